@@ -1,0 +1,1 @@
+"""Model families behind one interface (`l2l_jax.models.base.ImageToImageModel`)."""

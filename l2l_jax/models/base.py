@@ -1,0 +1,104 @@
+"""What a model family must offer so that the rest of the library never asks which family it is."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Params = dict[str, Any]
+"""Parameters by part: `{"encoder": …, "decoder": …}` and frozen parts such as `"tokenizer"`."""
+
+Seen = Any
+"""What an encoder sees after corruption: a pytree whose leaves all start with the batch axis."""
+
+
+class PretrainingStage(NamedTuple):
+    """One stage of training a model from nothing.
+
+    Attributes:
+      name: short name, used for folders and log lines.
+      trained: the parts of the parameters that this stage trains.
+      loss: `(params, images, rng) -> [batch]`, the loss of every example.
+    """
+
+    name: str
+    trained: tuple[str, ...]
+    loss: Callable[[Params, jax.Array, jax.Array], jax.Array]
+
+
+class ImageToImageModel(abc.ABC):
+    """An image-to-image model h = D ∘ E, as pure functions over explicit parameters.
+
+    Images are float arrays `[batch, height, width, channel]` within `value_range`. Subclasses are
+    frozen dataclasses: they hold sizes, never parameters.
+    """
+
+    image_size: int
+    channels: int
+    value_range: tuple[float, float]
+    generative_parts: tuple[str, ...] = ("encoder", "decoder")
+    """The parts that the family's own training loss trains once the tokenizer, if any, is there."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(height, width, channel)`."""
+        return (self.image_size, self.image_size, self.channels)
+
+    @abc.abstractmethod
+    def init(self, rng: jax.Array) -> Params:
+        """Fresh float32 parameters by part."""
+
+    @abc.abstractmethod
+    def corrupt(self, params: Params, images: jax.Array, rng: jax.Array) -> Seen:
+        """T of the paper: the only random step before the encoder.
+
+        The same `rng` gives the same draw (kept patches, masks, times, noises) whatever the images
+        are, so that student and teacher can be shown the same corruption.
+        """
+
+    def corrupt_noise(
+        self, params: Params, images: jax.Array, noise: jax.Array, rng: jax.Array
+    ) -> Seen:
+        """What the teacher sees in place of the forget `images`: `noise` under the same T.
+
+        Args:
+          params: parameters, as for `corrupt`.
+          images: the forget images `[batch, height, width, channel]`.
+          noise: noise images of the same shape.
+          rng: the key with which `corrupt` was called on `images`.
+        """
+        del images
+        return self.corrupt(params, noise, rng)
+
+    @abc.abstractmethod
+    def encode(self, encoder_params: Any, seen: Seen) -> Any:
+        """Features compared by the objective: a pytree of arrays that start with the batch axis."""
+
+    @abc.abstractmethod
+    def generative_loss(self, params: Params, images: jax.Array, seen: Seen) -> jax.Array:
+        """The family's own training loss of every example, `[batch]`."""
+
+    @abc.abstractmethod
+    def restore(
+        self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array
+    ) -> jax.Array:
+        """Images `[batch, height, width, channel]` with the hole filled in and the rest untouched.
+
+        Args:
+          params: all parts.
+          images: originals; pixels inside the hole must not influence the result.
+          hole: bool `[height, width]`, True where pixels are missing.
+          rng: key of any sampling.
+        """
+
+    def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
+        """How to train the model from nothing: by default one stage with `generative_loss`."""
+
+        def loss(params, images, rng):
+            return self.generative_loss(params, images, self.corrupt(params, images, rng))
+
+        return (PretrainingStage("model", self.generative_parts, loss),)
+
+

@@ -1,0 +1,172 @@
+"""The paper's objective: unlearn by retraining the encoder alone (Li et al. 2024, equation 12).
+
+    min_θ  E‖E_θ(T(x_r)) − E_0(T(x_r))‖²  +  α · E‖E_θ(T(x_f)) − E_0(T(n))‖²
+
+E_0 is the frozen original encoder (the teacher), x_r and x_f retain and forget images, n noise, T
+the corruption that the model is made to undo. Nothing here knows of any model: encoders are
+functions, and everything works under `jit`, `grad`, `pmap` and `shard_map`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from l2l_jax.objectives.noise import NoiseKind, noise_images
+
+Encode = Callable[[Any, Any], Any]
+"""`(params, seen) -> features`: pytrees of arrays that start with the batch axis."""
+
+
+class UnlearningInputs(NamedTuple):
+    """What student and teacher see; trees of equal structure, leaves `[batch, …]`.
+
+    Attributes:
+      retain: T(x_r), for both.
+      forget: T(x_f), for the student.
+      noise: T(n), for the teacher, with the T of `forget`.
+    """
+
+    retain: Any
+    forget: Any
+    noise: Any
+
+
+def unlearning_inputs(
+    corrupt: Callable[[jax.Array, jax.Array], Any],
+    retain: jax.Array,
+    forget: jax.Array,
+    rng: jax.Array,
+    *,
+    noise: NoiseKind = "normal",
+    value_range: tuple[float, float] = (0.0, 1.0),
+    axis_name: str | None = None,
+) -> UnlearningInputs:
+    """Draw the noise and corrupt everything; forget images and noise get the same draw of T.
+
+    Args:
+      corrupt: T, `(images, rng) -> seen`; equal keys must give equal draws.
+      retain, forget: images `[batch, height, width, channel]`, equally many.
+      rng: key.
+      noise, value_range, axis_name: see `noise_images`. The statistics of the noise are those of
+        the whole batch, retain and forget images together.
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    noise_image = batch_noise(
+        retain, forget, rng, kind=noise, value_range=value_range, axis_name=axis_name
+    )
+    retain_key, forget_key = corruption_keys(rng, axis_name)
+    return UnlearningInputs(
+        retain=corrupt(retain, retain_key),
+        forget=corrupt(forget, forget_key),
+        noise=corrupt(noise_image, forget_key),
+    )
+
+
+def batch_noise(
+    retain: jax.Array,
+    forget: jax.Array,
+    rng: jax.Array,
+    *,
+    kind: NoiseKind = "normal",
+    value_range: tuple[float, float] = (0.0, 1.0),
+    axis_name: str | None = None,
+) -> jax.Array:
+    """`noise_images` in the shape of `forget` with the statistics of both halves of the batch."""
+    if retain.shape != forget.shape:
+        raise ValueError(
+            f"retain and forget batches must have one shape, not {retain.shape} and {forget.shape}"
+        )
+    both = jnp.stack([retain, forget], axis=1)  # a new axis: no device gives its rows away
+    noise_key = jax.random.fold_in(rng, 2)
+    drawn = noise_images(both, noise_key, kind, value_range=value_range, axis_name=axis_name)
+    return drawn[:, 1]
+
+
+def corruption_keys(rng: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """The keys of T for retain and for forget images, different on every device of `axis_name`."""
+    if axis_name is not None:
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+    return jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
+
+
+def encoder_unlearning_loss(
+    encode: Encode,
+    student: Any,
+    teacher: Any,
+    inputs: UnlearningInputs,
+    *,
+    alpha: float | jax.Array = 0.25,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The paper's loss and its terms.
+
+    The student runs once over retain and forget inputs, the teacher once over retain and noise
+    inputs; the two halves are interleaved, so that a sharded batch stays where it is.
+
+    Args:
+      encode: the encoder as a function of its parameters.
+      student: parameters to differentiate; `teacher`: the original ones, never differentiated.
+      inputs: what they see, from `unlearning_inputs`.
+      alpha: weight of the forget term: 0.25 in the paper, 0 distils the retain set only.
+      axis_name: mapped axis over which the batch is split; the results are then global means.
+        Average the gradients over it as well.
+
+    Returns:
+      The scalar `retain + alpha · forget`, and `{"retain", "forget"}`, the two means over the batch
+      of `feature_distance`.
+
+    Raises:
+      ValueError: inputs of different shapes.
+    """
+    _check_alike(inputs)
+    rows = jax.tree.leaves(inputs.retain)[0].shape[0]
+    student_features = encode(student, _interleave(inputs.retain, inputs.forget))
+    teacher_features = encode(
+        jax.lax.stop_gradient(teacher), _interleave(inputs.retain, inputs.noise)
+    )
+    distance = feature_distance(student_features, jax.lax.stop_gradient(teacher_features))
+    retain, forget = distance.reshape(rows, 2).mean(axis=0)
+    if axis_name is not None:
+        retain, forget = jax.lax.pmean((retain, forget), axis_name)
+    return retain + alpha * forget, {"retain": retain, "forget": forget}
+
+
+def feature_distance(features: Any, target: Any) -> jax.Array:
+    """‖features − target‖² of every example, `[batch]`, float32.
+
+    The mean over all axes but the batch's; summed over the leaves, if the features are several
+    arrays (the feature maps of a U-Net).
+
+    Raises:
+      ValueError: the two trees differ in structure or shape.
+    """
+    if jax.tree.structure(features) != jax.tree.structure(target):
+        raise ValueError("features and target are trees of different structure")
+
+    def distance(x, y):
+        if x.shape != y.shape:
+            raise ValueError(f"features have shape {x.shape}, their target {y.shape}")
+        square = jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32))
+        return square.reshape(x.shape[0], -1).mean(axis=1)
+
+    return sum(jax.tree.leaves(jax.tree.map(distance, features, target)))
+
+
+def _interleave(first: Any, second: Any) -> Any:
+    def leaf(a, b):
+        return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
+
+    return jax.tree.map(leaf, first, second)
+
+
+def _check_alike(inputs: UnlearningInputs) -> None:
+    shapes = [jax.tree.map(jnp.shape, part) for part in inputs]
+    if not shapes[0] == shapes[1] == shapes[2]:
+        raise ValueError(
+            "retain, forget and noise inputs must have one structure and shape, not "
+            + ", ".join(map(str, shapes))
+        )

@@ -1,0 +1,134 @@
+"""MAE against facebookresearch/mae on `mae_tiny`, and its properties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2l_jax.models.mae import MAE, random_masking
+from l2l_jax.models.vit import patchify, sincos_position_table, unpatchify
+from l2l_jax.weights import mapping
+from l2l_jax.weights.mae import TABLE
+from tests.reference_arrays import Case, nhwc
+
+CASE = Case("mae_tiny")
+TINY = MAE(
+    image_size=32, patch_size=8, width=48, depth=2, num_heads=4,
+    decoder_width=32, decoder_depth=2, decoder_num_heads=4,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def params():
+    shapes = jax.eval_shape(TINY.init, jax.random.key(0))
+    return mapping.to_flax(TABLE, CASE.state_dict(), shapes, TINY)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return nhwc(CASE["images"])
+
+
+@pytest.fixture(scope="module")
+def seen(images):
+    return TINY.mask(images, CASE["noise"], kept=4)
+
+
+def test_masking_follows_the_noise(seen):
+    np.testing.assert_array_equal(seen["ids"], CASE["ids_keep"])
+    np.testing.assert_array_equal(seen["ids_restore"], CASE["ids_restore"])
+    np.testing.assert_array_equal(seen["ids_restore"] >= 4, CASE["mask"].astype(bool))
+
+
+def test_patches(images):
+    np.testing.assert_array_equal(patchify(images, 8), CASE["target_patches"])
+    restored = unpatchify(CASE["pred"], 8, 32, 32)
+    np.testing.assert_array_equal(restored, nhwc(CASE["unpatchify_pred"]))
+
+
+def test_position_tables():
+    # float64 sines rounded to float32: equal to the last bit.
+    np.testing.assert_array_equal(sincos_position_table(48, 4)[None], CASE["pos_embed"])
+    np.testing.assert_array_equal(sincos_position_table(32, 4)[None], CASE["decoder_pos_embed"])
+
+
+def test_latent(params, seen):
+    np.testing.assert_allclose(TINY.encode(params["encoder"], seen), CASE["latent"], atol=2e-5)
+
+
+def test_prediction(params, seen):
+    np.testing.assert_allclose(TINY.predict(params, seen), CASE["pred"], atol=2e-5)
+
+
+@pytest.mark.parametrize("norm_pix", [False, True])
+def test_loss(params, images, seen, norm_pix):
+    model = MAE(**{**vars(TINY), "norm_pix_loss": norm_pix})
+    loss = model.generative_loss(params, images, seen)
+    assert loss.shape == (3,)
+    expected = CASE[f"loss_norm_pix_{str(norm_pix).lower()}"]
+    np.testing.assert_allclose(loss.mean(), expected, atol=5e-6)
+
+
+def test_gradients(params, images, seen):
+    grads = jax.grad(lambda p: TINY.generative_loss(p, images, seen).mean())(params)
+    grads = mapping.to_torch(TABLE, grads, TINY)
+    for name in CASE._arrays.files:
+        if name.startswith("grad/"):
+            np.testing.assert_allclose(
+                grads[name.removeprefix("grad/")], CASE[name], atol=1e-5, err_msg=name
+            )
+
+
+def test_same_key_gives_same_patches_for_other_images(images):
+    """Student and teacher must see the same draw of T."""
+    key = jax.random.key(3)
+    a, b = TINY.corrupt({}, images, key), TINY.corrupt({}, jnp.zeros_like(images), key)
+    np.testing.assert_array_equal(a["ids"], b["ids"])
+
+
+def test_masking_keeps_each_patch_equally_often():
+    noise = jax.random.uniform(jax.random.key(0), (4000, 16))
+    kept, _ = random_masking(noise, 4)
+    counts = np.bincount(np.asarray(kept).ravel(), minlength=16)
+    # 4,000 draws of 4 out of 16: mean 1,000, standard deviation 27.
+    assert abs(counts - 1000).max() < 5 * 27
+
+
+def test_bfloat16_stays_close(params, images, seen):
+    model = MAE(**{**vars(TINY), "dtype": "bfloat16"})
+    np.testing.assert_allclose(model.predict(params, seen), CASE["pred"], atol=0.1)
+    assert model.predict(params, seen).dtype == jnp.float32
+
+
+def test_restore_ignores_hidden_pixels_and_keeps_visible_ones(params):
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    hole = np.zeros((32, 32), bool)
+    hole[8:24, 8:24] = True
+    key = jax.random.key(0)
+    restored = TINY.restore(params, images, hole, key)
+    other = np.where(hole[..., None], 0.5, images).astype(np.float32)
+    np.testing.assert_array_equal(restored, TINY.restore(params, other, hole, key))
+    np.testing.assert_array_equal(restored[:, ~hole], images[:, ~hole])
+    assert np.abs(restored - images)[:, hole].max() > 0.01
+
+
+def test_pixel_statistics_are_taken_out_and_put_back(params):
+    """A model with pixel statistics on raw images = one without on normalised images."""
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    model = MAE(**{**vars(TINY), "pixel_mean": mean, "pixel_std": std})
+    plain = MAE(**{**vars(TINY), "value_range": (-9, 9)})
+    hole = np.zeros((32, 32), bool)
+    hole[:16] = True
+    normalised = ((images - mean) / std).astype(np.float32)
+    expected = np.asarray(plain.restore(params, normalised, hole, jax.random.key(0))) * std + mean
+    restored = model.restore(params, images, hole, jax.random.key(0))
+    np.testing.assert_allclose(restored, np.clip(expected, 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(image_size=30), dict(num_heads=5), dict(mask_ratio=1.0), dict(dtype="int8")]
+)
+def test_impossible_sizes_are_refused(wrong):
+    with pytest.raises(ValueError):
+        MAE(**{**vars(TINY), **wrong})
