@@ -20,12 +20,15 @@ class PretrainingStage(NamedTuple):
     Attributes:
       name: short name, used for folders and log lines.
       trained: the parts of the parameters that this stage trains.
-      loss: `(params, images, rng) -> [batch]`, the loss of every example.
+      prepare: `(frozen, images, rng) -> inputs`: everything random, on the whole batch; `frozen`
+        holds the parts that are not trained, leaves of `inputs` start with the batch axis.
+      loss: `(params, inputs) -> [batch]`, the loss of every example, with all parts.
     """
 
     name: str
     trained: tuple[str, ...]
-    loss: Callable[[Params, jax.Array, jax.Array], jax.Array]
+    prepare: Callable[[Params, jax.Array, jax.Array], Any]
+    loss: Callable[[Params, Any], jax.Array]
 
 
 class ImageToImageModel(abc.ABC):
@@ -40,6 +43,8 @@ class ImageToImageModel(abc.ABC):
     value_range: tuple[float, float]
     generative_parts: tuple[str, ...] = ("encoder", "decoder")
     """The parts that the family's own training loss trains once the tokenizer, if any, is there."""
+    corruption_parts: tuple[str, ...] = ()
+    """The frozen parts that `corrupt` reads, such as a tokenizer."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -96,9 +101,10 @@ class ImageToImageModel(abc.ABC):
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
         """How to train the model from nothing: by default one stage with `generative_loss`."""
 
-        def loss(params, images, rng):
-            return self.generative_loss(params, images, self.corrupt(params, images, rng))
+        def prepare(frozen, images, rng):
+            return {"images": images, "seen": self.corrupt(frozen, images, rng)}
 
-        return (PretrainingStage("model", self.generative_parts, loss),)
+        def loss(params, inputs):
+            return self.generative_loss(params, inputs["images"], inputs["seen"])
 
-
+        return (PretrainingStage("model", self.generative_parts, prepare, loss),)

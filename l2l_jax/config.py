@@ -1,0 +1,152 @@
+"""The experiment's configuration: frozen dataclasses, checked against a recipe before any work."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import pydantic
+
+from l2l_jax.errors import UserError
+from l2l_jax.evaluation.evaluate import EvaluationConfig
+from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.registry import FAMILIES
+from l2l_jax.objectives.noise import NoiseKind
+from l2l_jax.training.optimizer import TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The images.
+
+    Attributes:
+      source: name of the source, a key of `l2l_jax.data.sources.SOURCES`.
+      forget: classes to forget, by name or id.
+      retain: classes to retain.
+    """
+
+    source: str
+    forget: tuple[str | int, ...]
+    retain: tuple[str | int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class UnlearningConfig(TrainingConfig):
+    """How to unlearn: the fields of `TrainingConfig`, and
+
+    Attributes:
+      alpha: weight of the forget term; 0.25 in the paper.
+      noise: the noise shown to the teacher in place of forget images: "normal" (mean and standard
+        deviation of the batch's pixels), "uniform" or "constant".
+    """
+
+    alpha: Annotated[float, pydantic.Field(ge=0)] = 0.25
+    noise: NoiseKind = "normal"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole experiment.
+
+    Attributes:
+      seed: seed of everything random.
+      family: the model family, a key of `l2l_jax.models.registry.FAMILIES`.
+      model: the model, parameters excluded.
+      pretrained: folder of a saved model to unlearn; empty to pretrain one in the workdir.
+      data, pretrain, unlearn, evaluate: see their classes.
+    """
+
+    seed: int
+    family: str
+    model: ImageToImageModel
+    pretrained: str
+    data: DataConfig
+    pretrain: TrainingConfig
+    unlearn: UnlearningConfig
+    evaluate: EvaluationConfig
+
+    def describe(self, *sections: str) -> dict[str, Any]:
+        """JSON-able values of the named sections, or of all."""
+        names = sections or tuple(field.name for field in dataclasses.fields(self))
+        return _plain({name: getattr(self, name) for name in names})
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(v) for name, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def parse_config(recipe: Mapping[str, Any]) -> Config:
+    """Check a recipe and turn it into a `Config`.
+
+    Args:
+      recipe: nested mapping with the sections seed, model, data, pretrain, unlearn and evaluate;
+        `model` holds "family", "pretrained" and the fields of the family's model.
+
+    Raises:
+      UserError: a key that does not exist or is missing, or a value of the wrong type or range.
+    """
+    recipe = _mapping(recipe, "config")
+    _check_keys(recipe, ("seed", "model", "data", "pretrain", "unlearn", "evaluate"), "config")
+    model = dict(_mapping(recipe["model"], "config.model"))
+    family = model.pop("family", None)
+    if family not in FAMILIES:
+        raise UserError(f"config.model.family is {family!r}; known: {', '.join(FAMILIES)}.")
+    pretrained = model.pop("pretrained", "")
+    config = Config(
+        seed=_check(Annotated[int, pydantic.Field(ge=0, lt=2**31)], recipe["seed"], "config.seed"),
+        family=family,
+        model=_section(FAMILIES[family], model, "config.model"),
+        pretrained=_check(str, pretrained, "config.model.pretrained"),
+        data=_section(DataConfig, recipe["data"], "config.data"),
+        pretrain=_section(TrainingConfig, recipe["pretrain"], "config.pretrain"),
+        unlearn=_section(UnlearningConfig, recipe["unlearn"], "config.unlearn"),
+        evaluate=_section(EvaluationConfig, recipe["evaluate"], "config.evaluate"),
+    )
+    try:
+        config.evaluate.hole_mask(config.model.image_size)
+    except ValueError as error:
+        raise UserError(f"config.evaluate: {error}.") from None
+    return config
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} must be a section with fields, not {value!r}.")
+    return value
+
+
+def _check_keys(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {where}.{near[0]}?" if near else f"Known: {', '.join(known)}."
+            raise UserError(f"{where}.{name} does not exist. {hint}")
+    missing = [name for name in known if name not in given]
+    if missing and where == "config":
+        raise UserError(f"The config lacks {', '.join(f'config.{name}' for name in missing)}.")
+
+
+def _section(cls: type, given: Any, where: str) -> Any:
+    given = _mapping(given, where)
+    _check_keys(given, tuple(field.name for field in dataclasses.fields(cls)), where)
+    return _check(cls, given, where)
+
+
+def _check(kind: Any, value: Any, where: str) -> Any:
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(value)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        names = [where] + [str(part) for part in first["loc"] if isinstance(part, str)]
+        field = ".".join(name for name in names if name.isidentifier() or "." in name)
+        if first["type"] == "missing":
+            raise UserError(f"{field} is missing.") from None
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        given = "" if first["type"] == "value_error" else f" is {first['input']!r}, but"
+        raise UserError(f"{field}{given or ':'} {message}.") from None

@@ -1,0 +1,134 @@
+"""The report of a run: metrics.json, pictures, and one HTML file that holds it all."""
+
+import base64
+import importlib.metadata
+import importlib.resources
+import json
+import pathlib
+import platform
+import resource
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jinja2
+import numpy as np
+from tabulate import tabulate
+
+from l2l_jax.config import Config
+from l2l_jax.evaluation import pictures
+from l2l_jax.evaluation.evaluate import METRICS, ImageSet
+from l2l_jax.evaluation.restoration import Restorer
+from l2l_jax.workdir import Workdir
+
+MODELS = ("original", "unlearned")
+SETS = ("retain", "forget")
+PACKAGES = ("l2l_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+HEADINGS = {
+    "psnr": "PSNR (dB)",
+    "mse": "hole MSE",
+    "fid": "FID",
+    "inception_score": "IS",
+    "accuracy": "accuracy",
+}
+
+
+def write_report(
+    folders: Workdir,
+    config: Config,
+    figures: Mapping[str, Any],
+    tests: Mapping[str, ImageSet],
+    restored: Mapping[str, Mapping[str, np.ndarray]],
+    restorer: Restorer,
+    seconds: Mapping[str, float],
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """Write `report/` and return what metrics.json holds.
+
+    Args:
+      folders: the workdir.
+      config: the experiment.
+      figures: by model, then by set; and "real_images".
+      tests: test images by set.
+      restored: restorations by model, then by set.
+      restorer: knows the hole.
+      seconds: duration of the phases of this process.
+      class_names: names of the class ids.
+    """
+    folder = folders.report
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {
+        **figures,
+        "seed": config.seed,
+        "config": config.describe(),
+        "versions": _versions(),
+        "device": _device(),
+        "durations_seconds": dict(seconds),
+        "peak_memory_gib": round(_peak_memory(), 3),
+    }
+    pictures.save_restorations(
+        folder / "restorations.png", tests, restored, restorer, class_names,
+        per_class=config.evaluate.picture_per_class,
+    )  # fmt: skip
+    stages = [folders.pretrain / s.name for s in config.model.pretraining_stages()]
+    curves = {path.name: path for path in (*stages, folders.unlearn) if path.exists()}
+    pictures.save_curves(folder / "losses.png", curves)
+    (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "report.html").write_text(_html(report, folder, folders.folder))
+    return report
+
+
+def rows(report: Mapping[str, Any]) -> list[list[Any]]:
+    """The figures of a report as table rows: set, model, then `METRICS`."""
+    return [
+        [of, model, *(report[model][of][name] for name in METRICS)]
+        for of in SETS
+        for model in MODELS
+    ]
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The figures of a report as a table for the console."""
+    headers = ["set", "model", *(HEADINGS[name] for name in METRICS)]
+    formats = ("", "", ".2f", ".4f", ".2f", ".2f", ".3f")
+    return tabulate(rows(report), headers=headers, floatfmt=formats)
+
+
+def _html(report: Mapping[str, Any], folder: pathlib.Path, workdir: pathlib.Path) -> str:
+    template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+
+    def picture(name: str) -> str:
+        data = base64.b64encode((folder / name).read_bytes()).decode()
+        return f"data:image/png;base64,{data}"
+
+    return environment.from_string(template).render(
+        report=report,
+        rows=rows(report),
+        headings=[HEADINGS[name] for name in METRICS],
+        restorations=picture("restorations.png"),
+        losses=picture("losses.png"),
+        config=json.dumps(report["config"], indent=2),
+        title=workdir.resolve().name,
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout, not installed
+            versions[name] = "not installed"
+    return versions
+
+
+def _device() -> dict[str, Any]:
+    first = jax.devices()[0]
+    return {"platform": first.platform, "kind": first.device_kind, "count": jax.device_count()}
+
+
+def _peak_memory() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, KiB elsewhere
+    return peak * unit / 2**30

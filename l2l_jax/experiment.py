@@ -1,0 +1,163 @@
+"""An experiment from start to end: model → original weights → unlearn → restore → measure → report."""
+
+import logging
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from l2l_jax.config import Config
+from l2l_jax.data.pipeline import load_images, training_batches
+from l2l_jax.data.sources import Source, open_source
+from l2l_jax.data.splits import Split, split_by_class
+from l2l_jax.errors import UserError
+from l2l_jax.evaluation.evaluate import Evaluator, ImageSet
+from l2l_jax.evaluation.report import write_report
+from l2l_jax.evaluation.restoration import Restorer
+from l2l_jax.models.base import Params
+from l2l_jax.objectives.task import encoder_task, pretraining_task
+from l2l_jax.training import sharding
+from l2l_jax.training.loop import train
+from l2l_jax.weights.store import load_params, read_card, save_model
+from l2l_jax.workdir import Workdir
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+    """Run or continue an experiment.
+
+    Args:
+      config: what to do, from `l2l_jax.config.parse_config`.
+      workdir: folder of the run. Work that lies there finished is not done again.
+
+    Returns:
+      The content of `workdir/report/metrics.json`.
+
+    Raises:
+      UserError: something the user can mend; the message says how.
+      Interrupted: the run was asked to stop, and has saved its state.
+    """
+    clock = _Clock()
+    folders = Workdir(workdir, config)
+    train_source = open_source(config.data.source, "train", config.model.image_size)
+    test_source = open_source(config.data.source, "test", config.model.image_size)
+    classes = (config.data.retain, config.data.forget)
+    train_sets, test_sets = (split_by_class(s, *classes) for s in (train_source, test_source))
+    logger.info(
+        "Training images: %d to retain, %d to forget. Test images: %d and %d.",
+        *(len(s) for s in (*train_sets, *test_sets)),
+    )  # fmt: skip
+
+    original = original_params(config, folders, train_source)
+    clock.lap("pretrain")
+    unlearned = unlearned_params(config, folders, original, train_sets)
+    clock.lap("unlearn")
+
+    model = config.model
+    restorer = Restorer(
+        model, config.evaluate.hole_mask(model.image_size),
+        batch_size=config.evaluate.batch_size, seed=config.seed,
+    )  # fmt: skip
+    tests = {
+        name: ImageSet(load_images(source, model.value_range), source.labels)
+        for name, source in test_sets._asdict().items()
+    }
+    restored = {
+        name: {
+            of: restorer(params, images.images, f"restore {of} ({name})")
+            for of, images in tests.items()
+        }
+        for name, params in {"original": original, "unlearned": unlearned}.items()
+    }
+    clock.lap("restore")
+    evaluator = Evaluator(train_source, restorer.hole, model.value_range)
+    figures: dict[str, Any] = {
+        name: {of: evaluator.measure(tests[of], images) for of, images in sets.items()}
+        for name, sets in restored.items()
+    }
+    figures["real_images"] = {of: evaluator.ceiling(images) for of, images in tests.items()}
+    clock.lap("measure")
+    return write_report(
+        folders, config, figures, tests, restored, restorer, clock.seconds, test_source.class_names
+    )
+
+
+def original_params(config: Config, folders: Workdir, source: Source) -> Params:
+    """The model to unlearn: `config.pretrained`, or the one in the workdir, or pretrained now."""
+    model = config.model
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    if config.pretrained:
+        folder = pathlib.Path(config.pretrained)
+        family = read_card(folder).get("family")
+        if family != config.family:
+            raise UserError(f"{folder} holds a {family} model, not {config.family}.")
+        return load_params(folder, shapes)
+    if folders.pretrained.exists():
+        logger.info("Using the pretrained model in %s", folders.pretrained)
+        return load_params(folders.pretrained, shapes)
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(config.seed)))
+    for index, stage in enumerate(model.pretraining_stages()):
+        params = train(
+            f"pretrain {stage.name}",
+            pretraining_task(stage, tuple(params)),
+            params,
+            _batches(config, config.pretrain, {"train": source}),
+            config.pretrain,
+            folders.pretrain / stage.name,
+            seed=_stage_seed(config.seed, index),
+            mesh=sharding.make_mesh(),
+        )
+    save_model(folders.pretrained, params, _card(config, "pretrained from nothing"))
+    return params
+
+
+def unlearned_params(
+    config: Config, folders: Workdir, original: Params, sets: Split
+) -> Params:
+    """The original model after unlearning; taken from the workdir if it is finished there."""
+    if folders.unlearned.exists():
+        logger.info("Using the unlearned model in %s", folders.unlearned)
+        return load_params(folders.unlearned, original)
+    params = train(
+        "unlearn",
+        encoder_task(config.model, alpha=config.unlearn.alpha, noise=config.unlearn.noise),
+        original,
+        _batches(config, config.unlearn, sets._asdict()),
+        config.unlearn,
+        folders.unlearn,
+        seed=_stage_seed(config.seed, 1000),
+        mesh=sharding.make_mesh(),
+    )
+    save_model(folders.unlearned, params, _card(config, "unlearned by the encoder objective"))
+    return params
+
+
+def _batches(config, training, sets):
+    return training_batches(
+        sets, training.batch_size, value_range=config.model.value_range, seed=config.seed,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+
+
+def _stage_seed(seed: int, index: int) -> int:
+    """Different seeds for the stages of a run, and for neighbouring run seeds."""
+    return (seed * 2003 + index) % 2**31
+
+
+def _card(config: Config, origin: str) -> dict[str, Any]:
+    return {**config.describe("family", "model", "data", "seed"), "origin": origin}
+
+
+class _Clock:
+    """Seconds spent in the phases of a run."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._last, 2)
+        self._last = now

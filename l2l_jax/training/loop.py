@@ -1,0 +1,156 @@
+"""The training loop of one stage: resume, step, report, save."""
+
+import contextlib
+import logging
+import math
+import pathlib
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+
+import grain
+import jax
+from jax.sharding import Mesh
+
+from l2l_jax.errors import UserError
+from l2l_jax.models.base import Params
+from l2l_jax.objectives.task import Task
+from l2l_jax.progress import Progress
+from l2l_jax.training import sharding
+from l2l_jax.training.checkpoint import Checkpointer
+from l2l_jax.training.metric_writers import MetricWriter
+from l2l_jax.training.optimizer import TrainingConfig, learning_rate_schedule, make_optimizer
+from l2l_jax.training.step import create_state, make_step
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved its state; `step` is the last one done."""
+
+    def __init__(self, step: int, signal_number: int):
+        super().__init__(f"stopped after step {step}")
+        self.step, self.signal_number = step, signal_number
+
+
+def train(
+    name: str,
+    task: Task,
+    params: Params,
+    batches: grain.IterDataset,
+    config: TrainingConfig,
+    folder: pathlib.Path,
+    *,
+    seed: int,
+    mesh: Mesh,
+) -> Params:
+    """Train a task to its last step, resuming from `folder` if there is something to resume.
+
+    Args:
+      name: name of the stage in messages.
+      task: what to train.
+      params: the original parameters, all parts; only those the task names go to the devices.
+      batches: dataset of `{set: this process's rows}`.
+      config: length, batch size, optimiser.
+      folder: keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files.
+      seed: seed of everything random in the steps.
+      mesh: the devices.
+
+    Returns:
+      `params` with the trained parts replaced, as host arrays.
+
+    Raises:
+      Interrupted: SIGTERM or SIGINT arrived; the state of the last step is saved.
+      UserError: the loss is not finite, or no checkpoint can be read.
+    """
+    sharding.check_batch_size(config.batch_size, config.accumulate, mesh, f"{name} batch_size")
+    optimizer = make_optimizer(config)
+    step = make_step(
+        task, optimizer, seed=seed, ema_decay=config.ema_decay, accumulate=config.accumulate
+    )
+    trained = {part: params[part] for part in task.trained}
+    create = jax.jit(lambda p: create_state(p, optimizer, ema=config.ema_decay > 0))
+    state = create(sharding.replicate(trained, mesh))
+    frozen = sharding.replicate({part: params[part] for part in task.frozen}, mesh)
+    iterator = iter(batches)
+    checkpointer = Checkpointer(folder / "checkpoints")
+    with contextlib.closing(checkpointer):
+        resumed = checkpointer.restore_newest(state)
+        if resumed is not None:
+            state, iterator_state = resumed
+            iterator.set_state(iterator_state)
+            logger.info("%s: resuming after step %d of %d", name, int(state.step), config.steps)
+        if int(state.step) < config.steps:
+            state = _run_steps(
+                name, jax.jit(step, donate_argnums=0), state, frozen, iterator, config, folder,
+                checkpointer, mesh,
+            )  # fmt: skip
+        return {**params, **jax.device_get(state.result)}
+
+
+def _run_steps(name, step, state, frozen, iterator, config, folder, checkpointer, mesh):
+    """Run the steps that are left; metrics are read one step late, so that the device never waits."""
+    first = int(state.step)
+    schedule = learning_rate_schedule(config)
+    writer = MetricWriter(folder, first)
+    pending: Mapping[str, jax.Array] | None = None
+    with contextlib.closing(writer), Progress(name, config.steps, first) as progress, _stop() as stop:
+        for number in range(first + 1, config.steps + 1):
+            batch = sharding.shard_batch(next(iterator), mesh)
+            state, metrics = step(state, frozen, batch)
+            _report(name, number - 1, pending, config, schedule, writer, progress)
+            pending = metrics
+            stopping = stop.signal_number is not None
+            if stopping or number % config.checkpoint_every == 0 or number == config.steps:
+                _check_finite(name, number, metrics)
+                checkpointer.save(number, state, iterator.get_state())
+            if stopping:
+                checkpointer.wait()
+                raise Interrupted(number, stop.signal_number)
+        _report(name, config.steps, pending, config, schedule, writer, progress)
+        checkpointer.wait()
+    return state
+
+
+def _report(name, number, metrics, config, schedule, writer, progress):
+    if metrics is None:
+        return
+    values = _check_finite(name, number, metrics)
+    logged = number % config.log_every == 0 or number == config.steps
+    progress.update(1, {k: v for k, v in values.items() if k != "grad_norm"} if logged else None)
+    if logged:
+        writer.write(number, {**values, "learning_rate": float(schedule(number - 1))})
+
+
+def _check_finite(name: str, number: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    values = {key: float(value) for key, value in jax.device_get(metrics).items()}
+    if not all(map(math.isfinite, values.values())):
+        shown = ", ".join(f"{key} {value}" for key, value in values.items())
+        raise UserError(
+            f"{name}: the loss is not finite at step {number} ({shown}). Checkpoints of earlier "
+            "steps are intact; lower the learning_rate or clip_norm and start in a new workdir."
+        )
+    return values
+
+
+class _Stop:
+    signal_number: int | None = None
+
+
+@contextlib.contextmanager
+def _stop() -> Iterator[_Stop]:
+    """Turn SIGTERM and SIGINT into a request that the loop reads between steps."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signal handlers belong to the main thread
+        return
+
+    def request(number, _frame):
+        stop.signal_number = number
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

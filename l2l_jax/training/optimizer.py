@@ -1,0 +1,89 @@
+"""AdamW as the published recipes use it."""
+
+import dataclasses
+
+import jax
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how fast to train.
+
+    Attributes:
+      steps: optimiser steps.
+      batch_size: images per set in the global batch.
+      learning_rate: peak of the schedule.
+      warmup_steps: steps of the linear rise from 0; a half-cosine to 0 follows.
+      weight_decay: decoupled decay of matrices and kernels; biases, norms and other vectors have
+        none.
+      beta1, beta2: decay of AdamW's moments.
+      clip_norm: greatest global norm of the gradient; 0 turns clipping off.
+      ema_decay: decay of the moving average of the parameters; 0 turns it off. With it, the
+        average is the result.
+      accumulate: into how many parts a batch is split for gradient accumulation.
+      checkpoint_every: steps between checkpoints.
+      log_every: steps between log lines and scalars.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 0
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip_norm: float = 3.0
+    ema_decay: float = 0.0
+    accumulate: int = 1
+    checkpoint_every: int = 1000
+    log_every: int = 50
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}"
+            )
+
+
+def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
+    """Linear warm-up from 0, then half a cosine down to 0 at the last step."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=config.steps,
+    )
+
+
+def decayed(params) -> dict:
+    """Tree of bools: True where weight decay applies: no biases, norms and other vectors."""
+
+    def leaf(path, value):
+        return value.ndim > 1 and getattr(path[-1], "key", None) != "bias"
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW with the schedule."""
+    adamw = optax.adamw(
+        learning_rate_schedule(config),
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    )
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, adamw)

@@ -1,0 +1,79 @@
+"""A model on disk: an Orbax checkpoint of its parameters and a JSON file that says what they are."""
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from l2l_jax.errors import UserError
+from l2l_jax.models.base import Params
+
+CARD = "model.json"
+
+
+def save_model(folder: pathlib.Path, params: Params, card: dict[str, Any]) -> None:
+    """Write parameters and `card` to `folder`, replacing what is there.
+
+    The folder appears under its name only when it is complete.
+
+    Args:
+      folder: where to; its parent is made.
+      params: all parts.
+      card: JSON-able facts: family, model configuration, where the weights come from.
+    """
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(unfinished / "params", params)
+    (unfinished / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(unfinished, folder)
+
+
+def read_card(folder: pathlib.Path) -> dict[str, Any]:
+    """The facts saved with a model.
+
+    Raises:
+      UserError: the folder holds no model, or its card cannot be read.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a saved model: it has no {CARD}. Expected is a folder that an earlier "
+            "run wrote, such as runs/digits_mae/pretrained."
+        )
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged and cannot be read ({error}).") from error
+
+
+def load_params(folder: pathlib.Path, like: Params) -> Params:
+    """The parameters of a saved model, as host arrays.
+
+    Args:
+      folder: what `save_model` wrote.
+      like: tree of arrays or shapes that they must fit.
+
+    Raises:
+      UserError: the model is damaged, or has other parts or shapes.
+    """
+    read_card(folder)
+    cpu = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu), like)
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            params = checkpointer.restore(folder.absolute() / "params", target)
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"The model in {folder} is damaged, or does not fit config.model ({reason})."
+            ) from error
+    return jax.device_get(params)

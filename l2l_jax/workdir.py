@@ -1,0 +1,95 @@
+"""What lies in a workdir, and whether it belongs to this run."""
+
+import json
+import pathlib
+from typing import Any
+
+from l2l_jax.config import Config
+from l2l_jax.errors import UserError
+
+IRRELEVANT = ("log_every", "checkpoint_every")
+"""Fields that may change between a run and its continuation."""
+
+ORIGINAL = ("pretrain", "pretrained")
+UNLEARNED = ("unlearn", "unlearned")
+
+
+class Workdir:
+    """The folders of a run.
+
+        pretrain/<stage>/   checkpoints and scalars of pretraining
+        pretrained/         the original model
+        unlearn/            checkpoints and scalars of unlearning
+        unlearned/          the unlearned model
+        report/             figures, pictures, report.html
+        run.json            what was asked for
+
+    Args:
+      folder: its place; made if need be.
+      config: what is asked for now.
+
+    Raises:
+      UserError: the folder holds another run, or cannot be written.
+    """
+
+    def __init__(self, folder: pathlib.Path, config: Config):
+        self.folder = folder
+        self.pretrain = folder / "pretrain"
+        self.pretrained = folder / "pretrained"
+        self.unlearn = folder / "unlearn"
+        self.unlearned = folder / "unlearned"
+        self.report = folder / "report"
+        self._identity_file = folder / "run.json"
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--workdir={folder} is a file; name a folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_identity(_identity(config))
+
+    def _check_identity(self, wanted: dict[str, Any]) -> None:
+        if self._identity_file.exists():
+            try:
+                found = json.loads(self._identity_file.read_text())
+            except ValueError as error:
+                raise UserError(
+                    f"{self._identity_file} is damaged ({error}). Use another --workdir, or delete "
+                    "this one to start again."
+                ) from error
+            self._compare("pretrain", found, wanted, (*ORIGINAL, *UNLEARNED))
+            self._compare("unlearn", found, wanted, UNLEARNED)
+        text = json.dumps(wanted, indent=2) + "\n"
+        unfinished = self._identity_file.with_suffix(".unfinished")
+        unfinished.write_text(text)
+        unfinished.replace(self._identity_file)
+
+    def _compare(self, part: str, found: dict, wanted: dict, folders: tuple[str, ...]) -> None:
+        present = [name for name in folders if (self.folder / name).exists()]
+        changes = _differences(found.get(part, {}), wanted[part])
+        if not present or not changes:
+            return
+        reuse = (
+            f" (--config.model.pretrained={self.pretrained} there starts from this pretrained model)"
+            if part == "unlearn" and self.pretrained.exists()
+            else ""
+        )
+        raise UserError(
+            f"{self.folder} holds another run: {'; '.join(changes)}. Use another --workdir{reuse}, or "
+            f"delete {', '.join(str(self.folder / name) for name in present)} to replace it."
+        )
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    original = config.describe("seed", "family", "model", "pretrained")
+    if not config.pretrained:
+        original |= {"data": {"source": config.data.source}} | config.describe("pretrain")
+    identity = {"pretrain": original, "unlearn": config.describe("data", "unlearn")}
+    for section in (original.get("pretrain", {}), identity["unlearn"]["unlearn"]):
+        for name in IRRELEVANT:
+            section.pop(name, None)
+    return json.loads(json.dumps(identity))
+
+
+def _differences(found: Any, wanted: Any, name: str = "config") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        names = sorted(set(found) | set(wanted))
+        return [d for n in names for d in _differences(found.get(n), wanted.get(n), f"{name}.{n}")]
+    return [] if found == wanted else [f"{name} was {found!r} and is now {wanted!r}"]
