@@ -12,6 +12,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from l2l_jax.errors import UserError
+from l2l_jax.process import keep_freed_memory
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe of the run, a file in configs/; --config.FIELD=VALUE changes a field."
@@ -56,6 +57,7 @@ def explain(error: OSError) -> str | None:
 
 def main(argv: Sequence[str] = sys.argv) -> int:
     """Parse flags and run; the exit code is 0, 1 (user's mistake) or 128 + signal number."""
+    keep_freed_memory()
     _log_plain_lines()
     try:
         positional = flags.FLAGS(list(argv))

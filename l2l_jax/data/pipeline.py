@@ -10,6 +10,9 @@ from l2l_jax.data.sources import Record, Source
 PREFETCH = 16
 """Elements read ahead; enough to hide the host's work behind a step."""
 
+ENDLESS = 2**48
+"""Images after which a stream ends: more than anyone trains on, few enough for grain to slice."""
+
 
 def training_batches(
     sets: Mapping[str, Source],
@@ -43,7 +46,10 @@ def training_batches(
         raise ValueError(f"batch_size {batch_size} is not a multiple of {process_count} processes")
     order = np.random.SeedSequence(seed).generate_state(len(sets))
     shuffled = [
-        grain.MapDataset.source(source).seed(int(state)).shuffle().repeat()
+        grain.MapDataset.source(source)
+        .seed(int(state))
+        .shuffle()
+        .repeat(ENDLESS // len(source) + 1)[:ENDLESS]
         for source, state in zip(sets.values(), order, strict=True)
     ]
 

@@ -36,13 +36,13 @@ class Restorer:
 
     def __call__(self, params: Params, images: np.ndarray, title: str) -> np.ndarray:
         """Restorations `[image, height, width, channel]`; `title` names the progress bar."""
-        size = min(self._batch_size, len(images))
+        size = self._batch_size
         params = jax.device_put(params)
         restored = []
         with Progress(title, len(images), unit="image") as progress:
             for index, start in enumerate(range(0, len(images), size)):
                 batch = images[start : start + size]
-                padding = [(0, size - len(batch))] + [(0, 0)] * 3  # one shape, one compilation
+                padding = [(0, size - len(batch))] + [(0, 0)] * 3  # one shape: compiled once
                 out = self._restore(params, np.pad(batch, padding), np.int32(index))
                 restored.append(np.asarray(out)[: len(batch)])
                 progress.update(len(batch))

@@ -79,7 +79,7 @@ def make_step(
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update(params, ema, 1 - ema_decay)
-        metrics = {"loss": loss, **terms, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
     return step
