@@ -3,9 +3,11 @@
 import errno
 import logging
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
@@ -22,22 +24,40 @@ WORKDIR = flags.DEFINE_string(
 )
 
 
-def run_from_flags(argv: Sequence[str]) -> None:
-    """Run the experiment that the parsed flags ask for and print its table."""
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}: flags start with two dashes.")
-    if CONFIG.value is None:
-        raise UserError("Which recipe? Try --config=configs/digits_mae.py")
-    recipe = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    workdir = pathlib.Path(WORKDIR.value or pathlib.Path("runs") / recipe.stem)
+def parse_flags(argv: Sequence[str]) -> tuple[Any, pathlib.Path]:
+    """The recipe and the workdir that the command line asks for.
 
-    from l2l_jax.config import parse_config  # after the flags: a mistyped flag answers at once
+    Raises:
+      UserError: an unknown flag or field, a value of the wrong type, or a recipe that cannot be read.
+    """
+    try:
+        extra = flags.FLAGS(list(argv))[1:]
+        if extra:
+            raise UserError(f"Unexpected argument {extra[0]!r}: flags start with two dashes.")
+        if not flags.FLAGS["config"].present:
+            raise UserError("Which recipe? Try --config=configs/digits_mae.py")
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown field
+        names = re.findall(r"\w+", str(error.args[0]).replace("Did you mean", ""))
+        near = f" Did you mean {names[1]}?" if len(names) > 1 else ""
+        raise UserError(f"The recipe has no field {names[0]}.{near}") from error
+    path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not path.is_file():
+        known = ", ".join(sorted(str(recipe) for recipe in path.parent.glob("*.py"))) or "none"
+        raise UserError(f"--config={path}: no such file. Recipes in that folder: {known}.")
+    return CONFIG.value, pathlib.Path(WORKDIR.value or pathlib.Path("runs") / path.stem)
 
-    config = parse_config(CONFIG.value)
+
+def run(argv: Sequence[str]) -> None:
+    """Run the experiment that the command line asks for and print its table."""
+    recipe, workdir = parse_flags(argv)
+    # Imported late: a mistyped flag is answered at once.
     from l2l_jax import experiment
+    from l2l_jax.config import parse_config
     from l2l_jax.evaluation.report import table
 
-    report = experiment.run(config, workdir)
+    report = experiment.run(parse_config(recipe), workdir)
     print(table(report))
     print(f"\nReport: {workdir / 'report' / 'report.html'}")
 
@@ -50,8 +70,8 @@ def explain(error: OSError) -> str | None:
             f"The disk is full: {place} could not be written. Free some space and run the same "
             "command again; complete checkpoints are intact and it goes on from the newest."
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"No permission to write {place}. Choose a --workdir that you own."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+        return f"{place} cannot be made or written ({error.strerror}). Choose another --workdir."
     return None
 
 
@@ -60,11 +80,8 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     keep_freed_memory()
     _log_plain_lines()
     try:
-        positional = flags.FLAGS(list(argv))
-        run_from_flags(positional)
+        run(argv)
     except UserError as error:
-        return _fail(str(error))
-    except flags.Error as error:
         return _fail(str(error))
     except OSError as error:
         sentence = explain(error)

@@ -56,7 +56,7 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
         elif isinstance(name, int) and 0 <= name < len(class_names):
             ids.append(name)
         else:
-            near = difflib.get_close_matches(str(name), class_names, n=3, cutoff=0.5)
+            near = difflib.get_close_matches(name, class_names) if isinstance(name, str) else []
             hint = f"nearest: {', '.join(near)}" if near else _examples(class_names)
             raise UserError(f"{field} names the class {name!r}, which the source lacks; {hint}.")
     return ids
