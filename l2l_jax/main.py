@@ -39,7 +39,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[Any, pathlib.Path]:
     except flags.Error as error:
         raise UserError(str(error)) from error
     except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown field
-        names = re.findall(r"\w+", str(error.args[0]).replace("Did you mean", ""))
+        names = re.findall(r"[\"'](\w+)[\"'\\]", str(error.args[0]))
         near = f" Did you mean {names[1]}?" if len(names) > 1 else ""
         raise UserError(f"The recipe has no field {names[0]}.{near}") from error
     path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))

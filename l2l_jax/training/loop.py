@@ -95,27 +95,30 @@ def _run_steps(name, step, state, frozen, iterator, config, folder, checkpointer
     writer = MetricWriter(folder, first)
     pending: Mapping[str, jax.Array] | None = None
     with contextlib.closing(writer), Progress(name, config.steps, first) as progress, _stop() as stop:
+
+        def report(number: int) -> None:
+            if pending is not None:
+                values = _check_finite(name, number, pending)
+                _log(number, values, config, schedule, writer, progress)
+
         for number in range(first + 1, config.steps + 1):
             batch = sharding.shard_batch(next(iterator), mesh)
             state, metrics = step(state, frozen, batch)
-            _report(name, number - 1, pending, config, schedule, writer, progress)
+            report(number - 1)
             pending = metrics
             stopping = stop.signal_number is not None
             if stopping or number % config.checkpoint_every == 0 or number == config.steps:
-                _check_finite(name, number, metrics)
+                report(number)  # at once: no state is saved that is not known to be finite
+                pending = None
                 checkpointer.save(number, state, iterator.get_state())
             if stopping:
                 checkpointer.wait()
                 raise Interrupted(number, stop.signal_number)
-        _report(name, config.steps, pending, config, schedule, writer, progress)
         checkpointer.wait()
     return state
 
 
-def _report(name, number, metrics, config, schedule, writer, progress):
-    if metrics is None:
-        return
-    values = _check_finite(name, number, metrics)
+def _log(number, values, config, schedule, writer, progress):
     logged = number % config.log_every == 0 or number == config.steps
     progress.update(1, {k: v for k, v in values.items() if k != "grad_norm"} if logged else None)
     if logged:

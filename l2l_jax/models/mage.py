@@ -1,0 +1,298 @@
+"""MAGE (Li et al. 2023, "MAGE: MAsked Generative Encoder to unify representation learning and image
+synthesis"): a masked autoencoder over the tokens of a VQGAN.
+
+Equal to the release of "Machine Unlearning for Image-to-Image Generative Models" on the arrays in
+`tests/reference`.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax.models import mage_decoding
+from l2l_jax.models.base import ImageToImageModel, Params, PretrainingStage
+from l2l_jax.models.mage_networks import Decoder, Encoder, random_masking, unused_tensors
+from l2l_jax.models.vqgan import VQGAN
+
+VARIANTS = {
+    "vit_base_patch16": dict(width=768, depth=12, num_heads=12, decoder_width=768),
+    "vit_large_patch16": dict(width=1024, depth=24, num_heads=16, decoder_width=1024),
+}
+"""Published sizes; their tokenizer and the rest of their decoder are the defaults of `MAGE`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MAGE(ImageToImageModel):
+    """MAGE over square images.
+
+    Parts of the parameters: "tokenizer" (the whole VQGAN), "encoder" (token embedding and ViT: what
+    the paper's method trains), "decoder" (ViT decoder and token head), and "unused": tensors of the
+    released state dict that take no part in anything, kept so that exported weights load strictly.
+
+    The vocabulary is the codebook, 1,000 classes that are not used, and the mask token last; the
+    class token borrows the id `codebook_size + 76` of one of the classes, as in the release.
+
+    Attributes:
+      image_size: side of the images in pixels, a multiple of `patch_size`.
+      width, depth, num_heads: encoder.
+      decoder_width, decoder_depth, decoder_num_heads: decoder.
+      codebook_size, codebook_width, base_channels, channel_multipliers, num_res_blocks, groups:
+        tokenizer, see `VQGAN`.
+      dropped: share of the tokens that the encoder does not get to see, rounded up to whole tokens.
+      mask_mean, mask_std: of the share of masked tokens, dropped ones included: a normal
+        distribution truncated to [`dropped`, 1], drawn once per batch.
+      dropout: of the token embeddings, in what `corrupt` returns. Student and teacher share its
+        draw; in the release the teacher has none.
+      label_smoothing: of the cross-entropy.
+      hole_color: per channel, put into the hole before the image is tokenised.
+      hidden_margin: tokens by which the hole is grown for decoding.
+      blend_margin, blend_sigma: pixels by which the hole is grown and then blurred for blending;
+        14 and 7 of the release go with 256 pixels; 0 and 0 replace the hole and nothing else.
+      decoding_steps, choice_temperature: of the iterative decoding.
+      value_range: least and greatest pixel value.
+      dtype: "float32" or "bfloat16", of the computation; parameters are float32.
+    """
+
+    image_size: int = 256
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    decoder_width: int = 768
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+    codebook_size: int = 1024
+    codebook_width: int = 256
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    groups: int = 32
+    dropped: float = 0.5
+    mask_mean: float = 0.55
+    mask_std: float = 0.25
+    dropout: float = 0.1
+    label_smoothing: float = 0.1
+    hole_color: tuple[float, ...] = (0.485, 0.456, 0.406)
+    hidden_margin: int = 1
+    blend_margin: int = 14
+    blend_sigma: float = 7.0
+    decoding_steps: int = 20
+    choice_temperature: float = 6.0
+    value_range: tuple[float, float] = (0.0, 1.0)
+    channels: int = 3
+    dtype: str = "float32"
+
+    corruption_parts = ("tokenizer",)
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of the {self.patch_size} pixels "
+                f"of a token that {len(self.channel_multipliers)} channel_multipliers mean"
+            )
+        for width, heads, what in (
+            (self.width, self.num_heads, "heads of the encoder"),
+            (self.decoder_width, self.decoder_num_heads, "heads of the decoder"),
+            *((self.base_channels * m, self.groups, "groups") for m in self.channel_multipliers),
+        ):
+            if width % heads:
+                raise ValueError(f"{width} channels do not divide into {heads} {what}")
+        for name in ("dropped", "dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if len(self.hole_color) != self.channels:
+            raise ValueError(f"hole_color {self.hole_color} must have {self.channels} channels")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
+
+    @property
+    def patch_size(self) -> int:
+        """Side in pixels of the square that a token stands for."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Tokens along a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image, row-major."""
+        return self.grid**2
+
+    @property
+    def vocabulary(self) -> int:
+        """Codes, classes and the mask token."""
+        return self.codebook_size + 1001
+
+    @property
+    def class_id(self) -> int:
+        """The id of the class token."""
+        return self.codebook_size + 76
+
+    @property
+    def mask_id(self) -> int:
+        """The id of a masked token."""
+        return self.vocabulary - 1
+
+    @property
+    def tokenizer(self) -> VQGAN:
+        """The tokenizer as a Linen module."""
+        return VQGAN(
+            self.codebook_size, self.codebook_width, self.base_channels, self.channel_multipliers,
+            self.num_res_blocks, self.groups, self.channels, jnp.dtype(self.dtype),
+        )  # fmt: skip
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder as a Linen module."""
+        return Encoder(
+            self.vocabulary, 1 + self.tokens, self.width, self.depth, self.num_heads, self.dropout,
+            jnp.dtype(self.dtype),
+        )  # fmt: skip
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder as a Linen module."""
+        return Decoder(
+            1 + self.tokens, self.decoder_width, self.decoder_depth, self.decoder_num_heads,
+            jnp.dtype(self.dtype),
+        )  # fmt: skip
+
+    def init(self, rng: jax.Array) -> Params:
+        tokenizer_rng, encoder_rng, decoder_rng = jax.random.split(rng, 3)
+        image = jnp.zeros((1, self.patch_size, self.patch_size, self.channels))
+        ids = jnp.zeros((1, 2), jnp.int32)
+        source = jnp.zeros((1, 1 + self.tokens), jnp.int32)
+        latent, words = jnp.zeros((1, 2, self.width)), jnp.zeros((self.vocabulary, self.width))
+        return {
+            "tokenizer": self.tokenizer.init(tokenizer_rng, image)["params"],
+            "encoder": self.encoder.init(encoder_rng, ids, ids)["params"],
+            "decoder": self.decoder.init(decoder_rng, latent, source, words)["params"],
+            "unused": unused_tensors(
+                self.width, self.decoder_width, self.patch_size, self.channels
+            ),
+        }
+
+    def tokenize(self, params: Params, images: jax.Array) -> jax.Array:
+        """Images → codes, int32 `[batch, tokens]`, row-major."""
+        variables = {"params": params["tokenizer"]}
+        ids = self.tokenizer.apply(variables, images, method="tokenize")
+        return ids.reshape(images.shape[0], -1)
+
+    def decode_ids(self, params: Params, ids: jax.Array) -> jax.Array:
+        """Codes `[batch, tokens]` → images, float32, not clipped."""
+        ids = ids.reshape(-1, self.grid, self.grid)
+        return self.tokenizer.apply({"params": params["tokenizer"]}, ids, method="decode_ids")
+
+    def corrupt(self, params: Params, images: jax.Array, rng: jax.Array) -> dict[str, jax.Array]:
+        """Tokenise, drop a share `dropped` of the tokens, mask some of the others.
+
+        Returns:
+          What `mask` returns, and `dropout_keep`, bool `[batch, 1 + kept, width]`, if there is
+          dropout.
+        """
+        noise_key, share_key, dropout_key = jax.random.split(rng, 3)
+        lower, upper = ((end - self.mask_mean) / self.mask_std for end in (self.dropped, 1.0))
+        normal = jax.random.truncated_normal(share_key, lower, upper)
+        share = self.mask_mean + self.mask_std * normal
+        num_drop = math.ceil(self.tokens * self.dropped)
+        num_mask = jnp.ceil(self.tokens * share).astype(jnp.int32)
+        num_mask = jnp.clip(num_mask, max(num_drop, 1), self.tokens)
+        noise = jax.random.uniform(noise_key, (images.shape[0], self.tokens))
+        seen = self.mask(self.tokenize(params, images), noise, num_drop, num_mask)
+        if self.dropout:
+            shape = (*seen["ids"].shape, self.width)
+            seen["dropout_keep"] = jax.random.bernoulli(dropout_key, 1 - self.dropout, shape)
+        return seen
+
+    def mask(
+        self, ids: jax.Array, noise: jax.Array, num_drop: int, num_mask: int | jax.Array
+    ) -> dict[str, jax.Array]:
+        """`corrupt` with the codes `[batch, tokens]` given, and what `random_masking` takes.
+
+        Returns:
+          `ids` `[batch, 1 + kept]`, what the encoder sees, class token first; `targets`
+          `[batch, tokens]`, the codes; `masked`, `positions` and `source` of `random_masking`.
+        """
+        masked, positions, source = random_masking(noise, num_drop, num_mask)
+        whole = self._with_class_token(jnp.where(masked, self.mask_id, ids))
+        return {
+            "ids": jnp.take_along_axis(whole, positions, axis=1),
+            "positions": positions,
+            "source": source,
+            "targets": ids,
+            "masked": masked,
+        }
+
+    def _with_class_token(self, ids: jax.Array) -> jax.Array:
+        return jnp.pad(ids, ((0, 0), (1, 0)), constant_values=self.class_id)
+
+    def encode(self, encoder_params: Any, seen: dict[str, jax.Array]) -> jax.Array:
+        """Tokens `[batch, 1 + kept, width]`, class token first; dropout as `seen` says."""
+        return self.encoder.apply(
+            {"params": encoder_params}, seen["ids"], seen["positions"], seen.get("dropout_keep")
+        )
+
+    def decode(self, params: Params, latent: jax.Array, source: jax.Array) -> jax.Array:
+        """Float32 logits `[batch, 1 + tokens, vocabulary]`.
+
+        The token head reads the encoder's word embeddings, and sends them no gradient.
+        """
+        words = jax.lax.stop_gradient(params["encoder"]["token_emb"]["word_embeddings"])
+        return self.decoder.apply({"params": params["decoder"]}, latent, source, words)
+
+    def predict(self, params: Params, seen: dict[str, jax.Array]) -> jax.Array:
+        """Encoder and decoder together: logits of the codes, float32 `[batch, tokens, codes]`."""
+        logits = self.decode(params, self.encode(params["encoder"], seen), seen["source"])
+        return logits[:, 1:, : self.codebook_size]
+
+    def generative_loss(
+        self, params: Params, images: jax.Array, seen: dict[str, jax.Array]
+    ) -> jax.Array:
+        """Label-smoothed cross-entropy, float32 `[batch]`: the sum over the masked tokens of an
+        image, divided by their number in that image.
+
+        The release divides the sum over a batch by the number in the batch. As the images of a
+        batch have equally many masked tokens, that is the mean of what is returned here.
+        """
+        del images  # `seen` holds their codes
+        log_probability = jax.nn.log_softmax(self.predict(params, seen))
+        of_target = jnp.take_along_axis(log_probability, seen["targets"][..., None], axis=-1)
+        loss = -(1 - self.label_smoothing) * of_target[..., 0]
+        loss -= self.label_smoothing * log_probability.mean(axis=-1)
+        return jnp.sum(loss * seen["masked"], axis=1) / jnp.sum(seen["masked"], axis=1)
+
+    def tokenizer_loss(self, params: Params, images: jax.Array) -> jax.Array:
+        """Mean squared error of the reconstruction plus the codebook losses, `[batch]`.
+
+        Enough for small images; published tokenizers add perceptual and adversarial losses.
+        """
+        restored, codebook_loss = self.tokenizer.apply({"params": params["tokenizer"]}, images)
+        return jnp.square(restored - images).mean(axis=(1, 2, 3)) + codebook_loss
+
+    def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
+        """First the tokenizer, then encoder and decoder on its tokens."""
+        tokenizer = PretrainingStage(
+            name="tokenizer",
+            trained=("tokenizer",),
+            prepare=lambda frozen, images, rng: images,
+            loss=self.tokenizer_loss,
+        )
+        return (tokenizer, *super().pretraining_stages())
+
+    def restore(
+        self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array
+    ) -> jax.Array:
+        """Iterative decoding of the hidden tokens, blended in: see `mage_decoding.restore`."""
+        return mage_decoding.restore(self, params, images, hole, rng)
+
+    def complete(self, params: Params, ids: jax.Array) -> jax.Array:
+        """`predict` for tokens `[batch, tokens]`, `mask_id` where hidden, none of them dropped."""
+        whole = self._with_class_token(ids)
+        positions = jnp.broadcast_to(jnp.arange(1 + self.tokens)[None], whole.shape)
+        source = jnp.where(whole == self.mask_id, 0, positions)
+        return self.predict(params, {"ids": whole, "positions": positions, "source": source})

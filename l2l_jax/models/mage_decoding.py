@@ -1,0 +1,206 @@
+"""Restoration with MAGE: iterative decoding of masked tokens, and blending the result in.
+
+The order of decoding is that of MaskGIT (Chang et al. 2022): all hidden tokens are sampled at once,
+the least certain are masked again, and fewer of them at every step. What a hole hides is known
+before anything runs, so that the schedule is a constant of the compiled loop.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from l2l_jax.models.base import Params
+
+if TYPE_CHECKING:
+    from l2l_jax.models.mage import MAGE
+
+
+class Schedule(NamedTuple):
+    """The steps that are carried out.
+
+    Attributes:
+      mask_lengths: int32 `[step]`, how many tokens are masked again after each step.
+      temperatures: float32 `[step]`, of the noise on the certainty of a token.
+    """
+
+    mask_lengths: np.ndarray
+    temperatures: np.ndarray
+
+
+class Step(NamedTuple):
+    """What one step of decoding gives.
+
+    Attributes:
+      sampled: int32 `[batch, token]`: all tokens, the hidden ones as drawn.
+      confidence: float32 `[batch, token]`: log-probability of the drawn token plus noise; infinite
+        where the token was known.
+      ids: int32 `[batch, token]`: `sampled` with the least certain tokens masked again.
+    """
+
+    sampled: jax.Array
+    confidence: jax.Array
+    ids: jax.Array
+
+
+def hidden_tokens(hole: np.ndarray, patch_size: int, margin: int) -> np.ndarray:
+    """The tokens to decode: any pixel missing, or within `margin` tokens of such a one.
+
+    The release rounds a hole that ends inside a token down on its lower and right side, and so
+    grows it by less there. Both agree on holes that are aligned with the tokens.
+
+    Args:
+      hole: bool `[height, width]`, True where pixels are missing.
+      patch_size: side of a token in pixels.
+      margin: in tokens, in all eight directions.
+
+    Returns:
+      bool `[token]`, row-major.
+    """
+    rows, columns = hole.shape[0] // patch_size, hole.shape[1] // patch_size
+    touched = hole.reshape(rows, patch_size, columns, patch_size).any(axis=(1, 3))
+    return ndimage.maximum_filter(touched, size=2 * margin + 1).reshape(-1)
+
+
+def blend_weights(hole: np.ndarray, margin: int, sigma: float) -> np.ndarray:
+    """Weight of the decoded image, float32 `[height, width]` in [0, 1].
+
+    Args:
+      hole: bool `[height, width]`, True where pixels are missing.
+      margin: the hole is grown by so many pixels in all eight directions.
+      sigma: standard deviation in pixels of the Gaussian blur after that; 0 is none.
+    """
+    grown = ndimage.maximum_filter(hole, size=2 * margin + 1).astype(np.float64)
+    return ndimage.gaussian_filter(grown, sigma, mode="nearest").astype(np.float32)
+
+
+def decoding_schedule(tokens: int, hidden: int, steps: int, choice_temperature: float) -> Schedule:
+    """Cosine schedule of the release.
+
+    After step i of `steps` the share cos(π/2 · (i + 1) / steps) of all tokens stays masked, rounded
+    down; at least one token, and at least one fewer than before. Steps that would leave a greater
+    share than the hidden one are left out. The noise fades linearly.
+
+    Args:
+      tokens: of an image.
+      hidden: how many of them are masked at first.
+      steps: of the whole schedule.
+      choice_temperature: of the noise before the first step.
+    """
+    done = np.arange(1, steps + 1) / steps
+    share = np.cos(np.pi / 2 * done)
+    carried_out = share < hidden / tokens
+    lengths = []
+    for length in np.floor(tokens * share[carried_out]).astype(int):
+        hidden = max(1, min(hidden - 1, int(length)))
+        lengths.append(hidden)
+    temperatures = choice_temperature * (1 - done[carried_out])
+    return Schedule(np.array(lengths, np.int32), temperatures.astype(np.float32))
+
+
+def decoding_step(
+    logits: jax.Array,
+    ids: jax.Array,
+    mask_id: int,
+    mask_length: jax.Array,
+    id_noise: jax.Array,
+    confidence_noise: jax.Array,
+) -> Step:
+    """Draw the masked tokens and mask the least certain again.
+
+    Args:
+      logits: `[batch, token, code]`.
+      ids: int `[batch, token]`, `mask_id` where hidden.
+      mask_id: the id that stands for a masked token.
+      mask_length: integer scalar, how many tokens are masked again.
+      id_noise: `[batch, token, code]`: Gumbel noise samples from the softmax, zeros take the most
+        likely code.
+      confidence_noise: `[batch, token]`: added to the log-probability of the drawn code.
+    """
+    unknown = ids == mask_id
+    drawn = jnp.argmax(logits + id_noise, axis=-1).astype(ids.dtype)
+    log_probability = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], axis=-1)
+    confidence = jnp.where(unknown, log_probability[..., 0] + confidence_noise, jnp.inf)
+    sampled = jnp.where(unknown, drawn, ids)
+    rank = jnp.argsort(jnp.argsort(confidence, axis=1), axis=1)
+    return Step(sampled, confidence, jnp.where(rank < mask_length, mask_id, sampled))
+
+
+def decode_masked(
+    logits_of: Callable[[jax.Array], jax.Array],
+    ids: jax.Array,
+    mask_id: int,
+    schedule: Schedule,
+    rng: jax.Array,
+) -> jax.Array:
+    """All steps of the schedule in one compiled loop.
+
+    Args:
+      logits_of: token ids `[batch, token]` → logits `[batch, token, code]`.
+      ids: int `[batch, token]`, `mask_id` where hidden.
+      mask_id: the id that stands for a masked token.
+      schedule: from `decoding_schedule`.
+      rng: key of the sampling.
+
+    Returns:
+      int `[batch, token]` without masked tokens, if the schedule has any steps.
+    """
+
+    def body(carry, step):
+        ids, _ = carry
+        index, mask_length, temperature = step
+        id_key, confidence_key = jax.random.split(jax.random.fold_in(rng, index))
+        logits = logits_of(ids)
+        id_noise = jax.random.gumbel(id_key, logits.shape)
+        confidence_noise = temperature * jax.random.gumbel(confidence_key, ids.shape)
+        done = decoding_step(logits, ids, mask_id, mask_length, id_noise, confidence_noise)
+        return (done.ids, done.sampled), None
+
+    steps = (np.arange(len(schedule.mask_lengths)), *map(jnp.asarray, schedule))
+    (_, sampled), _ = jax.lax.scan(body, (ids, ids), steps)
+    return sampled
+
+
+def restore(
+    model: "MAGE", params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array
+) -> jax.Array:
+    """Fill a hole: tokenise, decode what is hidden, blend the decoded image in.
+
+    The hole is painted in `model.hole_color` before the image is tokenised; that colour remains
+    where the weight of the decoded image falls short of 1 inside the hole.
+
+    Args:
+      model: sizes and settings.
+      params: all parts.
+      images: `[batch, height, width, channel]`.
+      hole: bool `[height, width]`, True where pixels are missing; a constant under `jit`.
+      rng: key of the sampling.
+
+    Returns:
+      Images of the same shape within `model.value_range`.
+
+    Raises:
+      ValueError: a hole of another shape, or one that hides every token.
+    """
+    hole = np.asarray(hole, bool)
+    if hole.shape != model.image_shape[:2]:
+        raise ValueError(f"the hole has shape {hole.shape}, the images {model.image_shape[:2]}")
+    hidden = hidden_tokens(hole, model.patch_size, model.hidden_margin)
+    if hidden.all():
+        raise ValueError(
+            f"the hole, grown by {model.hidden_margin} tokens, hides every token: nothing is left "
+            "to restore from"
+        )
+    color = jnp.asarray(model.hole_color).reshape(1, 1, 1, -1)
+    painted = jnp.where(hole[None, ..., None], color, images)
+    ids = jnp.where(hidden[None], model.mask_id, model.tokenize(params, painted))
+    schedule = decoding_schedule(
+        model.tokens, int(hidden.sum()), model.decoding_steps, model.choice_temperature
+    )
+    ids = decode_masked(lambda ids: model.complete(params, ids), ids, model.mask_id, schedule, rng)
+    weight = blend_weights(hole, model.blend_margin, model.blend_sigma)[None, ..., None]
+    blended = model.decode_ids(params, ids) * weight + painted * (1 - weight)
+    return jnp.clip(blended, *model.value_range)

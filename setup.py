@@ -1,0 +1,37 @@
+"""Installs l2l_jax; pyproject.toml names the build backend."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+setup(
+    name="l2l_jax",
+    version="0.1.0",
+    description="Machine unlearning for image-to-image generative models, in JAX and Flax",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["l2l_jax", "l2l_jax.*"]),
+    package_data={"l2l_jax.evaluation": ["report.html.j2"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.10.4",
+        "grain>=0.2.10",
+        "jax>=0.6",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "pillow>=11",
+        "pydantic>=2.10",
+        "scikit-learn>=1.5",
+        "scipy>=1.14",
+        "tabulate>=0.9",
+        "tensorboardX>=2.6.2",
+        "tqdm>=4.66",
+    ],
+    extras_require={"test": ["pytest>=8"]},
+)

@@ -1,0 +1,299 @@
+"""MAGE against the release on `mage_tiny` and `mage_unlearn_loss`, and its properties."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from l2l_jax.models.mage import MAGE, VARIANTS
+from l2l_jax.models.mage_networks import TokenEmbedding
+from l2l_jax.models.vit import sincos_position_table
+from l2l_jax.objectives import UnlearningInputs, encoder_unlearning_loss
+from l2l_jax.weights import mapping
+from l2l_jax.weights.mage import TABLE
+from tests.reference_arrays import FOLDER, Case, fill, nhwc
+
+CASE, UNLEARN = Case("mage_tiny"), Case("mage_unlearn_loss")
+TINY = MAGE(
+    image_size=64, width=48, depth=2, num_heads=4,
+    decoder_width=48, decoder_depth=2, decoder_num_heads=4,
+    codebook_size=64, codebook_width=16, base_channels=32, channel_multipliers=(1, 1, 2),
+    num_res_blocks=1, dropout=0.0, blend_margin=3,
+)  # fmt: skip
+DIGITS = MAGE(
+    image_size=16, width=16, depth=1, num_heads=2,
+    decoder_width=16, decoder_depth=1, decoder_num_heads=2,
+    codebook_size=8, codebook_width=4, base_channels=8, channel_multipliers=(1, 1, 2),
+    num_res_blocks=1, groups=4, hidden_margin=0, blend_margin=0, blend_sigma=0.0,
+)  # fmt: skip
+
+
+def state_dict(prefix: str = "") -> dict[str, np.ndarray]:
+    """The weights of all MAGE cases; with "teacher:" the teacher's, but the student's tokenizer."""
+    fixed = {
+        "pos_embed": sincos_position_table(48, 16)[None],
+        "decoder_pos_embed": sincos_position_table(48, 16)[None],
+        "token_emb.position_ids": np.arange(257)[None],
+    }
+    return {
+        key: fixed[key] if key in fixed
+        else fill(key if key.startswith("vqgan.") else prefix + key, shape)
+        for key, shape, _ in CASE.description["state_dict"]
+    }  # fmt: skip
+
+
+def tiny_params(prefix: str = ""):
+    shapes = jax.eval_shape(TINY.init, jax.random.key(0))
+    params = mapping.to_flax(TABLE, state_dict(prefix), shapes, TINY)
+    return jax.tree.map(jnp.asarray, params)
+
+
+def random_params(model: MAGE):
+    """Norms that only normalise, no biases, normal kernels; drawing them with JAX takes longer."""
+    rng = np.random.default_rng(0)
+
+    def leaf(path, shape):
+        n = rng.standard_normal(shape.shape, np.float32)
+        named = {"scale": np.ones_like(n), "bias": np.zeros_like(n)}
+        return jnp.asarray(named.get(path[-1].key, n / np.sqrt(max(n.size // n.shape[-1], 1))))
+
+    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return tiny_params()
+
+
+@pytest.fixture(scope="module")
+def seen():
+    return TINY.mask(CASE["token_indices"], CASE["noise"], num_drop=128, num_mask=140)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return random_params(DIGITS)
+
+
+def assert_gradients(grads, case, prefix):
+    names = [name for name in case._arrays.files if name.startswith(prefix)]
+    assert len(names) >= 3
+    for key, grad in mapping.to_torch(TABLE, grads, TINY).items():
+        if prefix + key in names:
+            expected = case[prefix + key]
+            assert np.abs(grad - expected).max() <= 1e-5 * np.abs(expected).max(), key
+
+
+def test_ids_follow_from_the_codebook_size():
+    names = ("fake_class_label", "mask_token_label", "vocab_size")
+    expected = tuple(CASE.description["derived"][name] for name in names)
+    assert (TINY.class_id, TINY.mask_id, TINY.vocabulary) == expected
+    full = MAGE(**VARIANTS["vit_base_patch16"])
+    assert (full.class_id, full.mask_id, full.vocabulary) == (1100, 2024, 2025)
+    assert (full.patch_size, full.tokens) == (16, 256)
+
+
+def test_masking_follows_the_noise(seen):
+    np.testing.assert_array_equal(seen["masked"], CASE["token_all_mask_raw"].astype(bool))
+    dropped = np.pad(CASE["token_drop_mask_raw"], ((0, 0), (1, 0))).astype(bool)
+    expected = CASE["token_indices_masked"][~dropped].reshape(2, 129)
+    np.testing.assert_array_equal(seen["ids"], expected)
+    np.testing.assert_array_equal(seen["positions"], np.nonzero(~dropped)[1].reshape(2, 129))
+
+
+def test_token_embedding(params):
+    places = jnp.broadcast_to(jnp.arange(257)[None], (2, 257))
+    module, weights = TokenEmbedding(1065, 257, 48), {"params": params["encoder"]["token_emb"]}
+    embedding = jax.jit(module.apply)(weights, CASE["token_indices_masked"], places)
+    np.testing.assert_allclose(embedding, CASE["token_emb_out"], atol=5e-6)
+
+
+def test_latent_and_logits(params, seen):
+    latent = jax.jit(TINY.encode)(params["encoder"], seen)
+    np.testing.assert_allclose(latent, CASE["latent"], atol=1e-5)
+    logits = jax.jit(TINY.decode)(params, latent, seen["source"])
+    np.testing.assert_allclose(logits, CASE["logits"], atol=2e-5)
+
+
+@jax.jit
+def weighted_loss(params, seen, weights):
+    """`(value, losses of the four examples), gradients`."""
+
+    def loss(params):
+        losses = TINY.generative_loss(params, None, seen)
+        return jnp.sum(weights * losses), losses
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+def test_loss_and_gradients(params, seen):
+    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), seen)
+    (value, losses), grads = weighted_loss(params, twice, jnp.array([1, 1, 1, 1]) / 4)
+    assert losses.shape == (4,)
+    np.testing.assert_allclose(value, CASE["loss"], atol=5e-6)
+    assert_gradients(grads, CASE, "grad/")
+    for part in ("tokenizer", "unused"):
+        assert not any(np.any(g) for g in jax.tree.leaves(grads[part]))
+
+
+def unlearning_case(name: str, rows: slice):
+    tokens = UNLEARN[f"shared_vqgan/tokens_{name}"]
+    return TINY.mask(tokens[rows], UNLEARN["noise"][rows], num_drop=128, num_mask=140)
+
+
+def test_tokens_of_images_and_of_noise(params):
+    tokenize = jax.jit(TINY.tokenize)
+    # The least margin between the two nearest codes is 1.7e-4, far above float error.
+    for images, name in (("images", "student"), ("mis_guide_input", "mis")):
+        ids = tokenize(params, nhwc(UNLEARN[images]))
+        np.testing.assert_array_equal(ids, UNLEARN[f"shared_vqgan/tokens_{name}"])
+
+
+def test_unlearning_loss_and_gradients(params):
+    """Student and teacher with one tokenizer. The reference has retain images first."""
+    teacher = tiny_params("teacher:")["encoder"]
+    inputs = UnlearningInputs(
+        retain=unlearning_case("student", slice(0, 2)),
+        forget=unlearning_case("student", slice(2, 4)),
+        noise=unlearning_case("mis", slice(2, 4)),
+    )
+
+    def loss(student):
+        return encoder_unlearning_loss(TINY.encode, student, teacher, inputs, alpha=0.25)
+
+    (total, terms), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params["encoder"])
+    np.testing.assert_allclose(total, UNLEARN["shared_vqgan/total"], rtol=2e-6)
+    np.testing.assert_allclose(terms["retain"], UNLEARN["shared_vqgan/retain_loss"], rtol=2e-6)
+    np.testing.assert_allclose(terms["forget"], UNLEARN["shared_vqgan/forget_loss"], rtol=2e-6)
+    assert_gradients({"encoder": grads}, UNLEARN, "shared_vqgan/grad/")
+    norm = np.sqrt(sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(norm, UNLEARN["shared_vqgan/grad_total_norm"], rtol=1e-5)
+
+
+def test_teacher_features():
+    teacher = tiny_params("teacher:")["encoder"]
+    for tokens, features in (("teacher", "guide"), ("mis", "mis_guide")):
+        latent = jax.jit(TINY.encode)(teacher, unlearning_case(tokens, slice(0, 4)))
+        np.testing.assert_allclose(latent, UNLEARN[f"shared_vqgan/{features}"], atol=1e-5)
+
+
+def test_max_loss_baseline(params):
+    """Retain minus a quarter of forget loss; the reference divides both by the whole batch."""
+    seen = unlearning_case("student", slice(0, 4))
+    weights = jnp.array([1, 1, -0.25, -0.25]) / 4
+    (total, losses), grads = weighted_loss(params, seen, weights)
+    np.testing.assert_allclose(total, UNLEARN["baseline/loss"], atol=5e-6)
+    np.testing.assert_allclose(losses[:2].sum() / 4, UNLEARN["baseline/retain_loss"], atol=5e-6)
+    np.testing.assert_allclose(losses[2:].sum() / 4, UNLEARN["baseline/forget_loss"], atol=5e-6)
+    assert_gradients(grads, UNLEARN, "baseline/grad/")
+
+
+def test_same_key_gives_same_masks_for_other_images(digits):
+    """Student and teacher must see the same draw of T, of which only the codes may differ."""
+    images = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
+    corrupt = jax.jit(DIGITS.corrupt)
+    a, b = (corrupt(digits, x, jax.random.key(3)) for x in (images, np.zeros_like(images)))
+    assert np.any(a["targets"] != b["targets"])
+    for name in ("masked", "positions", "source", "dropout_keep"):
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    np.testing.assert_array_equal(a["ids"] == DIGITS.mask_id, b["ids"] == DIGITS.mask_id)
+    other = corrupt(digits, images, jax.random.key(4))
+    assert np.any(a["masked"] != other["masked"]) and other["ids"].shape == a["ids"].shape
+
+
+def test_masked_share_is_a_truncated_normal(digits):
+    """16 tokens: half dropped, ⌈16 share⌉ masked, the same in a batch; SciPy has the mean."""
+    images = jnp.zeros((2, 16, 16, 3))
+    keys = jax.random.split(jax.random.key(0), 2000)
+    draw = jax.jit(jax.vmap(lambda key: DIGITS.corrupt(digits, images, key)["masked"].sum(1)))
+    counts = np.asarray(draw(keys))
+    np.testing.assert_array_equal(counts[:, 0], counts[:, 1])
+    law = stats.truncnorm((0.5 - 0.55) / 0.25, (1.0 - 0.55) / 0.25, loc=0.55, scale=0.25)
+    edges = np.arange(8, 17) / 16
+    probability = np.diff(law.cdf(edges))  # of 9, 10, …, 16 masked tokens
+    observed = np.bincount(counts[:, 0], minlength=17)
+    assert observed[:9].sum() == 0
+    deviation = np.sqrt(2000 * probability * (1 - probability))
+    assert np.all(np.abs(observed[9:] - 2000 * probability) < 5 * deviation)
+
+
+def test_dropout_is_applied_as_drawn():
+    """An encoder without blocks by hand: channels that dropout keeps are scaled by 1 / 0.9."""
+    model = dataclasses.replace(DIGITS, depth=0)
+    params = random_params(model)
+    seen = jax.jit(model.corrupt)(params, np.zeros((64, 16, 16, 3)), jax.random.key(0))
+    kept = np.asarray(seen["dropout_keep"])
+    assert kept.shape == (64, 9, 16)
+    assert abs(kept.mean() - 0.9) < 5 * np.sqrt(0.09 / kept.size)
+
+    def normalised(x):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+    tables = jax.tree.map(np.asarray, params["encoder"]["token_emb"])
+    embedding = tables["word_embeddings"][seen["ids"]]
+    embedding = normalised(embedding + tables["position_embeddings"][seen["positions"]])
+    encode = jax.jit(model.encode)
+    expected = normalised(np.where(kept, embedding / 0.9, 0))
+    np.testing.assert_allclose(encode(params["encoder"], seen), expected, atol=1e-4)
+    del seen["dropout_keep"]
+    np.testing.assert_allclose(encode(params["encoder"], seen), normalised(embedding), atol=1e-4)
+
+
+def test_bfloat16_stays_close(params, seen):
+    model = dataclasses.replace(TINY, dtype="bfloat16")
+    logits = jax.jit(model.predict)(params, seen)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, CASE["logits"][:, 1:, :64], atol=0.15)
+
+
+def test_pretraining_stages(params):
+    tokenizer, model = TINY.pretraining_stages()
+    assert (tokenizer.name, tokenizer.trained) == ("tokenizer", ("tokenizer",))
+    assert (model.name, model.trained) == ("model", ("encoder", "decoder"))
+    images = nhwc(CASE["images"])
+    inputs = tokenizer.prepare({}, images, jax.random.key(0))
+    losses = jax.jit(tokenizer.loss)({"tokenizer": params["tokenizer"]}, inputs)
+    expected = np.square(CASE["vq_decoded"] - CASE["images"]).mean() + CASE["vq_emb_loss"]
+    assert losses.shape == (2,)
+    np.testing.assert_allclose(losses.mean(), expected, rtol=1e-5)
+    inputs = jax.eval_shape(model.prepare, params, images, jax.random.key(0))
+    assert jax.eval_shape(model.loss, params, inputs).shape == (2,)
+
+
+def test_state_dict_comes_back_bit_for_bit(params):
+    exported = mapping.to_torch(TABLE, params, TINY)
+    original = state_dict()
+    assert set(exported) == set(original)
+    for key, value in original.items():
+        np.testing.assert_array_equal(exported[key], value, err_msg=key, strict=True)
+
+
+def test_layout_of_the_published_model():
+    layout = json.loads((FOLDER / "layouts/mage_vit_base_patch16.json").read_text())
+    model = MAGE(**VARIANTS["vit_base_patch16"])
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    fixed = mapping.to_torch(TABLE, {}, model)
+    assert set(fixed) == set(layout["kept"])
+    # One bit per weight: only names and shapes matter.
+    published = {
+        key: fixed[key] if key in fixed else np.zeros(shape, bool)
+        for key, shape, _ in layout["state_dict"]
+    }
+    params = mapping.to_flax(TABLE, published, shapes, model)
+    exported = mapping.to_torch(TABLE, params, model)
+    shapes = {key: list(x.shape) for key, x in exported.items()}
+    assert shapes == {key: shape for key, shape, _ in layout["state_dict"]}
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("image_size", 62), ("num_heads", 5), ("decoder_num_heads", 5), ("groups", 24),
+     ("dropped", 1.0), ("dropout", 1.0), ("hole_color", (0.5,)), ("dtype", "int8")],
+)  # fmt: skip
+def test_impossible_sizes_are_refused(name, value):
+    with pytest.raises(ValueError, match=str(value).strip("()")):
+        dataclasses.replace(TINY, **{name: value})

@@ -1,0 +1,168 @@
+"""Palette's restoration against the release on `palette_process`, and the model's properties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2l_jax.models.palette import Palette
+from l2l_jax.weights import mapping
+from l2l_jax.weights.palette import TABLE
+from tests.models.test_unet import TINY, parts_of
+from tests.reference_arrays import Case, nhwc
+
+CASE = Case("palette_process")
+IMAGES = nhwc(CASE["y_0"])
+HOLE = CASE["mask"][0, 0].astype(bool)
+FILLING = nhwc(CASE["y_cond"])  # only the part inside the hole is read
+SIX_STEPS = Palette(
+    **{**vars(TINY), "sampling_steps": 6, "sampling_linear_start": 0.01, "sampling_linear_end": 0.5}
+)
+DIGITS = Palette(
+    image_size=16, channels=1, inner_channel=8, channel_mults=(1, 2), res_blocks=1, attn_res=(),
+    num_head_channels=8, norm_groups=4, hole_bank_size=3, sampler="ddim", sampling_steps=3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def student():
+    return mapping.to_flax(TABLE, CASE.state_dict(), parts_of(TINY))
+
+
+def test_predicted_noise(student):
+    """At the noise levels of t = 500, 20 and 0; the step from there is tested with `diffusion`."""
+    inputs = np.concatenate([FILLING, nhwc(CASE["ps/y_t"])], axis=-1)
+    predict = jax.jit(lambda gamma: TINY.predict(student, {"inputs": inputs, "gamma": gamma}))
+    for t in (500, 20, 0):
+        predicted = predict(CASE[f"ps/{t}/noise_level"][:, 0])
+        np.testing.assert_allclose(predicted, nhwc(CASE[f"ps/{t}/eps_hat"]), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def restore_six(student):
+    last = np.full((1, *IMAGES.shape), 5, np.float32)  # must not be used: no noise in the last step
+    noises = jnp.asarray(np.concatenate([np.moveaxis(CASE["rest/noises"], 2, -1), last]))
+
+    @jax.jit
+    def restore(images):
+        return SIX_STEPS.restore_with(student, images, HOLE, FILLING, noises.__getitem__)
+
+    return restore
+
+
+def test_six_step_restoration(restore_six):
+    gammas = SIX_STEPS.reverse_steps.gamma[::-1]
+    np.testing.assert_allclose(gammas, CASE["rest/gammas"], rtol=1.2e-7)
+    restored = restore_six(IMAGES)
+    np.testing.assert_allclose(restored, nhwc(CASE["rest/out"]), atol=3e-5)
+    np.testing.assert_array_equal(restored[:, ~HOLE], IMAGES[:, ~HOLE])
+
+
+def test_restoration_ignores_hidden_pixels(restore_six):
+    other = np.where(HOLE[None, ..., None], np.float32(np.nan), IMAGES)
+    np.testing.assert_array_equal(restore_six(IMAGES), restore_six(other))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return jax.jit(DIGITS.init)(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def digit_images():
+    return np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 1)).astype(np.float32)
+
+
+def test_ddim_restores_by_the_textbook(digits, digit_images):
+    """A new model predicts no noise: x̂₀ = y/√γ clipped, then Song et al. 2021, equation 12.
+
+    Few and mild noise levels, so that not all of x̂₀ is clipped.
+    """
+    mild = dict(timesteps=10, linear_start=0.02, linear_end=0.12)
+    model = Palette(**{**vars(DIGITS), **mild})
+    hole = np.zeros((16, 16), bool)
+    hole[4:9, 8:16] = True
+    restore = jax.jit(lambda rng: model.restore(digits, digit_images, hole, rng))
+    key = jax.random.key(8)
+    restored = restore(key)
+    noisy = np.asarray(jax.random.normal(jax.random.split(key)[0], digit_images.shape), np.float64)
+    gammas = np.cumprod(1 - np.linspace(0.02, 0.12, 10))
+    for t, before in ((9, 4), (4, 0), (0, None)):
+        g, h = gammas[t], 1.0 if before is None else gammas[before]
+        start = np.clip(noisy / np.sqrt(g), -1, 1)
+        noise = (noisy - np.sqrt(g) * start) / np.sqrt(1 - g)
+        noisy = np.sqrt(h) * start + np.sqrt(1 - h) * noise
+    expected = np.where(hole[None, ..., None], noisy, digit_images)
+    assert 0.2 < np.mean(np.abs(expected[:, hole]) < 1) < 0.8
+    np.testing.assert_allclose(restored, expected, atol=2e-6)
+    assert np.abs(restored - restore(jax.random.key(9))).max() > 0.1
+
+
+def test_pretraining_a_new_model(digits, digit_images):
+    """A new model predicts no noise, so that its loss is the square of the noise in the hole."""
+    (stage,) = DIGITS.pretraining_stages()
+    inputs = stage.prepare({"holes": digits["holes"]}, digit_images, jax.random.key(1))
+    noise, hole = inputs["seen"]["noise"], inputs["seen"]["hole"]
+    expected = [np.sum(n[h] ** 2) / 256 for n, h in zip(noise, hole, strict=True)]
+    np.testing.assert_allclose(jax.jit(stage.loss)(digits, inputs), expected, rtol=1e-5)
+
+
+def test_same_key_gives_same_draw_for_other_images(digits, digit_images):
+    """Student and teacher must see the same hole, noise level and noises."""
+    key = jax.random.key(3)
+    a = DIGITS.corrupt(digits, digit_images, key)
+    b = DIGITS.corrupt(digits, np.zeros_like(digit_images), key)
+    for name in ("hole", "gamma", "noise"):
+        np.testing.assert_array_equal(a[name], b[name])
+    hole = np.asarray(a["hole"])
+    np.testing.assert_array_equal(a["inputs"][hole][:, 0], b["inputs"][hole][:, 0])
+    np.testing.assert_array_equal(a["inputs"][~hole], np.repeat(digit_images[~hole], 2, axis=-1))
+
+
+@pytest.mark.parametrize("where", ["hole", "everywhere"])
+def test_what_the_teacher_sees_of_forget_images(digits, digit_images, where):
+    model = Palette(**{**vars(DIGITS), "teacher_noise": where})
+    key, noise = jax.random.key(3), np.full_like(digit_images, 0.5)
+    seen = model.corrupt(digits, digit_images, key)
+    found = model.corrupt_noise(digits, digit_images, noise, key)
+    hole, gamma = np.asarray(seen["hole"])[..., None], np.asarray(seen["gamma"]).reshape(4, 1, 1, 1)
+    filling = np.where(hole, seen["inputs"][..., :1], digit_images)
+    if where == "hole":
+        conditioning, noisy = filling, np.where(hole, seen["noise"], digit_images)
+    else:
+        conditioning = np.where(hole, filling, noise)
+        noisy = np.where(hole, np.sqrt(gamma) * 0.5 + np.sqrt(1 - gamma) * seen["noise"], noise)
+    expected = np.concatenate([conditioning, noisy], axis=-1)
+    np.testing.assert_allclose(found["inputs"], expected, atol=5e-7)
+
+
+def test_noise_levels_are_drawn_evenly_over_the_steps():
+    holes = {"holes": np.ones((1, 2, 2), bool)}
+    drawn = TINY.draw(holes, (8000, 2, 2, 1), jax.random.key(0))["gamma"]
+    gammas = np.cumprod(1 - np.linspace(1e-6, 0.01, 2000))
+    counts, _ = np.histogram(
+        np.asarray(drawn), np.float32(gammas[::-1][[0, 500, 1000, 1500, 1999]])
+    )
+    # 8,000 draws into four ranges of 500 steps: mean 2,000, standard deviation 39.
+    assert counts.sum() == 8000 and abs(counts - 2000).max() < 5 * 39
+
+
+def test_holes_are_mirrored_and_transposed():
+    hole = np.zeros((4, 4), bool)
+    hole[0, :3] = hole[1, 0] = True
+    drawn = TINY.draw({"holes": hole[None]}, (200, 4, 4, 1), jax.random.key(0))["hole"]
+    turned = [np.rot90(h, k) for k in range(4) for h in (hole, hole.T)]
+    assert {h.tobytes() for h in np.asarray(drawn)} == {h.tobytes() for h in turned}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(sampler="euler"), dict(teacher_noise="nowhere"), dict(training_holes="round"),
+        dict(dtype="int8"), dict(timesteps=1), dict(hole_bank_size=0), dict(linear_end=1.0),
+        dict(sampling_schedule="sine"), dict(sampler="ddim", timesteps=20, sampling_steps=21),
+    ],
+)  # fmt: skip
+def test_impossible_fields_are_refused(wrong):
+    with pytest.raises(ValueError):
+        Palette(**{**vars(TINY), **wrong})

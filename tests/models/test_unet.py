@@ -1,0 +1,146 @@
+"""The U-Net against guided diffusion's on `palette_unet_tiny`, and its state dict."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2l_jax.errors import UserError
+from l2l_jax.models.diffusion import beta_schedule, schedule_buffers
+from l2l_jax.models.palette import Palette
+from l2l_jax.models.unet import gamma_embedding
+from l2l_jax.weights import mapping
+from l2l_jax.weights.palette import TABLE, network_state_dict, unet_state_dict
+from tests.reference_arrays import FOLDER, Case, nhwc
+
+CASE = Case("palette_unet_tiny")
+TINY = Palette(
+    image_size=32, inner_channel=32, channel_mults=(1, 2), res_blocks=1, attn_res=(2,),
+    num_head_channels=16, hole_bank_size=1,
+)  # fmt: skip
+SEEN = {"inputs": nhwc(CASE["x"]), "gamma": CASE["gammas"][:, 0]}
+BLOCKS = {
+    "encoder": {"middle_block_0": "middle_res0", "middle_block_1": "middle_attn"},
+    "decoder": {
+        "output_blocks_0_1": "out_block_0", "output_blocks_1_2": "out_block_1",
+        "output_blocks_2_0": "out_block_2", "output_blocks_3_0": "out_block_3",
+    },
+}  # fmt: skip
+"""Where the reference arrays of single blocks are to be found in our modules."""
+
+
+def parts_of(model):
+    """Shapes of what the state dict holds: everything but the bank of holes."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return {part: shapes[part] for part in ("encoder", "decoder")}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return mapping.to_flax(TABLE, CASE.state_dict(), parts_of(TINY), TINY)
+
+
+@pytest.fixture(scope="module")
+def outputs(params):
+    """Everything that one forward pass computes: features, embedding, prediction, single blocks."""
+
+    @jax.jit
+    def forward(params):
+        names = BLOCKS["encoder"] | BLOCKS["decoder"]
+        keep = dict(capture_intermediates=lambda module, _: module.name in names)
+        (features, embedding), encoder = TINY.encoder.apply(
+            {"params": params["encoder"]}, SEEN["inputs"], SEEN["gamma"], **keep
+        )
+        prediction, decoder = TINY.decoder.apply(
+            {"params": params["decoder"]}, features, embedding, **keep
+        )
+        blocks = encoder["intermediates"] | decoder["intermediates"]
+        return features, embedding, prediction, {k: v["__call__"][0] for k, v in blocks.items()}
+
+    return forward(params)
+
+
+def test_gamma_embedding():
+    waves = gamma_embedding(CASE["gammas"][:, 0], 32)
+    np.testing.assert_allclose(waves, CASE["gamma_embedding"], atol=2e-7)
+
+
+def test_embedding(outputs):
+    np.testing.assert_allclose(outputs[1], CASE["emb"], atol=2e-6)
+
+
+def test_feature_maps(outputs):
+    assert len(outputs[0]) == 5
+    for i, feature in enumerate(outputs[0]):
+        np.testing.assert_allclose(feature, nhwc(CASE[f"feat_{i}"]), atol=3e-5, err_msg=str(i))
+
+
+def test_single_blocks(outputs):
+    for ours, name in (BLOCKS["encoder"] | BLOCKS["decoder"]).items():
+        np.testing.assert_allclose(outputs[3][ours], nhwc(CASE[name]), atol=3e-5, err_msg=name)
+
+
+def test_prediction(outputs):
+    np.testing.assert_allclose(outputs[2], nhwc(CASE["out"]), atol=2e-5)
+
+
+def test_bfloat16_stays_close(params):
+    model = Palette(**{**vars(TINY), "dtype": "bfloat16"})
+    features = jax.eval_shape(model.encode, params["encoder"], SEEN)
+    prediction = jax.jit(model.predict)(params, SEEN)
+    assert features[-1].dtype == jnp.bfloat16 and prediction.dtype == jnp.float32
+    # bfloat16 keeps 8 bits: half a percent of values of size 3, through some twenty layers.
+    np.testing.assert_allclose(prediction, nhwc(CASE["out"]), atol=0.1)
+
+
+def test_state_dict_survives_the_round_trip_bit_for_bit(params):
+    original = CASE.state_dict()
+    back = mapping.to_torch(TABLE, params, TINY)
+    assert back.keys() == original.keys()
+    for key, value in original.items():
+        np.testing.assert_array_equal(back[key], value, err_msg=key)
+
+
+def test_published_layout_fits():
+    layout = json.loads((FOLDER / "layouts" / "palette_unet.json").read_text())["state_dict"]
+    shapes = parts_of(Palette())
+    state_dict = {key: np.broadcast_to(np.float32(0), shape) for key, shape, _ in layout}
+    params = mapping.to_flax(TABLE, state_dict, shapes)
+    exported = {k: list(v.shape) for k, v in mapping.to_torch(TABLE, params).items()}
+    assert exported == {key: shape for key, shape, _ in layout}
+
+
+def test_checkpoint_of_the_whole_network():
+    """`Network.state_dict()` while unlearning: student, teacher and the schedule's buffers."""
+    unet = CASE.state_dict()
+    checkpoint = {f"denoise_fn.{k}": v for k, v in unet.items()}
+    checkpoint |= {f"teacher_denoise_fn.{k}": np.zeros_like(v) for k, v in unet.items()}
+    checkpoint |= schedule_buffers(np.linspace(1e-6, 0.01, 2000))
+    found = unet_state_dict(checkpoint, TINY)
+    assert found.keys() == unet.keys()
+    assert all(found[key] is value for key, value in unet.items())
+    assert unet_state_dict(unet, TINY).keys() == unet.keys()
+    exported = network_state_dict(unet, TINY)
+    assert exported.keys() == {k for k in checkpoint if not k.startswith("teacher_")}
+    np.testing.assert_array_equal(exported["gammas"], checkpoint["gammas"])
+
+
+def test_checkpoint_of_another_schedule_is_refused():
+    checkpoint = {f"denoise_fn.{key}": value for key, value in CASE.state_dict().items()}
+    checkpoint |= schedule_buffers(beta_schedule("linear", 2000, 1e-4, 0.09))
+    with pytest.raises(UserError, match="schedule"):
+        unet_state_dict(checkpoint, TINY)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(norm_groups=24), dict(num_head_channels=24), dict(image_size=33),
+        dict(inner_channel=33, norm_groups=33, num_head_channels=33),
+    ],
+)  # fmt: skip
+def test_impossible_sizes_are_refused(wrong):
+    with pytest.raises(ValueError):
+        Palette(**{**vars(TINY), **wrong})

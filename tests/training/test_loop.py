@@ -1,0 +1,222 @@
+"""Training as a whole: resuming, damaged checkpoints, stopping, diverging."""
+
+import os
+import pathlib
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.data.pipeline import training_batches
+from l2l_jax.errors import UserError
+from l2l_jax.models.mae import MAE
+from l2l_jax.objectives.task import encoder_task
+from l2l_jax.training import loop, sharding
+from l2l_jax.training.metric_writers import MetricWriter, read_metrics
+from l2l_jax.training.optimizer import TrainingConfig
+
+MODEL = MAE(
+    image_size=8, patch_size=4, width=8, depth=1, num_heads=2,
+    decoder_width=8, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
+)  # fmt: skip
+TASK = encoder_task(MODEL, alpha=0.5, noise="normal")
+CONFIG = TrainingConfig(
+    steps=12, batch_size=4, learning_rate=0.01, checkpoint_every=4, log_every=2, ema_decay=0.9
+)
+
+
+class Images:
+    class_names, labels = ("only",), np.zeros(10, int)
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        image = np.random.default_rng(index).random((8, 8, 3)).astype(np.float32)
+        return {"image": image, "label": 0, "name": str(index)}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
+
+
+def run(params, folder, batches=None, config=CONFIG):
+    batches = batches or training_batches(
+        {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
+    )
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    return loop.train("unlearn", TASK, params, batches, config, folder, seed=1, mesh=mesh)
+
+
+class Watched:
+    """A dataset that calls `before(n)` ahead of its n-th batch since it was opened."""
+
+    def __init__(self, before):
+        self._before = before
+        self._batches = training_batches(
+            {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
+        )
+
+    def __iter__(self):
+        outer, inner, count = self, iter(self._batches), [0]
+
+        class Iterator:
+            get_state, set_state = staticmethod(inner.get_state), staticmethod(inner.set_state)
+
+            def __next__(self):
+                count[0] += 1
+                return outer._before(count[0], next(inner))
+
+        return Iterator()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(params, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return run(params, folder), read_metrics(folder)
+
+
+def assert_identical(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_only_the_encoder_changed(params, uninterrupted):
+    assert_identical(uninterrupted[0]["decoder"], params["decoder"])
+    changed = uninterrupted[0]["encoder"]["cls_token"] - params["encoder"]["cls_token"]
+    assert np.abs(changed).max() > 1e-4
+
+
+def test_resuming_after_sigterm_is_bit_identical(params, uninterrupted, tmp_path):
+    def stop_at_6(number, batch):
+        if number == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    with pytest.raises(loop.Interrupted) as stopped:
+        run(params, tmp_path, Watched(stop_at_6))
+    # The signal arrives while batch 6 is fetched: step 6 is finished and saved.
+    assert stopped.value.step == 6 and (tmp_path / "checkpoints" / "6").is_dir()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert_identical(run(params, tmp_path), uninterrupted[0])
+    assert read_metrics(tmp_path) == uninterrupted[1]
+
+
+def test_resuming_after_a_crash_is_bit_identical(params, uninterrupted, tmp_path):
+    """A crash in step 11 loses the steps since checkpoint 8; their log lines are not doubled."""
+
+    def crash_at_11(number, batch):
+        if number == 11:
+            raise KeyboardInterrupt("power failure")
+        return batch
+
+    with pytest.raises(KeyboardInterrupt):
+        run(params, tmp_path, Watched(crash_at_11))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
+    assert_identical(run(params, tmp_path), uninterrupted[0])
+    assert read_metrics(tmp_path) == uninterrupted[1]
+
+
+def damage(checkpoint: pathlib.Path, how: str) -> None:
+    files = [f for f in checkpoint.rglob("*") if f.is_file()]
+    if how == "truncated":
+        largest = max(files, key=lambda f: f.stat().st_size)
+        os.truncate(largest, largest.stat().st_size // 2)
+    elif how == "emptied":
+        for file in files:
+            file.write_bytes(b"")
+    else:
+        for file in (checkpoint / "state").rglob("*"):
+            if file.is_file():
+                file.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "without its state"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(params, uninterrupted, tmp_path, how, caplog):
+    run(params, tmp_path)
+    damage(tmp_path / "checkpoints" / "12", how)
+    with caplog.at_level("WARNING", logger="l2l_jax"):
+        assert_identical(run(params, tmp_path), uninterrupted[0])
+    assert "checkpoint of step 12 is damaged" in caplog.text
+    assert (tmp_path / "checkpoints" / "12.damaged").is_dir()
+    assert (tmp_path / "checkpoints" / "12").is_dir()  # written anew
+
+
+def test_no_readable_checkpoint_is_an_error(params, tmp_path):
+    run(params, tmp_path)
+    for step in ("8", "12"):
+        damage(tmp_path / "checkpoints" / step, "emptied")
+    with pytest.raises(UserError, match=r"None of the checkpoints in .* \(steps 12, 8\)"):
+        run(params, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(params, tmp_path):
+    def poison(number, batch):
+        return {**batch, "forget": batch["forget"] * np.nan} if number == 10 else batch
+
+    with pytest.raises(UserError, match="not finite at step 10"):
+        run(params, tmp_path, Watched(poison))
+    # The checkpoints before it are intact and nothing after it was saved.
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(params, tmp_path):
+    batches = training_batches(
+        {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
+    )
+    with pytest.raises(UserError, match="8 devices times 1"):
+        loop.train(
+            "unlearn", TASK, params, batches, CONFIG, tmp_path, seed=1, mesh=sharding.make_mesh()
+        )
+
+
+def test_training_works_outside_the_main_thread(params, uninterrupted, tmp_path):
+    """Notebooks and servers: no signal handlers can be set there."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(params, tmp_path)))
+    thread.start()
+    thread.join()
+    assert_identical(results[0], uninterrupted[0])
+
+
+def test_scalars_are_complete(uninterrupted):
+    rows = uninterrupted[1]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    for row in rows:
+        np.testing.assert_allclose(row["loss"], row["retain"] + 0.5 * row["forget"], rtol=1e-5)
+    # Half a cosine from 0.01 over 12 steps; the row of step n has the rate of that update.
+    expected = [0.005 * (1 + np.cos(np.pi * (n - 1) / 12)) for n in (2, 4, 6, 8, 10, 12)]
+    np.testing.assert_allclose([row["learning_rate"] for row in rows], expected, rtol=1e-5)
+
+
+def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
+    writer = MetricWriter(tmp_path)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": float(step)})
+    writer.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-5])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    resumed = MetricWriter(tmp_path, first_step=1)
+    resumed.write(2, {"loss": 9.0})
+    resumed.close()
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 9.0}]
+
+
+def test_tensorboard_files_hold_the_scalars(params, tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    run(params, tmp_path)
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    data, scalars = file.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        scalars += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+        data = data[16 + size :]
+    rows = {(row["step"], name): row[name] for row in read_metrics(tmp_path) for name in row}
+    assert len(scalars) == 6 * 5
+    for step, tag, value in scalars:
+        np.testing.assert_allclose(value, rows[step, tag], rtol=1e-5)
