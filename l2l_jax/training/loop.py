@@ -68,13 +68,13 @@ def train(
     step = make_step(
         task, optimizer, seed=seed, ema_decay=config.ema_decay, accumulate=config.accumulate
     )
-    trained = {part: params[part] for part in task.trained}
-    create = jax.jit(lambda p: create_state(p, optimizer, ema=config.ema_decay > 0))
-    state = create(sharding.replicate(trained, mesh))
-    frozen = sharding.replicate({part: params[part] for part in task.frozen}, mesh)
-    iterator = iter(batches)
     checkpointer = Checkpointer(folder / "checkpoints")
-    with contextlib.closing(checkpointer):
+    with contextlib.closing(checkpointer), _stop() as stop:
+        trained = {part: params[part] for part in task.trained}
+        create = jax.jit(lambda p: create_state(p, optimizer, ema=config.ema_decay > 0))
+        state = create(sharding.replicate(trained, mesh))
+        frozen = sharding.replicate({part: params[part] for part in task.frozen}, mesh)
+        iterator = iter(batches)
         resumed = checkpointer.restore_newest(state)
         if resumed is not None:
             state, iterator_state = resumed
@@ -83,18 +83,18 @@ def train(
         if int(state.step) < config.steps:
             state = _run_steps(
                 name, jax.jit(step, donate_argnums=0), state, frozen, iterator, config, folder,
-                checkpointer, mesh,
+                checkpointer, mesh, stop,
             )  # fmt: skip
         return {**params, **jax.device_get(state.result)}
 
 
-def _run_steps(name, step, state, frozen, iterator, config, folder, checkpointer, mesh):
+def _run_steps(name, step, state, frozen, iterator, config, folder, checkpointer, mesh, stop):
     """Run the steps that are left; metrics are read one step late, so that the device never waits."""
     first = int(state.step)
     schedule = learning_rate_schedule(config)
     writer = MetricWriter(folder, first)
     pending: Mapping[str, jax.Array] | None = None
-    with contextlib.closing(writer), Progress(name, config.steps, first) as progress, _stop() as stop:
+    with contextlib.closing(writer), Progress(name, config.steps, first) as progress:
 
         def report(number: int) -> None:
             if pending is not None:

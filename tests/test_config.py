@@ -1,0 +1,70 @@
+"""Recipes are checked before any work."""
+
+import pathlib
+import runpy
+
+import pytest
+
+from l2l_jax.config import parse_config
+from l2l_jax.errors import UserError
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def recipe(path=CONFIGS[0]):
+    return runpy.run_path(str(path))["get_config"]()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_says_what_to_expect(path):
+    config = parse_config(recipe(path))
+    assert config.describe()["unlearn"]["alpha"] == config.unlearn.alpha
+    docstring = runpy.run_path(str(path))["__doc__"]
+    for word in ("python -m l2l_jax.main", f"configs/{path.name}", "Hardware", "Expected figures"):
+        assert word in docstring
+
+
+def changed(name, value):
+    config = recipe().to_dict()
+    *sections, field = name.split(".")
+    place = config
+    for section in sections:
+        place = place[section]
+    place[field] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("unlearn.alhpa", 1.0, r"config.unlearn.alhpa does not exist. Did you mean config.unlearn.alpha\?"),
+        ("modle", {}, r"config.modle does not exist. Did you mean config.model\?"),
+        ("unlearn.alpha", -1.0, "config.unlearn.alpha is -1.0, but should be greater than or equal to 0"),
+        ("unlearn.alpha", "much", "config.unlearn.alpha is 'much'"),
+        ("unlearn.noise", "gauss", "'normal', 'uniform' or 'constant'"),
+        ("unlearn.steps", 0, "config.unlearn: steps must be at least 1, not 0"),
+        ("unlearn.batch_size", 2.5, "config.unlearn.batch_size is 2.5"),
+        ("model.family", "vae", "config.model.family is 'vae'; known: .*mae"),
+        ("model.num_heads", 5, "config.model: width 96 must be divisible"),
+        ("model.dtype", "float16", "config.model: dtype must be float32 or bfloat16"),
+        ("model.pretrained", 3, "config.model.pretrained is 3"),
+        ("seed", -1, "config.seed is -1"),
+        ("evaluate.hole", "center", "config.evaluate.hole is 'center'"),
+        ("evaluate.hole_width", 16, "config.evaluate: a centred hole in 16 pixels"),
+        ("pretrain", 7, "config.pretrain must be a section"),
+    ],
+)
+def test_mistakes_are_named(name, value, message):
+    with pytest.raises(UserError, match=message):
+        parse_config(changed(name, value))
+
+
+def test_missing_sections_and_fields_are_named():
+    config = recipe().to_dict()
+    del config["unlearn"], config["seed"]
+    with pytest.raises(UserError, match="lacks config.seed, config.unlearn"):
+        parse_config(config)
+    config = recipe().to_dict()
+    del config["data"]["source"]
+    with pytest.raises(UserError, match="config.data.source is missing"):
+        parse_config(config)

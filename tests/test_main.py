@@ -1,0 +1,166 @@
+"""The program as a user runs it: one process per command."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.main import explain
+from l2l_jax.weights.store import load_params
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = [
+    "--config=configs/digits_mae.py", "--config.model.width=16", "--config.model.depth=1",
+    "--config.model.decoder_width=16", "--config.model.decoder_depth=1",
+    "--config.pretrain.steps=60", "--config.pretrain.batch_size=8", "--config.pretrain.checkpoint_every=20",
+    "--config.unlearn.steps=60", "--config.unlearn.batch_size=8", "--config.unlearn.checkpoint_every=20",
+]  # fmt: skip
+
+
+def start(*arguments, **options):
+    """Start the program on one device."""
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", "l2l_jax.main", *arguments], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+def run(*arguments):
+    process = start(*arguments)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+def params(workdir):
+    shapes = json.loads((workdir / "unlearned" / "model.json").read_text())["model"]
+    from l2l_jax.models.mae import MAE
+
+    model = MAE(**{k: tuple(v) if isinstance(v, list) else v for k, v in shapes.items()})
+    return load_params(workdir / "unlearned", jax.eval_shape(model.init, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    code, output, errors = run(*SMALL, f"--workdir={workdir}")
+    assert code == 0, errors
+    return workdir, output, errors
+
+
+def test_the_report_holds_what_it_promises(finished):
+    workdir, output, _ = finished
+    report = json.loads((workdir / "report" / "metrics.json").read_text())
+    for model in ("original", "unlearned"):
+        for of in ("retain", "forget"):
+            assert set(report[model][of]) == {"psnr", "mse", "fid", "inception_score", "accuracy"}
+            mse = f"{report[model][of]['mse']:.4f}"
+            assert re.search(rf"{of} +{model} .*{mse}", output)  # the console shows the same
+    assert {"seed", "config", "versions", "device", "durations_seconds", "peak_memory_gib"} <= set(report)
+    assert report["config"]["unlearn"]["steps"] == 60
+    assert report["device"] == {"platform": "cpu", "kind": "cpu", "count": 1}
+    for picture in ("restorations.png", "losses.png"):
+        assert (workdir / "report" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_html_report_stands_alone(finished):
+    html = (finished[0] / "report" / "report.html").read_text()
+    report = json.loads((finished[0] / "report" / "metrics.json").read_text())
+    assert html.count("data:image/png;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert f"{report['unlearned']['forget']['fid']:.2f}" in html
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(finished):
+    errors = finished[2]
+    assert re.search(r"unlearn 60/60 · [\d.]+ step/s · 0 s left · .*loss [\d.e-]+ .*retain", errors)
+    assert "\r" not in errors
+
+
+def test_a_finished_run_is_not_done_again(finished):
+    workdir, output, _ = finished
+    before = (workdir / "unlearned" / "model.json").stat().st_mtime_ns
+    code, again, errors = run(*SMALL, f"--workdir={workdir}")
+    assert code == 0 and "Using the unlearned model" in errors
+    assert (workdir / "unlearned" / "model.json").stat().st_mtime_ns == before
+    assert again.split("Report")[0] == output.split("Report")[0]
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_and_terminated_runs_end_with_the_same_parameters(finished, tmp_path):
+    """SIGKILL in pretraining, SIGTERM in unlearning, then to the end: bit-identical weights."""
+    command = [*SMALL, f"--workdir={tmp_path}"]
+    process = start(*command)
+    wait_for((tmp_path / "pretrain/model/checkpoints/20").exists, process)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "pretrained").exists()
+    process = start(*command)
+    wait_for((tmp_path / "unlearn/checkpoints").exists, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert "pretrain model: resuming after step" in errors
+    assert process.returncode == 128 + signal.SIGTERM
+    assert re.search(r"SIGTERM: stopped after step \d+; the state is saved. Run the same command", errors)
+    code, _, errors = run(*command)
+    assert code == 0, errors
+    assert "unlearn: resuming after step" in errors
+    jax.tree.map(np.testing.assert_array_equal, params(tmp_path), params(finished[0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Which recipe"),
+        (["--config=configs/digits_mea.py"], "no such file. Recipes in that folder: .*digits_mae.py"),
+        (["--confg=configs/digits_mae.py"], "Unknown command line flag 'confg'"),
+        ([SMALL[0], "run"], "Unexpected argument 'run'"),
+        ([SMALL[0], "--config.unlearn.alhpa=1"], r"no field alhpa. Did you mean alpha\?"),
+        ([SMALL[0], "--config.unlearn.alpha=much"], "could not convert string to float"),
+        ([SMALL[0], "--config.unlearn.alpha=-1"], "greater than or equal to 0"),
+        ([SMALL[0], "--config.data.forget=('seven',)"], "names the class 'seven'"),
+        ([SMALL[0], "--config.model.pretrained=nowhere"], "nowhere"),
+        ([SMALL[0], "--workdir=/proc/run"], "/proc/run cannot be made or written"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, message, tmp_path):
+    workdir = [] if any("--workdir" in a for a in arguments) else [f"--workdir={tmp_path / 'run'}"]
+    code, output, errors = run(*arguments, *workdir)
+    last = errors.strip().splitlines()[-1]
+    assert code == 1 and output == ""
+    assert last.startswith("Error: ") and re.search(message, last)
+    assert "Traceback" not in errors
+
+
+def test_another_run_in_the_workdir_is_refused_and_left_alone(finished):
+    workdir = finished[0]
+    code, _, errors = run(*SMALL, f"--workdir={workdir}", "--config.unlearn.alpha=0.5")
+    assert code == 1 and "config.unlearn.alpha was 0.25 and is now 0.5" in errors
+    assert "Traceback" not in errors and (workdir / "unlearned" / "model.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "runs/a"), "The disk is full: runs/a"),
+        (PermissionError(13, "Permission denied", "runs/a"), r"runs/a cannot be .* \(Permission denied\)"),
+    ],
+)
+def test_errors_of_the_disk_are_explained(error, message):
+    assert re.match(message, explain(error))

@@ -1,0 +1,73 @@
+"""A workdir belongs to one run."""
+
+import dataclasses
+import pathlib
+import runpy
+
+import pytest
+
+from l2l_jax.config import parse_config
+from l2l_jax.errors import UserError
+from l2l_jax.workdir import Workdir
+
+RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
+CONFIG = parse_config(runpy.run_path(str(RECIPE))["get_config"]())
+ALPHA = dataclasses.replace(CONFIG, unlearn=dataclasses.replace(CONFIG.unlearn, alpha=0.5))
+LONGER = dataclasses.replace(CONFIG, pretrain=dataclasses.replace(CONFIG.pretrain, steps=77))
+
+
+def with_work(folder, *names):
+    work = Workdir(folder, CONFIG)
+    for name in names:
+        getattr(work, name).mkdir(parents=True)
+    return work
+
+
+def test_the_same_run_may_go_on(tmp_path):
+    with_work(tmp_path, "pretrained", "unlearn")
+    logged = dataclasses.replace(CONFIG.unlearn, log_every=1, checkpoint_every=3)
+    Workdir(tmp_path, dataclasses.replace(CONFIG, unlearn=logged))
+    evaluated = dataclasses.replace(CONFIG.evaluate, hole_width=4)
+    Workdir(tmp_path, dataclasses.replace(CONFIG, evaluate=evaluated))
+
+
+def test_another_unlearning_is_refused_with_a_way_out(tmp_path):
+    with_work(tmp_path, "pretrained", "unlearn")
+    with pytest.raises(UserError) as error:
+        Workdir(tmp_path, ALPHA)
+    message = str(error.value)
+    assert "config.unlearn.alpha was 0.25 and is now 0.5" in message
+    assert f"--config.model.pretrained={tmp_path / 'pretrained'}" in message
+    assert f"delete {tmp_path / 'unlearn'} to replace it" in message
+
+
+def test_another_model_is_refused(tmp_path):
+    with_work(tmp_path, "pretrain")
+    with pytest.raises(UserError, match="config.pretrain.steps was .* and is now 77"):
+        Workdir(tmp_path, LONGER)
+
+
+def test_a_pretrained_model_serves_several_unlearnings(tmp_path):
+    with_work(tmp_path, "pretrained")
+    Workdir(tmp_path, ALPHA)
+    other = dataclasses.replace(CONFIG.data, forget=(1,), retain=(2,))
+    Workdir(tmp_path, dataclasses.replace(CONFIG, data=other))
+
+
+def test_an_empty_workdir_takes_any_run(tmp_path):
+    Workdir(tmp_path, CONFIG)
+    Workdir(tmp_path, LONGER)
+    Workdir(tmp_path, LONGER)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    with_work(tmp_path, "unlearn")
+    (tmp_path / "run.json").write_text('{"pretrain"')
+    with pytest.raises(UserError, match="run.json is damaged"):
+        Workdir(tmp_path, CONFIG)
+
+
+def test_a_file_in_the_place_of_the_workdir_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        Workdir(tmp_path / "file", CONFIG)
