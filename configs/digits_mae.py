@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
         source="digits",
         forget=(5, 6, 7, 8, 9),  # classes
         retain=(0, 1, 2, 3, 4),
+        proxy=(),  # classes that stand in for the retain images while unlearning; (): none do
     ))
 
     config.pretrain = ml_collections.ConfigDict(dict(  # l2l_jax.training.optimizer.TrainingConfig
@@ -54,6 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     ))
 
     config.unlearn = ml_collections.ConfigDict(dict(  # l2l_jax.config.UnlearningConfig
+        method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder
         alpha=0.25,  # weight of forgetting
         noise="normal",  # the teacher's noise images: normal, uniform or constant
         steps=800,

@@ -11,6 +11,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.evaluation.evaluate import EvaluationConfig
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.models.registry import FAMILIES
+from l2l_jax.objectives.methods import Method
 from l2l_jax.objectives.noise import NoiseKind
 from l2l_jax.training.optimizer import TrainingConfig
 
@@ -23,11 +24,16 @@ class DataConfig:
       source: name of the source, a key of `l2l_jax.data.sources.SOURCES`.
       forget: classes to forget, by name or id.
       retain: classes to retain.
+      proxy: classes whose images stand in for those of `retain` while unlearning, for when retain
+        images may no longer be kept (the paper's proxy retain set); none: the images of `retain`
+        themselves. The evaluation is on `retain` in any case, so the classes to spare are named
+        there, not replaced. Proxies may be some of the classes of `retain`, but none of `forget`.
     """
 
     source: str
     forget: tuple[str | int, ...]
     retain: tuple[str | int, ...]
+    proxy: tuple[str | int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +41,14 @@ class UnlearningConfig(TrainingConfig):
     """How to unlearn: the fields of `TrainingConfig`, and
 
     Attributes:
+      method: "encoder", the paper's, or one that it is compared with: "max_loss", "noisy_label",
+        "retain_label" or "random_encoder", see `l2l_jax.objectives.baselines`.
       alpha: weight of the forget term; 0.25 in the paper.
-      noise: the noise shown to the teacher in place of forget images: "normal" (mean and standard
-        deviation of the batch's pixels), "uniform" or "constant".
+      noise: of the method "encoder": the noise shown to the teacher in place of forget images:
+        "normal" (mean and standard deviation of the batch's pixels), "uniform" or "constant".
     """
 
+    method: Method = "encoder"
     alpha: Annotated[float, pydantic.Field(ge=0)] = 0.25
     noise: NoiseKind = "normal"
 

@@ -16,7 +16,8 @@ from l2l_jax.evaluation.evaluate import Evaluator, ImageSet
 from l2l_jax.evaluation.report import write_report
 from l2l_jax.evaluation.restoration import Restorer
 from l2l_jax.models.base import Params
-from l2l_jax.objectives.task import encoder_task, pretraining_task
+from l2l_jax.objectives.methods import make_task
+from l2l_jax.objectives.task import pretraining_task
 from l2l_jax.training import sharding
 from l2l_jax.training.loop import train
 from l2l_jax.weights.store import load_params, read_card, save_model
@@ -44,10 +45,12 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     train_source = open_source(config.data.source, "train", config.model.image_size)
     test_source = open_source(config.data.source, "test", config.model.image_size)
     classes = (config.data.retain, config.data.forget)
-    train_sets, test_sets = (split_by_class(s, *classes) for s in (train_source, test_source))
+    train_sets = split_by_class(train_source, *classes, proxy=config.data.proxy)
+    test_sets = split_by_class(test_source, *classes)
     logger.info(
-        "Training images: %d to retain, %d to forget. Test images: %d and %d.",
-        *(len(s) for s in (*train_sets, *test_sets)),
+        "Training images: %d %s, %d to forget. Test images: %d to retain, %d to forget.",
+        len(train_sets.retain), "proxies" if config.data.proxy else "to retain",
+        *map(len, (train_sets.forget, *test_sets)),
     )  # fmt: skip
 
     original = original_params(config, folders, train_source)
@@ -120,9 +123,10 @@ def unlearned_params(
     if folders.unlearned.exists():
         logger.info("Using the unlearned model in %s", folders.unlearned)
         return load_params(folders.unlearned, original)
+    how = config.unlearn
     params = train(
         "unlearn",
-        encoder_task(config.model, alpha=config.unlearn.alpha, noise=config.unlearn.noise),
+        make_task(how.method, config.model, alpha=how.alpha, noise=how.noise),
         original,
         _batches(config, config.unlearn, sets._asdict()),
         config.unlearn,
@@ -130,7 +134,7 @@ def unlearned_params(
         seed=_stage_seed(config.seed, 1000),
         mesh=sharding.make_mesh(),
     )
-    save_model(folders.unlearned, params, _card(config, "unlearned by the encoder objective"))
+    save_model(folders.unlearned, params, _card(config, f"unlearned by the method {how.method}"))
     return params
 
 

@@ -18,29 +18,38 @@ class Split(NamedTuple):
 
 
 def split_by_class(
-    source: Source, retain: Sequence[str | int], forget: Sequence[str | int]
+    source: Source,
+    retain: Sequence[str | int],
+    forget: Sequence[str | int],
+    proxy: Sequence[str | int] = (),
 ) -> Split:
     """The records of the retain and of the forget classes.
 
     Args:
       source: any source; no image of it is decoded.
       retain, forget: class names, or class ids.
+      proxy: classes that stand in for the retain classes, of which `source` then needs no record:
+        their records are `Split.retain`. None: nothing stands in.
 
     Raises:
-      UserError: an unknown class (the nearest names are given), a class in both sets, or an empty set.
+      UserError: an unknown class (the nearest names are given), a class to forget among the
+        others, or an empty set.
     """
+    given = {"retain": retain, "proxy": proxy, "forget": forget}
     ids = {
-        "retain": class_ids(source.class_names, retain, "config.data.retain"),
-        "forget": class_ids(source.class_names, forget, "config.data.forget"),
+        name: class_ids(source.class_names, classes, f"config.data.{name}")
+        for name, classes in given.items()
     }
-    both = sorted(set(ids["retain"]) & set(ids["forget"]))
-    if both:
-        names = ", ".join(source.class_names[i] for i in both)
-        raise UserError(
-            f"Classes both in config.data.retain and in config.data.forget: {names}. "
-            "Take each out of one of the two."
-        )
-    return Split(**{name: _select(source, chosen, name) for name, chosen in ids.items()})
+    for name in ("retain", "proxy"):
+        both = sorted(set(ids[name]) & set(ids["forget"]))
+        if both:
+            names = ", ".join(source.class_names[i] for i in both)
+            raise UserError(
+                f"Classes both in config.data.{name} and in config.data.forget: {names}. "
+                "Take each out of one of the two."
+            )
+    kept = "proxy" if proxy else "retain"
+    return Split(_select(source, ids[kept], kept), _select(source, ids["forget"], "forget"))
 
 
 def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: str) -> list[int]:

@@ -82,8 +82,37 @@ class ImageToImageModel(abc.ABC):
         """Features compared by the objective: a pytree of arrays that start with the batch axis."""
 
     @abc.abstractmethod
+    def predict(self, params: Params, seen: Seen) -> Any:
+        """What `generative_loss` holds against the truth: the decoder's outputs on the encoder's
+        features, a pytree of float32 arrays that start with the batch axis.
+
+        Its shapes depend on those of `seen` only, and equal places mean the same thing in every
+        example, so that the outputs on two images can be compared.
+        """
+
+    @abc.abstractmethod
     def generative_loss(self, params: Params, images: jax.Array, seen: Seen) -> jax.Array:
         """The family's own training loss of every example, `[batch]`."""
+
+    def noisy_truth(
+        self, images: jax.Array, seen: Seen, noise: jax.Array, rng: jax.Array
+    ) -> tuple[jax.Array, Seen]:
+        """What to give `generative_loss` so that the truth is Gaussian noise.
+
+        By default `noise` in place of the images, under an unchanged `seen`; models that read the
+        truth from `seen` change it there.
+
+        Args:
+          images: a whole batch `[batch, height, width, channel]`, for statistics.
+          seen: what `corrupt` made of it.
+          noise: Gaussian noise images with the statistics of `images`, same shape.
+          rng: key of anything else that is drawn.
+
+        Returns:
+          `(images, seen)`, the last two arguments of `generative_loss`.
+        """
+        del images, rng
+        return noise, seen
 
     @abc.abstractmethod
     def restore(

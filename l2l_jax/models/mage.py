@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.models import mage_decoding
+from l2l_jax.models import mage_decoding, mage_networks
 from l2l_jax.models.base import ImageToImageModel, Params, PretrainingStage
 from l2l_jax.models.mage_networks import Decoder, Encoder, random_masking, unused_tensors
 from l2l_jax.models.vqgan import VQGAN
@@ -196,10 +196,10 @@ class MAGE(ImageToImageModel):
           dropout.
         """
         noise_key, share_key, dropout_key = jax.random.split(rng, 3)
-        lower, upper = ((end - self.mask_mean) / self.mask_std for end in (self.dropped, 1.0))
-        normal = jax.random.truncated_normal(share_key, lower, upper)
-        share = self.mask_mean + self.mask_std * normal
         num_drop = math.ceil(self.tokens * self.dropped)
+        share = mage_networks.draw_masked_share(
+            share_key, self.mask_mean, self.mask_std, self.dropped
+        )
         num_mask = jnp.ceil(self.tokens * share).astype(jnp.int32)
         num_mask = jnp.clip(num_mask, max(num_drop, 1), self.tokens)
         noise = jax.random.uniform(noise_key, (images.shape[0], self.tokens))
@@ -250,9 +250,7 @@ class MAGE(ImageToImageModel):
         logits = self.decode(params, self.encode(params["encoder"], seen), seen["source"])
         return logits[:, 1:, : self.codebook_size]
 
-    def generative_loss(
-        self, params: Params, images: jax.Array, seen: dict[str, jax.Array]
-    ) -> jax.Array:
+    def generative_loss(self, params: Params, images: jax.Array, seen: dict[str, jax.Array]) -> jax.Array:
         """Label-smoothed cross-entropy, float32 `[batch]`: the sum over the masked tokens of an
         image, divided by their number in that image.
 
@@ -266,6 +264,13 @@ class MAGE(ImageToImageModel):
         loss -= self.label_smoothing * log_probability.mean(axis=-1)
         return jnp.sum(loss * seen["masked"], axis=1) / jnp.sum(seen["masked"], axis=1)
 
+    def noisy_truth(
+        self, images: jax.Array, seen: dict[str, jax.Array], noise: jax.Array, rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Codes of `draw_noise_codes` as the targets, as released."""
+        targets = mage_networks.draw_noise_codes(rng, seen["targets"], self.codebook_size)
+        return images, {**seen, "targets": targets}
+
     def tokenizer_loss(self, params: Params, images: jax.Array) -> jax.Array:
         """Mean squared error of the reconstruction plus the codebook losses, `[batch]`.
 
@@ -277,16 +282,11 @@ class MAGE(ImageToImageModel):
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
         """First the tokenizer, then encoder and decoder on its tokens."""
         tokenizer = PretrainingStage(
-            name="tokenizer",
-            trained=("tokenizer",),
-            prepare=lambda frozen, images, rng: images,
-            loss=self.tokenizer_loss,
+            "tokenizer", ("tokenizer",), lambda frozen, images, rng: images, self.tokenizer_loss
         )
         return (tokenizer, *super().pretraining_stages())
 
-    def restore(
-        self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array
-    ) -> jax.Array:
+    def restore(self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:
         """Iterative decoding of the hidden tokens, blended in: see `mage_decoding.restore`."""
         return mage_decoding.restore(self, params, images, hole, rng)
 

@@ -1,4 +1,4 @@
-"""The networks of MAGE (see `l2l_jax.models.mage`) between tokens and logits, and their masking.
+"""The networks of MAGE (see `l2l_jax.models.mage`) between tokens and logits, and what it draws.
 
 Parameter names follow the release's, so that checkpoints map by rule (see `l2l_jax.weights.mage`).
 """
@@ -126,6 +126,20 @@ def random_masking(
     positions = jnp.pad(jnp.sort(order[:, num_drop:], axis=1) + 1, ((0, 0), (1, 0)))
     index = jnp.cumsum(rank >= num_drop, axis=1)
     return masked, positions, jnp.pad(jnp.where(masked, 0, index), ((0, 0), (1, 0)))
+
+
+def draw_masked_share(rng: jax.Array, mean: float, std: float, least: float) -> jax.Array:
+    """A scalar from N(mean, std) truncated to [least, 1]."""
+    lower, upper = ((end - mean) / std for end in (least, 1.0))
+    return mean + std * jax.random.truncated_normal(rng, lower, upper)
+
+
+def draw_noise_codes(rng: jax.Array, codes: jax.Array, codebook_size: int) -> jax.Array:
+    """Codes that say nothing of an image: numbers from a normal distribution with the mean and
+    (unbiased) standard deviation of all `codes`, rounded and clipped to the codebook; like `codes`."""
+    numbers = codes.astype(jnp.float32)
+    drawn = numbers.mean() + numbers.std(ddof=1) * jax.random.normal(rng, codes.shape)
+    return jnp.clip(jnp.round(drawn), 0, codebook_size - 1).astype(codes.dtype)
 
 
 def unused_tensors(width: int, decoder_width: int, patch_size: int, channels: int) -> Any:

@@ -228,9 +228,7 @@ class Palette(ImageToImageModel):
         features, embedding = self._encode(params["encoder"], seen["inputs"], seen["gamma"])
         return self.decoder.apply({"params": params["decoder"]}, features, embedding)
 
-    def generative_loss(
-        self, params: Params, images: jax.Array, seen: dict[str, jax.Array]
-    ) -> jax.Array:
+    def generative_loss(self, params: Params, images: jax.Array, seen: dict[str, jax.Array]) -> jax.Array:
         """Squared error of the predicted noise inside the hole, `[batch]`.
 
         The mean is over the whole image, as in Palette: a small hole weighs little.
@@ -239,9 +237,13 @@ class Palette(ImageToImageModel):
         error = jnp.square(self.predict(params, seen) - seen["noise"])
         return jnp.where(seen["hole"][..., None], error, 0).mean(axis=(1, 2, 3))
 
-    def restore(
-        self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array
-    ) -> jax.Array:
+    def noisy_truth(
+        self, images: jax.Array, seen: dict[str, jax.Array], noise: jax.Array, rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`pure_noise_inside`, as released: there is nothing but noise to find in the hole."""
+        return images, self.pure_noise_inside(seen)
+
+    def restore(self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:
         """Fill the hole by reverse diffusion from noise; see `ImageToImageModel.restore`.
 
         The clean image that each step predicts is clipped to the pixel range.

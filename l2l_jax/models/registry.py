@@ -2,6 +2,8 @@
 
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.models.mae import MAE
+from l2l_jax.models.mage import MAGE
+from l2l_jax.models.palette import Palette
 
-FAMILIES: dict[str, type[ImageToImageModel]] = {"mae": MAE}
+FAMILIES: dict[str, type[ImageToImageModel]] = {"mae": MAE, "mage": MAGE, "palette": Palette}
 """Model classes by the name that `config.model.family` takes."""

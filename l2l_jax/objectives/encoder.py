@@ -124,9 +124,9 @@ def encoder_unlearning_loss(
     """
     _check_alike(inputs)
     rows = jax.tree.leaves(inputs.retain)[0].shape[0]
-    student_features = encode(student, _interleave(inputs.retain, inputs.forget))
+    student_features = encode(student, interleave(inputs.retain, inputs.forget))
     teacher_features = encode(
-        jax.lax.stop_gradient(teacher), _interleave(inputs.retain, inputs.noise)
+        jax.lax.stop_gradient(teacher), interleave(inputs.retain, inputs.noise)
     )
     distance = feature_distance(student_features, jax.lax.stop_gradient(teacher_features))
     retain, forget = distance.reshape(rows, 2).mean(axis=0)
@@ -156,11 +156,25 @@ def feature_distance(features: Any, target: Any) -> jax.Array:
     return sum(jax.tree.leaves(jax.tree.map(distance, features, target)))
 
 
-def _interleave(first: Any, second: Any) -> Any:
+def interleave(first: Any, second: Any) -> Any:
+    """Trees of `[batch, …]` → `[2 · batch, …]` with the rows of the two in turn.
+
+    A batch sharded along its first axis stays where it is, unlike one concatenated along it.
+    """
+
     def leaf(a, b):
         return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
 
     return jax.tree.map(leaf, first, second)
+
+
+def deinterleave(both: Any) -> tuple[Any, Any]:
+    """The inverse of `interleave`: the rows with even and those with odd numbers."""
+
+    def rows(first):
+        return jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:])[:, first], both)
+
+    return rows(0), rows(1)
 
 
 def _check_alike(inputs: UnlearningInputs) -> None:

@@ -31,6 +31,28 @@ def test_by_name_or_id(forget):
     np.testing.assert_array_equal(sets.retain.labels, [0, 2, 0])
 
 
+def test_proxies_stand_in_for_the_retain_classes():
+    """Of which no image is needed any more: there is none of an aquarium."""
+    sets = split_by_class(Named(), ["aquarium"], ["alley"], proxy=["amphitheater"])
+    assert names(sets.retain) == ["image 3"]
+    assert names(sets.forget) == ["image 1", "image 2"]
+    sets = split_by_class(Named(), ["airfield", "amphitheater"], ["alley"], proxy=[0])
+    assert names(sets.retain) == ["image 0", "image 4"]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "message"),
+    [
+        (["alley"], "both in config.data.proxy and in config.data.forget: alley"),
+        (["aquarium"], "proxy set is empty: config.data.proxy selects no image"),
+        (["zoo"], "config.data.proxy names the class 'zoo'"),
+    ],
+)
+def test_mistaken_proxies_are_named(proxy, message):
+    with pytest.raises(UserError, match=message):
+        split_by_class(Named(), ["airfield"], ["alley"], proxy=proxy)
+
+
 @pytest.mark.parametrize(
     ("retain", "forget", "message"),
     [
