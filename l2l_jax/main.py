@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import pathlib
 import re
 import signal
@@ -62,17 +63,30 @@ def run(argv: Sequence[str]) -> None:
     print(f"\nReport: {workdir / 'report' / 'report.html'}")
 
 
-def explain(error: OSError) -> str | None:
-    """One sentence for an operating-system error that the user can mend, or None."""
-    place = error.filename or "the workdir"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def explain(error: OSError | ValueError) -> str | None:
+    """One sentence for a failure of the disk, or None if it is something else.
+
+    TensorStore, which writes the checkpoints, reports the operating system's errors as ValueErrors.
+    """
+    text = str(error)
+    place = getattr(error, "filename", None) or _place(text) or "the workdir"
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in text:
         return (
             f"The disk is full: {place} could not be written. Free some space and run the same "
             "command again; complete checkpoints are intact and it goes on from the newest."
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
-        return f"{place} cannot be made or written ({error.strerror}). Choose another --workdir."
+    for known in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+        if number == known or (number is None and os.strerror(known) in text):
+            reason = os.strerror(known)
+            return f"{place} cannot be made or written ({reason}). Choose another --workdir."
     return None
+
+
+def _place(text: str) -> str | None:
+    """The first file that a message of TensorStore names."""
+    match = re.search(r'"(/[^"]+?)(\.orbax-checkpoint-tmp|/?")', text)
+    return match.group(1) if match else None
 
 
 def main(argv: Sequence[str] = sys.argv) -> int:
@@ -83,7 +97,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         run(argv)
     except UserError as error:
         return _fail(str(error))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sentence = explain(error)
         if sentence is None:
             raise
@@ -105,14 +119,14 @@ def _fail(message: str) -> int:
 
 
 def _log_plain_lines() -> None:
-    """Show what this package logs, as plain lines; other packages only when they warn."""
+    """Show what this package logs, as plain lines, and nothing that Orbax does."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("l2l_jax")
     logger.setLevel(logging.INFO)
     logger.handlers = [handler]
     logger.propagate = False
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of them is raised, and told once
 
 
 if __name__ == "__main__":

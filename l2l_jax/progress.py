@@ -25,7 +25,7 @@ class Progress:
 
     def __init__(self, title: str, total: int, done: int = 0, unit: str = "step"):
         self._title, self._total, self._done, self._unit = title, total, done, unit
-        self._first, self._start, self._shown = done, time.monotonic(), time.monotonic()
+        self._first, self._start, self._shown = done, None, time.monotonic()
         self._figures = ""
         terminal = sys.stderr.isatty()
         self._bar = (
@@ -37,6 +37,8 @@ class Progress:
     def update(self, steps: int = 1, figures: Mapping[str, float] | None = None) -> None:
         """Advance by `steps`; `figures` replaces the figures shown."""
         self._done += steps
+        if self._start is None:  # the first step compiles and says nothing of the rate
+            self._first, self._start = self._done, time.monotonic()
         if figures:
             self._figures = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
         if self._bar is not None:
@@ -48,12 +50,12 @@ class Progress:
 
     def _line(self) -> None:
         self._shown = time.monotonic()
-        rate = (self._done - self._first) / max(self._shown - self._start, 1e-9)
-        left = (self._total - self._done) / rate if rate else float("inf")
-        logger.info(
-            "%s %d/%d · %.1f %s/s · %.0f s left · %s",
-            self._title, self._done, self._total, rate, self._unit, left, self._figures,
-        )  # fmt: skip
+        parts = [f"{self._title} {self._done}/{self._total}"]
+        if self._start is not None and self._done > self._first:
+            rate = (self._done - self._first) / max(self._shown - self._start, 1e-9)
+            left = (self._total - self._done) / rate
+            parts += [f"{rate:.1f} {self._unit}/s", f"{left:.0f} s left"]
+        logger.info("%s", " · ".join([*parts, *filter(None, [self._figures])]))
 
     def close(self) -> None:
         """End the bar, or print the last line."""

@@ -158,9 +158,20 @@ def test_another_run_in_the_workdir_is_refused_and_left_alone(finished):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(28, "No space left on device", "runs/a"), "The disk is full: runs/a"),
+        (OSError(28, "No space left on device", "runs/a"), "The disk is full: runs/a could"),
+        (
+            ValueError(
+                'RESOURCE_EXHAUSTED: Error writing "params/0" in OCDBT database at local file '
+                '"/runs/a/20.orbax-checkpoint-tmp/": No space left on device [os_error_code=28]'
+            ),
+            "The disk is full: /runs/a/20 could",
+        ),
         (PermissionError(13, "Permission denied", "runs/a"), r"runs/a cannot be .* \(Permission denied\)"),
     ],
 )
 def test_errors_of_the_disk_are_explained(error, message):
     assert re.match(message, explain(error))
+
+
+def test_other_errors_are_not_explained_away():
+    assert explain(ValueError("cannot reshape array")) is None

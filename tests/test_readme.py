@@ -1,0 +1,40 @@
+"""What the README shows is true."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(marker):
+    return re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", README, re.S).group(1)
+
+
+def test_the_library_example_runs_as_it_stands():
+    """In a process of its own, as a reader would paste it; it must forget while retaining."""
+    example = block("library example")
+    terms = []
+    for program in (example.replace("range(300)", "range(1)"), example):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        terms.append([float(x) for x in re.findall(r"\d\.\d+", done.stdout)])
+    (retain_before, forget_before), (retain, forget) = terms
+    assert retain_before == 0 and forget < 0.6 * forget_before and retain < 0.05 * forget
+
+
+def test_ci_types_the_test_command():
+    """The extraction in .ci/run yields the README's line."""
+    extract = re.search(r"command=\$\((.*)\)\n", (ROOT / ".ci" / "run").read_text()).group(1)
+    done = subprocess.run(["bash", "-c", extract], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == block("test command").strip()
+    assert "pytest" in done.stdout and "venv" in done.stdout
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith(("http:", "https:")):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
