@@ -1,0 +1,346 @@
+"""The other methods against the releases' arrays, and on a linear model against NumPy by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.mage_networks import draw_noise_codes
+from l2l_jax.objectives.baselines import (
+    max_loss_task,
+    noise_features,
+    noisy_label_task,
+    random_encoder_task,
+    retain_label_task,
+)
+from l2l_jax.training import sharding
+from l2l_jax.training.step import create_state, make_step
+from tests.compiling import quick_jit
+from tests.models import test_mage, test_palette_unlearning
+from tests.models.test_palette_unlearning import DRAW, IMAGES, ORDERED, by_label, forward, rows
+from tests.reference_arrays import nhwc
+
+PALETTE, MAGE = test_palette_unlearning.TINY, test_mage.TINY
+PALETTE_CASE, MAGE_CASE = test_palette_unlearning.CASE, test_mage.UNLEARN
+ALPHA = 0.25
+RETAIN, FORGET = [0, 1], [2, 3]  # rows of both reference batches
+
+
+def graded(task):
+    return quick_jit(jax.value_and_grad(task.loss, has_aux=True))
+
+
+# The releases, which divide by the whole batch of four: half of our losses.
+
+
+@pytest.fixture(scope="module")
+def palette():
+    """Student, teacher, what the student sees, and that with pure noise inside the hole."""
+    load, parts = test_palette_unlearning.mapping.to_flax, test_palette_unlearning.parts_of(PALETTE)
+    student, teacher = (
+        load(test_palette_unlearning.TABLE, PALETTE_CASE.state_dict(prefix), parts)
+        for prefix in ("", "teacher:")
+    )
+    seen = PALETTE.corrupt_with(IMAGES, DRAW)
+    return student, teacher, seen, PALETTE.pure_noise_inside(seen)
+
+
+def check_palette(name, task, student, frozen, inputs):
+    (loss, _), grads = graded(task)({part: student[part] for part in task.trained}, frozen, inputs)
+    test_palette_unlearning.check(name, loss / 2, jax.tree.map(lambda g: g / 2, grads))
+
+
+def test_palette_max_loss(palette):
+    student, _, seen, _ = palette
+    views = {"images": IMAGES, "seen": seen}
+    inputs = {"retain": rows(views, RETAIN), "forget": rows(views, FORGET)}
+    check_palette("max_loss", max_loss_task(PALETTE, alpha=ALPHA), student, {}, inputs)
+
+
+@pytest.mark.parametrize("name", ["noisy_label", "noisy_label_mixed"])
+def test_palette_noisy_label(palette, name):
+    student, _, seen, _ = palette
+    labels = PALETTE_CASE["labels_mixed"] if name.endswith("mixed") else ORDERED
+    views = {"images": IMAGES, "seen": seen}
+    truth = PALETTE.noisy_truth(IMAGES, seen, np.zeros_like(IMAGES), jax.random.key(0))
+    noisy = dict(zip(("images", "seen"), truth, strict=True))
+    inputs = {"retain": rows(views, labels > 0), "forget": rows(noisy, labels < 0)}
+    check_palette(name, noisy_label_task(PALETTE, alpha=ALPHA), student, {}, inputs)
+
+
+def test_palette_retain_label(palette):
+    """Forget rows 2 and 3 are paired with retain rows 0 and 1, as we pair them."""
+    student, teacher, seen, _ = palette
+    inputs = {"retain": rows(seen, RETAIN), "forget": rows(seen, FORGET)}
+    check_palette(
+        "retain_label", retain_label_task(PALETTE, alpha=ALPHA), student, teacher, inputs
+    )
+
+
+def test_palette_random_encoder(palette):
+    """With the release's draws and its statistics, which are not ours: see `random_encoder_task`."""
+    student, teacher, seen, hidden = palette
+    composite = by_label(ORDERED, seen, hidden)["inputs"]
+    features = [np.asarray(f) for f in forward(teacher, composite, DRAW["gamma"])[0]]
+    drawn = [nhwc(PALETTE_CASE[f"drawn/random_encoder/{i}"]) for i in range(len(features))]
+    noise = tuple(d * f.std(ddof=1) + f.mean() for d, f in zip(drawn, features, strict=True))
+    inputs = {
+        "seen": {"retain": rows(seen, RETAIN), "forget": rows(seen, FORGET)},
+        "target": {"retain": rows(tuple(features), RETAIN), "forget": rows(noise, FORGET)},
+    }
+    task = random_encoder_task(PALETTE, alpha=ALPHA)
+    check_palette("random_encoder", task, student, {}, inputs)
+
+
+def test_mage_max_loss():
+    seen = test_mage.unlearning_case("student", slice(0, 4))
+    views = {"images": np.zeros((4, 1, 1, 1), np.float32), "seen": seen}  # only codes are read
+    inputs = {"retain": rows(views, RETAIN), "forget": rows(views, FORGET)}
+    task = max_loss_task(MAGE, alpha=ALPHA)
+    params = test_mage.tiny_params()
+    trained = {part: params[part] for part in task.trained}
+    (loss, terms), grads = graded(task)(trained, {}, inputs)
+    np.testing.assert_allclose(loss / 2, MAGE_CASE["baseline/loss"], atol=5e-6)
+    for name in ("retain", "forget"):
+        np.testing.assert_allclose(terms[name] / 2, MAGE_CASE[f"baseline/{name}_loss"], atol=5e-6)
+    halves = jax.tree.map(lambda g: g / 2, grads)
+    test_mage.assert_gradients(halves, MAGE_CASE, "baseline/grad/")
+
+
+def test_mage_random_encoder():
+    """The retain term is the release's; the forget term is on forget rows, where its is not."""
+    latent, guide, target = (
+        MAGE_CASE[name] for name in ("shared_vqgan/latent", "shared_vqgan/guide", "shared_vqgan/mis_guide")
+    )
+    seen = test_mage.unlearning_case("student", slice(0, 4))
+    inputs = {
+        "seen": {"retain": rows(seen, RETAIN), "forget": rows(seen, FORGET)},
+        "target": {"retain": guide[RETAIN], "forget": target[FORGET]},
+    }
+    task = random_encoder_task(MAGE, alpha=ALPHA)
+    trained = {"encoder": test_mage.tiny_params()["encoder"]}
+    loss, terms = quick_jit(task.loss)(trained, {}, inputs)
+    np.testing.assert_allclose(terms["retain"], MAGE_CASE["shared_vqgan/retain_loss"], rtol=3e-6)
+    forget = np.square(latent[FORGET].astype(float) - target[FORGET]).mean()
+    np.testing.assert_allclose(terms["forget"], forget, rtol=3e-6)
+    np.testing.assert_allclose(loss, terms["retain"] + ALPHA * forget, rtol=3e-6)
+    on_retain_rows = np.square(latent[RETAIN].astype(float) - target[RETAIN]).mean()
+    assert abs(terms["forget"] / on_retain_rows - 1) > 1e-3
+
+
+def test_noise_codes_have_the_statistics_of_the_codes():
+    codes = np.random.default_rng(0).normal(30, 4, (100, 256)).round().astype(np.int32)
+    drawn = np.asarray(quick_jit(draw_noise_codes, static_argnums=2)(jax.random.key(0), codes, 64))
+    assert drawn.dtype == np.int32 and drawn.shape == codes.shape
+    count = codes.size
+    assert abs(drawn.mean() - codes.mean()) < 5 * codes.std() / np.sqrt(count)
+    variance = codes.var() + 1 / 12  # rounding
+    assert abs(drawn.var() - variance) < 5 * variance * np.sqrt(2 / count)
+    assert abs(np.corrcoef(drawn.ravel(), codes.ravel())[0, 1]) < 5 / np.sqrt(count)
+
+
+def test_noise_codes_are_clipped_to_the_codebook():
+    codes = np.where(np.arange(2000).reshape(20, 100) % 2, 63, 0).astype(np.int32)
+    drawn = np.asarray(draw_noise_codes(jax.random.key(0), codes, 64))
+    assert (drawn.min(), drawn.max()) == (0, 63)
+    # Two standard deviations lie between 0 and 63: a sixth of the draws falls on either side.
+    assert np.all(np.abs(np.bincount(drawn.ravel())[[0, 63]] / 2000 - 0.165) < 0.05)
+
+
+# A linear model.
+
+
+class Linear(ImageToImageModel):
+    """12 pixels, of which T hides half → two features, of 5 and of 3 numbers → 12 pixels."""
+
+    image_size, channels, value_range = 2, 3, (0.0, 1.0)
+    corruption_parts = ("gain",)
+
+    def init(self, rng):
+        raise NotImplementedError
+
+    restore = init
+
+    def corrupt(self, params, images, rng):
+        pixels = images.reshape(-1, 12) * params["gain"]
+        return jnp.where(jax.random.bernoulli(rng, 0.5, pixels.shape), pixels, 0)
+
+    def encode(self, encoder_params, seen):
+        z = seen @ encoder_params
+        return {"five": z[:, :5], "three": z[:, 5:]}
+
+    def predict(self, params, seen):
+        features = self.encode(params["encoder"], seen)
+        return jnp.concatenate([features["five"], features["three"]], axis=1) @ params["decoder"]
+
+    def generative_loss(self, params, images, seen):
+        return jnp.square(self.predict(params, seen) - images.reshape(-1, 12)).mean(axis=1)
+
+
+LINEAR = Linear()
+RNG = np.random.default_rng(0)
+
+
+def linear_params():
+    encoder, decoder = RNG.normal(size=(12, 8)), RNG.normal(size=(8, 12))
+    return {"encoder": encoder.astype(np.float32), "decoder": decoder.astype(np.float32)}
+
+
+STUDENT, TEACHER = linear_params(), {**linear_params(), "gain": np.float32(2)}
+BATCH = {name: RNG.random((400, 2, 2, 3), np.float32) ** k for name, k in (("retain", 1), ("forget", 3))}
+TASKS = {
+    "max_loss": max_loss_task(LINEAR, alpha=ALPHA),
+    "noisy_label": noisy_label_task(LINEAR, alpha=ALPHA),
+    "retain_label": retain_label_task(LINEAR, alpha=ALPHA),
+    "random_encoder": random_encoder_task(LINEAR, alpha=ALPHA),
+}
+
+
+def parts(params, names):
+    return {name: params[name] for name in names}
+
+
+def prepared(task, batch=BATCH, seed=0):
+    return jax.device_get(quick_jit(task.prepare)(parts(TEACHER, task.frozen), batch, jax.random.key(seed)))
+
+
+def outputs_by_hand(seen, target, weight):
+    """Σ weight · mean((seen W V − target)²), the terms, and the gradients; seen: two halves."""
+    w, v = STUDENT["encoder"].astype(float), STUDENT["decoder"].astype(float)
+    terms, grads = [], {"encoder": 0.0, "decoder": 0.0}
+    for x, y, factor in zip(seen, target, (1, weight), strict=True):
+        error = x @ w @ v - y
+        slope = factor * 2 * error / error.size
+        grads["decoder"] += (x @ w).T @ slope
+        grads["encoder"] += x.T @ slope @ v.T
+        terms.append(np.square(error).mean())
+    return terms[0] + weight * terms[1], terms, grads
+
+
+def check(task, inputs, expected):
+    total, terms, grads = expected
+    frozen = parts(TEACHER, task.frozen)
+    (loss, found), gradient = graded(task)(parts(STUDENT, task.trained), frozen, inputs)
+    np.testing.assert_allclose(loss, total, rtol=1e-5)
+    np.testing.assert_allclose([found["retain"], found["forget"]], terms, rtol=1e-5)
+    assert set(gradient) == set(grads)
+    for part in grads:
+        np.testing.assert_allclose(gradient[part], grads[part], atol=2e-6 * np.abs(grads[part]).max())
+
+
+def views(inputs):
+    """`(seen, images)`, each retain and forget, in float64."""
+    return (
+        [np.asarray(inputs[name][what], float).reshape(-1, 12) for name in ("retain", "forget")]
+        for what in ("seen", "images")
+    )
+
+
+def assert_half_seen(seen, images):
+    """T was applied to these images: twice the pixel, or nothing."""
+    images = images.reshape(-1, 12)
+    assert np.all((seen == 2 * images) | (seen == 0)) and 0.45 < np.mean(seen == 0) < 0.55
+
+
+def test_max_loss():
+    inputs = prepared(TASKS["max_loss"])
+    for name, images in BATCH.items():
+        np.testing.assert_array_equal(inputs[name]["images"], images)
+        assert_half_seen(inputs[name]["seen"], images)
+    assert np.any((inputs["retain"]["seen"] == 0) != (inputs["forget"]["seen"] == 0))
+    seen, images = views(inputs)
+    check(TASKS["max_loss"], inputs, outputs_by_hand(seen, images, -ALPHA))
+
+
+def test_noisy_label():
+    """Only the truth of forget images is noise, with the statistics of the batch."""
+    inputs = prepared(TASKS["noisy_label"])
+    np.testing.assert_array_equal(inputs["retain"]["images"], BATCH["retain"])
+    for name, images in BATCH.items():
+        assert_half_seen(inputs[name]["seen"], images)
+    noise, pixels = inputs["forget"]["images"], np.stack(list(BATCH.values()))
+    assert noise.shape == BATCH["forget"].shape and (noise.min(), noise.max()) == (0, 1)
+    normal = pixels.mean() + pixels.std() * np.random.default_rng(1).standard_normal(10**6)
+    expected = np.quantile(np.clip(normal, 0, 1), [0.2, 0.4, 0.5, 0.6, 0.8])
+    np.testing.assert_allclose(np.quantile(noise, [0.2, 0.4, 0.5, 0.6, 0.8]), expected, atol=0.03)
+    assert abs(np.corrcoef(noise.ravel(), BATCH["forget"].ravel())[0, 1]) < 5 / np.sqrt(noise.size)
+    seen, images = views(inputs)
+    check(TASKS["noisy_label"], inputs, outputs_by_hand(seen, images, ALPHA))
+
+
+def test_retain_label():
+    """Both halves are drawn to the original model's outputs on the retain half, row by row."""
+    inputs = prepared(TASKS["retain_label"])
+    for name, images in BATCH.items():
+        assert_half_seen(inputs[name], images)
+    seen = [np.asarray(inputs[name], float) for name in ("retain", "forget")]
+    target = seen[0] @ TEACHER["encoder"].astype(float) @ TEACHER["decoder"].astype(float)
+    check(TASKS["retain_label"], inputs, outputs_by_hand(seen, [target, target], ALPHA))
+
+
+def test_random_encoder():
+    inputs = prepared(TASKS["random_encoder"])
+    seen = [np.asarray(inputs["seen"][name], float) for name in ("retain", "forget")]
+    assert_half_seen(seen[1], BATCH["forget"])
+    original = [x @ TEACHER["encoder"].astype(float) for x in seen]
+    target = [
+        np.concatenate([inputs["target"][name]["five"], inputs["target"][name]["three"]], axis=1)
+        for name in ("retain", "forget")
+    ]
+    np.testing.assert_allclose(target[0], original[0], atol=1e-5)
+    both = np.stack(original)
+    for columns in (slice(5), slice(5, 8)):  # every array has its own statistics
+        noise, features = target[1][:, columns], both[..., columns]
+        count = noise.size
+        assert abs(noise.mean() - features.mean()) < 5 * features.std() / np.sqrt(count)
+        assert abs(noise.std() / features.std() - 1) < 5 / np.sqrt(2 * count)
+    w, total, terms, gradient = STUDENT["encoder"].astype(float), 0.0, [], 0.0
+    for x, y, factor in zip(seen, target, (1, ALPHA), strict=True):
+        error = x @ w - y
+        share = np.repeat([1 / 5, 1 / 3], [5, 3]) / len(x)  # a mean for each array, then their sum
+        terms.append(np.sum(error**2 * share))
+        total += factor * terms[-1]
+        gradient += x.T @ (factor * 2 * error * share)
+    check(TASKS["random_encoder"], inputs, (total, terms, {"encoder": gradient}))
+
+
+def test_noise_features_keep_structure_and_type():
+    features = [jnp.full((4, 3), 2.0, jnp.bfloat16), {"map": jnp.arange(8.0).reshape(2, 2, 2)}]
+    noise = noise_features(features, jax.random.key(0))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), noise) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), features
+    )
+    np.testing.assert_array_equal(noise[0], features[0])  # no deviation, no noise
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_eight_devices_and_accumulation_give_the_numbers_of_one_step(name):
+    """One step of gradient descent: metrics and new parameters, statistics of the whole batch."""
+    task, optimizer = TASKS[name], optax.sgd(0.1)
+    batch = {of: images[:16] for of, images in BATCH.items()}
+
+    def run(devices, accumulate):
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+        step = quick_jit(make_step(task, optimizer, seed=3, accumulate=accumulate))
+        params = sharding.replicate(parts(STUDENT, task.trained), mesh)
+        frozen = sharding.replicate(parts(TEACHER, task.frozen), mesh)
+        state = create_state(params, optimizer, ema=False)
+        state, metrics = step(state, frozen, sharding.shard_batch(batch, mesh))
+        return jax.device_get((state.params, metrics))
+
+    params, metrics = run(1, 1)
+    for part in task.trained:
+        assert np.abs(params[part] - STUDENT[part]).max() > 1e-3
+    for other in (run(8, 1), run(4, 2)):
+        for part in task.trained:
+            np.testing.assert_allclose(other[0][part], params[part], atol=1e-5)
+        for term in metrics:
+            np.testing.assert_allclose(other[1][term], metrics[term], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_batches_of_different_shapes_are_refused(name):
+    with pytest.raises(ValueError, match="one shape"):
+        prepared(TASKS[name], {"retain": BATCH["retain"], "forget": BATCH["forget"][:2]})

@@ -1,0 +1,147 @@
+"""Every method on every family: what it trains, and that forget images count."""
+
+import runpy
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2l_jax.config import parse_config
+from l2l_jax.errors import UserError
+from l2l_jax.models.mae import MAE
+from l2l_jax.models.mage import MAGE
+from l2l_jax.models.palette import Palette
+from l2l_jax.models.registry import FAMILIES
+from l2l_jax.objectives.methods import METHODS, Method, make_task
+from tests.compiling import quick_jit
+from tests.models.test_mage import random_params
+
+MODELS = {
+    "mae": MAE(
+        image_size=8, patch_size=4, width=8, depth=1, num_heads=2,
+        decoder_width=8, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
+    ),
+    "mage": MAGE(
+        image_size=8, width=8, depth=1, num_heads=2,
+        decoder_width=8, decoder_depth=1, decoder_num_heads=2,
+        codebook_size=16, codebook_width=4, base_channels=4, channel_multipliers=(1,),
+        num_res_blocks=1, groups=2, hidden_margin=0, blend_margin=0, blend_sigma=0.0,
+    ),
+    "palette": Palette(
+        image_size=8, inner_channel=8, channel_mults=(1,), res_blocks=1, attn_res=(),
+        num_head_channels=4, norm_groups=2, hole_bank_size=4,
+    ),
+}  # fmt: skip
+FROZEN = {"mae": (), "mage": ("tokenizer",), "palette": ("holes",)}
+"""What T reads."""
+ENCODER_ONLY, WITH_TEACHER = ("encoder", "random_encoder"), ("encoder", "retain_label", "random_encoder")
+IMAGES = np.random.default_rng(0).random((4, 8, 8, 8, 3), np.float32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Of a student, different from the teacher in what is trained."""
+    teachers = {name: random_params(model) for name, model in MODELS.items()}
+    holes = np.zeros((4, 8, 8), bool)
+    holes[:, 2:6, 2:6] = True
+    teachers["palette"]["holes"] = jnp.asarray(holes)
+    return teachers
+
+
+def gradients(family, method, params, batches, alphas):
+    """Metrics and gradients for each batch and alpha, with one draw of T for all."""
+    model = MODELS[family]
+    parts = make_task(method, model, alpha=0.0, noise="normal")
+    low, high = model.value_range
+
+    @quick_jit
+    def run(trained, frozen, batch, alpha):
+        task = make_task(method, model, alpha=alpha, noise="normal")
+        inputs = task.prepare(frozen, batch, jax.random.key(0))
+        (loss, terms), grads = jax.value_and_grad(task.loss, has_aux=True)(trained, frozen, inputs)
+        return {"loss": loss, **terms}, grads
+
+    trained = jax.tree.map(lambda x: 1.1 * x, {part: params[part] for part in parts.trained})
+    frozen = {part: params[part] for part in parts.frozen}  # a part too few is a KeyError
+    scaled = [{of: low + (high - low) * x for of, x in batch.items()} for batch in batches]
+    return [run(trained, frozen, b, a) for b, a in zip(scaled, alphas, strict=True)]
+
+
+def distance(a, b):
+    """Greatest difference of two trees of gradients by part, relative to the greatest entry."""
+
+    def of(part):
+        pairs = zip(jax.tree.leaves(a[part]), jax.tree.leaves(b[part]), strict=True)
+        scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(a[part]))
+        assert scale > 0
+        return max(float(jnp.abs(x - y).max()) for x, y in pairs) / scale
+
+    return {part: of(part) for part in a}
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_forget_images_count(family, method, params):
+    """Other forget images give other gradients in all that is trained, unless alpha is 0."""
+    one = {"retain": IMAGES[0], "forget": IMAGES[1]}
+    other = {"retain": IMAGES[0], "forget": IMAGES[2] ** 3}
+    results = gradients(
+        family, method, params[family], [one, other, one, other], [0.5, 0.5, 0.0, 0.0]
+    )
+    (metrics, grads), (_, changed), (plain, unweighted), (_, same) = results
+    trained = ("encoder",) if method in ENCODER_ONLY else ("encoder", "decoder")
+    assert tuple(sorted(grads)) == tuple(sorted(trained))
+    assert all(d > 1e-3 for d in distance(grads, changed).values())
+    assert all(d < 1e-5 for d in distance(unweighted, same).values())
+    sign = -1 if method == "max_loss" else 1
+    expected = metrics["retain"] + sign * 0.5 * metrics["forget"]
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(plain["loss"], metrics["retain"], rtol=1e-5)
+    assert metrics["forget"] > 1e-3 and metrics["retain"] > 1e-4
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_no_method_keeps_more_on_the_devices_than_it_reads(family):
+    for method in METHODS:
+        task = make_task(method, MODELS[family], alpha=0.25, noise="normal")
+        teacher = ()
+        if method in WITH_TEACHER:
+            teacher = ("encoder",) if method in ENCODER_ONLY else ("encoder", "decoder")
+        assert sorted(task.frozen) == sorted((*teacher, *FROZEN[family]))
+        assert task.sets == ("retain", "forget")
+
+
+def test_noise_is_the_teachers():
+    """Constant noise is the mean of the batch for every row; the other methods know no kind."""
+    model = MODELS["mae"]
+    batch = {"retain": IMAGES[0], "forget": IMAGES[1]}
+    task = make_task("encoder", model, alpha=0.25, noise="constant")
+    inputs = quick_jit(task.prepare)({}, batch, jax.random.key(0))
+    np.testing.assert_allclose(inputs.noise["patches"], IMAGES[:2].mean(), rtol=1e-5)
+    for kind in ("normal", "constant"):
+        task = make_task("noisy_label", model, alpha=0.25, noise=kind)
+        inputs = quick_jit(task.prepare)({}, batch, jax.random.key(0))
+        assert inputs["forget"]["images"].std() > 0.1
+
+
+def test_names():
+    assert set(METHODS) == set(typing.get_args(Method))
+    with pytest.raises(ValueError, match="max_loss.* not 'max-loss'"):
+        make_task("max-loss", MODELS["mae"], alpha=0.25, noise="normal")
+    assert set(MODELS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_config_names_the_method(method):
+    config = runpy.run_path("configs/digits_mae.py")["get_config"]()
+    config.unlearn.method = method
+    assert parse_config(config).unlearn.method == method
+
+
+def test_an_unknown_method_in_the_config_is_refused():
+    config = runpy.run_path("configs/digits_mae.py")["get_config"]()
+    config.unlearn.method = "maxloss"
+    with pytest.raises(UserError, match="config.unlearn.method is 'maxloss'.*'max_loss'"):
+        parse_config(config)
