@@ -136,14 +136,17 @@ class Palette(ImageToImageModel):
         (features, embedding), variables = self.encoder.init_with_output(
             encoder_rng, jnp.zeros((1, side, side, 2 * self.channels)), jnp.zeros(1)
         )
-        holes = freeform.hole_bank(
-            self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed
-        )
         return {
             "encoder": variables["params"],
             "decoder": self.decoder.init(decoder_rng, features, embedding)["params"],
-            "holes": jnp.asarray(holes),
+            "holes": jnp.asarray(self.hole_bank()),
         }
+
+    def hole_bank(self) -> np.ndarray:
+        """The bank of training holes, bool `[hole, height, width]`, True where pixels are missing."""
+        return freeform.hole_bank(
+            self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed
+        )
 
     def corrupt(self, params: Params, images: jax.Array, rng: jax.Array) -> dict[str, jax.Array]:
         """Cut a hole, fill it with noise, and add noise of a random level inside it.

@@ -1,10 +1,19 @@
 """The state dict of MAGE's `MaskedGenerativeEncoderViT`, its VQGAN under `vqgan.` included."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
+from l2l_jax.errors import UserError
+from l2l_jax.models.mage import VARIANTS
 from l2l_jax.models.vit import sincos_position_table
 from l2l_jax.weights.mae import vit_block_rules
 from l2l_jax.weights.mapping import Constant, Rule, conv, linear
+from l2l_jax.weights.shapes import count, shape_of, square_side
+
+PUBLISHED = VARIANTS
+"""Fields of `l2l_jax.models.mage.MAGE` of the published models, where they differ from its defaults."""
 
 
 def _norm(torch_norm: str, flax_norm: str) -> list[Rule]:
@@ -77,3 +86,61 @@ TABLE = [
     *_dense("decoder_pred", "unused/decoder_pred"),
 ]
 """Rules for `l2l_jax.models.mage.MAGE`; `config` of the engine is the model."""
+
+CLASSES_AND_MASK = 1001
+"""Words of the vocabulary beside the codes."""
+
+
+def with_vqgan(state_dict: Mapping[str, Any], vqgan: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict of MAGE with a VQGAN from a file of its own.
+
+    Args:
+      state_dict: of MAGE, without a VQGAN.
+      vqgan: `encoder.…`, `decoder.…` and `quantize.…`. What was needed to train it, `loss.…`, is
+        left out.
+
+    Raises:
+      UserError: there is a VQGAN in `state_dict` already.
+    """
+    if any(key.startswith("vqgan.") for key in state_dict):
+        raise UserError("the file holds its VQGAN already: leave --vqgan out.")
+    tokenizer = {f"vqgan.{k}": v for k, v in vqgan.items() if not k.startswith("loss.")}
+    return {**state_dict, **tokenizer}
+
+
+def sizes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `MAGE` that shapes show.
+
+    Raises:
+      UserError: an array that shows one is missing or misshapen; without any VQGAN the message says
+        how to add it.
+    """
+    if not any(key.startswith("vqgan.") for key in state_dict):
+        raise UserError(
+            "this is MAGE without its VQGAN, which makes and decodes its tokens: add the VQGAN's file, "
+            "--vqgan vqgan_jax_strongaug.ckpt."
+        )
+    vocabulary, width = shape_of(state_dict, "token_emb.word_embeddings.weight", 2)
+    _, places, _ = shape_of(state_dict, "decoder_pos_embed_learned", 3)
+    decoder_width, _ = shape_of(state_dict, "decoder_embed.weight", 2)
+    base, channels, _, _ = shape_of(state_dict, "vqgan.encoder.conv_in.weight", 4)
+    _, codebook_width = shape_of(state_dict, "vqgan.quantize.embedding.weight", 2)
+    levels = count(state_dict, "vqgan.encoder.down.{i}.")
+    widths = [
+        shape_of(state_dict, f"vqgan.encoder.down.{level}.block.0.conv1.weight", 4)[0]
+        for level in range(levels)
+    ]
+    patch = 2 ** max(levels - 1, 0)
+    return dict(
+        image_size=patch * square_side(places - 1, "decoder_pos_embed_learned"),
+        width=width,
+        depth=count(state_dict, "blocks.{i}."),
+        decoder_width=decoder_width,
+        decoder_depth=count(state_dict, "decoder_blocks.{i}."),
+        codebook_size=vocabulary - CLASSES_AND_MASK,
+        codebook_width=codebook_width,
+        base_channels=base,
+        channel_multipliers=tuple(width // base for width in widths),
+        num_res_blocks=count(state_dict, "vqgan.encoder.down.0.block.{i}."),
+        channels=channels,
+    )

@@ -6,7 +6,9 @@ the frozen original behind `teacher_denoise_fn.`: `unet_state_dict` takes the U-
 `network_state_dict` wraps a U-Net up again. The model's bank of holes is in neither.
 """
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +16,13 @@ from l2l_jax.errors import UserError
 from l2l_jax.models.diffusion import beta_schedule, schedule_buffers
 from l2l_jax.models.palette import Palette
 from l2l_jax.weights.mapping import Layout, Rule, conv, conv1x1_1d, linear, same
+from l2l_jax.weights.shapes import count, shape_of
 
 STUDENT, TEACHER = "denoise_fn.", "teacher_denoise_fn."
 BUFFERS = tuple(schedule_buffers(np.full(1, 0.5)))
+
+PUBLISHED = {"palette_256": {}}
+"""Fields of `Palette` of the published models, where they differ from its defaults."""
 
 
 def _weight_and_bias(torch_module: str, flax_module: str, layout: Layout = same) -> list[Rule]:
@@ -104,3 +110,39 @@ def _buffers(model: Palette) -> dict[str, np.ndarray]:
     return schedule_buffers(
         beta_schedule(model.schedule, model.timesteps, model.linear_start, model.linear_end)
     )
+
+
+def sizes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Palette` that the shapes of a `Network` or a bare U-Net show.
+
+    Raises:
+      UserError: an array that shows one is missing or misshapen.
+    """
+    prefix = STUDENT if any(key.startswith(STUDENT) for key in state_dict) else ""
+    _, inner = shape_of(state_dict, f"{prefix}cond_embed.0.weight", 2)
+    channels = shape_of(state_dict, f"{prefix}out.2.weight", 4)[0]
+    blocks = count(state_dict, f"{prefix}output_blocks.{{i}}.")
+    # A level's output blocks, all but the last level's, end with a block that doubles the side.
+    doubling = [
+        i for i in range(blocks)
+        if any(f"{prefix}output_blocks.{i}.{j}.in_layers.2.weight" in state_dict for j in (1, 2))
+    ]  # fmt: skip
+    levels = 1 + len(doubling)
+    per_level = blocks // levels
+    first = [f"{prefix}input_blocks.{1 + level * per_level}" for level in range(levels)]
+    widths = [shape_of(state_dict, f"{block}.0.out_layers.3.weight", 4)[0] for block in first]
+    return dict(
+        inner_channel=inner,
+        channel_mults=tuple(width // inner for width in widths),
+        res_blocks=per_level - 1,
+        attn_res=tuple(
+            2**level for level, block in enumerate(first) if f"{block}.1.qkv.weight" in state_dict
+        ),
+        channels=channels,
+    )
+
+
+def canonical(model: Palette) -> Palette:
+    """`model` without those `attn_res` that no level of its U-Net has; they change nothing."""
+    factors = [2**level for level in range(len(model.channel_mults))]
+    return dataclasses.replace(model, attn_res=tuple(f for f in factors if f in model.attn_res))

@@ -7,6 +7,7 @@ import shutil
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from l2l_jax.errors import UserError
@@ -29,12 +30,28 @@ def save_model(folder: pathlib.Path, params: Params, card: dict[str, Any]) -> No
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.Checkpointer(_handler()) as checkpointer:
         checkpointer.save(unfinished / "params", params)
     (unfinished / CARD).write_text(json.dumps(card, indent=2) + "\n")
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(unfinished, folder)
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Saves every array in files of its own, in little more memory than the arrays take themselves.
+
+    Orbax would copy all NumPy arrays first, in case they change while it writes, which nobody does to
+    them here; and its joint file for all arrays (OCDBT) is put together in memory.
+    """
+    numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, numpy_handler), (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
+    # It would look for OCDBT files to join, and warn that there are none.
+    handler.finalize = lambda directory: None
+    return handler
 
 
 def read_card(folder: pathlib.Path) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""Published checkpoints in, unlearned checkpoints out.
+
+    python -m l2l_jax.weights inspect mae_visualize_vit_base.pth
+    python -m l2l_jax.weights import mae_visualize_vit_base.pth
+    python -m l2l_jax.weights export runs/mae/unlearned --output unlearned.pth
+"""
+
+import argparse
+import ast
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from l2l_jax.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message[:1].upper()}{message[1:]}. See --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m l2l_jax.weights", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    reading = argparse.ArgumentParser(add_help=False)
+    reading.add_argument("file", type=pathlib.Path, metavar="FILE", help=".pth, .ckpt, .safetensors")
+    reading.add_argument("--ema", action="store_true", help="take the EMA copy of the weights")
+    reading.add_argument(
+        "--vqgan", type=pathlib.Path, metavar="FILE", help="MAGE: its VQGAN, if FILE holds none"
+    )
+    reading.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", type=_field, dest="fields",
+        help="a field of the model that the weights do not show, such as num_heads=4",
+    )  # fmt: skip
+    bring_in = commands.add_parser("import", parents=[reading], help="turn a file into a saved model")
+    bring_in.add_argument(
+        "--output", type=pathlib.Path, metavar="FOLDER", help="default: pretrained/<name of FILE>"
+    )
+    export = commands.add_parser("export", help="turn a saved model into a file")
+    export.add_argument("folder", type=pathlib.Path, metavar="FOLDER", help="a saved model")
+    export.add_argument(
+        "--output", type=pathlib.Path, metavar="FILE", required=True, help=".pth or .safetensors"
+    )
+    export.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    commands.add_parser("inspect", parents=[reading], help="say what a file or folder is")
+    return parser
+
+
+def _field(text: str) -> tuple[str, Any]:
+    """`"num_heads=4"` → `("num_heads", 4)`; values are Python literals, anything else is text."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, {"true": True, "false": False}.get(value.lower(), value)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Do what the command line asks for; `argv` leaves the program's name out."""
+    args = _parser().parse_args(argv)
+    # Imported late: a mistyped command is answered at once.
+    import jax
+
+    from l2l_jax.weights import inspection, transfer
+
+    jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy, and is of no help here
+
+    if args.command == "export":
+        card = transfer.export_model(args.folder, args.output, args.dtype)
+        print(f"{args.output}: {card['family']}, {card.get('origin')}")
+        return
+    options = dict(ema=args.ema, vqgan=args.vqgan, fields=dict(args.fields))
+    if args.command == "inspect":
+        for heading, text in inspection.inspect_path(args.file, **options).items():
+            print(f"{heading + ':':12} {text}")
+        return
+    output = args.output or pathlib.Path("pretrained") / args.file.stem
+    card = transfer.import_file(args.file, output, **options)
+    print(
+        f"{output}: {card['family']} {card['variant'] or '(no published size)'}, SHA-256 of the file "
+        f"{card['source']['sha256']}\n{card['licence']}\n"
+        f"Unlearn it with --config.model.pretrained={output}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; the exit code is 0, or 1 with one sentence on stderr."""
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename or 'A file'} cannot be read or written ({error.strerror})."
+    else:
+        return 0
+    print(f"Error: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

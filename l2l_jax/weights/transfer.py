@@ -1,0 +1,226 @@
+"""Checkpoint files in, checkpoint files out: what the command line and `config.model.pretrained` do."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from l2l_jax.errors import UserError
+from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.weights import files, mage, mapping
+from l2l_jax.weights.families import KNOWN, Family, recognise
+from l2l_jax.weights.store import load_params, read_card, save_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A state dict and where it comes from.
+
+    Attributes:
+      state_dict: arrays by key, without wrappers.
+      facts: JSON-able: name, SHA-256 and format of the file, and which copy in it was taken.
+      copies: names of all the copies in it.
+    """
+
+    state_dict: Mapping[str, Any]
+    facts: dict[str, Any]
+    copies: tuple[str, ...]
+
+
+def open_source(
+    path: pathlib.Path, *, ema: bool = False, vqgan: pathlib.Path | None = None
+) -> Source:
+    """The state dict in a checkpoint file, its VQGAN's file added if there is one.
+
+    Raises:
+      UserError: see `files.open_checkpoint`, `files.CheckpointFile.choose`, `mage.with_vqgan`.
+    """
+    file = files.open_checkpoint(path)
+    name = file.choose(ema)
+    state_dict: Mapping[str, Any] = file.copies[name]
+    facts: dict[str, Any] = {"file": path.name, "sha256": files.sha256(path), "format": file.kind}
+    if name:
+        facts["copy"] = name
+    if vqgan is not None:
+        added = open_source(vqgan)
+        with _about(path):
+            state_dict = mage.with_vqgan(state_dict, added.state_dict)
+        facts["vqgan"] = added.facts
+    return Source(state_dict, facts, tuple(file.copies))
+
+
+def read_params(source: Source, family: Family, model: ImageToImageModel) -> Params:
+    """The parameters that a checkpoint holds, float32, by part; `family.other_parts` are not there.
+
+    Raises:
+      UserError: the weights do not fit the model, or are no float32, float16 or bfloat16.
+    """
+    target = family.target(model)
+    state_dict = family.unwrap(source.state_dict, model)
+    params = mapping.to_flax(family.table, state_dict, target, model)
+
+    def widen(path: Any, value: np.ndarray, like: Any) -> np.ndarray:
+        if value.dtype not in files.FLOATS.values():
+            name = "/".join(str(key.key) for key in path)
+            raise UserError(f"{name} is {value.dtype}; {files.FLOATS_WANTED}.")
+        return value if value.dtype == like.dtype else value.astype(like.dtype)
+
+    return jax.tree_util.tree_map_with_path(widen, params, target)
+
+
+def import_file(
+    path: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    ema: bool = False,
+    vqgan: pathlib.Path | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Turn a checkpoint file into a saved model (see `l2l_jax.weights.store`).
+
+    Args:
+      path: the file.
+      output: folder to make.
+      ema: take the moving average of the weights.
+      vqgan: file of MAGE's VQGAN, if `path` does not hold it.
+      fields: fields of the model that the weights do not show.
+
+    Returns:
+      The card of the saved model.
+
+    Raises:
+      UserError: the output exists, or the file cannot be read or does not fit; nothing is written.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists. Choose another --output, or delete it first.")
+    source = open_source(path, ema=ema, vqgan=vqgan)
+    with _about(path):
+        family = recognise(source.state_dict)
+        variant, model = family.infer(source.state_dict, path.name, fields or {})
+        params = read_params(source, family, model)
+    card = {
+        "family": family.name,
+        "variant": variant,
+        "model": dataclasses.asdict(model),
+        "origin": f"imported from {path.name}",
+        "source": source.facts,
+        "licence": family.licence,
+        "parts": list(family.parts),
+    }
+    save_model(output, params, card)
+    return card
+
+
+def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageModel) -> Params:
+    """All parts of the original model that `config.model.pretrained` names.
+
+    Args:
+      path: folder of a saved model (imported, or of an earlier run), or a checkpoint file.
+      family_name: the family that the config asks for.
+      model: the model that the config asks for.
+
+    Raises:
+      UserError: another family or another model lies there, or nothing that can be read.
+    """
+    family = KNOWN[family_name]
+    if not path.is_dir():
+        source = open_source(path)
+        with _about(path):
+            _check_family(recognise(source.state_dict).name, family_name)
+            sizes = family.sizes(source.state_dict)
+            variant = family.variant(sizes)
+            if variant is not None:
+                published = family.build(family.published[variant])
+                visible = [name for name in family.hidden if name in family.trained_with]
+                sizes |= {name: getattr(published, name) for name in visible}
+            _check_fields(sizes, family.canonical(model))
+            params = read_params(source, family, model)
+        return params | family.other_parts(model)
+    card = read_card(path)
+    with _about(path):
+        _check_family(card.get("family"), family_name)
+        saved = family.build(card.get("model", {}))
+        _check_fields({name: getattr(saved, name) for name in family.trained_with}, model)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    parts = card.get("parts", list(shapes))
+    params = load_params(path, {part: shapes[part] for part in parts})
+    others = {} if len(parts) == len(shapes) else family.other_parts(model)
+    return params | others
+
+
+@contextlib.contextmanager
+def _about(path: pathlib.Path) -> Iterator[None]:
+    """Put the name of the file or folder before what is said against it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _check_family(found: Any, wanted: str) -> None:
+    if found != wanted:
+        raise UserError(f"this is a {found} model, but config.model.family is {wanted}.")
+
+
+def _check_fields(found: Mapping[str, Any], model: ImageToImageModel) -> None:
+    for name, value in found.items():
+        wanted = getattr(model, name)
+        if value != wanted:
+            raise UserError(
+                f"this model has {name}={value}, but config.model.{name} is {wanted}. Make them agree, "
+                "or name other weights."
+            )
+
+
+def original_weights(path: pathlib.Path) -> dict[str, Any]:
+    """JSON-able facts about the weights that lie in a folder or file: origin, SHA-256 and licence.
+
+    A model that was trained here comes from no file and has no SHA-256.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if not path.is_dir():
+        source = open_source(path)
+        family = recognise(source.state_dict)
+        return {"origin": f"read from {path.name}", **source.facts, "licence": family.licence}
+    card = read_card(path)
+    facts = {"origin": card.get("origin", "unknown"), **card.get("source", {})}
+    return facts | ({"licence": card["licence"]} if "licence" in card else {})
+
+
+def export_model(folder: pathlib.Path, output: pathlib.Path, dtype: str = "float32") -> dict[str, Any]:
+    """Write a saved model as a checkpoint that the original PyTorch code loads strictly.
+
+    Args:
+      folder: a saved model: imported, or `pretrained` or `unlearned` of a workdir.
+      output: file to make, `.pth` (or `.pt`, `.ckpt`, `.bin`) or `.safetensors`.
+      dtype: number format of the floating-point arrays, a key of `files.FLOATS`.
+
+    Returns:
+      The card of the saved model.
+
+    Raises:
+      UserError: no saved model, one that this version cannot build, or an output that exists.
+    """
+    files.check_output(output)
+    card = read_card(folder)
+    family = KNOWN.get(card.get("family", ""))
+    if family is None:
+        raise UserError(f"{folder} holds a {card.get('family')} model; known: {', '.join(KNOWN)}.")
+    model = family.build(card["model"])
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = load_params(folder, {part: shapes[part] for part in card.get("parts", shapes)})
+    weights = {part: params[part] for part in family.parts}
+    state_dict = family.wrap(mapping.to_torch(family.table, weights, model), model)
+    wanted = files.FLOATS[dtype]
+    state_dict = {
+        key: value.astype(wanted, copy=False) if value.dtype.kind == "f" else value
+        for key, value in state_dict.items()
+    }
+    files.write_checkpoint(output, state_dict, family.wrapper)
+    return card
