@@ -1,5 +1,6 @@
 """Every method on every family: what it trains, and that forget images count."""
 
+import pathlib
 import runpy
 import typing
 
@@ -8,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from l2l_jax import experiment
 from l2l_jax.config import parse_config
+from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
 from l2l_jax.models.mae import MAE
 from l2l_jax.models.mage import MAGE
 from l2l_jax.models.palette import Palette
 from l2l_jax.models.registry import FAMILIES
 from l2l_jax.objectives.methods import METHODS, Method, make_task
+from l2l_jax.workdir import Workdir
 from tests.compiling import quick_jit
 from tests.models.test_mage import random_params
 
@@ -34,6 +38,7 @@ MODELS = {
         num_head_channels=4, norm_groups=2, hole_bank_size=4,
     ),
 }  # fmt: skip
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 FROZEN = {"mae": (), "mage": ("tokenizer",), "palette": ("holes",)}
 """What T reads."""
 ENCODER_ONLY, WITH_TEACHER = ("encoder", "random_encoder"), ("encoder", "retain_label", "random_encoder")
@@ -42,7 +47,7 @@ IMAGES = np.random.default_rng(0).random((4, 8, 8, 8, 3), np.float32)
 
 @pytest.fixture(scope="module")
 def params():
-    """Of a student, different from the teacher in what is trained."""
+    """Of the original models, by family."""
     teachers = {name: random_params(model) for name, model in MODELS.items()}
     holes = np.zeros((4, 8, 8), bool)
     holes[:, 2:6, 2:6] = True
@@ -134,14 +139,26 @@ def test_names():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_config_names_the_method(method):
-    config = runpy.run_path("configs/digits_mae.py")["get_config"]()
-    config.unlearn.method = method
-    assert parse_config(config).unlearn.method == method
+def test_the_experiment_trains_and_names_the_method(method, monkeypatch, tmp_path):
+    recipe = runpy.run_path(str(RECIPE))["get_config"]()
+    recipe.unlearn.method = method
+    config = parse_config(recipe)
+    used = []
+    monkeypatch.setattr(experiment, "training_batches", lambda *_, **__: None)
+    monkeypatch.setattr(experiment, "train", lambda _, task, *__, **___: used.append(task) or "params")
+    monkeypatch.setattr(experiment, "save_model", lambda _, __, card: used.append(card))
+    folders = Workdir(tmp_path, config)
+    assert experiment.unlearned_params(config, folders, {}, Split(None, None)) == "params"
+    task, card = used
+    expected = make_task(method, config.model, alpha=0.25, noise="normal")
+    assert (task.trained, task.frozen) == (expected.trained, expected.frozen)
+    assert task.loss.__qualname__ == expected.loss.__qualname__
+    assert task.prepare.__qualname__ == expected.prepare.__qualname__
+    assert card["origin"] == f"unlearned by the method {method}"
 
 
 def test_an_unknown_method_in_the_config_is_refused():
-    config = runpy.run_path("configs/digits_mae.py")["get_config"]()
+    config = runpy.run_path(str(RECIPE))["get_config"]()
     config.unlearn.method = "maxloss"
     with pytest.raises(UserError, match="config.unlearn.method is 'maxloss'.*'max_loss'"):
         parse_config(config)
