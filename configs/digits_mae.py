@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
         patch_size=4,  # pixels: 4×4 patches
         width=96, depth=4, num_heads=4,  # encoder
         decoder_width=64, decoder_depth=2, decoder_num_heads=4,
-        mask_ratio=0.5,  # share of the patches hidden by T
+        mask_ratio=0.4,  # share of the patches hidden by T
         norm_pix_loss=False,  # compare raw pixels: the model is meant for restoration
         pixel_mean=(0.3, 0.3, 0.3), pixel_std=(0.37, 0.37, 0.37),  # of the training images
         dtype="float32",  # or bfloat16
@@ -40,17 +40,18 @@ def get_config() -> ml_collections.ConfigDict:
         proxy=(),  # classes that stand in for the retain images while unlearning; (): none do
     ))
 
-    config.pretrain = ml_collections.ConfigDict(dict(  # l2l_jax.training.optimizer.TrainingConfig
-        steps=1000,
-        batch_size=128,
+    config.pretrain = ml_collections.ConfigDict()
+    config.pretrain.model = ml_collections.ConfigDict(dict(  # l2l_jax.training.optimizer.TrainingConfig
+        steps=2500,
+        batch_size=64,
         learning_rate=3e-3,  # peak
         warmup_steps=50,
         weight_decay=0.05,  # not on biases and norms
-        beta1=0.9, beta2=0.95,  # AdamW
+        beta1=0.9, beta2=0.99,  # AdamW
         clip_norm=3.0,  # 0: no clipping
         ema_decay=0.0,  # moving average of the parameters; 0: off
         accumulate=1,  # parts of a batch, for gradient accumulation
-        checkpoint_every=250,  # steps
+        checkpoint_every=500,  # steps
         log_every=20,  # steps
     ))
 
@@ -63,7 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
         learning_rate=1e-3,
         warmup_steps=20,
         weight_decay=0.05,
-        beta1=0.9, beta2=0.95,
+        beta1=0.9, beta2=0.99,
         clip_norm=3.0,
         ema_decay=0.0,
         accumulate=1,

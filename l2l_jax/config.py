@@ -62,7 +62,8 @@ class Config:
       family: the model family, a key of `l2l_jax.models.registry.FAMILIES`.
       model: the model, parameters excluded.
       pretrained: folder of a saved model to unlearn; empty to pretrain one in the workdir.
-      data, pretrain, unlearn, evaluate: see their classes.
+      pretrain: how each stage of `model.pretraining_stages()` is trained, by its name.
+      data, unlearn, evaluate: see their classes.
     """
 
     seed: int
@@ -70,7 +71,7 @@ class Config:
     model: ImageToImageModel
     pretrained: str
     data: DataConfig
-    pretrain: TrainingConfig
+    pretrain: dict[str, TrainingConfig]
     unlearn: UnlearningConfig
     evaluate: EvaluationConfig
 
@@ -99,19 +100,26 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
       UserError: a key that does not exist or is missing, or a value of the wrong type or range.
     """
     recipe = _mapping(recipe, "config")
-    _check_keys(recipe, ("seed", "model", "data", "pretrain", "unlearn", "evaluate"), "config")
+    _check_keys(recipe, ("seed", "model", "data", "pretrain", "unlearn", "evaluate"), "config", complete=True)
     model = dict(_mapping(recipe["model"], "config.model"))
     family = model.pop("family", None)
     if family not in FAMILIES:
         raise UserError(f"config.model.family is {family!r}; known: {', '.join(FAMILIES)}.")
     pretrained = model.pop("pretrained", "")
+    model = _section(FAMILIES[family], model, "config.model")
+    stages = tuple(stage.name for stage in model.pretraining_stages())
+    pretrain = _mapping(recipe["pretrain"], "config.pretrain")
+    _check_keys(pretrain, stages, "config.pretrain", complete=True)
     config = Config(
         seed=_check(Annotated[int, pydantic.Field(ge=0, lt=2**31)], recipe["seed"], "config.seed"),
         family=family,
-        model=_section(FAMILIES[family], model, "config.model"),
+        model=model,
         pretrained=_check(str, pretrained, "config.model.pretrained"),
         data=_section(DataConfig, recipe["data"], "config.data"),
-        pretrain=_section(TrainingConfig, recipe["pretrain"], "config.pretrain"),
+        pretrain={
+            stage: _section(TrainingConfig, pretrain[stage], f"config.pretrain.{stage}")
+            for stage in stages
+        },
         unlearn=_section(UnlearningConfig, recipe["unlearn"], "config.unlearn"),
         evaluate=_section(EvaluationConfig, recipe["evaluate"], "config.evaluate"),
     )
@@ -130,15 +138,17 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _check_keys(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+def _check_keys(
+    given: Mapping[str, Any], known: tuple[str, ...], where: str, complete: bool = False
+) -> None:
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {where}.{near[0]}?" if near else f"Known: {', '.join(known)}."
             raise UserError(f"{where}.{name} does not exist. {hint}")
     missing = [name for name in known if name not in given]
-    if missing and where == "config":
-        raise UserError(f"The config lacks {', '.join(f'config.{name}' for name in missing)}.")
+    if missing and complete:
+        raise UserError(f"The recipe lacks {', '.join(f'{where}.{name}' for name in missing)}.")
 
 
 def _section(cls: type, given: Any, where: str) -> Any:

@@ -8,13 +8,12 @@ from typing import Any
 import jax
 
 from l2l_jax.config import Config
-from l2l_jax.data.pipeline import load_images, training_batches
-from l2l_jax.data.sources import Source, open_source
-from l2l_jax.data.splits import Split, split_by_class
+from l2l_jax.data.pipeline import training_batches
+from l2l_jax.data.sources import Source
+from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation.evaluate import Evaluator, ImageSet
+from l2l_jax.evaluation.bench import Bench
 from l2l_jax.evaluation.report import write_report
-from l2l_jax.evaluation.restoration import Restorer
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import pretraining_task
@@ -26,12 +25,13 @@ from l2l_jax.workdir import Workdir
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+def run(config: Config, workdir: pathlib.Path, bench: Bench | None = None) -> dict[str, Any]:
     """Run or continue an experiment.
 
     Args:
       config: what to do, from `l2l_jax.config.parse_config`.
       workdir: folder of the run. Work that lies there finished is not done again.
+      bench: a bench of the same data, model and evaluation that is open already.
 
     Returns:
       The content of `workdir/report/metrics.json`.
@@ -42,49 +42,17 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """
     clock = _Clock()
     folders = Workdir(workdir, config)
-    train_source = open_source(config.data.source, "train", config.model.image_size)
-    test_source = open_source(config.data.source, "test", config.model.image_size)
-    classes = (config.data.retain, config.data.forget)
-    train_sets = split_by_class(train_source, *classes, proxy=config.data.proxy)
-    test_sets = split_by_class(test_source, *classes)
-    logger.info(
-        "Training images: %d %s, %d to forget. Test images: %d to retain, %d to forget.",
-        len(train_sets.retain), "proxies" if config.data.proxy else "to retain",
-        *map(len, (train_sets.forget, *test_sets)),
-    )  # fmt: skip
-
-    original = original_params(config, folders, train_source)
+    bench = bench or Bench(config)
+    original = original_params(config, folders, bench.train)
     clock.lap("pretrain")
-    unlearned = unlearned_params(config, folders, original, train_sets)
+    unlearned = unlearned_params(config, folders, original, bench.train_sets)
     clock.lap("unlearn")
-
-    model = config.model
-    restorer = Restorer(
-        model, config.evaluate.hole_mask(model.image_size),
-        batch_size=config.evaluate.batch_size, seed=config.seed,
-    )  # fmt: skip
-    tests = {
-        name: ImageSet(load_images(source, model.value_range), source.labels)
-        for name, source in test_sets._asdict().items()
+    judgements = {
+        "original": bench.judge(original, "original"),
+        "unlearned": bench.judge(unlearned, "unlearned"),
     }
-    restored = {
-        name: {
-            of: restorer(params, images.images, f"restore {of} ({name})")
-            for of, images in tests.items()
-        }
-        for name, params in {"original": original, "unlearned": unlearned}.items()
-    }
-    clock.lap("restore")
-    evaluator = Evaluator(train_source, restorer.hole, model.value_range)
-    figures: dict[str, Any] = {
-        name: {of: evaluator.measure(tests[of], images) for of, images in sets.items()}
-        for name, sets in restored.items()
-    }
-    figures["real_images"] = {of: evaluator.ceiling(images) for of, images in tests.items()}
-    clock.lap("measure")
-    return write_report(
-        folders, config, figures, tests, restored, restorer, clock.seconds, test_source.class_names
-    )
+    clock.lap("evaluate")
+    return write_report(folders, config, bench, judgements, clock.seconds)
 
 
 def original_params(config: Config, folders: Workdir, source: Source) -> Params:
@@ -102,12 +70,13 @@ def original_params(config: Config, folders: Workdir, source: Source) -> Params:
         return load_params(folders.pretrained, shapes)
     params = jax.device_get(jax.jit(model.init)(jax.random.key(config.seed)))
     for index, stage in enumerate(model.pretraining_stages()):
+        how = config.pretrain[stage.name]
         params = train(
             f"pretrain {stage.name}",
             pretraining_task(stage, tuple(params)),
             params,
-            _batches(config, config.pretrain, {"train": source}),
-            config.pretrain,
+            _batches(config, how, {"train": source}),
+            how,
             folders.pretrain / stage.name,
             seed=_stage_seed(config.seed, index),
             mesh=sharding.make_mesh(),
@@ -128,8 +97,8 @@ def unlearned_params(
         "unlearn",
         make_task(how.method, config.model, alpha=how.alpha, noise=how.noise),
         original,
-        _batches(config, config.unlearn, sets._asdict()),
-        config.unlearn,
+        _batches(config, how, sets._asdict()),
+        how,
         folders.unlearn,
         seed=_stage_seed(config.seed, 1000),
         mesh=sharding.make_mesh(),

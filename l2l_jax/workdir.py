@@ -82,7 +82,7 @@ def _identity(config: Config) -> dict[str, Any]:
     if not config.pretrained:
         original |= {"data": {"source": config.data.source}} | config.describe("pretrain")
     identity = {"pretrain": original, "unlearn": config.describe("data", "unlearn")}
-    for section in (original.get("pretrain", {}), identity["unlearn"]["unlearn"]):
+    for section in (*original.get("pretrain", {}).values(), identity["unlearn"]["unlearn"]):
         for name in IRRELEVANT:
             section.pop(name, None)
     return json.loads(json.dumps(identity))

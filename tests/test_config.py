@@ -9,9 +9,10 @@ from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+DIGITS_MAE = CONFIGS[0].with_name("digits_mae.py")
 
 
-def recipe(path=CONFIGS[0]):
+def recipe(path=DIGITS_MAE):
     return runpy.run_path(str(path))["get_config"]()
 
 
@@ -52,6 +53,8 @@ def changed(name, value):
         ("evaluate.hole", "center", "config.evaluate.hole is 'center'"),
         ("evaluate.hole_width", 16, "config.evaluate: a centred hole in 16 pixels"),
         ("pretrain", 7, "config.pretrain must be a section"),
+        ("pretrain", {"modle": {}}, r"config.pretrain.modle .* Did you mean config.pretrain.model\?"),
+        ("pretrain", {}, "lacks config.pretrain.model"),
     ],
 )
 def test_mistakes_are_named(name, value, message):

@@ -13,7 +13,8 @@ from l2l_jax.workdir import Workdir
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
 CONFIG = parse_config(runpy.run_path(str(RECIPE))["get_config"]())
 ALPHA = dataclasses.replace(CONFIG, unlearn=dataclasses.replace(CONFIG.unlearn, alpha=0.5))
-LONGER = dataclasses.replace(CONFIG, pretrain=dataclasses.replace(CONFIG.pretrain, steps=77))
+STAGES = {"model": dataclasses.replace(CONFIG.pretrain["model"], steps=77)}
+LONGER = dataclasses.replace(CONFIG, pretrain=STAGES)
 
 
 def with_work(folder, *names):
@@ -43,7 +44,7 @@ def test_another_unlearning_is_refused_with_a_way_out(tmp_path):
 
 def test_another_model_is_refused(tmp_path):
     with_work(tmp_path, "pretrain")
-    with pytest.raises(UserError, match="config.pretrain.steps was .* and is now 77"):
+    with pytest.raises(UserError, match="config.pretrain.model.steps was .* and is now 77"):
         Workdir(tmp_path, LONGER)
 
 

@@ -1,13 +1,12 @@
 """Pictures of a run, drawn with matplotlib."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from l2l_jax.evaluation.evaluate import ImageSet
-from l2l_jax.evaluation.restoration import Restorer
+from l2l_jax.evaluation.bench import Bench
 from l2l_jax.training.metric_writers import read_metrics
 
 COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b"}
@@ -15,10 +14,8 @@ COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b"}
 
 def save_restorations(
     path: pathlib.Path,
-    tests: Mapping[str, ImageSet],
+    bench: Bench,
     restored: Mapping[str, Mapping[str, np.ndarray]],
-    restorer: Restorer,
-    class_names: Sequence[str],
     *,
     per_class: int,
 ) -> None:
@@ -26,31 +23,31 @@ def save_restorations(
 
     Args:
       path: PNG file to write.
-      tests: images by set; the first `per_class` of each class are shown.
+      bench: holds the test images; the first `per_class` of each class are shown.
       restored: restorations by model, then by set.
-      restorer: paints the hole.
-      class_names: names of the class ids.
       per_class: columns of each class.
     """
     names = ["image", "seen", *restored]
-    columns = {of: _columns(images.labels, per_class) for of, images in tests.items()}
+    columns = {of: _columns(images.labels, per_class) for of, images in bench.tests.items()}
     total = sum(len(chosen) for chosen in columns.values()) + len(columns) - 1
     figure = Figure(figsize=(0.62 * total + 1.1, 0.62 * len(names) + 0.7), dpi=150)
     axes = figure.subplots(len(names), total, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     offset = 0
-    for of, images in tests.items():
-        shown = [images.images, restorer.seen(images.images), *(sets[of] for sets in restored.values())]
+    for of, images in bench.tests.items():
+        seen = bench.restorer.seen(images.images)
+        shown = [images.images, seen, *(sets[of] for sets in restored.values())]
         for column, index in enumerate(columns[of], start=offset):
             for row, pixels in enumerate(shown):
-                axes[row, column].imshow(_displayed(pixels[index], restorer.value_range))
-            label = class_names[images.labels[index]]
+                axes[row, column].imshow(_displayed(pixels[index], bench.restorer.value_range))
+            label = bench.class_names[images.labels[index]]
             axes[0, column].set_title(label, fontsize=9, color=COLOURS[of])
-        _headline(figure, axes, of, offset, len(columns[of]))
+        _headline(figure, axes[0, offset : offset + len(columns[of])], of)
         offset += len(columns[of]) + 1
-    for row, name in enumerate(names):
-        axes[row, 0].text(-0.25, 0.5, name, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=9)  # fmt: skip
+    for axis, name in zip(axes[:, 0], names, strict=True):
+        place = dict(transform=axis.transAxes, ha="right", va="center")
+        axis.text(-0.25, 0.5, name, fontsize=9, **place)
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
@@ -63,11 +60,10 @@ def _displayed(pixels: np.ndarray, value_range: tuple[float, float]) -> np.ndarr
     return np.clip((pixels - low) / (high - low), 0, 1)
 
 
-def _headline(figure: Figure, axes: np.ndarray, of: str, start: int, count: int) -> None:
-    left = axes[0, start].get_position().x0
-    right = axes[0, start + count - 1].get_position().x1
-    top = axes[0, start].get_position().y1
-    figure.text((left + right) / 2, top + 0.09, of.upper(), ha="center", color=COLOURS[of], weight="bold")  # fmt: skip
+def _headline(figure: Figure, axes: np.ndarray, of: str) -> None:
+    first, last = axes[0].get_position(), axes[-1].get_position()
+    style = dict(ha="center", color=COLOURS[of], weight="bold")
+    figure.text((first.x0 + last.x1) / 2, first.y1 + 0.09, of.upper(), **style)
 
 
 def save_curves(path: pathlib.Path, stages: Mapping[str, pathlib.Path]) -> None:

@@ -7,18 +7,17 @@ import json
 import pathlib
 import platform
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jinja2
-import numpy as np
 from tabulate import tabulate
 
 from l2l_jax.config import Config
 from l2l_jax.evaluation import pictures
-from l2l_jax.evaluation.evaluate import METRICS, ImageSet
-from l2l_jax.evaluation.restoration import Restorer
+from l2l_jax.evaluation.bench import Bench, Judgement
+from l2l_jax.evaluation.evaluate import METRICS
 from l2l_jax.workdir import Workdir
 
 MODELS = ("original", "unlearned")
@@ -36,29 +35,24 @@ HEADINGS = {
 def write_report(
     folders: Workdir,
     config: Config,
-    figures: Mapping[str, Any],
-    tests: Mapping[str, ImageSet],
-    restored: Mapping[str, Mapping[str, np.ndarray]],
-    restorer: Restorer,
+    bench: Bench,
+    judgements: Mapping[str, Judgement],
     seconds: Mapping[str, float],
-    class_names: Sequence[str],
 ) -> dict[str, Any]:
     """Write `report/` and return what metrics.json holds.
 
     Args:
       folders: the workdir.
       config: the experiment.
-      figures: by model, then by set; and "real_images".
-      tests: test images by set.
-      restored: restorations by model, then by set.
-      restorer: knows the hole.
+      bench: where the models were judged.
+      judgements: of the "original" and the "unlearned" model.
       seconds: duration of the phases of this process.
-      class_names: names of the class ids.
     """
     folder = folders.report
     folder.mkdir(parents=True, exist_ok=True)
     report = {
-        **figures,
+        **{name: judgement.figures for name, judgement in judgements.items()},
+        "real_images": bench.ceiling(),
         "seed": config.seed,
         "config": config.describe(),
         "versions": _versions(),
@@ -66,11 +60,11 @@ def write_report(
         "durations_seconds": dict(seconds),
         "peak_memory_gib": round(_peak_memory(), 3),
     }
+    restored = {name: judgement.restored for name, judgement in judgements.items()}
     pictures.save_restorations(
-        folder / "restorations.png", tests, restored, restorer, class_names,
-        per_class=config.evaluate.picture_per_class,
-    )  # fmt: skip
-    stages = [folders.pretrain / s.name for s in config.model.pretraining_stages()]
+        folder / "restorations.png", bench, restored, per_class=config.evaluate.picture_per_class
+    )
+    stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
     curves = {path.name: path for path in (*stages, folders.unlearn) if path.exists()}
     pictures.save_curves(folder / "losses.png", curves)
     (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")

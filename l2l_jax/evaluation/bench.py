@@ -1,0 +1,82 @@
+"""Everything needed to judge models of one configuration, opened and compiled once."""
+
+import functools
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from l2l_jax.config import Config
+from l2l_jax.data.pipeline import load_images
+from l2l_jax.data.sources import open_source
+from l2l_jax.data.splits import split_by_class
+from l2l_jax.evaluation.evaluate import Evaluator, ImageSet
+from l2l_jax.evaluation.restoration import Restorer
+from l2l_jax.models.base import Params
+
+logger = logging.getLogger(__name__)
+
+
+class Judgement(NamedTuple):
+    """What a model does to the test images.
+
+    Attributes:
+      figures: by set ("retain", "forget"), then by name of the figure.
+      restored: restorations `[image, height, width, channel]` by set.
+    """
+
+    figures: dict[str, dict[str, float]]
+    restored: dict[str, np.ndarray]
+
+
+class Bench:
+    """The image sets of a configuration, its hole, and the classifiers that judge restorations.
+
+    Attributes:
+      train: the source of all training images.
+      train_sets: training images to retain (or their proxies) and to forget.
+      tests: test images by set.
+      restorer: fills the hole of `config.evaluate`.
+      class_names: names of the class ids.
+    """
+
+    def __init__(self, config: Config):
+        model, data = config.model, config.data
+        self.train = open_source(data.source, "train", model.image_size)
+        test = open_source(data.source, "test", model.image_size)
+        self.train_sets = split_by_class(self.train, data.retain, data.forget, proxy=data.proxy)
+        test_sets = split_by_class(test, data.retain, data.forget)
+        self.class_names = test.class_names
+        self.tests = {
+            of: ImageSet(load_images(source, model.value_range), source.labels)
+            for of, source in test_sets._asdict().items()
+        }
+        self.restorer = Restorer(
+            model, config.evaluate.hole_mask(model.image_size),
+            batch_size=config.evaluate.batch_size, seed=config.seed,
+        )  # fmt: skip
+        logger.info(
+            "Training images: %d %s, %d to forget. Test images: %d to retain, %d to forget.",
+            len(self.train_sets.retain), "proxies" if data.proxy else "to retain",
+            len(self.train_sets.forget), *(len(images.labels) for images in self.tests.values()),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        """The classifiers; training them takes some seconds."""
+        return Evaluator(self.train, self.restorer.hole, self.restorer.value_range)
+
+    def judge(self, params: Params, name: str) -> Judgement:
+        """Restore all test images and measure the result; `name` is shown meanwhile."""
+        restored = {
+            of: self.restorer(params, images.images, f"restore {of} ({name})")
+            for of, images in self.tests.items()
+        }
+        figures = {
+            of: self.evaluator.measure(self.tests[of], images) for of, images in restored.items()
+        }
+        return Judgement(figures, restored)
+
+    def ceiling(self) -> dict[str, Any]:
+        """What the real images reach, by set: see `Evaluator.ceiling`."""
+        return {of: self.evaluator.ceiling(images) for of, images in self.tests.items()}
