@@ -2,10 +2,10 @@
 
 Each is `retain term + alpha · forget term`; `max_loss` subtracts. A batch holds as many retain as
 forget images; a term is the mean over its own images. The releases divide by the size of the whole
-batch, which halves the loss and leaves its balance as it is. Released alpha: 0.2 for VQ-GAN, 0.1
-for diffusion.
+batch, some with a factor 2: their losses are ours or half of ours, retain and forget terms alike.
 
-Term names in the metrics are "retain" and "forget", neither multiplied by alpha.
+The metrics "retain" and "forget" are the terms before alpha. The weight of a method does not carry
+over to another: losses, outputs and features have scales of their own.
 """
 
 from typing import Any
@@ -115,6 +115,7 @@ def random_encoder_task(model: ImageToImageModel, *, alpha: float) -> Task:
     def prepare(frozen, batch, rng):
         views = _images_and_views(model, frozen, batch, rng)
         seen = {name: view["seen"] for name, view in views.items()}
+        # The targets are made here, not in the loss: their statistics are the whole batch's.
         features = model.encode(frozen["encoder"], interleave(seen["retain"], seen["forget"]))
         retain, _ = deinterleave(features)
         _, noise = deinterleave(noise_features(features, jax.random.fold_in(rng, 2)))

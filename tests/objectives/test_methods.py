@@ -68,6 +68,7 @@ def gradients(family, method, params, batches, alphas):
         (loss, terms), grads = jax.value_and_grad(task.loss, has_aux=True)(trained, frozen, inputs)
         return {"loss": loss, **terms}, grads
 
+    # A student that has moved away from the teacher: otherwise the retain terms of some are zero.
     trained = jax.tree.map(lambda x: 1.1 * x, {part: params[part] for part in parts.trained})
     frozen = {part: params[part] for part in parts.frozen}  # a part too few is a KeyError
     scaled = [{of: low + (high - low) * x for of, x in batch.items()} for batch in batches]
