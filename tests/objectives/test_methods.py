@@ -18,6 +18,7 @@ from l2l_jax.models.mage import MAGE
 from l2l_jax.models.palette import Palette
 from l2l_jax.models.registry import FAMILIES
 from l2l_jax.objectives.methods import METHODS, Method, make_task
+from l2l_jax.weights.store import save_model
 from l2l_jax.workdir import Workdir
 from tests.compiling import quick_jit
 from tests.models.test_mage import random_params
@@ -149,6 +150,7 @@ def test_the_experiment_trains_and_names_the_method(method, monkeypatch, tmp_pat
     monkeypatch.setattr(experiment, "train", lambda _, task, *__, **___: used.append(task) or "params")
     monkeypatch.setattr(experiment, "save_model", lambda _, __, card: used.append(card))
     folders = Workdir(tmp_path, config)
+    save_model(folders.pretrained, {"encoder": np.zeros(1)}, {"origin": "made up"})
     assert experiment.unlearned_params(config, folders, {}, Split(None, None)) == "params"
     task, card = used
     expected = make_task(method, config.model, alpha=0.25, noise="normal")
