@@ -61,9 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
         noise="normal",  # the teacher's noise images: normal, uniform or constant
         steps=800,
         batch_size=64,  # of retain and of forget images each
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         warmup_steps=20,
-        weight_decay=0.05,
+        weight_decay=0.0,
         beta1=0.9, beta2=0.99,
         clip_norm=3.0,
         ema_decay=0.0,

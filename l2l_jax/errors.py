@@ -1,9 +1,26 @@
-"""The one exception that reaches the user as a sentence instead of a traceback."""
+"""The exceptions that reach the user as a sentence instead of a traceback."""
 
 
 class UserError(Exception):
     """A mistake that the person at the keyboard can mend.
 
-    The message says what was given, what was expected and what to do; `main` prints it alone and
-    exits with a code other than 0.
+    The message says what was given, what was expected and what to do; the programs print it alone
+    and exit with a code other than 0.
     """
+
+
+class Diverged(UserError):
+    """The loss is no longer finite."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved its state.
+
+    Attributes:
+      step: the last step done.
+      signal_number: the signal that asked.
+    """
+
+    def __init__(self, step: int, signal_number: int):
+        super().__init__(f"stopped after step {step}")
+        self.step, self.signal_number = step, signal_number

@@ -10,8 +10,7 @@ import jax
 from l2l_jax.config import Config
 from l2l_jax.data.pipeline import training_batches
 from l2l_jax.data.sources import Source
-from l2l_jax.data.splits import Split
-from l2l_jax.errors import UserError
+from l2l_jax.data.splits import Split, split_by_class
 from l2l_jax.evaluation.bench import Bench
 from l2l_jax.evaluation.report import write_report
 from l2l_jax.models.base import Params
@@ -19,19 +18,19 @@ from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import pretraining_task
 from l2l_jax.training import sharding
 from l2l_jax.training.loop import train
-from l2l_jax.weights.store import load_params, read_card, save_model
+from l2l_jax.weights.store import load_params, save_model
+from l2l_jax.weights.transfer import load_pretrained, original_weights
 from l2l_jax.workdir import Workdir
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config, workdir: pathlib.Path, bench: Bench | None = None) -> dict[str, Any]:
+def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """Run or continue an experiment.
 
     Args:
       config: what to do, from `l2l_jax.config.parse_config`.
       workdir: folder of the run. Work that lies there finished is not done again.
-      bench: a bench of the same data, model and evaluation that is open already.
 
     Returns:
       The content of `workdir/report/metrics.json`.
@@ -42,10 +41,10 @@ def run(config: Config, workdir: pathlib.Path, bench: Bench | None = None) -> di
     """
     clock = _Clock()
     folders = Workdir(workdir, config)
-    bench = bench or Bench(config)
+    bench = Bench(config)
     original = original_params(config, folders, bench.train)
     clock.lap("pretrain")
-    unlearned = unlearned_params(config, folders, original, bench.train_sets)
+    unlearned = unlearned_params(config, folders, original, training_sets(config, bench.train))
     clock.lap("unlearn")
     judgements = {
         "original": bench.judge(original, "original"),
@@ -55,16 +54,21 @@ def run(config: Config, workdir: pathlib.Path, bench: Bench | None = None) -> di
     return write_report(folders, config, bench, judgements, clock.seconds)
 
 
+def training_sets(config: Config, source: Source) -> Split:
+    """The training images to retain, or their proxies, and to forget."""
+    data = config.data
+    sets = split_by_class(source, data.retain, data.forget, proxy=data.proxy)
+    kind = "proxies" if data.proxy else "to retain"
+    logger.info("Training images: %d %s, %d to forget", len(sets.retain), kind, len(sets.forget))
+    return sets
+
+
 def original_params(config: Config, folders: Workdir, source: Source) -> Params:
     """The model to unlearn: `config.pretrained`, or the one in the workdir, or pretrained now."""
     model = config.model
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
     if config.pretrained:
-        folder = pathlib.Path(config.pretrained)
-        family = read_card(folder).get("family")
-        if family != config.family:
-            raise UserError(f"{folder} holds a {family} model, not {config.family}.")
-        return load_params(folder, shapes)
+        return load_pretrained(pathlib.Path(config.pretrained), config.family, model)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     if folders.pretrained.exists():
         logger.info("Using the pretrained model in %s", folders.pretrained)
         return load_params(folders.pretrained, shapes)
@@ -93,6 +97,7 @@ def unlearned_params(
         logger.info("Using the unlearned model in %s", folders.unlearned)
         return load_params(folders.unlearned, original)
     how = config.unlearn
+    facts = {"original_weights": original_weights(pathlib.Path(config.pretrained or folders.pretrained))}
     params = train(
         "unlearn",
         make_task(how.method, config.model, alpha=how.alpha, noise=how.noise),
@@ -103,7 +108,7 @@ def unlearned_params(
         seed=_stage_seed(config.seed, 1000),
         mesh=sharding.make_mesh(),
     )
-    save_model(folders.unlearned, params, _card(config, f"unlearned by the method {how.method}"))
+    save_model(folders.unlearned, params, _card(config, f"unlearned by the method {how.method}") | facts)
     return params
 
 

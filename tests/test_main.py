@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.main import explain
+from l2l_jax.command_line import explain
 from l2l_jax.weights.store import load_params
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -1,7 +1,6 @@
 """Everything needed to judge models of one configuration, opened and compiled once."""
 
 import functools
-import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +12,6 @@ from l2l_jax.data.splits import split_by_class
 from l2l_jax.evaluation.evaluate import Evaluator, ImageSet
 from l2l_jax.evaluation.restoration import Restorer
 from l2l_jax.models.base import Params
-
-logger = logging.getLogger(__name__)
 
 
 class Judgement(NamedTuple):
@@ -34,7 +31,6 @@ class Bench:
 
     Attributes:
       train: the source of all training images.
-      train_sets: training images to retain (or their proxies) and to forget.
       tests: test images by set.
       restorer: fills the hole of `config.evaluate`.
       class_names: names of the class ids.
@@ -44,7 +40,6 @@ class Bench:
         model, data = config.model, config.data
         self.train = open_source(data.source, "train", model.image_size)
         test = open_source(data.source, "test", model.image_size)
-        self.train_sets = split_by_class(self.train, data.retain, data.forget, proxy=data.proxy)
         test_sets = split_by_class(test, data.retain, data.forget)
         self.class_names = test.class_names
         self.tests = {
@@ -54,11 +49,6 @@ class Bench:
         self.restorer = Restorer(
             model, config.evaluate.hole_mask(model.image_size),
             batch_size=config.evaluate.batch_size, seed=config.seed,
-        )  # fmt: skip
-        logger.info(
-            "Training images: %d %s, %d to forget. Test images: %d to retain, %d to forget.",
-            len(self.train_sets.retain), "proxies" if data.proxy else "to retain",
-            len(self.train_sets.forget), *(len(images.labels) for images in self.tests.values()),
         )  # fmt: skip
 
     @functools.cached_property

@@ -1,69 +1,87 @@
 """Pictures of a run, drawn with matplotlib."""
 
+import itertools
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from l2l_jax.evaluation.bench import Bench
+from l2l_jax.evaluation.evaluate import ImageSet
 from l2l_jax.training.metric_writers import read_metrics
 
 COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b"}
 
 
-def save_restorations(
+def choose(tests: Mapping[str, ImageSet], per_class: int) -> dict[str, np.ndarray]:
+    """The images that a picture shows, by set: indices of the first `per_class` of each class."""
+    return {
+        of: np.concatenate(
+            [np.flatnonzero(images.labels == c)[:per_class] for c in np.unique(images.labels)]
+        )
+        for of, images in tests.items()
+    }
+
+
+def save_grid(
     path: pathlib.Path,
     bench: Bench,
+    chosen: Mapping[str, np.ndarray],
     restored: Mapping[str, Mapping[str, np.ndarray]],
     *,
-    per_class: int,
+    methods_across: bool = False,
 ) -> None:
-    """A grid: rows are the image, what the model saw, and each model's restoration.
+    """A grid of test images, what a model saw of them, and the restorations of each model.
 
     Args:
       path: PNG file to write.
-      bench: holds the test images; the first `per_class` of each class are shown.
-      restored: restorations by model, then by set.
-      per_class: columns of each class.
+      bench: holds the test images.
+      chosen: indices of the images to show, by set.
+      restored: restorations of those images by model, then by set.
+      methods_across: a column for each model and a row for each image, instead of the reverse.
     """
     names = ["image", "seen", *restored]
-    columns = {of: _columns(images.labels, per_class) for of, images in bench.tests.items()}
-    total = sum(len(chosen) for chosen in columns.values()) + len(columns) - 1
-    figure = Figure(figsize=(0.62 * total + 1.1, 0.62 * len(names) + 0.7), dpi=150)
-    axes = figure.subplots(len(names), total, squeeze=False)
+    total = sum(map(len, chosen.values())) + len(chosen) - 1  # an empty line between the sets
+    shape, size = (len(names), total), (0.62 * total + 1.1, 0.62 * len(names) + 0.7)
+    figure = Figure(figsize=size[::-1] if methods_across else size, dpi=150)
+    axes = figure.subplots(*(shape[::-1] if methods_across else shape), squeeze=False)
+    axes = axes.T if methods_across else axes
     for axis in axes.flat:
         axis.axis("off")
     offset = 0
-    for of, images in bench.tests.items():
-        seen = bench.restorer.seen(images.images)
-        shown = [images.images, seen, *(sets[of] for sets in restored.values())]
-        for column, index in enumerate(columns[of], start=offset):
-            for row, pixels in enumerate(shown):
-                axes[row, column].imshow(_displayed(pixels[index], bench.restorer.value_range))
-            label = bench.class_names[images.labels[index]]
-            axes[0, column].set_title(label, fontsize=9, color=COLOURS[of])
-        _headline(figure, axes[0, offset : offset + len(columns[of])], of)
-        offset += len(columns[of]) + 1
+    for of, indices in chosen.items():
+        images = bench.tests[of].images[indices]
+        rows = [images, bench.restorer.seen(images), *(sets[of] for sets in restored.values())]
+        labels = [bench.class_names[label] for label in bench.tests[of].labels[indices]]
+        part = axes[:, offset : offset + len(indices)]
+        for axis, pixels in zip(part.flat, itertools.chain(*rows), strict=True):
+            axis.imshow(_displayed(pixels, bench.restorer.value_range))
+        for axis, label in zip(part[0], labels, strict=True):
+            _beside(axis, label, above=not methods_across, color=COLOURS[of])
+        middle = part[0, len(indices) // 2]
+        _beside(middle, of.upper(), above=not methods_across, far=True, color=COLOURS[of], weight="bold")
+        offset += len(indices) + 1
     for axis, name in zip(axes[:, 0], names, strict=True):
-        place = dict(transform=axis.transAxes, ha="right", va="center")
-        axis.text(-0.25, 0.5, name, fontsize=9, **place)
+        _beside(axis, name, above=methods_across, rotation=30 if methods_across else 0)
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
-def _columns(labels: np.ndarray, per_class: int) -> np.ndarray:
-    return np.concatenate([np.flatnonzero(labels == c)[:per_class] for c in np.unique(labels)])
+def _beside(axis: Axes, text: str, *, above: bool, far: bool = False, **style: Any) -> None:
+    """Write next to a picture: above it, or at its left."""
+    distance = 1.2 if far else 0.25
+    if above:
+        place = dict(x=0.5, y=1 + distance / 2, va="bottom", ha="left" if "rotation" in style else "center")
+    else:
+        place = dict(x=-distance, y=0.5, va="center", ha="right")
+    axis.text(s=text, fontsize=9, transform=axis.transAxes, **place, **style)
 
 
 def _displayed(pixels: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
     low, high = value_range
     return np.clip((pixels - low) / (high - low), 0, 1)
-
-
-def _headline(figure: Figure, axes: np.ndarray, of: str) -> None:
-    first, last = axes[0].get_position(), axes[-1].get_position()
-    style = dict(ha="center", color=COLOURS[of], weight="bold")
-    figure.text((first.x0 + last.x1) / 2, first.y1 + 0.09, of.upper(), **style)
 
 
 def save_curves(path: pathlib.Path, stages: Mapping[str, pathlib.Path]) -> None:
@@ -86,5 +104,24 @@ def save_curves(path: pathlib.Path, stages: Mapping[str, pathlib.Path]) -> None:
                 axis.plot(steps, values, label=term, color=COLOURS.get(term, "#333333"))
         axis.set(title=name, xlabel="step", yscale="log")
         axis.legend()
+        axis.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Retain against forget quality: FID and accuracy, a point for each row.
+
+    Args:
+      path: PNG file to write.
+      rows: figures by name of the row, then by set.
+    """
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    for number, (figure_name, label) in enumerate({"fid": "FID", "accuracy": "accuracy"}.items(), 1):
+        axis = figure.add_subplot(1, 2, number)
+        for name, row in rows.items():
+            point = (row["retain"][figure_name], row["forget"][figure_name])
+            axis.plot(*point, "o", color="#333333" if name == "original" else COLOURS["forget"])
+            axis.annotate(name, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
+        axis.set(xlabel=f"retain {label}", ylabel=f"forget {label}")
         axis.grid(alpha=0.3)
     figure.savefig(path, metadata={"Software": None})

@@ -18,6 +18,7 @@ from l2l_jax.config import Config
 from l2l_jax.evaluation import pictures
 from l2l_jax.evaluation.bench import Bench, Judgement
 from l2l_jax.evaluation.evaluate import METRICS
+from l2l_jax.weights.store import read_card
 from l2l_jax.workdir import Workdir
 
 MODELS = ("original", "unlearned")
@@ -53,6 +54,7 @@ def write_report(
     report = {
         **{name: judgement.figures for name, judgement in judgements.items()},
         "real_images": bench.ceiling(),
+        "original_weights": read_card(folders.unlearned)["original_weights"],
         "seed": config.seed,
         "config": config.describe(),
         "versions": _versions(),
@@ -60,10 +62,12 @@ def write_report(
         "durations_seconds": dict(seconds),
         "peak_memory_gib": round(_peak_memory(), 3),
     }
-    restored = {name: judgement.restored for name, judgement in judgements.items()}
-    pictures.save_restorations(
-        folder / "restorations.png", bench, restored, per_class=config.evaluate.picture_per_class
-    )
+    chosen = pictures.choose(bench.tests, config.evaluate.picture_per_class)
+    shown = {
+        name: {of: images[chosen[of]] for of, images in judgement.restored.items()}
+        for name, judgement in judgements.items()
+    }
+    pictures.save_grid(folder / "restorations.png", bench, chosen, shown)
     stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
     curves = {path.name: path for path in (*stages, folders.unlearn) if path.exists()}
     pictures.save_curves(folder / "losses.png", curves)

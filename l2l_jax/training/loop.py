@@ -12,7 +12,7 @@ import grain
 import jax
 from jax.sharding import Mesh
 
-from l2l_jax.errors import UserError
+from l2l_jax.errors import Diverged, Interrupted
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.task import Task
 from l2l_jax.progress import Progress
@@ -23,14 +23,6 @@ from l2l_jax.training.optimizer import TrainingConfig, learning_rate_schedule, m
 from l2l_jax.training.step import create_state, make_step
 
 logger = logging.getLogger(__name__)
-
-
-class Interrupted(Exception):
-    """Training was asked to stop and has saved its state; `step` is the last one done."""
-
-    def __init__(self, step: int, signal_number: int):
-        super().__init__(f"stopped after step {step}")
-        self.step, self.signal_number = step, signal_number
 
 
 def train(
@@ -61,7 +53,8 @@ def train(
 
     Raises:
       Interrupted: SIGTERM or SIGINT arrived; the state of the last step is saved.
-      UserError: the loss is not finite, or no checkpoint can be read.
+      Diverged: the loss is not finite.
+      UserError: no checkpoint can be read, or the devices cannot share a batch.
     """
     sharding.check_batch_size(config.batch_size, config.accumulate, mesh, f"{name} batch_size")
     optimizer = make_optimizer(config)
@@ -129,7 +122,7 @@ def _check_finite(name: str, number: int, metrics: Mapping[str, jax.Array]) -> d
     values = {key: float(value) for key, value in jax.device_get(metrics).items()}
     if not all(map(math.isfinite, values.values())):
         shown = ", ".join(f"{key} {value}" for key, value in values.items())
-        raise UserError(
+        raise Diverged(
             f"{name}: the loss is not finite at step {number} ({shown}). Checkpoints of earlier "
             "steps are intact; lower the learning_rate or clip_norm and start in a new workdir."
         )

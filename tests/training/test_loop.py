@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.data.pipeline import training_batches
-from l2l_jax.errors import UserError
+from l2l_jax.errors import Diverged, Interrupted, UserError
 from l2l_jax.models.mae import MAE
 from l2l_jax.objectives.task import encoder_task
 from l2l_jax.training import loop, sharding
@@ -95,7 +95,7 @@ def test_resuming_after_sigterm_is_bit_identical(params, uninterrupted, tmp_path
             os.kill(os.getpid(), signal.SIGTERM)
         return batch
 
-    with pytest.raises(loop.Interrupted) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         run(params, tmp_path, Watched(stop_at_6))
     # The signal arrives while batch 6 is fetched: step 6 is finished and saved.
     assert stopped.value.step == 6 and (tmp_path / "checkpoints" / "6").is_dir()
@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(params, tmp_path):
     def poison(number, batch):
         return {**batch, "forget": batch["forget"] * np.nan} if number == 10 else batch
 
-    with pytest.raises(UserError, match="not finite at step 10"):
+    with pytest.raises(Diverged, match="not finite at step 10"):
         run(params, tmp_path, Watched(poison))
     # The checkpoints before it are intact and nothing after it was saved.
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]

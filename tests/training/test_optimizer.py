@@ -79,7 +79,7 @@ def test_adamw(clip_norm):
     "wrong",
     [
         dict(steps=0), dict(learning_rate=-1.0), dict(learning_rate=float("nan")), dict(beta1=1.0),
-        dict(warmup_steps=11), dict(accumulate=3), dict(ema_decay=1.5), dict(log_every=0),
+        dict(warmup_steps=10), dict(accumulate=3), dict(ema_decay=1.5), dict(log_every=0),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused(wrong):

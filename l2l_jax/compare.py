@@ -1,0 +1,138 @@
+"""Compare unlearning methods: `python -m l2l_jax.compare --config=configs/digits_mae.py`.
+
+Every method starts from the same pretrained model. What an earlier call finished is not computed anew.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+
+from l2l_jax.command_line import parse_flags, run_program
+from l2l_jax.errors import Diverged, UserError
+
+ALPHAS = flags.DEFINE_list(
+    "alphas", [], "Ablation: weights of the forget term of the paper's method, as 0.0,0.1,0.25,0.5,1.0."
+)
+PROXY = flags.DEFINE_list(
+    "proxy", [], "Classes that stand in for the retain classes in the row 'encoder, proxy retain'. "
+    "Default: config.data.proxy, or else every other retain class."
+)  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the comparison that the command line asks for and print its table."""
+    recipe, workdir = parse_flags(argv)
+    # Imported late: a mistyped flag is answered at once.
+    from l2l_jax.config import parse_config
+    from l2l_jax.evaluation import comparison_report
+
+    try:
+        alphas = [float(alpha) for alpha in ALPHAS.value]
+    except ValueError as error:
+        raise UserError(f"--alphas={','.join(ALPHAS.value)}: {error}.") from None
+    if any(not 0 <= alpha < float("inf") for alpha in alphas):
+        raise UserError(f"--alphas={','.join(ALPHAS.value)}: weights are finite and not negative.")
+    rows = compare(parse_config(recipe), workdir, alphas, PROXY.value)
+    print(comparison_report.table(rows))
+    print(f"\nComparison: {workdir / 'comparison'}")
+
+
+def compare(
+    config: Any, workdir: pathlib.Path, alphas: Sequence[float] = (), proxy: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Unlearn with every method from one pretrained model, judge, and write `workdir/comparison`.
+
+    Args:
+      config: a `l2l_jax.config.Config`; its method, alpha and proxies make the first row after the
+        original model.
+      workdir: folder of the run; `config`'s own pretrained model in it is used or made.
+      alphas: further weights of the forget term for the paper's method.
+      proxy: classes of the proxy row.
+
+    Returns:
+      By row: `{"retain": figures, "forget": figures}`, or `{"failed": reason}` for a method that
+      diverged.
+
+    Raises:
+      UserError: something the user can mend. Interrupted: asked to stop; the state is saved.
+    """
+    from l2l_jax import experiment
+    from l2l_jax.evaluation import comparison_report
+    from l2l_jax.evaluation.bench import Bench
+    from l2l_jax.workdir import Workdir
+
+    folders = Workdir(workdir, config)
+    bench = Bench(config)
+    original = experiment.original_params(config, folders, bench.train)
+    pretrained = config.pretrained or str(folders.pretrained)
+    rows = {"original": _judged(workdir, "original", config, bench, lambda: original)}
+    for name, variant in variants(config, pretrained, alphas, proxy):
+        folder = workdir / "comparison" / _folder(name)
+
+        def unlearned(variant=variant, folder=folder):
+            sets = experiment.training_sets(variant, bench.train)
+            return experiment.unlearned_params(variant, Workdir(folder, variant), original, sets)
+
+        rows[name] = _judged(workdir, name, variant, bench, unlearned)
+    shown = {name: row.pop("shown", None) for name, row in rows.items()}
+    comparison_report.write(workdir / "comparison", config, bench, rows, shown, alphas)
+    return rows
+
+
+def variants(
+    config: Any, pretrained: str, alphas: Sequence[float], proxy: Sequence[str]
+) -> Iterator[tuple[str, Any]]:
+    """The rows after the original: name and configuration of each."""
+    from l2l_jax.objectives.methods import METHODS
+
+    def variant(proxy=(), **unlearn):
+        return dataclasses.replace(
+            config,
+            pretrained=pretrained,
+            data=dataclasses.replace(config.data, proxy=tuple(proxy)),
+            unlearn=dataclasses.replace(config.unlearn, **unlearn),
+        )
+
+    for method in METHODS:
+        yield method, variant(method=method)
+    stand_ins = tuple(proxy) or config.data.proxy or config.data.retain[::2]
+    yield "encoder, proxy retain", variant(method="encoder", proxy=stand_ins)
+    for alpha in alphas:
+        if alpha != config.unlearn.alpha:
+            yield f"encoder, alpha {alpha:g}", variant(method="encoder", alpha=alpha)
+
+
+def _judged(workdir, name, config, bench, params) -> dict[str, Any]:
+    """The figures of a row and the restorations to show, from the disk if they are there."""
+    from l2l_jax.evaluation import comparison_report
+
+    folder = workdir / "comparison" / _folder(name)
+    path = folder / "figures.json"
+    settings = json.loads(json.dumps(config.describe()))
+    if path.exists():
+        row = json.loads(path.read_text())
+        if row.pop("config") == settings:
+            return {**row, "shown": comparison_report.load_shown(folder)}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        judgement = bench.judge(params(), name)
+    except Diverged as error:
+        row, shown = {"failed": str(error)}, None
+    else:
+        row = judgement.figures
+        shown = comparison_report.save_shown(folder, bench, config, judgement.restored)
+    path.write_text(json.dumps({**row, "config": settings}, indent=2) + "\n")
+    return {**row, "shown": shown}
+
+
+def _folder(name: str) -> str:
+    return name.replace(", ", "_").replace(" ", "_")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv))
