@@ -61,7 +61,8 @@ class Config:
       seed: seed of everything random.
       family: the model family, a key of `l2l_jax.models.registry.FAMILIES`.
       model: the model, parameters excluded.
-      pretrained: folder of a saved model to unlearn; empty to pretrain one in the workdir.
+      pretrained: what to unlearn: folder of a saved model, or a checkpoint file (see docs/weights.md);
+        empty to pretrain a model in the workdir.
       pretrain: how each stage of `model.pretraining_stages()` is trained, by its name.
       data, unlearn, evaluate: see their classes.
     """

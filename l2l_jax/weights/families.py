@@ -134,12 +134,14 @@ KNOWN = {
             sizes=mae.sizes,
             published=mae.PUBLISHED,
             hidden=HEADS,
-            trained_with=(*HEADS, "norm_pix_loss", "pixel_mean", "pixel_std", "value_range"),
+            trained_with=(
+                "image_size", *HEADS, "norm_pix_loss", "pixel_mean", "pixel_std", "value_range",
+            ),
             licence="The weights published by facebookresearch/mae are under CC BY-NC 4.0, and so is "
             "what is made from them: no commercial use.",
             wrapper="model",
             guesses=mae.guesses,
-        ),
+        ),  # fmt: skip
         Family(
             name="mage",
             table=mage.TABLE,

@@ -48,7 +48,7 @@ def inspect_path(
         facts["family"] = family.name
         variant, model = family.infer(source.state_dict, path.name, fields or {})
         facts["variant"] = variant or "no published size"
-        told = (*family.sizes(source.state_dict), *family.trained_with)
+        told = dict.fromkeys((*family.sizes(source.state_dict), *family.trained_with))
         facts["model"] = _text({name: getattr(model, name) for name in told})
         state_dict = family.unwrap(source.state_dict, model)
         fit = mapping.fit(family.table, state_dict, family.target(model))

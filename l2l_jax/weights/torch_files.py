@@ -13,12 +13,17 @@ import ml_dtypes
 import numpy as np
 
 from l2l_jax.errors import UserError
-from l2l_jax.weights.files import FLOATS_WANTED, StoredArray
+from l2l_jax.weights.files import FLOATS, FLOATS_WANTED, StoredArray
 
 OLDEST = (2, 10)
 """Before it, crafted files could get past `weights_only=True` (CVE-2025-32434, CVE-2026-24747)."""
 
 ZIP_MAGIC = b"PK\x03\x04"
+
+
+_DTYPES = FLOATS | {
+    name: np.dtype(name) for name in ("float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+}
 
 
 def import_torch() -> ModuleType:
@@ -113,7 +118,7 @@ def _stored(torch: ModuleType, path: pathlib.Path, content: Mapping, depth: int)
 
 def _stored_tensor(torch: ModuleType, path: pathlib.Path, key: Any, tensor: Any) -> StoredArray:
     name = str(tensor.dtype).removeprefix("torch.")
-    dtype = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else _numpy_dtype(name)
+    dtype = _DTYPES.get(name)
     if dtype is None or tensor.layout is not torch.strided or tensor.device.type != "cpu":
         raise UserError(f"{path}: {key} is a {name} tensor ({tensor.layout}); {FLOATS_WANTED}.")
     tensor = tensor.detach().resolve_neg()
@@ -124,13 +129,6 @@ def _stored_tensor(torch: ModuleType, path: pathlib.Path, key: Any, tensor: Any)
         return tensor.numpy()
 
     return StoredArray(tuple(tensor.shape), dtype, read)
-
-
-def _numpy_dtype(name: str) -> np.dtype | None:
-    try:
-        return np.dtype(name)
-    except TypeError:
-        return None
 
 
 def save(path: pathlib.Path, state_dict: Mapping[str, np.ndarray], wrapper: str) -> None:

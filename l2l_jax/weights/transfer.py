@@ -179,7 +179,8 @@ def _check_fields(found: Mapping[str, Any], model: ImageToImageModel) -> None:
 def original_weights(path: pathlib.Path) -> dict[str, Any]:
     """JSON-able facts about the weights that lie in a folder or file: origin, SHA-256 and licence.
 
-    A model that was trained here comes from no file and has no SHA-256.
+    A model that was trained here comes from no file and has no SHA-256. Of one that was unlearned before,
+    the facts hold those of its own original under "original_weights".
 
     Raises:
       UserError: it cannot be read.
@@ -190,7 +191,7 @@ def original_weights(path: pathlib.Path) -> dict[str, Any]:
         return {"origin": f"read from {path.name}", **source.facts, "licence": family.licence}
     card = read_card(path)
     facts = {"origin": card.get("origin", "unknown"), **card.get("source", {})}
-    return facts | ({"licence": card["licence"]} if "licence" in card else {})
+    return facts | {name: card[name] for name in ("licence", "original_weights") if name in card}
 
 
 def export_model(folder: pathlib.Path, output: pathlib.Path, dtype: str = "float32") -> dict[str, Any]:

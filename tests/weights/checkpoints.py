@@ -1,0 +1,69 @@
+"""State dicts and checkpoint files that the tests of this folder share."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import safetensors.numpy
+
+from l2l_jax.models.diffusion import schedule_buffers
+from tests.models import test_mae, test_mage, test_unet
+from tests.reference_arrays import Case
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """A reference case as a published checkpoint would hold it.
+
+    Attributes:
+      family: its family.
+      model: its model.
+      state_dict: what its file holds.
+      given: fields that its weights do not show.
+    """
+
+    family: str
+    model: object
+    state_dict: dict[str, np.ndarray]
+    given: dict[str, object]
+
+
+def network(unet):
+    """Palette's `Network` around a U-Net, with the buffers of its training schedule."""
+    wrapped = {f"denoise_fn.{key}": value for key, value in unet.items()}
+    return wrapped | schedule_buffers(np.linspace(1e-6, 0.01, 2000))
+
+
+SMALL = {
+    "mae": Small(
+        "mae", test_mae.TINY, Case("mae_tiny").state_dict(), dict(num_heads=4, decoder_num_heads=4)
+    ),
+    "mage": Small(
+        "mage", test_mage.TINY, test_mage.state_dict(), dict(num_heads=4, decoder_num_heads=4)
+    ),
+    "palette": Small(
+        "palette", test_unet.TINY, network(Case("palette_unet_tiny").state_dict()),
+        dict(image_size=32, num_head_channels=16, hole_bank_size=1),
+    ),
+}  # fmt: skip
+
+
+def write_safetensors(path: pathlib.Path, state_dict) -> pathlib.Path:
+    """Write `state_dict` with safetensors' own writer, and return `path`."""
+    contiguous = {key: np.ascontiguousarray(value) for key, value in state_dict.items()}
+    safetensors.numpy.save_file(contiguous, path)
+    return path
+
+
+def options(given):
+    """`given` as arguments of the command line."""
+    return [argument for name, value in given.items() for argument in ("--set", f"{name}={value}")]
+
+
+def assert_same_bits(found, expected):
+    """Same keys, and the same dtypes, shapes and bits for each."""
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        array = np.asarray(found[key])
+        assert (array.dtype, array.shape) == (value.dtype, value.shape), key
+        assert np.ascontiguousarray(array).tobytes() == np.ascontiguousarray(value).tobytes(), key

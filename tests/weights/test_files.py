@@ -1,0 +1,133 @@
+"""Checkpoint files that need no PyTorch: formats, wrappers, damage."""
+
+import hashlib
+import json
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from l2l_jax.errors import UserError
+from l2l_jax.weights import files
+from l2l_jax.weights.files import StoredArray
+from tests.weights.checkpoints import assert_same_bits, write_safetensors
+
+DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.int64)
+
+
+def stored(value=0.0):
+    array = np.full(2, value, np.float32)
+    return StoredArray(array.shape, array.dtype, lambda: array)
+
+
+def header(entries, data=b""):
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_written_arrays_are_read_again(tmp_path, dtype):
+    arrays = {"a.weight": np.arange(6).reshape(2, 3).astype(dtype), "b": np.ones((), dtype)}
+    path = tmp_path / "new" / "weights.safetensors"
+    files.write_checkpoint(path, arrays)
+    found = files.open_checkpoint(path)
+    assert found.kind == "safetensors"
+    assert_same_bits(found.copies[""], arrays)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert path.stat().st_mode & 0o777 == (tmp_path / "new").stat().st_mode & 0o666
+
+
+def test_hash(tmp_path):
+    (tmp_path / "file").write_bytes(b"weights")
+    assert files.sha256(tmp_path / "file") == hashlib.sha256(b"weights").hexdigest()
+
+
+@pytest.mark.parametrize(
+    "content, names",
+    [
+        ({"a.weight": stored()}, [""]),
+        ({"module.a.weight": stored()}, [""]),
+        ({"_orig_mod.module.a.weight": stored()}, [""]),
+        ({"state_dict": {"a.weight": stored()}, "epoch": 3}, ["state_dict"]),
+        ({"model": {"module.a.weight": stored()}, "optimizer": {"state": {0: stored()}}}, ["model"]),
+        ({"model": {"a.weight": stored()}, "model_ema": {"a.weight": stored()}}, ["model", "model_ema"]),
+        ({"model_ema": {"module": {"a.weight": stored()}}}, ["model_ema.module"]),
+        ({"model.a.weight": stored(), "model_ema.a.weight": stored()}, ["", "model_ema"]),
+        ({"epoch": 3}, []),
+        ({}, []),
+    ],
+)
+def test_wrappers_and_prefixes(content, names):
+    found = files.find_state_dicts(content)
+    assert list(found) == names
+    assert all(list(state_dict) == ["a.weight"] for state_dict in found.values())
+
+
+def test_a_prefix_that_not_all_keys_have_stays():
+    found = files.find_state_dicts({"module.a": stored(), "b": stored()})
+    assert list(found[""]) == ["module.a", "b"]
+
+
+def test_the_moving_average_is_taken_on_request(tmp_path):
+    weights = {"model.a": np.zeros(1, np.float32), "model_ema.a": np.ones(1, np.float32)}
+    found = files.open_checkpoint(write_safetensors(tmp_path / "x.safetensors", weights))
+    assert (found.choose(), found.choose(ema=True)) == ("", "model_ema")
+    assert np.asarray(found.copies["model_ema"]["a"]) == 1
+    plain = files.open_checkpoint(write_safetensors(tmp_path / "y.safetensors", {"a": np.zeros(1)}))
+    with pytest.raises(UserError, match="no EMA copy"):
+        plain.choose(ema=True)
+    average = {"model_ema.a": np.ones(1, np.float32)}
+    only = files.open_checkpoint(write_safetensors(tmp_path / "z.safetensors", average))
+    assert only.choose() == "model_ema"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 7,
+        b"\xff" * 8 + b"{}",  # a header of 2^64 bytes
+        struct.pack("<Q", 2**40) + b"{}",
+        struct.pack("<Q", 100) + b"{}",  # a header that ends before its end
+        struct.pack("<Q", 2) + b"[]",
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
+        header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, b"12345678"),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}, b"12345678"),
+        header({"a": {"dtype": "NO", "shape": [2], "data_offsets": [0, 8]}}, b"12345678"),
+        header({"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}, b"12345678"),
+        header({}),
+    ],
+)
+def test_damaged_and_forged_files_are_refused(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="x.safetensors"):
+        files.open_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["weights.txt", "weights", "weights.h5"])
+def test_unknown_suffixes_name_the_known_ones(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=".safetensors"):
+        files.open_checkpoint(tmp_path / name)
+    with pytest.raises(UserError, match=".safetensors"):
+        files.check_output(tmp_path / f"new_{name}")
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        files.open_checkpoint(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="is a folder"):
+        files.open_checkpoint(tmp_path)
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"mine")
+    with pytest.raises(UserError, match="exists"):
+        files.write_checkpoint(path, {"a": np.zeros(1)})
+    assert path.read_bytes() == b"mine"
+    with pytest.raises(AttributeError):
+        files.write_checkpoint(tmp_path / "y.safetensors", {"a": "no array"})
+    assert list(tmp_path.iterdir()) == [path]

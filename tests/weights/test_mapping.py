@@ -1,0 +1,134 @@
+"""The engine on tables made up here."""
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from l2l_jax.errors import UserError
+from l2l_jax.weights import mapping
+from l2l_jax.weights.mapping import Constant, Ignored, Rule, conv, conv1x1_1d, linear, same
+
+TABLE = [
+    Constant("table", lambda size: np.linspace(0, 1, size, dtype=np.float32)),
+    Rule("blocks.{i}.special.weight", "encoder/special_{i}/kernel", linear),
+    Rule("blocks.{i}.{j}.weight", "encoder/block_{i}_{j}/kernel", linear),
+    Rule("bias", "encoder/bias"),
+    Ignored(r"head\..*"),
+    Ignored(r".*\.num_batches_tracked"),
+]
+TARGET = {
+    "encoder": {
+        "special_0": {"kernel": jax.ShapeDtypeStruct((3, 2), np.float32)},
+        "block_10_1": {"kernel": jax.ShapeDtypeStruct((3, 2), np.float32)},
+        "bias": jax.ShapeDtypeStruct((4,), np.float32),
+    }
+}
+
+
+def state_dict():
+    return {
+        "blocks.0.special.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "blocks.10.1.weight": -np.arange(6, dtype=np.float32).reshape(2, 3),
+        "bias": np.ones(4, np.float32),
+        "table": np.linspace(0, 1, 5, dtype=np.float32),
+    }
+
+
+def test_in_and_out():
+    params = mapping.to_flax(TABLE, state_dict(), TARGET, 5)
+    kernel = params["encoder"]["block_10_1"]["kernel"]
+    assert kernel[2, 1] == -5  # input 2, output 1
+    back = mapping.to_torch(TABLE, params, 5)
+    assert back.keys() == state_dict().keys()
+    for key, value in state_dict().items():
+        np.testing.assert_array_equal(back[key], value, strict=True)
+        assert back[key].flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    "layout, torch_shape, flax_shape",
+    [(same, (2, 3), (2, 3)), (linear, (2, 3), (3, 2)), (conv, (2, 3, 4, 5), (4, 5, 3, 2)),
+     (conv1x1_1d, (2, 3, 1), (3, 2))],
+)  # fmt: skip
+def test_layouts_undo_each_other(layout, torch_shape, flax_shape):
+    array = np.random.default_rng(0).random(torch_shape)
+    there = layout.to_flax(array)
+    assert there.shape == flax_shape
+    np.testing.assert_array_equal(layout.to_torch(there), array)
+
+
+def test_convolution_computes_the_same():
+    """Against the definition of PyTorch's convolution, by hand: out[o] = Σ in[i] · kernel[o, i]."""
+    rng = np.random.default_rng(0)
+    kernel, image = rng.random((2, 3, 3, 3), np.float32), rng.random((1, 3, 3, 3), np.float32)
+    by_hand = np.einsum("nihw,oihw->no", image, kernel)
+    ours = jax.lax.conv_general_dilated(
+        np.moveaxis(image, 1, -1), conv.to_flax(kernel), (1, 1), "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    np.testing.assert_allclose(ours[:, 0, 0], by_hand, rtol=1e-5)
+
+
+def test_both_sides_of_a_mismatch_are_listed():
+    wrong = state_dict() | {"surplus": np.zeros(1, np.float32)}
+    del wrong["bias"]
+    with pytest.raises(UserError, match=r"Without a place in the model: surplus\..*value: bias\."):
+        mapping.to_flax(TABLE, wrong, TARGET, 5)
+
+
+def test_a_key_of_a_block_that_the_model_does_not_have():
+    wrong = state_dict() | {"blocks.11.1.weight": np.zeros((2, 3), np.float32)}
+    with pytest.raises(UserError, match=r"blocks\.11\.1\.weight"):
+        mapping.to_flax(TABLE, wrong, TARGET, 5)
+
+
+def test_only_the_first_of_many_are_listed():
+    wrong = state_dict() | {f"surplus{i:02}": np.zeros(1, np.float32) for i in range(40)}
+    with pytest.raises(UserError, match=r"surplus11 and 28 more"):
+        mapping.to_flax(TABLE, wrong, TARGET, 5)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2, 3, 1), (6,), (2, 4)])
+def test_wrong_shapes_name_both(shape):
+    wrong = state_dict() | {"blocks.0.special.weight": np.zeros(shape, np.float32)}
+    with pytest.raises(UserError) as error:
+        mapping.to_flax(TABLE, wrong, TARGET, 5)
+    assert f"blocks.0.special.weight {shape}, not (2, 3)" in str(error.value)
+
+
+def test_ignored_keys_are_dropped_and_not_invented():
+    more = {"head.weight": np.zeros(9, np.float32), "bn.num_batches_tracked": np.zeros((), np.int64)}
+    params = mapping.to_flax(TABLE, state_dict() | more, TARGET, 5)
+    assert mapping.to_torch(TABLE, params, 5).keys() == state_dict().keys()
+
+
+def test_a_constant_must_be_right_if_it_is_there():
+    without = state_dict()
+    table = without.pop("table")
+    mapping.to_flax(TABLE, without, TARGET, 5)
+    for wrong in (table + np.float32(1e-3), table[:4], np.full_like(table, np.nan)):
+        with pytest.raises(UserError, match="table is not the fixed table"):
+            mapping.to_flax(TABLE, without | {"table": wrong}, TARGET, 5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_a_constant_may_be_rounded_to_the_format_of_the_file(dtype):
+    rounded = state_dict() | {"table": state_dict()["table"].astype(dtype)}
+    mapping.to_flax(TABLE, rounded, TARGET, 5)
+
+
+def test_a_parameter_without_a_rule_is_our_own_mistake():
+    with pytest.raises(ValueError, match="encoder/unknown"):
+        mapping.to_torch(TABLE, {"encoder": {"unknown": np.zeros(1)}}, 5)
+
+
+def test_nothing_is_read_before_everything_fits():
+    class Unreadable:
+        shape = (7,)
+
+        def __array__(self, dtype=None, copy=None):
+            raise AssertionError("was read")
+
+    with pytest.raises(UserError, match="bias"):
+        mapping.to_flax(TABLE, {key: Unreadable() for key in state_dict()}, TARGET, 5)

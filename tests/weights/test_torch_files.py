@@ -1,0 +1,164 @@
+"""PyTorch files: formats, wrappers, number formats; hostile and damaged ones. Needs PyTorch."""
+
+import argparse
+import io
+import os
+import pathlib
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from l2l_jax.errors import UserError
+from l2l_jax.weights import files, torch_files, transfer
+from l2l_jax.weights.__main__ import main
+from l2l_jax.weights.families import KNOWN
+from l2l_jax.weights.store import load_params
+from tests.weights.checkpoints import SMALL, assert_same_bits, options
+
+torch = pytest.importorskip("torch")
+MAE = SMALL["mae"]
+
+
+def tensors(state_dict=MAE.state_dict, dtype=None):
+    return {k: torch.tensor(v) if dtype is None else torch.tensor(v).to(dtype) for k, v in state_dict.items()}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"model": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+        lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}, "loss": 0.5},
+        lambda state: {"model_ema": state},
+    ],
+)
+def test_formats_and_wrappers(tmp_path, zipped, wrap):
+    path = tmp_path / "x.pth"
+    torch.save(wrap(tensors()), path, _use_new_zipfile_serialization=zipped)
+    file = files.open_checkpoint(path)
+    assert file.kind == ("PyTorch, zip format" if zipped else "PyTorch, legacy format")
+    assert_same_bits(file.copies[file.choose()], MAE.state_dict)
+
+
+@pytest.mark.parametrize("suffix", files.TORCH_SUFFIXES)
+def test_suffixes(tmp_path, suffix):
+    torch.save(tensors(), tmp_path / f"x{suffix}")
+    assert_same_bits(files.open_checkpoint(tmp_path / f"x{suffix}").copies[""], MAE.state_dict)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_cases_come_back_as_the_original_code_saves_them(tmp_path, name):
+    small = SMALL[name]
+    torch.save(tensors(small.state_dict), tmp_path / "in.pth")
+    transfer.import_file(tmp_path / "in.pth", tmp_path / "model", fields=small.given)
+    transfer.export_model(tmp_path / "model", tmp_path / "out.pth")
+    content = torch.load(tmp_path / "out.pth", weights_only=True)
+    state_dict = content if name == "palette" else content["model"]
+    assert_same_bits({key: value.numpy() for key, value in state_dict.items()}, small.state_dict)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(tmp_path, dtype):
+    half = tensors(dtype=getattr(torch, dtype))
+    torch.save(half, tmp_path / "in.pth")
+    transfer.import_file(tmp_path / "in.pth", tmp_path / "model", fields=MAE.given)
+    params = load_params(tmp_path / "model", KNOWN["mae"].target(MAE.model))
+    expected = half["norm.bias"].float().numpy()
+    np.testing.assert_array_equal(params["encoder"]["norm"]["bias"], expected, strict=True)
+    transfer.export_model(tmp_path / "model", tmp_path / "out.pth", dtype)
+    back = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+    assert back.keys() == half.keys()
+    for key, value in half.items():
+        assert back[key].dtype == value.dtype and torch.equal(back[key], value), key
+
+
+def test_parameters_that_want_gradients_and_are_not_contiguous(tmp_path):
+    state = {key: torch.nn.Parameter(value) for key, value in tensors().items()}
+    state["decoder_pred.weight"] = torch.tensor(MAE.state_dict["decoder_pred.weight"].T.copy()).T
+    torch.save(state, tmp_path / "x.pth")
+    assert_same_bits(files.open_checkpoint(tmp_path / "x.pth").copies[""], MAE.state_dict)
+
+
+class Hostile:
+    """Unpickled by a reader that executes what a file says, it leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def compressed(content):
+    """The same archive with its entries compressed, as a zip bomb is."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+def saved(content, **how):
+    file = io.BytesIO()
+    torch.save(content, file, **how)
+    return file.getvalue()
+
+
+def forged(tmp_path):
+    """Contents of hostile and damaged files, by name."""
+    legacy = dict(_use_new_zipfile_serialization=False)
+    good, old = saved(tensors()), saved(tensors(), **legacy)
+    cyclic = {"model": {}}
+    cyclic["model"]["model"] = cyclic
+    return {
+        "executes": saved(tensors() | {"x": Hostile(tmp_path / "executed")}),
+        "executes, legacy": saved(tensors() | {"x": Hostile(tmp_path / "executed")}, **legacy),
+        "bare pickle": pickle.dumps(Hostile(tmp_path / "executed")),
+        "empty": b"",
+        "text": b"<html>404 Not Found</html>",
+        "truncated": good[: len(good) // 2],
+        "truncated at the end": good[:-100],
+        "only a magic number": good[:4],
+        "legacy, truncated": old[: len(old) // 2],
+        "legacy, truncated early": old[:50],
+        "compressed": compressed(good),
+        "no dictionary": saved(torch.zeros(3)),
+        "cyclic": saved(cyclic),
+        "a list": saved([torch.zeros(3)]),
+        "larger than the file": saved({"pos_embed": torch.zeros(1).expand(10**6, 10**6)}),
+        "sparse": saved({"x": torch.eye(3).to_sparse()}),
+        "complex": saved({"patch_embed.proj.weight": torch.zeros(1, dtype=torch.complex64)}),
+        "float8": saved({"x": torch.zeros(2).to(torch.float8_e4m3fn)}),
+    }
+
+
+@pytest.mark.parametrize("name", forged(pathlib.Path()))
+@pytest.mark.parametrize("command", ["import", "inspect"])
+def test_hostile_and_damaged_files(tmp_path, capsys, name, command):
+    path = tmp_path / "x.pth"
+    path.write_bytes(forged(tmp_path)[name])
+    output = ["--output", str(tmp_path / "model")] if command == "import" else []
+    code = main([command, str(path), *output, *options(MAE.given)])
+    printed = capsys.readouterr()
+    assert code == 1
+    assert printed.err.startswith("Error: ") and printed.err.count("\n") == 1
+    assert str(path) in printed.err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_refusal_of_python_objects_explains_itself(tmp_path):
+    path = tmp_path / "x.pth"
+    path.write_bytes(forged(tmp_path)["executes"])
+    with pytest.raises(UserError, match=r"mkdir.*can execute code.*torch\.save\(model\.state_dict"):
+        torch_files.load(path)
+
+
+def test_old_versions_are_not_trusted(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(UserError, match=r"2\.9\.1.*versions before 2\.10"):
+        torch_files.import_torch()
+    monkeypatch.setattr(torch, "__version__", "2.10.0")
+    torch_files.import_torch()

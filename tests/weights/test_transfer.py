@@ -1,0 +1,280 @@
+"""Whole checkpoints through the importer and the exporter, small and at published size."""
+
+import dataclasses
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from l2l_jax.errors import UserError
+from l2l_jax.models.mae import MAE
+from l2l_jax.models.mage import MAGE
+from l2l_jax.models.palette import Palette
+from l2l_jax.models.registry import FAMILIES
+from l2l_jax.models.vit import sincos_position_table
+from l2l_jax.weights import families, mae, mapping, transfer
+from l2l_jax.weights.store import load_params, read_card, save_model
+from tests.reference_arrays import FOLDER, Case, fill, nhwc
+from tests.weights.checkpoints import SMALL, assert_same_bits, network, write_safetensors
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """The small cases, as files and as folders made from them."""
+    folder = tmp_path_factory.mktemp("small")
+    for name, small in SMALL.items():
+        path = write_safetensors(folder / f"{name}.safetensors", small.state_dict)
+        transfer.import_file(path, folder / name, fields=small.given)
+    return folder
+
+
+def test_every_family_can_be_moved():
+    assert families.KNOWN.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_cases_come_back_bit_for_bit(imported, tmp_path, name):
+    transfer.export_model(imported / name, tmp_path / "out.safetensors")
+    exported = safetensors.numpy.load_file(tmp_path / "out.safetensors")
+    assert_same_bits(exported, SMALL[name].state_dict)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_cards(imported, name):
+    card = read_card(imported / name)
+    assert (card["family"], card["variant"]) == (name, None)
+    assert card["source"]["file"] == f"{name}.safetensors"
+    assert len(card["source"]["sha256"]) == 64
+    assert ("CC BY-NC 4.0" in card["licence"]) == (name == "mae")
+    sizes = families.KNOWN[name].sizes(SMALL[name].state_dict)
+    model = json.loads(json.dumps(dataclasses.asdict(SMALL[name].model)))
+    assert {key: card["model"][key] for key in sizes} == {key: model[key] for key in sizes}
+
+
+def test_the_imported_mae_computes_what_the_original_does(imported):
+    params = transfer.load_pretrained(imported / "mae", "mae", SMALL["mae"].model)
+    model, case = SMALL["mae"].model, Case("mae_tiny")
+    predict = jax.jit(lambda p, x, noise: model.predict(p, model.mask(x, noise, kept=4)))
+    prediction = predict(params, nhwc(case["images"]), case["noise"])
+    np.testing.assert_allclose(prediction, case["pred"], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_file_and_its_import_give_the_same_parameters(imported, name):
+    model = SMALL[name].model
+    folder = transfer.load_pretrained(imported / name, name, model)
+    file = transfer.load_pretrained(imported / f"{name}.safetensors", name, model)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    for params in (folder, file):
+        jax.tree.map(lambda x, like: np.testing.assert_equal(x.shape, like.shape), params, shapes)
+        jax.tree.map(lambda x, like: np.testing.assert_equal(x.dtype, like.dtype), params, shapes)
+    jax.tree.map(np.testing.assert_array_equal, folder, file)
+
+
+def test_training_holes_follow_the_config_and_not_the_imported_folder(imported):
+    model = dataclasses.replace(SMALL["palette"].model, hole_bank_size=3)
+    params = transfer.load_pretrained(imported / "palette", "palette", model)
+    np.testing.assert_array_equal(params["holes"], model.hole_bank())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize(
+    "change, complaint",
+    [(dict(depth=3), "depth"), (dict(width=64), "width"), (dict(image_size=64), "image_size")],
+)
+def test_another_model_than_the_config_asks_for(imported, kind, change, complaint):
+    path = imported / ("mae.safetensors" if kind == "file" else "mae")
+    with pytest.raises(UserError, match=complaint if kind == "file" else "mae"):
+        transfer.load_pretrained(path, "mae", dataclasses.replace(SMALL["mae"].model, **change))
+
+
+def test_fields_that_shapes_do_not_show_must_agree_too(imported):
+    for change in (dict(num_heads=2), dict(norm_pix_loss=True), dict(pixel_mean=(0.5, 0.5, 0.5))):
+        model = dataclasses.replace(SMALL["mae"].model, **change)
+        with pytest.raises(UserError, match=next(iter(change))):
+            transfer.load_pretrained(imported / "mae", "mae", model)
+
+
+@pytest.mark.parametrize("path", ["mae", "mae.safetensors"])
+def test_another_family(imported, path):
+    with pytest.raises(UserError, match="this is a mae model, but config.model.family is mage"):
+        transfer.load_pretrained(imported / path, "mage", SMALL["mage"].model)
+
+
+def test_facts_about_the_original(imported, tmp_path):
+    folder = transfer.original_weights(imported / "mae")
+    file = transfer.original_weights(imported / "mae.safetensors")
+    assert folder["sha256"] == file["sha256"]
+    save_model(tmp_path / "again", {"x": np.zeros(1)}, {"origin": "unlearned", "original_weights": folder})
+    again = transfer.original_weights(tmp_path / "again")
+    assert again == {"origin": "unlearned", "original_weights": folder}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(tmp_path, dtype):
+    """Half precision widens to float32 without loss, and narrows back to the same bits."""
+    numpy_dtype = np.float16 if dtype == "float16" else ml_dtypes.bfloat16
+    half = {key: value.astype(numpy_dtype) for key, value in SMALL["mae"].state_dict.items()}
+    path = write_safetensors(tmp_path / "half.safetensors", half)
+    transfer.import_file(path, tmp_path / "model", fields=SMALL["mae"].given)
+    transfer.export_model(tmp_path / "model", tmp_path / "out.safetensors", dtype)
+    assert_same_bits(safetensors.numpy.load_file(tmp_path / "out.safetensors"), half)
+    shapes = families.KNOWN["mae"].target(SMALL["mae"].model)
+    bias = load_params(tmp_path / "model", shapes)["encoder"]["norm"]["bias"]
+    np.testing.assert_array_equal(bias, half["norm.bias"].astype(np.float32), strict=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_other_number_formats_are_refused(tmp_path, dtype):
+    wrong = {key: value.astype(dtype) for key, value in SMALL["mae"].state_dict.items()}
+    wrong |= {key: SMALL["mae"].state_dict[key] for key in ("pos_embed", "decoder_pos_embed")}
+    path = write_safetensors(tmp_path / "x.safetensors", wrong)
+    with pytest.raises(UserError, match="expected are float32, float16, bfloat16"):
+        transfer.import_file(path, tmp_path / "model", fields=SMALL["mae"].given)
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_ema_copy_is_imported_on_request(tmp_path):
+    plain = SMALL["mae"].state_dict
+    average = {f"model_ema.{key}": value for key, value in plain.items()}
+    average["model_ema.norm.bias"] = plain["norm.bias"] + 1
+    path = write_safetensors(
+        tmp_path / "x.safetensors", {f"model.{k}": v for k, v in plain.items()} | average
+    )
+    for ema in (False, True):
+        output = tmp_path / f"ema {ema}"
+        card = transfer.import_file(path, output, ema=ema, fields=SMALL["mae"].given)
+        params = load_params(output, families.KNOWN["mae"].target(SMALL["mae"].model))
+        np.testing.assert_array_equal(params["encoder"]["norm"]["bias"], plain["norm.bias"] + ema)
+        assert card["source"].get("copy") == ("model_ema" if ema else None)
+
+
+def test_the_vqgan_may_lie_in_a_second_file(tmp_path):
+    both = SMALL["mage"].state_dict
+    mage = {key: value for key, value in both.items() if not key.startswith("vqgan.")}
+    vqgan = {key.removeprefix("vqgan."): v for key, v in both.items() if key.startswith("vqgan.")}
+    vqgan["loss.discriminator.main.0.weight"] = np.zeros((2, 2), np.float32)
+    first = write_safetensors(tmp_path / "mage.safetensors", mage)
+    second = write_safetensors(tmp_path / "vqgan.safetensors", vqgan)
+    given = SMALL["mage"].given
+    with pytest.raises(UserError, match="--vqgan"):
+        transfer.import_file(first, tmp_path / "model", fields=given)
+    with pytest.raises(UserError, match="VQGAN alone"):
+        transfer.import_file(second, tmp_path / "model", fields=given)
+    card = transfer.import_file(first, tmp_path / "model", vqgan=second, fields=given)
+    assert card["source"]["vqgan"]["file"] == "vqgan.safetensors"
+    transfer.export_model(tmp_path / "model", tmp_path / "out.safetensors")
+    assert_same_bits(safetensors.numpy.load_file(tmp_path / "out.safetensors"), both)
+    with pytest.raises(UserError, match="already"):
+        transfer.import_file(
+            tmp_path / "out.safetensors", tmp_path / "other", vqgan=second, fields=given
+        )
+
+
+def test_a_bare_u_net_and_a_network_with_its_teacher(tmp_path):
+    whole = SMALL["palette"].state_dict
+    unet = Case("palette_unet_tiny").state_dict()
+    teacher = {f"teacher_denoise_fn.{key}": np.zeros_like(value) for key, value in unet.items()}
+    for name, state_dict in {"bare": unet, "teacher": whole | teacher}.items():
+        path = write_safetensors(tmp_path / f"{name}.safetensors", state_dict)
+        transfer.import_file(path, tmp_path / name, fields=SMALL["palette"].given)
+        transfer.export_model(tmp_path / name, tmp_path / f"{name}_out.safetensors")
+        exported = safetensors.numpy.load_file(tmp_path / f"{name}_out.safetensors")
+        assert_same_bits(exported, whole)
+
+
+def test_an_encoder_alone_is_refused_with_the_files_that_have_a_decoder(tmp_path):
+    encoder = {k: v for k, v in SMALL["mae"].state_dict.items() if "decoder" not in k and k != "mask_token"}
+    path = write_safetensors(tmp_path / "mae_pretrain_vit_base.safetensors", encoder)
+    with pytest.raises(UserError, match="without a decoder.*mae_visualize_vit_large.pth"):
+        transfer.import_file(path, tmp_path / "model")
+
+
+def test_a_field_given_against_the_weights(tmp_path):
+    path = write_safetensors(tmp_path / "x.safetensors", SMALL["mae"].state_dict)
+    for fields, complaint in (
+        ({"width": 7}, "width is 48 in the weights"),
+        ({"num_heads": 4}, "add --set decoder_num_heads"),
+        ({"num_heads": 5, "decoder_num_heads": 4}, "heads"),
+        ({**SMALL["mae"].given, "heads": 4}, "no field heads"),
+        ({**SMALL["mae"].given, "num_heads": "four"}, "num_heads"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            transfer.import_file(path, tmp_path / "model", fields=fields)
+    assert not (tmp_path / "model").exists()
+
+
+def test_existing_output_is_left_alone(imported, tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match="exists"):
+        transfer.import_file(imported / "mae.safetensors", tmp_path / "model", fields=SMALL["mae"].given)
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def published(name):
+    """The state dict of a published layout by the rule, its family and model."""
+    layout = json.loads((FOLDER / f"layouts/{name}.json").read_text())["state_dict"]
+    grid = 16 if name.startswith("mage") else 14
+    shapes = {key: shape for key, shape, _ in layout}
+    fixed = {
+        key: sincos_position_table(shapes[key][2], grid)[None]
+        for key in ("pos_embed", "decoder_pos_embed") if key in shapes
+    }  # fmt: skip
+    if "token_emb.position_ids" in shapes:
+        fixed["token_emb.position_ids"] = np.arange(257)[None]
+    state_dict = {key: fixed[key] if key in fixed else fill(key, shape) for key, shape in shapes.items()}
+    return network(state_dict) if name.startswith("palette") else state_dict
+
+
+IMAGENET = dict(pixel_mean=(0.485, 0.456, 0.406), pixel_std=(0.229, 0.224, 0.225))
+PUBLISHED = {
+    "mae_vit_base_patch16": MAE(**IMAGENET),
+    "mae_vit_large_patch16": MAE(width=1024, depth=24, num_heads=16, **IMAGENET),
+    "mage_vit_base_patch16": MAGE(),
+    "palette_unet": Palette(attn_res=()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_layouts_go_in_and_out(name):
+    state_dict = published(name)
+    family = families.recognise(state_dict)
+    variant, model = family.infer(state_dict, f"{name}.pth", {})
+    assert variant is not None and variant in family.published
+    assert model == PUBLISHED[name]
+    params = transfer.read_params(transfer.Source(state_dict, {}, ("",)), family, model)
+    exported = family.wrap(mapping.to_torch(family.table, params, model), model)
+    assert exported.keys() == state_dict.keys()
+    for key, value in state_dict.items():
+        np.testing.assert_array_equal(exported[key], value, err_msg=key, strict=True)
+
+
+@pytest.mark.parametrize(
+    "family, variant, change",
+    [
+        ("mae", "vit_huge_patch14", dict(patch_size=14, width=1280, depth=32, num_heads=16)),
+        ("mage", "vit_large_patch16", dict(width=1024, depth=24, num_heads=16, decoder_width=1024)),
+    ],
+)
+def test_published_sizes_without_a_layout(family, variant, change):
+    """Keys and shapes as our own exporter names them: no value is made."""
+    found = families.KNOWN[family]
+    model = FAMILIES[family](**change)
+    bits = jax.tree.map(lambda x: np.zeros(x.shape, bool), found.target(model))
+    state_dict = mapping.to_torch(found.table, bits, model)
+    assert families.recognise(state_dict) is found
+    name, inferred = found.infer(state_dict, "x.pth", {})
+    assert name == variant
+    assert {key: getattr(inferred, key) for key in change} == change
+
+
+def test_names_of_mae_files_tell_what_they_were_trained_on():
+    for name, normalised in (
+        ("mae_pretrain_vit_base_full.pth", True), ("mae_pretrain_vit_huge_full.safetensors", True),
+        ("mae_visualize_vit_large_ganloss.pth", False), ("mine.pth", False),
+    ):  # fmt: skip
+        assert mae.guesses(name, {"channels": 3})["norm_pix_loss"] is normalised
