@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.pretrain = ml_collections.ConfigDict()
     config.pretrain.model = ml_collections.ConfigDict(dict(  # l2l_jax.training.optimizer.TrainingConfig
-        steps=2500,
+        steps=2300,
         batch_size=64,
         learning_rate=3e-3,  # peak
         warmup_steps=50,
@@ -61,7 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
         noise="normal",  # the teacher's noise images: normal, uniform or constant
         steps=800,
         batch_size=64,  # of retain and of forget images each
-        learning_rate=3e-3,
+        learning_rate=4e-3,
         warmup_steps=20,
         weight_decay=0.0,
         beta1=0.9, beta2=0.99,
