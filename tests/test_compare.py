@@ -21,7 +21,8 @@ METHODS = ["encoder", "max_loss", "noisy_label", "retain_label", "random_encoder
 
 def small_config():
     recipe = runpy.run_path(str(RECIPE))["get_config"]().to_dict()
-    recipe["model"] |= dict(width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)
+    recipe["model"] |= dict(width=8, depth=1, num_heads=2)
+    recipe["model"] |= dict(decoder_width=8, decoder_depth=1, decoder_num_heads=2)
     recipe["pretrain"]["model"] |= dict(steps=20, batch_size=8, warmup_steps=2)
     recipe["unlearn"] |= dict(steps=10, batch_size=8, warmup_steps=2)
     return parse_config(recipe)
