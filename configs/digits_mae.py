@@ -42,10 +42,10 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.pretrain = ml_collections.ConfigDict()
     config.pretrain.model = ml_collections.ConfigDict(dict(  # l2l_jax.training.optimizer.TrainingConfig
-        steps=2300,
+        steps=2200,
         batch_size=64,
-        learning_rate=3e-3,  # peak
-        warmup_steps=50,
+        learning_rate=4e-3,  # peak
+        warmup_steps=100,
         weight_decay=0.05,  # not on biases and norms
         beta1=0.9, beta2=0.99,  # AdamW
         clip_norm=3.0,  # 0: no clipping

@@ -21,7 +21,7 @@ SMALL = [
     "--config=configs/digits_mae.py", "--config.model.width=16", "--config.model.depth=1",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1",
     "--config.pretrain.model.steps=60", "--config.pretrain.model.batch_size=8",
-    "--config.pretrain.model.checkpoint_every=20",
+    "--config.pretrain.model.warmup_steps=5", "--config.pretrain.model.checkpoint_every=20",
     "--config.unlearn.steps=60", "--config.unlearn.batch_size=8", "--config.unlearn.checkpoint_every=20",
 ]  # fmt: skip
 

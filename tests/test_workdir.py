@@ -13,7 +13,7 @@ from l2l_jax.workdir import Workdir
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
 CONFIG = parse_config(runpy.run_path(str(RECIPE))["get_config"]())
 ALPHA = dataclasses.replace(CONFIG, unlearn=dataclasses.replace(CONFIG.unlearn, alpha=0.5))
-STAGES = {"model": dataclasses.replace(CONFIG.pretrain["model"], steps=77)}
+STAGES = {"model": dataclasses.replace(CONFIG.pretrain["model"], steps=777)}
 LONGER = dataclasses.replace(CONFIG, pretrain=STAGES)
 
 
@@ -44,7 +44,7 @@ def test_another_unlearning_is_refused_with_a_way_out(tmp_path):
 
 def test_another_model_is_refused(tmp_path):
     with_work(tmp_path, "pretrain")
-    with pytest.raises(UserError, match="config.pretrain.model.steps was .* and is now 77"):
+    with pytest.raises(UserError, match="config.pretrain.model.steps was .* and is now 777"):
         Workdir(tmp_path, LONGER)
 
 
