@@ -10,7 +10,7 @@ import pydantic
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.evaluate import EvaluationConfig
 from l2l_jax.models.base import ImageToImageModel
-from l2l_jax.models.registry import FAMILIES
+from l2l_jax.models.registry import FAMILIES, VARIANTS
 from l2l_jax.objectives.methods import Method
 from l2l_jax.objectives.noise import NoiseKind
 from l2l_jax.training.optimizer import TrainingConfig
@@ -95,7 +95,8 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
 
     Args:
       recipe: nested mapping with the sections seed, model, data, pretrain, unlearn and evaluate;
-        `model` holds "family", "pretrained" and the fields of the family's model.
+        `model` holds "family", "pretrained", the name of a published "variant" if it is to be one,
+        and the fields of the family's model, which go before the variant's.
 
     Raises:
       UserError: a key that does not exist or is missing, or a value of the wrong type or range.
@@ -107,6 +108,12 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
     if family not in FAMILIES:
         raise UserError(f"config.model.family is {family!r}; known: {', '.join(FAMILIES)}.")
     pretrained = model.pop("pretrained", "")
+    variant = model.pop("variant", "")
+    if variant:
+        if variant not in VARIANTS[family]:
+            known = ", ".join(VARIANTS[family]) or "none"
+            raise UserError(f"config.model.variant is {variant!r}; variants of {family}: {known}.")
+        model = VARIANTS[family][variant] | model
     model = _section(FAMILIES[family], model, "config.model")
     stages = tuple(stage.name for stage in model.pretraining_stages())
     pretrain = _mapping(recipe["pretrain"], "config.pretrain")

@@ -71,3 +71,15 @@ def test_missing_sections_and_fields_are_named():
     del config["data"]["source"]
     with pytest.raises(UserError, match="config.data.source is missing"):
         parse_config(config)
+
+
+def test_published_sizes_by_name():
+    """ViT-L/16: 24 layers, width 1024, 16 heads (Dosovitskiy et al. 2021, table 1)."""
+    config = recipe().to_dict()
+    config["model"] = {"family": "mae", "variant": "vit_large_patch16", "mask_ratio": 0.5}
+    model = parse_config(config).model
+    assert (model.depth, model.width, model.num_heads, model.patch_size) == (24, 1024, 16, 16)
+    assert model.mask_ratio == 0.5 and model.image_size == 224
+    config["model"]["variant"] = "vit_giant"
+    with pytest.raises(UserError, match="'vit_giant'; variants of mae: vit_base_patch16, "):
+        parse_config(config)
