@@ -6,14 +6,13 @@ Equal to the release of "Machine Unlearning for Image-to-Image Generative Models
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.models import mage_decoding, mage_networks
+from l2l_jax.models import mage_corruption, mage_decoding, mage_networks
 from l2l_jax.models.base import ImageToImageModel, Params, PretrainingStage
 from l2l_jax.models.mage_networks import Decoder, Encoder, random_masking, unused_tensors
 from l2l_jax.models.vqgan import VQGAN
@@ -40,6 +39,7 @@ class MAGE(ImageToImageModel):
       image_size: side of the images in pixels, a multiple of `patch_size`.
       width, depth, num_heads: encoder.
       decoder_width, decoder_depth, decoder_num_heads: decoder.
+      embedding_std: of fresh word and position embeddings; greater ones learn faster from nothing.
       codebook_size, codebook_width, base_channels, channel_multipliers, num_res_blocks, groups:
         tokenizer, see `VQGAN`.
       dropped: share of the tokens that the encoder does not get to see, rounded up to whole tokens.
@@ -49,10 +49,13 @@ class MAGE(ImageToImageModel):
         draw; in the release the teacher has none.
       label_smoothing: of the cross-entropy.
       hole_color: per channel, put into the hole before the image is tokenised.
+      paint_masked: in training, paint the pixels of masked tokens in `hole_color` before the tokens
+        that stay visible are computed, as restoration does with the hole. Not so in the release.
       hidden_margin: tokens by which the hole is grown for decoding.
       blend_margin, blend_sigma: pixels by which the hole is grown and then blurred for blending;
         14 and 7 of the release go with 256 pixels; 0 and 0 replace the hole and nothing else.
       decoding_steps, choice_temperature: of the iterative decoding.
+      sampling_temperature: of the softmax that codes are drawn from; 0 takes the likeliest code.
       value_range: least and greatest pixel value.
       dtype: "float32" or "bfloat16", of the computation; parameters are float32.
     """
@@ -64,6 +67,7 @@ class MAGE(ImageToImageModel):
     decoder_width: int = 768
     decoder_depth: int = 8
     decoder_num_heads: int = 16
+    embedding_std: float = mage_networks.EMBEDDING_STD
     codebook_size: int = 1024
     codebook_width: int = 256
     base_channels: int = 128
@@ -76,11 +80,13 @@ class MAGE(ImageToImageModel):
     dropout: float = 0.1
     label_smoothing: float = 0.1
     hole_color: tuple[float, ...] = (0.485, 0.456, 0.406)
+    paint_masked: bool = False
     hidden_margin: int = 1
     blend_margin: int = 14
     blend_sigma: float = 7.0
     decoding_steps: int = 20
     choice_temperature: float = 6.0
+    sampling_temperature: float = 1.0
     value_range: tuple[float, float] = (0.0, 1.0)
     channels: int = 3
     dtype: str = "float32"
@@ -151,7 +157,7 @@ class MAGE(ImageToImageModel):
         """The encoder as a Linen module."""
         return Encoder(
             self.vocabulary, 1 + self.tokens, self.width, self.depth, self.num_heads, self.dropout,
-            jnp.dtype(self.dtype),
+            jnp.dtype(self.dtype), self.embedding_std,
         )  # fmt: skip
 
     @property
@@ -159,7 +165,7 @@ class MAGE(ImageToImageModel):
         """The decoder as a Linen module."""
         return Decoder(
             1 + self.tokens, self.decoder_width, self.decoder_depth, self.decoder_num_heads,
-            jnp.dtype(self.dtype),
+            jnp.dtype(self.dtype), self.embedding_std,
         )  # fmt: skip
 
     def init(self, rng: jax.Array) -> Params:
@@ -195,19 +201,7 @@ class MAGE(ImageToImageModel):
           What `mask` returns, and `dropout_keep`, bool `[batch, 1 + kept, width]`, if there is
           dropout.
         """
-        noise_key, share_key, dropout_key = jax.random.split(rng, 3)
-        num_drop = math.ceil(self.tokens * self.dropped)
-        share = mage_networks.draw_masked_share(
-            share_key, self.mask_mean, self.mask_std, self.dropped
-        )
-        num_mask = jnp.ceil(self.tokens * share).astype(jnp.int32)
-        num_mask = jnp.clip(num_mask, max(num_drop, 1), self.tokens)
-        noise = jax.random.uniform(noise_key, (images.shape[0], self.tokens))
-        seen = self.mask(self.tokenize(params, images), noise, num_drop, num_mask)
-        if self.dropout:
-            shape = (*seen["ids"].shape, self.width)
-            seen["dropout_keep"] = jax.random.bernoulli(dropout_key, 1 - self.dropout, shape)
-        return seen
+        return mage_corruption.corrupt(self, params, images, rng)
 
     def mask(
         self, ids: jax.Array, noise: jax.Array, num_drop: int, num_mask: int | jax.Array
@@ -237,18 +231,20 @@ class MAGE(ImageToImageModel):
             {"params": encoder_params}, seen["ids"], seen["positions"], seen.get("dropout_keep")
         )
 
-    def decode(self, params: Params, latent: jax.Array, source: jax.Array) -> jax.Array:
-        """Float32 logits `[batch, 1 + tokens, vocabulary]`.
+    def decode(
+        self, params: Params, latent: jax.Array, source: jax.Array, count: int | None = None
+    ) -> jax.Array:
+        """Float32 logits `[batch, 1 + tokens, vocabulary]`, or of the first `count` words only.
 
         The token head reads the encoder's word embeddings, and sends them no gradient.
         """
         words = jax.lax.stop_gradient(params["encoder"]["token_emb"]["word_embeddings"])
-        return self.decoder.apply({"params": params["decoder"]}, latent, source, words)
+        return self.decoder.apply({"params": params["decoder"]}, latent, source, words, count)
 
     def predict(self, params: Params, seen: dict[str, jax.Array]) -> jax.Array:
         """Encoder and decoder together: logits of the codes, float32 `[batch, tokens, codes]`."""
-        logits = self.decode(params, self.encode(params["encoder"], seen), seen["source"])
-        return logits[:, 1:, : self.codebook_size]
+        latent = self.encode(params["encoder"], seen)
+        return self.decode(params, latent, seen["source"], self.codebook_size)[:, 1:]
 
     def generative_loss(self, params: Params, images: jax.Array, seen: dict[str, jax.Array]) -> jax.Array:
         """Label-smoothed cross-entropy, float32 `[batch]`: the sum over the masked tokens of an
@@ -271,19 +267,24 @@ class MAGE(ImageToImageModel):
         targets = mage_networks.draw_noise_codes(rng, seen["targets"], self.codebook_size)
         return images, {**seen, "targets": targets}
 
-    def tokenizer_loss(self, params: Params, images: jax.Array) -> jax.Array:
+    def tokenizer_loss(self, params: Params, inputs: tuple[jax.Array, ...]) -> jax.Array:
         """Mean squared error of the reconstruction plus the codebook losses, `[batch]`.
 
         Enough for small images; published tokenizers add perceptual and adversarial losses.
+        With `paint_masked` an image is reconstructed from the codes of its painted version and,
+        in the painted part, its own, as in restoration: the codes learn to describe their own
+        square, whatever is beside it.
         """
-        restored, codebook_loss = self.tokenizer.apply({"params": params["tokenizer"]}, images)
-        return jnp.square(restored - images).mean(axis=(1, 2, 3)) + codebook_loss
+        restored, codebook_loss = self.tokenizer.apply({"params": params["tokenizer"]}, *inputs)
+        return jnp.square(restored - inputs[0]).mean(axis=(1, 2, 3)) + codebook_loss
 
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
         """First the tokenizer, then encoder and decoder on its tokens."""
-        tokenizer = PretrainingStage(
-            "tokenizer", ("tokenizer",), lambda frozen, images, rng: images, self.tokenizer_loss
-        )
+
+        def prepare(frozen, images, rng):
+            return mage_corruption.tokenizer_inputs(self, images, rng)
+
+        tokenizer = PretrainingStage("tokenizer", ("tokenizer",), prepare, self.tokenizer_loss)
         return (tokenizer, *super().pretraining_stages())
 
     def restore(self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from l2l_jax.models.base import Params
+from l2l_jax.models.mage_corruption import paint
 
 if TYPE_CHECKING:
     from l2l_jax.models.mage import MAGE
@@ -135,6 +136,7 @@ def decode_masked(
     mask_id: int,
     schedule: Schedule,
     rng: jax.Array,
+    sampling_temperature: float = 1.0,
 ) -> jax.Array:
     """All steps of the schedule in one compiled loop.
 
@@ -144,6 +146,7 @@ def decode_masked(
       mask_id: the id that stands for a masked token.
       schedule: from `decoding_schedule`.
       rng: key of the sampling.
+      sampling_temperature: of the softmax that codes are drawn from.
 
     Returns:
       int `[batch, token]` without masked tokens, if the schedule has any steps.
@@ -154,7 +157,7 @@ def decode_masked(
         index, mask_length, temperature = step
         id_key, confidence_key = jax.random.split(jax.random.fold_in(rng, index))
         logits = logits_of(ids)
-        id_noise = jax.random.gumbel(id_key, logits.shape)
+        id_noise = sampling_temperature * jax.random.gumbel(id_key, logits.shape)
         confidence_noise = temperature * jax.random.gumbel(confidence_key, ids.shape)
         done = decoding_step(logits, ids, mask_id, mask_length, id_noise, confidence_noise)
         return (done.ids, done.sampled), None
@@ -194,13 +197,15 @@ def restore(
             f"the hole, grown by {model.hidden_margin} tokens, hides every token: nothing is left "
             "to restore from"
         )
-    color = jnp.asarray(model.hole_color).reshape(1, 1, 1, -1)
-    painted = jnp.where(hole[None, ..., None], color, images)
+    painted = paint(model, images, hole[None])
     ids = jnp.where(hidden[None], model.mask_id, model.tokenize(params, painted))
     schedule = decoding_schedule(
         model.tokens, int(hidden.sum()), model.decoding_steps, model.choice_temperature
     )
-    ids = decode_masked(lambda ids: model.complete(params, ids), ids, model.mask_id, schedule, rng)
+    ids = decode_masked(
+        lambda ids: model.complete(params, ids), ids, model.mask_id, schedule, rng,
+        model.sampling_temperature,
+    )  # fmt: skip
     weight = blend_weights(hole, model.blend_margin, model.blend_sigma)[None, ..., None]
     blended = model.decode_ids(params, ids) * weight + painted * (1 - weight)
     return jnp.clip(blended, *model.value_range)

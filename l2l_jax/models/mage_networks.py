@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from l2l_jax.models import vit
 
-small_normal = nn.initializers.normal(0.02)
+EMBEDDING_STD = 0.02
+"""Standard deviation of the release's fresh embeddings."""
 
 
 class TokenEmbedding(nn.Module):
@@ -21,12 +22,14 @@ class TokenEmbedding(nn.Module):
     places: int
     width: int
     dtype: jnp.dtype = jnp.float32
+    embedding_std: float = EMBEDDING_STD
 
     @nn.compact
     def __call__(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
         """`[batch, token]` twice → `[batch, token, width]`."""
-        words = self.param("word_embeddings", small_normal, (self.vocabulary, self.width))
-        places = self.param("position_embeddings", small_normal, (self.places, self.width))
+        normal = nn.initializers.normal(self.embedding_std)
+        words = self.param("word_embeddings", normal, (self.vocabulary, self.width))
+        places = self.param("position_embeddings", normal, (self.places, self.width))
         x = jnp.take(words, ids, axis=0) + jnp.take(places, positions, axis=0)
         return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
 
@@ -41,6 +44,7 @@ class Encoder(nn.Module):
     num_heads: int
     dropout: float
     dtype: jnp.dtype = jnp.float32
+    embedding_std: float = EMBEDDING_STD
 
     @nn.compact
     def __call__(
@@ -49,8 +53,9 @@ class Encoder(nn.Module):
         """Ids and places `[batch, 1 + kept]`, class token first, and which channels of their
         embedding dropout keeps, bool `[batch, 1 + kept, width]` → `[batch, 1 + kept, width]`."""
         embed = TokenEmbedding(
-            self.vocabulary, self.places, self.width, self.dtype, name="token_emb"
-        )
+            self.vocabulary, self.places, self.width, self.dtype, self.embedding_std,
+            name="token_emb",
+        )  # fmt: skip
         x = embed(ids, positions)
         if dropout_keep is not None:
             x = jnp.where(dropout_keep, x / (1 - self.dropout), 0)
@@ -65,17 +70,18 @@ class TokenHead(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, words: jax.Array) -> jax.Array:
-        """`[batch, token, decoder width]`, `[vocabulary, width]` → `[batch, token, vocabulary]`."""
+    def __call__(self, x: jax.Array, words: jax.Array, count: int | None = None) -> jax.Array:
+        """`[batch, token, decoder width]`, `[vocabulary, width]` → `[batch, token, vocabulary]`, or
+        the logits of the first `count` words only."""
         vocabulary, width = words.shape
         x = nn.Dense(width, dtype=self.dtype, kernel_init=vit.xavier, name="fc")(x)
         x = nn.gelu(x, approximate=False)
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ln")(x)
         bias = self.param("bias", nn.initializers.zeros, (1, 1, vocabulary))
         product = jnp.einsum(
-            "btw,vw->btv", x, words.astype(self.dtype), preferred_element_type=jnp.float32
+            "btw,vw->btv", x, words[:count].astype(self.dtype), preferred_element_type=jnp.float32
         )
-        return product + bias
+        return product + bias[..., :count]
 
 
 class Decoder(nn.Module):
@@ -86,23 +92,26 @@ class Decoder(nn.Module):
     depth: int
     num_heads: int
     dtype: jnp.dtype = jnp.float32
+    embedding_std: float = EMBEDDING_STD
 
     @nn.compact
-    def __call__(self, latent: jax.Array, source: jax.Array, words: jax.Array) -> jax.Array:
+    def __call__(
+        self, latent: jax.Array, source: jax.Array, words: jax.Array, count: int | None = None
+    ) -> jax.Array:
         """The encoder's tokens `[batch, 1 + kept, encoder width]`, which of them goes to each place
         `[batch, places]`, and word embeddings `[vocabulary, encoder width]` → float32 logits
-        `[batch, places, vocabulary]`."""
+        `[batch, places, vocabulary]`, or those of the first `count` words only."""
         dense = dict(dtype=self.dtype, kernel_init=vit.xavier)
         x = nn.Dense(self.width, name="decoder_embed", **dense)(latent)
         x = jnp.take_along_axis(x, source[..., None], axis=1)
-        positions = self.param(
-            "decoder_pos_embed_learned", small_normal, (1, self.places, self.width)
-        )
+        normal = nn.initializers.normal(self.embedding_std)
+        shape = (1, self.places, self.width)
+        positions = self.param("decoder_pos_embed_learned", normal, shape)
         x = x + positions.astype(self.dtype)
         for i in range(self.depth):
             x = vit.Block(self.num_heads, dtype=self.dtype, name=f"decoder_blocks_{i}")(x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="decoder_norm")(x)
-        return TokenHead(self.dtype, name="mlm_layer")(x, words)
+        return TokenHead(self.dtype, name="mlm_layer")(x, words, count)
 
 
 def random_masking(

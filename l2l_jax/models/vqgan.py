@@ -173,10 +173,19 @@ class VQGAN(nn.Module):
         self.quantize = VectorQuantizer(self.codebook_size, self.codebook_width)
         self.decoder = Decoder(self.channels, *levels)
 
-    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, images: jax.Array, painted: jax.Array | None = None, hidden: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """What training needs: reconstructions in the shape of `images`, and the codebook loss of
-        every example, `[batch]`; both float32."""
-        quantised, loss = self.quantize(self.encoder(images))
+        every example, `[batch]`; both float32.
+
+        Given `painted`, images with a part painted over, the latents come from there except where
+        `hidden`, bool `[batch, rows, columns]`, says that they lie in that part.
+        """
+        latent = self.encoder(images)
+        if painted is not None:
+            latent = jnp.where(hidden[..., None], latent, self.encoder(painted))
+        quantised, loss = self.quantize(latent)
         return self.decoder(quantised).astype(jnp.float32), loss
 
     def latent(self, images: jax.Array) -> jax.Array:
