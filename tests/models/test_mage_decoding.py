@@ -164,8 +164,12 @@ def test_outpainting_keeps_what_lies_beyond_the_blending_zone(digits):
     assert np.abs(restored - images)[:, 2].max() > 1e-3
 
 
-def test_sampling_follows_the_softmax():
-    """Constant logits for all tokens: the drawn codes have the softmax's frequencies."""
+@pytest.mark.parametrize("temperature, frequencies", [
+    (1.0, [0.5, 0.3, 0.2]), (0.5, np.array([25, 9, 4]) / 38), (0.0, [1.0, 0.0, 0.0]),
+])  # fmt: skip
+def test_sampling_follows_the_softmax(temperature, frequencies):
+    """Constant logits for all tokens: the drawn codes have the softmax's frequencies, which at
+    temperature ½ are the squares, normalised."""
     logits = np.log([0.5, 0.3, 0.2]).astype(np.float32)
     ids = jnp.full((200, 64), 9)
     schedule = mage_decoding.decoding_schedule(64, hidden=63, steps=4, choice_temperature=0.0)
@@ -173,10 +177,11 @@ def test_sampling_follows_the_softmax():
         lambda key: mage_decoding.decode_masked(
             lambda ids: jnp.broadcast_to(logits[None, None], (*ids.shape, 3)), ids, 9,
             mage_decoding.Schedule(schedule.mask_lengths[-1:], schedule.temperatures[-1:]), key,
+            temperature,
         )
     )(jax.random.key(0))  # fmt: skip
     share = np.bincount(np.asarray(drawn).ravel(), minlength=3) / drawn.size
-    np.testing.assert_allclose(share, [0.5, 0.3, 0.2], atol=5 * np.sqrt(0.25 / drawn.size))
+    np.testing.assert_allclose(share, frequencies, atol=5 * np.sqrt(0.25 / drawn.size))
 
 
 def test_noise_decides_between_certain_tokens():
