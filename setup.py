@@ -13,11 +13,17 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["l2l_jax", "l2l_jax.*"]),
-    package_data={"l2l_jax.evaluation": ["report.html.j2"]},
+    package_data={
+        "l2l_jax.data": ["class_lists/*.txt"],
+        "l2l_jax.evaluation": ["report.html.j2"],
+    },
     install_requires=[
         "absl-py>=2.1",
+        "array_record>=0.8",
+        "etils[epath]>=1.9",
         "flax>=0.12.0",
         "grain>=0.2.13",
+        "importlib_resources>=6.0",  # tensorflow-datasets imports it and does not declare it
         "jax>=0.8.0",
         "jinja2>=3.1",
         "matplotlib>=3.10",
@@ -33,10 +39,13 @@ setup(
         "scipy>=1.15",
         "tabulate>=0.9",
         "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.10",
         "tqdm>=4.66",
     ],
     extras_require={
         "torch": ["torch>=2.10"],  # before it, crafted files could execute code while they were read
+        "gcs": ["gcsfs>=2025.2", "fsspec>=2025.2"],
+        "prepare": ["tensorflow-cpu>=2.21; platform_machine == 'x86_64'", "tensorflow>=2.21; platform_machine != 'x86_64'"],
         "test": ["pytest>=8"],
         "test-torch": ["pytest>=8", "torch==2.13.0", "transformers==5.23.0"],
     },

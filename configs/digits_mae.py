@@ -36,10 +36,14 @@ def get_config() -> ml_collections.ConfigDict:
     ))
 
     config.data = ml_collections.ConfigDict(dict(  # l2l_jax.config.DataConfig
-        source="digits",
+        source="digits",  # or folder, csv, or a data set of TensorFlow Datasets: see docs/data.md
+        path="",  # where the source's files are
         forget=(5, 6, 7, 8, 9),  # classes
-        retain=(0, 1, 2, 3, 4),
-        proxy=(),  # classes that stand in for the retain images while unlearning; (): none do
+        retain=(0, 1, 2, 3, 4),  # or rest
+        proxy=(),  # what stands in for the retain images while unlearning; (): nothing does
+        train_per_class=0, test_per_class=0,  # images; 0: all
+        retain_ratio=1.0,  # share of the retain images that may be used
+        test_fraction=0.2,  # held out where the source has no test images; the digits have
     ))
 
     config.pretrain = ml_collections.ConfigDict()

@@ -4,16 +4,11 @@ The objective for your own training code:
 
     from l2l_jax import encoder_unlearning_loss, unlearning_inputs
 
-Importing it loads JAX and neither data nor evaluation libraries.
+Importing these loads JAX and neither data nor evaluation libraries; importing `l2l_jax` alone does
+not even load JAX, so that processes which only read data can do without it.
 """
 
-from l2l_jax.objectives import (
-    UnlearningInputs,
-    encoder_unlearning_loss,
-    feature_distance,
-    noise_images,
-    unlearning_inputs,
-)
+import importlib
 
 __version__ = "0.1.0"
 
@@ -24,3 +19,13 @@ __all__ = [
     "noise_images",
     "unlearning_inputs",
 ]
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        return getattr(importlib.import_module("l2l_jax.objectives"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -62,6 +62,7 @@ def compare(
       UserError: something the user can mend. Interrupted: asked to stop; the state is saved.
     """
     from l2l_jax import experiment
+    from l2l_jax.data.splits import retained_names
     from l2l_jax.evaluation import comparison_report
     from l2l_jax.evaluation.bench import Bench
     from l2l_jax.workdir import Workdir
@@ -71,7 +72,8 @@ def compare(
     original = experiment.original_params(config, folders, bench.train)
     pretrained = config.pretrained or str(folders.pretrained)
     rows = {"original": _judged(workdir, "original", config, bench, lambda: original)}
-    for name, variant in variants(config, pretrained, alphas, proxy):
+    stand_ins = tuple(proxy) or config.data.proxy or retained_names(config.data, bench.class_names)[::2]
+    for name, variant in variants(config, pretrained, alphas, stand_ins):
         folder = workdir / "comparison" / _folder(name)
 
         def unlearned(variant=variant, folder=folder):
@@ -85,23 +87,23 @@ def compare(
 
 
 def variants(
-    config: Any, pretrained: str, alphas: Sequence[float], proxy: Sequence[str]
+    config: Any, pretrained: str, alphas: Sequence[float], stand_ins: Sequence[Any]
 ) -> Iterator[tuple[str, Any]]:
-    """The rows after the original: name and configuration of each."""
+    """The rows after the original: name and configuration of each; `stand_ins` are the proxies."""
     from l2l_jax.objectives.methods import METHODS
 
-    def variant(proxy=(), **unlearn):
+    def variant(proxies=None, **unlearn):
         return dataclasses.replace(
             config,
             pretrained=pretrained,
-            data=dataclasses.replace(config.data, proxy=tuple(proxy)),
+            data=dataclasses.replace(config.data, **(proxies or {"proxy": ()})),
             unlearn=dataclasses.replace(config.unlearn, **unlearn),
         )
 
     for method in METHODS:
         yield method, variant(method=method)
-    stand_ins = tuple(proxy) or config.data.proxy or config.data.retain[::2]
-    yield "encoder, proxy retain", variant(method="encoder", proxy=stand_ins)
+    replaced = {"proxy": tuple(stand_ins), "retain_ratio": 1.0}
+    yield "encoder, proxy retain", variant(replaced, method="encoder")
     for alpha in alphas:
         if alpha != config.unlearn.alpha:
             yield f"encoder, alpha {alpha:g}", variant(method="encoder", alpha=alpha)

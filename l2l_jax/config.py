@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import pydantic
 
+from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.evaluate import EvaluationConfig
 from l2l_jax.models.base import ImageToImageModel
@@ -14,26 +15,6 @@ from l2l_jax.models.registry import FAMILIES, VARIANTS
 from l2l_jax.objectives.methods import Method
 from l2l_jax.objectives.noise import NoiseKind
 from l2l_jax.training.optimizer import TrainingConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """The images.
-
-    Attributes:
-      source: name of the source, a key of `l2l_jax.data.sources.SOURCES`.
-      forget: classes to forget, by name or id.
-      retain: classes to retain.
-      proxy: classes whose images stand in for those of `retain` while unlearning, for when retain
-        images may no longer be kept (the paper's proxy retain set); none: the images of `retain`
-        themselves. The evaluation is on `retain` in any case, so the classes to spare are named
-        there, not replaced. Proxies may be some of the classes of `retain`, but none of `forget`.
-    """
-
-    source: str
-    forget: tuple[str | int, ...]
-    retain: tuple[str | int, ...]
-    proxy: tuple[str | int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

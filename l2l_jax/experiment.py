@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 from l2l_jax.config import Config
+from l2l_jax.data import splits
 from l2l_jax.data.pipeline import training_batches
 from l2l_jax.data.sources import Source
-from l2l_jax.data.splits import Split, split_by_class
 from l2l_jax.evaluation.bench import Bench
 from l2l_jax.evaluation.report import write_report
 from l2l_jax.models.base import Params
@@ -54,11 +54,10 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     return write_report(folders, config, bench, judgements, clock.seconds)
 
 
-def training_sets(config: Config, source: Source) -> Split:
+def training_sets(config: Config, source: Source) -> splits.Split:
     """The training images to retain, or their proxies, and to forget."""
-    data = config.data
-    sets = split_by_class(source, data.retain, data.forget, proxy=data.proxy)
-    kind = "proxies" if data.proxy else "to retain"
+    sets = splits.training_sets(config.data, source, config.model.image_size)
+    kind = "proxies" if config.data.proxy else "to retain"
     logger.info("Training images: %d %s, %d to forget", len(sets.retain), kind, len(sets.forget))
     return sets
 
@@ -90,7 +89,7 @@ def original_params(config: Config, folders: Workdir, source: Source) -> Params:
 
 
 def unlearned_params(
-    config: Config, folders: Workdir, original: Params, sets: Split
+    config: Config, folders: Workdir, original: Params, sets: splits.Split
 ) -> Params:
     """The original model after unlearning; taken from the workdir if it is finished there."""
     if folders.unlearned.exists():

@@ -1,10 +1,12 @@
 """What lies in a workdir, and whether it belongs to this run."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
 
 from l2l_jax.config import Config
+from l2l_jax.data.config import SourceConfig
 from l2l_jax.errors import UserError
 
 IRRELEVANT = ("log_every", "checkpoint_every")
@@ -80,12 +82,17 @@ class Workdir:
 def _identity(config: Config) -> dict[str, Any]:
     original = config.describe("seed", "family", "model", "pretrained")
     if not config.pretrained:
-        original |= {"data": {"source": config.data.source}} | config.describe("pretrain")
+        original |= {"data": _source(config)} | config.describe("pretrain")
     identity = {"pretrain": original, "unlearn": config.describe("data", "unlearn")}
     for section in (*original.get("pretrain", {}).values(), identity["unlearn"]["unlearn"]):
         for name in IRRELEVANT:
             section.pop(name, None)
     return json.loads(json.dumps(identity))
+
+
+def _source(config: Config) -> dict[str, Any]:
+    """Where all images come from, whichever are chosen."""
+    return {field.name: getattr(config.data, field.name) for field in dataclasses.fields(SourceConfig)}
 
 
 def _differences(found: Any, wanted: Any, name: str = "config") -> list[str]:

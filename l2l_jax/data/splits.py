@@ -1,13 +1,22 @@
-"""Which classes are forgotten and which are retained."""
+"""Which images are forgotten, which are retained, and which stand in for those."""
 
-import difflib
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from l2l_jax.data.sources import Source, Subset
+from l2l_jax.data.class_names import class_ids
+from l2l_jax.data.config import REST, DataConfig, ProxyConfig
+from l2l_jax.data.sources import Mixture, Source, Subset, open_source
 from l2l_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Classes = Sequence[str | int]
+
+CHOICE = 1202_00351
+"""Seeds the choice of images in a class: the same in every run."""
 
 
 class Split(NamedTuple):
@@ -17,67 +26,163 @@ class Split(NamedTuple):
     forget: Source
 
 
-def split_by_class(
-    source: Source,
-    retain: Sequence[str | int],
-    forget: Sequence[str | int],
-    proxy: Sequence[str | int] = (),
-) -> Split:
-    """The records of the retain and of the forget classes.
+def evaluation_sets(data: DataConfig, source: Source) -> Split:
+    """The test images of the classes to retain and to forget.
 
     Args:
-      source: any source; no image of it is decoded.
-      retain, forget: class names, or class ids.
-      proxy: classes that stand in for the retain classes, of which `source` then needs no record:
-        their records are `Split.retain`. None: nothing stands in.
+      data: which classes, and how many images of each.
+      source: the test images of `data`'s source; none is decoded.
+
+    Raises:
+      UserError: see `training_sets`.
+    """
+    ids = _named_classes(source.class_names, data)
+    count = _Count(data.test_per_class, "config.data.test_per_class", "test")
+    return Split(*(_select(source, ids[name], name, count) for name in Split._fields))
+
+
+def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
+    """The training images to retain, or their proxies, and to forget.
+
+    Args:
+      data: which classes, how many images of each, and what stands in for the retain images.
+      source: the training images of `data`'s source; none is decoded.
+      image_size: side in pixels, for proxies from sources without files.
 
     Raises:
       UserError: an unknown class (the nearest names are given), a class to forget among the
-        others, or an empty set.
+        others, an empty set, or a class with too few images.
     """
-    given = {"retain": retain, "proxy": proxy, "forget": forget}
+    ids = _named_classes(source.class_names, data)
+    count = _Count(data.train_per_class, "config.data.train_per_class", "training")
+    forget = _select(source, ids["forget"], "forget", count)
+    if data.proxy:
+        retain = _proxies(data, source, ids, count, image_size)
+    else:
+        retain = _select(source, ids["retain"], "retain", count._replace(share=data.retain_ratio))
+    return Split(retain, forget)
+
+
+def retained_names(data: DataConfig, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Names of the classes to retain.
+
+    Raises:
+      UserError: an unknown class, or a class to forget among them.
+    """
+    return tuple(class_names[i] for i in _named_classes(class_names, data)["retain"])
+
+
+class _Count(NamedTuple):
+    """How many images of each class: `number` (0: all), and then `share` of them."""
+
+    number: int
+    field: str
+    kind: str
+    share: float = 1.0
+
+
+def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, list[int]]:
+    """Class ids by set: forget, retain, and those of the source itself among the proxies."""
+    own = tuple(entry for entry in data.proxy if not isinstance(entry, ProxyConfig))
+    wanted = {"forget": data.forget, "retain": data.retain, "proxy": own}
     ids = {
-        name: class_ids(source.class_names, classes, f"config.data.{name}")
-        for name, classes in given.items()
+        name: class_ids(class_names, [c for c in classes if c != REST], f"config.data.{name}", name)
+        for name, classes in wanted.items()
     }
+    if REST in data.forget:
+        raise UserError(f"config.data.forget is {REST!r}: say which classes are to be forgotten.")
+    everything = range(len(class_names))
+    if REST in data.retain:
+        ids["retain"] = _without(everything, ids["forget"])
+    if REST in own:
+        ids["proxy"] = _without(everything, ids["forget"], ids["retain"])
     for name in ("retain", "proxy"):
         both = sorted(set(ids[name]) & set(ids["forget"]))
         if both:
-            names = ", ".join(source.class_names[i] for i in both)
+            names = ", ".join(class_names[i] for i in both[:10])
             raise UserError(
                 f"Classes both in config.data.{name} and in config.data.forget: {names}. "
                 "Take each out of one of the two."
             )
-    kept = "proxy" if proxy else "retain"
-    return Split(_select(source, ids[kept], kept), _select(source, ids["forget"], "forget"))
-
-
-def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: str) -> list[int]:
-    """Class ids of names or ids.
-
-    Raises:
-      UserError: an unknown class; `field` says where it was written.
-    """
-    ids = []
-    for name in wanted:
-        if isinstance(name, str) and name in class_names:
-            ids.append(list(class_names).index(name))
-        elif isinstance(name, int) and 0 <= name < len(class_names):
-            ids.append(name)
-        else:
-            near = difflib.get_close_matches(name, class_names) if isinstance(name, str) else []
-            hint = f"nearest: {', '.join(near)}" if near else _examples(class_names)
-            raise UserError(f"{field} names the class {name!r}, which the source lacks; {hint}.")
     return ids
 
 
-def _examples(class_names: Sequence[str]) -> str:
-    shown = ", ".join(class_names[:10])
-    return f"its classes: {shown}" + (", …" if len(class_names) > 10 else "")
+def _without(classes: Sequence[int], *others: Sequence[int]) -> list[int]:
+    return sorted(set(classes) - set().union(*others))
 
 
-def _select(source: Source, classes: list[int], name: str) -> Subset:
-    indices = np.flatnonzero(np.isin(source.labels, classes))
+def _select(source: Source, classes: Sequence[int], name: str, count: _Count) -> Subset:
+    """The chosen images of some classes.
+
+    The same images whatever else is chosen; fewer of a class are a subset of more.
+    """
+    chosen = []
+    members = _members(source.labels, classes)
+    for class_id in classes:
+        indices = members[class_id]
+        if len(indices) < count.number:
+            raise UserError(
+                f"{count.field} is {count.number}, but the class {source.class_names[class_id]!r} has "
+                f"{len(indices)} {count.kind} images; give less, or 0 for all there are."
+            )
+        number = count.number or len(indices)
+        if count.share < 1 and number:
+            number = max(1, round(count.share * number))
+        if number < len(indices):
+            indices = np.random.default_rng([CHOICE, class_id]).permutation(indices)[:number]
+        chosen.append(indices)
+    indices = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, int)
     if not len(indices):
-        raise UserError(f"The {name} set is empty: config.data.{name} selects no image.")
+        raise UserError(f"The {name} set is empty: config.data.{name} selects no {count.kind} image.")
     return Subset(source, indices)
+
+
+def _members(labels: np.ndarray, classes: Sequence[int]) -> Mapping[int, np.ndarray]:
+    """Indices of the images of each class, ascending."""
+    labels = np.asarray(labels)
+    order = np.argsort(labels, kind="stable")
+    first, last = (np.searchsorted(labels, classes, side, order) for side in ("left", "right"))
+    return {c: order[a:b] for c, a, b in zip(classes, first, last, strict=True)}
+
+
+def _proxies(
+    data: DataConfig, source: Source, ids: Mapping[str, Sequence[int]], count: _Count, image_size: int
+) -> Source:
+    """What stands in for the retain images: a set, or a mixture of sets."""
+    sources, weights = {}, []
+    if any(not isinstance(entry, ProxyConfig) for entry in data.proxy):
+        sources[data.source] = _select(source, ids["proxy"], "proxy", count)
+        weights.append(1.0)
+    avoided = {name: {source.class_names[i] for i in ids[name]} for name in ("forget", "retain")}
+    for entry in data.proxy:
+        if isinstance(entry, ProxyConfig):
+            name = f"{entry.source} {entry.path}".strip()
+            if name in sources:
+                raise UserError(
+                    f"config.data.proxy names the source {name} twice; name all its classes in one."
+                )
+            same = (entry.source, entry.path) == (data.source, data.path)
+            opened = source if same else open_source(entry, "train", image_size)
+            sources[name] = _other_proxies(entry, opened, avoided)
+            weights.append(entry.weight)
+    for name, proxies in sources.items():
+        logger.info("Proxies: %d images of %s", len(proxies), name)
+    return Mixture(sources, weights) if len(sources) > 1 else next(iter(sources.values()))
+
+
+def _other_proxies(entry: ProxyConfig, source: Source, avoided: Mapping[str, set[str]]) -> Subset:
+    field = f"config.data.proxy ({entry.source})"
+    named = class_ids(source.class_names, [c for c in entry.classes if c != REST], field, "proxy")
+    both = sorted({source.class_names[i] for i in named} & avoided["forget"])
+    if both:
+        raise UserError(f"Classes both in {field} and in config.data.forget: {', '.join(both[:10])}.")
+    if REST in entry.classes:
+        unnamed = avoided["forget"] | avoided["retain"]
+        named = [i for i, name in enumerate(source.class_names) if name not in unnamed or i in named]
+    chosen = _select(source, named, "proxy", _Count(0, "", "training"))
+    if len(chosen) < entry.count:
+        raise UserError(f"{field}: count is {entry.count}, but there are {len(chosen)} images; 0 takes all.")
+    if not entry.count:
+        return chosen
+    indices = np.random.default_rng(CHOICE).permutation(len(chosen))[: entry.count]
+    return Subset(chosen, np.sort(indices))

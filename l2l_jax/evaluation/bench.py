@@ -8,7 +8,7 @@ import numpy as np
 from l2l_jax.config import Config
 from l2l_jax.data.pipeline import load_images
 from l2l_jax.data.sources import open_source
-from l2l_jax.data.splits import split_by_class
+from l2l_jax.data.splits import evaluation_sets
 from l2l_jax.evaluation.evaluate import Evaluator, ImageSet
 from l2l_jax.evaluation.restoration import Restorer
 from l2l_jax.models.base import Params
@@ -38,13 +38,12 @@ class Bench:
 
     def __init__(self, config: Config):
         model, data = config.model, config.data
-        self.train = open_source(data.source, "train", model.image_size)
-        test = open_source(data.source, "test", model.image_size)
-        test_sets = split_by_class(test, data.retain, data.forget)
+        self.train = open_source(data, "train", model.image_size)
+        test = open_source(data, "test", model.image_size)
         self.class_names = test.class_names
         self.tests = {
             of: ImageSet(load_images(source, model.value_range), source.labels)
-            for of, source in test_sets._asdict().items()
+            for of, source in evaluation_sets(data, test)._asdict().items()
         }
         self.restorer = Restorer(
             model, config.evaluate.hole_mask(model.image_size),

@@ -1,10 +1,12 @@
-"""Choosing classes, and what is said of mistakes."""
+"""Choosing images, and what is said of mistakes."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-from l2l_jax.data.sources import open_source
-from l2l_jax.data.splits import split_by_class
+from l2l_jax.data.config import DataConfig, ProxyConfig
+from l2l_jax.data.splits import evaluation_sets, retained_names, training_sets
 from l2l_jax.errors import UserError
 
 
@@ -13,62 +15,144 @@ class Named:
     labels = np.array([0, 1, 1, 2, 0])
 
     def __len__(self):
-        return 5
+        return len(self.labels)
 
     def __getitem__(self, index):
-        return {"image": None, "label": int(self.labels[index]), "name": f"image {index}"}
+        raise AssertionError("choosing images reads none")
 
 
-def names(source):
-    return [source[i]["name"] for i in range(len(source))]
+class Many(Named):
+    labels = np.tile(np.arange(4), 25)
 
 
-@pytest.mark.parametrize("forget", [("alley",), (1,)])
+def data(forget, retain=("rest",), **fields):
+    return DataConfig(source="named", forget=tuple(forget), retain=tuple(retain), **fields)
+
+
+def chosen(source):
+    return list(source._indices)
+
+
+def train(config, source=None):
+    return training_sets(config, source or Named(), image_size=8)
+
+
+@pytest.mark.parametrize("forget", [("alley",), (1,), ("1",)])
 def test_by_name_or_id(forget):
-    sets = split_by_class(Named(), ["airfield", "amphitheater"], forget)
-    assert names(sets.forget) == ["image 1", "image 2"]
-    assert names(sets.retain) == ["image 0", "image 3", "image 4"]
+    sets = train(data(forget, ["airfield", "amphitheater"]))
+    assert chosen(sets.forget) == [1, 2]
+    assert chosen(sets.retain) == [0, 3, 4]
     np.testing.assert_array_equal(sets.retain.labels, [0, 2, 0])
+
+
+def test_the_rest_is_what_nobody_names():
+    assert chosen(train(data(["alley"])).retain) == [0, 3, 4]
+    sets = train(data(["alley"], ["airfield"], proxy=("rest",)))
+    assert chosen(sets.retain) == [3]
+    assert retained_names(data(["alley"]), Named.class_names) == ("airfield", "amphitheater", "aquarium")
 
 
 def test_proxies_stand_in_for_the_retain_classes():
     """Of which no image is needed any more: there is none of an aquarium."""
-    sets = split_by_class(Named(), ["aquarium"], ["alley"], proxy=["amphitheater"])
-    assert names(sets.retain) == ["image 3"]
-    assert names(sets.forget) == ["image 1", "image 2"]
-    sets = split_by_class(Named(), ["airfield", "amphitheater"], ["alley"], proxy=[0])
-    assert names(sets.retain) == ["image 0", "image 4"]
+    sets = train(data(["alley"], ["aquarium"], proxy=("amphitheater",)))
+    assert chosen(sets.retain) == [3] and chosen(sets.forget) == [1, 2]
+    sets = train(data(["alley"], ["airfield", "amphitheater"], proxy=(0,)))
+    assert chosen(sets.retain) == [0, 4]
+
+
+def test_so_many_images_of_each_class():
+    """The choice for a class is the same whatever else is chosen, and less is a part of more."""
+    few = train(data(["alley"], train_per_class=5), Many())
+    more = train(data(["aquarium", "alley"], ["airfield"], train_per_class=9), Many())
+    np.testing.assert_array_equal(np.bincount(few.retain.labels), [5, 0, 5, 5])
+    np.testing.assert_array_equal(np.bincount(more.forget.labels), [0, 9, 0, 9])
+    assert set(chosen(few.forget)) < set(chosen(more.forget))
+    assert chosen(few.forget) != list(range(1, 20, 4))  # not simply the first ones
+    tests = evaluation_sets(data(["alley"], test_per_class=3), Many())
+    np.testing.assert_array_equal(np.bincount(tests.retain.labels), [3, 0, 3, 3])
+
+
+def test_a_share_of_the_retain_images():
+    half = train(data(["alley"], train_per_class=20, retain_ratio=0.5), Many())
+    whole = train(data(["alley"], train_per_class=20), Many())
+    np.testing.assert_array_equal(np.bincount(half.retain.labels), [10, 0, 10, 10])
+    assert set(chosen(half.retain)) < set(chosen(whole.retain))
+    assert chosen(half.forget) == chosen(whole.forget)
+    np.testing.assert_array_equal(
+        np.bincount(train(data(["alley"], retain_ratio=0.01), Many()).retain.labels), [1, 0, 1, 1]
+    )
+    assert len(evaluation_sets(data(["alley"], retain_ratio=0.5), Many()).retain) == 75
+    with pytest.raises(ValueError, match="leave out one of the two"):
+        data(["alley"], proxy=("rest",), retain_ratio=0.5)
+
+
+def test_proxies_of_another_source():
+    digits = ProxyConfig("digits", classes=(1, 3), count=20)
+    sets = train(data(["alley"], proxy=(digits,)))
+    assert len(sets.retain) == 20 and set(sets.retain.labels) == {1, 3}
+    assert sets.retain[0]["image"].shape == (8, 8, 3)
+
+
+def test_proxies_mixed_by_weight():
+    """1 : 3, and no image of the larger part is left out."""
+    digits = ProxyConfig("digits", classes=(1, 3), count=90, weight=3.0)
+    mixture = train(data(["alley"], proxy=("amphitheater", "aquarium", digits)), Many()).retain
+    assert len(mixture) == 200  # 50 of its own are a quarter
+    names = np.array(mixture.class_names)[mixture.labels]
+    assert sum(name.startswith("named/") for name in names) == 50
+    assert {name for name in names} == {"named/amphitheater", "named/aquarium", "digits/1", "digits/3"}
+    records = [mixture[i] for i in range(50, 200)]
+    assert len({record["name"] for record in records}) == 90
+    np.testing.assert_array_equal([record["label"] for record in records], mixture.labels[50:])
 
 
 @pytest.mark.parametrize(
     ("proxy", "message"),
     [
         (["alley"], "both in config.data.proxy and in config.data.forget: alley"),
-        (["aquarium"], "proxy set is empty: config.data.proxy selects no image"),
+        (["aquarium"], "proxy set is empty: config.data.proxy selects no training image"),
         (["zoo"], "config.data.proxy names the class 'zoo'"),
+        (["places365_i2i"], "config.data.proxy is 'places365_i2i'.* its proxies are 'rest'"),
+        ([ProxyConfig("digits", classes=("ten",))], r"config.data.proxy \(digits\) names the class 'ten'"),
+        ([ProxyConfig("digits", count=5000)], "count is 5000, but there are 1347"),
+        ([ProxyConfig("digits"), ProxyConfig("digits")], "names the source digits twice"),
     ],
 )
 def test_mistaken_proxies_are_named(proxy, message):
     with pytest.raises(UserError, match=message):
-        split_by_class(Named(), ["airfield"], ["alley"], proxy=proxy)
+        train(data(["alley"], ["airfield"], proxy=tuple(proxy)))
+
+
+def test_proxies_elsewhere_may_not_be_of_a_class_to_forget():
+    class Digits(Named):
+        class_names, labels = ("3", "4"), np.array([0, 1])
+
+    config = data(["3"], proxy=(ProxyConfig("digits", classes=("3", "5")),))
+    with pytest.raises(UserError, match=r"config.data.proxy \(digits\) and in config.data.forget: 3"):
+        train(config, Digits())
+    sets = train(dataclasses.replace(config, proxy=(ProxyConfig("digits"),)), Digits())
+    assert set(sets.retain.labels) == {0, 1, 2, 5, 6, 7, 8, 9}
 
 
 @pytest.mark.parametrize(
-    ("retain", "forget", "message"),
+    ("forget", "retain", "message"),
     [
-        (["airfeld"], ["alley"], "nearest: airfield"),
-        (["zoo"], ["alley"], "its classes: airfield, alley"),
-        ([7], ["alley"], "config.data.retain names the class 7"),
-        (["alley"], ["alley", 0], "both in .*: alley"),
-        (["airfield"], ["aquarium"], "forget set is empty"),
-        (["airfield"], [], "forget set is empty"),
+        (["alley"], ["airfeld"], "nearest: airfield"),
+        (["alley"], ["zoo"], "its classes: airfield, alley"),
+        (["alley"], [7], "config.data.retain names the class 7"),
+        (["alley", 0], ["alley"], "both in config.data.retain and in config.data.forget: alley"),
+        (["aquarium"], ["airfield"], "forget set is empty"),
+        ([], ["airfield"], "forget set is empty"),
+        (["rest"], ["airfield"], "config.data.forget is 'rest': say which"),
     ],
 )
-def test_mistakes_are_named(retain, forget, message):
+def test_mistakes_are_named(forget, retain, message):
     with pytest.raises(UserError, match=message):
-        split_by_class(Named(), retain, forget)
+        train(data(forget, retain))
 
 
-def test_an_unknown_source_is_named():
-    with pytest.raises(UserError, match="known sources: digits"):
-        open_source("digit", "train", 16)
+def test_too_few_images_are_named():
+    with pytest.raises(UserError, match="train_per_class is 2, but the class 'amphitheater' has 1 training"):
+        train(data(["alley"], ["amphitheater"], train_per_class=2))
+    with pytest.raises(UserError, match="test_per_class is 3, but the class 'airfield' has 2 test images"):
+        evaluation_sets(data(["amphitheater"], ["airfield"], test_per_class=3), Named())

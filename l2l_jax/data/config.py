@@ -1,0 +1,90 @@
+"""Which images, which of them are forgotten, and which are retained."""
+
+import dataclasses
+from typing import Annotated
+
+import pydantic
+
+Share = Annotated[float, pydantic.Field(gt=0, le=1)]
+Count = Annotated[int, pydantic.Field(ge=0)]
+
+REST = "rest"
+"""Stands for all classes that are named nowhere else."""
+
+STRICT = pydantic.ConfigDict(extra="forbid")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Where images come from.
+
+    Attributes:
+      source: "digits", the handwritten digits that come with scikit-learn; "folder", a folder with a
+        folder of images for each class; "csv", a table of image files; or a prepared data set of
+        TensorFlow Datasets by its name, such as "imagenet2012", "places365_small" or "coco/2017".
+      path: the folder of "folder", the file of "csv", the data_dir of a TFDS data set (empty:
+        TFDS_DATA_DIR or ~/tensorflow_datasets). Local, or gs://.
+      test_fraction: share of each class that is held out for testing, always the same images, where
+        the source has no test images of its own ("digits" has).
+    """
+
+    source: str
+    path: str = ""
+    test_fraction: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class ProxyConfig(SourceConfig):
+    """Proxy images from a source of their own: the fields of `SourceConfig`, and
+
+    Attributes:
+      classes: its classes, as in `DataConfig.retain`; "rest": all that are neither forgotten nor
+        retained. Data sets without classes, such as COCO, have one.
+      count: how many images; 0: all.
+      weight: share of a batch that they make up, relative to the weights of the other proxies.
+    """
+
+    __pydantic_config__ = STRICT
+
+    classes: tuple[str | int, ...] = (REST,)
+    count: Count = 0
+    weight: Annotated[float, pydantic.Field(gt=0)] = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(SourceConfig):
+    """The images: the fields of `SourceConfig`, and
+
+    Classes are given by name, by id, or by WordNet id ("n01443537"); "@FILE" is a file with one
+    class a line; "imagenet_i2i" and "places365_i2i" are the published lists of the paper, the one to
+    forget in `forget` and the one to retain in `retain`; "rest" is all classes but those that the
+    other fields name. "cat,dog" is the same as ("cat", "dog").
+
+    Attributes:
+      forget: classes to forget.
+      retain: classes to retain.
+      proxy: images that stand in for those of `retain` while unlearning, for when retain images may
+        no longer be kept (the paper's proxy retain set): classes of the source, or other sources, as
+        `{"source": "coco/2017", "weight": 1.0}` with the fields of `ProxyConfig`; none: the images
+        of `retain` themselves. The evaluation is on `retain` in any case, so the classes to spare
+        are named there, not replaced. Proxies may be some of the classes of `retain`, but none of
+        `forget`.
+      train_per_class: training images of each class, a fixed random choice; 0: all. The paper has 120
+        (ImageNet-1K) and 5,000 (Places-365).
+      test_per_class: test images of each class; 0: all. The paper has 50 and 100.
+      retain_ratio: share of the retain images that may be used for training.
+    """
+
+    forget: tuple[str | int, ...]
+    retain: tuple[str | int, ...] = (REST,)
+    proxy: tuple[str | int | ProxyConfig, ...] = ()
+    train_per_class: Count = 0
+    test_per_class: Count = 0
+    retain_ratio: Share = 1.0
+
+    def __post_init__(self):
+        if self.proxy and self.retain_ratio != 1:
+            raise ValueError(
+                f"retain_ratio {self.retain_ratio:g} is a share of the retain images, all of which the "
+                "proxies replace; leave out one of the two"
+            )

@@ -1,0 +1,157 @@
+"""Data sets of TensorFlow Datasets, read without TensorFlow and without decoding."""
+
+import os
+import re
+
+import numpy as np
+from etils import epath
+
+from l2l_jax.data.config import SourceConfig
+from l2l_jax.data.held_out import held_out
+from l2l_jax.data.label_index import load_labels
+from l2l_jax.data.sources import Record, Split
+from l2l_jax.errors import UserError
+
+TEST_SPLITS = ("validation", "test")
+"""Splits of test images; of Places-365 and ImageNet only "validation" has labels."""
+
+NAME_FEATURES = ("file_name", "filename", "image/filename")
+"""Features that name an image's file in the original data set."""
+
+
+class TfdsSource:
+    """A split of a prepared data set.
+
+    Args:
+      records: random access to its records, serialised `tf.train.Example`s.
+      labels: class ids.
+      class_names: names of the class ids.
+      name: of the data set and the split.
+    """
+
+    def __init__(self, records, labels: np.ndarray, class_names: tuple[str, ...], name: str):
+        self._records, self._name = records, name
+        self.labels, self.class_names = labels, class_names
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Record:
+        features = parse(self._records[index])
+        return {
+            "image": features["image"].bytes_list.value[0],
+            "label": int(self.labels[index]),
+            "name": self._name_of(features, index),
+        }
+
+    def _name_of(self, features, index: int) -> str:
+        for name in NAME_FEATURES:
+            if name in features:
+                return f"{self._name}/{features[name].bytes_list.value[0].decode('utf-8', 'replace')}"
+        return f"{self._name}/{index}"
+
+
+def parse(record: bytes):
+    """The features of a serialised `tf.train.Example`, by name."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example.FromString(bytes(record)).features.feature
+
+
+def open_tfds(config: SourceConfig, split: Split) -> TfdsSource:
+    """A prepared TFDS data set: its "train" split, or for testing its "validation" or "test" split.
+
+    Where neither exists, a share of each class of the training images is held out. Images without
+    labels are of one class, called like the data set.
+
+    Raises:
+      UserError: it is not prepared, not in random access files, or has no images.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = prepared_folder(config)
+    builder = tfds.builder_from_directory(folder)
+    info = builder.info
+    if "image" not in info.features:
+        raise UserError(f"{config.source} has no feature 'image', but {', '.join(info.features)}.")
+    tests = [name for name in TEST_SPLITS if name in info.splits and info.splits[name].num_examples]
+    name = tests[0] if tests and split == "test" else "train"
+    if name not in info.splits:
+        raise UserError(
+            f"{folder} holds no split {name!r}, but {', '.join(info.splits)}; "
+            "prepare it again with all its files."
+        )
+    try:
+        records = builder.as_data_source(name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    except NotImplementedError:
+        raise UserError(
+            f"{folder} is in the format {info.file_format.value}, which has no random access. Delete it, "
+            f"or choose another data_dir, and run: {prepare_command(config)}"
+        ) from None
+    if "label" in info.features:
+        class_names = tuple(info.features["label"].names)
+        labels = load_labels(epath.Path(folder), name, records)
+    else:
+        class_names, labels = (info.name,), np.zeros(len(records), np.int32)
+    source = TfdsSource(records, labels, class_names, f"{info.name}/{name}")
+    if tests:
+        return source
+    chosen = held_out([str(i) for i in range(len(labels))], labels, config.test_fraction, split)
+    from l2l_jax.data.sources import Subset
+
+    return Subset(source, chosen)
+
+
+def prepared_folder(config: SourceConfig) -> str:
+    """The folder of the newest prepared version of a data set.
+
+    Raises:
+      UserError: there is none; the message says what to run.
+    """
+    root = data_dir(config)
+    try:
+        name, _, version = config.source.partition(":")
+        place = root / name
+        versions = [entry for entry in place.iterdir() if _is_prepared(entry)] if place.is_dir() else []
+    except ImportError as error:
+        raise UserError(f"Reading {root} needs gcsfs ({error}): pip install 'l2l_jax[gcs]'.") from error
+    if version:
+        versions = [entry for entry in versions if entry.name == version]
+    if versions:
+        return os.fspath(max(versions, key=lambda entry: _version(entry.name)))
+    raise UserError(_missing(config, place))
+
+
+def data_dir(config: SourceConfig) -> epath.Path:
+    """Where prepared data sets lie."""
+    from tensorflow_datasets.core import constants
+
+    return epath.Path(config.path or constants.DATA_DIR).expanduser()
+
+
+def prepare_command(config: SourceConfig) -> str:
+    """What to type to prepare a data set."""
+    where = f" --data_dir={config.path}" if config.path else ""
+    return f"python -m l2l_jax.data.prepare {config.source}{where}"
+
+
+def _missing(config: SourceConfig, place: epath.Path) -> str:
+    known = "digits, folder, csv"
+    if not re.fullmatch(r"[a-z]\w*(/[\w.\-]+)?(:[\d.]+)?", config.source):
+        return f"config.data.source is {config.source!r}; known sources: {known}, or a TFDS data set."
+    variants = [e.name for e in place.iterdir() if e.is_dir()] if place.is_dir() else []
+    ready = [f"{config.source}/{v}" for v in variants if any(map(_is_prepared, (place / v).iterdir()))]
+    if ready:
+        return f"config.data.source is {config.source!r}; prepared are {', '.join(sorted(ready))}."
+    return (
+        f"config.data.source is {config.source!r}, which is none of {known}, and no data set of TensorFlow "
+        f"Datasets that is prepared in {data_dir(config)}. To prepare it, run: {prepare_command(config)}"
+    )
+
+
+def _is_prepared(folder: epath.Path) -> bool:
+    return re.fullmatch(r"\d+\.\d+\.\d+", folder.name) is not None and (folder / "dataset_info.json").exists()
+
+
+def _version(name: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in name.split("."))

@@ -1,0 +1,184 @@
+"""Folders and tables of the user's own images."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from l2l_jax.data.config import SourceConfig
+from l2l_jax.data.sources import open_source
+from l2l_jax.errors import UserError
+
+
+def write(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(f"content of {name}".encode())
+    return folder
+
+
+def open_folder(path, split="train", **fields):
+    return open_source(SourceConfig("folder", str(path), **fields), split, 8)
+
+
+def open_csv(path, split="train", **fields):
+    return open_source(SourceConfig("csv", str(path), **fields), split, 8)
+
+
+def contents(source):
+    return {source[i]["image"].decode().removeprefix("content of ") for i in range(len(source))}
+
+
+def test_class_folders_with_a_share_held_out(tmp_path):
+    cats = [f"cat/{i}.jpg" for i in range(10)]
+    dogs = [f"dog/deeper/{i}.PNG" for i in range(5)]
+    write(
+        tmp_path,
+        *cats,
+        *dogs,
+        "only/one.webp",
+        "cat/notes.txt",
+        "cat/._0.jpg",
+        ".hidden/x.jpg",
+        "empty/y.txt",
+    )
+    train, test = open_folder(tmp_path), open_folder(tmp_path, "test")
+    assert train.class_names == test.class_names == ("cat", "dog", "empty", "only")
+    np.testing.assert_array_equal(np.bincount(train.labels), [8, 4, 0, 1])
+    np.testing.assert_array_equal(np.bincount(test.labels), [2, 1])
+    assert contents(train) | contents(test) == {*cats, *dogs, "only/one.webp"}
+    assert not contents(train) & contents(test)
+    half = open_folder(tmp_path, "test", test_fraction=0.5)
+    assert contents(test) < contents(half) and len(half) == 5 + 2
+    record = train[0]
+    assert record["label"] == 0 and record["name"].startswith(str(tmp_path / "cat"))
+    assert open(record["name"], "rb").read() == record["image"]
+
+
+def test_what_is_held_out_does_not_depend_on_the_place_or_on_new_images(tmp_path):
+    names = [f"cat/{i}.jpg" for i in range(40)]
+    here, there = write(tmp_path / "a", *names), write(tmp_path / "b", *names, "cat/new.jpg", "dog/0.jpg")
+    first, second = contents(open_folder(here, "test")), contents(open_folder(there, "test"))
+    assert len(first) == 8 and len(first & second) >= 7
+
+
+@pytest.mark.parametrize("test_folder", ["test", "val"])
+def test_folders_of_training_and_test_images(tmp_path, test_folder):
+    write(
+        tmp_path, "train/cat/0.jpg", "train/cat/1.jpg", f"{test_folder}/dog/2.jpg", f"{test_folder}/cat/3.jpg"
+    )
+    train, test = open_folder(tmp_path), open_folder(tmp_path, "test")
+    assert train.class_names == test.class_names == ("cat", "dog")
+    assert contents(train) == {"train/cat/0.jpg", "train/cat/1.jpg"} and list(train.labels) == [0, 0]
+    assert contents(test) == {f"{test_folder}/cat/3.jpg", f"{test_folder}/dog/2.jpg"}
+    assert list(test.labels) == [0, 1]
+
+
+def test_images_without_class_folders_are_one_class(tmp_path):
+    source = open_folder(write(tmp_path / "holidays", "a.jpg", "b.jpg"), test_fraction=0.5)
+    assert source.class_names == ("holidays",) and len(source) == 1
+
+
+def test_links_are_followed_and_circles_end(tmp_path):
+    write(tmp_path / "elsewhere", "0.jpg", "1.jpg")
+    (tmp_path / "root").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "root" / "cat")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "elsewhere" / "again")
+    sources = [open_folder(tmp_path / "root", split) for split in ("train", "test")]
+    assert [len(source) for source in sources] == [1, 1]
+    assert set.union(*map(contents, sources)) == {"0.jpg", "1.jpg"}
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    for name in (b"1.jpg", b"\xff.jpg"):
+        with open(folder + b"/" + name, "wb") as file:
+            file.write(b"x")
+    source = open_folder(tmp_path)
+    assert len(source) == 1 and source[0]["image"] == b"x"
+
+
+def test_sources_travel_to_worker_processes(tmp_path):
+    source = open_folder(write(tmp_path, "cat/0.jpg", "cat/1.jpg"))
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[0] == source[0] and len(copy) == 1
+
+
+def test_a_file_that_vanished_is_an_os_error(tmp_path):
+    source = open_folder(write(tmp_path, "cat/0.jpg"))
+    (tmp_path / "cat" / "0.jpg").unlink()
+    with pytest.raises(OSError, match="cat/0.jpg"):
+        source[0]
+
+
+TABLE = """path,label,split
+images/a.jpg,10,train
+images/b.jpg,9,train
+"images/c, d.jpg",9,val
+images/e.jpg,10,test
+"""
+
+
+def test_a_table(tmp_path):
+    write(tmp_path, "images/a.jpg", "images/b.jpg", "images/c, d.jpg", "images/e.jpg")
+    (tmp_path / "table.csv").write_text(TABLE)
+    train, test = open_csv(tmp_path / "table.csv"), open_csv(tmp_path / "table.csv", "test")
+    assert train.class_names == test.class_names == ("9", "10")  # as numbers
+    assert contents(train) == {"images/a.jpg", "images/b.jpg"} and list(train.labels) == [1, 0]
+    assert contents(test) == {"images/c, d.jpg", "images/e.jpg"} and list(test.labels) == [0, 1]
+
+
+def test_a_table_as_spreadsheets_write_it(tmp_path):
+    """Byte order mark, CRLF, capitals in splits, absolute paths; no split column."""
+    names = [str(tmp_path / f"{i}.jpg") for i in range(10)]
+    write(tmp_path, *(f"{i}.jpg" for i in range(10)))
+    table = tmp_path / "elsewhere" / "table.csv"
+    table.parent.mkdir()
+    table.write_bytes("\r\n".join(["\ufeffpath, label", *(f"{n}, cat" for n in names)]).encode())
+    train, test = open_csv(table), open_csv(table, "test")
+    assert (len(train), len(test)) == (8, 2) and train.class_names == ("cat",)
+    assert contents(train) | contents(test) == {f"{i}.jpg" for i in range(10)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "file,label\na.jpg,cat\n",
+            "has no column 'path': its first line should be path,label .* is file,label",
+        ),
+        ("", "has no column 'path'.* is empty"),
+        ("path;label\na.jpg;cat\n", "has no column 'path'.* is path;label"),
+        ("path,label\n", "names no image"),
+        ("path,label\na.jpg,\n", "line 2: path or label is missing"),
+        ("path,label,split\na.jpg,cat,dev\n", "line 2: split is 'dev'; known: train, test, val"),
+        ("path,label,split\na.jpg,cat,train\n", "names no test image"),
+        (
+            "path,label\na.jpg,cat\nb.jpg,cat\n",
+            "1 of 1 files looked for do not exist, the first being .*b.jpg",
+        ),
+    ],
+)
+def test_mistakes_in_tables_are_named(tmp_path, text, message):
+    write(tmp_path, "a.jpg")
+    (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        [open_csv(tmp_path / "table.csv", split) for split in ("test", "train")]
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    write(tmp_path, "notes/readme.txt", "table.csv")
+    for path, message in (
+        (tmp_path / "nowhere", "nowhere does not exist; it should be a folder with"),
+        (tmp_path, "No images below .*: it should hold a folder for each class"),
+        (tmp_path / "table.csv", "is a file; the source 'folder' wants a folder"),
+        ("", "config.data.path is empty: the source 'folder' wants"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_folder(path)
+    with pytest.raises(UserError, match="is a folder; the source 'csv' wants a CSV file"):
+        open_csv(tmp_path)
+    with pytest.raises(UserError, match="'digits' reads no files"):
+        open_source(SourceConfig("digits", "somewhere"), "train", 8)
