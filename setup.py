@@ -33,6 +33,7 @@ setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12.8",
         "pillow>=11.0",
+        "protobuf>=5.0",
         "pydantic>=2.10",
         "safetensors>=0.5",
         "scikit-learn>=1.7",
@@ -45,7 +46,10 @@ setup(
     extras_require={
         "torch": ["torch>=2.10"],  # before it, crafted files could execute code while they were read
         "gcs": ["gcsfs>=2025.2", "fsspec>=2025.2"],
-        "prepare": ["tensorflow-cpu>=2.21; platform_machine == 'x86_64'", "tensorflow>=2.21; platform_machine != 'x86_64'"],
+        "prepare": [
+            "tensorflow-cpu>=2.21; platform_machine == 'x86_64' and sys_platform != 'darwin'",
+            "tensorflow>=2.21; platform_machine != 'x86_64' or sys_platform == 'darwin'",
+        ],
         "test": ["pytest>=8"],
         "test-torch": ["pytest>=8", "torch==2.13.0", "transformers==5.23.0"],
     },

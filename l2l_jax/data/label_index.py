@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
+from google.protobuf.message import DecodeError
 
 from l2l_jax.errors import UserError
 from l2l_jax.progress import Progress
@@ -94,7 +95,12 @@ def _labels_of(records: Sequence[bytes], chunk: range) -> np.ndarray:
 
     labels = np.empty(len(chunk), np.int64)
     for place, index in enumerate(chunk):
-        values = parse(records[index])["label"].int64_list.value
+        try:
+            values = parse(records[index])["label"].int64_list.value
+        except (RuntimeError, ValueError, DecodeError) as error:
+            raise UserError(
+                f"Record {index} cannot be read ({error}); copy or prepare the data set again."
+            ) from error
         if len(values) != 1:
             raise UserError(
                 f"Record {index} has {len(values)} labels instead of one; prepare the data set again."
@@ -106,7 +112,7 @@ def _labels_of(records: Sequence[bytes], chunk: range) -> np.ndarray:
 def fingerprint_of(folder: epath.Path, split: str) -> str:
     """A checksum that changes when the data set or the files of the split do."""
     digest = hashlib.sha256((folder / "dataset_info.json").read_bytes())
-    shards = sorted(path for path in folder.iterdir() if f"-{split}." in path.name)
+    shards = sorted(path for path in folder.iterdir() if f"-{split}." in path.name and "-of-" in path.name)
     for shard in shards:
         digest.update(f"{shard.name} {shard.stat().length}\n".encode())
     return digest.hexdigest()

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 from etils import epath
+from google.protobuf.message import DecodeError
 
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.held_out import held_out
@@ -37,7 +38,10 @@ class TfdsSource:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
-        features = parse(self._records[index])
+        try:
+            features = parse(self._records[index])
+        except (RuntimeError, ValueError, DecodeError) as error:  # of array_record and of protobuf
+            raise OSError(f"{self._name}/{index} cannot be read: {error}") from error
         return {
             "image": features["image"].bytes_list.value[0],
             "label": int(self.labels[index]),
@@ -52,7 +56,11 @@ class TfdsSource:
 
 
 def parse(record: bytes):
-    """The features of a serialised `tf.train.Example`, by name."""
+    """The features of a serialised `tf.train.Example`, by name.
+
+    Raises:
+      google.protobuf.message.DecodeError: it is none.
+    """
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example.FromString(bytes(record)).features.feature
@@ -80,6 +88,13 @@ def open_tfds(config: SourceConfig, split: Split) -> TfdsSource:
         raise UserError(
             f"{folder} holds no split {name!r}, but {', '.join(info.splits)}; "
             "prepare it again with all its files."
+        )
+    present = {entry.name for entry in epath.Path(folder).iterdir()}
+    missing = [shard for shard in info.splits[name].filenames if shard not in present]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing)} of its files, the first being {missing[0]}. Copy them again, or "
+            f"delete the folder and run: {prepare_command(config)}"
         )
     try:
         records = builder.as_data_source(name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)

@@ -1,0 +1,174 @@
+"""Write a data set of TensorFlow Datasets in the form that training reads.
+
+    python -m l2l_jax.data.prepare imagenet2012 --manual_dir=/data/archives --data_dir=/data/tfds
+    python -m l2l_jax.data.prepare places365_small --data_dir=/data/tfds
+    python -m l2l_jax.data.prepare coco/2017 --data_dir=/data/tfds
+
+Archives are taken from --manual_dir if they lie there; those of Places-365 and COCO are downloaded
+otherwise. Run it again after an interruption. It needs TensorFlow (pip install 'l2l_jax[prepare]');
+training does not.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+from l2l_jax.data import archives
+from l2l_jax.data.config import SourceConfig
+from l2l_jax.data.tfds_source import data_dir, open_tfds, prepared_folder
+from l2l_jax.errors import UserError
+
+BAR_EVERY_SECONDS = "10"
+"""How often progress bars are drawn where there is no terminal."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message[:1].upper()}{message[1:]}. See --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m l2l_jax.data.prepare", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "dataset", help=f"{', '.join(archives.ARCHIVES)}, or another image data set of TFDS by its name"
+    )
+    parser.add_argument(
+        "--data_dir", default="", help="where data sets lie; default: TFDS_DATA_DIR or ~/tensorflow_datasets"
+    )
+    parser.add_argument(
+        "--manual_dir", default="", help="where the archives lie; default: downloads/manual in data_dir"
+    )
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Do what the command line asks for; `argv` leaves the program's name out.
+
+    Raises:
+      UserError: something that the user can mend.
+    """
+    args = _parser().parse_args(argv)
+    config = SourceConfig(args.dataset, args.data_dir)
+    root = data_dir(config)
+    manual_dir = epath.Path(args.manual_dir or root / "downloads" / "manual").expanduser()
+    try:
+        folder = prepared_folder(config)
+    except UserError:
+        if args.dataset in archives.ARCHIVES:
+            print(archives.describe(args.dataset, manual_dir), flush=True)
+            archives.check(args.dataset, manual_dir)
+        folder = _write(args.dataset, root, manual_dir)
+    else:
+        print(f"{args.dataset} is prepared already: {folder}")
+    for split in ("train", "test"):
+        print(f"{len(open_tfds(config, split)):,} {split} images")
+    where = f" --config.data.path={args.data_dir}" if args.data_dir else ""
+    print(f"{folder}\nTrain on it with --config.data.source={args.dataset}{where}")
+
+
+def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> str:
+    """Have TFDS write the data set; returns its folder."""
+    try:
+        import tensorflow  # noqa: F401  (TFDS imports it late and says less)
+    except ImportError as error:
+        raise UserError(
+            f"Preparing a data set needs TensorFlow ({error}): pip install 'l2l_jax[prepare]', best in an "
+            "environment of its own. Training needs none."
+        ) from error
+    import tensorflow_datasets as tfds
+
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", BAR_EVERY_SECONDS)
+    try:
+        builder = tfds.builder(dataset, data_dir=os.fspath(root), file_format="array_record")
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"TensorFlow Datasets knows no data set {dataset!r} ({first}).") from error
+    place = builder.data_path.parent
+    with _alone(place):
+        _remove_leftovers(place, root)
+        print(f"Writing {builder.data_path}", flush=True)
+        config = tfds.download.DownloadConfig(manual_dir=os.fspath(manual_dir), try_download_gcs=False)
+        try:
+            builder.download_and_prepare(download_config=config)
+        except Exception as error:
+            raise UserError(_explained(dataset, manual_dir, error)) from error
+    return os.fspath(builder.data_path)
+
+
+@contextlib.contextmanager
+def _alone(place: epath.Path) -> Iterator[None]:
+    """Keep a second process from preparing the same data set; the lock ends with the process."""
+    place.mkdir(parents=True, exist_ok=True)
+    if "://" in os.fspath(place):
+        yield
+        return
+    with open(place / ".prepare.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another process is preparing {place} just now; wait for it.") from None
+        yield
+
+
+def _remove_leftovers(place: epath.Path, root: epath.Path) -> None:
+    """Remove what TFDS left unfinished when it was killed: it would never be used or removed."""
+    extracted = root / "downloads" / "extracted"
+    for folder in (place, extracted):
+        for entry in list(folder.iterdir()) if folder.is_dir() else ():
+            if re.match(r"incomplete\.\w+_", entry.name):
+                print(f"Removing what an interrupted run left: {entry}", flush=True)
+                entry.rmtree()
+
+
+def _explained(dataset: str, manual_dir: epath.Path, error: BaseException) -> str:
+    """One sentence for a failure inside TFDS."""
+    causes = [error]
+    while causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(causes[-1].__cause__ or causes[-1].__context__)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    if kinds & {"DownloadError", "ConnectionError", "RequestException"}:
+        names = ", ".join(archive.name for archive in archives.ARCHIVES.get(dataset, ()) if archive.url)
+        return (
+            f"{dataset} could not be downloaded ({reason}). Where there is no internet, fetch "
+            f"{names or 'its files'} elsewhere and put them into {manual_dir}."
+        )
+    if "NonMatchingChecksumError" in kinds:
+        return f"A file of {dataset} is damaged or another one ({reason}). Remove it and fetch it again."
+    if any(isinstance(cause, tarfile.TarError | zipfile.BadZipFile) for cause in causes):
+        return f"An archive of {dataset} in {manual_dir} is damaged ({reason}). Fetch it again."
+    return f"{dataset} could not be prepared: {type(error).__name__}: {reason}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; the exit code is 0, or 1 with one sentence on stderr."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("l2l_jax").setLevel(logging.INFO)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's talk of instruction sets
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error})."
+    else:
+        return 0
+    print(f"Error: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Prepared data sets of TensorFlow Datasets, read without TensorFlow."""
+
+import collections
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from l2l_jax.data.config import DataConfig, ProxyConfig, SourceConfig
+from l2l_jax.data.sources import open_source
+from l2l_jax.data.splits import evaluation_sets, training_sets
+from l2l_jax.data.tfds_source import prepared_folder
+from l2l_jax.errors import UserError
+from tests.data import small_archives
+
+
+def opened(data_dir, name, split="train", **fields):
+    return open_source(SourceConfig(name, str(data_dir), **fields), split, 8)
+
+
+def records(source):
+    return [source[i] for i in range(len(source))]
+
+
+def test_imagenet_training_images_are_the_files_of_the_archive(prepared):
+    source = opened(prepared, "imagenet2012")
+    for record in records(source):
+        wnid, number = re.fullmatch(r"imagenet2012/train/(n\d{8})_(\d+)\.JPEG", record["name"]).groups()
+        assert record["image"] == small_archives.picture(int(wnid[1:]) + int(number))
+        assert source.class_names[record["label"]] == wnid
+    count = collections.Counter(source.class_names[label] for label in source.labels)
+    assert count == small_archives.IMAGENET_TRAIN
+
+
+def test_imagenet_validation_labels_are_the_published_ones(prepared):
+    """Images 1, 2 and 3 show a sea snake, an alp and a Shetland sheepdog."""
+    source = opened(prepared, "imagenet2012", "test")
+    found = {record["name"][-13:-5]: source.class_names[record["label"]] for record in records(source)}
+    assert found == {"00000001": "n01751748", "00000002": "n09193705", "00000003": "n02105855"}
+
+
+def test_places(prepared):
+    train, test = opened(prepared, "places365_small"), opened(prepared, "places365_small", "test")
+    folders = {record["name"]: train.class_names[record["label"]] for record in records(train)}
+    assert len(folders) == 7
+    for name, class_name in folders.items():
+        assert name.startswith("places365_small/train/data_256") and name.split("/")[4] == class_name
+    assert {r["name"][-12:]: test.class_names[r["label"]] for r in records(test)} == {
+        "00000001.jpg": "beach", "00000002.jpg": "archive",
+    }  # fmt: skip
+
+
+def test_coco_has_one_class(prepared):
+    train, test = opened(prepared, "coco/2017"), opened(prepared, "coco/2017", "test")
+    assert train.class_names == ("coco",) and list(train.labels) == [0] * 4 and len(test) == 2
+    assert {r["image"] for r in records(train)} == {small_archives.picture(9 + i) for i in range(4)}
+    assert sorted(r["name"] for r in records(test)) == [
+        "coco/validation/000000000001.jpg", "coco/validation/000000000002.jpg",
+    ]  # fmt: skip
+
+
+def test_published_splits_and_proxies(prepared):
+    """Goldfish is to be forgotten, llama retained; tench is in neither list, and COCO elsewhere."""
+    lists = dict(forget=("n01443537",), retain=("llama",))
+    data = DataConfig("imagenet2012", str(prepared), proxy=("rest",), **lists)
+    source = opened(prepared, "imagenet2012")
+    sets = training_sets(data, source, 8)
+    assert {source.class_names[label] for label in sets.forget.labels} == {"n01443537"}
+    assert len(sets.forget) == 4 and len(sets.retain) == 3 + 0
+    assert {source.class_names[label] for label in sets.retain.labels} == {"n01440764"}
+    with pytest.raises(UserError, match="retain set is empty: config.data.retain selects no test image"):
+        evaluation_sets(data, opened(prepared, "imagenet2012", "test"))
+    mixed = DataConfig(
+        "imagenet2012", str(prepared), proxy=("tench", ProxyConfig("coco/2017", str(prepared))), **lists
+    )
+    mixture = training_sets(mixed, source, 8).retain
+    names = [mixture[i]["name"].partition("/")[0] for i in range(len(mixture))]
+    assert collections.Counter(names) == {"imagenet2012": 4, "coco": 4}  # three tenches, one of them twice
+
+
+def test_a_share_is_held_out_where_there_is_no_test_split(prepared):
+    folder = prepared / "imagenet2012" / "5.1.0"
+    info = (folder / "dataset_info.json").read_text()
+    start = info.index('    {\n      "filepathTemplate"', info.index('"name": "train"'))
+    end = info.index("]\n    }", start) + len("]\n    }")
+    (folder / "dataset_info.json").write_text(info[:start].rstrip().rstrip(",") + info[end:])
+    train, test = opened(prepared, "imagenet2012"), opened(prepared, "imagenet2012", "test")
+    names = [{r["name"] for r in records(source)} for source in (train, test)]
+    assert len(names[0]) == 6 and len(names[1]) == 3 and not names[0] & names[1]
+    assert set(np.bincount(test.labels)) == {0, 1}
+
+
+def test_a_version_may_be_named_and_the_newest_is_taken(prepared):
+    place = prepared / "coco" / "2017"
+    shutil.copytree(place / "1.1.0", place / "1.0.9")
+    assert prepared_folder(SourceConfig("coco/2017", str(prepared))).endswith("/1.1.0")
+    assert prepared_folder(SourceConfig("coco/2017:1.0.9", str(prepared))).endswith("/1.0.9")
+
+
+def test_sources_travel_to_worker_processes(prepared):
+    source = opened(prepared, "imagenet2012")
+    copy = pickle.loads(pickle.dumps(source))
+    assert records(copy) == records(source)
+
+
+def test_neither_tensorflow_nor_jax_is_loaded(prepared):
+    code = (
+        ("imagenet2013", "To prepare it, run: python -m l2l_jax.data.prepare imagenet2013 --data_dir="),
+        f"open_source(SourceConfig('imagenet2012', {str(prepared)!r}), 'train', 8)[0];"
+        "print([name for name in ('tensorflow', 'jax', 'torch') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_data_sets_that_are_not_prepared_are_named(prepared):
+    for name, message in (
+        ("imagenet2013", r"To prepare it, run: python -m l2l_jax.data.prepare imagenet2013 --data_dir="),
+        ("imagenet2012:5.0.0", "prepare imagenet2012:5.0.0"),
+        ("coco", "config.data.source is 'coco'; prepared are coco/2017"),
+        ("Digits!", "known sources: digits, folder, csv, or a TFDS data set"),
+    ):
+        with pytest.raises(UserError, match=message):
+            opened(prepared, name)
+    with pytest.raises(UserError, match="prepare mnist$"):
+        open_source(SourceConfig("mnist"), "train", 8)
+
+
+def test_data_sets_in_another_format_are_named(prepared):
+    folder = prepared / "places365_small" / "2.1.0"
+    info = (folder / "dataset_info.json").read_text()
+    (folder / "dataset_info.json").write_text(info.replace("array_record", "tfrecord"))
+    for shard in folder.glob("*array_record*"):
+        shard.rename(folder / shard.name.replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match="is in the format tfrecord, which has no random access. Delete it"):
+        opened(prepared, "places365_small")
+
+
+def test_data_sets_with_missing_files_are_named(prepared):
+    folder = prepared / "places365_small" / "2.1.0"
+    next(folder.glob("*-train.array_record*")).unlink()
+    with pytest.raises(
+        UserError,
+        match="lacks 1 of its files, the first being places365_small-train",
+    ):
+        opened(prepared, "places365_small")
+
+
+def test_damaged_files_are_an_os_error_or_a_sentence(prepared):
+    """A shard with a hole in it, found while training, and while the labels are read."""
+    folder = prepared / "imagenet2012" / "5.1.0"
+    source = opened(prepared, "imagenet2012")
+    shard = next(folder.glob("*-train.array_record*"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:200] + bytes(5000) + content[5200:])
+    (folder / "labels-train.npz").unlink()
+    with pytest.raises(OSError, match="imagenet2012/train/0 cannot be read"):
+        pickle.loads(pickle.dumps(source))[0]
+    with pytest.raises(UserError, match="Record 0 cannot be read .* prepare the data set again"):
+        opened(prepared, "imagenet2012")
