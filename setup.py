@@ -20,6 +20,8 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8",
+        "cloudpickle>=3.0",
+        "cykooz-resizer>=4.0",
         "etils[epath]>=1.9",
         "flax>=0.12.0",
         "grain>=0.2.13",
@@ -38,6 +40,7 @@ setup(
         "safetensors>=0.5",
         "scikit-learn>=1.7",
         "scipy>=1.15",
+        "simplejpeg>=1.8",
         "tabulate>=0.9",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.10",

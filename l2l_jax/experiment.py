@@ -3,14 +3,16 @@
 import logging
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from l2l_jax.config import Config
 from l2l_jax.data import splits
-from l2l_jax.data.pipeline import training_batches
+from l2l_jax.data.pipeline import TrainingBatches, training_batches
 from l2l_jax.data.sources import Source
+from l2l_jax.data.transforms import Transform
 from l2l_jax.evaluation.bench import Bench
 from l2l_jax.evaluation.report import write_report
 from l2l_jax.models.base import Params
@@ -18,6 +20,7 @@ from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import pretraining_task
 from l2l_jax.training import sharding
 from l2l_jax.training.loop import train
+from l2l_jax.training.optimizer import TrainingConfig
 from l2l_jax.weights.store import load_params, save_model
 from l2l_jax.weights.transfer import load_pretrained, original_weights
 from l2l_jax.workdir import Workdir
@@ -78,7 +81,7 @@ def original_params(config: Config, folders: Workdir, source: Source) -> Params:
             f"pretrain {stage.name}",
             pretraining_task(stage, tuple(params)),
             params,
-            _batches(config, how, {"train": source}),
+            _batches(config, how, {"train": source}, folders.pretrain / stage.name),
             how,
             folders.pretrain / stage.name,
             seed=_stage_seed(config.seed, index),
@@ -101,7 +104,7 @@ def unlearned_params(
         "unlearn",
         make_task(how.method, config.model, alpha=how.alpha, noise=how.noise),
         original,
-        _batches(config, how, sets._asdict()),
+        _batches(config, how, sets._asdict(), folders.unlearn),
         how,
         folders.unlearn,
         seed=_stage_seed(config.seed, 1000),
@@ -111,9 +114,16 @@ def unlearned_params(
     return params
 
 
-def _batches(config, training, sets):
+def _batches(
+    config: Config, training: TrainingConfig, sets: Mapping[str, Source], folder: pathlib.Path
+) -> TrainingBatches:
+    """Batches of a stage; its bad images are listed in `folder`."""
+    data, size = config.data, config.model.image_size
+    how = {"retain": data.proxy_transform} if data.proxy else {}
     return training_batches(
         sets, training.batch_size, value_range=config.model.value_range, seed=config.seed,
+        transforms={of: Transform(how.get(of, data), size, training=True) for of in sets},
+        bad_folder=folder, max_bad_fraction=data.max_bad_fraction, workers=data.workers,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import pydantic
 
+from l2l_jax.data.loading import LoadingConfig
+
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]
 Count = Annotated[int, pydantic.Field(ge=0)]
 
@@ -52,8 +54,8 @@ class ProxyConfig(SourceConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(SourceConfig):
-    """The images: the fields of `SourceConfig`, and
+class DataConfig(SourceConfig, LoadingConfig):
+    """The images: the fields of `SourceConfig` and of `LoadingConfig`, and
 
     Classes are given by name, by id, or by WordNet id ("n01443537"); "@FILE" is a file with one
     class a line; "imagenet_i2i" and "places365_i2i" are the published lists of the paper, the one to
@@ -83,6 +85,7 @@ class DataConfig(SourceConfig):
     retain_ratio: Share = 1.0
 
     def __post_init__(self):
+        super().__post_init__()
         if self.proxy and self.retain_ratio != 1:
             raise ValueError(
                 f"retain_ratio {self.retain_ratio:g} is a share of the retain images, all of which the "

@@ -1,18 +1,39 @@
 """Training batches with grain: balanced, seeded, sharded by process, resumable."""
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import grain
 import numpy as np
 
+from l2l_jax.data.bad_images import BadImages
 from l2l_jax.data.order import EpochOrder
+from l2l_jax.data.reading import BadImage, Reader, Row, Rows
 from l2l_jax.data.sources import Source
+from l2l_jax.data.transforms import Transform
+from l2l_jax.data.workers import WorkerPool
 
-PREFETCH = 16
-"""Batches read ahead; enough to hide the host's work behind a step."""
+logger = logging.getLogger(__name__)
 
 ENDLESS = 2**48
 """Batches after which a stream ends: more than anyone trains on."""
+
+CHUNK = 16
+"""Images that a worker reads at a time, so that a batch is spread over all workers."""
+
+AHEAD_BYTES = 256 * 2**20
+"""Memory for batches that are read ahead, within `AHEAD`."""
+
+AHEAD = (2, 16)
+"""Least and greatest number of batches that are read ahead."""
+
+Submit = Callable[[Sequence[Row]], "Future[Rows]"]
 
 
 def training_batches(
@@ -21,24 +42,35 @@ def training_batches(
     *,
     value_range: tuple[float, float],
     seed: int,
+    transforms: Mapping[str, Transform] | None = None,
+    bad_folder: pathlib.Path | None = None,
+    max_bad_fraction: float = 0.0,
+    workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.IterDataset:
+) -> "TrainingBatches":
     """An endless stream of `{set: images [rows, height, width, channel]}`, float32.
 
-    Every set is shuffled anew in each epoch and repeated, so that all sets give equally many images
-    to a batch: the smaller one is oversampled. The order of the global batches depends on `seed`
-    alone; process p of n gets the p-th of n equal slices of each, and reads no other image.
+    Every set is shuffled anew in each epoch and repeated, so that all sets give equally many images to a
+    batch: the smaller one is oversampled. Which images a global batch holds, and how they are cropped,
+    depends on `seed` alone; process p of n gets the p-th of n equal slices of each batch and reads no other
+    image.
+
+    An image that cannot be decoded is listed, and another of its set takes its place: the one that is half
+    an epoch further on in the epoch's order, or the next good one after that. So batches are full, all other
+    images stay where they were, and nothing depends on what was found before.
 
     Args:
-      sets: sources by name; their records' images are in [0, 1].
+      sets: sources by name.
       batch_size: images per set in the global batch.
       value_range: range of the images returned.
-      seed: seed of the order.
+      seed: seed of the order and of the crops.
+      transforms: how the images of each set become squares of one size; None: their records hold arrays of
+        one size, which are taken as they are.
+      bad_folder: where images that cannot be decoded are listed (see `BadImages`); None: nowhere.
+      max_bad_fraction: share of a set that they may be.
+      workers: processes that read and decode; 0: threads.
       process_index, process_count: this process and how many there are.
-
-    Returns:
-      A dataset whose iterators have `get_state` and `set_state`.
 
     Raises:
       ValueError: `batch_size` is not a multiple of `process_count`.
@@ -46,25 +78,169 @@ def training_batches(
     if batch_size % process_count:
         raise ValueError(f"batch_size {batch_size} is not a multiple of {process_count} processes")
     seeds = np.random.SeedSequence(seed).generate_state(len(sets))
-    orders = {name: EpochOrder(len(sets[name]), int(s)) for name, s in zip(sets, seeds, strict=True)}
+    counts = {of: len(source) for of, source in sets.items()}
     rows = batch_size // process_count
+    return TrainingBatches(
+        reader=Reader(sets.values(), [None if transforms is None else transforms[of] for of in sets], seed),
+        orders={of: EpochOrder(counts[of], int(s)) for of, s in zip(sets, seeds, strict=True)},
+        bad_images=BadImages(bad_folder, counts, max_bad_fraction, process_index),
+        value_range=value_range,
+        batch_size=batch_size,
+        rows=range(process_index * rows, (process_index + 1) * rows),
+        workers=workers,
+    )
 
-    def read(batch: int) -> dict[str, np.ndarray]:
-        positions = np.arange(rows) + (batch * batch_size + process_index * rows)
-        return {
-            name: in_range(np.stack([source[i]["image"] for i in orders[name](positions)[1]]), value_range)
-            for name, source in sets.items()
-        }
 
-    # One element is one batch: grain's own shuffling costs more for each image than a small step has.
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
-    return grain.MapDataset.range(ENDLESS).map(read).to_iter_dataset(options)
+@dataclasses.dataclass(frozen=True)
+class TrainingBatches:
+    """What `training_batches` returns; iterating over it starts to read.
+
+    Attributes:
+      reader: reads rows of the sets.
+      orders: of the sets, by name.
+      bad_images: lists what cannot be decoded.
+      value_range: range of the images returned.
+      batch_size: images per set in the global batch.
+      rows: those of them that belong to this process.
+      workers: processes that read; 0: threads.
+    """
+
+    reader: Reader
+    orders: Mapping[str, EpochOrder]
+    bad_images: BadImages
+    value_range: tuple[float, float]
+    batch_size: int
+    rows: range
+    workers: int
+
+    def __iter__(self) -> "BatchIterator":
+        return BatchIterator(self)
+
+    def open(self) -> tuple[grain.DatasetIterator, contextlib.ExitStack]:
+        """Start reading: an iterator over `(images by set or None, bad images by set)`, and what to close."""
+        closing = contextlib.ExitStack()
+        if self.workers:
+            pool = closing.enter_context(contextlib.closing(WorkerPool(self.reader, self.workers)))
+            submit, threads = pool.read, 2  # two batches at a time: workers do not idle between them
+        else:
+            submit, threads = self._read_here, min(4, os.cpu_count() or 1)
+        # One element is one batch: grain's own shuffling costs more for each image than a small step has.
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._ahead())
+        batches = grain.MapDataset.range(ENDLESS).map(lambda number: self._batch(number, submit))
+        iterator = iter(batches.to_iter_dataset(options))
+        closing.callback(iterator.close)
+        return iterator, closing
+
+    def _ahead(self) -> int:
+        if self.reader.shape is None:
+            return AHEAD[1]
+        batch_bytes = 4 * int(np.prod(self.reader.shape)) * len(self.rows) * len(self.orders)
+        return int(np.clip(AHEAD_BYTES // batch_bytes, *AHEAD))
+
+    def _read_here(self, rows: Sequence[Row]) -> "Future[Rows]":
+        done: Future[Rows] = Future()
+        done.set_result(self.reader.read(rows))
+        return done
+
+    def _batch(self, number: int, submit: Submit) -> tuple[dict[str, np.ndarray] | None, dict[str, list]]:
+        """This process's rows of a global batch, and the bad images that were met."""
+        positions = number * self.batch_size + np.asarray(self.rows)
+        reading = {of: [submit(rows) for rows in self._chunks(of, positions)] for of in self.orders}
+        images: dict[str, np.ndarray] = {}
+        bad: dict[str, list[BadImage]] = {of: [] for of in self.orders}
+        complete = True
+        for of, chunks in reading.items():
+            missing = []
+            for start, chunk in zip(range(0, len(positions), CHUNK), chunks, strict=True):
+                read = chunk.result()
+                if of not in images:
+                    images[of] = np.empty((len(positions), *read.images.shape[1:]), np.float32)
+                images[of][start : start + CHUNK] = in_range(read.images, self.value_range)
+                missing += [start + row for row in read.bad]
+                bad[of] += read.bad.values()
+            for row in missing:
+                complete &= self._replace(of, images[of][row], int(positions[row]), bad[of], submit)
+        return images if complete else None, bad
+
+    def _chunks(self, of: str, positions: np.ndarray) -> list[list[Row]]:
+        number = list(self.orders).index(of)
+        epochs, indices = self.orders[of](positions)
+        rows = [Row(number, int(i), int(e)) for i, e in zip(indices, epochs, strict=True)]
+        return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+
+    def _replace(
+        self, of: str, image: np.ndarray, position: int, bad: list[BadImage], submit: Submit
+    ) -> bool:
+        """Overwrite a bad image with another; False if there are too many bad ones."""
+        count = self.orders[of].count
+        epoch, place = divmod(position, count)
+        for step in range(count):
+            if len(set(bad)) > self.bad_images.limit(of):
+                return False
+            other = epoch * count + (place + count // 2 + step) % count
+            ((chosen,),) = self._chunks(of, np.array([other]))
+            read = submit([chosen]).result()
+            if not read.bad:
+                image[:] = in_range(read.images[0], self.value_range)
+                return True
+            bad += read.bad.values()
+        return False
+
+
+class BatchIterator:
+    """Iterates over `TrainingBatches`; its state is the number of global batches that were taken.
+
+    So the state depends neither on the number of processes nor on that of workers: another number goes on
+    with the next global batch.
+    """
+
+    def __init__(self, batches: TrainingBatches):
+        self._batches = batches
+        self._iterator, self._closing = batches.open()
+        self._taken = 0
+        self._processes = batches.batch_size // len(batches.rows)
+
+    def __iter__(self) -> "BatchIterator":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """This process's rows of the next global batch.
+
+        Raises:
+          UserError: too many images cannot be decoded, or a worker process died.
+        """
+        images, bad = next(self._iterator)
+        for name, found in bad.items():
+            self._batches.bad_images.record(name, found)
+        self._taken += 1
+        return images
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able; the same in every process."""
+        return {"batches": self._taken, "processes": self._processes}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on where another iterator's `get_state` was asked for, of however many processes."""
+        self._taken = state["batches"]
+        self._iterator.set_state({"next_index": self._taken})
+        before, now = state["processes"], self._processes
+        if before != now:
+            logger.info(
+                "The images were read by %d processes and are now read by %d: each takes another slice of "
+                "the batches, whose order stays; it goes on with batch %d.", before, now, self._taken + 1,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """End threads and worker processes."""
+        self._closing.close()
 
 
 def in_range(image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """An image in [0, 1] brought to `value_range`, float32."""
+    """uint8 images, or images in [0, 1], brought to `value_range`, float32."""
     low, high = value_range
-    return (low + (high - low) * image).astype(np.float32)
+    unit = (high - low) / (255 if image.dtype == np.uint8 else 1)
+    scaled = np.multiply(image, np.float32(unit), dtype=np.float32)
+    return np.add(scaled, np.float32(low), out=scaled)
 
 
 def load_images(source: Source, value_range: tuple[float, float]) -> np.ndarray:

@@ -8,10 +8,10 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 
-import grain
 import jax
 from jax.sharding import Mesh
 
+from l2l_jax.data.pipeline import TrainingBatches
 from l2l_jax.errors import Diverged, Interrupted
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.task import Task
@@ -29,7 +29,7 @@ def train(
     name: str,
     task: Task,
     params: Params,
-    batches: grain.IterDataset,
+    batches: TrainingBatches,
     config: TrainingConfig,
     folder: pathlib.Path,
     *,
@@ -42,7 +42,7 @@ def train(
       name: name of the stage in messages.
       task: what to train.
       params: the original parameters, all parts; only those the task names go to the devices.
-      batches: dataset of `{set: this process's rows}`.
+      batches: of `{set: this process's rows}`; its iterators can be saved, restored and closed.
       config: length, batch size, optimiser.
       folder: keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files.
       seed: seed of everything random in the steps.
@@ -62,12 +62,11 @@ def train(
         task, optimizer, seed=seed, ema_decay=config.ema_decay, accumulate=config.accumulate
     )
     checkpointer = Checkpointer(folder / "checkpoints")
-    with contextlib.closing(checkpointer), _stop() as stop:
+    with contextlib.closing(checkpointer), contextlib.closing(iter(batches)) as iterator, _stop() as stop:
         trained = {part: params[part] for part in task.trained}
         create = jax.jit(lambda p: create_state(p, optimizer, ema=config.ema_decay > 0))
         state = create(sharding.replicate(trained, mesh))
         frozen = sharding.replicate({part: params[part] for part in task.frozen}, mesh)
-        iterator = iter(batches)
         resumed = checkpointer.restore_newest(state)
         if resumed is not None:
             state, iterator_state = resumed

@@ -1,9 +1,16 @@
 """Batches: balance, order, sharding, resuming."""
 
+import contextlib
+import json
+
 import numpy as np
 import pytest
 
+from l2l_jax.data.bad_images import read_lists
 from l2l_jax.data.pipeline import in_range, training_batches
+from l2l_jax.data.transforms import Transform, TransformConfig
+from l2l_jax.errors import UserError
+from tests.data.pictures import Files, Missing, encoded, gradient
 
 UNIT = (0.0, 1.0)
 
@@ -84,3 +91,154 @@ def test_images_come_in_the_range_of_the_model():
 def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(ValueError, match="3 processes"):
         stream(process_index=0, process_count=3)
+
+
+TRANSFORMS = {of: Transform(TransformConfig(crop="random", flip=True), 6, training=True) for of in SETS}
+
+
+def from_files(broken=(), seed=0, batch_size=8, counts=(40, 12), max_fraction=0.2, folder=None, **options):
+    """A stream of random crops of one-coloured files, and their list of bad images."""
+    sets = {"retain": Files(counts[0], broken), "forget": Files(counts[1])}
+    return training_batches(
+        sets, batch_size, value_range=(0, 255), seed=seed, transforms=TRANSFORMS, bad_folder=folder,
+        max_bad_fraction=max_fraction, **options,
+    )  # fmt: skip
+
+
+def colours(batches, count, of="retain"):
+    """Numbers of the images in `count` batches, read from their colours."""
+    with contextlib.closing(iter(batches)) as iterator:
+        images = np.concatenate([next(iterator)[of] for _ in range(count)])
+    return np.rint((images.mean(axis=(1, 2, 3)) - 10) / 2).astype(int)
+
+
+def batches_of(stream, count, state=None):
+    with contextlib.closing(iter(stream)) as iterator:
+        if state is not None:
+            iterator.set_state(state)
+        batches = [next(iterator) for _ in range(count)]
+        return batches, iterator.get_state()
+
+
+def test_workers_give_the_batches_that_threads_give():
+    expected, _ = batches_of(from_files(), 6)
+    np.testing.assert_equal(batches_of(from_files(workers=2), 6)[0], expected)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 0), (0, 2)])
+def test_resuming_in_mid_epoch_with_workers(before, after):
+    """40 images in batches of 8: the fourth batch is within the first epoch."""
+    expected, _ = batches_of(from_files(), 7)
+    _, state = batches_of(from_files(workers=before), 3)
+    resumed, _ = batches_of(from_files(workers=after), 4, json.loads(json.dumps(state)))
+    np.testing.assert_equal(resumed, expected[3:])
+
+
+def test_resuming_on_other_processes_goes_on_with_the_next_global_batch(caplog):
+    whole, _ = batches_of(from_files(), 5)
+    parts = [batches_of(from_files(process_index=p, process_count=4), 2) for p in range(4)]
+    assert len({json.dumps(state) for _, state in parts}) == 1  # one checkpoint for all
+    with caplog.at_level("INFO", "l2l_jax"):
+        halves = [
+            batches_of(from_files(process_index=p, process_count=2), 3, parts[0][1])[0] for p in range(2)
+        ]
+    for number in range(3):
+        for of in SETS:
+            joined = np.concatenate([half[number][of] for half in halves])
+            np.testing.assert_array_equal(joined, whole[2 + number][of])
+    assert "read by 4 processes and are now read by 2" in caplog.text and "with batch 3" in caplog.text
+
+
+def test_a_process_reads_no_image_of_another():
+    class Listing(Counting):
+        def __init__(self, count):
+            super().__init__(count)
+            self.read = []
+
+        def __getitem__(self, index):
+            self.read.append(index)
+            return super().__getitem__(index)
+
+    source = Listing(400)  # an epoch of 20 batches, more than are read ahead
+    part = {"process_index": 1, "process_count": 4}
+    batches_of(training_batches({"all": source}, 20, value_range=UNIT, seed=0, **part), 2)
+    everything = training_batches({"all": Counting(400)}, 20, value_range=UNIT, seed=0)
+    mine = [np.rint(b["all"][5:10, 0, 0, 0] * 100).astype(int) for b in batches_of(everything, 20)[0]]
+    assert set(source.read) <= set(np.concatenate(mine)) and len(source.read) >= 10
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_image_takes_the_place_of_a_bad_one(workers, tmp_path):
+    """Batches stay full, all other places keep their image, and the list names the bad ones."""
+    whole = colours(from_files(), 5)  # one epoch
+    seen = colours(from_files(broken=[3, 30], folder=tmp_path, workers=workers), 5)
+    at = np.isin(whole, [3, 30])
+    np.testing.assert_array_equal(seen[~at], whole[~at])
+    places = np.flatnonzero(at)
+    np.testing.assert_array_equal(seen[at], whole[(places + 20) % 40])  # half an epoch further on
+    listed = [json.loads(line) for line in (tmp_path / "bad_images.jsonl").read_text().splitlines()]
+    assert {(row["set"], row["image"]) for row in listed} == {("retain", "image 3"), ("retain", "image 30")}
+    assert all("runcated" in row["reason"] for row in listed)
+
+
+def test_bad_images_are_skipped_alike_by_any_number_of_processes(tmp_path):
+    broken = [1, 5, 8, 21, 22, 39]
+    whole, _ = batches_of(from_files(broken), 5)
+    parts = [
+        batches_of(from_files(broken, folder=tmp_path / str(p), process_index=p, process_count=2), 5)[0]
+        for p in range(2)
+    ]
+    for number, batch in enumerate(whole):
+        for of in SETS:
+            joined = np.concatenate([part[number][of] for part in parts])
+            np.testing.assert_array_equal(joined, batch[of])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_images_stop_the_run_with_a_list(workers, tmp_path):
+    stream = from_files(broken=range(9), folder=tmp_path, workers=workers)  # 8 of 40 are allowed
+    with pytest.raises(
+        UserError, match=r"9 of 40 images of the retain set .*max_bad_fraction=0.2.*image \d \("
+    ):
+        colours(stream, 6)
+
+
+def test_when_all_images_are_bad_nothing_hangs():
+    with pytest.raises(UserError, match="of 40 images of the retain set"):
+        colours(from_files(broken=range(40), max_fraction=1.0), 6)
+
+
+def test_without_a_list_the_first_bad_image_is_an_error():
+    stream = training_batches(
+        {"all": Files(20, broken=[4])}, 10, value_range=UNIT, seed=0, transforms={"all": TRANSFORMS["retain"]}
+    )
+    with pytest.raises(UserError, match="image 4"):
+        colours(stream, 2, "all")
+
+
+def test_a_file_that_is_gone_is_a_bad_image(tmp_path):
+    stream = training_batches(
+        {"all": Missing(20, [4])}, 10, value_range=UNIT, seed=0, bad_folder=tmp_path,
+        max_bad_fraction=0.1, transforms={"all": TRANSFORMS["retain"]},
+    )  # fmt: skip
+    batches_of(stream, 2)
+    assert "No such file" in read_lists(tmp_path)["all"]["image 4"]
+
+
+def test_a_crop_depends_on_the_epoch_and_not_on_the_neighbours():
+    """The same image in another batch of the same epoch is cropped alike; in the next epoch otherwise."""
+    picture = encoded(gradient(), "PNG")
+
+    class Same(Files):
+        def __getitem__(self, index):
+            return {"image": picture, "label": 0, "name": str(index)}
+
+    def crops(batch_size, count):
+        stream = training_batches(
+            {"all": Same(8)}, batch_size, value_range=UNIT, seed=0, transforms={"all": TRANSFORMS["retain"]}
+        )
+        return np.concatenate([batch["all"] for batch in batches_of(stream, count)[0]])
+
+    two_epochs = crops(4, 4)
+    np.testing.assert_array_equal(two_epochs, crops(8, 2))
+    assert len({image.tobytes() for image in two_epochs}) == 16

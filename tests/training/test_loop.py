@@ -65,6 +65,7 @@ class Watched:
 
         class Iterator:
             get_state, set_state = staticmethod(inner.get_state), staticmethod(inner.set_state)
+            close = staticmethod(inner.close)
 
             def __next__(self):
                 count[0] += 1

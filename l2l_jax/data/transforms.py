@@ -1,0 +1,176 @@
+"""From an image of any size to the square that a model takes: crop, resize, flip.
+
+Nothing here loads JAX: worker processes import this module.
+"""
+
+import dataclasses
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import pydantic
+from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+
+from l2l_jax.data.decoding import open_image
+
+ATTEMPTS = 10
+"""Random crops that are tried before the centre is taken, as torchvision does."""
+
+SPARE = 2
+"""A JPEG is decoded at a fraction of its size only if the crop stays this much larger than the result."""
+
+PIXEL_TYPES = {"uint8": PixelType.U8x3, "float32": PixelType.F32x3}
+
+Share = Annotated[float, pydantic.Field(gt=0, le=1)]
+Scale = tuple[Share, Share]
+Ratio = Annotated[float, pydantic.Field(gt=0)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformConfig:
+    """How an image becomes a square.
+
+    Attributes:
+      crop: "resize": the whole image, whatever its proportions; "centre": the largest square in its
+        middle; "random": a random part, as torchvision's RandomResizedCrop takes it, and the centre
+        of test images.
+      crop_scale: least and greatest share of the image's area that a random crop takes.
+      crop_ratio: least and greatest width / height of a random crop.
+      flip: mirror every other training image, by chance.
+    """
+
+    crop: Literal["resize", "centre", "random"] = "resize"
+    crop_scale: Scale = (0.2, 1.0)
+    crop_ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)
+    flip: bool = False
+
+    def __post_init__(self):
+        for name in ("crop_scale", "crop_ratio"):
+            least, greatest = getattr(self, name)
+            if least > greatest:
+                raise ValueError(
+                    f"{name} goes from the least to the greatest, not from {least} to {greatest}"
+                )
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_crop(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """A random part of an image, drawn as torchvision's RandomResizedCrop draws it.
+
+    Its share of the area is uniform in `scale`, the logarithm of width / height is uniform in that of
+    `ratio`. A part that does not fit is drawn again, `ATTEMPTS` times; then it is the largest one in
+    the centre whose proportions are in `ratio`.
+    """
+    for _ in range(ATTEMPTS):
+        area = height * width * rng.uniform(*scale)
+        proportion = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * proportion)), round(math.sqrt(area / proportion))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return _middle(height, width, h, w)
+
+
+def centre_crop(height: int, width: int) -> Box:
+    """The largest square in the middle."""
+    return _middle(height, width, min(height, width), min(height, width))
+
+
+def _middle(height: int, width: int, h: int, w: int) -> Box:
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+class Transform:
+    """From an encoded image, or an array, to a square of pixels.
+
+    Args:
+      config: what to do.
+      size: side of the square in pixels.
+      training: with chance; if not, random crops are centre crops and nothing is flipped.
+    """
+
+    def __init__(self, config: TransformConfig, size: int, *, training: bool):
+        self._config, self._size, self._training = config, size, training
+        self._random = training and (config.crop == "random" or config.flip)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(height, width, channel)` of what comes out."""
+        return (self._size, self._size, 3)
+
+    def __call__(self, image: bytes | np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
+        """The square `[size, size, 3]`: uint8 of an encoded image, float32 in [0, 1] of an array.
+
+        Args:
+          image: an encoded image, or float32 `[height, width, 3]` in [0, 1].
+          seed: non-negative integers; the same ones make the same choice.
+
+        Raises:
+          ImageError: it cannot be decoded.
+        """
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))) if self._random else None
+        if isinstance(image, np.ndarray):
+            square = resize(image, self._box(*image.shape[:2], rng), self._size)
+        else:
+            opened = open_image(image)
+            box = self._box(opened.height, opened.width, rng)
+            shrink = max(f for f in (1, 2, 4, 8) if f == 1 or min(box[2:]) >= f * SPARE * self._size)
+            pixels = opened.pixels(shrink)
+            square = resize(pixels, _scaled(box, opened.height, opened.width, pixels), self._size)
+        if rng is not None and self._config.flip and rng.random() < 0.5:
+            square = square[:, ::-1]
+        return square
+
+    def _box(self, height: int, width: int, rng: np.random.Generator | None) -> Box:
+        config = self._config
+        if config.crop == "resize":
+            return Box(0, 0, height, width)
+        if config.crop == "random" and rng is not None:
+            return random_crop(height, width, config.crop_scale, config.crop_ratio, rng)
+        return centre_crop(height, width)
+
+
+def _scaled(box: Box, height: int, width: int, pixels: np.ndarray) -> Box:
+    """The box in pixels of an image that was decoded smaller, to the nearest of them."""
+    if pixels.shape[:2] == (height, width):
+        return box
+    down, across = pixels.shape[0] / height, pixels.shape[1] / width
+    top, bottom = round(box.top * down), round((box.top + box.height) * down)
+    left, right = round(box.left * across), round((box.left + box.width) * across)
+    return Box(top, left, bottom - top, right - left)
+
+
+def resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """A part of an image as a square, bicubically and without aliasing.
+
+    The filter is that of Pillow and torchvision (Keys, a = −0.5, stretched where the image shrinks). It
+    sees nothing outside the part.
+
+    Args:
+      image: uint8, or float32 in [0, 1], `[height, width, 3]`.
+      box: the part.
+      size: side of the square in pixels.
+
+    Returns:
+      `[size, size, 3]`, of the same type.
+    """
+    part = image[box.top : box.top + box.height, box.left : box.left + box.width]
+    if part.shape[:2] == (size, size):
+        return part
+    kind = PIXEL_TYPES[part.dtype.name]
+    source = ImageData(box.width, box.height, kind, part.tobytes())
+    result = ImageData(size, size, kind)
+    Resizer().resize(source, result, ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom)))
+    square = np.frombuffer(result.get_buffer(), part.dtype).reshape(size, size, 3)
+    return square if square.dtype == np.uint8 else np.clip(square, 0, 1)

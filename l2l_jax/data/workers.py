@@ -1,0 +1,128 @@
+"""Worker processes that read images, and the pool that hands work to them.
+
+A worker is a fresh interpreter that loads this module and what a `Reader` needs: neither JAX nor grain,
+nor the program that started it. (grain's own worker processes import JAX, which takes them seconds and
+hundreds of megabytes.) It ends when its connection closes, so it outlives its parent in no case.
+"""
+
+import contextlib
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+
+import cloudpickle
+import numpy as np
+
+from l2l_jax.data.reading import Reader, Row, Rows
+from l2l_jax.errors import UserError
+
+
+class WorkerPool:
+    """Processes that read rows.
+
+    Args:
+      reader: what they read with; each gets a copy.
+      count: how many processes.
+    """
+
+    def __init__(self, reader: Reader, count: int):
+        pickled = cloudpickle.dumps(reader)
+        self._workers = [_Worker(pickled) for _ in range(count)]
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(count, "l2l_jax-worker")
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Ids of the processes."""
+        return [worker.process.pid for worker in self._workers]
+
+    def read(self, rows: Sequence[Row]) -> "Future[Rows]":
+        """Have one of the workers read; what it raises, and a UserError if it died, are in the future."""
+        return self._threads.submit(self._read, rows)
+
+    def _read(self, rows: Sequence[Row]) -> Rows:
+        worker = self._idle.get()
+        try:
+            return worker.read(rows)
+        finally:
+            self._idle.put(worker)
+
+    def close(self) -> None:
+        """End the processes, which hold nothing that could be lost; unfinished work is given up."""
+        for worker in self._workers:
+            worker.process.kill()  # a thread that waits for it wakes up
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.close()
+
+
+class _Worker:
+    """The parent's end of a worker process; one thread at a time may use it."""
+
+    def __init__(self, pickled_reader: bytes):
+        self._connection, theirs = Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", f"from l2l_jax.data.workers import serve; serve({theirs.fileno()})"],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C and signals to the group are the parent's business
+            )
+        self._unsent: bytes | None = pickled_reader
+
+    def read(self, rows: Sequence[Row]) -> Rows:
+        if self._unsent is not None:  # not sooner: it waits for the interpreter, and all start together
+            self._send(self._unsent)
+            self._unsent = None
+        self._send(cloudpickle.dumps(rows))
+        try:
+            answer = self._connection.recv()
+            if isinstance(answer, Exception):
+                raise answer
+            shape, dtype, bad = answer
+            images = np.empty(shape, dtype)
+            self._connection.recv_bytes_into(memoryview(images).cast("B"))
+        except (EOFError, ConnectionError):
+            raise self._died() from None
+        return Rows(images, bad)
+
+    def _send(self, message: bytes) -> None:
+        try:
+            self._connection.send_bytes(message)
+        except ConnectionError:
+            raise self._died() from None
+
+    def _died(self) -> UserError:
+        self.process.kill()
+        return UserError(
+            f"A worker process that reads images ended by itself (exit code {self.process.wait()}; -9: the "
+            "memory was full). What it printed stands above. Fewer workers (config.data.workers) need less "
+            "memory; run the same command to go on."
+        )
+
+    def close(self) -> None:
+        self._connection.close()
+        self.process.wait()
+
+
+def serve(file_descriptor: int) -> None:
+    """What a worker process does: receive a `Reader`, then read rows until the connection closes."""
+    with Connection(file_descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
+        reader = cloudpickle.loads(connection.recv_bytes())
+        while True:
+            rows = cloudpickle.loads(connection.recv_bytes())
+            try:
+                images, bad = reader.read(rows)
+            except Exception as error:  # the parent raises it
+                connection.send(error)
+            else:
+                connection.send((images.shape, images.dtype.str, bad))
+                connection.send_bytes(memoryview(np.ascontiguousarray(images)).cast("B"))

@@ -1,0 +1,67 @@
+"""Small pictures and sources of them; loads neither JAX nor grain, for worker processes import it."""
+
+import io
+import sys
+
+import numpy as np
+from PIL import Image
+
+
+def gradient(height=48, width=64):
+    """A smooth picture, uint8 `[height, width, 3]`, in which no two corners are alike."""
+    y, x = np.mgrid[:height, :width].astype(float)
+    channels = 40 + 150 * x / width, 220 - 140 * y / height, 60 + 90 * (x / width) * (y / height)
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def encoded(picture, kind, **options):
+    """A picture, array or Pillow image, as a file of a kind."""
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+class Files:
+    """`count` JPEG files; image i has the grey value 10 + 2 i. Those in `broken` are cut in the middle."""
+
+    class_names = ("only",)
+
+    def __init__(self, count, broken=()):
+        self.labels, self._broken = np.zeros(count, int), frozenset(broken)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        file = encoded(np.full((8, 12, 3), 10 + 2 * index, np.uint8), "JPEG", quality=100)
+        image = file[: len(file) // 2] if index in self._broken else file
+        return {"image": image, "label": 0, "name": f"image {index}"}
+
+
+class Watching:
+    """Records whose pixels tell which of some modules are loaded in the process that reads them."""
+
+    class_names, labels = ("only",), np.zeros(4, int)
+    asked = ("jax", "grain", "tensorflow", "numpy")
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        loaded = [float(name in sys.modules) for name in self.asked]
+        return {"image": np.array(loaded, np.float32).reshape(2, 2, 1), "label": 0, "name": str(index)}
+
+
+class Failing(Watching):
+    def __getitem__(self, index):
+        raise KeyError(f"no record {index}")
+
+
+class Missing(Files):
+    """Files of which some are not there."""
+
+    def __getitem__(self, index):
+        if index in self._broken:
+            raise FileNotFoundError(2, "No such file or directory", f"image {index}")
+        return super().__getitem__(index)

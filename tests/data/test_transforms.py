@@ -1,0 +1,166 @@
+"""Crops and resizing against NumPy and Pillow."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from l2l_jax.data.transforms import Box, Transform, TransformConfig, centre_crop, random_crop, resize
+from tests.data.pictures import encoded, gradient
+
+RATIO = (3 / 4, 4 / 3)
+
+
+def noise(height, width, seed=0):
+    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
+
+
+def cubic_weights(length, size):
+    """Weights `[size, length]` of bicubic resizing: Keys' kernel with a = −0.5, widened when shrinking."""
+    scale = length / size
+    width = max(scale, 1)
+    centres = (np.arange(size) + 0.5) * scale - 0.5
+    x = np.abs(np.arange(length)[None] - centres[:, None]) / width
+    near = 1.5 * x**3 - 2.5 * x**2 + 1
+    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("shape", [(60, 100), (23, 41), (32, 90), (128, 32)])
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_resizing_is_bicubic_without_aliasing(shape, kind):
+    picture = noise(*shape) if kind == "uint8" else noise(*shape).astype(np.float32) / 255
+    rows, columns = (cubic_weights(length, 32) for length in shape)
+    top = 255 if kind == "uint8" else 1
+    narrow = np.einsum("ij,jkc->ikc", rows, picture)
+    if kind == "uint8":  # bytes are rounded and clipped between the passes
+        narrow = np.clip(np.rint(narrow), 0, 255)
+    expected = np.clip(np.einsum("ikc,lk->ilc", narrow, columns), 0, top)
+    result = resize(picture, Box(0, 0, *shape), 32)
+    assert result.dtype == picture.dtype
+    # The weights of bytes have 16 bits.
+    np.testing.assert_allclose(result, expected, atol=1.5 if kind == "uint8" else 1e-5)
+
+
+def test_a_photograph_is_resized_as_by_pillow():
+    """But for the order of the passes, between which bytes are rounded and clipped."""
+    picture = load_sample_image("china.jpg")[20:330, 30:430]
+    pillow = np.asarray(Image.fromarray(picture).resize((256, 256), Image.Resampling.BICUBIC))
+    difference = np.abs(resize(picture, Box(0, 0, 310, 400), 256).astype(int) - pillow)
+    assert difference.max() <= 5 and difference.mean() < 0.5
+
+
+def test_pixels_outside_the_box_have_no_influence():
+    picture = noise(60, 80)
+    box = Box(10, 20, 31, 45)
+    other = np.full_like(picture, 255)
+    other[10:41, 20:65] = picture[10:41, 20:65]
+    np.testing.assert_array_equal(resize(picture, box, 16), resize(other, box, 16))
+
+
+def draws(count, height=375, width=500, scale=(0.2, 1.0)):
+    return [random_crop(height, width, scale, RATIO, np.random.default_rng(i)) for i in range(count)]
+
+
+def test_random_crops_lie_inside_and_have_the_wanted_area_and_proportions():
+    boxes = np.array(draws(3000))
+    top, left, height, width = boxes.T
+    assert (top >= 0).all() and (left >= 0).all()
+    assert (top + height <= 375).all() and (left + width <= 500).all()
+    share, ratio = height * width / (375 * 500), width / height
+    rounding = 0.01
+    assert share.min() >= 0.2 - rounding and share.max() <= 1
+    assert ratio.min() >= 3 / 4 - rounding and ratio.max() <= 4 / 3 + rounding
+    assert share.min() < 0.21 and share.max() > 0.9  # the whole range is used
+    assert abs(np.log(ratio[share < 0.4]).mean()) < 0.02  # symmetric in the logarithm, where all fit
+
+
+def test_small_crops_are_uniform_in_area_and_place():
+    """Below 0.4 of the area every proportion fits, so nothing is drawn twice."""
+    top, left, height, width = np.array(draws(4000, scale=(0.1, 0.4))).T
+    share = height * width / (375 * 500)
+    tenths = np.histogram(share, 10, (0.1, 0.4))[0] / 4000
+    np.testing.assert_allclose(tenths, 0.1, atol=0.025)  # five standard deviations
+    for place in ((top / (375 - height)), (left / (500 - width))):
+        np.testing.assert_allclose(np.histogram(place, 10, (0, 1))[0] / 4000, 0.1, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (10, 1000, Box(0, 493, 10, 13)),  # too wide: 4/3 of the height, in the middle
+        (1000, 10, Box(493, 0, 13, 10)),  # too high: width / (3/4)
+        (1, 1, Box(0, 0, 1, 1)),
+    ],
+)
+def test_where_no_crop_fits_the_centre_is_taken(height, width, expected):
+    assert random_crop(height, width, (0.9, 1.0), RATIO, np.random.default_rng(0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((4, 10), Box(0, 3, 4, 4)), ((9, 4), Box(2, 0, 4, 4)), ((5, 5), Box(0, 0, 5, 5))]
+)
+def test_centre_crop(shape, expected):
+    assert centre_crop(*shape) == expected
+
+
+def transform(size=16, training=True, **config):
+    return Transform(TransformConfig(**config), size, training=training)
+
+
+def test_chance_depends_on_the_seed_alone():
+    file = encoded(noise(40, 60), "PNG")
+    crop = transform(crop="random", flip=True)
+    np.testing.assert_array_equal(crop(file, (1, 0, 2, 3)), crop(file, (1, 0, 2, 3)))
+    assert any((crop(file, (1, 0, 2, 3)) != crop(file, (1, 0, epoch, 3))).any() for epoch in (3, 4))
+
+
+def test_half_of_the_training_images_are_mirrored_and_no_test_image():
+    picture = gradient(16, 16)
+    flip = transform(flip=True)
+    seen = [flip(encoded(picture, "PNG"), (i,)) for i in range(200)]
+    mirrored = [np.array_equal(image, picture[:, ::-1]) for image in seen]
+    assert all(m or np.array_equal(image, picture) for m, image in zip(mirrored, seen, strict=True))
+    assert 65 < sum(mirrored) < 135  # five standard deviations
+    np.testing.assert_array_equal(
+        transform(flip=True, training=False)(encoded(picture, "PNG"), (0,)), picture
+    )
+
+
+def test_test_images_of_random_crops_are_centre_crops():
+    picture = noise(16, 40)
+    square = transform(crop="random", training=False)(encoded(picture, "PNG"), (0,))
+    np.testing.assert_array_equal(square, picture[:, 12:28])
+
+
+def test_plain_resizing_takes_the_whole_image():
+    picture = gradient(20, 40)
+    expected = np.asarray(Image.fromarray(picture).resize((16, 16), Image.Resampling.BICUBIC))
+    result = transform()(encoded(picture, "PNG"), (0,))
+    np.testing.assert_allclose(result.astype(int), expected.astype(int), atol=3)
+
+
+def test_large_jpegs_are_decoded_smaller_with_little_difference():
+    """Half the size, as the result is a fifth of it; against the same crop of all pixels."""
+    picture = np.asarray(Image.fromarray(noise(40, 50)).resize((500, 400), Image.Resampling.BICUBIC))
+    file = encoded(picture, "JPEG", quality=95)
+    small = transform(80)(file, (0,))
+    from l2l_jax.data.decoding import open_image
+
+    whole = resize(open_image(file).pixels(), Box(0, 0, 400, 500), 80)
+    assert (small != whole).any()
+    error = np.square(small.astype(float) - whole).mean()
+    assert 10 * np.log10(255**2 / error) > 35
+
+
+def test_arrays_that_have_the_size_stay_as_they_are():
+    image = np.random.default_rng(0).random((16, 16, 3), np.float32)
+    np.testing.assert_array_equal(transform()(image, (0,)), image)
+
+
+@pytest.mark.parametrize("field", ["crop_scale", "crop_ratio"])
+def test_a_range_the_wrong_way_round_is_refused(field):
+    with pytest.raises(ValueError, match=f"{field} goes from the least"):
+        TransformConfig(**{field: (0.9, 0.3)})

@@ -1,0 +1,93 @@
+"""Worker processes: what they load, what happens when something dies."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from l2l_jax.data.reading import Reader, Row
+from l2l_jax.data.transforms import Transform, TransformConfig
+from l2l_jax.data.workers import WorkerPool
+from l2l_jax.errors import UserError
+from tests.data.pictures import Failing, Files, Watching
+
+TRANSFORM = Transform(TransformConfig(), 4, training=True)
+
+
+@pytest.fixture
+def open_pool():
+    pools = []
+
+    def open_one(source, transform=None, count=1):
+        pools.append(WorkerPool(Reader([source], [transform], seed=0), count))
+        return pools[-1]
+
+    yield open_one
+    for pool in pools:
+        pool.close()
+        assert not any(is_running(pid) for pid in pool.process_ids)
+
+
+def is_running(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_worker_loads_neither_jax_nor_grain_nor_tensorflow(open_pool):
+    images = open_pool(Watching()).read([Row(0, 0, 0)]).result().images
+    assert dict(zip(Watching.asked, images.ravel(), strict=True)) == {
+        "jax": 0, "grain": 0, "tensorflow": 0, "numpy": 1,
+    }  # fmt: skip
+
+
+def test_workers_read_what_the_reader_reads(open_pool):
+    source, rows = Files(20, broken=[3]), [Row(0, i, 0) for i in range(20)]
+    pool = open_pool(source, TRANSFORM, count=2)
+    assert len(set(pool.process_ids)) == 2
+    halves = [pool.read(rows[:10]), pool.read(rows[10:])]
+    expected = Reader([source], [TRANSFORM], seed=0).read(rows)
+    np.testing.assert_array_equal(np.concatenate([h.result().images for h in halves]), expected.images)
+    assert halves[0].result().bad == expected.bad and halves[1].result().bad == {}
+    assert expected.bad[3].name == "image 3" and "runcated" in expected.bad[3].reason
+
+
+def test_what_a_worker_raises_is_raised_here_and_it_goes_on(open_pool):
+    pool = open_pool(Failing())
+    for _ in range(2):
+        with pytest.raises(KeyError, match="no record 1"):
+            pool.read([Row(0, 1, 0)]).result()
+
+
+def test_a_killed_worker_is_a_sentence_and_no_hang(open_pool):
+    pool = open_pool(Files(4), TRANSFORM)
+    pool.read([Row(0, 0, 0)]).result()
+    os.kill(pool.process_ids[0], signal.SIGKILL)
+    with pytest.raises(UserError, match=r"exit code -9.*config\.data\.workers"):
+        pool.read([Row(0, 0, 0)]).result(timeout=20)
+
+
+def test_workers_end_when_their_parent_is_killed():
+    program = (
+        "import time\n"
+        "from tests.data.test_workers import *\n"
+        "pool = WorkerPool(Reader([Files(4)], [TRANSFORM], seed=0), 2)\n"
+        "pool.read([Row(0, 0, 0)]).result()\n"
+        "print(*pool.process_ids, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2 and all(is_running(pid) for pid in workers)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
