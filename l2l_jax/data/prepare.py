@@ -104,7 +104,7 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> str:
         try:
             builder.download_and_prepare(download_config=config)
         except Exception as error:
-            raise UserError(_explained(dataset, manual_dir, error)) from error
+            raise UserError(explain(dataset, manual_dir, error)) from error
     return os.fspath(builder.data_path)
 
 
@@ -133,7 +133,7 @@ def _remove_leftovers(place: epath.Path, root: epath.Path) -> None:
                 entry.rmtree()
 
 
-def _explained(dataset: str, manual_dir: epath.Path, error: BaseException) -> str:
+def explain(dataset: str, manual_dir: epath.Path, error: BaseException) -> str:
     """One sentence for a failure inside TFDS."""
     causes = [error]
     while causes[-1].__cause__ or causes[-1].__context__:

@@ -109,7 +109,8 @@ def test_sources_travel_to_worker_processes(prepared):
 
 def test_neither_tensorflow_nor_jax_is_loaded(prepared):
     code = (
-        ("imagenet2013", "To prepare it, run: python -m l2l_jax.data.prepare imagenet2013 --data_dir="),
+        "import sys; from l2l_jax.data.sources import open_source;"
+        "from l2l_jax.data.config import SourceConfig;"
         f"open_source(SourceConfig('imagenet2012', {str(prepared)!r}), 'train', 8)[0];"
         "print([name for name in ('tensorflow', 'jax', 'torch') if name in sys.modules])"
     )
