@@ -1,0 +1,142 @@
+"""Preparing with the builders of TensorFlow Datasets; needs TensorFlow, see tests/README.md."""
+
+import importlib.util
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+
+import pytest
+import requests
+from etils import epath
+
+from l2l_jax.data import prepare
+from l2l_jax.data.config import SourceConfig
+from l2l_jax.data.sources import open_source
+from tests.data import small_archives
+
+ROOT = pathlib.Path(__file__).parents[2]
+TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
+needs_tensorflow = pytest.mark.skipif(not TENSORFLOW, reason="needs TensorFlow")
+SPLITS = {
+    "imagenet2012": (sum(small_archives.IMAGENET_TRAIN.values()), small_archives.IMAGENET_VAL),
+    "places365_small": (7, len(small_archives.PLACES_VAL)),
+    "coco/2017": (small_archives.COCO["train2017"], small_archives.COCO["val2017"]),
+}
+
+
+def start(dataset, folder, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.data.small_archives", dataset,
+         f"--manual_dir={folder / 'archives'}", f"--data_dir={folder / 'data'}"],
+        cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run(dataset, folder):
+    process = start(dataset, folder)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+@pytest.mark.skipif(TENSORFLOW, reason="TensorFlow is there")
+def test_without_tensorflow_the_extra_is_named(tmp_path):
+    code, _, errors = run("coco/2017", tmp_path)
+    assert code == 1 and errors.startswith("Error: Preparing a data set needs TensorFlow")
+    assert "pip install 'l2l_jax[prepare]'" in errors and "Traceback" not in errors
+
+
+@needs_tensorflow
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", SPLITS)
+def test_archives_in_the_official_layout(tmp_path, dataset):
+    code, output, errors = run(dataset, tmp_path)
+    assert code == 0, errors
+    train, test = SPLITS[dataset]
+    assert f"{train} train images\n{test} test images" in output
+    assert "Generating train examples" in errors  # the bar
+    for split, count in zip(("train", "test"), SPLITS[dataset], strict=True):
+        source = open_source(SourceConfig(dataset, str(tmp_path / "data")), split, 8)
+        assert len(source) == count and all(source[i]["image"][:2] == b"\xff\xd8" for i in range(count))
+    code, output, _ = run(dataset, tmp_path)
+    assert code == 0 and "is prepared already" in output
+
+
+@needs_tensorflow
+@pytest.mark.slow
+def test_it_can_be_run_again_after_a_kill(tmp_path):
+    """Killed while it writes; what it left is removed, and meanwhile a second process is refused."""
+    small_archives_with_much_to_write(tmp_path / "archives")
+    place = tmp_path / "data" / "imagenet2012"
+    process = start("imagenet2012", tmp_path)
+    while not list(place.glob("incomplete.*/*")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGSTOP)
+    code, _, errors = run("imagenet2012", tmp_path)
+    assert code == 1 and "Another process is preparing" in errors
+    process.kill()
+    process.communicate()
+    (left,) = place.glob("incomplete.*")
+    code, output, errors = run("imagenet2012", tmp_path)
+    assert code == 0, errors
+    assert f"Removing what an interrupted run left: {left}" in output and not left.exists()
+    assert "3,000 train images\n3 test images" in output
+
+
+def small_archives_with_much_to_write(folder):
+    folder.mkdir()
+    small_archives.imagenet(folder)
+    images = {f"n01440764_{i}.JPEG": small_archives.picture(i) for i in range(1, 3001)}
+    with open(folder / "n01440764.tar", "wb") as file:
+        small_archives.write_tar(file, images)
+    content = (folder / "n01440764.tar").read_bytes()
+    (folder / "n01440764.tar").unlink()
+    with open(folder / "ILSVRC2012_img_train.tar", "wb") as file:
+        small_archives.write_tar(file, {"n01440764.tar": content})
+
+
+@needs_tensorflow
+@pytest.mark.slow
+def test_damaged_archives_are_one_sentence(tmp_path):
+    """Of the right size and beginning, but cut off inside."""
+    (tmp_path / "archives").mkdir()
+    small_archives.imagenet(tmp_path / "archives")
+    train = tmp_path / "archives" / "ILSVRC2012_img_train.tar"
+    content = train.read_bytes()
+    with tarfile.open(train) as archive:
+        second = archive.getmembers()[1].offset_data
+    train.write_bytes(content[: second + 600])
+    code, _, errors = run("imagenet2012", tmp_path)
+    assert code == 1 and "An archive of imagenet2012 in" in errors and "Fetch it again." in errors
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "data" / "imagenet2012").glob("incomplete.*"))
+
+
+@needs_tensorflow
+@pytest.mark.slow
+def test_data_sets_that_tfds_does_not_know_are_one_sentence(tmp_path, capsys):
+    assert prepare.main(["imagenet2013", f"--data_dir={tmp_path}"]) == 1
+    assert "Error: TensorFlow Datasets knows no data set 'imagenet2013'" in capsys.readouterr().err
+
+
+def test_failures_inside_tfds_are_explained(tmp_path):
+    """However deep in the chain the cause is."""
+
+    class NonMatchingChecksumError(Exception):
+        pass
+
+    def explained(error, cause=None):
+        error.__cause__ = cause
+        return prepare.explain("coco/2017", epath.Path("/archives"), error)
+
+    offline = explained(RuntimeError("no\n route"), requests.exceptions.ConnectionError("no route"))
+    assert offline.startswith("coco/2017 could not be downloaded (no route).")
+    assert "fetch train2017.zip, val2017.zip, " in offline and offline.endswith("put them into /archives.")
+    assert "is damaged or another one" in explained(NonMatchingChecksumError("wrong checksum"))
+    assert "in /archives is damaged (torn)" in explained(RuntimeError("torn"), zipfile.BadZipFile("File"))
+    assert explained(KeyError("n1")) == "coco/2017 could not be prepared: KeyError: 'n1'"
