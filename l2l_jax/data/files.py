@@ -1,5 +1,6 @@
 """Images in files of the user's own: a folder of class folders, or a table of paths."""
 
+import array
 import concurrent.futures
 import csv
 import io
@@ -43,7 +44,7 @@ class FileSource:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
-        path = epath.Path(self._root) / self._paths[index]
+        path = _join(self._root, self._paths[index])
         return {"image": path.read_bytes(), "label": int(self.labels[index]), "name": os.fspath(path)}
 
 
@@ -57,34 +58,30 @@ def open_folder(config: SourceConfig, split: Split) -> FileSource:
     Raises:
       UserError: no such folder, or no image in it.
     """
-    root = existing(config, "a folder with a folder of images for each class")
-    if not root.is_dir():
+    top = existing(config, "a folder with a folder of images for each class")
+    if not top.is_dir():
         raise UserError(f"config.data.path={config.path} is a file; the source 'folder' wants a folder.")
-    train, test = root / "train", _test_folder(root)
+    train, test = top / "train", _test_folder(top)
     both = train.is_dir() and test is not None
-    roots = {"train": train, "test": test} if both else {split: train if train.is_dir() else root}
-    listed = {name: sorted(_class_folders(folder)) for name, folder in roots.items()}
-    class_names = sorted(set().union(*listed.values()))
-    root, paths, labels = roots[split], [], []
-    for name in listed[split]:
-        found = sorted(_images_below(root / name, name))
-        paths.extend(found)
-        labels.append(np.full(len(found), class_names.index(name), np.int32))
-    loose = sorted(entry.name for entry in root.iterdir() if is_image(entry.name) and not entry.is_dir())
-    if loose:
-        class_names.append(root.name)
-        paths.extend(loose)
-        labels.append(np.full(len(loose), len(class_names) - 1, np.int32))
-    if not paths:
+    roots = {"train": train, "test": test} if both else {split: train if train.is_dir() else top}
+    places = {of: _places(root, top.name) for of, root in roots.items()}
+    class_names = sorted(set().union(*places.values()))
+    root, paths, labels = roots[split], StringTable(), array.array("i")
+    for number, name in enumerate(class_names):
+        for place in places[split].get(name, ()):
+            for path in sorted(_images_in(root, place)):
+                paths.append(path)
+                labels.append(number)
+    labels = np.array(labels, np.int32)
+    if not len(paths):
         raise UserError(
             f"No images below {root}: it should hold a folder for each class, with files ending in "
             f"{', '.join(SUFFIXES[:4])}, …"
         )
-    table, labels = StringTable(paths), np.concatenate(labels)
     if not both:
-        chosen = held_out(table, labels, config.test_fraction, split)
-        table, labels = StringTable(table[i] for i in chosen), labels[chosen]
-    return FileSource(os.fspath(root), table, labels, class_names)
+        chosen = held_out(paths, labels, config.test_fraction, split)
+        paths, labels = StringTable(paths[i] for i in chosen), labels[chosen]
+    return FileSource(os.fspath(root), paths, labels, class_names)
 
 
 def open_csv(config: SourceConfig, split: Split) -> FileSource:
@@ -99,22 +96,22 @@ def open_csv(config: SourceConfig, split: Split) -> FileSource:
     table = existing(config, "a CSV file with the columns path and label")
     if table.is_dir():
         raise UserError(f"config.data.path={config.path} is a folder; the source 'csv' wants a CSV file.")
-    paths, names, splits = [], [], []
-    for path, name, where in _rows(table):
+    paths, labels, is_test = StringTable(), array.array("i"), array.array("b")
+    numbers: dict[str, int] = {}  # of the classes, as they come
+    with_splits = False
+    for path, name, of in _rows(table):
         paths.append(path)
-        names.append(name)
-        splits.append(where)
-    if not paths:
+        labels.append(numbers.setdefault(name, len(numbers)))
+        is_test.append(of == "test")
+        with_splits = of is not None
+    if not len(paths):
         raise UserError(f"{table} names no image: there is no line after the header.")
-    class_names = sorted(
-        set(names), key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)
-    )
-    numbers = {name: number for number, name in enumerate(class_names)}
-    labels = np.array([numbers[name] for name in names], np.int32)
-    if splits[0] is None:
-        chosen = held_out(paths, labels, config.test_fraction, split)
+    class_names = sorted(numbers, key=_as_numbers)
+    labels = np.argsort([numbers[name] for name in class_names])[np.array(labels)]
+    if with_splits:
+        chosen = np.flatnonzero(np.array(is_test) == (split == "test"))
     else:
-        chosen = np.flatnonzero(np.array([where == split for where in splits]))
+        chosen = held_out(paths, labels, config.test_fraction, split)
     if not len(chosen):
         raise UserError(f"{table} names no {split} image: its column split should say 'train' or 'test'.")
     source = FileSource(
@@ -122,6 +119,11 @@ def open_csv(config: SourceConfig, split: Split) -> FileSource:
     )
     _check_files(source, table)
     return source
+
+
+def _as_numbers(name: str) -> tuple[bool, int, str]:
+    """Sorts numbers as numbers, before other names."""
+    return (False, int(name), "") if name.isdecimal() else (True, 0, name)
 
 
 def existing(config: SourceConfig, wanted: str) -> epath.Path:
@@ -153,31 +155,49 @@ def _test_folder(root: epath.Path) -> epath.Path | None:
     return next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
 
 
-def _class_folders(root: epath.Path) -> Iterator[str]:
-    return (entry.name for entry in root.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+def _places(root: epath.Path, own_name: str) -> dict[str, list[str]]:
+    """Where the images of each class lie in `root`: in a folder of its name, or loose ("")."""
+    names = [entry.name for entry in root.iterdir() if not entry.name.startswith(".")]
+    places = {name: [name] for name in names if (root / name).is_dir()}
+    if any(is_image(name) and name not in places for name in names):
+        places.setdefault(own_name, []).append("")
+    return places
 
 
-def _images_below(folder: epath.Path, prefix: str) -> Iterator[str]:
-    """Paths of the images below `folder`, written as below `prefix`; links are followed."""
+def _images_in(root: epath.Path, place: str) -> Iterator[str]:
+    """Paths below `root` of its loose images, or of all images below a folder in it; links are followed."""
+    if not place:
+        names = (entry.name for entry in root.iterdir() if not entry.is_dir())
+        yield from filter(is_image, names)
+        return
+    folder = root / place
     remote = "://" in os.fspath(folder)
     walk = folder.walk() if remote else os.walk(folder, followlinks=True)
-    start = len(os.fspath(folder).rstrip("/"))
+    start = len(_without_protocol(folder))
     seen = set()
-    for place, folders, files in walk:
-        place = os.fspath(place)
+    for at, folders, files in walk:
         if not remote:
-            real = os.path.realpath(place)
+            real = os.path.realpath(at)
             if real in seen:  # a link to a folder above it
                 folders.clear()
                 continue
             seen.add(real)
-        below = prefix + place[start:].rstrip("/")
-        yield from (f"{below}/{name}" for name in files if is_image(name))
+        deeper = _without_protocol(at)[start:]
+        yield from (f"{place}{deeper}/{name}" for name in files if is_image(name))
+
+
+def _join(root: str, path: str) -> epath.Path:
+    return epath.Path(path) if "://" in path else epath.Path(root) / path
+
+
+def _without_protocol(path: os.PathLike | str) -> str:
+    """Of remote folders, `walk` yields bucket/folder instead of gs://bucket/folder."""
+    return os.fspath(path).rpartition("://")[2].strip("/")
 
 
 def _rows(table: epath.Path) -> Iterator[tuple[str, str, Split | None]]:
     """Path, class name and split of each line."""
-    with table.open("rb") as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+    with table.open("rb") as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", "") as text:
         rows = csv.DictReader(text, skipinitialspace=True)
         columns = [name.strip() for name in rows.fieldnames or ()]
         rows.fieldnames = columns
@@ -206,7 +226,7 @@ def _split_of(row: dict[str, str], where: str) -> Split | None:
 def _check_files(source: FileSource, table: epath.Path) -> None:
     """Look for some of the files, so that a wrong column or folder does not get far."""
     sample = np.unique(np.linspace(0, len(source) - 1, CHECKED_FILES).astype(int))
-    paths = [epath.Path(source._root) / source._paths[i] for i in sample]
+    paths = [_join(source._root, source._paths[i]) for i in sample]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         missing = [path for path, there in zip(paths, pool.map(_is_there, paths), strict=True) if not there]
     if missing:

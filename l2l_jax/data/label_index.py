@@ -7,6 +7,7 @@ are 140 GB, so the labels are collected by several processes and saved.
 import concurrent.futures
 import functools
 import hashlib
+import io
 import logging
 import multiprocessing
 import os
@@ -126,7 +127,7 @@ def _cache_file(folder: epath.Path, split: str) -> epath.Path:
 
 def _read(place: epath.Path, fingerprint: str, count: int) -> np.ndarray | None:
     try:
-        with place.open("rb") as file, np.load(file) as index:
+        with np.load(io.BytesIO(place.read_bytes())) as index:
             if str(index["fingerprint"]) == fingerprint and index["labels"].shape == (count,):
                 return index["labels"]
             logger.info("%s is of other files; the labels are read anew.", place)
@@ -142,8 +143,9 @@ def _write(place: epath.Path, fingerprint: str, labels: np.ndarray) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = place.parent / f"{place.name}.{os.getpid()}.unfinished"
     try:
-        with unfinished.open("wb") as file:
-            np.savez_compressed(file, labels=labels, fingerprint=fingerprint)
+        content = io.BytesIO()
+        np.savez_compressed(content, labels=labels, fingerprint=fingerprint)
+        unfinished.write_bytes(content.getvalue())
         unfinished.replace(place)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -1,24 +1,24 @@
 """Many strings in little memory."""
 
+import array
 from collections.abc import Iterable, Iterator
-
-import numpy as np
 
 
 class StringTable:
-    """An immutable sequence of strings in one block of bytes.
+    """A growing sequence of strings in one block of bytes.
 
-    A Python list takes some 80 bytes a string beside the text, this takes 8, and worker processes
-    that are forked share it.
+    A Python list takes some 80 bytes a string beside the text, this takes 8.
     """
 
-    def __init__(self, strings: Iterable[str]):
-        block, ends = bytearray(), []
+    def __init__(self, strings: Iterable[str] = ()):
+        self._block, self._ends = bytearray(), array.array("q", [0])
         for string in strings:
-            block += string.encode("utf-8", "surrogateescape")
-            ends.append(len(block))
-        self._block = bytes(block)
-        self._ends = np.array([0, *ends], np.int64)
+            self.append(string)
+
+    def append(self, string: str) -> None:
+        """Add a string at the end."""
+        self._block += string.encode("utf-8", "surrogateescape")
+        self._ends.append(len(self._block))
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -4,6 +4,8 @@ import pathlib
 import tarfile
 
 import pytest
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
 
 
 @pytest.fixture
@@ -12,3 +14,23 @@ def prepared(tmp_path):
     with tarfile.open(pathlib.Path(__file__).with_name("prepared.tar.gz")) as archive:
         archive.extractall(tmp_path / "tfds", filter="data")
     return tmp_path / "tfds"
+
+
+class Bucket(MemoryFileSystem):
+    """Google Cloud Storage in memory; as gcsfs does, it answers with paths without `gs://`."""
+
+    protocol = ("gs", "gcs")
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("gs://").strip("/")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Answers for paths that begin with `gs://`."""
+    monkeypatch.setattr(Bucket, "store", {})
+    monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
+    memory = Bucket(skip_instance_cache=True)
+    monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: memory)
+    return "gs://bucket"

@@ -1,10 +1,13 @@
 """Folders and tables of the user's own images."""
 
+import importlib.util
 import os
+import pathlib
 import pickle
 
 import numpy as np
 import pytest
+from etils import epath
 
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.sources import open_source
@@ -53,7 +56,7 @@ def test_class_folders_with_a_share_held_out(tmp_path):
     assert contents(test) < contents(half) and len(half) == 5 + 2
     record = train[0]
     assert record["label"] == 0 and record["name"].startswith(str(tmp_path / "cat"))
-    assert open(record["name"], "rb").read() == record["image"]
+    assert pathlib.Path(record["name"]).read_bytes() == record["image"]
 
 
 def test_what_is_held_out_does_not_depend_on_the_place_or_on_new_images(tmp_path):
@@ -78,6 +81,10 @@ def test_folders_of_training_and_test_images(tmp_path, test_folder):
 def test_images_without_class_folders_are_one_class(tmp_path):
     source = open_folder(write(tmp_path / "holidays", "a.jpg", "b.jpg"), test_fraction=0.5)
     assert source.class_names == ("holidays",) and len(source) == 1
+    write(tmp_path / "holidays", "holidays/c.jpg", "sea/d.jpg")
+    sources = [open_folder(tmp_path / "holidays", split) for split in ("train", "test")]
+    assert sources[0].class_names == ("holidays", "sea")
+    assert set.union(*map(contents, sources)) == {"a.jpg", "b.jpg", "holidays/c.jpg", "sea/d.jpg"}
 
 
 def test_links_are_followed_and_circles_end(tmp_path):
@@ -182,3 +189,26 @@ def test_what_is_not_there_is_named(tmp_path):
         open_csv(tmp_path)
     with pytest.raises(UserError, match="'digits' reads no files"):
         open_source(SourceConfig("digits", "somewhere"), "train", 8)
+
+
+def test_remote_folders_and_tables(bucket):
+    root = epath.Path(bucket) / "photos"
+    for name in ("cat/deeper/0.jpg", "cat/1.jpg", "dog/2.jpg", "dog/3.jpg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(f"content of {name}".encode())
+    sources = [open_folder(f"{bucket}/photos", split) for split in ("train", "test")]
+    assert sources[0].class_names == ("cat", "dog") and [list(s.labels) for s in sources] == [[0, 1]] * 2
+    assert set.union(*map(contents, sources)) == {"cat/deeper/0.jpg", "cat/1.jpg", "dog/2.jpg", "dog/3.jpg"}
+    assert epath.Path(sources[0][0]["name"]).read_bytes() == sources[0][0]["image"]
+    table = root / "table.csv"
+    table.write_text(f"path,label,split\ncat/1.jpg,cat,train\n{bucket}/photos/dog/2.jpg,dog,train\n")
+    assert contents(open_csv(f"{bucket}/photos/table.csv")) == {"cat/1.jpg", "dog/2.jpg"}
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) for name in ("gcsfs", "tensorflow")), reason="gs:// can be read"
+)
+def test_remote_folders_without_gcsfs():
+    for source in ("folder", "imagenet2012"):
+        with pytest.raises(UserError, match=r"Reading gs://bucket/photos needs gcsfs .* 'l2l_jax\[gcs\]'"):
+            open_source(SourceConfig(source, "gs://bucket/photos"), "train", 8)

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from etils import epath
 
 from l2l_jax.data.config import DataConfig, ProxyConfig, SourceConfig
 from l2l_jax.data.sources import open_source
@@ -163,3 +164,17 @@ def test_damaged_files_are_an_os_error_or_a_sentence(prepared):
         pickle.loads(pickle.dumps(source))[0]
     with pytest.raises(UserError, match="Record 0 cannot be read .* prepare the data set again"):
         opened(prepared, "imagenet2012")
+
+
+def test_a_prepared_data_set_is_found_and_chosen_from_in_a_bucket(prepared, bucket):
+    """Its records are read by array_record itself, which no fake can stand in for."""
+    labels = opened(prepared, "imagenet2012").labels
+    for path in (prepared / "imagenet2012").rglob("*"):
+        if path.is_file():
+            copy = epath.Path(bucket) / "tfds" / path.relative_to(prepared)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    source = opened(f"{bucket}/tfds", "imagenet2012")
+    np.testing.assert_array_equal(source.labels, labels)
+    (shard,) = source._records.data_source._paths
+    assert shard.startswith("gs://bucket/tfds/imagenet2012/5.1.0/imagenet2012-train.array_record-")
