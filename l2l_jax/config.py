@@ -151,10 +151,12 @@ def _check(kind: Any, value: Any, where: str) -> Any:
         return pydantic.TypeAdapter(kind).validate_python(value)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        names = [where] + [str(part) for part in first["loc"] if isinstance(part, str)]
+        names = [where] + [str(part) for part in first["loc"] if isinstance(part, str) and part not in ("str", "int")]
         field = ".".join(name for name in names if name.isidentifier() or "." in name)
         if first["type"] == "missing":
             raise UserError(f"{field} is missing.") from None
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            raise UserError(f"{field} does not exist.") from None
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
         given = "" if first["type"] == "value_error" else f" is {first['input']!r}, but"
         raise UserError(f"{field}{given or ':'} {message}.") from None

@@ -1,11 +1,13 @@
 """Recipes are checked before any work."""
 
+import dataclasses
 import pathlib
 import runpy
 
 import pytest
 
 from l2l_jax.config import parse_config
+from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -23,6 +25,12 @@ def test_every_recipe_is_valid_and_says_what_to_expect(path):
     docstring = runpy.run_path(str(path))["__doc__"]
     for word in ("python -m l2l_jax.main", f"configs/{path.name}", "Hardware", "Expected figures"):
         assert word in docstring
+
+
+def test_every_recipe_lists_the_fields_of_the_data():
+    """Only fields that a recipe lists can be changed on the command line."""
+    for path in CONFIGS:
+        assert set(recipe(path).data) == {field.name for field in dataclasses.fields(DataConfig)}
 
 
 def changed(name, value):
@@ -52,6 +60,16 @@ def changed(name, value):
         ("seed", -1, "config.seed is -1"),
         ("evaluate.hole", "center", "config.evaluate.hole is 'center'"),
         ("evaluate.hole_width", 16, "config.evaluate: a centred hole in 16 pixels"),
+        ("data.forget", (1.5,), "config.data.forget is 1.5"),
+        (
+            "data.train_per_class",
+            -1,
+            "config.data.train_per_class is -1, but should be greater than or equal to 0",
+        ),
+        ("data.test_fraction", 1.0, "config.data.test_fraction is 1.0, but should be less than 1"),
+        ("data.proxy", ({"source": "csv", "wieght": 2},), "config.data.proxy.wieght does not exist"),
+        ("data.proxy", ({"path": "a"},), "config.data.proxy.source is missing"),
+        ("data.proxy", ({"source": "csv", "weight": 0},), "config.data.proxy.weight is 0, but"),
         ("pretrain", 7, "config.pretrain must be a section"),
         ("pretrain", {"modle": {}}, r"config.pretrain.modle .* Did you mean config.pretrain.model\?"),
         ("pretrain", {}, "lacks config.pretrain.model"),

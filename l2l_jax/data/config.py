@@ -15,6 +15,12 @@ REST = "rest"
 
 STRICT = pydantic.ConfigDict(extra="forbid")
 
+Classes = Annotated[
+    tuple[str | int, ...],
+    pydantic.BeforeValidator(lambda given: (given,) if isinstance(given, str | int) else given),
+]
+"""Classes by name or id; one alone may stand without brackets."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
@@ -48,9 +54,23 @@ class ProxyConfig(SourceConfig):
 
     __pydantic_config__ = STRICT
 
-    classes: tuple[str | int, ...] = (REST,)
+    classes: Classes = (REST,)
     count: Count = 0
     weight: Annotated[float, pydantic.Field(gt=0)] = 1.0
+
+
+def _kind(proxy: object) -> str:
+    kinds = {str: "(name)", int: "(id)"}
+    return kinds.get(type(proxy), "(source)")
+
+
+Proxy = Annotated[
+    Annotated[str, pydantic.Tag("(name)")]
+    | Annotated[int, pydantic.Tag("(id)")]
+    | Annotated[ProxyConfig, pydantic.Tag("(source)")],
+    pydantic.Discriminator(_kind),
+]
+"""A class of the source, or another source; told apart first, so that mistakes are named."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,9 +97,9 @@ class DataConfig(SourceConfig, LoadingConfig):
       retain_ratio: share of the retain images that may be used for training.
     """
 
-    forget: tuple[str | int, ...]
-    retain: tuple[str | int, ...] = (REST,)
-    proxy: tuple[str | int | ProxyConfig, ...] = ()
+    forget: Classes
+    retain: Classes = (REST,)
+    proxy: tuple[Proxy, ...] = ()
     train_per_class: Count = 0
     test_per_class: Count = 0
     retain_ratio: Share = 1.0
