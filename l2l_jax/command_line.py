@@ -1,4 +1,4 @@
-"""What the programs share: the flags --config and --workdir, one-sentence errors, exit codes."""
+"""What the programs share: flags, the processes of a run, one-sentence errors, exit codes."""
 
 import errno
 import logging
@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from l2l_jax import distributed
 from l2l_jax.errors import Interrupted, UserError
 from l2l_jax.process import keep_freed_memory
 
@@ -24,6 +26,23 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, scalars, report. Default: runs/<recipe>."
 )
 
+PROCESSES = flags.FlagValues()  # read before the others: they decide who prints the others' mistakes
+flags.DEFINE_bool(
+    "distributed", None, "Whether this is one process of several. Default: as the cluster says, if one is there.",
+    flag_values=PROCESSES,
+)  # fmt: skip
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster is.", flag_values=PROCESSES)
+flags.DEFINE_integer("num_processes", None, "How many processes there are.", flag_values=PROCESSES)
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=PROCESSES)
+flags.DEFINE_integer(
+    "start_timeout", 300, "Seconds for all processes to come together.", lower_bound=1, flag_values=PROCESSES
+)
+flags.DEFINE_integer(
+    "heartbeat_timeout", 60, "Seconds without a sign of life after which a process counts as lost.",
+    lower_bound=5, flag_values=PROCESSES,
+)  # fmt: skip
+flags.FLAGS.append_flag_values(PROCESSES)
+
 
 def parse_flags(argv: Sequence[str]) -> tuple[Any, pathlib.Path]:
     """The recipe and the workdir that the command line asks for.
@@ -31,6 +50,15 @@ def parse_flags(argv: Sequence[str]) -> tuple[Any, pathlib.Path]:
     Raises:
       UserError: an unknown flag or field, a value of the wrong type, or a recipe that is not there.
     """
+    if distributed.place()[1] == 1:
+        return _parse_flags(argv)  # without JAX, so that a mistyped flag is answered at once
+    from l2l_jax.collectives import agreement
+
+    with agreement():
+        return _parse_flags(argv)
+
+
+def _parse_flags(argv: Sequence[str]) -> tuple[Any, pathlib.Path]:
     try:
         extra = flags.FLAGS(list(argv))[1:]
         if extra:
@@ -51,28 +79,82 @@ def parse_flags(argv: Sequence[str]) -> tuple[Any, pathlib.Path]:
 
 
 def run_program(program: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Call `program(argv)` and turn what it raises into a sentence and an exit code.
+    """Join the other processes of the run, if any, call `program` and turn what it raises into an exit code.
+
+    Args:
+      program: is given `argv` without the flags that say what processes there are.
+      argv: the command line.
 
     Returns:
       0; 1 for a mistake of the user's; 128 + signal number if it was asked to stop. Other exceptions
       pass through: they are bugs, and their traceback is wanted.
+
+    A process that fails alone ends at once instead of returning, with 1, or `distributed.LOST` if
+    another was lost: the others could not end before it, nor it before them.
     """
     keep_freed_memory()
     _log_plain_lines()
     try:
-        program(argv)
-    except UserError as error:
-        return _fail(str(error))
+        program(_join_processes(argv))
     except Interrupted as error:
         name = signal.Signals(error.signal_number).name
-        print(f"{name}: {error}; the state is saved. Run the same command to go on.", file=sys.stderr)
+        _tell(f"{name}: {error}; the state is saved. Run the same command to go on.", everyone_knows=True)
         return 128 + error.signal_number
-    except (OSError, ValueError) as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        return _fail(sentence)
+    except Exception as error:
+        return _failed(error)
     return 0
+
+
+def _join_processes(argv: Sequence[str]) -> list[str]:
+    """Start JAX as one of several processes if the flags or the cluster say so; the flags that are left."""
+    try:
+        rest = PROCESSES(list(argv), known_only=True)
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    launch = distributed.Launch(
+        PROCESSES.distributed, PROCESSES.coordinator, PROCESSES.num_processes, PROCESSES.process_id,
+        PROCESSES.start_timeout, PROCESSES.heartbeat_timeout,
+    )  # fmt: skip
+    if distributed.start(launch):
+        _log_as_one_of_several()
+    return rest
+
+
+def _failed(error: Exception) -> int:
+    """The exit code of a program that raised `error`, after a sentence about it; raises it if it is a bug."""
+    several = distributed.place()[1] > 1
+    known = getattr(error, "known_to_all", False)
+    sentence, code = _explanation(error, several)
+    if sentence is None:
+        if not several or known:
+            raise error
+        traceback.print_exception(error)
+        distributed.end(1)
+    _tell(f"Error: {sentence}", everyone_knows=known)
+    if several and not known:
+        distributed.end(code)
+    return code
+
+
+def _explanation(error: Exception, several: bool) -> tuple[str | None, int]:
+    """One sentence, or None for a bug, and the exit code."""
+    if isinstance(error, UserError):
+        return str(error), 1
+    if several and distributed.PEER_LOST.search(str(error)):
+        reason = " ".join(str(error).split())[:200]
+        return (
+            "Another process of this run has ended; its own output says why. Start all of them again to go on "
+            f"from the last checkpoint. ({reason})"
+        ), distributed.LOST
+    return (explain(error) if isinstance(error, OSError | ValueError) else None), 1
+
+
+def _tell(message: str, *, everyone_knows: bool) -> None:
+    """Print a line on stderr; what all processes know, one of them prints."""
+    index, count = distributed.place()
+    if index == 0 or not everyone_knows:
+        own = f"[process {index} of {count}] " if count > 1 and not everyone_knows else ""
+        print(own + message, file=sys.stderr)
 
 
 def explain(error: OSError | ValueError) -> str | None:
@@ -101,11 +183,6 @@ def _place(text: str) -> str | None:
     return match.group(1) if match else None
 
 
-def _fail(message: str) -> int:
-    print(f"Error: {message}", file=sys.stderr)
-    return 1
-
-
 def _log_plain_lines() -> None:
     """Show what this package logs, as plain lines, and nothing that Orbax does."""
     handler = logging.StreamHandler()
@@ -115,3 +192,15 @@ def _log_plain_lines() -> None:
     logger.handlers = [handler]
     logger.propagate = False
     absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of them is raised, and told once
+
+
+def _log_as_one_of_several() -> None:
+    """One process logs; the others only warn, and say who they are."""
+    index, count = distributed.place()
+    if index:
+        logger = logging.getLogger("l2l_jax")
+        logger.setLevel(logging.WARNING)
+        (handler,) = logger.handlers
+        handler.setFormatter(logging.Formatter(f"[process {index} of {count}] %(message)s"))
+    else:
+        logging.getLogger("l2l_jax").info("%d processes", count)

@@ -28,18 +28,26 @@ def main(argv: Sequence[str]) -> None:
     """Run the comparison that the command line asks for and print its table."""
     recipe, workdir = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
+    from l2l_jax.collectives import agreement, is_writer
     from l2l_jax.config import parse_config
     from l2l_jax.evaluation import comparison_report
 
+    with agreement():
+        alphas, config = _alphas(), parse_config(recipe)
+    rows = compare(config, workdir, alphas, PROXY.value)
+    if is_writer():
+        print(comparison_report.table(rows))
+        print(f"\nComparison: {workdir / 'comparison'}")
+
+
+def _alphas() -> list[float]:
     try:
         alphas = [float(alpha) for alpha in ALPHAS.value]
     except ValueError as error:
         raise UserError(f"--alphas={','.join(ALPHAS.value)}: {error}.") from None
     if any(not 0 <= alpha < float("inf") for alpha in alphas):
         raise UserError(f"--alphas={','.join(ALPHAS.value)}: weights are finite and not negative.")
-    rows = compare(parse_config(recipe), workdir, alphas, PROXY.value)
-    print(comparison_report.table(rows))
-    print(f"\nComparison: {workdir / 'comparison'}")
+    return alphas
 
 
 def compare(
@@ -62,13 +70,15 @@ def compare(
       UserError: something the user can mend. Interrupted: asked to stop; the state is saved.
     """
     from l2l_jax import experiment
+    from l2l_jax.collectives import agreement, on_writer
     from l2l_jax.data.splits import retained_names
     from l2l_jax.evaluation import comparison_report
     from l2l_jax.evaluation.bench import Bench
     from l2l_jax.workdir import Workdir
 
     folders = Workdir(workdir, config)
-    bench = Bench(config)
+    with agreement():
+        bench = Bench(config)
     original = experiment.original_params(config, folders, bench.train)
     pretrained = config.pretrained or str(folders.pretrained)
     rows = {"original": _judged(workdir, "original", config, bench, lambda: original)}
@@ -77,12 +87,15 @@ def compare(
         folder = workdir / "comparison" / _folder(name)
 
         def unlearned(variant=variant, folder=folder):
-            sets = experiment.training_sets(variant, bench.train)
+            with agreement():
+                sets = experiment.training_sets(variant, bench.train)
             return experiment.unlearned_params(variant, Workdir(folder, variant), original, sets)
 
         rows[name] = _judged(workdir, name, variant, bench, unlearned)
     shown = {name: row.pop("shown", None) for name, row in rows.items()}
-    comparison_report.write(workdir / "comparison", config, bench, rows, shown, alphas)
+    on_writer(
+        lambda: comparison_report.write(workdir / "comparison", config, bench, rows, shown, alphas)
+    )
     return rows
 
 
@@ -110,26 +123,38 @@ def variants(
 
 
 def _judged(workdir, name, config, bench, params) -> dict[str, Any]:
-    """The figures of a row and the restorations to show, from the disk if they are there."""
+    """The figures of a row and, in the writer, the restorations to show; from the disk if they are there."""
+    from l2l_jax.collectives import from_writer, is_writer, on_writer
     from l2l_jax.evaluation import comparison_report
 
     folder = workdir / "comparison" / _folder(name)
     path = folder / "figures.json"
     settings = json.loads(json.dumps(config.describe()))
-    if path.exists():
-        row = json.loads(path.read_text())
-        if row.pop("config") == settings:
-            return {**row, "shown": comparison_report.load_shown(folder)}
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        judgement = bench.judge(params(), name)
-    except Diverged as error:
-        row, shown = {"failed": str(error)}, None
-    else:
-        row = judgement.figures
-        shown = comparison_report.save_shown(folder, bench, config, judgement.restored)
-    path.write_text(json.dumps({**row, "config": settings}, indent=2) + "\n")
-    return {**row, "shown": shown}
+    row = from_writer(lambda: _finished(path, settings))
+    if row is None:
+        try:
+            judgement = bench.judge(params(), name)
+        except Diverged as error:
+            row, restored = {"failed": str(error)}, None
+        else:
+            row, restored = judgement.figures, judgement.restored
+
+        def keep():
+            folder.mkdir(parents=True, exist_ok=True)
+            if restored is not None:
+                comparison_report.save_shown(folder, bench, config, restored)
+            path.write_text(json.dumps({**row, "config": settings}, indent=2) + "\n")
+
+        on_writer(keep)
+    return {**row, "shown": comparison_report.load_shown(folder) if is_writer() else None}
+
+
+def _finished(path: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The figures of a row that was computed before with the same settings."""
+    if not path.exists():
+        return None
+    row = json.loads(path.read_text())
+    return row if row.pop("config") == settings else None
 
 
 def _folder(name: str) -> str:

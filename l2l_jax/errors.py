@@ -6,11 +6,18 @@ class UserError(Exception):
 
     The message says what was given, what was expected and what to do; the programs print it alone
     and exit with a code other than 0.
+
+    Attributes:
+      known_to_all: every process of the run raises this, so that one of them prints it.
     """
+
+    known_to_all = False
 
 
 class Diverged(UserError):
     """The loss is no longer finite."""
+
+    known_to_all = True  # all processes read the same metrics
 
 
 class Interrupted(Exception):

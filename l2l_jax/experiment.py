@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from l2l_jax.collectives import agreement, from_writer
 from l2l_jax.config import Config
 from l2l_jax.data import splits
 from l2l_jax.data.pipeline import TrainingBatches, training_batches
@@ -44,17 +45,19 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """
     clock = _Clock()
     folders = Workdir(workdir, config)
-    bench = Bench(config)
+    with agreement():
+        bench = Bench(config)
+        sets = training_sets(config, bench.train)
     original = original_params(config, folders, bench.train)
     clock.lap("pretrain")
-    unlearned = unlearned_params(config, folders, original, training_sets(config, bench.train))
+    unlearned = unlearned_params(config, folders, original, sets)
     clock.lap("unlearn")
     judgements = {
         "original": bench.judge(original, "original"),
         "unlearned": bench.judge(unlearned, "unlearned"),
     }
     clock.lap("evaluate")
-    return write_report(folders, config, bench, judgements, clock.seconds)
+    return from_writer(lambda: write_report(folders, config, bench, judgements, clock.seconds))
 
 
 def training_sets(config: Config, source: Source) -> splits.Split:
@@ -69,11 +72,13 @@ def original_params(config: Config, folders: Workdir, source: Source) -> Params:
     """The model to unlearn: `config.pretrained`, or the one in the workdir, or pretrained now."""
     model = config.model
     if config.pretrained:
-        return load_pretrained(pathlib.Path(config.pretrained), config.family, model)
+        with agreement():
+            return load_pretrained(pathlib.Path(config.pretrained), config.family, model)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    if folders.pretrained.exists():
+    if from_writer(folders.pretrained.exists):
         logger.info("Using the pretrained model in %s", folders.pretrained)
-        return load_params(folders.pretrained, shapes)
+        with agreement():
+            return load_params(folders.pretrained, shapes)
     params = jax.device_get(jax.jit(model.init)(jax.random.key(config.seed)))
     for index, stage in enumerate(model.pretraining_stages()):
         how = config.pretrain[stage.name]
@@ -95,11 +100,13 @@ def unlearned_params(
     config: Config, folders: Workdir, original: Params, sets: splits.Split
 ) -> Params:
     """The original model after unlearning; taken from the workdir if it is finished there."""
-    if folders.unlearned.exists():
+    if from_writer(folders.unlearned.exists):
         logger.info("Using the unlearned model in %s", folders.unlearned)
-        return load_params(folders.unlearned, original)
+        with agreement():
+            return load_params(folders.unlearned, original)
     how = config.unlearn
-    facts = {"original_weights": original_weights(pathlib.Path(config.pretrained or folders.pretrained))}
+    source = pathlib.Path(config.pretrained or folders.pretrained)
+    facts = {"original_weights": from_writer(lambda: original_weights(source))}
     params = train(
         "unlearn",
         make_task(how.method, config.model, alpha=how.alpha, noise=how.noise),

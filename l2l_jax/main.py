@@ -11,12 +11,16 @@ def main(argv: Sequence[str]) -> None:
     recipe, workdir = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
     from l2l_jax import experiment
+    from l2l_jax.collectives import agreement, is_writer
     from l2l_jax.config import parse_config
     from l2l_jax.evaluation.report import table
 
-    report = experiment.run(parse_config(recipe), workdir)
-    print(table(report))
-    print(f"\nReport: {workdir / 'report' / 'report.html'}")
+    with agreement():
+        config = parse_config(recipe)
+    report = experiment.run(config, workdir)
+    if is_writer():
+        print(table(report))
+        print(f"\nReport: {workdir / 'report' / 'report.html'}")
 
 
 if __name__ == "__main__":

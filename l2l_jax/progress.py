@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
+from l2l_jax import distributed
+
 logger = logging.getLogger(__name__)
 
 LINE_EVERY_SECONDS = 5.0
@@ -27,7 +29,7 @@ class Progress:
         self._title, self._total, self._done, self._unit = title, total, done, unit
         self._first, self._start, self._shown = done, None, time.monotonic()
         self._figures = ""
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and distributed.place()[0] == 0
         self._bar = (
             tqdm(total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True, leave=True)
             if terminal

@@ -3,8 +3,13 @@
 import dataclasses
 import json
 import pathlib
+import time
+import uuid
 from typing import Any
 
+import jax
+
+from l2l_jax.collectives import agreement, from_writer, is_writer, on_writer
 from l2l_jax.config import Config
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.errors import UserError
@@ -14,6 +19,9 @@ IRRELEVANT = ("log_every", "checkpoint_every")
 
 ORIGINAL = ("pretrain", "pretrained")
 UNLEARNED = ("unlearn", "unlearned")
+
+SHARED_WITHIN = 15.0
+"""Seconds in which what one host writes must be seen by the others: longer than NFS caches a folder."""
 
 
 class Workdir:
@@ -27,11 +35,11 @@ class Workdir:
         run.json            what was asked for
 
     Args:
-      folder: its place; made if need be.
+      folder: its place; made if need be. On storage that all hosts of the run share.
       config: what is asked for now.
 
     Raises:
-      UserError: the folder holds another run, or cannot be written.
+      UserError: the folder holds another run, cannot be written, or is not the same on all hosts.
     """
 
     def __init__(self, folder: pathlib.Path, config: Config):
@@ -42,9 +50,13 @@ class Workdir:
         self.unlearned = folder / "unlearned"
         self.report = folder / "report"
         self._identity_file = folder / "run.json"
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--workdir={folder} is a file; name a folder.")
-        folder.mkdir(parents=True, exist_ok=True)
+        on_writer(lambda: self._claim(config))
+        _check_shared(folder)
+
+    def _claim(self, config: Config) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"--workdir={self.folder} is a file; name a folder.")
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._check_identity(_identity(config))
 
     def _check_identity(self, wanted: dict[str, Any]) -> None:
@@ -77,6 +89,25 @@ class Workdir:
             f"{self.folder} holds another run: {'; '.join(changes)}. Use another --workdir{reuse}, or "
             f"delete {', '.join(str(self.folder / name) for name in present)} to replace it."
         )
+
+
+def _check_shared(folder: pathlib.Path) -> None:
+    """Raise a UserError unless every process finds in `folder` what the writer puts there."""
+    if jax.process_count() == 1:
+        return
+    name = from_writer(lambda: f".shared-{uuid.uuid4().hex}")
+    if is_writer():
+        (folder / name).touch()
+    with agreement():
+        deadline = time.monotonic() + SHARED_WITHIN
+        while not (folder / name).exists():
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--workdir={folder} is not the same folder here as in process 0, which has just written "
+                    f"{name} there: name a folder on storage that all hosts share."
+                )
+            time.sleep(0.2)
+    on_writer((folder / name).unlink)
 
 
 def _identity(config: Config) -> dict[str, Any]:

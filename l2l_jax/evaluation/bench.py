@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from l2l_jax.collectives import from_writer
 from l2l_jax.config import Config
 from l2l_jax.data.pipeline import load_images
 from l2l_jax.data.sources import open_source
@@ -56,14 +57,17 @@ class Bench:
         return Evaluator(self.train, self.restorer.hole, self.restorer.value_range)
 
     def judge(self, params: Params, name: str) -> Judgement:
-        """Restore all test images and measure the result; `name` is shown meanwhile."""
+        """Restore all test images and measure the result; `name` is shown meanwhile.
+
+        All processes restore; one measures and tells the others.
+        """
         restored = {
             of: self.restorer(params, images.images, f"restore {of} ({name})")
             for of, images in self.tests.items()
         }
-        figures = {
-            of: self.evaluator.measure(self.tests[of], images) for of, images in restored.items()
-        }
+        figures = from_writer(
+            lambda: {of: self.evaluator.measure(self.tests[of], images) for of, images in restored.items()}
+        )
         return Judgement(figures, restored)
 
     def ceiling(self) -> dict[str, Any]:

@@ -68,12 +68,11 @@ def write(
 
 def save_shown(
     folder: pathlib.Path, bench: Bench, config: Config, restored: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Keep the restorations that the picture shows, by set, in `folder`, and return them."""
+) -> None:
+    """Keep the restorations that the picture shows, by set, in `folder`."""
     chosen = pictures.choose(bench.tests, config.evaluate.picture_per_class)
     shown = {of: images[chosen[of]] for of, images in restored.items()}
     np.savez_compressed(folder / SHOWN, **shown)
-    return shown
 
 
 def load_shown(folder: pathlib.Path) -> dict[str, np.ndarray] | None:

@@ -123,7 +123,10 @@ def _versions() -> dict[str, str]:
 
 def _device() -> dict[str, Any]:
     first = jax.devices()[0]
-    return {"platform": first.platform, "kind": first.device_kind, "count": jax.device_count()}
+    return {
+        "platform": first.platform, "kind": first.device_kind, "count": jax.device_count(),
+        "processes": jax.process_count(),
+    }  # fmt: skip
 
 
 def _peak_memory() -> float:

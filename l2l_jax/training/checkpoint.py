@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from l2l_jax.collectives import exchange, from_writer, on_writer
 from l2l_jax.errors import UserError
 from l2l_jax.training.step import TrainState
+from l2l_jax.weights.store import alone
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +22,8 @@ class Checkpointer:
     """Saves and restores `(TrainState, iterator state)` under `folder/<step>`.
 
     Saving is asynchronous and atomic: a folder that bears a step number is complete unless the
-    disk damaged it later.
+    disk damaged it later. Every process writes what its devices hold, to one folder that all see;
+    any number of processes and devices restores it.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -30,9 +33,8 @@ class Checkpointer:
 
     def save(self, step: int, state: TrainState, iterator_state: dict[str, Any]) -> None:
         """Start saving; `state` may be donated as soon as this returns."""
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(iterator_state)
-        )
+        data = {"iterator": iterator_state, "devices": _devices()}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         self._manager.save(step, args=items)
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -50,35 +52,55 @@ class Checkpointer:
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
-        )
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = from_writer(lambda: sorted(self._manager.all_steps(), reverse=True))
         for step in steps:
-            try:
-                restored = self._manager.restore(step, args=items)
-            except (ValueError, KeyError, TypeError, OSError) as error:
-                if isinstance(error, PermissionError):
-                    raise
-                self._set_aside(step, error)
-            else:
-                return restored.state, restored.data
+            restored, problem = self._restore(step, target), ""
+            if isinstance(restored, Exception):
+                problem = f"{type(restored).__name__}: {' '.join(str(restored).split())[:200]}"
+            # What one process cannot read, none uses.
+            problems = [text for text in exchange(problem) if text]
+            if not problems:
+                self._tell_what_changed(restored.data["devices"])
+                return restored.state, restored.data["iterator"]
+            on_writer(lambda step=step, problems=problems: self._set_aside(step, problems[0]))
+            self._manager.reload()
         if steps:
-            raise UserError(
+            error = UserError(
                 f"None of the checkpoints in {self.folder} can be read (steps "
                 f"{', '.join(map(str, steps))}). Delete that folder to start this stage again."
             )
+            error.known_to_all = True
+            raise error
         return None
 
-    def _set_aside(self, step: int, error: Exception) -> None:
+    def _restore(self, step: int, target: TrainState) -> Any:
+        """The items of a checkpoint, or the exception that tells that it is damaged."""
+        handler = ocp.CompositeCheckpointHandler(
+            state=ocp.StandardCheckpointHandler(), data=ocp.JsonCheckpointHandler()
+        )
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
+        with ocp.Checkpointer(handler, multiprocessing_options=alone()) as reader:
+            try:
+                return reader.restore(self.folder / str(step), args=items)
+            except PermissionError:
+                raise
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                return error
+
+    def _set_aside(self, step: int, problem: str) -> None:
         damaged = self.folder / f"{step}.damaged"
         (self.folder / str(step)).rename(damaged)
-        self._manager.reload()
-        reason = " ".join(str(error).split())[:200]
         logger.warning(
-            "The checkpoint of step %d is damaged and passed over; it is now %s. (%s: %s)",
-            step, damaged, type(error).__name__, reason,
-        )  # fmt: skip
+            "The checkpoint of step %d is damaged and passed over; it is now %s. (%s)", step, damaged, problem
+        )
+
+    def _tell_what_changed(self, before: dict[str, int]) -> None:
+        if before != _devices():
+            was, now = (
+                f"{counts['devices']} devices of {counts['processes']} processes"
+                for counts in (before, _devices())
+            )
+            logger.info("The checkpoint was written by %s and goes on with %s", was, now)
 
     def wait(self) -> None:
         """Block until what is being saved lies on the disk; raises what went wrong."""
@@ -87,3 +109,7 @@ class Checkpointer:
     def close(self) -> None:
         """Finish saving and stop the background threads."""
         self._manager.close()
+
+
+def _devices() -> dict[str, int]:
+    return {"processes": jax.process_count(), "devices": jax.device_count()}

@@ -4,13 +4,12 @@ import contextlib
 import logging
 import math
 import pathlib
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh
 
+from l2l_jax.collectives import agreement, to_host
 from l2l_jax.data.pipeline import TrainingBatches
 from l2l_jax.errors import Diverged, Interrupted
 from l2l_jax.models.base import Params
@@ -21,6 +20,7 @@ from l2l_jax.training.checkpoint import Checkpointer
 from l2l_jax.training.metric_writers import MetricWriter
 from l2l_jax.training.optimizer import TrainingConfig, learning_rate_schedule, make_optimizer
 from l2l_jax.training.step import create_state, make_step
+from l2l_jax.training.stopping import stop_request
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +52,18 @@ def train(
       `params` with the trained parts replaced, as host arrays.
 
     Raises:
-      Interrupted: SIGTERM or SIGINT arrived; the state of the last step is saved.
+      Interrupted: SIGTERM or SIGINT arrived in some process; the state of the last step is saved.
       Diverged: the loss is not finite.
       UserError: no checkpoint can be read, or the devices cannot share a batch.
     """
-    sharding.check_batch_size(config.batch_size, config.accumulate, mesh, f"{name} batch_size")
+    with agreement():
+        sharding.check_batch_size(config.batch_size, config.accumulate, mesh, f"{name} batch_size")
     optimizer = make_optimizer(config)
     step = make_step(
         task, optimizer, seed=seed, ema_decay=config.ema_decay, accumulate=config.accumulate
     )
     checkpointer = Checkpointer(folder / "checkpoints")
-    with contextlib.closing(checkpointer), contextlib.closing(iter(batches)) as iterator, _stop() as stop:
+    with contextlib.closing(checkpointer), contextlib.closing(iter(batches)) as iterator, stop_request() as stop:
         trained = {part: params[part] for part in task.trained}
         create = jax.jit(lambda p: create_state(p, optimizer, ema=config.ema_decay > 0))
         state = create(sharding.replicate(trained, mesh))
@@ -77,7 +78,7 @@ def train(
                 name, jax.jit(step, donate_argnums=0), state, frozen, iterator, config, folder,
                 checkpointer, mesh, stop,
             )  # fmt: skip
-        return {**params, **jax.device_get(state.result)}
+        return {**params, **to_host(state.result)}
 
 
 def _run_steps(name, step, state, frozen, iterator, config, folder, checkpointer, mesh, stop):
@@ -98,14 +99,15 @@ def _run_steps(name, step, state, frozen, iterator, config, folder, checkpointer
             state, metrics = step(state, frozen, batch)
             report(number - 1)
             pending = metrics
-            stopping = stop.signal_number is not None
+            signal_number = stop.agreed()
+            stopping = signal_number is not None
             if stopping or number % config.checkpoint_every == 0 or number == config.steps:
                 report(number)  # at once: no state is saved that is not known to be finite
                 pending = None
                 checkpointer.save(number, state, iterator.get_state())
             if stopping:
                 checkpointer.wait()
-                raise Interrupted(number, stop.signal_number)
+                raise Interrupted(number, signal_number)
         checkpointer.wait()
     return state
 
@@ -126,26 +128,3 @@ def _check_finite(name: str, number: int, metrics: Mapping[str, jax.Array]) -> d
             "steps are intact; lower the learning_rate or clip_norm and start in a new workdir."
         )
     return values
-
-
-class _Stop:
-    signal_number: int | None = None
-
-
-@contextlib.contextmanager
-def _stop() -> Iterator[_Stop]:
-    """Turn SIGTERM and SIGINT into a request that the loop reads between steps."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signal handlers belong to the main thread
-        return
-
-    def request(number, _frame):
-        stop.signal_number = number
-
-    previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 
 from tensorboardX import SummaryWriter
 
+from l2l_jax.collectives import is_writer
+
 
 class MetricWriter:
     """Writes `folder/metrics.jsonl` and TensorBoard event files next to it.
+
+    With several processes one of them writes, and this does nothing in the others.
 
     Args:
       folder: where to write.
@@ -16,6 +20,9 @@ class MetricWriter:
     """
 
     def __init__(self, folder: pathlib.Path, first_step: int = 0):
+        self._active = is_writer()
+        if not self._active:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
@@ -25,6 +32,8 @@ class MetricWriter:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record scalars at a step; the JSON line is on the disk when this returns."""
+        if not self._active:
+            return
         self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
         self._lines.flush()
         for name, value in scalars.items():
@@ -32,8 +41,9 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._lines.close()
-        self._board.close()
+        if self._active:
+            self._lines.close()
+            self._board.close()
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict[str, float]]:

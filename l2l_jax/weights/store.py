@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from l2l_jax.collectives import on_writer
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import Params
 
@@ -19,23 +20,35 @@ CARD = "model.json"
 def save_model(folder: pathlib.Path, params: Params, card: dict[str, Any]) -> None:
     """Write parameters and `card` to `folder`, replacing what is there.
 
-    The folder appears under its name only when it is complete.
+    The folder appears under its name only when it is complete. With several processes one of them writes,
+    and all return when it has.
 
     Args:
       folder: where to; its parent is made.
       params: all parts.
       card: JSON-able facts: family, model configuration, where the weights come from.
     """
-    folder = folder.absolute()
+    on_writer(lambda: _write_model(folder.absolute(), params, card))
+
+
+def _write_model(folder: pathlib.Path, params: Params, card: dict[str, Any]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    with ocp.Checkpointer(_handler()) as checkpointer:
+    with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
         checkpointer.save(unfinished / "params", params)
     (unfinished / CARD).write_text(json.dumps(card, indent=2) + "\n")
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(unfinished, folder)
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Lets Orbax read or write in this process without waiting for others, whose disk may fail differently."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
@@ -85,7 +98,7 @@ def load_params(folder: pathlib.Path, like: Params) -> Params:
     read_card(folder)
     cpu = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu), like)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
         try:
             params = checkpointer.restore(folder.absolute() / "params", target)
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:

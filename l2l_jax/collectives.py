@@ -1,0 +1,113 @@
+"""What the processes of a run tell one another: decisions, mistakes, results.
+
+Every function here is called by all processes at the same point of the program. With one process
+nothing is sent.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from l2l_jax.errors import UserError
+
+
+def is_writer() -> bool:
+    """Whether this process writes logs, scalars, pictures and reports: one of them does."""
+    return jax.process_index() == 0
+
+
+def exchange(text: str) -> list[str]:
+    """The texts of all processes, by process index. Returns when all of them have called it."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(data))))
+    if not sizes.any():
+        return [""] * len(sizes)
+    length = 1 << int(sizes.max() - 1).bit_length()  # few different lengths: few programs to compile
+    padded = np.zeros(max(length, 64), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+@contextlib.contextmanager
+def agreement() -> Iterator[None]:
+    """All processes get through this block, or none does.
+
+    For work that can fail in one process and not in another, such as reading files: otherwise those that
+    succeeded would wait for ever for those that failed.
+
+    Raises:
+      UserError: some process raised one, or another exception elsewhere; it names the processes unless all of
+        them say the same. `known_to_all` is set, so that it is printed once. An exception
+        of this process that is no UserError goes on as it is.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    texts = exchange("" if failure is None else _sentence(failure))
+    if not any(texts):
+        return
+    if jax.process_count() > 1:
+        if failure is None or isinstance(failure, UserError):
+            failure = UserError(_joint(texts))
+        failure.known_to_all = True
+    raise failure
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def _joint(texts: list[str]) -> str:
+    """What the processes complain of, in one message; equal complaints are told once."""
+    if all(text == texts[0] for text in texts):
+        return texts[0]
+    named = (f"Process {index} of {len(texts)}: {text}" for index, text in enumerate(texts) if text)
+    return " ".join(named)
+
+
+def from_writer(compute: Callable[[], Any]) -> Any:
+    """What `compute()`, called by the writer alone, returns: the same in all processes.
+
+    Also for looking at a shared disk, which may show different processes different things for a while.
+
+    Args:
+      compute: returns something JSON-able.
+
+    Raises:
+      UserError: the writer raised one.
+    """
+    if jax.process_count() == 1:
+        return compute()
+    text = ""
+    with agreement():
+        if is_writer():
+            text = json.dumps(compute())
+    return json.loads(exchange(text)[0])
+
+
+def on_writer(work: Callable[[], None]) -> None:
+    """Let the writer alone do `work`; the others wait until it is done, or fail with it."""
+    with agreement():
+        if is_writer():
+            work()
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy arrays of a tree, put together where their parts lie on devices of several processes."""
+
+    def whole(x):
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return multihost_utils.process_allgather(x, tiled=True)
+        return x
+
+    return jax.device_get(jax.tree.map(whole, tree))

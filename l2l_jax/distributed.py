@@ -1,0 +1,216 @@
+"""One run on several hosts: starting its processes, and ending them when one is lost.
+
+Importing this module does not import JAX, so that a run on one host starts no later for it.
+"""
+
+import contextlib
+import dataclasses
+import glob
+import importlib.util
+import os
+import pathlib
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+
+from l2l_jax.errors import UserError
+
+LOST = 75
+"""Exit code when other processes are lost or never came: EX_TEMPFAIL of sysexits.h, "try again"."""
+
+PEER_LOST = re.compile(
+    r"gloo|connection (closed|reset|refused)|socket closed|broken pipe|heartbeat|unavailable|unhealthy"
+    r"|deadline_exceeded|barrier|coordination service|nccl|task .* (died|crashed|disconnected)",
+    re.IGNORECASE,
+)
+"""What JAX's errors say when another process has ended in the middle of something common."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """What the command line says of the processes of a run.
+
+    Attributes:
+      distributed: True: this is one process of several; False: it is alone; None: see whether a cluster
+        started it.
+      coordinator: "host:port" of process 0, for all processes to meet; None: the cluster knows.
+      num_processes, process_id: how many there are, and which this is; None: the cluster knows.
+      start_timeout: seconds for all processes to come together.
+      heartbeat_timeout: seconds without a sign of life after which a process counts as lost and
+        the others end.
+    """
+
+    distributed: bool | None = None
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    start_timeout: int = 300
+    heartbeat_timeout: int = 60
+
+    def check(self) -> None:
+        """Raise a UserError unless the fields fit together."""
+        given = {
+            "--coordinator": self.coordinator,
+            "--num_processes": self.num_processes,
+            "--process_id": self.process_id,
+        }
+        missing = [name for name, value in given.items() if value is None]
+        if len(missing) == len(given):
+            return
+        if self.distributed is False:
+            raise UserError("--nodistributed contradicts --coordinator, --num_processes and --process_id.")
+        if missing:
+            raise UserError(
+                f"{' and '.join(missing)} must be given too: --coordinator=HOST:PORT --num_processes=N "
+                "--process_id=I go together, with I from 0 to N - 1."
+            )
+        if not re.fullmatch(r".+:\d{1,5}", self.coordinator or ""):
+            raise UserError(f"--coordinator={self.coordinator} is no HOST:PORT, such as 10.0.0.1:8476.")
+        if not 0 <= (self.process_id or 0) < (self.num_processes or 0):
+            raise UserError(
+                f"--process_id={self.process_id} with --num_processes={self.num_processes}: processes are "
+                "numbered from 0 to one less than there are."
+            )
+
+
+def cluster(environ: Mapping[str, str]) -> str | None:
+    """The cluster manager that started this process as one of several, if one did.
+
+    What JAX recognises too, so that it can find coordinator, number and id: a Slurm step or Open MPI with
+    more than one task, an indexed Kubernetes job (a JobSet's among them), and the hosts of a Cloud TPU.
+
+    Args:
+      environ: the environment variables.
+    """
+    slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
+    if int(environ.get("SLURM_NTASKS", 1)) > 1 and all(name in environ for name in slurm):
+        return "Slurm"
+    if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1 and "OMPI_MCA_orte_hnp_uri" in environ:
+        return "Open MPI"
+    if _tpu_chips():
+        if "," in environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES", "")):
+            return "TPU"
+        if "TPU_SKIP_MDS_QUERY" not in environ and "KUBERNETES_SERVICE_HOST" not in environ:
+            return "TPU"  # JAX asks the machine's metadata server
+        return None
+    if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
+        return "Kubernetes"
+    return None
+
+
+def _tpu_chips() -> bool:
+    """Whether this machine has TPU chips and the library for them: Google's PCI vendor number."""
+    if importlib.util.find_spec("libtpu") is None:
+        return False
+    vendors = glob.glob("/sys/bus/pci/devices/*/vendor")
+    return any(pathlib.Path(vendor).read_text().strip() == "0x1ae0" for vendor in vendors)
+
+
+def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
+    """Join the other processes of the run, if there are any. Call it before any other use of JAX.
+
+    A process that waits for the others longer than `launch.start_timeout` says so and ends with the code
+    `LOST`: JAX has no way to give up that could be caught.
+
+    Returns:
+      Whether this is one of several processes.
+
+    Raises:
+      UserError: the fields of `launch` contradict one another, or no cluster is there to ask.
+    """
+    launch.check()
+    named = launch.coordinator is not None
+    manager = None if named or launch.distributed is False else cluster(environ)
+    if not named and manager is None:
+        if launch.distributed:
+            raise UserError(
+                "--distributed: no Slurm step, Open MPI, Kubernetes job or Cloud TPU started this process; "
+                "give --coordinator=HOST:PORT --num_processes=N --process_id=I."
+            )
+        return False
+    if manager == "Kubernetes" and importlib.util.find_spec("kubernetes") is None:
+        raise UserError(
+            "This pod belongs to an indexed Kubernetes job. To join its other pods, pip install "
+            "'l2l_jax[kubernetes]' or give --coordinator, --num_processes and --process_id "
+            "(launch/jobset.yaml does); to run alone, give --nodistributed."
+        )
+    import jax  # here, so that mistakes above are answered at once
+
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    with _deadline(launch.start_timeout, lambda: _nobody_came(launch)):
+        try:
+            jax.distributed.initialize(
+                launch.coordinator,
+                launch.num_processes,
+                launch.process_id,
+                cluster_detection_method="deactivate" if named else None,
+                initialization_timeout=launch.start_timeout + 30,  # the deadline above comes first
+                heartbeat_timeout_seconds=launch.heartbeat_timeout,
+            )
+            jax.devices()  # waits for all processes to tell their devices
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"The processes could not be joined ({manager or launch.coordinator}: {reason}).") from error
+    if threading.current_thread() is threading.main_thread():
+        # JAX has taken SIGTERM for itself. The training loop agrees on a step to stop at with handlers of its
+        # own; everywhere else the signal shall end the process.
+        signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
+    return jax.process_count() > 1
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, explain: Callable[[], str]) -> Iterator[None]:
+    """End this process with the code `LOST` and an explanation unless the block is left in time."""
+
+    def give_up() -> None:
+        end(LOST, f"Error: {explain()}")
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _nobody_came(launch: Launch) -> str:
+    waited = f"waited {launch.start_timeout} s (--start_timeout)"
+    if launch.coordinator is None:
+        return f"The other processes of the cluster did not come; {waited}. Were all of them started?"
+    host, port = launch.coordinator.rsplit(":", 1)
+    if launch.process_id:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            return (
+                f"Process {launch.process_id} does not reach process 0 at --coordinator={launch.coordinator} "
+                f"({error}); {waited}. Is it running there, and is the port open?"
+            )
+    return (
+        f"Not all of the {launch.num_processes} processes came to {launch.coordinator}; {waited}. Was each "
+        f"started, with --num_processes={launch.num_processes} and a --process_id of its own?"
+    )
+
+
+def place() -> tuple[int, int]:
+    """This process's index and how many processes there are; does not start JAX."""
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        return 0, 1
+    return jax.process_index(), jax.process_count()
+
+
+def end(code: int, message: str = "") -> None:
+    """End this process at once, after a last line on stderr.
+
+    For a process that stops while others go on: an ordinary exit would wait for them, and they for it.
+    """
+    if message:
+        print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
