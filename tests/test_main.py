@@ -67,7 +67,7 @@ def test_the_report_holds_what_it_promises(finished):
             assert re.search(rf"{of} +{model} .*{mse}", output)  # the console shows the same
     assert {"seed", "config", "versions", "device", "durations_seconds", "peak_memory_gib"} <= set(report)
     assert report["config"]["unlearn"]["steps"] == 60
-    assert report["device"] == {"platform": "cpu", "kind": "cpu", "count": 1}
+    assert report["device"] == {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1}
     for picture in ("restorations.png", "losses.png"):
         assert (workdir / "report" / picture).read_bytes().startswith(b"\x89PNG")
 

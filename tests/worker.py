@@ -1,0 +1,147 @@
+"""One of several processes that train a tiny model: `python -m tests.worker SCENARIO FOLDER --coordinator=…`.
+
+The scenarios are functions of this file. Started by `tests.processes`.
+"""
+
+import os
+import pathlib
+import signal
+import sys
+
+import numpy as np
+
+from l2l_jax.command_line import run_program
+
+STEPS = 12
+
+
+class Images:
+    """Ten random images."""
+
+    class_names, labels = ("only",), np.zeros(10, int)
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        image = np.random.default_rng(index).random((8, 8, 3)).astype(np.float32)
+        return {"image": image, "label": 0, "name": str(index)}
+
+
+class Signalled:
+    """A dataset that sends its process a signal just before it hands out the batch of a step."""
+
+    def __init__(self, batches, step, number):
+        self._batches, self._step, self._number = batches, step, number
+
+    def __iter__(self):
+        self._iterator = iter(self._batches)
+        self._drawn = 0
+        self.get_state = self._iterator.get_state
+        return self
+
+    def set_state(self, state):
+        self._iterator.set_state(state)
+
+    def __next__(self):
+        self._drawn += 1
+        if self._drawn == self._step:
+            os.kill(os.getpid(), self._number)
+        return next(self._iterator)
+
+
+def train(folder, process=None, batch=0, number=0):
+    """Train a tiny MAE; `process` gets the signal `number` before the given batch since its start."""
+    import jax
+
+    from l2l_jax.data.pipeline import training_batches
+    from l2l_jax.models.mae import MAE
+    from l2l_jax.objectives.task import encoder_task
+    from l2l_jax.training import loop, sharding
+    from l2l_jax.training.optimizer import TrainingConfig
+
+    model = MAE(
+        image_size=8, patch_size=4, width=8, depth=1, num_heads=2,
+        decoder_width=8, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
+    )  # fmt: skip
+    index, count = jax.process_index(), jax.process_count()
+    batches = training_batches(
+        {"retain": Images(), "forget": Images()}, 8, value_range=(0, 1), seed=0,
+        process_index=index, process_count=count,
+    )  # fmt: skip
+    if index == process:
+        batches = Signalled(batches, batch, number)
+    config = TrainingConfig(
+        steps=STEPS, batch_size=8, learning_rate=0.01, checkpoint_every=4, log_every=1, ema_decay=0.9
+    )
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+    devices = jax.devices()[:1] if count == 1 else None
+    return loop.train(
+        "unlearn", encoder_task(model, alpha=0.5, noise="normal"), params, batches, config, folder,
+        seed=1, mesh=sharding.make_mesh(devices),
+    )  # fmt: skip
+
+
+def whole(folder):
+    """Train to the end and keep what every process has at the end."""
+    import jax
+
+    params = train(folder)
+    leaves = jax.tree.leaves(params)
+    np.savez(folder / f"params_{jax.process_index()}.npz", *leaves)
+
+
+def terminated(folder):
+    """The last process gets SIGTERM in its fourth step."""
+    import jax
+
+    train(folder, jax.process_count() - 1, 4, signal.SIGTERM)
+
+
+def killed(folder):
+    """The last process is killed in its fourth step."""
+    import jax
+
+    train(folder, jax.process_count() - 1, 4, signal.SIGKILL)
+
+
+def killed_first(folder):
+    """The first process, which the others meet at, is killed in its fourth step."""
+    train(folder, 0, 4, signal.SIGKILL)
+
+
+def mistaken(folder):
+    """The last process alone makes a mistake of the user's, in a block that all agree on."""
+    import jax
+
+    from l2l_jax.collectives import agreement
+    from l2l_jax.errors import UserError
+
+    with agreement():
+        if jax.process_index() == jax.process_count() - 1:
+            raise UserError(f"{folder} is empty.")
+
+
+def not_shared(folder):
+    """Every process names a workdir of its own."""
+    import runpy
+
+    import jax
+
+    from l2l_jax import workdir
+    from l2l_jax.config import parse_config
+
+    workdir.SHARED_WITHIN = 1.0
+    recipe = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
+    config = parse_config(runpy.run_path(str(recipe))["get_config"]())
+    workdir.Workdir(folder / str(jax.process_index()), config)
+
+
+def main(argv):
+    """Run the scenario that the command line names."""
+    _, scenario, folder = argv
+    globals()[scenario](pathlib.Path(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv))
