@@ -28,10 +28,10 @@ WORKDIR = flags.DEFINE_string(
 
 PROCESSES = flags.FlagValues()  # read before the others: they decide who prints the others' mistakes
 flags.DEFINE_bool(
-    "distributed", None, "Whether this is one process of several. Default: as the cluster says, if one is there.",
+    "distributed", None, "Whether this is one process of several. Default: as the cluster says, if any.",
     flag_values=PROCESSES,
 )  # fmt: skip
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster is.", flag_values=PROCESSES)
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, without a cluster.", flag_values=PROCESSES)
 flags.DEFINE_integer("num_processes", None, "How many processes there are.", flag_values=PROCESSES)
 flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=PROCESSES)
 flags.DEFINE_integer(
@@ -143,8 +143,8 @@ def _explanation(error: Exception, several: bool) -> tuple[str | None, int]:
     if several and distributed.PEER_LOST.search(str(error)):
         reason = " ".join(str(error).split())[:200]
         return (
-            "Another process of this run has ended; its own output says why. Start all of them again to go on "
-            f"from the last checkpoint. ({reason})"
+            "Another process of this run has ended; its own output says why. Start all of them again to go "
+            f"on from the last checkpoint. ({reason})"
         ), distributed.LOST
     return (explain(error) if isinstance(error, OSError | ValueError) else None), 1
 

@@ -153,7 +153,8 @@ def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
             jax.devices()  # waits for all processes to tell their devices
         except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise UserError(f"The processes could not be joined ({manager or launch.coordinator}: {reason}).") from error
+            met = manager or launch.coordinator
+            raise UserError(f"The processes could not be joined ({met}: {reason}).") from error
     if threading.current_thread() is threading.main_thread():
         # JAX has taken SIGTERM for itself. The training loop agrees on a step to stop at with handlers of its
         # own; everywhere else the signal shall end the process.

@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """Run a program as several processes on this machine, and start them again when one is lost.
 
-    python launch/local.py --processes=4 --max-restarts=3 -- python -m l2l_jax.main --config=configs/digits_mae.py
+    python launch/local.py --processes=2 -- python -m l2l_jax.main --config=configs/digits_mae.py
 
-Every process gets the flags --coordinator, --num_processes and --process_id; its output appears here behind its
-number. When one process ends, the others have --grace seconds to end too, then they are killed. If the
-run was not finished, all start again, at most --max-restarts times: the program goes on from its last
-checkpoint. There is no restart after the exit codes 1 and 2 (a mistake that a restart does not mend),
-or when this launcher itself was asked to stop (SIGTERM, SIGINT): it passes the signal on and waits.
+Every process gets the flags --coordinator, --num_processes and --process_id; its output appears here
+behind its number. When one process ends, the others have --grace seconds to end too, then they are killed.
+If the run was not finished, all start again, at most --max-restarts times: the program goes on from its
+last checkpoint. There is no restart after the exit codes 1 and 2 (a mistake that a restart does not
+mend), or when this launcher itself was asked to stop (SIGTERM, SIGINT): it passes the signal on and waits.
 
 Exit code: 0; or that of the process that ended first with another code, 128 + N for signal N.
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
 import queue
@@ -53,7 +54,8 @@ class Attempt:
         self._readers = []
         for index, process in enumerate(self._processes):
             for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
-                self._readers.append(threading.Thread(target=forward, args=(index, source, sink), daemon=True))
+                reader = threading.Thread(target=forward, args=(index, source, sink), daemon=True)
+                self._readers.append(reader)
             threading.Thread(target=self._wait_for, args=(index, process), daemon=True).start()
         for reader in self._readers:
             reader.start()
@@ -65,10 +67,8 @@ class Attempt:
         """Send a signal to every process that still runs, and to what it started."""
         for index, process in enumerate(self._processes):
             if index not in self.codes and process.returncode is None:
-                try:
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
                     os.killpg(process.pid, number)
-                except ProcessLookupError:
-                    pass  # it has just ended
 
     def wait(self, grace: float) -> None:
         """Until all have ended; `grace` seconds after the first, the others are killed."""
@@ -129,7 +129,7 @@ def free_port() -> int:
 
 
 def die_with_parent() -> None:
-    """Have Linux send this process SIGTERM when the launcher ends, however it does: nothing is left behind."""
+    """Have Linux send this process SIGTERM when the launcher ends, however it does."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -153,7 +153,9 @@ def tell(message: str) -> None:
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--processes", type=int, required=True, help="how many processes")
     parser.add_argument("--max-restarts", type=int, default=0, help="how often all are started again")
     parser.add_argument("--grace", type=float, default=60.0, help="seconds for the others to end (60)")

@@ -13,6 +13,7 @@ import numpy as np
 from l2l_jax.command_line import run_program
 
 STEPS = 12
+BATCH = 8
 
 
 class Images:
@@ -51,7 +52,10 @@ class Signalled:
 
 
 def train(folder, process=None, batch=0, number=0):
-    """Train a tiny MAE; `process` gets the signal `number` before the given batch since its start."""
+    """Train a tiny MAE; `process` gets the signal `number` before the given batch since its start.
+
+    Alone, it trains on one device, however many there are.
+    """
     import jax
 
     from l2l_jax.data.pipeline import training_batches
@@ -66,13 +70,13 @@ def train(folder, process=None, batch=0, number=0):
     )  # fmt: skip
     index, count = jax.process_index(), jax.process_count()
     batches = training_batches(
-        {"retain": Images(), "forget": Images()}, 8, value_range=(0, 1), seed=0,
+        {"retain": Images(), "forget": Images()}, BATCH, value_range=(0, 1), seed=0,
         process_index=index, process_count=count,
     )  # fmt: skip
     if index == process:
         batches = Signalled(batches, batch, number)
     config = TrainingConfig(
-        steps=STEPS, batch_size=8, learning_rate=0.01, checkpoint_every=4, log_every=1, ema_decay=0.9
+        steps=STEPS, batch_size=BATCH, learning_rate=0.01, checkpoint_every=4, log_every=1, ema_decay=0.9
     )
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     devices = jax.devices()[:1] if count == 1 else None
@@ -83,12 +87,10 @@ def train(folder, process=None, batch=0, number=0):
 
 
 def whole(folder):
-    """Train to the end and keep what every process has at the end."""
+    """Train to the end and keep what every process has then."""
     import jax
 
-    params = train(folder)
-    leaves = jax.tree.leaves(params)
-    np.savez(folder / f"params_{jax.process_index()}.npz", *leaves)
+    np.savez(folder / f"params_{jax.process_index()}.npz", *jax.tree.leaves(train(folder)))
 
 
 def terminated(folder):

@@ -33,7 +33,7 @@ class Checkpointer:
 
     def save(self, step: int, state: TrainState, iterator_state: dict[str, Any]) -> None:
         """Start saving; `state` may be donated as soon as this returns."""
-        data = {"iterator": iterator_state, "devices": _devices()}
+        data = {"iterator": iterator_state, "devices": _devices(state)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         self._manager.save(step, args=items)
 
@@ -60,7 +60,7 @@ class Checkpointer:
             # What one process cannot read, none uses.
             problems = [text for text in exchange(problem) if text]
             if not problems:
-                self._tell_what_changed(restored.data["devices"])
+                _tell_what_changed(restored.data["devices"], _devices(like))
                 return restored.state, restored.data["iterator"]
             on_writer(lambda step=step, problems=problems: self._set_aside(step, problems[0]))
             self._manager.reload()
@@ -94,13 +94,6 @@ class Checkpointer:
             "The checkpoint of step %d is damaged and passed over; it is now %s. (%s)", step, damaged, problem
         )
 
-    def _tell_what_changed(self, before: dict[str, int]) -> None:
-        if before != _devices():
-            was, now = (
-                f"{counts['devices']} devices of {counts['processes']} processes"
-                for counts in (before, _devices())
-            )
-            logger.info("The checkpoint was written by %s and goes on with %s", was, now)
 
     def wait(self) -> None:
         """Block until what is being saved lies on the disk; raises what went wrong."""
@@ -111,5 +104,13 @@ class Checkpointer:
         self._manager.close()
 
 
-def _devices() -> dict[str, int]:
-    return {"processes": jax.process_count(), "devices": jax.device_count()}
+def _devices(state: TrainState) -> dict[str, int]:
+    """How many processes and devices a state lies on."""
+    return {"processes": jax.process_count(), "devices": len(state.step.sharding.device_set)}
+
+
+def _tell_what_changed(before: dict[str, int], now: dict[str, int]) -> None:
+    if before == now:
+        return
+    old, new = (f"{counts['devices']} devices of {counts['processes']} processes" for counts in (before, now))
+    logger.info("The checkpoint was written on %s; it goes on with %s", old, new)

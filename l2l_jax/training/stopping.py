@@ -14,8 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 class StopRequest:
     """A wish to stop, from a signal to any process, that all processes learn of in the same step.
 
-    Every step, each process tells the others whether it was asked: one integer, sent as a small program behind
-    the step, whose result is read one step later. No step waits for it. With one process nothing is sent.
+    Every step, each process tells the others whether it was asked: one integer, in a small program behind
+    the step, whose result is read one step later. No step waits for it. One process sends nothing.
     """
 
     def __init__(self):

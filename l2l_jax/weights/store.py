@@ -44,7 +44,7 @@ def _write_model(folder: pathlib.Path, params: Params, card: dict[str, Any]) -> 
 
 
 def alone() -> ocp.options.MultiprocessingOptions:
-    """Lets Orbax read or write in this process without waiting for others, whose disk may fail differently."""
+    """Lets Orbax read or write in this process without waiting for others, whose disk may differ."""
     index = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"

@@ -1,0 +1,58 @@
+"""Starting `tests.worker` as several processes on this machine."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+ENVIRONMENT = {
+    **os.environ,
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false "
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    "PYTHONUNBUFFERED": "1",
+}
+"""One device to a process, one thread to a device, quick compiling: the processes share few cores."""
+
+
+class Ended(NamedTuple):
+    """What a process left behind: exit code and both of its outputs."""
+
+    code: int
+    output: str
+    errors: str
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_processes(count, *arguments, flags=(), timeout=240) -> list[Ended]:
+    """Run `python ARGUMENTS` as `count` processes of one run until all have ended; none outlives this."""
+    address = f"127.0.0.1:{free_port()}"
+    common = [f"--coordinator={address}", f"--num_processes={count}", *flags]
+    started = []
+    try:
+        for index in range(count):
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, *arguments, *common, f"--process_id={index}"], cwd=ROOT,
+                    env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                )
+            )  # fmt: skip
+        outputs = [process.communicate(timeout=timeout) for process in started]
+        return [Ended(p.returncode, *output) for p, output in zip(started, outputs, strict=True)]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def worker(count, scenario, folder, **options) -> list[Ended]:
+    """Run a scenario of `tests.worker`."""
+    return run_processes(count, "-m", "tests.worker", scenario, str(folder), **options)

@@ -1,0 +1,138 @@
+"""Runs of 1, 2 and 4 real processes on this machine: the same numbers, one checkpoint for all, no hanging."""
+
+import functools
+import json
+import logging
+import re
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.distributed import LOST
+from l2l_jax.training.metric_writers import read_metrics
+from tests import worker as scenarios
+from tests.processes import worker
+
+TOLERANCE = 2e-5
+"""Largest difference between parameters of size 1 after 12 AdamW steps whose sums were taken in another order."""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Parameters and metrics of an uninterrupted run in this process, on one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    return scenarios.train(folder), read_metrics(folder)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run of 4 processes, one of which got SIGTERM in its fourth step."""
+    folder = tmp_path_factory.mktemp("stopped")
+    return folder, worker(4, "terminated", folder)
+
+
+def without_key_biases(params):
+    """The softmax of attention does not depend on them: their gradient is rounding, which AdamW makes steps of."""
+
+    def cut(path, x):
+        if path[-2:] == (jax.tree_util.DictKey("qkv"), jax.tree_util.DictKey("bias")):
+            query, _, value = np.split(x, 3)
+            return np.concatenate([query, value])
+        return x
+
+    return jax.tree_util.tree_map_with_path(cut, params)
+
+
+def assert_same_run(folder, params, alone):
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=TOLERANCE)
+    jax.tree.map(close, without_key_biases(params), without_key_biases(alone[0]))
+    rows = read_metrics(folder)
+    assert [row["step"] for row in rows] == list(range(1, scenarios.STEPS + 1))  # none twice, none missing
+    for row, expected in zip(rows, alone[1], strict=True):
+        assert row == pytest.approx(expected, rel=1e-3)
+
+
+def kept(folder, count, like):
+    """The parameters that every one of `count` processes ended with."""
+    kept = [np.load(folder / f"params_{index}.npz") for index in range(count)]
+    for other in kept[1:]:
+        jax.tree.map(np.testing.assert_array_equal, dict(other), dict(kept[0]))
+    return jax.tree.unflatten(jax.tree.structure(like), list(kept[0].values()))
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_all_after_the_same_step(stopped):
+    folder, ended = stopped
+    assert [process.code for process in ended] == [128 + signal.SIGTERM] * 4
+    # The signal arrives before the fourth step, which it is sent behind; its result is read after the fifth.
+    assert "SIGTERM: stopped after step 5; the state is saved" in ended[0].errors
+    assert (folder / "checkpoints" / "5").is_dir()
+    assert len(read_metrics(folder)) == 5
+    assert json.loads((folder / "checkpoints" / "5" / "data" / "metadata").read_text())["devices"] == {
+        "processes": 4, "devices": 4
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_one_process_writes_and_the_others_are_silent(stopped):
+    for process in stopped[1][1:]:
+        lines = [line for line in (process.errors + process.output).splitlines() if not line.startswith("[Gloo]")]
+        assert lines == []
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_4_processes_is_restored_by_1(stopped, alone, tmp_path, caplog):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    with caplog.at_level(logging.INFO, logger="l2l_jax"):
+        params = scenarios.train(tmp_path / "run")
+    assert_same_run(tmp_path / "run", params, alone)
+    assert "written on 4 devices of 4 processes; it goes on with 1 devices of 1 processes" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_4_processes_is_restored_by_2_and_back(stopped, alone, tmp_path):
+    """4 processes stop after step 5, 2 after step 10, 4 end the run: the numbers are those of one process."""
+    shutil.copytree(stopped[0], tmp_path / "run")
+    ended = worker(2, "terminated", tmp_path / "run")
+    assert [process.code for process in ended] == [128 + signal.SIGTERM] * 2
+    assert "4 devices of 4 processes; it goes on with 2 devices of 2 processes" in ended[0].errors
+    assert "resuming after step 5" in ended[0].errors and "stopped after step 10" in ended[0].errors
+    ended = worker(4, "whole", tmp_path / "run")
+    assert [process.code for process in ended] == [0] * 4, ended[0].errors
+    assert_same_run(tmp_path / "run", kept(tmp_path / "run", 4, alone[0]), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["killed", "killed_first"])
+def test_a_killed_process_ends_the_other_at_once(scenario, tmp_path):
+    first = scenario == "killed_first"
+    ended = worker(2, scenario, tmp_path, timeout=120)
+    victim, other = (ended if first else ended[::-1])
+    assert victim.code == -signal.SIGKILL
+    # Either the broken connection is noticed by the program, or by JAX, which then aborts.
+    if other.code == LOST:
+        assert "Error: Another process of this run has ended" in other.errors
+    else:
+        assert first and other.code == -signal.SIGABRT
+        assert "another task died" in other.errors
+    assert "Traceback" not in other.errors
+
+
+@pytest.mark.slow
+def test_a_mistake_in_one_process_is_told_once_and_ends_all(tmp_path):
+    ended = worker(2, "mistaken", tmp_path)
+    assert [process.code for process in ended] == [1, 1]
+    assert ended[0].errors.splitlines()[-1] == f"Error: Process 1 of 2: {tmp_path} is empty."
+    assert "Error" not in ended[1].errors
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
+    ended = worker(2, "not_shared", tmp_path)
+    assert [process.code for process in ended] == [1, 1]
+    pattern = r"Error: Process 1 of 2: --workdir=.*/1 is not the same folder here as in process 0"
+    assert re.match(pattern, ended[0].errors.splitlines()[-1])
+    assert "Error" not in ended[1].errors
