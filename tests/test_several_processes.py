@@ -17,7 +17,7 @@ from tests import worker as scenarios
 from tests.processes import worker
 
 TOLERANCE = 2e-5
-"""Largest difference between parameters of size 1 after 12 AdamW steps whose sums were taken in another order."""
+"""Largest difference of parameters of size 1 after 12 AdamW steps, their sums taken in another order."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def stopped(tmp_path_factory):
 
 
 def without_key_biases(params):
-    """The softmax of attention does not depend on them: their gradient is rounding, which AdamW makes steps of."""
+    """Attention's softmax does not depend on them: their gradient is rounding, which AdamW blows up."""
 
     def cut(path, x):
         if path[-2:] == (jax.tree_util.DictKey("qkv"), jax.tree_util.DictKey("bias")):
@@ -79,8 +79,8 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(stopped):
 @pytest.mark.slow
 def test_one_process_writes_and_the_others_are_silent(stopped):
     for process in stopped[1][1:]:
-        lines = [line for line in (process.errors + process.output).splitlines() if not line.startswith("[Gloo]")]
-        assert lines == []
+        lines = (process.errors + process.output).splitlines()
+        assert [line for line in lines if not line.startswith("[Gloo]")] == []
 
 
 @pytest.mark.slow
