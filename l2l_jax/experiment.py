@@ -14,6 +14,7 @@ from l2l_jax.data import splits
 from l2l_jax.data.pipeline import TrainingBatches, training_batches
 from l2l_jax.data.sources import Source
 from l2l_jax.data.transforms import Transform
+from l2l_jax.errors import UserError
 from l2l_jax.evaluation.bench import Bench
 from l2l_jax.evaluation.report import write_report
 from l2l_jax.models.base import Params
@@ -126,6 +127,13 @@ def _batches(
 ) -> TrainingBatches:
     """Batches of a stage; its bad images are listed in `folder`."""
     data, size = config.data, config.model.image_size
+    if training.batch_size % jax.process_count():
+        error = UserError(
+            f"batch_size is {training.batch_size}, which {jax.process_count()} processes do not divide: "
+            "choose a multiple of the number of devices."
+        )
+        error.known_to_all = True
+        raise error
     how = {"retain": data.proxy_transform} if data.proxy else {}
     return training_batches(
         sets, training.batch_size, value_range=config.model.value_range, seed=config.seed,

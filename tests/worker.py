@@ -44,6 +44,9 @@ class Signalled:
     def set_state(self, state):
         self._iterator.set_state(state)
 
+    def close(self):
+        self._iterator.close()
+
     def __next__(self):
         self._drawn += 1
         if self._drawn == self._step:

@@ -63,7 +63,8 @@ def train(
         task, optimizer, seed=seed, ema_decay=config.ema_decay, accumulate=config.accumulate
     )
     checkpointer = Checkpointer(folder / "checkpoints")
-    with contextlib.closing(checkpointer), contextlib.closing(iter(batches)) as iterator, stop_request() as stop:
+    reading = contextlib.closing(iter(batches))
+    with contextlib.closing(checkpointer), reading as iterator, stop_request() as stop:
         trained = {part: params[part] for part in task.trained}
         create = jax.jit(lambda p: create_state(p, optimizer, ema=config.ema_decay > 0))
         state = create(sharding.replicate(trained, mesh))
