@@ -151,8 +151,8 @@ def _check(kind: Any, value: Any, where: str) -> Any:
         return pydantic.TypeAdapter(kind).validate_python(value)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        names = [where] + [str(part) for part in first["loc"] if isinstance(part, str) and part not in ("str", "int")]
-        field = ".".join(name for name in names if name.isidentifier() or "." in name)
+        names = [part for part in first["loc"] if isinstance(part, str) and part not in ("str", "int")]
+        field = ".".join([where, *(name for name in names if name.isidentifier() or "." in name)])
         if first["type"] == "missing":
             raise UserError(f"{field} is missing.") from None
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):

@@ -1,7 +1,7 @@
 """Which images, which of them are forgotten, and which are retained."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pydantic
 
@@ -36,6 +36,8 @@ class SourceConfig:
         the source has no test images of its own ("digits" has).
     """
 
+    where: ClassVar[str] = "config.data"  # for messages
+
     source: str
     path: str = ""
     test_fraction: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
@@ -53,6 +55,7 @@ class ProxyConfig(SourceConfig):
     """
 
     __pydantic_config__ = STRICT
+    where: ClassVar[str] = "config.data.proxy"
 
     classes: Classes = (REST,)
     count: Count = 0

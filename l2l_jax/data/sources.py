@@ -144,7 +144,7 @@ def open_source(config: SourceConfig, split: Split, image_size: int) -> Source:
     if config.source == "digits":
         if config.path:
             raise UserError(
-                f"config.data.path is {config.path!r}, but the source 'digits' reads no files; images of "
+                f"{config.where}.path is {config.path!r}, but the source 'digits' reads no files; images of "
                 "your own are the source 'folder' or 'csv'."
             )
         return DigitsSource(split, image_size)

@@ -1,5 +1,6 @@
 """Data sets of TensorFlow Datasets, read without TensorFlow and without decoding."""
 
+import difflib
 import os
 import re
 
@@ -7,6 +8,7 @@ import numpy as np
 from etils import epath
 from google.protobuf.message import DecodeError
 
+from l2l_jax.data.archives import ARCHIVES
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.held_out import held_out
 from l2l_jax.data.label_index import load_labels
@@ -15,6 +17,9 @@ from l2l_jax.errors import UserError
 
 TEST_SPLITS = ("validation", "test")
 """Splits of test images; of Places-365 and ImageNet only "validation" has labels."""
+
+OTHER_SOURCES = ("digits", "folder", "csv")
+"""Names that are no data sets."""
 
 NAME_FEATURES = ("file_name", "filename", "image/filename")
 """Features that name an image's file in the original data set."""
@@ -151,16 +156,19 @@ def prepare_command(config: SourceConfig) -> str:
 
 
 def _missing(config: SourceConfig, place: epath.Path) -> str:
-    known = "digits, folder, csv"
-    if not re.fullmatch(r"[a-z]\w*(/[\w.\-]+)?(:[\d.]+)?", config.source):
-        return f"config.data.source is {config.source!r}; known sources: {known}, or a TFDS data set."
+    """What to say of a data set that is not in `place`."""
+    given, known = f"{config.where}.source is {config.source!r}", ", ".join(OTHER_SOURCES)
     variants = [e.name for e in place.iterdir() if e.is_dir()] if place.is_dir() else []
     ready = [f"{config.source}/{v}" for v in variants if any(map(_is_prepared, (place / v).iterdir()))]
     if ready:
-        return f"config.data.source is {config.source!r}; prepared are {', '.join(sorted(ready))}."
+        return f"{given}; prepared are {', '.join(sorted(ready))}."
+    near = difflib.get_close_matches(config.source, [*OTHER_SOURCES, *ARCHIVES], n=1)
+    guess = f" Did you mean {near[0]!r}?" if near and near[0] != config.source else ""
+    if not re.fullmatch(r"[a-z]\w*(/[\w.\-]+)?(:[\d.]+)?", config.source):
+        return f"{given}; known sources: {known}, or a TFDS data set.{guess}"
     return (
-        f"config.data.source is {config.source!r}, which is none of {known}, and no data set of TensorFlow "
-        f"Datasets that is prepared in {data_dir(config)}. To prepare it, run: {prepare_command(config)}"
+        f"{given}, which is none of {known}, and no data set of TensorFlow Datasets that is prepared in "
+        f"{data_dir(config)}.{guess} To prepare it, run: {prepare_command(config)}"
     )
 
 

@@ -114,6 +114,7 @@ def test_proxies_mixed_by_weight():
         (["zoo"], "config.data.proxy names the class 'zoo'"),
         (["places365_i2i"], "config.data.proxy is 'places365_i2i'.* its proxies are 'rest'"),
         ([ProxyConfig("digits", classes=("ten",))], r"config.data.proxy \(digits\) names the class 'ten'"),
+        ([ProxyConfig("folder", "/nowhere")], "config.data.proxy.path=/nowhere does not exist"),
         ([ProxyConfig("digits", count=5000)], "count is 5000, but there are 1347"),
         ([ProxyConfig("digits"), ProxyConfig("digits")], "names the source digits twice"),
     ],
