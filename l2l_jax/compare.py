@@ -130,6 +130,8 @@ def _judged(workdir, name, config, bench, params) -> dict[str, Any]:
     folder = workdir / "comparison" / _folder(name)
     path = folder / "figures.json"
     settings = json.loads(json.dumps(config.describe()))
+    for where in ("mesh", "parallel"):  # on which devices a row was computed does not matter
+        del settings[where]
     row = from_writer(lambda: _finished(path, settings))
     if row is None:
         try:

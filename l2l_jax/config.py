@@ -15,6 +15,8 @@ from l2l_jax.models.registry import FAMILIES, VARIANTS
 from l2l_jax.objectives.methods import Method
 from l2l_jax.objectives.noise import NoiseKind
 from l2l_jax.training.optimizer import TrainingConfig
+from l2l_jax.training.parallel import ParallelKind
+from l2l_jax.training.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Config:
         empty to pretrain a model in the workdir.
       pretrain: how each stage of `model.pretraining_stages()` is trained, by its name.
       data, unlearn, evaluate: see their classes.
+      mesh: how the devices are arranged.
+      parallel: how a step runs on them: "jit", one program over the mesh, or "pmap", a copy per device.
     """
 
     seed: int
@@ -56,6 +60,8 @@ class Config:
     pretrain: dict[str, TrainingConfig]
     unlearn: UnlearningConfig
     evaluate: EvaluationConfig
+    mesh: MeshConfig
+    parallel: ParallelKind
 
     def describe(self, *sections: str) -> dict[str, Any]:
         """JSON-able values of the named sections, or of all."""
@@ -71,19 +77,25 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
+SECTIONS = ("seed", "model", "data", "pretrain", "unlearn", "evaluate", "mesh", "parallel")
+"""The fields of a recipe."""
+
+
 def parse_config(recipe: Mapping[str, Any]) -> Config:
     """Check a recipe and turn it into a `Config`.
 
     Args:
       recipe: nested mapping with the sections seed, model, data, pretrain, unlearn and evaluate;
         `model` holds "family", "pretrained", the name of a published "variant" if it is to be one,
-        and the fields of the family's model, which go before the variant's.
+        and the fields of the family's model, which go before the variant's. "mesh" and "parallel" may
+        be left out: all devices along "data", and "jit".
 
     Raises:
       UserError: a key that does not exist or is missing, or a value of the wrong type or range.
     """
     recipe = _mapping(recipe, "config")
-    _check_keys(recipe, ("seed", "model", "data", "pretrain", "unlearn", "evaluate"), "config", complete=True)
+    recipe = {"mesh": {}, "parallel": "jit", **recipe}
+    _check_keys(recipe, SECTIONS, "config", complete=True)
     model = dict(_mapping(recipe["model"], "config.model"))
     family = model.pop("family", None)
     if family not in FAMILIES:
@@ -111,6 +123,8 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
         },
         unlearn=_section(UnlearningConfig, recipe["unlearn"], "config.unlearn"),
         evaluate=_section(EvaluationConfig, recipe["evaluate"], "config.evaluate"),
+        mesh=_section(MeshConfig, recipe["mesh"], "config.mesh"),
+        parallel=_check(ParallelKind, recipe["parallel"], "config.parallel"),
     )
     try:
         config.evaluate.hole_mask(config.model.image_size)

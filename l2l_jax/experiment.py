@@ -91,7 +91,8 @@ def original_params(config: Config, folders: Workdir, source: Source) -> Params:
             how,
             folders.pretrain / stage.name,
             seed=_stage_seed(config.seed, index),
-            mesh=sharding.make_mesh(),
+            mesh=sharding.make_mesh(config=config.mesh),
+            parallel=config.parallel,
         )
     save_model(folders.pretrained, params, _card(config, "pretrained from nothing"))
     return params
@@ -116,7 +117,8 @@ def unlearned_params(
         how,
         folders.unlearn,
         seed=_stage_seed(config.seed, 1000),
-        mesh=sharding.make_mesh(),
+        mesh=sharding.make_mesh(config=config.mesh),
+        parallel=config.parallel,
     )
     save_model(folders.unlearned, params, _card(config, f"unlearned by the method {how.method}") | facts)
     return params

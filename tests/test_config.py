@@ -58,6 +58,10 @@ def changed(name, value):
         ("model.dtype", "float16", "config.model: dtype must be float32 or bfloat16"),
         ("model.pretrained", 3, "config.model.pretrained is 3"),
         ("seed", -1, "config.seed is -1"),
+        ("mesh.modle", 2, r"config.mesh.modle does not exist. Did you mean config.mesh.model\?"),
+        ("mesh.model", 0, "config.mesh: model must be at least 1, or -1, not 0"),
+        ("mesh.model", -1, "config.mesh: only one of data and model can be -1"),
+        ("parallel", "pjit", "config.parallel is 'pjit'.*'jit' or 'pmap'"),
         ("evaluate.hole", "center", "config.evaluate.hole is 'center'"),
         ("evaluate.hole_width", 16, "config.evaluate: a centred hole in 16 pixels"),
         ("data.forget", (1.5,), "config.data.forget is 1.5"),
@@ -89,6 +93,13 @@ def test_missing_sections_and_fields_are_named():
     del config["data"]["source"]
     with pytest.raises(UserError, match="config.data.source is missing"):
         parse_config(config)
+
+
+def test_a_recipe_need_not_name_devices():
+    config = recipe().to_dict()
+    del config["mesh"], config["parallel"]
+    config = parse_config(config)
+    assert (config.mesh.data, config.mesh.model, config.parallel) == (-1, 1, "jit")
 
 
 def test_published_sizes_by_name():

@@ -20,14 +20,15 @@ class PretrainingStage(NamedTuple):
     Attributes:
       name: short name, used for folders and log lines.
       trained: the parts of the parameters that this stage trains.
-      prepare: `(frozen, images, rng) -> inputs`: everything random, on the whole batch; `frozen`
-        holds the parts that are not trained, leaves of `inputs` start with the batch axis.
+      prepare: `(frozen, images, rng, axis_name) -> inputs`: everything random, see
+        `ImageToImageModel.corrupt`; `frozen` holds the parts that are not trained, leaves of
+        `inputs` start with the batch axis.
       loss: `(params, inputs) -> [batch]`, the loss of every example, with all parts.
     """
 
     name: str
     trained: tuple[str, ...]
-    prepare: Callable[[Params, jax.Array, jax.Array], Any]
+    prepare: Callable[[Params, jax.Array, jax.Array, str | None], Any]
     loss: Callable[[Params, Any], jax.Array]
 
 
@@ -56,15 +57,24 @@ class ImageToImageModel(abc.ABC):
         """Fresh float32 parameters by part."""
 
     @abc.abstractmethod
-    def corrupt(self, params: Params, images: jax.Array, rng: jax.Array) -> Seen:
+    def corrupt(
+        self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
+    ) -> Seen:
         """T of the paper: the only random step before the encoder.
 
         The same `rng` gives the same draw (kept patches, masks, times, noises) whatever the images
-        are, so that student and teacher can be shown the same corruption.
+        are, so that student and teacher can be shown the same corruption. Inside `pmap` and
+        `shard_map`, `axis_name` is the axis over which the batch is split: its rows are corrupted as
+        they would be on one device (see `l2l_jax.batch_axis`).
         """
 
     def corrupt_noise(
-        self, params: Params, images: jax.Array, noise: jax.Array, rng: jax.Array
+        self,
+        params: Params,
+        images: jax.Array,
+        noise: jax.Array,
+        rng: jax.Array,
+        axis_name: str | None = None,
     ) -> Seen:
         """What the teacher sees in place of the forget `images`: `noise` under the same T.
 
@@ -72,10 +82,10 @@ class ImageToImageModel(abc.ABC):
           params: parameters, as for `corrupt`.
           images: the forget images `[batch, height, width, channel]`.
           noise: noise images of the same shape.
-          rng: the key with which `corrupt` was called on `images`.
+          rng, axis_name: those with which `corrupt` was called on `images`.
         """
         del images
-        return self.corrupt(params, noise, rng)
+        return self.corrupt(params, noise, rng, axis_name)
 
     @abc.abstractmethod
     def encode(self, encoder_params: Any, seen: Seen) -> Any:
@@ -95,7 +105,12 @@ class ImageToImageModel(abc.ABC):
         """The family's own training loss of every example, `[batch]`."""
 
     def noisy_truth(
-        self, images: jax.Array, seen: Seen, noise: jax.Array, rng: jax.Array
+        self,
+        images: jax.Array,
+        seen: Seen,
+        noise: jax.Array,
+        rng: jax.Array,
+        axis_name: str | None = None,
     ) -> tuple[jax.Array, Seen]:
         """What to give `generative_loss` so that the truth is Gaussian noise.
 
@@ -107,11 +122,12 @@ class ImageToImageModel(abc.ABC):
           seen: what `corrupt` made of it.
           noise: Gaussian noise images with the statistics of `images`, same shape.
           rng: key of anything else that is drawn.
+          axis_name: mapped axis over which the batch is split.
 
         Returns:
           `(images, seen)`, the last two arguments of `generative_loss`.
         """
-        del images, rng
+        del images, rng, axis_name
         return noise, seen
 
     @abc.abstractmethod
@@ -130,8 +146,8 @@ class ImageToImageModel(abc.ABC):
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
         """How to train the model from nothing: by default one stage with `generative_loss`."""
 
-        def prepare(frozen, images, rng):
-            return {"images": images, "seen": self.corrupt(frozen, images, rng)}
+        def prepare(frozen, images, rng, axis_name=None):
+            return {"images": images, "seen": self.corrupt(frozen, images, rng, axis_name)}
 
         def loss(params, inputs):
             return self.generative_loss(params, inputs["images"], inputs["seen"])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models import vit
 from l2l_jax.models.base import ImageToImageModel, Params
 
@@ -177,7 +178,9 @@ class MAE(ImageToImageModel):
             "decoder": self.decoder.init(decoder_rng, latent, ids_restore)["params"],
         }
 
-    def corrupt(self, params: Params, images: jax.Array, rng: jax.Array) -> dict[str, jax.Array]:
+    def corrupt(
+        self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
+    ) -> dict[str, jax.Array]:
         """Keep a random `1 − mask_ratio` of the patches.
 
         Returns:
@@ -185,7 +188,9 @@ class MAE(ImageToImageModel):
           `[batch, patches]`.
         """
         del params
-        noise = jax.random.uniform(rng, (images.shape[0], self.grid**2))
+        noise = draw_rows(
+            lambda rows: jax.random.uniform(rng, (rows, self.grid**2)), images.shape[0], axis_name
+        )
         return self.mask(images, noise, int(self.grid**2 * (1 - self.mask_ratio)))
 
     def mask(self, images: jax.Array, noise: jax.Array, kept: int) -> dict[str, jax.Array]:

@@ -194,14 +194,16 @@ class MAGE(ImageToImageModel):
         ids = ids.reshape(-1, self.grid, self.grid)
         return self.tokenizer.apply({"params": params["tokenizer"]}, ids, method="decode_ids")
 
-    def corrupt(self, params: Params, images: jax.Array, rng: jax.Array) -> dict[str, jax.Array]:
+    def corrupt(
+        self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
+    ) -> dict[str, jax.Array]:
         """Tokenise, drop a share `dropped` of the tokens, mask some of the others.
 
         Returns:
           What `mask` returns, and `dropout_keep`, bool `[batch, 1 + kept, width]`, if there is
           dropout.
         """
-        return mage_corruption.corrupt(self, params, images, rng)
+        return mage_corruption.corrupt(self, params, images, rng, axis_name)
 
     def mask(
         self, ids: jax.Array, noise: jax.Array, num_drop: int, num_mask: int | jax.Array
@@ -261,10 +263,11 @@ class MAGE(ImageToImageModel):
         return jnp.sum(loss * seen["masked"], axis=1) / jnp.sum(seen["masked"], axis=1)
 
     def noisy_truth(
-        self, images: jax.Array, seen: dict[str, jax.Array], noise: jax.Array, rng: jax.Array
+        self, images: jax.Array, seen: dict[str, jax.Array], noise: jax.Array, rng: jax.Array,
+        axis_name: str | None = None,  # fmt: skip
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Codes of `draw_noise_codes` as the targets, as released."""
-        targets = mage_networks.draw_noise_codes(rng, seen["targets"], self.codebook_size)
+        targets = mage_networks.draw_noise_codes(rng, seen["targets"], self.codebook_size, axis_name)
         return images, {**seen, "targets": targets}
 
     def tokenizer_loss(self, params: Params, inputs: tuple[jax.Array, ...]) -> jax.Array:
@@ -281,8 +284,8 @@ class MAGE(ImageToImageModel):
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
         """First the tokenizer, then encoder and decoder on its tokens."""
 
-        def prepare(frozen, images, rng):
-            return mage_corruption.tokenizer_inputs(self, images, rng)
+        def prepare(frozen, images, rng, axis_name):
+            return mage_corruption.tokenizer_inputs(self, images, rng, axis_name)
 
         tokenizer = PretrainingStage("tokenizer", ("tokenizer",), prepare, self.tokenizer_loss)
         return (tokenizer, *super().pretraining_stages())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models.base import Params
 from l2l_jax.models.mage_networks import draw_masked_share, random_masking
 
@@ -32,33 +33,39 @@ def paint_tokens(model: "MAGE", images: jax.Array, tokens: jax.Array) -> jax.Arr
     return paint(model, images, hole)
 
 
-def draw_mask(model: "MAGE", batch: int, rng: jax.Array) -> tuple[jax.Array, int, jax.Array]:
+def draw_mask(
+    model: "MAGE", rows: int, rng: jax.Array, axis_name: str | None = None
+) -> tuple[jax.Array, int, jax.Array]:
     """The arguments of `random_masking` for a batch: noise, how many tokens to drop, and to mask."""
     noise_key, share_key = jax.random.split(rng)
     num_drop = math.ceil(model.tokens * model.dropped)
     share = draw_masked_share(share_key, model.mask_mean, model.mask_std, model.dropped)
     num_mask = jnp.ceil(model.tokens * share).astype(jnp.int32)
-    noise = jax.random.uniform(noise_key, (batch, model.tokens))
+    noise = draw_rows(lambda n: jax.random.uniform(noise_key, (n, model.tokens)), rows, axis_name)
     return noise, num_drop, jnp.clip(num_mask, max(num_drop, 1), model.tokens)
 
 
 def corrupt(
-    model: "MAGE", params: Params, images: jax.Array, rng: jax.Array
+    model: "MAGE", params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
 ) -> dict[str, jax.Array]:
     """`MAGE.corrupt`: tokenise, drop a share `dropped` of the tokens, mask some of the others."""
     mask_key, dropout_key = jax.random.split(rng)
-    drawn = draw_mask(model, images.shape[0], mask_key)
+    drawn = draw_mask(model, images.shape[0], mask_key, axis_name)
     seen = model.mask(model.tokenize(params, images), *drawn)
     if model.paint_masked:
         painted = paint_tokens(model, images, seen["masked"])
         seen["ids"] = model.mask(model.tokenize(params, painted), *drawn)["ids"]
     if model.dropout:
-        shape = (*seen["ids"].shape, model.width)
-        seen["dropout_keep"] = jax.random.bernoulli(dropout_key, 1 - model.dropout, shape)
+        shape, keep = (seen["ids"].shape[1], model.width), 1 - model.dropout
+        seen["dropout_keep"] = draw_rows(
+            lambda n: jax.random.bernoulli(dropout_key, keep, (n, *shape)), len(images), axis_name
+        )
     return seen
 
 
-def tokenizer_inputs(model: "MAGE", images: jax.Array, rng: jax.Array) -> tuple[jax.Array, ...]:
+def tokenizer_inputs(
+    model: "MAGE", images: jax.Array, rng: jax.Array, axis_name: str | None = None
+) -> tuple[jax.Array, ...]:
     """What `VQGAN` is called with in training.
 
     Returns:
@@ -67,7 +74,7 @@ def tokenizer_inputs(model: "MAGE", images: jax.Array, rng: jax.Array) -> tuple[
     """
     if not model.paint_masked:
         return (images,)
-    noise, _, num_mask = draw_mask(model, images.shape[0], rng)
+    noise, _, num_mask = draw_mask(model, images.shape[0], rng, axis_name)
     masked, _, _ = random_masking(noise, 0, num_mask)
     painted = paint_tokens(model, images, masked)
     return images, painted, masked.reshape(-1, model.grid, model.grid)

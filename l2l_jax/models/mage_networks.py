@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from l2l_jax.batch_axis import draw_rows, mean_and_std
 from l2l_jax.models import vit
 
 EMBEDDING_STD = 0.02
@@ -143,12 +144,22 @@ def draw_masked_share(rng: jax.Array, mean: float, std: float, least: float) -> 
     return mean + std * jax.random.truncated_normal(rng, lower, upper)
 
 
-def draw_noise_codes(rng: jax.Array, codes: jax.Array, codebook_size: int) -> jax.Array:
+def draw_noise_codes(
+    rng: jax.Array, codes: jax.Array, codebook_size: int, axis_name: str | None = None
+) -> jax.Array:
     """Codes that say nothing of an image: numbers from a normal distribution with the mean and
-    (unbiased) standard deviation of all `codes`, rounded and clipped to the codebook; like `codes`."""
-    numbers = codes.astype(jnp.float32)
-    drawn = numbers.mean() + numbers.std(ddof=1) * jax.random.normal(rng, codes.shape)
-    return jnp.clip(jnp.round(drawn), 0, codebook_size - 1).astype(codes.dtype)
+    (unbiased) standard deviation of all `codes` of the batch, rounded and clipped to the codebook.
+
+    Args:
+      rng: key.
+      codes: `[batch, token]`; the result is like it.
+      codebook_size: number of codes.
+      axis_name: mapped axis over which the batch is split.
+    """
+    mean, std = mean_and_std(codes.astype(jnp.float32), axis_name)
+    rows, tokens = codes.shape
+    normal = draw_rows(lambda n: jax.random.normal(rng, (n, tokens)), rows, axis_name)
+    return jnp.clip(jnp.round(mean + std * normal), 0, codebook_size - 1).astype(codes.dtype)
 
 
 def unused_tensors(width: int, decoder_width: int, patch_size: int, channels: int) -> Any:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax import freeform
+from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models import diffusion
 from l2l_jax.models.base import ImageToImageModel, Params
 from l2l_jax.models.unet import Decoder, Encoder, UNetConfig
@@ -148,7 +149,9 @@ class Palette(ImageToImageModel):
             self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed
         )
 
-    def corrupt(self, params: Params, images: jax.Array, rng: jax.Array) -> dict[str, jax.Array]:
+    def corrupt(
+        self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
+    ) -> dict[str, jax.Array]:
         """Cut a hole, fill it with noise, and add noise of a random level inside it.
 
         Returns:
@@ -156,7 +159,9 @@ class Palette(ImageToImageModel):
           hole), then the noisy one (exact outside the hole); `gamma` `[batch]`; `noise` like the
           images, the noise to predict; `hole` bool `[batch, height, width]`.
         """
-        return self.corrupt_with(images, self.draw(params, images.shape, rng))
+        rows, *shape = images.shape
+        draw = draw_rows(lambda n: self.draw(params, (n, *shape), rng), rows, axis_name)
+        return self.corrupt_with(images, draw)
 
     def draw(self, params: Params, shape: tuple[int, ...], rng: jax.Array) -> dict[str, jax.Array]:
         """All that is random in `corrupt`, for images of `shape`; see `corrupt_with`."""
@@ -197,15 +202,16 @@ class Palette(ImageToImageModel):
         }
 
     def corrupt_noise(
-        self, params: Params, images: jax.Array, noise: jax.Array, rng: jax.Array
+        self, params: Params, images: jax.Array, noise: jax.Array, rng: jax.Array,
+        axis_name: str | None = None,  # fmt: skip
     ) -> dict[str, jax.Array]:
         """The teacher's view of forget images, by `teacher_noise`.
 
         "hole" needs no `noise` image: inside the hole stands the noise of the draw itself.
         """
         if self.teacher_noise == "everywhere":
-            return self.corrupt(params, noise, rng)
-        return self.pure_noise_inside(self.corrupt(params, images, rng))
+            return self.corrupt(params, noise, rng, axis_name)
+        return self.pure_noise_inside(self.corrupt(params, images, rng, axis_name))
 
     def pure_noise_inside(self, seen: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """`seen` with nothing of the image left in the noisy image inside the hole.
@@ -241,7 +247,8 @@ class Palette(ImageToImageModel):
         return jnp.where(seen["hole"][..., None], error, 0).mean(axis=(1, 2, 3))
 
     def noisy_truth(
-        self, images: jax.Array, seen: dict[str, jax.Array], noise: jax.Array, rng: jax.Array
+        self, images: jax.Array, seen: dict[str, jax.Array], noise: jax.Array, rng: jax.Array,
+        axis_name: str | None = None,  # fmt: skip
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """`pure_noise_inside`, as released: there is nothing but noise to find in the hole."""
         return images, self.pure_noise_inside(seen)

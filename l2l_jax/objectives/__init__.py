@@ -1,4 +1,4 @@
-"""Unlearning objectives; they import JAX and nothing else of the package."""
+"""Unlearning objectives; they import JAX, and nothing of the package that imports more."""
 
 from l2l_jax.objectives.encoder import (
     UnlearningInputs,

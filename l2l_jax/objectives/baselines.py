@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from l2l_jax.batch_axis import draw_rows, mean_and_std
 from l2l_jax.models.base import ImageToImageModel, Params
 from l2l_jax.objectives.encoder import corruption_keys, deinterleave, feature_distance, interleave
 from l2l_jax.objectives.noise import noise_images
@@ -30,8 +31,8 @@ def max_loss_task(model: ImageToImageModel, *, alpha: float) -> Task:
       alpha: weight of the forget term, 0 or more.
     """
 
-    def prepare(frozen, batch, rng):
-        return _images_and_views(model, frozen, batch, rng)
+    def prepare(frozen, batch, rng, axis_name=None):
+        return _images_and_views(model, frozen, batch, rng, axis_name)
 
     return _generative_task(model, prepare, -alpha)
 
@@ -48,12 +49,16 @@ def noisy_label_task(model: ImageToImageModel, *, alpha: float) -> Task:
       alpha: weight of the forget term, 0 or more.
     """
 
-    def prepare(frozen, batch, rng):
-        views = _images_and_views(model, frozen, batch, rng)
+    def prepare(frozen, batch, rng, axis_name=None):
+        views = _images_and_views(model, frozen, batch, rng, axis_name)
         both = interleave(views["retain"], views["forget"])
         noise_key, truth_key = jax.random.fold_in(rng, 2), jax.random.fold_in(rng, 3)
-        noise = noise_images(both["images"], noise_key, value_range=model.value_range)
-        images, seen = model.noisy_truth(both["images"], both["seen"], noise, truth_key)
+        noise = noise_images(
+            both["images"], noise_key, value_range=model.value_range, axis_name=axis_name
+        )
+        images, seen = model.noisy_truth(
+            both["images"], both["seen"], noise, truth_key, axis_name
+        )
         _, forget = deinterleave({"images": images, "seen": seen})
         return {**views, "forget": forget}
 
@@ -77,8 +82,8 @@ def retain_label_task(model: ImageToImageModel, *, alpha: float) -> Task:
       alpha: weight of the forget term, 0 or more.
     """
 
-    def prepare(frozen, batch, rng):
-        views = _images_and_views(model, frozen, batch, rng)
+    def prepare(frozen, batch, rng, axis_name=None):
+        views = _images_and_views(model, frozen, batch, rng, axis_name)
         return {name: view["seen"] for name, view in views.items()}
 
     def loss(trained, frozen, inputs):
@@ -112,13 +117,14 @@ def random_encoder_task(model: ImageToImageModel, *, alpha: float) -> Task:
       alpha: weight of the forget term, 0 or more.
     """
 
-    def prepare(frozen, batch, rng):
-        views = _images_and_views(model, frozen, batch, rng)
+    def prepare(frozen, batch, rng, axis_name=None):
+        views = _images_and_views(model, frozen, batch, rng, axis_name)
         seen = {name: view["seen"] for name, view in views.items()}
         # The targets are made here, not in the loss: their statistics are the whole batch's.
         features = model.encode(frozen["encoder"], interleave(seen["retain"], seen["forget"]))
         retain, _ = deinterleave(features)
-        _, noise = deinterleave(noise_features(features, jax.random.fold_in(rng, 2)))
+        drawn = noise_features(features, jax.random.fold_in(rng, 2), axis_name)
+        _, noise = deinterleave(drawn)
         return {"seen": seen, "target": {"retain": retain, "forget": noise}}
 
     def loss(trained, frozen, inputs):
@@ -136,13 +142,14 @@ def random_encoder_task(model: ImageToImageModel, *, alpha: float) -> Task:
     )
 
 
-def noise_features(features: Any, rng: jax.Array) -> Any:
+def noise_features(features: Any, rng: jax.Array, axis_name: str | None = None) -> Any:
     """Gaussian noise with the mean and (unbiased) standard deviation of each array of a tree.
 
     Args:
       features: a tree of arrays `[batch, …]`; of each the statistics are two scalars, those of the
-        global batch under `jit`.
+        whole batch.
       rng: key.
+      axis_name: mapped axis over which the batch is split.
 
     Returns:
       A tree of the same structure, shapes and types.
@@ -150,15 +157,19 @@ def noise_features(features: Any, rng: jax.Array) -> Any:
     leaves, structure = jax.tree.flatten(features)
 
     def draw(x, key):
-        values = x.astype(jnp.float32)
-        noise = jax.random.normal(key, x.shape)
-        return (values.mean() + values.std(ddof=1) * noise).astype(x.dtype)
+        mean, std = mean_and_std(x.astype(jnp.float32), axis_name)
+        noise = draw_rows(
+            lambda rows: jax.random.normal(key, (rows, *x.shape[1:])), x.shape[0], axis_name
+        )
+        return (mean + std * noise).astype(x.dtype)
 
     keys = jax.random.split(rng, len(leaves))
     return structure.unflatten([draw(x, key) for x, key in zip(leaves, keys, strict=True)])
 
 
-def _images_and_views(model: ImageToImageModel, frozen: Params, batch: Any, rng: jax.Array) -> Any:
+def _images_and_views(
+    model: ImageToImageModel, frozen: Params, batch: Any, rng: jax.Array, axis_name: str | None
+) -> Any:
     """`{set: {"images", "seen"}}`, drawn as for the paper's method."""
     shapes = {name: batch[name].shape for name in ("retain", "forget")}
     if shapes["retain"] != shapes["forget"]:
@@ -167,7 +178,7 @@ def _images_and_views(model: ImageToImageModel, frozen: Params, batch: Any, rng:
             f"not {shapes['retain']} and {shapes['forget']}"
         )
     return {
-        name: {"images": batch[name], "seen": model.corrupt(frozen, batch[name], key)}
+        name: {"images": batch[name], "seen": model.corrupt(frozen, batch[name], key, axis_name)}
         for name, key in zip(("retain", "forget"), corruption_keys(rng), strict=True)
     }
 

@@ -50,7 +50,8 @@ def unlearning_inputs(
       retain, forget: images `[batch, height, width, channel]`, equally many.
       rng: key.
       noise, value_range, axis_name: see `noise_images`. The statistics of the noise are those of
-        the whole batch, retain and forget images together.
+        the whole batch, retain and forget images together. Under `axis_name` the key that
+        `corrupt` gets has the device's index folded in, so that rows differ.
 
     Raises:
       ValueError: shapes differ.
@@ -58,7 +59,9 @@ def unlearning_inputs(
     noise_image = batch_noise(
         retain, forget, rng, kind=noise, value_range=value_range, axis_name=axis_name
     )
-    retain_key, forget_key = corruption_keys(rng, axis_name)
+    if axis_name is not None:  # `corrupt` knows nothing of the other devices' rows
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+    retain_key, forget_key = corruption_keys(rng)
     return UnlearningInputs(
         retain=corrupt(retain, retain_key),
         forget=corrupt(forget, forget_key),
@@ -86,10 +89,8 @@ def batch_noise(
     return drawn[:, 1]
 
 
-def corruption_keys(rng: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
-    """The keys of T for retain and for forget images, different on every device of `axis_name`."""
-    if axis_name is not None:
-        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+def corruption_keys(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The keys of T for retain and for forget images."""
     return jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
 
 

@@ -5,6 +5,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from l2l_jax.batch_axis import draw_rows, mean_and_std
+
 NoiseKind = Literal["normal", "uniform", "constant"]
 NOISE_KINDS: tuple[str, ...] = ("normal", "uniform", "constant")
 
@@ -25,7 +27,7 @@ def noise_images(
 
     Args:
       images: `[batch, height, width, channel]` within `value_range`.
-      rng: key. Under `axis_name` every device folds in its own index, so that rows differ.
+      rng: key, the same on every device: its rows of what is drawn for the whole batch are its own.
       kind: "normal" has the mean and (unbiased) standard deviation of the pixels and is clipped to
         `value_range`; "uniform" is uniform over `value_range`; "constant" is the mean everywhere.
       value_range: least and greatest valid pixel.
@@ -39,21 +41,17 @@ def noise_images(
         raise ValueError(f"value_range must increase, not {value_range}")
     if kind not in NOISE_KINDS:
         raise ValueError(f"kind must be one of {', '.join(NOISE_KINDS)}, not {kind!r}")
-    if axis_name is not None:
-        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+    rows, *shape = images.shape
+
+    def uniform(n):
+        return jax.random.uniform(rng, (n, *shape), images.dtype, low, high)
+
+    def standard_normal(n):
+        return jax.random.normal(rng, (n, *shape), images.dtype)
+
     if kind == "uniform":
-        return jax.random.uniform(rng, images.shape, images.dtype, low, high)
-    mean, std = _pixel_statistics(images, axis_name)
+        return draw_rows(uniform, rows, axis_name)
+    mean, std = mean_and_std(images, axis_name)
     if kind == "constant":
         return jnp.full_like(images, mean)
-    return jnp.clip(mean + std * jax.random.normal(rng, images.shape, images.dtype), low, high)
-
-
-def _pixel_statistics(images: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    count, mean = images.size, images.mean()
-    if axis_name is not None:
-        count, mean = jax.lax.psum(count, axis_name), jax.lax.pmean(mean, axis_name)
-    squares = jnp.sum(jnp.square(images - mean))
-    if axis_name is not None:
-        squares = jax.lax.psum(squares, axis_name)
-    return mean, jnp.sqrt(squares / (count - 1))
+    return jnp.clip(mean + std * draw_rows(standard_normal, rows, axis_name), low, high)

@@ -22,23 +22,24 @@ class Task(NamedTuple):
       trained: the parts of the parameters to train.
       frozen: the parts of the original parameters to read; no others need to be on the devices.
       sets: the names of the image sets in a batch.
-      prepare: `(frozen, batch, rng) -> inputs`: all randomness and batch statistics; leaves of
-        `inputs` start with the batch axis.
+      prepare: `(frozen, batch, rng, axis_name=None) -> inputs`: all randomness and batch statistics;
+        leaves of `inputs` start with the batch axis. With `axis_name` the batch is split over that
+        mapped axis, and `inputs` are this device's rows of what they would be on one device.
       loss: `(trained, frozen, inputs) -> (scalar, terms)`, both means over the rows of `inputs`.
     """
 
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
     sets: tuple[str, ...]
-    prepare: Callable[[Params, dict[str, jax.Array], jax.Array], Any]
+    prepare: Callable[..., Any]
     loss: Callable[[Params, Params, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def pretraining_task(stage: PretrainingStage, parts: tuple[str, ...]) -> Task:
     """Train `stage` of a model whose parameters have `parts`, on the one set "train"."""
 
-    def prepare(frozen, batch, rng):
-        return stage.prepare(frozen, batch["train"], rng)
+    def prepare(frozen, batch, rng, axis_name=None):
+        return stage.prepare(frozen, batch["train"], rng, axis_name)
 
     def loss(trained, frozen, inputs):
         return stage.loss({**frozen, **trained}, inputs).mean(), {}
@@ -56,14 +57,16 @@ def encoder_task(model: ImageToImageModel, *, alpha: float, noise: NoiseKind) ->
       noise: kind of the noise images.
     """
 
-    def prepare(frozen, batch, rng):
+    def prepare(frozen, batch, rng, axis_name=None):
         retain, forget = batch["retain"], batch["forget"]
-        drawn = batch_noise(retain, forget, rng, kind=noise, value_range=model.value_range)
+        drawn = batch_noise(
+            retain, forget, rng, kind=noise, value_range=model.value_range, axis_name=axis_name
+        )
         retain_key, forget_key = corruption_keys(rng)
         return UnlearningInputs(
-            retain=model.corrupt(frozen, retain, retain_key),
-            forget=model.corrupt(frozen, forget, forget_key),
-            noise=model.corrupt_noise(frozen, forget, drawn, forget_key),
+            retain=model.corrupt(frozen, retain, retain_key, axis_name),
+            forget=model.corrupt(frozen, forget, forget_key, axis_name),
+            noise=model.corrupt_noise(frozen, forget, drawn, forget_key, axis_name),
         )
 
     def loss(trained, frozen, inputs):

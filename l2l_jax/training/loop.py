@@ -19,7 +19,8 @@ from l2l_jax.training import sharding
 from l2l_jax.training.checkpoint import Checkpointer
 from l2l_jax.training.metric_writers import MetricWriter
 from l2l_jax.training.optimizer import TrainingConfig, learning_rate_schedule, make_optimizer
-from l2l_jax.training.step import create_state, make_step
+from l2l_jax.training.parallel import ParallelKind, make_parallel
+from l2l_jax.training.step import make_step, placed_state
 from l2l_jax.training.stopping import stop_request
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def train(
     *,
     seed: int,
     mesh: Mesh,
+    parallel: ParallelKind = "jit",
 ) -> Params:
     """Train a task to its last step, resuming from `folder` if there is something to resume.
 
@@ -47,6 +49,7 @@ def train(
       folder: keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files.
       seed: seed of everything random in the steps.
       mesh: the devices.
+      parallel: how the step runs on them, see `l2l_jax.training.parallel`.
 
     Returns:
       `params` with the trained parts replaced, as host arrays.
@@ -58,17 +61,18 @@ def train(
     """
     with agreement():
         sharding.check_batch_size(config.batch_size, config.accumulate, mesh, f"{name} batch_size")
+        runner = make_parallel(mesh, parallel)
     optimizer = make_optimizer(config)
     step = make_step(
-        task, optimizer, seed=seed, ema_decay=config.ema_decay, accumulate=config.accumulate
-    )
+        task, optimizer, seed=seed, ema_decay=config.ema_decay, accumulate=config.accumulate,
+        parallel=runner,
+    )  # fmt: skip
     checkpointer = Checkpointer(folder / "checkpoints")
     reading = contextlib.closing(iter(batches))
     with contextlib.closing(checkpointer), reading as iterator, stop_request() as stop:
-        trained = {part: params[part] for part in task.trained}
-        create = jax.jit(lambda p: create_state(p, optimizer, ema=config.ema_decay > 0))
-        state = create(sharding.replicate(trained, mesh))
-        frozen = sharding.replicate({part: params[part] for part in task.frozen}, mesh)
+        trained = sharding.place({part: params[part] for part in task.trained}, mesh)
+        frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
+        state = placed_state(trained, optimizer, mesh, ema=config.ema_decay > 0)
         resumed = checkpointer.restore_newest(state)
         if resumed is not None:
             state, iterator_state = resumed
@@ -76,13 +80,13 @@ def train(
             logger.info("%s: resuming after step %d of %d", name, int(state.step), config.steps)
         if int(state.step) < config.steps:
             state = _run_steps(
-                name, jax.jit(step, donate_argnums=0), state, frozen, iterator, config, folder,
-                checkpointer, mesh, stop,
+                name, runner.compile(step), state, frozen, iterator, config, folder,
+                checkpointer, runner, stop,
             )  # fmt: skip
         return {**params, **to_host(state.result)}
 
 
-def _run_steps(name, step, state, frozen, iterator, config, folder, checkpointer, mesh, stop):
+def _run_steps(name, step, state, frozen, iterator, config, folder, checkpointer, runner, stop):
     """Run the steps that are left; metrics are read one step late, so that the device never waits."""
     first = int(state.step)
     schedule = learning_rate_schedule(config)
@@ -96,8 +100,7 @@ def _run_steps(name, step, state, frozen, iterator, config, folder, checkpointer
                 _log(number, values, config, schedule, writer, progress)
 
         for number in range(first + 1, config.steps + 1):
-            batch = sharding.shard_batch(next(iterator), mesh)
-            state, metrics = step(state, frozen, batch)
+            state, metrics = step(state, frozen, runner.rows(next(iterator)))
             report(number - 1)
             pending = metrics
             signal_number = stop.agreed()

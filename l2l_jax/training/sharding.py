@@ -1,19 +1,65 @@
-"""Where arrays live: a mesh of devices, batches split over it, parameters on every device."""
+"""Where arrays live: the mesh of devices, the rows of a batch, the parameters."""
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.errors import UserError
 
+SHARDED_FROM = 4096
+"""Elements from which an array is split over the axis "model"; smaller ones lie on every device."""
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh ("data",) over `devices`, by default all of them."""
+ROWS = PartitionSpec(("data", "model"))
+"""Rows of a batch are split over all devices, whichever axis they are on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the two axes of the mesh of devices; their product is the number of devices.
+
+    A batch is split over both axes. Along "data" every device has all parameters; along "model" they are
+    split too, with their optimiser state and moving average.
+
+    Attributes:
+      data: devices along "data"; -1: all that the other axis leaves.
+      model: devices along "model"; -1: all that the other axis leaves.
+    """
+
+    data: int = -1
+    model: int = 1
+
+    def __post_init__(self):
+        for name in ("data", "model"):
+            if getattr(self, name) < 1 and getattr(self, name) != -1:
+                raise ValueError(f"{name} must be at least 1, or -1, not {getattr(self, name)}")
+        if self.data == self.model == -1:
+            raise ValueError("only one of data and model can be -1")
+
+
+def make_mesh(devices: list[jax.Device] | None = None, config: MeshConfig | None = None) -> Mesh:
+    """A mesh ("data", "model") of the sizes in `config` over `devices`, by default all of them.
+
+    Raises:
+      UserError: the sizes do not give the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
+    config = MeshConfig() if config is None else config
+    count = len(devices)
+    data, model = config.data, config.model
+    data = count // model if data == -1 else data
+    model = count // data if model == -1 and data else model
+    if data * model != count:
+        raise UserError(
+            f"config.mesh asks for data={config.data} times model={config.model} devices, and there are "
+            f"{count}: the product must be {count}; -1 stands for what the other axis leaves."
+        )
     # Auto, not Explicit: look-ups of a sharded index in a replicated table need it.
-    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+    return jax.make_mesh(
+        (data, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
+    )
 
 
 def check_batch_size(batch_size: int, parts: int, mesh: Mesh, field: str) -> None:
@@ -25,12 +71,37 @@ def check_batch_size(batch_size: int, parts: int, mesh: Mesh, field: str) -> Non
         )
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Arrays copied to every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+def parameter_spec(shape: tuple[int, ...], ways: int) -> PartitionSpec:
+    """How an array of the state is split over the `ways` devices along "model".
+
+    The rule: the longest axis that `ways` divides is split, of equal ones the last. An array without such
+    an axis, or of fewer than `SHARDED_FROM` elements, is whole on every device. Only the shape
+    counts, so that optimiser moments and averages are split as their parameters are.
+    """
+    axes = [axis for axis, size in enumerate(shape) if size % ways == 0]
+    if ways == 1 or not axes or math.prod(shape) < SHARDED_FROM:
+        return PartitionSpec()
+    longest = max(axes, key=lambda axis: (shape[axis], axis))
+    return PartitionSpec(*(None,) * longest, "model")
+
+
+def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+    """`parameter_spec` of every array of a tree, on a mesh."""
+    ways = mesh.shape["model"]
+    return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(x.shape, ways)), tree)
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Parameters or other arrays of the state on the devices, by `parameter_spec`."""
+    return jax.device_put(tree, parameter_shardings(tree, mesh))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a global batch, split over its devices along the first axis."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharding = NamedSharding(mesh, ROWS)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def describe(mesh: Mesh, parallel: str) -> str:
+    """The mesh in a word, as "jit 4x2"."""
+    return f"{parallel} {mesh.shape['data']}x{mesh.shape['model']}"

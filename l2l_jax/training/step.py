@@ -7,9 +7,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.task import Task
+from l2l_jax.training.parallel import Whole
+from l2l_jax.training.sharding import parameter_shardings
 
 
 @flax.struct.dataclass
@@ -46,6 +49,18 @@ def create_state(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
+def placed_state(
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+) -> TrainState:
+    """`create_state` with every array where `sharding.parameter_spec` wants it."""
+
+    def create(params):
+        return create_state(params, optimizer, ema=ema)
+
+    shardings = parameter_shardings(jax.eval_shape(create, params), mesh)
+    return jax.jit(create, out_shardings=shardings)(params)
+
+
 def make_step(
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -53,27 +68,34 @@ def make_step(
     seed: int,
     ema_decay: float = 0.0,
     accumulate: int = 1,
+    parallel: Whole | None = None,
 ) -> Step:
-    """The step function of a task, to be jitted with its first argument donated.
+    """The step function of a task, to be compiled with its first argument donated.
 
     The key of a step is `seed` with the step number folded in, so that a resumed run repeats an
     uninterrupted one. With `accumulate` > 1 the batch is drawn and corrupted whole, then its rows
-    go through loss and gradient in that many interleaved parts.
+    go through loss and gradient in that many interleaved parts. `parallel` says what devices tell one
+    another, and its `compile` compiles the step; without it the step is one plain program.
 
     Returns:
       A `Step`; its metrics are "loss", the task's terms and "grad_norm" (before clipping).
     """
+    parallel = Whole() if parallel is None else parallel
 
     def step(state, frozen, batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        inputs = task.prepare(frozen, batch, rng)
+        trained, frozen = parallel.gather((state.params, frozen))
+        inputs = task.prepare(frozen, batch, rng, parallel.axis_name)
         value_and_grad = jax.value_and_grad(
             lambda params, part: task.loss(params, frozen, part), has_aux=True
         )
-        if accumulate == 1:
-            (loss, terms), grads = value_and_grad(state.params, inputs)
-        else:
-            (loss, terms), grads = _accumulated(value_and_grad, state.params, inputs, accumulate)
+
+        def graded(part):
+            (loss, terms), grads = value_and_grad(trained, part)
+            return loss, terms, parallel.scatter(grads)
+
+        result = graded(inputs) if accumulate == 1 else _accumulated(graded, inputs, accumulate)
+        loss, terms, grads = parallel.mean(result)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -85,8 +107,8 @@ def make_step(
     return step
 
 
-def _accumulated(value_and_grad, params, inputs, parts):
-    """The mean of `value_and_grad` over `parts` interleaved parts of the rows.
+def _accumulated(graded, inputs, parts):
+    """The mean of `graded` over `parts` interleaved parts of the rows.
 
     Row i goes to part i mod parts: a batch sharded over devices stays evenly sharded in each part.
     """
@@ -95,11 +117,11 @@ def _accumulated(value_and_grad, params, inputs, parts):
         return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
+        return jax.tree.map(jnp.add, total, graded(part)), None
 
     split_inputs = jax.tree.map(split, inputs)
     first = jax.tree.map(lambda x: x[0], split_inputs)
-    shapes = jax.eval_shape(value_and_grad, params, first)
+    shapes = jax.eval_shape(graded, first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, split_inputs)
     return jax.tree.map(lambda x: x / parts, total)

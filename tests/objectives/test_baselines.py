@@ -32,7 +32,7 @@ class Linear(ImageToImageModel):
 
     restore = init
 
-    def corrupt(self, params, images, rng):
+    def corrupt(self, params, images, rng, axis_name=None):
         pixels = images.reshape(-1, 12) * params["gain"]
         return jnp.where(jax.random.bernoulli(rng, 0.5, pixels.shape), pixels, 0)
 

@@ -10,7 +10,7 @@ from l2l_jax.models.mae import MAE
 from l2l_jax.objectives.task import Task, encoder_task, pretraining_task
 from l2l_jax.training import sharding
 from l2l_jax.training.optimizer import TrainingConfig, make_optimizer
-from l2l_jax.training.step import create_state, make_step
+from l2l_jax.training.step import create_state, make_step, placed_state
 
 MODEL = MAE(
     image_size=16, patch_size=4, width=16, depth=1, num_heads=2,
@@ -35,9 +35,9 @@ def run(task, params, *, devices=1, accumulate=1, ema_decay=0.0):
         make_step(task, optimizer, seed=3, ema_decay=ema_decay, accumulate=accumulate),
         donate_argnums=0,
     )
-    trained = sharding.replicate({part: params[part] for part in task.trained}, mesh)
-    state = jax.jit(lambda p: create_state(p, optimizer, ema=ema_decay > 0))(trained)
-    frozen = sharding.replicate({part: params[part] for part in task.frozen}, mesh)
+    trained = {part: params[part] for part in task.trained}
+    state = placed_state(trained, optimizer, mesh, ema=ema_decay > 0)
+    frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
     history = []
     for batch in batches(task):
         state, metrics = step(state, frozen, sharding.shard_batch(batch, mesh))

@@ -1,0 +1,131 @@
+"""The step on many devices: one program under `jit` over a mesh, or a copy per device under `pmap`.
+
+Both run the step of `l2l_jax.training.step` on the same state; only the four functions that it gets from
+here differ. Numbers agree but for rounding.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from l2l_jax.errors import UserError
+from l2l_jax.training import sharding
+
+ParallelKind = Literal["jit", "pmap"]
+
+
+class Whole:
+    """One program that sees whole batches and whole parameters: what a step needs on one device.
+
+    Attributes:
+      axis_name: the mapped axis over which batches are split, or None where they are whole.
+    """
+
+    axis_name: str | None = None
+
+    def gather(self, params: Any) -> Any:
+        """The parameters whole on every device, to compute with."""
+        return params
+
+    def scatter(self, gradients: Any) -> Any:
+        """Gradients where the state lies, summed over the devices as far as they are split."""
+        return gradients
+
+    def mean(self, tree: Any) -> Any:
+        """Means over a device's rows → means over the batch."""
+        return tree
+
+
+class JitParallel(Whole):
+    """`jit` over a mesh: batches are global arrays, XLA inserts what devices must tell one another.
+
+    Parameters that are split along "model" are gathered at the start of a step; the gradients are
+    scattered at its end. Devices along both axes work on different rows, so that splitting saves memory
+    and repeats no work (fully sharded data parallelism: Rajbhandari et al. 2020, "ZeRO").
+
+    Args:
+      mesh: axes "data" and "model".
+    """
+
+    kind: ParallelKind = "jit"
+
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
+        self._split = mesh.shape["model"] > 1
+        self._whole = NamedSharding(mesh, PartitionSpec())
+
+    def gather(self, params: Any) -> Any:
+        if not self._split:
+            return params
+        return jax.lax.with_sharding_constraint(params, self._whole)
+
+    def scatter(self, gradients: Any) -> Any:
+        if not self._split:
+            return gradients
+        # Summed whole, then split: asked for parts alone, XLA sends the rows of a batch to the device of
+        # the words that they look up. GPUs and TPUs make one reduce-scatter of the two.
+        gradients = jax.lax.with_sharding_constraint(gradients, self._whole)
+        shardings = sharding.parameter_shardings(gradients, self.mesh)
+        return jax.lax.with_sharding_constraint(gradients, shardings)
+
+    def compile(self, step: Callable) -> Callable:
+        """A step on global arrays; the state is donated and stays where it is."""
+
+        def placed(state, frozen, batch):
+            new, metrics = step(state, frozen, batch)
+            shardings = sharding.parameter_shardings(new, self.mesh)
+            return jax.lax.with_sharding_constraint(new, shardings), metrics
+
+        return jax.jit(placed, donate_argnums=0)
+
+    def rows(self, batch: Any) -> Any:
+        """This process's rows of a global batch, on its devices."""
+        return sharding.shard_batch(batch, self.mesh)
+
+
+class PmapParallel(Whole):
+    """`pmap`: every device runs the step on its rows, with all parameters, and averages the gradients.
+
+    Args:
+      mesh: the devices; its axis "model" has size 1.
+
+    Raises:
+      UserError: another size of the axis "model".
+    """
+
+    kind: ParallelKind = "pmap"
+    axis_name = "batch"
+
+    def __init__(self, mesh: Mesh):
+        if mesh.shape["model"] > 1:
+            raise UserError(
+                "config.parallel is 'pmap', which keeps all parameters on every device: config.mesh.model "
+                f"must be 1, not {mesh.shape['model']}, or config.parallel 'jit'."
+            )
+        self.mesh = mesh
+
+    def mean(self, tree: Any) -> Any:
+        return jax.lax.pmean(tree, self.axis_name)
+
+    def compile(self, step: Callable) -> Callable:
+        """A step on a replicated state and rows `[device, row, …]`; the state is donated."""
+        return jax.pmap(
+            step, self.axis_name, in_axes=(None, None, 0), out_axes=None, donate_argnums=0,
+            devices=list(self.mesh.devices.flat),
+        )  # fmt: skip
+
+    def rows(self, batch: Any) -> Any:
+        """This process's rows of a global batch, `[device, row, …]`."""
+        devices = len(self.mesh.local_devices)
+        return jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), batch)
+
+
+Parallel = JitParallel | PmapParallel
+
+
+def make_parallel(mesh: Mesh, kind: ParallelKind) -> Parallel:
+    """The way to run steps on a mesh that `config.parallel` names."""
+    return {"jit": JitParallel, "pmap": PmapParallel}[kind](mesh)
