@@ -4,10 +4,10 @@ import functools
 
 import jax
 
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
-)
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+"""Options of XLA's CPU compiler that cost it least."""
+
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 """`jax.jit` on CPU with little optimisation: a quarter of the time to compile, the same numbers but
 for rounding."""
 

@@ -20,7 +20,7 @@ class PretrainingStage(NamedTuple):
     Attributes:
       name: short name, used for folders and log lines.
       trained: the parts of the parameters that this stage trains.
-      prepare: `(frozen, images, rng, axis_name) -> inputs`: everything random, see
+      prepare: `(frozen, images, rng, axis_name=None) -> inputs`: everything random, see
         `ImageToImageModel.corrupt`; `frozen` holds the parts that are not trained, leaves of
         `inputs` start with the batch axis.
       loss: `(params, inputs) -> [batch]`, the loss of every example, with all parts.
@@ -28,7 +28,7 @@ class PretrainingStage(NamedTuple):
 
     name: str
     trained: tuple[str, ...]
-    prepare: Callable[[Params, jax.Array, jax.Array, str | None], Any]
+    prepare: Callable[..., Any]
     loss: Callable[[Params, Any], jax.Array]
 
 

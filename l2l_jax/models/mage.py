@@ -284,7 +284,7 @@ class MAGE(ImageToImageModel):
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
         """First the tokenizer, then encoder and decoder on its tokens."""
 
-        def prepare(frozen, images, rng, axis_name):
+        def prepare(frozen, images, rng, axis_name=None):
             return mage_corruption.tokenizer_inputs(self, images, rng, axis_name)
 
         tokenizer = PretrainingStage("tokenizer", ("tokenizer",), prepare, self.tokenizer_loss)

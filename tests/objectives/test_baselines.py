@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.objectives.baselines import (
     max_loss_task,
@@ -15,6 +16,7 @@ from l2l_jax.objectives.baselines import (
     retain_label_task,
 )
 from l2l_jax.training import sharding
+from l2l_jax.training.parallel import make_parallel
 from l2l_jax.training.step import create_state, make_step
 from tests.compiling import graded, quick_jit
 
@@ -34,7 +36,8 @@ class Linear(ImageToImageModel):
 
     def corrupt(self, params, images, rng, axis_name=None):
         pixels = images.reshape(-1, 12) * params["gain"]
-        return jnp.where(jax.random.bernoulli(rng, 0.5, pixels.shape), pixels, 0)
+        keep = draw_rows(lambda n: jax.random.bernoulli(rng, 0.5, (n, 12)), len(pixels), axis_name)
+        return jnp.where(keep, pixels, 0)
 
     def encode(self, encoder_params, seen):
         z = seen @ encoder_params
@@ -190,19 +193,22 @@ def test_eight_devices_and_accumulation_give_the_numbers_of_one_step(name):
     task, optimizer = TASKS[name], optax.sgd(0.1)
     batch = {of: images[:16] for of, images in BATCH.items()}
 
-    def run(devices, accumulate):
+    def run(devices, accumulate, kind="jit"):
         mesh = sharding.make_mesh(jax.devices()[:devices])
-        step = quick_jit(make_step(task, optimizer, seed=3, accumulate=accumulate))
-        params = sharding.replicate(parts(STUDENT, task.trained), mesh)
-        frozen = sharding.replicate(parts(TEACHER, task.frozen), mesh)
+        parallel = make_parallel(mesh, kind)
+        step = parallel.compile(
+            make_step(task, optimizer, seed=3, accumulate=accumulate, parallel=parallel)
+        )
+        params = sharding.place(parts(STUDENT, task.trained), mesh)
+        frozen = sharding.place(parts(TEACHER, task.frozen), mesh)
         state = create_state(params, optimizer, ema=False)
-        state, metrics = step(state, frozen, sharding.shard_batch(batch, mesh))
+        state, metrics = step(state, frozen, parallel.rows(batch))
         return jax.device_get((state.params, metrics))
 
     params, metrics = run(1, 1)
     for part in task.trained:
         assert np.abs(params[part] - STUDENT[part]).max() > 1e-3
-    for other in (run(8, 1), run(4, 2)):
+    for other in (run(8, 1), run(4, 2), run(4, 2, "pmap")):
         for part in task.trained:
             np.testing.assert_allclose(other[0][part], params[part], atol=1e-5)
         for term in metrics:
