@@ -5,14 +5,12 @@ which is a hundredth of what 20 steps of Adam at the rate 1e-3 can change. Round
 batch have other orders.
 """
 
-import re
 
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from l2l_jax.errors import UserError
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.training import sharding
 from l2l_jax.training.optimizer import TrainingConfig, make_optimizer
