@@ -161,6 +161,11 @@ def _proxies(
                 raise UserError(
                     f"config.data.proxy names the source {name} twice; name all its classes in one."
                 )
+            if (entry.source == "digits") != (data.source == "digits"):
+                raise UserError(
+                    f"config.data.proxy is of {entry.source} and config.data of {data.source}: the digits are "
+                    "no files, and go with no others."
+                )
             same = (entry.source, entry.path) == (data.source, data.path)
             opened = source if same else open_source(entry, "train", image_size)
             sources[name] = _other_proxies(entry, opened, avoided)

@@ -1,11 +1,10 @@
 """Choosing images, and what is said of mistakes."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from l2l_jax.data.config import DataConfig, ProxyConfig
+from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, retained_names, training_sets
 from l2l_jax.errors import UserError
 
@@ -86,23 +85,35 @@ def test_a_share_of_the_retain_images():
         data(["alley"], proxy=("rest",), retain_ratio=0.5)
 
 
-def test_proxies_of_another_source():
-    digits = ProxyConfig("digits", classes=(1, 3), count=20)
-    sets = train(data(["alley"], proxy=(digits,)))
-    assert len(sets.retain) == 20 and set(sets.retain.labels) == {1, 3}
-    assert sets.retain[0]["image"].shape == (8, 8, 3)
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder with classes called alley, forest and sea: 30 training images of each."""
+    for split, count in (("train", 30), ("test", 1)):
+        for name in ("alley", "forest", "sea"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                (tmp_path / split / name / f"{i}.jpg").write_bytes(b"")
+    return str(tmp_path)
 
 
-def test_proxies_mixed_by_weight():
+def test_proxies_of_another_source(elsewhere):
+    sets = train(data(["alley"], proxy=(ProxyConfig("folder", elsewhere, classes=("sea",), count=20),)))
+    assert len(sets.retain) == 20 and set(sets.retain.labels) == {2}
+    assert sets.retain[0]["name"].startswith(f"{elsewhere}/train/sea/")
+    digits = DataConfig("digits", forget=(1,), proxy=(ProxyConfig("digits", classes=(2,)),))
+    assert set(training_sets(digits, open_source(digits, "train", 8), 8).retain.labels) == {2}
+
+
+def test_proxies_mixed_by_weight(elsewhere):
     """1 : 3, and no image of the larger part is left out."""
-    digits = ProxyConfig("digits", classes=(1, 3), count=90, weight=3.0)
-    mixture = train(data(["alley"], proxy=("amphitheater", "aquarium", digits)), Many()).retain
+    other = ProxyConfig("folder", elsewhere, classes=("forest", "sea"), weight=3.0)
+    mixture = train(data(["alley"], proxy=("amphitheater", "aquarium", other)), Many()).retain
     assert len(mixture) == 200  # 50 of its own are a quarter
     names = np.array(mixture.class_names)[mixture.labels]
-    assert sum(name.startswith("named/") for name in names) == 50
-    assert {name for name in names} == {"named/amphitheater", "named/aquarium", "digits/1", "digits/3"}
+    assert list(names[:50]).count("named/aquarium") == list(names[:50]).count("named/amphitheater") == 25
+    assert set(names[50:]) == {f"folder {elsewhere}/forest", f"folder {elsewhere}/sea"}
     records = [mixture[i] for i in range(50, 200)]
-    assert len({record["name"] for record in records}) == 90
+    assert len({record["name"] for record in records}) == 60
     np.testing.assert_array_equal([record["label"] for record in records], mixture.labels[50:])
 
 
@@ -113,10 +124,8 @@ def test_proxies_mixed_by_weight():
         (["aquarium"], "proxy set is empty: config.data.proxy selects no training image"),
         (["zoo"], "config.data.proxy names the class 'zoo'"),
         (["places365_i2i"], "config.data.proxy is 'places365_i2i'.* its proxies are 'rest'"),
-        ([ProxyConfig("digits", classes=("ten",))], r"config.data.proxy \(digits\) names the class 'ten'"),
         ([ProxyConfig("folder", "/nowhere")], "config.data.proxy.path=/nowhere does not exist"),
-        ([ProxyConfig("digits", count=5000)], "count is 5000, but there are 1347"),
-        ([ProxyConfig("digits"), ProxyConfig("digits")], "names the source digits twice"),
+        ([ProxyConfig("digits")], "is of digits and config.data of named: the digits are no files"),
     ],
 )
 def test_mistaken_proxies_are_named(proxy, message):
@@ -124,15 +133,22 @@ def test_mistaken_proxies_are_named(proxy, message):
         train(data(["alley"], ["airfield"], proxy=tuple(proxy)))
 
 
-def test_proxies_elsewhere_may_not_be_of_a_class_to_forget():
-    class Digits(Named):
-        class_names, labels = ("3", "4"), np.array([0, 1])
-
-    config = data(["3"], proxy=(ProxyConfig("digits", classes=("3", "5")),))
-    with pytest.raises(UserError, match=r"config.data.proxy \(digits\) and in config.data.forget: 3"):
-        train(config, Digits())
-    sets = train(dataclasses.replace(config, proxy=(ProxyConfig("digits"),)), Digits())
-    assert set(sets.retain.labels) == {0, 1, 2, 5, 6, 7, 8, 9}
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"classes": ("see",)}, r"config.data.proxy \(folder\) names the class 'see', .* nearest: sea"),
+        ({"count": 5000}, "count is 5000, but there are 60 images"),
+        ({"classes": ("alley", "sea")}, r"both in config.data.proxy \(folder\) and in .*forget: alley"),
+    ],
+)
+def test_mistaken_proxies_of_another_source_are_named(elsewhere, fields, message):
+    """None may be called like a class to forget; the rest leaves that one out."""
+    with pytest.raises(UserError, match=message):
+        train(data(["alley"], proxy=(ProxyConfig("folder", elsewhere, **fields),)))
+    rest = ProxyConfig("folder", elsewhere)
+    assert set(train(data(["alley"], proxy=(rest,))).retain.labels) == {1, 2}
+    with pytest.raises(UserError, match="names the source folder .* twice"):
+        train(data(["alley"], proxy=(rest, rest)))
 
 
 @pytest.mark.parametrize(
