@@ -35,7 +35,7 @@ setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12.8",
         "pillow>=11.0",
-        "protobuf>=5.0",
+        "protobuf>=6.31.1",
         "pydantic>=2.10",
         "safetensors>=0.5",
         "scikit-learn>=1.7",

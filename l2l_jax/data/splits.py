@@ -163,7 +163,7 @@ def _proxies(
                 )
             if (entry.source == "digits") != (data.source == "digits"):
                 raise UserError(
-                    f"config.data.proxy is of {entry.source} and config.data of {data.source}: the digits are "
+                    f"config.data.proxy is of {entry.source} and config.data of {data.source}: digits are "
                     "no files, and go with no others."
                 )
             same = (entry.source, entry.path) == (data.source, data.path)
