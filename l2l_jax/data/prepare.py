@@ -24,7 +24,7 @@ from etils import epath
 
 from l2l_jax.data import archives
 from l2l_jax.data.config import SourceConfig
-from l2l_jax.data.tfds_source import data_dir, open_tfds, prepared_folder
+from l2l_jax.data.tfds_source import data_dir, find_prepared, open_tfds
 from l2l_jax.errors import UserError
 
 BAR_EVERY_SECONDS = "10"
@@ -63,12 +63,10 @@ def run(argv: Sequence[str]) -> None:
     config = SourceConfig(args.dataset, args.data_dir)
     root = data_dir(config)
     manual_dir = epath.Path(args.manual_dir or root / "downloads" / "manual").expanduser()
-    try:
-        folder = prepared_folder(config)
-    except UserError:
+    folder = find_prepared(config)
+    if folder is None:
         if args.dataset in archives.ARCHIVES:
-            print(archives.describe(args.dataset, manual_dir), flush=True)
-            archives.check(args.dataset, manual_dir)
+            _check_archives(args.dataset, manual_dir)
         folder = _write(args.dataset, root, manual_dir)
     else:
         print(f"{args.dataset} is prepared already: {folder}")
@@ -78,7 +76,15 @@ def run(argv: Sequence[str]) -> None:
     print(f"{folder}\nTrain on it with --config.data.source={args.dataset}{where}")
 
 
-def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> str:
+def _check_archives(dataset: str, manual_dir: epath.Path) -> None:
+    try:
+        print(archives.describe(dataset, manual_dir), flush=True)
+        archives.check(dataset, manual_dir)
+    except ImportError as error:
+        raise UserError(f"Reading {manual_dir} needs gcsfs ({error}): pip install 'l2l_jax[gcs]'.") from error
+
+
+def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path:
     """Have TFDS write the data set; returns its folder."""
     try:
         import tensorflow  # noqa: F401  (TFDS imports it late and says less)
@@ -105,7 +111,7 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> str:
             builder.download_and_prepare(download_config=config)
         except Exception as error:
             raise UserError(explain(dataset, manual_dir, error)) from error
-    return os.fspath(builder.data_path)
+    return builder.data_path
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ def open_tfds(config: SourceConfig, split: Split) -> TfdsSource:
     import tensorflow_datasets as tfds
 
     folder = prepared_folder(config)
-    builder = tfds.builder_from_directory(folder)
+    builder = tfds.builder_from_directory(os.fspath(folder))
     info = builder.info
     if "image" not in info.features:
         raise UserError(f"{config.source} has no feature 'image', but {', '.join(info.features)}.")
@@ -94,7 +94,7 @@ def open_tfds(config: SourceConfig, split: Split) -> TfdsSource:
             f"{folder} holds no split {name!r}, but {', '.join(info.splits)}; "
             "prepare it again with all its files."
         )
-    present = {entry.name for entry in epath.Path(folder).iterdir()}
+    present = {entry.name for entry in folder.iterdir()}
     missing = [shard for shard in info.splits[name].filenames if shard not in present]
     if missing:
         raise UserError(
@@ -110,7 +110,7 @@ def open_tfds(config: SourceConfig, split: Split) -> TfdsSource:
         ) from None
     if "label" in info.features:
         class_names = tuple(info.features["label"].names)
-        labels = load_labels(epath.Path(folder), name, records)
+        labels = load_labels(folder, name, records)
     else:
         class_names, labels = (info.name,), np.zeros(len(records), np.int32)
     source = TfdsSource(records, labels, class_names, f"{info.name}/{name}")
@@ -122,24 +122,33 @@ def open_tfds(config: SourceConfig, split: Split) -> TfdsSource:
     return Subset(source, chosen)
 
 
-def prepared_folder(config: SourceConfig) -> str:
+def prepared_folder(config: SourceConfig) -> epath.Path:
     """The folder of the newest prepared version of a data set.
 
     Raises:
       UserError: there is none; the message says what to run.
     """
-    root = data_dir(config)
+    folder = find_prepared(config)
+    if folder is None:
+        raise UserError(_missing(config))
+    return folder
+
+
+def find_prepared(config: SourceConfig) -> epath.Path | None:
+    """The folder of the newest prepared version of a data set, or of the one that is named; None: not there.
+
+    Raises:
+      UserError: remote files cannot be read.
+    """
+    name, _, version = config.source.partition(":")
+    place = data_dir(config) / name
     try:
-        name, _, version = config.source.partition(":")
-        place = root / name
         versions = [entry for entry in place.iterdir() if _is_prepared(entry)] if place.is_dir() else []
     except ImportError as error:
-        raise UserError(f"Reading {root} needs gcsfs ({error}): pip install 'l2l_jax[gcs]'.") from error
+        raise UserError(f"Reading {place} needs gcsfs ({error}): pip install 'l2l_jax[gcs]'.") from error
     if version:
         versions = [entry for entry in versions if entry.name == version]
-    if versions:
-        return os.fspath(max(versions, key=lambda entry: _version(entry.name)))
-    raise UserError(_missing(config, place))
+    return max(versions, key=lambda entry: _version(entry.name), default=None)
 
 
 def data_dir(config: SourceConfig) -> epath.Path:
@@ -155,8 +164,9 @@ def prepare_command(config: SourceConfig) -> str:
     return f"python -m l2l_jax.data.prepare {config.source}{where}"
 
 
-def _missing(config: SourceConfig, place: epath.Path) -> str:
-    """What to say of a data set that is not in `place`."""
+def _missing(config: SourceConfig) -> str:
+    """What to say of a data set that is not there."""
+    place = data_dir(config) / config.source.partition(":")[0]
     given, known = f"{config.where}.source is {config.source!r}", ", ".join(OTHER_SOURCES)
     variants = [e.name for e in place.iterdir() if e.is_dir()] if place.is_dir() else []
     ready = [f"{config.source}/{v}" for v in variants if any(map(_is_prepared, (place / v).iterdir()))]

@@ -210,5 +210,5 @@ def test_remote_folders_and_tables(bucket):
 )
 def test_remote_folders_without_gcsfs():
     for source in ("folder", "imagenet2012"):
-        with pytest.raises(UserError, match=r"Reading gs://bucket/photos needs gcsfs .* 'l2l_jax\[gcs\]'"):
+        with pytest.raises(UserError, match=r"Reading gs://bucket/photos.* needs gcsfs .* 'l2l_jax\[gcs\]'"):
             open_source(SourceConfig(source, "gs://bucket/photos"), "train", 8)

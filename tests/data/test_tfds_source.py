@@ -98,8 +98,8 @@ def test_a_share_is_held_out_where_there_is_no_test_split(prepared):
 def test_a_version_may_be_named_and_the_newest_is_taken(prepared):
     place = prepared / "coco" / "2017"
     shutil.copytree(place / "1.1.0", place / "1.0.9")
-    assert prepared_folder(SourceConfig("coco/2017", str(prepared))).endswith("/1.1.0")
-    assert prepared_folder(SourceConfig("coco/2017:1.0.9", str(prepared))).endswith("/1.0.9")
+    assert prepared_folder(SourceConfig("coco/2017", str(prepared))).name == "1.1.0"
+    assert prepared_folder(SourceConfig("coco/2017:1.0.9", str(prepared))).name == "1.0.9"
 
 
 def test_sources_travel_to_worker_processes(prepared):
