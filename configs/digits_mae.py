@@ -54,11 +54,11 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.pretrain = ml_collections.ConfigDict()
     config.pretrain.model = ml_collections.ConfigDict(dict(  # l2l_jax.training.optimizer.TrainingConfig
-        steps=2200,
+        steps=2500,
         batch_size=64,
         learning_rate=4e-3,  # peak
         warmup_steps=100,
-        weight_decay=0.05,  # not on biases and norms
+        weight_decay=0.1,  # not on biases and norms
         beta1=0.9, beta2=0.99,  # AdamW
         clip_norm=3.0,  # 0: no clipping
         ema_decay=0.0,  # moving average of the parameters; 0: off
@@ -69,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.unlearn = ml_collections.ConfigDict(dict(  # l2l_jax.config.UnlearningConfig
         method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder
-        alpha=0.25,  # weight of forgetting
+        alpha=0.2,  # weight of forgetting
         noise="normal",  # the teacher's noise images: normal, uniform or constant
         steps=800,
         batch_size=64,  # of retain and of forget images each
@@ -78,7 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
         weight_decay=0.0,
         beta1=0.9, beta2=0.99,
         clip_norm=3.0,
-        ema_decay=0.0,
+        ema_decay=0.99,
         accumulate=1,
         checkpoint_every=200,
         log_every=20,
