@@ -20,7 +20,7 @@ from l2l_jax.errors import Interrupted, UserError
 from l2l_jax.process import keep_freed_memory
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe of the run, a file in configs/; --config.FIELD=VALUE changes a field."
+    "config", None, "Recipe of the run, FILE or FILE:VARIANT; --config.FIELD=VALUE changes a field."
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, scalars, report. Default: runs/<recipe>."
@@ -66,16 +66,20 @@ def _parse_flags(argv: Sequence[str]) -> tuple[Any, pathlib.Path]:
         if not flags.FLAGS["config"].present:
             raise UserError("Which recipe? Try --config=configs/digits_mae.py")
     except flags.Error as error:
+        if "get_config() takes 0 positional arguments" in str(error):
+            raise UserError("This recipe has no variants: leave out the colon and the rest.") from error
         raise UserError(str(error)) from error
     except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown field
         names = re.findall(r"[\"'](\w+)[\"'\\]", str(error.args[0]))
         near = f" Did you mean {names[1]}?" if len(names) > 1 else ""
         raise UserError(f"The recipe has no field {names[0]}.{near}") from error
-    path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    name, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    path = pathlib.Path(name)
     if not path.is_file():
         known = ", ".join(sorted(str(recipe) for recipe in path.parent.glob("*.py"))) or "none"
         raise UserError(f"--config={path}: no such file. Recipes in that folder: {known}.")
-    return CONFIG.value, pathlib.Path(WORKDIR.value or pathlib.Path("runs") / path.stem)
+    run = f"{path.stem}_{variant}" if variant else path.stem
+    return CONFIG.value, pathlib.Path(WORKDIR.value or pathlib.Path("runs") / run)
 
 
 def run_program(program: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:

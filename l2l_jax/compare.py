@@ -137,14 +137,14 @@ def _judged(workdir, name, config, bench, params) -> dict[str, Any]:
         try:
             judgement = bench.judge(params(), name)
         except Diverged as error:
-            row, restored = {"failed": str(error)}, None
+            row, shown = {"failed": str(error)}, None
         else:
-            row, restored = judgement.figures, judgement.restored
+            row, shown = judgement.figures, judgement.shown
 
         def keep():
             folder.mkdir(parents=True, exist_ok=True)
-            if restored is not None:
-                comparison_report.save_shown(folder, bench, config, restored)
+            if shown is not None:
+                comparison_report.save_shown(folder, shown)
             path.write_text(json.dumps({**row, "config": settings}, indent=2) + "\n")
 
         on_writer(keep)

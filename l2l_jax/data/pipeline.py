@@ -16,7 +16,7 @@ from l2l_jax.data.bad_images import BadImages
 from l2l_jax.data.order import EpochOrder
 from l2l_jax.data.reading import BadImage, Reader, Row, Rows
 from l2l_jax.data.sources import Source
-from l2l_jax.data.transforms import Transform
+from l2l_jax.data.transforms import Transform, in_range
 from l2l_jax.data.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -233,16 +233,3 @@ class BatchIterator:
     def close(self) -> None:
         """End threads and worker processes."""
         self._closing.close()
-
-
-def in_range(image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """uint8 images, or images in [0, 1], brought to `value_range`, float32."""
-    low, high = value_range
-    unit = (high - low) / (255 if image.dtype == np.uint8 else 1)
-    scaled = np.multiply(image, np.float32(unit), dtype=np.float32)
-    return np.add(scaled, np.float32(low), out=scaled)
-
-
-def load_images(source: Source, value_range: tuple[float, float]) -> np.ndarray:
-    """All images of a source `[record, height, width, channel]` in `value_range`, in order."""
-    return np.stack([in_range(source[i]["image"], value_range) for i in range(len(source))])

@@ -174,3 +174,11 @@ def resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     Resizer().resize(source, result, ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom)))
     square = np.frombuffer(result.get_buffer(), part.dtype).reshape(size, size, 3)
     return square if square.dtype == np.uint8 else np.clip(square, 0, 1)
+
+
+def in_range(image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """uint8 images, or images in [0, 1], brought to `value_range`, float32."""
+    low, high = value_range
+    unit = (high - low) / (255 if image.dtype == np.uint8 else 1)
+    scaled = np.multiply(image, np.float32(unit), dtype=np.float32)
+    return np.add(scaled, np.float32(low), out=scaled)

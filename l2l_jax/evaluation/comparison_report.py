@@ -13,22 +13,24 @@ from l2l_jax.evaluation import pictures
 from l2l_jax.evaluation.bench import Bench
 from l2l_jax.evaluation.report import HEADINGS, SETS
 
-COLUMNS = ("fid", "inception_score", "accuracy", "mse")
-"""The figures of a comparison, as in the paper's tables; accuracy takes the place of CLIP."""
+COLUMNS = {"fid": ".2f", "inception_score": ".2f", "accuracy": ".3f", "mse": ".4f"}
+"""The figures of a comparison, where there are any, as in the paper's tables but for CLIP, whose place
+accuracy takes; and their formats."""
 
 SHOWN = "shown.npz"
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], style: str = "simple") -> str:
     """Rows are methods; columns are `COLUMNS` on the retain set, then on the forget set."""
-    headers = ["method", *(f"{of} {HEADINGS[name]}" for of in SETS for name in COLUMNS)]
+    columns = [name for name in COLUMNS if name in rows["original"]["retain"]]
+    headers = ["method", *(f"{of} {HEADINGS[name]}" for of in SETS for name in columns)]
     body = []
     for method, row in rows.items():
         if "failed" in row:
             body.append([method, "diverged"])
         else:
-            body.append([method, *(row[of][name] for of in SETS for name in COLUMNS)])
-    formats = ("", *(".2f", ".2f", ".3f", ".4f") * len(SETS))
+            body.append([method, *(row[of][name] for of in SETS for name in columns)])
+    formats = ("", *[COLUMNS[name] for name in columns] * len(SETS))
     return tabulate(body, headers=headers, floatfmt=formats, tablefmt=style)
 
 
@@ -54,9 +56,8 @@ def write(
     report = {"rows": rows, "config": config.describe()}
     (folder / "comparison.json").write_text(json.dumps(report, indent=2) + "\n")
     (folder / "comparison.md").write_text(table(rows, "github") + "\n")
-    chosen = pictures.choose(bench.tests, config.evaluate.picture_per_class)
     drawn = {name: sets for name, sets in shown.items() if sets is not None}
-    pictures.save_grid(folder / "comparison.png", bench, chosen, drawn, methods_across=True)
+    pictures.save_grid(folder / "comparison.png", bench, drawn, methods_across=True)
     if alphas:
         by_alpha = {f"α = {config.unlearn.alpha:g}": rows["encoder"]}
         for alpha in alphas:
@@ -66,12 +67,8 @@ def write(
         pictures.save_tradeoff(folder / "alphas.png", {"original": rows["original"], **kept})
 
 
-def save_shown(
-    folder: pathlib.Path, bench: Bench, config: Config, restored: Mapping[str, np.ndarray]
-) -> None:
+def save_shown(folder: pathlib.Path, shown: Mapping[str, np.ndarray]) -> None:
     """Keep the restorations that the picture shows, by set, in `folder`."""
-    chosen = pictures.choose(bench.tests, config.evaluate.picture_per_class)
-    shown = {of: images[chosen[of]] for of, images in restored.items()}
     np.savez_compressed(folder / SHOWN, **shown)
 
 

@@ -1,18 +1,24 @@
 """How well a model restores a set: the figures of the paper's tables."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
-from l2l_jax.data.pipeline import load_images
-from l2l_jax.data.sources import Source
 from l2l_jax.evaluation import metrics
 from l2l_jax.evaluation.features.digits import DigitClassifier, HoleClassifier
+from l2l_jax.evaluation.image_set import Images
 from l2l_jax.operators import HOLES
 
 METRICS = ("psnr", "mse", "fid", "inception_score", "accuracy")
-"""The figures of a set, in the order in which they are shown."""
+"""The figures of a set, in the order in which they are shown; without a classifier the first two."""
+
+CLASSIFIER_SIDE = 32
+"""Side in pixels to which larger images are shrunk, about, for the classifiers."""
+
+LEAST_IMAGES = 10
+"""Test images of a set that the classifiers' figures need: the Inception Score has ten parts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +30,16 @@ class EvaluationConfig:
         "bottom".
       hole_width: width of the hole, border or strip in pixels.
       batch_size: images restored per compiled call.
-      picture_per_class: images of each class in the picture.
+      picture_per_class: images of each class in the picture, of at most 10 classes of a set.
+      features: where FID, Inception Score and accuracy come from: "classifier", a small one that is trained
+        on the spot, for few classes of small images; "none": they are left out.
     """
 
     hole: Literal["centre", "border", "left", "right", "top", "bottom"] = "centre"
     hole_width: int = 8
     batch_size: int = 128
     picture_per_class: int = 2
+    features: Literal["classifier", "none"] = "classifier"
 
     def __post_init__(self):
         for name in ("hole_width", "batch_size", "picture_per_class"):
@@ -46,51 +55,75 @@ class EvaluationConfig:
         return HOLES[self.hole](image_size, self.hole_width)
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageSet:
-    """Test images `[image, height, width, channel]` in the model's range, and their class ids."""
-
-    images: np.ndarray
-    labels: np.ndarray
+Observed = Mapping[str, np.ndarray]
+"""What is kept of some images, by name: arrays that start with the image axis."""
 
 
 class Evaluator:
-    """Measures restorations of one hole with classifiers trained on real images.
+    """Measures restorations of one hole, block by block.
 
     Args:
-      train: real images of every class.
       hole: bool `[height, width]`.
       value_range: range of all images.
+      train: real images that classifiers are trained on; None: there are none, and no figures of theirs.
     """
 
-    def __init__(self, train: Source, hole: np.ndarray, value_range: tuple[float, float]):
-        images = load_images(train, value_range)
+    def __init__(self, hole: np.ndarray, value_range: tuple[float, float], train: Images | None):
         self._hole, self._value_range = hole, value_range
-        self._network = DigitClassifier(images, train.labels)
-        self._hole_classifier = HoleClassifier(images, train.labels, hole)
+        self._every = max(1, len(hole) // CLASSIFIER_SIDE)
+        self._network = self._hole_classifier = None
+        if train is not None:
+            images = self._shrunk(train.images)
+            self._network = DigitClassifier(images, train.labels)
+            covered = self._shrunk(hole[None, ..., None].astype(np.float32))[0, ..., 0]
+            self._hole_classifier = HoleClassifier(images, train.labels, covered == covered.max())
 
-    def measure(self, originals: ImageSet, restored: np.ndarray) -> dict[str, float]:
+    @property
+    def has_classifiers(self) -> bool:
+        """Whether `figures` holds more than psnr and mse."""
+        return self._network is not None
+
+    def observe(self, originals: Images, restored: np.ndarray) -> Observed:
+        """What `figures` needs to know of some images.
+
+        Args:
+          originals: the images.
+          restored: their restorations `[image, height, width, channel]`.
+        """
+        observed = {"mse": metrics.hole_mse(originals.images, restored, self._hole)}
+        if self._network is not None:
+            small = self._shrunk(restored)
+            observed["original_features"], _ = self._network(self._shrunk(originals.images))
+            observed["features"], observed["probabilities"] = self._network(small)
+            observed["right"] = self._hole_classifier.right(small, originals.labels)
+        return observed
+
+    def figures(self, blocks: Sequence[Observed]) -> dict[str, float]:
         """The figures `METRICS` of a set.
 
         psnr (dB, mean over images) and mse inside the hole; fid between originals and restorations
-        in the features of a digit classifier; inception_score of the restorations under it;
-        accuracy: how often the class can be read from the restored hole alone.
-        """
-        mse = metrics.hole_mse(originals.images, restored, self._hole)
-        features, _ = self._network(originals.images)
-        restored_features, probabilities = self._network(restored)
-        return {
-            "psnr": float(metrics.psnr(mse, self._value_range).mean()),
-            "mse": float(mse.mean()),
-            "fid": metrics.frechet_distance(features, restored_features),
-            "inception_score": metrics.inception_score(probabilities)[0],
-            "accuracy": self._hole_classifier.accuracy(restored, originals.labels),
-        }
+        in the features of a classifier; inception_score of the restorations under it; accuracy: how often
+        the class can be read from the restored hole alone.
 
-    def ceiling(self, originals: ImageSet) -> dict[str, float]:
-        """What real images reach: `inception_score` and `accuracy` of the set itself."""
-        _, probabilities = self._network(originals.images)
-        return {
-            "inception_score": metrics.inception_score(probabilities)[0],
-            "accuracy": self._hole_classifier.accuracy(originals.images, originals.labels),
+        Args:
+          blocks: what was observed of all its images, in their order.
+        """
+        whole = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        figures = {
+            "psnr": float(metrics.psnr(whole["mse"], self._value_range).mean()),
+            "mse": float(whole["mse"].mean()),
         }
+        if self._network is not None:
+            distance = metrics.frechet_distance(whole["original_features"], whole["features"])
+            score = metrics.inception_score(whole["probabilities"])[0]
+            figures |= {"fid": distance, "inception_score": score, "accuracy": float(whole["right"].mean())}
+        return figures
+
+    def _shrunk(self, images: np.ndarray) -> np.ndarray:
+        """Means of squares of pixels; images that are small already stay as they are."""
+        every = self._every
+        if every == 1:
+            return images
+        count, side = len(images), images.shape[1] // every
+        squares = images[:, : side * every, : side * every].reshape(count, side, every, side, every, -1)
+        return squares.mean(axis=(2, 4))

@@ -10,26 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from l2l_jax.evaluation.bench import Bench
-from l2l_jax.evaluation.evaluate import ImageSet
 from l2l_jax.training.metric_writers import read_metrics
 
 COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b"}
 
 
-def choose(tests: Mapping[str, ImageSet], per_class: int) -> dict[str, np.ndarray]:
-    """The images that a picture shows, by set: indices of the first `per_class` of each class."""
-    return {
-        of: np.concatenate(
-            [np.flatnonzero(images.labels == c)[:per_class] for c in np.unique(images.labels)]
-        )
-        for of, images in tests.items()
-    }
-
-
 def save_grid(
     path: pathlib.Path,
     bench: Bench,
-    chosen: Mapping[str, np.ndarray],
     restored: Mapping[str, Mapping[str, np.ndarray]],
     *,
     methods_across: bool = False,
@@ -38,13 +26,13 @@ def save_grid(
 
     Args:
       path: PNG file to write.
-      bench: holds the test images.
-      chosen: indices of the images to show, by set.
-      restored: restorations of those images by model, then by set.
+      bench: holds the test images to show.
+      restored: their restorations by model, then by set.
       methods_across: a column for each model and a row for each image, instead of the reverse.
     """
     names = ["image", "seen", *restored]
-    total = sum(map(len, chosen.values())) + len(chosen) - 1  # an empty line between the sets
+    gaps = len(bench.shown) - 1  # an empty line between the sets
+    total = sum(len(block.labels) for block in bench.shown.values()) + gaps
     shape, size = (len(names), total), (0.62 * total + 1.1, 0.62 * len(names) + 0.7)
     figure = Figure(figsize=size[::-1] if methods_across else size, dpi=150)
     axes = figure.subplots(*(shape[::-1] if methods_across else shape), squeeze=False)
@@ -52,10 +40,9 @@ def save_grid(
     for axis in axes.flat:
         axis.axis("off")
     offset = 0
-    for of, indices in chosen.items():
-        images = bench.tests[of].images[indices]
+    for of, (indices, images, class_ids) in bench.shown.items():
         rows = [images, bench.restorer.seen(images), *(sets[of] for sets in restored.values())]
-        labels = [bench.class_names[label] for label in bench.tests[of].labels[indices]]
+        labels = [bench.class_names[class_id] for class_id in class_ids]
         part = axes[:, offset : offset + len(indices)]
         for axis, pixels in zip(part.flat, itertools.chain(*rows), strict=True):
             axis.imshow(_displayed(pixels, bench.restorer.value_range))
@@ -109,14 +96,16 @@ def save_curves(path: pathlib.Path, stages: Mapping[str, pathlib.Path]) -> None:
 
 
 def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Retain against forget quality: FID and accuracy, a point for each row.
+    """Retain against forget quality: FID and accuracy, or PSNR and MSE without them; a point for each row.
 
     Args:
       path: PNG file to write.
       rows: figures by name of the row, then by set.
     """
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    for number, (figure_name, label) in enumerate({"fid": "FID", "accuracy": "accuracy"}.items(), 1):
+    known = rows["original"]["retain"]
+    labels = {"fid": "FID", "accuracy": "accuracy"} if "fid" in known else {"psnr": "PSNR", "mse": "MSE"}
+    for number, (figure_name, label) in enumerate(labels.items(), 1):
         axis = figure.add_subplot(1, 2, number)
         for name, row in rows.items():
             point = (row["retain"][figure_name], row["forget"][figure_name])

@@ -15,6 +15,7 @@ import jinja2
 from tabulate import tabulate
 
 from l2l_jax.config import Config
+from l2l_jax.data.bad_images import read_lists
 from l2l_jax.evaluation import pictures
 from l2l_jax.evaluation.bench import Bench, Judgement
 from l2l_jax.evaluation.evaluate import METRICS
@@ -31,6 +32,7 @@ HEADINGS = {
     "inception_score": "IS",
     "accuracy": "accuracy",
 }
+FORMATS = {"psnr": ".2f", "mse": ".4f", "fid": ".2f", "inception_score": ".2f", "accuracy": ".3f"}
 
 
 def write_report(
@@ -51,9 +53,13 @@ def write_report(
     """
     folder = folders.report
     folder.mkdir(parents=True, exist_ok=True)
+    stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
+    stages.append(folders.unlearn)
     report = {
         **{name: judgement.figures for name, judgement in judgements.items()},
         "real_images": bench.ceiling(),
+        "test_images": {of: {"count": len(s), "skipped": s.skipped} for of, s in bench.tests.items()},
+        "bad_training_images": {path.name: read_lists(path) for path in stages if path.exists()},
         "original_weights": read_card(folders.unlearned)["original_weights"],
         "seed": config.seed,
         "config": config.describe(),
@@ -62,39 +68,38 @@ def write_report(
         "durations_seconds": dict(seconds),
         "peak_memory_gib": round(_peak_memory(), 3),
     }
-    chosen = pictures.choose(bench.tests, config.evaluate.picture_per_class)
-    shown = {
-        name: {of: images[chosen[of]] for of, images in judgement.restored.items()}
-        for name, judgement in judgements.items()
-    }
-    pictures.save_grid(folder / "restorations.png", bench, chosen, shown)
-    stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
-    curves = {path.name: path for path in (*stages, folders.unlearn) if path.exists()}
+    shown = {name: judgement.shown for name, judgement in judgements.items()}
+    pictures.save_grid(folder / "restorations.png", bench, shown)
+    curves = {path.name: path for path in stages if path.exists()}
     pictures.save_curves(folder / "losses.png", curves)
     (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
     (folder / "report.html").write_text(_html(report, folder, folders.folder))
     return report
 
 
+def figure_names(report: Mapping[str, Any]) -> list[str]:
+    """Those of `METRICS` that the report has."""
+    return [name for name in METRICS if name in report["original"]["retain"]]
+
+
 def rows(report: Mapping[str, Any]) -> list[list[Any]]:
-    """The figures of a report as table rows: set, model, then `METRICS`."""
-    return [
-        [of, model, *(report[model][of][name] for name in METRICS)]
-        for of in SETS
-        for model in MODELS
-    ]
+    """The figures of a report as table rows: set, model, then `figure_names`."""
+    names = figure_names(report)
+    return [[of, model, *(report[model][of][name] for name in names)] for of in SETS for model in MODELS]
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The figures of a report as a table for the console."""
-    headers = ["set", "model", *(HEADINGS[name] for name in METRICS)]
-    formats = ("", "", ".2f", ".4f", ".2f", ".2f", ".3f")
-    return tabulate(rows(report), headers=headers, floatfmt=formats)
+    names = figure_names(report)
+    headers = ["set", "model", *(HEADINGS[name] for name in names)]
+    return tabulate(rows(report), headers=headers, floatfmt=("", "", *(FORMATS[name] for name in names)))
 
 
 def _html(report: Mapping[str, Any], folder: pathlib.Path, workdir: pathlib.Path) -> str:
     template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+
+    names = figure_names(report)
 
     def picture(name: str) -> str:
         data = base64.b64encode((folder / name).read_bytes()).decode()
@@ -102,8 +107,11 @@ def _html(report: Mapping[str, Any], folder: pathlib.Path, workdir: pathlib.Path
 
     return environment.from_string(template).render(
         report=report,
-        rows=rows(report),
-        headings=[HEADINGS[name] for name in METRICS],
+        rows=[
+            [*row[:2], *(format(x, FORMATS[name]) for x, name in zip(row[2:], names, strict=True))]
+            for row in rows(report)
+        ],
+        headings=[HEADINGS[name] for name in names],
         restorations=picture("restorations.png"),
         losses=picture("losses.png"),
         config=json.dumps(report["config"], indent=2),

@@ -6,7 +6,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.models.base import ImageToImageModel, Params
-from l2l_jax.progress import Progress
 
 
 class Restorer:
@@ -36,27 +35,34 @@ class Restorer:
         """The images with the hole painted mid-grey: a picture of what the model is shown."""
         return np.where(self.hole[None, ..., None], np.float32(np.mean(self.value_range)), images)
 
-    def __call__(self, params: Params, images: np.ndarray, title: str) -> np.ndarray:
-        """Restorations `[image, height, width, channel]`, in every process; `title` names the progress bar.
+    @property
+    def block_size(self) -> int:
+        """How many images all processes together restore in one call."""
+        return self._batch_size * jax.process_count()
 
-        Process p of n restores every n-th batch from the p-th on. Which images share a batch, and the key of
-        a batch, do not depend on n.
+    def place(self, params: Params) -> Params:
+        """Parameters on this process's devices."""
+        return jax.device_put(params, self._sharding(PartitionSpec()))
+
+    def __call__(self, params: Params, images: np.ndarray, first: int) -> np.ndarray:
+        """Restorations `[image, height, width, channel]` of at most `block_size` images, in every process.
+
+        Process p restores the p-th batch of the block. Which images share a batch, and the key of a batch,
+        do not depend on the number of processes.
+
+        Args:
+          params: all parts, from `place`.
+          images: `[image, height, width, channel]`, the same in every process.
+          first: the place of the block in its set, a multiple of `block_size`.
         """
-        size, index, count = self._batch_size, jax.process_index(), jax.process_count()
-        params = jax.device_put(params, self._sharding(PartitionSpec()))
-        restored = []
-        with Progress(title, len(images), unit="image") as progress:
-            for first in range(0, len(images), size * count):
-                start = first + index * size
-                batch = images[start : start + size]  # empty in the last round of some processes
-                padding = [(0, size - len(batch))] + [(0, 0)] * 3  # one shape: compiled once
-                batch = jax.device_put(np.pad(batch, padding), self._sharding(PartitionSpec("data")))
-                out = np.asarray(self._restore(params, batch, np.int32(start // size)))
-                if count > 1:
-                    out = multihost_utils.process_allgather(out, tiled=True)
-                restored.append(out[: len(images) - first])
-                progress.update(len(restored[-1]))
-        return np.concatenate(restored)
+        size, start = self._batch_size, jax.process_index() * self._batch_size
+        batch = images[start : start + size]  # empty in the last round of some processes
+        padding = [(0, size - len(batch))] + [(0, 0)] * 3  # one shape: compiled once
+        batch = jax.device_put(np.pad(batch, padding), self._sharding(PartitionSpec("data")))
+        restored = np.asarray(self._restore(params, batch, np.int32((first + start) // size)))
+        if jax.process_count() > 1:
+            restored = multihost_utils.process_allgather(restored, tiled=True)
+        return restored[: len(images)]
 
     def _sharding(self, spec: PartitionSpec) -> NamedSharding:
         """Of this process's devices; of one of them if they cannot share a batch evenly."""

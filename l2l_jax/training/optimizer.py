@@ -1,6 +1,7 @@
 """AdamW as the published recipes use it."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import optax
@@ -14,7 +15,8 @@ class TrainingConfig:
       steps: optimiser steps.
       batch_size: images per set in the global batch.
       learning_rate: peak of the schedule.
-      warmup_steps: steps of the linear rise from 0; a half-cosine to 0 follows.
+      warmup_steps: steps of the linear rise from 0.
+      schedule: what follows: "cosine", half a cosine down to 0 at the last step, or "constant".
       weight_decay: decoupled decay of matrices and kernels; biases, norms and other vectors have
         none.
       beta1, beta2: decay of AdamW's moments.
@@ -30,6 +32,7 @@ class TrainingConfig:
     batch_size: int
     learning_rate: float
     warmup_steps: int = 0
+    schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.95
@@ -58,7 +61,11 @@ class TrainingConfig:
 
 
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
-    """Linear warm-up from 0, then half a cosine down to 0 at the last step."""
+    """Linear warm-up from 0, then half a cosine down to 0 at the last step, or no change."""
+    if config.schedule == "constant":
+        constant = optax.constant_schedule(config.learning_rate)
+        rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+        return optax.join_schedules([rise, constant], [config.warmup_steps])
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,

@@ -20,6 +20,15 @@ def test_schedule_warms_up_linearly_and_falls_by_half_a_cosine():
         np.testing.assert_allclose(rate(step), value, atol=1e-6, err_msg=str(step))
 
 
+@pytest.mark.parametrize(("warmup", "expected"), [(0, [3, 3, 3, 3]), (4, [0, 1.5, 3, 3])])
+def test_a_constant_rate_stays(warmup, expected):
+    config = TrainingConfig(
+        steps=9, batch_size=1, learning_rate=3.0, warmup_steps=warmup, schedule="constant"
+    )
+    rates = [learning_rate_schedule(config)(step) for step in (0, 2, 4, 8)]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+
+
 def test_no_decay_on_biases_norms_and_vectors():
     params = {
         "dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},

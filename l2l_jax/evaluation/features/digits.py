@@ -58,9 +58,9 @@ class HoleClassifier:
     def _crops(self, images: np.ndarray) -> np.ndarray:
         return images[:, self._hole].reshape(len(images), -1)
 
-    def accuracy(self, images: np.ndarray, labels: np.ndarray) -> float:
-        """Share of the images whose class is read rightly from their hole."""
-        return float(self._classifier.score(self._crops(images), labels))
+    def right(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Whether the class of each image is read rightly from its hole, bool `[image]`."""
+        return self._classifier.predict(self._crops(images)) == labels
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -1,0 +1,91 @@
+"""Small pictures for trying the recipes: `python -m l2l_jax.data.make_local`.
+
+Writes class folders of real images that come with scikit-learn: parts of its two photographs, of many sizes
+and proportions, as JPEG, and its handwritten digits as PNG. It takes a second and downloads nothing. The
+`:runlocal` variants of the recipes read `data/local`.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_image
+
+from l2l_jax.command_line import run_program
+from l2l_jax.errors import UserError
+
+PHOTOGRAPHS = {"temple": "china.jpg", "flower": "flower.jpg"}
+DIGITS = (0, 1)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. {self.format_usage().strip()}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Make the folder that the command line asks for."""
+    parser = _Parser(
+        prog="python -m l2l_jax.data.make_local", description="Make class folders of small pictures."
+    )
+    parser.add_argument(
+        "--output", default="data/local", type=pathlib.Path, help="folder to make (%(default)s)"
+    )
+    parser.add_argument("--train", default=60, type=int, help="training images of each class (%(default)s)")
+    parser.add_argument("--test", default=16, type=int, help="test images of each class (%(default)s)")
+    args = parser.parse_args(argv[1:])
+    if min(args.train, args.test) < 1:
+        parser.error("--train and --test want at least 1 image")
+    if args.output.exists():
+        raise UserError(f"{args.output} exists. Choose another --output, or delete it first.")
+    make(args.output, {"train": args.train, "val": args.test})
+    print(f"{4 * (args.train + args.test)} images in {args.output}")
+
+
+def make(folder: pathlib.Path, counts: dict[str, int]) -> None:
+    """Write `folder/<split>/<class>/<number>.jpg` (or `.png`).
+
+    Args:
+      folder: made if need be.
+      counts: images of each class by split, "train" and "val". Parts of the photographs for training lie
+        in their left two thirds, those for testing in the right third. Digits repeat if there are not
+        enough.
+    """
+    rng = np.random.default_rng(0)
+    for name, file in PHOTOGRAPHS.items():
+        photograph = load_sample_image(file)
+        border = photograph.shape[1] * 2 // 3
+        sides = {"train": photograph[:, :border], "val": photograph[:, border:]}
+        for split, count in counts.items():
+            pictures = (_part(sides[split], rng) for _ in range(count))
+            _write(folder / split / name, pictures, ".jpg", quality=90)
+    digits = load_digits()
+    for digit in DIGITS:
+        scans = digits.images[digits.target == digit]
+        border = len(scans) * 3 // 4
+        sides = {"train": scans[:border], "val": scans[border:]}
+        for split, count in counts.items():
+            chosen = np.resize(np.arange(len(sides[split])), count)
+            pictures = (np.rint(sides[split][i] * 255 / 16).astype(np.uint8) for i in chosen)
+            _write(folder / split / f"digit_{digit}", pictures, ".png")
+
+
+def _part(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    height, width = rng.integers(64, 160, 2)
+    top = rng.integers(photograph.shape[0] - height + 1)
+    left = rng.integers(photograph.shape[1] - width + 1)
+    return photograph[top : top + height, left : left + width]
+
+
+def _write(folder: pathlib.Path, pictures: Iterable[np.ndarray], suffix: str, **options: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{number:04}{suffix}", **options)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv))

@@ -1,0 +1,122 @@
+"""The published recipes: their settings, and their small variants from start to end."""
+
+import json
+import math
+import re
+import runpy
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from l2l_jax.config import parse_config
+from l2l_jax.data.make_local import make
+from l2l_jax.errors import UserError
+from tests.test_main import ROOT, run, start, wait_for
+
+NAMES = ("vqgan", "mae", "diffusion")
+FEW_STEPS = {
+    "vqgan": ["--config.pretrain.tokenizer.steps=8", "--config.pretrain.model.steps=8"],
+    "mae": ["--config.pretrain.model.steps=8"],
+    "diffusion": ["--config.pretrain.model.steps=8", "--config.model.sampling_steps=2"],
+}
+
+
+def recipe(name, *variant):
+    return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](*variant)
+
+
+def test_published_settings():
+    """The table of settings that the paper and its release publish."""
+    vqgan, diffusion = (parse_config(recipe(name)) for name in ("vqgan", "diffusion"))
+    assert (vqgan.family, vqgan.model.image_size, vqgan.model.value_range) == ("mage", 256, (0, 1))
+    assert (vqgan.model.depth, vqgan.model.width) == (12, 768)
+    assert (vqgan.data.crop, vqgan.data.crop_scale, vqgan.data.flip) == ("random", (0.2, 1.0), True)
+    assert vqgan.data.proxy_crop_scale == (0.2, 0.5)
+    data = vqgan.data
+    assert (data.source, data.train_per_class, data.test_per_class) == ("imagenet2012", 120, 50)
+    how = vqgan.unlearn
+    assert (how.beta1, how.beta2, how.weight_decay, how.clip_norm) == (0.9, 0.95, 0.05, 3.0)
+    assert how.batch_size == 32 * 4 and how.learning_rate == pytest.approx(1e-4 * how.batch_size / 256)
+    epoch = 120 * 100 / how.batch_size
+    assert how.steps == math.ceil(6 * epoch) and how.warmup_steps == round(5 * epoch)
+    assert how.alpha == 0.25 and how.schedule == "cosine"
+
+    assert (diffusion.family, diffusion.model.image_size) == ("palette", 256)
+    assert diffusion.model.value_range == (-1, 1) and diffusion.data.crop == "resize"
+    data = diffusion.data
+    assert (data.source, data.train_per_class, data.test_per_class) == ("places365_small", 5000, 100)
+    how = diffusion.unlearn
+    assert (how.weight_decay, how.ema_decay, how.learning_rate) == (0, 0.9999, 5e-5)
+    assert how.batch_size == 12 * 8 and how.steps == 2 * 5000 * 50 // how.batch_size
+    assert how.schedule == "constant" and how.clip_norm == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_small_variants_are_valid_and_others_are_named(name):
+    small = parse_config(recipe(name, "runlocal"))
+    assert small.family == parse_config(recipe(name)).family and small.data.source == "folder"
+    with pytest.raises(UserError, match=rf"{name}.py has the variant runlocal, and none called 'local'"):
+        recipe(name, "local")
+
+
+def test_the_small_pictures(tmp_path):
+    make(tmp_path, {"train": 3, "val": 2})
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
+    assert len(files) == 4 * 5 and "train/temple/0002.jpg" in files and "val/digit_1/0001.png" in files
+    sizes = {Image.open(path).size for path in tmp_path.glob("*/temple/*")}
+    assert len(sizes) > 1  # so that cropping has something to do
+    assert {Image.open(path).size for path in tmp_path.glob("*/digit_0/*")} == {(8, 8)}
+
+
+def test_the_script_says_what_it_made_and_leaves_what_is_there(tmp_path):
+    command = [sys.executable, "-m", "l2l_jax.data.make_local", f"--output={tmp_path / 'new'}", "--train=2"]
+    done = subprocess.run([*command, "--test=1"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "12 images in" in done.stdout, done.stderr
+    again = subprocess.run([*command, "--test=1"], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 1 and re.match(r"Error: .*new exists\. Choose another --output", again.stderr)
+    wrong = subprocess.run([*command, "--test=no"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 1 and "invalid int value: 'no'" in wrong.stderr
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Small pictures, one of which is cut off in the middle."""
+    folder = tmp_path_factory.mktemp("local")
+    make(folder, {"train": 20, "val": 10})
+    for broken in (folder / "train/flower/0003.jpg", folder / "val/temple/0000.jpg"):
+        broken.write_bytes(broken.read_bytes()[:700])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_small_variants_run_from_start_to_end(name, pictures, tmp_path):
+    """Asked to stop while it unlearns, it goes on and ends with a whole report."""
+    command = [
+        f"--config=configs/{name}.py:runlocal", f"--workdir={tmp_path}", f"--config.data.path={pictures}",
+        "--config.data.max_bad_fraction=0.1", "--config.unlearn.steps=10", *FEW_STEPS[name],
+    ]  # fmt: skip
+    process = start(*command)
+    wait_for((tmp_path / "unlearn/checkpoints").exists, process, seconds=500)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=500)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    code, _, errors = run(*command)
+    assert code == 0, errors
+    assert re.search(r"unlearn: resuming after step \d+ of 10", errors)
+    report = json.loads((tmp_path / "report/metrics.json").read_text())
+    for model in ("original", "unlearned"):
+        for of in ("retain", "forget"):
+            assert set(report[model][of]) == {"psnr", "mse", "fid", "inception_score", "accuracy"}
+            assert np.isfinite(list(report[model][of].values())).all()
+    for file in ("restorations.png", "losses.png", "report.html"):
+        assert (tmp_path / "report" / file).stat().st_size > 5000
+    (skipped,) = report["test_images"]["retain"]["skipped"]
+    assert skipped.endswith("val/temple/0000.jpg") and report["test_images"]["forget"]["skipped"] == {}
+    (replaced,) = report["bad_training_images"]["unlearn"]["forget"]
+    assert replaced.endswith("train/flower/0003.jpg")
+    assert "which 1 could not be decoded" in (tmp_path / "report/report.html").read_text()
