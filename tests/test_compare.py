@@ -33,7 +33,7 @@ def one_device():
     """Fewer devices compile faster; other tests show that their number does not matter."""
     mesh = sharding.make_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda: mesh)
+        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
         yield
 
 
