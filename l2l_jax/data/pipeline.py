@@ -1,6 +1,5 @@
 """Training batches with grain: balanced, seeded, sharded by process, resumable."""
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -116,20 +115,17 @@ class TrainingBatches:
     def __iter__(self) -> "BatchIterator":
         return BatchIterator(self)
 
-    def open(self) -> tuple[grain.DatasetIterator, contextlib.ExitStack]:
-        """Start reading: an iterator over `(images by set or None, bad images by set)`, and what to close."""
-        closing = contextlib.ExitStack()
-        if self.workers:
-            pool = closing.enter_context(contextlib.closing(WorkerPool(self.reader, self.workers)))
+    def open(self) -> tuple[grain.DatasetIterator, WorkerPool | None]:
+        """Start reading: an iterator over `(images by set or None, bad images by set)`, and the workers."""
+        pool = WorkerPool(self.reader, self.workers) if self.workers else None
+        if pool is not None:
             submit, threads = pool.read, 2  # two batches at a time: workers do not idle between them
         else:
             submit, threads = self._read_here, min(4, os.cpu_count() or 1)
         # One element is one batch: grain's own shuffling costs more for each image than a small step has.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._ahead())
         batches = grain.MapDataset.range(ENDLESS).map(lambda number: self._batch(number, submit))
-        iterator = iter(batches.to_iter_dataset(options))
-        closing.callback(iterator.close)
-        return iterator, closing
+        return iter(batches.to_iter_dataset(options)), pool
 
     def _ahead(self) -> int:
         if self.reader.shape is None:
@@ -196,7 +192,7 @@ class BatchIterator:
 
     def __init__(self, batches: TrainingBatches):
         self._batches = batches
-        self._iterator, self._closing = batches.open()
+        self._iterator, self._pool = batches.open()
         self._taken = 0
         self._processes = batches.batch_size // len(batches.rows)
 
@@ -215,6 +211,11 @@ class BatchIterator:
         self._taken += 1
         return images
 
+    @property
+    def worker_ids(self) -> list[int]:
+        """Ids of the worker processes."""
+        return [] if self._pool is None else self._pool.process_ids
+
     def get_state(self) -> dict[str, Any]:
         """JSON-able; the same in every process."""
         return {"batches": self._taken, "processes": self._processes}
@@ -232,4 +233,6 @@ class BatchIterator:
 
     def close(self) -> None:
         """End threads and worker processes."""
-        self._closing.close()
+        self._iterator.close()
+        if self._pool is not None:
+            self._pool.close()
