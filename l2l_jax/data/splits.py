@@ -91,6 +91,11 @@ def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, li
     }
     if REST in data.forget:
         raise UserError(f"config.data.forget is {REST!r}: say which classes are to be forgotten.")
+    if REST in data.retain and REST in own:
+        raise UserError(
+            f"config.data.retain and config.data.proxy are both {REST!r}, so that nothing is left for the "
+            "proxies; name the classes of one of them."
+        )
     everything = range(len(class_names))
     if REST in data.retain:
         ids["retain"] = _without(everything, ids["forget"])

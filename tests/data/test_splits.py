@@ -168,6 +168,11 @@ def test_mistakes_are_named(forget, retain, message):
         train(data(forget, retain))
 
 
+def test_the_rest_is_for_one_set_alone():
+    with pytest.raises(UserError, match="config.data.retain and config.data.proxy are both 'rest'"):
+        train(data(["alley"], ["rest"], proxy=("rest",)))
+
+
 def test_too_few_images_are_named():
     with pytest.raises(UserError, match="train_per_class is 2, but the class 'amphitheater' has 1 training"):
         train(data(["alley"], ["amphitheater"], train_per_class=2))
