@@ -14,11 +14,11 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO
 
 from etils import epath
 
@@ -103,8 +103,8 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path
         first = str(error).strip().splitlines()[0]
         raise UserError(f"TensorFlow Datasets knows no data set {dataset!r} ({first}).") from error
     place = builder.data_path.parent
-    with _alone(place):
-        _remove_leftovers(place, root)
+    with _alone(place), _clean_downloads(root / "downloads"):
+        _remove(place.glob("incomplete.*"))
         print(f"Writing {builder.data_path}", flush=True)
         config = tfds.download.DownloadConfig(manual_dir=os.fspath(manual_dir), try_download_gcs=False)
         try:
@@ -118,25 +118,44 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path
 def _alone(place: epath.Path) -> Iterator[None]:
     """Keep a second process from preparing the same data set; the lock ends with the process."""
     place.mkdir(parents=True, exist_ok=True)
-    if "://" in os.fspath(place):
-        yield
-        return
-    with open(place / ".prepare.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another process is preparing {place} just now; wait for it.") from None
+    with _lock_file(place) as file:
+        if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            raise UserError(f"Another process is preparing {place} just now; wait for it.")
         yield
 
 
-def _remove_leftovers(place: epath.Path, root: epath.Path) -> None:
-    """Remove what TFDS left unfinished when it was killed: it would never be used or removed."""
-    extracted = root / "downloads" / "extracted"
-    for folder in (place, extracted):
-        for entry in list(folder.iterdir()) if folder.is_dir() else ():
-            if re.match(r"incomplete\.\w+_", entry.name):
-                print(f"Removing what an interrupted run left: {entry}", flush=True)
-                entry.rmtree()
+@contextlib.contextmanager
+def _clean_downloads(downloads: epath.Path) -> Iterator[None]:
+    """Remove what killed runs left in the downloads, unless another data set is being prepared just now."""
+    downloads.mkdir(parents=True, exist_ok=True)
+    with _lock_file(downloads) as file:
+        if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            _remove((downloads / "extracted").glob("incomplete.*"))
+            _remove(downloads.glob("*/*.tmp.*"))
+        _lock(file, fcntl.LOCK_SH)
+        yield
+
+
+def _lock_file(folder: epath.Path) -> contextlib.AbstractContextManager[IO[str] | None]:
+    """A file to lock; there is none in a bucket."""
+    if "://" in os.fspath(folder):
+        return contextlib.nullcontext()
+    return open(folder / ".prepare.lock", "w")
+
+
+def _lock(file: IO[str] | None, how: int) -> bool:
+    """Whether the lock was got."""
+    try:
+        return file is None or fcntl.flock(file, how) is None
+    except BlockingIOError:
+        return False
+
+
+def _remove(unfinished: Iterable[epath.Path]) -> None:
+    """Remove what TFDS did not finish: it would never be used again, nor removed."""
+    for entry in list(unfinished):
+        print(f"Removing what an interrupted run left: {entry}", flush=True)
+        entry.rmtree()
 
 
 def explain(dataset: str, manual_dir: epath.Path, error: BaseException) -> str:

@@ -82,9 +82,17 @@ def test_it_can_be_run_again_after_a_kill(tmp_path):
     process.kill()
     process.communicate()
     (left,) = place.glob("incomplete.*")
+    downloads = tmp_path / "data" / "downloads"
+    lefts = [left, downloads / "extracted" / "incomplete.1f_TAR.x", downloads / "coco" / "x.zip.tmp.1f"]
+    for folder in lefts[1:]:
+        (folder / "deeper").mkdir(parents=True)
+    finished = downloads / "coco" / "x.zip"
+    finished.write_bytes(b"kept")
     code, output, errors = run("imagenet2012", tmp_path)
     assert code == 0, errors
-    assert f"Removing what an interrupted run left: {left}" in output and not left.exists()
+    for left in lefts:
+        assert f"Removing what an interrupted run left: {left}" in output and not left.exists()
+    assert finished.exists()
     assert "3,000 train images\n3 test images" in output
 
 
