@@ -108,9 +108,8 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
     files = photographs()
     report = measure(files, args.size, args.workers, args.batch_size, args.batches, args.repeats)
-    print(
-        f"{len(files)} JPEGs of {SIZE[0]}×{SIZE[1]} pixels, {sum(map(len, files)) // len(files) // 1000} kB each\n"
-    )
+    kilobytes = sum(map(len, files)) // len(files) // 1000
+    print(f"{len(files)} JPEGs of {SIZE[0]}×{SIZE[1]} pixels, {kilobytes} kB each\n")
     for title in ("decode", "resize"):
         print(tabulate(report[title].items(), headers=[title, "images/s/core"], floatfmt=".0f"), "\n")
     print(f"decode + random crop to {args.size}: {report['decode_and_crop']:.0f} images/s/core, "

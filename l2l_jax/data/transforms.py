@@ -16,7 +16,7 @@ from l2l_jax.data.decoding import open_image
 ATTEMPTS = 10
 """Random crops that are tried before the centre is taken, as torchvision does."""
 
-SPARE = 2
+SPARE = 3
 """A JPEG is decoded at a fraction of its size only if the crop stays this much larger than the result."""
 
 PIXEL_TYPES = {"uint8": PixelType.U8x3, "float32": PixelType.F32x3}
