@@ -67,9 +67,11 @@ def train(
         task, optimizer, seed=seed, ema_decay=config.ema_decay, accumulate=config.accumulate,
         parallel=runner,
     )  # fmt: skip
-    checkpointer = Checkpointer(folder / "checkpoints")
-    reading = contextlib.closing(iter(batches))
-    with contextlib.closing(checkpointer), reading as iterator, stop_request() as stop:
+    with (
+        stop_request() as stop,
+        contextlib.closing(Checkpointer(folder / "checkpoints")) as checkpointer,
+        contextlib.closing(iter(batches)) as iterator,
+    ):
         trained = sharding.place({part: params[part] for part in task.trained}, mesh)
         frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
         state = placed_state(trained, optimizer, mesh, ema=config.ema_decay > 0)
