@@ -3,16 +3,18 @@
 import difflib
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
+from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
 from l2l_jax.data.archives import ARCHIVES
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.held_out import held_out
 from l2l_jax.data.label_index import load_labels
-from l2l_jax.data.sources import Record, Split
+from l2l_jax.data.sources import Record, Split, Subset
 from l2l_jax.errors import UserError
 
 TEST_SPLITS = ("validation", "test")
@@ -71,55 +73,65 @@ def parse(record: bytes):
     return tf_example_pb2.Example.FromString(bytes(record)).features.feature
 
 
-def open_tfds(config: SourceConfig, split: Split) -> TfdsSource:
+def open_tfds(config: SourceConfig, split: Split) -> TfdsSource | Subset:
     """A prepared TFDS data set: its "train" split, or for testing its "validation" or "test" split.
 
     Where neither exists, a share of each class of the training images is held out. Images without
     labels are of one class, called like the data set.
 
     Raises:
-      UserError: it is not prepared, not in random access files, or has no images.
+      UserError: it is not prepared, damaged, not in random access files, or not of images.
     """
     import tensorflow_datasets as tfds
 
     folder = prepared_folder(config)
-    builder = tfds.builder_from_directory(os.fspath(folder))
+    try:
+        builder = tfds.builder_from_directory(os.fspath(folder))
+    except (OSError, ValueError, KeyError, ParseError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{folder} is damaged ({reason}). {_again(config)}") from error
     info = builder.info
-    if "image" not in info.features:
-        raise UserError(f"{config.source} has no feature 'image', but {', '.join(info.features)}.")
+    if not isinstance(dict(info.features).get("image"), tfds.features.Image):
+        raise UserError(f"{config.source} has no images: its features are {', '.join(info.features)}.")
     tests = [name for name in TEST_SPLITS if name in info.splits and info.splits[name].num_examples]
     name = tests[0] if tests and split == "test" else "train"
-    if name not in info.splits:
-        raise UserError(
-            f"{folder} holds no split {name!r}, but {', '.join(info.splits)}; "
-            "prepare it again with all its files."
-        )
-    present = {entry.name for entry in folder.iterdir()}
-    missing = [shard for shard in info.splits[name].filenames if shard not in present]
-    if missing:
-        raise UserError(
-            f"{folder} lacks {len(missing)} of its files, the first being {missing[0]}. Copy them again, or "
-            f"delete the folder and run: {prepare_command(config)}"
-        )
-    try:
-        records = builder.as_data_source(name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    except NotImplementedError:
-        raise UserError(
-            f"{folder} is in the format {info.file_format.value}, which has no random access. Delete it, "
-            f"or choose another data_dir, and run: {prepare_command(config)}"
-        ) from None
+    records = _records(builder, folder, name, config)
+    class_names, labels = (info.name,), np.zeros(len(records), np.int32)
     if "label" in info.features:
-        class_names = tuple(info.features["label"].names)
         labels = load_labels(folder, name, records)
-    else:
-        class_names, labels = (info.name,), np.zeros(len(records), np.int32)
+        known = getattr(info.features["label"], "names", None)  # numbers alone have none
+        class_names = tuple(known or map(str, range(labels.max() + 1)))
     source = TfdsSource(records, labels, class_names, f"{info.name}/{name}")
     if tests:
         return source
     chosen = held_out([str(i) for i in range(len(labels))], labels, config.test_fraction, split)
-    from l2l_jax.data.sources import Subset
-
     return Subset(source, chosen)
+
+
+def _records(builder, folder: epath.Path, split: str, config: SourceConfig) -> Sequence[bytes]:
+    """The serialised examples of a split, all of whose files are there."""
+    import tensorflow_datasets as tfds
+
+    info = builder.info
+    if split not in info.splits:
+        raise UserError(f"{folder} holds no split {split!r}, but {', '.join(info.splits)}. {_again(config)}")
+    present = {entry.name for entry in folder.iterdir()}
+    missing = [shard for shard in info.splits[split].filenames if shard not in present]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing)} of its files, the first being {missing[0]}. {_again(config)}"
+        )
+    try:
+        return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    except NotImplementedError:
+        raise UserError(
+            f"{folder} is in the format {info.file_format.value}, which has no random access. "
+            f"{_again(config)}"
+        ) from None
+
+
+def _again(config: SourceConfig) -> str:
+    return f"Delete the folder, or choose another data_dir, and run: {prepare_command(config)}"
 
 
 def prepared_folder(config: SourceConfig) -> epath.Path:

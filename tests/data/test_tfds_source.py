@@ -139,7 +139,9 @@ def test_data_sets_in_another_format_are_named(prepared):
     (folder / "dataset_info.json").write_text(info.replace("array_record", "tfrecord"))
     for shard in folder.glob("*array_record*"):
         shard.rename(folder / shard.name.replace("array_record", "tfrecord"))
-    with pytest.raises(UserError, match="is in the format tfrecord, which has no random access. Delete it"):
+    with pytest.raises(
+        UserError, match="is in the format tfrecord, which has no random access. Delete the folder"
+    ):
         opened(prepared, "places365_small")
 
 
@@ -179,3 +181,43 @@ def test_a_prepared_data_set_is_found_and_chosen_from_in_a_bucket(prepared, buck
     np.testing.assert_array_equal(source.labels, labels)
     (shard,) = source._records.data_source._paths
     assert shard.startswith("gs://bucket/tfds/imagenet2012/5.1.0/imagenet2012-train.array_record-")
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_damaged_descriptions_and_other_features_are_named(prepared):
+    folder = prepared / "places365_small" / "2.1.0"
+    info, features = folder / "dataset_info.json", folder / "features.json"
+    whole, text = info.read_text(), features.read_text()
+    info.write_text(whole[:500])
+    with pytest.raises(UserError, match="2.1.0 is damaged .*prepare places365_small"):
+        opened(prepared, "places365_small")
+    info.write_text(whole)
+    edit(features, '"image": {\n                "image"', '"photo": {\n                "image"')
+    with pytest.raises(UserError, match="has no images: its features are filename, .*photo"):
+        opened(prepared, "places365_small")
+    features.write_text(text)
+    edit(info, '"name": "train"', '"name": "training"')
+    with pytest.raises(UserError, match="holds no split 'train', but"):
+        opened(prepared, "places365_small")
+
+
+def test_numbers_may_be_labels(prepared):
+    features = prepared / "places365_small" / "2.1.0" / "features.json"
+    start = features.read_text().index('"label": {')
+    text = features.read_text()
+    number = """"label": {
+                "tensor": {"dtype": "int64", "encoding": "none", "shape": {}},
+                "pythonClassName": "tensorflow_datasets.core.features.scalar.Scalar"
+            }
+        }
+    },
+    "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+}"""
+    features.write_text(text[:start] + number)
+    source = opened(prepared, "places365_small")
+    assert source.class_names == tuple(map(str, range(49))) and set(source.labels) == {0, 14, 48}
