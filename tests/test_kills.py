@@ -1,0 +1,116 @@
+"""Killing processes of a run at random, again and again, until it is finished all the same."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from l2l_jax.training.metric_writers import read_metrics
+from tests.processes import ENVIRONMENT, ROOT
+
+KILLS = 20
+PRETRAIN_STEPS, UNLEARN_STEPS = 70, 50
+SMALL = [
+    "--config=configs/digits_mae.py", "--config.model.width=16", "--config.model.depth=1",
+    "--config.model.decoder_width=16", "--config.model.decoder_depth=1", "--config.model.num_heads=2",
+    f"--config.pretrain.model.steps={PRETRAIN_STEPS}", "--config.pretrain.model.batch_size=8",
+    "--config.pretrain.model.warmup_steps=5", "--config.pretrain.model.checkpoint_every=5",
+    "--config.pretrain.model.log_every=1", f"--config.unlearn.steps={UNLEARN_STEPS}",
+    "--config.unlearn.batch_size=8", "--config.unlearn.checkpoint_every=5", "--config.unlearn.log_every=1",
+]  # fmt: skip
+
+
+def start(workdir, log):
+    """The run as two processes under the launcher, which starts both again when one ends."""
+    return subprocess.Popen(
+        [sys.executable, "launch/local.py", "--processes=2", f"--max-restarts={KILLS + 5}", "--grace=0.3",
+         "--", sys.executable, "-m", "l2l_jax.main", *SMALL, f"--workdir={workdir}"],
+        cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log,
+    )  # fmt: skip
+
+
+def children(launcher):
+    """Process ids of the run's processes, from /proc."""
+    listed = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+    return [int(pid) for pid in listed.split()]
+
+
+def progress(workdir):
+    """Steps done by the last line of the scalars, over both stages."""
+    stages = {workdir / "pretrain" / "model": 0, workdir / "unlearn": PRETRAIN_STEPS}
+    rows = [(before, read_metrics(folder)) for folder, before in stages.items() if folder.exists()]
+    return max((before + row[-1]["step"] for before, row in rows if row), default=0)
+
+
+def parameters(folder):
+    restored = ocp.PyTreeCheckpointer().restore(folder / "params")
+    import jax
+
+    return jax.tree.leaves(restored)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+def test_twenty_kills_leave_no_trace_in_the_parameters(tmp_path):
+    draw = random.Random(20)
+    with (tmp_path / "quiet.log").open("w") as log:
+        quiet = start(tmp_path / "quiet", log)
+        assert quiet.wait(timeout=900) == 0
+    # A kill is due when the run has come to a step, or, every fourth time, some time after a start.
+    due = sorted(draw.randrange(1, PRETRAIN_STEPS + UNLEARN_STEPS - 5) for _ in range(KILLS))
+    log_path = tmp_path / "killed.log"
+    killed = 0
+    with log_path.open("w") as log:
+        launcher = start(tmp_path / "killed", log)
+        try:
+            while killed < KILLS:
+                wait_until_due(launcher, tmp_path / "killed", due[killed], killed % 4 == 3, draw)
+                victims = children(launcher)
+                os.kill(draw.choice(victims), signal.SIGKILL)
+                killed += 1
+                wait_for_restart(launcher, log_path, killed)
+            assert launcher.wait(timeout=900) == 0, log_path.read_text()[-3000:]
+        finally:
+            launcher.terminate()
+            launcher.wait(timeout=60)
+    assert log_path.read_text().count("[launch] starting all again") == KILLS
+    for model in ("pretrained", "unlearned"):
+        expected, found = (parameters(tmp_path / run / model) for run in ("quiet", "killed"))
+        assert len(expected) == len(found) > 10
+        for a, b in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(a, b)
+    expected, found = (
+        json.loads((tmp_path / run / "report" / "metrics.json").read_text()) for run in ("quiet", "killed")
+    )
+    assert found["unlearned"] == expected["unlearned"] and found["original"] == expected["original"]
+    for stage in ("pretrain/model", "unlearn"):
+        assert read_metrics(tmp_path / "killed" / stage) == read_metrics(tmp_path / "quiet" / stage)
+
+
+def wait_until_due(launcher, workdir, step, early, draw):
+    """Until both processes run and the step is reached, or, if `early`, for a random while after the start."""
+    deadline = time.monotonic() + 600
+    enough = time.monotonic() + draw.uniform(0.0, 4.0)
+    while len(children(launcher)) < 2 or not (
+        time.monotonic() > enough if early else progress(workdir) >= step
+    ):
+        assert launcher.poll() is None, "the run has ended before it was killed often enough"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0.0, 0.05))  # somewhere in a step, or in a checkpoint
+
+
+def wait_for_restart(launcher, log_path, times):
+    deadline = time.monotonic() + 600
+    while log_path.read_text().count("[launch] starting all again") < times:
+        assert launcher.poll() is None, log_path.read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
