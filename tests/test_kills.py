@@ -96,7 +96,7 @@ def test_twenty_kills_leave_no_trace_in_the_parameters(tmp_path):
 
 
 def wait_until_due(launcher, workdir, step, early, draw):
-    """Until both processes run and the step is reached, or, if `early`, for a random while after the start."""
+    """Until both processes run and the step is reached or, if `early`, for a random while after a start."""
     deadline = time.monotonic() + 600
     enough = time.monotonic() + draw.uniform(0.0, 4.0)
     while len(children(launcher)) < 2 or not (

@@ -94,15 +94,26 @@ def test_a_checkpoint_of_4_processes_is_restored_by_1(stopped, alone, tmp_path, 
 
 @pytest.mark.slow
 def test_a_checkpoint_of_4_processes_is_restored_by_2_and_back(stopped, alone, tmp_path):
-    """4 processes stop after step 5, 2 after step 10, 4 end the run: the numbers are those of one process."""
+    """4 processes stop after step 5, 2 after step 10, 4 end the run: the numbers are those of one process.
+
+    The first four have all parameters each; then they are split over two, and on a mesh of 2x2.
+    """
     shutil.copytree(stopped[0], tmp_path / "run")
-    ended = worker(2, "terminated", tmp_path / "run")
+    ended = worker(2, "sharded_terminated", tmp_path / "run")
     assert [process.code for process in ended] == [128 + signal.SIGTERM] * 2
     assert "4 devices of 4 processes; it goes on with 2 devices of 2 processes" in ended[0].errors
     assert "resuming after step 5" in ended[0].errors and "stopped after step 10" in ended[0].errors
-    ended = worker(4, "whole", tmp_path / "run")
+    ended = worker(4, "sharded", tmp_path / "run")
     assert [process.code for process in ended] == [0] * 4, ended[0].errors
     assert_same_run(tmp_path / "run", kept(tmp_path / "run", 4, alone[0]), alone)
+
+
+@pytest.mark.slow
+def test_pmap_goes_on_in_several_processes(stopped, alone, tmp_path):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    ended = worker(2, "mapped", tmp_path / "run")
+    assert [process.code for process in ended] == [0, 0], ended[0].errors
+    assert_same_run(tmp_path / "run", kept(tmp_path / "run", 2, alone[0]), alone)
 
 
 @pytest.mark.slow

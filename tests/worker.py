@@ -54,10 +54,10 @@ class Signalled:
         return next(self._iterator)
 
 
-def train(folder, process=None, batch=0, number=0):
+def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit"):
     """Train a tiny MAE; `process` gets the signal `number` before the given batch since its start.
 
-    Alone, it trains on one device, however many there are.
+    Parameters are split over `ways` devices. Alone, it trains on one device, however many there are.
     """
     import jax
 
@@ -83,24 +83,40 @@ def train(folder, process=None, batch=0, number=0):
     )
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     devices = jax.devices()[:1] if count == 1 else None
+    sharding.SHARDED_FROM = 64  # there is no large array in so small a model
     return loop.train(
         "unlearn", encoder_task(model, alpha=0.5, noise="normal"), params, batches, config, folder,
-        seed=1, mesh=sharding.make_mesh(devices),
+        seed=1, mesh=sharding.make_mesh(devices, sharding.MeshConfig(model=ways)), parallel=parallel,
     )  # fmt: skip
 
 
-def whole(folder):
+def whole(folder, **how):
     """Train to the end and keep what every process has then."""
     import jax
 
-    np.savez(folder / f"params_{jax.process_index()}.npz", *jax.tree.leaves(train(folder)))
+    np.savez(folder / f"params_{jax.process_index()}.npz", *jax.tree.leaves(train(folder, **how)))
 
 
-def terminated(folder):
+def sharded(folder):
+    """Train to the end with parameters split over two processes."""
+    whole(folder, ways=2)
+
+
+def mapped(folder):
+    """Train to the end under `pmap`."""
+    whole(folder, parallel="pmap")
+
+
+def terminated(folder, **how):
     """The last process gets SIGTERM in its fourth step."""
     import jax
 
-    train(folder, jax.process_count() - 1, 4, signal.SIGTERM)
+    train(folder, jax.process_count() - 1, 4, signal.SIGTERM, **how)
+
+
+def sharded_terminated(folder):
+    """The same, with parameters split over two processes."""
+    terminated(folder, ways=2)
 
 
 def killed(folder):

@@ -5,7 +5,9 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.collectives import exchange, from_writer, on_writer
 from l2l_jax.errors import UserError
@@ -33,6 +35,7 @@ class Checkpointer:
 
     def save(self, step: int, state: TrainState, iterator_state: dict[str, Any]) -> None:
         """Start saving; `state` may be donated as soon as this returns."""
+        state = _across_processes(state)
         data = {"iterator": iterator_state, "devices": _devices(state)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         self._manager.save(step, args=items)
@@ -102,6 +105,23 @@ class Checkpointer:
     def close(self) -> None:
         """Finish saving and stop the background threads."""
         self._manager.close()
+
+
+def _across_processes(state: TrainState) -> TrainState:
+    """Arrays that Orbax takes: those of `pmap` lie in every process and do not know of the other copies."""
+    if jax.process_count() == 1:
+        return state
+    devices = Mesh(np.array(jax.devices()), ("device",))
+
+    def known(x: jax.Array) -> jax.Array:
+        if not x.is_fully_addressable:
+            return x
+        copies = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(
+            x.shape, NamedSharding(devices, PartitionSpec()), copies
+        )
+
+    return jax.tree.map(known, state)
 
 
 def _devices(state: TrainState) -> dict[str, int]:
