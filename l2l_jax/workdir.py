@@ -12,9 +12,10 @@ import jax
 from l2l_jax.collectives import agreement, from_writer, is_writer, on_writer
 from l2l_jax.config import Config
 from l2l_jax.data.config import SourceConfig
+from l2l_jax.data.transforms import TransformConfig
 from l2l_jax.errors import UserError
 
-IRRELEVANT = ("log_every", "checkpoint_every")
+IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction")
 """Fields that may change between a run and its continuation."""
 
 ORIGINAL = ("pretrain", "pretrained")
@@ -115,15 +116,16 @@ def _identity(config: Config) -> dict[str, Any]:
     if not config.pretrained:
         original |= {"data": _source(config)} | config.describe("pretrain")
     identity = {"pretrain": original, "unlearn": config.describe("data", "unlearn")}
-    for section in (*original.get("pretrain", {}).values(), identity["unlearn"]["unlearn"]):
+    for section in (*original.get("pretrain", {}).values(), *identity["unlearn"].values()):
         for name in IRRELEVANT:
             section.pop(name, None)
     return json.loads(json.dumps(identity))
 
 
 def _source(config: Config) -> dict[str, Any]:
-    """Where all images come from, whichever are chosen."""
-    return {field.name: getattr(config.data, field.name) for field in dataclasses.fields(SourceConfig)}
+    """Where all images come from, whichever are chosen, and how they become squares."""
+    fields = (*dataclasses.fields(SourceConfig), *dataclasses.fields(TransformConfig))
+    return {field.name: getattr(config.data, field.name) for field in fields}
 
 
 def _differences(found: Any, wanted: Any, name: str = "config") -> list[str]:

@@ -32,12 +32,21 @@ def test_the_same_run_may_go_on(tmp_path):
     Workdir(tmp_path, dataclasses.replace(CONFIG, evaluate=evaluated))
 
 
+def test_how_many_processes_read_may_change_and_the_crops_may_not(tmp_path):
+    with_work(tmp_path, "pretrain", "unlearn")
+    reading = dataclasses.replace(CONFIG.data, workers=3, max_bad_fraction=0.5)
+    Workdir(tmp_path, dataclasses.replace(CONFIG, data=reading))
+    cropped = dataclasses.replace(CONFIG.data, crop="random")
+    with pytest.raises(UserError, match="config.data.crop was 'resize' and is now 'random'"):
+        Workdir(tmp_path, dataclasses.replace(CONFIG, data=cropped))
+
+
 def test_another_unlearning_is_refused_with_a_way_out(tmp_path):
     with_work(tmp_path, "pretrained", "unlearn")
     with pytest.raises(UserError) as error:
         Workdir(tmp_path, ALPHA)
     message = str(error.value)
-    assert "config.unlearn.alpha was 0.25 and is now 0.5" in message
+    assert f"config.unlearn.alpha was {CONFIG.unlearn.alpha} and is now 0.5" in message
     assert f"--config.model.pretrained={tmp_path / 'pretrained'}" in message
     assert f"delete {tmp_path / 'unlearn'} to replace it" in message
 
