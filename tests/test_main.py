@@ -152,7 +152,7 @@ def test_mistakes_are_one_sentence(arguments, message, tmp_path):
 def test_another_run_in_the_workdir_is_refused_and_left_alone(finished):
     workdir = finished[0]
     code, _, errors = run(*SMALL, f"--workdir={workdir}", "--config.unlearn.alpha=0.5")
-    assert code == 1 and "config.unlearn.alpha was 0.25 and is now 0.5" in errors
+    assert code == 1 and "config.unlearn.alpha was 0.2 and is now 0.5" in errors
     assert "Traceback" not in errors and (workdir / "unlearned" / "model.json").exists()
 
 
