@@ -179,7 +179,7 @@ def explain(dataset: str, manual_dir: epath.Path, error: BaseException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; the exit code is 0, or 1 with one sentence on stderr."""
+    """Run; the exit code is 0, or 1 (130 after Ctrl-C) with one sentence on stderr."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("l2l_jax").setLevel(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's talk of instruction sets
@@ -187,6 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         message = str(error)
+    except KeyboardInterrupt:
+        print("Interrupted; run the same command again.", file=sys.stderr)
+        return 130
     except OSError as error:
         message = f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error})."
     else:

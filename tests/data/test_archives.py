@@ -88,6 +88,15 @@ def test_a_prepared_data_set_is_left_alone(prepared, capsys):
     assert (prepared / "imagenet2012" / "5.1.0" / "labels-train.npz").exists()
 
 
+def test_an_interruption_is_no_traceback(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "run", interrupt)
+    assert prepare.main(["coco/2017"]) == 130
+    assert capsys.readouterr().err == "Interrupted; run the same command again.\n"
+
+
 def test_the_command_line_says_what_is_wrong(capsys):
     assert prepare.main([]) == 1 and prepare.main(["coco/2017", "--data-dir=x"]) == 1
     assert "required: dataset. See --help." in capsys.readouterr().err
