@@ -35,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
         norm_pix_loss=False,  # compare raw pixels: the model is meant for restoration
         pixel_mean=(0.3, 0.3, 0.3), pixel_std=(0.37, 0.37, 0.37),  # of the training images
         dtype="float32",  # or bfloat16
+        remat=False,  # keep less for the backward pass and compute it again
     ))
 
     config.data = ml_collections.ConfigDict(dict(  # l2l_jax.config.DataConfig

@@ -16,7 +16,7 @@ from l2l_jax.data.transforms import TransformConfig
 from l2l_jax.errors import UserError
 
 IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction")
-"""Fields that may change between a run and its continuation."""
+"""Fields that may change between a run and its continuation; besides `model.remat` and the devices."""
 
 ORIGINAL = ("pretrain", "pretrained")
 UNLEARNED = ("unlearn", "unlearned")
@@ -115,6 +115,7 @@ def _identity(config: Config) -> dict[str, Any]:
     original = config.describe("seed", "family", "model", "pretrained")
     if not config.pretrained:
         original |= {"data": _source(config)} | config.describe("pretrain")
+    del original["model"]["remat"]
     identity = {"pretrain": original, "unlearn": config.describe("data", "unlearn")}
     for section in (*original.get("pretrain", {}).values(), *identity["unlearn"].values()):
         for name in IRRELEVANT:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.models import mage_corruption, mage_decoding, mage_networks
-from l2l_jax.models.base import ImageToImageModel, Params, PretrainingStage
+from l2l_jax.models.base import ImageToImageModel, Params, PretrainingStage, Seen
 from l2l_jax.models.mage_networks import Decoder, Encoder, random_masking, unused_tensors
 from l2l_jax.models.vqgan import VQGAN
 
@@ -58,6 +58,7 @@ class MAGE(ImageToImageModel):
       sampling_temperature: of the softmax that codes are drawn from; 0 takes the likeliest code.
       value_range: least and greatest pixel value.
       dtype: "float32" or "bfloat16", of the computation; parameters are float32.
+      remat: compute the inside of every block again in the backward pass, instead of keeping it.
     """
 
     image_size: int = 256
@@ -90,6 +91,7 @@ class MAGE(ImageToImageModel):
     value_range: tuple[float, float] = (0.0, 1.0)
     channels: int = 3
     dtype: str = "float32"
+    remat: bool = False
 
     corruption_parts = ("tokenizer",)
 
@@ -149,7 +151,7 @@ class MAGE(ImageToImageModel):
         """The tokenizer as a Linen module."""
         return VQGAN(
             self.codebook_size, self.codebook_width, self.base_channels, self.channel_multipliers,
-            self.num_res_blocks, self.groups, self.channels, jnp.dtype(self.dtype),
+            self.num_res_blocks, self.groups, self.channels, jnp.dtype(self.dtype), self.remat,
         )  # fmt: skip
 
     @property
@@ -157,7 +159,7 @@ class MAGE(ImageToImageModel):
         """The encoder as a Linen module."""
         return Encoder(
             self.vocabulary, 1 + self.tokens, self.width, self.depth, self.num_heads, self.dropout,
-            jnp.dtype(self.dtype), self.embedding_std,
+            jnp.dtype(self.dtype), self.embedding_std, self.remat,
         )  # fmt: skip
 
     @property
@@ -165,7 +167,7 @@ class MAGE(ImageToImageModel):
         """The decoder as a Linen module."""
         return Decoder(
             1 + self.tokens, self.decoder_width, self.decoder_depth, self.decoder_num_heads,
-            jnp.dtype(self.dtype), self.embedding_std,
+            jnp.dtype(self.dtype), self.embedding_std, self.remat,
         )  # fmt: skip
 
     def init(self, rng: jax.Array) -> Params:
@@ -196,7 +198,7 @@ class MAGE(ImageToImageModel):
 
     def corrupt(
         self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
-    ) -> dict[str, jax.Array]:
+    ) -> Seen:
         """Tokenise, drop a share `dropped` of the tokens, mask some of the others.
 
         Returns:
@@ -205,9 +207,7 @@ class MAGE(ImageToImageModel):
         """
         return mage_corruption.corrupt(self, params, images, rng, axis_name)
 
-    def mask(
-        self, ids: jax.Array, noise: jax.Array, num_drop: int, num_mask: int | jax.Array
-    ) -> dict[str, jax.Array]:
+    def mask(self, ids: jax.Array, noise: jax.Array, num_drop: int, num_mask: int | jax.Array) -> Seen:
         """`corrupt` with the codes `[batch, tokens]` given, and what `random_masking` takes.
 
         Returns:
@@ -229,9 +229,8 @@ class MAGE(ImageToImageModel):
 
     def encode(self, encoder_params: Any, seen: dict[str, jax.Array]) -> jax.Array:
         """Tokens `[batch, 1 + kept, width]`, class token first; dropout as `seen` says."""
-        return self.encoder.apply(
-            {"params": encoder_params}, seen["ids"], seen["positions"], seen.get("dropout_keep")
-        )
+        inputs = seen["ids"], seen["positions"], seen.get("dropout_keep")
+        return self.encoder.apply({"params": encoder_params}, *inputs)
 
     def decode(
         self, params: Params, latent: jax.Array, source: jax.Array, count: int | None = None
@@ -263,9 +262,8 @@ class MAGE(ImageToImageModel):
         return jnp.sum(loss * seen["masked"], axis=1) / jnp.sum(seen["masked"], axis=1)
 
     def noisy_truth(
-        self, images: jax.Array, seen: dict[str, jax.Array], noise: jax.Array, rng: jax.Array,
-        axis_name: str | None = None,  # fmt: skip
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, images: jax.Array, seen: Seen, noise: jax.Array, rng: jax.Array, axis_name: str | None = None
+    ) -> tuple[jax.Array, Seen]:
         """Codes of `draw_noise_codes` as the targets, as released."""
         targets = mage_networks.draw_noise_codes(rng, seen["targets"], self.codebook_size, axis_name)
         return images, {**seen, "targets": targets}

@@ -46,6 +46,7 @@ class Encoder(nn.Module):
     dropout: float
     dtype: jnp.dtype = jnp.float32
     embedding_std: float = EMBEDDING_STD
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -60,8 +61,9 @@ class Encoder(nn.Module):
         x = embed(ids, positions)
         if dropout_keep is not None:
             x = jnp.where(dropout_keep, x / (1 - self.dropout), 0)
+        block = vit.block_class(self.remat)
         for i in range(self.depth):
-            x = vit.Block(self.num_heads, dtype=self.dtype, name=f"blocks_{i}")(x)
+            x = block(self.num_heads, dtype=self.dtype, name=f"blocks_{i}")(x)
         return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
 
 
@@ -94,6 +96,7 @@ class Decoder(nn.Module):
     num_heads: int
     dtype: jnp.dtype = jnp.float32
     embedding_std: float = EMBEDDING_STD
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -109,8 +112,9 @@ class Decoder(nn.Module):
         shape = (1, self.places, self.width)
         positions = self.param("decoder_pos_embed_learned", normal, shape)
         x = x + positions.astype(self.dtype)
+        block = vit.block_class(self.remat)
         for i in range(self.depth):
-            x = vit.Block(self.num_heads, dtype=self.dtype, name=f"decoder_blocks_{i}")(x)
+            x = block(self.num_heads, dtype=self.dtype, name=f"decoder_blocks_{i}")(x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="decoder_norm")(x)
         return TokenHead(self.dtype, name="mlm_layer")(x, words, count)
 

@@ -16,7 +16,7 @@ import numpy as np
 from l2l_jax import freeform
 from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models import diffusion
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import ImageToImageModel, Params, Seen
 from l2l_jax.models.unet import Decoder, Encoder, UNetConfig
 
 
@@ -43,6 +43,7 @@ class Palette(ImageToImageModel):
       hole_bank_size, hole_seed: how many holes `init` draws, and their seed. A hole of the bank is
         mirrored and transposed at random when it is used: 8 different ones.
       dtype: "float32" or "bfloat16", of the computation; parameters are float32.
+      remat: compute the inside of every block again in the backward pass, instead of keeping it.
     """
 
     image_size: int = 256
@@ -68,6 +69,7 @@ class Palette(ImageToImageModel):
     value_range: tuple[float, float] = (-1.0, 1.0)
     channels: int = 3
     dtype: str = "float32"
+    remat: bool = False
 
     corruption_parts = ("holes",)  # no annotation: not a field
 
@@ -95,7 +97,7 @@ class Palette(ImageToImageModel):
         """The sizes of the U-Net."""
         return UNetConfig(
             self.inner_channel, tuple(self.channel_mults), self.res_blocks, tuple(self.attn_res),
-            self.num_head_channels, self.norm_groups, jnp.dtype(self.dtype),
+            self.num_head_channels, self.norm_groups, jnp.dtype(self.dtype), self.remat,
         )  # fmt: skip
 
     @property
@@ -151,7 +153,7 @@ class Palette(ImageToImageModel):
 
     def corrupt(
         self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
-    ) -> dict[str, jax.Array]:
+    ) -> Seen:
         """Cut a hole, fill it with noise, and add noise of a random level inside it.
 
         Returns:
@@ -204,7 +206,7 @@ class Palette(ImageToImageModel):
     def corrupt_noise(
         self, params: Params, images: jax.Array, noise: jax.Array, rng: jax.Array,
         axis_name: str | None = None,  # fmt: skip
-    ) -> dict[str, jax.Array]:
+    ) -> Seen:
         """The teacher's view of forget images, by `teacher_noise`.
 
         "hole" needs no `noise` image: inside the hole stands the noise of the draw itself.
@@ -227,9 +229,7 @@ class Palette(ImageToImageModel):
         features, _ = self._encode(encoder_params, seen["inputs"], seen["gamma"])
         return features
 
-    def _encode(
-        self, encoder_params: Any, inputs: jax.Array, gamma: jax.Array
-    ) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    def _encode(self, encoder_params: Any, inputs: jax.Array, gamma: jax.Array) -> tuple[Any, jax.Array]:
         return self.encoder.apply({"params": encoder_params}, inputs, gamma)
 
     def predict(self, params: Params, seen: dict[str, jax.Array]) -> jax.Array:
@@ -247,9 +247,8 @@ class Palette(ImageToImageModel):
         return jnp.where(seen["hole"][..., None], error, 0).mean(axis=(1, 2, 3))
 
     def noisy_truth(
-        self, images: jax.Array, seen: dict[str, jax.Array], noise: jax.Array, rng: jax.Array,
-        axis_name: str | None = None,  # fmt: skip
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, images: jax.Array, seen: Seen, noise: jax.Array, rng: jax.Array, axis_name: str | None = None
+    ) -> tuple[jax.Array, Seen]:
         """`pure_noise_inside`, as released: there is nothing but noise to find in the hole."""
         return images, self.pure_noise_inside(seen)
 
@@ -267,12 +266,8 @@ class Palette(ImageToImageModel):
         return self.restore_with(params, images, hole, filling, draw)
 
     def restore_with(
-        self,
-        params: Params,
-        images: jax.Array,
-        hole: np.ndarray | jax.Array,
-        filling: jax.Array,
-        draw: Callable[[jax.Array], jax.Array],
+        self, params: Params, images: jax.Array, hole: np.ndarray | jax.Array, filling: jax.Array,
+        draw: Callable[[jax.Array], jax.Array],  # fmt: skip
     ) -> jax.Array:
         """`restore` with everything random given.
 

@@ -37,6 +37,7 @@ class UNetConfig:
       num_head_channels: width of an attention head.
       norm_groups: groups of the group normalisation; must divide every width.
       dtype: of the computation; parameters are float32.
+      remat: compute the inside of every block again in the backward pass, instead of keeping it.
     """
 
     inner_channel: int
@@ -46,6 +47,7 @@ class UNetConfig:
     num_head_channels: int
     norm_groups: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def __post_init__(self):
         widths = [mult * self.inner_channel for mult in self.channel_mults]
@@ -59,6 +61,10 @@ class UNetConfig:
             )
         if self.inner_channel % 2:
             raise ValueError(f"inner_channel must be even, not {self.inner_channel}")
+
+    def block(self, cls: type[nn.Module]) -> type[nn.Module]:
+        """`cls`, one of the blocks below, computed again in the backward pass if `remat` says so."""
+        return nn.remat(cls) if self.remat else cls
 
     def norm(self, name: str) -> nn.GroupNorm:
         """Group normalisation; statistics are float32 whatever `dtype` is."""
@@ -155,6 +161,7 @@ class Encoder(nn.Module):
           `[batch, 4 · inner_channel]`, which the decoder needs and nobody compares.
         """
         config = self.config
+        res_block, attention = config.block(ResBlock), config.block(Attention)
         embedding = GammaEmbedding(config, name="cond_embed")(gamma)
         h = config.conv(config.channel_mults[0] * config.inner_channel, 3, "input_blocks_0_0")(x)
         features = [h]
@@ -162,17 +169,17 @@ class Encoder(nn.Module):
             channels = mult * config.inner_channel
             for _ in range(config.res_blocks):
                 name = f"input_blocks_{len(features)}"
-                h = ResBlock(config, channels, name=f"{name}_0")(h, embedding)
+                h = res_block(config, channels, name=f"{name}_0")(h, embedding)
                 if 2**level in config.attn_res:
-                    h = Attention(config, name=f"{name}_1")(h)
+                    h = attention(config, name=f"{name}_1")(h)
                 features.append(h)
             if level + 1 < len(config.channel_mults):
                 name = f"input_blocks_{len(features)}_0"
-                h = ResBlock(config, channels, "down", name=name)(h, embedding)
+                h = res_block(config, channels, "down", name=name)(h, embedding)
                 features.append(h)
-        h = ResBlock(config, channels, name="middle_block_0")(h, embedding)
-        h = Attention(config, name="middle_block_1")(h)
-        h = ResBlock(config, channels, name="middle_block_2")(h, embedding)
+        h = res_block(config, channels, name="middle_block_0")(h, embedding)
+        h = attention(config, name="middle_block_1")(h)
+        h = res_block(config, channels, name="middle_block_2")(h, embedding)
         return (*features, h), embedding
 
 
@@ -186,6 +193,7 @@ class Decoder(nn.Module):
     def __call__(self, features: tuple[jax.Array, ...], embedding: jax.Array) -> jax.Array:
         """What `Encoder` returns → `[batch, height, width, out_channel]`, float32."""
         config = self.config
+        res_block, attention = config.block(ResBlock), config.block(Attention)
         *skips, h = features
         blocks = len(skips)
         for level in reversed(range(len(config.channel_mults))):
@@ -193,12 +201,12 @@ class Decoder(nn.Module):
             for i in range(config.res_blocks + 1):
                 name = f"output_blocks_{blocks - len(skips)}"
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = ResBlock(config, channels, name=f"{name}_0")(h, embedding)
+                h = res_block(config, channels, name=f"{name}_0")(h, embedding)
                 attends = 2**level in config.attn_res
                 if attends:
-                    h = Attention(config, name=f"{name}_1")(h)
+                    h = attention(config, name=f"{name}_1")(h)
                 if level and i == config.res_blocks:
                     place = 2 if attends else 1
-                    h = ResBlock(config, channels, "up", name=f"{name}_{place}")(h, embedding)
+                    h = res_block(config, channels, "up", name=f"{name}_{place}")(h, embedding)
         h = nn.silu(config.norm("out_norm")(h))
         return config.conv(self.out_channel, 3, "out_conv", zero=True)(h).astype(jnp.float32)

@@ -44,12 +44,13 @@ class Encoder(nn.Module):
     num_res_blocks: int
     groups: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """`[batch, height, width, channel]` → `[batch, height / f, width / f, latent_width]`, with
         f = 2^(levels − 1)."""
-        block = partial(ResBlock, groups=self.groups, dtype=self.dtype)
+        block = partial(nn.remat(ResBlock) if self.remat else ResBlock, groups=self.groups, dtype=self.dtype)
         conv = partial(nn.Conv, dtype=self.dtype)
         x = conv(self.base_channels, (3, 3), use_bias=False, name="conv_in")(images)
         levels = len(self.channel_multipliers)
@@ -73,11 +74,12 @@ class Decoder(nn.Module):
     num_res_blocks: int
     groups: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, latent: jax.Array) -> jax.Array:
         """`[batch, height / f, width / f, latent_width]` → `[batch, height, width, channels]`."""
-        block = partial(ResBlock, groups=self.groups, dtype=self.dtype)
+        block = partial(nn.remat(ResBlock) if self.remat else ResBlock, groups=self.groups, dtype=self.dtype)
         conv = partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype)
         x = conv(self.base_channels * self.channel_multipliers[-1], name="conv_in")(latent)
         for j in (1, 2):
@@ -153,6 +155,7 @@ class VQGAN(nn.Module):
       groups: of the group normalisation; must divide the channels of every level.
       channels: of the images.
       dtype: of the computation; parameters and the codebook search are float32.
+      remat: compute the inside of every block again in the backward pass, instead of keeping it.
     """
 
     codebook_size: int = 1024
@@ -163,11 +166,12 @@ class VQGAN(nn.Module):
     groups: int = 32
     channels: int = 3
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     def setup(self):
         levels = (
             self.base_channels, self.channel_multipliers, self.num_res_blocks, self.groups,
-            self.dtype,
+            self.dtype, self.remat,
         )  # fmt: skip
         self.encoder = Encoder(self.codebook_width, *levels)
         self.quantize = VectorQuantizer(self.codebook_size, self.codebook_width)

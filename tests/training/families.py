@@ -25,9 +25,8 @@ MODELS = {
 }  # fmt: skip
 
 
-def params_of(family):
+def params_of(model):
     """Random parameters; what starts at zero does not, so that everything has a gradient."""
-    model = MODELS[family]
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rng = np.random.default_rng(0)
 

@@ -6,11 +6,16 @@ batch have other orders.
 """
 
 
+import math
+
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec as P
 
+from l2l_jax.benchmark.collectives import collectives
+from l2l_jax.errors import UserError
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.training import sharding
 from l2l_jax.training.optimizer import TrainingConfig, make_optimizer
@@ -33,7 +38,7 @@ class Run:
         mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
         parallel, optimizer = make_parallel(mesh, kind), make_optimizer(CONFIG)
         task = make_task(METHOD[family], MODELS[family], alpha=0.25, noise="normal")
-        params = params_of(family)
+        params = params_of(MODELS[family])
         step = make_step(
             task, optimizer, seed=3, ema_decay=CONFIG.ema_decay, accumulate=ACCUMULATE[family],
             parallel=parallel,
@@ -85,3 +90,73 @@ def test_every_layout_gives_the_numbers_of_one_device(runs, family, layout):
         mine, theirs = (comparable(getattr(run.state, which)) for run in (one, many))
         for name in mine:
             np.testing.assert_allclose(theirs[name], mine[name], atol=3e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", MODELS)
+def test_no_row_of_a_batch_leaves_its_device(runs, family, layout):
+    """Devices add up gradients and scalars, and collect the parts of split parameters: nothing else."""
+    run, ways = runs(family, layout), LAYOUTS[layout][2]
+    found = collectives(run.step.as_text())
+    params = [x.shape for x in jax.tree.leaves(run.first)]
+    split = [s for s in params if sharding.parameter_spec(s, ways) != P()]
+    assert bool(split) == (ways > 1)
+    assert {c.kind for c in found} == ({"all-reduce", "all-gather"} if split else {"all-reduce"})
+    gathered = [shape for c in found if c.kind == "all-gather" for shape in c.shapes]
+    teacher = split  # the frozen encoder has the same shapes
+    assert sorted(set(gathered)) == sorted(set(split)) and len(gathered) == len(split + teacher)
+    sizes = {math.prod(s) for s in params} | {math.prod(s) // n for s in split for n in (2, 4, 8)}
+    sizes |= {1, 2}  # metrics, and retain and forget term together
+    summed = [math.prod(shape) for c in found if c.kind == "all-reduce" for shape in c.shapes]
+    assert set(summed) <= sizes
+    if ways == 1:  # every gradient crosses once, under jit once for each accumulated part; and some scalars
+        parts = ACCUMULATE[family] if layout == "8x1" else 1
+        elements = sum(c.size * c.repeats for c in found) / 4
+        assert 0 <= elements - parts * sum(map(math.prod, params)) < 20 * parts
+
+
+def test_parameters_moments_and_average_are_split_alike(runs):
+    """With model=8 a device holds little more than an eighth of the state."""
+    state = runs("mae", "1x8").state
+    kernel = state.params["encoder"]["blocks_0"]["mlp"]["fc1"]["kernel"]
+    assert kernel.shape == (32, 128) and kernel.sharding.shard_shape(kernel.shape) == (32, 16)
+    big = [x for x in jax.tree.leaves(state) if x.size >= sharding.SHARDED_FROM]
+    assert len(big) == 4 * 2  # two kernels of the MLP: parameters, two moments, average
+    assert all(x.addressable_shards[0].data.size * 8 == x.size for x in big)
+    small = [x for x in jax.tree.leaves(state) if x.size < sharding.SHARDED_FROM]
+    assert all(x.sharding.is_fully_replicated for x in small)
+
+
+def test_the_decoder_is_not_on_the_devices(runs):
+    """The paper's method trains on the encoder's arrays and what T reads, and on no others."""
+    run = runs("mae", "8x1")
+    inputs = run.step.args_info[0]
+    frozen = {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(inputs[1])}
+    trained = {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(inputs[0].params)}
+    assert frozen == trained == {"encoder"}
+
+
+def test_the_rule_of_splitting():
+    cases = {
+        (64, 64): P(None, "model"),  # the last of equal axes
+        (128, 64): P("model"),
+        (3, 3, 16, 32): P(None, None, None, "model"),
+        (137, 30): P(None, "model"),  # 2 divides only the shorter
+        (65, 65): P(),  # it divides neither
+        (4096,): P("model"),
+        (4095,): P(),
+        (): P(),
+    }
+    for shape, expected in cases.items():
+        assert sharding.parameter_spec(shape, 2) == expected, shape
+        assert sharding.parameter_spec(shape, 1) == P()
+    assert sharding.parameter_spec((1026, 32), 4) == P(None, "model")
+
+
+def test_meshes_of_impossible_sizes_are_refused():
+    for data, model in ((3, -1), (2, 2), (-1, 16)):
+        with pytest.raises(UserError, match=f"data={data} times model={model} devices, and there are 8"):
+            sharding.make_mesh(config=MeshConfig(data, model))
+    assert dict(sharding.make_mesh(config=MeshConfig(2, -1)).shape) == {"data": 2, "model": 4}
+    with pytest.raises(UserError, match="config.mesh.model must be 1, not 2"):
+        make_parallel(sharding.make_mesh(config=MeshConfig(4, 2)), "pmap")
