@@ -28,6 +28,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The recipe, or its variant "runlocal"; every section is checked against the class named beside it."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of everything random
+    config.mesh = ml_collections.ConfigDict(dict(data=-1, model=1))  # devices; -1: all that are left
+    config.parallel = "jit"  # or pmap
 
     config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.palette.Palette, else as published
         family="palette",
@@ -36,6 +38,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         sampler="ancestral",  # as published; or ddim
         sampling_steps=2000,
         dtype="bfloat16",  # of the computation; or float32
+        remat=False,  # keep less for the backward pass and compute it again
     ))
 
     config.data = ml_collections.ConfigDict(dict(  # l2l_jax.data.config.DataConfig

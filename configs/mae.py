@@ -27,6 +27,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The recipe, or its variant "runlocal"; every section is checked against the class named beside it."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of everything random
+    config.mesh = ml_collections.ConfigDict(dict(data=-1, model=1))  # devices; -1: all that are left
+    config.parallel = "jit"  # or pmap
 
     config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.mae.MAE; left out: as published
         family="mae",
@@ -35,6 +37,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         mask_ratio=0.75,  # share of the patches hidden by T
         pixel_mean=(0.485, 0.456, 0.406), pixel_std=(0.229, 0.224, 0.225),  # as the weights want it
         dtype="bfloat16",  # of the computation; or float32
+        remat=False,  # keep less for the backward pass and compute it again
     ))
 
     config.data = ml_collections.ConfigDict(dict(  # l2l_jax.data.config.DataConfig

@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 
-from l2l_jax.benchmark.collectives import collectives
+from l2l_jax.benchmark.hlo import collectives
 from l2l_jax.errors import UserError
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.training import sharding

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from l2l_jax.benchmark.collectives import collectives, summary
+from l2l_jax.benchmark.hlo import collectives, summary
 
 
 def compiled(function, sizes, rows):

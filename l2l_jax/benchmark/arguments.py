@@ -1,0 +1,11 @@
+"""Flags of the benchmarks of a recipe's training step."""
+
+from absl import flags
+
+LAYOUTS = flags.DEFINE_list(
+    "layouts", [], "Meshes as DATAxMODEL, and pmap, as 8x1,4x2,pmap. Default: several for all devices."
+)
+STAGE = flags.DEFINE_string(
+    "stage", "unlearn", "Which training: unlearn, or pretrain.NAME with the name of a stage of the recipe."
+)
+OUTPUT = flags.DEFINE_string("output", None, "Write the figures to this file as JSON.")

@@ -1,0 +1,129 @@
+"""A recipe's training step on several layouts of the same devices."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from l2l_jax.config import Config
+from l2l_jax.errors import UserError
+from l2l_jax.objectives.methods import make_task
+from l2l_jax.objectives.task import Task, pretraining_task
+from l2l_jax.training import sharding
+from l2l_jax.training.optimizer import TrainingConfig, make_optimizer
+from l2l_jax.training.parallel import Parallel, make_parallel
+from l2l_jax.training.step import create_state, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """A training stage of a recipe, without data.
+
+    Attributes:
+      config: the recipe.
+      task: what is trained.
+      training: how.
+    """
+
+    config: Config
+    task: Task
+    training: TrainingConfig
+
+    def shapes(self) -> Any:
+        """Shapes of the model's parameters by part."""
+        return jax.eval_shape(self.config.model.init, jax.random.key(0))
+
+    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a global batch."""
+        shape = (self.training.batch_size, *self.config.model.image_shape)
+        return {name: jax.ShapeDtypeStruct(shape, np.float32) for name in self.task.sets}
+
+    def step(self, parallel: Parallel) -> Any:
+        """The compiled-on-call step and the shapes, with shardings, of its arguments."""
+        how, optimizer = self.training, make_optimizer(self.training)
+        step = make_step(
+            self.task, optimizer, seed=0, ema_decay=how.ema_decay, accumulate=how.accumulate,
+            parallel=parallel,
+        )  # fmt: skip
+        params = self.shapes()
+        state = jax.eval_shape(
+            lambda p: create_state(p, optimizer, ema=how.ema_decay > 0),
+            {part: params[part] for part in self.task.trained},
+        )
+        frozen = {part: params[part] for part in self.task.frozen}
+        return parallel.compile(step), (
+            _placed(state, parallel), _placed(frozen, parallel), self._rows(parallel),
+        )  # fmt: skip
+
+    def _rows(self, parallel: Parallel) -> Any:
+        devices = parallel.mesh.size
+
+        def rows(x):
+            if parallel.kind == "pmap":
+                return jax.ShapeDtypeStruct((devices, x.shape[0] // devices, *x.shape[1:]), x.dtype)
+            place = NamedSharding(parallel.mesh, sharding.ROWS)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+        return jax.tree.map(rows, self.batch())
+
+
+def _placed(tree: Any, parallel: Parallel) -> Any:
+    shardings = sharding.parameter_shardings(tree, parallel.mesh)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings
+    )
+
+
+def open_bench(config: Config, stage: str) -> Bench:
+    """The stage of a recipe that `--stage` names.
+
+    Raises:
+      UserError: there is no such stage.
+    """
+    model = config.model
+    stages = {f"pretrain.{one.name}": one for one in model.pretraining_stages()}
+    if stage == "unlearn":
+        how = config.unlearn
+        return Bench(config, make_task(how.method, model, alpha=how.alpha, noise=how.noise), how)
+    if stage not in stages:
+        raise UserError(f"--stage={stage}: the stages of this recipe are unlearn, {', '.join(stages)}.")
+    parts = tuple(jax.eval_shape(model.init, jax.random.key(0)))
+    task = pretraining_task(stages[stage], parts)
+    return Bench(config, task, config.pretrain[stages[stage].name])
+
+
+def parse_layouts(names: Sequence[str], bench: Bench) -> dict[str, Parallel]:
+    """Layouts by name; without names one of each sort that the devices allow.
+
+    Raises:
+      UserError: a name of another form, a mesh of another size, or a batch that does not divide.
+    """
+    count = jax.device_count()
+    default = [f"{count}x1", "pmap"]
+    if count > 1:
+        half = [f"{count // 2}x2"] if count % 2 == 0 and count > 2 else []
+        default[1:1] = [*half, f"1x{count}"]
+    chosen = {}
+    for name in names or default:
+        match = re.fullmatch(r"(\d+)x(\d+)|pmap", name)
+        if match is None:
+            raise UserError(f"--layouts: {name!r} is neither pmap nor a mesh such as {count}x1.")
+        sizes = (count, 1) if name == "pmap" else tuple(map(int, match.groups()))
+        mesh = sharding.make_mesh(config=sharding.MeshConfig(*sizes))
+        chosen[name] = make_parallel(mesh, "pmap" if name == "pmap" else "jit")
+    how = bench.training
+    sharding.check_batch_size(how.batch_size, how.accumulate, mesh, "batch_size")
+    return chosen
+
+
+def device_facts() -> dict[str, Any]:
+    """What was measured on."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform, "kind": device.device_kind, "count": jax.device_count(),
+        "jax": jax.__version__,
+    }  # fmt: skip
