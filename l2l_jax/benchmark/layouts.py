@@ -2,21 +2,22 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from l2l_jax.config import Config
 from l2l_jax.errors import UserError
+from l2l_jax.models.base import Params
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import Task, pretraining_task
 from l2l_jax.training import sharding
 from l2l_jax.training.optimizer import TrainingConfig, make_optimizer
 from l2l_jax.training.parallel import Parallel, make_parallel
-from l2l_jax.training.step import create_state, make_step
+from l2l_jax.training.step import TrainState, create_state, make_step, placed_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,27 @@ class Bench:
         return parallel.compile(step), (
             _placed(state, parallel), _placed(frozen, parallel), self._rows(parallel),
         )  # fmt: skip
+
+    def state(self, params: Params, mesh: Mesh) -> TrainState:
+        """The state before the first step, on the devices."""
+        how = self.training
+        trained = sharding.place({part: params[part] for part in self.task.trained}, mesh)
+        return placed_state(trained, make_optimizer(how), mesh, ema=how.ema_decay > 0)
+
+    def halves(self, parallel: Parallel) -> dict[str, Callable]:
+        """The first half of a step, and the first two: `(params, frozen, rows) -> arrays`."""
+
+        def prepare(params, frozen, rows):
+            _, frozen = parallel.gather((params, frozen))
+            return self.task.prepare(frozen, rows, jax.random.key(0), parallel.axis_name)
+
+        def gradient(params, frozen, rows):
+            params, frozen = parallel.gather((params, frozen))
+            inputs = self.task.prepare(frozen, rows, jax.random.key(0), parallel.axis_name)
+            value_and_grad = jax.value_and_grad(self.task.loss, has_aux=True)
+            return value_and_grad(params, frozen, inputs)
+
+        return {"prepare": prepare, "gradient": gradient}
 
     def _rows(self, parallel: Parallel) -> Any:
         devices = parallel.mesh.size

@@ -1,6 +1,7 @@
 """Checkpoints of a training stage with Orbax: training state and the place in the data."""
 
 import logging
+import math
 import pathlib
 from typing import Any
 
@@ -125,12 +126,22 @@ def _across_processes(state: TrainState) -> TrainState:
 
 
 def _devices(state: TrainState) -> dict[str, int]:
-    """How many processes and devices a state lies on."""
-    return {"processes": jax.process_count(), "devices": len(state.step.sharding.device_set)}
+    """How many processes and devices a state lies on, and into how many parts its arrays are split."""
+    parts = (x.size // max(1, math.prod(x.sharding.shard_shape(x.shape))) for x in jax.tree.leaves(state))
+    return {
+        "processes": jax.process_count(),
+        "devices": len(state.step.sharding.device_set),
+        "parts": max(parts),
+    }
 
 
 def _tell_what_changed(before: dict[str, int], now: dict[str, int]) -> None:
     if before == now:
         return
-    old, new = (f"{counts['devices']} devices of {counts['processes']} processes" for counts in (before, now))
+    old, new = map(_in_words, (before, now))
     logger.info("The checkpoint was written on %s; it goes on with %s", old, new)
+
+
+def _in_words(counts: dict[str, int]) -> str:
+    split = f", parameters in {counts['parts']} parts" if counts["parts"] > 1 else ""
+    return f"{counts['devices']} devices of {counts['processes']} processes{split}"

@@ -16,6 +16,7 @@ from l2l_jax.objectives.task import encoder_task
 from l2l_jax.training import loop, sharding
 from l2l_jax.training.metric_writers import MetricWriter, read_metrics
 from l2l_jax.training.optimizer import TrainingConfig
+from l2l_jax.training.sharding import MeshConfig
 
 MODEL = MAE(
     image_size=8, patch_size=4, width=8, depth=1, num_heads=2,
@@ -43,12 +44,14 @@ def params():
     return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
 
 
-def run(params, folder, batches=None, config=CONFIG):
+def run(params, folder, batches=None, config=CONFIG, mesh=None, parallel="jit"):
     batches = batches or training_batches(
         {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
     )
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    return loop.train("unlearn", TASK, params, batches, config, folder, seed=1, mesh=mesh)
+    mesh = mesh or sharding.make_mesh(jax.devices()[:1])
+    return loop.train(
+        "unlearn", TASK, params, batches, config, folder, seed=1, mesh=mesh, parallel=parallel
+    )
 
 
 class Watched:
@@ -118,6 +121,24 @@ def test_resuming_after_a_crash_is_bit_identical(params, uninterrupted, tmp_path
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
     assert_identical(run(params, tmp_path), uninterrupted[0])
     assert read_metrics(tmp_path) == uninterrupted[1]
+
+
+def test_a_run_goes_on_with_other_devices(params, uninterrupted, tmp_path):
+    """Four devices as 2x2, a crash, then four under pmap: batches, draws and losses of one device."""
+
+    def crash_at_6(number, batch):
+        if number == 6:
+            raise KeyboardInterrupt("power failure")
+        return batch
+
+    four = jax.devices()[:4]
+    with pytest.raises(KeyboardInterrupt):
+        run(params, tmp_path, Watched(crash_at_6), mesh=sharding.make_mesh(four, MeshConfig(2, 2)))
+    result = run(params, tmp_path, mesh=sharding.make_mesh(four), parallel="pmap")
+    for mine, theirs in zip(read_metrics(tmp_path), uninterrupted[1], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+    difference = result["encoder"]["cls_token"] - uninterrupted[0]["encoder"]["cls_token"]
+    assert np.abs(difference).max() < 1e-4
 
 
 def damage(checkpoint: pathlib.Path, how: str) -> None:

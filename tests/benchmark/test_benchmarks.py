@@ -1,0 +1,65 @@
+"""The benchmarks of the step: what they print is right where it can be known."""
+
+import json
+import math
+import pathlib
+import runpy
+
+import jax
+import pytest
+
+from l2l_jax.benchmark.layouts import open_bench, parse_layouts
+from l2l_jax.benchmark.step import Run
+from l2l_jax.benchmark.step import table as step_table
+from l2l_jax.benchmark.traffic import table, traffic
+from l2l_jax.config import parse_config
+from l2l_jax.errors import UserError
+
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
+
+
+@pytest.fixture(scope="module")
+def config():
+    recipe = runpy.run_path(str(RECIPE))["get_config"]()
+    small = dict(width=32, depth=1, num_heads=2)
+    recipe.model.update(**small, **{f"decoder_{name}": value for name, value in small.items()})
+    recipe.unlearn.batch_size = 8
+    return parse_config(recipe)
+
+
+def test_every_gradient_crosses_once(config):
+    """Ring all-reduce on 8 devices: each sends 2 · 7/8 of the gradients' bytes, and a few scalars."""
+    bench = open_bench(config, "unlearn")
+    layouts = parse_layouts(["8x1", "1x8"], bench)
+    rows = {name: traffic(bench, parallel) for name, parallel in layouts.items()}
+    params = jax.tree.leaves(bench.shapes()["encoder"])
+    expected = 2 * 7 / 8 * 4 * sum(math.prod(x.shape) for x in params)
+    assert expected <= rows["8x1"]["collectives"]["all-reduce"]["bytes_sent"] < expected + 200
+    # With parameters split, student and teacher are gathered: two kernels of 32 × 128 each.
+    assert rows["1x8"]["collectives"]["all-gather"]["bytes_sent"] == 7 / 8 * 4 * 32 * 128 * 4
+    assert rows["1x8"]["arguments_bytes"] < rows["8x1"]["arguments_bytes"]
+    assert "| 1x8" in table(rows) and "all-gather MB" in table(rows)
+
+
+def test_the_step_is_timed(config):
+    bench = open_bench(config, "unlearn")
+    run = Run(bench, parse_layouts(["pmap"], bench)["pmap"])
+    for _ in range(2):
+        run.time_once()
+    figures = json.loads(json.dumps(run.figures(images=16)))
+    assert figures["images_per_second"] == pytest.approx(16 * figures["steps_per_second"])
+    assert figures["step ms"] == pytest.approx(1000 / figures["steps_per_second"])
+    assert figures["gradient ms"] > 0 and figures["compile_seconds"] > 0
+    assert "| pmap" in step_table({"pmap": figures})
+
+
+def test_mistakes_are_named(config):
+    with pytest.raises(UserError, match="--stage=pretrain: the stages .* are unlearn, pretrain.model"):
+        open_bench(config, "pretrain")
+    bench = open_bench(config, "pretrain.model")
+    assert bench.task.sets == ("train",)
+    with pytest.raises(UserError, match="'8by1' is neither pmap nor a mesh such as 8x1"):
+        parse_layouts(["8by1"], bench)
+    with pytest.raises(UserError, match="data=4 times model=1 devices, and there are 8"):
+        parse_layouts(["4x1"], bench)
+    assert list(parse_layouts([], bench)) == ["8x1", "4x2", "1x8", "pmap"]
