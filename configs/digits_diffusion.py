@@ -47,6 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
         teacher_noise="everywhere",  # the paper's formula: T of a noise image; the release: "hole"
         training_holes="centre",  # half of the side; or hybrid (published), box, free_form
         dtype="float32",  # or bfloat16
+        remat=False,  # keep less for the backward pass and compute it again
     ))
 
     config.data = ml_collections.ConfigDict(dict(  # l2l_jax.config.DataConfig

@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
         choice_temperature=0.0,  # the surest codes are fixed first
         sampling_temperature=0.0,  # the likeliest code is taken
         dtype="float32",  # or bfloat16
+        remat=False,  # keep less for the backward pass and compute it again
     ))
 
     config.data = ml_collections.ConfigDict(dict(  # l2l_jax.config.DataConfig

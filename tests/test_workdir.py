@@ -8,6 +8,7 @@ import pytest
 
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
+from l2l_jax.training.sharding import MeshConfig
 from l2l_jax.workdir import Workdir
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
@@ -81,3 +82,9 @@ def test_a_file_in_the_place_of_the_workdir_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file; name a folder"):
         Workdir(tmp_path / "file", CONFIG)
+
+
+def test_a_run_may_go_on_with_other_devices_and_less_memory(tmp_path):
+    with_work(tmp_path, "pretrain", "unlearn")
+    other = dataclasses.replace(CONFIG.model, remat=True)
+    Workdir(tmp_path, dataclasses.replace(CONFIG, model=other, mesh=MeshConfig(2, 4), parallel="pmap"))
