@@ -4,7 +4,7 @@
     python launch/local.py --processes=2 -- python -m l2l_jax.main --config=configs/digits_mae.py
 
 Every process gets the flags --coordinator, --num_processes and --process_id; its output appears here
-behind its number. When one process ends, the others have --grace seconds to end too, then they are killed.
+behind its number. When one process fails, the others have --grace seconds to end too, then they are killed.
 If the run was not finished, all start again, at most --max-restarts times: the program goes on from its
 last checkpoint. There is no restart after the exit codes 1 and 2 (a mistake that a restart does not
 mend), or when this launcher itself was asked to stop (SIGTERM, SIGINT): it passes the signal on and waits.
@@ -71,10 +71,10 @@ class Attempt:
                     os.killpg(process.pid, number)
 
     def wait(self, grace: float) -> None:
-        """Until all have ended; `grace` seconds after the first, the others are killed."""
+        """Until all have ended; `grace` seconds after the first that failed, the others are killed."""
         while len(self.codes) < len(self._processes):
             try:
-                index, code = self._ended.get(timeout=grace if self.codes else None)
+                index, code = self._ended.get(timeout=grace if any(self.codes.values()) else None)
             except queue.Empty:
                 left = [i for i in range(len(self._processes)) if i not in self.codes]
                 tell(f"killing process {', '.join(map(str, left))}: still there after {grace:g} s")
@@ -158,7 +158,7 @@ def main() -> int:
     )
     parser.add_argument("--processes", type=int, required=True, help="how many processes")
     parser.add_argument("--max-restarts", type=int, default=0, help="how often all are started again")
-    parser.add_argument("--grace", type=float, default=60.0, help="seconds for the others to end (60)")
+    parser.add_argument("--grace", type=float, default=60.0, help="seconds to end after a failure (60)")
     parser.add_argument("--cpu-devices", type=int, help="virtual CPU devices of each process")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- program and arguments")
     options = parser.parse_args()

@@ -33,10 +33,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_processes(count, *arguments, flags=(), only=None, timeout=240) -> list[Ended]:
+def run_processes(count, *arguments, flags=(), only=None, frozen=None, timeout=240) -> list[Ended]:
     """Run `python ARGUMENTS` as `count` processes of one run until all have ended; none outlives this.
 
-    With `only`, just the process of that index is started.
+    With `only`, just the process of that index is started. The process `frozen` is not expected to end: it is
+    killed when the others have.
     """
     address = f"127.0.0.1:{free_port()}"
     common = [f"--coordinator={address}", f"--num_processes={count}", *flags]
@@ -49,6 +50,11 @@ def run_processes(count, *arguments, flags=(), only=None, timeout=240) -> list[E
                     env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 )
             )  # fmt: skip
+        for index, process in enumerate(started):
+            if index != frozen:
+                process.wait(timeout=timeout)  # what they write fits into the pipes
+        if frozen is not None:
+            started[frozen].kill()
         outputs = [process.communicate(timeout=timeout) for process in started]
         return [Ended(p.returncode, *output) for p, output in zip(started, outputs, strict=True)]
     finally:

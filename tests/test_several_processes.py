@@ -133,6 +133,13 @@ def test_a_killed_process_ends_the_other_at_once(scenario, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_process_that_hangs_ends_the_other_within_the_heartbeat_timeout(tmp_path):
+    ended = worker(2, "frozen", tmp_path, flags=["--heartbeat_timeout=5"], frozen=1, timeout=120)
+    assert ended[0].code == -signal.SIGABRT
+    assert "stopped sending heartbeats" in ended[0].errors
+
+
+@pytest.mark.slow
 def test_a_mistake_in_one_process_is_told_once_and_ends_all(tmp_path):
     ended = worker(2, "mistaken", tmp_path)
     assert [process.code for process in ended] == [1, 1]

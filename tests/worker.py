@@ -126,6 +126,13 @@ def killed(folder):
     train(folder, jax.process_count() - 1, 4, signal.SIGKILL)
 
 
+def frozen(folder):
+    """The last process stands still from its fourth step on, as on a host that hangs."""
+    import jax
+
+    train(folder, jax.process_count() - 1, 4, signal.SIGSTOP)
+
+
 def killed_first(folder):
     """The first process, which the others meet at, is killed in its fourth step."""
     train(folder, 0, 4, signal.SIGKILL)

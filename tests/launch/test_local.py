@@ -111,3 +111,8 @@ def test_mistakes_on_the_command_line_are_named():
     wrong = subprocess.run([sys.executable, LAUNCHER, "--processes=2"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "a command behind --" in wrong.stderr
     assert os.access(LAUNCHER, os.X_OK)
+
+
+def test_a_process_that_finishes_early_does_not_cut_the_others_short(tmp_path):
+    code, output, _ = finish(launch(tmp_path, "time.sleep(index)\nprint('done')", "--grace=0.1"))
+    assert code == 0 and "[0] done" in output and "[1] done" in output
