@@ -13,6 +13,9 @@ Count = Annotated[int, pydantic.Field(ge=0)]
 REST = "rest"
 """Stands for all classes that are named nowhere else."""
 
+OTHER_SOURCES = ("digits", "folder", "csv")
+"""Names of sources that are no data sets of TensorFlow Datasets."""
+
 STRICT = pydantic.ConfigDict(extra="forbid")
 
 Classes = Annotated[
@@ -50,6 +53,8 @@ class ProxyConfig(SourceConfig):
     Attributes:
       classes: its classes, as in `DataConfig.retain`; "rest": all that are neither forgotten nor
         retained. Data sets without classes, such as COCO, have one.
+      path: as in `SourceConfig`; but where the proxies and the images to forget are both of TFDS, empty
+        is the same data_dir.
       count: how many images; 0: all.
       weight: share of a batch that they make up, relative to the weights of the other proxies.
     """

@@ -1,5 +1,6 @@
 """Which images are forgotten, which are retained, and which stand in for those."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from l2l_jax.data.class_names import class_ids
-from l2l_jax.data.config import REST, DataConfig, ProxyConfig
+from l2l_jax.data.config import OTHER_SOURCES, REST, DataConfig, ProxyConfig
 from l2l_jax.data.sources import Mixture, Source, Subset, open_source
 from l2l_jax.errors import UserError
 
@@ -161,23 +162,32 @@ def _proxies(
     avoided = {name: {source.class_names[i] for i in ids[name]} for name in ("forget", "retain")}
     for entry in data.proxy:
         if isinstance(entry, ProxyConfig):
-            name = f"{entry.source} {entry.path}".strip()
+            name, opened = _proxy_source(entry, data, source, image_size)
             if name in sources:
                 raise UserError(
                     f"config.data.proxy names the source {name} twice; name all its classes in one."
                 )
-            if (entry.source == "digits") != (data.source == "digits"):
-                raise UserError(
-                    f"config.data.proxy is of {entry.source} and config.data of {data.source}: digits are "
-                    "no files, and go with no others."
-                )
-            same = (entry.source, entry.path) == (data.source, data.path)
-            opened = source if same else open_source(entry, "train", image_size)
             sources[name] = _other_proxies(entry, opened, avoided)
             weights.append(entry.weight)
     for name, proxies in sources.items():
         logger.info("Proxies: %d images of %s", len(proxies), name)
     return Mixture(sources, weights) if len(sources) > 1 else next(iter(sources.values()))
+
+
+def _proxy_source(
+    entry: ProxyConfig, data: DataConfig, source: Source, image_size: int
+) -> tuple[str, Source]:
+    """The source of proxies, opened, and what it is called; `source` itself if it is the same."""
+    if (entry.source == "digits") != (data.source == "digits"):
+        raise UserError(
+            f"config.data.proxy is of {entry.source} and config.data of {data.source}: digits are no files, "
+            "and go with no others."
+        )
+    if not entry.path and not {entry.source, data.source} & set(OTHER_SOURCES):
+        entry = dataclasses.replace(entry, path=data.path)
+    same = (entry.source, entry.path) == (data.source, data.path)
+    name = f"{entry.source} {entry.path}".strip()
+    return name, source if same else open_source(entry, "train", image_size)
 
 
 def _other_proxies(entry: ProxyConfig, source: Source, avoided: Mapping[str, set[str]]) -> Subset:

@@ -11,7 +11,7 @@ from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
 from l2l_jax.data.archives import ARCHIVES
-from l2l_jax.data.config import SourceConfig
+from l2l_jax.data.config import OTHER_SOURCES, SourceConfig
 from l2l_jax.data.held_out import held_out
 from l2l_jax.data.label_index import load_labels
 from l2l_jax.data.sources import Record, Split, Subset
@@ -19,9 +19,6 @@ from l2l_jax.errors import UserError
 
 TEST_SPLITS = ("validation", "test")
 """Splits of test images; of Places-365 and ImageNet only "validation" has labels."""
-
-OTHER_SOURCES = ("digits", "folder", "csv")
-"""Names that are no data sets."""
 
 NAME_FEATURES = ("file_name", "filename", "image/filename")
 """Features that name an image's file in the original data set."""
@@ -92,7 +89,7 @@ def open_tfds(config: SourceConfig, split: Split) -> TfdsSource | Subset:
         raise UserError(f"{folder} is damaged ({reason}). {_again(config)}") from error
     info = builder.info
     if not isinstance(dict(info.features).get("image"), tfds.features.Image):
-        raise UserError(f"{config.source} has no images: its features are {', '.join(info.features)}.")
+        raise UserError(f"{config.source} has no images: its features are {', '.join(sorted(info.features))}.")
     tests = [name for name in TEST_SPLITS if name in info.splits and info.splits[name].num_examples]
     name = tests[0] if tests and split == "test" else "train"
     records = _records(builder, folder, name, config)

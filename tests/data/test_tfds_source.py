@@ -75,9 +75,7 @@ def test_published_splits_and_proxies(prepared):
     assert {source.class_names[label] for label in sets.retain.labels} == {"n01440764"}
     with pytest.raises(UserError, match="retain set is empty: config.data.retain selects no test image"):
         evaluation_sets(data, opened(prepared, "imagenet2012", "test"))
-    mixed = DataConfig(
-        "imagenet2012", str(prepared), proxy=("tench", ProxyConfig("coco/2017", str(prepared))), **lists
-    )
+    mixed = DataConfig("imagenet2012", str(prepared), proxy=("tench", ProxyConfig("coco/2017")), **lists)
     mixture = training_sets(mixed, source, 8).retain
     names = [mixture[i]["name"].partition("/")[0] for i in range(len(mixture))]
     assert collections.Counter(names) == {"imagenet2012": 4, "coco": 4}  # three tenches, one of them twice
@@ -198,7 +196,7 @@ def test_damaged_descriptions_and_other_features_are_named(prepared):
         opened(prepared, "places365_small")
     info.write_text(whole)
     edit(features, '"image": {\n                "image"', '"photo": {\n                "image"')
-    with pytest.raises(UserError, match="has no images: its features are filename, .*photo"):
+    with pytest.raises(UserError, match="has no images: its features are filename, label, photo"):
         opened(prepared, "places365_small")
     features.write_text(text)
     edit(info, '"name": "train"', '"name": "training"')
