@@ -89,7 +89,8 @@ def open_tfds(config: SourceConfig, split: Split) -> TfdsSource | Subset:
         raise UserError(f"{folder} is damaged ({reason}). {_again(config)}") from error
     info = builder.info
     if not isinstance(dict(info.features).get("image"), tfds.features.Image):
-        raise UserError(f"{config.source} has no images: its features are {', '.join(sorted(info.features))}.")
+        features = ", ".join(sorted(info.features))
+        raise UserError(f"{config.source} has no images: its features are {features}.")
     tests = [name for name in TEST_SPLITS if name in info.splits and info.splits[name].num_examples]
     name = tests[0] if tests and split == "test" else "train"
     records = _records(builder, folder, name, config)
