@@ -17,6 +17,7 @@ from l2l_jax.data.reading import BadImage, Reader, Row, Rows
 from l2l_jax.data.sources import Source
 from l2l_jax.data.transforms import Transform, in_range
 from l2l_jax.data.workers import WorkerPool
+from l2l_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -208,6 +209,8 @@ class BatchIterator:
         images, bad = next(self._iterator)
         for name, found in bad.items():
             self._batches.bad_images.record(name, found)
+        if images is None:  # images of equal names count as one
+            raise UserError("No image could be found that takes the place of those that cannot be decoded.")
         self._taken += 1
         return images
 

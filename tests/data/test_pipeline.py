@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -206,6 +208,28 @@ def test_too_many_bad_images_stop_the_run_with_a_list(workers, tmp_path):
 def test_when_all_images_are_bad_nothing_hangs():
     with pytest.raises(UserError, match="of 40 images of the retain set"):
         colours(from_files(broken=range(40), max_fraction=1.0), 6)
+
+
+def test_when_all_records_are_one_bad_file_nothing_hangs():
+    class Same(Files):
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "name": "the only one"}
+
+    stream = training_batches(
+        {"all": Same(6, range(6))}, 2, value_range=UNIT, seed=0, max_bad_fraction=0.9,
+        transforms={"all": TRANSFORMS["retain"]},
+    )  # fmt: skip
+    with pytest.raises(UserError, match="No image could be found"):
+        colours(stream, 1, "all")
+
+
+def test_a_worker_that_is_killed_ends_the_stream_with_a_sentence():
+    with contextlib.closing(iter(from_files(workers=1))) as iterator:
+        next(iterator)
+        os.kill(iterator.worker_ids[0], signal.SIGKILL)
+        with pytest.raises(UserError, match="worker process"):
+            for _ in range(100):  # what was read ahead comes first
+                next(iterator)
 
 
 def test_without_a_list_the_first_bad_image_is_an_error():
