@@ -24,7 +24,7 @@ setup(
         "cykooz-resizer>=4.0",
         "etils[epath]>=1.9",
         "flax>=0.12.0",
-        "grain>=0.2.13",
+        "grain>=0.2.15",
         "importlib_resources>=6.0",  # tensorflow-datasets imports it and does not declare it
         "jax>=0.8.0",
         "jinja2>=3.1",
