@@ -172,7 +172,7 @@ def _images_in(root: epath.Path, place: str) -> Iterator[str]:
         return
     folder = root / place
     remote = "://" in os.fspath(folder)
-    walk = folder.walk() if remote else os.walk(folder, followlinks=True)
+    walk = folder.walk() if remote else os.walk(folder, onerror=_fail, followlinks=True)
     start = len(_without_protocol(folder))
     seen = set()
     for at, folders, files in walk:
@@ -184,6 +184,10 @@ def _images_in(root: epath.Path, place: str) -> Iterator[str]:
             seen.add(real)
         deeper = _without_protocol(at)[start:]
         yield from (f"{place}{deeper}/{name}" for name in files if is_image(name))
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def _join(root: str, path: str) -> epath.Path:

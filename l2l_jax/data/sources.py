@@ -141,6 +141,14 @@ def open_source(config: SourceConfig, split: Split, image_size: int) -> Source:
     Raises:
       UserError: no such source, or it is not where `config.path` says, or holds no images.
     """
+    try:
+        return _opened(config, split, image_size)
+    except OSError as error:
+        place = error.filename or config.path
+        raise UserError(f"{config.where}: {place} cannot be read ({error.strerror or error}).") from error
+
+
+def _opened(config: SourceConfig, split: Split, image_size: int) -> Source:
     if config.source == "digits":
         if config.path:
             raise UserError(

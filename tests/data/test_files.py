@@ -120,6 +120,20 @@ def test_a_file_that_vanished_is_an_os_error(tmp_path):
         source[0]
 
 
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    write(tmp_path, "cat/0.jpg", "dog/1.jpg")
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"^config.data: .*/dog cannot be read \(Permission denied\)"):
+        open_folder(tmp_path)
+
+
 TABLE = """path,label,split
 images/a.jpg,10,train
 images/b.jpg,9,train
