@@ -60,6 +60,15 @@ class Bench:
             _placed(state, parallel), _placed(frozen, parallel), self._rows(parallel),
         )  # fmt: skip
 
+    def flops(self) -> float:
+        """Floating-point operations of a step on the whole batch, as XLA counts them in the traced program.
+
+        Loops, and with them accumulated parts but one, count once.
+        """
+        one = make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit")
+        step, arguments = self.step(one)
+        return float(step.lower(*arguments).cost_analysis()["flops"])
+
     def state(self, params: Params, mesh: Mesh) -> TrainState:
         """The state before the first step, on the devices."""
         how = self.training

@@ -31,10 +31,12 @@ def main(argv: Sequence[str]) -> None:
     bench = open_bench(parse_config(recipe), STAGE.value)
     rows = {name: traffic(bench, parallel) for name, parallel in parse_layouts(LAYOUTS.value, bench).items()}
     facts = device_facts()
-    print(f"{facts['count']} devices ({facts['kind']}), batch {bench.training.batch_size}, {STAGE.value}\n")
+    flops, size = bench.flops(), bench.training.batch_size
+    where = f"{facts['count']} devices ({facts['kind']})"
+    print(f"{where}, batch {size}, {STAGE.value}, {flops / 1e12:.3g} TFLOP a step\n")
     print(table(rows))
     if OUTPUT.value:
-        report = {"device": facts, "stage": STAGE.value, "layouts": rows}
+        report = {"device": facts, "stage": STAGE.value, "flops": flops, "layouts": rows}
         pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
 
 

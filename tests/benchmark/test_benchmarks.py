@@ -37,6 +37,9 @@ def test_every_gradient_crosses_once(config):
     assert expected <= rows["8x1"]["collectives"]["all-reduce"]["bytes_sent"] < expected + 200
     # With parameters split, student and teacher are gathered: two kernels of 32 × 128 each.
     assert rows["1x8"]["collectives"]["all-gather"]["bytes_sent"] == 7 / 8 * 4 * 32 * 128 * 4
+    # Kernels of student (forward and twice backward) and teacher (forward) on 2 · 8 rows of 10 tokens.
+    kernels = sum(math.prod(x.shape) for x in params if len(x.shape) > 1)
+    assert 1 < bench.flops() / (8 * kernels * 16 * 10) < 1.5  # attention, norms and Adam come on top
     assert rows["1x8"]["arguments_bytes"] < rows["8x1"]["arguments_bytes"]
     assert "| 1x8" in table(rows) and "all-gather MB" in table(rows)
 
