@@ -10,7 +10,9 @@ import time
 import numpy as np
 import pytest
 
+from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.reading import Reader, Row
+from l2l_jax.data.sources import open_source
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.data.workers import WorkerPool
 from l2l_jax.errors import UserError
@@ -45,6 +47,18 @@ def test_a_worker_loads_neither_jax_nor_grain_nor_tensorflow(open_pool):
     assert dict(zip(Watching.asked, images.ravel(), strict=True)) == {
         "jax": 0, "grain": 0, "tensorflow": 0, "numpy": 1,
     }  # fmt: skip
+
+
+def test_a_worker_reads_prepared_data_sets_without_jax_and_tensorflow(open_pool, prepared):
+    """By the shared libraries that are mapped into its memory."""
+    source = open_source(SourceConfig("imagenet2012", str(prepared)), "train", 4)
+    pool = open_pool(source, TRANSFORM)
+    rows = [Row(0, index, 0) for index in range(3)]
+    expected = Reader([source], [TRANSFORM], seed=0).read(rows)
+    np.testing.assert_array_equal(pool.read(rows).result().images, expected.images)
+    mapped = pathlib.Path(f"/proc/{pool.process_ids[0]}/maps").read_text()
+    assert "numpy" in mapped and "array_record" in mapped
+    assert "jaxlib" not in mapped and "libtensorflow" not in mapped
 
 
 def test_workers_read_what_the_reader_reads(open_pool):
