@@ -6,8 +6,8 @@
 Every process gets the flags --coordinator, --num_processes and --process_id; its output appears here
 behind its number. When one process fails, the others have --grace seconds to end too, then they are killed.
 If the run was not finished, all start again, at most --max-restarts times: the program goes on from its
-last checkpoint. There is no restart after the exit codes 1 and 2 (a mistake that a restart does not
-mend), or when this launcher itself was asked to stop (SIGTERM, SIGINT): it passes the signal on and waits.
+last checkpoint. There is no restart if the first that failed had exit code 1 or 2 (a mistake that a restart
+does not mend), or when this launcher itself was asked to stop (SIGTERM, SIGINT): it passes the signal on and waits.
 
 Exit code: 0; or that of the process that ended first with another code, 128 + N for signal N.
 """
@@ -114,8 +114,8 @@ def run(command: list[str], count: int, max_restarts: int, grace: float, environ
         if code == 0:
             return 0
         tell(f"process {index} ended with {describe(code)}")
-        if set(attempt.codes.values()) & set(FINAL):
-            return next(code for code in attempt.codes.values() if code in FINAL)
+        if code in FINAL:
+            return code
         if restarts < max_restarts:
             tell(f"starting all again ({restarts + 1} of at most {max_restarts} times)")
     return code if code > 0 else 128 - code

@@ -20,6 +20,10 @@ TOLERANCE = 2e-5
 """Largest difference of parameters of size 1 after 12 AdamW steps, their sums taken in another order."""
 
 
+JAX_ENDS_WITH = (-signal.SIGABRT, 1)
+"""Exit codes when JAX notices by itself that another process is lost; 1 before 0.9.2."""
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Parameters and metrics of an uninterrupted run in this process, on one device."""
@@ -127,7 +131,7 @@ def test_a_killed_process_ends_the_other_at_once(scenario, tmp_path):
     if other.code == LOST:
         assert "Error: Another process of this run has ended" in other.errors
     else:
-        assert first and other.code == -signal.SIGABRT
+        assert first and other.code in JAX_ENDS_WITH
         assert "another task died" in other.errors
     assert "Traceback" not in other.errors
 
@@ -135,7 +139,7 @@ def test_a_killed_process_ends_the_other_at_once(scenario, tmp_path):
 @pytest.mark.slow
 def test_a_process_that_hangs_ends_the_other_within_the_heartbeat_timeout(tmp_path):
     ended = worker(2, "frozen", tmp_path, flags=["--heartbeat_timeout=5"], frozen=1, timeout=120)
-    assert ended[0].code == -signal.SIGABRT
+    assert ended[0].code in JAX_ENDS_WITH
     assert "stopped sending heartbeats" in ended[0].errors
 
 
