@@ -101,10 +101,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 def _make_local(config: ml_collections.ConfigDict) -> None:
     small = dict(batch_size=16, warmup_steps=5, checkpoint_every=20, log_every=5)
     config.model = ml_collections.ConfigDict(dict(
-        family="mage", pretrained="", image_size=32,
+        family="mage", pretrained="", image_size=16,
         width=32, depth=2, num_heads=2, decoder_width=32, decoder_depth=1, decoder_num_heads=2,
-        codebook_size=64, codebook_width=16, base_channels=16, channel_multipliers=(1, 2, 2),
-        num_res_blocks=1, groups=8, blend_margin=2, blend_sigma=1.0, decoding_steps=6, dtype="float32",
+        codebook_size=64, codebook_width=16, base_channels=16, channel_multipliers=(1, 2),
+        num_res_blocks=1, groups=8, blend_margin=1, blend_sigma=1.0, decoding_steps=6, dtype="float32",
     ))
     config.data.update(
         source="folder", path="data/local", forget=("flower", "digit_1"), retain=("temple", "digit_0"),
@@ -113,4 +113,4 @@ def _make_local(config: ml_collections.ConfigDict) -> None:
     config.pretrain.tokenizer.update(steps=40, learning_rate=2e-3, **small)
     config.pretrain.model.update(steps=50, learning_rate=2e-3, **small)
     config.unlearn.update(steps=40, learning_rate=1e-3, **small)
-    config.evaluate.update(hole_width=16, batch_size=32, picture_per_class=3, features="classifier")
+    config.evaluate.update(hole_width=8, batch_size=32, picture_per_class=3, features="classifier")
