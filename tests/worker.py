@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import sys
+from unittest import mock
 
 import numpy as np
 
@@ -83,11 +84,13 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit"):
     )
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     devices = jax.devices()[:1] if count == 1 else None
-    sharding.SHARDED_FROM = 64  # there is no large array in so small a model
-    return loop.train(
-        "unlearn", encoder_task(model, alpha=0.5, noise="normal"), params, batches, config, folder,
-        seed=1, mesh=sharding.make_mesh(devices, sharding.MeshConfig(model=ways)), parallel=parallel,
-    )  # fmt: skip
+    mesh = sharding.make_mesh(devices, sharding.MeshConfig(model=ways))
+    # There is no large array in so small a model.
+    with mock.patch.object(sharding, "SHARDED_FROM", 64):
+        return loop.train(
+            "unlearn", encoder_task(model, alpha=0.5, noise="normal"), params, batches, config, folder,
+            seed=1, mesh=mesh, parallel=parallel,
+        )  # fmt: skip
 
 
 def whole(folder, **how):
