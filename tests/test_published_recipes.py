@@ -14,6 +14,7 @@ from PIL import Image
 
 from l2l_jax.config import parse_config
 from l2l_jax.data.make_local import make
+from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
 from tests.test_main import ROOT, run, start, wait_for
 
@@ -61,6 +62,13 @@ def test_small_variants_are_valid_and_others_are_named(name):
     assert small.family == parse_config(recipe(name)).family and small.data.source == "folder"
     with pytest.raises(UserError, match=rf"{name}.py has the variant runlocal, and none called 'local'"):
         recipe(name, "local")
+
+
+def test_a_small_variant_without_its_pictures_says_what_makes_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = parse_config(recipe("mae", "runlocal"))
+    with pytest.raises(UserError, match="data/local does not exist.*l2l_jax.data.make_local` makes it"):
+        open_source(small.data, "train", small.model.image_size)
 
 
 def test_the_small_pictures(tmp_path):

@@ -22,6 +22,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 TEST_FOLDERS = ("test", "val", "validation")
 """Names of the folder or the split of test images, beside "train"."""
 
+MADE_LOCALLY = "data/local"
+"""Folder that `l2l_jax.data.make_local` makes."""
+
 CHECKED_FILES = 1000
 """Files of a table whose existence is checked when it is opened."""
 
@@ -142,7 +145,8 @@ def existing(config: SourceConfig, wanted: str) -> epath.Path:
             f"Reading {config.path} needs gcsfs ({error}): pip install 'l2l_jax[gcs]'."
         ) from error
     if not there:
-        raise UserError(f"{config.where}.path={config.path} does not exist; it should be {wanted}.")
+        hint = " `python -m l2l_jax.data.make_local` makes it." if config.path == MADE_LOCALLY else ""
+        raise UserError(f"{config.where}.path={config.path} does not exist; it should be {wanted}.{hint}")
     return path
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
 from l2l_jax.command_line import run_program
+from l2l_jax.data.files import MADE_LOCALLY
 from l2l_jax.errors import UserError
 
 PHOTOGRAPHS = {"temple": "china.jpg", "flower": "flower.jpg"}
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
         prog="python -m l2l_jax.data.make_local", description="Make class folders of small pictures."
     )
     parser.add_argument(
-        "--output", default="data/local", type=pathlib.Path, help="folder to make (%(default)s)"
+        "--output", default=MADE_LOCALLY, type=pathlib.Path, help="folder to make (%(default)s)"
     )
     parser.add_argument("--train", default=60, type=int, help="training images of each class (%(default)s)")
     parser.add_argument("--test", default=16, type=int, help="test images of each class (%(default)s)")

@@ -1,11 +1,11 @@
-"""MAGE (Li et al. 2023, "MAGE: MAsked Generative Encoder to unify representation learning and image
-synthesis"): a masked autoencoder over the tokens of a VQGAN.
+"""MAGE (Li et al. 2023, arXiv 2211.09117): a masked autoencoder over the tokens of a VQGAN.
 
 Equal to the release of "Machine Unlearning for Image-to-Image Generative Models" on the arrays in
 `tests/reference`.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -54,7 +54,8 @@ class MAGE(ImageToImageModel):
       hidden_margin: tokens by which the hole is grown for decoding.
       blend_margin, blend_sigma: pixels by which the hole is grown and then blurred for blending;
         14 and 7 of the release go with 256 pixels; 0 and 0 replace the hole and nothing else.
-      decoding_steps, choice_temperature: of the iterative decoding.
+      decoding_steps: of the iterative decoding.
+      choice_temperature: of the noise on how certain a token is; 0 fixes the most certain ones first.
       sampling_temperature: of the softmax that codes are drawn from; 0 takes the likeliest code.
       value_range: least and greatest pixel value.
       dtype: "float32" or "bfloat16", of the computation; parameters are float32.
@@ -108,9 +109,11 @@ class MAGE(ImageToImageModel):
         ):
             if width % heads:
                 raise ValueError(f"{width} channels do not divide into {heads} {what}")
-        for name in ("dropped", "dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        limits = dict(dropped=1, dropout=1, label_smoothing=1)
+        limits |= dict(choice_temperature=math.inf, sampling_temperature=math.inf)
+        for name, limit in limits.items():
+            if not 0 <= getattr(self, name) < limit:
+                raise ValueError(f"{name} must lie in [0, {limit}), not {getattr(self, name)}")
         if len(self.hole_color) != self.channels:
             raise ValueError(f"hole_color {self.hole_color} must have {self.channels} channels")
         if self.dtype not in ("float32", "bfloat16"):
@@ -180,15 +183,12 @@ class MAGE(ImageToImageModel):
             "tokenizer": self.tokenizer.init(tokenizer_rng, image)["params"],
             "encoder": self.encoder.init(encoder_rng, ids, ids)["params"],
             "decoder": self.decoder.init(decoder_rng, latent, source, words)["params"],
-            "unused": unused_tensors(
-                self.width, self.decoder_width, self.patch_size, self.channels
-            ),
+            "unused": unused_tensors(self.width, self.decoder_width, self.patch_size, self.channels),
         }
 
     def tokenize(self, params: Params, images: jax.Array) -> jax.Array:
         """Images → codes, int32 `[batch, tokens]`, row-major."""
-        variables = {"params": params["tokenizer"]}
-        ids = self.tokenizer.apply(variables, images, method="tokenize")
+        ids = self.tokenizer.apply({"params": params["tokenizer"]}, images, method="tokenize")
         return ids.reshape(images.shape[0], -1)
 
     def decode_ids(self, params: Params, ids: jax.Array) -> jax.Array:
@@ -202,8 +202,7 @@ class MAGE(ImageToImageModel):
         """Tokenise, drop a share `dropped` of the tokens, mask some of the others.
 
         Returns:
-          What `mask` returns, and `dropout_keep`, bool `[batch, 1 + kept, width]`, if there is
-          dropout.
+          What `mask` returns and, with dropout, `dropout_keep`, bool `[batch, 1 + kept, width]`.
         """
         return mage_corruption.corrupt(self, params, images, rng, axis_name)
 

@@ -103,9 +103,7 @@ class Palette(ImageToImageModel):
     @property
     def betas(self) -> np.ndarray:
         """Noise variances of training, float64 `[timesteps]`."""
-        return diffusion.beta_schedule(
-            self.schedule, self.timesteps, self.linear_start, self.linear_end
-        )
+        return diffusion.beta_schedule(self.schedule, self.timesteps, self.linear_start, self.linear_end)
 
     @property
     def reverse_steps(self) -> diffusion.ReverseSteps:

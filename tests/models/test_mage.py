@@ -284,15 +284,15 @@ def test_layout_of_the_published_model():
         for key, shape, _ in layout["state_dict"]
     }
     params = mapping.to_flax(TABLE, published, shapes, model)
-    exported = mapping.to_torch(TABLE, params, model)
-    shapes = {key: list(x.shape) for key, x in exported.items()}
+    shapes = {key: list(x.shape) for key, x in mapping.to_torch(TABLE, params, model).items()}
     assert shapes == {key: shape for key, shape, _ in layout["state_dict"]}
 
 
 @pytest.mark.parametrize(
     "name, value",
     [("image_size", 62), ("num_heads", 5), ("decoder_num_heads", 5), ("groups", 24),
-     ("dropped", 1.0), ("dropout", 1.0), ("hole_color", (0.5,)), ("dtype", "int8")],
+     ("dropped", 1.0), ("dropout", 1.0), ("hole_color", (0.5,)), ("dtype", "int8"),
+     ("choice_temperature", -1.5), ("sampling_temperature", -0.5)],
 )  # fmt: skip
 def test_impossible_sizes_are_refused(name, value):
     with pytest.raises(ValueError, match=str(value).strip("()")):
