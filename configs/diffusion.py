@@ -31,12 +31,20 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict(dict(data=-1, model=1))  # devices; -1: all that are left
     config.parallel = "jit"  # or pmap
 
-    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.palette.Palette, else as published
+    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.palette.Palette
         family="palette",
         pretrained="pretrained/16_Network",  # what to unlearn; empty: pretrain first
-        teacher_noise="hole",  # as released; everywhere: the paper's formula
-        sampler="ancestral",  # as published; or ddim
+        image_size=256,  # pixels
+        inner_channel=64, channel_mults=(1, 2, 4, 8), res_blocks=2,  # width; per level, times it; depth
+        attn_res=(16,), num_head_channels=32,  # downsampling factors with attention; width of a head
+        norm_groups=32,  # of the group normalisation
+        schedule="linear", timesteps=2000, linear_start=1e-6, linear_end=0.01,  # noise variances
+        sampler="ancestral",  # as published, with its own variances; or ddim
+        sampling_schedule="linear", sampling_linear_start=1e-4, sampling_linear_end=0.09,
         sampling_steps=2000,
+        teacher_noise="hole",  # as released; everywhere: the paper's formula
+        training_holes="hybrid",  # box and strokes; or box, free_form, centre
+        hole_bank_size=512, hole_seed=0,  # of the holes that training draws from
         dtype="bfloat16",  # of the computation; or float32
         remat=False,  # keep less for the backward pass and compute it again
     ))
@@ -99,12 +107,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def _make_local(config: ml_collections.ConfigDict) -> None:
     small = dict(batch_size=16, warmup_steps=5, ema_decay=0.9, checkpoint_every=20, log_every=5)
-    config.model = ml_collections.ConfigDict(dict(
-        family="palette", pretrained="", image_size=16,
+    config.model.update(
+        pretrained="", image_size=16,
         inner_channel=16, channel_mults=(1, 2), res_blocks=1, attn_res=(8,),
         num_head_channels=8, norm_groups=8, timesteps=200, linear_start=1e-4, linear_end=0.1,
         sampler="ddim", sampling_steps=10, hole_bank_size=64, dtype="float32",
-    ))
+    )
     config.data.update(
         source="folder", path="data/local", forget=("flower", "digit_1"), retain=("temple", "digit_0"),
         train_per_class=0, test_per_class=0, workers=1,

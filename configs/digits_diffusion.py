@@ -42,15 +42,17 @@ def get_config() -> ml_collections.ConfigDict:
         schedule="linear",  # noise variances of training and unlearning
         timesteps=100,  # noise levels
         linear_start=0.02, linear_end=0.07,  # first and last variance; 1 % of the image's is left at the end
-        sampler="ddim",  # deterministic steps; or ancestral, see the model's sampling_* fields
+        sampler="ddim",  # deterministic steps; or ancestral, with noise variances of its own:
+        sampling_schedule="linear", sampling_linear_start=1e-4, sampling_linear_end=0.09,
         sampling_steps=5,  # few steps come near the mean of the restorations that the model thinks likely
         teacher_noise="everywhere",  # the paper's formula: T of a noise image; the release: "hole"
         training_holes="centre",  # half of the side; or hybrid (published), box, free_form
+        hole_bank_size=512, hole_seed=0,  # of the holes that training draws from
         dtype="float32",  # or bfloat16
         remat=False,  # keep less for the backward pass and compute it again
     ))
 
-    config.data = ml_collections.ConfigDict(dict(  # l2l_jax.config.DataConfig
+    config.data = ml_collections.ConfigDict(dict(  # l2l_jax.data.config.DataConfig
         source="digits",  # or folder, csv, or a data set of TensorFlow Datasets: see docs/data.md
         path="",  # where the source's files are
         forget=(5, 6, 7, 8, 9),  # classes
@@ -71,6 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
         batch_size=64,
         learning_rate=2e-3,  # peak
         warmup_steps=50,
+        schedule="cosine",  # after it; or constant
         weight_decay=0.01,  # not on biases and norms
         beta1=0.9, beta2=0.99,  # AdamW
         clip_norm=1.0,  # 0: no clipping
@@ -88,6 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
         batch_size=32,  # of retain and of forget images each
         learning_rate=4e-3,
         warmup_steps=50,
+        schedule="cosine",
         weight_decay=0.0,
         beta1=0.9, beta2=0.99,
         clip_norm=1.0,
@@ -102,5 +106,6 @@ def get_config() -> ml_collections.ConfigDict:
         hole_width=4,  # pixels
         batch_size=256,  # images restored per compiled call
         picture_per_class=2,  # images of each class in the picture
+        features="classifier",  # a small one, trained on the spot; none: psnr and mse only
     ))
     return config

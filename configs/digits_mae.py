@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
         remat=False,  # keep less for the backward pass and compute it again
     ))
 
-    config.data = ml_collections.ConfigDict(dict(  # l2l_jax.config.DataConfig
+    config.data = ml_collections.ConfigDict(dict(  # l2l_jax.data.config.DataConfig
         source="digits",  # or folder, csv, or a data set of TensorFlow Datasets: see docs/data.md
         path="",  # where the source's files are
         forget=(5, 6, 7, 8, 9),  # classes
@@ -59,6 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
         batch_size=64,
         learning_rate=4e-3,  # peak
         warmup_steps=100,
+        schedule="cosine",  # after it; or constant
         weight_decay=0.1,  # not on biases and norms
         beta1=0.9, beta2=0.99,  # AdamW
         clip_norm=3.0,  # 0: no clipping
@@ -76,6 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
         batch_size=64,  # of retain and of forget images each
         learning_rate=4e-3,
         warmup_steps=20,
+        schedule="cosine",
         weight_decay=0.0,
         beta1=0.9, beta2=0.99,
         clip_norm=3.0,
@@ -90,5 +92,6 @@ def get_config() -> ml_collections.ConfigDict:
         hole_width=8,  # pixels
         batch_size=256,  # images per compiled call
         picture_per_class=2,  # images of each class in the picture
+        features="classifier",  # a small one, trained on the spot; none: psnr and mse only
     ))
     return config

@@ -30,11 +30,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict(dict(data=-1, model=1))  # devices; -1: all that are left
     config.parallel = "jit"  # or pmap
 
-    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.mae.MAE; left out: as published
+    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.mae.MAE
         family="mae",
-        variant="vit_large_patch16",  # or vit_base_patch16, vit_huge_patch14
+        variant="vit_large_patch16",  # sizes of the encoder; or vit_base_patch16, vit_huge_patch14
         pretrained="pretrained/mae_visualize_vit_large",  # what to unlearn; empty: pretrain first
+        image_size=224,  # pixels
+        decoder_width=512, decoder_depth=8, decoder_num_heads=16,
         mask_ratio=0.75,  # share of the patches hidden by T
+        norm_pix_loss=False,  # pretraining: compare raw pixels
         pixel_mean=(0.485, 0.456, 0.406), pixel_std=(0.229, 0.224, 0.225),  # as the weights want it
         dtype="bfloat16",  # of the computation; or float32
         remat=False,  # keep less for the backward pass and compute it again
@@ -100,11 +103,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def _make_local(config: ml_collections.ConfigDict) -> None:
     small = dict(batch_size=16, warmup_steps=5, checkpoint_every=20, log_every=5)
-    config.model = ml_collections.ConfigDict(dict(
-        family="mae", pretrained="", image_size=32, patch_size=8,
+    config.model.update(
+        variant="", pretrained="", image_size=32, patch_size=8,
         width=48, depth=2, num_heads=2, decoder_width=32, decoder_depth=1, decoder_num_heads=2,
         mask_ratio=0.5, pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.25, 0.25, 0.25), dtype="float32",
-    ))
+    )
     config.data.update(
         source="folder", path="data/local", forget=("flower", "digit_1"), retain=("temple", "digit_0"),
         train_per_class=0, test_per_class=0, workers=1,

@@ -31,10 +31,25 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict(dict(data=-1, model=1))  # devices; -1: all that are left
     config.parallel = "jit"  # or pmap
 
-    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.mage.MAGE; left out: as published
+    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.mage.MAGE
         family="mage",
-        variant="vit_base_patch16",  # or vit_large_patch16
+        variant="vit_base_patch16",  # sizes of the transformers; or vit_large_patch16
         pretrained="pretrained/mage-vitb-1600",  # what to unlearn; empty: pretrain first
+        image_size=256,  # pixels
+        decoder_depth=8, decoder_num_heads=16,
+        embedding_std=0.02,  # of fresh embeddings
+        codebook_size=1024, codebook_width=256,
+        base_channels=128, channel_multipliers=(1, 1, 2, 2, 4),  # of the tokenizer: a code for 16×16 pixels
+        num_res_blocks=2, groups=32,  # per level; of the group normalisation
+        dropped=0.5,  # share of the codes that the encoder does not get to see
+        mask_mean=0.55, mask_std=0.25,  # share of masked codes
+        dropout=0.1, label_smoothing=0.1,
+        hole_color=(0.485, 0.456, 0.406),  # painted into the hole before restoring
+        paint_masked=False,  # paint it into masked squares while training, too
+        hidden_margin=1,  # codes by which the hole is grown
+        blend_margin=14, blend_sigma=7.0,  # pixels by which its border is grown and blurred
+        decoding_steps=20,
+        choice_temperature=6.0, sampling_temperature=1.0,  # noise on the order of decoding, on the codes
         dtype="bfloat16",  # of the computation; or float32
         remat=False,  # keep less for the backward pass and compute it again
     ))
@@ -100,12 +115,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def _make_local(config: ml_collections.ConfigDict) -> None:
     small = dict(batch_size=16, warmup_steps=5, checkpoint_every=20, log_every=5)
-    config.model = ml_collections.ConfigDict(dict(
-        family="mage", pretrained="", image_size=16,
+    config.model.update(
+        variant="", pretrained="", image_size=16,
         width=32, depth=2, num_heads=2, decoder_width=32, decoder_depth=1, decoder_num_heads=2,
         codebook_size=64, codebook_width=16, base_channels=16, channel_multipliers=(1, 2),
         num_res_blocks=1, groups=8, blend_margin=1, blend_sigma=1.0, decoding_steps=6, dtype="float32",
-    ))
+    )
     config.data.update(
         source="folder", path="data/local", forget=("flower", "digit_1"), retain=("temple", "digit_0"),
         train_per_class=0, test_per_class=0, workers=1,
