@@ -11,7 +11,7 @@ Departures from the published model, all because of the size: the scans keep the
 painted before the codes beside them are computed, in the training of both parts (`paint_masked`); the
 likeliest codes are taken instead of drawn ones.
 
-Hardware: two CPU cores, less than 4 minutes, about 1.5 GiB of memory.
+Hardware: two CPU cores, 220 seconds, 1.2 GiB of memory.
 Expected figures on test images, seed 0: accuracy of the original model 0.86 (retain) and 0.78 (forget);
 after unlearning 0.85 and 0.34, the error in the hole 1.06 times the original's on retain images and 2.1 times
 on forget images. (A model of codes commits itself to one likely digit where the MAE blends all of them: its

@@ -59,11 +59,9 @@ def write(
     drawn = {name: sets for name, sets in shown.items() if sets is not None}
     pictures.save_grid(folder / "comparison.png", bench, drawn, methods_across=True)
     if alphas:
-        by_alpha = {f"α = {config.unlearn.alpha:g}": rows["encoder"]}
-        for alpha in alphas:
-            if alpha != config.unlearn.alpha:
-                by_alpha[f"α = {alpha:g}"] = rows[f"encoder, alpha {alpha:g}"]
-        kept = {name: row for name, row in by_alpha.items() if "failed" not in row}
+        own = config.unlearn.alpha
+        names = {a: "encoder" if a == own else f"encoder, alpha {a:g}" for a in sorted({*alphas, own})}
+        kept = {f"α = {a:g}": rows[name] for a, name in names.items() if "failed" not in rows[name]}
         pictures.save_tradeoff(folder / "alphas.png", {"original": rows["original"], **kept})
 
 

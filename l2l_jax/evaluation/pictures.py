@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -107,10 +108,14 @@ def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> 
     labels = {"fid": "FID", "accuracy": "accuracy"} if "fid" in known else {"psnr": "PSNR", "mse": "MSE"}
     for number, (figure_name, label) in enumerate(labels.items(), 1):
         axis = figure.add_subplot(1, 2, number)
-        for name, row in rows.items():
+        for place, (name, row) in enumerate(rows.items()):
             point = (row["retain"][figure_name], row["forget"][figure_name])
-            axis.plot(*point, "o", color="#333333" if name == "original" else COLOURS["forget"])
-            axis.annotate(name, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
+            if name == "original":  # a ring, so that a point upon it is seen
+                axis.plot(*point, "o", markersize=13, markerfacecolor="none", color="black", label=name)
+            else:
+                axis.plot(*point, "o", color=colormaps["viridis_r"](place / len(rows)), label=name)
         axis.set(xlabel=f"retain {label}", ylabel=f"forget {label}")
+        axis.locator_params(nbins=6)
         axis.grid(alpha=0.3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right")
     figure.savefig(path, metadata={"Software": None})
