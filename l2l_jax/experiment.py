@@ -12,7 +12,7 @@ from l2l_jax.collectives import agreement, from_writer
 from l2l_jax.config import Config
 from l2l_jax.data import splits
 from l2l_jax.data.pipeline import TrainingBatches, training_batches
-from l2l_jax.data.sources import Source
+from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.bench import Bench

@@ -12,7 +12,7 @@ from etils import epath
 
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.held_out import held_out
-from l2l_jax.data.sources import Record, Split
+from l2l_jax.data.records import Record, Split
 from l2l_jax.data.string_table import StringTable
 from l2l_jax.errors import UserError
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from l2l_jax.data.sources import Split
+from l2l_jax.data.records import Split
 
 
 def held_out(names: Sequence[str], labels: np.ndarray, share: float, split: Split) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 from google.protobuf.message import DecodeError
 
+from l2l_jax.data.tf_example import parse
 from l2l_jax.errors import UserError
 from l2l_jax.progress import Progress
 
@@ -92,8 +93,6 @@ def _in_order(records: Sequence[bytes], chunks: Sequence[range], processes: int)
 
 
 def _labels_of(records: Sequence[bytes], chunk: range) -> np.ndarray:
-    from l2l_jax.data.tfds_source import parse
-
     labels = np.empty(len(chunk), np.int64)
     for place, index in enumerate(chunk):
         try:

@@ -14,7 +14,7 @@ import numpy as np
 from l2l_jax.data.bad_images import BadImages
 from l2l_jax.data.order import EpochOrder
 from l2l_jax.data.reading import BadImage, Reader, Row, Rows
-from l2l_jax.data.sources import Source
+from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, in_range
 from l2l_jax.data.workers import WorkerPool
 from l2l_jax.errors import UserError

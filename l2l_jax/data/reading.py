@@ -12,7 +12,7 @@ from l2l_jax.data.decoding import ImageError
 from l2l_jax.data.transforms import Transform
 
 if TYPE_CHECKING:
-    from l2l_jax.data.sources import Source
+    from l2l_jax.data.records import Source
 
 
 class Row(NamedTuple):

@@ -9,7 +9,8 @@ import numpy as np
 
 from l2l_jax.data.class_names import class_ids
 from l2l_jax.data.config import OTHER_SOURCES, REST, DataConfig, ProxyConfig
-from l2l_jax.data.sources import Mixture, Source, Subset, open_source
+from l2l_jax.data.records import Mixture, Source, Subset
+from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from l2l_jax.data.archives import ARCHIVES
 from l2l_jax.data.config import OTHER_SOURCES, SourceConfig
 from l2l_jax.data.held_out import held_out
 from l2l_jax.data.label_index import load_labels
-from l2l_jax.data.sources import Record, Split, Subset
+from l2l_jax.data.records import Record, Split, Subset
+from l2l_jax.data.tf_example import parse
 from l2l_jax.errors import UserError
 
 TEST_SPLITS = ("validation", "test")
@@ -57,17 +58,6 @@ class TfdsSource:
             if name in features:
                 return f"{self._name}/{features[name].bytes_list.value[0].decode('utf-8', 'replace')}"
         return f"{self._name}/{index}"
-
-
-def parse(record: bytes):
-    """The features of a serialised `tf.train.Example`, by name.
-
-    Raises:
-      google.protobuf.message.DecodeError: it is none.
-    """
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    return tf_example_pb2.Example.FromString(bytes(record)).features.feature
 
 
 def open_tfds(config: SourceConfig, split: Split) -> TfdsSource | Subset:

@@ -8,7 +8,8 @@ import numpy as np
 
 from l2l_jax.collectives import from_writer, is_writer
 from l2l_jax.config import Config
-from l2l_jax.data.sources import Source, open_source
+from l2l_jax.data.records import Source
+from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets
 from l2l_jax.data.transforms import Transform
 from l2l_jax.evaluation.evaluate import LEAST_IMAGES, Evaluator

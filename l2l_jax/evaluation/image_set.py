@@ -7,7 +7,7 @@ import numpy as np
 
 from l2l_jax.data.bad_images import BadImages
 from l2l_jax.data.reading import BadImage, Reader, Row
-from l2l_jax.data.sources import Source
+from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, in_range
 
 SHOWN_CLASSES = 10

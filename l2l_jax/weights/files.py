@@ -6,10 +6,9 @@ wrong with one becomes a `UserError`.
 
 import dataclasses
 import hashlib
-import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -18,47 +17,17 @@ import safetensors
 import safetensors.numpy
 
 from l2l_jax.errors import UserError
+from l2l_jax.weights import torch_files
+from l2l_jax.weights.arrays import FLOATS_WANTED, StateDict, StoredArray
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 SAFETENSORS_SUFFIX = ".safetensors"
-FLOATS = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-"""Number formats of weights, by name: float32 holds every value of the others."""
-
 PLAIN = ("state_dict", "model", "network", "net", "params", "module")
 """Names under which checkpoints keep their state dict."""
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "params_ema", "ema")
 """Names under which checkpoints keep an exponential moving average (EMA) of the weights."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.", "network.")
 """What wrappers (data parallelism, `torch.compile`, Lightning) put before every key."""
-
-StateDict = dict[str, "StoredArray"]
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredArray:
-    """An array of a file, read when NumPy asks for it.
-
-    Attributes:
-      shape: its shape.
-      dtype: its NumPy dtype.
-      read: returns it.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.read(), dtype, copy=copy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +88,6 @@ def open_checkpoint(path: pathlib.Path) -> CheckpointFile:
         what = "is a folder, not a checkpoint file" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}.")
     if path.suffix in TORCH_SUFFIXES:
-        from l2l_jax.weights import torch_files
-
         kind, content = torch_files.load(path)
     elif path.suffix == SAFETENSORS_SUFFIX:
         kind, content = "safetensors", _read_safetensors(path)
@@ -202,7 +169,6 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, StoredArray]:
     return content
 
 
-FLOATS_WANTED = f"expected are {', '.join(FLOATS)}"
 
 
 def _suffixes() -> tuple[str, ...]:
@@ -218,8 +184,6 @@ def check_output(path: pathlib.Path) -> None:
     if path.exists():
         raise UserError(f"{path} exists. Choose another --output, or delete it first.")
     if path.suffix in TORCH_SUFFIXES:
-        from l2l_jax.weights import torch_files
-
         torch_files.import_torch()
     elif path.suffix != SAFETENSORS_SUFFIX:
         raise UserError(f"--output {path}: its name must end in {', '.join(_suffixes())}.")
@@ -250,9 +214,7 @@ def write_checkpoint(
             safetensors.numpy.save_file(dict(state_dict), unfinished, metadata={"format": "pt"})
             unfinished.chmod(mode)  # safetensors makes files that nobody else can read
         else:
-            from l2l_jax.weights import torch_files
-
-            torch_files.save(unfinished, state_dict, wrapper)
+                torch_files.save(unfinished, state_dict, wrapper)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

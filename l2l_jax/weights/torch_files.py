@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from l2l_jax.errors import UserError
-from l2l_jax.weights.files import FLOATS, FLOATS_WANTED, StoredArray
+from l2l_jax.weights.arrays import FLOATS, FLOATS_WANTED, StoredArray
 
 OLDEST = (2, 10)
 """Before it, crafted files could get past `weights_only=True` (CVE-2025-32434, CVE-2026-24747)."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import ImageToImageModel, Params
-from l2l_jax.weights import files, mage, mapping
+from l2l_jax.weights import arrays, files, mage, mapping
 from l2l_jax.weights.families import KNOWN, Family, recognise
 from l2l_jax.weights.store import load_params, read_card, save_model
 
@@ -64,9 +64,9 @@ def read_params(source: Source, family: Family, model: ImageToImageModel) -> Par
     params = mapping.to_flax(family.table, state_dict, target, model)
 
     def widen(path: Any, value: np.ndarray, like: Any) -> np.ndarray:
-        if value.dtype not in files.FLOATS.values():
+        if value.dtype not in arrays.FLOATS.values():
             name = "/".join(str(key.key) for key in path)
-            raise UserError(f"{name} is {value.dtype}; {files.FLOATS_WANTED}.")
+            raise UserError(f"{name} is {value.dtype}; {arrays.FLOATS_WANTED}.")
         return value if value.dtype == like.dtype else value.astype(like.dtype)
 
     return jax.tree_util.tree_map_with_path(widen, params, target)
@@ -200,7 +200,7 @@ def export_model(folder: pathlib.Path, output: pathlib.Path, dtype: str = "float
     Args:
       folder: a saved model: imported, or `pretrained` or `unlearned` of a workdir.
       output: file to make, `.pth` (or `.pt`, `.ckpt`, `.bin`) or `.safetensors`.
-      dtype: number format of the floating-point arrays, a key of `files.FLOATS`.
+      dtype: number format of the floating-point arrays, a key of `arrays.FLOATS`.
 
     Returns:
       The card of the saved model.
@@ -218,7 +218,7 @@ def export_model(folder: pathlib.Path, output: pathlib.Path, dtype: str = "float
     params = load_params(folder, {part: shapes[part] for part in card.get("parts", shapes)})
     weights = {part: params[part] for part in family.parts}
     state_dict = family.wrap(mapping.to_torch(family.table, weights, model), model)
-    wanted = files.FLOATS[dtype]
+    wanted = arrays.FLOATS[dtype]
     state_dict = {
         key: value.astype(wanted, copy=False) if value.dtype.kind == "f" else value
         for key, value in state_dict.items()

@@ -6,7 +6,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from l2l_jax.data.sources import DigitsSource
+from l2l_jax.data.digits import DigitsSource
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.evaluation.evaluate import METRICS, Evaluator
 from l2l_jax.evaluation.image_set import Images, ImageSet

@@ -10,7 +10,7 @@ import pytest
 
 from l2l_jax.errors import UserError
 from l2l_jax.weights import files
-from l2l_jax.weights.files import StoredArray
+from l2l_jax.weights.arrays import StoredArray
 from tests.weights.checkpoints import assert_same_bits, write_safetensors
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.int64)

@@ -1,0 +1,90 @@
+"""What an image source is, and sources made of others.
+
+A source is anything with a length, `class_names`, `labels` (one class id per record, known without
+decoding an image) and records `{"image": …, "label": …, "name": …}`. `l2l_jax.data.decoding` decodes.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, TypedDict
+
+import numpy as np
+
+Split = Literal["train", "test"]
+
+
+class Record(TypedDict):
+    """One image, its class id, and a name that finds it again.
+
+    `image` is the encoded file (JPEG, PNG, …), or float32 `[height, width, channel]` in [0, 1] from
+    sources whose images are no files.
+    """
+
+    image: bytes | np.ndarray
+    label: int
+    name: str
+
+
+class Source(Protocol):
+    """Random access to labelled images; it can be pickled, for worker processes.
+
+    Records that cannot be read raise OSError.
+    """
+
+    class_names: Sequence[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+class Subset:
+    """Some records of a source, in the order of `indices`."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self._source, self._indices = source, np.asarray(indices)
+        self.class_names = source.class_names
+        self.labels = np.asarray(source.labels)[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._source[int(self._indices[index])]
+
+
+class Mixture:
+    """Records of several sources in proportion to weights.
+
+    As long as it takes to hold every record at least once; the records of sources that are short for
+    their weight repeat. The classes of the sources are counted through, and named `source/class`.
+
+    Args:
+      sources: sources by name.
+      weights: weight of each, positive.
+    """
+
+    def __init__(self, sources: dict[str, Source], weights: Sequence[float]):
+        self._sources = tuple(sources.values())
+        shares = np.asarray(weights) / np.sum(weights)
+        lengths = np.array([len(source) for source in self._sources])
+        total = np.max(lengths / shares)
+        self._ends = np.cumsum(np.maximum(np.rint(shares * total).astype(np.int64), lengths))
+        counts = np.diff(self._ends, prepend=0)
+        self.class_names = [f"{name}/{c}" for name, source in sources.items() for c in source.class_names]
+        first = np.cumsum([0, *(len(source.class_names) for source in self._sources)])
+        self._first_class = first[:-1]
+        self.labels = np.concatenate([
+            np.resize(np.asarray(source.labels, np.int32), count) + offset
+            for source, count, offset in zip(self._sources, counts, self._first_class, strict=True)
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        source = self._sources[which]
+        start = int(self._ends[which - 1]) if which else 0
+        record = source[(index - start) % len(source)]
+        return {**record, "label": record["label"] + int(self._first_class[which])}
