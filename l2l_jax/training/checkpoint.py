@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.collectives import exchange, from_writer, on_writer
 from l2l_jax.errors import UserError
+from l2l_jax.reading_orbax import Damaged, read
 from l2l_jax.training.step import TrainState
-from l2l_jax.weights.store import alone
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,11 @@ class Checkpointer:
         )
         steps = from_writer(lambda: sorted(self._manager.all_steps(), reverse=True))
         for step in steps:
-            restored, problem = self._restore(step, target), ""
-            if isinstance(restored, Exception):
-                problem = f"{type(restored).__name__}: {' '.join(str(restored).split())[:200]}"
+            restored, problem = None, ""
+            try:
+                restored = self._restore(step, target)
+            except Damaged as error:
+                problem = str(error)
             # What one process cannot read, none uses.
             problems = [text for text in exchange(problem) if text]
             if not problems:
@@ -78,18 +80,12 @@ class Checkpointer:
         return None
 
     def _restore(self, step: int, target: TrainState) -> Any:
-        """The items of a checkpoint, or the exception that tells that it is damaged."""
+        """The items of a checkpoint."""
         handler = ocp.CompositeCheckpointHandler(
             state=ocp.StandardCheckpointHandler(), data=ocp.JsonCheckpointHandler()
         )
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
-        with ocp.Checkpointer(handler, multiprocessing_options=alone()) as reader:
-            try:
-                return reader.restore(self.folder / str(step), args=items)
-            except PermissionError:
-                raise
-            except (ValueError, KeyError, TypeError, OSError) as error:
-                return error
+        return read(handler, self.folder / str(step), items)
 
     def _set_aside(self, step: int, problem: str) -> None:
         damaged = self.folder / f"{step}.damaged"

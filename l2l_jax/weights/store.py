@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from l2l_jax.collectives import on_writer
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import Params
+from l2l_jax.reading_orbax import Damaged, alone, read
 
 CARD = "model.json"
 
@@ -41,14 +42,6 @@ def _write_model(folder: pathlib.Path, params: Params, card: dict[str, Any]) -> 
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(unfinished, folder)
-
-
-def alone() -> ocp.options.MultiprocessingOptions:
-    """Lets Orbax read or write in this process without waiting for others, whose disk may differ."""
-    index = jax.process_index()
-    return ocp.options.MultiprocessingOptions(
-        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
-    )
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
@@ -98,12 +91,12 @@ def load_params(folder: pathlib.Path, like: Params) -> Params:
     read_card(folder)
     cpu = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu), like)
-    with ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
-        try:
-            params = checkpointer.restore(folder.absolute() / "params", target)
-        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"The model in {folder} is damaged, or does not fit config.model ({reason})."
-            ) from error
+    try:
+        params = read(
+            ocp.StandardCheckpointHandler(), folder.absolute() / "params", ocp.args.StandardRestore(target)
+        )
+    except Damaged as error:
+        raise UserError(
+            f"The model in {folder} is damaged, or does not fit config.model ({error})."
+        ) from None
     return jax.device_get(params)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -145,8 +145,9 @@ def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageMod
         _check_family(card.get("family"), family_name)
         saved = family.build(card.get("model", {}))
         _check_fields({name: getattr(saved, name) for name in family.trained_with}, model)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    parts = card.get("parts", list(shapes))
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        parts = card.get("parts", list(shapes))
+        _check_sizes(saved, model, parts)
     params = load_params(path, {part: shapes[part] for part in parts})
     others = {} if len(parts) == len(shapes) else family.other_parts(model)
     return params | others
@@ -174,6 +175,24 @@ def _check_fields(found: Mapping[str, Any], model: ImageToImageModel) -> None:
                 f"this model has {name}={value}, but config.model.{name} is {wanted}. Make them agree, "
                 "or name other weights."
             )
+
+
+def _check_sizes(saved: ImageToImageModel, model: ImageToImageModel, parts: Sequence[str]) -> None:
+    """Name the first field, if any, by which the shapes of these parts differ."""
+
+    def shapes(candidate: ImageToImageModel) -> Params:
+        whole = jax.eval_shape(candidate.init, jax.random.key(0))
+        return {part: whole[part] for part in parts}
+
+    wanted = shapes(model)
+    if shapes(saved) == wanted:
+        return
+    for field in dataclasses.fields(saved):
+        own = getattr(saved, field.name)
+        with contextlib.suppress(ValueError):  # no model has these sizes
+            if shapes(dataclasses.replace(model, **{field.name: own})) == wanted:
+                continue
+        _check_fields({field.name: own}, model)
 
 
 def original_weights(path: pathlib.Path) -> dict[str, Any]:

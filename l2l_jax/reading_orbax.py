@@ -1,0 +1,75 @@
+"""Reading what Orbax wrote: by this process alone, and with one sentence about what is damaged."""
+
+import contextlib
+import functools
+import gc
+import logging
+import pathlib
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Damaged(Exception):
+    """A checkpoint cannot be read, or holds something else than was expected; says why."""
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Lets Orbax read or write in this process without waiting for others, whose disk may differ."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
+
+
+def read(handler: ocp.CheckpointHandler, folder: pathlib.Path, args: ocp.args.CheckpointArgs) -> Any:
+    """What `handler` reads from `folder`, asked for by `args`.
+
+    Raises:
+      Damaged: it cannot be read. PermissionError, MemoryError and the devices' errors pass through.
+    """
+    try:
+        with _abandoned_reads_silent(), ocp.Checkpointer(handler, multiprocessing_options=alone()) as reader:
+            return reader.restore(folder, args=args)
+    except Exception as error:
+        cause = _first_cause(error)
+        refused = isinstance(cause, PermissionError) or "PERMISSION_DENIED" in str(cause)
+        if refused or not isinstance(cause, ValueError | KeyError | TypeError | OSError):
+            raise cause from None
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+    with _abandoned_reads_silent():
+        gc.collect()  # what is left of them complains now, not later, when nobody silences it
+    raise Damaged(reason)
+
+
+@contextlib.contextmanager
+def _abandoned_reads_silent() -> Iterator[None]:
+    """When a read fails, Orbax abandons those beside it; what they say on stderr as they end is no news.
+
+    If this fails, Python's hook stays replaced: TensorStore's threads may speak later.
+    """
+    log, report = logging.getLogger("asyncio"), sys.unraisablehook
+    was_disabled, log.disabled = log.disabled, True
+    sys.unraisablehook = functools.partial(_report_unless_abandoned, report)
+    try:
+        yield
+        sys.unraisablehook = report
+    finally:
+        log.disabled = was_disabled
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Orbax wraps the errors of arrays in bare `Exception`s."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _report_unless_abandoned(report: Callable[[Any], None], unraisable: Any) -> None:
+    abandoned = isinstance(unraisable.object, types.CoroutineType)
+    if not abandoned and str(unraisable.exc_value) != "Event loop is closed":
+        report(unraisable)
