@@ -1,10 +1,22 @@
 """Compiling quickly, for programs that run once or twice on a few numbers."""
 
+import contextlib
 import functools
 
 import jax
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+def _known(options):
+    """The options that this version's compiler has."""
+    known = {}
+    for name, value in options.items():
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
+            known[name] = value
+    return known
+
+
+QUICK = _known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
 """Options of XLA's CPU compiler that cost it least."""
 
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)

@@ -127,6 +127,11 @@ def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageMod
       UserError: another family or another model lies there, or nothing that can be read.
     """
     family = KNOWN[family_name]
+    if not path.exists():
+        raise UserError(
+            f"config.model.pretrained={path} does not exist; it should be a folder of a saved model, such as "
+            "runs/digits_mae/pretrained, or a checkpoint file."
+        )
     if not path.is_dir():
         source = open_source(path)
         with _about(path):

@@ -107,6 +107,11 @@ def test_another_family(imported, path):
         transfer.load_pretrained(imported / path, "mage", SMALL["mage"].model)
 
 
+def test_weights_that_are_not_there(imported):
+    with pytest.raises(UserError, match="config.model.pretrained=.*nowhere does not exist; it should be"):
+        transfer.load_pretrained(imported / "nowhere", "mae", SMALL["mae"].model)
+
+
 def test_facts_about_the_original(imported, tmp_path):
     folder = transfer.original_weights(imported / "mae")
     file = transfer.original_weights(imported / "mae.safetensors")
