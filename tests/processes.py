@@ -7,12 +7,14 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+from tests.compiling import QUICK
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 ENVIRONMENT = {
     **os.environ,
     "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false "
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    + " ".join(f"--{name}={value}".lower() for name, value in QUICK.items()),
     "PYTHONUNBUFFERED": "1",
 }
 """One device to a process, one thread to a device, quick compiling: the processes share few cores."""
