@@ -19,6 +19,9 @@ def _known(options):
 QUICK = _known({"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False})
 """Options of XLA's CPU compiler that cost it least."""
 
+QUICK_FLAGS = " ".join(f"--{name}={value}".lower() for name, value in QUICK.items())
+"""The same for XLA_FLAGS, for other processes."""
+
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 """`jax.jit` on CPU with little optimisation: a quarter of the time to compile, the same numbers but
 for rounding."""

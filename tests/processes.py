@@ -7,14 +7,13 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from tests.compiling import QUICK
+from tests.compiling import QUICK_FLAGS
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 ENVIRONMENT = {
     **os.environ,
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false "
-    + " ".join(f"--{name}={value}".lower() for name, value in QUICK.items()),
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false " + QUICK_FLAGS,
     "PYTHONUNBUFFERED": "1",
 }
 """One device to a process, one thread to a device, quick compiling: the processes share few cores."""

@@ -15,6 +15,7 @@ import pytest
 
 from l2l_jax.command_line import explain
 from l2l_jax.weights.store import load_params
+from tests.compiling import QUICK_FLAGS
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
@@ -28,7 +29,7 @@ SMALL = [
 
 def start(*arguments, **options):
     """Start the program on one device."""
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": QUICK_FLAGS}
     return subprocess.Popen(
         [sys.executable, "-m", "l2l_jax.main", *arguments], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
