@@ -6,7 +6,7 @@ The embedded default: real images that come with scikit-learn, nothing to downlo
 a small MAE (no published one exists for these images), unlearns, restores the test images with the
 centre square of half the side missing, and writes runs/digits_mae/report/report.html.
 
-Hardware: two CPU cores, 160 seconds, 1.2 GiB of memory.
+Hardware: two CPU cores, 160 to 190 seconds, 1.2 GiB of memory.
 Expected figures on test images, seed 0: accuracy of the original model 0.95 (retain) and 0.93 (forget);
 after unlearning 0.93 and 0.29, the error in the hole 1.24 times the original's on retain images and 8.8 times
 on forget images. Seeds 1 and 2: 1.19 and 1.22 times, 8.4 and 9.0 times.
