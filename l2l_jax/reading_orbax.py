@@ -32,18 +32,19 @@ def read(handler: ocp.CheckpointHandler, folder: pathlib.Path, args: ocp.args.Ch
     Raises:
       Damaged: it cannot be read. PermissionError, MemoryError and the devices' errors pass through.
     """
-    try:
-        with _abandoned_reads_silent(), ocp.Checkpointer(handler, multiprocessing_options=alone()) as reader:
-            return reader.restore(folder, args=args)
-    except Exception as error:
-        cause = _first_cause(error)
-        refused = isinstance(cause, PermissionError) or "PERMISSION_DENIED" in str(cause)
-        if refused or not isinstance(cause, ValueError | KeyError | TypeError | OSError):
-            raise cause from None
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
     with _abandoned_reads_silent():
-        gc.collect()  # what is left of them complains now, not later, when nobody silences it
-    raise Damaged(reason)
+        try:
+            with ocp.Checkpointer(handler, multiprocessing_options=alone()) as reader:
+                return reader.restore(folder, args=args)
+        except Exception as error:
+            cause = _first_cause(error)
+            refused = isinstance(cause, PermissionError) or "PERMISSION_DENIED" in str(cause)
+            if refused or not isinstance(cause, ValueError | KeyError | TypeError | OSError):
+                raise cause from None
+            reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+            del cause  # it holds the abandoned reads
+        gc.collect()  # abandoned reads complain now, not later, when nobody silences them
+        raise Damaged(reason)
 
 
 @contextlib.contextmanager

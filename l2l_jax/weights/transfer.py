@@ -150,10 +150,14 @@ def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageMod
         _check_family(card.get("family"), family_name)
         saved = family.build(card.get("model", {}))
         _check_fields({name: getattr(saved, name) for name in family.trained_with}, model)
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        parts = card.get("parts", list(shapes))
-        _check_sizes(saved, model, parts)
-    params = load_params(path, {part: shapes[part] for part in parts})
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    parts = card.get("parts", list(shapes))
+    try:
+        params = load_params(path, {part: shapes[part] for part in parts})
+    except UserError:
+        with _about(path):
+            _check_sizes(saved, model, parts)
+        raise
     others = {} if len(parts) == len(shapes) else family.other_parts(model)
     return params | others
 
