@@ -14,6 +14,7 @@ import numpy as np
 from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models import vit
 from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.remat import rematerialised
 
 VARIANTS = {
     "vit_base_patch16": dict(patch_size=16, width=768, depth=12, num_heads=12),
@@ -45,7 +46,7 @@ class Encoder(nn.Module):
         x = vit.PatchEmbed(self.patch_size, self.width, self.dtype, name="patch_embed")(patches)
         x = x + positions[1:][ids]
         x = jnp.concatenate([jnp.broadcast_to(cls_token, (x.shape[0], 1, self.width)), x], axis=1)
-        block = vit.block_class(self.remat)
+        block = rematerialised(vit.Block, self.remat)
         for i in range(self.depth):
             x = block(self.num_heads, dtype=self.dtype, name=f"blocks_{i}")(x)
         return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
@@ -76,7 +77,7 @@ class Decoder(nn.Module):
         )
         tokens = jnp.take_along_axis(tokens, ids_restore[..., None], axis=1)
         x = jnp.concatenate([x[:, :1], tokens], axis=1) + positions[None]
-        block = vit.block_class(self.remat)
+        block = rematerialised(vit.Block, self.remat)
         for i in range(self.depth):
             x = block(self.num_heads, dtype=self.dtype, name=f"decoder_blocks_{i}")(x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="decoder_norm")(x)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from l2l_jax.batch_axis import draw_rows, mean_and_std
 from l2l_jax.models import vit
+from l2l_jax.models.remat import rematerialised
 
 EMBEDDING_STD = 0.02
 """Standard deviation of the release's fresh embeddings."""
@@ -61,7 +62,7 @@ class Encoder(nn.Module):
         x = embed(ids, positions)
         if dropout_keep is not None:
             x = jnp.where(dropout_keep, x / (1 - self.dropout), 0)
-        block = vit.block_class(self.remat)
+        block = rematerialised(vit.Block, self.remat)
         for i in range(self.depth):
             x = block(self.num_heads, dtype=self.dtype, name=f"blocks_{i}")(x)
         return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
@@ -112,7 +113,7 @@ class Decoder(nn.Module):
         shape = (1, self.places, self.width)
         positions = self.param("decoder_pos_embed_learned", normal, shape)
         x = x + positions.astype(self.dtype)
-        block = vit.block_class(self.remat)
+        block = rematerialised(vit.Block, self.remat)
         for i in range(self.depth):
             x = block(self.num_heads, dtype=self.dtype, name=f"decoder_blocks_{i}")(x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="decoder_norm")(x)

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from l2l_jax.models.remat import rematerialised
+
 
 def lecun_uniform(rng: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """Uniform values of variance 1 / fan in, for kernels `[…, in, out]`.
@@ -64,7 +66,7 @@ class UNetConfig:
 
     def block(self, cls: type[nn.Module]) -> type[nn.Module]:
         """`cls`, one of the blocks below, computed again in the backward pass if `remat` says so."""
-        return nn.remat(cls) if self.remat else cls
+        return rematerialised(cls, self.remat)
 
     def norm(self, name: str) -> nn.GroupNorm:
         """Group normalisation; statistics are float32 whatever `dtype` is."""

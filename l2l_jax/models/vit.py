@@ -56,11 +56,6 @@ class Block(nn.Module):
         return x + Mlp(hidden, self.dtype, name="mlp")(nn.LayerNorm(name="norm2", **norm)(x))
 
 
-def block_class(remat: bool) -> type[Block]:
-    """`Block`; with `remat`, one that keeps only its input for the backward pass."""
-    return nn.remat(Block) if remat else Block
-
-
 class PatchEmbed(nn.Module):
     """Linear embedding of flattened patches.
 

@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from l2l_jax.models.remat import rematerialised
+
 COMMITMENT_WEIGHT, CODEBOOK_WEIGHT = 1.0, 0.25
 """Weights of the two codebook losses. The usual paper has them the other way round; the released
 tokenizer was trained with these."""
@@ -50,7 +52,7 @@ class Encoder(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """`[batch, height, width, channel]` → `[batch, height / f, width / f, latent_width]`, with
         f = 2^(levels − 1)."""
-        block = partial(nn.remat(ResBlock) if self.remat else ResBlock, groups=self.groups, dtype=self.dtype)
+        block = partial(rematerialised(ResBlock, self.remat), groups=self.groups, dtype=self.dtype)
         conv = partial(nn.Conv, dtype=self.dtype)
         x = conv(self.base_channels, (3, 3), use_bias=False, name="conv_in")(images)
         levels = len(self.channel_multipliers)
@@ -79,7 +81,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, latent: jax.Array) -> jax.Array:
         """`[batch, height / f, width / f, latent_width]` → `[batch, height, width, channels]`."""
-        block = partial(nn.remat(ResBlock) if self.remat else ResBlock, groups=self.groups, dtype=self.dtype)
+        block = partial(rematerialised(ResBlock, self.remat), groups=self.groups, dtype=self.dtype)
         conv = partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype)
         x = conv(self.base_channels * self.channel_multipliers[-1], name="conv_in")(latent)
         for j in (1, 2):
