@@ -91,7 +91,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Used only where model.pretrained is empty: on the images of `data`.
     config.pretrain = ml_collections.ConfigDict(dict(model=dict(steps=1_000_000, **training)))
 
-    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evaluation.evaluate.EvaluationConfig
+    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evaluation.config.EvaluationConfig
         hole="centre",
         hole_width=128,  # pixels
         batch_size=64,

@@ -101,7 +101,7 @@ def get_config() -> ml_collections.ConfigDict:
         log_every=20,
     ))
 
-    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evaluation.evaluate.EvaluationConfig
+    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evaluation.config.EvaluationConfig
         hole="centre",  # or border, left, right, top, bottom
         hole_width=4,  # pixels
         batch_size=256,  # images restored per compiled call

@@ -87,7 +87,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         model=dict(steps=200_000, learning_rate=7.5e-5, **training),
     ))
 
-    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evaluation.evaluate.EvaluationConfig
+    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evaluation.config.EvaluationConfig
         hole="centre",
         hole_width=112,  # pixels: half the side
         batch_size=64,

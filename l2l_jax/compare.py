@@ -53,7 +53,7 @@ def _alphas() -> list[float]:
 def compare(
     config: Any, workdir: pathlib.Path, alphas: Sequence[float] = (), proxy: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Unlearn with every method from one pretrained model, judge, and write `workdir/comparison`.
+    """Unlearn with every method from one pretrained model, evaluate, and write `workdir/comparison`.
 
     Args:
       config: a `l2l_jax.config.Config`; its method, alpha and proxies make the first row after the
@@ -73,28 +73,28 @@ def compare(
     from l2l_jax.collectives import agreement, on_writer
     from l2l_jax.data.splits import retained_names
     from l2l_jax.evaluation import comparison_report
-    from l2l_jax.evaluation.bench import Bench
+    from l2l_jax.evaluation.evaluate import Evaluation
     from l2l_jax.workdir import Workdir
 
     folders = Workdir(workdir, config)
     with agreement():
-        bench = Bench(config)
-    original = experiment.original_params(config, folders, bench.train)
+        evaluation = Evaluation(config)
+    original = experiment.original_params(config, folders, evaluation.train)
     pretrained = config.pretrained or str(folders.pretrained)
-    rows = {"original": _judged(workdir, "original", config, bench, lambda: original)}
-    stand_ins = tuple(proxy) or config.data.proxy or retained_names(config.data, bench.class_names)[::2]
+    rows = {"original": _evaluated(workdir, "original", config, evaluation, lambda: original)}
+    stand_ins = tuple(proxy) or config.data.proxy or retained_names(config.data, evaluation.class_names)[::2]
     for name, variant in variants(config, pretrained, alphas, stand_ins):
         folder = workdir / "comparison" / _folder(name)
 
         def unlearned(variant=variant, folder=folder):
             with agreement():
-                sets = experiment.training_sets(variant, bench.train)
+                sets = experiment.training_sets(variant, evaluation.train)
             return experiment.unlearned_params(variant, Workdir(folder, variant), original, sets)
 
-        rows[name] = _judged(workdir, name, variant, bench, unlearned)
+        rows[name] = _evaluated(workdir, name, variant, evaluation, unlearned)
     shown = {name: row.pop("shown", None) for name, row in rows.items()}
     on_writer(
-        lambda: comparison_report.write(workdir / "comparison", config, bench, rows, shown, alphas)
+        lambda: comparison_report.write(workdir / "comparison", config, evaluation, rows, shown, alphas)
     )
     return rows
 
@@ -122,7 +122,7 @@ def variants(
             yield f"encoder, alpha {alpha:g}", variant(method="encoder", alpha=alpha)
 
 
-def _judged(workdir, name, config, bench, params) -> dict[str, Any]:
+def _evaluated(workdir, name, config, evaluation, params) -> dict[str, Any]:
     """The figures of a row and, in the writer, the restorations to show; from the disk if they are there."""
     from l2l_jax.collectives import from_writer, is_writer, on_writer
     from l2l_jax.evaluation import comparison_report
@@ -135,11 +135,11 @@ def _judged(workdir, name, config, bench, params) -> dict[str, Any]:
     row = from_writer(lambda: _finished(path, settings))
     if row is None:
         try:
-            judgement = bench.judge(params(), name)
+            result = evaluation.evaluate(params(), name)
         except Diverged as error:
             row, shown = {"failed": str(error)}, None
         else:
-            row, shown = judgement.figures, judgement.shown
+            row, shown = result.figures, result.shown
 
         def keep():
             folder.mkdir(parents=True, exist_ok=True)

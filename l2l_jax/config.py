@@ -9,7 +9,7 @@ import pydantic
 
 from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation.evaluate import EvaluationConfig
+from l2l_jax.evaluation.config import EvaluationConfig
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.models.registry import FAMILIES, VARIANTS
 from l2l_jax.objectives.methods import Method

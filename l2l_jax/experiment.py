@@ -15,7 +15,7 @@ from l2l_jax.data.pipeline import TrainingBatches, training_batches
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation.bench import Bench
+from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.report import write_report
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.methods import make_task
@@ -47,18 +47,18 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     clock = _Clock()
     folders = Workdir(workdir, config)
     with agreement():
-        bench = Bench(config)
-        sets = training_sets(config, bench.train)
-    original = original_params(config, folders, bench.train)
+        evaluation = Evaluation(config)
+        sets = training_sets(config, evaluation.train)
+    original = original_params(config, folders, evaluation.train)
     clock.lap("pretrain")
     unlearned = unlearned_params(config, folders, original, sets)
     clock.lap("unlearn")
-    judgements = {
-        "original": bench.judge(original, "original"),
-        "unlearned": bench.judge(unlearned, "unlearned"),
+    results = {
+        "original": evaluation.evaluate(original, "original"),
+        "unlearned": evaluation.evaluate(unlearned, "unlearned"),
     }
     clock.lap("evaluate")
-    return from_writer(lambda: write_report(folders, config, bench, judgements, clock.seconds))
+    return from_writer(lambda: write_report(folders, config, evaluation, results, clock.seconds))
 
 
 def training_sets(config: Config, source: Source) -> splits.Split:

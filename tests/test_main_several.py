@@ -51,7 +51,7 @@ def test_one_process_logs_and_prints_the_table(finished):
 
 @pytest.mark.slow
 def test_figures_are_those_of_one_process(finished, monkeypatch):
-    """The models of two processes, judged by them and by one; 226 and 224 images in batches of 64."""
+    """The models of two processes, evaluated by them and by one; 226 and 224 images in batches of 64."""
     workdir, _ = finished
     several = json.loads((workdir / "report" / "metrics.json").read_text())
     devices = jax.local_devices()[:1]  # fewer compile faster

@@ -9,7 +9,7 @@ import pytest
 
 from l2l_jax import experiment
 from l2l_jax.config import parse_config
-from l2l_jax.evaluation.evaluate import METRICS
+from l2l_jax.evaluation.figures import METRICS
 from l2l_jax.models.registry import VARIANTS
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

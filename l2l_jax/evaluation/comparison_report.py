@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from l2l_jax.config import Config
 from l2l_jax.evaluation import pictures
-from l2l_jax.evaluation.bench import Bench
+from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.report import HEADINGS, SETS
 
 COLUMNS = {"fid": ".2f", "inception_score": ".2f", "accuracy": ".3f", "mse": ".4f"}
@@ -37,7 +37,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], style: str = "simple") -> str:
 def write(
     folder: pathlib.Path,
     config: Config,
-    bench: Bench,
+    evaluation: Evaluation,
     rows: Mapping[str, Mapping[str, Any]],
     shown: Mapping[str, Mapping[str, np.ndarray] | None],
     alphas: Sequence[float],
@@ -47,7 +47,7 @@ def write(
     Args:
       folder: where to.
       config: the comparison's configuration.
-      bench: where the models were judged.
+      evaluation: where the models were evaluated.
       rows: figures by row.
       shown: restorations of the images of the picture by row, then by set; None for a row that
         diverged.
@@ -57,7 +57,7 @@ def write(
     (folder / "comparison.json").write_text(json.dumps(report, indent=2) + "\n")
     (folder / "comparison.md").write_text(table(rows, "github") + "\n")
     drawn = {name: sets for name, sets in shown.items() if sets is not None}
-    pictures.save_grid(folder / "comparison.png", bench, drawn, methods_across=True)
+    pictures.save_grid(folder / "comparison.png", evaluation, drawn, methods_across=True)
     if alphas:
         own = config.unlearn.alpha
         names = {a: "encoder" if a == own else f"encoder, alpha {a:g}" for a in sorted({*alphas, own})}

@@ -1,129 +1,128 @@
-"""How well a model restores a set: the figures of the paper's tables."""
+"""Everything needed to evaluate models of one configuration, opened and compiled once."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Literal
+import functools
+import logging
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from l2l_jax.evaluation import metrics
-from l2l_jax.evaluation.features.digits import DigitClassifier, HoleClassifier
-from l2l_jax.evaluation.image_set import Images
-from l2l_jax.operators import HOLES
+from l2l_jax.collectives import from_writer, is_writer
+from l2l_jax.config import Config
+from l2l_jax.data.records import Source
+from l2l_jax.data.sources import open_source
+from l2l_jax.data.splits import evaluation_sets
+from l2l_jax.data.transforms import Transform
+from l2l_jax.evaluation.figures import LEAST_IMAGES, Evaluator
+from l2l_jax.evaluation.image_set import Images, ImageSet
+from l2l_jax.evaluation.restoration import Restorer
+from l2l_jax.models.base import Params
+from l2l_jax.progress import Progress
 
-METRICS = ("psnr", "mse", "fid", "inception_score", "accuracy")
-"""The figures of a set, in the order in which they are shown; without a classifier the first two."""
+logger = logging.getLogger(__name__)
 
-CLASSIFIER_SIDE = 32
-"""Side in pixels to which larger images are shrunk, about, for the classifiers."""
-
-LEAST_IMAGES = 10
-"""Test images of a set that the classifiers' figures need: the Inception Score has ten parts."""
+CLASSIFIER_IMAGES = 5000
+"""Training images that the classifiers are trained on, at most; evenly spaced."""
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """What is restored, and what the picture shows.
+class ModelFigures(NamedTuple):
+    """What a model does to the test images.
 
     Attributes:
-      hole: what is missing: "centre", "border", or a strip at the "left", "right", "top" or
-        "bottom".
-      hole_width: width of the hole, border or strip in pixels.
-      batch_size: images restored per compiled call.
-      picture_per_class: images of each class in the picture, of at most 10 classes of a set.
-      features: where FID, Inception Score and accuracy come from: "classifier", a small one that is trained
-        on the spot, for few classes of small images; "none": they are left out.
+      figures: by set ("retain", "forget"), then by name of the figure.
+      shown: restorations `[image, height, width, channel]` of the images of `Evaluation.shown`, by set.
     """
 
-    hole: Literal["centre", "border", "left", "right", "top", "bottom"] = "centre"
-    hole_width: int = 8
-    batch_size: int = 128
-    picture_per_class: int = 2
-    features: Literal["classifier", "none"] = "classifier"
-
-    def __post_init__(self):
-        for name in ("hole_width", "batch_size", "picture_per_class"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-
-    def hole_mask(self, image_size: int) -> np.ndarray:
-        """The hole as a mask `[image_size, image_size]`.
-
-        Raises:
-          ValueError: it does not fit the image.
-        """
-        return HOLES[self.hole](image_size, self.hole_width)
+    figures: dict[str, dict[str, float]]
+    shown: dict[str, np.ndarray]
 
 
-Observed = Mapping[str, np.ndarray]
-"""What is kept of some images, by name: arrays that start with the image axis."""
+class Evaluation:
+    """The image sets of a configuration, its hole, and the classifiers that measure restorations.
 
-
-class Evaluator:
-    """Measures restorations of one hole, block by block.
-
-    Args:
-      hole: bool `[height, width]`.
-      value_range: range of all images.
-      train: real images that classifiers are trained on; None: there are none, and no figures of theirs.
+    Attributes:
+      train: the source of all training images.
+      tests: test images by set.
+      restorer: fills the hole of `config.evaluate`.
+      class_names: names of the class ids.
     """
 
-    def __init__(self, hole: np.ndarray, value_range: tuple[float, float], train: Images | None):
-        self._hole, self._value_range = hole, value_range
-        self._every = max(1, len(hole) // CLASSIFIER_SIDE)
-        self._network = self._hole_classifier = None
-        if train is not None:
-            images = self._shrunk(train.images)
-            self._network = DigitClassifier(images, train.labels)
-            covered = self._shrunk(hole[None, ..., None].astype(np.float32))[0, ..., 0]
-            self._hole_classifier = HoleClassifier(images, train.labels, covered == covered.max())
+    def __init__(self, config: Config):
+        model, data = config.model, config.data
+        self.train = open_source(data, "train", model.image_size)
+        test = open_source(data, "test", model.image_size)
+        self.class_names = test.class_names
+        sets = evaluation_sets(data, test)._asdict()
+        self.tests = {of: self._image_set(config, source, f"{of} test") for of, source in sets.items()}
+        self.restorer = Restorer(
+            model, config.evaluate.hole_mask(model.image_size),
+            batch_size=config.evaluate.batch_size, seed=config.seed,
+        )  # fmt: skip
+        self._config = config
 
-    @property
-    def has_classifiers(self) -> bool:
-        """Whether `figures` holds more than psnr and mse."""
-        return self._network is not None
+    @staticmethod
+    def _image_set(config: Config, source: Source, name: str) -> ImageSet:
+        transform = Transform(config.data, config.model.image_size, training=False)
+        bad = config.data.max_bad_fraction
+        return ImageSet(source, transform, config.model.value_range, max_bad_fraction=bad, name=name)
 
-    def observe(self, originals: Images, restored: np.ndarray) -> Observed:
-        """What `figures` needs to know of some images.
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        """Measures restorations; training its classifiers takes some seconds."""
+        train = self._classifier_images() if self._config.evaluate.features == "classifier" else None
+        return Evaluator(self.restorer.hole, self.restorer.value_range, train)
 
-        Args:
-          originals: the images.
-          restored: their restorations `[image, height, width, channel]`.
+    def _classifier_images(self) -> Images | None:
+        few = [f"{len(images)} {of}" for of, images in self.tests.items() if len(images) < LEAST_IMAGES]
+        if few:
+            logger.warning(
+                "No FID, Inception Score and accuracy: they need %d test images of each set; there are %s.",
+                LEAST_IMAGES, " and ".join(few),
+            )  # fmt: skip
+            return None
+        labels = np.concatenate([images.labels for images in self.tests.values()])
+        members = np.flatnonzero(np.isin(self.train.labels, labels))
+        if len(members) > CLASSIFIER_IMAGES:
+            members = members[np.linspace(0, len(members) - 1, CLASSIFIER_IMAGES).astype(int)]
+        return self._image_set(self._config, self.train, "training").read(members)
+
+    @functools.cached_property
+    def shown(self) -> dict[str, Images]:
+        """The test images that pictures show, by set."""
+        per_class = self._config.evaluate.picture_per_class
+        return {of: images.first_of_each_class(per_class) for of, images in self.tests.items()}
+
+    def evaluate(self, params: Params, name: str) -> ModelFigures:
+        """Restore all test images and measure the result; `name` is shown meanwhile.
+
+        All processes restore; one measures and tells the others.
         """
-        observed = {"mse": metrics.hole_mse(originals.images, restored, self._hole)}
-        if self._network is not None:
-            small = self._shrunk(restored)
-            observed["original_features"], _ = self._network(self._shrunk(originals.images))
-            observed["features"], observed["probabilities"] = self._network(small)
-            observed["right"] = self._hole_classifier.right(small, originals.labels)
-        return observed
+        evaluated = {of: self._evaluate_set(params, of, f"restore {of} ({name})") for of in self.tests}
+        figures = from_writer(
+            lambda: {of: self.evaluator.figures(seen) for of, (seen, _) in evaluated.items()}
+        )
+        return ModelFigures(figures, {of: shown for of, (_, shown) in evaluated.items()})
 
-    def figures(self, blocks: Sequence[Observed]) -> dict[str, float]:
-        """The figures `METRICS` of a set.
+    def _evaluate_set(self, params, of, title):
+        """What the writer observed of a set, block by block, and the restorations to show."""
+        observed, kept, wanted = [], {}, set(self.shown[of].indices)
+        params = self.restorer.place(params)
+        with Progress(title, len(self.tests[of]), unit="image") as progress:
+            for block in self.tests[of].blocks(self.restorer.block_size):
+                restored = self.restorer(params, block.padded, block.first)[block.places]
+                if is_writer():
+                    observed.append(self.evaluator.observe(block.good, restored))
+                images = zip(block.good.indices, restored, strict=True)
+                kept |= {index: image for index, image in images if index in wanted}
+                progress.update(len(block.padded))
+        return observed, np.stack([kept[index] for index in self.shown[of].indices])
 
-        psnr (dB, mean over images) and mse inside the hole; fid between originals and restorations
-        in the features of a classifier; inception_score of the restorations under it; accuracy: how often
-        the class can be read from the restored hole alone.
-
-        Args:
-          blocks: what was observed of all its images, in their order.
-        """
-        whole = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-        figures = {
-            "psnr": float(metrics.psnr(whole["mse"], self._value_range).mean()),
-            "mse": float(whole["mse"].mean()),
-        }
-        if self._network is not None:
-            distance = metrics.frechet_distance(whole["original_features"], whole["features"])
-            score = metrics.inception_score(whole["probabilities"])[0]
-            figures |= {"fid": distance, "inception_score": score, "accuracy": float(whole["right"].mean())}
+    def ceiling(self) -> dict[str, Any]:
+        """What the real images reach, by set: the classifiers' figures of them; empty without classifiers."""
+        if not self.evaluator.has_classifiers:
+            return {}
+        figures = {}
+        for of, images in self.tests.items():
+            blocks = (block.good for block in images.blocks(self.restorer.block_size))
+            real = self.evaluator.figures([self.evaluator.observe(block, block.images) for block in blocks])
+            figures[of] = {name: real[name] for name in ("inception_score", "accuracy")}
         return figures
-
-    def _shrunk(self, images: np.ndarray) -> np.ndarray:
-        """Means of squares of pixels; images that are small already stay as they are."""
-        every = self._every
-        if every == 1:
-            return images
-        count, side = len(images), images.shape[1] // every
-        squares = images[:, : side * every, : side * every].reshape(count, side, every, side, every, -1)
-        return squares.mean(axis=(2, 4))

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from l2l_jax.evaluation.bench import Bench
+from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.training.metric_writers import read_metrics
 
 COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b"}
@@ -18,7 +18,7 @@ COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b"}
 
 def save_grid(
     path: pathlib.Path,
-    bench: Bench,
+    evaluation: Evaluation,
     restored: Mapping[str, Mapping[str, np.ndarray]],
     *,
     methods_across: bool = False,
@@ -27,13 +27,13 @@ def save_grid(
 
     Args:
       path: PNG file to write.
-      bench: holds the test images to show.
+      evaluation: holds the test images to show.
       restored: their restorations by model, then by set.
       methods_across: a column for each model and a row for each image, instead of the reverse.
     """
     names = ["image", "seen", *restored]
-    gaps = len(bench.shown) - 1  # an empty line between the sets
-    total = sum(len(block.labels) for block in bench.shown.values()) + gaps
+    gaps = len(evaluation.shown) - 1  # an empty line between the sets
+    total = sum(len(block.labels) for block in evaluation.shown.values()) + gaps
     shape, size = (len(names), total), (0.62 * total + 1.1, 0.62 * len(names) + 0.7)
     figure = Figure(figsize=size[::-1] if methods_across else size, dpi=150)
     axes = figure.subplots(*(shape[::-1] if methods_across else shape), squeeze=False)
@@ -41,12 +41,12 @@ def save_grid(
     for axis in axes.flat:
         axis.axis("off")
     offset = 0
-    for of, (indices, images, class_ids) in bench.shown.items():
-        rows = [images, bench.restorer.seen(images), *(sets[of] for sets in restored.values())]
-        labels = [bench.class_names[class_id] for class_id in class_ids]
+    for of, (indices, images, class_ids) in evaluation.shown.items():
+        rows = [images, evaluation.restorer.seen(images), *(sets[of] for sets in restored.values())]
+        labels = [evaluation.class_names[class_id] for class_id in class_ids]
         part = axes[:, offset : offset + len(indices)]
         for axis, pixels in zip(part.flat, itertools.chain(*rows), strict=True):
-            axis.imshow(_displayed(pixels, bench.restorer.value_range))
+            axis.imshow(_displayed(pixels, evaluation.restorer.value_range))
         for axis, label in zip(part[0], labels, strict=True):
             _beside(axis, label, above=not methods_across, color=COLOURS[of])
         middle = part[0, len(indices) // 2]

@@ -17,8 +17,8 @@ from tabulate import tabulate
 from l2l_jax.config import Config
 from l2l_jax.data.bad_images import read_lists
 from l2l_jax.evaluation import pictures
-from l2l_jax.evaluation.bench import Bench, Judgement
-from l2l_jax.evaluation.evaluate import METRICS
+from l2l_jax.evaluation.evaluate import Evaluation, ModelFigures
+from l2l_jax.evaluation.figures import METRICS
 from l2l_jax.weights.store import read_card
 from l2l_jax.workdir import Workdir
 
@@ -38,8 +38,8 @@ FORMATS = {"psnr": ".2f", "mse": ".4f", "fid": ".2f", "inception_score": ".2f", 
 def write_report(
     folders: Workdir,
     config: Config,
-    bench: Bench,
-    judgements: Mapping[str, Judgement],
+    evaluation: Evaluation,
+    results: Mapping[str, ModelFigures],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Write `report/` and return what metrics.json holds.
@@ -47,8 +47,8 @@ def write_report(
     Args:
       folders: the workdir.
       config: the experiment.
-      bench: where the models were judged.
-      judgements: of the "original" and the "unlearned" model.
+      evaluation: where the models were evaluated.
+      results: of the "original" and the "unlearned" model.
       seconds: duration of the phases of this process.
     """
     folder = folders.report
@@ -56,9 +56,9 @@ def write_report(
     stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
     stages.append(folders.unlearn)
     report = {
-        **{name: judgement.figures for name, judgement in judgements.items()},
-        "real_images": bench.ceiling(),
-        "test_images": {of: {"count": len(s), "skipped": s.skipped} for of, s in bench.tests.items()},
+        **{name: result.figures for name, result in results.items()},
+        "real_images": evaluation.ceiling(),
+        "test_images": {of: {"count": len(s), "skipped": s.skipped} for of, s in evaluation.tests.items()},
         "bad_training_images": {path.name: read_lists(path) for path in stages if path.exists()},
         "original_weights": read_card(folders.unlearned)["original_weights"],
         "seed": config.seed,
@@ -68,8 +68,8 @@ def write_report(
         "durations_seconds": dict(seconds),
         "peak_memory_gib": round(_peak_memory(), 3),
     }
-    shown = {name: judgement.shown for name, judgement in judgements.items()}
-    pictures.save_grid(folder / "restorations.png", bench, shown)
+    shown = {name: result.shown for name, result in results.items()}
+    pictures.save_grid(folder / "restorations.png", evaluation, shown)
     curves = {path.name: path for path in stages if path.exists()}
     pictures.save_curves(folder / "losses.png", curves)
     (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -18,9 +18,7 @@ class Restorer:
       seed: seed of any sampling.
     """
 
-    def __init__(
-        self, model: ImageToImageModel, hole: np.ndarray, *, batch_size: int, seed: int
-    ):
+    def __init__(self, model: ImageToImageModel, hole: np.ndarray, *, batch_size: int, seed: int):
         self.hole, self.value_range = hole, model.value_range
         self._batch_size, self._seed = batch_size, seed
 

@@ -6,7 +6,7 @@ import pytest
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.comparison_report import table as comparison_table
-from l2l_jax.evaluation.evaluate import Evaluator
+from l2l_jax.evaluation.figures import Evaluator
 from l2l_jax.evaluation.image_set import SHOWN_CLASSES, Images, ImageSet
 from l2l_jax.evaluation.report import table
 from l2l_jax.operators import centre_hole

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from l2l_jax.data.digits import DigitsSource
 from l2l_jax.data.transforms import Transform, TransformConfig
-from l2l_jax.evaluation.evaluate import METRICS, Evaluator
+from l2l_jax.evaluation.figures import METRICS, Evaluator
 from l2l_jax.evaluation.image_set import Images, ImageSet
 from l2l_jax.evaluation.restoration import Restorer
 from l2l_jax.models.mae import MAE
