@@ -47,6 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
         train_per_class=0, test_per_class=0,  # images; 0: all
         retain_ratio=1.0,  # share of the retain images that may be used
         test_fraction=0.2,  # held out where the source has no test images; the digits have
+        validation_fraction=0.15,  # of the training images: kept for choosing settings
         crop="resize", crop_scale=(0.2, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=False,  # of files
         proxy_crop_scale=None,  # of proxies; None: the same
         workers=0,  # processes that read and decode; 0: threads

@@ -63,6 +63,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         train_per_class=120,
         test_per_class=50,
         test_fraction=0.2,  # held out for testing, where the source has no test images of its own
+        validation_fraction=0.02,  # of the training images: kept for choosing settings
         retain_ratio=1.0,  # share of the retain images that may be used
         crop="random",  # or centre, resize
         crop_scale=(0.2, 1.0),  # share of the area

@@ -37,6 +37,8 @@ class SourceConfig:
         TFDS_DATA_DIR or ~/tensorflow_datasets). Local, or gs://.
       test_fraction: share of each class that is held out for testing, always the same images, where
         the source has no test images of its own ("digits" has).
+      validation_fraction: share of the training images of each class that nothing is trained on, always
+        the same ones: retain budgets are measured on them, and settings are to be chosen by them.
     """
 
     where: ClassVar[str] = "config.data"  # for messages
@@ -44,6 +46,7 @@ class SourceConfig:
     source: str
     path: str = ""
     test_fraction: Annotated[float, pydantic.Field(gt=0, lt=1)] = 0.2
+    validation_fraction: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,14 +40,14 @@ class FileSource:
     """
 
     def __init__(self, root: str, paths: StringTable, labels: np.ndarray, class_names: Sequence[str]):
-        self._root, self._paths = root, paths
+        self._root, self.paths = root, paths
         self.labels, self.class_names = np.asarray(labels, np.int32), tuple(class_names)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
-        path = _join(self._root, self._paths[index])
+        path = _join(self._root, self.paths[index])
         return {"image": path.read_bytes(), "label": int(self.labels[index]), "name": os.fspath(path)}
 
 
@@ -82,7 +82,7 @@ def open_folder(config: SourceConfig, split: Split) -> FileSource:
             f"{', '.join(SUFFIXES[:4])}, …"
         )
     if not both:
-        chosen = held_out(paths, labels, config.test_fraction, split)
+        chosen = held_out(paths, labels, config.test_fraction)[split == "test"]
         paths, labels = StringTable(paths[i] for i in chosen), labels[chosen]
     return FileSource(os.fspath(root), paths, labels, class_names)
 
@@ -114,7 +114,7 @@ def open_csv(config: SourceConfig, split: Split) -> FileSource:
     if with_splits:
         chosen = np.flatnonzero(np.array(is_test) == (split == "test"))
     else:
-        chosen = held_out(paths, labels, config.test_fraction, split)
+        chosen = held_out(paths, labels, config.test_fraction)[split == "test"]
     if not len(chosen):
         raise UserError(f"{table} names no {split} image: its column split should say 'train' or 'test'.")
     source = FileSource(
@@ -234,7 +234,7 @@ def _split_of(row: dict[str, str], where: str) -> Split | None:
 def _check_files(source: FileSource, table: epath.Path) -> None:
     """Look for some of the files, so that a wrong column or folder does not get far."""
     sample = np.unique(np.linspace(0, len(source) - 1, CHECKED_FILES).astype(int))
-    paths = [_join(source._root, source._paths[i]) for i in sample]
+    paths = [_join(source._root, source.paths[i]) for i in sample]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         missing = [path for path, there in zip(paths, pool.map(_is_there, paths), strict=True) if not there]
     if missing:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 
 
 class Record(TypedDict):

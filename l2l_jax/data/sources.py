@@ -2,28 +2,46 @@
 
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.digits import DigitsSource
-from l2l_jax.data.files import open_csv, open_folder
-from l2l_jax.data.records import Source, Split
+from l2l_jax.data.files import FileSource, open_csv, open_folder
+from l2l_jax.data.held_out import held_out
+from l2l_jax.data.records import Source, Split, Subset
 from l2l_jax.data.tfds_source import open_tfds
 from l2l_jax.errors import UserError
 
 
 def open_source(config: SourceConfig, split: Split, image_size: int) -> Source:
-    """The training or test images of a source.
+    """The training, validation or test images of a source.
+
+    Validation images are a share of the source's own training images, `config.validation_fraction`.
 
     Args:
       config: which source.
-      split: "train" or "test".
+      split: "train", "validation" or "test".
       image_size: side in pixels of the images that are no files (the digits).
 
     Raises:
       UserError: no such source, or it is not where `config.path` says, or holds no images.
     """
     try:
-        return _opened(config, split, image_size)
+        source = _opened(config, "test" if split == "test" else "train", image_size)
     except OSError as error:
         place = error.filename or config.path
         raise UserError(f"{config.where}: {place} cannot be read ({error.strerror or error}).") from error
+    if split == "test" or not (config.validation_fraction or split == "validation"):
+        return source
+    return _kept_or_held_out(config, source, split)
+
+
+def _kept_or_held_out(config: SourceConfig, source: Source, split: Split) -> Source:
+    """The training images of a source that are, or are not, validation images."""
+    if not config.validation_fraction:
+        raise UserError(
+            f"{config.where}.validation_fraction is 0, so that there are no validation images; 0.1 would keep "
+            "one training image in ten for them."
+        )
+    names = source.paths if isinstance(source, FileSource) else list(map(str, range(len(source))))
+    kept, held = held_out(names, source.labels, config.validation_fraction)
+    return Subset(source, held if split == "validation" else kept)
 
 
 def _opened(config: SourceConfig, split: Split, image_size: int) -> Source:

@@ -43,6 +43,21 @@ def evaluation_sets(data: DataConfig, source: Source) -> Split:
     return Split(*(_select(source, ids[name], name, count) for name in Split._fields))
 
 
+def validation_sets(data: DataConfig, source: Source) -> Split:
+    """The validation images of the classes to retain and to forget.
+
+    Args:
+      data: which classes.
+      source: the validation images of `data`'s source; none is decoded.
+
+    Raises:
+      UserError: see `training_sets`.
+    """
+    ids = _named_classes(source.class_names, data)
+    count = _Count(0, "config.data.validation_fraction", "validation")
+    return Split(*(_select(source, ids[name], name, count) for name in Split._fields))
+
+
 def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
     """The training images to retain, or their proxies, and to forget.
 

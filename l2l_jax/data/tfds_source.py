@@ -92,8 +92,8 @@ def open_tfds(config: SourceConfig, split: Split) -> TfdsSource | Subset:
     source = TfdsSource(records, labels, class_names, f"{info.name}/{name}")
     if tests:
         return source
-    chosen = held_out([str(i) for i in range(len(labels))], labels, config.test_fraction, split)
-    return Subset(source, chosen)
+    names = [str(i) for i in range(len(labels))]
+    return Subset(source, held_out(names, labels, config.test_fraction)[split == "test"])
 
 
 def _records(builder, folder: epath.Path, split: str, config: SourceConfig) -> Sequence[bytes]:
