@@ -7,6 +7,7 @@ import numpy as np
 from l2l_jax.evaluation import metrics
 from l2l_jax.evaluation.features.digits import DigitClassifier, HoleClassifier
 from l2l_jax.evaluation.image_set import Images
+from l2l_jax.evaluation.statistics import frechet_distance, gaussian_statistics, inception_score
 
 METRICS = ("psnr", "mse", "fid", "inception_score", "accuracy")
 """The figures of a set, in the order in which they are shown; without a classifier the first two."""
@@ -77,8 +78,8 @@ class Evaluator:
             "mse": float(whole["mse"].mean()),
         }
         if self._network is not None:
-            distance = metrics.frechet_distance(whole["original_features"], whole["features"])
-            score = metrics.inception_score(whole["probabilities"])[0]
+            sets = (gaussian_statistics(whole[name]) for name in ("original_features", "features"))
+            distance, score = frechet_distance(*sets), inception_score(whole["probabilities"])[0]
             figures |= {"fid": distance, "inception_score": score, "accuracy": float(whole["right"].mean())}
         return figures
 

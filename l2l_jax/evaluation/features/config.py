@@ -1,0 +1,32 @@
+"""Which feature networks judge restorations, and where their weights are."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import pydantic
+
+NetworkName = Literal["inception", "resnet50", "clip"]
+
+Resizing = Literal["clean-fid", "pytorch-fid"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworksConfig:
+    """The published networks whose features are compared.
+
+    Attributes:
+      networks: which are used, where their weights are found: "inception" (FID, KID and Inception Score),
+        "resnet50" (Inception Score of scenes), "clip" (similarity of restored and original).
+      inception, resnet50, clip: files of their weights; empty: the published file in the folder of weights,
+        see docs/evaluation.md.
+      resize: how images come to Inception's size: "clean-fid" (Pillow's bicubic filter) or "pytorch-fid"
+        (bilinear, without antialiasing).
+      network_batch_size: images per compiled call of a network.
+    """
+
+    networks: tuple[NetworkName, ...] = ()
+    inception: str = ""
+    resnet50: str = ""
+    clip: str = ""
+    resize: Resizing = "clean-fid"
+    network_batch_size: Annotated[int, pydantic.Field(ge=1)] = 32
