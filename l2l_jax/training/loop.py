@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import jax
 from jax.sharding import Mesh
@@ -20,7 +20,7 @@ from l2l_jax.training.checkpoint import Checkpointer
 from l2l_jax.training.metric_writers import MetricWriter
 from l2l_jax.training.optimizer import TrainingConfig, learning_rate_schedule, make_optimizer
 from l2l_jax.training.parallel import ParallelKind, make_parallel
-from l2l_jax.training.step import make_step, placed_state
+from l2l_jax.training.step import TrainState, make_step, placed_state
 from l2l_jax.training.stopping import stop_request
 
 logger = logging.getLogger(__name__)
@@ -38,57 +38,104 @@ def train(
     mesh: Mesh,
     parallel: ParallelKind = "jit",
 ) -> Params:
-    """Train a task to its last step, resuming from `folder` if there is something to resume.
+    """Train a task once: what a `Trainer` of these arguments makes of `params`."""
+    trainer = Trainer(name, task, config, seed=seed, mesh=mesh, parallel=parallel)
+    return trainer.train(params, batches, folder)
+
+
+Observe = Callable[[int, Params], None]
+"""`(steps done, all parameters as host arrays)`, called by all processes."""
+
+
+class Trainer:
+    """The step of a task, compiled once for any number of models of the same shapes.
 
     Args:
       name: name of the stage in messages.
       task: what to train.
-      params: the original parameters, all parts; only those the task names go to the devices.
-      batches: of `{set: this process's rows}`; its iterators can be saved, restored and closed.
       config: length, batch size, optimiser.
-      folder: keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files.
       seed: seed of everything random in the steps.
       mesh: the devices.
       parallel: how the step runs on them, see `l2l_jax.training.parallel`.
 
-    Returns:
-      `params` with the trained parts replaced, as host arrays.
-
     Raises:
-      Interrupted: SIGTERM or SIGINT arrived in some process; the state of the last step is saved.
-      Diverged: the loss is not finite.
-      UserError: no checkpoint can be read, or the devices cannot share a batch.
+      UserError: the devices cannot share a batch.
     """
-    with agreement():
-        sharding.check_batch_size(config.batch_size, config.accumulate, mesh, f"{name} batch_size")
-        runner = make_parallel(mesh, parallel)
-    optimizer = make_optimizer(config)
-    step = make_step(
-        task, optimizer, seed=seed, ema_decay=config.ema_decay, accumulate=config.accumulate,
-        parallel=runner,
-    )  # fmt: skip
-    with (
-        stop_request() as stop,
-        contextlib.closing(Checkpointer(folder / "checkpoints")) as checkpointer,
-        contextlib.closing(iter(batches)) as iterator,
-    ):
-        trained = sharding.place({part: params[part] for part in task.trained}, mesh)
-        frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
-        state = placed_state(trained, optimizer, mesh, ema=config.ema_decay > 0)
-        resumed = checkpointer.restore_newest(state)
-        if resumed is not None:
-            state, iterator_state = resumed
-            iterator.set_state(iterator_state)
-            logger.info("%s: resuming after step %d of %d", name, int(state.step), config.steps)
-        if int(state.step) < config.steps:
-            state = _run_steps(
-                name, runner.compile(step), state, frozen, iterator, config, folder,
-                checkpointer, runner, stop,
-            )  # fmt: skip
-        return {**params, **to_host(state.result)}
+
+    def __init__(
+        self, name: str, task: Task, config: TrainingConfig, *, seed: int, mesh: Mesh,
+        parallel: ParallelKind = "jit",
+    ):  # fmt: skip
+        with agreement():
+            sharding.check_batch_size(config.batch_size, config.accumulate, mesh, f"{name} batch_size")
+            self._runner = make_parallel(mesh, parallel)
+        self._name, self._task, self._config, self._mesh = name, task, config, mesh
+        self._optimizer = make_optimizer(config)
+        step = make_step(
+            task, self._optimizer, seed=seed, ema_decay=config.ema_decay, accumulate=config.accumulate,
+            parallel=self._runner,
+        )  # fmt: skip
+        self._step = self._runner.compile(step)
+
+    def train(
+        self,
+        params: Params,
+        batches: TrainingBatches,
+        folder: pathlib.Path,
+        *,
+        observe: Observe | None = None,
+        observe_at: Collection[int] = (),
+    ) -> Params:
+        """Train to the last step, resuming from `folder` if there is something to resume.
+
+        Args:
+          params: the original parameters, all parts; only those the task names go to the devices.
+          batches: of `{set: this process's rows}`; its iterators can be saved, restored and closed.
+          folder: keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files.
+          observe: is called after each step of `observe_at`, before that step's checkpoint is saved, if
+            one is: a step is observed again only if the run ended before its next checkpoint.
+          observe_at: numbers of steps.
+
+        Returns:
+          `params` with the trained parts replaced, as host arrays.
+
+        Raises:
+          Interrupted: SIGTERM or SIGINT arrived in some process; the state of the last step is saved.
+          Diverged: the loss is not finite.
+          UserError: no checkpoint can be read.
+        """
+        name, task, config = self._name, self._task, self._config
+
+        def whole(state: TrainState) -> Params:
+            return {**params, **to_host(state.result)}
+
+        def look(number: int, state: TrainState) -> None:
+            observe(number, whole(state))
+
+        with (
+            stop_request() as stop,
+            contextlib.closing(Checkpointer(folder / "checkpoints")) as checkpointer,
+            contextlib.closing(iter(batches)) as iterator,
+        ):
+            trained = sharding.place({part: params[part] for part in task.trained}, self._mesh)
+            frozen = sharding.place({part: params[part] for part in task.frozen}, self._mesh)
+            state = placed_state(trained, self._optimizer, self._mesh, ema=config.ema_decay > 0)
+            resumed = checkpointer.restore_newest(state)
+            if resumed is not None:
+                state, iterator_state = resumed
+                iterator.set_state(iterator_state)
+                logger.info("%s: resuming after step %d of %d", name, int(state.step), config.steps)
+            if int(state.step) < config.steps:
+                state = _run_steps(
+                    name, self._step, state, frozen, iterator, config, folder, checkpointer,
+                    self._runner, stop, frozenset(observe_at), look,
+                )  # fmt: skip
+            return whole(state)
 
 
-def _run_steps(name, step, state, frozen, iterator, config, folder, checkpointer, runner, stop):
+def _run_steps(
+    name, step, state, frozen, iterator, config, folder, checkpointer, runner, stop, look_at, look
+):
     """Run the steps that are left; metrics are read one step late, so that the device never waits."""
     first = int(state.step)
     schedule = learning_rate_schedule(config)
@@ -107,9 +154,13 @@ def _run_steps(name, step, state, frozen, iterator, config, folder, checkpointer
             pending = metrics
             signal_number = stop.agreed()
             stopping = signal_number is not None
-            if stopping or number % config.checkpoint_every == 0 or number == config.steps:
-                report(number)  # at once: no state is saved that is not known to be finite
+            saving = stopping or number % config.checkpoint_every == 0 or number == config.steps
+            if saving or number in look_at:
+                report(number)  # at once: no state is looked at or saved that is not known to be finite
                 pending = None
+            if number in look_at:
+                look(number, state)
+            if saving:
                 checkpointer.save(number, state, iterator.get_state())
             if stopping:
                 checkpointer.wait()

@@ -1,5 +1,6 @@
 """Training as a whole: resuming, damaged checkpoints, stopping, diverging."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -49,9 +50,7 @@ def run(params, folder, batches=None, config=CONFIG, mesh=None, parallel="jit"):
         {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
     )
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
-    return loop.train(
-        "unlearn", TASK, params, batches, config, folder, seed=1, mesh=mesh, parallel=parallel
-    )
+    return loop.train("unlearn", TASK, params, batches, config, folder, seed=1, mesh=mesh, parallel=parallel)
 
 
 class Watched:
@@ -185,13 +184,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(params, tmp_path):
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(params, tmp_path):
-    batches = training_batches(
-        {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
-    )
+    batches = training_batches({"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0)
     with pytest.raises(UserError, match="8 devices times 1"):
-        loop.train(
-            "unlearn", TASK, params, batches, CONFIG, tmp_path, seed=1, mesh=sharding.make_mesh()
-        )
+        loop.train("unlearn", TASK, params, batches, CONFIG, tmp_path, seed=1, mesh=sharding.make_mesh())
 
 
 def test_training_works_outside_the_main_thread(params, uninterrupted, tmp_path):
@@ -242,3 +237,28 @@ def test_tensorboard_files_hold_the_scalars(params, tmp_path):
     assert len(scalars) == 6 * 5
     for step, tag, value in scalars:
         np.testing.assert_allclose(value, rows[step, tag], rtol=1e-5)
+
+
+def test_a_trainer_shows_models_on_the_way_and_is_traced_once(params, uninterrupted, tmp_path):
+    traced, seen = [], {}
+
+    def prepare(*arguments):
+        traced.append(1)
+        return TASK.prepare(*arguments)
+
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    trainer = loop.Trainer("unlearn", TASK._replace(prepare=prepare), CONFIG, seed=1, mesh=mesh)
+    sets = {"retain": Images(), "forget": Images()}
+    for folder in ("one", "two"):
+        batches = training_batches(sets, 4, value_range=(0, 1), seed=0)
+        result = trainer.train(
+            params, batches, tmp_path / folder, observe=seen.__setitem__, observe_at=(7, 12)
+        )
+        assert_identical(result, uninterrupted[0])  # looking changes nothing
+    assert list(seen) == [7, 12] and len(traced) == 1
+    assert_identical(seen[12], result)
+    constant = dataclasses.replace(CONFIG, schedule="constant")
+    trainer = loop.Trainer("unlearn", TASK, constant, seed=1, mesh=mesh)
+    batches = training_batches(sets, 4, value_range=(0, 1), seed=0)
+    trainer.train(params, batches, tmp_path / "long", observe=seen.__setitem__, observe_at=(7,))
+    assert_identical(seen[7], run(params, tmp_path / "7", config=dataclasses.replace(constant, steps=7)))
