@@ -3,15 +3,28 @@
 from l2l_jax.objectives.encoder import (
     UnlearningInputs,
     encoder_unlearning_loss,
-    feature_distance,
     unlearning_inputs,
 )
-from l2l_jax.objectives.noise import noise_images
+from l2l_jax.objectives.losses import (
+    feature_distance,
+    max_loss,
+    noisy_label_loss,
+    random_encoder_loss,
+    retain_label_loss,
+    unlearning_loss,
+)
+from l2l_jax.objectives.noise import noise_features, noise_images
 
 __all__ = [
     "UnlearningInputs",
     "encoder_unlearning_loss",
     "feature_distance",
+    "max_loss",
+    "noise_features",
     "noise_images",
+    "noisy_label_loss",
+    "random_encoder_loss",
+    "retain_label_loss",
     "unlearning_inputs",
+    "unlearning_loss",
 ]

@@ -11,12 +11,11 @@ over to another: losses, outputs and features have scales of their own.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from l2l_jax.batch_axis import draw_rows, mean_and_std
 from l2l_jax.models.base import ImageToImageModel, Params
-from l2l_jax.objectives.encoder import corruption_keys, deinterleave, feature_distance, interleave
-from l2l_jax.objectives.noise import noise_images
+from l2l_jax.objectives.encoder import corruption_keys, deinterleave, interleave
+from l2l_jax.objectives.losses import feature_distance
+from l2l_jax.objectives.noise import noise_features, noise_images
 from l2l_jax.objectives.task import Task
 
 
@@ -140,31 +139,6 @@ def random_encoder_task(model: ImageToImageModel, *, alpha: float) -> Task:
         prepare=prepare,
         loss=loss,
     )
-
-
-def noise_features(features: Any, rng: jax.Array, axis_name: str | None = None) -> Any:
-    """Gaussian noise with the mean and (unbiased) standard deviation of each array of a tree.
-
-    Args:
-      features: a tree of arrays `[batch, …]`; of each the statistics are two scalars, those of the
-        whole batch.
-      rng: key.
-      axis_name: mapped axis over which the batch is split.
-
-    Returns:
-      A tree of the same structure, shapes and types.
-    """
-    leaves, structure = jax.tree.flatten(features)
-
-    def draw(x, key):
-        mean, std = mean_and_std(x.astype(jnp.float32), axis_name)
-        noise = draw_rows(
-            lambda rows: jax.random.normal(key, (rows, *x.shape[1:])), x.shape[0], axis_name
-        )
-        return (mean + std * noise).astype(x.dtype)
-
-    keys = jax.random.split(rng, len(leaves))
-    return structure.unflatten([draw(x, key) for x, key in zip(leaves, keys, strict=True)])
 
 
 def _images_and_views(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from l2l_jax.objectives.losses import unlearning_loss
 from l2l_jax.objectives.noise import NoiseKind, noise_images
 
 Encode = Callable[[Any, Any], Any]
@@ -56,9 +57,7 @@ def unlearning_inputs(
     Raises:
       ValueError: shapes differ.
     """
-    noise_image = batch_noise(
-        retain, forget, rng, kind=noise, value_range=value_range, axis_name=axis_name
-    )
+    noise_image = batch_noise(retain, forget, rng, kind=noise, value_range=value_range, axis_name=axis_name)
     if axis_name is not None:  # `corrupt` knows nothing of the other devices' rows
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
     retain_key, forget_key = corruption_keys(rng)
@@ -103,7 +102,7 @@ def encoder_unlearning_loss(
     alpha: float | jax.Array = 0.25,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The paper's loss and its terms.
+    """The paper's loss of an encoder and its terms: `unlearning_loss` of its features.
 
     The student runs once over retain and forget inputs, the teacher once over retain and noise
     inputs; the two halves are interleaved, so that a sharded batch stays where it is.
@@ -114,47 +113,29 @@ def encoder_unlearning_loss(
       inputs: what they see, from `unlearning_inputs`.
       alpha: weight of the forget term: 0.25 in the paper, 0 distils the retain set only.
       axis_name: mapped axis over which the batch is split; the results are then global means.
-        Average the gradients over it as well.
+        Average the gradients over it as well (see `objectives/losses.py`).
 
     Returns:
       The scalar `retain + alpha · forget`, and `{"retain", "forget"}`, the two means over the batch
       of `feature_distance`.
 
     Raises:
+      TypeError: features that are not floating point.
       ValueError: inputs of different shapes.
     """
     _check_alike(inputs)
-    rows = jax.tree.leaves(inputs.retain)[0].shape[0]
-    student_features = encode(student, interleave(inputs.retain, inputs.forget))
-    teacher_features = encode(
-        jax.lax.stop_gradient(teacher), interleave(inputs.retain, inputs.noise)
+    student_retain, student_forget = deinterleave(encode(student, interleave(inputs.retain, inputs.forget)))
+    teacher_retain, teacher_noise = deinterleave(
+        encode(jax.lax.stop_gradient(teacher), interleave(inputs.retain, inputs.noise))
     )
-    distance = feature_distance(student_features, jax.lax.stop_gradient(teacher_features))
-    retain, forget = distance.reshape(rows, 2).mean(axis=0)
-    if axis_name is not None:
-        retain, forget = jax.lax.pmean((retain, forget), axis_name)
-    return retain + alpha * forget, {"retain": retain, "forget": forget}
-
-
-def feature_distance(features: Any, target: Any) -> jax.Array:
-    """‖features − target‖² of every example, `[batch]`, float32.
-
-    The mean over all axes but the batch's; summed over the leaves, if the features are several
-    arrays (the feature maps of a U-Net).
-
-    Raises:
-      ValueError: the two trees differ in structure or shape.
-    """
-    if jax.tree.structure(features) != jax.tree.structure(target):
-        raise ValueError("features and target are trees of different structure")
-
-    def distance(x, y):
-        if x.shape != y.shape:
-            raise ValueError(f"features have shape {x.shape}, their target {y.shape}")
-        square = jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32))
-        return square.reshape(x.shape[0], -1).mean(axis=1)
-
-    return sum(jax.tree.leaves(jax.tree.map(distance, features, target)))
+    return unlearning_loss(
+        student_retain,
+        teacher_retain,
+        student_forget,
+        teacher_noise,
+        alpha=alpha,
+        axis_name=axis_name,
+    )
 
 
 def interleave(first: Any, second: Any) -> Any:

@@ -1,6 +1,6 @@
-"""The noise images that stand in for forget images in front of the teacher."""
+"""The noise that takes the place of forget images in front of the teacher, or of their features."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def noise_images(
     under `jit` the batch is global already.
 
     Args:
-      images: `[batch, height, width, channel]` within `value_range`.
+      images: `[batch, height, width, channel]` within `value_range`, floating point.
       rng: key, the same on every device: its rows of what is drawn for the whole batch are its own.
       kind: "normal" has the mean and (unbiased) standard deviation of the pixels and is clipped to
         `value_range`; "uniform" is uniform over `value_range`; "constant" is the mean everywhere.
@@ -34,6 +34,7 @@ def noise_images(
       axis_name: mapped axis over which the batch is split.
 
     Raises:
+      TypeError: images that are not floating point.
       ValueError: an unknown kind, or a `value_range` that is not increasing.
     """
     low, high = value_range
@@ -41,6 +42,11 @@ def noise_images(
         raise ValueError(f"value_range must increase, not {value_range}")
     if kind not in NOISE_KINDS:
         raise ValueError(f"kind must be one of {', '.join(NOISE_KINDS)}, not {kind!r}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            f"images have type {images.dtype}; noise needs floating-point images. "
+            f"Convert them to the range {value_range} first."
+        )
     rows, *shape = images.shape
 
     def uniform(n):
@@ -51,7 +57,31 @@ def noise_images(
 
     if kind == "uniform":
         return draw_rows(uniform, rows, axis_name)
-    mean, std = mean_and_std(images, axis_name)
+    mean, std = mean_and_std(images.astype(jnp.float32), axis_name)
     if kind == "constant":
         return jnp.full_like(images, mean)
-    return jnp.clip(mean + std * draw_rows(standard_normal, rows, axis_name), low, high)
+    noise = mean + std * draw_rows(standard_normal, rows, axis_name)
+    return jnp.clip(noise, low, high).astype(images.dtype)
+
+
+def noise_features(features: Any, rng: jax.Array, axis_name: str | None = None) -> Any:
+    """Gaussian noise with the mean and (unbiased) standard deviation of each array of a tree.
+
+    Args:
+      features: a tree of arrays `[batch, …]`; of each the statistics are two scalars, those of the
+        whole batch.
+      rng: key.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      A tree of the same structure, shapes and types.
+    """
+    leaves, structure = jax.tree.flatten(features)
+
+    def draw(x, key):
+        mean, std = mean_and_std(x.astype(jnp.float32), axis_name)
+        noise = draw_rows(lambda rows: jax.random.normal(key, (rows, *x.shape[1:])), x.shape[0], axis_name)
+        return (mean + std * noise).astype(x.dtype)
+
+    keys = jax.random.split(rng, len(leaves))
+    return structure.unflatten([draw(x, key) for x, key in zip(leaves, keys, strict=True)])

@@ -10,11 +10,11 @@ from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.objectives.baselines import (
     max_loss_task,
-    noise_features,
     noisy_label_task,
     random_encoder_task,
     retain_label_task,
 )
+from l2l_jax.objectives.noise import noise_features
 from l2l_jax.training import sharding
 from l2l_jax.training.parallel import make_parallel
 from l2l_jax.training.step import create_state, make_step

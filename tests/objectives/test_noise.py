@@ -60,3 +60,18 @@ def test_statistics_are_global_under_pmap(images, kind):
 def test_mistakes_are_refused(images, wrong):
     with pytest.raises(ValueError):
         noise_images(jnp.asarray(images), jax.random.key(0), **wrong)
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform", "constant"])
+def test_integer_images_are_refused(kind):
+    with pytest.raises(TypeError, match=r"uint8.*range \(0.0, 1.0\)"):
+        noise_images(jnp.zeros((2, 4, 4, 3), jnp.uint8), jax.random.key(0), kind)
+
+
+def test_statistics_of_half_precision_images_are_float32():
+    """Summed in bfloat16, 49,152 pixels would have lost their mean."""
+    images = jnp.asarray(np.random.default_rng(0).uniform(0.4, 0.6, (64, 16, 16, 3)), jnp.bfloat16)
+    noise = noise_images(images, jax.random.key(0), "normal")
+    assert noise.dtype == jnp.bfloat16
+    pixels, drawn = np.asarray(images, np.float64), np.asarray(noise, np.float64)
+    assert abs(drawn.mean() - pixels.mean()) < 1e-3 and abs(drawn.std() / pixels.std() - 1) < 0.02
