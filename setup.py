@@ -16,6 +16,7 @@ setup(
     package_data={
         "l2l_jax.data": ["class_lists/*.txt"],
         "l2l_jax.evaluation": ["report.html.j2"],
+        "l2l_jax.shipped": ["*.safetensors", "*.json"],
     },
     install_requires=[
         "absl-py>=2.1",

@@ -86,6 +86,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         method="encoder",
         alpha=0.25,  # 0.1 in the release's command
         noise="normal",
+        target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
+        perturb=1.0,  # of undo: share of fresh weights in the start
+        distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
+        attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
         steps=5208,  # 2 epochs of 250,000 retain and 250,000 forget images
         **training,
     ))

@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.palette.Palette
         family="palette",
-        pretrained="",  # folder of a saved model, or a checkpoint file, to start from; empty: pretrain one
+        pretrained="digits_diffusion",  # a shipped model, folder of a saved one, or checkpoint file; "": pretrain one
         image_size=8,  # pixels: the scans as they are
         inner_channel=32,  # width of the U-Net at full resolution
         channel_mults=(1, 2),  # width at 8×8 and 4×4 pixels, times inner_channel
@@ -88,6 +88,10 @@ def get_config() -> ml_collections.ConfigDict:
         method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder
         alpha=0.4,  # weight of forgetting
         noise="normal",  # the teacher's noise images: normal, uniform or constant
+        target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
+        perturb=1.0,  # of undo: share of fresh weights in the start
+        distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
+        attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
         steps=1500,
         batch_size=32,  # of retain and of forget images each
         learning_rate=4e-3,

@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.mae.MAE
         family="mae",
-        pretrained="",  # folder of a saved model to start from; empty: pretrain one
+        pretrained="digits_mae",  # a shipped model, folder of a saved one, or checkpoint file; "": pretrain one
         image_size=16,  # pixels; the 8×8 scans are enlarged
         patch_size=4,  # pixels: 4×4 patches
         width=96, depth=4, num_heads=4,  # encoder
@@ -74,6 +74,10 @@ def get_config() -> ml_collections.ConfigDict:
         method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder
         alpha=0.2,  # weight of forgetting
         noise="normal",  # the teacher's noise images: normal, uniform or constant
+        target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
+        perturb=1.0,  # of undo: share of fresh weights in the start
+        distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
+        attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
         steps=800,
         batch_size=64,  # of retain and of forget images each
         learning_rate=4e-3,

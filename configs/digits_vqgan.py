@@ -32,9 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.mage.MAGE
         family="mage",
-        pretrained="",  # folder of a saved model, or a checkpoint file, to start from; empty: pretrain one
+        pretrained="digits_vqgan",  # a shipped model, folder of a saved one, or checkpoint file; "": pretrain one
         image_size=8,  # pixels: the scans as they are
-        width=96, depth=4, num_heads=4,  # encoder
+        width=88, depth=4, num_heads=4,  # encoder
         decoder_width=64, decoder_depth=2, decoder_num_heads=4,
         codebook_size=32, codebook_width=8,
         embedding_std=0.4,  # of fresh embeddings; the release's 0.02 takes long to learn from
@@ -106,6 +106,10 @@ def get_config() -> ml_collections.ConfigDict:
         method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder
         alpha=0.25,  # weight of forgetting
         noise="normal",  # the teacher's noise images: normal, uniform or constant
+        target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
+        perturb=1.0,  # of undo: share of fresh weights in the start
+        distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
+        attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
         steps=500,
         batch_size=32,  # of retain and of forget images each
         learning_rate=4e-3,

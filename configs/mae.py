@@ -79,6 +79,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         method="encoder",
         alpha=0.25,
         noise="normal",
+        target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
+        perturb=1.0,  # of undo: share of fresh weights in the start
+        distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
+        attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
         steps=563,  # 6 epochs of 12,000 retain and 12,000 forget images
         learning_rate=5e-5,  # 1e-4 × batch / 256
         **training,

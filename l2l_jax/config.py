@@ -12,8 +12,9 @@ from l2l_jax.errors import UserError
 from l2l_jax.evaluation.config import EvaluationConfig
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.models.registry import FAMILIES, VARIANTS
-from l2l_jax.objectives.methods import Method
+from l2l_jax.objectives.methods import METHODS, Method, option_names
 from l2l_jax.objectives.noise import NoiseKind
+from l2l_jax.objectives.targets import TargetKind
 from l2l_jax.training.optimizer import TrainingConfig
 from l2l_jax.training.parallel import ParallelKind
 from l2l_jax.training.sharding import MeshConfig
@@ -24,16 +25,36 @@ class UnlearningConfig(TrainingConfig):
     """How to unlearn: the fields of `TrainingConfig`, and
 
     Attributes:
-      method: "encoder", the paper's, or one that it is compared with: "max_loss", "noisy_label",
-        "retain_label" or "random_encoder", see `l2l_jax.objectives.baselines`.
+      method: "encoder", the paper's; one that it is compared with: "max_loss", "noisy_label",
+        "retain_label" or "random_encoder", see `l2l_jax.objectives.baselines`; or one that changes the
+        whole model: "whole", "undo" or "relearn_aware", see `l2l_jax.objectives.deep`.
       alpha: weight of the forget term; 0.25 in the paper.
-      noise: of the method "encoder": the noise shown to the teacher in place of forget images:
+      noise: of "encoder" and "whole": the noise shown to the teacher in place of forget images:
         "normal" (mean and standard deviation of the batch's pixels), "uniform" or "constant".
+      target: of "undo" and "relearn_aware": what forget images are to be restored as: "noise", "blur" or
+        "mean", see `l2l_jax.objectives.targets`.
+      perturb: of "undo": share of fresh weights in the start, 0 to 1.
+      distill: of "undo": weight of the original model's predictions against the truth, 0 to 1.
+      attack_steps: of "relearn_aware": simulated steps of an attacker.
+      attack_rate: of "relearn_aware": change of every weight in one of them.
     """
 
     method: Method = "encoder"
     alpha: Annotated[float, pydantic.Field(ge=0)] = 0.25
     noise: NoiseKind = "normal"
+    target: TargetKind = "noise"
+    perturb: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
+    distill: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
+    attack_steps: Annotated[int, pydantic.Field(ge=1)] = 1
+    attack_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of methods, for `l2l_jax.objectives.methods.make_task`."""
+        names = set().union(*map(option_names, METHODS))
+        return {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in names
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +65,9 @@ class Config:
       seed: seed of everything random.
       family: the model family, a key of `l2l_jax.models.registry.FAMILIES`.
       model: the model, parameters excluded.
-      pretrained: what to unlearn: folder of a saved model, or a checkpoint file (see docs/weights.md);
-        empty to pretrain a model in the workdir.
+      pretrained: what to unlearn: folder of a saved model, a checkpoint file (see docs/weights.md), or the
+        name of a model that comes with the package (`l2l_jax.shipped`); empty to pretrain a model in the
+        workdir.
       pretrain: how each stage of `model.pretraining_stages()` is trained, by its name.
       data, unlearn, evaluate: see their classes.
       mesh: how the devices are arranged.
@@ -118,8 +140,7 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
         pretrained=_check(str, pretrained, "config.model.pretrained"),
         data=_section(DataConfig, recipe["data"], "config.data"),
         pretrain={
-            stage: _section(TrainingConfig, pretrain[stage], f"config.pretrain.{stage}")
-            for stage in stages
+            stage: _section(TrainingConfig, pretrain[stage], f"config.pretrain.{stage}") for stage in stages
         },
         unlearn=_section(UnlearningConfig, recipe["unlearn"], "config.unlearn"),
         evaluate=_section(EvaluationConfig, recipe["evaluate"], "config.evaluate"),
@@ -141,9 +162,7 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _check_keys(
-    given: Mapping[str, Any], known: tuple[str, ...], where: str, complete: bool = False
-) -> None:
+def _check_keys(given: Mapping[str, Any], known: tuple[str, ...], where: str, complete: bool = False) -> None:
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from l2l_jax import shipped
 from l2l_jax.collectives import agreement, from_writer
 from l2l_jax.config import Config
 from l2l_jax.data import splits
@@ -74,44 +75,65 @@ def original_params(config: Config, folders: Workdir, source: Source) -> Params:
     model = config.model
     if config.pretrained:
         with agreement():
-            return load_pretrained(pathlib.Path(config.pretrained), config.family, model)
+            _check_shipped(config)
+            return load_pretrained(shipped.resolved(config.pretrained), config.family, model)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     if from_writer(folders.pretrained.exists):
         logger.info("Using the pretrained model in %s", folders.pretrained)
         with agreement():
             return load_params(folders.pretrained, shapes)
-    params = jax.device_get(jax.jit(model.init)(jax.random.key(config.seed)))
-    for index, stage in enumerate(model.pretraining_stages()):
+    params = pretrain(config, folders.pretrain, source)
+    save_model(folders.pretrained, params, _card(config, "pretrained from nothing"))
+    return params
+
+
+def _check_shipped(config: Config) -> None:
+    """Raise a UserError for a shipped model that knows nothing of the images."""
+    name, source = config.pretrained, config.data.source
+    if name in shipped.names() and source != "digits":
+        raise UserError(
+            f"config.model.pretrained is {name!r}, a model of handwritten digits, but config.data.source is "
+            f"{source!r}: name a model of your own, or pretrain one with --config.model.pretrained=''."
+        )
+
+
+def pretrain(config: Config, folder: pathlib.Path, source: Source) -> Params:
+    """A model trained from nothing on the images of `source`, by the stages of `config.pretrain`.
+
+    Args:
+      config: model, stages, seed and devices.
+      folder: keeps a folder of checkpoints and scalars for each stage.
+      source: training images.
+    """
+    params = jax.device_get(jax.jit(config.model.init)(jax.random.key(config.seed)))
+    for index, stage in enumerate(config.model.pretraining_stages()):
         how = config.pretrain[stage.name]
         params = train(
             f"pretrain {stage.name}",
             pretraining_task(stage, tuple(params)),
             params,
-            _batches(config, how, {"train": source}, folders.pretrain / stage.name),
+            _batches(config, how, {"train": source}, folder / stage.name),
             how,
-            folders.pretrain / stage.name,
+            folder / stage.name,
             seed=_stage_seed(config.seed, index),
             mesh=sharding.make_mesh(config=config.mesh),
             parallel=config.parallel,
         )
-    save_model(folders.pretrained, params, _card(config, "pretrained from nothing"))
     return params
 
 
-def unlearned_params(
-    config: Config, folders: Workdir, original: Params, sets: splits.Split
-) -> Params:
+def unlearned_params(config: Config, folders: Workdir, original: Params, sets: splits.Split) -> Params:
     """The original model after unlearning; taken from the workdir if it is finished there."""
     if from_writer(folders.unlearned.exists):
         logger.info("Using the unlearned model in %s", folders.unlearned)
         with agreement():
             return load_params(folders.unlearned, original)
     how = config.unlearn
-    source = pathlib.Path(config.pretrained or folders.pretrained)
+    source = shipped.resolved(config.pretrained) if config.pretrained else folders.pretrained
     facts = {"original_weights": from_writer(lambda: original_weights(source))}
     params = train(
         "unlearn",
-        make_task(how.method, config.model, alpha=how.alpha, noise=how.noise),
+        make_task(how.method, config.model, **how.options),
         original,
         _batches(config, how, sets._asdict(), folders.unlearn),
         how,
@@ -119,6 +141,7 @@ def unlearned_params(
         seed=_stage_seed(config.seed, 1000),
         mesh=sharding.make_mesh(config=config.mesh),
         parallel=config.parallel,
+        alpha=how.alpha,
     )
     save_model(folders.unlearned, params, _card(config, f"unlearned by the method {how.method}") | facts)
     return params

@@ -5,6 +5,8 @@ import functools
 
 import jax
 
+from l2l_jax.objectives.task import total_loss
+
 
 def _known(options):
     """The options that this version's compiler has."""
@@ -27,6 +29,7 @@ quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 for rounding."""
 
 
-def graded(task):
+def graded(task, alpha=0.0):
     """A task's loss, terms and gradient, compiled quickly."""
-    return quick_jit(jax.value_and_grad(task.loss, has_aux=True))
+    loss = functools.partial(total_loss, task, alpha=alpha)
+    return quick_jit(jax.value_and_grad(loss, has_aux=True))

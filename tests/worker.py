@@ -64,7 +64,7 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit"):
 
     from l2l_jax.data.pipeline import training_batches
     from l2l_jax.models.mae import MAE
-    from l2l_jax.objectives.task import encoder_task
+    from l2l_jax.objectives.baselines import encoder_task
     from l2l_jax.training import loop, sharding
     from l2l_jax.training.optimizer import TrainingConfig
 
@@ -88,7 +88,7 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit"):
     # There is no large array in so small a model.
     with mock.patch.object(sharding, "SHARDED_FROM", 64):
         return loop.train(
-            "unlearn", encoder_task(model, alpha=0.5, noise="normal"), params, batches, config, folder,
+            "unlearn", encoder_task(model), params, batches, config, folder,
             seed=1, mesh=mesh, parallel=parallel,
         )  # fmt: skip
 

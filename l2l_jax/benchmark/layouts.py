@@ -1,6 +1,7 @@
 """A recipe's training step on several layouts of the same devices."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from l2l_jax.config import Config
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.methods import make_task
-from l2l_jax.objectives.task import Task, pretraining_task
+from l2l_jax.objectives.task import Task, pretraining_task, total_loss
 from l2l_jax.training import sharding
 from l2l_jax.training.optimizer import TrainingConfig, make_optimizer
 from l2l_jax.training.parallel import Parallel, make_parallel
@@ -85,7 +86,7 @@ class Bench:
         def gradient(params, frozen, rows):
             params, frozen = parallel.gather((params, frozen))
             inputs = self.task.prepare(frozen, rows, jax.random.key(0), parallel.axis_name)
-            value_and_grad = jax.value_and_grad(self.task.loss, has_aux=True)
+            value_and_grad = jax.value_and_grad(functools.partial(total_loss, self.task), has_aux=True)
             return value_and_grad(params, frozen, inputs)
 
         return {"prepare": prepare, "gradient": gradient}
@@ -119,7 +120,7 @@ def open_bench(config: Config, stage: str) -> Bench:
     stages = {f"pretrain.{one.name}": one for one in model.pretraining_stages()}
     if stage == "unlearn":
         how = config.unlearn
-        return Bench(config, make_task(how.method, model, alpha=how.alpha, noise=how.noise), how)
+        return Bench(config, make_task(how.method, model, **how.options), how)
     if stage not in stages:
         raise UserError(f"--stage={stage}: the stages of this recipe are unlearn, {', '.join(stages)}.")
     parts = tuple(jax.eval_shape(model.init, jax.random.key(0)))

@@ -36,8 +36,8 @@ def _kept_or_held_out(config: SourceConfig, source: Source, split: Split) -> Sou
     """The training images of a source that are, or are not, validation images."""
     if not config.validation_fraction:
         raise UserError(
-            f"{config.where}.validation_fraction is 0, so that there are no validation images; 0.1 would keep "
-            "one training image in ten for them."
+            f"{config.where}.validation_fraction is 0, so that there are no validation images; 0.1 would "
+            "keep one training image in ten for them."
         )
     names = source.paths if isinstance(source, FileSource) else list(map(str, range(len(source))))
     kept, held = held_out(names, source.labels, config.validation_fraction)

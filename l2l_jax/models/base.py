@@ -104,6 +104,30 @@ class ImageToImageModel(abc.ABC):
     def generative_loss(self, params: Params, images: jax.Array, seen: Seen) -> jax.Array:
         """The family's own training loss of every example, `[batch]`."""
 
+    @abc.abstractmethod
+    def imitation_loss(self, params: Params, seen: Seen, target: Any) -> jax.Array:
+        """`generative_loss` with another model's `predict` on the same `seen` as the truth, `[batch]`.
+
+        It counts the places that `generative_loss` counts. What a model puts elsewhere was never
+        trained, and tells more about the images it knows than its restorations do.
+        """
+
+    @abc.abstractmethod
+    def with_truth(
+        self, params: Params, images: jax.Array, seen: Seen, truth: jax.Array
+    ) -> tuple[jax.Array, Seen]:
+        """What to give `generative_loss` so that other images are the truth.
+
+        Args:
+          params: the parts that `corrupt` reads.
+          images: a batch `[batch, height, width, channel]`.
+          seen: what `corrupt` made of it.
+          truth: images of the same shape, what the model is to restore in the places that are hidden.
+
+        Returns:
+          `(images, seen)`, the last two arguments of `generative_loss`.
+        """
+
     def noisy_truth(
         self,
         images: jax.Array,

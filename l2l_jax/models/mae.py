@@ -234,9 +234,19 @@ class MAE(ImageToImageModel):
             mean = target.mean(-1, keepdims=True)
             variance = target.var(-1, keepdims=True, ddof=1)
             target = (target - mean) / jnp.sqrt(variance + 1e-6)
+        return self.imitation_loss(params, seen, target)
+
+    def imitation_loss(self, params: Params, seen: dict[str, jax.Array], target: jax.Array) -> jax.Array:
+        """Mean squared error to `target` patches over the missing ones, `[batch]`."""
         error = jnp.square(self.predict(params, seen) - target).mean(-1)
         missing = seen["ids_restore"] >= seen["ids"].shape[1]
         return jnp.sum(error * missing, axis=1) / jnp.sum(missing, axis=1)
+
+    def with_truth(
+        self, params: Params, images: jax.Array, seen: dict[str, jax.Array], truth: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`truth` in place of the images; what the encoder sees stays."""
+        return truth, seen
 
     def restore(
         self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array

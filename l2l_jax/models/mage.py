@@ -260,6 +260,18 @@ class MAGE(ImageToImageModel):
         loss -= self.label_smoothing * log_probability.mean(axis=-1)
         return jnp.sum(loss * seen["masked"], axis=1) / jnp.sum(seen["masked"], axis=1)
 
+    def imitation_loss(self, params: Params, seen: dict[str, jax.Array], target: jax.Array) -> jax.Array:
+        """Cross-entropy to the probabilities of `target` logits, mean over the masked tokens, `[batch]`."""
+        log_probability = jax.nn.log_softmax(self.predict(params, seen))
+        loss = -(jax.nn.softmax(target) * log_probability).sum(axis=-1)
+        return jnp.sum(loss * seen["masked"], axis=1) / jnp.sum(seen["masked"], axis=1)
+
+    def with_truth(
+        self, params: Params, images: jax.Array, seen: Seen, truth: jax.Array
+    ) -> tuple[jax.Array, Seen]:
+        """The codes of `truth` as the targets; what the encoder sees stays."""
+        return images, {**seen, "targets": self.tokenize(params, truth)}
+
     def noisy_truth(
         self, images: jax.Array, seen: Seen, noise: jax.Array, rng: jax.Array, axis_name: str | None = None
     ) -> tuple[jax.Array, Seen]:

@@ -241,8 +241,21 @@ class Palette(ImageToImageModel):
         The mean is over the whole image, as in Palette: a small hole weighs little.
         """
         del images
-        error = jnp.square(self.predict(params, seen) - seen["noise"])
+        return self.imitation_loss(params, seen, seen["noise"])
+
+    def imitation_loss(self, params: Params, seen: dict[str, jax.Array], target: jax.Array) -> jax.Array:
+        """Squared error to the `target` noise inside the hole, mean over the whole image, `[batch]`."""
+        error = jnp.square(self.predict(params, seen) - target)
         return jnp.where(seen["hole"][..., None], error, 0).mean(axis=(1, 2, 3))
+
+    def with_truth(
+        self, params: Params, images: jax.Array, seen: dict[str, jax.Array], truth: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The noisy image inside the hole is that of `truth`: its noise is the one to find there."""
+        conditioning, _ = jnp.split(seen["inputs"], 2, axis=-1)
+        noisy = diffusion.q_sample(truth, seen["gamma"], seen["noise"])
+        noisy = jnp.where(seen["hole"][..., None], noisy, images)
+        return images, {**seen, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
 
     def noisy_truth(
         self, images: jax.Array, seen: Seen, noise: jax.Array, rng: jax.Array, axis_name: str | None = None

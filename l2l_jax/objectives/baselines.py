@@ -1,8 +1,8 @@
-"""The methods that the paper compares its own with (Li et al. 2024, section 4), on any model.
+"""The paper's method, and the methods that it is compared with (Li et al. 2024, section 4), on any model.
 
-Each is `retain term + alpha · forget term`; `max_loss` subtracts. A batch holds as many retain as
-forget images; a term is the mean over its own images. The releases divide by the size of the whole
-batch, some with a factor 2: their losses are ours or half of ours, retain and forget terms alike.
+The loss of a step is `retain term + alpha · forget term`; `max_loss` subtracts. A batch holds as many
+retain as forget images; a term is the mean over its own images. The releases divide by the size of the
+whole batch, some with a factor 2: their losses are ours or half of ours, retain and forget terms alike.
 
 The metrics "retain" and "forget" are the terms before alpha. The weight of a method does not carry
 over to another: losses, outputs and features have scales of their own.
@@ -13,58 +13,65 @@ from typing import Any
 import jax
 
 from l2l_jax.models.base import ImageToImageModel, Params
-from l2l_jax.objectives.encoder import corruption_keys, deinterleave, interleave
+from l2l_jax.objectives.encoder import batch_noise, corruption_keys, deinterleave, interleave
 from l2l_jax.objectives.losses import feature_distance
-from l2l_jax.objectives.noise import noise_features, noise_images
+from l2l_jax.objectives.noise import NoiseKind, noise_features, noise_images
 from l2l_jax.objectives.task import Task
 
 
-def max_loss_task(model: ImageToImageModel, *, alpha: float) -> Task:
+def encoder_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task:
+    """The paper's method: `encoder_unlearning_loss` on a model's encoder.
+
+    Args:
+      model: the model; the frozen "encoder" is the teacher.
+      noise: kind of the noise images.
+    """
+
+    def prepare(frozen, batch, rng, axis_name=None):
+        return teacher_views(model, frozen, batch, rng, noise, axis_name)
+
+    def losses(trained, frozen, rows):
+        teacher = jax.lax.stop_gradient(model.encode(frozen["encoder"], rows["teacher"]))
+        return feature_distance(model.encode(trained["encoder"], rows["student"]), teacher)
+
+    return Task(
+        trained=("encoder",),
+        frozen=("encoder", *model.corruption_parts),
+        sets=("retain", "forget"),
+        prepare=prepare,
+        losses=losses,
+    )
+
+
+def max_loss_task(model: ImageToImageModel) -> Task:
     """Raise the loss on forget images: L(x_r) − alpha · L(x_f), L the model's own training loss.
 
     Trains encoder and decoder. The loss is not bounded below: with a large alpha or a long run it
     diverges, which clipping of the gradient delays.
-
-    Args:
-      model: the model.
-      alpha: weight of the forget term, 0 or more.
     """
 
     def prepare(frozen, batch, rng, axis_name=None):
-        return _images_and_views(model, frozen, batch, rng, axis_name)
+        return images_and_views(model, frozen, batch, rng, axis_name)
 
-    return _generative_task(model, prepare, -alpha)
+    return generative_task(model, prepare)._replace(forget_sign=-1.0)
 
 
-def noisy_label_task(model: ImageToImageModel, *, alpha: float) -> Task:
+def noisy_label_task(model: ImageToImageModel) -> Task:
     """Make noise the truth of forget images: L(x_r) + alpha · L(x_f with Gaussian noise as truth).
 
     Trains encoder and decoder. What noise is to a family says its `noisy_truth`: a noise image whose
     missing patches are to be found (MAE), noise codes (MAGE), pure noise inside the hole (Palette).
     Its statistics are those of retain and forget images together.
-
-    Args:
-      model: the model.
-      alpha: weight of the forget term, 0 or more.
     """
 
     def prepare(frozen, batch, rng, axis_name=None):
-        views = _images_and_views(model, frozen, batch, rng, axis_name)
-        both = interleave(views["retain"], views["forget"])
-        noise_key, truth_key = jax.random.fold_in(rng, 2), jax.random.fold_in(rng, 3)
-        noise = noise_images(
-            both["images"], noise_key, value_range=model.value_range, axis_name=axis_name
-        )
-        images, seen = model.noisy_truth(
-            both["images"], both["seen"], noise, truth_key, axis_name
-        )
-        _, forget = deinterleave({"images": images, "seen": seen})
-        return {**views, "forget": forget}
+        views = images_and_views(model, frozen, batch, rng, axis_name)
+        return {**views, "forget": noise_as_truth(model, views, rng, axis_name)}
 
-    return _generative_task(model, prepare, alpha)
+    return generative_task(model, prepare)
 
 
-def retain_label_task(model: ImageToImageModel, *, alpha: float) -> Task:
+def retain_label_task(model: ImageToImageModel) -> Task:
     """Make retain images the truth of forget images, by the outputs of the original model.
 
     The retain term is ‖h(T(x_r)) − h_0(T(x_r))‖², the forget term ‖h(T(x_f)) − h_0(T(x_r))‖²: means
@@ -75,33 +82,31 @@ def retain_label_task(model: ImageToImageModel, *, alpha: float) -> Task:
     for a batch with the retain images first. In the MAGE release both terms are weighted by the mask
     of the retain images, so that forget images never count, and outputs include the logits of the
     class token and of unused words; neither is copied.
-
-    Args:
-      model: the model.
-      alpha: weight of the forget term, 0 or more.
     """
 
     def prepare(frozen, batch, rng, axis_name=None):
-        views = _images_and_views(model, frozen, batch, rng, axis_name)
-        return {name: view["seen"] for name, view in views.items()}
+        views = images_and_views(model, frozen, batch, rng, axis_name)
+        retain, forget = views["retain"]["seen"], views["forget"]["seen"]
+        # The targets are made here: the retain images' serve both sets.
+        target = jax.lax.stop_gradient(model.predict(frozen, retain))
+        return {
+            "retain": {"seen": retain, "target": target},
+            "forget": {"seen": forget, "target": target},
+        }
 
-    def loss(trained, frozen, inputs):
-        target = jax.lax.stop_gradient(model.predict(frozen, inputs["retain"]))
-        outputs = model.predict(
-            {**frozen, **trained}, interleave(inputs["retain"], inputs["forget"])
-        )
-        return _weighted(feature_distance(outputs, interleave(target, target)), alpha)
+    def losses(trained, frozen, rows):
+        return feature_distance(model.predict({**frozen, **trained}, rows["seen"]), rows["target"])
 
     return Task(
         trained=model.generative_parts,
         frozen=(*model.generative_parts, *model.corruption_parts),
         sets=("retain", "forget"),
         prepare=prepare,
-        loss=loss,
+        losses=losses,
     )
 
 
-def random_encoder_task(model: ImageToImageModel, *, alpha: float) -> Task:
+def random_encoder_task(model: ImageToImageModel) -> Task:
     """Send the features of forget images to Gaussian noise.
 
     ‖E(T(x_r)) − E_0(T(x_r))‖² + alpha · ‖E(T(x_f)) − n‖², E_0 the original encoder, n of
@@ -110,46 +115,65 @@ def random_encoder_task(model: ImageToImageModel, *, alpha: float) -> Task:
     The statistics of n are those of E_0 on retain and forget images, as in the MAGE release; in the
     Palette release E_0 sees noise inside the hole of forget images. In the MAGE release both terms are
     weighted by the mask of the retain images, so that forget images never count; not copied.
-
-    Args:
-      model: the model.
-      alpha: weight of the forget term, 0 or more.
     """
 
     def prepare(frozen, batch, rng, axis_name=None):
-        views = _images_and_views(model, frozen, batch, rng, axis_name)
+        views = images_and_views(model, frozen, batch, rng, axis_name)
         seen = {name: view["seen"] for name, view in views.items()}
         # The targets are made here, not in the loss: their statistics are the whole batch's.
         features = model.encode(frozen["encoder"], interleave(seen["retain"], seen["forget"]))
         retain, _ = deinterleave(features)
-        drawn = noise_features(features, jax.random.fold_in(rng, 2), axis_name)
-        _, noise = deinterleave(drawn)
-        return {"seen": seen, "target": {"retain": retain, "forget": noise}}
+        _, noise = deinterleave(noise_features(features, jax.random.fold_in(rng, 2), axis_name))
+        return {
+            "retain": {"seen": seen["retain"], "target": retain},
+            "forget": {"seen": seen["forget"], "target": noise},
+        }
 
-    def loss(trained, frozen, inputs):
-        seen, target = inputs["seen"], inputs["target"]
-        features = model.encode(trained["encoder"], interleave(seen["retain"], seen["forget"]))
-        target = interleave(target["retain"], target["forget"])
-        return _weighted(feature_distance(features, target), alpha)
+    def losses(trained, frozen, rows):
+        return feature_distance(model.encode(trained["encoder"], rows["seen"]), rows["target"])
 
     return Task(
         trained=("encoder",),
         frozen=("encoder", *model.corruption_parts),
         sets=("retain", "forget"),
         prepare=prepare,
-        loss=loss,
+        losses=losses,
     )
 
 
-def _images_and_views(
+def teacher_views(
+    model: ImageToImageModel, frozen: Params, batch: Any, rng: jax.Array, noise: NoiseKind,
+    axis_name: str | None,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """`{set: {"student", "teacher"}}`: what each sees, with one draw of T for both.
+
+    The teacher sees noise images of that kind in place of forget images.
+    """
+    retain, forget = batch["retain"], batch["forget"]
+    drawn = batch_noise(retain, forget, rng, kind=noise, value_range=model.value_range, axis_name=axis_name)
+    retain_key, forget_key = corruption_keys(rng)
+    seen = model.corrupt(frozen, retain, retain_key, axis_name)
+    return {
+        "retain": {"student": seen, "teacher": seen},
+        "forget": {
+            "student": model.corrupt(frozen, forget, forget_key, axis_name),
+            "teacher": model.corrupt_noise(frozen, forget, drawn, forget_key, axis_name),
+        },
+    }
+
+
+def images_and_views(
     model: ImageToImageModel, frozen: Params, batch: Any, rng: jax.Array, axis_name: str | None
-) -> Any:
-    """`{set: {"images", "seen"}}`, drawn as for the paper's method."""
+) -> dict[str, dict[str, Any]]:
+    """`{set: {"images", "seen"}}`, drawn as for the paper's method.
+
+    Raises:
+      ValueError: shapes differ.
+    """
     shapes = {name: batch[name].shape for name in ("retain", "forget")}
     if shapes["retain"] != shapes["forget"]:
         raise ValueError(
-            "retain and forget batches must have one shape, "
-            f"not {shapes['retain']} and {shapes['forget']}"
+            f"retain and forget batches must have one shape, not {shapes['retain']} and {shapes['forget']}"
         )
     return {
         name: {"images": batch[name], "seen": model.corrupt(frozen, batch[name], key, axis_name)}
@@ -157,24 +181,28 @@ def _images_and_views(
     }
 
 
-def _generative_task(model: ImageToImageModel, prepare: Any, weight: float) -> Task:
-    """L(retain) + weight · L(forget), encoder and decoder trained."""
+def noise_as_truth(
+    model: ImageToImageModel, views: Any, rng: jax.Array, axis_name: str | None
+) -> dict[str, Any]:
+    """`{"images", "seen"}` of the forget set with noise as the truth, from `images_and_views`."""
+    both = interleave(views["retain"], views["forget"])
+    noise_key, truth_key = jax.random.fold_in(rng, 2), jax.random.fold_in(rng, 3)
+    noise = noise_images(both["images"], noise_key, value_range=model.value_range, axis_name=axis_name)
+    images, seen = model.noisy_truth(both["images"], both["seen"], noise, truth_key, axis_name)
+    _, forget = deinterleave({"images": images, "seen": seen})
+    return forget
 
-    def loss(trained, frozen, inputs):
-        both = interleave(inputs["retain"], inputs["forget"])
-        losses = model.generative_loss({**frozen, **trained}, both["images"], both["seen"])
-        return _weighted(losses, weight)
+
+def generative_task(model: ImageToImageModel, prepare: Any) -> Task:
+    """L(retain) + alpha · L(forget), encoder and decoder trained."""
+
+    def losses(trained, frozen, rows):
+        return model.generative_loss({**frozen, **trained}, rows["images"], rows["seen"])
 
     return Task(
         trained=model.generative_parts,
         frozen=model.corruption_parts,
         sets=("retain", "forget"),
         prepare=prepare,
-        loss=loss,
+        losses=losses,
     )
-
-
-def _weighted(losses: jax.Array, weight: float) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Losses `[2 · batch]` of interleaved examples → weighted sum of the two means, and the means."""
-    retain, forget = losses.reshape(-1, 2).mean(axis=0)
-    return retain + weight * forget, {"retain": retain, "forget": forget}

@@ -1,19 +1,23 @@
 """The unlearning methods by name."""
 
+import inspect
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.objectives.baselines import (
+    encoder_task,
     max_loss_task,
     noisy_label_task,
     random_encoder_task,
     retain_label_task,
 )
-from l2l_jax.objectives.noise import NoiseKind
-from l2l_jax.objectives.task import Task, encoder_task
+from l2l_jax.objectives.deep import relearn_aware_task, undo_task, whole_task
+from l2l_jax.objectives.task import Task
 
-Method = Literal["encoder", "max_loss", "noisy_label", "retain_label", "random_encoder"]
+Method = Literal[
+    "encoder", "max_loss", "noisy_label", "retain_label", "random_encoder", "whole", "undo", "relearn_aware"
+]
 
 METHODS: dict[str, Callable[..., Task]] = {
     "encoder": encoder_task,
@@ -21,24 +25,34 @@ METHODS: dict[str, Callable[..., Task]] = {
     "noisy_label": noisy_label_task,
     "retain_label": retain_label_task,
     "random_encoder": random_encoder_task,
+    "whole": whole_task,
+    "undo": undo_task,
+    "relearn_aware": relearn_aware_task,
 }
-"""Builders of tasks: the paper's method first, then those it is compared with."""
+"""Builders of tasks: the paper's method first, then those it is compared with, then those that go deeper. A
+builder takes the model and those of the options of `l2l_jax.config.UnlearningConfig` that it names."""
 
 
-def make_task(method: Method, model: ImageToImageModel, *, alpha: float, noise: NoiseKind) -> Task:
+def make_task(method: Method, model: ImageToImageModel, **options: Any) -> Task:
     """The task of unlearning by a method.
 
     Args:
       method: a key of `METHODS`.
       model: the model.
-      alpha: weight of the forget term.
-      noise: kind of the noise images that "encoder" shows its teacher; the other methods have
-        none or, by definition, Gaussian noise.
+      **options: of any method, such as `noise` or `target`; those that this one does not name are not used.
 
     Raises:
-      ValueError: an unknown method.
+      ValueError: an unknown method, or an option that no method has.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    own = {"noise": noise} if method == "encoder" else {}
-    return METHODS[method](model, alpha=alpha, **own)
+    unknown = set(options) - set().union(*map(option_names, METHODS))
+    if unknown:
+        raise ValueError(f"no method has an option {min(unknown)!r}")
+    own = {name: value for name, value in options.items() if name in option_names(method)}
+    return METHODS[method](model, **own)
+
+
+def option_names(method: str) -> tuple[str, ...]:
+    """The options that a method has."""
+    return tuple(inspect.signature(METHODS[method]).parameters)[1:]

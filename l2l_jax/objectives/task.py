@@ -1,83 +1,124 @@
-"""What a training step does, apart from optimising: draw, then measure a loss."""
+"""What a training step does, apart from optimising: draw, measure losses, take gradients of them."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
-from l2l_jax.models.base import ImageToImageModel, Params, PretrainingStage
-from l2l_jax.objectives.encoder import (
-    UnlearningInputs,
-    batch_noise,
-    corruption_keys,
-    encoder_unlearning_loss,
-)
-from l2l_jax.objectives.noise import NoiseKind
+from l2l_jax.models.base import Params, PretrainingStage
+from l2l_jax.objectives.encoder import deinterleave, interleave
+
+Terms = dict[str, jax.Array]
+"""Scalars to log: "loss", and "retain" and "forget" where there are both."""
+
+Inputs = Mapping[str, Any]
+"""What the losses of each set are measured on, by set: trees whose leaves start with the batch axis."""
+
+Mean = Callable[[Any], Any]
+"""Means over a device's rows → means over the batch."""
+
+
+class GradientRule(Protocol):
+    """How gradients of a task's losses become one direction for the optimiser.
+
+    Gradients are averaged over accumulated parts and over devices between the two calls: whatever is not
+    linear in them belongs to `combine`.
+    """
+
+    def compute(
+        self, task: "Task", trained: Params, frozen: Params, inputs: Inputs, alpha: jax.Array, mean: Mean
+    ) -> tuple[Terms, dict[str, Params]]:
+        """Terms, and named gradients of the trained parts, over these rows."""
+
+    def combine(self, terms: Terms, gradients: dict[str, Params], alpha: jax.Array) -> Params:
+        """The direction, from terms and gradients of the whole batch."""
+
+
+class WeightedSum:
+    """The gradient of retain loss + sign · α · forget loss, or of the only set's loss."""
+
+    def compute(self, task, trained, frozen, inputs, alpha, mean):
+        value_and_grad = jax.value_and_grad(
+            lambda x: total_loss(task, x, frozen, inputs, alpha), has_aux=True
+        )
+        (loss, terms), gradient = value_and_grad(trained)
+        return {"loss": loss, **terms}, {"total": gradient}
+
+    def combine(self, terms, gradients, alpha):
+        return gradients["total"]
 
 
 class Task(NamedTuple):
-    """A loss over batches `{set: images}` in two halves, so that a batch can be split in between.
+    """Losses over batches `{set: images}`, in two steps, so that a batch can be split in between.
 
     Attributes:
       trained: the parts of the parameters to train.
       frozen: the parts of the original parameters to read; no others need to be on the devices.
-      sets: the names of the image sets in a batch.
-      prepare: `(frozen, batch, rng, axis_name=None) -> inputs`: all randomness and batch statistics;
-        leaves of `inputs` start with the batch axis. With `axis_name` the batch is split over that
-        mapped axis, and `inputs` are this device's rows of what they would be on one device.
-      loss: `(trained, frozen, inputs) -> (scalar, terms)`, both means over the rows of `inputs`.
+      sets: the names of the image sets in a batch: "retain" and "forget", or a single one.
+      prepare: `(frozen, batch, rng, axis_name=None) -> Inputs`: all randomness and batch statistics.
+        With `axis_name` the batch is split over that mapped axis, and what is returned are this
+        device's rows of what it would be on one device.
+      losses: `(trained, frozen, rows) -> [row]`, float32: the loss of every example of a set. Where the
+        inputs of all sets have one structure, their rows are also measured together, interleaved.
+      forget_sign: -1 where the forget loss is to be raised.
+      gradients: how losses become the optimiser's direction.
+      start: `(params, rng) -> params`: the parameters to start from, given the original ones, all parts;
+        None: the original ones.
     """
 
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
     sets: tuple[str, ...]
-    prepare: Callable[..., Any]
-    loss: Callable[[Params, Params, Any], tuple[jax.Array, dict[str, jax.Array]]]
+    prepare: Callable[..., Inputs]
+    losses: Callable[[Params, Params, Any], jax.Array]
+    forget_sign: float = 1.0
+    gradients: GradientRule = WeightedSum()
+    start: Callable[[Params, jax.Array], Params] | None = None
+
+
+def total_loss(
+    task: Task, trained: Params, frozen: Params, inputs: Inputs, alpha: float | jax.Array = 0.0
+) -> tuple[jax.Array, Terms]:
+    """retain + sign · α · forget with the two terms, or the loss of the only set without terms."""
+    means = _mean_losses(task, trained, frozen, inputs)
+    if len(means) == 1:
+        return means[task.sets[0]], {}
+    return weighted(task, means, alpha), means
+
+
+def _mean_losses(task: Task, trained: Params, frozen: Params, inputs: Inputs) -> Terms:
+    """The mean loss of each set.
+
+    Sets whose inputs are alike run through the networks together, interleaved, so that a sharded batch
+    stays where it is.
+    """
+    if len(task.sets) == 2 and _alike(*(inputs[of] for of in task.sets)):
+        first, second = task.sets
+        losses = task.losses(trained, frozen, interleave(inputs[first], inputs[second]))
+        separate = dict(zip(task.sets, deinterleave(losses), strict=True))
+    else:
+        separate = {of: task.losses(trained, frozen, inputs[of]) for of in task.sets}
+    return {of: losses.mean() for of, losses in separate.items()}
+
+
+def weighted(task: Task, terms: Mapping[str, jax.Array], alpha: float | jax.Array) -> jax.Array:
+    """retain + sign · α · forget."""
+    return terms["retain"] + task.forget_sign * alpha * terms["forget"]
+
+
+def _alike(first: Any, second: Any) -> bool:
+    return jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, second)
 
 
 def pretraining_task(stage: PretrainingStage, parts: tuple[str, ...]) -> Task:
     """Train `stage` of a model whose parameters have `parts`, on the one set "train"."""
 
     def prepare(frozen, batch, rng, axis_name=None):
-        return stage.prepare(frozen, batch["train"], rng, axis_name)
+        return {"train": stage.prepare(frozen, batch["train"], rng, axis_name)}
 
-    def loss(trained, frozen, inputs):
-        return stage.loss({**frozen, **trained}, inputs).mean(), {}
+    def losses(trained, frozen, rows):
+        return stage.loss({**frozen, **trained}, rows)
 
     frozen = tuple(part for part in parts if part not in stage.trained)
-    return Task(stage.trained, frozen, ("train",), prepare, loss)
-
-
-def encoder_task(model: ImageToImageModel, *, alpha: float, noise: NoiseKind) -> Task:
-    """The paper's method: `encoder_unlearning_loss` on a model's encoder.
-
-    Args:
-      model: the model; the frozen "encoder" is the teacher.
-      alpha: weight of the forget term.
-      noise: kind of the noise images.
-    """
-
-    def prepare(frozen, batch, rng, axis_name=None):
-        retain, forget = batch["retain"], batch["forget"]
-        drawn = batch_noise(
-            retain, forget, rng, kind=noise, value_range=model.value_range, axis_name=axis_name
-        )
-        retain_key, forget_key = corruption_keys(rng)
-        return UnlearningInputs(
-            retain=model.corrupt(frozen, retain, retain_key, axis_name),
-            forget=model.corrupt(frozen, forget, forget_key, axis_name),
-            noise=model.corrupt_noise(frozen, forget, drawn, forget_key, axis_name),
-        )
-
-    def loss(trained, frozen, inputs):
-        return encoder_unlearning_loss(
-            model.encode, trained["encoder"], frozen["encoder"], inputs, alpha=alpha
-        )
-
-    return Task(
-        trained=("encoder",),
-        frozen=("encoder", *model.corruption_parts),
-        sets=("retain", "forget"),
-        prepare=prepare,
-        loss=loss,
-    )
+    return Task(stage.trained, frozen, ("train",), prepare, losses)

@@ -37,10 +37,11 @@ def train(
     seed: int,
     mesh: Mesh,
     parallel: ParallelKind = "jit",
+    alpha: float = 0.0,
 ) -> Params:
     """Train a task once: what a `Trainer` of these arguments makes of `params`."""
     trainer = Trainer(name, task, config, seed=seed, mesh=mesh, parallel=parallel)
-    return trainer.train(params, batches, folder)
+    return trainer.train(params, batches, folder, alpha=alpha)
 
 
 Observe = Callable[[int, Params], None]
@@ -69,7 +70,7 @@ class Trainer:
         with agreement():
             sharding.check_batch_size(config.batch_size, config.accumulate, mesh, f"{name} batch_size")
             self._runner = make_parallel(mesh, parallel)
-        self._name, self._task, self._config, self._mesh = name, task, config, mesh
+        self._name, self._task, self._config, self._mesh, self._seed = name, task, config, mesh, seed
         self._optimizer = make_optimizer(config)
         step = make_step(
             task, self._optimizer, seed=seed, ema_decay=config.ema_decay, accumulate=config.accumulate,
@@ -83,6 +84,7 @@ class Trainer:
         batches: TrainingBatches,
         folder: pathlib.Path,
         *,
+        alpha: float = 0.0,
         observe: Observe | None = None,
         observe_at: Collection[int] = (),
     ) -> Params:
@@ -92,6 +94,7 @@ class Trainer:
           params: the original parameters, all parts; only those the task names go to the devices.
           batches: of `{set: this process's rows}`; its iterators can be saved, restored and closed.
           folder: keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files.
+          alpha: weight of the forget term, for tasks that have one.
           observe: is called after each step of `observe_at`, before that step's checkpoint is saved, if
             one is: a step is observed again only if the run ended before its next checkpoint.
           observe_at: numbers of steps.
@@ -117,9 +120,10 @@ class Trainer:
             contextlib.closing(Checkpointer(folder / "checkpoints")) as checkpointer,
             contextlib.closing(iter(batches)) as iterator,
         ):
-            trained = sharding.place({part: params[part] for part in task.trained}, self._mesh)
+            first = params if task.start is None else task.start(params, jax.random.key(self._seed))
+            trained = sharding.place({part: first[part] for part in task.trained}, self._mesh)
             frozen = sharding.place({part: params[part] for part in task.frozen}, self._mesh)
-            state = placed_state(trained, self._optimizer, self._mesh, ema=config.ema_decay > 0)
+            state = placed_state(trained, self._optimizer, self._mesh, ema=config.ema_decay > 0, alpha=alpha)
             resumed = checkpointer.restore_newest(state)
             if resumed is not None:
                 state, iterator_state = resumed

@@ -24,12 +24,14 @@ class TrainState:
       params: trained parts, float32.
       opt_state: optax state of the trained parts.
       ema: moving average of `params`, or None.
+      alpha: float32 scalar, weight of the forget term; a retain budget moves it between steps.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
     ema: Params | None
+    alpha: jax.Array
 
     @property
     def result(self) -> Params:
@@ -42,20 +44,20 @@ Step = Callable[[TrainState, Params, dict[str, jax.Array]], tuple[TrainState, di
 
 
 def create_state(
-    params: Params, optimizer: optax.GradientTransformation, *, ema: bool
+    params: Params, optimizer: optax.GradientTransformation, *, ema: bool, alpha: float = 0.0
 ) -> TrainState:
     """The state before the first step; `params` holds the trained parts."""
     average = jax.tree.map(jnp.copy, params) if ema else None  # a copy: state buffers are donated
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, jnp.float32(alpha))
 
 
 def placed_state(
-    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool, alpha: float = 0.0
 ) -> TrainState:
     """`create_state` with every array where `sharding.parameter_spec` wants it."""
 
     def create(params):
-        return create_state(params, optimizer, ema=ema)
+        return create_state(params, optimizer, ema=ema, alpha=alpha)
 
     shardings = parameter_shardings(jax.eval_shape(create, params), mesh)
     return jax.jit(create, out_shardings=shardings)(params)
@@ -86,23 +88,21 @@ def make_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         trained, frozen = parallel.gather((state.params, frozen))
         inputs = task.prepare(frozen, batch, rng, parallel.axis_name)
-        value_and_grad = jax.value_and_grad(
-            lambda params, part: task.loss(params, frozen, part), has_aux=True
-        )
 
         def graded(part):
-            (loss, terms), grads = value_and_grad(trained, part)
-            return loss, terms, parallel.scatter(grads)
+            terms, gradients = task.gradients.compute(task, trained, frozen, part, state.alpha, parallel.mean)
+            return terms, parallel.scatter(gradients)
 
         result = graded(inputs) if accumulate == 1 else _accumulated(graded, inputs, accumulate)
-        loss, terms, grads = parallel.mean(result)
+        terms, gradients = parallel.mean(result)
+        grads = task.gradients.combine(terms, gradients, state.alpha)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update(params, ema, 1 - ema_decay)
-        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        metrics = {**terms, "grad_norm": optax.tree.norm(grads)}
+        return TrainState(state.step + 1, params, opt_state, ema, state.alpha), metrics
 
     return step
 

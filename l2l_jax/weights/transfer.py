@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from l2l_jax import shipped
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import ImageToImageModel, Params
 from l2l_jax.weights import arrays, files, mage, mapping
@@ -130,7 +131,8 @@ def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageMod
     if not path.exists():
         raise UserError(
             f"config.model.pretrained={path} does not exist; it should be a folder of a saved model, such as "
-            "runs/digits_mae/pretrained, or a checkpoint file."
+            "runs/digits_mae/pretrained, a checkpoint file, or a shipped model: "
+            f"{', '.join(shipped.names())}."
         )
     if not path.is_dir():
         source = open_source(path)

@@ -48,7 +48,13 @@ class Linear(ImageToImageModel):
         return jnp.concatenate([features["five"], features["three"]], axis=1) @ params["decoder"]
 
     def generative_loss(self, params, images, seen):
-        return jnp.square(self.predict(params, seen) - images.reshape(-1, 12)).mean(axis=1)
+        return self.imitation_loss(params, seen, images.reshape(-1, 12))
+
+    def imitation_loss(self, params, seen, target):
+        return jnp.square(self.predict(params, seen) - target).mean(axis=1)
+
+    def with_truth(self, params, images, seen, truth):
+        return truth, seen
 
 
 LINEAR = Linear()
@@ -63,10 +69,10 @@ def linear_params():
 STUDENT, TEACHER = linear_params(), {**linear_params(), "gain": np.float32(2)}
 BATCH = {name: RNG.random((400, 2, 2, 3), np.float32) ** k for name, k in (("retain", 1), ("forget", 3))}
 TASKS = {
-    "max_loss": max_loss_task(LINEAR, alpha=ALPHA),
-    "noisy_label": noisy_label_task(LINEAR, alpha=ALPHA),
-    "retain_label": retain_label_task(LINEAR, alpha=ALPHA),
-    "random_encoder": random_encoder_task(LINEAR, alpha=ALPHA),
+    "max_loss": max_loss_task(LINEAR),
+    "noisy_label": noisy_label_task(LINEAR),
+    "retain_label": retain_label_task(LINEAR),
+    "random_encoder": random_encoder_task(LINEAR),
 }
 
 
@@ -94,7 +100,7 @@ def outputs_by_hand(seen, target, weight):
 def check(task, inputs, expected):
     total, terms, grads = expected
     frozen = parts(TEACHER, task.frozen)
-    (loss, found), gradient = graded(task)(parts(STUDENT, task.trained), frozen, inputs)
+    (loss, found), gradient = graded(task, ALPHA)(parts(STUDENT, task.trained), frozen, inputs)
     np.testing.assert_allclose(loss, total, rtol=1e-5)
     np.testing.assert_allclose([found["retain"], found["forget"]], terms, rtol=1e-5)
     assert set(gradient) == set(grads)
@@ -146,19 +152,19 @@ def test_retain_label():
     """Both halves are drawn to the original model's outputs on the retain half, row by row."""
     inputs = prepared(TASKS["retain_label"])
     for name, images in BATCH.items():
-        assert_half_seen(inputs[name], images)
-    seen = [np.asarray(inputs[name], float) for name in ("retain", "forget")]
+        assert_half_seen(inputs[name]["seen"], images)
+    seen = [np.asarray(inputs[name]["seen"], float) for name in ("retain", "forget")]
     target = seen[0] @ TEACHER["encoder"].astype(float) @ TEACHER["decoder"].astype(float)
     check(TASKS["retain_label"], inputs, outputs_by_hand(seen, [target, target], ALPHA))
 
 
 def test_random_encoder():
     inputs = prepared(TASKS["random_encoder"])
-    seen = [np.asarray(inputs["seen"][name], float) for name in ("retain", "forget")]
+    seen = [np.asarray(inputs[name]["seen"], float) for name in ("retain", "forget")]
     assert_half_seen(seen[1], BATCH["forget"])
     original = [x @ TEACHER["encoder"].astype(float) for x in seen]
     target = [
-        np.concatenate([inputs["target"][name]["five"], inputs["target"][name]["three"]], axis=1)
+        np.concatenate([inputs[name]["target"]["five"], inputs[name]["target"]["three"]], axis=1)
         for name in ("retain", "forget")
     ]
     np.testing.assert_allclose(target[0], original[0], atol=1e-5)
@@ -201,7 +207,7 @@ def test_eight_devices_and_accumulation_give_the_numbers_of_one_step(name):
         )
         params = sharding.place(parts(STUDENT, task.trained), mesh)
         frozen = sharding.place(parts(TEACHER, task.frozen), mesh)
-        state = create_state(params, optimizer, ema=False)
+        state = create_state(params, optimizer, ema=False, alpha=ALPHA)
         state, metrics = step(state, frozen, parallel.rows(batch))
         return jax.device_get((state.params, metrics))
 

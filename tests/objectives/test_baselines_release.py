@@ -1,5 +1,7 @@
 """The other methods against what their releases compute."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from l2l_jax.objectives.baselines import (
     random_encoder_task,
     retain_label_task,
 )
+from l2l_jax.objectives.task import total_loss
 from tests.compiling import graded, quick_jit
 from tests.models import test_mage, test_palette_unlearning
 from tests.models.test_palette_unlearning import DRAW, IMAGES, ORDERED, by_label, forward, rows
@@ -38,7 +41,7 @@ def palette():
 
 
 def check_palette(name, task, student, frozen, inputs):
-    (loss, _), grads = graded(task)({part: student[part] for part in task.trained}, frozen, inputs)
+    (loss, _), grads = graded(task, ALPHA)({part: student[part] for part in task.trained}, frozen, inputs)
     test_palette_unlearning.check(name, loss / 2, jax.tree.map(lambda g: g / 2, grads))
 
 
@@ -46,7 +49,7 @@ def test_palette_max_loss(palette):
     student, _, seen, _ = palette
     views = {"images": IMAGES, "seen": seen}
     inputs = {"retain": rows(views, RETAIN), "forget": rows(views, FORGET)}
-    check_palette("max_loss", max_loss_task(PALETTE, alpha=ALPHA), student, {}, inputs)
+    check_palette("max_loss", max_loss_task(PALETTE), student, {}, inputs)
 
 
 @pytest.mark.parametrize("name", ["noisy_label", "noisy_label_mixed"])
@@ -57,16 +60,18 @@ def test_palette_noisy_label(palette, name):
     truth = PALETTE.noisy_truth(IMAGES, seen, np.zeros_like(IMAGES), jax.random.key(0))
     noisy = dict(zip(("images", "seen"), truth, strict=True))
     inputs = {"retain": rows(views, labels > 0), "forget": rows(noisy, labels < 0)}
-    check_palette(name, noisy_label_task(PALETTE, alpha=ALPHA), student, {}, inputs)
+    check_palette(name, noisy_label_task(PALETTE), student, {}, inputs)
 
 
 def test_palette_retain_label(palette):
     """Forget rows 2 and 3 are paired with retain rows 0 and 1, as we pair them."""
     student, teacher, seen, _ = palette
-    inputs = {"retain": rows(seen, RETAIN), "forget": rows(seen, FORGET)}
-    check_palette(
-        "retain_label", retain_label_task(PALETTE, alpha=ALPHA), student, teacher, inputs
-    )
+    target = quick_jit(PALETTE.predict)(teacher, rows(seen, RETAIN))
+    inputs = {
+        "retain": {"seen": rows(seen, RETAIN), "target": target},
+        "forget": {"seen": rows(seen, FORGET), "target": target},
+    }
+    check_palette("retain_label", retain_label_task(PALETTE), student, {}, inputs)
 
 
 def test_palette_random_encoder(palette):
@@ -77,10 +82,10 @@ def test_palette_random_encoder(palette):
     drawn = [nhwc(PALETTE_CASE[f"drawn/random_encoder/{i}"]) for i in range(len(features))]
     noise = tuple(d * f.std(ddof=1) + f.mean() for d, f in zip(drawn, features, strict=True))
     inputs = {
-        "seen": {"retain": rows(seen, RETAIN), "forget": rows(seen, FORGET)},
-        "target": {"retain": rows(tuple(features), RETAIN), "forget": rows(noise, FORGET)},
+        "retain": {"seen": rows(seen, RETAIN), "target": rows(tuple(features), RETAIN)},
+        "forget": {"seen": rows(seen, FORGET), "target": rows(noise, FORGET)},
     }
-    task = random_encoder_task(PALETTE, alpha=ALPHA)
+    task = random_encoder_task(PALETTE)
     check_palette("random_encoder", task, student, {}, inputs)
 
 
@@ -88,10 +93,10 @@ def test_mage_max_loss():
     seen = test_mage.unlearning_case("student", slice(0, 4))
     views = {"images": np.zeros((4, 1, 1, 1), np.float32), "seen": seen}  # only codes are read
     inputs = {"retain": rows(views, RETAIN), "forget": rows(views, FORGET)}
-    task = max_loss_task(MAGE, alpha=ALPHA)
+    task = max_loss_task(MAGE)
     params = test_mage.tiny_params()
     trained = {part: params[part] for part in task.trained}
-    (loss, terms), grads = graded(task)(trained, {}, inputs)
+    (loss, terms), grads = graded(task, ALPHA)(trained, {}, inputs)
     np.testing.assert_allclose(loss / 2, MAGE_CASE["baseline/loss"], atol=5e-6)
     for name in ("retain", "forget"):
         np.testing.assert_allclose(terms[name] / 2, MAGE_CASE[f"baseline/{name}_loss"], atol=5e-6)
@@ -106,12 +111,12 @@ def test_mage_random_encoder():
     )
     seen = test_mage.unlearning_case("student", slice(0, 4))
     inputs = {
-        "seen": {"retain": rows(seen, RETAIN), "forget": rows(seen, FORGET)},
-        "target": {"retain": guide[RETAIN], "forget": target[FORGET]},
+        "retain": {"seen": rows(seen, RETAIN), "target": guide[RETAIN]},
+        "forget": {"seen": rows(seen, FORGET), "target": target[FORGET]},
     }
-    task = random_encoder_task(MAGE, alpha=ALPHA)
+    task = random_encoder_task(MAGE)
     trained = {"encoder": test_mage.tiny_params()["encoder"]}
-    loss, terms = quick_jit(task.loss)(trained, {}, inputs)
+    loss, terms = quick_jit(functools.partial(total_loss, task, alpha=ALPHA))(trained, {}, inputs)
     np.testing.assert_allclose(terms["retain"], MAGE_CASE["shared_vqgan/retain_loss"], rtol=3e-6)
     forget = np.square(latent[FORGET].astype(float) - target[FORGET]).mean()
     np.testing.assert_allclose(terms["forget"], forget, rtol=3e-6)

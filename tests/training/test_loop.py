@@ -13,7 +13,7 @@ import pytest
 from l2l_jax.data.pipeline import training_batches
 from l2l_jax.errors import Diverged, Interrupted, UserError
 from l2l_jax.models.mae import MAE
-from l2l_jax.objectives.task import encoder_task
+from l2l_jax.objectives.baselines import encoder_task
 from l2l_jax.training import loop, sharding
 from l2l_jax.training.metric_writers import MetricWriter, read_metrics
 from l2l_jax.training.optimizer import TrainingConfig
@@ -23,7 +23,7 @@ MODEL = MAE(
     image_size=8, patch_size=4, width=8, depth=1, num_heads=2,
     decoder_width=8, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
 )  # fmt: skip
-TASK = encoder_task(MODEL, alpha=0.5, noise="normal")
+TASK = encoder_task(MODEL)
 CONFIG = TrainingConfig(
     steps=12, batch_size=4, learning_rate=0.01, checkpoint_every=4, log_every=2, ema_decay=0.9
 )

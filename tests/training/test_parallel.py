@@ -37,7 +37,7 @@ class Run:
     def __init__(self, family, kind, data, model):
         mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
         parallel, optimizer = make_parallel(mesh, kind), make_optimizer(CONFIG)
-        task = make_task(METHOD[family], MODELS[family], alpha=0.25, noise="normal")
+        task = make_task(METHOD[family], MODELS[family])
         params = params_of(MODELS[family])
         step = make_step(
             task, optimizer, seed=3, ema_decay=CONFIG.ema_decay, accumulate=ACCUMULATE[family],
@@ -45,7 +45,7 @@ class Run:
         )  # fmt: skip
         trained = sharding.place({part: params[part] for part in task.trained}, mesh)
         frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
-        state = placed_state(trained, optimizer, mesh, ema=True)
+        state = placed_state(trained, optimizer, mesh, ema=True, alpha=0.25)
         batches = [parallel.rows(batch) for batch in images_of(family, 20, 16)]
         self.step = parallel.compile(step).lower(state, frozen, batches[0]).compile(QUICK)
         self.first, self.metrics = state.params, []

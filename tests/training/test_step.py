@@ -7,7 +7,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from l2l_jax.models.mae import MAE
-from l2l_jax.objectives.task import Task, encoder_task, pretraining_task
+from l2l_jax.objectives.baselines import encoder_task
+from l2l_jax.objectives.task import Task, pretraining_task
 from l2l_jax.training import sharding
 from l2l_jax.training.optimizer import TrainingConfig, make_optimizer
 from l2l_jax.training.step import create_state, make_step, placed_state
@@ -19,7 +20,7 @@ MODEL = MAE(
 CONFIG = TrainingConfig(steps=20, batch_size=8, learning_rate=1e-2, warmup_steps=2)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((5, 2, 8, 16, 16, 3)).astype(np.float32)
-UNLEARN = encoder_task(MODEL, alpha=0.25, noise="normal")
+UNLEARN = encoder_task(MODEL)
 
 
 def batches(task):
@@ -36,7 +37,7 @@ def run(task, params, *, devices=1, accumulate=1, ema_decay=0.0):
         donate_argnums=0,
     )
     trained = {part: params[part] for part in task.trained}
-    state = placed_state(trained, optimizer, mesh, ema=ema_decay > 0)
+    state = placed_state(trained, optimizer, mesh, ema=ema_decay > 0, alpha=0.25)
     frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
     history = []
     for batch in batches(task):
@@ -115,7 +116,7 @@ def test_moving_average(params):
     state, _ = run(UNLEARN, params, ema_decay=0.9)
     optimizer = make_optimizer(CONFIG)
     step = jax.jit(make_step(UNLEARN, optimizer, seed=3))
-    plain = create_state({"encoder": params["encoder"]}, optimizer, ema=False)
+    plain = create_state({"encoder": params["encoder"]}, optimizer, ema=False, alpha=0.25)
     expected = params["encoder"]["cls_token"].astype(np.float64)
     for batch in batches(UNLEARN):
         plain, _ = step(plain, params, batch)
@@ -128,7 +129,7 @@ def test_randomness_follows_the_step_number(params):
     """Two steps on one batch draw differently; the same step twice draws the same."""
     optimizer = make_optimizer(CONFIG)
     step = jax.jit(make_step(UNLEARN, optimizer, seed=3))
-    state = create_state({"encoder": params["encoder"]}, optimizer, ema=False)
+    state = create_state({"encoder": params["encoder"]}, optimizer, ema=False, alpha=0.25)
     batch = next(batches(UNLEARN))
     first = step(state, params, batch)[1]["forget"]
     assert step(state, params, batch)[1]["forget"] == first

@@ -1,0 +1,136 @@
+"""Methods that change the whole model, so that what it forgot does not come back with ordinary training."""
+
+import jax
+import jax.numpy as jnp
+
+from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.objectives.baselines import generative_task, images_and_views, teacher_views
+from l2l_jax.objectives.gradients import LookAhead
+from l2l_jax.objectives.losses import feature_distance
+from l2l_jax.objectives.noise import NoiseKind
+from l2l_jax.objectives.targets import TargetKind, forget_truth
+from l2l_jax.objectives.task import Task
+
+
+def whole_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task:
+    """The paper's objective on the outputs of encoder and decoder.
+
+        d(T(x_r), T(x_r)) + alpha · d(T(x_f), T(n)),   d(a, b) = ‖E(a) − E_0(b)‖² + ‖h(a) − h_0(b)‖²
+
+    The paper trains the encoder alone, so that its frozen decoder keeps what it knew; here encoder and
+    decoder are trained. The original model's outputs at places that were visible are distilled, too.
+
+    Args:
+      model: the model; its frozen copy is the teacher.
+      noise: kind of the noise images.
+    """
+
+    def prepare(frozen, batch, rng, axis_name=None):
+        return teacher_views(model, frozen, batch, rng, noise, axis_name)
+
+    def losses(trained, frozen, rows):
+        student = {**frozen, **trained}
+        teacher = jax.lax.stop_gradient(
+            (model.encode(frozen["encoder"], rows["teacher"]), model.predict(frozen, rows["teacher"]))
+        )
+        features = model.encode(student["encoder"], rows["student"])  # compiled once with `predict`'s
+        outputs = model.predict(student, rows["student"])
+        return feature_distance(features, teacher[0]) + feature_distance(outputs, teacher[1])
+
+    return Task(
+        trained=model.generative_parts,
+        frozen=(*model.generative_parts, *model.corruption_parts),
+        sets=("retain", "forget"),
+        prepare=prepare,
+        losses=losses,
+    )
+
+
+def undo_task(
+    model: ImageToImageModel, *, perturb: float = 1.0, distill: float = 0.5, target: TargetKind = "noise"
+) -> Task:
+    """Shrink and perturb the weights, then rebuild the model from retain images.
+
+        start: (1 − p) · θ_0 + p · fresh weights, for encoder and decoder
+        retain: (1 − d) · L(x_r) + d · L(x_r, with h_0's predictions as the truth)
+        forget: L(x_f, with `target` as the truth)
+
+    After "Distillation Robustifies Unlearning" (Lee et al. 2025), which distils an unlearned language model
+    into a damaged copy of itself. Two things differ. The teacher is the original model, but it is imitated on
+    retain images only, and only in the places that its own training loss counts: what it puts elsewhere
+    was never trained and carries much of what is to be forgotten. And part of the retain loss is the
+    truth itself. With p = 1 nothing of the original weights is left: what is then known of forget
+    images comes from retain images.
+
+    Args:
+      model: the model; its frozen copy is the teacher.
+      perturb: p in [0, 1].
+      distill: d in [0, 1].
+      target: see `l2l_jax.objectives.targets`.
+    """
+
+    def prepare(frozen, batch, rng, axis_name=None):
+        views = images_and_views(model, frozen, batch, rng, axis_name)
+        retain = views["retain"]
+        if distill:
+            retain = {**retain, "imitated": model.predict(frozen, retain["seen"])}
+        return {"retain": retain, "forget": forget_truth(model, frozen, views, rng, target, axis_name)}
+
+    def losses(trained, frozen, rows):
+        student = {**frozen, **trained}
+        truth = model.generative_loss(student, rows["images"], rows["seen"])
+        if "imitated" not in rows:
+            return truth
+        imitated = model.imitation_loss(student, rows["seen"], rows["imitated"])
+        return (1 - distill) * truth + distill * imitated
+
+    def start(params: Params, rng: jax.Array) -> Params:
+        fresh = model.init(jax.random.fold_in(rng, 1))
+        parts = {part: (params[part], fresh[part]) for part in model.generative_parts}
+        mixed = {
+            part: jax.tree.map(lambda x, y: (1 - perturb) * jnp.asarray(x) + perturb * y, *pair)
+            for part, pair in parts.items()
+        }
+        return {**params, **mixed}
+
+    return Task(
+        trained=model.generative_parts,
+        frozen=(*(model.generative_parts if distill else ()), *model.corruption_parts),
+        sets=("retain", "forget"),
+        prepare=prepare,
+        losses=losses,
+        start=start if perturb else None,
+    )
+
+
+def relearn_aware_task(
+    model: ImageToImageModel,
+    *,
+    target: TargetKind = "noise",
+    attack_steps: int = 1,
+    attack_rate: float = 1e-3,
+) -> Task:
+    """Forget in a way that survives an attacker's first steps.
+
+        L(x_r; θ) + alpha · L(x_f, with `target` as the truth; θ'),   θ' = θ after steps down L(x_r)
+
+    The attacker of `l2l_jax.objectives.gradients.LookAhead` trains on retain images. Encoder and decoder are
+    trained.
+
+    Args:
+      model: the model.
+      target: see `l2l_jax.objectives.targets`.
+      attack_steps: the attacker's steps; each costs half a step of training.
+      attack_rate: change of every weight in one of them.
+    """
+
+    def prepare(frozen, batch, rng, axis_name=None):
+        views = images_and_views(model, frozen, batch, rng, axis_name)
+        return {**views, "forget": forget_truth(model, frozen, views, rng, target, axis_name)}
+
+    task = generative_task(model, prepare)
+
+    def attack(trained, frozen, inputs):
+        return task.losses(trained, frozen, inputs["retain"]).mean()
+
+    return task._replace(gradients=LookAhead(attack, attack_steps, attack_rate))

@@ -1,0 +1,71 @@
+"""Make the shipped models of a recipe: `python -m l2l_jax.shipped.make --config=configs/digits_mae.py`.
+
+Trains the model on all classes, its twin without the classes to forget, and writes both with their cards into
+this package. `--workdir` keeps the checkpoints: an interrupted call resumes.
+"""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from l2l_jax.command_line import parse_flags, run_program
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train, write and describe both models of the recipe."""
+    recipe, workdir = parse_flags(argv)
+    from absl import flags
+    from ml_collections import config_flags
+
+    from l2l_jax import experiment, shipped
+    from l2l_jax.config import parse_config
+    from l2l_jax.data.sources import open_source
+    from l2l_jax.retraining import retrain
+
+    config = dataclasses.replace(parse_config(recipe), pretrained="")
+    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    source = open_source(config.data, "train", config.model.image_size)
+    original = experiment.pretrain(config, workdir / "original", source)
+    _ship(config, name, original, {"trained_on": "all classes", "length": 1.0})
+    retrained = retrain(config, original, workdir / "retrained")
+    facts = {
+        "trained_on": "the classes to retain",
+        "length": retrained.length,
+        "retain_validation_error_ratio": round(retrained.ratio, 4),
+    }
+    _ship(config, name + shipped.RETRAINED, retrained.params, facts)
+
+
+def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:
+    from l2l_jax import shipped
+    from l2l_jax.evaluation.evaluate import Evaluation
+    from l2l_jax.weights import files
+    from l2l_jax.weights.store import save_model
+    from l2l_jax.weights.transfer import export_model, load_pretrained
+
+    path = shipped.FOLDER / f"{name}.safetensors"
+    path.unlink(missing_ok=True)
+    saved = pathlib.Path("runs") / "shipped" / name
+    save_model(saved, params, {**config.describe("family", "model", "data", "seed"), "origin": name})
+    export_model(saved, path, "float16")
+    evaluation = Evaluation(config)
+    half = load_pretrained(path, config.family, config.model)
+    card = {
+        "name": name,
+        **facts,
+        **config.describe("family", "model", "data", "pretrain", "seed"),
+        "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
+        "sha256": files.sha256(path),
+        "licence": "Apache-2.0",
+        "test_figures": evaluation.evaluate(half, name).figures,
+        "test_figures_float32": evaluation.evaluate(params, name).figures,
+    }
+    (shipped.FOLDER / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv))

@@ -1,0 +1,159 @@
+"""Methods that change the whole model, by hand on a linear one, and on the families."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from l2l_jax.objectives.deep import relearn_aware_task, undo_task, whole_task
+from l2l_jax.objectives.targets import blurred, forget_truth
+from l2l_jax.objectives.task import total_loss
+from tests.compiling import quick_jit
+from tests.objectives.test_baselines import ALPHA, BATCH, LINEAR, STUDENT, TEACHER, parts, prepared
+from tests.training.families import MODELS, images_of, params_of
+
+W, V = STUDENT["encoder"].astype(float), STUDENT["decoder"].astype(float)
+W0, V0 = TEACHER["encoder"].astype(float), TEACHER["decoder"].astype(float)
+
+
+def mse(outputs, target):
+    return np.square(outputs - target).mean()
+
+
+def test_whole_compares_features_and_outputs():
+    """Features are two arrays, 5 and 3 wide, a mean of each."""
+    task = whole_task(LINEAR)
+    inputs = prepared(task)
+    terms = []
+    for of in ("retain", "forget"):
+        student, teacher = (np.asarray(inputs[of][who], float) for who in ("student", "teacher"))
+        z, z0 = student @ W, teacher @ W0
+        terms.append(mse(z[:, :5], z0[:, :5]) + mse(z[:, 5:], z0[:, 5:]) + mse(z @ V, z0 @ V0))
+    loss, found = total_loss(task, parts(STUDENT, task.trained), parts(TEACHER, task.frozen), inputs, ALPHA)
+    np.testing.assert_allclose([found["retain"], found["forget"]], terms, rtol=1e-5)
+    np.testing.assert_allclose(loss, terms[0] + ALPHA * terms[1], rtol=1e-5)
+    np.testing.assert_array_equal(inputs["retain"]["student"], inputs["retain"]["teacher"])
+
+
+def test_undo_mixes_the_truth_and_the_originals_predictions():
+    task = undo_task(LINEAR, distill=0.3)
+    inputs = prepared(task)
+    seen = np.asarray(inputs["retain"]["seen"], float)
+    outputs, truth = seen @ W @ V, BATCH["retain"].reshape(-1, 12)
+    retain = 0.7 * mse(outputs, truth) + 0.3 * mse(outputs, seen @ W0 @ V0)
+    noisy = inputs["forget"]
+    forget = mse(np.asarray(noisy["seen"], float) @ W @ V, np.asarray(noisy["images"], float).reshape(-1, 12))
+    assert not np.array_equal(noisy["images"], BATCH["forget"])
+    loss, found = total_loss(task, parts(STUDENT, task.trained), parts(TEACHER, task.frozen), inputs, ALPHA)
+    np.testing.assert_allclose([found["retain"], found["forget"]], [retain, forget], rtol=1e-5)
+    np.testing.assert_allclose(loss, retain + ALPHA * forget, rtol=1e-5)
+
+
+def test_undo_without_the_original_needs_no_teacher_and_is_noisy_label():
+    task = undo_task(LINEAR, distill=0.0)
+    assert task.frozen == LINEAR.corruption_parts
+    inputs = prepared(task)
+    expected = []
+    for of in ("retain", "forget"):
+        outputs = np.asarray(inputs[of]["seen"], float) @ W @ V
+        expected.append(mse(outputs, np.asarray(inputs[of]["images"], float).reshape(-1, 12)))
+    _, found = total_loss(task, parts(STUDENT, task.trained), parts(TEACHER, task.frozen), inputs, ALPHA)
+    np.testing.assert_allclose([found["retain"], found["forget"]], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_undo_starts_between_the_original_and_fresh_weights(family):
+    model, params = MODELS[family], params_of(MODELS[family])
+    key = jax.random.key(3)
+    wholly, half = (undo_task(model, perturb=p).start(params, key) for p in (1.0, 0.5))
+    assert undo_task(model, perturb=0.0).start is None
+    for part in params:
+        for name, (new, mixed, old) in enumerate(
+            zip(*(jax.tree.leaves(x[part]) for x in (wholly, half, params)), strict=True)
+        ):
+            if part in model.generative_parts:
+                expected = 0.5 * np.asarray(old) + 0.5 * np.asarray(new)
+                np.testing.assert_allclose(mixed, expected, atol=1e-6, err_msg=f"{part} {name}")
+            else:
+                assert new is old
+    assert any(
+        np.abs(np.asarray(a) - np.asarray(b)).max() > 0.01
+        for a, b in zip(jax.tree.leaves(wholly["encoder"]), jax.tree.leaves(params["encoder"]), strict=True)
+    )
+
+
+def test_the_attackers_step_before_the_forget_gradient():
+    """By hand: θ' = θ − rate · sign(∇retain), the forget gradient there, the retain gradient at θ."""
+    task = relearn_aware_task(LINEAR, attack_steps=1, attack_rate=0.01)
+    inputs = prepared(task)
+    rows = {
+        of: (np.asarray(inputs[of]["seen"], float), np.asarray(inputs[of]["images"], float).reshape(-1, 12))
+        for of in ("retain", "forget")
+    }
+
+    def gradient(w, v, of):
+        x, y = rows[of]
+        slope = 2 * (x @ w @ v - y) / y.size
+        return {"encoder": x.T @ slope @ v.T, "decoder": (x @ w).T @ slope}
+
+    retain = gradient(W, V, "retain")
+    forget = gradient(W - 0.01 * np.sign(retain["encoder"]), V - 0.01 * np.sign(retain["decoder"]), "forget")
+    terms, found = task.gradients.compute(
+        task, parts(STUDENT, task.trained), {}, inputs, jnp.float32(ALPHA), lambda x: x
+    )
+    direction = task.gradients.combine(terms, found, jnp.float32(ALPHA))
+    for part in direction:
+        expected = retain[part] + ALPHA * forget[part]
+        np.testing.assert_allclose(direction[part], expected, atol=1e-5 * np.abs(expected).max())
+    here = gradient(W, V, "forget")
+    assert np.abs(forget["encoder"] - here["encoder"]).max() > 1e-3 * np.abs(here["encoder"]).max()
+    np.testing.assert_allclose(terms["loss"], terms["retain"] + ALPHA * terms["forget"], rtol=1e-5)
+
+
+def test_blur_against_scipy():
+    """In the middle of a large image the borders play no part."""
+    images = np.random.default_rng(0).random((2, 40, 40, 3), np.float32)
+    expected = scipy.ndimage.gaussian_filter(images.astype(float), (0, 2, 2, 0), truncate=10)
+    np.testing.assert_allclose(
+        blurred(jnp.asarray(images), 2.0)[:, 18:22, 18:22], expected[:, 18:22, 18:22], atol=1e-4
+    )
+    np.testing.assert_allclose(blurred(jnp.ones((1, 8, 8, 3)), 3.0), 1, rtol=1e-5)  # light is kept
+
+
+@pytest.mark.parametrize("kind", ["mean", "blur"])
+@pytest.mark.parametrize("family", MODELS)
+def test_other_truths_than_noise(family, kind):
+    """What is to be restored is the other image; what stays visible stays."""
+    model, params = MODELS[family], params_of(MODELS[family])
+    (batch,) = images_of(family, 1, 4)
+
+    def prepare(params, batch, key):
+        views = {of: {"images": x, "seen": model.corrupt(params, x, key)} for of, x in batch.items()}
+        return views, forget_truth(model, params, views, key, kind)
+
+    views, found = quick_jit(prepare)(params, batch, jax.random.key(0))
+    forget = np.asarray(batch["forget"])
+    truth = (
+        np.broadcast_to(batch["retain"].mean(axis=0), forget.shape)
+        if kind == "mean"
+        else np.asarray(blurred(jnp.asarray(forget), model.image_size / 4))
+    )
+    seen, before = found["seen"], views["forget"]["seen"]
+    if family == "mae":
+        np.testing.assert_allclose(found["images"], truth, atol=1e-6)
+        np.testing.assert_array_equal(seen["patches"], before["patches"])
+    elif family == "mage":
+        np.testing.assert_array_equal(seen["targets"], quick_jit(model.tokenize)(params, truth))
+        np.testing.assert_array_equal(seen["ids"], before["ids"])
+    else:
+        gamma = np.asarray(before["gamma"])[:, None, None, None]
+        noisy = np.sqrt(gamma) * truth + np.sqrt(1 - gamma) * np.asarray(before["noise"])
+        hole = np.asarray(before["hole"])[..., None]
+        np.testing.assert_allclose(seen["inputs"][..., 3:], np.where(hole, noisy, forget), atol=1e-5)
+        np.testing.assert_array_equal(seen["inputs"][..., :3], before["inputs"][..., :3])
+
+
+def test_an_unknown_target():
+    with pytest.raises(ValueError, match="target must be noise, blur or mean, not 'grey'"):
+        prepared(undo_task(LINEAR, target="grey"))

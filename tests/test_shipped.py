@@ -1,0 +1,75 @@
+"""The models that come with the package are what their cards say."""
+
+import hashlib
+import pathlib
+import runpy
+
+import numpy as np
+import pytest
+
+from l2l_jax import experiment, shipped
+from l2l_jax.config import parse_config
+from l2l_jax.data.sources import open_source
+from l2l_jax.data.splits import evaluation_sets, validation_sets
+from l2l_jax.errors import UserError
+from l2l_jax.retraining import FAIR_RATIO, hole_errors
+from l2l_jax.weights.transfer import load_pretrained
+from l2l_jax.workdir import Workdir
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+RECIPES = ("digits_mae", "digits_vqgan", "digits_diffusion")
+
+
+def config_of(recipe, **fields):
+    config = runpy.run_path(str(CONFIGS / f"{recipe}.py"))["get_config"]()
+    config.update_from_flattened_dict(fields)
+    return parse_config(config)
+
+
+def test_a_model_and_its_twin_for_each_recipe():
+    assert set(shipped.names()) == {name + end for name in RECIPES for end in ("", shipped.RETRAINED)}
+    files = [shipped.resolved(name) for name in shipped.names()]
+    assert sum(file.stat().st_size for file in files) <= 8_000_000
+    for name, file in zip(shipped.names(), files, strict=True):
+        card = shipped.card(name)
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == card["sha256"]
+        trained = config_of(name.removesuffix(shipped.RETRAINED)).describe("model", "pretrain")
+        assert {"model": card["model"], "pretrain": card["pretrain"]} == trained
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_figures_of_the_cards_hold(recipe):
+    """Errors in the hole on test images; the twin restores what it saw as the original does, and no other."""
+    config = config_of(recipe)
+    test = evaluation_sets(config.data, open_source(config.data, "test", config.model.image_size))
+    validation = validation_sets(config.data, open_source(config.data, "validation", config.model.image_size))
+    errors, ratios = {}, []
+    for name in (recipe, recipe + shipped.RETRAINED):
+        params = load_pretrained(shipped.resolved(name), config.family, config.model)
+        figures = shipped.card(name)["test_figures"]
+        for of, source in test._asdict().items():
+            errors[name, of] = hole_errors(config, params, source).mean()
+            np.testing.assert_allclose(errors[name, of], figures[of]["mse"], rtol=0.02, err_msg=name)
+        ratios.append(hole_errors(config, params, validation.retain).mean())
+    assert ratios[1] / ratios[0] <= FAIR_RATIO
+    assert errors[recipe + shipped.RETRAINED, "forget"] > 1.5 * errors[recipe, "forget"]
+
+
+def test_recipes_start_from_them(tmp_path):
+    for recipe in RECIPES:
+        assert config_of(recipe).pretrained == recipe
+    config = config_of("digits_mae")
+    params = experiment.original_params(config, Workdir(tmp_path, config), None)
+    assert {part: len(params[part]) > 1 for part in params} == {"encoder": True, "decoder": True}
+
+
+def test_only_for_digits(tmp_path):
+    config = config_of("digits_mae", **{"data.source": "folder", "data.path": str(tmp_path)})
+    with pytest.raises(UserError, match="a model of handwritten digits, but config.data.source is 'folder'"):
+        experiment.original_params(config, Workdir(tmp_path, config), None)
+
+
+def test_a_name_that_is_none():
+    with pytest.raises(UserError, match="no shipped model 'digits'; there are: digits_diffusion, "):
+        shipped.card("digits")
+    assert shipped.resolved("runs/digits_mae/pretrained") == pathlib.Path("runs/digits_mae/pretrained")
