@@ -16,12 +16,14 @@ from l2l_jax.objectives import methods
 from l2l_jax.training import sharding
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
-METHODS = ["encoder", "max_loss", "noisy_label", "retain_label", "random_encoder"]
+METHODS = [
+    "encoder", "max_loss", "noisy_label", "retain_label", "random_encoder", "whole", "undo", "relearn_aware",
+]  # fmt: skip
 
 
 def small_config():
     recipe = runpy.run_path(str(RECIPE))["get_config"]().to_dict()
-    recipe["model"] |= dict(width=8, depth=1, num_heads=2)
+    recipe["model"] |= dict(pretrained="", width=8, depth=1, num_heads=2)
     recipe["model"] |= dict(decoder_width=8, decoder_depth=1, decoder_num_heads=2)
     recipe["pretrain"]["model"] |= dict(steps=20, batch_size=8, warmup_steps=2)
     recipe["unlearn"] |= dict(steps=10, batch_size=8, warmup_steps=2)

@@ -14,6 +14,7 @@ from l2l_jax.config import parse_config
 from tests.processes import ROOT, run_processes
 
 FIELDS = {
+    "model.pretrained": "",
     "model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.decoder_width": 16,
     "model.decoder_depth": 1, "model.decoder_num_heads": 2, "pretrain.model.steps": 20,
     "pretrain.model.batch_size": 8, "pretrain.model.warmup_steps": 5, "unlearn.steps": 20,

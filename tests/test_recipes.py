@@ -14,14 +14,27 @@ from l2l_jax.models.registry import VARIANTS
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 TRAINING = {"steps": 2, "batch_size": 8, "warmup_steps": 1}
-TINY: dict[str, dict] = {
+TINY: dict[str, dict] = {  # fmt: skip
     "digits_vqgan": {
-        "model": {"width": 16, "depth": 1, "decoder_width": 16, "decoder_depth": 1, "base_channels": 8},
+        "model": {
+            "pretrained": "",
+            "width": 16,
+            "depth": 1,
+            "decoder_width": 16,
+            "decoder_depth": 1,
+            "base_channels": 8,
+        },
         "pretrain": {"tokenizer": TRAINING, "model": TRAINING},
         "unlearn": TRAINING,
     },
     "digits_diffusion": {
-        "model": {"inner_channel": 8, "num_head_channels": 8, "norm_groups": 4, "sampling_steps": 2},
+        "model": {
+            "pretrained": "",
+            "inner_channel": 8,
+            "num_head_channels": 8,
+            "norm_groups": 4,
+            "sampling_steps": 2,
+        },
         "pretrain": {"model": TRAINING},
         "unlearn": TRAINING,
     },

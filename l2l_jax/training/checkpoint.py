@@ -53,9 +53,7 @@ class Checkpointer:
         Raises:
           UserError: there are checkpoints, and none can be read.
         """
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
-        )
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         steps = from_writer(lambda: sorted(self._manager.all_steps(), reverse=True))
         for step in steps:
             restored, problem = None, ""
@@ -93,7 +91,6 @@ class Checkpointer:
         logger.warning(
             "The checkpoint of step %d is damaged and passed over; it is now %s. (%s)", step, damaged, problem
         )
-
 
     def wait(self) -> None:
         """Block until what is being saved lies on the disk; raises what went wrong."""

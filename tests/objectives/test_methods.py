@@ -95,9 +95,7 @@ def test_forget_images_count(family, method, params):
     """Other forget images give other gradients in all that is trained, unless alpha is 0."""
     one = {"retain": IMAGES[0], "forget": IMAGES[1]}
     other = {"retain": IMAGES[0], "forget": IMAGES[2] ** 3}
-    results = gradients(
-        family, method, params[family], [one, other, one, other], [0.5, 0.5, 0.0, 0.0]
-    )
+    results = gradients(family, method, params[family], [one, other, one, other], [0.5, 0.5, 0.0, 0.0])
     (metrics, grads), (_, changed), (plain, unweighted), (_, same) = results
     trained = ("encoder",) if method in ENCODER_ONLY else ("encoder", "decoder")
     assert tuple(sorted(grads)) == tuple(sorted(trained))
@@ -145,6 +143,7 @@ def test_names():
 def test_the_experiment_trains_and_names_the_method(method, monkeypatch, tmp_path):
     recipe = runpy.run_path(str(RECIPE))["get_config"]()
     recipe.unlearn.method = method
+    recipe.model.pretrained = ""
     config = parse_config(recipe)
     used = []
     monkeypatch.setattr(experiment, "training_batches", lambda *_, **__: None)

@@ -54,9 +54,7 @@ def adamw_by_hand(params, gradients, rates, config):
             m, v = moments[name]
             m[:] = config.beta1 * m + (1 - config.beta1) * g
             v[:] = config.beta2 * v + (1 - config.beta2) * g**2
-            update = m / (1 - config.beta1**count) / (
-                np.sqrt(v / (1 - config.beta2**count)) + 1e-8
-            )
+            update = m / (1 - config.beta1**count) / (np.sqrt(v / (1 - config.beta2**count)) + 1e-8)
             decay = config.weight_decay if name == "kernel" else 0
             params[name] = params[name] - rate * (update + decay * params[name])
     return params

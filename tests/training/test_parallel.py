@@ -5,7 +5,6 @@ which is a hundredth of what 20 steps of Adam at the rate 1e-3 can change. Round
 batch have other orders.
 """
 
-
 import math
 
 import jax
