@@ -130,5 +130,9 @@ def get_config() -> ml_collections.ConfigDict:
         batch_size=256,  # images per compiled call
         picture_per_class=2,  # images of each class in the picture
         features="classifier",  # a small one, trained on the spot; none: psnr and mse only
+        networks=(),  # published ones, where their files are
+        inception="", resnet50="", clip="",  # their files; empty: looked for in the folder of weights
+        resize="clean-fid",  # for inception; or pytorch-fid
+        network_batch_size=32,  # images per compiled call of a network
     ))
     return config

@@ -110,6 +110,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         batch_size=64,
         picture_per_class=1,
         features="none",  # psnr and mse; "classifier": more, by a small classifier trained on the spot
+        networks=("inception", "clip"),  # published ones, where their files are
+        inception="", resnet50="", clip="",  # their files; empty: looked for in the folder of weights
+        resize="clean-fid",  # for inception; or pytorch-fid
+        network_batch_size=32,  # images per compiled call of a network
     ))
     if variant == "runlocal":
         _make_local(config)
@@ -133,4 +137,6 @@ def _make_local(config: ml_collections.ConfigDict) -> None:
     config.pretrain.tokenizer.update(steps=40, learning_rate=2e-3, **small)
     config.pretrain.model.update(steps=50, learning_rate=2e-3, **small)
     config.unlearn.update(steps=40, learning_rate=1e-3, **small)
-    config.evaluate.update(hole_width=8, batch_size=32, picture_per_class=3, features="classifier")
+    config.evaluate.update(
+        hole_width=8, batch_size=32, picture_per_class=3, features="classifier", networks=()
+    )

@@ -5,11 +5,12 @@ from typing import Literal
 
 import numpy as np
 
+from l2l_jax.evaluation.features.config import NetworksConfig
 from l2l_jax.operators import HOLES
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(NetworksConfig):
     """What is restored, and what the picture shows.
 
     Attributes:
@@ -20,6 +21,7 @@ class EvaluationConfig:
       picture_per_class: images of each class in the picture, of at most 10 classes of a set.
       features: where FID, Inception Score and accuracy come from: "classifier", a small one that is trained
         on the spot, for few classes of small images; "none": they are left out.
+      networks, inception, resnet50, clip, resize, network_batch_size: see `NetworksConfig`.
     """
 
     hole: Literal["centre", "border", "left", "right", "top", "bottom"] = "centre"

@@ -3,6 +3,7 @@
     python -m l2l_jax.weights inspect mae_visualize_vit_base.pth
     python -m l2l_jax.weights import mae_visualize_vit_base.pth
     python -m l2l_jax.weights export runs/mae/unlearned --output unlearned.pth
+    python -m l2l_jax.weights fetch inception
 """
 
 import argparse
@@ -46,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=pathlib.Path, metavar="FILE", required=True, help=".pth or .safetensors"
     )
     export.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    fetch = commands.add_parser("fetch", help="download a published file; without a name, list them")
+    fetch.add_argument("name", nargs="?", metavar="NAME", help="such as inception or mae-vit-b")
+    fetch.add_argument(
+        "--folder", type=pathlib.Path, metavar="FOLDER",
+        help="default: $L2L_JAX_WEIGHTS, or ~/.cache/l2l_jax/weights",
+    )  # fmt: skip
     commands.add_parser("inspect", parents=[reading], help="say what a file or folder is")
     return parser
 
@@ -64,6 +71,9 @@ def _field(text: str) -> tuple[str, Any]:
 def run(argv: Sequence[str]) -> None:
     """Do what the command line asks for; `argv` leaves the program's name out."""
     args = _parser().parse_args(argv)
+    if args.command == "fetch":
+        _fetch(args.name, args.folder)
+        return
     # Imported late: a mistyped command is answered at once.
     import jax
 
@@ -87,6 +97,17 @@ def run(argv: Sequence[str]) -> None:
         f"{card['source']['sha256']}\n{card['licence']}\n"
         f"Unlearn it with --config.model.pretrained={output}"
     )
+
+
+def _fetch(name: str | None, folder: pathlib.Path | None) -> None:
+    from l2l_jax.weights import fetching, published
+
+    if name is not None:
+        path = fetching.fetch(published.published(name), folder or published.weights_folder())
+        print(path)
+        return
+    for file in published.PUBLISHED.values():
+        print(f"{file.name:20} {file.holds}; {file.size_in_words()}; {file.licence}\n{'':20} {file.page}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.weights import torch_files
 from l2l_jax.weights.arrays import FLOATS_WANTED, StateDict, StoredArray
 
-TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar")
 SAFETENSORS_SUFFIX = ".safetensors"
 PLAIN = ("state_dict", "model", "network", "net", "params", "module")
 """Names under which checkpoints keep their state dict."""
@@ -87,7 +87,7 @@ def open_checkpoint(path: pathlib.Path) -> CheckpointFile:
     if not path.is_file():
         what = "is a folder, not a checkpoint file" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}.")
-    if path.suffix in TORCH_SUFFIXES:
+    if path.name.endswith(TORCH_SUFFIXES):
         kind, content = torch_files.load(path)
     elif path.suffix == SAFETENSORS_SUFFIX:
         kind, content = "safetensors", _read_safetensors(path)
@@ -183,7 +183,7 @@ def check_output(path: pathlib.Path) -> None:
     """
     if path.exists():
         raise UserError(f"{path} exists. Choose another --output, or delete it first.")
-    if path.suffix in TORCH_SUFFIXES:
+    if path.name.endswith(TORCH_SUFFIXES):
         torch_files.import_torch()
     elif path.suffix != SAFETENSORS_SUFFIX:
         raise UserError(f"--output {path}: its name must end in {', '.join(_suffixes())}.")

@@ -32,9 +32,7 @@ class Source:
     copies: tuple[str, ...]
 
 
-def open_source(
-    path: pathlib.Path, *, ema: bool = False, vqgan: pathlib.Path | None = None
-) -> Source:
+def open_source(path: pathlib.Path, *, ema: bool = False, vqgan: pathlib.Path | None = None) -> Source:
     """The state dict in a checkpoint file, its VQGAN's file added if there is one.
 
     Raises:
@@ -48,7 +46,7 @@ def open_source(
         facts["copy"] = name
     if vqgan is not None:
         added = open_source(vqgan)
-        with _about(path):
+        with about(path):
             state_dict = mage.with_vqgan(state_dict, added.state_dict)
         facts["vqgan"] = added.facts
     return Source(state_dict, facts, tuple(file.copies))
@@ -62,7 +60,15 @@ def read_params(source: Source, family: Family, model: ImageToImageModel) -> Par
     """
     target = family.target(model)
     state_dict = family.unwrap(source.state_dict, model)
-    params = mapping.to_flax(family.table, state_dict, target, model)
+    return as_floats(mapping.to_flax(family.table, state_dict, target, model), target)
+
+
+def as_floats(params: Params, target: Params) -> Params:
+    """The parameters in the number formats of `target`, which hold every value of theirs.
+
+    Raises:
+      UserError: arrays that are no float32, float16 or bfloat16.
+    """
 
     def widen(path: Any, value: np.ndarray, like: Any) -> np.ndarray:
         if value.dtype not in arrays.FLOATS.values():
@@ -99,7 +105,7 @@ def import_file(
     if output.exists():
         raise UserError(f"{output} exists. Choose another --output, or delete it first.")
     source = open_source(path, ema=ema, vqgan=vqgan)
-    with _about(path):
+    with about(path):
         family = recognise(source.state_dict)
         variant, model = family.infer(source.state_dict, path.name, fields or {})
         params = read_params(source, family, model)
@@ -136,7 +142,7 @@ def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageMod
         )
     if not path.is_dir():
         source = open_source(path)
-        with _about(path):
+        with about(path):
             _check_family(recognise(source.state_dict).name, family_name)
             sizes = family.sizes(source.state_dict)
             variant = family.variant(sizes)
@@ -148,7 +154,7 @@ def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageMod
             params = read_params(source, family, model)
         return params | family.other_parts(model)
     card = read_card(path)
-    with _about(path):
+    with about(path):
         _check_family(card.get("family"), family_name)
         saved = family.build(card.get("model", {}))
         _check_fields({name: getattr(saved, name) for name in family.trained_with}, model)
@@ -157,7 +163,7 @@ def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageMod
     try:
         params = load_params(path, {part: shapes[part] for part in parts})
     except UserError:
-        with _about(path):
+        with about(path):
             _check_sizes(saved, model, parts)
         raise
     others = {} if len(parts) == len(shapes) else family.other_parts(model)
@@ -165,7 +171,7 @@ def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageMod
 
 
 @contextlib.contextmanager
-def _about(path: pathlib.Path) -> Iterator[None]:
+def about(path: pathlib.Path) -> Iterator[None]:
     """Put the name of the file or folder before what is said against it."""
     try:
         yield

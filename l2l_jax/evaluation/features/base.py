@@ -68,7 +68,13 @@ class BatchedNetwork:
         mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
         self._images = NamedSharding(mesh, PartitionSpec("data"))
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-        self._apply = jax.jit(apply)
+
+        @jax.jit
+        def precise(params: Any, images: jax.Array) -> Outputs:
+            with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round to fewer bits
+                return apply(params, images)
+
+        self._apply = precise
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """See `FeatureNetwork`."""

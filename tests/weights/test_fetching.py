@@ -1,0 +1,160 @@
+"""Downloading, from a server on 127.0.0.1."""
+
+import dataclasses
+import hashlib
+import http.server
+import re
+import threading
+
+import numpy as np
+import pytest
+
+from l2l_jax.errors import UserError
+from l2l_jax.weights import __main__ as cli
+from l2l_jax.weights import fetching, published
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT; answers ranges; breaks off where it is told to."""
+
+    def do_GET(self):  # noqa: N802  (the name that http.server asks for)
+        server = self.server
+        server.ranges.append(self.headers.get("Range"))
+        if self.path != "/weights.pth":
+            self.send_error(404)
+            return
+        start, wanted = 0, self.headers.get("Range")
+        if wanted and self.headers.get("If-Range") == server.etag:
+            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+            if start >= len(CONTENT):
+                self.send_error(416)
+                return
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", server.etag)
+        self.send_header("Content-Type", server.content_type)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        end = server.breaks.pop(0) if server.breaks else len(CONTENT)
+        self.wfile.write(CONTENT[start:end])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.etag, running.breaks, running.ranges = '"1"', [], []
+        running.content_type = "application/octet-stream"
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def file(server):
+    return published.PublishedFile(
+        name="test", holds="Made-up weights", file="weights.pth",
+        url=f"http://127.0.0.1:{server.server_port}/weights.pth", page="https://example.org/weights",
+        licence="CC0", size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest(),
+    )  # fmt: skip
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_downloaded_once(server, file, tmp_path, capsys):
+    folder = tmp_path / "new" / "weights"
+    assert fetching.fetch(file, folder).read_bytes() == CONTENT
+    shown = capsys.readouterr().out
+    for told in ("0.3 MB", "licence: CC0", file.sha256, file.url):
+        assert told in shown
+    assert names(folder) == ["weights.pth"]
+    fetching.fetch(file, folder)
+    assert len(server.ranges) == 1
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_a_download_goes_on_where_it_stopped(server, file, tmp_path):
+    server.breaks = [100_000, 250_000]
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"(?s)Run the same command to go on.*curl -L -o weights.pth"):
+            fetching.fetch(file, tmp_path)
+        assert "weights.pth" not in names(tmp_path)
+    assert fetching.fetch(file, tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=100000-", "bytes=250000-"]
+    assert names(tmp_path) == ["weights.pth"]
+
+
+def test_a_file_that_changed_in_between_is_downloaded_anew(server, file, tmp_path):
+    server.breaks = [100_000]
+    with pytest.raises(UserError):
+        fetching.fetch(file, tmp_path)
+    server.etag = '"2"'
+    assert fetching.fetch(file, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_part_that_is_whole_or_too_long_does_not_stand_in_the_way(server, file, tmp_path):
+    (tmp_path / "weights.pth.part").write_bytes(CONTENT + b"more")
+    (tmp_path / "weights.pth.part.version").write_text(server.etag)
+    assert fetching.fetch(file, tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [f"bytes={len(CONTENT) + 4}-", None]
+
+
+def test_other_bytes_than_published_are_refused(file, tmp_path):
+    other = dataclasses.replace(file, sha256="0" * 64)
+    with pytest.raises(UserError, match="is not the published file: expected is SHA-256 0000"):
+        fetching.fetch(other, tmp_path)
+    assert names(tmp_path) == []
+    (tmp_path / "weights.pth").write_bytes(b"other")
+    with pytest.raises(UserError, match="is not the published file"):
+        fetching.fetch(file, tmp_path)
+
+
+def test_a_file_without_a_known_checksum_is_downloaded_and_its_own_shown(file, tmp_path, capsys):
+    fetching.fetch(dataclasses.replace(file, sha256=None, size=None), tmp_path)
+    shown = capsys.readouterr().out
+    assert "size not known" in shown and "No checksum of this file is known" in shown
+    assert hashlib.sha256(CONTENT).hexdigest() in shown
+
+
+def test_a_web_page_is_no_file(server, file, tmp_path):
+    server.content_type = "text/html; charset=utf-8"
+    with pytest.raises(
+        UserError, match="sends a web page instead of a file; open https://example.org/weights"
+    ):
+        fetching.fetch(file, tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_what_is_said_where_nothing_can_be_reached(file, tmp_path):
+    gone = dataclasses.replace(file, url="http://127.0.0.1:9/weights.pth")
+    with pytest.raises(UserError, match=r"(?s)127.0.0.1:9 cannot be reached.*curl -L -o weights.pth 'http"):
+        fetching.fetch(gone, tmp_path)
+    with pytest.raises(UserError, match=r"answers 404 Not Found.*Without a connection"):
+        fetching.fetch(dataclasses.replace(file, url=file.url + "x"), tmp_path)
+    with pytest.raises(UserError, match="only a browser can download it: https://example.org/weights"):
+        fetching.fetch(dataclasses.replace(file, url=""), tmp_path)
+
+
+def test_the_command(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(published, "PUBLISHED", {"test": file})
+    monkeypatch.setenv("L2L_JAX_WEIGHTS", str(tmp_path / "weights"))
+    assert cli.main(["fetch", "test"]) == 0
+    assert (tmp_path / "weights" / "weights.pth").read_bytes() == CONTENT
+    assert cli.main(["fetch", "other"]) == 1
+    assert "no published file 'other' in the list: test." in capsys.readouterr().err
+    assert cli.main(["fetch"]) == 0
+    assert "Made-up weights; 0.3 MB; CC0" in capsys.readouterr().out
+
+
+def test_published_files():
+    for name, file in published.PUBLISHED.items():
+        assert file.name == name and file.licence and file.page.startswith("https://")
+        assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
+        assert not file.url or file.url.startswith(("https://", "http://places2.csail.mit.edu/"))
