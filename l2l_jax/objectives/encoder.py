@@ -125,9 +125,7 @@ def encoder_unlearning_loss(
     """
     _check_alike(inputs)
     student_retain, student_forget = deinterleave(encode(student, interleave(inputs.retain, inputs.forget)))
-    teacher_retain, teacher_noise = deinterleave(
-        encode(jax.lax.stop_gradient(teacher), interleave(inputs.retain, inputs.noise))
-    )
+    teacher_retain, teacher_noise = deinterleave(encode(teacher, interleave(inputs.retain, inputs.noise)))
     return unlearning_loss(
         student_retain,
         teacher_retain,
