@@ -1,6 +1,9 @@
-"""Every test runs on 8 virtual CPU devices and refuses silent rank promotion."""
+"""Every test runs on 8 virtual CPU devices and refuses silent rank promotion; the long files come first."""
 
+import logging
 import os
+import pathlib
+import sys
 import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -10,8 +13,53 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix="l2l_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax  # noqa: E402  (the variables above must be set first)
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that no worker begins one when the others have finished."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n`, a file stays on one worker, for its fixtures; files in their order."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Runs a program in this process: `(main, *arguments)` → exit code, output, errors."""
+    from absl import flags
+
+    from l2l_jax import command_line
+
+    logger = logging.getLogger("l2l_jax")
+    before = logger.level, logger.handlers, logger.propagate
+    monkeypatch.setattr(command_line, "keep_freed_memory", lambda: None)
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])  # where recipes are named from
+
+    def run(main, *arguments):
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)  # a flag of its own for each field that an earlier call changed
+        for values in (flags.FLAGS, command_line.PROCESSES):
+            values.unparse_flags()
+        argv = [main.__module__, *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads the changes of a recipe there
+        capsys.readouterr()
+        return command_line.run_program(main, argv), *capsys.readouterr()
+
+    yield run
+    level, logger.handlers, logger.propagate = before
+    logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Killing processes of a run at random, again and again, until it is finished all the same."""
+"""Killing processes of a run at random: three times, and twenty times with `-m soak`."""
 
 import json
 import os
@@ -16,7 +16,6 @@ import pytest
 from l2l_jax.training.metric_writers import read_metrics
 from tests.processes import ENVIRONMENT, ROOT
 
-KILLS = 20
 PRETRAIN_STEPS, UNLEARN_STEPS = 70, 50
 SMALL = [
     "--config=configs/digits_mae.py", "--config.model.pretrained=", "--config.model.width=16", "--config.model.depth=1",
@@ -28,10 +27,10 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(workdir, log):
+def start(workdir, log, restarts=0):
     """The run as two processes under the launcher, which starts both again when one ends."""
     return subprocess.Popen(
-        [sys.executable, "launch/local.py", "--processes=2", f"--max-restarts={KILLS + 5}", "--grace=0.3",
+        [sys.executable, "launch/local.py", "--processes=2", f"--max-restarts={restarts}", "--grace=0.3",
          "--", sys.executable, "-m", "l2l_jax.main", *SMALL, f"--workdir={workdir}"],
         cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log,
     )  # fmt: skip
@@ -57,42 +56,46 @@ def parameters(folder):
     return jax.tree.leaves(restored)
 
 
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory):
+    """A run that nobody disturbs."""
+    workdir = tmp_path_factory.mktemp("quiet")
+    with (workdir.parent / "quiet.log").open("w") as log:
+        assert start(workdir, log).wait(timeout=900) == 0, (workdir.parent / "quiet.log").read_text()[-3000:]
+    return workdir
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
-def test_twenty_kills_leave_no_trace_in_the_parameters(tmp_path):
-    draw = random.Random(20)
-    with (tmp_path / "quiet.log").open("w") as log:
-        quiet = start(tmp_path / "quiet", log)
-        assert quiet.wait(timeout=900) == 0
-    # A kill is due when the run has come to a step, or, every fourth time, some time after a start.
-    due = sorted(draw.randrange(1, PRETRAIN_STEPS + UNLEARN_STEPS - 5) for _ in range(KILLS))
-    log_path = tmp_path / "killed.log"
-    killed = 0
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
+def test_kills_leave_no_trace_in_the_parameters(kills, quiet, tmp_path):
+    draw = random.Random(kills)
+    # A kill is due when the run has come to a step, one in each equal part of the run, or, every third time,
+    # some time after a start.
+    part = (PRETRAIN_STEPS + UNLEARN_STEPS - 5) / kills
+    due = [int(part * index) + draw.randrange(1, int(part)) for index in range(kills)]
+    log_path, workdir = tmp_path / "killed.log", tmp_path / "killed"
     with log_path.open("w") as log:
-        launcher = start(tmp_path / "killed", log)
+        launcher = start(workdir, log, restarts=kills)
         try:
-            while killed < KILLS:
-                wait_until_due(launcher, tmp_path / "killed", due[killed], killed % 4 == 3, draw)
-                victims = children(launcher)
-                os.kill(draw.choice(victims), signal.SIGKILL)
-                killed += 1
-                wait_for_restart(launcher, log_path, killed)
+            for killed, step in enumerate(due):
+                wait_until_due(launcher, workdir, step, killed % 3 == 1, draw)
+                os.kill(draw.choice(children(launcher)), signal.SIGKILL)
+                wait_for_restart(launcher, log_path, killed + 1)
             assert launcher.wait(timeout=900) == 0, log_path.read_text()[-3000:]
         finally:
             launcher.terminate()
             launcher.wait(timeout=60)
-    assert log_path.read_text().count("[launch] starting all again") == KILLS
+    assert log_path.read_text().count("[launch] starting all again") == kills
     for model in ("pretrained", "unlearned"):
-        expected, found = (parameters(tmp_path / run / model) for run in ("quiet", "killed"))
+        expected, found = (parameters(run / model) for run in (quiet, workdir))
         assert len(expected) == len(found) > 10
         for a, b in zip(expected, found, strict=True):
             np.testing.assert_array_equal(a, b)
-    expected, found = (
-        json.loads((tmp_path / run / "report" / "metrics.json").read_text()) for run in ("quiet", "killed")
-    )
+    expected, found = (json.loads((run / "report" / "metrics.json").read_text()) for run in (quiet, workdir))
     assert found["unlearned"] == expected["unlearned"] and found["original"] == expected["original"]
     for stage in ("pretrain/model", "unlearn"):
-        assert read_metrics(tmp_path / "killed" / stage) == read_metrics(tmp_path / "quiet" / stage)
+        assert read_metrics(workdir / stage) == read_metrics(quiet / stage)
 
 
 def wait_until_due(launcher, workdir, step, early, draw):

@@ -5,13 +5,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 FLOATS = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "bfloat16": np.dtype(jnp.bfloat16),
 }
 """Number formats of weights, by name: float32 holds every value of the others."""
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -198,7 +198,7 @@ def to_flax(
 
 
 def _check_constant(what: str, key: str, value: np.ndarray, expected: np.ndarray) -> None:
-    rounding = 0.0 if value.dtype.kind in "biu" else float(ml_dtypes.finfo(value.dtype).eps)
+    rounding = 0.0 if value.dtype.kind in "biu" else float(jnp.finfo(value.dtype).eps)
     same_shape = value.shape == expected.shape
     if not same_shape or not np.allclose(
         value.astype(np.float64), expected, rtol=0, atol=max(1e-5, rounding)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.errors import UserError
@@ -136,7 +136,7 @@ def save(path: pathlib.Path, state_dict: Mapping[str, np.ndarray], wrapper: str)
     torch = import_torch()
 
     def tensor(array: np.ndarray) -> Any:
-        if array.dtype == ml_dtypes.bfloat16:
+        if array.dtype == jnp.bfloat16:
             return torch.tensor(array.view(np.int16)).view(torch.bfloat16)
         return torch.tensor(array)
 

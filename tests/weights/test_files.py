@@ -4,7 +4,7 @@ import hashlib
 import json
 import struct
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +13,7 @@ from l2l_jax.weights import files
 from l2l_jax.weights.arrays import StoredArray
 from tests.weights.checkpoints import assert_same_bits, write_safetensors
 
-DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.int64)
+DTYPES = (np.float32, np.float16, jnp.bfloat16, np.int64)
 
 
 def stored(value=0.0):

@@ -1,7 +1,7 @@
 """The engine on tables made up here."""
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -112,7 +112,7 @@ def test_a_constant_must_be_right_if_it_is_there():
             mapping.to_flax(TABLE, without | {"table": wrong}, TARGET, 5)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
 def test_a_constant_may_be_rounded_to_the_format_of_the_file(dtype):
     rounded = state_dict() | {"table": state_dict()["table"].astype(dtype)}
     mapping.to_flax(TABLE, rounded, TARGET, 5)

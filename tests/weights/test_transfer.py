@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -124,7 +124,7 @@ def test_facts_about_the_original(imported, tmp_path):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(tmp_path, dtype):
     """Half precision widens to float32 without loss, and narrows back to the same bits."""
-    numpy_dtype = np.float16 if dtype == "float16" else ml_dtypes.bfloat16
+    numpy_dtype = np.float16 if dtype == "float16" else jnp.bfloat16
     half = {key: value.astype(numpy_dtype) for key, value in SMALL["mae"].state_dict.items()}
     path = write_safetensors(tmp_path / "half.safetensors", half)
     transfer.import_file(path, tmp_path / "model", fields=SMALL["mae"].given)

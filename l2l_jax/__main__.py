@@ -1,0 +1,37 @@
+"""All programs of the package behind one command: `l2l-jax COMMAND …`, or `python -m l2l_jax COMMAND …`."""
+
+import runpy
+import sys
+
+COMMANDS = {
+    "run": ("l2l_jax.main", "pretrain or load a model, unlearn, restore, measure, report"),
+    "compare": ("l2l_jax.compare", "all methods side by side"),
+    "prepare": ("l2l_jax.data.prepare", "prepare a data set of TensorFlow Datasets"),
+    "weights": ("l2l_jax.weights", "import, export and inspect checkpoints"),
+    "benchmark": ("l2l_jax.benchmark", "speed of reading and of the training step"),
+}
+"""Name of the command → the module that `python -m` runs, and what it does."""
+
+
+def main() -> None:
+    """Run the program that the first argument names; it sees the other arguments as its own."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        sys.exit(f"Error: {name!r} is not a command of l2l-jax; choose one of {', '.join(COMMANDS)}.")
+    module, _ = COMMANDS[name]
+    del sys.argv[1]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def usage() -> str:
+    """What `--help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:{width}}  {about}  (python -m {module})" for name, (module, about) in COMMANDS.items())
+    return "usage: l2l-jax COMMAND …\n\n" + "\n".join(lines) + "\n\nl2l-jax COMMAND --help says more of each."
+
+
+if __name__ == "__main__":
+    main()

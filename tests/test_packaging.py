@@ -1,0 +1,148 @@
+"""The wheel and the sdist, installed into environments of their own."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from importlib import metadata
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import l2l_jax
+from l2l_jax.__main__ import COMMANDS
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MINE = ("build", "dist", "runs", ".git", ".venv", "*.egg-info", "__pycache__", ".*_cache")
+"""What may lie in a checkout and is not part of the project."""
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """`(wheel, sdist)`; the wheel is built from the unpacked sdist."""
+    folder = tmp_path_factory.mktemp("built")
+    source = shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*MINE))
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
+
+
+def environment(folder, wheel, site_packages):
+    """A new virtual environment with the wheel, without its dependencies, and a folder of other packages."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    install = [sys.executable, "-m", "pip", "--python", folder, "install", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    pathlib.Path(own, "others.pth").write_text(f"{site_packages}\n")
+    return folder / "bin"
+
+
+def closure(*names):
+    """The installed packages that `pip install NAMES` brings."""
+    found, queue = set(), list(names)
+    while queue:
+        name = canonicalize_name(queue.pop())
+        if name not in found:
+            found.add(name)
+            needs = (Requirement(text) for text in metadata.requires(name) or ())
+            queue += [
+                need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})
+            ]
+    return found
+
+
+def run(command, folder):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+LOSS_ALONE = """
+import sys, l2l_jax
+assert "jax" not in sys.modules and "numpy" not in sys.modules
+import jax, jax.numpy as jnp
+before = set(sys.modules)
+from l2l_jax import unlearning_loss
+own = {name for name in set(sys.modules) - before if not name.startswith(("jax.", "jaxlib."))}
+assert all(name.startswith("l2l_jax.") for name in own), own
+zeros = jnp.zeros((4, 3))
+loss = jax.jit(lambda x: unlearning_loss(x, zeros, x, zeros, alpha=0.5)[0])
+print(float(loss(zeros + 2)), jax.grad(loss)(zeros + 2).tolist()[0][0], l2l_jax.__file__)
+"""
+
+
+def test_the_loss_alone_needs_jax_and_numpy(distributions, tmp_path):
+    """As after `pip install jax numpy` and `pip install --no-deps l2l_jax`; the loss is (1 + 0.5) · 2²."""
+    others = tmp_path / "others"
+    others.mkdir()
+    for name in closure("jax", "numpy"):
+        for file in {pathlib.Path(str(file)).parts[0] for file in metadata.files(name)} - {".."}:
+            source = pathlib.Path(str(metadata.distribution(name).locate_file(file)))
+            if not (others / file).exists() and source.exists():
+                (others / file).symlink_to(source)
+    assert not (others / "flax").exists() and not (others / "optax").exists()
+    python = environment(tmp_path / "venv", distributions[0], others) / "python"
+    value, gradient, place = run([python, "-c", LOSS_ALONE], tmp_path).split()
+    assert float(value) == 6 and float(gradient) == pytest.approx(2 * 1.5 * 2 / 12)
+    assert place.startswith(str(tmp_path / "venv"))
+
+
+def test_an_installed_wheel_has_its_programs_and_its_data(distributions, tmp_path):
+    bin_folder = environment(tmp_path / "venv", distributions[0], sysconfig.get_path("purelib"))
+    usage = run([bin_folder / "l2l-jax", "--help"], tmp_path)
+    assert all(f"{name} " in usage for name in COMMANDS)
+    program = (
+        "import importlib.metadata, importlib.resources as r, l2l_jax\n"
+        "from l2l_jax.data import class_names\n"
+        "print(l2l_jax.__file__, importlib.metadata.version('l2l_jax'))\n"
+        "assert 'html' in r.files('l2l_jax.evaluation').joinpath('report.html.j2').read_text()"
+    )
+    place, version = run([bin_folder / "python", "-c", program], tmp_path).split()
+    assert place.startswith(str(tmp_path / "venv")) and version == l2l_jax.__version__
+    safetensors.numpy.save_file({"made.up": np.zeros((2, 3), np.float32)}, tmp_path / "x.safetensors")
+    assert "x.safetensors" in run([bin_folder / "l2l-jax", "weights", "inspect", "x.safetensors"], tmp_path)
+
+
+def test_what_the_distributions_hold(distributions):
+    with zipfile.ZipFile(distributions[0]) as wheel:
+        names = wheel.namelist()
+    assert {name.split("/")[0] for name in names} == {"l2l_jax", f"l2l_jax-{l2l_jax.__version__}.dist-info"}
+    expected = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "l2l_jax").rglob("*.*") if path.is_file()
+    }
+    assert {name for name in expected if "__pycache__" not in name} <= set(names)
+    with tarfile.open(distributions[1]) as sdist:
+        inside = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {"README.md", "LICENSE", "configs/digits_mae.py", "tests/conftest.py", "docs/data.md"} <= inside
+
+
+def test_the_version_is_written_once():
+    assert "version" in PROJECT["dynamic"] and "version" not in PROJECT
+    source = (ROOT / "l2l_jax" / "__init__.py").read_text()
+    assert re.findall(r'__version__ = "(.*)"', source) == [l2l_jax.__version__]
+
+
+def test_each_dependency_is_explained_once():
+    """docs/dependencies.md has a row for each, and no others."""
+    rows = re.findall(r"^\| `([\w-]+)(?:\[\w+\])?` \|", (ROOT / "docs/dependencies.md").read_text(), re.M)
+    names = [Requirement(text).name for text in PROJECT["dependencies"]]
+    assert sorted(rows) == sorted(names) and len(set(names)) == len(names)
+
+
+def test_what_is_imported_lazily_is_what_type_checkers_see():
+    imported = re.search(r"if TYPE_CHECKING:.*?\n    from l2l_jax.objectives import \((.*?)\)",
+                         (ROOT / "l2l_jax" / "__init__.py").read_text(), re.S).group(1)  # fmt: skip
+    assert sorted(re.findall(r"\w+", imported)) == sorted(l2l_jax.__all__)
+    assert (ROOT / "l2l_jax" / "py.typed").exists()
