@@ -26,8 +26,7 @@ class Case:
         keys = self.description.get("state_dict") or self.description["keys"]
         kept = self.description.get("kept", [])
         return {
-            key: self._arrays[key] if key in kept else fill(prefix + key, shape)
-            for key, shape, _ in keys
+            key: self._arrays[key] if key in kept else fill(prefix + key, shape) for key, shape, _ in keys
         }
 
 

@@ -20,7 +20,8 @@ from tests.compiling import QUICK_FLAGS
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
-    "--config=configs/digits_mae.py", "--config.model.pretrained=", "--config.model.width=16", "--config.model.depth=1",
+    "--config=configs/digits_mae.py", "--config.model.pretrained=",
+    "--config.model.width=16", "--config.model.depth=1",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1",
     "--config.pretrain.model.steps=60", "--config.pretrain.model.batch_size=8",
     "--config.pretrain.model.warmup_steps=5", "--config.pretrain.model.checkpoint_every=20",

@@ -125,7 +125,7 @@ def test_pmap_goes_on_in_several_processes(stopped, alone, tmp_path):
 def test_a_killed_process_ends_the_other_at_once(scenario, tmp_path):
     first = scenario == "killed_first"
     ended = worker(2, scenario, tmp_path, timeout=120)
-    victim, other = (ended if first else ended[::-1])
+    victim, other = ended if first else ended[::-1]
     assert victim.code == -signal.SIGKILL
     # Either the broken connection is noticed by the program, or by JAX, which then aborts.
     if other.code == LOST:

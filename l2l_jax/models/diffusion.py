@@ -15,9 +15,7 @@ BetaSchedule = Literal["linear", "quad", "const", "warmup10", "warmup50", "cosin
 BETA_SCHEDULES: tuple[str, ...] = ("linear", "quad", "const", "warmup10", "warmup50", "cosine")
 
 
-def beta_schedule(
-    kind: BetaSchedule, timesteps: int, linear_start: float, linear_end: float
-) -> np.ndarray:
+def beta_schedule(kind: BetaSchedule, timesteps: int, linear_start: float, linear_end: float) -> np.ndarray:
     """Noise variances β `[timesteps]`, float64.
 
     Args:

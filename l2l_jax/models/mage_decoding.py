@@ -167,9 +167,7 @@ def decode_masked(
     return sampled
 
 
-def restore(
-    model: "MAGE", params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array
-) -> jax.Array:
+def restore(model: "MAGE", params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:
     """Fill a hole: tokenise, decode what is hidden, blend the decoded image in.
 
     The hole is painted in `model.hole_color` before the image is tokenised; that colour remains

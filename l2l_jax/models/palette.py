@@ -82,9 +82,7 @@ class Palette(ImageToImageModel):
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"{field} must be one of {', '.join(allowed)}, not {getattr(self, field)!r}"
-                )
+                raise ValueError(f"{field} must be one of {', '.join(allowed)}, not {getattr(self, field)!r}")
         factor = 2 ** (len(self.channel_mults) - 1)
         if self.image_size % factor:
             raise ValueError(f"image_size {self.image_size} is not a multiple of {factor}")
@@ -145,9 +143,7 @@ class Palette(ImageToImageModel):
 
     def hole_bank(self) -> np.ndarray:
         """The bank of training holes, bool `[hole, height, width]`, True where pixels are missing."""
-        return freeform.hole_bank(
-            self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed
-        )
+        return freeform.hole_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
 
     def corrupt(
         self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
@@ -202,7 +198,11 @@ class Palette(ImageToImageModel):
         }
 
     def corrupt_noise(
-        self, params: Params, images: jax.Array, noise: jax.Array, rng: jax.Array,
+        self,
+        params: Params,
+        images: jax.Array,
+        noise: jax.Array,
+        rng: jax.Array,
         axis_name: str | None = None,  # fmt: skip
     ) -> Seen:
         """The teacher's view of forget images, by `teacher_noise`.
@@ -277,7 +277,11 @@ class Palette(ImageToImageModel):
         return self.restore_with(params, images, hole, filling, draw)
 
     def restore_with(
-        self, params: Params, images: jax.Array, hole: np.ndarray | jax.Array, filling: jax.Array,
+        self,
+        params: Params,
+        images: jax.Array,
+        hole: np.ndarray | jax.Array,
+        filling: jax.Array,
         draw: Callable[[jax.Array], jax.Array],  # fmt: skip
     ) -> jax.Array:
         """`restore` with everything random given.

@@ -135,7 +135,12 @@ KNOWN = {
             published=mae.PUBLISHED,
             hidden=HEADS,
             trained_with=(
-                "image_size", *HEADS, "norm_pix_loss", "pixel_mean", "pixel_std", "value_range",
+                "image_size",
+                *HEADS,
+                "norm_pix_loss",
+                "pixel_mean",
+                "pixel_std",
+                "value_range",
             ),
             licence="The weights published by facebookresearch/mae are under CC BY-NC 4.0, and so is "
             "what is made from them: no commercial use.",
@@ -161,8 +166,13 @@ KNOWN = {
             published=palette.PUBLISHED,
             hidden=("image_size", "num_head_channels"),
             trained_with=(
-                "num_head_channels", "norm_groups", "schedule", "timesteps", "linear_start",
-                "linear_end", "value_range",
+                "num_head_channels",
+                "norm_groups",
+                "schedule",
+                "timesteps",
+                "linear_start",
+                "linear_end",
+                "value_range",
             ),
             licence="See where the file comes from.",
             canonical=palette.canonical,
@@ -187,9 +197,7 @@ def recognise(state_dict: Mapping[str, Any]) -> Family:
     if any(key.removeprefix(palette.STUDENT).startswith("input_blocks.0.0.") for key in keys):
         return KNOWN["palette"]
     if "quantize.embedding.weight" in keys:
-        raise UserError(
-            "this is a VQGAN alone: give MAGE's own file, and this one with it as --vqgan FILE."
-        )
+        raise UserError("this is a VQGAN alone: give MAGE's own file, and this one with it as --vqgan FILE.")
     if "patch_embed.proj.weight" in keys:
         if any(key.startswith("decoder_") for key in keys):
             return KNOWN["mae"]
@@ -198,6 +206,4 @@ def recognise(state_dict: Mapping[str, Any]) -> Family:
             "them what was forgotten, needs the decoder that belongs to it. Files with a decoder: "
             f"{mae.WITH_DECODER}."
         )
-    raise UserError(
-        f"these are no weights of MAE, MAGE or Palette: its keys are {listing(sorted(keys), 4)}."
-    )
+    raise UserError(f"these are no weights of MAE, MAGE or Palette: its keys are {listing(sorted(keys), 4)}.")

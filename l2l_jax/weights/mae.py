@@ -29,9 +29,7 @@ def vit_block_rules(torch_block: str, flax_block: str) -> list[Rule]:
         rules.append(Rule(f"{torch_block}.{norm}.bias", f"{flax_block}/{norm}/bias"))
     for dense in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
         flax_dense = dense.replace(".", "/")
-        rules.append(
-            Rule(f"{torch_block}.{dense}.weight", f"{flax_block}/{flax_dense}/kernel", linear)
-        )
+        rules.append(Rule(f"{torch_block}.{dense}.weight", f"{flax_block}/{flax_dense}/kernel", linear))
         rules.append(Rule(f"{torch_block}.{dense}.bias", f"{flax_block}/{flax_dense}/bias"))
     return rules
 

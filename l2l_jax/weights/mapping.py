@@ -108,9 +108,7 @@ class _Translator:
     """Finds the first rule whose source template matches a name, and fills in its target."""
 
     def __init__(self, rules: list[Rule], source: str, target: str):
-        self._rules = [
-            (_regex(getattr(rule, source)), getattr(rule, target), rule) for rule in rules
-        ]
+        self._rules = [(_regex(getattr(rule, source)), getattr(rule, target), rule) for rule in rules]
 
     def __call__(self, name: str) -> tuple[Rule, str] | None:
         for regex, target, rule in self._rules:
@@ -122,9 +120,7 @@ class _Translator:
 
 def _regex(template: str) -> re.Pattern:
     parts = re.split(r"\{(\w+)\}", template)
-    pattern = "".join(
-        re.escape(part) if k % 2 == 0 else rf"(?P<{part}>\d+)" for k, part in enumerate(parts)
-    )
+    pattern = "".join(re.escape(part) if k % 2 == 0 else rf"(?P<{part}>\d+)" for k, part in enumerate(parts))
     return re.compile(pattern + r"\Z")
 
 
@@ -191,8 +187,7 @@ def to_flax(
     for key, constant in found.constants.items():
         _check_constant(what, key, np.asarray(state_dict[key]), constant.value(config))
     filled = {
-        path: rule.layout.to_flax(np.asarray(state_dict[key]))
-        for key, (rule, path) in found.places.items()
+        path: rule.layout.to_flax(np.asarray(state_dict[key])) for key, (rule, path) in found.places.items()
     }
     return traverse_util.unflatten_dict(filled, sep="/")
 

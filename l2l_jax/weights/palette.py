@@ -49,9 +49,7 @@ def _block_rules(torch_block: str, flax_block: str) -> list[Rule]:
     return [
         rule
         for torch_name, flax_name, layout in modules
-        for rule in _weight_and_bias(
-            f"{torch_block}.{torch_name}", f"{flax_block}/{flax_name}", layout
-        )
+        for rule in _weight_and_bias(f"{torch_block}.{torch_name}", f"{flax_block}/{flax_name}", layout)
     ]
 
 
@@ -94,9 +92,7 @@ def unet_state_dict(state_dict: Mapping[str, np.ndarray], model: Palette) -> dic
     return {key: value for key, value in unet.items() if not key.startswith(TEACHER)}
 
 
-def network_state_dict(
-    state_dict: Mapping[str, np.ndarray], model: Palette
-) -> dict[str, np.ndarray]:
+def network_state_dict(state_dict: Mapping[str, np.ndarray], model: Palette) -> dict[str, np.ndarray]:
     """The state dict of a `Network` with its training schedule set, from that of its U-Net.
 
     Its keys are exactly those of such a `Network` that has no teacher: `denoise_fn.` before every

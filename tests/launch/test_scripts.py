@@ -187,7 +187,7 @@ def test_tpu_host_leaves_the_exit_code_behind_and_can_be_stopped(tmp_path):
     write_commands(
         home / "venv" / "bin",
         python='#!/bin/bash\necho "$@" >"$HOME/called"\ntrap "exit 143" TERM\n'
-        '[[ $* == *wait* ]] || exit 75\nwhile true; do sleep 0.05; done\n',
+        "[[ $* == *wait* ]] || exit 75\nwhile true; do sleep 0.05; done\n",
     )
     script = ["bash", "l2l_jax/launch/tpu_host.sh"]
     options = dict(cwd=home, env={**os.environ, "HOME": str(home)})

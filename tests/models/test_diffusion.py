@@ -51,9 +51,7 @@ def test_beta_schedules(name, arguments):
     np.testing.assert_allclose(betas[index], SCHEDULE[name], rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "wrong", [("sine", 9, 0.1, 0.2), ("linear", 0, 0.1, 0.2), ("linear", 9, 0.0, 0.2)]
-)
+@pytest.mark.parametrize("wrong", [("sine", 9, 0.1, 0.2), ("linear", 0, 0.1, 0.2), ("linear", 9, 0.0, 0.2)])
 def test_impossible_schedules_are_refused(wrong):
     with pytest.raises(ValueError):
         diffusion.beta_schedule(*wrong)

@@ -74,9 +74,7 @@ def test_gradients(params, images, seen):
     grads = mapping.to_torch(TABLE, grads, TINY)
     for name in CASE._arrays.files:
         if name.startswith("grad/"):
-            np.testing.assert_allclose(
-                grads[name.removeprefix("grad/")], CASE[name], atol=1e-5, err_msg=name
-            )
+            np.testing.assert_allclose(grads[name.removeprefix("grad/")], CASE[name], atol=1e-5, err_msg=name)
 
 
 def test_same_key_gives_same_patches_for_other_images(images):

@@ -280,8 +280,7 @@ def test_layout_of_the_published_model():
     assert set(fixed) == set(layout["kept"])
     # One bit per weight: only names and shapes matter.
     published = {
-        key: fixed[key] if key in fixed else np.zeros(shape, bool)
-        for key, shape, _ in layout["state_dict"]
+        key: fixed[key] if key in fixed else np.zeros(shape, bool) for key, shape, _ in layout["state_dict"]
     }
     params = mapping.to_flax(TABLE, published, shapes, model)
     shapes = {key: list(x.shape) for key, x in mapping.to_torch(TABLE, params, model).items()}

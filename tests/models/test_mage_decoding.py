@@ -106,9 +106,7 @@ def test_every_step(params):
     expected = np.where(unknown, CASE["step_sampled_ids"], ids)
     np.testing.assert_array_equal(np.asarray(done.sampled)[clear], expected[clear])
     probability = np.exp(done.confidence)
-    np.testing.assert_allclose(
-        probability[unknown], CASE["step_selected_probs"][unknown], atol=2e-6
-    )
+    np.testing.assert_allclose(probability[unknown], CASE["step_selected_probs"][unknown], atol=2e-6)
     assert np.all(np.isinf(np.asarray(done.confidence)[~unknown]))
     # Log-probabilities on either side of the cut differ by 3.6e-4 and more.
     np.testing.assert_array_equal(done.ids == TINY.mask_id, CASE["step_masking"].astype(bool))

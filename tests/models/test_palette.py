@@ -140,9 +140,7 @@ def test_noise_levels_are_drawn_evenly_over_the_steps():
     holes = {"holes": np.ones((1, 2, 2), bool)}
     drawn = TINY.draw(holes, (8000, 2, 2, 1), jax.random.key(0))["gamma"]
     gammas = np.cumprod(1 - np.linspace(1e-6, 0.01, 2000))
-    counts, _ = np.histogram(
-        np.asarray(drawn), np.float32(gammas[::-1][[0, 500, 1000, 1500, 1999]])
-    )
+    counts, _ = np.histogram(np.asarray(drawn), np.float32(gammas[::-1][[0, 500, 1000, 1500, 1999]]))
     # 8,000 draws into four ranges of 500 steps: mean 2,000, standard deviation 39.
     assert counts.sum() == 8000 and abs(counts - 2000).max() < 5 * 39
 

@@ -136,9 +136,7 @@ def test_ours_map_by_map(student, teacher, seen, hidden):
     composite = by_label(ORDERED, seen, hidden)["inputs"]
     targets, _ = forward(teacher, composite, DRAW["gamma"])
     weights = weights_of(ORDERED, ALPHA)
-    terms = [
-        np.sum(feature_distance(f, t) * weights) for f, t in zip(features, targets, strict=True)
-    ]
+    terms = [np.sum(feature_distance(f, t) * weights) for f, t in zip(features, targets, strict=True)]
     np.testing.assert_allclose(terms, CASE["ours_feature_losses"], rtol=3e-6)
 
 

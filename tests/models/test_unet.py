@@ -53,9 +53,7 @@ def outputs(params):
         (features, embedding), encoder = TINY.encoder.apply(
             {"params": params["encoder"]}, SEEN["inputs"], SEEN["gamma"], **keep
         )
-        prediction, decoder = TINY.decoder.apply(
-            {"params": params["decoder"]}, features, embedding, **keep
-        )
+        prediction, decoder = TINY.decoder.apply({"params": params["decoder"]}, features, embedding, **keep)
         blocks = encoder["intermediates"] | decoder["intermediates"]
         return features, embedding, prediction, {k: v["__call__"][0] for k, v in blocks.items()}
 

@@ -177,9 +177,7 @@ def test_the_vqgan_may_lie_in_a_second_file(tmp_path):
     transfer.export_model(tmp_path / "model", tmp_path / "out.safetensors")
     assert_same_bits(safetensors.numpy.load_file(tmp_path / "out.safetensors"), both)
     with pytest.raises(UserError, match="already"):
-        transfer.import_file(
-            tmp_path / "out.safetensors", tmp_path / "other", vqgan=second, fields=given
-        )
+        transfer.import_file(tmp_path / "out.safetensors", tmp_path / "other", vqgan=second, fields=given)
 
 
 def test_a_bare_u_net_and_a_network_with_its_teacher(tmp_path):
