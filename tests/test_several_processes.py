@@ -15,6 +15,7 @@ from l2l_jax.distributed import LOST
 from l2l_jax.training.metric_writers import read_metrics
 from tests import worker as scenarios
 from tests.processes import worker
+from tests.reference_arrays import Case
 
 TOLERANCE = 2e-5
 """Largest difference of parameters of size 1 after 12 AdamW steps, their sums taken in another order."""
@@ -158,3 +159,15 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     pattern = r"Error: Process 1 of 2: --workdir=.*/1 is not the same folder here as in process 0"
     assert re.match(pattern, ended[0].errors.splitlines()[-1])
     assert "Error" not in ended[1].errors
+
+
+def test_sums_of_features_are_put_together(tmp_path):
+    """Each of 2 processes measures every other image; the figures are those of the whole sets, in both."""
+    assert [ended.code for ended in worker(2, "measured", tmp_path)] == [0, 0]
+    case, found = Case("fid_stats"), [np.load(tmp_path / f"measured_{index}.npz") for index in range(2)]
+    for figures in found:
+        np.testing.assert_allclose(figures["fid"], case["fid64"], rtol=1e-9)
+        np.testing.assert_allclose(figures["score"], case["is64_splits7"], rtol=1e-9)
+        assert figures["fid"] == found[0]["fid"]
+        # Process 0 has a file, which is none; it is not read, because process 1 lacks it.
+        assert figures["networks"] == 0 and "not available" in str(figures["missing"])

@@ -168,6 +168,37 @@ def not_shared(folder):
     workdir.Workdir(folder / str(jax.process_index()), config)
 
 
+def measured(folder):
+    """Every process measures a share of two sets of features, and all put their sums together.
+
+    One of them has a file of weights that the others lack.
+    """
+    import jax
+
+    from l2l_jax.evaluation import statistics
+    from l2l_jax.evaluation.features.config import NetworksConfig
+    from l2l_jax.evaluation.features.networks import open_networks
+    from l2l_jax.weights.published import PUBLISHED
+    from tests.reference_arrays import Case
+
+    case, index, count = Case("fid_stats"), jax.process_index(), jax.process_count()
+    sets = [statistics.gaussian_statistics(case[name][index::count]) for name in ("feats1", "feats2")]
+    places, probabilities = np.arange(200)[index::count], case["is_probs"][index::count]
+    score = statistics.ScoreStatistics(200, 10, splits=7)
+    score.add(places, probabilities)
+    own = folder / str(index)
+    own.mkdir()
+    os.environ["L2L_JAX_WEIGHTS"] = str(own)
+    if index == 0:
+        (own / PUBLISHED["inception"].file).touch()
+    networks, missing = open_networks(NetworksConfig(networks=("inception",)))
+    np.savez(
+        folder / f"measured_{index}.npz",
+        fid=statistics.frechet_distance(*(one.gather() for one in sets)),
+        score=score.gather().score(), networks=len(networks), missing=missing["inception"],
+    )  # fmt: skip
+
+
 def main(argv):
     """Run the scenario that the command line names."""
     _, scenario, folder = argv

@@ -18,7 +18,7 @@ class NetworksConfig:
       networks: which are used, where their weights are found: "inception" (FID, KID and Inception Score),
         "resnet50" (Inception Score of scenes), "clip" (similarity of restored and original).
       inception, resnet50, clip: files of their weights; empty: the published file in the folder of weights,
-        see docs/evaluation.md.
+        see docs/feature_networks.md.
       resize: how images come to Inception's size: "clean-fid" (Pillow's bicubic filter) or "pytorch-fid"
         (bilinear, without antialiasing).
       network_batch_size: images per compiled call of a network.

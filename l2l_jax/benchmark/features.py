@@ -1,0 +1,156 @@
+"""How fast FID's Inception-v3 judges images, beside PyTorch: `python -m l2l_jax.benchmark features`.
+
+    pip install -e '.[test-torch]'
+    python -m l2l_jax.benchmark features --threads=2
+
+Weights are random, in the layout of the published file, and the same on both sides, which must give the same
+features before anything is timed. PyTorch runs twice: with channels first, as pytorch-fid does, and last. All
+take turns in one process, and the same image sizes: 299 × 299 pixels, so that only the network is timed.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from l2l_jax.errors import UserError
+
+AGREE_WITHIN = 1e-4
+"""Largest difference of the features, as a share of the largest feature."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Time both sides in turns and print a table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m l2l_jax.benchmark features", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--batch_size", type=int, default=32, help="images per call; default %(default)s")
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each; default %(default)s")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all CPUs")
+    parser.add_argument("--output", type=pathlib.Path, help="write the figures to this file as JSON")
+    args = parser.parse_args(argv[1:])
+    # XLA takes as many threads as there are CPUs that it may run on.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    images = np.random.default_rng(0).uniform(-1, 1, (args.batch_size, 299, 299, 3)).astype(np.float32)
+    sides = open_sides(images, args.threads)
+    check(sides)
+    seconds = in_turns(sides, args.rounds)
+    rows = {name: figures(taken, args.batch_size) for name, taken in seconds.items()}
+    print(table(rows))
+    if args.output:
+        facts = {"batch_size": args.batch_size, "threads": args.threads, "rounds": args.rounds}
+        args.output.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+
+
+def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.ndarray]]:
+    """By name, functions that compute the features of the images.
+
+    Raises:
+      UserError: PyTorch is missing.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("The benchmark runs PyTorch, too: pip install 'l2l_jax[test-torch]'") from error
+    import jax
+
+    from l2l_jax.benchmark.inception_torch import Inception
+    from l2l_jax.evaluation.features import inception
+    from l2l_jax.evaluation.features.convolutions import joined
+
+    state_dict, stored = random_weights()
+    params = jax.device_put(joined(stored, inception.NORM_EPSILON))
+    apply = jax.jit(lambda params, x: inception.Inception().apply({"params": params}, x)[0])
+    ours = apply.lower(params, images).compile()
+    torch.set_num_threads(threads)
+
+    def peer(layout: Any) -> Callable[[], np.ndarray]:
+        tensors = {key: torch.from_numpy(value) for key, value in state_dict.items()}
+        tensors = {
+            key: tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
+            for key, tensor in tensors.items()
+        }
+        network = Inception(tensors)
+        x = torch.from_numpy(np.moveaxis(images, -1, 1).copy()).contiguous(memory_format=layout)
+
+        def run() -> np.ndarray:
+            with torch.inference_mode():
+                return network.features(x).numpy()
+
+        return run
+
+    return {
+        "l2l_jax": lambda: np.asarray(ours(params, images)),
+        "PyTorch": peer(torch.contiguous_format),
+        "PyTorch, channels last": peer(torch.channels_last),
+    }
+
+
+def random_weights() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A state dict with the keys of the published file, and the same as a tree; signals keep their size."""
+    import jax
+
+    from l2l_jax.evaluation.features import convolutions, inception
+    from l2l_jax.weights import mapping
+
+    image = jax.ShapeDtypeStruct((1, 299, 299, 3), np.float32)
+    shapes = jax.eval_shape(inception.Inception().init, jax.random.key(0), image)["params"]
+    shapes = convolutions.apart(shapes)
+    rng = np.random.default_rng(0)
+
+    def value(path: Any, like: Any) -> np.ndarray:
+        name, noise = path[-1].key, rng.standard_normal(like.shape, np.float32)
+        if name == "kernel":
+            return noise * np.float32((2 / np.prod(like.shape[:-1])) ** 0.5)
+        return 1 + np.float32(0.1) * abs(noise) if name in ("scale", "var") else np.float32(0.1) * noise
+
+    stored = jax.tree_util.tree_map_with_path(value, shapes)
+    return mapping.to_torch(inception.table(stored), stored), stored
+
+
+def check(sides: Mapping[str, Callable[[], np.ndarray]]) -> None:
+    """Raise a UserError unless all compute the same features; it is the first call of each, not timed."""
+    expected, *others = (side() for side in sides.values())
+    for name, found in zip(list(sides)[1:], others, strict=True):
+        difference = np.abs(found - expected).max() / np.abs(expected).max()
+        if not difference < AGREE_WITHIN:
+            raise UserError(
+                f"{name} computes other features: they differ by {difference:.1e} of the largest"
+            )
+
+
+def in_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds by the clock and of processor time, of every call."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            clock, processor = time.perf_counter(), time.process_time()
+            side()
+            taken[name].append((time.perf_counter() - clock, time.process_time() - processor))
+    return taken
+
+
+def figures(taken: Sequence[tuple[float, float]], images: int) -> dict[str, float]:
+    """Images per second: the median, the fastest call, and the fastest per second of processor time."""
+    clock, processor = zip(*taken, strict=True)
+    return {
+        "median": images / statistics.median(clock),
+        "fastest": images / min(clock),
+        "per_processor_second": images / min(processor),
+    }
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A line a side, and how its median compares with that of PyTorch."""
+    peer = rows["PyTorch"]["median"]
+    header = ["images per second", "median", "fastest", "per processor second", "to PyTorch"]
+    lines = [[name, *row.values(), row["median"] / peer] for name, row in rows.items()]
+    return tabulate(lines, header, tablefmt="github", floatfmt=".2f")

@@ -1,0 +1,108 @@
+"""FID's Inception-v3 in PyTorch, as functions of a state dict: what our own is timed beside."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+NORM_EPSILON = 1e-3
+ROW, COLUMN = (0, 3), (3, 0)
+"""Padding of 1×7 and 7×1 convolutions."""
+
+
+class Inception:
+    """The network of pytorch-fid's checkpoint, in evaluation.
+
+    Args:
+      state_dict: tensors by the keys of pt_inception-2015-12-05-6726825d.pth.
+    """
+
+    def __init__(self, state_dict: Mapping[str, torch.Tensor]):
+        self._weights = state_dict
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Features `[batch, 2048]` of `[batch, 3, height, width]` in [-1, 1]."""
+        x = self._conv(x, "Conv2d_1a_3x3", stride=2)
+        x = self._conv(x, "Conv2d_2a_3x3")
+        x = F.max_pool2d(self._conv(x, "Conv2d_2b_3x3", padding=1), 3, 2)
+        x = self._conv(x, "Conv2d_3b_1x1")
+        x = F.max_pool2d(self._conv(x, "Conv2d_4a_3x3"), 3, 2)
+        for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
+            x = self._block_a(x, name)
+        x = self._block_b(x, "Mixed_6a")
+        for name in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
+            x = self._block_c(x, name)
+        x = self._block_d(x, "Mixed_7a")
+        x = self._block_e(x, "Mixed_7b", _mean)
+        x = self._block_e(x, "Mixed_7c", lambda y: F.max_pool2d(y, 3, 1, 1))
+        return x.mean(dim=(2, 3))
+
+    def _conv(self, x: torch.Tensor, name: str, stride: int = 1, padding: Any = 0) -> torch.Tensor:
+        weights = self._weights
+        x = F.conv2d(x, weights[f"{name}.conv.weight"], None, stride, padding)
+        mean, var, scale, bias = (
+            weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return F.relu_(F.batch_norm(x, mean, var, scale, bias, eps=NORM_EPSILON))
+
+    def _block_a(self, x: torch.Tensor, block: str) -> torch.Tensor:
+        wide = self._conv(x, f"{block}.branch5x5_1")
+        deep = self._conv(x, f"{block}.branch3x3dbl_1")
+        deep = self._conv(deep, f"{block}.branch3x3dbl_2", padding=1)
+        return torch.cat([
+            self._conv(x, f"{block}.branch1x1"),
+            self._conv(wide, f"{block}.branch5x5_2", padding=2),
+            self._conv(deep, f"{block}.branch3x3dbl_3", padding=1),
+            self._conv(_mean(x), f"{block}.branch_pool"),
+        ], dim=1)  # fmt: skip
+
+    def _block_b(self, x: torch.Tensor, block: str) -> torch.Tensor:
+        deep = self._conv(x, f"{block}.branch3x3dbl_1")
+        deep = self._conv(deep, f"{block}.branch3x3dbl_2", padding=1)
+        return torch.cat([
+            self._conv(x, f"{block}.branch3x3", stride=2),
+            self._conv(deep, f"{block}.branch3x3dbl_3", stride=2),
+            F.max_pool2d(x, 3, 2),
+        ], dim=1)  # fmt: skip
+
+    def _block_c(self, x: torch.Tensor, block: str) -> torch.Tensor:
+        wide = self._conv(x, f"{block}.branch7x7_1")
+        wide = self._conv(wide, f"{block}.branch7x7_2", padding=ROW)
+        deep = self._conv(x, f"{block}.branch7x7dbl_1")
+        for i, padding in enumerate((COLUMN, ROW, COLUMN, ROW), start=2):
+            deep = self._conv(deep, f"{block}.branch7x7dbl_{i}", padding=padding)
+        return torch.cat([
+            self._conv(x, f"{block}.branch1x1"),
+            self._conv(wide, f"{block}.branch7x7_3", padding=COLUMN),
+            deep,
+            self._conv(_mean(x), f"{block}.branch_pool"),
+        ], dim=1)  # fmt: skip
+
+    def _block_d(self, x: torch.Tensor, block: str) -> torch.Tensor:
+        wide = self._conv(x, f"{block}.branch3x3_1")
+        deep = self._conv(x, f"{block}.branch7x7x3_1")
+        deep = self._conv(deep, f"{block}.branch7x7x3_2", padding=ROW)
+        deep = self._conv(deep, f"{block}.branch7x7x3_3", padding=COLUMN)
+        return torch.cat([
+            self._conv(wide, f"{block}.branch3x3_2", stride=2),
+            self._conv(deep, f"{block}.branch7x7x3_4", stride=2),
+            F.max_pool2d(x, 3, 2),
+        ], dim=1)  # fmt: skip
+
+    def _block_e(self, x: torch.Tensor, block: str, pool: Any) -> torch.Tensor:
+        wide = self._conv(x, f"{block}.branch3x3_1")
+        deep = self._conv(x, f"{block}.branch3x3dbl_1")
+        deep = self._conv(deep, f"{block}.branch3x3dbl_2", padding=1)
+        return torch.cat([
+            self._conv(x, f"{block}.branch1x1"),
+            self._conv(wide, f"{block}.branch3x3_2a", padding=(0, 1)),
+            self._conv(wide, f"{block}.branch3x3_2b", padding=(1, 0)),
+            self._conv(deep, f"{block}.branch3x3dbl_3a", padding=(0, 1)),
+            self._conv(deep, f"{block}.branch3x3dbl_3b", padding=(1, 0)),
+            self._conv(pool(x), f"{block}.branch_pool"),
+        ], dim=1)  # fmt: skip
+
+
+def _mean(x: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
