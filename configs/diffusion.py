@@ -75,6 +75,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         warmup_steps=0,
         schedule="constant",
         weight_decay=0.0,
+        optimizer="adamw",  # or muon
         beta1=0.9, beta2=0.999,  # Adam
         clip_norm=0.0,  # none
         ema_decay=0.9999,

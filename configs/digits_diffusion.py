@@ -76,6 +76,7 @@ def get_config() -> ml_collections.ConfigDict:
         warmup_steps=50,
         schedule="cosine",  # after it; or constant
         weight_decay=0.01,  # not on biases and norms
+        optimizer="adamw",  # or muon
         beta1=0.9, beta2=0.99,  # AdamW
         clip_norm=1.0,  # 0: no clipping
         ema_decay=0.99,  # moving average of the parameters; 0: off
@@ -98,6 +99,7 @@ def get_config() -> ml_collections.ConfigDict:
         warmup_steps=50,
         schedule="cosine",
         weight_decay=0.0,
+        optimizer="adamw",  # or muon
         beta1=0.9, beta2=0.99,
         clip_norm=1.0,
         ema_decay=0.99,

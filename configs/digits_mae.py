@@ -62,6 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
         warmup_steps=100,
         schedule="cosine",  # after it; or constant
         weight_decay=0.1,  # not on biases and norms
+        optimizer="adamw",  # or muon
         beta1=0.9, beta2=0.99,  # AdamW
         clip_norm=3.0,  # 0: no clipping
         ema_decay=0.0,  # moving average of the parameters; 0: off
@@ -84,6 +85,7 @@ def get_config() -> ml_collections.ConfigDict:
         warmup_steps=20,
         schedule="cosine",
         weight_decay=0.0,
+        optimizer="adamw",  # or muon
         beta1=0.9, beta2=0.99,
         clip_norm=3.0,
         ema_decay=0.99,

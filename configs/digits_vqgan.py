@@ -80,6 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
         warmup_steps=50,
         schedule="cosine",  # after it; or constant
         weight_decay=0.05,  # not on biases and norms
+        optimizer="adamw",  # or muon
         beta1=0.9, beta2=0.99,  # AdamW
         clip_norm=3.0,  # 0: no clipping
         ema_decay=0.0,  # moving average of the parameters; 0: off
@@ -94,6 +95,7 @@ def get_config() -> ml_collections.ConfigDict:
         warmup_steps=100,
         schedule="cosine",
         weight_decay=0.3,
+        optimizer="adamw",  # or muon
         beta1=0.9, beta2=0.99,
         clip_norm=3.0,
         ema_decay=0.995,
@@ -116,6 +118,7 @@ def get_config() -> ml_collections.ConfigDict:
         warmup_steps=20,
         schedule="cosine",
         weight_decay=0.0,
+        optimizer="adamw",  # or muon
         beta1=0.9, beta2=0.99,
         clip_norm=3.0,
         ema_decay=0.99,

@@ -79,6 +79,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         warmup_steps=469,  # 5 epochs
         schedule="cosine",
         weight_decay=0.05,  # not on biases and norms
+        optimizer="adamw",  # or muon
         beta1=0.9, beta2=0.95,
         clip_norm=3.0,
         ema_decay=0.0,

@@ -52,8 +52,6 @@ def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:
     saved = pathlib.Path("runs") / "shipped" / name
     save_model(saved, params, {**config.describe("family", "model", "data", "seed"), "origin": name})
     export_model(saved, path, "float16")
-    evaluation = Evaluation(config)
-    half = load_pretrained(path, config.family, config.model)
     card = {
         "name": name,
         **facts,
@@ -61,10 +59,16 @@ def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:
         "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
         "sha256": files.sha256(path),
         "licence": "Apache-2.0",
-        "test_figures": evaluation.evaluate(half, name).figures,
-        "test_figures_float32": evaluation.evaluate(params, name).figures,
     }
-    (shipped.FOLDER / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
+    described = path.with_suffix(".json")
+    described.write_text(json.dumps(card))
+    evaluation = Evaluation(config)
+    for figures, model in (
+        ("test_figures", load_pretrained(path, config.family, config.model)),
+        ("test_figures_float32", params),
+    ):
+        card[figures] = evaluation.evaluate(model, name).figures
+    described.write_text(json.dumps(card, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""AdamW as the published recipes use it."""
+"""AdamW as the published recipes use it, and Muon for models that start anew."""
 
 import dataclasses
 from typing import Literal
 
 import jax
 import optax
+import optax.contrib
+
+MUON_RMS = 0.2
+"""Root mean square of Muon's updates, relative to the rate: about AdamW's, whose rates and decays then serve
+both (Liu et al. 2025, "Muon is scalable for LLM training")."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,6 +18,8 @@ class TrainingConfig:
 
     Attributes:
       steps: optimiser steps.
+      optimizer: "adamw"; or "muon", which makes the update of every kernel orthogonal (Jordan et al. 2024)
+        and leaves the rest to AdamW at the same rate: networks of random weights learn in fewer steps.
       batch_size: images per set in the global batch.
       learning_rate: peak of the schedule.
       warmup_steps: steps of the linear rise from 0.
@@ -31,6 +38,7 @@ class TrainingConfig:
     steps: int
     batch_size: int
     learning_rate: float
+    optimizer: Literal["adamw", "muon"] = "adamw"
     warmup_steps: int = 0
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = 0.05
@@ -83,14 +91,32 @@ def decayed(params) -> dict:
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
+def kernels(params) -> dict:
+    """Tree of Muon's dimension numbers: how the kernels of dense layers and convolutions are matrices, from
+    their inputs to their outputs; None for everything else."""
+
+    def leaf(path, value):
+        if getattr(path[-1], "key", None) != "kernel" or value.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(value.ndim - 1)), value.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW with the schedule."""
-    adamw = optax.adamw(
-        learning_rate_schedule(config),
-        b1=config.beta1,
-        b2=config.beta2,
-        weight_decay=config.weight_decay,
-        mask=decayed,
-    )
+    """Clipping by global norm, then AdamW or Muon with the schedule.
+
+    `clip_norm` has no effect on the kernels that Muon updates: the length of their gradients does not count.
+    """
+    rate = learning_rate_schedule(config)
+    if config.optimizer == "muon":
+        update = optax.contrib.muon(
+            rate, beta=config.beta1, adam_b1=config.beta1, adam_b2=config.beta2, nesterov=True,
+            weight_decay=config.weight_decay, muon_weight_dimension_numbers=kernels, consistent_rms=MUON_RMS,
+        )  # fmt: skip
+    else:
+        update = optax.adamw(
+            rate, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed
+        )
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, adamw)
+    return optax.chain(clip, update)

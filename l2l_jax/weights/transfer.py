@@ -140,6 +140,12 @@ def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageMod
             "runs/digits_mae/pretrained, a checkpoint file, or a shipped model: "
             f"{', '.join(shipped.names())}."
         )
+    if path.parent == shipped.FOLDER:
+        card = shipped.card(path.stem)
+        with _about(path):
+            _check_family(card["family"], family_name)
+            _check_sizes(family.build(card["model"]), model, family.parts)
+            return read_params(open_source(path), family, model) | family.other_parts(model)
     if not path.is_dir():
         source = open_source(path)
         with about(path):
@@ -253,11 +259,11 @@ def export_model(folder: pathlib.Path, output: pathlib.Path, dtype: str = "float
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = load_params(folder, {part: shapes[part] for part in card.get("parts", shapes)})
     weights = {part: params[part] for part in family.parts}
-    state_dict = family.wrap(mapping.to_torch(family.table, weights, model), model)
     wanted = arrays.FLOATS[dtype]
     state_dict = {
         key: value.astype(wanted, copy=False) if value.dtype.kind == "f" else value
-        for key, value in state_dict.items()
+        for key, value in mapping.to_torch(family.table, weights, model).items()
     }
+    state_dict = family.wrap(state_dict, model)  # what it adds, such as noise schedules, keeps its precision
     files.write_checkpoint(output, state_dict, family.wrapper)
     return card

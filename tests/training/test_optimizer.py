@@ -1,5 +1,6 @@
 """Schedule and AdamW against NumPy by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from l2l_jax.training.optimizer import (
     TrainingConfig,
     decayed,
+    kernels,
     learning_rate_schedule,
     make_optimizer,
 )
@@ -92,3 +94,32 @@ def test_adamw(clip_norm):
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError):
         TrainingConfig(**{**dict(steps=10, batch_size=4, learning_rate=0.1), **wrong})
+
+
+def test_muon_makes_the_updates_of_kernels_orthogonal():
+    """Every direction of the gradient counts alike, however long it is; the rest is AdamW's."""
+    config = TrainingConfig(
+        steps=9, batch_size=1, learning_rate=0.1, optimizer="muon", schedule="constant", weight_decay=0.0,
+        clip_norm=0.0,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.zeros((6, 4)), "conv": {"kernel": jnp.zeros((1, 2, 3, 4))}, "bias": jnp.zeros(4)}
+    left, _ = np.linalg.qr(rng.normal(size=(6, 4)))
+    right, _ = np.linalg.qr(rng.normal(size=(4, 4)))
+    matrix = left @ np.diag([8.0, 4.0, 2.0, 1.0]) @ right.T
+    gradient = {"kernel": matrix, "conv": {"kernel": matrix.reshape(1, 2, 3, 4)}, "bias": np.array([1, -2, 3, -4.0])}
+    gradient = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient)
+    optimizer = make_optimizer(config)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    rotated = left.T @ np.asarray(updates["kernel"], float) @ right / (-0.1 * 0.2 * np.sqrt(6))
+    np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=0.02)
+    assert np.all((np.diag(rotated) > 0.65) & (np.diag(rotated) < 1.25))  # five steps of Newton and Schulz
+    np.testing.assert_allclose(updates["conv"]["kernel"].reshape(6, 4), updates["kernel"], atol=1e-6)
+    np.testing.assert_allclose(updates["bias"], -0.1 * np.sign(gradient["bias"]), rtol=0.1)
+
+
+def test_embeddings_and_tokens_are_no_kernels():
+    params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "word_embeddings": jnp.ones((5, 2))}
+    found = kernels(params)
+    assert found["word_embeddings"] is None and found["dense"]["bias"] is None
+    assert (found["dense"]["kernel"].reduction_axis, found["dense"]["kernel"].output_axis) == ((0,), 1)
