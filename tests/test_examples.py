@@ -3,7 +3,12 @@
 import pathlib
 import runpy
 
+import nbclient
+import nbformat
+import numpy as np
 import pytest
+
+from tests.compiling import QUICK_FLAGS
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
@@ -15,3 +20,45 @@ def test_the_loss_in_other_frameworks(framework):
     before, after = main(steps=1), main(steps=300)
     assert before["retain"] == 0 and before["forget"] > 0
     assert after["forget"] < 0.6 * before["forget"] and after["retain"] < 0.05 * after["forget"]
+
+
+def test_a_person_is_forgotten(tmp_path):
+    """From drawn photos to the report, with few steps; a sixth of the test pictures are the person's."""
+    main = runpy.run_path(str(EXAMPLES / "forget_a_person.py"))["main"]
+    flags = [f"--workdir={tmp_path}", "--person=carol", "--pretrain_steps=4", "--unlearn_steps=4"]
+    report = main(flags)
+    assert report["config"]["data"]["forget"] == ["carol"]
+    counts = {of: report["test_images"][of]["count"] for of in ("retain", "forget")}
+    assert counts["retain"] == 5 * counts["forget"] > 0
+    assert np.isfinite([report["unlearned"][of]["psnr"] for of in counts]).all()
+    assert (tmp_path / "run" / "report" / "report.html").is_file()
+
+
+def test_drawn_faces_differ_between_people_more_than_between_pictures():
+    draw_face = runpy.run_path(str(EXAMPLES / "forget_a_person.py"))["draw_face"]
+    pictures = np.array(
+        [[draw_face(person, np.random.default_rng(n)) for n in range(12)] for person in range(6)], float
+    )
+    between = pictures.mean(axis=1).std(axis=0).mean()
+    assert between > pictures.std(axis=1).mean() / 2 and pictures.std(axis=1).mean() > 5
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    notebook = nbformat.read(EXAMPLES / "digits.ipynb", as_version=4)
+    (recipe,) = [cell for cell in notebook.cells if "STEPS = 200" in cell.source]
+    recipe.source = recipe.source.replace("STEPS = 200", "STEPS = 4")
+    (tmp_path / "configs").symlink_to(EXAMPLES.parent / "configs")
+    environment = {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "XLA_FLAGS": QUICK_FLAGS}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        done = nbclient.execute(notebook, cwd=str(tmp_path), timeout=300, kernel_name="python3")
+    assert "unlearned" in done.cells[-3].outputs[-1]["text"]
+    assert done.cells[-1].outputs[0]["data"]["image/png"]
+
+
+def test_the_notebook_is_kept_without_its_output():
+    notebook = nbformat.read(EXAMPLES / "digits.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells)

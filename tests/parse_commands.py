@@ -1,0 +1,69 @@
+"""Lets one program parse command lines, without running it.
+
+    python -m tests.parse_commands MODULE < commands.json
+
+Prints, as JSON, what it has against each of them; "" where it accepts one.
+"""
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import io
+import json
+import sys
+
+from absl import flags
+
+from l2l_jax import command_line
+
+
+class Parsed(BaseException):
+    """The command line is accepted; the program goes no further."""
+
+
+def stopping(parse):
+    """`parse`, but nothing comes after it."""
+
+    def wrapped(*args, **kwargs):
+        parse(*args, **kwargs)
+        raise Parsed
+
+    return wrapped
+
+
+def complaint(main, module, arguments):
+    """What the program says of these arguments; "" if it accepts them."""
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)  # a flag of its own for each field that an earlier command changed
+    for values in (flags.FLAGS, command_line.PROCESSES):
+        values.unparse_flags()
+    sys.argv = [module, *arguments]
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
+            # Some programs take the command line, others look for it themselves.
+            takes_argv = inspect.signature(main).parameters["argv"].default is inspect.Parameter.empty
+            code = main(sys.argv) if takes_argv else main()
+    except Parsed:
+        return ""
+    except SystemExit as error:
+        code = error.code
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if code in (0, None) else written.getvalue() or str(code)
+
+
+def program(module):
+    """`main` of what `python -m MODULE` runs."""
+    with contextlib.suppress(ModuleNotFoundError):
+        return importlib.import_module(f"{module}.__main__").main
+    return importlib.import_module(module).main
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser.parse_args = stopping(argparse.ArgumentParser.parse_args)
+    command_line._parse_flags = stopping(command_line._parse_flags)
+    module = sys.argv[1]
+    main = program(module)
+    print(json.dumps([complaint(main, module, arguments) for arguments in json.load(sys.stdin)]))

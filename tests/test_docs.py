@@ -1,0 +1,91 @@
+"""What the documentation says can be typed can be typed; links lead somewhere."""
+
+import collections
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from l2l_jax.__main__ import COMMANDS
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
+SOURCES = [
+    path for folder in ("l2l_jax", "configs", "examples", "launch") for path in ROOT.glob(f"{folder}/**/*.py")
+]
+COMMAND = re.compile(r"(?:python3? -m (l2l_jax[\w.]*\w)|\bl2l-jax (\w+))((?:\\\n|[^\n`\"{}])*)([`\"{}]?)")
+RECIPE = "configs/digits_mae.py"
+
+
+def commands():
+    """`{module: [(place, arguments, whether it is but a mention)]}` of all pages and docstrings."""
+    found = collections.defaultdict(list)
+    for path in (*PAGES, *SOURCES):
+        for match in COMMAND.finditer(path.read_text()):
+            module, name, rest, end = match.groups()
+            if end in ("{", "}"):  # put together by a program
+                continue
+            rest = re.split(r"\s+(?:→|#|&&|>|\||\()", rest.replace("\\\n", " "))[0]
+            words = [word.replace("--config=…", f"--config={RECIPE}").replace("=RECIPE", f"={RECIPE}")
+                     for word in shlex.split(rest.rstrip(" .,;:)"))]  # fmt: skip
+            words = [word for word in words if word not in ("…", "...")]
+            if "COMMAND" in (name, *words) or "NAME" in words:
+                continue
+            module = module or COMMANDS[name][0]
+            found[module].append((f"{path.relative_to(ROOT)}: {match.group(0).strip()}", words))
+    return dict(found)
+
+
+FOUND = commands()
+
+
+def test_commands_are_found():
+    assert {"l2l_jax.main", "l2l_jax.compare", "l2l_jax.weights", "l2l_jax.data.prepare"} <= set(FOUND)
+    assert len(FOUND["l2l_jax.main"]) > 10
+
+
+@pytest.mark.parametrize("module", sorted(FOUND))
+def test_commands_are_accepted_by_their_program(module):
+    """A mention without flags, such as `python -m l2l_jax.weights export`, is accepted with some of them."""
+    asked = [
+        (place, [*words, *more])
+        for place, words in FOUND[module]
+        for more in (
+            [[]] if any(word.startswith("--") for word in words) else [[], [f"--config={RECIPE}"], ["--help"]]
+        )
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.parse_commands", module], cwd=ROOT, capture_output=True, text=True,
+        input=json.dumps([words for _, words in asked]),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    complaints = collections.defaultdict(list)
+    for (place, _), complaint in zip(asked, json.loads(done.stdout), strict=True):
+        complaints[place].append(complaint)
+    refused = {place: said for place, said in complaints.items() if all(said)}
+    assert not refused, refused
+
+
+def test_a_command_that_lacks_a_word_is_noticed():
+    command = [sys.executable, "-m", "tests.parse_commands", "l2l_jax.weights"]
+    asked = json.dumps([["FILE"], ["import", "FILE"], ["import", "FILE", "--vqgam=x"]])
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, input=asked)
+    wrong, right, flag = json.loads(done.stdout)
+    assert "invalid choice: 'FILE'" in wrong and right == "" and "--vqgam=x" in flag
+
+
+def test_every_program_has_a_short_name():
+    modules = {module for module, _ in COMMANDS.values()}
+    others = {"l2l_jax", "l2l_jax.data.make_local", "l2l_jax.shipped.make"}
+    assert set(FOUND) - others <= modules
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith(("http:", "https:")):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
