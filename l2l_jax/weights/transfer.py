@@ -142,7 +142,7 @@ def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageMod
         )
     if path.parent == shipped.FOLDER:
         card = shipped.card(path.stem)
-        with _about(path):
+        with about(path):
             _check_family(card["family"], family_name)
             _check_sizes(family.build(card["model"]), model, family.parts)
             return read_params(open_source(path), family, model) | family.other_parts(model)
