@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from l2l_jax.models.convolution import Conv
 from l2l_jax.models.remat import rematerialised
 
 
@@ -75,7 +76,7 @@ class UNetConfig:
     def conv(self, channels: int, size: int, name: str, zero: bool = False) -> nn.Conv:
         """Convolution with a `size` × `size` kernel that keeps the resolution."""
         init = nn.initializers.zeros if zero else lecun_uniform
-        return nn.Conv(channels, (size, size), dtype=self.dtype, kernel_init=init, name=name)
+        return Conv(channels, (size, size), dtype=self.dtype, kernel_init=init, name=name)
 
     def dense(self, features: int, name: str, zero: bool = False) -> nn.Dense:
         """Dense layer over the last axis."""

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from l2l_jax.models.convolution import Conv
 from l2l_jax.models.remat import rematerialised
 
 COMMITMENT_WEIGHT, CODEBOOK_WEIGHT = 1.0, 0.25
@@ -27,7 +28,7 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, height, width, channel]` → `[batch, height, width, self.width]`."""
-        conv = partial(nn.Conv, self.width, use_bias=False, dtype=self.dtype)
+        conv = partial(Conv, self.width, use_bias=False, dtype=self.dtype)
         norm = partial(nn.GroupNorm, self.groups, epsilon=1e-6, dtype=self.dtype)
         h = conv((3, 3), name="conv1")(nn.swish(norm(name="norm1")(x)))
         h = conv((3, 3), name="conv2")(nn.swish(norm(name="norm2")(h)))
@@ -53,7 +54,7 @@ class Encoder(nn.Module):
         """`[batch, height, width, channel]` → `[batch, height / f, width / f, latent_width]`, with
         f = 2^(levels − 1)."""
         block = partial(rematerialised(ResBlock, self.remat), groups=self.groups, dtype=self.dtype)
-        conv = partial(nn.Conv, dtype=self.dtype)
+        conv = partial(Conv, dtype=self.dtype)
         x = conv(self.base_channels, (3, 3), use_bias=False, name="conv_in")(images)
         levels = len(self.channel_multipliers)
         for i, multiplier in enumerate(self.channel_multipliers):
@@ -82,7 +83,7 @@ class Decoder(nn.Module):
     def __call__(self, latent: jax.Array) -> jax.Array:
         """`[batch, height / f, width / f, latent_width]` → `[batch, height, width, channels]`."""
         block = partial(rematerialised(ResBlock, self.remat), groups=self.groups, dtype=self.dtype)
-        conv = partial(nn.Conv, kernel_size=(3, 3), dtype=self.dtype)
+        conv = partial(Conv, kernel_size=(3, 3), dtype=self.dtype)
         x = conv(self.base_channels * self.channel_multipliers[-1], name="conv_in")(latent)
         for j in (1, 2):
             x = block(x.shape[-1], name=f"mid_block_{j}")(x)

@@ -1,0 +1,142 @@
+"""Convolutions against Flax's own, and their weight gradient against sums by hand."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from l2l_jax.models import convolution
+from l2l_jax.models.convolution import Conv, kernel_gradient
+from l2l_jax.training import sharding
+
+
+def by_hand(x, gradient, size):
+    """Σ over images and places of input (shifted) times the output's gradient, float64."""
+    rows, columns = size
+    batch, height, width, channels = x.shape
+    padded = np.zeros((batch, height + rows - 1, width + columns - 1, channels))
+    padded[:, rows // 2 : rows // 2 + height, columns // 2 : columns // 2 + width] = x
+    result = np.zeros((rows, columns, channels, gradient.shape[-1]))
+    for i in range(rows):
+        for j in range(columns):
+            shifted = padded[:, i : i + height, j : j + width]
+            result[i, j] = np.tensordot(shifted, np.float64(gradient), axes=((0, 1, 2), (0, 1, 2)))
+    return result
+
+
+def arrays(batch, height, width, channels, outputs, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, height, width, channels)).astype(dtype)
+    return x, rng.standard_normal((batch, height, width, outputs)).astype(dtype)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (1, 1), (5, 3)])
+@pytest.mark.parametrize(("channels", "outputs"), [(2, 5), (4, 4), (6, 3)])
+def test_weight_gradient(size, channels, outputs):
+    x, gradient = arrays(3, 6, 7, channels, outputs)
+    found = kernel_gradient(x, gradient, size)
+    np.testing.assert_allclose(found, by_hand(x, gradient, size), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_a_large_batch_goes_in_parts(monkeypatch, images):
+    x, gradient = arrays(8, 4, 4, 3, 5)
+    monkeypatch.setattr(convolution, "COPIES_BYTES", images * 4 * 4 * 9 * 3 * 4)
+    found = kernel_gradient(x, gradient, (3, 3))
+    np.testing.assert_allclose(found, by_hand(x, gradient, (3, 3)), rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_sums_in_float32():
+    x, gradient = arrays(2, 16, 16, 3, 4, jnp.bfloat16)
+    found = kernel_gradient(x, gradient, (3, 3))
+    assert found.dtype == np.float32
+    expected = by_hand(np.float64(x), np.float64(gradient), (3, 3))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+CONVOLUTIONS = {
+    "3x3": dict(kernel_size=(3, 3)),
+    "1x1 without bias": dict(kernel_size=(1, 1), use_bias=False),
+    "strided": dict(kernel_size=(3, 3), strides=2),
+    "even": dict(kernel_size=(2, 2)),
+    "valid": dict(kernel_size=(3, 3), padding="VALID"),
+    "dilated": dict(kernel_size=(3, 3), kernel_dilation=2),
+    "grouped": dict(kernel_size=(3, 3), feature_group_count=2),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_like_flax(name):
+    x, _ = arrays(2, 8, 8, 4, 6)
+    ours, flax = Conv(6, **CONVOLUTIONS[name]), nn.Conv(6, **CONVOLUTIONS[name])
+    variables = flax.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, variables)
+
+    def loss(module):
+        return jax.jit(jax.value_and_grad(lambda v, y: jnp.sin(module.apply(v, y)).sum(), argnums=(0, 1)))
+
+    found, expected = (jax.tree.leaves(loss(module)(variables, x)) for module in (ours, flax))
+    for leaf, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-4, atol=1e-4)
+
+
+def operations(platform):
+    x, _ = arrays(2, 8, 8, 4, 6)
+    variables = Conv(6, (3, 3)).init(jax.random.key(0), x)
+    gradient = jax.jit(jax.grad(lambda v: jnp.sin(Conv(6, (3, 3)).apply(v, x)).sum()))
+    text = gradient.trace(variables).lower(lowering_platforms=(platform,)).as_text()
+    return text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")
+
+
+def test_the_platform_decides_what_is_compiled():
+    assert operations("cpu") == (1, 1)
+    assert operations("tpu") == (2, 0)
+    assert operations("cuda") == (2, 0)
+
+
+def split_over_a_mesh(loss, kernel, x):
+    mesh = sharding.make_mesh(jax.devices())
+    rows = jax.device_put(x, jax.NamedSharding(mesh, sharding.ROWS))
+    return jax.jit(jax.grad(loss))(kernel, rows)
+
+
+def shard_mapped(loss, kernel, x):
+    mesh = sharding.make_mesh(jax.devices())
+
+    def gradient(kernel, rows):
+        return jax.grad(lambda k: jax.lax.psum(loss(k, rows), ("data", "model")))(kernel)
+
+    specs = dict(in_specs=(PartitionSpec(), sharding.ROWS), out_specs=PartitionSpec())
+    return jax.jit(jax.shard_map(gradient, mesh=mesh, **specs))(kernel, x)
+
+
+def pmapped(loss, kernel, x):
+    def gradient(kernel, rows):
+        return jax.lax.psum(jax.grad(loss)(kernel, rows), "batch")
+
+    rows = x.reshape(len(jax.devices()), -1, *x.shape[1:])
+    return jax.pmap(gradient, "batch", in_axes=(None, 0), out_axes=None)(kernel, rows)
+
+
+def rematerialised(loss, kernel, x):
+    return jax.grad(jax.checkpoint(loss))(kernel, x)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("how", [split_over_a_mesh, shard_mapped, pmapped, rematerialised])
+def test_on_many_devices(how, parts, monkeypatch):
+    x, _ = arrays(16, 4, 4, 3, 5)
+    devices = 8 if how in (shard_mapped, pmapped) else 1
+    monkeypatch.setattr(convolution, "COPIES_BYTES", 16 // devices // parts * 4 * 4 * 9 * 3 * 4)
+    kernel = np.random.default_rng(1).standard_normal((3, 3, 3, 5)).astype(np.float32)
+
+    where = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def loss(kernel, x):
+        return jnp.square(convolution.convolution(x, kernel, **where)).sum()
+
+    plain = jax.lax.conv_general_dilated(x, kernel, **where)
+    expected = by_hand(x, 2 * np.asarray(plain), (3, 3))
+    np.testing.assert_allclose(how(loss, kernel, x), expected, rtol=1e-4, atol=1e-3)
