@@ -57,6 +57,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         proxy=(),  # images that stand in for the retain images; (): none do
         train_per_class=5000,
         test_per_class=100,
+        general=("rest",), general_images=5000,  # of neither set: is what was never touched unharmed?
         test_fraction=0.2,  # held out for testing, where the source has no test images of its own
         validation_fraction=0.0,  # of the training images, kept for validation: none, the recipe trains on all 5,000
         retain_ratio=1.0,  # share of the retain images that may be used
@@ -98,11 +99,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.pretrain = ml_collections.ConfigDict(dict(model=dict(steps=1_000_000, **training)))
 
     config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evaluation.config.EvaluationConfig
-        hole="centre",
-        hole_width=128,  # pixels
+        tasks=("centre_8",),  # 8/16 of the side; "paper": both tables of the paper
         batch_size=64,
         picture_per_class=1,
         features="none",  # psnr and mse; "classifier": more, by a small classifier trained on the spot
+        write_images=False,  # originals and restorations as PNG in evaluation/images
         networks=("inception", "resnet50", "clip"),  # published ones, where their files are
         inception="", resnet50="", clip="",  # their files; empty: looked for in the folder of weights
         resize="clean-fid",  # for inception; or pytorch-fid
@@ -125,10 +126,9 @@ def _make_local(config: ml_collections.ConfigDict) -> None:
     )
     config.data.update(
         source="folder", path="data/local", forget=("flower", "digit_1"), retain=("temple", "digit_0"),
-        train_per_class=0, test_per_class=0, workers=1,
+        train_per_class=0, test_per_class=0, general=(), general_images=0,
+        workers=1,
     )
     config.pretrain.model.update(steps=50, learning_rate=2e-3, **small)
     config.unlearn.update(steps=40, learning_rate=1e-3, **small)
-    config.evaluate.update(
-        hole_width=8, batch_size=32, picture_per_class=3, features="classifier", networks=()
-    )
+    config.evaluate.update(batch_size=32, picture_per_class=3, features="classifier", networks=())

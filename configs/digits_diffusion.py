@@ -59,6 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
         retain=(0, 1, 2, 3, 4),  # or rest
         proxy=(),  # what stands in for the retain images while unlearning; (): nothing does
         train_per_class=0, test_per_class=0,  # images; 0: all
+        general=(), general_images=0,  # classes of neither set that are tested, too; or rest
         retain_ratio=1.0,  # share of the retain images that may be used
         test_fraction=0.2,  # held out where the source has no test images; the digits have
         validation_fraction=0.15,  # of the training images: kept for choosing settings
@@ -109,11 +110,11 @@ def get_config() -> ml_collections.ConfigDict:
     ))
 
     config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evaluation.config.EvaluationConfig
-        hole="centre",  # or border, left, right, top, bottom
-        hole_width=4,  # pixels
+        tasks=("centre_8",),  # 8/16 of the side missing; also left_8, …, border_4 (4/32 on every side)
         batch_size=256,  # images restored per compiled call
         picture_per_class=2,  # images of each class in the picture
         features="classifier",  # a small one, trained on the spot; none: psnr and mse only
+        write_images=False,  # originals and restorations as PNG in evaluation/images
         networks=(),  # published ones, where their files are
         inception="", resnet50="", clip="",  # their files; empty: looked for in the folder of weights
         resize="clean-fid",  # for inception; or pytorch-fid

@@ -44,26 +44,39 @@ flags.DEFINE_integer(
 flags.FLAGS.append_flag_values(PROCESSES)
 
 
-def parse_flags(argv: Sequence[str]) -> tuple[Any, pathlib.Path]:
+def _always() -> bool:
+    return True
+
+
+def parse_flags(
+    argv: Sequence[str], needs_recipe: Callable[[], bool] = _always
+) -> tuple[Any, pathlib.Path]:
     """The recipe and the workdir that the command line asks for.
+
+    Args:
+      argv: the command line.
+      needs_recipe: called when the flags are read: whether there must be a recipe. Without one, None is
+        returned for it.
 
     Raises:
       UserError: an unknown flag or field, a value of the wrong type, or a recipe that is not there.
     """
     if distributed.place()[1] == 1:
-        return _parse_flags(argv)  # without JAX, so that a mistyped flag is answered at once
+        return _parse_flags(argv, needs_recipe)  # without JAX, so that a mistyped flag is answered at once
     from l2l_jax.collectives import agreement
 
     with agreement():
-        return _parse_flags(argv)
+        return _parse_flags(argv, needs_recipe)
 
 
-def _parse_flags(argv: Sequence[str]) -> tuple[Any, pathlib.Path]:
+def _parse_flags(argv: Sequence[str], needs_recipe: Callable[[], bool]) -> tuple[Any, pathlib.Path]:
     try:
         extra = flags.FLAGS(list(argv))[1:]
         if extra:
             raise UserError(f"Unexpected argument {extra[0]!r}: flags start with two dashes.")
         if not flags.FLAGS["config"].present:
+            if not needs_recipe():
+                return None, pathlib.Path(WORKDIR.value or pathlib.Path("runs") / "folders")
             raise UserError("Which recipe? Try --config=configs/digits_mae.py")
     except flags.Error as error:
         if "get_config() takes 0 positional arguments" in str(error):

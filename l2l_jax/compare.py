@@ -78,7 +78,7 @@ def compare(
 
     folders = Workdir(workdir, config)
     with agreement():
-        evaluation = Evaluation(config)
+        evaluation = Evaluation(config, folders.evaluation)
     original = experiment.original_params(config, folders, evaluation.train)
     pretrained = config.pretrained or str(folders.pretrained)
     rows = {"original": _evaluated(workdir, "original", config, evaluation, lambda: original)}

@@ -148,7 +148,7 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
         parallel=_check(ParallelKind, recipe["parallel"], "config.parallel"),
     )
     try:
-        config.evaluate.hole_mask(config.model.image_size)
+        config.evaluate.check(config.model)
     except ValueError as error:
         raise UserError(f"config.evaluate: {error}.") from None
     return config

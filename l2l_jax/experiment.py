@@ -48,7 +48,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     clock = _Clock()
     folders = Workdir(workdir, config)
     with agreement():
-        evaluation = Evaluation(config)
+        evaluation = Evaluation(config, folders.evaluation)
         sets = training_sets(config, evaluation.train)
     original = original_params(config, folders, evaluation.train)
     clock.lap("pretrain")

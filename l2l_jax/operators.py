@@ -1,5 +1,7 @@
 """Holes in image space: bool masks `[height, width]`, True where pixels are missing."""
 
+from typing import Literal
+
 import numpy as np
 
 SIDES = ("left", "right", "top", "bottom")
@@ -56,9 +58,11 @@ def side_hole(size: int, width: int, side: str) -> np.ndarray:
     return hole
 
 
+HoleName = Literal["centre", "border", "left", "right", "top", "bottom"]
+
 HOLES = {
     "centre": centre_hole,
     "border": border_hole,
     **{side: lambda size, width, side=side: side_hole(size, width, side) for side in SIDES},
 }
-"""Test-time holes by the name that `config.evaluate.hole` takes: `(image size, width) -> mask`."""
+"""Test-time holes by their names: `(image size, width) -> mask`."""

@@ -21,6 +21,7 @@ from l2l_jax.data.transforms import Transform
 from l2l_jax.evaluation import metrics
 from l2l_jax.evaluation.image_set import ImageSet
 from l2l_jax.evaluation.restoration import Restorer
+from l2l_jax.evaluation.tasks import parse_tasks
 from l2l_jax.models.base import Params
 
 logger = logging.getLogger(__name__)
@@ -92,17 +93,16 @@ def retrain(
 
 
 def hole_errors(config: Config, params: Params, source: Source) -> np.ndarray:
-    """Mean squared error inside the hole of `config.evaluate` of each image of a source, `[image]`."""
+    """Mean squared error inside the hole of the first task of each image of a source, `[image]`."""
     size = config.model.image_size
     images = ImageSet(
         source, Transform(config.data, size, training=False), config.model.value_range,
         max_bad_fraction=config.data.max_bad_fraction, name="validation",
     )  # fmt: skip
-    restorer = Restorer(
-        config.model, config.evaluate.hole_mask(size), batch_size=config.evaluate.batch_size, seed=config.seed
-    )
-    placed, errors = restorer.place(params), []
-    for block in images.blocks(restorer.block_size):
-        restored = restorer(placed, block.padded, block.first)[block.places]
-        errors.append(metrics.hole_mse(block.good.images, restored, restorer.hole))
+    task = parse_tasks(config.evaluate.tasks)[0]
+    restorer = Restorer(config.model, task, batch_size=config.evaluate.batch_size, seed=config.seed)
+    errors = [
+        metrics.hole_mse(originals.images, restored, restorer.holes("validation", originals.indices))
+        for originals, restored in restorer.restore_set(restorer.place(params), images, "validation")
+    ]
     return np.concatenate(errors)

@@ -15,7 +15,7 @@ from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.transforms import TransformConfig
 from l2l_jax.errors import UserError
 
-IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction")
+IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction", "general", "general_images")
 """Fields that may change between a run and its continuation; besides `model.remat` and the devices."""
 
 ORIGINAL = ("pretrain", "pretrained")
@@ -32,6 +32,7 @@ class Workdir:
         pretrained/         the original model
         unlearn/            checkpoints and scalars of unlearning
         unlearned/          the unlearned model
+        evaluation/         what was observed of each image; figures.json of `l2l_jax.evaluate`
         report/             figures, pictures, report.html
         run.json            what was asked for
 
@@ -49,6 +50,7 @@ class Workdir:
         self.pretrained = folder / "pretrained"
         self.unlearn = folder / "unlearn"
         self.unlearned = folder / "unlearned"
+        self.evaluation = folder / "evaluation"
         self.report = folder / "report"
         self._identity_file = folder / "run.json"
         on_writer(lambda: self._claim(config))

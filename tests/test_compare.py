@@ -71,7 +71,7 @@ def test_files_hold_the_table_and_the_pictures(compared):
     assert json.loads((folder / "comparison.json").read_text())["rows"] == rows
     lines = (folder / "comparison.md").read_text().splitlines()
     (row,) = [line for line in lines if line.startswith("| retain_label ")]
-    assert f"{rows['retain_label']['forget']['fid']:.2f}" in row
+    assert f"{rows['retain_label']['forget']['classifier_distance']:.2f}" in row
     for picture in ("comparison.png", "alphas.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -83,7 +83,7 @@ def test_finished_rows_are_read_and_changed_ones_computed(compared, caplog):
     with caplog.at_level("INFO", logger="l2l_jax"):
         assert compare(config, workdir, alphas=[0.0]) == rows
     assert "step/s" not in caplog.text and "restore" not in caplog.text
-    narrower = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, hole_width=4))
+    narrower = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, tasks=("centre_4",)))
     again = compare(narrower, workdir)
     assert again["encoder"]["retain"]["mse"] != rows["encoder"]["retain"]["mse"]
 

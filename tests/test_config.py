@@ -67,8 +67,8 @@ def changed(name, value):
         ("mesh.model", 0, "config.mesh: model must be at least 1, or -1, not 0"),
         ("mesh.model", -1, "config.mesh: only one of data and model can be -1"),
         ("parallel", "pjit", "config.parallel is 'pjit'.*'jit' or 'pmap'"),
-        ("evaluate.hole", "center", "config.evaluate.hole is 'center'"),
-        ("evaluate.hole_width", 16, "config.evaluate: a centred hole in 16 pixels"),
+        ("evaluate.tasks", ("centre_16",), "config.evaluate: the task centre_16: a centred hole"),
+        ("evaluate.tasks", "center_8", "config.evaluate: there is no task 'center_8'"),
         ("data.forget", (1.5,), "config.data.forget is 1.5"),
         (
             "data.train_per_class",

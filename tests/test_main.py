@@ -65,7 +65,10 @@ def test_the_report_holds_what_it_promises(finished):
     report = json.loads((workdir / "report" / "metrics.json").read_text())
     for model in ("original", "unlearned"):
         for of in ("retain", "forget"):
-            assert set(report[model][of]) == {"psnr", "mse", "fid", "inception_score", "accuracy"}
+            assert set(report[model][of]) == {
+                "psnr", "ssim", "mse", "classifier_distance", "classifier_score", "classifier_score_std",
+                "accuracy",
+            }  # fmt: skip
             mse = f"{report[model][of]['mse']:.4f}"
             assert re.search(rf"{of} +{model} .*{mse}", output)  # the console shows the same
     assert {"seed", "config", "versions", "device", "durations_seconds", "peak_memory_gib"} <= set(report)
@@ -80,7 +83,7 @@ def test_the_html_report_stands_alone(finished):
     report = json.loads((finished[0] / "report" / "metrics.json").read_text())
     assert html.count("data:image/png;base64,") == 2
     assert not re.search(r'(src|href)="(?!data:)', html)
-    assert f"{report['unlearned']['forget']['fid']:.2f}" in html
+    assert f"{report['unlearned']['forget']['classifier_distance']:.2f}" in html
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(finished):

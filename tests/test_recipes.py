@@ -9,7 +9,6 @@ import pytest
 
 from l2l_jax import experiment
 from l2l_jax.config import parse_config
-from l2l_jax.evaluation.figures import METRICS
 from l2l_jax.models.registry import VARIANTS
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -73,7 +72,7 @@ def test_the_recipe_runs_from_nothing_to_a_report(name, tmp_path):
     for model in ("original", "unlearned"):
         for images in ("retain", "forget"):
             figures = report[model][images]
-            assert set(METRICS) <= set(figures)
+            assert {"psnr", "mse", "classifier_distance", "accuracy"} <= set(figures)
             assert all(map(math.isfinite, figures.values())), figures
     assert (tmp_path / "report" / "report.html").is_file()
     assert (tmp_path / "report" / "restorations.png").is_file()

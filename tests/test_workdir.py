@@ -29,7 +29,7 @@ def test_the_same_run_may_go_on(tmp_path):
     with_work(tmp_path, "pretrained", "unlearn")
     logged = dataclasses.replace(CONFIG.unlearn, log_every=1, checkpoint_every=3)
     Workdir(tmp_path, dataclasses.replace(CONFIG, unlearn=logged))
-    evaluated = dataclasses.replace(CONFIG.evaluate, hole_width=4)
+    evaluated = dataclasses.replace(CONFIG.evaluate, tasks=("centre_4",))
     Workdir(tmp_path, dataclasses.replace(CONFIG, evaluate=evaluated))
 
 

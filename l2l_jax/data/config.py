@@ -105,6 +105,10 @@ class DataConfig(SourceConfig, LoadingConfig):
       train_per_class: training images of each class, a fixed random choice; 0: all. The paper has 120
         (ImageNet-1K) and 5,000 (Places-365).
       test_per_class: test images of each class; 0: all. The paper has 50 and 100.
+      general: classes of a third test set, of images that are neither forgotten nor retained: unlearning
+        should not harm what it never touched. "rest": all that no other field names, if there are any;
+        none: there is no such set. It is reported beside the other two.
+      general_images: test images of that set, at most, a fixed random choice; 0: all.
       retain_ratio: share of the retain images that may be used for training.
     """
 
@@ -113,6 +117,8 @@ class DataConfig(SourceConfig, LoadingConfig):
     proxy: tuple[Proxy, ...] = ()
     train_per_class: Count = 0
     test_per_class: Count = 0
+    general: Classes = ()
+    general_images: Count = 0
     retain_ratio: Share = 1.0
 
     def __post_init__(self):

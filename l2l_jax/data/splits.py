@@ -43,6 +43,40 @@ def evaluation_sets(data: DataConfig, source: Source) -> Split:
     return Split(*(_select(source, ids[name], name, count) for name in Split._fields))
 
 
+def general_set(data: DataConfig, source: Source) -> Source | None:
+    """The test images of `data.general`, of classes neither forgotten nor retained; None: there are none.
+
+    Args:
+      data: which classes, and how many images.
+      source: the test images of `data`'s source; none is decoded.
+
+    Raises:
+      UserError: an unknown class, or one that another field names.
+    """
+    classes = _general_classes(data, source, _named_classes(source.class_names, data))
+    if not classes:
+        return None
+    images = _select(source, classes, "general", _Count(0, "", "test"))
+    return _some(images, min(data.general_images, len(images)))
+
+
+def _general_classes(data: DataConfig, source: Source, ids: Mapping[str, Sequence[int]]) -> list[int]:
+    """Class ids of the test images that are neither forgotten, nor retained, nor proxies."""
+    named = [c for c in data.general if c != REST]
+    general = class_ids(source.class_names, named, "config.data.general", "general")
+    for other, classes in ids.items():
+        both = sorted(set(general) & set(classes))
+        if both:
+            names = ", ".join(source.class_names[i] for i in both[:10])
+            raise UserError(
+                f"Classes both in config.data.general and in config.data.{other}: {names}. The general set "
+                "is of classes that unlearning does not touch."
+            )
+    if REST in data.general:
+        return _without(np.unique(source.labels).tolist(), *ids.values())
+    return general
+
+
 def validation_sets(data: DataConfig, source: Source) -> Split:
     """The validation images of the classes to retain and to forget.
 
@@ -218,7 +252,12 @@ def _other_proxies(entry: ProxyConfig, source: Source, avoided: Mapping[str, set
     chosen = _select(source, named, "proxy", _Count(0, "", "training"))
     if len(chosen) < entry.count:
         raise UserError(f"{field}: count is {entry.count}, but there are {len(chosen)} images; 0 takes all.")
-    if not entry.count:
-        return chosen
-    indices = np.random.default_rng(CHOICE).permutation(len(chosen))[: entry.count]
-    return Subset(chosen, np.sort(indices))
+    return _some(chosen, entry.count)
+
+
+def _some(source: Subset, count: int) -> Subset:
+    """A fixed random choice of `count` images; 0: all."""
+    if not count:
+        return source
+    indices = np.random.default_rng(CHOICE).permutation(len(source))[:count]
+    return Subset(source, np.sort(indices))

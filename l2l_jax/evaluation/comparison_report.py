@@ -11,11 +11,13 @@ from tabulate import tabulate
 from l2l_jax.config import Config
 from l2l_jax.evaluation import pictures
 from l2l_jax.evaluation.evaluate import Evaluation
-from l2l_jax.evaluation.report import HEADINGS, SETS
+from l2l_jax.evaluation.figures import FIGURES
+from l2l_jax.evaluation.report import SETS
 
-COLUMNS = {"fid": ".2f", "inception_score": ".2f", "accuracy": ".3f", "mse": ".4f"}
-"""The figures of a comparison, where there are any, as in the paper's tables but for CLIP, whose place
-accuracy takes; and their formats."""
+COLUMNS = (
+    "fid", "inception_score", "clip_cosine", "classifier_distance", "classifier_score", "accuracy", "mse",
+)  # fmt: skip
+"""The figures of a comparison, where there are any: those of the paper's tables, and those of the digits."""
 
 SHOWN = "shown.npz"
 
@@ -23,14 +25,14 @@ SHOWN = "shown.npz"
 def table(rows: Mapping[str, Mapping[str, Any]], style: str = "simple") -> str:
     """Rows are methods; columns are `COLUMNS` on the retain set, then on the forget set."""
     columns = [name for name in COLUMNS if name in rows["original"]["retain"]]
-    headers = ["method", *(f"{of} {HEADINGS[name]}" for of in SETS for name in columns)]
+    headers = ["method", *(f"{of} {FIGURES[name].heading}" for of in SETS for name in columns)]
     body = []
     for method, row in rows.items():
         if "failed" in row:
             body.append([method, "diverged"])
         else:
             body.append([method, *(row[of][name] for of in SETS for name in columns)])
-    formats = ("", *[COLUMNS[name] for name in columns] * len(SETS))
+    formats = ("", *[FIGURES[name].format for name in columns] * len(SETS))
     return tabulate(body, headers=headers, floatfmt=formats, tablefmt=style)
 
 

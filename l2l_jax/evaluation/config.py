@@ -1,44 +1,55 @@
 """The part of the configuration that says what is restored and measured."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-import numpy as np
+import pydantic
 
 from l2l_jax.evaluation.features.config import NetworksConfig
-from l2l_jax.operators import HOLES
+from l2l_jax.evaluation.tasks import parse_tasks
+from l2l_jax.models.base import ImageToImageModel
+
+Positive = Annotated[int, pydantic.Field(ge=1)]
+
+TaskNames = Annotated[
+    tuple[str, ...],
+    pydantic.BeforeValidator(
+        lambda given: tuple(filter(None, given.split(","))) if isinstance(given, str) else given
+    ),
+]
+"""Names of tasks; "a,b" is the same as ("a", "b")."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig(NetworksConfig):
-    """What is restored, and what the picture shows.
+    """What is restored, what is measured, and what the picture shows.
 
     Attributes:
-      hole: what is missing: "centre", "border", or a strip at the "left", "right", "top" or
-        "bottom".
-      hole_width: width of the hole, border or strip in pixels.
-      batch_size: images restored per compiled call.
+      tasks: what is hidden, see `l2l_jax.evaluation.tasks`: names such as "centre_8", "border_3" and
+        "random_75", or "paper", "inpainting", "outpainting". The report and its pictures show the first.
+      batch_size: images restored per compiled call, and kept together on the disk.
       picture_per_class: images of each class in the picture, of at most 10 classes of a set.
-      features: where FID, Inception Score and accuracy come from: "classifier", a small one that is trained
-        on the spot, for few classes of small images; "none": they are left out.
+      features: "classifier": a small one, trained on the spot, measures what the published networks are
+        not meant for, few classes of small images; "none": its figures are left out.
       networks, inception, resnet50, clip, resize, network_batch_size: see `NetworksConfig`.
+      write_images: write originals and restorations as PNG into `evaluation/images` of the workdir.
     """
 
-    hole: Literal["centre", "border", "left", "right", "top", "bottom"] = "centre"
-    hole_width: int = 8
-    batch_size: int = 128
-    picture_per_class: int = 2
+    tasks: TaskNames = ("centre_8",)
+    batch_size: Positive = 128
+    picture_per_class: Positive = 2
     features: Literal["classifier", "none"] = "classifier"
+    write_images: bool = False
 
     def __post_init__(self):
-        for name in ("hole_width", "batch_size", "picture_per_class"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        parse_tasks(self.tasks)
 
-    def hole_mask(self, image_size: int) -> np.ndarray:
-        """The hole as a mask `[image_size, image_size]`.
-
-        Raises:
-          ValueError: it does not fit the image.
-        """
-        return HOLES[self.hole](image_size, self.hole_width)
+    def check(self, model: ImageToImageModel) -> None:
+        """Raise a ValueError unless the model can be given all tasks."""
+        for task in parse_tasks(self.tasks):
+            if not task.is_random:
+                task.hole(model.image_size)
+            elif not model.restores_from_patches:
+                raise ValueError(f"the task {task.name} is for masked autoencoders (config.model.family mae)")
+            else:
+                task.visible_patches(model.grid**2, [(0,)])

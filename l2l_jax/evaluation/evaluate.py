@@ -1,20 +1,47 @@
-"""Everything needed to evaluate models of one configuration, opened and compiled once."""
+"""Evaluating models of one configuration: restoring the test images, observing them, measuring.
+
+Each process restores its share of the blocks of images and keeps what it observes of them on the disk
+(`BlockStore`): a killed evaluation goes on where it stopped, and one process reads all blocks in their order,
+so that the figures do not depend on how many processes there were. No picture is sent anywhere.
+"""
 
 import functools
+import hashlib
+import json
 import logging
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from l2l_jax.collectives import from_writer, is_writer
+from l2l_jax.collectives import agreement, from_writer, is_writer, on_writer
 from l2l_jax.config import Config
 from l2l_jax.data.records import Source
 from l2l_jax.data.sources import open_source
-from l2l_jax.data.splits import evaluation_sets
+from l2l_jax.data.splits import evaluation_sets, general_set
 from l2l_jax.data.transforms import Transform
-from l2l_jax.evaluation.figures import LEAST_IMAGES, Evaluator
-from l2l_jax.evaluation.image_set import Images, ImageSet
+from l2l_jax.evaluation import png_files, tsne
+from l2l_jax.evaluation.block_store import BlockStore
+from l2l_jax.evaluation.features.base import FeatureNetwork
+from l2l_jax.evaluation.features.digits import DigitClassifier, HoleClassifier
+from l2l_jax.evaluation.figures import (
+    SPLITS,
+    SetFigures,
+    figures_of,
+    measure,
+    measure_real,
+    observe_classes,
+    observe_images,
+    observe_pairs,
+)
+from l2l_jax.evaluation.image_set import Block, Images, ImageSet
+from l2l_jax.evaluation.metrics import to_uint8
+from l2l_jax.evaluation.networks import open_all
 from l2l_jax.evaluation.restoration import Restorer
+from l2l_jax.evaluation.tasks import parse_tasks
 from l2l_jax.models.base import Params
 from l2l_jax.progress import Progress
 
@@ -24,40 +51,76 @@ CLASSIFIER_IMAGES = 5000
 """Training images that the classifiers are trained on, at most; evenly spaced."""
 
 
+class TaskFigures(NamedTuple):
+    """What a model comes to at one task.
+
+    Attributes:
+      sets: figures of the restorations by set ("retain", "forget", …).
+      real_images: what the originals themselves reach, by set.
+    """
+
+    sets: dict[str, SetFigures]
+    real_images: dict[str, dict[str, float]]
+
+
 class ModelFigures(NamedTuple):
     """What a model does to the test images.
 
     Attributes:
-      figures: by set ("retain", "forget"), then by name of the figure.
-      shown: restorations `[image, height, width, channel]` of the images of `Evaluation.shown`, by set.
+      tasks: by name of the task, in the order of `config.evaluate.tasks`.
+      shown: restorations `[image, height, width, channel]` at the first task of the images of
+        `Evaluation.shown`, by set; empty but in the primary process.
     """
 
-    figures: dict[str, dict[str, float]]
+    tasks: dict[str, TaskFigures]
     shown: dict[str, np.ndarray]
+
+    @property
+    def first(self) -> TaskFigures:
+        """The first task."""
+        return next(iter(self.tasks.values()))
+
+    @property
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Figures of the first task by set."""
+        return {of: result.figures for of, result in self.first.sets.items()}
+
+    @property
+    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Ends of 95 % intervals of the first task's figures, by set."""
+        return {of: result.intervals for of, result in self.first.sets.items()}
 
 
 class Evaluation:
-    """The image sets of a configuration, its hole, and the classifiers that measure restorations.
+    """The image sets of a configuration, its tasks, and the networks that measure restorations.
+
+    Args:
+      config: the experiment.
+      folder: where observations are kept; on storage that all hosts share.
 
     Attributes:
       train: the source of all training images.
       tests: test images by set.
-      restorer: fills the hole of `config.evaluate`.
+      restorers: fill the holes of each task, by name of the task.
       class_names: names of the class ids.
     """
 
-    def __init__(self, config: Config):
-        model, data = config.model, config.data
+    def __init__(self, config: Config, folder: pathlib.Path):
+        model, data, evaluate = config.model, config.data, config.evaluate
         self.train = open_source(data, "train", model.image_size)
         test = open_source(data, "test", model.image_size)
         self.class_names = test.class_names
-        sets = evaluation_sets(data, test)._asdict()
-        self.tests = {of: self._image_set(config, source, f"{of} test") for of, source in sets.items()}
-        self.restorer = Restorer(
-            model, config.evaluate.hole_mask(model.image_size),
-            batch_size=config.evaluate.batch_size, seed=config.seed,
-        )  # fmt: skip
-        self._config = config
+        sets = evaluation_sets(data, test)._asdict() | {"general": general_set(data, test)}
+        self.tests = {
+            of: self._image_set(config, source, f"{of} test")
+            for of, source in sets.items()
+            if source is not None
+        }
+        self.restorers = {
+            task.name: Restorer(model, task, batch_size=evaluate.batch_size, seed=config.seed)
+            for task in parse_tasks(evaluate.tasks)
+        }
+        self._config, self._folder = config, folder
 
     @staticmethod
     def _image_set(config: Config, source: Source, name: str) -> ImageSet:
@@ -65,25 +128,69 @@ class Evaluation:
         bad = config.data.max_bad_fraction
         return ImageSet(source, transform, config.model.value_range, max_bad_fraction=bad, name=name)
 
-    @functools.cached_property
-    def evaluator(self) -> Evaluator:
-        """Measures restorations; training its classifiers takes some seconds."""
-        train = self._classifier_images() if self._config.evaluate.features == "classifier" else None
-        return Evaluator(self.restorer.hole, self.restorer.value_range, train)
+    @property
+    def restorer(self) -> Restorer:
+        """That of the first task."""
+        return next(iter(self.restorers.values()))
 
-    def _classifier_images(self) -> Images | None:
-        few = [f"{len(images)} {of}" for of, images in self.tests.items() if len(images) < LEAST_IMAGES]
-        if few:
-            logger.warning(
-                "No FID, Inception Score and accuracy: they need %d test images of each set; there are %s.",
-                LEAST_IMAGES, " and ".join(few),
-            )  # fmt: skip
+    @property
+    def networks(self) -> dict[str, FeatureNetwork]:
+        """The feature networks by name."""
+        return self._opened[0]
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why figures are not available, by name: those of networks that are not there."""
+        return self._opened[1]
+
+    @functools.cached_property
+    def _opened(self) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
+        """The networks, and what is missing; training the classifier takes some seconds."""
+        networks, missing = open_all(self._config.evaluate)
+        if self._classifier_images is not None:
+            return {**networks, "classifier": DigitClassifier(*self._classifier_images)}, missing
+        reason = (
+            "config.evaluate.features is 'none'"
+            if self._config.evaluate.features == "none"
+            else f"the classifier needs {SPLITS} test images of each set"
+        )
+        return networks, missing | dict.fromkeys([*figures_of("classifier"), "accuracy"], reason)
+
+    @functools.cached_property
+    def _classifier_images(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Real images, uint8, and their labels, that classifiers are trained on, if there are to be any."""
+        if self._config.evaluate.features == "none" or min(map(len, self.tests.values())) < SPLITS:
             return None
         labels = np.concatenate([images.labels for images in self.tests.values()])
         members = np.flatnonzero(np.isin(self.train.labels, labels))
         if len(members) > CLASSIFIER_IMAGES:
             members = members[np.linspace(0, len(members) - 1, CLASSIFIER_IMAGES).astype(int)]
-        return self._image_set(self._config, self.train, "training").read(members)
+        train = self._image_set(self._config, self.train, "training").read(members)
+        return to_uint8(train.images, self._config.model.value_range), train.labels
+
+    @functools.cached_property
+    def _hole_classifiers(self) -> dict[str, HoleClassifier | None]:
+        """By task; none where every image has a hole of its own."""
+        return {
+            task: None
+            if self._classifier_images is None or restorer.hole is None
+            else HoleClassifier(*self._classifier_images, restorer.hole)
+            for task, restorer in self.restorers.items()
+        }
+
+    def correct(self, restored: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+        """Whether the class of each image is read rightly from the hole of the first task, bool `[image]`.
+
+        Args:
+          restored: `[image, height, width, channel]` in the model's range.
+          labels: class ids `[image]`.
+
+        Returns:
+          None, if there is no classifier.
+        """
+        classifier = self._hole_classifiers[self.restorer.task.name]
+        pixels = to_uint8(restored, self.restorer.value_range)
+        return None if classifier is None else classifier.correct(pixels, labels)
 
     @functools.cached_property
     def shown(self) -> dict[str, Images]:
@@ -91,38 +198,195 @@ class Evaluation:
         per_class = self._config.evaluate.picture_per_class
         return {of: images.first_of_each_class(per_class) for of, images in self.tests.items()}
 
+    def seen(self, of: str) -> np.ndarray:
+        """What a model is shown, at the first task, of the images of `shown` of a set."""
+        shown = self.shown[of]
+        return self.restorer.seen(shown.images, of, shown.indices)
+
+    @functools.cached_property
+    def _shown_places(self) -> dict[str, list[int]]:
+        return from_writer(lambda: {of: shown.indices.tolist() for of, shown in self.shown.items()})
+
     def evaluate(self, params: Params, name: str) -> ModelFigures:
-        """Restore all test images and measure the result; `name` is shown meanwhile.
+        """Restore all test images at all tasks and measure the result.
 
         All processes restore; one measures and tells the others.
+
+        Args:
+          params: all parts.
+          name: of the model: of its folder of observations, and on the console.
         """
-        evaluated = {of: self._evaluate_set(params, of, f"restore {of} ({name})") for of in self.tests}
-        figures = from_writer(
-            lambda: {of: self.evaluator.figures(seen) for of, (seen, _) in evaluated.items()}
+        model = _Model(self.restorer.place(params), _slug(name), _fingerprint(params))
+        with agreement():
+            _ = self.networks, self._hole_classifiers
+        _ = self._shown_places
+        for of in self.tests:
+            on_writer(lambda of=of: self._claim(model, of))
+            with agreement():
+                self._observe_set(model, of, f"restore {of} ({name})")
+        measured = from_writer(lambda: self._measure(model))
+        tasks = {
+            task: TaskFigures({of: SetFigures(*figures) for of, figures in sets.items()}, real)
+            for task, (sets, real) in measured.items()
+        }
+        return ModelFigures(tasks, self._shown(model) if is_writer() else {})
+
+    def _claim(self, model: "_Model", of: str) -> None:
+        """Make room for the observations of a model; delete those of other settings."""
+        batch_size = self._config.evaluate.batch_size
+        settings = self._config.describe("family", "model", "seed")
+        for task in self.restorers:
+            key = {"params": model.fingerprint, "batch_size": batch_size, **settings}
+            self._restored(model, task, of).claim(key)
+        for task in (None, *self.restorers):
+            self._originals(task, of).claim({"batch_size": batch_size})
+
+    def _restored(self, model: "_Model", task: str, of: str) -> BlockStore:
+        return BlockStore(self._folder / "restored" / model.slug / task / of)
+
+    def _originals(self, task: str | None, of: str) -> BlockStore:
+        """What is observed of originals: by all networks, or by the classifier of a task's hole."""
+        return BlockStore(self._folder / "originals" / (task or "whole") / of)
+
+    def _names(self, of: str) -> list[str]:
+        """Names of all blocks of a set."""
+        return [f"{number:05d}" for number in range(-(-len(self.tests[of]) // self._batch_size))]
+
+    @property
+    def _batch_size(self) -> int:
+        return self._config.evaluate.batch_size
+
+    def _observe_set(self, model: "_Model", of: str, title: str) -> None:
+        """Restore and observe this process's blocks of a set, unless it was done before."""
+        share = slice(jax.process_index(), None, jax.process_count())
+        images = self.tests[of]
+        total = len(images) * len(self.restorers)
+        with Progress(title, -(-total // jax.process_count()), unit="image") as progress:
+            for block in images.blocks(self._batch_size, share):
+                for task in self.restorers:
+                    self._observe_block(model, task, of, block)
+                    progress.update(block.size)
+
+    def _observe_block(self, model: "_Model", task: str, of: str, block: Block) -> None:
+        name, restorer = f"{block.number:05d}", self.restorers[task]
+        networks = {network: dict(used.weights) for network, used in self.networks.items()}
+        fingerprint = _digest(block.digest, networks)
+        pixels = functools.cache(lambda: to_uint8(block.good.images, restorer.value_range))
+        for of_task in (None, task):
+            self._observe_originals(of_task, of, name, fingerprint, block, pixels)
+        store = self._restored(model, task, of)
+        shown = np.flatnonzero(np.isin(block.good.indices, self._shown_places[of]))
+        fingerprint = _digest(fingerprint, shown.tolist())
+        files = png_files.file_names(block.good.indices, block.good.labels, self.class_names)
+        folder = self._folder / "images" / of
+        wanted = self._config.evaluate.write_images
+        if wanted and not png_files.all_there(folder / "original", files):
+            png_files.write_images(folder / "original", files, pixels())
+        folder = folder / task / model.slug
+        if store.has(name, fingerprint) and (not wanted or png_files.all_there(folder, files)):
+            return
+        observed = {
+            "skipped": np.array(json.dumps(block.skipped)),
+            "shown/places": block.good.indices[shown],
+        }
+        if len(files):
+            places = block.good.indices
+            restored = restorer(model.params, block.good.images, of, places)
+            restored_pixels = to_uint8(restored, restorer.value_range)
+            if wanted:
+                png_files.write_images(folder, files, restored_pixels)
+            observed["shown/images"] = restored[shown]
+            holes = restorer.holes(of, places)
+            observed |= observe_pairs(block.good.images, restored, holes, restorer.value_range)
+            classifier = self._hole_classifiers[task]
+            observed |= observe_images(self.networks, restored_pixels)
+            observed |= observe_classes(classifier, restored_pixels, block.good.labels)
+        store.save(name, fingerprint, observed)
+
+    def _observe_originals(self, task, of, name, fingerprint, block, pixels) -> None:
+        """Observe a block of originals, unless it was done before, for another model or task."""
+        store = self._originals(task, of)
+        if store.has(name, fingerprint):
+            return
+        observed = {}
+        if len(block.good.labels):
+            observed = (
+                observe_images(self.networks, pixels())
+                if task is None
+                else observe_classes(self._hole_classifiers[task], pixels(), block.good.labels)
+            )
+        store.save(name, fingerprint, observed)
+
+    def save_tsne(self, path: pathlib.Path, models: Sequence[str], task: str) -> None:
+        """Write t-SNE of CLIP's embeddings at a task: of the originals, and of each model's restorations.
+
+        Nothing is written where CLIP is not among the networks, or too few images are there. For the primary
+        process, after `evaluate` of all these models.
+        """
+        groups = {}
+        for of in self.tests:
+            names = self._names(of)
+            groups[f"{of}, images"] = self._read_original(task, of, "clip/features")
+            for name in models:
+                store = BlockStore(self._folder / "restored" / _slug(name) / task / of)
+                groups[f"{of}, {name}"] = store.join(names, "clip/features")
+        found = {name: rows for name, rows in groups.items() if rows is not None}
+        if sum(map(len, found.values())) >= tsne.LEAST:
+            tsne.save(path, tsne.project(found))
+
+    def _measure(self, model: "_Model") -> dict[str, Any]:
+        """By task: `SetFigures` by set, and what the originals reach."""
+        return {
+            task: (
+                {of: self._measure_set(model, task, of) for of in self.tests},
+                {of: measure_real(functools.partial(self._read_original, task, of)) for of in self.tests},
+            )
+            for task in self.restorers
+        }
+
+    def _measure_set(self, model: "_Model", task: str, of: str) -> SetFigures:
+        store, names = self._restored(model, task, of), self._names(of)
+        for name in names:
+            self.tests[of].skip(json.loads(str(store.load(name, "skipped")["skipped"])))
+        return measure(
+            lambda member: store.join(names, member), functools.partial(self._read_original, task, of)
         )
-        return ModelFigures(figures, {of: shown for of, (_, shown) in evaluated.items()})
 
-    def _evaluate_set(self, params, of, title):
-        """What the writer observed of a set, block by block, and the restorations to show."""
-        observed, kept, wanted = [], {}, set(self.shown[of].indices)
-        params = self.restorer.place(params)
-        with Progress(title, len(self.tests[of]), unit="image") as progress:
-            for block in self.tests[of].blocks(self.restorer.block_size):
-                restored = self.restorer(params, block.padded, block.first)[block.places]
-                if is_writer():
-                    observed.append(self.evaluator.observe(block.good, restored))
-                images = zip(block.good.indices, restored, strict=True)
-                kept |= {index: image for index, image in images if index in wanted}
-                progress.update(len(block.padded))
-        return observed, np.stack([kept[index] for index in self.shown[of].indices])
+    def _read_original(self, task: str, of: str, member: str) -> np.ndarray | None:
+        store = self._originals(task if member == "correct" else None, of)
+        return store.join(self._names(of), member)
 
-    def ceiling(self) -> dict[str, Any]:
-        """What the real images reach, by set: the classifiers' figures of them; empty without classifiers."""
-        if not self.evaluator.has_classifiers:
-            return {}
-        figures = {}
-        for of, images in self.tests.items():
-            blocks = (block.good for block in images.blocks(self.restorer.block_size))
-            real = self.evaluator.figures([self.evaluator.observe(block, block.images) for block in blocks])
-            figures[of] = {name: real[name] for name in ("inception_score", "accuracy")}
-        return figures
+    def _shown(self, model: "_Model") -> dict[str, np.ndarray]:
+        """Restorations of the images of `shown` at the first task."""
+        task, result = next(iter(self.restorers)), {}
+        for of, shown in self.shown.items():
+            store, kept = self._restored(model, task, of), {}
+            for number in sorted(set(shown.indices // self._batch_size)):
+                arrays = store.load(f"{number:05d}", "shown/places", "shown/images")
+                kept |= dict(zip(arrays["shown/places"], arrays["shown/images"], strict=True))
+            result[of] = np.stack([kept[place] for place in shown.indices])
+        return result
+
+
+class _Model(NamedTuple):
+    params: Params
+    slug: str
+    fingerprint: str
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "_", name)
+
+
+def _digest(*facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint(params: Mapping[str, Any]) -> str:
+    """SHA-256 of all parameters."""
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(jax.device_get(value))
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.view(np.uint8) if array.ndim else array.tobytes())
+    return digest.hexdigest()

@@ -1,93 +1,217 @@
-"""How well a model restores a set: the figures of the paper's tables."""
+"""The figures of the paper's tables: what is observed of each image, and what a set comes to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from l2l_jax.evaluation import metrics
-from l2l_jax.evaluation.features.digits import DigitClassifier, HoleClassifier
-from l2l_jax.evaluation.image_set import Images
-from l2l_jax.evaluation.statistics import frechet_distance, gaussian_statistics, inception_score
-
-METRICS = ("psnr", "mse", "fid", "inception_score", "accuracy")
-"""The figures of a set, in the order in which they are shown; without a classifier the first two."""
-
-CLASSIFIER_SIDE = 32
-"""Side in pixels to which larger images are shrunk, about, for the classifiers."""
-
-LEAST_IMAGES = 10
-"""Test images of a set that the classifiers' figures need: the Inception Score has ten parts."""
+from l2l_jax.evaluation.features.base import FeatureNetwork
+from l2l_jax.evaluation.features.digits import HoleClassifier
+from l2l_jax.evaluation.intervals import mean_interval, standard_interval
+from l2l_jax.evaluation.statistics import (
+    cosine_similarities,
+    frechet_distance,
+    gaussian_statistics,
+    inception_score,
+    kernel_distance,
+)
 
 
-Observed = Mapping[str, np.ndarray]
-"""What is kept of some images, by name: arrays that start with the image axis."""
+class FigureInfo(NamedTuple):
+    """How a figure is shown.
 
-
-class Evaluator:
-    """Measures restorations of one hole, block by block.
-
-    Args:
-      hole: bool `[height, width]`.
-      value_range: range of all images.
-      train: real images that classifiers are trained on; None: there are none, and no figures of theirs.
+    Attributes:
+      heading: what it is called.
+      format: of the number.
+      better: which restorations are better: those with "higher" or with "lower" figures.
     """
 
-    def __init__(self, hole: np.ndarray, value_range: tuple[float, float], train: Images | None):
-        self._hole, self._value_range = hole, value_range
-        self._every = max(1, len(hole) // CLASSIFIER_SIDE)
-        self._network = self._hole_classifier = None
-        if train is not None:
-            images = self._shrunk(train.images)
-            self._network = DigitClassifier(images, train.labels)
-            covered = self._shrunk(hole[None, ..., None].astype(np.float32))[0, ..., 0]
-            self._hole_classifier = HoleClassifier(images, train.labels, covered == covered.max())
+    heading: str
+    format: str
+    better: Literal["higher", "lower"]
 
-    @property
-    def has_classifiers(self) -> bool:
-        """Whether `figures` holds more than psnr and mse."""
-        return self._network is not None
 
-    def observe(self, originals: Images, restored: np.ndarray) -> Observed:
-        """What `figures` needs to know of some images.
+FIGURES = {
+    "psnr": FigureInfo("PSNR (dB)", ".2f", "higher"),
+    "ssim": FigureInfo("SSIM", ".3f", "higher"),
+    "mse": FigureInfo("hole MSE", ".4f", "lower"),
+    "fid": FigureInfo("FID", ".2f", "lower"),
+    "kid": FigureInfo("KID", ".4f", "lower"),
+    "inception_score": FigureInfo("IS", ".2f", "higher"),
+    "scene_score": FigureInfo("IS (Places ResNet-50)", ".2f", "higher"),
+    "clip_cosine": FigureInfo("CLIP", ".3f", "higher"),
+    "classifier_distance": FigureInfo("Fréchet distance (digit classifier)", ".2f", "lower"),
+    "classifier_score": FigureInfo("Inception Score (digit classifier)", ".2f", "higher"),
+    "accuracy": FigureInfo("accuracy", ".3f", "higher"),
+}
+"""All figures, in the order in which they are shown."""
 
-        Args:
-          originals: the images.
-          restored: their restorations `[image, height, width, channel]`.
-        """
-        observed = {"mse": metrics.hole_mse(originals.images, restored, self._hole)}
-        if self._network is not None:
-            small = self._shrunk(restored)
-            observed["original_features"], _ = self._network(self._shrunk(originals.images))
-            observed["features"], observed["probabilities"] = self._network(small)
-            observed["right"] = self._hole_classifier.right(small, originals.labels)
-        return observed
+DISTANCES = {"inception": ("fid", "kid"), "classifier": ("classifier_distance", None)}
+"""Fréchet and kernel distance by the network whose features are compared."""
 
-    def figures(self, blocks: Sequence[Observed]) -> dict[str, float]:
-        """The figures `METRICS` of a set.
+SCORES = {
+    "inception": "inception_score",
+    "resnet50": "scene_score",
+    "classifier": "classifier_score",
+}
+"""Inception Scores by the network whose classes are meant."""
 
-        psnr (dB, mean over images) and mse inside the hole; fid between originals and restorations
-        in the features of a classifier; inception_score of the restorations under it; accuracy: how often
-        the class can be read from the restored hole alone.
+COSINES = {"clip": "clip_cosine"}
+"""Cosines of restored and original by the network whose features are compared."""
 
-        Args:
-          blocks: what was observed of all its images, in their order.
-        """
-        whole = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-        figures = {
-            "psnr": float(metrics.psnr(whole["mse"], self._value_range).mean()),
-            "mse": float(whole["mse"].mean()),
-        }
-        if self._network is not None:
-            sets = (gaussian_statistics(whole[name]) for name in ("original_features", "features"))
-            distance, score = frechet_distance(*sets), inception_score(whole["probabilities"])[0]
-            figures |= {"fid": distance, "inception_score": score, "accuracy": float(whole["right"].mean())}
-        return figures
+SPLITS = 10
+"""Parts of a set for the Inception Score: it needs as many images."""
 
-    def _shrunk(self, images: np.ndarray) -> np.ndarray:
-        """Means of squares of pixels; images that are small already stay as they are."""
-        every = self._every
-        if every == 1:
-            return images
-        count, side = len(images), images.shape[1] // every
-        squares = images[:, : side * every, : side * every].reshape(count, side, every, side, every, -1)
-        return squares.mean(axis=(2, 4))
+WIDE = 256
+"""Features from which a Fréchet distance takes seconds, and its interval comes of few resamples."""
+
+WIDE_RESAMPLES = 10
+
+Observed = dict[str, np.ndarray]
+"""What is kept of some images, by name: arrays that start with the image axis."""
+
+Read = Callable[[str], np.ndarray | None]
+"""An array of what was observed of a whole set, by name, in the order of its images; None: not observed."""
+
+
+def figures_of(network: str) -> list[str]:
+    """The figures that a network, by its name in `DISTANCES`, `SCORES` and `COSINES`, is needed for."""
+    names = (*DISTANCES.get(network, ()), SCORES.get(network), COSINES.get(network))
+    return [name for name in names if name is not None]
+
+
+def observe_images(networks: Mapping[str, FeatureNetwork], images: np.ndarray) -> Observed:
+    """What networks say of images, by "network/output".
+
+    Args:
+      networks: feature networks by name.
+      images: uint8 `[image, height, width, channel]`.
+    """
+    outputs = {name: network(images) for name, network in networks.items()}
+    return {f"{name}/{output}": values for name, found in outputs.items() for output, values in found.items()}
+
+
+def observe_classes(classifier: HoleClassifier | None, images: np.ndarray, labels: np.ndarray) -> Observed:
+    """Whether the class of each image can be read from its hole, "correct"; nothing without a classifier.
+
+    Args:
+      classifier: reads them.
+      images: uint8 `[image, height, width, channel]`.
+      labels: class ids `[image]`.
+    """
+    return {} if classifier is None else {"correct": classifier.correct(images, labels)}
+
+
+def observe_pairs(
+    originals: np.ndarray, restored: np.ndarray, holes: np.ndarray, value_range: tuple[float, float]
+) -> Observed:
+    """What is kept of pairs of images without any network: "psnr", "mse" and, unless they are small, "ssim".
+
+    Args:
+      originals, restored: `[image, height, width, channel]` in `value_range`.
+      holes: bool `[image, height, width]`.
+      value_range: least and greatest pixel value.
+    """
+    mse = metrics.hole_mse(originals, restored, holes)
+    observed = {"mse": mse, "psnr": metrics.psnr(mse, value_range)}
+    if min(originals.shape[1:3]) > 2 * metrics.WINDOW_RADIUS:
+        observed["ssim"] = metrics.ssim(originals, restored, value_range)
+    return observed
+
+
+class SetFigures(NamedTuple):
+    """The figures of a set.
+
+    Attributes:
+      figures: by the names in `FIGURES`, and `NAME_std` for the spread over subsets (KID) or splits (IS).
+      intervals: ends of 95 % intervals by the same names, see `l2l_jax.evaluation.intervals`.
+      missing: why other figures are not available, by name.
+    """
+
+    figures: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    missing: dict[str, str]
+
+
+class _Collector:
+    def __init__(self) -> None:
+        self.result = SetFigures({}, {}, {})
+
+    def add(self, name, interval) -> None:
+        self.result.figures[name] = interval.value
+        if np.isfinite([interval.low, interval.high]).all():
+            self.result.intervals[name] = (interval.low, interval.high)
+
+
+def measure(read: Read, read_original: Read) -> SetFigures:
+    """The figures of a set of restorations.
+
+    Means over images of PSNR and of the MSE inside the hole, of SSIM of whole images, of CLIP cosines of
+    restored and original, and of how often the class can be read from the restored hole alone; Fréchet and
+    kernel distance between originals and restorations; Inception Scores of the restorations.
+
+    Args:
+      read: what was observed of the restorations.
+      read_original: what was observed of the originals.
+    """
+    found = _Collector()
+    for name, key in (("psnr", "psnr"), ("ssim", "ssim"), ("mse", "mse"), ("accuracy", "correct")):
+        values = read(key)
+        if values is not None:
+            found.add(name, mean_interval(values))
+    for network, names in DISTANCES.items():
+        _distances(found, names, read(f"{network}/features"), read_original(f"{network}/features"))
+    for network, name in SCORES.items():
+        _score(found, name, read(f"{network}/probabilities"))
+    for network, name in COSINES.items():
+        pair = read(f"{network}/features"), read_original(f"{network}/features")
+        if pair[0] is not None and pair[1] is not None and len(pair[0]) == len(pair[1]):
+            found.add(name, mean_interval(cosine_similarities(*pair)))
+    return found.result
+
+
+def measure_real(read_original: Read) -> dict[str, float]:
+    """What the originals themselves reach: Inception Scores, and the accuracy of reading their holes."""
+    found = _Collector()
+    for network, name in SCORES.items():
+        _score(found, name, read_original(f"{network}/probabilities"))
+    correct = read_original("correct")
+    if correct is not None:
+        found.result.figures["accuracy"] = float(correct.mean())
+    return found.result.figures
+
+
+def _distances(found, names, restored, originals) -> None:
+    if restored is None or originals is None:
+        return
+    frechet, kernel = names
+    if min(len(restored), len(originals)) < 2:
+        for name in filter(None, names):
+            found.result.missing[name] = "it needs two images"
+        return
+    reference = gaussian_statistics(originals)
+    distance = frechet_distance(gaussian_statistics(restored), reference)
+    found.result.figures[frechet] = distance
+    count, width = restored.shape
+    if count == len(originals) and count > width:  # fewer images make a singular covariance
+
+        def statistic(chosen):
+            first, second = (gaussian_statistics(x[chosen]) for x in (restored, originals))
+            return frechet_distance(first, second)
+
+        how = {"resamples": WIDE_RESAMPLES} if width >= WIDE else {}
+        found.add(frechet, standard_interval(statistic, count, least=0.0, **how))
+    if kernel is not None:
+        mean, spread = kernel_distance(restored, originals)
+        found.result.figures.update({kernel: mean, f"{kernel}_std": spread})
+
+
+def _score(found, name, probabilities) -> None:
+    if probabilities is None:
+        return
+    if len(probabilities) < SPLITS:
+        found.result.missing[name] = f"it needs {SPLITS} images, and there are {len(probabilities)}"
+        return
+    mean, spread = inception_score(probabilities, SPLITS)
+    found.result.figures.update({name: mean, f"{name}_std": spread})

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from l2l_jax.evaluation.evaluate import Evaluation
+from l2l_jax.evaluation.figures import FIGURES
 from l2l_jax.training.metric_writers import read_metrics
 
 COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b"}
@@ -42,7 +43,7 @@ def save_grid(
         axis.axis("off")
     offset = 0
     for of, (indices, images, class_ids) in evaluation.shown.items():
-        rows = [images, evaluation.restorer.seen(images), *(sets[of] for sets in restored.values())]
+        rows = [images, evaluation.seen(of), *(sets[of] for sets in restored.values())]
         labels = [evaluation.class_names[class_id] for class_id in class_ids]
         part = axes[:, offset : offset + len(indices)]
         for axis, pixels in zip(part.flat, itertools.chain(*rows), strict=True):
@@ -97,7 +98,7 @@ def save_curves(path: pathlib.Path, stages: Mapping[str, pathlib.Path]) -> None:
 
 
 def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Retain against forget quality: FID and accuracy, or PSNR and MSE without them; a point for each row.
+    """Retain against forget quality, a point for each row: a distance and accuracy, or else PSNR and MSE.
 
     Args:
       path: PNG file to write.
@@ -105,8 +106,9 @@ def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> 
     """
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     known = rows["original"]["retain"]
-    labels = {"fid": "FID", "accuracy": "accuracy"} if "fid" in known else {"psnr": "PSNR", "mse": "MSE"}
-    for number, (figure_name, label) in enumerate(labels.items(), 1):
+    distance = next((name for name in ("fid", "classifier_distance") if name in known), "psnr")
+    for number, figure_name in enumerate((distance, "accuracy" if "accuracy" in known else "mse"), 1):
+        label = FIGURES[figure_name].heading
         axis = figure.add_subplot(1, 2, number)
         for place, (name, row) in enumerate(rows.items()):
             point = (row["retain"][figure_name], row["forget"][figure_name])

@@ -18,21 +18,13 @@ from l2l_jax.config import Config
 from l2l_jax.data.bad_images import read_lists
 from l2l_jax.evaluation import pictures
 from l2l_jax.evaluation.evaluate import Evaluation, ModelFigures
-from l2l_jax.evaluation.figures import METRICS
+from l2l_jax.evaluation.figures import FIGURES
 from l2l_jax.weights.store import read_card
 from l2l_jax.workdir import Workdir
 
 MODELS = ("original", "unlearned")
 SETS = ("retain", "forget")
 PACKAGES = ("l2l_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-HEADINGS = {
-    "psnr": "PSNR (dB)",
-    "mse": "hole MSE",
-    "fid": "FID",
-    "inception_score": "IS",
-    "accuracy": "accuracy",
-}
-FORMATS = {"psnr": ".2f", "mse": ".4f", "fid": ".2f", "inception_score": ".2f", "accuracy": ".3f"}
 
 
 def write_report(
@@ -57,7 +49,12 @@ def write_report(
     stages.append(folders.unlearn)
     report = {
         **{name: result.figures for name, result in results.items()},
-        "real_images": evaluation.ceiling(),
+        "task": evaluation.restorer.task.name,
+        "intervals": {name: result.intervals for name, result in results.items()},
+        "real_images": results["original"].first.real_images,
+        "tasks": by_task(results),
+        "not_available": evaluation.missing,
+        "networks": {name: dict(network.weights) for name, network in evaluation.networks.items()},
         "test_images": {of: {"count": len(s), "skipped": s.skipped} for of, s in evaluation.tests.items()},
         "bad_training_images": {path.name: read_lists(path) for path in stages if path.exists()},
         "original_weights": read_card(folders.unlearned)["original_weights"],
@@ -77,9 +74,21 @@ def write_report(
     return report
 
 
+def by_task(results: Mapping[str, ModelFigures]) -> dict[str, Any]:
+    """Figures of all tasks: by task, model, set and name."""
+    first = next(iter(results.values()))
+    return {
+        task: {
+            name: {of: figures.figures for of, figures in result.tasks[task].sets.items()}
+            for name, result in results.items()
+        }
+        for task in first.tasks
+    }
+
+
 def figure_names(report: Mapping[str, Any]) -> list[str]:
-    """Those of `METRICS` that the report has."""
-    return [name for name in METRICS if name in report["original"]["retain"]]
+    """Those of `FIGURES` that the report has."""
+    return [name for name in FIGURES if name in report["original"]["retain"]]
 
 
 def rows(report: Mapping[str, Any]) -> list[list[Any]]:
@@ -91,8 +100,10 @@ def rows(report: Mapping[str, Any]) -> list[list[Any]]:
 def table(report: Mapping[str, Any]) -> str:
     """The figures of a report as a table for the console."""
     names = figure_names(report)
-    headers = ["set", "model", *(HEADINGS[name] for name in names)]
-    return tabulate(rows(report), headers=headers, floatfmt=("", "", *(FORMATS[name] for name in names)))
+    headers = ["set", "model", *(FIGURES[name].heading for name in names)]
+    return tabulate(
+        rows(report), headers=headers, floatfmt=("", "", *(FIGURES[name].format for name in names))
+    )
 
 
 def _html(report: Mapping[str, Any], folder: pathlib.Path, workdir: pathlib.Path) -> str:
@@ -108,10 +119,10 @@ def _html(report: Mapping[str, Any], folder: pathlib.Path, workdir: pathlib.Path
     return environment.from_string(template).render(
         report=report,
         rows=[
-            [*row[:2], *(format(x, FORMATS[name]) for x, name in zip(row[2:], names, strict=True))]
+            [*row[:2], *(format(x, FIGURES[name].format) for x, name in zip(row[2:], names, strict=True))]
             for row in rows(report)
         ],
-        headings=[HEADINGS[name] for name in names],
+        headings=[FIGURES[name].heading for name in names],
         restorations=picture("restorations.png"),
         losses=picture("losses.png"),
         config=json.dumps(report["config"], indent=2),

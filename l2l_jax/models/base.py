@@ -46,6 +46,8 @@ class ImageToImageModel(abc.ABC):
     """The parts that the family's own training loss trains once the tokenizer, if any, is there."""
     corruption_parts: tuple[str, ...] = ()
     """The frozen parts that `corrupt` reads, such as a tokenizer."""
+    restores_from_patches: bool = False
+    """Whether there is `restore_from_patches`; such a model has `grid` patches along a side."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -166,6 +168,18 @@ class ImageToImageModel(abc.ABC):
           hole: bool `[height, width]`, True where pixels are missing.
           rng: key of any sampling.
         """
+
+    def restore_from_patches(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
+        """Images `[batch, height, width, channel]` restored from some of their patches each.
+
+        Only for models that `restores_from_patches`. The other patches are replaced whole.
+
+        Args:
+          params: all parts.
+          images: originals; hidden pixels must not influence the result.
+          visible: int `[batch, visible]`, the patches of each image that are seen, row-major, ascending.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not restore from patches")
 
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
         """How to train the model from nothing: by default one stage with `generative_loss`."""

@@ -142,6 +142,8 @@ class MAE(ImageToImageModel):
     dtype: str = "float32"
     remat: bool = False
 
+    restores_from_patches = True  # no annotation: not a field
+
     def __post_init__(self):
         if self.image_size % self.patch_size:
             raise ValueError(
@@ -261,16 +263,33 @@ class MAE(ImageToImageModel):
         if hole.shape != (height, width):
             raise ValueError(f"the hole has shape {hole.shape}, the images {(height, width)}")
         cells = hole.reshape(self.grid, self.patch_size, self.grid, self.patch_size)
-        hidden = cells.any(axis=(1, 3)).reshape(-1)
-        kept = int((~hidden).sum())
-        if not kept:
+        visible = np.flatnonzero(~cells.any(axis=(1, 3)))
+        if not len(visible):
             raise ValueError("the hole touches every patch: nothing is left to restore from")
-        noise = jnp.broadcast_to(jnp.asarray(hidden, jnp.float32), (images.shape[0], hidden.size))
-        patches = self.predict(params, self.mask(images, noise, kept))
+        painted = self._paint(params, images, jnp.broadcast_to(visible, (images.shape[0], len(visible))))
+        return jnp.where(hole[None, ..., None], painted, images)
+
+    def restore_from_patches(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
+        """One forward pass; the patches that are not visible are replaced, clipped to the pixel range."""
+        hidden = jnp.ones((images.shape[0], self.grid**2), bool)
+        hidden = jnp.put_along_axis(hidden, visible, False, axis=1, inplace=False)
+        patches = jnp.broadcast_to(hidden[..., None], (*hidden.shape, self.patch_size**2 * self.channels))
+        hole = vit.unpatchify(patches, self.patch_size, *self.image_shape[:2])
+        return jnp.where(hole, self._paint(params, images, visible), images)
+
+    def _paint(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
+        """The model's whole images from the patches `visible` `[batch, visible]`, clipped."""
+        height, width, _ = self.image_shape
+        noise = jnp.ones((images.shape[0], self.grid**2))
+        noise = jnp.put_along_axis(noise, visible, 0.0, axis=1, inplace=False)
+        patches = self.predict(params, self.mask(images, noise, visible.shape[1]))
         painted = vit.unpatchify(patches, self.patch_size, height, width)
         if self.norm_pix_loss:
-            visible = self._normalise(images)[:, ~hole]
-            std, mean = visible.std(1)[:, None, None], visible.mean(1)[:, None, None]
+            seen = jnp.take_along_axis(
+                vit.patchify(self._normalise(images), self.patch_size), visible[..., None], axis=1
+            )
+            seen = seen.reshape(images.shape[0], -1, self.channels)
+            std, mean = seen.std(1)[:, None, None], seen.mean(1)[:, None, None]
             painted = painted * std + mean
         painted = painted * _per_channel(self.pixel_std) + _per_channel(self.pixel_mean)
-        return jnp.where(hole[None, ..., None], jnp.clip(painted, *self.value_range), images)
+        return jnp.clip(painted, *self.value_range)

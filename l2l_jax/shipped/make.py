@@ -62,7 +62,7 @@ def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:
     }
     described = path.with_suffix(".json")
     described.write_text(json.dumps(card))
-    evaluation = Evaluation(config)
+    evaluation = Evaluation(config, pathlib.Path("runs") / "shipped" / "evaluation")
     for figures, model in (
         ("test_figures", load_pretrained(path, config.family, config.model)),
         ("test_figures_float32", params),

@@ -5,7 +5,7 @@ import pytest
 
 from l2l_jax.data.config import DataConfig, ProxyConfig
 from l2l_jax.data.sources import open_source
-from l2l_jax.data.splits import evaluation_sets, retained_names, training_sets
+from l2l_jax.data.splits import evaluation_sets, general_set, retained_names, training_sets
 from l2l_jax.errors import UserError
 
 
@@ -69,6 +69,19 @@ def test_so_many_images_of_each_class():
     assert chosen(few.forget) != list(range(1, 20, 4))  # not simply the first ones
     tests = evaluation_sets(data(["alley"], test_per_class=3), Many())
     np.testing.assert_array_equal(np.bincount(tests.retain.labels), [3, 0, 3, 3])
+
+
+def test_the_general_set_is_what_unlearning_never_touches():
+    assert general_set(data(["alley"]), Many()) is None
+    images = general_set(data([0], [1], general=("rest",)), Many())
+    np.testing.assert_array_equal(np.bincount(images.labels), [0, 0, 25, 25])
+    images = general_set(data([0], [1], proxy=(2,), general=("rest",), general_images=7), Many())
+    np.testing.assert_array_equal(images.labels, [3] * 7)
+    images = general_set(data([0], [1], general=("aquarium",), general_images=99), Many())
+    assert len(images) == 25  # there are no more
+    assert general_set(data(["alley"], general=("rest",)), Many()) is None  # no class is left
+    with pytest.raises(UserError, match="both in config.data.general and in config.data.retain: airfield"):
+        general_set(data(["alley"], ["airfield"], general=("airfield",)), Many())
 
 
 def test_a_share_of_the_retain_images():

@@ -1,9 +1,10 @@
-"""A small digit classifier, trained on the spot, in place of Inception.
+"""A small classifier, trained on the spot, for images that Inception was not meant for.
 
 Inception was trained on photographs and says little about 16-pixel digits; the paper's release,
 too, swaps in a scene classifier for Places-365. The networks are scikit-learn's.
 """
 
+import hashlib
 import warnings
 
 import numpy as np
@@ -16,14 +17,31 @@ FEATURES = 32
 
 EPOCHS = 25
 
+SIDE = 32
+"""Side in pixels to which larger images are shrunk, about."""
 
-class DigitClassifier:
-    """Features and class probabilities of whole images.
+
+def shrunk(images: np.ndarray) -> np.ndarray:
+    """Means of squares of pixels of uint8 images, in [0, 1]; small images keep their size.
 
     Args:
-      images: training images `[image, height, width, channel]`.
+      images: uint8 `[image, height, width, channel]`.
+    """
+    every = max(1, images.shape[1] // SIDE)
+    count, side = len(images), images.shape[1] // every
+    squares = images[:, : side * every, : side * every].reshape(count, side, every, side, every, -1)
+    return squares.mean(axis=(2, 4), dtype=np.float64) / 255
+
+
+class DigitClassifier:
+    """A `FeatureNetwork`: features and class probabilities of whole images.
+
+    Args:
+      images: training images, uint8 `[image, height, width, channel]`.
       labels: their class ids `[image]`.
     """
+
+    name = "digit classifier"
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
         self._network = MLPClassifier(
@@ -32,34 +50,39 @@ class DigitClassifier:
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of epochs is meant
-            self._network.fit(_flat(images), labels)
+            self._network.fit(_flat(shrunk(images)), labels)
+        arrays = [*self._network.coefs_, *self._network.intercepts_]
+        digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+        self.weights = {"trained on": f"{len(images)} training images", "sha256": digest}
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features `[image, FEATURES]` and probabilities `[image, class]`."""
-        hidden = _flat(images)
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Features `[image, FEATURES]` and probabilities `[image, class]` of uint8 images."""
+        pixels = _flat(shrunk(images))
+        hidden = pixels
         for weight, bias in zip(self._network.coefs_[:-1], self._network.intercepts_, strict=False):
             hidden = np.maximum(hidden @ weight + bias[None], 0)
-        return hidden, self._network.predict_proba(_flat(images))
+        return {"features": hidden, "probabilities": self._network.predict_proba(pixels)}
 
 
 class HoleClassifier:
     """Tells the class from the hole's pixels alone: the visible ring cannot give it away.
 
     Args:
-      images: real training images `[image, height, width, channel]`.
+      images: real training images, uint8 `[image, height, width, channel]`.
       labels: their class ids `[image]`.
       hole: bool `[height, width]`.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, hole: np.ndarray):
-        self._hole = hole
+        covered = shrunk(hole[None, ..., None].astype(np.uint8))[0, ..., 0]
+        self._hole = covered == covered.max()
         self._classifier = SVC(C=10.0).fit(self._crops(images), labels)
 
     def _crops(self, images: np.ndarray) -> np.ndarray:
-        return images[:, self._hole].reshape(len(images), -1)
+        return shrunk(images)[:, self._hole].reshape(len(images), -1)
 
-    def right(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Whether the class of each image is read rightly from its hole, bool `[image]`."""
+    def correct(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Whether the class of each uint8 image is read rightly from its hole, bool `[image]`."""
         return self._classifier.predict(self._crops(images)) == labels
 
 

@@ -1,0 +1,177 @@
+"""A published recipe rehearsed at full size: `python -m l2l_jax.benchmark rehearsal configs/mae.py`.
+
+Everything but the weights is real: random weights of the recipe's model are written in the published layout
+and imported; a few unlearning steps are taken on JPEGs; a few images of each set are restored and measured;
+report and pictures are written. Each phase is a process of its own, of which time and peak memory are shown.
+Further flags go to `l2l_jax.main`, such as --config.model.sampling_steps=4.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tabulate import tabulate
+
+from l2l_jax.errors import UserError
+
+SIDES = (320, 500)
+"""Least and greatest side of the JPEGs in pixels."""
+
+CLASSES = {"temple": "china.jpg", "flower": "flower.jpg", "mirrored_temple": "china.jpg"}
+"""Retained, forgotten, and neither; each is made of parts of one photograph."""
+
+RANDOM_WEIGHTS = """
+import pathlib, runpy, sys
+import jax
+from l2l_jax.config import parse_config
+from l2l_jax.weights.store import save_model
+from l2l_jax.weights.transfer import export_model
+path, variant, folder, file = sys.argv[1:]
+config = parse_config(runpy.run_path(path)["get_config"](*filter(None, [variant])))
+params = jax.device_get(jax.jit(config.model.init)(jax.random.key(0)))
+save_model(pathlib.Path(folder), params, {**config.describe("family", "model"), "origin": "random"})
+export_model(pathlib.Path(folder), pathlib.Path(file))
+"""
+
+
+class Phase(NamedTuple):
+    """A process that has ended.
+
+    Attributes:
+      name: of the phase.
+      seconds: by the clock.
+      processor_seconds: of all its threads.
+      gigabytes: its greatest memory, 10⁹ bytes.
+    """
+
+    name: str
+    seconds: float
+    processor_seconds: float
+    gigabytes: float
+
+
+def main(argv: Sequence[str]) -> None:
+    """Rehearse the recipe that the command line names, print a table and write JSON."""
+    parser = argparse.ArgumentParser(prog="python -m l2l_jax.benchmark rehearsal", description=__doc__)
+    parser.add_argument("recipe", help="FILE or FILE:VARIANT, such as configs/mae.py")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, help="of all that is made; default: runs/rehearsal_NAME"
+    )
+    parser.add_argument("--steps", type=int, default=3, help="of unlearning (%(default)s)")
+    parser.add_argument("--images", type=int, default=8, help="of each set that are restored (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=2, help="of unlearning, each set (%(default)s)")
+    args, flags = parser.parse_known_args(argv[1:])
+    name = pathlib.Path(args.recipe.partition(":")[0]).stem
+    folder = args.folder or pathlib.Path("runs") / f"rehearsal_{name}"
+    report = rehearse(args.recipe, folder, args.steps, args.images, args.batch_size, flags)
+    rows = [phase.values() for phase in report["phases"]]
+    print(tabulate(rows, headers=list(report["phases"][0]), floatfmt=("", ".0f", ".0f", ".2f")))
+    print(f"\nReport: {folder / 'run' / 'report' / 'report.html'}")
+
+
+def rehearse(
+    recipe: str, folder: pathlib.Path, steps: int, images: int, batch_size: int, flags: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run all phases; what `folder/rehearsal.json` then holds.
+
+    Args:
+      recipe: FILE or FILE:VARIANT.
+      folder: to make.
+      steps: of unlearning.
+      images: test images of each set.
+      batch_size: images of each set in a step.
+      flags: further flags of `l2l_jax.main`.
+
+    Raises:
+      UserError: the folder exists, or a phase failed.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists. Choose another --folder, or delete it first.")
+    make_jpegs(folder / "jpegs", {"train": max(2 * batch_size, 8), "test": images})
+    path, _, variant = recipe.partition(":")
+    file, imported = folder / "random.safetensors", folder / "imported"
+    data = {
+        "source": "folder", "path": folder / "jpegs", "retain": "temple", "forget": "flower",
+        "general": "rest", "train_per_class": 0, "test_per_class": 0, "workers": 1,
+    }  # fmt: skip
+    unlearn = {"steps": steps, "batch_size": batch_size, "warmup_steps": 0, "log_every": 1}
+    fields = {f"data.{name}": value for name, value in data.items()}
+    fields |= {f"unlearn.{name}": value for name, value in unlearn.items()}
+    fields |= {"model.pretrained": imported, "evaluate.batch_size": min(images, 8)}
+    given = [f"--config.{name}={value}" for name, value in fields.items()]
+    run = ["l2l_jax.main", f"--config={recipe}", f"--workdir={folder / 'run'}", *given, *flags]
+    phases = [
+        _run("random weights, exported", ["-c", RANDOM_WEIGHTS, path, variant, folder / "random", file]),
+        _run(
+            "import", ["-m", "l2l_jax.weights", "import", file, "--output", imported, *_hidden(path, variant)]
+        ),
+        _run(f"{steps} steps, {3 * images} images restored twice, report", ["-m", *run]),
+    ]
+    report = {
+        "recipe": recipe,
+        "flags": list(flags),
+        "phases": [phase._asdict() for phase in phases],
+        "durations_seconds": json.loads((folder / "run/report/metrics.json").read_text())[
+            "durations_seconds"
+        ],
+        "weights_bytes": file.stat().st_size,
+    }
+    (folder / "rehearsal.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def make_jpegs(folder: pathlib.Path, counts: dict[str, int]) -> None:
+    """Write `folder/<split>/<class>/<number>.jpg`: parts of photographs that come with scikit-learn.
+
+    Args:
+      folder: made if need be.
+      counts: images of each class by split.
+    """
+    from sklearn.datasets import load_sample_image
+
+    rng = np.random.default_rng(0)
+    for name, file in CLASSES.items():
+        photograph = load_sample_image(file)[:, :: -1 if name.startswith("mirrored") else 1]
+        for split, count in counts.items():
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                height, width = rng.integers(*SIDES, size=2)
+                height = min(height, photograph.shape[0])
+                top = rng.integers(photograph.shape[0] - height + 1)
+                left = rng.integers(photograph.shape[1] - width + 1)
+                part = Image.fromarray(photograph[top : top + height, left : left + width])
+                part.save(folder / split / name / f"{number:03}.jpg", quality=90)
+
+
+def _hidden(path: str, variant: str) -> list[str]:
+    """What `weights import` must be told: fields that weights do not show."""
+    from l2l_jax.config import parse_config
+    from l2l_jax.weights.families import KNOWN
+
+    config = parse_config(runpy.run_path(path)["get_config"](*filter(None, [variant])))
+    family = KNOWN[config.family]
+    names = dict.fromkeys((*family.hidden, *family.trained_with))
+    return [f"--set={name}={getattr(config.model, name)}" for name in names]
+
+
+def _run(name: str, arguments: Sequence[Any]) -> Phase:
+    """Run Python; what it took."""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)], env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - start
+    if status:
+        raise UserError(f"The phase '{name}' failed (exit status {os.waitstatus_to_exitcode(status)}).")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Phase(name, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e9)

@@ -1,0 +1,200 @@
+"""The evaluation from start to end: kept observations, PNG files, folders, several processes, the program."""
+
+import dataclasses
+import json
+import runpy
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from l2l_jax import evaluate as program
+from l2l_jax.config import parse_config
+from l2l_jax.errors import UserError
+from l2l_jax.evaluation.evaluate import Evaluation
+from l2l_jax.evaluation.restoration import Restorer
+from l2l_jax.weights.store import save_model
+from tests.processes import ROOT, run_processes
+
+FIELDS = {
+    "model": dict(
+        pretrained="", width=16, depth=1, num_heads=2, decoder_width=16, decoder_depth=1, decoder_num_heads=2
+    ),
+    "data": dict(forget=(8,), retain=(0, 1), general=("rest",), general_images=30),
+    "evaluate": dict(batch_size=16, picture_per_class=1, features="none"),
+}  # fmt: skip
+SETS = {"retain": 91, "forget": 43, "general": 30}  # a quarter of the digits 0 and 1, and of the digit 8
+
+
+def config(**evaluate):
+    recipe = runpy.run_path(str(ROOT / "configs" / "digits_mae.py"))["get_config"]()
+    for section, fields in FIELDS.items():
+        recipe[section].update(fields)
+    recipe.evaluate.update(evaluate)
+    return parse_config(recipe)
+
+
+@pytest.fixture(scope="module")
+def params():
+    model = config().model
+    return [jax.device_get(model.init(jax.random.key(seed))) for seed in (0, 1)]
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    devices = jax.local_devices()[:1]  # fewer compile faster
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def dies_after(monkeypatch, blocks):
+    """Let the process die when some blocks are restored; the numbers of blocks that were, in a list."""
+    restored, whole = [], Restorer.__call__
+
+    def restore(self, params, images, of, places):
+        if len(restored) == blocks:
+            raise Killed
+        restored.append((of, int(places[0])))
+        return whole(self, params, images, of, places)
+
+    monkeypatch.setattr(Restorer, "__call__", restore)
+    return restored
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(params, tmp_path, monkeypatch):
+    expected = Evaluation(config(), tmp_path / "whole").evaluate(params[0], "original")
+    assert {of: len(s) for of, s in Evaluation(config(), tmp_path).tests.items()} == SETS
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        dies_after(patch, 4)
+        Evaluation(config(), tmp_path / "killed").evaluate(params[0], "original")
+    with monkeypatch.context() as patch:
+        rest = dies_after(patch, None)
+        again = Evaluation(config(), tmp_path / "killed").evaluate(params[0], "original")
+    blocks = [(of, first) for of, count in SETS.items() for first in range(0, count, 16)]
+    assert rest == blocks[4:]
+    assert again.tasks == expected.tasks
+    for of in SETS:
+        np.testing.assert_array_equal(again.shown[of], expected.shown[of])
+    with monkeypatch.context() as patch:
+        other = dies_after(patch, None)
+        changed = Evaluation(config(), tmp_path / "killed").evaluate(params[1], "original")
+    assert len(other) == len(blocks) and changed.figures != expected.figures
+
+
+def test_figures_do_not_depend_on_the_batches_and_are_those_of_the_pixels(params, tmp_path):
+    results = [
+        Evaluation(config(batch_size=size, tasks=("centre_8", "random_75")), tmp_path / str(size)).evaluate(
+            params[0], "m"
+        )
+        for size in (16, 64)
+    ]
+    for task in ("centre_8", "random_75"):
+        for of in SETS:
+            first, second = (result.tasks[task].sets[of].figures for result in results)
+            assert first == pytest.approx(second, rel=1e-5) and set(first) == {"psnr", "ssim", "mse"}
+    evaluation = Evaluation(config(), tmp_path / "16")
+    originals = evaluation.tests["forget"].read(np.arange(43)).images
+    hole = evaluation.restorer.hole
+    restored = np.asarray(config().model.restore(params[0], originals, hole, jax.random.key(0)))
+    mse = np.square(restored - originals)[:, hole].mean(axis=(1, 2))
+    figures = results[0].figures["forget"]
+    assert figures["mse"] == pytest.approx(mse.mean(), rel=1e-5)
+    assert figures["psnr"] == pytest.approx((10 * np.log10(1 / mse)).mean(), rel=1e-5)
+    assert results[0].intervals["forget"]["mse"][0] < mse.mean() < results[0].intervals["forget"]["mse"][1]
+    shown = evaluation.shown["forget"].indices
+    np.testing.assert_allclose(results[0].shown["forget"], restored[shown], atol=1e-5)
+    random = results[0].tasks["random_75"].sets["forget"].figures
+    assert random["mse"] != pytest.approx(figures["mse"], rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def workdir(params, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    card = {**config().describe("family", "model", "data", "seed"), "origin": "a test"}
+    for name, values in zip(("pretrained", "unlearned"), params, strict=True):
+        save_model(folder / name, values, card)
+    return folder
+
+
+def test_the_program_writes_figures_tables_and_pictures(workdir):
+    report = program.evaluate_models(config(write_images=True), workdir)
+    folder = workdir / "evaluation"
+    assert json.loads((folder / "figures.json").read_text()) == json.loads(json.dumps(report))
+    table = (folder / "figures.md").read_text()
+    unlearned = report["tasks"]["centre_8"]["unlearned"]["general"]
+    assert f"{unlearned['figures']['psnr']:.2f} ± " in table and "centre 8/16" in table
+    assert "accuracy: not available: config.evaluate.features is 'none'" in table
+    for of, count in SETS.items():
+        names = [
+            {path.name for path in (folder / "images" / of / kind).iterdir()}
+            for kind in ("original", "centre_8/original", "centre_8/unlearned")
+        ]
+        assert names[0] == names[1] == names[2] and len(names[0]) == count
+    assert (folder / "images" / "forget" / "original" / "00042-8.png").exists()
+
+
+def test_folders_are_compared_without_a_model(workdir, tmp_path, monkeypatch):
+    """The PNG files of the test above, which is run first if need be: the figures but for 8 bits."""
+    report = program.evaluate_models(config(write_images=True), workdir)
+    images = workdir / "evaluation" / "images" / "retain"
+    found = program.evaluate_folders(images / "centre_8/original", images / "original", tmp_path)
+    assert found["images"]["count"] == found["reference"]["count"] == 91
+    expected = report["tasks"]["centre_8"]["original"]["retain"]["figures"]
+    assert found["figures"]["ssim"] == pytest.approx(expected["ssim"], abs=2e-3)
+    # The hole is a quarter of the image, and the rest is as it was.
+    assert found["figures"]["mse"] == pytest.approx(expected["mse"] / 4, rel=0.01)
+    pairs = [
+        [np.asarray(Image.open(path), float) / 255 for path in sorted((images / kind).iterdir())]
+        for kind in ("centre_8/original", "original")
+    ]
+    by_hand = np.mean([np.square(a - b).mean() for a, b in zip(*pairs, strict=True)])
+    assert found["figures"]["mse"] == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_folders_of_different_names_and_sizes(tmp_path):
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    rng = np.random.default_rng(0)
+    for folder, names, size in zip(folders, ("xyz", "xyw", "xyz"), (16, 16, 20), strict=True):
+        folder.mkdir()
+        for name in names:
+            Image.fromarray(rng.integers(0, 256, (size, 16, 3), np.uint8)).save(folder / f"{name}.png")
+    found = program.evaluate_folders(folders[0], folders[1], tmp_path / "out")
+    assert found["figures"] == {} and "2 are in one only, such as w" in found["not_available"]["psnr"]
+    with pytest.raises(UserError, match="x.png has 16×16 pixels and its original 16×20"):
+        program.evaluate_folders(folders[0], folders[2], tmp_path / "out")
+    with pytest.raises(UserError, match="--images=.*nowhere is no folder"):
+        program.evaluate_folders(tmp_path / "nowhere", folders[2], tmp_path / "out")
+    with pytest.raises(UserError, match="--reference=.* holds no image"):
+        (tmp_path / "empty").mkdir()
+        program.evaluate_folders(folders[0], tmp_path / "empty", tmp_path / "out")
+
+
+def test_models_that_are_not_there(workdir, tmp_path):
+    with pytest.raises(UserError, match="There is no original model: .* Run `python -m l2l_jax.main`"):
+        program.evaluate_models(config(), tmp_path)
+    given = dataclasses.replace(config(), pretrained=str(workdir / "pretrained"))
+    with pytest.raises(UserError, match="There is no unlearned model: .* Name one with --unlearned"):
+        program.evaluate_models(given, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(workdir, tmp_path):
+    """Each restores its share of the blocks; the figures are the same, bit for bit but for rounding."""
+    flags = ["--config=configs/digits_mae.py", f"--workdir={tmp_path}", "--tasks=centre_8,left_4"]
+    for section, fields in FIELDS.items():
+        flags += [f"--config.{section}.{name}={value}" for name, value in fields.items()]
+    flags += [f"--config.model.pretrained={workdir}/pretrained", f"--unlearned={workdir}/unlearned"]
+    ended = run_processes(2, "-m", "l2l_jax.evaluate", *flags)
+    assert [process.code for process in ended] == [0, 0], ended[0].errors + ended[1].errors
+    assert "left 4/16" in ended[0].output and "left 4/16" not in ended[1].output
+    several = json.loads((tmp_path / "evaluation" / "figures.json").read_text())
+    one = program.evaluate_models(config(tasks=("centre_8", "left_4")), workdir)
+    for task, models in one["tasks"].items():
+        for model, sets in models.items():
+            for of, found in sets.items():
+                expected = several["tasks"][task][model][of]["figures"]
+                assert found["figures"] == pytest.approx(expected, rel=1e-5)
