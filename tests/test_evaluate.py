@@ -177,7 +177,7 @@ def test_models_that_are_not_there(workdir, tmp_path):
     with pytest.raises(UserError, match="There is no original model: .* Run `python -m l2l_jax.main`"):
         program.evaluate_models(config(), tmp_path)
     given = dataclasses.replace(config(), pretrained=str(workdir / "pretrained"))
-    with pytest.raises(UserError, match="There is no unlearned model: .* Name one with --unlearned"):
+    with pytest.raises(UserError, match="There is no unlearned model: .* Name it with --unlearned"):
         program.evaluate_models(given, tmp_path)
 
 

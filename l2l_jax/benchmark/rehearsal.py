@@ -3,7 +3,7 @@
 Everything but the weights is real: random weights of the recipe's model are written in the published layout
 and imported; a few unlearning steps are taken on JPEGs; a few images of each set are restored and measured;
 report and pictures are written. Each phase is a process of its own, of which time and peak memory are shown.
-Further flags go to `l2l_jax.main`, such as --config.model.sampling_steps=4.
+Flags after `--` go to `l2l_jax.main`, such as --config.model.sampling_steps=4.
 """
 
 import argparse
@@ -69,10 +69,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=3, help="of unlearning (%(default)s)")
     parser.add_argument("--images", type=int, default=8, help="of each set that are restored (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=2, help="of unlearning, each set (%(default)s)")
-    args, flags = parser.parse_known_args(argv[1:])
+    parser.add_argument("flags", nargs="*", help="after --: flags of l2l_jax.main")
+    args = parser.parse_args(argv[1:])
     name = pathlib.Path(args.recipe.partition(":")[0]).stem
     folder = args.folder or pathlib.Path("runs") / f"rehearsal_{name}"
-    report = rehearse(args.recipe, folder, args.steps, args.images, args.batch_size, flags)
+    report = rehearse(args.recipe, folder, args.steps, args.images, args.batch_size, args.flags)
     rows = [phase.values() for phase in report["phases"]]
     print(tabulate(rows, headers=list(report["phases"][0]), floatfmt=("", ".0f", ".0f", ".2f")))
     print(f"\nReport: {folder / 'run' / 'report' / 'report.html'}")
