@@ -108,11 +108,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.unlearn = ml_collections.ConfigDict(dict(  # l2l_jax.config.UnlearningConfig
         method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder
         alpha=0.25,  # weight of forgetting
+        epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
         noise="normal",  # the teacher's noise images: normal, uniform or constant
         target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
         perturb=1.0,  # of undo: share of fresh weights in the start
         distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
         attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
+        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/budget.md
+        budget_original="",  # what the budget is relative to; "": the first model of this one's line
+        budget_every=30, budget_images=200,  # steps between measurements, validation images of each set
+        budget_rate=6.0,  # how fast the weight of forgetting follows
         steps=500,
         batch_size=32,  # of retain and of forget images each
         learning_rate=4e-3,

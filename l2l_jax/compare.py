@@ -1,6 +1,7 @@
 """Compare unlearning methods: `python -m l2l_jax.compare --config=configs/digits_mae.py`.
 
-Every method starts from the same pretrained model. What an earlier call finished is not computed anew.
+Every method starts from the same pretrained model. What an earlier call finished is not computed anew. With
+`--front` each method is tried with one grid of settings and several seeds: see docs/comparison.md.
 """
 
 import dataclasses
@@ -22,6 +23,22 @@ PROXY = flags.DEFINE_list(
     "proxy", [], "Classes that stand in for the retain classes in the row 'encoder, proxy retain'. "
     "Default: config.data.proxy, or else every other retain class."
 )  # fmt: skip
+FRONT = flags.DEFINE_bool("front", False, "Every method with the same grid of settings, several seeds each.")
+METHODS = flags.DEFINE_list("methods", [], "With --front: methods. Default: all.")
+BUDGETS = flags.DEFINE_list("budgets", [], "With --front: retain budgets, as 1.05,1.1,1.25,1.5.")
+WEIGHTS = flags.DEFINE_list("weights", [], "With --front: fixed weights of the forget term, as 0.05,0.2,1.")
+EPSILON_RATIOS = flags.DEFINE_list(
+    "epsilon_ratios", [], "With --front: what the method epsilon has instead of weights; as many."
+)
+RATES = flags.DEFINE_list("rates", [], "With --front: learning rates. Default: the recipe's.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "With --front: seeds of every setting.")
+SEQUENCE = flags.DEFINE_list(
+    "sequence", [], "Requests after one another: classes to forget, as 5,7,9; see docs/comparison.md."
+)
+LIMIT = flags.DEFINE_float(
+    "limit", 0.5, "With --front: greatest retain cost that counts for the area: 0.5 is 50 % more error.",
+    lower_bound=1e-3,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,22 +49,65 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax.config import parse_config
     from l2l_jax.evaluation import comparison_report
 
+    if FRONT.value:
+        _front(recipe, workdir)
+        return
+    if SEQUENCE.value:
+        _sequence(recipe, workdir)
+        return
     with agreement():
-        alphas, config = _alphas(), parse_config(recipe)
+        alphas, config = _numbers(ALPHAS, "weights"), parse_config(recipe)
     rows = compare(config, workdir, alphas, PROXY.value)
     if is_writer():
         print(comparison_report.table(rows))
         print(f"\nComparison: {workdir / 'comparison'}")
 
 
-def _alphas() -> list[float]:
+def _front(recipe: Any, workdir: pathlib.Path) -> None:
+    from l2l_jax.collectives import agreement, is_writer
+    from l2l_jax.config import parse_config
+    from l2l_jax.evaluation import front_report
+    from l2l_jax.front import Grid, run_front
+    from l2l_jax.objectives.methods import METHODS as KNOWN
+
+    with agreement():
+        config = parse_config(recipe)
+        grid = Grid(
+            methods=tuple(METHODS.value or KNOWN),
+            budgets=_numbers(BUDGETS, "budgets", 1.0),
+            weights=_numbers(WEIGHTS, "weights"),
+            ratios=_numbers(EPSILON_RATIOS, "ratios"),
+            rates=_numbers(RATES, "rates"),
+            seeds=[int(seed) for seed in _numbers(SEEDS, "seeds")],
+        )
+    report = run_front(config, workdir, grid, LIMIT.value)
+    if is_writer():
+        print(front_report.tables(report))
+        print(f"\nFront: {workdir / 'front'}")
+
+
+def _sequence(recipe: Any, workdir: pathlib.Path) -> None:
+    from l2l_jax.collectives import agreement, is_writer
+    from l2l_jax.config import parse_config
+    from l2l_jax.sequence import run_sequence, table
+
+    with agreement():
+        config = parse_config(recipe)
+    rows = run_sequence(config, workdir, SEQUENCE.value)
+    if is_writer():
+        print(table(rows))
+
+
+def _numbers(flag: flags.FlagHolder, what: str, least: float = 0.0) -> list[float]:
+    given = f"--{flag.name}={','.join(flag.value)}"
     try:
-        alphas = [float(alpha) for alpha in ALPHAS.value]
+        numbers = [float(number) for number in flag.value]
     except ValueError as error:
-        raise UserError(f"--alphas={','.join(ALPHAS.value)}: {error}.") from None
-    if any(not 0 <= alpha < float("inf") for alpha in alphas):
-        raise UserError(f"--alphas={','.join(ALPHAS.value)}: weights are finite and not negative.")
-    return alphas
+        raise UserError(f"{given}: {error}.") from None
+    if any(not least <= number < float("inf") for number in numbers):
+        said = "not negative" if not least else f"at least {least:g}"
+        raise UserError(f"{given}: {what} are finite and {said}.")
+    return numbers
 
 
 def compare(
@@ -102,8 +162,14 @@ def compare(
 def variants(
     config: Any, pretrained: str, alphas: Sequence[float], stand_ins: Sequence[Any]
 ) -> Iterator[tuple[str, Any]]:
-    """The rows after the original: name and configuration of each; `stand_ins` are the proxies."""
+    """The rows after the original: name and configuration of each; `stand_ins` are the proxies.
+
+    An ablation of the weight is one of fixed weights: with `alphas` no row has a retain budget.
+    """
     from l2l_jax.objectives.methods import METHODS
+
+    if alphas:
+        config = dataclasses.replace(config, unlearn=dataclasses.replace(config.unlearn, retain_budget=None))
 
     def variant(proxies=None, **unlearn):
         return dataclasses.replace(

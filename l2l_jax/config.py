@@ -10,6 +10,7 @@ import pydantic
 from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.config import EvaluationConfig
+from l2l_jax.evaluation.tasks import budget_task
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.models.registry import FAMILIES, VARIANTS
 from l2l_jax.objectives.methods import METHODS, Method, option_names
@@ -26,10 +27,12 @@ class UnlearningConfig(TrainingConfig):
 
     Attributes:
       method: "encoder", the paper's; one that it is compared with: "max_loss", "noisy_label",
-        "retain_label" or "random_encoder", see `l2l_jax.objectives.baselines`; or one that changes the
+        "retain_label" or "random_encoder", see `l2l_jax.objectives.baselines`; "epsilon", the paper's
+        losses as constrained optimisation, see `l2l_jax.objectives.constrained`; or one that changes the
         whole model: "whole", "undo" or "relearn_aware", see `l2l_jax.objectives.deep`.
       alpha: weight of the forget term; 0.25 in the paper.
-      noise: of "encoder" and "whole": the noise shown to the teacher in place of forget images:
+      epsilon_ratio: of "epsilon", in place of alpha: r in [0, 1]; 0 forgets most, 1 costs least.
+      noise: of "encoder", "epsilon" and "whole": the noise shown to the teacher in place of forget images:
         "normal" (mean and standard deviation of the batch's pixels), "uniform" or "constant".
       target: of "undo" and "relearn_aware": what forget images are to be restored as: "noise", "blur" or
         "mean", see `l2l_jax.objectives.targets`.
@@ -37,16 +40,45 @@ class UnlearningConfig(TrainingConfig):
       distill: of "undo": weight of the original model's predictions against the truth, 0 to 1.
       attack_steps: of "relearn_aware": simulated steps of an attacker.
       attack_rate: of "relearn_aware": change of every weight in one of them.
+      retain_budget: what forgetting may cost: the error in the hole of retain validation images relative to
+        the original model's, such as 1.1. alpha is then where the weight of the forget term starts; it
+        follows the budget from there, and the best model inside the budget is kept (see docs/budget.md).
+        None, or 0 for command lines, which cannot say None: alpha is fixed and the last model is kept.
+      budget_original: of a budget: the model that errors are relative to, as in `config.model.pretrained`.
+        Empty: the model that is unlearned; if that was itself unlearned, the first of its line.
+      budget_every: of a budget: steps between measurements.
+      budget_images: validation images of each set that are measured; fewer if there are not so many.
+      budget_rate: how fast the weight moves: a ratio one per cent beside the budget changes it by about as
+        many per cent.
     """
 
     method: Method = "encoder"
     alpha: Annotated[float, pydantic.Field(ge=0)] = 0.25
+    epsilon_ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
     noise: NoiseKind = "normal"
     target: TargetKind = "noise"
     perturb: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
     distill: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
     attack_steps: Annotated[int, pydantic.Field(ge=1)] = 1
     attack_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
+    retain_budget: Annotated[
+        Annotated[float, pydantic.Field(ge=1)] | None, pydantic.BeforeValidator(lambda given: given or None)
+    ] = None
+    budget_original: str = ""
+    budget_every: Annotated[int, pydantic.Field(ge=1)] = 50
+    budget_images: Annotated[int, pydantic.Field(ge=2)] = 200
+    budget_rate: Annotated[float, pydantic.Field(gt=0)] = 6.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.retain_budget is not None and not self.weight:
+            field = "epsilon_ratio is 1" if self.method == "epsilon" else "alpha is 0"
+            raise ValueError(f"{field}: a retain_budget cannot move a weight of forgetting that starts at 0")
+
+    @property
+    def weight(self) -> float:
+        """The weight of the forget term, at first if there is a budget: alpha, or 1 − epsilon_ratio."""
+        return 1 - self.epsilon_ratio if self.method == "epsilon" else self.alpha
 
     @property
     def options(self) -> dict[str, Any]:
@@ -149,6 +181,8 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
     )
     try:
         config.evaluate.check(config.model)
+        if config.unlearn.retain_budget is not None:
+            budget_task(config.evaluate.tasks)
     except ValueError as error:
         raise UserError(f"config.evaluate: {error}.") from None
     return config

@@ -1,16 +1,18 @@
 """An experiment from start to end: model → original weights → unlearn → restore → measure → report."""
 
+import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from l2l_jax import shipped
 from l2l_jax.collectives import agreement, from_writer
-from l2l_jax.config import Config
+from l2l_jax.config import Config, UnlearningConfig
 from l2l_jax.data import splits
 from l2l_jax.data.pipeline import TrainingBatches, training_batches
 from l2l_jax.data.records import Source
@@ -18,12 +20,16 @@ from l2l_jax.data.transforms import Transform
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.report import write_report
+from l2l_jax.lineage import budget_reference, first_of_line
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.methods import make_task
-from l2l_jax.objectives.task import pretraining_task
+from l2l_jax.objectives.task import Task, pretraining_task
 from l2l_jax.training import sharding
+from l2l_jax.training.budget import Outcome
 from l2l_jax.training.loop import train
+from l2l_jax.training.metric_writers import read_metrics
 from l2l_jax.training.optimizer import TrainingConfig
+from l2l_jax.validation import retain_budget
 from l2l_jax.weights.store import load_params, save_model
 from l2l_jax.weights.transfer import load_pretrained, original_weights
 from l2l_jax.workdir import Workdir
@@ -122,29 +128,102 @@ def pretrain(config: Config, folder: pathlib.Path, source: Source) -> Params:
     return params
 
 
-def unlearned_params(config: Config, folders: Workdir, original: Params, sets: splits.Split) -> Params:
-    """The original model after unlearning; taken from the workdir if it is finished there."""
+def unlearned_params(
+    config: Config, folders: Workdir, original: Params, sets: splits.Split,
+    *, devices: Sequence[jax.Device] | None = None, phases: pathlib.Path | None = None,
+) -> Params:  # fmt: skip
+    """The original model after unlearning; taken from the workdir if it is finished there.
+
+    Args:
+      config: the experiment.
+      folders: its workdir.
+      original: parameters of the original model.
+      sets: training images to retain and to forget.
+      devices: to train on; None: all.
+      phases: where `run_phases` has worked or is to; None: in the folder of unlearning.
+    """
     if from_writer(folders.unlearned.exists):
         logger.info("Using the unlearned model in %s", folders.unlearned)
         with agreement():
             return load_params(folders.unlearned, original)
     how = config.unlearn
-    source = shipped.resolved(config.pretrained) if config.pretrained else folders.pretrained
-    facts = {"original_weights": from_writer(lambda: original_weights(source))}
-    params = train(
-        "unlearn",
-        make_task(how.method, config.model, **how.options),
-        original,
-        _batches(config, how, sets._asdict(), folders.unlearn),
-        how,
-        folders.unlearn,
-        seed=_stage_seed(config.seed, 1000),
-        mesh=sharding.make_mesh(config=config.mesh),
-        parallel=config.parallel,
-        alpha=how.alpha,
-    )
+    newest = config.pretrained or folders.pretrained
+    facts = {
+        "original_weights": from_writer(lambda: original_weights(shipped.resolved(str(newest)))),
+        "first_original": from_writer(lambda: first_of_line(newest)),
+    }
+    task = make_task(how.method, config.model, **how.options)
+    if task.phases is not None:
+        facts["phases"] = run_phases(config, phases or folders.unlearn, original, sets, devices)
+        logger.info("Losses at the end of the phases: %s", facts["phases"])
+        task = task._replace(gradients=task.phases.settle(facts["phases"]))
+    budget = None
+    if how.retain_budget is not None:
+        budget = retain_budget(config, budget_reference(config, newest, facts["first_original"]))
+    params = _unlearn(
+        "unlearn", task, config, how, folders.unlearn, original, sets, devices,
+        alpha=how.weight, budget=budget,
+    )  # fmt: skip
+    if budget is not None:
+        facts["retain_budget"] = _told(budget.outcome(), how)
     save_model(folders.unlearned, params, _card(config, f"unlearned by the method {how.method}") | facts)
     return params
+
+
+def run_phases(
+    config: Config, folder: pathlib.Path, original: Params, sets: splits.Split,
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Run or continue what comes before a method's own run.
+
+    Args:
+      config, original, sets, devices: see `unlearned_params`.
+      folder: keeps a folder for each phase; other runs of the same seed, rate and length may share them.
+
+    Returns:
+      The means of each phase's terms over its last tenth of the steps; empty for a method without phases.
+    """
+    task = make_task(config.unlearn.method, config.model, **config.unlearn.options)
+    if task.phases is None:
+        return {}
+    how, ends = dataclasses.replace(config.unlearn, log_every=1), {}
+    for name, rule in task.phases.rules.items():
+        phase = task._replace(gradients=rule)
+        _unlearn(f"unlearn {name}", phase, config, how, folder / name, original, sets, devices)
+        ends[name] = from_writer(lambda name=name: _terms_at_end(folder / name, how.steps))
+    return ends
+
+
+def _unlearn(
+    name: str, task: Task, config: Config, how: UnlearningConfig, folder: pathlib.Path, original: Params,
+    sets: splits.Split, devices: Sequence[jax.Device] | None, **more: Any,
+) -> Params:  # fmt: skip
+    """One run of a task on the training images."""
+    on = None if devices is None else list(devices)
+    return train(
+        name, task, original, _batches(config, how, sets._asdict(), folder), how, folder,
+        seed=_stage_seed(config.seed, 1000), mesh=sharding.make_mesh(devices=on, config=config.mesh),
+        parallel=config.parallel, **more,
+    )  # fmt: skip
+
+
+def _told(outcome: Outcome, how: UnlearningConfig) -> dict[str, Any]:
+    """What a budget came to, logged and JSON-able."""
+    if outcome.met:
+        logger.info("Inside the retain budget of %g: %s", outcome.budget, outcome)
+    else:
+        logger.warning(
+            "The retain budget of %g cannot be met with %d steps of the method %s; nearest to it comes %s",
+            outcome.budget, how.steps, how.method, outcome,
+        )  # fmt: skip
+    return outcome.describe()
+
+
+def _terms_at_end(folder: pathlib.Path, steps: int) -> dict[str, float]:
+    """Means of a run's terms over its last tenth of the steps, of which every one is logged."""
+    first = steps - max(1, steps // 10)
+    rows = [row for row in read_metrics(folder) if row["step"] > first]
+    return {term: float(np.mean([row[term] for row in rows])) for term in ("retain", "forget")}
 
 
 def _batches(

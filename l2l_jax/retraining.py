@@ -92,15 +92,20 @@ def retrain(
     return min(tried, key=lambda model: model.ratio)
 
 
-def hole_errors(config: Config, params: Params, source: Source) -> np.ndarray:
-    """Mean squared error inside the hole of the first task of each image of a source, `[image]`."""
+def hole_errors(
+    config: Config, params: Params, source: Source, restorer: Restorer | None = None
+) -> np.ndarray:
+    """Mean squared error inside the hole of the first task of each image of a source, `[image]`.
+
+    `restorer` is one of that task which was compiled before.
+    """
     size = config.model.image_size
     images = ImageSet(
         source, Transform(config.data, size, training=False), config.model.value_range,
         max_bad_fraction=config.data.max_bad_fraction, name="validation",
     )  # fmt: skip
-    task = parse_tasks(config.evaluate.tasks)[0]
-    restorer = Restorer(config.model, task, batch_size=config.evaluate.batch_size, seed=config.seed)
+    task, batch_size = parse_tasks(config.evaluate.tasks)[0], config.evaluate.batch_size
+    restorer = restorer or Restorer(config.model, task, batch_size=batch_size, seed=config.seed)
     errors = [
         metrics.hole_mse(originals.images, restored, restorer.holes("validation", originals.indices))
         for originals, restored in restorer.restore_set(restorer.place(params), images, "validation")

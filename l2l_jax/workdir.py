@@ -14,6 +14,7 @@ from l2l_jax.config import Config
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.transforms import TransformConfig
 from l2l_jax.errors import UserError
+from l2l_jax.evaluation.tasks import budget_task
 
 IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction", "general", "general_images")
 """Fields that may change between a run and its continuation; besides `model.remat` and the devices."""
@@ -119,6 +120,8 @@ def _identity(config: Config) -> dict[str, Any]:
         original |= {"data": _source(config)} | config.describe("pretrain")
     del original["model"]["remat"]
     identity = {"pretrain": original, "unlearn": config.describe("data", "unlearn")}
+    if config.unlearn.retain_budget is not None:
+        identity["unlearn"]["evaluate"] = {"first task": budget_task(config.evaluate.tasks).name}
     for section in (*original.get("pretrain", {}).values(), *identity["unlearn"].values()):
         for name in IRRELEVANT:
             section.pop(name, None)

@@ -17,7 +17,8 @@ from l2l_jax.training import sharding
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
 METHODS = [
-    "encoder", "max_loss", "noisy_label", "retain_label", "random_encoder", "whole", "undo", "relearn_aware",
+    "encoder", "max_loss", "noisy_label", "retain_label", "random_encoder", "epsilon", "whole", "undo",
+    "relearn_aware",
 ]  # fmt: skip
 
 

@@ -51,6 +51,9 @@ def changed(name, value):
         ("unlearn.alpha", -1.0, "config.unlearn.alpha is -1.0, but should be greater than or equal to 0"),
         ("unlearn.alpha", "much", "config.unlearn.alpha is 'much'"),
         ("unlearn.noise", "gauss", "'normal', 'uniform' or 'constant'"),
+        ("unlearn.retain_budget", 0.9, "config.unlearn.retain_budget is 0.9, but should be greater than or"),
+        ("unlearn.budget_every", 0, "config.unlearn.budget_every is 0"),
+        ("unlearn.epsilon_ratio", 1.5, "config.unlearn.epsilon_ratio is 1.5"),
         ("unlearn.steps", 0, "config.unlearn: steps must be at least 1, not 0"),
         ("unlearn.batch_size", 2.5, "config.unlearn.batch_size is 2.5"),
         ("model.family", "vae", "config.model.family is 'vae'; known: .*mae"),
@@ -87,6 +90,28 @@ def changed(name, value):
 def test_mistakes_are_named(name, value, message):
     with pytest.raises(UserError, match=message):
         parse_config(changed(name, value))
+
+
+def test_no_budget():
+    """None in a recipe, 0 on a command line."""
+    assert parse_config(changed("unlearn.retain_budget", None)).unlearn.retain_budget is None
+    assert parse_config(changed("unlearn.retain_budget", 0.0)).unlearn.retain_budget is None
+
+
+def test_a_budget_is_measured_in_one_hole():
+    config = changed("unlearn.retain_budget", 1.1)
+    config["evaluate"]["tasks"] = ("random_75",)
+    with pytest.raises(UserError, match="config.evaluate: a retain budget is measured in a hole that all"):
+        parse_config(config)
+
+
+def test_a_budget_has_a_weight_to_move():
+    config = changed("unlearn.retain_budget", 1.1)
+    config["unlearn"]["alpha"] = 0.0
+    with pytest.raises(UserError, match="config.unlearn: alpha is 0: a retain_budget cannot move a weight"):
+        parse_config(config)
+    config["unlearn"]["method"] = "epsilon"
+    assert parse_config(config).unlearn.weight == 0.5
 
 
 def test_missing_sections_and_fields_are_named():

@@ -122,6 +122,19 @@ def test_pmap_goes_on_in_several_processes(stopped, alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_retain_budget_is_decided_alike_by_all(tmp_path):
+    """2 processes stop under `pmap`, 2 go on: weights, ratios and the model kept are those of one process."""
+    (tmp_path / "alone").mkdir()
+    alone = scenarios.train(tmp_path / "alone", budgeted=True), read_metrics(tmp_path / "alone")
+    assert len({row["alpha"] for row in alone[1]}) > 2
+    ended = worker(2, "budgeted_mapped_terminated", tmp_path / "run")
+    assert [process.code for process in ended] == [128 + signal.SIGTERM] * 2, ended[0].errors
+    ended = worker(2, "budgeted", tmp_path / "run")
+    assert [process.code for process in ended] == [0, 0], ended[0].errors
+    assert_same_run(tmp_path / "run", kept(tmp_path / "run", 2, alone[0]), alone)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["killed", "killed_first"])
 def test_a_killed_process_ends_the_other_at_once(scenario, tmp_path):
     first = scenario == "killed_first"

@@ -33,6 +33,16 @@ def test_the_same_run_may_go_on(tmp_path):
     Workdir(tmp_path, dataclasses.replace(CONFIG, evaluate=evaluated))
 
 
+def test_with_a_budget_the_hole_belongs_to_the_run(tmp_path):
+    unlearn = dataclasses.replace(CONFIG.unlearn, retain_budget=1.1)
+    config = dataclasses.replace(CONFIG, unlearn=unlearn)
+    Workdir(tmp_path, config).unlearn.mkdir()
+    Workdir(tmp_path, config)
+    evaluated = dataclasses.replace(CONFIG.evaluate, tasks=("centre_4", "centre_8"))
+    with pytest.raises(UserError, match="config.evaluate.first task was 'centre_8' and is now 'centre_4'"):
+        Workdir(tmp_path, dataclasses.replace(config, evaluate=evaluated))
+
+
 def test_how_many_processes_read_may_change_and_the_crops_may_not(tmp_path):
     with_work(tmp_path, "pretrain", "unlearn")
     reading = dataclasses.replace(CONFIG.data, workers=3, max_bad_fraction=0.5)

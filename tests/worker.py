@@ -55,10 +55,11 @@ class Signalled:
         return next(self._iterator)
 
 
-def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit"):
+def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budgeted=False):
     """Train a tiny MAE; `process` gets the signal `number` before the given batch since its start.
 
-    Parameters are split over `ways` devices. Alone, it trains on one device, however many there are.
+    Parameters are split over `ways` devices. Alone, it trains on one device, however many there are. With
+    `budgeted` a retain budget moves the weight, measured every other step.
     """
     import jax
 
@@ -89,8 +90,23 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit"):
     with mock.patch.object(sharding, "SHARDED_FROM", 64):
         return loop.train(
             "unlearn", encoder_task(model), params, batches, config, folder,
-            seed=1, mesh=mesh, parallel=parallel,
+            seed=1, mesh=mesh, parallel=parallel, alpha=0.25, budget=_budget(model) if budgeted else None,
         )  # fmt: skip
+
+
+def _budget(model):
+    """A budget measured on five retain and three forget images."""
+    from l2l_jax.training.budget import RetainBudget
+    from l2l_jax.training.hole_errors import HoleErrors
+
+    images = np.random.default_rng(0).random((8, 8, 8, 3), np.float32)
+    hole = np.pad(np.ones((4, 8), bool), ((4, 0), (0, 0)))
+
+    def make_errors(parallel):
+        sets = {"retain": images[:5], "forget": images[5:]}
+        return HoleErrors(model, hole, sets, rows=4, seed=0, parallel=parallel)
+
+    return RetainBudget(1.0, every=2, rate=6.0, steps=STEPS, make_errors=make_errors)
 
 
 def whole(folder, **how):
@@ -108,6 +124,16 @@ def sharded(folder):
 def mapped(folder):
     """Train to the end under `pmap`."""
     whole(folder, parallel="pmap")
+
+
+def budgeted(folder):
+    """Train to the end with a retain budget."""
+    whole(folder, budgeted=True)
+
+
+def budgeted_mapped_terminated(folder):
+    """With a retain budget under `pmap`, the last process gets SIGTERM in its fourth step."""
+    terminated(folder, budgeted=True, parallel="pmap")
 
 
 def terminated(folder, **how):

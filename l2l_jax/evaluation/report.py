@@ -58,6 +58,7 @@ def write_report(
         "test_images": {of: {"count": len(s), "skipped": s.skipped} for of, s in evaluation.tests.items()},
         "bad_training_images": {path.name: read_lists(path) for path in stages if path.exists()},
         "original_weights": read_card(folders.unlearned)["original_weights"],
+        "retain_budget": read_card(folders.unlearned).get("retain_budget"),
         "seed": config.seed,
         "config": config.describe(),
         "versions": _versions(),

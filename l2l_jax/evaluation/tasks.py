@@ -116,6 +116,18 @@ def parse_tasks(names: Iterable[str]) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
+def budget_task(names: Iterable[str]) -> Task:
+    """The task at which a retain budget is measured: the first whose hole is the same for all images.
+
+    Raises:
+      ValueError: there is none.
+    """
+    for task in parse_tasks(names):
+        if not task.is_random:
+            return task
+    raise ValueError("a retain budget is measured in a hole that all images share, such as centre_8")
+
+
 def _parse(name: str) -> Task:
     match = re.fullmatch(r"([a-z]+)_([1-9]\d?)", name)
     if match is None or match[1] not in PARTS:

@@ -12,11 +12,20 @@ from l2l_jax.objectives.baselines import (
     random_encoder_task,
     retain_label_task,
 )
+from l2l_jax.objectives.constrained import epsilon_task
 from l2l_jax.objectives.deep import relearn_aware_task, undo_task, whole_task
 from l2l_jax.objectives.task import Task
 
 Method = Literal[
-    "encoder", "max_loss", "noisy_label", "retain_label", "random_encoder", "whole", "undo", "relearn_aware"
+    "encoder",
+    "max_loss",
+    "noisy_label",
+    "retain_label",
+    "random_encoder",
+    "epsilon",
+    "whole",
+    "undo",
+    "relearn_aware",
 ]
 
 METHODS: dict[str, Callable[..., Task]] = {
@@ -25,6 +34,7 @@ METHODS: dict[str, Callable[..., Task]] = {
     "noisy_label": noisy_label_task,
     "retain_label": retain_label_task,
     "random_encoder": random_encoder_task,
+    "epsilon": epsilon_task,
     "whole": whole_task,
     "undo": undo_task,
     "relearn_aware": relearn_aware_task,

@@ -49,6 +49,18 @@ class WeightedSum:
         return gradients["total"]
 
 
+class Phases(NamedTuple):
+    """Runs that come before a task's own, from the same start, to learn where it is to go.
+
+    Attributes:
+      rules: the gradient rule of each, by name.
+      settle: `{name: terms at its end} -> GradientRule` of the task's own run.
+    """
+
+    rules: Mapping[str, GradientRule]
+    settle: Callable[[Mapping[str, Mapping[str, float]]], GradientRule]
+
+
 class Task(NamedTuple):
     """Losses over batches `{set: images}`, in two steps, so that a batch can be split in between.
 
@@ -63,6 +75,7 @@ class Task(NamedTuple):
         inputs of all sets have one structure, their rows are also measured together, interleaved.
       forget_sign: -1 where the forget loss is to be raised.
       gradients: how losses become the optimiser's direction.
+      phases: runs that come first, and set `gradients`; None: there are none.
       start: `(params, rng) -> params`: the parameters to start from, given the original ones, all parts;
         None: the original ones.
     """
@@ -74,6 +87,7 @@ class Task(NamedTuple):
     losses: Callable[[Params, Params, Any], jax.Array]
     forget_sign: float = 1.0
     gradients: GradientRule = WeightedSum()
+    phases: Phases | None = None
     start: Callable[[Params, jax.Array], Params] | None = None
 
 

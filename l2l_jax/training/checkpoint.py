@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from l2l_jax.collectives import exchange, from_writer, on_writer
 from l2l_jax.errors import UserError
 from l2l_jax.reading_orbax import Damaged, read
-from l2l_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +21,8 @@ KEPT = 2
 
 
 class Checkpointer:
-    """Saves and restores `(TrainState, iterator state)` under `folder/<step>`.
+    """Saves and restores `(arrays, facts)` under `folder/<step>`: a tree of device arrays, such as a
+    `TrainState`, and what is JSON-able, such as the place in the data.
 
     Saving is asynchronous and atomic: a folder that bears a step number is complete unless the
     disk damaged it later. Every process writes what its devices hold, to one folder that all see;
@@ -34,21 +34,21 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, step: int, state: TrainState, iterator_state: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
         """Start saving; `state` may be donated as soon as this returns."""
         state = _across_processes(state)
-        data = {"iterator": iterator_state, "devices": _devices(state)}
+        data = {"facts": facts, "devices": _devices(state)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         self._manager.save(step, args=items)
 
-    def restore_newest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest readable checkpoint, or None where nothing was saved.
 
         A checkpoint that cannot be read is named in the log, renamed to `<step>.damaged` and passed
         over.
 
         Args:
-          like: a state of the same structure and shardings.
+          like: a tree of the same structure and shardings.
 
         Raises:
           UserError: there are checkpoints, and none can be read.
@@ -65,7 +65,7 @@ class Checkpointer:
             problems = [text for text in exchange(problem) if text]
             if not problems:
                 _tell_what_changed(restored.data["devices"], _devices(like))
-                return restored.state, restored.data["iterator"]
+                return restored.state, restored.data["facts"]
             on_writer(lambda step=step, problems=problems: self._set_aside(step, problems[0]))
             self._manager.reload()
         if steps:
@@ -77,7 +77,7 @@ class Checkpointer:
             raise error
         return None
 
-    def _restore(self, step: int, target: TrainState) -> Any:
+    def _restore(self, step: int, target: Any) -> Any:
         """The items of a checkpoint."""
         handler = ocp.CompositeCheckpointHandler(
             state=ocp.StandardCheckpointHandler(), data=ocp.JsonCheckpointHandler()
@@ -101,7 +101,7 @@ class Checkpointer:
         self._manager.close()
 
 
-def _across_processes(state: TrainState) -> TrainState:
+def _across_processes(state: Any) -> Any:
     """Arrays that Orbax takes: those of `pmap` lie in every process and do not know of the other copies."""
     if jax.process_count() == 1:
         return state
@@ -118,12 +118,13 @@ def _across_processes(state: TrainState) -> TrainState:
     return jax.tree.map(known, state)
 
 
-def _devices(state: TrainState) -> dict[str, int]:
+def _devices(state: Any) -> dict[str, int]:
     """How many processes and devices a state lies on, and into how many parts its arrays are split."""
-    parts = (x.size // max(1, math.prod(x.sharding.shard_shape(x.shape))) for x in jax.tree.leaves(state))
+    arrays = jax.tree.leaves(state)
+    parts = (x.size // max(1, math.prod(x.sharding.shard_shape(x.shape))) for x in arrays)
     return {
         "processes": jax.process_count(),
-        "devices": len(state.step.sharding.device_set),
+        "devices": max(len(x.sharding.device_set) for x in arrays),
         "parts": max(parts),
     }
 

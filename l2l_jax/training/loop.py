@@ -16,6 +16,7 @@ from l2l_jax.models.base import Params
 from l2l_jax.objectives.task import Task
 from l2l_jax.progress import Progress
 from l2l_jax.training import sharding
+from l2l_jax.training.budget import RetainBudget
 from l2l_jax.training.checkpoint import Checkpointer
 from l2l_jax.training.metric_writers import MetricWriter
 from l2l_jax.training.optimizer import TrainingConfig, learning_rate_schedule, make_optimizer
@@ -38,10 +39,11 @@ def train(
     mesh: Mesh,
     parallel: ParallelKind = "jit",
     alpha: float = 0.0,
+    budget: RetainBudget | None = None,
 ) -> Params:
     """Train a task once: what a `Trainer` of these arguments makes of `params`."""
     trainer = Trainer(name, task, config, seed=seed, mesh=mesh, parallel=parallel)
-    return trainer.train(params, batches, folder, alpha=alpha)
+    return trainer.train(params, batches, folder, alpha=alpha, budget=budget)
 
 
 Observe = Callable[[int, Params], None]
@@ -85,6 +87,7 @@ class Trainer:
         folder: pathlib.Path,
         *,
         alpha: float = 0.0,
+        budget: RetainBudget | None = None,
         observe: Observe | None = None,
         observe_at: Collection[int] = (),
     ) -> Params:
@@ -95,6 +98,7 @@ class Trainer:
           batches: of `{set: this process's rows}`; its iterators can be saved, restored and closed.
           folder: keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files.
           alpha: weight of the forget term, for tasks that have one.
+          budget: moves the weight from there, and says which model of the run is its result.
           observe: is called after each step of `observe_at`, before that step's checkpoint is saved, if
             one is: a step is observed again only if the run ended before its next checkpoint.
           observe_at: numbers of steps.
@@ -109,11 +113,14 @@ class Trainer:
         """
         name, task, config = self._name, self._task, self._config
 
-        def whole(state: TrainState) -> Params:
-            return {**params, **to_host(state.result)}
+        def whole(trained: Params) -> Params:
+            return {**params, **to_host(trained)}
 
         def look(number: int, state: TrainState) -> None:
-            observe(number, whole(state))
+            observe(number, whole(state.result))
+
+        def place(parts: Params) -> Params:
+            return sharding.place(parts, self._mesh)
 
         with (
             stop_request() as stop,
@@ -121,24 +128,47 @@ class Trainer:
             contextlib.closing(iter(batches)) as iterator,
         ):
             first = params if task.start is None else task.start(params, jax.random.key(self._seed))
-            trained = sharding.place({part: first[part] for part in task.trained}, self._mesh)
-            frozen = sharding.place({part: params[part] for part in task.frozen}, self._mesh)
+            trained = place({part: first[part] for part in task.trained})
+            frozen = place({part: params[part] for part in task.frozen})
             state = placed_state(trained, self._optimizer, self._mesh, ema=config.ema_decay > 0, alpha=alpha)
-            resumed = checkpointer.restore_newest(state)
-            if resumed is not None:
-                state, iterator_state = resumed
-                iterator.set_state(iterator_state)
+            if budget is not None:
+                budget.begin(self._runner, place, {**params, **frozen}, task.trained, alpha)
+            state = _resumed(checkpointer, state, iterator, budget)
+            if int(state.step):
                 logger.info("%s: resuming after step %d of %d", name, int(state.step), config.steps)
             if int(state.step) < config.steps:
                 state = _run_steps(
                     name, self._step, state, frozen, iterator, config, folder, checkpointer,
-                    self._runner, stop, frozenset(observe_at), look,
+                    self._runner, stop, frozenset(observe_at), look, budget,
                 )  # fmt: skip
-            return whole(state)
+            return whole(state.result if budget is None else budget.best(state))
+
+
+def _resumed(checkpointer, state, iterator, budget):
+    """The newest saved state, if there is one; data and budget are put where they were then."""
+    resumed = checkpointer.restore_newest(state if budget is None else (state, state.result))
+    if resumed is None:
+        return state
+    arrays, facts = resumed
+    iterator.set_state(facts["iterator"])
+    if budget is None:
+        return arrays
+    state, best = arrays
+    budget.restore(best, facts["budget"])
+    return state
+
+
+def _save(checkpointer, number, state, iterator, budget):
+    facts = {"iterator": iterator.get_state()}
+    if budget is None:
+        checkpointer.save(number, state, facts)
+    else:
+        best, facts["budget"] = budget.saved(state)
+        checkpointer.save(number, (state, best), facts)
 
 
 def _run_steps(
-    name, step, state, frozen, iterator, config, folder, checkpointer, runner, stop, look_at, look
+    name, step, state, frozen, iterator, config, folder, checkpointer, runner, stop, look_at, look, budget
 ):
     """Run the steps that are left; metrics are read one step late, so that the device never waits."""
     first = int(state.step)
@@ -156,6 +186,9 @@ def _run_steps(
             state, metrics = step(state, frozen, runner.rows(next(iterator)))
             report(number - 1)
             pending = metrics
+            if budget is not None:
+                pending = {**metrics, **budget.scalars()}
+                state = budget.after(number, state)
             signal_number = stop.agreed()
             stopping = signal_number is not None
             saving = stopping or number % config.checkpoint_every == 0 or number == config.steps
@@ -165,7 +198,7 @@ def _run_steps(
             if number in look_at:
                 look(number, state)
             if saving:
-                checkpointer.save(number, state, iterator.get_state())
+                _save(checkpointer, number, state, iterator, budget)
             if stopping:
                 checkpointer.wait()
                 raise Interrupted(number, signal_number)

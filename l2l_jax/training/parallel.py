@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -81,9 +82,21 @@ class JitParallel(Whole):
 
         return jax.jit(placed, donate_argnums=0)
 
+    def compile_measure(self, measure: Callable) -> Callable:
+        """`(params, rows) -> [row]` on global arrays: the values of all rows, known to every process."""
+
+        def known(params, rows):
+            return jax.lax.with_sharding_constraint(measure(self.gather(params), rows), self._whole)
+
+        return jax.jit(known)
+
     def rows(self, batch: Any) -> Any:
         """This process's rows of a global batch, on its devices."""
         return sharding.shard_batch(batch, self.mesh)
+
+    def scalar(self, value: float) -> jax.Array:
+        """A float32 scalar of the state, the same in every process."""
+        return jax.make_array_from_callback((), self._whole, lambda _: np.float32(value))
 
 
 class PmapParallel(Whole):
@@ -117,10 +130,24 @@ class PmapParallel(Whole):
             devices=list(self.mesh.devices.flat),
         )  # fmt: skip
 
+    def compile_measure(self, measure: Callable) -> Callable:
+        """`(params, rows) -> [row]` on `[device, row, …]`: the values of all rows, known to every process."""
+
+        def known(params, rows):
+            return jax.lax.all_gather(measure(params, rows), self.axis_name, tiled=True)
+
+        return jax.pmap(
+            known, self.axis_name, in_axes=(None, 0), out_axes=None, devices=list(self.mesh.devices.flat)
+        )
+
     def rows(self, batch: Any) -> Any:
         """This process's rows of a global batch, `[device, row, …]`."""
         devices = len(self.mesh.local_devices)
         return jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), batch)
+
+    def scalar(self, value: float) -> jax.Array:
+        """A float32 scalar of the state, the same in every process."""
+        return jnp.float32(value)
 
 
 Parallel = JitParallel | PmapParallel

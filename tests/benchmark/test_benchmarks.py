@@ -1,5 +1,6 @@
 """The benchmarks of the step: what they print is right where it can be known."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -8,6 +9,7 @@ import runpy
 import jax
 import pytest
 
+from l2l_jax.benchmark.budget import cost
 from l2l_jax.benchmark.layouts import open_bench, parse_layouts
 from l2l_jax.benchmark.step import Run
 from l2l_jax.benchmark.step import table as step_table
@@ -54,6 +56,14 @@ def test_the_step_is_timed(config):
     assert figures["step ms"] == pytest.approx(1000 / figures["steps_per_second"])
     assert figures["gradient ms"] > 0 and figures["compile_seconds"] > 0
     assert "| pmap" in step_table({"pmap": figures})
+
+
+def test_the_cost_of_a_budget(config):
+    """Measured images: those asked for, of each set. The share: one measurement for so many steps."""
+    unlearn = dataclasses.replace(config.unlearn, budget_images=5, budget_every=7)
+    figures = cost(dataclasses.replace(config, unlearn=unlearn), measurements=1)
+    assert figures["images"] == 10 and figures["step_ms"] > 0
+    assert figures["longer"] == pytest.approx(figures["measurement_ms"] / figures["step_ms"] / 7)
 
 
 def test_mistakes_are_named(config):

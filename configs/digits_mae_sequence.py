@@ -1,0 +1,38 @@
+"""The digits MAE forgets 5, then 7, then 9: three requests, one after the other.
+
+    python -m l2l_jax.main --config=configs/digits_mae_sequence.py:1 --workdir=runs/sequence/1
+    python -m l2l_jax.main --config=configs/digits_mae_sequence.py:2 --workdir=runs/sequence/2
+    python -m l2l_jax.main --config=configs/digits_mae_sequence.py:3 --workdir=runs/sequence/3
+
+Each request starts from the model that the one before left. What was forgotten before stays in the set to
+forget, so that it does not come back, and is no longer retained. The retain budget is relative to the first
+original model: costs do not add up.
+
+    python -m l2l_jax.compare --config=configs/digits_mae_sequence.py:1 --sequence=5,7,9
+
+runs all three and puts them beside one request for all of them.
+
+Hardware: two CPU cores, about the time of configs/digits_mae.py for each request.
+Expected figures on test images: the table in docs/comparison.md, "Requests after one another".
+"""
+
+import pathlib
+import runpy
+
+import ml_collections
+
+REQUESTS = (5, 7, 9)
+
+
+def get_config(request: str = "1") -> ml_collections.ConfigDict:
+    """`request` is its number, from 1; all else is configs/digits_mae.py."""
+    number = int(request)
+    if not 1 <= number <= len(REQUESTS):
+        raise ValueError(f"there are requests 1 to {len(REQUESTS)}, not {request}")
+    config = runpy.run_path(str(pathlib.Path(__file__).with_name("digits_mae.py")))["get_config"]()
+    config.data.forget = REQUESTS[:number]  # this request's digit, and those of the requests before
+    config.data.retain = ("rest",)
+    if number > 1:
+        config.model.pretrained = f"runs/sequence/{number - 1}/unlearned"
+    config.unlearn.retain_budget = 1.25
+    return config

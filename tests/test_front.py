@@ -1,0 +1,97 @@
+"""The front: which cells are run, on which devices, and that none is run twice."""
+
+import json
+import pathlib
+import runpy
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax import experiment
+from l2l_jax.config import parse_config
+from l2l_jax.errors import Diverged, UserError
+from l2l_jax.front import Grid, Setting, run_front
+
+RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
+
+
+def config_of(**fields):
+    recipe = runpy.run_path(str(RECIPE))["get_config"]()
+    recipe.update_from_flattened_dict({"evaluate.features": "none", **fields})
+    return parse_config(recipe)
+
+
+def test_every_method_gets_the_same_number_of_settings():
+    grid = Grid(("epsilon", "undo"), budgets=[1.1, 1.25], weights=[0.5], ratios=[0.3], rates=[1e-3, 2e-3])
+    grid.check()
+    settings = list(grid.settings())
+    assert len(settings) == 12 and len({(s.method, s.label) for s in settings}) == 12
+    assert settings[0] == Setting("epsilon", (("retain_budget", 1.1), ("learning_rate", 0.001)))
+    assert settings[0].label == "retain_budget_1.1_learning_rate_0.001"
+    assert {dict(s.fields).get("epsilon_ratio") for s in settings[:6]} == {None, 0.3}
+    assert {dict(s.fields).get("alpha") for s in settings[6:]} == {None, 0.5}
+    with pytest.raises(UserError, match="gives 1 values and --epsilon_ratios 0"):
+        grid._replace(ratios=[]).check()
+    with pytest.raises(UserError, match="--methods names 'undoo'; known: encoder"):
+        grid._replace(methods=["undoo"]).check()
+    with pytest.raises(UserError, match="The grid is empty"):
+        Grid(("undo",)).check()
+
+
+@pytest.fixture
+def unlearned(monkeypatch):
+    """In place of training: weights that are the further away, the greater the budget and the seed."""
+    calls = []
+
+    def params(config, folders, original, sets, *, devices, phases):
+        budget, seed = config.unlearn.retain_budget, config.seed
+        calls.append((config.unlearn.method, budget, seed, devices, threading.get_ident()))
+        assert config.pretrained == "digits_mae" and phases.parts[-5:-3] == (config.unlearn.method, "phases")
+        if budget > 5:
+            raise Diverged("the loss is not finite")
+        far = (budget - 1) * (1 + seed / 10) * (2 if config.unlearn.method == "undo" else 1)
+        rng = np.random.default_rng(0)
+        return jax.tree.map(lambda x: x + np.float32(0.01 * far) * rng.standard_normal(x.shape), original)
+
+    monkeypatch.setattr(experiment, "unlearned_params", params)
+    return calls
+
+
+def test_cells_are_run_once_side_by_side_and_quoted_on_test_images(unlearned, tmp_path):
+    grid = Grid(("encoder", "undo"), budgets=[1.5, 2.0, 9.0], seeds=[0, 2])
+    report = run_front(config_of(), tmp_path, grid, limit=0.5)
+    assert sorted(call[:3] for call in unlearned) == sorted(
+        (method, budget, seed) for method in grid.methods for budget in grid.budgets for seed in grid.seeds
+    )
+    assert all(len(call[3]) == 1 for call in unlearned)
+    assert len({call[3][0] for call in unlearned}) > 1
+    lines = {(line["method"], line["setting"]): line for line in report["settings"]}
+    assert "not finite" in lines["undo", "retain_budget_9"]["failed"]
+    # What is quoted is computed from the cells' own files, on test images.
+    cells = [
+        json.loads((tmp_path / "front/undo/retain_budget_2" / f"seed_{seed}" / "cell.json").read_text())
+        for seed in grid.seeds
+    ]
+    before = json.loads((tmp_path / "front/original/cell.json").read_text())["errors"]
+    for of, told in lines["undo", "retain_budget_2"]["test"].items():
+        ratios = [np.mean(cell["errors"]["test"][of]) / np.mean(before["test"][of]) for cell in cells]
+        assert told["ratio"][0] == pytest.approx(np.median(ratios))
+        assert told["ratio"][1] < told["ratio"][0] < told["ratio"][2]
+    ratios = [
+        np.mean(c["errors"]["validation"]["retain"]) / np.mean(before["validation"]["retain"]) for c in cells
+    ]
+    assert lines["undo", "retain_budget_2"]["validation"]["cost"] == pytest.approx(np.median(ratios) - 1)
+    assert set(report["methods"]) == {"encoder", "undo"}
+    table = (tmp_path / "front/front.md").read_text()
+    assert "diverged" in table and "retain_budget_1.5" in table
+    assert (tmp_path / "front/front.png").stat().st_size > 5000
+
+    unlearned.clear()
+    wider = grid._replace(budgets=[1.5, 1.7, 2.0, 9.0])
+    again = run_front(config_of(**{"data.workers": 0}), tmp_path, wider, limit=0.5)
+    assert sorted(call[:3] for call in unlearned) == [
+        (method, 1.7, seed) for method in ("encoder", "undo") for seed in (0, 2)
+    ]
+    assert again["settings"][0] == report["settings"][0]
