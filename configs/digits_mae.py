@@ -16,99 +16,147 @@ Any field can be changed on the command line: --config.unlearn.alpha=0.5
 
 import ml_collections
 
+from l2l_jax.errors import UserError
 
-def get_config() -> ml_collections.ConfigDict:
-    """The recipe; every section is checked against the class named beside it."""
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The recipe; every section is checked against the class named beside it.
+
+    Args:
+      variant: "undo" rebuilds the whole model instead of retraining its encoder.
+    """
     config = ml_collections.ConfigDict()
     config.seed = 0  # of everything random
     config.mesh = ml_collections.ConfigDict(dict(data=-1, model=1))  # devices; -1: all that are left
     config.parallel = "jit"  # or pmap
 
-    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.mae.MAE
-        family="mae",
-        pretrained="digits_mae",  # a shipped model, folder of a saved one, or checkpoint file; "": pretrain one
-        image_size=16,  # pixels; the 8×8 scans are enlarged
-        patch_size=4,  # pixels: 4×4 patches
-        width=96, depth=4, num_heads=4,  # encoder
-        decoder_width=64, decoder_depth=2, decoder_num_heads=4,
-        mask_ratio=0.4,  # share of the patches hidden by T
-        norm_pix_loss=False,  # compare raw pixels: the model is meant for restoration
-        pixel_mean=(0.3, 0.3, 0.3), pixel_std=(0.37, 0.37, 0.37),  # of the training images
-        dtype="float32",  # or bfloat16
-        remat=False,  # keep less for the backward pass and compute it again
-    ))
+    config.model = ml_collections.ConfigDict(
+        dict(  # l2l_jax.models.mae.MAE
+            family="mae",
+            pretrained="digits_mae",  # a shipped model, folder of a saved one, or checkpoint file; "": pretrain one
+            image_size=16,  # pixels; the 8×8 scans are enlarged
+            patch_size=4,  # pixels: 4×4 patches
+            width=96,
+            depth=4,
+            num_heads=4,  # encoder
+            decoder_width=64,
+            decoder_depth=2,
+            decoder_num_heads=4,
+            mask_ratio=0.4,  # share of the patches hidden by T
+            norm_pix_loss=False,  # compare raw pixels: the model is meant for restoration
+            pixel_mean=(0.3, 0.3, 0.3),
+            pixel_std=(0.37, 0.37, 0.37),  # of the training images
+            dtype="float32",  # or bfloat16
+            remat=False,  # keep less for the backward pass and compute it again
+        )
+    )
 
-    config.data = ml_collections.ConfigDict(dict(  # l2l_jax.data.config.DataConfig
-        source="digits",  # or folder, csv, or a data set of TensorFlow Datasets: see docs/data.md
-        path="",  # where the source's files are
-        forget=(5, 6, 7, 8, 9),  # classes
-        retain=(0, 1, 2, 3, 4),  # or rest
-        proxy=(),  # what stands in for the retain images while unlearning; (): nothing does
-        train_per_class=0, test_per_class=0,  # images; 0: all
-        general=(), general_images=0,  # classes of neither set that are tested, too; or rest
-        retain_ratio=1.0,  # share of the retain images that may be used
-        test_fraction=0.2,  # held out where the source has no test images; the digits have
-        validation_fraction=0.15,  # of the training images: kept for choosing settings
-        crop="resize", crop_scale=(0.2, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=False,  # of files
-        proxy_crop_scale=None,  # of proxies; None: the same
-        workers=0,  # processes that read and decode; 0: threads
-        max_bad_fraction=0.01,  # of a set's images that may be impossible to decode
-    ))
+    config.data = ml_collections.ConfigDict(
+        dict(  # l2l_jax.data.config.DataConfig
+            source="digits",  # or folder, csv, or a data set of TensorFlow Datasets: see docs/data.md
+            path="",  # where the source's files are
+            forget=(5, 6, 7, 8, 9),  # classes
+            retain=(0, 1, 2, 3, 4),  # or rest
+            proxy=(),  # what stands in for the retain images while unlearning; (): nothing does
+            train_per_class=0,
+            test_per_class=0,  # images; 0: all
+            general=(),
+            general_images=0,  # classes of neither set that are tested, too; or rest
+            retain_ratio=1.0,  # share of the retain images that may be used
+            test_fraction=0.2,  # held out where the source has no test images; the digits have
+            validation_fraction=0.15,  # of the training images: kept for choosing settings
+            crop="resize",
+            crop_scale=(0.2, 1.0),
+            crop_ratio=(3 / 4, 4 / 3),
+            flip=False,  # of files
+            proxy_crop_scale=None,  # of proxies; None: the same
+            workers=0,  # processes that read and decode; 0: threads
+            max_bad_fraction=0.01,  # of a set's images that may be impossible to decode
+        )
+    )
 
     config.pretrain = ml_collections.ConfigDict()
-    config.pretrain.model = ml_collections.ConfigDict(dict(  # l2l_jax.training.optimizer.TrainingConfig
-        steps=2500,
-        batch_size=64,
-        learning_rate=4e-3,  # peak
-        warmup_steps=100,
-        schedule="cosine",  # after it; or constant
-        weight_decay=0.1,  # not on biases and norms
-        optimizer="adamw",  # or muon
-        beta1=0.9, beta2=0.99,  # AdamW
-        clip_norm=3.0,  # 0: no clipping
-        ema_decay=0.0,  # moving average of the parameters; 0: off
-        accumulate=1,  # parts of a batch, for gradient accumulation
-        checkpoint_every=500,  # steps
-        log_every=20,  # steps
-    ))
+    config.pretrain.model = ml_collections.ConfigDict(
+        dict(  # l2l_jax.training.optimizer.TrainingConfig
+            steps=2500,
+            batch_size=64,
+            learning_rate=4e-3,  # peak
+            warmup_steps=100,
+            schedule="cosine",  # after it; or constant
+            weight_decay=0.1,  # not on biases and norms
+            optimizer="adamw",  # or muon
+            beta1=0.9,
+            beta2=0.99,  # AdamW
+            clip_norm=3.0,  # 0: no clipping
+            ema_decay=0.0,  # moving average of the parameters; 0: off
+            accumulate=1,  # parts of a batch, for gradient accumulation
+            checkpoint_every=500,  # steps
+            log_every=20,  # steps
+        )
+    )
 
-    config.unlearn = ml_collections.ConfigDict(dict(  # l2l_jax.config.UnlearningConfig
-        method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder
-        alpha=0.2,  # weight of forgetting
-        epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
-        noise="normal",  # the teacher's noise images: normal, uniform or constant
-        target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
-        perturb=1.0,  # of undo: share of fresh weights in the start
-        distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
-        attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/budget.md
-        budget_original="",  # what the budget is relative to; "": the first model of this one's line
-        budget_every=20, budget_images=200,  # steps between measurements, validation images of each set
-        budget_rate=6.0,  # how fast the weight of forgetting follows
-        steps=800,
-        batch_size=64,  # of retain and of forget images each
-        learning_rate=4e-3,
-        warmup_steps=20,
-        schedule="cosine",
-        weight_decay=0.0,
-        optimizer="adamw",  # or muon
-        beta1=0.9, beta2=0.99,
-        clip_norm=3.0,
-        ema_decay=0.99,
-        accumulate=1,
-        checkpoint_every=200,
-        log_every=20,
-    ))
+    config.unlearn = ml_collections.ConfigDict(
+        dict(  # l2l_jax.config.UnlearningConfig
+            method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder
+            alpha=0.2,  # weight of forgetting
+            epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
+            noise="normal",  # the teacher's noise images: normal, uniform or constant
+            target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
+            perturb=1.0,  # of undo: share of fresh weights in the start
+            distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
+            attack_steps=1,
+            attack_rate=1e-3,  # of relearn_aware: the simulated attacker
+            retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/budget.md
+            budget_original="",  # what the budget is relative to; "": the first model of this one's line
+            budget_every=20,
+            budget_images=200,  # steps between measurements, validation images of each set
+            budget_rate=6.0,  # how fast the weight of forgetting follows
+            steps=800,
+            batch_size=64,  # of retain and of forget images each
+            learning_rate=4e-3,
+            warmup_steps=20,
+            schedule="cosine",
+            weight_decay=0.0,
+            optimizer="adamw",  # or muon
+            beta1=0.9,
+            beta2=0.99,
+            clip_norm=3.0,
+            ema_decay=0.99,
+            accumulate=1,
+            checkpoint_every=200,
+            log_every=20,
+        )
+    )
 
-    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evaluation.config.EvaluationConfig
-        tasks=("centre_8",),  # 8/16 of the side missing; also left_8, …, border_6 (6/32), random_75 (%)
-        batch_size=256,  # images per compiled call
-        picture_per_class=2,  # images of each class in the picture
-        features="classifier",  # a small one, trained on the spot; none: psnr and mse only
-        write_images=False,  # originals and restorations as PNG in evaluation/images
-        networks=(),  # published ones, where their files are
-        inception="", resnet50="", clip="",  # their files; empty: looked for in the folder of weights
-        resize="clean-fid",  # for inception; or pytorch-fid
-        network_batch_size=32,  # images per compiled call of a network
-    ))
+    config.evaluate = ml_collections.ConfigDict(
+        dict(  # l2l_jax.evaluation.config.EvaluationConfig
+            tasks=("centre_8",),  # 8/16 of the side missing; also left_8, …, border_6 (6/32), random_75 (%)
+            batch_size=256,  # images per compiled call
+            picture_per_class=2,  # images of each class in the picture
+            features="classifier",  # a small one, trained on the spot; none: psnr and mse only
+            write_images=False,  # originals and restorations as PNG in evaluation/images
+            networks=(),  # published ones, where their files are
+            inception="",
+            resnet50="",
+            clip="",  # their files; empty: looked for in the folder of weights
+            resize="clean-fid",  # for inception; or pytorch-fid
+            network_batch_size=32,  # images per compiled call of a network
+        )
+    )
+    if variant == "undo":
+        config.unlearn.update(
+            method="undo",
+            alpha=0.1,
+            perturb=1.0,
+            distill=0.4,
+            target="noise",
+            optimizer="muon",
+            steps=1050,
+            learning_rate=1e-2,
+            warmup_steps=50,
+            weight_decay=0.1,
+            ema_decay=0.0,
+        )
+    elif variant:
+        raise UserError(f"configs/digits_mae.py has the variant undo, and none called {variant!r}.")
     return config

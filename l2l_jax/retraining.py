@@ -102,12 +102,12 @@ def hole_errors(
     size = config.model.image_size
     images = ImageSet(
         source, Transform(config.data, size, training=False), config.model.value_range,
-        max_bad_fraction=config.data.max_bad_fraction, name="validation",
+        max_bad_fraction=config.data.max_bad_fraction, name=of,
     )  # fmt: skip
     task, batch_size = parse_tasks(config.evaluate.tasks)[0], config.evaluate.batch_size
     restorer = restorer or Restorer(config.model, task, batch_size=batch_size, seed=config.seed)
     errors = [
-        metrics.hole_mse(originals.images, restored, restorer.holes("validation", originals.indices))
-        for originals, restored in restorer.restore_set(restorer.place(params), images, "validation")
+        metrics.hole_mse(originals.images, restored, restorer.holes(of, originals.indices))
+        for originals, restored in restorer.restore_set(restorer.place(params), images, of)
     ]
     return np.concatenate(errors)
