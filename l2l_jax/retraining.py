@@ -93,11 +93,21 @@ def retrain(
 
 
 def hole_errors(
-    config: Config, params: Params, source: Source, restorer: Restorer | None = None
+    config: Config,
+    params: Params,
+    source: Source,
+    restorer: Restorer | None = None,
+    of: str = "validation",
 ) -> np.ndarray:
     """Mean squared error inside the hole of the first task of each image of a source, `[image]`.
 
-    `restorer` is one of that task which was compiled before.
+    Args:
+      config: the recipe.
+      params: all parts of the model.
+      source: the images.
+      restorer: one of that task which was compiled before.
+      of: name of the set, on which the noise of sampling depends: with the evaluation's name of it, these are
+        the evaluation's errors.
     """
     size = config.model.image_size
     images = ImageSet(

@@ -51,7 +51,7 @@ def test_the_figures_of_the_cards_hold(recipe):
         params = load_pretrained(shipped.resolved(name), config.family, config.model)
         figures = shipped.card(name)["test_figures"]
         for of, source in test._asdict().items():
-            errors[name, of] = hole_errors(config, params, source, of).mean()
+            errors[name, of] = hole_errors(config, params, source, of=of).mean()
             np.testing.assert_allclose(errors[name, of], figures[of]["mse"], rtol=0.02, err_msg=name)
         ratios.append(hole_errors(config, params, validation.retain).mean())
     assert ratios[1] / ratios[0] <= FAIR_RATIO
