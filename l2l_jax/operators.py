@@ -1,8 +1,15 @@
-"""Holes in image space: bool masks `[height, width]`, True where pixels are missing."""
+"""Holes in image space: bool masks `[height, width]`, True where pixels are missing.
+
+`HOLES` are the fixed ones of the tests. Inpainting models are trained with random ones, which `hole_bank`
+draws on the host. Free-form strokes follow Yu et al. 2019 ("Free-form image inpainting with gated
+convolution", algorithm 1) and, like the boxes, the numbers with which Palette is trained at 256 pixels; every
+length scales with the image.
+"""
 
 from typing import Literal
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 SIDES = ("left", "right", "top", "bottom")
 
@@ -66,3 +73,89 @@ HOLES = {
     **{side: lambda size, width, side=side: side_hole(size, width, side) for side in SIDES},
 }
 """Test-time holes by their names: `(image size, width) -> mask`."""
+
+TrainingHole = Literal["hybrid", "free_form", "box", "centre"]
+TRAINING_HOLES: tuple[str, ...] = ("hybrid", "free_form", "box", "centre")
+"""Kinds of holes that `hole_bank` knows."""
+
+
+def box_hole(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A rectangle with sides from 108/256 to 128/256 of the image's, 20/256 or more off its edges.
+
+    Sides and place are uniform and independent. (Palette's own boxes have the same sides but lean
+    to the lower right, for only their upper left corner moves as they shrink.)
+    """
+    margin, least, most = (round(size * share / 256) for share in (20, 108, 128))
+    hole = np.zeros((size, size), bool)
+    height, width = rng.integers(least, most, size=2, endpoint=True)
+    top = rng.integers(margin, size - margin - height, endpoint=True)
+    left = rng.integers(margin, size - margin - width, endpoint=True)
+    hole[top : top + height, left : left + width] = True
+    return hole
+
+
+def free_form_hole(rng: np.random.Generator, size: int) -> np.ndarray:
+    """One to three brush strokes, see `stroke_vertices`, 12/256 to 39/256 of the side wide."""
+    hole = np.zeros((size, size), bool)
+    for _ in range(rng.integers(1, 3, endpoint=True)):
+        vertices = stroke_vertices(rng, size)
+        width = round(rng.uniform(11.5, 39.5) * size / 256)  # at 256 pixels: 12, …, 39 alike
+        hole |= stroke_hole(vertices, max(1, width), size)
+    return hole
+
+
+def stroke_vertices(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A zigzag of 4 to 11 lines as `[vertex, (x, y)]` in pixels, kept inside the image.
+
+    It starts anywhere. Headings are 2π/5 and −2π/5 in turn, each off by up to a bound of its own
+    for the stroke, uniform up to 2π/15 either way; lengths are normal with mean diagonal / 8 and
+    half of it as standard deviation, clipped to [0, diagonal / 4].
+    """
+    lines = rng.integers(4, 11, endpoint=True)
+    below, above = rng.uniform(0, 2 * np.pi / 15, size=2)
+    headings = 2 * np.pi / 5 + rng.uniform(-below, above, size=lines)
+    headings[::2] *= -1
+    mean = np.sqrt(2) * size / 8
+    lengths = np.clip(rng.normal(mean, mean / 2, size=lines), 0, 2 * mean)
+    vertices = [rng.uniform(0, size, size=2)]
+    for heading, length in zip(headings, lengths, strict=True):
+        move = length * np.array([np.cos(heading), np.sin(heading)])
+        vertices.append(np.clip(vertices[-1] + move, 0, size - 1))
+    return np.array(vertices)
+
+
+def stroke_hole(vertices: np.ndarray, width: int, size: int) -> np.ndarray:
+    """The pixels under a round brush of `width` pixels led along `vertices` `[vertex, (x, y)]`."""
+    image = Image.new("1", (size, size))
+    draw = ImageDraw.Draw(image)
+    points = [(float(x), float(y)) for x, y in vertices]
+    draw.line(points, fill=1, width=width)
+    radius = (width - 1) / 2  # the rounded ends and joints; Pillow draws both edges of the ellipse
+    for x, y in points:
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
+    return np.array(image)
+
+
+def hybrid_hole(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A box and a free-form hole together: Palette's training holes for inpainting."""
+    return box_hole(rng, size) | free_form_hole(rng, size)
+
+
+def hole_bank(kind: TrainingHole, count: int, size: int, seed: int) -> np.ndarray:
+    """Holes to choose from, bool `[count, size, size]`; "centre" knows one hole only.
+
+    Equal arguments give equal holes, on every host.
+
+    Raises:
+      ValueError: an unknown kind, or a count below 1.
+    """
+    if kind not in TRAINING_HOLES:
+        raise ValueError(f"holes must be one of {', '.join(TRAINING_HOLES)}, not {kind!r}")
+    if count < 1:
+        raise ValueError(f"a bank needs at least one hole, not {count}")
+    if kind == "centre":
+        half = size // 4 * 2 + size % 2  # of the side, such that it can be centred
+        return centre_hole(size, half)[None]
+    draw = {"hybrid": hybrid_hole, "free_form": free_form_hole, "box": box_hole}[kind]
+    rng = np.random.default_rng(seed)
+    return np.stack([draw(rng, size) for _ in range(count)])

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax import freeform
+from l2l_jax import operators
 from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models import diffusion
 from l2l_jax.models.base import ImageToImageModel, Params, Seen
@@ -63,7 +63,7 @@ class Palette(ImageToImageModel):
     sampling_linear_start: float = 1e-4
     sampling_linear_end: float = 0.09
     teacher_noise: Literal["hole", "everywhere"] = "hole"
-    training_holes: freeform.HoleKind = "hybrid"
+    training_holes: operators.TrainingHole = "hybrid"
     hole_bank_size: int = 512
     hole_seed: int = 0
     value_range: tuple[float, float] = (-1.0, 1.0)
@@ -77,7 +77,7 @@ class Palette(ImageToImageModel):
         choices = {
             "sampler": ("ancestral", "ddim"),
             "teacher_noise": ("hole", "everywhere"),
-            "training_holes": freeform.HOLE_KINDS,
+            "training_holes": operators.TRAINING_HOLES,
             "dtype": ("float32", "bfloat16"),
         }
         for field, allowed in choices.items():
@@ -143,7 +143,7 @@ class Palette(ImageToImageModel):
 
     def hole_bank(self) -> np.ndarray:
         """The bank of training holes, bool `[hole, height, width]`, True where pixels are missing."""
-        return freeform.hole_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
+        return operators.hole_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
 
     def corrupt(
         self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
