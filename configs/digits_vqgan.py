@@ -144,4 +144,17 @@ def get_config() -> ml_collections.ConfigDict:
         resize="clean-fid",  # for inception; or pytorch-fid
         network_batch_size=32,  # images per compiled call of a network
     ))
+
+    config.audit = ml_collections.ConfigDict(dict(  # l2l_jax.audit.config.AuditConfig
+        enabled=False,  # attack the unlearned model afterwards: at most two minutes more on two CPU cores
+        attacks=("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership"),  # and views
+        retrained="digits_vqgan_retrained",  # never saw what to forget; or a folder, train, or empty
+        steps=400,  # of tuning on retain images
+        decoder_steps=300,  # of fresh decoders
+        batch_size=64, learning_rate=2e-3,  # of both
+        shots=(5, 25, 100),  # forget images of relearning
+        shot_steps=50, shot_learning_rate=1e-3,
+        seeds=1,  # repetitions of what is trained
+        pixel_change=8.0,  # of views: 255ths of the range
+    ))
     return config

@@ -122,6 +122,19 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         resize="clean-fid",  # for inception; or pytorch-fid
         network_batch_size=32,  # images per compiled call of a network
     ))
+
+    config.audit = ml_collections.ConfigDict(dict(  # l2l_jax.audit.config.AuditConfig
+        enabled=False,  # each of the models costs 1,750 training steps and 20 restorations of all test images
+        attacks=("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership"),  # and views
+        retrained="",  # folder of a model that never saw the images to forget; or train; empty: there is none
+        steps=400,  # of tuning on retain images
+        decoder_steps=600,  # of fresh decoders
+        batch_size=128, learning_rate=5e-5,  # of both
+        shots=(5, 25, 100),  # forget images of relearning
+        shot_steps=50, shot_learning_rate=5e-5,
+        seeds=1,  # repetitions of what is trained
+        pixel_change=8.0,  # of views: 255ths of the range
+    ))
     if variant == "runlocal":
         _make_local(config)
     elif variant:

@@ -6,6 +6,7 @@ import sys
 COMMANDS = {
     "run": ("l2l_jax.main", "pretrain or load a model, unlearn, restore, measure, report"),
     "compare": ("l2l_jax.compare", "all methods side by side"),
+    "audit": ("l2l_jax.audit", "attack an unlearned model: is it forgotten, or only hidden?"),
     "evaluate": ("l2l_jax.evaluate", "restore and measure with models that exist; compare folders of images"),
     "prepare": ("l2l_jax.data.prepare", "prepare a data set of TensorFlow Datasets"),
     "weights": ("l2l_jax.weights", "import, export and inspect checkpoints"),

@@ -95,16 +95,16 @@ def _parse_flags(argv: Sequence[str], needs_recipe: Callable[[], bool]) -> tuple
     return CONFIG.value, pathlib.Path(WORKDIR.value or pathlib.Path("runs") / run)
 
 
-def run_program(program: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Join the other processes of the run, if any, call `program` and turn what it raises into an exit code.
 
     Args:
-      program: is given `argv` without the flags that say what processes there are.
+      program: is given `argv` without the flags that say what processes there are; may return an exit code.
       argv: the command line.
 
     Returns:
-      0; 1 for a mistake of the user's; 128 + signal number if it was asked to stop. Other exceptions
-      pass through: they are bugs, and their traceback is wanted.
+      0, or what `program` returned; 1 for a mistake of the user's; 128 + signal number if it was asked to
+      stop. Other exceptions pass through: they are bugs, and their traceback is wanted.
 
     A process that fails alone ends at once instead of returning, with 1, or `distributed.LOST` if
     another was lost: the others could not end before it, nor it before them.
@@ -112,14 +112,14 @@ def run_program(program: Callable[[Sequence[str]], None], argv: Sequence[str]) -
     keep_freed_memory()
     _log_plain_lines()
     try:
-        program(_join_processes(argv))
+        code = program(_join_processes(argv))
     except Interrupted as error:
         name = signal.Signals(error.signal_number).name
         _tell(f"{name}: {error}; the state is saved. Run the same command to go on.", everyone_knows=True)
         return 128 + error.signal_number
     except Exception as error:
         return _failed(error)
-    return 0
+    return code or 0
 
 
 def _join_processes(argv: Sequence[str]) -> list[str]:

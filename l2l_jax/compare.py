@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         alphas, config = _numbers(ALPHAS, "weights"), parse_config(recipe)
     rows = compare(config, workdir, alphas, PROXY.value)
     if is_writer():
-        print(comparison_report.table(rows))
+        print(comparison_report.tables(rows))
         print(f"\nComparison: {workdir / 'comparison'}")
 
 
@@ -123,13 +123,14 @@ def compare(
       proxy: classes of the proxy row.
 
     Returns:
-      By row: `{"retain": figures, "forget": figures}`, or `{"failed": reason}` for a method that
-      diverged.
+      By row: `{"retain": figures, "forget": figures}`, with "audit" where `config.audit` asks for one, or
+      `{"failed": reason}` for a method that diverged.
 
     Raises:
       UserError: something the user can mend. Interrupted: asked to stop; the state is saved.
     """
     from l2l_jax import experiment
+    from l2l_jax.audit.run import Audit, check_yardstick
     from l2l_jax.collectives import agreement, on_writer
     from l2l_jax.data.splits import retained_names
     from l2l_jax.evaluation import comparison_report
@@ -138,10 +139,16 @@ def compare(
 
     folders = Workdir(workdir, config)
     with agreement():
+        if config.audit.enabled:
+            check_yardstick(config)
         evaluation = Evaluation(config, folders.evaluation)
+        sets = experiment.training_sets(config, evaluation.train)
     original = experiment.original_params(config, folders, evaluation.train)
     pretrained = config.pretrained or str(folders.pretrained)
     rows = {"original": _evaluated(workdir, "original", config, evaluation, lambda: original)}
+    auditor = None
+    if config.audit.enabled:
+        auditor = Audit(config, evaluation, sets, original, workdir / "comparison" / "audit")
     stand_ins = tuple(proxy) or config.data.proxy or retained_names(config.data, evaluation.class_names)[::2]
     for name, variant in variants(config, pretrained, alphas, stand_ins):
         folder = workdir / "comparison" / _folder(name)
@@ -152,6 +159,8 @@ def compare(
             return experiment.unlearned_params(variant, Workdir(folder, variant), original, sets)
 
         rows[name] = _evaluated(workdir, name, variant, evaluation, unlearned)
+        if auditor is not None and "failed" not in rows[name]:
+            rows[name]["audit"] = auditor.audit(_folder(name), unlearned())
     shown = {name: row.pop("shown", None) for name, row in rows.items()}
     on_writer(
         lambda: comparison_report.write(workdir / "comparison", config, evaluation, rows, shown, alphas)
@@ -196,7 +205,7 @@ def _evaluated(workdir, name, config, evaluation, params) -> dict[str, Any]:
     folder = workdir / "comparison" / _folder(name)
     path = folder / "figures.json"
     settings = json.loads(json.dumps(config.describe()))
-    for where in ("mesh", "parallel"):  # on which devices a row was computed does not matter
+    for where in ("mesh", "parallel", "audit"):  # they change nothing of these figures
         del settings[where]
     row = from_writer(lambda: _finished(path, settings))
     if row is None:

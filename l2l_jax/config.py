@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import pydantic
 
+from l2l_jax.audit.config import AuditConfig
 from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.config import EvaluationConfig
@@ -101,7 +102,7 @@ class Config:
         name of a model that comes with the package (`l2l_jax.shipped`); empty to pretrain a model in the
         workdir.
       pretrain: how each stage of `model.pretraining_stages()` is trained, by its name.
-      data, unlearn, evaluate: see their classes.
+      data, unlearn, evaluate, audit: see their classes.
       mesh: how the devices are arranged.
       parallel: how a step runs on them: "jit", one program over the mesh, or "pmap", a copy per device.
     """
@@ -114,6 +115,7 @@ class Config:
     pretrain: dict[str, TrainingConfig]
     unlearn: UnlearningConfig
     evaluate: EvaluationConfig
+    audit: AuditConfig
     mesh: MeshConfig
     parallel: ParallelKind
 
@@ -131,7 +133,7 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-SECTIONS = ("seed", "model", "data", "pretrain", "unlearn", "evaluate", "mesh", "parallel")
+SECTIONS = ("seed", "model", "data", "pretrain", "unlearn", "evaluate", "audit", "mesh", "parallel")
 """The fields of a recipe."""
 
 
@@ -141,14 +143,14 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
     Args:
       recipe: nested mapping with the sections seed, model, data, pretrain, unlearn and evaluate;
         `model` holds "family", "pretrained", the name of a published "variant" if it is to be one,
-        and the fields of the family's model, which go before the variant's. "mesh" and "parallel" may
-        be left out: all devices along "data", and "jit".
+        and the fields of the family's model, which go before the variant's. "mesh", "parallel" and
+        "audit" may be left out: all devices along "data", "jit", and no audit.
 
     Raises:
       UserError: a key that does not exist or is missing, or a value of the wrong type or range.
     """
     recipe = _mapping(recipe, "config")
-    recipe = {"mesh": {}, "parallel": "jit", **recipe}
+    recipe = {"mesh": {}, "parallel": "jit", "audit": {}, **recipe}
     _check_keys(recipe, SECTIONS, "config", complete=True)
     model = dict(_mapping(recipe["model"], "config.model"))
     family = model.pop("family", None)
@@ -176,6 +178,7 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
         },
         unlearn=_section(UnlearningConfig, recipe["unlearn"], "config.unlearn"),
         evaluate=_section(EvaluationConfig, recipe["evaluate"], "config.evaluate"),
+        audit=_section(AuditConfig, recipe["audit"], "config.audit"),
         mesh=_section(MeshConfig, recipe["mesh"], "config.mesh"),
         parallel=_check(ParallelKind, recipe["parallel"], "config.parallel"),
     )

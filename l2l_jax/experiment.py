@@ -11,13 +11,15 @@ import jax
 import numpy as np
 
 from l2l_jax import shipped
-from l2l_jax.collectives import agreement, from_writer
+from l2l_jax.audit.run import Audit, check_yardstick
+from l2l_jax.collectives import agreement, from_writer, is_writer
 from l2l_jax.config import Config, UnlearningConfig
 from l2l_jax.data import splits
 from l2l_jax.data.pipeline import TrainingBatches, training_batches
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform
 from l2l_jax.errors import UserError
+from l2l_jax.evaluation.encoder_features import test_features
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.report import write_report
 from l2l_jax.lineage import budget_reference, first_of_line
@@ -54,18 +56,69 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     clock = _Clock()
     folders = Workdir(workdir, config)
     with agreement():
+        if config.audit.enabled:
+            check_yardstick(config)
         evaluation = Evaluation(config, folders.evaluation)
         sets = training_sets(config, evaluation.train)
     original = original_params(config, folders, evaluation.train)
     clock.lap("pretrain")
     unlearned = unlearned_params(config, folders, original, sets)
     clock.lap("unlearn")
-    results = {
-        "original": evaluation.evaluate(original, "original"),
-        "unlearned": evaluation.evaluate(unlearned, "unlearned"),
-    }
+    models = {"original": original, "unlearned": unlearned}
+    return _reported(config, folders, evaluation, sets, models, clock)
+
+
+def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dict[str, Any]:
+    """Audit a model that was unlearned before, and write the report of a run.
+
+    Args:
+      config: how it was unlearned, and how it is attacked.
+      workdir: where findings and report go; the original model is that of `config.pretrained` or lies here.
+      unlearned: folder of the unlearned model; it is not changed.
+
+    Returns:
+      The content of `workdir/report/metrics.json`.
+
+    Raises:
+      UserError: something the user can mend; the message says how.
+      Interrupted: the audit was asked to stop; finished attacks are kept.
+    """
+    clock = _Clock()
+    folders = Workdir(workdir, config)
+    with agreement():
+        evaluation = Evaluation(config, folders.evaluation)
+        sets = training_sets(config, evaluation.train)
+        if not config.pretrained and not folders.pretrained.exists():
+            raise UserError(
+                f"There is no original model to compare with: {folders.pretrained} does not exist; name one "
+                "with --config.model.pretrained."
+            )
+        params = load_pretrained(unlearned, config.family, config.model)
+    models = {"original": original_params(config, folders, evaluation.train), "unlearned": params}
+    return _reported(config, folders, evaluation, sets, models, clock)
+
+
+def _reported(config, folders, evaluation, sets, models, clock) -> dict[str, Any]:
+    """Evaluate the models, audit them if that is asked for, and write the report."""
+    auditor = None
+    if config.audit.enabled:
+        auditor = Audit(config, evaluation, sets, models["original"], folders.audit)
+        models = {**models, **auditor.yardstick}
+    results = {name: evaluation.evaluate(params, name) for name, params in models.items()}
+    tests = {of: evaluation.tests[of] for of in ("retain", "forget")}
+    batch_size = config.evaluate.batch_size
+    features = test_features(config.model, models, tests, batch_size=batch_size, seed=config.seed)
     clock.lap("evaluate")
-    return from_writer(lambda: write_report(folders, config, evaluation, results, clock.seconds))
+    findings = attacked = None
+    if auditor is not None:
+        findings = auditor.audit("unlearned", models["unlearned"])
+        attacked = auditor.shown("unlearned", findings["shown_attack"]) if is_writer() else None
+        clock.lap("audit")
+    return from_writer(
+        lambda: write_report(
+            folders, config, evaluation, results, clock.seconds, features, findings, attacked
+        )
+    )
 
 
 def training_sets(config: Config, source: Source) -> splits.Split:

@@ -13,13 +13,16 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax import experiment
     from l2l_jax.collectives import agreement, is_writer
     from l2l_jax.config import parse_config
-    from l2l_jax.evaluation.report import table
+    from l2l_jax.evaluation.report_page import table
+    from l2l_jax.evaluation.report_text import sentences
 
     with agreement():
         config = parse_config(recipe)
     report = experiment.run(config, workdir)
     if is_writer():
         print(table(report))
+        if report["audit"] is not None:
+            print("\n" + "\n".join(sentences(report)))
         print(f"\nReport: {workdir / 'report' / 'report.html'}")
 
 

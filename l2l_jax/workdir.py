@@ -34,6 +34,7 @@ class Workdir:
         unlearn/            checkpoints and scalars of unlearning
         unlearned/          the unlearned model
         evaluation/         what was observed of each image; figures.json of `l2l_jax.evaluate`
+        audit/              what attacks on the models found
         report/             figures, pictures, report.html
         run.json            what was asked for
 
@@ -52,6 +53,7 @@ class Workdir:
         self.unlearn = folder / "unlearn"
         self.unlearned = folder / "unlearned"
         self.evaluation = folder / "evaluation"
+        self.audit = folder / "audit"
         self.report = folder / "report"
         self._identity_file = folder / "run.json"
         on_writer(lambda: self._claim(config))

@@ -52,7 +52,7 @@ def recipes():
 def test_every_field_can_be_changed_on_the_command_line(recipe):
     """Flags change only what a recipe holds, so it holds all fields but those that its variant gives."""
     config = parse_config(recipe)
-    names = ("data", "unlearn", "evaluate", "mesh")
+    names = ("data", "unlearn", "evaluate", "audit", "mesh")
     sections = {name: (recipe[name], getattr(config, name)) for name in names}
     sections |= {stage: (recipe["pretrain"][stage], how) for stage, how in config.pretrain.items()}
     fixed = {"value_range", "channels"}  # a model's own range; programs read RGB

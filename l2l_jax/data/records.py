@@ -53,6 +53,13 @@ class Subset:
         return self._source[int(self._indices[index])]
 
 
+def evenly_spaced(source: Source, most: int) -> Source:
+    """The source, or `most` of its records if it has more."""
+    if len(source) <= most:
+        return source
+    return Subset(source, np.linspace(0, len(source) - 1, most).astype(int))
+
+
 class Mixture:
     """Records of several sources in proportion to weights.
 

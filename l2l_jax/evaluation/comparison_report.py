@@ -12,7 +12,7 @@ from l2l_jax.config import Config
 from l2l_jax.evaluation import pictures
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.figures import FIGURES
-from l2l_jax.evaluation.report import SETS
+from l2l_jax.evaluation.report_page import SETS
 
 COLUMNS = (
     "fid", "inception_score", "clip_cosine", "classifier_distance", "classifier_score", "accuracy", "mse",
@@ -36,6 +36,27 @@ def table(rows: Mapping[str, Mapping[str, Any]], style: str = "simple") -> str:
     return tabulate(body, headers=headers, floatfmt=formats, tablefmt=style)
 
 
+def depth_table(rows: Mapping[str, Mapping[str, Any]], style: str = "simple") -> str:
+    """Of audited methods: the verdict, and the depth that each attack leaves, by accuracy / by log error."""
+    audits = {method: row["audit"] for method, row in rows.items() if "audit" in row}
+    columns = {r["name"]: r["title"] for r in next(iter(audits.values()))["results"]}
+    body = []
+    for method, audit in audits.items():
+        depths = {r["name"]: r["depth"] for r in audit["results"]}
+        body.append([method, audit["verdict"]["finding"], *(_depths(depths[name]) for name in columns)])
+    return tabulate(body, headers=["depth", "verdict", *columns.values()], tablefmt=style)
+
+
+def _depths(depths: Mapping[str, Any]) -> str:
+    return " / ".join(f"{d['value']:.2f}" if d["resolved"] else "—" for d in depths.values()) or "—"
+
+
+def tables(rows: Mapping[str, Mapping[str, Any]], style: str = "simple") -> str:
+    """`table` and, where methods were audited, `depth_table`."""
+    audited = any("audit" in row for row in rows.values())
+    return "\n\n".join([table(rows, style), *([depth_table(rows, style)] if audited else [])])
+
+
 def write(
     folder: pathlib.Path,
     config: Config,
@@ -57,9 +78,9 @@ def write(
     """
     report = {"rows": rows, "config": config.describe()}
     (folder / "comparison.json").write_text(json.dumps(report, indent=2) + "\n")
-    (folder / "comparison.md").write_text(table(rows, "github") + "\n")
+    (folder / "comparison.md").write_text(tables(rows, "github") + "\n")
     drawn = {name: sets for name, sets in shown.items() if sets is not None}
-    pictures.save_grid(folder / "comparison.png", evaluation, drawn, methods_across=True)
+    pictures.save_methods(folder / "comparison.png", evaluation, drawn)
     if alphas:
         own = config.unlearn.alpha
         names = {a: "encoder" if a == own else f"encoder, alpha {a:g}" for a in sorted({*alphas, own})}

@@ -18,43 +18,70 @@ COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b"}
 
 
 def save_grid(
-    path: pathlib.Path,
-    evaluation: Evaluation,
-    restored: Mapping[str, Mapping[str, np.ndarray]],
-    *,
-    methods_across: bool = False,
+    path: pathlib.Path, evaluation: Evaluation, restored: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:
-    """A grid of test images, what a model saw of them, and the restorations of each model.
+    """Test images, what a model saw of them, and the restorations of each model, one set below the other.
 
     Args:
       path: PNG file to write.
       evaluation: holds the test images to show.
       restored: their restorations by model, then by set.
-      methods_across: a column for each model and a row for each image, instead of the reverse.
+    """
+    every = restored.values()
+    sets = {of: shown for of, shown in evaluation.shown.items() if all(of in found for found in every)}
+    count = max(len(shown.labels) for shown in sets.values())
+    height = (len(restored) + 2) * 0.9 + 0.4
+    figure = Figure(figsize=(0.9 * count + 1.2, height * len(sets)), dpi=120)
+    for part, of in zip(np.atleast_1d(figure.subfigures(len(sets), 1)), sets, strict=True):
+        shown = sets[of]
+        rows = {"image": shown.images, "seen": evaluation.seen(of)}
+        rows |= {name: of_sets[of] for name, of_sets in restored.items()}
+        axes = part.subplots(
+            len(rows), count, squeeze=False, gridspec_kw=dict(wspace=0.06, hspace=0.06, top=0.92, bottom=0.02)
+        )
+        for axis in axes.flat:
+            axis.axis("off")
+        for line, (name, images) in zip(axes, rows.items(), strict=True):
+            _beside(line[0], name, above=False)
+            for axis, pixels in zip(line, images, strict=False):
+                axis.imshow(_displayed(pixels, evaluation.restorer.value_range), interpolation="nearest")
+        for axis, label in zip(axes[0], shown.labels, strict=False):
+            _beside(axis, evaluation.class_names[label], above=True, color=COLOURS[of])
+        _beside(axes[0, 0], of.upper(), above=False, far=True, color=COLOURS[of], weight="bold")
+    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
+
+
+def save_methods(
+    path: pathlib.Path, evaluation: Evaluation, restored: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    """A column for each model and a row for each test image.
+
+    Args:
+      path: PNG file to write.
+      evaluation: holds the test images to show.
+      restored: their restorations by model, then by set.
     """
     names = ["image", "seen", *restored]
     gaps = len(evaluation.shown) - 1  # an empty line between the sets
     total = sum(len(block.labels) for block in evaluation.shown.values()) + gaps
-    shape, size = (len(names), total), (0.62 * total + 1.1, 0.62 * len(names) + 0.7)
-    figure = Figure(figsize=size[::-1] if methods_across else size, dpi=150)
-    axes = figure.subplots(*(shape[::-1] if methods_across else shape), squeeze=False)
-    axes = axes.T if methods_across else axes
+    figure = Figure(figsize=(0.62 * len(names) + 0.7, 0.62 * total + 1.1), dpi=150)
+    axes = figure.subplots(total, len(names), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     offset = 0
     for of, (indices, images, class_ids) in evaluation.shown.items():
-        rows = [images, evaluation.seen(of), *(sets[of] for sets in restored.values())]
+        columns = [images, evaluation.seen(of), *(sets[of] for sets in restored.values())]
         labels = [evaluation.class_names[class_id] for class_id in class_ids]
-        part = axes[:, offset : offset + len(indices)]
-        for axis, pixels in zip(part.flat, itertools.chain(*rows), strict=True):
+        part = axes[offset : offset + len(indices)]
+        for axis, pixels in zip(part.T.flat, itertools.chain(*columns), strict=True):
             axis.imshow(_displayed(pixels, evaluation.restorer.value_range))
-        for axis, label in zip(part[0], labels, strict=True):
-            _beside(axis, label, above=not methods_across, color=COLOURS[of])
-        middle = part[0, len(indices) // 2]
-        _beside(middle, of.upper(), above=not methods_across, far=True, color=COLOURS[of], weight="bold")
+        for axis, label in zip(part[:, 0], labels, strict=True):
+            _beside(axis, label, above=False, color=COLOURS[of])
+        middle = part[len(indices) // 2, 0]
+        _beside(middle, of.upper(), above=False, far=True, color=COLOURS[of], weight="bold")
         offset += len(indices) + 1
-    for axis, name in zip(axes[:, 0], names, strict=True):
-        _beside(axis, name, above=methods_across, rotation=30 if methods_across else 0)
+    for axis, name in zip(axes[0], names, strict=True):
+        _beside(axis, name, above=True, rotation=30)
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 

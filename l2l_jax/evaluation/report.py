@@ -1,8 +1,6 @@
 """The report of a run: metrics.json, pictures, and one HTML file that holds it all."""
 
-import base64
 import importlib.metadata
-import importlib.resources
 import json
 import pathlib
 import platform
@@ -11,19 +9,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jinja2
-from tabulate import tabulate
+import numpy as np
 
+from l2l_jax import shipped
 from l2l_jax.config import Config
 from l2l_jax.data.bad_images import read_lists
-from l2l_jax.evaluation import pictures
+from l2l_jax.evaluation import audit_pictures, pictures, tsne
+from l2l_jax.evaluation.encoder_features import TestFeatures
 from l2l_jax.evaluation.evaluate import Evaluation, ModelFigures
-from l2l_jax.evaluation.figures import FIGURES
+from l2l_jax.evaluation.report_csv import to_csv
+from l2l_jax.evaluation.report_page import page, titles
 from l2l_jax.weights.store import read_card
+from l2l_jax.weights.transfer import original_weights
 from l2l_jax.workdir import Workdir
 
-MODELS = ("original", "unlearned")
-SETS = ("retain", "forget")
 PACKAGES = ("l2l_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -33,6 +32,9 @@ def write_report(
     evaluation: Evaluation,
     results: Mapping[str, ModelFigures],
     seconds: Mapping[str, float],
+    features: TestFeatures,
+    audit: Mapping[str, Any] | None = None,
+    attacked: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Write `report/` and return what metrics.json holds.
 
@@ -40,8 +42,11 @@ def write_report(
       folders: the workdir.
       config: the experiment.
       evaluation: where the models were evaluated.
-      results: of the "original" and the "unlearned" model.
+      results: of the "original" and the "unlearned" model, and of the "retrained" one if there is one.
       seconds: duration of the phases of this process.
+      features: of test images, of all these models.
+      audit: what `l2l_jax.audit` found, or None.
+      attacked: restorations of the images of the picture, by set, after the attack `audit["shown_attack"]`.
     """
     folder = folders.report
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,8 +62,9 @@ def write_report(
         "networks": {name: dict(network.weights) for name, network in evaluation.networks.items()},
         "test_images": {of: {"count": len(s), "skipped": s.skipped} for of, s in evaluation.tests.items()},
         "bad_training_images": {path.name: read_lists(path) for path in stages if path.exists()},
-        "original_weights": read_card(folders.unlearned)["original_weights"],
-        "retain_budget": read_card(folders.unlearned).get("retain_budget"),
+        "original_weights": _original_weights(folders, config),
+        "retain_budget": _retain_budget(folders),
+        "audit": audit,
         "seed": config.seed,
         "config": config.describe(),
         "versions": _versions(),
@@ -67,12 +73,40 @@ def write_report(
         "peak_memory_gib": round(_peak_memory(), 3),
     }
     shown = {name: result.shown for name, result in results.items()}
-    pictures.save_grid(folder / "restorations.png", evaluation, shown)
+    if attacked:
+        shown["attacked"] = attacked
     curves = {path.name: path for path in stages if path.exists()}
-    pictures.save_curves(folder / "losses.png", curves)
+    drawn = _draw(folder, evaluation, shown, curves, features, audit)
     (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
-    (folder / "report.html").write_text(_html(report, folder, folders.folder))
+    (folder / "metrics.csv").write_text(to_csv(report))
+    (folder / "report.html").write_text(page(report, drawn, folders.folder.resolve().name))
     return report
+
+
+def _draw(folder, evaluation, shown, curves, features, audit) -> dict[str, pathlib.Path]:
+    """Draw all pictures; their files by name."""
+    files = {name: folder / f"{name}.png" for name in ("restorations", "losses")}
+    pictures.save_grid(files["restorations"], evaluation, shown)
+    pictures.save_curves(files["losses"], curves)
+    if sum(map(len, features.labels.values())) >= tsne.LEAST:
+        files["features"] = folder / "features.png"
+        audit_pictures.save_features(files["features"], features, evaluation.class_names)
+    if audit is not None and audit["curves"]:
+        files["relearning"] = folder / "relearning.png"
+        audit_pictures.save_relearning(files["relearning"], audit["curves"], titles(audit))
+    return files
+
+
+def _retain_budget(folders: Workdir) -> dict[str, Any] | None:
+    """What became of the run's retain budget; None without one, and for a model unlearned elsewhere."""
+    return read_card(folders.unlearned).get("retain_budget") if folders.unlearned.exists() else None
+
+
+def _original_weights(folders: Workdir, config: Config) -> dict[str, Any]:
+    """Where the model came from that was unlearned; of a model that was unlearned elsewhere, the original."""
+    if folders.unlearned.exists():
+        return read_card(folders.unlearned)["original_weights"]
+    return original_weights(shipped.resolved(config.pretrained) if config.pretrained else folders.pretrained)
 
 
 def by_task(results: Mapping[str, ModelFigures]) -> dict[str, Any]:
@@ -85,50 +119,6 @@ def by_task(results: Mapping[str, ModelFigures]) -> dict[str, Any]:
         }
         for task in first.tasks
     }
-
-
-def figure_names(report: Mapping[str, Any]) -> list[str]:
-    """Those of `FIGURES` that the report has."""
-    return [name for name in FIGURES if name in report["original"]["retain"]]
-
-
-def rows(report: Mapping[str, Any]) -> list[list[Any]]:
-    """The figures of a report as table rows: set, model, then `figure_names`."""
-    names = figure_names(report)
-    return [[of, model, *(report[model][of][name] for name in names)] for of in SETS for model in MODELS]
-
-
-def table(report: Mapping[str, Any]) -> str:
-    """The figures of a report as a table for the console."""
-    names = figure_names(report)
-    headers = ["set", "model", *(FIGURES[name].heading for name in names)]
-    return tabulate(
-        rows(report), headers=headers, floatfmt=("", "", *(FIGURES[name].format for name in names))
-    )
-
-
-def _html(report: Mapping[str, Any], folder: pathlib.Path, workdir: pathlib.Path) -> str:
-    template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-
-    names = figure_names(report)
-
-    def picture(name: str) -> str:
-        data = base64.b64encode((folder / name).read_bytes()).decode()
-        return f"data:image/png;base64,{data}"
-
-    return environment.from_string(template).render(
-        report=report,
-        rows=[
-            [*row[:2], *(format(x, FIGURES[name].format) for x, name in zip(row[2:], names, strict=True))]
-            for row in rows(report)
-        ],
-        headings=[FIGURES[name].heading for name in names],
-        restorations=picture("restorations.png"),
-        losses=picture("losses.png"),
-        config=json.dumps(report["config"], indent=2),
-        title=workdir.resolve().name,
-    )
 
 
 def _versions() -> dict[str, str]:

@@ -88,6 +88,7 @@ class Trainer:
         *,
         alpha: float = 0.0,
         budget: RetainBudget | None = None,
+        name: str = "",
         observe: Observe | None = None,
         observe_at: Collection[int] = (),
     ) -> Params:
@@ -99,6 +100,7 @@ class Trainer:
           folder: keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files.
           alpha: weight of the forget term, for tasks that have one.
           budget: moves the weight from there, and says which model of the run is its result.
+          name: of this training in messages; by default that of the trainer.
           observe: is called after each step of `observe_at`, before that step's checkpoint is saved, if
             one is: a step is observed again only if the run ended before its next checkpoint.
           observe_at: numbers of steps.
@@ -111,7 +113,7 @@ class Trainer:
           Diverged: the loss is not finite.
           UserError: no checkpoint can be read.
         """
-        name, task, config = self._name, self._task, self._config
+        name, task, config = name or self._name, self._task, self._config
 
         def whole(trained: Params) -> Params:
             return {**params, **to_host(trained)}

@@ -1,0 +1,86 @@
+"""Does it really forget? `python -m l2l_jax.audit --workdir=runs/digits_mae` attacks the model of that run.
+
+Another unlearned model is audited with its recipe and its original:
+
+    python -m l2l_jax.audit --config=configs/digits_mae.py --config.model.pretrained=ORIGINAL \\
+        --unlearned=UNLEARNED --workdir=runs/my_audit
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from l2l_jax.command_line import WORKDIR, parse_flags, run_program
+from l2l_jax.errors import UserError
+
+UNLEARNED = flags.DEFINE_string(
+    "unlearned", None, "Folder of the unlearned model to audit. Default: the one in the workdir."
+)
+REQUIRE = flags.DEFINE_enum(
+    "require", None, ["forgotten", "hidden"],
+    "End with exit code 2 unless the verdict is 'forgotten for good', or at least 'hidden, not forgotten'.",
+)  # fmt: skip
+
+UNMET = 2
+"""The exit code if the verdict is not the one required."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Audit what the command line names and print the verdict; the exit code."""
+    recipe, workdir = parse_flags(argv, needs_recipe=lambda: False)
+    # Imported late: a mistyped flag is answered at once.
+    from l2l_jax import experiment
+    from l2l_jax.audit.verdict import REQUIREMENTS
+    from l2l_jax.collectives import agreement, is_writer
+    from l2l_jax.config import parse_config
+    from l2l_jax.evaluation.report_page import attack_table, table
+    from l2l_jax.evaluation.report_text import sentences
+
+    with agreement():
+        recipe = _recipe_of_run() if recipe is None else recipe
+        config = parse_config(recipe)
+        config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, enabled=True))
+        unlearned = _unlearned(workdir)
+    report = experiment.audit(config, workdir, unlearned)
+    if is_writer():
+        print(table(report))
+        print("\n" + attack_table(report["audit"]))
+        print("\n" + "\n".join(sentences(report)))
+        print(f"\nReport: {workdir / 'report' / 'report.html'}")
+    met = REQUIRE.value is None or report["audit"]["verdict"]["finding"] in REQUIREMENTS[REQUIRE.value]
+    return 0 if met else UNMET
+
+
+def _recipe_of_run() -> dict[str, Any]:
+    """The recipe that a finished run was made with."""
+    if WORKDIR.value is None:
+        raise UserError("Audit what? Try --workdir=runs/digits_mae, the folder of a finished run.")
+    path = pathlib.Path(WORKDIR.value) / "report" / "metrics.json"
+    if not path.is_file():
+        raise UserError(
+            f"--workdir={WORKDIR.value} holds no finished run: there is no {path}. Name the folder of "
+            "one, or give the recipe with --config."
+        )
+    try:
+        config = json.loads(path.read_text())["config"]
+        model = {"family": config.pop("family"), "pretrained": config.pop("pretrained"), **config["model"]}
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): run the main program again to replace it.") from error
+    return {**config, "model": model}
+
+
+def _unlearned(workdir: pathlib.Path) -> pathlib.Path:
+    folder = workdir / "unlearned" if UNLEARNED.value is None else pathlib.Path(UNLEARNED.value)
+    if not folder.exists():
+        hint = "run the main program first, or name a model with --unlearned"
+        raise UserError(f"There is no unlearned model to audit: {folder} does not exist; {hint}.")
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv))

@@ -1,0 +1,173 @@
+"""Other views: images that are cut or changed otherwise than in the evaluation might wake what is hidden."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax.audit.measuring import Points
+from l2l_jax.evaluation import metrics
+from l2l_jax.evaluation.blockwise import Blockwise
+from l2l_jax.evaluation.image_set import ImageSet
+from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.operators import HOLES, SIDES
+
+ROUNDS = 10
+"""Steps of projected gradient descent."""
+
+Restore = Callable[[ImageToImageModel, Params, jax.Array, np.ndarray, jax.Array], jax.Array]
+"""`(model, params, images, hole, rng) -> restorations`, both as the images lie."""
+
+
+class View(NamedTuple):
+    """One way to ask a model for a part of an image.
+
+    Attributes:
+      name: of the view.
+      hole: what is missing, bool `[height, width]`.
+      restore: how it is restored.
+    """
+
+    name: str
+    hole: np.ndarray
+    restore: Restore
+
+
+def views(hole: np.ndarray, pixel_change: float) -> Iterator[View]:
+    """Changes of the visible pixels under the evaluation's own hole, then other holes.
+
+    Args:
+      hole: of the evaluation.
+      pixel_change: the greatest change of a visible pixel, in 255ths of the range; of "noise" the standard
+        deviation.
+    """
+    if (hole == hole[:, ::-1]).all():
+        yield View("flip", hole, _flipped)
+    yield View("noise", hole, _with_noise(pixel_change))
+    yield View("gradient", hole, _with_gradient(pixel_change))
+    size = len(hole)
+    others = {"centre": size // 4, **dict.fromkeys(SIDES, size // 2)}
+    for kind, width in others.items():
+        try:
+            other = HOLES[kind](size, width)
+        except ValueError:  # too small an image
+            continue
+        if not np.array_equal(other, hole):
+            yield View(f"{kind} {width}", other, _plain)
+
+
+def _plain(model, params, images, hole, rng):
+    return model.restore(params, images, hole, rng)
+
+
+def _flipped(model, params, images, hole, rng):
+    return model.restore(params, images[:, :, ::-1], hole, rng)[:, :, ::-1]
+
+
+def _with_noise(pixel_change: float) -> Restore:
+    def restore(model, params, images, hole, rng):
+        low, high = model.value_range
+        noise = (
+            jax.random.normal(jax.random.fold_in(rng, 1), images.shape) * (high - low) * pixel_change / 255
+        )
+        return model.restore(params, jnp.clip(images + noise, low, high), hole, rng)
+
+    return restore
+
+
+def _with_gradient(pixel_change: float) -> Restore:
+    """Projected gradient descent on the hole error (Madry et al. 2018), by an attacker who knows the truth.
+
+    A change is kept, image by image, where it lowers the error. Where the gradient is 0, as everywhere in
+    models that choose codes, the sign is drawn: then this is a random search.
+    """
+
+    def restore(model, params, images, hole, rng):
+        low, high = model.value_range
+        reach = (high - low) * pixel_change / 255
+        visible = ~hole[None, ..., None]
+
+        def errors(changed):
+            restored = model.restore(params, changed, hole, rng)
+            return jnp.square((restored - images)[:, hole]).mean(axis=(1, 2))
+
+        def one_round(carry, key):
+            best, least = carry
+            slope = jax.grad(lambda changed: errors(changed).sum())(best)
+            drawn = jax.random.rademacher(key, images.shape, images.dtype)
+            tried = best + 2.5 * reach / ROUNDS * jnp.where(slope == 0, drawn, -jnp.sign(slope))
+            tried = jnp.clip(jnp.clip(tried, images - reach, images + reach), low, high)
+            tried = jnp.where(visible, tried, images)
+            found = errors(tried)
+            better = (found < least)[:, None, None, None]
+            return (jnp.where(better, tried, best), jnp.minimum(found, least)), None
+
+        keys = jax.random.split(jax.random.fold_in(rng, 2), ROUNDS)
+        (best, _), _ = jax.lax.scan(one_round, (images, errors(images)), keys)
+        return model.restore(params, best, hole, rng)
+
+    return restore
+
+
+class Viewer:
+    """Looks at models through all views, each compiled once.
+
+    Args:
+      model: the model.
+      hole: of the evaluation.
+      pixel_change: see `views`.
+      batch_size: images per compiled call.
+      seed: of what is drawn.
+    """
+
+    def __init__(
+        self, model: ImageToImageModel, hole: np.ndarray, pixel_change: float, *, batch_size: int, seed: int
+    ):
+        self.hole = hole
+        self._views = [
+            (view, Blockwise(self._compute(model, view), batch_size, seed))
+            for view in views(hole, pixel_change)
+            if _possible(model, view)
+        ]
+
+    @staticmethod
+    def _compute(model: ImageToImageModel, view: View) -> Callable:
+        return lambda params, images, rng: {"restored": view.restore(model, params, images, view.hole, rng)}
+
+    def __call__(
+        self, params: Params, images: ImageSet, right: Callable[[np.ndarray, np.ndarray], np.ndarray | None]
+    ) -> Points:
+        """What each view shows of the forget images.
+
+        Cost: a restoration of each image and view, and for "gradient" ten with their gradients.
+
+        Args:
+          params: the model.
+          images: forget images.
+          right: whether the class is read rightly from restorations of the evaluation's hole; or None.
+        """
+        points: Points = {}
+        for view, compute in self._views:
+            blocks = []
+            for good, computed in compute(params, images):
+                restored = computed["restored"]
+                measured = {"mse": metrics.hole_mse(good.images, restored, view.hole)}
+                read = right(restored, good.labels) if view.hole is self.hole else None
+                blocks.append(measured if read is None else {**measured, "right": read})
+            points[view.name] = {"forget": {n: np.concatenate([b[n] for b in blocks]) for n in blocks[0]}}
+        return points
+
+
+def _possible(model: ImageToImageModel, view: View) -> bool:
+    """Whether the model can restore this hole at all: a MAE needs a patch that it does not touch."""
+    images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    try:
+        jax.eval_shape(
+            lambda params, images: model.restore(params, images, view.hole, jax.random.key(0)), shapes, images
+        )
+    except ValueError:
+        return False
+    return True

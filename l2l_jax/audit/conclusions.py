@@ -1,0 +1,228 @@
+"""What the findings on three models come to: figures, depths, a verdict; all JSON-able."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from l2l_jax.audit.attacks.membership import relative_error, scores
+from l2l_jax.audit.depth import MEASURES, Depth, Measure, Sample, depth
+from l2l_jax.audit.examination import AS_IT_LIES, Findings
+from l2l_jax.audit.measuring import Measured
+from l2l_jax.audit.verdict import DEEP, SHALLOW, Verdict, decide
+from l2l_jax.evaluation.intervals import Interval, bootstrap, mean_interval
+
+ROLES = ("original", "unlearned", "retrained")
+
+TITLES = {
+    AS_IT_LIES: "as it lies",
+    "retain_tuning": "retain images only",
+    "fresh_decoder_retain": "fresh decoder, retain images",
+    "fresh_decoder_all": "fresh decoder, all images",
+    "membership": "membership",
+    "linear_probe": "linear probe",
+    "views": "view",
+    "relearning": "forget images",
+}
+
+
+class Result(NamedTuple):
+    """One line of the audit's table: an attack at its end.
+
+    Attributes:
+      name: of the attack; views have one line each.
+      title: for people.
+      attack, point: where in the findings.
+    """
+
+    name: str
+    title: str
+    attack: str
+    point: str
+
+
+def conclude(findings: Mapping[str, Findings], yardstick: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The audit of an unlearned model.
+
+    Args:
+      findings: of the models "original", "unlearned" and, where there is a yardstick, "retrained".
+      yardstick: facts about the retrained model: "origin", "ratio" of its hole error on retain images to the
+        original's, and "fair".
+
+    Returns:
+      "verdict", "yardstick", "thresholds", "results": a line for each attack, with figures and depths;
+      "curves" of the trainings; "layers" of the probe.
+    """
+    models = [role for role in ROLES if role in findings]
+    results = list(_results(findings["unlearned"]))
+    depths = {r.name: _depths(findings, r) for r in results} if "retrained" in models else {}
+    verdict = _verdict(findings, depths)
+    return {
+        "verdict": {**verdict.describe(), "title": _title(verdict, results)},
+        "shown_attack": _shown_attack(results, depths),
+        "thresholds": {"deep": DEEP, "shallow": SHALLOW},
+        "yardstick": yardstick,
+        "cost": _cost(findings),
+        "results": [
+            {
+                "name": r.name,
+                "title": r.title,
+                "figures": {m: figures(findings[m][r.attack][r.point]) for m in models},
+                "depth": {measure: d.describe() for measure, d in depths.get(r.name, {}).items()},
+                "distance": _distance(findings, r),
+            }
+            for r in results
+            if r.attack not in ("membership", "linear_probe")
+        ],
+        "membership": {m: _membership(findings, m) for m in models if "membership" in findings[m]},
+        "membership_depth": _described(depths.get("membership")),
+        "layers": {m: _layers(findings[m]) for m in models if "linear_probe" in findings[m]},
+        "layers_depth": _described(depths.get("linear_probe")),
+        "curves": {
+            attack: {m: _curve(findings[m][AS_IT_LIES], findings[m][attack]) for m in models}
+            for attack in findings["unlearned"]
+            if attack == "retain_tuning" or attack.startswith("relearning_")
+        },
+    }
+
+
+def figures(measured: Measured) -> dict[str, dict[str, list[float]]]:
+    """Value and ends of the 95 % interval of "mse" and "accuracy", by set."""
+    names = {"mse": "mse", "right": "accuracy"}
+    return {
+        of: {names[name]: _plain(mean_interval(values)) for name, values in arrays.items() if name in names}
+        for of, arrays in measured.items()
+    }
+
+
+def _results(findings: Findings) -> Iterator[Result]:
+    for attack, points in findings.items():
+        if attack == "views":
+            for view in points:
+                yield Result(f"view: {view}", f"{TITLES['views']}: {view}", attack, view)
+            continue
+        last = list(points)[-1]
+        title = TITLES.get(attack) or f"{attack.removeprefix('relearning_')} {TITLES['relearning']}"
+        steps = f", {last} steps" if last.isdigit() and int(last) else ""
+        yield Result(attack, title + steps, attack, last)
+
+
+def _samples(measured: Measured) -> dict[Measure, Sample]:
+    """What depth can be read from."""
+    if "members" in measured:
+        return {"auc": (measured["members"]["mse"], measured["others"]["mse"])}
+    forget = measured["forget"]
+    known: dict[Measure, Sample] = {}
+    if "right" in forget:
+        known["accuracy"] = (forget["right"],)
+    if "mse" in forget:
+        known["error"] = (forget["mse"],)
+    return known
+
+
+def _depths(findings: Mapping[str, Findings], result: Result) -> dict[Measure, Depth]:
+    samples = {role: _samples(findings[role][result.attack][result.point]) for role in ROLES}
+    return {
+        measure: depth(measure, *(samples[role][measure] for role in ROLES))
+        for measure in samples["unlearned"]
+    }
+
+
+def _verdict(findings: Mapping[str, Findings], depths: Mapping[str, Mapping[Measure, Depth]]) -> Verdict:
+    if depths:
+        attacks = {name: list(found.values()) for name, found in depths.items() if name != AS_IT_LIES}
+        return decide(list(depths[AS_IT_LIES].values()), attacks)
+    changed = [
+        _difference(measure, *(findings[role][AS_IT_LIES]["0"] for role in ROLES[:2])).low > 0
+        for measure in _samples(findings["unlearned"][AS_IT_LIES]["0"])
+    ]
+    return Verdict("undecided" if any(changed) else "not forgotten", None, None, not any(changed))
+
+
+def _difference(measure: Measure, before: Measured, after: Measured) -> Interval:
+    """How much less of the forget set the second model knows than the first."""
+    samples = [[np.asarray(x, np.float64) for x in _samples(m)[measure]] for m in (before, after)]
+
+    def less(*chosen):
+        known = [MEASURES[measure](*(x[i] for x, i in zip(s, chosen, strict=True))) for s in samples]
+        return known[0] - known[1]
+
+    return bootstrap(less, *(len(x) for x in samples[0]))
+
+
+def _shown_attack(results: Sequence[Result], depths: Mapping[str, Mapping[Measure, Depth]]) -> str | None:
+    """The training attack that leaves least, by what can be resolved, or the first; None without any."""
+    trainings = [r.name for r in results if r.point.isdigit() and int(r.point)]
+
+    def least(name: str) -> float:
+        return min((d.value for d in depths.get(name, {}).values() if d.resolved), default=math.inf)
+
+    return min(trainings, key=least, default=None)
+
+
+def _title(verdict: Verdict, results: Sequence[Result]) -> str | None:
+    return next((r.title for r in results if r.name == verdict.weakest), None)
+
+
+def _cost(findings: Mapping[str, Findings]) -> dict[str, list[float]]:
+    """Of the retain test images: the hole error after over before, and how much the accuracy has dropped."""
+    before, after = (findings[role][AS_IT_LIES]["0"]["retain"] for role in ROLES[:2])
+
+    def ratio(i):
+        return after["mse"][i].mean(-1) / before["mse"][i].mean(-1)
+
+    cost = {"mse_ratio": _plain(bootstrap(ratio, len(before["mse"])))}
+    if "right" in before:
+        drop = before["right"].astype(float) - after["right"]
+        cost["accuracy_drop"] = _plain(mean_interval(drop))
+    return cost
+
+
+def _distance(findings: Mapping[str, Findings], result: Result) -> dict[str, float] | None:
+    """Kolmogorov-Smirnov distance of the forget images' hole errors, unlearned against retrained."""
+    if "retrained" not in findings:
+        return None
+    errors = [findings[role][result.attack][result.point]["forget"]["mse"] for role in ROLES[1:]]
+    test = scipy.stats.ks_2samp(*errors)
+    return {"d": float(test.statistic), "p": float(test.pvalue)}
+
+
+def _membership(findings: Mapping[str, Findings], model: str) -> dict[str, Any]:
+    """AUC with its interval and true positives, by the error and by the error relative to the reference."""
+    measured = findings[model]["membership"]["0"]
+    errors = [measured[name]["mse"] for name in ("members", "others")]
+    found = {"error": _scored(*errors)}
+    if "retrained" in findings and model != "retrained":
+        reference = findings["retrained"]["membership"]["0"]
+        relative = [
+            relative_error(own, reference[name]["mse"])
+            for own, name in zip(errors, ("members", "others"), strict=True)
+        ]
+        found["relative_error"] = _scored(*relative)
+    return found
+
+
+def _scored(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    interval = bootstrap(lambda i, j: MEASURES["auc"](members[i], others[j]), len(members), len(others))
+    return {"auc": _plain(interval), "true_positives": scores(members, others).true_positives}
+
+
+def _layers(findings: Findings) -> dict[str, list[float]]:
+    points = findings["linear_probe"]
+    return {layer: _plain(mean_interval(m["forget"]["right"])) for layer, m in points.items()}
+
+
+def _curve(start: Mapping[str, Measured], points: Mapping[str, Measured]) -> list[dict[str, Any]]:
+    return [
+        {"step": int(step), **figures(measured)["forget"]} for step, measured in {**start, **points}.items()
+    ]
+
+
+def _described(depths: Mapping[Measure, Depth] | None) -> dict[str, Any] | None:
+    return None if depths is None else {measure: d.describe() for measure, d in depths.items()}
+
+
+def _plain(interval: Interval) -> list[float | None]:
+    return [x if math.isfinite(x) else None for x in interval]

@@ -1,0 +1,104 @@
+"""Depth of forgetting: where an unlearned model stands between the original and one that never saw.
+
+    depth = (a_original − a_unlearned) / (a_original − a_retrained)
+
+of a quantity `a` that is greater the more a model knows of the forget images, after the same attack on all
+three: 0 as the original, 1 as if never seen, above 1 further away than that.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from l2l_jax.evaluation.intervals import Interval, bootstrap
+
+Measure = Literal["accuracy", "error", "auc"]
+"""What knowledge is read from: "accuracy", the share of images whose class is read rightly; "error", minus
+the logarithm of the mean hole error; "auc", how well members are told from others by their error."""
+
+Sample = Sequence[np.ndarray]
+"""What was measured of a model: for "accuracy" and "error" one array `[image]`, for "auc" the hole errors of
+members and of others."""
+
+
+class Depth(NamedTuple):
+    """Depth of forgetting by one measure.
+
+    Attributes:
+      value, low, high: the depth and its 95 % interval, over images.
+      gap: how far original and retrained model are apart, with its interval.
+    """
+
+    value: float
+    low: float
+    high: float
+    gap: Interval
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the images suffice to tell the retrained model from the original."""
+        return self.gap.low > 0
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able; None where a number is not finite."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        return {
+            **{name: x if math.isfinite(x) else None for name, x in numbers.items()},
+            "resolved": self.resolved,
+        }
+
+
+def auc(members: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Probability that a member's error `[…, member]` is less than another's `[…, other]`; ties count half.
+
+    The area under the ROC curve, by the sum of ranks (Mann & Whitney 1947).
+    """
+    count = members.shape[-1]
+    ranks = scipy.stats.rankdata(np.concatenate([-members, -others], axis=-1), axis=-1)
+    total = ranks[..., :count].sum(-1) - count * (count + 1) / 2
+    return total / (count * others.shape[-1])
+
+
+MEASURES: Mapping[Measure, Callable[..., np.ndarray]] = {
+    "accuracy": lambda right: right.mean(-1),
+    "error": lambda mse: -np.log(np.maximum(mse.mean(-1), 1e-12)),
+    "auc": auc,
+}
+"""`a` of each measure, of arrays whose last axis is that of images."""
+
+
+def depth(measure: Measure, original: Sample, unlearned: Sample, retrained: Sample) -> Depth:
+    """Depth of an unlearned model.
+
+    Args:
+      measure: what to read it from.
+      original, unlearned, retrained: measured of the three models on the same images; these are resampled
+        together.
+
+    Raises:
+      ValueError: the models were not measured on equally many images.
+    """
+    counts = [len(values) for values in original]
+    if any([len(values) for values in sample] != counts for sample in (unlearned, retrained)):
+        raise ValueError("the three models must be measured on the same images")
+    samples = [[np.asarray(values, np.float64) for values in s] for s in (original, unlearned, retrained)]
+
+    def known(*chosen):
+        return [
+            MEASURES[measure](*(values[i] for values, i in zip(sample, chosen, strict=True)))
+            for sample in samples
+        ]
+
+    def gap(*chosen):
+        before, _, never = known(*chosen)
+        return before - never
+
+    def share(*chosen):
+        before, after, never = known(*chosen)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(before > never, (before - after) / (before - never), np.nan)
+
+    return Depth(*bootstrap(share, *counts), bootstrap(gap, *counts))

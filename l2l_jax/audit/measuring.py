@@ -1,0 +1,113 @@
+"""What a model makes of image sets, image by image, and how that is kept."""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from l2l_jax.config import Config
+from l2l_jax.data.records import Source
+from l2l_jax.data.transforms import Transform
+from l2l_jax.errors import UserError
+from l2l_jax.evaluation import metrics
+from l2l_jax.evaluation.evaluate import Evaluation
+from l2l_jax.evaluation.image_set import ImageSet
+from l2l_jax.models.base import Params
+from l2l_jax.progress import Progress
+
+SETS = ("retain", "forget")
+"""The sets of test images that models are measured on."""
+
+Measured = Mapping[str, Mapping[str, np.ndarray]]
+"""By set, then by name: "mse", hole error of each image; "right", whether its class was read rightly from the
+hole (where there is a classifier); arrays `[image]`."""
+
+Points = dict[str, Measured]
+"""What an attack left behind, by the name of the point at which was measured: a step, a layer, a view."""
+
+
+class Meter:
+    """Measures models on the hole of an evaluation; every process gets all results.
+
+    Args:
+      config: how images are prepared.
+      evaluation: its test images, hole and classifier.
+
+    Raises:
+      UserError: images have holes of their own.
+    """
+
+    def __init__(self, config: Config, evaluation: Evaluation):
+        self._config, self._evaluation = config, evaluation
+        self._restorer = evaluation.restorer
+        if evaluation.restorer.hole is None:
+            raise UserError(
+                f"The first of config.evaluate.tasks is {evaluation.restorer.task.name}, which hides other "
+                "patches of each image; an audit needs one hole for all, such as centre_8."
+            )
+        self.hole = evaluation.restorer.hole
+
+    @property
+    def forget(self) -> ImageSet:
+        """The forget test images."""
+        return self._evaluation.tests["forget"]
+
+    def tests(self, params: Params, title: str) -> Measured:
+        """Of the retain and forget test images; `title` is shown meanwhile."""
+        return {of: self.images(params, self._evaluation.tests[of], of, title) for of in SETS}
+
+    def images(self, params: Params, images: ImageSet, of: str, title: str) -> Mapping[str, np.ndarray]:
+        """Of the images of a set; `of` is its name, on which what is drawn depends."""
+        placed, blocks = self._restorer.place(params), []
+        with Progress(f"{title}, {of}", len(images), unit="image") as progress:
+            for originals, restored in self._restorer.restore_set(placed, images, of):
+                measured = {"mse": metrics.hole_mse(originals.images, restored, self.hole)}
+                right = self.right(restored, originals.labels)
+                blocks.append(measured if right is None else {**measured, "right": right})
+                progress.update(len(restored))
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+    def right(self, restored: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+        """Whether the class of each image is read rightly from its hole, bool `[image]`, or None."""
+        return self._evaluation.correct(restored, labels)
+
+    def shown(self, params: Params) -> dict[str, np.ndarray]:
+        """Restorations of the images that pictures show, by set."""
+        placed = self._restorer.place(params)
+        return {
+            of: self._restorer(placed, few.images, of, few.indices)
+            for of, few in self._evaluation.shown.items()
+            if of in SETS
+        }
+
+    def image_set(self, source: Source, name: str) -> ImageSet:
+        """Images of a source, prepared as test images are; `name` is for messages."""
+        config = self._config
+        return ImageSet(
+            source, Transform(config.data, config.model.image_size, training=False),
+            config.model.value_range, max_bad_fraction=config.data.max_bad_fraction, name=name,
+        )  # fmt: skip
+
+
+def save_points(path: pathlib.Path, points: Points) -> None:
+    """Keep points in an .npz file that appears when it is complete."""
+    arrays = {
+        f"{point}/{of}/{name}": values
+        for point, sets in points.items()
+        for of, measured in sets.items()
+        for name, values in measured.items()
+    }
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    unfinished.replace(path)
+
+
+def load_points(path: pathlib.Path) -> Points:
+    """What `save_points` kept."""
+    points: dict = {}
+    with np.load(path) as arrays:
+        for key in arrays.files:
+            point, of, name = key.split("/")
+            points.setdefault(point, {}).setdefault(of, {})[name] = arrays[key]
+    return points

@@ -1,0 +1,64 @@
+"""A model whose memory is known: it restores what it was given to remember, and nothing else."""
+
+import dataclasses
+import pathlib
+import runpy
+
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax.config import parse_config
+from l2l_jax.models.base import ImageToImageModel
+
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory(ImageToImageModel):
+    """Fills a hole with that of the remembered image whose visible pixels are nearest.
+
+    Its parameters are {"encoder": remembered images}.
+    """
+
+    image_size: int = 16
+    channels: int = 3
+    value_range: tuple[float, float] = (0.0, 1.0)
+
+    def init(self, rng):
+        return {"encoder": jnp.zeros((1, *self.image_shape))}
+
+    def corrupt(self, params, images, rng, axis_name=None):
+        return images
+
+    def encode(self, encoder_params, seen):
+        return seen
+
+    def predict(self, params, seen):
+        return seen
+
+    def generative_loss(self, params, images, seen):
+        return jnp.zeros(len(images))
+
+    def imitation_loss(self, params, seen, target):
+        return jnp.zeros(len(seen))
+
+    def with_truth(self, params, images, seen, truth):
+        return truth, seen
+
+    def restore(self, params, images, hole, rng):
+        memory = params["encoder"]
+        seen, known = (x[:, ~hole].reshape(len(x), -1) for x in (images, memory))
+        far = jnp.square(known).sum(1)[None] - 2 * seen @ known.T
+        return jnp.where(hole[None, ..., None], memory[far.argmin(1)], images)
+
+
+def remembering(source, indices):
+    """Parameters that remember some images of a source."""
+    return {"encoder": np.stack([source[int(i)]["image"] for i in indices])}
+
+
+def config(**audit):
+    """The digits recipe with these fields of `config.audit`."""
+    recipe = runpy.run_path(str(RECIPE))["get_config"]().to_dict()
+    recipe["audit"] |= audit
+    return parse_config(recipe)

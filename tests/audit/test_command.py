@@ -1,0 +1,88 @@
+"""The command line of the audit."""
+
+import json
+import sys
+from unittest import mock
+
+import pytest
+from absl.testing import flagsaver
+
+from l2l_jax import experiment
+from l2l_jax.audit.__main__ import UNMET, main
+from l2l_jax.errors import UserError
+from tests.audit.models import config
+
+FIGURES = {"retain": {"mse": 0.1}, "forget": {"mse": 0.1}}
+
+
+def result(finding):
+    figures = {model: {of: {"mse": [0.1, 0.1, 0.1]} for of in FIGURES} for model in ("original", "unlearned")}
+    first = {"name": "as_it_lies", "title": "as it lies", "figures": figures, "depth": {}, "distance": None}
+    verdict = {"finding": finding, "weakest_attack": None, "title": None, "depth": None, "sure": True}
+    audit = {
+        "verdict": verdict, "yardstick": None, "cost": {"mse_ratio": [1, 1, 1]}, "results": [first],
+    }  # fmt: skip
+    data = {"forget": [5], "retain": ["rest"]}
+    return {"original": FIGURES, "unlearned": FIGURES, "audit": audit, "config": {"data": data}}
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the audit was asked for; its verdict is "hidden, not forgotten"."""
+    found = []
+
+    def audit(*arguments):
+        found.append(arguments)
+        return result("hidden, not forgotten")
+
+    monkeypatch.setattr(experiment, "audit", audit)
+    return found
+
+
+@flagsaver.flagsaver
+def call(*arguments):
+    with mock.patch.object(sys, "argv", ["audit", *arguments]):  # where fields to change are looked for
+        return main(sys.argv)
+
+
+def finished(folder):
+    """A workdir as a finished run of the digits recipe leaves it, as far as the command reads it."""
+    (folder / "report").mkdir()
+    (folder / "unlearned").mkdir()
+    described = config(retrained="", steps=7).describe()
+    (folder / "report" / "metrics.json").write_text(json.dumps({"config": described}))
+    return folder
+
+
+def test_a_finished_run_is_audited_as_it_was_made(asked, tmp_path, capsys):
+    assert call(f"--workdir={finished(tmp_path)}") == 0
+    ((settings, workdir, unlearned),) = asked
+    assert (workdir, unlearned) == (tmp_path, tmp_path / "unlearned")
+    expected = config(retrained="", steps=7, enabled=True)
+    assert settings == expected
+    assert "Hidden, not forgotten: an attack brings it back." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("required", "code"), [("forgotten", UNMET), ("hidden", 0)])
+def test_the_exit_code_says_whether_the_verdict_is_the_one_required(asked, tmp_path, required, code):
+    assert call(f"--workdir={finished(tmp_path)}", f"--require={required}") == code
+
+
+def test_another_model_is_audited_with_its_recipe(asked, tmp_path):
+    arguments = ["--config=configs/digits_mae.py", "--config.audit.steps=9", f"--workdir={tmp_path / 'new'}"]
+    assert call(*arguments, f"--unlearned={tmp_path}") == 0
+    ((settings, _, unlearned),) = asked
+    assert settings.audit.steps == 9 and settings.audit.enabled and unlearned == tmp_path
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="Audit what"):
+        call()
+    with pytest.raises(UserError, match="holds no finished run"):
+        call(f"--workdir={tmp_path}")
+    (finished(tmp_path) / "unlearned").rmdir()
+    with pytest.raises(UserError, match="There is no unlearned model to audit: .*unlearned does not exist"):
+        call(f"--workdir={tmp_path}")
+    (tmp_path / "report" / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        call(f"--workdir={tmp_path}")
