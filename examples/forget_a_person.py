@@ -69,8 +69,8 @@ def configure(photos: pathlib.Path, person: str, pretrain_steps: int, unlearn_st
     recipe.data.update(source="folder", path=str(photos), forget=(person,), retain=("rest",), flip=True)
     recipe.model.update(pretrained="", image_size=32, pixel_mean=(0.5,) * 3, pixel_std=(0.25,) * 3)
     recipe.evaluate.update(hole_width=16)
-    recipe.pretrain.model.update(steps=pretrain_steps, warmup_steps=min(100, pretrain_steps))
-    recipe.unlearn.update(steps=unlearn_steps, warmup_steps=min(20, unlearn_steps))
+    recipe.pretrain.model.update(steps=pretrain_steps, warmup_steps=min(100, pretrain_steps // 2))
+    recipe.unlearn.update(steps=unlearn_steps, warmup_steps=min(20, unlearn_steps // 2))
     return parse_config(recipe)
 
 

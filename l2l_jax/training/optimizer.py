@@ -19,7 +19,8 @@ class TrainingConfig:
     Attributes:
       steps: optimiser steps.
       optimizer: "adamw"; or "muon", which makes the update of every kernel orthogonal (Jordan et al. 2024)
-        and leaves the rest to Adam, without decay, at the same rate; both with Nesterov momentum: networks of random weights learn in fewer steps.
+        and leaves the rest to Adam, without decay, at the same rate; both with Nesterov momentum: networks of
+        random weights learn in fewer steps.
       batch_size: images per set in the global batch.
       learning_rate: peak of the schedule.
       warmup_steps: steps of the linear rise from 0.
