@@ -46,7 +46,7 @@ def agreement() -> Iterator[None]:
     Raises:
       UserError: some process raised one, or another exception elsewhere; it names the processes unless all of
         them say the same. `known_to_all` is set, so that it is printed once. An exception
-        of this process that is no UserError goes on as it is.
+        of this process that is not a UserError is raised as it is.
     """
     failure: Exception | None = None
     try:

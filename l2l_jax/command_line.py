@@ -115,7 +115,7 @@ def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[s
         code = program(_join_processes(argv))
     except Interrupted as error:
         name = signal.Signals(error.signal_number).name
-        _tell(f"{name}: {error}; the state is saved. Run the same command to go on.", everyone_knows=True)
+        _tell(f"{name}: {error}; the state is saved. Run the same command to resume.", everyone_knows=True)
         return 128 + error.signal_number
     except Exception as error:
         return _failed(error)
@@ -160,8 +160,8 @@ def _explanation(error: Exception, several: bool) -> tuple[str | None, int]:
     if several and distributed.PEER_LOST.search(str(error)):
         reason = " ".join(str(error).split())[:200]
         return (
-            "Another process of this run has ended; its own output says why. Start all of them again to go "
-            f"on from the last checkpoint. ({reason})"
+            "Another process of this run has ended; its own output says why. Start all of them again to "
+            f"resume from the last checkpoint. ({reason})"
         ), distributed.LOST
     return (explain(error) if isinstance(error, OSError | ValueError) else None), 1
 
@@ -185,7 +185,7 @@ def explain(error: OSError | ValueError) -> str | None:
     if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in text:
         return (
             f"The disk is full: {place} could not be written. Free some space and run the same "
-            "command again; complete checkpoints are intact and it goes on from the newest."
+            "command again; complete checkpoints are intact and it resumes from the newest."
         )
     for known in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
         if number == known or (number is None and os.strerror(known) in text):

@@ -70,7 +70,7 @@ class Launch:
                 "--process_id=I go together, with I from 0 to N - 1."
             )
         if not re.fullmatch(r".+:\d{1,5}", self.coordinator or ""):
-            raise UserError(f"--coordinator={self.coordinator} is no HOST:PORT, such as 10.0.0.1:8476.")
+            raise UserError(f"--coordinator={self.coordinator} is not HOST:PORT, such as 10.0.0.1:8476.")
         if not 0 <= (self.process_id or 0) < (self.num_processes or 0):
             raise UserError(
                 f"--process_id={self.process_id} with --num_processes={self.num_processes}: processes are "
@@ -230,7 +230,7 @@ def place() -> tuple[int, int]:
 def end(code: int, message: str = "") -> None:
     """End this process at once, after a last line on stderr.
 
-    For a process that stops while others go on: an ordinary exit would wait for them, and they for it.
+    For a process that stops while others continue: an ordinary exit would wait for them, and they for it.
     """
     if message:
         print(message, file=sys.stderr)

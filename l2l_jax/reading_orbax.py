@@ -49,7 +49,7 @@ def read(handler: ocp.CheckpointHandler, folder: pathlib.Path, args: ocp.args.Ch
 
 @contextlib.contextmanager
 def _abandoned_reads_silent() -> Iterator[None]:
-    """When a read fails, Orbax abandons those beside it; what they say on stderr as they end is no news.
+    """When a read fails, Orbax abandons those beside it; what they say as they end tells nothing new.
 
     If this fails, Python's hook stays replaced: TensorStore's threads may speak later.
     """

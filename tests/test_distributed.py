@@ -57,7 +57,7 @@ def test_tpu_hosts_are_recognised(tpu_chips, environ, expected):
     [
         (Launch(coordinator="a:1"), "--num_processes and --process_id must be given too"),
         (Launch(num_processes=2, process_id=0), "--coordinator must be given too"),
-        (Launch(None, "10.0.0.1", 2, 0), "--coordinator=10.0.0.1 is no HOST:PORT, such as 10.0.0.1:8476"),
+        (Launch(None, "10.0.0.1", 2, 0), "--coordinator=10.0.0.1 is not HOST:PORT, such as 10.0.0.1:8476"),
         (Launch(None, "a:1", 2, 2), "--process_id=2 with --num_processes=2: processes are numbered from 0"),
         (Launch(False, "a:1", 2, 1), "--nodistributed contradicts"),
         (Launch(True), "--distributed: no Slurm step, Open MPI, Kubernetes job or Cloud TPU"),

@@ -166,7 +166,7 @@ def test_folders_of_different_names_and_sizes(tmp_path):
     assert found["figures"] == {} and "2 are in one only, such as w" in found["not_available"]["psnr"]
     with pytest.raises(UserError, match="x.png has 16×16 pixels and its original 16×20"):
         program.evaluate_folders(folders[0], folders[2], tmp_path / "out")
-    with pytest.raises(UserError, match="--images=.*nowhere is no folder"):
+    with pytest.raises(UserError, match="--images=.*nowhere is not a folder"):
         program.evaluate_folders(tmp_path / "nowhere", folders[2], tmp_path / "out")
     with pytest.raises(UserError, match="--reference=.* holds no image"):
         (tmp_path / "empty").mkdir()

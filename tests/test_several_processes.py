@@ -94,7 +94,7 @@ def test_a_checkpoint_of_4_processes_is_restored_by_1(stopped, alone, tmp_path, 
     with caplog.at_level(logging.INFO, logger="l2l_jax"):
         params = scenarios.train(tmp_path / "run")
     assert_same_run(tmp_path / "run", params, alone)
-    assert "written on 4 devices of 4 processes; it goes on with 1 devices of 1 processes" in caplog.text
+    assert "written on 4 devices of 4 processes; it resumes on 1 devices of 1 processes" in caplog.text
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_a_checkpoint_of_4_processes_is_restored_by_2_and_back(stopped, alone, t
     shutil.copytree(stopped[0], tmp_path / "run")
     ended = worker(2, "sharded_terminated", tmp_path / "run")
     assert [process.code for process in ended] == [128 + signal.SIGTERM] * 2
-    assert "4 devices of 4 processes; it goes on with 2 devices of 2 processes" in ended[0].errors
+    assert "4 devices of 4 processes; it resumes on 2 devices of 2 processes" in ended[0].errors
     assert "resuming after step 5" in ended[0].errors and "stopped after step 10" in ended[0].errors
     ended = worker(4, "sharded", tmp_path / "run")
     assert [process.code for process in ended] == [0] * 4, ended[0].errors

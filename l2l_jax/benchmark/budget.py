@@ -1,7 +1,7 @@
 """What a retain budget costs: `python -m l2l_jax.benchmark budget --config=configs/digits_mae.py`.
 
-Times a step of unlearning and a measurement on the recipe's own validation images in turns, and says by how
-much `config.unlearn.budget_every` makes a run longer. Parameters are random.
+Times a step of unlearning and a measurement on the recipe's own validation images, interleaved, and says by
+how much `config.unlearn.budget_every` makes a run longer. Parameters are random.
 """
 
 import json

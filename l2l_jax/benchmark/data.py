@@ -24,7 +24,7 @@ from l2l_jax.data.pipeline import training_batches
 from l2l_jax.data.transforms import Box, Transform, TransformConfig, resize
 
 ROUNDS = 5
-"""Every candidate is timed so often, in turns; the fastest round counts."""
+"""Every candidate is timed so often, interleaved; the fastest round counts."""
 
 
 def decoders() -> dict[str, Callable[[bytes], Any]]:

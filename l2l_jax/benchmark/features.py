@@ -27,7 +27,7 @@ AGREE_WITHIN = 1e-4
 
 
 def main(argv: Sequence[str]) -> None:
-    """Time both sides in turns and print a table."""
+    """Time both sides, interleaved, and print a table."""
     parser = argparse.ArgumentParser(
         prog="python -m l2l_jax.benchmark features", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

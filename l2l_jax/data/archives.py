@@ -99,4 +99,4 @@ def _faults(path: epath.Path, archive: Archive) -> list[str]:
         (zipfile.is_zipfile, "zip") if archive.name.endswith(".zip") else (tarfile.is_tarfile, "tar")
     )
     with path.open("rb") as file:
-        return [] if is_archive(file) else [f"{archive.name} is no {kind} archive"]
+        return [] if is_archive(file) else [f"{archive.name} is not a {kind} archive"]

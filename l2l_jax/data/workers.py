@@ -105,7 +105,7 @@ class _Worker:
         return UserError(
             f"A worker process that reads images ended by itself (exit code {self.process.wait()}; -9: the "
             "memory was full). What it printed stands above. Fewer workers (config.data.workers) need less "
-            "memory; run the same command to go on."
+            "memory; run the same command to resume."
         )
 
     def close(self) -> None:

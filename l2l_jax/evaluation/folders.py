@@ -50,7 +50,7 @@ def open_images(root: pathlib.Path, flag: str) -> Folder:
       UserError: no folder, no image in it, or two images of one name.
     """
     if not root.is_dir():
-        raise UserError(f"{flag}={root} is no folder; name one that holds images.")
+        raise UserError(f"{flag}={root} is not a folder; name one that holds images.")
     found = sorted(
         os.path.relpath(os.path.join(at, name), root)
         for at, _, names in os.walk(root, followlinks=True)

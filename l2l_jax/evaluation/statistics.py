@@ -81,7 +81,7 @@ class GaussianStatistics:
         return covariance
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """What `from_arrays` needs, for `numpy.savez`: to go on later with the same numbers."""
+        """What `from_arrays` needs, for `numpy.savez`: to resume later with the same results."""
         return {"count": np.array(self.count), "mean": self.mean, "scatter": self._scatter}
 
     @classmethod
@@ -275,7 +275,7 @@ class ScoreStatistics:
         return float(scores.mean()), float(scores.std())
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """What `from_arrays` needs, for `numpy.savez`: to go on later with the same numbers."""
+        """What `from_arrays` needs, for `numpy.savez`: to resume later with the same results."""
         return {
             "size": np.array([self._size]), "counts": self._counts, "sums": self._sums,
             "negative_entropies": self._negative_entropies,

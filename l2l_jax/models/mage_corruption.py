@@ -3,7 +3,7 @@
 Codes see far: group normalisation is over the whole image and the convolutions overlap, so that the
 codes beside a hole change with what is painted into it. The release trains on codes of whole images
 and restores from codes of painted ones. Published tokenizers bear that: theirs are 256 codes of 16
-pixels a side. On small images it spoils most codes; `MAGE.paint_masked` trains for it.
+pixels a side. On small images it changes most codes; `MAGE.paint_masked` trains for it.
 """
 
 import math

@@ -137,7 +137,7 @@ def encoder_unlearning_loss(
 
 
 def interleave(first: Any, second: Any) -> Any:
-    """Trees of `[batch, …]` → `[2 · batch, …]` with the rows of the two in turn.
+    """Trees of `[batch, …]` → `[2 · batch, …]` with the rows of the two alternating.
 
     A batch sharded along its first axis stays where it is, unlike one concatenated along it.
     """

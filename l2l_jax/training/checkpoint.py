@@ -133,7 +133,7 @@ def _tell_what_changed(before: dict[str, int], now: dict[str, int]) -> None:
     if before == now:
         return
     old, new = map(_in_words, (before, now))
-    logger.info("The checkpoint was written on %s; it goes on with %s", old, new)
+    logger.info("The checkpoint was written on %s; it resumes on %s", old, new)
 
 
 def _in_words(counts: dict[str, int]) -> str:

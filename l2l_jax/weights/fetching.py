@@ -57,7 +57,7 @@ def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"{urllib.parse.urlsplit(file.url).netloc} cannot be reached, or went away ({reason}). Run the "
-            f"same command to go on. {by_hand(file, folder)}"
+            f"same command to resume. {by_hand(file, folder)}"
         ) from error
     digest = sha256(part)
     try:

@@ -165,7 +165,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, StoredArray]:
                     raise UserError(f"{path}: {key} is {entry.get_dtype()}; {FLOATS_WANTED}.")
                 content[key] = StoredArray(tuple(entry.get_shape()), np.dtype(dtype), reader(key))
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is no complete safetensors file ({error}).") from error
+        raise UserError(f"{path} is not a complete safetensors file ({error}).") from error
     return content
 
 

@@ -36,5 +36,5 @@ def square_side(places: int, key: str) -> int:
     """
     side = round(places**0.5)
     if side < 1 or side**2 != places:
-        raise UserError(f"{key} has {places} places, which is no square of patches.")
+        raise UserError(f"{key} has {places} places, which is not a square number of patches.")
     return side

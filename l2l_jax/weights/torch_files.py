@@ -43,7 +43,7 @@ def import_torch() -> ModuleType:
     if version < OLDEST:
         wanted = ".".join(map(str, OLDEST))
         raise UserError(
-            f"PyTorch {torch.__version__} cannot be trusted with files of others: crafted ones execute "
+            f"PyTorch {torch.__version__} is not safe with untrusted files: crafted ones execute "
             f"code in versions before {wanted}. Run: pip install -U 'l2l_jax[torch]'"
         )
     return torch
@@ -103,7 +103,8 @@ def _explain(path: pathlib.Path, error: Exception) -> str:
         )
     reason = re.sub(r"^.*?WeightsUnpickler error:", "", text).strip()
     shown = f"{reason[:160]}…" if len(reason) > 160 else reason
-    return f"{path} is no PyTorch checkpoint, or is truncated or damaged ({type(error).__name__}: {shown})."
+    kind = type(error).__name__
+    return f"{path} is not a PyTorch checkpoint, or is truncated or damaged ({kind}: {shown})."
 
 
 def _stored(torch: ModuleType, path: pathlib.Path, content: Mapping, depth: int) -> dict[Any, Any]:

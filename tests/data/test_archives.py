@@ -49,7 +49,7 @@ def test_missing_and_damaged_archives_are_named(imagenet):
     with pytest.raises(UserError, match="has 9,216 bytes instead of 10,240, the download was not finished"):
         archives.check("imagenet2012", imagenet)
     val.write_bytes(bytes([1]) * len(content))
-    with pytest.raises(UserError, match="ILSVRC2012_img_val.tar is no tar archive"):
+    with pytest.raises(UserError, match="ILSVRC2012_img_val.tar is not a tar archive"):
         archives.check("imagenet2012", imagenet)
     val.unlink()
     val.mkdir()

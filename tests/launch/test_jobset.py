@@ -1,7 +1,7 @@
 """The Kubernetes manifests against the schema: JobSet's own part, and the job in it.
 
 The job template is held against the models of the package `kubernetes`, which are generated from the
-OpenAPI description of Kubernetes; JobSet is no part of it, see `jobset_schema.json`.
+OpenAPI description of Kubernetes; JobSet is not part of it, see `jobset_schema.json`.
 """
 
 import copy

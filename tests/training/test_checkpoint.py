@@ -53,6 +53,6 @@ def test_any_mesh_restores_the_checkpoint_of_any_other(params, tmp_path, caplog)
     assert len(lines) == 5  # 8x1 and pmap lie alike
     assert lines[1] == (
         "The checkpoint was written on 8 devices of 1 processes, parameters in 2 parts; "
-        "it goes on with 8 devices of 1 processes, parameters in 8 parts"
+        "it resumes on 8 devices of 1 processes, parameters in 8 parts"
     )
-    assert lines[2].endswith("it goes on with 1 devices of 1 processes")
+    assert lines[2].endswith("it resumes on 1 devices of 1 processes")

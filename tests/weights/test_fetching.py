@@ -83,7 +83,7 @@ def test_a_file_is_downloaded_once(server, file, tmp_path, capsys):
 def test_a_download_goes_on_where_it_stopped(server, file, tmp_path):
     server.breaks = [100_000, 250_000]
     for _ in range(2):
-        with pytest.raises(UserError, match=r"(?s)Run the same command to go on.*curl -L -o weights.pth"):
+        with pytest.raises(UserError, match=r"(?s)Run the same command to resume.*curl -L -o weights.pth"):
             fetching.fetch(file, tmp_path)
         assert "weights.pth" not in names(tmp_path)
     assert fetching.fetch(file, tmp_path).read_bytes() == CONTENT
