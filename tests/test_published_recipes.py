@@ -4,7 +4,6 @@ import json
 import math
 import re
 import runpy
-import signal
 import subprocess
 import sys
 
@@ -16,7 +15,7 @@ from l2l_jax.config import parse_config
 from l2l_jax.data.make_local import make
 from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
-from tests.test_main import ROOT, run, start, wait_for
+from tests.test_main import ROOT, run
 
 NAMES = ("vqgan", "mae", "diffusion")
 FEW_STEPS = {
@@ -103,19 +102,12 @@ def pictures(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_small_variants_run_from_start_to_end(name, pictures, tmp_path):
-    """Asked to stop while it unlearns, it goes on and ends with a whole report."""
-    command = [
+    """From nothing to a whole report: the one run of this length for each family, beside the digits' MAE."""
+    code, _, errors = run(
         f"--config=configs/{name}.py:runlocal", f"--workdir={tmp_path}", f"--config.data.path={pictures}",
-        "--config.data.max_bad_fraction=0.1", "--config.unlearn.steps=10", *FEW_STEPS[name],
-    ]  # fmt: skip
-    process = start(*command)
-    wait_for((tmp_path / "unlearn/checkpoints").exists, process, seconds=500)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=500)
-    assert process.returncode == 128 + signal.SIGTERM, errors
-    code, _, errors = run(*command)
+        "--config.data.max_bad_fraction=0.1", "--config.unlearn.steps=5", *FEW_STEPS[name],
+    )  # fmt: skip
     assert code == 0, errors
-    assert re.search(r"unlearn: resuming after step \d+ of 10", errors)
     report = json.loads((tmp_path / "report/metrics.json").read_text())
     for model in ("original", "unlearned"):
         for of in ("retain", "forget"):

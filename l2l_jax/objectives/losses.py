@@ -13,6 +13,7 @@ done so already for parameters that are the same on all devices; a second averag
 Source: Li et al., Machine Unlearning for Image-to-Image Generative Models, ICLR 2024.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -68,13 +69,10 @@ def unlearning_loss(
         teacher_noise=teacher_noise,
     )
     masks = (None, None) if where is None else where
-    pairs = ((student_retain, teacher_retain), (student_forget, teacher_noise))
-    distances = [
-        feature_distance(student, jax.lax.stop_gradient(teacher), where=mask)
-        for (student, teacher), mask in zip(pairs, masks, strict=True)
-    ]
-    counted = [None if mask is None else mask.reshape(len(mask), -1).any(axis=1) for mask in masks]
-    return _weighted_sum(*distances, alpha, (counted[0], counted[1]), per_example, axis_name)
+    retain = feature_distance(student_retain, jax.lax.stop_gradient(teacher_retain), where=masks[0])
+    forget = feature_distance(student_forget, jax.lax.stop_gradient(teacher_noise), where=masks[1])
+    counted = (_examples(masks[0]), _examples(masks[1]))
+    return _weighted_sum(retain, forget, alpha, counted, per_example, axis_name)
 
 
 def max_loss(
@@ -229,7 +227,8 @@ def feature_distance(features: Any, target: Any, *, where: jax.Array | None = No
       TypeError: a mask that is not boolean.
       ValueError: the two trees differ in structure or shape, or the mask does not fit them.
     """
-    if jax.tree.structure(features) != jax.tree.structure(target):
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (features, target)]
+    if structures[0] != structures[1]:
         raise ValueError("features and target are trees of different structure")
 
     def distance(x, y):
@@ -243,7 +242,12 @@ def feature_distance(features: Any, target: Any, *, where: jax.Array | None = No
         square = jnp.square(jnp.where(mask, difference.reshape(mask.shape), 0))
         return square.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
 
-    return sum(jax.tree.leaves(jax.tree.map(distance, features, target)))
+    return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(distance, features, target)))
+
+
+def _examples(where: jax.Array | None) -> jax.Array | None:
+    """The examples `[batch]` of which a mask lets anything count."""
+    return None if where is None else where.reshape(where.shape[0], -1).any(axis=1)
 
 
 def _fitted(where: jax.Array, shape: tuple[int, ...]) -> jax.Array:

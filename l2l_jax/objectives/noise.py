@@ -84,4 +84,5 @@ def noise_features(features: Any, rng: jax.Array, axis_name: str | None = None) 
         return (mean + std * noise).astype(x.dtype)
 
     keys = jax.random.split(rng, len(leaves))
-    return structure.unflatten([draw(x, key) for x, key in zip(leaves, keys, strict=True)])
+    drawn = [draw(x, key) for x, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, drawn)

@@ -68,9 +68,7 @@ def test_a_file_that_is_named_must_exist(folder):
 
 def test_other_weights_are_refused(folder, tiny_clip):
     config = NetworksConfig(networks=("inception",), inception=str(tiny_clip))
-    with pytest.raises(
-        UserError, match=r"clip.safetensors: .*do not fit.*Without a value: Conv2d_1a"
-    ):
+    with pytest.raises(UserError, match=r"clip.safetensors: .*do not fit.*Without a value: Conv2d_1a"):
         open_networks(config)
 
 
