@@ -4,9 +4,9 @@
     python -m l2l_jax.benchmark step --config=configs/digits_mae.py --layouts=8x1,4x2,pmap
 
 All layouts are measured in one run, interleaved: compare them, not runs. Images are random and lie in the
-host's memory. Besides the step: handing a batch over (under pmap a part of every call), making what student and
-teacher see ("prepare"), and that with loss and gradient ("gradient"). What is left of a step is the optimiser
-and, under pmap, the sum over the devices.
+host's memory. Besides the step: handing a batch over (under pmap a part of every call), making what student
+and teacher see ("prepare"), and that with loss and gradient ("gradient"). What is left of a step is the
+optimiser and, under pmap, the sum over the devices.
 """
 
 import json
