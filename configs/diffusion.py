@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         test_per_class=100,
         general=("rest",), general_images=5000,  # of neither set: is what was never touched unharmed?
         test_fraction=0.2,  # held out for testing, where the source has no test images of its own
-        validation_fraction=0.0,  # of the training images, kept for validation: none, the recipe trains on all 5,000
+        validation_fraction=0.0,  # of the training images: none, the recipe trains on all 5,000
         retain_ratio=1.0,  # share of the retain images that may be used
         crop="resize",  # or centre, random
         crop_scale=(0.2, 1.0),  # share of the area

@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.palette.Palette
         family="palette",
-        pretrained="digits_diffusion",  # a shipped model, folder of a saved one, or checkpoint file; "": pretrain one
+        pretrained="digits_diffusion",  # a shipped or saved model, or a checkpoint file; "": pretrain one
         image_size=8,  # pixels: the scans as they are
         inner_channel=32,  # width of the U-Net at full resolution
         channel_mults=(1, 2),  # width at 8×8 and 4×4 pixels, times inner_channel

@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict(
         dict(  # l2l_jax.models.mae.MAE
             family="mae",
-            pretrained="digits_mae",  # a shipped model, folder of a saved one, or checkpoint file; "": pretrain one
+            pretrained="digits_mae",  # a shipped or saved model, or a checkpoint file; "": pretrain one
             image_size=16,  # pixels; the 8×8 scans are enlarged
             patch_size=4,  # pixels: 4×4 patches
             width=96,
@@ -146,7 +146,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.audit = ml_collections.ConfigDict(
         dict(  # l2l_jax.audit.config.AuditConfig
             enabled=False,  # attack the unlearned model afterwards: at most two minutes more on two CPU cores
-            attacks=("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership"),  # and views
+            attacks=("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership"),
+            # and views
             retrained="digits_mae_retrained",  # never saw what to forget; or a folder, train, or empty
             steps=400,  # of tuning on retain images
             decoder_steps=300,  # of fresh decoders

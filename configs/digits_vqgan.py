@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.mage.MAGE
         family="mage",
-        pretrained="digits_vqgan",  # a shipped model, folder of a saved one, or checkpoint file; "": pretrain one
+        pretrained="digits_vqgan",  # a shipped or saved model, or a checkpoint file; "": pretrain one
         image_size=8,  # pixels: the scans as they are
         width=88, depth=4, num_heads=4,  # encoder
         decoder_width=64, decoder_depth=2, decoder_num_heads=4,

@@ -48,9 +48,7 @@ def _always() -> bool:
     return True
 
 
-def parse_flags(
-    argv: Sequence[str], needs_recipe: Callable[[], bool] = _always
-) -> tuple[Any, pathlib.Path]:
+def parse_flags(argv: Sequence[str], needs_recipe: Callable[[], bool] = _always) -> tuple[Any, pathlib.Path]:
     """The recipe and the workdir that the command line asks for.
 
     Args:

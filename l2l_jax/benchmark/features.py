@@ -122,9 +122,7 @@ def check(sides: Mapping[str, Callable[[], np.ndarray]]) -> None:
     for name, found in zip(list(sides)[1:], others, strict=True):
         difference = np.abs(found - expected).max() / np.abs(expected).max()
         if not difference < AGREE_WITHIN:
-            raise UserError(
-                f"{name} computes other features: they differ by {difference:.1e} of the largest"
-            )
+            raise UserError(f"{name} computes other features: they differ by {difference:.1e} of the largest")
 
 
 def in_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[tuple[float, float]]]:

@@ -1,9 +1,9 @@
 """Published checkpoints in, unlearned checkpoints out.
 
-    python -m l2l_jax.weights inspect mae_visualize_vit_base.pth
-    python -m l2l_jax.weights import mae_visualize_vit_base.pth
-    python -m l2l_jax.weights export runs/mae/unlearned --output unlearned.pth
-    python -m l2l_jax.weights fetch inception
+python -m l2l_jax.weights inspect mae_visualize_vit_base.pth
+python -m l2l_jax.weights import mae_visualize_vit_base.pth
+python -m l2l_jax.weights export runs/mae/unlearned --output unlearned.pth
+python -m l2l_jax.weights fetch inception
 """
 
 import argparse

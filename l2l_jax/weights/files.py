@@ -169,8 +169,6 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, StoredArray]:
     return content
 
 
-
-
 def _suffixes() -> tuple[str, ...]:
     return (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX)
 
@@ -189,9 +187,7 @@ def check_output(path: pathlib.Path) -> None:
         raise UserError(f"--output {path}: its name must end in {', '.join(_suffixes())}.")
 
 
-def write_checkpoint(
-    path: pathlib.Path, state_dict: Mapping[str, np.ndarray], wrapper: str = ""
-) -> None:
+def write_checkpoint(path: pathlib.Path, state_dict: Mapping[str, np.ndarray], wrapper: str = "") -> None:
     """Write a state dict; the file appears under its name only when it is complete.
 
     Args:
@@ -214,7 +210,7 @@ def write_checkpoint(
             safetensors.numpy.save_file(dict(state_dict), unfinished, metadata={"format": "pt"})
             unfinished.chmod(mode)  # safetensors makes files that nobody else can read
         else:
-                torch_files.save(unfinished, state_dict, wrapper)
+            torch_files.save(unfinished, state_dict, wrapper)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
