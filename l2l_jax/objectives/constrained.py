@@ -76,7 +76,7 @@ def epsilon_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Ta
       noise: kind of the noise images.
     """
 
-    def bounded(levels: Mapping[str, Terms]) -> Constrained:
+    def bounded(levels: Mapping[str, Mapping[str, float]]) -> Constrained:
         ends = sorted((levels["phase_1a"]["forget"], levels["phase_1b"]["forget"]))
         return Constrained("forget", (ends[0], ends[1]))
 
