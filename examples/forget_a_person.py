@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from l2l_jax import experiment
 from l2l_jax.config import Config, parse_config
-from l2l_jax.evaluation.report import table
+from l2l_jax.evaluation.report_page import table
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank")
@@ -68,7 +68,6 @@ def configure(photos: pathlib.Path, person: str, pretrain_steps: int, unlearn_st
     recipe = runpy.run_path(str(RECIPE))["get_config"]()
     recipe.data.update(source="folder", path=str(photos), forget=(person,), retain=("rest",), flip=True)
     recipe.model.update(pretrained="", image_size=32, pixel_mean=(0.5,) * 3, pixel_std=(0.25,) * 3)
-    recipe.evaluate.update(hole_width=16)
     recipe.pretrain.model.update(steps=pretrain_steps, warmup_steps=min(100, pretrain_steps // 2))
     recipe.unlearn.update(steps=unlearn_steps, warmup_steps=min(20, unlearn_steps // 2))
     return parse_config(recipe)

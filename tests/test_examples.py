@@ -53,7 +53,7 @@ def test_the_notebook_runs(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        done = nbclient.execute(notebook, cwd=str(tmp_path), timeout=300, kernel_name="python3")
+        done = nbclient.execute(notebook, cwd=str(tmp_path), timeout=600, kernel_name="python3")
     assert "unlearned" in done.cells[-3].outputs[-1]["text"]
     assert done.cells[-1].outputs[0]["data"]["image/png"]
 
