@@ -97,6 +97,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         budget_original="",  # what the budget is relative to; "": the first model of this one's line
         budget_every=50, budget_images=200,  # steps between measurements, validation images of each set
         budget_rate=6.0,  # how fast the weight of forgetting follows
+        token_bank=0, noise_bank=0,  # views of an image, noise images, whose codes are computed once; 0: none
         steps=5208,  # 2 epochs of 250,000 retain and 250,000 forget images
         **training,
     ))

@@ -99,6 +99,7 @@ def get_config() -> ml_collections.ConfigDict:
         budget_original="",  # what the budget is relative to; "": the first model of this one's line
         budget_every=40, budget_images=200,  # steps between measurements, validation images of each set
         budget_rate=6.0,  # how fast the weight of forgetting follows
+        token_bank=0, noise_bank=0,  # views of an image, noise images, whose codes are computed once; 0: none
         steps=1500,
         batch_size=32,  # of retain and of forget images each
         learning_rate=4e-3,

@@ -101,6 +101,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         budget_original="",  # what the budget is relative to; "": the first model of this one's line
         budget_every=50, budget_images=200,  # steps between measurements, validation images of each set
         budget_rate=6.0,  # how fast the weight of forgetting follows
+        token_bank=0, noise_bank=0,  # views of an image, noise images, whose codes are computed once; 0: none
         steps=563,  # 6 epochs of 12,000 retain and 12,000 forget images
         learning_rate=5e-5,  # 1e-4 × batch / 256
         **training,

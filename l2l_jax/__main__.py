@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": ("l2l_jax.data.prepare", "prepare a data set of TensorFlow Datasets"),
     "weights": ("l2l_jax.weights", "import, export and inspect checkpoints"),
     "benchmark": ("l2l_jax.benchmark", "speed of reading and of the training step"),
+    "portability": ("l2l_jax.portability", "whether another device computes the same"),
 }
 """Name of the command → the module that `python -m` runs, and what it does."""
 

@@ -17,13 +17,16 @@ from ml_collections import config_flags
 
 from l2l_jax import distributed
 from l2l_jax.errors import Interrupted, UserError
-from l2l_jax.process import keep_freed_memory
+from l2l_jax.process import keep_compiled_programs, keep_freed_memory
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe of the run, FILE or FILE:VARIANT; --config.FIELD=VALUE changes a field."
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, scalars, report. Default: runs/<recipe>."
+)
+COMPILE_CACHE = flags.DEFINE_bool(
+    "compile_cache", False, "Keep compiled programs in your own cache folder: later runs start sooner."
 )
 
 PROCESSES = flags.FlagValues()  # read before the others: they decide who prints the others' mistakes
@@ -89,6 +92,8 @@ def _parse_flags(argv: Sequence[str], needs_recipe: Callable[[], bool]) -> tuple
     if not path.is_file():
         known = ", ".join(sorted(str(recipe) for recipe in path.parent.glob("*.py"))) or "none"
         raise UserError(f"--config={path}: no such file. Recipes in that folder: {known}.")
+    if COMPILE_CACHE.value:
+        keep_compiled_programs()
     run = f"{path.stem}_{variant}" if variant else path.stem
     return CONFIG.value, pathlib.Path(WORKDIR.value or pathlib.Path("runs") / run)
 

@@ -175,6 +175,7 @@ def variants(
 
     An ablation of the weight is one of fixed weights: with `alphas` no row has a retain budget.
     """
+    from l2l_jax.config import BANKED_METHODS
     from l2l_jax.objectives.methods import METHODS
 
     if alphas:
@@ -189,7 +190,8 @@ def variants(
         )
 
     for method in METHODS:
-        yield method, variant(method=method)
+        bank = {} if method in BANKED_METHODS else {"token_bank": 0, "noise_bank": 0}
+        yield method, variant(method=method, **bank)
     replaced = {"proxy": tuple(stand_ins), "retain_ratio": 1.0}
     yield "encoder, proxy retain", variant(replaced, method="encoder")
     for alpha in alphas:

@@ -21,6 +21,9 @@ from l2l_jax.training.optimizer import TrainingConfig
 from l2l_jax.training.parallel import ParallelKind
 from l2l_jax.training.sharding import MeshConfig
 
+BANKED_METHODS: tuple[Method, ...] = ("encoder", "whole")
+"""The methods that show noise to a teacher."""
+
 
 @dataclasses.dataclass(frozen=True)
 class UnlearningConfig(TrainingConfig):
@@ -51,6 +54,10 @@ class UnlearningConfig(TrainingConfig):
       budget_images: validation images of each set that are measured; fewer if there are not so many.
       budget_rate: how fast the weight moves: a ratio one per cent beside the budget changes it by about as
         many per cent.
+      token_bank: of "encoder" and "whole" on models with a tokenizer: augmented views of each image whose
+        codes are computed before the first step, after which no pixels are read; 0: images are tokenised in
+        every step. See `l2l_jax.token_bank`.
+      noise_bank: the same for so many of the teacher's noise images; `token_bank` needs it.
     """
 
     method: Method = "encoder"
@@ -69,12 +76,28 @@ class UnlearningConfig(TrainingConfig):
     budget_every: Annotated[int, pydantic.Field(ge=1)] = 50
     budget_images: Annotated[int, pydantic.Field(ge=2)] = 200
     budget_rate: Annotated[float, pydantic.Field(gt=0)] = 6.0
+    token_bank: Annotated[int, pydantic.Field(ge=0)] = 0
+    noise_bank: Annotated[int, pydantic.Field(ge=0)] = 0
 
     def __post_init__(self):
         super().__post_init__()
         if self.retain_budget is not None and not self.weight:
             field = "epsilon_ratio is 1" if self.method == "epsilon" else "alpha is 0"
             raise ValueError(f"{field}: a retain_budget cannot move a weight of forgetting that starts at 0")
+        if self.token_bank and not self.noise_bank:
+            raise ValueError(
+                "token_bank needs a noise_bank: where no pixels are read, noise has no statistics"
+            )
+        if self.banked and self.method not in BANKED_METHODS:
+            raise ValueError(
+                f"noise_bank is for the methods {' and '.join(BANKED_METHODS)}, not for {self.method!r}: "
+                "set token_bank and noise_bank to 0"
+            )
+
+    @property
+    def banked(self) -> tuple[str, ...]:
+        """The sets of a batch that are codes from a bank."""
+        return ("retain", "forget", "noise") if self.token_bank else ("noise",) if self.noise_bank else ()
 
     @property
     def weight(self) -> float:
@@ -188,6 +211,11 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
             budget_task(config.evaluate.tasks)
     except ValueError as error:
         raise UserError(f"config.evaluate: {error}.") from None
+    reason = config.model.why_no_codes
+    if config.unlearn.banked and reason:
+        raise UserError(
+            f"config.unlearn.noise_bank and token_bank keep a tokenizer's codes, but {reason}: set both to 0."
+        )
     return config
 
 

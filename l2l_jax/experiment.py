@@ -26,6 +26,7 @@ from l2l_jax.lineage import budget_reference, first_of_line
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import Task, pretraining_task
+from l2l_jax.token_bank import banked_task, open_bank
 from l2l_jax.training import sharding
 from l2l_jax.training.budget import Outcome
 from l2l_jax.training.loop import train
@@ -253,11 +254,14 @@ def _unlearn(
 ) -> Params:  # fmt: skip
     """One run of a task on the training images."""
     on = None if devices is None else list(devices)
+    seed, mesh = _stage_seed(config.seed, 1000), sharding.make_mesh(devices=on, config=config.mesh)
+    batches = _batches(config, how, sets._asdict(), folder)
+    if how.banked:
+        task = banked_task(task, config.model, how.banked)
+        batches = open_bank(folder / "bank", how, config.model, original, batches, seed=seed, mesh=mesh)
     return train(
-        name, task, original, _batches(config, how, sets._asdict(), folder), how, folder,
-        seed=_stage_seed(config.seed, 1000), mesh=sharding.make_mesh(devices=on, config=config.mesh),
-        parallel=config.parallel, **more,
-    )  # fmt: skip
+        name, task, original, batches, how, folder, seed=seed, mesh=mesh, parallel=config.parallel, **more
+    )
 
 
 def _told(outcome: Outcome, how: UnlearningConfig) -> dict[str, Any]:

@@ -1,7 +1,11 @@
 """Process set-up that must come before the first array."""
 
 import ctypes
+import os
+import pathlib
 import sys
+
+from l2l_jax.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # names and numbers of glibc's malloc.h
 
@@ -20,3 +24,30 @@ def keep_freed_memory() -> None:
         mallopt(M_ARENA_MAX, 1)
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def keep_compiled_programs() -> None:
+    """Let JAX keep what it compiles under `$XDG_CACHE_HOME/l2l_jax`, by default `~/.cache/l2l_jax`.
+
+    A program that is found there is executed: the folder must be the user's own, and nobody else may write to
+    it.
+
+    Raises:
+      UserError: the folder cannot be made, or others own it or may write to it.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(home) / "l2l_jax" / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+    except OSError as error:
+        raise UserError(f"--compile_cache: {folder} cannot be made ({error.strerror}).") from error
+    if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & 0o022):
+        raise UserError(
+            f"--compile_cache: {folder} belongs to others or can be written by them, and what lies there is "
+            "executed: delete it, or set XDG_CACHE_HOME to a folder of your own."
+        )
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -142,3 +142,19 @@ def test_published_sizes_by_name():
     config["model"]["variant"] = "vit_giant"
     with pytest.raises(UserError, match="'vit_giant'; variants of mae: vit_base_patch16, "):
         parse_config(config)
+
+
+BANKS = [
+    ("digits_mae", {}, "this family has no tokenizer: set both to 0"),
+    ("digits_vqgan", {}, "with config.model.paint_masked the codes depend on the mask"),
+    ("vqgan", {"noise_bank": 0}, "config.unlearn: token_bank needs a noise_bank"),
+    ("vqgan", {"method": "max_loss"}, "noise_bank is for the methods encoder and whole, not for 'max_loss'"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "sentence"), BANKS)
+def test_banks_that_cannot_be(name, fields, sentence):
+    config = recipe(DIGITS_MAE.with_name(f"{name}.py"))
+    config.unlearn.update(**{"token_bank": 2, "noise_bank": 8, **fields})
+    with pytest.raises(UserError, match=sentence):
+        parse_config(config)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from l2l_jax.command_line import run_program
 from l2l_jax.errors import UserError
 
-NAMES = ("budget", "data", "features", "rehearsal", "step", "traffic")
+NAMES = ("bank", "budget", "data", "features", "peer", "rehearsal", "step", "traffic")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import Task, pretraining_task, total_loss
+from l2l_jax.token_bank import CODES, banked_task
 from l2l_jax.training import sharding
 from l2l_jax.training.optimizer import TrainingConfig, make_optimizer
 from l2l_jax.training.parallel import Parallel, make_parallel
@@ -29,11 +30,13 @@ class Bench:
       config: the recipe.
       task: what is trained.
       training: how.
+      codes: the sets of a batch that are codes from a token bank.
     """
 
     config: Config
     task: Task
     training: TrainingConfig
+    codes: tuple[str, ...] = ()
 
     def shapes(self) -> Any:
         """Shapes of the model's parameters by part."""
@@ -42,7 +45,9 @@ class Bench:
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch."""
         shape = (self.training.batch_size, *self.config.model.image_shape)
-        return {name: jax.ShapeDtypeStruct(shape, np.float32) for name in self.task.sets}
+        images = {name: jax.ShapeDtypeStruct(shape, np.float32) for name in self.task.sets}
+        codes = jax.ShapeDtypeStruct((self.training.batch_size, self.config.model.tokens), CODES)
+        return {**images, **dict.fromkeys(self.codes, codes)}
 
     def step(self, parallel: Parallel) -> Any:
         """The compiled-on-call step and the shapes, with shardings, of its arguments."""
@@ -120,7 +125,8 @@ def open_bench(config: Config, stage: str) -> Bench:
     stages = {f"pretrain.{one.name}": one for one in model.pretraining_stages()}
     if stage == "unlearn":
         how = config.unlearn
-        return Bench(config, make_task(how.method, model, **how.options), how)
+        task = make_task(how.method, model, **how.options)
+        return Bench(config, banked_task(task, model, how.banked), how, how.banked)
     if stage not in stages:
         raise UserError(f"--stage={stage}: the stages of this recipe are unlearn, {', '.join(stages)}.")
     parts = tuple(jax.eval_shape(model.init, jax.random.key(0)))

@@ -66,7 +66,9 @@ class Run:
         rng = np.random.default_rng(0)
         low, high = bench.config.model.value_range
         self._images = {
-            name: (low + (high - low) * rng.random(x.shape, np.float32)).astype(np.float32)
+            name: rng.integers(bench.config.model.codebook_size, size=x.shape, dtype=x.dtype)
+            if name in bench.codes
+            else (low + (high - low) * rng.random(x.shape, np.float32)).astype(np.float32)
             for name, x in bench.batch().items()
         }
         step, shapes = bench.step(parallel)
@@ -105,6 +107,15 @@ class Run:
         if not self._seconds:
             self._seconds = {name: [] for name in taken}
             self.time_once()
+
+    def time_step(self) -> float:
+        """Seconds of one step alone, on rows that lie on the devices."""
+        import jax
+
+        rows = jax.block_until_ready(self._parallel.rows(self._images))
+        start = time.perf_counter()
+        self._state, _ = jax.block_until_ready(self._step(self._state, self._frozen, rows))
+        return time.perf_counter() - start
 
     def figures(self, images: int) -> dict[str, float]:
         """Medians in milliseconds, steps and images per second, seconds to compile."""

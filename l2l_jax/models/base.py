@@ -48,6 +48,10 @@ class ImageToImageModel(abc.ABC):
     """The frozen parts that `corrupt` reads, such as a tokenizer."""
     restores_from_patches: bool = False
     """Whether there is `restore_from_patches`; such a model has `grid` patches along a side."""
+    tokens: int = 0
+    """Codes of an image, of models with a frozen tokenizer."""
+    codebook_size: int = 0
+    """Different codes that there are."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -88,6 +92,22 @@ class ImageToImageModel(abc.ABC):
         """
         del images
         return self.corrupt(params, noise, rng, axis_name)
+
+    @property
+    def why_no_codes(self) -> str:
+        """Why `corrupt` cannot be given codes in place of images, or "" where it can.
+
+        Models with a frozen tokenizer override it, and `tokenize`.
+        """
+        return "this family has no tokenizer"
+
+    def tokenize(self, params: Params, images: jax.Array) -> jax.Array:
+        """Images → codes, int32 `[batch, tokens]`, which `corrupt` takes in place of the images.
+
+        Raises:
+          NotImplementedError: of a family without a tokenizer.
+        """
+        raise NotImplementedError(self.why_no_codes)
 
     @abc.abstractmethod
     def encode(self, encoder_params: Any, seen: Seen) -> Any:

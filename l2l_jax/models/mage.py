@@ -135,6 +135,11 @@ class MAGE(ImageToImageModel):
         return self.grid**2
 
     @property
+    def why_no_codes(self) -> str:
+        """See `ImageToImageModel`; with `paint_masked` codes depend on the mask of a step."""
+        return "with config.model.paint_masked the codes depend on the mask of every step" * self.paint_masked
+
+    @property
     def vocabulary(self) -> int:
         """Codes, classes and the mask token."""
         return self.codebook_size + 1001
@@ -200,6 +205,9 @@ class MAGE(ImageToImageModel):
         self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
     ) -> Seen:
         """Tokenise, drop a share `dropped` of the tokens, mask some of the others.
+
+        Without `paint_masked`, `images` may be codes `[batch, tokens]` that were computed before; then no
+        parameters are read.
 
         Returns:
           What `mask` returns and, with dropout, `dropout_keep`, bool `[batch, 1 + kept, width]`.

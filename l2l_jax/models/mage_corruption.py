@@ -51,7 +51,8 @@ def corrupt(
     """`MAGE.corrupt`: tokenise, drop a share `dropped` of the tokens, mask some of the others."""
     mask_key, dropout_key = jax.random.split(rng)
     drawn = draw_mask(model, images.shape[0], mask_key, axis_name)
-    seen = model.mask(model.tokenize(params, images), *drawn)
+    codes = images.astype(jnp.int32) if images.ndim == 2 else model.tokenize(params, images)
+    seen = model.mask(codes, *drawn)
     if model.paint_masked:
         painted = paint_tokens(model, images, seen["masked"])
         seen["ids"] = model.mask(model.tokenize(params, painted), *drawn)["ids"]

@@ -147,10 +147,16 @@ def teacher_views(
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """`{set: {"student", "teacher"}}`: what each sees, with one draw of T for both.
 
-    The teacher sees noise images of that kind in place of forget images.
+    The teacher sees noise images of that kind in place of forget images, or those of the batch, if it
+    brings "noise" of its own.
     """
     retain, forget = batch["retain"], batch["forget"]
-    drawn = batch_noise(retain, forget, rng, kind=noise, value_range=model.value_range, axis_name=axis_name)
+    if "noise" in batch:
+        drawn = batch["noise"]
+    else:
+        drawn = batch_noise(
+            retain, forget, rng, kind=noise, value_range=model.value_range, axis_name=axis_name
+        )
     retain_key, forget_key = corruption_keys(rng)
     seen = model.corrupt(frozen, retain, retain_key, axis_name)
     return {

@@ -1,0 +1,28 @@
+"""Timing several things in turns, so that what disturbs the machine disturbs all of them."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from tabulate import tabulate
+
+
+def in_turns(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """The seconds that each call returned, round by round; a first round, which warms up, is left out."""
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for number in range(rounds + 1):
+        for name, call in timed.items():
+            taken = call()
+            if number:
+                seconds[name].append(taken)
+    return seconds
+
+
+def table(seconds: Mapping[str, Sequence[float]], reference: str) -> str:
+    """One line a name: median and quartiles, and the median as a multiple of `reference`'s."""
+    unit = statistics.median(seconds[reference])
+    lines = []
+    for name, values in seconds.items():
+        first, median, third = statistics.quantiles(values, n=4, method="inclusive")
+        lines.append([name, median, first, third, median / unit])
+    header = ["", "seconds a step", "first quartile", "third quartile", "ratio"]
+    return tabulate(lines, header, tablefmt="github", floatfmt=".3f")

@@ -1,0 +1,117 @@
+"""Fixed steps of each family, recorded here and compared there.
+
+    python -m l2l_jax.portability record cpu.json
+    python -m l2l_jax.portability compare cpu.json                      # on another machine
+    python -m l2l_jax.portability compare cpu.json --dtype=bfloat16
+
+`record` writes losses, gradient norms, entries of gradients, parameters and features, and the codes of the
+tokenizer, from inputs and weights that NumPy draws. `compare` computes them again, with other devices,
+another dtype or another version of JAX, and prints by how much they differ and how much they may. It exits
+with 1 if something differs by more. See docs/portability.md.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from l2l_jax.command_line import run_program
+from l2l_jax.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message[:1].upper()}{message[1:]}. See --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m l2l_jax.portability", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("command", choices=("record", "compare"))
+    parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="the record, as JSON")
+    parser.add_argument("--devices", type=int, help="how many devices to use; default: all")
+    parser.add_argument("--parallel", default="jit", choices=("jit", "pmap"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument(
+        "--precision", default="highest", choices=("highest", "default"),
+        help="of float32 products; accelerators round at the default",
+    )  # fmt: skip
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Record, or compare and print a table.
+
+    Raises:
+      UserError: something differs by more than it may, or cannot be read or computed.
+    """
+    options = _parser().parse_args(argv[1:])
+    recorded = _read(options.file) if options.command == "compare" else None
+    record = compute(options.devices, options.parallel, options.dtype, options.precision)
+    from l2l_jax.collectives import is_writer, on_writer
+
+    if recorded is None:
+        on_writer(lambda: _write(options.file, record))
+        return
+    from l2l_jax.portability.comparison import compare, table
+
+    rows = compare(recorded, record)
+    if is_writer():
+        for where, one in (("recorded", recorded), ("here", record)):
+            print(f"{where}: {', '.join(f'{name} {value}' for name, value in one['facts'].items())}")
+        print(f"\n{table(rows)}\n")
+    wrong = [f"{row.quantity} of {row.case}" for row in rows if not row.holds]
+    if wrong:
+        error = UserError(
+            f"{len(wrong)} of {len(rows)} quantities differ by more than allowed: {', '.join(wrong)}."
+        )
+        error.known_to_all = True
+        raise error
+
+
+def compute(devices: int | None, parallel: str, dtype: str, precision: str) -> dict[str, Any]:
+    """A record: the facts of this machine and the figures of all cases.
+
+    Raises:
+      UserError: there are not so many devices, or they cannot share a batch.
+    """
+    import jax
+
+    from l2l_jax.portability.cases import ROWS, Setting
+
+    count = jax.device_count() if devices is None else devices
+    if not 0 < count <= jax.device_count() or ROWS % count:
+        raise UserError(
+            f"--devices={count}: there are {jax.device_count()}, and their number must divide {ROWS} images."
+        )
+    setting = Setting(count, parallel, dtype, precision)
+    device = jax.devices()[0]
+    facts = {
+        "platform": device.platform, "kind": device.device_kind, "devices": count, "parallel": parallel,
+        "dtype": dtype, "precision": precision, "jax": jax.__version__,
+    }  # fmt: skip
+    return {"facts": facts, "cases": setting.compute()}
+
+
+def _write(path: pathlib.Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record) + "\n")
+    print(f"Recorded in {path}.")
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+        return {"facts": record["facts"], "cases": record["cases"]}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no record of `python -m l2l_jax.portability record`.") from error
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv))

@@ -1,0 +1,165 @@
+"""What is computed: some steps of a small model of each family, from inputs that no device had a part in."""
+
+import dataclasses
+import zlib
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from l2l_jax.benchmark.layouts import open_bench
+from l2l_jax.config import Config, parse_config
+from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.training import sharding
+from l2l_jax.training.parallel import ParallelKind, make_parallel
+
+STEPS = 3
+ROWS = 16
+"""Retain images of a batch, and forget images: what the number of devices must divide."""
+ENTRIES = 16
+"""Of each array, evenly spaced."""
+
+Dtype = Literal["float32", "bfloat16"]
+Figures = dict[str, list[float]]
+
+SMALL = dict(width=32, depth=1, num_heads=4, decoder_width=32, decoder_depth=1, decoder_num_heads=4)
+MODELS: dict[str, dict[str, Any]] = {
+    "mae": dict(family="mae", image_size=16, patch_size=4, **SMALL),
+    "mage": dict(
+        family="mage", image_size=16, codebook_size=64, codebook_width=8, base_channels=16,
+        channel_multipliers=(1, 2), num_res_blocks=1, groups=4, blend_margin=0, blend_sigma=0.0, **SMALL,
+    ),
+    "palette": dict(
+        family="palette", image_size=16, inner_channel=16, channel_mults=(1, 2), res_blocks=1, attn_res=(2,),
+        num_head_channels=8, norm_groups=4, hole_bank_size=8,
+    ),
+}  # fmt: skip
+"""The model of each case."""
+
+
+def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figures:
+    """The figures of a case.
+
+    Args:
+      name: a key of `MODELS`.
+      mesh: the devices.
+      parallel: how the step runs on them.
+      dtype: that the model computes in.
+
+    Returns:
+      "loss", "retain", "forget" and "grad_norm" of every step; "moments" and "parameters": entries of the
+      gradient's moving average and of the trained parameters at the end; "features" before the first step;
+      "tokens": the codes of the retain images, of models with a tokenizer.
+    """
+    config = _config(name, dtype)
+    bench, model = open_bench(config, "unlearn"), config.model
+    params, runner = fixed_params(model), make_parallel(mesh, parallel)
+    step, arguments = bench.step(runner)
+    compiled = step.lower(*arguments).compile()
+    state = bench.state(params, mesh)
+    frozen = sharding.place({part: params[part] for part in bench.task.frozen}, mesh)
+    images = fixed_images(model)
+    found: Figures = {}
+    for _ in range(STEPS):
+        state, metrics = compiled(state, frozen, runner.rows(images))
+        for metric in ("loss", "retain", "forget", "grad_norm"):
+            found.setdefault(metric, []).append(float(metrics[metric]))
+    found["moments"] = _entries(optax.tree.get(state.opt_state, "mu"))
+    found["parameters"] = _entries(state.params)
+    return found | _without_training(model, params, images["retain"], mesh)
+
+
+def _without_training(model: ImageToImageModel, params: Params, images: np.ndarray, mesh: Mesh) -> Figures:
+    placed = sharding.place(params, mesh)
+    rows = sharding.shard_batch(images, mesh)
+
+    @jax.jit
+    def features(params, rows):
+        return model.encode(params["encoder"], model.corrupt(params, rows, jax.random.key(1)))
+
+    found = {"features": _entries(features(placed, rows))}
+    if model.tokens:
+        found["tokens"] = np.ravel(jax.device_get(jax.jit(model.tokenize)(placed, rows))).tolist()
+    return found
+
+
+def _config(name: str, dtype: Dtype) -> Config:
+    stage = dict(steps=STEPS + 1, batch_size=ROWS, learning_rate=1e-4)
+    model = {**MODELS[name], "dtype": dtype}
+    stages = ("tokenizer", "model") if name == "mage" else ("model",)
+    return parse_config(
+        {
+            "seed": 0,
+            "model": model,
+            "data": {"source": "digits", "forget": (1,), "retain": (0,)},
+            "pretrain": dict.fromkeys(stages, stage),
+            "unlearn": stage,
+            "evaluate": {"hole_width": 8},
+        }
+    )
+
+
+def fixed_params(model: ImageToImageModel) -> Params:
+    """Parameters by a rule of NumPy's: normal numbers of a generator that the array's path seeds.
+
+    Kernels have variance 1 / fan in, scales lie about 1, other vectors about 0; what is no float is the
+    model's own.
+    """
+    own = model.init(jax.random.key(0))
+
+    def leaf(path: Any, value: jax.Array) -> np.ndarray:
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            return np.asarray(value)
+        rng = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
+        normal = rng.standard_normal(value.shape, np.float32)
+        if value.ndim > 1:
+            return normal / np.float32(np.sqrt(np.prod(value.shape[:-1])))
+        return np.float32(getattr(path[-1], "key", "") == "scale") + np.float32(0.1) * normal
+
+    return jax.tree_util.tree_map_with_path(leaf, own)
+
+
+def fixed_images(model: ImageToImageModel) -> dict[str, np.ndarray]:
+    """Images of both sets in the model's range, float32."""
+    low, high = model.value_range
+    rng = np.random.default_rng(0)
+    shape = (ROWS, *model.image_shape)
+    return {
+        name: np.float32(low) + np.float32(high - low) * rng.random(shape, np.float32)
+        for name in ("retain", "forget")
+    }
+
+
+def _entries(tree: Any) -> list[float]:
+    """`ENTRIES` numbers of each array of a tree, or all of a smaller one."""
+    found = []
+    for leaf in jax.tree.leaves(jax.device_get(tree)):
+        flat = np.ravel(np.asarray(leaf, np.float32))
+        found += flat[np.linspace(0, flat.size - 1, min(ENTRIES, flat.size)).astype(int)].tolist()
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How the cases are computed.
+
+    Attributes:
+      devices: how many of those that there are.
+      parallel: "jit" or "pmap".
+      dtype: that the models compute in.
+      precision: of float32 products: "highest", or "default", which accelerators round for speed.
+    """
+
+    devices: int
+    parallel: ParallelKind = "jit"
+    dtype: Dtype = "float32"
+    precision: Literal["highest", "default"] = "highest"
+
+    def compute(self) -> dict[str, Figures]:
+        """The figures of all cases."""
+        mesh = sharding.make_mesh(jax.devices()[: self.devices])
+        with jax.default_matmul_precision(self.precision):
+            return {name: compute(name, mesh, self.parallel, self.dtype) for name in MODELS}

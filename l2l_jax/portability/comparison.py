@@ -1,0 +1,74 @@
+"""How far two records may differ, and whether they do."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from tabulate import tabulate
+
+from l2l_jax.portability.cases import Figures
+
+TOLERANCES = {
+    # quantity: float32 at full precision on both sides, otherwise
+    "loss": (1e-4, 0.05),
+    "retain": (1e-3, 0.3),
+    "forget": (1e-4, 0.05),
+    "grad_norm": (1e-3, 0.1),
+    "moments": (1e-3, 0.2),
+    "parameters": (1e-3, 2e-3),
+    "features": (1e-4, 0.1),
+    "tokens": (0.002, 0.1),
+}
+"""Greatest difference of any number of a quantity, as a share of the quantity's greatest number; of tokens:
+the share that may be others. The second column is for records of which one was rounded: computed in
+bfloat16, or with products of default precision on an accelerator. `retain` is the difference of nearly equal
+features, and the first to show rounding."""
+
+
+class Row(NamedTuple):
+    """A quantity of a case: how much it differs and how much it may."""
+
+    case: str
+    quantity: str
+    difference: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it differs by no more than it may; NaN does not."""
+        return self.difference <= self.tolerance
+
+
+def compare(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[Row]:
+    """The rows of two records, as `l2l_jax.portability.__main__` writes them."""
+    column = int(is_rounded(recorded["facts"]) or is_rounded(here["facts"]))
+    rows = []
+    for case, figures in recorded["cases"].items():
+        for quantity in (quantity for quantity in TOLERANCES if quantity in figures):
+            found = difference(quantity, figures[quantity], here["cases"][case].get(quantity, []))
+            rows.append(Row(case, quantity, found, TOLERANCES[quantity][column]))
+    return rows
+
+
+def is_rounded(facts: Mapping[str, Any]) -> bool:
+    """Whether a record was computed with less than float32 throughout."""
+    if facts["dtype"] != "float32":
+        return True
+    return facts["precision"] != "highest" and facts["platform"] != "cpu"
+
+
+def difference(quantity: str, recorded: Figures, here: Figures) -> float:
+    """How much a quantity differs; infinity where there are more or fewer numbers."""
+    a, b = np.asarray(recorded, np.float64), np.asarray(here, np.float64)
+    if a.shape != b.shape:
+        return float("inf")
+    if quantity == "tokens":
+        return float(np.mean(a != b))
+    return float(np.abs(a - b).max() / np.abs(a).max())
+
+
+def table(rows: list[Row]) -> str:
+    """All rows, those that do not hold marked."""
+    lines = [[*row, "" if row.holds else "DIFFERS"] for row in rows]
+    header = ["case", "quantity", "difference", "allowed", ""]
+    return tabulate(lines, header, tablefmt="github", floatfmt=".1e")

@@ -1,0 +1,105 @@
+"""Another number of devices and another dtype agree as far as stated, and what is wrong is found."""
+
+import copy
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.errors import UserError
+from l2l_jax.portability.__main__ import compute, main
+from l2l_jax.portability.comparison import TOLERANCES, compare, table
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def record():
+    return compute(1, "jit", "float32", "highest")
+
+
+def test_a_record_holds_all_quantities(record):
+    assert set(record["cases"]) == {"mae", "mage", "palette"}
+    for name, figures in record["cases"].items():
+        assert set(figures) == set(TOLERANCES) - ({"tokens"} if name != "mage" else set())
+        assert all(np.isfinite(values).all() and np.any(values) for values in figures.values())
+        assert len(figures["loss"]) == 3
+    assert len(set(record["cases"]["mage"]["tokens"])) > 8  # of 64 codes
+    assert record["facts"]["devices"] == 1 and record["facts"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_eight_devices(record, parallel):
+    rows = compare(record, compute(8, parallel, "float32", "highest"))
+    assert all(row.holds for row in rows), table(rows)
+    assert {row.tolerance for row in rows} == {float32 for float32, _ in TOLERANCES.values()}
+
+
+def test_bfloat16(record):
+    rows = compare(record, compute(1, "jit", "bfloat16", "highest"))
+    assert all(row.holds for row in rows), table(rows)
+    strict = {quantity: float32 for quantity, (float32, _) in TOLERANCES.items()}
+    features = [row for row in rows if row.quantity == "features"]
+    assert all(row.difference > strict["features"] for row in features)  # it was bfloat16
+
+
+@pytest.mark.parametrize(
+    ("quantity", "change"),
+    [
+        ("loss", lambda values: [1.001 * value for value in values]),
+        ("moments", lambda values: [-value for value in values]),
+        ("features", lambda values: [float("nan"), *values[1:]]),
+        ("parameters", lambda values: values[1:]),
+        ("tokens", lambda values: [value + (i % 100 == 0) for i, value in enumerate(values)]),
+    ],
+)
+def test_a_difference_is_found(record, quantity, change):
+    other = copy.deepcopy(record)
+    other["cases"]["mage"][quantity] = change(other["cases"]["mage"][quantity])
+    wrong = [(row.case, row.quantity) for row in compare(record, other) if not row.holds]
+    assert wrong == [("mage", quantity)]
+
+
+def test_the_program(record, tmp_path, capsys, monkeypatch):
+    computed = []
+
+    def once(*how):
+        computed.append(how)
+        return record
+
+    monkeypatch.setattr("l2l_jax.portability.__main__.compute", once)
+    path = tmp_path / "record.json"
+    main(["portability", "record", str(path), "--devices=2", "--dtype=bfloat16"])
+    assert computed == [(2, "jit", "bfloat16", "highest")]
+    main(["portability", "compare", str(path)])
+    assert "| palette | grad_norm" in " ".join(capsys.readouterr().out.split())
+    changed = json.loads(path.read_text())
+    changed["cases"]["mae"]["loss"][0] *= 2
+    path.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="1 of 22 quantities differ by more than allowed: loss of mae"):
+        main(["portability", "compare", str(path)])
+
+
+def test_mistakes(tmp_path):
+    with pytest.raises(UserError, match="--devices=3: there are 8, and their number must divide 16 images"):
+        compute(3, "jit", "float32", "highest")
+    with pytest.raises(UserError, match="missing.json cannot be read"):
+        main(["portability", "compare", str(tmp_path / "missing.json")])
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(UserError, match="other.json is no record"):
+        main(["portability", "compare", str(tmp_path / "other.json")])
+    with pytest.raises(UserError, match="Argument --dtype: invalid choice: 'float64'"):
+        main(["portability", "record", "x.json", "--dtype=float64"])
+
+
+def test_the_documentation_has_these_tolerances():
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "portability.md").read_text()
+    for quantity, (exact, otherwise) in TOLERANCES.items():
+        assert f"| `{quantity}` | {exact:g} | {otherwise:g} |" in text
