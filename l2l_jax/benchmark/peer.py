@@ -1,7 +1,7 @@
-"""Our MAE unlearning step beside the same one in PyTorch, on `transformers`' ViTMAE.
+r"""Our MAE unlearning step beside the same one in PyTorch, on `transformers`' ViTMAE.
 
     pip install -e '.[test-torch]'
-    python -m l2l_jax.benchmark peer --config=configs/mae.py --config.model.variant=vit_base_patch16 \\
+    python -m l2l_jax.benchmark peer --config=configs/mae.py --config.model.variant=vit_base_patch16 \
         --config.model.dtype=float32 --config.unlearn.batch_size=8
 
 Each side has a process of its own with the same number of threads, the same setting of malloc and the same

@@ -69,7 +69,7 @@ CONVOLUTIONS = {
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_like_flax(name):
-    x, _ = arrays(2, 8, 8, 4, 6)
+    x, _ = arrays(2, 16, 16, 4, 6)
     ours, flax = Conv(6, **CONVOLUTIONS[name]), nn.Conv(6, **CONVOLUTIONS[name])
     variables = flax.init(jax.random.key(0), x)
     assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, variables)
@@ -82,8 +82,8 @@ def test_like_flax(name):
         np.testing.assert_allclose(leaf, wanted, rtol=1e-4, atol=1e-4)
 
 
-def operations(platform):
-    x, _ = arrays(2, 8, 8, 4, 6)
+def operations(platform, side=16):
+    x, _ = arrays(2, side, side, 4, 6)
     variables = Conv(6, (3, 3)).init(jax.random.key(0), x)
     gradient = jax.jit(jax.grad(lambda v: jnp.sin(Conv(6, (3, 3)).apply(v, x)).sum()))
     text = gradient.trace(variables).lower(lowering_platforms=(platform,)).as_text()
@@ -94,6 +94,7 @@ def test_the_platform_decides_what_is_compiled():
     assert operations("cpu") == (1, 1)
     assert operations("tpu") == (2, 0)
     assert operations("cuda") == (2, 0)
+    assert operations("cpu", side=15) == (2, 0)  # small images stay as they are
 
 
 def split_over_a_mesh(loss, kernel, x):
@@ -128,6 +129,7 @@ def rematerialised(loss, kernel, x):
 @pytest.mark.parametrize("how", [split_over_a_mesh, shard_mapped, pmapped, rematerialised])
 def test_on_many_devices(how, parts, monkeypatch):
     x, _ = arrays(16, 4, 4, 3, 5)
+    monkeypatch.setattr(convolution, "FROM_PLACES", 1)
     devices = 8 if how in (shard_mapped, pmapped) else 1
     monkeypatch.setattr(convolution, "COPIES_BYTES", 16 // devices // parts * 4 * 4 * 9 * 3 * 4)
     kernel = np.random.default_rng(1).standard_normal((3, 3, 3, 5)).astype(np.float32)
