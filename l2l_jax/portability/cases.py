@@ -97,7 +97,7 @@ def _config(name: str, dtype: Dtype) -> Config:
             "data": {"source": "digits", "forget": (1,), "retain": (0,)},
             "pretrain": dict.fromkeys(stages, stage),
             "unlearn": stage,
-            "evaluate": {"hole_width": 8},
+            "evaluate": {},
         }
     )
 
