@@ -282,7 +282,7 @@ def _mean(losses: jax.Array, where: jax.Array | None, axis_name: str | None) -> 
         return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
     total, count = jnp.where(_fitted(where, losses.shape), losses, 0).sum(), where.sum()
     if axis_name is not None:  # devices may have different counts
-        total, count = jax.lax.psum((total, count), axis_name)
+        total, count = jax.lax.psum(total, axis_name), jax.lax.psum(count, axis_name)
     return total / jnp.maximum(count, 1)
 
 
