@@ -1,7 +1,6 @@
 """What an encoder makes of images, layer by layer, pooled over places."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -69,13 +68,19 @@ class Features:
     def __init__(self, model: ImageToImageModel, batch_size: int, seed: int):
         if getattr(model, "remat", False):  # what is computed twice cannot be looked into
             model = dataclasses.replace(model, remat=False)
-        self._blocks = Blockwise(functools.partial(layers, model), batch_size, seed)
+        self._order: list[str] = []
+
+        def compute(params, images, rng):
+            found = layers(model, params, images, rng)
+            self._order[:] = found  # JAX sorts the names of what it returns
+            return found
+
+        self._blocks = Blockwise(compute, batch_size, seed)
 
     def __call__(self, params: Params, images: ImageSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Features `[image, feature]` by layer, and class ids `[image]`, of images that can be decoded."""
+        """Features `[image, feature]` by layer, in the encoder's order, and class ids `[image]`."""
         blocks = [(found, good.labels) for good, found in self._blocks(params, images)]
-        names = blocks[0][0]
-        features = {name: np.concatenate([found[name] for found, _ in blocks]) for name in names}
+        features = {name: np.concatenate([found[name] for found, _ in blocks]) for name in self._order}
         return features, np.concatenate([labels for _, labels in blocks])
 
 

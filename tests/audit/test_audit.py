@@ -17,22 +17,25 @@ from l2l_jax.audit.examination import Examiner
 from l2l_jax.audit.run import check_yardstick
 from l2l_jax.data.splits import training_sets
 from l2l_jax.errors import UserError
+from l2l_jax.evaluation import encoder_features
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.report_text import sentences
 from l2l_jax.training import sharding
 from l2l_jax.weights.store import save_model
 from tests.audit.models import Memory, config, remembering
+from tests.compiling import quick_jit
 
 TINY = dict(width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)
 QUICK = dict(steps=4, decoder_steps=1, shot_steps=2, shots=(5,), batch_size=8)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Fewer devices compile faster; other tests show that their number does not matter."""
+def quick():
+    """One device, which compiles faster, and few points to embed."""
     mesh = sharding.make_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda **_: mesh)
+        patch.setattr(encoder_features, "EMBEDDED", 10)
         yield
 
 
@@ -133,11 +136,12 @@ def tiny(**audit):
     settings = config(**{**QUICK, **audit})
     unlearn = dataclasses.replace(settings.unlearn, steps=2, batch_size=8, warmup_steps=1)
     model = dataclasses.replace(settings.model, **TINY)
-    return dataclasses.replace(settings, model=model, unlearn=unlearn)
+    evaluate = dataclasses.replace(settings.evaluate, features="none")
+    return dataclasses.replace(settings, model=model, unlearn=unlearn, evaluate=evaluate)
 
 
 def parameters(seed):
-    return jax.device_get(jax.jit(tiny().model.init)(jax.random.key(seed)))
+    return jax.device_get(quick_jit(tiny().model.init)(jax.random.key(seed)))
 
 
 def card(settings):
