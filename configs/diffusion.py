@@ -61,6 +61,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         test_fraction=0.2,  # held out for testing, where the source has no test images of its own
         validation_fraction=0.0,  # of the training images: none, the recipe trains on all 5,000
         retain_ratio=1.0,  # share of the retain images that may be used
+        retain_images="real",  # or generated: the original model makes them, from the proxies or from noise
+        generated_count=0,  # how many; 0: one for each proxy or image to forget
         crop="resize",  # or centre, random
         crop_scale=(0.2, 1.0),  # share of the area
         crop_ratio=(3 / 4, 4 / 3),  # width / height
@@ -98,6 +100,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         budget_every=50, budget_images=200,  # steps between measurements, validation images of each set
         budget_rate=6.0,  # how fast the weight of forgetting follows
         token_bank=0, noise_bank=0,  # views of an image, noise images, whose codes are computed once; 0: none
+        saliency=1.0,  # share of the weights, with the largest forget gradient, that may change; 1: all
+        saliency_reset=False,  # start from fresh values of these weights
+        adapter="", adapter_rank=8,  # train beside the weights: lora or norms; "": the weights themselves
         steps=5208,  # 2 epochs of 250,000 retain and 250,000 forget images
         **training,
     ))

@@ -65,6 +65,8 @@ def get_config() -> ml_collections.ConfigDict:
         train_per_class=0, test_per_class=0,  # images; 0: all
         general=(), general_images=0,  # classes of neither set that are tested, too; or rest
         retain_ratio=1.0,  # share of the retain images that may be used
+        retain_images="real",  # or generated: the original model makes them, from the proxies or from noise
+        generated_count=0,  # how many; 0: one for each proxy or image to forget
         test_fraction=0.2,  # held out where the source has no test images; the digits have
         validation_fraction=0.15,  # of the training images: kept for choosing settings
         crop="resize", crop_scale=(0.2, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=False,  # of files
@@ -119,6 +121,9 @@ def get_config() -> ml_collections.ConfigDict:
         budget_every=30, budget_images=200,  # steps between measurements, validation images of each set
         budget_rate=6.0,  # how fast the weight of forgetting follows
         token_bank=0, noise_bank=0,  # views of an image, noise images, whose codes are computed once; 0: none
+        saliency=1.0,  # share of the weights, with the largest forget gradient, that may change; 1: all
+        saliency_reset=False,  # start from fresh values of these weights
+        adapter="", adapter_rank=8,  # train beside the weights: lora or norms; "": the weights themselves
         steps=500,
         batch_size=32,  # of retain and of forget images each
         learning_rate=4e-3,

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import pydantic
 
 from l2l_jax.audit.config import AuditConfig
-from l2l_jax.data.config import DataConfig
+from l2l_jax.data.config import DataConfig, Share
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.config import EvaluationConfig
 from l2l_jax.evaluation.tasks import budget_task
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.models.registry import FAMILIES, VARIANTS
-from l2l_jax.objectives.methods import METHODS, Method, option_names
+from l2l_jax.objectives.adapters import AdapterKind
+from l2l_jax.objectives.methods import Method, all_options, make_task
 from l2l_jax.objectives.noise import NoiseKind
 from l2l_jax.objectives.targets import TargetKind
 from l2l_jax.training.optimizer import TrainingConfig
@@ -58,6 +59,13 @@ class UnlearningConfig(TrainingConfig):
         codes are computed before the first step, after which no pixels are read; 0: images are tokenised in
         every step. See `l2l_jax.token_bank`.
       noise_bank: the same for so many of the teacher's noise images; `token_bank` needs it.
+      saliency: of any method: share of the trained weights, those with the largest gradient of the forget
+        loss, that may change; 1: all, see `l2l_jax.objectives.saliency`.
+      saliency_reset: start from fresh values of these weights.
+      adapter: of methods that start from the original weights: train a small adapter beside them, "lora"
+        (low-rank factors of the kernels) or "norms" (scales and biases of norms), see
+        `l2l_jax.objectives.adapters`; "": the weights themselves.
+      adapter_rank: of "lora": columns of the factors.
     """
 
     method: Method = "encoder"
@@ -78,6 +86,10 @@ class UnlearningConfig(TrainingConfig):
     budget_rate: Annotated[float, pydantic.Field(gt=0)] = 6.0
     token_bank: Annotated[int, pydantic.Field(ge=0)] = 0
     noise_bank: Annotated[int, pydantic.Field(ge=0)] = 0
+    saliency: Share = 1.0
+    saliency_reset: bool = False
+    adapter: AdapterKind = ""
+    adapter_rank: Annotated[int, pydantic.Field(ge=1)] = 8
 
     def __post_init__(self):
         super().__post_init__()
@@ -107,7 +119,7 @@ class UnlearningConfig(TrainingConfig):
     @property
     def options(self) -> dict[str, Any]:
         """The options of methods, for `l2l_jax.objectives.methods.make_task`."""
-        names = set().union(*map(option_names, METHODS))
+        names = all_options()
         return {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in names
         }
@@ -216,6 +228,10 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
         raise UserError(
             f"config.unlearn.noise_bank and token_bank keep a tokenizer's codes, but {reason}: set both to 0."
         )
+    try:
+        make_task(config.unlearn.method, config.model, **config.unlearn.options)
+    except ValueError as error:
+        raise UserError(f"config.unlearn: {error}.") from None
     return config
 
 

@@ -17,13 +17,16 @@ from l2l_jax.config import Config, UnlearningConfig
 from l2l_jax.data import splits
 from l2l_jax.data.pipeline import TrainingBatches, training_batches
 from l2l_jax.data.records import Source
-from l2l_jax.data.transforms import Transform
+from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.encoder_features import test_features
 from l2l_jax.evaluation.evaluate import Evaluation
+from l2l_jax.evaluation.image_set import ImageSet
 from l2l_jax.evaluation.report import write_report
+from l2l_jax.generation import generate
 from l2l_jax.lineage import budget_reference, first_of_line
 from l2l_jax.models.base import Params
+from l2l_jax.objectives.adapters import ADAPTER, Adapter
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import Task, pretraining_task
 from l2l_jax.token_bank import banked_task, open_bank
@@ -33,7 +36,8 @@ from l2l_jax.training.loop import train
 from l2l_jax.training.metric_writers import read_metrics
 from l2l_jax.training.optimizer import TrainingConfig
 from l2l_jax.validation import retain_budget
-from l2l_jax.weights.store import load_params, save_model
+from l2l_jax.weights import adapter_files
+from l2l_jax.weights.store import fingerprint, load_params, save_model
 from l2l_jax.weights.transfer import load_pretrained, original_weights
 from l2l_jax.workdir import Workdir
 
@@ -126,6 +130,8 @@ def training_sets(config: Config, source: Source) -> splits.Split:
     """The training images to retain, or their proxies, and to forget."""
     sets = splits.training_sets(config.data, source, config.model.image_size)
     kind = "proxies" if config.data.proxy else "to retain"
+    if config.data.retain_images == "generated":
+        kind = f"{'proxies' if config.data.proxy else 'noise images'} to generate from"
     logger.info("Training images: %d %s, %d to forget", len(sets.retain), kind, len(sets.forget))
     return sets
 
@@ -206,6 +212,8 @@ def unlearned_params(
         "original_weights": from_writer(lambda: original_weights(shipped.resolved(str(newest)))),
         "first_original": from_writer(lambda: first_of_line(newest)),
     }
+    if config.data.retain_images == "generated":
+        sets = sets._replace(retain=generated_images(config, folders, original, sets.retain))
     task = make_task(how.method, config.model, **how.options)
     if task.phases is not None:
         facts["phases"] = run_phases(config, phases or folders.unlearn, original, sets, devices)
@@ -220,8 +228,34 @@ def unlearned_params(
     )  # fmt: skip
     if budget is not None:
         facts["retain_budget"] = _told(budget.outcome(), how)
-    save_model(folders.unlearned, params, _card(config, f"unlearned by the method {how.method}") | facts)
+    adapter = params.pop(ADAPTER, None)
+    beside = {} if adapter is None else {adapter_files.FILE: _adapter_file(config, adapter, original, facts)}
+    card = _card(config, f"unlearned by the method {how.method}") | facts
+    save_model(folders.unlearned, params, card, beside=beside)
     return params
+
+
+def generated_images(config: Config, folders: Workdir, original: Params, starts: Source) -> Source:
+    """What the original model makes of proxies or noise; taken from the workdir if it lies there."""
+    model, data = config.model, config.data
+    how = Transform(data.proxy_transform, model.image_size, training=False)
+    images = ImageSet(
+        starts, how, model.value_range, max_bad_fraction=data.max_bad_fraction, name="images to generate from"
+    )
+    seed = _stage_seed(config.seed, 2000)
+    return generate(
+        model, original, images, folders.generated, batch_size=config.evaluate.batch_size, seed=seed
+    )
+
+
+def _adapter_file(config: Config, adapter: Adapter, original: Params, facts: Mapping[str, Any]) -> bytes:
+    """The content of the file that turns the original model into the unlearned one."""
+    how = config.unlearn
+    card = {
+        **config.describe("family", "model"), **facts, "method": how.method, "adapter": how.adapter,
+        "adapter_rank": how.adapter_rank, "base": fingerprint(original, config.model.generative_parts),
+    }  # fmt: skip
+    return adapter_files.adapter_bytes(adapter, card)
 
 
 def run_phases(
@@ -295,7 +329,11 @@ def _batches(
         )
         error.known_to_all = True
         raise error
-    how = {"retain": data.proxy_transform} if data.proxy else {}
+    how = {}
+    if data.retain_images == "generated":
+        how = {"retain": TransformConfig(flip=data.flip)}  # they are squares of the right size already
+    elif data.proxy:
+        how = {"retain": data.proxy_transform}
     return training_batches(
         sets, training.batch_size, value_range=config.model.value_range, seed=config.seed,
         transforms={of: Transform(how.get(of, data), size, training=True) for of in sets},

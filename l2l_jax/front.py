@@ -131,6 +131,11 @@ class _Cells:
         self._config, self._folder = config, workdir / "front"
         folders = Workdir(workdir, config)
         with agreement():
+            if config.data.retain_images == "generated":
+                raise UserError(
+                    "compare --front trains on given images: config.data.retain_images must be 'real', "
+                    "not 'generated'."
+                )
             self._evaluation = Evaluation(config, folders.evaluation)
             self._sets = experiment.training_sets(config, self._evaluation.train)
             self._sources = _measured_sources(config)

@@ -75,7 +75,8 @@ def retrain(
     retained = validation_sets(config.data, validation).retain
     limit = hole_errors(config, original, retained).mean()
     source = open_source(config.data, "train", config.model.image_size)
-    without_forget = training_sets(config.data, source, config.model.image_size).retain
+    data = dataclasses.replace(config.data, retain_images="real")
+    without_forget = training_sets(data, source, config.model.image_size).retain
     tried = []
     for length in lengths:
         stages = {

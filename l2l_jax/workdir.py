@@ -20,7 +20,7 @@ IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction", "g
 """Fields that may change between a run and its continuation; besides `model.remat` and the devices."""
 
 ORIGINAL = ("pretrain", "pretrained")
-UNLEARNED = ("unlearn", "unlearned")
+UNLEARNED = ("unlearn", "unlearned", "generated", "generated.unfinished")
 
 SHARED_WITHIN = 15.0
 """Seconds in which what one host writes must be seen by the others: longer than NFS caches a folder."""
@@ -31,6 +31,7 @@ class Workdir:
 
         pretrain/<stage>/   checkpoints and scalars of pretraining
         pretrained/         the original model
+        generated/          images that stand in for retain images, if the original model made any
         unlearn/            checkpoints and scalars of unlearning
         unlearned/          the unlearned model
         evaluation/         what was observed of each image; figures.json of `l2l_jax.evaluate`
@@ -50,6 +51,7 @@ class Workdir:
         self.folder = folder
         self.pretrain = folder / "pretrain"
         self.pretrained = folder / "pretrained"
+        self.generated = folder / "generated"
         self.unlearn = folder / "unlearn"
         self.unlearned = folder / "unlearned"
         self.evaluation = folder / "evaluation"

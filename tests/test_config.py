@@ -54,6 +54,11 @@ def changed(name, value):
         ("unlearn.retain_budget", 0.9, "config.unlearn.retain_budget is 0.9, but should be greater than or"),
         ("unlearn.budget_every", 0, "config.unlearn.budget_every is 0"),
         ("unlearn.epsilon_ratio", 1.5, "config.unlearn.epsilon_ratio is 1.5"),
+        ("unlearn.saliency", 0, "config.unlearn.saliency is 0, but should be greater than 0"),
+        ("unlearn.adapter", "dora", "config.unlearn.adapter is 'dora'.*'lora' or 'norms'"),
+        ("unlearn.adapter_rank", 0, "config.unlearn.adapter_rank is 0"),
+        ("data.retain_images", "none", "config.data.retain_images is 'none'.*'real' or 'generated'"),
+        ("data.generated_count", -1, "config.data.generated_count is -1"),
         ("unlearn.steps", 0, "config.unlearn: steps must be at least 1, not 0"),
         ("unlearn.batch_size", 2.5, "config.unlearn.batch_size is 2.5"),
         ("model.family", "vae", "config.model.family is 'vae'; known: .*mae"),
@@ -112,6 +117,14 @@ def test_a_budget_has_a_weight_to_move():
         parse_config(config)
     config["unlearn"]["method"] = "epsilon"
     assert parse_config(config).unlearn.weight == 0.5
+
+
+def test_an_adapter_goes_with_the_original_weights_alone():
+    config = changed("unlearn.adapter", "lora")
+    with pytest.raises(UserError, match="config.unlearn: .* saliency must be 1"):
+        parse_config(config | {"unlearn": config["unlearn"] | {"saliency": 0.5}})
+    with pytest.raises(UserError, match="config.unlearn: .* this method starts from others"):
+        parse_config(config | {"unlearn": config["unlearn"] | {"method": "undo"}})
 
 
 def test_missing_sections_and_fields_are_named():

@@ -58,8 +58,7 @@ class Bench:
         )  # fmt: skip
         params = self.shapes()
         state = jax.eval_shape(
-            lambda p: create_state(p, optimizer, ema=how.ema_decay > 0),
-            {part: params[part] for part in self.task.trained},
+            lambda p: create_state(self._trained(p), optimizer, ema=how.ema_decay > 0), params
         )
         frozen = {part: params[part] for part in self.task.frozen}
         return parallel.compile(step), (
@@ -75,10 +74,13 @@ class Bench:
         step, arguments = self.step(one)
         return float(step.lower(*arguments).cost_analysis()["flops"])
 
+    def _trained(self, params: Params) -> Params:
+        return self.task.initial(params, jax.random.key(0))
+
     def state(self, params: Params, mesh: Mesh) -> TrainState:
         """The state before the first step, on the devices."""
         how = self.training
-        trained = sharding.place({part: params[part] for part in self.task.trained}, mesh)
+        trained = sharding.place(self._trained(params), mesh)
         return placed_state(trained, make_optimizer(how), mesh, ema=how.ema_decay > 0)
 
     def halves(self, parallel: Parallel) -> dict[str, Callable]:

@@ -1,7 +1,7 @@
 """Which images, which of them are forgotten, and which are retained."""
 
 import dataclasses
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
@@ -102,6 +102,10 @@ class DataConfig(SourceConfig, LoadingConfig):
         of `retain` themselves. The evaluation is on `retain` in any case, so the classes to spare
         are named there, not replaced. Proxies may be some of the classes of `retain`, but none of
         `forget`.
+      retain_images: "real", or "generated": the original model makes images that stand in for the retain
+        images while unlearning, see `l2l_jax.generation`; from the proxies if there are any, else from noise.
+        The evaluation is on real images of `retain` in any case.
+      generated_count: how many images it makes; 0: as many as there are proxies, or images to forget.
       train_per_class: training images of each class, a fixed random choice; 0: all. The paper has 120
         (ImageNet-1K) and 5,000 (Places-365).
       test_per_class: test images of each class; 0: all. The paper has 50 and 100.
@@ -120,6 +124,8 @@ class DataConfig(SourceConfig, LoadingConfig):
     general: Classes = ()
     general_images: Count = 0
     retain_ratio: Share = 1.0
+    retain_images: Literal["real", "generated"] = "real"
+    generated_count: Count = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -127,4 +133,9 @@ class DataConfig(SourceConfig, LoadingConfig):
             raise ValueError(
                 f"retain_ratio {self.retain_ratio:g} is a share of the retain images, all of which the "
                 "proxies replace; leave out one of the two"
+            )
+        if self.retain_images == "generated" and self.retain_ratio != 1:
+            raise ValueError(
+                f"retain_ratio {self.retain_ratio:g} is a share of the retain images, none of which is used "
+                "where retain_images is 'generated'; leave out one of the two"
             )

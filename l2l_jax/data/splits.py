@@ -9,6 +9,7 @@ import numpy as np
 
 from l2l_jax.data.class_names import class_ids
 from l2l_jax.data.config import OTHER_SOURCES, REST, DataConfig, ProxyConfig
+from l2l_jax.data.generated import NoiseImages
 from l2l_jax.data.records import Mixture, Source, Subset
 from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
@@ -95,6 +96,8 @@ def validation_sets(data: DataConfig, source: Source) -> Split:
 def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
     """The training images to retain, or their proxies, and to forget.
 
+    Where the original model is to make the retain images, these are the images that it starts from.
+
     Args:
       data: which classes, how many images of each, and what stands in for the retain images.
       source: the training images of `data`'s source; none is decoded.
@@ -102,13 +105,17 @@ def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
 
     Raises:
       UserError: an unknown class (the nearest names are given), a class to forget among the
-        others, an empty set, or a class with too few images.
+        others, an empty set, a class with too few images, or too few proxies.
     """
     ids = _named_classes(source.class_names, data)
     count = _Count(data.train_per_class, "config.data.train_per_class", "training")
     forget = _select(source, ids["forget"], "forget", count)
     if data.proxy:
         retain = _proxies(data, source, ids, count, image_size)
+        if data.retain_images == "generated":
+            retain = _first(retain, data.generated_count)
+    elif data.retain_images == "generated":
+        retain = NoiseImages(data.generated_count or len(forget), image_size, CHOICE)
     else:
         retain = _select(source, ids["retain"], "retain", count._replace(share=data.retain_ratio))
     return Split(retain, forget)
@@ -222,6 +229,18 @@ def _proxies(
     for name, proxies in sources.items():
         logger.info("Proxies: %d images of %s", len(proxies), name)
     return Mixture(sources, weights) if len(sources) > 1 else next(iter(sources.values()))
+
+
+def _first(proxies: Source, count: int) -> Source:
+    """A fixed choice of `count` proxies; 0: all."""
+    if count > len(proxies):
+        raise UserError(
+            f"config.data.generated_count is {count}, but there are {len(proxies)} proxies to start from; 0 "
+            "takes all."
+        )
+    if not count:
+        return proxies
+    return Subset(proxies, np.sort(np.random.default_rng(CHOICE).permutation(len(proxies))[:count]))
 
 
 def _proxy_source(

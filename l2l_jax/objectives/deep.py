@@ -1,5 +1,7 @@
 """Methods that change the whole model, so that what it forgot does not come back with ordinary training."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -84,8 +86,26 @@ def undo_task(
         imitated = model.imitation_loss(student, rows["seen"], rows["imitated"])
         return (1 - distill) * truth + distill * imitated
 
+    return Task(
+        trained=model.generative_parts,
+        frozen=(*(model.generative_parts if distill else ()), *model.corruption_parts),
+        sets=("retain", "forget"),
+        prepare=prepare,
+        losses=losses,
+        start=perturbed_start(model, perturb) if perturb else None,
+    )
+
+
+def perturbed_start(model: ImageToImageModel, perturb: float) -> Callable[[Params, jax.Array], Params]:
+    """`Task.start`: (1 − p) · θ_0 + p · fresh weights, for encoder and decoder.
+
+    Args:
+      model: the model.
+      perturb: p in [0, 1].
+    """
+
     def start(params: Params, rng: jax.Array) -> Params:
-        fresh = model.init(jax.random.fold_in(rng, 1))
+        fresh = jax.jit(model.init)(jax.random.fold_in(rng, 1))
         parts = {part: (params[part], fresh[part]) for part in model.generative_parts}
         mixed = {
             part: jax.tree.map(lambda x, y: (1 - perturb) * jnp.asarray(x) + perturb * y, *pair)
@@ -93,14 +113,7 @@ def undo_task(
         }
         return {**params, **mixed}
 
-    return Task(
-        trained=model.generative_parts,
-        frozen=(*(model.generative_parts if distill else ()), *model.corruption_parts),
-        sets=("retain", "forget"),
-        prepare=prepare,
-        losses=losses,
-        start=start if perturb else None,
-    )
+    return start
 
 
 def relearn_aware_task(

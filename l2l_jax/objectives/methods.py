@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.objectives.adapters import AdapterKind, adapted_task
 from l2l_jax.objectives.baselines import (
     encoder_task,
     max_loss_task,
@@ -14,6 +15,7 @@ from l2l_jax.objectives.baselines import (
 )
 from l2l_jax.objectives.constrained import epsilon_task
 from l2l_jax.objectives.deep import relearn_aware_task, undo_task, whole_task
+from l2l_jax.objectives.saliency import salient_task
 from l2l_jax.objectives.task import Task
 
 Method = Literal[
@@ -43,26 +45,40 @@ METHODS: dict[str, Callable[..., Task]] = {
 builder takes the model and those of the options of `l2l_jax.config.UnlearningConfig` that it names."""
 
 
-def make_task(method: Method, model: ImageToImageModel, **options: Any) -> Task:
+def make_task(
+    method: Method, model: ImageToImageModel, *, saliency: float = 1.0, saliency_reset: bool = False,
+    adapter: AdapterKind = "", adapter_rank: int = 8, **options: Any,
+) -> Task:  # fmt: skip
     """The task of unlearning by a method.
 
     Args:
       method: a key of `METHODS`.
       model: the model.
-      **options: of any method, such as `noise` or `target`; those that this one does not name are not used.
+      saliency, saliency_reset: of any method, see `l2l_jax.objectives.saliency.salient_task`.
+      adapter, adapter_rank: of any method, see `l2l_jax.objectives.adapters.adapted_task`; "": none.
+      **options: of methods, such as `noise` or `target`; those that this one does not name are not used.
 
     Raises:
-      ValueError: an unknown method, or an option that no method has.
+      ValueError: an unknown method, an option that no method has, or one out of range; options that do not go
+        together.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    unknown = set(options) - set().union(*map(option_names, METHODS))
+    unknown = set(options) - all_options()
     if unknown:
         raise ValueError(f"no method has an option {min(unknown)!r}")
     own = {name: value for name, value in options.items() if name in option_names(method)}
-    return METHODS[method](model, **own)
+    task = salient_task(METHODS[method](model, **own), model, saliency, reset=saliency_reset)
+    return adapted_task(task, adapter, adapter_rank) if adapter else task
 
 
 def option_names(method: str) -> tuple[str, ...]:
-    """The options that a method has."""
+    """The options that a method has of its own."""
     return tuple(inspect.signature(METHODS[method]).parameters)[1:]
+
+
+def all_options() -> set[str]:
+    """The names of all options that `make_task` takes."""
+    parameters = inspect.signature(make_task).parameters.values()
+    common = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    return common.union(*map(option_names, METHODS))

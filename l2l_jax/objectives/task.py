@@ -61,6 +61,11 @@ class Phases(NamedTuple):
     settle: Callable[[Mapping[str, Mapping[str, float]]], GradientRule]
 
 
+def replaced(params: Params, trained: Params) -> Params:
+    """All parts, the trained ones in place of the original ones."""
+    return {**params, **trained}
+
+
 class Task(NamedTuple):
     """Losses over batches `{set: images}`, in two steps, so that a batch can be split in between.
 
@@ -78,6 +83,9 @@ class Task(NamedTuple):
       phases: runs that come first, and set `gradients`; None: there are none.
       start: `(params, rng) -> params`: the parameters to start from, given the original ones, all parts;
         None: the original ones.
+      saliency: share of the trained weights that may change, see `l2l_jax.objectives.saliency`; the others
+        keep their original values, whatever the start is.
+      merge: `(params, trained) -> params`: the model that training gives, all parts as host arrays.
     """
 
     trained: tuple[str, ...]
@@ -89,6 +97,13 @@ class Task(NamedTuple):
     gradients: GradientRule = WeightedSum()
     phases: Phases | None = None
     start: Callable[[Params, jax.Array], Params] | None = None
+    saliency: float = 1.0
+    merge: Callable[[Params, Params], Params] = replaced
+
+    def initial(self, params: Params, rng: jax.Array) -> Params:
+        """The trained parts before the first step, given all parts of the original model."""
+        started = params if self.start is None else self.start(params, rng)
+        return {part: started[part] for part in self.trained}
 
 
 def total_loss(

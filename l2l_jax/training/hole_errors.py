@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.objectives.adapters import without_adapter
 from l2l_jax.training.parallel import Parallel
 
 
@@ -32,6 +33,8 @@ class HoleErrors:
         hole = np.asarray(hole, bool)
 
         def measure(params, rows):
+            params = without_adapter(params)
+
             def restored(image, number):
                 rng = jax.random.fold_in(jax.random.key(seed), number)
                 return model.restore(params, image[None], hole, rng)[0]
@@ -44,7 +47,8 @@ class HoleErrors:
         self._chunks = [parallel.rows(chunk) for chunk in _chunks(images, rows, parallel.mesh.size)]
 
     def start(self, params: Params) -> list[jax.Array]:
-        """Start to measure a model of which all parts lie on the devices; they may then be donated."""
+        """Start to measure a model of which all parts lie on the devices, an adapter among them if there is
+        one; they may then be donated."""
         return [self._measure(params, chunk) for chunk in self._chunks]
 
     def finish(self, started: list[jax.Array]) -> dict[str, np.ndarray]:

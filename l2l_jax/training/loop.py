@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from l2l_jax.collectives import agreement, to_host
@@ -21,6 +22,7 @@ from l2l_jax.training.checkpoint import Checkpointer
 from l2l_jax.training.metric_writers import MetricWriter
 from l2l_jax.training.optimizer import TrainingConfig, learning_rate_schedule, make_optimizer
 from l2l_jax.training.parallel import ParallelKind, make_parallel
+from l2l_jax.training.saliency import salient_weights
 from l2l_jax.training.step import TrainState, make_step, placed_state
 from l2l_jax.training.stopping import stop_request
 
@@ -106,7 +108,7 @@ class Trainer:
           observe_at: numbers of steps.
 
         Returns:
-          `params` with the trained parts replaced, as host arrays.
+          What the task makes of `params` and the trained parts (`Task.merge`), as host arrays.
 
         Raises:
           Interrupted: SIGTERM or SIGINT arrived in some process; the state of the last step is saved.
@@ -116,7 +118,7 @@ class Trainer:
         name, task, config = name or self._name, self._task, self._config
 
         def whole(trained: Params) -> Params:
-            return {**params, **to_host(trained)}
+            return task.merge(params, to_host(trained))
 
         def look(number: int, state: TrainState) -> None:
             observe(number, whole(state.result))
@@ -129,21 +131,39 @@ class Trainer:
             contextlib.closing(Checkpointer(folder / "checkpoints")) as checkpointer,
             contextlib.closing(iter(batches)) as iterator,
         ):
-            first = params if task.start is None else task.start(params, jax.random.key(self._seed))
-            trained = place({part: first[part] for part in task.trained})
+            first = task.initial(params, jax.random.key(self._seed))
             frozen = place({part: params[part] for part in task.frozen})
-            state = placed_state(trained, self._optimizer, self._mesh, ema=config.ema_decay > 0, alpha=alpha)
+            state = self._placed(first, alpha, self._any_mask(first))
             if budget is not None:
                 budget.begin(self._runner, place, {**params, **frozen}, task.trained, alpha)
             state = _resumed(checkpointer, state, iterator, budget)
             if int(state.step):
                 logger.info("%s: resuming after step %d of %d", name, int(state.step), config.steps)
+            elif state.mask is not None:
+                del state
+                mask = salient_weights(
+                    task, params, frozen, batches, self._runner, seed=self._seed, accumulate=config.accumulate
+                )
+                original = {part: params[part] for part in task.trained}
+                state = self._placed(jax.tree.map(np.where, mask, first, original), alpha, mask)
             if int(state.step) < config.steps:
                 state = _run_steps(
                     name, self._step, state, frozen, iterator, config, folder, checkpointer,
                     self._runner, stop, frozenset(observe_at), look, budget,
                 )  # fmt: skip
             return whole(state.result if budget is None else budget.best(state))
+
+    def _placed(self, trained: Params, alpha: float, mask: Params | None) -> TrainState:
+        """The state before the first step, on the devices."""
+        trained, mask = sharding.place((trained, mask), self._mesh)
+        ema = self._config.ema_decay > 0
+        return placed_state(trained, self._optimizer, self._mesh, ema=ema, alpha=alpha, mask=mask)
+
+    def _any_mask(self, trained: Params) -> Params | None:
+        """A mask of the right shapes, for restoring one from a checkpoint; None if all weights may change."""
+        if self._task.saliency == 1:
+            return None
+        return jax.tree.map(lambda x: np.ones(x.shape, bool), trained)
 
 
 def _resumed(checkpointer, state, iterator, budget):

@@ -25,6 +25,7 @@ class TrainState:
       opt_state: optax state of the trained parts.
       ema: moving average of `params`, or None.
       alpha: float32 scalar, weight of the forget term; a retain budget moves it between steps.
+      mask: bools of the shapes of `params`: True for the weights that may change; None: all may.
     """
 
     step: jax.Array
@@ -32,6 +33,7 @@ class TrainState:
     opt_state: Any
     ema: Params | None
     alpha: jax.Array
+    mask: Params | None = None
 
     @property
     def result(self) -> Params:
@@ -44,23 +46,26 @@ Step = Callable[[TrainState, Params, dict[str, jax.Array]], tuple[TrainState, di
 
 
 def create_state(
-    params: Params, optimizer: optax.GradientTransformation, *, ema: bool, alpha: float = 0.0
-) -> TrainState:
+    params: Params, optimizer: optax.GradientTransformation, *, ema: bool, alpha: float = 0.0,
+    mask: Params | None = None,
+) -> TrainState:  # fmt: skip
     """The state before the first step; `params` holds the trained parts."""
     average = jax.tree.map(jnp.copy, params) if ema else None  # a copy: state buffers are donated
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, jnp.float32(alpha))
+    start, weight = jnp.zeros((), jnp.int32), jnp.float32(alpha)
+    return TrainState(start, params, optimizer.init(params), average, weight, mask)
 
 
 def placed_state(
-    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool, alpha: float = 0.0
-) -> TrainState:
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool, alpha: float = 0.0,
+    mask: Params | None = None,
+) -> TrainState:  # fmt: skip
     """`create_state` with every array where `sharding.parameter_spec` wants it."""
 
-    def create(params):
-        return create_state(params, optimizer, ema=ema, alpha=alpha)
+    def create(params, mask):
+        return create_state(params, optimizer, ema=ema, alpha=alpha, mask=mask)
 
-    shardings = parameter_shardings(jax.eval_shape(create, params), mesh)
-    return jax.jit(create, out_shardings=shardings)(params)
+    shardings = parameter_shardings(jax.eval_shape(create, params, mask), mesh)
+    return jax.jit(create, out_shardings=shardings)(params, mask)
 
 
 def make_step(
@@ -93,25 +98,32 @@ def make_step(
             terms, gradients = task.gradients.compute(task, trained, frozen, part, state.alpha, parallel.mean)
             return terms, parallel.scatter(gradients)
 
-        result = graded(inputs) if accumulate == 1 else _accumulated(graded, inputs, accumulate)
-        terms, gradients = parallel.mean(result)
+        terms, gradients = parallel.mean(accumulated(graded, inputs, accumulate))
         grads = task.gradients.combine(terms, gradients, state.alpha)
+        grads = _where(state.mask, grads, jax.tree.map(jnp.zeros_like, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = _where(state.mask, optax.apply_updates(state.params, updates), state.params)
         ema = state.ema
         if ema is not None:
-            ema = optax.incremental_update(params, ema, 1 - ema_decay)
+            ema = _where(state.mask, optax.incremental_update(params, ema, 1 - ema_decay), ema)
         metrics = {**terms, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt_state, ema, state.alpha), metrics
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     return step
 
 
-def _accumulated(graded, inputs, parts):
+def _where(mask: Params | None, new: Params, old: Params) -> Params:
+    """`new` where weights may change, `old` elsewhere: also decay and rounding would change them."""
+    return new if mask is None else jax.tree.map(jnp.where, mask, new, old)
+
+
+def accumulated(graded: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
     """The mean of `graded` over `parts` interleaved parts of the rows.
 
     Row i goes to part i mod parts: a batch sharded over devices stays evenly sharded in each part.
     """
+    if parts == 1:
+        return graded(inputs)
 
     def split(x):
         return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)

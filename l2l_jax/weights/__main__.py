@@ -3,6 +3,7 @@
 python -m l2l_jax.weights inspect mae_visualize_vit_base.pth
 python -m l2l_jax.weights import mae_visualize_vit_base.pth
 python -m l2l_jax.weights export runs/mae/unlearned --output unlearned.pth
+python -m l2l_jax.weights export pretrained/mae --adapter adapter.safetensors --output unlearned.pth
 python -m l2l_jax.weights fetch inception
 """
 
@@ -46,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--output", type=pathlib.Path, metavar="FILE", required=True, help=".pth or .safetensors"
     )
+    export.add_argument(
+        "--adapter", type=pathlib.Path, metavar="FILE", help="an adapter of the model, to be merged into it"
+    )
     export.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     fetch = commands.add_parser("fetch", help="download a published file; without a name, list them")
     fetch.add_argument("name", nargs="?", metavar="NAME", help="such as inception or mae-vit-b")
@@ -82,8 +86,9 @@ def run(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy, and is of no help here
 
     if args.command == "export":
-        card = transfer.export_model(args.folder, args.output, args.dtype)
-        print(f"{args.output}: {card['family']}, {card.get('origin')}")
+        card = transfer.export_model(args.folder, args.output, args.dtype, adapter=args.adapter)
+        merged = f", with the adapter {args.adapter}" if args.adapter else ""
+        print(f"{args.output}: {card['family']}, {card.get('origin')}{merged}")
         return
     options = dict(ema=args.ema, vqgan=args.vqgan, fields=dict(args.fields))
     if args.command == "inspect":

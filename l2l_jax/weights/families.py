@@ -206,4 +206,9 @@ def recognise(state_dict: Mapping[str, Any]) -> Family:
             "them what was forgotten, needs the decoder that belongs to it. Files with a decoder: "
             f"{mae.WITH_DECODER}."
         )
+    if keys and all(key.endswith(("/down", "/up", "/delta")) for key in keys):
+        raise UserError(
+            "this is an adapter, not a model: merge it into the one that it was trained on, with python -m "
+            "l2l_jax.weights export FOLDER --adapter FILE --output FILE."
+        )
     raise UserError(f"these are no weights of MAE, MAGE or Palette: its keys are {listing(sorted(keys), 4)}.")

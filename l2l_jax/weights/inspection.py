@@ -8,6 +8,7 @@ from typing import Any
 
 from l2l_jax.errors import UserError
 from l2l_jax.weights import mapping
+from l2l_jax.weights.adapter_files import read_adapter_card
 from l2l_jax.weights.families import recognise
 from l2l_jax.weights.store import CARD, read_card
 from l2l_jax.weights.transfer import open_source
@@ -31,7 +32,11 @@ def inspect_path(
         reason.
     """
     if (path / CARD).is_file():
-        return {key: _text(value) for key, value in read_card(path).items()}
+        return _texts(read_card(path))
+    adapter = read_adapter_card(path)
+    if adapter is not None:
+        size = f"{path.name}, {path.stat().st_size / 1e6:,.2f} MB"
+        return {"file": f"{size}, merged into its model by export --adapter", **_texts(adapter)}
     source = open_source(path, ema=ema, vqgan=vqgan)
     arrays = list(source.state_dict.values())
     kinds = collections.Counter(str(array.dtype) for array in arrays)
@@ -63,6 +68,10 @@ def inspect_path(
         shapes = [f"{key} {got}, not {want}" for key, (got, want) in fit.misshapen.items()]
         facts["misshapen"] = mapping.listing(shapes)
     return facts | {"import": "not possible: it must hold exactly what the model needs"}
+
+
+def _texts(card: Mapping[str, Any]) -> dict[str, str]:
+    return {key: _text(value) for key, value in card.items()}
 
 
 def _text(value: Any) -> str:

@@ -1,14 +1,17 @@
 """A model on disk: an Orbax checkpoint of its parameters and a JSON file that says what they are."""
 
+import hashlib
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 
 from l2l_jax.collectives import on_writer
 from l2l_jax.errors import UserError
@@ -18,7 +21,9 @@ from l2l_jax.reading_orbax import Damaged, alone, read
 CARD = "model.json"
 
 
-def save_model(folder: pathlib.Path, params: Params, card: dict[str, Any]) -> None:
+def save_model(
+    folder: pathlib.Path, params: Params, card: dict[str, Any], *, beside: Mapping[str, bytes] | None = None
+) -> None:
     """Write parameters and `card` to `folder`, replacing what is there.
 
     The folder appears under its name only when it is complete. With several processes one of them writes,
@@ -28,17 +33,22 @@ def save_model(folder: pathlib.Path, params: Params, card: dict[str, Any]) -> No
       folder: where to; its parent is made.
       params: all parts.
       card: JSON-able facts: family, model configuration, where the weights come from.
+      beside: content of further files in the folder, by name.
     """
-    on_writer(lambda: _write_model(folder.absolute(), params, card))
+    on_writer(lambda: _write_model(folder.absolute(), params, card, beside or {}))
 
 
-def _write_model(folder: pathlib.Path, params: Params, card: dict[str, Any]) -> None:
+def _write_model(
+    folder: pathlib.Path, params: Params, card: dict[str, Any], beside: Mapping[str, bytes]
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
         checkpointer.save(unfinished / "params", params)
     (unfinished / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    for name, content in beside.items():
+        (unfinished / name).write_bytes(content)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(unfinished, folder)
@@ -100,3 +110,13 @@ def load_params(folder: pathlib.Path, like: Params) -> Params:
             f"The model in {folder} is damaged, or does not fit config.model ({error})."
         ) from None
     return jax.device_get(params)
+
+
+def fingerprint(params: Params, parts: Sequence[str]) -> str:
+    """SHA-256 over names, shapes, types and values of some parts, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(flatten_dict({part: params[part] for part in parts}, sep="/").items()):
+        array = np.ascontiguousarray(value)
+        digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()

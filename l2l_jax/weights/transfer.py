@@ -12,7 +12,7 @@ import numpy as np
 from l2l_jax import shipped
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import ImageToImageModel, Params
-from l2l_jax.weights import arrays, files, mage, mapping
+from l2l_jax.weights import adapter_files, arrays, files, mage, mapping
 from l2l_jax.weights.families import KNOWN, Family, recognise
 from l2l_jax.weights.store import load_params, read_card, save_model
 
@@ -236,19 +236,23 @@ def original_weights(path: pathlib.Path) -> dict[str, Any]:
     return facts | {name: card[name] for name in ("licence", "original_weights") if name in card}
 
 
-def export_model(folder: pathlib.Path, output: pathlib.Path, dtype: str = "float32") -> dict[str, Any]:
+def export_model(
+    folder: pathlib.Path, output: pathlib.Path, dtype: str = "float32", *, adapter: pathlib.Path | None = None
+) -> dict[str, Any]:
     """Write a saved model as a checkpoint that the original PyTorch code loads strictly.
 
     Args:
       folder: a saved model: imported, or `pretrained` or `unlearned` of a workdir.
       output: file to make, `.pth` (or `.pt`, `.ckpt`, `.bin`) or `.safetensors`.
       dtype: number format of the floating-point arrays, a key of `arrays.FLOATS`.
+      adapter: file of an adapter that was trained on this model, to be merged into it.
 
     Returns:
       The card of the saved model.
 
     Raises:
-      UserError: no saved model, one that this version cannot build, or an output that exists.
+      UserError: no saved model, one that this version cannot build, an adapter of another model, or an
+        output that exists.
     """
     files.check_output(output)
     card = read_card(folder)
@@ -258,6 +262,8 @@ def export_model(folder: pathlib.Path, output: pathlib.Path, dtype: str = "float
     model = family.build(card["model"])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = load_params(folder, {part: shapes[part] for part in card.get("parts", shapes)})
+    if adapter is not None:
+        params = adapter_files.with_adapter(adapter, params, family.name, model)
     weights = {part: params[part] for part in family.parts}
     wanted = arrays.FLOATS[dtype]
     state_dict = {

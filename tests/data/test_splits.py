@@ -51,6 +51,22 @@ def test_the_rest_is_what_nobody_names():
     assert retained_names(data(["alley"]), Named.class_names) == ("airfield", "amphitheater", "aquarium")
 
 
+def test_what_generated_images_start_from():
+    """Noise, as many as there are images to forget, or proxies; evaluation stays on real images."""
+    sets = train(data(["alley"], retain_images="generated"))
+    assert len(sets.retain) == 2 and sets.retain[1]["image"].shape == (8, 8, 3)
+    assert len(train(data(["alley"], retain_images="generated", generated_count=7)).retain) == 7
+    few = data(["alley"], ["aquarium"], proxy=("airfield",), retain_images="generated", generated_count=1)
+    assert list(train(few).retain.labels) == [0]
+    assert list(evaluation_sets(few, Many()).retain.labels) == [3] * 25
+    many = data(["alley"], ["aquarium"], proxy=("airfield",), retain_images="generated")
+    assert list(train(many).retain.labels) == [0, 0]
+    with pytest.raises(UserError, match="generated_count is 3, but there are 2 proxies"):
+        train(data(["alley"], proxy=("airfield",), retain_images="generated", generated_count=3))
+    with pytest.raises(ValueError, match="retain_ratio 0.5 .* none of which is used"):
+        data(["alley"], retain_images="generated", retain_ratio=0.5)
+
+
 def test_proxies_stand_in_for_the_retain_classes():
     """Of which no image is needed any more: there is none of an aquarium."""
     sets = train(data(["alley"], ["aquarium"], proxy=("amphitheater",)))

@@ -149,11 +149,11 @@ def test_the_experiment_trains_and_names_the_method(method, monkeypatch, tmp_pat
     config = parse_config(recipe)
     used = []
     monkeypatch.setattr(experiment, "training_batches", lambda *_, **__: None)
-    monkeypatch.setattr(experiment, "train", lambda _, task, *__, **___: used.append(task) or "params")
-    monkeypatch.setattr(experiment, "save_model", lambda _, __, card: used.append(card))
+    monkeypatch.setattr(experiment, "train", lambda _, task, *__, **___: used.append(task) or {})
+    monkeypatch.setattr(experiment, "save_model", lambda _, __, card, **___: used.append(card))
     folders = Workdir(tmp_path, config)
     save_model(folders.pretrained, {"encoder": np.zeros(1)}, {"origin": "made up"})
-    assert experiment.unlearned_params(config, folders, {}, Split(None, None)) == "params"
+    assert experiment.unlearned_params(config, folders, {}, Split(None, None)) == {}
     task, card = used
     expected = make_task(method, config.model)
     assert (task.trained, task.frozen) == (expected.trained, expected.frozen)

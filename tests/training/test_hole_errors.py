@@ -9,6 +9,7 @@ from l2l_jax.training import sharding
 from l2l_jax.training.hole_errors import HoleErrors
 from l2l_jax.training.parallel import make_parallel
 from l2l_jax.training.sharding import MeshConfig
+from tests.training import toy
 from tests.training.families import MODELS, params_of
 
 HOLE = np.zeros((8, 8), bool)
@@ -50,4 +51,14 @@ def test_a_model_of_a_family_is_measured_as_it_restores():
     errors = HoleErrors(model, hole, images, rows=4, seed=0, parallel=parallel)
     restored = model.restore(params, images["retain"], hole, jax.random.key(0))
     expected = hole_mse(images["retain"], np.asarray(restored), hole)
+    np.testing.assert_allclose(errors.finish(errors.start(params))["retain"], expected, rtol=1e-4)
+
+
+def test_an_adapter_is_added_before_restoring():
+    images = {"retain": np.random.default_rng(0).random((3, 8, 8, 3), np.float32)}
+    parallel = make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit")
+    errors = HoleErrors(toy.Gain, HOLE, images, rows=4, seed=0, parallel=parallel)
+    adapter = {"encoder": {"gain": {"delta": np.float32(0.2)}}}
+    params = {"encoder": {"gain": np.float32(0.5)}, "adapter": adapter}
+    expected = hole_mse(images["retain"], np.float32(0.7) * images["retain"], HOLE)
     np.testing.assert_allclose(errors.finish(errors.start(params))["retain"], expected, rtol=1e-4)

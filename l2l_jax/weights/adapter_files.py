@@ -1,0 +1,99 @@
+"""Adapters on disk: a small safetensors file that names the weights to which it belongs."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from l2l_jax.errors import UserError
+from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.objectives.adapters import Adapter, merged, new_adapter
+from l2l_jax.weights.store import fingerprint
+
+FILE = "adapter.safetensors"
+"""Its name beside the unlearned model."""
+
+CARD = "l2l_jax adapter"
+"""The key under which a file's metadata holds its card."""
+
+
+def adapter_bytes(adapter: Adapter, card: Mapping[str, Any]) -> bytes:
+    """The content of an adapter's file.
+
+    Args:
+      adapter: host arrays.
+      card: JSON-able facts: "family", "model" (its fields), "adapter" (kind), "adapter_rank", "method" and
+        "base", the `fingerprint` of the encoder and decoder that it was trained on.
+    """
+    flat = {name: np.ascontiguousarray(x) for name, x in flatten_dict(dict(adapter), sep="/").items()}
+    return safetensors.numpy.save(flat, metadata={CARD: json.dumps(dict(card))})
+
+
+def read_adapter_card(path: pathlib.Path) -> dict[str, Any] | None:
+    """The card of an adapter's file; None if it is no such file."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(CARD)
+    except (OSError, safetensors.SafetensorError):
+        return None
+    try:
+        card = json.loads(text) if text else None
+    except ValueError:
+        return None
+    return card if isinstance(card, dict) else None
+
+
+def with_adapter(path: pathlib.Path, params: Params, family: str, model: ImageToImageModel) -> Params:
+    """Weights with the adapter in a file added.
+
+    Args:
+      path: the file.
+      params: the weights that it was trained on, all parts.
+      family: their family.
+      model: their model.
+
+    Raises:
+      UserError: the file holds no adapter, or one of other weights.
+    """
+    card = read_adapter_card(path)
+    if card is None:
+        raise UserError(f"{path} is no adapter; expected is a file {FILE} that a run wrote.")
+    if card.get("family") != family:
+        raise UserError(f"{path} is an adapter of a {card.get('family')} model, not of a {family} model.")
+    found = fingerprint(params, model.generative_parts)
+    if card.get("base") != found:
+        raise UserError(
+            f"{path} belongs to other weights: it was trained on those with the fingerprint "
+            f"{str(card.get('base'))[:16]}…, and these have {found[:16]}…. Give the model that was unlearned "
+            f"({_origin(card)})."
+        )
+    with safetensors.safe_open(path, framework="numpy") as file:
+        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
+    adapter = unflatten_dict(flat, sep="/")
+    _check_shapes(path, adapter, card, params)
+    return merged(params, adapter)
+
+
+def _check_shapes(path: pathlib.Path, adapter: Adapter, card: Mapping[str, Any], params: Params) -> None:
+    """Raise a UserError unless the arrays are those of an adapter as the card describes it."""
+    adapted_parts = {part: params[part] for part in params if part in adapter}
+    try:
+        wanted = jax.eval_shape(
+            lambda: new_adapter(adapted_parts, card["adapter"], card["adapter_rank"], jax.random.key(0))
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its card does not describe an adapter of this model ({error}).") from error
+    shapes = [jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree) for tree in (adapter, wanted)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"{path} is damaged: its arrays are not those that its card describes.")
+
+
+def _origin(card: Mapping[str, Any]) -> str:
+    facts = card.get("original_weights", {})
+    return ", ".join(f"{name} {facts[name]}" for name in ("origin", "sha256") if name in facts) or "unknown"
