@@ -135,7 +135,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.audit = ml_collections.ConfigDict(dict(  # l2l_jax.audit.config.AuditConfig
         enabled=False,  # attack the unlearned model afterwards: at most two minutes more on two CPU cores
         attacks=("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership"),  # and views
-        retrained="digits_diffusion_retrained",  # never saw what to forget; or a folder, train, or empty
+        retrained="shipped",  # the twin that never saw 5 to 9; or a folder, train, or empty
         steps=400,  # of tuning on retain images
         decoder_steps=300,  # of fresh decoders
         batch_size=64, learning_rate=2e-3,  # of both

@@ -108,7 +108,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
             attack_steps=1,
             attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-            retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/budget.md
+            retain_budget=1.25,  # greatest retain error, times the original's; 0: fixed alpha; docs/budget.md
             budget_original="",  # what the budget is relative to; "": the first model of this one's line
             budget_every=20,
             budget_images=200,  # steps between measurements, validation images of each set
@@ -153,10 +153,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.audit = ml_collections.ConfigDict(
         dict(  # l2l_jax.audit.config.AuditConfig
-            enabled=False,  # attack the unlearned model afterwards: at most two minutes more on two CPU cores
+            enabled=True,  # attack the unlearned model afterwards: at most two minutes more on two CPU cores
             attacks=("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership"),
             # and views
-            retrained="digits_mae_retrained",  # never saw what to forget; or a folder, train, or empty
+            retrained="shipped",  # the twin that never saw 5 to 9; or a folder, train, or empty
             steps=400,  # of tuning on retain images
             decoder_steps=300,  # of fresh decoders
             batch_size=64,

@@ -27,7 +27,8 @@ def small_config():
     recipe["model"] |= dict(pretrained="", width=8, depth=1, num_heads=2)
     recipe["model"] |= dict(decoder_width=8, decoder_depth=1, decoder_num_heads=2)
     recipe["pretrain"]["model"] |= dict(steps=20, batch_size=8, warmup_steps=2)
-    recipe["unlearn"] |= dict(steps=10, batch_size=8, warmup_steps=2)
+    recipe["audit"]["enabled"] = False
+    recipe["unlearn"] |= dict(retain_budget=None, steps=10, batch_size=8, warmup_steps=2)
     return parse_config(recipe)
 
 

@@ -19,6 +19,7 @@ from tests.processes import ENVIRONMENT, ROOT
 PRETRAIN_STEPS, UNLEARN_STEPS = 70, 50
 SMALL = [
     "--config=configs/digits_mae.py", "--config.model.pretrained=",
+    "--config.audit.enabled=False", "--config.unlearn.retain_budget=0",
     "--config.model.width=16", "--config.model.depth=1",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1", "--config.model.num_heads=2",
     f"--config.pretrain.model.steps={PRETRAIN_STEPS}", "--config.pretrain.model.batch_size=8",

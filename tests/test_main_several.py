@@ -15,6 +15,8 @@ from tests.processes import ROOT, run_processes
 
 FIELDS = {
     "model.pretrained": "",
+    "audit.enabled": False,
+    "unlearn.retain_budget": 0.0,
     "model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.decoder_width": 16,
     "model.decoder_depth": 1, "model.decoder_num_heads": 2, "pretrain.model.steps": 20,
     "pretrain.model.batch_size": 8, "pretrain.model.warmup_steps": 5, "unlearn.steps": 20,

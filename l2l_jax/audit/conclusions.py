@@ -28,6 +28,10 @@ TITLES = {
 }
 
 
+TUNING = ("retain_tuning", "relearning_")
+"""Attacks that train the model itself further."""
+
+
 class Result(NamedTuple):
     """One line of the audit's table: an attack at its end.
 
@@ -71,6 +75,7 @@ def conclude(findings: Mapping[str, Findings], yardstick: Mapping[str, Any] | No
                 "title": r.title,
                 "figures": {m: figures(findings[m][r.attack][r.point]) for m in models},
                 "depth": {measure: d.describe() for measure, d in depths.get(r.name, {}).items()},
+                "depth_untouched": _untouched(findings, r),
                 "distance": _distance(findings, r),
             }
             for r in results
@@ -83,7 +88,7 @@ def conclude(findings: Mapping[str, Findings], yardstick: Mapping[str, Any] | No
         "curves": {
             attack: {m: _curve(findings[m][AS_IT_LIES], findings[m][attack]) for m in models}
             for attack in findings["unlearned"]
-            if attack == "retain_tuning" or attack.startswith("relearning_")
+            if attack.startswith(TUNING)
         },
     }
 
@@ -122,12 +127,26 @@ def _samples(measured: Measured) -> dict[Measure, Sample]:
     return known
 
 
-def _depths(findings: Mapping[str, Findings], result: Result) -> dict[Measure, Depth]:
-    samples = {role: _samples(findings[role][result.attack][result.point]) for role in ROLES}
+def _depths(
+    findings: Mapping[str, Findings], result: Result, untouched: bool = False
+) -> dict[Measure, Depth]:
+    """Depths after an attack on all three models, or with the original as it lies for "original"."""
+    places = {role: (result.attack, result.point) for role in ROLES}
+    if untouched:
+        places["original"] = (AS_IT_LIES, "0")
+    samples = {role: _samples(findings[role][attack][point]) for role, (attack, point) in places.items()}
     return {
         measure: depth(measure, *(samples[role][measure] for role in ROLES))
         for measure in samples["unlearned"]
     }
+
+
+def _untouched(findings: Mapping[str, Findings], result: Result) -> dict[str, Any]:
+    """Depths after an attack that trains the model itself, against an original that nobody attacked: tuning
+    wears off some of what the original knows, too."""
+    if "retrained" not in findings or not result.attack.startswith(TUNING):
+        return {}
+    return {measure: d.describe() for measure, d in _depths(findings, result, untouched=True).items()}
 
 
 def _verdict(findings: Mapping[str, Findings], depths: Mapping[str, Mapping[Measure, Depth]]) -> Verdict:

@@ -19,7 +19,9 @@ class AuditConfig:
       enabled: whether the main program and the comparison audit; `python -m l2l_jax.audit` does in any case.
       attacks: which attacks.
       retrained: the yardstick, a model that never saw the forget images: folder of a saved model, name of
-        a shipped one, "train" to train it in the workdir, or empty: there is none, and no depth is known.
+        a shipped one, "shipped" for the twin of the shipped model that is unlearned (none if other classes
+        are to be forgotten), "train" to train it in the workdir, or empty: there is none, and no depth is
+        known.
       steps: steps of "retain_tuning".
       decoder_steps: steps that a fresh decoder is trained.
       batch_size, learning_rate: of both; the rate is constant.

@@ -25,6 +25,10 @@ from l2l_jax.weights.transfer import load_pretrained
 
 logger = logging.getLogger(__name__)
 
+SHIPPED = "shipped"
+"""What `config.audit.retrained` says for the shipped twin of the shipped model that is unlearned, where it was
+trained without the same classes, and for none elsewhere."""
+
 TRAIN = "train"
 """What `config.audit.retrained` says for a yardstick that is trained in the workdir."""
 
@@ -101,7 +105,7 @@ def yardstick(config: Config, original: Params, folder: pathlib.Path) -> Yardsti
     """
     from l2l_jax.retraining import FAIR_RATIO  # it trains with l2l_jax.experiment, which audits
 
-    given = config.audit.retrained
+    given = _named(config)
     if not given:
         logger.info("Audit: no retrained model to compare with, see config.audit.retrained")
         return None
@@ -125,7 +129,7 @@ def check_yardstick(config: Config) -> None:
 
     What can be known without reading the weights, so that nobody waits for it.
     """
-    given = config.audit.retrained
+    given = _named(config)
     if given in ("", TRAIN):
         return
     path = shipped.resolved(given)
@@ -135,15 +139,30 @@ def check_yardstick(config: Config) -> None:
             f"name of a shipped one ({', '.join(shipped.names())}), 'train', or '' for none."
         )
     facts = shipped.card(given) if given in shipped.names() else read_card(path) if path.is_dir() else {}
-    found, wanted = facts.get("data", {}), config.describe("data")["data"]
-    other = [
-        name for name in ("source", "forget") if name in found and _names(found[name]) != _names(wanted[name])
-    ]
-    if other:
+    other = _other_images(config, facts)
+    if other is not None:
         raise UserError(
-            f"config.audit.retrained={given} was trained for {other[0]}={found[other[0]]}, but "
-            f"config.data.{other[0]} is {wanted[other[0]]}: name another model, 'train', or '' for none."
+            f"config.audit.retrained={given} was trained for {other}={facts['data'][other]}, but "
+            f"config.data.{other} is {config.describe('data')['data'][other]}: name another model, 'train', "
+            "or '' for none."
         )
+
+
+def _named(config: Config) -> str:
+    """`config.audit.retrained`, with the name of the shipped twin, or "", in place of "shipped"."""
+    if config.audit.retrained != SHIPPED:
+        return config.audit.retrained
+    twin = config.pretrained + shipped.RETRAINED
+    return twin if twin in shipped.names() and _other_images(config, shipped.card(twin)) is None else ""
+
+
+def _other_images(config: Config, facts: Mapping[str, Any]) -> str | None:
+    """The field of `config.data` by which a model with these facts never saw other images, if any."""
+    found, wanted = facts.get("data", {}), config.describe("data")["data"]
+    for name in ("source", "forget"):
+        if name in found and _names(found[name]) != _names(wanted[name]):
+            return name
+    return None
 
 
 def _names(value: Any) -> set[str]:

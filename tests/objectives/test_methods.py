@@ -145,7 +145,7 @@ def test_names():
 def test_the_experiment_trains_and_names_the_method(method, monkeypatch, tmp_path):
     recipe = runpy.run_path(str(RECIPE))["get_config"]()
     recipe.unlearn.method = method
-    recipe.model.pretrained = ""
+    recipe.model.pretrained, recipe.unlearn.retain_budget = "", 0.0
     config = parse_config(recipe)
     used = []
     monkeypatch.setattr(experiment, "training_batches", lambda *_, **__: None)
