@@ -26,8 +26,8 @@ from l2l_jax.weights.transfer import load_pretrained
 logger = logging.getLogger(__name__)
 
 SHIPPED = "shipped"
-"""What `config.audit.retrained` says for the shipped twin of the shipped model that is unlearned, where it was
-trained without the same classes, and for none elsewhere."""
+"""What `config.audit.retrained` says for the shipped twin of the shipped model that is unlearned, where it
+was trained without the same classes, and for none elsewhere."""
 
 TRAIN = "train"
 """What `config.audit.retrained` says for a yardstick that is trained in the workdir."""

@@ -177,9 +177,7 @@ class ImageToImageModel(abc.ABC):
         return noise, seen
 
     @abc.abstractmethod
-    def restore(
-        self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array
-    ) -> jax.Array:
+    def restore(self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:
         """Images `[batch, height, width, channel]` with the hole filled in and the rest untouched.
 
         Args:

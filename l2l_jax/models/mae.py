@@ -174,8 +174,13 @@ class MAE(ImageToImageModel):
     def decoder(self) -> Decoder:
         """The decoder as a Linen module."""
         return Decoder(
-            self.patch_size**2 * self.channels, self.grid, self.decoder_width, self.decoder_depth,
-            self.decoder_num_heads, jnp.dtype(self.dtype), self.remat,
+            self.patch_size**2 * self.channels,
+            self.grid,
+            self.decoder_width,
+            self.decoder_depth,
+            self.decoder_num_heads,
+            jnp.dtype(self.dtype),
+            self.remat,
         )
 
     def init(self, rng: jax.Array) -> Params:
@@ -227,9 +232,7 @@ class MAE(ImageToImageModel):
         latent = self.encode(params["encoder"], seen)
         return self.decode(params["decoder"], latent, seen["ids_restore"])
 
-    def generative_loss(
-        self, params: Params, images: jax.Array, seen: dict[str, jax.Array]
-    ) -> jax.Array:
+    def generative_loss(self, params: Params, images: jax.Array, seen: dict[str, jax.Array]) -> jax.Array:
         """Mean squared error over the missing patches of each image, `[batch]`."""
         target = vit.patchify(self._normalise(images), self.patch_size)
         if self.norm_pix_loss:
@@ -250,9 +253,7 @@ class MAE(ImageToImageModel):
         """`truth` in place of the images; what the encoder sees stays."""
         return truth, seen
 
-    def restore(
-        self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array
-    ) -> jax.Array:
+    def restore(self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:
         """One forward pass; the missing pixels are pasted in, clipped to the pixel range.
 
         A patch that the hole touches is hidden whole, but only its missing pixels are replaced.
