@@ -70,6 +70,7 @@ def configure(photos: pathlib.Path, person: str, pretrain_steps: int, unlearn_st
     recipe.model.update(pretrained="", image_size=32, pixel_mean=(0.5,) * 3, pixel_std=(0.25,) * 3)
     recipe.pretrain.model.update(steps=pretrain_steps, warmup_steps=min(100, pretrain_steps // 2))
     recipe.unlearn.update(steps=unlearn_steps, warmup_steps=min(20, unlearn_steps // 2))
+    recipe.audit.enabled = False  # `python -m l2l_jax.audit --workdir=…` attacks the result
     return parse_config(recipe)
 
 
