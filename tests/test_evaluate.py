@@ -12,6 +12,7 @@ from PIL import Image
 from l2l_jax import evaluate as program
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
+from l2l_jax.evaluation import evaluate
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.restoration import Restorer
 from l2l_jax.weights.store import save_model
@@ -180,6 +181,44 @@ def test_models_that_are_not_there(workdir, tmp_path):
     given = dataclasses.replace(config(), pretrained=str(workdir / "pretrained"))
     with pytest.raises(UserError, match="There is no unlearned model: .* Name it with --unlearned"):
         program.evaluate_models(given, tmp_path)
+
+
+class MeanColour:
+    """A network whose features are the means of the channels; counts the images that it is shown."""
+
+    name, weights = "mean colour", {"sha256": "0"}
+
+    def __init__(self):
+        self.shown = 0
+
+    def __call__(self, images):
+        self.shown += len(images)
+        return {"features": images.mean(axis=(1, 2)).astype(np.float32) + np.arange(3, dtype=np.float32)}
+
+
+def test_networks_measure_what_the_files_hold_and_originals_once(params, tmp_path, monkeypatch):
+    network, why = MeanColour(), "inception.pth, published elsewhere, is not there"
+    monkeypatch.setattr(evaluate, "open_all", lambda config: ({"clip": network}, {"fid": why}))
+    evaluation = Evaluation(config(write_images=True, tasks=("centre_8", "left_8")), tmp_path)
+    results = {name: evaluation.evaluate(values, name) for name, values in zip("ab", params, strict=True)}
+    count = sum(SETS.values())
+    assert network.shown == count + 2 * 2 * count  # originals once; two models at two tasks
+    assert evaluation.missing["fid"] == why
+    folder = tmp_path / "images" / "forget"
+    files = [sorted((folder / kind).iterdir()) for kind in ("original", "left_8/b")]
+    first, second = (
+        np.array([np.asarray(Image.open(file), float).mean(axis=(0, 1)) + [0, 1, 2] for file in kind])
+        for kind in files
+    )
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    expected = ((first * second).sum(axis=1) / lengths).mean()
+    figures = results["b"].tasks["left_8"].sets["forget"].figures
+    assert figures["clip_cosine"] == pytest.approx(expected, rel=1e-6)
+    evaluation.save_tsne(tmp_path / "tsne.png", ["a", "b"], "left_8")
+    groups = json.loads((tmp_path / "tsne.json").read_text())
+    assert {name: len(rows) for name, rows in groups.items()} == {
+        f"{of}, {kind}": size for of, size in SETS.items() for kind in ("images", "a", "b")
+    }
 
 
 @pytest.mark.slow

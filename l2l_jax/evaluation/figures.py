@@ -10,9 +10,9 @@ from l2l_jax.evaluation.features.base import FeatureNetwork
 from l2l_jax.evaluation.features.digits import HoleClassifier
 from l2l_jax.evaluation.intervals import mean_interval, standard_interval
 from l2l_jax.evaluation.statistics import (
+    GaussianStatistics,
     cosine_similarities,
     frechet_distance,
-    gaussian_statistics,
     inception_score,
     kernel_distance,
 )
@@ -67,6 +67,9 @@ WIDE = 256
 """Features from which a Fréchet distance takes seconds, and its interval comes of few resamples."""
 
 WIDE_RESAMPLES = 10
+
+ROWS = 512
+"""Rows of features that are turned to float64 at a time."""
 
 Observed = dict[str, np.ndarray]
 """What is kept of some images, by name: arrays that start with the image axis."""
@@ -190,21 +193,27 @@ def _distances(found, names, restored, originals) -> None:
         for name in filter(None, names):
             found.result.missing[name] = "it needs two images"
         return
-    reference = gaussian_statistics(originals)
-    distance = frechet_distance(gaussian_statistics(restored), reference)
+    distance = frechet_distance(_gaussian(restored), _gaussian(originals))
     found.result.figures[frechet] = distance
     count, width = restored.shape
     if count == len(originals) and count > width:  # fewer images make a singular covariance
 
         def statistic(chosen):
-            first, second = (gaussian_statistics(x[chosen]) for x in (restored, originals))
-            return frechet_distance(first, second)
+            return frechet_distance(_gaussian(restored[chosen]), _gaussian(originals[chosen]))
 
         how = {"resamples": WIDE_RESAMPLES} if width >= WIDE else {}
         found.add(frechet, standard_interval(statistic, count, least=0.0, **how))
     if kernel is not None:
         mean, spread = kernel_distance(restored, originals)
         found.result.figures.update({kernel: mean, f"{kernel}_std": spread})
+
+
+def _gaussian(features: np.ndarray) -> GaussianStatistics:
+    """Mean and covariance, with float64 copies of few rows at a time."""
+    statistics = GaussianStatistics(features.shape[1])
+    for start in range(0, len(features), ROWS):
+        statistics.add(features[start : start + ROWS])
+    return statistics
 
 
 def _score(found, name, probabilities) -> None:
