@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from l2l_jax.evaluation import metrics
 from l2l_jax.evaluation.features.base import FeatureNetwork
@@ -201,8 +202,12 @@ def _distances(found, names, restored, originals) -> None:
         def statistic(chosen):
             return frechet_distance(_gaussian(restored[chosen]), _gaussian(originals[chosen]))
 
-        how = {"resamples": WIDE_RESAMPLES} if width >= WIDE else {}
-        found.add(frechet, standard_interval(statistic, count, least=0.0, **how))
+        wide = width >= WIDE
+        how = {"resamples": WIDE_RESAMPLES} if wide else {}
+        with threadpool_limits(
+            None if wide else 1
+        ):  # small matrices: a second thread costs more than it saves
+            found.add(frechet, standard_interval(statistic, count, least=0.0, **how))
     if kernel is not None:
         mean, spread = kernel_distance(restored, originals)
         found.result.figures.update({kernel: mean, f"{kernel}_std": spread})

@@ -10,7 +10,7 @@ from l2l_jax.evaluation import tsne
 
 @pytest.fixture(scope="module")
 def embeddings():
-    """Retain images and their restorations in one place, forget images in another, restorations in a third."""
+    """Retain images and their restorations in one place, forget images and theirs in two others."""
     rng = np.random.default_rng(0)
     centres = np.eye(8)[[0, 0, 1, 2]] * 5
     names = ["retain, images", "retain, unlearned", "forget, images", "forget, unlearned"]

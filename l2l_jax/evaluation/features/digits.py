@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
+from threadpoolctl import threadpool_limits
 
 FEATURES = 32
 """Width of the layer whose activations are the features; well below the images in a test set."""
@@ -48,7 +49,8 @@ class DigitClassifier:
             (128, FEATURES), batch_size=64, max_iter=EPOCHS, n_iter_no_change=EPOCHS, tol=0,
             learning_rate_init=2e-3, alpha=1e-3, random_state=0,
         )  # fmt: skip
-        with warnings.catch_warnings():
+        # Products of a few rows: a second thread costs more than it saves.
+        with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of epochs is meant
             self._network.fit(_flat(shrunk(images)), labels)
         arrays = [*self._network.coefs_, *self._network.intercepts_]
