@@ -199,8 +199,15 @@ class MeanColour:
 def test_networks_measure_what_the_files_hold_and_originals_once(params, tmp_path, monkeypatch):
     network, why = MeanColour(), "inception.pth, published elsewhere, is not there"
     monkeypatch.setattr(evaluate, "open_all", lambda config: ({"clip": network}, {"fid": why}))
-    evaluation = Evaluation(config(write_images=True, tasks=("centre_8", "left_8")), tmp_path)
+    tasks = ("centre_8", "left_8")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "open_all", lambda config: ({}, {}))
+        earlier = Evaluation(config(write_images=True, tasks=tasks), tmp_path)
+        without = {name: earlier.evaluate(values, name) for name, values in zip("ab", params, strict=True)}
+    dies_after(monkeypatch, 0)  # a network that comes later sees the files: nothing is restored again
+    evaluation = Evaluation(config(write_images=True, tasks=tasks), tmp_path)
     results = {name: evaluation.evaluate(values, name) for name, values in zip("ab", params, strict=True)}
+    assert results["b"].figures["forget"].items() > without["b"].figures["forget"].items()
     count = sum(SETS.values())
     assert network.shown == count + 2 * 2 * count  # originals once; two models at two tasks
     assert evaluation.missing["fid"] == why

@@ -23,8 +23,7 @@ from l2l_jax.data.records import Source
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, general_set
 from l2l_jax.data.transforms import Transform
-from l2l_jax.evaluation import png_files, tsne
-from l2l_jax.evaluation.block_store import BlockStore
+from l2l_jax.evaluation import tsne
 from l2l_jax.evaluation.features.base import FeatureNetwork
 from l2l_jax.evaluation.features.digits import DigitClassifier, HoleClassifier
 from l2l_jax.evaluation.figures import (
@@ -33,13 +32,19 @@ from l2l_jax.evaluation.figures import (
     figures_of,
     measure,
     measure_real,
-    observe_classes,
-    observe_images,
-    observe_pairs,
 )
-from l2l_jax.evaluation.image_set import Block, Images, ImageSet
+from l2l_jax.evaluation.image_set import Images, ImageSet
 from l2l_jax.evaluation.metrics import to_uint8
 from l2l_jax.evaluation.networks import open_all
+from l2l_jax.evaluation.observing import (
+    SHOWN_IMAGES,
+    SHOWN_PLACES,
+    SKIPPED,
+    Model,
+    Observer,
+    originals_of,
+    restored_of,
+)
 from l2l_jax.evaluation.restoration import Restorer
 from l2l_jax.evaluation.tasks import parse_tasks
 from l2l_jax.models.base import Params
@@ -216,12 +221,12 @@ class Evaluation:
           params: all parts.
           name: of the model: of its folder of observations, and on the console.
         """
-        model = _Model(self.restorer.place(params), _slug(name), _fingerprint(params))
+        model, fingerprint = Model(self.restorer.place(params), _slug(name)), _fingerprint(params)
         with agreement():
-            _ = self.networks, self._hole_classifiers
+            _ = self._observer
         _ = self._shown_places
         for of in self.tests:
-            on_writer(lambda of=of: self._claim(model, of))
+            on_writer(lambda of=of: self._claim(model, fingerprint, of))
             with agreement():
                 self._observe_set(model, of, f"restore {of} ({name})")
         measured = from_writer(lambda: self._measure(model))
@@ -231,22 +236,22 @@ class Evaluation:
         }
         return ModelFigures(tasks, self._shown(model) if is_writer() else {})
 
-    def _claim(self, model: "_Model", of: str) -> None:
+    def _claim(self, model: Model, fingerprint: str, of: str) -> None:
         """Make room for the observations of a model; delete those of other settings."""
         batch_size = self._config.evaluate.batch_size
         settings = self._config.describe("family", "model", "seed")
         for task in self.restorers:
-            key = {"params": model.fingerprint, "batch_size": batch_size, **settings}
-            self._restored(model, task, of).claim(key)
-        for task in (None, *self.restorers):
-            self._originals(task, of).claim({"batch_size": batch_size})
+            key = {"params": fingerprint, "batch_size": batch_size, **settings}
+            restored_of(self._folder, model.name, task, of).claim(key)
+        for task in ("whole", *self.restorers):
+            originals_of(self._folder, of, task).claim({"batch_size": batch_size})
 
-    def _restored(self, model: "_Model", task: str, of: str) -> BlockStore:
-        return BlockStore(self._folder / "restored" / model.slug / task / of)
-
-    def _originals(self, task: str | None, of: str) -> BlockStore:
-        """What is observed of originals: by all networks, or by the classifier of a task's hole."""
-        return BlockStore(self._folder / "originals" / (task or "whole") / of)
+    @functools.cached_property
+    def _observer(self) -> Observer:
+        return Observer(
+            self._folder, self.networks, self._hole_classifiers, self.class_names,
+            write_images=self._config.evaluate.write_images,
+        )  # fmt: skip
 
     def _names(self, of: str) -> list[str]:
         """Names of all blocks of a set."""
@@ -256,66 +261,16 @@ class Evaluation:
     def _batch_size(self) -> int:
         return self._config.evaluate.batch_size
 
-    def _observe_set(self, model: "_Model", of: str, title: str) -> None:
+    def _observe_set(self, model: Model, of: str, title: str) -> None:
         """Restore and observe this process's blocks of a set, unless it was done before."""
         share = slice(jax.process_index(), None, jax.process_count())
         images = self.tests[of]
         total = len(images) * len(self.restorers)
         with Progress(title, -(-total // jax.process_count()), unit="image") as progress:
             for block in images.blocks(self._batch_size, share):
-                for task in self.restorers:
-                    self._observe_block(model, task, of, block)
+                for restorer in self.restorers.values():
+                    self._observer.observe(model, restorer, of, block, self._shown_places[of])
                     progress.update(block.size)
-
-    def _observe_block(self, model: "_Model", task: str, of: str, block: Block) -> None:
-        name, restorer = f"{block.number:05d}", self.restorers[task]
-        networks = {network: dict(used.weights) for network, used in self.networks.items()}
-        fingerprint = _digest(block.digest, networks)
-        pixels = functools.cache(lambda: to_uint8(block.good.images, restorer.value_range))
-        for of_task in (None, task):
-            self._observe_originals(of_task, of, name, fingerprint, block, pixels)
-        store = self._restored(model, task, of)
-        shown = np.flatnonzero(np.isin(block.good.indices, self._shown_places[of]))
-        fingerprint = _digest(fingerprint, shown.tolist())
-        files = png_files.file_names(block.good.indices, block.good.labels, self.class_names)
-        folder = self._folder / "images" / of
-        wanted = self._config.evaluate.write_images
-        if wanted and not png_files.all_there(folder / "original", files):
-            png_files.write_images(folder / "original", files, pixels())
-        folder = folder / task / model.slug
-        if store.has(name, fingerprint) and (not wanted or png_files.all_there(folder, files)):
-            return
-        observed = {
-            "skipped": np.array(json.dumps(block.skipped)),
-            "shown/places": block.good.indices[shown],
-        }
-        if len(files):
-            places = block.good.indices
-            restored = restorer(model.params, block.good.images, of, places)
-            restored_pixels = to_uint8(restored, restorer.value_range)
-            if wanted:
-                png_files.write_images(folder, files, restored_pixels)
-            observed["shown/images"] = restored[shown]
-            holes = restorer.holes(of, places)
-            observed |= observe_pairs(block.good.images, restored, holes, restorer.value_range)
-            classifier = self._hole_classifiers[task]
-            observed |= observe_images(self.networks, restored_pixels)
-            observed |= observe_classes(classifier, restored_pixels, block.good.labels)
-        store.save(name, fingerprint, observed)
-
-    def _observe_originals(self, task, of, name, fingerprint, block, pixels) -> None:
-        """Observe a block of originals, unless it was done before, for another model or task."""
-        store = self._originals(task, of)
-        if store.has(name, fingerprint):
-            return
-        observed = {}
-        if len(block.good.labels):
-            observed = (
-                observe_images(self.networks, pixels())
-                if task is None
-                else observe_classes(self._hole_classifiers[task], pixels(), block.good.labels)
-            )
-        store.save(name, fingerprint, observed)
 
     def save_tsne(self, path: pathlib.Path, models: Sequence[str], task: str) -> None:
         """Write t-SNE of CLIP's embeddings at a task: of the originals, and of each model's restorations.
@@ -328,13 +283,13 @@ class Evaluation:
             names = self._names(of)
             groups[f"{of}, images"] = self._read_original(task, of, "clip/features")
             for name in models:
-                store = BlockStore(self._folder / "restored" / _slug(name) / task / of)
+                store = restored_of(self._folder, _slug(name), task, of)
                 groups[f"{of}, {name}"] = store.join(names, "clip/features")
         found = {name: rows for name, rows in groups.items() if rows is not None}
         if sum(map(len, found.values())) >= tsne.LEAST:
             tsne.save(path, tsne.project(found))
 
-    def _measure(self, model: "_Model") -> dict[str, Any]:
+    def _measure(self, model: Model) -> dict[str, Any]:
         """By task: `SetFigures` by set, and what the originals reach."""
         return {
             task: (
@@ -344,42 +299,40 @@ class Evaluation:
             for task in self.restorers
         }
 
-    def _measure_set(self, model: "_Model", task: str, of: str) -> SetFigures:
-        store, names = self._restored(model, task, of), self._names(of)
+    def _measure_set(self, model: Model, task: str, of: str) -> SetFigures:
+        store, names = restored_of(self._folder, model.name, task, of), self._names(of)
         for name in names:
-            self.tests[of].skip(json.loads(str(store.load(name, "skipped")["skipped"])))
+            self.tests[of].skip(json.loads(str(store.load(name, SKIPPED)[SKIPPED])))
         return measure(
-            lambda member: store.join(names, member), functools.partial(self._read_original, task, of)
+            lambda member: store.join(names, member) if self._is_wanted(task, member) else None,
+            functools.partial(self._read_original, task, of),
         )
 
     def _read_original(self, task: str, of: str, member: str) -> np.ndarray | None:
-        store = self._originals(task if member == "correct" else None, of)
-        return store.join(self._names(of), member)
+        store = originals_of(self._folder, of, task if member == "correct" else "whole")
+        return store.join(self._names(of), member) if self._is_wanted(task, member) else None
 
-    def _shown(self, model: "_Model") -> dict[str, np.ndarray]:
+    def _is_wanted(self, task: str, member: str) -> bool:
+        """Whether an array of observations is not a remnant of a network that is left out now."""
+        if member == "correct":
+            return self._hole_classifiers[task] is not None
+        network, _, output = member.partition("/")
+        return not output or network in self.networks
+
+    def _shown(self, model: Model) -> dict[str, np.ndarray]:
         """Restorations of the images of `shown` at the first task."""
         task, result = next(iter(self.restorers)), {}
         for of, shown in self.shown.items():
-            store, kept = self._restored(model, task, of), {}
+            store, kept = restored_of(self._folder, model.name, task, of), {}
             for number in sorted(set(shown.indices // self._batch_size)):
-                arrays = store.load(f"{number:05d}", "shown/places", "shown/images")
-                kept |= dict(zip(arrays["shown/places"], arrays["shown/images"], strict=True))
+                arrays = store.load(f"{number:05d}", SHOWN_PLACES, SHOWN_IMAGES)
+                kept |= dict(zip(arrays[SHOWN_PLACES], arrays[SHOWN_IMAGES], strict=True))
             result[of] = np.stack([kept[place] for place in shown.indices])
         return result
 
 
-class _Model(NamedTuple):
-    params: Params
-    slug: str
-    fingerprint: str
-
-
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "_", name)
-
-
-def _digest(*facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(params: Mapping[str, Any]) -> str:

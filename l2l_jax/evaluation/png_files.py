@@ -41,3 +41,8 @@ def write_images(folder: pathlib.Path, names: Sequence[str], images: np.ndarray)
 def all_there(folder: pathlib.Path, names: Iterable[str]) -> bool:
     """Whether all these files exist."""
     return all((folder / name).exists() for name in names)
+
+
+def read_images(folder: pathlib.Path, names: Sequence[str]) -> np.ndarray:
+    """What `write_images` wrote, uint8 `[image, height, width, 3]`."""
+    return np.stack([np.asarray(Image.open(folder / name)) for name in names])
