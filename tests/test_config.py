@@ -66,6 +66,8 @@ def changed(name, value):
         ("model.dtype", "float16", "config.model: dtype must be float32 or bfloat16"),
         ("model.pretrained", 3, "config.model.pretrained is 3"),
         ("seed", -1, "config.seed is -1"),
+        ("evaluate.networks", "inception,vgg", "config.evaluate.networks is 'vgg'"),
+        ("evaluate.resize", "nearest", "'clean-fid' or 'pytorch-fid'"),
         ("data.crop", "middle", "config.data.crop is 'middle', .* 'resize', 'centre' or 'random'"),
         ("data.crop_scale", (0.2, 1.5), "config.data.crop_scale is 1.5, .* less than or equal to 1"),
         ("data.crop_ratio", (2.0, 0.5), "config.data: crop_ratio goes from the least to the greatest"),
@@ -171,3 +173,9 @@ def test_banks_that_cannot_be(name, fields, sentence):
     config.unlearn.update(**{"token_bank": 2, "noise_bank": 8, **fields})
     with pytest.raises(UserError, match=sentence):
         parse_config(config)
+
+
+def test_networks_may_be_joined_by_commas():
+    for given in ("inception,clip", ("inception,clip",), ("inception", "clip"), ["inception", "clip"]):
+        assert parse_config(changed("evaluate.networks", given)).evaluate.networks == ("inception", "clip")
+    assert parse_config(changed("evaluate.networks", "")).evaluate.networks == ()

@@ -8,6 +8,7 @@ the last block.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from l2l_jax.evaluation.features import convolutions
@@ -130,7 +131,10 @@ def _pooled(x: jax.Array) -> jax.Array:
     The network pools and then convolves 1×1. Both are linear and the pool's weights sum to 1, so that they
     may change places: there is less to pool afterwards.
     """
-    return nn.relu(nn.avg_pool(x, (3, 3), padding=((1, 1), (1, 1)), count_include_pad=False))
+    sums = nn.pool(x, 0.0, jax.lax.add, (3, 3), (1, 1), ((1, 1), (1, 1)))
+    rows, columns = (np.convolve(np.ones(size), np.ones(3), "same") for size in x.shape[1:3])
+    inside = np.outer(rows, columns).astype(np.float32)  # pixels of each 3×3 that are no padding
+    return nn.relu(sums / inside[None, :, :, None])
 
 
 def _shrunk(x: jax.Array) -> jax.Array:
