@@ -3,16 +3,19 @@
 The weights are those of TensorFlow's inception-2015-12-05 as ported by pytorch-fid, and so are the
 differences to torchvision's network: 1008 classes, average pools that leave the padding out, a maximum in
 the last block.
+
+Average pools stand before a 1×1 convolution. Both are linear and a pool's weights sum to 1, so that they may
+change places: the convolution is then one product with its neighbours, and there is less to pool.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import traverse_util
+from flax.linen import relu
 
 from l2l_jax.evaluation.features import convolutions
-from l2l_jax.evaluation.features.convolutions import Conv
+from l2l_jax.evaluation.features.convolutions import conv, max_pool, mean_pool, pointwise
 from l2l_jax.weights.mapping import Ignored, Rule, linear
 
 IMAGE_SIZE = 299
@@ -26,16 +29,12 @@ class BlockA(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = Conv(48, name="branch5x5_1")(x)
-        deep = Conv(64, name="branch3x3dbl_1")(x)
-        deep = Conv(96, (3, 3), padding=(1, 1), name="branch3x3dbl_2")(deep)
-        branches = [
-            Conv(64, name="branch1x1")(x),
-            Conv(64, (5, 5), padding=(2, 2), name="branch5x5_2")(wide),
-            Conv(96, (3, 3), padding=(1, 1), name="branch3x3dbl_3")(deep),
-            _pooled(Conv(self.pool_channels, relu=False, name="branch_pool")(x)),
-        ]
-        return jnp.concatenate(branches, axis=-1)
+        heads = dict(branch1x1=64, branch5x5_1=48, branch3x3dbl_1=64, branch_pool=self.pool_channels)
+        straight, wide, deep, pooled = pointwise(x, heads)
+        deep = relu(conv(relu(deep), "branch3x3dbl_2", 96, (3, 3), padding=(1, 1)))
+        wide = conv(relu(wide), "branch5x5_2", 64, (5, 5), padding=(2, 2))
+        deep = conv(deep, "branch3x3dbl_3", 96, (3, 3), padding=(1, 1))
+        return relu(jnp.concatenate([straight, wide, deep, mean_pool(pooled)], axis=-1))
 
 
 class BlockB(nn.Module):
@@ -43,14 +42,11 @@ class BlockB(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        deep = Conv(64, name="branch3x3dbl_1")(x)
-        deep = Conv(96, (3, 3), padding=(1, 1), name="branch3x3dbl_2")(deep)
-        branches = [
-            Conv(384, (3, 3), 2, name="branch3x3")(x),
-            Conv(96, (3, 3), 2, name="branch3x3dbl_3")(deep),
-            _shrunk(x),
-        ]
-        return jnp.concatenate(branches, axis=-1)
+        deep = relu(conv(x, "branch3x3dbl_1", 64))
+        deep = relu(conv(deep, "branch3x3dbl_2", 96, (3, 3), padding=(1, 1)))
+        wide = relu(conv(x, "branch3x3", 384, (3, 3), stride=2))
+        deep = relu(conv(deep, "branch3x3dbl_3", 96, (3, 3), stride=2))
+        return jnp.concatenate([wide, deep, max_pool(x, stride=2)], axis=-1)
 
 
 class BlockC(nn.Module):
@@ -60,19 +56,16 @@ class BlockC(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = Conv(self.channels, name="branch7x7_1")(x)
-        wide = _row(self.channels, "branch7x7_2")(wide)
-        deep = Conv(self.channels, name="branch7x7dbl_1")(x)
-        deep = _column(self.channels, "branch7x7dbl_2")(deep)
-        deep = _row(self.channels, "branch7x7dbl_3")(deep)
-        deep = _column(self.channels, "branch7x7dbl_4")(deep)
-        branches = [
-            Conv(192, name="branch1x1")(x),
-            _column(192, "branch7x7_3")(wide),
-            _row(192, "branch7x7dbl_5")(deep),
-            _pooled(Conv(192, relu=False, name="branch_pool")(x)),
-        ]
-        return jnp.concatenate(branches, axis=-1)
+        heads = dict(
+            branch1x1=192, branch7x7_1=self.channels, branch7x7dbl_1=self.channels, branch_pool=192
+        )  # fmt: skip
+        straight, wide, deep, pooled = pointwise(x, heads)
+        wide = relu(_row(relu(wide), "branch7x7_2", self.channels))
+        deep = relu(_column(relu(deep), "branch7x7dbl_2", self.channels))
+        deep = relu(_row(deep, "branch7x7dbl_3", self.channels))
+        deep = relu(_column(deep, "branch7x7dbl_4", self.channels))
+        wide, deep = _column(wide, "branch7x7_3", 192), _row(deep, "branch7x7dbl_5", 192)
+        return relu(jnp.concatenate([straight, wide, deep, mean_pool(pooled)], axis=-1))
 
 
 class BlockD(nn.Module):
@@ -80,14 +73,12 @@ class BlockD(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        deep = Conv(192, name="branch7x7x3_1")(x)
-        deep = _column(192, "branch7x7x3_3")(_row(192, "branch7x7x3_2")(deep))
-        branches = [
-            Conv(320, (3, 3), 2, name="branch3x3_2")(Conv(192, name="branch3x3_1")(x)),
-            Conv(192, (3, 3), 2, name="branch7x7x3_4")(deep),
-            _shrunk(x),
-        ]
-        return jnp.concatenate(branches, axis=-1)
+        wide, deep = pointwise(x, dict(branch3x3_1=192, branch7x7x3_1=192))
+        deep = relu(_row(relu(deep), "branch7x7x3_2", 192))
+        deep = relu(_column(deep, "branch7x7x3_3", 192))
+        wide = relu(conv(relu(wide), "branch3x3_2", 320, (3, 3), stride=2))
+        deep = relu(conv(deep, "branch7x7x3_4", 192, (3, 3), stride=2))
+        return jnp.concatenate([wide, deep, max_pool(x, stride=2)], axis=-1)
 
 
 class BlockE(nn.Module):
@@ -97,48 +88,28 @@ class BlockE(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = Conv(384, name="branch3x3_1")(x)
-        deep = Conv(448, name="branch3x3dbl_1")(x)
-        deep = Conv(384, (3, 3), padding=(1, 1), name="branch3x3dbl_2")(deep)
-        row, column = dict(kernel=(1, 3), padding=(0, 1)), dict(kernel=(3, 1), padding=(1, 0))
+        heads = dict(branch1x1=320, branch3x3_1=384, branch3x3dbl_1=448)
         if self.max_pool:
-            around = ((1, 1), (1, 1))
-            pooled = Conv(192, name="branch_pool")(nn.max_pool(x, (3, 3), padding=around))
+            straight, wide, deep = pointwise(x, heads)
+            pooled = conv(max_pool(x, padding=1), "branch_pool", 192)
         else:
-            pooled = _pooled(Conv(192, relu=False, name="branch_pool")(x))
-        branches = [
-            Conv(320, name="branch1x1")(x),
-            Conv(384, **row, name="branch3x3_2a")(wide),
-            Conv(384, **column, name="branch3x3_2b")(wide),
-            Conv(384, **row, name="branch3x3dbl_3a")(deep),
-            Conv(384, **column, name="branch3x3dbl_3b")(deep),
-            pooled,
-        ]
-        return jnp.concatenate(branches, axis=-1)
+            straight, wide, deep, pooled = pointwise(x, heads | dict(branch_pool=192))
+            pooled = mean_pool(pooled)
+        wide = relu(wide)
+        deep = relu(conv(relu(deep), "branch3x3dbl_2", 384, (3, 3), padding=(1, 1)))
+        branches = [straight]
+        for seen, name in ((wide, "branch3x3_2"), (deep, "branch3x3dbl_3")):
+            branches.append(conv(seen, f"{name}a", 384, (1, 3), padding=(0, 1)))
+            branches.append(conv(seen, f"{name}b", 384, (3, 1), padding=(1, 0)))
+        return relu(jnp.concatenate([*branches, pooled], axis=-1))
 
 
-def _row(channels: int, name: str) -> Conv:
-    return Conv(channels, (1, 7), padding=(0, 3), name=name)
+def _row(x: jax.Array, name: str, channels: int) -> jax.Array:
+    return conv(x, name, channels, (1, 7), padding=(0, 3))
 
 
-def _column(channels: int, name: str) -> Conv:
-    return Conv(channels, (7, 1), padding=(3, 0), name=name)
-
-
-def _pooled(x: jax.Array) -> jax.Array:
-    """Mean of 3×3 pixels, the padding not counted; then ReLU.
-
-    The network pools and then convolves 1×1. Both are linear and the pool's weights sum to 1, so that they
-    may change places: there is less to pool afterwards.
-    """
-    sums = nn.pool(x, 0.0, jax.lax.add, (3, 3), (1, 1), ((1, 1), (1, 1)))
-    rows, columns = (np.convolve(np.ones(size), np.ones(3), "same") for size in x.shape[1:3])
-    inside = np.outer(rows, columns).astype(np.float32)  # pixels of each 3×3 that are no padding
-    return nn.relu(sums / inside[None, :, :, None])
-
-
-def _shrunk(x: jax.Array) -> jax.Array:
-    return nn.max_pool(x, (3, 3), (2, 2))
+def _column(x: jax.Array, name: str, channels: int) -> jax.Array:
+    return conv(x, name, channels, (7, 1), padding=(3, 0))
 
 
 class Inception(nn.Module):
@@ -156,12 +127,12 @@ class Inception(nn.Module):
         Returns:
           Features `[batch, 2048]` and logits `[batch, class]`.
         """
-        x = Conv(32, (3, 3), 2, name="Conv2d_1a_3x3")(x)
-        x = Conv(32, (3, 3), name="Conv2d_2a_3x3")(x)
-        x = _shrunk(Conv(64, (3, 3), padding=(1, 1), name="Conv2d_2b_3x3")(x))
+        x = relu(conv(x, "Conv2d_1a_3x3", 32, (3, 3), stride=2))
+        x = relu(conv(x, "Conv2d_2a_3x3", 32, (3, 3)))
+        x = max_pool(relu(conv(x, "Conv2d_2b_3x3", 64, (3, 3), padding=(1, 1))), stride=2)
         self.sow("intermediates", "block0", x)
-        x = Conv(80, name="Conv2d_3b_1x1")(x)
-        x = _shrunk(Conv(192, (3, 3), name="Conv2d_4a_3x3")(x))
+        x = relu(conv(x, "Conv2d_3b_1x1", 80))
+        x = max_pool(relu(conv(x, "Conv2d_4a_3x3", 192, (3, 3))), stride=2)
         self.sow("intermediates", "block1", x)
         for name, pool_channels in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
             x = BlockA(pool_channels, name=name)(x)

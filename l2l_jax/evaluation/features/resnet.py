@@ -5,9 +5,10 @@ The stride of a block is that of its 3×3 convolution, as in torchvision.
 
 import flax.linen as nn
 import jax
+from flax.linen import relu
 
 from l2l_jax.evaluation.features import convolutions
-from l2l_jax.evaluation.features.convolutions import Conv
+from l2l_jax.evaluation.features.convolutions import conv, max_pool
 from l2l_jax.weights.mapping import Ignored, Rule, linear
 
 IMAGE_SIZE = 224
@@ -26,12 +27,12 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = 4 * self.channels
-        y = Conv(self.channels, name="conv1")(x)
-        y = Conv(self.channels, (3, 3), self.stride, (1, 1), name="conv2")(y)
-        y = Conv(wide, relu=False, name="conv3")(y)
+        y = relu(conv(x, "conv1", self.channels))
+        y = relu(conv(y, "conv2", self.channels, (3, 3), stride=self.stride, padding=(1, 1)))
+        y = conv(y, "conv3", wide)
         if self.shortcut:
-            x = Conv(wide, stride=self.stride, relu=False, name="downsample")(x)
-        return nn.relu(x + y)
+            x = conv(x, "downsample", wide, stride=self.stride)
+        return relu(x + y)
 
 
 class ResNet50(nn.Module):
@@ -49,8 +50,8 @@ class ResNet50(nn.Module):
         Returns:
           Features `[batch, 2048]` and logits `[batch, class]`.
         """
-        x = Conv(64, (7, 7), 2, (3, 3), name="conv1")(x)
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = relu(conv(x, "conv1", 64, (7, 7), stride=2, padding=(3, 3)))
+        x = max_pool(x, stride=2, padding=1)
         self.sow("intermediates", "maxpool", x)
         for stage, (channels, blocks) in enumerate(STAGES, start=1):
             for block in range(blocks):
