@@ -80,18 +80,6 @@ class GaussianStatistics:
             covariance[row, :row] = covariance[:row, row]
         return covariance
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """What `from_arrays` needs, for `numpy.savez`: to resume later with the same results."""
-        return {"count": np.array(self.count), "mean": self.mean, "scatter": self._scatter}
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "GaussianStatistics":
-        """The statistics that `to_arrays` described."""
-        statistics = cls(len(arrays["mean"]))
-        statistics.count, statistics.mean = int(arrays["count"]), np.array(arrays["mean"])
-        statistics._scatter = np.array(arrays["scatter"], order="F")
-        return statistics
-
     def _add_scatter(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
         if count:
             shift = self._join(count, mean)
@@ -159,7 +147,7 @@ def kernel_distance(
 
 
 BLOCK = 512
-"""Rows of a kernel matrix that are held at a time."""
+"""Rows of features, or of a kernel matrix, that are held in float64 at a time."""
 
 
 def squared_discrepancies(
@@ -249,18 +237,21 @@ class ScoreStatistics:
 
     def merge(self, other: "ScoreStatistics") -> None:
         """Add all images that `other`, of the same set, has seen."""
-        self._counts += other._counts
-        self._sums += other._sums
-        self._negative_entropies += other._negative_entropies
+        self._join(other._counts, other._sums, other._negative_entropies)
 
     def gather(self) -> "ScoreStatistics":
         """The statistics of the images of all processes, the same in each; called by all of them."""
         splits, classes = self._sums.shape
         total = ScoreStatistics(self._size * splits, classes, splits)
-        kept = zip(*map(each_process, self.to_arrays().values()), strict=True)
-        for arrays in kept:
-            total.merge(self.from_arrays(dict(zip(self.to_arrays(), arrays, strict=True))))
+        own = (self._counts, self._sums, self._negative_entropies)
+        for arrays in zip(*map(each_process, own), strict=True):
+            total._join(*arrays)
         return total
+
+    def _join(self, counts: np.ndarray, sums: np.ndarray, negative_entropies: np.ndarray) -> None:
+        self._counts += counts
+        self._sums += sums
+        self._negative_entropies += negative_entropies
 
     def score(self) -> tuple[float, float]:
         """Mean and standard deviation over the runs, of the images added so far.
@@ -273,23 +264,6 @@ class ScoreStatistics:
         means = self._sums / self._counts[:, None]
         scores = np.exp(self._negative_entropies / self._counts - _times_log(means).sum(axis=1))
         return float(scores.mean()), float(scores.std())
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """What `from_arrays` needs, for `numpy.savez`: to resume later with the same results."""
-        return {
-            "size": np.array([self._size]), "counts": self._counts, "sums": self._sums,
-            "negative_entropies": self._negative_entropies,
-        }  # fmt: skip
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "ScoreStatistics":
-        """The statistics that `to_arrays` described."""
-        splits, classes = arrays["sums"].shape
-        statistics = cls(int(arrays["size"][0]) * splits, classes, splits)
-        statistics._counts = np.array(arrays["counts"])
-        statistics._sums = np.array(arrays["sums"])
-        statistics._negative_entropies = np.array(arrays["negative_entropies"])
-        return statistics
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
@@ -307,7 +281,8 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float,
 def gaussian_statistics(features: np.ndarray) -> GaussianStatistics:
     """The statistics of a whole set of features `[image, feature]`."""
     statistics = GaussianStatistics(features.shape[1])
-    statistics.add(features)
+    for start in range(0, len(features), BLOCK):
+        statistics.add(features[start : start + BLOCK])
     return statistics
 
 
