@@ -32,10 +32,11 @@ def _attacks(audit: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
             for of, figures in sets.items():
                 for name, interval in figures.items():
                     yield (result["name"], model, of, name, *interval)
-        for measure, depth in result["depth"].items():
-            if depth["resolved"]:
-                ends = depth["value"], depth["low"], depth["high"]
-                yield (result["name"], "unlearned", "forget", f"depth_by_{measure}", *ends)
+        for kind in ("depth", "depth_untouched"):
+            for measure, depth in result[kind].items():
+                if depth["resolved"]:
+                    ends = depth["value"], depth["low"], depth["high"]
+                    yield (result["name"], "unlearned", "forget", f"{kind}_by_{measure}", *ends)
         if result["distance"] is not None:
             for name, value in result["distance"].items():
                 yield (result["name"], "unlearned", "forget", f"kolmogorov_smirnov_{name}", value, "", "")

@@ -115,7 +115,8 @@ def attack_headings(audit: Mapping[str, Any]) -> list[str]:
     ]
     if not first["depth"]:
         return columns
-    return [*columns, *(DEPTHS[measure] for measure in first["depth"]), "KS D"]
+    untouched = (f"{DEPTHS[measure]}, original untouched" for measure in first["depth"])
+    return [*columns, *(DEPTHS[measure] for measure in first["depth"]), *untouched, "KS D"]
 
 
 def attack_rows(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -129,8 +130,9 @@ def attack_rows(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
                 known = sets["forget"].get(name)
                 how = ".3f" if name == "accuracy" else ".4f"
                 cells.append(_missing() if known is None else _cell(known[0], known[1:], how))
-        for measure in audit["results"][0]["depth"]:
-            cells.append(_depth(result["depth"].get(measure)))
+        for kind in ("depth", "depth_untouched"):
+            for measure in audit["results"][0]["depth"]:
+                cells.append(_depth(result[kind].get(measure)))
         if result["distance"] is not None:
             cells.append(_cell(result["distance"]["d"], None, ".2f"))
         weakest = result["name"] == audit["verdict"]["weakest_attack"]

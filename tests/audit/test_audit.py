@@ -104,6 +104,26 @@ def test_figures_are_those_of_the_findings(memories):
     assert "relative_error" not in members["retrained"]
 
 
+def test_training_attacks_are_also_held_against_the_original_as_it_lies():
+    """400 steps on retain images make the original, too, forget: of .92 it keeps .85."""
+
+    def known(accuracy):
+        right = np.arange(200) < 200 * accuracy
+        measured = {"mse": np.full(200, 1 - accuracy) + np.arange(200) / 1e4, "right": right}
+        return {"retain": measured, "forget": measured}
+
+    accuracies = {"original": (0.92, 0.85), "unlearned": (0.38, 0.8), "retrained": (0.57, 0.61)}
+    findings = {
+        model: {"as_it_lies": {"0": known(lies)}, "retain_tuning": {"400": known(attacked)}}
+        for model, (lies, attacked) in accuracies.items()
+    }
+    lies, tuned = conclude(findings, FAIR)["results"]
+    assert lies["depth"]["accuracy"]["value"] == pytest.approx(0.54 / 0.35)
+    assert lies["depth_untouched"] == {}
+    assert tuned["depth"]["accuracy"]["value"] == pytest.approx(0.05 / 0.24)
+    assert tuned["depth_untouched"]["accuracy"]["value"] == pytest.approx(0.12 / 0.31)
+
+
 def test_without_a_yardstick_everything_else_is_there(memories):
     two = {name: memories[name] for name in ("original", "unlearned")}
     report = conclude(two, None)

@@ -17,7 +17,14 @@ FIGURES = {"retain": {"mse": 0.1}, "forget": {"mse": 0.1}}
 
 def result(finding):
     figures = {model: {of: {"mse": [0.1, 0.1, 0.1]} for of in FIGURES} for model in ("original", "unlearned")}
-    first = {"name": "as_it_lies", "title": "as it lies", "figures": figures, "depth": {}, "distance": None}
+    first = {
+        "name": "as_it_lies",
+        "title": "as it lies",
+        "figures": figures,
+        "depth": {},
+        "depth_untouched": {},
+        "distance": None,
+    }
     verdict = {"finding": finding, "weakest_attack": None, "title": None, "depth": None, "sure": True}
     audit = {
         "verdict": verdict, "yardstick": None, "cost": {"mse_ratio": [1, 1, 1]}, "results": [first],

@@ -27,6 +27,7 @@ def result(name, title, accuracies, depth, resolved=True):
     known = {"value": depth, "low": depth - 0.1, "high": depth + 0.1, "resolved": resolved}
     return {
         "name": name, "title": title, "figures": figures, "distance": {"d": 0.3, "p": 0.01},
+        "depth_untouched": {} if name == "as_it_lies" else {"accuracy": {**known, "value": depth + 0.1}},
         "depth": {"accuracy": known, "error": {**known, "resolved": True, "value": depth + 0.2}},
     }  # fmt: skip
 
@@ -107,9 +108,11 @@ def test_tables_hold_the_figures(report):
     assert len(lines) == 2 + 6 and "0.0100" in lines[2] and lines[4].startswith("retain  retrained")
     rows = attack_table(report["audit"], "github").splitlines()
     assert "0.380 0.360 – 0.400" in rows[2] and "1.54 1.44 – 1.64" in rows[2]
-    assert rows[-1].count("| —") == 1  # a depth that the images cannot tell
+    assert rows[-1].count("| —") == 3  # depths that the images cannot tell, or that nobody measured
+    assert "| 0.48 0.28 – 0.48" in rows[3]  # against the original as it lies
     csv = to_csv(report).splitlines()
     assert "retain_tuning,unlearned,forget,depth_by_accuracy,0.38,0.28,0.48" in csv
+    assert "retain_tuning,unlearned,forget,depth_untouched_by_accuracy,0.48,0.28,0.48" in csv
     assert ",unlearned,retain,psnr,20.0,18.0,22.0" in csv
     assert not [line for line in csv if "relearning_100" in line and "depth_by_accuracy" in line]
 
