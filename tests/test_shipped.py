@@ -14,7 +14,7 @@ from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.retraining import FAIR_RATIO, hole_errors
-from l2l_jax.weights.transfer import load_pretrained
+from l2l_jax.weights.transfer import load_pretrained, original_weights
 from l2l_jax.workdir import Workdir
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -70,6 +70,12 @@ def test_only_for_digits(tmp_path):
     config = config_of("digits_mae", **{"data.source": "folder", "data.path": str(tmp_path)})
     with pytest.raises(UserError, match="a model of handwritten digits, but config.data.source is 'folder'"):
         experiment.original_params(config, Workdir(tmp_path, config), None)
+
+
+def test_the_report_names_the_model_and_its_own_licence():
+    facts = original_weights(shipped.resolved("digits_mae"))
+    assert facts["origin"] == "the shipped model digits_mae" and facts["licence"] == "Apache-2.0"
+    assert facts["sha256"] == hashlib.sha256(shipped.resolved("digits_mae").read_bytes()).hexdigest()
 
 
 def test_a_name_that_is_none():

@@ -227,6 +227,10 @@ def original_weights(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       UserError: it cannot be read.
     """
+    if path.parent == shipped.FOLDER:
+        card = shipped.card(path.stem)
+        facts = {name: card[name] for name in ("sha256", "trained_on", "seed", "licence")}
+        return {"origin": f"the shipped model {path.stem}", **facts}
     if not path.is_dir():
         source = open_source(path)
         family = recognise(source.state_dict)
