@@ -108,33 +108,38 @@ def _cell(value: float, ends: Sequence[float] | None, how: str) -> dict[str, str
 def attack_headings(audit: Mapping[str, Any]) -> list[str]:
     """Headings of `attack_rows`, without the first."""
     first = audit["results"][0]
-    columns = [
+    figures = [
         f"{'accuracy' if name == 'accuracy' else 'hole MSE'}, {model}"
-        for name in first["figures"]["unlearned"]["forget"]
+        for name in _attack_figures(audit)
         for model in first["figures"]
     ]
     if not first["depth"]:
-        return columns
+        return figures
     untouched = (f"{DEPTHS[measure]}, original untouched" for measure in first["depth"])
-    return [*columns, *(DEPTHS[measure] for measure in first["depth"]), *untouched, "KS D"]
+    return [*(DEPTHS[measure] for measure in first["depth"]), *untouched, "KS D", *figures]
+
+
+def _attack_figures(audit: Mapping[str, Any]) -> list[str]:
+    """Names of the figures that are told of each attack, the plainest first."""
+    return sorted(audit["results"][0]["figures"]["unlearned"]["forget"])
 
 
 def attack_rows(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each attack left of the forget images: title, cells, and whether it left least."""
     rows = []
     for result in audit["results"]:
-        names = list(audit["results"][0]["figures"]["unlearned"]["forget"])
-        cells = []
-        for name in names:
+        cells = [
+            _depth(result[kind].get(measure))
+            for kind in ("depth", "depth_untouched")
+            for measure in audit["results"][0]["depth"]
+        ]
+        if result["distance"] is not None:
+            cells.append(_cell(result["distance"]["d"], None, ".2f"))
+        for name in _attack_figures(audit):
             for sets in result["figures"].values():
                 known = sets["forget"].get(name)
                 how = ".3f" if name == "accuracy" else ".4f"
                 cells.append(_missing() if known is None else _cell(known[0], known[1:], how))
-        for kind in ("depth", "depth_untouched"):
-            for measure in audit["results"][0]["depth"]:
-                cells.append(_depth(result[kind].get(measure)))
-        if result["distance"] is not None:
-            cells.append(_cell(result["distance"]["d"], None, ".2f"))
         weakest = result["name"] == audit["verdict"]["weakest_attack"]
         rows.append({"title": result["title"], "cells": cells, "weakest": weakest})
     return rows
