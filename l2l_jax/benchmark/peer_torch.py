@@ -10,6 +10,7 @@ import numpy as np
 from l2l_jax.benchmark.peer_sides import fixed_batch
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
+from l2l_jax.models.vit import sincos_position_table
 
 try:
     import torch
@@ -45,9 +46,9 @@ class Peer:
 
     def weights(self, ours: Mapping[str, np.ndarray]) -> None:
         """Start student and teacher from our encoder's parameters, by their path."""
-        missing, unexpected = self._student.load_state_dict(state_dict(ours), strict=False)
-        if unexpected or set(missing) != {"embeddings.position_embeddings"}:
-            raise RuntimeError(f"weights do not fit: {missing} are missing, {unexpected} are not known")
+        # A ViTMAEModel that is made from a configuration leaves them zero.
+        positions = sincos_position_table(self._config.width, self._config.grid)[None]
+        self._student.load_state_dict({**state_dict(ours), POSITIONS: torch.from_numpy(positions)})
         self._teacher = copy.deepcopy(self._student).requires_grad_(False).eval()
         trained = [p for p in self._student.parameters() if p.requires_grad]
         decayed = [
@@ -119,7 +120,7 @@ def vit_mae(model: Any) -> Any:
 
 
 def state_dict(ours: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """`ViTMAEModel`'s weights from our encoder's parameters by path; positions are computed, not stored."""
+    """`ViTMAEModel`'s weights, but for the fixed positions, from our encoder's parameters by path."""
     found = {}
     for path, value in ours.items():
         for name, part in _torch_names(path, value):
@@ -132,6 +133,7 @@ LAYER = {
     "mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2",
 }  # fmt: skip
 TOP = {"cls_token": "embeddings.cls_token", "norm": "layernorm"}
+POSITIONS = "embeddings.position_embeddings"
 PATCH = "embeddings.patch_embeddings.projection"
 WEIGHTS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
