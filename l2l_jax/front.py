@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 
 from l2l_jax import experiment
+from l2l_jax.audit.examination import AS_IT_LIES
+from l2l_jax.audit.run import Audit, check_yardstick
 from l2l_jax.collectives import agreement, from_writer, on_writer
 from l2l_jax.config import Config
 from l2l_jax.data.sources import open_source
@@ -136,11 +138,18 @@ class _Cells:
                     "compare --front trains on given images: config.data.retain_images must be 'real', "
                     "not 'generated'."
                 )
+            if config.audit.enabled:
+                check_yardstick(config)
             self._evaluation = Evaluation(config, folders.evaluation)
             self._sets = experiment.training_sets(config, self._evaluation.train)
             self._sources = _measured_sources(config)
         self._original = experiment.original_params(config, folders, self._evaluation.train)
         self._pretrained = config.pretrained or str(folders.pretrained)
+        self._auditor = None
+        if config.audit.enabled:
+            self._auditor = Audit(
+                config, self._evaluation, self._sets, self._original, self._folder / "audit"
+            )
         self._locks: dict[pathlib.Path, threading.Lock] = {}
 
     def run(self, cells: Sequence[tuple[Setting, int]]) -> None:
@@ -222,7 +231,10 @@ class _Cells:
     def _result(self, params: Params | Diverged, name: str) -> dict[str, Any]:
         if isinstance(params, Diverged):
             return {"failed": str(params)}
-        return self._measured(params, name)
+        result = self._measured(params, name)
+        if self._auditor is not None:
+            result["depth"] = _depths(self._auditor.audit(name.replace("/", "_"), params))
+        return result
 
     def _measured(self, params: Params, name: str) -> dict[str, Any]:
         errors = {
@@ -259,9 +271,19 @@ def _measured_sources(config: Config) -> dict[str, Split]:
     return {kind: choose[kind](config.data, open_source(config.data, kind, size)) for kind in KINDS}
 
 
+def _depths(audit: Mapping[str, Any]) -> dict[str, float]:
+    """By attack: the depth of forgetting by log error, where the images suffice to tell it."""
+    found = {
+        result["name"]: result["depth"]["error"]
+        for result in audit["results"]
+        if result["name"] != AS_IT_LIES and "error" in result["depth"]
+    }
+    return {attack: depth["value"] for attack, depth in found.items() if depth["resolved"]}
+
+
 def _settings(config: Config) -> dict[str, Any]:
     """What a cell's result depends on."""
     settings = json.loads(json.dumps(config.describe()))
-    for where in ("mesh", "parallel"):
+    for where in ("mesh", "parallel", *(() if config.audit.enabled else ("audit",))):
         del settings[where]
     return settings

@@ -12,6 +12,7 @@ import pytest
 from l2l_jax import experiment
 from l2l_jax.config import parse_config
 from l2l_jax.errors import Diverged, UserError
+from l2l_jax.evaluation import front_report
 from l2l_jax.front import Grid, Setting, run_front
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
@@ -96,3 +97,20 @@ def test_cells_are_run_once_side_by_side_and_quoted_on_test_images(unlearned, tm
         (method, 1.7, seed) for method in ("encoder", "undo") for seed in (0, 2)
     ]
     assert again["settings"][0] == report["settings"][0]
+
+
+def test_the_least_depth_is_that_of_the_attack_that_brings_back_most(tmp_path):
+    """Median over seeds for each attack: 0.8 and 0.5; what only one seed knows does not count."""
+    depths = [{"a": 0.9, "b": 0.5}, {"a": 0.7, "b": 0.4, "c": 0.1}, {"a": 0.8, "b": 0.6}]
+    errors = {kind: {of: [0.1, 0.2] for of in ("retain", "forget")} for kind in ("validation", "test")}
+    figures = {of: {} for of in ("retain", "forget")}
+    cells = [{"errors": errors, "figures": figures, "depth": depth} for depth in depths]
+    original = {"errors": errors, "figures": figures}
+    settings = {
+        Setting("undo", (("alpha", 1.0),)): cells,
+        Setting("undo", (("alpha", 2.0),)): cells[:2] + [original],
+    }
+    report = front_report.write(tmp_path, settings, original, {"limit": 0.5})
+    assert report["settings"][0]["depth"] == 0.5
+    assert "depth" not in report["settings"][1]
+    assert (tmp_path / "front.png").exists()

@@ -15,7 +15,8 @@ from l2l_jax.evaluation.fronts import Errors, Point, area_interval, dominated, p
 from l2l_jax.evaluation.intervals import bootstrap
 
 Cells = Sequence[Mapping[str, Any]]
-"""Results of one setting, by seed: "errors" by kind of images and set, "figures" by set, or "failed"."""
+"""Results of one setting, by seed: "errors" by kind of images and set, "figures" by set and, of audited
+models, "depth" by attack; or "failed"."""
 
 
 def write(
@@ -44,9 +45,9 @@ def summary(by_setting: Mapping[Any, Cells], original: Mapping[str, Any], limit:
     Returns:
       "original": its figures on test images. "settings": for each, in the order given, "method", "setting",
       and unless it "failed": "validation" (cost and gain, medians over the seeds), "test" (ratios of the
-      errors with intervals over images, accuracies), "dominated" (by any setting of any method, on
-      validation images). "methods": "area" with its interval, and the "chosen" settings with the least
-      cost at which each is taken, by method.
+      errors with intervals over images, accuracies), "depth" where there was an audit, "dominated" (by
+      any setting of any method, on validation images). "methods": "area" with its interval, and the
+      "chosen" settings with the least cost at which each is taken, by method.
     """
     before = {kind: Errors.of(errors) for kind, errors in original["errors"].items()}
     settings, methods = [], {}
@@ -86,7 +87,21 @@ def _measured(cells: Cells, before: Mapping[str, Errors], original: Mapping[str,
     for of, told in test.items():
         if "accuracy" in original["figures"][of]:
             told["accuracy"] = float(np.median([cell["figures"][of]["accuracy"] for cell in cells]))
-    return {"validation": point(errors["validation"], before["validation"])._asdict(), "test": test}
+    validation = point(errors["validation"], before["validation"])._asdict()
+    return {"validation": validation, "test": test} | _depth(cells)
+
+
+def _depth(cells: Cells) -> dict[str, Any]:
+    """The median depth over the seeds after the attack that brings back most; empty without an audit."""
+    audited = [cell["depth"] for cell in cells if cell.get("depth")]
+    if len(audited) < len(cells):
+        return {}
+    attacks = set.intersection(*map(set, audited))
+    return (
+        {"depth": min(float(np.median([depths[attack] for depths in audited])) for attack in attacks)}
+        if attacks
+        else {}
+    )
 
 
 def _ratio(models: Sequence[np.ndarray], original: np.ndarray) -> list[float]:
@@ -118,18 +133,19 @@ def tables(report: Mapping[str, Any], style: str = "simple") -> str:
 def _settings(report: Mapping[str, Any], style: str) -> str:
     headers = [
         "method", "setting", "validation retain error", "test retain error [95 %]",
-        "test forget error [95 %]", "retain accuracy", "forget accuracy", "",
+        "test forget error [95 %]", "retain accuracy", "forget accuracy", "least depth", "",
     ]  # fmt: skip
-    rows = [["original", "", "×1", "×1", "×1", *_accuracies(report["original"]), ""]]
+    rows = [["original", "", "×1", "×1", "×1", *_accuracies(report["original"]), "", ""]]
     for line in report["settings"]:
         row = [line["method"], line["setting"]]
         if "failed" in line:
-            rows.append([*row, "diverged", *[""] * 5])
+            rows.append([*row, "diverged", *[""] * 6])
             continue
         ratios = (_interval(line["test"][of]["ratio"], ".2f", "×") for of in Errors._fields)
         mark = "dominated" if line["dominated"] else ""
         cost = f"×{1 + line['validation']['cost']:.2f}"
-        rows.append([*row, cost, *ratios, *_accuracies(line["test"]), mark])
+        depth = f"{line['depth']:.2f}" if "depth" in line else ""
+        rows.append([*row, cost, *ratios, *_accuracies(line["test"]), depth, mark])
     return tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)
 
 
@@ -143,22 +159,31 @@ def _interval(numbers: Sequence[float], digits: str, sign: str = "") -> str:
 
 
 def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
-    """Retain cost against forgetting on validation images; a colour, and a staircase, for each method."""
-    figure = Figure(figsize=(7.5, 4.5), dpi=120, layout="constrained")
-    axis = figure.add_subplot()
+    """Retain cost against forgetting and, where models were audited, against depth."""
     done = [line for line in report["settings"] if "failed" not in line]
+    deep = [line for line in done if "depth" in line]
+    figure = Figure(figsize=(12.5 if deep else 7.5, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots(1, 2 if deep else 1, squeeze=False)[0]
     limit = report["limit"]
     for number, method in enumerate(report["methods"]):
+        colour = colormaps["tab10"](number % 10)
         own = [line for line in done if line["method"] == method]
-        _draw_method(axis, method, own, limit, colormaps["tab10"](number % 10))
-    axis.plot([0], [1], "k*", label="original")
-    axis.set(
-        xlabel="retain error above the original's, %", ylabel="forget error, times the original's",
-        yscale="log", xlim=(min(0, axis.get_xlim()[0]), 100 * limit * 1.2),
-    )  # fmt: skip
-    axis.axvline(100 * limit, color="#999999", linewidth=0.8, linestyle=":")
-    axis.grid(alpha=0.3)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right")
+        _draw_method(axes[0], method, own, limit, colour)
+        for line in own if deep else ():
+            if "depth" in line:
+                axes[1].plot(100 * line["validation"]["cost"], line["depth"], "o", color=colour)
+    axes[0].plot([0], [1], "k*", label="original")
+    axes[0].set(ylabel="forget error, times the original's", yscale="log")
+    if deep:
+        axes[1].set(ylabel="least depth by log error")
+    for axis in axes:
+        axis.set(
+            xlabel="retain error above the original's, %",
+            xlim=(min(0, axis.get_xlim()[0]), 100 * limit * 1.2),
+        )
+        axis.axvline(100 * limit, color="#999999", linewidth=0.8, linestyle=":")
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right")
     figure.savefig(path, metadata={"Software": None})
 
 
