@@ -71,6 +71,11 @@ def adapted_task(task: Task, kind: AdapterKind, rank: int) -> Task:
     def merge(params, trained):
         return {**merged(params, trained[ADAPTER]), **trained}
 
+    with_adapter = jax.jit(weights)
+
+    def compose(params, trained):
+        return {**params, **with_adapter(trained, {part: params[part] for part in task.trained})}
+
     return task._replace(
         trained=(ADAPTER,),
         frozen=tuple(dict.fromkeys((*task.frozen, *task.trained))),
@@ -79,6 +84,7 @@ def adapted_task(task: Task, kind: AdapterKind, rank: int) -> Task:
         phases=phases,
         start=start,
         merge=merge,
+        compose=compose,
     )
 
 

@@ -86,6 +86,7 @@ class Task(NamedTuple):
       saliency: share of the trained weights that may change, see `l2l_jax.objectives.saliency`; the others
         keep their original values, whatever the start is.
       merge: `(params, trained) -> params`: the model that training gives, all parts as host arrays.
+      compose: the same on devices, to restore images with while training goes on.
     """
 
     trained: tuple[str, ...]
@@ -99,6 +100,7 @@ class Task(NamedTuple):
     start: Callable[[Params, jax.Array], Params] | None = None
     saliency: float = 1.0
     merge: Callable[[Params, Params], Params] = replaced
+    compose: Callable[[Params, Params], Params] = replaced
 
     def initial(self, params: Params, rng: jax.Array) -> Params:
         """The trained parts before the first step, given all parts of the original model."""

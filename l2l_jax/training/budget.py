@@ -21,7 +21,7 @@ import dataclasses
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,7 @@ import numpy as np
 
 from l2l_jax.evaluation.intervals import Interval, bootstrap
 from l2l_jax.models.base import Params
+from l2l_jax.objectives.task import Task
 from l2l_jax.training.hole_errors import HoleErrors
 from l2l_jax.training.parallel import Parallel
 from l2l_jax.training.step import TrainState
@@ -207,21 +208,20 @@ class RetainBudget:
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
     def begin(
-        self, parallel: Parallel, place: Callable[[Params], Params], params: Params,
-        trained: Collection[str], alpha: float,
-    ) -> None:  # fmt: skip
+        self, parallel: Parallel, place: Callable[[Params], Params], params: Params, task: Task, alpha: float
+    ) -> None:
         """Measure the reference.
 
         Args:
           parallel: the devices, and how the step runs on them.
           place: puts parameters on them.
           params: the model that the run starts from, all parts; placed ones are used as they are.
-          trained: the parts that are trained.
+          task: what is trained.
           alpha: where the weight starts.
         """
-        self._scalar = parallel.scalar
+        self._scalar, self._compose = parallel.scalar, task.compose
         self._errors = self._make_errors(parallel)
-        self._rest = place({part: x for part, x in params.items() if part not in trained})
+        self._rest = place({part: x for part, x in params.items() if part not in task.trained})
         reference = place(params if self._reference is None else self._reference)
         self._reference_errors = self._errors.finish(self._errors.start({**self._rest, **reference}))
         self._memory, self._best = _Memory(float(np.float32(alpha))), None
@@ -255,7 +255,7 @@ class RetainBudget:
             self._act(self._memory.waiting.pop(0))
             state = state.replace(alpha=self._scalar(self._memory.weight))
         if step % self._every == 0 or step == self._steps:
-            started = self._errors.start({**self._rest, **state.result})
+            started = self._errors.start(self._compose(self._rest, state.result))
             self._flying.append((step, weight, started, self._copy(state.result)))
         return state
 

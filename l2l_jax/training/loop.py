@@ -135,7 +135,7 @@ class Trainer:
             frozen = place({part: params[part] for part in task.frozen})
             state = self._placed(first, alpha, self._any_mask(first))
             if budget is not None:
-                budget.begin(self._runner, place, {**params, **frozen}, task.trained, alpha)
+                budget.begin(self._runner, place, {**params, **frozen}, task, alpha)
             state = _resumed(checkpointer, state, iterator, budget)
             if int(state.step):
                 logger.info("%s: resuming after step %d of %d", name, int(state.step), config.steps)

@@ -152,3 +152,15 @@ def test_losses_and_gradients_of_every_family(family):
             np.testing.assert_allclose(found[name], expected, atol=1e-2 * np.abs(expected).max() + 1e-6)
         checked += 1
     assert checked >= 5
+
+
+def test_a_run_is_measured_with_the_weights_that_it_will_leave():
+    """A retain budget restores images with the adapter added on the devices."""
+    model, params = MODELS["mae"], params_of(MODELS["mae"])
+    task = make_task("encoder", model, adapter="lora", adapter_rank=2)
+    trained = filled(task.initial(params, jax.random.key(0)))
+    composed, left = task.compose(params, trained), task.merge(params, trained)
+    assert set(composed) == set(params)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), composed, {p: left[p] for p in params})
+    pairs = zip(jax.tree.leaves(composed["encoder"]), jax.tree.leaves(params["encoder"]), strict=True)
+    assert any(np.abs(after - before).max() > 0.1 for after, before in pairs)
