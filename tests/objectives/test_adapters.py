@@ -161,6 +161,8 @@ def test_a_run_is_measured_with_the_weights_that_it_will_leave():
     trained = filled(task.initial(params, jax.random.key(0)))
     composed, left = task.compose(params, trained), task.merge(params, trained)
     assert set(composed) == set(params)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), composed, {p: left[p] for p in params})
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), composed, {p: left[p] for p in params}
+    )
     pairs = zip(jax.tree.leaves(composed["encoder"]), jax.tree.leaves(params["encoder"]), strict=True)
     assert any(np.abs(after - before).max() > 0.1 for after, before in pairs)
