@@ -21,7 +21,8 @@ RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
 def config_of(**fields):
     recipe = runpy.run_path(str(RECIPE))["get_config"]()
     recipe.audit.enabled, recipe.unlearn.retain_budget = False, 0.0
-    recipe.update_from_flattened_dict({"evaluate.features": "none", "data.test_per_class": 8, **fields})
+    small = {"evaluate.features": "none", "evaluate.batch_size": 32, "data.test_per_class": 8}
+    recipe.update_from_flattened_dict({**small, **fields})
     return parse_config(recipe)
 
 

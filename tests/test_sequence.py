@@ -32,7 +32,8 @@ def test_the_recipe_keeps_what_was_forgotten_among_what_is_to_be_forgotten():
 def test_each_request_starts_where_the_one_before_ended(monkeypatch, tmp_path):
     """Unlearning is replaced by noise on the weights, ever more of it from model to model."""
     recipe = RECIPE()
-    recipe.evaluate.features, recipe.data.test_per_class = "none", 8
+    recipe.evaluate.update(features="none", batch_size=32)
+    recipe.data.test_per_class = 8
     calls = []
 
     def unlearned(config, folders, params, sets):
