@@ -11,9 +11,9 @@ from l2l_jax.evaluation.features.base import FeatureNetwork
 from l2l_jax.evaluation.features.digits import HoleClassifier
 from l2l_jax.evaluation.intervals import mean_interval, standard_interval
 from l2l_jax.evaluation.statistics import (
-    GaussianStatistics,
     cosine_similarities,
     frechet_distance,
+    gaussian_statistics,
     inception_score,
     kernel_distance,
 )
@@ -68,9 +68,6 @@ WIDE = 256
 """Features from which a Fréchet distance takes seconds, and its interval comes of few resamples."""
 
 WIDE_RESAMPLES = 10
-
-ROWS = 512
-"""Rows of features that are turned to float64 at a time."""
 
 Observed = dict[str, np.ndarray]
 """What is kept of some images, by name: arrays that start with the image axis."""
@@ -194,13 +191,15 @@ def _distances(found, names, restored, originals) -> None:
         for name in filter(None, names):
             found.result.missing[name] = "it needs two images"
         return
-    distance = frechet_distance(_gaussian(restored), _gaussian(originals))
+    distance = frechet_distance(gaussian_statistics(restored), gaussian_statistics(originals))
     found.result.figures[frechet] = distance
     count, width = restored.shape
     if count == len(originals) and count > width:  # fewer images make a singular covariance
 
         def statistic(chosen):
-            return frechet_distance(_gaussian(restored[chosen]), _gaussian(originals[chosen]))
+            return frechet_distance(
+                gaussian_statistics(restored[chosen]), gaussian_statistics(originals[chosen])
+            )
 
         wide = width >= WIDE
         how = {"resamples": WIDE_RESAMPLES} if wide else {}
@@ -211,14 +210,6 @@ def _distances(found, names, restored, originals) -> None:
     if kernel is not None:
         mean, spread = kernel_distance(restored, originals)
         found.result.figures.update({kernel: mean, f"{kernel}_std": spread})
-
-
-def _gaussian(features: np.ndarray) -> GaussianStatistics:
-    """Mean and covariance, with float64 copies of few rows at a time."""
-    statistics = GaussianStatistics(features.shape[1])
-    for start in range(0, len(features), ROWS):
-        statistics.add(features[start : start + ROWS])
-    return statistics
 
 
 def _score(found, name, probabilities) -> None:
