@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from l2l_jax.errors import UserError
 
 
-def is_writer() -> bool:
-    """Whether this process writes logs, scalars, pictures and reports: one of them does."""
+def is_primary() -> bool:
+    """Whether this is the primary process, which writes logs, scalars, pictures and reports."""
     return jax.process_index() == 0
 
 
@@ -37,7 +37,7 @@ def exchange(text: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def agreement() -> Iterator[None]:
+def barrier() -> Iterator[None]:
     """All processes get through this block, or none does.
 
     For work that can fail in one process and not in another, such as reading files: otherwise those that
@@ -75,8 +75,8 @@ def _joint(texts: list[str]) -> str:
     return " ".join(named)
 
 
-def from_writer(compute: Callable[[], Any]) -> Any:
-    """What `compute()`, called by the writer alone, returns: the same in all processes.
+def from_primary(compute: Callable[[], Any]) -> Any:
+    """What `compute()`, called by the primary process alone, returns: the same in all processes.
 
     Also for looking at a shared disk, which may show different processes different things for a while.
 
@@ -84,21 +84,21 @@ def from_writer(compute: Callable[[], Any]) -> Any:
       compute: returns something JSON-able.
 
     Raises:
-      UserError: the writer raised one.
+      UserError: the primary process raised one.
     """
     if jax.process_count() == 1:
         return compute()
     text = ""
-    with agreement():
-        if is_writer():
+    with barrier():
+        if is_primary():
             text = json.dumps(compute())
     return json.loads(exchange(text)[0])
 
 
-def on_writer(work: Callable[[], None]) -> None:
-    """Let the writer alone do `work`; the others wait until it is done, or fail with it."""
-    with agreement():
-        if is_writer():
+def on_primary(work: Callable[[], None]) -> None:
+    """Let the primary process alone do `work`; the others wait until it is done, or fail with it."""
+    with barrier():
+        if is_primary():
             work()
 
 

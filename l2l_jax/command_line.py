@@ -64,9 +64,9 @@ def parse_flags(argv: Sequence[str], needs_recipe: Callable[[], bool] = _always)
     """
     if distributed.place()[1] == 1:
         return _parse_flags(argv, needs_recipe)  # without JAX, so that a mistyped flag is answered at once
-    from l2l_jax.collectives import agreement
+    from l2l_jax.collectives import barrier
 
-    with agreement():
+    with barrier():
         return _parse_flags(argv, needs_recipe)
 
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the comparison that the command line asks for and print its table."""
     recipe, workdir = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
-    from l2l_jax.collectives import agreement, is_writer
+    from l2l_jax.collectives import barrier, is_primary
     from l2l_jax.config import parse_config
     from l2l_jax.evaluation import comparison_report
 
@@ -55,22 +55,22 @@ def main(argv: Sequence[str]) -> None:
     if SEQUENCE.value:
         _sequence(recipe, workdir)
         return
-    with agreement():
+    with barrier():
         alphas, config = _numbers(ALPHAS, "weights"), parse_config(recipe)
     rows = compare(config, workdir, alphas, PROXY.value)
-    if is_writer():
+    if is_primary():
         print(comparison_report.tables(rows))
         print(f"\nComparison: {workdir / 'comparison'}")
 
 
 def _front(recipe: Any, workdir: pathlib.Path) -> None:
-    from l2l_jax.collectives import agreement, is_writer
+    from l2l_jax.collectives import barrier, is_primary
     from l2l_jax.config import parse_config
     from l2l_jax.evaluation import front_report
     from l2l_jax.front import Grid, run_front
     from l2l_jax.objectives.methods import METHODS as KNOWN
 
-    with agreement():
+    with barrier():
         config = parse_config(recipe)
         grid = Grid(
             methods=tuple(METHODS.value or KNOWN),
@@ -81,20 +81,20 @@ def _front(recipe: Any, workdir: pathlib.Path) -> None:
             seeds=[int(seed) for seed in _numbers(SEEDS, "seeds")],
         )
     report = run_front(config, workdir, grid, LIMIT.value)
-    if is_writer():
+    if is_primary():
         print(front_report.tables(report))
         print(f"\nFront: {workdir / 'front'}")
 
 
 def _sequence(recipe: Any, workdir: pathlib.Path) -> None:
-    from l2l_jax.collectives import agreement, is_writer
+    from l2l_jax.collectives import barrier, is_primary
     from l2l_jax.config import parse_config
     from l2l_jax.sequence import run_sequence, table
 
-    with agreement():
+    with barrier():
         config = parse_config(recipe)
     rows = run_sequence(config, workdir, SEQUENCE.value)
-    if is_writer():
+    if is_primary():
         print(table(rows))
 
 
@@ -131,14 +131,14 @@ def compare(
     """
     from l2l_jax import experiment
     from l2l_jax.audit.run import Audit, check_yardstick
-    from l2l_jax.collectives import agreement, on_writer
+    from l2l_jax.collectives import barrier, on_primary
     from l2l_jax.data.splits import retained_names
     from l2l_jax.evaluation import comparison_report
     from l2l_jax.evaluation.evaluate import Evaluation
     from l2l_jax.workdir import Workdir
 
     folders = Workdir(workdir, config)
-    with agreement():
+    with barrier():
         if config.audit.enabled:
             check_yardstick(config)
         evaluation = Evaluation(config, folders.evaluation)
@@ -154,7 +154,7 @@ def compare(
         folder = workdir / "comparison" / _folder(name)
 
         def unlearned(variant=variant, folder=folder):
-            with agreement():
+            with barrier():
                 sets = experiment.training_sets(variant, evaluation.train)
             return experiment.unlearned_params(variant, Workdir(folder, variant), original, sets)
 
@@ -162,7 +162,7 @@ def compare(
         if auditor is not None and "failed" not in rows[name]:
             rows[name]["audit"] = auditor.audit(_folder(name), unlearned())
     shown = {name: row.pop("shown", None) for name, row in rows.items()}
-    on_writer(
+    on_primary(
         lambda: comparison_report.write(workdir / "comparison", config, evaluation, rows, shown, alphas)
     )
     return rows
@@ -200,8 +200,8 @@ def variants(
 
 
 def _evaluated(workdir, name, config, evaluation, params) -> dict[str, Any]:
-    """The figures of a row and, in the writer, the restorations to show; from the disk if they are there."""
-    from l2l_jax.collectives import from_writer, is_writer, on_writer
+    """The figures of a row and, in the primary process, the restorations to show; from the disk if they are there."""
+    from l2l_jax.collectives import from_primary, is_primary, on_primary
     from l2l_jax.evaluation import comparison_report
 
     folder = workdir / "comparison" / _folder(name)
@@ -209,7 +209,7 @@ def _evaluated(workdir, name, config, evaluation, params) -> dict[str, Any]:
     settings = json.loads(json.dumps(config.describe()))
     for where in ("mesh", "parallel", "audit"):  # they change nothing of these figures
         del settings[where]
-    row = from_writer(lambda: _finished(path, settings))
+    row = from_primary(lambda: _finished(path, settings))
     if row is None:
         try:
             result = evaluation.evaluate(params(), name)
@@ -224,8 +224,8 @@ def _evaluated(workdir, name, config, evaluation, params) -> dict[str, Any]:
                 comparison_report.save_shown(folder, shown)
             path.write_text(json.dumps({**row, "config": settings}, indent=2) + "\n")
 
-        on_writer(keep)
-    return {**row, "shown": comparison_report.load_shown(folder) if is_writer() else None}
+        on_primary(keep)
+    return {**row, "shown": comparison_report.load_shown(folder) if is_primary() else None}
 
 
 def _finished(path: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -38,11 +38,11 @@ def main(argv: Sequence[str]) -> None:
     """Evaluate what the command line asks for and print tables."""
     recipe, workdir = parse_flags(argv, needs_recipe=lambda: IMAGES.value is None and REFERENCE.value is None)
     # Imported late: a mistyped flag is answered at once.
-    from l2l_jax.collectives import agreement, is_writer
+    from l2l_jax.collectives import barrier, is_primary
     from l2l_jax.config import parse_config
     from l2l_jax.evaluation import tables
 
-    with agreement():
+    with barrier():
         _check_flags()
         if recipe is not None and TASKS.value:
             recipe.evaluate.tasks = tuple(TASKS.value)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         folder = workdir / "evaluation"
         unlearned = pathlib.Path(UNLEARNED.value) if UNLEARNED.value else None
         text = tables.of_models(evaluate_models(config, workdir, unlearned))
-    if is_writer():
+    if is_primary():
         print(f"{text}\n\nFigures: {folder / 'figures.json'}")
 
 
@@ -82,19 +82,19 @@ def evaluate_models(
     Raises:
       UserError: there is no model to evaluate, or another mistake.
     """
-    from l2l_jax.collectives import agreement, from_writer, on_writer
+    from l2l_jax.collectives import barrier, from_primary, on_primary
     from l2l_jax.evaluation import tables
     from l2l_jax.evaluation.evaluate import Evaluation
     from l2l_jax.weights.transfer import load_pretrained, original_weights
 
     folder = workdir / "evaluation"
-    on_writer(lambda: folder.mkdir(parents=True, exist_ok=True))
-    paths = from_writer(lambda: _models(config, workdir, unlearned))
-    with agreement():
+    on_primary(lambda: folder.mkdir(parents=True, exist_ok=True))
+    paths = from_primary(lambda: _models(config, workdir, unlearned))
+    with barrier():
         evaluation = Evaluation(config, folder)
     results = {}
     for name, path in paths.items():
-        with agreement():
+        with barrier():
             params = load_pretrained(pathlib.Path(path), config.family, config.model)
         results[name] = evaluation.evaluate(params, name)
         del params
@@ -110,7 +110,7 @@ def evaluate_models(
             evaluation.save_tsne(folder / f"tsne_{task}.png", list(results), task)
         return report
 
-    return from_writer(write)
+    return from_primary(write)
 
 
 def _models(config: "Config", workdir: pathlib.Path, unlearned: pathlib.Path | None) -> dict[str, str]:
@@ -146,7 +146,7 @@ def evaluate_folders(
     Raises:
       UserError: a mistake in the folders.
     """
-    from l2l_jax.collectives import agreement, on_writer
+    from l2l_jax.collectives import barrier, on_primary
     from l2l_jax.evaluation import tables
     from l2l_jax.evaluation.config import EvaluationConfig
     from l2l_jax.evaluation.evaluate import Evaluation
@@ -154,7 +154,7 @@ def evaluate_folders(
     from l2l_jax.evaluation.folders import compare_folders, open_images
     from l2l_jax.evaluation.networks import open_all
 
-    with agreement():
+    with barrier():
         opened = [open_images(images, "--images"), open_images(reference, "--reference")]
         if config is None:
             every = EvaluationConfig(features="none", networks=get_args(NetworkName))
@@ -173,7 +173,7 @@ def evaluate_folders(
         "not_available": {**result.missing, **missing},
         "networks": {name: dict(network.weights) for name, network in networks.items()},
     }
-    on_writer(lambda: tables.write(folder, report, tables.of_folders(report)))
+    on_primary(lambda: tables.write(folder, report, tables.of_folders(report)))
     return json.loads(json.dumps(report))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from l2l_jax import shipped
 from l2l_jax.audit.run import Audit, check_yardstick
-from l2l_jax.collectives import agreement, from_writer, is_writer
+from l2l_jax.collectives import barrier, from_primary, is_primary
 from l2l_jax.config import Config, UnlearningConfig
 from l2l_jax.data import splits
 from l2l_jax.data.pipeline import TrainingBatches, training_batches
@@ -60,7 +60,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """
     clock = _Clock()
     folders = Workdir(workdir, config)
-    with agreement():
+    with barrier():
         if config.audit.enabled:
             check_yardstick(config)
         evaluation = Evaluation(config, folders.evaluation)
@@ -90,7 +90,7 @@ def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dic
     """
     clock = _Clock()
     folders = Workdir(workdir, config)
-    with agreement():
+    with barrier():
         evaluation = Evaluation(config, folders.evaluation)
         sets = training_sets(config, evaluation.train)
         if not config.pretrained and not folders.pretrained.exists():
@@ -117,9 +117,9 @@ def _reported(config, folders, evaluation, sets, models, clock) -> dict[str, Any
     findings = attacked = None
     if auditor is not None:
         findings = auditor.audit("unlearned", models["unlearned"])
-        attacked = auditor.shown("unlearned", findings["shown_attack"]) if is_writer() else None
+        attacked = auditor.shown("unlearned", findings["shown_attack"]) if is_primary() else None
         clock.lap("audit")
-    return from_writer(
+    return from_primary(
         lambda: write_report(
             folders, config, evaluation, results, clock.seconds, features, findings, attacked
         )
@@ -140,13 +140,13 @@ def original_params(config: Config, folders: Workdir, source: Source) -> Params:
     """The model to unlearn: `config.pretrained`, or the one in the workdir, or pretrained now."""
     model = config.model
     if config.pretrained:
-        with agreement():
+        with barrier():
             _check_shipped(config)
             return load_pretrained(shipped.resolved(config.pretrained), config.family, model)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    if from_writer(folders.pretrained.exists):
+    if from_primary(folders.pretrained.exists):
         logger.info("Using the pretrained model in %s", folders.pretrained)
-        with agreement():
+        with barrier():
             return load_params(folders.pretrained, shapes)
     params = pretrain(config, folders.pretrain, source)
     save_model(folders.pretrained, params, _card(config, "pretrained from nothing"))
@@ -202,15 +202,15 @@ def unlearned_params(
       devices: to train on; None: all.
       phases: where `run_phases` has worked or is to; None: in the folder of unlearning.
     """
-    if from_writer(folders.unlearned.exists):
+    if from_primary(folders.unlearned.exists):
         logger.info("Using the unlearned model in %s", folders.unlearned)
-        with agreement():
+        with barrier():
             return load_params(folders.unlearned, original)
     how = config.unlearn
     newest = config.pretrained or folders.pretrained
     facts = {
-        "original_weights": from_writer(lambda: original_weights(shipped.resolved(str(newest)))),
-        "first_original": from_writer(lambda: first_of_line(newest)),
+        "original_weights": from_primary(lambda: original_weights(shipped.resolved(str(newest)))),
+        "first_original": from_primary(lambda: first_of_line(newest)),
     }
     if config.data.retain_images == "generated":
         sets = sets._replace(retain=generated_images(config, folders, original, sets.retain))
@@ -278,7 +278,7 @@ def run_phases(
     for name, rule in task.phases.rules.items():
         phase = task._replace(gradients=rule)
         _unlearn(f"unlearn {name}", phase, config, how, folder / name, original, sets, devices)
-        ends[name] = from_writer(lambda name=name: _terms_at_end(folder / name, how.steps))
+        ends[name] = from_primary(lambda name=name: _terms_at_end(folder / name, how.steps))
     return ends
 
 

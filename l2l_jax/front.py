@@ -20,7 +20,7 @@ import jax
 from l2l_jax import experiment
 from l2l_jax.audit.examination import AS_IT_LIES
 from l2l_jax.audit.run import Audit, check_yardstick
-from l2l_jax.collectives import agreement, from_writer, on_writer
+from l2l_jax.collectives import barrier, from_primary, on_primary
 from l2l_jax.config import Config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
@@ -115,15 +115,15 @@ def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -
     settings = list(grid.settings())
     cells = [(setting, seed) for setting in settings for seed in grid.seeds]
     runner.run(cells)
-    results = {cell: from_writer(lambda cell=cell: runner.finished(*cell)) for cell in cells}
-    original = from_writer(runner.original_result)
+    results = {cell: from_primary(lambda cell=cell: runner.finished(*cell)) for cell in cells}
+    original = from_primary(runner.original_result)
 
     def write() -> dict[str, Any]:
         by_setting = {s: [results[s, seed] for seed in grid.seeds] for s in settings}
         facts = {"grid": grid._asdict(), "limit": limit, "config": config.describe()}
         return front_report.write(workdir / "front", by_setting, original, facts)
 
-    return from_writer(write)
+    return from_primary(write)
 
 
 class _Cells:
@@ -132,7 +132,7 @@ class _Cells:
     def __init__(self, config: Config, workdir: pathlib.Path):
         self._config, self._folder = config, workdir / "front"
         folders = Workdir(workdir, config)
-        with agreement():
+        with barrier():
             if config.data.retain_images == "generated":
                 raise UserError(
                     "compare --front trains on given images: config.data.retain_images must be 'real', "
@@ -154,9 +154,9 @@ class _Cells:
 
     def run(self, cells: Sequence[tuple[Setting, int]]) -> None:
         """Train and measure the cells that are not finished."""
-        if from_writer(lambda: not self._path("original").exists()):
+        if from_primary(lambda: not self._path("original").exists()):
             self._keep("original", self._measured(self._original, "original"), self._config)
-        left = [cell for cell in cells if from_writer(lambda cell=cell: self.finished(*cell)) is None]
+        left = [cell for cell in cells if from_primary(lambda cell=cell: self.finished(*cell)) is None]
         logger.info("Front: %d cells, %d of them to be computed", len(cells), len(left))
         for place, (cell, params) in enumerate(self._trained(left), 1):
             name = self._name(*cell)
@@ -254,7 +254,7 @@ class _Cells:
             unfinished.write_text(json.dumps({**result, "config": _settings(config)}) + "\n")
             unfinished.replace(path)
 
-        on_writer(write)
+        on_primary(write)
 
     def _path(self, name: str) -> pathlib.Path:
         return self._folder / name / "cell.json"

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from l2l_jax.collectives import agreement, from_writer, on_writer
+from l2l_jax.collectives import barrier, from_primary, on_primary
 from l2l_jax.data.generated import GeneratedImages
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.block_store import BlockStore
@@ -58,7 +58,7 @@ def generate(
       UserError: the folder holds the images of other weights, or too many starts cannot be decoded.
     """
     key = {"weights": fingerprint(params, model.generative_parts), "batch_size": batch_size, "seed": seed}
-    card = from_writer(lambda: _card(folder))
+    card = from_primary(lambda: _card(folder))
     if card is None:
         card = _make(model, params, starts, folder, key)
     elif card["weights"] != key["weights"]:
@@ -81,7 +81,7 @@ def _make(
     """Make the blocks that are missing, then put all into one file."""
     unfinished = folder.with_name(folder.name + ".unfinished")
     store = BlockStore(unfinished / BLOCKS)
-    on_writer(lambda: store.claim(key))
+    on_primary(lambda: store.claim(key))
     batch_size, share = key["batch_size"], slice(jax.process_index(), None, jax.process_count())
     restorers = [
         Restorer(model, half, batch_size=batch_size, seed=key["seed"] + number)
@@ -89,7 +89,7 @@ def _make(
     ]
     placed = restorers[0].place(params)
     total = -(-len(starts) // jax.process_count())
-    with agreement(), Progress("generate retain images", total, unit="image") as progress:
+    with barrier(), Progress("generate retain images", total, unit="image") as progress:
         for block in starts.blocks(batch_size, share):
             if not store.has(_name(block.number), block.digest):
                 images, places = block.good.images, block.good.indices
@@ -99,8 +99,8 @@ def _make(
                 store.save(_name(block.number), block.digest, {"images": pixels})
             progress.update(block.size)
     shape = (len(starts), *model.image_shape)
-    card = from_writer(lambda: _joined(unfinished, store, shape, key))
-    on_writer(lambda: os.replace(unfinished, folder))
+    card = from_primary(lambda: _joined(unfinished, store, shape, key))
+    on_primary(lambda: os.replace(unfinished, folder))
     logger.info("The original model has made %d images that stand in for retain images", card["images"])
     return card
 

@@ -3,7 +3,7 @@
 import pathlib
 
 from l2l_jax import shipped
-from l2l_jax.collectives import agreement
+from l2l_jax.collectives import barrier
 from l2l_jax.config import Config
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import Params
@@ -36,7 +36,7 @@ def budget_reference(config: Config, newest: str | pathlib.Path, first: str) -> 
     given = config.unlearn.budget_original
     if not given and first == _lasting_name(newest):
         return None
-    with agreement():
+    with barrier():
         try:
             return load_pretrained(shipped.resolved(given or first), config.family, config.model)
         except UserError as error:

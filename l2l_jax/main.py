@@ -11,15 +11,15 @@ def main(argv: Sequence[str]) -> None:
     recipe, workdir = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
     from l2l_jax import experiment
-    from l2l_jax.collectives import agreement, is_writer
+    from l2l_jax.collectives import barrier, is_primary
     from l2l_jax.config import parse_config
     from l2l_jax.evaluation.report_page import table
     from l2l_jax.evaluation.report_text import sentences
 
-    with agreement():
+    with barrier():
         config = parse_config(recipe)
     report = experiment.run(config, workdir)
-    if is_writer():
+    if is_primary():
         print(table(report))
         if report["audit"] is not None:
             print("\n" + "\n".join(sentences(report)))

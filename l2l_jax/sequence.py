@@ -14,7 +14,7 @@ import numpy as np
 from tabulate import tabulate
 
 from l2l_jax import experiment
-from l2l_jax.collectives import agreement, from_writer
+from l2l_jax.collectives import barrier, from_primary
 from l2l_jax.config import Config
 from l2l_jax.data.config import REST
 from l2l_jax.data.records import Source
@@ -48,7 +48,7 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
     if len(set(requests)) < len(requests) or len(requests) < 2:
         raise UserError(f"--sequence={','.join(requests)}: name at least two different classes.")
     everything = _with(config, forget=tuple(requests))
-    with agreement():
+    with barrier():
         evaluation = Evaluation(everything, workdir / "evaluation")
         sources = _measured_sources(config, requests)
     first = experiment.original_params(config, Workdir(workdir / "first", config), evaluation.train)
@@ -72,7 +72,7 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
         (workdir / "sequence.md").write_text(table(rows, "github") + "\n")
         return rows
 
-    return from_writer(write)
+    return from_primary(write)
 
 
 def table(rows: dict[str, Any], style: str = "simple") -> str:
@@ -93,7 +93,7 @@ def _with(config: Config, *, forget: tuple, pretrained: str | None = None) -> Co
 
 
 def _unlearned(config: Config, folder: pathlib.Path, params: Params, evaluation: Evaluation) -> Params:
-    with agreement():
+    with barrier():
         sets = experiment.training_sets(config, evaluation.train)
     return experiment.unlearned_params(config, Workdir(folder, config), params, sets)
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from l2l_jax.collectives import agreement
+from l2l_jax.collectives import barrier
 from l2l_jax.config import Config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import validation_sets
@@ -50,7 +50,7 @@ def validation_images(config: Config, count: int) -> dict[str, np.ndarray]:
       UserError: there are no validation images, or too many cannot be decoded.
     """
     data, size = config.data, config.model.image_size
-    with agreement():
+    with barrier():
         sets = validation_sets(data, open_source(data, "validation", size))._asdict()
         images = {}
         for of, source in sets.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from l2l_jax.collectives import agreement, from_writer, is_writer, on_writer
+from l2l_jax.collectives import barrier, from_primary, is_primary, on_primary
 from l2l_jax.config import Config
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.transforms import TransformConfig
@@ -58,7 +58,7 @@ class Workdir:
         self.audit = folder / "audit"
         self.report = folder / "report"
         self._identity_file = folder / "run.json"
-        on_writer(lambda: self._claim(config))
+        on_primary(lambda: self._claim(config))
         _check_shared(folder)
 
     def _claim(self, config: Config) -> None:
@@ -100,13 +100,13 @@ class Workdir:
 
 
 def _check_shared(folder: pathlib.Path) -> None:
-    """Raise a UserError unless every process finds in `folder` what the writer puts there."""
+    """Raise a UserError unless every process finds in `folder` what the primary process puts there."""
     if jax.process_count() == 1:
         return
-    name = from_writer(lambda: f".shared-{uuid.uuid4().hex}")
-    if is_writer():
+    name = from_primary(lambda: f".shared-{uuid.uuid4().hex}")
+    if is_primary():
         (folder / name).touch()
-    with agreement():
+    with barrier():
         deadline = time.monotonic() + SHARED_WITHIN
         while not (folder / name).exists():
             if time.monotonic() > deadline:
@@ -115,7 +115,7 @@ def _check_shared(folder: pathlib.Path) -> None:
                     f"{name} there: name a folder on storage that all hosts share."
                 )
             time.sleep(0.2)
-    on_writer((folder / name).unlink)
+    on_primary((folder / name).unlink)
 
 
 def _identity(config: Config) -> dict[str, Any]:

@@ -5,22 +5,22 @@ import numpy as np
 import pytest
 
 from l2l_jax import collectives, experiment
-from l2l_jax.collectives import agreement, exchange, from_writer, is_writer, on_writer, to_host
+from l2l_jax.collectives import barrier, exchange, from_primary, is_primary, on_primary, to_host
 from l2l_jax.errors import UserError
 
 
 def test_one_process_is_the_writer_and_sends_nothing():
-    assert is_writer() and exchange("text") == ["text"]
+    assert is_primary() and exchange("text") == ["text"]
     marker = object()
-    assert from_writer(lambda: marker) is marker  # not even through JSON
+    assert from_primary(lambda: marker) is marker  # not even through JSON
     done = []
-    on_writer(lambda: done.append(1))
+    on_primary(lambda: done.append(1))
     assert done == [1]
 
 
 def test_exceptions_of_one_process_go_on_as_they_are():
     error = OSError(28, "No space left on device")
-    with pytest.raises(OSError) as caught, agreement():
+    with pytest.raises(OSError) as caught, barrier():
         raise error
     assert caught.value is error and not hasattr(error, "known_to_all")
 

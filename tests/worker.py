@@ -171,10 +171,10 @@ def mistaken(folder):
     """The last process alone makes a mistake of the user's, in a block that all agree on."""
     import jax
 
-    from l2l_jax.collectives import agreement
+    from l2l_jax.collectives import barrier
     from l2l_jax.errors import UserError
 
-    with agreement():
+    with barrier():
         if jax.process_index() == jax.process_count() - 1:
             raise UserError(f"{folder} is empty.")
 

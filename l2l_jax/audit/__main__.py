@@ -36,18 +36,18 @@ def main(argv: Sequence[str]) -> int:
     # Imported late: a mistyped flag is answered at once.
     from l2l_jax import experiment
     from l2l_jax.audit.verdict import REQUIREMENTS
-    from l2l_jax.collectives import agreement, is_writer
+    from l2l_jax.collectives import barrier, is_primary
     from l2l_jax.config import parse_config
     from l2l_jax.evaluation.report_page import attack_table, table
     from l2l_jax.evaluation.report_text import sentences
 
-    with agreement():
+    with barrier():
         recipe = _recipe_of_run() if recipe is None else recipe
         config = parse_config(recipe)
         config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, enabled=True))
         unlearned = _unlearned(workdir)
     report = experiment.audit(config, workdir, unlearned)
-    if is_writer():
+    if is_primary():
         print(table(report))
         print("\n" + attack_table(report["audit"]))
         print("\n" + "\n".join(sentences(report)))

@@ -16,7 +16,7 @@ from l2l_jax.audit.attacks import linear_probe, views
 from l2l_jax.audit.attacks.membership import membership
 from l2l_jax.audit.attacks.training import TrainingAttack, training_attacks
 from l2l_jax.audit.measuring import Measured, Meter, Points, load_points, save_points
-from l2l_jax.collectives import agreement, from_writer, on_writer
+from l2l_jax.collectives import barrier, from_primary, on_primary
 from l2l_jax.config import Config
 from l2l_jax.data.pipeline import TrainingBatches, training_batches
 from l2l_jax.data.records import evenly_spaced
@@ -52,7 +52,7 @@ class Examiner:
     def __init__(self, config: Config, evaluation: Evaluation, training: Split, folder: pathlib.Path):
         self._config, self._training, self._folder = config, training, folder
         self._meter = Meter(config, evaluation)
-        with agreement():
+        with barrier():
             self._attacks = training_attacks(config.model, config.audit)
             for attack in self._attacks.values():
                 attack.images.source(training, config.seed)  # complains now of what is wrong
@@ -111,11 +111,11 @@ class Examiner:
     ) -> Points:  # fmt: skip
         """What an attack found: from its folder, or computed now and kept there."""
         folder = self._attack_folder(model.folder, attack, seed)
-        if from_writer(lambda: _finished(folder, {**model.facts, "attack": {**settings, "seed": seed}})):
-            with agreement():
+        if from_primary(lambda: _finished(folder, {**model.facts, "attack": {**settings, "seed": seed}})):
+            with barrier():
                 return load_points(folder / POINTS)
         points = compute(folder)
-        on_writer(lambda: save_points(folder / POINTS, points))
+        on_primary(lambda: save_points(folder / POINTS, points))
         return points
 
     @staticmethod
@@ -140,20 +140,20 @@ class Examiner:
 
         def look(step: int, params: Params) -> None:
             points[str(step)] = self._meter.tests(params, f"{title} {step}")
-            on_writer(lambda: save_points(folder / f"step_{step}.npz", {str(step): points[str(step)]}))
+            on_primary(lambda: save_points(folder / f"step_{step}.npz", {str(step): points[str(step)]}))
             if model.show and seed == 0 and step == attack.looked_at[-1]:
                 shown = self._meter.shown(params)
-                on_writer(lambda: np.savez_compressed(folder / SHOWN, **shown))
+                on_primary(lambda: np.savez_compressed(folder / SHOWN, **shown))
 
         self._trainer(attack, seed).train(
             model.params, self._batches(attack, seed, folder), folder / "training", name=title,
             observe=look, observe_at=attack.looked_at,
         )  # fmt: skip
-        with agreement():
+        with barrier():
             for step in attack.looked_at:
                 if str(step) not in points:  # it was before the checkpoint that the attack went on from
                     points |= load_points(folder / f"step_{step}.npz")
-        on_writer(lambda: _tidy(folder))
+        on_primary(lambda: _tidy(folder))
         return {str(step): points[str(step)] for step in attack.looked_at}
 
     def _trainer(self, attack: TrainingAttack, seed: int) -> Trainer:

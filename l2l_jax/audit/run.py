@@ -12,7 +12,7 @@ import numpy as np
 from l2l_jax import shipped
 from l2l_jax.audit.conclusions import conclude
 from l2l_jax.audit.examination import Examiner, Findings
-from l2l_jax.collectives import agreement, from_writer, on_writer
+from l2l_jax.collectives import barrier, from_primary, on_primary
 from l2l_jax.config import Config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
@@ -80,9 +80,9 @@ class Audit:
         references = self._references()
         findings = {"unlearned": self._examiner.examine(name, params, show=True), **references}
         facts = None if self._yardstick is None else self._yardstick.facts
-        report = from_writer(lambda: conclude(findings, facts))
+        report = from_primary(lambda: conclude(findings, facts))
         report["seconds"] = round(time.monotonic() - start, 2)
-        on_writer(lambda: (self._folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n"))
+        on_primary(lambda: (self._folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n"))
         return report
 
     def shown(self, name: str, attack: str | None) -> Mapping[str, np.ndarray] | None:
@@ -112,7 +112,7 @@ def yardstick(config: Config, original: Params, folder: pathlib.Path) -> Yardsti
     if given == TRAIN:
         params, origin = _trained(config, original, folder / "retrained_model")
     else:
-        with agreement():
+        with barrier():
             params, origin = _loaded(config, given)
     ratio, images = _retain_ratio(config, original, params)
     facts = {"origin": origin, "ratio": list(ratio), "images": images, "fair": ratio.value <= FAIR_RATIO}
@@ -181,8 +181,8 @@ def _trained(config: Config, original: Params, folder: pathlib.Path) -> tuple[Pa
     """The yardstick trained in the workdir: once, then read from there."""
     from l2l_jax.retraining import retrain
 
-    if from_writer(folder.exists):
-        with agreement():
+    if from_primary(folder.exists):
+        with barrier():
             params = load_params(folder, original)
     else:
         params = retrain(config, original, folder.with_name("retraining")).params

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from l2l_jax.collectives import agreement, from_writer, is_writer, on_writer
+from l2l_jax.collectives import barrier, from_primary, is_primary, on_primary
 from l2l_jax.config import Config
 from l2l_jax.data.records import Source
 from l2l_jax.data.sources import open_source
@@ -210,7 +210,7 @@ class Evaluation:
 
     @functools.cached_property
     def _shown_places(self) -> dict[str, list[int]]:
-        return from_writer(lambda: {of: shown.indices.tolist() for of, shown in self.shown.items()})
+        return from_primary(lambda: {of: shown.indices.tolist() for of, shown in self.shown.items()})
 
     def evaluate(self, params: Params, name: str) -> ModelFigures:
         """Restore all test images at all tasks and measure the result.
@@ -222,19 +222,19 @@ class Evaluation:
           name: of the model: of its folder of observations, and on the console.
         """
         model, fingerprint = Model(self.restorer.place(params), _slug(name)), _fingerprint(params)
-        with agreement():
+        with barrier():
             _ = self._observer
         _ = self._shown_places
         for of in self.tests:
-            on_writer(lambda of=of: self._claim(model, fingerprint, of))
-            with agreement():
+            on_primary(lambda of=of: self._claim(model, fingerprint, of))
+            with barrier():
                 self._observe_set(model, of, f"restore {of} ({name})")
-        measured = from_writer(lambda: self._measure(model))
+        measured = from_primary(lambda: self._measure(model))
         tasks = {
             task: TaskFigures({of: SetFigures(*figures) for of, figures in sets.items()}, real)
             for task, (sets, real) in measured.items()
         }
-        return ModelFigures(tasks, self._shown(model) if is_writer() else {})
+        return ModelFigures(tasks, self._shown(model) if is_primary() else {})
 
     def _claim(self, model: Model, fingerprint: str, of: str) -> None:
         """Make room for the observations of a model; delete those of other settings."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from l2l_jax.collectives import agreement, from_writer, on_writer
+from l2l_jax.collectives import barrier, from_primary, on_primary
 from l2l_jax.data.decoding import ImageError, open_image
 from l2l_jax.data.files import SUFFIXES, is_image
 from l2l_jax.errors import UserError
@@ -101,13 +101,13 @@ def compare_folders(
         root = hashlib.sha256(str(folder.root.resolve()).encode()).hexdigest()[:16]
         store = BlockStore(kept / "folders" / f"{folder.root.resolve().name}-{root}-{name}")
         blocks = _blocks(list(folder.files), batch_size)
-        on_writer(functools.partial(store.claim, {"batch_size": batch_size}))
-        with agreement(), Progress(f"{folder.root}", len(folder.files), unit="image") as progress:
+        on_primary(functools.partial(store.claim, {"batch_size": batch_size}))
+        with barrier(), Progress(f"{folder.root}", len(folder.files), unit="image") as progress:
             for block in list(blocks)[jax.process_index() :: jax.process_count()]:
                 _observe(store, block, blocks[block], folder, originals, networks, facts)
                 progress.update(len(blocks[block]))
         read[name] = functools.partial(store.join, list(blocks))
-    result = SetFigures(*from_writer(lambda: measure(read["images"], read["reference"])))
+    result = SetFigures(*from_primary(lambda: measure(read["images"], read["reference"])))
     if not paired:
         different = sorted(images.files.keys() ^ reference.files.keys())
         reason = (

@@ -52,15 +52,15 @@ def main(argv: Sequence[str]) -> None:
     options = _parser().parse_args(argv[1:])
     recorded = _read(options.file) if options.command == "compare" else None
     record = compute(options.devices, options.parallel, options.dtype, options.precision)
-    from l2l_jax.collectives import is_writer, on_writer
+    from l2l_jax.collectives import is_primary, on_primary
 
     if recorded is None:
-        on_writer(lambda: _write(options.file, record))
+        on_primary(lambda: _write(options.file, record))
         return
     from l2l_jax.portability.comparison import compare, table
 
     rows = compare(recorded, record)
-    if is_writer():
+    if is_primary():
         for where, one in (("recorded", recorded), ("here", record)):
             print(f"{where}: {', '.join(f'{name} {value}' for name, value in one['facts'].items())}")
         print(f"\n{table(rows)}\n")

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from l2l_jax.collectives import from_writer, is_writer, on_writer, to_host
+from l2l_jax.collectives import from_primary, is_primary, on_primary, to_host
 from l2l_jax.config import UnlearningConfig
 from l2l_jax.data.order import EpochOrder
 from l2l_jax.data.pipeline import TrainingBatches
@@ -73,9 +73,9 @@ def open_bank(
     content = _content(config, images, codes, frozen, seed)
     total = max(-(-one.positions // images.batch_size) for one in codes.values())
     ledger = Ledger(folder)
-    done = from_writer(lambda: ledger.batches(content))
+    done = from_primary(lambda: ledger.batches(content))
     if not done:
-        on_writer(lambda: _create(folder, codes))
+        on_primary(lambda: _create(folder, codes))
     if done < total:
         filling = _Filling(model, config, seed, frozen, mesh, codes, images)
         _fill(filling, ledger, content, done, total)
@@ -167,12 +167,12 @@ def _fill(filling: _Filling, ledger: Ledger, content: dict[str, Any], done: int,
         for number, codes in _computed(filling, iterator, done, total):
             host = to_host(codes)
             signal_number = stop.agreed()
-            if is_writer():
+            if is_primary():
                 for name, found in host.items():
                     filling.codes[name].write(filling.positions(number), found)
             progress.update()
             if signal_number is not None or (number + 1) % NOTE_EVERY == 0 or number + 1 == total:
-                on_writer(lambda batches=number + 1: ledger.note(content, batches))
+                on_primary(lambda batches=number + 1: ledger.note(content, batches))
             if signal_number is not None and number + 1 < total:
                 raise Interrupted(number + 1, signal_number)
 

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from l2l_jax.collectives import exchange, from_writer, on_writer
+from l2l_jax.collectives import exchange, from_primary, on_primary
 from l2l_jax.errors import UserError
 from l2l_jax.reading_orbax import Damaged, read
 
@@ -54,7 +54,7 @@ class Checkpointer:
           UserError: there are checkpoints, and none can be read.
         """
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        steps = from_writer(lambda: sorted(self._manager.all_steps(), reverse=True))
+        steps = from_primary(lambda: sorted(self._manager.all_steps(), reverse=True))
         for step in steps:
             restored, problem = None, ""
             try:
@@ -66,7 +66,7 @@ class Checkpointer:
             if not problems:
                 _tell_what_changed(restored.data["devices"], _devices(like))
                 return restored.state, restored.data["facts"]
-            on_writer(lambda step=step, problems=problems: self._set_aside(step, problems[0]))
+            on_primary(lambda step=step, problems=problems: self._set_aside(step, problems[0]))
             self._manager.reload()
         if steps:
             error = UserError(

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from l2l_jax.collectives import agreement, to_host
+from l2l_jax.collectives import barrier, to_host
 from l2l_jax.data.pipeline import TrainingBatches
 from l2l_jax.errors import Diverged, Interrupted
 from l2l_jax.models.base import Params
@@ -71,7 +71,7 @@ class Trainer:
         self, name: str, task: Task, config: TrainingConfig, *, seed: int, mesh: Mesh,
         parallel: ParallelKind = "jit",
     ):  # fmt: skip
-        with agreement():
+        with barrier():
             sharding.check_batch_size(config.batch_size, config.accumulate, mesh, f"{name} batch_size")
             self._runner = make_parallel(mesh, parallel)
         self._name, self._task, self._config, self._mesh, self._seed = name, task, config, mesh, seed

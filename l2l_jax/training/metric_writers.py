@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tensorboardX import SummaryWriter
 
-from l2l_jax.collectives import is_writer
+from l2l_jax.collectives import is_primary
 
 
 class MetricWriter:
@@ -20,7 +20,7 @@ class MetricWriter:
     """
 
     def __init__(self, folder: pathlib.Path, first_step: int = 0):
-        self._active = is_writer()
+        self._active = is_primary()
         if not self._active:
             return
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
-from l2l_jax.collectives import on_writer
+from l2l_jax.collectives import on_primary
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import Params
 from l2l_jax.reading_orbax import Damaged, alone, read
@@ -35,7 +35,7 @@ def save_model(
       card: JSON-able facts: family, model configuration, where the weights come from.
       beside: content of further files in the folder, by name.
     """
-    on_writer(lambda: _write_model(folder.absolute(), params, card, beside or {}))
+    on_primary(lambda: _write_model(folder.absolute(), params, card, beside or {}))
 
 
 def _write_model(

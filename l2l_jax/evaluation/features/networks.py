@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.collectives import agreement, exchange
+from l2l_jax.collectives import barrier, exchange
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.features import clip, convolutions, inception, resnet
 from l2l_jax.evaluation.features.base import BatchedNetwork, FeatureNetwork, Outputs
@@ -58,11 +58,11 @@ def open_networks(
       UserError: a file that is named does not exist, or one that is there cannot be read or holds something
         else.
     """
-    with agreement():
+    with barrier():
         paths = {name: _weights_file(config, name) for name in config.networks}
     lacking = [name for name, path in paths.items() if path is None]
     missing = set().union(*map(json.loads, exchange(json.dumps(lacking))))
-    with agreement():
+    with barrier():
         networks = {name: _open(name, path, config) for name, path in paths.items() if name not in missing}
     return networks, {name: _reason(name) for name in config.networks if name in missing}
 
