@@ -200,7 +200,7 @@ def variants(
 
 
 def _evaluated(workdir, name, config, evaluation, params) -> dict[str, Any]:
-    """The figures of a row and, in the primary process, the restorations to show; from the disk if they are there."""
+    """The figures of a row and, in the primary process, the restorations to show; read if they are there."""
     from l2l_jax.collectives import from_primary, is_primary, on_primary
     from l2l_jax.evaluation import comparison_report
 
