@@ -204,9 +204,7 @@ class _Cells:
     def _unlearned(self, setting: Setting, seed: int, devices: list) -> Params | Diverged:
         variant = self._variant(setting, seed)
         folders = Workdir(self._folder / self._name(setting, seed), variant)
-        phases = self._phases_folder(setting, variant)
-        with self._locks.setdefault(phases, threading.Lock()):
-            experiment.run_phases(variant, phases, self._original, self._sets, devices)
+        phases = self._phases(setting, variant, devices)
         try:
             return experiment.unlearned_params(
                 variant, folders, self._original, self._sets, devices=devices, phases=phases
@@ -214,13 +212,16 @@ class _Cells:
         except Diverged as error:
             return error
 
-    def _phases_folder(self, setting: Setting, variant: Config) -> pathlib.Path:
-        """Where the phases of a cell lie: cells that differ in their dial alone share them."""
+    def _phases(self, setting: Setting, variant: Config, devices: list) -> pathlib.Path:
+        """Where the phases of a cell lie, run by now: cells that differ in their dial alone share them."""
         rate = "_".join(f"{name}_{value:g}" for name, value in setting.fields[1:]) or "recipe"
         folder = self._folder / setting.method / "phases" / rate / f"seed_{variant.seed}"
         same = {name: getattr(self._config.unlearn, name) for name in ("alpha", "epsilon_ratio")}
         unlearn = dataclasses.replace(variant.unlearn, retain_budget=None, **same)
-        return Workdir(folder, dataclasses.replace(variant, unlearn=unlearn)).unlearn
+        with self._locks.setdefault(folder, threading.Lock()):  # other cells wait for them
+            phases = Workdir(folder, dataclasses.replace(variant, unlearn=unlearn)).unlearn
+            experiment.run_phases(variant, phases, self._original, self._sets, devices)
+        return phases
 
     def _variant(self, setting: Setting, seed: int) -> Config:
         unlearn = dataclasses.replace(
