@@ -204,8 +204,8 @@ class _Cells:
     def _unlearned(self, setting: Setting, seed: int, devices: list) -> Params | Diverged:
         variant = self._variant(setting, seed)
         folders = Workdir(self._folder / self._name(setting, seed), variant)
-        phases = self._phases(setting, variant, devices)
         try:
+            phases = self._phases(setting, variant, devices)
             return experiment.unlearned_params(
                 variant, folders, self._original, self._sets, devices=devices, phases=phases
             )
