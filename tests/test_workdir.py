@@ -29,8 +29,11 @@ def test_the_same_run_may_go_on(tmp_path):
     with_work(tmp_path, "pretrained", "unlearn")
     logged = dataclasses.replace(CONFIG.unlearn, log_every=1, checkpoint_every=3)
     Workdir(tmp_path, dataclasses.replace(CONFIG, unlearn=logged))
+    unlearn = dataclasses.replace(CONFIG.unlearn, retain_budget=None)
+    fixed = dataclasses.replace(CONFIG, unlearn=unlearn)
+    Workdir(tmp_path / "fixed", fixed).unlearn.mkdir(parents=True)
     evaluated = dataclasses.replace(CONFIG.evaluate, tasks=("centre_4",))
-    Workdir(tmp_path, dataclasses.replace(CONFIG, evaluate=evaluated))
+    Workdir(tmp_path / "fixed", dataclasses.replace(fixed, evaluate=evaluated))
 
 
 def test_with_a_budget_the_hole_belongs_to_the_run(tmp_path):
