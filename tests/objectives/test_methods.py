@@ -151,6 +151,8 @@ def test_the_experiment_trains_and_names_the_method(method, monkeypatch, tmp_pat
     monkeypatch.setattr(experiment, "training_batches", lambda *_, **__: None)
     monkeypatch.setattr(experiment, "train", lambda _, task, *__, **___: used.append(task) or {})
     monkeypatch.setattr(experiment, "save_model", lambda _, __, card, **___: used.append(card))
+    ends = {"phase_1a": {"retain": 2.0, "forget": 1.0}, "phase_1b": {"retain": 1.0, "forget": 2.0}}
+    monkeypatch.setattr(experiment, "run_phases", lambda *_: ends)  # of epsilon
     folders = Workdir(tmp_path, config)
     save_model(folders.pretrained, {"encoder": np.zeros(1)}, {"origin": "made up"})
     assert experiment.unlearned_params(config, folders, {}, Split(None, None)) == {}
