@@ -53,7 +53,7 @@ def test_bfloat16(record):
 @pytest.mark.parametrize(
     ("quantity", "change"),
     [
-        ("loss", lambda values: [1.001 * value for value in values]),
+        ("loss", lambda values: [1.1 * value for value in values]),
         ("moments", lambda values: [-value for value in values]),
         ("features", lambda values: [float("nan"), *values[1:]]),
         ("parameters", lambda values: values[1:]),
@@ -102,4 +102,5 @@ def test_mistakes(tmp_path):
 def test_the_documentation_has_these_tolerances():
     text = (pathlib.Path(__file__).parents[2] / "docs" / "portability.md").read_text()
     for quantity, (exact, otherwise) in TOLERANCES.items():
-        assert f"| `{quantity}` | {exact:g} | {otherwise:g} |" in text
+        rounded = "not compared" if otherwise is None else f"{otherwise:g}"
+        assert f"| `{quantity}` | {exact:g} | {rounded} |" in text
