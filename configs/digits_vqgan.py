@@ -53,7 +53,9 @@ def get_config() -> ml_collections.ConfigDict:
         choice_temperature=0.0,  # the surest codes are fixed first
         sampling_temperature=0.0,  # the likeliest code is taken
         dtype="float32",  # or bfloat16
+        tokenizer_dtype="float32",  # or bfloat16, which picks 1 or 2 % other codes
         remat=False,  # keep less for the backward pass and compute it again
+        scan=False,  # loop over one compiled transformer block: compiles faster, on CPU runs slower
     ))
 
     config.data = ml_collections.ConfigDict(dict(  # l2l_jax.data.config.DataConfig

@@ -51,7 +51,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         decoding_steps=20,
         choice_temperature=6.0, sampling_temperature=1.0,  # noise on the order of decoding, on the codes
         dtype="bfloat16",  # of the computation; or float32
+        tokenizer_dtype="bfloat16",  # picks 1 or 2 % other codes than float32
         remat=False,  # keep less for the backward pass and compute it again
+        scan=True,  # loop over one compiled transformer block: compiles faster, on CPU runs slower
     ))
 
     config.data = ml_collections.ConfigDict(dict(  # l2l_jax.data.config.DataConfig
@@ -155,6 +157,7 @@ def _make_local(config: ml_collections.ConfigDict) -> None:
         width=32, depth=2, num_heads=2, decoder_width=32, decoder_depth=1, decoder_num_heads=2,
         codebook_size=64, codebook_width=16, base_channels=16, channel_multipliers=(1, 2),
         num_res_blocks=1, groups=8, blend_margin=1, blend_sigma=1.0, decoding_steps=6, dtype="float32",
+        tokenizer_dtype="float32", scan=False,
     )
     config.data.update(
         source="folder", path="data/local", forget=("flower", "digit_1"), retain=("temple", "digit_0"),

@@ -17,7 +17,10 @@ from l2l_jax.errors import UserError
 from l2l_jax.evaluation.tasks import budget_task
 
 IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction", "general", "general_images")
-"""Fields that may change between a run and its continuation; besides `model.remat` and the devices."""
+"""Fields that may change between a run and its continuation; besides `RECOMPUTED` and the devices."""
+
+RECOMPUTED = ("remat", "scan")
+"""Fields of a model that say how its numbers are computed, not what they are."""
 
 ORIGINAL = ("pretrain", "pretrained")
 UNLEARNED = ("unlearn", "unlearned", "generated", "generated.unfinished")
@@ -122,7 +125,8 @@ def _identity(config: Config) -> dict[str, Any]:
     original = config.describe("seed", "family", "model", "pretrained")
     if not config.pretrained:
         original |= {"data": _source(config)} | config.describe("pretrain")
-    del original["model"]["remat"]
+    for name in RECOMPUTED:
+        original["model"].pop(name, None)
     identity = {"pretrain": original, "unlearn": config.describe("data", "unlearn")}
     if config.unlearn.retain_budget is not None:
         identity["unlearn"]["evaluate"] = {"first task": budget_task(config.evaluate.tasks).name}

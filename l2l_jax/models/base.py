@@ -62,6 +62,13 @@ class ImageToImageModel(abc.ABC):
     def init(self, rng: jax.Array) -> Params:
         """Fresh float32 parameters by part."""
 
+    def in_compute_dtype(self, params: Params) -> Params:
+        """Some parts of the parameters, each array in the type that it is computed with.
+
+        See `l2l_jax.models.precision`; by default everything is float32.
+        """
+        return params
+
     @abc.abstractmethod
     def corrupt(
         self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None

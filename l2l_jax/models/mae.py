@@ -14,7 +14,7 @@ import numpy as np
 from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models import vit
 from l2l_jax.models.base import ImageToImageModel, Params
-from l2l_jax.models.remat import rematerialised
+from l2l_jax.models.precision import in_dtype
 
 VARIANTS = {
     "vit_base_patch16": dict(patch_size=16, width=768, depth=12, num_heads=12),
@@ -36,20 +36,19 @@ class Encoder(nn.Module):
     num_heads: int
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    scan: bool = False
 
     @nn.compact
     def __call__(self, patches: jax.Array, ids: jax.Array) -> jax.Array:
         """Kept patches `[batch, kept, patch² · channel]` and their places `[batch, kept]` in the
-        grid → tokens `[batch, 1 + kept, width]`, class token first."""
-        positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid), self.dtype)
-        cls_token = self.param("cls_token", small_normal, (1, 1, self.width)).astype(self.dtype)
+        grid → tokens `[batch, 1 + kept, width]`, float32, class token first."""
+        positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid))
+        cls_token = self.param("cls_token", small_normal, (1, 1, self.width))
         x = vit.PatchEmbed(self.patch_size, self.width, self.dtype, name="patch_embed")(patches)
         x = x + positions[1:][ids]
         x = jnp.concatenate([jnp.broadcast_to(cls_token, (x.shape[0], 1, self.width)), x], axis=1)
-        block = rematerialised(vit.Block, self.remat)
-        for i in range(self.depth):
-            x = block(self.num_heads, dtype=self.dtype, name=f"blocks_{i}")(x)
-        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        blocks = vit.Stack("blocks", self.depth, self.num_heads, self.dtype, self.remat, self.scan)
+        return nn.LayerNorm(epsilon=1e-6, name="norm")(blocks(self, x))
 
 
 class Decoder(nn.Module):
@@ -62,14 +61,15 @@ class Decoder(nn.Module):
     num_heads: int
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    scan: bool = False
 
     @nn.compact
     def __call__(self, latent: jax.Array, ids_restore: jax.Array) -> jax.Array:
         """`[batch, 1 + kept, encoder width]`, `[batch, patches]` → `[batch, patches, patch_dim]`."""
-        positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid), self.dtype)
-        mask_token = self.param("mask_token", small_normal, (1, 1, self.width)).astype(self.dtype)
+        positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid))
+        mask_token = self.param("mask_token", small_normal, (1, 1, self.width))
         dense = dict(dtype=self.dtype, kernel_init=vit.xavier)
-        x = nn.Dense(self.width, name="decoder_embed", **dense)(latent)
+        x = nn.Dense(self.width, name="decoder_embed", **dense)(latent).astype(jnp.float32)
         batch, total = ids_restore.shape
         missing = total + 1 - x.shape[1]
         tokens = jnp.concatenate(
@@ -77,11 +77,9 @@ class Decoder(nn.Module):
         )
         tokens = jnp.take_along_axis(tokens, ids_restore[..., None], axis=1)
         x = jnp.concatenate([x[:, :1], tokens], axis=1) + positions[None]
-        block = rematerialised(vit.Block, self.remat)
-        for i in range(self.depth):
-            x = block(self.num_heads, dtype=self.dtype, name=f"decoder_blocks_{i}")(x)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="decoder_norm")(x)
-        return nn.Dense(self.patch_dim, name="decoder_pred", **dense)(x)[:, 1:].astype(jnp.float32)
+        blocks = vit.Stack("decoder_blocks", self.depth, self.num_heads, self.dtype, self.remat, self.scan)
+        x = nn.LayerNorm(epsilon=1e-6, name="decoder_norm")(blocks(self, x))
+        return nn.Dense(self.patch_dim, kernel_init=vit.xavier, name="decoder_pred")(x)[:, 1:]
 
 
 def random_masking(noise: jax.Array, kept: int) -> tuple[jax.Array, jax.Array]:
@@ -120,9 +118,10 @@ class MAE(ImageToImageModel):
       pixel_mean, pixel_std: per channel; the networks see (pixel − mean) / std, and the loss is
         measured there. The published weights want ImageNet's.
       value_range: least and greatest pixel value of the images given to and returned by the model.
-      dtype: "float32" or "bfloat16", of the computation; parameters are float32.
+      dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.precision`.
       remat: compute the inside of every transformer block again in the backward pass, instead of
         keeping it: less memory for a third more work.
+      scan: loop over one compiled transformer block: compiles many times faster; see `vit.Stack`.
     """
 
     image_size: int = 224
@@ -141,6 +140,7 @@ class MAE(ImageToImageModel):
     channels: int = 3
     dtype: str = "float32"
     remat: bool = False
+    scan: bool = False
 
     restores_from_patches = True  # no annotation: not a field
 
@@ -167,21 +167,19 @@ class MAE(ImageToImageModel):
         """The encoder as a Linen module."""
         return Encoder(
             self.patch_size, self.grid, self.width, self.depth, self.num_heads, jnp.dtype(self.dtype),
-            self.remat,
+            self.remat, self.scan,
         )  # fmt: skip
 
     @property
     def decoder(self) -> Decoder:
         """The decoder as a Linen module."""
         return Decoder(
-            self.patch_size**2 * self.channels,
-            self.grid,
-            self.decoder_width,
-            self.decoder_depth,
-            self.decoder_num_heads,
-            jnp.dtype(self.dtype),
-            self.remat,
-        )
+            self.patch_size**2 * self.channels, self.grid, self.decoder_width, self.decoder_depth,
+            self.decoder_num_heads, jnp.dtype(self.dtype), self.remat, self.scan,
+        )  # fmt: skip
+
+    def in_compute_dtype(self, params: Params) -> Params:
+        return in_dtype(params, jnp.dtype(self.dtype), float32=("decoder/decoder_pred",))
 
     def init(self, rng: jax.Array) -> Params:
         encoder_rng, decoder_rng = jax.random.split(rng)
@@ -220,7 +218,7 @@ class MAE(ImageToImageModel):
         return (images - _per_channel(self.pixel_mean)) / _per_channel(self.pixel_std)
 
     def encode(self, encoder_params: Any, seen: dict[str, jax.Array]) -> jax.Array:
-        """Tokens `[batch, 1 + kept, width]`, class token first."""
+        """Tokens `[batch, 1 + kept, width]`, float32, class token first."""
         return self.encoder.apply({"params": encoder_params}, seen["patches"], seen["ids"])
 
     def decode(self, decoder_params: Any, latent: jax.Array, ids_restore: jax.Array) -> jax.Array:

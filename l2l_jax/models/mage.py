@@ -15,6 +15,7 @@ import numpy as np
 from l2l_jax.models import mage_corruption, mage_decoding, mage_networks
 from l2l_jax.models.base import ImageToImageModel, Params, PretrainingStage, Seen
 from l2l_jax.models.mage_networks import Decoder, Encoder, random_masking, unused_tensors
+from l2l_jax.models.precision import in_dtype
 from l2l_jax.models.vqgan import VQGAN
 
 VARIANTS = {
@@ -58,8 +59,10 @@ class MAGE(ImageToImageModel):
       choice_temperature: of the noise on how certain a token is; 0 fixes the most certain ones first.
       sampling_temperature: of the softmax that codes are drawn from; 0 takes the likeliest code.
       value_range: least and greatest pixel value.
-      dtype: "float32" or "bfloat16", of the computation; parameters are float32.
+      dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.precision`.
+      tokenizer_dtype: the same of the tokenizer, whose rounding may turn one code into another.
       remat: compute the inside of every block again in the backward pass, instead of keeping it.
+      scan: loop over one compiled transformer block: compiles many times faster; see `vit.Stack`.
     """
 
     image_size: int = 256
@@ -92,7 +95,9 @@ class MAGE(ImageToImageModel):
     value_range: tuple[float, float] = (0.0, 1.0)
     channels: int = 3
     dtype: str = "float32"
+    tokenizer_dtype: str = "float32"
     remat: bool = False
+    scan: bool = False
 
     corruption_parts = ("tokenizer",)
 
@@ -116,8 +121,9 @@ class MAGE(ImageToImageModel):
                 raise ValueError(f"{name} must lie in [0, {limit}), not {getattr(self, name)}")
         if len(self.hole_color) != self.channels:
             raise ValueError(f"hole_color {self.hole_color} must have {self.channels} channels")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
+        for name in ("dtype", "tokenizer_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                raise ValueError(f"{name} must be float32 or bfloat16, not {getattr(self, name)!r}")
 
     @property
     def patch_size(self) -> int:
@@ -159,7 +165,7 @@ class MAGE(ImageToImageModel):
         """The tokenizer as a Linen module."""
         return VQGAN(
             self.codebook_size, self.codebook_width, self.base_channels, self.channel_multipliers,
-            self.num_res_blocks, self.groups, self.channels, jnp.dtype(self.dtype), self.remat,
+            self.num_res_blocks, self.groups, self.channels, jnp.dtype(self.tokenizer_dtype), self.remat,
         )  # fmt: skip
 
     @property
@@ -167,7 +173,7 @@ class MAGE(ImageToImageModel):
         """The encoder as a Linen module."""
         return Encoder(
             self.vocabulary, 1 + self.tokens, self.width, self.depth, self.num_heads, self.dropout,
-            jnp.dtype(self.dtype), self.embedding_std, self.remat,
+            jnp.dtype(self.dtype), self.embedding_std, self.remat, self.scan,
         )  # fmt: skip
 
     @property
@@ -175,8 +181,14 @@ class MAGE(ImageToImageModel):
         """The decoder as a Linen module."""
         return Decoder(
             1 + self.tokens, self.decoder_width, self.decoder_depth, self.decoder_num_heads,
-            jnp.dtype(self.dtype), self.embedding_std, self.remat,
+            jnp.dtype(self.dtype), self.embedding_std, self.remat, self.scan,
         )  # fmt: skip
+
+    def in_compute_dtype(self, params: Params) -> Params:
+        outer = tuple(f"tokenizer/{half}/conv_out" for half in ("encoder", "decoder"))
+        tokenizer = in_dtype(params, jnp.dtype(self.tokenizer_dtype), float32=outer)
+        networks = in_dtype(params, jnp.dtype(self.dtype))
+        return {part: (tokenizer if part == "tokenizer" else networks)[part] for part in params}
 
     def init(self, rng: jax.Array) -> Params:
         tokenizer_rng, encoder_rng, decoder_rng = jax.random.split(rng, 3)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from l2l_jax.batch_axis import draw_rows, mean_and_std
 from l2l_jax.models import vit
-from l2l_jax.models.remat import rematerialised
 
 EMBEDDING_STD = 0.02
 """Standard deviation of the release's fresh embeddings."""
@@ -23,17 +22,16 @@ class TokenEmbedding(nn.Module):
     vocabulary: int
     places: int
     width: int
-    dtype: jnp.dtype = jnp.float32
     embedding_std: float = EMBEDDING_STD
 
     @nn.compact
     def __call__(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
-        """`[batch, token]` twice → `[batch, token, width]`."""
+        """`[batch, token]` twice → `[batch, token, width]`, float32."""
         normal = nn.initializers.normal(self.embedding_std)
         words = self.param("word_embeddings", normal, (self.vocabulary, self.width))
         places = self.param("position_embeddings", normal, (self.places, self.width))
         x = jnp.take(words, ids, axis=0) + jnp.take(places, positions, axis=0)
-        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        return nn.LayerNorm(epsilon=1e-6, name="norm")(x)
 
 
 class Encoder(nn.Module):
@@ -48,24 +46,22 @@ class Encoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
     embedding_std: float = EMBEDDING_STD
     remat: bool = False
+    scan: bool = False
 
     @nn.compact
     def __call__(
         self, ids: jax.Array, positions: jax.Array, dropout_keep: jax.Array | None = None
     ) -> jax.Array:
         """Ids and places `[batch, 1 + kept]`, class token first, and which channels of their
-        embedding dropout keeps, bool `[batch, 1 + kept, width]` → `[batch, 1 + kept, width]`."""
+        embedding dropout keeps, bool `[batch, 1 + kept, width]` → `[batch, 1 + kept, width]`, float32."""
         embed = TokenEmbedding(
-            self.vocabulary, self.places, self.width, self.dtype, self.embedding_std,
-            name="token_emb",
-        )  # fmt: skip
+            self.vocabulary, self.places, self.width, self.embedding_std, name="token_emb"
+        )
         x = embed(ids, positions)
         if dropout_keep is not None:
             x = jnp.where(dropout_keep, x / (1 - self.dropout), 0)
-        block = rematerialised(vit.Block, self.remat)
-        for i in range(self.depth):
-            x = block(self.num_heads, dtype=self.dtype, name=f"blocks_{i}")(x)
-        return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        blocks = vit.Stack("blocks", self.depth, self.num_heads, self.dtype, self.remat, self.scan)
+        return nn.LayerNorm(epsilon=1e-6, name="norm")(blocks(self, x))
 
 
 class TokenHead(nn.Module):
@@ -79,7 +75,7 @@ class TokenHead(nn.Module):
         the logits of the first `count` words only."""
         vocabulary, width = words.shape
         x = nn.Dense(width, dtype=self.dtype, kernel_init=vit.xavier, name="fc")(x)
-        x = nn.gelu(x, approximate=False)
+        x = nn.gelu(x.astype(jnp.float32), approximate=False)
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ln")(x)
         bias = self.param("bias", nn.initializers.zeros, (1, 1, vocabulary))
         product = jnp.einsum(
@@ -98,6 +94,7 @@ class Decoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
     embedding_std: float = EMBEDDING_STD
     remat: bool = False
+    scan: bool = False
 
     @nn.compact
     def __call__(
@@ -107,16 +104,14 @@ class Decoder(nn.Module):
         `[batch, places]`, and word embeddings `[vocabulary, encoder width]` → float32 logits
         `[batch, places, vocabulary]`, or those of the first `count` words only."""
         dense = dict(dtype=self.dtype, kernel_init=vit.xavier)
-        x = nn.Dense(self.width, name="decoder_embed", **dense)(latent)
+        x = nn.Dense(self.width, name="decoder_embed", **dense)(latent).astype(jnp.float32)
         x = jnp.take_along_axis(x, source[..., None], axis=1)
         normal = nn.initializers.normal(self.embedding_std)
         shape = (1, self.places, self.width)
         positions = self.param("decoder_pos_embed_learned", normal, shape)
-        x = x + positions.astype(self.dtype)
-        block = rematerialised(vit.Block, self.remat)
-        for i in range(self.depth):
-            x = block(self.num_heads, dtype=self.dtype, name=f"decoder_blocks_{i}")(x)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="decoder_norm")(x)
+        x = x + positions
+        blocks = vit.Stack("decoder_blocks", self.depth, self.num_heads, self.dtype, self.remat, self.scan)
+        x = nn.LayerNorm(epsilon=1e-6, name="decoder_norm")(blocks(self, x))
         return TokenHead(self.dtype, name="mlm_layer")(x, words, count)
 
 

@@ -17,6 +17,7 @@ from l2l_jax import operators
 from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models import diffusion
 from l2l_jax.models.base import ImageToImageModel, Params, Seen
+from l2l_jax.models.precision import in_dtype
 from l2l_jax.models.unet import Decoder, Encoder, UNetConfig
 
 
@@ -42,7 +43,7 @@ class Palette(ImageToImageModel):
       training_holes: "hybrid" (box and strokes, as published), "free_form", "box" or "centre".
       hole_bank_size, hole_seed: how many holes `init` draws, and their seed. A hole of the bank is
         mirrored and transposed at random when it is used: 8 different ones.
-      dtype: "float32" or "bfloat16", of the computation; parameters are float32.
+      dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.precision`.
       remat: compute the inside of every block again in the backward pass, instead of keeping it.
     """
 
@@ -140,6 +141,9 @@ class Palette(ImageToImageModel):
             "decoder": self.decoder.init(decoder_rng, features, embedding)["params"],
             "holes": jnp.asarray(self.hole_bank()),
         }
+
+    def in_compute_dtype(self, params: Params) -> Params:
+        return in_dtype(params, jnp.dtype(self.dtype), float32=("encoder/cond_embed", "decoder/out_conv"))
 
     def hole_bank(self) -> np.ndarray:
         """The bank of training holes, bool `[hole, height, width]`, True where pixels are missing."""

@@ -1,8 +1,22 @@
-"""Less memory for more work in the backward pass."""
+"""What is kept for the backward pass: less memory for more work there."""
+
+from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 
 
 def rematerialised(block: type[nn.Module], remat: bool) -> type[nn.Module]:
     """`block`; with `remat`, one that keeps only its input for the backward pass."""
     return nn.remat(block) if remat else block
+
+
+def rematerialised_body(body: Callable, remat: bool) -> Callable:
+    """The body of a `jax.lax.scan` over blocks, which would keep every intermediate value.
+
+    It keeps the results of products with parameters; what lies between them, attention included, is computed
+    again. With `remat` it keeps its input alone.
+    """
+    policies = jax.checkpoint_policies
+    policy = policies.nothing_saveable if remat else policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)  # a loop keeps the two apart anyway

@@ -39,7 +39,7 @@ class UNetConfig:
         middle block always has it.
       num_head_channels: width of an attention head.
       norm_groups: groups of the group normalisation; must divide every width.
-      dtype: of the computation; parameters are float32.
+      dtype: of products and feature maps; the γ embedding and the output are float32.
       remat: compute the inside of every block again in the backward pass, instead of keeping it.
     """
 
@@ -138,7 +138,7 @@ def gamma_embedding(gamma: jax.Array, width: int) -> jax.Array:
 
 
 class GammaEmbedding(nn.Module):
-    """Two dense layers over `gamma_embedding`: `[batch]` → `[batch, 4 · inner_channel]`."""
+    """Two dense layers over `gamma_embedding`: `[batch]` → `[batch, 4 · inner_channel]`, float32."""
 
     config: UNetConfig
 
@@ -146,8 +146,8 @@ class GammaEmbedding(nn.Module):
     def __call__(self, gamma: jax.Array) -> jax.Array:
         width = 4 * self.config.inner_channel
         x = gamma_embedding(gamma, self.config.inner_channel)
-        x = nn.silu(self.config.dense(width, "dense_0")(x))
-        return self.config.dense(width, "dense_1")(x)
+        x = nn.silu(nn.Dense(width, kernel_init=lecun_uniform, name="dense_0")(x))
+        return nn.Dense(width, kernel_init=lecun_uniform, name="dense_1")(x)
 
 
 class Encoder(nn.Module):
@@ -211,5 +211,6 @@ class Decoder(nn.Module):
                 if level and i == config.res_blocks:
                     place = 2 if attends else 1
                     h = res_block(config, channels, "up", name=f"{name}_{place}")(h, embedding)
-        h = nn.silu(config.norm("out_norm")(h))
-        return config.conv(self.out_channel, 3, "out_conv", zero=True)(h).astype(jnp.float32)
+        h = nn.silu(nn.GroupNorm(config.norm_groups, epsilon=1e-5, name="out_norm")(h))
+        out_conv = Conv(self.out_channel, (3, 3), kernel_init=nn.initializers.zeros, name="out_conv")
+        return out_conv(h)

@@ -3,10 +3,17 @@
 Parameter names follow timm's, so that checkpoints map by rule (see `l2l_jax.weights`).
 """
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from l2l_jax.models.precision import in_dtype
+from l2l_jax.models.remat import rematerialised, rematerialised_body
 
 xavier = nn.initializers.xavier_uniform()
 
@@ -41,7 +48,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block on `[batch, token, width]`."""
+    """Pre-norm transformer block on `[batch, token, width]`; the sum stays in the type of its input."""
 
     num_heads: int
     mlp_ratio: float = 4.0
@@ -54,6 +61,49 @@ class Block(nn.Module):
         x = x + Attention(self.num_heads, self.dtype, name="attn")(nn.LayerNorm(name="norm1", **norm)(x))
         hidden = int(x.shape[-1] * self.mlp_ratio)
         return x + Mlp(hidden, self.dtype, name="mlp")(nn.LayerNorm(name="norm2", **norm)(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Blocks one after the other, in the module that calls it; their parameters are `{prefix}_{i}` there.
+
+    Attributes:
+      prefix: of the names of the blocks.
+      depth: how many there are.
+      num_heads: of each.
+      dtype: of the products in them.
+      remat: keep only the input of each block for the backward pass.
+      scan: one block in a loop instead of `depth` of them: the program is that much smaller and compiles
+        that much faster. The blocks' parameters are put side by side for it, which costs copies: more on
+        CPU than it saves.
+    """
+
+    prefix: str
+    depth: int
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    def __call__(self, parent: nn.Module, x: jax.Array) -> jax.Array:
+        """`[batch, token, width]` → the same."""
+        if self.scan and not parent.is_initializing():
+            return self._scanned(parent.variables["params"], x)
+        block = rematerialised(Block, self.remat)
+        for i in range(self.depth):
+            x = block(self.num_heads, dtype=self.dtype, name=f"{self.prefix}_{i}")(x)
+        return x
+
+    def _scanned(self, params: Mapping[str, Any], x: jax.Array) -> jax.Array:
+        block = Block(self.num_heads, dtype=self.dtype, parent=None)
+
+        def body(x, params):
+            return block.apply({"params": params}, x), None
+
+        blocks = [in_dtype(params[f"{self.prefix}_{i}"], self.dtype) for i in range(self.depth)]
+        side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+        x, _ = jax.lax.scan(rematerialised_body(body, self.remat), x, side_by_side)
+        return x
 
 
 class PatchEmbed(nn.Module):

@@ -19,7 +19,10 @@ tokenizer was trained with these."""
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with a skip; if the channels change, the skip passes the *residual* on."""
+    """Two convolutions with a skip; if the channels change, the skip passes the *residual* on.
+
+    The sum is in the type of the input.
+    """
 
     width: int
     groups: int
@@ -64,8 +67,8 @@ class Encoder(nn.Module):
                 x = nn.avg_pool(x, (2, 2), strides=(2, 2))
         for j in (1, 2):
             x = block(x.shape[-1], name=f"mid_block_{j}")(x)
-        norm = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name="norm_out")
-        return conv(self.latent_width, (1, 1), name="conv_out")(nn.swish(norm(x)))
+        norm = nn.GroupNorm(self.groups, epsilon=1e-6, name="norm_out")
+        return Conv(self.latent_width, (1, 1), name="conv_out")(nn.swish(norm(x)))
 
 
 class Decoder(nn.Module):
@@ -93,8 +96,8 @@ class Decoder(nn.Module):
             if i > 0:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
                 x = conv(x.shape[-1], name=f"up_{i}_upsample")(x)
-        norm = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name="norm_out")
-        return conv(self.channels, name="conv_out")(nn.swish(norm(x)))
+        norm = nn.GroupNorm(self.groups, epsilon=1e-6, name="norm_out")
+        return Conv(self.channels, (3, 3), name="conv_out")(nn.swish(norm(x)))
 
 
 def _codebook_init(rng: jax.Array, shape: tuple[int, int]) -> jax.Array:
@@ -157,7 +160,7 @@ class VQGAN(nn.Module):
       num_res_blocks: per level, on either side.
       groups: of the group normalisation; must divide the channels of every level.
       channels: of the images.
-      dtype: of the computation; parameters and the codebook search are float32.
+      dtype: of the products; latents, the codebook search and pixels are float32.
       remat: compute the inside of every block again in the backward pass, instead of keeping it.
     """
 

@@ -40,6 +40,7 @@ def encoder_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Ta
         sets=("retain", "forget"),
         prepare=prepare,
         losses=losses,
+        cast=model.in_compute_dtype,
     )
 
 
@@ -103,6 +104,7 @@ def retain_label_task(model: ImageToImageModel) -> Task:
         sets=("retain", "forget"),
         prepare=prepare,
         losses=losses,
+        cast=model.in_compute_dtype,
     )
 
 
@@ -138,6 +140,7 @@ def random_encoder_task(model: ImageToImageModel) -> Task:
         sets=("retain", "forget"),
         prepare=prepare,
         losses=losses,
+        cast=model.in_compute_dtype,
     )
 
 
@@ -211,4 +214,5 @@ def generative_task(model: ImageToImageModel, prepare: Any) -> Task:
         sets=("retain", "forget"),
         prepare=prepare,
         losses=losses,
+        cast=model.in_compute_dtype,
     )

@@ -11,7 +11,7 @@ from l2l_jax.objectives.gradients import LookAhead
 from l2l_jax.objectives.losses import feature_distance
 from l2l_jax.objectives.noise import NoiseKind
 from l2l_jax.objectives.targets import TargetKind, forget_truth
-from l2l_jax.objectives.task import Task
+from l2l_jax.objectives.task import Task, as_they_are
 
 
 def whole_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task:
@@ -45,6 +45,7 @@ def whole_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task
         sets=("retain", "forget"),
         prepare=prepare,
         losses=losses,
+        cast=model.in_compute_dtype,
     )
 
 
@@ -92,6 +93,7 @@ def undo_task(
         sets=("retain", "forget"),
         prepare=prepare,
         losses=losses,
+        cast=model.in_compute_dtype,
         start=perturbed_start(model, perturb) if perturb else None,
     )
 
@@ -146,4 +148,6 @@ def relearn_aware_task(
     def attack(trained, frozen, inputs):
         return task.losses(trained, frozen, inputs["retain"]).mean()
 
-    return task._replace(gradients=LookAhead(attack, attack_steps, attack_rate))
+    # Nothing is cast beforehand: the attacker's small steps would be lost in rounding.
+    look_ahead = LookAhead(attack, attack_steps, attack_rate)
+    return task._replace(gradients=look_ahead, cast=as_they_are)

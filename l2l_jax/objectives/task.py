@@ -66,6 +66,11 @@ def replaced(params: Params, trained: Params) -> Params:
     return {**params, **trained}
 
 
+def as_they_are(params: Params) -> Params:
+    """The parameters themselves."""
+    return params
+
+
 class Task(NamedTuple):
     """Losses over batches `{set: images}`, in two steps, so that a batch can be split in between.
 
@@ -87,6 +92,8 @@ class Task(NamedTuple):
         keep their original values, whatever the start is.
       merge: `(params, trained) -> params`: the model that training gives, all parts as host arrays.
       compose: the same on devices, to restore images with while training goes on.
+      cast: some parts of the parameters → each array in the type that it is computed with, as
+        `ImageToImageModel.in_compute_dtype`; the others are given what it returns.
     """
 
     trained: tuple[str, ...]
@@ -101,6 +108,7 @@ class Task(NamedTuple):
     saliency: float = 1.0
     merge: Callable[[Params, Params], Params] = replaced
     compose: Callable[[Params, Params], Params] = replaced
+    cast: Callable[[Params], Params] = as_they_are
 
     def initial(self, params: Params, rng: jax.Array) -> Params:
         """The trained parts before the first step, given all parts of the original model."""

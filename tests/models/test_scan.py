@@ -1,0 +1,42 @@
+"""Blocks in a loop: the parameters and the numbers of blocks one after the other, from a smaller program."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.objectives.methods import make_task
+from l2l_jax.objectives.task import total_loss
+from tests.compiling import QUICK
+from tests.training.families import MODELS, images_of, params_of
+
+DEEP = dict(depth=4, decoder_depth=4)
+
+
+@pytest.mark.parametrize("family", ["mae", "mage"])
+def test_the_loop_gives_the_same_gradients(family):
+    """Encoder and decoder ("max_loss" trains both), with and without remat."""
+    (batch,) = images_of(family, 1, 8)
+    results, sizes = {}, {}
+    deep = dataclasses.replace(MODELS[family], **DEEP)
+    params = params_of(deep)
+    for scan, remat in ((False, False), (True, False), (True, True)):
+        model = dataclasses.replace(deep, scan=scan, remat=remat)
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        assert jax.tree.structure(shapes) == jax.tree.structure(params)  # on disk they are the same
+        task = make_task("max_loss", model)
+        trained = {part: params[part] for part in task.trained}
+        frozen = {part: params[part] for part in task.frozen}
+        inputs = jax.jit(task.prepare)(frozen, batch, jax.random.key(0))
+        graded = jax.jit(jax.value_and_grad(functools.partial(total_loss, task, alpha=0.5), has_aux=True))
+        compiled = graded.lower(trained, frozen, inputs).compile(QUICK)
+        results[scan, remat] = jax.device_get(compiled(trained, frozen, inputs))
+        sizes[scan, remat] = compiled.as_text().count(" dot(")
+    for looped in ((True, False), (True, True)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            results[looped], results[False, False],
+        )  # fmt: skip
+        assert sizes[looped] < sizes[False, False] / 2
