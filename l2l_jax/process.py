@@ -10,14 +10,27 @@ from l2l_jax.errors import UserError
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # names and numbers of glibc's malloc.h
 
 
+ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel[0-9]*", "vfio/[0-9]*")
+"""Device files under /dev of NVIDIA and AMD GPUs and of TPUs, old and new."""
+
+
+def runs_on_cpu() -> bool:
+    """Whether JAX will run on the CPU, as far as can be told before it starts."""
+    asked = os.environ.get("JAX_PLATFORMS")
+    if asked:
+        return asked == "cpu"
+    return not any(next(pathlib.Path("/dev").glob(files), None) for files in ACCELERATORS)
+
+
 def keep_freed_memory() -> None:
     """Let malloc keep what it frees, instead of returning it to the kernel after every step.
 
     On CPU, XLA allocates a step's temporaries anew for each call. By default they come from `mmap`, and
     the kernel clears every page again: 23,000 page faults a step in the digits MAE, a third of its time.
-    Call it before JAX starts its threads. Does nothing where the C library is not glibc.
+    Call it before JAX starts its threads. Does nothing where there is an accelerator, whose host only reads
+    images, and where the C library is not glibc.
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or not runs_on_cpu():
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

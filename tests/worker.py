@@ -35,6 +35,7 @@ class Signalled:
 
     def __init__(self, batches, step, number):
         self._batches, self._step, self._number = batches, step, number
+        self.value_range = batches.value_range
 
     def __iter__(self):
         self._iterator = iter(self._batches)

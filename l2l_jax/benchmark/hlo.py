@@ -11,6 +11,7 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 _INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(?:-start)?\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*)(?:e\d\w+)?\[([\d,]*)\]")
 _BITS = re.compile(r"\d+")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(")
 
 
 class Collective(NamedTuple):
@@ -53,14 +54,17 @@ class Collective(NamedTuple):
 def collectives(hlo: str) -> list[Collective]:
     """The collectives of a compiled program, `compiled.as_text()`.
 
-    Those in the body of a loop count as often as the loop runs; XLA notes how often that is.
+    Those in the body of a loop count as often as the loop runs. One that TPUs' compiler has cut into pieces,
+    to compute in between, is written several times with one channel, and counts once.
 
     Raises:
       ValueError: a collective whose devices cannot be read, or one in a loop of unknown length.
     """
-    found, repeats, where = [], _repeats(hlo), ""
+    found: list[Collective] = []
+    channels: dict[str, int] = {}
+    repeats, where = _repeats(hlo), ""
     for line in hlo.splitlines():
-        start = re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(", line)
+        start = _COMPUTATION.match(line)
         if start:
             where = start.group(1)
         match = _INSTRUCTION.match(line)
@@ -75,11 +79,18 @@ def collectives(hlo: str) -> list[Collective]:
         if repeats.get(where, 1) is None:
             raise ValueError(f"a loop of unknown length around: {line.strip()[:200]}")
         origin = re.search(r'op_name="([^"]*)"', rest)
+        channel = re.search(r"channel_id=(\d+)", rest)
+        if channel and channel.group(1) in channels:
+            place = channels[channel.group(1)]
+            found[place] = found[place]._replace(repeats=min(found[place].repeats, repeats.get(where, 1)))
+            continue
+        if channel:
+            channels[channel.group(1)] = len(found)
         found.append(
             Collective(
                 kind,
                 tuple(shape for _, shape in arrays),
-                sum(_bytes(dtype) * math.prod(shape) for dtype, shape in arrays),
+                sum(bytes_of(dtype, shape) for dtype, shape in arrays),
                 _group_size(line),
                 repeats.get(where, 1),
                 origin.group(1) if origin else "",
@@ -97,10 +108,11 @@ def summary(found: Iterable[Collective]) -> dict[str, Any]:
     return dict(table)
 
 
-def _bytes(dtype: str) -> int:
-    if dtype == "pred":
-        return 1
-    return max(1, int(_BITS.search(dtype).group()) // 8)
+def bytes_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of an array of a type as HLO names it, without padding; tokens have none."""
+    bits = _BITS.search(dtype)
+    width = 8 if dtype == "pred" else int(bits.group()) if bits else 0
+    return -(-width * math.prod(shape) // 8)
 
 
 def _group_size(line: str) -> int:
@@ -119,21 +131,52 @@ def _group_size(line: str) -> int:
     raise ValueError(f"which devices? {line.strip()[:200]}")
 
 
+def loop_lengths(hlo: str) -> dict[str, int | None]:
+    """How often each loop of a program runs, by the computation that is its body; None: that is not known.
+
+    XLA's compiler for CPUs notes it. Elsewhere it is read from the condition, "number < constant", as JAX's
+    scans and loops over ranges count from 0 in steps of 1.
+    """
+    limits, lengths = _limits(hlo), {}
+    for line in hlo.splitlines():
+        body = re.search(r"\bbody=%?([\w.\-]+)", line)
+        if body is None:
+            continue
+        noted = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+        condition = re.search(r"\bcondition=%?([\w.\-]+)", line)
+        lengths[body.group(1)] = int(noted.group(1)) if noted else limits.get(condition.group(1))
+    return lengths
+
+
+def _limits(hlo: str) -> dict[str, int]:
+    """The constant with which a computation compares, by the computation, where that is all it returns."""
+    limits: dict[str, int] = {}
+    constants: dict[str, int] = {}
+    where = ""
+    for line in hlo.splitlines():
+        start = _COMPUTATION.match(line)
+        if start:
+            where, constants = start.group(1), {}
+        constant = re.match(r"^\s+%?(\S+) = s32\[\]\S* constant\((\d+)\)", line)
+        if constant:
+            constants[constant.group(1)] = int(constant.group(2))
+        compared = re.match(r"^\s+ROOT .* compare\([^,]*?([\w.\-]+), [^,]*?([\w.\-]+)\), direction=LT", line)
+        if compared and compared.group(2) in constants:
+            limits[where] = constants[compared.group(2)]
+    return limits
+
+
 def _repeats(hlo: str) -> dict[str, int | None]:
-    """How often each computation that is the body of a loop runs; None: XLA does not know."""
-    own: dict[str, int | None] = {}
+    """How often each computation that is the body of a loop runs; None: that is not known."""
+    own = loop_lengths(hlo)
     parent: dict[str, str] = {}
     where = ""
     for line in hlo.splitlines():
-        start = re.match(r"^(?:ENTRY )?%?([\w.\-]+) \(", line)
+        start = _COMPUTATION.match(line)
         if start:
             where = start.group(1)
         for called in re.findall(r"(?:body|to_apply|calls)=%?([\w.\-]+)", line):
             parent[called] = where
-        body = re.search(r"body=%?([\w.\-]+)", line)
-        if body:
-            count = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            own[body.group(1)] = int(count.group(1)) if count else None
     total: dict[str, int | None] = {}
     for name in {*own, *parent}:
         product, current = 1, name

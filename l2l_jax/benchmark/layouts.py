@@ -17,9 +17,9 @@ from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import Task, pretraining_task, total_loss
 from l2l_jax.token_bank import CODES, banked_task
 from l2l_jax.training import sharding
-from l2l_jax.training.optimizer import TrainingConfig, make_optimizer
+from l2l_jax.training.optimizer import TrainingConfig, learning_rate_schedule, make_optimizer
 from l2l_jax.training.parallel import Parallel, make_parallel
-from l2l_jax.training.step import TrainState, create_state, make_step, placed_state
+from l2l_jax.training.step import TrainState, abstract_state, make_step, placed_state, scaled_pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,10 @@ class Bench:
         return jax.eval_shape(self.config.model.init, jax.random.key(0))
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a global batch."""
+        """Shapes of a global batch: uint8 pixels, or floats from a source whose images are no files."""
         shape = (self.training.batch_size, *self.config.model.image_shape)
-        images = {name: jax.ShapeDtypeStruct(shape, np.float32) for name in self.task.sets}
+        pixels = np.float32 if self.config.data.source == "digits" else np.uint8
+        images = {name: jax.ShapeDtypeStruct(shape, pixels) for name in self.task.sets}
         codes = jax.ShapeDtypeStruct((self.training.batch_size, self.config.model.tokens), CODES)
         return {**images, **dict.fromkeys(self.codes, codes)}
 
@@ -53,17 +54,16 @@ class Bench:
         """The compiled-on-call step and the shapes, with shardings, of its arguments."""
         how, optimizer = self.training, make_optimizer(self.training)
         step = make_step(
-            self.task, optimizer, seed=0, ema_decay=how.ema_decay, accumulate=how.accumulate,
+            self.task, optimizer, seed=0, value_range=self.config.model.value_range,
+            learning_rate=learning_rate_schedule(how), ema_decay=how.ema_decay, accumulate=how.accumulate,
             parallel=parallel,
         )  # fmt: skip
-        params = self.shapes()
-        state = jax.eval_shape(
-            lambda p: create_state(self._trained(p), optimizer, ema=how.ema_decay > 0), params
-        )
-        frozen = {part: params[part] for part in self.task.frozen}
-        return parallel.compile(step), (
-            _placed(state, parallel), _placed(frozen, parallel), self._rows(parallel),
-        )  # fmt: skip
+        params, mesh = self.shapes(), parallel.mesh
+        trained = jax.eval_shape(self._trained, params)
+        state = abstract_state(trained, optimizer, mesh, ema=how.ema_decay > 0)
+        frozen = jax.eval_shape(self.task.cast, {part: params[part] for part in self.task.frozen})
+        frozen = sharding.abstract(frozen, mesh)
+        return parallel.compile(step, state), (state, frozen, self._rows(parallel))
 
     def flops(self) -> float:
         """Floating-point operations of a step on the whole batch, as XLA counts them in the traced program.
@@ -80,21 +80,23 @@ class Bench:
     def state(self, params: Params, mesh: Mesh) -> TrainState:
         """The state before the first step, on the devices."""
         how = self.training
-        trained = sharding.place(self._trained(params), mesh)
+        trained = self._trained(params)
         return placed_state(trained, make_optimizer(how), mesh, ema=how.ema_decay > 0)
 
     def halves(self, parallel: Parallel) -> dict[str, Callable]:
         """The first half of a step, and the first two: `(params, frozen, rows) -> arrays`."""
 
+        def inputs(frozen, rows):
+            pixels = scaled_pixels(rows, self.config.model.value_range)
+            return self.task.prepare(frozen, pixels, jax.random.key(0), parallel.axis_name)
+
         def prepare(params, frozen, rows):
-            _, frozen = parallel.gather((params, frozen))
-            return self.task.prepare(frozen, rows, jax.random.key(0), parallel.axis_name)
+            return inputs(parallel.gather(frozen), rows)
 
         def gradient(params, frozen, rows):
-            params, frozen = parallel.gather((params, frozen))
-            inputs = self.task.prepare(frozen, rows, jax.random.key(0), parallel.axis_name)
+            params, frozen = parallel.gather((self.task.cast(params), frozen))
             value_and_grad = jax.value_and_grad(functools.partial(total_loss, self.task), has_aux=True)
-            return value_and_grad(params, frozen, inputs)
+            return value_and_grad(params, frozen, inputs(frozen, rows))
 
         return {"prepare": prepare, "gradient": gradient}
 
@@ -108,13 +110,6 @@ class Bench:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
         return jax.tree.map(rows, self.batch())
-
-
-def _placed(tree: Any, parallel: Parallel) -> Any:
-    shardings = sharding.parameter_shardings(tree, parallel.mesh)
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings
-    )
 
 
 def open_bench(config: Config, stage: str) -> Bench:
@@ -147,17 +142,24 @@ def parse_layouts(names: Sequence[str], bench: Bench) -> dict[str, Parallel]:
     if count > 1:
         half = [f"{count // 2}x2"] if count % 2 == 0 and count > 2 else []
         default[1:1] = [*half, f"1x{count}"]
-    chosen = {}
-    for name in names or default:
-        match = re.fullmatch(r"(\d+)x(\d+)|pmap", name)
-        if match is None:
-            raise UserError(f"--layouts: {name!r} is neither pmap nor a mesh such as {count}x1.")
-        sizes = (count, 1) if name == "pmap" else tuple(map(int, match.groups()))
-        mesh = sharding.make_mesh(config=sharding.MeshConfig(*sizes))
-        chosen[name] = make_parallel(mesh, "pmap" if name == "pmap" else "jit")
     how = bench.training
-    sharding.check_batch_size(how.batch_size, how.accumulate, mesh, "batch_size")
+    chosen = {name: parse_layout(name, jax.devices()) for name in names or default}
+    sharding.check_batch_size(how.batch_size, how.accumulate, sharding.make_mesh(), "batch_size")
     return chosen
+
+
+def parse_layout(name: str, devices: Sequence[jax.Device]) -> Parallel:
+    """All of some devices as a layout names them: "pmap", or a mesh such as "4x2".
+
+    Raises:
+      UserError: a name of another form, or a mesh of another size.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)|pmap", name)
+    if match is None:
+        raise UserError(f"--layouts: {name!r} is neither pmap nor a mesh such as {len(devices)}x1.")
+    sizes = (len(devices), 1) if name == "pmap" else tuple(map(int, match.groups()))
+    mesh = sharding.make_mesh(list(devices), sharding.MeshConfig(*sizes))
+    return make_parallel(mesh, "pmap" if name == "pmap" else "jit")
 
 
 def device_facts() -> dict[str, Any]:

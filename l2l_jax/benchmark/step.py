@@ -64,11 +64,11 @@ class Run:
 
         self._parallel = parallel
         rng = np.random.default_rng(0)
-        low, high = bench.config.model.value_range
+        value_range = bench.config.model.value_range
         self._images = {
             name: rng.integers(bench.config.model.codebook_size, size=x.shape, dtype=x.dtype)
             if name in bench.codes
-            else (low + (high - low) * rng.random(x.shape, np.float32)).astype(np.float32)
+            else _random_images(x.shape, x.dtype, value_range, rng)
             for name, x in bench.batch().items()
         }
         step, shapes = bench.step(parallel)
@@ -77,7 +77,9 @@ class Run:
         self.compile_seconds = time.perf_counter() - start
         params = jax.device_get(jax.jit(bench.config.model.init)(jax.random.key(0)))
         self._state = bench.state(params, parallel.mesh)
-        self._frozen = sharding.place({part: params[part] for part in bench.task.frozen}, parallel.mesh)
+        self._frozen = sharding.place(
+            bench.task.cast({part: params[part] for part in bench.task.frozen}), parallel.mesh
+        )
         self._parts = {name: self._compiled(part) for name, part in bench.halves(parallel).items()}
         self._seconds: dict[str, list[float]] = {}
 
@@ -126,6 +128,15 @@ class Run:
             "images_per_second": images / median["step"],
             **{f"{name} ms": 1000 * value for name, value in median.items()},
         }
+
+
+def _random_images(
+    shape: tuple[int, ...], dtype: np.dtype, value_range: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    if dtype == np.uint8:
+        return rng.integers(0, 256, shape, np.uint8)
+    low, high = value_range
+    return (low + (high - low) * rng.random(shape, np.float32)).astype(np.float32)
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:

@@ -49,7 +49,10 @@ def training_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> "TrainingBatches":
-    """An endless stream of `{set: images [rows, height, width, channel]}`, float32.
+    """An endless stream of `{set: images [rows, height, width, channel]}`.
+
+    Images from files are uint8, a quarter of the bytes for memory and devices: the step brings them to
+    `value_range`. Those of sources that hold arrays are float32 in it.
 
     Every set is shuffled anew in each epoch and repeated, so that all sets give equally many images to a
     batch: the smaller one is oversampled. Which images a global batch holds, and how they are cropped,
@@ -63,7 +66,7 @@ def training_batches(
     Args:
       sets: sources by name.
       batch_size: images per set in the global batch.
-      value_range: range of the images returned.
+      value_range: range of the float images, and that to which uint8 ones are to be brought.
       seed: seed of the order and of the crops.
       transforms: how the images of each set become squares of one size; None: their records hold arrays of
         one size, which are taken as they are.
@@ -99,7 +102,7 @@ class TrainingBatches:
       reader: reads rows of the sets.
       orders: of the sets, by name.
       bad_images: lists what cannot be decoded.
-      value_range: range of the images returned.
+      value_range: range of the float images, and that to which uint8 ones are to be brought.
       batch_size: images per set in the global batch.
       rows: those of them that belong to this process.
       workers: processes that read; 0: threads.
@@ -131,7 +134,7 @@ class TrainingBatches:
     def _ahead(self) -> int:
         if self.reader.shape is None:
             return AHEAD[1]
-        batch_bytes = 4 * int(np.prod(self.reader.shape)) * len(self.rows) * len(self.orders)
+        batch_bytes = int(np.prod(self.reader.shape)) * len(self.rows) * len(self.orders)
         return int(np.clip(AHEAD_BYTES // batch_bytes, *AHEAD))
 
     def _read_here(self, rows: Sequence[Row]) -> "Future[Rows]":
@@ -150,14 +153,18 @@ class TrainingBatches:
             missing = []
             for start, chunk in zip(range(0, len(positions), CHUNK), chunks, strict=True):
                 read = chunk.result()
+                pixels = self._pixels(read.images)
                 if of not in images:
-                    images[of] = np.empty((len(positions), *read.images.shape[1:]), np.float32)
-                images[of][start : start + CHUNK] = in_range(read.images, self.value_range)
+                    images[of] = np.empty((len(positions), *pixels.shape[1:]), pixels.dtype)
+                images[of][start : start + CHUNK] = pixels
                 missing += [start + row for row in read.bad]
                 bad[of] += read.bad.values()
             for row in missing:
                 complete &= self._replace(of, images[of][row], int(positions[row]), bad[of], submit)
         return images if complete else None, bad
+
+    def _pixels(self, images: np.ndarray) -> np.ndarray:
+        return images if images.dtype == np.uint8 else in_range(images, self.value_range)
 
     def _chunks(self, of: str, positions: np.ndarray) -> list[list[Row]]:
         number = list(self.orders).index(of)
@@ -178,7 +185,7 @@ class TrainingBatches:
             ((chosen,),) = self._chunks(of, np.array([other]))
             read = submit([chosen]).result()
             if not read.bad:
-                image[:] = in_range(read.images[0], self.value_range)
+                image[:] = self._pixels(read.images[0])
                 return True
             bad += read.bad.values()
         return False

@@ -54,9 +54,7 @@ class Encoder(nn.Module):
     ) -> jax.Array:
         """Ids and places `[batch, 1 + kept]`, class token first, and which channels of their
         embedding dropout keeps, bool `[batch, 1 + kept, width]` → `[batch, 1 + kept, width]`, float32."""
-        embed = TokenEmbedding(
-            self.vocabulary, self.places, self.width, self.embedding_std, name="token_emb"
-        )
+        embed = TokenEmbedding(self.vocabulary, self.places, self.width, self.embedding_std, name="token_emb")
         x = embed(ids, positions)
         if dropout_keep is not None:
             x = jnp.where(dropout_keep, x / (1 - self.dropout), 0)

@@ -48,7 +48,7 @@ class Checkpointer:
         over.
 
         Args:
-          like: a tree of the same structure and shardings.
+          like: a tree of the same structure and shardings, of arrays or of shapes.
 
         Raises:
           UserError: there are checkpoints, and none can be read.

@@ -23,7 +23,7 @@ from l2l_jax.training.metric_writers import MetricWriter
 from l2l_jax.training.optimizer import TrainingConfig, learning_rate_schedule, make_optimizer
 from l2l_jax.training.parallel import ParallelKind, make_parallel
 from l2l_jax.training.saliency import salient_weights
-from l2l_jax.training.step import TrainState, make_step, placed_state
+from l2l_jax.training.step import Step, TrainState, abstract_state, make_step, placed_state
 from l2l_jax.training.stopping import stop_request
 
 logger = logging.getLogger(__name__)
@@ -76,11 +76,19 @@ class Trainer:
             self._runner = make_parallel(mesh, parallel)
         self._name, self._task, self._config, self._mesh, self._seed = name, task, config, mesh, seed
         self._optimizer = make_optimizer(config)
-        step = make_step(
-            task, self._optimizer, seed=seed, ema_decay=config.ema_decay, accumulate=config.accumulate,
-            parallel=self._runner,
-        )  # fmt: skip
-        self._step = self._runner.compile(step)
+        self._step: Step | None = None  # made for the first model
+
+    def _compiled(self, state: TrainState, value_range: tuple[float, float]) -> Step:
+        """The step on states of the shapes of `state`."""
+        if self._step is None:
+            config = self._config
+            step = make_step(
+                self._task, self._optimizer, seed=self._seed, value_range=value_range,
+                learning_rate=learning_rate_schedule(config), ema_decay=config.ema_decay,
+                accumulate=config.accumulate, parallel=self._runner,
+            )  # fmt: skip
+            self._step = self._runner.compile(step, state)
+        return self._step
 
     def train(
         self,
@@ -98,7 +106,8 @@ class Trainer:
 
         Args:
           params: the original parameters, all parts; only those the task names go to the devices.
-          batches: of `{set: this process's rows}`; its iterators can be saved, restored and closed.
+          batches: of `{set: this process's rows}`, uint8 or floats in `batches.value_range`; its iterators
+            can be saved, restored and closed.
           folder: keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files.
           alpha: weight of the forget term, for tasks that have one.
           budget: moves the weight from there, and says which model of the run is its result.
@@ -132,32 +141,31 @@ class Trainer:
             contextlib.closing(iter(batches)) as iterator,
         ):
             first = task.initial(params, jax.random.key(self._seed))
-            frozen = place({part: params[part] for part in task.frozen})
-            state = self._placed(first, alpha, self._any_mask(first))
+            frozen = place(task.cast({part: params[part] for part in task.frozen}))
+            ema = config.ema_decay > 0
             if budget is not None:
                 budget.begin(self._runner, place, {**params, **frozen}, task, alpha)
-            state = _resumed(checkpointer, state, iterator, budget)
-            if int(state.step):
+            like = abstract_state(first, self._optimizer, self._mesh, ema=ema, mask=self._any_mask(first))
+            state = _resumed(checkpointer, like, iterator, budget)
+            if state is not None:
                 logger.info("%s: resuming after step %d of %d", name, int(state.step), config.steps)
-            elif state.mask is not None:
-                del state
-                mask = salient_weights(
-                    task, params, frozen, batches, self._runner, seed=self._seed, accumulate=config.accumulate
-                )
-                original = {part: params[part] for part in task.trained}
-                state = self._placed(jax.tree.map(np.where, mask, first, original), alpha, mask)
+            else:
+                mask = None
+                if task.saliency < 1:
+                    mask = salient_weights(
+                        task, params, frozen, batches, self._runner, seed=self._seed,
+                        accumulate=config.accumulate,
+                    )  # fmt: skip
+                    original = {part: params[part] for part in task.trained}
+                    first = jax.tree.map(np.where, mask, first, original)
+                state = placed_state(first, self._optimizer, self._mesh, ema=ema, alpha=alpha, mask=mask)
             if int(state.step) < config.steps:
+                step = self._compiled(state, batches.value_range)
                 state = _run_steps(
-                    name, self._step, state, frozen, iterator, config, folder, checkpointer,
-                    self._runner, stop, frozenset(observe_at), look, budget,
+                    name, step, state, frozen, iterator, config, folder, checkpointer, self._runner, stop,
+                    frozenset(observe_at), look, budget,
                 )  # fmt: skip
             return whole(state.result if budget is None else budget.best(state))
-
-    def _placed(self, trained: Params, alpha: float, mask: Params | None) -> TrainState:
-        """The state before the first step, on the devices."""
-        trained, mask = sharding.place((trained, mask), self._mesh)
-        ema = self._config.ema_decay > 0
-        return placed_state(trained, self._optimizer, self._mesh, ema=ema, alpha=alpha, mask=mask)
 
     def _any_mask(self, trained: Params) -> Params | None:
         """A mask of the right shapes, for restoring one from a checkpoint; None if all weights may change."""
@@ -166,11 +174,14 @@ class Trainer:
         return jax.tree.map(lambda x: np.ones(x.shape, bool), trained)
 
 
-def _resumed(checkpointer, state, iterator, budget):
-    """The newest saved state, if there is one; data and budget are put where they were then."""
-    resumed = checkpointer.restore_newest(state if budget is None else (state, state.result))
+def _resumed(checkpointer, like, iterator, budget):
+    """The newest saved state, of the shapes of `like`; data and budget are put where they were then.
+
+    None where nothing was saved.
+    """
+    resumed = checkpointer.restore_newest(like if budget is None else (like, like.result))
     if resumed is None:
-        return state
+        return None
     arrays, facts = resumed
     iterator.set_state(facts["iterator"])
     if budget is None:
@@ -194,7 +205,6 @@ def _run_steps(
 ):
     """Run the steps that are left; metrics are read one step late, so that the device never waits."""
     first = int(state.step)
-    schedule = learning_rate_schedule(config)
     writer = MetricWriter(folder, first)
     pending: Mapping[str, jax.Array] | None = None
     with contextlib.closing(writer), Progress(name, config.steps, first) as progress:
@@ -202,7 +212,7 @@ def _run_steps(
         def report(number: int) -> None:
             if pending is not None:
                 values = _check_finite(name, number, pending)
-                _log(number, values, config, schedule, writer, progress)
+                _log(number, values, config, writer, progress)
 
         for number in range(first + 1, config.steps + 1):
             state, metrics = step(state, frozen, runner.rows(next(iterator)))
@@ -228,11 +238,12 @@ def _run_steps(
     return state
 
 
-def _log(number, values, config, schedule, writer, progress):
+def _log(number, values, config, writer, progress):
     logged = number % config.log_every == 0 or number == config.steps
-    progress.update(1, {k: v for k, v in values.items() if k != "grad_norm"} if logged else None)
+    shown = {name: value for name, value in values.items() if name not in ("grad_norm", "learning_rate")}
+    progress.update(1, shown if logged else None)
     if logged:
-        writer.write(number, {**values, "learning_rate": float(schedule(number - 1))})
+        writer.write(number, values)
 
 
 def _check_finite(name: str, number: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:

@@ -72,15 +72,10 @@ class JitParallel(Whole):
         shardings = sharding.parameter_shardings(gradients, self.mesh)
         return jax.lax.with_sharding_constraint(gradients, shardings)
 
-    def compile(self, step: Callable) -> Callable:
-        """A step on global arrays; the state is donated and stays where it is."""
-
-        def placed(state, frozen, batch):
-            new, metrics = step(state, frozen, batch)
-            shardings = sharding.parameter_shardings(new, self.mesh)
-            return jax.lax.with_sharding_constraint(new, shardings), metrics
-
-        return jax.jit(placed, donate_argnums=0)
+    def compile(self, step: Callable, state: Any) -> Callable:
+        """A step on global arrays; the state, of the shapes of `state`, is donated and stays where it is."""
+        shardings = sharding.parameter_shardings(state, self.mesh), self._whole
+        return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
     def compile_measure(self, measure: Callable) -> Callable:
         """`(params, rows) -> [row]` on global arrays: the values of all rows, known to every process."""
@@ -123,8 +118,9 @@ class PmapParallel(Whole):
     def mean(self, tree: Any) -> Any:
         return jax.lax.pmean(tree, self.axis_name)
 
-    def compile(self, step: Callable) -> Callable:
+    def compile(self, step: Callable, state: Any) -> Callable:
         """A step on a replicated state and rows `[device, row, …]`; the state is donated."""
+        del state  # whole everywhere, whatever its shapes
         return jax.pmap(
             step, self.axis_name, in_axes=(None, None, 0), out_axes=None, donate_argnums=0,
             devices=list(self.mesh.devices.flat),

@@ -15,7 +15,7 @@ from l2l_jax.objectives.saliency import largest
 from l2l_jax.objectives.task import Task
 from l2l_jax.training import sharding
 from l2l_jax.training.parallel import Parallel
-from l2l_jax.training.step import accumulated
+from l2l_jax.training.step import accumulated, scaled_pixels
 
 BATCHES = 16
 """Batches over which the forget gradient is averaged; each costs half a step."""
@@ -39,10 +39,13 @@ def salient_weights(
       seed: seed of the steps.
       accumulate: parts into which a batch is split.
     """
-    step = parallel.compile(_gradient_sum(task, seed=seed, accumulate=accumulate, parallel=parallel))
     trained = sharding.place({part: params[part] for part in task.trained}, parallel.mesh)
     zeros = jax.tree.map(np.zeros_like, {part: params[part] for part in task.trained})
     state = (jnp.zeros((), jnp.int32), trained, sharding.place(zeros, parallel.mesh))
+    sums = _gradient_sum(
+        task, seed=seed, value_range=batches.value_range, accumulate=accumulate, parallel=parallel
+    )
+    step = parallel.compile(sums, state)
     with contextlib.closing(iter(batches)) as iterator:
         for _ in range(BATCHES):
             state, _ = step(state, frozen, parallel.rows(next(iterator)))
@@ -50,14 +53,16 @@ def salient_weights(
     return to_host(mask)
 
 
-def _gradient_sum(task: Task, *, seed: int, accumulate: int, parallel: Parallel) -> Any:
+def _gradient_sum(
+    task: Task, *, seed: int, value_range: tuple[float, float], accumulate: int, parallel: Parallel
+) -> Any:
     """A step that adds the mean forget loss's gradient to a sum; its state is `(number, weights, sum)`."""
 
     def step(state, frozen, batch):
         number, params, total = state
         rng = jax.random.fold_in(jax.random.key(seed), number)
         trained, frozen = parallel.gather((params, frozen))
-        inputs = task.prepare(frozen, batch, rng, parallel.axis_name)
+        inputs = task.prepare(frozen, scaled_pixels(batch, value_range), rng, parallel.axis_name)
 
         def gradient(rows):
             loss = jax.grad(lambda weights: task.losses(weights, frozen, rows).mean())

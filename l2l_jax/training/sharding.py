@@ -91,9 +91,20 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(x.shape, ways)), tree)
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
-    """Parameters or other arrays of the state on the devices, by `parameter_spec`."""
-    return jax.device_put(tree, parameter_shardings(tree, mesh))
+def abstract(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and types of a tree of arrays or shapes, placed by `parameter_spec`."""
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        tree, parameter_shardings(tree, mesh),
+    )  # fmt: skip
+
+
+def place(tree: Any, mesh: Mesh, *, copied: bool = False) -> Any:
+    """Parameters or other arrays of the state on the devices, by `parameter_spec`.
+
+    Those that lie there already are used as they are, unless they are to be `copied`.
+    """
+    return jax.device_put(tree, parameter_shardings(tree, mesh), may_alias=False if copied else None)
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

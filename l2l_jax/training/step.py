@@ -1,4 +1,4 @@
-"""One optimiser step as a pure function."""
+"""One optimiser step as a pure function, and the state that it changes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.task import Task
+from l2l_jax.training import sharding
 from l2l_jax.training.parallel import Whole
-from l2l_jax.training.sharding import parameter_shardings
 
 
 @flax.struct.dataclass
@@ -55,17 +55,44 @@ def create_state(
     return TrainState(start, params, optimizer.init(params), average, weight, mask)
 
 
+def abstract_state(
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool,
+    mask: Params | None = None,
+) -> TrainState:  # fmt: skip
+    """Shapes, types and shardings of `placed_state`; `params` and `mask` may be arrays or shapes."""
+
+    def create(params, mask):
+        return create_state(params, optimizer, ema=ema, mask=mask)
+
+    return sharding.abstract(jax.eval_shape(create, params, mask), mesh)
+
+
 def placed_state(
     params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool, alpha: float = 0.0,
     mask: Params | None = None,
 ) -> TrainState:  # fmt: skip
-    """`create_state` with every array where `sharding.parameter_spec` wants it."""
+    """`create_state` with every array where `sharding.parameter_spec` wants it.
+
+    `params` are copied, so that the state may be donated; nothing else keeps what is placed on the way.
+    """
 
     def create(params, mask):
         return create_state(params, optimizer, ema=ema, alpha=alpha, mask=mask)
 
-    shardings = parameter_shardings(jax.eval_shape(create, params, mask), mesh)
-    return jax.jit(create, out_shardings=shardings)(params, mask)
+    shardings = sharding.parameter_shardings(jax.eval_shape(create, params, mask), mesh)
+    return jax.jit(create, out_shardings=shardings)(*sharding.place((params, mask), mesh))
+
+
+def scaled_pixels(batch: Any, value_range: tuple[float, float]) -> Any:
+    """uint8 arrays of a tree brought to `value_range` in float32; the others stay as they are."""
+    low, high = value_range
+
+    def leaf(x):
+        if x.dtype != jnp.uint8:
+            return x
+        return x.astype(jnp.float32) * jnp.float32((high - low) / 255) + jnp.float32(low)
+
+    return jax.tree.map(leaf, batch)
 
 
 def make_step(
@@ -73,6 +100,8 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    learning_rate: optax.Schedule | None = None,
     ema_decay: float = 0.0,
     accumulate: int = 1,
     parallel: Whole | None = None,
@@ -81,22 +110,38 @@ def make_step(
 
     The key of a step is `seed` with the step number folded in, so that a resumed run repeats an
     uninterrupted one. With `accumulate` > 1 the batch is drawn and corrupted whole, then its rows
-    go through loss and gradient in that many interleaved parts. `parallel` says what devices tell one
-    another, and its `compile` compiles the step; without it the step is one plain program.
+    go through loss and gradient in that many interleaved parts.
+
+    Args:
+      task: what to train.
+      optimizer: how.
+      seed: of everything random.
+      value_range: to which uint8 images are brought; others come in the range of the model.
+      learning_rate: the optimiser's schedule, for the metrics.
+      ema_decay: of the moving average, if the state has one.
+      accumulate: parts of a batch.
+      parallel: what devices tell one another; its `compile` compiles the step. Without it the step is one
+        plain program.
 
     Returns:
-      A `Step`; its metrics are "loss", the task's terms and "grad_norm" (before clipping).
+      A `Step`; its metrics are "loss", the task's terms, "grad_norm" (before clipping) and, with
+      `learning_rate`, that of this update.
     """
     parallel = Whole() if parallel is None else parallel
 
     def step(state, frozen, batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        trained, frozen = parallel.gather((state.params, frozen))
-        inputs = task.prepare(frozen, batch, rng, parallel.axis_name)
+        # Cast where they lie: half the bytes cross the network.
+        trained, frozen = parallel.gather((task.cast(state.params), task.cast(frozen)))
+        inputs = task.prepare(frozen, scaled_pixels(batch, value_range), rng, parallel.axis_name)
 
         def graded(part):
             terms, gradients = task.gradients.compute(task, trained, frozen, part, state.alpha, parallel.mean)
-            return terms, parallel.scatter(gradients)
+            wide = {
+                name: jax.tree.map(lambda grad, param: grad.astype(param.dtype), gradient, state.params)
+                for name, gradient in gradients.items()
+            }
+            return terms, parallel.scatter(wide)
 
         terms, gradients = parallel.mean(accumulated(graded, inputs, accumulate))
         grads = task.gradients.combine(terms, gradients, state.alpha)
@@ -107,6 +152,8 @@ def make_step(
         if ema is not None:
             ema = _where(state.mask, optax.incremental_update(params, ema, 1 - ema_decay), ema)
         metrics = {**terms, "grad_norm": optax.tree.norm(grads)}
+        if learning_rate is not None:
+            metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     return step

@@ -78,3 +78,10 @@ def test_other_ways_of_naming_groups():
         assert (found.devices, found.size, found.shapes) == (devices, 192, ((8, 6),))
     with pytest.raises(ValueError, match="which devices"):
         collectives(line.replace("replica_groups=%s", "nothing"))
+
+
+def test_a_collective_in_pieces_counts_once():
+    """TPUs' compiler writes one that is spread over several fusions in each of them, with one channel."""
+    line = "  %a.{} = f32[8,6]{{1,0}} all-gather(%p), channel_id={}, replica_groups=[1,8]<=[8]\n"
+    program = "".join(line.format(*numbers) for numbers in enumerate((7, 7, 8, 7)))
+    assert [c.size for c in collectives(program)] == [192, 192]

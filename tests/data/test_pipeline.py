@@ -90,6 +90,15 @@ def test_images_come_in_the_range_of_the_model():
     assert batch["retain"].shape == (4, 2, 2, 1) and batch["retain"].dtype == np.float32
 
 
+def test_pixels_of_files_stay_bytes():
+    """The step scales them: a quarter of the bytes for memory and devices."""
+    with contextlib.closing(iter(from_files())) as iterator:
+        batch = next(iterator)
+    assert {name: (x.dtype, x.shape) for name, x in batch.items()} == dict.fromkeys(
+        SETS, (np.uint8, (8, 6, 6, 3))
+    )
+
+
 def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(ValueError, match="3 processes"):
         stream(process_index=0, process_count=3)

@@ -202,11 +202,11 @@ def test_eight_devices_and_accumulation_give_the_numbers_of_one_step(name):
     def run(devices, accumulate, kind="jit"):
         mesh = sharding.make_mesh(jax.devices()[:devices])
         parallel = make_parallel(mesh, kind)
-        step = parallel.compile(make_step(task, optimizer, seed=3, accumulate=accumulate, parallel=parallel))
         params = sharding.place(parts(STUDENT, task.trained), mesh)
         frozen = sharding.place(parts(TEACHER, task.frozen), mesh)
         state = create_state(params, optimizer, ema=False, alpha=ALPHA)
-        state, metrics = step(state, frozen, parallel.rows(batch))
+        step = make_step(task, optimizer, seed=3, accumulate=accumulate, parallel=parallel)
+        state, metrics = parallel.compile(step, state)(state, frozen, parallel.rows(batch))
         return jax.device_get((state.params, metrics))
 
     params, metrics = run(1, 1)

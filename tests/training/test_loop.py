@@ -50,11 +50,15 @@ def run(params, folder, batches=None, config=CONFIG, mesh=None, parallel="jit"):
         {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
     )
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
-    return loop.train("unlearn", TASK, params, batches, config, folder, seed=1, mesh=mesh, parallel=parallel)
+    return loop.train(
+        "unlearn", TASK, params, batches, config, folder, seed=1, mesh=mesh, parallel=parallel, alpha=0.5
+    )
 
 
 class Watched:
     """A dataset that calls `before(n)` ahead of its n-th batch since it was opened."""
+
+    value_range = (0, 1)
 
     def __init__(self, before):
         self._before = before
@@ -198,6 +202,67 @@ def test_training_works_outside_the_main_thread(params, uninterrupted, tmp_path)
     assert_identical(results[0], uninterrupted[0])
 
 
+def test_nothing_is_compiled_after_the_first_step(params, tmp_path):
+    """Nor computed eagerly for the first time: that compiles as well."""
+    seen, compiled = [], []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    def count(number, batch):
+        seen.append(len(compiled))
+        return batch
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        run(params, tmp_path, Watched(count))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    # Before batch 2 the first step was compiled; 12 steps, 3 checkpoints and 6 log lines follow.
+    assert seen[0] < seen[1] and seen[1:] == [seen[1]] * 11 and len(compiled) == seen[1]
+
+
+def test_uint8_images_are_scaled_on_the_devices(params, tmp_path):
+    """Files give uint8 pixels: the same run as with the same pixels as floats."""
+
+    class Stored(Images):
+        def __init__(self, dtype):
+            self._dtype = dtype
+
+        def __getitem__(self, index):
+            image = np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
+            pixels = image if self._dtype == np.uint8 else (image / 255).astype(np.float32)
+            return {"image": pixels, "label": 0, "name": str(index)}
+
+    results = []
+    for dtype in (np.uint8, np.float32):
+        images = Stored(dtype)
+        batches = training_batches({"retain": images, "forget": images}, 4, value_range=(0, 1), seed=0)
+        assert next(iter(batches))["retain"].dtype == dtype
+        folder = tmp_path / np.dtype(dtype).name
+        results.append((run(params, folder, batches), read_metrics(folder)))
+    (_, mine), (_, theirs) = results
+    for row, other in zip(mine, theirs, strict=True):
+        assert row == pytest.approx(other, rel=1e-3)
+
+
+def test_the_rates_are_those_of_the_schedule_after_resuming(params, tmp_path):
+    config = dataclasses.replace(CONFIG, steps=8, warmup_steps=4)
+
+    def stop_at_6(number, batch):
+        if number == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    with pytest.raises(Interrupted):
+        run(params, tmp_path, Watched(stop_at_6), config)
+    run(params, tmp_path, config=config)
+    rates = {row["step"]: row["learning_rate"] for row in read_metrics(tmp_path)}
+    expected = {2: 0.0025, 4: 0.0075, 6: 0.01 * (1 + np.cos(np.pi / 4)) / 2}
+    assert {step: rates[step] for step in expected} == pytest.approx(expected, rel=1e-5)
+
+
 def test_scalars_are_complete(uninterrupted):
     rows = uninterrupted[1]
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
@@ -234,7 +299,7 @@ def test_tensorboard_files_hold_the_scalars(params, tmp_path):
         scalars += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
         data = data[16 + size :]
     rows = {(row["step"], name): row[name] for row in read_metrics(tmp_path) for name in row}
-    assert len(scalars) == 6 * 5
+    assert len(scalars) == 6 * 5  # loss, retain, forget, grad_norm, learning_rate
     for step, tag, value in scalars:
         np.testing.assert_allclose(value, rows[step, tag], rtol=1e-5)
 
@@ -252,7 +317,7 @@ def test_a_trainer_shows_models_on_the_way_and_is_traced_once(params, uninterrup
     for folder in ("one", "two"):
         batches = training_batches(sets, 4, value_range=(0, 1), seed=0)
         result = trainer.train(
-            params, batches, tmp_path / folder, observe=seen.__setitem__, observe_at=(7, 12)
+            params, batches, tmp_path / folder, alpha=0.5, observe=seen.__setitem__, observe_at=(7, 12)
         )
         assert_identical(result, uninterrupted[0])  # looking changes nothing
     assert list(seen) == [7, 12] and len(traced) == 1
@@ -260,5 +325,5 @@ def test_a_trainer_shows_models_on_the_way_and_is_traced_once(params, uninterrup
     constant = dataclasses.replace(CONFIG, schedule="constant")
     trainer = loop.Trainer("unlearn", TASK, constant, seed=1, mesh=mesh)
     batches = training_batches(sets, 4, value_range=(0, 1), seed=0)
-    trainer.train(params, batches, tmp_path / "long", observe=seen.__setitem__, observe_at=(7,))
+    trainer.train(params, batches, tmp_path / "long", alpha=0.5, observe=seen.__setitem__, observe_at=(7,))
     assert_identical(seen[7], run(params, tmp_path / "7", config=dataclasses.replace(constant, steps=7)))

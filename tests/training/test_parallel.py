@@ -42,11 +42,11 @@ class Run:
             task, optimizer, seed=3, ema_decay=CONFIG.ema_decay, accumulate=ACCUMULATE[family],
             parallel=parallel,
         )  # fmt: skip
-        trained = sharding.place({part: params[part] for part in task.trained}, mesh)
+        trained = {part: params[part] for part in task.trained}
         frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
         state = placed_state(trained, optimizer, mesh, ema=True, alpha=0.25)
         batches = [parallel.rows(batch) for batch in images_of(family, 20, 16)]
-        self.step = parallel.compile(step).lower(state, frozen, batches[0]).compile(QUICK)
+        self.step = parallel.compile(step, state).lower(state, frozen, batches[0]).compile(QUICK)
         self.first, self.metrics = state.params, []
         for batch in batches:
             state, metrics = self.step(state, frozen, batch)
