@@ -24,6 +24,10 @@ class Restorer:
       task: what is hidden.
       batch_size: images per compiled call; divided among the process's devices if it can be.
       seed: seed of any sampling.
+
+    Attributes:
+      program: what is compiled: `(params, images, visible patches, number of the set, places)` to the
+        restored images.
     """
 
     def __init__(self, model: ImageToImageModel, task: Task, *, batch_size: int, seed: int):
@@ -42,7 +46,7 @@ class Restorer:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
             return jax.vmap(restore, (None, 0, 0, 0))(params, images, seen, keys)
 
-        self._restore = restore_batch
+        self.program = restore_batch
 
     @property
     def hole(self) -> np.ndarray | None:
@@ -83,7 +87,7 @@ class Restorer:
         seen = self._visible(of, padded) if self._hole is None else np.zeros((len(padded), 0), np.int32)
         rows = (np.pad(images, [(0, missing)] + [(0, 0)] * 3), seen, padded)
         images, seen, padded = jax.device_put(rows, self._sharding(PartitionSpec("data")))
-        restored = self._restore(params, images, seen, jnp.uint32(_number(of)), padded)
+        restored = self.program(params, images, seen, jnp.uint32(_number(of)), padded)
         return np.asarray(restored)[: len(places)]
 
     def restore_set(self, params: Params, images: ImageSet, of: str) -> Iterator[tuple[Images, np.ndarray]]:

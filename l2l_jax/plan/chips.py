@@ -1,0 +1,84 @@
+"""Facts about accelerators, and the topologies that `--topology` names."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from l2l_jax.errors import UserError
+
+
+class Chip(NamedTuple):
+    """What a maker says of one device.
+
+    Attributes:
+      name: as makers write it.
+      flops: bfloat16 operations a second of its matrix units.
+      memory: bytes of main memory.
+      bandwidth: bytes a second of main memory.
+      network: bytes a second that a device sends in a ring of devices: on TPUs two of its links, on GPUs
+        NVLink or Infinity Fabric one way.
+      dimensions: of a topology; 1 for GPUs, of which there is only a number.
+      cores: a chip's cores that JAX is to see as one device.
+    """
+
+    name: str
+    flops: float
+    memory: float
+    bandwidth: float
+    network: float
+    dimensions: int
+    cores: int = 1
+
+
+CHIPS: Mapping[str, Chip] = {
+    # cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e
+    "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1200e9, 100e9, 3, cores=2),
+    "v5e": Chip("TPU v5e", 197e12, 16e9, 819e9, 100e9, 2),
+    "v5p": Chip("TPU v5p", 459e12, 95e9, 2765e9, 200e9, 3, cores=2),
+    "v6e": Chip("TPU v6e", 918e12, 32e9, 1640e9, 200e9, 2),
+    # data sheets, dense
+    "a100": Chip("NVIDIA A100 SXM 80 GB", 312e12, 80e9, 2039e9, 300e9, 1),
+    "h100": Chip("NVIDIA H100 SXM", 989e12, 80e9, 3350e9, 450e9, 1),
+    "h200": Chip("NVIDIA H200 SXM", 989e12, 141e9, 4800e9, 450e9, 1),
+    "mi300x": Chip("AMD MI300X", 1307e12, 192e9, 5300e9, 448e9, 1),
+}
+"""Devices by the first part of a topology."""
+
+
+class Topology(NamedTuple):
+    """Some devices of one kind.
+
+    Attributes:
+      name: as given, such as "v5e:4x4".
+      chip: what they are.
+      sides: of a TPU slice, or the number of GPUs.
+    """
+
+    name: str
+    chip: Chip
+    sides: tuple[int, ...]
+
+    @property
+    def is_tpu(self) -> bool:
+        """Whether it is a slice of TPUs."""
+        return self.chip.dimensions > 1
+
+
+def parse_topology(name: str) -> Topology:
+    """A topology such as "v5e:4x4", "v4:2x2x4" or "h100:8".
+
+    Raises:
+      UserError: no such device, or sides that it does not have.
+    """
+    kind, _, size = name.partition(":")
+    if kind not in CHIPS:
+        raise UserError(
+            f"--topology={name}: {kind!r} is none of {', '.join(CHIPS)}. A topology is one of these, a colon "
+            "and its sides: v5e:4x4, v4:2x2x4; of GPUs their number: h100:8."
+        )
+    chip = CHIPS[kind]
+    sides = tuple(map(int, size.split("x"))) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size) else ()
+    if len(sides) != chip.dimensions:
+        wanted = {1: "a number of devices, as 8", 2: "two sides, as 4x4", 3: "three sides, as 2x2x4"}
+        raise UserError(f"--topology={name}: {chip.name} has {wanted[chip.dimensions]}.")
+    return Topology(name, chip, sides)

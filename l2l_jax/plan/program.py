@@ -1,0 +1,287 @@
+"""A compiled program as text (HLO): its instructions, what they move through memory, what they keep there.
+
+XLA's own sum, "bytes accessed", also counts what stays in the on-chip memory (VMEM of a TPU), and the body of
+a loop once. Here an array counts where it lies in main memory, and as often as the program runs.
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from l2l_jax.benchmark.hlo import bytes_of, loop_lengths
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_OPERATION = re.compile(r"^ ([\w\-]+)\((.*)$")
+_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d\w+)?)\[([\d,]*)\](?:\{([^}]*)\})?")
+_ON_CHIP = re.compile(r"S\(([1-46-9]|\d\d+)\)")  # 0 and none: main memory; 5: the host's
+
+FREE = (
+    "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "iota", "after-all", "opt-barrier",
+    "partition-id", "replica-id", "optimization-barrier", "domain", "copy-done", "slice-done", "async-update",
+    "async-done", "all-reduce-done", "all-gather-done", "collective-permute-done", "send-done", "recv-done",
+)  # fmt: skip
+"""Operations that move nothing, or what their other half has moved."""
+
+ALIASES = ("ConcatBitcast", "AssumeGatherIndicesInBound")
+"""Targets of custom calls that move nothing."""
+
+
+class Array(NamedTuple):
+    """One array of a result: type, shape, whether it lies in on-chip memory."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    on_chip: bool
+
+    @property
+    def size(self) -> int:
+        """Its bytes, without padding."""
+        return bytes_of(self.dtype, self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a program.
+
+    Attributes:
+      name: unique in its computation.
+      operation: such as "fusion".
+      arrays: of the result.
+      operands: names of instructions of the same computation.
+      rest: what follows the operands; of a parameter, its number.
+      is_root: whether it is the result of its computation.
+    """
+
+    name: str
+    operation: str
+    arrays: tuple[Array, ...]
+    operands: tuple[str, ...]
+    rest: str
+    is_root: bool
+
+    @property
+    def origin(self) -> str:
+        """The operation of the source that it comes from."""
+        found = re.search(r'op_name="([^"]*)"', self.rest)
+        return found.group(1) if found else ""
+
+    @property
+    def in_memory(self) -> int:
+        """Bytes of its result that lie in main memory."""
+        return sum(array.size for array in self.arrays if not array.on_chip)
+
+    @property
+    def kept(self) -> int:
+        """`in_memory` without the operands that the first half of an asynchronous operation lists."""
+        if self.operation == "copy-start":
+            own = self.arrays[:1]
+        elif self.operation == "slice-start":
+            own = self.arrays[1:2]
+        elif self.operation.endswith("-start"):
+            own = self.arrays[len(self.arrays) // 2 :]
+        else:
+            own = self.arrays
+        return sum(array.size for array in own if not array.on_chip)
+
+    def called(self, attribute: str) -> str:
+        """The computation that an attribute such as "body" names; "" if there is none."""
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
+        return found.group(1) if found else ""
+
+
+Computation = Mapping[str, Instruction]
+
+
+class Program:
+    """A compiled program, from `compiled.as_text()`."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry = ""
+        self._lengths = loop_lengths(text)
+        current: dict[str, Instruction] = {}
+        for line in text.splitlines():
+            start = None if line.startswith(" ") else _COMPUTATION.match(line)
+            if start:
+                current = self.computations.setdefault(start.group(2), {})
+                self.entry = start.group(2) if start.group(1) else self.entry
+            elif (instruction := _parsed(line)) is not None:
+                current[instruction.name] = instruction
+
+    @functools.cached_property
+    def moved(self) -> list["Moved"]:
+        """What each instruction moves in one run, in the order of the program.
+
+        Raises:
+          ValueError: a loop of unknown length.
+        """
+        return list(self._walk(self.entry, 1))
+
+    @property
+    def traffic(self) -> float:
+        """Bytes that one run moves through main memory."""
+        return sum(moved.size for moved in self.moved)
+
+    def largest(self, count: int) -> list["Moved"]:
+        """The largest results in main memory that are no results of the program itself, each origin once."""
+        found: dict[tuple[str, int], Moved] = {}
+        results = self._results()
+        for moved in self.moved:
+            instruction = moved.instruction
+            if instruction.kept and instruction.name not in results:
+                key = instruction.origin or instruction.name, instruction.kept
+                found.setdefault(key, moved._replace(size=instruction.kept))
+        return sorted(found.values(), key=lambda moved: -moved.size)[:count]
+
+    def _results(self) -> set[str]:
+        """Names of the instructions whose results the program returns."""
+        entry = self.computations[self.entry]
+        root = next(instruction for instruction in entry.values() if instruction.is_root)
+        names, waiting = {root.name}, list(root.operands)
+        while waiting:
+            name = waiting.pop()
+            names.add(name)
+            if entry[name].operation in ("bitcast", "get-tuple-element", "copy-done"):
+                waiting += entry[name].operands
+        return names
+
+    def _walk(self, name: str, repeats: int) -> Iterator["Moved"]:
+        computation = self.computations[name]
+        for instruction in computation.values():
+            operation = instruction.operation
+            if operation == "while":
+                body = instruction.called("body")
+                if self._lengths[body] is None:
+                    raise ValueError(f"a loop of unknown length: {instruction.name}")
+                yield from self._walk(body, repeats * self._lengths[body])
+            elif operation == "call":
+                yield from self._walk(instruction.called("to_apply"), repeats)
+            elif operation == "async-start" and instruction.called("calls"):
+                yield from self._walk(instruction.called("calls"), repeats)
+            elif operation == "conditional":
+                yield from self._longest_branch(instruction, repeats)
+            elif operation not in FREE and not any(f'"{name}"' in instruction.rest for name in ALIASES):
+                size = self._moves(computation, instruction)
+                yield Moved(instruction, size * repeats, repeats)
+
+    def _longest_branch(self, instruction: Instruction, repeats: int) -> list["Moved"]:
+        listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+        names = re.findall(r"[\w.\-]+", listed.group(1)) if listed else []
+        names += re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", instruction.rest)
+        branches = [list(self._walk(name, repeats)) for name in names]
+        return max(branches, key=lambda branch: sum(moved.size for moved in branch))
+
+    def _moves(self, computation: Computation, instruction: Instruction) -> int:
+        """Bytes that one execution reads from and writes to main memory."""
+        operation, arrays = instruction.operation, instruction.arrays
+        if operation == "copy-start":  # (to, from, …)
+            return sum(array.size for array in arrays[:2] if not array.on_chip)
+        operands = [computation[name] for name in instruction.operands if name in computation]
+        if operation == "slice-start":  # ((from), to, …)
+            return arrays[1].size * ((not arrays[0].on_chip) + (not arrays[1].on_chip))
+        if operation.endswith("-start"):  # a collective: (operands, results)
+            return instruction.in_memory
+        if operation in ("dynamic-slice", "slice", "gather"):
+            return instruction.in_memory + (arrays[0].size if operands[0].in_memory else 0)
+        if operation == "dynamic-update-slice":
+            return 2 * operands[1].arrays[0].size if instruction.in_memory else operands[1].in_memory
+        fused = self.computations.get(instruction.called("calls"), {}) if operation == "fusion" else {}
+        read = sum(_read(fused, number, operand) for number, operand in enumerate(operands))
+        return read + _written(fused, instruction)
+
+
+class Moved(NamedTuple):
+    """An instruction, the bytes that a run of the program moves for it, and how often it is executed."""
+
+    instruction: Instruction
+    size: int
+    repeats: int
+
+
+def by_origin(moved: list[Moved]) -> dict[str, int]:
+    """Bytes by the operation of the source, numbers in its name left out, the most first."""
+    table: dict[str, int] = collections.Counter()
+    for one in moved:
+        table[re.sub(r"\d+", "#", one.instruction.origin) or one.instruction.operation] += one.size
+    return dict(sorted(table.items(), key=lambda item: -item[1]))
+
+
+def _read(fused: Computation, number: int, operand: Instruction) -> int:
+    """What a fusion reads of an operand: of one that it only slices, the slices."""
+    if not operand.in_memory or not fused:
+        return operand.in_memory
+    parameter = next(
+        (i for i in fused.values() if i.operation == "parameter" and i.rest.startswith(f"{number})")), None
+    )
+    users = [i for i in fused.values() if parameter is not None and parameter.name in i.operands]
+    if users and all(user.operation in ("dynamic-slice", "slice", "gather") for user in users):
+        return min(operand.in_memory, sum(user.arrays[0].size for user in users))
+    if users and all(
+        user.operation == "dynamic-update-slice" and user.operands[0] == parameter.name for user in users
+    ):
+        return 0  # updated in place
+    return operand.in_memory
+
+
+def _written(fused: Computation, instruction: Instruction) -> int:
+    """What an instruction writes: of an array that it updates in place, the update."""
+    roots = [i for i in fused.values() if i.is_root]
+    if roots and roots[0].operation == "tuple":
+        roots = [fused[name] for name in roots[0].operands]
+    if len(roots) != len(instruction.arrays):
+        return instruction.in_memory
+    size = 0
+    for array, root in zip(instruction.arrays, roots, strict=True):
+        while root.operation == "bitcast":
+            root = fused[root.operands[0]]
+        if array.on_chip:
+            continue
+        updates = root.operation == "dynamic-update-slice"
+        size += fused[root.operands[1]].arrays[0].size if updates else array.size
+    return size
+
+
+def _parsed(line: str) -> Instruction | None:
+    start = _INSTRUCTION.match(line)
+    if start is None:
+        return None
+    root, name, definition = start.groups()
+    shape, tail = _split(definition)
+    operation = _OPERATION.match(tail)
+    if operation is None:
+        return None
+    kind, rest = operation.groups()
+    inside = _balanced("(" + rest)
+    operands = (
+        () if kind in ("parameter", "constant") else tuple(re.findall(r"%([\w.\-]+)", rest[: inside - 2]))
+    )
+    return Instruction(
+        name, kind, tuple(_arrays(shape)), operands,
+        rest if kind == "parameter" else rest[inside - 1 :], bool(root),
+    )  # fmt: skip
+
+
+def _split(definition: str) -> tuple[str, str]:
+    """The shape that a definition starts with, which may be a tuple, and the rest."""
+    end = _balanced(definition) if definition.startswith("(") else definition.find(" ")
+    return definition[:end], definition[end:]
+
+
+def _balanced(text: str) -> int:
+    """How long the part of a text is that its first bracket encloses, brackets included."""
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if not depth:
+            return place + 1
+    return len(text)
+
+
+def _arrays(shape: str) -> Iterator[Array]:
+    for dtype, dims, layout in _ARRAY.findall(shape):
+        sizes = tuple(map(int, filter(None, dims.split(","))))
+        yield Array(dtype, sizes, bool(_ON_CHIP.search(layout or "")))

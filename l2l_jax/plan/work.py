@@ -1,0 +1,100 @@
+"""What a program has to do whatever compiles it: operations, and the bytes that it cannot avoid to move.
+
+Read from the traced program (jaxpr), loops as often as they run. It counts products and convolutions: what
+lies between them can be fused with them.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend import core
+
+
+class Work(NamedTuple):
+    """The work of all devices together.
+
+    Attributes:
+      flops: floating-point operations of products and convolutions, two for each multiplication.
+      product_bytes: of their factors and results, each read or written once.
+    """
+
+    flops: float
+    product_bytes: float
+
+
+def work_of(function: Callable, *arguments: Any) -> Work:
+    """The work of a function on arguments, which may be shapes.
+
+    Of the branches of a condition the one with the most work counts; the body of a loop of unknown length
+    counts once.
+    """
+    return _work(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _work(jaxpr: Any) -> Work:
+    flops, size = 0.0, 0.0
+    for equation in jaxpr.eqns:
+        count = _OPERATIONS.get(equation.primitive.name)
+        if count is None:
+            inner = [_work(one) for one in _inner(equation)]
+            if equation.primitive.name == "cond":
+                inner = [max(inner)]
+            repeats = _repeats(equation)
+            flops += repeats * sum(work.flops for work in inner)
+            size += repeats * sum(work.product_bytes for work in inner)
+        else:
+            flops += count(equation)
+            size += sum(_size(v.aval) for v in (*equation.invars, *equation.outvars))
+    return Work(flops, size)
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    """The programs inside an operation."""
+    for parameter in equation.params.values():
+        for value in parameter if isinstance(parameter, tuple | list) else (parameter,):
+            if isinstance(value, core.ClosedJaxpr):
+                yield value.jaxpr
+            elif isinstance(value, core.Jaxpr):
+                yield value
+
+
+def _repeats(equation: Any) -> int:
+    """How often an operation runs what is inside it."""
+    kind, parameters = equation.primitive.name, equation.params
+    if kind == "scan":
+        return parameters["length"]
+    if kind == "shard_map":
+        return math.prod(parameters["mesh"].shape.values())
+    return parameters["global_axis_size"] if kind == "xla_pmap" else 1
+
+
+def _size(aval: Any) -> int:
+    return math.prod(aval.shape) * np.dtype(aval.dtype).itemsize
+
+
+def _product(equation: Any) -> int:
+    """2 · elements of the result · numbers that each sums over."""
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution(equation: Any) -> float:
+    """2 · elements of the result · size of a kernel for one output channel.
+
+    Of a transposed convolution, whose input is spread out with zeros, only what is not zero counts.
+    """
+    numbers = equation.params["dimension_numbers"]
+    kernel = equation.invars[1].aval.shape
+    per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+    spread = math.prod(equation.params["lhs_dilation"])
+    return 2 * math.prod(equation.outvars[0].aval.shape) * per_output / spread
+
+
+_OPERATIONS: dict[str, Callable[[Any], float]] = {
+    "dot_general": _product,
+    "conv_general_dilated": _convolution,
+}

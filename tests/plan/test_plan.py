@@ -1,0 +1,170 @@
+"""Planning a recipe: topologies, figures of a small model against sums by hand, mistakes."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.benchmark.layouts import open_bench
+from l2l_jax.config import parse_config
+from l2l_jax.errors import UserError
+from l2l_jax.plan import devices, recipe
+from l2l_jax.plan.chips import parse_topology
+from l2l_jax.plan.figures import figures
+from l2l_jax.plan.tables import heading, program_text
+
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
+EIGHT = parse_topology("h100:8")
+
+
+@pytest.fixture(scope="module")
+def config():
+    recipe = runpy.run_path(str(RECIPE))["get_config"]()
+    small = dict(width=32, depth=1, num_heads=2)
+    recipe.model.update(**small, **{f"decoder_{name}": value for name, value in small.items()})
+    recipe.unlearn.batch_size = 16
+    recipe.evaluate.batch_size = 8
+    return parse_config(recipe)
+
+
+@pytest.fixture(scope="module")
+def rows(config):
+    """Figures for eight GPUs: the tests' eight CPU devices stand in for them."""
+    bench = open_bench(config, "unlearn")
+    planned = recipe.programs(config, bench, ["8x1", "1x8", "pmap"], jax.devices(), ("step", "restoration"))
+    return {row["program"]: row for row in (figures(one, EIGHT) for one in planned)}
+
+
+def test_memory_of_a_device(config, rows):
+    encoder = jax.tree.leaves(open_bench(config, "unlearn").shapes()["encoder"])
+    parameters = 4 * sum(math.prod(x.shape) for x in encoder)
+    images = 2 * (16 // 8) * 4 * math.prod(config.model.image_shape)
+    for layout in ("8x1", "pmap"):
+        memory = rows[f"step, {layout}"]["memory"]
+        assert memory["parameters"] == memory["frozen"] == parameters and memory["batch"] == images
+        assert memory["optimiser"] == 2 * parameters + 3 * 4  # two moments; three counts of steps
+    split = rows["step, 1x8"]["memory"]
+    # Two kernels of 32 × 128 are split over eight devices; smaller arrays are not.
+    assert split["parameters"] == parameters - 2 * 7 * 4 * 32 * 128 // 8
+    assert rows["step, 8x1"]["fits"]
+
+
+def test_work_and_time(config, rows):
+    row = rows["step, 8x1"]
+    kernels = sum(
+        math.prod(x.shape) for x in jax.tree.leaves(open_bench(config, "unlearn").shapes()["encoder"])
+        if len(x.shape) > 1
+    )  # fmt: skip
+    tokens = 1 + config.model.grid**2 * (1 - config.model.mask_ratio)
+    # A device has 2 + 2 images; kernels count forwards and twice backwards for the student, once for the
+    # teacher. Attention comes on top; the first kernel has no gradient to its input.
+    products = 2 * 4 * kernels * 4 * tokens
+    assert 0.85 < row["flops"] / products < 1.3
+    assert row["seconds"]["compute"] == pytest.approx(row["flops"] / 989e12)
+    assert row["seconds"]["network"] == pytest.approx(row["sent"] / 450e9)
+    assert row["seconds"]["memory"] == pytest.approx(row["least_traffic"] / 3350e9)
+    assert row["roofline_seconds"] == max(row["seconds"].values())
+    assert row["source"] == "lowered" and row["traffic"] is None
+    # The state is read and written once at the least.
+    state = row["memory"]["parameters"] + row["memory"]["optimiser"]
+    assert row["least_traffic"] > 2 * state
+
+
+def test_every_gradient_crosses_once(rows):
+    for layout in ("8x1", "pmap"):
+        row = rows[f"step, {layout}"]
+        gradients = 2 * 7 / 8 * row["memory"]["parameters"]
+        assert gradients <= row["sent"] < gradients + 200
+        assert row["collectives"].keys() == {"all-reduce"}
+    gathered = rows["step, 1x8"]["collectives"]["all-gather"]["bytes_sent"]
+    assert gathered == 7 / 8 * 4 * 32 * 128 * 4  # student and teacher
+
+
+def test_restoration(config, rows):
+    row = rows["restore 8 images (centre_8), one host"]
+    everything = jax.tree.leaves(open_bench(config, "unlearn").shapes())
+    assert row["memory"]["parameters"] == 4 * sum(math.prod(x.shape) for x in everything)
+    assert row["memory"]["batch"] == 4 * math.prod(config.model.image_shape) + 4  # and its place in the set
+    assert row["sent"] == 0 and row["flops"] > 0
+
+
+def test_feature_networks(config):
+    """Inception-v3: 23.8 million parameters (no batch statistics here), 11.4 GFLOP an image of 299 pixels."""
+    how = dataclasses.replace(config.evaluate, networks=("inception",), network_batch_size=16)
+    (planned,) = recipe.evaluation(dataclasses.replace(config, evaluate=how), jax.devices())
+    assert planned.devices == 8
+    assert planned.work.flops / 2 == pytest.approx(11.4e9, rel=0.02)
+
+
+def test_what_is_printed(rows):
+    row = json.loads(json.dumps(rows["step, 8x1"]))
+    text = program_text(row, EIGHT)
+    assert "## step, 8x1" in text and "fits 80 GB" in text and "From the lowered program" in text
+    assert "| all-reduce" in text and "8 × NVIDIA H100 SXM" in heading(EIGHT, "unlearn", "digits_mae", 16, 8)
+    small = EIGHT._replace(chip=EIGHT.chip._replace(memory=1e3))
+    assert "DOES NOT FIT" in program_text({**row, "fits": False}, small)
+
+
+def test_pixels_of_files_are_counted_as_bytes(config):
+    files = dataclasses.replace(config.data, source="folder", path="photographs")
+    batch = open_bench(dataclasses.replace(config, data=files), "unlearn").batch()
+    assert {x.dtype for x in batch.values()} == {np.dtype(np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v9:2x2", "'v9' is none of v4, v5e, v5p, v6e, a100"),
+        ("v5e", "TPU v5e has two sides, as 4x4"),
+        ("v4:4x4", "TPU v4 has three sides, as 2x2x4"),
+        ("v5e:4xfour", "two sides"),
+        ("h100:0", "a number of devices, as 8"),
+    ],
+)
+def test_topologies_that_are_none(name, message):
+    with pytest.raises(UserError, match=message):
+        parse_topology(name)
+
+
+def test_a_missing_compiler_is_a_sentence(monkeypatch):
+    from jax.experimental import topologies
+
+    def missing(**_):
+        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    with pytest.raises(UserError, match=r"pip install 'l2l_jax\[plan\]'"):
+        devices.described(parse_topology("v5e:4x4"))
+
+
+def test_the_command_asks_for_devices():
+    command = [sys.executable, "-m", "l2l_jax.plan", f"--config={RECIPE}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("Error: Which devices? Try --topology=v5e:4x4")
+
+
+@pytest.mark.slow
+def test_a_tpu_slice(config, monkeypatch):
+    """With libtpu: the same model for a slice of four; memory, batch and gradients by hand."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    with pytest.raises(UserError, match="there is no such v5e slice"):
+        devices.described(parse_topology("v5e:3x3"))
+    topology = parse_topology("v5e:2x2")
+    there = devices.described(topology)
+    assert len(there) == 4
+    (planned,) = recipe.programs(config, open_bench(config, "unlearn"), ["4x1"], there, ("step",))
+    row = figures(planned, topology)
+    assert row["memory"]["batch"] == 2 * 4 * 4 * math.prod(config.model.image_shape)
+    gradients = 2 * 3 / 4 * row["memory"]["parameters"]
+    assert gradients <= row["sent"] < gradients + 200
+    assert row["source"] == "compiled" and row["fits"] and row["largest_temporaries"]
+    assert row["traffic"] > row["memory"]["parameters"]
