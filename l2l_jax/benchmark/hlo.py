@@ -55,7 +55,7 @@ def collectives(hlo: str) -> list[Collective]:
     """The collectives of a compiled program, `compiled.as_text()`.
 
     Those in the body of a loop count as often as the loop runs. One that TPUs' compiler has cut into pieces,
-    to compute in between, is written several times with one channel, and counts once.
+    to compute in between, is written several times with one channel, and counts once; they bear a chain_id.
 
     Raises:
       ValueError: a collective whose devices cannot be read, or one in a loop of unknown length.
@@ -79,7 +79,7 @@ def collectives(hlo: str) -> list[Collective]:
         if repeats.get(where, 1) is None:
             raise ValueError(f"a loop of unknown length around: {line.strip()[:200]}")
         origin = re.search(r'op_name="([^"]*)"', rest)
-        channel = re.search(r"channel_id=(\d+)", rest)
+        channel = re.search(r"channel_id=(\d+)", rest) if "chain_id=" in rest else None
         if channel and channel.group(1) in channels:
             place = channels[channel.group(1)]
             found[place] = found[place]._replace(repeats=min(found[place].repeats, repeats.get(where, 1)))

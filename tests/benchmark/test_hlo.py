@@ -82,6 +82,8 @@ def test_other_ways_of_naming_groups():
 
 def test_a_collective_in_pieces_counts_once():
     """TPUs' compiler writes one that is spread over several fusions in each of them, with one channel."""
-    line = "  %a.{} = f32[8,6]{{1,0}} all-gather(%p), channel_id={}, replica_groups=[1,8]<=[8]\n"
-    program = "".join(line.format(*numbers) for numbers in enumerate((7, 7, 8, 7)))
-    assert [c.size for c in collectives(program)] == [192, 192]
+    line = "  %a.{} = f32[8,6]{{1,0}} all-gather(%p), channel_id={}, replica_groups=[1,8]<=[8]{}\n"
+    pieces = "".join(line.format(n, c, ', chain_id="0"') for n, c in enumerate((7, 7, 8, 7)))
+    assert [c.size for c in collectives(pieces)] == [192, 192]
+    others = "".join(line.format(n, 1, "") for n in range(3))  # CPUs' compiler does not number them
+    assert len(collectives(others)) == 3

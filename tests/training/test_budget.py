@@ -134,6 +134,7 @@ class Stopped:
 
     def __init__(self, number, how):
         self._number, self._how, self._batches = number, how, toy.batches()
+        self.value_range = self._batches.value_range
 
     def __iter__(self):
         outer, inner, count = self, iter(self._batches), [0]
