@@ -60,7 +60,7 @@ def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figu
     step, arguments = bench.step(runner)
     compiled = step.lower(*arguments).compile()
     state = bench.state(params, mesh)
-    frozen = sharding.place({part: params[part] for part in bench.task.frozen}, mesh)
+    frozen = sharding.place(bench.task.cast({part: params[part] for part in bench.task.frozen}), mesh)
     images = fixed_images(model)
     found: Figures = {}
     for _ in range(STEPS):
@@ -88,7 +88,7 @@ def _without_training(model: ImageToImageModel, params: Params, images: np.ndarr
 
 def _config(name: str, dtype: Dtype) -> Config:
     stage = dict(steps=STEPS + 1, batch_size=ROWS, learning_rate=1e-4)
-    model = {**MODELS[name], "dtype": dtype}
+    model = {**MODELS[name], "dtype": dtype} | ({"tokenizer_dtype": dtype} if name == "mage" else {})
     stages = ("tokenizer", "model") if name == "mage" else ("model",)
     return parse_config(
         {

@@ -25,6 +25,7 @@ from l2l_jax.progress import Progress
 from l2l_jax.token_bank.batches import BankBatches
 from l2l_jax.token_bank.storage import Codes, Ledger
 from l2l_jax.training import sharding
+from l2l_jax.training.step import scaled_pixels
 from l2l_jax.training.stopping import stop_request
 
 logger = logging.getLogger(__name__)
@@ -141,10 +142,10 @@ class _Filling:
         self, frozen: Params, batch: dict[str, jax.Array], number: jax.Array, wanted: Sequence[str]
     ) -> dict[str, jax.Array]:
         rng = jax.random.fold_in(jax.random.key(self.seed), number)  # as in step `number` of the training
-        pixels = dict(batch)
+        pixels = scaled_pixels(batch, self.model.value_range)
         if "noise" in wanted:
             pixels["noise"] = batch_noise(
-                batch["retain"], batch["forget"], rng, kind=self.config.noise,
+                pixels["retain"], pixels["forget"], rng, kind=self.config.noise,
                 value_range=self.model.value_range,
             )  # fmt: skip
         return {name: self.model.tokenize(frozen, pixels[name]) for name in wanted}

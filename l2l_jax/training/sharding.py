@@ -99,12 +99,9 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
     )  # fmt: skip
 
 
-def place(tree: Any, mesh: Mesh, *, copied: bool = False) -> Any:
-    """Parameters or other arrays of the state on the devices, by `parameter_spec`.
-
-    Those that lie there already are used as they are, unless they are to be `copied`.
-    """
-    return jax.device_put(tree, parameter_shardings(tree, mesh), may_alias=False if copied else None)
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Parameters or other arrays of the state on the devices, by `parameter_spec`."""
+    return jax.device_put(tree, parameter_shardings(tree, mesh))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
