@@ -217,14 +217,24 @@ def _read(fused: Computation, number: int, operand: Instruction) -> int:
     parameter = next(
         (i for i in fused.values() if i.operation == "parameter" and i.rest.startswith(f"{number})")), None
     )
-    users = [i for i in fused.values() if parameter is not None and parameter.name in i.operands]
-    if users and all(user.operation in ("dynamic-slice", "slice", "gather") for user in users):
-        return min(operand.in_memory, sum(user.arrays[0].size for user in users))
+    users = list(_users(fused, parameter.name)) if parameter is not None else []
+    if users and all(user.operation in ("dynamic-slice", "slice", "gather") for user, _ in users):
+        return min(operand.in_memory, sum(user.arrays[0].size for user, _ in users))
     if users and all(
-        user.operation == "dynamic-update-slice" and user.operands[0] == parameter.name for user in users
+        user.operation == "dynamic-update-slice" and user.operands[0] == name for user, name in users
     ):
         return 0  # updated in place
     return operand.in_memory
+
+
+def _users(fused: Computation, name: str) -> Iterator[tuple[Instruction, str]]:
+    """What uses a value in a fusion, and under which name: bitcasts are other names of it."""
+    for instruction in fused.values():
+        if name in instruction.operands:
+            if instruction.operation == "bitcast":
+                yield from _users(fused, instruction.name)
+            else:
+                yield instruction, name
 
 
 def _written(fused: Computation, instruction: Instruction) -> int:
