@@ -69,11 +69,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=3, help="of unlearning (%(default)s)")
     parser.add_argument("--images", type=int, default=8, help="of each set that are restored (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=2, help="of unlearning, each set (%(default)s)")
-    parser.add_argument("flags", nargs="*", help="after --: flags of l2l_jax.main")
-    args = parser.parse_args(argv[1:])
+    given = list(argv[1:])
+    end = given.index("--") if "--" in given else len(given)
+    args, flags = parser.parse_args(given[:end]), given[end + 1 :]
     name = pathlib.Path(args.recipe.partition(":")[0]).stem
     folder = args.folder or pathlib.Path("runs") / f"rehearsal_{name}"
-    report = rehearse(args.recipe, folder, args.steps, args.images, args.batch_size, args.flags)
+    report = rehearse(args.recipe, folder, args.steps, args.images, args.batch_size, flags)
     rows = [phase.values() for phase in report["phases"]]
     print(tabulate(rows, headers=list(report["phases"][0]), floatfmt=("", ".0f", ".0f", ".2f")))
     print(f"\nReport: {folder / 'run' / 'report' / 'report.html'}")
