@@ -14,7 +14,7 @@ from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.figures import FIGURES
 from l2l_jax.training.metric_writers import read_metrics
 
-COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b"}
+COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b", "general": "#555555"}
 
 
 def save_grid(

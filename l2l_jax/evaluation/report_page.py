@@ -34,7 +34,9 @@ def table(report: Mapping[str, Any]) -> str:
     """The figures of a report as a table for the console."""
     names = figure_names(report)
     rows = [
-        [of, model, *(report[model][of][name] for name in names)] for of in SETS for model in models(report)
+        [of, model, *(report[model][of].get(name) for name in names)]
+        for of in report["original"]
+        for model in models(report)
     ]
     headers = ["set", "model", *(FIGURES[name].heading for name in names)]
     return tabulate(rows, headers=headers, floatfmt=("", "", *(FIGURES[name].format for name in names)))
@@ -79,7 +81,7 @@ def page(report: Mapping[str, Any], drawn: Mapping[str, pathlib.Path], title: st
     return environment.from_string(template).render(
         report=report,
         headings=[f"{FIGURES[name].heading} {ARROWS[FIGURES[name].better]}" for name in names],
-        rows=[_row(report, of, model, names) for of in SETS for model in models(report)],
+        rows=[_row(report, of, model, names) for of in report["original"] for model in models(report)],
         pictures=pictures,
         config=json.dumps(report["config"], indent=2),
         title=title,
@@ -94,13 +96,15 @@ def _embedded(path: pathlib.Path) -> str:
 
 def _row(report: Mapping[str, Any], of: str, model: str, names: Sequence[str]) -> dict[str, Any]:
     cells = [
-        _cell(report[model][of][name], report["intervals"][model][of].get(name), FIGURES[name].format)
+        _cell(report[model][of].get(name), report["intervals"][model][of].get(name), FIGURES[name].format)
         for name in names
     ]
     return {"of": of, "model": model, "cells": cells}
 
 
-def _cell(value: float, ends: Sequence[float] | None, how: str) -> dict[str, str]:
+def _cell(value: float | None, ends: Sequence[float] | None, how: str) -> dict[str, str]:
+    if value is None:  # too few images of this set
+        return _missing()
     interval = "" if ends is None or None in ends else f"{ends[0]:{how}} – {ends[1]:{how}}"
     return {"value": format(value, how), "interval": interval}
 
