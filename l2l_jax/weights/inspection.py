@@ -11,7 +11,7 @@ from l2l_jax.weights import mapping
 from l2l_jax.weights.adapter_files import read_adapter_card
 from l2l_jax.weights.families import recognise
 from l2l_jax.weights.store import CARD, read_card
-from l2l_jax.weights.transfer import open_source
+from l2l_jax.weights.transfer import open_checkpoint
 
 
 def inspect_path(
@@ -37,7 +37,7 @@ def inspect_path(
     if adapter is not None:
         size = f"{path.name}, {path.stat().st_size / 1e6:,.2f} MB"
         return {"file": f"{size}, merged into its model by export --adapter", **_texts(adapter)}
-    source = open_source(path, ema=ema, vqgan=vqgan)
+    source = open_checkpoint(path, ema=ema, vqgan=vqgan)
     arrays = list(source.state_dict.values())
     kinds = collections.Counter(str(array.dtype) for array in arrays)
     values = sum(math.prod(array.shape) for array in arrays)

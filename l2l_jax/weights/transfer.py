@@ -18,7 +18,7 @@ from l2l_jax.weights.store import load_params, read_card, save_model
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class OpenCheckpoint:
     """A state dict and where it comes from.
 
     Attributes:
@@ -32,7 +32,9 @@ class Source:
     copies: tuple[str, ...]
 
 
-def open_source(path: pathlib.Path, *, ema: bool = False, vqgan: pathlib.Path | None = None) -> Source:
+def open_checkpoint(
+    path: pathlib.Path, *, ema: bool = False, vqgan: pathlib.Path | None = None
+) -> OpenCheckpoint:
     """The state dict in a checkpoint file, its VQGAN's file added if there is one.
 
     Raises:
@@ -45,14 +47,14 @@ def open_source(path: pathlib.Path, *, ema: bool = False, vqgan: pathlib.Path | 
     if name:
         facts["copy"] = name
     if vqgan is not None:
-        added = open_source(vqgan)
+        added = open_checkpoint(vqgan)
         with about(path):
             state_dict = mage.with_vqgan(state_dict, added.state_dict)
         facts["vqgan"] = added.facts
-    return Source(state_dict, facts, tuple(file.copies))
+    return OpenCheckpoint(state_dict, facts, tuple(file.copies))
 
 
-def read_params(source: Source, family: Family, model: ImageToImageModel) -> Params:
+def read_params(source: OpenCheckpoint, family: Family, model: ImageToImageModel) -> Params:
     """The parameters that a checkpoint holds, float32, by part; `family.other_parts` are not there.
 
     Raises:
@@ -104,7 +106,7 @@ def import_file(
     """
     if output.exists():
         raise UserError(f"{output} exists. Choose another --output, or delete it first.")
-    source = open_source(path, ema=ema, vqgan=vqgan)
+    source = open_checkpoint(path, ema=ema, vqgan=vqgan)
     with about(path):
         family = recognise(source.state_dict)
         variant, model = family.infer(source.state_dict, path.name, fields or {})
@@ -145,9 +147,9 @@ def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageMod
         with about(path):
             _check_family(card["family"], family_name)
             _check_sizes(family.build(card["model"]), model, family.parts)
-            return read_params(open_source(path), family, model) | family.other_parts(model)
+            return read_params(open_checkpoint(path), family, model) | family.other_parts(model)
     if not path.is_dir():
-        source = open_source(path)
+        source = open_checkpoint(path)
         with about(path):
             _check_family(recognise(source.state_dict).name, family_name)
             sizes = family.sizes(source.state_dict)
@@ -232,7 +234,7 @@ def original_weights(path: pathlib.Path) -> dict[str, Any]:
         facts = {name: card[name] for name in ("sha256", "trained_on", "seed", "licence")}
         return {"origin": f"the shipped model {path.stem}", **facts}
     if not path.is_dir():
-        source = open_source(path)
+        source = open_checkpoint(path)
         family = recognise(source.state_dict)
         return {"origin": f"read from {path.name}", **source.facts, "licence": family.licence}
     card = read_card(path)

@@ -252,7 +252,7 @@ def test_published_layouts_go_in_and_out(name):
     variant, model = family.infer(state_dict, f"{name}.pth", {})
     assert variant is not None and variant in family.published
     assert model == PUBLISHED[name]
-    params = transfer.read_params(transfer.Source(state_dict, {}, ("",)), family, model)
+    params = transfer.read_params(transfer.OpenCheckpoint(state_dict, {}, ("",)), family, model)
     exported = family.wrap(mapping.to_torch(family.table, params, model), model)
     assert exported.keys() == state_dict.keys()
     for key, value in state_dict.items():

@@ -20,7 +20,7 @@ from l2l_jax.evaluation.features.resizing import centre_square, resized
 from l2l_jax.weights import mapping
 from l2l_jax.weights.mapping import Table
 from l2l_jax.weights.published import PUBLISHED, PublishedFile, weights_folder
-from l2l_jax.weights.transfer import Source, about, as_floats, open_source
+from l2l_jax.weights.transfer import OpenCheckpoint, about, as_floats, open_checkpoint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the pixels in [0, 1] that ResNet-50 was trained on."""
@@ -98,7 +98,7 @@ def _reason(name: str) -> str:
 
 
 def _open(name: str, path: pathlib.Path, config: NetworksConfig) -> FeatureNetwork:
-    source = open_source(path)
+    source = open_checkpoint(path)
     with about(path):
         opened = OPENERS[name](source, config)
     file = next((file for file in PUBLISHED.values() if file.sha256 == source.facts["sha256"]), None)
@@ -118,7 +118,7 @@ def inception_pixels(images: jax.Array, resize: Resizing) -> jax.Array:
     return resized(images, side, side, "bilinear", antialias=False) / 127.5 - 1
 
 
-def _open_inception(source: Source, config: NetworksConfig) -> Opened:
+def _open_inception(source: OpenCheckpoint, config: NetworksConfig) -> Opened:
     network = inception.Inception()
     params = _joined_params(network, inception.table, inception.NORM_EPSILON, source)
 
@@ -129,7 +129,7 @@ def _open_inception(source: Source, config: NetworksConfig) -> Opened:
     return Opened(f"Inception-v3 (FID, resized as {config.resize})", params, apply)
 
 
-def _open_resnet50(source: Source, config: NetworksConfig) -> Opened:
+def _open_resnet50(source: OpenCheckpoint, config: NetworksConfig) -> Opened:
     network = resnet.ResNet50()
     params = _joined_params(network, lambda _: resnet.TABLE, resnet.NORM_EPSILON, source)
 
@@ -143,7 +143,7 @@ def _open_resnet50(source: Source, config: NetworksConfig) -> Opened:
     return Opened("ResNet-50 (Places-365)", params, apply)
 
 
-def _open_clip(source: Source, config: NetworksConfig) -> Opened:
+def _open_clip(source: OpenCheckpoint, config: NetworksConfig) -> Opened:
     arrangement = clip.recognise(source.state_dict)
     name, sizes = clip.published_config(source.state_dict)
     network = clip.Tower(sizes)
@@ -157,7 +157,7 @@ def _open_clip(source: Source, config: NetworksConfig) -> Opened:
     return Opened(f"CLIP {name}", clip.unpacked(stored), apply)
 
 
-OPENERS: Mapping[str, Callable[[Source, NetworksConfig], Opened]] = {
+OPENERS: Mapping[str, Callable[[OpenCheckpoint, NetworksConfig], Opened]] = {
     "inception": _open_inception,
     "resnet50": _open_resnet50,
     "clip": _open_clip,
@@ -170,7 +170,7 @@ def _shapes(network: nn.Module, side: int) -> dict[str, Any]:
 
 
 def _joined_params(
-    network: nn.Module, table: Callable[[dict], Table], epsilon: float, source: Source
+    network: nn.Module, table: Callable[[dict], Table], epsilon: float, source: OpenCheckpoint
 ) -> dict[str, Any]:
     target = convolutions.apart(_shapes(network, inception.IMAGE_SIZE))
     found = mapping.to_flax(table(target), source.state_dict, target)

@@ -85,7 +85,7 @@ def test_clip_sees_what_pillow_resizes(folder, tiny_clip):
     small = [Image.fromarray(image).resize((44, 32), Image.Resampling.BICUBIC) for image in shown]
     seen = np.stack([np.asarray(image)[:, 6:38] for image in small]) / 255
     seen = (seen - np.array(clip.MEAN)[None, None, None]) / np.array(clip.STD)[None, None, None]
-    source = transfer.open_source(tiny_clip)
+    source = transfer.open_checkpoint(tiny_clip)
     params = networks.OPENERS["clip"](source, config).params
     expected = clip.Tower(TINY).apply({"params": params}, jnp.asarray(seen, jnp.float32))
     np.testing.assert_allclose(network(shown)["features"], expected, atol=2e-3)
@@ -98,7 +98,7 @@ def test_inception_and_resnet50_are_read_with_their_normalisation_joined(folder,
     ):
         state_dict, path = Case(case).state_dict(), tmp_path / f"{name}.safetensors"
         safetensors.numpy.save_file(state_dict, path)
-        found = networks.OPENERS[name](transfer.open_source(path), NetworksConfig()).params
+        found = networks.OPENERS[name](transfer.open_checkpoint(path), NetworksConfig()).params
         network, table = (
             (inception.Inception(), inception.table)
             if name == "inception"
