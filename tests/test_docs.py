@@ -25,7 +25,7 @@ def commands():
     """`{module: [(place, arguments, whether it is but a mention)]}` of all pages and docstrings."""
     found = collections.defaultdict(list)
     for path in (*PAGES, *SOURCES):
-        for match in COMMAND.finditer(path.read_text()):
+        for match in COMMAND.finditer(path.read_text().replace("\\\\\n", "\\\n")):
             module, name, rest, end = match.groups()
             if end in ("{", "}"):  # put together by a program
                 continue
