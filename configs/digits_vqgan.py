@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The recipe; every section is checked against the class named beside it."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of everything random
-    config.mesh = ml_collections.ConfigDict(dict(data=-1, model=1))  # devices; -1: all that are left
+    config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1))  # devices; -1: all that are left
     config.parallel = "jit"  # or pmap
 
     config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.mage.MAGE

@@ -73,9 +73,9 @@ def changed(name, value):
         ("data.crop_ratio", (2.0, 0.5), "config.data: crop_ratio goes from the least to the greatest"),
         ("data.workers", -1, "config.data.workers is -1"),
         ("data.max_bad_fraction", 2, "config.data.max_bad_fraction is 2"),
-        ("mesh.modle", 2, r"config.mesh.modle does not exist. Did you mean config.mesh.model\?"),
-        ("mesh.model", 0, "config.mesh: model must be at least 1, or -1, not 0"),
-        ("mesh.model", -1, "config.mesh: only one of data and model can be -1"),
+        ("mesh.fdsp", 2, r"config.mesh.fdsp does not exist. Did you mean config.mesh.fsdp\?"),
+        ("mesh.fsdp", 0, "config.mesh: fsdp must be at least 1, or -1, not 0"),
+        ("mesh.fsdp", -1, "config.mesh: only one of data and fsdp can be -1"),
         ("parallel", "pjit", "config.parallel is 'pjit'.*'jit' or 'pmap'"),
         ("evaluate.tasks", ("centre_16",), "config.evaluate: the task centre_16: a centred hole"),
         ("evaluate.tasks", "center_8", "config.evaluate: there is no task 'center_8'"),
@@ -144,7 +144,7 @@ def test_a_recipe_need_not_name_devices():
     config = recipe().to_dict()
     del config["mesh"], config["parallel"]
     config = parse_config(config)
-    assert (config.mesh.data, config.mesh.model, config.parallel) == (-1, 1, "jit")
+    assert (config.mesh.data, config.mesh.fsdp, config.parallel) == (-1, 1, "jit")
 
 
 def test_published_sizes_by_name():

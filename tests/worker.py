@@ -86,7 +86,7 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
     )
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     devices = jax.devices()[:1] if count == 1 else None
-    mesh = sharding.make_mesh(devices, sharding.MeshConfig(model=ways))
+    mesh = sharding.make_mesh(devices, sharding.MeshConfig(fsdp=ways))
     # There is no large array in so small a model.
     with mock.patch.object(sharding, "SHARDED_FROM", 64):
         return loop.train(

@@ -3,7 +3,7 @@
 from absl import flags
 
 LAYOUTS = flags.DEFINE_list(
-    "layouts", [], "Meshes as DATAxMODEL, and pmap, as 8x1,4x2,pmap. Default: several for all devices."
+    "layouts", [], "Meshes as DATAxFSDP, and pmap, as 8x1,4x2,pmap. Default: several for all devices."
 )
 STAGE = flags.DEFINE_string(
     "stage", "unlearn", "Which training: unlearn, or pretrain.NAME with the name of a stage of the recipe."

@@ -43,19 +43,19 @@ class Whole:
 class JitParallel(Whole):
     """`jit` over a mesh: batches are global arrays, XLA inserts what devices must tell one another.
 
-    Parameters that are split along "model" are gathered at the start of a step; the gradients are
+    Parameters that are split along "fsdp" are gathered at the start of a step; the gradients are
     scattered at its end. Devices along both axes work on different rows, so that splitting saves memory
     and repeats no work (fully sharded data parallelism: Rajbhandari et al. 2020, "ZeRO").
 
     Args:
-      mesh: axes "data" and "model".
+      mesh: axes "data" and "fsdp".
     """
 
     kind: ParallelKind = "jit"
 
     def __init__(self, mesh: Mesh):
         self.mesh = mesh
-        self._split = mesh.shape["model"] > 1
+        self._split = mesh.shape["fsdp"] > 1
         self._whole = NamedSharding(mesh, PartitionSpec())
 
     def gather(self, params: Any) -> Any:
@@ -98,20 +98,20 @@ class PmapParallel(Whole):
     """`pmap`: every device runs the step on its rows, with all parameters, and averages the gradients.
 
     Args:
-      mesh: the devices; its axis "model" has size 1.
+      mesh: the devices; its axis "fsdp" has size 1.
 
     Raises:
-      UserError: another size of the axis "model".
+      UserError: another size of the axis "fsdp".
     """
 
     kind: ParallelKind = "pmap"
     axis_name = "batch"
 
     def __init__(self, mesh: Mesh):
-        if mesh.shape["model"] > 1:
+        if mesh.shape["fsdp"] > 1:
             raise UserError(
-                "config.parallel is 'pmap', which keeps all parameters on every device: config.mesh.model "
-                f"must be 1, not {mesh.shape['model']}, or config.parallel 'jit'."
+                "config.parallel is 'pmap', which keeps all parameters on every device: config.mesh.fsdp "
+                f"must be 1, not {mesh.shape['fsdp']}, or config.parallel 'jit'."
             )
         self.mesh = mesh
 

@@ -10,9 +10,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from l2l_jax.errors import UserError
 
 SHARDED_FROM = 4096
-"""Elements from which an array is split over the axis "model"; smaller ones lie on every device."""
+"""Elements from which an array is split over the axis "fsdp"; smaller ones lie on every device."""
 
-ROWS = PartitionSpec(("data", "model"))
+ROWS = PartitionSpec(("data", "fsdp"))
 """Rows of a batch are split over all devices, whichever axis they are on."""
 
 
@@ -20,27 +20,27 @@ ROWS = PartitionSpec(("data", "model"))
 class MeshConfig:
     """Sizes of the two axes of the mesh of devices; their product is the number of devices.
 
-    A batch is split over both axes. Along "data" every device has all parameters; along "model" they are
+    A batch is split over both axes. Along "data" every device has all parameters; along "fsdp" they are
     split too, with their optimiser state and moving average.
 
     Attributes:
       data: devices along "data"; -1: all that the other axis leaves.
-      model: devices along "model"; -1: all that the other axis leaves.
+      fsdp: devices along "fsdp"; -1: all that the other axis leaves.
     """
 
     data: int = -1
-    model: int = 1
+    fsdp: int = 1
 
     def __post_init__(self):
-        for name in ("data", "model"):
+        for name in ("data", "fsdp"):
             if getattr(self, name) < 1 and getattr(self, name) != -1:
                 raise ValueError(f"{name} must be at least 1, or -1, not {getattr(self, name)}")
-        if self.data == self.model == -1:
-            raise ValueError("only one of data and model can be -1")
+        if self.data == self.fsdp == -1:
+            raise ValueError("only one of data and fsdp can be -1")
 
 
 def make_mesh(devices: list[jax.Device] | None = None, config: MeshConfig | None = None) -> Mesh:
-    """A mesh ("data", "model") of the sizes in `config` over `devices`, by default all of them.
+    """A mesh ("data", "fsdp") of the sizes in `config` over `devices`, by default all of them.
 
     Raises:
       UserError: the sizes do not give the number of devices.
@@ -48,17 +48,17 @@ def make_mesh(devices: list[jax.Device] | None = None, config: MeshConfig | None
     devices = jax.devices() if devices is None else devices
     config = MeshConfig() if config is None else config
     count = len(devices)
-    data, model = config.data, config.model
-    data = count // model if data == -1 else data
-    model = count // data if model == -1 and data else model
-    if data * model != count:
+    data, fsdp = config.data, config.fsdp
+    data = count // fsdp if data == -1 else data
+    fsdp = count // data if fsdp == -1 and data else fsdp
+    if data * fsdp != count:
         raise UserError(
-            f"config.mesh asks for data={config.data} times model={config.model} devices, and there are "
+            f"config.mesh asks for data={config.data} times fsdp={config.fsdp} devices, and there are "
             f"{count}: the product must be {count}; -1 stands for what the other axis leaves."
         )
     # Auto, not Explicit: look-ups of a sharded index in a replicated table need it.
     return jax.make_mesh(
-        (data, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
+        (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
     )
 
 
@@ -72,7 +72,7 @@ def check_batch_size(batch_size: int, parts: int, mesh: Mesh, field: str) -> Non
 
 
 def parameter_spec(shape: tuple[int, ...], ways: int) -> PartitionSpec:
-    """How an array of the state is split over the `ways` devices along "model".
+    """How an array of the state is split over the `ways` devices along "fsdp".
 
     The rule: the longest axis that `ways` divides is split, of equal ones the last. An array without such
     an axis, or of fewer than `SHARDED_FROM` elements, is whole on every device. Only the shape
@@ -82,12 +82,12 @@ def parameter_spec(shape: tuple[int, ...], ways: int) -> PartitionSpec:
     if ways == 1 or not axes or math.prod(shape) < SHARDED_FROM:
         return PartitionSpec()
     longest = max(axes, key=lambda axis: (shape[axis], axis))
-    return PartitionSpec(*(None,) * longest, "model")
+    return PartitionSpec(*(None,) * longest, "fsdp")
 
 
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     """`parameter_spec` of every array of a tree, on a mesh."""
-    ways = mesh.shape["model"]
+    ways = mesh.shape["fsdp"]
     return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(x.shape, ways)), tree)
 
 
@@ -112,4 +112,4 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
 def describe(mesh: Mesh, parallel: str) -> str:
     """The mesh in a word, as "jit 4x2"."""
-    return f"{parallel} {mesh.shape['data']}x{mesh.shape['model']}"
+    return f"{parallel} {mesh.shape['data']}x{mesh.shape['fsdp']}"

@@ -73,6 +73,6 @@ def test_mistakes_are_named(config):
     assert bench.task.sets == ("train",)
     with pytest.raises(UserError, match="'8by1' is neither pmap nor a mesh such as 8x1"):
         parse_layouts(["8by1"], bench)
-    with pytest.raises(UserError, match="data=4 times model=1 devices, and there are 8"):
+    with pytest.raises(UserError, match="data=4 times fsdp=1 devices, and there are 8"):
         parse_layouts(["4x1"], bench)
     assert list(parse_layouts([], bench)) == ["8x1", "4x2", "1x8", "pmap"]

@@ -12,9 +12,9 @@ from l2l_jax.benchmark.hlo import collectives, summary
 
 
 def compiled(function, sizes, rows):
-    mesh = jax.make_mesh(sizes, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+    mesh = jax.make_mesh(sizes, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
     mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
-    everywhere = P(("data", "model"))
+    everywhere = P(("data", "fsdp"))
     program = jax.jit(mapped(function, in_specs=everywhere, out_specs=everywhere))
     return collectives(program.lower(jnp.ones((rows, 6))).compile().as_text())
 
@@ -23,7 +23,7 @@ def test_each_kind_is_read_with_its_size_and_its_devices():
     """8 devices hold 4 rows of 6 floats, 96 bytes, each; four of them share a place on "data"."""
 
     def function(x):
-        total = jax.lax.psum(x, ("data", "model"))
+        total = jax.lax.psum(x, ("data", "fsdp"))
         whole = jax.lax.all_gather(x, "model", tiled=True)
         part = jax.lax.psum_scatter(x, "model", tiled=True)
         turned = jax.lax.ppermute(x, "data", [(0, 1), (1, 0)])

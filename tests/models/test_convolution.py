@@ -107,7 +107,7 @@ def shard_mapped(loss, kernel, x):
     mesh = sharding.make_mesh(jax.devices())
 
     def gradient(kernel, rows):
-        return jax.grad(lambda k: jax.lax.psum(loss(k, rows), ("data", "model")))(kernel)
+        return jax.grad(lambda k: jax.lax.psum(loss(k, rows), ("data", "fsdp")))(kernel)
 
     specs = dict(in_specs=(PartitionSpec(), sharding.ROWS), out_specs=PartitionSpec())
     return jax.jit(jax.shard_map(gradient, mesh=mesh, **specs))(kernel, x)

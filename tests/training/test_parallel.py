@@ -137,25 +137,25 @@ def test_the_decoder_is_not_on_the_devices(runs):
 
 def test_the_rule_of_splitting():
     cases = {
-        (64, 64): P(None, "model"),  # the last of equal axes
-        (128, 64): P("model"),
-        (3, 3, 16, 32): P(None, None, None, "model"),
-        (137, 30): P(None, "model"),  # 2 divides only the shorter
+        (64, 64): P(None, "fsdp"),  # the last of equal axes
+        (128, 64): P("fsdp"),
+        (3, 3, 16, 32): P(None, None, None, "fsdp"),
+        (137, 30): P(None, "fsdp"),  # 2 divides only the shorter
         (65, 65): P(),  # it divides neither
-        (4096,): P("model"),
+        (4096,): P("fsdp"),
         (4095,): P(),
         (): P(),
     }
     for shape, expected in cases.items():
         assert sharding.parameter_spec(shape, 2) == expected, shape
         assert sharding.parameter_spec(shape, 1) == P()
-    assert sharding.parameter_spec((1026, 32), 4) == P(None, "model")
+    assert sharding.parameter_spec((1026, 32), 4) == P(None, "fsdp")
 
 
 def test_meshes_of_impossible_sizes_are_refused():
     for data, model in ((3, -1), (2, 2), (-1, 16)):
-        with pytest.raises(UserError, match=f"data={data} times model={model} devices, and there are 8"):
+        with pytest.raises(UserError, match=f"data={data} times fsdp={model} devices, and there are 8"):
             sharding.make_mesh(config=MeshConfig(data, model))
-    assert dict(sharding.make_mesh(config=MeshConfig(2, -1)).shape) == {"data": 2, "model": 4}
-    with pytest.raises(UserError, match="config.mesh.model must be 1, not 2"):
+    assert dict(sharding.make_mesh(config=MeshConfig(2, -1)).shape) == {"data": 2, "fsdp": 4}
+    with pytest.raises(UserError, match="config.mesh.fsdp must be 1, not 2"):
         make_parallel(sharding.make_mesh(config=MeshConfig(4, 2)), "pmap")
