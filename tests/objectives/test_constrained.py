@@ -80,7 +80,7 @@ def steps(kind, data, model, rule, count, accumulate=1):
     params = sharding.place({"encoder": {"w": START}}, mesh)
     state = placed_state(params, optimizer, mesh, ema=False, alpha=0.25)
     made = make_step(linear_task(rule), optimizer, seed=0, parallel=parallel, accumulate=accumulate)
-    step, found = parallel.compile(made), []
+    step, found = parallel.compile(made, state), []
     for _ in range(count):
         batch = parallel.rows({"retain": ROWS[0], "forget": ROWS[1]})
         state, metrics = step(state, {}, batch)
