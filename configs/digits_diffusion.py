@@ -3,17 +3,17 @@
     python -m l2l_jax.main --config=configs/digits_diffusion.py
 
 The embedded default of the diffusion family: real images that come with scikit-learn, nothing to
-download. The run pretrains a small Palette, unlearns, restores the test images with the centre
-square of half the side missing, and writes runs/digits_diffusion/report/report.html.
+download. The run starts from a small Palette that comes with this package, unlearns, restores the test images
+with the centre square of half the side missing, and writes runs/digits_diffusion/report/report.html.
 
 Small enough for two CPU cores by three departures from the published model: the scans keep their own
 8×8 pixels; every training hole is the centre square that is restored later (published: a box with
 strokes anywhere), so this model knows no other hole; 100 noise levels and a few deterministic (DDIM)
 steps in place of 2,000 of each.
 
-Hardware: two CPU cores, 210 seconds, 1.3 GiB of memory.
-Expected figures on test images, seed 0: accuracy of the original model 0.89 (retain) and 0.85 (forget);
-after unlearning 0.88 and 0.39, the error in the hole 1.23 times the original's on retain images and 2.1 times
+Hardware: two CPU cores, 1.3 GiB of memory.
+Expected figures on test images, seed 0: accuracy of the original model 0.87 (retain) and 0.84 (forget);
+after unlearning 0.86 and 0.41, the error in the hole 1.28 times the original's on retain images and 2.5 times
 on forget images.
 
 Any field can be changed on the command line: --config.unlearn.alpha=0.5

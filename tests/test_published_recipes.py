@@ -105,7 +105,8 @@ def test_small_variants_run_from_start_to_end(name, pictures, tmp_path):
     """From nothing to a whole report: the one run of this length for each family, beside the digits' MAE."""
     code, _, errors = run(
         f"--config=configs/{name}.py:runlocal", f"--workdir={tmp_path}", f"--config.data.path={pictures}",
-        "--config.data.max_bad_fraction=0.1", "--config.unlearn.steps=5", *FEW_STEPS[name],
+        "--config.data.max_bad_fraction=0.1", "--config.unlearn.steps=5", "--config.unlearn.warmup_steps=2",
+        *FEW_STEPS[name],
     )  # fmt: skip
     assert code == 0, errors
     report = json.loads((tmp_path / "report/metrics.json").read_text())

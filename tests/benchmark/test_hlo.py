@@ -24,10 +24,10 @@ def test_each_kind_is_read_with_its_size_and_its_devices():
 
     def function(x):
         total = jax.lax.psum(x, ("data", "fsdp"))
-        whole = jax.lax.all_gather(x, "model", tiled=True)
-        part = jax.lax.psum_scatter(x, "model", tiled=True)
+        whole = jax.lax.all_gather(x, "fsdp", tiled=True)
+        part = jax.lax.psum_scatter(x, "fsdp", tiled=True)
         turned = jax.lax.ppermute(x, "data", [(0, 1), (1, 0)])
-        swapped = jax.lax.all_to_all(x, "model", 0, 0, tiled=True)
+        swapped = jax.lax.all_to_all(x, "fsdp", 0, 0, tiled=True)
         return total + whole.sum() + part.sum() + turned + swapped
 
     found = {c.kind: c for c in compiled(function, (2, 4), 32)}

@@ -151,7 +151,7 @@ def test_losses_and_gradients_of_every_family(family):
         for name, expected in (("down", slope @ factors["up"].T), ("up", factors["down"].T @ slope)):
             np.testing.assert_allclose(found[name], expected, atol=1e-2 * np.abs(expected).max() + 1e-6)
         checked += 1
-    assert checked >= 5
+    assert checked >= 4  # the dense kernels of one block
 
 
 def test_a_run_is_measured_with_the_weights_that_it_will_leave():
