@@ -59,7 +59,7 @@ def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figu
     params, runner = fixed_params(model), make_parallel(mesh, parallel)
     step, arguments = bench.step(runner)
     compiled = step.lower(*arguments).compile()
-    # Moved away from the teacher, where gradients of the retain term are rounding that Adam makes full steps of.
+    # Away from the teacher: at it the retain term's gradients are rounding, which Adam makes full steps of.
     moved = {part: jax.tree.map(_moved, params[part]) for part in bench.task.trained}
     state = bench.state(params | moved, mesh)
     frozen = sharding.place(bench.task.cast({part: params[part] for part in bench.task.frozen}), mesh)
