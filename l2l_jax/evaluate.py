@@ -16,6 +16,7 @@ from absl import flags
 
 from l2l_jax.command_line import parse_flags, run_program
 from l2l_jax.errors import UserError
+from l2l_jax.unlearned_flag import UNLEARNED
 
 if TYPE_CHECKING:
     from l2l_jax.config import Config
@@ -24,11 +25,6 @@ TASKS = flags.DEFINE_list(
     "tasks",
     [],
     "What is hidden, as centre_8,border_3,random_75 or paper; in place of config.evaluate.tasks.",
-)
-UNLEARNED = flags.DEFINE_string(
-    "unlearned",
-    None,
-    "Folder or checkpoint file of the unlearned model. Default: unlearned in the workdir.",
 )
 IMAGES = flags.DEFINE_string("images", None, "Folder of restored images to compare with --reference.")
 REFERENCE = flags.DEFINE_string("reference", None, "Folder of the originals of --images.")

@@ -19,6 +19,7 @@ from l2l_jax.workdir import Workdir
 CONFIG = parse_config(
     runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"))["get_config"]()
 )
+CONFIG = dataclasses.replace(CONFIG, unlearn=dataclasses.replace(CONFIG.unlearn, retain_budget=None))
 
 
 def started_from(pretrained, **unlearn):

@@ -17,10 +17,8 @@ from absl import flags
 
 from l2l_jax.command_line import WORKDIR, parse_flags, run_program
 from l2l_jax.errors import UserError
+from l2l_jax.unlearned_flag import UNLEARNED
 
-UNLEARNED = flags.DEFINE_string(
-    "unlearned", None, "Folder of the unlearned model to audit. Default: the one in the workdir."
-)
 REQUIRE = flags.DEFINE_enum(
     "require", None, ["forgotten", "hidden"],
     "End with exit code 2 unless the verdict is 'forgotten for good', or at least 'hidden, not forgotten'.",
