@@ -9,25 +9,11 @@ from l2l_jax.errors import UserError
 from l2l_jax.models.mage import VARIANTS
 from l2l_jax.models.vit import sincos_position_table
 from l2l_jax.weights.mae import vit_block_rules
-from l2l_jax.weights.mapping import Constant, Rule, conv, linear
+from l2l_jax.weights.mapping import Constant, Rule, conv, dense_rules, norm_rules
 from l2l_jax.weights.shapes import count, shape_of, square_side
 
 PUBLISHED = VARIANTS
 """Fields of `l2l_jax.models.mage.MAGE` of the published models, where they differ from its defaults."""
-
-
-def _norm(torch_norm: str, flax_norm: str) -> list[Rule]:
-    return [
-        Rule(f"{torch_norm}.weight", f"{flax_norm}/scale"),
-        Rule(f"{torch_norm}.bias", f"{flax_norm}/bias"),
-    ]
-
-
-def _dense(torch_dense: str, flax_dense: str) -> list[Rule]:
-    return [
-        Rule(f"{torch_dense}.weight", f"{flax_dense}/kernel", linear),
-        Rule(f"{torch_dense}.bias", f"{flax_dense}/bias"),
-    ]
 
 
 def _conv(torch_conv: str, flax_conv: str, bias: bool = True) -> list[Rule]:
@@ -38,7 +24,7 @@ def _conv(torch_conv: str, flax_conv: str, bias: bool = True) -> list[Rule]:
 def _res_block(torch_block: str, flax_block: str) -> list[Rule]:
     rules = []
     for i in (1, 2):
-        rules += _norm(f"{torch_block}.norm{i}", f"{flax_block}/norm{i}")
+        rules += norm_rules(f"{torch_block}.norm{i}", f"{flax_block}/norm{i}")
         rules += _conv(f"{torch_block}.conv{i}", f"{flax_block}/conv{i}", bias=False)
     return rules
 
@@ -52,7 +38,7 @@ def _vqgan_half(half: str, direction: str) -> list[Rule]:
         *_res_block(*block),
         *_conv(f"{block[0]}.nin_shortcut", f"{block[1]}/nin_shortcut", bias=False),
         *_res_block(f"{torch}.mid.block_{{i}}", f"{flax}/mid_block_{{i}}"),
-        *_norm(f"{torch}.norm_out", f"{flax}/norm_out"),
+        *norm_rules(f"{torch}.norm_out", f"{flax}/norm_out"),
         *_conv(f"{torch}.conv_out", f"{flax}/conv_out"),
     ]
 
@@ -70,20 +56,20 @@ TABLE = [
     Rule("vqgan.quantize.embedding.weight", "tokenizer/quantize/embedding"),
     Rule("token_emb.word_embeddings.weight", "encoder/token_emb/word_embeddings"),
     Rule("token_emb.position_embeddings.weight", "encoder/token_emb/position_embeddings"),
-    *_norm("token_emb.LayerNorm", "encoder/token_emb/norm"),
+    *norm_rules("token_emb.LayerNorm", "encoder/token_emb/norm"),
     *vit_block_rules("blocks.{i}", "encoder/blocks_{i}"),
-    *_norm("norm", "encoder/norm"),
-    *_dense("decoder_embed", "decoder/decoder_embed"),
+    *norm_rules("norm", "encoder/norm"),
+    *dense_rules("decoder_embed", "decoder/decoder_embed"),
     Rule("decoder_pos_embed_learned", "decoder/decoder_pos_embed_learned"),
     *vit_block_rules("decoder_blocks.{i}", "decoder/decoder_blocks_{i}"),
-    *_norm("decoder_norm", "decoder/decoder_norm"),
-    *_dense("mlm_layer.fc", "decoder/mlm_layer/fc"),
-    *_norm("mlm_layer.ln", "decoder/mlm_layer/ln"),
+    *norm_rules("decoder_norm", "decoder/decoder_norm"),
+    *dense_rules("mlm_layer.fc", "decoder/mlm_layer/fc"),
+    *norm_rules("mlm_layer.ln", "decoder/mlm_layer/ln"),
     Rule("mlm_layer.bias", "decoder/mlm_layer/bias"),
     Rule("cls_token", "unused/cls_token"),
     Rule("mask_token", "unused/mask_token"),
     *_conv("patch_embed.proj", "unused/patch_embed"),
-    *_dense("decoder_pred", "unused/decoder_pred"),
+    *dense_rules("decoder_pred", "unused/decoder_pred"),
 ]
 """Rules for `l2l_jax.models.mage.MAGE`; `config` of the engine is the model."""
 

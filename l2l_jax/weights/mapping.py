@@ -223,3 +223,19 @@ def to_torch(table: Table, params: Any, config: Any = None) -> dict[str, np.ndar
         rule, key = found
         state_dict[key] = np.ascontiguousarray(rule.layout.to_torch(np.asarray(value)))
     return state_dict
+
+
+def norm_rules(torch_norm: str, flax_norm: str) -> list[Rule]:
+    """A normalisation layer with scale and bias."""
+    return [
+        Rule(f"{torch_norm}.weight", f"{flax_norm}/scale"),
+        Rule(f"{torch_norm}.bias", f"{flax_norm}/bias"),
+    ]
+
+
+def dense_rules(torch_dense: str, flax_dense: str) -> list[Rule]:
+    """A dense layer with bias."""
+    return [
+        Rule(f"{torch_dense}.weight", f"{flax_dense}/kernel", linear),
+        Rule(f"{torch_dense}.bias", f"{flax_dense}/bias"),
+    ]

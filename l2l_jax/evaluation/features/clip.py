@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 
 from l2l_jax.errors import UserError
-from l2l_jax.weights.mapping import Ignored, Layout, Rule, Table, conv, linear
+from l2l_jax.weights.mapping import Ignored, Layout, Rule, Table, conv, dense_rules, linear, norm_rules
 from l2l_jax.weights.shapes import count, shape_of, square_side
 
 NORM_EPSILON = 1e-5
@@ -114,20 +114,6 @@ packed = Layout(  # (3 · out, in) ⇄ (3, in, out)
 packed_bias = Layout(lambda x: x.reshape(3, -1), lambda x: x.reshape(-1))
 
 
-def _norm(torch_norm: str, flax_norm: str) -> list[Rule]:
-    return [
-        Rule(f"{torch_norm}.weight", f"{flax_norm}/scale"),
-        Rule(f"{torch_norm}.bias", f"{flax_norm}/bias"),
-    ]
-
-
-def _dense(torch_dense: str, flax_dense: str) -> list[Rule]:
-    return [
-        Rule(f"{torch_dense}.weight", f"{flax_dense}/kernel", linear),
-        Rule(f"{torch_dense}.bias", f"{flax_dense}/bias"),
-    ]
-
-
 _OPEN_CLIP_BLOCK = "visual.transformer.resblocks.{i}"
 
 OPEN_CLIP: Table = [
@@ -135,15 +121,15 @@ OPEN_CLIP: Table = [
     Rule("visual.positional_embedding", "positions"),
     Rule("visual.proj", "projection"),
     Rule("visual.conv1.weight", "patches/kernel", conv),
-    *_norm("visual.ln_pre", "norm_before"),
-    *_norm(f"{_OPEN_CLIP_BLOCK}.ln_1", "blocks_{i}/norm1"),
+    *norm_rules("visual.ln_pre", "norm_before"),
+    *norm_rules(f"{_OPEN_CLIP_BLOCK}.ln_1", "blocks_{i}/norm1"),
     Rule(f"{_OPEN_CLIP_BLOCK}.attn.in_proj_weight", "blocks_{i}/qkv/kernel", packed),
     Rule(f"{_OPEN_CLIP_BLOCK}.attn.in_proj_bias", "blocks_{i}/qkv/bias", packed_bias),
-    *_dense(f"{_OPEN_CLIP_BLOCK}.attn.out_proj", "blocks_{i}/out"),
-    *_norm(f"{_OPEN_CLIP_BLOCK}.ln_2", "blocks_{i}/norm2"),
-    *_dense(f"{_OPEN_CLIP_BLOCK}.mlp.c_fc", "blocks_{i}/fc1"),
-    *_dense(f"{_OPEN_CLIP_BLOCK}.mlp.c_proj", "blocks_{i}/fc2"),
-    *_norm("visual.ln_post", "norm_after"),
+    *dense_rules(f"{_OPEN_CLIP_BLOCK}.attn.out_proj", "blocks_{i}/out"),
+    *norm_rules(f"{_OPEN_CLIP_BLOCK}.ln_2", "blocks_{i}/norm2"),
+    *dense_rules(f"{_OPEN_CLIP_BLOCK}.mlp.c_fc", "blocks_{i}/fc1"),
+    *dense_rules(f"{_OPEN_CLIP_BLOCK}.mlp.c_proj", "blocks_{i}/fc2"),
+    *norm_rules("visual.ln_post", "norm_after"),
     Ignored(r"(transformer|token_embedding|ln_final)\..*"),
     Ignored(r"positional_embedding|text_projection|logit_scale|logit_bias|attn_mask"),
     Ignored(r"input_resolution|context_length|vocab_size"),
@@ -157,18 +143,18 @@ TRANSFORMERS: Table = [
     Rule(f"{_HF}.embeddings.position_embedding.weight", "positions"),
     Rule("visual_projection.weight", "projection", linear),
     Rule(f"{_HF}.embeddings.patch_embedding.weight", "patches/kernel", conv),
-    *_norm(f"{_HF}.pre_layrnorm", "norm_before"),  # spelled like this
-    *_norm(f"{_HF_BLOCK}.layer_norm1", "blocks_{i}/norm1"),
+    *norm_rules(f"{_HF}.pre_layrnorm", "norm_before"),  # spelled like this
+    *norm_rules(f"{_HF_BLOCK}.layer_norm1", "blocks_{i}/norm1"),
     *(
         rule
         for torch_name, name in zip(("q_proj", "k_proj", "v_proj"), QKV, strict=True)
-        for rule in _dense(f"{_HF_BLOCK}.self_attn.{torch_name}", f"blocks_{{i}}/{name}")
+        for rule in dense_rules(f"{_HF_BLOCK}.self_attn.{torch_name}", f"blocks_{{i}}/{name}")
     ),
-    *_dense(f"{_HF_BLOCK}.self_attn.out_proj", "blocks_{i}/out"),
-    *_norm(f"{_HF_BLOCK}.layer_norm2", "blocks_{i}/norm2"),
-    *_dense(f"{_HF_BLOCK}.mlp.fc1", "blocks_{i}/fc1"),
-    *_dense(f"{_HF_BLOCK}.mlp.fc2", "blocks_{i}/fc2"),
-    *_norm(f"{_HF}.post_layernorm", "norm_after"),
+    *dense_rules(f"{_HF_BLOCK}.self_attn.out_proj", "blocks_{i}/out"),
+    *norm_rules(f"{_HF_BLOCK}.layer_norm2", "blocks_{i}/norm2"),
+    *dense_rules(f"{_HF_BLOCK}.mlp.fc1", "blocks_{i}/fc1"),
+    *dense_rules(f"{_HF_BLOCK}.mlp.fc2", "blocks_{i}/fc2"),
+    *norm_rules(f"{_HF}.post_layernorm", "norm_after"),
     Ignored(r"text_model\..*|text_projection\..*|logit_scale|vision_model\.embeddings\.position_ids"),
 ]
 """The rules of transformers' `CLIPModel` and `CLIPVisionModelWithProjection`; texts are left out."""
