@@ -12,7 +12,7 @@ import numpy as np
 
 from l2l_jax import shipped
 from l2l_jax.audit.run import Audit, check_yardstick
-from l2l_jax.collectives import barrier, from_primary, is_primary
+from l2l_jax.checkpoints.models import fingerprint, load_params, save_model
 from l2l_jax.config import Config, UnlearningConfig
 from l2l_jax.data import splits
 from l2l_jax.data.pipeline import TrainingBatches, training_batches
@@ -23,21 +23,21 @@ from l2l_jax.evaluation.encoder_features import test_features
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.image_set import ImageSet
 from l2l_jax.evaluation.report import write_report
-from l2l_jax.generation import generate
-from l2l_jax.lineage import budget_reference, first_of_line
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.adapters import ADAPTER, Adapter
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import Task, pretraining_task
+from l2l_jax.processes.collectives import barrier, from_primary, is_primary
+from l2l_jax.stages.generation import generate
+from l2l_jax.stages.lineage import budget_reference, first_of_line
+from l2l_jax.stages.validation import retain_budget
 from l2l_jax.token_bank import banked_task, open_bank
 from l2l_jax.training import sharding
 from l2l_jax.training.budget import Outcome
 from l2l_jax.training.loop import train
 from l2l_jax.training.metric_writers import read_metrics
 from l2l_jax.training.optimizer import TrainingConfig
-from l2l_jax.validation import retain_budget
 from l2l_jax.weights import adapter_files
-from l2l_jax.weights.store import fingerprint, load_params, save_model
 from l2l_jax.weights.transfer import load_pretrained, original_weights
 from l2l_jax.workdir import Workdir
 

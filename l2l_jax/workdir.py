@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 
-from l2l_jax.collectives import barrier, from_primary, is_primary, on_primary
 from l2l_jax.config import Config
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.transforms import TransformConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.tasks import budget_task
+from l2l_jax.processes.collectives import barrier, from_primary, is_primary, on_primary
 
 IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction", "general", "general_images")
 """Fields that may change between a run and its continuation; besides `RECOMPUTED` and the devices."""

@@ -43,7 +43,7 @@ def run_here(monkeypatch, capsys):
     """Runs a program in this process: `(main, *arguments)` → exit code, output, errors."""
     from absl import flags
 
-    from l2l_jax import command_line
+    from l2l_jax.console import command_line
 
     logger = logging.getLogger("l2l_jax")
     before = logger.level, logger.handlers, logger.propagate

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from l2l_jax import evaluate as program
+from l2l_jax.checkpoints.models import save_model
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation import evaluate, tsne
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.restoration import Restorer
-from l2l_jax.weights.store import save_model
-from tests.processes import ROOT, run_processes
+from tests.processes.launching import ROOT, run_processes
 
 FIELDS = {
     "model": dict(

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from l2l_jax.training.metric_writers import read_metrics
-from tests.processes import ENVIRONMENT, ROOT
+from tests.processes.launching import ENVIRONMENT, ROOT
 
 PRETRAIN_STEPS, UNLEARN_STEPS = 70, 50
 SMALL = [

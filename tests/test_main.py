@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.command_line import explain
+from l2l_jax.checkpoints.models import load_params
+from l2l_jax.console.command_line import explain
 from l2l_jax.main import main
-from l2l_jax.weights.store import load_params
 from tests.compiling import QUICK_FLAGS
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.distributed import LOST
+from l2l_jax.processes.distributed import LOST
 from l2l_jax.training.metric_writers import read_metrics
 from tests import worker as scenarios
-from tests.processes import worker
+from tests.processes.launching import worker
 from tests.reference_arrays import Case
 
 TOLERANCE = 2e-5

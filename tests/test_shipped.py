@@ -13,7 +13,7 @@ from l2l_jax.config import parse_config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
-from l2l_jax.retraining import FAIR_RATIO, hole_errors
+from l2l_jax.stages.retraining import FAIR_RATIO, hole_errors
 from l2l_jax.weights.transfer import load_pretrained, original_weights
 from l2l_jax.workdir import Workdir
 

@@ -9,10 +9,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from l2l_jax import experiment
+from l2l_jax.checkpoints.models import load_params
 from l2l_jax.config import parse_config
 from l2l_jax.data.sources import open_source
 from l2l_jax.weights.adapter_files import FILE, with_adapter
-from l2l_jax.weights.store import load_params
 from l2l_jax.workdir import Workdir
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"

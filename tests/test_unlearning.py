@@ -7,15 +7,16 @@ import runpy
 import numpy as np
 import pytest
 
-from l2l_jax import experiment, retraining
+from l2l_jax import experiment
+from l2l_jax.checkpoints.models import read_card
 from l2l_jax.config import parse_config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, validation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.objectives.constrained import Constrained
 from l2l_jax.objectives.methods import make_task
-from l2l_jax.validation import retain_budget, validation_images
-from l2l_jax.weights.store import read_card
+from l2l_jax.stages import retraining
+from l2l_jax.stages.validation import retain_budget, validation_images
 from l2l_jax.workdir import Workdir
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"

@@ -1,6 +1,6 @@
 """One of several processes that train a tiny model: `python -m tests.worker SCENARIO FOLDER --coordinator=…`.
 
-The scenarios are functions of this file. Started by `tests.processes`.
+The scenarios are functions of this file. Started by `tests.processes.launching`.
 """
 
 import os
@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 
-from l2l_jax.command_line import run_program
+from l2l_jax.console.command_line import run_program
 
 STEPS = 12
 BATCH = 8
@@ -172,8 +172,8 @@ def mistaken(folder):
     """The last process alone makes a mistake of the user's, in a block that all agree on."""
     import jax
 
-    from l2l_jax.collectives import barrier
     from l2l_jax.errors import UserError
+    from l2l_jax.processes.collectives import barrier
 
     with barrier():
         if jax.process_index() == jax.process_count() - 1:

@@ -15,9 +15,9 @@ from typing import Any
 
 from absl import flags
 
-from l2l_jax.command_line import WORKDIR, parse_flags, run_program
+from l2l_jax.console.command_line import WORKDIR, parse_flags, run_program
+from l2l_jax.console.unlearned_flag import UNLEARNED
 from l2l_jax.errors import UserError
-from l2l_jax.unlearned_flag import UNLEARNED
 
 REQUIRE = flags.DEFINE_enum(
     "require", None, ["forgotten", "hidden"],
@@ -34,10 +34,10 @@ def main(argv: Sequence[str]) -> int:
     # Imported late: a mistyped flag is answered at once.
     from l2l_jax import experiment
     from l2l_jax.audit.verdict import REQUIREMENTS
-    from l2l_jax.collectives import barrier, is_primary
     from l2l_jax.config import parse_config
     from l2l_jax.evaluation.report_page import attack_table, table
     from l2l_jax.evaluation.report_text import sentences
+    from l2l_jax.processes.collectives import barrier, is_primary
 
     with barrier():
         recipe = _recipe_of_run() if recipe is None else recipe

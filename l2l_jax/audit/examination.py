@@ -16,7 +16,6 @@ from l2l_jax.audit.attacks import linear_probe, views
 from l2l_jax.audit.attacks.membership import membership
 from l2l_jax.audit.attacks.training import TrainingAttack, training_attacks
 from l2l_jax.audit.measuring import Measured, Meter, Points, load_points, save_points
-from l2l_jax.collectives import barrier, from_primary, on_primary
 from l2l_jax.config import Config
 from l2l_jax.data.pipeline import TrainingBatches, training_batches
 from l2l_jax.data.records import evenly_spaced
@@ -25,6 +24,7 @@ from l2l_jax.data.transforms import Transform
 from l2l_jax.evaluation.encoder_features import Features
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.models.base import Params
+from l2l_jax.processes.collectives import barrier, from_primary, on_primary
 from l2l_jax.training import sharding
 from l2l_jax.training.loop import Trainer
 

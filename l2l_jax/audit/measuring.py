@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from l2l_jax.config import Config
+from l2l_jax.console.progress import Progress
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform
 from l2l_jax.errors import UserError
@@ -13,7 +14,6 @@ from l2l_jax.evaluation import metrics
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.image_set import ImageSet
 from l2l_jax.models.base import Params
-from l2l_jax.progress import Progress
 
 SETS = ("retain", "forget")
 """The sets of test images that models are measured on."""

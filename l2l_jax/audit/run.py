@@ -12,7 +12,7 @@ import numpy as np
 from l2l_jax import shipped
 from l2l_jax.audit.conclusions import conclude
 from l2l_jax.audit.examination import Examiner, Findings
-from l2l_jax.collectives import barrier, from_primary, on_primary
+from l2l_jax.checkpoints.models import load_params, read_card, save_model
 from l2l_jax.config import Config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
@@ -20,7 +20,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.intervals import Interval, bootstrap
 from l2l_jax.models.base import Params
-from l2l_jax.weights.store import load_params, read_card, save_model
+from l2l_jax.processes.collectives import barrier, from_primary, on_primary
 from l2l_jax.weights.transfer import load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def yardstick(config: Config, original: Params, folder: pathlib.Path) -> Yardsti
     Raises:
       UserError: it is not there, cannot be read or fits another model.
     """
-    from l2l_jax.retraining import FAIR_RATIO  # it trains with l2l_jax.experiment, which audits
+    from l2l_jax.stages.retraining import FAIR_RATIO  # it trains with l2l_jax.experiment, which audits
 
     given = _named(config)
     if not given:
@@ -179,7 +179,7 @@ def _loaded(config: Config, given: str) -> tuple[Params, str]:
 
 def _trained(config: Config, original: Params, folder: pathlib.Path) -> tuple[Params, str]:
     """The yardstick trained in the workdir: once, then read from there."""
-    from l2l_jax.retraining import retrain
+    from l2l_jax.stages.retraining import retrain
 
     if from_primary(folder.exists):
         with barrier():
@@ -193,7 +193,7 @@ def _trained(config: Config, original: Params, folder: pathlib.Path) -> tuple[Pa
 
 def _retain_ratio(config: Config, original: Params, retrained: Params) -> tuple[Interval, str]:
     """Hole error on retain images, retrained over original, and on which images it was measured."""
-    from l2l_jax.retraining import hole_errors
+    from l2l_jax.stages.retraining import hole_errors
 
     kind = "validation" if config.data.validation_fraction else "test"
     source = open_source(config.data, kind, config.model.image_size)

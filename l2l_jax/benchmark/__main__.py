@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from l2l_jax.command_line import run_program
+from l2l_jax.console.command_line import run_program
 from l2l_jax.errors import UserError
 
 NAMES = ("bank", "budget", "data", "features", "peer", "rehearsal", "step", "traffic")

@@ -14,7 +14,7 @@ from typing import Any
 from l2l_jax.benchmark.arguments import OUTPUT
 from l2l_jax.benchmark.step import ROUNDS
 from l2l_jax.benchmark.turns import in_turns, table
-from l2l_jax.command_line import parse_flags
+from l2l_jax.console.command_line import parse_flags
 from l2l_jax.errors import UserError
 
 BANKS = {"online": (0, 0), "noise_bank": (0, 1), "token_bank": (1, 1)}

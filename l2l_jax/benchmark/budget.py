@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from l2l_jax.benchmark.arguments import OUTPUT
-from l2l_jax.command_line import parse_flags
+from l2l_jax.console.command_line import parse_flags
 
 MEASUREMENTS = flags.DEFINE_integer(
     "measurements", 10, "How often a measurement is timed, with ten steps each; the median counts.",
@@ -56,10 +56,10 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
 
     from l2l_jax.benchmark.layouts import open_bench
     from l2l_jax.evaluation.tasks import budget_task
+    from l2l_jax.stages.validation import validation_images
     from l2l_jax.training import sharding
     from l2l_jax.training.hole_errors import HoleErrors
     from l2l_jax.training.parallel import make_parallel
-    from l2l_jax.validation import validation_images
 
     how, model = config.unlearn, config.model
     parallel = make_parallel(sharding.make_mesh(config=config.mesh), config.parallel)

@@ -23,7 +23,7 @@ from absl import flags
 from l2l_jax.benchmark.arguments import OUTPUT
 from l2l_jax.benchmark.step import ROUNDS
 from l2l_jax.benchmark.turns import in_turns, table
-from l2l_jax.command_line import parse_flags
+from l2l_jax.console.command_line import parse_flags
 from l2l_jax.errors import UserError
 
 THREADS = flags.DEFINE_integer("threads", None, "Threads of each side. Default: one per CPU.", lower_bound=1)
@@ -139,7 +139,7 @@ def _answer(connection: Any, name: str, recipe: dict[str, Any], cpus: list[int])
     """The program of a side: `(question, *arguments)` in, answers out, until the pipe is closed."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
-    from l2l_jax.process import keep_freed_memory
+    from l2l_jax.processes.setup import keep_freed_memory
 
     keep_freed_memory()
     side: Any = None

@@ -33,7 +33,7 @@ RANDOM_WEIGHTS = """
 import pathlib, runpy, sys
 import jax
 from l2l_jax.config import parse_config
-from l2l_jax.weights.store import save_model
+from l2l_jax.checkpoints.models import save_model
 from l2l_jax.weights.transfer import export_model
 path, variant, folder, file = sys.argv[1:]
 config = parse_config(runpy.run_path(path)["get_config"](*filter(None, [variant])))

@@ -21,7 +21,7 @@ from absl import flags
 from tabulate import tabulate
 
 from l2l_jax.benchmark.arguments import LAYOUTS, OUTPUT, STAGE
-from l2l_jax.command_line import parse_flags
+from l2l_jax.console.command_line import parse_flags
 
 ROUNDS = flags.DEFINE_integer("rounds", 20, "How often each is timed; the median counts.", lower_bound=1)
 

@@ -15,7 +15,7 @@ from typing import Any
 from tabulate import tabulate
 
 from l2l_jax.benchmark.arguments import LAYOUTS, OUTPUT, STAGE
-from l2l_jax.command_line import parse_flags
+from l2l_jax.console.command_line import parse_flags
 
 QUICKLY = {"xla_backend_optimization_level": 0}
 """Machine code is not looked at."""

@@ -102,8 +102,9 @@ class DataConfig(SourceConfig, LoadingConfig):
         of `retain` themselves. The evaluation is on `retain` in any case, so the classes to spare
         are named there, not replaced. Proxies may be some of the classes of `retain`, but none of
         `forget`.
-      retain_images: "real", or "generated": the original model makes images that stand in for the retain
-        images while unlearning, see `l2l_jax.generation`; from the proxies if there are any, else from noise.
+      retain_images: "real", or "generated": while unlearning, images that the original model makes take the
+        place of the retain images, see `l2l_jax.stages.generation`; it starts from the proxies, or else from
+        noise.
         The evaluation is on real images of `retain` in any case.
       generated_count: how many images it makes; 0: as many as there are proxies, or images to forget.
       train_per_class: training images of each class, a fixed random choice; 0: all. The paper has 120

@@ -19,9 +19,9 @@ import numpy as np
 from etils import epath
 from google.protobuf.message import DecodeError
 
+from l2l_jax.console.progress import Progress
 from l2l_jax.data.tf_example import parse
 from l2l_jax.errors import UserError
-from l2l_jax.progress import Progress
 
 logger = logging.getLogger(__name__)
 

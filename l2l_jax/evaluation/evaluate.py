@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from l2l_jax.collectives import barrier, from_primary, is_primary, on_primary
 from l2l_jax.config import Config
+from l2l_jax.console.progress import Progress
 from l2l_jax.data.records import Source
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, general_set
@@ -48,7 +48,7 @@ from l2l_jax.evaluation.observing import (
 from l2l_jax.evaluation.restoration import Restorer
 from l2l_jax.evaluation.tasks import parse_tasks
 from l2l_jax.models.base import Params
-from l2l_jax.progress import Progress
+from l2l_jax.processes.collectives import barrier, from_primary, is_primary, on_primary
 
 logger = logging.getLogger(__name__)
 

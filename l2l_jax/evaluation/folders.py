@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from l2l_jax.collectives import barrier, from_primary, on_primary
+from l2l_jax.console.progress import Progress
 from l2l_jax.data.decoding import ImageError, open_image
 from l2l_jax.data.files import SUFFIXES, is_image
 from l2l_jax.errors import UserError
@@ -25,7 +25,7 @@ from l2l_jax.evaluation.figures import (
     observe_images,
     observe_pairs,
 )
-from l2l_jax.progress import Progress
+from l2l_jax.processes.collectives import barrier, from_primary, on_primary
 
 PAIRED = ("psnr", "ssim", "mse", *figures_of("clip"))
 """Figures that need an image's own original."""

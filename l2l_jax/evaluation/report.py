@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from l2l_jax import shipped
+from l2l_jax.checkpoints.models import read_card
 from l2l_jax.config import Config
 from l2l_jax.data.bad_images import read_lists
 from l2l_jax.evaluation import audit_pictures, pictures, tsne
@@ -19,7 +20,6 @@ from l2l_jax.evaluation.encoder_features import TestFeatures
 from l2l_jax.evaluation.evaluate import Evaluation, ModelFigures
 from l2l_jax.evaluation.report_csv import to_csv
 from l2l_jax.evaluation.report_page import page, titles
-from l2l_jax.weights.store import read_card
 from l2l_jax.weights.transfer import original_weights
 from l2l_jax.workdir import Workdir
 

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import blas, lapack
 
-from l2l_jax.collectives import each_process
+from l2l_jax.processes.collectives import each_process
 
 
 class GaussianStatistics:

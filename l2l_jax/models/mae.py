@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models import vit
 from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.batch_axis import draw_rows
 from l2l_jax.models.precision import in_dtype
 
 VARIANTS = {

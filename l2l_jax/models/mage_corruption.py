@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models.base import Params
+from l2l_jax.models.batch_axis import draw_rows
 from l2l_jax.models.mage_networks import draw_masked_share, random_masking
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.batch_axis import draw_rows, mean_and_std
 from l2l_jax.models import vit
+from l2l_jax.models.batch_axis import draw_rows, mean_and_std
 
 EMBEDDING_STD = 0.02
 """Standard deviation of the release's fresh embeddings."""

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax import operators
-from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models import diffusion
 from l2l_jax.models.base import ImageToImageModel, Params, Seen
+from l2l_jax.models.batch_axis import draw_rows
 from l2l_jax.models.precision import in_dtype
 from l2l_jax.models.unet import Decoder, Encoder, UNetConfig
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.batch_axis import draw_rows, mean_and_std
+from l2l_jax.models.batch_axis import draw_rows, mean_and_std
 
 NoiseKind = Literal["normal", "uniform", "constant"]
 NOISE_KINDS: tuple[str, ...] = ("normal", "uniform", "constant")

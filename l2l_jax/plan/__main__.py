@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from l2l_jax.benchmark.arguments import LAYOUTS, OUTPUT, STAGE
-from l2l_jax.command_line import parse_flags, run_program
+from l2l_jax.console.command_line import parse_flags, run_program
 from l2l_jax.errors import UserError
 from l2l_jax.plan import devices
 from l2l_jax.plan.chips import parse_topology

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from l2l_jax.collectives import from_primary, is_primary, on_primary, to_host
 from l2l_jax.config import UnlearningConfig
+from l2l_jax.console.progress import Progress
 from l2l_jax.data.order import EpochOrder
 from l2l_jax.data.pipeline import TrainingBatches
 from l2l_jax.errors import Interrupted
 from l2l_jax.models.base import ImageToImageModel, Params
 from l2l_jax.objectives.encoder import batch_noise
-from l2l_jax.progress import Progress
+from l2l_jax.processes.collectives import from_primary, is_primary, on_primary, to_host
 from l2l_jax.token_bank.batches import BankBatches
 from l2l_jax.token_bank.storage import Codes, Ledger
 from l2l_jax.training import sharding

@@ -10,15 +10,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from l2l_jax.collectives import barrier, to_host
+from l2l_jax.checkpoints.training_state import Checkpointer
+from l2l_jax.console.progress import Progress
 from l2l_jax.data.pipeline import TrainingBatches
 from l2l_jax.errors import Diverged, Interrupted
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.task import Task
-from l2l_jax.progress import Progress
+from l2l_jax.processes.collectives import barrier, to_host
 from l2l_jax.training import sharding
 from l2l_jax.training.budget import RetainBudget
-from l2l_jax.training.checkpoint import Checkpointer
 from l2l_jax.training.metric_writers import MetricWriter
 from l2l_jax.training.optimizer import TrainingConfig, learning_rate_schedule, make_optimizer
 from l2l_jax.training.parallel import ParallelKind, make_parallel

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tensorboardX import SummaryWriter
 
-from l2l_jax.collectives import is_primary
+from l2l_jax.processes.collectives import is_primary
 
 
 class MetricWriter:

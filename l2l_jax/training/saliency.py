@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.collectives import to_host
 from l2l_jax.data.pipeline import TrainingBatches
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.saliency import largest
 from l2l_jax.objectives.task import Task
+from l2l_jax.processes.collectives import to_host
 from l2l_jax.training import sharding
 from l2l_jax.training.parallel import Parallel
 from l2l_jax.training.step import accumulated, scaled_pixels

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from l2l_jax import shipped
+from l2l_jax.checkpoints.models import load_params, read_card, save_model
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import ImageToImageModel, Params
 from l2l_jax.weights import adapter_files, arrays, files, mage, mapping
 from l2l_jax.weights.families import KNOWN, Family, recognise
-from l2l_jax.weights.store import load_params, read_card, save_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def import_file(
     vqgan: pathlib.Path | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Turn a checkpoint file into a saved model (see `l2l_jax.weights.store`).
+    """Turn a checkpoint file into a saved model (see `l2l_jax.checkpoints.models`).
 
     Args:
       path: the file.

@@ -15,13 +15,13 @@ from l2l_jax.audit import examination
 from l2l_jax.audit.conclusions import conclude
 from l2l_jax.audit.examination import Examiner
 from l2l_jax.audit.run import check_yardstick
+from l2l_jax.checkpoints.models import save_model
 from l2l_jax.data.splits import training_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation import encoder_features
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.report_text import sentences
 from l2l_jax.training import sharding
-from l2l_jax.weights.store import save_model
 from tests.audit.models import Memory, config, remembering
 from tests.compiling import quick_jit
 

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from l2l_jax.batch_axis import draw_rows
 from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.batch_axis import draw_rows
 from l2l_jax.objectives.baselines import (
     max_loss_task,
     noisy_label_task,

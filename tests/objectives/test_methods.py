@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from l2l_jax import experiment
+from l2l_jax.checkpoints.models import save_model
 from l2l_jax.config import parse_config
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
@@ -18,7 +19,6 @@ from l2l_jax.models.mage import MAGE
 from l2l_jax.models.palette import Palette
 from l2l_jax.models.registry import FAMILIES
 from l2l_jax.objectives.methods import METHODS, Method, make_task
-from l2l_jax.weights.store import save_model
 from l2l_jax.workdir import Workdir
 from tests.compiling import quick_jit
 from tests.models.test_mage import random_params

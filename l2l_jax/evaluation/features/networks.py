@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.collectives import barrier, exchange
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.features import clip, convolutions, inception, resnet
 from l2l_jax.evaluation.features.base import BatchedNetwork, FeatureNetwork, Outputs
 from l2l_jax.evaluation.features.config import NetworksConfig, Resizing
 from l2l_jax.evaluation.features.resizing import centre_square, resized
+from l2l_jax.processes.collectives import barrier, exchange
 from l2l_jax.weights import mapping
 from l2l_jax.weights.mapping import Table
 from l2l_jax.weights.published import PUBLISHED, PublishedFile, weights_folder

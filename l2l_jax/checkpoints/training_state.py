@@ -1,0 +1,141 @@
+"""Checkpoints of a training stage with Orbax: training state and the place in the data."""
+
+import logging
+import math
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from l2l_jax.checkpoints.reading import Damaged, read
+from l2l_jax.errors import UserError
+from l2l_jax.processes.collectives import exchange, from_primary, on_primary
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+"""How many of the newest checkpoints stay on disk; an older one steps in for a damaged newest."""
+
+
+class Checkpointer:
+    """Saves and restores `(arrays, facts)` under `folder/<step>`: a tree of device arrays, such as a
+    `TrainState`, and what is JSON-able, such as the place in the data.
+
+    Saving is asynchronous and atomic: a folder that bears a step number is complete unless the
+    disk damaged it later. Every process writes what its devices hold, to one folder that all see;
+    any number of processes and devices restores it.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
+        """Start saving; `state` may be donated as soon as this returns."""
+        state = _across_processes(state)
+        data = {"facts": facts, "devices": _devices(state)}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+        self._manager.save(step, args=items)
+
+    def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest readable checkpoint, or None where nothing was saved.
+
+        A checkpoint that cannot be read is named in the log, renamed to `<step>.damaged` and passed
+        over.
+
+        Args:
+          like: a tree of the same structure and shardings, of arrays or of shapes.
+
+        Raises:
+          UserError: there are checkpoints, and none can be read.
+        """
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        steps = from_primary(lambda: sorted(self._manager.all_steps(), reverse=True))
+        for step in steps:
+            restored, problem = None, ""
+            try:
+                restored = self._restore(step, target)
+            except Damaged as error:
+                problem = str(error)
+            # What one process cannot read, none uses.
+            problems = [text for text in exchange(problem) if text]
+            if not problems:
+                _tell_what_changed(restored.data["devices"], _devices(like))
+                return restored.state, restored.data["facts"]
+            on_primary(lambda step=step, problems=problems: self._set_aside(step, problems[0]))
+            self._manager.reload()
+        if steps:
+            error = UserError(
+                f"None of the checkpoints in {self.folder} can be read (steps "
+                f"{', '.join(map(str, steps))}). Delete that folder to start this stage again."
+            )
+            error.known_to_all = True
+            raise error
+        return None
+
+    def _restore(self, step: int, target: Any) -> Any:
+        """The items of a checkpoint."""
+        handler = ocp.CompositeCheckpointHandler(
+            state=ocp.StandardCheckpointHandler(), data=ocp.JsonCheckpointHandler()
+        )
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
+        return read(handler, self.folder / str(step), items)
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        damaged = self.folder / f"{step}.damaged"
+        (self.folder / str(step)).rename(damaged)
+        logger.warning(
+            "The checkpoint of step %d is damaged and passed over; it is now %s. (%s)", step, damaged, problem
+        )
+
+    def wait(self) -> None:
+        """Block until what is being saved lies on the disk; raises what went wrong."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish saving and stop the background threads."""
+        self._manager.close()
+
+
+def _across_processes(state: Any) -> Any:
+    """Arrays that Orbax takes: those of `pmap` lie in every process and do not know of the other copies."""
+    if jax.process_count() == 1:
+        return state
+    devices = Mesh(np.array(jax.devices()), ("device",))
+
+    def known(x: jax.Array) -> jax.Array:
+        if not x.is_fully_addressable:
+            return x
+        copies = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(
+            x.shape, NamedSharding(devices, PartitionSpec()), copies
+        )
+
+    return jax.tree.map(known, state)
+
+
+def _devices(state: Any) -> dict[str, int]:
+    """How many processes and devices a state lies on, and into how many parts its arrays are split."""
+    arrays = jax.tree.leaves(state)
+    parts = (x.size // max(1, math.prod(x.sharding.shard_shape(x.shape))) for x in arrays)
+    return {
+        "processes": jax.process_count(),
+        "devices": max(len(x.sharding.device_set) for x in arrays),
+        "parts": max(parts),
+    }
+
+
+def _tell_what_changed(before: dict[str, int], now: dict[str, int]) -> None:
+    if before == now:
+        return
+    old, new = map(_in_words, (before, now))
+    logger.info("The checkpoint was written on %s; it resumes on %s", old, new)
+
+
+def _in_words(counts: dict[str, int]) -> str:
+    split = f", parameters in {counts['parts']} parts" if counts["parts"] > 1 else ""
+    return f"{counts['devices']} devices of {counts['processes']} processes{split}"

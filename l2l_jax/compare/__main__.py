@@ -1,0 +1,118 @@
+"""Compare unlearning methods: `python -m l2l_jax.compare --config=configs/digits_mae.py`.
+
+Every method starts from the same pretrained model. What an earlier call finished is not computed anew. With
+`--front` each method is tried with one grid of settings and several seeds: see docs/comparison.md.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from l2l_jax.console.command_line import parse_flags, run_program
+from l2l_jax.errors import UserError
+
+ALPHAS = flags.DEFINE_list(
+    "alphas", [], "Ablation: weights of the forget term of the paper's method, as 0.0,0.1,0.25,0.5,1.0."
+)
+PROXY = flags.DEFINE_list(
+    "proxy", [], "Classes that stand in for the retain classes in the row 'encoder, proxy retain'. "
+    "Default: config.data.proxy, or else every other retain class."
+)  # fmt: skip
+FRONT = flags.DEFINE_bool("front", False, "Every method with the same grid of settings, several seeds each.")
+METHODS = flags.DEFINE_list("methods", [], "With --front: methods. Default: all.")
+BUDGETS = flags.DEFINE_list("budgets", [], "With --front: retain budgets, as 1.05,1.1,1.25,1.5.")
+WEIGHTS = flags.DEFINE_list("weights", [], "With --front: fixed weights of the forget term, as 0.05,0.2,1.")
+EPSILON_RATIOS = flags.DEFINE_list(
+    "epsilon_ratios", [], "With --front: what the method epsilon has instead of weights; as many."
+)
+RATES = flags.DEFINE_list("rates", [], "With --front: learning rates. Default: the recipe's.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "With --front: seeds of every setting.")
+SEQUENCE = flags.DEFINE_list(
+    "sequence", [], "Requests after one another: classes to forget, as 5,7,9; see docs/comparison.md."
+)
+LIMIT = flags.DEFINE_float(
+    "limit", 0.5, "With --front: greatest retain cost that counts for the area: 0.5 is 50 % more error.",
+    lower_bound=1e-3,
+)  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the comparison that the command line asks for and print its table."""
+    recipe, workdir = parse_flags(argv)
+    if FRONT.value:
+        _front(recipe, workdir)
+    elif SEQUENCE.value:
+        _sequence(recipe, workdir)
+    else:
+        _methods(recipe, workdir)
+
+
+# What the three need is imported late: a mistyped flag is answered at once.
+
+
+def _methods(recipe: Any, workdir: pathlib.Path) -> None:
+    from l2l_jax.compare import methods_report
+    from l2l_jax.compare.methods import compare
+    from l2l_jax.config import parse_config
+    from l2l_jax.processes.collectives import barrier, is_primary
+
+    with barrier():
+        alphas, config = _numbers(ALPHAS, "weights"), parse_config(recipe)
+    rows = compare(config, workdir, alphas, PROXY.value)
+    if is_primary():
+        print(methods_report.tables(rows))
+        print(f"\nComparison: {workdir / 'comparison'}")
+
+
+def _front(recipe: Any, workdir: pathlib.Path) -> None:
+    from l2l_jax.compare import front_report
+    from l2l_jax.compare.front import Grid, run_front
+    from l2l_jax.config import parse_config
+    from l2l_jax.objectives.methods import METHODS as KNOWN
+    from l2l_jax.processes.collectives import barrier, is_primary
+
+    with barrier():
+        config = parse_config(recipe)
+        grid = Grid(
+            methods=tuple(METHODS.value or KNOWN),
+            budgets=_numbers(BUDGETS, "budgets", 1.0),
+            weights=_numbers(WEIGHTS, "weights"),
+            ratios=_numbers(EPSILON_RATIOS, "ratios"),
+            rates=_numbers(RATES, "rates"),
+            seeds=[int(seed) for seed in _numbers(SEEDS, "seeds")],
+        )
+    report = run_front(config, workdir, grid, LIMIT.value)
+    if is_primary():
+        print(front_report.tables(report))
+        print(f"\nFront: {workdir / 'front'}")
+
+
+def _sequence(recipe: Any, workdir: pathlib.Path) -> None:
+    from l2l_jax.compare.sequence import run_sequence, table
+    from l2l_jax.config import parse_config
+    from l2l_jax.processes.collectives import barrier, is_primary
+
+    with barrier():
+        config = parse_config(recipe)
+    rows = run_sequence(config, workdir, SEQUENCE.value)
+    if is_primary():
+        print(table(rows))
+
+
+def _numbers(flag: flags.FlagHolder, what: str, least: float = 0.0) -> list[float]:
+    given = f"--{flag.name}={','.join(flag.value)}"
+    try:
+        numbers = [float(number) for number in flag.value]
+    except ValueError as error:
+        raise UserError(f"{given}: {error}.") from None
+    if any(not least <= number < float("inf") for number in numbers):
+        said = "not negative" if not least else f"at least {least:g}"
+        raise UserError(f"{given}: {what} are finite and {said}.")
+    return numbers
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv))

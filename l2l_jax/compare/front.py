@@ -1,0 +1,290 @@
+"""The front of unlearning methods: every method with the same grid of settings, from one original model.
+
+A cell is one setting of one method with one seed. Cells that are finished are not computed again. In one
+process every device trains a cell of its own; in several, and with parameters split over devices, one cell
+after the other takes them all.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import jax
+
+from l2l_jax import experiment
+from l2l_jax.audit.examination import AS_IT_LIES
+from l2l_jax.audit.run import Audit, check_yardstick
+from l2l_jax.compare import front_report
+from l2l_jax.config import Config
+from l2l_jax.data.sources import open_source
+from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
+from l2l_jax.errors import Diverged, UserError
+from l2l_jax.evaluation.evaluate import Evaluation
+from l2l_jax.models.base import Params
+from l2l_jax.objectives.methods import METHODS
+from l2l_jax.processes.collectives import barrier, from_primary, on_primary
+from l2l_jax.stages.retraining import hole_errors
+from l2l_jax.training.sharding import MeshConfig
+from l2l_jax.workdir import Workdir
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("validation", "test")
+"""Settings are chosen on the former images and quoted on the latter."""
+
+
+class Setting(NamedTuple):
+    """A method with the fields of `UnlearningConfig` that the grid gives it."""
+
+    method: str
+    fields: tuple[tuple[str, float], ...]
+
+    @property
+    def label(self) -> str:
+        """Names it among those of its method; also its folder."""
+        return "_".join(f"{name}_{value:g}" for name, value in self.fields)
+
+
+class Grid(NamedTuple):
+    """What every method is tried with.
+
+    Attributes:
+      methods: keys of `METHODS`.
+      budgets: retain budgets.
+      weights: fixed weights of the forget term: alpha.
+      ratios: fixed r of the method "epsilon", which has no weight; as many as weights.
+      rates: learning rates; none: the recipe's.
+      seeds: each setting is run with all of them.
+    """
+
+    methods: Sequence[str]
+    budgets: Sequence[float] = ()
+    weights: Sequence[float] = ()
+    ratios: Sequence[float] = ()
+    rates: Sequence[float] = ()
+    seeds: Sequence[int] = (0, 1, 2)
+
+    def check(self) -> None:
+        """Raise a UserError unless every method gets equally many settings, and at least one."""
+        unknown = [method for method in self.methods if method not in METHODS]
+        if unknown:
+            raise UserError(f"--methods names {unknown[0]!r}; known: {', '.join(METHODS)}.")
+        if not (self.budgets or self.weights) or not self.methods or not self.seeds:
+            raise UserError("The grid is empty: give --methods, --seeds, and --budgets or --weights.")
+        if "epsilon" in self.methods and len(self.ratios) != len(self.weights):
+            raise UserError(
+                f"--weights gives {len(self.weights)} values and --epsilon_ratios {len(self.ratios)}: the "
+                "method epsilon is to be tried as often as the others."
+            )
+
+    def settings(self) -> Iterator[Setting]:
+        """All settings, method by method."""
+        for method in self.methods:
+            dials = [("retain_budget", budget) for budget in self.budgets]
+            fixed = ("epsilon_ratio", self.ratios) if method == "epsilon" else ("alpha", self.weights)
+            dials += [(fixed[0], value) for value in fixed[1]]
+            for dial in dials:
+                for rate in self.rates or (None,):
+                    more = () if rate is None else (("learning_rate", rate),)
+                    yield Setting(method, (dial, *more))
+
+
+def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -> dict[str, Any]:
+    """Run the cells of a grid that are not finished, and write `workdir/front`.
+
+    Args:
+      config: the experiment; its pretrained model is where all cells start, its steps are those of all.
+      workdir: folder of the run.
+      grid: the settings.
+      limit: the greatest cost that counts for the area under a front, as 0.5.
+
+    Returns:
+      What front.json holds, see `front_report.summary`.
+
+    Raises:
+      UserError: something the user can mend. Interrupted: asked to stop; the state is saved.
+    """
+    grid.check()
+    runner = _Cells(config, workdir)
+    settings = list(grid.settings())
+    cells = [(setting, seed) for setting in settings for seed in grid.seeds]
+    runner.run(cells)
+    results = {cell: from_primary(lambda cell=cell: runner.finished(*cell)) for cell in cells}
+    original = from_primary(runner.original_result)
+
+    def write() -> dict[str, Any]:
+        by_setting = {s: [results[s, seed] for seed in grid.seeds] for s in settings}
+        facts = {"grid": grid._asdict(), "limit": limit, "config": config.describe()}
+        return front_report.write(workdir / "front", by_setting, original, facts)
+
+    return from_primary(write)
+
+
+class _Cells:
+    """Trains and measures cells of one experiment."""
+
+    def __init__(self, config: Config, workdir: pathlib.Path):
+        self._config, self._folder = config, workdir / "front"
+        folders = Workdir(workdir, config)
+        with barrier():
+            if config.data.retain_images == "generated":
+                raise UserError(
+                    "compare --front trains on given images: config.data.retain_images must be 'real', "
+                    "not 'generated'."
+                )
+            if config.audit.enabled:
+                check_yardstick(config)
+            self._evaluation = Evaluation(config, folders.evaluation)
+            self._sets = experiment.training_sets(config, self._evaluation.train)
+            self._sources = _measured_sources(config)
+        self._original = experiment.original_params(config, folders, self._evaluation.train)
+        self._pretrained = config.pretrained or str(folders.pretrained)
+        self._auditor = None
+        if config.audit.enabled:
+            self._auditor = Audit(
+                config, self._evaluation, self._sets, self._original, self._folder / "audit"
+            )
+        self._locks: dict[pathlib.Path, threading.Lock] = {}
+
+    def run(self, cells: Sequence[tuple[Setting, int]]) -> None:
+        """Train and measure the cells that are not finished."""
+        if from_primary(lambda: not self._path("original").exists()):
+            self._keep("original", self._measured(self._original, "original"), self._config)
+        left = [cell for cell in cells if from_primary(lambda cell=cell: self.finished(*cell)) is None]
+        logger.info("Front: %d cells, %d of them to be computed", len(cells), len(left))
+        for place, (cell, params) in enumerate(self._trained(left), 1):
+            name = self._name(*cell)
+            self._keep(name, self._result(params, name), self._variant(*cell))
+            logger.info("Front: %s is finished, %d of %d", name, place, len(left))
+
+    def finished(self, setting: Setting, seed: int) -> dict[str, Any] | None:
+        """What was measured of a cell with these very settings, or None."""
+        path = self._path(self._name(setting, seed))
+        if not path.exists():
+            return None
+        result = json.loads(path.read_text())
+        return result if result.pop("config") == _settings(self._variant(setting, seed)) else None
+
+    def original_result(self) -> dict[str, Any]:
+        """What was measured of the original model."""
+        return json.loads(self._path("original").read_text())
+
+    def _trained(
+        self, cells: Sequence[tuple[Setting, int]]
+    ) -> Iterator[tuple[tuple[Setting, int], Params | Diverged]]:
+        """Cells and their models, or why there is none; as soon as each is there, in the order given."""
+        devices = jax.devices()
+        if jax.process_count() > 1 or len(devices) == 1 or self._config.mesh != MeshConfig():
+            for cell in cells:
+                yield cell, self._unlearned(*cell, devices)
+            return
+        free: SimpleQueue[jax.Device] = SimpleQueue()
+        for device in devices:
+            free.put(device)
+
+        def on_a_free_device(cell):
+            device = free.get()
+            try:
+                return self._unlearned(*cell, [device])
+            finally:
+                free.put(device)
+
+        with ThreadPoolExecutor(len(devices)) as pool:
+            try:
+                yield from zip(cells, pool.map(on_a_free_device, cells), strict=True)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _unlearned(self, setting: Setting, seed: int, devices: list) -> Params | Diverged:
+        variant = self._variant(setting, seed)
+        folders = Workdir(self._folder / self._name(setting, seed), variant)
+        try:
+            phases = self._phases(setting, variant, devices)
+            return experiment.unlearned_params(
+                variant, folders, self._original, self._sets, devices=devices, phases=phases
+            )
+        except Diverged as error:
+            return error
+
+    def _phases(self, setting: Setting, variant: Config, devices: list) -> pathlib.Path:
+        """Where the phases of a cell lie, run by now: cells that differ in their dial alone share them."""
+        rate = "_".join(f"{name}_{value:g}" for name, value in setting.fields[1:]) or "recipe"
+        folder = self._folder / setting.method / "phases" / rate / f"seed_{variant.seed}"
+        same = {name: getattr(self._config.unlearn, name) for name in ("alpha", "epsilon_ratio")}
+        unlearn = dataclasses.replace(variant.unlearn, retain_budget=None, **same)
+        with self._locks.setdefault(folder, threading.Lock()):  # other cells wait for them
+            phases = Workdir(folder, dataclasses.replace(variant, unlearn=unlearn)).unlearn
+            experiment.run_phases(variant, phases, self._original, self._sets, devices)
+        return phases
+
+    def _variant(self, setting: Setting, seed: int) -> Config:
+        unlearn = dataclasses.replace(
+            self._config.unlearn, **{"retain_budget": None, "method": setting.method, **dict(setting.fields)}
+        )
+        return dataclasses.replace(self._config, pretrained=self._pretrained, seed=seed, unlearn=unlearn)
+
+    def _result(self, params: Params | Diverged, name: str) -> dict[str, Any]:
+        if isinstance(params, Diverged):
+            return {"failed": str(params)}
+        result = self._measured(params, name)
+        if self._auditor is not None:
+            result["depth"] = _depths(self._auditor.audit(name.replace("/", "_"), params))
+        return result
+
+    def _measured(self, params: Params, name: str) -> dict[str, Any]:
+        errors = {
+            kind: {
+                of: hole_errors(self._config, params, source, self._evaluation.restorer).tolist()
+                for of, source in sources._asdict().items()
+            }
+            for kind, sources in self._sources.items()
+        }
+        return {"errors": errors, "figures": self._evaluation.evaluate(params, name).figures}
+
+    def _keep(self, name: str, result: Mapping[str, Any], config: Config) -> None:
+        def write() -> None:
+            path = self._path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps({**result, "config": _settings(config)}) + "\n")
+            unfinished.replace(path)
+
+        on_primary(write)
+
+    def _path(self, name: str) -> pathlib.Path:
+        return self._folder / name / "cell.json"
+
+    @staticmethod
+    def _name(setting: Setting, seed: int) -> str:
+        return f"{setting.method}/{setting.label}/seed_{seed}"
+
+
+def _measured_sources(config: Config) -> dict[str, Split]:
+    """The images that errors are measured on, by kind."""
+    size = config.model.image_size
+    choose = dict(zip(KINDS, (validation_sets, evaluation_sets), strict=True))
+    return {kind: choose[kind](config.data, open_source(config.data, kind, size)) for kind in KINDS}
+
+
+def _depths(audit: Mapping[str, Any]) -> dict[str, float]:
+    """By attack: the depth of forgetting by log error, where the images suffice to tell it."""
+    found = {
+        result["name"]: result["depth"]["error"]
+        for result in audit["results"]
+        if result["name"] != AS_IT_LIES and "error" in result["depth"]
+    }
+    return {attack: depth["value"] for attack, depth in found.items() if depth["resolved"]}
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What a cell's result depends on."""
+    settings = json.loads(json.dumps(config.describe()))
+    for where in ("mesh", "parallel", *(() if config.audit.enabled else ("audit",))):
+        del settings[where]
+    return settings

@@ -1,0 +1,135 @@
+"""Every method from the same pretrained model, and the paper's method with proxies and other weights.
+
+What an earlier call finished is not computed anew: every row keeps its figures, models and pictures.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from l2l_jax import experiment
+from l2l_jax.audit.run import Audit, check_yardstick
+from l2l_jax.compare import methods_report
+from l2l_jax.config import BANKED_METHODS, Config
+from l2l_jax.data.splits import retained_names
+from l2l_jax.errors import Diverged
+from l2l_jax.evaluation.evaluate import Evaluation
+from l2l_jax.objectives.methods import METHODS
+from l2l_jax.processes.collectives import barrier, from_primary, is_primary, on_primary
+from l2l_jax.workdir import Workdir
+
+
+def compare(
+    config: Config, workdir: pathlib.Path, alphas: Sequence[float] = (), proxy: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Unlearn with every method from one pretrained model, evaluate, and write `workdir/comparison`.
+
+    Args:
+      config: the experiment; its method, alpha and proxies make the first row after the
+        original model.
+      workdir: folder of the run; `config`'s own pretrained model in it is used or made.
+      alphas: further weights of the forget term for the paper's method.
+      proxy: classes of the proxy row.
+
+    Returns:
+      By row: `{"retain": figures, "forget": figures}`, with "audit" where `config.audit` asks for one, or
+      `{"failed": reason}` for a method that diverged.
+
+    Raises:
+      UserError: something the user can mend. Interrupted: asked to stop; the state is saved.
+    """
+    folders = Workdir(workdir, config)
+    with barrier():
+        if config.audit.enabled:
+            check_yardstick(config)
+        evaluation = Evaluation(config, folders.evaluation)
+        sets = experiment.training_sets(config, evaluation.train)
+    original = experiment.original_params(config, folders, evaluation.train)
+    pretrained = config.pretrained or str(folders.pretrained)
+    rows = {"original": _evaluated(workdir, "original", config, evaluation, lambda: original)}
+    auditor = None
+    if config.audit.enabled:
+        auditor = Audit(config, evaluation, sets, original, workdir / "comparison" / "audit")
+    stand_ins = tuple(proxy) or config.data.proxy or retained_names(config.data, evaluation.class_names)[::2]
+    for name, variant in variants(config, pretrained, alphas, stand_ins):
+        folder = workdir / "comparison" / _folder(name)
+
+        def unlearned(variant=variant, folder=folder):
+            with barrier():
+                sets = experiment.training_sets(variant, evaluation.train)
+            return experiment.unlearned_params(variant, Workdir(folder, variant), original, sets)
+
+        rows[name] = _evaluated(workdir, name, variant, evaluation, unlearned)
+        if auditor is not None and "failed" not in rows[name]:
+            rows[name]["audit"] = auditor.audit(_folder(name), unlearned())
+    shown = {name: row.pop("shown", None) for name, row in rows.items()}
+    on_primary(lambda: methods_report.write(workdir / "comparison", config, evaluation, rows, shown, alphas))
+    return rows
+
+
+def variants(
+    config: Config, pretrained: str, alphas: Sequence[float], stand_ins: Sequence[Any]
+) -> Iterator[tuple[str, Config]]:
+    """The rows after the original: name and configuration of each; `stand_ins` are the proxies.
+
+    An ablation of the weight is one of fixed weights: with `alphas` no row has a retain budget.
+    """
+    if alphas:
+        config = dataclasses.replace(config, unlearn=dataclasses.replace(config.unlearn, retain_budget=None))
+
+    def variant(proxies=None, **unlearn):
+        return dataclasses.replace(
+            config,
+            pretrained=pretrained,
+            data=dataclasses.replace(config.data, **(proxies or {"proxy": ()})),
+            unlearn=dataclasses.replace(config.unlearn, **unlearn),
+        )
+
+    for method in METHODS:
+        bank = {} if method in BANKED_METHODS else {"token_bank": 0, "noise_bank": 0}
+        yield method, variant(method=method, **bank)
+    replaced = {"proxy": tuple(stand_ins), "retain_ratio": 1.0}
+    yield "encoder, proxy retain", variant(replaced, method="encoder")
+    for alpha in alphas:
+        if alpha != config.unlearn.alpha:
+            yield f"encoder, alpha {alpha:g}", variant(method="encoder", alpha=alpha)
+
+
+def _evaluated(workdir, name, config, evaluation, params) -> dict[str, Any]:
+    """The figures of a row and, in the primary process, the restorations to show; read if they are there."""
+    folder = workdir / "comparison" / _folder(name)
+    path = folder / "figures.json"
+    settings = json.loads(json.dumps(config.describe()))
+    for where in ("mesh", "parallel", "audit"):  # they change nothing of these figures
+        del settings[where]
+    row = from_primary(lambda: _finished(path, settings))
+    if row is None:
+        try:
+            result = evaluation.evaluate(params(), name)
+        except Diverged as error:
+            row, shown = {"failed": str(error)}, None
+        else:
+            row, shown = result.figures, result.shown
+
+        def keep():
+            folder.mkdir(parents=True, exist_ok=True)
+            if shown is not None:
+                methods_report.save_shown(folder, shown)
+            path.write_text(json.dumps({**row, "config": settings}, indent=2) + "\n")
+
+        on_primary(keep)
+    return {**row, "shown": methods_report.load_shown(folder) if is_primary() else None}
+
+
+def _finished(path: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The figures of a row that was computed before with the same settings."""
+    if not path.exists():
+        return None
+    row = json.loads(path.read_text())
+    return row if row.pop("config") == settings else None
+
+
+def _folder(name: str) -> str:
+    return name.replace(", ", "_").replace(" ", "_")

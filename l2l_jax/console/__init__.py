@@ -1,0 +1,1 @@
+"""What the programs read from the command line and print."""

@@ -1,0 +1,1 @@
+"""The stages of an experiment: what comes before, beside and after the training loop."""

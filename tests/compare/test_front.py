@@ -1,0 +1,117 @@
+"""The front: which cells are run, on which devices, and that none is run twice."""
+
+import json
+import pathlib
+import runpy
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax import experiment
+from l2l_jax.compare import front_report
+from l2l_jax.compare.front import Grid, Setting, run_front
+from l2l_jax.config import parse_config
+from l2l_jax.errors import Diverged, UserError
+
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
+
+
+def config_of(**fields):
+    recipe = runpy.run_path(str(RECIPE))["get_config"]()
+    recipe.audit.enabled, recipe.unlearn.retain_budget = False, 0.0
+    small = {"evaluate.features": "none", "evaluate.batch_size": 32, "data.test_per_class": 8}
+    recipe.update_from_flattened_dict({**small, **fields})
+    return parse_config(recipe)
+
+
+def test_every_method_gets_the_same_number_of_settings():
+    grid = Grid(("epsilon", "undo"), budgets=[1.1, 1.25], weights=[0.5], ratios=[0.3], rates=[1e-3, 2e-3])
+    grid.check()
+    settings = list(grid.settings())
+    assert len(settings) == 12 and len({(s.method, s.label) for s in settings}) == 12
+    assert settings[0] == Setting("epsilon", (("retain_budget", 1.1), ("learning_rate", 0.001)))
+    assert settings[0].label == "retain_budget_1.1_learning_rate_0.001"
+    assert {dict(s.fields).get("epsilon_ratio") for s in settings[:6]} == {None, 0.3}
+    assert {dict(s.fields).get("alpha") for s in settings[6:]} == {None, 0.5}
+    with pytest.raises(UserError, match="gives 1 values and --epsilon_ratios 0"):
+        grid._replace(ratios=[]).check()
+    with pytest.raises(UserError, match="--methods names 'undoo'; known: encoder"):
+        grid._replace(methods=["undoo"]).check()
+    with pytest.raises(UserError, match="The grid is empty"):
+        Grid(("undo",)).check()
+
+
+@pytest.fixture
+def unlearned(monkeypatch):
+    """In place of training: weights that are the further away, the greater the budget and the seed."""
+    calls = []
+
+    def params(config, folders, original, sets, *, devices, phases):
+        budget, seed = config.unlearn.retain_budget, config.seed
+        calls.append((config.unlearn.method, budget, seed, devices, threading.get_ident()))
+        assert config.pretrained == "digits_mae" and phases.parts[-5:-3] == (config.unlearn.method, "phases")
+        if budget > 5:
+            raise Diverged("the loss is not finite")
+        far = (budget - 1) * (1 + seed / 10) * (2 if config.unlearn.method == "undo" else 1)
+        rng = np.random.default_rng(0)
+        return jax.tree.map(lambda x: x + np.float32(0.01 * far) * rng.standard_normal(x.shape), original)
+
+    monkeypatch.setattr(experiment, "unlearned_params", params)
+    return calls
+
+
+def test_cells_are_run_once_side_by_side_and_quoted_on_test_images(unlearned, tmp_path):
+    grid = Grid(("encoder", "undo"), budgets=[1.5, 2.0, 9.0], seeds=[0, 2])
+    report = run_front(config_of(), tmp_path, grid, limit=0.5)
+    assert sorted(call[:3] for call in unlearned) == sorted(
+        (method, budget, seed) for method in grid.methods for budget in grid.budgets for seed in grid.seeds
+    )
+    assert all(len(call[3]) == 1 for call in unlearned)
+    assert len({call[3][0] for call in unlearned}) > 1
+    lines = {(line["method"], line["setting"]): line for line in report["settings"]}
+    assert "not finite" in lines["undo", "retain_budget_9"]["failed"]
+    # What is quoted is computed from the cells' own files, on test images.
+    cells = [
+        json.loads((tmp_path / "front/undo/retain_budget_2" / f"seed_{seed}" / "cell.json").read_text())
+        for seed in grid.seeds
+    ]
+    before = json.loads((tmp_path / "front/original/cell.json").read_text())["errors"]
+    for of, told in lines["undo", "retain_budget_2"]["test"].items():
+        ratios = [np.mean(cell["errors"]["test"][of]) / np.mean(before["test"][of]) for cell in cells]
+        assert told["ratio"][0] == pytest.approx(np.median(ratios))
+        assert told["ratio"][1] < told["ratio"][0] < told["ratio"][2]
+    ratios = [
+        np.mean(c["errors"]["validation"]["retain"]) / np.mean(before["validation"]["retain"]) for c in cells
+    ]
+    assert lines["undo", "retain_budget_2"]["validation"]["cost"] == pytest.approx(np.median(ratios) - 1)
+    assert set(report["methods"]) == {"encoder", "undo"}
+    table = (tmp_path / "front/front.md").read_text()
+    assert "diverged" in table and "retain_budget_1.5" in table
+    assert (tmp_path / "front/front.png").stat().st_size > 5000
+
+    unlearned.clear()
+    wider = grid._replace(budgets=[1.5, 1.7, 2.0, 9.0])
+    again = run_front(config_of(**{"data.workers": 0}), tmp_path, wider, limit=0.5)
+    assert sorted(call[:3] for call in unlearned) == [
+        (method, 1.7, seed) for method in ("encoder", "undo") for seed in (0, 2)
+    ]
+    assert again["settings"][0] == report["settings"][0]
+
+
+def test_the_least_depth_is_that_of_the_attack_that_brings_back_most(tmp_path):
+    """Median over seeds for each attack: 0.8 and 0.5; what only one seed knows does not count."""
+    depths = [{"a": 0.9, "b": 0.5}, {"a": 0.7, "b": 0.4, "c": 0.1}, {"a": 0.8, "b": 0.6}]
+    errors = {kind: {of: [0.1, 0.2] for of in ("retain", "forget")} for kind in ("validation", "test")}
+    figures = {of: {} for of in ("retain", "forget")}
+    cells = [{"errors": errors, "figures": figures, "depth": depth} for depth in depths]
+    original = {"errors": errors, "figures": figures}
+    settings = {
+        Setting("undo", (("alpha", 1.0),)): cells,
+        Setting("undo", (("alpha", 2.0),)): cells[:2] + [original],
+    }
+    report = front_report.write(tmp_path, settings, original, {"limit": 0.5})
+    assert report["settings"][0]["depth"] == 0.5
+    assert "depth" not in report["settings"][1]
+    assert (tmp_path / "front.png").exists()

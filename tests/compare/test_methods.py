@@ -1,0 +1,103 @@
+"""Comparing methods: the rows, what is kept between calls, and a method that diverges."""
+
+import dataclasses
+import json
+import pathlib
+import runpy
+
+import jax
+import pytest
+
+from l2l_jax import experiment
+from l2l_jax.compare.methods import compare
+from l2l_jax.compare.methods_report import table
+from l2l_jax.config import parse_config
+from l2l_jax.objectives import methods
+from l2l_jax.training import sharding
+
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
+METHODS = [
+    "encoder", "max_loss", "noisy_label", "retain_label", "random_encoder", "epsilon", "whole", "undo",
+    "relearn_aware",
+]  # fmt: skip
+
+
+def small_config():
+    recipe = runpy.run_path(str(RECIPE))["get_config"]().to_dict()
+    recipe["model"] |= dict(pretrained="", width=8, depth=1, num_heads=2)
+    recipe["model"] |= dict(decoder_width=8, decoder_depth=1, decoder_num_heads=2)
+    recipe["pretrain"]["model"] |= dict(steps=20, batch_size=8, warmup_steps=2)
+    recipe["audit"]["enabled"] = False
+    recipe["unlearn"] |= dict(retain_budget=None, steps=10, batch_size=8, warmup_steps=2)
+    return parse_config(recipe)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Fewer devices compile faster; other tests show that their number does not matter."""
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison in the workdir of a finished experiment."""
+    workdir = tmp_path_factory.mktemp("run")
+    report = experiment.run(small_config(), workdir)
+    rows = compare(small_config(), workdir, alphas=[0.0, small_config().unlearn.alpha])
+    return workdir, report, rows
+
+
+@pytest.mark.slow
+def test_rows_start_from_one_model_and_agree_with_the_main_program(compared):
+    _, report, rows = compared
+    rows = dict(rows)
+    assert list(rows) == ["original", *METHODS, "encoder, proxy retain", "encoder, alpha 0"]
+    assert rows["original"] == report["original"]
+    assert rows["encoder"] == report["unlearned"]
+    # Without a forget term the student is at its optimum from the start: nothing but the rounding of the
+    # moving average changes.
+    unchanged = rows.pop("encoder, alpha 0")
+    for images in ("retain", "forget"):
+        assert unchanged[images] == pytest.approx(rows["original"][images], rel=1e-6)
+    others = [json.dumps(row) for row in rows.values()]
+    assert len(set(others)) == len(others)  # every method does something of its own
+
+
+@pytest.mark.slow
+def test_files_hold_the_table_and_the_pictures(compared):
+    workdir, _, rows = compared
+    folder = workdir / "comparison"
+    assert json.loads((folder / "comparison.json").read_text())["rows"] == rows
+    lines = (folder / "comparison.md").read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith("| retain_label ")]
+    assert f"{rows['retain_label']['forget']['classifier_distance']:.2f}" in row
+    for picture in ("comparison.png", "alphas.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_finished_rows_are_read_and_changed_ones_computed(compared, caplog):
+    workdir, _, rows = compared
+    config = small_config()
+    with caplog.at_level("INFO", logger="l2l_jax"):
+        assert compare(config, workdir, alphas=[0.0]) == rows
+    assert "step/s" not in caplog.text and "restore" not in caplog.text
+    narrower = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, tasks=("centre_4",)))
+    again = compare(narrower, workdir)
+    assert again["encoder"]["retain"]["mse"] != rows["encoder"]["retain"]["mse"]
+
+
+@pytest.mark.slow
+def test_a_method_that_diverges_is_a_row_and_stops_nothing(compared, tmp_path, monkeypatch):
+    for method in METHODS[1:]:
+        monkeypatch.delitem(methods.METHODS, method)
+    config = small_config()
+    wild = dataclasses.replace(config.unlearn, learning_rate=1e30, clip_norm=0.0)
+    pretrained = str(compared[0] / "pretrained")
+    rows = compare(dataclasses.replace(config, unlearn=wild, pretrained=pretrained), tmp_path)
+    assert set(rows) == {"original", "encoder", "encoder, proxy retain"}
+    assert all("not finite" in row["failed"] for name, row in rows.items() if name != "original")
+    assert table(rows).count("diverged") == 2

@@ -1,0 +1,65 @@
+"""Requests after one another."""
+
+import json
+import pathlib
+import runpy
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax import experiment
+from l2l_jax.compare.sequence import AT_ONCE, run_sequence, table
+from l2l_jax.config import parse_config
+from l2l_jax.errors import UserError
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+RECIPE = runpy.run_path(str(CONFIGS / "digits_mae_sequence.py"))["get_config"]
+
+
+def test_the_recipe_keeps_what_was_forgotten_among_what_is_to_be_forgotten():
+    configs = [parse_config(RECIPE(request)) for request in "123"]
+    assert [config.data.forget for config in configs] == [(5,), (5, 7), (5, 7, 9)]
+    assert all(config.data.retain == ("rest",) for config in configs)
+    assert [config.pretrained for config in configs] == [
+        "digits_mae", "runs/sequence/1/unlearned", "runs/sequence/2/unlearned"
+    ]  # fmt: skip
+    assert all(config.unlearn.retain_budget == 1.25 for config in configs)
+    with pytest.raises(ValueError, match="there are requests 1 to 3, not 4"):
+        RECIPE("4")
+
+
+def test_each_request_starts_where_the_one_before_ended(monkeypatch, tmp_path):
+    """Unlearning is replaced by noise on the weights, ever more of it from model to model."""
+    recipe = RECIPE()
+    recipe.evaluate.update(features="none", batch_size=32)
+    recipe.data.test_per_class = 8
+    calls = []
+
+    def unlearned(config, folders, params, sets):
+        calls.append((config.data.forget, config.pretrained, len(sets.retain), len(sets.forget)))
+        scale = 0.01 if config.pretrained == "digits_mae" else 0.02 * len(config.data.forget)
+        rng = np.random.default_rng(len(calls))
+        return jax.tree.map(lambda x: x + np.float32(scale) * rng.standard_normal(x.shape), params)
+
+    monkeypatch.setattr(experiment, "unlearned_params", unlearned)
+    rows = run_sequence(parse_config(recipe), tmp_path, ["5", "7", "9"])
+    assert [call[0] for call in calls] == [("5",), ("5", "7"), ("5", "7", "9"), ("5", "7", "9")]
+    assert [call[1] for call in calls] == [
+        "digits_mae", str(tmp_path / "1/unlearned"), str(tmp_path / "2/unlearned"), "digits_mae",
+    ]  # fmt: skip
+    assert len({call[2] + call[3] for call in calls}) == 1  # every training image is in one of the two sets
+    assert list(rows) == ["original", "5", "then 7", "then 9", AT_ONCE]
+    assert set(rows["5"]) == {"error on 5", "error on 7", "error on 9", "error on the rest"}
+    for name in rows["5"]:
+        assert rows["original"][name] == pytest.approx([1, 1, 1])
+        one, two, three = (rows[row][name][0] for row in ("5", "then 7", "then 9"))
+        assert 1 < one < two < three  # what a request is given is what the one before left,
+        assert 1 < rows[AT_ONCE][name][0] < two  # and the last is given the original
+    assert json.loads((tmp_path / "sequence.json").read_text())["rows"]["5"] == rows["5"]
+    assert table(rows, "github") in (tmp_path / "sequence.md").read_text()
+
+
+def test_a_sequence_of_one():
+    with pytest.raises(UserError, match="--sequence=5: name at least two different classes"):
+        run_sequence(parse_config(RECIPE()), pathlib.Path("unused"), ["5"])

@@ -1,0 +1,71 @@
+"""Which model a budget is relative to when models are unlearned one after another."""
+
+import dataclasses
+import pathlib
+import runpy
+import shutil
+
+import numpy as np
+import pytest
+
+from l2l_jax import experiment
+from l2l_jax.checkpoints.models import read_card, save_model
+from l2l_jax.config import parse_config
+from l2l_jax.data.splits import Split
+from l2l_jax.errors import UserError
+from l2l_jax.stages.lineage import budget_reference, first_of_line
+from l2l_jax.workdir import Workdir
+
+CONFIG = parse_config(
+    runpy.run_path(str(pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"))["get_config"]()
+)
+CONFIG = dataclasses.replace(CONFIG, unlearn=dataclasses.replace(CONFIG.unlearn, retain_budget=None))
+
+
+def started_from(pretrained, **unlearn):
+    how = dataclasses.replace(CONFIG.unlearn, **unlearn)
+    return dataclasses.replace(CONFIG, pretrained=str(pretrained), unlearn=how)
+
+
+@pytest.fixture
+def first(tmp_path):
+    """A folder with a copy of the shipped model, and its parameters."""
+    params = experiment.original_params(CONFIG, Workdir(tmp_path / "run", CONFIG), None)
+    save_model(tmp_path / "first", params, CONFIG.describe("family", "model"))
+    return tmp_path / "first", params
+
+
+def unlearned_from(model, folder, monkeypatch):
+    """The folder of a model that is said to be unlearned from another one."""
+    config = started_from(model)
+    original = experiment.original_params(config, Workdir(folder, config), None)
+    monkeypatch.setattr(experiment, "training_batches", lambda *_, **__: None)
+    monkeypatch.setattr(experiment, "train", lambda *_, **__: original)
+    folders = Workdir(folder, config)
+    experiment.unlearned_params(config, folders, original, Split(None, None))
+    return folders.unlearned
+
+
+def test_every_model_of_a_line_names_the_first(first, tmp_path, monkeypatch):
+    one = unlearned_from(first[0], tmp_path / "1", monkeypatch)
+    two = unlearned_from(one, tmp_path / "2", monkeypatch)
+    assert [first_of_line(model) for model in (first[0], one, two)] == [str(first[0])] * 3
+    assert read_card(two)["first_original"] == str(first[0])
+    assert first_of_line("digits_mae") == "digits_mae"
+
+    config = started_from(two, retain_budget=1.1)
+    found = budget_reference(config, two, first_of_line(two))
+    for name, value in found["encoder"].items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(value, first[1]["encoder"][name])
+    # The first one itself is relative to what is unlearned: to itself.
+    assert budget_reference(started_from(first[0]), first[0], str(first[0])) is None
+    assert budget_reference(CONFIG, "digits_mae", "digits_mae") is None
+
+    shutil.move(first[0], tmp_path / "moved")
+    with pytest.raises(
+        UserError, match="relative to .*first, the first original model: .*budget_original=PATH"
+    ):
+        budget_reference(config, two, first_of_line(two))
+    config = started_from(two, retain_budget=1.1, budget_original=str(tmp_path / "moved"))
+    assert budget_reference(config, two, first_of_line(two)) is not None
