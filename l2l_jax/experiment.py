@@ -28,6 +28,7 @@ from l2l_jax.objectives.adapters import ADAPTER, Adapter
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import Task, pretraining_task
 from l2l_jax.processes.collectives import barrier, from_primary, is_primary
+from l2l_jax.processes.setup import peak_memory
 from l2l_jax.stages.generation import generate
 from l2l_jax.stages.lineage import budget_reference, first_of_line
 from l2l_jax.stages.validation import retain_budget
@@ -121,7 +122,7 @@ def _reported(config, folders, evaluation, sets, models, clock) -> dict[str, Any
         clock.lap("audit")
     return from_primary(
         lambda: write_report(
-            folders, config, evaluation, results, clock.seconds, features, findings, attacked
+            folders, config, evaluation, results, clock.seconds, clock.memory, features, findings, attacked
         )
     )
 
@@ -352,13 +353,15 @@ def _card(config: Config, origin: str) -> dict[str, Any]:
 
 
 class _Clock:
-    """Seconds spent in the phases of a run."""
+    """Seconds spent in the phases of a run, and the process's greatest memory in GiB up to their ends."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
+        self.memory: dict[str, float] = {}
         self._last = time.monotonic()
 
     def lap(self, name: str) -> None:
         now = time.monotonic()
         self.seconds[name] = round(now - self._last, 2)
+        self.memory[name] = round(peak_memory(), 3)
         self._last = now

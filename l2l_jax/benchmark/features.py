@@ -63,10 +63,11 @@ def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.nd
     import jax
 
     from l2l_jax.benchmark.inception_torch import Inception
+    from l2l_jax.benchmark.random_networks import inception_weights
     from l2l_jax.evaluation.features import inception
     from l2l_jax.evaluation.features.convolutions import joined
 
-    state_dict, stored = random_weights()
+    state_dict, stored = inception_weights()
     params = jax.device_put(joined(stored, inception.NORM_EPSILON))
     apply = jax.jit(lambda params, x: inception.Inception().apply({"params": params}, x)[0])
     ours = apply.lower(params, images).compile()
@@ -92,28 +93,6 @@ def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.nd
         "PyTorch": peer(torch.contiguous_format),
         "PyTorch, channels last": peer(torch.channels_last),
     }
-
-
-def random_weights() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A state dict with the keys of the published file, and the same as a tree; signals keep their size."""
-    import jax
-
-    from l2l_jax.evaluation.features import convolutions, inception
-    from l2l_jax.weights import mapping
-
-    image = jax.ShapeDtypeStruct((1, 299, 299, 3), np.float32)
-    shapes = jax.eval_shape(inception.Inception().init, jax.random.key(0), image)["params"]
-    shapes = convolutions.apart(shapes)
-    rng = np.random.default_rng(0)
-
-    def value(path: Any, like: Any) -> np.ndarray:
-        name, noise = path[-1].key, rng.standard_normal(like.shape, np.float32)
-        if name == "kernel":
-            return noise * np.float32((2 / np.prod(like.shape[:-1])) ** 0.5)
-        return 1 + np.float32(0.1) * abs(noise) if name in ("scale", "var") else np.float32(0.1) * noise
-
-    stored = jax.tree_util.tree_map_with_path(value, shapes)
-    return mapping.to_torch(inception.table(stored), stored), stored
 
 
 def check(sides: Mapping[str, Callable[[], np.ndarray]]) -> None:

@@ -1,9 +1,9 @@
 """A published recipe rehearsed at full size: `python -m l2l_jax.benchmark rehearsal configs/mae.py`.
 
-Everything but the weights is real: random weights of the recipe's model are written in the published layout
-and imported; a few unlearning steps are taken on JPEGs; a few images of each set are restored and measured;
-report and pictures are written. Each phase is a process of its own, of which time and peak memory are shown.
-Flags after `--` go to `l2l_jax.main`, such as --config.model.sampling_steps=4.
+Everything but the weights is real. Random weights of the model and of the networks that measure its images
+are written in the published layouts; the model is imported; a few unlearning steps are taken on JPEGs; a few
+images of each set are restored and measured; report and pictures are written. A table shows time and peak
+memory of each phase. Flags after `--` go to `l2l_jax.main`, such as --config.model.sampling_steps=4.
 """
 
 import argparse
@@ -14,14 +14,17 @@ import runpy
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from tabulate import tabulate
 
+from l2l_jax.config import Config, parse_config
 from l2l_jax.errors import UserError
+from l2l_jax.evaluation.features.clip import PUBLISHED as TOWERS
+from l2l_jax.weights.families import KNOWN
 
 SIDES = (320, 500)
 """Least and greatest side of the JPEGs in pixels."""
@@ -41,6 +44,15 @@ params = jax.device_get(jax.jit(config.model.init)(jax.random.key(0)))
 save_model(pathlib.Path(folder), params, {**config.describe("family", "model"), "origin": "random"})
 export_model(pathlib.Path(folder), pathlib.Path(file))
 """
+
+PHASES = {
+    "pretrain": "weights read",
+    "unlearn": "unlearning",
+    "evaluate": "restoring and measuring",
+}
+"""What the phases of a run do in a rehearsal, by their names in its report."""
+
+RANDOM_NETWORK = "import sys; from l2l_jax.benchmark.random_networks import write; write(*sys.argv[1:])"
 
 
 class Phase(NamedTuple):
@@ -69,20 +81,32 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=3, help="of unlearning (%(default)s)")
     parser.add_argument("--images", type=int, default=8, help="of each set that are restored (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=2, help="of unlearning, each set (%(default)s)")
+    parser.add_argument("--clip", default="ViT-H/14", choices=TOWERS, help="tower of CLIP (%(default)s)")
     given = list(argv[1:])
     end = given.index("--") if "--" in given else len(given)
     args, flags = parser.parse_args(given[:end]), given[end + 1 :]
     name = pathlib.Path(args.recipe.partition(":")[0]).stem
     folder = args.folder or pathlib.Path("runs") / f"rehearsal_{name}"
-    report = rehearse(args.recipe, folder, args.steps, args.images, args.batch_size, flags)
-    rows = [phase.values() for phase in report["phases"]]
-    print(tabulate(rows, headers=list(report["phases"][0]), floatfmt=("", ".0f", ".0f", ".2f")))
+    report = rehearse(args.recipe, folder, args.steps, args.images, args.batch_size, flags, tower=args.clip)
+    print(table(report))
     print(f"\nReport: {folder / 'run' / 'report' / 'report.html'}")
 
 
+def table(report: Mapping[str, Any]) -> str:
+    """A line for each process, and one for each phase of the run."""
+    rows = [list(phase.values()) for phase in report["phases"]]
+    for name, seconds in report["durations_seconds"].items():
+        memory = report["peak_memory_gib_after"][name] * 2**30 / 1e9
+        rows.append([f"  of these: {PHASES[name]}", seconds, None, memory])
+    return tabulate(
+        rows, headers=list(report["phases"][0]), tablefmt="github", floatfmt=("", ".0f", ".0f", ".2f")
+    )
+
+
 def rehearse(
-    recipe: str, folder: pathlib.Path, steps: int, images: int, batch_size: int, flags: Sequence[str] = ()
-) -> dict[str, Any]:
+    recipe: str, folder: pathlib.Path, steps: int, images: int, batch_size: int, flags: Sequence[str] = (),
+    *, tower: str = "ViT-H/14",
+) -> dict[str, Any]:  # fmt: skip
     """Run all phases; what `folder/rehearsal.json` then holds.
 
     Args:
@@ -92,6 +116,7 @@ def rehearse(
       images: test images of each set.
       batch_size: images of each set in a step.
       flags: further flags of `l2l_jax.main`.
+      tower: of CLIP, if the recipe measures with it.
 
     Raises:
       UserError: the folder exists, or a phase failed.
@@ -100,6 +125,7 @@ def rehearse(
         raise UserError(f"{folder} exists. Choose another --folder, or delete it first.")
     make_jpegs(folder / "jpegs", {"train": max(2 * batch_size, 8), "test": images})
     path, _, variant = recipe.partition(":")
+    config = parse_config(runpy.run_path(path)["get_config"](*filter(None, [variant])))
     file, imported = folder / "random.safetensors", folder / "imported"
     data = {
         "source": "folder", "path": folder / "jpegs", "retain": "temple", "forget": "flower",
@@ -109,23 +135,27 @@ def rehearse(
     fields = {f"data.{name}": value for name, value in data.items()}
     fields |= {f"unlearn.{name}": value for name, value in unlearn.items()}
     fields |= {"model.pretrained": imported, "evaluate.batch_size": min(images, 8)}
+    networks = {name: folder / f"{name}.safetensors" for name in config.evaluate.networks}
+    fields |= {"evaluate.network_batch_size": min(images, 8)}
+    fields |= {f"evaluate.{name}": written for name, written in networks.items()}
     given = [f"--config.{name}={value}" for name, value in fields.items()]
     run = ["l2l_jax.main", f"--config={recipe}", f"--workdir={folder / 'run'}", *given, *flags]
     phases = [
         _run("random weights, exported", ["-c", RANDOM_WEIGHTS, path, variant, folder / "random", file]),
-        _run(
-            "import", ["-m", "l2l_jax.weights", "import", file, "--output", imported, *_hidden(path, variant)]
+        _run("import", ["-m", "l2l_jax.weights", "import", file, "--output", imported, *_hidden(config)]),
+        *(
+            _run(f"random weights, {name}", ["-c", RANDOM_NETWORK, name, written, tower])
+            for name, written in networks.items()
         ),
         _run(f"{steps} steps, {3 * images} images restored twice, report", ["-m", *run]),
     ]
+    metrics = json.loads((folder / "run/report/metrics.json").read_text())
     report = {
         "recipe": recipe,
         "flags": list(flags),
         "phases": [phase._asdict() for phase in phases],
-        "durations_seconds": json.loads((folder / "run/report/metrics.json").read_text())[
-            "durations_seconds"
-        ],
-        "weights_bytes": file.stat().st_size,
+        **{name: metrics[name] for name in ("durations_seconds", "peak_memory_gib_after", "not_available")},
+        "weights_bytes": {made.stem: made.stat().st_size for made in (file, *networks.values())},
     }
     (folder / "rehearsal.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
@@ -154,12 +184,8 @@ def make_jpegs(folder: pathlib.Path, counts: dict[str, int]) -> None:
                 part.save(folder / split / name / f"{number:03}.jpg", quality=90)
 
 
-def _hidden(path: str, variant: str) -> list[str]:
+def _hidden(config: Config) -> list[str]:
     """What `weights import` must be told: fields that weights do not show."""
-    from l2l_jax.config import parse_config
-    from l2l_jax.weights.families import KNOWN
-
-    config = parse_config(runpy.run_path(path)["get_config"](*filter(None, [variant])))
     family = KNOWN[config.family]
     names = dict.fromkeys((*family.hidden, *family.trained_with))
     return [f"--set={name}={getattr(config.model, name)}" for name in names]

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-import resource
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from l2l_jax.evaluation.encoder_features import TestFeatures
 from l2l_jax.evaluation.evaluate import Evaluation, ModelFigures
 from l2l_jax.evaluation.report_csv import to_csv
 from l2l_jax.evaluation.report_page import page, titles
+from l2l_jax.processes.setup import peak_memory
 from l2l_jax.weights.transfer import original_weights
 from l2l_jax.workdir import Workdir
 
@@ -32,6 +32,7 @@ def write_report(
     evaluation: Evaluation,
     results: Mapping[str, ModelFigures],
     seconds: Mapping[str, float],
+    memory: Mapping[str, float],
     features: TestFeatures,
     audit: Mapping[str, Any] | None = None,
     attacked: Mapping[str, np.ndarray] | None = None,
@@ -44,6 +45,7 @@ def write_report(
       evaluation: where the models were evaluated.
       results: of the "original" and the "unlearned" model, and of the "retrained" one if there is one.
       seconds: duration of the phases of this process.
+      memory: its greatest memory in GiB up to the end of each phase.
       features: of test images, of all these models.
       audit: what `l2l_jax.audit` found, or None.
       attacked: restorations of the images of the picture, by set, after the attack `audit["shown_attack"]`.
@@ -70,7 +72,8 @@ def write_report(
         "versions": _versions(),
         "device": _device(),
         "durations_seconds": dict(seconds),
-        "peak_memory_gib": round(_peak_memory(), 3),
+        "peak_memory_gib": round(peak_memory(), 3),
+        "peak_memory_gib_after": dict(memory),
     }
     shown = {name: result.shown for name, result in results.items()}
     if attacked:
@@ -137,9 +140,3 @@ def _device() -> dict[str, Any]:
         "platform": first.platform, "kind": first.device_kind, "count": jax.device_count(),
         "processes": jax.process_count(),
     }  # fmt: skip
-
-
-def _peak_memory() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, KiB elsewhere
-    return peak * unit / 2**30

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pathlib
+import resource
 import sys
 
 from l2l_jax.errors import UserError
@@ -64,3 +65,9 @@ def keep_compiled_programs() -> None:
 
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def peak_memory() -> float:
+    """Greatest memory of this process so far, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
