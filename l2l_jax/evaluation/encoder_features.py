@@ -66,8 +66,10 @@ class Features:
     """
 
     def __init__(self, model: ImageToImageModel, batch_size: int, seed: int):
-        if getattr(model, "remat", False):  # what is computed twice cannot be looked into
-            model = dataclasses.replace(model, remat=False)
+        # What is computed twice or in a loop cannot be looked into.
+        inlined = {name: False for name in ("remat", "scan") if getattr(model, name, False)}
+        if inlined:
+            model = dataclasses.replace(model, **inlined)
         self._order: list[str] = []
 
         def compute(params, images, rng):

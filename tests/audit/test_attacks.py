@@ -85,8 +85,9 @@ def test_the_gradient_view_moves_visible_pixels_as_far_as_it_may(evaluation):
     assert np.mean(errors - least) < 0.1 * np.mean(before - least)
 
 
-def test_features_of_every_layer_are_means_over_places(evaluation):
-    model = dataclasses.replace(config().model, width=8, depth=2, num_heads=2, remat=True)
+@pytest.mark.parametrize("field", ["remat", "scan"])
+def test_features_of_every_layer_are_means_over_places(evaluation, field):
+    model = dataclasses.replace(config().model, width=8, depth=2, num_heads=2, **{field: True})
     params = jax.device_get(quick_jit(model.init)(jax.random.key(0)))
     tests = evaluation.tests["forget"]
     found, labels = Features(model, 256, seed=3)(params, tests)
