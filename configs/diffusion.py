@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         path="",  # its data_dir; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
         forget=("places365_i2i",),  # the published lists
         retain=("places365_i2i",),
-        proxy=(),  # images that stand in for the retain images; (): none do
+        proxy=(),  # images that replace the retain images; (): none
         train_per_class=5000,
         test_per_class=100,
         general=("rest",), general_images=5000,  # of neither set: is what was never touched unharmed?
@@ -87,7 +87,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         log_every=20,
     )
     config.unlearn = ml_collections.ConfigDict(dict(  # l2l_jax.config.UnlearningConfig
-        method="encoder",
+        method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder,
+        # epsilon, whole, undo, relearn_aware: docs/methods.md
         alpha=0.25,  # 0.1 in the release's command
         epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
         noise="normal",

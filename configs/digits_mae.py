@@ -61,7 +61,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             path="",  # where the source's files are
             forget=(5, 6, 7, 8, 9),  # classes
             retain=(0, 1, 2, 3, 4),  # or rest
-            proxy=(),  # what stands in for the retain images while unlearning; (): nothing does
+            proxy=(),  # what replaces the retain images while unlearning; (): nothing
             train_per_class=0,
             test_per_class=0,  # images; 0: all
             general=(),
@@ -103,7 +103,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.unlearn = ml_collections.ConfigDict(
         dict(  # l2l_jax.config.UnlearningConfig
-            method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder
+            method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder,
+            # epsilon, whole, undo, relearn_aware: docs/methods.md
             alpha=0.2,  # weight of forgetting
             epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
             noise="normal",  # the teacher's noise images: normal, uniform or constant

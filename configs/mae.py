@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         path="",  # its data_dir; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
         forget=("imagenet_i2i",),  # the published lists
         retain=("imagenet_i2i",),
-        proxy=(),  # images that stand in for the retain images; (): none do
+        proxy=(),  # images that replace the retain images; (): none
         train_per_class=120,
         test_per_class=50,
         general=("rest",), general_images=5000,  # of neither set: is what was never touched unharmed?
@@ -81,7 +81,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         log_every=10,
     )
     config.unlearn = ml_collections.ConfigDict(dict(  # l2l_jax.config.UnlearningConfig
-        method="encoder",
+        method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder,
+        # epsilon, whole, undo, relearn_aware: docs/methods.md
         alpha=0.25,
         epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
         noise="normal",

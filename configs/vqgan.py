@@ -6,7 +6,7 @@
 
 Settings as published, see docs/data.md for the images and docs/weights.md for the weights: 120 images of
 each class, 6 epochs in batches of 128 (32 on each of 4 GPUs), tested on 50 validation images of each class
-with the centre 8×8 of the 16×16 tokens missing. Without retain images, COCO may stand in:
+with the centre 8×8 of the 16×16 tokens missing. Without retain images, COCO may replace them:
 --config.data.proxy='({"source":"coco/2017","count":12000},)'
 
 Hardware: the paper had four GPUs; another paper (arXiv 2408.01689) reports 2 hours on one A40.
@@ -61,7 +61,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         path="",  # its data_dir; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
         forget=("imagenet_i2i",),  # the published lists
         retain=("imagenet_i2i",),
-        proxy=(),  # images that stand in for the retain images; (): none do
+        proxy=(),  # images that replace the retain images; (): none
         train_per_class=120,
         test_per_class=50,
         general=("rest",), general_images=5000,  # of neither set: is what was never touched unharmed?
@@ -93,7 +93,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         log_every=10,
     )
     config.unlearn = ml_collections.ConfigDict(dict(  # l2l_jax.config.UnlearningConfig
-        method="encoder",
+        method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder,
+        # epsilon, whole, undo, relearn_aware: docs/methods.md
         alpha=0.25,  # 0.2 in the release's command
         epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
         noise="normal",

@@ -107,7 +107,7 @@ def free_form_hole(rng: np.random.Generator, size: int) -> np.ndarray:
 def stroke_vertices(rng: np.random.Generator, size: int) -> np.ndarray:
     """A zigzag of 4 to 11 lines as `[vertex, (x, y)]` in pixels, kept inside the image.
 
-    It starts anywhere. Headings are 2π/5 and −2π/5 in turn, each off by up to a bound of its own
+    It starts anywhere. Headings alternate between 2π/5 and −2π/5, each off by up to a bound of its own
     for the stroke, uniform up to 2π/15 either way; lengths are normal with mean diagonal / 8 and
     half of it as standard deviation, clipped to [0, diagonal / 4].
     """

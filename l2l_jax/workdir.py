@@ -20,7 +20,7 @@ IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction", "g
 """Fields that may change between a run and its continuation; besides `RECOMPUTED` and the devices."""
 
 RECOMPUTED = ("remat", "scan")
-"""Fields of a model that say how its numbers are computed, not what they are."""
+"""Fields of a model that say how it is computed, not what it computes."""
 
 ORIGINAL = ("pretrain", "pretrained")
 UNLEARNED = ("unlearn", "unlearned", "generated", "generated.unfinished")
@@ -34,7 +34,7 @@ class Workdir:
 
         pretrain/<stage>/   checkpoints and scalars of pretraining
         pretrained/         the original model
-        generated/          images that stand in for retain images, if the original model made any
+        generated/          images in place of retain images, if the original model made any
         unlearn/            checkpoints and scalars of unlearning
         unlearned/          the unlearned model
         evaluation/         what was observed of each image; figures.json of `l2l_jax.evaluate`

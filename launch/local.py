@@ -5,7 +5,7 @@
 
 Every process gets the flags --coordinator, --num_processes and --process_id; its output appears here
 behind its number. When one process fails, the others have --grace seconds to end too, then they are killed.
-If the run was not finished, all start again, at most --max-restarts times: the program goes on from its
+If the run was not finished, all start again, at most --max-restarts times: the program resumes from its
 last checkpoint. There is no restart if the first that failed had exit code 1 or 2 (a mistake that a restart
 does not mend), or when this launcher itself was asked to stop (SIGTERM, SIGINT): it passes the signal on
 and waits.

@@ -57,5 +57,5 @@ if ((restarts >= max_requeues)); then
     echo "Not queued again: this was requeue $restarts of at most $max_requeues." >&2
     exit "$code"
 fi
-echo "Exit code $code: queued again, to go on from the last checkpoint." >&2
+echo "Exit code $code: queued again, to resume from the last checkpoint." >&2
 scontrol requeue "$SLURM_JOB_ID"

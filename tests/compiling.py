@@ -29,7 +29,7 @@ quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 for rounding."""
 
 
-def graded(task, alpha=0.0):
+def grad_fn(task, alpha=0.0):
     """A task's loss, terms and gradient, compiled quickly."""
     loss = functools.partial(total_loss, task, alpha=alpha)
     return quick_jit(jax.value_and_grad(loss, has_aux=True))

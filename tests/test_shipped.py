@@ -8,12 +8,14 @@ import runpy
 import numpy as np
 import pytest
 
-from l2l_jax import experiment, shipped
+from l2l_jax import shipped
 from l2l_jax.config import parse_config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
-from l2l_jax.stages.retraining import FAIR_RATIO, hole_errors
+from l2l_jax.evaluation.hole_errors import hole_errors
+from l2l_jax.stages.original import original_params
+from l2l_jax.stages.retraining import FAIR_RATIO
 from l2l_jax.weights.transfer import load_pretrained, original_weights
 from l2l_jax.workdir import Workdir
 
@@ -62,14 +64,14 @@ def test_recipes_start_from_them(tmp_path):
     for recipe in RECIPES:
         assert config_of(recipe).pretrained == recipe
     config = config_of("digits_mae")
-    params = experiment.original_params(config, Workdir(tmp_path, config), None)
+    params = original_params(config, Workdir(tmp_path, config), None)
     assert {part: len(params[part]) > 1 for part in params} == {"encoder": True, "decoder": True}
 
 
 def test_only_for_digits(tmp_path):
     config = config_of("digits_mae", **{"data.source": "folder", "data.path": str(tmp_path)})
     with pytest.raises(UserError, match="a model of handwritten digits, but config.data.source is 'folder'"):
-        experiment.original_params(config, Workdir(tmp_path, config), None)
+        original_params(config, Workdir(tmp_path, config), None)
 
 
 def test_the_report_names_the_model_and_its_own_licence():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from l2l_jax import experiment
 from l2l_jax.checkpoints.models import load_params
 from l2l_jax.config import parse_config
 from l2l_jax.data.sources import open_source
+from l2l_jax.stages import batches, unlearning
+from l2l_jax.stages.original import original_params
 from l2l_jax.weights.adapter_files import FILE, with_adapter
 from l2l_jax.workdir import Workdir
 
@@ -26,15 +27,15 @@ def test_an_adapter_without_retain_images(tmp_path):
     recipe.evaluate.batch_size = 8
     config = parse_config(recipe)
     source, folders = open_source(config.data, "train", 16), Workdir(tmp_path, config)
-    original = experiment.original_params(config, folders, source)
-    sets = experiment.training_sets(config, source)
+    original = original_params(config, folders, source)
+    sets = batches.training_sets(config, source)
     assert set(sets.forget.labels) == {5, 6, 7, 8, 9} and sets.retain.class_names == ("noise",)
-    unlearned = experiment.unlearned_params(config, folders, original, sets)
+    unlearned = unlearning.unlearned_params(config, folders, original, sets)
     assert np.load(tmp_path / "generated" / "images.npy").shape == (10, 16, 16, 3)
     for same in (
         load_params(folders.unlearned, original),
         with_adapter(folders.unlearned / FILE, original, "mae", config.model),
-        experiment.unlearned_params(config, folders, original, sets),  # taken from the workdir
+        unlearning.unlearned_params(config, folders, original, sets),  # taken from the workdir
     ):
         jax.tree.map(np.testing.assert_array_equal, same, unlearned)
     before, after = (flatten_dict(params, sep="/") for params in (original, unlearned))

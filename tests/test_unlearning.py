@@ -7,15 +7,16 @@ import runpy
 import numpy as np
 import pytest
 
-from l2l_jax import experiment
 from l2l_jax.checkpoints.models import read_card
 from l2l_jax.config import parse_config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, validation_sets
 from l2l_jax.errors import UserError
+from l2l_jax.evaluation.hole_errors import hole_errors
 from l2l_jax.objectives.constrained import Constrained
 from l2l_jax.objectives.methods import make_task
-from l2l_jax.stages import retraining
+from l2l_jax.stages import batches, unlearning
+from l2l_jax.stages.original import original_params
 from l2l_jax.stages.validation import retain_budget, validation_images
 from l2l_jax.workdir import Workdir
 
@@ -47,8 +48,8 @@ class Trained:
 @pytest.fixture
 def trained(monkeypatch):
     stand_in = Trained()
-    monkeypatch.setattr(experiment, "train", stand_in)
-    monkeypatch.setattr(experiment, "training_batches", lambda *_, **__: None)
+    monkeypatch.setattr(unlearning, "train", stand_in)
+    monkeypatch.setattr(batches, "training_batches", lambda *_, **__: None)
     return stand_in
 
 
@@ -57,7 +58,7 @@ def test_the_phases_find_the_range_of_epsilon(trained, tmp_path):
     fields = {"method": "epsilon", "epsilon_ratio": 0.25, "steps": 40, "warmup_steps": 2}
     config = config_of(**{f"unlearn.{name}": value for name, value in fields.items()})
     folders = Workdir(tmp_path, config)
-    experiment.unlearned_params(config, folders, {"encoder": np.ones(1)}, Split(None, None))
+    unlearning.unlearned_params(config, folders, {"encoder": np.ones(1)}, Split(None, None))
     assert list(trained.runs) == ["phase_1a", "phase_1b", "unlearn"]
     rules = [task.gradients for task, *_ in trained.runs.values()]
     bounds = (100 - 38.5, 200 - 38.5)
@@ -96,13 +97,13 @@ def test_a_budgeted_run_says_what_it_cost(tmp_path, monkeypatch):
     fields = {"retain_budget": 1.3, "steps": 12, "warmup_steps": 1, "budget_every": 4, "batch_size": 16}
     config = config_of(**{f"unlearn.{name}": value for name, value in fields.items()})
     folders = Workdir(tmp_path, config)
-    original = experiment.original_params(config, folders, None)
-    sets = experiment.training_sets(config, open_source(config.data, "train", 16))
-    params = experiment.unlearned_params(config, folders, original, sets)
+    original = original_params(config, folders, None)
+    sets = batches.training_sets(config, open_source(config.data, "train", 16))
+    params = unlearning.unlearned_params(config, folders, original, sets)
     facts = read_card(folders.unlearned)["retain_budget"]
     validation = validation_sets(config.data, open_source(config.data, "validation", 16))
     for of, source in validation._asdict().items():
-        before, after = (retraining.hole_errors(config, p, source) for p in (original, params))
+        before, after = (hole_errors(config, p, source) for p in (original, params))
         assert facts["images"][of] == len(before) < 200  # all there are
         assert facts[of]["value"] == pytest.approx(after.mean() / before.mean(), rel=1e-3)
         assert facts[of]["low"] < facts[of]["value"] < facts[of]["high"]

@@ -9,7 +9,7 @@ import scipy.stats
 
 from l2l_jax.audit.attacks.membership import relative_error, scores
 from l2l_jax.audit.depth import MEASURES, Depth, Measure, Sample, depth
-from l2l_jax.audit.examination import AS_IT_LIES, Findings
+from l2l_jax.audit.examination import UNTOUCHED, Findings
 from l2l_jax.audit.measuring import Measured
 from l2l_jax.audit.verdict import DEEP, SHALLOW, Verdict, decide
 from l2l_jax.evaluation.intervals import Interval, bootstrap, mean_interval
@@ -17,7 +17,7 @@ from l2l_jax.evaluation.intervals import Interval, bootstrap, mean_interval
 ROLES = ("original", "unlearned", "retrained")
 
 TITLES = {
-    AS_IT_LIES: "as it lies",
+    UNTOUCHED: "before any attack",
     "retain_tuning": "retain images only",
     "fresh_decoder_retain": "fresh decoder, retain images",
     "fresh_decoder_all": "fresh decoder, all images",
@@ -86,7 +86,7 @@ def conclude(findings: Mapping[str, Findings], yardstick: Mapping[str, Any] | No
         "layers": {m: _layers(findings[m]) for m in models if "linear_probe" in findings[m]},
         "layers_depth": _described(depths.get("linear_probe")),
         "curves": {
-            attack: {m: _curve(findings[m][AS_IT_LIES], findings[m][attack]) for m in models}
+            attack: {m: _curve(findings[m][UNTOUCHED], findings[m][attack]) for m in models}
             for attack in findings["unlearned"]
             if attack.startswith(TUNING)
         },
@@ -130,10 +130,10 @@ def _samples(measured: Measured) -> dict[Measure, Sample]:
 def _depths(
     findings: Mapping[str, Findings], result: Result, untouched: bool = False
 ) -> dict[Measure, Depth]:
-    """Depths after an attack on all three models, or with the original as it lies for "original"."""
+    """Depths after an attack on all three models, or with the untouched original for "original"."""
     places = {role: (result.attack, result.point) for role in ROLES}
     if untouched:
-        places["original"] = (AS_IT_LIES, "0")
+        places["original"] = (UNTOUCHED, "0")
     samples = {role: _samples(findings[role][attack][point]) for role, (attack, point) in places.items()}
     return {
         measure: depth(measure, *(samples[role][measure] for role in ROLES))
@@ -151,11 +151,11 @@ def _untouched(findings: Mapping[str, Findings], result: Result) -> dict[str, An
 
 def _verdict(findings: Mapping[str, Findings], depths: Mapping[str, Mapping[Measure, Depth]]) -> Verdict:
     if depths:
-        attacks = {name: list(found.values()) for name, found in depths.items() if name != AS_IT_LIES}
-        return decide(list(depths[AS_IT_LIES].values()), attacks)
+        attacks = {name: list(found.values()) for name, found in depths.items() if name != UNTOUCHED}
+        return decide(list(depths[UNTOUCHED].values()), attacks)
     changed = [
-        _difference(measure, *(findings[role][AS_IT_LIES]["0"] for role in ROLES[:2])).low > 0
-        for measure in _samples(findings["unlearned"][AS_IT_LIES]["0"])
+        _difference(measure, *(findings[role][UNTOUCHED]["0"] for role in ROLES[:2])).low > 0
+        for measure in _samples(findings["unlearned"][UNTOUCHED]["0"])
     ]
     return Verdict("undecided" if any(changed) else "not forgotten", None, None, not any(changed))
 
@@ -187,7 +187,7 @@ def _title(verdict: Verdict, results: Sequence[Result]) -> str | None:
 
 def _cost(findings: Mapping[str, Findings]) -> dict[str, list[float]]:
     """Of the retain test images: the hole error after over before, and how much the accuracy has dropped."""
-    before, after = (findings[role][AS_IT_LIES]["0"]["retain"] for role in ROLES[:2])
+    before, after = (findings[role][UNTOUCHED]["0"]["retain"] for role in ROLES[:2])
 
     def ratio(i):
         return after["mse"][i].mean(-1) / before["mse"][i].mean(-1)

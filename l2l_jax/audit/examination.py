@@ -30,7 +30,7 @@ from l2l_jax.training.loop import Trainer
 
 logger = logging.getLogger(__name__)
 
-AS_IT_LIES = "as_it_lies"
+UNTOUCHED = "as_it_lies"
 """The name of what is measured before any attack."""
 
 POINTS, SHOWN, SETTINGS = "points.npz", "shown.npz", "settings.json"
@@ -70,10 +70,10 @@ class Examiner:
           show: keep restorations of the images that pictures show, see `shown`.
 
         Raises:
-          Interrupted: asked to stop; attacks that are finished are kept, and long trainings go on.
+          Interrupted: asked to stop; finished attacks are kept, and long trainings resume.
         """
         model = _Model(name, params, self._folder / name, self._facts(params), show)
-        findings = {AS_IT_LIES: self._kept(model, AS_IT_LIES, {}, lambda _: {"0": self._tests(model)})}
+        findings = {UNTOUCHED: self._kept(model, UNTOUCHED, {}, lambda _: {"0": self._tests(model)})}
         for attack in self._attacks.values():
             seeds = range(self._config.audit.seeds)
             findings[attack.name] = mean([self._train(model, attack, seed) for seed in seeds])
@@ -103,7 +103,7 @@ class Examiner:
         return json.loads(json.dumps({"parameters": fingerprint(params), **facts}))
 
     def _tests(self, model: "_Model") -> Measured:
-        return self._meter.tests(model.params, f"{model.name} as it lies")
+        return self._meter.tests(model.params, f"{model.name} before any attack")
 
     def _kept(
         self, model: "_Model", attack: str, settings: Mapping[str, Any],
@@ -123,7 +123,7 @@ class Examiner:
         return folder / attack / f"seed_{seed}"
 
     def _train(self, model: "_Model", attack: TrainingAttack, seed: int) -> Points:
-        """A training attack, looked at on the way; it goes on where it was stopped."""
+        """A training attack, measured on the way; it resumes where it was stopped."""
         settings = {
             "training": dataclasses.asdict(attack.training), "images": attack.images._asdict(),
             "looked_at": attack.looked_at,

@@ -8,7 +8,6 @@ import numpy as np
 from l2l_jax.config import Config
 from l2l_jax.console.progress import Progress
 from l2l_jax.data.records import Source
-from l2l_jax.data.transforms import Transform
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation import metrics
 from l2l_jax.evaluation.evaluate import Evaluation
@@ -82,11 +81,7 @@ class Meter:
 
     def image_set(self, source: Source, name: str) -> ImageSet:
         """Images of a source, prepared as test images are; `name` is for messages."""
-        config = self._config
-        return ImageSet(
-            source, Transform(config.data, config.model.image_size, training=False),
-            config.model.value_range, max_bad_fraction=config.data.max_bad_fraction, name=name,
-        )  # fmt: skip
+        return ImageSet.of(self._config, source, name)
 
 
 def save_points(path: pathlib.Path, points: Points) -> None:

@@ -18,9 +18,12 @@ from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.evaluate import Evaluation
+from l2l_jax.evaluation.hole_errors import hole_errors
 from l2l_jax.evaluation.intervals import Interval, bootstrap
 from l2l_jax.models.base import Params
 from l2l_jax.processes.collectives import barrier, from_primary, on_primary
+from l2l_jax.stages.original import model_card
+from l2l_jax.stages.retraining import FAIR_RATIO, retrain
 from l2l_jax.weights.transfer import load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -103,8 +106,6 @@ def yardstick(config: Config, original: Params, folder: pathlib.Path) -> Yardsti
     Raises:
       UserError: it is not there, cannot be read or fits another model.
     """
-    from l2l_jax.stages.retraining import FAIR_RATIO  # it trains with l2l_jax.experiment, which audits
-
     given = _named(config)
     if not given:
         logger.info("Audit: no retrained model to compare with, see config.audit.retrained")
@@ -179,22 +180,17 @@ def _loaded(config: Config, given: str) -> tuple[Params, str]:
 
 def _trained(config: Config, original: Params, folder: pathlib.Path) -> tuple[Params, str]:
     """The yardstick trained in the workdir: once, then read from there."""
-    from l2l_jax.stages.retraining import retrain
-
     if from_primary(folder.exists):
         with barrier():
             params = load_params(folder, original)
     else:
         params = retrain(config, original, folder.with_name("retraining")).params
-        card = config.describe("family", "model", "data", "seed")
-        save_model(folder, params, {**card, "origin": "trained without the images to forget"})
+        save_model(folder, params, model_card(config, "trained without the images to forget"))
     return params, str(folder)
 
 
 def _retain_ratio(config: Config, original: Params, retrained: Params) -> tuple[Interval, str]:
     """Hole error on retain images, retrained over original, and on which images it was measured."""
-    from l2l_jax.stages.retraining import hole_errors
-
     kind = "validation" if config.data.validation_fraction else "test"
     source = open_source(config.data, kind, config.model.image_size)
     choose = validation_sets if kind == "validation" else evaluation_sets

@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
         }
 
 
-def decide(as_it_lies: Sequence[Depth], attacks: Mapping[str, Sequence[Depth]]) -> Verdict:
+def decide(untouched: Sequence[Depth], attacks: Mapping[str, Sequence[Depth]]) -> Verdict:
     """The verdict on an unlearned model.
 
     The rule, on depths that the test images can resolve, an attack's depth being the least by any measure:
@@ -55,10 +55,10 @@ def decide(as_it_lies: Sequence[Depth], attacks: Mapping[str, Sequence[Depth]]) 
     "forgotten for good"; otherwise "hidden, not forgotten". Where nothing can be resolved, "undecided".
 
     Args:
-      as_it_lies: depths of the model that nobody attacked, by different measures.
+      untouched: depths of the model that nobody attacked, by different measures.
       attacks: depths after each attack.
     """
-    surface = _least(as_it_lies)
+    surface = _least(untouched)
     if surface is None:
         return Verdict("undecided", None, None, False)
     if surface.value < SHALLOW:

@@ -1,7 +1,7 @@
 """What a token bank saves in a step: `python -m l2l_jax.benchmark bank --config=configs/vqgan.py`.
 
 The recipe's unlearning step as it is without a bank ("online"), with codes of the noise computed once
-("noise_bank"), and with all codes computed once ("token_bank"), in turns in one run on all devices. Images
+("noise_bank"), and with all codes computed once ("token_bank"), interleaved in one run on all devices. Images
 and codes are random and lie in the host's memory; computing the bank is not part of a step.
 """
 
@@ -38,12 +38,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(config: Any, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every step of each row, taken in turns.
+    """Seconds of every step of each row, interleaved.
 
     Raises:
       UserError: the recipe's family or method has no use for a bank.
     """
-    from l2l_jax.benchmark.layouts import open_bench
+    from l2l_jax.benchmark.layouts import open_stage
     from l2l_jax.benchmark.step import Run
     from l2l_jax.training import sharding
     from l2l_jax.training.parallel import make_parallel
@@ -53,8 +53,8 @@ def measure(config: Any, rounds: int) -> dict[str, list[float]]:
     runs = {}
     for name, (token_bank, noise_bank) in BANKS.items():
         how = dataclasses.replace(config.unlearn, token_bank=token_bank, noise_bank=noise_bank)
-        bench = open_bench(dataclasses.replace(config, unlearn=how), "unlearn")
+        stage = open_stage(dataclasses.replace(config, unlearn=how), "unlearn")
         mesh = sharding.make_mesh(config=config.mesh)
         sharding.check_batch_size(how.batch_size, how.accumulate, mesh, "config.unlearn.batch_size")
-        runs[name] = Run(bench, make_parallel(mesh, config.parallel))
+        runs[name] = Run(stage, make_parallel(mesh, config.parallel))
     return in_turns({name: run.time_step for name, run in runs.items()}, rounds)

@@ -54,7 +54,7 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from l2l_jax.benchmark.layouts import open_bench
+    from l2l_jax.benchmark.layouts import open_stage
     from l2l_jax.evaluation.tasks import budget_task
     from l2l_jax.stages.validation import validation_images
     from l2l_jax.training import sharding
@@ -63,15 +63,15 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
 
     how, model = config.unlearn, config.model
     parallel = make_parallel(sharding.make_mesh(config=config.mesh), config.parallel)
-    bench = open_bench(config, "unlearn")
+    stage = open_stage(config, "unlearn")
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
-    step, _ = bench.step(parallel)
-    state = bench.state(params, parallel.mesh)
-    frozen = sharding.place({part: params[part] for part in bench.task.frozen}, parallel.mesh)
+    step, _ = stage.step(parallel)
+    state = stage.state(params, parallel.mesh)
+    frozen = sharding.place({part: params[part] for part in stage.task.frozen}, parallel.mesh)
     rng = np.random.default_rng(0)
     low, high = model.value_range
     batch = {
-        of: (low + (high - low) * rng.random(x.shape)).astype(np.float32) for of, x in bench.batch().items()
+        of: (low + (high - low) * rng.random(x.shape)).astype(np.float32) for of, x in stage.batch().items()
     }
     rows = parallel.rows(batch)
     images = validation_images(config, how.budget_images)

@@ -23,7 +23,7 @@ from l2l_jax.training.step import TrainState, abstract_state, make_step, placed_
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class TrainingStage:
     """A training stage of a recipe, without data.
 
     Attributes:
@@ -43,7 +43,7 @@ class Bench:
         return jax.eval_shape(self.config.model.init, jax.random.key(0))
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a global batch: uint8 pixels, or floats from a source whose images are no files."""
+        """Shapes of a global batch: uint8 pixels, or floats from a source whose images are not files."""
         shape = (self.training.batch_size, *self.config.model.image_shape)
         pixels = np.float32 if self.config.data.source == "digits" else np.uint8
         images = {name: jax.ShapeDtypeStruct(shape, pixels) for name in self.task.sets}
@@ -112,7 +112,7 @@ class Bench:
         return jax.tree.map(rows, self.batch())
 
 
-def open_bench(config: Config, stage: str) -> Bench:
+def open_stage(config: Config, name: str) -> TrainingStage:
     """The stage of a recipe that `--stage` names.
 
     Raises:
@@ -120,18 +120,18 @@ def open_bench(config: Config, stage: str) -> Bench:
     """
     model = config.model
     stages = {f"pretrain.{one.name}": one for one in model.pretraining_stages()}
-    if stage == "unlearn":
+    if name == "unlearn":
         how = config.unlearn
         task = make_task(how.method, model, **how.options)
-        return Bench(config, banked_task(task, model, how.banked), how, how.banked)
-    if stage not in stages:
-        raise UserError(f"--stage={stage}: the stages of this recipe are unlearn, {', '.join(stages)}.")
+        return TrainingStage(config, banked_task(task, model, how.banked), how, how.banked)
+    if name not in stages:
+        raise UserError(f"--stage={name}: the stages of this recipe are unlearn, {', '.join(stages)}.")
     parts = tuple(jax.eval_shape(model.init, jax.random.key(0)))
-    task = pretraining_task(stages[stage], parts)
-    return Bench(config, task, config.pretrain[stages[stage].name])
+    task = pretraining_task(stages[name], parts)
+    return TrainingStage(config, task, config.pretrain[stages[name].name])
 
 
-def parse_layouts(names: Sequence[str], bench: Bench) -> dict[str, Parallel]:
+def parse_layouts(names: Sequence[str], stage: TrainingStage) -> dict[str, Parallel]:
     """Layouts by name; without names one of each sort that the devices allow.
 
     Raises:
@@ -142,7 +142,7 @@ def parse_layouts(names: Sequence[str], bench: Bench) -> dict[str, Parallel]:
     if count > 1:
         half = [f"{count // 2}x2"] if count % 2 == 0 and count > 2 else []
         default[1:1] = [*half, f"1x{count}"]
-    how = bench.training
+    how = stage.training
     chosen = {name: parse_layout(name, jax.devices()) for name in names or default}
     sharding.check_batch_size(how.batch_size, how.accumulate, sharding.make_mesh(), "batch_size")
     return chosen

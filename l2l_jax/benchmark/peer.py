@@ -33,7 +33,7 @@ AGREE_WITHIN = 1e-3
 
 
 def main(argv: Sequence[str]) -> None:
-    """Time both sides in turns and print a table."""
+    """Time both sides, interleaved, and print a table."""
     recipe, _ = parse_flags(argv)
     from l2l_jax.config import parse_config
 
@@ -62,7 +62,7 @@ def check(config: Any) -> None:
 
 
 def measure(recipe: Any, *, threads: int, rounds: int) -> dict[str, Any]:
-    """Seconds of every step of both sides, taken in turns.
+    """Seconds of every step of both sides, interleaved.
 
     Args:
       recipe: nested mapping, as for `parse_config`.

@@ -6,7 +6,7 @@ import flax
 import jax
 import numpy as np
 
-from l2l_jax.benchmark.layouts import open_bench
+from l2l_jax.benchmark.layouts import open_stage
 from l2l_jax.benchmark.step import Run
 from l2l_jax.config import parse_config
 from l2l_jax.models.mae import MAE
@@ -39,8 +39,8 @@ class Ours:
 
     def __init__(self, recipe: dict[str, Any]):
         self._config = parse_config(recipe)
-        bench = open_bench(self._config, "unlearn")
-        self._run = Run(bench, make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit"))
+        stage = open_stage(self._config, "unlearn")
+        self._run = Run(stage, make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit"))
 
     def _params(self) -> Any:
         return jax.jit(self._config.model.init)(jax.random.key(0))["encoder"]

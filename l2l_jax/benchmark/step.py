@@ -30,16 +30,16 @@ def main(argv: Sequence[str]) -> None:
     """Time the step on every layout and print a table."""
     recipe, _ = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
-    from l2l_jax.benchmark.layouts import device_facts, open_bench, parse_layouts
+    from l2l_jax.benchmark.layouts import device_facts, open_stage, parse_layouts
     from l2l_jax.config import parse_config
 
-    bench = open_bench(parse_config(recipe), STAGE.value)
-    layouts = parse_layouts(LAYOUTS.value, bench)
-    runs = {name: Run(bench, parallel) for name, parallel in layouts.items()}
+    stage = open_stage(parse_config(recipe), STAGE.value)
+    layouts = parse_layouts(LAYOUTS.value, stage)
+    runs = {name: Run(stage, parallel) for name, parallel in layouts.items()}
     for _ in range(ROUNDS.value):
         for run in runs.values():
             run.time_once()
-    images = bench.training.batch_size * len(bench.task.sets)
+    images = stage.training.batch_size * len(stage.task.sets)
     rows = {name: run.figures(images) for name, run in runs.items()}
     facts = device_facts()
     print(f"{facts['count']} devices ({facts['kind']}), {images} images a step, {STAGE.value}\n")
@@ -50,37 +50,37 @@ def main(argv: Sequence[str]) -> None:
 
 
 class Run:
-    """A layout of a bench, compiled and ready.
+    """A stage on a layout, compiled and ready.
 
     Args:
-      bench: a `layouts.Bench`.
+      stage: a `layouts.TrainingStage`.
       parallel: the layout.
     """
 
-    def __init__(self, bench: Any, parallel: Any):
+    def __init__(self, stage: Any, parallel: Any):
         import jax
 
         from l2l_jax.training import sharding
 
         self._parallel = parallel
         rng = np.random.default_rng(0)
-        value_range = bench.config.model.value_range
+        value_range = stage.config.model.value_range
         self._images = {
-            name: rng.integers(bench.config.model.codebook_size, size=x.shape, dtype=x.dtype)
-            if name in bench.codes
+            name: rng.integers(stage.config.model.codebook_size, size=x.shape, dtype=x.dtype)
+            if name in stage.codes
             else _random_images(x.shape, x.dtype, value_range, rng)
-            for name, x in bench.batch().items()
+            for name, x in stage.batch().items()
         }
-        step, shapes = bench.step(parallel)
+        step, shapes = stage.step(parallel)
         start = time.perf_counter()
         self._step = step.lower(*shapes).compile()
         self.compile_seconds = time.perf_counter() - start
-        params = jax.device_get(jax.jit(bench.config.model.init)(jax.random.key(0)))
-        self._state = bench.state(params, parallel.mesh)
+        params = jax.device_get(jax.jit(stage.config.model.init)(jax.random.key(0)))
+        self._state = stage.state(params, parallel.mesh)
         self._frozen = sharding.place(
-            bench.task.cast({part: params[part] for part in bench.task.frozen}), parallel.mesh
+            stage.task.cast({part: params[part] for part in stage.task.frozen}), parallel.mesh
         )
-        self._parts = {name: self._compiled(part) for name, part in bench.halves(parallel).items()}
+        self._parts = {name: self._compiled(part) for name, part in stage.halves(parallel).items()}
         self._seconds: dict[str, list[float]] = {}
 
     def _compiled(self, function: Callable) -> Callable:

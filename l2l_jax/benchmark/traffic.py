@@ -25,13 +25,13 @@ def main(argv: Sequence[str]) -> None:
     """Compile the step on every layout and print a table."""
     recipe, _ = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
-    from l2l_jax.benchmark.layouts import device_facts, open_bench, parse_layouts
+    from l2l_jax.benchmark.layouts import device_facts, open_stage, parse_layouts
     from l2l_jax.config import parse_config
 
-    bench = open_bench(parse_config(recipe), STAGE.value)
-    rows = {name: traffic(bench, parallel) for name, parallel in parse_layouts(LAYOUTS.value, bench).items()}
+    stage = open_stage(parse_config(recipe), STAGE.value)
+    rows = {name: traffic(stage, parallel) for name, parallel in parse_layouts(LAYOUTS.value, stage).items()}
     facts = device_facts()
-    flops, size = bench.flops(), bench.training.batch_size
+    flops, size = stage.flops(), stage.training.batch_size
     where = f"{facts['count']} devices ({facts['kind']})"
     print(f"{where}, batch {size}, {STAGE.value}, {flops / 1e12:.3g} TFLOP a step\n")
     print(table(rows))
@@ -40,11 +40,11 @@ def main(argv: Sequence[str]) -> None:
         pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
 
 
-def traffic(bench: Any, parallel: Any) -> dict[str, Any]:
+def traffic(stage: Any, parallel: Any) -> dict[str, Any]:
     """By kind of collective what each device sends in a step, and the memory of one device.
 
     Args:
-      bench: a `layouts.Bench`.
+      stage: a `layouts.TrainingStage`.
       parallel: a layout.
 
     Returns:
@@ -54,7 +54,7 @@ def traffic(bench: Any, parallel: Any) -> dict[str, Any]:
 
     from l2l_jax.benchmark.hlo import collectives, summary
 
-    step, arguments = bench.step(parallel)
+    step, arguments = stage.step(parallel)
     options = QUICKLY if jax.default_backend() == "cpu" else {}
     compiled = step.lower(*arguments).compile(options)
     memory = compiled.memory_analysis()

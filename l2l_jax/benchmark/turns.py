@@ -1,4 +1,4 @@
-"""Timing several things in turns, so that what disturbs the machine disturbs all of them."""
+"""Timing several things interleaved, so that what disturbs the machine disturbs all of them."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence

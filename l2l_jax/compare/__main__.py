@@ -18,9 +18,12 @@ ALPHAS = flags.DEFINE_list(
     "alphas", [], "Ablation: weights of the forget term of the paper's method, as 0.0,0.1,0.25,0.5,1.0."
 )
 PROXY = flags.DEFINE_list(
-    "proxy", [], "Classes that stand in for the retain classes in the row 'encoder, proxy retain'. "
+    "proxy", [], "Classes that replace the retain classes in the row 'encoder, proxy retain'. "
     "Default: config.data.proxy, or else every other retain class."
 )  # fmt: skip
+GENERATED = flags.DEFINE_bool(
+    "generated", False, "A row for retain images that the original model makes from noise."
+)
 FRONT = flags.DEFINE_bool("front", False, "Every method with the same grid of settings, several seeds each.")
 METHODS = flags.DEFINE_list("methods", [], "With --front: methods. Default: all.")
 BUDGETS = flags.DEFINE_list("budgets", [], "With --front: retain budgets, as 1.05,1.1,1.25,1.5.")
@@ -61,7 +64,7 @@ def _methods(recipe: Any, workdir: pathlib.Path) -> None:
 
     with barrier():
         alphas, config = _numbers(ALPHAS, "weights"), parse_config(recipe)
-    rows = compare(config, workdir, alphas, PROXY.value)
+    rows = compare(config, workdir, alphas, PROXY.value, GENERATED.value)
     if is_primary():
         print(methods_report.tables(rows))
         print(f"\nComparison: {workdir / 'comparison'}")

@@ -17,19 +17,21 @@ from typing import Any, NamedTuple
 
 import jax
 
-from l2l_jax import experiment
-from l2l_jax.audit.examination import AS_IT_LIES
+from l2l_jax.audit.examination import UNTOUCHED
 from l2l_jax.audit.run import Audit, check_yardstick
 from l2l_jax.compare import front_report
+from l2l_jax.compare.methods import fields_of, incompatible
 from l2l_jax.config import Config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
 from l2l_jax.errors import Diverged, UserError
 from l2l_jax.evaluation.evaluate import Evaluation
+from l2l_jax.evaluation.hole_errors import hole_errors
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.methods import METHODS
 from l2l_jax.processes.collectives import barrier, from_primary, on_primary
-from l2l_jax.stages.retraining import hole_errors
+from l2l_jax.stages import batches, unlearning
+from l2l_jax.stages.original import original_params
 from l2l_jax.training.sharding import MeshConfig
 from l2l_jax.workdir import Workdir
 
@@ -111,6 +113,10 @@ def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -
       UserError: something the user can mend. Interrupted: asked to stop; the state is saved.
     """
     grid.check()
+    for method in grid.methods:
+        unlearn = dataclasses.replace(config.unlearn, **fields_of(method))
+        if reason := incompatible(dataclasses.replace(config, unlearn=unlearn)):
+            raise UserError(f"The method {method} cannot be run: {reason}. Name the others with --methods.")
     runner = _Cells(config, workdir)
     settings = list(grid.settings())
     cells = [(setting, seed) for setting in settings for seed in grid.seeds]
@@ -141,9 +147,9 @@ class _Cells:
             if config.audit.enabled:
                 check_yardstick(config)
             self._evaluation = Evaluation(config, folders.evaluation)
-            self._sets = experiment.training_sets(config, self._evaluation.train)
+            self._sets = batches.training_sets(config, self._evaluation.train)
             self._sources = _measured_sources(config)
-        self._original = experiment.original_params(config, folders, self._evaluation.train)
+        self._original = original_params(config, folders, self._evaluation.train)
         self._pretrained = config.pretrained or str(folders.pretrained)
         self._auditor = None
         if config.audit.enabled:
@@ -206,7 +212,7 @@ class _Cells:
         folders = Workdir(self._folder / self._name(setting, seed), variant)
         try:
             phases = self._phases(setting, variant, devices)
-            return experiment.unlearned_params(
+            return unlearning.unlearned_params(
                 variant, folders, self._original, self._sets, devices=devices, phases=phases
             )
         except Diverged as error:
@@ -220,12 +226,13 @@ class _Cells:
         unlearn = dataclasses.replace(variant.unlearn, retain_budget=None, **same)
         with self._locks.setdefault(folder, threading.Lock()):  # other cells wait for them
             phases = Workdir(folder, dataclasses.replace(variant, unlearn=unlearn)).unlearn
-            experiment.run_phases(variant, phases, self._original, self._sets, devices)
+            unlearning.run_phases(variant, phases, self._original, self._sets, devices)
         return phases
 
     def _variant(self, setting: Setting, seed: int) -> Config:
         unlearn = dataclasses.replace(
-            self._config.unlearn, **{"retain_budget": None, "method": setting.method, **dict(setting.fields)}
+            self._config.unlearn,
+            **{"retain_budget": None, **fields_of(setting.method), **dict(setting.fields)},
         )
         return dataclasses.replace(self._config, pretrained=self._pretrained, seed=seed, unlearn=unlearn)
 
@@ -277,7 +284,7 @@ def _depths(audit: Mapping[str, Any]) -> dict[str, float]:
     found = {
         result["name"]: result["depth"]["error"]
         for result in audit["results"]
-        if result["name"] != AS_IT_LIES and "error" in result["depth"]
+        if result["name"] != UNTOUCHED and "error" in result["depth"]
     }
     return {attack: depth["value"] for attack, depth in found.items() if depth["resolved"]}
 

@@ -5,25 +5,30 @@ What an earlier call finished is not computed anew: every row keeps its figures,
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from l2l_jax import experiment
 from l2l_jax.audit.run import Audit, check_yardstick
 from l2l_jax.compare import methods_report
 from l2l_jax.config import BANKED_METHODS, Config
 from l2l_jax.data.splits import retained_names
 from l2l_jax.errors import Diverged
 from l2l_jax.evaluation.evaluate import Evaluation
-from l2l_jax.objectives.methods import METHODS
+from l2l_jax.objectives.methods import METHODS, make_task
 from l2l_jax.processes.collectives import barrier, from_primary, is_primary, on_primary
+from l2l_jax.stages import batches, unlearning
+from l2l_jax.stages.original import original_params
 from l2l_jax.workdir import Workdir
+
+logger = logging.getLogger(__name__)
 
 
 def compare(
-    config: Config, workdir: pathlib.Path, alphas: Sequence[float] = (), proxy: Sequence[str] = ()
-) -> dict[str, dict[str, Any]]:
+    config: Config, workdir: pathlib.Path, alphas: Sequence[float] = (), proxy: Sequence[str] = (),
+    generated: bool = False,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Unlearn with every method from one pretrained model, evaluate, and write `workdir/comparison`.
 
     Args:
@@ -32,10 +37,12 @@ def compare(
       workdir: folder of the run; `config`'s own pretrained model in it is used or made.
       alphas: further weights of the forget term for the paper's method.
       proxy: classes of the proxy row.
+      generated: whether there is a row for retain images that the original model makes from noise.
 
     Returns:
       By row: `{"retain": figures, "forget": figures}`, with "audit" where `config.audit` asks for one, or
-      `{"failed": reason}` for a method that diverged.
+      `{"failed": reason}` for a method that diverged. Methods that do not go together with the recipe, such
+      as "undo" with an adapter, are left out with a warning.
 
     Raises:
       UserError: something the user can mend. Interrupted: asked to stop; the state is saved.
@@ -45,21 +52,24 @@ def compare(
         if config.audit.enabled:
             check_yardstick(config)
         evaluation = Evaluation(config, folders.evaluation)
-        sets = experiment.training_sets(config, evaluation.train)
-    original = experiment.original_params(config, folders, evaluation.train)
+        sets = batches.training_sets(config, evaluation.train)
+    original = original_params(config, folders, evaluation.train)
     pretrained = config.pretrained or str(folders.pretrained)
     rows = {"original": _evaluated(workdir, "original", config, evaluation, lambda: original)}
     auditor = None
     if config.audit.enabled:
         auditor = Audit(config, evaluation, sets, original, workdir / "comparison" / "audit")
     stand_ins = tuple(proxy) or config.data.proxy or retained_names(config.data, evaluation.class_names)[::2]
-    for name, variant in variants(config, pretrained, alphas, stand_ins):
+    for name, variant in variants(config, pretrained, alphas, stand_ins, generated):
+        if reason := incompatible(variant):
+            logger.warning("%s is left out: %s", name, reason)
+            continue
         folder = workdir / "comparison" / _folder(name)
 
         def unlearned(variant=variant, folder=folder):
             with barrier():
-                sets = experiment.training_sets(variant, evaluation.train)
-            return experiment.unlearned_params(variant, Workdir(folder, variant), original, sets)
+                sets = batches.training_sets(variant, evaluation.train)
+            return unlearning.unlearned_params(variant, Workdir(folder, variant), original, sets)
 
         rows[name] = _evaluated(workdir, name, variant, evaluation, unlearned)
         if auditor is not None and "failed" not in rows[name]:
@@ -69,8 +79,26 @@ def compare(
     return rows
 
 
+def fields_of(method: str) -> dict[str, Any]:
+    """The fields of `config.unlearn` that choose a method: one that uses no banks has none."""
+    return {"method": method} | ({} if method in BANKED_METHODS else {"token_bank": 0, "noise_bank": 0})
+
+
+def incompatible(config: Config) -> str:
+    """Why the method of a recipe cannot have its other settings, or "" where it can."""
+    try:
+        make_task(config.unlearn.method, config.model, **config.unlearn.options)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def variants(
-    config: Config, pretrained: str, alphas: Sequence[float], stand_ins: Sequence[Any]
+    config: Config,
+    pretrained: str,
+    alphas: Sequence[float],
+    stand_ins: Sequence[Any],
+    generated: bool = False,
 ) -> Iterator[tuple[str, Config]]:
     """The rows after the original: name and configuration of each; `stand_ins` are the proxies.
 
@@ -88,10 +116,14 @@ def variants(
         )
 
     for method in METHODS:
-        bank = {} if method in BANKED_METHODS else {"token_bank": 0, "noise_bank": 0}
-        yield method, variant(method=method, **bank)
+        yield method, variant(**fields_of(method))
     replaced = {"proxy": tuple(stand_ins), "retain_ratio": 1.0}
     yield "encoder, proxy retain", variant(replaced, method="encoder")
+    if generated:
+        yield (
+            "encoder, generated retain",
+            variant({"proxy": (), "retain_images": "generated"}, method="encoder"),
+        )
     for alpha in alphas:
         if alpha != config.unlearn.alpha:
             yield f"encoder, alpha {alpha:g}", variant(method="encoder", alpha=alpha)

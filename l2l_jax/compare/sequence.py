@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from l2l_jax import experiment
 from l2l_jax.config import Config
 from l2l_jax.data.config import REST
 from l2l_jax.data.records import Source
@@ -21,10 +20,12 @@ from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.evaluate import Evaluation
+from l2l_jax.evaluation.hole_errors import hole_errors
 from l2l_jax.evaluation.intervals import bootstrap
 from l2l_jax.models.base import Params
 from l2l_jax.processes.collectives import barrier, from_primary
-from l2l_jax.stages.retraining import hole_errors
+from l2l_jax.stages import batches, unlearning
+from l2l_jax.stages.original import original_params
 from l2l_jax.workdir import Workdir
 
 AT_ONCE = "all at once"
@@ -51,7 +52,7 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
     with barrier():
         evaluation = Evaluation(everything, workdir / "evaluation")
         sources = _measured_sources(config, requests)
-    first = experiment.original_params(config, Workdir(workdir / "first", config), evaluation.train)
+    first = original_params(config, Workdir(workdir / "first", config), evaluation.train)
     before = _errors(config, first, sources, evaluation)
     pretrained = config.pretrained or str(workdir / "first" / "pretrained")
     rows, params, newest = {"original": _ratios(before, before)}, first, pretrained
@@ -94,8 +95,8 @@ def _with(config: Config, *, forget: tuple, pretrained: str | None = None) -> Co
 
 def _unlearned(config: Config, folder: pathlib.Path, params: Params, evaluation: Evaluation) -> Params:
     with barrier():
-        sets = experiment.training_sets(config, evaluation.train)
-    return experiment.unlearned_params(config, Workdir(folder, config), params, sets)
+        sets = batches.training_sets(config, evaluation.train)
+    return unlearning.unlearned_params(config, Workdir(folder, config), params, sets)
 
 
 def _measured_sources(config: Config, requests: Sequence[str]) -> dict[str, Source]:

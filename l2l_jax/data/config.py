@@ -14,7 +14,7 @@ REST = "rest"
 """Stands for all classes that are named nowhere else."""
 
 OTHER_SOURCES = ("digits", "folder", "csv")
-"""Names of sources that are no data sets of TensorFlow Datasets."""
+"""Names of sources other than the data sets of TensorFlow Datasets."""
 
 STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -96,7 +96,7 @@ class DataConfig(SourceConfig, LoadingConfig):
     Attributes:
       forget: classes to forget.
       retain: classes to retain.
-      proxy: images that stand in for those of `retain` while unlearning, for when retain images may
+      proxy: images that replace those of `retain` while unlearning, for when retain images may
         no longer be kept (the paper's proxy retain set): classes of the source, or other sources, as
         `{"source": "coco/2017", "weight": 1.0}` with the fields of `ProxyConfig`; none: the images
         of `retain` themselves. The evaluation is on `retain` in any case, so the classes to spare

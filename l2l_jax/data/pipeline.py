@@ -194,7 +194,7 @@ class TrainingBatches:
 class BatchIterator:
     """Iterates over `TrainingBatches`; its state is the number of global batches that were taken.
 
-    So the state depends neither on the number of processes nor on that of workers: another number goes on
+    So the state depends neither on the number of processes nor on that of workers: another number resumes
     with the next global batch.
     """
 
@@ -238,7 +238,7 @@ class BatchIterator:
         if before != now:
             logger.info(
                 "The images were read by %d processes and are now read by %d: each takes another slice of "
-                "the batches, whose order stays; it goes on with batch %d.", before, now, self._taken + 1,
+                "the batches, whose order stays; it resumes with batch %d.", before, now, self._taken + 1,
             )  # fmt: skip
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ class Record(TypedDict):
     """One image, its class id, and a name that finds it again.
 
     `image` is the encoded file (JPEG, PNG, …), or float32 `[height, width, channel]` in [0, 1] from
-    sources whose images are no files.
+    sources whose images are not files.
     """
 
     image: bytes | np.ndarray

@@ -17,7 +17,7 @@ def open_source(config: SourceConfig, split: Split, image_size: int) -> Source:
     Args:
       config: which source.
       split: "train", "validation" or "test".
-      image_size: side in pixels of the images that are no files (the digits).
+      image_size: side in pixels of the images that are not files (the digits).
 
     Raises:
       UserError: no such source, or it is not where `config.path` says, or holds no images.

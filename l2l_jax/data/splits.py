@@ -1,4 +1,4 @@
-"""Which images are forgotten, which are retained, and which stand in for those."""
+"""Which images are forgotten, which are retained, and which replace those."""
 
 import dataclasses
 import logging
@@ -99,7 +99,7 @@ def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
     Where the original model is to make the retain images, these are the images that it starts from.
 
     Args:
-      data: which classes, how many images of each, and what stands in for the retain images.
+      data: which classes, how many images of each, and what replaces the retain images.
       source: the training images of `data`'s source; none is decoded.
       image_size: side in pixels, for proxies from sources without files.
 
@@ -211,7 +211,7 @@ def _members(labels: np.ndarray, classes: Sequence[int]) -> Mapping[int, np.ndar
 def _proxies(
     data: DataConfig, source: Source, ids: Mapping[str, Sequence[int]], count: _Count, image_size: int
 ) -> Source:
-    """What stands in for the retain images: a set, or a mixture of sets."""
+    """What replaces the retain images: a set, or a mixture of sets."""
     sources, weights = {}, []
     if any(not isinstance(entry, ProxyConfig) for entry in data.proxy):
         sources[data.source] = _select(source, ids["proxy"], "proxy", count)
@@ -249,7 +249,7 @@ def _proxy_source(
     """The source of proxies, opened, and what it is called; `source` itself if it is the same."""
     if (entry.source == "digits") != (data.source == "digits"):
         raise UserError(
-            f"config.data.proxy is of {entry.source} and config.data of {data.source}: digits are no files, "
+            f"config.data.proxy is of {entry.source} and config.data of {data.source}: digits are not files, "
             "and go with no others."
         )
     if not entry.path and not {entry.source, data.source} & set(OTHER_SOURCES):

@@ -1,7 +1,7 @@
 """Evaluating models of one configuration: restoring the test images, observing them, measuring.
 
 Each process restores its share of the blocks of images and keeps what it observes of them on the disk
-(`BlockStore`): a killed evaluation goes on where it stopped, and one process reads all blocks in their order,
+(`BlockStore`): a killed evaluation resumes where it stopped, and one process reads all blocks in their order,
 so that the figures do not depend on how many processes there were. No picture is sent anywhere.
 """
 
@@ -19,10 +19,8 @@ import numpy as np
 
 from l2l_jax.config import Config
 from l2l_jax.console.progress import Progress
-from l2l_jax.data.records import Source
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, general_set
-from l2l_jax.data.transforms import Transform
 from l2l_jax.evaluation import tsne
 from l2l_jax.evaluation.features.base import FeatureNetwork
 from l2l_jax.evaluation.features.digits import DigitClassifier, HoleClassifier
@@ -117,21 +115,13 @@ class Evaluation:
         self.class_names = test.class_names
         sets = evaluation_sets(data, test)._asdict() | {"general": general_set(data, test)}
         self.tests = {
-            of: self._image_set(config, source, f"{of} test")
-            for of, source in sets.items()
-            if source is not None
+            of: ImageSet.of(config, source, f"{of} test") for of, source in sets.items() if source is not None
         }
         self.restorers = {
             task.name: Restorer(model, task, batch_size=evaluate.batch_size, seed=config.seed)
             for task in parse_tasks(evaluate.tasks)
         }
         self._config, self._folder = config, folder
-
-    @staticmethod
-    def _image_set(config: Config, source: Source, name: str) -> ImageSet:
-        transform = Transform(config.data, config.model.image_size, training=False)
-        bad = config.data.max_bad_fraction
-        return ImageSet(source, transform, config.model.value_range, max_bad_fraction=bad, name=name)
 
     @property
     def restorer(self) -> Restorer:
@@ -170,7 +160,7 @@ class Evaluation:
         members = np.flatnonzero(np.isin(self.train.labels, labels))
         if len(members) > CLASSIFIER_IMAGES:
             members = members[np.linspace(0, len(members) - 1, CLASSIFIER_IMAGES).astype(int)]
-        train = self._image_set(self._config, self.train, "training").read(members)
+        train = ImageSet.of(self._config, self.train, "training").read(members)
         return to_uint8(train.images, self._config.model.value_range), train.labels
 
     @functools.cached_property

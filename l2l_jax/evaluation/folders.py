@@ -85,7 +85,7 @@ def compare_folders(
     Args:
       images, reference: the folders.
       networks: feature networks by name.
-      kept: folder for observations, so that a later call goes on; on storage that all hosts share.
+      kept: folder for observations, so that a later call resumes; on storage that all hosts share.
       batch_size: images that are observed, and kept, together.
 
     Raises:

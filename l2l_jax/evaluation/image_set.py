@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from l2l_jax.config import Config
 from l2l_jax.data.bad_images import BadImages
 from l2l_jax.data.reading import BadImage, Reader, Row, Rows
 from l2l_jax.data.records import Source
-from l2l_jax.data.transforms import Transform, in_range
+from l2l_jax.data.transforms import Transform, TransformConfig, in_range
 
 SHOWN_CLASSES = 10
 """Classes of a set in a picture, at most; evenly spaced."""
@@ -79,6 +80,22 @@ class ImageSet:
         self._limits = BadImages(None, {name: len(source)}, max_bad_fraction)
         self.skipped: dict[str, str] = {}
         """Why images were left out, by their names; complete once all blocks were read."""
+
+    @classmethod
+    def of(
+        cls, config: Config, source: Source, name: str, transform: TransformConfig | None = None
+    ) -> "ImageSet":
+        """The images of a source, prepared as the experiment's test images are.
+
+        Args:
+          config: the experiment.
+          source: the images.
+          name: of the set, in messages.
+          transform: another preparation than `config.data`'s.
+        """
+        how = Transform(transform or config.data, config.model.image_size, training=False)
+        most = config.data.max_bad_fraction
+        return cls(source, how, config.model.value_range, max_bad_fraction=most, name=name)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -40,10 +40,10 @@ def _listed(classes: Sequence[Any]) -> str:
 def _surface(audit: Mapping[str, Any]) -> list[str]:
     """What the model shows when nobody attacks it."""
     first = audit["results"][0]
-    said = [f"As it lies, {_known(first)}{_depths(first)}."]
+    said = [f"Before any attack, {_known(first)}{_depths(first)}."]
     resolved = [d["value"] for d in first["depth"].values() if d["resolved"]]
     if resolved and max(resolved) > 1:
-        said.append("A depth above 1 is more than never having seen: it tells that something was removed.")
+        said.append("A depth above 1 is more than never having seen: it shows that something was removed.")
     return said
 
 
@@ -51,8 +51,8 @@ def _attack(audit: Mapping[str, Any]) -> list[str]:
     weakest = audit["verdict"]["weakest_attack"]
     result = next((r for r in audit["results"] if r["name"] == weakest), None)
     if result is None:
-        return [] if weakest is None else [f"The attack that leaves least: {audit['verdict']['title']}."]
-    return [f"The attack that leaves least: {result['title']}; then {_known(result)}{_depths(result)}."]
+        return [] if weakest is None else [f"The attack that leaves the least: {audit['verdict']['title']}."]
+    return [f"The attack that leaves the least: {result['title']}; then {_known(result)}{_depths(result)}."]
 
 
 def _known(result: Mapping[str, Any]) -> str:

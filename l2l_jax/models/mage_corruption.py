@@ -7,65 +7,42 @@ pixels a side. On small images it changes most codes; `MAGE.paint_masked` trains
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.models.base import Params
 from l2l_jax.models.batch_axis import draw_rows
 from l2l_jax.models.mage_networks import draw_masked_share, random_masking
-
-if TYPE_CHECKING:
-    from l2l_jax.models.mage import MAGE
+from l2l_jax.models.mage_settings import MAGESettings
 
 
-def paint(model: "MAGE", images: jax.Array, hole: jax.Array) -> jax.Array:
+def paint(settings: MAGESettings, images: jax.Array, hole: jax.Array) -> jax.Array:
     """Images with the pixels of `hole`, bool `[batch or 1, height, width]`, in `hole_color`."""
-    color = jnp.asarray(model.hole_color, images.dtype).reshape(1, 1, 1, -1)
+    color = jnp.asarray(settings.hole_color, images.dtype).reshape(1, 1, 1, -1)
     return jnp.where(hole[..., None], color, images)
 
 
-def paint_tokens(model: "MAGE", images: jax.Array, tokens: jax.Array) -> jax.Array:
+def paint_tokens(settings: MAGESettings, images: jax.Array, tokens: jax.Array) -> jax.Array:
     """Images with the squares of `tokens`, bool `[batch, token]`, in `hole_color`."""
-    hole = tokens.reshape(-1, model.grid, model.grid)
-    hole = hole.repeat(model.patch_size, axis=1).repeat(model.patch_size, axis=2)
-    return paint(model, images, hole)
+    hole = tokens.reshape(-1, settings.grid, settings.grid)
+    hole = hole.repeat(settings.patch_size, axis=1).repeat(settings.patch_size, axis=2)
+    return paint(settings, images, hole)
 
 
 def draw_mask(
-    model: "MAGE", rows: int, rng: jax.Array, axis_name: str | None = None
+    settings: MAGESettings, rows: int, rng: jax.Array, axis_name: str | None = None
 ) -> tuple[jax.Array, int, jax.Array]:
     """The arguments of `random_masking` for a batch: noise, how many tokens to drop, and to mask."""
     noise_key, share_key = jax.random.split(rng)
-    num_drop = math.ceil(model.tokens * model.dropped)
-    share = draw_masked_share(share_key, model.mask_mean, model.mask_std, model.dropped)
-    num_mask = jnp.ceil(model.tokens * share).astype(jnp.int32)
-    noise = draw_rows(lambda n: jax.random.uniform(noise_key, (n, model.tokens)), rows, axis_name)
-    return noise, num_drop, jnp.clip(num_mask, max(num_drop, 1), model.tokens)
-
-
-def corrupt(
-    model: "MAGE", params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
-) -> dict[str, jax.Array]:
-    """`MAGE.corrupt`: tokenise, drop a share `dropped` of the tokens, mask some of the others."""
-    mask_key, dropout_key = jax.random.split(rng)
-    drawn = draw_mask(model, images.shape[0], mask_key, axis_name)
-    codes = images.astype(jnp.int32) if images.ndim == 2 else model.tokenize(params, images)
-    seen = model.mask(codes, *drawn)
-    if model.paint_masked:
-        painted = paint_tokens(model, images, seen["masked"])
-        seen["ids"] = model.mask(model.tokenize(params, painted), *drawn)["ids"]
-    if model.dropout:
-        shape, keep = (seen["ids"].shape[1], model.width), 1 - model.dropout
-        seen["dropout_keep"] = draw_rows(
-            lambda n: jax.random.bernoulli(dropout_key, keep, (n, *shape)), len(images), axis_name
-        )
-    return seen
+    num_drop = math.ceil(settings.tokens * settings.dropped)
+    share = draw_masked_share(share_key, settings.mask_mean, settings.mask_std, settings.dropped)
+    num_mask = jnp.ceil(settings.tokens * share).astype(jnp.int32)
+    noise = draw_rows(lambda n: jax.random.uniform(noise_key, (n, settings.tokens)), rows, axis_name)
+    return noise, num_drop, jnp.clip(num_mask, max(num_drop, 1), settings.tokens)
 
 
 def tokenizer_inputs(
-    model: "MAGE", images: jax.Array, rng: jax.Array, axis_name: str | None = None
+    settings: MAGESettings, images: jax.Array, rng: jax.Array, axis_name: str | None = None
 ) -> tuple[jax.Array, ...]:
     """What `VQGAN` is called with in training.
 
@@ -73,9 +50,9 @@ def tokenizer_inputs(
       `(images,)`, or with `paint_masked` also the images with some squares painted, and which
       tokens these are, bool `[batch, rows, columns]`.
     """
-    if not model.paint_masked:
+    if not settings.paint_masked:
         return (images,)
-    noise, _, num_mask = draw_mask(model, images.shape[0], rng, axis_name)
+    noise, _, num_mask = draw_mask(settings, images.shape[0], rng, axis_name)
     masked, _, _ = random_masking(noise, 0, num_mask)
-    painted = paint_tokens(model, images, masked)
-    return images, painted, masked.reshape(-1, model.grid, model.grid)
+    painted = paint_tokens(settings, images, masked)
+    return images, painted, masked.reshape(-1, settings.grid, settings.grid)

@@ -6,18 +6,12 @@ before anything runs, so that the schedule is a constant of the compiled loop.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
-
-from l2l_jax.models.base import Params
-from l2l_jax.models.mage_corruption import paint
-
-if TYPE_CHECKING:
-    from l2l_jax.models.mage import MAGE
 
 
 class Schedule(NamedTuple):
@@ -165,45 +159,3 @@ def decode_masked(
     steps = (np.arange(len(schedule.mask_lengths)), *map(jnp.asarray, schedule))
     (_, sampled), _ = jax.lax.scan(body, (ids, ids), steps)
     return sampled
-
-
-def restore(model: "MAGE", params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:
-    """Fill a hole: tokenise, decode what is hidden, blend the decoded image in.
-
-    The hole is painted in `model.hole_color` before the image is tokenised; that colour remains
-    where the weight of the decoded image falls short of 1 inside the hole.
-
-    Args:
-      model: sizes and settings.
-      params: all parts.
-      images: `[batch, height, width, channel]`.
-      hole: bool `[height, width]`, True where pixels are missing; a constant under `jit`.
-      rng: key of the sampling.
-
-    Returns:
-      Images of the same shape within `model.value_range`.
-
-    Raises:
-      ValueError: a hole of another shape, or one that hides every token.
-    """
-    hole = np.asarray(hole, bool)
-    if hole.shape != model.image_shape[:2]:
-        raise ValueError(f"the hole has shape {hole.shape}, the images {model.image_shape[:2]}")
-    hidden = hidden_tokens(hole, model.patch_size, model.hidden_margin)
-    if hidden.all():
-        raise ValueError(
-            f"the hole, grown by {model.hidden_margin} tokens, hides every token: nothing is left "
-            "to restore from"
-        )
-    painted = paint(model, images, hole[None])
-    ids = jnp.where(hidden[None], model.mask_id, model.tokenize(params, painted))
-    schedule = decoding_schedule(
-        model.tokens, int(hidden.sum()), model.decoding_steps, model.choice_temperature
-    )
-    ids = decode_masked(
-        lambda ids: model.complete(params, ids), ids, model.mask_id, schedule, rng,
-        model.sampling_temperature,
-    )  # fmt: skip
-    weight = blend_weights(hole, model.blend_margin, model.blend_sigma)[None, ..., None]
-    blended = model.decode_ids(params, ids) * weight + painted * (1 - weight)
-    return jnp.clip(blended, *model.value_range)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.models.base import Params
-from l2l_jax.objectives.task import GradientRule, Inputs, Mean, Phases, Task, Terms, as_they_are
+from l2l_jax.objectives.task import GradientRule, Inputs, Mean, Phases, Task, Terms, identity
 
 AdapterKind = Literal["", "lora", "norms"]
 
@@ -85,7 +85,7 @@ def adapted_task(task: Task, kind: AdapterKind, rank: int) -> Task:
         start=start,
         merge=merge,
         compose=compose,
-        cast=as_they_are,  # an adapter's small change would be lost in rounded weights
+        cast=identity,  # an adapter's small change would be lost in rounded weights
     )
 
 

@@ -16,7 +16,7 @@ from l2l_jax.models.base import ImageToImageModel, Params
 from l2l_jax.objectives.encoder import batch_noise, corruption_keys, deinterleave, interleave
 from l2l_jax.objectives.losses import feature_distance
 from l2l_jax.objectives.noise import NoiseKind, noise_features, noise_images
-from l2l_jax.objectives.task import Task
+from l2l_jax.objectives.task import Task, unlearning_task
 
 
 def encoder_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task:
@@ -34,14 +34,7 @@ def encoder_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Ta
         teacher = jax.lax.stop_gradient(model.encode(frozen["encoder"], rows["teacher"]))
         return feature_distance(model.encode(trained["encoder"], rows["student"]), teacher)
 
-    return Task(
-        trained=("encoder",),
-        frozen=("encoder", *model.corruption_parts),
-        sets=("retain", "forget"),
-        prepare=prepare,
-        losses=losses,
-        cast=model.in_compute_dtype,
-    )
+    return unlearning_task(model, ("encoder",), prepare, losses, teacher=("encoder",))
 
 
 def max_loss_task(model: ImageToImageModel) -> Task:
@@ -98,14 +91,7 @@ def retain_label_task(model: ImageToImageModel) -> Task:
     def losses(trained, frozen, rows):
         return feature_distance(model.predict({**frozen, **trained}, rows["seen"]), rows["target"])
 
-    return Task(
-        trained=model.generative_parts,
-        frozen=(*model.generative_parts, *model.corruption_parts),
-        sets=("retain", "forget"),
-        prepare=prepare,
-        losses=losses,
-        cast=model.in_compute_dtype,
-    )
+    return unlearning_task(model, model.generative_parts, prepare, losses, teacher=model.generative_parts)
 
 
 def random_encoder_task(model: ImageToImageModel) -> Task:
@@ -134,14 +120,7 @@ def random_encoder_task(model: ImageToImageModel) -> Task:
     def losses(trained, frozen, rows):
         return feature_distance(model.encode(trained["encoder"], rows["seen"]), rows["target"])
 
-    return Task(
-        trained=("encoder",),
-        frozen=("encoder", *model.corruption_parts),
-        sets=("retain", "forget"),
-        prepare=prepare,
-        losses=losses,
-        cast=model.in_compute_dtype,
-    )
+    return unlearning_task(model, ("encoder",), prepare, losses, teacher=("encoder",))
 
 
 def teacher_views(
@@ -208,11 +187,4 @@ def generative_task(model: ImageToImageModel, prepare: Any) -> Task:
     def losses(trained, frozen, rows):
         return model.generative_loss({**frozen, **trained}, rows["images"], rows["seen"])
 
-    return Task(
-        trained=model.generative_parts,
-        frozen=model.corruption_parts,
-        sets=("retain", "forget"),
-        prepare=prepare,
-        losses=losses,
-        cast=model.in_compute_dtype,
-    )
+    return unlearning_task(model, model.generative_parts, prepare, losses)

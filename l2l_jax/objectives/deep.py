@@ -11,7 +11,7 @@ from l2l_jax.objectives.gradients import LookAhead
 from l2l_jax.objectives.losses import feature_distance
 from l2l_jax.objectives.noise import NoiseKind
 from l2l_jax.objectives.targets import TargetKind, forget_truth
-from l2l_jax.objectives.task import Task, as_they_are
+from l2l_jax.objectives.task import Task, identity, unlearning_task
 
 
 def whole_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task:
@@ -39,14 +39,7 @@ def whole_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task
         outputs = model.predict(student, rows["student"])
         return feature_distance(features, teacher[0]) + feature_distance(outputs, teacher[1])
 
-    return Task(
-        trained=model.generative_parts,
-        frozen=(*model.generative_parts, *model.corruption_parts),
-        sets=("retain", "forget"),
-        prepare=prepare,
-        losses=losses,
-        cast=model.in_compute_dtype,
-    )
+    return unlearning_task(model, model.generative_parts, prepare, losses, teacher=model.generative_parts)
 
 
 def undo_task(
@@ -87,15 +80,10 @@ def undo_task(
         imitated = model.imitation_loss(student, rows["seen"], rows["imitated"])
         return (1 - distill) * truth + distill * imitated
 
-    return Task(
-        trained=model.generative_parts,
-        frozen=(*(model.generative_parts if distill else ()), *model.corruption_parts),
-        sets=("retain", "forget"),
-        prepare=prepare,
-        losses=losses,
-        cast=model.in_compute_dtype,
-        start=perturbed_start(model, perturb) if perturb else None,
+    task = unlearning_task(
+        model, model.generative_parts, prepare, losses, teacher=model.generative_parts if distill else ()
     )
+    return task._replace(start=perturbed_start(model, perturb) if perturb else None)
 
 
 def perturbed_start(model: ImageToImageModel, perturb: float) -> Callable[[Params, jax.Array], Params]:
@@ -150,4 +138,4 @@ def relearn_aware_task(
 
     # Nothing is cast beforehand: the attacker's small steps would be lost in rounding.
     look_ahead = LookAhead(attack, attack_steps, attack_rate)
-    return task._replace(gradients=look_ahead, cast=as_they_are)
+    return task._replace(gradients=look_ahead, cast=identity)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.models.base import Params, PretrainingStage
+from l2l_jax.models.base import ImageToImageModel, Params, PretrainingStage
 from l2l_jax.objectives.encoder import deinterleave, interleave
 
 Terms = dict[str, jax.Array]
@@ -66,7 +66,7 @@ def replaced(params: Params, trained: Params) -> Params:
     return {**params, **trained}
 
 
-def as_they_are(params: Params) -> Params:
+def identity(params: Params) -> Params:
     """The parameters themselves."""
     return params
 
@@ -91,7 +91,7 @@ class Task(NamedTuple):
       saliency: share of the trained weights that may change, see `l2l_jax.objectives.saliency`; the others
         keep their original values, whatever the start is.
       merge: `(params, trained) -> params`: the model that training gives, all parts as host arrays.
-      compose: the same on devices, to restore images with while training goes on.
+      compose: the same on devices, to restore images with during training.
       cast: some parts of the parameters → each array in the type that it is computed with, as
         `ImageToImageModel.in_compute_dtype`; the others are given what it returns.
     """
@@ -108,12 +108,33 @@ class Task(NamedTuple):
     saliency: float = 1.0
     merge: Callable[[Params, Params], Params] = replaced
     compose: Callable[[Params, Params], Params] = replaced
-    cast: Callable[[Params], Params] = as_they_are
+    cast: Callable[[Params], Params] = identity
 
     def initial(self, params: Params, rng: jax.Array) -> Params:
         """The trained parts before the first step, given all parts of the original model."""
         started = params if self.start is None else self.start(params, rng)
         return {part: started[part] for part in self.trained}
+
+
+def unlearning_task(
+    model: ImageToImageModel, trained: tuple[str, ...], prepare: Callable[..., Inputs],
+    losses: Callable[[Params, Params, Any], jax.Array], *, teacher: tuple[str, ...] = (),
+) -> Task:  # fmt: skip
+    """A task on retain and forget images.
+
+    Args:
+      model: the model.
+      trained, prepare, losses: see `Task`.
+      teacher: the parts of the original model that are read, besides those that `corrupt` needs.
+    """
+    return Task(
+        trained=trained,
+        frozen=(*teacher, *model.corruption_parts),
+        sets=("retain", "forget"),
+        prepare=prepare,
+        losses=losses,
+        cast=model.in_compute_dtype,
+    )
 
 
 def total_loss(

@@ -38,17 +38,17 @@ def main(argv: Sequence[str]) -> None:
     # Imported late: JAX reads its environment when it is imported.
     import jax
 
-    from l2l_jax.benchmark.layouts import open_bench
+    from l2l_jax.benchmark.layouts import open_stage
     from l2l_jax.config import parse_config
     from l2l_jax.plan.figures import figures
     from l2l_jax.plan.recipe import programs
     from l2l_jax.plan.tables import heading, program_text
 
     config = parse_config(recipe)
-    bench, there = open_bench(config, STAGE.value), devices.described(topology)
-    print(heading(topology, STAGE.value, run.name, bench.training.batch_size, len(there)))
+    stage, there = open_stage(config, STAGE.value), devices.described(topology)
+    print(heading(topology, STAGE.value, run.name, stage.training.batch_size, len(there)))
     rows = []
-    for planned in programs(config, bench, LAYOUTS.value, there, WHICH.value):
+    for planned in programs(config, stage, LAYOUTS.value, there, WHICH.value):
         rows.append(figures(planned, topology))
         print(program_text(rows[-1], topology), flush=True)
     report = {

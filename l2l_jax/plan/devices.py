@@ -10,7 +10,7 @@ from l2l_jax.plan.chips import Topology
 def prepare(topology: Topology) -> None:
     """Set what JAX and libtpu read when they start; call it before JAX is imported.
 
-    The programs are only compiled: JAX itself runs on the CPU. For GPUs, which no compiler stands in for,
+    The programs are only compiled: JAX itself runs on the CPU. For GPUs, whose compiler needs one,
     it shows as many CPU devices as there are GPUs.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"

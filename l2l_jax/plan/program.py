@@ -127,7 +127,7 @@ class Program:
         return sum(moved.size for moved in self.moved)
 
     def largest(self, count: int) -> list["Moved"]:
-        """The largest results in main memory that are no results of the program itself, each origin once."""
+        """The largest results in main memory that are not results of the program itself, each origin once."""
         found: dict[tuple[str, int], Moved] = {}
         results = self._results()
         for moved in self.moved:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from l2l_jax.benchmark.layouts import Bench, parse_layout
+from l2l_jax.benchmark.layouts import TrainingStage, parse_layout
 from l2l_jax.config import Config
 from l2l_jax.evaluation.features import clip, inception, resnet
 from l2l_jax.evaluation.restoration import Restorer
@@ -31,28 +31,28 @@ def layouts(names: Sequence[str], devices: Sequence[Any], config: Config) -> dic
     return {sharding.describe(mesh, config.parallel): make_parallel(mesh, config.parallel)}
 
 
-def step(bench: Bench, name: str, parallel: Parallel) -> Planned:
+def step(stage: TrainingStage, name: str, parallel: Parallel) -> Planned:
     """The training step on a layout.
 
     Raises:
       UserError: the devices cannot share a batch.
     """
-    how, devices = bench.training, parallel.mesh.size
+    how, devices = stage.training, parallel.mesh.size
     sharding.check_batch_size(how.batch_size, how.accumulate, parallel.mesh, "batch_size")
-    function, (state, frozen, batch) = bench.step(parallel)
+    function, (state, frozen, batch) = stage.step(parallel)
     groups = {"parameters": state.params, "optimiser": (state.step, state.opt_state), "frozen": frozen}
     if state.ema is not None:
         groups["average"] = state.ema
     return Planned(
         f"step, {name}", function, (state, frozen, batch), {**groups, "batch": batch},
-        _work_of_step(bench, devices), state, devices,
+        _work_of_step(stage, devices), state, devices,
     )  # fmt: skip
 
 
-def _work_of_step(bench: Bench, devices: int) -> Work:
+def _work_of_step(stage: TrainingStage, devices: int) -> Work:
     """A device's share: the step of its rows, on a device of its own."""
     alone = make_parallel(sharding.make_mesh(jax.devices("cpu")[:1]), "jit")
-    function, (state, frozen, batch) = bench.step(alone)
+    function, (state, frozen, batch) = stage.step(alone)
     rows = {
         name: jax.ShapeDtypeStruct((x.shape[0] // devices, *x.shape[1:]), x.dtype)
         for name, x in batch.items()
@@ -126,12 +126,12 @@ def _on_one_host(name: str, function: Callable, params: Any, rows: Any, devices:
 
 
 def programs(
-    config: Config, bench: Bench, names: Sequence[str], devices: Sequence[Any], which: Sequence[str]
+    config: Config, stage: TrainingStage, names: Sequence[str], devices: Sequence[Any], which: Sequence[str]
 ) -> Iterator[Planned]:
     """The programs of `which`, of "step" (on each layout that is named), "restoration" and "evaluation"."""
     if "step" in which:
         for name, parallel in layouts(names, devices, config).items():
-            yield step(bench, name, parallel)
+            yield step(stage, name, parallel)
     if "restoration" in which:
         yield restoration(config, devices)
     if "evaluation" in which:

@@ -110,7 +110,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no record of `python -m l2l_jax.portability record`.") from error
+        raise UserError(f"{path} is not a record of `python -m l2l_jax.portability record`.") from error
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from l2l_jax.benchmark.layouts import open_bench
+from l2l_jax.benchmark.layouts import open_stage
 from l2l_jax.config import Config, parse_config
 from l2l_jax.models.base import ImageToImageModel, Params
 from l2l_jax.training import sharding
@@ -55,14 +55,14 @@ def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figu
       "tokens": the codes of the retain images, of models with a tokenizer.
     """
     config = _config(name, dtype)
-    bench, model = open_bench(config, "unlearn"), config.model
+    stage, model = open_stage(config, "unlearn"), config.model
     params, runner = fixed_params(model), make_parallel(mesh, parallel)
-    step, arguments = bench.step(runner)
+    step, arguments = stage.step(runner)
     compiled = step.lower(*arguments).compile()
     # Away from the teacher: at it the retain term's gradients are rounding, which Adam makes full steps of.
-    moved = {part: jax.tree.map(_moved, params[part]) for part in bench.task.trained}
-    state = bench.state(params | moved, mesh)
-    frozen = sharding.place(bench.task.cast({part: params[part] for part in bench.task.frozen}), mesh)
+    moved = {part: jax.tree.map(_moved, params[part]) for part in stage.task.trained}
+    state = stage.state(params | moved, mesh)
+    frozen = sharding.place(stage.task.cast({part: params[part] for part in stage.task.frozen}), mesh)
     images = fixed_images(model)
     found: Figures = {}
     for _ in range(STEPS):
@@ -111,7 +111,7 @@ def _config(name: str, dtype: Dtype) -> Config:
 def fixed_params(model: ImageToImageModel) -> Params:
     """Parameters by a rule of NumPy's: normal numbers of a generator that the array's path seeds.
 
-    Kernels have variance 1 / fan in, scales lie about 1, other vectors about 0; what is no float is the
+    Kernels have variance 1 / fan in, scales lie about 1, other vectors about 0; what is not a float is the
     model's own.
     """
     own = model.init(jax.random.key(0))

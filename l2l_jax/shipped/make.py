@@ -21,15 +21,16 @@ def main(argv: Sequence[str]) -> None:
     from absl import flags
     from ml_collections import config_flags
 
-    from l2l_jax import experiment, shipped
+    from l2l_jax import shipped
     from l2l_jax.config import parse_config
     from l2l_jax.data.sources import open_source
+    from l2l_jax.stages.original import pretrain
     from l2l_jax.stages.retraining import retrain
 
     config = dataclasses.replace(parse_config(recipe), pretrained="")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     source = open_source(config.data, "train", config.model.image_size)
-    original = experiment.pretrain(config, workdir / "original", source)
+    original = pretrain(config, workdir / "original", source)
     _ship(config, name, original, {"trained_on": "all classes", "length": 1.0})
     retrained = retrain(config, original, workdir / "retrained")
     facts = {

@@ -1,4 +1,4 @@
-"""Images that the original model makes up, to stand in for retain images that nobody has any more.
+"""Images that the original model makes up, to replace retain images that nobody has any more.
 
 A model shows what it knows in what it restores. Each image starts as a proxy image or as noise. The model
 restores its right half from the left, then its left half from the right: nothing is left of what it started
@@ -32,7 +32,7 @@ from l2l_jax.processes.collectives import barrier, from_primary, on_primary
 logger = logging.getLogger(__name__)
 
 HALVES = (Task("right", 8), Task("left", 8))
-"""What is hidden in turn."""
+"""What is hidden, one after the other."""
 
 IMAGES, CARD, BLOCKS = "images.npy", "card.json", "blocks"
 
@@ -44,7 +44,7 @@ def generate(
     """Images that a model makes, kept in a folder; what lies there is not made again.
 
     All processes and their devices share the work. An image depends on its start, its place and the seed.
-    Interrupted work goes on where it was.
+    Interrupted work resumes where it was.
 
     Args:
       model: the model.
@@ -101,7 +101,7 @@ def _make(
     shape = (len(starts), *model.image_shape)
     card = from_primary(lambda: _joined(unfinished, store, shape, key))
     on_primary(lambda: os.replace(unfinished, folder))
-    logger.info("The original model has made %d images that stand in for retain images", card["images"])
+    logger.info("The original model has made %d images in place of retain images", card["images"])
     return card
 
 

@@ -10,19 +10,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
-from l2l_jax import experiment
 from l2l_jax.config import Config
-from l2l_jax.data.records import Source
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import training_sets, validation_sets
-from l2l_jax.data.transforms import Transform
-from l2l_jax.evaluation import metrics
-from l2l_jax.evaluation.image_set import ImageSet
-from l2l_jax.evaluation.restoration import Restorer
-from l2l_jax.evaluation.tasks import parse_tasks
+from l2l_jax.evaluation.hole_errors import hole_errors
 from l2l_jax.models.base import Params
+from l2l_jax.stages.original import pretrain
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +56,7 @@ def retrain(
       config: the recipe; its validation images decide how long.
       original: parameters of the model that saw everything.
       folder: keeps checkpoints and scalars of each length.
-      lengths: to try in turn.
+      lengths: to try, one after the other.
 
     Returns:
       The first fair yardstick, or the best of all lengths.
@@ -84,41 +77,10 @@ def retrain(
             for name, stage in config.pretrain.items()
         }
         longer = dataclasses.replace(config, pretrain=stages)
-        params = experiment.pretrain(longer, folder / f"{length:g}", without_forget)
+        params = pretrain(longer, folder / f"{length:g}", without_forget)
         ratio = float(hole_errors(config, params, retained).mean() / limit)
         logger.info("Retrained at %g times the length: %.3f times the original's error", length, ratio)
         tried.append(Retrained(params, length, ratio))
         if tried[-1].fair:
             break
     return min(tried, key=lambda model: model.ratio)
-
-
-def hole_errors(
-    config: Config,
-    params: Params,
-    source: Source,
-    restorer: Restorer | None = None,
-    of: str = "validation",
-) -> np.ndarray:
-    """Mean squared error inside the hole of the first task of each image of a source, `[image]`.
-
-    Args:
-      config: the recipe.
-      params: all parts of the model.
-      source: the images.
-      restorer: one of that task which was compiled before.
-      of: name of the set, on which the noise of sampling depends: with the evaluation's name of it, these are
-        the evaluation's errors.
-    """
-    size = config.model.image_size
-    images = ImageSet(
-        source, Transform(config.data, size, training=False), config.model.value_range,
-        max_bad_fraction=config.data.max_bad_fraction, name=of,
-    )  # fmt: skip
-    task, batch_size = parse_tasks(config.evaluate.tasks)[0], config.evaluate.batch_size
-    restorer = restorer or Restorer(config.model, task, batch_size=batch_size, seed=config.seed)
-    errors = [
-        metrics.hole_mse(originals.images, restored, restorer.holes(of, originals.indices))
-        for originals, restored in restorer.restore_set(restorer.place(params), images, of)
-    ]
-    return np.concatenate(errors)

@@ -7,7 +7,6 @@ import numpy as np
 from l2l_jax.config import Config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import validation_sets
-from l2l_jax.data.transforms import Transform
 from l2l_jax.evaluation.image_set import ImageSet
 from l2l_jax.evaluation.tasks import budget_task
 from l2l_jax.models.base import Params
@@ -54,10 +53,7 @@ def validation_images(config: Config, count: int) -> dict[str, np.ndarray]:
         sets = validation_sets(data, open_source(data, "validation", size))._asdict()
         images = {}
         for of, source in sets.items():
-            image_set = ImageSet(
-                source, Transform(data, size, training=False), config.model.value_range,
-                max_bad_fraction=data.max_bad_fraction, name=f"{of} validation",
-            )  # fmt: skip
+            image_set = ImageSet.of(config, source, f"{of} validation")
             chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
             images[of] = image_set.read(chosen).images
     return images

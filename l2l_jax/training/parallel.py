@@ -1,9 +1,10 @@
 """The step on many devices: one program under `jit` over a mesh, or a copy per device under `pmap`.
 
-Both run the step of `l2l_jax.training.step` on the same state; only the four functions that it gets from
-here differ. Numbers agree but for rounding.
+Both run the step of `l2l_jax.training.step` on the same state and differ in `Parallel` alone; their
+results agree up to rounding.
 """
 
+import abc
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -18,8 +19,8 @@ from l2l_jax.training import sharding
 ParallelKind = Literal["jit", "pmap"]
 
 
-class Whole:
-    """One program that sees whole batches and whole parameters: what a step needs on one device.
+class StepCollectives:
+    """What a step sends between devices: nothing, for one that sees whole batches and whole parameters.
 
     Attributes:
       axis_name: the mapped axis over which batches are split, or None where they are whole.
@@ -40,7 +41,35 @@ class Whole:
         return tree
 
 
-class JitParallel(Whole):
+class Parallel(StepCollectives, abc.ABC):
+    """A way to run steps on the devices of a mesh.
+
+    Attributes:
+      kind: its name in `config.parallel`.
+      mesh: the devices, with the axes "data" and "fsdp".
+    """
+
+    kind: ParallelKind
+    mesh: Mesh
+
+    @abc.abstractmethod
+    def compile(self, step: Callable, state: Any) -> Any:
+        """A compiled step, whose state, of the shapes of `state`, is donated and stays where it is."""
+
+    @abc.abstractmethod
+    def compile_measure(self, measure: Callable) -> Callable:
+        """`(params, rows) -> [row]`: the values of all rows, known to every process."""
+
+    @abc.abstractmethod
+    def rows(self, batch: Any) -> Any:
+        """This process's rows of a global batch, as the step takes them."""
+
+    @abc.abstractmethod
+    def scalar(self, value: float) -> jax.Array:
+        """A float32 scalar of the state, the same in every process."""
+
+
+class JitParallel(Parallel):
     """`jit` over a mesh: batches are global arrays, XLA inserts what devices must tell one another.
 
     Parameters that are split along "fsdp" are gathered at the start of a step; the gradients are
@@ -72,14 +101,12 @@ class JitParallel(Whole):
         shardings = sharding.parameter_shardings(gradients, self.mesh)
         return jax.lax.with_sharding_constraint(gradients, shardings)
 
-    def compile(self, step: Callable, state: Any) -> Callable:
+    def compile(self, step: Callable, state: Any) -> Any:
         """A step on global arrays; the state, of the shapes of `state`, is donated and stays where it is."""
         shardings = sharding.parameter_shardings(state, self.mesh), self._whole
         return jax.jit(step, donate_argnums=0, out_shardings=shardings)
 
     def compile_measure(self, measure: Callable) -> Callable:
-        """`(params, rows) -> [row]` on global arrays: the values of all rows, known to every process."""
-
         def known(params, rows):
             return jax.lax.with_sharding_constraint(measure(self.gather(params), rows), self._whole)
 
@@ -90,11 +117,10 @@ class JitParallel(Whole):
         return sharding.shard_batch(batch, self.mesh)
 
     def scalar(self, value: float) -> jax.Array:
-        """A float32 scalar of the state, the same in every process."""
         return jax.make_array_from_callback((), self._whole, lambda _: np.float32(value))
 
 
-class PmapParallel(Whole):
+class PmapParallel(Parallel):
     """`pmap`: every device runs the step on its rows, with all parameters, and averages the gradients.
 
     Args:
@@ -118,7 +144,7 @@ class PmapParallel(Whole):
     def mean(self, tree: Any) -> Any:
         return jax.lax.pmean(tree, self.axis_name)
 
-    def compile(self, step: Callable, state: Any) -> Callable:
+    def compile(self, step: Callable, state: Any) -> Any:
         """A step on a replicated state and rows `[device, row, …]`; the state is donated."""
         del state  # whole everywhere, whatever its shapes
         return jax.pmap(
@@ -127,8 +153,6 @@ class PmapParallel(Whole):
         )  # fmt: skip
 
     def compile_measure(self, measure: Callable) -> Callable:
-        """`(params, rows) -> [row]` on `[device, row, …]`: the values of all rows, known to every process."""
-
         def known(params, rows):
             return jax.lax.all_gather(measure(params, rows), self.axis_name, tiled=True)
 
@@ -142,13 +166,10 @@ class PmapParallel(Whole):
         return jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), batch)
 
     def scalar(self, value: float) -> jax.Array:
-        """A float32 scalar of the state, the same in every process."""
         return jnp.float32(value)
-
-
-Parallel = JitParallel | PmapParallel
 
 
 def make_parallel(mesh: Mesh, kind: ParallelKind) -> Parallel:
     """The way to run steps on a mesh that `config.parallel` names."""
-    return {"jit": JitParallel, "pmap": PmapParallel}[kind](mesh)
+    parallels: dict[str, Callable[[Mesh], Parallel]] = {"jit": JitParallel, "pmap": PmapParallel}
+    return parallels[kind](mesh)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.task import Task
 from l2l_jax.training import sharding
-from l2l_jax.training.parallel import Whole
+from l2l_jax.training.parallel import StepCollectives
 
 
 @flax.struct.dataclass
@@ -104,7 +104,7 @@ def make_step(
     learning_rate: optax.Schedule | None = None,
     ema_decay: float = 0.0,
     accumulate: int = 1,
-    parallel: Whole | None = None,
+    parallel: StepCollectives | None = None,
 ) -> Step:
     """The step function of a task, to be compiled with its first argument donated.
 
@@ -127,15 +127,15 @@ def make_step(
       A `Step`; its metrics are "loss", the task's terms, "grad_norm" (before clipping) and, with
       `learning_rate`, that of this update.
     """
-    parallel = Whole() if parallel is None else parallel
+    parallel = StepCollectives() if parallel is None else parallel
 
     def step(state, frozen, batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        # Cast where they lie: half the bytes cross the network.
+        # Cast before they are gathered: half the bytes cross the network.
         trained, frozen = parallel.gather((task.cast(state.params), task.cast(frozen)))
         inputs = task.prepare(frozen, scaled_pixels(batch, value_range), rng, parallel.axis_name)
 
-        def graded(part):
+        def grad_fn(part):
             terms, gradients = task.gradients.compute(task, trained, frozen, part, state.alpha, parallel.mean)
             wide = {
                 name: jax.tree.map(lambda grad, param: grad.astype(param.dtype), gradient, state.params)
@@ -143,7 +143,7 @@ def make_step(
             }
             return terms, parallel.scatter(wide)
 
-        terms, gradients = parallel.mean(accumulated(graded, inputs, accumulate))
+        terms, gradients = parallel.mean(accumulated(grad_fn, inputs, accumulate))
         grads = task.gradients.combine(terms, gradients, state.alpha)
         grads = _where(state.mask, grads, jax.tree.map(jnp.zeros_like, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -164,23 +164,23 @@ def _where(mask: Params | None, new: Params, old: Params) -> Params:
     return new if mask is None else jax.tree.map(jnp.where, mask, new, old)
 
 
-def accumulated(graded: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
-    """The mean of `graded` over `parts` interleaved parts of the rows.
+def accumulated(grad_fn: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
+    """The mean of `grad_fn` over `parts` interleaved parts of the rows.
 
     Row i goes to part i mod parts: a batch sharded over devices stays evenly sharded in each part.
     """
     if parts == 1:
-        return graded(inputs)
+        return grad_fn(inputs)
 
     def split(x):
         return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, graded(part)), None
+        return jax.tree.map(jnp.add, total, grad_fn(part)), None
 
     split_inputs = jax.tree.map(split, inputs)
     first = jax.tree.map(lambda x: x[0], split_inputs)
-    shapes = jax.eval_shape(graded, first)
+    shapes = jax.eval_shape(grad_fn, first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, split_inputs)
     return jax.tree.map(lambda x: x / parts, total)

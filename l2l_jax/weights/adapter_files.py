@@ -36,7 +36,7 @@ def adapter_bytes(adapter: Adapter, card: Mapping[str, Any]) -> bytes:
 
 
 def read_adapter_card(path: pathlib.Path) -> dict[str, Any] | None:
-    """The card of an adapter's file; None if it is no such file."""
+    """The card of an adapter's file; None if it is not such a file."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(CARD)
@@ -63,7 +63,7 @@ def with_adapter(path: pathlib.Path, params: Params, family: str, model: ImageTo
     """
     card = read_adapter_card(path)
     if card is None:
-        raise UserError(f"{path} is no adapter; expected is a file {FILE} that a run wrote.")
+        raise UserError(f"{path} is not an adapter; expected is a file {FILE} that a run wrote.")
     if card.get("family") != family:
         raise UserError(f"{path} is an adapter of a {card.get('family')} model, not of a {family} model.")
     found = fingerprint(params, model.generative_parts)

@@ -211,4 +211,6 @@ def recognise(state_dict: Mapping[str, Any]) -> Family:
             "this is an adapter, not a model: merge it into the one that it was trained on, with python -m "
             "l2l_jax.weights export FOLDER --adapter FILE --output FILE."
         )
-    raise UserError(f"these are no weights of MAE, MAGE or Palette: its keys are {listing(sorted(keys), 4)}.")
+    raise UserError(
+        f"these are not weights of MAE, MAGE or Palette: the keys are {listing(sorted(keys), 4)}."
+    )

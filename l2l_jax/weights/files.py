@@ -46,7 +46,7 @@ class CheckpointFile:
 
     @property
     def plain(self) -> str | None:
-        """Name of the weights that are no moving average."""
+        """Name of the weights that are not a moving average."""
         return next((name for name in self.copies if not _is_averaged(name)), None)
 
     @property

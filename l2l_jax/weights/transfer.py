@@ -58,7 +58,7 @@ def read_params(source: OpenCheckpoint, family: Family, model: ImageToImageModel
     """The parameters that a checkpoint holds, float32, by part; `family.other_parts` are not there.
 
     Raises:
-      UserError: the weights do not fit the model, or are no float32, float16 or bfloat16.
+      UserError: the weights do not fit the model, or are not float32, float16 or bfloat16.
     """
     target = family.target(model)
     state_dict = family.unwrap(source.state_dict, model)
@@ -69,7 +69,7 @@ def as_floats(params: Params, target: Params) -> Params:
     """The parameters in the number formats of `target`, which hold every value of theirs.
 
     Raises:
-      UserError: arrays that are no float32, float16 or bfloat16.
+      UserError: arrays that are not float32, float16 or bfloat16.
     """
 
     def widen(path: Any, value: np.ndarray, like: Any) -> np.ndarray:

@@ -19,7 +19,7 @@ def result(finding):
     figures = {model: {of: {"mse": [0.1, 0.1, 0.1]} for of in FIGURES} for model in ("original", "unlearned")}
     first = {
         "name": "as_it_lies",
-        "title": "as it lies",
+        "title": "before any attack",
         "figures": figures,
         "depth": {},
         "depth_untouched": {},

@@ -7,7 +7,7 @@ import runpy
 import pytest
 
 from l2l_jax.benchmark import bank
-from l2l_jax.benchmark.layouts import open_bench
+from l2l_jax.benchmark.layouts import open_stage
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 
@@ -23,9 +23,9 @@ def test_what_each_step_is_given():
     given = {}
     for name, (token_bank, noise_bank) in bank.BANKS.items():
         how = dataclasses.replace(config.unlearn, token_bank=token_bank, noise_bank=noise_bank)
-        bench = open_bench(dataclasses.replace(config, unlearn=how), "unlearn")
-        shapes = {of: x.shape for of, x in bench.batch().items()}
-        given[name] = ("tokenizer" in bench.task.frozen, shapes)
+        stage = open_stage(dataclasses.replace(config, unlearn=how), "unlearn")
+        shapes = {of: x.shape for of, x in stage.batch().items()}
+        given[name] = ("tokenizer" in stage.task.frozen, shapes)
     pixels, codes = (16, 16, 16, 3), (16, 64)
     assert given == {
         "online": (True, {"retain": pixels, "forget": pixels}),

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from l2l_jax.benchmark.budget import cost
-from l2l_jax.benchmark.layouts import open_bench, parse_layouts
+from l2l_jax.benchmark.layouts import open_stage, parse_layouts
 from l2l_jax.benchmark.step import Run
 from l2l_jax.benchmark.step import table as step_table
 from l2l_jax.benchmark.traffic import table, traffic
@@ -31,24 +31,24 @@ def config():
 
 def test_every_gradient_crosses_once(config):
     """Ring all-reduce on 8 devices: each sends 2 · 7/8 of the gradients' bytes, and a few scalars."""
-    bench = open_bench(config, "unlearn")
-    layouts = parse_layouts(["8x1", "1x8"], bench)
-    rows = {name: traffic(bench, parallel) for name, parallel in layouts.items()}
-    params = jax.tree.leaves(bench.shapes()["encoder"])
+    stage = open_stage(config, "unlearn")
+    layouts = parse_layouts(["8x1", "1x8"], stage)
+    rows = {name: traffic(stage, parallel) for name, parallel in layouts.items()}
+    params = jax.tree.leaves(stage.shapes()["encoder"])
     expected = 2 * 7 / 8 * 4 * sum(math.prod(x.shape) for x in params)
     assert expected <= rows["8x1"]["collectives"]["all-reduce"]["bytes_sent"] < expected + 200
     # With parameters split, student and teacher are gathered: two kernels of 32 × 128 each.
     assert rows["1x8"]["collectives"]["all-gather"]["bytes_sent"] == 7 / 8 * 4 * 32 * 128 * 4
     # Kernels of student (forward and twice backward) and teacher (forward) on 2 · 8 rows of 10 tokens.
     kernels = sum(math.prod(x.shape) for x in params if len(x.shape) > 1)
-    assert 1 < bench.flops() / (8 * kernels * 16 * 10) < 1.5  # attention, norms and Adam come on top
+    assert 1 < stage.flops() / (8 * kernels * 16 * 10) < 1.5  # attention, norms and Adam come on top
     assert rows["1x8"]["arguments_bytes"] < rows["8x1"]["arguments_bytes"]
     assert "| 1x8" in table(rows) and "all-gather MB" in table(rows)
 
 
 def test_the_step_is_timed(config):
-    bench = open_bench(config, "unlearn")
-    run = Run(bench, parse_layouts(["pmap"], bench)["pmap"])
+    stage = open_stage(config, "unlearn")
+    run = Run(stage, parse_layouts(["pmap"], stage)["pmap"])
     for _ in range(2):
         run.time_once()
     figures = json.loads(json.dumps(run.figures(images=16)))
@@ -68,11 +68,11 @@ def test_the_cost_of_a_budget(config):
 
 def test_mistakes_are_named(config):
     with pytest.raises(UserError, match="--stage=pretrain: the stages .* are unlearn, pretrain.model"):
-        open_bench(config, "pretrain")
-    bench = open_bench(config, "pretrain.model")
-    assert bench.task.sets == ("train",)
+        open_stage(config, "pretrain")
+    stage = open_stage(config, "pretrain.model")
+    assert stage.task.sets == ("train",)
     with pytest.raises(UserError, match="'8by1' is neither pmap nor a mesh such as 8x1"):
-        parse_layouts(["8by1"], bench)
+        parse_layouts(["8by1"], stage)
     with pytest.raises(UserError, match="data=4 times fsdp=1 devices, and there are 8"):
-        parse_layouts(["4x1"], bench)
-    assert list(parse_layouts([], bench)) == ["8x1", "4x2", "1x8", "pmap"]
+        parse_layouts(["4x1"], stage)
+    assert list(parse_layouts([], stage)) == ["8x1", "4x2", "1x8", "pmap"]

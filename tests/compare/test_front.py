@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax import experiment
 from l2l_jax.compare import front_report
 from l2l_jax.compare.front import Grid, Setting, run_front
 from l2l_jax.config import parse_config
 from l2l_jax.errors import Diverged, UserError
+from l2l_jax.stages import unlearning
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 
@@ -43,6 +43,13 @@ def test_every_method_gets_the_same_number_of_settings():
         Grid(("undo",)).check()
 
 
+def test_a_method_that_cannot_have_the_recipe_is_refused_before_anything_runs(tmp_path):
+    config = config_of(**{"unlearn.adapter": "norms"})
+    with pytest.raises(UserError, match="The method undo cannot be run: an adapter is added .* --methods"):
+        run_front(config, tmp_path / "run", Grid(("encoder", "undo"), budgets=[1.1]), 0.5)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def unlearned(monkeypatch):
     """In place of training: weights that are the further away, the greater the budget and the seed."""
@@ -58,7 +65,7 @@ def unlearned(monkeypatch):
         rng = np.random.default_rng(0)
         return jax.tree.map(lambda x: x + np.float32(0.01 * far) * rng.standard_normal(x.shape), original)
 
-    monkeypatch.setattr(experiment, "unlearned_params", params)
+    monkeypatch.setattr(unlearning, "unlearned_params", params)
     return calls
 
 

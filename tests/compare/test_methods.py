@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from l2l_jax import experiment
-from l2l_jax.compare.methods import compare
+from l2l_jax.compare.methods import compare, incompatible, variants
 from l2l_jax.compare.methods_report import table
 from l2l_jax.config import parse_config
 from l2l_jax.objectives import methods
@@ -101,3 +101,22 @@ def test_a_method_that_diverges_is_a_row_and_stops_nothing(compared, tmp_path, m
     assert set(rows) == {"original", "encoder", "encoder, proxy retain"}
     assert all("not finite" in row["failed"] for name, row in rows.items() if name != "original")
     assert table(rows).count("diverged") == 2
+
+
+def test_methods_that_an_adapter_excludes_are_left_out():
+    """An adapter is added to the original weights; of all methods, "undo" alone starts from others."""
+    unlearn = dataclasses.replace(small_config().unlearn, adapter="lora")
+    config = dataclasses.replace(small_config(), unlearn=unlearn)
+    reasons = {name: incompatible(variant) for name, variant in variants(config, "", [], ["0"])}
+    assert [name for name, reason in reasons.items() if reason] == ["undo"]
+    assert "starts from others" in reasons["undo"]
+
+
+def test_rows_without_real_retain_images():
+    rows = dict(variants(small_config(), "", [], ["0", "2"], generated=True))
+    data = {name: row.data for name, row in rows.items()}
+    assert data["encoder, proxy retain"].proxy == ("0", "2")
+    assert data["encoder, proxy retain"].retain_images == "real"
+    assert data["encoder, generated retain"].retain_images == "generated"
+    assert data["encoder, generated retain"].proxy == ()
+    assert rows["encoder, generated retain"].unlearn == rows["encoder"].unlearn

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax import experiment
 from l2l_jax.compare.sequence import AT_ONCE, run_sequence, table
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
+from l2l_jax.stages import unlearning
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RECIPE = runpy.run_path(str(CONFIGS / "digits_mae_sequence.py"))["get_config"]
@@ -25,7 +25,7 @@ def test_the_recipe_keeps_what_was_forgotten_among_what_is_to_be_forgotten():
         "digits_mae", "runs/sequence/1/unlearned", "runs/sequence/2/unlearned"
     ]  # fmt: skip
     assert all(config.unlearn.retain_budget == 1.25 for config in configs)
-    with pytest.raises(ValueError, match="there are requests 1 to 3, not 4"):
+    with pytest.raises(UserError, match="has the variants 1 to 3, and none called '4'"):
         RECIPE("4")
 
 
@@ -42,7 +42,7 @@ def test_each_request_starts_where_the_one_before_ended(monkeypatch, tmp_path):
         rng = np.random.default_rng(len(calls))
         return jax.tree.map(lambda x: x + np.float32(scale) * rng.standard_normal(x.shape), params)
 
-    monkeypatch.setattr(experiment, "unlearned_params", unlearned)
+    monkeypatch.setattr(unlearning, "unlearned_params", unlearned)
     rows = run_sequence(parse_config(recipe), tmp_path, ["5", "7", "9"])
     assert [call[0] for call in calls] == [("5",), ("5", "7"), ("5", "7", "9"), ("5", "7", "9")]
     assert [call[1] for call in calls] == [

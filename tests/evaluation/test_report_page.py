@@ -53,7 +53,7 @@ def report():
             "yardstick": {"origin": "twin", "ratio": [0.99, 0.9, 1.1], "images": "validation", "fair": True},
             "cost": {"mse_ratio": [1.24, 1.2, 1.3], "accuracy_drop": [0.01, 0.0, 0.02]},
             "results": [
-                result("as_it_lies", "as it lies", (0.92, 0.38, 0.57), 1.54),
+                result("as_it_lies", "before any attack", (0.92, 0.38, 0.57), 1.54),
                 tuning,
                 result("relearning_100", "100 forget images, 50 steps", (0.94, 0.93, 0.92), 0.5, False),
             ],
@@ -91,10 +91,11 @@ def test_the_sentences_say_what_survives(report):
     assert sentences(report) == [
         "To be forgotten: 5, 6, 7, 8, 9; to be kept: 0, 1, 2, 3, 4.",
         "Hidden, not forgotten: an attack brings it back.",
-        "As it lies, the class of 38 of 100 forget images is read from what it restores (original model: 92, "
-        "retrained model: 57); depth 1.54 by accuracy [1.44, 1.64] and 1.74 by log error [1.44, 1.64].",
-        "A depth above 1 is more than never having seen: it tells that something was removed.",
-        "The attack that leaves least: retain images only, 400 steps; then the class of 80 of 100 forget "
+        "Before any attack, the class of 38 of 100 forget images is read from what it restores (original "
+        "model: 92, retrained model: 57); depth 1.54 by accuracy [1.44, 1.64] and 1.74 by log error [1.44, "
+        "1.64].",
+        "A depth above 1 is more than never having seen: it shows that something was removed.",
+        "The attack that leaves the least: retain images only, 400 steps; then the class of 80 of 100 forget "
         "images is read from what it restores (original model: 92, retrained model: 61); depth 0.38 by "
         "accuracy [0.28, 0.48] and 0.58 by log error [0.28, 0.48].",
         "On retain images the hole error is 1.24 times the original's [1.20, 1.30], and the accuracy 0.010 "

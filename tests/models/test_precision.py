@@ -44,8 +44,8 @@ def case(request):
             squares = [jnp.square(x.astype(jnp.float32)).mean() for x in jax.tree.leaves(features)]
             return sum(squares), features
 
-        graded = exact_jit(jax.value_and_grad(loss, has_aux=True))
-        (_, features), gradient = graded(given["encoder"])
+        grad_fn = exact_jit(jax.value_and_grad(loss, has_aux=True))
+        (_, features), gradient = grad_fn(given["encoder"])
         results[name] = jax.device_get((features, gradient, model.predict(given, seen)))
     return family, params, results
 

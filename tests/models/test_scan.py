@@ -30,8 +30,8 @@ def test_the_loop_gives_the_same_gradients(family):
         trained = {part: params[part] for part in task.trained}
         frozen = {part: params[part] for part in task.frozen}
         inputs = jax.jit(task.prepare)(frozen, batch, jax.random.key(0))
-        graded = jax.jit(jax.value_and_grad(functools.partial(total_loss, task, alpha=0.5), has_aux=True))
-        compiled = graded.lower(trained, frozen, inputs).compile(QUICK)
+        grad_fn = jax.jit(jax.value_and_grad(functools.partial(total_loss, task, alpha=0.5), has_aux=True))
+        compiled = grad_fn.lower(trained, frozen, inputs).compile(QUICK)
         results[scan, remat] = jax.device_get(compiled(trained, frozen, inputs))
         sizes[scan, remat] = compiled.as_text().count(" dot(")
     for looped in ((True, False), (True, True)):

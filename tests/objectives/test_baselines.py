@@ -18,7 +18,7 @@ from l2l_jax.objectives.noise import noise_features
 from l2l_jax.training import sharding
 from l2l_jax.training.parallel import make_parallel
 from l2l_jax.training.step import create_state, make_step
-from tests.compiling import graded, quick_jit
+from tests.compiling import grad_fn, quick_jit
 
 ALPHA = 0.25
 
@@ -100,7 +100,7 @@ def outputs_by_hand(seen, target, weight):
 def check(task, inputs, expected):
     total, terms, grads = expected
     frozen = parts(TEACHER, task.frozen)
-    (loss, found), gradient = graded(task, ALPHA)(parts(STUDENT, task.trained), frozen, inputs)
+    (loss, found), gradient = grad_fn(task, ALPHA)(parts(STUDENT, task.trained), frozen, inputs)
     np.testing.assert_allclose(loss, total, rtol=1e-5)
     np.testing.assert_allclose([found["retain"], found["forget"]], terms, rtol=1e-5)
     assert set(gradient) == set(grads)

@@ -14,7 +14,7 @@ from l2l_jax.objectives.baselines import (
     retain_label_task,
 )
 from l2l_jax.objectives.task import total_loss
-from tests.compiling import graded, quick_jit
+from tests.compiling import grad_fn, quick_jit
 from tests.models import test_mage, test_palette_unlearning
 from tests.models.test_palette_unlearning import DRAW, IMAGES, ORDERED, by_label, forward, rows
 from tests.reference_arrays import nhwc
@@ -41,7 +41,7 @@ def palette():
 
 
 def check_palette(name, task, student, frozen, inputs):
-    (loss, _), grads = graded(task, ALPHA)({part: student[part] for part in task.trained}, frozen, inputs)
+    (loss, _), grads = grad_fn(task, ALPHA)({part: student[part] for part in task.trained}, frozen, inputs)
     test_palette_unlearning.check(name, loss / 2, jax.tree.map(lambda g: g / 2, grads))
 
 
@@ -96,7 +96,7 @@ def test_mage_max_loss():
     task = max_loss_task(MAGE)
     params = test_mage.tiny_params()
     trained = {part: params[part] for part in task.trained}
-    (loss, terms), grads = graded(task, ALPHA)(trained, {}, inputs)
+    (loss, terms), grads = grad_fn(task, ALPHA)(trained, {}, inputs)
     np.testing.assert_allclose(loss / 2, MAGE_CASE["baseline/loss"], atol=5e-6)
     for name in ("retain", "forget"):
         np.testing.assert_allclose(terms[name] / 2, MAGE_CASE[f"baseline/{name}_loss"], atol=5e-6)

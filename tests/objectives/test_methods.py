@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2l_jax import experiment
 from l2l_jax.checkpoints.models import save_model
 from l2l_jax.config import parse_config
 from l2l_jax.data.splits import Split
@@ -19,6 +18,7 @@ from l2l_jax.models.mage import MAGE
 from l2l_jax.models.palette import Palette
 from l2l_jax.models.registry import FAMILIES
 from l2l_jax.objectives.methods import METHODS, Method, make_task
+from l2l_jax.stages import batches, unlearning
 from l2l_jax.workdir import Workdir
 from tests.compiling import quick_jit
 from tests.models.test_mage import random_params
@@ -148,14 +148,14 @@ def test_the_experiment_trains_and_names_the_method(method, monkeypatch, tmp_pat
     recipe.model.pretrained, recipe.unlearn.retain_budget = "", 0.0
     config = parse_config(recipe)
     used = []
-    monkeypatch.setattr(experiment, "training_batches", lambda *_, **__: None)
-    monkeypatch.setattr(experiment, "train", lambda _, task, *__, **___: used.append(task) or {})
-    monkeypatch.setattr(experiment, "save_model", lambda _, __, card, **___: used.append(card))
+    monkeypatch.setattr(batches, "training_batches", lambda *_, **__: None)
+    monkeypatch.setattr(unlearning, "train", lambda _, task, *__, **___: used.append(task) or {})
+    monkeypatch.setattr(unlearning, "save_model", lambda _, __, card, **___: used.append(card))
     ends = {"phase_1a": {"retain": 2.0, "forget": 1.0}, "phase_1b": {"retain": 1.0, "forget": 2.0}}
-    monkeypatch.setattr(experiment, "run_phases", lambda *_: ends)  # of epsilon
+    monkeypatch.setattr(unlearning, "run_phases", lambda *_: ends)  # of epsilon
     folders = Workdir(tmp_path, config)
     save_model(folders.pretrained, {"encoder": np.zeros(1)}, {"origin": "made up"})
-    assert experiment.unlearned_params(config, folders, {}, Split(None, None)) == {}
+    assert unlearning.unlearned_params(config, folders, {}, Split(None, None)) == {}
     task, card = used
     expected = make_task(method, config.model)
     assert (task.trained, task.frozen) == (expected.trained, expected.frozen)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.benchmark.layouts import open_bench
+from l2l_jax.benchmark.layouts import open_stage
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.plan import devices, recipe
@@ -37,13 +37,13 @@ def config():
 @pytest.fixture(scope="module")
 def rows(config):
     """Figures for eight GPUs: the tests' eight CPU devices stand in for them."""
-    bench = open_bench(config, "unlearn")
-    planned = recipe.programs(config, bench, ["8x1", "1x8", "pmap"], jax.devices(), ("step", "restoration"))
+    stage = open_stage(config, "unlearn")
+    planned = recipe.programs(config, stage, ["8x1", "1x8", "pmap"], jax.devices(), ("step", "restoration"))
     return {row["program"]: row for row in (figures(one, EIGHT) for one in planned)}
 
 
 def test_memory_of_a_device(config, rows):
-    encoder = jax.tree.leaves(open_bench(config, "unlearn").shapes()["encoder"])
+    encoder = jax.tree.leaves(open_stage(config, "unlearn").shapes()["encoder"])
     parameters = 4 * sum(math.prod(x.shape) for x in encoder)
     images = 2 * (16 // 8) * 4 * math.prod(config.model.image_shape)
     for layout in ("8x1", "pmap"):
@@ -59,7 +59,7 @@ def test_memory_of_a_device(config, rows):
 def test_work_and_time(config, rows):
     row = rows["step, 8x1"]
     kernels = sum(
-        math.prod(x.shape) for x in jax.tree.leaves(open_bench(config, "unlearn").shapes()["encoder"])
+        math.prod(x.shape) for x in jax.tree.leaves(open_stage(config, "unlearn").shapes()["encoder"])
         if len(x.shape) > 1
     )  # fmt: skip
     tokens = 1 + config.model.grid**2 * (1 - config.model.mask_ratio)
@@ -89,7 +89,7 @@ def test_every_gradient_crosses_once(rows):
 
 def test_restoration(config, rows):
     row = rows["restore 8 images (centre_8), one host"]
-    everything = jax.tree.leaves(open_bench(config, "unlearn").shapes())
+    everything = jax.tree.leaves(open_stage(config, "unlearn").shapes())
     assert row["memory"]["parameters"] == 4 * sum(math.prod(x.shape) for x in everything)
     assert row["memory"]["batch"] == 4 * math.prod(config.model.image_shape) + 4  # and its place in the set
     assert row["sent"] == 0 and row["flops"] > 0
@@ -114,7 +114,7 @@ def test_what_is_printed(rows):
 
 def test_pixels_of_files_are_counted_as_bytes(config):
     files = dataclasses.replace(config.data, source="folder", path="photographs")
-    batch = open_bench(dataclasses.replace(config, data=files), "unlearn").batch()
+    batch = open_stage(dataclasses.replace(config, data=files), "unlearn").batch()
     assert {x.dtype for x in batch.values()} == {np.dtype(np.uint8)}
 
 
@@ -161,7 +161,7 @@ def test_a_tpu_slice(config, monkeypatch):
     topology = parse_topology("v5e:2x2")
     there = devices.described(topology)
     assert len(there) == 4
-    (planned,) = recipe.programs(config, open_bench(config, "unlearn"), ["4x1"], there, ("step",))
+    (planned,) = recipe.programs(config, open_stage(config, "unlearn"), ["4x1"], there, ("step",))
     row = figures(planned, topology)
     assert row["memory"]["batch"] == 2 * 4 * 4 * math.prod(config.model.image_shape)
     gradients = 2 * 3 / 4 * row["memory"]["parameters"]

@@ -93,7 +93,7 @@ def test_mistakes(tmp_path):
     with pytest.raises(UserError, match="missing.json cannot be read"):
         main(["portability", "compare", str(tmp_path / "missing.json")])
     (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(UserError, match="other.json is no record"):
+    with pytest.raises(UserError, match="other.json is not a record"):
         main(["portability", "compare", str(tmp_path / "other.json")])
     with pytest.raises(UserError, match="Argument --dtype: invalid choice: 'float64'"):
         main(["portability", "record", "x.json", "--dtype=float64"])

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax import experiment
 from l2l_jax.errors import UserError
 from l2l_jax.processes import collectives
 from l2l_jax.processes.collectives import barrier, exchange, from_primary, is_primary, on_primary, to_host
+from l2l_jax.stages import batches
 
 
 def test_one_process_is_the_writer_and_sends_nothing():
@@ -70,4 +70,4 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     settings = config()
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(UserError, match="batch_size is 8, which 3 processes do not divide"):
-        experiment._batches(settings, settings.unlearn, {}, None)
+        batches.stage_batches(settings, settings.unlearn, {}, None)

@@ -8,12 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
-from l2l_jax import experiment
 from l2l_jax.checkpoints.models import read_card, save_model
 from l2l_jax.config import parse_config
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
+from l2l_jax.stages import batches, unlearning
 from l2l_jax.stages.lineage import budget_reference, first_of_line
+from l2l_jax.stages.original import original_params
 from l2l_jax.workdir import Workdir
 
 CONFIG = parse_config(
@@ -30,7 +31,7 @@ def started_from(pretrained, **unlearn):
 @pytest.fixture
 def first(tmp_path):
     """A folder with a copy of the shipped model, and its parameters."""
-    params = experiment.original_params(CONFIG, Workdir(tmp_path / "run", CONFIG), None)
+    params = original_params(CONFIG, Workdir(tmp_path / "run", CONFIG), None)
     save_model(tmp_path / "first", params, CONFIG.describe("family", "model"))
     return tmp_path / "first", params
 
@@ -38,11 +39,11 @@ def first(tmp_path):
 def unlearned_from(model, folder, monkeypatch):
     """The folder of a model that is said to be unlearned from another one."""
     config = started_from(model)
-    original = experiment.original_params(config, Workdir(folder, config), None)
-    monkeypatch.setattr(experiment, "training_batches", lambda *_, **__: None)
-    monkeypatch.setattr(experiment, "train", lambda *_, **__: original)
+    original = original_params(config, Workdir(folder, config), None)
+    monkeypatch.setattr(batches, "training_batches", lambda *_, **__: None)
+    monkeypatch.setattr(unlearning, "train", lambda *_, **__: original)
     folders = Workdir(folder, config)
-    experiment.unlearned_params(config, folders, original, Split(None, None))
+    unlearning.unlearned_params(config, folders, original, Split(None, None))
     return folders.unlearned
 
 

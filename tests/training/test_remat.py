@@ -34,8 +34,8 @@ def test_remat_needs_less_memory_for_the_same_gradients(family):
         trained = {part: params[part] for part in task.trained}
         frozen = {part: params[part] for part in task.frozen}
         inputs = jax.jit(task.prepare)(frozen, batch, jax.random.key(0))
-        graded = jax.jit(jax.value_and_grad(functools.partial(total_loss, task, alpha=0.5), has_aux=True))
-        compiled = graded.lower(trained, frozen, inputs).compile(OPTIONS)
+        grad_fn = jax.jit(jax.value_and_grad(functools.partial(total_loss, task, alpha=0.5), has_aux=True))
+        compiled = grad_fn.lower(trained, frozen, inputs).compile(OPTIONS)
         memory = compiled.memory_analysis().temp_size_in_bytes
         results[remat] = jax.device_get(compiled(trained, frozen, inputs)), memory
     (plain, plain_memory), (again, less_memory) = results[False], results[True]

@@ -123,7 +123,9 @@ def test_what_is_no_adapter_is_refused(content, base, tmp_path, capsys):
     assert (
         main(["export", str(base), "--adapter", str(path), "--output", str(tmp_path / "y.safetensors")]) == 1
     )
-    assert re.fullmatch(r"Error: .*x\.safetensors is no adapter; expected is .*\.\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"Error: .*x\.safetensors is not an adapter; expected is .*\.\n", capsys.readouterr().err
+    )
     assert not (tmp_path / "y.safetensors").exists()
 
 

@@ -214,7 +214,7 @@ def recognise(state_dict: Mapping[str, Any]) -> Arrangement:
         if arrangement.keys[0] in state_dict:
             return arrangement
     known = " or ".join(arrangement.name for arrangement in ARRANGEMENTS)
-    raise UserError(f"these are no weights of CLIP's vision tower as {known} saves them.")
+    raise UserError(f"these are not weights of CLIP's vision tower as {known} saves them.")
 
 
 def published_config(state_dict: Mapping[str, Any]) -> tuple[str, TowerConfig]:
