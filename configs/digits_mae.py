@@ -109,7 +109,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
             noise="normal",  # the teacher's noise images: normal, uniform or constant
             target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
-            perturb=1.0,  # of undo: share of fresh weights in the start
+            perturb=1.0, perturb_encoder=0.0,  # of undo: shares of fresh weights in decoder and encoder
+            forget_every=4,  # of undo: one in so many forget images of a batch is used
             distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
             attack_steps=1,
             attack_rate=1e-3,  # of relearn_aware: the simulated attacker
@@ -176,13 +177,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "undo":
         config.unlearn.update(
             method="undo",
-            alpha=0.1,
-            perturb=1.0,
-            distill=0.4,
+            alpha=0.07,
+            perturb=0.8,
+            distill=0.5,
             target="noise",
             optimizer="muon",
-            steps=1050,
-            learning_rate=1e-2,
+            steps=600,
+            learning_rate=7e-3,
             warmup_steps=50,
             weight_decay=0.1,
             ema_decay=0.0,

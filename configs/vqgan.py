@@ -99,7 +99,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
         noise="normal",
         target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
-        perturb=1.0,  # of undo: share of fresh weights in the start
+        perturb=1.0, perturb_encoder=0.0,  # of undo: shares of fresh weights in decoder and encoder
+        forget_every=4,  # of undo: one in so many forget images of a batch is used
         distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
         attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
         retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/budget.md

@@ -41,7 +41,9 @@ class UnlearningConfig(TrainingConfig):
         "normal" (mean and standard deviation of the batch's pixels), "uniform" or "constant".
       target: of "undo" and "relearn_aware": what forget images are to be restored as: "noise", "blur" or
         "mean", see `l2l_jax.objectives.targets`.
-      perturb: of "undo": share of fresh weights in the start, 0 to 1.
+      perturb, perturb_encoder: of "undo": share of fresh weights in the start of the decoder, and of the
+        encoder, 0 to 1.
+      forget_every: of "undo": one in so many forget images of a batch is used.
       distill: of "undo": weight of the original model's predictions against the truth, 0 to 1.
       attack_steps: of "relearn_aware": simulated steps of an attacker.
       attack_rate: of "relearn_aware": change of every weight in one of them.
@@ -74,6 +76,8 @@ class UnlearningConfig(TrainingConfig):
     noise: NoiseKind = "normal"
     target: TargetKind = "noise"
     perturb: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
+    perturb_encoder: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+    forget_every: Annotated[int, pydantic.Field(ge=1)] = 1
     distill: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
     attack_steps: Annotated[int, pydantic.Field(ge=1)] = 1
     attack_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
@@ -96,6 +100,11 @@ class UnlearningConfig(TrainingConfig):
         if self.retain_budget is not None and not self.weight:
             field = "epsilon_ratio is 1" if self.method == "epsilon" else "alpha is 0"
             raise ValueError(f"{field}: a retain_budget cannot move a weight of forgetting that starts at 0")
+        if self.batch_size % self.batch_parts:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of accumulate × forget_every = "
+                f"{self.batch_parts}"
+            )
         if self.token_bank and not self.noise_bank:
             raise ValueError(
                 "token_bank needs a noise_bank: where no pixels are read, noise has no statistics"
@@ -105,6 +114,11 @@ class UnlearningConfig(TrainingConfig):
                 f"noise_bank is for the methods {' and '.join(BANKED_METHODS)}, not for {self.method!r}: "
                 "set token_bank and noise_bank to 0"
             )
+
+    @property
+    def batch_parts(self) -> int:
+        """See `TrainingConfig.batch_parts`."""
+        return self.accumulate * (self.forget_every if self.method == "undo" else 1)
 
     @property
     def banked(self) -> tuple[str, ...]:

@@ -129,6 +129,16 @@ def test_an_adapter_goes_with_the_original_weights_alone():
         parse_config(config | {"unlearn": config["unlearn"] | {"method": "undo"}})
 
 
+def test_forget_images_of_undo_make_whole_parts():
+    config = changed("unlearn.method", "undo")
+    config["unlearn"] |= {"batch_size": 60, "accumulate": 2, "forget_every": 4}
+    with pytest.raises(UserError, match="batch_size 60 is not a multiple of accumulate × forget_every = 8"):
+        parse_config(config)
+    assert (
+        parse_config(config | {"unlearn": config["unlearn"] | {"method": "whole"}}).unlearn.batch_parts == 2
+    )
+
+
 def test_missing_sections_and_fields_are_named():
     config = recipe().to_dict()
     del config["unlearn"], config["seed"]

@@ -144,7 +144,7 @@ def parse_layouts(names: Sequence[str], stage: TrainingStage) -> dict[str, Paral
         default[1:1] = [*half, f"1x{count}"]
     how = stage.training
     chosen = {name: parse_layout(name, jax.devices()) for name in names or default}
-    sharding.check_batch_size(how.batch_size, how.accumulate, sharding.make_mesh(), "batch_size")
+    sharding.check_batch_size(how.batch_size, how.batch_parts, sharding.make_mesh(), "batch_size")
     return chosen
 
 

@@ -1,6 +1,6 @@
 """Methods that change the whole model, so that what it forgot does not come back with ordinary training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +43,12 @@ def whole_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task
 
 
 def undo_task(
-    model: ImageToImageModel, *, perturb: float = 1.0, distill: float = 0.5, target: TargetKind = "noise"
-) -> Task:
+    model: ImageToImageModel, *, perturb: float = 1.0, perturb_encoder: float = 0.0, distill: float = 0.5,
+    target: TargetKind = "noise", forget_every: int = 1,
+) -> Task:  # fmt: skip
     """Shrink and perturb the weights, then rebuild the model from retain images.
 
-        start: (1 − p) · θ_0 + p · fresh weights, for encoder and decoder
+        start: (1 − p) · θ_0 + p · fresh weights, with a p of its own for the encoder
         retain: (1 − d) · L(x_r) + d · L(x_r, with h_0's predictions as the truth)
         forget: L(x_f, with `target` as the truth)
 
@@ -55,14 +56,18 @@ def undo_task(
     into a damaged copy of itself. Two things differ. The teacher is the original model, but it is imitated on
     retain images only, and only in the places that its own training loss counts: what it puts elsewhere
     was never trained and carries much of what is to be forgotten. And part of the retain loss is the
-    truth itself. With p = 1 nothing of the original weights is left: what is then known of forget
-    images comes from retain images.
+    truth itself. With p = 1 for both nothing of the original weights is left: what is then known of forget
+    images comes from retain images. It is the decoder that knows how to draw them: with p = 0 for the
+    encoder the model is rebuilt in half of the steps, and as deep (docs/methods.md).
 
     Args:
       model: the model; its frozen copy is the teacher.
-      perturb: p in [0, 1].
+      perturb: p in [0, 1] of the decoder.
+      perturb_encoder: p in [0, 1] of the encoder.
       distill: d in [0, 1].
       target: see `l2l_jax.objectives.targets`.
+      forget_every: one in so many forget images of a batch is used: what they are to become is soon learnt,
+        and the time of a step goes to the retain images.
     """
 
     def prepare(frozen, batch, rng, axis_name=None):
@@ -70,7 +75,12 @@ def undo_task(
         retain = views["retain"]
         if distill:
             retain = {**retain, "imitated": model.predict(frozen, retain["seen"])}
-        return {"retain": retain, "forget": forget_truth(model, frozen, views, rng, target, axis_name)}
+        forget = forget_truth(model, frozen, views, rng, target, axis_name)
+        return {"retain": retain, "forget": jax.tree.map(one_of_each_group, forget)}
+
+    def one_of_each_group(rows):
+        # Groups of neighbours: rows that are split over devices stay where they are.
+        return rows.reshape(-1, forget_every, *rows.shape[1:])[:, 0]
 
     def losses(trained, frozen, rows):
         student = {**frozen, **trained}
@@ -80,26 +90,30 @@ def undo_task(
         imitated = model.imitation_loss(student, rows["seen"], rows["imitated"])
         return (1 - distill) * truth + distill * imitated
 
+    shares = {part: perturb_encoder if part == "encoder" else perturb for part in model.generative_parts}
     task = unlearning_task(
         model, model.generative_parts, prepare, losses, teacher=model.generative_parts if distill else ()
     )
-    return task._replace(start=perturbed_start(model, perturb) if perturb else None)
+    return task._replace(start=perturbed_start(model, shares) if any(shares.values()) else None)
 
 
-def perturbed_start(model: ImageToImageModel, perturb: float) -> Callable[[Params, jax.Array], Params]:
-    """`Task.start`: (1 − p) · θ_0 + p · fresh weights, for encoder and decoder.
+def perturbed_start(
+    model: ImageToImageModel, shares: Mapping[str, float]
+) -> Callable[[Params, jax.Array], Params]:
+    """`Task.start`: (1 − p) · θ_0 + p · fresh weights.
 
     Args:
       model: the model.
-      perturb: p in [0, 1].
+      shares: p in [0, 1] of each part; other parts keep their weights.
     """
 
     def start(params: Params, rng: jax.Array) -> Params:
         fresh = jax.jit(model.init)(jax.random.fold_in(rng, 1))
-        parts = {part: (params[part], fresh[part]) for part in model.generative_parts}
         mixed = {
-            part: jax.tree.map(lambda x, y: (1 - perturb) * jnp.asarray(x) + perturb * y, *pair)
-            for part, pair in parts.items()
+            part: jax.tree.map(
+                lambda old, new, p=p: (1 - p) * jnp.asarray(old) + p * new, params[part], fresh[part]
+            )
+            for part, p in shares.items()
         }
         return {**params, **mixed}
 

@@ -28,7 +28,8 @@ def salient_task(task: Task, model: ImageToImageModel, share: float, *, reset: b
     """
     if not 0 < share <= 1:
         raise ValueError(f"the share of salient weights must lie in (0, 1], not {share}")
-    return task._replace(saliency=share, start=perturbed_start(model, 1.0) if reset else task.start)
+    fresh = perturbed_start(model, dict.fromkeys(model.generative_parts, 1.0))
+    return task._replace(saliency=share, start=fresh if reset else task.start)
 
 
 def largest(values: Params, share: float) -> Params:

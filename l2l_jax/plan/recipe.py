@@ -38,7 +38,7 @@ def step(stage: TrainingStage, name: str, parallel: Parallel) -> Planned:
       UserError: the devices cannot share a batch.
     """
     how, devices = stage.training, parallel.mesh.size
-    sharding.check_batch_size(how.batch_size, how.accumulate, parallel.mesh, "batch_size")
+    sharding.check_batch_size(how.batch_size, how.batch_parts, parallel.mesh, "batch_size")
     function, (state, frozen, batch) = stage.step(parallel)
     groups = {"parameters": state.params, "optimiser": (state.step, state.opt_state), "frozen": frozen}
     if state.ema is not None:

@@ -72,7 +72,7 @@ class Trainer:
         parallel: ParallelKind = "jit",
     ):  # fmt: skip
         with barrier():
-            sharding.check_batch_size(config.batch_size, config.accumulate, mesh, f"{name} batch_size")
+            sharding.check_batch_size(config.batch_size, config.batch_parts, mesh, f"{name} batch_size")
             self._runner = make_parallel(mesh, parallel)
         self._name, self._task, self._config, self._mesh, self._seed = name, task, config, mesh, seed
         self._optimizer = make_optimizer(config)

@@ -51,6 +51,11 @@ class TrainingConfig:
     checkpoint_every: int = 1000
     log_every: int = 50
 
+    @property
+    def batch_parts(self) -> int:
+        """Into how many parts of equal size the rows of a device are split."""
+        return self.accumulate
+
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:

@@ -50,6 +50,14 @@ def test_undo_mixes_the_truth_and_the_originals_predictions():
     np.testing.assert_allclose(loss, retain + ALPHA * forget, rtol=1e-5)
 
 
+def test_undo_uses_one_in_so_many_forget_images():
+    every = len(BATCH["forget"]) // 2
+    few, all_of_them = (prepared(undo_task(LINEAR, forget_every=k)) for k in (every, 1))
+    for name in ("images", "seen"):
+        np.testing.assert_array_equal(few["forget"][name], all_of_them["forget"][name][::every])
+        np.testing.assert_array_equal(few["retain"][name], all_of_them["retain"][name])
+
+
 def test_undo_without_the_original_needs_no_teacher_and_is_noisy_label():
     task = undo_task(LINEAR, distill=0.0)
     assert task.frozen == LINEAR.corruption_parts
@@ -66,8 +74,11 @@ def test_undo_without_the_original_needs_no_teacher_and_is_noisy_label():
 def test_undo_starts_between_the_original_and_fresh_weights(family):
     model, params = MODELS[family], params_of(MODELS[family])
     key = jax.random.key(3)
-    wholly, half = (undo_task(model, perturb=p).start(params, key) for p in (1.0, 0.5))
-    assert undo_task(model, perturb=0.0).start is None
+    wholly, half = (undo_task(model, perturb=p, perturb_encoder=p).start(params, key) for p in (1.0, 0.5))
+    assert undo_task(model, perturb=0.0, perturb_encoder=0.0).start is None
+    kept = undo_task(model, perturb=1.0, perturb_encoder=0.0).start(params, key)
+    jax.tree.map(np.testing.assert_array_equal, kept["encoder"], params["encoder"])
+    jax.tree.map(np.testing.assert_array_equal, kept["decoder"], wholly["decoder"])
     for part in params:
         for name, (new, mixed, old) in enumerate(
             zip(*(jax.tree.leaves(x[part]) for x in (wholly, half, params)), strict=True)
