@@ -67,7 +67,7 @@ def _recipe_of_run() -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())["config"]
         model = {"family": config.pop("family"), "pretrained": config.pop("pretrained"), **config["model"]}
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): run the main program again to replace it.") from error
     return {**config, "model": model}
 

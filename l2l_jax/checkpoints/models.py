@@ -83,9 +83,12 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
             "run wrote, such as runs/digits_mae/pretrained."
         )
     try:
-        return json.loads(path.read_text())
+        card = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged and cannot be read ({error}).") from error
+    if not isinstance(card, dict):
+        raise UserError(f"{path} is damaged: it should hold a JSON object.")
+    return card
 
 
 def load_params(folder: pathlib.Path, like: Params) -> Params:

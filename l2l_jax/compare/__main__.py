@@ -79,13 +79,15 @@ def _front(recipe: Any, workdir: pathlib.Path) -> None:
 
     with barrier():
         config = parse_config(recipe)
+        if METHODS.present and not METHODS.value:
+            raise UserError(f"--methods= names no method; known: {', '.join(KNOWN)}. Without it: all.")
         grid = Grid(
             methods=tuple(METHODS.value or KNOWN),
             budgets=_numbers(BUDGETS, "budgets", 1.0),
             weights=_numbers(WEIGHTS, "weights"),
             ratios=_numbers(EPSILON_RATIOS, "ratios"),
             rates=_numbers(RATES, "rates"),
-            seeds=[int(seed) for seed in _numbers(SEEDS, "seeds")],
+            seeds=_seeds(),
         )
     report = run_front(config, workdir, grid, LIMIT.value)
     if is_primary():
@@ -103,6 +105,14 @@ def _sequence(recipe: Any, workdir: pathlib.Path) -> None:
     rows = run_sequence(config, workdir, SEQUENCE.value)
     if is_primary():
         print(table(rows))
+
+
+def _seeds() -> list[int]:
+    given = f"--seeds={','.join(SEEDS.value)}"
+    wrong = [seed for seed in SEEDS.value if not seed.isdecimal()]
+    if wrong:
+        raise UserError(f"{given}: seeds are whole numbers, 0 or greater, not {wrong[0]!r}.")
+    return [int(seed) for seed in SEEDS.value]
 
 
 def _numbers(flag: flags.FlagHolder, what: str, least: float = 0.0) -> list[float]:

@@ -13,7 +13,7 @@ from typing import Any
 from l2l_jax.audit.run import Audit, check_yardstick
 from l2l_jax.compare import methods_report
 from l2l_jax.config import BANKED_METHODS, Config
-from l2l_jax.data.splits import retained_names
+from l2l_jax.data import splits
 from l2l_jax.errors import Diverged
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.objectives.methods import METHODS, make_task
@@ -53,14 +53,18 @@ def compare(
             check_yardstick(config)
         evaluation = Evaluation(config, folders.evaluation)
         sets = batches.training_sets(config, evaluation.train)
+        every_other = splits.retained_names(config.data, evaluation.class_names)[::2]
+        stand_ins = proxy or config.data.proxy or every_other
+        to_run = dict(variants(config, str(folders.pretrained), alphas, tuple(stand_ins), generated))
+        for variant in to_run.values():  # a mistake in the proxies is found before anything is trained
+            if variant.data != config.data:
+                splits.training_sets(variant.data, evaluation.train, config.model.image_size)
     original = original_params(config, folders, evaluation.train)
-    pretrained = config.pretrained or str(folders.pretrained)
     rows = {"original": _evaluated(workdir, "original", config, evaluation, lambda: original)}
     auditor = None
     if config.audit.enabled:
         auditor = Audit(config, evaluation, sets, original, workdir / "comparison" / "audit")
-    stand_ins = tuple(proxy) or config.data.proxy or retained_names(config.data, evaluation.class_names)[::2]
-    for name, variant in variants(config, pretrained, alphas, stand_ins, generated):
+    for name, variant in to_run.items():
         if reason := incompatible(variant):
             logger.warning("%s is left out: %s", name, reason)
             continue
@@ -100,7 +104,14 @@ def variants(
     stand_ins: Sequence[Any],
     generated: bool = False,
 ) -> Iterator[tuple[str, Config]]:
-    """The rows after the original: name and configuration of each; `stand_ins` are the proxies.
+    """The rows after the original: name and configuration of each.
+
+    Args:
+      config: the experiment.
+      pretrained: the original model, where `config` does not name one.
+      alphas: further weights of the forget term for the paper's method.
+      stand_ins: classes of the proxy row.
+      generated: whether there is a row for generated retain images.
 
     An ablation of the weight is one of fixed weights: with `alphas` no row has a retain budget.
     """
@@ -110,7 +121,7 @@ def variants(
     def variant(proxies=None, **unlearn):
         return dataclasses.replace(
             config,
-            pretrained=pretrained,
+            pretrained=config.pretrained or pretrained,
             data=dataclasses.replace(config.data, **(proxies or {"proxy": ()})),
             unlearn=dataclasses.replace(config.unlearn, **unlearn),
         )

@@ -83,15 +83,23 @@ def _parse_flags(argv: Sequence[str], needs_recipe: Callable[[], bool]) -> tuple
         if "get_config() takes 0 positional arguments" in str(error):
             raise UserError("This recipe has no variants: leave out the colon and the rest.") from error
         raise UserError(str(error)) from error
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}.") from error
     except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown field
+        if "get_config" in str(error):
+            raise UserError("This file is not a recipe: it does not define get_config().") from error
         names = re.findall(r"[\"'](\w+)[\"'\\]", str(error.args[0]))
+        if not names:  # a mistake in the recipe's own code
+            raise
         near = f" Did you mean {names[1]}?" if len(names) > 1 else ""
         raise UserError(f"The recipe has no field {names[0]}.{near}") from error
     name, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     path = pathlib.Path(name)
     if not path.is_file():
-        known = ", ".join(sorted(str(recipe) for recipe in path.parent.glob("*.py"))) or "none"
-        raise UserError(f"--config={path}: no such file. Recipes in that folder: {known}.")
+        folder = path if path.is_dir() else path.parent
+        known = ", ".join(sorted(str(recipe) for recipe in folder.glob("*.py"))) or "none"
+        what = "a folder; name a file in it" if path.is_dir() else "no such file"
+        raise UserError(f"--config={path}: {what}. Recipes in that folder: {known}.")
     if COMPILE_CACHE.value:
         keep_compiled_programs()
     run = f"{path.stem}_{variant}" if variant else path.stem

@@ -188,6 +188,8 @@ def about(path: pathlib.Path) -> Iterator[None]:
 
 
 def _check_family(found: Any, wanted: str) -> None:
+    if found is None:
+        raise UserError("its model.json does not name the model's family: the folder is damaged.")
     if found != wanted:
         raise UserError(f"this is a {found} model, but config.model.family is {wanted}.")
 

@@ -5,6 +5,7 @@ import sys
 from unittest import mock
 
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
 from l2l_jax import experiment
@@ -48,6 +49,7 @@ def asked(monkeypatch):
 
 @flagsaver.flagsaver
 def call(*arguments):
+    flags.FLAGS.unparse_flags()  # of tests before this one
     with mock.patch.object(sys, "argv", ["audit", *arguments]):  # where fields to change are looked for
         return main(sys.argv)
 
@@ -90,6 +92,7 @@ def test_mistakes_are_one_sentence(tmp_path):
     (finished(tmp_path) / "unlearned").rmdir()
     with pytest.raises(UserError, match="There is no unlearned model to audit: .*unlearned does not exist"):
         call(f"--workdir={tmp_path}")
-    (tmp_path / "report" / "metrics.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
-        call(f"--workdir={tmp_path}")
+    for content in ("{", '{"config": 3}', "[]"):
+        (tmp_path / "report" / "metrics.json").write_text(content)
+        with pytest.raises(UserError, match="is damaged"):
+            call(f"--workdir={tmp_path}")

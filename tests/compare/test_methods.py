@@ -12,6 +12,7 @@ from l2l_jax import experiment
 from l2l_jax.compare.methods import compare, incompatible, variants
 from l2l_jax.compare.methods_report import table
 from l2l_jax.config import parse_config
+from l2l_jax.errors import UserError
 from l2l_jax.objectives import methods
 from l2l_jax.training import sharding
 
@@ -120,3 +121,9 @@ def test_rows_without_real_retain_images():
     assert data["encoder, generated retain"].retain_images == "generated"
     assert data["encoder, generated retain"].proxy == ()
     assert rows["encoder, generated retain"].unlearn == rows["encoder"].unlearn
+
+
+def test_unknown_proxies_are_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(UserError, match="config.data.proxy names the class 'five'"):
+        compare(small_config(), tmp_path, proxy=["five"])
+    assert not (tmp_path / "pretrain").exists()
