@@ -19,6 +19,7 @@ from l2l_jax.evaluation.encoder_features import TestFeatures
 from l2l_jax.evaluation.evaluate import Evaluation, ModelFigures
 from l2l_jax.evaluation.report_csv import to_csv
 from l2l_jax.evaluation.report_page import page, titles
+from l2l_jax.evaluation.tables import not_available
 from l2l_jax.processes.setup import peak_memory
 from l2l_jax.weights.transfer import original_weights
 from l2l_jax.workdir import Workdir
@@ -60,7 +61,7 @@ def write_report(
         "intervals": {name: result.intervals for name, result in results.items()},
         "real_images": results["original"].first.real_images,
         "tasks": by_task(results),
-        "not_available": evaluation.missing,
+        "not_available": not_available(evaluation, results),
         "networks": {name: dict(network.weights) for name, network in evaluation.networks.items()},
         "test_images": {of: {"count": len(s), "skipped": s.skipped} for of, s in evaluation.tests.items()},
         "bad_training_images": {path.name: read_lists(path) for path in stages if path.exists()},

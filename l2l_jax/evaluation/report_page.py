@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from l2l_jax.evaluation.figures import FIGURES
 from l2l_jax.evaluation.report_text import headline, sentences
+from l2l_jax.evaluation.tables import reasons
 
 MODELS = ("original", "unlearned", "retrained")
 SETS = ("retain", "forget")
@@ -82,6 +83,7 @@ def page(report: Mapping[str, Any], drawn: Mapping[str, pathlib.Path], title: st
         report=report,
         headings=[f"{FIGURES[name].heading} {ARROWS[FIGURES[name].better]}" for name in names],
         rows=[_row(report, of, model, names) for of in report["original"] for model in models(report)],
+        unavailable=reasons(report),
         pictures=pictures,
         config=json.dumps(report["config"], indent=2),
         title=title,

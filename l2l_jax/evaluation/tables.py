@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tabulate import tabulate
@@ -58,13 +58,14 @@ def of_models(report: Mapping[str, Any], style: str = "simple") -> str:
         sets = list(next(iter(models.values())))
         rows = {f"{of}, {name}": models[name][of] for of in sets for name in models}
         parts.append(f"{parsed.title}\n\n{_table(rows, style)}")
-    return "\n\n".join([*parts, *_not_available(report)]).strip()
+    return "\n\n".join([*parts, "\n".join(reasons(report))]).strip()
 
 
 def of_folders(report: Mapping[str, Any], style: str = "simple") -> str:
     """A table of one row."""
     count = report["images"]["count"]
-    return "\n\n".join([_table({f"{count} images": report}, style), *_not_available(report)]).strip()
+    table = _table({f"{count} images": report}, style)
+    return "\n\n".join([table, "\n".join(reasons(report))]).strip()
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]], style: str) -> str:
@@ -86,11 +87,12 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
     return format(value, how)
 
 
-def _not_available(report: Mapping[str, Any]) -> Sequence[str]:
-    reasons: dict[str, list[str]] = {}
+def reasons(report: Mapping[str, Any]) -> list[str]:
+    """A sentence for each reason why figures are not available, as "FID, KID: not available: …"."""
+    names: dict[str, list[str]] = {}
     for name, why in report["not_available"].items():
-        reasons.setdefault(why.removeprefix("not available: "), []).append(FIGURES[name].heading)
-    return ["\n".join(f"{', '.join(names)}: not available: {why}" for why, names in reasons.items())]
+        names.setdefault(why.removeprefix("not available: "), []).append(FIGURES[name].heading)
+    return [f"{', '.join(headings)}: not available: {why}" for why, headings in names.items()]
 
 
 def write(folder: pathlib.Path, report: Mapping[str, Any], text: str) -> None:

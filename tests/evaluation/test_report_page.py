@@ -43,6 +43,7 @@ def report():
         "real_images": {"retain": {"accuracy": 0.98}, "forget": {"accuracy": 0.97}},
         "test_images": {"retain": {"count": 200, "skipped": {}}, "forget": {"count": 201, "skipped": {}}},
         "bad_training_images": {},
+        "not_available": {"inception_score": "it needs 10 images, and there are 8"},
         "original_weights": {"origin": "shipped"},
         "audit": {
             "verdict": {
@@ -102,6 +103,11 @@ def test_the_sentences_say_what_survives(report):
         "lower [0.000, 0.020].",
         "The 95 % interval over test images bears the verdict out.",
     ]
+
+
+def test_the_page_says_which_figures_are_missing_and_why(html):
+    missing = "IS: not available: it needs 10 images, and there are 8."
+    assert f'<p class="note">{missing}</p>' in html.read_text()
 
 
 def test_tables_hold_the_figures(report):
