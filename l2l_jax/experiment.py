@@ -6,10 +6,12 @@ from typing import Any
 
 from l2l_jax.audit.run import Audit, check_yardstick
 from l2l_jax.config import Config
+from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.encoder_features import test_features
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.report import write_report
+from l2l_jax.models.base import Params
 from l2l_jax.processes.collectives import barrier, from_primary, is_primary
 from l2l_jax.processes.setup import peak_memory
 from l2l_jax.stages.batches import training_sets
@@ -78,7 +80,10 @@ def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dic
     return _reported(config, folders, evaluation, sets, models, clock)
 
 
-def _reported(config, folders, evaluation, sets, models, clock) -> dict[str, Any]:
+def _reported(
+    config: Config, folders: Workdir, evaluation: Evaluation, sets: Split, models: dict[str, Params],
+    clock: "_Clock",
+) -> dict[str, Any]:  # fmt: skip
     """Evaluate the models, audit them if that is asked for, and write the report."""
     auditor = None
     if config.audit.enabled:

@@ -136,7 +136,7 @@ def check_yardstick(config: Config) -> None:
     path = shipped.resolved(given)
     if not path.exists():
         raise UserError(
-            f"config.audit.retrained={given} does not exist; expected is a folder of a saved model, the "
+            f"config.audit.retrained={given} does not exist; name a folder of a saved model, the "
             f"name of a shipped one ({', '.join(shipped.names())}), 'train', or '' for none."
         )
     facts = shipped.card(given) if given in shipped.names() else read_card(path) if path.is_dir() else {}

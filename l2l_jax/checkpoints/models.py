@@ -79,7 +79,7 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / CARD
     if not path.is_file():
         raise UserError(
-            f"{folder} is not a saved model: it has no {CARD}. Expected is a folder that an earlier "
+            f"{folder} is not a saved model: it has no {CARD}. Name a folder that an earlier "
             "run wrote, such as runs/digits_mae/pretrained."
         )
     try:
@@ -121,5 +121,5 @@ def fingerprint(params: Params, parts: Sequence[str]) -> str:
     for name, value in sorted(flatten_dict({part: params[part] for part in parts}, sep="/").items()):
         array = np.ascontiguousarray(value)
         digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

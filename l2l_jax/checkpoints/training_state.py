@@ -1,5 +1,6 @@
 """Checkpoints of a training stage with Orbax: training state and the place in the data."""
 
+import functools
 import logging
 import math
 import pathlib
@@ -56,7 +57,8 @@ class Checkpointer:
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         steps = from_primary(lambda: sorted(self._manager.all_steps(), reverse=True))
         for step in steps:
-            restored, problem = None, ""
+            restored: Any = None
+            problem = ""
             try:
                 restored = self._restore(step, target)
             except Damaged as error:
@@ -66,15 +68,15 @@ class Checkpointer:
             if not problems:
                 _tell_what_changed(restored.data["devices"], _devices(like))
                 return restored.state, restored.data["facts"]
-            on_primary(lambda step=step, problems=problems: self._set_aside(step, problems[0]))
+            on_primary(functools.partial(self._set_aside, step, problems[0]))
             self._manager.reload()
         if steps:
-            error = UserError(
+            unreadable = UserError(
                 f"None of the checkpoints in {self.folder} can be read (steps "
                 f"{', '.join(map(str, steps))}). Delete that folder to start this stage again."
             )
-            error.known_to_all = True
-            raise error
+            unreadable.known_to_all = True
+            raise unreadable
         return None
 
     def _restore(self, step: int, target: Any) -> Any:

@@ -63,7 +63,7 @@ def open_folder(config: SourceConfig, split: Split) -> FileSource:
     """
     top = existing(config, "a folder with a folder of images for each class")
     if not top.is_dir():
-        raise UserError(f"{config.where}.path={config.path} is a file; the source 'folder' wants a folder.")
+        raise UserError(f"{config.where}.path={config.path} is a file; the source 'folder' needs a folder.")
     train, test = top / "train", _test_folder(top)
     both = train.is_dir() and test is not None
     roots = {"train": train, "test": test} if both else {split: train if train.is_dir() else top}
@@ -98,7 +98,7 @@ def open_csv(config: SourceConfig, split: Split) -> FileSource:
     """
     table = existing(config, "a CSV file with the columns path and label")
     if table.is_dir():
-        raise UserError(f"{config.where}.path={config.path} is a folder; the source 'csv' wants a CSV file.")
+        raise UserError(f"{config.where}.path={config.path} is a folder; the source 'csv' needs a CSV file.")
     paths, labels, is_test = StringTable(), array.array("i"), array.array("b")
     numbers: dict[str, int] = {}  # of the classes, as they come
     with_splits = False
@@ -136,7 +136,7 @@ def existing(config: SourceConfig, wanted: str) -> epath.Path:
       UserError: there is nothing, or remote files cannot be read; `wanted` says what should be there.
     """
     if not config.path:
-        raise UserError(f"{config.where}.path is empty: the source {config.source!r} wants {wanted}.")
+        raise UserError(f"{config.where}.path is empty: the source {config.source!r} needs {wanted}.")
     path = epath.Path(config.path).expanduser()
     try:
         there = path.exists()

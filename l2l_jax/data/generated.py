@@ -5,6 +5,7 @@ Nothing here loads JAX: worker processes import this module.
 
 import functools
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class NoiseImages:
       seed: image i depends on it, and on i.
     """
 
-    class_names = ("noise",)
+    class_names: Sequence[str] = ("noise",)
 
     def __init__(self, count: int, size: int, seed: int):
         self._size, self._seed = size, seed
@@ -61,7 +62,7 @@ class GeneratedImages:
       count: how many of them, from the first.
     """
 
-    class_names = ("generated",)
+    class_names: Sequence[str] = ("generated",)
 
     def __init__(self, path: pathlib.Path, count: int):
         self._path = path

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -92,6 +92,17 @@ def training_batches(
         rows=range(process_index * rows, (process_index + 1) * rows),
         workers=workers,
     )
+
+
+class Batches(Protocol):
+    """Endless batches `{set: this process's rows}`; see `BatchIterator` for what their iterators offer."""
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Range of the float images, and that to which uint8 ones are to be brought."""
+        ...
+
+    def __iter__(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -177,7 +177,7 @@ def _missing(config: SourceConfig) -> str:
     if not re.fullmatch(r"[a-z]\w*(/[\w.\-]+)?(:[\d.]+)?", config.source):
         return f"{given}; known sources: {known}, or a TFDS data set.{guess}"
     return (
-        f"{given}, which is none of {known}, and no data set of TensorFlow Datasets that is prepared in "
+        f"{given}, which is neither one of {known} nor a data set of TensorFlow Datasets that is prepared in "
         f"{data_dir(config)}.{guess} To prepare it, run: {prepare_command(config)}"
     )
 

@@ -104,7 +104,7 @@ class _Worker:
         self.process.kill()
         return UserError(
             f"A worker process that reads images ended by itself (exit code {self.process.wait()}; -9: the "
-            "memory was full). What it printed stands above. Fewer workers (config.data.workers) need less "
+            "memory was full). Its output is above. Fewer workers (config.data.workers) need less "
             "memory; run the same command to resume."
         )
 

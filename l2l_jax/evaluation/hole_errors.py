@@ -1,4 +1,4 @@
-"""How well a model restores the images of a source."""
+"""How well a model restores the images of a source; while it is trained: `l2l_jax.training.hole_errors`."""
 
 import numpy as np
 

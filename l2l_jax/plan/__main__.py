@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("Which devices? Try --topology=v5e:4x4, or h100:8.")
     topology = parse_topology(TOPOLOGY.value)
     if unknown := [name for name in WHICH.value if name not in PROGRAMS]:
-        raise UserError(f"--programs: {unknown[0]!r} is none of {', '.join(PROGRAMS)}.")
+        raise UserError(f"--programs: {unknown[0]!r} is not one of {', '.join(PROGRAMS)}.")
     devices.prepare(topology)
     # Imported late: JAX reads its environment when it is imported.
     import jax

@@ -7,7 +7,7 @@ nothing is sent.
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -59,7 +59,8 @@ def barrier() -> Iterator[None]:
     if jax.process_count() > 1:
         if failure is None or isinstance(failure, UserError):
             failure = UserError(_joint(texts))
-        failure.known_to_all = True
+        failure.known_to_all = True  # type: ignore[attr-defined]
+    assert failure is not None
     raise failure
 
 
@@ -124,7 +125,7 @@ def each_process(array: np.ndarray) -> Iterator[np.ndarray]:
     if jax.process_count() == 1:
         yield array
         return
-    order = "F" if array.flags.f_contiguous else "C"
+    order: Literal["F", "C"] = "F" if array.flags.f_contiguous else "C"
     bits = array.ravel(order).view(np.uint32)  # JAX would make float32 of float64
     for process in range(jax.process_count()):
         sent = multihost_utils.broadcast_one_to_all(bits, is_source=process == jax.process_index())

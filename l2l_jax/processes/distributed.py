@@ -137,7 +137,7 @@ def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
         raise UserError(
             "This pod belongs to an indexed Kubernetes job. To join its other pods, pip install "
             "'l2l_jax[kubernetes]' or give --coordinator, --num_processes and --process_id "
-            "(launch/jobset.yaml does); to run alone, give --nodistributed."
+            "(launch/jobset_gpu.yaml does); to run alone, give --nodistributed."
         )
     if named and launch.process_id == 0:
         _wait_for_port(launch)

@@ -34,8 +34,8 @@ def stage_batches(
     data, size = config.data, config.model.image_size
     if training.batch_size % jax.process_count():
         error = UserError(
-            f"batch_size is {training.batch_size}, which {jax.process_count()} processes do not divide: "
-            "choose a multiple of the number of devices."
+            f"batch_size is {training.batch_size}, which is not a multiple of the "
+            f"{jax.process_count()} processes: choose a multiple of the number of devices."
         )
         error.known_to_all = True
         raise error

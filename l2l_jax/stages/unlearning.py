@@ -1,6 +1,7 @@
 """Unlearning: from the original model and the two sets of images to the unlearned model on disk."""
 
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from l2l_jax import shipped
 from l2l_jax.checkpoints.models import fingerprint, load_params, save_model
 from l2l_jax.config import Config, UnlearningConfig
 from l2l_jax.data import splits
+from l2l_jax.data.pipeline import Batches
 from l2l_jax.data.records import Source
 from l2l_jax.evaluation.image_set import ImageSet
 from l2l_jax.models.base import Params
@@ -123,7 +125,7 @@ def run_phases(
     for name, rule in task.phases.rules.items():
         phase = task._replace(gradients=rule)
         _unlearn(f"unlearn {name}", phase, config, how, folder / name, original, sets, devices)
-        ends[name] = from_primary(lambda name=name: _terms_at_end(folder / name, how.steps))
+        ends[name] = from_primary(functools.partial(_terms_at_end, folder / name, how.steps))
     return ends
 
 
@@ -134,10 +136,11 @@ def _unlearn(
     """One run of a task on the training images."""
     on = None if devices is None else list(devices)
     seed, mesh = stage_seed(config.seed, 1000), sharding.make_mesh(devices=on, config=config.mesh)
-    batches = stage_batches(config, how, sets._asdict(), folder)
+    pixels = stage_batches(config, how, sets._asdict(), folder)
+    batches: Batches = pixels
     if how.banked:
         task = banked_task(task, config.model, how.banked)
-        batches = open_bank(folder / "bank", how, config.model, original, batches, seed=seed, mesh=mesh)
+        batches = open_bank(folder / "bank", how, config.model, original, pixels, seed=seed, mesh=mesh)
     return train(
         name, task, original, batches, how, folder, seed=seed, mesh=mesh, parallel=config.parallel, **more
     )

@@ -27,6 +27,7 @@ def retain_budget(config: Config, reference: Params | None = None) -> RetainBudg
       UserError: there are no validation images.
     """
     how, hole = config.unlearn, budget_task(config.evaluate.tasks).hole(config.model.image_size)
+    assert how.retain_budget is not None, "there is a budget"
     images = validation_images(config, how.budget_images)
 
     def make_errors(parallel: Parallel) -> HoleErrors:

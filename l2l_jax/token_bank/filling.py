@@ -173,7 +173,7 @@ def _fill(filling: _Filling, ledger: Ledger, content: dict[str, Any], done: int,
                     filling.codes[name].write(filling.positions(number), found)
             progress.update()
             if signal_number is not None or (number + 1) % NOTE_EVERY == 0 or number + 1 == total:
-                on_primary(lambda batches=number + 1: ledger.note(content, batches))
+                on_primary(functools.partial(ledger.note, content, number + 1))
             if signal_number is not None and number + 1 < total:
                 raise Interrupted(number + 1, signal_number)
 

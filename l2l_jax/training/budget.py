@@ -253,7 +253,7 @@ class RetainBudget:
             self._land()
         while self._memory.waiting and self._memory.waiting[0].step + LAG <= step:
             self._act(self._memory.waiting.pop(0))
-            state = state.replace(alpha=self._scalar(self._memory.weight))
+            state = dataclasses.replace(state, alpha=self._scalar(self._memory.weight))
         if step % self._every == 0 or step == self._steps:
             started = self._errors.start(self._compose(self._rest, state.result))
             self._flying.append((step, weight, started, self._copy(state.result)))

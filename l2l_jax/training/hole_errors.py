@@ -1,4 +1,4 @@
-"""How well a model that is being trained restores some images, measured where it is being trained."""
+"""How well a model that is being trained restores a few images, measured on the devices that train it."""
 
 from collections.abc import Mapping
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from l2l_jax.checkpoints.training_state import Checkpointer
 from l2l_jax.console.progress import Progress
-from l2l_jax.data.pipeline import TrainingBatches
+from l2l_jax.data.pipeline import Batches
 from l2l_jax.errors import Diverged, Interrupted
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.task import Task
@@ -33,7 +33,7 @@ def train(
     name: str,
     task: Task,
     params: Params,
-    batches: TrainingBatches,
+    batches: Batches,
     config: TrainingConfig,
     folder: pathlib.Path,
     *,
@@ -93,7 +93,7 @@ class Trainer:
     def train(
         self,
         params: Params,
-        batches: TrainingBatches,
+        batches: Batches,
         folder: pathlib.Path,
         *,
         alpha: float = 0.0,
@@ -130,6 +130,7 @@ class Trainer:
             return task.merge(params, to_host(trained))
 
         def look(number: int, state: TrainState) -> None:
+            assert observe is not None, "there are steps to observe"
             observe(number, whole(state.result))
 
         def place(parts: Params) -> Params:

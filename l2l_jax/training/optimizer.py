@@ -1,7 +1,7 @@
 """AdamW as the published recipes use it, and Muon for models that start anew."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
@@ -88,7 +88,7 @@ def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
     )
 
 
-def decayed(params) -> dict:
+def decayed(params: Any) -> Any:
     """Tree of bools: True where weight decay applies: no biases, norms and other vectors."""
 
     def leaf(path, value):
@@ -97,7 +97,7 @@ def decayed(params) -> dict:
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def kernels(params) -> dict:
+def kernels(params: Any) -> Any:
     """Tree of Muon's dimension numbers: how the kernels of dense layers and convolutions are matrices, from
     their inputs to their outputs; None for everything else."""
 

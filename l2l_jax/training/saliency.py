@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.data.pipeline import TrainingBatches
+from l2l_jax.data.pipeline import Batches
 from l2l_jax.models.base import Params
 from l2l_jax.objectives.saliency import largest
 from l2l_jax.objectives.task import Task
@@ -22,7 +22,7 @@ BATCHES = 16
 
 
 def salient_weights(
-    task: Task, params: Params, frozen: Params, batches: TrainingBatches, parallel: Parallel, *,
+    task: Task, params: Params, frozen: Params, batches: Batches, parallel: Parallel, *,
     seed: int, accumulate: int = 1,
 ) -> Params:  # fmt: skip
     """Tree of bools for the trained parts, as host arrays: True for the weights that may change.

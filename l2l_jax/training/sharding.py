@@ -66,8 +66,8 @@ def check_batch_size(batch_size: int, parts: int, mesh: Mesh, field: str) -> Non
     """Raise a UserError unless `parts` equal parts of a batch split evenly over the mesh."""
     if batch_size % (mesh.size * parts):
         raise UserError(
-            f"{field} is {batch_size}, which {mesh.size} devices times {parts} accumulated parts "
-            "do not divide: choose a multiple."
+            f"{field} is {batch_size}, which is not a multiple of {mesh.size * parts}: {mesh.size} devices "
+            f"times {parts} accumulated parts."
         )
 
 

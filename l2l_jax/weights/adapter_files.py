@@ -63,7 +63,7 @@ def with_adapter(path: pathlib.Path, params: Params, family: str, model: ImageTo
     """
     card = read_adapter_card(path)
     if card is None:
-        raise UserError(f"{path} is not an adapter; expected is a file {FILE} that a run wrote.")
+        raise UserError(f"{path} is not an adapter; expected a file {FILE} that a run wrote.")
     if card.get("family") != family:
         raise UserError(f"{path} is an adapter of a {card.get('family')} model, not of a {family} model.")
     found = fingerprint(params, model.generative_parts)

@@ -84,7 +84,7 @@ def _check(file: PublishedFile, path: pathlib.Path, digest: str) -> None:
     if file.size not in (None, size) or file.sha256 not in (None, digest):
         wanted = f"SHA-256 {file.sha256}" if file.sha256 else f"{file.size:,} bytes"
         raise UserError(
-            f"{path} is not the published file: expected is {wanted}. Delete it and run the command again."
+            f"{path} is not the published file: it should have {wanted}. Delete it and run the command again."
         )
     if file.sha256 is None:
         print("No checksum of this file is known: compare this one with that of others who have it.")

@@ -194,12 +194,12 @@ def test_what_is_not_there_is_named(tmp_path):
     for path, message in (
         (tmp_path / "nowhere", "nowhere does not exist; it should be a folder with"),
         (tmp_path, "No images below .*: it should hold a folder for each class"),
-        (tmp_path / "table.csv", "is a file; the source 'folder' wants a folder"),
-        ("", "config.data.path is empty: the source 'folder' wants"),
+        (tmp_path / "table.csv", "is a file; the source 'folder' needs a folder"),
+        ("", "config.data.path is empty: the source 'folder' needs"),
     ):
         with pytest.raises(UserError, match=message):
             open_folder(path)
-    with pytest.raises(UserError, match="is a folder; the source 'csv' wants a CSV file"):
+    with pytest.raises(UserError, match="is a folder; the source 'csv' needs a CSV file"):
         open_csv(tmp_path)
     with pytest.raises(UserError, match="'digits' reads no files"):
         open_source(SourceConfig("digits", "somewhere"), "train", 8)

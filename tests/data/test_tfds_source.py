@@ -123,7 +123,7 @@ def test_data_sets_that_are_not_prepared_are_named(prepared):
         ("imagenet2012:5.0.0", "prepare imagenet2012:5.0.0"),
         ("coco", "config.data.source is 'coco'; prepared are coco/2017"),
         ("Digits!", "known sources: digits, folder, csv, or a TFDS data set. Did you mean 'digits'"),
-        ("foldr", "is none of digits, folder, csv.* Did you mean 'folder'"),
+        ("foldr", "is neither one of digits, folder, csv.* Did you mean 'folder'"),
     ):
         with pytest.raises(UserError, match=message):
             opened(prepared, name)

@@ -121,7 +121,7 @@ def test_pixels_of_files_are_counted_as_bytes(config):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v9:2x2", "'v9' is none of v4, v5e, v5p, v6e, a100"),
+        ("v9:2x2", "'v9' is not one of v4, v5e, v5p, v6e, a100"),
         ("v5e", "TPU v5e has two sides, as 4x4"),
         ("v4:4x4", "TPU v4 has three sides, as 2x2x4"),
         ("v5e:4xfour", "two sides"),

@@ -124,7 +124,7 @@ def test_what_is_no_adapter_is_refused(content, base, tmp_path, capsys):
         main(["export", str(base), "--adapter", str(path), "--output", str(tmp_path / "y.safetensors")]) == 1
     )
     assert re.fullmatch(
-        r"Error: .*x\.safetensors is not an adapter; expected is .*\.\n", capsys.readouterr().err
+        r"Error: .*x\.safetensors is not an adapter; expected a file .*\.\n", capsys.readouterr().err
     )
     assert not (tmp_path / "y.safetensors").exists()
 

@@ -108,7 +108,7 @@ def test_a_part_that_is_whole_or_too_long_does_not_stand_in_the_way(server, file
 
 def test_other_bytes_than_published_are_refused(file, tmp_path):
     other = dataclasses.replace(file, sha256="0" * 64)
-    with pytest.raises(UserError, match="is not the published file: expected is SHA-256 0000"):
+    with pytest.raises(UserError, match="is not the published file: it should have SHA-256 0000"):
         fetching.fetch(other, tmp_path)
     assert names(tmp_path) == []
     (tmp_path / "weights.pth").write_bytes(b"other")

@@ -16,7 +16,7 @@ from l2l_jax.stages.original import original_params
 from l2l_jax.weights.adapter_files import FILE, with_adapter
 from l2l_jax.workdir import Workdir
 
-RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from l2l_jax.stages.original import original_params
 from l2l_jax.stages.validation import retain_budget, validation_images
 from l2l_jax.workdir import Workdir
 
-RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 
 
 def config_of(**fields):
