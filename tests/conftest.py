@@ -1,19 +1,16 @@
-"""Every test runs on 8 virtual CPU devices and refuses silent rank promotion; the long files come first."""
+"""Every test runs on 8 virtual CPU devices and refuses silent rank promotion; slow files come first."""
 
 import logging
 import os
 import pathlib
 import sys
-import tempfile
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Programs that several tests compile are compiled once; pytest's workers and tests' own processes inherit
-# the folder.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    COMPILED = tempfile.TemporaryDirectory(prefix="l2l_jax_tests_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+from tests.compiling import compile_quickly
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the environment, as the tests' own processes do
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    COMPILED = compile_quickly()
+    os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 
 import jax  # noqa: E402  (the variables above must be set first)
 import pytest  # noqa: E402
@@ -36,6 +33,18 @@ def pytest_xdist_make_scheduler(config, log):
 
     config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Programs in this process see one device, which compiles faster; other tests show what eight do."""
+    from l2l_jax.training import sharding
+
+    mesh, devices = sharding.make_mesh(jax.devices()[:1]), jax.local_devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda *_, **__: mesh)
+        patch.setattr(jax, "local_devices", lambda *_, **__: devices)
+        yield
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from tests.compiling import QUICK_FLAGS
+from tests.compiling import flags_of_one_device
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
@@ -22,7 +22,7 @@ def test_the_loss_in_other_frameworks(framework):
     assert after["forget"] < 0.6 * before["forget"] and after["retain"] < 0.05 * after["forget"]
 
 
-def test_a_person_is_forgotten(tmp_path):
+def test_a_person_is_forgotten(one_device, tmp_path):
     """From drawn photos to the report, with few steps; a sixth of the test pictures are the person's."""
     main = runpy.run_path(str(EXAMPLES / "forget_a_person.py"))["main"]
     flags = [f"--workdir={tmp_path}", "--person=carol", "--pretrain_steps=4", "--unlearn_steps=4"]
@@ -49,7 +49,7 @@ def test_the_notebook_runs(tmp_path):
     (recipe,) = [cell for cell in notebook.cells if "STEPS = 200" in cell.source]
     recipe.source = recipe.source.replace("STEPS = 200", "STEPS = 4")
     (tmp_path / "configs").symlink_to(EXAMPLES.parent / "configs")
-    environment = {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "XLA_FLAGS": QUICK_FLAGS}
+    environment = {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "XLA_FLAGS": flags_of_one_device()}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)

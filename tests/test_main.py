@@ -16,7 +16,7 @@ import pytest
 from l2l_jax.checkpoints.models import load_params
 from l2l_jax.console.command_line import explain
 from l2l_jax.main import main
-from tests.compiling import QUICK_FLAGS
+from tests.compiling import flags_of_one_device
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
@@ -32,7 +32,7 @@ SMALL = [
 
 def start(*arguments, **options):
     """Start the program on one device."""
-    environment = {**os.environ, "XLA_FLAGS": QUICK_FLAGS}
+    environment = {**os.environ, "XLA_FLAGS": flags_of_one_device()}
     return subprocess.Popen(
         [sys.executable, "-m", "l2l_jax.main", *arguments], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,

@@ -4,15 +4,13 @@ import json
 import math
 import re
 import runpy
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from l2l_jax.config import parse_config
-from l2l_jax.data.make_local import make
+from l2l_jax.data import make_local
 from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
 from tests.test_main import ROOT, run
@@ -71,7 +69,7 @@ def test_a_small_variant_without_its_pictures_says_what_makes_them(tmp_path, mon
 
 
 def test_the_small_pictures(tmp_path):
-    make(tmp_path, {"train": 3, "val": 2})
+    make_local.make(tmp_path, {"train": 3, "val": 2})
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
     assert len(files) == 4 * 5 and "train/temple/0002.jpg" in files and "val/digit_1/0001.png" in files
     sizes = {Image.open(path).size for path in tmp_path.glob("*/temple/*")}
@@ -79,21 +77,21 @@ def test_the_small_pictures(tmp_path):
     assert {Image.open(path).size for path in tmp_path.glob("*/digit_0/*")} == {(8, 8)}
 
 
-def test_the_script_says_what_it_made_and_leaves_what_is_there(tmp_path):
-    command = [sys.executable, "-m", "l2l_jax.data.make_local", f"--output={tmp_path / 'new'}", "--train=2"]
-    done = subprocess.run([*command, "--test=1"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "12 images in" in done.stdout, done.stderr
-    again = subprocess.run([*command, "--test=1"], cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 1 and re.match(r"Error: .*new exists\. Choose another --output", again.stderr)
-    wrong = subprocess.run([*command, "--test=no"], cwd=ROOT, capture_output=True, text=True)
-    assert wrong.returncode == 1 and "invalid int value: 'no'" in wrong.stderr
+def test_the_script_says_what_it_made_and_leaves_what_is_there(tmp_path, run_here):
+    flags = [f"--output={tmp_path / 'new'}", "--train=2"]
+    code, output, _ = run_here(make_local.main, *flags, "--test=1")
+    assert code == 0 and "12 images in" in output
+    code, _, errors = run_here(make_local.main, *flags, "--test=1")
+    assert code == 1 and re.match(r"Error: .*new exists\. Choose another --output", errors)
+    code, _, errors = run_here(make_local.main, *flags, "--test=no")
+    assert code == 1 and "invalid int value: 'no'" in errors
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Small pictures, one of which is cut off in the middle."""
     folder = tmp_path_factory.mktemp("local")
-    make(folder, {"train": 20, "val": 10})
+    make_local.make(folder, {"train": 20, "val": 10})
     for broken in (folder / "train/flower/0003.jpg", folder / "val/temple/0000.jpg"):
         broken.write_bytes(broken.read_bytes()[:700])
     return folder

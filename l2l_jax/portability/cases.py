@@ -114,7 +114,7 @@ def fixed_params(model: ImageToImageModel) -> Params:
     Kernels have variance 1 / fan in, scales lie about 1, other vectors about 0; what is not a float is the
     model's own.
     """
-    own = model.init(jax.random.key(0))
+    own = jax.jit(model.init)(jax.random.key(0))
 
     def leaf(path: Any, value: jax.Array) -> np.ndarray:
         if not jnp.issubdtype(value.dtype, jnp.floating):

@@ -17,7 +17,6 @@ from l2l_jax.errors import UserError
 from l2l_jax.evaluation.encoder_features import OUTPUT, Features
 from l2l_jax.evaluation.evaluate import Evaluation
 from tests.audit.models import Memory, config, remembering
-from tests.compiling import quick_jit
 
 CONFIG = dataclasses.replace(config(), model=Memory())
 
@@ -88,7 +87,7 @@ def test_the_gradient_view_moves_visible_pixels_as_far_as_it_may(evaluation):
 @pytest.mark.parametrize("field", ["remat", "scan"])
 def test_features_of_every_layer_are_means_over_places(evaluation, field):
     model = dataclasses.replace(config().model, width=8, depth=2, num_heads=2, **{field: True})
-    params = jax.device_get(quick_jit(model.init)(jax.random.key(0)))
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     tests = evaluation.tests["forget"]
     found, labels = Features(model, 256, seed=3)(params, tests)
     assert list(found) == ["patch_embed", "blocks_0", "blocks_1", "norm", OUTPUT]
@@ -131,7 +130,7 @@ def test_training_attacks_train_what_they_say():
     decoder = attacks["fresh_decoder_all"].task
     assert decoder.trained == ("decoder",) and decoder.frozen == ("encoder",)
     model = dataclasses.replace(config().model, width=8, depth=1, num_heads=2)
-    params = jax.device_get(quick_jit(model.init)(jax.random.key(0)))
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     small = training_attacks(model, config().audit)["fresh_decoder_all"].task
     started = small.start(params, jax.random.key(1))
     assert started["encoder"] is params["encoder"]

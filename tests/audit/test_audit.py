@@ -21,20 +21,16 @@ from l2l_jax.errors import UserError
 from l2l_jax.evaluation import encoder_features
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.report_text import sentences
-from l2l_jax.training import sharding
 from tests.audit.models import Memory, config, remembering
-from tests.compiling import quick_jit
 
 TINY = dict(width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)
 QUICK = dict(steps=4, decoder_steps=1, shot_steps=2, shots=(5,), batch_size=8)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
-    """One device, which compiles faster, and few points to embed."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
+def quick(one_device):
+    """One device and few points to embed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
         patch.setattr(encoder_features, "EMBEDDED", 10)
         yield
 
@@ -161,7 +157,7 @@ def tiny(**audit):
 
 
 def parameters(seed):
-    return jax.device_get(quick_jit(tiny().model.init)(jax.random.key(seed)))
+    return jax.device_get(jax.jit(tiny().model.init)(jax.random.key(seed)))
 
 
 def card(settings):

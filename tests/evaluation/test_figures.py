@@ -164,7 +164,7 @@ class Noise(MAE):
 @pytest.mark.parametrize("name", ["centre_8", "random_75"])
 def test_restorations_do_not_depend_on_the_batches(name):
     (task,) = parse_tasks([name])
-    params = SMALL_MAE.init(jax.random.key(0))
+    params = jax.jit(SMALL_MAE.init)(jax.random.key(0))
     images = np.random.default_rng(0).random((10, 16, 16, 3)).astype(np.float32)
     whole = Restorer(SMALL_MAE, task, batch_size=16, seed=0)
     parts = Restorer(SMALL_MAE, task, batch_size=4, seed=0)
@@ -188,11 +188,12 @@ def test_restorations_do_not_depend_on_the_batches(name):
 def test_hidden_patches_do_not_influence_the_restoration():
     visible = np.array([[0, 5, 6, 15]], np.int32)
     images = np.random.default_rng(0).random((1, 16, 16, 3)).astype(np.float32)
-    params = SMALL_MAE.init(jax.random.key(0))
-    restored = np.asarray(SMALL_MAE.restore_from_patches(params, images, visible))
+    params = jax.jit(SMALL_MAE.init)(jax.random.key(0))
+    restore = jax.jit(lambda images: SMALL_MAE.restore_from_patches(params, images, visible))
+    restored = np.asarray(restore(images))
     other = images.copy()
     other[0, 4:8, 12:] = 0  # patch 7
-    np.testing.assert_array_equal(restored, SMALL_MAE.restore_from_patches(params, other, visible))
+    np.testing.assert_array_equal(restored, restore(other))
     np.testing.assert_array_equal(restored[0, 4:8, 4:12], images[0, 4:8, 4:12])  # patches 5 and 6
 
 

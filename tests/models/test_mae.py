@@ -53,24 +53,24 @@ def test_position_tables():
 
 
 def test_latent(params, seen):
-    np.testing.assert_allclose(TINY.encode(params["encoder"], seen), CASE["latent"], atol=2e-5)
+    np.testing.assert_allclose(jax.jit(TINY.encode)(params["encoder"], seen), CASE["latent"], atol=2e-5)
 
 
 def test_prediction(params, seen):
-    np.testing.assert_allclose(TINY.predict(params, seen), CASE["pred"], atol=2e-5)
+    np.testing.assert_allclose(jax.jit(TINY.predict)(params, seen), CASE["pred"], atol=2e-5)
 
 
 @pytest.mark.parametrize("norm_pix", [False, True])
 def test_loss(params, images, seen, norm_pix):
     model = MAE(**{**vars(TINY), "norm_pix_loss": norm_pix})
-    loss = model.generative_loss(params, images, seen)
+    loss = jax.jit(model.generative_loss)(params, images, seen)
     assert loss.shape == (3,)
     expected = CASE[f"loss_norm_pix_{str(norm_pix).lower()}"]
     np.testing.assert_allclose(loss.mean(), expected, atol=5e-6)
 
 
 def test_gradients(params, images, seen):
-    grads = jax.grad(lambda p: TINY.generative_loss(p, images, seen).mean())(params)
+    grads = jax.jit(jax.grad(lambda p: TINY.generative_loss(p, images, seen).mean()))(params)
     grads = mapping.to_torch(TABLE, grads, TINY)
     for name in CASE._arrays.files:
         if name.startswith("grad/"):
@@ -94,18 +94,19 @@ def test_masking_keeps_each_patch_equally_often():
 
 def test_bfloat16_stays_close(params, images, seen):
     model = MAE(**{**vars(TINY), "dtype": "bfloat16"})
-    np.testing.assert_allclose(model.predict(params, seen), CASE["pred"], atol=0.1)
-    assert model.predict(params, seen).dtype == jnp.float32
+    predicted = jax.jit(model.predict)(params, seen)
+    np.testing.assert_allclose(predicted, CASE["pred"], atol=0.1)
+    assert predicted.dtype == jnp.float32
 
 
 def test_restore_ignores_hidden_pixels_and_keeps_visible_ones(params):
     images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
     hole = np.zeros((32, 32), bool)
     hole[8:24, 8:24] = True
-    key = jax.random.key(0)
-    restored = TINY.restore(params, images, hole, key)
+    restore = jax.jit(lambda images: TINY.restore(params, images, hole, jax.random.key(0)))
+    restored = restore(images)
     other = np.where(hole[..., None], 0.5, images).astype(np.float32)
-    np.testing.assert_array_equal(restored, TINY.restore(params, other, hole, key))
+    np.testing.assert_array_equal(restored, restore(other))
     np.testing.assert_array_equal(restored[:, ~hole], images[:, ~hole])
     assert np.abs(restored - images)[:, hole].max() > 0.01
 
@@ -119,8 +120,11 @@ def test_pixel_statistics_are_taken_out_and_put_back(params):
     hole = np.zeros((32, 32), bool)
     hole[:16] = True
     normalised = ((images - mean) / std).astype(np.float32)
-    expected = np.asarray(plain.restore(params, normalised, hole, jax.random.key(0))) * std + mean
-    restored = model.restore(params, images, hole, jax.random.key(0))
+    expected, restored = (
+        jax.jit(lambda images, of=of: of.restore(params, images, hole, jax.random.key(0)))(given)
+        for of, given in ((plain, normalised), (model, images))
+    )
+    expected = np.asarray(expected) * std + mean
     np.testing.assert_allclose(restored, np.clip(expected, 0, 1), atol=1e-5)
 
 

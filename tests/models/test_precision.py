@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from tests.compiling import QUICK
 from tests.training.families import MODELS, images_of, params_of
 
 FLOAT32 = {
@@ -19,7 +18,7 @@ FLOAT32 = {
 }
 """Modules with kernels that stay float32."""
 
-exact_jit = functools.partial(jax.jit, compiler_options={**QUICK, "xla_allow_excess_precision": False})
+exact_jit = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
 """`jax.jit` that rounds where the program says so: XLA leaves out rounding that it sees undone."""
 
 

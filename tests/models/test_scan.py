@@ -9,7 +9,6 @@ import pytest
 
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import total_loss
-from tests.compiling import QUICK
 from tests.training.families import MODELS, images_of, params_of
 
 DEEP = dict(depth=4, decoder_depth=4)
@@ -31,7 +30,7 @@ def test_the_loop_gives_the_same_gradients(family):
         frozen = {part: params[part] for part in task.frozen}
         inputs = jax.jit(task.prepare)(frozen, batch, jax.random.key(0))
         grad_fn = jax.jit(jax.value_and_grad(functools.partial(total_loss, task, alpha=0.5), has_aux=True))
-        compiled = grad_fn.lower(trained, frozen, inputs).compile(QUICK)
+        compiled = grad_fn.lower(trained, frozen, inputs).compile()
         results[scan, remat] = jax.device_get(compiled(trained, frozen, inputs))
         sizes[scan, remat] = compiled.as_text().count(" dot(")
     for looped in ((True, False), (True, True)):

@@ -8,7 +8,6 @@ import pytest
 from l2l_jax.objectives.adapters import ADAPTER, adapted, merged, new_adapter
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import total_loss
-from tests.compiling import quick_jit
 from tests.training.families import MODELS, images_of, params_of
 
 RNG = np.random.default_rng(0)
@@ -135,7 +134,7 @@ def test_losses_and_gradients_of_every_family(family):
         return loss, terms["loss"], rule.combine(terms, gradients, jnp.float32(0.5))
 
     whole = {part: params[part] for part in plain.trained}
-    of_weights, of_adapter = quick_jit(lambda t: run(plain, t)), quick_jit(lambda t: run(task, t))
+    of_weights, of_adapter = jax.jit(lambda t: run(plain, t)), jax.jit(lambda t: run(task, t))
     jax.tree.map(np.testing.assert_array_equal, adapted(params, start[ADAPTER]), params)  # to the bit
     np.testing.assert_allclose(of_adapter(start)[:2], of_weights(whole)[:2], rtol=1e-6)
     after = merged(params, jax.device_get(moved[ADAPTER]))

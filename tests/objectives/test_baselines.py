@@ -18,7 +18,7 @@ from l2l_jax.objectives.noise import noise_features
 from l2l_jax.training import sharding
 from l2l_jax.training.parallel import make_parallel
 from l2l_jax.training.step import create_state, make_step
-from tests.compiling import grad_fn, quick_jit
+from tests.objectives.gradients import grad_fn
 
 ALPHA = 0.25
 
@@ -81,7 +81,7 @@ def parts(params, names):
 
 
 def prepared(task, batch=BATCH, seed=0):
-    return jax.device_get(quick_jit(task.prepare)(parts(TEACHER, task.frozen), batch, jax.random.key(seed)))
+    return jax.device_get(jax.jit(task.prepare)(parts(TEACHER, task.frozen), batch, jax.random.key(seed)))
 
 
 def outputs_by_hand(seen, target, weight):

@@ -14,9 +14,9 @@ from l2l_jax.objectives.baselines import (
     retain_label_task,
 )
 from l2l_jax.objectives.task import total_loss
-from tests.compiling import grad_fn, quick_jit
 from tests.models import test_mage, test_palette_unlearning
 from tests.models.test_palette_unlearning import DRAW, IMAGES, ORDERED, by_label, forward, rows
+from tests.objectives.gradients import grad_fn
 from tests.reference_arrays import nhwc
 
 PALETTE, MAGE = test_palette_unlearning.TINY, test_mage.TINY
@@ -66,7 +66,7 @@ def test_palette_noisy_label(palette, name):
 def test_palette_retain_label(palette):
     """Forget rows 2 and 3 are paired with retain rows 0 and 1, as we pair them."""
     student, teacher, seen, _ = palette
-    target = quick_jit(PALETTE.predict)(teacher, rows(seen, RETAIN))
+    target = jax.jit(PALETTE.predict)(teacher, rows(seen, RETAIN))
     inputs = {
         "retain": {"seen": rows(seen, RETAIN), "target": target},
         "forget": {"seen": rows(seen, FORGET), "target": target},
@@ -116,7 +116,7 @@ def test_mage_random_encoder():
     }
     task = random_encoder_task(MAGE)
     trained = {"encoder": test_mage.tiny_params()["encoder"]}
-    loss, terms = quick_jit(functools.partial(total_loss, task, alpha=ALPHA))(trained, {}, inputs)
+    loss, terms = jax.jit(functools.partial(total_loss, task, alpha=ALPHA))(trained, {}, inputs)
     np.testing.assert_allclose(terms["retain"], MAGE_CASE["shared_vqgan/retain_loss"], rtol=3e-6)
     forget = np.square(latent[FORGET].astype(float) - target[FORGET]).mean()
     np.testing.assert_allclose(terms["forget"], forget, rtol=3e-6)
@@ -127,7 +127,7 @@ def test_mage_random_encoder():
 
 def test_noise_codes_have_the_statistics_of_the_codes():
     codes = np.random.default_rng(0).normal(30, 4, (100, 256)).round().astype(np.int32)
-    drawn = np.asarray(quick_jit(draw_noise_codes, static_argnums=2)(jax.random.key(0), codes, 64))
+    drawn = np.asarray(jax.jit(draw_noise_codes, static_argnums=2)(jax.random.key(0), codes, 64))
     assert drawn.dtype == np.int32 and drawn.shape == codes.shape
     count = codes.size
     assert abs(drawn.mean() - codes.mean()) < 5 * codes.std() / np.sqrt(count)

@@ -9,7 +9,6 @@ import scipy.ndimage
 from l2l_jax.objectives.deep import relearn_aware_task, undo_task, whole_task
 from l2l_jax.objectives.targets import blurred, forget_truth
 from l2l_jax.objectives.task import total_loss
-from tests.compiling import quick_jit
 from tests.objectives.test_baselines import ALPHA, BATCH, LINEAR, STUDENT, TEACHER, parts, prepared
 from tests.training.families import MODELS, images_of, params_of
 
@@ -143,7 +142,7 @@ def test_other_truths_than_noise(family, kind):
         views = {of: {"images": x, "seen": model.corrupt(params, x, key)} for of, x in batch.items()}
         return views, forget_truth(model, params, views, key, kind)
 
-    views, found = quick_jit(prepare)(params, batch, jax.random.key(0))
+    views, found = jax.jit(prepare)(params, batch, jax.random.key(0))
     forget = np.asarray(batch["forget"])
     truth = (
         np.broadcast_to(batch["retain"].mean(axis=0), forget.shape)
@@ -155,7 +154,7 @@ def test_other_truths_than_noise(family, kind):
         np.testing.assert_allclose(found["images"], truth, atol=1e-6)
         np.testing.assert_array_equal(seen["patches"], before["patches"])
     elif family == "mage":
-        np.testing.assert_array_equal(seen["targets"], quick_jit(model.tokenize)(params, truth))
+        np.testing.assert_array_equal(seen["targets"], jax.jit(model.tokenize)(params, truth))
         np.testing.assert_array_equal(seen["ids"], before["ids"])
     else:
         gamma = np.asarray(before["gamma"])[:, None, None, None]

@@ -20,7 +20,6 @@ from l2l_jax.models.registry import FAMILIES
 from l2l_jax.objectives.methods import METHODS, Method, make_task
 from l2l_jax.stages import batches, unlearning
 from l2l_jax.workdir import Workdir
-from tests.compiling import quick_jit
 from tests.models.test_mage import random_params
 
 MODELS = {
@@ -65,7 +64,7 @@ def gradients(family, method, params, batches, alphas):
     task = make_task(method, model)
     low, high = model.value_range
 
-    @quick_jit
+    @jax.jit
     def run(trained, frozen, batch, alpha):
         inputs = task.prepare(frozen, batch, jax.random.key(0))
         rule = task.gradients
@@ -126,11 +125,11 @@ def test_noise_is_the_teachers():
     model = MODELS["mae"]
     batch = {"retain": IMAGES[0], "forget": IMAGES[1]}
     task = make_task("encoder", model, noise="constant")
-    inputs = quick_jit(task.prepare)({}, batch, jax.random.key(0))
+    inputs = jax.jit(task.prepare)({}, batch, jax.random.key(0))
     np.testing.assert_allclose(inputs["forget"]["teacher"]["patches"], IMAGES[:2].mean(), rtol=1e-5)
     for kind in ("normal", "constant"):
         task = make_task("noisy_label", model, noise=kind)
-        inputs = quick_jit(task.prepare)({}, batch, jax.random.key(0))
+        inputs = jax.jit(task.prepare)({}, batch, jax.random.key(0))
         assert inputs["forget"]["images"].std() > 0.1
 
 

@@ -4,20 +4,12 @@ import copy
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
 from l2l_jax.errors import UserError
 from l2l_jax.portability.__main__ import compute, main
 from l2l_jax.portability.comparison import TOLERANCES, compare, table
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,16 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from tests.compiling import QUICK_FLAGS
+from tests.compiling import flags_of_one_device
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 ENVIRONMENT = {
     **os.environ,
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false " + QUICK_FLAGS,
+    "XLA_FLAGS": f"{flags_of_one_device()} --xla_cpu_multi_thread_eigen=false",
     "PYTHONUNBUFFERED": "1",
 }
-"""One device to a process, one thread to a device, quick compiling: the processes share few cores."""
+"""One device to a process, one thread to a device: the processes share few cores."""
 
 
 class Ended(NamedTuple):

@@ -21,7 +21,6 @@ from l2l_jax.training.optimizer import TrainingConfig, make_optimizer
 from l2l_jax.training.parallel import make_parallel
 from l2l_jax.training.sharding import MeshConfig
 from l2l_jax.training.step import make_step, placed_state
-from tests.compiling import QUICK
 from tests.training.families import MODELS, images_of, params_of
 
 CONFIG = TrainingConfig(steps=40, batch_size=16, learning_rate=1e-3, ema_decay=0.9)
@@ -46,7 +45,7 @@ class Run:
         frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
         state = placed_state(trained, optimizer, mesh, ema=True, alpha=0.25)
         batches = [parallel.rows(batch) for batch in images_of(family, 20, 16)]
-        self.step = parallel.compile(step, state).lower(state, frozen, batches[0]).compile(QUICK)
+        self.step = parallel.compile(step, state).lower(state, frozen, batches[0]).compile()
         self.first, self.metrics = state.params, []
         for batch in batches:
             state, metrics = self.step(state, frozen, batch)

@@ -9,7 +9,6 @@ import pytest
 
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import total_loss
-from tests.compiling import QUICK
 from tests.training.families import MODELS, images_of, params_of
 
 DEEPER = {
@@ -17,7 +16,7 @@ DEEPER = {
     "mage": dict(depth=3, decoder_depth=3),
     "palette": dict(res_blocks=3),
 }
-OPTIONS = {**QUICK, "xla_disable_hlo_passes": "cse_barrier_expander"}
+OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 """On CPU, XLA removes the barriers that keep it from doing early what is to be done late, as GPUs and TPUs
 do it; without that pass its memory shows what they save."""
 
