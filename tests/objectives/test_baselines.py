@@ -1,5 +1,7 @@
 """The other methods on a linear model against NumPy by hand, and on several devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from l2l_jax.objectives.baselines import (
     random_encoder_task,
     retain_label_task,
 )
+from l2l_jax.objectives.losses import max_loss, noisy_label_loss, random_encoder_loss, retain_label_loss
 from l2l_jax.objectives.noise import noise_features
 from l2l_jax.training import sharding
 from l2l_jax.training.parallel import make_parallel
@@ -182,6 +185,37 @@ def test_random_encoder():
         total += factor * terms[-1]
         gradient += x.T @ (factor * 2 * error * share)
     check(TASKS["random_encoder"], inputs, (total, terms, {"encoder": gradient}))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_the_plain_function_on_a_models_arrays(name):
+    """The functions of arrays that the package offers, on what the model gives for the same draw."""
+    inputs = prepared(TASKS[name])
+    seen = [inputs[of]["seen"] for of in ("retain", "forget")]
+
+    def losses():
+        images = [inputs[of]["images"] for of in ("retain", "forget")]
+        return map(functools.partial(LINEAR.generative_loss, STUDENT), images, seen)
+
+    def arrays(measure):
+        return measure(STUDENT, seen[0]), measure(TEACHER, seen[0]), measure(STUDENT, seen[1])
+
+    def features(params, seen):
+        return LINEAR.encode(params["encoder"], seen)
+
+    plain = {
+        "max_loss": lambda: max_loss(*losses(), alpha=ALPHA),
+        "noisy_label": lambda: noisy_label_loss(*losses(), alpha=ALPHA),
+        "retain_label": lambda: retain_label_loss(*arrays(LINEAR.predict), alpha=ALPHA),
+        "random_encoder": lambda: random_encoder_loss(
+            *arrays(features), inputs["forget"]["target"], alpha=ALPHA
+        ),
+    }
+    trained, frozen = parts(STUDENT, TASKS[name].trained), parts(TEACHER, TASKS[name].frozen)
+    (found, terms), _ = grad_fn(TASKS[name], ALPHA)(trained, frozen, inputs)
+    loss, expected = plain[name]()
+    np.testing.assert_allclose(found, loss, rtol=1e-5)
+    np.testing.assert_allclose([terms["retain"], terms["forget"]], list(expected.values()), rtol=1e-5)
 
 
 def test_noise_features_keep_structure_and_type():
