@@ -12,12 +12,15 @@ writes what became of the pictures to `WORKDIR/run/report/report.html`.
 import argparse
 import pathlib
 import runpy
+import sys
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from l2l_jax import experiment
 from l2l_jax.config import Config, parse_config
+from l2l_jax.console.command_line import run_program
 from l2l_jax.evaluation.report_page import table
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
@@ -74,7 +77,7 @@ def configure(photos: pathlib.Path, person: str, pretrain_steps: int, unlearn_st
     return parse_config(recipe)
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: Sequence[str] | None = None) -> dict:
     """Run; returns the content of the report's metrics.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -97,5 +100,10 @@ def main(argv: list[str] | None = None) -> dict:
     return report
 
 
+def program(argv: Sequence[str]) -> None:
+    """`main` as the package's programs are run: with progress, and a sentence for a mistake."""
+    main(argv[1:])
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(program, sys.argv))

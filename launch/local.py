@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -166,6 +167,8 @@ def main() -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command or options.processes < 1:
         parser.error("give --processes of at least 1 and a command behind --")
+    if shutil.which(command[0]) is None:
+        parser.error(f"there is no program {command[0]!r}")
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if options.cpu_devices:
         flag = f"--xla_force_host_platform_device_count={options.cpu_devices}"

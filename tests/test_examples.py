@@ -34,6 +34,12 @@ def test_a_person_is_forgotten(one_device, tmp_path):
     assert (tmp_path / "run" / "report" / "report.html").is_file()
 
 
+def test_a_mistake_is_one_sentence(tmp_path, run_here):
+    program = runpy.run_path(str(EXAMPLES / "forget_a_person.py"))["program"]
+    code, _, errors = run_here(program, f"--photos={tmp_path / 'none'}", f"--workdir={tmp_path / 'run'}")
+    assert code == 1 and errors.startswith(f"Error: config.data.path={tmp_path / 'none'} does not exist")
+
+
 def test_drawn_faces_differ_between_people_more_than_between_pictures():
     draw_face = runpy.run_path(str(EXAMPLES / "forget_a_person.py"))["draw_face"]
     pictures = np.array(

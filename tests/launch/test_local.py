@@ -118,3 +118,10 @@ def test_mistakes_on_the_command_line_are_named():
 def test_a_process_that_finishes_early_does_not_cut_the_others_short(tmp_path):
     code, output, _ = finish(launch(tmp_path, "time.sleep(index)\nprint('done')", "--grace=0.1"))
     assert code == 0 and "[0] done" in output and "[1] done" in output
+
+
+def test_a_program_that_is_missing_is_named():
+    command = [sys.executable, LAUNCHER, "--processes=1", "--", "no-such-program"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "there is no program 'no-such-program'" in done.stderr
+    assert "Traceback" not in done.stderr
