@@ -96,6 +96,7 @@ def get_config() -> ml_collections.ConfigDict:
         noise="normal",  # the teacher's noise images: normal, uniform or constant
         target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
         perturb=1.0, perturb_encoder=0.0,  # of undo: shares of fresh weights in decoder and encoder
+        feature_weight=1.0,  # of undo: weight of the paper's forget loss on the encoder's features
         forget_every=4,  # of undo: one in so many forget images of a batch is used
         distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
         attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker

@@ -110,6 +110,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             noise="normal",  # the teacher's noise images: normal, uniform or constant
             target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
             perturb=1.0, perturb_encoder=0.0,  # of undo: shares of fresh weights in decoder and encoder
+            feature_weight=1.0,  # of undo: weight of the paper's forget loss on the encoder's features
             forget_every=4,  # of undo: one in so many forget images of a batch is used
             distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
             attack_steps=1,
@@ -178,11 +179,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.unlearn.update(
             method="undo",
             alpha=0.07,
-            perturb=0.8,
+            perturb=0.7,
             distill=0.5,
             target="noise",
             optimizer="muon",
-            steps=600,
+            steps=700,
             learning_rate=7e-3,
             warmup_steps=50,
             weight_decay=0.1,

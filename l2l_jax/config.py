@@ -37,12 +37,14 @@ class UnlearningConfig(TrainingConfig):
         whole model: "whole", "undo" or "relearn_aware", see `l2l_jax.objectives.deep`.
       alpha: weight of the forget term; 0.25 in the paper.
       epsilon_ratio: of "epsilon", in place of alpha: r in [0, 1]; 0 forgets most, 1 costs least.
-      noise: of "encoder", "epsilon" and "whole": the noise shown to the teacher in place of forget images:
-        "normal" (mean and standard deviation of the batch's pixels), "uniform" or "constant".
+      noise: of "encoder", "epsilon", "whole" and "undo": the noise shown to the teacher in place of forget
+        images: "normal" (mean and standard deviation of the batch's pixels), "uniform" or "constant".
       target: of "undo" and "relearn_aware": what forget images are to be restored as: "noise", "blur" or
         "mean", see `l2l_jax.objectives.targets`.
       perturb, perturb_encoder: of "undo": share of fresh weights in the start of the decoder, and of the
         encoder, 0 to 1.
+      feature_weight: of "undo": weight of the paper's forget loss, which takes from the encoder's features
+        what a new decoder could find there.
       forget_every: of "undo": one in so many forget images of a batch is used.
       distill: of "undo": weight of the original model's predictions against the truth, 0 to 1.
       attack_steps: of "relearn_aware": simulated steps of an attacker.
@@ -77,6 +79,7 @@ class UnlearningConfig(TrainingConfig):
     target: TargetKind = "noise"
     perturb: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
     perturb_encoder: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+    feature_weight: Annotated[float, pydantic.Field(ge=0)] = 0.0
     forget_every: Annotated[int, pydantic.Field(ge=1)] = 1
     distill: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
     attack_steps: Annotated[int, pydantic.Field(ge=1)] = 1

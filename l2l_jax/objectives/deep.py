@@ -44,13 +44,14 @@ def whole_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task
 
 def undo_task(
     model: ImageToImageModel, *, perturb: float = 1.0, perturb_encoder: float = 0.0, distill: float = 0.5,
-    target: TargetKind = "noise", forget_every: int = 1,
+    target: TargetKind = "noise", noise: NoiseKind = "normal", feature_weight: float = 0.0,
+    forget_every: int = 1,
 ) -> Task:  # fmt: skip
     """Shrink and perturb the weights, then rebuild the model from retain images.
 
         start: (1 − p) · θ_0 + p · fresh weights, with a p of its own for the encoder
         retain: (1 − d) · L(x_r) + d · L(x_r, with h_0's predictions as the truth)
-        forget: L(x_f, with `target` as the truth)
+        forget: L(x_f, with `target` as the truth) + w · ‖E(T(x_f)) − E_0(T(n))‖²
 
     After "Distillation Robustifies Unlearning" (Lee et al. 2025), which distils an unlearned language model
     into a damaged copy of itself. Two things differ. The teacher is the original model, but it is imitated on
@@ -58,7 +59,9 @@ def undo_task(
     was never trained and carries much of what is to be forgotten. And part of the retain loss is the
     truth itself. With p = 1 for both nothing of the original weights is left: what is then known of forget
     images comes from retain images. It is the decoder that knows how to draw them: with p = 0 for the
-    encoder the model is rebuilt in half of the steps, and as deep (docs/methods.md).
+    encoder the model is rebuilt in half of the steps, and as deep under further training. What the encoder
+    reads of forget images is then left for a new decoder to find, unless the paper's forget loss on its
+    features takes it away (w > 0); see docs/methods.md.
 
     Args:
       model: the model; its frozen copy is the teacher.
@@ -66,6 +69,8 @@ def undo_task(
       perturb_encoder: p in [0, 1] of the encoder.
       distill: d in [0, 1].
       target: see `l2l_jax.objectives.targets`.
+      noise: kind of the noise images n.
+      feature_weight: w.
       forget_every: one in so many forget images of a batch is used: what they are to become is soon learnt,
         and the time of a step goes to the retain images.
     """
@@ -76,7 +81,13 @@ def undo_task(
         if distill:
             retain = {**retain, "imitated": model.predict(frozen, retain["seen"])}
         forget = forget_truth(model, frozen, views, rng, target, axis_name)
-        return {"retain": retain, "forget": jax.tree.map(one_of_each_group, forget)}
+        if feature_weight:
+            seen = teacher_views(model, frozen, batch, rng, noise, axis_name)["forget"]
+            forget = {**forget, "plain": seen["student"], "noise": seen["teacher"]}
+        forget = jax.tree.map(one_of_each_group, forget)
+        if feature_weight:
+            forget["noise"] = model.encode(frozen["encoder"], forget["noise"])
+        return {"retain": retain, "forget": forget}
 
     def one_of_each_group(rows):
         # Groups of neighbours: rows that are split over devices stay where they are.
@@ -85,15 +96,17 @@ def undo_task(
     def losses(trained, frozen, rows):
         student = {**frozen, **trained}
         truth = model.generative_loss(student, rows["images"], rows["seen"])
+        if "noise" in rows:
+            features = model.encode(student["encoder"], rows["plain"])
+            return truth + feature_weight * feature_distance(features, rows["noise"])
         if "imitated" not in rows:
             return truth
         imitated = model.imitation_loss(student, rows["seen"], rows["imitated"])
         return (1 - distill) * truth + distill * imitated
 
     shares = {part: perturb_encoder if part == "encoder" else perturb for part in model.generative_parts}
-    task = unlearning_task(
-        model, model.generative_parts, prepare, losses, teacher=model.generative_parts if distill else ()
-    )
+    teacher = model.generative_parts if distill else ("encoder",) if feature_weight else ()
+    task = unlearning_task(model, model.generative_parts, prepare, losses, teacher=teacher)
     return task._replace(start=perturbed_start(model, shares) if any(shares.values()) else None)
 
 

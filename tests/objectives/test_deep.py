@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from l2l_jax.objectives.baselines import encoder_task
 from l2l_jax.objectives.deep import relearn_aware_task, undo_task, whole_task
 from l2l_jax.objectives.targets import blurred, forget_truth
 from l2l_jax.objectives.task import total_loss
@@ -47,6 +48,20 @@ def test_undo_mixes_the_truth_and_the_originals_predictions():
     loss, found = total_loss(task, parts(STUDENT, task.trained), parts(TEACHER, task.frozen), inputs, ALPHA)
     np.testing.assert_allclose([found["retain"], found["forget"]], [retain, forget], rtol=1e-5)
     np.testing.assert_allclose(loss, retain + ALPHA * forget, rtol=1e-5)
+
+
+def test_undo_takes_the_features_of_forget_images_to_those_of_noise():
+    plain, task = undo_task(LINEAR), undo_task(LINEAR, feature_weight=0.4)
+    views = prepared(encoder_task(LINEAR))["forget"]
+    student, teacher = (np.asarray(views[who], float) for who in ("student", "teacher"))
+    z, z0 = student @ W, teacher @ W0
+    features = mse(z[:, :5], z0[:, :5]) + mse(z[:, 5:], z0[:, 5:])
+    found = [
+        total_loss(x, parts(STUDENT, x.trained), parts(TEACHER, x.frozen), prepared(x), ALPHA)[1]
+        for x in (plain, task)
+    ]
+    np.testing.assert_allclose(found[1]["forget"], found[0]["forget"] + 0.4 * features, rtol=1e-5)
+    np.testing.assert_allclose(found[1]["retain"], found[0]["retain"], rtol=1e-6)
 
 
 def test_undo_uses_one_in_so_many_forget_images():
