@@ -18,6 +18,8 @@ from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.restoration import Restorer
 from tests.processes.launching import ROOT, run_processes
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 FIELDS = {
     "model": dict(
         pretrained="", width=16, depth=1, num_heads=2, decoder_width=16, decoder_depth=1, decoder_num_heads=2
@@ -40,13 +42,7 @@ def config(**evaluate):
 @pytest.fixture(scope="module")
 def params():
     model = config().model
-    return [jax.device_get(model.init(jax.random.key(seed))) for seed in (0, 1)]
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    devices = jax.local_devices()[:1]  # fewer compile faster
-    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    return [jax.device_get(jax.jit(model.init)(jax.random.key(seed))) for seed in (0, 1)]
 
 
 class Killed(BaseException):

@@ -20,7 +20,7 @@ RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 
 
 @pytest.mark.slow
-def test_an_adapter_without_retain_images(tmp_path):
+def test_an_adapter_without_retain_images(one_device, tmp_path):
     recipe = runpy.run_path(str(RECIPE))["get_config"]()
     recipe.unlearn.update(adapter="lora", adapter_rank=2, steps=2, batch_size=8, warmup_steps=1)
     recipe.data.update(retain_images="generated", generated_count=10)
