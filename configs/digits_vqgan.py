@@ -1,6 +1,7 @@
 """A VQ-GAN (MAGE) forgets the handwritten digits 5 to 9 and keeps 0 to 4.
 
     python -m l2l_jax.main --config=configs/digits_vqgan.py
+    python -m l2l_jax.main --config=configs/digits_vqgan.py:undo
 
 The embedded default of the VQ-GAN family: real images that come with scikit-learn, nothing to
 download. The run starts from a small tokenizer and a MAGE on its codes that come with this package, unlearns,
@@ -23,9 +24,15 @@ Any field can be changed on the command line: --config.unlearn.alpha=0.5
 
 import ml_collections
 
+from l2l_jax.errors import UserError
 
-def get_config() -> ml_collections.ConfigDict:
-    """The recipe; every section is checked against the class named beside it."""
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The recipe; every section is checked against the class named beside it.
+
+    Args:
+      variant: "undo" rebuilds the decoder instead of retraining the encoder alone.
+    """
     config = ml_collections.ConfigDict()
     config.seed = 0  # of everything random
     config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1))  # devices; -1: all that are left
@@ -169,4 +176,21 @@ def get_config() -> ml_collections.ConfigDict:
         seeds=1,  # repetitions of what is trained
         pixel_change=8.0,  # of views: 255ths of the range
     ))
+    if variant == "undo":
+        config.unlearn.update(
+            method="undo",
+            alpha=0.1,
+            perturb=0.7,
+            retain_budget=1.1,
+            optimizer="muon",
+            steps=300,
+            batch_size=64,
+            learning_rate=7e-3,
+            warmup_steps=40,
+            weight_decay=0.1,
+            ema_decay=0.0,
+        )
+        config.audit.enabled = True
+    elif variant:
+        raise UserError(f"configs/digits_vqgan.py has the variant undo, and none called {variant!r}.")
     return config

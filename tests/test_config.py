@@ -27,6 +27,16 @@ def test_every_recipe_is_valid_and_says_what_to_expect(path):
         assert word in docstring
 
 
+@pytest.mark.parametrize("name", ["digits_mae", "digits_vqgan"])
+def test_the_variant_undo(name):
+    get_config = runpy.run_path(str(DIGITS_MAE.with_name(f"{name}.py")))["get_config"]
+    config = parse_config(get_config("undo"))
+    assert (config.unlearn.method, config.unlearn.optimizer) == ("undo", "muon")
+    assert config.audit.enabled and config.unlearn.retain_budget is not None
+    with pytest.raises(UserError, match=f"configs/{name}.py has the variant undo, and none called 'redo'"):
+        get_config("redo")
+
+
 def test_every_recipe_lists_the_fields_of_the_data():
     """Only fields that a recipe lists can be changed on the command line."""
     for path in CONFIGS:
