@@ -59,16 +59,21 @@ def run_here(monkeypatch, capsys):
     monkeypatch.setattr(command_line, "keep_freed_memory", lambda: None)
     monkeypatch.chdir(pathlib.Path(__file__).parents[1])  # where recipes are named from
 
+    def unparse():
+        for values in (flags.FLAGS, command_line.PROCESSES):
+            values.unparse_flags()
+
     def run(main, *arguments):
         for name in [name for name in flags.FLAGS if name.startswith("config.")]:
             delattr(flags.FLAGS, name)  # a flag of its own for each field that an earlier call changed
-        for values in (flags.FLAGS, command_line.PROCESSES):
-            values.unparse_flags()
+        unparse()
+        sys.modules.pop("config_config", None)  # the recipe of an earlier call: loading adds to its names
         argv = [main.__module__, *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads the changes of a recipe there
         capsys.readouterr()
         return command_line.run_program(main, argv), *capsys.readouterr()
 
     yield run
+    unparse()
     level, logger.handlers, logger.propagate = before
     logger.setLevel(level)

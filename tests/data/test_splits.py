@@ -154,7 +154,7 @@ def test_proxies_mixed_by_weight(elsewhere):
         (["zoo"], "config.data.proxy names the class 'zoo'"),
         (["places365_i2i"], "config.data.proxy is 'places365_i2i'.* its proxies are 'rest'"),
         ([ProxyConfig("folder", "/nowhere")], "config.data.proxy.path=/nowhere does not exist"),
-        ([ProxyConfig("digits")], "is of digits and config.data of named: digits are no files"),
+        ([ProxyConfig("digits")], "is of digits and config.data of named: digits are not files"),
     ],
 )
 def test_mistaken_proxies_are_named(proxy, message):

@@ -59,7 +59,8 @@ def one_device(params):
 def assert_same_run(ours, theirs, atol):
     for mine, other in zip(ours[1], theirs[1], strict=True):
         for name in mine:
-            np.testing.assert_allclose(mine[name], other[name], rtol=1e-4, err_msg=name)
+            # A student that still is its teacher has a retain loss of nothing but rounding.
+            np.testing.assert_allclose(mine[name], other[name], rtol=1e-4, atol=1e-12, err_msg=name)
     mine, other = (without_key_biases(result[0].params) for result in (ours, theirs))
     for name in mine:
         np.testing.assert_allclose(mine[name], other[name], atol=atol, err_msg=name)
