@@ -55,6 +55,6 @@ def measure(config: Any, rounds: int) -> dict[str, list[float]]:
         how = dataclasses.replace(config.unlearn, token_bank=token_bank, noise_bank=noise_bank)
         stage = open_stage(dataclasses.replace(config, unlearn=how), "unlearn")
         mesh = sharding.make_mesh(config=config.mesh)
-        sharding.check_batch_size(how.batch_size, how.accumulate, mesh, "config.unlearn.batch_size")
+        sharding.check_batch_size(how.batch_size, how.batch_parts, mesh, "config.unlearn.batch_size")
         runs[name] = Run(stage, make_parallel(mesh, config.parallel))
     return in_turns({name: run.time_step for name, run in runs.items()}, rounds)

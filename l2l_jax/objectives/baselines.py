@@ -127,10 +127,25 @@ def teacher_views(
     model: ImageToImageModel, frozen: Params, batch: Any, rng: jax.Array, noise: NoiseKind,
     axis_name: str | None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """`{set: {"student", "teacher"}}`: what each sees, with one draw of T for both.
+    """`{set: {"student", "teacher"}}`: what each sees, with one draw of T for both."""
+    retain_key, forget_key = corruption_keys(rng)
+    seen = model.corrupt(frozen, batch["retain"], retain_key, axis_name)
+    return {
+        "retain": {"student": seen, "teacher": seen},
+        "forget": {
+            "student": model.corrupt(frozen, batch["forget"], forget_key, axis_name),
+            "teacher": noise_view(model, frozen, batch, rng, noise, axis_name),
+        },
+    }
 
-    The teacher sees noise images of that kind in place of forget images, or those of the batch, if it
-    brings "noise" of its own.
+
+def noise_view(
+    model: ImageToImageModel, frozen: Params, batch: Any, rng: jax.Array, noise: NoiseKind,
+    axis_name: str | None,
+) -> Any:  # fmt: skip
+    """What the teacher sees in place of forget images, with their draw of T.
+
+    Noise images of that kind, or those of the batch, if it brings "noise" of its own.
     """
     retain, forget = batch["retain"], batch["forget"]
     if "noise" in batch:
@@ -139,15 +154,7 @@ def teacher_views(
         drawn = batch_noise(
             retain, forget, rng, kind=noise, value_range=model.value_range, axis_name=axis_name
         )
-    retain_key, forget_key = corruption_keys(rng)
-    seen = model.corrupt(frozen, retain, retain_key, axis_name)
-    return {
-        "retain": {"student": seen, "teacher": seen},
-        "forget": {
-            "student": model.corrupt(frozen, forget, forget_key, axis_name),
-            "teacher": model.corrupt_noise(frozen, forget, drawn, forget_key, axis_name),
-        },
-    }
+    return model.corrupt_noise(frozen, forget, drawn, corruption_keys(rng)[1], axis_name)
 
 
 def images_and_views(

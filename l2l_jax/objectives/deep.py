@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from l2l_jax.models.base import ImageToImageModel, Params
-from l2l_jax.objectives.baselines import generative_task, images_and_views, teacher_views
+from l2l_jax.objectives.baselines import generative_task, images_and_views, noise_view, teacher_views
 from l2l_jax.objectives.gradients import LookAhead
 from l2l_jax.objectives.losses import feature_distance
 from l2l_jax.objectives.noise import NoiseKind
@@ -82,8 +82,8 @@ def undo_task(
             retain = {**retain, "imitated": model.predict(frozen, retain["seen"])}
         forget = forget_truth(model, frozen, views, rng, target, axis_name)
         if feature_weight:
-            seen = teacher_views(model, frozen, batch, rng, noise, axis_name)["forget"]
-            forget = {**forget, "plain": seen["student"], "noise": seen["teacher"]}
+            noise_seen = noise_view(model, frozen, batch, rng, noise, axis_name)
+            forget = {**forget, "plain": views["forget"]["seen"], "noise": noise_seen}
         forget = jax.tree.map(one_of_each_group, forget)
         if feature_weight:
             forget["noise"] = model.encode(frozen["encoder"], forget["noise"])
