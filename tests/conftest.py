@@ -44,6 +44,7 @@ def one_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda *_, **__: mesh)
         patch.setattr(jax, "local_devices", lambda *_, **__: devices)
+        patch.setattr(jax, "device_count", lambda *_: 1)
         yield
 
 

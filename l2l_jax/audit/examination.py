@@ -1,11 +1,13 @@
-"""All attacks on one model after another, kept on disk as they finish."""
+"""All attacks on all models, kept on disk as they finish."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import pathlib
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +29,7 @@ from l2l_jax.models.base import Params
 from l2l_jax.processes.collectives import barrier, from_primary, on_primary
 from l2l_jax.training import sharding
 from l2l_jax.training.loop import Trainer
+from l2l_jax.training.side_by_side import side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -57,29 +60,42 @@ class Examiner:
             for attack in self._attacks.values():
                 attack.images.source(training, config.seed)  # complains now of what is wrong
         self._trainers: dict[Any, Trainer] = {}
+        self._lock = threading.Lock()  # attacks may run side by side
         batch_size, seed = config.evaluate.batch_size, config.seed
         self._features = Features(config.model, batch_size, seed)
         self._viewer: views.Viewer | None = None
 
-    def examine(self, name: str, params: Params, *, show: bool = False) -> Findings:
-        """Run all attacks on a model, or read what they found before; the same in every process.
+    def examine(self, models: Mapping[str, Params], show: str = "") -> dict[str, Findings]:
+        """Run all attacks on models, or read what they found before; the same in every process.
 
         Args:
-          name: of the model, its folder and in messages.
-          params: the model; it is not changed.
-          show: keep restorations of the images that pictures show, see `shown`.
+          models: by name of their folder, which messages show, too; they are not changed.
+          show: the model of which to keep restorations of the images that pictures show, see `shown`.
+
+        Returns:
+          Findings by model.
 
         Raises:
           Interrupted: asked to stop; finished attacks are kept, and long trainings resume.
         """
-        model = _Model(name, params, self._folder / name, self._facts(params), show)
-        findings = {UNTOUCHED: self._kept(model, UNTOUCHED, {}, lambda _: {"0": self._tests(model)})}
-        for attack in self._attacks.values():
-            seeds = range(self._config.audit.seeds)
-            findings[attack.name] = mean([self._train(model, attack, seed) for seed in seeds])
-        for attack, run in self._others().items():
-            findings[attack] = self._kept(model, attack, {}, lambda _, run=run: run(model))
-        return findings
+        work: dict[tuple[str, str, int], Callable[[], Points]] = {}
+        for name, params in models.items():
+            model = _Model(name, params, self._folder / name, self._facts(params), name == show)
+            work[name, UNTOUCHED, 0] = functools.partial(
+                self._kept, model, UNTOUCHED, {}, lambda _, model=model: {"0": self._tests(model)}
+            )
+            for attack in self._attacks.values():
+                for seed in range(self._config.audit.seeds):
+                    work[name, attack.name, seed] = functools.partial(self._train, model, attack, seed)
+            for attack_name, run in self._others().items():
+                work[name, attack_name, 0] = functools.partial(
+                    self._kept, model, attack_name, {}, lambda _, run=run, model=model: run(model)
+                )
+        points = dict(zip(work, side_by_side(list(work.values())), strict=True))
+        found: dict[str, dict[str, list[Points]]] = {name: {} for name in models}
+        for (name, attack_name, _), of_seed in points.items():
+            found[name].setdefault(attack_name, []).append(of_seed)
+        return {name: {a: mean(runs) for a, runs in attacks.items()} for name, attacks in found.items()}
 
     def shown(self, name: str, attack: str) -> Mapping[str, np.ndarray]:
         """Restorations after an attack (of its first seed) of the images that pictures show, by set."""
@@ -158,12 +174,13 @@ class Examiner:
 
     def _trainer(self, attack: TrainingAttack, seed: int) -> Trainer:
         key = (attack.task.trained, attack.training, seed)  # attacks that differ in images alone share one
-        if key not in self._trainers:
-            self._trainers[key] = Trainer(
-                attack.name, attack.task, attack.training, seed=_seed(self._config.seed, seed, 1),
-                mesh=sharding.make_mesh(config=self._config.mesh), parallel=self._config.parallel,
-            )  # fmt: skip
-        return self._trainers[key]
+        with self._lock:
+            if key not in self._trainers:
+                self._trainers[key] = Trainer(
+                    attack.name, attack.task, attack.training, seed=_seed(self._config.seed, seed, 1),
+                    mesh=sharding.make_mesh(config=self._config.mesh), parallel=self._config.parallel,
+                )  # fmt: skip
+            return self._trainers[key]
 
     def _batches(self, attack: TrainingAttack, seed: int, folder: pathlib.Path) -> TrainingBatches:
         data, model = self._config.data, self._config.model
@@ -182,12 +199,13 @@ class Examiner:
         return linear_probe.linear_probe(self._features, model.params, train, self._meter.forget)
 
     def _view(self, model: "_Model") -> Points:
-        if self._viewer is None:
-            config = self._config
-            self._viewer = views.Viewer(
-                config.model, self._meter.hole, config.audit.pixel_change,
-                batch_size=config.evaluate.batch_size, seed=config.seed,
-            )  # fmt: skip
+        with self._lock:
+            if self._viewer is None:
+                config = self._config
+                self._viewer = views.Viewer(
+                    config.model, self._meter.hole, config.audit.pixel_change,
+                    batch_size=config.evaluate.batch_size, seed=config.seed,
+                )  # fmt: skip
         return self._viewer(model.params, self._meter.forget, self._meter.right)
 
 

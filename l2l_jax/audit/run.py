@@ -65,7 +65,7 @@ class Audit:
         self._config, self._folder, self._original = config, folder, original
         self._examiner = Examiner(config, evaluation, training, folder)
         self._yardstick = yardstick(config, original, folder)
-        self._findings: dict[str, Findings] | None = None
+        self._references: dict[str, Findings] = {}
 
     @property
     def yardstick(self) -> dict[str, Params]:
@@ -80,8 +80,13 @@ class Audit:
           params: the model; it is not changed.
         """
         start = time.monotonic()
-        references = self._references()
-        findings = {"unlearned": self._examiner.examine(name, params, show=True), **references}
+        models = {name: params}
+        if not self._references:  # now, beside the first unlearned model
+            models |= {"original": self._original, **self.yardstick}
+        findings = self._examiner.examine(models, show=name)
+        found = findings.pop(name)
+        self._references |= findings
+        findings = {"unlearned": found, **self._references}
         facts = None if self._yardstick is None else self._yardstick.facts
         report = from_primary(lambda: conclude(findings, facts))
         report["seconds"] = round(time.monotonic() - start, 2)
@@ -91,13 +96,6 @@ class Audit:
     def shown(self, name: str, attack: str | None) -> Mapping[str, np.ndarray] | None:
         """Restorations after an attack that trains of the images that pictures show, by set."""
         return None if attack is None else self._examiner.shown(name, attack)
-
-    def _references(self) -> dict[str, Findings]:
-        if self._findings is None:
-            self._findings = {"original": self._examiner.examine("original", self._original)}
-            if self._yardstick is not None:
-                self._findings["retrained"] = self._examiner.examine("retrained", self._yardstick.params)
-        return self._findings
 
 
 def yardstick(config: Config, original: Params, folder: pathlib.Path) -> Yardstick | None:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import pathlib
+import threading
 from collections.abc import Callable, Collection, Mapping
 
 import jax
@@ -53,7 +54,7 @@ Observe = Callable[[int, Params], None]
 
 
 class Trainer:
-    """The step of a task, compiled once for any number of models of the same shapes.
+    """The step of a task, compiled once for any number of models of the same shapes, also in several threads.
 
     Args:
       name: name of the stage in messages.
@@ -77,18 +78,20 @@ class Trainer:
         self._name, self._task, self._config, self._mesh, self._seed = name, task, config, mesh, seed
         self._optimizer = make_optimizer(config)
         self._step: Step | None = None  # made for the first model
+        self._one_compiles = threading.Lock()
 
     def _compiled(self, state: TrainState, value_range: tuple[float, float]) -> Step:
         """The step on states of the shapes of `state`."""
-        if self._step is None:
-            config = self._config
-            step = make_step(
-                self._task, self._optimizer, seed=self._seed, value_range=value_range,
-                learning_rate=learning_rate_schedule(config), ema_decay=config.ema_decay,
-                accumulate=config.accumulate, parallel=self._runner,
-            )  # fmt: skip
-            self._step = self._runner.compile(step, state)
-        return self._step
+        config = self._config
+        with self._one_compiles:
+            if self._step is None:
+                step = make_step(
+                    self._task, self._optimizer, seed=self._seed, value_range=value_range,
+                    learning_rate=learning_rate_schedule(config), ema_decay=config.ema_decay,
+                    accumulate=config.accumulate, parallel=self._runner,
+                )  # fmt: skip
+                self._step = _first_call_alone(self._runner.compile(step, state))
+            return self._step
 
     def train(
         self,
@@ -173,6 +176,21 @@ class Trainer:
         if self._task.saliency == 1:
             return None
         return jax.tree.map(lambda x: np.ones(x.shape, bool), trained)
+
+
+def _first_call_alone(step: Step) -> Step:
+    """The step, whose first call, which compiles it, other threads wait for instead of compiling it too."""
+    lock, called = threading.Lock(), threading.Event()
+
+    def call(*arguments):
+        if called.is_set():
+            return step(*arguments)
+        with lock:
+            result = step(*arguments)
+            called.set()
+        return result
+
+    return call
 
 
 def _resumed(checkpointer, like, iterator, budget):

@@ -1,5 +1,6 @@
 """One optimiser step as a pure function, and the state that it changes."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -74,13 +75,16 @@ def placed_state(
     """`create_state` with every array where `sharding.parameter_spec` wants it.
 
     `params` are copied, so that the state may be donated; nothing else keeps what is placed on the way.
+    Compiled once for any number of states alike.
     """
+    arrays = (*sharding.place((params, mask), mesh), jnp.float32(alpha))
+    return _placed_state(*arrays, optimizer=optimizer, mesh=mesh, ema=ema)
 
-    def create(params, mask):
-        return create_state(params, optimizer, ema=ema, alpha=alpha, mask=mask)
 
-    shardings = sharding.parameter_shardings(jax.eval_shape(create, params, mask), mesh)
-    return jax.jit(create, out_shardings=shardings)(*sharding.place((params, mask), mesh))
+@functools.partial(jax.jit, static_argnames=("optimizer", "mesh", "ema"))
+def _placed_state(params, mask, alpha, *, optimizer, mesh, ema):
+    state = create_state(params, optimizer, ema=ema, alpha=alpha, mask=mask)
+    return jax.lax.with_sharding_constraint(state, sharding.parameter_shardings(state, mesh))
 
 
 def scaled_pixels(batch: Any, value_range: tuple[float, float]) -> Any:

@@ -39,27 +39,34 @@ class StopRequest:
         return None if previous is None else int(previous) or None
 
 
+_of_main_thread: list[StopRequest] = []
+"""Those of the blocks that the main thread is in; signal handlers belong to it."""
+
+
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
     """Turn SIGTERM and SIGINT into a `StopRequest` while the block runs.
 
-    A signal that nobody has acted on by the end of the block takes its usual effect there.
+    A signal that nobody has acted on by the end of the block takes its usual effect there. In another thread,
+    the request is that of the block that the main thread is in, if it is in one.
     """
-    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signal handlers belong to the main thread
+        yield _of_main_thread[-1] if _of_main_thread else StopRequest()
         return
+    stop = StopRequest()
 
     def request(number, _frame):
         stop.received = number
 
     previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    _of_main_thread.append(stop)
     try:
         yield stop
     except BaseException:
         stop.received = None
         raise
     finally:
+        _of_main_thread.remove(stop)
         for number, handler in previous.items():
             signal.signal(number, handler)
         if stop.received is not None:

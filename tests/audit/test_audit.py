@@ -57,7 +57,7 @@ def memories(tmp_path_factory):
         "retrained": remembering(evaluation.train, np.flatnonzero(labels < 5)),
     }
     examiner = Examiner(settings, evaluation, training, folder / "audit")
-    return {name: examiner.examine(name, params) for name, params in models.items()}
+    return examiner.examine(models)
 
 
 FAIR = {"origin": "made up", "ratio": [1.0, 0.9, 1.1], "images": "validation", "fair": True}

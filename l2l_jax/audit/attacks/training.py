@@ -119,8 +119,10 @@ def fresh_decoder(model: ImageToImageModel, config: AuditConfig, images: str) ->
         without the encoder's backward pass.
     """
 
+    new_decoder = jax.jit(lambda rng: model.init(rng)["decoder"])  # compiled once for all models
+
     def start(params: Params, rng: jax.Array) -> Params:
-        return {**params, "decoder": jax.jit(model.init)(rng)["decoder"]}
+        return {**params, "decoder": new_decoder(rng)}
 
     stage = model.pretraining_stages()[-1]._replace(trained=("decoder",))
     task = pretraining_task(stage, _parts(model))._replace(start=start)

@@ -1,0 +1,39 @@
+"""Independent pieces of work at the same time: a small model's training step cannot fill the cores of a CPU."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import jax
+
+from l2l_jax.training.stopping import stop_request
+
+T = TypeVar("T")
+
+AT_A_TIME = 2
+"""How many pieces run at the same time, at most: each holds a training state of its own."""
+
+
+def side_by_side(work: Sequence[Callable[[], T]]) -> list[T]:
+    """What pieces of work return, in their order.
+
+    On one CPU device of one process, `AT_A_TIME` threads do them; elsewhere one follows the other, since
+    several devices must all run the same programs in the same order. A signal to stop reaches the trainings
+    of all threads.
+
+    Args:
+      work: the pieces; none depends on another.
+
+    Raises:
+      Exception: what a piece raised, once those that had begun have ended; no other begins.
+    """
+    alone = jax.process_count() == 1 and jax.device_count() == 1 and jax.default_backend() == "cpu"
+    threads = min(AT_A_TIME, len(work), os.cpu_count() or 1) if alone else 1
+    if threads < 2:
+        return [piece() for piece in work]
+    with stop_request(), ThreadPoolExecutor(threads, "l2l_jax-side-by-side") as pool:
+        pieces = [pool.submit(piece) for piece in work]
+        wait(pieces, return_when=FIRST_EXCEPTION)
+        pool.shutdown(cancel_futures=True)
+        return [piece.result() for piece in pieces if not piece.cancelled()]
