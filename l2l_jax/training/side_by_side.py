@@ -1,8 +1,8 @@
-"""Independent pieces of work at the same time: a small model's training step cannot fill the cores of a CPU."""
+"""Independent pieces of work at the same time: the step of a small model cannot fill the cores of a CPU."""
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import jax
@@ -13,6 +13,9 @@ T = TypeVar("T")
 
 AT_A_TIME = 2
 """How many pieces run at the same time, at most: each holds a training state of its own."""
+
+AWAKE_EVERY_SECONDS = 1.0
+"""Python handles a signal when the main thread is awake; one that comes as it falls asleep does not wake it."""
 
 
 def side_by_side(work: Sequence[Callable[[], T]]) -> list[T]:
@@ -34,6 +37,10 @@ def side_by_side(work: Sequence[Callable[[], T]]) -> list[T]:
         return [piece() for piece in work]
     with stop_request(), ThreadPoolExecutor(threads, "l2l_jax-side-by-side") as pool:
         pieces = [pool.submit(piece) for piece in work]
-        wait(pieces, return_when=FIRST_EXCEPTION)
-        pool.shutdown(cancel_futures=True)
+        left = set(pieces)
+        while left:
+            done, left = wait(left, AWAKE_EVERY_SECONDS, FIRST_COMPLETED)
+            if any(not piece.cancelled() and piece.exception() for piece in done):
+                for piece in left:
+                    piece.cancel()
         return [piece.result() for piece in pieces if not piece.cancelled()]
