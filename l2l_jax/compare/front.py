@@ -1,8 +1,8 @@
 """The front of unlearning methods: every method with the same grid of settings, from one original model.
 
 A cell is one setting of one method with one seed. Cells that are finished are not computed again. In one
-process every device trains a cell of its own; in several, and with parameters split over devices, one cell
-after the other takes them all.
+process every device trains a cell of its own, and a CPU two; in several processes, and with parameters split
+over devices, one cell after the other takes them all.
 """
 
 import dataclasses
@@ -33,6 +33,8 @@ from l2l_jax.processes.collectives import barrier, from_primary, on_primary
 from l2l_jax.stages import batches, unlearning
 from l2l_jax.stages.original import original_params
 from l2l_jax.training.sharding import MeshConfig
+from l2l_jax.training.side_by_side import AT_A_TIME, threads
+from l2l_jax.training.stopping import stop_request
 from l2l_jax.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -185,27 +187,34 @@ class _Cells:
         self, cells: Sequence[tuple[Setting, int]]
     ) -> Iterator[tuple[tuple[Setting, int], Params | Diverged]]:
         """Cells and their models, or why there is none; as soon as each is there, in the order given."""
-        devices = jax.devices()
-        if jax.process_count() > 1 or len(devices) == 1 or self._config.mesh != MeshConfig():
+        slots = self._slots()
+        if len(slots) == 1:
             for cell in cells:
-                yield cell, self._unlearned(*cell, devices)
+                yield cell, self._unlearned(*cell, slots[0])
             return
-        free: SimpleQueue[jax.Device] = SimpleQueue()
-        for device in devices:
-            free.put(device)
+        free: SimpleQueue[Sequence[jax.Device]] = SimpleQueue()
+        for slot in slots:
+            free.put(slot)
 
-        def on_a_free_device(cell):
-            device = free.get()
+        def on_free_devices(cell):
+            devices = free.get()
             try:
-                return self._unlearned(*cell, [device])
+                return self._unlearned(*cell, devices)
             finally:
-                free.put(device)
+                free.put(devices)
 
-        with ThreadPoolExecutor(len(devices)) as pool:
+        with stop_request(), ThreadPoolExecutor(len(slots)) as pool:
             try:
-                yield from zip(cells, pool.map(on_a_free_device, cells), strict=True)
+                yield from zip(cells, pool.map(on_free_devices, cells), strict=True)
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _slots(self) -> list[list[jax.Device]]:
+        """The devices of each cell that is trained at the same time; a device may be in several."""
+        devices = jax.devices()
+        if jax.process_count() > 1 or self._config.mesh != MeshConfig():
+            return [devices]
+        return [[device] for device in devices] * threads(AT_A_TIME)
 
     def _unlearned(self, setting: Setting, seed: int, devices: list) -> Params | Diverged:
         variant = self._variant(setting, seed)

@@ -1,6 +1,7 @@
 """The front: which cells are run, on which devices, and that none is run twice."""
 
 import json
+import os
 import pathlib
 import runpy
 import threading
@@ -105,6 +106,22 @@ def test_cells_are_run_once_side_by_side_and_quoted_on_test_images(unlearned, tm
         (method, 1.7, seed) for method in ("encoder", "undo") for seed in (0, 2)
     ]
     assert again["settings"][0] == report["settings"][0]
+
+
+def test_a_cpu_trains_two_cells_at_a_time(unlearned, tmp_path, monkeypatch):
+    device = jax.devices()[0]
+    monkeypatch.setattr(jax, "devices", lambda *_: [device])
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    both, alone = threading.Barrier(2), unlearning.unlearned_params
+
+    def params(*arguments, **more):
+        both.wait(60)  # broken, unless another cell comes here meanwhile
+        return alone(*arguments, **more)
+
+    monkeypatch.setattr(unlearning, "unlearned_params", params)
+    run_front(config_of(), tmp_path, Grid(("encoder",), budgets=[1.5, 2.0], seeds=[0, 2]), limit=0.5)
+    assert len(unlearned) == 4 and all(call[3] == [device] for call in unlearned)
 
 
 def test_the_least_depth_is_that_of_the_attack_that_brings_back_most(tmp_path):
