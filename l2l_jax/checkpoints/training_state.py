@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 import pathlib
+import threading
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 KEPT = 2
 """How many of the newest checkpoints stay on disk; an older one steps in for a damaged newest."""
 
+_one_begins = threading.Lock()
+"""Orbax numbers the savings of a process: no thread begins one while another does."""
+
 
 class Checkpointer:
     """Saves and restores `(arrays, facts)` under `folder/<step>`: a tree of device arrays, such as a
@@ -32,7 +36,9 @@ class Checkpointer:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT)
+        # Folders are made at once: when they are there is told by a number that threads would mix up.
+        later = ocp.AsyncOptions(create_directories_asynchronously=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, async_options=later)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
@@ -40,7 +46,8 @@ class Checkpointer:
         state = _across_processes(state)
         data = {"facts": facts, "devices": _devices(state)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
-        self._manager.save(step, args=items)
+        with _one_begins:
+            self._manager.save(step, args=items)
 
     def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest readable checkpoint, or None where nothing was saved.

@@ -122,22 +122,26 @@ class ImageToImageModel(abc.ABC):
 
     @abc.abstractmethod
     def predict(self, params: Params, seen: Seen) -> Any:
-        """What `generative_loss` holds against the truth: the decoder's outputs on the encoder's
+        """What `prediction_loss` holds against the truth: the decoder's outputs on the encoder's
         features, a pytree of float32 arrays that start with the batch axis.
 
         Its shapes depend on those of `seen` only, and equal places mean the same thing in every
         example, so that the outputs on two images can be compared.
         """
 
-    @abc.abstractmethod
     def generative_loss(self, params: Params, images: jax.Array, seen: Seen) -> jax.Array:
         """The family's own training loss of every example, `[batch]`."""
+        return self.prediction_loss(self.predict(params, seen), images, seen)
 
     @abc.abstractmethod
-    def imitation_loss(self, params: Params, seen: Seen, target: Any) -> jax.Array:
-        """`generative_loss` with another model's `predict` on the same `seen` as the truth, `[batch]`.
+    def prediction_loss(self, predicted: Any, images: jax.Array, seen: Seen) -> jax.Array:
+        """`generative_loss` of what `predict` returned for `seen`, `[batch]`."""
 
-        It counts the places that `generative_loss` counts. What a model puts elsewhere was never
+    @abc.abstractmethod
+    def imitation_loss(self, predicted: Any, seen: Seen, target: Any) -> jax.Array:
+        """`prediction_loss` with another model's `predict` on the same `seen` as the truth, `[batch]`.
+
+        It counts the places that `prediction_loss` counts. What a model puts elsewhere was never
         trained, and tells more about the images it knows than its restorations do.
         """
 

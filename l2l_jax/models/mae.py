@@ -230,18 +230,22 @@ class MAE(ImageToImageModel):
         latent = self.encode(params["encoder"], seen)
         return self.decode(params["decoder"], latent, seen["ids_restore"])
 
-    def generative_loss(self, params: Params, images: jax.Array, seen: dict[str, jax.Array]) -> jax.Array:
+    def prediction_loss(
+        self, predicted: jax.Array, images: jax.Array, seen: dict[str, jax.Array]
+    ) -> jax.Array:
         """Mean squared error over the missing patches of each image, `[batch]`."""
         target = vit.patchify(self._normalise(images), self.patch_size)
         if self.norm_pix_loss:
             mean = target.mean(-1, keepdims=True)
             variance = target.var(-1, keepdims=True, ddof=1)
             target = (target - mean) / jnp.sqrt(variance + 1e-6)
-        return self.imitation_loss(params, seen, target)
+        return self.imitation_loss(predicted, seen, target)
 
-    def imitation_loss(self, params: Params, seen: dict[str, jax.Array], target: jax.Array) -> jax.Array:
+    def imitation_loss(
+        self, predicted: jax.Array, seen: dict[str, jax.Array], target: jax.Array
+    ) -> jax.Array:
         """Mean squared error to `target` patches over the missing ones, `[batch]`."""
-        error = jnp.square(self.predict(params, seen) - target).mean(-1)
+        error = jnp.square(predicted - target).mean(-1)
         missing = seen["ids_restore"] >= seen["ids"].shape[1]
         return jnp.sum(error * missing, axis=1) / jnp.sum(missing, axis=1)
 

@@ -162,7 +162,9 @@ class MAGE(MAGESettings, ImageToImageModel):
         latent = self.encode(params["encoder"], seen)
         return self.decode(params, latent, seen["source"], self.codebook_size)[:, 1:]
 
-    def generative_loss(self, params: Params, images: jax.Array, seen: dict[str, jax.Array]) -> jax.Array:
+    def prediction_loss(
+        self, predicted: jax.Array, images: jax.Array, seen: dict[str, jax.Array]
+    ) -> jax.Array:
         """Label-smoothed cross-entropy, float32 `[batch]`: the sum over the masked tokens of an
         image, divided by their number in that image.
 
@@ -170,15 +172,17 @@ class MAGE(MAGESettings, ImageToImageModel):
         batch have equally many masked tokens, that is the mean of what is returned here.
         """
         del images  # `seen` holds their codes
-        log_probability = jax.nn.log_softmax(self.predict(params, seen))
+        log_probability = jax.nn.log_softmax(predicted)
         of_target = jnp.take_along_axis(log_probability, seen["targets"][..., None], axis=-1)
         loss = -(1 - self.label_smoothing) * of_target[..., 0]
         loss -= self.label_smoothing * log_probability.mean(axis=-1)
         return jnp.sum(loss * seen["masked"], axis=1) / jnp.sum(seen["masked"], axis=1)
 
-    def imitation_loss(self, params: Params, seen: dict[str, jax.Array], target: jax.Array) -> jax.Array:
+    def imitation_loss(
+        self, predicted: jax.Array, seen: dict[str, jax.Array], target: jax.Array
+    ) -> jax.Array:
         """Cross-entropy to the probabilities of `target` logits, mean over the masked tokens, `[batch]`."""
-        log_probability = jax.nn.log_softmax(self.predict(params, seen))
+        log_probability = jax.nn.log_softmax(predicted)
         loss = -(jax.nn.softmax(target) * log_probability).sum(axis=-1)
         return jnp.sum(loss * seen["masked"], axis=1) / jnp.sum(seen["masked"], axis=1)
 

@@ -239,17 +239,21 @@ class Palette(ImageToImageModel):
         features, embedding = self._encode(params["encoder"], seen["inputs"], seen["gamma"])
         return self.decoder.apply({"params": params["decoder"]}, features, embedding)
 
-    def generative_loss(self, params: Params, images: jax.Array, seen: dict[str, jax.Array]) -> jax.Array:
+    def prediction_loss(
+        self, predicted: jax.Array, images: jax.Array, seen: dict[str, jax.Array]
+    ) -> jax.Array:
         """Squared error of the predicted noise inside the hole, `[batch]`.
 
         The mean is over the whole image, as in Palette: a small hole weighs little.
         """
         del images
-        return self.imitation_loss(params, seen, seen["noise"])
+        return self.imitation_loss(predicted, seen, seen["noise"])
 
-    def imitation_loss(self, params: Params, seen: dict[str, jax.Array], target: jax.Array) -> jax.Array:
+    def imitation_loss(
+        self, predicted: jax.Array, seen: dict[str, jax.Array], target: jax.Array
+    ) -> jax.Array:
         """Squared error to the `target` noise inside the hole, mean over the whole image, `[batch]`."""
-        error = jnp.square(self.predict(params, seen) - target)
+        error = jnp.square(predicted - target)
         return jnp.where(seen["hole"][..., None], error, 0).mean(axis=(1, 2, 3))
 
     def with_truth(

@@ -95,13 +95,14 @@ def undo_task(
 
     def losses(trained, frozen, rows):
         student = {**frozen, **trained}
-        truth = model.generative_loss(student, rows["images"], rows["seen"])
+        predicted = model.predict(student, rows["seen"])  # once for both losses: one backward pass
+        truth = model.prediction_loss(predicted, rows["images"], rows["seen"])
         if "noise" in rows:
             features = model.encode(student["encoder"], rows["plain"])
             return truth + feature_weight * feature_distance(features, rows["noise"])
         if "imitated" not in rows:
             return truth
-        imitated = model.imitation_loss(student, rows["seen"], rows["imitated"])
+        imitated = model.imitation_loss(predicted, rows["seen"], rows["imitated"])
         return (1 - distill) * truth + distill * imitated
 
     shares = {part: perturb_encoder if part == "encoder" else perturb for part in model.generative_parts}

@@ -36,10 +36,10 @@ class Memory(ImageToImageModel):
     def predict(self, params, seen):
         return seen
 
-    def generative_loss(self, params, images, seen):
+    def prediction_loss(self, predicted, images, seen):
         return jnp.zeros(len(images))
 
-    def imitation_loss(self, params, seen, target):
+    def imitation_loss(self, predicted, seen, target):
         return jnp.zeros(len(seen))
 
     def with_truth(self, params, images, seen, truth):

@@ -1,5 +1,7 @@
 """A checkpoint of any mesh is restored on any other, bit for bit."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import numpy as np
 import pytest
@@ -24,6 +26,23 @@ def params():
 def state_on(params, data, model):
     mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
     return placed_state(sharding.place(params, mesh), OPTIMIZER, mesh, ema=True)
+
+
+def test_threads_save_at_the_same_time(tmp_path):
+    def save(number):
+        state = {"weights": np.full((number + 1, 3), number, np.float32)}
+        checkpointer = Checkpointer(tmp_path / str(number))
+        for step in range(5):
+            checkpointer.save(step, jax.device_put(state), {"number": number})
+        checkpointer.wait()
+        restored = checkpointer.restore_newest(jax.device_put(state))
+        checkpointer.close()
+        return restored
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, (state, facts) in enumerate(pool.map(save, range(12))):
+            assert facts == {"number": number}
+            np.testing.assert_array_equal(state["weights"], np.full((number + 1, 3), number))
 
 
 def after_pmap(state):

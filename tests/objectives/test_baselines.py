@@ -50,11 +50,11 @@ class Linear(ImageToImageModel):
         features = self.encode(params["encoder"], seen)
         return jnp.concatenate([features["five"], features["three"]], axis=1) @ params["decoder"]
 
-    def generative_loss(self, params, images, seen):
-        return self.imitation_loss(params, seen, images.reshape(-1, 12))
+    def prediction_loss(self, predicted, images, seen):
+        return self.imitation_loss(predicted, seen, images.reshape(-1, 12))
 
-    def imitation_loss(self, params, seen, target):
-        return jnp.square(self.predict(params, seen) - target).mean(axis=1)
+    def imitation_loss(self, predicted, seen, target):
+        return jnp.square(predicted - target).mean(axis=1)
 
     def with_truth(self, params, images, seen, truth):
         return truth, seen
