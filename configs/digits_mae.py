@@ -1,18 +1,19 @@
 """A masked autoencoder forgets the handwritten digits 5 to 9 and keeps 0 to 4.
 
     python -m l2l_jax.main --config=configs/digits_mae.py
-    python -m l2l_jax.main --config=configs/digits_mae.py:undo
+    python -m l2l_jax.main --config=configs/digits_mae.py:encoder
 
 The embedded default: real images that come with scikit-learn, and a small MAE that comes with this package;
-nothing to download. The run unlearns by the paper's method within a retain budget of 1.25, restores the test
-images with the centre square of half the side missing, attacks the result, and writes
-runs/digits_mae/report/report.html. The variant `undo` also rebuilds the decoder, from weights that are mostly
-fresh, which takes about twice as long and survives the attacks: docs/methods.md.
+nothing to download. The run keeps the encoder's weights, gives it a fresh decoder and rebuilds the two
+within a retain budget of 1.1 (the method `undo`), restores the test images with the centre square of half
+the side missing, attacks the result, and writes runs/digits_mae/report/report.html. The variant `encoder`
+is the paper's method, which leaves the decoder as it is; the attacks bring back what it hid:
+docs/methods.md.
 
-Hardware: two CPU cores, 1.2 GiB of memory.
-Expected figures on test images, seed 0: accuracy of the original model 0.96 (retain) and 0.93 (forget);
-after unlearning 0.94 and 0.30, the error in the hole 1.24 times the original's on retain images and 10 times
-on forget images. The budget follows validation images; nothing was chosen by the test images of this seed.
+Hardware: two CPU cores, 1.6 GiB of memory.
+Expected figures on test images, medians of seeds 0, 1 and 2: accuracy of the original model 0.96 (retain)
+and 0.93 (forget); after unlearning 0.94 and 0.19, the error in the hole 1.13 times the original's on retain
+images and 9 times on forget images. With `encoder`, seed 0: 0.94 and 0.28, 1.25 times and 10 times.
 
 Any field can be changed on the command line: --config.unlearn.alpha=0.5
 """
@@ -26,7 +27,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The recipe; every section is checked against the class named beside it.
 
     Args:
-      variant: "undo" also rebuilds the decoder, so that the result survives the audit.
+      variant: "encoder": the paper's method, which retrains the encoder alone.
     """
     config = ml_collections.ConfigDict()
     config.seed = 0  # of everything random
@@ -103,19 +104,19 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.unlearn = ml_collections.ConfigDict(
         dict(  # l2l_jax.config.UnlearningConfig
-            method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder,
-            # epsilon, whole, undo, relearn_aware: docs/methods.md
-            alpha=0.2,  # weight of forgetting
+            method="undo",  # or encoder, max_loss, noisy_label, retain_label, random_encoder,
+            # epsilon, whole, relearn_aware: docs/methods.md
+            alpha=0.07,  # weight of forgetting
             epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
             noise="normal",  # the teacher's noise images: normal, uniform or constant
             target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
             perturb=1.0, perturb_encoder=0.0,  # of undo: shares of fresh weights in decoder and encoder
-            feature_weight=1.0,  # of undo: weight of the paper's forget loss on the encoder's features
+            feature_weight=1.5,  # of undo: weight of the paper's forget loss on the encoder's features
             forget_every=4,  # of undo: one in so many forget images of a batch is used
             distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
             attack_steps=1,
             attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-            retain_budget=1.25,  # greatest retain error, times the original's; 0: fixed alpha; docs/budget.md
+            retain_budget=1.1,  # greatest retain error, times the original's; 0: fixed alpha; docs/budget.md
             budget_original="",  # what the budget is relative to; "": the first model of this one's line
             budget_every=20,
             budget_images=200,  # steps between measurements, validation images of each set
@@ -126,17 +127,17 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             saliency_reset=False,  # start from fresh values of these weights
             adapter="",  # or lora, norms: train beside the weights
             adapter_rank=8,  # of lora
-            steps=800,
+            steps=640,
             batch_size=64,  # of retain and of forget images each
-            learning_rate=4e-3,
-            warmup_steps=20,
+            learning_rate=7e-3,
+            warmup_steps=50,
             schedule="cosine",
-            weight_decay=0.0,
-            optimizer="adamw",  # or muon
+            weight_decay=0.1,
+            optimizer="muon",  # or adamw
             beta1=0.9,
             beta2=0.99,
             clip_norm=3.0,
-            ema_decay=0.99,
+            ema_decay=0.0,
             accumulate=1,
             checkpoint_every=200,
             log_every=20,
@@ -160,7 +161,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.audit = ml_collections.ConfigDict(
         dict(  # l2l_jax.audit.config.AuditConfig
-            enabled=True,  # attack the unlearned model afterwards: about four minutes more on two CPU cores
+            enabled=True,  # attack the unlearned model afterwards: about two minutes more on two CPU cores
             attacks=("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership"),
             # and views
             retrained="shipped",  # the twin that never saw 5 to 9; or a folder, train, or empty
@@ -175,20 +176,18 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             pixel_change=8.0,  # of views: 255ths of the range
         )
     )
-    if variant == "undo":
+    if variant == "encoder":
         config.unlearn.update(
-            method="undo",
-            alpha=0.07,
-            perturb=0.7,
-            feature_weight=1.5,
-            retain_budget=1.1,
-            optimizer="muon",
+            method="encoder",
+            alpha=0.2,
+            retain_budget=1.25,
+            optimizer="adamw",
             steps=800,
-            learning_rate=7e-3,
-            warmup_steps=50,
-            weight_decay=0.1,
-            ema_decay=0.0,
+            learning_rate=4e-3,
+            warmup_steps=20,
+            weight_decay=0.0,
+            ema_decay=0.99,
         )
     elif variant:
-        raise UserError(f"configs/digits_mae.py has the variant undo, and none called {variant!r}.")
+        raise UserError(f"configs/digits_mae.py has the variant encoder, and none called {variant!r}.")
     return config

@@ -27,11 +27,11 @@ REQUESTS = (5, 7, 9)
 
 
 def get_config(request: str = "1") -> ml_collections.ConfigDict:
-    """`request` is its number, from 1; all else is configs/digits_mae.py."""
+    """`request` is its number, from 1; all else is configs/digits_mae.py:encoder."""
     if request not in map(str, range(1, len(REQUESTS) + 1)):
         raise UserError(f"This recipe has the variants 1 to {len(REQUESTS)}, and none called {request!r}.")
     number = int(request)
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("digits_mae.py")))["get_config"]()
+    config = runpy.run_path(str(pathlib.Path(__file__).with_name("digits_mae.py")))["get_config"]("encoder")
     config.data.forget = REQUESTS[:number]  # this request's digit, and those of the requests before
     config.data.retain = ("rest",)
     if number > 1:

@@ -27,13 +27,19 @@ def test_every_recipe_is_valid_and_says_what_to_expect(path):
         assert word in docstring
 
 
-@pytest.mark.parametrize("name", ["digits_mae", "digits_vqgan"])
-def test_the_variant_undo(name):
+TWO_METHODS = [("digits_mae", "", "encoder"), ("digits_vqgan", "undo", "")]
+
+
+@pytest.mark.parametrize(("name", "undo", "other"), TWO_METHODS)
+def test_recipes_with_two_methods(name, undo, other):
     get_config = runpy.run_path(str(DIGITS_MAE.with_name(f"{name}.py")))["get_config"]
-    config = parse_config(get_config("undo"))
+    config = parse_config(get_config(undo))
     assert (config.unlearn.method, config.unlearn.optimizer) == ("undo", "muon")
     assert config.audit.enabled and config.unlearn.retain_budget is not None
-    with pytest.raises(UserError, match=f"configs/{name}.py has the variant undo, and none called 'redo'"):
+    paper = parse_config(get_config(other)).unlearn
+    assert (paper.method, paper.optimizer) == ("encoder", "adamw")
+    sentence = f"configs/{name}.py has the variant {undo or other}, and none called 'redo'"
+    with pytest.raises(UserError, match=sentence):
         get_config("redo")
 
 
@@ -133,6 +139,7 @@ def test_a_budget_has_a_weight_to_move():
 
 def test_an_adapter_goes_with_the_original_weights_alone():
     config = changed("unlearn.adapter", "lora")
+    config["unlearn"]["method"] = "encoder"
     with pytest.raises(UserError, match="config.unlearn: .* saliency must be 1"):
         parse_config(config | {"unlearn": config["unlearn"] | {"saliency": 0.5}})
     with pytest.raises(UserError, match="config.unlearn: .* this method starts from others"):
@@ -180,7 +187,7 @@ def test_published_sizes_by_name():
 
 
 BANKS = [
-    ("digits_mae", {}, "this family has no tokenizer: set both to 0"),
+    ("digits_mae", {"method": "encoder"}, "this family has no tokenizer: set both to 0"),
     ("digits_vqgan", {}, "with config.model.paint_masked the codes depend on the mask"),
     ("vqgan", {"noise_bank": 0}, "config.unlearn: token_bank needs a noise_bank"),
     ("vqgan", {"method": "max_loss"}, "noise_bank is for the methods encoder and whole, not for 'max_loss'"),

@@ -31,7 +31,7 @@ SETS = {"retain": 91, "forget": 43, "general": 30}  # a quarter of the digits 0 
 
 
 def config(**evaluate):
-    recipe = runpy.run_path(str(ROOT / "configs" / "digits_mae.py"))["get_config"]()
+    recipe = runpy.run_path(str(ROOT / "configs" / "digits_mae.py"))["get_config"]("encoder")
     recipe.audit.enabled, recipe.unlearn.retain_budget = False, 0.0
     for section, fields in FIELDS.items():
         recipe[section].update(fields)
@@ -228,7 +228,7 @@ def test_networks_measure_what_the_files_hold_and_originals_once(params, tmp_pat
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(workdir, tmp_path):
     """Each restores its share of the blocks; the figures are the same, bit for bit but for rounding."""
-    flags = ["--config=configs/digits_mae.py", f"--workdir={tmp_path}", "--tasks=centre_8,left_4"]
+    flags = ["--config=configs/digits_mae.py:encoder", f"--workdir={tmp_path}", "--tasks=centre_8,left_4"]
     for section, fields in FIELDS.items():
         flags += [f"--config.{section}.{name}={value}" for name, value in fields.items()]
     flags += [f"--config.model.pretrained={workdir}/pretrained", f"--unlearned={workdir}/unlearned"]

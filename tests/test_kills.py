@@ -18,7 +18,7 @@ from tests.processes.launching import ENVIRONMENT, ROOT
 
 PRETRAIN_STEPS, UNLEARN_STEPS = 70, 50
 SMALL = [
-    "--config=configs/digits_mae.py", "--config.model.pretrained=",
+    "--config=configs/digits_mae.py:encoder", "--config.model.pretrained=",
     "--config.audit.enabled=False", "--config.unlearn.retain_budget=0",
     "--config.model.width=16", "--config.model.depth=1",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1", "--config.model.num_heads=2",

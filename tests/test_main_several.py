@@ -22,12 +22,13 @@ FIELDS = {
     "pretrain.model.batch_size": 8, "pretrain.model.warmup_steps": 5, "unlearn.steps": 20,
     "unlearn.warmup_steps": 5, "unlearn.batch_size": 8, "evaluate.batch_size": 64,
 }  # fmt: skip
-SMALL = ["--config=configs/digits_mae.py", *(f"--config.{name}={value}" for name, value in FIELDS.items())]
+RECIPE = "--config=configs/digits_mae.py:encoder"
+SMALL = [RECIPE, *(f"--config.{name}={value}" for name, value in FIELDS.items())]
 
 
 def config():
     """What the flags `SMALL` ask for."""
-    recipe = runpy.run_path(str(ROOT / "configs" / "digits_mae.py"))["get_config"]()
+    recipe = runpy.run_path(str(ROOT / "configs" / "digits_mae.py"))["get_config"]("encoder")
     for name, value in FIELDS.items():
         *sections, field = name.split(".")
         functools.reduce(operator.getitem, sections, recipe)[field] = value

@@ -12,7 +12,8 @@ from l2l_jax.training.sharding import MeshConfig
 from l2l_jax.workdir import Workdir
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
-CONFIG = dataclasses.replace(parse_config(runpy.run_path(str(RECIPE))["get_config"]()), pretrained="")
+CONFIG = parse_config(runpy.run_path(str(RECIPE))["get_config"]("encoder"))
+CONFIG = dataclasses.replace(CONFIG, pretrained="")
 ALPHA = dataclasses.replace(CONFIG, unlearn=dataclasses.replace(CONFIG.unlearn, alpha=0.5))
 STAGES = {"model": dataclasses.replace(CONFIG.pretrain["model"], steps=777)}
 LONGER = dataclasses.replace(CONFIG, pretrain=STAGES)

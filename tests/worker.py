@@ -191,7 +191,7 @@ def not_shared(folder):
 
     workdir.SHARED_WITHIN = 1.0
     recipe = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
-    config = parse_config(runpy.run_path(str(recipe))["get_config"]())
+    config = parse_config(runpy.run_path(str(recipe))["get_config"]("encoder"))
     workdir.Workdir(folder / str(jax.process_index()), config)
 
 

@@ -1,4 +1,4 @@
-"""Compare unlearning methods: `python -m l2l_jax.compare --config=configs/digits_mae.py`.
+"""Compare unlearning methods: `python -m l2l_jax.compare --config=configs/digits_mae.py:encoder`.
 
 Every method starts from the same pretrained model. What an earlier call finished is not computed anew. With
 `--front` each method is tried with one grid of settings and several seeds: see docs/comparison.md.

@@ -59,7 +59,7 @@ def remembering(source, indices):
 
 def config(**audit):
     """The digits recipe with these fields of `config.audit`."""
-    recipe = runpy.run_path(str(RECIPE))["get_config"]().to_dict()
+    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder").to_dict()
     recipe["unlearn"]["retain_budget"] = None
     recipe["audit"] |= {"enabled": False} | audit
     return parse_config(recipe)

@@ -78,7 +78,8 @@ def test_the_exit_code_says_whether_the_verdict_is_the_one_required(asked, tmp_p
 
 
 def test_another_model_is_audited_with_its_recipe(asked, tmp_path):
-    arguments = ["--config=configs/digits_mae.py", "--config.audit.steps=9", f"--workdir={tmp_path / 'new'}"]
+    recipe = "--config=configs/digits_mae.py:encoder"
+    arguments = [recipe, "--config.audit.steps=9", f"--workdir={tmp_path / 'new'}"]
     assert call(*arguments, f"--unlearned={tmp_path}") == 0
     ((settings, _, unlearned),) = asked
     assert settings.audit.steps == 9 and settings.audit.enabled and unlearned == tmp_path

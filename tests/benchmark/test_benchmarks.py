@@ -22,7 +22,7 @@ RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 
 @pytest.fixture(scope="module")
 def config():
-    recipe = runpy.run_path(str(RECIPE))["get_config"]()
+    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
     small = dict(width=32, depth=1, num_heads=2)
     recipe.model.update(**small, **{f"decoder_{name}": value for name, value in small.items()})
     recipe.unlearn.batch_size = 8

@@ -21,7 +21,7 @@ from l2l_jax.compare.__main__ import main
     ],
 )
 def test_mistakes_are_one_sentence(arguments, message, tmp_path, run_here):
-    recipe = ["--config=configs/digits_mae.py", "--config.audit.enabled=False"]
+    recipe = ["--config=configs/digits_mae.py:encoder", "--config.audit.enabled=False"]
     code, output, errors = run_here(main, *recipe, f"--workdir={tmp_path / 'run'}", *arguments)
     last = errors.strip().splitlines()[-1]
     assert code == 1 and output == "" and last.startswith("Error: ") and re.search(message, last)

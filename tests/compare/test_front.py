@@ -20,7 +20,7 @@ RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 
 
 def config_of(**fields):
-    recipe = runpy.run_path(str(RECIPE))["get_config"]()
+    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
     recipe.audit.enabled, recipe.unlearn.retain_budget = False, 0.0
     small = {"evaluate.features": "none", "evaluate.batch_size": 32, "data.test_per_class": 8}
     recipe.update_from_flattened_dict({**small, **fields})

@@ -24,7 +24,7 @@ METHODS = [
 
 
 def small_config():
-    recipe = runpy.run_path(str(RECIPE))["get_config"]().to_dict()
+    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder").to_dict()
     recipe["model"] |= dict(pretrained="", width=8, depth=1, num_heads=2)
     recipe["model"] |= dict(decoder_width=8, decoder_depth=1, decoder_num_heads=2)
     recipe["pretrain"]["model"] |= dict(steps=20, batch_size=8, warmup_steps=2)

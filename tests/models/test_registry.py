@@ -15,7 +15,7 @@ RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 
 def recipe(**model):
     """The digits' recipe with another model, all of whose stages are pretrained alike."""
-    digits = runpy.run_path(str(RECIPE))["get_config"]().to_dict()
+    digits = runpy.run_path(str(RECIPE))["get_config"]("encoder").to_dict()
     stages = FAMILIES[model["family"]]().pretraining_stages()
     pretrain = {stage.name: digits["pretrain"]["model"] for stage in stages}
     return {**digits, "model": model, "pretrain": pretrain}

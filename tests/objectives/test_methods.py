@@ -142,7 +142,7 @@ def test_names():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_experiment_trains_and_names_the_method(method, monkeypatch, tmp_path):
-    recipe = runpy.run_path(str(RECIPE))["get_config"]()
+    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
     recipe.unlearn.method = method
     recipe.model.pretrained, recipe.unlearn.retain_budget = "", 0.0
     config = parse_config(recipe)
@@ -164,7 +164,7 @@ def test_the_experiment_trains_and_names_the_method(method, monkeypatch, tmp_pat
 
 
 def test_an_unknown_method_in_the_config_is_refused():
-    config = runpy.run_path(str(RECIPE))["get_config"]()
+    config = runpy.run_path(str(RECIPE))["get_config"]("encoder")
     config.unlearn.method = "maxloss"
     with pytest.raises(UserError, match="config.unlearn.method is 'maxloss'.*'max_loss'"):
         parse_config(config)

@@ -26,7 +26,7 @@ EIGHT = parse_topology("h100:8")
 
 @pytest.fixture(scope="module")
 def config():
-    recipe = runpy.run_path(str(RECIPE))["get_config"]()
+    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
     small = dict(width=32, depth=1, num_heads=2)
     recipe.model.update(**small, **{f"decoder_{name}": value for name, value in small.items()})
     recipe.unlearn.batch_size = 16

@@ -17,9 +17,8 @@ from l2l_jax.stages.lineage import budget_reference, first_of_line
 from l2l_jax.stages.original import original_params
 from l2l_jax.workdir import Workdir
 
-CONFIG = parse_config(
-    runpy.run_path(str(pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"))["get_config"]()
-)
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
+CONFIG = parse_config(runpy.run_path(str(RECIPE))["get_config"]("encoder"))
 CONFIG = dataclasses.replace(CONFIG, unlearn=dataclasses.replace(CONFIG.unlearn, retain_budget=None))
 
 

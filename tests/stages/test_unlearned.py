@@ -21,7 +21,7 @@ RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 
 @pytest.mark.slow
 def test_an_adapter_without_retain_images(one_device, tmp_path):
-    recipe = runpy.run_path(str(RECIPE))["get_config"]()
+    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
     recipe.unlearn.update(adapter="lora", adapter_rank=2, steps=2, batch_size=8, warmup_steps=1)
     recipe.data.update(retain_images="generated", generated_count=10)
     recipe.evaluate.batch_size = 8

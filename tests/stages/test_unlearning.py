@@ -24,7 +24,7 @@ RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 
 
 def config_of(**fields):
-    recipe = runpy.run_path(str(RECIPE))["get_config"]()
+    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
     recipe.audit.enabled, recipe.unlearn.retain_budget = False, 0.0
     recipe.update_from_flattened_dict(fields)
     return parse_config(recipe)
