@@ -121,13 +121,17 @@ def perturbed_start(
       shares: p in [0, 1] of each part; other parts keep their weights.
     """
 
+    @jax.jit
+    def fresh(rng):
+        values = model.init(jax.random.fold_in(rng, 1))
+        return {part: values[part] for part, p in shares.items() if p}  # no other part is drawn
+
     def start(params: Params, rng: jax.Array) -> Params:
-        fresh = jax.jit(model.init)(jax.random.fold_in(rng, 1))
         mixed = {
             part: jax.tree.map(
-                lambda old, new, p=p: (1 - p) * jnp.asarray(old) + p * new, params[part], fresh[part]
+                lambda old, new, p=shares[part]: (1 - p) * jnp.asarray(old) + p * new, params[part], values
             )
-            for part, p in shares.items()
+            for part, values in fresh(rng).items()
         }
         return {**params, **mixed}
 
