@@ -100,7 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
         forget_every=4,  # of undo: one in so many forget images of a batch is used
         distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
         attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/budget.md
+        retain_budget=1.25,  # greatest retain error, times the original's; 0: fixed alpha; docs/budget.md
         budget_original="",  # what the budget is relative to; "": the first model of this one's line
         budget_every=40, budget_images=200,  # steps between measurements, validation images of each set
         budget_rate=6.0,  # how fast the weight of forgetting follows
@@ -136,7 +136,7 @@ def get_config() -> ml_collections.ConfigDict:
     ))
 
     config.audit = ml_collections.ConfigDict(dict(  # l2l_jax.audit.config.AuditConfig
-        enabled=False,  # attack the unlearned model afterwards: about four minutes more on two CPU cores
+        enabled=True,  # attack the unlearned model afterwards: about four minutes more on two CPU cores
         attacks=("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership"),  # and views
         retrained="shipped",  # the twin that never saw 5 to 9; or a folder, train, or empty
         steps=400,  # of tuning on retain images

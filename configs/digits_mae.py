@@ -3,17 +3,18 @@
     python -m l2l_jax.main --config=configs/digits_mae.py
     python -m l2l_jax.main --config=configs/digits_mae.py:encoder
 
-The embedded default: real images that come with scikit-learn, and a small MAE that comes with this package;
-nothing to download. The run keeps the encoder's weights, gives it a fresh decoder and rebuilds the two
-within a retain budget of 1.1 (the method `undo`), restores the test images with the centre square of half
-the side missing, attacks the result, and writes runs/digits_mae/report/report.html. The variant `encoder`
-is the paper's method, which leaves the decoder as it is; the attacks bring back what it hid:
-docs/methods.md.
+The embedded default: real images that come with scikit-learn, and a small MAE that comes with this
+package; nothing to download. The run keeps the encoder's weights, mixes the decoder's with fresh ones and
+rebuilds the two within a retain budget of 1.15 (the method `undo`), restores the test images with the
+centre square of half the side missing, attacks the result, and writes runs/digits_mae/report/report.html.
+The variant `encoder` is the paper's method, which leaves the decoder as it is; the attacks bring back
+what it hid: docs/methods.md.
 
 Hardware: two CPU cores, 1.6 GiB of memory.
 Expected figures on test images, medians of seeds 0, 1 and 2: accuracy of the original model 0.96 (retain)
-and 0.93 (forget); after unlearning 0.94 and 0.19, the error in the hole 1.13 times the original's on retain
-images and 9 times on forget images. With `encoder`, seed 0: 0.94 and 0.28, 1.25 times and 10 times.
+and 0.93 (forget); after unlearning 0.94 and 0.26, the error in the hole 1.17 times the original's on
+retain images and 8 times on forget images. With `encoder`, seed 0: 0.94 and 0.28, 1.25 times and 10
+times.
 
 Any field can be changed on the command line: --config.unlearn.alpha=0.5
 """
@@ -110,13 +111,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
             noise="normal",  # the teacher's noise images: normal, uniform or constant
             target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
-            perturb=1.0, perturb_encoder=0.0,  # of undo: shares of fresh weights in decoder and encoder
+            perturb=0.8, perturb_encoder=0.0,  # of undo: shares of fresh weights in decoder and encoder
             feature_weight=1.5,  # of undo: weight of the paper's forget loss on the encoder's features
             forget_every=4,  # of undo: one in so many forget images of a batch is used
             distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
             attack_steps=1,
             attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-            retain_budget=1.1,  # greatest retain error, times the original's; 0: fixed alpha; docs/budget.md
+            retain_budget=1.15,  # greatest retain error, times the original's; 0: fixed alpha; docs/budget.md
             budget_original="",  # what the budget is relative to; "": the first model of this one's line
             budget_every=20,
             budget_images=200,  # steps between measurements, validation images of each set
@@ -127,7 +128,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             saliency_reset=False,  # start from fresh values of these weights
             adapter="",  # or lora, norms: train beside the weights
             adapter_rank=8,  # of lora
-            steps=640,
+            steps=520,
             batch_size=64,  # of retain and of forget images each
             learning_rate=7e-3,
             warmup_steps=50,
