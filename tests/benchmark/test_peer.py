@@ -13,7 +13,8 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def recipe(name="digits_mae"):
-    found = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+    variant = ["encoder"] if name == "digits_mae" else []
+    found = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*variant)
     if name == "digits_mae":
         found.model.update(width=32, depth=2, num_heads=2, pixel_mean=(0.4,) * 3, pixel_std=(0.3,) * 3)
         found.unlearn.batch_size = 8
