@@ -6,12 +6,12 @@ over devices, one cell after the other takes them all.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -33,8 +33,7 @@ from l2l_jax.processes.collectives import barrier, from_primary, on_primary
 from l2l_jax.stages import batches, unlearning
 from l2l_jax.stages.original import original_params
 from l2l_jax.training.sharding import MeshConfig
-from l2l_jax.training.side_by_side import AT_A_TIME, threads
-from l2l_jax.training.stopping import stop_request
+from l2l_jax.training.side_by_side import AT_A_TIME, in_threads, threads
 from l2l_jax.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -188,10 +187,6 @@ class _Cells:
     ) -> Iterator[tuple[tuple[Setting, int], Params | Diverged]]:
         """Cells and their models, or why there is none; as soon as each is there, in the order given."""
         slots = self._slots()
-        if len(slots) == 1:
-            for cell in cells:
-                yield cell, self._unlearned(*cell, slots[0])
-            return
         free: SimpleQueue[Sequence[jax.Device]] = SimpleQueue()
         for slot in slots:
             free.put(slot)
@@ -203,11 +198,8 @@ class _Cells:
             finally:
                 free.put(devices)
 
-        with stop_request(), ThreadPoolExecutor(len(slots)) as pool:
-            try:
-                yield from zip(cells, pool.map(on_free_devices, cells), strict=True)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        work = [functools.partial(on_free_devices, cell) for cell in cells]
+        yield from zip(cells, in_threads(work, len(slots)), strict=True)
 
     def _slots(self) -> list[list[jax.Device]]:
         """The devices of each cell that is trained at the same time; a device may be in several."""

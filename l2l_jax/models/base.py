@@ -1,7 +1,7 @@
 """What a model family must offer so that the rest of the library never asks which family it is."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -220,3 +220,14 @@ class ImageToImageModel(abc.ABC):
             return self.generative_loss(params, inputs["images"], inputs["seen"])
 
         return (PretrainingStage("model", self.generative_parts, prepare, loss),)
+
+
+def fresh_parts(model: ImageToImageModel, parts: Collection[str]) -> Callable[[jax.Array], Params]:
+    """`rng -> {part: weights}` as `model.init` draws them: compiled once; no other part is drawn."""
+
+    @jax.jit
+    def draw(rng):
+        values = model.init(rng)
+        return {part: values[part] for part in parts}
+
+    return draw

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import ImageToImageModel, Params, fresh_parts
 from l2l_jax.objectives.baselines import generative_task, images_and_views, noise_view, teacher_views
 from l2l_jax.objectives.gradients import LookAhead
 from l2l_jax.objectives.losses import feature_distance
@@ -121,17 +121,14 @@ def perturbed_start(
       shares: p in [0, 1] of each part; other parts keep their weights.
     """
 
-    @jax.jit
-    def fresh(rng):
-        values = model.init(jax.random.fold_in(rng, 1))
-        return {part: values[part] for part, p in shares.items() if p}  # no other part is drawn
+    fresh = fresh_parts(model, [part for part, p in shares.items() if p])
 
     def start(params: Params, rng: jax.Array) -> Params:
         mixed = {
             part: jax.tree.map(
                 lambda old, new, p=shares[part]: (1 - p) * jnp.asarray(old) + p * new, params[part], values
             )
-            for part, values in fresh(rng).items()
+            for part, values in fresh(jax.random.fold_in(rng, 1)).items()
         }
         return {**params, **mixed}
 

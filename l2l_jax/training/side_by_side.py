@@ -1,8 +1,8 @@
 """Independent pieces of work at the same time: the step of a small model cannot fill the cores of a CPU."""
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import jax
@@ -27,27 +27,39 @@ def threads(most: int) -> int:
     return min(most, os.cpu_count() or 1) if alone else 1
 
 
-def side_by_side(work: Sequence[Callable[[], T]]) -> list[T]:
-    """What pieces of work return, in their order.
+def in_threads(work: Sequence[Callable[[], T]], count: int) -> Iterator[T]:
+    """What pieces of work return, in their order, each as soon as it is there.
 
-    With one CPU device, `AT_A_TIME` threads do them; elsewhere one follows the other. A signal to stop
-    reaches the trainings of all threads.
+    A signal to stop reaches the trainings of all threads.
 
     Args:
       work: the pieces; none depends on another.
+      count: how many threads do them; 1: one follows the other in this thread.
 
     Raises:
       Exception: what a piece raised, once those that had begun have ended; no other begins.
     """
-    count = min(threads(AT_A_TIME), len(work))
-    if count < 2:
-        return [piece() for piece in work]
+    if min(count, len(work)) < 2:
+        yield from (piece() for piece in work)
+        return
     with stop_request(), ThreadPoolExecutor(count, "l2l_jax-side-by-side") as pool:
         pieces = [pool.submit(piece) for piece in work]
-        left = set(pieces)
-        while left:
-            done, left = wait(left, AWAKE_EVERY_SECONDS, FIRST_COMPLETED)
-            if any(not piece.cancelled() and piece.exception() for piece in done):
-                for piece in left:
-                    piece.cancel()
-        return [piece.result() for piece in pieces if not piece.cancelled()]
+
+        def end_others(piece: Future) -> None:
+            if not piece.cancelled() and piece.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
+
+        try:
+            for piece in pieces:
+                piece.add_done_callback(end_others)
+            for piece in pieces:
+                while not wait([piece], AWAKE_EVERY_SECONDS).done:
+                    pass
+                yield piece.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def side_by_side(work: Sequence[Callable[[], T]]) -> list[T]:
+    """`in_threads` with as many as can run programs of their own, `AT_A_TIME` at most."""
+    return list(in_threads(work, threads(AT_A_TIME)))

@@ -14,7 +14,7 @@ from l2l_jax.audit.config import AuditConfig
 from l2l_jax.data.records import Mixture, Source, Subset
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import ImageToImageModel, Params, fresh_parts
 from l2l_jax.objectives.task import Task, pretraining_task
 from l2l_jax.training.optimizer import TrainingConfig
 
@@ -119,10 +119,10 @@ def fresh_decoder(model: ImageToImageModel, config: AuditConfig, images: str) ->
         without the encoder's backward pass.
     """
 
-    new_decoder = jax.jit(lambda rng: model.init(rng)["decoder"])  # compiled once for all models
+    fresh = fresh_parts(model, ["decoder"])
 
     def start(params: Params, rng: jax.Array) -> Params:
-        return {**params, "decoder": new_decoder(rng)}
+        return {**params, **fresh(rng)}
 
     stage = model.pretraining_stages()[-1]._replace(trained=("decoder",))
     task = pretraining_task(stage, _parts(model))._replace(start=start)
