@@ -62,9 +62,13 @@ def conclude(findings: Mapping[str, Findings], yardstick: Mapping[str, Any] | No
     models = [role for role in ROLES if role in findings]
     results = list(_results(findings["unlearned"]))
     depths = {r.name: _depths(findings, r) for r in results} if "retrained" in models else {}
-    verdict = _verdict(findings, depths)
+    verdict, titles = _verdict(findings, depths), {r.name: r.title for r in results}
     return {
-        "verdict": {**verdict.describe(), "title": _title(verdict, results)},
+        "verdict": {
+            **verdict.describe(),
+            "title": None if verdict.weakest is None else titles[verdict.weakest],
+            "unresolved_titles": [titles[name] for name in verdict.unresolved],
+        },
         "shown_attack": _shown_attack(results, depths),
         "thresholds": {"deep": DEEP, "shallow": SHALLOW},
         "yardstick": yardstick,
@@ -179,10 +183,6 @@ def _shown_attack(results: Sequence[Result], depths: Mapping[str, Mapping[Measur
         return min((d.value for d in depths.get(name, {}).values() if d.resolved), default=math.inf)
 
     return min(trainings, key=least, default=None)
-
-
-def _title(verdict: Verdict, results: Sequence[Result]) -> str | None:
-    return next((r.title for r in results if r.name == verdict.weakest), None)
 
 
 def _cost(findings: Mapping[str, Findings]) -> dict[str, list[float]]:

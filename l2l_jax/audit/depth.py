@@ -39,8 +39,9 @@ class Depth(NamedTuple):
 
     @property
     def resolved(self) -> bool:
-        """Whether the images suffice to tell the retrained model from the original."""
-        return self.gap.low > 0
+        """Whether the images suffice to tell the retrained model from the original, and the unlearned one
+        from at least one of the two: an interval that holds both 0 and 1 says nothing."""
+        return self.gap.low > 0 and not self.low <= 0 < 1 <= self.high
 
     def describe(self) -> dict[str, Any]:
         """JSON-able; None where a number is not finite."""

@@ -30,12 +30,14 @@ class Verdict(NamedTuple):
       weakest: name of the attack that decided it, or None.
       depth: the depth that it left, or None.
       sure: whether the 95 % interval of that depth lies on one side of the threshold.
+      unresolved: names of the attacks after which the test images are too few to tell a depth.
     """
 
     finding: Finding
     weakest: str | None
     depth: Depth | None
     sure: bool
+    unresolved: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """JSON-able."""
@@ -44,6 +46,7 @@ class Verdict(NamedTuple):
             "weakest_attack": self.weakest,
             "depth": None if self.depth is None else self.depth.describe(),
             "sure": self.sure,
+            "unresolved_attacks": list(self.unresolved),
         }
 
 
@@ -59,11 +62,17 @@ def decide(untouched: Sequence[Depth], attacks: Mapping[str, Sequence[Depth]]) -
       attacks: depths after each attack.
     """
     surface = _least(untouched)
+    resolved = {name: least for name, depths in attacks.items() if (least := _least(depths)) is not None}
+    return _found(surface, resolved)._replace(
+        unresolved=tuple(name for name in attacks if name not in resolved)
+    )
+
+
+def _found(surface: Depth | None, resolved: Mapping[str, Depth]) -> Verdict:
     if surface is None:
         return Verdict("undecided", None, None, False)
     if surface.value < SHALLOW:
         return Verdict("not forgotten", None, surface, surface.high < SHALLOW)
-    resolved = {name: least for name, depths in attacks.items() if (least := _least(depths)) is not None}
     if not resolved:
         return Verdict("undecided", None, surface, False)
     weakest = min(resolved, key=lambda name: resolved[name].value)

@@ -26,6 +26,7 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
         headline(audit),
         *_surface(audit),
         *_attack(audit),
+        *_unresolved(audit),
         _cost(audit),
         *_sureness(audit),
         *_yardstick(audit),
@@ -53,6 +54,11 @@ def _attack(audit: Mapping[str, Any]) -> list[str]:
     if result is None:
         return [] if weakest is None else [f"The attack that leaves the least: {audit['verdict']['title']}."]
     return [f"The attack that leaves the least: {result['title']}; then {_known(result)}{_depths(result)}."]
+
+
+def _unresolved(audit: Mapping[str, Any]) -> list[str]:
+    titles = audit["verdict"]["unresolved_titles"]
+    return [f"Too few test images to tell a depth: {', '.join(titles)}."] if titles else []
 
 
 def _known(result: Mapping[str, Any]) -> str:

@@ -26,7 +26,14 @@ def result(finding):
         "depth_untouched": {},
         "distance": None,
     }
-    verdict = {"finding": finding, "weakest_attack": None, "title": None, "depth": None, "sure": True}
+    verdict = {
+        "finding": finding,
+        "weakest_attack": None,
+        "title": None,
+        "depth": None,
+        "sure": True,
+        "unresolved_titles": [],
+    }
     audit = {
         "verdict": verdict, "yardstick": None, "cost": {"mse_ratio": [1, 1, 1]}, "results": [first],
     }  # fmt: skip

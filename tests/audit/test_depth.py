@@ -87,18 +87,23 @@ def known(value, reach=0.05, resolved=True):
     return Depth(value, value - reach, value + reach, Interval(1, 0.5 if resolved else -0.5, 2))
 
 
+def test_an_interval_that_holds_both_models_resolves_nothing():
+    assert not known(0.4, reach=0.7).resolved
+    assert known(0.4, reach=0.5).resolved and known(0.6, reach=0.5).resolved  # one of them is ruled out
+
+
 def test_the_rule_of_the_verdict():
     deep, shallow, unknown = known(1.2), known(0.4), known(0.1, resolved=False)
     found = decide([deep, known(0.9)], {"a": [deep], "b": [known(0.86), known(1.4)], "c": [unknown]})
-    assert found == ("forgotten for good", "b", known(0.86), True)
+    assert found == ("forgotten for good", "b", known(0.86), True, ("c",))
     found = decide([deep], {"a": [deep], "b": [known(0.85, reach=0.1)]})
     assert found[0] == "forgotten for good" and not found.sure
     found = decide([deep], {"a": [known(0.9)], "b": [known(0.6), shallow]})
-    assert found == ("hidden, not forgotten", "b", shallow, True)
+    assert found == ("hidden, not forgotten", "b", shallow, True, ())
     found = decide([deep], {"b": [known(0.78)]})
     assert found[0] == "hidden, not forgotten" and not found.sure
     found = decide([shallow, deep], {"a": [deep]})
-    assert found == ("not forgotten", None, shallow, True)
+    assert found == ("not forgotten", None, shallow, True, ())
     assert decide([known(0.7)], {"a": [deep]})[:2] == ("hidden, not forgotten", None)
     assert decide([unknown], {"a": [shallow]})[0] == "undecided"
     assert decide([deep], {"a": [unknown]})[0] == "undecided"

@@ -49,6 +49,7 @@ def report():
             "verdict": {
                 "finding": "hidden, not forgotten", "weakest_attack": "retain_tuning", "sure": True,
                 "title": tuning["title"], "depth": tuning["depth"]["accuracy"],
+                "unresolved_titles": ["linear probe"],
             },
             "thresholds": {"deep": 0.8, "shallow": 0.5},
             "yardstick": {"origin": "twin", "ratio": [0.99, 0.9, 1.1], "images": "validation", "fair": True},
@@ -99,6 +100,7 @@ def test_the_sentences_say_what_survives(report):
         "The attack that leaves the least: retain images only, 400 steps; then the class of 80 of 100 forget "
         "images is read from what it restores (original model: 92, retrained model: 61); depth 0.38 by "
         "accuracy [0.28, 0.48] and 0.58 by log error [0.28, 0.48].",
+        "Too few test images to tell a depth: linear probe.",
         "On retain images the hole error is 1.24 times the original's [1.20, 1.30], and the accuracy 0.010 "
         "lower [0.000, 0.020].",
         "The 95 % interval over test images bears the verdict out.",
