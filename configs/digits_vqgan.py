@@ -124,7 +124,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
         noise="normal",  # the teacher's noise images: normal, uniform or constant
         target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
-        perturb=1.0, perturb_encoder=0.0,  # of undo: shares of fresh weights in decoder and encoder
+        perturb=1.0, perturb_encoder=1.0,  # of undo: shares of fresh weights in decoder and encoder
         feature_weight=0.0,  # of undo: weight of the paper's forget loss on the encoder's features
         forget_every=4,  # of undo: one in so many forget images of a batch is used
         distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
@@ -137,7 +137,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         saliency=1.0,  # share of the weights, with the largest forget gradient, that may change; 1: all
         saliency_reset=False,  # start from fresh values of these weights
         adapter="", adapter_rank=8,  # train beside the weights: lora or norms; "": the weights themselves
-        steps=200,
+        steps=300,
         batch_size=64,  # of retain and of forget images each
         learning_rate=7e-3,
         warmup_steps=40,
