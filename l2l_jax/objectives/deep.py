@@ -59,9 +59,9 @@ def undo_task(
     was never trained and carries much of what is to be forgotten. And part of the retain loss is the
     truth itself. With p = 1 for both nothing of the original weights is left: what is then known of forget
     images comes from retain images. In an MAE it is the decoder that knows how to draw them: with p = 0 for
-    the encoder the model is rebuilt in half of the steps, and as deep under further training. What the encoder
-    reads of forget images is then left for a new decoder to find, unless the paper's forget loss on its
-    features takes it away (w > 0). The encoders of MAGE and Palette draw, too: see docs/methods.md.
+    the encoder the model is rebuilt in half of the steps, and as deep under further training. What the
+    encoder reads of forget images is then left for a new decoder to find, unless the paper's forget loss on
+    its features takes it away (w > 0). The encoders of MAGE and Palette draw, too: see docs/methods.md.
 
     Args:
       model: the model; its frozen copy is the teacher.
