@@ -1,4 +1,4 @@
-"""How tests compile: with little optimisation, and each program once in a run of the tests.
+"""How tests compile: with little optimisation, and each program once in a run of the tests; and their threads.
 
 Nothing here imports JAX, which reads these settings when it is imported.
 """
@@ -22,7 +22,9 @@ def compile_quickly() -> tempfile.TemporaryDirectory:
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
     compiled = tempfile.TemporaryDirectory(prefix="l2l_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # many small programs count, too
+    for library in ("OMP", "OPENBLAS"):  # a worker for each core: more threads only wait for one another
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     return compiled
 
 

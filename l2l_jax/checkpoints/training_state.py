@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 KEPT = 2
 """How many of the newest checkpoints stay on disk; an older one steps in for a damaged newest."""
 
+SLICED_FROM = 2**20
+"""Bytes of an array from which the devices that hold it write a slice each; cutting takes a compiled program."""
+
 _one_begins = threading.Lock()
 """Orbax numbers the savings of a process: no thread begins one while another does."""
 
@@ -39,13 +42,14 @@ class Checkpointer:
         # Folders are made at once: when they are there is told by a number that threads would mix up.
         later = ocp.AsyncOptions(create_directories_asynchronously=False)
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, async_options=later)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {"state": _handler(), "data": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
         """Start saving; `state` may be donated as soon as this returns."""
         state = _across_processes(state)
         data = {"facts": facts, "devices": _devices(state)}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data))
         with _one_begins:
             self._manager.save(step, args=items)
 
@@ -108,6 +112,13 @@ class Checkpointer:
     def close(self) -> None:
         """Finish saving and stop the background threads."""
         self._manager.close()
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Writes arrays of devices; small ones whole, for which Orbax would compile many programs that cut them."""
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_FROM)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def _across_processes(state: Any) -> Any:

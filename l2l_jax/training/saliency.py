@@ -41,7 +41,9 @@ def salient_weights(
     """
     trained = sharding.place({part: params[part] for part in task.trained}, parallel.mesh)
     zeros = jax.tree.map(np.zeros_like, {part: params[part] for part in task.trained})
-    state = (jnp.zeros((), jnp.int32), trained, sharding.place(zeros, parallel.mesh))
+    # The number is placed, too: from elsewhere than where a step leaves it, a step is compiled twice.
+    number, total = sharding.place((np.zeros((), np.int32), zeros), parallel.mesh)
+    state = (number, trained, total)
     sums = _gradient_sum(
         task, seed=seed, value_range=batches.value_range, accumulate=accumulate, parallel=parallel
     )
