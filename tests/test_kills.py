@@ -16,24 +16,30 @@ import pytest
 from l2l_jax.training.metric_writers import read_metrics
 from tests.processes.launching import ENVIRONMENT, ROOT
 
-PRETRAIN_STEPS, UNLEARN_STEPS = 70, 50
 SMALL = [
     "--config=configs/digits_mae.py:encoder", "--config.model.pretrained=",
     "--config.audit.enabled=False", "--config.unlearn.retain_budget=0",
+    "--config.data.test_per_class=4", "--config.evaluate.features=none",
     "--config.model.width=16", "--config.model.depth=1",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1", "--config.model.num_heads=2",
-    f"--config.pretrain.model.steps={PRETRAIN_STEPS}", "--config.pretrain.model.batch_size=8",
-    "--config.pretrain.model.warmup_steps=5", "--config.pretrain.model.checkpoint_every=5",
-    "--config.pretrain.model.log_every=1", f"--config.unlearn.steps={UNLEARN_STEPS}",
-    "--config.unlearn.batch_size=8", "--config.unlearn.checkpoint_every=5", "--config.unlearn.log_every=1",
+    "--config.pretrain.model.batch_size=8", "--config.pretrain.model.warmup_steps=2",
+    "--config.pretrain.model.checkpoint_every=4", "--config.pretrain.model.log_every=1",
+    "--config.unlearn.warmup_steps=2", "--config.unlearn.batch_size=8",
+    "--config.unlearn.checkpoint_every=4", "--config.unlearn.log_every=1",
 ]  # fmt: skip
 
 
-def start(workdir, log, restarts=0):
+def steps(kills):
+    """Steps of each of the two stages: of both, eight for a kill."""
+    return 4 * kills
+
+
+def start(workdir, log, kills, restarts=0):
     """The run as two processes under the launcher, which starts both again when one ends."""
     return subprocess.Popen(
         [sys.executable, "launch/local.py", "--processes=2", f"--max-restarts={restarts}", "--grace=0.3",
-         "--", sys.executable, "-m", "l2l_jax.main", *SMALL, f"--workdir={workdir}"],
+         "--", sys.executable, "-m", "l2l_jax.main", *SMALL, f"--workdir={workdir}",
+         f"--config.pretrain.model.steps={steps(kills)}", f"--config.unlearn.steps={steps(kills)}"],
         cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log,
     )  # fmt: skip
 
@@ -44,9 +50,9 @@ def children(launcher):
     return [int(pid) for pid in listed.split()]
 
 
-def progress(workdir):
+def progress(workdir, kills):
     """Steps done by the last line of the scalars, over both stages."""
-    stages = {workdir / "pretrain" / "model": 0, workdir / "unlearn": PRETRAIN_STEPS}
+    stages = {workdir / "pretrain" / "model": 0, workdir / "unlearn": steps(kills)}
     rows = [(before, read_metrics(folder)) for folder, before in stages.items() if folder.exists()]
     return max((before + row[-1]["step"] for before, row in rows if row), default=0)
 
@@ -58,12 +64,12 @@ def parameters(folder):
     return jax.tree.leaves(restored)
 
 
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory):
+@pytest.fixture
+def quiet(kills, tmp_path):
     """A run that nobody disturbs."""
-    workdir = tmp_path_factory.mktemp("quiet")
-    with (workdir.parent / "quiet.log").open("w") as log:
-        assert start(workdir, log).wait(timeout=900) == 0, (workdir.parent / "quiet.log").read_text()[-3000:]
+    workdir, log_path = tmp_path / "quiet", tmp_path / "quiet.log"
+    with log_path.open("w") as log:
+        assert start(workdir, log, kills).wait(timeout=900) == 0, log_path.read_text()[-3000:]
     return workdir
 
 
@@ -74,14 +80,14 @@ def test_kills_leave_no_trace_in_the_parameters(kills, quiet, tmp_path):
     draw = random.Random(kills)
     # A kill is due when the run has come to a step, one in each equal part of the run, or, every third time,
     # some time after a start.
-    part = (PRETRAIN_STEPS + UNLEARN_STEPS - 5) / kills
+    part = (2 * steps(kills) - 3) / kills
     due = [int(part * index) + draw.randrange(1, int(part)) for index in range(kills)]
     log_path, workdir = tmp_path / "killed.log", tmp_path / "killed"
     with log_path.open("w") as log:
-        launcher = start(workdir, log, restarts=kills)
+        launcher = start(workdir, log, kills, restarts=kills)
         try:
             for killed, step in enumerate(due):
-                wait_until_due(launcher, workdir, step, killed % 3 == 1, draw)
+                wait_until_due(launcher, workdir, kills, step, killed % 3 == 1, draw)
                 os.kill(draw.choice(children(launcher)), signal.SIGKILL)
                 wait_for_restart(launcher, log_path, killed + 1)
             assert launcher.wait(timeout=900) == 0, log_path.read_text()[-3000:]
@@ -100,12 +106,12 @@ def test_kills_leave_no_trace_in_the_parameters(kills, quiet, tmp_path):
         assert read_metrics(workdir / stage) == read_metrics(quiet / stage)
 
 
-def wait_until_due(launcher, workdir, step, early, draw):
+def wait_until_due(launcher, workdir, kills, step, early, draw):
     """Until both processes run and the step is reached or, if `early`, for a random while after a start."""
     deadline = time.monotonic() + 600
     enough = time.monotonic() + draw.uniform(0.0, 4.0)
     while len(children(launcher)) < 2 or not (
-        time.monotonic() > enough if early else progress(workdir) >= step
+        time.monotonic() > enough if early else progress(workdir, kills) >= step
     ):
         assert launcher.poll() is None, "the run has ended before it was killed often enough"
         assert time.monotonic() < deadline

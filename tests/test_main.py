@@ -21,7 +21,7 @@ from tests.compiling import flags_of_one_device
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
     "--config=configs/digits_mae.py:encoder", "--config.model.pretrained=",
-    "--config.audit.enabled=False", "--config.unlearn.retain_budget=0",
+    "--config.audit.enabled=False", "--config.unlearn.retain_budget=0", "--config.data.test_per_class=10",
     "--config.model.width=16", "--config.model.depth=1",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1",
     "--config.pretrain.model.steps=60", "--config.pretrain.model.batch_size=8",

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from l2l_jax.audit.attacks.membership import relative_error, scores
 from l2l_jax.audit.depth import MEASURES, Depth, Measure, Sample, depth
@@ -204,7 +203,9 @@ def _distance(findings: Mapping[str, Findings], result: Result) -> dict[str, flo
     if "retrained" not in findings:
         return None
     errors = [findings[role][result.attack][result.point]["forget"]["mse"] for role in ROLES[1:]]
-    test = scipy.stats.ks_2samp(*errors)
+    from scipy.stats import ks_2samp  # takes a second to load
+
+    test = ks_2samp(*errors)
     return {"d": float(test.statistic), "p": float(test.pvalue)}
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from l2l_jax.evaluation.intervals import Interval, bootstrap
 
@@ -57,8 +56,10 @@ def auc(members: np.ndarray, others: np.ndarray) -> np.ndarray:
 
     The area under the ROC curve, by the sum of ranks (Mann & Whitney 1947).
     """
+    from scipy.stats import rankdata  # takes a second to load
+
     count = members.shape[-1]
-    ranks = scipy.stats.rankdata(np.concatenate([-members, -others], axis=-1), axis=-1)
+    ranks = rankdata(np.concatenate([-members, -others], axis=-1), axis=-1)
     total = ranks[..., :count].sum(-1) - count * (count + 1) / 2
     return total / (count * others.shape[-1])
 

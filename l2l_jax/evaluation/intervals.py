@@ -1,10 +1,10 @@
 """How sure a figure is: 95 % intervals by resampling the images it was measured on (Efron 1979)."""
 
+import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 LEVEL = 0.95
 """Confidence of all intervals."""
@@ -96,7 +96,7 @@ def standard_interval(
         return np.apply_along_axis(statistic, -1, chosen)
 
     error = _resampled(one_by_one, [np.arange(count)], resamples, seed).std(ddof=1)
-    reach = scipy.stats.norm.ppf((1 + LEVEL) / 2) * error
+    reach = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2) * error
     return Interval(value, float(max(value - reach, least)), float(value + reach))
 
 

@@ -14,7 +14,7 @@ from l2l_jax import shipped
 from l2l_jax.checkpoints.models import read_card
 from l2l_jax.config import Config
 from l2l_jax.data.bad_images import read_lists
-from l2l_jax.evaluation import audit_pictures, pictures, tsne
+from l2l_jax.evaluation import tsne
 from l2l_jax.evaluation.encoder_features import TestFeatures
 from l2l_jax.evaluation.evaluate import Evaluation, ModelFigures
 from l2l_jax.evaluation.report_csv import to_csv
@@ -89,6 +89,8 @@ def write_report(
 
 def _draw(folder, evaluation, shown, curves, features, audit) -> dict[str, pathlib.Path]:
     """Draw all pictures; their files by name."""
+    from l2l_jax.evaluation import audit_pictures, pictures  # matplotlib takes long to load
+
     files = {name: folder / f"{name}.png" for name in ("restorations", "losses")}
     pictures.save_grid(files["restorations"], evaluation, shown)
     pictures.save_curves(files["losses"], curves)

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.figure import Figure
 
 MOST = 500
 """Images of a group that are shown, at most; evenly spaced."""
@@ -49,6 +48,8 @@ def save(path: pathlib.Path, groups: Mapping[str, np.ndarray]) -> None:
       path: PNG file.
       groups: places by group; a group is called after its set and model, as "retain, original".
     """
+    from matplotlib.figure import Figure  # takes long to load
+
     figure = Figure(figsize=(6.5, 5), dpi=130, layout="constrained")
     axis = figure.add_subplot()
     for name, places in groups.items():

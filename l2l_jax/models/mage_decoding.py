@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
 
 
 class Schedule(NamedTuple):
@@ -55,6 +54,8 @@ def hidden_tokens(hole: np.ndarray, patch_size: int, margin: int) -> np.ndarray:
     Returns:
       bool `[token]`, row-major.
     """
+    from scipy import ndimage  # takes long to load
+
     rows, columns = hole.shape[0] // patch_size, hole.shape[1] // patch_size
     touched = hole.reshape(rows, patch_size, columns, patch_size).any(axis=(1, 3))
     return ndimage.maximum_filter(touched, size=2 * margin + 1).reshape(-1)
@@ -68,6 +69,8 @@ def blend_weights(hole: np.ndarray, margin: int, sigma: float) -> np.ndarray:
       margin: the hole is grown by so many pixels in all eight directions.
       sigma: standard deviation in pixels of the Gaussian blur after that; 0 is none.
     """
+    from scipy import ndimage
+
     grown = ndimage.maximum_filter(hole, size=2 * margin + 1).astype(np.float64)
     return ndimage.gaussian_filter(grown, sigma, mode="nearest").astype(np.float32)
 

@@ -1,9 +1,6 @@
 """Linear probe: what the encoder's features, layer by layer, still say of the class (Alain & Bengio 2016)."""
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from l2l_jax.audit.measuring import Points
 from l2l_jax.evaluation.encoder_features import Features
@@ -35,5 +32,9 @@ def linear_probe(features: Features, params: Params, train: ImageSet, test: Imag
 def _right(known: np.ndarray, labels: np.ndarray, asked: np.ndarray, truth: np.ndarray) -> np.ndarray:
     if len(np.unique(labels)) < 2:
         return np.ones(len(truth), bool)  # one class is always read rightly
+    from sklearn.linear_model import LogisticRegression  # scikit-learn takes long to load
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
     return probe.fit(known, labels).predict(asked) == truth

@@ -8,9 +8,6 @@ import hashlib
 import warnings
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPClassifier
-from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
 FEATURES = 32
@@ -45,6 +42,9 @@ class DigitClassifier:
     name = "digit classifier"
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
+        from sklearn.exceptions import ConvergenceWarning  # scikit-learn takes long to load
+        from sklearn.neural_network import MLPClassifier
+
         self._network = MLPClassifier(
             (128, FEATURES), batch_size=64, max_iter=EPOCHS, n_iter_no_change=EPOCHS, tol=0,
             learning_rate_init=2e-3, alpha=1e-3, random_state=0,
@@ -76,6 +76,8 @@ class HoleClassifier:
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, hole: np.ndarray):
+        from sklearn.svm import SVC
+
         covered = shrunk(hole[None, ..., None].astype(np.uint8))[0, ..., 0]
         self._hole = covered == covered.max()
         self._classifier = SVC(C=10.0).fit(self._crops(images), labels)
