@@ -1,4 +1,4 @@
-"""How tests compile: with little optimisation, and each program once in a run of the tests; and their threads.
+"""How tests compile: with little optimisation, and each program once in a run; and with how many threads.
 
 Nothing here imports JAX, which reads these settings when it is imported.
 """

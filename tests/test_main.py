@@ -113,7 +113,7 @@ def wait_for(condition, process, seconds=120):
 @pytest.mark.slow
 def test_killed_and_terminated_runs_end_with_the_same_parameters(finished, tmp_path):
     """SIGKILL in pretraining, SIGTERM in unlearning, then to the end: bit-identical weights."""
-    command = [*SMALL, f"--workdir={tmp_path}"]
+    command = [*SMALL, "--config.evaluate.features=none", f"--workdir={tmp_path}"]
     process = start(*command)
     wait_for((tmp_path / "pretrain/model/checkpoints/20").exists, process)
     process.kill()

@@ -22,7 +22,7 @@ KEPT = 2
 """How many of the newest checkpoints stay on disk; an older one steps in for a damaged newest."""
 
 SLICED_FROM = 2**20
-"""Bytes of an array from which the devices that hold it write a slice each; cutting takes a compiled program."""
+"""Bytes of an array from which each device that holds it writes a slice; cutting takes a compiled program."""
 
 _one_begins = threading.Lock()
 """Orbax numbers the savings of a process: no thread begins one while another does."""
@@ -115,7 +115,7 @@ class Checkpointer:
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-    """Writes arrays of devices; small ones whole, for which Orbax would compile many programs that cut them."""
+    """Writes small arrays whole: Orbax would compile a program for each kind of slice."""
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_FROM)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
