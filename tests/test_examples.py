@@ -1,5 +1,7 @@
 """The scripts of examples/ do what they say."""
 
+import dataclasses
+import functools
 import pathlib
 import runpy
 
@@ -23,8 +25,18 @@ def test_the_loss_in_other_frameworks(framework):
 
 
 def test_a_person_is_forgotten(one_device, tmp_path):
-    """From drawn photos to the report, with few steps; a sixth of the test pictures are the person's."""
-    main = runpy.run_path(str(EXAMPLES / "forget_a_person.py"))["main"]
+    """From few drawn photos to the report, a small model, few steps; a sixth of the test pictures are the
+    person's."""
+    script = runpy.run_path(str(EXAMPLES / "forget_a_person.py"))
+    main, configure, draw_faces = (script[name] for name in ("main", "configure", "draw_faces"))
+
+    def smaller(*arguments):
+        config = configure(*arguments)
+        model = dataclasses.replace(config.model, width=16, depth=1, decoder_width=16, decoder_depth=1)
+        return dataclasses.replace(config, model=model)
+
+    functions = {"configure": smaller, "draw_faces": functools.partial(draw_faces, per_person=15)}
+    main.__globals__.update(functions)  # the script's own, read again by each test
     flags = [f"--workdir={tmp_path}", "--person=carol", "--pretrain_steps=4", "--unlearn_steps=4"]
     report = main(flags)
     assert report["config"]["data"]["forget"] == ["carol"]
@@ -54,6 +66,8 @@ def test_the_notebook_runs(tmp_path):
     notebook = nbformat.read(EXAMPLES / "digits.ipynb", as_version=4)
     (recipe,) = [cell for cell in notebook.cells if "STEPS = 200" in cell.source]
     recipe.source = recipe.source.replace("STEPS = 200", "STEPS = 4")
+    less = "recipe.data.test_per_class, recipe.model.scan = 5, True\nconfig = "
+    recipe.source = recipe.source.replace("config = ", less)
     (tmp_path / "configs").symlink_to(EXAMPLES.parent / "configs")
     environment = {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "XLA_FLAGS": flags_of_one_device()}
     with pytest.MonkeyPatch.context() as patch:
