@@ -14,6 +14,8 @@ from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.hole_errors import hole_errors
+from l2l_jax.evaluation.restoration import Restorer
+from l2l_jax.evaluation.tasks import parse_tasks
 from l2l_jax.stages.original import original_params
 from l2l_jax.stages.retraining import FAIR_RATIO
 from l2l_jax.weights.transfer import load_pretrained, original_weights
@@ -43,19 +45,21 @@ def test_a_model_and_its_twin_for_each_recipe():
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_figures_of_the_cards_hold(recipe):
+def test_the_figures_of_the_cards_hold(recipe, one_device):
     """Errors in the hole on test images; the twin restores what it saw as the original does, and no other."""
     config = config_of(recipe)
     test = evaluation_sets(config.data, open_source(config.data, "test", config.model.image_size))
     validation = validation_sets(config.data, open_source(config.data, "validation", config.model.image_size))
+    task, batch_size = parse_tasks(config.evaluate.tasks)[0], config.evaluate.batch_size
+    restorer = Restorer(config.model, task, batch_size=batch_size, seed=config.seed)  # compiled once
     errors, ratios = {}, []
     for name in (recipe, recipe + shipped.RETRAINED):
         params = load_pretrained(shipped.resolved(name), config.family, config.model)
         figures = shipped.card(name)["test_figures"]
         for of, source in test._asdict().items():
-            errors[name, of] = hole_errors(config, params, source, of=of).mean()
+            errors[name, of] = hole_errors(config, params, source, restorer, of).mean()
             np.testing.assert_allclose(errors[name, of], figures[of]["mse"], rtol=0.02, err_msg=name)
-        ratios.append(hole_errors(config, params, validation.retain).mean())
+        ratios.append(hole_errors(config, params, validation.retain, restorer).mean())
     assert ratios[1] / ratios[0] <= FAIR_RATIO
     assert errors[recipe + shipped.RETRAINED, "forget"] > 1.5 * errors[recipe, "forget"]
 

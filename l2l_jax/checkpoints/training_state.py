@@ -22,7 +22,7 @@ KEPT = 2
 """How many of the newest checkpoints stay on disk; an older one steps in for a damaged newest."""
 
 SLICED_FROM = 2**20
-"""Bytes of a slice from which each device that holds an array writes one; cutting takes a compiled program."""
+"""Bytes of a slice from which each device that holds an array writes one; cutting compiles a program."""
 
 _one_begins = threading.Lock()
 """Orbax numbers the savings of a process: no thread begins one while another does."""

@@ -1,5 +1,7 @@
 """The images that need no files: scikit-learn's handwritten digits."""
 
+import functools
+
 import numpy as np
 from PIL import Image
 
@@ -16,16 +18,10 @@ class DigitsSource:
     class_names = tuple("0123456789")
 
     def __init__(self, split: Split, image_size: int):
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        digits = load_digits()
-        train, test = train_test_split(
-            np.arange(len(digits.target)), test_size=0.25, stratify=digits.target, random_state=0
-        )
-        self._indices = np.sort({"train": train, "test": test}[split])
-        self.labels = digits.target[self._indices]
-        self._images = np.stack([_enlarge(digits.images[i], image_size) for i in self._indices])
+        scans, labels, indices = _scans()
+        self._indices = np.sort(indices[split])
+        self.labels = labels[self._indices]
+        self._images = np.stack([_enlarge(scans[i], image_size) for i in self._indices])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,6 +29,19 @@ class DigitsSource:
     def __getitem__(self, index: int) -> Record:
         name = f"digits/{self._indices[index]}"
         return {"image": self._images[index], "label": int(self.labels[index]), "name": name}
+
+
+@functools.cache
+def _scans() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """All scans, their labels, and the indices of each split; reading the text that holds them takes long."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    train, test = train_test_split(
+        np.arange(len(digits.target)), test_size=0.25, stratify=digits.target, random_state=0
+    )
+    return digits.images, digits.target, {"train": train, "test": test}
 
 
 def _enlarge(scan: np.ndarray, size: int) -> np.ndarray:

@@ -28,6 +28,8 @@ def small_config():
     recipe["model"] |= dict(pretrained="", width=8, depth=1, num_heads=2)
     recipe["model"] |= dict(decoder_width=8, decoder_depth=1, decoder_num_heads=2)
     recipe["pretrain"]["model"] |= dict(steps=20, batch_size=8, warmup_steps=2)
+    recipe["data"] |= dict(train_per_class=20, test_per_class=10)
+    recipe["evaluate"] |= dict(picture_per_class=1)
     recipe["audit"]["enabled"] = False
     recipe["unlearn"] |= dict(retain_budget=None, steps=10, batch_size=8, warmup_steps=2)
     return parse_config(recipe)
