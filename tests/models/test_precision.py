@@ -45,7 +45,7 @@ def case(request):
 
         grad_fn = exact_jit(jax.value_and_grad(loss, has_aux=True))
         (_, features), gradient = grad_fn(given["encoder"])
-        results[name] = jax.device_get((features, gradient, model.predict(given, seen)))
+        results[name] = jax.device_get((features, gradient, exact_jit(model.predict)(given, seen)))
     return family, params, results
 
 

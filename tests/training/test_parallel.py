@@ -1,7 +1,7 @@
 """The step on one device and on eight, over every mesh and under pmap: one set of numbers.
 
-Tolerances: the terms of each of 20 steps agree to 1e-3 of their value, the parameters after them to 3e-4,
-which is a hundredth of what 20 steps of Adam at the rate 1e-3 can change. Rounding differs, as sums over the
+Tolerances: the terms of each of 10 steps agree to 1e-3 of their value, the parameters after them to 1.5e-4,
+which is a hundredth of what 10 steps of Adam at the rate 1e-3 can change. Rounding differs, as sums over the
 batch have other orders.
 """
 
@@ -30,7 +30,7 @@ METHOD = {"mae": "encoder", "mage": "encoder", "palette": "encoder"}
 
 
 class Run:
-    """A compiled step of a family on a layout, and what 20 steps of it give."""
+    """A compiled step of a family on a layout, and what 10 steps of it give."""
 
     def __init__(self, family, kind, data, model):
         mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
@@ -44,7 +44,7 @@ class Run:
         trained = {part: params[part] for part in task.trained}
         frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
         state = placed_state(trained, optimizer, mesh, ema=True, alpha=0.25)
-        batches = [parallel.rows(batch) for batch in images_of(family, 20, 16)]
+        batches = [parallel.rows(batch) for batch in images_of(family, 10, 16)]
         self.step = parallel.compile(step, state).lower(state, frozen, batches[0]).compile()
         self.first, self.metrics = state.params, []
         for batch in batches:
@@ -87,7 +87,7 @@ def test_every_layout_gives_the_numbers_of_one_device(runs, family, layout):
     for which in ("params", "ema"):
         mine, theirs = (comparable(getattr(run.state, which)) for run in (one, many))
         for name in mine:
-            np.testing.assert_allclose(theirs[name], mine[name], atol=3e-4, err_msg=name)
+            np.testing.assert_allclose(theirs[name], mine[name], atol=1.5e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
