@@ -18,7 +18,6 @@ from tests.test_main import ROOT, run
 NAMES = ("vqgan", "mae", "diffusion")
 FEW_STEPS = {
     "vqgan": ["--config.pretrain.tokenizer.steps=8", "--config.pretrain.model.steps=8"],
-    "mae": ["--config.pretrain.model.steps=8"],
     "diffusion": ["--config.pretrain.model.steps=8", "--config.model.sampling_steps=2"],
 }
 
@@ -98,9 +97,9 @@ def pictures(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FEW_STEPS)
 def test_small_variants_run_from_start_to_end(name, pictures, tmp_path):
-    """From nothing to a whole report: the one run of this length for each family, beside the digits' MAE."""
+    """From nothing to a whole report. That of the MAE is the rehearsal's (benchmark/test_rehearsal.py)."""
     code, _, errors = run(
         f"--config=configs/{name}.py:runlocal", f"--workdir={tmp_path}", f"--config.data.path={pictures}",
         "--config.data.max_bad_fraction=0.1", "--config.unlearn.steps=5", "--config.unlearn.warmup_steps=2",
