@@ -145,7 +145,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     ))
 
     config.audit = ml_collections.ConfigDict(dict(  # l2l_jax.audit.config.AuditConfig
-        enabled=True,  # attack the unlearned model afterwards: about four minutes more on two CPU cores
+        enabled=True,  # attack the unlearned model afterwards: about five minutes more on two CPU cores
         attacks=("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership"),  # and views
         retrained="shipped",  # the twin that never saw 5 to 9; or a folder, train, or empty
         steps=400,  # of tuning on retain images
