@@ -39,11 +39,10 @@ def salient_weights(
       seed: seed of the steps.
       accumulate: parts into which a batch is split.
     """
-    trained = sharding.place({part: params[part] for part in task.trained}, parallel.mesh)
-    zeros = jax.tree.map(np.zeros_like, {part: params[part] for part in task.trained})
+    trained = {part: params[part] for part in task.trained}
+    zeros = jax.tree.map(np.zeros_like, trained)
     # The number is placed, too: from elsewhere than where a step leaves it, a step is compiled twice.
-    number, total = sharding.place((np.zeros((), np.int32), zeros), parallel.mesh)
-    state = (number, trained, total)
+    state = sharding.place((np.zeros((), np.int32), trained, zeros), parallel.mesh)
     sums = _gradient_sum(
         task, seed=seed, value_range=batches.value_range, accumulate=accumulate, parallel=parallel
     )
