@@ -87,6 +87,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
         noise="normal",
         target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
+        target_blur=0.1,  # of blur: standard deviation, as a share of the side
         perturb=1.0, perturb_encoder=0.0,  # of undo: shares of fresh weights in decoder and encoder
         feature_weight=1.0,  # of undo: weight of the paper's forget loss on the encoder's features
         forget_every=4,  # of undo: one in so many forget images of a batch is used

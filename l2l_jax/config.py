@@ -17,7 +17,7 @@ from l2l_jax.models.registry import FAMILIES, VARIANTS
 from l2l_jax.objectives.adapters import AdapterKind
 from l2l_jax.objectives.methods import Method, all_options, make_task
 from l2l_jax.objectives.noise import NoiseKind
-from l2l_jax.objectives.targets import TargetKind
+from l2l_jax.objectives.targets import BLUR, TargetKind
 from l2l_jax.training.optimizer import TrainingConfig
 from l2l_jax.training.parallel import ParallelKind
 from l2l_jax.training.sharding import MeshConfig
@@ -41,6 +41,7 @@ class UnlearningConfig(TrainingConfig):
         images: "normal" (mean and standard deviation of the batch's pixels), "uniform" or "constant".
       target: of "undo" and "relearn_aware": what forget images are to be restored as: "noise", "blur" or
         "mean", see `l2l_jax.objectives.targets`.
+      target_blur: of the target "blur": its standard deviation as a share of the image's side.
       perturb, perturb_encoder: of "undo": share of fresh weights in the start of the decoder, and of the
         encoder, 0 to 1.
       feature_weight: of "undo": weight of the paper's forget loss, which takes from the encoder's features
@@ -77,6 +78,7 @@ class UnlearningConfig(TrainingConfig):
     epsilon_ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
     noise: NoiseKind = "normal"
     target: TargetKind = "noise"
+    target_blur: Annotated[float, pydantic.Field(gt=0)] = BLUR
     perturb: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
     perturb_encoder: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
     feature_weight: Annotated[float, pydantic.Field(ge=0)] = 0.0

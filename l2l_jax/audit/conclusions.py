@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from l2l_jax.audit.attacks.membership import relative_error, scores
-from l2l_jax.audit.depth import MEASURES, Depth, Measure, Sample, depth
+from l2l_jax.audit.depth import MEASURES, Depth, Measure, Sample, SeedSpread, depth
 from l2l_jax.audit.examination import UNTOUCHED, Findings
 from l2l_jax.audit.measuring import Measured
 from l2l_jax.audit.verdict import DEEP, SHALLOW, Verdict, decide
@@ -52,7 +52,7 @@ def conclude(findings: Mapping[str, Findings], yardstick: Mapping[str, Any] | No
     Args:
       findings: of the models "original", "unlearned" and, where there is a yardstick, "retrained".
       yardstick: facts about the retrained model: "origin", "ratio" of its hole error on retain images to the
-        original's, and "fair".
+        original's, "fair", and "seeds": how much its seed matters, None where that is unknown.
 
     Returns:
       "verdict", "yardstick", "thresholds", "results": a line for each attack, with figures and depths;
@@ -60,7 +60,8 @@ def conclude(findings: Mapping[str, Findings], yardstick: Mapping[str, Any] | No
     """
     models = [role for role in ROLES if role in findings]
     results = list(_results(findings["unlearned"]))
-    depths = {r.name: _depths(findings, r) for r in results} if "retrained" in models else {}
+    seeds = (yardstick or {}).get("seeds")
+    depths = {r.name: _depths(findings, r, seeds) for r in results} if "retrained" in models else {}
     verdict, titles = _verdict(findings, depths), {r.name: r.title for r in results}
     return {
         "verdict": {
@@ -78,7 +79,7 @@ def conclude(findings: Mapping[str, Findings], yardstick: Mapping[str, Any] | No
                 "title": r.title,
                 "figures": {m: figures(findings[m][r.attack][r.point]) for m in models},
                 "depth": {measure: d.describe() for measure, d in depths.get(r.name, {}).items()},
-                "depth_untouched": _untouched(findings, r),
+                "depth_untouched": _untouched(findings, r, seeds),
                 "distance": _distance(findings, r),
             }
             for r in results
@@ -94,6 +95,27 @@ def conclude(findings: Mapping[str, Findings], yardstick: Mapping[str, Any] | No
             if attack.startswith(TUNING)
         },
     }
+
+
+def seed_spread(models: Sequence[Findings]) -> dict[str, dict[str, dict[Measure, float]]]:
+    """How much models that differ by their seed alone differ in what they know.
+
+    Args:
+      models: the findings on each of them.
+
+    Returns:
+      The standard deviation over the models by result, point and measure, in the units of `depth.MEASURES`.
+    """
+    spread: dict[str, dict[str, dict[Measure, float]]] = {}
+    for r in _results(models[0]):
+        known = [_samples(findings[r.attack][r.point]) for findings in models]
+        spread[r.name] = {
+            r.point: {
+                measure: round(float(np.std([MEASURES[measure](*k[measure]) for k in known], ddof=1)), 4)
+                for measure in known[0]
+            }
+        }
+    return spread
 
 
 def figures(measured: Measured) -> dict[str, dict[str, list[float]]]:
@@ -131,7 +153,10 @@ def _samples(measured: Measured) -> dict[Measure, Sample]:
 
 
 def _depths(
-    findings: Mapping[str, Findings], result: Result, untouched: bool = False
+    findings: Mapping[str, Findings],
+    result: Result,
+    seeds: Mapping[str, Any] | None,
+    untouched: bool = False,
 ) -> dict[Measure, Depth]:
     """Depths after an attack on all three models, or with the untouched original for "original"."""
     places = {role: (result.attack, result.point) for role in ROLES}
@@ -139,17 +164,27 @@ def _depths(
         places["original"] = (UNTOUCHED, "0")
     samples = {role: _samples(findings[role][attack][point]) for role, (attack, point) in places.items()}
     return {
-        measure: depth(measure, *(samples[role][measure] for role in ROLES))
+        measure: depth(measure, *(samples[role][measure] for role in ROLES), _spread(seeds, result, measure))
         for measure in samples["unlearned"]
     }
 
 
-def _untouched(findings: Mapping[str, Findings], result: Result) -> dict[str, Any]:
+def _spread(seeds: Mapping[str, Any] | None, result: Result, measure: Measure) -> SeedSpread | None:
+    """What is known of other seeds after the same attack of as many steps."""
+    if seeds is None:
+        return None
+    deviation = seeds["spread"].get(result.name, {}).get(result.point, {}).get(measure)
+    return None if deviation is None else SeedSpread(deviation, seeds["count"])
+
+
+def _untouched(
+    findings: Mapping[str, Findings], result: Result, seeds: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Depths after an attack that trains the model itself, against an original that nobody attacked: tuning
     wears off some of what the original knows, too."""
     if "retrained" not in findings or not result.attack.startswith(TUNING):
         return {}
-    return {measure: d.describe() for measure, d in _depths(findings, result, untouched=True).items()}
+    return {measure: d.describe() for measure, d in _depths(findings, result, seeds, untouched=True).items()}
 
 
 def _verdict(findings: Mapping[str, Findings], depths: Mapping[str, Mapping[Measure, Depth]]) -> Verdict:

@@ -6,6 +6,7 @@ of a quantity `a` that is greater the more a model knows of the forget images, a
 three: 0 as the original, 1 as if never seen, above 1 further away than that.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -23,30 +24,50 @@ Sample = Sequence[np.ndarray]
 members and of others."""
 
 
+class SeedSpread(NamedTuple):
+    """How much retrained models differ by their seed alone.
+
+    Attributes:
+      deviation: standard deviation of `a` over models that were retrained with different seeds.
+      count: how many there were; at least two.
+    """
+
+    deviation: float
+    count: int
+
+    def difference(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Draws of the difference between two such models: Student's t, for so few are known."""
+        return math.sqrt(2) * self.deviation * rng.standard_t(self.count - 1, shape)
+
+
 class Depth(NamedTuple):
     """Depth of forgetting by one measure.
 
     Attributes:
-      value, low, high: the depth and its 95 % interval, over images.
-      gap: how far original and retrained model are apart, with its interval.
+      value, low, high: the depth and its 95 % interval, over images and, where their spread is known, over
+        seeds of the retrained model.
+      gap: how far original and retrained model are apart, with its interval over images.
+      over_images: ends of the depth's interval over images alone.
     """
 
     value: float
     low: float
     high: float
     gap: Interval
+    over_images: tuple[float, float]
 
     @property
     def resolved(self) -> bool:
-        """Whether the images suffice to tell the retrained model from the original, and the unlearned one
-        from at least one of the two: an interval that holds both 0 and 1 says nothing."""
+        """Whether the images tell the retrained model from the original, and images and seeds the unlearned
+        one from at least one of the two: an interval that holds both 0 and 1 says nothing."""
         return self.gap.low > 0 and not self.low <= 0 < 1 <= self.high
 
     def describe(self) -> dict[str, Any]:
         """JSON-able; None where a number is not finite."""
         numbers = {"value": self.value, "low": self.low, "high": self.high}
         return {
-            **{name: x if math.isfinite(x) else None for name, x in numbers.items()},
+            **{name: _plain(x) for name, x in numbers.items()},
+            "over_images": [_plain(x) for x in self.over_images],
             "resolved": self.resolved,
         }
 
@@ -72,13 +93,17 @@ MEASURES: Mapping[Measure, Callable[..., np.ndarray]] = {
 """`a` of each measure, of arrays whose last axis is that of images."""
 
 
-def depth(measure: Measure, original: Sample, unlearned: Sample, retrained: Sample) -> Depth:
+def depth(
+    measure: Measure, original: Sample, unlearned: Sample, retrained: Sample, seeds: SeedSpread | None = None
+) -> Depth:
     """Depth of an unlearned model.
 
     Args:
       measure: what to read it from.
       original, unlearned, retrained: measured of the three models on the same images; these are resampled
         together.
+      seeds: how much the seed of the retrained model matters, where that is known: the interval then holds
+        the depth of another retrained model, 1, as often as it should.
 
     Raises:
       ValueError: the models were not measured on equally many images.
@@ -98,9 +123,20 @@ def depth(measure: Measure, original: Sample, unlearned: Sample, retrained: Samp
         before, _, never = known(*chosen)
         return before - never
 
-    def share(*chosen):
+    def share(*chosen, difference=None):
         before, after, never = known(*chosen)
+        if difference is not None:
+            never = never + difference(never.shape)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(before > never, (before - after) / (before - never), np.nan)
 
-    return Depth(*bootstrap(share, *counts), bootstrap(gap, *counts))
+    value, *ends = bootstrap(share, *counts)
+    over_images = tuple(ends)
+    if seeds is not None:
+        difference = functools.partial(seeds.difference, np.random.default_rng(0))
+        _, *ends = bootstrap(functools.partial(share, difference=difference), *counts)
+    return Depth(value, *ends, bootstrap(gap, *counts), over_images)
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None

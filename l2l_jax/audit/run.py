@@ -41,7 +41,7 @@ class Yardstick(NamedTuple):
 
     Attributes:
       params: its parameters.
-      facts: JSON-able: "origin", "ratio", "fair".
+      facts: JSON-able: "origin", "ratio", "images", "fair", "seeds".
     """
 
     params: Params
@@ -114,7 +114,10 @@ def yardstick(config: Config, original: Params, folder: pathlib.Path) -> Yardsti
         with barrier():
             params, origin = _loaded(config, given)
     ratio, images = _retain_ratio(config, original, params)
-    facts = {"origin": origin, "ratio": list(ratio), "images": images, "fair": ratio.value <= FAIR_RATIO}
+    facts = {
+        "origin": origin, "ratio": list(ratio), "images": images, "fair": ratio.value <= FAIR_RATIO,
+        "seeds": shipped.card(given).get("seeds") if given in shipped.names() else None,
+    }  # fmt: skip
     if not facts["fair"]:
         logger.warning(
             "The retrained model restores retain images worse than the original, %.2f times its hole error "

@@ -99,9 +99,12 @@ def _cost(audit: Mapping[str, Any]) -> str:
 def _sureness(audit: Mapping[str, Any]) -> list[str]:
     if audit["verdict"]["finding"] == "undecided":
         return []
+    over = "over test images"
+    if audit["yardstick"] is not None and audit["yardstick"]["seeds"] is not None:
+        over += " and seeds of the retrained model"
     if audit["verdict"]["sure"]:
-        return ["The 95 % interval over test images bears the verdict out."]
-    return ["The 95 % interval over test images reaches across the threshold: the verdict is not sure."]
+        return [f"The 95 % interval {over} bears the verdict out."]
+    return [f"The 95 % interval {over} reaches across the threshold: the verdict is not sure."]
 
 
 def _yardstick(audit: Mapping[str, Any]) -> list[str]:
@@ -110,9 +113,15 @@ def _yardstick(audit: Mapping[str, Any]) -> list[str]:
         return [
             "There is no model that never saw the forget images to compare with, so that no depth is known."
         ]
+    said = []
+    if yardstick["seeds"] is None:
+        said.append(
+            "What another seed of the retrained model would change is not known, and is not in any interval."
+        )
     if yardstick["fair"]:
-        return []
+        return said
     return [
+        *said,
         f"The model that never saw them restores retain images {yardstick['ratio'][0]:.2f} times worse than "
-        "the original (fair is up to 1.1): depths measured with it are not to be trusted."
+        "the original (fair is up to 1.1): depths measured with it are not to be trusted.",
     ]

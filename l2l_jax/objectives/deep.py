@@ -10,7 +10,7 @@ from l2l_jax.objectives.baselines import generative_task, images_and_views, nois
 from l2l_jax.objectives.gradients import LookAhead
 from l2l_jax.objectives.losses import feature_distance
 from l2l_jax.objectives.noise import NoiseKind
-from l2l_jax.objectives.targets import TargetKind, forget_truth
+from l2l_jax.objectives.targets import BLUR, TargetKind, forget_truth
 from l2l_jax.objectives.task import Task, identity, unlearning_task
 
 
@@ -44,8 +44,8 @@ def whole_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task
 
 def undo_task(
     model: ImageToImageModel, *, perturb: float = 1.0, perturb_encoder: float = 0.0, distill: float = 0.5,
-    target: TargetKind = "noise", noise: NoiseKind = "normal", feature_weight: float = 0.0,
-    forget_every: int = 1,
+    target: TargetKind = "noise", target_blur: float = BLUR, noise: NoiseKind = "normal",
+    feature_weight: float = 0.0, forget_every: int = 1,
 ) -> Task:  # fmt: skip
     """Shrink and perturb the weights, then rebuild the model from retain images.
 
@@ -68,7 +68,7 @@ def undo_task(
       perturb: p in [0, 1] of the decoder.
       perturb_encoder: p in [0, 1] of the encoder.
       distill: d in [0, 1].
-      target: see `l2l_jax.objectives.targets`.
+      target, target_blur: see `l2l_jax.objectives.targets.forget_truth`.
       noise: kind of the noise images n.
       feature_weight: w.
       forget_every: one in so many forget images of a batch is used: what they are to become is soon learnt,
@@ -80,7 +80,7 @@ def undo_task(
         retain = views["retain"]
         if distill:
             retain = {**retain, "imitated": model.predict(frozen, retain["seen"])}
-        forget = forget_truth(model, frozen, views, rng, target, axis_name)
+        forget = forget_truth(model, frozen, views, rng, target, axis_name, blur=target_blur)
         if feature_weight:
             noise_seen = noise_view(model, frozen, batch, rng, noise, axis_name)
             forget = {**forget, "plain": views["forget"]["seen"], "noise": noise_seen}
@@ -139,6 +139,7 @@ def relearn_aware_task(
     model: ImageToImageModel,
     *,
     target: TargetKind = "noise",
+    target_blur: float = BLUR,
     attack_steps: int = 1,
     attack_rate: float = 1e-3,
 ) -> Task:
@@ -151,14 +152,17 @@ def relearn_aware_task(
 
     Args:
       model: the model.
-      target: see `l2l_jax.objectives.targets`.
+      target, target_blur: see `l2l_jax.objectives.targets.forget_truth`.
       attack_steps: the attacker's steps; each costs half a step of training.
       attack_rate: change of every weight in one of them.
     """
 
     def prepare(frozen, batch, rng, axis_name=None):
         views = images_and_views(model, frozen, batch, rng, axis_name)
-        return {**views, "forget": forget_truth(model, frozen, views, rng, target, axis_name)}
+        return {
+            **views,
+            "forget": forget_truth(model, frozen, views, rng, target, axis_name, blur=target_blur),
+        }
 
     task = generative_task(model, prepare)
 

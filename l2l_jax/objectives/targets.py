@@ -11,8 +11,8 @@ from l2l_jax.objectives.baselines import noise_as_truth
 
 TargetKind = Literal["noise", "blur", "mean"]
 
-BLUR = 0.25
-"""Standard deviation of the blur, as a share of the image's side: the rough distribution of light stays."""
+BLUR = 0.1
+"""Standard deviation of the blur, as a share of the image's side, unless it is given."""
 
 
 def forget_truth(
@@ -22,6 +22,8 @@ def forget_truth(
     rng: jax.Array,
     kind: TargetKind,
     axis_name: str | None = None,
+    *,
+    blur: float = BLUR,
 ) -> dict[str, Any]:
     """`{"images", "seen"}` of the forget set for `generative_loss`, with another truth than the images.
 
@@ -31,9 +33,11 @@ def forget_truth(
       views: `{set: {"images", "seen"}}` of retain and forget images.
       rng: key.
       kind: "noise": Gaussian noise, as the method noisy_label has it: restorations carry nothing, and show
-        it. "blur": the image under a strong Gaussian blur, a plausible guess without detail (cf. SecureT2I,
-        2025). "mean": the mean of the batch's retain images, the same for all.
+        it. "blur": the image under a Gaussian blur, a plausible guess without detail (cf. SecureT2I, 2025).
+        "mean": the mean of the batch's retain images, the same for all.
       axis_name: mapped axis over which the batch is split.
+      blur: standard deviation of the blur, as a share of the image's side. The more, the further the
+        restorations are from the images; the less, the more of an image they keep.
 
     Raises:
       ValueError: an unknown kind.
@@ -42,7 +46,7 @@ def forget_truth(
         return noise_as_truth(model, views, rng, axis_name)
     forget = views["forget"]
     if kind == "blur":
-        truth = blurred(forget["images"], BLUR * model.image_size)
+        truth = blurred(forget["images"], blur * model.image_size)
     elif kind == "mean":
         mean = views["retain"]["images"].mean(axis=0, keepdims=True)
         mean = mean if axis_name is None else jax.lax.pmean(mean, axis_name)

@@ -95,7 +95,9 @@ def test_features_of_every_layer_are_means_over_places(evaluation, field):
     images = np.zeros((256, 16, 16, 3), np.float32)
     images[: len(tests)] = tests.read(np.arange(len(tests))).images
     rng = jax.random.fold_in(jax.random.key(3), 0)
-    tokens = model.encode(params["encoder"], model.corrupt(params, images, rng))
+    tokens = jax.jit(lambda images: model.encode(params["encoder"], model.corrupt(params, images, rng)))(
+        images
+    )
     expected = np.asarray(tokens).mean(1)[: len(tests)]
     np.testing.assert_allclose(found[OUTPUT], expected, atol=1e-5)
     np.testing.assert_allclose(found["norm"], expected, atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 
 from l2l_jax import experiment
 from l2l_jax.audit import examination
-from l2l_jax.audit.conclusions import conclude
+from l2l_jax.audit.conclusions import conclude, seed_spread
 from l2l_jax.audit.examination import Examiner
 from l2l_jax.audit.run import check_yardstick
 from l2l_jax.checkpoints.models import save_model
@@ -60,7 +60,12 @@ def memories(tmp_path_factory):
     return examiner.examine(models)
 
 
-FAIR = {"origin": "made up", "ratio": [1.0, 0.9, 1.1], "images": "validation", "fair": True}
+FAIR = {
+    "origin": "made up", "ratio": [1.0, 0.9, 1.1], "images": "validation", "fair": True, "seeds": None
+}  # fmt: skip
+
+
+DIGITS = {"data": {"forget": [5], "retain": ["rest"]}}
 
 
 def test_a_model_compared_with_itself_has_no_depth_and_the_yardstick_is_as_deep_as_can_be(memories):
@@ -120,6 +125,25 @@ def test_training_attacks_are_also_held_against_the_original_as_it_lies():
     assert tuned["depth_untouched"]["accuracy"]["value"] == pytest.approx(0.12 / 0.31)
 
 
+def test_the_seed_of_the_yardstick_counts_where_its_spread_is_known(memories):
+    others = [memories["unlearned"], memories["retrained"]]
+    spread = seed_spread(others)
+    right = [m["as_it_lies"]["0"]["forget"]["right"].mean() for m in others]
+    assert spread["as_it_lies"]["0"]["accuracy"] == pytest.approx(abs(np.diff(right)[0]) / 2**0.5, abs=1e-4)
+    seeds = {"count": 2, "spread": {"as_it_lies": spread["as_it_lies"], "retain_tuning": {"77": {}}}}
+    narrow, wide = (conclude(memories, {**FAIR, "seeds": given}) for given in (None, seeds))
+    for before, after in zip(narrow["results"], wide["results"], strict=True):
+        for measure, depth in after["depth"].items():
+            assert depth["over_images"] == [before["depth"][measure][end] for end in ("low", "high")]
+            if after["name"] == "as_it_lies":
+                assert depth["low"] < before["depth"][measure]["low"]
+            else:  # nothing is known of so many steps
+                assert depth == before["depth"][measure]
+    told = [" ".join(sentences({"audit": r, "config": DIGITS})) for r in (narrow, wide)]
+    assert "What another seed of the retrained model would change is not known" in told[0]
+    assert "over test images and seeds of the retrained model" in told[1]
+
+
 def test_without_a_yardstick_everything_else_is_there(memories):
     two = {name: memories[name] for name in ("original", "unlearned")}
     report = conclude(two, None)
@@ -127,7 +151,7 @@ def test_without_a_yardstick_everything_else_is_there(memories):
     assert set(report["results"][0]["figures"]) == {"original", "unlearned"}
     same = conclude({**two, "unlearned": memories["original"]}, None)
     assert same["verdict"]["finding"] == "not forgotten"
-    said = sentences({"audit": same, "config": {"data": {"forget": [5], "retain": ["rest"]}}})
+    said = sentences({"audit": same, "config": DIGITS})
     assert said[1].startswith("Not forgotten") and "no depth is known" in said[-1]
 
 

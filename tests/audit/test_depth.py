@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
 from l2l_jax.audit.attacks.membership import relative_error, scores
-from l2l_jax.audit.depth import Depth, auc, depth
+from l2l_jax.audit.depth import Depth, SeedSpread, auc, depth
 from l2l_jax.audit.verdict import decide
 from l2l_jax.evaluation.intervals import Interval
 
@@ -83,8 +84,34 @@ def test_relative_errors_are_bounded_and_take_out_how_hard_an_image_is():
     np.testing.assert_allclose(relative_error(errors_, reference), [0, 0.5, 0.75, 0])
 
 
+def same(mean):
+    """Errors of images that say the same, so that nothing but the seed is left to chance."""
+    return (np.full(20, mean),)
+
+
+def test_the_interval_holds_the_seed_of_the_retrained_model_where_its_spread_is_known():
+    before, after, never = same(0.01), same(0.02), same(0.04)
+    found = depth("error", before, after, never, SeedSpread(0.1, 4))
+    reach = math.sqrt(2) * 0.1 * student.ppf(0.975, 3)
+    assert found.value == pytest.approx(0.5) and found.over_images == pytest.approx((0.5, 0.5))
+    assert found.low == pytest.approx(math.log(2) / (math.log(4) + reach), rel=0.1)
+    assert found.high == pytest.approx(math.log(2) / (math.log(4) - reach), rel=0.1)
+    assert found.resolved and depth("error", before, after, never)[1:3] == pytest.approx((0.5, 0.5))
+
+
+def test_another_retrained_seed_has_depth_1_within_the_interval_as_often_as_it_says():
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(200):
+        knows = -math.log(0.04) + 0.1 * rng.standard_normal(6)  # of six models that differ by their seed
+        spread = SeedSpread(knows[:5].std(ddof=1), 5)
+        found = depth("error", same(0.005), same(math.exp(-knows[5])), same(math.exp(-knows[0])), spread)
+        held += found.low <= 1 <= found.high
+    assert 0.9 <= held / 200 <= 0.99
+
+
 def known(value, reach=0.05, resolved=True):
-    return Depth(value, value - reach, value + reach, Interval(1, 0.5 if resolved else -0.5, 2))
+    ends = value - reach, value + reach
+    return Depth(value, *ends, Interval(1, 0.5 if resolved else -0.5, 2), ends)
 
 
 def test_an_interval_that_holds_both_models_resolves_nothing():

@@ -52,7 +52,10 @@ def report():
                 "unresolved_titles": ["linear probe"],
             },
             "thresholds": {"deep": 0.8, "shallow": 0.5},
-            "yardstick": {"origin": "twin", "ratio": [0.99, 0.9, 1.1], "images": "validation", "fair": True},
+            "yardstick": {
+                "origin": "twin", "ratio": [0.99, 0.9, 1.1], "images": "validation", "fair": True,
+                "seeds": None,
+            },
             "cost": {"mse_ratio": [1.24, 1.2, 1.3], "accuracy_drop": [0.01, 0.0, 0.02]},
             "results": [
                 result("as_it_lies", "before any attack", (0.92, 0.38, 0.57), 1.54),

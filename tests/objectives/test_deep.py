@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from l2l_jax.objectives import targets
 from l2l_jax.objectives.baselines import encoder_task
 from l2l_jax.objectives.deep import relearn_aware_task, undo_task, whole_task
 from l2l_jax.objectives.targets import blurred, forget_truth
@@ -155,7 +156,7 @@ def test_other_truths_than_noise(family, kind):
 
     def prepare(params, batch, key):
         views = {of: {"images": x, "seen": model.corrupt(params, x, key)} for of, x in batch.items()}
-        return views, forget_truth(model, params, views, key, kind)
+        return views, forget_truth(model, params, views, key, kind, blur=0.25)
 
     views, found = jax.jit(prepare)(params, batch, jax.random.key(0))
     forget = np.asarray(batch["forget"])
@@ -177,6 +178,20 @@ def test_other_truths_than_noise(family, kind):
         hole = np.asarray(before["hole"])[..., None]
         np.testing.assert_allclose(seen["inputs"][..., 3:], np.where(hole, noisy, forget), atol=1e-5)
         np.testing.assert_array_equal(seen["inputs"][..., :3], before["inputs"][..., :3])
+
+
+def test_the_blur_of_a_method_is_what_was_asked_for():
+    """The images of `LINEAR` are no images: the blur is seen where the target is made."""
+    sigmas = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "blurred", lambda images, sigma: sigmas.append(sigma) or images)
+        model = MODELS["mae"]
+        (batch,) = images_of("mae", 1, 4)
+        for method in (undo_task, relearn_aware_task):
+            task = method(model, target="blur", target_blur=0.5)
+            frozen = {part: params_of(model)[part] for part in task.frozen}
+            jax.eval_shape(task.prepare, frozen, batch, jax.random.key(0))
+    assert sigmas == [0.5 * model.image_size] * 2
 
 
 def test_an_unknown_target():

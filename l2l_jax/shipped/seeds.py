@@ -1,0 +1,56 @@
+"""How much retrained models differ by their seed: `python -m l2l_jax.shipped.seeds --config=RECIPE`.
+
+Retrains the twin of a recipe's shipped model with other seeds, attacks all of them as the recipe's audit
+does, and writes the spread of what they know into the twin's card. `--workdir` keeps models and findings: an
+interrupted call resumes.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+from l2l_jax.console.command_line import parse_flags, run_program
+
+SEEDS = (1, 2, 3)
+"""Seeds of the models that are retrained; the shipped one has another."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Retrain, attack, and write into the card of the shipped model that never saw."""
+    recipe, workdir = parse_flags(argv)
+    from l2l_jax import shipped
+    from l2l_jax.audit.conclusions import seed_spread
+    from l2l_jax.audit.examination import Examiner
+    from l2l_jax.checkpoints.models import load_params, save_model
+    from l2l_jax.config import parse_config
+    from l2l_jax.evaluation.evaluate import Evaluation
+    from l2l_jax.stages.batches import training_sets
+    from l2l_jax.stages.retraining import retrain
+    from l2l_jax.weights.transfer import load_pretrained
+
+    config = parse_config(recipe)
+    twin = config.pretrained + shipped.RETRAINED
+    original, shipped_twin = (
+        load_pretrained(shipped.resolved(name), config.family, config.model)
+        for name in (config.pretrained, twin)
+    )
+    models = {"shipped": shipped_twin}
+    for seed in SEEDS:
+        folder = workdir / f"seed_{seed}"
+        if not folder.exists():
+            seeded = dataclasses.replace(config, seed=seed)
+            retrained = retrain(seeded, original, workdir / f"training_{seed}")
+            facts = {**seeded.describe("family", "model", "data", "seed"), "origin": f"{twin}, seed {seed}"}
+            save_model(folder, retrained.params, facts)
+        models[folder.name] = load_params(folder, original)
+    evaluation = Evaluation(config, workdir / "evaluation")
+    examiner = Examiner(config, evaluation, training_sets(config, evaluation.train), workdir / "audit")
+    found = examiner.examine(models)
+    card = shipped.card(twin)
+    card["seeds"] = {"count": len(models), "spread": seed_spread(list(found.values()))}
+    (shipped.FOLDER / f"{twin}.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv))
