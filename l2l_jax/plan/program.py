@@ -189,9 +189,61 @@ class Program:
             return instruction.in_memory + (arrays[0].size if operands[0].in_memory else 0)
         if operation == "dynamic-update-slice":
             return 2 * operands[1].arrays[0].size if instruction.in_memory else operands[1].in_memory
-        fused = self.computations.get(instruction.called("calls"), {}) if operation == "fusion" else {}
-        read = sum(_read(fused, number, operand) for number, operand in enumerate(operands))
-        return read + _written(fused, instruction)
+        if operation != "fusion":
+            return sum(operand.in_memory for operand in operands) + instruction.in_memory
+        fused = self.computations[instruction.called("calls")]
+        read = sum(
+            min(operand.in_memory, self._read(fused, number, operand.in_memory))
+            for number, operand in enumerate(operands)
+            if operand.in_memory
+        )
+        return read + self._written(fused, instruction)
+
+    def _read(self, fused: Computation, number: int, whole: int) -> int:
+        """Bytes that a fusion reads of its argument of that number, which has `whole` bytes: the slices, if
+        it only slices it, none of what it updates in place; a fusion may be within the fusion."""
+        parameter = next(
+            (i for i in fused.values() if i.operation == "parameter" and i.rest.startswith(f"{number})")),
+            None,
+        )
+        users = list(_users(fused, parameter.name)) if parameter is not None else []
+        return sum(self._used(user, name, whole) for user, name in users) if users else whole
+
+    def _used(self, user: Instruction, name: str, whole: int) -> int:
+        if user.operation in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+            return user.arrays[0].size
+        if user.operation == "dynamic-update-slice" and user.operands[0] == name:
+            return 0
+        if user.operation == "fusion":
+            within = self.computations[user.called("calls")]
+            return sum(
+                self._read(within, number, whole)
+                for number, operand in enumerate(user.operands)
+                if operand == name
+            )
+        return whole
+
+    def _written(self, fused: Computation, instruction: Instruction) -> int:
+        """Bytes that a fusion writes: of an array that it updates in place, the update."""
+        roots = _roots(fused)
+        if len(roots) != len(instruction.arrays):
+            return instruction.in_memory
+        return sum(
+            self._stored(fused, root, array.size)
+            for array, root in zip(instruction.arrays, roots, strict=True)
+            if not array.on_chip
+        )
+
+    def _stored(self, fused: Computation, root: Instruction, whole: int) -> int:
+        while root.operation == "bitcast":
+            root = fused[root.operands[0]]
+        if root.operation == "dynamic-update-slice":
+            return fused[root.operands[1]].arrays[0].size
+        if root.operation == "fusion":
+            within = self.computations[root.called("calls")]
+            if len(roots := _roots(within)) == 1:
+                return self._stored(within, roots[0], whole)
+        return whole
 
 
 class Moved(NamedTuple):
@@ -210,23 +262,6 @@ def by_origin(moved: list[Moved]) -> dict[str, int]:
     return dict(sorted(table.items(), key=lambda item: -item[1]))
 
 
-def _read(fused: Computation, number: int, operand: Instruction) -> int:
-    """What a fusion reads of an operand: of one that it only slices, the slices."""
-    if not operand.in_memory or not fused:
-        return operand.in_memory
-    parameter = next(
-        (i for i in fused.values() if i.operation == "parameter" and i.rest.startswith(f"{number})")), None
-    )
-    users = list(_users(fused, parameter.name)) if parameter is not None else []
-    if users and all(user.operation in ("dynamic-slice", "slice", "gather") for user, _ in users):
-        return min(operand.in_memory, sum(user.arrays[0].size for user, _ in users))
-    if users and all(
-        user.operation == "dynamic-update-slice" and user.operands[0] == name for user, name in users
-    ):
-        return 0  # updated in place
-    return operand.in_memory
-
-
 def _users(fused: Computation, name: str) -> Iterator[tuple[Instruction, str]]:
     """What uses a value in a fusion, and under which name: bitcasts are other names of it."""
     for instruction in fused.values():
@@ -237,22 +272,10 @@ def _users(fused: Computation, name: str) -> Iterator[tuple[Instruction, str]]:
                 yield instruction, name
 
 
-def _written(fused: Computation, instruction: Instruction) -> int:
-    """What an instruction writes: of an array that it updates in place, the update."""
-    roots = [i for i in fused.values() if i.is_root]
-    if roots and roots[0].operation == "tuple":
-        roots = [fused[name] for name in roots[0].operands]
-    if len(roots) != len(instruction.arrays):
-        return instruction.in_memory
-    size = 0
-    for array, root in zip(instruction.arrays, roots, strict=True):
-        while root.operation == "bitcast":
-            root = fused[root.operands[0]]
-        if array.on_chip:
-            continue
-        updates = root.operation == "dynamic-update-slice"
-        size += fused[root.operands[1]].arrays[0].size if updates else array.size
-    return size
+def _roots(fused: Computation) -> list[Instruction]:
+    """What a fusion computes: its root, or the entries of the tuple that its root is."""
+    (root,) = (i for i in fused.values() if i.is_root)
+    return [fused[name] for name in root.operands] if root.operation == "tuple" else [root]
 
 
 def _parsed(line: str) -> Instruction | None:

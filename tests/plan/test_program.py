@@ -61,6 +61,49 @@ def test_what_lies_on_the_chip_is_free_and_loops_count_each_time():
     assert Program(HLO).traffic == loop + 2 * 512 + 2 * row + (whole + 2 * whole) + 3 * whole
 
 
+NESTED = """\
+HloModule jit_step, is_scheduled=true
+
+%slicing (param_0: bf16[24,64,32], param_1: s32[]) -> bf16[64,32] {
+  %param_0 = bf16[24,64,32]{2,1,0:T(8,128)} parameter(0)
+  %param_1 = s32[]{:T(128)S(6)} parameter(1)
+  %slice.1 = bf16[1,64,32]{2,1,0:T(8,128)} dynamic-slice(%param_0, %param_1), dynamic_slice_sizes={1,64,32}
+  ROOT %bitcast.1 = bf16[64,32]{1,0:T(8,128)} bitcast(%slice.1)
+}
+
+%updating (param_0: bf16[24,64,32], param_1: bf16[64,32]) -> bf16[24,64,32] {
+  %param_0.1 = bf16[24,64,32]{2,1,0:T(8,128)} parameter(0)
+  %param_1.1 = bf16[64,32]{1,0:T(8,128)} parameter(1)
+  %bitcast.2 = bf16[1,64,32]{2,1,0:T(8,128)} bitcast(%param_1.1)
+  %zero.2 = s32[] constant(0)
+  ROOT %update.1 = bf16[24,64,32]{2,1,0:T(8,128)} dynamic-update-slice(%param_0.1, %bitcast.2, %zero.2)
+}
+
+%product (param_0: bf16[64,64], param_1: bf16[24,64,32], param_2: s32[]) -> (bf16[24,64,32], bf16[64,32]) {
+  %param_0.2 = bf16[64,64]{1,0:T(8,128)} parameter(0)
+  %param_1.2 = bf16[24,64,32]{2,1,0:T(8,128)} parameter(1)
+  %param_2.2 = s32[]{:T(128)S(6)} parameter(2)
+  %kernel = bf16[64,32]{1,0:T(8,128)} fusion(%param_1.2, %param_2.2), kind=kLoop, calls=%slicing
+  %rows.2 = bf16[64,32]{1,0:T(8,128)} convolution(%param_0.2, %kernel), dim_labels=bf_io->bf
+  %kept = bf16[24,64,32]{2,1,0:T(8,128)} fusion(%param_1.2, %rows.2), kind=kLoop, calls=%updating
+  ROOT %tuple.2 = (bf16[24,64,32]{2,1,0:T(8,128)}, bf16[64,32]{1,0:T(8,128)S(1)}) tuple(%kept, %rows.2)
+}
+
+ENTRY %main (p0: bf16[64,64], p1: bf16[24,64,32], p2: s32[]) -> (bf16[24,64,32], bf16[64,32]) {
+  %p0 = bf16[64,64]{1,0:T(8,128)} parameter(0)
+  %p1 = bf16[24,64,32]{2,1,0:T(8,128)} parameter(1)
+  %p2 = s32[]{:T(128)S(6)} parameter(2)
+  ROOT %out = (bf16[24,64,32]{2,1,0:T(8,128)}, bf16[64,32]{1,0:T(8,128)S(1)}) fusion(%p0, %p1, %p2), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_a_fusion_within_a_fusion_reads_what_it_slices_and_writes_what_it_updates():
+    """As in a loop over blocks: of the stacked kernels one is read, of the stacked results one is written."""
+    block = 2 * 64 * 32
+    assert Program(NESTED).traffic == 2 * 64 * 64 + block + block
+
+
 def test_traffic_by_origin_and_the_largest_arrays():
     program = Program(HLO)
     table = by_origin(program.moved)
