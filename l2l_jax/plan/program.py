@@ -26,7 +26,7 @@ FREE = (
 )  # fmt: skip
 """Operations that move nothing, or what their other half has moved."""
 
-ALIASES = ("ConcatBitcast", "AssumeGatherIndicesInBound")
+ALIASES = ("ConcatBitcast", "AssumeGatherIndicesInBound", "AllocateBuffer")
 """Targets of custom calls that move nothing."""
 
 

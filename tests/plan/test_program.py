@@ -93,6 +93,7 @@ ENTRY %main (p0: bf16[64,64], p1: bf16[24,64,32], p2: s32[]) -> (bf16[24,64,32],
   %p0 = bf16[64,64]{1,0:T(8,128)} parameter(0)
   %p1 = bf16[24,64,32]{2,1,0:T(8,128)} parameter(1)
   %p2 = s32[]{:T(128)S(6)} parameter(2)
+  %empty = bf16[24,64,32]{2,1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
   ROOT %out = (bf16[24,64,32]{2,1,0:T(8,128)}, bf16[64,32]{1,0:T(8,128)S(1)}) fusion(%p0, %p1, %p2), kind=kOutput, calls=%product
 }
 """
