@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv[1:])
     # XLA takes as many threads as there are CPUs that it may run on.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    images = np.random.default_rng(0).uniform(-1, 1, (args.batch_size, 299, 299, 3)).astype(np.float32)
+    images = np.random.default_rng(0).integers(0, 256, (args.batch_size, 299, 299, 3), np.uint8)
     sides = open_sides(images, args.threads)
     check(sides)
     seconds = in_turns(sides, args.rounds)
@@ -51,7 +51,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.ndarray]]:
-    """By name, functions that compute the features of the images.
+    """By name, functions that compute the features of uint8 images.
+
+    Ours runs as in an evaluation, and scales the pixels, too; PyTorch is given them scaled.
 
     Raises:
       UserError: PyTorch is missing.
@@ -65,12 +67,16 @@ def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.nd
     from l2l_jax.benchmark.inception_torch import Inception
     from l2l_jax.benchmark.random_networks import inception_weights
     from l2l_jax.evaluation.features import inception
+    from l2l_jax.evaluation.features.base import BatchedNetwork
     from l2l_jax.evaluation.features.convolutions import joined
 
     state_dict, stored = inception_weights()
-    params = jax.device_put(joined(stored, inception.NORM_EPSILON))
-    apply = jax.jit(lambda params, x: inception.Inception().apply({"params": params}, x)[0])
-    ours = apply.lower(params, images).compile()
+
+    def apply(params: Any, x: jax.Array) -> dict[str, jax.Array]:
+        return {"features": inception.Inception().apply({"params": params}, _scaled(x))[0]}
+
+    params = joined(stored, inception.NORM_EPSILON)
+    ours = BatchedNetwork("Inception-v3", {}, params, apply, len(images))
     torch.set_num_threads(threads)
 
     def peer(layout: Any) -> Callable[[], np.ndarray]:
@@ -80,7 +86,7 @@ def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.nd
             for key, tensor in tensors.items()
         }
         network = Inception(tensors)
-        x = torch.from_numpy(np.moveaxis(images, -1, 1).copy()).contiguous(memory_format=layout)
+        x = torch.from_numpy(np.moveaxis(_scaled(images), -1, 1).copy()).contiguous(memory_format=layout)
 
         def run() -> np.ndarray:
             with torch.inference_mode():
@@ -89,10 +95,15 @@ def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.nd
         return run
 
     return {
-        "l2l_jax": lambda: np.asarray(ours(params, images)),
+        "l2l_jax": lambda: ours(images)["features"],
         "PyTorch": peer(torch.contiguous_format),
         "PyTorch, channels last": peer(torch.channels_last),
     }
+
+
+def _scaled(images: Any) -> Any:
+    """Pixels as Inception sees them."""
+    return (images.astype("float32") - 128) / 128
 
 
 def check(sides: Mapping[str, Callable[[], np.ndarray]]) -> None:

@@ -1,11 +1,19 @@
 """The one interface of networks that turn images into features, and how they run."""
 
+import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from l2l_jax.training.side_by_side import in_threads, threads
+
+PER_THREAD = 2
+"""Images per compiled call where a CPU runs several calls at the same time: XLA's convolutions leave cores
+idle, and what few images need lies in caches."""
 
 Outputs = Mapping[str, Any]
 """Arrays that start with the image axis: "features" `[image, feature]`, float32, and "probabilities"
@@ -43,13 +51,15 @@ class BatchedNetwork:
     """A `FeatureNetwork` that runs on this process's devices in batches of one shape.
 
     It is compiled once for each size of images. A last batch that is not full is padded, and the padding cut
-    off again: the outputs do not depend on how many images come at a time, but for rounding.
+    off again: the outputs do not depend on how many images come at a time, but for rounding. On a CPU, each
+    core computes a batch of its own.
 
     Args:
       name, weights: see `FeatureNetwork`.
       params: parameters, placed on the devices.
       apply: `(params, uint8 images [batch, height, width, 3]) -> Outputs`; compiled here.
-      batch_size: images per compiled call; divided among the process's devices if it can be.
+      batch_size: images per compiled call; divided among the process's devices if it can be. On a CPU with
+        several cores it is at most `PER_THREAD`.
     """
 
     def __init__(
@@ -61,9 +71,10 @@ class BatchedNetwork:
         batch_size: int,
     ):
         self.name, self.weights = name, weights
-        self._batch_size = batch_size
+        self._threads = threads(os.cpu_count() or 1)
+        self._batch_size = batch_size if self._threads == 1 else min(batch_size, PER_THREAD)
         devices = jax.local_devices()
-        if batch_size % len(devices):
+        if self._batch_size % len(devices):
             devices = devices[:1]
         mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
         self._images = NamedSharding(mesh, PartitionSpec("data"))
@@ -85,10 +96,11 @@ class BatchedNetwork:
         if not len(images):
             shapes = jax.eval_shape(self._apply, self._params, np.zeros((1, *images.shape[1:]), np.uint8))
             return {name: np.zeros((0, *like.shape[1:]), like.dtype) for name, like in shapes.items()}
-        blocks = [
-            self._batch(images[start : start + self._batch_size])
+        first, *others = (
+            functools.partial(self._batch, images[start : start + self._batch_size])
             for start in range(0, len(images), self._batch_size)
-        ]
+        )
+        blocks = [first(), *in_threads(others, self._threads)]  # the first compiles
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
     def _batch(self, images: np.ndarray) -> dict[str, np.ndarray]:

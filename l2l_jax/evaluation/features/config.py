@@ -30,7 +30,7 @@ class NetworksConfig:
         see docs/feature_networks.md.
       resize: how images come to Inception's size: "clean-fid" (Pillow's bicubic filter) or "pytorch-fid"
         (bilinear, without antialiasing).
-      network_batch_size: images per compiled call of a network.
+      network_batch_size: images per compiled call of a network; on a CPU with several cores fewer.
     """
 
     networks: Annotated[tuple[NetworkName, ...], pydantic.BeforeValidator(_names)] = ()

@@ -11,7 +11,7 @@ import safetensors.numpy
 from PIL import Image
 
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation.features import clip, inception, networks, resnet
+from l2l_jax.evaluation.features import base, clip, inception, networks, resnet
 from l2l_jax.evaluation.features.base import BatchedNetwork
 from l2l_jax.evaluation.features.config import NetworksConfig
 from l2l_jax.evaluation.features.networks import open_networks
@@ -139,6 +139,18 @@ def test_any_number_of_images_in_batches_of_one_shape(batch_size, count):
     np.testing.assert_allclose(outputs["features"], 2 * expected, rtol=1e-5)
     assert outputs["probabilities"].shape == (count, 3)
     assert outputs["features"].dtype == np.float32
+
+
+def test_a_cpu_computes_several_batches_at_a_time(monkeypatch):
+    """The images keep their order, and calls of few images share one program."""
+    monkeypatch.setattr(base, "threads", lambda most: 3)
+    traced, shown = [], images(11, 5, 4)
+    network = BatchedNetwork(
+        "mean", {}, np.float32(2), lambda p, x: traced.append(x.shape) or {"features": p * x.mean((1, 2))}, 16
+    )
+    expected = 2 * shown.mean(axis=(1, 2), dtype=np.float64)
+    np.testing.assert_allclose(network(shown)["features"], expected, rtol=1e-5)
+    assert traced == [(base.PER_THREAD, 5, 4, 3)]
 
 
 @pytest.mark.parametrize("shown", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((2, 4, 4, 1), np.uint8)])
