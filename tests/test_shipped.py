@@ -65,8 +65,7 @@ def test_the_figures_of_the_cards_hold(recipe, one_device):
 
 
 def test_the_card_of_a_twin_says_how_much_its_seed_matters():
-    """After the attacks of the recipe's own audit, of as many steps; the forget errors of some models that differ
-    by their seed alone are 5 to 50 % apart."""
+    """After the attacks of the recipe's own audit, of as many steps: forget errors 3 to 50 % apart."""
     audit, seeds = config_of("digits_mae").audit, shipped.card("digits_mae" + shipped.RETRAINED)["seeds"]
     steps = {"as_it_lies": 0, "retain_tuning": audit.steps}
     steps |= {f"relearning_{shots}": audit.shot_steps for shots in audit.shots}
