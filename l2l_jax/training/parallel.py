@@ -139,7 +139,11 @@ class PmapParallel(Parallel):
                 "config.parallel is 'pmap', which keeps all parameters on every device: config.mesh.fsdp "
                 f"must be 1, not {mesh.shape['fsdp']}, or config.parallel 'jit'."
             )
-        self.mesh = mesh
+        # `pmap` takes the devices of a process side by side; a mesh follows the wires of a TPU slice.
+        devices = sharding.by_process(mesh.devices.flat)
+        self.mesh = Mesh(
+            np.array(devices).reshape(mesh.devices.shape), mesh.axis_names, axis_types=mesh.axis_types
+        )
 
     def mean(self, tree: Any) -> Any:
         return jax.lax.pmean(tree, self.axis_name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -60,6 +61,11 @@ def make_mesh(devices: list[jax.Device] | None = None, config: MeshConfig | None
     return jax.make_mesh(
         (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
     )
+
+
+def by_process(devices: Iterable[jax.Device]) -> list[jax.Device]:
+    """The devices of process 0, then those of process 1, and so on; those of a process keep their order."""
+    return sorted(devices, key=lambda device: device.process_index)
 
 
 def check_batch_size(batch_size: int, parts: int, mesh: Mesh, field: str) -> None:

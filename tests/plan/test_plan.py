@@ -165,6 +165,12 @@ def test_a_tpu_slice(config, monkeypatch):
     row = figures(planned, topology)
     assert row["memory"]["batch"] == 2 * 4 * 4 * math.prod(config.model.image_shape)
     gradients = 2 * 3 / 4 * row["memory"]["parameters"]
-    assert gradients <= row["sent"] < gradients + 200
+    assert gradients <= row["sent"] < gradients + 500  # metrics, and sums that the compiler splits off
     assert row["source"] == "compiled" and row["fits"] and row["largest_temporaries"]
     assert row["traffic"] > row["memory"]["parameters"]
+    # Of several hosts, whose devices are not side by side in the mesh.
+    several = devices.described(parse_topology("v5e:4x4"))
+    assert len({device.process_index for device in several}) > 1
+    config = dataclasses.replace(config, unlearn=dataclasses.replace(config.unlearn, batch_size=16))
+    (planned,) = recipe.programs(config, open_stage(config, "unlearn"), ["pmap"], several, ("step",))
+    assert figures(planned, topology)["sent"] > gradients

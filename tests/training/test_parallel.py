@@ -6,6 +6,7 @@ batch have other orders.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -149,6 +150,17 @@ def test_the_rule_of_splitting():
         assert sharding.parameter_spec(shape, 2) == expected, shape
         assert sharding.parameter_spec(shape, 1) == P()
     assert sharding.parameter_spec((1026, 32), 4) == P(None, "fsdp")
+
+
+def test_pmap_takes_the_devices_of_a_process_side_by_side():
+    """A mesh of a TPU slice of several hosts goes from host to host and back; JAX's pmap refuses that."""
+
+    class Device(NamedTuple):
+        id: int
+        process_index: int
+
+    mesh = [Device(0, 0), Device(4, 1), Device(1, 0), Device(5, 1), Device(2, 0), Device(6, 1)]
+    assert [device.id for device in sharding.by_process(mesh)] == [0, 1, 2, 4, 5, 6]
 
 
 def test_meshes_of_impossible_sizes_are_refused():
