@@ -70,12 +70,13 @@ def unlearned_params(
         facts["phases"] = run_phases(config, phases or folders.unlearn, original, sets, devices)
         logger.info("Losses at the end of the phases: %s", facts["phases"])
         task = task._replace(gradients=task.phases.settle(facts["phases"]))
-    budget = None
+    budget = first = None
     if how.retain_budget is not None:
-        budget = retain_budget(config, budget_reference(config, newest, facts["first_original"]))
+        first = budget_reference(config, newest, facts["first_original"])
+        budget = retain_budget(config, first)
     params = _unlearn(
         "unlearn", task, config, how, folders.unlearn, original, sets, devices,
-        alpha=how.weight, budget=budget,
+        alpha=how.weight, budget=budget, teacher=first,
     )  # fmt: skip
     if budget is not None:
         facts["retain_budget"] = _told(budget.outcome(), how)

@@ -43,10 +43,11 @@ def train(
     parallel: ParallelKind = "jit",
     alpha: float = 0.0,
     budget: RetainBudget | None = None,
+    teacher: Params | None = None,
 ) -> Params:
     """Train a task once: what a `Trainer` of these arguments makes of `params`."""
     trainer = Trainer(name, task, config, seed=seed, mesh=mesh, parallel=parallel)
-    return trainer.train(params, batches, folder, alpha=alpha, budget=budget)
+    return trainer.train(params, batches, folder, alpha=alpha, budget=budget, teacher=teacher)
 
 
 Observe = Callable[[int, Params], None]
@@ -101,6 +102,7 @@ class Trainer:
         *,
         alpha: float = 0.0,
         budget: RetainBudget | None = None,
+        teacher: Params | None = None,
         name: str = "",
         observe: Observe | None = None,
         observe_at: Collection[int] = (),
@@ -108,12 +110,13 @@ class Trainer:
         """Train to the last step, resuming from `folder` if there is something to resume.
 
         Args:
-          params: the original parameters, all parts; only those the task names go to the devices.
+          params: the parameters to start from, all parts; only those the task names go to the devices.
           batches: of `{set: this process's rows}`, uint8 or floats in `batches.value_range`; its iterators
             can be saved, restored and closed.
           folder: keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files.
           alpha: weight of the forget term, for tasks that have one.
           budget: moves the weight from there, and says which model of the run is its result.
+          teacher: the model that the task's frozen parts are taken from; None: `params`.
           name: of this training in messages; by default that of the trainer.
           observe: is called after each step of `observe_at`, before that step's checkpoint is saved, if
             one is: a step is observed again only if the run ended before its next checkpoint.
@@ -145,7 +148,8 @@ class Trainer:
             contextlib.closing(iter(batches)) as iterator,
         ):
             first = task.initial(params, jax.random.key(self._seed))
-            frozen = place(task.cast({part: params[part] for part in task.frozen}))
+            original = params if teacher is None else teacher
+            frozen = place(task.cast({part: original[part] for part in task.frozen}))
             ema = config.ema_decay > 0
             if budget is not None:
                 budget.begin(self._runner, place, {**params, **frozen}, task, alpha)
@@ -160,8 +164,8 @@ class Trainer:
                         task, params, frozen, batches, self._runner, seed=self._seed,
                         accumulate=config.accumulate,
                     )  # fmt: skip
-                    original = {part: params[part] for part in task.trained}
-                    first = jax.tree.map(np.where, mask, first, original)
+                    unchanged = {part: params[part] for part in task.trained}
+                    first = jax.tree.map(np.where, mask, first, unchanged)
                 state = placed_state(first, self._optimizer, self._mesh, ema=ema, alpha=alpha, mask=mask)
             if int(state.step) < config.steps:
                 step = self._compiled(state, batches.value_range)

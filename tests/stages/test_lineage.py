@@ -4,7 +4,9 @@ import dataclasses
 import pathlib
 import runpy
 import shutil
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -69,3 +71,20 @@ def test_every_model_of_a_line_names_the_first(first, tmp_path, monkeypatch):
         budget_reference(config, two, first_of_line(two))
     config = started_from(two, retain_budget=1.1, budget_original=str(tmp_path / "moved"))
     assert budget_reference(config, two, first_of_line(two)) is not None
+
+
+def test_a_later_request_imitates_the_first_model(first, tmp_path, monkeypatch):
+    """What the request before cost is not what this one starts to pay from."""
+    one = unlearned_from(first[0], tmp_path / "1", monkeypatch)
+    newer = jax.tree.map(lambda x: x + 1, original_params(started_from(one), Workdir(one, CONFIG), None))
+    save_model(one, newer, read_card(one))
+    taught = []
+    monkeypatch.setattr(unlearning, "train", lambda *_, teacher, **__: taught.append(teacher) or newer)
+    monkeypatch.setattr(unlearning, "_told", lambda *_: {})
+    for number, model in enumerate((first[0], one)):
+        config = started_from(model, retain_budget=1.1)
+        folders = Workdir(tmp_path / f"request_{number}", config)
+        monkeypatch.setattr(unlearning, "retain_budget", lambda *_: SimpleNamespace(outcome=lambda: None))
+        unlearning.unlearned_params(config, folders, newer, Split(None, None))
+    assert taught[0] is None  # the model that is unlearned
+    jax.tree.map(np.testing.assert_array_equal, taught[1], first[1])

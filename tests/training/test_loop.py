@@ -45,14 +45,15 @@ def params():
     return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
 
 
-def run(params, folder, batches=None, config=CONFIG, mesh=None, parallel="jit"):
+def run(params, folder, batches=None, config=CONFIG, mesh=None, parallel="jit", task=TASK, teacher=None):
     batches = batches or training_batches(
         {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
     )
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
     return loop.train(
-        "unlearn", TASK, params, batches, config, folder, seed=1, mesh=mesh, parallel=parallel, alpha=0.5
-    )
+        "unlearn", task, params, batches, config, folder, seed=1, mesh=mesh, parallel=parallel, alpha=0.5,
+        teacher=teacher,
+    )  # fmt: skip
 
 
 class Watched:
@@ -271,6 +272,17 @@ def test_scalars_are_complete(uninterrupted):
     # Half a cosine from 0.01 over 12 steps; the row of step n has the rate of that update.
     expected = [0.005 * (1 + np.cos(np.pi * (n - 1) / 12)) for n in (2, 4, 6, 8, 10, 12)]
     np.testing.assert_allclose([row["learning_rate"] for row in rows], expected, rtol=1e-5)
+
+
+def test_the_teacher_may_be_another_model_than_the_one_that_is_trained(params, uninterrupted, tmp_path):
+    """As when the teacher is trained from weights that its task starts with in place of its own."""
+    teacher = {**params, "encoder": jax.tree.map(lambda x: 1.5 * x, params["encoder"])}
+    taught = run(params, tmp_path / "taught", teacher=teacher)
+    replaced = TASK._replace(start=lambda _, rng: {"encoder": params["encoder"]})
+    expected = run(teacher, tmp_path / "replaced", task=replaced)
+    jax.tree.map(np.testing.assert_array_equal, taught, expected)
+    changed = jax.tree.map(lambda x, y: np.any(x != y), taught["encoder"], uninterrupted[0]["encoder"])
+    assert any(jax.tree.leaves(changed))
 
 
 def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
