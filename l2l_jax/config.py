@@ -54,8 +54,9 @@ class UnlearningConfig(TrainingConfig):
         the original model's, such as 1.1. alpha is then where the weight of the forget term starts; it
         follows the budget from there, and the best model inside the budget is kept (see docs/budget.md).
         None, or 0 for command lines, which cannot say None: alpha is fixed and the last model is kept.
-      budget_original: of a budget: the model that errors are relative to, as in `config.model.pretrained`.
-        Empty: the model that is unlearned; if that was itself unlearned, the first of its line.
+      budget_original: of a budget: the model that errors are relative to, and that is imitated on retain
+        images, as in `config.model.pretrained`. Empty: the model that is unlearned; if that was itself
+        unlearned, the first of its line.
       budget_every: of a budget: steps between measurements.
       budget_images: validation images of each set that are measured; fewer if there are not so many.
       budget_rate: how fast the weight moves: a ratio one per cent beside the budget changes it by about as
