@@ -115,7 +115,7 @@ def test_how_many_numbers_are_trained():
 CELLS = cells(
     ("relearn_aware", "encoder", "whole"),
     MODELS,
-    normal=[("relearn_aware", "mae"), ("whole", "mage"), ("encoder", "palette")],
+    normal=[("relearn_aware", "mae"), ("whole", "mae"), ("encoder", "mage"), ("encoder", "palette")],
 )
 """A rule of gradients of its own, the paper's method, and features and outputs together."""
 
