@@ -118,8 +118,9 @@ def test_a_checkpoint_of_2_processes_is_restored_by_4_and_back(stopped, alone, t
     assert_same_run(tmp_path / "run", kept(tmp_path / "run", 2, alone[0]), alone)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_pmap_goes_on_in_several_processes(stopped, alone, tmp_path):
+    """In every run: the next test, under `pmap` with a budget; training/test_loop.py goes on under it."""
     shutil.copytree(stopped[0], tmp_path / "run")
     ended = worker(2, "mapped", tmp_path / "run")
     assert [process.code for process in ended] == [0, 0], ended[0].errors

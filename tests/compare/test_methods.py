@@ -15,12 +15,15 @@ from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.objectives import methods
 from l2l_jax.training import sharding
+from tests.matrix import soak
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 METHODS = [
     "encoder", "max_loss", "noisy_label", "retain_label", "random_encoder", "epsilon", "whole", "undo",
     "relearn_aware",
 ]  # fmt: skip
+FEW = ["encoder", "retain_label", "epsilon", "undo"]
+"""Of every run: plain methods, one of phases, one that starts elsewhere. All: objectives/test_methods.py."""
 
 
 def small_config():
@@ -44,9 +47,16 @@ def one_device():
         yield
 
 
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory):
-    """A comparison in the workdir of a finished experiment."""
+@pytest.fixture(scope="module", params=[FEW, soak(METHODS)], ids=["few", "all"])
+def compared(request, tmp_path_factory):
+    """A comparison of some methods in the workdir of a finished experiment."""
+    with pytest.MonkeyPatch.context() as patch:
+        for method in set(METHODS).difference(request.param):
+            patch.delitem(methods.METHODS, method)
+        yield _compared(tmp_path_factory)
+
+
+def _compared(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     report = experiment.run(small_config(), workdir)
     rows = compare(small_config(), workdir, alphas=[0.0, small_config().unlearn.alpha])
@@ -57,7 +67,7 @@ def compared(tmp_path_factory):
 def test_rows_start_from_one_model_and_agree_with_the_main_program(compared):
     _, report, rows = compared
     rows = dict(rows)
-    assert list(rows) == ["original", *METHODS, "encoder, proxy retain", "encoder, alpha 0"]
+    assert list(rows) == ["original", *methods.METHODS, "encoder, proxy retain", "encoder, alpha 0"]
     assert rows["original"] == report["original"]
     assert rows["encoder"] == report["unlearned"]
     # Without a forget term the student is at its optimum from the start: nothing but the rounding of the
@@ -96,7 +106,7 @@ def test_finished_rows_are_read_and_changed_ones_computed(compared, caplog):
 @pytest.mark.slow
 def test_a_method_that_diverges_is_a_row_and_stops_nothing(compared, tmp_path, monkeypatch):
     for method in METHODS[1:]:
-        monkeypatch.delitem(methods.METHODS, method)
+        monkeypatch.delitem(methods.METHODS, method, raising=False)
     config = small_config()
     wild = dataclasses.replace(config.unlearn, learning_rate=1e30, clip_norm=0.0)
     pretrained = str(compared[0] / "pretrained")

@@ -8,6 +8,7 @@ import pytest
 from l2l_jax.objectives.adapters import ADAPTER, adapted, merged, new_adapter
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import total_loss
+from tests.matrix import cells
 from tests.training.families import MODELS, images_of, params_of
 
 RNG = np.random.default_rng(0)
@@ -111,14 +112,19 @@ def test_how_many_numbers_are_trained():
         assert count(task.start(params, jax.random.key(0))[ADAPTER]) == numbers
 
 
-FAMILIES = {"mae": "relearn_aware", "mage": "encoder", "palette": "whole"}
-OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in ("mage", "palette")]
+CELLS = cells(
+    ("relearn_aware", "encoder", "whole"),
+    MODELS,
+    normal=[("relearn_aware", "mae"), ("whole", "mae"), ("encoder", "mage"), ("encoder", "palette")],
+)
+"""A rule of gradients of its own, the paper's method, and features and outputs together."""
 
 
-@pytest.mark.parametrize("family", ["mae", *OTHERS])
-def test_losses_and_gradients_of_every_family(family):
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "family"), CELLS)
+def test_losses_and_gradients_of_every_family(method, family):
     """At first those of the original model; later those of the merged one, by the chain rule."""
-    model, method = MODELS[family], FAMILIES[family]
+    model = MODELS[family]
     params, (batch,) = params_of(model), images_of(family, 1, 4)
     plain = make_task(method, model, target="blur")
     task = make_task(method, model, target="blur", adapter="lora", adapter_rank=2)

@@ -36,7 +36,7 @@ def palette():
         load(test_palette_unlearning.TABLE, PALETTE_CASE.state_dict(prefix), parts)
         for prefix in ("", "teacher:")
     )
-    seen = PALETTE.corrupt_with(IMAGES, DRAW)
+    seen = jax.jit(PALETTE.corrupt_with)(IMAGES, DRAW)
     return student, teacher, seen, PALETTE.pure_noise_inside(seen)
 
 
@@ -57,7 +57,7 @@ def test_palette_noisy_label(palette, name):
     student, _, seen, _ = palette
     labels = PALETTE_CASE["labels_mixed"] if name.endswith("mixed") else ORDERED
     views = {"images": IMAGES, "seen": seen}
-    truth = PALETTE.noisy_truth(IMAGES, seen, np.zeros_like(IMAGES), jax.random.key(0))
+    truth = jax.jit(PALETTE.noisy_truth)(IMAGES, seen, np.zeros_like(IMAGES), jax.random.key(0))
     noisy = dict(zip(("images", "seen"), truth, strict=True))
     inputs = {"retain": rows(views, labels > 0), "forget": rows(noisy, labels < 0)}
     check_palette(name, noisy_label_task(PALETTE), student, {}, inputs)

@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import UserError
+from l2l_jax.portability import cases
 from l2l_jax.portability.__main__ import compute, main
 from l2l_jax.portability.comparison import TOLERANCES, compare, table
+from tests.matrix import soak
+
+FAMILIES = [*cases.MODELS]
+
+
+def again(record, families, monkeypatch, *how):
+    """The rows of another record of some families, compared with theirs in `record`."""
+    monkeypatch.setattr(cases, "MODELS", {name: cases.MODELS[name] for name in families})
+    return compare({**record, "cases": {name: record["cases"][name] for name in families}}, compute(*how))
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +37,21 @@ def test_a_record_holds_all_quantities(record):
     assert record["facts"]["devices"] == 1 and record["facts"]["dtype"] == "float32"
 
 
-def test_eight_devices(record):
-    """Under pmap; training/test_parallel.py has the meshes of jit."""
-    rows = compare(record, compute(8, "pmap", "float32", "highest"))
+@pytest.mark.parametrize("families", [("mage",), soak(FAMILIES)], ids=["mage", "all"])
+def test_eight_devices(record, families, monkeypatch):
+    """Under pmap; training/test_parallel.py has the meshes of jit, and pmap of all families in every run.
+
+    MAGE alone has all quantities.
+    """
+    rows = again(record, families, monkeypatch, 8, "pmap", "float32", "highest")
     assert all(row.holds for row in rows), table(rows)
     assert {row.tolerance for row in rows} == {float32 for float32, _ in TOLERANCES.values()}
 
 
-def test_bfloat16(record):
-    rows = compare(record, compute(1, "jit", "bfloat16", "highest"))
+@pytest.mark.parametrize("families", [("mae", "palette"), soak(FAMILIES)], ids=["two", "all"])
+def test_bfloat16(record, families, monkeypatch):
+    """models/test_precision.py has bfloat16 of all families in every run."""
+    rows = again(record, families, monkeypatch, 1, "jit", "bfloat16", "highest")
     assert all(row.holds for row in rows), table(rows)
     strict = {quantity: float32 for quantity, (float32, _) in TOLERANCES.items()}
     features = [row for row in rows if row.quantity == "features"]

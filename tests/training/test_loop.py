@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import signal
 import threading
 
@@ -84,7 +85,13 @@ class Watched:
 @pytest.fixture(scope="module")
 def uninterrupted(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return run(params, folder), read_metrics(folder)
+    return run(params, folder), read_metrics(folder), folder
+
+
+@pytest.fixture
+def finished(uninterrupted, tmp_path):
+    """A copy of the folder of the uninterrupted run."""
+    return shutil.copytree(uninterrupted[2], tmp_path / "finished")
 
 
 def assert_identical(a, b):
@@ -160,22 +167,20 @@ def damage(checkpoint: pathlib.Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "emptied", "without its state"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(params, uninterrupted, tmp_path, how, caplog):
-    run(params, tmp_path)
-    damage(tmp_path / "checkpoints" / "12", how)
+def test_a_damaged_checkpoint_is_named_and_passed_over(params, uninterrupted, finished, how, caplog):
+    damage(finished / "checkpoints" / "12", how)
     with caplog.at_level("WARNING", logger="l2l_jax"):
-        assert_identical(run(params, tmp_path), uninterrupted[0])
+        assert_identical(run(params, finished), uninterrupted[0])
     assert "checkpoint of step 12 is damaged" in caplog.text
-    assert (tmp_path / "checkpoints" / "12.damaged").is_dir()
-    assert (tmp_path / "checkpoints" / "12").is_dir()  # written anew
+    assert (finished / "checkpoints" / "12.damaged").is_dir()
+    assert (finished / "checkpoints" / "12").is_dir()  # written anew
 
 
-def test_no_readable_checkpoint_is_an_error(params, tmp_path):
-    run(params, tmp_path)
+def test_no_readable_checkpoint_is_an_error(params, finished):
     for step in ("8", "12"):
-        damage(tmp_path / "checkpoints" / step, "emptied")
+        damage(finished / "checkpoints" / step, "emptied")
     with pytest.raises(UserError, match=r"None of the checkpoints in .* \(steps 12, 8\)"):
-        run(params, tmp_path)
+        run(params, finished)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(params, tmp_path):
@@ -299,18 +304,17 @@ def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 9.0}]
 
 
-def test_tensorboard_files_hold_the_scalars(params, tmp_path):
+def test_tensorboard_files_hold_the_scalars(finished):
     from tensorboardX.proto.event_pb2 import Event
 
-    run(params, tmp_path)
-    (file,) = tmp_path.glob("events.out.tfevents.*")
+    (file,) = finished.glob("events.out.tfevents.*")
     data, scalars = file.read_bytes(), []
     while data:
         size = int.from_bytes(data[:8], "little")
         event = Event.FromString(data[12 : 12 + size])
         scalars += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
         data = data[16 + size :]
-    rows = {(row["step"], name): row[name] for row in read_metrics(tmp_path) for name in row}
+    rows = {(row["step"], name): row[name] for row in read_metrics(finished) for name in row}
     assert len(scalars) == 6 * 5  # loss, retain, forget, grad_norm, learning_rate
     for step, tag, value in scalars:
         np.testing.assert_allclose(value, rows[step, tag], rtol=1e-5)

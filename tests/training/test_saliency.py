@@ -14,6 +14,7 @@ from l2l_jax.training.loop import Trainer
 from l2l_jax.training.optimizer import TrainingConfig
 from l2l_jax.training.parallel import make_parallel
 from l2l_jax.training.saliency import salient_weights
+from tests.matrix import soak
 from tests.training.families import MODELS, images_of, params_of
 
 RNG = np.random.default_rng(0)
@@ -144,13 +145,19 @@ def test_an_interrupted_run_goes_on_with_its_mask(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, after, whole)
 
 
-FAMILIES = {"mae": ("encoder", "4x2"), "mage": ("noisy_label", "pmap"), "palette": ("whole", "4x2")}
+CELLS = [
+    ("mae", "encoder", "4x2"),
+    ("mage", "noisy_label", "one device"),
+    ("palette", "encoder", "one device"),
+    soak("mage", "noisy_label", "pmap"),
+    soak("palette", "whole", "4x2"),
+]
+"""The linear task above shows all layouts in every run."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_tenth_of_the_weights_of_every_family(family, tmp_path, monkeypatch):
-    method, layout = FAMILIES[family]
+@pytest.mark.parametrize(("family", "method", "layout"), CELLS)
+def test_a_tenth_of_the_weights_of_every_family(family, method, layout, tmp_path, monkeypatch):
     model = MODELS[family]
     task = make_task(method, model, saliency=0.1, saliency_reset=True)
     monkeypatch.setattr(saliency, "BATCHES", 2)
