@@ -16,8 +16,6 @@ import jax  # noqa: E402  (the variables above must be set first)
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Writing a small program takes as long as compiling it, and few are compiled by two workers.
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def pytest_collection_modifyitems(items):
