@@ -14,8 +14,9 @@ MEANINGS = {
 
 def headline(audit: Mapping[str, Any]) -> str:
     """The verdict in a line."""
-    finding = audit["verdict"]["finding"]
-    return f"{finding[0].upper()}{finding[1:]}: {MEANINGS[finding]}."
+    finding, sure = audit["verdict"]["finding"], audit["verdict"]["sure"]
+    doubt = "" if sure or finding == "undecided" else " (not sure)"
+    return f"{finding[0].upper()}{finding[1:]}{doubt}: {MEANINGS[finding]}."
 
 
 def sentences(report: Mapping[str, Any]) -> list[str]:

@@ -111,6 +111,12 @@ def test_the_sentences_say_what_survives(report):
     ]
 
 
+def test_the_first_line_says_when_a_verdict_is_not_sure(report):
+    audit = report["audit"]
+    doubted = {**report, "audit": {**audit, "verdict": {**audit["verdict"], "sure": False}}}
+    assert sentences(doubted)[1] == "Hidden, not forgotten (not sure): an attack brings it back."
+
+
 def test_the_page_says_which_figures_are_missing_and_why(html):
     missing = "IS: not available: it needs 10 images, and there are 8."
     assert f'<p class="note">{missing}</p>' in html.read_text()
