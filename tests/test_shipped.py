@@ -64,7 +64,7 @@ def test_the_figures_of_the_cards_hold(recipe, one_device):
     assert errors[recipe + shipped.RETRAINED, "forget"] > 1.5 * errors[recipe, "forget"]
 
 
-@pytest.mark.parametrize("recipe", ["digits_mae", "digits_diffusion"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_the_card_of_a_twin_says_how_much_its_seed_matters(recipe):
     """After the attacks of the recipe's own audit, of as many steps: forget errors 2 to 50 % apart."""
     audit, seeds = config_of(recipe).audit, shipped.card(recipe + shipped.RETRAINED)["seeds"]
