@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from l2l_jax.audit.attacks.membership import relative_error, scores
-from l2l_jax.audit.depth import MEASURES, Depth, Measure, Sample, SeedSpread, depth
+from l2l_jax.audit.depth import MEASURES, Depth, Measure, Sample, SeedSpread, depth, plain
 from l2l_jax.audit.examination import UNTOUCHED, Findings
 from l2l_jax.audit.measuring import Measured
 from l2l_jax.audit.verdict import DEEP, SHALLOW, Verdict, decide
@@ -122,7 +122,7 @@ def figures(measured: Measured) -> dict[str, dict[str, list[float]]]:
     """Value and ends of the 95 % interval of "mse" and "accuracy", by set."""
     names = {"mse": "mse", "right": "accuracy"}
     return {
-        of: {names[name]: _plain(mean_interval(values)) for name, values in arrays.items() if name in names}
+        of: {names[name]: plain(mean_interval(values)) for name, values in arrays.items() if name in names}
         for of, arrays in measured.items()
     }
 
@@ -226,10 +226,10 @@ def _cost(findings: Mapping[str, Findings]) -> dict[str, list[float]]:
     def ratio(i):
         return after["mse"][i].mean(-1) / before["mse"][i].mean(-1)
 
-    cost = {"mse_ratio": _plain(bootstrap(ratio, len(before["mse"])))}
+    cost = {"mse_ratio": plain(bootstrap(ratio, len(before["mse"])))}
     if "right" in before:
         drop = before["right"].astype(float) - after["right"]
-        cost["accuracy_drop"] = _plain(mean_interval(drop))
+        cost["accuracy_drop"] = plain(mean_interval(drop))
     return cost
 
 
@@ -261,12 +261,12 @@ def _membership(findings: Mapping[str, Findings], model: str) -> dict[str, Any]:
 
 def _scored(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
     interval = bootstrap(lambda i, j: MEASURES["auc"](members[i], others[j]), len(members), len(others))
-    return {"auc": _plain(interval), "true_positives": scores(members, others).true_positives}
+    return {"auc": plain(interval), "true_positives": scores(members, others).true_positives}
 
 
 def _layers(findings: Findings) -> dict[str, list[float]]:
     points = findings["linear_probe"]
-    return {layer: _plain(mean_interval(m["forget"]["right"])) for layer, m in points.items()}
+    return {layer: plain(mean_interval(m["forget"]["right"])) for layer, m in points.items()}
 
 
 def _curve(start: Mapping[str, Measured], points: Mapping[str, Measured]) -> list[dict[str, Any]]:
@@ -277,7 +277,3 @@ def _curve(start: Mapping[str, Measured], points: Mapping[str, Measured]) -> lis
 
 def _described(depths: Mapping[Measure, Depth] | None) -> dict[str, Any] | None:
     return None if depths is None else {measure: d.describe() for measure, d in depths.items()}
-
-
-def _plain(interval: Interval) -> list[float | None]:
-    return [x if math.isfinite(x) else None for x in interval]

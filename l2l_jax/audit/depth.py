@@ -8,7 +8,7 @@ three: 0 as the original, 1 as if never seen, above 1 further away than that.
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -64,10 +64,9 @@ class Depth(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         """JSON-able; None where a number is not finite."""
-        numbers = {"value": self.value, "low": self.low, "high": self.high}
         return {
-            **{name: _plain(x) for name, x in numbers.items()},
-            "over_images": [_plain(x) for x in self.over_images],
+            **dict(zip(("value", "low", "high"), plain(self[:3]), strict=True)),
+            "over_images": plain(self.over_images),
             "resolved": self.resolved,
         }
 
@@ -138,5 +137,6 @@ def depth(
     return Depth(value, *ends, bootstrap(gap, *counts), over_images)
 
 
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def plain(values: Iterable[float]) -> list[float | None]:
+    """JSON-able numbers: None for those that are not finite."""
+    return [x if math.isfinite(x) else None for x in values]
