@@ -76,7 +76,8 @@ class Trainer:
         with barrier():
             sharding.check_batch_size(config.batch_size, config.batch_parts, mesh, f"{name} batch_size")
             self._runner = make_parallel(mesh, parallel)
-        self._name, self._task, self._config, self._mesh, self._seed = name, task, config, mesh, seed
+        self._mesh = self._runner.mesh  # its order of the devices
+        self._name, self._task, self._config, self._seed = name, task, config, seed
         self._optimizer = make_optimizer(config)
         self._step: Step | None = None  # made for the first model
         self._one_compiles = threading.Lock()
