@@ -66,14 +66,16 @@ def unlearned_params(
     if config.data.retain_images == "generated":
         sets = sets._replace(retain=generated_images(config, folders, original, sets.retain))
     task = make_task(how.method, config.model, **how.options)
-    if task.phases is not None:
-        facts["phases"] = run_phases(config, phases or folders.unlearn, original, sets, devices)
-        logger.info("Losses at the end of the phases: %s", facts["phases"])
-        task = task._replace(gradients=task.phases.settle(facts["phases"]))
-    budget = first = None
+    first = None
     if how.retain_budget is not None:
         first = budget_reference(config, newest, facts["first_original"])
-        budget = retain_budget(config, first)
+    if task.phases is not None:
+        facts["phases"] = run_phases(
+            config, phases or folders.unlearn, original, sets, devices, teacher=first
+        )
+        logger.info("Losses at the end of the phases: %s", facts["phases"])
+        task = task._replace(gradients=task.phases.settle(facts["phases"]))
+    budget = None if how.retain_budget is None else retain_budget(config, first)
     params = _unlearn(
         "unlearn", task, config, how, folders.unlearn, original, sets, devices,
         alpha=how.weight, budget=budget, teacher=first,
@@ -108,13 +110,14 @@ def _adapter_file(config: Config, adapter: Adapter, original: Params, facts: Map
 
 def run_phases(
     config: Config, folder: pathlib.Path, original: Params, sets: splits.Split,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | None = None, *, teacher: Params | None = None,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Run or continue what comes before a method's own run.
 
     Args:
       config, original, sets, devices: see `unlearned_params`.
       folder: keeps a folder for each phase; other runs of the same seed, rate and length may share them.
+      teacher: see `l2l_jax.training.loop.train`.
 
     Returns:
       The means of each phase's terms over its last tenth of the steps; empty for a method without phases.
@@ -125,7 +128,9 @@ def run_phases(
     how, ends = dataclasses.replace(config.unlearn, log_every=1), {}
     for name, rule in task.phases.rules.items():
         phase = task._replace(gradients=rule)
-        _unlearn(f"unlearn {name}", phase, config, how, folder / name, original, sets, devices)
+        _unlearn(
+            f"unlearn {name}", phase, config, how, folder / name, original, sets, devices, teacher=teacher
+        )
         ends[name] = from_primary(functools.partial(_terms_at_end, folder / name, how.steps))
     return ends
 

@@ -81,10 +81,14 @@ def test_a_later_request_imitates_the_first_model(first, tmp_path, monkeypatch):
     taught = []
     monkeypatch.setattr(unlearning, "train", lambda *_, teacher, **__: taught.append(teacher) or newer)
     monkeypatch.setattr(unlearning, "_told", lambda *_: {})
-    for number, model in enumerate((first[0], one)):
-        config = started_from(model, retain_budget=1.1)
+    ends = {"retain": 1.0, "forget": 1.0}
+    monkeypatch.setattr(unlearning, "_terms_at_end", lambda *_: ends)
+    for number, (model, method) in enumerate([(first[0], "encoder"), (one, "encoder"), (one, "epsilon")]):
+        config = started_from(model, method=method, retain_budget=1.1)
         folders = Workdir(tmp_path / f"request_{number}", config)
         monkeypatch.setattr(unlearning, "retain_budget", lambda *_: SimpleNamespace(outcome=lambda: None))
         unlearning.unlearned_params(config, folders, newer, Split(None, None))
     assert taught[0] is None  # the model that is unlearned
-    jax.tree.map(np.testing.assert_array_equal, taught[1], first[1])
+    assert len(taught) == 2 + 3  # epsilon has two phases before its own run
+    for teacher in taught[1:]:
+        jax.tree.map(np.testing.assert_array_equal, teacher, first[1])
