@@ -165,7 +165,8 @@ def test_a_tpu_slice(config, monkeypatch):
     row = figures(planned, topology)
     assert row["memory"]["batch"] == 2 * 4 * 4 * math.prod(config.model.image_shape)
     gradients = 2 * 3 / 4 * row["memory"]["parameters"]
-    assert gradients <= row["sent"] < gradients + 500  # metrics, and sums that the compiler splits off
+    keys = 2 * 3 / 4 * 4 * 4 * 16  # four numbers for what is drawn of each of 16 images
+    assert gradients + keys <= row["sent"] < gradients + keys + 200
     assert row["source"] == "compiled" and row["fits"] and row["largest_temporaries"]
     assert row["traffic"] > row["memory"]["parameters"]
     # Of several hosts, whose devices are not side by side in the mesh.
