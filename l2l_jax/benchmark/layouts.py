@@ -38,10 +38,6 @@ class TrainingStage:
     training: TrainingConfig
     codes: tuple[str, ...] = ()
 
-    def shapes(self) -> Any:
-        """Shapes of the model's parameters by part."""
-        return jax.eval_shape(self.config.model.init, jax.random.key(0))
-
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch: uint8 pixels, or floats from a source whose images are not files."""
         shape = (self.training.batch_size, *self.config.model.image_shape)
@@ -58,7 +54,7 @@ class TrainingStage:
             learning_rate=learning_rate_schedule(how), ema_decay=how.ema_decay, accumulate=how.accumulate,
             parallel=parallel,
         )  # fmt: skip
-        params, mesh = self.shapes(), parallel.mesh
+        params, mesh = self.config.model.shapes(), parallel.mesh
         trained = jax.eval_shape(self._trained, params)
         state = abstract_state(trained, optimizer, mesh, ema=how.ema_decay > 0)
         frozen = jax.eval_shape(self.task.cast, {part: params[part] for part in self.task.frozen})
@@ -126,7 +122,7 @@ def open_stage(config: Config, name: str) -> TrainingStage:
         return TrainingStage(config, banked_task(task, model, how.banked), how, how.banked)
     if name not in stages:
         raise UserError(f"--stage={name}: the stages of this recipe are unlearn, {', '.join(stages)}.")
-    parts = tuple(jax.eval_shape(model.init, jax.random.key(0)))
+    parts = tuple(model.shapes())
     task = pretraining_task(stages[name], parts)
     return TrainingStage(config, task, config.pretrain[stages[name].name])
 

@@ -1,6 +1,7 @@
 """What a model family must offer so that the rest of the library never asks which family it is."""
 
 import abc
+import functools
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -61,6 +62,10 @@ class ImageToImageModel(abc.ABC):
     @abc.abstractmethod
     def init(self, rng: jax.Array) -> Params:
         """Fresh float32 parameters by part."""
+
+    def shapes(self) -> Params:
+        """Shapes and types of what `init` makes; equal models are traced once."""
+        return jax.tree.map(lambda x: x, _shapes(self))  # containers of the caller's own
 
     def in_compute_dtype(self, params: Params) -> Params:
         """Some parts of the parameters, each array in the type that it is computed with.
@@ -231,3 +236,8 @@ def fresh_parts(model: ImageToImageModel, parts: Collection[str]) -> Callable[[j
         return {part: values[part] for part in parts}
 
     return draw
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(model: ImageToImageModel) -> Params:
+    return jax.eval_shape(model.init, jax.random.key(0))

@@ -66,7 +66,7 @@ def restoration(config: Config, devices: Sequence[Any]) -> Planned:
     task = parse_tasks(config.evaluate.tasks)[0]
     restorer = Restorer(model, task, batch_size=size, seed=config.seed)
     visible = task.visible_patches(model.grid**2, [(0,)]).shape[1] if task.is_random else 0
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = model.shapes()
 
     def restore(params, rows):
         images, seen, places = rows

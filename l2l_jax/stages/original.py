@@ -30,7 +30,7 @@ def original_params(config: Config, folders: Workdir, source: Source) -> Params:
         with barrier():
             _check_shipped(config)
             return load_pretrained(shipped.resolved(config.pretrained), config.family, model)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.shapes()
     if from_primary(folders.pretrained.exists):
         logger.info("Using the pretrained model in %s", folders.pretrained)
         with barrier():

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import pydantic
 
 from l2l_jax.errors import UserError
@@ -115,7 +114,7 @@ class Family:
           UserError: parameters of such shapes cannot be.
         """
         try:
-            shapes = jax.eval_shape(model.init, jax.random.key(0))
+            shapes = model.shapes()
         except (ValueError, TypeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"no {self.name} model of these sizes can be built ({reason}).") from error

@@ -166,7 +166,7 @@ def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageMod
         _check_family(card.get("family"), family_name)
         saved = family.build(card.get("model", {}))
         _check_fields({name: getattr(saved, name) for name in family.trained_with}, model)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.shapes()
     parts = card.get("parts", list(shapes))
     try:
         params = load_params(path, {part: shapes[part] for part in parts})
@@ -208,7 +208,7 @@ def _check_sizes(saved: ImageToImageModel, model: ImageToImageModel, parts: Sequ
     """Name the first field, if any, by which the shapes of these parts differ."""
 
     def shapes(candidate: ImageToImageModel) -> Params:
-        whole = jax.eval_shape(candidate.init, jax.random.key(0))
+        whole = candidate.shapes()
         return {part: whole[part] for part in parts}
 
     wanted = shapes(model)
@@ -268,7 +268,7 @@ def export_model(
     if family is None:
         raise UserError(f"{folder} holds a {card.get('family')} model; known: {', '.join(KNOWN)}.")
     model = family.build(card["model"])
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.shapes()
     params = load_params(folder, {part: shapes[part] for part in card.get("parts", shapes)})
     if adapter is not None:
         params = adapter_files.with_adapter(adapter, params, family.name, model)

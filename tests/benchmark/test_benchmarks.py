@@ -34,7 +34,7 @@ def test_every_gradient_crosses_once(config):
     stage = open_stage(config, "unlearn")
     layouts = parse_layouts(["8x1", "1x8"], stage)
     rows = {name: traffic(stage, parallel) for name, parallel in layouts.items()}
-    params = jax.tree.leaves(stage.shapes()["encoder"])
+    params = jax.tree.leaves(stage.config.model.shapes()["encoder"])
     expected = 2 * 7 / 8 * 4 * sum(math.prod(x.shape) for x in params)
     assert expected <= rows["8x1"]["collectives"]["all-reduce"]["bytes_sent"] < expected + 200
     # With parameters split, student and teacher are gathered: two kernels of 32 × 128 each.

@@ -43,7 +43,7 @@ def rows(config):
 
 
 def test_memory_of_a_device(config, rows):
-    encoder = jax.tree.leaves(open_stage(config, "unlearn").shapes()["encoder"])
+    encoder = jax.tree.leaves(config.model.shapes()["encoder"])
     parameters = 4 * sum(math.prod(x.shape) for x in encoder)
     images = 2 * (16 // 8) * 4 * math.prod(config.model.image_shape)
     for layout in ("8x1", "pmap"):
@@ -59,7 +59,7 @@ def test_memory_of_a_device(config, rows):
 def test_work_and_time(config, rows):
     row = rows["step, 8x1"]
     kernels = sum(
-        math.prod(x.shape) for x in jax.tree.leaves(open_stage(config, "unlearn").shapes()["encoder"])
+        math.prod(x.shape) for x in jax.tree.leaves(config.model.shapes()["encoder"])
         if len(x.shape) > 1
     )  # fmt: skip
     tokens = 1 + config.model.grid**2 * (1 - config.model.mask_ratio)
@@ -89,7 +89,7 @@ def test_every_gradient_crosses_once(rows):
 
 def test_restoration(config, rows):
     row = rows["restore 8 images (centre_8), one host"]
-    everything = jax.tree.leaves(open_stage(config, "unlearn").shapes())
+    everything = jax.tree.leaves(config.model.shapes())
     assert row["memory"]["parameters"] == 4 * sum(math.prod(x.shape) for x in everything)
     assert row["memory"]["batch"] == 4 * math.prod(config.model.image_shape) + 4  # and its place in the set
     assert row["sent"] == 0 and row["flops"] > 0

@@ -163,7 +163,7 @@ class Viewer:
 def _possible(model: ImageToImageModel, view: View) -> bool:
     """Whether the model can restore this hole at all: a MAE needs a patch that it does not touch."""
     images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.shapes()
     try:
         jax.eval_shape(
             lambda params, images: model.restore(params, images, view.hole, jax.random.key(0)), shapes, images
