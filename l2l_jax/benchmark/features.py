@@ -21,6 +21,7 @@ import numpy as np
 from tabulate import tabulate
 
 from l2l_jax.errors import UserError
+from l2l_jax.processes.setup import usable_cpus
 
 AGREE_WITHIN = 1e-4
 """Largest difference of the features, as a share of the largest feature."""
@@ -34,11 +35,11 @@ def main(argv: Sequence[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=32, help="images per call; default %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each; default %(default)s")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all CPUs")
+    parser.add_argument("--threads", type=int, default=len(usable_cpus()), help="default: all CPUs")
     parser.add_argument("--output", type=pathlib.Path, help="write the figures to this file as JSON")
     args = parser.parse_args(argv[1:])
     # XLA takes as many threads as there are CPUs that it may run on.
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    os.sched_setaffinity(0, usable_cpus()[: args.threads])
     images = np.random.default_rng(0).integers(0, 256, (args.batch_size, 299, 299, 3), np.uint8)
     sides = open_sides(images, args.threads)
     check(sides)

@@ -25,6 +25,7 @@ from l2l_jax.benchmark.step import ROUNDS
 from l2l_jax.benchmark.turns import in_turns, table
 from l2l_jax.console.command_line import parse_flags
 from l2l_jax.errors import UserError
+from l2l_jax.processes.setup import usable_cpus
 
 THREADS = flags.DEFINE_integer("threads", None, "Threads of each side. Default: one per CPU.", lower_bound=1)
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
     config = parse_config(recipe)
     check(config)
-    report = measure(recipe, threads=THREADS.value or len(_cpus()), rounds=ROUNDS.value)
+    report = measure(recipe, threads=THREADS.value or len(usable_cpus()), rounds=ROUNDS.value)
     print(f"{report['images']} images a step, {report['threads']} threads, {report['rounds']} rounds\n")
     print("\n".join(f"{name}: {version}" for name, version in report["versions"].items()), "\n", sep="")
     print(table(report["seconds"], "peer"))
@@ -72,7 +73,7 @@ def measure(recipe: Any, *, threads: int, rounds: int) -> dict[str, Any]:
     Raises:
       UserError: there are fewer CPUs than threads, a package is missing, or the losses differ.
     """
-    cpus = _cpus()
+    cpus = usable_cpus()
     if threads > len(cpus):
         raise UserError(f"--threads={threads}: this process may use {len(cpus)} CPUs.")
     sides = {}
@@ -93,13 +94,6 @@ def measure(recipe: Any, *, threads: int, rounds: int) -> dict[str, Any]:
         "images": images, "threads": threads, "rounds": rounds, "versions": versions, "losses": losses,
         "seconds": seconds,
     }  # fmt: skip
-
-
-def _cpus() -> list[int]:
-    """The CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 class _Side:

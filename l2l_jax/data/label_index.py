@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from l2l_jax.console.progress import Progress
 from l2l_jax.data.tf_example import parse
 from l2l_jax.errors import UserError
+from l2l_jax.processes.setup import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def collect_labels(records: Sequence[bytes], title: str, processes: int | None =
     starts = range(0, len(records), CHUNK)
     chunks = [range(start, min(start + CHUNK, len(records))) for start in starts]
     if processes is None:
-        processes = min(MAX_PROCESSES, os.cpu_count() or 1) if len(records) >= PARALLEL_FROM else 1
+        processes = min(MAX_PROCESSES, len(usable_cpus())) if len(records) >= PARALLEL_FROM else 1
     parts = []
     with Progress(title, len(records), unit="record") as progress:
         for part in _in_order(records, chunks, processes):

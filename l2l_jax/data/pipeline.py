@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,6 +17,7 @@ from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, in_range
 from l2l_jax.data.workers import WorkerPool
 from l2l_jax.errors import UserError
+from l2l_jax.processes.setup import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class TrainingBatches:
         if pool is not None:
             submit, threads = pool.read, 2  # two batches at a time: workers do not idle between them
         else:
-            submit, threads = self._read_here, min(4, os.cpu_count() or 1)
+            submit, threads = self._read_here, min(4, len(usable_cpus()))
         # One element is one batch: grain's own shuffling costs more for each image than a small step has.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._ahead())
         batches = grain.MapDataset.range(ENDLESS).map(lambda number: self._batch(number, submit))

@@ -23,6 +23,13 @@ def runs_on_cpu() -> bool:
     return not any(next(pathlib.Path("/dev").glob(files), None) for files in ACCELERATORS)
 
 
+def usable_cpus() -> list[int]:
+    """The CPUs that this process may run on: under `taskset`, Slurm or in a container not all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def keep_freed_memory() -> None:
     """Let malloc keep what it frees, instead of returning it to the kernel after every step.
 

@@ -1,12 +1,12 @@
 """Independent pieces of work at the same time: the step of a small model cannot fill the cores of a CPU."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import jax
 
+from l2l_jax.processes.setup import usable_cpus
 from l2l_jax.training.stopping import stop_request
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ def threads(most: int) -> int:
     Several devices must all run the same programs in the same order.
     """
     alone = jax.process_count() == 1 and jax.device_count() == 1 and jax.default_backend() == "cpu"
-    return min(most, os.cpu_count() or 1) if alone else 1
+    return min(most, len(usable_cpus())) if alone else 1
 
 
 def in_threads(work: Sequence[Callable[[], T]], count: int) -> Iterator[T]:

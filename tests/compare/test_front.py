@@ -112,7 +112,7 @@ def test_a_cpu_trains_two_cells_at_a_time(unlearned, tmp_path, monkeypatch):
     device = jax.devices()[0]
     monkeypatch.setattr(jax, "devices", lambda *_: [device])
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
     both, alone = threading.Barrier(2), unlearning.unlearned_params
 
     def params(*arguments, **more):

@@ -16,7 +16,7 @@ from l2l_jax.training.stopping import stop_request
 def devices(request, monkeypatch):
     """One device has threads, eight have none."""
     monkeypatch.setattr(jax, "device_count", lambda: request.param)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)
     return request.param
 
 
@@ -49,7 +49,7 @@ def test_the_first_mistake_ends_what_has_not_begun(devices):
 
 def test_a_signal_reaches_the_work_of_all_threads(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)
     both = threading.Barrier(2)
 
     def work():

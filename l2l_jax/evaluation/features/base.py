@@ -1,7 +1,6 @@
 """The one interface of networks that turn images into features, and how they run."""
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from l2l_jax.processes.setup import usable_cpus
 from l2l_jax.training.side_by_side import in_threads, threads
 
 PER_THREAD = 2
@@ -71,7 +71,7 @@ class BatchedNetwork:
         batch_size: int,
     ):
         self.name, self.weights = name, weights
-        self._threads = threads(os.cpu_count() or 1)
+        self._threads = threads(len(usable_cpus()))
         self._batch_size = batch_size if self._threads == 1 else min(batch_size, PER_THREAD)
         devices = jax.local_devices()
         if self._batch_size % len(devices):
