@@ -14,7 +14,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from l2l_jax.training.metric_writers import read_metrics
-from tests.processes.launching import ENVIRONMENT, ROOT
+from tests.processes.forking import ROOT
+from tests.processes.launching import ENVIRONMENT
 
 SMALL = [
     "--config=configs/digits_mae.py:encoder", "--config.model.pretrained=",

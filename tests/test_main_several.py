@@ -11,7 +11,8 @@ import pytest
 
 from l2l_jax import experiment
 from l2l_jax.config import parse_config
-from tests.processes.launching import ROOT, run_processes
+from tests.processes.forking import ROOT
+from tests.processes.launching import run_processes
 
 FIELDS = {
     "model.pretrained": "",

@@ -2,14 +2,15 @@
 
 `python -m l2l_jax.main` spends two seconds importing JAX, Orbax and the rest before it begins. Here a server
 does that once for all processes that a test worker starts. It has no thread and has not started JAX's
-backends, so that what it forks is as good as new: each child has its own environment, folder and outputs, runs
-its module as `__main__` and ends as Python ends. Where Linux's pidfds are missing, processes are started in the
-ordinary way.
+backends, so that what it forks is as good as new: each child has its own environment, folder and outputs,
+runs its module as `__main__` and ends as Python ends. Where Linux's pidfds are missing, processes are started
+in the ordinary way.
 
 All children of one server share the seed of `hash`; test_kills.py starts processes in which it differs.
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -45,7 +46,7 @@ class Process:
 
     def __init__(self, server, request, stdin):
         self.returncode = None
-        self._outputs = [tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(2)]
+        self._outputs = [_empty_file(), _empty_file()]
         self._connection, far = socket.socketpair()
         with far:
             files = [far.fileno(), stdin.fileno(), *(file.fileno() for file in self._outputs)]
@@ -97,7 +98,7 @@ def start(*arguments, env=None, cwd=ROOT, stdin=""):
     """
     env = dict(os.environ if env is None else env)
     command = [*map(str, arguments)]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as given:
+    with _empty_file() as given:
         given.write(stdin)
         given.seek(0)
         if not _can_fork():
@@ -119,6 +120,10 @@ def run(*arguments, timeout=300, **options):
     finally:
         process.kill()
     return process.returncode, output, errors
+
+
+def _empty_file():
+    return tempfile.TemporaryFile("w+", encoding="utf-8")
 
 
 def _read_by_jax(env):
@@ -194,10 +199,8 @@ def _serve(requests):
 
 
 def _tell(connection, number):
-    try:
+    with contextlib.suppress(OSError):  # nobody listens any more
         connection.sendall(b"%d\n" % number)
-    except OSError:  # nobody listens any more
-        pass
 
 
 def _become(connection, *files):
@@ -224,18 +227,17 @@ def _become(connection, *files):
 
 
 def _leave(codes):
-    """End a child when its threads and exit functions have; taking all modules apart takes a third of a second."""
+    """End a child when its threads and exit functions have: taking all modules apart is slow."""
     if codes:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for output in (sys.stdout, sys.stderr):
+            if not output.closed:
+                output.flush()
         os._exit(codes[-1])
 
 
 def _main():
     """What the server does, and what its children do: they end when this ends."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # from a terminal, it goes to all; this one ends with the tests
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal, all get it: the tests end the server
     requests = socket.socket(fileno=int(sys.argv[1]))
     codes = []
     atexit.register(_leave, codes)  # registered first, it is called last

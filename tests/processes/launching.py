@@ -5,7 +5,7 @@ import socket
 from typing import NamedTuple
 
 from tests.compiling import flags_of_one_device
-from tests.processes.forking import ROOT, start
+from tests.processes.forking import start
 
 ENVIRONMENT = {
     **os.environ,

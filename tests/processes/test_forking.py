@@ -23,8 +23,8 @@ def test_a_child_has_its_own_environment_folder_and_devices(tmp_path, devices):
 def test_the_server_has_not_started_jax_and_has_no_threads():
     """It looks itself when it starts, and would end."""
     program = (
-        "import os, sys; from jax._src import xla_bridge\n"
-        "print(xla_bridge.backends_are_initialized(), *os.listdir(f'/proc/{os.getppid()}/task'), os.getppid())"
+        "import os; from jax._src import xla_bridge; server = os.getppid()\n"
+        "print(xla_bridge.backends_are_initialized(), *os.listdir(f'/proc/{server}/task'), server)"
     )
     code, output, _ = forking.run("-c", program)
     started, *tasks, server = output.split()
