@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
     "--config=configs/digits_mae.py:encoder", "--config.model.pretrained=",
     "--config.audit.enabled=False", "--config.unlearn.retain_budget=0", "--config.data.test_per_class=10",
+    "--config.evaluate.picture_per_class=1",
     "--config.model.width=16", "--config.model.depth=1",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1",
     "--config.pretrain.model.steps=60", "--config.pretrain.model.batch_size=8",

@@ -42,6 +42,9 @@ class Process:
       server: the socket on which the server listens.
       request: "arguments", "env" and "cwd".
       stdin: the file that it reads.
+
+    Attributes:
+      seconds, kilobytes: of the processor, and its greatest memory, when it has ended.
     """
 
     def __init__(self, server, request, stdin):
@@ -53,7 +56,7 @@ class Process:
             socket.send_fds(server, [b"!"], files)
         self._connection.sendall(json.dumps(request).encode() + b"\n")
         self._told = self._connection.makefile("r")
-        self.pid = int(self._told.readline())
+        (self.pid,) = json.loads(self._told.readline())
 
     def poll(self):
         """The exit code, or None while it runs; −N after signal N."""
@@ -66,7 +69,7 @@ class Process:
         if self.returncode is None:
             if not select.select([self._connection], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
-            self.returncode = int(self._told.readline())
+            self.returncode, self.seconds, self.kilobytes = json.loads(self._told.readline())
             self._told.close()
             self._connection.close()
         return self.returncode
@@ -101,7 +104,7 @@ def start(*arguments, env=None, cwd=ROOT, stdin=""):
     with _empty_file() as given:
         given.write(stdin)
         given.seek(0)
-        if not _can_fork():
+        if not can_fork():
             return subprocess.Popen(
                 [sys.executable, *command], env=env, cwd=cwd, text=True,
                 stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -131,7 +134,8 @@ def _read_by_jax(env):
 
 
 @functools.cache
-def _can_fork():
+def can_fork():
+    """Whether this is a Linux with pidfds, which tell the server that a child has ended."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):  # not Linux, or an old one
@@ -171,7 +175,9 @@ def _serve(requests):
                 waiting.unregister(key.fileobj)
                 os.close(key.fileobj)
                 pid, connection = key.data
-                _tell(connection, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                _, status, usage = os.wait4(pid, 0)
+                seconds = usage.ru_utime + usage.ru_stime
+                _tell(connection, os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss)
                 connection.close()
                 continue
             asked, files, *_ = socket.recv_fds(requests, 1, 4)
@@ -198,9 +204,9 @@ def _serve(requests):
             waiting.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, connection))
 
 
-def _tell(connection, number):
+def _tell(connection, *values):
     with contextlib.suppress(OSError):  # nobody listens any more
-        connection.sendall(b"%d\n" % number)
+        connection.sendall(json.dumps(values).encode() + b"\n")
 
 
 def _become(connection, *files):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.processes import forking
 
-pytestmark = pytest.mark.skipif(not forking._can_fork(), reason="no pidfds: nothing is forked")
+pytestmark = pytest.mark.skipif(not forking.can_fork(), reason="no pidfds: nothing is forked")
 
 
 @pytest.mark.parametrize("devices", [1, 3])
