@@ -5,12 +5,11 @@ import json
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 
 from l2l_jax.__main__ import COMMANDS
+from tests.processes import forking
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
@@ -43,6 +42,13 @@ def commands():
 FOUND = commands()
 
 
+def parsed(module, asked):
+    """What a program has against each of these command lines."""
+    code, output, errors = forking.run("-m", "tests.parse_commands", module, stdin=json.dumps(asked))
+    assert code == 0, errors
+    return json.loads(output)
+
+
 def test_commands_are_found():
     assert {"l2l_jax.main", "l2l_jax.compare", "l2l_jax.weights", "l2l_jax.data.prepare"} <= set(FOUND)
     assert len(FOUND["l2l_jax.main"]) > 10
@@ -58,23 +64,17 @@ def test_commands_are_accepted_by_their_program(module):
             [[]] if any(word.startswith("--") for word in words) else [[], [f"--config={RECIPE}"], ["--help"]]
         )
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.parse_commands", module], cwd=ROOT, capture_output=True, text=True,
-        input=json.dumps([words for _, words in asked]),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     complaints = collections.defaultdict(list)
-    for (place, _), complaint in zip(asked, json.loads(done.stdout), strict=True):
+    said = parsed(module, [words for _, words in asked])
+    for (place, _), complaint in zip(asked, said, strict=True):
         complaints[place].append(complaint)
     refused = {place: said for place, said in complaints.items() if all(said)}
     assert not refused, refused
 
 
 def test_a_command_that_lacks_a_word_is_noticed():
-    command = [sys.executable, "-m", "tests.parse_commands", "l2l_jax.weights"]
-    asked = json.dumps([["FILE"], ["import", "FILE"], ["import", "FILE", "--vqgam=x"]])
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, input=asked)
-    wrong, right, flag = json.loads(done.stdout)
+    asked = [["FILE"], ["import", "FILE"], ["import", "FILE", "--vqgam=x"]]
+    wrong, right, flag = parsed("l2l_jax.weights", asked)
     assert "invalid choice: 'FILE'" in wrong and right == "" and "--vqgam=x" in flag
 
 

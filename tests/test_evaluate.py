@@ -16,7 +16,8 @@ from l2l_jax.errors import UserError
 from l2l_jax.evaluation import evaluate, tsne
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.restoration import Restorer
-from tests.processes.launching import ROOT, run_processes
+from tests.processes.forking import ROOT
+from tests.processes.launching import run_processes
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -66,7 +66,10 @@ def test_the_notebook_runs(tmp_path):
     notebook = nbformat.read(EXAMPLES / "digits.ipynb", as_version=4)
     (recipe,) = [cell for cell in notebook.cells if "STEPS = 200" in cell.source]
     recipe.source = recipe.source.replace("STEPS = 200", "STEPS = 4")
-    less = "recipe.data.test_per_class, recipe.model.scan = 5, True\nconfig = "
+    less = (
+        "recipe.data.test_per_class, recipe.model.scan, recipe.unlearn.retain_budget = 5, True, 0.0\n"
+        "recipe.evaluate.features, recipe.evaluate.picture_per_class = 'none', 1\nconfig = "
+    )
     recipe.source = recipe.source.replace("config = ", less)
     (tmp_path / "configs").symlink_to(EXAMPLES.parent / "configs")
     environment = {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "XLA_FLAGS": flags_of_one_device()}

@@ -14,12 +14,15 @@ import orbax.checkpoint as ocp
 import pytest
 
 from l2l_jax.training.metric_writers import read_metrics
-from tests.processes.launching import ENVIRONMENT, ROOT
+from tests.matrix import soak
+from tests.processes.forking import ROOT
+from tests.processes.launching import ENVIRONMENT, run_processes
 
 SMALL = [
     "--config=configs/digits_mae.py:encoder", "--config.model.pretrained=",
     "--config.audit.enabled=False", "--config.unlearn.retain_budget=0",
     "--config.data.test_per_class=4", "--config.evaluate.features=none",
+    "--config.evaluate.picture_per_class=1",
     "--config.model.width=16", "--config.model.depth=1",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1", "--config.model.num_heads=2",
     "--config.pretrain.model.batch_size=8", "--config.pretrain.model.warmup_steps=2",
@@ -34,12 +37,17 @@ def steps(kills):
     return 4 * kills
 
 
-def start(workdir, log, kills, restarts=0):
+def program(workdir, kills):
+    """What Python is given to run it."""
+    stages = [f"--config.{stage}.steps={steps(kills)}" for stage in ("pretrain.model", "unlearn")]
+    return ["-m", "l2l_jax.main", *SMALL, f"--workdir={workdir}", *stages]
+
+
+def start(workdir, log, kills):
     """The run as two processes under the launcher, which starts both again when one ends."""
     return subprocess.Popen(
-        [sys.executable, "launch/local.py", "--processes=2", f"--max-restarts={restarts}", "--grace=0.3",
-         "--", sys.executable, "-m", "l2l_jax.main", *SMALL, f"--workdir={workdir}",
-         f"--config.pretrain.model.steps={steps(kills)}", f"--config.unlearn.steps={steps(kills)}"],
+        [sys.executable, "launch/local.py", "--processes=2", f"--max-restarts={kills}", "--grace=0.3",
+         "--", sys.executable, *program(workdir, kills)],
         cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log,
     )  # fmt: skip
 
@@ -67,16 +75,16 @@ def parameters(folder):
 @pytest.fixture
 def quiet(kills, tmp_path):
     """A run that nobody disturbs."""
-    workdir, log_path = tmp_path / "quiet", tmp_path / "quiet.log"
-    with log_path.open("w") as log:
-        assert start(workdir, log, kills).wait(timeout=900) == 0, log_path.read_text()[-3000:]
-    return workdir
+    ended = run_processes(2, *program(tmp_path / "quiet", kills), timeout=900)
+    assert [process.code for process in ended] == [0, 0], ended[0].errors[-3000:]
+    return tmp_path / "quiet"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [3, soak(20)])
 def test_kills_leave_no_trace_in_the_parameters(kills, quiet, tmp_path):
+    """With three: in pretraining, some time after a start, in unlearning; with twenty the same more often."""
     draw = random.Random(kills)
     # A kill is due when the run has come to a step, one in each equal part of the run, or, every third time,
     # some time after a start.
@@ -84,7 +92,7 @@ def test_kills_leave_no_trace_in_the_parameters(kills, quiet, tmp_path):
     due = [int(part * index) + draw.randrange(1, int(part)) for index in range(kills)]
     log_path, workdir = tmp_path / "killed.log", tmp_path / "killed"
     with log_path.open("w") as log:
-        launcher = start(workdir, log, kills, restarts=kills)
+        launcher = start(workdir, log, kills)
         try:
             for killed, step in enumerate(due):
                 wait_until_due(launcher, workdir, kills, step, killed % 3 == 1, draw)

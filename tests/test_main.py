@@ -17,11 +17,13 @@ from l2l_jax.checkpoints.models import load_params
 from l2l_jax.console.command_line import explain
 from l2l_jax.main import main
 from tests.compiling import flags_of_one_device
+from tests.processes import forking
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
     "--config=configs/digits_mae.py:encoder", "--config.model.pretrained=",
     "--config.audit.enabled=False", "--config.unlearn.retain_budget=0", "--config.data.test_per_class=10",
+    "--config.evaluate.picture_per_class=1",
     "--config.model.width=16", "--config.model.depth=1",
     "--config.model.decoder_width=16", "--config.model.decoder_depth=1",
     "--config.pretrain.model.steps=60", "--config.pretrain.model.batch_size=8",
@@ -30,19 +32,19 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(*arguments, **options):
+def environment():
+    """That of a process with one device."""
+    return {**os.environ, "XLA_FLAGS": flags_of_one_device()}
+
+
+def start(*arguments):
     """Start the program on one device."""
-    environment = {**os.environ, "XLA_FLAGS": flags_of_one_device()}
-    return subprocess.Popen(
-        [sys.executable, "-m", "l2l_jax.main", *arguments], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
-    )  # fmt: skip
+    return forking.start("-m", "l2l_jax.main", *arguments, env=environment())
 
 
 def run(*arguments):
-    process = start(*arguments)
-    output, errors = process.communicate(timeout=300)
-    return process.returncode, output, errors
+    """Exit code, output and errors of the program."""
+    return forking.run("-m", "l2l_jax.main", *arguments, env=environment())
 
 
 def params(workdir):
@@ -55,10 +57,14 @@ def params(workdir):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
+    """A run that is started as a user starts it; others are forked (processes/forking.py)."""
     workdir = tmp_path_factory.mktemp("run")
-    code, output, errors = run(*SMALL, f"--workdir={workdir}")
-    assert code == 0, errors
-    return workdir, output, errors
+    done = subprocess.run(
+        [sys.executable, "-m", "l2l_jax.main", *SMALL, f"--workdir={workdir}"], cwd=ROOT, env=environment(),
+        text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout, done.stderr
 
 
 def test_the_report_holds_what_it_promises(finished):
@@ -110,9 +116,13 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_and_terminated_runs_end_with_the_same_parameters(finished, tmp_path):
-    """SIGKILL in pretraining, SIGTERM in unlearning, then to the end: bit-identical weights."""
+    """SIGKILL in pretraining, SIGTERM in unlearning, then to the end: bit-identical weights.
+
+    In every run: test_kills.py kills in both stages and asks for the same bits; SIGTERM stops a training in
+    training/test_loop.py and test_several_processes.py.
+    """
     command = [*SMALL, "--config.evaluate.features=none", f"--workdir={tmp_path}"]
     process = start(*command)
     wait_for((tmp_path / "pretrain/model/checkpoints/20").exists, process)

@@ -11,7 +11,8 @@ import pytest
 
 from l2l_jax import experiment
 from l2l_jax.config import parse_config
-from tests.processes.launching import ROOT, run_processes
+from tests.processes.forking import ROOT
+from tests.processes.launching import run_processes
 
 FIELDS = {
     "model.pretrained": "",
@@ -21,6 +22,7 @@ FIELDS = {
     "model.decoder_depth": 1, "model.decoder_num_heads": 2, "pretrain.model.steps": 20,
     "pretrain.model.batch_size": 8, "pretrain.model.warmup_steps": 5, "unlearn.steps": 20,
     "unlearn.warmup_steps": 5, "unlearn.batch_size": 8, "evaluate.batch_size": 32,
+    "evaluate.picture_per_class": 1,
     "data.train_per_class": 20, "data.test_per_class": 15,
 }  # fmt: skip
 RECIPE = "--config=configs/digits_mae.py:encoder"

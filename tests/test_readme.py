@@ -3,7 +3,8 @@
 import pathlib
 import re
 import subprocess
-import sys
+
+from tests.processes import forking
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -18,9 +19,9 @@ def test_the_library_example_runs_as_it_stands():
     example = block("library example")
     terms = []
     for program in (example.replace("range(300)", "range(1)"), example):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        terms.append([float(x) for x in re.findall(r"\d\.\d+", done.stdout)])
+        code, output, errors = forking.run("-c", program)
+        assert code == 0, errors
+        terms.append([float(x) for x in re.findall(r"\d\.\d+", output)])
     (retain_before, forget_before), (retain, forget) = terms
     assert retain_before == 0 and forget < 0.6 * forget_before and retain < 0.05 * forget
 

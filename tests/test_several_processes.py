@@ -11,9 +11,11 @@ import jax
 import numpy as np
 import pytest
 
+from l2l_jax.errors import Interrupted
 from l2l_jax.processes.distributed import LOST
 from l2l_jax.training.metric_writers import read_metrics
 from tests import worker as scenarios
+from tests.matrix import soak
 from tests.processes.launching import worker
 from tests.reference_arrays import Case
 
@@ -102,10 +104,10 @@ def test_a_checkpoint_of_2_processes_is_restored_by_1(stopped, alone, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_2_processes_is_restored_by_4_and_back(stopped, alone, tmp_path):
-    """2 processes stop after step 5, 4 after step 10, 2 end the run: the numbers are those of one process.
+def test_a_checkpoint_of_2_processes_is_restored_by_4_and_theirs_by_1(stopped, alone, tmp_path):
+    """2 processes stop after step 5, 4 after step 10, one ends the run: the numbers are those of one process.
 
-    The first two have all parameters each; then they are split on a mesh of 2x2, and over two.
+    The first two have all parameters each; then they are split on a mesh of 2x2, and over two devices.
     """
     shutil.copytree(stopped[0], tmp_path / "run")
     ended = worker(4, "sharded_terminated", tmp_path / "run")
@@ -113,9 +115,7 @@ def test_a_checkpoint_of_2_processes_is_restored_by_4_and_back(stopped, alone, t
     assert "2 devices of 2 processes; it resumes on 4 devices of 4 processes" in ended[0].errors
     assert "resuming after step 5" in ended[0].errors and "stopped after step 10" in ended[0].errors
     assert_silent(ended[1:])
-    ended = worker(2, "sharded", tmp_path / "run")
-    assert [process.code for process in ended] == [0, 0], ended[0].errors
-    assert_same_run(tmp_path / "run", kept(tmp_path / "run", 2, alone[0]), alone)
+    assert_same_run(tmp_path / "run", scenarios.train(tmp_path / "run", ways=2), alone)
 
 
 @pytest.mark.soak
@@ -129,20 +129,22 @@ def test_pmap_goes_on_in_several_processes(stopped, alone, tmp_path):
 
 @pytest.mark.slow
 def test_a_retain_budget_is_decided_alike_by_all(tmp_path):
-    """2 processes stop under `pmap`, 2 go on: weights, ratios and the model kept are those of one process."""
+    """One process stops, 2 go on under `pmap`: weights, ratios and the model kept are those of one alone."""
     (tmp_path / "alone").mkdir()
     alone = scenarios.train(tmp_path / "alone", budgeted=True), read_metrics(tmp_path / "alone")
     assert len({row["alpha"] for row in alone[1]}) > 2
-    ended = worker(2, "budgeted_mapped_terminated", tmp_path / "run")
-    assert [process.code for process in ended] == [128 + signal.SIGTERM] * 2, ended[0].errors
-    ended = worker(2, "budgeted", tmp_path / "run")
+    with pytest.raises(Interrupted):
+        scenarios.train(tmp_path / "run", 0, 4, signal.SIGTERM, budgeted=True)
+    ended = worker(2, "budgeted_mapped", tmp_path / "run")
     assert [process.code for process in ended] == [0, 0], ended[0].errors
+    assert "1 devices of 1 processes; it resumes on 2 devices of 2 processes" in ended[0].errors
     assert_same_run(tmp_path / "run", kept(tmp_path / "run", 2, alone[0]), alone)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["killed", "killed_first"])
+@pytest.mark.parametrize("scenario", ["killed", soak("killed_first")])
 def test_a_killed_process_ends_the_other_at_once(scenario, tmp_path):
+    """In every run, test_kills.py kills either process at random, and the other must end."""
     first = scenario == "killed_first"
     ended = worker(2, scenario, tmp_path, timeout=120)
     victim, other = ended if first else ended[::-1]

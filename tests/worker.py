@@ -59,8 +59,8 @@ class Signalled:
 def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budgeted=False):
     """Train a tiny MAE; `process` gets the signal `number` before the given batch since its start.
 
-    Parameters are split over `ways` devices. Alone, it trains on one device, however many there are. With
-    `budgeted` a retain budget moves the weight, measured every other step.
+    Parameters are split over `ways` devices. Alone, it trains on no more than those, however many there are.
+    With `budgeted` a retain budget moves the weight, measured every other step.
     """
     import jax
 
@@ -85,7 +85,7 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
         steps=STEPS, batch_size=BATCH, learning_rate=0.01, checkpoint_every=4, log_every=1, ema_decay=0.9
     )
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
-    devices = jax.devices()[:1] if count == 1 else None
+    devices = jax.devices()[:ways] if count == 1 else None
     mesh = sharding.make_mesh(devices, sharding.MeshConfig(fsdp=ways))
     # There is no large array in so small a model.
     with mock.patch.object(sharding, "SHARDED_FROM", 64):
@@ -117,24 +117,14 @@ def whole(folder, **how):
     np.savez(folder / f"params_{jax.process_index()}.npz", *jax.tree.leaves(train(folder, **how)))
 
 
-def sharded(folder):
-    """Train to the end with parameters split over two processes."""
-    whole(folder, ways=2)
-
-
 def mapped(folder):
     """Train to the end under `pmap`."""
     whole(folder, parallel="pmap")
 
 
-def budgeted(folder):
-    """Train to the end with a retain budget."""
-    whole(folder, budgeted=True)
-
-
-def budgeted_mapped_terminated(folder):
-    """With a retain budget under `pmap`, the last process gets SIGTERM in its fourth step."""
-    terminated(folder, budgeted=True, parallel="pmap")
+def budgeted_mapped(folder):
+    """Train to the end under `pmap` with a retain budget."""
+    whole(folder, budgeted=True, parallel="pmap")
 
 
 def terminated(folder, **how):

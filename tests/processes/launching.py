@@ -1,15 +1,11 @@
 """Starting `tests.worker` as several processes on this machine."""
 
 import os
-import pathlib
 import socket
-import subprocess
-import sys
 from typing import NamedTuple
 
 from tests.compiling import flags_of_one_device
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.processes.forking import start
 
 ENVIRONMENT = {
     **os.environ,
@@ -45,12 +41,7 @@ def run_processes(count, *arguments, flags=(), only=None, frozen=None, timeout=2
     started = []
     try:
         for index in range(count) if only is None else [only]:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, *arguments, *common, f"--process_id={index}"], cwd=ROOT,
-                    env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                )
-            )  # fmt: skip
+            started.append(start(*arguments, *common, f"--process_id={index}", env=ENVIRONMENT))
         for index, process in enumerate(started):
             if index != frozen:
                 process.wait(timeout=timeout)  # what they write fits into the pipes
