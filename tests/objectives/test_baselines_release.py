@@ -36,13 +36,17 @@ def palette():
         load(test_palette_unlearning.TABLE, PALETTE_CASE.state_dict(prefix), parts)
         for prefix in ("", "teacher:")
     )
-    seen = jax.jit(PALETTE.corrupt_with)(IMAGES, DRAW)
-    return student, teacher, seen, PALETTE.pure_noise_inside(seen)
+    seen, hidden = test_palette_unlearning.views()
+    return student, teacher, seen, hidden
 
 
 def check_palette(name, task, student, frozen, inputs):
     (loss, _), grads = grad_fn(task, ALPHA)({part: student[part] for part in task.trained}, frozen, inputs)
     test_palette_unlearning.check(name, loss / 2, jax.tree.map(lambda g: g / 2, grads))
+
+
+NOISY_LABEL = noisy_label_task(PALETTE)
+noisy_truth = jax.jit(PALETTE.noisy_truth)
 
 
 def test_palette_max_loss(palette):
@@ -57,10 +61,10 @@ def test_palette_noisy_label(palette, name):
     student, _, seen, _ = palette
     labels = PALETTE_CASE["labels_mixed"] if name.endswith("mixed") else ORDERED
     views = {"images": IMAGES, "seen": seen}
-    truth = jax.jit(PALETTE.noisy_truth)(IMAGES, seen, np.zeros_like(IMAGES), jax.random.key(0))
+    truth = noisy_truth(IMAGES, seen, np.zeros_like(IMAGES), jax.random.key(0))
     noisy = dict(zip(("images", "seen"), truth, strict=True))
     inputs = {"retain": rows(views, labels > 0), "forget": rows(noisy, labels < 0)}
-    check_palette(name, noisy_label_task(PALETTE), student, {}, inputs)
+    check_palette(name, NOISY_LABEL, student, {}, inputs)
 
 
 def test_palette_retain_label(palette):
@@ -138,7 +142,7 @@ def test_noise_codes_have_the_statistics_of_the_codes():
 
 def test_noise_codes_are_clipped_to_the_codebook():
     codes = np.where(np.arange(2000).reshape(20, 100) % 2, 63, 0).astype(np.int32)
-    drawn = np.asarray(draw_noise_codes(jax.random.key(0), codes, 64))
+    drawn = np.asarray(jax.jit(draw_noise_codes, static_argnums=2)(jax.random.key(0), codes, 64))
     assert (drawn.min(), drawn.max()) == (0, 63)
     # Two standard deviations lie between 0 and 63: a sixth of the draws falls on either side.
     assert np.all(np.abs(np.bincount(drawn.ravel())[[0, 63]] / 2000 - 0.165) < 0.05)
