@@ -162,7 +162,7 @@ def test_the_experiment_trains_and_names_the_method(method, monkeypatch, tmp_pat
     monkeypatch.setattr(unlearning, "train", lambda _, task, *__, **___: used.append(task) or {})
     monkeypatch.setattr(unlearning, "save_model", lambda _, __, card, **___: used.append(card))
     ends = {"phase_1a": {"retain": 2.0, "forget": 1.0}, "phase_1b": {"retain": 1.0, "forget": 2.0}}
-    monkeypatch.setattr(unlearning, "run_phases", lambda *_: ends)  # of epsilon
+    monkeypatch.setattr(unlearning, "run_phases", lambda *_, **__: ends)  # of epsilon
     folders = Workdir(tmp_path, config)
     save_model(folders.pretrained, {"encoder": np.zeros(1)}, {"origin": "made up"})
     assert unlearning.unlearned_params(config, folders, {}, Split(None, None)) == {}
