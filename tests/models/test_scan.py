@@ -12,7 +12,7 @@ from l2l_jax.objectives.task import total_loss
 from tests.matrix import soak
 from tests.training.families import MODELS, images_of, params_of
 
-DEEP = dict(depth=4, decoder_depth=4)
+DEEP = dict(depth=3, decoder_depth=3)
 
 
 @pytest.mark.parametrize(

@@ -153,9 +153,16 @@ def test_mage_has_noise_codes_as_its_truth():
     model, images = test_mage.DIGITS, np.zeros((50, 16, 16, 3), np.float32)
     codes = np.random.default_rng(0).integers(2, 6, (50, 16), np.int32)
     masks = np.random.default_rng(1).random((50, 16), np.float32)
-    seen = model.mask(codes, masks, num_drop=8, num_mask=10)
-    same, noisy = model.noisy_truth(images, seen, images, jax.random.key(0))
-    assert same is images and noisy.keys() == seen.keys()
+
+    @jax.jit
+    def before_and_after(images):
+        seen = model.mask(codes, masks, num_drop=8, num_mask=10)
+        same, noisy = model.noisy_truth(images, seen, images, jax.random.key(0))
+        assert same is images
+        return seen, noisy
+
+    seen, noisy = jax.device_get(before_and_after(images))
+    assert noisy.keys() == seen.keys()
     for name in set(seen) - {"targets"}:
         np.testing.assert_array_equal(noisy[name], seen[name])
     drawn = np.asarray(noisy["targets"])

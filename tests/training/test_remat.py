@@ -13,9 +13,9 @@ from tests.matrix import soak
 from tests.training.families import MODELS, images_of, params_of
 
 DEEPER = {
-    "mae": dict(depth=3, decoder_depth=3),
+    "mae": dict(depth=2, decoder_depth=2),
     "mage": dict(depth=3, decoder_depth=3),
-    "palette": dict(res_blocks=3),
+    "palette": dict(res_blocks=2),
 }
 OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 """On CPU, XLA removes the barriers that keep it from doing early what is to be done late, as GPUs and TPUs
