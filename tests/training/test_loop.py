@@ -224,10 +224,10 @@ def test_nothing_is_compiled_after_the_first_step(params, tmp_path):
         seen.append(len(compiled))
         return batch
 
-    trainer.cache_clear()
+    fresh = loop.Trainer("unlearn", TASK, CONFIG, seed=1, mesh=sharding.make_mesh(jax.devices()[:1]))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        run(params, tmp_path, Watched(count))
+        fresh.train(params, Watched(count), tmp_path, alpha=0.5)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     # Before batch 2 the first step was compiled; 12 steps, 3 checkpoints and 6 log lines follow.
