@@ -12,6 +12,11 @@ from l2l_jax.models.convolution import Conv, kernel_gradient
 from l2l_jax.training import sharding
 
 
+def compiled_gradient(x, gradient, size):
+    """`kernel_gradient` as one program, made anew for the constants of a test."""
+    return jax.jit(lambda *arrays: kernel_gradient(*arrays, size))(x, gradient)
+
+
 def by_hand(x, gradient, size):
     """Σ over images and places of input (shifted) times the output's gradient, float64."""
     rows, columns = size
@@ -36,7 +41,7 @@ def arrays(batch, height, width, channels, outputs, dtype=np.float32):
 @pytest.mark.parametrize(("channels", "outputs"), [(2, 5), (4, 4), (6, 3)])
 def test_weight_gradient(size, channels, outputs):
     x, gradient = arrays(3, 6, 7, channels, outputs)
-    found = kernel_gradient(x, gradient, size)
+    found = compiled_gradient(x, gradient, size)
     np.testing.assert_allclose(found, by_hand(x, gradient, size), rtol=1e-5, atol=1e-5)
 
 
@@ -44,13 +49,13 @@ def test_weight_gradient(size, channels, outputs):
 def test_a_large_batch_goes_in_parts(monkeypatch, images):
     x, gradient = arrays(8, 4, 4, 3, 5)
     monkeypatch.setattr(convolution, "COPIES_BYTES", images * 4 * 4 * 9 * 3 * 4)
-    found = kernel_gradient(x, gradient, (3, 3))
+    found = compiled_gradient(x, gradient, (3, 3))
     np.testing.assert_allclose(found, by_hand(x, gradient, (3, 3)), rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_sums_in_float32():
     x, gradient = arrays(2, 16, 16, 3, 4, jnp.bfloat16)
-    found = kernel_gradient(x, gradient, (3, 3))
+    found = compiled_gradient(x, gradient, (3, 3))
     assert found.dtype == np.float32
     expected = by_hand(np.float64(x), np.float64(gradient), (3, 3))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
@@ -71,8 +76,10 @@ CONVOLUTIONS = {
 def test_like_flax(name):
     x, _ = arrays(2, 16, 16, 4, 6)
     ours, flax = Conv(6, **CONVOLUTIONS[name]), nn.Conv(6, **CONVOLUTIONS[name])
-    variables = flax.init(jax.random.key(0), x)
-    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, variables)
+    shapes = jax.eval_shape(flax.init, jax.random.key(0), x)
+    assert jax.eval_shape(ours.init, jax.random.key(0), x) == shapes
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda like: 0.2 * rng.standard_normal(like.shape, np.float32), shapes)
 
     def loss(module):
         return jax.jit(jax.value_and_grad(lambda v, y: jnp.sin(module.apply(v, y)).sum(), argnums=(0, 1)))
@@ -84,7 +91,7 @@ def test_like_flax(name):
 
 def operations(platform, side=16):
     x, _ = arrays(2, side, side, 4, 6)
-    variables = Conv(6, (3, 3)).init(jax.random.key(0), x)
+    variables = {"params": {"kernel": np.ones((3, 3, 4, 6), np.float32), "bias": np.zeros(6, np.float32)}}
     gradient = jax.jit(jax.grad(lambda v: jnp.sin(Conv(6, (3, 3)).apply(v, x)).sum()))
     text = gradient.trace(variables).lower(lowering_platforms=(platform,)).as_text()
     return text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")
@@ -122,7 +129,7 @@ def pmapped(loss, kernel, x):
 
 
 def rematerialised(loss, kernel, x):
-    return jax.grad(jax.checkpoint(loss))(kernel, x)
+    return jax.jit(jax.grad(jax.checkpoint(loss)))(kernel, x)
 
 
 @pytest.mark.parametrize("parts", [1, 2])

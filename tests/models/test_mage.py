@@ -1,6 +1,7 @@
 """MAGE against the release on `mage_tiny` and `mage_unlearn_loss`, and its properties."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -16,6 +17,7 @@ from l2l_jax.objectives import UnlearningInputs, encoder_unlearning_loss
 from l2l_jax.weights import mapping
 from l2l_jax.weights.mage import TABLE
 from tests.reference_arrays import FOLDER, Case, fill, nhwc
+from tests.training.families import shapes_of
 
 CASE, UNLEARN = Case("mage_tiny"), Case("mage_unlearn_loss")
 TINY = MAGE(
@@ -46,12 +48,16 @@ def state_dict(prefix: str = "") -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+@functools.cache
 def tiny_params(prefix: str = ""):
-    shapes = jax.eval_shape(TINY.init, jax.random.key(0))
-    params = mapping.to_flax(TABLE, state_dict(prefix), shapes, TINY)
-    return jax.tree.map(jnp.asarray, params)
+    return mapping.to_flax(TABLE, state_dict(prefix), shapes_of(TINY), TINY)
 
 
+mask = jax.jit(TINY.mask, static_argnames=("num_drop", "num_mask"))
+encode, corrupt_digits = jax.jit(TINY.encode), jax.jit(DIGITS.corrupt)
+
+
+@functools.cache
 def random_params(model: MAGE):
     """Norms that only normalise, no biases, normal kernels; drawing them with JAX takes longer."""
     rng = np.random.default_rng(0)
@@ -59,9 +65,9 @@ def random_params(model: MAGE):
     def leaf(path, shape):
         n = rng.standard_normal(shape.shape, np.float32)
         named = {"scale": np.ones_like(n), "bias": np.zeros_like(n)}
-        return jnp.asarray(named.get(path[-1].key, n / np.sqrt(max(n.size // n.shape[-1], 1))))
+        return named.get(path[-1].key, n / np.float32(np.sqrt(max(n.size // n.shape[-1], 1))))
 
-    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(model.init, jax.random.key(0)))
+    return jax.tree_util.tree_map_with_path(leaf, shapes_of(model))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def seen():
-    return TINY.mask(CASE["token_indices"], CASE["noise"], num_drop=128, num_mask=140)
+    return jax.device_get(mask(CASE["token_indices"], CASE["noise"], num_drop=128, num_mask=140))
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +112,14 @@ def test_masking_follows_the_noise(seen):
 
 
 def test_token_embedding(params):
-    places = jnp.broadcast_to(jnp.arange(257)[None], (2, 257))
+    places = np.broadcast_to(np.arange(257, dtype=np.int32), (2, 257))
     module, weights = TokenEmbedding(1065, 257, 48), {"params": params["encoder"]["token_emb"]}
     embedding = jax.jit(module.apply)(weights, CASE["token_indices_masked"], places)
     np.testing.assert_allclose(embedding, CASE["token_emb_out"], atol=5e-6)
 
 
 def test_latent_and_logits(params, seen):
-    latent = jax.jit(TINY.encode)(params["encoder"], seen)
+    latent = encode(params["encoder"], seen)
     np.testing.assert_allclose(latent, CASE["latent"], atol=1e-5)
     logits = jax.jit(TINY.decode)(params, latent, seen["source"])
     np.testing.assert_allclose(logits, CASE["logits"], atol=2e-5)
@@ -131,8 +137,8 @@ def weighted_loss(params, seen, weights):
 
 
 def test_loss_and_gradients(params, seen):
-    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), seen)
-    (value, losses), grads = weighted_loss(params, twice, jnp.array([1, 1, 1, 1]) / 4)
+    twice = jax.tree.map(lambda x: np.concatenate([x, x]), seen)
+    (value, losses), grads = weighted_loss(params, twice, np.full(4, 1 / 4, np.float32))
     assert losses.shape == (4,)
     np.testing.assert_allclose(value, CASE["loss"], atol=5e-6)
     assert_gradients(grads, CASE, "grad/")
@@ -142,7 +148,7 @@ def test_loss_and_gradients(params, seen):
 
 def unlearning_case(name: str, rows: slice):
     tokens = UNLEARN[f"shared_vqgan/tokens_{name}"]
-    return TINY.mask(tokens[rows], UNLEARN["noise"][rows], num_drop=128, num_mask=140)
+    return jax.device_get(mask(tokens[rows], UNLEARN["noise"][rows], num_drop=128, num_mask=140))
 
 
 def test_tokens_of_images_and_of_noise(params):
@@ -170,21 +176,21 @@ def test_unlearning_loss_and_gradients(params):
     np.testing.assert_allclose(terms["retain"], UNLEARN["shared_vqgan/retain_loss"], rtol=2e-6)
     np.testing.assert_allclose(terms["forget"], UNLEARN["shared_vqgan/forget_loss"], rtol=2e-6)
     assert_gradients({"encoder": grads}, UNLEARN, "shared_vqgan/grad/")
-    norm = np.sqrt(sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(grads)))
+    norm = np.sqrt(sum(np.square(np.asarray(g)).sum() for g in jax.tree.leaves(grads)))
     np.testing.assert_allclose(norm, UNLEARN["shared_vqgan/grad_total_norm"], rtol=1e-5)
 
 
 def test_teacher_features():
     teacher = tiny_params("teacher:")["encoder"]
     for tokens, features in (("teacher", "guide"), ("mis", "mis_guide")):
-        latent = jax.jit(TINY.encode)(teacher, unlearning_case(tokens, slice(0, 4)))
+        latent = encode(teacher, unlearning_case(tokens, slice(0, 4)))
         np.testing.assert_allclose(latent, UNLEARN[f"shared_vqgan/{features}"], atol=1e-5)
 
 
 def test_max_loss_baseline(params):
     """Retain minus a quarter of forget loss; the reference divides both by the whole batch."""
     seen = unlearning_case("student", slice(0, 4))
-    weights = jnp.array([1, 1, -0.25, -0.25]) / 4
+    weights = np.array([1, 1, -0.25, -0.25], np.float32) / 4
     (total, losses), grads = weighted_loss(params, seen, weights)
     np.testing.assert_allclose(total, UNLEARN["baseline/loss"], atol=5e-6)
     np.testing.assert_allclose(losses[:2].sum() / 4, UNLEARN["baseline/retain_loss"], atol=5e-6)
@@ -195,19 +201,18 @@ def test_max_loss_baseline(params):
 def test_same_key_gives_same_masks_for_other_images(digits):
     """Student and teacher must see the same draw of T, of which only the codes may differ."""
     images = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
-    corrupt = jax.jit(DIGITS.corrupt)
-    a, b = (corrupt(digits, x, jax.random.key(3)) for x in (images, np.zeros_like(images)))
+    given = ((images, 3), (np.zeros_like(images), 3), (images, 4))
+    a, b, other = (jax.device_get(corrupt_digits(digits, x, jax.random.key(seed))) for x, seed in given)
     assert np.any(a["targets"] != b["targets"])
     for name in ("masked", "positions", "source", "dropout_keep"):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
     np.testing.assert_array_equal(a["ids"] == DIGITS.mask_id, b["ids"] == DIGITS.mask_id)
-    other = corrupt(digits, images, jax.random.key(4))
     assert np.any(a["masked"] != other["masked"]) and other["ids"].shape == a["ids"].shape
 
 
 def test_masked_share_is_a_truncated_normal(digits):
     """16 tokens: half dropped, ⌈16 share⌉ masked, the same in a batch; SciPy has the mean."""
-    images = jnp.zeros((2, 16, 16, 3))
+    images = np.zeros((2, 16, 16, 3), np.float32)
     keys = jax.random.split(jax.random.key(0), 2000)
     draw = jax.jit(jax.vmap(lambda key: DIGITS.corrupt(digits, images, key)["masked"].sum(1)))
     counts = np.asarray(draw(keys))
@@ -255,7 +260,7 @@ def test_pretraining_stages(params):
     assert (tokenizer.name, tokenizer.trained) == ("tokenizer", ("tokenizer",))
     assert (model.name, model.trained) == ("model", ("encoder", "decoder"))
     images = nhwc(CASE["images"])
-    inputs = tokenizer.prepare({}, images, jax.random.key(0))
+    inputs = jax.jit(tokenizer.prepare)({}, images, jax.random.key(0))
     losses = jax.jit(tokenizer.loss)({"tokenizer": params["tokenizer"]}, inputs)
     expected = np.square(CASE["vq_decoded"] - CASE["images"]).mean() + CASE["vq_emb_loss"]
     assert losses.shape == (2,)

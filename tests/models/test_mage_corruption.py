@@ -11,6 +11,9 @@ from tests.models.test_mage import DIGITS, random_params
 PAINTED = dataclasses.replace(DIGITS, paint_masked=True, dropped=0.0, dropout=0.0)
 
 
+corrupt, tokenize = jax.jit(PAINTED.corrupt), jax.jit(PAINTED.tokenize)
+
+
 @pytest.fixture(scope="module")
 def digits():
     return random_params(PAINTED)
@@ -24,12 +27,11 @@ def pixels(tokens):
 def test_hidden_pixels_do_not_reach_the_visible_tokens(digits):
     """Targets come from whole images; what is seen is the same whatever the hole hides."""
     a, b = np.random.default_rng(0).random((2, 3, 16, 16, 3), np.float32)
-    corrupt = jax.jit(PAINTED.corrupt)
     key = jax.random.key(1)
     seen = corrupt(digits, a, key)
     other = corrupt(digits, np.where(pixels(seen["masked"]), b, a), key)
     np.testing.assert_array_equal(seen["ids"], other["ids"])
-    np.testing.assert_array_equal(seen["targets"], jax.jit(PAINTED.tokenize)(digits, a))
+    np.testing.assert_array_equal(seen["targets"], tokenize(digits, a))
     visible = ~np.asarray(seen["masked"])
     assert np.any(np.asarray(seen["targets"])[visible] != np.asarray(other["targets"])[visible])
 
@@ -37,10 +39,10 @@ def test_hidden_pixels_do_not_reach_the_visible_tokens(digits):
 def test_visible_tokens_are_those_of_restoration(digits):
     """The image painted in NumPy, tokenised, with the mask token where hidden."""
     images = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
-    seen = jax.jit(PAINTED.corrupt)(digits, images, jax.random.key(1))
+    seen = corrupt(digits, images, jax.random.key(1))
     color = np.array(PAINTED.hole_color, np.float32).reshape(1, 1, 1, 3)
     painted = np.where(pixels(seen["masked"]), color, images)
-    ids = np.array(jax.jit(PAINTED.tokenize)(digits, painted))
+    ids = np.array(tokenize(digits, painted))
     ids[np.asarray(seen["masked"])] = PAINTED.mask_id
     np.testing.assert_array_equal(np.asarray(seen["ids"])[:, 1:], ids)
 

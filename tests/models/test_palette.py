@@ -63,6 +63,9 @@ def test_restoration_ignores_hidden_pixels(restore_six):
     np.testing.assert_array_equal(restore_six(IMAGES), restore_six(other))
 
 
+corrupt, draw = jax.jit(DIGITS.corrupt), jax.jit(TINY.draw, static_argnums=1)
+
+
 @pytest.fixture(scope="module")
 def digits():
     return jax.jit(DIGITS.init)(jax.random.key(0))
@@ -101,7 +104,9 @@ def test_ddim_restores_by_the_textbook(digits, digit_images):
 def test_pretraining_a_new_model(digits, digit_images):
     """A new model predicts no noise, so that its loss is the square of the noise in the hole."""
     (stage,) = DIGITS.pretraining_stages()
-    inputs = stage.prepare({"holes": digits["holes"]}, digit_images, jax.random.key(1))
+    inputs = jax.device_get(
+        jax.jit(stage.prepare)({"holes": digits["holes"]}, digit_images, jax.random.key(1))
+    )
     noise, hole = inputs["seen"]["noise"], inputs["seen"]["hole"]
     expected = [np.sum(n[h] ** 2) / 256 for n, h in zip(noise, hole, strict=True)]
     np.testing.assert_allclose(jax.jit(stage.loss)(digits, inputs), expected, rtol=1e-5)
@@ -110,8 +115,7 @@ def test_pretraining_a_new_model(digits, digit_images):
 def test_same_key_gives_same_draw_for_other_images(digits, digit_images):
     """Student and teacher must see the same hole, noise level and noises."""
     key = jax.random.key(3)
-    a = DIGITS.corrupt(digits, digit_images, key)
-    b = DIGITS.corrupt(digits, np.zeros_like(digit_images), key)
+    a, b = (jax.device_get(corrupt(digits, x, key)) for x in (digit_images, np.zeros_like(digit_images)))
     for name in ("hole", "gamma", "noise"):
         np.testing.assert_array_equal(a[name], b[name])
     hole = np.asarray(a["hole"])
@@ -123,8 +127,8 @@ def test_same_key_gives_same_draw_for_other_images(digits, digit_images):
 def test_what_the_teacher_sees_of_forget_images(digits, digit_images, where):
     model = Palette(**{**vars(DIGITS), "teacher_noise": where})
     key, noise = jax.random.key(3), np.full_like(digit_images, 0.5)
-    seen = model.corrupt(digits, digit_images, key)
-    found = model.corrupt_noise(digits, digit_images, noise, key)
+    seen = jax.device_get(corrupt(digits, digit_images, key))
+    found = jax.jit(model.corrupt_noise)(digits, digit_images, noise, key)
     hole, gamma = np.asarray(seen["hole"])[..., None], np.asarray(seen["gamma"]).reshape(4, 1, 1, 1)
     filling = np.where(hole, seen["inputs"][..., :1], digit_images)
     if where == "hole":
@@ -138,7 +142,7 @@ def test_what_the_teacher_sees_of_forget_images(digits, digit_images, where):
 
 def test_noise_levels_are_drawn_evenly_over_the_steps():
     holes = {"holes": np.ones((1, 2, 2), bool)}
-    drawn = TINY.draw(holes, (8000, 2, 2, 1), jax.random.key(0))["gamma"]
+    drawn = draw(holes, (8000, 2, 2, 1), jax.random.key(0))["gamma"]
     gammas = np.cumprod(1 - np.linspace(1e-6, 0.01, 2000))
     counts, _ = np.histogram(np.asarray(drawn), np.float32(gammas[::-1][[0, 500, 1000, 1500, 1999]]))
     # 8,000 draws into four ranges of 500 steps: mean 2,000, standard deviation 39.
@@ -148,7 +152,7 @@ def test_noise_levels_are_drawn_evenly_over_the_steps():
 def test_holes_are_mirrored_and_transposed():
     hole = np.zeros((4, 4), bool)
     hole[0, :3] = hole[1, 0] = True
-    drawn = TINY.draw({"holes": hole[None]}, (200, 4, 4, 1), jax.random.key(0))["hole"]
+    drawn = draw({"holes": hole[None]}, (200, 4, 4, 1), jax.random.key(0))["hole"]
     turned = [np.rot90(h, k) for k in range(4) for h in (hole, hole.T)]
     assert {h.tobytes() for h in np.asarray(drawn)} == {h.tobytes() for h in turned}
 

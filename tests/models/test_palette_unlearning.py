@@ -5,6 +5,8 @@ over the rows of each set. With n_r retain rows out of n its terms are n_r/n of 
 forget rows in equal numbers 1/2 of ours, in all losses and gradients alike.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,14 +43,21 @@ def teacher():
     return mapping.to_flax(TABLE, CASE.state_dict("teacher:"), parts_of(TINY))
 
 
+@functools.cache
+def views():
+    """What the student sees, and that with pure noise inside the hole."""
+    seen = jax.jit(TINY.corrupt_with)(IMAGES, DRAW)
+    return jax.device_get((seen, jax.jit(TINY.pure_noise_inside)(seen)))
+
+
 @pytest.fixture(scope="module")
 def seen():
-    return TINY.corrupt_with(IMAGES, DRAW)
+    return views()[0]
 
 
 @pytest.fixture(scope="module")
-def hidden(seen):
-    return TINY.pure_noise_inside(seen)
+def hidden():
+    return views()[1]
 
 
 @jax.jit
@@ -136,7 +145,8 @@ def test_ours_map_by_map(student, teacher, seen, hidden):
     composite = by_label(ORDERED, seen, hidden)["inputs"]
     targets, _ = forward(teacher, composite, DRAW["gamma"])
     weights = weights_of(ORDERED, ALPHA)
-    terms = [np.sum(feature_distance(f, t) * weights) for f, t in zip(features, targets, strict=True)]
+    distances = jax.jit(lambda *pairs: [feature_distance(f, t) for f, t in zip(*pairs, strict=True)])
+    terms = [np.sum(distance * weights) for distance in jax.device_get(distances(features, targets))]
     np.testing.assert_allclose(terms, CASE["ours_feature_losses"], rtol=3e-6)
 
 
@@ -150,7 +160,7 @@ def test_three_steps_of_adam(student, teacher, seen, hidden):
         return optax.apply_updates(encoder, updates), state
 
     encoder, losses = student["encoder"], []
-    state = adam.init(encoder)
+    state = jax.jit(adam.init)(encoder)
     for _ in range(4):
         loss, grads = ours(encoder, teacher["encoder"], inputs)
         losses.append(loss)

@@ -7,6 +7,7 @@ import jax
 from l2l_jax.objectives.task import total_loss
 
 
+@functools.cache
 def grad_fn(task, alpha=0.0):
     """A function of trained, frozen and inputs that gives a task's loss, its terms and the gradient."""
     loss = functools.partial(total_loss, task, alpha=alpha)

@@ -1,5 +1,7 @@
 """Adapters by hand: which weights they have, what they add, and that any method trains them alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,9 +117,10 @@ def test_how_many_numbers_are_trained():
 CELLS = cells(
     ("relearn_aware", "encoder", "whole"),
     MODELS,
-    normal=[("relearn_aware", "mae"), ("whole", "mae"), ("encoder", "mage"), ("encoder", "palette")],
+    normal=[("relearn_aware", "mae"), ("whole", "mage"), ("encoder", "palette")],
 )
-"""A rule of gradients of its own, the paper's method, and features and outputs together."""
+"""A rule of gradients of its own, features and outputs together, and the paper's method; each family once, as
+an adapter asks of a method only that it takes weights, and of a family only its kernels."""
 
 
 @pytest.mark.slow
@@ -128,25 +131,29 @@ def test_losses_and_gradients_of_every_family(method, family):
     params, (batch,) = params_of(model), images_of(family, 1, 4)
     plain = make_task(method, model, target="blur")
     task = make_task(method, model, target="blur", adapter="lora", adapter_rank=2)
-    start = {ADAPTER: task.start(params, jax.random.key(3))[ADAPTER]}
-    moved = {ADAPTER: jax.tree.map(lambda x: x + 0.01, start[ADAPTER])}
+    fresh = jax.jit(lambda key: task.start(params, key)[ADAPTER])
+    start = {ADAPTER: jax.device_get(fresh(jax.random.key(3)))}
+    moved = {ADAPTER: jax.tree.map(lambda x: x + np.float32(0.01), start[ADAPTER])}
 
     def run(task, trained):
         frozen = {part: params[part] for part in task.frozen}
         inputs = task.prepare(frozen, batch, jax.random.key(0))
-        loss, _ = total_loss(task, trained, frozen, inputs, 0.5)
-        rule = task.gradients
-        terms, gradients = rule.compute(task, trained, frozen, inputs, jnp.float32(0.5), lambda x: x)
-        return loss, terms["loss"], rule.combine(terms, gradients, jnp.float32(0.5))
+        rule, alpha = task.gradients, jnp.float32(0.5)
+        terms, gradients = rule.compute(task, trained, frozen, inputs, alpha, lambda x: x)
+        losses = [terms["loss"]]
+        if method == "relearn_aware":  # the rule of the others computes just this
+            losses.append(total_loss(task, trained, frozen, inputs, alpha)[0])
+        return losses, rule.combine(terms, gradients, alpha)
 
     whole = {part: params[part] for part in plain.trained}
-    of_weights, of_adapter = jax.jit(lambda t: run(plain, t)), jax.jit(lambda t: run(task, t))
-    jax.tree.map(np.testing.assert_array_equal, adapted(params, start[ADAPTER]), params)  # to the bit
-    np.testing.assert_allclose(of_adapter(start)[:2], of_weights(whole)[:2], rtol=1e-6)
-    after = merged(params, jax.device_get(moved[ADAPTER]))
-    loss, by_rule, gradient = of_adapter(moved)
-    merged_loss, merged_rule, on_weights = of_weights({part: after[part] for part in plain.trained})
-    np.testing.assert_allclose([loss, by_rule], [merged_loss, merged_rule], rtol=1e-4)
+    of_weights, of_adapter = (jax.jit(functools.partial(run, x)) for x in (plain, task))
+    same = jax.jit(adapted)(params, start[ADAPTER])
+    jax.tree.map(np.testing.assert_array_equal, same, params)  # to the bit
+    np.testing.assert_allclose(of_adapter(start)[0], of_weights(whole)[0], rtol=1e-6)
+    after = merged(params, moved[ADAPTER])
+    losses, gradient = jax.device_get(of_adapter(moved))
+    merged_losses, on_weights = jax.device_get(of_weights({part: after[part] for part in plain.trained}))
+    np.testing.assert_allclose(losses, merged_losses, rtol=1e-4)
     checked = 0
     for path, factors in jax.tree_util.tree_leaves_with_path(moved[ADAPTER], is_leaf=lambda x: "down" in x):
         slope, found = on_weights, gradient[ADAPTER]

@@ -36,13 +36,18 @@ def palette():
         load(test_palette_unlearning.TABLE, PALETTE_CASE.state_dict(prefix), parts)
         for prefix in ("", "teacher:")
     )
-    seen = jax.jit(PALETTE.corrupt_with)(IMAGES, DRAW)
-    return student, teacher, seen, PALETTE.pure_noise_inside(seen)
+    seen, hidden = test_palette_unlearning.views()
+    return student, teacher, seen, hidden
 
 
 def check_palette(name, task, student, frozen, inputs):
-    (loss, _), grads = grad_fn(task, ALPHA)({part: student[part] for part in task.trained}, frozen, inputs)
+    trained = {part: student[part] for part in task.trained}
+    (loss, _), grads = jax.device_get(grad_fn(task, ALPHA)(trained, frozen, inputs))
     test_palette_unlearning.check(name, loss / 2, jax.tree.map(lambda g: g / 2, grads))
+
+
+NOISY_LABEL = noisy_label_task(PALETTE)
+noisy_truth = jax.jit(PALETTE.noisy_truth)
 
 
 def test_palette_max_loss(palette):
@@ -57,16 +62,16 @@ def test_palette_noisy_label(palette, name):
     student, _, seen, _ = palette
     labels = PALETTE_CASE["labels_mixed"] if name.endswith("mixed") else ORDERED
     views = {"images": IMAGES, "seen": seen}
-    truth = jax.jit(PALETTE.noisy_truth)(IMAGES, seen, np.zeros_like(IMAGES), jax.random.key(0))
+    truth = noisy_truth(IMAGES, seen, np.zeros_like(IMAGES), jax.random.key(0))
     noisy = dict(zip(("images", "seen"), truth, strict=True))
     inputs = {"retain": rows(views, labels > 0), "forget": rows(noisy, labels < 0)}
-    check_palette(name, noisy_label_task(PALETTE), student, {}, inputs)
+    check_palette(name, NOISY_LABEL, student, {}, inputs)
 
 
 def test_palette_retain_label(palette):
     """Forget rows 2 and 3 are paired with retain rows 0 and 1, as we pair them."""
     student, teacher, seen, _ = palette
-    target = jax.jit(PALETTE.predict)(teacher, rows(seen, RETAIN))
+    target = rows(forward(teacher, seen["inputs"], DRAW["gamma"])[1], RETAIN)
     inputs = {
         "retain": {"seen": rows(seen, RETAIN), "target": target},
         "forget": {"seen": rows(seen, FORGET), "target": target},
@@ -96,7 +101,7 @@ def test_mage_max_loss():
     task = max_loss_task(MAGE)
     params = test_mage.tiny_params()
     trained = {part: params[part] for part in task.trained}
-    (loss, terms), grads = grad_fn(task, ALPHA)(trained, {}, inputs)
+    (loss, terms), grads = jax.device_get(grad_fn(task, ALPHA)(trained, {}, inputs))
     np.testing.assert_allclose(loss / 2, MAGE_CASE["baseline/loss"], atol=5e-6)
     for name in ("retain", "forget"):
         np.testing.assert_allclose(terms[name] / 2, MAGE_CASE[f"baseline/{name}_loss"], atol=5e-6)
@@ -138,7 +143,7 @@ def test_noise_codes_have_the_statistics_of_the_codes():
 
 def test_noise_codes_are_clipped_to_the_codebook():
     codes = np.where(np.arange(2000).reshape(20, 100) % 2, 63, 0).astype(np.int32)
-    drawn = np.asarray(draw_noise_codes(jax.random.key(0), codes, 64))
+    drawn = np.asarray(jax.jit(draw_noise_codes, static_argnums=2)(jax.random.key(0), codes, 64))
     assert (drawn.min(), drawn.max()) == (0, 63)
     # Two standard deviations lie between 0 and 63: a sixth of the draws falls on either side.
     assert np.all(np.abs(np.bincount(drawn.ravel())[[0, 63]] / 2000 - 0.165) < 0.05)
@@ -148,9 +153,16 @@ def test_mage_has_noise_codes_as_its_truth():
     model, images = test_mage.DIGITS, np.zeros((50, 16, 16, 3), np.float32)
     codes = np.random.default_rng(0).integers(2, 6, (50, 16), np.int32)
     masks = np.random.default_rng(1).random((50, 16), np.float32)
-    seen = model.mask(codes, masks, num_drop=8, num_mask=10)
-    same, noisy = model.noisy_truth(images, seen, images, jax.random.key(0))
-    assert same is images and noisy.keys() == seen.keys()
+
+    @jax.jit
+    def before_and_after(images):
+        seen = model.mask(codes, masks, num_drop=8, num_mask=10)
+        same, noisy = model.noisy_truth(images, seen, images, jax.random.key(0))
+        assert same is images
+        return seen, noisy
+
+    seen, noisy = jax.device_get(before_and_after(images))
+    assert noisy.keys() == seen.keys()
     for name in set(seen) - {"targets"}:
         np.testing.assert_array_equal(noisy[name], seen[name])
     drawn = np.asarray(noisy["targets"])

@@ -19,6 +19,9 @@ from l2l_jax import (
 RNG = np.random.default_rng(0)
 
 
+compiled = jax.jit(unlearning_loss, static_argnames="per_example")
+
+
 def floats(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
@@ -52,19 +55,18 @@ def distances(student, teacher, mask=None):
 @pytest.mark.parametrize("pairs", [TOKENS, MAPS], ids=["tokens", "maps"])
 def test_unlearning_loss_of_sets_of_different_sizes(pairs):
     retain, forget = distances(*pairs["retain"]), distances(*pairs["forget"])
-    loss, terms = jax.jit(unlearning_loss)(*arguments(pairs), alpha=0.5)
+    loss, terms = compiled(*arguments(pairs), alpha=0.5)
     np.testing.assert_allclose(loss, retain.mean() + 0.5 * forget.mean(), rtol=1e-5)
     np.testing.assert_allclose([terms["retain"], terms["forget"]], [retain.mean(), forget.mean()], rtol=1e-5)
-    same, terms = unlearning_loss(*arguments(pairs), alpha=0.5, per_example=True)
+    same, terms = compiled(*arguments(pairs), alpha=0.5, per_example=True)
     np.testing.assert_allclose(same, loss, rtol=1e-6)
     np.testing.assert_allclose(terms["retain"], retain, rtol=1e-5)
     np.testing.assert_allclose(terms["forget"], forget, rtol=1e-5)
 
 
 def test_gradients_reach_the_student_alone():
-    gradients = jax.grad(lambda *x: unlearning_loss(*x, alpha=0.5)[0], argnums=(0, 1, 2, 3))(
-        *arguments(TOKENS)
-    )
+    gradient_of = jax.grad(lambda *x: unlearning_loss(*x, alpha=0.5)[0], argnums=(0, 1, 2, 3))
+    gradients = jax.device_get(jax.jit(gradient_of)(*arguments(TOKENS)))
     for (student, teacher), gradient, weight in zip(TOKENS.values(), gradients[::2], (1, 0.5), strict=True):
         np.testing.assert_allclose(gradient, weight * 2 * (student - teacher) / student.size, atol=1e-7)
     assert not np.any(gradients[1]) and not np.any(gradients[3])
@@ -81,14 +83,15 @@ def test_where_chooses_tokens_and_examples():
         rest = arguments(broken)[1:]
         return unlearning_loss(student_retain, *rest, alpha=0.5, where=tuple(MASKS.values()))
 
-    (found, terms), gradient = jax.value_and_grad(loss, has_aux=True)(broken["retain"][0])
+    gradient_of = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (found, terms), gradient = jax.device_get(gradient_of(broken["retain"][0]))
     np.testing.assert_allclose(terms["retain"], np.nanmean(expected[0]), rtol=1e-5)
     np.testing.assert_allclose(terms["forget"], np.nanmean(expected[1]), rtol=1e-5)
     np.testing.assert_allclose(found, np.nanmean(expected[0]) + 0.5 * np.nanmean(expected[1]), rtol=1e-5)
     assert np.all(np.isfinite(gradient)) and np.all((gradient != 0).any(axis=-1) == MASKS["retain"])
 
     rows = np.arange(9) < 7  # the last two are there to fill the batch
-    _, terms = unlearning_loss(*arguments(MAPS), alpha=0.5, where=(None, rows))
+    _, terms = compiled(*arguments(MAPS), alpha=0.5, where=(None, rows))
     np.testing.assert_allclose(terms["forget"], distances(*MAPS["forget"])[:7].mean(), rtol=1e-5)
 
 

@@ -13,6 +13,8 @@ from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, validation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evaluation.hole_errors import hole_errors
+from l2l_jax.evaluation.restoration import Restorer
+from l2l_jax.evaluation.tasks import parse_tasks
 from l2l_jax.objectives.constrained import Constrained
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.stages import batches, unlearning
@@ -102,8 +104,10 @@ def test_a_budgeted_run_says_what_it_cost(one_device, tmp_path):
     params = unlearning.unlearned_params(config, folders, original, sets)
     facts = read_card(folders.unlearned)["retain_budget"]
     validation = validation_sets(config.data, open_source(config.data, "validation", 16))
+    task = parse_tasks(config.evaluate.tasks)[0]
+    restorer = Restorer(config.model, task, batch_size=config.evaluate.batch_size, seed=config.seed)
     for of, source in validation._asdict().items():
-        before, after = (hole_errors(config, p, source) for p in (original, params))
+        before, after = (hole_errors(config, p, source, restorer) for p in (original, params))
         assert facts["images"][of] == len(before) < 200  # all there are
         assert facts[of]["value"] == pytest.approx(after.mean() / before.mean(), rel=1e-3)
         assert facts[of]["low"] < facts[of]["value"] < facts[of]["high"]

@@ -57,6 +57,9 @@ def images(before=lambda index: None):
     )
 
 
+tokenize = jax.jit(MODEL.tokenize)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
@@ -80,6 +83,7 @@ def bank(params, mesh, tmp_path_factory):
     return open_bank(folder, HOW, MODEL, params, images(), seed=SEED, mesh=mesh)
 
 
+@jax.jit
 def noise_of(batch, step):
     """The noise images of a step without a bank."""
     rng = jax.random.fold_in(jax.random.key(SEED), step)
@@ -87,7 +91,6 @@ def noise_of(batch, step):
 
 
 def test_codes_are_those_of_each_step(bank, params):
-    tokenize = jax.jit(MODEL.tokenize)
     for step, pixels, codes in zip(range(STEPS), images(), bank, strict=False):
         assert set(codes) == {"retain", "forget", "noise"}
         for name, shown in {**pixels, "noise": noise_of(pixels, step)}.items():
@@ -145,7 +148,7 @@ def test_noise_alone(params, mesh, tmp_path):
     shown, found = [], []
     for step, pixels, batch in zip(range(2), images(), bank, strict=False):
         np.testing.assert_array_equal(batch["retain"], pixels["retain"])
-        shown += [*MODEL.tokenize(params, noise_of(pixels, step))]
+        shown += [*np.asarray(tokenize(params, noise_of(pixels, step)))]
         found += [*batch["noise"]]
     np.testing.assert_array_equal(found[:12], shown[:12])
     assert {tuple(row) for row in found[12:]} <= {tuple(row) for row in found[:12]}  # the pool begins again

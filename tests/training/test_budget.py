@@ -1,5 +1,6 @@
 """A retain budget: its rules by hand, and a run whose end is known by hand."""
 
+import functools
 import json
 import math
 import os
@@ -53,21 +54,28 @@ def test_the_best_model_forgets_most_within_the_budget():
     assert min(outside, key=lambda m: m.rank(1.2)).step == 6
 
 
-def make_budget(budget, every=4, **more):
-    def make_errors(parallel):
-        size = parallel.mesh.size
-        return HoleErrors(toy.Gain, toy.HOLE, toy.validation(), rows=8 * size, seed=0, parallel=parallel)
+@functools.cache
+def trainer(layout, sign):
+    """Of all runs on a layout: what is tested lies between the steps, which are compiled once."""
+    kind, data, model = layout
+    mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
+    return loop.Trainer("unlearn", toy.task(sign), CONFIG, seed=0, mesh=mesh, parallel=kind)
 
+
+@functools.cache
+def make_errors(parallel):
+    """The measurement of a trainer's runs, compiled once."""
+    rows = 8 * parallel.mesh.size
+    return HoleErrors(toy.Gain, toy.HOLE, toy.validation(), rows=rows, seed=0, parallel=parallel)
+
+
+def make_budget(budget, every=4, **more):
     return RetainBudget(budget, every=every, rate=6.0, steps=CONFIG.steps, make_errors=make_errors, **more)
 
 
-def run(folder, budget, *, alpha, task=None, batches=None, layout=("jit", 1, 1)):
-    kind, data, model = layout
-    mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
-    params = loop.train(
-        "unlearn", task or toy.task(), toy.params(), batches or toy.batches(), CONFIG, folder, seed=0,
-        mesh=mesh, parallel=kind, alpha=alpha, budget=budget,
-    )  # fmt: skip
+def run(folder, budget, *, alpha, sign=1.0, batches=None, layout=("jit", 1, 1)):
+    batches = batches or toy.batches()
+    params = trainer(layout, sign).train(toy.params(), batches, folder, alpha=alpha, budget=budget)
     return float(params["encoder"]["gain"])
 
 
@@ -96,7 +104,7 @@ def test_the_budget_is_used_up_and_held(alpha, tmp_path):
 def test_raising_a_loss_is_held_in_the_same_way(uninterrupted, tmp_path):
     """The negative forget loss raised is the loss lowered: the same numbers but for the sign."""
     budget = make_budget(1.5)
-    run(tmp_path, budget, alpha=0.25, task=toy.task(sign=-1.0))
+    run(tmp_path, budget, alpha=0.25, sign=-1.0)
     assert budget.outcome().met and budget.outcome().retain.value > 1.15
     for mine, theirs in zip(read_metrics(tmp_path)[:40], uninterrupted[2][:40], strict=True):
         assert mine == pytest.approx({**theirs, "forget": -theirs["forget"]}, rel=1e-3)

@@ -49,7 +49,8 @@ def test_a_model_of_a_family_is_measured_as_it_restores():
     parallel = make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit")
     hole = np.arange(8)[:, None] >= np.full(8, 4)  # the lower half: whole patches
     errors = HoleErrors(model, hole, images, rows=4, seed=0, parallel=parallel)
-    restored = model.restore(params, images["retain"], hole, jax.random.key(0))
+    restore = jax.jit(lambda params, images: model.restore(params, images, hole, jax.random.key(0)))
+    restored = restore(params, images["retain"])
     expected = hole_mse(images["retain"], np.asarray(restored), hole)
     np.testing.assert_allclose(errors.finish(errors.start(params))["retain"], expected, rtol=1e-4)
 

@@ -1,6 +1,7 @@
 """Training as a whole: resuming, damaged checkpoints, stopping, diverging."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
@@ -46,15 +47,18 @@ def params():
     return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
 
 
+@functools.cache
+def trainer(task, config, mesh, parallel):
+    """Of many tests, which ask what happens between steps: they share a compiled step."""
+    return loop.Trainer("unlearn", task, config, seed=1, mesh=mesh, parallel=parallel)
+
+
 def run(params, folder, batches=None, config=CONFIG, mesh=None, parallel="jit", task=TASK, teacher=None):
     batches = batches or training_batches(
         {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
     )
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
-    return loop.train(
-        "unlearn", task, params, batches, config, folder, seed=1, mesh=mesh, parallel=parallel, alpha=0.5,
-        teacher=teacher,
-    )  # fmt: skip
+    return trainer(task, config, mesh, parallel).train(params, batches, folder, alpha=0.5, teacher=teacher)
 
 
 class Watched:
@@ -220,9 +224,10 @@ def test_nothing_is_compiled_after_the_first_step(params, tmp_path):
         seen.append(len(compiled))
         return batch
 
+    fresh = loop.Trainer("unlearn", TASK, CONFIG, seed=1, mesh=sharding.make_mesh(jax.devices()[:1]))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        run(params, tmp_path, Watched(count))
+        fresh.train(params, Watched(count), tmp_path, alpha=0.5)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     # Before batch 2 the first step was compiled; 12 steps, 3 checkpoints and 6 log lines follow.

@@ -1,5 +1,7 @@
 """Schedule and AdamW against NumPy by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,12 +76,12 @@ def test_adamw(clip_norm):
     rates = [0, 0.05] + [0.05 * (1 + np.cos(np.pi * k / 18)) for k in range(4)]
     expected = adamw_by_hand(dict(params), gradients, rates, config)
     optimizer = make_optimizer(config)
-    ours = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
-    state = optimizer.init(ours)
+    ours = {k: v.astype(np.float32) for k, v in params.items()}
+    state, update = jax.jit(optimizer.init)(ours), jax.jit(optimizer.update)
     for gradient in gradients:
-        gradient = {k: jnp.asarray(v, jnp.float32) for k, v in gradient.items()}
-        updates, state = optimizer.update(gradient, state, ours)
-        ours = {k: ours[k] + updates[k] for k in ours}
+        gradient = {k: v.astype(np.float32) for k, v in gradient.items()}
+        updates, state = update(gradient, state, ours)
+        ours = {k: ours[k] + np.asarray(updates[k]) for k in ours}
     for name in params:
         np.testing.assert_allclose(ours[name], expected[name], atol=1e-5)
 
@@ -103,7 +105,8 @@ def test_muon_makes_the_updates_of_kernels_orthogonal():
         clip_norm=0.0,
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    params = {"kernel": jnp.zeros((6, 4)), "conv": {"kernel": jnp.zeros((1, 2, 3, 4))}, "bias": jnp.zeros(4)}
+    zeros = functools.partial(np.zeros, dtype=np.float32)
+    params = {"kernel": zeros((6, 4)), "conv": {"kernel": zeros((1, 2, 3, 4))}, "bias": zeros(4)}
     left, _ = np.linalg.qr(rng.normal(size=(6, 4)))
     right, _ = np.linalg.qr(rng.normal(size=(4, 4)))
     matrix = left @ np.diag([8.0, 4.0, 2.0, 1.0]) @ right.T
@@ -112,9 +115,10 @@ def test_muon_makes_the_updates_of_kernels_orthogonal():
         "conv": {"kernel": matrix.reshape(1, 2, 3, 4)},
         "bias": np.array([1, -2, 3, -4.0]),
     }
-    gradient = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient)
+    gradient = jax.tree.map(lambda x: x.astype(np.float32), gradient)
     optimizer = make_optimizer(config)
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    # Not under `jit`, which adds the two kernels' products up in different orders.
+    updates, _ = optimizer.update(gradient, jax.jit(optimizer.init)(params), params)
     rotated = left.T @ np.asarray(updates["kernel"], float) @ right / (-0.1 * 0.2 * np.sqrt(6))
     np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), atol=0.02)
     assert np.all((np.diag(rotated) > 0.65) & (np.diag(rotated) < 1.25))  # five steps of Newton and Schulz

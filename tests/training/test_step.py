@@ -1,7 +1,8 @@
 """The step: what it trains, accumulates and averages, on one device and on eight."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -11,7 +12,7 @@ from l2l_jax.objectives.baselines import encoder_task
 from l2l_jax.objectives.task import Task, pretraining_task
 from l2l_jax.training import sharding
 from l2l_jax.training.optimizer import TrainingConfig, make_optimizer
-from l2l_jax.training.step import create_state, make_step, placed_state
+from l2l_jax.training.step import make_step, placed_state
 
 MODEL = MAE(
     image_size=16, patch_size=4, width=16, depth=1, num_heads=2,
@@ -28,16 +29,21 @@ def batches(task):
         yield dict(zip(task.sets, images, strict=False))
 
 
+OPTIMIZER = make_optimizer(CONFIG)
+
+
+@functools.cache
+def compiled_step(task, accumulate=1, ema_decay=0.0):
+    """A step of all tests, traced once for any devices."""
+    return jax.jit(make_step(task, OPTIMIZER, seed=3, ema_decay=ema_decay, accumulate=accumulate))
+
+
 def run(task, params, *, devices=1, accumulate=1, ema_decay=0.0):
     """Five steps; the trained parameters, the average and the metrics of every step."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    optimizer = make_optimizer(CONFIG)
-    step = jax.jit(
-        make_step(task, optimizer, seed=3, ema_decay=ema_decay, accumulate=accumulate),
-        donate_argnums=0,
-    )
+    step = compiled_step(task, accumulate, ema_decay)
     trained = {part: params[part] for part in task.trained}
-    state = placed_state(trained, optimizer, mesh, ema=ema_decay > 0, alpha=0.25)
+    state = placed_state(trained, OPTIMIZER, mesh, ema=ema_decay > 0, alpha=0.25)
     frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
     history = []
     for batch in batches(task):
@@ -112,15 +118,22 @@ def test_accumulation_on_eight_devices_of_a_pretraining_task(params):
     assert whole[1][-1]["loss"] < whole[1][0]["loss"]
 
 
+def on_one_device(params):
+    """What `run` gives its steps: the state before the first, what is frozen, and the batches."""
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    trained, frozen = ({part: params[part] for part in names} for names in (UNLEARN.trained, UNLEARN.frozen))
+    state = placed_state(trained, OPTIMIZER, mesh, ema=False, alpha=0.25)
+    placed = (sharding.shard_batch(batch, mesh) for batch in batches(UNLEARN))
+    return state, sharding.place(frozen, mesh), placed
+
+
 def test_moving_average(params):
     """ema ← 0.9 ema + 0.1 params after every step; the average is the result."""
     state, _ = run(UNLEARN, params, ema_decay=0.9)
-    optimizer = make_optimizer(CONFIG)
-    step = jax.jit(make_step(UNLEARN, optimizer, seed=3))
-    plain = create_state({"encoder": params["encoder"]}, optimizer, ema=False, alpha=0.25)
+    plain, frozen, placed = on_one_device(params)
     expected = params["encoder"]["cls_token"].astype(np.float64)
-    for batch in batches(UNLEARN):
-        plain, _ = step(plain, params, batch)
+    for batch in placed:
+        plain, _ = compiled_step(UNLEARN)(plain, frozen, batch)
         expected = 0.9 * expected + 0.1 * np.asarray(plain.params["encoder"]["cls_token"], np.float64)
     np.testing.assert_allclose(state.ema["encoder"]["cls_token"], expected, atol=1e-6)
     assert state.result is state.ema and plain.result is plain.params
@@ -128,11 +141,10 @@ def test_moving_average(params):
 
 def test_randomness_follows_the_step_number(params):
     """Two steps on one batch draw differently; the same step twice draws the same."""
-    optimizer = make_optimizer(CONFIG)
-    step = jax.jit(make_step(UNLEARN, optimizer, seed=3))
-    state = create_state({"encoder": params["encoder"]}, optimizer, ema=False, alpha=0.25)
-    batch = next(batches(UNLEARN))
-    first = step(state, params, batch)[1]["forget"]
-    assert step(state, params, batch)[1]["forget"] == first
-    later = step(state.replace(step=jnp.int32(1)), params, batch)[1]["forget"]
+    state, frozen, placed = on_one_device(params)
+    step, batch = compiled_step(UNLEARN), next(placed)
+    first = step(state, frozen, batch)[1]["forget"]
+    assert step(state, frozen, batch)[1]["forget"] == first
+    number = jax.device_put(np.int32(1), state.step.sharding)
+    later = step(state.replace(step=number), frozen, batch)[1]["forget"]
     assert later != first

@@ -28,7 +28,7 @@ def params():
 def outputs(params):
     """Block outputs, features and logits by whether the parameters have the gain."""
     matrix = resizing_matrix(96, 299, "bilinear", antialias=False)
-    images = np.einsum("ui,vj,bcij->buvc", matrix, matrix, CASE["x"].astype(np.float64))
+    images = np.einsum("ui,vj,bcij->buvc", matrix, matrix, CASE["x"].astype(np.float64), optimize=True)
     network = inception.Inception()
     apply = jax.jit(lambda p, x: network.apply({"params": p}, x, mutable=["intermediates"]))
     return {gain: apply(p, (2 * images - 1).astype(np.float32)) for gain, p in params.items()}
