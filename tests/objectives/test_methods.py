@@ -52,10 +52,14 @@ OTHERS = [method for method in WEIGHTED if method not in DEFAULTS]
 CELLS = cells(
     WEIGHTED,
     MODELS,
-    normal=[*itertools.product(DEFAULTS, MODELS), *((method, "mae") for method in OTHERS)],
+    normal=[
+        *itertools.product(DEFAULTS, MODELS),
+        *((method, "mae") for method in OTHERS),
+        ("noisy_label", "mage"),
+    ],
 )
-"""In every run the other methods are those of MAE, as a method asks the same of all families; most of them
-run on MAGE and Palette in test_baselines_release.py and test_adapters.py."""
+"""In every run the other methods are those of MAE, as a method asks the same of all families, and the one whose
+truth on MAGE is of its own; most of them run on MAGE and Palette in test_baselines_release.py and test_adapters.py."""
 WITH_TEACHER = (*ENCODER_ONLY, "retain_label", "whole", "undo")
 IMAGES = np.random.default_rng(0).random((4, 8, 8, 8, 3), np.float32)
 
