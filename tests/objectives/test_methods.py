@@ -58,8 +58,8 @@ CELLS = cells(
         ("noisy_label", "mage"),
     ],
 )
-"""In every run the other methods are those of MAE, as a method asks the same of all families, and the one that
-has a truth of its own on MAGE; most run on MAGE and Palette in test_baselines_release.py and test_adapters.py."""
+"""In every run the other methods are those of MAE, as a method asks the same of all families, and one that
+has a truth of its own on MAGE. Most run on all families in test_baselines_release.py and test_adapters.py."""
 WITH_TEACHER = (*ENCODER_ONLY, "retain_label", "whole", "undo")
 IMAGES = np.random.default_rng(0).random((4, 8, 8, 8, 3), np.float32)
 
