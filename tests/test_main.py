@@ -52,7 +52,7 @@ def params(workdir):
     from l2l_jax.models.mae import MAE
 
     model = MAE(**{k: tuple(v) if isinstance(v, list) else v for k, v in shapes.items()})
-    return load_params(workdir / "unlearned", jax.eval_shape(model.init, jax.random.key(0)))
+    return load_params(workdir / "unlearned", model.shapes())
 
 
 @pytest.fixture(scope="module")

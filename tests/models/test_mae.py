@@ -20,7 +20,7 @@ TINY = MAE(
 
 @pytest.fixture(scope="module")
 def params():
-    shapes = jax.eval_shape(TINY.init, jax.random.key(0))
+    shapes = TINY.shapes()
     return mapping.to_flax(TABLE, CASE.state_dict(), shapes, TINY)
 
 

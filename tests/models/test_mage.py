@@ -17,7 +17,6 @@ from l2l_jax.objectives import UnlearningInputs, encoder_unlearning_loss
 from l2l_jax.weights import mapping
 from l2l_jax.weights.mage import TABLE
 from tests.reference_arrays import FOLDER, Case, fill, nhwc
-from tests.training.families import shapes_of
 
 CASE, UNLEARN = Case("mage_tiny"), Case("mage_unlearn_loss")
 TINY = MAGE(
@@ -50,7 +49,7 @@ def state_dict(prefix: str = "") -> dict[str, np.ndarray]:
 
 @functools.cache
 def tiny_params(prefix: str = ""):
-    return mapping.to_flax(TABLE, state_dict(prefix), shapes_of(TINY), TINY)
+    return mapping.to_flax(TABLE, state_dict(prefix), TINY.shapes(), TINY)
 
 
 mask = jax.jit(TINY.mask, static_argnames=("num_drop", "num_mask"))
@@ -67,7 +66,7 @@ def random_params(model: MAGE):
         named = {"scale": np.ones_like(n), "bias": np.zeros_like(n)}
         return named.get(path[-1].key, n / np.float32(np.sqrt(max(n.size // n.shape[-1], 1))))
 
-    return jax.tree_util.tree_map_with_path(leaf, shapes_of(model))
+    return jax.tree_util.tree_map_with_path(leaf, model.shapes())
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +279,7 @@ def test_state_dict_comes_back_bit_for_bit(params):
 def test_layout_of_the_published_model():
     layout = json.loads((FOLDER / "layouts/mage_vit_base_patch16.json").read_text())
     model = MAGE(**VARIANTS["vit_base_patch16"])
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.shapes()
     fixed = mapping.to_torch(TABLE, {}, model)
     assert set(fixed) == set(layout["kept"])
     # One bit per weight: only names and shapes matter.

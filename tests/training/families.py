@@ -1,7 +1,5 @@
 """A small model of each family, large enough that some of its parameters are split over devices."""
 
-import functools
-
 import jax
 import numpy as np
 
@@ -27,15 +25,9 @@ MODELS = {
 }  # fmt: skip
 
 
-@functools.cache
-def shapes_of(model):
-    """Shapes and types of a model's parameters."""
-    return jax.eval_shape(model.init, jax.random.key(0))
-
-
 def params_of(model):
     """Random parameters; what starts at zero does not, so that everything has a gradient."""
-    shapes = shapes_of(model)
+    shapes = model.shapes()
     rng = np.random.default_rng(0)
 
     def leaf(path, x):
