@@ -1,15 +1,12 @@
 """The rehearsal of a recipe, on its small variant."""
 
 import json
-import time
 
 import pytest
 from PIL import Image
 
-from l2l_jax.benchmark import rehearsal
 from l2l_jax.benchmark.rehearsal import make_jpegs, rehearse
 from l2l_jax.errors import UserError
-from tests.processes import forking
 
 
 def test_jpegs_are_photographs_of_many_sizes(tmp_path):
@@ -22,26 +19,8 @@ def test_jpegs_are_photographs_of_many_sizes(tmp_path):
         rehearse("configs/mae.py", tmp_path / "jpegs", 1, 1, 1)
 
 
-def forked(run):
-    """Phases are forked, which start sooner; `run` starts but the one that imports."""
-
-    def run_phase(name, arguments):
-        if name == "import":
-            return run(name, arguments)
-        start = time.monotonic()
-        process = forking.start(*arguments)
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        seconds, kilobytes = process.seconds, process.kilobytes
-        return rehearsal.Phase(name, time.monotonic() - start, seconds, kilobytes * 1024 / 1e9)
-
-    return run_phase
-
-
 @pytest.mark.slow
-def test_a_recipe_is_rehearsed_from_weights_to_report(tmp_path, monkeypatch):
-    if forking.can_fork():
-        monkeypatch.setattr(rehearsal, "_run", forked(rehearsal._run))
+def test_a_recipe_is_rehearsed_from_weights_to_report(tmp_path):
     report = rehearse("configs/mae.py:runlocal", tmp_path / "made", steps=3, images=8, batch_size=8)
     assert len(report["phases"]) == 3 and all(phase["seconds"] > 0 for phase in report["phases"])
     assert all(0.1 < phase["gigabytes"] < 10 for phase in report["phases"])

@@ -42,9 +42,6 @@ class Process:
       server: the socket on which the server listens.
       request: "arguments", "env" and "cwd".
       stdin: the file that it reads.
-
-    Attributes:
-      seconds, kilobytes: of the processor, and its greatest memory, when it has ended.
     """
 
     def __init__(self, server, request, stdin):
@@ -69,7 +66,7 @@ class Process:
         if self.returncode is None:
             if not select.select([self._connection], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
-            self.returncode, self.seconds, self.kilobytes = json.loads(self._told.readline())
+            (self.returncode,) = json.loads(self._told.readline())
             self._told.close()
             self._connection.close()
         return self.returncode
@@ -175,9 +172,8 @@ def _serve(requests):
                 waiting.unregister(key.fileobj)
                 os.close(key.fileobj)
                 pid, connection = key.data
-                _, status, usage = os.wait4(pid, 0)
-                seconds = usage.ru_utime + usage.ru_stime
-                _tell(connection, os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss)
+                _, status = os.waitpid(pid, 0)
+                _tell(connection, os.waitstatus_to_exitcode(status))
                 connection.close()
                 continue
             asked, files, *_ = socket.recv_fds(requests, 1, 4)
