@@ -66,7 +66,8 @@ def test_the_figures_of_the_cards_hold(recipe, one_device):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_card_of_a_twin_says_how_much_its_seed_matters(recipe):
-    """After the attacks of the recipe's own audit, of as many steps: forget errors 1 to 50 % apart."""
+    """After the attacks of the recipe's own audit, as many steps: forget errors 1 (MAE: 3) to 50 % apart."""
+    least = 0.03 if recipe == "digits_mae" else 0.01
     audit, seeds = config_of(recipe).audit, shipped.card(recipe + shipped.RETRAINED)["seeds"]
     steps = {"as_it_lies": 0, "retain_tuning": audit.steps}
     steps |= {f"relearning_{shots}": audit.shot_steps for shots in audit.shots}
@@ -74,7 +75,7 @@ def test_the_card_of_a_twin_says_how_much_its_seed_matters(recipe):
     assert seeds["count"] >= 3
     for attack, step in steps.items():
         (spread,) = seeds["spread"][attack].items()
-        assert spread[0] == str(step) and 0.01 < spread[1]["error"] < 0.5
+        assert spread[0] == str(step) and least < spread[1]["error"] < 0.5
 
 
 def test_recipes_start_from_them(tmp_path):
