@@ -104,7 +104,8 @@ def test_a_checkpoint_of_2_processes_is_restored_by_1(stopped, alone, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_2_processes_is_restored_by_4_and_theirs_by_1(stopped, alone, tmp_path):
+@pytest.mark.parametrize("last", [1, soak(2)])
+def test_a_checkpoint_of_2_processes_is_restored_by_4_and_theirs_by_fewer(stopped, alone, tmp_path, last):
     """2 processes stop after step 5, 4 after step 10, one ends the run: the numbers are those of one process.
 
     The first two have all parameters each; then they are split on a mesh of 2x2, and over two devices.
@@ -115,7 +116,13 @@ def test_a_checkpoint_of_2_processes_is_restored_by_4_and_theirs_by_1(stopped, a
     assert "2 devices of 2 processes; it resumes on 4 devices of 4 processes" in ended[0].errors
     assert "resuming after step 5" in ended[0].errors and "stopped after step 10" in ended[0].errors
     assert_silent(ended[1:])
-    assert_same_run(tmp_path / "run", scenarios.train(tmp_path / "run", ways=2), alone)
+    if last == 1:
+        params = scenarios.train(tmp_path / "run", ways=2)
+    else:
+        ended = worker(2, "sharded", tmp_path / "run")
+        assert [process.code for process in ended] == [0, 0], ended[0].errors
+        params = kept(tmp_path / "run", 2, alone[0])
+    assert_same_run(tmp_path / "run", params, alone)
 
 
 @pytest.mark.soak
@@ -128,16 +135,22 @@ def test_pmap_goes_on_in_several_processes(stopped, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_retain_budget_is_decided_alike_by_all(tmp_path):
+@pytest.mark.parametrize("first", [1, soak(2)])
+def test_a_retain_budget_is_decided_alike_by_all(tmp_path, first):
     """One process stops, 2 go on under `pmap`: weights, ratios and the model kept are those of one alone."""
     (tmp_path / "alone").mkdir()
     alone = scenarios.train(tmp_path / "alone", budgeted=True), read_metrics(tmp_path / "alone")
     assert len({row["alpha"] for row in alone[1]}) > 2
-    with pytest.raises(Interrupted):
-        scenarios.train(tmp_path / "run", 0, 4, signal.SIGTERM, budgeted=True)
+    if first == 1:
+        with pytest.raises(Interrupted):
+            scenarios.train(tmp_path / "run", 0, 4, signal.SIGTERM, budgeted=True)
+    else:
+        ended = worker(2, "budgeted_mapped_terminated", tmp_path / "run")
+        assert [process.code for process in ended] == [128 + signal.SIGTERM] * 2, ended[0].errors
     ended = worker(2, "budgeted_mapped", tmp_path / "run")
     assert [process.code for process in ended] == [0, 0], ended[0].errors
-    assert "1 devices of 1 processes; it resumes on 2 devices of 2 processes" in ended[0].errors
+    moved = "1 devices of 1 processes; it resumes on 2 devices of 2 processes" in ended[0].errors
+    assert moved == (first == 1)
     assert_same_run(tmp_path / "run", kept(tmp_path / "run", 2, alone[0]), alone)
 
 

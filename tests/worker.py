@@ -117,6 +117,11 @@ def whole(folder, **how):
     np.savez(folder / f"params_{jax.process_index()}.npz", *jax.tree.leaves(train(folder, **how)))
 
 
+def sharded(folder):
+    """Train to the end with parameters split over two processes."""
+    whole(folder, ways=2)
+
+
 def mapped(folder):
     """Train to the end under `pmap`."""
     whole(folder, parallel="pmap")
@@ -125,6 +130,11 @@ def mapped(folder):
 def budgeted_mapped(folder):
     """Train to the end under `pmap` with a retain budget."""
     whole(folder, budgeted=True, parallel="pmap")
+
+
+def budgeted_mapped_terminated(folder):
+    """With a retain budget under `pmap`, the last process gets SIGTERM in its fourth step."""
+    terminated(folder, budgeted=True, parallel="pmap")
 
 
 def terminated(folder, **how):
