@@ -18,6 +18,7 @@ from l2l_jax.models.palette import Palette
 from l2l_jax.models.registry import FAMILIES
 from l2l_jax.models.vit import sincos_position_table
 from l2l_jax.weights import families, mae, mapping, transfer
+from tests.matrix import soak
 from tests.reference_arrays import FOLDER, Case, nhwc
 from tests.weights.checkpoints import SMALL, assert_same_bits, network, write_safetensors
 
@@ -221,17 +222,26 @@ def test_existing_output_is_left_alone(imported, tmp_path):
     assert list((tmp_path / "model").iterdir()) == []
 
 
-DRAWN = np.random.default_rng(0).standard_normal(10_007, np.float32)
-"""A prime number of numbers: rows and columns of a matrix filled with them again and again all differ."""
+DRAWN = np.random.default_rng(0).standard_normal(2**17, np.float32)
+STEPS = (1, 2, 3, 5)
+"""How far apart in `DRAWN` neighbours along each axis lie: unlike, so that no axis passes for another."""
 
 
 def numbers(key, shape):
-    """Numbers of a large parameter's own; drawing all of them would take longer than the test."""
-    return np.resize(np.roll(DRAWN, zlib.crc32(key.encode()) % len(DRAWN)), shape)
+    """Numbers of a large parameter's own, which take no memory: [i, j] is the number i + 2 j of a row."""
+    first, steps = zlib.crc32(key.encode()) % 2**16, STEPS[: len(shape)]
+    assert first + np.dot(np.subtract(shape, 1), steps) < len(DRAWN)  # beyond it lies other memory
+    strides = [step * DRAWN.itemsize for step in steps]
+    return np.lib.stride_tricks.as_strided(DRAWN[first:], shape, strides, writeable=False)
 
 
-def published(name):
-    """The state dict of a published layout."""
+def unread(key, shape):
+    """In place of an array of which only the shape matters."""
+    return np.broadcast_to(np.float32(0), shape)
+
+
+def published(name, fill):
+    """The state dict of a published layout; `fill(key, shape)` makes what does not follow from the sizes."""
     layout = json.loads((FOLDER / f"layouts/{name}.json").read_text())["state_dict"]
     grid = 16 if name.startswith("mage") else 14
     shapes = {key: shape for key, shape, _ in layout}
@@ -241,7 +251,7 @@ def published(name):
     }  # fmt: skip
     if "token_emb.position_ids" in shapes:
         fixed["token_emb.position_ids"] = np.arange(257)[None]
-    state_dict = {key: fixed[key] if key in fixed else numbers(key, shape) for key, shape in shapes.items()}
+    state_dict = {key: fixed[key] if key in fixed else fill(key, shape) for key, shape in shapes.items()}
     return network(state_dict) if name.startswith("palette") else state_dict
 
 
@@ -254,19 +264,28 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_layouts_go_in_and_out(name):
-    state_dict = published(name)
+def test_published_layouts_are_recognised(name):
+    state_dict = published(name, unread)
     family = families.recognise(state_dict)
     variant, model = family.infer(state_dict, f"{name}.pth", {})
     assert variant is not None and variant in family.published
     assert model == PUBLISHED[name]
+
+
+# A large MAE has the keys of the base one, of more blocks; that it is recognised is tested in every run.
+@pytest.mark.parametrize(
+    "name", [soak(name) if name == "mae_vit_large_patch16" else name for name in PUBLISHED]
+)
+def test_published_layouts_go_in_and_out(name):
+    state_dict, model = published(name, numbers), PUBLISHED[name]
+    family = families.recognise(state_dict)
     params = transfer.read_params(transfer.OpenCheckpoint(state_dict, {}, ("",)), family, model)
     exported = family.wrap(mapping.to_torch(family.table, params, model), model)
     assert exported.keys() == state_dict.keys()
     for key, value in state_dict.items():
-        np.testing.assert_array_equal(exported[key], value, err_msg=key, strict=True)
+        assert (exported[key].dtype, exported[key].shape) == (value.dtype, value.shape), key
+        assert np.array_equal(exported[key], value), key
 
 
 @pytest.mark.parametrize(
@@ -277,11 +296,16 @@ def test_published_layouts_go_in_and_out(name):
     ],
 )
 def test_published_sizes_without_a_layout(family, variant, change):
-    """Keys and shapes as our own exporter names them: no value is made."""
+    """Keys and shapes as our own exporter names them, of one block for all: no value is made."""
     found = families.KNOWN[family]
     model = FAMILIES[family](**change)
-    bits = jax.tree.map(lambda x: np.zeros(x.shape, bool), found.target(model))
-    state_dict = mapping.to_torch(found.table, bits, model)
+    depths = {"blocks.0.": model.depth, "decoder_blocks.0.": model.decoder_depth}
+    shallow = dataclasses.replace(model, depth=1, decoder_depth=1)
+    bits = jax.tree.map(lambda x: np.zeros(x.shape, bool), found.target(shallow))
+    state_dict = {}
+    for key, value in mapping.to_torch(found.table, bits, shallow).items():
+        first = next((first for first in depths if key.startswith(first)), None)
+        state_dict |= {key.replace(".0.", f".{i}.", 1): value for i in range(depths.get(first, 1))}
     assert families.recognise(state_dict) is found
     name, inferred = found.infer(state_dict, "x.pth", {})
     assert name == variant
