@@ -1,6 +1,7 @@
 """The evaluation from start to end: kept observations, PNG files, folders, several processes, the program."""
 
 import dataclasses
+import functools
 import json
 import runpy
 
@@ -19,7 +20,7 @@ from l2l_jax.evaluation.restoration import Restorer
 from tests.processes.forking import ROOT
 from tests.processes.launching import run_processes
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
 
 FIELDS = {
     "model": dict(
@@ -38,6 +39,14 @@ def config(**evaluate):
         recipe[section].update(fields)
     recipe.evaluate.update(evaluate)
     return parse_config(recipe)
+
+
+@pytest.fixture(scope="module")
+def compiled_once(one_device):
+    """All evaluations of a model at a task share a restorer, which keeps nothing but its compiled program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "Restorer", functools.cache(Restorer))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +107,8 @@ def test_figures_do_not_depend_on_the_batches_and_are_those_of_the_pixels(params
     evaluation = Evaluation(config(), tmp_path / "16")
     originals = evaluation.tests["forget"].read(np.arange(43)).images
     hole = evaluation.restorer.hole
-    restored = np.asarray(config().model.restore(params[0], originals, hole, jax.random.key(0)))
+    restore = jax.jit(lambda params, images, key: config().model.restore(params, images, hole, key))
+    restored = np.asarray(restore(params[0], originals, jax.random.key(0)))
     mse = np.square(restored - originals)[:, hole].mean(axis=(1, 2))
     figures = results[0].figures["forget"]
     assert figures["mse"] == pytest.approx(mse.mean(), rel=1e-5)
