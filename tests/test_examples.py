@@ -24,6 +24,7 @@ def test_the_loss_in_other_frameworks(framework):
     assert after["forget"] < 0.6 * before["forget"] and after["retain"] < 0.05 * after["forget"]
 
 
+@pytest.mark.examples
 def test_a_person_is_forgotten(one_device, tmp_path):
     """From few drawn photos to the report, a small model, few steps; a sixth of the test pictures are the
     person's."""
@@ -61,7 +62,7 @@ def test_drawn_faces_differ_between_people_more_than_between_pictures():
     assert between > pictures.std(axis=1).mean() / 2 and pictures.std(axis=1).mean() > 5
 
 
-@pytest.mark.slow
+@pytest.mark.examples
 def test_the_notebook_runs(tmp_path):
     notebook = nbformat.read(EXAMPLES / "digits.ipynb", as_version=4)
     (recipe,) = [cell for cell in notebook.cells if "STEPS = 200" in cell.source]

@@ -120,8 +120,8 @@ def wait_for(condition, process, seconds=120):
 def test_killed_and_terminated_runs_end_with_the_same_parameters(finished, tmp_path):
     """SIGKILL in pretraining, SIGTERM in unlearning, then to the end: bit-identical weights.
 
-    In every run: test_kills.py kills in both stages and asks for the same bits; SIGTERM stops a training in
-    training/test_loop.py and test_several_processes.py.
+    In every run: test_main_several.py kills in both stages and asks for the same bits; SIGTERM stops a
+    training in training/test_loop.py and test_several_processes.py.
     """
     command = [*SMALL, "--config.evaluate.features=none", f"--workdir={tmp_path}"]
     process = start(*command)

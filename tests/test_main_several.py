@@ -1,55 +1,88 @@
-"""The program as two processes: one report, the figures of one process, one sentence for a mistake."""
+"""The program as two processes: one report, the figures of one process, one sentence for a mistake; and
+random kills, three in every run, and twenty with `-m soak`."""
 
 import functools
 import json
 import operator
+import os
+import pathlib
+import random
 import re
 import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from l2l_jax import experiment
 from l2l_jax.config import parse_config
+from l2l_jax.training.metric_writers import read_metrics
+from tests.matrix import soak
 from tests.processes.forking import ROOT
-from tests.processes.launching import run_processes
+from tests.processes.launching import ENVIRONMENT, run_processes
+
+KILLS = 3
+"""Of every run."""
 
 FIELDS = {
-    "model.pretrained": "",
-    "audit.enabled": False,
-    "unlearn.retain_budget": 0.0,
-    "model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.decoder_width": 16,
-    "model.decoder_depth": 1, "model.decoder_num_heads": 2, "pretrain.model.steps": 20,
-    "pretrain.model.batch_size": 8, "pretrain.model.warmup_steps": 5, "unlearn.steps": 20,
-    "unlearn.warmup_steps": 5, "unlearn.batch_size": 8, "evaluate.batch_size": 32,
+    "model.pretrained": "", "audit.enabled": False, "unlearn.retain_budget": 0.0,
+    "data.test_per_class": 15, "evaluate.features": "none", "evaluate.batch_size": 32,
     "evaluate.picture_per_class": 1,
-    "data.train_per_class": 20, "data.test_per_class": 15,
+    "model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.decoder_width": 16,
+    "model.decoder_depth": 1, "model.decoder_num_heads": 2,
+    "pretrain.model.batch_size": 8, "pretrain.model.warmup_steps": 2, "pretrain.model.checkpoint_every": 4,
+    "pretrain.model.log_every": 1,
+    "unlearn.warmup_steps": 2, "unlearn.batch_size": 8, "unlearn.checkpoint_every": 4, "unlearn.log_every": 1,
 }  # fmt: skip
 RECIPE = "--config=configs/digits_mae.py:encoder"
-SMALL = [RECIPE, *(f"--config.{name}={value}" for name, value in FIELDS.items())]
+
+
+def steps(kills):
+    """Steps of each of the two stages: of both, eight for a kill."""
+    return 4 * kills
+
+
+def fields(kills):
+    return {**FIELDS, "pretrain.model.steps": steps(kills), "unlearn.steps": steps(kills)}
+
+
+def program(workdir, kills=KILLS):
+    """What Python is given to run it."""
+    flags = [f"--config.{name}={value}" for name, value in fields(kills).items()]
+    return ["-m", "l2l_jax.main", RECIPE, *flags, f"--workdir={workdir}"]
 
 
 def config():
-    """What the flags `SMALL` ask for."""
+    """What the flags of `program` ask for."""
     recipe = runpy.run_path(str(ROOT / "configs" / "digits_mae.py"))["get_config"]("encoder")
-    for name, value in FIELDS.items():
+    for name, value in fields(KILLS).items():
         *sections, field = name.split(".")
         functools.reduce(operator.getitem, sections, recipe)[field] = value
     return parse_config(recipe)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    ended = run_processes(2, "-m", "l2l_jax.main", *SMALL, f"--workdir={workdir}")
+def finished_run(workdir, kills):
+    """A run of two processes that nobody disturbs, and what these left behind."""
+    ended = run_processes(2, *program(workdir, kills), timeout=900)
     assert [process.code for process in ended] == [0, 0], ended[0].errors + ended[1].errors
     return workdir, ended
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return finished_run(tmp_path_factory.mktemp("run"), KILLS)
 
 
 @pytest.mark.slow
 def test_one_process_logs_and_prints_the_table(finished):
     workdir, (first, second) = finished
-    assert re.search(r"unlearn 20/20 .* loss ", first.errors)
+    assert re.search(r"unlearn 12/12 .* loss ", first.errors)
     assert re.search("forget +unlearned", first.output)
     lines = (second.errors + second.output).splitlines()
     assert [line for line in lines if not line.startswith("[Gloo]")] == []
@@ -57,9 +90,10 @@ def test_one_process_logs_and_prints_the_table(finished):
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_one_process(finished, monkeypatch):
+def test_figures_are_those_of_one_process(finished, tmp_path, monkeypatch):
     """The models of two processes, evaluated by them and by one; twice 75 images in batches of 32."""
-    workdir, _ = finished
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
     several = json.loads((workdir / "report" / "metrics.json").read_text())
     devices = jax.local_devices()[:1]  # fewer compile faster
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
@@ -72,8 +106,91 @@ def test_figures_are_those_of_one_process(finished, monkeypatch):
 
 @pytest.mark.slow
 def test_a_mistake_of_all_is_told_once(tmp_path):
-    flags = [SMALL[0], "--config.unlearn.alhpa=1", f"--workdir={tmp_path}"]
-    ended = run_processes(2, "-m", "l2l_jax.main", *flags)
+    ended = run_processes(
+        2, "-m", "l2l_jax.main", RECIPE, "--config.unlearn.alhpa=1", f"--workdir={tmp_path}"
+    )
     assert [process.code for process in ended] == [1, 1]
     assert ended[0].errors.count("Error: The recipe has no field alhpa. Did you mean alpha?") == 1
     assert "Error" not in ended[1].errors
+
+
+def start(workdir, log, kills):
+    """The run as two processes under the launcher, which starts both again when one ends."""
+    return subprocess.Popen(
+        [sys.executable, "launch/local.py", "--processes=2", f"--max-restarts={kills}", "--grace=0.3",
+         "--", sys.executable, *program(workdir, kills)],
+        cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log,
+    )  # fmt: skip
+
+
+def children(launcher):
+    """Process ids of the run's processes, from /proc."""
+    listed = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+    return [int(pid) for pid in listed.split()]
+
+
+def progress(workdir, kills):
+    """Steps done by the last line of the scalars, over both stages."""
+    stages = {workdir / "pretrain" / "model": 0, workdir / "unlearn": steps(kills)}
+    rows = [(before, read_metrics(folder)) for folder, before in stages.items() if folder.exists()]
+    return max((before + row[-1]["step"] for before, row in rows if row), default=0)
+
+
+def parameters(folder):
+    return jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder / "params"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+@pytest.mark.parametrize("kills", [KILLS, soak(20)])
+def test_kills_leave_no_trace_in_the_parameters(kills, finished, tmp_path):
+    """With three: in pretraining, some time after a start, in unlearning; with twenty the same more often."""
+    quiet = finished[0] if kills == KILLS else finished_run(tmp_path / "quiet", kills)[0]
+    draw = random.Random(kills)
+    # A kill is due when the run has come to a step, one in each equal part of the run, or, every third time,
+    # some time after a start.
+    part = (2 * steps(kills) - 3) / kills
+    due = [int(part * index) + draw.randrange(1, int(part)) for index in range(kills)]
+    log_path, workdir = tmp_path / "killed.log", tmp_path / "killed"
+    with log_path.open("w") as log:
+        launcher = start(workdir, log, kills)
+        try:
+            for killed, step in enumerate(due):
+                wait_until_due(launcher, workdir, kills, step, killed % 3 == 1, draw)
+                os.kill(draw.choice(children(launcher)), signal.SIGKILL)
+                wait_for_restart(launcher, log_path, killed + 1)
+            assert launcher.wait(timeout=900) == 0, log_path.read_text()[-3000:]
+        finally:
+            launcher.terminate()
+            launcher.wait(timeout=60)
+    assert log_path.read_text().count("[launch] starting all again") == kills
+    for model in ("pretrained", "unlearned"):
+        expected, found = (parameters(run / model) for run in (quiet, workdir))
+        assert len(expected) == len(found) > 10
+        for a, b in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(a, b)
+    expected, found = (json.loads((run / "report" / "metrics.json").read_text()) for run in (quiet, workdir))
+    assert found["unlearned"] == expected["unlearned"] and found["original"] == expected["original"]
+    for stage in ("pretrain/model", "unlearn"):
+        assert read_metrics(workdir / stage) == read_metrics(quiet / stage)
+
+
+def wait_until_due(launcher, workdir, kills, step, early, draw):
+    """Until both processes run and the step is reached or, if `early`, for a random while after a start."""
+    deadline = time.monotonic() + 600
+    enough = time.monotonic() + draw.uniform(0.0, 4.0)
+    while len(children(launcher)) < 2 or not (
+        time.monotonic() > enough if early else progress(workdir, kills) >= step
+    ):
+        assert launcher.poll() is None, "the run has ended before it was killed often enough"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0.0, 0.05))  # somewhere in a step, or in a checkpoint
+
+
+def wait_for_restart(launcher, log_path, times):
+    deadline = time.monotonic() + 600
+    while log_path.read_text().count("[launch] starting all again") < times:
+        assert launcher.poll() is None, log_path.read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -155,9 +155,9 @@ def test_a_retain_budget_is_decided_alike_by_all(tmp_path, first):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["killed", soak("killed_first")])
+@pytest.mark.parametrize("scenario", [soak("killed"), soak("killed_first")])
 def test_a_killed_process_ends_the_other_at_once(scenario, tmp_path):
-    """In every run, test_kills.py kills either process at random, and the other must end."""
+    """In every run, test_main_several.py kills either process at random, and the other must end."""
     first = scenario == "killed_first"
     ended = worker(2, scenario, tmp_path, timeout=120)
     victim, other = ended if first else ended[::-1]

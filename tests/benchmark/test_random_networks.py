@@ -25,13 +25,17 @@ def test_keys_and_shapes_are_the_published_ones(case, weights):
     assert {key: value.shape for key, value in weights()[0].items()} == expected
 
 
+@pytest.mark.soak
 def test_a_tower_is_the_published_one():
+    """In every run evaluation/features/test_clip.py compares towers with the published keys and shapes."""
     state_dict = random_networks.clip_tower("ViT-B/32")
     assert clip.published_config(state_dict)[0] == "ViT-B/32"
     assert sum(value.size for value in state_dict.values()) == 87_849_216  # of transformers' model
 
 
+@pytest.mark.soak
 def test_a_network_is_opened_and_judges_images(tmp_path):
+    """In every run evaluation/features/test_networks.py opens such files."""
     file = tmp_path / "resnet50.safetensors"
     random_networks.write("resnet50", file, "ViT-B/32")
     networks, missing = open_networks(

@@ -19,8 +19,9 @@ def test_jpegs_are_photographs_of_many_sizes(tmp_path):
         rehearse("configs/mae.py", tmp_path / "jpegs", 1, 1, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_recipe_is_rehearsed_from_weights_to_report(tmp_path):
+    """Every run of the tests has its parts: an import of weights (weights/) and a run of the program."""
     report = rehearse("configs/mae.py:runlocal", tmp_path / "made", steps=3, images=8, batch_size=8)
     assert len(report["phases"]) == 3 and all(phase["seconds"] > 0 for phase in report["phases"])
     assert all(0.1 < phase["gigabytes"] < 10 for phase in report["phases"])

@@ -21,6 +21,7 @@ from l2l_jax.objectives.noise import noise_features
 from l2l_jax.training import sharding
 from l2l_jax.training.parallel import make_parallel
 from l2l_jax.training.step import create_state, make_step
+from tests.matrix import soak
 from tests.objectives.gradients import grad_fn
 
 ALPHA = 0.25
@@ -77,6 +78,9 @@ TASKS = {
     "retain_label": retain_label_task(LINEAR),
     "random_encoder": random_encoder_task(LINEAR),
 }
+
+STATISTICS = ("noisy_label", "random_encoder")
+"""Methods that draw with statistics of the whole batch: in every run, these on several devices."""
 
 
 def parts(params, names):
@@ -228,7 +232,7 @@ def test_noise_features_keep_structure_and_type():
     np.testing.assert_array_equal(noise[0], features[0])  # no deviation, no noise
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name if name in STATISTICS else soak(name) for name in TASKS])
 def test_eight_devices_and_accumulation_give_the_numbers_of_one_step(name):
     """One step of gradient descent: metrics and new parameters, statistics of the whole batch."""
     task, optimizer = TASKS[name], optax.sgd(0.1)

@@ -6,7 +6,7 @@ backends, so that what it forks is as good as new: each child has its own enviro
 runs its module as `__main__` and ends as Python ends. Where Linux's pidfds are missing, processes are started
 in the ordinary way.
 
-All children of one server share the seed of `hash`; test_kills.py starts processes in which it differs.
+All children of one server share the seed of `hash`; test_main_several.py has processes in which it differs.
 """
 
 import atexit

@@ -24,7 +24,7 @@ def test_an_adapter_without_retain_images(one_device, tmp_path):
     recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
     recipe.unlearn.update(adapter="lora", adapter_rank=2, steps=2, batch_size=8, warmup_steps=1)
     recipe.data.update(retain_images="generated", generated_count=10)
-    recipe.evaluate.batch_size = 8
+    recipe.evaluate.batch_size, recipe.model.scan = 8, True  # one block is traced for four
     config = parse_config(recipe)
     source, folders = open_source(config.data, "train", 16), Workdir(tmp_path, config)
     original = original_params(config, folders, source)

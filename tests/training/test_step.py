@@ -108,7 +108,9 @@ def test_accumulation_gives_the_numbers_of_the_whole_batch(params, one_device):
     assert_same_run(run(UNLEARN, params, accumulate=4), one_device, atol=2e-4)
 
 
+@pytest.mark.soak
 def test_accumulation_on_eight_devices_of_a_pretraining_task(params):
+    """In every run: the test above, and test_parallel.py, which accumulates on eight devices."""
     (stage,) = MODEL.pretraining_stages()
     task = pretraining_task(stage, tuple(params))
     assert task.trained == ("encoder", "decoder") and task.frozen == ()
