@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -18,20 +20,29 @@ from l2l_jax.audit.run import check_yardstick
 from l2l_jax.checkpoints.models import save_model
 from l2l_jax.data.splits import training_sets
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation import encoder_features
+from l2l_jax.evaluation import encoder_features, evaluate, hole_errors
+from l2l_jax.evaluation import report as report_files
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.report_text import sentences
+from l2l_jax.evaluation.restoration import Restorer
+from l2l_jax.training.loop import Trainer
 from tests.audit.models import Memory, config, remembering
 
 TINY = dict(width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)
-QUICK = dict(steps=4, decoder_steps=1, shot_steps=2, shots=(5,), batch_size=8)
+QUICK = dict(steps=4, decoder_steps=1, shot_steps=4, shots=(5,), batch_size=8)
+QUICK |= dict(learning_rate=1e-3, shot_learning_rate=1e-3)  # attacks that differ in images alone share a step
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(one_device):
-    """One device and few points to embed."""
+    """One device and few points to embed; audits of one configuration share what they compile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder_features, "EMBEDDED", 10)
+        patch.setattr(examination, "training_attacks", functools.cache(examination.training_attacks))
+        patch.setattr(examination, "Trainer", functools.cache(Trainer))  # of equal attacks
+        restorer = functools.cache(Restorer)
+        for module in (evaluate, hole_errors):
+            patch.setattr(module, "Restorer", restorer)
         yield
 
 
@@ -42,10 +53,18 @@ def digest(folder):
     return found.hexdigest()
 
 
+def few_tests(settings, count):
+    """With so many test images of each class, and batches of half of them."""
+    data = dataclasses.replace(settings.data, test_per_class=count)
+    evaluate = dataclasses.replace(settings.evaluate, batch_size=5 * count, picture_per_class=1)
+    return dataclasses.replace(settings, data=data, evaluate=evaluate)
+
+
 @pytest.fixture(scope="module")
 def memories(tmp_path_factory):
     """Findings on models that remember all training images, those of retain classes, and those but a few."""
     settings = dataclasses.replace(config(attacks=("membership", "views", "linear_probe")), model=Memory())
+    settings = few_tests(settings, 20)
     folder = tmp_path_factory.mktemp("memories")
     evaluation = Evaluation(settings, folder / "evaluation")
     training = training_sets(settings.data, evaluation.train, 16)
@@ -63,6 +82,12 @@ def memories(tmp_path_factory):
 FAIR = {
     "origin": "made up", "ratio": [1.0, 0.9, 1.1], "images": "validation", "fair": True, "seeds": None
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def concluded(memories):
+    """What the findings come to."""
+    return conclude(memories, FAIR)
 
 
 DIGITS = {"data": {"forget": [5], "retain": ["rest"]}}
@@ -84,9 +109,8 @@ def test_a_model_compared_with_itself_has_no_depth_and_the_yardstick_is_as_deep_
     )
 
 
-def test_figures_are_those_of_the_findings(memories):
-    report = conclude(memories, FAIR)
-    first = report["results"][0]
+def test_figures_are_those_of_the_findings(memories, concluded):
+    report, first = concluded, concluded["results"][0]
     measured = memories["unlearned"]["as_it_lies"]["0"]["forget"]
     value, low, high = first["figures"]["unlearned"]["forget"]["mse"]
     assert value == pytest.approx(measured["mse"].mean()) and low < value < high
@@ -125,13 +149,13 @@ def test_training_attacks_are_also_held_against_the_original_as_it_lies():
     assert tuned["depth_untouched"]["accuracy"]["value"] == pytest.approx(0.12 / 0.31)
 
 
-def test_the_seed_of_the_yardstick_counts_where_its_spread_is_known(memories):
+def test_the_seed_of_the_yardstick_counts_where_its_spread_is_known(memories, concluded):
     others = [memories["unlearned"], memories["retrained"]]
     spread = seed_spread(others)
     right = [m["as_it_lies"]["0"]["forget"]["right"].mean() for m in others]
     assert spread["as_it_lies"]["0"]["accuracy"] == pytest.approx(abs(np.diff(right)[0]) / 2**0.5, abs=1e-4)
     seeds = {"count": 2, "spread": {"as_it_lies": spread["as_it_lies"], "retain_tuning": {"77": {}}}}
-    narrow, wide = (conclude(memories, {**FAIR, "seeds": given}) for given in (None, seeds))
+    narrow, wide = concluded, conclude(memories, {**FAIR, "seeds": seeds})
     for before, after in zip(narrow["results"], wide["results"], strict=True):
         for measure, depth in after["depth"].items():
             assert depth["over_images"] == [before["depth"][measure][end] for end in ("low", "high")]
@@ -177,9 +201,10 @@ def tiny(**audit):
     unlearn = dataclasses.replace(settings.unlearn, steps=2, batch_size=8, warmup_steps=1)
     model = dataclasses.replace(settings.model, **TINY)
     evaluate = dataclasses.replace(settings.evaluate, features="none")
-    return dataclasses.replace(settings, model=model, unlearn=unlearn, evaluate=evaluate)
+    return few_tests(dataclasses.replace(settings, model=model, unlearn=unlearn, evaluate=evaluate), 8)
 
 
+@functools.cache
 def parameters(seed):
     return jax.device_get(jax.jit(tiny().model.init)(jax.random.key(seed)))
 
@@ -217,12 +242,19 @@ def test_the_report_begins_with_the_verdict(audited):
         assert first[model]["forget"]["mse"][0] == pytest.approx(report[model]["forget"]["mse"], rel=1e-5)
 
 
+@pytest.fixture
+def undrawn(audited, monkeypatch):
+    """Reports with the pictures of the finished run: drawing them takes longer than the audit."""
+    drawn = {path.stem: path for path in (audited[0] / "run/report").glob("*.png")}
+    monkeypatch.setattr(report_files, "_draw", lambda *_: drawn)
+
+
 @pytest.mark.slow
-def test_audited_folders_stay_as_they_are_and_finished_attacks_are_read(audited, monkeypatch):
+def test_audited_folders_stay_as_they_are_and_finished_attacks_are_read(audited, undrawn, monkeypatch):
     workdir, settings, report = audited
     run = workdir / "run"
     before = {name: digest(run / name) for name in ("unlearned", "unlearn")}
-    monkeypatch.setattr(examination.Trainer, "train", None)  # nothing is trained again
+    monkeypatch.setattr(Trainer, "train", None)  # nothing is trained again
     again = experiment.audit(settings, run, run / "unlearned")
     assert {**again["audit"], "seconds": 0} == {**report["audit"], "seconds": 0}
     assert {name: digest(run / name) for name in before} == before
@@ -230,8 +262,13 @@ def test_audited_folders_stay_as_they_are_and_finished_attacks_are_read(audited,
 
 
 @pytest.mark.slow
-def test_an_interrupted_attack_goes_on_and_finds_the_same(audited, tmp_path, monkeypatch):
+def test_an_interrupted_attack_goes_on_and_finds_the_same(audited, undrawn, tmp_path, monkeypatch):
+    """Of the finished run one attack on one model is missing; it is stopped on the way."""
     workdir, settings, report = audited
+    for folder in ("audit", "evaluation"):
+        shutil.copytree(workdir / "run" / folder, tmp_path / folder)
+    attacked = tmp_path / "audit/unlearned/retain_tuning"
+    shutil.rmtree(attacked)
     original = examination.Meter.tests
     calls = []
 
@@ -242,15 +279,13 @@ def test_an_interrupted_attack_goes_on_and_finds_the_same(audited, tmp_path, mon
         return original(self, params, title)
 
     monkeypatch.setattr(examination.Meter, "tests", killed)
-    audit = dataclasses.replace(settings.audit, attacks=("retain_tuning",))
-    settings = dataclasses.replace(settings, audit=audit)
     with pytest.raises(KeyboardInterrupt):
         experiment.audit(settings, tmp_path, workdir / "run/unlearned")
+    assert calls == [f"unlearned, retain_tuning {step}" for step in (1, 2, 4)]
+    assert not (attacked / "seed_0" / examination.POINTS).exists()
     monkeypatch.setattr(examination.Meter, "tests", original)
     again = experiment.audit(settings, tmp_path, workdir / "run/unlearned")
-    assert again["audit"]["results"] == report["audit"]["results"][:2]
-    assert [result["name"] for result in again["audit"]["results"]] == ["as_it_lies", "retain_tuning"]
-    assert again["audit"]["curves"]["retain_tuning"] == report["audit"]["curves"]["retain_tuning"]
+    assert {**again["audit"], "seconds": 0} == {**report["audit"], "seconds": 0}
 
 
 def test_other_models_and_settings_are_attacked_anew(tmp_path):
@@ -289,6 +324,6 @@ def test_what_is_not_there_cannot_be_audited(tmp_path):
         experiment.audit(dataclasses.replace(tiny(), pretrained=""), tmp_path, pathlib.Path("unlearned"))
 
 
-def test_json_holds_no_numbers_that_are_none(memories):
-    text = json.dumps(conclude(memories, FAIR), allow_nan=False)
+def test_json_holds_no_numbers_that_are_none(concluded):
+    text = json.dumps(concluded, allow_nan=False)
     assert json.loads(text)["thresholds"] == {"deep": 0.8, "shallow": 0.5}
