@@ -1,5 +1,6 @@
 """The front: which cells are run, on which devices, and that none is run twice."""
 
+import functools
 import json
 import os
 import pathlib
@@ -14,6 +15,8 @@ from l2l_jax.compare import front_report
 from l2l_jax.compare.front import Grid, Setting, run_front
 from l2l_jax.config import parse_config
 from l2l_jax.errors import Diverged, UserError
+from l2l_jax.evaluation import evaluate
+from l2l_jax.evaluation.restoration import Restorer
 from l2l_jax.stages import unlearning
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
@@ -22,7 +25,9 @@ RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 def config_of(**fields):
     recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
     recipe.audit.enabled, recipe.unlearn.retain_budget = False, 0.0
-    small = {"evaluate.features": "none", "evaluate.batch_size": 32, "data.test_per_class": 8}
+    # Each set of images is one batch.
+    small = {"evaluate.features": "none", "evaluate.batch_size": 32, "data.test_per_class": 6}
+    small["data.validation_fraction"] = 0.04
     recipe.update_from_flattened_dict({**small, **fields})
     return parse_config(recipe)
 
@@ -51,8 +56,16 @@ def test_a_method_that_cannot_have_the_recipe_is_refused_before_anything_runs(tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def compiled_once():
+    """All fronts of this file share a restorer, which keeps nothing but its compiled program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "Restorer", functools.cache(Restorer))
+        yield
+
+
 @pytest.fixture
-def unlearned(monkeypatch):
+def unlearned(monkeypatch, compiled_once):
     """In place of training: weights that are the further away, the greater the budget and the seed."""
     calls = []
 
