@@ -18,6 +18,7 @@ from l2l_jax.training.hole_errors import HoleErrors
 from l2l_jax.training.metric_writers import read_metrics
 from l2l_jax.training.optimizer import TrainingConfig
 from l2l_jax.training.sharding import MeshConfig
+from tests.matrix import soak
 from tests.training import toy
 
 CONFIG = TrainingConfig(
@@ -168,7 +169,8 @@ def crash():
     raise KeyboardInterrupt("power failure")
 
 
-@pytest.mark.parametrize("step", [36, 37, 39, 110])
+# Every run stops where the weight is about to change, and near the end.
+@pytest.mark.parametrize("step", [soak(36), 37, soak(39), 110])
 def test_resuming_is_bit_identical_wherever_it_stopped(step, uninterrupted, tmp_path):
     """After a measurement, before it acts, as it acts, and near the end."""
     with pytest.raises(Interrupted):
@@ -191,7 +193,8 @@ def test_resuming_after_a_crash_is_bit_identical(uninterrupted, tmp_path):
     assert budget.outcome() == uninterrupted[1]
 
 
-@pytest.mark.parametrize("layout", [("jit", 8, 1), ("jit", 2, 2), ("pmap", 8, 1)])
+# Batches over devices alone: with the parameters split as well, and under pmap, in every run.
+@pytest.mark.parametrize("layout", [soak(("jit", 8, 1)), ("jit", 2, 2), ("pmap", 8, 1)])
 def test_the_devices_do_not_matter(layout, uninterrupted, tmp_path):
     budget = make_budget(1.5)
     gain = run(tmp_path, budget, alpha=0.25, layout=layout)
