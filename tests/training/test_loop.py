@@ -23,7 +23,7 @@ from l2l_jax.training.sharding import MeshConfig
 
 MODEL = MAE(
     image_size=8, patch_size=4, width=8, depth=1, num_heads=2,
-    decoder_width=8, decoder_depth=0, decoder_num_heads=2, mask_ratio=0.5,
+    decoder_width=8, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
 )  # fmt: skip
 TASK = encoder_task(MODEL)
 CONFIG = TrainingConfig(
