@@ -27,7 +27,7 @@ MODEL = MAE(
 )  # fmt: skip
 TASK = encoder_task(MODEL)
 CONFIG = TrainingConfig(
-    steps=12, batch_size=4, learning_rate=0.01, checkpoint_every=4, log_every=2, ema_decay=0.9
+    steps=12, batch_size=4, learning_rate=0.01, warmup_steps=4, checkpoint_every=4, log_every=2, ema_decay=0.9
 )
 
 
@@ -259,18 +259,16 @@ def test_uint8_images_are_scaled_on_the_devices(params, tmp_path):
 
 
 def test_the_rates_are_those_of_the_schedule_after_resuming(params, tmp_path):
-    config = dataclasses.replace(CONFIG, steps=8, warmup_steps=4)
-
     def stop_at_6(number, batch):
         if number == 6:
             os.kill(os.getpid(), signal.SIGTERM)
         return batch
 
     with pytest.raises(Interrupted):
-        run(params, tmp_path, Watched(stop_at_6), config)
-    run(params, tmp_path, config=config)
+        run(params, tmp_path, Watched(stop_at_6))
+    run(params, tmp_path)
     rates = {row["step"]: row["learning_rate"] for row in read_metrics(tmp_path)}
-    expected = {2: 0.0025, 4: 0.0075, 6: 0.01 * (1 + np.cos(np.pi / 4)) / 2}
+    expected = {2: 0.0025, 4: 0.0075, 6: 0.01 * (1 + np.cos(np.pi / 8)) / 2}
     assert {step: rates[step] for step in expected} == pytest.approx(expected, rel=1e-5)
 
 
@@ -279,8 +277,8 @@ def test_scalars_are_complete(uninterrupted):
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
     for row in rows:
         np.testing.assert_allclose(row["loss"], row["retain"] + 0.5 * row["forget"], rtol=1e-5)
-    # Half a cosine from 0.01 over 12 steps; the row of step n has the rate of that update.
-    expected = [0.005 * (1 + np.cos(np.pi * (n - 1) / 12)) for n in (2, 4, 6, 8, 10, 12)]
+    # Four steps up, then half a cosine from 0.01 over 8; the row of step n has the rate of that update.
+    expected = [0.0025, 0.0075, *(0.005 * (1 + np.cos(np.pi * (n - 5) / 8)) for n in (6, 8, 10, 12))]
     np.testing.assert_allclose([row["learning_rate"] for row in rows], expected, rtol=1e-5)
 
 
