@@ -239,15 +239,15 @@ def test_networks_measure_what_the_files_hold_and_originals_once(params, tmp_pat
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(workdir, tmp_path):
     """Each restores its share of the blocks; the figures are the same, bit for bit but for rounding."""
-    flags = ["--config=configs/digits_mae.py:encoder", f"--workdir={tmp_path}", "--tasks=centre_8,left_4"]
+    flags = ["--config=configs/digits_mae.py:encoder", f"--workdir={tmp_path}", "--tasks=centre_8,left_8"]
     for section, fields in FIELDS.items():
         flags += [f"--config.{section}.{name}={value}" for name, value in fields.items()]
     flags += [f"--config.model.pretrained={workdir}/pretrained", f"--unlearned={workdir}/unlearned"]
     ended = run_processes(2, "-m", "l2l_jax.evaluate", *flags)
     assert [process.code for process in ended] == [0, 0], ended[0].errors + ended[1].errors
-    assert "left 4/16" in ended[0].output and "left 4/16" not in ended[1].output
+    assert "left 8/16" in ended[0].output and "left 8/16" not in ended[1].output
     several = json.loads((tmp_path / "evaluation" / "figures.json").read_text())
-    one = program.evaluate_models(config(tasks=("centre_8", "left_4")), workdir)
+    one = program.evaluate_models(config(tasks=("centre_8", "left_8")), workdir)
     for task, models in one["tasks"].items():
         for model, sets in models.items():
             for of, found in sets.items():
