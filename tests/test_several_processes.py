@@ -94,8 +94,9 @@ def test_one_process_writes_and_the_other_is_silent(stopped):
     assert_silent(stopped[1][1:])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_checkpoint_of_2_processes_is_restored_by_1(stopped, alone, tmp_path, caplog):
+    """In every run: the next test, whose last process is alone, too."""
     shutil.copytree(stopped[0], tmp_path / "run")
     with caplog.at_level(logging.INFO, logger="l2l_jax"):
         params = scenarios.train(tmp_path / "run")
@@ -173,7 +174,7 @@ def test_a_killed_process_ends_the_other_at_once(scenario, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_hangs_ends_the_other_within_the_heartbeat_timeout(tmp_path):
-    ended = worker(2, "frozen", tmp_path, flags=["--heartbeat_timeout=5"], frozen=1, timeout=120)
+    ended = worker(2, "frozen", tmp_path, flags=["--heartbeat_timeout=3"], frozen=1, timeout=120)
     assert ended[0].code in JAX_ENDS_WITH
     assert "stopped sending heartbeats" in ended[0].errors
 

@@ -138,8 +138,12 @@ def test_resuming_after_a_crash_is_bit_identical(params, uninterrupted, tmp_path
     assert read_metrics(tmp_path) == uninterrupted[1]
 
 
+@pytest.mark.soak
 def test_a_run_goes_on_with_other_devices(params, uninterrupted, tmp_path):
-    """Four devices as 2x2, a crash, then four under pmap: batches, draws and losses of one device."""
+    """Four devices as 2x2, a crash, then four under pmap: batches, draws and losses of one device.
+
+    In every run test_several_processes.py goes on with others, and on a mesh of 2x2.
+    """
 
     def crash_at_6(number, batch):
         if number == 6:
