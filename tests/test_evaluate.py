@@ -236,9 +236,12 @@ def test_networks_measure_what_the_files_hold_and_originals_once(params, tmp_pat
     }
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_find_what_one_does(workdir, tmp_path):
-    """Each restores its share of the blocks; the figures are the same, bit for bit but for rounding."""
+    """Each restores its share of the blocks; the figures are the same, bit for bit but for rounding.
+
+    In every run test_main_several.py evaluates with two processes and with one.
+    """
     flags = ["--config=configs/digits_mae.py:encoder", f"--workdir={tmp_path}", "--tasks=centre_8,left_8"]
     for section, fields in FIELDS.items():
         flags += [f"--config.{section}.{name}={value}" for name, value in fields.items()]

@@ -98,7 +98,7 @@ def test_a_budgeted_run_says_what_it_cost(one_device, tmp_path):
     """The ratio on the model's card is that of the models on disk, restored by the program's own way."""
     fields = {"retain_budget": 1.3, "steps": 12, "warmup_steps": 1, "budget_every": 4, "batch_size": 16}
     fields = {f"unlearn.{name}": value for name, value in fields.items()}
-    config = config_of(**fields, **{"model.scan": True})  # one block is traced for four
+    config = config_of(**fields, **{"model.scan": True, "data.validation_fraction": 0.05})
     folders = Workdir(tmp_path, config)
     original = original_params(config, folders, None)
     sets = batches.training_sets(config, open_source(config.data, "train", 16))
