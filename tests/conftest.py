@@ -35,14 +35,6 @@ def pytest_xdist_make_scheduler(config, log):
     return LoadFileScheduling(config, log)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers():
-    """`-n auto`: a worker more than there are CPUs, since some tests wait for processes that they have started."""
-    from l2l_jax.processes.setup import usable_cpus
-
-    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else len(usable_cpus()) + 1
-
-
 @pytest.fixture(scope="module")
 def one_device():
     """Programs in this process see one device, which compiles faster; other tests show what eight do."""
