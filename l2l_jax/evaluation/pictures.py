@@ -1,6 +1,5 @@
 """Pictures of a run, drawn with matplotlib."""
 
-import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from l2l_jax.evaluation.evaluate import Evaluation
 from l2l_jax.evaluation.figures import FIGURES
@@ -30,24 +29,20 @@ def save_grid(
     every = restored.values()
     sets = {of: shown for of, shown in evaluation.shown.items() if all(of in found for found in every)}
     count = max(len(shown.labels) for shown in sets.values())
-    height = (len(restored) + 2) * 0.9 + 0.4
+    height = (len(restored) + 2) * 0.84 + 0.4
     figure = Figure(figsize=(0.9 * count + 1.2, height * len(sets)), dpi=120)
     for part, of in zip(np.atleast_1d(figure.subfigures(len(sets), 1)), sets, strict=True):
         shown = sets[of]
         rows = {"image": shown.images, "seen": evaluation.seen(of)}
         rows |= {name: of_sets[of] for name, of_sets in restored.items()}
-        axes = part.subplots(
-            len(rows), count, squeeze=False, gridspec_kw=dict(wspace=0.06, hspace=0.06, top=0.92, bottom=0.02)
-        )
-        for axis in axes.flat:
-            axis.axis("off")
-        for line, (name, images) in zip(axes, rows.items(), strict=True):
-            _beside(line[0], name, above=False)
-            for axis, pixels in zip(line, images, strict=False):
-                axis.imshow(_displayed(pixels, evaluation.restorer.value_range), interpolation="nearest")
-        for axis, label in zip(axes[0], shown.labels, strict=False):
-            _beside(axis, evaluation.class_names[label], above=True, color=COLOURS[of])
-        _beside(axes[0, 0], of.upper(), above=False, far=True, color=COLOURS[of], weight="bold")
+        axis = _empty_axis(part, count, len(rows), top=0.92, bottom=0.02)
+        for line, (name, images) in enumerate(rows.items()):
+            _left_of(axis, line, name)
+            for column, pixels in enumerate(images):
+                _put(axis, column, line, pixels, evaluation.restorer.value_range)
+        for column, label in enumerate(shown.labels):
+            _above(axis, column, evaluation.class_names[label], color=COLOURS[of])
+        _left_of(axis, 0, of.upper(), far=True, color=COLOURS[of], weight="bold")
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
@@ -65,34 +60,50 @@ def save_methods(
     gaps = len(evaluation.shown) - 1  # an empty line between the sets
     total = sum(len(block.labels) for block in evaluation.shown.values()) + gaps
     figure = Figure(figsize=(0.62 * len(names) + 0.7, 0.62 * total + 1.1), dpi=150)
-    axes = figure.subplots(total, len(names), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    offset = 0
+    axis = _empty_axis(figure, len(names), total)
+    line = 0
     for of, (indices, images, class_ids) in evaluation.shown.items():
         columns = [images, evaluation.seen(of), *(sets[of] for sets in restored.values())]
-        labels = [evaluation.class_names[class_id] for class_id in class_ids]
-        part = axes[offset : offset + len(indices)]
-        for axis, pixels in zip(part.T.flat, itertools.chain(*columns), strict=True):
-            axis.imshow(_displayed(pixels, evaluation.restorer.value_range))
-        for axis, label in zip(part[:, 0], labels, strict=True):
-            _beside(axis, label, above=False, color=COLOURS[of])
-        middle = part[len(indices) // 2, 0]
-        _beside(middle, of.upper(), above=False, far=True, color=COLOURS[of], weight="bold")
-        offset += len(indices) + 1
-    for axis, name in zip(axes[0], names, strict=True):
-        _beside(axis, name, above=True, rotation=30)
+        _left_of(axis, line + len(indices) // 2, of.upper(), far=True, color=COLOURS[of], weight="bold")
+        for row, class_id in zip(zip(*columns, strict=True), class_ids, strict=True):
+            _left_of(axis, line, evaluation.class_names[class_id], color=COLOURS[of])
+            for column, pixels in enumerate(row):
+                _put(axis, column, line, pixels, evaluation.restorer.value_range)
+            line += 1
+        line += 1
+    for column, name in enumerate(names):
+        _above(axis, column, name, rotation=30)
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
-def _beside(axis: Axes, text: str, *, above: bool, far: bool = False, **style: Any) -> None:
-    """Write next to a picture: above it, or at its left."""
-    distance = 1.2 if far else 0.25
-    if above:
-        place = dict(x=0.5, y=1 + distance / 2, va="bottom", ha="left" if "rotation" in style else "center")
-    else:
-        place = dict(x=-distance, y=0.5, va="center", ha="right")
-    axis.text(s=text, fontsize=9, transform=axis.transAxes, **place, **style)
+PITCH = 1.06
+"""From one picture to the next, in widths of a picture."""
+
+
+def _empty_axis(figure: FigureBase, columns: int, lines: int, **margins: float) -> Axes:
+    """One pair of axes for all pictures of a grid: a pair for each takes four times as long to draw."""
+    axis = figure.subplots(gridspec_kw=margins)
+    axis.axis("off")
+    axis.set(xlim=(0, columns * PITCH), ylim=(lines * PITCH, 0), autoscale_on=False)
+    return axis
+
+
+def _put(axis: Axes, column: int, line: int, pixels: np.ndarray, value_range: tuple[float, float]) -> None:
+    """Draw a picture at its place in a grid."""
+    left, top = column * PITCH, line * PITCH
+    place = (left, left + 1, top + 1, top)
+    axis.imshow(_displayed(pixels, value_range), interpolation="nearest", extent=place)
+
+
+def _left_of(axis: Axes, line: int, text: str, *, far: bool = False, **style: Any) -> None:
+    """Write at the left of a line of pictures."""
+    axis.text(-1.2 if far else -0.25, line * PITCH + 0.5, text, fontsize=9, va="center", ha="right", **style)
+
+
+def _above(axis: Axes, column: int, text: str, **style: Any) -> None:
+    """Write above a column of pictures."""
+    aligned = "left" if "rotation" in style else "center"
+    axis.text(column * PITCH + 0.5, -0.12, text, fontsize=9, va="bottom", ha=aligned, **style)
 
 
 def _displayed(pixels: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
