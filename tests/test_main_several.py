@@ -32,7 +32,7 @@ KILLS = 3
 
 FIELDS = {
     "model.pretrained": "", "audit.enabled": False, "unlearn.retain_budget": 0.0,
-    "data.test_per_class": 15, "evaluate.features": "none", "evaluate.batch_size": 32,
+    "data.test_per_class": 9, "evaluate.features": "none", "evaluate.batch_size": 32,
     "evaluate.picture_per_class": 1,
     "model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.decoder_width": 16,
     "model.decoder_depth": 1, "model.decoder_num_heads": 2,
@@ -91,7 +91,7 @@ def test_one_process_logs_and_prints_the_table(finished):
 
 @pytest.mark.slow
 def test_figures_are_those_of_one_process(finished, tmp_path, monkeypatch):
-    """The models of two processes, evaluated by them and by one; twice 75 images in batches of 32."""
+    """The models of two processes, evaluated by them and by one; twice 45 images in batches of 32."""
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     several = json.loads((workdir / "report" / "metrics.json").read_text())

@@ -9,22 +9,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from l2l_jax.checkpoints.models import save_model
 from l2l_jax.config import parse_config
 from l2l_jax.data import make_local
 from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
+from tests.matrix import soak
 from tests.test_main import ROOT, run
+from tests.training.families import params_of
 
 NAMES = ("vqgan", "mae", "diffusion")
 SMALLER = {
-    "vqgan": [
-        "--config.pretrain.tokenizer.steps=6", "--config.pretrain.model.steps=6", "--config.model.depth=2",
-        "--config.model.decoder_depth=2", "--config.model.scan=True", "--config.model.decoding_steps=2",
-    ],
-    "diffusion": [
-        "--config.pretrain.model.steps=6", "--config.model.sampling_steps=2",
-        "--config.model.channel_mults=(1,)", "--config.model.attn_res=()",
-    ],
+    "vqgan": {
+        "model.depth": 2, "model.decoder_depth": 2, "model.scan": True, "model.decoding_steps": 2,
+        "pretrain.tokenizer.steps": 6, "pretrain.model.steps": 6,
+    },
+    "diffusion": {
+        "model.sampling_steps": 2, "model.channel_mults": (1,), "model.attn_res": (),
+        "pretrain.model.steps": 6,
+    },
 }  # fmt: skip
 """Fewer steps, and models that compile sooner: those of tests/models have all that the recipes' have."""
 
@@ -103,14 +106,32 @@ def pictures(tmp_path_factory):
     return folder
 
 
+def random_model(name, folder):
+    """A saved model of a small variant, with random weights."""
+    small = recipe(name, "runlocal")
+    small.update_from_flattened_dict(SMALLER[name])
+    config = parse_config(small)
+    save_model(folder, params_of(config.model), {**config.describe("family", "model"), "origin": "random"})
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALLER)
-def test_small_variants_run_from_start_to_end(name, pictures, tmp_path):
-    """From nothing to a whole report; test_main.py runs an MAE, benchmark/test_rehearsal.py this MAE."""
+@pytest.mark.parametrize(
+    ("name", "pretrained"),
+    [*((name, True) for name in SMALLER), *(soak(name, False) for name in SMALLER)],
+)
+def test_small_variants_run_from_start_to_end(name, pretrained, pictures, tmp_path):
+    """From a model, or with `-m soak` from nothing, to a whole report.
+
+    In every run test_main.py starts from nothing, and tests/models/ trains every stage of all families.
+    """
+    given = random_model(name, tmp_path / "given") if pretrained else ""
+    flags = [f"--config.{field}={value}" for field, value in SMALLER[name].items()]
     code, _, errors = run(
         f"--config=configs/{name}.py:runlocal", f"--workdir={tmp_path}", f"--config.data.path={pictures}",
-        "--config.data.max_bad_fraction=0.1", "--config.unlearn.steps=5", "--config.unlearn.warmup_steps=2",
-        "--config.evaluate.picture_per_class=1", "--config.evaluate.features=none", *SMALLER[name],
+        f"--config.model.pretrained={given}", "--config.data.max_bad_fraction=0.1",
+        "--config.unlearn.steps=5", "--config.unlearn.warmup_steps=2",
+        "--config.evaluate.picture_per_class=1", "--config.evaluate.features=none", *flags,
     )  # fmt: skip
     assert code == 0, errors
     report = json.loads((tmp_path / "report/metrics.json").read_text())
