@@ -17,6 +17,7 @@ from l2l_jax.evaluation.features.config import NetworksConfig
 from l2l_jax.evaluation.features.networks import open_networks
 from l2l_jax.weights import transfer
 from tests.evaluation.features.networks import joined_params
+from tests.matrix import soak
 from tests.reference_arrays import Case
 
 TINY = clip.TowerConfig(32, 8, 32, 2, 4, 64, 16, "gelu")
@@ -91,22 +92,25 @@ def test_clip_sees_what_pillow_resizes(folder, tiny_clip):
     np.testing.assert_allclose(network(shown)["features"], expected, atol=2e-3)
 
 
-def test_inception_and_resnet50_are_read_with_their_normalisation_joined(folder, tmp_path):
-    for name, case, module, strip in (
+@pytest.mark.parametrize(
+    ("name", "case", "module", "strip"),
+    [
         ("inception", "inception_fid", inception, ""),
-        ("resnet50", "resnet50_places", resnet, "module."),
-    ):
-        state_dict, path = Case(case).state_dict(), tmp_path / f"{name}.safetensors"
-        safetensors.numpy.save_file(state_dict, path)
-        found = networks.OPENERS[name](transfer.open_checkpoint(path), NetworksConfig()).params
-        network, table = (
-            (inception.Inception(), inception.table)
-            if name == "inception"
-            else (resnet.ResNet50(), lambda _: resnet.TABLE)
-        )
-        plain = {key.removeprefix(strip): value for key, value in state_dict.items()}
-        expected = joined_params(network, table, module.NORM_EPSILON, plain, 299)
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        soak("resnet50", "resnet50_places", resnet, "module."),  # read in the same way
+    ],
+)
+def test_networks_are_read_with_their_normalisation_joined(name, case, module, strip, tmp_path):
+    state_dict, path = Case(case).state_dict(), tmp_path / f"{name}.safetensors"
+    safetensors.numpy.save_file(state_dict, path)
+    found = networks.OPENERS[name](transfer.open_checkpoint(path), NetworksConfig()).params
+    network, table = (
+        (inception.Inception(), inception.table)
+        if name == "inception"
+        else (resnet.ResNet50(), lambda _: resnet.TABLE)
+    )
+    plain = {key.removeprefix(strip): value for key, value in state_dict.items()}
+    expected = joined_params(network, table, module.NORM_EPSILON, plain, 299)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize(
