@@ -135,10 +135,12 @@ def test_pmap_goes_on_in_several_processes(stopped, alone, tmp_path):
     assert_same_run(tmp_path / "run", kept(tmp_path / "run", 2, alone[0]), alone)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", [1, soak(2)])
+@pytest.mark.parametrize("first", [soak(1), soak(2)])
 def test_a_retain_budget_is_decided_alike_by_all(tmp_path, first):
-    """One process stops, 2 go on under `pmap`: weights, ratios and the model kept are those of one alone."""
+    """One process stops, 2 go on under `pmap`: weights, ratios and the model kept are those of one alone.
+
+    In every run training/test_budget.py has several devices.
+    """
     (tmp_path / "alone").mkdir()
     alone = scenarios.train(tmp_path / "alone", budgeted=True), read_metrics(tmp_path / "alone")
     assert len({row["alpha"] for row in alone[1]}) > 2

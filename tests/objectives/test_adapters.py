@@ -116,13 +116,12 @@ def test_how_many_numbers_are_trained():
 
 CELLS = [
     ("relearn_aware", "mae"),
-    ("encoder", "palette"),
     *(soak("relearn_aware", family) for family in ("mage", "palette")),
-    *(soak("encoder", family) for family in ("mae", "mage")),
+    *(soak("encoder", family) for family in MODELS),
     *(soak("whole", family) for family in MODELS),
 ]
-"""In every run a rule of gradients of its own on dense kernels, as MAGE has them, too, and the paper's method
-on convolutions: an adapter asks of a method only that it takes weights, and of a family only its kernels."""
+"""In every run a rule of gradients of its own: an adapter asks of a method only that it takes weights, and of
+a family only its kernels, which weights/test_adapter_files.py merges."""
 
 
 @pytest.mark.slow

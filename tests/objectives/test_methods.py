@@ -46,18 +46,15 @@ FROZEN = {"mae": (), "mage": ("tokenizer",), "palette": ("holes",)}
 ENCODER_ONLY = ("encoder", "random_encoder", "epsilon")
 WEIGHTED = [method for method in METHODS if method != "epsilon"]
 """Methods whose loss is a weighted sum."""
-DEFAULTS = ("encoder", "undo")
-"""What the recipes use."""
-OTHERS = [method for method in WEIGHTED if method not in DEFAULTS]
 EVERY_RUN = {
-    *itertools.product(DEFAULTS, MODELS),
-    *((method, "mae") for method in OTHERS if method != "relearn_aware"),
+    *(("encoder", family) for family in MODELS),
+    *((method, "mae") for method in WEIGHTED if method != "relearn_aware"),
     ("noisy_label", "mage"),
 }
 CELLS = [cell if cell in EVERY_RUN else soak(*cell) for cell in itertools.product(WEIGHTED, MODELS)]
 """In every run the other methods are those of MAE, as a method asks the same of all families, and one that
-has a truth of its own on MAGE. Most run on other families in test_baselines_release.py; test_adapters.py has
-relearn_aware."""
+has a truth of its own on MAGE. Most run on other families in test_baselines_release.py and, as undo, in
+test_deep.py; test_adapters.py has relearn_aware."""
 WITH_TEACHER = (*ENCODER_ONLY, "retain_label", "whole", "undo")
 IMAGES = np.random.default_rng(0).random((4, 8, 8, 8, 3), np.float32)
 

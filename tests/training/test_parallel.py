@@ -30,9 +30,7 @@ LAYOUTS = {"8x1": ("jit", 8, 1), "4x2": ("jit", 4, 2), "1x8": ("jit", 1, 8), "pm
 ACCUMULATE = {"mae": 2, "mage": 1, "palette": 1}
 CELLS = [
     *(("mae", layout) for layout in LAYOUTS),
-    ("palette", "pmap"),
-    *(soak("palette", layout) for layout in ("8x1", "4x2", "1x8")),
-    *(soak("mage", layout) for layout in LAYOUTS),
+    *(soak(family, layout) for family in ("mage", "palette") for layout in LAYOUTS),
 ]
 """In every run one family on all layouts; portability/ has MAGE on eight devices."""
 METHOD = {"mae": "encoder", "mage": "encoder", "palette": "encoder"}
