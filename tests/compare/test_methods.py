@@ -15,7 +15,6 @@ from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.objectives import methods
 from l2l_jax.training import sharding
-from l2l_jax.training.metric_writers import read_metrics
 from tests.matrix import soak
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
@@ -33,9 +32,9 @@ def small_config():
     recipe["model"] |= dict(decoder_width=8, decoder_depth=1, decoder_num_heads=2)
     recipe["pretrain"]["model"] |= dict(steps=20, batch_size=8, warmup_steps=2)
     recipe["data"] |= dict(train_per_class=20, test_per_class=10)
-    recipe["evaluate"] |= dict(picture_per_class=1, features="none")
+    recipe["evaluate"] |= dict(picture_per_class=1)
     recipe["audit"]["enabled"] = False
-    recipe["unlearn"] |= dict(retain_budget=None, steps=10, batch_size=8, warmup_steps=2, log_every=1)
+    recipe["unlearn"] |= dict(retain_budget=None, steps=10, batch_size=8, warmup_steps=2)
     return parse_config(recipe)
 
 
@@ -66,15 +65,16 @@ def _compared(tmp_path_factory):
 
 @pytest.mark.slow
 def test_rows_start_from_one_model_and_agree_with_the_main_program(compared):
-    workdir, report, rows = compared
+    _, report, rows = compared
     rows = dict(rows)
     assert list(rows) == ["original", *methods.METHODS, "encoder, proxy retain", "encoder, alpha 0"]
     assert rows["original"] == report["original"]
     assert rows["encoder"] == report["unlearned"]
-    # Without a forget term the retain term is all, and the student is at its optimum from the start.
-    scalars = read_metrics(workdir / "comparison" / "encoder_alpha_0" / "unlearn")
-    assert len(scalars) == 10 and all(row["loss"] == row["retain"] < row["forget"] for row in scalars)
-    assert scalars[0]["retain"] < 1e-9
+    # Without a forget term the student is at its optimum from the start: nothing but the rounding of the
+    # moving average changes.
+    unchanged = rows.pop("encoder, alpha 0")
+    for images in ("retain", "forget"):
+        assert unchanged[images] == pytest.approx(rows["original"][images], rel=1e-6)
     others = [json.dumps(row) for row in rows.values()]
     assert len(set(others)) == len(others)  # every method does something of its own
 
@@ -86,7 +86,7 @@ def test_files_hold_the_table_and_the_pictures(compared):
     assert json.loads((folder / "comparison.json").read_text())["rows"] == rows
     lines = (folder / "comparison.md").read_text().splitlines()
     (row,) = [line for line in lines if line.startswith("| undo ")]
-    assert f"{rows['undo']['forget']['mse']:.4f}" in row
+    assert f"{rows['undo']['forget']['classifier_distance']:.2f}" in row
     for picture in ("comparison.png", "alphas.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 

@@ -94,7 +94,7 @@ def test_only_the_encoder_is_trained_and_has_optimiser_state(one_device):
 def test_before_the_first_update_the_retain_term_is_zero(one_device):
     """Student and teacher are equal then, and see the same draw of T."""
     first = one_device[1][0]
-    assert 0 <= first["retain"] < 1e-12 and first["forget"] > 0.01  # of tests/compiling.py: not quite 0
+    assert first["retain"] == 0 and first["forget"] > 0.01
     np.testing.assert_allclose(first["loss"], 0.25 * first["forget"], rtol=1e-6)
 
 
