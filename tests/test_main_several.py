@@ -32,7 +32,7 @@ KILLS = 3
 
 FIELDS = {
     "model.pretrained": "", "audit.enabled": False, "unlearn.retain_budget": 0.0,
-    "data.test_per_class": 9, "evaluate.features": "none", "evaluate.batch_size": 32,
+    "data.train_per_class": 20, "data.test_per_class": 9, "evaluate.batch_size": 32,
     "evaluate.picture_per_class": 1,
     "model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.decoder_width": 16,
     "model.decoder_depth": 1, "model.decoder_num_heads": 2,

@@ -51,16 +51,21 @@ def read(handler: ocp.CheckpointHandler, folder: pathlib.Path, args: ocp.args.Ch
 def _abandoned_reads_silent() -> Iterator[None]:
     """When a read fails, Orbax abandons those beside it; what they say as they end tells nothing new.
 
-    If this fails, Python's hook stays replaced: TensorStore's threads may speak later.
+    If this fails, both replacements stay: TensorStore's threads may speak later.
     """
     log, report = logging.getLogger("asyncio"), sys.unraisablehook
-    was_disabled, log.disabled = log.disabled, True
+    log.addFilter(_not_abandoned)  # a second time changes nothing
     sys.unraisablehook = functools.partial(_report_unless_abandoned, report)
-    try:
-        yield
-        sys.unraisablehook = report
-    finally:
-        log.disabled = was_disabled
+    yield
+    sys.unraisablehook = report
+    log.removeFilter(_not_abandoned)
+
+
+def _not_abandoned(record: logging.LogRecord) -> bool:
+    """False for what asyncio says of a wait for TensorStore, whose errors start with a status in capitals."""
+    reason = str(record.exc_info[1]) if record.exc_info else ""
+    status, _, _ = reason.partition(": ")
+    return not (status.isupper() or "_wrap_awaitable" in record.getMessage())
 
 
 def _first_cause(error: BaseException) -> BaseException:

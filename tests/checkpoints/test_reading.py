@@ -1,5 +1,6 @@
 """Damaged checkpoints of a realistic size: one exception with the reason, and nothing else on the console."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -67,3 +68,16 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monke
     monkeypatch.setattr(ocp.Checkpointer, "restore", refuse)
     with pytest.raises(PermissionError, match="place"):
         read(ocp.StandardCheckpointHandler(), tmp_path, ocp.args.StandardRestore({}))
+
+
+def test_after_a_failed_read_only_its_own_abandoned_futures_are_silent(tmp_path, caplog):
+    async def abandon(error):
+        asyncio.get_running_loop().create_future().set_exception(error)
+
+    with pytest.raises(Damaged):
+        read(ocp.StandardCheckpointHandler(), tmp_path / "nowhere", ocp.args.StandardRestore({}))
+    asyncio.run(abandon(ValueError("DATA_LOSS: array_3 is too short")))
+    assert caplog.records == []
+    asyncio.run(abandon(ValueError("a mistake of the user's")))
+    (record,) = caplog.records
+    assert record.name == "asyncio" and str(record.exc_info[1]) == "a mistake of the user's"

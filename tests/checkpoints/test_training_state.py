@@ -52,13 +52,13 @@ def after_pmap(state):
 
 
 def test_any_mesh_restores_the_checkpoint_of_any_other(params, tmp_path, caplog, monkeypatch):
-    """8x1 → 4x2 → 1x8 → one device → pmap → 8x1, each saving what it restored."""
+    """8x1 → 4x2 → 1x8 → one device → 2x2 → pmap → 8x1, each saving what it restored."""
     monkeypatch.setattr(training_state, "SLICED_FROM", 2**11)  # eighths of the large kernels
     rng = np.random.default_rng(0)
     state = state_on(params, 8, 1)
     expected = jax.tree.map(lambda x: rng.integers(0, 99, x.shape).astype(x.dtype), state)
     state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), expected, state)
-    for step, sizes in enumerate([(4, 2), (1, 8), (1, 1), "pmap", (8, 1)]):
+    for step, sizes in enumerate([(4, 2), (1, 8), (1, 1), (2, 2), "pmap", (8, 1)]):
         checkpointer = Checkpointer(tmp_path)
         checkpointer.save(step, state, {"place": step})
         checkpointer.wait()
@@ -71,7 +71,7 @@ def test_any_mesh_restores_the_checkpoint_of_any_other(params, tmp_path, caplog,
         alike = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), state, like)
         assert all(jax.tree.leaves(alike))
     lines = [record.getMessage() for record in caplog.records if "was written on" in record.getMessage()]
-    assert len(lines) == 4  # 8x1 and pmap lie alike
+    assert len(lines) == 5  # 8x1 and pmap lie alike
     assert lines[1] == (
         "The checkpoint was written on 8 devices of 1 processes, parameters in 2 parts; "
         "it resumes on 8 devices of 1 processes, parameters in 8 parts"

@@ -10,7 +10,7 @@ import pytest
 from l2l_jax.objectives.adapters import ADAPTER, adapted, merged, new_adapter
 from l2l_jax.objectives.methods import make_task
 from l2l_jax.objectives.task import total_loss
-from tests.matrix import soak
+from tests.matrix import cells
 from tests.training.families import MODELS, images_of, params_of
 
 RNG = np.random.default_rng(0)
@@ -114,14 +114,13 @@ def test_how_many_numbers_are_trained():
         assert count(task.start(params, jax.random.key(0))[ADAPTER]) == numbers
 
 
-CELLS = [
-    ("relearn_aware", "mae"),
-    *(soak("relearn_aware", family) for family in ("mage", "palette")),
-    *(soak("encoder", family) for family in MODELS),
-    *(soak("whole", family) for family in MODELS),
-]
-"""In every run a rule of gradients of its own: an adapter asks of a method only that it takes weights, and of
-a family only its kernels, which weights/test_adapter_files.py merges."""
+CELLS = cells(
+    ("relearn_aware", "encoder", "whole"),
+    MODELS,
+    normal=[("relearn_aware", "mae"), ("whole", "mage"), ("encoder", "palette")],
+)
+"""A rule of gradients of its own, features and outputs together, and the paper's method; each family once, as
+an adapter asks of a method only that it takes weights, and of a family only its kernels."""
 
 
 @pytest.mark.slow

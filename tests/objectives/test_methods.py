@@ -1,6 +1,5 @@
 """Every method on every family: what it trains, and that forget images count."""
 
-import itertools
 import pathlib
 import runpy
 import typing
@@ -21,7 +20,7 @@ from l2l_jax.models.registry import FAMILIES
 from l2l_jax.objectives.methods import METHODS, Method, make_task
 from l2l_jax.stages import batches, unlearning
 from l2l_jax.workdir import Workdir
-from tests.matrix import soak
+from tests.matrix import cells
 from tests.models.test_mage import random_params
 
 MODELS = {
@@ -46,15 +45,17 @@ FROZEN = {"mae": (), "mage": ("tokenizer",), "palette": ("holes",)}
 ENCODER_ONLY = ("encoder", "random_encoder", "epsilon")
 WEIGHTED = [method for method in METHODS if method != "epsilon"]
 """Methods whose loss is a weighted sum."""
-EVERY_RUN = {
-    *(("encoder", family) for family in MODELS),
-    *((method, "mae") for method in WEIGHTED if method != "relearn_aware"),
-    ("noisy_label", "mage"),
-}
-CELLS = [cell if cell in EVERY_RUN else soak(*cell) for cell in itertools.product(WEIGHTED, MODELS)]
+CELLS = cells(
+    WEIGHTED,
+    MODELS,
+    normal=[
+        *(("encoder", family) for family in MODELS),
+        *((method, "mae") for method in WEIGHTED if method != "encoder"),
+        ("noisy_label", "mage"),
+    ],
+)
 """In every run the other methods are those of MAE, as a method asks the same of all families, and one that
-has a truth of its own on MAGE. Most run on other families in test_baselines_release.py and, as undo, in
-test_deep.py; test_adapters.py has relearn_aware."""
+has a truth of its own on MAGE. Most run on all families in test_baselines_release.py and test_adapters.py."""
 WITH_TEACHER = (*ENCODER_ONLY, "retain_label", "whole", "undo")
 IMAGES = np.random.default_rng(0).random((4, 8, 8, 8, 3), np.float32)
 

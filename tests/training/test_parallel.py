@@ -22,17 +22,18 @@ from l2l_jax.training.optimizer import TrainingConfig, make_optimizer
 from l2l_jax.training.parallel import make_parallel
 from l2l_jax.training.sharding import MeshConfig
 from l2l_jax.training.step import make_step, placed_state
-from tests.matrix import soak
+from tests.matrix import cells
 from tests.training.families import MODELS, images_of, params_of
 
 CONFIG = TrainingConfig(steps=40, batch_size=16, learning_rate=1e-3, ema_decay=0.9)
 LAYOUTS = {"8x1": ("jit", 8, 1), "4x2": ("jit", 4, 2), "1x8": ("jit", 1, 8), "pmap": ("pmap", 8, 1)}
 ACCUMULATE = {"mae": 2, "mage": 1, "palette": 1}
-CELLS = [
-    *(("mae", layout) for layout in LAYOUTS),
-    *(soak(family, layout) for family in ("mage", "palette") for layout in LAYOUTS),
-]
-"""In every run one family on all layouts; portability/ has MAGE on eight devices."""
+CELLS = cells(
+    MODELS,
+    LAYOUTS,
+    normal=[*(("mae", layout) for layout in LAYOUTS), ("mage", "4x2"), ("palette", "pmap")],
+)
+"""One family on all layouts, the others on the two that differ most; portability/ has MAGE under pmap."""
 METHOD = {"mae": "encoder", "mage": "encoder", "palette": "encoder"}
 
 

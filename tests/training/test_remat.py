@@ -26,7 +26,7 @@ do it; without that pass its memory shows what they save."""
 def test_remat_needs_less_memory_for_the_same_gradients(family):
     """Encoder and decoder: "max_loss" trains both.
 
-    MAGE's blocks are those of MAE; what is asked of Palette's is one line of models/unet.py.
+    MAGE's blocks are those of MAE; Palette's are compared with remat in soak alone.
     """
     (batch,) = images_of(family, 1, 32)
     params = params_of(dataclasses.replace(MODELS[family], **DEEPER[family]))

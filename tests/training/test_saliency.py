@@ -153,15 +153,14 @@ def test_an_interrupted_run_goes_on_with_its_mask(tmp_path, monkeypatch):
 
 
 CELLS = [
-    soak("mae", "noisy_label", "one device"),
+    ("mae", "noisy_label", "one device"),
     soak("mage", "encoder", "one device"),
     soak("palette", "encoder", "one device"),
     soak("mae", "encoder", "4x2"),
     soak("mage", "noisy_label", "pmap"),
     soak("palette", "whole", "4x2"),
 ]
-"""In every run: the linear task above on all layouts, and objectives/test_saliency.py with the MAE. A mask
-knows of a family no more than its arrays."""
+"""The linear task above shows all layouts in every run. A mask knows of a family no more than its arrays."""
 
 
 @pytest.mark.slow
