@@ -1,5 +1,6 @@
 """Every test runs on 8 virtual CPU devices and refuses silent rank promotion; slow files come first."""
 
+import gc
 import logging
 import os
 import pathlib
@@ -16,6 +17,7 @@ import jax  # noqa: E402  (the variables above must be set first)
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(200_000, 20, 100)  # tracing makes objects by the million, and little garbage
 
 
 def pytest_collection_modifyitems(items):

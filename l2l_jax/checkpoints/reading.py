@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import logging
 import pathlib
 import sys
@@ -42,8 +41,6 @@ def read(handler: ocp.CheckpointHandler, folder: pathlib.Path, args: ocp.args.Ch
             if refused or not isinstance(cause, ValueError | KeyError | TypeError | OSError):
                 raise cause from None
             reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
-            del cause  # it holds the abandoned reads
-        gc.collect()  # abandoned reads complain now, not later, when nobody silences them
         raise Damaged(reason)
 
 
@@ -51,13 +48,16 @@ def read(handler: ocp.CheckpointHandler, folder: pathlib.Path, args: ocp.args.Ch
 def _abandoned_reads_silent() -> Iterator[None]:
     """When a read fails, Orbax abandons those beside it; what they say as they end tells nothing new.
 
-    If this fails, both replacements stay: TensorStore's threads may speak later.
+    They may end long after: from the first failure on they are silent.
     """
-    log, report = logging.getLogger("asyncio"), sys.unraisablehook
-    log.addFilter(_not_abandoned)  # a second time changes nothing
-    sys.unraisablehook = functools.partial(_report_unless_abandoned, report)
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    if _not_abandoned in log.filters:
+        yield
+        return
+    log.addFilter(_not_abandoned)
+    sys.unraisablehook = functools.partial(_report_unless_abandoned, hook)
     yield
-    sys.unraisablehook = report
+    sys.unraisablehook = hook
     log.removeFilter(_not_abandoned)
 
 

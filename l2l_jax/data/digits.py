@@ -1,15 +1,21 @@
-"""The images that need no files: scikit-learn's handwritten digits."""
+"""The images that come with this package: handwritten digits."""
 
 import functools
+import pathlib
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file
 
 from l2l_jax.data.records import Record, Split
 
+FILE = pathlib.Path(__file__).with_suffix(".safetensors")
+"""Scans (counts from 0 to 16), labels and which are test images; a copy, for scikit-learn takes a second to
+load and may split the images otherwise in another version."""
+
 
 class DigitsSource:
-    """The 1,797 handwritten digits that scikit-learn carries (Alpaydin & Kaynak 1998, UCI).
+    """1,797 handwritten digits, those of scikit-learn's `load_digits` (Alpaydin & Kaynak 1998, UCI).
 
     Real 8×8 scans, enlarged bicubically and repeated over 3 channels. One image in four of every
     class, always the same ones, is a test image.
@@ -18,10 +24,10 @@ class DigitsSource:
     class_names = tuple("0123456789")
 
     def __init__(self, split: Split, image_size: int):
-        scans, labels, indices = _scans()
-        self._indices = np.sort(indices[split])
+        _, labels, indices = _scans()
+        self._indices = indices[split]
         self.labels = labels[self._indices]
-        self._images = np.stack([_enlarge(scans[i], image_size) for i in self._indices])
+        self._images = _enlarged(split, image_size)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,15 +39,19 @@ class DigitsSource:
 
 @functools.cache
 def _scans() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """All scans, their labels, and the indices of each split; reading the text that holds them takes long."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    """All scans, their labels, and the indices of each split."""
+    digits = load_file(FILE)
+    test = digits["test"]
+    indices = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
+    return digits["scans"], digits["labels"].astype(np.int64), indices
 
-    digits = load_digits()
-    train, test = train_test_split(
-        np.arange(len(digits.target)), test_size=0.25, stratify=digits.target, random_state=0
-    )
-    return digits.images, digits.target, {"train": train, "test": test}
+
+@functools.lru_cache(maxsize=8)
+def _enlarged(split: Split, size: int) -> np.ndarray:
+    scans, _, indices = _scans()
+    images = np.stack([_enlarge(scans[index], size) for index in indices[split]])
+    images.flags.writeable = False  # all sources share them
+    return images
 
 
 def _enlarge(scan: np.ndarray, size: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from l2l_jax.data.digits import DigitsSource
@@ -130,21 +129,6 @@ def test_too_few_images_are_said():
         "kid": "it needs two images",
         "inception_score": "it needs 10 images, and there are 9",
     }
-
-
-def test_digits_are_scikit_learns():
-    digits = load_digits()
-    train, test = DigitsSource("train", 8), DigitsSource("test", 8)
-    assert len(train) + len(test) == 1797
-    record = test[3]
-    index = int(record["name"].split("/")[1])
-    assert record["label"] == digits.target[index]
-    np.testing.assert_allclose(record["image"][..., 1], digits.images[index] / 16, atol=1e-6)
-    # One in four of every class.
-    share = np.bincount(test.labels) / np.bincount(digits.target)
-    np.testing.assert_allclose(share, np.full(10, 0.25), atol=0.01)
-    names = {source[i]["name"] for source in (train, test) for i in range(len(source))}
-    assert len(names) == 1797  # no image in both
 
 
 SMALL_MAE = MAE(

@@ -251,6 +251,7 @@ def _main():
     assert threads == 1 and not xla_bridge.backends_are_initialized(), f"{threads} threads"
     gc.collect()
     gc.freeze()  # children collecting garbage would touch, and so copy, all pages
+    gc.set_threshold(200_000, 20, 100)  # as in conftest.py
     files = _serve(requests)
     if files is None:
         return
