@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from l2l_jax.errors import Interrupted, UserError
 from l2l_jax.processes import distributed
-from l2l_jax.processes.setup import keep_compiled_programs, keep_freed_memory
+from l2l_jax.processes.setup import keep_compiled_programs, keep_freed_memory, share_one_arena
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe of the run, FILE or FILE:VARIANT; --config.FIELD=VALUE changes a field."
@@ -102,8 +102,17 @@ def _parse_flags(argv: Sequence[str], needs_recipe: Callable[[], bool]) -> tuple
         raise UserError(f"--config={path}: {what}. Recipes in that folder: {known}.")
     if COMPILE_CACHE.value:
         keep_compiled_programs()
+    share_one_arena(_image_size(CONFIG.value))
     run = f"{path.stem}_{variant}" if variant else path.stem
     return CONFIG.value, pathlib.Path(WORKDIR.value or pathlib.Path("runs") / run)
+
+
+def _image_size(recipe: Any) -> int:
+    """Of a recipe that nobody has checked yet; 0 where it has none."""
+    try:
+        return int(recipe.model.image_size)
+    except (AttributeError, TypeError, ValueError):
+        return 0
 
 
 def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

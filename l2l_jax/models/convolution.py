@@ -14,8 +14,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+STRIPS_FROM = 4096
+"""Pixels of an image from which it is multiplied strip by strip: what a strip reads stays in the processor's
+caches, and kernels of so large images are small."""
+
+STRIP_PLACES = 2048
+"""Pixels of a strip: some lines of some images."""
+
+STRIP_LINES = 4
+"""Lines of a strip, at least: each strip reads the lines next to it, too."""
+
+NARROW = 8
+"""Channels up to which the copies of whole images are small, too."""
+
 COPIES_BYTES = 256 * 2**20
-"""Memory that the shifted copies of a batch may take; of a larger batch, some images go at a time."""
+"""Memory that the copies of whole images may take; of a larger batch, some images go at a time."""
 
 FROM_PLACES = 256
 """Pixels of an image from which the product is used; on smaller ones XLA's convolution is faster (twice as
@@ -100,55 +113,77 @@ _same.defvjp(_forward, _backward)
 def kernel_gradient(
     x: jax.Array, gradient: jax.Array, size: tuple[int, int], precision: Any = None
 ) -> jax.Array:
-    """The gradient of a convolution with respect to its kernel, as one matrix product.
+    """The gradient of a convolution with respect to its kernel, as matrix products.
 
-    The input's shifted copies, one for each place of the kernel, stand side by side as the channels of one
-    matrix; its product with the output's gradient sums over all places of all images. Where the output has
-    fewer channels than the input, it is the output's gradient that is copied.
+    The input's copies, one for each column of the kernel, stand side by side as the channels of one matrix.
+    For each row of the kernel, its lines, shifted, are multiplied by the output's gradient, which sums over
+    all places of all images. Where the output has fewer channels than the input, the output's gradient is
+    copied.
 
     Args:
       x: input of the convolution, `[batch, height, width, channel]`.
       gradient: of its output, `[batch, height, width, output channel]`.
       size: height and width of the kernel, odd.
-      precision: of the product, see `jax.lax.Precision`.
+      precision: of the products, see `jax.lax.Precision`.
 
     Returns:
       `[*size, channel, output channel]`, float32.
     """
-    batch = x.shape[0]
-    narrower = min(x.shape[-1], gradient.shape[-1])
-    bytes_an_image = math.prod(x.shape[1:3]) * math.prod(size) * narrower * x.dtype.itemsize
-    most = max(1, COPIES_BYTES // bytes_an_image)
-    parts = next(parts for parts in range(1, batch + 1) if batch % parts == 0 and batch // parts <= most)
-    product = partial(_product, size=size, precision=precision)
-    if parts == 1:
-        return product((x, gradient))
-
-    def split(y: jax.Array) -> jax.Array:  # image i to part i mod parts: sharded rows stay where they are
-        return jnp.moveaxis(y.reshape(batch // parts, parts, *y.shape[1:]), 1, 0)
-
-    return lax.map(product, (split(x), split(gradient))).sum(axis=0)
+    if x.shape[-1] <= gradient.shape[-1]:
+        return _correlation(x, gradient, size, precision)
+    # An input's place is met by the outputs on the other side of it.
+    return _correlation(gradient, x, size, precision)[::-1, ::-1].swapaxes(2, 3)
 
 
-def _product(both: tuple[jax.Array, jax.Array], *, size: tuple[int, int], precision: Any) -> jax.Array:
-    x, gradient = both
-    multiply = partial(jnp.einsum, "pi,po->io", precision=precision, preferred_element_type=jnp.float32)
-    channels, outputs = x.shape[-1], gradient.shape[-1]
-    if channels <= outputs:
-        copies = shifted_copies(x, size)
-        return multiply(copies, gradient.reshape(-1, outputs)).reshape(*size, channels, outputs)
-    # An input's place is met by the outputs on the other side of it: the copies come in reverse order.
-    copies = shifted_copies(gradient, size)
-    product = multiply(x.reshape(-1, channels), copies).reshape(channels, *size, outputs)
-    return product[:, ::-1, ::-1].transpose(1, 2, 0, 3)
-
-
-def shifted_copies(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """What stands under a window of `size`, zeros outside: `[batch, height, width, channel]` →
-    `[batch · height · width, places of the window · channel]`."""
-    batch, height, width, channels = x.shape
-    rows, columns = size
+def _correlation(shifted: jax.Array, still: jax.Array, size: tuple[int, int], precision: Any) -> jax.Array:
+    """Sums over all places of `shifted` at an offset times `still`, `[*size, channel, other channel]`."""
+    batch, height, width, channels = shifted.shape
+    (rows, columns), others = size, still.shape[-1]
+    in_strips = height * width >= STRIPS_FROM and channels > NARROW
+    images, lines = _strip(batch, height, width) if in_strips else (_part(shifted, columns), height)
+    # Strips have a sum for each image: where the batch is split over devices, these add up once, at the end.
+    sums = images if in_strips else 1
+    multiply = partial(jnp.einsum, "nop,npi->noi", precision=precision, preferred_element_type=jnp.float32)
     margin = ((0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0))
-    padded = jnp.pad(x, margin)
-    copies = [padded[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
-    return jnp.concatenate(copies, axis=-1).reshape(-1, rows * columns * channels)
+    padded = lax.optimization_barrier(_in_parts(jnp.pad(shifted, margin), images))
+    still = _in_parts(still, images)
+
+    def add_strip(index: jax.Array | int, total: jax.Array) -> jax.Array:
+        part, top = index // (height // lines), index % (height // lines) * lines
+        beside, here = (
+            lax.dynamic_slice_in_dim(lax.dynamic_index_in_dim(y, part, keepdims=False), top, count, axis=1)
+            for y, count in ((padded, lines + rows - 1), (still, lines))
+        )
+        copies = jnp.concatenate([beside[:, :, j : j + width] for j in range(columns)], axis=-1)
+        copies = lax.optimization_barrier(copies)  # else each product would put them together again
+        here = here.reshape(sums, -1, others).swapaxes(1, 2)
+        below = (copies[:, i : i + lines].reshape(sums, -1, columns * channels) for i in range(rows))
+        return total + jnp.stack([multiply(here, y) for y in below], axis=1)
+
+    shape = (sums, rows, others, columns * channels)
+    start = lax.full_like(still, 0, jnp.float32, shape=shape)  # in a shard_map, a device has sums of its own
+    strips = batch // images * (height // lines)
+    total = add_strip(0, start) if strips == 1 else lax.fori_loop(0, strips, add_strip, start)
+    return total.sum(axis=0).reshape(rows, others, columns, channels).transpose(0, 2, 3, 1)
+
+
+def _strip(batch: int, height: int, width: int) -> tuple[int, int]:
+    """How many images, and lines of each, are multiplied at a time; divisors of `batch` and `height`."""
+    images = _divisor(batch, STRIP_PLACES // (width * min(STRIP_LINES, height)))
+    return images, _divisor(height, max(STRIP_PLACES // (width * images), STRIP_LINES))
+
+
+def _part(shifted: jax.Array, columns: int) -> int:
+    """How many whole images are multiplied at a time."""
+    bytes_an_image = math.prod(shifted.shape[1:]) * columns * shifted.dtype.itemsize
+    return _divisor(shifted.shape[0], COPIES_BYTES // bytes_an_image)
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor that is at most `most`, or 1."""
+    return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(most, 1))
+
+
+def _in_parts(y: jax.Array, images: int) -> jax.Array:
+    """`[batch, …]` → `[part, images, …]`, image i in part i mod parts: sharded rows stay where they are."""
+    return jnp.moveaxis(y.reshape(images, -1, *y.shape[1:]), 1, 0)

@@ -8,7 +8,10 @@ import sys
 
 from l2l_jax.errors import UserError
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # names and numbers of glibc's malloc.h
+
+LARGE_IMAGES = 64
+"""Side in pixels from which a step's temporaries are more than the arena of a thread can keep, 64 MB."""
 
 
 ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel[0-9]*", "vfio/[0-9]*")
@@ -36,16 +39,30 @@ def keep_freed_memory() -> None:
     On CPU, XLA allocates a step's temporaries anew for each call. By default they come from `mmap`, and
     the kernel clears every page again: 23,000 page faults a step in the digits MAE, a third of its time.
     malloc keeps its arenas, one for a thread: with a single one, XLA's threads wait for each other's small
-    allocations, and the same step takes 1.3 times as long.
+    allocations, and the same step takes 1.3 times as long. Large images: see `share_one_arena`.
     Call it before JAX starts its threads. Does nothing where there is an accelerator, whose host only reads
     images, and where the C library is not glibc.
     """
-    if not sys.platform.startswith("linux") or not runs_on_cpu():
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    _set_malloc(M_MMAP_MAX, 0)
+    _set_malloc(M_TRIM_THRESHOLD, -1)  # never
+
+
+def share_one_arena(image_size: int) -> None:
+    """Let all threads share malloc's main arena where images are large; beside `keep_freed_memory`.
+
+    The temporaries of a step are one array. A thread's own arena cannot hold more than 64 MB in one piece and
+    gets larger ones from `mmap` each time: 276,000 page faults a step of Palette with 2 + 2 images of 128
+    pixels, none with one arena. Beside products of that size, threads that wait for each other do not matter.
+    """
+    if image_size >= LARGE_IMAGES:
+        _set_malloc(M_ARENA_MAX, 1)
+
+
+def _set_malloc(option: int, value: int) -> None:
+    if sys.platform.startswith("linux") and runs_on_cpu():
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(option, value)
 
 
 def keep_compiled_programs() -> None:

@@ -45,12 +45,35 @@ def test_weight_gradient(size, channels, outputs):
     np.testing.assert_allclose(found, by_hand(x, gradient, size), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("places", "lines"), [(1, 1), (8, 2), (32, 2), (64, 2), (10_000, 2)])
+def test_strips(monkeypatch, places, lines):
+    """One line of an image; two lines; all of one image; of two; of all four."""
+    x, gradient = arrays(4, 8, 4, 3, 5)
+    monkeypatch.setattr(convolution, "STRIPS_FROM", 1)
+    monkeypatch.setattr(convolution, "NARROW", 1)
+    monkeypatch.setattr(convolution, "STRIP_PLACES", places)
+    monkeypatch.setattr(convolution, "STRIP_LINES", lines)
+    found = compiled_gradient(x, gradient, (3, 3))
+    np.testing.assert_allclose(found, by_hand(x, gradient, (3, 3)), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("images", [1, 2, 4])
 def test_a_large_batch_goes_in_parts(monkeypatch, images):
     x, gradient = arrays(8, 4, 4, 3, 5)
-    monkeypatch.setattr(convolution, "COPIES_BYTES", images * 4 * 4 * 9 * 3 * 4)
+    monkeypatch.setattr(convolution, "COPIES_BYTES", images * 4 * 4 * 3 * 3 * 4)
     found = compiled_gradient(x, gradient, (3, 3))
     np.testing.assert_allclose(found, by_hand(x, gradient, (3, 3)), rtol=1e-5, atol=1e-5)
+
+
+def test_devices_add_up_once():
+    """Compiled for a batch that is split over eight devices: no all-reduce in the loop over strips."""
+    rows = jax.NamedSharding(sharding.make_mesh(jax.devices()), sharding.ROWS)
+    x, gradient = (jax.ShapeDtypeStruct((16, 64, 64, n), np.float32, sharding=rows) for n in (12, 16))
+    program = jax.jit(lambda *arrays: kernel_gradient(*arrays, (3, 3))).lower(x, gradient).compile()
+    operations = program.runtime_executable().hlo_modules()[0].to_string()
+    entry = operations[operations.index("\nENTRY") :]
+    assert " while(" in entry
+    assert operations.count(" all-reduce(") == entry.count(" all-reduce(") == 1
 
 
 def test_bfloat16_sums_in_float32():
@@ -98,7 +121,7 @@ def operations(platform, side=16):
 
 
 def test_the_platform_decides_what_is_compiled():
-    assert operations("cpu") == (1, 1)
+    assert operations("cpu") == (1, 3)  # a product for each row of the kernel
     assert operations("tpu") == (2, 0)
     assert operations("cuda") == (2, 0)
     assert operations("cpu", side=15) == (2, 0)  # small images stay as they are
@@ -132,13 +155,14 @@ def rematerialised(loss, kernel, x):
     return jax.jit(jax.grad(jax.checkpoint(loss)))(kernel, x)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("strips", [False, True])
 @pytest.mark.parametrize("how", [split_over_a_mesh, shard_mapped, pmapped, rematerialised])
-def test_on_many_devices(how, parts, monkeypatch):
+def test_on_many_devices(how, strips, monkeypatch):
     x, _ = arrays(16, 4, 4, 3, 5)
     monkeypatch.setattr(convolution, "FROM_PLACES", 1)
-    devices = 8 if how in (shard_mapped, pmapped) else 1
-    monkeypatch.setattr(convolution, "COPIES_BYTES", 16 // devices // parts * 4 * 4 * 9 * 3 * 4)
+    if strips:
+        for name, value in {"STRIPS_FROM": 1, "NARROW": 1, "STRIP_PLACES": 4}.items():
+            monkeypatch.setattr(convolution, name, value)
     kernel = np.random.default_rng(1).standard_normal((3, 3, 3, 5)).astype(np.float32)
 
     where = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
