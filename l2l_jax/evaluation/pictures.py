@@ -15,6 +15,9 @@ from l2l_jax.training.metric_writers import read_metrics
 
 COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b", "general": "#555555"}
 
+PITCH = 1.06
+"""From one picture to the next, in widths of a picture."""
+
 
 def save_grid(
     path: pathlib.Path, evaluation: Evaluation, restored: Mapping[str, Mapping[str, np.ndarray]]
@@ -74,10 +77,6 @@ def save_methods(
     for column, name in enumerate(names):
         _above(axis, column, name, rotation=30)
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
-
-
-PITCH = 1.06
-"""From one picture to the next, in widths of a picture."""
 
 
 def _empty_axis(figure: FigureBase, columns: int, lines: int, **margins: float) -> Axes:
