@@ -5,7 +5,6 @@ import json
 import pathlib
 import runpy
 
-import jax
 import pytest
 
 from l2l_jax import experiment
@@ -14,7 +13,6 @@ from l2l_jax.compare.methods_report import table
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.objectives import methods
-from l2l_jax.training import sharding
 from tests.matrix import soak
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
@@ -38,17 +36,11 @@ def small_config():
     return parse_config(recipe)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Fewer devices compile faster; other tests show that their number does not matter."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: mesh)
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module", params=[FEW, soak(METHODS)], ids=["few", "all"])
-def compared(request, tmp_path_factory):
+def compared(request, one_device, tmp_path_factory):
     """A comparison of some methods in the workdir of a finished experiment."""
     with pytest.MonkeyPatch.context() as patch:
         for method in set(METHODS).difference(request.param):
