@@ -155,12 +155,15 @@ def rematerialised(loss, kernel, x):
     return jax.jit(jax.grad(jax.checkpoint(loss)))(kernel, x)
 
 
-@pytest.mark.parametrize("strips", [False, True])
+@pytest.mark.parametrize("split", ["not at all", "into parts", "into strips"])
 @pytest.mark.parametrize("how", [split_over_a_mesh, shard_mapped, pmapped, rematerialised])
-def test_on_many_devices(how, strips, monkeypatch):
+def test_on_many_devices(how, split, monkeypatch):
     x, _ = arrays(16, 4, 4, 3, 5)
     monkeypatch.setattr(convolution, "FROM_PLACES", 1)
-    if strips:
+    if split == "into parts":
+        devices = 8 if how in (shard_mapped, pmapped) else 1
+        monkeypatch.setattr(convolution, "COPIES_BYTES", 16 // devices // 2 * 4 * 4 * 3 * 3 * 4)
+    if split == "into strips":
         for name, value in {"STRIPS_FROM": 1, "NARROW": 1, "STRIP_PLACES": 4}.items():
             monkeypatch.setattr(convolution, name, value)
     kernel = np.random.default_rng(1).standard_normal((3, 3, 3, 5)).astype(np.float32)
