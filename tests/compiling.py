@@ -3,6 +3,7 @@
 Nothing here imports JAX, which reads these settings when it is imported.
 """
 
+import gc
 import importlib.util
 import mmap
 import os
@@ -29,6 +30,11 @@ def compile_quickly() -> tempfile.TemporaryDirectory:
     for library in ("OMP", "OPENBLAS"):  # a worker for each core: more threads only wait for one another
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     return compiled
+
+
+def collect_garbage_rarely() -> None:
+    """In this process: tracing makes objects by the million, and little garbage."""
+    gc.set_threshold(200_000, 20, 100)
 
 
 def _known(flags) -> bool:

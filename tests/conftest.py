@@ -1,12 +1,11 @@
 """Every test runs on 8 virtual CPU devices and refuses silent rank promotion; slow files come first."""
 
-import gc
 import logging
 import os
 import pathlib
 import sys
 
-from tests.compiling import compile_quickly
+from tests.compiling import collect_garbage_rarely, compile_quickly
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the environment, as the tests' own processes do
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,7 +16,7 @@ import jax  # noqa: E402  (the variables above must be set first)
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-gc.set_threshold(200_000, 20, 100)  # tracing makes objects by the million, and little garbage
+collect_garbage_rarely()
 
 
 def pytest_collection_modifyitems(items):

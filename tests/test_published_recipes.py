@@ -137,7 +137,7 @@ def test_small_variants_run_from_start_to_end(name, pretrained, pictures, tmp_pa
     report = json.loads((tmp_path / "report/metrics.json").read_text())
     for model in ("original", "unlearned"):
         for of in ("retain", "forget"):
-            assert {"psnr", "mse", "classifier_distance", "accuracy"} <= set(report[model][of])
+            assert {"psnr", "ssim", "mse", "classifier_distance", "accuracy"} <= set(report[model][of])
             assert np.isfinite(list(report[model][of].values())).all()
     for file in ("restorations.png", "losses.png", "report.html"):
         assert (tmp_path / "report" / file).stat().st_size > 5000

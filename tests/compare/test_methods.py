@@ -13,6 +13,7 @@ from l2l_jax.compare.methods_report import table
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.objectives import methods
+from l2l_jax.training.metric_writers import read_metrics
 from tests.matrix import soak
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
@@ -32,7 +33,7 @@ def small_config():
     recipe["data"] |= dict(train_per_class=20, test_per_class=10)
     recipe["evaluate"] |= dict(picture_per_class=1)
     recipe["audit"]["enabled"] = False
-    recipe["unlearn"] |= dict(retain_budget=None, steps=10, batch_size=8, warmup_steps=2)
+    recipe["unlearn"] |= dict(retain_budget=None, steps=10, batch_size=8, warmup_steps=2, log_every=1)
     return parse_config(recipe)
 
 
@@ -57,13 +58,16 @@ def _compared(tmp_path_factory):
 
 @pytest.mark.slow
 def test_rows_start_from_one_model_and_agree_with_the_main_program(compared):
-    _, report, rows = compared
+    workdir, report, rows = compared
     rows = dict(rows)
     assert list(rows) == ["original", *methods.METHODS, "encoder, proxy retain", "encoder, alpha 0"]
     assert rows["original"] == report["original"]
     assert rows["encoder"] == report["unlearned"]
-    # Without a forget term the student is at its optimum from the start: nothing but the rounding of the
-    # moving average changes.
+    # Without a forget term the retain term is all, and the student is at its optimum from the start: nothing
+    # but the rounding of the moving average changes.
+    scalars = read_metrics(workdir / "comparison" / "encoder_alpha_0" / "unlearn")
+    assert len(scalars) == 10 and all(row["loss"] == row["retain"] < row["forget"] for row in scalars)
+    assert scalars[0]["retain"] < 1e-9
     unchanged = rows.pop("encoder, alpha 0")
     for images in ("retain", "forget"):
         assert unchanged[images] == pytest.approx(rows["original"][images], rel=1e-6)

@@ -21,5 +21,10 @@ def test_the_digits_are_those_of_scikit_learn():
             assert record["name"] == f"digits/{index}" and record["label"] == digits.target[index]
             expected = np.repeat(digits.images[index][..., None] / 16, 3, axis=-1)
             np.testing.assert_allclose(record["image"], expected, atol=1e-7)
+    train, test = DigitsSource("train", 8), DigitsSource("test", 8)
+    share = np.bincount(test.labels) / np.bincount(digits.target)
+    np.testing.assert_allclose(share, np.full(10, 0.25), atol=0.01)  # one in four of every class
+    names = {source[i]["name"] for source in (train, test) for i in range(len(source))}
+    assert len(train) + len(test) == len(names) == 1797  # no image in both
     with pytest.raises(ValueError, match="read-only"):
         source[0]["image"][0] = 0  # sources share their images

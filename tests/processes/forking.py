@@ -26,6 +26,8 @@ import subprocess
 import sys
 import tempfile
 
+from tests.compiling import collect_garbage_rarely
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 IMPORTED = (
@@ -251,7 +253,7 @@ def _main():
     assert threads == 1 and not xla_bridge.backends_are_initialized(), f"{threads} threads"
     gc.collect()
     gc.freeze()  # children collecting garbage would touch, and so copy, all pages
-    gc.set_threshold(200_000, 20, 100)  # as in conftest.py
+    collect_garbage_rarely()
     files = _serve(requests)
     if files is None:
         return
