@@ -1,13 +1,14 @@
-r"""Our MAE unlearning step beside the same one in PyTorch, on `transformers`' ViTMAE.
+r"""Our unlearning step of a MAE or of Palette beside the same one in PyTorch.
 
     pip install -e '.[test-torch]'
     python -m l2l_jax.benchmark peer --config=configs/mae.py --config.model.variant=vit_base_patch16 \
         --config.model.dtype=float32 --config.unlearn.batch_size=8
 
-Each side has a process of its own with the same number of threads, the same setting of malloc and the same
-weights; the two take turns. Before anything is timed, both compute the loss of one fixed batch, which
-must be the same number. A step draws noise and masks, runs student and teacher, clips, and updates with AdamW
-(PyTorch's fused one). On the CPU; images are random and lie in the host's memory.
+The MAE is `transformers`' ViTMAE; Palette's U-Net is written for this comparison (`peer_unet`). Each side has a
+process of its own with the same number of threads, the same setting of malloc and the same weights; the two
+take turns. Before anything is timed, both compute the loss of one fixed batch, which must be the same number.
+A step draws noise and masks or holes, runs student and teacher, clips, and updates with AdamW (PyTorch's fused
+one) and the moving average. On the CPU; images are random and lie in the host's memory.
 """
 
 import json
@@ -28,6 +29,8 @@ from l2l_jax.errors import UserError
 from l2l_jax.processes.setup import usable_cpus
 
 THREADS = flags.DEFINE_integer("threads", None, "Threads of each side. Default: one per CPU.", lower_bound=1)
+
+FAMILIES = ("mae", "palette")
 
 AGREE_WITHIN = 1e-3
 """Relative difference of the two losses, both float32, beyond which the sides do not compute the same."""
@@ -50,13 +53,17 @@ def main(argv: Sequence[str]) -> None:
 
 def check(config: Any) -> None:
     """Raise a UserError unless the PyTorch side can do what the recipe asks for."""
+    if config.family not in FAMILIES:
+        known = " and ".join(FAMILIES)
+        raise UserError(f"config.model.family is {config.family!r}; the PyTorch side knows {known} only.")
     asked = {
-        "config.model.family": (config.family, "mae"),
-        "config.model.dtype": (config.family == "mae" and config.model.dtype, "float32"),
+        "config.model.dtype": (config.model.dtype, "float32"),
         "config.unlearn.method": (config.unlearn.method, "encoder"),
         "config.unlearn.noise": (config.unlearn.noise, "normal"),
         "config.unlearn.accumulate": (config.unlearn.accumulate, 1),
     }
+    if config.family == "palette":
+        asked["config.model.teacher_noise"] = (config.model.teacher_noise, "hole")
     for field, (given, wanted) in asked.items():
         if given != wanted:
             raise UserError(f"{field} is {given!r}; the PyTorch side knows {wanted!r} only.")

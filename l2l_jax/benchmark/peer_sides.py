@@ -4,30 +4,58 @@ from typing import Any
 
 import flax
 import jax
+import jax.flatten_util
 import numpy as np
 
 from l2l_jax.benchmark.layouts import open_stage
 from l2l_jax.benchmark.step import Run
 from l2l_jax.config import parse_config
+from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.models.mae import MAE
+from l2l_jax.models.palette import Palette
 from l2l_jax.objectives.encoder import UnlearningInputs, encoder_unlearning_loss
 from l2l_jax.training import sharding
 from l2l_jax.training.parallel import make_parallel
 
 
-def fixed_batch(model: MAE, rows: int) -> dict[str, np.ndarray]:
-    """Images of the sets "retain", "forget" and "noise" in [0, 1], and for each row of retain and of forget
-    images the numbers whose order decides on the mask, "retain_mask" and "forget_mask" `[row, patch]`."""
+def fixed_batch(model: ImageToImageModel, rows: int) -> dict[str, dict[str, np.ndarray]]:
+    """Images of the sets "retain", "forget" and "noise", and what T draws for the first two.
+
+    Returns:
+      "images" by set, within the model's range; "retain" and "forget": for a MAE, "order" `[row, patch]`,
+      numbers whose order decides on the mask; for Palette, the draw of `Palette.corrupt_with`.
+    """
     rng = np.random.default_rng(0)
-    shape = (rows, *model.image_shape)
-    images = {name: rng.random(shape, np.float32) for name in ("retain", "forget", "noise")}
-    masks = {f"{name}_mask": rng.random((rows, model.grid**2), np.float32) for name in ("retain", "forget")}
-    return images | masks
+    shape, (low, high) = (rows, *model.image_shape), model.value_range
+
+    def draw() -> dict[str, np.ndarray]:
+        if isinstance(model, MAE):
+            return {"order": rng.random((rows, model.grid**2), np.float32)}
+        return {
+            "hole": model.hole_bank()[:rows],
+            "gamma": rng.random(rows, np.float32),
+            **{name: rng.standard_normal(shape, np.float32) for name in ("filling", "noise")},
+        }
+
+    images = {
+        name: low + (high - low) * rng.random(shape, np.float32) for name in ("retain", "forget", "noise")
+    }
+    return {"images": images, "retain": draw(), "forget": draw()}
 
 
-def kept_patches(model: MAE) -> int:
-    """How many patches the encoder sees."""
-    return int(model.grid**2 * (1 - model.mask_ratio))
+def fixed_inputs(model: ImageToImageModel, rows: int) -> UnlearningInputs:
+    """What student and teacher see of `fixed_batch`."""
+    batch = fixed_batch(model, rows)
+    images = batch["images"]
+    if isinstance(model, Palette):
+        retain, forget = (model.corrupt_with(images[name], batch[name]) for name in ("retain", "forget"))
+        return UnlearningInputs(retain, forget, model.pure_noise_inside(forget))
+    kept = int(model.grid**2 * (1 - model.mask_ratio))
+    return UnlearningInputs(
+        retain=model.mask(images["retain"], batch["retain"]["order"], kept),
+        forget=model.mask(images["forget"], batch["forget"]["order"], kept),
+        noise=model.mask(images["noise"], batch["forget"]["order"], kept),
+    )
 
 
 class Ours:
@@ -43,7 +71,10 @@ class Ours:
         self._run = Run(stage, make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit"))
 
     def _params(self) -> Any:
-        return jax.jit(self._config.model.init)(jax.random.key(0))["encoder"]
+        """Fresh parameters, none of which is zero: a part that starts at zero would compute nothing."""
+        fresh, key = jax.jit(self._config.model.init)(jax.random.key(0))["encoder"], jax.random.key(1)
+        flat, tree = jax.flatten_util.ravel_pytree(fresh)
+        return tree(flat + 0.02 * jax.random.normal(key, flat.shape))
 
     def weights(self) -> dict[str, np.ndarray]:
         """The encoder's parameters, by their path."""
@@ -52,17 +83,12 @@ class Ours:
     def loss(self) -> float:
         """The loss of `fixed_batch`, with one set of weights for student and teacher."""
         model, how = self._config.model, self._config.unlearn
-        batch, kept = fixed_batch(model, how.batch_size), kept_patches(model)
+        seen = fixed_inputs(model, how.batch_size)
 
-        def loss(params):
-            seen = UnlearningInputs(
-                retain=model.mask(batch["retain"], batch["retain_mask"], kept),
-                forget=model.mask(batch["forget"], batch["forget_mask"], kept),
-                noise=model.mask(batch["noise"], batch["forget_mask"], kept),
-            )
+        def loss(params, seen):
             return encoder_unlearning_loss(model.encode, params, params, seen, alpha=how.alpha)[0]
 
-        return float(jax.jit(loss)(self._params()))
+        return float(jax.jit(loss)(self._params(), seen))
 
     def step(self) -> float:
         """Seconds of one step."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from l2l_jax.models.convolution import Conv
+from l2l_jax.models.group_norm import GroupNorm
 from l2l_jax.models.remat import rematerialised
 
 
@@ -69,9 +70,9 @@ class UNetConfig:
         """`cls`, one of the blocks below, computed again in the backward pass if `remat` says so."""
         return rematerialised(cls, self.remat)
 
-    def norm(self, name: str) -> nn.GroupNorm:
+    def norm(self, name: str) -> GroupNorm:
         """Group normalisation; statistics are float32 whatever `dtype` is."""
-        return nn.GroupNorm(self.norm_groups, epsilon=1e-5, dtype=self.dtype, name=name)
+        return GroupNorm(self.norm_groups, epsilon=1e-5, dtype=self.dtype, name=name)
 
     def conv(self, channels: int, size: int, name: str, zero: bool = False) -> nn.Conv:
         """Convolution with a `size` × `size` kernel that keeps the resolution."""
@@ -211,6 +212,6 @@ class Decoder(nn.Module):
                 if level and i == config.res_blocks:
                     place = 2 if attends else 1
                     h = res_block(config, channels, "up", name=f"{name}_{place}")(h, embedding)
-        h = nn.silu(nn.GroupNorm(config.norm_groups, epsilon=1e-5, name="out_norm")(h))
+        h = nn.silu(GroupNorm(config.norm_groups, epsilon=1e-5, name="out_norm")(h))
         out_conv = Conv(self.out_channel, (3, 3), kernel_init=nn.initializers.zeros, name="out_conv")
         return out_conv(h)

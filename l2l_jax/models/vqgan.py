@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from l2l_jax.models.convolution import Conv
+from l2l_jax.models.group_norm import GroupNorm
 from l2l_jax.models.remat import rematerialised
 
 COMMITMENT_WEIGHT, CODEBOOK_WEIGHT = 1.0, 0.25
@@ -32,7 +33,7 @@ class ResBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[batch, height, width, channel]` → `[batch, height, width, self.width]`."""
         conv = partial(Conv, self.width, use_bias=False, dtype=self.dtype)
-        norm = partial(nn.GroupNorm, self.groups, epsilon=1e-6, dtype=self.dtype)
+        norm = partial(GroupNorm, self.groups, epsilon=1e-6, dtype=self.dtype)
         h = conv((3, 3), name="conv1")(nn.swish(norm(name="norm1")(x)))
         h = conv((3, 3), name="conv2")(nn.swish(norm(name="norm2")(h)))
         if x.shape[-1] != self.width:
@@ -67,7 +68,7 @@ class Encoder(nn.Module):
                 x = nn.avg_pool(x, (2, 2), strides=(2, 2))
         for j in (1, 2):
             x = block(x.shape[-1], name=f"mid_block_{j}")(x)
-        norm = nn.GroupNorm(self.groups, epsilon=1e-6, name="norm_out")
+        norm = GroupNorm(self.groups, epsilon=1e-6, name="norm_out")
         return Conv(self.latent_width, (1, 1), name="conv_out")(nn.swish(norm(x)))
 
 
@@ -96,7 +97,7 @@ class Decoder(nn.Module):
             if i > 0:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
                 x = conv(x.shape[-1], name=f"up_{i}_upsample")(x)
-        norm = nn.GroupNorm(self.groups, epsilon=1e-6, name="norm_out")
+        norm = GroupNorm(self.groups, epsilon=1e-6, name="norm_out")
         return Conv(self.channels, (3, 3), name="conv_out")(nn.swish(norm(x)))
 
 

@@ -1,0 +1,70 @@
+"""Group normalisation against NumPy by hand and against Flax's own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2l_jax.models.group_norm import FROM_PLACES, GroupNorm
+
+SHAPES = [(2, 16, 24, 6), (2, 300, 6), (3, 4, 4, 6)]
+"""Images; tokens; images of fewer places than channels are summed from."""
+
+
+def arrays(shape):
+    rng = np.random.default_rng(0)
+    x = 3 + 2 * rng.standard_normal(shape, np.float32)
+    params = {name: rng.standard_normal(shape[-1], np.float32) for name in ("scale", "bias")}
+    return x, params
+
+
+def by_hand(x, params, groups, epsilon):
+    """Mean and variance over places and channels of a group, float64."""
+    rows, channels = len(x), x.shape[-1]
+    grouped = np.float64(x).reshape(rows, -1, groups, channels // groups)
+    centred = grouped - grouped.mean(axis=(1, 3), keepdims=True)
+    normal = centred / np.sqrt(np.square(centred).mean(axis=(1, 3), keepdims=True) + epsilon)
+    return normal.reshape(x.shape) * params["scale"] + params["bias"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_values(shape, groups):
+    x, params = arrays(shape)
+    found = GroupNorm(groups, epsilon=1e-3).apply({"params": params}, x)
+    np.testing.assert_allclose(found, by_hand(x, params, groups, 1e-3), rtol=1e-5, atol=1e-5)
+
+
+def test_both_ways_are_tried():
+    places = [np.prod(shape[1:-1]) for shape in SHAPES]
+    assert min(places) < FROM_PLACES <= max(places)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_flax(dtype):
+    """Same parameters, result, type and gradients."""
+    x, _ = arrays(SHAPES[0])
+    dtype = dtype and jnp.dtype(dtype)
+    ours, theirs = (cls(3, epsilon=1e-5, dtype=dtype) for cls in (GroupNorm, nn.GroupNorm))
+    params = ours.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, params, theirs.init(jax.random.key(0), x))
+    weights = np.random.default_rng(1).standard_normal(x.shape, np.float32)
+
+    def value_and_grads(module):
+        def value(params, x):
+            y = module.apply(params, x)
+            return jnp.sum(y.astype(jnp.float32) * weights), y
+
+        (_, y), grads = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(params, x)
+        return y, grads
+
+    (y, grads), (expected, expected_grads) = value_and_grads(ours), value_and_grads(theirs)
+    assert y.dtype == expected.dtype
+    np.testing.assert_allclose(np.float32(y), np.float32(expected), atol=0.05 if dtype else 1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), grads, expected_grads)
+
+
+def test_groups_that_do_not_divide():
+    with pytest.raises(ValueError, match="does not divide"):
+        GroupNorm(4).init(jax.random.key(0), np.zeros(SHAPES[0], np.float32))
