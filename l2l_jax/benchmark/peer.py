@@ -4,11 +4,11 @@ r"""Our unlearning step of a MAE or of Palette beside the same one in PyTorch.
     python -m l2l_jax.benchmark peer --config=configs/mae.py --config.model.variant=vit_base_patch16 \
         --config.model.dtype=float32 --config.unlearn.batch_size=8
 
-The MAE is `transformers`' ViTMAE; Palette's U-Net is written for this comparison (`peer_unet`). Each side has a
-process of its own with the same number of threads, the same setting of malloc and the same weights; the two
+The MAE is `transformers`' ViTMAE; Palette's U-Net is written for this comparison (`peer_unet`). Each side has
+a process of its own with the same number of threads, the same setting of malloc and the same weights; the two
 take turns. Before anything is timed, both compute the loss of one fixed batch, which must be the same number.
-A step draws noise and masks or holes, runs student and teacher, clips, and updates with AdamW (PyTorch's fused
-one) and the moving average. On the CPU; images are random and lie in the host's memory.
+A step draws noise and masks or holes, runs student and teacher, clips, and updates with AdamW (PyTorch's
+fused one) and the moving average. On the CPU; images are random and lie in the host's memory.
 """
 
 import json

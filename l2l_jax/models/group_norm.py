@@ -6,44 +6,45 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-FROM_PLACES = 256
-"""Places of an image from which sums are taken channel by channel; on smaller ones it makes no difference."""
 
+class GroupNorm(nn.Module):
+    """`flax.linen.GroupNorm` of `[batch, …, channel]`, with the same parameters and results.
 
-class GroupNorm(nn.GroupNorm):
-    """`flax.linen.GroupNorm`, same parameters and results, for `[batch, …, channel]` and no mask.
+    Flax sums over places and the channels of a group at once, and XLA's CPU compiler then adds up two or four
+    numbers at a time. Sums over places alone are taken of as many channels as fit into a vector; the few sums
+    of a group are added afterwards.
 
-    Flax sums over places and the channels of a group at once. A compiler that lays channels out next to one
-    another then adds up two or four numbers at a time; sums over places alone are taken of as many channels
-    as fit into a vector, and the few sums of a group are added afterwards. Statistics are float32.
+    Attributes:
+      num_groups: must divide the channels.
+      epsilon: added to the variance.
+      dtype: of the result; None: that of input and parameters, promoted. Statistics are float32.
     """
+
+    num_groups: int
+    epsilon: float
+    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[batch, …, channel]` → the same shape, in `dtype`.
+        """`[batch, …, channel]` → the same shape.
 
         Raises:
           ValueError: the groups do not divide the channels.
         """
-        *around, channels = x.shape
-        places = math.prod(around[1:])
-        if places < FROM_PLACES or channels % self.num_groups:
-            return super().__call__(x)
-        scale, bias = (
-            self.param(name, init, (channels,), self.param_dtype)
-            for name, init in (("scale", self.scale_init), ("bias", self.bias_init))
-        )
-        flat = x.reshape(len(x), places, channels).astype(jnp.float32)
-        group = (len(x), self.num_groups, channels // self.num_groups)
+        batch, *sides, channels = x.shape
+        if channels % self.num_groups:
+            raise ValueError(f"{self.num_groups} groups do not divide {channels} channels")
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        places, size = math.prod(sides), channels // self.num_groups
+        flat = x.reshape(batch, places, channels).astype(jnp.float32)
 
-        def mean(sums: jax.Array) -> jax.Array:
-            return sums.reshape(group).sum(axis=-1) / (places * group[-1])
+        def group_mean(sums: jax.Array) -> jax.Array:
+            return sums.reshape(batch, self.num_groups, size).sum(axis=-1) / (places * size)
 
-        centre = mean(flat.sum(axis=1))
-        variance = jnp.maximum(mean(jnp.square(flat).sum(axis=1)) - jnp.square(centre), 0)
-        factor = jnp.repeat(jax.lax.rsqrt(variance + self.epsilon), group[-1], axis=-1) * scale[None]
-        centre = jnp.repeat(centre, group[-1], axis=-1)
-        # Else XLA's CPU compiler looks up the group of each channel again at every place.
-        factor, centre = jax.lax.optimization_barrier((factor, centre))
-        y = (flat - centre[:, None]) * factor[:, None] + bias[None, None]
-        return y.astype(self.dtype or x.dtype).reshape(x.shape)
+        mean = group_mean(flat.sum(axis=1))
+        variance = jnp.maximum(group_mean(jnp.square(flat).sum(axis=1)) - jnp.square(mean), 0)
+        factor = jnp.repeat(jax.lax.rsqrt(variance + self.epsilon), size, axis=-1) * scale[None]
+        mean = jnp.repeat(mean, size, axis=-1)
+        y = (flat - mean[:, None]) * factor[:, None] + bias[None, None]
+        return y.astype(self.dtype or jnp.result_type(x, scale, bias)).reshape(x.shape)
