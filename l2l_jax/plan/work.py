@@ -28,8 +28,9 @@ class Work(NamedTuple):
 def work_of(function: Callable, *arguments: Any) -> Work:
     """The work of a function on arguments, which may be shapes.
 
-    Of the branches of a condition the one with the most work counts; the body of a loop of unknown length
-    counts once.
+    Of the branches of a condition the one with the most work counts. Where a program chooses by platform, it
+    is the branch of all that it does not name: programs here have ways of their own for CPUs alone. The body
+    of a loop of unknown length counts once.
     """
     return _work(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -41,7 +42,8 @@ def _work(jaxpr: Any) -> Work:
         if count is None:
             inner = [_work(one) for one in _inner(equation)]
             if equation.primitive.name == "cond":
-                inner = [max(inner)]
+                platforms = equation.params.get("branches_platforms")
+                inner = [inner[platforms.index(None)] if platforms else max(inner)]
             repeats = _repeats(equation)
             flops += repeats * sum(work.flops for work in inner)
             size += repeats * sum(work.product_bytes for work in inner)

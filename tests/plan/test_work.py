@@ -52,10 +52,17 @@ def test_pmap_counts_every_device():
     assert work_of(doubled, rows, W).flops == devices * 2 * 4 * 8 * 16
 
 
-def test_of_the_branches_of_a_condition_one_counts():
-    """As where a platform chooses between two ways to the same product."""
-
+def test_of_the_branches_of_a_condition_the_largest_counts():
     def function(x, w):
-        return jax.lax.platform_dependent(x, w, cpu=jnp.dot, default=lambda x, w: x @ w)
+        return jax.lax.cond(x.sum() > 0, lambda x, w: (x @ w) @ w.T @ w, lambda x, w: x @ w, x, w)
+
+    assert work_of(function, X, W).flops == 3 * 2 * 4 * 8 * 16
+
+
+def test_ways_for_cpus_alone_do_not_count():
+    def function(x, w):
+        return jax.lax.platform_dependent(
+            x, w, cpu=lambda x, w: (x @ w) @ w.T @ w, default=lambda x, w: x @ w
+        )
 
     assert work_of(function, X, W).flops == 2 * 4 * 8 * 16
