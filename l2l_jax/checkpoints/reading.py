@@ -5,6 +5,7 @@ import functools
 import logging
 import pathlib
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,10 +63,13 @@ def _abandoned_reads_silent() -> Iterator[None]:
 
 
 def _not_abandoned(record: logging.LogRecord) -> bool:
-    """False for what asyncio says of a wait for TensorStore, whose errors start with a status in capitals."""
-    reason = str(record.exc_info[1]) if record.exc_info else ""
-    status, _, _ = reason.partition(": ")
-    return not (status.isupper() or "_wrap_awaitable" in record.getMessage())
+    """False for what asyncio says of Orbax's own errors, and of a wait for TensorStore, whose errors start
+    with a status in capitals."""
+    _, error, place = record.exc_info or (None, None, None)
+    status, _, _ = str(error or "").partition(": ")
+    raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(place)]
+    by_orbax = any(name.startswith("orbax.") for name in raised_in)
+    return not (by_orbax or status.isupper() or "_wrap_awaitable" in record.getMessage())
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -13,14 +13,17 @@ import pytest
 from l2l_jax.checkpoints.reading import Damaged, read
 
 PROGRAM = """
-import pathlib, sys
+import gc, pathlib, sys
 import jax, numpy as np, orbax.checkpoint as ocp
 from l2l_jax.checkpoints.reading import Damaged, read
-target = {f"array_{i}": jax.ShapeDtypeStruct((200, 200), np.float32) for i in range(12)}
+height, here = int(sys.argv[2]), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+array = jax.ShapeDtypeStruct((height, 200), np.float32, sharding=here)
+target = {f"array_{i}": array for i in range(12)}
 try:
     read(ocp.StandardCheckpointHandler(), pathlib.Path(sys.argv[1]), ocp.args.StandardRestore(target))
 except Damaged as damaged:
     print("Damaged:", damaged)
+gc.collect()  # as sooner or later in a program: asyncio reports futures as they are deleted
 """
 
 
@@ -32,6 +35,12 @@ def saved(folder, ocdbt):
     return tree
 
 
+def program(folder, height):
+    """Reads 12 arrays of that height in a process of its own."""
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(height)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("ocdbt", [True, False])
 def test_a_truncated_checkpoint_is_one_sentence(tmp_path, ocdbt):
     saved(tmp_path / "checkpoint", ocdbt)
@@ -39,10 +48,15 @@ def test_a_truncated_checkpoint_is_one_sentence(tmp_path, ocdbt):
     assert large
     for file in large:
         os.truncate(file, 1000)
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "checkpoint")], capture_output=True, text=True
-    )
+    done = program(tmp_path / "checkpoint", 200)
     assert done.stdout.startswith("Damaged: ValueError:") and done.stdout.count("\n") == 1
+    assert done.stderr == "" and done.returncode == 0
+
+
+def test_arrays_of_another_shape_are_one_sentence(tmp_path):
+    saved(tmp_path / "checkpoint", True)
+    done = program(tmp_path / "checkpoint", 100)
+    assert done.stdout.startswith("Damaged: ValueError: Requested shape") and done.stdout.count("\n") == 1
     assert done.stderr == "" and done.returncode == 0
 
 
@@ -77,6 +91,9 @@ def test_after_a_failed_read_only_its_own_abandoned_futures_are_silent(tmp_path,
     with pytest.raises(Damaged):
         read(ocp.StandardCheckpointHandler(), tmp_path / "nowhere", ocp.args.StandardRestore({}))
     asyncio.run(abandon(ValueError("DATA_LOSS: array_3 is too short")))
+    with pytest.raises(ValueError, match="Requested shape") as of_orbax:
+        exec('raise ValueError("Requested shape: (8,)")', {"__name__": "orbax.checkpoint.a_part"})
+    asyncio.run(abandon(of_orbax.value))
     assert caplog.records == []
     asyncio.run(abandon(ValueError("a mistake of the user's")))
     (record,) = caplog.records
