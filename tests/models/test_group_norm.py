@@ -9,7 +9,7 @@ import pytest
 from l2l_jax.models.group_norm import GroupNorm
 
 SHAPES = [(2, 16, 24, 6), (3, 4, 4, 6), (2, 300, 6)]
-"""Two sizes of images; tokens."""
+"""A large image; a small one, which Flax normalises; tokens."""
 
 
 def arrays(shape):
@@ -69,5 +69,5 @@ def test_flax(dtype, given):
 
 
 def test_groups_that_do_not_divide():
-    with pytest.raises(ValueError, match="4 groups do not divide 6 channels"):
+    with pytest.raises(ValueError, match="does not divide"):
         GroupNorm(4, epsilon=1e-5).init(jax.random.key(0), np.zeros(SHAPES[0], np.float32))
