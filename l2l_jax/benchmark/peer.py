@@ -31,6 +31,7 @@ from l2l_jax.processes.setup import usable_cpus
 THREADS = flags.DEFINE_integer("threads", None, "Threads of each side. Default: one per CPU.", lower_bound=1)
 
 FAMILIES = ("mae", "palette")
+"""What the PyTorch side knows; named here because its own table needs PyTorch."""
 
 AGREE_WITHIN = 1e-3
 """Relative difference of the two losses, both float32, beyond which the sides do not compute the same."""

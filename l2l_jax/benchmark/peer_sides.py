@@ -11,7 +11,6 @@ from l2l_jax.benchmark.layouts import open_stage
 from l2l_jax.benchmark.step import Run
 from l2l_jax.config import parse_config
 from l2l_jax.models.base import ImageToImageModel
-from l2l_jax.models.mae import MAE
 from l2l_jax.models.palette import Palette
 from l2l_jax.objectives.encoder import UnlearningInputs, encoder_unlearning_loss
 from l2l_jax.training import sharding
@@ -27,12 +26,13 @@ def fixed_batch(model: ImageToImageModel, rows: int) -> dict[str, dict[str, np.n
     """
     rng = np.random.default_rng(0)
     shape, (low, high) = (rows, *model.image_shape), model.value_range
+    holes = model.hole_bank() if isinstance(model, Palette) else None
 
     def draw() -> dict[str, np.ndarray]:
-        if isinstance(model, MAE):
+        if holes is None:
             return {"order": rng.random((rows, model.grid**2), np.float32)}
         return {
-            "hole": model.hole_bank()[:rows],
+            "hole": rng.choice(holes, rows),
             "gamma": rng.random(rows, np.float32),
             **{name: rng.standard_normal(shape, np.float32) for name in ("filling", "noise")},
         }

@@ -43,12 +43,18 @@ def test_both_sides(name, version):
 @pytest.mark.parametrize(
     ("name", "part", "field", "value", "sentence"),
     [
-        ("digits_mae", "model", "dtype", "bfloat16", "is 'bfloat16'; the PyTorch side knows 'float32' only"),
+        (
+            "digits_mae", "model", "dtype", "bfloat16",
+            "config.model.dtype is 'bfloat16'; the PyTorch side knows 'float32' only",
+        ),
         ("digits_mae", "unlearn", "method", "max_loss", "config.unlearn.method is 'max_loss'"),
         ("digits_mae", "unlearn", "accumulate", 2, "config.unlearn.accumulate is 2"),
-        ("digits_diffusion", "model", "teacher_noise", "everywhere", "knows 'hole' only"),
+        (
+            "digits_diffusion", "model", "teacher_noise", "everywhere",
+            "config.model.teacher_noise is 'everywhere'; the PyTorch side knows 'hole' only",
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_the_peer_cannot_do(name, part, field, value, sentence):
     changed = recipe(name)
     changed[part][field] = value
