@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1))  # devices; -1: all that are left
     config.parallel = "jit"  # or pmap
 
-    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.palette.Palette
+    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.palette.model.Palette
         family="palette",
         pretrained="pretrained/16_Network",  # what to unlearn; empty: pretrain first
         image_size=256,  # pixels
@@ -72,7 +72,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         max_bad_fraction=0.01,
     ))
 
-    training = dict(  # l2l_jax.training.optimizer.TrainingConfig
+    training = dict(  # l2l_jax.train.optim.TrainingConfig
         batch_size=96,
         learning_rate=5e-5,
         warmup_steps=0,
@@ -113,7 +113,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Used only where model.pretrained is empty: on the images of `data`.
     config.pretrain = ml_collections.ConfigDict(dict(model=dict(steps=1_000_000, **training)))
 
-    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evaluation.config.EvaluationConfig
+    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evals.config.EvaluationConfig
         tasks=("centre_8",),  # 8/16 of the side; "paper": both tables of the paper
         batch_size=64,
         picture_per_class=1,

@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1))  # devices; -1: all that are left
     config.parallel = "jit"  # or pmap
 
-    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.palette.Palette
+    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.palette.model.Palette
         family="palette",
         pretrained="digits_diffusion",  # a shipped or saved model, or a checkpoint file; "": pretrain one
         image_size=8,  # pixels: the scans as they are
@@ -81,7 +81,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     ))
 
     config.pretrain = ml_collections.ConfigDict()
-    config.pretrain.model = ml_collections.ConfigDict(dict(  # l2l_jax.training.optimizer.TrainingConfig
+    config.pretrain.model = ml_collections.ConfigDict(dict(  # l2l_jax.train.optim.TrainingConfig
         steps=1300,
         batch_size=64,
         learning_rate=2e-3,  # peak
@@ -133,7 +133,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         log_every=20,
     ))
 
-    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evaluation.config.EvaluationConfig
+    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evals.config.EvaluationConfig
         tasks=("centre_8",),  # 8/16 of the side missing; also left_8, …, border_4 (4/32 on every side)
         batch_size=256,  # images restored per compiled call
         picture_per_class=2,  # images of each class in the picture

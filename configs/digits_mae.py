@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.parallel = "jit"  # or pmap
 
     config.model = ml_collections.ConfigDict(
-        dict(  # l2l_jax.models.mae.MAE
+        dict(  # l2l_jax.models.mae.model.MAE
             family="mae",
             pretrained="digits_mae",  # a shipped or saved model, or a checkpoint file; "": pretrain one
             image_size=16,  # pixels; the 8×8 scans are enlarged
@@ -85,7 +85,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.pretrain = ml_collections.ConfigDict()
     config.pretrain.model = ml_collections.ConfigDict(
-        dict(  # l2l_jax.training.optimizer.TrainingConfig
+        dict(  # l2l_jax.train.optim.TrainingConfig
             steps=2500,
             batch_size=64,
             learning_rate=4e-3,  # peak
@@ -147,7 +147,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
 
     config.evaluate = ml_collections.ConfigDict(
-        dict(  # l2l_jax.evaluation.config.EvaluationConfig
+        dict(  # l2l_jax.evals.config.EvaluationConfig
             tasks=("centre_8",),  # 8/16 of the side missing; also left_8, …, border_6 (6/32), random_75 (%)
             batch_size=256,  # images per compiled call
             picture_per_class=2,  # images of each class in the picture

@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1))  # devices; -1: all that are left
     config.parallel = "jit"  # or pmap
 
-    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.mage.MAGE
+    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.mage.model.MAGE
         family="mage",
         variant="vit_base_patch16",  # sizes of the transformers; or vit_large_patch16
         pretrained="pretrained/mage-vitb-1600",  # what to unlearn; empty: pretrain first
@@ -79,7 +79,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         max_bad_fraction=0.01,
     ))
 
-    training = dict(  # l2l_jax.training.optimizer.TrainingConfig
+    training = dict(  # l2l_jax.train.optim.TrainingConfig
         batch_size=128,
         warmup_steps=469,  # 5 epochs
         schedule="cosine",
@@ -123,7 +123,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         model=dict(steps=200_000, learning_rate=7.5e-5, **training),
     ))
 
-    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evaluation.config.EvaluationConfig
+    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evals.config.EvaluationConfig
         tasks=("centre_8",),  # 8/16 of the side; "paper": both tables of the paper
         batch_size=64,
         picture_per_class=1,

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from l2l_jax import experiment
+from l2l_jax.cli.common import run_program
 from l2l_jax.config import Config, parse_config
-from l2l_jax.console.command_line import run_program
-from l2l_jax.evaluation.report_page import table
+from l2l_jax.experiment import pipeline as experiment
+from l2l_jax.report.page import table
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank")

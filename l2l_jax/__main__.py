@@ -11,7 +11,7 @@ COMMANDS = {
     "prepare": ("l2l_jax.data.prepare", "prepare a data set of TensorFlow Datasets"),
     "weights": ("l2l_jax.weights", "import, export and inspect checkpoints"),
     "plan": ("l2l_jax.plan", "what a recipe needs on accelerators that are not here"),
-    "benchmark": ("l2l_jax.benchmark", "speed of reading and of the training step"),
+    "benchmark": ("benchmarks", "speed of reading and of the training step"),
     "portability": ("l2l_jax.portability", "whether another device computes the same"),
 }
 """Name of the command → the module that `python -m` runs, and what it does."""

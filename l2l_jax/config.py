@@ -10,17 +10,17 @@ import pydantic
 from l2l_jax.audit.config import AuditConfig
 from l2l_jax.data.config import DataConfig, Share
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation.config import EvaluationConfig
-from l2l_jax.evaluation.tasks import budget_task
+from l2l_jax.evals.config import EvaluationConfig
+from l2l_jax.evals.tasks import budget_task
+from l2l_jax.methods.adapters import AdapterKind
+from l2l_jax.methods.noise import NoiseKind
+from l2l_jax.methods.registry import Method, all_options, make_task
+from l2l_jax.methods.targets import BLUR, TargetKind
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.models.registry import FAMILIES, VARIANTS
-from l2l_jax.objectives.adapters import AdapterKind
-from l2l_jax.objectives.methods import Method, all_options, make_task
-from l2l_jax.objectives.noise import NoiseKind
-from l2l_jax.objectives.targets import BLUR, TargetKind
-from l2l_jax.training.optimizer import TrainingConfig
-from l2l_jax.training.parallel import ParallelKind
-from l2l_jax.training.sharding import MeshConfig
+from l2l_jax.train.optim import TrainingConfig
+from l2l_jax.train.parallel import ParallelKind
+from l2l_jax.train.sharding import MeshConfig
 
 BANKED_METHODS: tuple[Method, ...] = ("encoder", "whole")
 """The methods that show noise to a teacher."""
@@ -32,15 +32,15 @@ class UnlearningConfig(TrainingConfig):
 
     Attributes:
       method: "encoder", the paper's; one that it is compared with: "max_loss", "noisy_label",
-        "retain_label" or "random_encoder", see `l2l_jax.objectives.baselines`; "epsilon", the paper's
-        losses as constrained optimisation, see `l2l_jax.objectives.constrained`; or one that changes the
-        whole model: "whole", "undo" or "relearn_aware", see `l2l_jax.objectives.deep`.
+        "retain_label" or "random_encoder", see `l2l_jax.methods.baselines`; "epsilon", the paper's
+        losses as constrained optimisation, see `l2l_jax.methods.constrained`; or one that changes the
+        whole model: "whole", "undo" or "relearn_aware", see `l2l_jax.methods.deep`.
       alpha: weight of the forget term; 0.25 in the paper.
       epsilon_ratio: of "epsilon", in place of alpha: r in [0, 1]; 0 forgets most, 1 costs least.
       noise: of "encoder", "epsilon", "whole" and "undo": the noise shown to the teacher in place of forget
         images: "normal" (mean and standard deviation of the batch's pixels), "uniform" or "constant".
       target: of "undo" and "relearn_aware": what forget images are to be restored as: "noise", "blur" or
-        "mean", see `l2l_jax.objectives.targets`.
+        "mean", see `l2l_jax.methods.targets`.
       target_blur: of the target "blur": its standard deviation as a share of the image's side.
       perturb, perturb_encoder: of "undo": share of fresh weights in the start of the decoder, and of the
         encoder, 0 to 1.
@@ -63,14 +63,14 @@ class UnlearningConfig(TrainingConfig):
         many per cent.
       token_bank: of "encoder" and "whole" on models with a tokenizer: augmented views of each image whose
         codes are computed before the first step, after which no pixels are read; 0: images are tokenised in
-        every step. See `l2l_jax.token_bank`.
+        every step. See `l2l_jax.train.token_bank`.
       noise_bank: the same for so many of the teacher's noise images; `token_bank` needs it.
       saliency: of any method: share of the trained weights, those with the largest gradient of the forget
-        loss, that may change; 1: all, see `l2l_jax.objectives.saliency`.
+        loss, that may change; 1: all, see `l2l_jax.methods.saliency`.
       saliency_reset: start from fresh values of these weights.
       adapter: of methods that start from the original weights: train a small adapter beside them, "lora"
         (low-rank factors of the kernels) or "norms" (scales and biases of norms), see
-        `l2l_jax.objectives.adapters`; "": the weights themselves.
+        `l2l_jax.methods.adapters`; "": the weights themselves.
       adapter_rank: of "lora": columns of the factors.
     """
 
@@ -138,7 +138,7 @@ class UnlearningConfig(TrainingConfig):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of methods, for `l2l_jax.objectives.methods.make_task`."""
+        """The options of methods, for `l2l_jax.methods.registry.make_task`."""
         names = all_options()
         return {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in names

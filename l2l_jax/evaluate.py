@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from absl import flags
 
-from l2l_jax.console.command_line import parse_flags, run_program
-from l2l_jax.console.unlearned_flag import UNLEARNED
+from l2l_jax.cli.common import parse_flags, run_program
+from l2l_jax.cli.unlearned_flag import UNLEARNED
 from l2l_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def main(argv: Sequence[str]) -> None:
     recipe, workdir = parse_flags(argv, needs_recipe=lambda: IMAGES.value is None and REFERENCE.value is None)
     # Imported late: a mistyped flag is answered at once.
     from l2l_jax.config import parse_config
-    from l2l_jax.evaluation import tables
-    from l2l_jax.processes.collectives import barrier, is_primary
+    from l2l_jax.evals import tables
+    from l2l_jax.utils.multihost import barrier, is_primary
 
     with barrier():
         _check_flags()
@@ -78,9 +78,9 @@ def evaluate_models(
     Raises:
       UserError: there is no model to evaluate, or another mistake.
     """
-    from l2l_jax.evaluation import tables
-    from l2l_jax.evaluation.evaluate import Evaluation
-    from l2l_jax.processes.collectives import barrier, from_primary, on_primary
+    from l2l_jax.evals import tables
+    from l2l_jax.evals.evaluator import Evaluation
+    from l2l_jax.utils.multihost import barrier, from_primary, on_primary
     from l2l_jax.weights.transfer import load_pretrained, original_weights
 
     folder = workdir / "evaluation"
@@ -142,13 +142,13 @@ def evaluate_folders(
     Raises:
       UserError: a mistake in the folders.
     """
-    from l2l_jax.evaluation import tables
-    from l2l_jax.evaluation.config import EvaluationConfig
-    from l2l_jax.evaluation.evaluate import Evaluation
-    from l2l_jax.evaluation.features.config import NetworkName
-    from l2l_jax.evaluation.folders import compare_folders, open_images
-    from l2l_jax.evaluation.networks import open_all
-    from l2l_jax.processes.collectives import barrier, on_primary
+    from l2l_jax.evals import tables
+    from l2l_jax.evals.config import EvaluationConfig
+    from l2l_jax.evals.evaluator import Evaluation
+    from l2l_jax.evals.features.config import NetworkName
+    from l2l_jax.evals.folders import compare_folders, open_images
+    from l2l_jax.evals.networks import open_all
+    from l2l_jax.utils.multihost import barrier, on_primary
 
     with barrier():
         opened = [open_images(images, "--images"), open_images(reference, "--reference")]

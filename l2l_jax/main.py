@@ -3,18 +3,18 @@
 import sys
 from collections.abc import Sequence
 
-from l2l_jax.console.command_line import parse_flags, run_program
+from l2l_jax.cli.common import parse_flags, run_program
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the experiment that the command line asks for and print its table."""
     recipe, workdir = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
-    from l2l_jax import experiment
     from l2l_jax.config import parse_config
-    from l2l_jax.evaluation.report_page import table
-    from l2l_jax.evaluation.report_text import sentences
-    from l2l_jax.processes.collectives import barrier, is_primary
+    from l2l_jax.experiment import pipeline as experiment
+    from l2l_jax.report.page import table
+    from l2l_jax.report.text import sentences
+    from l2l_jax.utils.multihost import barrier, is_primary
 
     with barrier():
         config = parse_config(recipe)

@@ -39,7 +39,7 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="module")
 def one_device():
     """Programs in this process see one device, which compiles faster; other tests show what eight do."""
-    from l2l_jax.training import sharding
+    from l2l_jax.train import sharding
 
     mesh, devices = sharding.make_mesh(jax.devices()[:1]), jax.local_devices()[:1]
     with pytest.MonkeyPatch.context() as patch:
@@ -54,7 +54,7 @@ def run_here(monkeypatch, capsys):
     """Runs a program in this process: `(main, *arguments)` → exit code, output, errors."""
     from absl import flags
 
-    from l2l_jax.console import command_line
+    from l2l_jax.cli import common as command_line
 
     logger = logging.getLogger("l2l_jax")
     before = logger.level, logger.handlers, logger.propagate

@@ -15,7 +15,7 @@ import sys
 
 from absl import flags
 
-from l2l_jax.console import command_line
+from l2l_jax.cli import common as command_line
 
 
 class Parsed(BaseException):

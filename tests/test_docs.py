@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from l2l_jax.__main__ import COMMANDS
-from tests.processes import forking
+from tests.utils import forking
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]

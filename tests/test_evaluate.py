@@ -11,14 +11,15 @@ import pytest
 from PIL import Image
 
 from l2l_jax import evaluate as program
-from l2l_jax.checkpoints.models import save_model
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation import evaluate, tsne
-from l2l_jax.evaluation.evaluate import Evaluation
-from l2l_jax.evaluation.restoration import Restorer
-from tests.processes.forking import ROOT
-from tests.processes.launching import run_processes
+from l2l_jax.evals import evaluator as evaluate
+from l2l_jax.evals import tsne
+from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.evals.inpaint import Restorer
+from l2l_jax.weights.saved_models import save_model
+from tests.utils.forking import ROOT
+from tests.utils.launching import run_processes
 
 pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
 

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.checkpoints.models import load_params
-from l2l_jax.console.command_line import explain
+from l2l_jax.cli.common import explain
 from l2l_jax.main import main
+from l2l_jax.weights.saved_models import load_params
 from tests.compiling import flags_of_one_device
-from tests.processes import forking
+from tests.utils import forking
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
@@ -49,7 +49,7 @@ def run(*arguments):
 
 def params(workdir):
     shapes = json.loads((workdir / "unlearned" / "model.json").read_text())["model"]
-    from l2l_jax.models.mae import MAE
+    from l2l_jax.models.mae.model import MAE
 
     model = MAE(**{k: tuple(v) if isinstance(v, list) else v for k, v in shapes.items()})
     return load_params(workdir / "unlearned", model.shapes())

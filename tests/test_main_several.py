@@ -20,12 +20,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from l2l_jax import experiment
 from l2l_jax.config import parse_config
-from l2l_jax.training.metric_writers import read_metrics
+from l2l_jax.experiment import pipeline as experiment
+from l2l_jax.train.metric_writers import read_metrics
 from tests.matrix import soak
-from tests.processes.forking import ROOT
-from tests.processes.launching import ENVIRONMENT, run_processes
+from tests.utils.forking import ROOT
+from tests.utils.launching import ENVIRONMENT, run_processes
 
 KILLS = 3
 """Of every run."""

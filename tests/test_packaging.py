@@ -107,7 +107,7 @@ def test_an_installed_wheel_has_its_programs_and_its_data(distributions, tmp_pat
         "import importlib.metadata, importlib.resources as r, l2l_jax\n"
         "from l2l_jax.data import class_names\n"
         "print(l2l_jax.__file__, importlib.metadata.version('l2l_jax'))\n"
-        "assert 'html' in r.files('l2l_jax.evaluation').joinpath('report.html.j2').read_text()"
+        "assert 'html' in r.files('l2l_jax.evals').joinpath('report.html.j2').read_text()"
     )
     place, version = run([bin_folder / "python", "-c", program], tmp_path).split()
     assert place.startswith(str(tmp_path / "venv")) and version == l2l_jax.__version__
@@ -142,7 +142,7 @@ def test_each_dependency_is_explained_once():
 
 
 def test_what_is_imported_lazily_is_what_type_checkers_see():
-    imported = re.search(r"if TYPE_CHECKING:.*?\n    from l2l_jax.objectives import \((.*?)\)",
+    imported = re.search(r"if TYPE_CHECKING:.*?\n    from l2l_jax.methods import \((.*?)\)",
                          (ROOT / "l2l_jax" / "__init__.py").read_text(), re.S).group(1)  # fmt: skip
     assert sorted(re.findall(r"\w+", imported)) == sorted(l2l_jax.__all__)
     assert (ROOT / "l2l_jax" / "py.typed").exists()

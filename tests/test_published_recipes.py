@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from l2l_jax.checkpoints.models import save_model
 from l2l_jax.config import parse_config
 from l2l_jax.data import make_local
 from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
+from l2l_jax.weights.saved_models import save_model
 from tests.matrix import soak
 from tests.test_main import ROOT, run
-from tests.training.families import params_of
+from tests.train.families import params_of
 
 NAMES = ("vqgan", "mae", "diffusion")
 SMALLER = {

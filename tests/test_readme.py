@@ -4,7 +4,7 @@ import pathlib
 import re
 import subprocess
 
-from tests.processes import forking
+from tests.utils import forking
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

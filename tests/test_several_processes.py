@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import Interrupted
-from l2l_jax.processes.distributed import LOST
-from l2l_jax.training.metric_writers import read_metrics
+from l2l_jax.train.metric_writers import read_metrics
+from l2l_jax.utils.distributed import LOST
 from tests import worker as scenarios
 from tests.matrix import soak
-from tests.processes.launching import worker
 from tests.reference_arrays import Case
+from tests.utils.launching import worker
 
 TOLERANCE = 2e-5
 """Largest difference of parameters of size 1 after 12 AdamW steps, their sums taken in another order."""

@@ -14,13 +14,13 @@ from l2l_jax.config import parse_config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation.hole_errors import hole_errors
-from l2l_jax.evaluation.restoration import Restorer
-from l2l_jax.evaluation.tasks import parse_tasks
-from l2l_jax.stages.original import original_params
-from l2l_jax.stages.retraining import FAIR_RATIO
+from l2l_jax.evals.inpaint import Restorer
+from l2l_jax.evals.masked_errors import hole_errors
+from l2l_jax.evals.tasks import parse_tasks
+from l2l_jax.experiment.pretrain import original_params
+from l2l_jax.experiment.retrain import FAIR_RATIO
+from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.weights.transfer import load_pretrained, original_weights
-from l2l_jax.workdir import Workdir
 from tests.matrix import cells, soak
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

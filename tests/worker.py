@@ -1,6 +1,6 @@
 """One of several processes that train a tiny model: `python -m tests.worker SCENARIO FOLDER --coordinator=…`.
 
-The scenarios are functions of this file. Started by `tests.processes.launching`.
+The scenarios are functions of this file. Started by `tests.utils.launching`.
 """
 
 import os
@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 
-from l2l_jax.console.command_line import run_program
+from l2l_jax.cli.common import run_program
 
 STEPS = 12
 BATCH = 8
@@ -65,10 +65,10 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
     import jax
 
     from l2l_jax.data.pipeline import training_batches
-    from l2l_jax.models.mae import MAE
-    from l2l_jax.objectives.baselines import encoder_task
-    from l2l_jax.training import loop, sharding
-    from l2l_jax.training.optimizer import TrainingConfig
+    from l2l_jax.methods.baselines import encoder_task
+    from l2l_jax.models.mae.model import MAE
+    from l2l_jax.train import loop, sharding
+    from l2l_jax.train.optim import TrainingConfig
 
     model = MAE(
         image_size=8, patch_size=4, width=8, depth=1, num_heads=2,
@@ -97,8 +97,8 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
 
 def _budget(model):
     """A budget measured on five retain and three forget images."""
-    from l2l_jax.training.budget import RetainBudget
-    from l2l_jax.training.hole_errors import HoleErrors
+    from l2l_jax.train.budget import RetainBudget
+    from l2l_jax.train.validation_errors import HoleErrors
 
     images = np.random.default_rng(0).random((8, 8, 8, 3), np.float32)
     hole = np.pad(np.ones((4, 8), bool), ((4, 0), (0, 0)))
@@ -173,7 +173,7 @@ def mistaken(folder):
     import jax
 
     from l2l_jax.errors import UserError
-    from l2l_jax.processes.collectives import barrier
+    from l2l_jax.utils.multihost import barrier
 
     with barrier():
         if jax.process_index() == jax.process_count() - 1:
@@ -186,8 +186,8 @@ def not_shared(folder):
 
     import jax
 
-    from l2l_jax import workdir
     from l2l_jax.config import parse_config
+    from l2l_jax.experiment import workdir
 
     workdir.SHARED_WITHIN = 1.0
     recipe = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
@@ -202,9 +202,9 @@ def measured(folder):
     """
     import jax
 
-    from l2l_jax.evaluation import statistics
-    from l2l_jax.evaluation.features.config import NetworksConfig
-    from l2l_jax.evaluation.features.networks import open_networks
+    from l2l_jax.evals import statistics
+    from l2l_jax.evals.features.config import NetworksConfig
+    from l2l_jax.evals.features.networks import open_networks
     from l2l_jax.weights.published import PUBLISHED
     from tests.reference_arrays import Case
 

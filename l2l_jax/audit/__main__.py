@@ -15,8 +15,8 @@ from typing import Any
 
 from absl import flags
 
-from l2l_jax.console.command_line import WORKDIR, parse_flags, run_program
-from l2l_jax.console.unlearned_flag import UNLEARNED
+from l2l_jax.cli.common import WORKDIR, parse_flags, run_program
+from l2l_jax.cli.unlearned_flag import UNLEARNED
 from l2l_jax.errors import UserError
 
 REQUIRE = flags.DEFINE_enum(
@@ -32,12 +32,12 @@ def main(argv: Sequence[str]) -> int:
     """Audit what the command line names and print the verdict; the exit code."""
     recipe, workdir = parse_flags(argv, needs_recipe=lambda: False)
     # Imported late: a mistyped flag is answered at once.
-    from l2l_jax import experiment
     from l2l_jax.audit.verdict import REQUIREMENTS
     from l2l_jax.config import parse_config
-    from l2l_jax.evaluation.report_page import attack_table, table
-    from l2l_jax.evaluation.report_text import sentences
-    from l2l_jax.processes.collectives import barrier, is_primary
+    from l2l_jax.experiment import pipeline as experiment
+    from l2l_jax.report.page import attack_table, table
+    from l2l_jax.report.text import sentences
+    from l2l_jax.utils.multihost import barrier, is_primary
 
     with barrier():
         recipe = _recipe_of_run() if recipe is None else recipe

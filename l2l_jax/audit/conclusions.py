@@ -11,7 +11,7 @@ from l2l_jax.audit.depth import MEASURES, Depth, Measure, Sample, SeedSpread, de
 from l2l_jax.audit.examination import UNTOUCHED, Findings
 from l2l_jax.audit.measuring import Measured
 from l2l_jax.audit.verdict import DEEP, SHALLOW, Verdict, decide
-from l2l_jax.evaluation.intervals import Interval, bootstrap, mean_interval
+from l2l_jax.evals.intervals import Interval, bootstrap, mean_interval
 
 ROLES = ("original", "unlearned", "retrained")
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from l2l_jax.evaluation.intervals import Interval, bootstrap
+from l2l_jax.evals.intervals import Interval, bootstrap
 
 Measure = Literal["accuracy", "error", "auc"]
 """What knowledge is read from: "accuracy", the share of images whose class is read rightly; "error", minus

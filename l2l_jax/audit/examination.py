@@ -23,13 +23,13 @@ from l2l_jax.data.pipeline import TrainingBatches, training_batches
 from l2l_jax.data.records import evenly_spaced
 from l2l_jax.data.splits import Split
 from l2l_jax.data.transforms import Transform
-from l2l_jax.evaluation.encoder_features import Features
-from l2l_jax.evaluation.evaluate import Evaluation
+from l2l_jax.evals.encoder_features import Features
+from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.models.base import Params
-from l2l_jax.processes.collectives import barrier, from_primary, on_primary
-from l2l_jax.training import sharding
-from l2l_jax.training.loop import Trainer
-from l2l_jax.training.side_by_side import side_by_side
+from l2l_jax.train import sharding
+from l2l_jax.train.concurrent import side_by_side
+from l2l_jax.train.loop import Trainer
+from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 
 logger = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from l2l_jax.config import Config
-from l2l_jax.console.progress import Progress
 from l2l_jax.data.records import Source
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation import metrics
-from l2l_jax.evaluation.evaluate import Evaluation
-from l2l_jax.evaluation.image_set import ImageSet
+from l2l_jax.evals import metrics
+from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.models.base import Params
+from l2l_jax.utils.progress import Progress
 
 SETS = ("retain", "forget")
 """The sets of test images that models are measured on."""

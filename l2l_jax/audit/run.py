@@ -12,18 +12,18 @@ import numpy as np
 from l2l_jax import shipped
 from l2l_jax.audit.conclusions import conclude
 from l2l_jax.audit.examination import Examiner, Findings
-from l2l_jax.checkpoints.models import load_params, read_card, save_model
 from l2l_jax.config import Config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation.evaluate import Evaluation
-from l2l_jax.evaluation.hole_errors import hole_errors
-from l2l_jax.evaluation.intervals import Interval, bootstrap
+from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.evals.intervals import Interval, bootstrap
+from l2l_jax.evals.masked_errors import hole_errors
+from l2l_jax.experiment.pretrain import model_card
+from l2l_jax.experiment.retrain import FAIR_RATIO, retrain
 from l2l_jax.models.base import Params
-from l2l_jax.processes.collectives import barrier, from_primary, on_primary
-from l2l_jax.stages.original import model_card
-from l2l_jax.stages.retraining import FAIR_RATIO, retrain
+from l2l_jax.utils.multihost import barrier, from_primary, on_primary
+from l2l_jax.weights.saved_models import load_params, read_card, save_model
 from l2l_jax.weights.transfer import load_pretrained
 
 logger = logging.getLogger(__name__)

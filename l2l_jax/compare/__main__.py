@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from l2l_jax.console.command_line import parse_flags, run_program
+from l2l_jax.cli.common import parse_flags, run_program
 from l2l_jax.errors import UserError
 
 ALPHAS = flags.DEFINE_list(
@@ -60,7 +60,7 @@ def _methods(recipe: Any, workdir: pathlib.Path) -> None:
     from l2l_jax.compare import methods_report
     from l2l_jax.compare.methods import compare
     from l2l_jax.config import parse_config
-    from l2l_jax.processes.collectives import barrier, is_primary
+    from l2l_jax.utils.multihost import barrier, is_primary
 
     with barrier():
         alphas, config = _numbers(ALPHAS, "weights"), parse_config(recipe)
@@ -74,8 +74,8 @@ def _front(recipe: Any, workdir: pathlib.Path) -> None:
     from l2l_jax.compare import front_report
     from l2l_jax.compare.front import Grid, run_front
     from l2l_jax.config import parse_config
-    from l2l_jax.objectives.methods import METHODS as KNOWN
-    from l2l_jax.processes.collectives import barrier, is_primary
+    from l2l_jax.methods.registry import METHODS as KNOWN
+    from l2l_jax.utils.multihost import barrier, is_primary
 
     with barrier():
         config = parse_config(recipe)
@@ -98,7 +98,7 @@ def _front(recipe: Any, workdir: pathlib.Path) -> None:
 def _sequence(recipe: Any, workdir: pathlib.Path) -> None:
     from l2l_jax.compare.sequence import run_sequence, table
     from l2l_jax.config import parse_config
-    from l2l_jax.processes.collectives import barrier, is_primary
+    from l2l_jax.utils.multihost import barrier, is_primary
 
     with barrier():
         config = parse_config(recipe)

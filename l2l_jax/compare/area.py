@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from l2l_jax.evaluation.intervals import Interval, bootstrap
+from l2l_jax.evals.intervals import Interval, bootstrap
 
 
 class Point(NamedTuple):

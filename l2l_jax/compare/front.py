@@ -25,16 +25,17 @@ from l2l_jax.config import Config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
 from l2l_jax.errors import Diverged, UserError
-from l2l_jax.evaluation.evaluate import Evaluation
-from l2l_jax.evaluation.hole_errors import hole_errors
+from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.evals.masked_errors import hole_errors
+from l2l_jax.experiment import batches
+from l2l_jax.experiment import unlearn as unlearning
+from l2l_jax.experiment.pretrain import original_params
+from l2l_jax.experiment.workdir import Workdir
+from l2l_jax.methods.registry import METHODS
 from l2l_jax.models.base import Params
-from l2l_jax.objectives.methods import METHODS
-from l2l_jax.processes.collectives import barrier, from_primary, on_primary
-from l2l_jax.stages import batches, unlearning
-from l2l_jax.stages.original import original_params
-from l2l_jax.training.sharding import MeshConfig
-from l2l_jax.training.side_by_side import AT_A_TIME, in_threads, threads
-from l2l_jax.workdir import Workdir
+from l2l_jax.train.concurrent import AT_A_TIME, in_threads, threads
+from l2l_jax.train.sharding import MeshConfig
+from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 
 logger = logging.getLogger(__name__)
 

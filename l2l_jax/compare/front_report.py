@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from l2l_jax.compare.area import Errors, Point, area_interval, dominated, point, staircase
-from l2l_jax.evaluation.intervals import bootstrap
+from l2l_jax.evals.intervals import bootstrap
 
 Cells = Sequence[Mapping[str, Any]]
 """Results of one setting, by seed: "errors" by kind of images and set, "figures" by set and, of audited

@@ -15,12 +15,13 @@ from l2l_jax.compare import methods_report
 from l2l_jax.config import BANKED_METHODS, Config
 from l2l_jax.data import splits
 from l2l_jax.errors import Diverged
-from l2l_jax.evaluation.evaluate import Evaluation
-from l2l_jax.objectives.methods import METHODS, make_task
-from l2l_jax.processes.collectives import barrier, from_primary, is_primary, on_primary
-from l2l_jax.stages import batches, unlearning
-from l2l_jax.stages.original import original_params
-from l2l_jax.workdir import Workdir
+from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.experiment import batches
+from l2l_jax.experiment import unlearn as unlearning
+from l2l_jax.experiment.pretrain import original_params
+from l2l_jax.experiment.workdir import Workdir
+from l2l_jax.methods.registry import METHODS, make_task
+from l2l_jax.utils.multihost import barrier, from_primary, is_primary, on_primary
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ import numpy as np
 from tabulate import tabulate
 
 from l2l_jax.config import Config
-from l2l_jax.evaluation import pictures
-from l2l_jax.evaluation.evaluate import Evaluation
-from l2l_jax.evaluation.figures import FIGURES
-from l2l_jax.evaluation.report_page import SETS
+from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.evals.figures import FIGURES
+from l2l_jax.report import pictures
+from l2l_jax.report.page import SETS
 
 COLUMNS = (
     "fid", "inception_score", "clip_cosine", "classifier_distance", "classifier_score", "accuracy", "mse",

@@ -19,14 +19,15 @@ from l2l_jax.data.records import Source
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation.evaluate import Evaluation
-from l2l_jax.evaluation.hole_errors import hole_errors
-from l2l_jax.evaluation.intervals import bootstrap
+from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.evals.intervals import bootstrap
+from l2l_jax.evals.masked_errors import hole_errors
+from l2l_jax.experiment import batches
+from l2l_jax.experiment import unlearn as unlearning
+from l2l_jax.experiment.pretrain import original_params
+from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.models.base import Params
-from l2l_jax.processes.collectives import barrier, from_primary
-from l2l_jax.stages import batches, unlearning
-from l2l_jax.stages.original import original_params
-from l2l_jax.workdir import Workdir
+from l2l_jax.utils.multihost import barrier, from_primary
 
 AT_ONCE = "all at once"
 

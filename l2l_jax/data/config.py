@@ -103,8 +103,8 @@ class DataConfig(SourceConfig, LoadingConfig):
         are named there, not replaced. Proxies may be some of the classes of `retain`, but none of
         `forget`.
       retain_images: "real", or "generated": while unlearning, images that the original model makes take the
-        place of the retain images, see `l2l_jax.stages.generation`; it starts from the proxies, or else from
-        noise.
+        place of the retain images, see `l2l_jax.experiment.generate`; it starts from the proxies, or else
+        from noise.
         The evaluation is on real images of `retain` in any case.
       generated_count: how many images it makes; 0: as many as there are proxies, or images to forget.
       train_per_class: training images of each class, a fixed random choice; 0: all. The paper has 120

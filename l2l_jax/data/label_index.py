@@ -19,10 +19,10 @@ import numpy as np
 from etils import epath
 from google.protobuf.message import DecodeError
 
-from l2l_jax.console.progress import Progress
 from l2l_jax.data.tf_example import parse
 from l2l_jax.errors import UserError
-from l2l_jax.processes.setup import usable_cpus
+from l2l_jax.utils.progress import Progress
+from l2l_jax.utils.runtime import usable_cpus
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-from l2l_jax.console.command_line import run_program
+from l2l_jax.cli.common import run_program
 from l2l_jax.data.files import MADE_LOCALLY
 from l2l_jax.errors import UserError
 

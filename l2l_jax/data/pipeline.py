@@ -17,7 +17,7 @@ from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, in_range
 from l2l_jax.data.workers import WorkerPool
 from l2l_jax.errors import UserError
-from l2l_jax.processes.setup import usable_cpus
+from l2l_jax.utils.runtime import usable_cpus
 
 logger = logging.getLogger(__name__)
 

@@ -70,7 +70,7 @@ class ImageToImageModel(abc.ABC):
     def in_compute_dtype(self, params: Params) -> Params:
         """Some parts of the parameters, each array in the type that it is computed with.
 
-        See `l2l_jax.models.precision`; by default everything is float32.
+        See `l2l_jax.models.layers.precision`; by default everything is float32.
         """
         return params
 
@@ -83,7 +83,7 @@ class ImageToImageModel(abc.ABC):
         The same `rng` gives the same draw (kept patches, masks, times, noises) whatever the images
         are, so that student and teacher can be shown the same corruption. Inside `pmap` and
         `shard_map`, `axis_name` is the axis over which the batch is split: its rows are corrupted as
-        they would be on one device (see `l2l_jax.models.batch_axis`).
+        they would be on one device (see `l2l_jax.models.layers.batch_axis`).
         """
 
     def corrupt_noise(

@@ -1,10 +1,11 @@
 """The model families by name."""
 
-from l2l_jax.models import mae, mage
 from l2l_jax.models.base import ImageToImageModel
-from l2l_jax.models.mae import MAE
-from l2l_jax.models.mage import MAGE
-from l2l_jax.models.palette import Palette
+from l2l_jax.models.mae import model as mae
+from l2l_jax.models.mae.model import MAE
+from l2l_jax.models.mage import model as mage
+from l2l_jax.models.mage.model import MAGE
+from l2l_jax.models.palette.model import Palette
 
 FAMILIES: dict[str, type[ImageToImageModel]] = {"mae": MAE, "mage": MAGE, "palette": Palette}
 """Model classes by the name that `config.model.family` takes."""

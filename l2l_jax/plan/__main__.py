@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from l2l_jax.benchmark.arguments import LAYOUTS, OUTPUT, STAGE
-from l2l_jax.console.command_line import parse_flags, run_program
+from benchmarks.arguments import LAYOUTS, OUTPUT, STAGE
+from l2l_jax.cli.common import parse_flags, run_program
 from l2l_jax.errors import UserError
 from l2l_jax.plan import devices
 from l2l_jax.plan.chips import parse_topology
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported late: JAX reads its environment when it is imported.
     import jax
 
-    from l2l_jax.benchmark.layouts import open_stage
+    from benchmarks.layouts import open_stage
     from l2l_jax.config import parse_config
     from l2l_jax.plan.figures import figures
     from l2l_jax.plan.recipe import programs

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from l2l_jax.benchmark.hlo import collectives, summary
+from benchmarks.hlo import collectives, summary
 from l2l_jax.plan.chips import Topology
 from l2l_jax.plan.program import Program
 from l2l_jax.plan.work import Work

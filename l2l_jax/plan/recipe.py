@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from l2l_jax.benchmark.layouts import TrainingStage, parse_layout
+from benchmarks.layouts import TrainingStage, parse_layout
 from l2l_jax.config import Config
-from l2l_jax.evaluation.features import clip, inception, resnet
-from l2l_jax.evaluation.restoration import Restorer
-from l2l_jax.evaluation.tasks import parse_tasks
+from l2l_jax.evals.features import clip, inception, resnet
+from l2l_jax.evals.inpaint import Restorer
+from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.plan.figures import Planned
 from l2l_jax.plan.work import Work, work_of
-from l2l_jax.training import sharding
-from l2l_jax.training.parallel import Parallel, make_parallel
+from l2l_jax.train import sharding
+from l2l_jax.train.parallel import Parallel, make_parallel
 
 
 def layouts(names: Sequence[str], devices: Sequence[Any], config: Config) -> dict[str, Parallel]:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from l2l_jax.console.command_line import run_program
+from l2l_jax.cli.common import run_program
 from l2l_jax.errors import UserError
 
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     options = _parser().parse_args(argv[1:])
     recorded = _read(options.file) if options.command == "compare" else None
     record = compute(options.devices, options.parallel, options.dtype, options.precision)
-    from l2l_jax.processes.collectives import is_primary, on_primary
+    from l2l_jax.utils.multihost import is_primary, on_primary
 
     if recorded is None:
         on_primary(lambda: _write(options.file, record))

@@ -10,11 +10,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from l2l_jax.benchmark.layouts import open_stage
+from benchmarks.layouts import open_stage
 from l2l_jax.config import Config, parse_config
 from l2l_jax.models.base import ImageToImageModel, Params
-from l2l_jax.training import sharding
-from l2l_jax.training.parallel import ParallelKind, make_parallel
+from l2l_jax.train import sharding
+from l2l_jax.train.parallel import ParallelKind, make_parallel
 
 STEPS = 3
 ROWS = 16

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from l2l_jax.console.command_line import parse_flags, run_program
+from l2l_jax.cli.common import parse_flags, run_program
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,8 +24,8 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax import shipped
     from l2l_jax.config import parse_config
     from l2l_jax.data.sources import open_source
-    from l2l_jax.stages.original import pretrain
-    from l2l_jax.stages.retraining import retrain
+    from l2l_jax.experiment.pretrain import pretrain
+    from l2l_jax.experiment.retrain import retrain
 
     config = dataclasses.replace(parse_config(recipe), pretrained="")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
@@ -43,9 +43,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:
     from l2l_jax import shipped
-    from l2l_jax.checkpoints.models import save_model
-    from l2l_jax.evaluation.evaluate import Evaluation
+    from l2l_jax.evals.evaluator import Evaluation
     from l2l_jax.weights import files
+    from l2l_jax.weights.saved_models import save_model
     from l2l_jax.weights.transfer import export_model, load_pretrained
 
     path = shipped.FOLDER / f"{name}.safetensors"

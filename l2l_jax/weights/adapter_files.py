@@ -11,10 +11,10 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from l2l_jax.checkpoints.models import fingerprint
 from l2l_jax.errors import UserError
+from l2l_jax.methods.adapters import Adapter, merged, new_adapter
 from l2l_jax.models.base import ImageToImageModel, Params
-from l2l_jax.objectives.adapters import Adapter, merged, new_adapter
+from l2l_jax.weights.saved_models import fingerprint
 
 FILE = "adapter.safetensors"
 """Its name beside the unlearned model."""

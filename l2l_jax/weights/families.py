@@ -8,8 +8,10 @@ import pydantic
 
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.mae import convert as mae
+from l2l_jax.models.mage import convert as mage
+from l2l_jax.models.palette import convert as palette
 from l2l_jax.models.registry import FAMILIES
-from l2l_jax.weights import mae, mage, palette
 from l2l_jax.weights.mapping import Table, listing
 
 

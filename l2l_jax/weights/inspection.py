@@ -6,11 +6,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from l2l_jax.checkpoints.models import CARD, read_card
 from l2l_jax.errors import UserError
 from l2l_jax.weights import mapping
 from l2l_jax.weights.adapter_files import read_adapter_card
 from l2l_jax.weights.families import recognise
+from l2l_jax.weights.saved_models import CARD, read_card
 from l2l_jax.weights.transfer import open_checkpoint
 
 

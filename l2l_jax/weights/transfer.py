@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from l2l_jax import shipped
-from l2l_jax.checkpoints.models import load_params, read_card, save_model
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import ImageToImageModel, Params
-from l2l_jax.weights import adapter_files, arrays, files, mage, mapping
+from l2l_jax.models.mage import convert as mage
+from l2l_jax.weights import adapter_files, arrays, files, mapping
 from l2l_jax.weights.families import KNOWN, Family, recognise
+from l2l_jax.weights.saved_models import load_params, read_card, save_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ def import_file(
     vqgan: pathlib.Path | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Turn a checkpoint file into a saved model (see `l2l_jax.checkpoints.models`).
+    """Turn a checkpoint file into a saved model (see `l2l_jax.weights.saved_models`).
 
     Args:
       path: the file.

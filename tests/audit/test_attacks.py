@@ -14,8 +14,8 @@ from l2l_jax.audit.conclusions import _scored
 from l2l_jax.audit.measuring import Meter, load_points, save_points
 from l2l_jax.data.splits import Split, training_sets
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation.encoder_features import OUTPUT, Features
-from l2l_jax.evaluation.evaluate import Evaluation
+from l2l_jax.evals.encoder_features import OUTPUT, Features
+from l2l_jax.evals.evaluator import Evaluation
 from tests.audit.models import Memory, config, remembering
 
 CONFIG = dataclasses.replace(config(), model=Memory())

@@ -12,20 +12,22 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax import experiment
 from l2l_jax.audit import examination
 from l2l_jax.audit.conclusions import conclude, seed_spread
 from l2l_jax.audit.examination import Examiner
 from l2l_jax.audit.run import check_yardstick
-from l2l_jax.checkpoints.models import save_model
 from l2l_jax.data.splits import training_sets
 from l2l_jax.errors import UserError
-from l2l_jax.evaluation import encoder_features, evaluate, hole_errors
-from l2l_jax.evaluation import report as report_files
-from l2l_jax.evaluation.evaluate import Evaluation
-from l2l_jax.evaluation.report_text import sentences
-from l2l_jax.evaluation.restoration import Restorer
-from l2l_jax.training.loop import Trainer
+from l2l_jax.evals import encoder_features
+from l2l_jax.evals import evaluator as evaluate
+from l2l_jax.evals import masked_errors as hole_errors
+from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.evals.inpaint import Restorer
+from l2l_jax.experiment import pipeline as experiment
+from l2l_jax.report import write as report_files
+from l2l_jax.report.text import sentences
+from l2l_jax.train.loop import Trainer
+from l2l_jax.weights.saved_models import save_model
 from tests.audit.models import Memory, config, remembering
 
 TINY = dict(width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)

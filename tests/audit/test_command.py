@@ -8,9 +8,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from l2l_jax import experiment
 from l2l_jax.audit.__main__ import UNMET, main
 from l2l_jax.errors import UserError
+from l2l_jax.experiment import pipeline as experiment
 from tests.audit.models import config
 
 FIGURES = {"retain": {"mse": 0.1}, "forget": {"mse": 0.1}}

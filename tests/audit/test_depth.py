@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from l2l_jax.audit.attacks.membership import relative_error, scores
 from l2l_jax.audit.depth import Depth, SeedSpread, auc, depth
 from l2l_jax.audit.verdict import decide
-from l2l_jax.evaluation.intervals import Interval
+from l2l_jax.evals.intervals import Interval
 
 
 def right(share, count=1000):

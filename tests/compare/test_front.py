@@ -15,9 +15,9 @@ from l2l_jax.compare import front_report
 from l2l_jax.compare.front import Grid, Setting, run_front
 from l2l_jax.config import parse_config
 from l2l_jax.errors import Diverged, UserError
-from l2l_jax.evaluation import evaluate
-from l2l_jax.evaluation.restoration import Restorer
-from l2l_jax.stages import unlearning
+from l2l_jax.evals import evaluator as evaluate
+from l2l_jax.evals.inpaint import Restorer
+from l2l_jax.experiment import unlearn as unlearning
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 

@@ -7,13 +7,13 @@ import runpy
 
 import pytest
 
-from l2l_jax import experiment
 from l2l_jax.compare.methods import compare, incompatible, variants
 from l2l_jax.compare.methods_report import table
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
-from l2l_jax.objectives import methods
-from l2l_jax.training.metric_writers import read_metrics
+from l2l_jax.experiment import pipeline as experiment
+from l2l_jax.methods import registry as methods
+from l2l_jax.train.metric_writers import read_metrics
 from tests.matrix import soak
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"

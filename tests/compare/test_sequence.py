@@ -11,7 +11,7 @@ import pytest
 from l2l_jax.compare.sequence import AT_ONCE, run_sequence, table
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
-from l2l_jax.stages import unlearning
+from l2l_jax.experiment import unlearn as unlearning
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 RECIPE = runpy.run_path(str(CONFIGS / "digits_mae_sequence.py"))["get_config"]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from l2l_jax.models import convolution
-from l2l_jax.models.convolution import Conv, kernel_gradient
-from l2l_jax.training import sharding
+from l2l_jax.models.layers import convolution
+from l2l_jax.models.layers.convolution import Conv, kernel_gradient
+from l2l_jax.train import sharding
 
 
 def compiled_gradient(x, gradient, size):

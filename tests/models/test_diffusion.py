@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2l_jax.models import diffusion
+from l2l_jax.models.palette import diffusion
 from tests.reference_arrays import Case, nhwc
 
 SCHEDULE = Case("palette_schedule")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2l_jax.models.group_norm import GroupNorm
+from l2l_jax.models.layers.group_norm import GroupNorm
 
 SHAPES = [(2, 16, 24, 6), (3, 4, 4, 6), (2, 300, 6)]
 """A large image; a small one, which Flax normalises; tokens."""

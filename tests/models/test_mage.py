@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from l2l_jax.models.mage import MAGE, VARIANTS
-from l2l_jax.models.mage_networks import TokenEmbedding
-from l2l_jax.models.vit import sincos_position_table
-from l2l_jax.objectives import UnlearningInputs, encoder_unlearning_loss
+from l2l_jax.methods import UnlearningInputs, encoder_unlearning_loss
+from l2l_jax.models.layers.vit import sincos_position_table
+from l2l_jax.models.mage.convert import TABLE
+from l2l_jax.models.mage.model import MAGE, VARIANTS
+from l2l_jax.models.mage.networks import TokenEmbedding
 from l2l_jax.weights import mapping
-from l2l_jax.weights.mage import TABLE
 from tests.reference_arrays import FOLDER, Case, fill, nhwc
 
 CASE, UNLEARN = Case("mage_tiny"), Case("mage_unlearn_loss")

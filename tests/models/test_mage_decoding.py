@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from l2l_jax.models import mage_decoding
+from l2l_jax.models.mage import decoding as mage_decoding
 from tests.models.test_mage import DIGITS, TINY, random_params, tiny_params
 from tests.reference_arrays import Case, nhwc
 

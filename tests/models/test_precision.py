@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from tests.training.families import MODELS, images_of, params_of
+from tests.train.families import MODELS, images_of, params_of
 
 FLOAT32 = {
     "mae": {"decoder/decoder_pred"},

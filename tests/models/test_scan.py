@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.objectives.methods import make_task
-from l2l_jax.objectives.task import total_loss
+from l2l_jax.methods.base import total_loss
+from l2l_jax.methods.registry import make_task
 from tests.matrix import soak
-from tests.training.families import MODELS, images_of, params_of
+from tests.train.families import MODELS, images_of, params_of
 
 DEEP = dict(depth=3, decoder_depth=3)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import UserError
-from l2l_jax.models.diffusion import beta_schedule, schedule_buffers
-from l2l_jax.models.palette import Palette
-from l2l_jax.models.unet import gamma_embedding
+from l2l_jax.models.palette.convert import TABLE, network_state_dict, unet_state_dict
+from l2l_jax.models.palette.diffusion import beta_schedule, schedule_buffers
+from l2l_jax.models.palette.model import Palette
+from l2l_jax.models.palette.unet import gamma_embedding
 from l2l_jax.weights import mapping
-from l2l_jax.weights.palette import TABLE, network_state_dict, unet_state_dict
 from tests.reference_arrays import FOLDER, Case, nhwc
 
 CASE = Case("palette_unet_tiny")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.benchmark.layouts import open_stage
+from benchmarks.layouts import open_stage
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.plan import devices, recipe

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import safetensors.numpy
 
-from l2l_jax.models.diffusion import schedule_buffers
+from l2l_jax.models.palette.diffusion import schedule_buffers
 from tests.models import test_mae, test_mage, test_unet
 from tests.reference_arrays import Case
 

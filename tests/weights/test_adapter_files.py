@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from l2l_jax.checkpoints.models import fingerprint, save_model
 from l2l_jax.errors import UserError
-from l2l_jax.objectives.adapters import new_adapter
+from l2l_jax.methods.adapters import new_adapter
 from l2l_jax.weights import adapter_files
 from l2l_jax.weights.__main__ import main
 from l2l_jax.weights.adapter_files import adapter_bytes, with_adapter
+from l2l_jax.weights.saved_models import fingerprint, save_model
 from l2l_jax.weights.transfer import load_pretrained
-from tests.training.families import MODELS, params_of
+from tests.train.families import MODELS, params_of
 from tests.weights.checkpoints import assert_same_bits
 
 MODEL = MODELS["mae"]

@@ -10,11 +10,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from l2l_jax.checkpoints.models import load_params
 from l2l_jax.errors import UserError
 from l2l_jax.weights import files, torch_files, transfer
 from l2l_jax.weights.__main__ import main
 from l2l_jax.weights.families import KNOWN
+from l2l_jax.weights.saved_models import load_params
 from tests.weights.checkpoints import SMALL, assert_same_bits, options
 
 torch = pytest.importorskip("torch")

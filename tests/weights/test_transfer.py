@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from l2l_jax.checkpoints.models import load_params, read_card, save_model
 from l2l_jax.errors import UserError
-from l2l_jax.models.mae import MAE
-from l2l_jax.models.mage import MAGE
-from l2l_jax.models.palette import Palette
+from l2l_jax.models.layers.vit import sincos_position_table
+from l2l_jax.models.mae import convert as mae
+from l2l_jax.models.mae.model import MAE
+from l2l_jax.models.mage.model import MAGE
+from l2l_jax.models.palette.model import Palette
 from l2l_jax.models.registry import FAMILIES
-from l2l_jax.models.vit import sincos_position_table
-from l2l_jax.weights import families, mae, mapping, transfer
+from l2l_jax.weights import families, mapping, transfer
+from l2l_jax.weights.saved_models import load_params, read_card, save_model
 from tests.matrix import soak
 from tests.reference_arrays import FOLDER, Case, nhwc
 from tests.weights.checkpoints import SMALL, assert_same_bits, network, write_safetensors

@@ -3,8 +3,8 @@
 import numpy as np
 
 from l2l_jax.audit.measuring import Points
-from l2l_jax.evaluation.encoder_features import Features
-from l2l_jax.evaluation.image_set import ImageSet
+from l2l_jax.evals.encoder_features import Features
+from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.models.base import Params
 
 PROBED = 2000

@@ -14,9 +14,9 @@ from l2l_jax.audit.config import AuditConfig
 from l2l_jax.data.records import Mixture, Source, Subset
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
+from l2l_jax.methods.base import Task, pretraining_task
 from l2l_jax.models.base import ImageToImageModel, Params, fresh_parts
-from l2l_jax.objectives.task import Task, pretraining_task
-from l2l_jax.training.optimizer import TrainingConfig
+from l2l_jax.train.optim import TrainingConfig
 
 
 class TrainingAttack(NamedTuple):

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.audit.measuring import Points
-from l2l_jax.evaluation import metrics
-from l2l_jax.evaluation.blockwise import Blockwise
-from l2l_jax.evaluation.image_set import ImageSet
+from l2l_jax.evals import metrics
+from l2l_jax.evals.blockwise import Blockwise
+from l2l_jax.evals.image_set import ImageSet
+from l2l_jax.masks import HOLES, SIDES
 from l2l_jax.models.base import ImageToImageModel, Params
-from l2l_jax.operators import HOLES, SIDES
 
 ROUNDS = 10
 """Steps of projected gradient descent."""

@@ -1,0 +1,1 @@
+"""Measurements of speed: `python -m benchmarks NAME …`; they are reported, never asserted."""

@@ -1,0 +1,60 @@
+"""What a token bank saves in a step: `python -m benchmarks bank --config=configs/vqgan.py`.
+
+The recipe's unlearning step as it is without a bank ("online"), with codes of the noise computed once
+("noise_bank"), and with all codes computed once ("token_bank"), interleaved in one run on all devices. Images
+and codes are random and lie in the host's memory; computing the bank is not part of a step.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.arguments import OUTPUT
+from benchmarks.step import ROUNDS
+from benchmarks.turns import in_turns, table
+from l2l_jax.cli.common import parse_flags
+from l2l_jax.errors import UserError
+
+BANKS = {"online": (0, 0), "noise_bank": (0, 1), "token_bank": (1, 1)}
+"""Fields `token_bank` and `noise_bank` of each row; how large they are makes no difference to a step."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Time the three steps and print a table."""
+    recipe, _ = parse_flags(argv)
+    from benchmarks.layouts import device_facts
+    from l2l_jax.config import parse_config
+
+    config = parse_config(recipe)
+    seconds = measure(config, ROUNDS.value)
+    facts, images = device_facts(), 2 * config.unlearn.batch_size
+    print(f"{facts['count']} devices ({facts['kind']}), {images} images a step\n")
+    print(table(seconds, "online"))
+    if OUTPUT.value:
+        report = {"device": facts, "images": images, "seconds": seconds}
+        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measure(config: Any, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every step of each row, interleaved.
+
+    Raises:
+      UserError: the recipe's family or method has no use for a bank.
+    """
+    from benchmarks.layouts import open_stage
+    from benchmarks.step import Run
+    from l2l_jax.train import sharding
+    from l2l_jax.train.parallel import make_parallel
+
+    if config.model.why_no_codes:
+        raise UserError(f"config.model.family is {config.family!r}: {config.model.why_no_codes}.")
+    runs = {}
+    for name, (token_bank, noise_bank) in BANKS.items():
+        how = dataclasses.replace(config.unlearn, token_bank=token_bank, noise_bank=noise_bank)
+        stage = open_stage(dataclasses.replace(config, unlearn=how), "unlearn")
+        mesh = sharding.make_mesh(config=config.mesh)
+        sharding.check_batch_size(how.batch_size, how.batch_parts, mesh, "config.unlearn.batch_size")
+        runs[name] = Run(stage, make_parallel(mesh, config.parallel))
+    return in_turns({name: run.time_step for name, run in runs.items()}, rounds)

@@ -1,0 +1,145 @@
+"""How fast FID's Inception-v3 judges images, beside PyTorch: `python -m benchmarks features`.
+
+    pip install -e '.[test-torch]'
+    python -m benchmarks features --threads=2
+
+Weights are random, in the layout of the published file, and the same on both sides, which must give the same
+features before anything is timed. PyTorch runs twice: with channels first, as pytorch-fid does, and last. All
+take turns in one process, and the same image sizes: 299 × 299 pixels, so that only the network is timed.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from l2l_jax.errors import UserError
+from l2l_jax.utils.runtime import usable_cpus
+
+AGREE_WITHIN = 1e-4
+"""Largest difference of the features, as a share of the largest feature."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Time both sides, interleaved, and print a table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks features", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--batch_size", type=int, default=32, help="images per call; default %(default)s")
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each; default %(default)s")
+    parser.add_argument("--threads", type=int, default=len(usable_cpus()), help="default: all CPUs")
+    parser.add_argument("--output", type=pathlib.Path, help="write the figures to this file as JSON")
+    args = parser.parse_args(argv[1:])
+    # XLA takes as many threads as there are CPUs that it may run on.
+    os.sched_setaffinity(0, usable_cpus()[: args.threads])
+    images = np.random.default_rng(0).integers(0, 256, (args.batch_size, 299, 299, 3), np.uint8)
+    sides = open_sides(images, args.threads)
+    check(sides)
+    seconds = in_turns(sides, args.rounds)
+    rows = {name: figures(taken, args.batch_size) for name, taken in seconds.items()}
+    print(table(rows))
+    if args.output:
+        facts = {"batch_size": args.batch_size, "threads": args.threads, "rounds": args.rounds}
+        args.output.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+
+
+def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.ndarray]]:
+    """By name, functions that compute the features of uint8 images.
+
+    Ours runs as in an evaluation, and scales the pixels, too; PyTorch is given them scaled.
+
+    Raises:
+      UserError: PyTorch is missing.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("The benchmark runs PyTorch, too: pip install 'l2l_jax[test-torch]'") from error
+    import jax
+
+    from benchmarks.inception_torch import Inception
+    from benchmarks.random_networks import inception_weights
+    from l2l_jax.evals.features import inception
+    from l2l_jax.evals.features.base import BatchedNetwork
+    from l2l_jax.evals.features.convolutions import joined
+
+    state_dict, stored = inception_weights()
+
+    def apply(params: Any, x: jax.Array) -> dict[str, jax.Array]:
+        return {"features": inception.Inception().apply({"params": params}, _scaled(x))[0]}
+
+    params = joined(stored, inception.NORM_EPSILON)
+    ours = BatchedNetwork("Inception-v3", {}, params, apply, len(images))
+    torch.set_num_threads(threads)
+
+    def peer(layout: Any) -> Callable[[], np.ndarray]:
+        tensors = {key: torch.from_numpy(value) for key, value in state_dict.items()}
+        tensors = {
+            key: tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
+            for key, tensor in tensors.items()
+        }
+        network = Inception(tensors)
+        x = torch.from_numpy(np.moveaxis(_scaled(images), -1, 1).copy()).contiguous(memory_format=layout)
+
+        def run() -> np.ndarray:
+            with torch.inference_mode():
+                return network.features(x).numpy()
+
+        return run
+
+    return {
+        "l2l_jax": lambda: ours(images)["features"],
+        "PyTorch": peer(torch.contiguous_format),
+        "PyTorch, channels last": peer(torch.channels_last),
+    }
+
+
+def _scaled(images: Any) -> Any:
+    """Pixels as Inception sees them."""
+    return (images.astype("float32") - 128) / 128
+
+
+def check(sides: Mapping[str, Callable[[], np.ndarray]]) -> None:
+    """Raise a UserError unless all compute the same features; it is the first call of each, not timed."""
+    expected, *others = (side() for side in sides.values())
+    for name, found in zip(list(sides)[1:], others, strict=True):
+        difference = np.abs(found - expected).max() / np.abs(expected).max()
+        if not difference < AGREE_WITHIN:
+            raise UserError(f"{name} computes other features: they differ by {difference:.1e} of the largest")
+
+
+def in_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds by the clock and of processor time, of every call."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            clock, processor = time.perf_counter(), time.process_time()
+            side()
+            taken[name].append((time.perf_counter() - clock, time.process_time() - processor))
+    return taken
+
+
+def figures(taken: Sequence[tuple[float, float]], images: int) -> dict[str, float]:
+    """Images per second: the median, the fastest call, and the fastest per second of processor time."""
+    clock, processor = zip(*taken, strict=True)
+    return {
+        "median": images / statistics.median(clock),
+        "fastest": images / min(clock),
+        "per_processor_second": images / min(processor),
+    }
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A line a side, and how its median compares with that of PyTorch."""
+    peer = rows["PyTorch"]["median"]
+    header = ["images per second", "median", "fastest", "per processor second", "to PyTorch"]
+    lines = [[name, *row.values(), row["median"] / peer] for name, row in rows.items()]
+    return tabulate(lines, header, tablefmt="github", floatfmt=".2f")

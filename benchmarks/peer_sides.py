@@ -1,0 +1,103 @@
+"""Our side of `benchmarks.peer`, and the batch on which both compare their losses."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.flatten_util
+import numpy as np
+
+from benchmarks.layouts import open_stage
+from benchmarks.step import Run
+from l2l_jax.config import parse_config
+from l2l_jax.methods.encoder_inputs import UnlearningInputs, encoder_unlearning_loss
+from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.palette.model import Palette
+from l2l_jax.train import sharding
+from l2l_jax.train.parallel import make_parallel
+
+
+def fixed_batch(model: ImageToImageModel, rows: int) -> dict[str, dict[str, np.ndarray]]:
+    """Images of the sets "retain", "forget" and "noise", and what T draws for the first two.
+
+    Returns:
+      "images" by set, within the model's range; "retain" and "forget": for a MAE, "order" `[row, patch]`,
+      numbers whose order decides on the mask; for Palette, the draw of `Palette.corrupt_with`.
+    """
+    rng = np.random.default_rng(0)
+    shape, (low, high) = (rows, *model.image_shape), model.value_range
+    holes = model.hole_bank() if isinstance(model, Palette) else None
+
+    def draw() -> dict[str, np.ndarray]:
+        if holes is None:
+            return {"order": rng.random((rows, model.grid**2), np.float32)}
+        return {
+            "hole": rng.choice(holes, rows),
+            "gamma": rng.random(rows, np.float32),
+            **{name: rng.standard_normal(shape, np.float32) for name in ("filling", "noise")},
+        }
+
+    images = {
+        name: low + (high - low) * rng.random(shape, np.float32) for name in ("retain", "forget", "noise")
+    }
+    return {"images": images, "retain": draw(), "forget": draw()}
+
+
+def fixed_inputs(model: ImageToImageModel, rows: int) -> UnlearningInputs:
+    """What student and teacher see of `fixed_batch`."""
+    batch = fixed_batch(model, rows)
+    images = batch["images"]
+    if isinstance(model, Palette):
+        retain, forget = (model.corrupt_with(images[name], batch[name]) for name in ("retain", "forget"))
+        return UnlearningInputs(retain, forget, model.pure_noise_inside(forget))
+    kept = int(model.grid**2 * (1 - model.mask_ratio))
+    return UnlearningInputs(
+        retain=model.mask(images["retain"], batch["retain"]["order"], kept),
+        forget=model.mask(images["forget"], batch["forget"]["order"], kept),
+        noise=model.mask(images["noise"], batch["forget"]["order"], kept),
+    )
+
+
+class Ours:
+    """The step of a recipe on one device.
+
+    Args:
+      recipe: nested mapping, as for `parse_config`.
+    """
+
+    def __init__(self, recipe: dict[str, Any]):
+        self._config = parse_config(recipe)
+        stage = open_stage(self._config, "unlearn")
+        self._run = Run(stage, make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit"))
+
+    def _params(self) -> Any:
+        """Fresh parameters, none of which is zero: a part that starts at zero would compute nothing."""
+        fresh, key = jax.jit(self._config.model.init)(jax.random.key(0))["encoder"], jax.random.key(1)
+        flat, tree = jax.flatten_util.ravel_pytree(fresh)
+        return tree(flat + 0.02 * jax.random.normal(key, flat.shape))
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The encoder's parameters, by their path."""
+        return flax.traverse_util.flatten_dict(jax.device_get(self._params()), sep="/")
+
+    def loss(self) -> float:
+        """The loss of `fixed_batch`, with one set of weights for student and teacher."""
+        model, how = self._config.model, self._config.unlearn
+        seen = fixed_inputs(model, how.batch_size)
+
+        def loss(params, seen):
+            return encoder_unlearning_loss(model.encode, params, params, seen, alpha=how.alpha)[0]
+
+        return float(jax.jit(loss)(self._params(), seen))
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        return self._run.time_step()
+
+    def images(self) -> int:
+        """Images of a step."""
+        return 2 * self._config.unlearn.batch_size
+
+    def versions(self) -> str:
+        """What computed."""
+        return f"l2l_jax, JAX {jax.__version__}"

@@ -1,0 +1,106 @@
+"""The PyTorch side of `benchmarks.peer`: the paper's objective, AdamW and the moving average."""
+
+import copy
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peer_sides import fixed_batch
+from l2l_jax.config import parse_config
+from l2l_jax.errors import UserError
+
+try:
+    import torch
+
+    from benchmarks.peer_unet import PaletteEncoder
+    from benchmarks.peer_vit_mae import MAEEncoder
+except ImportError as error:
+    raise UserError(
+        f"{error.name} is missing, which this benchmark compares with: pip install -e '.[test-torch]'"
+    ) from error
+
+ENCODERS = {"mae": MAEEncoder, "palette": PaletteEncoder}
+"""By `config.model.family`. An encoder has a `network` with a `name`. It translates our weights, draws for T,
+applies T to images, and computes the features of the result."""
+
+
+class Peer:
+    """Student, teacher and optimiser of a recipe.
+
+    Args:
+      recipe: nested mapping, as for `parse_config`.
+      threads: of PyTorch.
+    """
+
+    def __init__(self, recipe: dict[str, Any], threads: int):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        config = parse_config(recipe)
+        self._config, self._how = config.model, config.unlearn
+        self._encoder = ENCODERS[config.family](config.model)
+        self._student = self._encoder.network.train()
+        self._batch = {
+            name: {key: _channels_first(value) for key, value in arrays.items()}
+            for name, arrays in fixed_batch(config.model, self._how.batch_size).items()
+        }
+
+    def weights(self, ours: Mapping[str, np.ndarray]) -> None:
+        """Start student and teacher from our encoder's parameters, by their path."""
+        self._student.load_state_dict(self._encoder.state_dict(ours))
+        self._teacher = copy.deepcopy(self._student).requires_grad_(False).eval()
+        trained = [p for p in self._student.parameters() if p.requires_grad]
+        decayed = [
+            {"params": [p for p in trained if p.ndim > 1]},
+            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        how = self._how
+        self._optimizer = torch.optim.AdamW(
+            decayed, how.learning_rate, (how.beta1, how.beta2), weight_decay=how.weight_decay, fused=True
+        )
+        self._average = (
+            torch.optim.swa_utils.AveragedModel(
+                self._student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(how.ema_decay)
+            )
+            if how.ema_decay
+            else None
+        )
+
+    def loss(self) -> float:
+        """The loss of `fixed_batch`, with one set of weights for student and teacher."""
+        with torch.no_grad():
+            return float(self._loss(**self._batch))
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        start = time.perf_counter()
+        retain, forget = (self._batch["images"][name] for name in ("retain", "forget"))
+        std, mean = torch.std_mean(torch.stack([retain, forget]))
+        noise = (mean + std * torch.randn_like(forget)).clamp(*self._config.value_range)
+        images = {"retain": retain, "forget": forget, "noise": noise}
+        self._optimizer.zero_grad(set_to_none=True)
+        self._loss(images, self._encoder.draw(retain), self._encoder.draw(forget)).backward()
+        if self._how.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._how.clip_norm)
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self._student)
+        return time.perf_counter() - start
+
+    def _loss(self, images: Mapping[str, Any], retain: Any, forget: Any) -> torch.Tensor:
+        seen, by_teacher = self._encoder.seen(images, retain, forget)
+        student = self._encoder.features(self._student, seen)
+        with torch.no_grad():
+            teacher = self._encoder.features(self._teacher, by_teacher)
+        halves = [(s - t).square().chunk(2) for s, t in zip(student, teacher, strict=True)]
+        return sum(first.mean() + self._how.alpha * second.mean() for first, second in halves)
+
+    def versions(self) -> str:
+        """What computed."""
+        return f"{self._encoder.name}, PyTorch {torch.__version__}"
+
+
+def _channels_first(array: np.ndarray) -> torch.Tensor:
+    moved = array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+    return torch.from_numpy(np.ascontiguousarray(moved))

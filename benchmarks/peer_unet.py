@@ -1,0 +1,147 @@
+"""Palette's encoder in PyTorch, for `benchmarks.peer`.
+
+Written for this comparison in the usual way of PyTorch: modules of `torch.nn`, channels first, SDPA
+attention. Modules are named as in the original state dict (`l2l_jax.models.palette.convert`).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flax import traverse_util
+from torch import nn
+from torch.nn import functional
+
+from l2l_jax.models.palette.convert import TABLE
+from l2l_jax.models.palette.diffusion import cumulative_gammas
+from l2l_jax.models.palette.model import Palette
+from l2l_jax.models.palette.unet import UNetConfig
+from l2l_jax.weights.mapping import to_torch
+
+
+def _norm(config: UNetConfig, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(config.norm_groups, channels, eps=1e-5)
+
+
+class _ResBlock(nn.Module):
+    def __init__(self, config: UNetConfig, before: int, channels: int, down: bool = False):
+        super().__init__()
+        wide = 4 * config.inner_channel
+        self.in_layers = nn.Sequential(
+            _norm(config, before), nn.SiLU(), nn.Conv2d(before, channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(wide, 2 * channels))
+        self.out_layers = nn.Sequential(
+            _norm(config, channels), nn.SiLU(), nn.Identity(), nn.Conv2d(channels, channels, 3, padding=1)
+        )
+        self.skip_connection = nn.Identity() if before == channels else nn.Conv2d(before, channels, 1)
+        self.resample = nn.AvgPool2d(2) if down else nn.Identity()
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        h = self.in_layers[2](self.resample(self.in_layers[:2](x)))
+        scale, shift = self.emb_layers(embedding)[..., None, None].chunk(2, dim=1)
+        h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+        return self.skip_connection(self.resample(x)) + h
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: UNetConfig, channels: int):
+        super().__init__()
+        self.heads = channels // config.num_head_channels
+        self.norm = _norm(config, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2)
+        heads = self.qkv(self.norm(tokens)).unflatten(1, (self.heads, 3, -1)).transpose(-1, -2)
+        out = functional.scaled_dot_product_attention(*heads.unbind(2))
+        return x + self.proj_out(out.transpose(-1, -2).flatten(1, 2)).view_as(x)
+
+
+class UNetEncoder(nn.Module):
+    """γ embedding, input blocks and middle block of the sizes of `config`, for images of `channels`."""
+
+    def __init__(self, config: UNetConfig, channels: int):
+        super().__init__()
+        width, wide = config.inner_channel, 4 * config.inner_channel
+        self._half = width // 2
+        self.cond_embed = nn.Sequential(nn.Linear(width, wide), nn.SiLU(), nn.Linear(wide, wide))
+        now = config.channel_mults[0] * width
+        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(2 * channels, now, 3, padding=1)])])
+        for level, mult in enumerate(config.channel_mults):
+            for _ in range(config.res_blocks):
+                block = [_ResBlock(config, now, mult * width)]
+                now = mult * width
+                if 2**level in config.attn_res:
+                    block.append(_Attention(config, now))
+                self.input_blocks.append(nn.ModuleList(block))
+            if level + 1 < len(config.channel_mults):
+                self.input_blocks.append(nn.ModuleList([_ResBlock(config, now, now, down=True)]))
+        self.middle_block = nn.ModuleList(
+            [_ResBlock(config, now, now), _Attention(config, now), _ResBlock(config, now, now)]
+        )
+
+    def forward(self, x: torch.Tensor, gamma: torch.Tensor) -> list[torch.Tensor]:
+        """`[batch, 2 · channel, height, width]`, `[batch]` → the feature maps of every input block and of
+        the middle block."""
+        frequency = torch.exp(-math.log(10000) * torch.arange(self._half) / self._half)
+        angle = gamma[:, None] * frequency
+        embedding = self.cond_embed(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        features = []
+        for block in (*self.input_blocks, self.middle_block):
+            for layer in block:
+                x = layer(x, embedding) if isinstance(layer, _ResBlock) else layer(x)
+            features.append(x)
+        return features
+
+
+class PaletteEncoder:
+    """`UNetEncoder` of the sizes of `model`, and Palette's T."""
+
+    name = "our U-Net"
+
+    def __init__(self, model: Palette):
+        self.network = UNetEncoder(model.unet, model.channels)
+        self._holes = torch.from_numpy(model.hole_bank())
+        self._gammas = torch.from_numpy(cumulative_gammas(model.betas)).float()
+
+    def state_dict(self, ours: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """`network`'s weights, from our encoder's parameters by path."""
+        params = {"encoder": traverse_util.unflatten_dict(dict(ours), sep="/")}
+        return {key: torch.from_numpy(value) for key, value in to_torch(TABLE, params).items()}
+
+    def draw(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What T draws for so many images."""
+        rows = len(images)
+        t = torch.randint(1, len(self._gammas), (rows,))
+        hole, turned = self._holes[torch.randint(len(self._holes), (rows,))], torch.rand(rows, 1, 1) < 0.5
+        return {
+            "hole": torch.where(turned, hole.mT, hole),
+            "gamma": torch.lerp(self._gammas[t - 1], self._gammas[t], torch.rand(rows)),
+            "filling": torch.randn_like(images),
+            "noise": torch.randn_like(images),
+        }
+
+    def seen(self, images: Mapping[str, torch.Tensor], retain: Any, forget: Any) -> tuple[Any, Any]:
+        """What student and teacher see, by the draws for retain and forget images.
+
+        In place of a forget image, the teacher sees the noise of the draw inside the hole.
+        """
+        draw = {key: torch.cat([retain[key], forget[key]]) for key in retain}
+        pixels, hole = torch.cat([images["retain"], images["forget"]]), draw["hole"][:, None]
+        gamma = draw["gamma"][:, None, None, None]
+        noisy = gamma.sqrt() * pixels + (1 - gamma).sqrt() * draw["noise"]
+        of_noise = torch.cat([noisy[: len(noisy) // 2], forget["noise"]])
+        condition = torch.where(hole, draw["filling"], pixels)
+        student, teacher = (
+            (torch.cat([condition, torch.where(hole, inside, pixels)], dim=1), draw["gamma"])
+            for inside in (noisy, of_noise)
+        )
+        return student, teacher
+
+    def features(self, network: Any, seen: Any) -> list[torch.Tensor]:
+        """The encoder's features of what `seen` gave."""
+        return network(*seen)

@@ -1,0 +1,68 @@
+"""Files of random weights in the layouts in which feature networks are published.
+
+For benchmarks and rehearsals: networks of full size are read, run and measured with, though what they say
+means nothing.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from l2l_jax.evals.features import clip, convolutions, inception, resnet
+from l2l_jax.weights import mapping
+
+
+def write(name: str, path: str | pathlib.Path, tower: str) -> None:
+    """Write the weights of a network as a .safetensors file.
+
+    Args:
+      name: "inception", "resnet50" or "clip", as in `config.evaluate.networks`.
+      path: of the file.
+      tower: which of `clip.PUBLISHED` CLIP is, such as "ViT-H/14"; in the arrangement of open_clip.
+    """
+    arrays = clip_tower(tower) if name == "clip" else CONVOLUTIONS[name]()[0]
+    save_file(arrays, path)
+
+
+def inception_weights() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A state dict with the keys of Inception's published file, and the same as a tree."""
+    stored = _filled(convolutions.apart(_shapes(inception.Inception(), inception.IMAGE_SIZE)))
+    return mapping.to_torch(inception.table(stored), stored), stored
+
+
+def resnet50_weights() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The same of ResNet-50 for Places-365."""
+    stored = _filled(convolutions.apart(_shapes(resnet.ResNet50(), resnet.IMAGE_SIZE)))
+    return mapping.to_torch(resnet.TABLE, stored), stored
+
+
+CONVOLUTIONS = {"inception": inception_weights, "resnet50": resnet50_weights}
+
+
+def clip_tower(tower: str) -> dict[str, np.ndarray]:
+    """The state dict of one of CLIP's vision towers as open_clip saves it."""
+    arrangement, sizes = clip.ARRANGEMENTS[0], clip.PUBLISHED[tower]
+    shapes = clip.stored(_shapes(clip.Tower(sizes), sizes.image_size), arrangement)
+    return mapping.to_torch(arrangement.table, _filled(shapes))
+
+
+def _shapes(network: Any, side: int) -> Mapping[str, Any]:
+    image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+
+
+def _filled(shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of arrays through which signals neither vanish nor explode."""
+    rng = np.random.default_rng(0)
+
+    def value(path: Any, like: Any) -> np.ndarray:
+        name, noise = path[-1].key, rng.standard_normal(like.shape, np.float32)
+        if name == "kernel":
+            return noise * np.float32((2 / np.prod(like.shape[:-1])) ** 0.5)
+        return 1 + np.float32(0.1) * abs(noise) if name in ("scale", "var") else np.float32(0.1) * noise
+
+    return jax.tree_util.tree_map_with_path(value, dict(shapes))

@@ -1,0 +1,205 @@
+"""A published recipe rehearsed at full size: `python -m benchmarks rehearsal configs/mae.py`.
+
+Everything but the weights is real. Random weights of the model and of the networks that measure its images
+are written in the published layouts; the model is imported; a few unlearning steps are taken on JPEGs; a few
+images of each set are restored and measured; report and pictures are written. A table shows time and peak
+memory of each phase. Flags after `--` go to `l2l_jax.main`, such as --config.model.sampling_steps=4.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tabulate import tabulate
+
+from l2l_jax.config import Config, parse_config
+from l2l_jax.errors import UserError
+from l2l_jax.evals.features.clip import PUBLISHED as TOWERS
+from l2l_jax.weights.families import KNOWN
+
+SIDES = (320, 500)
+"""Least and greatest side of the JPEGs in pixels."""
+
+CLASSES = {"temple": "china.jpg", "flower": "flower.jpg", "mirrored_temple": "china.jpg"}
+"""Retained, forgotten, and neither; each is made of parts of one photograph."""
+
+RANDOM_WEIGHTS = """
+import pathlib, runpy, sys
+import jax
+from l2l_jax.config import parse_config
+from l2l_jax.weights.saved_models import save_model
+from l2l_jax.weights.transfer import export_model
+path, variant, folder, file = sys.argv[1:]
+config = parse_config(runpy.run_path(path)["get_config"](*filter(None, [variant])))
+params = jax.device_get(jax.jit(config.model.init)(jax.random.key(0)))
+save_model(pathlib.Path(folder), params, {**config.describe("family", "model"), "origin": "random"})
+export_model(pathlib.Path(folder), pathlib.Path(file))
+"""
+
+PHASES = {
+    "pretrain": "weights read",
+    "unlearn": "unlearning",
+    "evaluate": "restoring and measuring",
+}
+"""What the phases of a run do in a rehearsal, by their names in its report."""
+
+RANDOM_NETWORK = "import sys; from benchmarks.random_networks import write; write(*sys.argv[1:])"
+
+
+class Phase(NamedTuple):
+    """A process that has ended.
+
+    Attributes:
+      name: of the phase.
+      seconds: by the clock.
+      processor_seconds: of all its threads.
+      gigabytes: its greatest memory, 10⁹ bytes.
+    """
+
+    name: str
+    seconds: float
+    processor_seconds: float
+    gigabytes: float
+
+
+def main(argv: Sequence[str]) -> None:
+    """Rehearse the recipe that the command line names, print a table and write JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks rehearsal", description=__doc__)
+    parser.add_argument("recipe", help="FILE or FILE:VARIANT, such as configs/mae.py")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, help="of all that is made; default: runs/rehearsal_NAME"
+    )
+    parser.add_argument("--steps", type=int, default=3, help="of unlearning (%(default)s)")
+    parser.add_argument("--images", type=int, default=8, help="of each set that are restored (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=2, help="of unlearning, each set (%(default)s)")
+    parser.add_argument("--clip", default="ViT-H/14", choices=TOWERS, help="tower of CLIP (%(default)s)")
+    given = list(argv[1:])
+    end = given.index("--") if "--" in given else len(given)
+    args, flags = parser.parse_args(given[:end]), given[end + 1 :]
+    name = pathlib.Path(args.recipe.partition(":")[0]).stem
+    folder = args.folder or pathlib.Path("runs") / f"rehearsal_{name}"
+    report = rehearse(args.recipe, folder, args.steps, args.images, args.batch_size, flags, tower=args.clip)
+    print(table(report))
+    print(f"\nReport: {folder / 'run' / 'report' / 'report.html'}")
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """A line for each process, and one for each phase of the run."""
+    rows = [list(phase.values()) for phase in report["phases"]]
+    for name, seconds in report["durations_seconds"].items():
+        memory = report["peak_memory_gib_after"][name] * 2**30 / 1e9
+        rows.append([f"  of these: {PHASES[name]}", seconds, None, memory])
+    return tabulate(
+        rows, headers=list(report["phases"][0]), tablefmt="github", floatfmt=("", ".0f", ".0f", ".2f")
+    )
+
+
+def rehearse(
+    recipe: str, folder: pathlib.Path, steps: int, images: int, batch_size: int, flags: Sequence[str] = (),
+    *, tower: str = "ViT-H/14",
+) -> dict[str, Any]:  # fmt: skip
+    """Run all phases; what `folder/rehearsal.json` then holds.
+
+    Args:
+      recipe: FILE or FILE:VARIANT.
+      folder: to make.
+      steps: of unlearning.
+      images: test images of each set.
+      batch_size: images of each set in a step.
+      flags: further flags of `l2l_jax.main`.
+      tower: of CLIP, if the recipe measures with it.
+
+    Raises:
+      UserError: the folder exists, or a phase failed.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists. Choose another --folder, or delete it first.")
+    make_jpegs(folder / "jpegs", {"train": max(2 * batch_size, 8), "test": images})
+    path, _, variant = recipe.partition(":")
+    config = parse_config(runpy.run_path(path)["get_config"](*filter(None, [variant])))
+    file, imported = folder / "random.safetensors", folder / "imported"
+    data = {
+        "source": "folder", "path": folder / "jpegs", "retain": "temple", "forget": "flower",
+        "general": "rest", "train_per_class": 0, "test_per_class": 0, "workers": 1,
+    }  # fmt: skip
+    unlearn = {"steps": steps, "batch_size": batch_size, "warmup_steps": 0, "log_every": 1}
+    fields = {f"data.{name}": value for name, value in data.items()}
+    fields |= {f"unlearn.{name}": value for name, value in unlearn.items()}
+    fields |= {"model.pretrained": imported, "evaluate.batch_size": min(images, 8)}
+    networks = {name: folder / f"{name}.safetensors" for name in config.evaluate.networks}
+    fields |= {"evaluate.network_batch_size": min(images, 8)}
+    fields |= {f"evaluate.{name}": written for name, written in networks.items()}
+    given = [f"--config.{name}={value}" for name, value in fields.items()]
+    run = ["l2l_jax.main", f"--config={recipe}", f"--workdir={folder / 'run'}", *given, *flags]
+    phases = [
+        _run("random weights, exported", ["-c", RANDOM_WEIGHTS, path, variant, folder / "random", file]),
+        _run("import", ["-m", "l2l_jax.weights", "import", file, "--output", imported, *_hidden(config)]),
+        *(
+            _run(f"random weights, {name}", ["-c", RANDOM_NETWORK, name, written, tower])
+            for name, written in networks.items()
+        ),
+        _run(f"{steps} steps, {3 * images} images restored twice, report", ["-m", *run]),
+    ]
+    metrics = json.loads((folder / "run/report/metrics.json").read_text())
+    report = {
+        "recipe": recipe,
+        "flags": list(flags),
+        "phases": [phase._asdict() for phase in phases],
+        **{name: metrics[name] for name in ("durations_seconds", "peak_memory_gib_after", "not_available")},
+        "weights_bytes": {made.stem: made.stat().st_size for made in (file, *networks.values())},
+    }
+    (folder / "rehearsal.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def make_jpegs(folder: pathlib.Path, counts: dict[str, int]) -> None:
+    """Write `folder/<split>/<class>/<number>.jpg`: parts of photographs that come with scikit-learn.
+
+    Args:
+      folder: made if need be.
+      counts: images of each class by split.
+    """
+    from sklearn.datasets import load_sample_image
+
+    rng = np.random.default_rng(0)
+    for name, file in CLASSES.items():
+        photograph = load_sample_image(file)[:, :: -1 if name.startswith("mirrored") else 1]
+        for split, count in counts.items():
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                height, width = rng.integers(*SIDES, size=2)
+                height = min(height, photograph.shape[0])
+                top = rng.integers(photograph.shape[0] - height + 1)
+                left = rng.integers(photograph.shape[1] - width + 1)
+                part = Image.fromarray(photograph[top : top + height, left : left + width])
+                part.save(folder / split / name / f"{number:03}.jpg", quality=90)
+
+
+def _hidden(config: Config) -> list[str]:
+    """What `weights import` must be told: fields that weights do not show."""
+    family = KNOWN[config.family]
+    names = dict.fromkeys((*family.hidden, *family.trained_with))
+    return [f"--set={name}={getattr(config.model, name)}" for name in names]
+
+
+def _run(name: str, arguments: Sequence[Any]) -> Phase:
+    """Run Python; what it took."""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)], env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - start
+    if status:
+        raise UserError(f"The phase '{name}' failed (exit status {os.waitstatus_to_exitcode(status)}).")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Phase(name, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e9)

@@ -1,0 +1,76 @@
+"""What crosses the network in a step, from the compiled program: `python -m benchmarks traffic`.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
+    python -m benchmarks traffic --config=configs/vqgan.py
+
+Nothing is run and no parameters are made: published sizes need only the time to compile them, and virtual
+devices do. Bytes are what every device sends by the algorithms on a ring.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from benchmarks.arguments import LAYOUTS, OUTPUT, STAGE
+from l2l_jax.cli.common import parse_flags
+
+QUICKLY = {"xla_backend_optimization_level": 0}
+"""Machine code is not looked at."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compile the step on every layout and print a table."""
+    recipe, _ = parse_flags(argv)
+    # Imported late: a mistyped flag is answered at once.
+    from benchmarks.layouts import device_facts, open_stage, parse_layouts
+    from l2l_jax.config import parse_config
+
+    stage = open_stage(parse_config(recipe), STAGE.value)
+    rows = {name: traffic(stage, parallel) for name, parallel in parse_layouts(LAYOUTS.value, stage).items()}
+    facts = device_facts()
+    flops, size = stage.flops(), stage.training.batch_size
+    where = f"{facts['count']} devices ({facts['kind']})"
+    print(f"{where}, batch {size}, {STAGE.value}, {flops / 1e12:.3g} TFLOP a step\n")
+    print(table(rows))
+    if OUTPUT.value:
+        report = {"device": facts, "stage": STAGE.value, "flops": flops, "layouts": rows}
+        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def traffic(stage: Any, parallel: Any) -> dict[str, Any]:
+    """By kind of collective what each device sends in a step, and the memory of one device.
+
+    Args:
+      stage: a `layouts.TrainingStage`.
+      parallel: a layout.
+
+    Returns:
+      `{"collectives": {kind: {"count", "bytes_sent"}}, "arguments_bytes", "temporary_bytes"}`.
+    """
+    import jax
+
+    from benchmarks.hlo import collectives, summary
+
+    step, arguments = stage.step(parallel)
+    options = QUICKLY if jax.default_backend() == "cpu" else {}
+    compiled = step.lower(*arguments).compile(options)
+    memory = compiled.memory_analysis()
+    return {
+        "collectives": summary(collectives(compiled.as_text())),
+        "arguments_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+    }
+
+
+def table(rows: dict[str, Any]) -> str:
+    """Megabytes by layout and kind."""
+    kinds = sorted({kind for row in rows.values() for kind in row["collectives"]})
+    lines = []
+    for name, row in rows.items():
+        sent = [row["collectives"].get(kind, {}).get("bytes_sent", 0) / 1e6 for kind in kinds]
+        lines.append([name, *sent, sum(sent), row["arguments_bytes"] / 1e6, row["temporary_bytes"] / 1e6])
+    header = ["layout", *(f"{kind} MB" for kind in kinds), "sent MB", "state + batch MB", "temporary MB"]
+    return tabulate(lines, header, tablefmt="github", floatfmt=".3f")

@@ -1,1 +1,0 @@
-"""Measurements of speed: `python -m l2l_jax.benchmark NAME …`; they are reported, never asserted."""

@@ -1,0 +1,183 @@
+"""Opening the published networks that a configuration asks for, from files that the user has."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax.errors import UserError
+from l2l_jax.evals.features import clip, convolutions, inception, resnet
+from l2l_jax.evals.features.base import BatchedNetwork, FeatureNetwork, Outputs
+from l2l_jax.evals.features.config import NetworksConfig, Resizing
+from l2l_jax.evals.features.resizing import centre_square, resized
+from l2l_jax.utils.multihost import barrier, exchange
+from l2l_jax.weights import mapping
+from l2l_jax.weights.mapping import Table
+from l2l_jax.weights.published import PUBLISHED, PublishedFile, weights_folder
+from l2l_jax.weights.transfer import OpenCheckpoint, about, as_floats, open_checkpoint
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the pixels in [0, 1] that ResNet-50 was trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A network that was read from a file.
+
+    Attributes:
+      name: what reports call it.
+      params: its parameters.
+      apply: `(params, uint8 images) -> Outputs`.
+    """
+
+    name: str
+    params: Any
+    apply: Callable[[Any, jax.Array], Outputs]
+
+
+def open_networks(
+    config: NetworksConfig,
+) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
+    """The networks of `config.networks` whose weights are there, and why the others are not available.
+
+    A field such as `config.inception` names the file; where it is empty, the published file is looked for in
+    the folder of weights (`l2l_jax.weights.published.weights_folder`). Nothing is downloaded. Called by all
+    processes, each of which needs the files; a network is there only if all of them have it.
+
+    Returns:
+      The networks by their names in `config.networks`, and sentences about those that are missing, such as
+      "not available: pt_inception-2015-12-05-6726825d.pth, published at https://…".
+
+    Raises:
+      UserError: a file that is named does not exist, or one that is there cannot be read or holds something
+        else.
+    """
+    with barrier():
+        paths = {name: _weights_file(config, name) for name in config.networks}
+    lacking = [name for name, path in paths.items() if path is None]
+    missing = set().union(*map(json.loads, exchange(json.dumps(lacking))))
+    with barrier():
+        networks = {name: _open(name, path, config) for name, path in paths.items() if name not in missing}
+    return networks, {name: _reason(name) for name in config.networks if name in missing}
+
+
+FILES: Mapping[str, Sequence[PublishedFile]] = {
+    "inception": (PUBLISHED["inception"],),
+    "resnet50": (PUBLISHED["resnet50-places365"],),
+    "clip": (PUBLISHED["clip-vit-h-14"], PUBLISHED["clip-vit-b-32"]),
+}
+"""What is looked for in the folder of weights, best first."""
+
+
+def _weights_file(config: NetworksConfig, name: str) -> pathlib.Path | None:
+    named = getattr(config, name)
+    if named:
+        path = pathlib.Path(named).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"config.evaluate.{name}={named} does not exist; it should be a file of weights, or empty to "
+                f"look in {weights_folder()}."
+            )
+        return path
+    paths = [weights_folder() / file.file for file in FILES[name]]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _reason(name: str) -> str:
+    file = FILES[name][0]
+    return (
+        f"not available: {file.file}, published at {file.page}, is not in {weights_folder()}, and "
+        f"config.evaluate.{name} names no other; python -m l2l_jax.weights fetch {file.name} downloads it"
+    )
+
+
+def _open(name: str, path: pathlib.Path, config: NetworksConfig) -> FeatureNetwork:
+    source = open_checkpoint(path)
+    with about(path):
+        opened = OPENERS[name](source, config)
+    file = next((file for file in PUBLISHED.values() if file.sha256 == source.facts["sha256"]), None)
+    known = {"licence": FILES[name][0].licence, "published": file is not None}
+    if file is not None:
+        known |= {"licence": file.licence, "page": file.page}
+    return BatchedNetwork(
+        opened.name, {**source.facts, **known}, opened.params, opened.apply, config.network_batch_size
+    )
+
+
+def inception_pixels(images: jax.Array, resize: Resizing) -> jax.Array:
+    """uint8 images as Inception sees them: `[image, 299, 299, 3]` in about [-1, 1]."""
+    side = inception.IMAGE_SIZE
+    if resize == "clean-fid":
+        return (resized(images, side, side, "bicubic") - 128) / 128
+    return resized(images, side, side, "bilinear", antialias=False) / 127.5 - 1
+
+
+def _open_inception(source: OpenCheckpoint, config: NetworksConfig) -> Opened:
+    network = inception.Inception()
+    params = _joined_params(network, inception.table, inception.NORM_EPSILON, source)
+
+    def apply(params: Any, images: jax.Array) -> Outputs:
+        features, logits = network.apply({"params": params}, inception_pixels(images, config.resize))
+        return {"features": features, "probabilities": jax.nn.softmax(logits)}
+
+    return Opened(f"Inception-v3 (FID, resized as {config.resize})", params, apply)
+
+
+def _open_resnet50(source: OpenCheckpoint, config: NetworksConfig) -> Opened:
+    network = resnet.ResNet50()
+    params = _joined_params(network, lambda _: resnet.TABLE, resnet.NORM_EPSILON, source)
+
+    def apply(params: Any, images: jax.Array) -> Outputs:
+        side = resnet.IMAGE_SIZE
+        pixels = resized(images, side, side, "bilinear", bytes_between=True)
+        seen = _normalised(pixels, IMAGENET_MEAN, IMAGENET_STD)
+        features, logits = network.apply({"params": params}, seen)
+        return {"features": features, "probabilities": jax.nn.softmax(logits)}
+
+    return Opened("ResNet-50 (Places-365)", params, apply)
+
+
+def _open_clip(source: OpenCheckpoint, config: NetworksConfig) -> Opened:
+    arrangement = clip.recognise(source.state_dict)
+    name, sizes = clip.published_config(source.state_dict)
+    network = clip.Tower(sizes)
+    target = clip.stored(_shapes(network, sizes.image_size), arrangement)
+    stored = as_floats(mapping.to_flax(arrangement.table, source.state_dict, target), target)
+
+    def apply(params: Any, images: jax.Array) -> Outputs:
+        pixels = centre_square(images, sizes.image_size, "bicubic", bytes_between=True)
+        return {"features": network.apply({"params": params}, _normalised(pixels, clip.MEAN, clip.STD))}
+
+    return Opened(f"CLIP {name}", clip.unpacked(stored), apply)
+
+
+OPENERS: Mapping[str, Callable[[OpenCheckpoint, NetworksConfig], Opened]] = {
+    "inception": _open_inception,
+    "resnet50": _open_resnet50,
+    "clip": _open_clip,
+}
+
+
+def _shapes(network: nn.Module, side: int) -> dict[str, Any]:
+    image = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+
+
+def _joined_params(
+    network: nn.Module, table: Callable[[dict], Table], epsilon: float, source: OpenCheckpoint
+) -> dict[str, Any]:
+    target = convolutions.apart(_shapes(network, inception.IMAGE_SIZE))
+    found = mapping.to_flax(table(target), source.state_dict, target)
+    return convolutions.joined(as_floats(found, target), epsilon)
+
+
+def _normalised(pixels: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Pixels in [0, 255] as networks of ImageNet's kind want them."""
+    pixels = pixels / 255
+    return (pixels - jnp.array(mean)[None, None, None]) / jnp.array(std)[None, None, None]

@@ -1,0 +1,73 @@
+"""ResNet-50 (He et al. 2016) as trained on Places-365 (Zhou et al. 2018): judges scenes.
+
+The stride of a block is that of its 3×3 convolution, as in torchvision.
+"""
+
+import flax.linen as nn
+import jax
+from flax.linen import relu
+
+from l2l_jax.evals.features import convolutions
+from l2l_jax.evals.features.convolutions import conv, max_pool
+from l2l_jax.weights.mapping import Ignored, Rule, linear
+
+IMAGE_SIZE = 224
+NORM_EPSILON = 1e-5
+STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
+"""Channels of the 3×3 convolutions, and number of blocks."""
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 beside the input, which is convolved where its shape must change."""
+
+    channels: int
+    stride: int
+    shortcut: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = 4 * self.channels
+        y = relu(conv(x, "conv1", self.channels))
+        y = relu(conv(y, "conv2", self.channels, (3, 3), stride=self.stride, padding=(1, 1)))
+        y = conv(y, "conv3", wide)
+        if self.shortcut:
+            x = conv(x, "downsample", wide, stride=self.stride)
+        return relu(x + y)
+
+
+class ResNet50(nn.Module):
+    """The whole network."""
+
+    classes: int = 365
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Features and logits.
+
+        Args:
+          x: `[batch, height, width, 3]`, normalised by the means and deviations of ImageNet.
+
+        Returns:
+          Features `[batch, 2048]` and logits `[batch, class]`.
+        """
+        x = relu(conv(x, "conv1", 64, (7, 7), stride=2, padding=(3, 3)))
+        x = max_pool(x, stride=2, padding=1)
+        self.sow("intermediates", "maxpool", x)
+        for stage, (channels, blocks) in enumerate(STAGES, start=1):
+            for block in range(blocks):
+                stride = 2 if block == 0 and stage > 1 else 1
+                x = Bottleneck(channels, stride, block == 0, name=f"layer{stage}_{block}")(x)
+            self.sow("intermediates", f"layer{stage}", x)
+        features = x.mean(axis=(1, 2))
+        return features, nn.Dense(self.classes, name="fc")(features)
+
+
+TABLE = [
+    *convolutions.rules("conv{k}", "bn{k}", "conv{k}"),
+    *convolutions.rules("layer{i}.{j}.conv{k}", "layer{i}.{j}.bn{k}", "layer{i}_{j}/conv{k}"),
+    *convolutions.rules("layer{i}.{j}.downsample.0", "layer{i}.{j}.downsample.1", "layer{i}_{j}/downsample"),
+    Rule("fc.weight", "fc/kernel", linear),
+    Rule("fc.bias", "fc/bias"),
+    Ignored(r"(.*\.)?num_batches_tracked"),
+]
+"""The rules of resnet50_places365.pth.tar."""

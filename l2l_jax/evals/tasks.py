@@ -1,0 +1,139 @@
+"""What is hidden from a model at test time: the tasks of the paper's tables, by name.
+
+`centre_8`: a centred square of 8/16 of the side; `left_8`, `right_8`, `top_8`, `bottom_8`: a strip of 8/16
+of the side; `border_3`: a border of 3/32 of the side on every side (outpainting); `random_75`: 75 % of the
+model's own patches, drawn anew for each image (masked autoencoders only).
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import get_args
+
+import numpy as np
+
+from l2l_jax.masks import HOLES, HoleName
+
+RANDOM = "random"
+
+PARTS = {**dict.fromkeys(get_args(HoleName), 16), "border": 32, RANDOM: 100}
+"""Into how many parts the side (of random patches: the image) is divided."""
+
+GROUPS = {
+    "paper": ("centre_8", "centre_4"),
+    "inpainting": ("centre_4", "centre_8", "left_8", "right_8", "top_8", "bottom_8"),
+    "outpainting": tuple(f"border_{width}" for width in range(1, 14)),
+}
+"""Tasks under one name; "paper" are those of the paper's two tables."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One way to hide a part of an image.
+
+    Attributes:
+      kind: a key of `PARTS`.
+      amount: how many of those parts are hidden.
+    """
+
+    kind: str
+    amount: int
+
+    @property
+    def name(self) -> str:
+        """As in `config.evaluate.tasks`."""
+        return f"{self.kind}_{self.amount}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        if self.is_random:
+            return f"random patches, {self.amount} %"
+        return f"{self.kind} {self.amount}/{PARTS[self.kind]}"
+
+    @property
+    def is_random(self) -> bool:
+        """Whether every image has a hole of its own, made of whole patches."""
+        return self.kind == RANDOM
+
+    def hole(self, size: int) -> np.ndarray:
+        """The hole of all images, bool `[size, size]`, True where pixels are missing.
+
+        Raises:
+          ValueError: it does not fit images of this size.
+        """
+        width, rest = divmod(self.amount * size, PARTS[self.kind])
+        if rest:
+            raise ValueError(
+                f"the task {self.name} hides {self.amount}/{PARTS[self.kind]} of {size} pixels, which is not "
+                "a whole number"
+            )
+        try:
+            return HOLES[self.kind](size, width)
+        except ValueError as error:
+            raise ValueError(f"the task {self.name}: {error}") from None
+
+    def visible_patches(self, patches: int, seeds: Iterable[tuple[int, ...]]) -> np.ndarray:
+        """The patches that stay visible in each image, int32 `[image, visible]`, ascending.
+
+        Args:
+          patches: of an image.
+          seeds: non-negative integers for each image; the same ones make the same choice.
+
+        Raises:
+          ValueError: no patch would be hidden, or none left.
+        """
+        hidden = round(patches * self.amount / PARTS[self.kind])
+        if not 0 < hidden < patches:
+            raise ValueError(f"the task {self.name} hides {hidden} of {patches} patches")
+        rows = [np.random.default_rng(seed).permutation(patches)[hidden:] for seed in seeds]
+        return np.sort(np.array(rows, np.int32).reshape(-1, patches - hidden), axis=1)
+
+
+def patch_holes(visible: np.ndarray, grid: int, size: int) -> np.ndarray:
+    """The pixels of the patches that are not visible, bool `[image, size, size]`.
+
+    Args:
+      visible: from `Task.visible_patches`.
+      grid: patches along a side.
+      size: side of the images in pixels.
+    """
+    hidden = np.ones((len(visible), grid * grid), bool)
+    np.put_along_axis(hidden, visible, False, axis=1)
+    side = size // grid
+    return hidden.reshape(-1, grid, grid).repeat(side, axis=1).repeat(side, axis=2)
+
+
+def parse_tasks(names: Iterable[str]) -> tuple[Task, ...]:
+    """Tasks by their names or by those of `GROUPS`, each once, in the order given.
+
+    Raises:
+      ValueError: there is no such task, or none at all.
+    """
+    tasks = dict.fromkeys(_parse(name) for given in names for name in GROUPS.get(given, (given,)))
+    if not tasks:
+        raise ValueError("tasks names none; centre_8 is the paper's first")
+    return tuple(tasks)
+
+
+def budget_task(names: Iterable[str]) -> Task:
+    """The task at which a retain budget is measured: the first whose hole is the same for all images.
+
+    Raises:
+      ValueError: there is none.
+    """
+    for task in parse_tasks(names):
+        if not task.is_random:
+            return task
+    raise ValueError("a retain budget is measured in a hole that all images share, such as centre_8")
+
+
+def _parse(name: str) -> Task:
+    match = re.fullmatch(r"([a-z]+)_([1-9]\d?)", name)
+    if match is None or match[1] not in PARTS:
+        known = ", ".join(f"{kind}_N" for kind in PARTS)
+        raise ValueError(
+            f"there is no task {name!r}; known: {known} (N/16 of the side; border: N/32; random: N % of the "
+            f"patches), and the groups {', '.join(GROUPS)}"
+        )
+    return Task(match[1], int(match[2]))

@@ -1,0 +1,57 @@
+"""The training images of a stage: which they are, and how they become batches."""
+
+import logging
+import pathlib
+from collections.abc import Mapping
+
+import jax
+
+from l2l_jax.config import Config
+from l2l_jax.data import splits
+from l2l_jax.data.pipeline import TrainingBatches, training_batches
+from l2l_jax.data.records import Source
+from l2l_jax.data.transforms import Transform, TransformConfig
+from l2l_jax.errors import UserError
+from l2l_jax.train.optim import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+def training_sets(config: Config, source: Source) -> splits.Split:
+    """The training images to retain, or their proxies, and to forget."""
+    sets = splits.training_sets(config.data, source, config.model.image_size)
+    kind = "proxies" if config.data.proxy else "to retain"
+    if config.data.retain_images == "generated":
+        kind = f"{'proxies' if config.data.proxy else 'noise images'} to generate from"
+    logger.info("Training images: %d %s, %d to forget", len(sets.retain), kind, len(sets.forget))
+    return sets
+
+
+def stage_batches(
+    config: Config, training: TrainingConfig, sets: Mapping[str, Source], folder: pathlib.Path
+) -> TrainingBatches:
+    """Batches of a stage; its bad images are listed in `folder`."""
+    data, size = config.data, config.model.image_size
+    if training.batch_size % jax.process_count():
+        error = UserError(
+            f"batch_size is {training.batch_size}, which is not a multiple of the "
+            f"{jax.process_count()} processes: choose a multiple of the number of devices."
+        )
+        error.known_to_all = True
+        raise error
+    how = {}
+    if data.retain_images == "generated":
+        how = {"retain": TransformConfig(flip=data.flip)}  # they are squares of the right size already
+    elif data.proxy:
+        how = {"retain": data.proxy_transform}
+    return training_batches(
+        sets, training.batch_size, value_range=config.model.value_range, seed=config.seed,
+        transforms={of: Transform(how.get(of, data), size, training=True) for of in sets},
+        bad_folder=folder, max_bad_fraction=data.max_bad_fraction, workers=data.workers,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+
+
+def stage_seed(seed: int, index: int) -> int:
+    """Different seeds for the stages of a run, and for neighbouring run seeds."""
+    return (seed * 2003 + index) % 2**31

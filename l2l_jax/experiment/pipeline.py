@@ -1,0 +1,121 @@
+"""An experiment from start to end: model → original weights → unlearn → restore → measure → report."""
+
+import pathlib
+import time
+from typing import Any
+
+from l2l_jax.audit.run import Audit, check_yardstick
+from l2l_jax.config import Config
+from l2l_jax.data.splits import Split
+from l2l_jax.errors import UserError
+from l2l_jax.evals.encoder_features import test_features
+from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.experiment.batches import training_sets
+from l2l_jax.experiment.pretrain import original_params
+from l2l_jax.experiment.unlearn import unlearned_params
+from l2l_jax.experiment.workdir import Workdir
+from l2l_jax.models.base import Params
+from l2l_jax.report.write import write_report
+from l2l_jax.utils.multihost import barrier, from_primary, is_primary
+from l2l_jax.utils.runtime import peak_memory
+from l2l_jax.weights.transfer import load_pretrained
+
+
+def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+    """Run or continue an experiment.
+
+    Args:
+      config: what to do, from `l2l_jax.config.parse_config`.
+      workdir: folder of the run. Work that lies there finished is not done again.
+
+    Returns:
+      The content of `workdir/report/metrics.json`.
+
+    Raises:
+      UserError: something the user can mend; the message says how.
+      Interrupted: the run was asked to stop, and has saved its state.
+    """
+    clock = _Clock()
+    folders = Workdir(workdir, config)
+    with barrier():
+        if config.audit.enabled:
+            check_yardstick(config)
+        evaluation = Evaluation(config, folders.evaluation)
+        sets = training_sets(config, evaluation.train)
+    original = original_params(config, folders, evaluation.train)
+    clock.lap("pretrain")
+    unlearned = unlearned_params(config, folders, original, sets)
+    clock.lap("unlearn")
+    models = {"original": original, "unlearned": unlearned}
+    return _reported(config, folders, evaluation, sets, models, clock)
+
+
+def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dict[str, Any]:
+    """Audit a model that was unlearned before, and write the report of a run.
+
+    Args:
+      config: how it was unlearned, and how it is attacked.
+      workdir: where findings and report go; the original model is that of `config.pretrained` or lies here.
+      unlearned: folder of the unlearned model; it is not changed.
+
+    Returns:
+      The content of `workdir/report/metrics.json`.
+
+    Raises:
+      UserError: something the user can mend; the message says how.
+      Interrupted: the audit was asked to stop; finished attacks are kept.
+    """
+    clock = _Clock()
+    folders = Workdir(workdir, config)
+    with barrier():
+        evaluation = Evaluation(config, folders.evaluation)
+        sets = training_sets(config, evaluation.train)
+        if not config.pretrained and not folders.pretrained.exists():
+            raise UserError(
+                f"There is no original model to compare with: {folders.pretrained} does not exist; name one "
+                "with --config.model.pretrained."
+            )
+        params = load_pretrained(unlearned, config.family, config.model)
+    models = {"original": original_params(config, folders, evaluation.train), "unlearned": params}
+    return _reported(config, folders, evaluation, sets, models, clock)
+
+
+def _reported(
+    config: Config, folders: Workdir, evaluation: Evaluation, sets: Split, models: dict[str, Params],
+    clock: "_Clock",
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluate the models, audit them if that is asked for, and write the report."""
+    auditor = None
+    if config.audit.enabled:
+        auditor = Audit(config, evaluation, sets, models["original"], folders.audit)
+        models = {**models, **auditor.yardstick}
+    results = {name: evaluation.evaluate(params, name) for name, params in models.items()}
+    tests = {of: evaluation.tests[of] for of in ("retain", "forget")}
+    batch_size = config.evaluate.batch_size
+    features = test_features(config.model, models, tests, batch_size=batch_size, seed=config.seed)
+    clock.lap("evaluate")
+    findings = attacked = None
+    if auditor is not None:
+        findings = auditor.audit("unlearned", models["unlearned"])
+        attacked = auditor.shown("unlearned", findings["shown_attack"]) if is_primary() else None
+        clock.lap("audit")
+    return from_primary(
+        lambda: write_report(
+            folders, config, evaluation, results, clock.seconds, clock.memory, features, findings, attacked
+        )
+    )
+
+
+class _Clock:
+    """Seconds spent in the phases of a run, and the process's greatest memory in GiB up to their ends."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.memory: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._last, 2)
+        self.memory[name] = round(peak_memory(), 3)
+        self._last = now

@@ -1,0 +1,162 @@
+"""Vision-transformer pieces (Dosovitskiy et al. 2021), in timm's arrangement: pre-norm, fused qkv.
+
+Parameter names follow timm's, so that checkpoints map by rule (see `l2l_jax.weights`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax.models.layers.precision import in_dtype
+from l2l_jax.models.layers.remat import rematerialised, rematerialised_body
+
+xavier = nn.initializers.xavier_uniform()
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over `[batch, token, width]` with one fused projection."""
+
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, tokens, width = x.shape
+        dense = dict(dtype=self.dtype, kernel_init=xavier)
+        qkv = nn.Dense(3 * width, name="qkv", **dense)(x)
+        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        out = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return nn.Dense(width, name="proj", **dense)(out.reshape(batch, tokens, width))
+
+
+class Mlp(nn.Module):
+    """Two layers with the exact (erf) GELU between them."""
+
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dense = dict(dtype=self.dtype, kernel_init=xavier)
+        hidden = nn.gelu(nn.Dense(self.hidden, name="fc1", **dense)(x), approximate=False)
+        return nn.Dense(x.shape[-1], name="fc2", **dense)(hidden)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block on `[batch, token, width]`; the sum stays in the type of its input."""
+
+    num_heads: int
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        norm = dict(epsilon=self.norm_eps, dtype=self.dtype)
+        x = x + Attention(self.num_heads, self.dtype, name="attn")(nn.LayerNorm(name="norm1", **norm)(x))
+        hidden = int(x.shape[-1] * self.mlp_ratio)
+        return x + Mlp(hidden, self.dtype, name="mlp")(nn.LayerNorm(name="norm2", **norm)(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Blocks one after the other, in the module that calls it; their parameters are `{prefix}_{i}` there.
+
+    Attributes:
+      prefix: of the names of the blocks.
+      depth: how many there are.
+      num_heads: of each.
+      dtype: of the products in them.
+      remat: keep only the input of each block for the backward pass.
+      scan: one block in a loop instead of `depth` of them: the program is that much smaller and compiles
+        that much faster. The blocks' parameters are put side by side for it, which costs copies: more on
+        CPU than it saves.
+    """
+
+    prefix: str
+    depth: int
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    def __call__(self, parent: nn.Module, x: jax.Array) -> jax.Array:
+        """`[batch, token, width]` → the same."""
+        if self.scan and not parent.is_initializing():
+            return self._scanned(parent.variables["params"], x)
+        block = rematerialised(Block, self.remat)
+        for i in range(self.depth):
+            x = block(self.num_heads, dtype=self.dtype, name=f"{self.prefix}_{i}")(x)
+        return x
+
+    def _scanned(self, params: Mapping[str, Any], x: jax.Array) -> jax.Array:
+        block = Block(self.num_heads, dtype=self.dtype, parent=None)
+
+        def body(x, params):
+            return block.apply({"params": params}, x), None
+
+        blocks = [in_dtype(params[f"{self.prefix}_{i}"], self.dtype) for i in range(self.depth)]
+        side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+        x, _ = jax.lax.scan(rematerialised_body(body, self.remat), x, side_by_side)
+        return x
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of flattened patches.
+
+    The kernel is stored as the convolution kernel `[patch, patch, channel, width]` of the usual
+    strided convolution, of which this is the same product on patches that are already cut out.
+    """
+
+    patch_size: int
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """`[batch, patch, patch_size² · channel]` (row, column, channel) → `[…, width]`."""
+        channels = patches.shape[-1] // self.patch_size**2
+        shape = (self.patch_size, self.patch_size, channels, self.width)
+        kernel = self.param("kernel", lambda rng: xavier(rng, (patches.shape[-1], self.width)).reshape(shape))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        kernel = kernel.reshape(-1, self.width).astype(self.dtype)
+        return patches.astype(self.dtype) @ kernel + bias.astype(self.dtype)[None, None]
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+    """`[batch, height, width, channel]` → `[batch, patch, patch_size² · channel]`, row-major."""
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    x = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(patches: jax.Array, patch_size: int, height: int, width: int) -> jax.Array:
+    """Inverse of `patchify`."""
+    batch, rows, columns = patches.shape[0], height // patch_size, width // patch_size
+    x = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, -1)
+
+
+def sincos_position_table(width: int, grid: int) -> np.ndarray:
+    """Fixed 2-D sine-cosine positions `[1 + grid², width]` of MAE (He et al. 2022), float32.
+
+    Row 0 belongs to the class token and is zero. The first half of the channels encodes the column,
+    the second the row; each half is sines, then cosines, of position · 10000^(−2i/(width/2)).
+    """
+    if width % 4:
+        raise ValueError(f"sine-cosine positions need a width divisible by 4, not {width}")
+    quarter = width // 4
+    frequency = 1.0 / 10000 ** (np.arange(quarter, dtype=np.float64) / quarter)
+    row, column = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
+    halves = []
+    for position in (column, row):
+        angle = position.reshape(-1, 1).astype(np.float64) * frequency
+        halves += [np.sin(angle), np.cos(angle)]
+    table = np.concatenate(halves, axis=1)
+    return np.concatenate([np.zeros((1, width)), table]).astype(np.float32)

@@ -1,0 +1,298 @@
+"""Masked autoencoder (He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners").
+
+Re-implemented after facebookresearch/mae; equal to it on the arrays in `tests/reference`.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.layers import vit
+from l2l_jax.models.layers.batch_axis import draw_rows
+from l2l_jax.models.layers.precision import in_dtype
+
+VARIANTS = {
+    "vit_base_patch16": dict(patch_size=16, width=768, depth=12, num_heads=12),
+    "vit_large_patch16": dict(patch_size=16, width=1024, depth=24, num_heads=16),
+    "vit_huge_patch14": dict(patch_size=14, width=1280, depth=32, num_heads=16),
+}
+"""Published encoder sizes; their decoder is the default of `MAE`."""
+
+small_normal = nn.initializers.normal(0.02)
+
+
+class Encoder(nn.Module):
+    """Patch embedding and ViT over the kept patches."""
+
+    patch_size: int
+    grid: int
+    width: int
+    depth: int
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, patches: jax.Array, ids: jax.Array) -> jax.Array:
+        """Kept patches `[batch, kept, patch² · channel]` and their places `[batch, kept]` in the
+        grid → tokens `[batch, 1 + kept, width]`, float32, class token first."""
+        positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid))
+        cls_token = self.param("cls_token", small_normal, (1, 1, self.width))
+        x = vit.PatchEmbed(self.patch_size, self.width, self.dtype, name="patch_embed")(patches)
+        x = x + positions[1:][ids]
+        x = jnp.concatenate([jnp.broadcast_to(cls_token, (x.shape[0], 1, self.width)), x], axis=1)
+        blocks = vit.Stack("blocks", self.depth, self.num_heads, self.dtype, self.remat, self.scan)
+        return nn.LayerNorm(epsilon=1e-6, name="norm")(blocks(self, x))
+
+
+class Decoder(nn.Module):
+    """ViT over all places; missing ones hold a learned mask token."""
+
+    patch_dim: int
+    grid: int
+    width: int
+    depth: int
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, latent: jax.Array, ids_restore: jax.Array) -> jax.Array:
+        """`[batch, 1 + kept, encoder width]`, `[batch, patches]` → `[batch, patches, patch_dim]`."""
+        positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid))
+        mask_token = self.param("mask_token", small_normal, (1, 1, self.width))
+        dense = dict(dtype=self.dtype, kernel_init=vit.xavier)
+        x = nn.Dense(self.width, name="decoder_embed", **dense)(latent).astype(jnp.float32)
+        batch, total = ids_restore.shape
+        missing = total + 1 - x.shape[1]
+        tokens = jnp.concatenate(
+            [x[:, 1:], jnp.broadcast_to(mask_token, (batch, missing, self.width))], axis=1
+        )
+        tokens = jnp.take_along_axis(tokens, ids_restore[..., None], axis=1)
+        x = jnp.concatenate([x[:, :1], tokens], axis=1) + positions[None]
+        blocks = vit.Stack("decoder_blocks", self.depth, self.num_heads, self.dtype, self.remat, self.scan)
+        x = nn.LayerNorm(epsilon=1e-6, name="decoder_norm")(blocks(self, x))
+        return nn.Dense(self.patch_dim, kernel_init=vit.xavier, name="decoder_pred")(x)[:, 1:]
+
+
+def random_masking(noise: jax.Array, kept: int) -> tuple[jax.Array, jax.Array]:
+    """Which patches stay: the `kept` ones of least noise, in the order of their noise.
+
+    Args:
+      noise: `[batch, patches]`, any real numbers; equal ones keep their order.
+      kept: how many patches stay.
+
+    Returns:
+      `ids_keep` `[batch, kept]` and `ids_restore` `[batch, patches]`, the inverse permutation: patch
+      p is missing where `ids_restore[:, p] >= kept`.
+    """
+    ids_shuffle = jnp.argsort(noise, axis=1)
+    return ids_shuffle[:, :kept], jnp.argsort(ids_shuffle, axis=1)
+
+
+def _per_channel(values: tuple[float, ...]) -> jax.Array:
+    return jnp.asarray(values).reshape(1, 1, 1, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MAE(ImageToImageModel):
+    """Masked autoencoder over square images.
+
+    Attributes:
+      image_size: side of the images in pixels, a multiple of `patch_size`.
+      patch_size: side of a patch in pixels.
+      width, depth, num_heads: encoder.
+      decoder_width, decoder_depth, decoder_num_heads: decoder.
+      mask_ratio: share of the patches that T hides while training and unlearning.
+      norm_pix_loss: compare patches normalised by their own mean and standard deviation. Such a
+        model predicts normalised patches; `restore` gives them the mean and standard deviation of
+        the visible pixels, which is an approximation. Models meant for restoration are trained
+        without.
+      pixel_mean, pixel_std: per channel; the networks see (pixel − mean) / std, and the loss is
+        measured there. The published weights want ImageNet's.
+      value_range: least and greatest pixel value of the images given to and returned by the model.
+      dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.layers.precision`.
+      remat: compute the inside of every transformer block again in the backward pass, instead of
+        keeping it: less memory for a third more work.
+      scan: loop over one compiled transformer block: compiles many times faster; see `vit.Stack`.
+    """
+
+    image_size: int = 224
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = False
+    pixel_mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    pixel_std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    value_range: tuple[float, float] = (0.0, 1.0)
+    channels: int = 3
+    dtype: str = "float32"
+    remat: bool = False
+    scan: bool = False
+
+    restores_from_patches = True  # no annotation: not a field
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        for width, heads in ((self.width, self.num_heads), (self.decoder_width, self.decoder_num_heads)):
+            if width % heads or width % 4:
+                raise ValueError(f"width {width} must be divisible by 4 and by its {heads} heads")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must lie between 0 and 1, not {self.mask_ratio}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder as a Linen module."""
+        return Encoder(
+            self.patch_size, self.grid, self.width, self.depth, self.num_heads, jnp.dtype(self.dtype),
+            self.remat, self.scan,
+        )  # fmt: skip
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder as a Linen module."""
+        return Decoder(
+            self.patch_size**2 * self.channels, self.grid, self.decoder_width, self.decoder_depth,
+            self.decoder_num_heads, jnp.dtype(self.dtype), self.remat, self.scan,
+        )  # fmt: skip
+
+    def in_compute_dtype(self, params: Params) -> Params:
+        return in_dtype(params, jnp.dtype(self.dtype), float32=("decoder/decoder_pred",))
+
+    def init(self, rng: jax.Array) -> Params:
+        encoder_rng, decoder_rng = jax.random.split(rng)
+        patches = jnp.zeros((1, 1, self.patch_size**2 * self.channels))
+        ids = jnp.zeros((1, 1), jnp.int32)
+        latent = jnp.zeros((1, 2, self.width))
+        ids_restore = jnp.zeros((1, self.grid**2), jnp.int32)
+        return {
+            "encoder": self.encoder.init(encoder_rng, patches, ids)["params"],
+            "decoder": self.decoder.init(decoder_rng, latent, ids_restore)["params"],
+        }
+
+    def corrupt(
+        self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
+    ) -> dict[str, jax.Array]:
+        """Keep a random `1 − mask_ratio` of the patches.
+
+        Returns:
+          `patches` `[batch, kept, patch² · channel]`, `ids` `[batch, kept]` and `ids_restore`
+          `[batch, patches]`.
+        """
+        del params
+        noise = draw_rows(
+            lambda rows: jax.random.uniform(rng, (rows, self.grid**2)), images.shape[0], axis_name
+        )
+        return self.mask(images, noise, int(self.grid**2 * (1 - self.mask_ratio)))
+
+    def mask(self, images: jax.Array, noise: jax.Array, kept: int) -> dict[str, jax.Array]:
+        """`corrupt` with the noise `[batch, patches]` and the number of kept patches given."""
+        ids_keep, ids_restore = random_masking(noise, kept)
+        patches = vit.patchify(self._normalise(images), self.patch_size)
+        patches = jnp.take_along_axis(patches, ids_keep[..., None], axis=1)
+        return {"patches": patches, "ids": ids_keep, "ids_restore": ids_restore}
+
+    def _normalise(self, images: jax.Array) -> jax.Array:
+        return (images - _per_channel(self.pixel_mean)) / _per_channel(self.pixel_std)
+
+    def encode(self, encoder_params: Any, seen: dict[str, jax.Array]) -> jax.Array:
+        """Tokens `[batch, 1 + kept, width]`, float32, class token first."""
+        return self.encoder.apply({"params": encoder_params}, seen["patches"], seen["ids"])
+
+    def decode(self, decoder_params: Any, latent: jax.Array, ids_restore: jax.Array) -> jax.Array:
+        """Predicted patches `[batch, patches, patch² · channel]`, float32."""
+        return self.decoder.apply({"params": decoder_params}, latent, ids_restore)
+
+    def predict(self, params: Params, seen: dict[str, jax.Array]) -> jax.Array:
+        """Encoder and decoder together: predicted patches, float32."""
+        latent = self.encode(params["encoder"], seen)
+        return self.decode(params["decoder"], latent, seen["ids_restore"])
+
+    def prediction_loss(
+        self, predicted: jax.Array, images: jax.Array, seen: dict[str, jax.Array]
+    ) -> jax.Array:
+        """Mean squared error over the missing patches of each image, `[batch]`."""
+        target = vit.patchify(self._normalise(images), self.patch_size)
+        if self.norm_pix_loss:
+            mean = target.mean(-1, keepdims=True)
+            variance = target.var(-1, keepdims=True, ddof=1)
+            target = (target - mean) / jnp.sqrt(variance + 1e-6)
+        return self.imitation_loss(predicted, seen, target)
+
+    def imitation_loss(
+        self, predicted: jax.Array, seen: dict[str, jax.Array], target: jax.Array
+    ) -> jax.Array:
+        """Mean squared error to `target` patches over the missing ones, `[batch]`."""
+        error = jnp.square(predicted - target).mean(-1)
+        missing = seen["ids_restore"] >= seen["ids"].shape[1]
+        return jnp.sum(error * missing, axis=1) / jnp.sum(missing, axis=1)
+
+    def with_truth(
+        self, params: Params, images: jax.Array, seen: dict[str, jax.Array], truth: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`truth` in place of the images; what the encoder sees stays."""
+        return truth, seen
+
+    def restore(self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:
+        """One forward pass; the missing pixels are pasted in, clipped to the pixel range.
+
+        A patch that the hole touches is hidden whole, but only its missing pixels are replaced.
+        """
+        del rng
+        height, width, _ = self.image_shape
+        hole = np.asarray(hole, bool)
+        if hole.shape != (height, width):
+            raise ValueError(f"the hole has shape {hole.shape}, the images {(height, width)}")
+        cells = hole.reshape(self.grid, self.patch_size, self.grid, self.patch_size)
+        visible = np.flatnonzero(~cells.any(axis=(1, 3)))
+        if not len(visible):
+            raise ValueError("the hole touches every patch: nothing is left to restore from")
+        painted = self._paint(params, images, jnp.broadcast_to(visible, (images.shape[0], len(visible))))
+        return jnp.where(hole[None, ..., None], painted, images)
+
+    def restore_from_patches(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
+        """One forward pass; the patches that are not visible are replaced, clipped to the pixel range."""
+        hidden = jnp.ones((images.shape[0], self.grid**2), bool)
+        hidden = jnp.put_along_axis(hidden, visible, False, axis=1, inplace=False)
+        patches = jnp.broadcast_to(hidden[..., None], (*hidden.shape, self.patch_size**2 * self.channels))
+        hole = vit.unpatchify(patches, self.patch_size, *self.image_shape[:2])
+        return jnp.where(hole, self._paint(params, images, visible), images)
+
+    def _paint(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
+        """The model's whole images from the patches `visible` `[batch, visible]`, clipped."""
+        height, width, _ = self.image_shape
+        noise = jnp.ones((images.shape[0], self.grid**2))
+        noise = jnp.put_along_axis(noise, visible, 0.0, axis=1, inplace=False)
+        patches = self.predict(params, self.mask(images, noise, visible.shape[1]))
+        painted = vit.unpatchify(patches, self.patch_size, height, width)
+        if self.norm_pix_loss:
+            seen = jnp.take_along_axis(
+                vit.patchify(self._normalise(images), self.patch_size), visible[..., None], axis=1
+            )
+            seen = seen.reshape(images.shape[0], -1, self.channels)
+            std, mean = seen.std(1)[:, None, None], seen.mean(1)[:, None, None]
+            painted = painted * std + mean
+        painted = painted * _per_channel(self.pixel_std) + _per_channel(self.pixel_mean)
+        return jnp.clip(painted, *self.value_range)

@@ -1,0 +1,323 @@
+"""Palette: image-to-image diffusion for inpainting (Saharia et al. 2022), and its unlearning.
+
+Re-implemented after Janspiry's Palette and what Li et al. 2024 released on top of it; equal to
+them on the arrays in `tests/reference`. The encoder is the input half of the U-Net with the middle
+block and the γ embedding, the decoder is the output half.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax import masks as operators
+from l2l_jax.models.base import ImageToImageModel, Params, Seen
+from l2l_jax.models.layers.batch_axis import draw_rows
+from l2l_jax.models.layers.precision import in_dtype
+from l2l_jax.models.palette import diffusion
+from l2l_jax.models.palette.unet import Decoder, Encoder, UNetConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Palette(ImageToImageModel):
+    """Diffusion inpainting over square images; the defaults are the published Places model.
+
+    Attributes:
+      image_size: side of the images in pixels, a multiple of 2^(levels − 1).
+      inner_channel, channel_mults, res_blocks, attn_res, num_head_channels, norm_groups: the
+        U-Net, see `UNetConfig`. Small models need fewer groups.
+      schedule, timesteps, linear_start, linear_end: noise variances β of training and unlearning,
+        see `diffusion.beta_schedule`.
+      sampler: "ancestral": `restore` takes every step of the sampling schedule, as published;
+        "ddim": it takes `sampling_steps` deterministic steps spread over the *training* schedule,
+        whose noise levels the network knows; 50 are a good start.
+      sampling_steps: steps of `restore`; for "ancestral" the length of the sampling schedule, which
+        with fewer steps needs a larger `sampling_linear_end` to still end in noise.
+      sampling_schedule, sampling_linear_start, sampling_linear_end: noise variances of "ancestral".
+      teacher_noise: what the teacher sees of forget images while unlearning. "hole": as released,
+        pure noise inside the hole in place of the noisy image; the real image stays around it
+        and in the conditioning. "everywhere": the paper's formula, T of a noise image.
+      training_holes: "hybrid" (box and strokes, as published), "free_form", "box" or "centre".
+      hole_bank_size, hole_seed: how many holes `init` draws, and their seed. A hole of the bank is
+        mirrored and transposed at random when it is used: 8 different ones.
+      dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.layers.precision`.
+      remat: compute the inside of every block again in the backward pass, instead of keeping it.
+    """
+
+    image_size: int = 256
+    inner_channel: int = 64
+    channel_mults: tuple[int, ...] = (1, 2, 4, 8)
+    res_blocks: int = 2
+    attn_res: tuple[int, ...] = (16,)
+    num_head_channels: int = 32
+    norm_groups: int = 32
+    schedule: diffusion.BetaSchedule = "linear"
+    timesteps: int = 2000
+    linear_start: float = 1e-6
+    linear_end: float = 0.01
+    sampler: Literal["ancestral", "ddim"] = "ancestral"
+    sampling_steps: int = 2000
+    sampling_schedule: diffusion.BetaSchedule = "linear"
+    sampling_linear_start: float = 1e-4
+    sampling_linear_end: float = 0.09
+    teacher_noise: Literal["hole", "everywhere"] = "hole"
+    training_holes: operators.TrainingHole = "hybrid"
+    hole_bank_size: int = 512
+    hole_seed: int = 0
+    value_range: tuple[float, float] = (-1.0, 1.0)
+    channels: int = 3
+    dtype: str = "float32"
+    remat: bool = False
+
+    corruption_parts = ("holes",)  # no annotation: not a field
+
+    def __post_init__(self):
+        choices = {
+            "sampler": ("ancestral", "ddim"),
+            "teacher_noise": ("hole", "everywhere"),
+            "training_holes": operators.TRAINING_HOLES,
+            "dtype": ("float32", "bfloat16"),
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field} must be one of {', '.join(allowed)}, not {getattr(self, field)!r}")
+        factor = 2 ** (len(self.channel_mults) - 1)
+        if self.image_size % factor:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of {factor}")
+        if self.timesteps < 2 or self.hole_bank_size < 1:
+            raise ValueError("timesteps must be 2 or more and hole_bank_size 1 or more")
+        _ = self.unet, self.betas, self.reverse_steps  # making them checks the other fields
+
+    @property
+    def unet(self) -> UNetConfig:
+        """The sizes of the U-Net."""
+        return UNetConfig(
+            self.inner_channel, tuple(self.channel_mults), self.res_blocks, tuple(self.attn_res),
+            self.num_head_channels, self.norm_groups, jnp.dtype(self.dtype), self.remat,
+        )  # fmt: skip
+
+    @property
+    def betas(self) -> np.ndarray:
+        """Noise variances of training, float64 `[timesteps]`."""
+        return diffusion.beta_schedule(self.schedule, self.timesteps, self.linear_start, self.linear_end)
+
+    @property
+    def reverse_steps(self) -> diffusion.ReverseSteps:
+        """The steps that `restore` takes."""
+        if self.sampler == "ddim":
+            return diffusion.ddim_steps(self.betas, self.sampling_steps)
+        return diffusion.ancestral_steps(
+            diffusion.beta_schedule(
+                self.sampling_schedule, self.sampling_steps, self.sampling_linear_start,
+                self.sampling_linear_end,
+            )
+        )  # fmt: skip
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder as a Linen module."""
+        return Encoder(self.unet)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder as a Linen module."""
+        return Decoder(self.unet, self.channels)
+
+    def init(self, rng: jax.Array) -> Params:
+        """Fresh parameters, and the bank of training holes, bool `[hole, height, width]`.
+
+        The bank depends on `hole_seed` alone: all hosts, and all runs, draw the same holes.
+        """
+        encoder_rng, decoder_rng = jax.random.split(rng)
+        side = 2 ** (len(self.channel_mults) - 1)  # parameters are the same at every resolution
+        (features, embedding), variables = self.encoder.init_with_output(
+            encoder_rng, jnp.zeros((1, side, side, 2 * self.channels)), jnp.zeros(1)
+        )
+        return {
+            "encoder": variables["params"],
+            "decoder": self.decoder.init(decoder_rng, features, embedding)["params"],
+            "holes": jnp.asarray(self.hole_bank()),
+        }
+
+    def in_compute_dtype(self, params: Params) -> Params:
+        return in_dtype(params, jnp.dtype(self.dtype), float32=("encoder/cond_embed", "decoder/out_conv"))
+
+    def hole_bank(self) -> np.ndarray:
+        """The bank of training holes, bool `[hole, height, width]`, True where pixels are missing."""
+        return operators.hole_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
+
+    def corrupt(
+        self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
+    ) -> Seen:
+        """Cut a hole, fill it with noise, and add noise of a random level inside it.
+
+        Returns:
+          `inputs` `[batch, height, width, 2 · channel]`: the conditioning image (noise inside the
+          hole), then the noisy one (exact outside the hole); `gamma` `[batch]`; `noise` like the
+          images, the noise to predict; `hole` bool `[batch, height, width]`.
+        """
+        rows, *shape = images.shape
+        draw = draw_rows(lambda n: self.draw(params, (n, *shape), rng), rows, axis_name)
+        return self.corrupt_with(images, draw)
+
+    def draw(self, params: Params, shape: tuple[int, ...], rng: jax.Array) -> dict[str, jax.Array]:
+        """All that is random in `corrupt`, for images of `shape`; see `corrupt_with`."""
+        keys = jax.random.split(rng, 6)
+        batch = shape[0]
+        gammas = jnp.asarray(diffusion.cumulative_gammas(self.betas), jnp.float32)
+        t = jax.random.randint(keys[0], (batch,), 1, self.timesteps)
+        u = jax.random.uniform(keys[1], (batch,))
+        holes = jnp.asarray(params["holes"])  # restored checkpoints hold NumPy arrays
+        chosen = holes[jax.random.randint(keys[2], (batch,), 0, holes.shape[0])]
+        turns = jax.random.bernoulli(keys[3], shape=(3, batch, 1, 1))
+        chosen = jnp.where(turns[0], chosen[:, ::-1], chosen)
+        chosen = jnp.where(turns[1], chosen[:, :, ::-1], chosen)
+        return {
+            "hole": jnp.where(turns[2], chosen.swapaxes(1, 2), chosen),
+            "gamma": diffusion.gamma_between(gammas, t, u),
+            "filling": jax.random.normal(keys[4], shape),
+            "noise": jax.random.normal(keys[5], shape),
+        }
+
+    def corrupt_with(self, images: jax.Array, draw: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """`corrupt` with everything random given.
+
+        Args:
+          images: `[batch, height, width, channel]`.
+          draw: `hole` bool `[batch, height, width]`, noise level `gamma` `[batch]`, and two
+            standard normal arrays like the images: `filling` of the hole in the conditioning
+            image, and `noise`.
+        """
+        hole = draw["hole"][..., None]
+        conditioning = jnp.where(hole, draw["filling"], images)
+        noisy = jnp.where(hole, diffusion.q_sample(images, draw["gamma"], draw["noise"]), images)
+        return {
+            "inputs": jnp.concatenate([conditioning, noisy], axis=-1),
+            "gamma": draw["gamma"],
+            "noise": draw["noise"],
+            "hole": draw["hole"],
+        }
+
+    def corrupt_noise(
+        self,
+        params: Params,
+        images: jax.Array,
+        noise: jax.Array,
+        rng: jax.Array,
+        axis_name: str | None = None,  # fmt: skip
+    ) -> Seen:
+        """The teacher's view of forget images, by `teacher_noise`.
+
+        "hole" needs no `noise` image: inside the hole stands the noise of the draw itself.
+        """
+        if self.teacher_noise == "everywhere":
+            return self.corrupt(params, noise, rng, axis_name)
+        return self.pure_noise_inside(self.corrupt(params, images, rng, axis_name))
+
+    def pure_noise_inside(self, seen: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """`seen` with nothing of the image left in the noisy image inside the hole.
+
+        The release writes √(1 − γ) · noise + (1 − √(1 − γ)) · noise there, which is the noise.
+        """
+        conditioning, noisy = jnp.split(seen["inputs"], 2, axis=-1)
+        noisy = jnp.where(seen["hole"][..., None], seen["noise"], noisy)
+        return {**seen, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
+
+    def encode(self, encoder_params: Any, seen: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+        """Every input block's output and, last, the middle block's, `[batch, …, …, …]` each."""
+        features, _ = self._encode(encoder_params, seen["inputs"], seen["gamma"])
+        return features
+
+    def _encode(self, encoder_params: Any, inputs: jax.Array, gamma: jax.Array) -> tuple[Any, jax.Array]:
+        return self.encoder.apply({"params": encoder_params}, inputs, gamma)
+
+    def predict(self, params: Params, seen: dict[str, jax.Array]) -> jax.Array:
+        """The noise that the model takes to be in the noisy images, float32, like the images."""
+        features, embedding = self._encode(params["encoder"], seen["inputs"], seen["gamma"])
+        return self.decoder.apply({"params": params["decoder"]}, features, embedding)
+
+    def prediction_loss(
+        self, predicted: jax.Array, images: jax.Array, seen: dict[str, jax.Array]
+    ) -> jax.Array:
+        """Squared error of the predicted noise inside the hole, `[batch]`.
+
+        The mean is over the whole image, as in Palette: a small hole weighs little.
+        """
+        del images
+        return self.imitation_loss(predicted, seen, seen["noise"])
+
+    def imitation_loss(
+        self, predicted: jax.Array, seen: dict[str, jax.Array], target: jax.Array
+    ) -> jax.Array:
+        """Squared error to the `target` noise inside the hole, mean over the whole image, `[batch]`."""
+        error = jnp.square(predicted - target)
+        return jnp.where(seen["hole"][..., None], error, 0).mean(axis=(1, 2, 3))
+
+    def with_truth(
+        self, params: Params, images: jax.Array, seen: dict[str, jax.Array], truth: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The noisy image inside the hole is that of `truth`: its noise is the one to find there."""
+        conditioning, _ = jnp.split(seen["inputs"], 2, axis=-1)
+        noisy = diffusion.q_sample(truth, seen["gamma"], seen["noise"])
+        noisy = jnp.where(seen["hole"][..., None], noisy, images)
+        return images, {**seen, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
+
+    def noisy_truth(
+        self, images: jax.Array, seen: Seen, noise: jax.Array, rng: jax.Array, axis_name: str | None = None
+    ) -> tuple[jax.Array, Seen]:
+        """`pure_noise_inside`, as released: there is nothing but noise to find in the hole."""
+        return images, self.pure_noise_inside(seen)
+
+    def restore(self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:
+        """Fill the hole by reverse diffusion from noise; see `ImageToImageModel.restore`.
+
+        The clean image that each step predicts is clipped to the pixel range.
+        """
+        filling_rng, step_rng = jax.random.split(rng)
+        filling = jax.random.normal(filling_rng, images.shape)
+
+        def draw(step):
+            return jax.random.normal(jax.random.fold_in(step_rng, step), images.shape)
+
+        return self.restore_with(params, images, hole, filling, draw)
+
+    def restore_with(
+        self,
+        params: Params,
+        images: jax.Array,
+        hole: np.ndarray | jax.Array,
+        filling: jax.Array,
+        draw: Callable[[jax.Array], jax.Array],  # fmt: skip
+    ) -> jax.Array:
+        """`restore` with everything random given.
+
+        Args:
+          params, images, hole: see `restore`.
+          filling: standard normal, like the images: what stands in the hole at first, and in
+            the conditioning image throughout.
+          draw: `step -> noise` like the images, for the steps 0, 1, …; `step` is traced.
+
+        Raises:
+          ValueError: a hole of another size than the images.
+        """
+        hole = jnp.asarray(hole, bool)
+        if hole.shape != images.shape[1:3]:
+            raise ValueError(f"the hole has shape {hole.shape}, the images {images.shape[1:3]}")
+        hole = hole[None, ..., None]
+        conditioning = jnp.where(hole, filling, images)
+
+        def take(noisy, numbered):
+            number, step = numbered
+            gamma = jnp.broadcast_to(step.gamma, noisy.shape[:1])
+            seen = {"inputs": jnp.concatenate([conditioning, noisy], axis=-1), "gamma": gamma}
+            noisy = diffusion.reverse_step(
+                step, noisy, self.predict(params, seen), draw(number), self.value_range
+            )
+            return jnp.where(hole, noisy, images), None
+
+        steps = jax.tree.map(jnp.asarray, self.reverse_steps)
+        restored, _ = jax.lax.scan(take, conditioning, (jnp.arange(self.sampling_steps), steps))
+        return restored

@@ -1,0 +1,217 @@
+"""U-Net of guided diffusion (Dhariwal and Nichol 2021), told the noise level γ as in Palette.
+
+Re-implemented after the U-Net in Janspiry's Palette; equal to it on the arrays in
+`tests/reference`. Feature maps are `[batch, height, width, channel]`. Module names follow the
+original's `input_blocks.{i}.{j}`, `middle_block.{j}` and `output_blocks.{i}.{j}`.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from l2l_jax.models.layers.convolution import Conv
+from l2l_jax.models.layers.group_norm import GroupNorm
+from l2l_jax.models.layers.remat import rematerialised
+
+
+def lecun_uniform(rng: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Uniform values of variance 1 / fan in, for kernels `[…, in, out]`.
+
+    Drawn flat: on a CPU, XLA compiles a four-dimensional draw three times as long.
+    """
+    bound = math.sqrt(3 / math.prod(shape[:-1]))
+    return jax.random.uniform(rng, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Sizes that encoder and decoder share.
+
+    Attributes:
+      inner_channel: width at full resolution, times `channel_mults[0]`.
+      channel_mults: width of every level as a multiple of `inner_channel`; each level has half the
+        resolution of the one before.
+      res_blocks: residual blocks per level (one more in the decoder).
+      attn_res: downsampling factors, not resolutions, of the levels with self-attention; the
+        middle block always has it.
+      num_head_channels: width of an attention head.
+      norm_groups: groups of the group normalisation; must divide every width.
+      dtype: of products and feature maps; the γ embedding and the output are float32.
+      remat: compute the inside of every block again in the backward pass, instead of keeping it.
+    """
+
+    inner_channel: int
+    channel_mults: tuple[int, ...]
+    res_blocks: int
+    attn_res: tuple[int, ...]
+    num_head_channels: int
+    norm_groups: int
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self):
+        widths = [mult * self.inner_channel for mult in self.channel_mults]
+        if any(width % self.norm_groups for width in widths):
+            raise ValueError(f"norm_groups {self.norm_groups} must divide the widths {widths}")
+        attended = [w for i, w in enumerate(widths) if 2**i in self.attn_res] + widths[-1:]
+        if any(width % self.num_head_channels for width in attended):
+            raise ValueError(
+                f"num_head_channels {self.num_head_channels} must divide the widths with "
+                f"attention, {attended}"
+            )
+        if self.inner_channel % 2:
+            raise ValueError(f"inner_channel must be even, not {self.inner_channel}")
+
+    def block(self, cls: type[nn.Module]) -> type[nn.Module]:
+        """`cls`, one of the blocks below, computed again in the backward pass if `remat` says so."""
+        return rematerialised(cls, self.remat)
+
+    def norm(self, name: str) -> GroupNorm:
+        """Group normalisation; statistics are float32 whatever `dtype` is."""
+        return GroupNorm(self.norm_groups, epsilon=1e-5, dtype=self.dtype, name=name)
+
+    def conv(self, channels: int, size: int, name: str, zero: bool = False) -> nn.Conv:
+        """Convolution with a `size` × `size` kernel that keeps the resolution."""
+        init = nn.initializers.zeros if zero else lecun_uniform
+        return Conv(channels, (size, size), dtype=self.dtype, kernel_init=init, name=name)
+
+    def dense(self, features: int, name: str, zero: bool = False) -> nn.Dense:
+        """Dense layer over the last axis."""
+        init = nn.initializers.zeros if zero else lecun_uniform
+        return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+
+
+class ResBlock(nn.Module):
+    """Residual block; the γ embedding scales and shifts its second normalisation.
+
+    A new block is the identity (or its resampling): the last kernel starts at zero.
+    """
+
+    config: UNetConfig
+    channels: int
+    resample: Literal["down", "up"] | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        """`[batch, height, width, channel]`, `[batch, 4 · inner_channel]` → `[…, channels]`."""
+        h = nn.silu(self.config.norm("in_norm")(x))
+        if self.resample == "down":
+            h, x = (nn.avg_pool(y, (2, 2), (2, 2)) for y in (h, x))
+        elif self.resample == "up":
+            h, x = (jnp.repeat(jnp.repeat(y, 2, axis=1), 2, axis=2) for y in (h, x))
+        h = self.config.conv(self.channels, 3, "in_conv")(h)
+        film = self.config.dense(2 * self.channels, "emb")(nn.silu(embedding))
+        scale, shift = jnp.split(film[:, None, None], 2, axis=-1)
+        h = nn.silu(self.config.norm("out_norm")(h) * (1 + scale) + shift)
+        h = self.config.conv(self.channels, 3, "out_conv", zero=True)(h)
+        if x.shape[-1] != self.channels:
+            x = self.config.conv(self.channels, 1, "skip")(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """Residual self-attention over all places; qkv is laid out head by head as [q, k, v]."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        head = self.config.num_head_channels
+        tokens = x.reshape(batch, height * width, channels)
+        qkv = self.config.dense(3 * channels, "qkv")(self.config.norm("norm")(tokens))
+        qkv = qkv.reshape(batch, height * width, channels // head, 3, head)
+        out = jax.nn.dot_product_attention(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
+        out = out.reshape(batch, height * width, channels)
+        return x + self.config.dense(channels, "proj_out", zero=True)(out).reshape(x.shape)
+
+
+def gamma_embedding(gamma: jax.Array, width: int) -> jax.Array:
+    """Cosines, then sines, of γ · 10000^(−2i/width): `[batch]` → `[batch, width]`, float32."""
+    half = width // 2
+    frequency = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = gamma.astype(jnp.float32)[:, None] * frequency[None]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class GammaEmbedding(nn.Module):
+    """Two dense layers over `gamma_embedding`: `[batch]` → `[batch, 4 · inner_channel]`, float32."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, gamma: jax.Array) -> jax.Array:
+        width = 4 * self.config.inner_channel
+        x = gamma_embedding(gamma, self.config.inner_channel)
+        x = nn.silu(nn.Dense(width, kernel_init=lecun_uniform, name="dense_0")(x))
+        return nn.Dense(width, kernel_init=lecun_uniform, name="dense_1")(x)
+
+
+class Encoder(nn.Module):
+    """γ embedding, input blocks and middle block."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, gamma: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        """Image `[batch, height, width, channel]` and noise level `[batch]`.
+
+        Returns:
+          The outputs of every input block and, last, of the middle block; and the embedding of γ
+          `[batch, 4 · inner_channel]`, which the decoder needs and nobody compares.
+        """
+        config = self.config
+        res_block, attention = config.block(ResBlock), config.block(Attention)
+        embedding = GammaEmbedding(config, name="cond_embed")(gamma)
+        h = config.conv(config.channel_mults[0] * config.inner_channel, 3, "input_blocks_0_0")(x)
+        features = [h]
+        for level, mult in enumerate(config.channel_mults):
+            channels = mult * config.inner_channel
+            for _ in range(config.res_blocks):
+                name = f"input_blocks_{len(features)}"
+                h = res_block(config, channels, name=f"{name}_0")(h, embedding)
+                if 2**level in config.attn_res:
+                    h = attention(config, name=f"{name}_1")(h)
+                features.append(h)
+            if level + 1 < len(config.channel_mults):
+                name = f"input_blocks_{len(features)}_0"
+                h = res_block(config, channels, "down", name=name)(h, embedding)
+                features.append(h)
+        h = res_block(config, channels, name="middle_block_0")(h, embedding)
+        h = attention(config, name="middle_block_1")(h)
+        h = res_block(config, channels, name="middle_block_2")(h, embedding)
+        return (*features, h), embedding
+
+
+class Decoder(nn.Module):
+    """Output blocks, each fed the input block of its resolution, and the final convolution."""
+
+    config: UNetConfig
+    out_channel: int
+
+    @nn.compact
+    def __call__(self, features: tuple[jax.Array, ...], embedding: jax.Array) -> jax.Array:
+        """What `Encoder` returns → `[batch, height, width, out_channel]`, float32."""
+        config = self.config
+        res_block, attention = config.block(ResBlock), config.block(Attention)
+        *skips, h = features
+        blocks = len(skips)
+        for level in reversed(range(len(config.channel_mults))):
+            channels = config.channel_mults[level] * config.inner_channel
+            for i in range(config.res_blocks + 1):
+                name = f"output_blocks_{blocks - len(skips)}"
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = res_block(config, channels, name=f"{name}_0")(h, embedding)
+                attends = 2**level in config.attn_res
+                if attends:
+                    h = attention(config, name=f"{name}_1")(h)
+                if level and i == config.res_blocks:
+                    place = 2 if attends else 1
+                    h = res_block(config, channels, "up", name=f"{name}_{place}")(h, embedding)
+        h = nn.silu(GroupNorm(config.norm_groups, epsilon=1e-5, name="out_norm")(h))
+        out_conv = Conv(self.out_channel, (3, 3), kernel_init=nn.initializers.zeros, name="out_conv")
+        return out_conv(h)

@@ -1,0 +1,161 @@
+"""Checkpoints of a training stage with Orbax: training state and the place in the data."""
+
+import functools
+import logging
+import math
+import pathlib
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from l2l_jax.errors import UserError
+from l2l_jax.train.checkpoint_reading import Damaged, read
+from l2l_jax.utils.multihost import exchange, from_primary, on_primary
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+"""How many of the newest checkpoints stay on disk; an older one steps in for a damaged newest."""
+
+SLICED_FROM = 2**20
+"""Bytes of a slice from which each device that holds an array writes one; cutting compiles a program."""
+
+_one_begins = threading.Lock()
+"""Orbax numbers the savings of a process: no thread begins one while another does."""
+
+
+class Checkpointer:
+    """Saves and restores `(arrays, facts)` under `folder/<step>`: a tree of device arrays, such as a
+    `TrainState`, and what is JSON-able, such as the place in the data.
+
+    Saving is asynchronous and atomic: a folder that bears a step number is complete unless the
+    disk damaged it later. Every process writes what its devices hold, to one folder that all see;
+    any number of processes and devices restores it.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder.absolute()
+        # Folders are made at once: when they are there is told by a number that threads would mix up.
+        later = ocp.AsyncOptions(create_directories_asynchronously=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, async_options=later)
+        handlers = {"state": _handler(), "data": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+
+    def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
+        """Start saving; `state` may be donated as soon as this returns."""
+        state = _across_processes(state)
+        data = {"facts": facts, "devices": _devices(state)}
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data))
+        with _one_begins:
+            self._manager.save(step, args=items)
+
+    def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest readable checkpoint, or None where nothing was saved.
+
+        A checkpoint that cannot be read is named in the log, renamed to `<step>.damaged` and passed
+        over.
+
+        Args:
+          like: a tree of the same structure and shardings, of arrays or of shapes.
+
+        Raises:
+          UserError: there are checkpoints, and none can be read.
+        """
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        steps = from_primary(lambda: sorted(self._manager.all_steps(), reverse=True))
+        for step in steps:
+            restored: Any = None
+            problem = ""
+            try:
+                restored = self._restore(step, target)
+            except Damaged as error:
+                problem = str(error)
+            # What one process cannot read, none uses.
+            problems = [text for text in exchange(problem) if text]
+            if not problems:
+                _tell_what_changed(restored.data["devices"], _devices(like))
+                return restored.state, restored.data["facts"]
+            on_primary(functools.partial(self._set_aside, step, problems[0]))
+            self._manager.reload()
+        if steps:
+            unreadable = UserError(
+                f"None of the checkpoints in {self.folder} can be read (steps "
+                f"{', '.join(map(str, steps))}). Delete that folder to start this stage again."
+            )
+            unreadable.known_to_all = True
+            raise unreadable
+        return None
+
+    def _restore(self, step: int, target: Any) -> Any:
+        """The items of a checkpoint."""
+        handler = ocp.CompositeCheckpointHandler(
+            state=ocp.StandardCheckpointHandler(), data=ocp.JsonCheckpointHandler()
+        )
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
+        return read(handler, self.folder / str(step), items)
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        damaged = self.folder / f"{step}.damaged"
+        (self.folder / str(step)).rename(damaged)
+        logger.warning(
+            "The checkpoint of step %d is damaged and passed over; it is now %s. (%s)", step, damaged, problem
+        )
+
+    def wait(self) -> None:
+        """Block until what is being saved lies on the disk; raises what went wrong."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish saving and stop the background threads."""
+        self._manager.close()
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Writes small arrays whole: Orbax would compile a program for each kind of slice."""
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_FROM)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+def _across_processes(state: Any) -> Any:
+    """Arrays that Orbax takes: those of `pmap` lie in every process and do not know of the other copies."""
+    if jax.process_count() == 1:
+        return state
+    devices = Mesh(np.array(jax.devices()), ("device",))
+
+    def known(x: jax.Array) -> jax.Array:
+        if not x.is_fully_addressable:
+            return x
+        copies = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(
+            x.shape, NamedSharding(devices, PartitionSpec()), copies
+        )
+
+    return jax.tree.map(known, state)
+
+
+def _devices(state: Any) -> dict[str, int]:
+    """How many processes and devices a state lies on, and into how many parts its arrays are split."""
+    arrays = jax.tree.leaves(state)
+    parts = (x.size // max(1, math.prod(x.sharding.shard_shape(x.shape))) for x in arrays)
+    return {
+        "processes": jax.process_count(),
+        "devices": max(len(x.sharding.device_set) for x in arrays),
+        "parts": max(parts),
+    }
+
+
+def _tell_what_changed(before: dict[str, int], now: dict[str, int]) -> None:
+    if before == now:
+        return
+    old, new = map(_in_words, (before, now))
+    logger.info("The checkpoint was written on %s; it resumes on %s", old, new)
+
+
+def _in_words(counts: dict[str, int]) -> str:
+    split = f", parameters in {counts['parts']} parts" if counts["parts"] > 1 else ""
+    return f"{counts['devices']} devices of {counts['processes']} processes{split}"

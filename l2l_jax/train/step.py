@@ -1,0 +1,190 @@
+"""One optimiser step as a pure function, and the state that it changes."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from l2l_jax.methods.base import Task
+from l2l_jax.models.base import Params
+from l2l_jax.train import sharding
+from l2l_jax.train.parallel import StepCollectives
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes while training; only trained parts are here.
+
+    Attributes:
+      step: int32 scalar, optimiser steps done.
+      params: trained parts, float32.
+      opt_state: optax state of the trained parts.
+      ema: moving average of `params`, or None.
+      alpha: float32 scalar, weight of the forget term; a retain budget moves it between steps.
+      mask: bools of the shapes of `params`: True for the weights that may change; None: all may.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    ema: Params | None
+    alpha: jax.Array
+    mask: Params | None = None
+
+    @property
+    def result(self) -> Params:
+        """The parameters to use afterwards: the average, if there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+Step = Callable[[TrainState, Params, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+"""`(state, frozen, batch) -> (state, metrics)`"""
+
+
+def create_state(
+    params: Params, optimizer: optax.GradientTransformation, *, ema: bool, alpha: float = 0.0,
+    mask: Params | None = None,
+) -> TrainState:  # fmt: skip
+    """The state before the first step; `params` holds the trained parts."""
+    average = jax.tree.map(jnp.copy, params) if ema else None  # a copy: state buffers are donated
+    start, weight = jnp.zeros((), jnp.int32), jnp.float32(alpha)
+    return TrainState(start, params, optimizer.init(params), average, weight, mask)
+
+
+def abstract_state(
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool,
+    mask: Params | None = None,
+) -> TrainState:  # fmt: skip
+    """Shapes, types and shardings of `placed_state`; `params` and `mask` may be arrays or shapes."""
+
+    def create(params, mask):
+        return create_state(params, optimizer, ema=ema, mask=mask)
+
+    return sharding.abstract(jax.eval_shape(create, params, mask), mesh)
+
+
+def placed_state(
+    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool, alpha: float = 0.0,
+    mask: Params | None = None,
+) -> TrainState:  # fmt: skip
+    """`create_state` with every array where `sharding.parameter_spec` wants it.
+
+    `params` are copied, so that the state may be donated; nothing else keeps what is placed on the way.
+    Compiled once for any number of states alike.
+    """
+    arrays = (*sharding.place((params, mask), mesh), jnp.float32(alpha))
+    return _placed_state(*arrays, optimizer=optimizer, mesh=mesh, ema=ema)
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "mesh", "ema"))
+def _placed_state(params, mask, alpha, *, optimizer, mesh, ema):
+    state = create_state(params, optimizer, ema=ema, alpha=alpha, mask=mask)
+    return jax.lax.with_sharding_constraint(state, sharding.parameter_shardings(state, mesh))
+
+
+def scaled_pixels(batch: Any, value_range: tuple[float, float]) -> Any:
+    """uint8 arrays of a tree brought to `value_range` in float32; the others stay as they are."""
+    low, high = value_range
+
+    def leaf(x):
+        if x.dtype != jnp.uint8:
+            return x
+        return x.astype(jnp.float32) * jnp.float32((high - low) / 255) + jnp.float32(low)
+
+    return jax.tree.map(leaf, batch)
+
+
+def make_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    learning_rate: optax.Schedule | None = None,
+    ema_decay: float = 0.0,
+    accumulate: int = 1,
+    parallel: StepCollectives | None = None,
+) -> Step:
+    """The step function of a task, to be compiled with its first argument donated.
+
+    The key of a step is `seed` with the step number folded in, so that a resumed run repeats an
+    uninterrupted one. With `accumulate` > 1 the batch is drawn and corrupted whole, then its rows
+    go through loss and gradient in that many interleaved parts.
+
+    Args:
+      task: what to train.
+      optimizer: how.
+      seed: of everything random.
+      value_range: to which uint8 images are brought; others come in the range of the model.
+      learning_rate: the optimiser's schedule, for the metrics.
+      ema_decay: of the moving average, if the state has one.
+      accumulate: parts of a batch.
+      parallel: what devices tell one another; its `compile` compiles the step. Without it the step is one
+        plain program.
+
+    Returns:
+      A `Step`; its metrics are "loss", the task's terms, "grad_norm" (before clipping) and, with
+      `learning_rate`, that of this update.
+    """
+    parallel = StepCollectives() if parallel is None else parallel
+
+    def step(state, frozen, batch):
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        # Cast before they are gathered: half the bytes cross the network.
+        trained, frozen = parallel.gather((task.cast(state.params), task.cast(frozen)))
+        inputs = task.prepare(frozen, scaled_pixels(batch, value_range), rng, parallel.axis_name)
+
+        def grad_fn(part):
+            terms, gradients = task.gradients.compute(task, trained, frozen, part, state.alpha, parallel.mean)
+            wide = {
+                name: jax.tree.map(lambda grad, param: grad.astype(param.dtype), gradient, state.params)
+                for name, gradient in gradients.items()
+            }
+            return terms, parallel.scatter(wide)
+
+        terms, gradients = parallel.mean(accumulated(grad_fn, inputs, accumulate))
+        grads = task.gradients.combine(terms, gradients, state.alpha)
+        grads = _where(state.mask, grads, jax.tree.map(jnp.zeros_like, grads))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = _where(state.mask, optax.apply_updates(state.params, updates), state.params)
+        ema = state.ema
+        if ema is not None:
+            ema = _where(state.mask, optax.incremental_update(params, ema, 1 - ema_decay), ema)
+        metrics = {**terms, "grad_norm": optax.tree.norm(grads)}
+        if learning_rate is not None:
+            metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+
+    return step
+
+
+def _where(mask: Params | None, new: Params, old: Params) -> Params:
+    """`new` where weights may change, `old` elsewhere: also decay and rounding would change them."""
+    return new if mask is None else jax.tree.map(jnp.where, mask, new, old)
+
+
+def accumulated(grad_fn: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
+    """The mean of `grad_fn` over `parts` interleaved parts of the rows.
+
+    Row i goes to part i mod parts: a batch sharded over devices stays evenly sharded in each part.
+    """
+    if parts == 1:
+        return grad_fn(inputs)
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, grad_fn(part)), None
+
+    split_inputs = jax.tree.map(split, inputs)
+    first = jax.tree.map(lambda x: x[0], split_inputs)
+    shapes = jax.eval_shape(grad_fn, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, split_inputs)
+    return jax.tree.map(lambda x: x / parts, total)

@@ -1,0 +1,71 @@
+"""How well a model that is being trained restores a few images, measured on the devices that train it."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax.methods.adapters import without_adapter
+from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.train.parallel import Parallel
+
+
+class HoleErrors:
+    """Mean squared errors inside a hole of the same few images, over and over, without waiting for them.
+
+    The images stay on the devices. Every image has its own key, the same each time: two models are compared
+    with the same random draws, and the layout of the devices does not matter.
+
+    Args:
+      model: the model.
+      hole: bool `[height, width]`, True where pixels are missing.
+      images: `[image, height, width, channel]` by set, the same in every process.
+      rows: images of one compiled call, at most; a multiple of the number of devices.
+      seed: of any sampling.
+      parallel: the devices, and how the step runs on them.
+    """
+
+    def __init__(
+        self, model: ImageToImageModel, hole: np.ndarray, images: Mapping[str, np.ndarray], *, rows: int,
+        seed: int, parallel: Parallel,
+    ):  # fmt: skip
+        hole = np.asarray(hole, bool)
+
+        def measure(params, rows):
+            params = without_adapter(params)
+
+            def restored(image, number):
+                rng = jax.random.fold_in(jax.random.key(seed), number)
+                return model.restore(params, image[None], hole, rng)[0]
+
+            errors = jax.vmap(restored)(rows["images"], rows["numbers"]) - rows["images"]
+            return jnp.square(errors[:, hole]).mean(axis=(1, 2))
+
+        self._counts = {of: len(chosen) for of, chosen in images.items()}
+        self._measure = parallel.compile_measure(measure)
+        self._chunks = [parallel.rows(chunk) for chunk in _chunks(images, rows, parallel.mesh.size)]
+
+    def start(self, params: Params) -> list[jax.Array]:
+        """Start to measure a model of which all parts lie on the devices, an adapter among them if there is
+        one; they may then be donated."""
+        return [self._measure(params, chunk) for chunk in self._chunks]
+
+    def finish(self, started: list[jax.Array]) -> dict[str, np.ndarray]:
+        """Wait for what was started: errors `[image]` by set, float64, the same in every process."""
+        errors = np.concatenate([np.asarray(x, np.float64) for x in jax.device_get(started)])
+        ends = np.cumsum(list(self._counts.values()))
+        return dict(zip(self._counts, np.split(errors[: ends[-1]], ends[:-1]), strict=True))
+
+
+def _chunks(images: Mapping[str, np.ndarray], rows: int, devices: int) -> list[dict[str, np.ndarray]]:
+    """This process's rows of all sets' images, one after the other, in chunks of one size."""
+    joined = np.concatenate(list(images.values()))
+    count = -(-len(joined) // rows)
+    size = devices * -(-len(joined) // (count * devices))
+    missing = count * size - len(joined)
+    joined = np.concatenate([joined, np.zeros((missing, *joined.shape[1:]), joined.dtype)])
+    numbers = np.arange(len(joined), dtype=np.int32)
+    share = size // jax.process_count()
+    first = range(jax.process_index() * share, len(joined), size)
+    return [{"images": joined[i : i + share], "numbers": numbers[i : i + share]} for i in first]

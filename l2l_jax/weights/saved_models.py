@@ -1,0 +1,125 @@
+"""A model on disk: an Orbax checkpoint of its parameters and a JSON file that says what they are."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
+
+from l2l_jax.errors import UserError
+from l2l_jax.models.base import Params
+from l2l_jax.train.checkpoint_reading import Damaged, alone, read
+from l2l_jax.utils.multihost import on_primary
+
+CARD = "model.json"
+
+
+def save_model(
+    folder: pathlib.Path, params: Params, card: dict[str, Any], *, beside: Mapping[str, bytes] | None = None
+) -> None:
+    """Write parameters and `card` to `folder`, replacing what is there.
+
+    The folder appears under its name only when it is complete. With several processes one of them writes,
+    and all return when it has.
+
+    Args:
+      folder: where to; its parent is made.
+      params: all parts.
+      card: JSON-able facts: family, model configuration, where the weights come from.
+      beside: content of further files in the folder, by name.
+    """
+    on_primary(lambda: _write_model(folder.absolute(), params, card, beside or {}))
+
+
+def _write_model(
+    folder: pathlib.Path, params: Params, card: dict[str, Any], beside: Mapping[str, bytes]
+) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
+        checkpointer.save(unfinished / "params", params)
+    (unfinished / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    for name, content in beside.items():
+        (unfinished / name).write_bytes(content)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(unfinished, folder)
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Saves every array in files of its own, in little more memory than the arrays take themselves.
+
+    Orbax would copy all NumPy arrays first, in case they change while it writes, which nobody does to
+    them here; and its joint file for all arrays (OCDBT) is put together in memory.
+    """
+    numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, numpy_handler), (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
+    # It would look for OCDBT files to join, and warn that there are none.
+    handler.finalize = lambda directory: None
+    return handler
+
+
+def read_card(folder: pathlib.Path) -> dict[str, Any]:
+    """The facts saved with a model.
+
+    Raises:
+      UserError: the folder holds no model, or its card cannot be read.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a saved model: it has no {CARD}. Name a folder that an earlier "
+            "run wrote, such as runs/digits_mae/pretrained."
+        )
+    try:
+        card = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged and cannot be read ({error}).") from error
+    if not isinstance(card, dict):
+        raise UserError(f"{path} is damaged: it should hold a JSON object.")
+    return card
+
+
+def load_params(folder: pathlib.Path, like: Params) -> Params:
+    """The parameters of a saved model, as host arrays.
+
+    Args:
+      folder: what `save_model` wrote.
+      like: tree of arrays or shapes that they must fit.
+
+    Raises:
+      UserError: the model is damaged, or has other parts or shapes.
+    """
+    read_card(folder)
+    cpu = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu), like)
+    try:
+        params = read(
+            ocp.StandardCheckpointHandler(), folder.absolute() / "params", ocp.args.StandardRestore(target)
+        )
+    except Damaged as error:
+        raise UserError(
+            f"The model in {folder} is damaged, or does not fit config.model ({error})."
+        ) from None
+    return jax.device_get(params)
+
+
+def fingerprint(params: Params, parts: Sequence[str]) -> str:
+    """SHA-256 over names, shapes, types and values of some parts, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(flatten_dict({part: params[part] for part in parts}, sep="/").items()):
+        array = np.ascontiguousarray(value)
+        digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

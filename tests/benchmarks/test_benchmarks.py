@@ -1,0 +1,78 @@
+"""The benchmarks of the step: what they print is right where it can be known."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import runpy
+
+import jax
+import pytest
+
+from benchmarks.budget import cost
+from benchmarks.layouts import open_stage, parse_layouts
+from benchmarks.step import Run
+from benchmarks.step import table as step_table
+from benchmarks.traffic import table, traffic
+from l2l_jax.config import parse_config
+from l2l_jax.errors import UserError
+
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
+
+
+@pytest.fixture(scope="module")
+def config():
+    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
+    small = dict(width=32, depth=1, num_heads=2)
+    recipe.model.update(**small, **{f"decoder_{name}": value for name, value in small.items()})
+    recipe.unlearn.batch_size = 8
+    return parse_config(recipe)
+
+
+def test_every_gradient_crosses_once(config):
+    """Ring all-reduce on 8 devices: each sends 2 · 7/8 of the gradients' bytes, and a few scalars."""
+    stage = open_stage(config, "unlearn")
+    layouts = parse_layouts(["8x1", "1x8"], stage)
+    rows = {name: traffic(stage, parallel) for name, parallel in layouts.items()}
+    params = jax.tree.leaves(stage.config.model.shapes()["encoder"])
+    expected = 2 * 7 / 8 * 4 * sum(math.prod(x.shape) for x in params)
+    assert expected <= rows["8x1"]["collectives"]["all-reduce"]["bytes_sent"] < expected + 200
+    # With parameters split, student and teacher are gathered: two kernels of 32 × 128 each.
+    assert rows["1x8"]["collectives"]["all-gather"]["bytes_sent"] == 7 / 8 * 4 * 32 * 128 * 4
+    # Kernels of student (forward and twice backward) and teacher (forward) on 2 · 8 rows of 10 tokens.
+    kernels = sum(math.prod(x.shape) for x in params if len(x.shape) > 1)
+    assert 1 < stage.flops() / (8 * kernels * 16 * 10) < 1.5  # attention, norms and Adam come on top
+    assert rows["1x8"]["arguments_bytes"] < rows["8x1"]["arguments_bytes"]
+    assert "| 1x8" in table(rows) and "all-gather MB" in table(rows)
+
+
+def test_the_step_is_timed(config):
+    stage = open_stage(config, "unlearn")
+    run = Run(stage, parse_layouts(["pmap"], stage)["pmap"])
+    for _ in range(2):
+        run.time_once()
+    figures = json.loads(json.dumps(run.figures(images=16)))
+    assert figures["images_per_second"] == pytest.approx(16 * figures["steps_per_second"])
+    assert figures["step ms"] == pytest.approx(1000 / figures["steps_per_second"])
+    assert figures["gradient ms"] > 0 and figures["compile_seconds"] > 0
+    assert "| pmap" in step_table({"pmap": figures})
+
+
+def test_the_cost_of_a_budget(config):
+    """Measured images: those asked for, of each set. The share: one measurement for so many steps."""
+    unlearn = dataclasses.replace(config.unlearn, budget_images=5, budget_every=7)
+    figures = cost(dataclasses.replace(config, unlearn=unlearn), measurements=1)
+    assert figures["images"] == 10 and figures["step_ms"] > 0
+    assert figures["longer"] == pytest.approx(figures["measurement_ms"] / figures["step_ms"] / 7)
+
+
+def test_mistakes_are_named(config):
+    with pytest.raises(UserError, match="--stage=pretrain: the stages .* are unlearn, pretrain.model"):
+        open_stage(config, "pretrain")
+    stage = open_stage(config, "pretrain.model")
+    assert stage.task.sets == ("train",)
+    with pytest.raises(UserError, match="'8by1' is neither pmap nor a mesh such as 8x1"):
+        parse_layouts(["8by1"], stage)
+    with pytest.raises(UserError, match="data=4 times fsdp=1 devices, and there are 8"):
+        parse_layouts(["4x1"], stage)
+    assert list(parse_layouts([], stage)) == ["8x1", "4x2", "1x8", "pmap"]

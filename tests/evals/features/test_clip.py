@@ -1,0 +1,81 @@
+"""CLIP's vision tower against transformers (`clip_tiny`) and open_clip (`open_clip_vit`)."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.errors import UserError
+from l2l_jax.evals.features import clip
+from l2l_jax.weights import mapping
+from tests.reference_arrays import Case, nhwc
+
+SIZES = dict(image_size=32, patch_size=8, width=32, depth=2, num_heads=4, mlp_width=64, embed_dim=16)
+CASES = {"clip_tiny": Case("clip_tiny"), "open_clip_vit": Case("open_clip_vit")}
+
+
+def shapes_of(config):
+    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)
+    return jax.eval_shape(clip.Tower(config).init, jax.random.key(0), image)["params"]
+
+
+def params_of(config, state_dict):
+    arrangement = clip.recognise(state_dict)
+    target = clip.stored(shapes_of(config), arrangement)
+    return clip.unpacked(mapping.to_flax(arrangement.table, state_dict, target))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("name", CASES)
+def test_tower(name, activation):
+    case, config = CASES[name], clip.TowerConfig(**SIZES, activation=activation)
+    params = params_of(config, case.state_dict())
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, shapes_of(config))
+    apply = jax.jit(lambda p, x: clip.Tower(config).apply({"params": p}, x, mutable=["intermediates"]))
+    features, inside = apply(params, nhwc(case["x"]))
+    inside = {key: value[0] for key, value in inside["intermediates"].items()}
+    if name == "clip_tiny":
+        for i, key in enumerate(("embedded", "block_0", "block_1")):
+            np.testing.assert_allclose(inside[key], case[f"{activation}/hidden_{i}"], atol=1e-5)
+        np.testing.assert_allclose(features, case[f"{activation}/image_embeds"], atol=1e-5)
+    else:
+        np.testing.assert_allclose(inside["embedded"], case[f"{activation}/embeds"], atol=1e-5)
+        np.testing.assert_allclose(features, case[f"{activation}/image_features"], atol=1e-5)
+
+
+def test_vit_h_14_has_the_published_layout():
+    case = CASES["open_clip_vit"]
+    state_dict = {
+        key: np.broadcast_to(np.float32(0), shape) for key, shape, _ in case.description["keys_vit_h_14"]
+    }
+    name, config = clip.published_config(state_dict)
+    assert name == "ViT-H/14"
+    facts = case.config["vit_h_14"]
+    assert config.num_heads == facts["heads"] and config.width // config.num_heads == facts["head_width"]
+    target = clip.stored(shapes_of(config), clip.recognise(state_dict))
+    assert mapping.fit(clip.OPEN_CLIP, state_dict, target).complaint() is None
+    numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes_of(config)))
+    assert numbers == case.description["n_params_vit_h_14"]
+
+
+def test_text_towers_are_left_out():
+    case = CASES["clip_tiny"]
+    texts = {"text_model.embeddings.position_ids": np.zeros((1, 77)), "logit_scale": np.zeros(())}
+    config = clip.TowerConfig(**SIZES, activation="gelu")
+    params = params_of(config, case.state_dict() | texts)
+    np.testing.assert_array_equal(
+        params["class_token"], case.state_dict()["vision_model.embeddings.class_embedding"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("state_dict", "said"),
+    [
+        (CASES["clip_tiny"].state_dict(), "another size.*width 32.*known: ViT-B/32, ViT-H/14"),
+        ({"fc.weight": np.zeros((2, 2))}, "not weights of CLIP"),
+    ],
+)
+def test_other_towers_are_refused(state_dict, said):
+    with pytest.raises(UserError, match=said):
+        clip.published_config(state_dict)

@@ -1,0 +1,162 @@
+"""Opening networks from files, and running them in batches."""
+
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from l2l_jax.errors import UserError
+from l2l_jax.evals.features import base, clip, inception, networks, resnet
+from l2l_jax.evals.features.base import BatchedNetwork
+from l2l_jax.evals.features.config import NetworksConfig
+from l2l_jax.evals.features.networks import open_networks
+from l2l_jax.weights import transfer
+from tests.evals.features.networks import joined_params
+from tests.reference_arrays import Case
+
+TINY = clip.TowerConfig(32, 8, 32, 2, 4, 64, 16, "gelu")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder of weights."""
+    monkeypatch.setenv("L2L_JAX_WEIGHTS", str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def tiny_clip(tmp_path, monkeypatch):
+    """A file with a small CLIP tower, which counts as published."""
+    monkeypatch.setattr(clip, "PUBLISHED", {"tiny": TINY})
+    path = tmp_path / "clip.safetensors"
+    safetensors.numpy.save_file(Case("clip_tiny").state_dict(), path)
+    return path
+
+
+def images(count, height=40, width=56):
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def test_networks_without_files_are_named_and_nothing_else_happens(folder):
+    found, missing = open_networks(NetworksConfig(networks=("inception", "resnet50", "clip")))
+    assert found == {}
+    assert missing.keys() == {"inception", "resnet50", "clip"}
+    for name, (file, command) in {
+        "inception": ("pt_inception-2015-12-05-6726825d.pth", "fetch inception"),
+        "resnet50": ("resnet50_places365.pth.tar", "fetch resnet50-places365"),
+        "clip": ("clip_vit_h_14_laion2b.bin", "fetch clip-vit-h-14"),
+    }.items():
+        assert missing[name].startswith(f"not available: {file}, published at https://")
+        assert command in missing[name] and str(folder) in missing[name]
+    assert list(folder.iterdir()) == []
+
+
+def test_networks_that_are_not_asked_for_are_not_looked_for(folder, tiny_clip):
+    assert open_networks(NetworksConfig(clip=str(tiny_clip))) == ({}, {})
+
+
+def test_a_file_that_is_named_must_exist(folder):
+    with pytest.raises(UserError, match="config.evaluate.clip=nowhere.pth does not exist"):
+        open_networks(NetworksConfig(networks=("clip",), clip="nowhere.pth"))
+
+
+def test_other_weights_are_refused(folder, tiny_clip):
+    config = NetworksConfig(networks=("inception",), inception=str(tiny_clip))
+    with pytest.raises(UserError, match=r"clip.safetensors: .*do not fit.*Without a value: Conv2d_1a"):
+        open_networks(config)
+
+
+def test_clip_sees_what_pillow_resizes(folder, tiny_clip):
+    config = NetworksConfig(networks=("clip",), clip=str(tiny_clip), network_batch_size=4)
+    network = open_networks(config)[0]["clip"]
+    assert network.name == "CLIP tiny"
+    digest = hashlib.sha256(tiny_clip.read_bytes()).hexdigest()
+    assert network.weights["file"] == "clip.safetensors" and network.weights["sha256"] == digest
+    assert (network.weights["licence"], network.weights["published"]) == ("MIT", False)
+    json.dumps(network.weights)
+    # The shorter side to 32 by Pillow, then the middle.
+    shown = images(3)
+    small = [Image.fromarray(image).resize((44, 32), Image.Resampling.BICUBIC) for image in shown]
+    seen = np.stack([np.asarray(image)[:, 6:38] for image in small]) / 255
+    seen = (seen - np.array(clip.MEAN)[None, None, None]) / np.array(clip.STD)[None, None, None]
+    source = transfer.open_checkpoint(tiny_clip)
+    params = networks.OPENERS["clip"](source, config).params
+    expected = jax.jit(clip.Tower(TINY).apply)({"params": params}, seen.astype(np.float32))
+    np.testing.assert_allclose(network(shown)["features"], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "module", "strip"),
+    [
+        ("inception", "inception_fid", inception, ""),
+        ("resnet50", "resnet50_places", resnet, "module."),
+    ],
+)
+def test_networks_are_read_with_their_normalisation_joined(name, case, module, strip, tmp_path):
+    state_dict, path = Case(case).state_dict(), tmp_path / f"{name}.safetensors"
+    safetensors.numpy.save_file(state_dict, path)
+    found = networks.OPENERS[name](transfer.open_checkpoint(path), NetworksConfig()).params
+    network, table = (
+        (inception.Inception(), inception.table)
+        if name == "inception"
+        else (resnet.ResNet50(), lambda _: resnet.TABLE)
+    )
+    plain = {key.removeprefix(strip): value for key, value in state_dict.items()}
+    expected = joined_params(network, table, module.NORM_EPSILON, plain, 299)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+    ("resize", "black", "white"), [("clean-fid", -1.0, 127 / 128), ("pytorch-fid", -1.0, 1.0)]
+)
+def test_the_range_of_inceptions_pixels(resize, black, white):
+    # clean-fid subtracts 128 and divides by 128, pytorch-fid computes 2x - 1 of x in [0, 1].
+    for value, expected in ((0, black), (255, white)):
+        seen = networks.inception_pixels(jnp.full((1, 20, 30, 3), value, jnp.uint8), resize)
+        assert seen.shape == (1, 299, 299, 3)
+        np.testing.assert_allclose(seen, expected, atol=1e-6)
+
+
+def mean_network(batch_size):
+    """Features: the mean colour. Probabilities: of each colour."""
+
+    def apply(params, x):
+        colours = x.astype(jnp.float32).mean(axis=(1, 2))
+        return {"features": params * colours, "probabilities": colours / colours.sum(-1, keepdims=True)}
+
+    return BatchedNetwork("mean", {}, np.float32(2), apply, batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 16])
+@pytest.mark.parametrize("count", [0, 1, 8, 11])
+def test_any_number_of_images_in_batches_of_one_shape(batch_size, count):
+    shown = images(count, 5, 4)
+    outputs = mean_network(batch_size)(shown)
+    expected = shown.mean(axis=(1, 2), dtype=np.float64).reshape(count, 3)
+    np.testing.assert_allclose(outputs["features"], 2 * expected, rtol=1e-5)
+    assert outputs["probabilities"].shape == (count, 3)
+    assert outputs["features"].dtype == np.float32
+
+
+def test_a_cpu_computes_several_batches_at_a_time(monkeypatch):
+    """The images keep their order, and calls of few images share one program."""
+    monkeypatch.setattr(base, "threads", lambda most: 3)
+    traced, shown = [], images(11, 5, 4)
+    network = BatchedNetwork(
+        "mean", {}, np.float32(2), lambda p, x: traced.append(x.shape) or {"features": p * x.mean((1, 2))}, 16
+    )
+    expected = 2 * shown.mean(axis=(1, 2), dtype=np.float64)
+    np.testing.assert_allclose(network(shown)["features"], expected, rtol=1e-5)
+    assert traced == [(base.PER_THREAD, 5, 4, 3)]
+
+
+@pytest.mark.parametrize("shown", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((2, 4, 4, 1), np.uint8)])
+def test_other_images_are_refused(shown):
+    with pytest.raises(ValueError, match="uint8 images"):
+        mean_network(4)(shown)

@@ -1,0 +1,56 @@
+"""Resizing against clean-fid's resizers (`fid_stats`), and against Pillow itself."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from l2l_jax.evals.features.resizing import resized, resizing_matrix
+from tests.reference_arrays import Case
+
+CASE = Case("fid_stats")
+
+
+def one(image, height, width, *args, **options):
+    return np.asarray(resized(jnp.asarray(image)[None], height, width, *args, **options))[0]
+
+
+@pytest.mark.parametrize("name", ["resize_clean_down", "resize_clean_up"])
+def test_clean_fid(name):
+    expected = CASE[name]
+    found = one(CASE["img"], *expected.shape[:2], "bicubic")
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_clean_fid_at_inceptions_size():
+    found = one(CASE["img"], 299, 299, "bicubic")[::13, ::13]
+    np.testing.assert_allclose(found, CASE["resize_clean_299_sample"], atol=2e-4)
+
+
+def test_pytorch_fid_at_inceptions_size():
+    found = one(CASE["img"], 299, 299, "bilinear", antialias=False)[::13, ::13]
+    # PyTorch computes the places between pixels in float32.
+    np.testing.assert_allclose(found, CASE["resize_legacy_pytorch_sample"], atol=2e-3)
+
+
+def test_pytorch_fid_of_float_images():
+    case = Case("inception_fid")
+    matrix = resizing_matrix(96, 299, "bilinear", antialias=False)[::13]
+    found = np.einsum("ui,vj,bcij->bcuv", matrix, matrix, case["x"].astype(np.float64))
+    np.testing.assert_allclose(found, case["resized_sample"], atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(224, 224), (17, 23), (40, 30)])
+def test_bytes_as_pillow_resizes_them(height, width):
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC), int)
+    found = one(image, height, width, "bicubic", bytes_between=True)
+    assert (found == np.round(found)).all()
+    # Pillow's weights are whole multiples of 2^-22: where a value is almost a half it may round otherwise.
+    assert np.abs(found - expected).max() <= 1
+    assert (found != expected).mean() < 1e-3
+
+
+def test_images_of_the_right_size_stay_as_they_are():
+    for options in (dict(), dict(bytes_between=True), dict(antialias=False)):
+        np.testing.assert_array_equal(one(CASE["img"], 40, 56, "bicubic", **options), CASE["img"])

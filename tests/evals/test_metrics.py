@@ -1,0 +1,76 @@
+"""Figures of single images, by hand."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from l2l_jax.data.transforms import in_range
+from l2l_jax.evals.metrics import hole_mse, psnr, ssim, to_uint8
+
+
+def test_mse_counts_the_hole_only():
+    originals = np.zeros((2, 4, 4, 3), np.float32)
+    restored = np.full_like(originals, 9)
+    hole = np.zeros((4, 4), bool)
+    hole[1:3, 1:3] = True
+    restored[0, hole], restored[1, hole] = 0.5, 0.1
+    mse = hole_mse(originals, restored, hole)
+    np.testing.assert_allclose(mse, [0.25, 0.01], rtol=1e-6)
+    # 10 log10(1 / 0.25) and 20 dB; a range of 2 adds 6.02 dB.
+    np.testing.assert_allclose(psnr(mse, (0, 1)), [6.0206, 20], atol=1e-4)
+    np.testing.assert_allclose(psnr(mse, (-1, 1)), [12.0412, 26.0206], atol=1e-4)
+
+
+def test_mse_of_a_hole_of_each_image():
+    restored = np.zeros((2, 2, 2, 3), np.float32)
+    restored[0, 0], restored[1, 1] = 1, 2
+    holes = np.array([[[True, True], [False, False]], [[True, False], [True, False]]])
+    np.testing.assert_allclose(hole_mse(np.zeros_like(restored), restored, holes), [1, 2])
+
+
+def test_ssim_is_that_of_scikit_image():
+    structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
+    rng = np.random.default_rng(0)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(3, 24, 32, 3)), (0, 3, 3, 0)) * 8
+    other = smooth + rng.normal(size=smooth.shape) * np.array([0.05, 0.3, 1]).reshape(3, 1, 1, 1)
+    expected = [
+        structural_similarity(
+            *pair,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=2.0,
+            channel_axis=-1,
+        )
+        for pair in zip(smooth, other, strict=True)
+    ]
+    assert expected[0] > 0.7 and expected[2] < 0.3
+    # scikit-image takes its range as it stands; ours begins at the least value.
+    shifted = [np.float32(x) for x in (smooth, other)]
+    found = ssim(*shifted, (0.0, 2.0))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_allclose(ssim(*(x - 1 for x in shifted), (-1.0, 1.0)), expected, atol=2e-5)
+
+
+def test_ssim_by_its_definition_in_one_window():
+    """11×11 pixels have one window: the formula of Wang et al. with weighted moments."""
+    rng = np.random.default_rng(1)
+    x, y = rng.random((2, 1, 11, 11, 1))
+    profile = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    weights = np.outer(profile, profile)[..., None] / profile.sum() ** 2
+    mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
+    variances = (weights * (x - mean_x) ** 2).sum() + (weights * (y - mean_y) ** 2).sum()
+    covariance = (weights * (x - mean_x) * (y - mean_y)).sum()
+    expected = (2 * mean_x * mean_y + 1e-4) * (2 * covariance + 9e-4)
+    expected /= (mean_x**2 + mean_y**2 + 1e-4) * (variances + 9e-4)
+    np.testing.assert_allclose(ssim(x, y, (0, 1)), [expected], atol=1e-5)
+    with pytest.raises(ValueError, match="at least 11×11"):
+        ssim(x[:, :10], y[:, :10], (0, 1))
+
+
+def test_eight_bits_are_clipped_and_rounded():
+    pixels = np.array([-1.2, -1, -0.996, 0, 0.999, 1.5], np.float32)
+    np.testing.assert_array_equal(to_uint8(pixels, (-1, 1)), [0, 0, 1, 128, 255, 255])
+    every = np.arange(256, dtype=np.uint8)
+    for value_range in ((0.0, 1.0), (-1.0, 1.0)):
+        np.testing.assert_array_equal(to_uint8(in_range(every, value_range), value_range), every)

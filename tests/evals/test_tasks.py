@@ -1,0 +1,87 @@
+"""What the tasks hide, counted by hand."""
+
+import re
+
+import numpy as np
+import pytest
+
+from l2l_jax.evals.config import EvaluationConfig
+from l2l_jax.evals.tasks import GROUPS, parse_tasks, patch_holes
+from l2l_jax.models.mae.model import MAE
+from l2l_jax.models.palette.model import Palette
+
+
+def task(name):
+    (found,) = parse_tasks([name])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "missing"),
+    [
+        ("centre_4", 256, 64 * 64),  # 4×4 of the 16×16 patches of 16 pixels
+        ("centre_8", 256, 128 * 128),
+        ("centre_8", 224, 112 * 112),
+        ("border_1", 256, 256**2 - 240**2),  # 8 pixels on every side
+        ("border_13", 256, 256**2 - 48**2),
+        ("left_8", 16, 8 * 16),
+    ],
+)
+def test_how_much_is_hidden(name, size, missing):
+    hole = task(name).hole(size)
+    assert hole.shape == (size, size) and hole.sum() == missing and task(name).name == name
+
+
+def test_the_groups():
+    assert [t.name for t in parse_tasks(["paper"])] == ["centre_8", "centre_4"]
+    assert [t.title for t in parse_tasks(["border_1", "outpainting"])] == [
+        f"border {width}/32" for width in range(1, 14)
+    ]
+    assert {name for group in GROUPS.values() for name in group} >= {"left_8", "right_8", "top_8", "bottom_8"}
+
+
+def test_random_patches_are_as_many_as_asked_and_belong_to_the_image():
+    visible = task("random_75").visible_patches(16, [(0, 1), (0, 2), (0, 1)])
+    assert visible.shape == (3, 4) and (np.diff(visible, axis=1) > 0).all()
+    np.testing.assert_array_equal(visible[0], visible[2])
+    assert (visible[0] != visible[1]).any()
+    holes = patch_holes(visible, 4, 8)
+    assert holes.shape == (3, 8, 8) and (holes.sum(axis=(1, 2)) == 12 * 4).all()
+    row, column = divmod(visible[0, 0], 4)
+    assert not holes[0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].any()
+    # Each patch of many images is hidden about three times in four: 400 draws, standard deviation 0.022.
+    often = patch_holes(task("random_75").visible_patches(16, ((i,) for i in range(400))), 4, 4).mean(axis=0)
+    assert np.abs(often - 0.75).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ("center_8", "there is no task 'center_8'; known: centre_N"),
+        ("centre_8,left", "there is no task 'left'"),
+        ("border_0", "there is no task 'border_0'"),
+        ((), "tasks names none"),
+    ],
+)
+def test_unknown_tasks_are_refused(tasks, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        EvaluationConfig(tasks=tasks.split(",") if isinstance(tasks, str) else tasks)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "message"),
+    [
+        ("centre_16", MAE(), "the task centre_16: a centred hole in 224 pixels"),
+        (
+            "border_3",
+            MAE(image_size=16, patch_size=4),
+            "hides 3/32 of 16 pixels, which is not a whole number",
+        ),
+        ("random_75", Palette(), "random_75 is for masked autoencoders"),
+        ("random_1", MAE(image_size=16, patch_size=4), "hides 0 of 16 patches"),
+    ],
+)
+def test_tasks_that_a_model_cannot_be_given_are_refused(name, model, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationConfig(tasks=(name,)).check(model)
+    EvaluationConfig(tasks=("centre_8", "left_4")).check(model)

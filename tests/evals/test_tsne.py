@@ -1,0 +1,46 @@
+"""t-SNE keeps together what is together."""
+
+import json
+
+import numpy as np
+import pytest
+
+from l2l_jax.evals import tsne
+
+
+@pytest.fixture(scope="module")
+def embeddings():
+    """Retain images and their restorations in one place, forget images and theirs in two others."""
+    rng = np.random.default_rng(0)
+    centres = np.eye(8)[[0, 0, 1, 2]] * 5
+    names = ["retain, images", "retain, unlearned", "forget, images", "forget, unlearned"]
+    return {
+        name: rng.normal(size=(15, 8)) * 0.3 + centre for name, centre in zip(names, centres, strict=True)
+    }
+
+
+def test_groups_that_are_alike_stay_together(embeddings):
+    places = tsne.project(embeddings)
+    assert {name: place.shape for name, place in places.items()} == dict.fromkeys(embeddings, (15, 2))
+    middle = {name: place.mean(axis=0) for name, place in places.items()}
+
+    def apart(first, second):
+        return np.linalg.norm(middle[first] - middle[second])
+
+    assert apart("retain, images", "retain, unlearned") < 0.5 * apart("retain, images", "forget, images")
+    assert apart("retain, images", "retain, unlearned") < 0.5 * apart("forget, images", "forget, unlearned")
+
+
+def test_large_groups_are_thinned_out_and_few_images_refused(monkeypatch, embeddings):
+    monkeypatch.setattr(tsne, "MOST", 3)
+    assert {len(place) for place in tsne.project(embeddings).values()} == {3}
+    with pytest.raises(ValueError, match="at least 4 images, not 3"):
+        tsne.project({"retain, images": np.eye(3)})
+
+
+def test_the_picture_and_the_places(tmp_path, embeddings):
+    places = {name: rows[:, :2] for name, rows in embeddings.items()}
+    tsne.save(tmp_path / "tsne.png", places)
+    assert (tmp_path / "tsne.png").read_bytes().startswith(b"\x89PNG")
+    kept = json.loads((tmp_path / "tsne.json").read_text())
+    np.testing.assert_allclose(kept["forget, images"], places["forget, images"], atol=1e-4)

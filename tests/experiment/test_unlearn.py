@@ -1,0 +1,117 @@
+"""What `experiment` makes of a method with phases and of a retain budget."""
+
+import json
+import pathlib
+import runpy
+
+import numpy as np
+import pytest
+
+from l2l_jax.config import parse_config
+from l2l_jax.data.sources import open_source
+from l2l_jax.data.splits import Split, validation_sets
+from l2l_jax.errors import UserError
+from l2l_jax.evals.inpaint import Restorer
+from l2l_jax.evals.masked_errors import hole_errors
+from l2l_jax.evals.tasks import parse_tasks
+from l2l_jax.experiment import batches
+from l2l_jax.experiment import unlearn as unlearning
+from l2l_jax.experiment.pretrain import original_params
+from l2l_jax.experiment.validation import retain_budget, validation_images
+from l2l_jax.experiment.workdir import Workdir
+from l2l_jax.methods.constrained import Constrained
+from l2l_jax.methods.registry import make_task
+from l2l_jax.weights.saved_models import read_card
+
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
+
+
+def config_of(**fields):
+    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
+    recipe.audit.enabled, recipe.unlearn.retain_budget = False, 0.0
+    recipe.update_from_flattened_dict(fields)
+    return parse_config(recipe)
+
+
+class Trained:
+    """Stands in for `train`: keeps what it is asked for, and logs a forget loss that falls by 1 a step."""
+
+    def __init__(self):
+        self.runs = {}
+
+    def __call__(self, name, task, params, batches, config, folder, *, alpha=0.0, budget=None, **where):
+        self.runs[folder.name] = (task, config, alpha, budget, params)
+        folder.mkdir(parents=True, exist_ok=True)
+        start = {"phase_1a": 100, "phase_1b": 200}.get(folder.name, 0)
+        rows = ({"step": n, "retain": 7.0, "forget": start - n} for n in range(1, config.steps + 1))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"encoder": np.zeros(1)}
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    stand_in = Trained()
+    monkeypatch.setattr(unlearning, "train", stand_in)
+    monkeypatch.setattr(batches, "training_batches", lambda *_, **__: None)
+    return stand_in
+
+
+def test_the_phases_find_the_range_of_epsilon(trained, tmp_path):
+    """40 steps: the last tenth are the steps 37 to 40, whose mean is 38.5."""
+    fields = {"method": "epsilon", "epsilon_ratio": 0.25, "steps": 40, "warmup_steps": 2}
+    config = config_of(**{f"unlearn.{name}": value for name, value in fields.items()})
+    folders = Workdir(tmp_path, config)
+    unlearning.unlearned_params(config, folders, {"encoder": np.ones(1)}, Split(None, None))
+    assert list(trained.runs) == ["phase_1a", "phase_1b", "unlearn"]
+    rules = [task.gradients for task, *_ in trained.runs.values()]
+    bounds = (100 - 38.5, 200 - 38.5)
+    assert rules == [Constrained("forget"), Constrained("retain"), Constrained("forget", bounds)]
+    assert trained.runs["phase_1a"][1].log_every == 1
+    assert trained.runs["unlearn"][1:3] == (config.unlearn, 0.75)
+    assert all(run[-1] == {"encoder": np.ones(1)} for run in trained.runs.values())
+    assert read_card(folders.unlearned)["phases"]["phase_1b"] == {"retain": 7.0, "forget": bounds[1]}
+
+
+def test_epsilon_trains_on_the_papers_losses():
+    config = config_of()
+    tasks = [make_task(method, config.model) for method in ("epsilon", "encoder")]
+    assert tasks[0]._replace(gradients=None, phases=None).trained == tasks[1].trained
+    assert tasks[0].losses.__qualname__ == tasks[1].losses.__qualname__
+
+
+def test_a_budget_needs_validation_images():
+    config = config_of(**{"unlearn.retain_budget": 1.1, "data.validation_fraction": 0.0})
+    with pytest.raises(UserError, match="config.data.validation_fraction is 0, so that there are no"):
+        retain_budget(config)
+
+
+def test_validation_images_are_spread_over_the_set():
+    config = config_of()
+    source = validation_sets(config.data, open_source(config.data, "validation", 16)).retain
+    images = validation_images(config, 10)
+    assert {of: len(x) for of, x in images.items()} == {"retain": 10, "forget": 10}
+    for place, image in zip(np.linspace(0, len(source) - 1, 10).astype(int), images["retain"], strict=True):
+        np.testing.assert_allclose(image, source[place]["image"], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_budgeted_run_says_what_it_cost(one_device, tmp_path):
+    """The ratio on the model's card is that of the models on disk, restored by the program's own way."""
+    fields = {"retain_budget": 1.3, "steps": 12, "warmup_steps": 1, "budget_every": 4, "batch_size": 16}
+    fields = {f"unlearn.{name}": value for name, value in fields.items()}
+    config = config_of(**fields, **{"model.scan": True, "data.validation_fraction": 0.05})
+    folders = Workdir(tmp_path, config)
+    original = original_params(config, folders, None)
+    sets = batches.training_sets(config, open_source(config.data, "train", 16))
+    params = unlearning.unlearned_params(config, folders, original, sets)
+    facts = read_card(folders.unlearned)["retain_budget"]
+    validation = validation_sets(config.data, open_source(config.data, "validation", 16))
+    task = parse_tasks(config.evaluate.tasks)[0]
+    restorer = Restorer(config.model, task, batch_size=config.evaluate.batch_size, seed=config.seed)
+    for of, source in validation._asdict().items():
+        before, after = (hole_errors(config, p, source, restorer) for p in (original, params))
+        assert facts["images"][of] == len(before) < 200  # all there are
+        assert facts[of]["value"] == pytest.approx(after.mean() / before.mean(), rel=1e-3)
+        assert facts[of]["low"] < facts[of]["value"] < facts[of]["high"]
+    assert facts["met"] == (facts["retain"]["value"] <= 1.3)
+    assert facts["step"] in (4, 8, 12)

@@ -1,0 +1,52 @@
+"""Which entries are largest, against NumPy; what becomes of a task."""
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.methods.registry import make_task
+from l2l_jax.methods.saliency import largest
+from tests.train.families import MODELS, params_of
+
+RNG = np.random.default_rng(0)
+SCALES = {"a": 1e-20, "b": 1.0, "c": 1e10}
+VALUES = {name: (scale * RNG.standard_normal((7, 11))).astype(np.float32) for name, scale in SCALES.items()}
+"""Three arrays of very different sizes: the threshold is one for all."""
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.1, 1 / 3, 0.5, 0.9, 1.0])
+def test_the_largest_of_all_arrays_together(share):
+    found = jax.jit(largest, static_argnums=1)(VALUES, share)
+    magnitudes = np.abs(np.concatenate([x.ravel() for x in VALUES.values()]))
+    count = max(1, round(share * magnitudes.size))
+    threshold = np.partition(magnitudes, magnitudes.size - count)[magnitudes.size - count]
+    for name, values in VALUES.items():
+        np.testing.assert_array_equal(found[name], np.abs(values) >= threshold)
+    assert sum(int(x.sum()) for x in found.values()) == count
+
+
+def test_equal_entries_go_together_and_zeros_never():
+    values = {"w": np.float32([0, -2, 1, 2, 0, 1])}
+    for share, expected in (
+        (1 / 6, [0, 1, 0, 1, 0, 0]),
+        (0.5, [0, 1, 1, 1, 0, 1]),
+        (1.0, [0, 1, 1, 1, 0, 1]),
+    ):
+        np.testing.assert_array_equal(largest(values, share)["w"], np.array(expected, bool))
+    assert not largest({"w": np.zeros(4, np.float32)}, 0.5)["w"].any()
+
+
+def test_any_method_takes_a_share_and_a_fresh_start():
+    model = MODELS["mae"]
+    plain = make_task("encoder", model)
+    assert plain.saliency == 1 and plain.start is None
+    task = make_task("encoder", model, saliency=0.5, saliency_reset=True)
+    assert task.saliency == 0.5
+    params, key = params_of(model), jax.random.key(1)
+    started, other = task.start(params, key), task.start(params, jax.random.key(2))
+    kernels = [p["encoder"]["blocks_0"]["mlp"]["fc1"]["kernel"] for p in (params, started, other)]
+    bound = np.sqrt(6 / (32 + 128))  # of Glorot and Bengio's uniform distribution for 32 → 128
+    assert 0.9 * bound < np.abs(kernels[1]).max() <= bound and np.abs(kernels[0]).max() > 2 * bound / 2
+    assert np.abs(kernels[1] - kernels[2]).max() > 0.1 * bound
+    with pytest.raises(ValueError, match=r"\(0, 1\], not 0"):
+        make_task("encoder", model, saliency=0)

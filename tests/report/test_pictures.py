@@ -1,0 +1,67 @@
+"""Grids of pictures: each image lies, square and in its colours, in its line and column."""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from l2l_jax.report import pictures
+
+SETS = {"retain": (0, 1, 2), "forget": (3, 4)}
+KINDS = ("image", "seen", "original", "unlearned")
+
+
+class Shown(NamedTuple):
+    indices: range
+    images: np.ndarray
+    labels: tuple[int, ...]
+
+
+def colour(kind, label):
+    """One of its own for every image, none of which text has."""
+    return (40 + 50 * KINDS.index(kind), 30 + 40 * label, 200)
+
+
+def images(kind, labels):
+    plain = [np.broadcast_to(np.divide(colour(kind, label), 255), (4, 4, 3)) for label in labels]
+    return 2 * np.array(plain) - 1  # the model's range
+
+
+def drawn(draw, tmp_path):
+    """Left, top, right and bottom of each image in the file, by kind and label."""
+    evaluation = SimpleNamespace(
+        shown={of: Shown(range(len(labels)), images("image", labels), labels) for of, labels in SETS.items()},
+        seen=lambda of: images("seen", SETS[of]),
+        class_names=("zero", "one", "two", "three", "four"),
+        restorer=SimpleNamespace(value_range=(-1, 1)),
+    )
+    restored = {kind: {of: images(kind, labels) for of, labels in SETS.items()} for kind in KINDS[2:]}
+    draw(tmp_path / "grid.png", evaluation, restored)
+    pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+    boxes = {}
+    for labels in SETS.values():
+        for label in labels:
+            for kind in KINDS:
+                lines, columns = np.nonzero((pixels == colour(kind, label)).all(axis=-1))
+                box = boxes[kind, label] = (columns.min(), lines.min(), columns.max(), lines.max())
+                width, height = box[2] - box[0] + 1, box[3] - box[1] + 1
+                assert width > 40 and abs(width - height) <= 2 and len(lines) == width * height
+    return boxes
+
+
+@pytest.mark.parametrize("draw", [pictures.save_grid, pictures.save_methods])
+def test_every_image_has_its_place(draw, tmp_path):
+    """A grid has a line for each kind, in each set; a comparison of methods a column for each kind."""
+    boxes = drawn(draw, tmp_path)
+    along, across = (1, 0) if draw is pictures.save_grid else (0, 1)
+    for labels in SETS.values():
+        for label in labels:
+            places = [boxes[kind, label] for kind in KINDS]
+            assert len({box[across] for box in places}) == 1  # of one image, below or beside one another
+            assert all(a[along + 2] < b[along] for a, b in zip(places, places[1:], strict=False))
+        for kind in KINDS:
+            places = [boxes[kind, label] for label in labels]
+            assert all(a[across + 2] < b[across] for a, b in zip(places, places[1:], strict=False))
+    assert max(boxes[kind, 2][3] for kind in KINDS) < min(boxes[kind, 3][1] for kind in KINDS)

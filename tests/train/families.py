@@ -1,0 +1,48 @@
+"""A small model of each family, large enough that some of its parameters are split over devices."""
+
+import jax
+import numpy as np
+
+from l2l_jax.models.mae.model import MAE
+from l2l_jax.models.mage.model import MAGE
+from l2l_jax.models.palette.model import Palette
+
+MODELS = {
+    "mae": MAE(
+        image_size=8, patch_size=4, width=32, depth=1, num_heads=2,
+        decoder_width=32, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
+    ),
+    "mage": MAGE(
+        image_size=8, width=32, depth=1, num_heads=2,
+        decoder_width=32, decoder_depth=1, decoder_num_heads=2,
+        codebook_size=16, codebook_width=4, base_channels=4, channel_multipliers=(1, 1),
+        num_res_blocks=1, groups=2, hidden_margin=0, blend_margin=0, blend_sigma=0.0,
+    ),
+    "palette": Palette(
+        image_size=8, inner_channel=8, channel_mults=(4,), res_blocks=1, attn_res=(),
+        num_head_channels=8, norm_groups=2, hole_bank_size=4,
+    ),
+}  # fmt: skip
+
+
+def params_of(model):
+    """Random parameters; what starts at zero does not, so that everything has a gradient."""
+    shapes = model.shapes()
+    rng = np.random.default_rng(0)
+
+    def leaf(path, x):
+        if x.dtype == bool:
+            return np.broadcast_to(np.arange(x.shape[1]) < 4, x.shape)
+        scale = getattr(path[-1], "key", None) == "scale"
+        return (scale + 0.1 * rng.standard_normal(x.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def images_of(family, steps, rows):
+    """`steps` batches of retain and forget images."""
+    model, rng = MODELS[family], np.random.default_rng(1)
+    low, high = model.value_range
+    for _ in range(steps):
+        images = rng.random((2, rows, *model.image_shape), np.float32)
+        yield dict(zip(("retain", "forget"), low + (high - low) * images, strict=True))

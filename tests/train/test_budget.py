@@ -1,0 +1,212 @@
+"""A retain budget: its rules by hand, and a run whose end is known by hand."""
+
+import functools
+import json
+import math
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.errors import Interrupted
+from l2l_jax.train import budget as rules
+from l2l_jax.train import loop, sharding
+from l2l_jax.train.budget import Measured, RetainBudget, limit_at, next_weight
+from l2l_jax.train.metric_writers import read_metrics
+from l2l_jax.train.optim import TrainingConfig
+from l2l_jax.train.sharding import MeshConfig
+from l2l_jax.train.validation_errors import HoleErrors
+from tests.matrix import soak
+from tests.train import toy
+
+CONFIG = TrainingConfig(
+    steps=120, batch_size=8, learning_rate=0.02, beta2=0.9, weight_decay=0.0, checkpoint_every=20, log_every=1
+)
+
+
+def test_the_limit_falls_to_the_budget():
+    assert limit_at(1.25, 2.0, 0.0) == pytest.approx(2.0)
+    assert limit_at(1.25, 2.0, 0.5) == pytest.approx(math.sqrt(1.25 * 2.0))  # half-way in the logarithm
+    assert limit_at(1.25, 2.0, 1.0) == pytest.approx(1.25)
+    assert limit_at(1.25, 9.0, 0.0) == pytest.approx(2 * 1.25)  # never beyond two budgets
+    assert limit_at(1.25, 1.1, 0.3) == limit_at(1.25, math.nan, 0.3) == 1.25
+
+
+def test_the_weight_follows():
+    assert next_weight(0.2, 1.2, 1.2, 1.2, rate=3) == pytest.approx(0.2)
+    assert next_weight(0.2, 1.2, 1.26, 1.26, rate=2) == pytest.approx(0.2 * (1.2 / 1.26) ** 2)
+    assert next_weight(0.2, 1.2, 1.17, 1.17, rate=2) == pytest.approx(0.2 * (1.2 / 1.17) ** 2)
+    # It falls from 1.3 to 1.26: 1.26² / 1.3 = 1.2212 is expected.
+    assert next_weight(0.2, 1.2, 1.26, 1.3, rate=2) == pytest.approx(0.2 * (1.2 / 1.221231) ** 2, rel=1e-5)
+    assert next_weight(0.2, 1.2, 9.0, 9.0, rate=2) == pytest.approx(0.2 / 1.5)
+    assert next_weight(0.2, 1.2, 0.1, 0.1, rate=2) == next_weight(0.2, 1.2, 0, 0, 2) == pytest.approx(0.3)
+    assert next_weight(0.2, 1.2, 0.1, 0.1, rate=2, most=0.25) == 0.25
+    for lost in (math.inf, math.nan):
+        assert next_weight(0.2, 1.2, lost, 1.2, rate=2) == pytest.approx(0.2 / 1.5)
+
+
+def test_the_best_model_forgets_most_within_the_budget():
+    inside = [Measured(1, 0.1, 1.05, 3.0), Measured(2, 0.2, 1.2, 7.0), Measured(3, 0.2, 1.19, 5.0)]
+    outside = [Measured(4, 0.3, 1.3, 9.0), Measured(5, 0.3, 1.21, 8.0), Measured(6, 0.3, math.nan, 99.0)]
+    assert max(inside + outside, key=lambda m: m.rank(1.2)).step == 2
+    assert max(outside, key=lambda m: m.rank(1.2)).step == 5
+    assert min(outside, key=lambda m: m.rank(1.2)).step == 6
+
+
+@functools.cache
+def trainer(layout, sign):
+    """Of all runs on a layout: what is tested lies between the steps, which are compiled once."""
+    kind, data, model = layout
+    mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
+    return loop.Trainer("unlearn", toy.task(sign), CONFIG, seed=0, mesh=mesh, parallel=kind)
+
+
+@functools.cache
+def make_errors(parallel):
+    """The measurement of a trainer's runs, compiled once."""
+    rows = 8 * parallel.mesh.size
+    return HoleErrors(toy.Gain, toy.HOLE, toy.validation(), rows=rows, seed=0, parallel=parallel)
+
+
+def make_budget(budget, every=4, **more):
+    return RetainBudget(budget, every=every, rate=6.0, steps=CONFIG.steps, make_errors=make_errors, **more)
+
+
+def run(folder, budget, *, alpha, sign=1.0, batches=None, layout=("jit", 1, 1)):
+    batches = batches or toy.batches()
+    params = trainer(layout, sign).train(toy.params(), batches, folder, alpha=alpha, budget=budget)
+    return float(params["encoder"]["gain"])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder, budget = tmp_path_factory.mktemp("whole"), make_budget(1.5)
+    return run(folder, budget, alpha=0.25), budget.outcome(), read_metrics(folder)
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.25, 1.0])
+def test_the_budget_is_used_up_and_held(alpha, tmp_path):
+    """The retain error is (1 − w)²/0.01 times the original's, and least loss is at w = 1 / (1 + α)."""
+    budget = make_budget(1.5)
+    gain = run(tmp_path, budget, alpha=alpha)
+    outcome = budget.outcome()
+    assert outcome.met and 1.15 < outcome.retain.value <= 1.5
+    assert outcome.retain.value == pytest.approx((1 - gain) ** 2 / 0.01, rel=1e-4)
+    assert outcome.forget.value == pytest.approx((1 - gain) ** 2 / 0.01, rel=1e-4)
+    rows = {row["step"]: row for row in read_metrics(tmp_path)}
+    assert outcome.weight == rows[outcome.step]["alpha"]
+    assert outcome.images == {"retain": 3, "forget": 2}
+    # All images have one error: every resample gives the same ratio.
+    assert outcome.retain.low == pytest.approx(outcome.retain.high)
+
+
+def test_raising_a_loss_is_held_in_the_same_way(uninterrupted, tmp_path):
+    """The negative forget loss raised is the loss lowered: the same numbers but for the sign."""
+    budget = make_budget(1.5)
+    run(tmp_path, budget, alpha=0.25, sign=-1.0)
+    assert budget.outcome().met and budget.outcome().retain.value > 1.15
+    for mine, theirs in zip(read_metrics(tmp_path)[:40], uninterrupted[2][:40], strict=True):
+        assert mine == pytest.approx({**theirs, "forget": -theirs["forget"]}, rel=1e-3)
+
+
+def test_a_budget_that_cannot_be_met(tmp_path):
+    """A weight that comes down too late: the model that lost least is kept, and not called met."""
+    budget = make_budget(1.0001, every=40)
+    run(tmp_path, budget, alpha=1.0)
+    outcome = budget.outcome()
+    rows = {row["step"]: row for row in read_metrics(tmp_path)}
+    measured = [rows[43]["retain_ratio"], rows[83]["retain_ratio"]]
+    assert not outcome.met and 1.0001 < outcome.retain.value <= min(measured)
+    assert json.loads(json.dumps(outcome.describe()))["met"] is False
+
+
+def test_measurements_act_a_fixed_number_of_steps_later(uninterrupted):
+    """Measured after steps 4, 8, …; the weight of step n + 3 is the first that follows step n."""
+    rows = {row["step"]: row for row in uninterrupted[2]}
+    assert rules.LAG == 2
+    assert rows[6]["alpha"] == 0.25 and "retain_ratio" not in rows[6] and "retain_ratio" in rows[7]
+    changed = [n for n in range(2, 121) if rows[n]["alpha"] != rows[n - 1]["alpha"]]
+    assert {n % 4 for n in changed} == {3} and len(changed) > 15
+    first = rows[35]["retain_ratio"]  # of step 32, the first after a quarter of the run
+    for n in (n for n in changed if n >= 39):
+        # The limit is the budget after seven tenths: step 84.
+        limit = limit_at(1.5, first, min(1, (n - 3 - 32) / (84 - 32)))
+        ratio, before = rows[n]["retain_ratio"], rows[n - 1]["retain_ratio"]
+        expected = next_weight(rows[n - 1]["alpha"], limit, ratio, before, rate=6.0)
+        assert rows[n]["alpha"] == pytest.approx(expected)
+
+
+class Stopped:
+    """Batches that raise or signal when the n-th is asked for."""
+
+    def __init__(self, number, how):
+        self._number, self._how, self._batches = number, how, toy.batches()
+        self.value_range = self._batches.value_range
+
+    def __iter__(self):
+        outer, inner, count = self, iter(self._batches), [0]
+
+        class Iterator:
+            get_state, set_state = staticmethod(inner.get_state), staticmethod(inner.set_state)
+            close = staticmethod(inner.close)
+
+            def __next__(self):
+                count[0] += 1
+                if count[0] == outer._number:
+                    outer._how()
+                return next(inner)
+
+        return Iterator()
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def crash():
+    raise KeyboardInterrupt("power failure")
+
+
+# Every run stops where the weight is about to change, and near the end.
+@pytest.mark.parametrize("step", [soak(36), 37, soak(39), 110])
+def test_resuming_is_bit_identical_wherever_it_stopped(step, uninterrupted, tmp_path):
+    """After a measurement, before it acts, as it acts, and near the end."""
+    with pytest.raises(Interrupted):
+        run(tmp_path, make_budget(1.5), alpha=0.25, batches=Stopped(step, interrupt))
+    budget = make_budget(1.5)
+    assert run(tmp_path, budget, alpha=0.25) == uninterrupted[0]
+    assert budget.outcome() == uninterrupted[1]
+    assert read_metrics(tmp_path) == uninterrupted[2]
+
+
+def test_resuming_after_a_crash_is_bit_identical(uninterrupted, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, make_budget(1.5), alpha=0.25, batches=Stopped(71, crash))
+    budget = make_budget(1.5)
+    assert run(tmp_path, budget, alpha=0.25) == uninterrupted[0]
+    assert (budget.outcome(), read_metrics(tmp_path)) == uninterrupted[1:]
+    # A finished run is not trained again, and knows its outcome.
+    budget = make_budget(1.5)
+    assert run(tmp_path, budget, alpha=0.25) == uninterrupted[0]
+    assert budget.outcome() == uninterrupted[1]
+
+
+# Batches over devices alone: with the parameters split as well, and under pmap, in every run.
+@pytest.mark.parametrize("layout", [soak(("jit", 8, 1)), ("jit", 2, 2), ("pmap", 8, 1)])
+def test_the_devices_do_not_matter(layout, uninterrupted, tmp_path):
+    budget = make_budget(1.5)
+    gain = run(tmp_path, budget, alpha=0.25, layout=layout)
+    assert gain == pytest.approx(uninterrupted[0], rel=1e-4)
+    for mine, theirs in zip(read_metrics(tmp_path), uninterrupted[2], strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-2, abs=1e-6)
+
+
+def test_another_model_can_be_the_reference(tmp_path):
+    """Relative to w = 0.8, whose retain error is 0.04, a ratio of 1.5 is (1 − w)² = 0.06."""
+    reference = {**toy.params(), "encoder": {"gain": np.float32(0.8)}}
+    budget = make_budget(1.5, reference=reference)
+    gain = run(tmp_path, budget, alpha=0.25)
+    assert budget.outcome().retain.value == pytest.approx((1 - gain) ** 2 / 0.04, rel=1e-4)
+    assert 1.15 < budget.outcome().retain.value <= 1.5

@@ -1,0 +1,352 @@
+"""Training as a whole: resuming, damaged checkpoints, stopping, diverging."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import shutil
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.data.pipeline import training_batches
+from l2l_jax.errors import Diverged, Interrupted, UserError
+from l2l_jax.methods.baselines import encoder_task
+from l2l_jax.models.mae.model import MAE
+from l2l_jax.train import loop, sharding
+from l2l_jax.train.metric_writers import MetricWriter, read_metrics
+from l2l_jax.train.optim import TrainingConfig
+from l2l_jax.train.sharding import MeshConfig
+
+MODEL = MAE(
+    image_size=8, patch_size=4, width=8, depth=1, num_heads=2,
+    decoder_width=8, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
+)  # fmt: skip
+TASK = encoder_task(MODEL)
+CONFIG = TrainingConfig(
+    steps=12, batch_size=4, learning_rate=0.01, warmup_steps=4, checkpoint_every=4, log_every=2, ema_decay=0.9
+)
+
+
+class Images:
+    class_names, labels = ("only",), np.zeros(10, int)
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        image = np.random.default_rng(index).random((8, 8, 3)).astype(np.float32)
+        return {"image": image, "label": 0, "name": str(index)}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
+
+
+@functools.cache
+def trainer(task, config, mesh, parallel):
+    """Of many tests, which ask what happens between steps: they share a compiled step."""
+    return loop.Trainer("unlearn", task, config, seed=1, mesh=mesh, parallel=parallel)
+
+
+def run(params, folder, batches=None, config=CONFIG, mesh=None, parallel="jit", task=TASK, teacher=None):
+    batches = batches or training_batches(
+        {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
+    )
+    mesh = mesh or sharding.make_mesh(jax.devices()[:1])
+    return trainer(task, config, mesh, parallel).train(params, batches, folder, alpha=0.5, teacher=teacher)
+
+
+class Watched:
+    """A dataset that calls `before(n)` ahead of its n-th batch since it was opened."""
+
+    value_range = (0, 1)
+
+    def __init__(self, before):
+        self._before = before
+        self._batches = training_batches(
+            {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
+        )
+
+    def __iter__(self):
+        outer, inner, count = self, iter(self._batches), [0]
+
+        class Iterator:
+            get_state, set_state = staticmethod(inner.get_state), staticmethod(inner.set_state)
+            close = staticmethod(inner.close)
+
+            def __next__(self):
+                count[0] += 1
+                return outer._before(count[0], next(inner))
+
+        return Iterator()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(params, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return run(params, folder), read_metrics(folder), folder
+
+
+@pytest.fixture
+def finished(uninterrupted, tmp_path):
+    """A copy of the folder of the uninterrupted run."""
+    return shutil.copytree(uninterrupted[2], tmp_path / "finished")
+
+
+def assert_identical(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_only_the_encoder_changed(params, uninterrupted):
+    assert_identical(uninterrupted[0]["decoder"], params["decoder"])
+    changed = uninterrupted[0]["encoder"]["cls_token"] - params["encoder"]["cls_token"]
+    assert np.abs(changed).max() > 1e-4
+
+
+def test_resuming_after_sigterm_is_bit_identical(params, uninterrupted, tmp_path):
+    def stop_at_6(number, batch):
+        if number == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    with pytest.raises(Interrupted) as stopped:
+        run(params, tmp_path, Watched(stop_at_6))
+    # The signal arrives while batch 6 is fetched: step 6 is finished and saved.
+    assert stopped.value.step == 6 and (tmp_path / "checkpoints" / "6").is_dir()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert_identical(run(params, tmp_path), uninterrupted[0])
+    assert read_metrics(tmp_path) == uninterrupted[1]
+
+
+def test_resuming_after_a_crash_is_bit_identical(params, uninterrupted, tmp_path):
+    """A crash in step 11 loses the steps since checkpoint 8; their log lines are not doubled."""
+
+    def crash_at_11(number, batch):
+        if number == 11:
+            raise KeyboardInterrupt("power failure")
+        return batch
+
+    with pytest.raises(KeyboardInterrupt):
+        run(params, tmp_path, Watched(crash_at_11))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
+    assert_identical(run(params, tmp_path), uninterrupted[0])
+    assert read_metrics(tmp_path) == uninterrupted[1]
+
+
+@pytest.mark.soak
+def test_a_run_goes_on_with_other_devices(params, uninterrupted, tmp_path):
+    """Four devices as 2x2, a crash, then four under pmap: batches, draws and losses of one device.
+
+    In every run test_several_processes.py goes on with others, and on a mesh of 2x2.
+    """
+
+    def crash_at_6(number, batch):
+        if number == 6:
+            raise KeyboardInterrupt("power failure")
+        return batch
+
+    four = jax.devices()[:4]
+    with pytest.raises(KeyboardInterrupt):
+        run(params, tmp_path, Watched(crash_at_6), mesh=sharding.make_mesh(four, MeshConfig(2, 2)))
+    result = run(params, tmp_path, mesh=sharding.make_mesh(four), parallel="pmap")
+    for mine, theirs in zip(read_metrics(tmp_path), uninterrupted[1], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+    difference = result["encoder"]["cls_token"] - uninterrupted[0]["encoder"]["cls_token"]
+    assert np.abs(difference).max() < 1e-4
+
+
+def damage(checkpoint: pathlib.Path, how: str) -> None:
+    files = [f for f in checkpoint.rglob("*") if f.is_file()]
+    if how == "truncated":
+        largest = max(files, key=lambda f: f.stat().st_size)
+        os.truncate(largest, largest.stat().st_size // 2)
+    elif how == "emptied":
+        for file in files:
+            file.write_bytes(b"")
+    else:
+        for file in (checkpoint / "state").rglob("*"):
+            if file.is_file():
+                file.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "without its state"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(params, uninterrupted, finished, how, caplog):
+    damage(finished / "checkpoints" / "12", how)
+    with caplog.at_level("WARNING", logger="l2l_jax"):
+        assert_identical(run(params, finished), uninterrupted[0])
+    assert "checkpoint of step 12 is damaged" in caplog.text
+    assert (finished / "checkpoints" / "12.damaged").is_dir()
+    assert (finished / "checkpoints" / "12").is_dir()  # written anew
+
+
+def test_no_readable_checkpoint_is_an_error(params, finished):
+    for step in ("8", "12"):
+        damage(finished / "checkpoints" / step, "emptied")
+    with pytest.raises(UserError, match=r"None of the checkpoints in .* \(steps 12, 8\)"):
+        run(params, finished)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(params, tmp_path):
+    def poison(number, batch):
+        return {**batch, "forget": batch["forget"] * np.nan} if number == 10 else batch
+
+    with pytest.raises(Diverged, match="not finite at step 10"):
+        run(params, tmp_path, Watched(poison))
+    # The checkpoints before it are intact and nothing after it was saved.
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(params, tmp_path):
+    batches = training_batches({"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0)
+    with pytest.raises(UserError, match="8 devices times 1"):
+        loop.train("unlearn", TASK, params, batches, CONFIG, tmp_path, seed=1, mesh=sharding.make_mesh())
+
+
+def test_training_works_outside_the_main_thread(params, uninterrupted, tmp_path):
+    """Notebooks and servers: no signal handlers can be set there."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(params, tmp_path)))
+    thread.start()
+    thread.join()
+    assert_identical(results[0], uninterrupted[0])
+
+
+def test_nothing_is_compiled_after_the_first_step(params, tmp_path):
+    """Nor computed eagerly for the first time: that compiles as well."""
+    seen, compiled = [], []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    def count(number, batch):
+        seen.append(len(compiled))
+        return batch
+
+    fresh = loop.Trainer("unlearn", TASK, CONFIG, seed=1, mesh=sharding.make_mesh(jax.devices()[:1]))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        fresh.train(params, Watched(count), tmp_path, alpha=0.5)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    # Before batch 2 the first step was compiled; 12 steps, 3 checkpoints and 6 log lines follow.
+    assert seen[0] < seen[1] and seen[1:] == [seen[1]] * 11 and len(compiled) == seen[1]
+
+
+def test_uint8_images_are_scaled_on_the_devices(params, tmp_path):
+    """Files give uint8 pixels: the same run as with the same pixels as floats."""
+
+    class Stored(Images):
+        def __init__(self, dtype):
+            self._dtype = dtype
+
+        def __getitem__(self, index):
+            image = np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
+            pixels = image if self._dtype == np.uint8 else (image / 255).astype(np.float32)
+            return {"image": pixels, "label": 0, "name": str(index)}
+
+    results = []
+    for dtype in (np.uint8, np.float32):
+        images = Stored(dtype)
+        batches = training_batches({"retain": images, "forget": images}, 4, value_range=(0, 1), seed=0)
+        assert next(iter(batches))["retain"].dtype == dtype
+        folder = tmp_path / np.dtype(dtype).name
+        results.append((run(params, folder, batches), read_metrics(folder)))
+    (_, mine), (_, theirs) = results
+    for row, other in zip(mine, theirs, strict=True):
+        assert row == pytest.approx(other, rel=1e-3)
+
+
+def test_the_rates_are_those_of_the_schedule_after_resuming(params, tmp_path):
+    def stop_at_6(number, batch):
+        if number == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    with pytest.raises(Interrupted):
+        run(params, tmp_path, Watched(stop_at_6))
+    run(params, tmp_path)
+    rates = {row["step"]: row["learning_rate"] for row in read_metrics(tmp_path)}
+    expected = {2: 0.0025, 4: 0.0075, 6: 0.01 * (1 + np.cos(np.pi / 8)) / 2}
+    assert {step: rates[step] for step in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_scalars_are_complete(uninterrupted):
+    rows = uninterrupted[1]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    for row in rows:
+        np.testing.assert_allclose(row["loss"], row["retain"] + 0.5 * row["forget"], rtol=1e-5)
+    # Four steps up, then half a cosine from 0.01 over 8; the row of step n has the rate of that update.
+    expected = [0.0025, 0.0075, *(0.005 * (1 + np.cos(np.pi * (n - 5) / 8)) for n in (6, 8, 10, 12))]
+    np.testing.assert_allclose([row["learning_rate"] for row in rows], expected, rtol=1e-5)
+
+
+def test_the_teacher_may_be_another_model_than_the_one_that_is_trained(params, uninterrupted, tmp_path):
+    """As when the teacher is trained from weights that its task starts with in place of its own."""
+    teacher = {**params, "encoder": jax.tree.map(lambda x: 1.5 * x, params["encoder"])}
+    taught = run(params, tmp_path / "taught", teacher=teacher)
+    replaced = TASK._replace(start=lambda _, rng: {"encoder": params["encoder"]})
+    expected = run(teacher, tmp_path / "replaced", task=replaced)
+    jax.tree.map(np.testing.assert_array_equal, taught, expected)
+    changed = jax.tree.map(lambda x, y: np.any(x != y), taught["encoder"], uninterrupted[0]["encoder"])
+    assert any(jax.tree.leaves(changed))
+
+
+def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
+    writer = MetricWriter(tmp_path)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": float(step)})
+    writer.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-5])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    resumed = MetricWriter(tmp_path, first_step=1)
+    resumed.write(2, {"loss": 9.0})
+    resumed.close()
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 9.0}]
+
+
+def test_tensorboard_files_hold_the_scalars(finished):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = finished.glob("events.out.tfevents.*")
+    data, scalars = file.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        scalars += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+        data = data[16 + size :]
+    rows = {(row["step"], name): row[name] for row in read_metrics(finished) for name in row}
+    assert len(scalars) == 6 * 5  # loss, retain, forget, grad_norm, learning_rate
+    for step, tag, value in scalars:
+        np.testing.assert_allclose(value, rows[step, tag], rtol=1e-5)
+
+
+def test_a_trainer_shows_models_on_the_way_and_is_traced_once(params, tmp_path):
+    traced, seen = [], {}
+
+    def prepare(*arguments):
+        traced.append(1)
+        return TASK.prepare(*arguments)
+
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    constant = dataclasses.replace(CONFIG, schedule="constant")
+    trainer = loop.Trainer("unlearn", TASK._replace(prepare=prepare), constant, seed=1, mesh=mesh)
+    sets = {"retain": Images(), "forget": Images()}
+    results = []
+    for folder, steps in {"unseen": (), "seen": (7, 12)}.items():
+        batches = training_batches(sets, 4, value_range=(0, 1), seed=0)
+        results.append(
+            trainer.train(
+                params, batches, tmp_path / folder, alpha=0.5, observe=seen.__setitem__, observe_at=steps
+            )
+        )
+    assert list(seen) == [7, 12] and len(traced) == 1
+    assert_identical(*results)  # looking changes nothing
+    assert_identical(seen[12], results[1])
+    assert_identical(seen[7], run(params, tmp_path / "7", config=dataclasses.replace(constant, steps=7)))

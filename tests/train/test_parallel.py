@@ -1,0 +1,177 @@
+"""The step on one device and on eight, over every mesh and under pmap: one set of numbers.
+
+Tolerances: the terms of each of 10 steps agree to 1e-3 of their value, the parameters after them to 1.5e-4,
+which is a hundredth of what 10 steps of Adam at the rate 1e-3 can change. Rounding differs, as sums over the
+batch have other orders.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec as P
+
+from benchmarks.hlo import collectives
+from l2l_jax.errors import UserError
+from l2l_jax.methods.registry import make_task
+from l2l_jax.train import sharding
+from l2l_jax.train.optim import TrainingConfig, make_optimizer
+from l2l_jax.train.parallel import make_parallel
+from l2l_jax.train.sharding import MeshConfig
+from l2l_jax.train.step import make_step, placed_state
+from tests.matrix import cells
+from tests.train.families import MODELS, images_of, params_of
+
+CONFIG = TrainingConfig(steps=40, batch_size=16, learning_rate=1e-3, ema_decay=0.9)
+LAYOUTS = {"8x1": ("jit", 8, 1), "4x2": ("jit", 4, 2), "1x8": ("jit", 1, 8), "pmap": ("pmap", 8, 1)}
+ACCUMULATE = {"mae": 2, "mage": 1, "palette": 1}
+CELLS = cells(
+    MODELS,
+    LAYOUTS,
+    normal=[*(("mae", layout) for layout in LAYOUTS), ("mage", "4x2"), ("palette", "pmap")],
+)
+"""One family on all layouts, the others on the two that differ most; portability/ has MAGE under pmap."""
+METHOD = {"mae": "encoder", "mage": "encoder", "palette": "encoder"}
+
+
+class Run:
+    """A compiled step of a family on a layout, and what 10 steps of it give."""
+
+    def __init__(self, family, kind, data, model):
+        mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
+        parallel, optimizer = make_parallel(mesh, kind), make_optimizer(CONFIG)
+        task = make_task(METHOD[family], MODELS[family])
+        params = params_of(MODELS[family])
+        step = make_step(
+            task, optimizer, seed=3, ema_decay=CONFIG.ema_decay, accumulate=ACCUMULATE[family],
+            parallel=parallel,
+        )  # fmt: skip
+        trained = {part: params[part] for part in task.trained}
+        frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
+        state = placed_state(trained, optimizer, mesh, ema=True, alpha=0.25)
+        batches = [parallel.rows(batch) for batch in images_of(family, 10, 16)]
+        self.step = parallel.compile(step, state).lower(state, frozen, batches[0]).compile()
+        self.first, self.metrics = state.params, []
+        for batch in batches:
+            state, metrics = self.step(state, frozen, batch)
+            self.metrics.append(jax.device_get(metrics))
+        self.state = state
+
+
+@pytest.fixture(scope="module")
+def runs():
+    made = {}
+
+    def get(family, layout):
+        if (family, layout) not in made:
+            made[family, layout] = Run(family, *LAYOUTS.get(layout, ("jit", 1, 1)))
+        return made[family, layout]
+
+    return get
+
+
+def comparable(params):
+    """Parameters by path. A key's bias adds the same to all logits of a query: its true gradient is
+    zero, and Adam turns the rounding left of it into full steps in a random direction."""
+    flat = {name: np.array(x) for name, x in flatten_dict(jax.device_get(params), sep="/").items()}
+    for name, value in flat.items():
+        if name.endswith("attn/qkv/bias"):
+            value[len(value) // 3 : 2 * len(value) // 3] = 0
+        elif name.endswith("qkv/bias"):  # Palette: head by head
+            value.reshape(-1, 3, 8)[:, 1] = 0
+    return flat
+
+
+@pytest.mark.parametrize(("family", "layout"), CELLS)
+def test_every_layout_gives_the_numbers_of_one_device(runs, family, layout):
+    one, many = runs(family, "one device"), runs(family, layout)
+    for name in one.metrics[0]:
+        mine, theirs = ([row[name] for row in run.metrics] for run in (one, many))
+        np.testing.assert_allclose(theirs, mine, rtol=1e-3, atol=1e-6, err_msg=name)
+    for which in ("params", "ema"):
+        mine, theirs = (comparable(getattr(run.state, which)) for run in (one, many))
+        for name in mine:
+            np.testing.assert_allclose(theirs[name], mine[name], atol=1.5e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(("family", "layout"), CELLS)
+def test_no_row_of_a_batch_leaves_its_device(runs, family, layout):
+    """Devices add up gradients and scalars, and collect the parts of split parameters: nothing else."""
+    run, ways = runs(family, layout), LAYOUTS[layout][2]
+    found = collectives(run.step.as_text())
+    params = [x.shape for x in jax.tree.leaves(run.first)]
+    split = [s for s in params if sharding.parameter_spec(s, ways) != P()]
+    assert bool(split) == (ways > 1)
+    assert {c.kind for c in found} == ({"all-reduce", "all-gather"} if split else {"all-reduce"})
+    gathered = [shape for c in found if c.kind == "all-gather" for shape in c.shapes]
+    teacher = split  # the frozen encoder has the same shapes
+    assert sorted(set(gathered)) == sorted(set(split)) and len(gathered) == len(split + teacher)
+    sizes = {math.prod(s) for s in params} | {math.prod(s) // n for s in split for n in (2, 4, 8)}
+    sizes |= {1, 2}  # metrics, and retain and forget term together
+    summed = [math.prod(shape) for c in found if c.kind == "all-reduce" for shape in c.shapes]
+    assert set(summed) <= sizes
+    if ways == 1:  # every gradient crosses once, under jit once for each accumulated part; and some scalars
+        parts = ACCUMULATE[family] if layout == "8x1" else 1
+        elements = sum(c.size * c.repeats for c in found) / 4
+        assert 0 <= elements - parts * sum(map(math.prod, params)) < 20 * parts
+
+
+def test_parameters_moments_and_average_are_split_alike(runs):
+    """With model=8 a device holds little more than an eighth of the state."""
+    state = runs("mae", "1x8").state
+    kernel = state.params["encoder"]["blocks_0"]["mlp"]["fc1"]["kernel"]
+    assert kernel.shape == (32, 128) and kernel.sharding.shard_shape(kernel.shape) == (32, 16)
+    big = [x for x in jax.tree.leaves(state) if x.size >= sharding.SHARDED_FROM]
+    assert len(big) == 4 * 2  # two kernels of the MLP: parameters, two moments, average
+    assert all(x.addressable_shards[0].data.size * 8 == x.size for x in big)
+    small = [x for x in jax.tree.leaves(state) if x.size < sharding.SHARDED_FROM]
+    assert all(x.sharding.is_fully_replicated for x in small)
+
+
+def test_the_decoder_is_not_on_the_devices(runs):
+    """The paper's method trains on the encoder's arrays and what T reads, and on no others."""
+    run = runs("mae", "8x1")
+    inputs = run.step.args_info[0]
+    frozen = {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(inputs[1])}
+    trained = {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(inputs[0].params)}
+    assert frozen == trained == {"encoder"}
+
+
+def test_the_rule_of_splitting():
+    cases = {
+        (64, 64): P(None, "fsdp"),  # the last of equal axes
+        (128, 64): P("fsdp"),
+        (3, 3, 16, 32): P(None, None, None, "fsdp"),
+        (137, 30): P(None, "fsdp"),  # 2 divides only the shorter
+        (65, 65): P(),  # it divides neither
+        (4096,): P("fsdp"),
+        (4095,): P(),
+        (): P(),
+    }
+    for shape, expected in cases.items():
+        assert sharding.parameter_spec(shape, 2) == expected, shape
+        assert sharding.parameter_spec(shape, 1) == P()
+    assert sharding.parameter_spec((1026, 32), 4) == P(None, "fsdp")
+
+
+def test_pmap_takes_the_devices_of_a_process_side_by_side():
+    """A mesh of a TPU slice of several hosts goes from host to host and back; JAX's pmap refuses that."""
+
+    class Device(NamedTuple):
+        id: int
+        process_index: int
+
+    mesh = [Device(0, 0), Device(4, 1), Device(1, 0), Device(5, 1), Device(2, 0), Device(6, 1)]
+    assert [device.id for device in sharding.by_process(mesh)] == [0, 1, 2, 4, 5, 6]
+
+
+def test_meshes_of_impossible_sizes_are_refused():
+    for data, model in ((3, -1), (2, 2), (-1, 16)):
+        with pytest.raises(UserError, match=f"data={data} times fsdp={model} devices, and there are 8"):
+            sharding.make_mesh(config=MeshConfig(data, model))
+    assert dict(sharding.make_mesh(config=MeshConfig(2, -1)).shape) == {"data": 2, "fsdp": 4}
+    with pytest.raises(UserError, match="config.mesh.fsdp must be 1, not 2"):
+        make_parallel(sharding.make_mesh(config=MeshConfig(4, 2)), "pmap")

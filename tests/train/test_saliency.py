@@ -1,0 +1,181 @@
+"""Training under a mask: which weights it is, by hand, and that no other weight moves."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2l_jax.methods.base import Task
+from l2l_jax.methods.registry import make_task
+from l2l_jax.train import loop, saliency, sharding
+from l2l_jax.train.loop import Trainer
+from l2l_jax.train.optim import TrainingConfig
+from l2l_jax.train.parallel import make_parallel
+from l2l_jax.train.saliency import salient_weights
+from tests.matrix import soak
+from tests.train.families import MODELS, images_of, params_of
+
+RNG = np.random.default_rng(0)
+PARAMS = {name: RNG.normal(size=(6, 4)).astype(np.float32) for name in ("first", "second", "unused")}
+CONFIG = TrainingConfig(
+    steps=6, batch_size=16, learning_rate=0.01, weight_decay=0.5, ema_decay=0.9, checkpoint_every=4,
+    log_every=1,
+)  # fmt: skip
+LAYOUTS = {"one device": ("jit", 1, 1), "4x2": ("jit", 4, 2), "pmap": ("pmap", 8, 1)}
+
+
+@functools.cache
+def linear_task(share=0.25):
+    """‖x (W + V) − 1‖² on rows of 6 numbers, nothing drawn; V hardly counts."""
+
+    def prepare(frozen, batch, rng, axis_name=None):
+        return batch
+
+    def losses(trained, frozen, rows):
+        return jnp.square(rows @ (trained["first"] + 0.1 * trained["second"]) - 1).mean(axis=1)
+
+    trained = ("first", "second")
+    return Task(trained, (), ("retain", "forget"), prepare, losses, saliency=share)
+
+
+class Batches:
+    """The same batches for every iterator, whose state is how many it gave.
+
+    The first iterator, which is that of training, fails at batch `crash_at`.
+    """
+
+    value_range = (0.0, 1.0)
+
+    def __init__(self, batches, crash_at=None):
+        self._batches, self._crash_at, self._opened = list(batches), crash_at, 0
+
+    def __iter__(self):
+        self._opened += 1
+        return Iterator(self._batches, self._crash_at if self._opened == 1 else None)
+
+
+class Iterator:
+    def __init__(self, batches, crash_at):
+        self._batches, self._crash_at, self._taken = batches, crash_at, 0
+
+    def __next__(self):
+        self._taken += 1
+        if self._taken == self._crash_at:
+            raise KeyboardInterrupt("power failure")
+        return self._batches[(self._taken - 1) % len(self._batches)]
+
+    def get_state(self):
+        return {"taken": self._taken}
+
+    def set_state(self, state):
+        self._taken = state["taken"]
+
+    def close(self):
+        pass
+
+
+ROWS = [
+    {of: RNG.normal(size=(16, 6)).astype(np.float32) for of in ("retain", "forget")}
+    for _ in range(saliency.BATCHES)
+]
+
+
+def mask_by_hand():
+    w = (PARAMS["first"] + 0.1 * PARAMS["second"]).astype(float)
+    gradient = sum(x.T @ (x @ w - 1) for x in (rows["forget"].astype(float) for rows in ROWS))
+    both = np.abs(np.stack([gradient, 0.1 * gradient]))
+    return both >= np.sort(both.ravel())[-12]  # a quarter of 48
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_mask_by_hand(layout, accumulate):
+    kind, data, model = LAYOUTS[layout]
+    mesh = sharding.make_mesh(jax.devices()[: data * model], sharding.MeshConfig(data, model))
+    found = salient_weights(
+        linear_task(), PARAMS, {}, Batches(ROWS), make_parallel(mesh, kind), seed=0, accumulate=accumulate
+    )
+    expected = dict(zip(("first", "second"), mask_by_hand(), strict=True))
+    assert found.keys() == expected.keys() and expected["first"].sum() == 12  # V hardly counts
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+@functools.cache
+def trainer(task, layout, config):
+    """Of all runs of a task on a layout, which share its compiled step."""
+    kind, data, model = LAYOUTS[layout]
+    mesh = sharding.make_mesh(jax.devices()[: data * model], sharding.MeshConfig(data, model))
+    return Trainer("unlearn", task, config, seed=3, mesh=mesh, parallel=kind)
+
+
+def trained_by(task, folder, batches, params=PARAMS, layout="one device", config=CONFIG):
+    return trainer(task, layout, config).train(params, batches, folder, alpha=0.5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_other_weight_moves(layout, tmp_path):
+    """Neither by weight decay nor by rounding of the moving average, which is the result."""
+    after = trained_by(linear_task(), tmp_path, Batches(ROWS), layout=layout)
+    mask = dict(zip(("first", "second"), mask_by_hand(), strict=True))
+    for name in ("first", "second"):
+        np.testing.assert_array_equal(after[name] != PARAMS[name], mask[name])
+    assert after["unused"] is PARAMS["unused"]
+
+
+def test_a_mask_of_all_weights_is_no_mask(tmp_path):
+    masked = trained_by(linear_task(0.999), tmp_path / "masked", Batches(ROWS))
+    plain = trained_by(linear_task(1.0), tmp_path / "plain", Batches(ROWS))
+    for name in PARAMS:
+        np.testing.assert_allclose(masked[name], plain[name], rtol=1e-6)
+
+
+def test_the_start_counts_for_salient_weights_alone(tmp_path):
+    """And the gradient is taken at the original weights."""
+    task = linear_task()._replace(start=lambda params, rng: {name: x + 100 for name, x in params.items()})
+    after = trained_by(task, tmp_path, Batches(ROWS))
+    for name, mask in zip(("first", "second"), mask_by_hand(), strict=True):
+        moved = after[name] - PARAMS[name]
+        assert np.all(moved[mask] > 90) and np.all(moved[~mask] == 0)
+
+
+def test_an_interrupted_run_goes_on_with_its_mask(tmp_path, monkeypatch):
+    whole = trained_by(linear_task(), tmp_path / "whole", Batches(ROWS))
+    with pytest.raises(KeyboardInterrupt):
+        trained_by(linear_task(), tmp_path / "cut", Batches(ROWS, crash_at=6))
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["4"]
+    monkeypatch.setattr(loop, "salient_weights", None)  # it is not measured again
+    after = trained_by(linear_task(), tmp_path / "cut", Batches(ROWS))
+    jax.tree.map(np.testing.assert_array_equal, after, whole)
+
+
+CELLS = [
+    ("mae", "noisy_label", "one device"),
+    soak("mage", "encoder", "one device"),
+    soak("palette", "encoder", "one device"),
+    soak("mae", "encoder", "4x2"),
+    soak("mage", "noisy_label", "pmap"),
+    soak("palette", "whole", "4x2"),
+]
+"""The linear task above shows all layouts in every run. A mask knows of a family no more than its arrays."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "method", "layout"), CELLS)
+def test_a_tenth_of_the_weights_of_every_family(family, method, layout, tmp_path, monkeypatch):
+    model = MODELS[family]
+    task = make_task(method, model, saliency=0.1, saliency_reset=True)
+    monkeypatch.setattr(saliency, "BATCHES", 2)
+    params, config = params_of(model), dataclasses.replace(CONFIG, steps=2)
+    after = trained_by(task, tmp_path, Batches(images_of(family, 2, 16)), params, layout, config)
+    changed = [
+        (x != y).ravel()
+        for part in task.trained
+        for x, y in zip(jax.tree.leaves(params[part]), jax.tree.leaves(after[part]), strict=True)
+    ]
+    # Some weights, such as biases of norms, are fresh with the value that they had.
+    share = np.concatenate(changed).mean()
+    assert 0.08 < share <= 0.1001

@@ -1,0 +1,152 @@
+"""The step: what it trains, accumulates and averages, on one device and on eight."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from l2l_jax.methods.base import Task, pretraining_task
+from l2l_jax.methods.baselines import encoder_task
+from l2l_jax.models.mae.model import MAE
+from l2l_jax.train import sharding
+from l2l_jax.train.optim import TrainingConfig, make_optimizer
+from l2l_jax.train.step import make_step, placed_state
+
+MODEL = MAE(
+    image_size=16, patch_size=4, width=16, depth=1, num_heads=2,
+    decoder_width=16, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
+)  # fmt: skip
+CONFIG = TrainingConfig(steps=20, batch_size=8, learning_rate=1e-2, warmup_steps=2)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((5, 2, 8, 16, 16, 3)).astype(np.float32)
+UNLEARN = encoder_task(MODEL)
+
+
+def batches(task):
+    for images in IMAGES:
+        yield dict(zip(task.sets, images, strict=False))
+
+
+OPTIMIZER = make_optimizer(CONFIG)
+
+
+@functools.cache
+def compiled_step(task, accumulate=1, ema_decay=0.0):
+    """A step of all tests, traced once for any devices."""
+    return jax.jit(make_step(task, OPTIMIZER, seed=3, ema_decay=ema_decay, accumulate=accumulate))
+
+
+def run(task, params, *, devices=1, accumulate=1, ema_decay=0.0):
+    """Five steps; the trained parameters, the average and the metrics of every step."""
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    step = compiled_step(task, accumulate, ema_decay)
+    trained = {part: params[part] for part in task.trained}
+    state = placed_state(trained, OPTIMIZER, mesh, ema=ema_decay > 0, alpha=0.25)
+    frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
+    history = []
+    for batch in batches(task):
+        state, metrics = step(state, frozen, sharding.shard_batch(batch, mesh))
+        history.append(jax.device_get(metrics))
+    return jax.device_get(state), history
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def one_device(params):
+    return run(UNLEARN, params)
+
+
+def assert_same_run(ours, theirs, atol):
+    for mine, other in zip(ours[1], theirs[1], strict=True):
+        for name in mine:
+            # A student that still is its teacher has a retain loss of nothing but rounding.
+            np.testing.assert_allclose(mine[name], other[name], rtol=1e-4, atol=1e-12, err_msg=name)
+    mine, other = (without_key_biases(result[0].params) for result in (ours, theirs))
+    for name in mine:
+        np.testing.assert_allclose(mine[name], other[name], atol=atol, err_msg=name)
+
+
+def without_key_biases(params):
+    """Parameters by path. A key's bias adds the same to all logits of a query: its true gradient is
+    zero, and Adam turns the rounding left of it into full steps in a random direction."""
+    flat = {name: np.array(x) for name, x in flatten_dict(params, sep="/").items()}
+    for name, value in flat.items():
+        if name.endswith("qkv/bias"):
+            value[len(value) // 3 : 2 * len(value) // 3] = 0
+    return flat
+
+
+def test_only_the_encoder_is_trained_and_has_optimiser_state(one_device):
+    state, _ = one_device
+    assert set(state.params) == {"encoder"}
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
+    assert moments == 2 * count
+    assert "decoder" not in UNLEARN.frozen  # it need not even be on the devices
+
+
+def test_before_the_first_update_the_retain_term_is_zero(one_device):
+    """Student and teacher are equal then, and see the same draw of T."""
+    first = one_device[1][0]
+    assert first["retain"] == 0 and first["forget"] > 0.01
+    np.testing.assert_allclose(first["loss"], 0.25 * first["forget"], rtol=1e-6)
+
+
+def test_eight_devices_give_the_numbers_of_one(params, one_device):
+    # Adam divides by the root of tiny second moments: rounding shows up as steps of learning rate.
+    assert_same_run(run(UNLEARN, params, devices=8), one_device, atol=2e-4)
+
+
+def test_accumulation_gives_the_numbers_of_the_whole_batch(params, one_device):
+    """Also the noise statistics are those of the whole batch."""
+    assert_same_run(run(UNLEARN, params, accumulate=4), one_device, atol=2e-4)
+
+
+@pytest.mark.soak
+def test_accumulation_on_eight_devices_of_a_pretraining_task(params):
+    """In every run: the test above, and test_parallel.py, which accumulates on eight devices."""
+    (stage,) = MODEL.pretraining_stages()
+    task = pretraining_task(stage, tuple(params))
+    assert task.trained == ("encoder", "decoder") and task.frozen == ()
+    doubled = Task(*task[:2], task.sets, *task[3:])
+    whole = run(doubled, params)
+    assert_same_run(run(doubled, params, devices=4, accumulate=2), whole, atol=2e-4)
+    assert whole[1][-1]["loss"] < whole[1][0]["loss"]
+
+
+def on_one_device(params):
+    """What `run` gives its steps: the state before the first, what is frozen, and the batches."""
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    trained, frozen = ({part: params[part] for part in names} for names in (UNLEARN.trained, UNLEARN.frozen))
+    state = placed_state(trained, OPTIMIZER, mesh, ema=False, alpha=0.25)
+    placed = (sharding.shard_batch(batch, mesh) for batch in batches(UNLEARN))
+    return state, sharding.place(frozen, mesh), placed
+
+
+def test_moving_average(params):
+    """ema ← 0.9 ema + 0.1 params after every step; the average is the result."""
+    state, _ = run(UNLEARN, params, ema_decay=0.9)
+    plain, frozen, placed = on_one_device(params)
+    expected = params["encoder"]["cls_token"].astype(np.float64)
+    for batch in placed:
+        plain, _ = compiled_step(UNLEARN)(plain, frozen, batch)
+        expected = 0.9 * expected + 0.1 * np.asarray(plain.params["encoder"]["cls_token"], np.float64)
+    np.testing.assert_allclose(state.ema["encoder"]["cls_token"], expected, atol=1e-6)
+    assert state.result is state.ema and plain.result is plain.params
+
+
+def test_randomness_follows_the_step_number(params):
+    """Two steps on one batch draw differently; the same step twice draws the same."""
+    state, frozen, placed = on_one_device(params)
+    step, batch = compiled_step(UNLEARN), next(placed)
+    first = step(state, frozen, batch)[1]["forget"]
+    assert step(state, frozen, batch)[1]["forget"] == first
+    number = jax.device_put(np.int32(1), state.step.sharding)
+    later = step(state.replace(step=number), frozen, batch)[1]["forget"]
+    assert later != first

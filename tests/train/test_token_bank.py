@@ -1,0 +1,192 @@
+"""A bank holds what the tokenizer would say in each step, and is finished only once."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.config import UnlearningConfig
+from l2l_jax.data.pipeline import training_batches
+from l2l_jax.data.transforms import Transform, TransformConfig
+from l2l_jax.errors import Interrupted
+from l2l_jax.methods.encoder_inputs import batch_noise
+from l2l_jax.methods.registry import make_task
+from l2l_jax.models.mage.model import MAGE
+from l2l_jax.train import loop, sharding
+from l2l_jax.train.token_bank import banked_task, filling, open_bank
+from l2l_jax.train.token_bank.storage import Codes
+from tests.models.test_mage import random_params
+
+MODEL = MAGE(
+    image_size=8, width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2,
+    codebook_size=16, codebook_width=4, base_channels=4, channel_multipliers=(1, 1), num_res_blocks=0,
+    groups=2, hidden_margin=0, blend_margin=0, blend_sigma=0.0,
+)  # fmt: skip
+SEED, STEPS, BATCH = 5, 6, 8
+SIZES = {"retain": 20, "forget": 15}
+HOW = UnlearningConfig(
+    steps=STEPS, batch_size=BATCH, learning_rate=0.01, log_every=2, token_bank=4, noise_bank=STEPS * BATCH
+)
+"""As large as the run: 48 places, 3 and 4 epochs."""
+
+
+class Images:
+    """Random pictures, somewhat larger than the model's."""
+
+    class_names = ("only",)
+
+    def __init__(self, count, before=lambda index: None):
+        self.labels, self._before = np.zeros(count, int), before
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        self._before(index)
+        image = np.random.default_rng((len(self), index)).random((12, 12, 3)).astype(np.float32)
+        return {"image": image, "label": 0, "name": str(index)}
+
+
+def images(before=lambda index: None):
+    transform = Transform(TransformConfig(crop="random", flip=True), 8, training=True)
+    sets = {name: Images(count, before) for name, count in SIZES.items()}
+    return training_batches(
+        sets, BATCH, value_range=(0, 1), seed=3, transforms=dict.fromkeys(sets, transform)
+    )
+
+
+tokenize = jax.jit(MODEL.tokenize)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(MODEL)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(jax.devices()[:2])
+
+
+@pytest.fixture(scope="module")
+def bank(params, mesh, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bank")
+    return open_bank(folder, HOW, MODEL, params, images(), seed=SEED, mesh=mesh)
+
+
+@jax.jit
+def noise_of(batch, step):
+    """The noise images of a step without a bank."""
+    rng = jax.random.fold_in(jax.random.key(SEED), step)
+    return batch_noise(batch["retain"], batch["forget"], rng)
+
+
+def test_codes_are_those_of_each_step(bank, params):
+    for step, pixels, codes in zip(range(STEPS), images(), bank, strict=False):
+        assert set(codes) == {"retain", "forget", "noise"}
+        for name, shown in {**pixels, "noise": noise_of(pixels, step)}.items():
+            assert codes[name].dtype == np.uint16 and codes[name].shape == (BATCH, MODEL.tokens)
+            np.testing.assert_array_equal(codes[name], tokenize(params, shown))
+
+
+def test_steps_see_what_they_see_without_a_bank(bank, params):
+    task = make_task("encoder", MODEL, **HOW.options)
+    frozen = {part: params[part] for part in task.frozen}
+
+    @jax.jit
+    def prepare(batch, step):
+        return task.prepare(frozen, batch, jax.random.fold_in(jax.random.key(SEED), step))
+
+    for step, pixels, codes in zip(range(STEPS), images(), bank, strict=False):
+        jax.tree.map(np.testing.assert_array_equal, prepare(pixels, step), prepare(codes, step))
+
+
+def test_training_needs_no_tokenizer(bank, params, mesh, tmp_path):
+    task = banked_task(make_task("encoder", MODEL, **HOW.options), MODEL, HOW.banked)
+    lean = {part: params[part] for part in params if part != "tokenizer"}
+    trained = loop.train("unlearn", task, lean, bank, HOW, tmp_path, seed=SEED, mesh=mesh)
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), trained["encoder"], params["encoder"])
+    assert min(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_views_and_noise_come_again_in_another_order(bank):
+    batches = [batch for batch, _ in zip(bank, range(40), strict=False)]
+    stream = np.concatenate([batch["retain"] for batch in batches])
+    first, again = stream[:20], stream[80:100]  # epochs 0 and 4 of 20 images in 4 views
+    assert {tuple(row) for row in first} == {tuple(row) for row in again}
+    assert (first != again).any()
+    noise = np.concatenate([batch["noise"] for batch in batches])
+    assert sorted(map(tuple, noise[:48])) == sorted(map(tuple, noise[48:96]))
+    assert (noise[:48] != noise[48:96]).any()
+
+
+def test_it_goes_on_where_it_was(bank):
+    iterator = iter(bank)
+    next(iterator)
+    state = iterator.get_state()
+    expected, other = next(iterator), iter(bank)
+    other.set_state(state)
+    assert state == {"batches": 1, "processes": 1}
+    for name, codes in next(other).items():
+        np.testing.assert_array_equal(codes, expected[name])
+
+
+def test_noise_alone(params, mesh, tmp_path):
+    how = UnlearningConfig(steps=STEPS, batch_size=BATCH, learning_rate=0.01, noise_bank=12)
+    bank = open_bank(tmp_path, how, MODEL, params, images(), seed=SEED, mesh=mesh)
+    task = make_task("encoder", MODEL, **how.options)
+    assert banked_task(task, MODEL, how.banked).frozen == ("encoder", "tokenizer")  # for its images
+    shown, found = [], []
+    for step, pixels, batch in zip(range(2), images(), bank, strict=False):
+        np.testing.assert_array_equal(batch["retain"], pixels["retain"])
+        shown += [*np.asarray(tokenize(params, noise_of(pixels, step)))]
+        found += [*batch["noise"]]
+    np.testing.assert_array_equal(found[:12], shown[:12])
+    assert {tuple(row) for row in found[12:]} <= {tuple(row) for row in found[:12]}  # the pool begins again
+
+
+def test_a_signal_stops_it_and_it_goes_on(params, mesh, bank, tmp_path, monkeypatch):
+    read = []
+
+    def signal_at_30(index):
+        read.append(index)
+        if len(read) == 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("l2l_jax.data.pipeline.AHEAD", (1, 1))
+    monkeypatch.setattr(filling, "NOTE_EVERY", 1)
+    with pytest.raises(Interrupted) as stopped:
+        open_bank(tmp_path, HOW, MODEL, params, images(signal_at_30), seed=SEED, mesh=mesh)
+    assert 0 < stopped.value.step < 10
+    written = []
+    write = Codes.write
+    monkeypatch.setattr(
+        Codes, "write", lambda codes, *what: written.append(codes.path.stem) or write(codes, *what)
+    )
+    again = open_bank(tmp_path, HOW, MODEL, params, images(), seed=SEED, mesh=mesh)
+    assert written.count("retain") == 10 - stopped.value.step
+    for name, codes in bank.codes.items():
+        np.testing.assert_array_equal(np.load(again.codes[name].path), np.load(codes.path))
+    read.clear()
+    open_bank(tmp_path, HOW, MODEL, params, images(read.append), seed=SEED, mesh=mesh)
+    assert not read  # it was finished
+
+
+def test_another_tokenizer_makes_another_bank(params, mesh, tmp_path):
+    how = UnlearningConfig(steps=1, batch_size=BATCH, learning_rate=0.01, noise_bank=8)
+    banks = []
+    embedding = params["tokenizer"]["quantize"]["embedding"]
+    for codebook in (embedding, embedding[::-1]):
+        changed = {**params, "tokenizer": {**params["tokenizer"], "quantize": {"embedding": codebook}}}
+        opened = open_bank(tmp_path, how, MODEL, changed, images(), seed=SEED, mesh=mesh)
+        banks.append(np.load(opened.codes["noise"].path))
+    np.testing.assert_array_equal(banks[1], MODEL.codebook_size - 1 - banks[0])

@@ -1,0 +1,77 @@
+"""A model of one number, on which a budget can be worked out by hand.
+
+It restores an image x as w · x. Retain images want w = 1, forget images w = 0. With equally bright images the
+loss (w − 1)² + α · w² is least at w = 1 / (1 + α), where the error of a retain image is (1 − w)² · x².
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax.data.pipeline import training_batches
+from l2l_jax.methods.base import Task
+
+START = 0.9
+"""w of the original model: its retain error is 0.01 x²."""
+
+
+class Gain:
+    """The model, as far as `HoleErrors` asks."""
+
+    @staticmethod
+    def restore(params, images, hole, rng):
+        """w · images."""
+        return params["encoder"]["gain"] * images
+
+
+class Images(NamedTuple):
+    """Ten images of one brightness."""
+
+    brightness: float
+    class_names: tuple = ("only",)
+    labels: np.ndarray = np.zeros(10, int)
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        image = np.full((4, 4, 3), self.brightness, np.float32)
+        return {"image": image, "label": 0, "name": str(index)}
+
+
+HOLE = np.pad(np.ones((2, 2), bool), 1)
+
+
+def params():
+    """The original model; the decoder does nothing."""
+    return {"encoder": {"gain": np.float32(START)}, "decoder": {"unused": np.float32(0)}}
+
+
+def task(sign=1.0):
+    """Retain loss mean (w x − x)², forget loss sign · mean (w x)²."""
+
+    def prepare(frozen, batch, rng, axis_name=None):
+        retain, forget = batch["retain"], batch["forget"]
+        return {
+            "retain": {"x": retain, "truth": retain, "sign": jnp.ones(len(retain))},
+            "forget": {"x": forget, "truth": 0 * forget, "sign": jnp.full(len(forget), sign)},
+        }
+
+    def losses(trained, frozen, rows):
+        errors = jnp.square(trained["encoder"]["gain"] * rows["x"] - rows["truth"])
+        return rows["sign"] * errors.mean(axis=(1, 2, 3))
+
+    return Task(("encoder",), (), ("retain", "forget"), prepare, losses, forget_sign=sign)
+
+
+def batches(size=8, **processes):
+    """Endless batches of bright images, retain and forget alike."""
+    return training_batches(
+        {"retain": Images(1.0), "forget": Images(1.0)}, size, value_range=(0, 1), seed=0, **processes
+    )
+
+
+def validation():
+    """Three retain and two forget images."""
+    return {"retain": np.ones((3, 4, 4, 3), np.float32), "forget": np.full((2, 4, 4, 3), 0.5, np.float32)}

@@ -1,0 +1,46 @@
+"""Where malloc takes the memory of threads from, and what it keeps."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import ctypes, resource, sys, threading
+from l2l_jax.utils.runtime import keep_freed_memory, share_one_arena
+
+keep_freed_memory()
+share_one_arena(int(sys.argv[1]))
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+libc.free.argtypes, libc.sbrk.argtypes = [ctypes.c_void_p], [ctypes.c_ssize_t]
+SIZE = 256 * 2**20
+
+def use():
+    block = libc.malloc(SIZE)
+    of_main_arena = block < libc.sbrk(0)
+    ctypes.memset(block, 1, SIZE)
+    libc.free(block)
+    return of_main_arena
+
+def tell():
+    use()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    print(use(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+threading.Thread(target=tell).start()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+@pytest.mark.parametrize(("image_size", "shared"), [(16, False), (64, True)])
+def test_threads_share_the_main_arena_where_images_are_large(image_size, shared):
+    """A thread asks for 256 MB, more than its own arena can hold; what the main arena gave, it keeps."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(image_size)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    of_main_arena, faults = done.stdout.split()
+    assert of_main_arena == str(shared)
+    assert not shared or int(faults) < 50

@@ -1,0 +1,73 @@
+"""Agreements of one process and the wording of several; real processes: test_several_processes."""
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.errors import UserError
+from l2l_jax.experiment import batches
+from l2l_jax.utils import multihost as collectives
+from l2l_jax.utils.multihost import barrier, exchange, from_primary, is_primary, on_primary, to_host
+
+
+def test_one_process_is_the_writer_and_sends_nothing():
+    assert is_primary() and exchange("text") == ["text"]
+    marker = object()
+    assert from_primary(lambda: marker) is marker  # not even through JSON
+    done = []
+    on_primary(lambda: done.append(1))
+    assert done == [1]
+
+
+def test_exceptions_of_one_process_go_on_as_they_are():
+    error = OSError(28, "No space left on device")
+    with pytest.raises(OSError) as caught, barrier():
+        raise error
+    assert caught.value is error and not hasattr(error, "known_to_all")
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["bad", "bad"], "bad"),
+        (["", "bad"], "Process 1 of 2: bad"),
+        (["one", "", "two"], "Process 0 of 3: one Process 2 of 3: two"),
+    ],
+)
+def test_equal_complaints_are_told_once(texts, expected):
+    assert collectives._joint(texts) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "length"), [("", 0), ("a", 64), ("ü" * 40, 128), ("a" * 64, 64), ("a" * 65, 128)]
+)
+def test_texts_travel_in_arrays_of_few_lengths(monkeypatch, text, length):
+    """Two processes that say the same: what process 0 sends is what it gets, twice."""
+    lengths = []
+
+    def allgather(x):
+        lengths.append(np.shape(x))
+        return np.stack([x, x])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(collectives.multihost_utils, "process_allgather", allgather)
+    assert exchange(text) == [text, text]
+    assert lengths == ([(), (length,)] if length else [()])
+
+
+def test_arrays_come_to_the_host_whole():
+    values = np.arange(16.0)
+    devices = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
+    split = jax.device_put(values, jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("device")))
+    found = to_host({"split": split, "plain": values})
+    np.testing.assert_array_equal(found["split"], values)
+    assert isinstance(found["split"], np.ndarray) and found["plain"] is values
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
+    from tests.test_main_several import config
+
+    settings = config()
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(UserError, match="batch_size is 8, which is not a multiple of the 3 processes"):
+        batches.stage_batches(settings, settings.unlearn, {}, None)
