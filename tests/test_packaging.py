@@ -107,7 +107,7 @@ def test_an_installed_wheel_has_its_programs_and_its_data(distributions, tmp_pat
         "import importlib.metadata, importlib.resources as r, l2l_jax\n"
         "from l2l_jax.data import class_names\n"
         "print(l2l_jax.__file__, importlib.metadata.version('l2l_jax'))\n"
-        "assert 'html' in r.files('l2l_jax.evals').joinpath('report.html.j2').read_text()"
+        "assert 'html' in r.files('l2l_jax.report').joinpath('report.html.j2').read_text()"
     )
     place, version = run([bin_folder / "python", "-c", program], tmp_path).split()
     assert place.startswith(str(tmp_path / "venv")) and version == l2l_jax.__version__
