@@ -20,7 +20,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from benchmarks.photographs import SIZE, Photographs, photographs
-from l2l_jax.data.pipeline import training_batches
+from l2l_jax.data.loader import training_batches
 from l2l_jax.data.transforms import Box, Transform, TransformConfig, resize
 
 ROUNDS = 5

@@ -64,7 +64,7 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
     """
     import jax
 
-    from l2l_jax.data.pipeline import training_batches
+    from l2l_jax.data.loader import training_batches
     from l2l_jax.methods.baselines import encoder_task
     from l2l_jax.models.mae.model import MAE
     from l2l_jax.train import loop, sharding

@@ -19,7 +19,7 @@ from l2l_jax.audit.attacks.membership import membership
 from l2l_jax.audit.attacks.training import TrainingAttack, training_attacks
 from l2l_jax.audit.measuring import Measured, Meter, Points, load_points, save_points
 from l2l_jax.config import Config
-from l2l_jax.data.pipeline import TrainingBatches, training_batches
+from l2l_jax.data.loader import TrainingBatches, training_batches
 from l2l_jax.data.records import evenly_spaced
 from l2l_jax.data.splits import Split
 from l2l_jax.data.transforms import Transform

@@ -11,8 +11,7 @@ import numpy as np
 from etils import epath
 
 from l2l_jax.data.config import SourceConfig
-from l2l_jax.data.held_out import held_out
-from l2l_jax.data.records import Record, Split
+from l2l_jax.data.records import Record, Split, held_out
 from l2l_jax.data.string_table import StringTable
 from l2l_jax.errors import UserError
 

@@ -19,7 +19,6 @@ import numpy as np
 from etils import epath
 from google.protobuf.message import DecodeError
 
-from l2l_jax.data.tf_example import parse
 from l2l_jax.errors import UserError
 from l2l_jax.utils.progress import Progress
 from l2l_jax.utils.runtime import usable_cpus
@@ -33,6 +32,17 @@ PARALLEL_FROM = 20_000
 """Records from which on it is worth starting processes."""
 
 MAX_PROCESSES = 16
+
+
+def parse_example(record: bytes):
+    """The features of a serialised `tf.train.Example`, by name.
+
+    Raises:
+      google.protobuf.message.DecodeError: it is none.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example.FromString(bytes(record)).features.feature
 
 
 def load_labels(folder: epath.Path, split: str, records: Sequence[bytes]) -> np.ndarray:
@@ -97,7 +107,7 @@ def _labels_of(records: Sequence[bytes], chunk: range) -> np.ndarray:
     labels = np.empty(len(chunk), np.int64)
     for place, index in enumerate(chunk):
         try:
-            values = parse(records[index])["label"].int64_list.value
+            values = parse_example(records[index])["label"].int64_list.value
         except (RuntimeError, ValueError, DecodeError) as error:
             raise UserError(
                 f"Record {index} cannot be read ({error}); copy or prepare the data set again."

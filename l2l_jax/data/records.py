@@ -4,6 +4,7 @@ A source is anything with a length, `class_names`, `labels` (one class id per re
 decoding an image) and records `{"image": …, "label": …, "name": …}`. `l2l_jax.data.decoding` decodes.
 """
 
+import zlib
 from collections.abc import Sequence
 from typing import Literal, Protocol, TypedDict
 
@@ -95,3 +96,27 @@ class Mixture:
         start = int(self._ends[which - 1]) if which else 0
         record = source[(index - start) % len(source)]
         return {**record, "label": record["label"] + int(self._first_class[which])}
+
+
+def held_out(names: Sequence[str], labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the images that stay, and of those that are held out, both ascending.
+
+    Of each class the images whose names have the smallest checksums are held out: at least one,
+    unless there is only one image. The choice depends on the names alone, so it is the same on
+    every machine, and images that are added later change little of it.
+
+    Args:
+      names: of the images.
+      labels: their class ids.
+      share: of the images to hold out, between 0 and 1.
+    """
+    checksums = np.fromiter(
+        (zlib.crc32(name.encode("utf-8", "surrogateescape")) for name in names), np.uint32
+    )
+    order = np.lexsort((np.arange(len(labels)), checksums, labels))
+    _, first, counts = np.unique(np.asarray(labels)[order], return_index=True, return_counts=True)
+    rank = np.arange(len(labels)) - np.repeat(first, counts)
+    held = np.maximum(np.rint(share * counts), 1)
+    held[counts == 1] = 0
+    is_held = rank < np.repeat(held, counts)
+    return np.sort(order[~is_held]), np.sort(order[is_held])

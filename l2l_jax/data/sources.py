@@ -3,8 +3,7 @@
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.digits import DigitsSource
 from l2l_jax.data.files import FileSource, open_csv, open_folder
-from l2l_jax.data.held_out import held_out
-from l2l_jax.data.records import Source, Split, Subset
+from l2l_jax.data.records import Source, Split, Subset, held_out
 from l2l_jax.data.tfds_source import open_tfds
 from l2l_jax.errors import UserError
 

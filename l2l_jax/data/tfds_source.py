@@ -12,10 +12,8 @@ from google.protobuf.message import DecodeError
 
 from l2l_jax.data.archives import ARCHIVES
 from l2l_jax.data.config import OTHER_SOURCES, SourceConfig
-from l2l_jax.data.held_out import held_out
-from l2l_jax.data.label_index import load_labels
-from l2l_jax.data.records import Record, Split, Subset
-from l2l_jax.data.tf_example import parse
+from l2l_jax.data.label_index import load_labels, parse_example
+from l2l_jax.data.records import Record, Split, Subset, held_out
 from l2l_jax.errors import UserError
 
 TEST_SPLITS = ("validation", "test")
@@ -44,7 +42,7 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Record:
         try:
-            features = parse(self._records[index])
+            features = parse_example(self._records[index])
         except (RuntimeError, ValueError, DecodeError) as error:  # of array_record and of protobuf
             raise OSError(f"{self._name}/{index} cannot be read: {error}") from error
         return {

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from l2l_jax.config import Config
-from l2l_jax.data.bad_images import BadImages
-from l2l_jax.data.reading import BadImage, Reader, Row, Rows
+from l2l_jax.data.reading import BadImage, BadImages, Reader, Row, Rows
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, TransformConfig, in_range
 

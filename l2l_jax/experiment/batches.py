@@ -8,7 +8,7 @@ import jax
 
 from l2l_jax.config import Config
 from l2l_jax.data import splits
-from l2l_jax.data.pipeline import TrainingBatches, training_batches
+from l2l_jax.data.loader import TrainingBatches, training_batches
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import UserError

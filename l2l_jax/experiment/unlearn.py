@@ -13,7 +13,7 @@ import numpy as np
 from l2l_jax import shipped
 from l2l_jax.config import Config, UnlearningConfig
 from l2l_jax.data import splits
-from l2l_jax.data.pipeline import Batches
+from l2l_jax.data.loader import Batches
 from l2l_jax.data.records import Source
 from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.experiment.batches import stage_batches, stage_seed

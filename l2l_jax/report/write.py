@@ -12,7 +12,7 @@ import numpy as np
 
 from l2l_jax import shipped
 from l2l_jax.config import Config
-from l2l_jax.data.bad_images import read_lists
+from l2l_jax.data.reading import read_lists
 from l2l_jax.evals import tsne
 from l2l_jax.evals.encoder_features import TestFeatures
 from l2l_jax.evals.evaluator import Evaluation, ModelFigures

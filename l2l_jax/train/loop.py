@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from l2l_jax.data.pipeline import Batches
+from l2l_jax.data.loader import Batches
 from l2l_jax.errors import Diverged, Interrupted
 from l2l_jax.methods.base import Task
 from l2l_jax.models.base import Params

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.data.pipeline import Batches
+from l2l_jax.data.loader import Batches
 from l2l_jax.methods.base import Task
 from l2l_jax.methods.saliency import largest
 from l2l_jax.models.base import Params

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.data.pipeline import training_batches
+from l2l_jax.data.loader import training_batches
 from l2l_jax.errors import Diverged, Interrupted, UserError
 from l2l_jax.methods.baselines import encoder_task
 from l2l_jax.models.mae.model import MAE

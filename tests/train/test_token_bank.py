@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.config import UnlearningConfig
-from l2l_jax.data.pipeline import training_batches
+from l2l_jax.data.loader import training_batches
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import Interrupted
 from l2l_jax.methods.encoder_inputs import batch_noise
@@ -162,7 +162,7 @@ def test_a_signal_stops_it_and_it_goes_on(params, mesh, bank, tmp_path, monkeypa
         if len(read) == 30:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("l2l_jax.data.pipeline.AHEAD", (1, 1))
+    monkeypatch.setattr("l2l_jax.data.loader.AHEAD", (1, 1))
     monkeypatch.setattr(filling, "NOTE_EVERY", 1)
     with pytest.raises(Interrupted) as stopped:
         open_bank(tmp_path, HOW, MODEL, params, images(signal_at_30), seed=SEED, mesh=mesh)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.data.pipeline import training_batches
+from l2l_jax.data.loader import training_batches
 from l2l_jax.methods.base import Task
 
 START = 0.9

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from l2l_jax.data.pipeline import BatchIterator, TrainingBatches
+from l2l_jax.data.loader import BatchIterator, TrainingBatches
 from l2l_jax.methods.base import Task
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.train.token_bank.storage import Codes

@@ -15,8 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.config import UnlearningConfig
-from l2l_jax.data.order import EpochOrder
-from l2l_jax.data.pipeline import TrainingBatches
+from l2l_jax.data.loader import EpochOrder, TrainingBatches
 from l2l_jax.errors import Interrupted
 from l2l_jax.methods.encoder_inputs import batch_noise
 from l2l_jax.models.base import ImageToImageModel, Params

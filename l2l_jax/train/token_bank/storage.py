@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from l2l_jax.data.order import EpochOrder
+from l2l_jax.data.loader import EpochOrder
 
 CODES = np.uint16
 """Type of codes on the disk and on their way to the devices; codebooks have far fewer than 65,536."""
@@ -16,7 +16,7 @@ CODES = np.uint16
 class Codes:
     """The codes of a set, `[view, image, token]`, in a file that is read and written in place.
 
-    The stream of a set is the one of `l2l_jax.data.pipeline`: position p shows the image that `order` has
+    The stream of a set is the one of `l2l_jax.data.loader`: position p shows the image that `order` has
     there, in the view of its epoch; when all views have been shown, the first one comes again.
 
     Args:
