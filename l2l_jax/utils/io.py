@@ -161,7 +161,7 @@ class ResultCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_arrays:
             with atomic_file(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, **{**value, STAMP: np.array(_text(stamp))})  # type: ignore[arg-type]
+                np.savez(file, **{**value, STAMP: np.array(_text(stamp))})
         else:
             atomic_write(path, json.dumps({STAMP: _text(stamp), "value": value}) + "\n")
         other.unlink(missing_ok=True)

@@ -90,6 +90,7 @@ def test_a_process_killed_before_the_rename_changes_nothing(tmp_path, write):
 
 
 def test_two_processes_write_the_same_names(tmp_path):
+    ResultCache(tmp_path / "cache", {"k": 1})  # one process claims the folder
     with concurrent.futures.ThreadPoolExecutor() as pool:
         runs = [pool.submit(forking.run, "-c", WRITE, str(tmp_path), digit) for digit in "12"]
         while not all(run.done() for run in runs):
