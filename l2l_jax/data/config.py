@@ -12,7 +12,7 @@ Count = Annotated[int, pydantic.Field(ge=0)]
 REST = "rest"
 """Stands for all classes that are named nowhere else."""
 
-OTHER_SOURCES = ("digits", "folder", "csv")
+OTHER_SOURCES = ("digits", "fashion", "idx", "folder", "csv")
 """Names of sources other than the data sets of TensorFlow Datasets."""
 
 STRICT = pydantic.ConfigDict(extra="forbid")
@@ -29,13 +29,15 @@ class SourceConfig:
     """Where images come from.
 
     Attributes:
-      source: "digits", the handwritten digits that come with scikit-learn; "folder", a folder with a
-        folder of images for each class; "csv", a table of image files; or a prepared data set of
-        TensorFlow Datasets by its name, such as "imagenet2012", "places365_small" or "coco/2017".
-      path: the folder of "folder", the file of "csv", the data_dir of a TFDS data set (empty:
+      source: "digits", the handwritten digits that come with scikit-learn; "fashion", a subset of
+        Fashion-MNIST that comes with this package; "idx", a folder of IDX files such as those of MNIST;
+        "folder", a folder with a folder of images for each class; "csv", a table of image files; or a
+        prepared data set of TensorFlow Datasets by its name, such as "imagenet2012", "places365_small" or
+        "coco/2017".
+      path: the folder of "folder" or "idx", the file of "csv", the data_dir of a TFDS data set (empty:
         TFDS_DATA_DIR or ~/tensorflow_datasets). Local, or gs://.
       test_fraction: share of each class that is held out for testing, always the same images, where
-        the source has no test images of its own ("digits" has).
+        the source has no test images of its own ("digits", "fashion" and "idx" have).
       validation_fraction: share of the training images of each class that nothing is trained on, always
         the same ones: retain budgets are measured on them, and settings are to be chosen by them.
     """

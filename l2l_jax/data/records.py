@@ -16,8 +16,8 @@ Split = Literal["train", "validation", "test"]
 class Record(TypedDict):
     """One image, its class id, and a name that finds it again.
 
-    `image` is the encoded file (JPEG, PNG, …), or float32 `[height, width, channel]` in [0, 1] from
-    sources whose images are not files.
+    `image` is the encoded file (JPEG, PNG, …), or an array `[height, width, channel]`: uint8, or float32 in
+    [0, 1].
     """
 
     image: bytes | np.ndarray

@@ -2,7 +2,9 @@
 
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.digits import DigitsSource
+from l2l_jax.data.fashion import open_fashion
 from l2l_jax.data.files import FileSource, open_csv, open_folder
+from l2l_jax.data.idx import open_idx
 from l2l_jax.data.records import Source, Split, Subset, held_out
 from l2l_jax.data.tfds_source import open_tfds
 from l2l_jax.errors import UserError
@@ -44,13 +46,15 @@ def _kept_or_held_out(config: SourceConfig, source: Source, split: Split) -> Sou
 
 
 def _opened(config: SourceConfig, split: Split, image_size: int) -> Source:
-    if config.source == "digits":
+    if config.source in ("digits", "fashion"):
         if config.path:
             raise UserError(
-                f"{config.where}.path is {config.path!r}, but the source 'digits' reads no files; images of "
-                "your own are the source 'folder' or 'csv'."
+                f"{config.where}.path is {config.path!r}, but the source {config.source!r} reads no files; "
+                "images of your own are the source 'folder', 'csv' or 'idx'."
             )
-        return DigitsSource(split, image_size)
+        return DigitsSource(split, image_size) if config.source == "digits" else open_fashion(split)
+    if config.source == "idx":
+        return open_idx(config, split)
     if config.source == "folder":
         return open_folder(config, split)
     if config.source == "csv":

@@ -110,10 +110,10 @@ class Transform:
         return (self._size, self._size, 3)
 
     def __call__(self, image: bytes | np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
-        """The square `[size, size, 3]`: uint8 of an encoded image, float32 in [0, 1] of an array.
+        """The square `[size, size, 3]`: float32 in [0, 1] of a float32 array, else uint8.
 
         Args:
-          image: an encoded image, or float32 `[height, width, 3]` in [0, 1].
+          image: an encoded image, or `[height, width, 3]`, uint8 or float32 in [0, 1].
           seed: non-negative integers; the same ones make the same choice.
 
         Raises:
