@@ -11,10 +11,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.arguments import OUTPUT
 from benchmarks.step import ROUNDS
 from benchmarks.turns import in_turns, table
 from l2l_jax.cli.common import parse_flags
+from l2l_jax.cli.phase_flags import OUTPUT
 from l2l_jax.errors import UserError
 
 BANKS = {"online": (0, 0), "noise_bank": (0, 1), "token_bank": (1, 1)}
@@ -43,8 +43,8 @@ def measure(config: Any, rounds: int) -> dict[str, list[float]]:
     Raises:
       UserError: the recipe's family or method has no use for a bank.
     """
-    from benchmarks.layouts import open_stage
     from benchmarks.step import Run
+    from l2l_jax.experiment.phase import open_phase
     from l2l_jax.train import sharding
     from l2l_jax.train.parallel import make_parallel
 
@@ -53,7 +53,7 @@ def measure(config: Any, rounds: int) -> dict[str, list[float]]:
     runs = {}
     for name, (token_bank, noise_bank) in BANKS.items():
         how = dataclasses.replace(config.unlearn, token_bank=token_bank, noise_bank=noise_bank)
-        stage = open_stage(dataclasses.replace(config, unlearn=how), "unlearn")
+        stage = open_phase(dataclasses.replace(config, unlearn=how), "unlearn")
         mesh = sharding.make_mesh(config=config.mesh)
         sharding.check_batch_size(how.batch_size, how.batch_parts, mesh, "config.unlearn.batch_size")
         runs[name] = Run(stage, make_parallel(mesh, config.parallel))

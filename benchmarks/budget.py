@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks.arguments import OUTPUT
 from l2l_jax.cli.common import parse_flags
+from l2l_jax.cli.phase_flags import OUTPUT
 
 MEASUREMENTS = flags.DEFINE_integer(
     "measurements", 10, "How often a measurement is timed, with ten steps each; the median counts.",
@@ -54,8 +54,8 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.layouts import open_stage
     from l2l_jax.evals.tasks import budget_task
+    from l2l_jax.experiment.phase import open_phase
     from l2l_jax.experiment.validation import validation_images
     from l2l_jax.train import sharding
     from l2l_jax.train.parallel import make_parallel
@@ -63,7 +63,7 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
 
     how, model = config.unlearn, config.model
     parallel = make_parallel(sharding.make_mesh(config=config.mesh), config.parallel)
-    stage = open_stage(config, "unlearn")
+    stage = open_phase(config, "unlearn")
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     step, _ = stage.step(parallel)
     state = stage.state(params, parallel.mesh)

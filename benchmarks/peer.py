@@ -21,10 +21,10 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks.arguments import OUTPUT
 from benchmarks.step import ROUNDS
 from benchmarks.turns import in_turns, table
 from l2l_jax.cli.common import parse_flags
+from l2l_jax.cli.phase_flags import OUTPUT
 from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import usable_cpus
 

@@ -7,9 +7,9 @@ import jax
 import jax.flatten_util
 import numpy as np
 
-from benchmarks.layouts import open_stage
 from benchmarks.step import Run
 from l2l_jax.config import parse_config
+from l2l_jax.experiment.phase import open_phase
 from l2l_jax.methods.encoder_inputs import UnlearningInputs, encoder_unlearning_loss
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.models.palette.model import Palette
@@ -67,7 +67,7 @@ class Ours:
 
     def __init__(self, recipe: dict[str, Any]):
         self._config = parse_config(recipe)
-        stage = open_stage(self._config, "unlearn")
+        stage = open_phase(self._config, "unlearn")
         self._run = Run(stage, make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit"))
 
     def _params(self) -> Any:

@@ -20,8 +20,8 @@ import numpy as np
 from absl import flags
 from tabulate import tabulate
 
-from benchmarks.arguments import LAYOUTS, OUTPUT, STAGE
 from l2l_jax.cli.common import parse_flags
+from l2l_jax.cli.phase_flags import LAYOUTS, OUTPUT, STAGE
 
 ROUNDS = flags.DEFINE_integer("rounds", 20, "How often each is timed; the median counts.", lower_bound=1)
 
@@ -30,10 +30,11 @@ def main(argv: Sequence[str]) -> None:
     """Time the step on every layout and print a table."""
     recipe, _ = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
-    from benchmarks.layouts import device_facts, open_stage, parse_layouts
+    from benchmarks.layouts import device_facts, parse_layouts
     from l2l_jax.config import parse_config
+    from l2l_jax.experiment.phase import open_phase
 
-    stage = open_stage(parse_config(recipe), STAGE.value)
+    stage = open_phase(parse_config(recipe), STAGE.value)
     layouts = parse_layouts(LAYOUTS.value, stage)
     runs = {name: Run(stage, parallel) for name, parallel in layouts.items()}
     for _ in range(ROUNDS.value):
@@ -53,7 +54,7 @@ class Run:
     """A stage on a layout, compiled and ready.
 
     Args:
-      stage: a `layouts.TrainingStage`.
+      stage: a `layouts.TrainingPhase`.
       parallel: the layout.
     """
 
@@ -80,7 +81,9 @@ class Run:
         self._frozen = sharding.place(
             stage.task.cast({part: params[part] for part in stage.task.frozen}), parallel.mesh
         )
-        self._parts = {name: self._compiled(part) for name, part in stage.halves(parallel).items()}
+        from benchmarks.layouts import step_halves  # JAX is imported after the flags are read
+
+        self._parts = {name: self._compiled(part) for name, part in step_halves(stage, parallel).items()}
         self._seconds: dict[str, list[float]] = {}
 
     def _compiled(self, function: Callable) -> Callable:

@@ -14,8 +14,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.arguments import LAYOUTS, OUTPUT, STAGE
 from l2l_jax.cli.common import parse_flags
+from l2l_jax.cli.phase_flags import LAYOUTS, OUTPUT, STAGE
 
 QUICKLY = {"xla_backend_optimization_level": 0}
 """Machine code is not looked at."""
@@ -25,13 +25,14 @@ def main(argv: Sequence[str]) -> None:
     """Compile the step on every layout and print a table."""
     recipe, _ = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
-    from benchmarks.layouts import device_facts, open_stage, parse_layouts
+    from benchmarks.layouts import device_facts, parse_layouts, step_flops
     from l2l_jax.config import parse_config
+    from l2l_jax.experiment.phase import open_phase
 
-    stage = open_stage(parse_config(recipe), STAGE.value)
+    stage = open_phase(parse_config(recipe), STAGE.value)
     rows = {name: traffic(stage, parallel) for name, parallel in parse_layouts(LAYOUTS.value, stage).items()}
     facts = device_facts()
-    flops, size = stage.flops(), stage.training.batch_size
+    flops, size = step_flops(stage), stage.training.batch_size
     where = f"{facts['count']} devices ({facts['kind']})"
     print(f"{where}, batch {size}, {STAGE.value}, {flops / 1e12:.3g} TFLOP a step\n")
     print(table(rows))
@@ -44,7 +45,7 @@ def traffic(stage: Any, parallel: Any) -> dict[str, Any]:
     """By kind of collective what each device sends in a step, and the memory of one device.
 
     Args:
-      stage: a `layouts.TrainingStage`.
+      stage: a `layouts.TrainingPhase`.
       parallel: a layout.
 
     Returns:
@@ -52,7 +53,7 @@ def traffic(stage: Any, parallel: Any) -> dict[str, Any]:
     """
     import jax
 
-    from benchmarks.hlo import collectives, summary
+    from l2l_jax.plan.collectives import collectives, summary
 
     step, arguments = stage.step(parallel)
     options = QUICKLY if jax.default_backend() == "cpu" else {}

@@ -11,7 +11,6 @@ COMMANDS = {
     "prepare": ("l2l_jax.data.prepare", "prepare a data set of TensorFlow Datasets"),
     "weights": ("l2l_jax.weights", "import, export and inspect checkpoints"),
     "plan": ("l2l_jax.plan", "what a recipe needs on accelerators that are not here"),
-    "benchmark": ("benchmarks", "speed of reading and of the training step"),
     "portability": ("l2l_jax.portability", "whether another device computes the same"),
 }
 """Name of the command → the module that `python -m` runs, and what it does."""
@@ -23,6 +22,8 @@ def main() -> None:
     if name in ("-h", "--help"):
         print(usage())
         return
+    if name == "benchmark":
+        sys.exit("Error: l2l-jax benchmark is now python -m benchmarks, in a checkout of the project.")
     if name not in COMMANDS:
         sys.exit(f"Error: {name!r} is not a command of l2l-jax; choose one of {', '.join(COMMANDS)}.")
     module, _ = COMMANDS[name]

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from benchmarks.arguments import LAYOUTS, OUTPUT, STAGE
 from l2l_jax.cli.common import parse_flags, run_program
+from l2l_jax.cli.phase_flags import LAYOUTS, OUTPUT, STAGE
 from l2l_jax.errors import UserError
 from l2l_jax.plan import devices
 from l2l_jax.plan.chips import parse_topology
@@ -38,14 +38,14 @@ def main(argv: Sequence[str]) -> None:
     # Imported late: JAX reads its environment when it is imported.
     import jax
 
-    from benchmarks.layouts import open_stage
     from l2l_jax.config import parse_config
+    from l2l_jax.experiment.phase import open_phase
     from l2l_jax.plan.figures import figures
     from l2l_jax.plan.recipe import programs
     from l2l_jax.plan.tables import heading, program_text
 
     config = parse_config(recipe)
-    stage, there = open_stage(config, STAGE.value), devices.described(topology)
+    stage, there = open_phase(config, STAGE.value), devices.described(topology)
     print(heading(topology, STAGE.value, run.name, stage.training.batch_size, len(there)))
     rows = []
     for planned in programs(config, stage, LAYOUTS.value, there, WHICH.value):

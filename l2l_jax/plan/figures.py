@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.hlo import collectives, summary
 from l2l_jax.plan.chips import Topology
+from l2l_jax.plan.collectives import collectives, summary
 from l2l_jax.plan.program import Program
 from l2l_jax.plan.work import Work
 

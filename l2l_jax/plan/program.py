@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from benchmarks.hlo import bytes_of, loop_lengths
+from l2l_jax.plan.collectives import bytes_of, loop_lengths
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")

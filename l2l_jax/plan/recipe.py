@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from benchmarks.layouts import TrainingStage, parse_layout
 from l2l_jax.config import Config
 from l2l_jax.evals.features import clip, inception, resnet
 from l2l_jax.evals.inpaint import Restorer
 from l2l_jax.evals.tasks import parse_tasks
+from l2l_jax.experiment.phase import TrainingPhase, parse_layout
 from l2l_jax.plan.figures import Planned
 from l2l_jax.plan.work import Work, work_of
 from l2l_jax.train import sharding
@@ -31,7 +31,7 @@ def layouts(names: Sequence[str], devices: Sequence[Any], config: Config) -> dic
     return {sharding.describe(mesh, config.parallel): make_parallel(mesh, config.parallel)}
 
 
-def step(stage: TrainingStage, name: str, parallel: Parallel) -> Planned:
+def step(stage: TrainingPhase, name: str, parallel: Parallel) -> Planned:
     """The training step on a layout.
 
     Raises:
@@ -49,7 +49,7 @@ def step(stage: TrainingStage, name: str, parallel: Parallel) -> Planned:
     )  # fmt: skip
 
 
-def _work_of_step(stage: TrainingStage, devices: int) -> Work:
+def _work_of_step(stage: TrainingPhase, devices: int) -> Work:
     """A device's share: the step of its rows, on a device of its own."""
     alone = make_parallel(sharding.make_mesh(jax.devices("cpu")[:1]), "jit")
     function, (state, frozen, batch) = stage.step(alone)
@@ -126,7 +126,7 @@ def _on_one_host(name: str, function: Callable, params: Any, rows: Any, devices:
 
 
 def programs(
-    config: Config, stage: TrainingStage, names: Sequence[str], devices: Sequence[Any], which: Sequence[str]
+    config: Config, stage: TrainingPhase, names: Sequence[str], devices: Sequence[Any], which: Sequence[str]
 ) -> Iterator[Planned]:
     """The programs of `which`, of "step" (on each layout that is named), "restoration" and "evaluation"."""
     if "step" in which:

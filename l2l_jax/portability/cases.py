@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from benchmarks.layouts import open_stage
 from l2l_jax.config import Config, parse_config
+from l2l_jax.experiment.phase import open_phase
 from l2l_jax.models.base import ImageToImageModel, Params
 from l2l_jax.train import sharding
 from l2l_jax.train.parallel import ParallelKind, make_parallel
@@ -55,7 +55,7 @@ def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figu
       "tokens": the codes of the retain images, of models with a tokenizer.
     """
     config = _config(name, dtype)
-    stage, model = open_stage(config, "unlearn"), config.model
+    stage, model = open_phase(config, "unlearn"), config.model
     params, runner = fixed_params(model), make_parallel(mesh, parallel)
     step, arguments = stage.step(runner)
     compiled = step.lower(*arguments).compile()

@@ -7,9 +7,9 @@ import runpy
 import pytest
 
 from benchmarks import bank
-from benchmarks.layouts import open_stage
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
+from l2l_jax.experiment.phase import open_phase
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -23,7 +23,7 @@ def test_what_each_step_is_given():
     given = {}
     for name, (token_bank, noise_bank) in bank.BANKS.items():
         how = dataclasses.replace(config.unlearn, token_bank=token_bank, noise_bank=noise_bank)
-        stage = open_stage(dataclasses.replace(config, unlearn=how), "unlearn")
+        stage = open_phase(dataclasses.replace(config, unlearn=how), "unlearn")
         shapes = {of: x.shape for of, x in stage.batch().items()}
         given[name] = ("tokenizer" in stage.task.frozen, shapes)
     pixels, codes = (16, 16, 16, 3), (16, 64)

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.layouts import open_stage
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
+from l2l_jax.experiment.phase import open_phase
 from l2l_jax.plan import devices, recipe
 from l2l_jax.plan.chips import parse_topology
 from l2l_jax.plan.figures import figures
@@ -37,7 +37,7 @@ def config():
 @pytest.fixture(scope="module")
 def rows(config):
     """Figures for eight GPUs: the tests' eight CPU devices stand in for them."""
-    stage = open_stage(config, "unlearn")
+    stage = open_phase(config, "unlearn")
     planned = recipe.programs(config, stage, ["8x1", "1x8", "pmap"], jax.devices(), ("step", "restoration"))
     return {row["program"]: row for row in (figures(one, EIGHT) for one in planned)}
 
@@ -114,7 +114,7 @@ def test_what_is_printed(rows):
 
 def test_pixels_of_files_are_counted_as_bytes(config):
     files = dataclasses.replace(config.data, source="folder", path="photographs")
-    batch = open_stage(dataclasses.replace(config, data=files), "unlearn").batch()
+    batch = open_phase(dataclasses.replace(config, data=files), "unlearn").batch()
     assert {x.dtype for x in batch.values()} == {np.dtype(np.uint8)}
 
 
@@ -161,7 +161,7 @@ def test_a_tpu_slice(config, monkeypatch):
     topology = parse_topology("v5e:2x2")
     there = devices.described(topology)
     assert len(there) == 4
-    (planned,) = recipe.programs(config, open_stage(config, "unlearn"), ["4x1"], there, ("step",))
+    (planned,) = recipe.programs(config, open_phase(config, "unlearn"), ["4x1"], there, ("step",))
     row = figures(planned, topology)
     assert row["memory"]["batch"] == 2 * 4 * 4 * math.prod(config.model.image_shape)
     gradients = 2 * 3 / 4 * row["memory"]["parameters"]
@@ -173,5 +173,5 @@ def test_a_tpu_slice(config, monkeypatch):
     several = devices.described(parse_topology("v5e:4x4"))
     assert len({device.process_index for device in several}) > 1
     config = dataclasses.replace(config, unlearn=dataclasses.replace(config.unlearn, batch_size=16))
-    (planned,) = recipe.programs(config, open_stage(config, "unlearn"), ["pmap"], several, ("step",))
+    (planned,) = recipe.programs(config, open_phase(config, "unlearn"), ["pmap"], several, ("step",))
     assert figures(planned, topology)["sent"] > gradients

@@ -14,9 +14,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.hlo import collectives
 from l2l_jax.errors import UserError
 from l2l_jax.methods.registry import make_task
+from l2l_jax.plan.collectives import collectives
 from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.parallel import make_parallel

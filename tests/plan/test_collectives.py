@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.hlo import collectives, summary
+from l2l_jax.plan.collectives import collectives, summary
 
 
 def compiled(function, sizes, rows):
