@@ -23,7 +23,7 @@ def main() -> None:
         print(usage())
         return
     if name == "benchmark":
-        sys.exit("Error: l2l-jax benchmark is now python -m benchmarks, in a checkout of the project.")
+        sys.exit("Error: the command 'benchmark' is now python -m benchmarks, in a checkout of the project.")
     if name not in COMMANDS:
         sys.exit(f"Error: {name!r} is not a command of l2l-jax; choose one of {', '.join(COMMANDS)}.")
     module, _ = COMMANDS[name]
