@@ -8,7 +8,7 @@ package; nothing to download. The run keeps the encoder's weights, mixes the dec
 rebuilds the two within a retain budget of 1.15 (the method `undo`), restores the test images with the
 centre square of half the side missing, attacks the result, and writes runs/digits_mae/report/report.html.
 The variant `encoder` is the paper's method, which leaves the decoder as it is; the attacks bring back
-what it hid: docs/methods.md.
+what it hid: docs/concepts/methods.md.
 
 Hardware: two CPU cores, 1.6 GiB of memory.
 Expected figures on test images, medians of seeds 0, 1 and 2: accuracy of the original model 0.96 (retain)
@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict(
         dict(  # l2l_jax.data.config.DataConfig
-            source="digits",  # or folder, csv, or a data set of TensorFlow Datasets: see docs/data.md
+            source="digits",  # or folder, csv, or a data set of TensorFlow Datasets: see docs/guides/images.md
             path="",  # where the source's files are
             forget=(5, 6, 7, 8, 9),  # classes
             retain=(0, 1, 2, 3, 4),  # or rest
@@ -106,7 +106,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.unlearn = ml_collections.ConfigDict(
         dict(  # l2l_jax.config.UnlearningConfig
             method="undo",  # or encoder, max_loss, noisy_label, retain_label, random_encoder,
-            # epsilon, whole, relearn_aware: docs/methods.md
+            # epsilon, whole, relearn_aware: docs/concepts/methods.md
             alpha=0.07,  # weight of forgetting
             epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
             noise="normal",  # the teacher's noise images: normal, uniform or constant
@@ -118,7 +118,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
             attack_steps=1,
             attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-            retain_budget=1.15,  # greatest retain error, times the original's; 0: fixed alpha; docs/budget.md
+            retain_budget=1.15,  # greatest retain error, times the original's; 0: fixed alpha; docs/guides/budget.md
             budget_original="",  # what the budget is relative to; "": the first model of this one's line
             budget_every=20,
             budget_images=200,  # steps between measurements, validation images of each set

@@ -13,7 +13,7 @@ original model: costs do not add up.
 runs all three and puts them beside one request for all of them.
 
 Hardware: two CPU cores, about the time of configs/digits_mae.py for each request.
-Expected figures on test images: the table in docs/comparison.md, "Requests after one another".
+Expected figures on test images: the table in research/digits/comparison.md, "Requests after one another".
 """
 
 import pathlib

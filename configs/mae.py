@@ -6,7 +6,7 @@
 
 The paper reports this task; its release leaves it out. Images and test are the paper's (120 and 50 images of
 each class, half the side missing in the centre), the training is that of the VQ-GAN, which is a ViT as well.
-See docs/data.md for the images and docs/weights.md for the weights.
+See docs/guides/images.md for the images and docs/guides/weights.md for the weights.
 
 Hardware: another paper (arXiv 2408.01689) reports 1 hour on one A40.
 Expected figures: psnr and mse of the original model and of the unlearned one, alike on the retain set and far
@@ -82,7 +82,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.unlearn = ml_collections.ConfigDict(dict(  # l2l_jax.config.UnlearningConfig
         method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder,
-        # epsilon, whole, undo, relearn_aware: docs/methods.md
+        # epsilon, whole, undo, relearn_aware: docs/concepts/methods.md
         alpha=0.25,
         epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
         noise="normal",
@@ -93,7 +93,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         forget_every=4,  # of undo: one in so many forget images of a batch is used
         distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
         attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/budget.md
+        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/guides/budget.md
         budget_original="",  # what the budget is relative to; "": the first model of this one's line
         budget_every=50, budget_images=200,  # steps between measurements, validation images of each set
         budget_rate=6.0,  # how fast the weight of forgetting follows

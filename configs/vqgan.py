@@ -4,7 +4,7 @@
     python -m l2l_jax.weights import mage-vitb-1600.pth          # → pretrained/mage-vitb-1600
     python -m l2l_jax.main --config=configs/vqgan.py
 
-Settings as published, see docs/data.md for the images and docs/weights.md for the weights: 120 images of
+Settings as published, see docs/guides/images.md for the images and docs/guides/weights.md for the weights: 120 images of
 each class, 6 epochs in batches of 128 (32 on each of 4 GPUs), tested on 50 validation images of each class
 with the centre 8×8 of the 16×16 tokens missing. Without retain images, COCO may replace them:
 --config.data.proxy='({"source":"coco/2017","count":12000},)'
@@ -94,7 +94,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.unlearn = ml_collections.ConfigDict(dict(  # l2l_jax.config.UnlearningConfig
         method="encoder",  # or max_loss, noisy_label, retain_label, random_encoder,
-        # epsilon, whole, undo, relearn_aware: docs/methods.md
+        # epsilon, whole, undo, relearn_aware: docs/concepts/methods.md
         alpha=0.25,  # 0.2 in the release's command
         epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
         noise="normal",
@@ -105,7 +105,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         forget_every=4,  # of undo: one in so many forget images of a batch is used
         distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
         attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/budget.md
+        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/guides/budget.md
         budget_original="",  # what the budget is relative to; "": the first model of this one's line
         budget_every=50, budget_images=200,  # steps between measurements, validation images of each set
         budget_rate=6.0,  # how fast the weight of forgetting follows

@@ -73,7 +73,7 @@ def evaluate_models(
       unlearned: a saved model or checkpoint file; None: `unlearned` of the workdir.
 
     Returns:
-      What figures.json holds, see docs/evaluation.md.
+      What figures.json holds, see docs/concepts/evaluation.md.
 
     Raises:
       UserError: there is no model to evaluate, or another mistake.

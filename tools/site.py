@@ -1,14 +1,27 @@
-"""What mkdocs does to the pages: the README is the first one; links that leave the site become plain text."""
+"""Hooks of the documentation site: the README is the first page; links that leave the site become plain text."""
 
+import os
 import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#)([^)#]*)(#[^)]*)?\)")
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """Called by mkdocs for every page."""
+    """Return the page with the README in place of index.md and without links to files outside docs/."""
+    folder = (DOCS / page.file.src_uri).parent
     if page.file.src_uri == "index.md":
-        markdown = (ROOT / "README.md").read_text().replace("](docs/", "](")
-        return re.sub(r"\[([^\]]+)\]\((?!https?:|#|[\w-]+\.(?:md|png|svg))[^)]*\)", r"\1", markdown)
-    return re.sub(r"\[([^\]]+)\]\(\.\./[^)]*\)", r"\1", markdown)
+        markdown = (ROOT / "README.md").read_text(encoding="utf-8")
+        folder = ROOT
+
+    def link(match: re.Match) -> str:
+        text, target, anchor = match.groups()
+        path = pathlib.Path(os.path.normpath(folder / target))
+        if DOCS not in path.parents or not path.exists():
+            return text
+        relative = os.path.relpath(path, (DOCS / page.file.src_uri).parent)
+        return f"[{text}]({pathlib.Path(relative).as_posix()}{anchor or ''})"
+
+    return LINK.sub(link, markdown).replace("](docs/", "](")

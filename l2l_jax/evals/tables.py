@@ -14,7 +14,7 @@ from l2l_jax.evals.tasks import parse_tasks
 
 
 def figures_json(evaluation: Evaluation, results: Mapping[str, ModelFigures]) -> dict[str, Any]:
-    """What figures.json holds of models; see docs/evaluation.md.
+    """What figures.json holds of models; see docs/concepts/evaluation.md.
 
     Args:
       evaluation: where they were evaluated.

@@ -7,7 +7,7 @@
 `record` writes losses, gradient norms, entries of gradients, parameters and features, and the codes of the
 tokenizer, from inputs and weights that NumPy draws. `compare` computes them again, with other devices,
 another dtype or another version of JAX, and prints by how much they differ and how much they may. It exits
-with 1 if something differs by more. See docs/portability.md.
+with 1 if something differs by more. See docs/guides/portability.md.
 """
 
 import argparse

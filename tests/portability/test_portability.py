@@ -109,7 +109,7 @@ def test_mistakes(tmp_path):
 
 
 def test_the_documentation_has_these_tolerances():
-    text = (pathlib.Path(__file__).parents[2] / "docs" / "portability.md").read_text()
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "guides" / "portability.md").read_text()
     for quantity, (exact, otherwise) in TOLERANCES.items():
         rounded = "not compared" if otherwise is None else f"{otherwise:g}"
         assert f"| `{quantity}` | {exact:g} | {rounded} |" in text

@@ -27,7 +27,7 @@ class NetworksConfig:
         "resnet50" (Inception Score of scenes), "clip" (similarity of restored and original). "a,b" is the
         same as ("a", "b").
       inception, resnet50, clip: files of their weights; empty: the published file in the folder of weights,
-        see docs/feature_networks.md.
+        see docs/reference/feature_networks.md.
       resize: how images come to Inception's size: "clean-fid" (Pillow's bicubic filter) or "pytorch-fid"
         (bilinear, without antialiasing).
       network_batch_size: images per compiled call of a network; on a CPU with several cores fewer.

@@ -3,7 +3,7 @@
 The paper's loss is a difference of features that are nearly equal, so that rounding is soon as large as what
 is left to learn. Products and convolutions are computed in `dtype`, from parameters rounded to it; residual
 streams, normalisation and whatever the loss reads directly (last norms, heads, the γ embedding) are float32.
-docs/scaling.md has what each choice costs.
+docs/guides/scaling.md has what each choice costs.
 """
 
 from collections.abc import Collection, Mapping
