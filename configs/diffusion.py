@@ -4,7 +4,7 @@
     python -m l2l_jax.weights import 16_Network.pth          # → pretrained/16_Network
     python -m l2l_jax.main --config=configs/diffusion.py
 
-Settings as published, see docs/guides/images.md for the images and docs/guides/weights.md for the weights: 5,000 images of
+Settings as published, see docs/guides for the images and docs/guides for the weights: 5,000 images of
 each scene, 2 epochs in batches of 96 (12 on each of 8 GPUs), tested on 100 validation images of each scene
 with the centre missing, in 2,000 sampling steps; --config.model.sampler=ddim --config.model.sampling_steps=50
 is 40 times as fast.
@@ -99,7 +99,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         forget_every=4,  # of undo: one in so many forget images of a batch is used
         distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
         attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/guides/budget.md
+        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/guides
         budget_original="",  # what the budget is relative to; "": the first model of this one's line
         budget_every=50, budget_images=200,  # steps between measurements, validation images of each set
         budget_rate=6.0,  # how fast the weight of forgetting follows

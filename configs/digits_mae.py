@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict(
         dict(  # l2l_jax.data.config.DataConfig
-            source="digits",  # or folder, csv, or a data set of TensorFlow Datasets: see docs/guides/images.md
+            source="digits",  # or folder, csv, or a data set of TensorFlow Datasets: see docs/guides
             path="",  # where the source's files are
             forget=(5, 6, 7, 8, 9),  # classes
             retain=(0, 1, 2, 3, 4),  # or rest
@@ -118,7 +118,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
             attack_steps=1,
             attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-            retain_budget=1.15,  # greatest retain error, times the original's; 0: fixed alpha; docs/guides/budget.md
+            retain_budget=1.15,  # greatest retain error, times the original's; 0: fixed alpha; docs/guides
             budget_original="",  # what the budget is relative to; "": the first model of this one's line
             budget_every=20,
             budget_images=200,  # steps between measurements, validation images of each set

@@ -93,7 +93,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         forget_every=4,  # of undo: one in so many forget images of a batch is used
         distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
         attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/guides/budget.md
+        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/guides
         budget_original="",  # what the budget is relative to; "": the first model of this one's line
         budget_every=50, budget_images=200,  # steps between measurements, validation images of each set
         budget_rate=6.0,  # how fast the weight of forgetting follows

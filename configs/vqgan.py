@@ -4,7 +4,7 @@
     python -m l2l_jax.weights import mage-vitb-1600.pth          # → pretrained/mage-vitb-1600
     python -m l2l_jax.main --config=configs/vqgan.py
 
-Settings as published, see docs/guides/images.md for the images and docs/guides/weights.md for the weights: 120 images of
+Settings as published, see docs/guides for the images and docs/guides for the weights: 120 images of
 each class, 6 epochs in batches of 128 (32 on each of 4 GPUs), tested on 50 validation images of each class
 with the centre 8×8 of the 16×16 tokens missing. Without retain images, COCO may replace them:
 --config.data.proxy='({"source":"coco/2017","count":12000},)'
@@ -105,7 +105,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         forget_every=4,  # of undo: one in so many forget images of a batch is used
         distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
         attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/guides/budget.md
+        retain_budget=ml_collections.config_dict.placeholder(float),  # None: fixed alpha; docs/guides
         budget_original="",  # what the budget is relative to; "": the first model of this one's line
         budget_every=50, budget_images=200,  # steps between measurements, validation images of each set
         budget_rate=6.0,  # how fast the weight of forgetting follows

@@ -5,7 +5,7 @@
 
 `photos` holds a folder of pictures for each person. Without it, faces are drawn: every person has a face of
 their own, every picture another light, place and expression. The script pretrains a small masked autoencoder
-on all of them (docs/guides/weights.md says how to take your own model instead), makes it forget the person, and
+on all of them (docs/guides says how to take your own model instead), makes it forget the person, and
 writes what became of the pictures to `WORKDIR/run/report/report.html`.
 """
 

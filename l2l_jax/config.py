@@ -52,7 +52,7 @@ class UnlearningConfig(TrainingConfig):
       attack_rate: of "relearn_aware": change of every weight in one of them.
       retain_budget: what forgetting may cost: the error in the hole of retain validation images relative to
         the original model's, such as 1.1. alpha is then where the weight of the forget term starts; it
-        follows the budget from there, and the best model inside the budget is kept (see docs/guides/budget.md).
+        follows the budget from there, and the best model inside the budget is kept (see docs/guides).
         None, or 0 for command lines, which cannot say None: alpha is fixed and the last model is kept.
       budget_original: of a budget: the model that errors are relative to, and that is imitated on retain
         images, as in `config.model.pretrained`. Empty: the model that is unlearned; if that was itself
@@ -153,7 +153,7 @@ class Config:
       seed: seed of everything random.
       family: the model family, a key of `l2l_jax.models.registry.FAMILIES`.
       model: the model, parameters excluded.
-      pretrained: what to unlearn: folder of a saved model, a checkpoint file (see docs/guides/weights.md), or the
+      pretrained: what to unlearn: folder of a saved model, a checkpoint file (see docs/guides), or the
         name of a model that comes with the package (`l2l_jax.shipped`); empty to pretrain a model in the
         workdir.
       pretrain: how each stage of `model.pretraining_stages()` is trained, by its name.

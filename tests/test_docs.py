@@ -12,7 +12,13 @@ from l2l_jax.__main__ import COMMANDS
 from tests.utils import forking
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("research/**/*.md"), *ROOT.glob("*/README.md")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("research/**/*.md"),
+    *ROOT.glob("*/README.md"),
+]
 SOURCES = [
     path for folder in ("l2l_jax", "configs", "examples", "launch") for path in ROOT.glob(f"{folder}/**/*.py")
 ]

@@ -125,7 +125,13 @@ def test_what_the_distributions_hold(distributions):
     assert {name for name in expected if "__pycache__" not in name} <= set(names)
     with tarfile.open(distributions[1]) as sdist:
         inside = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {"README.md", "LICENSE", "configs/digits_mae.py", "tests/conftest.py", "docs/guides/images.md"} <= inside
+    assert {
+        "README.md",
+        "LICENSE",
+        "configs/digits_mae.py",
+        "tests/conftest.py",
+        "docs/guides/images.md",
+    } <= inside
 
 
 def test_the_version_is_written_once():
@@ -136,7 +142,9 @@ def test_the_version_is_written_once():
 
 def test_each_dependency_is_explained_once():
     """docs/reference/dependencies.md has a row for each, and no others."""
-    rows = re.findall(r"^\| `([\w-]+)(?:\[\w+\])?` \|", (ROOT / "docs/reference/dependencies.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| `([\w-]+)(?:\[\w+\])?` \|", (ROOT / "docs/reference/dependencies.md").read_text(), re.M
+    )
     names = [Requirement(text).name for text in PROJECT["dependencies"]]
     assert sorted(rows) == sorted(names) and len(set(names)) == len(names)
 

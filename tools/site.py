@@ -1,4 +1,4 @@
-"""Hooks of the documentation site: the README is the first page; links that leave the site become plain text."""
+"""Hooks of the site: the README is its first page; links to files outside docs/ become plain text."""
 
 import os
 import pathlib

@@ -34,7 +34,9 @@ EPSILON_RATIOS = flags.DEFINE_list(
 RATES = flags.DEFINE_list("rates", [], "With --front: learning rates. Default: the recipe's.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "With --front: seeds of every setting.")
 SEQUENCE = flags.DEFINE_list(
-    "sequence", [], "Requests after one another: classes to forget, as 5,7,9; see research/digits/comparison.md."
+    "sequence",
+    [],
+    "Requests after one another: classes to forget, as 5,7,9; see research/digits/comparison.md.",
 )
 LIMIT = flags.DEFINE_float(
     "limit", 0.5, "With --front: greatest retain cost that counts for the area: 0.5 is 50 % more error.",

@@ -61,7 +61,7 @@ def undo_task(
     images comes from retain images. In an MAE it is the decoder that knows how to draw them: with p = 0 for
     the encoder the model is rebuilt in half of the steps, and as deep under further training. What the
     encoder reads of forget images is then left for a new decoder to find, unless the paper's forget loss on
-    its features takes it away (w > 0). The encoders of MAGE and Palette draw, too: see docs/concepts/methods.md.
+    its features takes it away (w > 0). The encoders of MAGE and Palette draw, too: see docs/concepts.
 
     Args:
       model: the model; its frozen copy is the teacher.
