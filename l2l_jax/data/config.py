@@ -12,7 +12,7 @@ Count = Annotated[int, pydantic.Field(ge=0)]
 REST = "rest"
 """Stands for all classes that are named nowhere else."""
 
-OTHER_SOURCES = ("digits", "fashion", "idx", "folder", "csv")
+OTHER_SOURCES = ("digits", "fashion", "idx", "npz", "folder", "csv")
 """Names of sources other than the data sets of TensorFlow Datasets."""
 
 STRICT = pydantic.ConfigDict(extra="forbid")

@@ -5,6 +5,7 @@ from l2l_jax.data.digits import DigitsSource
 from l2l_jax.data.fashion import open_fashion
 from l2l_jax.data.files import FileSource, open_csv, open_folder
 from l2l_jax.data.idx import open_idx
+from l2l_jax.data.npz import open_npz
 from l2l_jax.data.records import Source, Split, Subset, held_out
 from l2l_jax.data.tfds_source import open_tfds
 from l2l_jax.errors import UserError
@@ -55,6 +56,8 @@ def _opened(config: SourceConfig, split: Split, image_size: int) -> Source:
         return DigitsSource(split, image_size) if config.source == "digits" else open_fashion(split)
     if config.source == "idx":
         return open_idx(config, split)
+    if config.source == "npz":
+        return open_npz(config, split)
     if config.source == "folder":
         return open_folder(config, split)
     if config.source == "csv":
