@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.step import Run
 from l2l_jax.config import parse_config
 from l2l_jax.experiment.phase import open_phase
-from l2l_jax.methods.encoder_inputs import UnlearningInputs, encoder_unlearning_loss
+from l2l_jax.losses import UnlearningInputs, encoder_unlearning_loss
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.models.palette.model import Palette
 from l2l_jax.train import sharding

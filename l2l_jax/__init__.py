@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what `__getattr__` imports when it is first used
-    from l2l_jax.methods import (
+    from l2l_jax.losses import (
         UnlearningInputs,
         encoder_unlearning_loss,
         feature_distance,
@@ -45,7 +45,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        return getattr(importlib.import_module("l2l_jax.methods"), name)
+        return getattr(importlib.import_module("l2l_jax.losses"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

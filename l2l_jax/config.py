@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -12,9 +12,10 @@ from l2l_jax.data.config import DataConfig, Share
 from l2l_jax.errors import UserError
 from l2l_jax.evals.config import EvaluationConfig
 from l2l_jax.evals.tasks import budget_task
+from l2l_jax.losses import NoiseKind
 from l2l_jax.methods.adapters import AdapterKind
-from l2l_jax.methods.noise import NoiseKind
-from l2l_jax.methods.registry import Method, all_options, make_task
+from l2l_jax.methods.base import METHODS
+from l2l_jax.methods.registry import all_options, make_task
 from l2l_jax.methods.targets import BLUR, TargetKind
 from l2l_jax.models.base import ImageToImageModel
 from l2l_jax.models.registry import FAMILIES, VARIANTS
@@ -22,7 +23,9 @@ from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.parallel import ParallelKind
 from l2l_jax.train.sharding import MeshConfig
 
-BANKED_METHODS: tuple[Method, ...] = ("encoder", "whole")
+MethodName = Literal[tuple(METHODS)]  # type: ignore
+
+BANKED_METHODS: tuple[str, ...] = ("encoder", "whole")
 """The methods that show noise to a teacher."""
 
 
@@ -74,7 +77,7 @@ class UnlearningConfig(TrainingConfig):
       adapter_rank: of "lora": columns of the factors.
     """
 
-    method: Method = "encoder"
+    method: MethodName = "encoder"  # type: ignore[valid-type]
     alpha: Annotated[float, pydantic.Field(ge=0)] = 0.25
     epsilon_ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
     noise: NoiseKind = "normal"

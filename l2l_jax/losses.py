@@ -1,29 +1,35 @@
-"""Unlearning losses on features, outputs and losses: plain functions of arrays, for any framework.
+"""Unlearning losses and noise: plain functions of arrays, for any framework.
 
-    retain term + α · forget term
+    loss = retain term + α · forget term
 
-Nothing here knows how the arrays were made. A term is a mean over the examples of its own set, and the two
-sets may differ in size. Everything is computed in float32 and works under `jit`, `grad`, `pmap` and
-`shard_map`, the latter with and without its checks.
+Each term is the mean over the examples of its own set; the two sets may differ in size. Losses are computed
+in float32 and work under `jit`, `grad`, `pmap` and `shard_map`, with and without its checks.
 
-Under `pmap` and `shard_map` pass `axis_name`: losses and terms are then means over the global batch.
-Average the gradients over the same axis with `jax.lax.pmean`. (With its default checks, `shard_map` has
-done so already for parameters that are the same on all devices; a second average changes nothing.)
+Under `pmap` and `shard_map` pass `axis_name`: losses and terms are then means over the global batch. Average
+the gradients over the same axis with `jax.lax.pmean`. (`shard_map` with its default checks has already
+averaged the gradients of replicated parameters; a second average changes nothing.)
 
 Source: Li et al., Machine Unlearning for Image-to-Image Generative Models, ICLR 2024.
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax.utils.batch_axis import deinterleave, draw_rows, interleave, mean_and_std
 
 Terms = dict[str, jax.Array]
 """`{"retain", "forget"}`: the two terms, before the forget term is weighted."""
 
 Where = tuple[jax.Array | None, jax.Array | None]
-"""Which entries count, for the retain set and for the forget set; None: all."""
+"""Boolean masks of the entries that count, for the retain set and for the forget set; None: all."""
+
+NoiseKind = Literal["normal", "uniform", "constant"]
+NOISE_KINDS: tuple[str, ...] = ("normal", "uniform", "constant")
 
 
 def unlearning_loss(
@@ -37,30 +43,30 @@ def unlearning_loss(
     per_example: bool = False,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, Terms]:
-    """The paper's loss on encoder features (Li et al. 2024, equation 12).
+    """Compute the paper's loss on encoder features (Li et al. 2024, equation 12).
 
         mean ‖E(T(x_r)) − E_0(T(x_r))‖²  +  α · mean ‖E(T(x_f)) − E_0(T(n))‖²
 
-    The teacher's features are not differentiated. For each set, student and teacher must have seen
-    the same draw of T.
+    The teacher's features are not differentiated. In each set, student and teacher must get the same draw
+    of the corruption T.
 
     Args:
       student_retain: E(T(x_r)), an array `[retain, …]` or a tree of such arrays, floating point.
-      teacher_retain: E_0(T(x_r)), of the same structure and shapes.
+      teacher_retain: E_0(T(x_r)), with the same structure and shapes.
       student_forget: E(T(x_f)), `[forget, …]`.
-      teacher_noise: E_0(T(n)), of the same structure and shapes as `student_forget`.
-      alpha: weight of the forget term: 0.25 in the paper; 0 distils the retain set only.
-      where: a pair of boolean masks, for the retain and the forget set: `[batch]` for the examples that
+      teacher_noise: E_0(T(n)), with the structure and shapes of `student_forget`.
+      alpha: Weight of the forget term: 0.25 in the paper; 0 distills the retain set only.
+      where: Pair of boolean masks, for the retain and the forget set: `[batch]` for the examples that
         count, or more of the features' first axes, such as `[batch, token]`. See `feature_distance`.
-      per_example: return the terms as arrays `[retain]` and `[forget]` instead of as their means.
-      axis_name: mapped axis over which the batches are split.
+      per_example: Return the terms as arrays `[retain]` and `[forget]` instead of as means.
+      axis_name: Mapped axis over which the batches are split.
 
     Returns:
       The scalar `retain + alpha · forget`, and the terms.
 
     Raises:
-      TypeError: features that are not floating point, or masks that are not boolean.
-      ValueError: trees or shapes that do not match.
+      TypeError: Features are not floating-point JAX or NumPy arrays, or masks are not boolean.
+      ValueError: Trees or shapes do not match.
     """
     _check_floating(
         student_retain=student_retain,
@@ -86,20 +92,22 @@ def max_loss(
 ) -> tuple[jax.Array, Terms]:
     """Raise the model's own training loss L on forget images: mean L(x_r) − α · mean L(x_f).
 
-    Not bounded below: with a large alpha or many steps it diverges.
+    The loss has no lower bound: with a large alpha or many steps it diverges.
 
     Args:
       retain_losses: L of every retain image, `[retain]`, floating point.
       forget_losses: L of every forget image, `[forget]`.
-      alpha: weight of the forget term, 0 or more.
-      where, per_example, axis_name: as for `unlearning_loss`; masks are `[batch]`.
+      alpha: Weight of the forget term, 0 or more.
+      where: See `unlearning_loss`; masks are `[batch]`.
+      per_example: See `unlearning_loss`.
+      axis_name: See `unlearning_loss`.
 
     Returns:
       The scalar `retain − alpha · forget`, and the terms.
 
     Raises:
-      TypeError: losses that are not floating point.
-      ValueError: losses that are not one number an example.
+      TypeError: Losses are not floating-point JAX or NumPy arrays.
+      ValueError: Losses are not one number per example.
     """
     _check_losses(retain_losses, forget_losses)
     return _weighted_sum(retain_losses, forget_losses, -alpha, where or (None, None), per_example, axis_name)
@@ -118,17 +126,19 @@ def noisy_label_loss(
 
     Args:
       retain_losses: L of every retain image, `[retain]`, floating point.
-      forget_losses: L of every forget image, `[forget]`, computed with Gaussian noise, such as that of
-        `noise_images`, in place of the image that the model should restore.
-      alpha: weight of the forget term, 0 or more.
-      where, per_example, axis_name: as for `unlearning_loss`; masks are `[batch]`.
+      forget_losses: L of every forget image, `[forget]`, with Gaussian noise (see `noise_images`) in place
+        of the image as the truth.
+      alpha: Weight of the forget term, 0 or more.
+      where: See `unlearning_loss`; masks are `[batch]`.
+      per_example: See `unlearning_loss`.
+      axis_name: See `unlearning_loss`.
 
     Returns:
       The scalar `retain + alpha · forget`, and the terms.
 
     Raises:
-      TypeError: losses that are not floating point.
-      ValueError: losses that are not one number an example.
+      TypeError: Losses are not floating-point JAX or NumPy arrays.
+      ValueError: Losses are not one number per example.
     """
     _check_losses(retain_losses, forget_losses)
     return _weighted_sum(retain_losses, forget_losses, alpha, where or (None, None), per_example, axis_name)
@@ -148,26 +158,32 @@ def retain_label_loss(
 
         mean ‖h(T(x_r)) − h_0(T(x_r))‖²  +  α · mean ‖h(T(x_f)) − h_0(T(x_r))‖²
 
-    Forget image i is paired with retain image i, counted in a circle if there are fewer of those.
+    Forget image i is paired with retain image i, cyclically if there are fewer retain images.
 
     Args:
       student_retain: h(T(x_r)), an array `[retain, …]` or a tree of such arrays, floating point.
-      teacher_retain: h_0(T(x_r)) of the original model, of the same structure and shapes.
+      teacher_retain: h_0(T(x_r)) of the original model, with the same structure and shapes.
       student_forget: h(T(x_f)), `[forget, …]`.
-      alpha, where, per_example, axis_name: as for `unlearning_loss`.
+      alpha: Weight of the forget term.
+      where: See `unlearning_loss`.
+      per_example: See `unlearning_loss`.
+      axis_name: See `unlearning_loss`.
 
-    Returns, Raises: as `unlearning_loss`.
+    Returns:
+      The loss and the terms, as `unlearning_loss`.
     """
+    _check_floating(teacher_retain=teacher_retain, student_forget=student_forget)
     rows = len(jax.tree.leaves(student_forget)[0])
 
     def paired(x):
         return x if len(x) == rows else jnp.asarray(x)[jnp.arange(rows) % len(x)]
 
+    target = jax.tree.map(paired, teacher_retain)
     return unlearning_loss(
         student_retain,
         teacher_retain,
         student_forget,
-        jax.tree.map(paired, teacher_retain),
+        target,
         alpha=alpha,
         where=where,
         per_example=per_example,
@@ -186,19 +202,23 @@ def random_encoder_loss(
     per_example: bool = False,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, Terms]:
-    """Send the features of forget images to Gaussian noise.
+    """Send the features of forget images to Gaussian noise n.
 
         mean ‖E(T(x_r)) − E_0(T(x_r))‖²  +  α · mean ‖E(T(x_f)) − n‖²
 
     Args:
       student_retain: E(T(x_r)), an array `[retain, …]` or a tree of such arrays, floating point.
-      teacher_retain: E_0(T(x_r)), of the same structure and shapes.
+      teacher_retain: E_0(T(x_r)), with the same structure and shapes.
       student_forget: E(T(x_f)), `[forget, …]`.
-      noise: n, of the same structure and shapes as `student_forget`: `noise_features` draws it with the mean
-        and standard deviation of the original features.
-      alpha, where, per_example, axis_name: as for `unlearning_loss`.
+      noise: n, with the structure and shapes of `student_forget`; `noise_features` draws it with the mean
+        and the standard deviation of the original features.
+      alpha: Weight of the forget term.
+      where: See `unlearning_loss`.
+      per_example: See `unlearning_loss`.
+      axis_name: See `unlearning_loss`.
 
-    Returns, Raises: as `unlearning_loss`.
+    Returns:
+      The loss and the terms, as `unlearning_loss`.
     """
     return unlearning_loss(
         student_retain,
@@ -212,21 +232,218 @@ def random_encoder_loss(
     )
 
 
-def feature_distance(features: Any, target: Any, *, where: jax.Array | None = None) -> jax.Array:
-    """‖features − target‖² of every example, `[batch]`, float32.
+class UnlearningInputs(NamedTuple):
+    """Corrupted inputs of student and teacher; trees of equal structure with leaves `[batch, …]`.
 
-    The mean over all axes but the batch's; summed over the leaves, if the features are several
-    arrays (the feature maps of a U-Net).
+    Attributes:
+      retain: T(x_r), for both.
+      forget: T(x_f), for the student.
+      noise: T(n), for the teacher, with the draw of T of `forget`.
+    """
+
+    retain: Any
+    forget: Any
+    noise: Any
+
+
+def encoder_unlearning_loss(
+    encode: Callable[[Any, Any], Any],
+    student: Any,
+    teacher: Any,
+    inputs: UnlearningInputs,
+    *,
+    alpha: float | jax.Array = 0.25,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, Terms]:
+    """Compute `unlearning_loss` of an encoder.
+
+    The student runs once on retain and forget inputs, the teacher once on retain and noise inputs, both
+    interleaved: a sharded batch stays where it is.
 
     Args:
-      features, target: trees of arrays `[batch, …]` of equal structure and shapes.
-      where: boolean mask with the first axes of every leaf, such as `[batch]` or `[batch, token]`. The mean
+      encode: Encoder `(params, inputs) -> features`; trees of arrays `[batch, …]`.
+      student: Parameters to differentiate.
+      teacher: Parameters of the original encoder, never differentiated.
+      inputs: Inputs of both, from `unlearning_inputs`.
+      alpha: Weight of the forget term.
+      axis_name: Mapped axis over which the batch is split.
+
+    Returns:
+      The scalar `retain + alpha · forget`, and the terms.
+
+    Raises:
+      TypeError: Features are not floating-point JAX or NumPy arrays.
+      ValueError: The inputs differ in structure or shape.
+    """
+    _check_arrays(**inputs._asdict())
+    shapes = [jax.tree.map(jnp.shape, part) for part in inputs]
+    if not shapes[0] == shapes[1] == shapes[2]:
+        raise ValueError(
+            "retain, forget and noise inputs must have one structure and shape, not "
+            + ", ".join(map(str, shapes))
+        )
+    student_retain, student_forget = deinterleave(encode(student, interleave(inputs.retain, inputs.forget)))
+    teacher_retain, teacher_noise = deinterleave(encode(teacher, interleave(inputs.retain, inputs.noise)))
+    return unlearning_loss(
+        student_retain, teacher_retain, student_forget, teacher_noise, alpha=alpha, axis_name=axis_name
+    )
+
+
+def unlearning_inputs(
+    corrupt: Callable[[jax.Array, jax.Array], Any],
+    retain: jax.Array,
+    forget: jax.Array,
+    rng: jax.Array,
+    *,
+    noise: NoiseKind = "normal",
+    value_range: tuple[float, float] = (0.0, 1.0),
+    axis_name: str | None = None,
+) -> UnlearningInputs:
+    """Draw noise and corrupt all images; forget images and noise get the same draw of T.
+
+    Args:
+      corrupt: T, `(images, rng) -> inputs`; equal keys must give equal draws.
+      retain: Images `[batch, height, width, channel]`.
+      forget: Images of the same shape.
+      rng: JAX key. Under `axis_name` the key that `corrupt` gets has the device's index folded in.
+      noise: Kind of noise, see `noise_images`; its statistics are those of retain and forget images.
+      value_range: Least and greatest valid pixel.
+      axis_name: Mapped axis over which the batch is split.
+
+    Raises:
+      TypeError: Images are not floating-point JAX or NumPy arrays, or `rng` is not a JAX key.
+      ValueError: The shapes differ.
+    """
+    noise_image = batch_noise(retain, forget, rng, kind=noise, value_range=value_range, axis_name=axis_name)
+    if axis_name is not None:  # `corrupt` knows nothing of the other devices' rows
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+    retain_key, forget_key = corruption_keys(rng)
+    return UnlearningInputs(
+        retain=corrupt(retain, retain_key),
+        forget=corrupt(forget, forget_key),
+        noise=corrupt(noise_image, forget_key),
+    )
+
+
+def corruption_keys(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the keys of T for retain and for forget images."""
+    return jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
+
+
+def batch_noise(
+    retain: jax.Array,
+    forget: jax.Array,
+    rng: jax.Array,
+    *,
+    kind: NoiseKind = "normal",
+    value_range: tuple[float, float] = (0.0, 1.0),
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Draw `noise_images` in the shape of `forget` with the statistics of both halves of the batch."""
+    _check_floating(retain=retain, forget=forget)
+    _check_key(rng)
+    if retain.shape != forget.shape:
+        raise ValueError(
+            f"retain and forget batches must have one shape, not {retain.shape} and {forget.shape}"
+        )
+    both = jnp.stack([retain, forget], axis=1)  # a new axis: no device gives its rows away
+    noise_key = jax.random.fold_in(rng, 2)
+    return noise_images(both, noise_key, kind, value_range=value_range, axis_name=axis_name)[:, 1]
+
+
+def noise_images(
+    images: jax.Array,
+    rng: jax.Array,
+    kind: NoiseKind = "normal",
+    *,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Draw noise images n ~ N(0, Σ) in the shape of `images` (Li et al. 2024, section 3).
+
+    Of all signals with a given covariance, the Gaussian has the most entropy: hence "normal". The statistics
+    are scalars over the global batch.
+
+    Args:
+      images: Floating-point images `[batch, height, width, channel]` within `value_range`.
+      rng: JAX key, the same on every device; each device gets its rows of one draw for the whole batch.
+      kind: "normal" has the mean and the unbiased standard deviation of the pixels and is clipped to
+        `value_range`; "uniform" is uniform over `value_range`; "constant" is the mean everywhere.
+      value_range: Least and greatest valid pixel.
+      axis_name: Mapped axis over which the batch is split.
+
+    Raises:
+      TypeError: Images are not floating-point JAX or NumPy arrays, or `rng` is not a JAX key.
+      ValueError: The kind is unknown, or `value_range` does not increase.
+    """
+    low, high = value_range
+    if not low < high:
+        raise ValueError(f"value_range must increase, not {value_range}")
+    if kind not in NOISE_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(NOISE_KINDS)}, not {kind!r}")
+    _check_floating(images=images)
+    _check_key(rng)
+    rows, *shape = images.shape
+
+    def uniform(n):
+        return jax.random.uniform(rng, (n, *shape), images.dtype, low, high)
+
+    def standard_normal(n):
+        return jax.random.normal(rng, (n, *shape), images.dtype)
+
+    if kind == "uniform":
+        return draw_rows(uniform, rows, axis_name)
+    mean, std = mean_and_std(images.astype(jnp.float32), axis_name)
+    if kind == "constant":
+        return jnp.full_like(images, mean)
+    noise = mean + std * draw_rows(standard_normal, rows, axis_name)
+    return jnp.clip(noise, low, high).astype(images.dtype)
+
+
+def noise_features(features: Any, rng: jax.Array, axis_name: str | None = None) -> Any:
+    """Draw Gaussian noise with the mean and the unbiased standard deviation of each array of a tree.
+
+    Args:
+      features: Tree of arrays `[batch, …]`; the statistics of each are two scalars over the global batch.
+      rng: JAX key.
+      axis_name: Mapped axis over which the batch is split.
+
+    Returns:
+      A tree with the same structure, shapes and types.
+
+    Raises:
+      TypeError: Features are not floating-point JAX or NumPy arrays, or `rng` is not a JAX key.
+    """
+    _check_floating(features=features)
+    _check_key(rng)
+    leaves, structure = jax.tree.flatten(features)
+
+    def draw(x, key):
+        mean, std = mean_and_std(x.astype(jnp.float32), axis_name)
+        noise = draw_rows(lambda rows: jax.random.normal(key, (rows, *x.shape[1:])), x.shape[0], axis_name)
+        return (mean + std * noise).astype(x.dtype)
+
+    keys = jax.random.split(rng, len(leaves))
+    return jax.tree.unflatten(structure, [draw(x, key) for x, key in zip(leaves, keys, strict=True)])
+
+
+def feature_distance(features: Any, target: Any, *, where: jax.Array | None = None) -> jax.Array:
+    """Compute ‖features − target‖² of every example, `[batch]`, in float32.
+
+    The distance is the mean over all axes but the batch axis, summed over the leaves of the tree, such as
+    the feature maps of a U-Net.
+
+    Args:
+      features: Tree of arrays `[batch, …]`.
+      target: Tree with the same structure and shapes.
+      where: Boolean mask with the first axes of every leaf, such as `[batch]` or `[batch, token]`. The mean
         is over the entries where it is true, and 0 for an example that has none.
 
     Raises:
-      TypeError: a mask that is not boolean.
-      ValueError: the two trees differ in structure or shape, or the mask does not fit them.
+      TypeError: The mask is not boolean, or a leaf is not a JAX or NumPy array.
+      ValueError: The two trees differ in structure or shape, or the mask does not fit them.
     """
+    _check_arrays(features=features, target=target)
     structures: list[Any] = [jax.tree.structure(tree) for tree in (features, target)]
     if structures[0] != structures[1]:
         raise ValueError("features and target are trees of different structure")
@@ -246,12 +463,13 @@ def feature_distance(features: Any, target: Any, *, where: jax.Array | None = No
 
 
 def _examples(where: jax.Array | None) -> jax.Array | None:
-    """The examples `[batch]` of which a mask lets anything count."""
+    """Return which examples, `[batch]`, have any entry that counts."""
     return None if where is None else where.reshape(where.shape[0], -1).any(axis=1)
 
 
 def _fitted(where: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """A mask of the first axes with axes of size 1 for the others."""
+    """Add axes of size 1 to a mask of the first axes."""
+    _check_arrays(where=where)
     if where.dtype != jnp.bool_:
         raise TypeError(f"where must be boolean, not {where.dtype}")
     if where.ndim == 0 or where.shape != shape[: where.ndim]:
@@ -267,7 +485,7 @@ def _weighted_sum(
     per_example: bool,
     axis_name: str | None,
 ) -> tuple[jax.Array, Terms]:
-    """Losses of examples → mean retain + weight · mean forget, and the terms."""
+    """Turn losses of examples into mean retain + weight · mean forget, and the terms."""
     means = [_mean(losses, mask, axis_name) for losses, mask in zip((retain, forget), where, strict=True)]
     loss = means[0] + weight * means[1]
     terms = (retain, forget) if per_example else means
@@ -275,7 +493,7 @@ def _weighted_sum(
 
 
 def _mean(losses: jax.Array, where: jax.Array | None, axis_name: str | None) -> jax.Array:
-    """The mean of `[batch]` over the examples that count, of all devices."""
+    """Average `[batch]` over the examples that count, on all devices."""
     losses = losses.astype(jnp.float32)
     if where is None:
         mean = losses.mean()
@@ -286,13 +504,23 @@ def _mean(losses: jax.Array, where: jax.Array | None, axis_name: str | None) -> 
     return total / jnp.maximum(count, 1)
 
 
+def _check_arrays(**trees: Any) -> None:
+    for name, tree in trees.items():
+        for x in jax.tree.leaves(tree):
+            if not isinstance(x, jax.Array | np.ndarray | np.generic):
+                kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+                hint = " Convert it with jax.numpy.from_dlpack." if hasattr(x, "__dlpack__") else ""
+                raise TypeError(f"{name} holds a {kind}; expected JAX or NumPy arrays.{hint}")
+
+
 def _check_floating(**trees: Any) -> None:
+    _check_arrays(**trees)
     for name, tree in trees.items():
         for x in jax.tree.leaves(tree):
             if not jnp.issubdtype(x.dtype, jnp.floating):
                 raise TypeError(
-                    f"{name} has type {x.dtype}; a loss needs floating-point arrays. "
-                    "Convert it first, images to their value range."
+                    f"{name} has type {x.dtype}; expected a floating-point array. Convert it first, images "
+                    "to their value range."
                 )
 
 
@@ -300,4 +528,11 @@ def _check_losses(retain_losses: jax.Array, forget_losses: jax.Array) -> None:
     _check_floating(retain_losses=retain_losses, forget_losses=forget_losses)
     for name, losses in (("retain_losses", retain_losses), ("forget_losses", forget_losses)):
         if losses.ndim != 1:
-            raise ValueError(f"{name} must be one number an example, [batch], not {losses.shape}")
+            raise ValueError(f"{name} must be one number per example, [batch], not {losses.shape}")
+
+
+def _check_key(rng: Any) -> None:
+    dtype = getattr(rng, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and not (dtype == jnp.uint32 and np.ndim(rng) == 1):  # the latter: jax.random.PRNGKey
+        raise TypeError(f"rng is {rng!r}; expected a JAX key, such as jax.random.key(0)")

@@ -162,7 +162,7 @@ def test_mistakes_are_refused():
         unlearning_loss(zeros, zeros, zeros.astype(np.int32), zeros)
     with pytest.raises(TypeError, match="retain_losses has type uint8"):
         max_loss(np.zeros(2, np.uint8), np.zeros(2), alpha=1.0)
-    with pytest.raises(ValueError, match=r"forget_losses must be one number an example.*\(2, 3\)"):
+    with pytest.raises(ValueError, match=r"forget_losses must be one number per example.*\(2, 3\)"):
         noisy_label_loss(np.zeros(2), zeros, alpha=1.0)
     with pytest.raises(ValueError, match=r"shape \(2, 3\), their target \(2, 4\)"):
         unlearning_loss(zeros, zeros, zeros, np.zeros((2, 4)))

@@ -150,7 +150,7 @@ def test_each_dependency_is_explained_once():
 
 
 def test_what_is_imported_lazily_is_what_type_checkers_see():
-    imported = re.search(r"if TYPE_CHECKING:.*?\n    from l2l_jax.methods import \((.*?)\)",
+    imported = re.search(r"if TYPE_CHECKING:.*?\n    from l2l_jax.losses import \((.*?)\)",
                          (ROOT / "l2l_jax" / "__init__.py").read_text(), re.S).group(1)  # fmt: skip
     assert sorted(re.findall(r"\w+", imported)) == sorted(l2l_jax.__all__)
     assert (ROOT / "l2l_jax" / "py.typed").exists()

@@ -31,7 +31,7 @@ from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
-from l2l_jax.methods.registry import METHODS
+from l2l_jax.methods.base import METHODS
 from l2l_jax.models.base import Params
 from l2l_jax.train.concurrent import AT_A_TIME, in_threads, threads
 from l2l_jax.train.sharding import MeshConfig

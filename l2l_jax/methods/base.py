@@ -1,13 +1,17 @@
 """What a training step does, apart from optimising: draw, measure losses, take gradients of them."""
 
+import abc
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.methods.encoder_inputs import deinterleave, interleave
 from l2l_jax.models.base import ImageToImageModel, Params, PretrainingStage
+from l2l_jax.utils.batch_axis import deinterleave, interleave
+from l2l_jax.utils.registry import Registry
 
 Terms = dict[str, jax.Array]
 """Scalars to log: "loss", and "retain" and "forget" where there are both."""
@@ -182,3 +186,35 @@ def pretraining_task(stage: PretrainingStage, parts: tuple[str, ...]) -> Task:
 
     frozen = tuple(part for part in parts if part not in stage.trained)
     return Task(stage.trained, frozen, ("train",), prepare, losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(abc.ABC):
+    """An unlearning method; the fields of a subclass are its options.
+
+    Attributes:
+      takes_noise: A batch may bring the teacher's noise images itself, such as codes of a noise bank.
+      max_weight: Largest weight of the forget term that the method accepts.
+      weight_option: Name of the option that sets the weight of the forget term.
+    """
+
+    takes_noise: ClassVar[bool] = False
+    max_weight: ClassVar[float] = math.inf
+    weight_option: ClassVar[str] = "alpha"
+
+    @abc.abstractmethod
+    def objective(self, model: ImageToImageModel) -> Task:
+        """Return what a training step of this method does on a model."""
+
+    def initial_weight(self, alpha: float) -> float:
+        """Return the weight of the forget term of the first step, given `config.unlearn.alpha`."""
+        return alpha
+
+    @property
+    def batch_divisor(self) -> int:
+        """Number of which the rows of an accumulated part of a batch must be a multiple."""
+        return 1
+
+
+METHODS: Registry[Method] = Registry("method")
+register = METHODS.register

@@ -12,11 +12,17 @@ from typing import Any
 
 import jax
 
-from l2l_jax.losses import feature_distance
+from l2l_jax.losses import (
+    NoiseKind,
+    batch_noise,
+    corruption_keys,
+    feature_distance,
+    noise_features,
+    noise_images,
+)
 from l2l_jax.methods.base import Task, unlearning_task
-from l2l_jax.methods.encoder_inputs import batch_noise, corruption_keys, deinterleave, interleave
-from l2l_jax.methods.noise import NoiseKind, noise_features, noise_images
 from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.utils.batch_axis import deinterleave, interleave
 
 
 def encoder_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from l2l_jax.losses import NoiseKind
 from l2l_jax.methods.base import Inputs, Mean, Phases, Task, Terms
 from l2l_jax.methods.baselines import encoder_task
 from l2l_jax.methods.gradients import set_gradients
-from l2l_jax.methods.noise import NoiseKind
 from l2l_jax.models.base import ImageToImageModel, Params
 
 SMALL = 1e-7

@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.losses import feature_distance
+from l2l_jax.losses import NoiseKind, feature_distance
 from l2l_jax.methods.base import Task, identity, unlearning_task
 from l2l_jax.methods.baselines import generative_task, images_and_views, noise_view, teacher_views
 from l2l_jax.methods.gradients import LookAhead
-from l2l_jax.methods.noise import NoiseKind
 from l2l_jax.methods.targets import BLUR, TargetKind, forget_truth
 from l2l_jax.models.base import ImageToImageModel, Params, fresh_parts
 

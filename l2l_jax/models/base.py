@@ -83,7 +83,7 @@ class ImageToImageModel(abc.ABC):
         The same `rng` gives the same draw (kept patches, masks, times, noises) whatever the images
         are, so that student and teacher can be shown the same corruption. Inside `pmap` and
         `shard_map`, `axis_name` is the axis over which the batch is split: its rows are corrupted as
-        they would be on one device (see `l2l_jax.models.layers.batch_axis`).
+        they would be on one device (see `l2l_jax.utils.batch_axis`).
         """
 
     def corrupt_noise(

@@ -45,7 +45,7 @@ def compared(request, one_device, tmp_path_factory):
     """A comparison of some methods in the workdir of a finished experiment."""
     with pytest.MonkeyPatch.context() as patch:
         for method in set(METHODS).difference(request.param):
-            patch.delitem(methods.METHODS, method)
+            patch.delitem(methods.METHODS._classes, method)
         yield _compared(tmp_path_factory)
 
 
@@ -102,7 +102,7 @@ def test_finished_rows_are_read_and_changed_ones_computed(compared, caplog):
 @pytest.mark.slow
 def test_a_method_that_diverges_is_a_row_and_stops_nothing(compared, tmp_path, monkeypatch):
     for method in METHODS[1:]:
-        monkeypatch.delitem(methods.METHODS, method, raising=False)
+        monkeypatch.delitem(methods.METHODS._classes, method, raising=False)
     config = small_config()
     wild = dataclasses.replace(config.unlearn, learning_rate=1e30, clip_norm=0.0)
     pretrained = str(compared[0] / "pretrained")

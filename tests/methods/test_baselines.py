@@ -8,19 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from l2l_jax.losses import max_loss, noisy_label_loss, random_encoder_loss, retain_label_loss
+from l2l_jax.losses import max_loss, noise_features, noisy_label_loss, random_encoder_loss, retain_label_loss
 from l2l_jax.methods.baselines import (
     max_loss_task,
     noisy_label_task,
     random_encoder_task,
     retain_label_task,
 )
-from l2l_jax.methods.noise import noise_features
 from l2l_jax.models.base import ImageToImageModel
-from l2l_jax.models.layers.batch_axis import draw_rows
 from l2l_jax.train import sharding
 from l2l_jax.train.parallel import make_parallel
 from l2l_jax.train.step import create_state, make_step
+from l2l_jax.utils.batch_axis import draw_rows
 from tests.matrix import soak
 from tests.methods.gradients import grad_fn
 

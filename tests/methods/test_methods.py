@@ -2,7 +2,6 @@
 
 import pathlib
 import runpy
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.workdir import Workdir
-from l2l_jax.methods.registry import METHODS, Method, make_task
+from l2l_jax.methods.registry import METHODS, make_task
 from l2l_jax.models.mae.model import MAE
 from l2l_jax.models.mage.model import MAGE
 from l2l_jax.models.palette.model import Palette
@@ -146,13 +145,12 @@ def test_noise_is_the_teachers():
 
 
 def test_names():
-    assert set(METHODS) == set(typing.get_args(Method))
-    with pytest.raises(ValueError, match="max_loss.* not 'max-loss'"):
+    with pytest.raises(UserError, match="no method 'max-loss'. Did you mean 'max_loss'"):
         make_task("max-loss", MODELS["mae"])
     assert set(MODELS) == set(FAMILIES)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", list(METHODS))
 def test_the_experiment_trains_and_names_the_method(method, monkeypatch, tmp_path):
     recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
     recipe.unlearn.method = method

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from l2l_jax.methods import UnlearningInputs, encoder_unlearning_loss
+from l2l_jax.losses import UnlearningInputs, encoder_unlearning_loss
 from l2l_jax.models.layers.vit import sincos_position_table
 from l2l_jax.models.mage.convert import TABLE
 from l2l_jax.models.mage.model import MAGE, VARIANTS

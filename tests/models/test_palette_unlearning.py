@@ -13,8 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from l2l_jax.losses import feature_distance
-from l2l_jax.methods.encoder_inputs import UnlearningInputs, encoder_unlearning_loss
+from l2l_jax.losses import UnlearningInputs, encoder_unlearning_loss, feature_distance
 from l2l_jax.models.palette.convert import TABLE
 from l2l_jax.weights import mapping
 from tests.models.test_unet import TINY, parts_of

@@ -11,7 +11,7 @@ from l2l_jax.config import UnlearningConfig
 from l2l_jax.data.loader import training_batches
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import Interrupted
-from l2l_jax.methods.encoder_inputs import batch_noise
+from l2l_jax.losses import batch_noise
 from l2l_jax.methods.registry import make_task
 from l2l_jax.models.mage.model import MAGE
 from l2l_jax.train import loop, sharding

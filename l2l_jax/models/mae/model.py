@@ -13,8 +13,8 @@ import numpy as np
 
 from l2l_jax.models.base import ImageToImageModel, Params
 from l2l_jax.models.layers import vit
-from l2l_jax.models.layers.batch_axis import draw_rows
 from l2l_jax.models.layers.precision import in_dtype
+from l2l_jax.utils.batch_axis import draw_rows
 
 VARIANTS = {
     "vit_base_patch16": dict(patch_size=16, width=768, depth=12, num_heads=12),

@@ -11,9 +11,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.models.layers.batch_axis import draw_rows
 from l2l_jax.models.mage.networks import draw_masked_share, random_masking
 from l2l_jax.models.mage.settings import MAGESettings
+from l2l_jax.utils.batch_axis import draw_rows
 
 
 def paint(settings: MAGESettings, images: jax.Array, hole: jax.Array) -> jax.Array:

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.models.base import ImageToImageModel, Params, PretrainingStage, Seen
-from l2l_jax.models.layers.batch_axis import draw_rows
 from l2l_jax.models.layers.precision import in_dtype
 from l2l_jax.models.mage import corruption as mage_corruption
 from l2l_jax.models.mage import decoding as mage_decoding
@@ -20,6 +19,7 @@ from l2l_jax.models.mage import networks as mage_networks
 from l2l_jax.models.mage.networks import Decoder, Encoder, random_masking, unused_tensors
 from l2l_jax.models.mage.settings import MAGESettings
 from l2l_jax.models.mage.vqgan import VQGAN
+from l2l_jax.utils.batch_axis import draw_rows
 
 VARIANTS = {
     "vit_base_patch16": dict(width=768, depth=12, num_heads=12, decoder_width=768),

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from l2l_jax.models.layers import vit
-from l2l_jax.models.layers.batch_axis import draw_rows, mean_and_std
+from l2l_jax.utils.batch_axis import draw_rows, mean_and_std
 
 EMBEDDING_STD = 0.02
 """Standard deviation of the release's fresh embeddings."""

@@ -15,10 +15,10 @@ import numpy as np
 
 from l2l_jax import masks as operators
 from l2l_jax.models.base import ImageToImageModel, Params, Seen
-from l2l_jax.models.layers.batch_axis import draw_rows
 from l2l_jax.models.layers.precision import in_dtype
 from l2l_jax.models.palette import diffusion
 from l2l_jax.models.palette.unet import Decoder, Encoder, UNetConfig
+from l2l_jax.utils.batch_axis import draw_rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from l2l_jax.config import UnlearningConfig
 from l2l_jax.data.loader import EpochOrder, TrainingBatches
 from l2l_jax.errors import Interrupted
-from l2l_jax.methods.encoder_inputs import batch_noise
+from l2l_jax.losses import batch_noise
 from l2l_jax.models.base import ImageToImageModel, Params
 from l2l_jax.train import sharding
 from l2l_jax.train.step import scaled_pixels

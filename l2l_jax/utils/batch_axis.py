@@ -1,0 +1,67 @@
+"""Batches that are split over devices: random numbers, statistics and pairs of batches.
+
+Under `jit` a batch is whole, wherever its rows are stored, and `axis_name` is None. Inside `pmap` and
+`shard_map` a function gets the rows of one device, and `axis_name` is the axis over which the batch is
+split, evenly and in order.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def draw_rows(draw: Callable[[int], Any], rows: int, axis_name: str | None = None) -> Any:
+    """Draw random numbers for this device's rows: its part of one draw for the whole batch.
+
+    Every device draws for the whole batch and takes its part; XLA computes only that part where it fuses
+    the two.
+
+    Args:
+      draw: Function from a number of rows to a tree of arrays `[rows, …]`.
+      rows: Number of rows on this device.
+      axis_name: Mapped axis over which the batch is split.
+    """
+    if axis_name is None:
+        return draw(rows)
+    whole = draw(rows * jax.lax.axis_size(axis_name))
+    start = rows * jax.lax.axis_index(axis_name)
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), whole)
+
+
+def mean_and_std(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """Return the mean and the unbiased standard deviation of all elements of the batch, two scalars.
+
+    Args:
+      x: Floating-point array `[rows, …]`.
+      axis_name: Mapped axis over which the batch is split.
+    """
+    count, mean = x.size, x.mean()
+    if axis_name is not None:
+        count, mean = jax.lax.psum(count, axis_name), jax.lax.pmean(mean, axis_name)
+    squares = jnp.sum(jnp.square(x - mean))
+    if axis_name is not None:
+        squares = jax.lax.psum(squares, axis_name)
+    return mean, jnp.sqrt(squares / (count - 1))
+
+
+def interleave(first: Any, second: Any) -> Any:
+    """Merge two trees of arrays `[batch, …]` into one `[2 · batch, …]` with alternating rows.
+
+    Unlike after a concatenation, a batch that is sharded along its first axis stays where it is.
+    """
+
+    def leaf(a, b):
+        return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
+
+    return jax.tree.map(leaf, first, second)
+
+
+def deinterleave(both: Any) -> tuple[Any, Any]:
+    """Invert `interleave`."""
+
+    def rows(first):
+        return jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:])[:, first], both)
+
+    return rows(0), rows(1)
