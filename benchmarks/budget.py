@@ -59,7 +59,7 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
     from l2l_jax.experiment.validation import validation_images
     from l2l_jax.train import sharding
     from l2l_jax.train.parallel import make_parallel
-    from l2l_jax.train.validation_errors import HoleErrors
+    from l2l_jax.train.validation_errors import MaskedErrors
 
     how, model = config.unlearn, config.model
     parallel = make_parallel(sharding.make_mesh(config=config.mesh), config.parallel)
@@ -75,8 +75,8 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
     }
     rows = parallel.rows(batch)
     images = validation_images(config, how.budget_images)
-    hole = budget_task(config.evaluate.tasks).hole(model.image_size)
-    errors = HoleErrors(model, hole, images, rows=2 * how.batch_size, seed=0, parallel=parallel)
+    mask = budget_task(config.evaluate.tasks).mask(model.image_size)
+    errors = MaskedErrors(model, mask, images, rows=2 * how.batch_size, seed=0, parallel=parallel)
     rest = sharding.place(params, parallel.mesh)
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 

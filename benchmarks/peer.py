@@ -7,7 +7,7 @@ r"""Our unlearning step of a MAE or of Palette beside the same one in PyTorch.
 The MAE is `transformers`' ViTMAE; Palette's U-Net is written for this comparison (`peer_unet`). Each side has
 a process of its own with the same number of threads, the same setting of malloc and the same weights; the two
 take turns. Before anything is timed, both compute the loss of one fixed batch, which must be the same number.
-A step draws noise and masks or holes, runs student and teacher, clips, and updates with AdamW (PyTorch's
+A step draws noise and masks, runs student and teacher, clips, and updates with AdamW (PyTorch's
 fused one) and the moving average. On the CPU; images are random and lie in the host's memory.
 """
 

@@ -11,13 +11,13 @@ from benchmarks.step import Run
 from l2l_jax.config import parse_config
 from l2l_jax.experiment.phase import open_phase
 from l2l_jax.losses import UnlearningInputs, encoder_unlearning_loss
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 from l2l_jax.models.palette.model import Palette
 from l2l_jax.train import sharding
 from l2l_jax.train.parallel import make_parallel
 
 
-def fixed_batch(model: ImageToImageModel, rows: int) -> dict[str, dict[str, np.ndarray]]:
+def fixed_batch(model: Model, rows: int) -> dict[str, dict[str, np.ndarray]]:
     """Images of the sets "retain", "forget" and "noise", and what T draws for the first two.
 
     Returns:
@@ -26,13 +26,13 @@ def fixed_batch(model: ImageToImageModel, rows: int) -> dict[str, dict[str, np.n
     """
     rng = np.random.default_rng(0)
     shape, (low, high) = (rows, *model.image_shape), model.value_range
-    holes = model.hole_bank() if isinstance(model, Palette) else None
+    masks = model.mask_bank() if isinstance(model, Palette) else None
 
     def draw() -> dict[str, np.ndarray]:
-        if holes is None:
+        if masks is None:
             return {"order": rng.random((rows, model.grid**2), np.float32)}
         return {
-            "hole": rng.choice(holes, rows),
+            "mask": rng.choice(masks, rows),
             "gamma": rng.random(rows, np.float32),
             **{name: rng.standard_normal(shape, np.float32) for name in ("filling", "noise")},
         }
@@ -43,7 +43,7 @@ def fixed_batch(model: ImageToImageModel, rows: int) -> dict[str, dict[str, np.n
     return {"images": images, "retain": draw(), "forget": draw()}
 
 
-def fixed_inputs(model: ImageToImageModel, rows: int) -> UnlearningInputs:
+def fixed_inputs(model: Model, rows: int) -> UnlearningInputs:
     """What student and teacher see of `fixed_batch`."""
     batch = fixed_batch(model, rows)
     images = batch["images"]

@@ -105,7 +105,7 @@ class PaletteEncoder:
 
     def __init__(self, model: Palette):
         self.network = UNetEncoder(model.unet, model.channels)
-        self._holes = torch.from_numpy(model.hole_bank())
+        self._masks = torch.from_numpy(model.mask_bank())
         self._gammas = torch.from_numpy(cumulative_gammas(model.betas)).float()
 
     def state_dict(self, ours: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -117,9 +117,9 @@ class PaletteEncoder:
         """What T draws for so many images."""
         rows = len(images)
         t = torch.randint(1, len(self._gammas), (rows,))
-        hole, turned = self._holes[torch.randint(len(self._holes), (rows,))], torch.rand(rows, 1, 1) < 0.5
+        mask, turned = self._masks[torch.randint(len(self._masks), (rows,))], torch.rand(rows, 1, 1) < 0.5
         return {
-            "hole": torch.where(turned, hole.mT, hole),
+            "mask": torch.where(turned, mask.mT, mask),
             "gamma": torch.lerp(self._gammas[t - 1], self._gammas[t], torch.rand(rows)),
             "filling": torch.randn_like(images),
             "noise": torch.randn_like(images),
@@ -128,16 +128,16 @@ class PaletteEncoder:
     def seen(self, images: Mapping[str, torch.Tensor], retain: Any, forget: Any) -> tuple[Any, Any]:
         """What student and teacher see, by the draws for retain and forget images.
 
-        In place of a forget image, the teacher sees the noise of the draw inside the hole.
+        In place of a forget image, the teacher sees the noise of the draw inside the mask.
         """
         draw = {key: torch.cat([retain[key], forget[key]]) for key in retain}
-        pixels, hole = torch.cat([images["retain"], images["forget"]]), draw["hole"][:, None]
+        pixels, mask = torch.cat([images["retain"], images["forget"]]), draw["mask"][:, None]
         gamma = draw["gamma"][:, None, None, None]
         noisy = gamma.sqrt() * pixels + (1 - gamma).sqrt() * draw["noise"]
         of_noise = torch.cat([noisy[: len(noisy) // 2], forget["noise"]])
-        condition = torch.where(hole, draw["filling"], pixels)
+        condition = torch.where(mask, draw["filling"], pixels)
         student, teacher = (
-            (torch.cat([condition, torch.where(hole, inside, pixels)], dim=1), draw["gamma"])
+            (torch.cat([condition, torch.where(mask, inside, pixels)], dim=1), draw["gamma"])
             for inside in (noisy, of_noise)
         )
         return student, teacher

@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         sampling_steps=2000,
         teacher_noise="hole",  # as released; everywhere: the paper's formula
         training_holes="hybrid",  # box and strokes; or box, free_form, centre
-        hole_bank_size=512, hole_seed=0,  # of the holes that training draws from
+        hole_bank_size=512, hole_seed=0,  # of the masks that training draws from
         dtype="bfloat16",  # of the computation; or float32
         remat=False,  # keep less for the backward pass and compute it again
     ))

@@ -10,13 +10,13 @@ square of half the side missing, attacks the result, and writes runs/digits_diff
 variant `encoder` is the paper's method, which leaves the decoder as it is.
 
 Small enough for two CPU cores by three departures from the published model: the scans keep their own
-8×8 pixels; every training hole is the centre square that is restored later (published: a box with
-strokes anywhere), so this model knows no other hole; 100 noise levels and a few deterministic (DDIM)
+8×8 pixels; every training mask is the centre square that is restored later (published: a box with
+strokes anywhere), so this model knows no other mask; 100 noise levels and a few deterministic (DDIM)
 steps in place of 2,000 of each.
 
 Hardware: two CPU cores, 1.3 GiB of memory.
 Expected figures on test images, medians of seeds 0, 1 and 2: accuracy of the original model 0.87 (retain)
-and 0.84 (forget); after unlearning 0.85 and 0.16, the error in the hole 1.22 times the original's on retain
+and 0.84 (forget); after unlearning 0.85 and 0.16, the error in the mask 1.22 times the original's on retain
 images and 2.8 times on forget images. With `encoder`, seed 0: 0.85 and 0.36, 1.39 times and 2.7 times.
 
 Any field can be changed on the command line: --config.unlearn.alpha=0.5
@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         sampling_steps=5,  # few steps come near the mean of the restorations that the model thinks likely
         teacher_noise="everywhere",  # the paper's formula: T of a noise image; the release: "hole"
         training_holes="centre",  # half of the side; or hybrid (published), box, free_form
-        hole_bank_size=512, hole_seed=0,  # of the holes that training draws from
+        hole_bank_size=512, hole_seed=0,  # of the masks that training draws from
         dtype="float32",  # or bfloat16
         remat=False,  # keep less for the backward pass and compute it again
     ))

@@ -12,7 +12,7 @@ what it hid: docs/concepts/methods.md.
 
 Hardware: two CPU cores, 1.6 GiB of memory.
 Expected figures on test images, medians of seeds 0, 1 and 2: accuracy of the original model 0.96 (retain)
-and 0.93 (forget); after unlearning 0.94 and 0.26, the error in the hole 1.17 times the original's on
+and 0.93 (forget); after unlearning 0.94 and 0.26, the error in the mask 1.17 times the original's on
 retain images and 8 times on forget images. With `encoder`, seed 0: 0.94 and 0.28, 1.25 times and 10
 times.
 

@@ -16,7 +16,7 @@ likeliest codes are taken instead of drawn ones.
 
 Hardware: two CPU cores, 1.2 GiB of memory.
 Expected figures on test images, medians of seeds 0, 1 and 2: accuracy of the original model 0.87 (retain)
-and 0.78 (forget); after unlearning 0.89 and 0.03, the error in the hole 1.20 times the original's on retain
+and 0.78 (forget); after unlearning 0.89 and 0.03, the error in the mask 1.20 times the original's on retain
 images and 2.8 times on forget images. With `encoder`, seed 0: 0.82 and 0.07, 1.18 times and 2.6 times.
 (A model of codes commits itself to one likely digit where the MAE blends all of them: its restorations
 start at a greater error, so that there is less left to lose.)
@@ -57,9 +57,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         label_smoothing=0.03,
         hole_color=(0.3, 0.3, 0.3),  # about the mean of the training images
         paint_masked=True,  # in training, too, the hole's pixels do not reach the codes beside it
-        hidden_margin=0,  # codes by which the hole is grown
-        blend_margin=0, blend_sigma=0.0,  # pixels: the hole is replaced and nothing else
-        decoding_steps=20,  # of which those that mask less than the hole are carried out: four
+        hidden_margin=0,  # codes by which the mask is grown
+        blend_margin=0, blend_sigma=0.0,  # pixels: the mask is replaced and nothing else
+        decoding_steps=20,  # of which those that mask less than the mask are carried out: four
         choice_temperature=0.0,  # the surest codes are fixed first
         sampling_temperature=0.0,  # the likeliest code is taken
         dtype="float32",  # or bfloat16

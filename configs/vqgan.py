@@ -44,9 +44,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         dropped=0.5,  # share of the codes that the encoder does not get to see
         mask_mean=0.55, mask_std=0.25,  # share of masked codes
         dropout=0.1, label_smoothing=0.1,
-        hole_color=(0.485, 0.456, 0.406),  # painted into the hole before restoring
+        hole_color=(0.485, 0.456, 0.406),  # painted into the mask before restoring
         paint_masked=False,  # paint it into masked squares while training, too
-        hidden_margin=1,  # codes by which the hole is grown
+        hidden_margin=1,  # codes by which the mask is grown
         blend_margin=14, blend_sigma=7.0,  # pixels by which its border is grown and blurred
         decoding_steps=20,
         choice_temperature=6.0, sampling_temperature=1.0,  # noise on the order of decoding, on the codes

@@ -17,7 +17,7 @@ from l2l_jax.methods.adapters import AdapterKind
 from l2l_jax.methods.base import METHODS
 from l2l_jax.methods.registry import all_options, make_task
 from l2l_jax.methods.targets import BLUR, TargetKind
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 from l2l_jax.models.registry import FAMILIES, VARIANTS
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.parallel import ParallelKind
@@ -53,7 +53,7 @@ class UnlearningConfig(TrainingConfig):
       distill: of "undo": weight of the original model's predictions against the truth, 0 to 1.
       attack_steps: of "relearn_aware": simulated steps of an attacker.
       attack_rate: of "relearn_aware": change of every weight in one of them.
-      retain_budget: what forgetting may cost: the error in the hole of retain validation images relative to
+      retain_budget: what forgetting may cost: the error in the mask of retain validation images relative to
         the original model's, such as 1.1. alpha is then where the weight of the forget term starts; it
         follows the budget from there, and the best model inside the budget is kept (see docs/guides).
         None, or 0 for command lines, which cannot say None: alpha is fixed and the last model is kept.
@@ -167,7 +167,7 @@ class Config:
 
     seed: int
     family: str
-    model: ImageToImageModel
+    model: Model
     pretrained: str
     data: DataConfig
     pretrain: dict[str, TrainingConfig]

@@ -1,6 +1,6 @@
-"""Holes in image space: bool masks `[height, width]`, True where pixels are missing.
+"""Masks in image space: bool masks `[height, width]`, True where pixels are missing.
 
-`HOLES` are the fixed ones of the tests. Inpainting models are trained with random ones, which `hole_bank`
+`MASKS` are the fixed ones of the tests. Inpainting models are trained with random ones, which `mask_bank`
 draws on the host. Free-form strokes follow Yu et al. 2019 ("Free-form image inpainting with gated
 convolution", algorithm 1) and, like the boxes, the numbers with which Palette is trained at 256 pixels; every
 length scales with the image.
@@ -14,28 +14,28 @@ from PIL import Image, ImageDraw
 SIDES = ("left", "right", "top", "bottom")
 
 
-def centre_hole(size: int, width: int) -> np.ndarray:
-    """A centred square hole.
+def center_mask(size: int, width: int) -> np.ndarray:
+    """A centered square mask.
 
     Args:
       size: side of the image in pixels.
-      width: side of the hole in pixels; half of `size` in the paper's larger inpainting task, a
+      width: side of the mask in pixels; half of `size` in the paper's larger inpainting task, a
         quarter in the smaller.
 
     Raises:
-      ValueError: the hole is empty or leaves nothing, or cannot be centred.
+      ValueError: the mask is empty or leaves nothing, or cannot be centered.
     """
     if not 0 < width < size:
-        raise ValueError(f"a centred hole in {size} pixels is 1 to {size - 1} pixels wide, not {width}")
+        raise ValueError(f"a centered mask in {size} pixels is 1 to {size - 1} pixels wide, not {width}")
     if (size - width) % 2:
-        raise ValueError(f"a hole {width} pixels wide cannot be centred in {size} pixels")
-    hole = np.zeros((size, size), bool)
+        raise ValueError(f"a mask {width} pixels wide cannot be centered in {size} pixels")
+    mask = np.zeros((size, size), bool)
     start = (size - width) // 2
-    hole[start : start + width, start : start + width] = True
-    return hole
+    mask[start : start + width, start : start + width] = True
+    return mask
 
 
-def border_hole(size: int, width: int) -> np.ndarray:
+def border_mask(size: int, width: int) -> np.ndarray:
     """Outpainting: a border of `width` pixels is missing on every side.
 
     Raises:
@@ -43,12 +43,12 @@ def border_hole(size: int, width: int) -> np.ndarray:
     """
     if not 0 < width < size / 2:
         raise ValueError(f"a border in {size} pixels is 1 to {(size - 1) // 2} wide, not {width}")
-    hole = np.ones((size, size), bool)
-    hole[width : size - width, width : size - width] = False
-    return hole
+    mask = np.ones((size, size), bool)
+    mask[width : size - width, width : size - width] = False
+    return mask
 
 
-def side_hole(size: int, width: int, side: str) -> np.ndarray:
+def side_mask(size: int, width: int, side: str) -> np.ndarray:
     """A strip of `width` pixels is missing at the left, right, top or bottom.
 
     Raises:
@@ -58,50 +58,50 @@ def side_hole(size: int, width: int, side: str) -> np.ndarray:
         raise ValueError(f"a strip in {size} pixels is 1 to {size - 1} pixels wide, not {width}")
     if side not in SIDES:
         raise ValueError(f"side must be one of {', '.join(SIDES)}, not {side!r}")
-    hole = np.zeros((size, size), bool)
+    mask = np.zeros((size, size), bool)
     inside = slice(0, width) if side in ("left", "top") else slice(size - width, size)
-    hole[:, inside] = side in ("left", "right")
-    hole[inside, :] |= side in ("top", "bottom")
-    return hole
+    mask[:, inside] = side in ("left", "right")
+    mask[inside, :] |= side in ("top", "bottom")
+    return mask
 
 
-HoleName = Literal["centre", "border", "left", "right", "top", "bottom"]
+MaskName = Literal["centre", "border", "left", "right", "top", "bottom"]
 
-HOLES = {
-    "centre": centre_hole,
-    "border": border_hole,
-    **{side: lambda size, width, side=side: side_hole(size, width, side) for side in SIDES},
+MASKS = {
+    "centre": center_mask,
+    "border": border_mask,
+    **{side: lambda size, width, side=side: side_mask(size, width, side) for side in SIDES},
 }
-"""Test-time holes by their names: `(image size, width) -> mask`."""
+"""Test-time masks by their names: `(image size, width) -> mask`."""
 
-TrainingHole = Literal["hybrid", "free_form", "box", "centre"]
-TRAINING_HOLES: tuple[str, ...] = ("hybrid", "free_form", "box", "centre")
-"""Kinds of holes that `hole_bank` knows."""
+TrainingMask = Literal["hybrid", "free_form", "box", "centre"]
+TRAINING_MASKS: tuple[str, ...] = ("hybrid", "free_form", "box", "centre")
+"""Kinds of masks that `mask_bank` knows."""
 
 
-def box_hole(rng: np.random.Generator, size: int) -> np.ndarray:
+def box_mask(rng: np.random.Generator, size: int) -> np.ndarray:
     """A rectangle with sides from 108/256 to 128/256 of the image's, 20/256 or more off its edges.
 
     Sides and place are uniform and independent. (Palette's own boxes have the same sides but lean
     to the lower right, for only their upper left corner moves as they shrink.)
     """
     margin, least, most = (round(size * share / 256) for share in (20, 108, 128))
-    hole = np.zeros((size, size), bool)
+    mask = np.zeros((size, size), bool)
     height, width = rng.integers(least, most, size=2, endpoint=True)
     top = rng.integers(margin, size - margin - height, endpoint=True)
     left = rng.integers(margin, size - margin - width, endpoint=True)
-    hole[top : top + height, left : left + width] = True
-    return hole
+    mask[top : top + height, left : left + width] = True
+    return mask
 
 
-def free_form_hole(rng: np.random.Generator, size: int) -> np.ndarray:
+def free_form_mask(rng: np.random.Generator, size: int) -> np.ndarray:
     """One to three brush strokes, see `stroke_vertices`, 12/256 to 39/256 of the side wide."""
-    hole = np.zeros((size, size), bool)
+    mask = np.zeros((size, size), bool)
     for _ in range(rng.integers(1, 3, endpoint=True)):
         vertices = stroke_vertices(rng, size)
         width = round(rng.uniform(11.5, 39.5) * size / 256)  # at 256 pixels: 12, …, 39 alike
-        hole |= stroke_hole(vertices, max(1, width), size)
-    return hole
+        mask |= stroke_mask(vertices, max(1, width), size)
+    return mask
 
 
 def stroke_vertices(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -124,7 +124,7 @@ def stroke_vertices(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.array(vertices)
 
 
-def stroke_hole(vertices: np.ndarray, width: int, size: int) -> np.ndarray:
+def stroke_mask(vertices: np.ndarray, width: int, size: int) -> np.ndarray:
     """The pixels under a round brush of `width` pixels led along `vertices` `[vertex, (x, y)]`."""
     image = Image.new("1", (size, size))
     draw = ImageDraw.Draw(image)
@@ -136,26 +136,26 @@ def stroke_hole(vertices: np.ndarray, width: int, size: int) -> np.ndarray:
     return np.array(image)
 
 
-def hybrid_hole(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A box and a free-form hole together: Palette's training holes for inpainting."""
-    return box_hole(rng, size) | free_form_hole(rng, size)
+def hybrid_mask(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A box and a free-form mask together: Palette's training masks for inpainting."""
+    return box_mask(rng, size) | free_form_mask(rng, size)
 
 
-def hole_bank(kind: TrainingHole, count: int, size: int, seed: int) -> np.ndarray:
-    """Holes to choose from, bool `[count, size, size]`; "centre" knows one hole only.
+def mask_bank(kind: TrainingMask, count: int, size: int, seed: int) -> np.ndarray:
+    """Masks to choose from, bool `[count, size, size]`; "centre" knows one mask only.
 
-    Equal arguments give equal holes, on every host.
+    Equal arguments give equal masks, on every host.
 
     Raises:
       ValueError: an unknown kind, or a count below 1.
     """
-    if kind not in TRAINING_HOLES:
-        raise ValueError(f"holes must be one of {', '.join(TRAINING_HOLES)}, not {kind!r}")
+    if kind not in TRAINING_MASKS:
+        raise ValueError(f"training_holes must be one of {', '.join(TRAINING_MASKS)}, not {kind!r}")
     if count < 1:
-        raise ValueError(f"a bank needs at least one hole, not {count}")
+        raise ValueError(f"a bank needs at least one mask, not {count}")
     if kind == "centre":
-        half = size // 4 * 2 + size % 2  # of the side, such that it can be centred
-        return centre_hole(size, half)[None]
-    draw = {"hybrid": hybrid_hole, "free_form": free_form_hole, "box": box_hole}[kind]
+        half = size // 4 * 2 + size % 2  # of the side, such that it can be centered
+        return center_mask(size, half)[None]
+    draw = {"hybrid": hybrid_mask, "free_form": free_form_mask, "box": box_mask}[kind]
     rng = np.random.default_rng(seed)
     return np.stack([draw(rng, size) for _ in range(count)])

@@ -90,7 +90,7 @@ def changed(name, value):
         ("mesh.fsdp", 0, "config.mesh: fsdp must be at least 1, or -1, not 0"),
         ("mesh.fsdp", -1, "config.mesh: only one of data and fsdp can be -1"),
         ("parallel", "pjit", "config.parallel is 'pjit'.*'jit' or 'pmap'"),
-        ("evaluate.tasks", ("centre_16",), "config.evaluate: the task centre_16: a centred hole"),
+        ("evaluate.tasks", ("centre_16",), "config.evaluate: the task centre_16: a centered mask"),
         ("evaluate.tasks", "center_8", "config.evaluate: there is no task 'center_8'"),
         ("data.forget", (1.5,), "config.data.forget is 1.5"),
         (
@@ -118,7 +118,7 @@ def test_no_budget():
     assert parse_config(changed("unlearn.retain_budget", 0.0)).unlearn.retain_budget is None
 
 
-def test_a_budget_is_measured_in_one_hole():
+def test_a_budget_is_measured_in_one_mask():
     config = changed("unlearn.retain_budget", 1.1)
     config["evaluate"]["tasks"] = ("random_75",)
     with pytest.raises(UserError, match="config.evaluate: a retain budget is measured in a hole that all"):

@@ -64,13 +64,13 @@ def dies_after(monkeypatch, blocks):
     """Let the process die when some blocks are restored; the numbers of blocks that were, in a list."""
     restored, whole = [], Restorer.__call__
 
-    def restore(self, params, images, of, places):
+    def inpaint(self, params, images, of, places):
         if len(restored) == blocks:
             raise Killed
         restored.append((of, int(places[0])))
         return whole(self, params, images, of, places)
 
-    monkeypatch.setattr(Restorer, "__call__", restore)
+    monkeypatch.setattr(Restorer, "__call__", inpaint)
     return restored
 
 
@@ -107,10 +107,10 @@ def test_figures_do_not_depend_on_the_batches_and_are_those_of_the_pixels(params
             assert first == pytest.approx(second, rel=1e-5) and set(first) == {"psnr", "ssim", "mse"}
     evaluation = Evaluation(config(), tmp_path / "16")
     originals = evaluation.tests["forget"].read(np.arange(43)).images
-    hole = evaluation.restorer.hole
-    restore = jax.jit(lambda params, images, key: config().model.restore(params, images, hole, key))
-    restored = np.asarray(restore(params[0], originals, jax.random.key(0)))
-    mse = np.square(restored - originals)[:, hole].mean(axis=(1, 2))
+    mask = evaluation.restorer.mask
+    inpaint = jax.jit(lambda params, images, key: config().model.inpaint(params, images, mask, key))
+    restored = np.asarray(inpaint(params[0], originals, jax.random.key(0)))
+    mse = np.square(restored - originals)[:, mask].mean(axis=(1, 2))
     figures = results[0].figures["forget"]
     assert figures["mse"] == pytest.approx(mse.mean(), rel=1e-5)
     assert figures["psnr"] == pytest.approx((10 * np.log10(1 / mse)).mean(), rel=1e-5)
@@ -155,7 +155,7 @@ def test_folders_are_compared_without_a_model(workdir, tmp_path, monkeypatch):
     assert found["images"]["count"] == found["reference"]["count"] == 91
     expected = report["tasks"]["centre_8"]["original"]["retain"]["figures"]
     assert found["figures"]["ssim"] == pytest.approx(expected["ssim"], abs=2e-3)
-    # The hole is a quarter of the image, and the rest is as it was.
+    # The mask is a quarter of the image, and the rest is as it was.
     assert found["figures"]["mse"] == pytest.approx(expected["mse"] / 4, rel=0.01)
     pairs = [
         [np.asarray(Image.open(path), float) / 255 for path in sorted((images / kind).iterdir())]

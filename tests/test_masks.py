@@ -1,10 +1,10 @@
-"""Holes of the tests against masks drawn by hand; training holes: shapes, sizes and reproducibility."""
+"""Masks of the tests against masks drawn by hand; training masks: shapes, sizes and reproducibility."""
 
 import numpy as np
 import pytest
 
 from l2l_jax import masks as operators
-from l2l_jax.masks import HOLES, border_hole, centre_hole, side_hole
+from l2l_jax.masks import MASKS, border_mask, center_mask, side_mask
 
 
 def drawn(*rows):
@@ -12,12 +12,12 @@ def drawn(*rows):
 
 
 def test_centre():
-    np.testing.assert_array_equal(centre_hole(4, 2), drawn("....", ".##.", ".##.", "...."))
-    assert centre_hole(256, 128).sum() == 128**2  # the published task: half of the side
+    np.testing.assert_array_equal(center_mask(4, 2), drawn("....", ".##.", ".##.", "...."))
+    assert center_mask(256, 128).sum() == 128**2  # the published task: half of the side
 
 
 def test_border():
-    np.testing.assert_array_equal(border_hole(4, 1), drawn("####", "#..#", "#..#", "####"))
+    np.testing.assert_array_equal(border_mask(4, 1), drawn("####", "#..#", "#..#", "####"))
 
 
 @pytest.mark.parametrize(
@@ -30,34 +30,34 @@ def test_border():
     ],
 )
 def test_sides(side, expected):
-    np.testing.assert_array_equal(side_hole(3, 1, side), expected)
-    np.testing.assert_array_equal(HOLES[side](3, 1), expected)
+    np.testing.assert_array_equal(side_mask(3, 1, side), expected)
+    np.testing.assert_array_equal(MASKS[side](3, 1), expected)
 
 
 @pytest.mark.parametrize(
     ("name", "size", "width"),
     [("centre", 16, 16), ("centre", 16, 0), ("centre", 16, 7), ("border", 16, 8), ("left", 16, 16)],
 )
-def test_impossible_holes_are_refused(name, size, width):
+def test_impossible_masks_are_refused(name, size, width):
     with pytest.raises(ValueError):
-        HOLES[name](size, width)
+        MASKS[name](size, width)
 
 
 def test_an_unknown_side_is_refused():
     with pytest.raises(ValueError, match="left, right, top, bottom"):
-        side_hole(8, 2, "middle")
+        side_mask(8, 2, "middle")
 
 
 @pytest.mark.parametrize("size, sides, margin", [(256, (108, 128), 20), (64, (27, 32), 5)])
 def test_boxes_are_rectangles_within_their_bounds(size, sides, margin):
-    holes = operators.hole_bank("box", 300, size, seed=0)
+    masks = operators.mask_bank("box", 300, size, seed=0)
     heights, widths = set(), set()
-    for hole in holes:
-        rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
+    for mask in masks:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         heights.add(int(np.ptp(rows)) + 1)
         widths.add(int(np.ptp(columns)) + 1)
-        assert hole.sum() == len(rows) * len(columns)
-        assert hole[np.ix_(rows, columns)].all()
+        assert mask.sum() == len(rows) * len(columns)
+        assert mask[np.ix_(rows, columns)].all()
         assert min(rows[0], columns[0]) >= margin
         assert max(rows[-1], columns[-1]) < size - margin
     assert (min(heights), max(heights)) == (min(widths), max(widths)) == sides
@@ -66,15 +66,15 @@ def test_boxes_are_rectangles_within_their_bounds(size, sides, margin):
 def test_a_stroke_covers_what_is_near_its_lines():
     """Against the distance of every pixel to the zigzag; a pixel of play for the rasteriser."""
     vertices = np.array([[10.0, 12.0], [50.0, 20.0], [22.0, 55.0], [22.0, 55.0]])
-    hole = operators.stroke_hole(vertices, 9, 64)
+    mask = operators.stroke_mask(vertices, 9, 64)
     pixels = np.stack(np.meshgrid(np.arange(64), np.arange(64)), -1).astype(float)
     distance = np.full((64, 64), np.inf)
     for a, b in zip(vertices[:-1], vertices[1:], strict=True):
         along = np.clip((pixels - a) @ (b - a) / max(np.sum((b - a) ** 2), 1e-9), 0, 1)
         nearest = a + along[..., None] * (b - a)
         distance = np.minimum(distance, np.linalg.norm(pixels - nearest, axis=-1))
-    assert hole[distance < 3.5].all()
-    assert not hole[distance > 5.5].any()
+    assert mask[distance < 3.5].all()
+    assert not mask[distance > 5.5].any()
 
 
 def test_strokes_zigzag_inside_the_image():
@@ -91,31 +91,31 @@ def test_strokes_zigzag_inside_the_image():
 
 
 @pytest.mark.parametrize("size", [16, 64, 256])
-def test_hybrid_holes_are_alike_at_every_size(size):
-    holes = operators.hole_bank("hybrid", 400, size, seed=1)
-    assert holes.shape == (400, size, size) and holes.dtype == bool
-    # Holes drawn at 256 pixels with the release's numbers hide 0.327 on average, with a standard
-    # deviation of 0.065 among holes; 0.03 leaves room for lengths rounded to pixels.
-    assert abs(holes.mean() - 0.33) < 0.03
-    assert holes.mean((1, 2)).min() > 0.15 and holes.mean((1, 2)).max() < 0.75
+def test_hybrid_masks_are_alike_at_every_size(size):
+    masks = operators.mask_bank("hybrid", 400, size, seed=1)
+    assert masks.shape == (400, size, size) and masks.dtype == bool
+    # Masks drawn at 256 pixels with the release's numbers hide 0.327 on average, with a standard
+    # deviation of 0.065 among masks; 0.03 leaves room for lengths rounded to pixels.
+    assert abs(masks.mean() - 0.33) < 0.03
+    assert masks.mean((1, 2)).min() > 0.15 and masks.mean((1, 2)).max() < 0.75
 
 
 def test_hybrid_contains_its_box():
-    hybrid = operators.hybrid_hole(np.random.default_rng(5), 64)
-    box = operators.box_hole(np.random.default_rng(5), 64)
+    hybrid = operators.hybrid_mask(np.random.default_rng(5), 64)
+    box = operators.box_mask(np.random.default_rng(5), 64)
     assert (hybrid >= box).all() and hybrid.sum() > box.sum()
 
 
 def test_banks_are_reproducible():
-    first = operators.hole_bank("free_form", 3, 32, seed=7)
-    np.testing.assert_array_equal(first, operators.hole_bank("free_form", 3, 32, seed=7))
-    assert (first != operators.hole_bank("free_form", 3, 32, seed=8)).any()
+    first = operators.mask_bank("free_form", 3, 32, seed=7)
+    np.testing.assert_array_equal(first, operators.mask_bank("free_form", 3, 32, seed=7))
+    assert (first != operators.mask_bank("free_form", 3, 32, seed=8)).any()
     centred = np.zeros((1, 32, 32), bool)
     centred[0, 8:24, 8:24] = True
-    np.testing.assert_array_equal(operators.hole_bank("centre", 3, 32, seed=7), centred)
+    np.testing.assert_array_equal(operators.mask_bank("centre", 3, 32, seed=7), centred)
 
 
 @pytest.mark.parametrize("kind, count", [("circle", 3), ("box", 0)])
 def test_impossible_banks_are_refused(kind, count):
     with pytest.raises(ValueError):
-        operators.hole_bank(kind, count, 32, seed=0)
+        operators.mask_bank(kind, count, 32, seed=0)

@@ -15,7 +15,7 @@ from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evals.inpaint import Restorer
-from l2l_jax.evals.masked_errors import hole_errors
+from l2l_jax.evals.masked_errors import masked_errors
 from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.retrain import FAIR_RATIO
@@ -48,7 +48,7 @@ def test_a_model_and_its_twin_for_each_recipe():
 
 @pytest.fixture(scope="module")
 def errors(one_device):
-    """`(recipe, end of a model's name, set)` → errors in the hole of each image; compiled once a recipe."""
+    """`(recipe, end of a model's name, set)` → errors in the mask of each image; compiled once a recipe."""
 
     @functools.cache
     def opened(recipe):
@@ -66,7 +66,7 @@ def errors(one_device):
 
     def find(recipe, end, of):
         config, sets, restorer = opened(recipe)
-        return hole_errors(config, params(recipe, end), sets[of], restorer, of)
+        return masked_errors(config, params(recipe, end), sets[of], restorer, of)
 
     return find
 
@@ -81,7 +81,7 @@ def errors(one_device):
     ),
 )
 def test_the_figures_of_the_cards_hold(recipe, of, errors):
-    """Errors in the hole on test images; the twin does not restore what it did not see."""
+    """Errors in the mask on test images; the twin does not restore what it did not see."""
     found = {end: errors(recipe, end, of).mean() for end in ("", shipped.RETRAINED)}
     for end, error in found.items():
         expected = shipped.card(recipe + end)["test_figures"][of]["mse"]

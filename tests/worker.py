@@ -98,14 +98,14 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
 def _budget(model):
     """A budget measured on five retain and three forget images."""
     from l2l_jax.train.budget import RetainBudget
-    from l2l_jax.train.validation_errors import HoleErrors
+    from l2l_jax.train.validation_errors import MaskedErrors
 
     images = np.random.default_rng(0).random((8, 8, 8, 3), np.float32)
-    hole = np.pad(np.ones((4, 8), bool), ((4, 0), (0, 0)))
+    mask = np.pad(np.ones((4, 8), bool), ((4, 0), (0, 0)))
 
     def make_errors(parallel):
         sets = {"retain": images[:5], "forget": images[5:]}
-        return HoleErrors(model, hole, sets, rows=4, seed=0, parallel=parallel)
+        return MaskedErrors(model, mask, sets, rows=4, seed=0, parallel=parallel)
 
     return RetainBudget(1.0, every=2, rate=6.0, steps=STEPS, make_errors=make_errors)
 

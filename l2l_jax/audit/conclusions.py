@@ -51,7 +51,7 @@ def conclude(findings: Mapping[str, Findings], yardstick: Mapping[str, Any] | No
 
     Args:
       findings: of the models "original", "unlearned" and, where there is a yardstick, "retrained".
-      yardstick: facts about the retrained model: "origin", "ratio" of its hole error on retain images to the
+      yardstick: facts about the retrained model: "origin", "ratio" of its mask error on retain images to the
         original's, "fair", and "seeds": how much its seed matters, None where that is unknown.
 
     Returns:
@@ -220,7 +220,7 @@ def _shown_attack(results: Sequence[Result], depths: Mapping[str, Mapping[Measur
 
 
 def _cost(findings: Mapping[str, Findings]) -> dict[str, list[float]]:
-    """Of the retain test images: the hole error after over before, and how much the accuracy has dropped."""
+    """Of the retain test images: the mask error after over before, and how much the accuracy has dropped."""
     before, after = (findings[role][UNTOUCHED]["0"]["retain"] for role in ROLES[:2])
 
     def ratio(i):
@@ -234,7 +234,7 @@ def _cost(findings: Mapping[str, Findings]) -> dict[str, list[float]]:
 
 
 def _distance(findings: Mapping[str, Findings], result: Result) -> dict[str, float] | None:
-    """Kolmogorov-Smirnov distance of the forget images' hole errors, unlearned against retrained."""
+    """Kolmogorov-Smirnov distance of the forget images' mask errors, unlearned against retrained."""
     if "retrained" not in findings:
         return None
     errors = [findings[role][result.attack][result.point]["forget"]["mse"] for role in ROLES[1:]]

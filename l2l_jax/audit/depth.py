@@ -17,10 +17,10 @@ from l2l_jax.evals.intervals import Interval, bootstrap
 
 Measure = Literal["accuracy", "error", "auc"]
 """What knowledge is read from: "accuracy", the share of images whose class is read rightly; "error", minus
-the logarithm of the mean hole error; "auc", how well members are told from others by their error."""
+the logarithm of the mean mask error; "auc", how well members are told from others by their error."""
 
 Sample = Sequence[np.ndarray]
-"""What was measured of a model: for "accuracy" and "error" one array `[image]`, for "auc" the hole errors of
+"""What was measured of a model: for "accuracy" and "error" one array `[image]`, for "auc" the mask errors of
 members and of others."""
 
 

@@ -203,7 +203,7 @@ class Examiner:
             if self._viewer is None:
                 config = self._config
                 self._viewer = views.Viewer(
-                    config.model, self._meter.hole, config.audit.pixel_change,
+                    config.model, self._meter.mask, config.audit.pixel_change,
                     batch_size=config.evaluate.batch_size, seed=config.seed,
                 )  # fmt: skip
         return self._viewer(model.params, self._meter.forget, self._meter.right)

@@ -18,33 +18,33 @@ SETS = ("retain", "forget")
 """The sets of test images that models are measured on."""
 
 Measured = Mapping[str, Mapping[str, np.ndarray]]
-"""By set, then by name: "mse", hole error of each image; "right", whether its class was read rightly from the
-hole (where there is a classifier); arrays `[image]`."""
+"""By set, then by name: "mse", mask error of each image; "right", whether its class was read rightly from the
+mask (where there is a classifier); arrays `[image]`."""
 
 Points = dict[str, Measured]
 """What an attack left behind, by the name of the point at which was measured: a step, a layer, a view."""
 
 
 class Meter:
-    """Measures models on the hole of an evaluation; every process gets all results.
+    """Measures models on the mask of an evaluation; every process gets all results.
 
     Args:
       config: how images are prepared.
-      evaluation: its test images, hole and classifier.
+      evaluation: its test images, mask and classifier.
 
     Raises:
-      UserError: images have holes of their own.
+      UserError: images have masks of their own.
     """
 
     def __init__(self, config: Config, evaluation: Evaluation):
         self._config, self._evaluation = config, evaluation
         self._restorer = evaluation.restorer
-        if evaluation.restorer.hole is None:
+        if evaluation.restorer.mask is None:
             raise UserError(
                 f"The first of config.evaluate.tasks is {evaluation.restorer.task.name}, which hides other "
                 "patches of each image; an audit needs one hole for all, such as centre_8."
             )
-        self.hole = evaluation.restorer.hole
+        self.mask = evaluation.restorer.mask
 
     @property
     def forget(self) -> ImageSet:
@@ -60,14 +60,14 @@ class Meter:
         placed, blocks = self._restorer.place(params), []
         with Progress(f"{title}, {of}", len(images), unit="image") as progress:
             for originals, restored in self._restorer.restore_set(placed, images, of):
-                measured = {"mse": metrics.hole_mse(originals.images, restored, self.hole)}
+                measured = {"mse": metrics.masked_mse(originals.images, restored, self.mask)}
                 right = self.right(restored, originals.labels)
                 blocks.append(measured if right is None else {**measured, "right": right})
                 progress.update(len(restored))
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
     def right(self, restored: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-        """Whether the class of each image is read rightly from its hole, bool `[image]`, or None."""
+        """Whether the class of each image is read rightly from its mask, bool `[image]`, or None."""
         return self._evaluation.correct(restored, labels)
 
     def shown(self, params: Params) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.intervals import Interval, bootstrap
-from l2l_jax.evals.masked_errors import hole_errors
+from l2l_jax.evals.masked_errors import masked_errors
 from l2l_jax.experiment.pretrain import model_card
 from l2l_jax.experiment.retrain import FAIR_RATIO, retrain
 from l2l_jax.models.base import Params
@@ -196,5 +196,5 @@ def _retain_ratio(config: Config, original: Params, retrained: Params) -> tuple[
     source = open_source(config.data, kind, config.model.image_size)
     choose = validation_sets if kind == "validation" else evaluation_sets
     images = choose(config.data, source).retain
-    before, after = (hole_errors(config, params, images) for params in (original, retrained))
+    before, after = (masked_errors(config, params, images) for params in (original, retrained))
     return bootstrap(lambda i: after[i].mean(-1) / before[i].mean(-1), len(before)), kind

@@ -66,7 +66,7 @@ def staircase(points: Sequence[Point], limit: float) -> list[tuple[float, int]]:
 
 
 class Errors(NamedTuple):
-    """Errors in the hole `[image]` of retain and forget images."""
+    """Errors in the mask `[image]` of retain and forget images."""
 
     retain: np.ndarray
     forget: np.ndarray

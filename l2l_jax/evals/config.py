@@ -7,7 +7,7 @@ import pydantic
 
 from l2l_jax.evals.features.config import NetworksConfig
 from l2l_jax.evals.tasks import parse_tasks
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 
@@ -44,12 +44,12 @@ class EvaluationConfig(NetworksConfig):
     def __post_init__(self):
         parse_tasks(self.tasks)
 
-    def check(self, model: ImageToImageModel) -> None:
+    def check(self, model: Model) -> None:
         """Raise a ValueError unless the model can be given all tasks."""
         for task in parse_tasks(self.tasks):
             if not task.is_random:
-                task.hole(model.image_size)
-            elif not model.restores_from_patches:
+                task.mask(model.image_size)
+            elif not model.inpaints_from_patches:
                 raise ValueError(f"the task {task.name} is for masked autoencoders (config.model.family mae)")
             else:
                 task.visible_patches(model.grid**2, [(0,)])

@@ -10,7 +10,7 @@ import numpy as np
 
 from l2l_jax.evals.blockwise import Blockwise
 from l2l_jax.evals.image_set import ImageSet
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import Model, Params
 
 OUTPUT = "output"
 """The name of what the encoder returns."""
@@ -33,7 +33,7 @@ class TestFeatures(NamedTuple):
 
 
 def test_features(
-    model: ImageToImageModel, models: Mapping[str, Params], tests: Mapping[str, ImageSet], *,
+    model: Model, models: Mapping[str, Params], tests: Mapping[str, ImageSet], *,
     batch_size: int, seed: int,
 ) -> TestFeatures:  # fmt: skip
     """Features of at most `EMBEDDED` images of each set.
@@ -65,7 +65,7 @@ class Features:
       seed: of the corruption; every model sees the same.
     """
 
-    def __init__(self, model: ImageToImageModel, batch_size: int, seed: int):
+    def __init__(self, model: Model, batch_size: int, seed: int):
         # What is computed twice or in a loop cannot be looked into.
         inlined = {name: False for name in ("remat", "scan") if getattr(model, name, False)}
         if inlined:
@@ -86,9 +86,7 @@ class Features:
         return features, np.concatenate([labels for _, labels in blocks])
 
 
-def layers(
-    model: ImageToImageModel, params: Params, images: jax.Array, rng: jax.Array
-) -> dict[str, jax.Array]:
+def layers(model: Model, params: Params, images: jax.Array, rng: jax.Array) -> dict[str, jax.Array]:
     """Means over places of what the encoder's layers return, float32 `[batch, channel]` each.
 
     Layers are the modules that the encoder consists of, in their order, and then what it returns.

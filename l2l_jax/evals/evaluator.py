@@ -22,7 +22,7 @@ from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, general_set
 from l2l_jax.evals import tsne
 from l2l_jax.evals.features.base import FeatureNetwork
-from l2l_jax.evals.features.digits import DigitClassifier, HoleClassifier
+from l2l_jax.evals.features.digits import DigitClassifier, MaskClassifier
 from l2l_jax.evals.figures import (
     SPLITS,
     SetFigures,
@@ -104,7 +104,7 @@ class Evaluation:
     Attributes:
       train: the source of all training images.
       tests: test images by set.
-      restorers: fill the holes of each task, by name of the task.
+      restorers: fill the masks of each task, by name of the task.
       class_names: names of the class ids.
     """
 
@@ -164,17 +164,17 @@ class Evaluation:
         return to_uint8(train.images, self._config.model.value_range), train.labels
 
     @functools.cached_property
-    def _hole_classifiers(self) -> dict[str, HoleClassifier | None]:
-        """By task; none where every image has a hole of its own."""
+    def _mask_classifiers(self) -> dict[str, MaskClassifier | None]:
+        """By task; none where every image has a mask of its own."""
         return {
             task: None
-            if self._classifier_images is None or restorer.hole is None
-            else HoleClassifier(*self._classifier_images, restorer.hole)
+            if self._classifier_images is None or restorer.mask is None
+            else MaskClassifier(*self._classifier_images, restorer.mask)
             for task, restorer in self.restorers.items()
         }
 
     def correct(self, restored: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-        """Whether the class of each image is read rightly from the hole of the first task, bool `[image]`.
+        """Whether the class of each image is read rightly from the mask of the first task, bool `[image]`.
 
         Args:
           restored: `[image, height, width, channel]` in the model's range.
@@ -183,7 +183,7 @@ class Evaluation:
         Returns:
           None, if there is no classifier.
         """
-        classifier = self._hole_classifiers[self.restorer.task.name]
+        classifier = self._mask_classifiers[self.restorer.task.name]
         pixels = to_uint8(restored, self.restorer.value_range)
         return None if classifier is None else classifier.correct(pixels, labels)
 
@@ -239,7 +239,7 @@ class Evaluation:
     @functools.cached_property
     def _observer(self) -> Observer:
         return Observer(
-            self._folder, self.networks, self._hole_classifiers, self.class_names,
+            self._folder, self.networks, self._mask_classifiers, self.class_names,
             write_images=self._config.evaluate.write_images,
         )  # fmt: skip
 
@@ -305,7 +305,7 @@ class Evaluation:
     def _is_wanted(self, task: str, member: str) -> bool:
         """Whether an array of observations is not a remnant of a network that is left out now."""
         if member == "correct":
-            return self._hole_classifiers[task] is not None
+            return self._mask_classifiers[task] is not None
         network, _, output = member.partition("/")
         return not output or network in self.networks
 

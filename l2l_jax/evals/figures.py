@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from l2l_jax.evals import metrics
 from l2l_jax.evals.features.base import FeatureNetwork
-from l2l_jax.evals.features.digits import HoleClassifier
+from l2l_jax.evals.features.digits import MaskClassifier
 from l2l_jax.evals.intervals import mean_interval, standard_interval
 from l2l_jax.evals.statistics import (
     cosine_similarities,
@@ -93,8 +93,8 @@ def observe_images(networks: Mapping[str, FeatureNetwork], images: np.ndarray) -
     return {f"{name}/{output}": values for name, found in outputs.items() for output, values in found.items()}
 
 
-def observe_classes(classifier: HoleClassifier | None, images: np.ndarray, labels: np.ndarray) -> Observed:
-    """Whether the class of each image can be read from its hole, "correct"; nothing without a classifier.
+def observe_classes(classifier: MaskClassifier | None, images: np.ndarray, labels: np.ndarray) -> Observed:
+    """Whether the class of each image can be read from its mask, "correct"; nothing without a classifier.
 
     Args:
       classifier: reads them.
@@ -105,16 +105,16 @@ def observe_classes(classifier: HoleClassifier | None, images: np.ndarray, label
 
 
 def observe_pairs(
-    originals: np.ndarray, restored: np.ndarray, holes: np.ndarray, value_range: tuple[float, float]
+    originals: np.ndarray, restored: np.ndarray, masks: np.ndarray, value_range: tuple[float, float]
 ) -> Observed:
     """What is kept of pairs of images without any network: "psnr", "mse" and, unless they are small, "ssim".
 
     Args:
       originals, restored: `[image, height, width, channel]` in `value_range`.
-      holes: bool `[image, height, width]`.
+      masks: bool `[image, height, width]`.
       value_range: least and greatest pixel value.
     """
-    mse = metrics.hole_mse(originals, restored, holes)
+    mse = metrics.masked_mse(originals, restored, masks)
     observed = {"mse": mse, "psnr": metrics.psnr(mse, value_range)}
     if min(originals.shape[1:3]) > 2 * metrics.WINDOW_RADIUS:
         observed["ssim"] = metrics.ssim(originals, restored, value_range)
@@ -148,8 +148,8 @@ class _Collector:
 def measure(read: Read, read_original: Read) -> SetFigures:
     """The figures of a set of restorations.
 
-    Means over images of PSNR and of the MSE inside the hole, of SSIM of whole images, of CLIP cosines of
-    restored and original, and of how often the class can be read from the restored hole alone; Fréchet and
+    Means over images of PSNR and of the MSE inside the mask, of SSIM of whole images, of CLIP cosines of
+    restored and original, and of how often the class can be read from the restored mask alone; Fréchet and
     kernel distance between originals and restorations; Inception Scores of the restorations.
 
     Args:
@@ -173,7 +173,7 @@ def measure(read: Read, read_original: Read) -> SetFigures:
 
 
 def measure_real(read_original: Read) -> dict[str, float]:
-    """What the originals themselves reach: Inception Scores, and the accuracy of reading their holes."""
+    """What the originals themselves reach: Inception Scores, and the accuracy of reading their masks."""
     found = _Collector()
     for network, name in SCORES.items():
         _score(found, name, read_original(f"{network}/probabilities"))

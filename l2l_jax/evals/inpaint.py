@@ -9,12 +9,12 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.evals.image_set import Images, ImageSet
-from l2l_jax.evals.tasks import Task, patch_holes
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.evals.tasks import Task, patch_masks
+from l2l_jax.models.base import Model, Params
 
 
 class Restorer:
-    """Fills the holes of a task; compiled once, used for the original and unlearned model.
+    """Fills the masks of a task; compiled once, used for the original and unlearned model.
 
     What is drawn for an image, sampling and random patches alike, depends on the seed, the image's set and
     its place there, and on nothing else: not on batches, devices, processes or models.
@@ -30,44 +30,44 @@ class Restorer:
         restored images.
     """
 
-    def __init__(self, model: ImageToImageModel, task: Task, *, batch_size: int, seed: int):
+    def __init__(self, model: Model, task: Task, *, batch_size: int, seed: int):
         self.task, self.value_range = task, model.value_range
         self._model, self._batch_size, self._seed = model, batch_size, seed
-        self._hole = None if task.is_random else task.hole(model.image_size)
+        self._mask = None if task.is_random else task.mask(model.image_size)
 
-        def restore(params, image, seen, key):
-            if self._hole is None:
-                return model.restore_from_patches(params, image[None], seen[None])[0]
-            return model.restore(params, image[None], self._hole, key)[0]
+        def inpaint(params, image, seen, key):
+            if self._mask is None:
+                return model.inpaint_from_patches(params, image[None], seen[None])[0]
+            return model.inpaint(params, image[None], self._mask, key)[0]
 
         @jax.jit
         def restore_batch(params, images, seen, set_number, places):
             key = jax.random.fold_in(jax.random.key(seed), set_number)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-            return jax.vmap(restore, (None, 0, 0, 0))(params, images, seen, keys)
+            return jax.vmap(inpaint, (None, 0, 0, 0))(params, images, seen, keys)
 
         self.program = restore_batch
 
     @property
-    def hole(self) -> np.ndarray | None:
-        """The hole of all images, bool `[height, width]`; None: every image has its own."""
-        return self._hole
+    def mask(self) -> np.ndarray | None:
+        """The mask of all images, bool `[height, width]`; None: every image has its own."""
+        return self._mask
 
-    def holes(self, of: str, places: np.ndarray) -> np.ndarray:
-        """The holes of images, bool `[image, height, width]`, True where pixels are missing.
+    def masks(self, of: str, places: np.ndarray) -> np.ndarray:
+        """The masks of images, bool `[image, height, width]`, True where pixels are missing.
 
         Args:
           of: name of their set.
           places: their places in it.
         """
-        if self._hole is not None:
-            return np.broadcast_to(self._hole, (len(places), *self._hole.shape))
-        return patch_holes(self._visible(of, places), self._model.grid, self._model.image_size)
+        if self._mask is not None:
+            return np.broadcast_to(self._mask, (len(places), *self._mask.shape))
+        return patch_masks(self._visible(of, places), self._model.grid, self._model.image_size)
 
     def seen(self, images: np.ndarray, of: str, places: np.ndarray) -> np.ndarray:
-        """The images with their holes painted mid-grey: a picture of what the model is shown."""
+        """The images with their masks painted mid-grey: a picture of what the model is shown."""
         grey = np.float32(np.mean(self.value_range))
-        return np.where(self.holes(of, places)[..., None], grey, images)
+        return np.where(self.masks(of, places)[..., None], grey, images)
 
     def place(self, params: Params) -> Params:
         """Parameters on this process's devices."""
@@ -84,7 +84,7 @@ class Restorer:
         """
         missing = self._batch_size - len(images)  # one shape: compiled once
         padded = np.pad(np.asarray(places, np.int32), (0, missing))
-        seen = self._visible(of, padded) if self._hole is None else np.zeros((len(padded), 0), np.int32)
+        seen = self._visible(of, padded) if self._mask is None else np.zeros((len(padded), 0), np.int32)
         rows = (np.pad(images, [(0, missing)] + [(0, 0)] * 3), seen, padded)
         images, seen, padded = jax.device_put(rows, self._sharding(PartitionSpec("data")))
         restored = self.program(params, images, seen, jnp.uint32(_number(of)), padded)

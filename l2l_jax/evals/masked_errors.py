@@ -11,14 +11,14 @@ from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.models.base import Params
 
 
-def hole_errors(
+def masked_errors(
     config: Config,
     params: Params,
     source: Source,
     restorer: Restorer | None = None,
     of: str = "validation",
 ) -> np.ndarray:
-    """Mean squared error inside the hole of the first task of each image of a source, `[image]`.
+    """Mean squared error inside the mask of the first task of each image of a source, `[image]`.
 
     Args:
       config: the recipe.
@@ -32,7 +32,7 @@ def hole_errors(
     task, batch_size = parse_tasks(config.evaluate.tasks)[0], config.evaluate.batch_size
     restorer = restorer or Restorer(config.model, task, batch_size=batch_size, seed=config.seed)
     errors = [
-        metrics.hole_mse(originals.images, restored, restorer.holes(of, originals.indices))
+        metrics.masked_mse(originals.images, restored, restorer.masks(of, originals.indices))
         for originals, restored in restorer.restore_set(restorer.place(params), images, of)
     ]
     return np.concatenate(errors)

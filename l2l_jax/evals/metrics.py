@@ -9,15 +9,15 @@ WINDOW_RADIUS = 5
 """The Gaussian window of SSIM, in pixels: 11×11, as Wang et al. 2004 have it."""
 
 
-def hole_mse(originals: np.ndarray, restored: np.ndarray, holes: np.ndarray) -> np.ndarray:
-    """Mean squared error inside the hole of every image, float64 `[image]`.
+def masked_mse(originals: np.ndarray, restored: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Mean squared error inside the mask of every image, float64 `[image]`.
 
     Args:
       originals, restored: `[image, height, width, channel]` of one range.
-      holes: bool `[image, height, width]`, or `[height, width]` for all images.
+      masks: bool `[image, height, width]`, or `[height, width]` for all images.
     """
     error = np.square(np.asarray(restored, np.float64) - np.asarray(originals, np.float64)).mean(axis=-1)
-    return (error * holes).sum(axis=(1, 2)) / np.broadcast_to(holes, error.shape).sum(axis=(1, 2))
+    return (error * masks).sum(axis=(1, 2)) / np.broadcast_to(masks, error.shape).sum(axis=(1, 2))
 
 
 def psnr(mse: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:

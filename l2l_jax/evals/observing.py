@@ -12,7 +12,7 @@ import numpy as np
 from l2l_jax.evals import png_files
 from l2l_jax.evals.block_store import BlockStore
 from l2l_jax.evals.features.base import FeatureNetwork
-from l2l_jax.evals.features.digits import HoleClassifier
+from l2l_jax.evals.features.digits import MaskClassifier
 from l2l_jax.evals.figures import Observed, observe_classes, observe_images, observe_pairs
 from l2l_jax.evals.image_set import Block
 from l2l_jax.evals.inpaint import Restorer
@@ -42,7 +42,7 @@ class Observer:
     Args:
       folder: of all that is kept; on storage that all hosts share.
       networks: feature networks by name.
-      classifiers: by name of the task: who reads classes from its hole, if anybody.
+      classifiers: by name of the task: who reads classes from its mask, if anybody.
       class_names: names of the class ids.
       write_images: write PNG files, too.
     """
@@ -51,7 +51,7 @@ class Observer:
         self,
         folder: pathlib.Path,
         networks: Mapping[str, FeatureNetwork],
-        classifiers: Mapping[str, HoleClassifier | None],
+        classifiers: Mapping[str, MaskClassifier | None],
         class_names: Sequence[str],
         *,
         write_images: bool,
@@ -73,7 +73,7 @@ class Observer:
         pixels = functools.cache(lambda: to_uint8(block.good.images, restorer.value_range))
         task = restorer.task.name
         self._observe_originals(originals_of(self._folder, of), of, block, pixels)
-        self._observe_holes(originals_of(self._folder, of, task), task, block, pixels)
+        self._observe_masks(originals_of(self._folder, of, task), task, block, pixels)
         if not len(block.good.labels):
             self._keep_empty(model, task, of, block)
             return
@@ -109,13 +109,13 @@ class Observer:
             SHOWN_PLACES: np.array(places, int),
             SHOWN_IMAGES: restored[np.isin(good.indices, places)],
         }
-        holes = restorer.holes(of, good.indices)
-        observed |= observe_pairs(good.images, restored, holes, restorer.value_range)
+        masks = restorer.masks(of, good.indices)
+        observed |= observe_pairs(good.images, restored, masks, restorer.value_range)
         self._complete(observed, list(self._networks), restorer.task.name, block, pixels)
         return observed
 
     def _complete(self, observed: Observed, lacking: Sequence[str], task: str, block: Block, pixels) -> None:
-        """Add what the networks `lacking` and the classifier of holes say of restorations."""
+        """Add what the networks `lacking` and the classifier of masks say of restorations."""
         for name in [key for key in observed if key.partition("/")[0] in self._facts | {"correct": ""}]:
             if name == "correct" or name.partition("/")[0] in lacking:
                 del observed[name]
@@ -143,8 +143,8 @@ class Observer:
             observed = observe_images(self._networks, pixels()) if files else {}
             store.save(block_name(block), fingerprint, observed)
 
-    def _observe_holes(self, store: BlockStore, task: str, block: Block, pixels: Callable) -> None:
-        """Observe how the classes of originals are read from a task's hole, once for all models."""
+    def _observe_masks(self, store: BlockStore, task: str, block: Block, pixels: Callable) -> None:
+        """Observe how the classes of originals are read from a task's mask, once for all models."""
         fingerprint = digest(block.digest, self._facts)
         if not store.has(block_name(block), fingerprint):
             labels = block.good.labels
@@ -158,7 +158,7 @@ def restored_of(folder: pathlib.Path, model: str, task: str, of: str) -> BlockSt
 
 
 def originals_of(folder: pathlib.Path, of: str, task: str = "whole") -> BlockStore:
-    """What is kept of originals: by the networks or, of a task, by the classifier of its hole."""
+    """What is kept of originals: by the networks or, of a task, by the classifier of its mask."""
     return BlockStore(folder / "originals" / task / of)
 
 

@@ -12,11 +12,11 @@ from typing import get_args
 
 import numpy as np
 
-from l2l_jax.masks import HOLES, HoleName
+from l2l_jax.masks import MASKS, MaskName
 
 RANDOM = "random"
 
-PARTS = {**dict.fromkeys(get_args(HoleName), 16), "border": 32, RANDOM: 100}
+PARTS = {**dict.fromkeys(get_args(MaskName), 16), "border": 32, RANDOM: 100}
 """Into how many parts the side (of random patches: the image) is divided."""
 
 GROUPS = {
@@ -53,11 +53,11 @@ class Task:
 
     @property
     def is_random(self) -> bool:
-        """Whether every image has a hole of its own, made of whole patches."""
+        """Whether every image has a mask of its own, made of whole patches."""
         return self.kind == RANDOM
 
-    def hole(self, size: int) -> np.ndarray:
-        """The hole of all images, bool `[size, size]`, True where pixels are missing.
+    def mask(self, size: int) -> np.ndarray:
+        """The mask of all images, bool `[size, size]`, True where pixels are missing.
 
         Raises:
           ValueError: it does not fit images of this size.
@@ -69,7 +69,7 @@ class Task:
                 "a whole number"
             )
         try:
-            return HOLES[self.kind](size, width)
+            return MASKS[self.kind](size, width)
         except ValueError as error:
             raise ValueError(f"the task {self.name}: {error}") from None
 
@@ -90,7 +90,7 @@ class Task:
         return np.sort(np.array(rows, np.int32).reshape(-1, patches - hidden), axis=1)
 
 
-def patch_holes(visible: np.ndarray, grid: int, size: int) -> np.ndarray:
+def patch_masks(visible: np.ndarray, grid: int, size: int) -> np.ndarray:
     """The pixels of the patches that are not visible, bool `[image, size, size]`.
 
     Args:
@@ -117,7 +117,7 @@ def parse_tasks(names: Iterable[str]) -> tuple[Task, ...]:
 
 
 def budget_task(names: Iterable[str]) -> Task:
-    """The task at which a retain budget is measured: the first whose hole is the same for all images.
+    """The task at which a retain budget is measured: the first whose mask is the same for all images.
 
     Raises:
       ValueError: there is none.

@@ -24,7 +24,7 @@ from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.evals.inpaint import Restorer
 from l2l_jax.evals.metrics import to_uint8
 from l2l_jax.evals.tasks import Task
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import Model, Params
 from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 from l2l_jax.utils.progress import Progress
 from l2l_jax.weights.saved_models import fingerprint
@@ -38,7 +38,7 @@ IMAGES, CARD, BLOCKS = "images.npy", "card.json", "blocks"
 
 
 def generate(
-    model: ImageToImageModel, params: Params, starts: ImageSet, folder: pathlib.Path, *,
+    model: Model, params: Params, starts: ImageSet, folder: pathlib.Path, *,
     batch_size: int, seed: int,
 ) -> GeneratedImages:  # fmt: skip
     """Images that a model makes, kept in a folder; what lies there is not made again.
@@ -76,7 +76,7 @@ def _card(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _make(
-    model: ImageToImageModel, params: Params, starts: ImageSet, folder: pathlib.Path, key: Mapping[str, Any]
+    model: Model, params: Params, starts: ImageSet, folder: pathlib.Path, key: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Make the blocks that are missing, then put all into one file."""
     unfinished = folder.with_name(folder.name + ".unfinished")

@@ -13,14 +13,14 @@ from typing import NamedTuple
 from l2l_jax.config import Config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import training_sets, validation_sets
-from l2l_jax.evals.masked_errors import hole_errors
+from l2l_jax.evals.masked_errors import masked_errors
 from l2l_jax.experiment.pretrain import pretrain
 from l2l_jax.models.base import Params
 
 logger = logging.getLogger(__name__)
 
 FAIR_RATIO = 1.1
-"""A retrained model is a fair yardstick up to this ratio of its hole error on retain validation images to the
+"""A retrained model is a fair yardstick up to this ratio of its mask error on retain validation images to the
 original model's."""
 
 LENGTHS = (1.2, 1.6, 2.4)
@@ -34,7 +34,7 @@ class Retrained(NamedTuple):
     Attributes:
       params: its parameters.
       length: of its training, in lengths of the original's.
-      ratio: of its hole error on retain validation images to the original's.
+      ratio: of its mask error on retain validation images to the original's.
     """
 
     params: Params
@@ -66,7 +66,7 @@ def retrain(
     """
     validation = open_source(config.data, "validation", config.model.image_size)
     retained = validation_sets(config.data, validation).retain
-    limit = hole_errors(config, original, retained).mean()
+    limit = masked_errors(config, original, retained).mean()
     source = open_source(config.data, "train", config.model.image_size)
     data = dataclasses.replace(config.data, retain_images="real")
     without_forget = training_sets(data, source, config.model.image_size).retain
@@ -78,7 +78,7 @@ def retrain(
         }
         longer = dataclasses.replace(config, pretrain=stages)
         params = pretrain(longer, folder / f"{length:g}", without_forget)
-        ratio = float(hole_errors(config, params, retained).mean() / limit)
+        ratio = float(masked_errors(config, params, retained).mean() / limit)
         logger.info("Retrained at %g times the length: %.3f times the original's error", length, ratio)
         tried.append(Retrained(params, length, ratio))
         if tried[-1].fair:

@@ -12,7 +12,7 @@ from l2l_jax.evals.tasks import budget_task
 from l2l_jax.models.base import Params
 from l2l_jax.train.budget import RetainBudget
 from l2l_jax.train.parallel import Parallel
-from l2l_jax.train.validation_errors import HoleErrors
+from l2l_jax.train.validation_errors import MaskedErrors
 from l2l_jax.utils.multihost import barrier
 
 
@@ -26,13 +26,13 @@ def retain_budget(config: Config, reference: Params | None = None) -> RetainBudg
     Raises:
       UserError: there are no validation images.
     """
-    how, hole = config.unlearn, budget_task(config.evaluate.tasks).hole(config.model.image_size)
+    how, mask = config.unlearn, budget_task(config.evaluate.tasks).mask(config.model.image_size)
     assert how.retain_budget is not None, "there is a budget"
     images = validation_images(config, how.budget_images)
 
-    def make_errors(parallel: Parallel) -> HoleErrors:
-        return HoleErrors(
-            config.model, hole, images, rows=2 * how.batch_size, seed=config.seed, parallel=parallel
+    def make_errors(parallel: Parallel) -> MaskedErrors:
+        return MaskedErrors(
+            config.model, mask, images, rows=2 * how.batch_size, seed=config.seed, parallel=parallel
         )
 
     return RetainBudget(

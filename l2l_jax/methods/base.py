@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from l2l_jax.models.base import ImageToImageModel, Params, PretrainingStage
+from l2l_jax.models.base import Model, Params, PretrainingStage
 from l2l_jax.utils.batch_axis import deinterleave, interleave
 from l2l_jax.utils.registry import Registry
 
@@ -97,7 +97,7 @@ class Task(NamedTuple):
       merge: `(params, trained) -> params`: the model that training gives, all parts as host arrays.
       compose: the same on devices, to restore images with during training.
       cast: some parts of the parameters → each array in the type that it is computed with, as
-        `ImageToImageModel.in_compute_dtype`; the others are given what it returns.
+        `Model.in_compute_dtype`; the others are given what it returns.
     """
 
     trained: tuple[str, ...]
@@ -121,7 +121,7 @@ class Task(NamedTuple):
 
 
 def unlearning_task(
-    model: ImageToImageModel, trained: tuple[str, ...], prepare: Callable[..., Inputs],
+    model: Model, trained: tuple[str, ...], prepare: Callable[..., Inputs],
     losses: Callable[[Params, Params, Any], jax.Array], *, teacher: tuple[str, ...] = (),
 ) -> Task:  # fmt: skip
     """A task on retain and forget images.
@@ -203,7 +203,7 @@ class Method(abc.ABC):
     weight_option: ClassVar[str] = "alpha"
 
     @abc.abstractmethod
-    def objective(self, model: ImageToImageModel) -> Task:
+    def objective(self, model: Model) -> Task:
         """Return what a training step of this method does on a model."""
 
     def initial_weight(self, alpha: float) -> float:

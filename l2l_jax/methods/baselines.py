@@ -21,11 +21,11 @@ from l2l_jax.losses import (
     noise_images,
 )
 from l2l_jax.methods.base import Task, unlearning_task
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import Model, Params
 from l2l_jax.utils.batch_axis import deinterleave, interleave
 
 
-def encoder_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task:
+def encoder_task(model: Model, *, noise: NoiseKind = "normal") -> Task:
     """The paper's method: `encoder_unlearning_loss` on a model's encoder.
 
     Args:
@@ -43,7 +43,7 @@ def encoder_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Ta
     return unlearning_task(model, ("encoder",), prepare, losses, teacher=("encoder",))
 
 
-def max_loss_task(model: ImageToImageModel) -> Task:
+def max_loss_task(model: Model) -> Task:
     """Raise the loss on forget images: L(x_r) − alpha · L(x_f), L the model's own training loss.
 
     Trains encoder and decoder. The loss is not bounded below: with a large alpha or a long run it
@@ -56,11 +56,11 @@ def max_loss_task(model: ImageToImageModel) -> Task:
     return generative_task(model, prepare)._replace(forget_sign=-1.0)
 
 
-def noisy_label_task(model: ImageToImageModel) -> Task:
+def noisy_label_task(model: Model) -> Task:
     """Make noise the truth of forget images: L(x_r) + alpha · L(x_f with Gaussian noise as truth).
 
     Trains encoder and decoder. What noise is to a family says its `noisy_truth`: a noise image whose
-    missing patches are to be found (MAE), noise codes (MAGE), pure noise inside the hole (Palette).
+    missing patches are to be found (MAE), noise codes (MAGE), pure noise inside the mask (Palette).
     Its statistics are those of retain and forget images together.
     """
 
@@ -71,7 +71,7 @@ def noisy_label_task(model: ImageToImageModel) -> Task:
     return generative_task(model, prepare)
 
 
-def retain_label_task(model: ImageToImageModel) -> Task:
+def retain_label_task(model: Model) -> Task:
     """Make retain images the truth of forget images, by the outputs of the original model.
 
     The retain term is ‖h(T(x_r)) − h_0(T(x_r))‖², the forget term ‖h(T(x_f)) − h_0(T(x_r))‖²: means
@@ -100,14 +100,14 @@ def retain_label_task(model: ImageToImageModel) -> Task:
     return unlearning_task(model, model.generative_parts, prepare, losses, teacher=model.generative_parts)
 
 
-def random_encoder_task(model: ImageToImageModel) -> Task:
+def random_encoder_task(model: Model) -> Task:
     """Send the features of forget images to Gaussian noise.
 
     ‖E(T(x_r)) − E_0(T(x_r))‖² + alpha · ‖E(T(x_f)) − n‖², E_0 the original encoder, n of
     `noise_features`. Trains the encoder.
 
     The statistics of n are those of E_0 on retain and forget images, as in the MAGE release; in the
-    Palette release E_0 sees noise inside the hole of forget images. In the MAGE release both terms are
+    Palette release E_0 sees noise inside the mask of forget images. In the MAGE release both terms are
     weighted by the mask of the retain images, so that forget images never count; not copied.
     """
 
@@ -130,7 +130,7 @@ def random_encoder_task(model: ImageToImageModel) -> Task:
 
 
 def teacher_views(
-    model: ImageToImageModel, frozen: Params, batch: Any, rng: jax.Array, noise: NoiseKind,
+    model: Model, frozen: Params, batch: Any, rng: jax.Array, noise: NoiseKind,
     axis_name: str | None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """`{set: {"student", "teacher"}}`: what each sees, with one draw of T for both."""
@@ -146,7 +146,7 @@ def teacher_views(
 
 
 def noise_view(
-    model: ImageToImageModel, frozen: Params, batch: Any, rng: jax.Array, noise: NoiseKind,
+    model: Model, frozen: Params, batch: Any, rng: jax.Array, noise: NoiseKind,
     axis_name: str | None,
 ) -> Any:  # fmt: skip
     """What the teacher sees in place of forget images, with their draw of T.
@@ -164,7 +164,7 @@ def noise_view(
 
 
 def images_and_views(
-    model: ImageToImageModel, frozen: Params, batch: Any, rng: jax.Array, axis_name: str | None
+    model: Model, frozen: Params, batch: Any, rng: jax.Array, axis_name: str | None
 ) -> dict[str, dict[str, Any]]:
     """`{set: {"images", "seen"}}`, drawn as for the paper's method.
 
@@ -182,9 +182,7 @@ def images_and_views(
     }
 
 
-def noise_as_truth(
-    model: ImageToImageModel, views: Any, rng: jax.Array, axis_name: str | None
-) -> dict[str, Any]:
+def noise_as_truth(model: Model, views: Any, rng: jax.Array, axis_name: str | None) -> dict[str, Any]:
     """`{"images", "seen"}` of the forget set with noise as the truth, from `images_and_views`."""
     both = interleave(views["retain"], views["forget"])
     noise_key, truth_key = jax.random.fold_in(rng, 2), jax.random.fold_in(rng, 3)
@@ -194,7 +192,7 @@ def noise_as_truth(
     return forget
 
 
-def generative_task(model: ImageToImageModel, prepare: Any) -> Task:
+def generative_task(model: Model, prepare: Any) -> Task:
     """L(retain) + alpha · L(forget), encoder and decoder trained."""
 
     def losses(trained, frozen, rows):

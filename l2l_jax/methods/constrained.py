@@ -11,7 +11,7 @@ from l2l_jax.losses import NoiseKind
 from l2l_jax.methods.base import Inputs, Mean, Phases, Task, Terms
 from l2l_jax.methods.baselines import encoder_task
 from l2l_jax.methods.gradients import set_gradients
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import Model, Params
 
 SMALL = 1e-7
 """Keeps the multiplier finite where the gradient of the constrained loss vanishes."""
@@ -63,7 +63,7 @@ class Constrained:
         return {"retain": "forget", "forget": "retain"}[self.constraint]
 
 
-def epsilon_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task:
+def epsilon_task(model: Model, *, noise: NoiseKind = "normal") -> Task:
     """ε-constrained unlearning: the least retain loss whose forget loss is at most ε.
 
     The losses are those of the paper's method. Phase I finds the range of ε: in I-a the forget loss falls

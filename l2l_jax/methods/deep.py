@@ -10,10 +10,10 @@ from l2l_jax.methods.base import Task, identity, unlearning_task
 from l2l_jax.methods.baselines import generative_task, images_and_views, noise_view, teacher_views
 from l2l_jax.methods.gradients import LookAhead
 from l2l_jax.methods.targets import BLUR, TargetKind, forget_truth
-from l2l_jax.models.base import ImageToImageModel, Params, fresh_parts
+from l2l_jax.models.base import Model, Params, fresh_parts
 
 
-def whole_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task:
+def whole_task(model: Model, *, noise: NoiseKind = "normal") -> Task:
     """The paper's objective on the outputs of encoder and decoder.
 
         d(T(x_r), T(x_r)) + alpha · d(T(x_f), T(n)),   d(a, b) = ‖E(a) − E_0(b)‖² + ‖h(a) − h_0(b)‖²
@@ -42,7 +42,7 @@ def whole_task(model: ImageToImageModel, *, noise: NoiseKind = "normal") -> Task
 
 
 def undo_task(
-    model: ImageToImageModel, *, perturb: float = 1.0, perturb_encoder: float = 0.0, distill: float = 0.5,
+    model: Model, *, perturb: float = 1.0, perturb_encoder: float = 0.0, distill: float = 0.5,
     target: TargetKind = "noise", target_blur: float = BLUR, noise: NoiseKind = "normal",
     feature_weight: float = 0.0, forget_every: int = 1,
 ) -> Task:  # fmt: skip
@@ -110,9 +110,7 @@ def undo_task(
     return task._replace(start=perturbed_start(model, shares) if any(shares.values()) else None)
 
 
-def perturbed_start(
-    model: ImageToImageModel, shares: Mapping[str, float]
-) -> Callable[[Params, jax.Array], Params]:
+def perturbed_start(model: Model, shares: Mapping[str, float]) -> Callable[[Params, jax.Array], Params]:
     """`Task.start`: (1 − p) · θ_0 + p · fresh weights.
 
     Args:
@@ -135,7 +133,7 @@ def perturbed_start(
 
 
 def relearn_aware_task(
-    model: ImageToImageModel,
+    model: Model,
     *,
     target: TargetKind = "noise",
     target_blur: float = BLUR,

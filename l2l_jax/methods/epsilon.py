@@ -8,7 +8,7 @@ import pydantic
 from l2l_jax.losses import NoiseKind
 from l2l_jax.methods.base import Method, Task, register
 from l2l_jax.methods.constrained import epsilon_task
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 
 
 @register("epsilon")
@@ -31,5 +31,5 @@ class Epsilon(Method):
     def initial_weight(self, alpha: float) -> float:
         return 1 - self.epsilon_ratio
 
-    def objective(self, model: ImageToImageModel) -> Task:
+    def objective(self, model: Model) -> Task:
         return epsilon_task(model, noise=self.noise)

@@ -4,7 +4,7 @@ import dataclasses
 
 from l2l_jax.methods.base import Method, Task, register
 from l2l_jax.methods.baselines import max_loss_task
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 
 
 @register("max_loss")
@@ -12,5 +12,5 @@ from l2l_jax.models.base import ImageToImageModel
 class MaxLoss(Method):
     """Raise the model's own training loss on forget images."""
 
-    def objective(self, model: ImageToImageModel) -> Task:
+    def objective(self, model: Model) -> Task:
         return max_loss_task(model)

@@ -4,7 +4,7 @@ import dataclasses
 
 from l2l_jax.methods.base import Method, Task, register
 from l2l_jax.methods.baselines import noisy_label_task
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 
 
 @register("noisy_label")
@@ -12,5 +12,5 @@ from l2l_jax.models.base import ImageToImageModel
 class NoisyLabel(Method):
     """Train forget images towards Gaussian noise."""
 
-    def objective(self, model: ImageToImageModel) -> Task:
+    def objective(self, model: Model) -> Task:
         return noisy_label_task(model)

@@ -18,12 +18,12 @@ from l2l_jax.methods import (  # noqa: F401  (each registers a method)
 from l2l_jax.methods.adapters import AdapterKind, adapted_task
 from l2l_jax.methods.base import METHODS, Method, Task
 from l2l_jax.methods.saliency import salient_task
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 
 
 def make_objective(
     method: Method,
-    model: ImageToImageModel,
+    model: Model,
     *,
     saliency: float = 1.0,
     saliency_reset: bool = False,
@@ -47,7 +47,7 @@ def make_objective(
     return adapted_task(task, adapter, adapter_rank) if adapter else task
 
 
-def make_task(method: str, model: ImageToImageModel, **options: Any) -> Task:
+def make_task(method: str, model: Model, **options: Any) -> Task:
     """Return `make_objective` of a method's name and flat options; those of other methods are not used."""
     own = {name: value for name, value in options.items() if name in option_names(method)}
     common = {name: options[name] for name in COMMON if name in options}

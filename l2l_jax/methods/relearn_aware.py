@@ -8,7 +8,7 @@ import pydantic
 from l2l_jax.methods.base import Method, Task, register
 from l2l_jax.methods.deep import relearn_aware_task
 from l2l_jax.methods.targets import BLUR, TargetKind
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 
 
 @register("relearn_aware")
@@ -29,5 +29,5 @@ class RelearnAware(Method):
     attack_steps: Annotated[int, pydantic.Field(ge=1)] = 1
     attack_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
 
-    def objective(self, model: ImageToImageModel) -> Task:
+    def objective(self, model: Model) -> Task:
         return relearn_aware_task(model, **dataclasses.asdict(self))

@@ -4,7 +4,7 @@ import dataclasses
 
 from l2l_jax.methods.base import Method, Task, register
 from l2l_jax.methods.baselines import retain_label_task
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 
 
 @register("retain_label")
@@ -12,5 +12,5 @@ from l2l_jax.models.base import ImageToImageModel
 class RetainLabel(Method):
     """Train forget images towards the original model's outputs on retain images."""
 
-    def objective(self, model: ImageToImageModel) -> Task:
+    def objective(self, model: Model) -> Task:
         return retain_label_task(model)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from l2l_jax.methods.base import Task
 from l2l_jax.methods.deep import perturbed_start
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import Model, Params
 
 
-def salient_task(task: Task, model: ImageToImageModel, share: float, *, reset: bool = False) -> Task:
+def salient_task(task: Task, model: Model, share: float, *, reset: bool = False) -> Task:
     """A task on the salient weights alone.
 
     Args:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.methods.baselines import noise_as_truth
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import Model, Params
 
 TargetKind = Literal["noise", "blur", "mean"]
 
@@ -16,7 +16,7 @@ BLUR = 0.1
 
 
 def forget_truth(
-    model: ImageToImageModel,
+    model: Model,
     frozen: Params,
     views: Any,
     rng: jax.Array,

@@ -9,7 +9,7 @@ from l2l_jax.losses import NoiseKind
 from l2l_jax.methods.base import Method, Task, register
 from l2l_jax.methods.deep import undo_task
 from l2l_jax.methods.targets import BLUR, TargetKind
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 
 
 @register("undo")
@@ -43,5 +43,5 @@ class Undo(Method):
     def batch_divisor(self) -> int:
         return self.forget_every
 
-    def objective(self, model: ImageToImageModel) -> Task:
+    def objective(self, model: Model) -> Task:
         return undo_task(model, **dataclasses.asdict(self))

@@ -6,7 +6,7 @@ from typing import ClassVar
 from l2l_jax.losses import NoiseKind
 from l2l_jax.methods.base import Method, Task, register
 from l2l_jax.methods.deep import whole_task
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 
 
 @register("whole")
@@ -22,5 +22,5 @@ class Whole(Method):
     takes_noise: ClassVar[bool] = True
     noise: NoiseKind = "normal"
 
-    def objective(self, model: ImageToImageModel) -> Task:
+    def objective(self, model: Model) -> Task:
         return whole_task(model, noise=self.noise)

@@ -1,1 +1,1 @@
-"""Model families behind one interface (`l2l_jax.models.base.ImageToImageModel`)."""
+"""Model families behind one interface (`l2l_jax.models.base.Model`)."""

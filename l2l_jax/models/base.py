@@ -11,7 +11,7 @@ import numpy as np
 Params = dict[str, Any]
 """Parameters by part: `{"encoder": …, "decoder": …}` and frozen parts such as `"tokenizer"`."""
 
-Seen = Any
+Corrupted = Any
 """What an encoder sees after corruption: a pytree whose leaves all start with the batch axis."""
 
 
@@ -22,7 +22,7 @@ class PretrainingStage(NamedTuple):
       name: short name, used for folders and log lines.
       trained: the parts of the parameters that this stage trains.
       prepare: `(frozen, images, rng, axis_name=None) -> inputs`: everything random, see
-        `ImageToImageModel.corrupt`; `frozen` holds the parts that are not trained, leaves of
+        `Model.corrupt`; `frozen` holds the parts that are not trained, leaves of
         `inputs` start with the batch axis.
       loss: `(params, inputs) -> [batch]`, the loss of every example, with all parts.
     """
@@ -33,7 +33,7 @@ class PretrainingStage(NamedTuple):
     loss: Callable[[Params, Any], jax.Array]
 
 
-class ImageToImageModel(abc.ABC):
+class Model(abc.ABC):
     """An image-to-image model h = D ∘ E, as pure functions over explicit parameters.
 
     Images are float arrays `[batch, height, width, channel]` within `value_range`. Subclasses are
@@ -47,8 +47,8 @@ class ImageToImageModel(abc.ABC):
     """The parts that the family's own training loss trains once the tokenizer, if any, is there."""
     corruption_parts: tuple[str, ...] = ()
     """The frozen parts that `corrupt` reads, such as a tokenizer."""
-    restores_from_patches: bool = False
-    """Whether there is `restore_from_patches`; such a model has `grid` patches along a side."""
+    inpaints_from_patches: bool = False
+    """Whether there is `inpaint_from_patches`; such a model has `grid` patches along a side."""
     tokens: int = 0
     """Codes of an image, of models with a frozen tokenizer."""
     codebook_size: int = 0
@@ -77,7 +77,7 @@ class ImageToImageModel(abc.ABC):
     @abc.abstractmethod
     def corrupt(
         self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
-    ) -> Seen:
+    ) -> Corrupted:
         """T of the paper: the only random step before the encoder.
 
         The same `rng` gives the same draw (kept patches, masks, times, noises) whatever the images
@@ -93,7 +93,7 @@ class ImageToImageModel(abc.ABC):
         noise: jax.Array,
         rng: jax.Array,
         axis_name: str | None = None,
-    ) -> Seen:
+    ) -> Corrupted:
         """What the teacher sees in place of the forget `images`: `noise` under the same T.
 
         Args:
@@ -122,29 +122,29 @@ class ImageToImageModel(abc.ABC):
         raise NotImplementedError(self.why_no_codes)
 
     @abc.abstractmethod
-    def encode(self, encoder_params: Any, seen: Seen) -> Any:
+    def encode(self, encoder_params: Any, corrupted: Corrupted) -> Any:
         """Features compared by the objective: a pytree of arrays that start with the batch axis."""
 
     @abc.abstractmethod
-    def predict(self, params: Params, seen: Seen) -> Any:
+    def predict(self, params: Params, corrupted: Corrupted) -> Any:
         """What `prediction_loss` holds against the truth: the decoder's outputs on the encoder's
         features, a pytree of float32 arrays that start with the batch axis.
 
-        Its shapes depend on those of `seen` only, and equal places mean the same thing in every
+        Its shapes depend on those of `corrupted` only, and equal places mean the same thing in every
         example, so that the outputs on two images can be compared.
         """
 
-    def generative_loss(self, params: Params, images: jax.Array, seen: Seen) -> jax.Array:
+    def generative_loss(self, params: Params, images: jax.Array, corrupted: Corrupted) -> jax.Array:
         """The family's own training loss of every example, `[batch]`."""
-        return self.prediction_loss(self.predict(params, seen), images, seen)
+        return self.prediction_loss(self.predict(params, corrupted), images, corrupted)
 
     @abc.abstractmethod
-    def prediction_loss(self, predicted: Any, images: jax.Array, seen: Seen) -> jax.Array:
-        """`generative_loss` of what `predict` returned for `seen`, `[batch]`."""
+    def prediction_loss(self, predicted: Any, images: jax.Array, corrupted: Corrupted) -> jax.Array:
+        """`generative_loss` of what `predict` returned for `corrupted`, `[batch]`."""
 
     @abc.abstractmethod
-    def imitation_loss(self, predicted: Any, seen: Seen, target: Any) -> jax.Array:
-        """`prediction_loss` with another model's `predict` on the same `seen` as the truth, `[batch]`.
+    def imitation_loss(self, predicted: Any, corrupted: Corrupted, target: Any) -> jax.Array:
+        """`prediction_loss` with another model's `predict` on the same `corrupted` as the truth, `[batch]`.
 
         It counts the places that `prediction_loss` counts. What a model puts elsewhere was never
         trained, and tells more about the images it knows than its restorations do.
@@ -152,61 +152,61 @@ class ImageToImageModel(abc.ABC):
 
     @abc.abstractmethod
     def with_truth(
-        self, params: Params, images: jax.Array, seen: Seen, truth: jax.Array
-    ) -> tuple[jax.Array, Seen]:
+        self, params: Params, images: jax.Array, corrupted: Corrupted, truth: jax.Array
+    ) -> tuple[jax.Array, Corrupted]:
         """What to give `generative_loss` so that other images are the truth.
 
         Args:
           params: the parts that `corrupt` reads.
           images: a batch `[batch, height, width, channel]`.
-          seen: what `corrupt` made of it.
+          corrupted: what `corrupt` made of it.
           truth: images of the same shape, what the model is to restore in the places that are hidden.
 
         Returns:
-          `(images, seen)`, the last two arguments of `generative_loss`.
+          `(images, corrupted)`, the last two arguments of `generative_loss`.
         """
 
     def noisy_truth(
         self,
         images: jax.Array,
-        seen: Seen,
+        corrupted: Corrupted,
         noise: jax.Array,
         rng: jax.Array,
         axis_name: str | None = None,
-    ) -> tuple[jax.Array, Seen]:
+    ) -> tuple[jax.Array, Corrupted]:
         """What to give `generative_loss` so that the truth is Gaussian noise.
 
-        By default `noise` in place of the images, under an unchanged `seen`; models that read the
-        truth from `seen` change it there.
+        By default `noise` in place of the images, under an unchanged `corrupted`; models that read the
+        truth from `corrupted` change it there.
 
         Args:
           images: a whole batch `[batch, height, width, channel]`, for statistics.
-          seen: what `corrupt` made of it.
+          corrupted: what `corrupt` made of it.
           noise: Gaussian noise images with the statistics of `images`, same shape.
           rng: key of anything else that is drawn.
           axis_name: mapped axis over which the batch is split.
 
         Returns:
-          `(images, seen)`, the last two arguments of `generative_loss`.
+          `(images, corrupted)`, the last two arguments of `generative_loss`.
         """
         del images, rng, axis_name
-        return noise, seen
+        return noise, corrupted
 
     @abc.abstractmethod
-    def restore(self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:
-        """Images `[batch, height, width, channel]` with the hole filled in and the rest untouched.
+    def inpaint(self, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
+        """Images `[batch, height, width, channel]` with the mask filled in and the rest untouched.
 
         Args:
           params: all parts.
-          images: originals; pixels inside the hole must not influence the result.
-          hole: bool `[height, width]`, True where pixels are missing.
+          images: originals; pixels inside the mask must not influence the result.
+          mask: bool `[height, width]`, True where pixels are missing.
           rng: key of any sampling.
         """
 
-    def restore_from_patches(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
+    def inpaint_from_patches(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
         """Images `[batch, height, width, channel]` restored from some of their patches each.
 
-        Only for models that `restores_from_patches`. The other patches are replaced whole.
+        Only for models that `inpaints_from_patches`. The other patches are replaced whole.
 
         Args:
           params: all parts.
@@ -227,7 +227,7 @@ class ImageToImageModel(abc.ABC):
         return (PretrainingStage("model", self.generative_parts, prepare, loss),)
 
 
-def fresh_parts(model: ImageToImageModel, parts: Collection[str]) -> Callable[[jax.Array], Params]:
+def fresh_parts(model: Model, parts: Collection[str]) -> Callable[[jax.Array], Params]:
     """`rng -> {part: weights}` as `model.init` draws them: compiled once; no other part is drawn."""
 
     @jax.jit
@@ -239,5 +239,5 @@ def fresh_parts(model: ImageToImageModel, parts: Collection[str]) -> Callable[[j
 
 
 @functools.lru_cache(maxsize=32)
-def _shapes(model: ImageToImageModel) -> Params:
+def _shapes(model: Model) -> Params:
     return jax.eval_shape(model.init, jax.random.key(0))

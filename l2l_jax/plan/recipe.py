@@ -68,7 +68,7 @@ def restoration(config: Config, devices: Sequence[Any]) -> Planned:
     visible = task.visible_patches(model.grid**2, [(0,)]).shape[1] if task.is_random else 0
     params = model.shapes()
 
-    def restore(params, rows):
+    def inpaint(params, rows):
         images, seen, places = rows
         return restorer.program(params, images, seen, jnp.uint32(0), places)
 
@@ -77,7 +77,7 @@ def restoration(config: Config, devices: Sequence[Any]) -> Planned:
         jax.ShapeDtypeStruct((size, visible), np.int32),
         jax.ShapeDtypeStruct((size,), np.int32),
     )
-    return _on_one_host(f"restore {size} images ({task.name}), one host", restore, params, rows, devices)
+    return _on_one_host(f"restore {size} images ({task.name}), one host", inpaint, params, rows, devices)
 
 
 def evaluation(config: Config, devices: Sequence[Any]) -> Iterator[Planned]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from l2l_jax.config import Config, parse_config
 from l2l_jax.experiment.phase import open_phase
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import Model, Params
 from l2l_jax.train import sharding
 from l2l_jax.train.parallel import ParallelKind, make_parallel
 
@@ -78,7 +78,7 @@ def _moved(array: np.ndarray) -> np.ndarray:
     return np.float32(1.1) * array if array.dtype == np.float32 else array
 
 
-def _without_training(model: ImageToImageModel, params: Params, images: np.ndarray, mesh: Mesh) -> Figures:
+def _without_training(model: Model, params: Params, images: np.ndarray, mesh: Mesh) -> Figures:
     placed = sharding.place(params, mesh)
     rows = sharding.shard_batch(images, mesh)
 
@@ -108,7 +108,7 @@ def _config(name: str, dtype: Dtype) -> Config:
     )
 
 
-def fixed_params(model: ImageToImageModel) -> Params:
+def fixed_params(model: Model) -> Params:
     """Parameters by a rule of NumPy's: normal numbers of a generator that the array's path seeds.
 
     Kernels have variance 1 / fan in, scales lie about 1, other vectors about 0; what is not a float is the
@@ -134,7 +134,7 @@ def fixed_params(model: ImageToImageModel) -> Params:
     return jax.tree_util.tree_map_with_path(leaf, own)
 
 
-def fixed_images(model: ImageToImageModel) -> dict[str, np.ndarray]:
+def fixed_images(model: Model) -> dict[str, np.ndarray]:
     """Images of both sets in the model's range, float32."""
     low, high = model.value_range
     rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
 """A budget for what unlearning may cost: the weight of the forget term follows the retain error.
 
-The error in the hole of retain validation images, relative to the original model's, is to end below a
+The error in the mask of retain validation images, relative to the original model's, is to end below a
 budget. The weight follows by dual ascent on that constraint, in the logarithm (exponentiated gradient):
 
     weight ← weight · (limit / expected)^rate
@@ -33,7 +33,7 @@ from l2l_jax.methods.base import Task
 from l2l_jax.models.base import Params
 from l2l_jax.train.parallel import Parallel
 from l2l_jax.train.step import TrainState
-from l2l_jax.train.validation_errors import HoleErrors
+from l2l_jax.train.validation_errors import MaskedErrors
 
 logger = logging.getLogger(__name__)
 
@@ -190,14 +190,14 @@ class RetainBudget:
       every: steps between measurements; the last step is measured in any case.
       rate: of the weight, see above.
       steps: of the run.
-      make_errors: makes the `HoleErrors` of the sets "retain" and "forget" for devices.
+      make_errors: makes the `MaskedErrors` of the sets "retain" and "forget" for devices.
       reference: the model that errors are relative to, all parts; None: the one that the run starts from.
       most: the greatest weight that the method knows.
     """
 
     def __init__(
         self, budget: float, *, every: int, rate: float, steps: int,
-        make_errors: Callable[[Parallel], HoleErrors], reference: Params | None = None,
+        make_errors: Callable[[Parallel], MaskedErrors], reference: Params | None = None,
         most: float = math.inf,
     ):  # fmt: skip
         self._budget, self._every, self._rate, self._steps = budget, every, rate, steps

@@ -7,19 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.methods.adapters import without_adapter
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import Model, Params
 from l2l_jax.train.parallel import Parallel
 
 
-class HoleErrors:
-    """Mean squared errors inside a hole of the same few images, over and over, without waiting for them.
+class MaskedErrors:
+    """Mean squared errors inside a mask of the same few images, over and over, without waiting for them.
 
     The images stay on the devices. Every image has its own key, the same each time: two models are compared
     with the same random draws, and the layout of the devices does not matter.
 
     Args:
       model: the model.
-      hole: bool `[height, width]`, True where pixels are missing.
+      mask: bool `[height, width]`, True where pixels are missing.
       images: `[image, height, width, channel]` by set, the same in every process.
       rows: images of one compiled call, at most; a multiple of the number of devices.
       seed: of any sampling.
@@ -27,20 +27,20 @@ class HoleErrors:
     """
 
     def __init__(
-        self, model: ImageToImageModel, hole: np.ndarray, images: Mapping[str, np.ndarray], *, rows: int,
+        self, model: Model, mask: np.ndarray, images: Mapping[str, np.ndarray], *, rows: int,
         seed: int, parallel: Parallel,
     ):  # fmt: skip
-        hole = np.asarray(hole, bool)
+        mask = np.asarray(mask, bool)
 
         def measure(params, rows):
             params = without_adapter(params)
 
             def restored(image, number):
                 rng = jax.random.fold_in(jax.random.key(seed), number)
-                return model.restore(params, image[None], hole, rng)[0]
+                return model.inpaint(params, image[None], mask, rng)[0]
 
             errors = jax.vmap(restored)(rows["images"], rows["numbers"]) - rows["images"]
-            return jnp.square(errors[:, hole]).mean(axis=(1, 2))
+            return jnp.square(errors[:, mask]).mean(axis=(1, 2))
 
         self._counts = {of: len(chosen) for of, chosen in images.items()}
         self._measure = parallel.compile_measure(measure)

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from l2l_jax.errors import UserError
 from l2l_jax.methods.adapters import Adapter, merged, new_adapter
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import Model, Params
 from l2l_jax.weights.saved_models import fingerprint
 
 FILE = "adapter.safetensors"
@@ -49,7 +49,7 @@ def read_adapter_card(path: pathlib.Path) -> dict[str, Any] | None:
     return card if isinstance(card, dict) else None
 
 
-def with_adapter(path: pathlib.Path, params: Params, family: str, model: ImageToImageModel) -> Params:
+def with_adapter(path: pathlib.Path, params: Params, family: str, model: Model) -> Params:
     """Weights with the adapter in a file added.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 import pydantic
 
 from l2l_jax.errors import UserError
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 from l2l_jax.models.mae import convert as mae
 from l2l_jax.models.mage import convert as mage
 from l2l_jax.models.palette import convert as palette
@@ -51,7 +51,7 @@ class Family:
     wrap: Callable[[Mapping[str, Any], Any], Mapping[str, Any]] = lambda state, model: state
     other_parts: Callable[[Any], dict[str, Any]] = lambda model: {}
 
-    def build(self, fields: Mapping[str, Any]) -> ImageToImageModel:
+    def build(self, fields: Mapping[str, Any]) -> Model:
         """The model with these fields, checked.
 
         Raises:
@@ -79,7 +79,7 @@ class Family:
 
     def infer(
         self, state_dict: Mapping[str, Any], file_name: str, given: Mapping[str, Any]
-    ) -> tuple[str | None, ImageToImageModel]:
+    ) -> tuple[str | None, Model]:
         """The published model's name, if it is one, and the model that a state dict belongs to.
 
         Args:
@@ -109,7 +109,7 @@ class Family:
         fields = {**self.guesses(file_name, sizes), **published, **sizes, **given}
         return variant, self.build(fields)
 
-    def target(self, model: ImageToImageModel) -> dict[str, Any]:
+    def target(self, model: Model) -> dict[str, Any]:
         """Shapes of the parameters that a checkpoint holds, by part.
 
         Raises:
@@ -179,7 +179,7 @@ KNOWN = {
             canonical=palette.canonical,
             unwrap=palette.unet_state_dict,
             wrap=palette.network_state_dict,
-            other_parts=lambda model: {"holes": model.hole_bank()},
+            other_parts=lambda model: {"holes": model.mask_bank()},
         ),  # fmt: skip
     )
 }

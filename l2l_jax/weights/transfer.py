@@ -11,7 +11,7 @@ import numpy as np
 
 from l2l_jax import shipped
 from l2l_jax.errors import UserError
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import Model, Params
 from l2l_jax.models.mage import convert as mage
 from l2l_jax.weights import adapter_files, arrays, files, mapping
 from l2l_jax.weights.families import KNOWN, Family, recognise
@@ -55,7 +55,7 @@ def open_checkpoint(
     return OpenCheckpoint(state_dict, facts, tuple(file.copies))
 
 
-def read_params(source: OpenCheckpoint, family: Family, model: ImageToImageModel) -> Params:
+def read_params(source: OpenCheckpoint, family: Family, model: Model) -> Params:
     """The parameters that a checkpoint holds, float32, by part; `family.other_parts` are not there.
 
     Raises:
@@ -125,7 +125,7 @@ def import_file(
     return card
 
 
-def load_pretrained(path: pathlib.Path, family_name: str, model: ImageToImageModel) -> Params:
+def load_pretrained(path: pathlib.Path, family_name: str, model: Model) -> Params:
     """All parts of the original model that `config.model.pretrained` names.
 
     Args:
@@ -195,7 +195,7 @@ def _check_family(found: Any, wanted: str) -> None:
         raise UserError(f"this is a {found} model, but config.model.family is {wanted}.")
 
 
-def _check_fields(found: Mapping[str, Any], model: ImageToImageModel) -> None:
+def _check_fields(found: Mapping[str, Any], model: Model) -> None:
     for name, value in found.items():
         wanted = getattr(model, name)
         if value != wanted:
@@ -205,10 +205,10 @@ def _check_fields(found: Mapping[str, Any], model: ImageToImageModel) -> None:
             )
 
 
-def _check_sizes(saved: ImageToImageModel, model: ImageToImageModel, parts: Sequence[str]) -> None:
+def _check_sizes(saved: Model, model: Model, parts: Sequence[str]) -> None:
     """Name the first field, if any, by which the shapes of these parts differ."""
 
-    def shapes(candidate: ImageToImageModel) -> Params:
+    def shapes(candidate: Model) -> Params:
         whole = candidate.shapes()
         return {part: whole[part] for part in parts}
 

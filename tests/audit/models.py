@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.config import parse_config
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory(ImageToImageModel):
-    """Fills a hole with that of the remembered image whose visible pixels are nearest.
+class Memory(Model):
+    """Fills a mask with that of the remembered image whose visible pixels are nearest.
 
     Its parameters are {"encoder": remembered images}.
     """
@@ -45,11 +45,11 @@ class Memory(ImageToImageModel):
     def with_truth(self, params, images, seen, truth):
         return truth, seen
 
-    def restore(self, params, images, hole, rng):
+    def inpaint(self, params, images, mask, rng):
         memory = params["encoder"]
-        seen, known = (x[:, ~hole].reshape(len(x), -1) for x in (images, memory))
+        seen, known = (x[:, ~mask].reshape(len(x), -1) for x in (images, memory))
         far = jnp.square(known).sum(1)[None] - 2 * seen @ known.T
-        return jnp.where(hole[None, ..., None], memory[far.argmin(1)], images)
+        return jnp.where(mask[None, ..., None], memory[far.argmin(1)], images)
 
 
 def remembering(source, indices):

@@ -52,7 +52,7 @@ def test_views_wake_what_a_changed_picture_wakes(evaluation, training):
     """Remembered mirror images are found by the view "flip" alone."""
     tests = evaluation.tests["forget"]
     mirrored = {"encoder": tests.read(np.arange(len(tests))).images[:, :, ::-1]}
-    viewer = Viewer(Memory(), evaluation.restorer.hole, 8.0, batch_size=128, seed=0)
+    viewer = Viewer(Memory(), evaluation.restorer.mask, 8.0, batch_size=128, seed=0)
     points = viewer(mirrored, tests, lambda restored, labels: None)
     error = {view: found["forget"]["mse"].mean() for view, found in points.items()}
     assert set(error) == {"flip", "noise", "gradient", "centre 4", "left 8", "right 8", "top 8", "bottom 8"}
@@ -60,21 +60,21 @@ def test_views_wake_what_a_changed_picture_wakes(evaluation, training):
 
 
 class Straight(Memory):
-    """Fills the hole with the mean of the visible pixels, which are blind by a factor."""
+    """Fills the mask with the mean of the visible pixels, which are blind by a factor."""
 
-    def restore(self, params, images, hole, rng):
-        mean = images[:, ~hole].mean(axis=1)[:, None, None]
-        return jnp.where(hole[None, ..., None], jnp.clip(mean, 0, 1), images)
+    def inpaint(self, params, images, mask, rng):
+        mean = images[:, ~mask].mean(axis=1)[:, None, None]
+        return jnp.where(mask[None, ..., None], jnp.clip(mean, 0, 1), images)
 
 
 def test_the_gradient_view_moves_visible_pixels_as_far_as_it_may(evaluation):
     """A mean of pixels can be moved by just as much as each of them."""
     tests = evaluation.tests["forget"]
-    viewer = Viewer(Straight(), evaluation.restorer.hole, 25.5, batch_size=128, seed=0)
+    viewer = Viewer(Straight(), evaluation.restorer.mask, 25.5, batch_size=128, seed=0)
     viewer._views = [(view, compute) for view, compute in viewer._views if view.name == "gradient"]
     (found,) = viewer({"encoder": np.zeros(1)}, tests, lambda *_: None).values()
     images = tests.read(np.arange(len(tests))).images
-    inside, outside = images[:, viewer.hole], images[:, ~viewer.hole]
+    inside, outside = images[:, viewer.mask], images[:, ~viewer.mask]
     reached = [np.clip(outside + move, 0, 1).mean(1) for move in (-0.1, 0.1)]
     best = np.clip(inside.mean(1), *reached)  # the mean restoration nearest to the truth
     least = np.square(inside - best[:, None]).mean((1, 2))

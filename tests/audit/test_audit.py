@@ -18,9 +18,8 @@ from l2l_jax.audit.examination import Examiner
 from l2l_jax.audit.run import check_yardstick
 from l2l_jax.data.splits import training_sets
 from l2l_jax.errors import UserError
-from l2l_jax.evals import encoder_features
+from l2l_jax.evals import encoder_features, masked_errors
 from l2l_jax.evals import evaluator as evaluate
-from l2l_jax.evals import masked_errors as hole_errors
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.inpaint import Restorer
 from l2l_jax.experiment import pipeline as experiment
@@ -43,7 +42,7 @@ def quick(one_device):
         patch.setattr(examination, "training_attacks", functools.cache(examination.training_attacks))
         patch.setattr(examination, "Trainer", functools.cache(Trainer))  # of equal attacks
         restorer = functools.cache(Restorer)
-        for module in (evaluate, hole_errors):
+        for module in (evaluate, masked_errors):
             patch.setattr(module, "Restorer", restorer)
         yield
 

@@ -7,7 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from l2l_jax.data.digits import DigitsSource
 from l2l_jax.data.transforms import Transform, TransformConfig
-from l2l_jax.evals.features.digits import DigitClassifier, HoleClassifier
+from l2l_jax.evals.features.digits import DigitClassifier, MaskClassifier
 from l2l_jax.evals.figures import (
     FIGURES,
     measure,
@@ -20,10 +20,10 @@ from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.evals.inpaint import Restorer
 from l2l_jax.evals.metrics import to_uint8
 from l2l_jax.evals.tasks import parse_tasks
-from l2l_jax.masks import centre_hole
+from l2l_jax.masks import center_mask
 from l2l_jax.models.mae.model import MAE
 
-HOLE = centre_hole(16, 8)
+MASK = center_mask(16, 8)
 RANGE = (0.0, 1.0)
 
 
@@ -38,11 +38,11 @@ def observe():
     train = digits("train")
     pixels = to_uint8(train.images, RANGE)
     networks = {"classifier": DigitClassifier(pixels, train.labels)}
-    holes = HoleClassifier(pixels, train.labels, HOLE)
+    masks = MaskClassifier(pixels, train.labels, MASK)
 
     def observe(images, labels):
         pixels = to_uint8(images, RANGE)
-        return observe_images(networks, pixels) | observe_classes(holes, pixels, labels)
+        return observe_images(networks, pixels) | observe_classes(masks, pixels, labels)
 
     return observe
 
@@ -55,8 +55,8 @@ def tests():
 def figures(observe, originals, restored):
     """The figures of a set that is observed at once."""
     observed = observe(restored, originals.labels)
-    holes = np.broadcast_to(HOLE, (len(restored), 16, 16))
-    observed |= observe_pairs(originals.images, restored, holes, RANGE)
+    masks = np.broadcast_to(MASK, (len(restored), 16, 16))
+    observed |= observe_pairs(originals.images, restored, masks, RANGE)
     return measure(observed.get, observe(originals.images, originals.labels).get)
 
 
@@ -70,7 +70,7 @@ def test_perfect_restorations(observe, tests):
     assert found["mse"] == 0 and found["psnr"] == pytest.approx(100) and found["ssim"] == pytest.approx(1)
     assert found["classifier_distance"] == pytest.approx(0, abs=1e-6)
     train = digits("train")
-    crops = [train.images[:, HOLE], tests.images[:, HOLE]]
+    crops = [train.images[:, MASK], tests.images[:, MASK]]
     crops = [crop.reshape(len(crop), -1) for crop in crops]
     nearest = KNeighborsClassifier(1).fit(crops[0], train.labels).score(crops[1], tests.labels)
     assert found["accuracy"] > nearest - 0.01 > 0.9
@@ -81,18 +81,18 @@ def test_perfect_restorations(observe, tests):
     assert real == {name: found[name] for name in real} and {"accuracy", "classifier_score"} <= set(real)
 
 
-def test_accuracy_reads_the_hole_alone(observe, tests):
-    """Holes of one class in the rings of others: the classes of the holes are read."""
+def test_accuracy_reads_the_mask_alone(observe, tests):
+    """Masks of one class in the rings of others: the classes of the masks are read."""
     shuffled = np.random.default_rng(0).permutation(len(tests.images))
     swapped = tests.images.copy()
-    swapped[:, HOLE] = tests.images[shuffled][:, HOLE]
+    swapped[:, MASK] = tests.images[shuffled][:, MASK]
     assert observe(swapped, tests.labels)["correct"].mean() < 0.25
     assert observe(swapped, tests.labels[shuffled])["correct"].mean() > 0.93
 
 
 def test_noise_is_far_and_perfect_is_near(observe, tests):
     noisy = tests.images.copy()
-    noisy[:, HOLE] = np.random.default_rng(0).random(noisy[:, HOLE].shape)
+    noisy[:, MASK] = np.random.default_rng(0).random(noisy[:, MASK].shape)
     slightly = np.clip(tests.images + 0.02, 0, 1)
     far, near = (figures(observe, tests, images).figures for images in (noisy, slightly))
     assert far["classifier_distance"] > 20 * near["classifier_distance"] > 0
@@ -138,11 +138,11 @@ SMALL_MAE = MAE(
 
 
 class Noise(MAE):
-    """Fills the hole with noise of the key and a parameter, so that keys can be seen."""
+    """Fills the mask with noise of the key and a parameter, so that keys can be seen."""
 
-    def restore(self, params, images, hole, rng):
+    def inpaint(self, params, images, mask, rng):
         noise = jax.random.uniform(rng, images.shape) * params["scale"]
-        return jax.numpy.where(hole[None, ..., None], noise, images)
+        return jax.numpy.where(mask[None, ..., None], noise, images)
 
 
 @pytest.mark.parametrize("name", ["centre_8", "random_75"])
@@ -159,25 +159,25 @@ def test_restorations_do_not_depend_on_the_batches(name):
         for rows in ([0, 1, 2], [3], [4, 5, 6, 7], [8, 9])
     ]
     np.testing.assert_allclose(expected, np.concatenate(restored), atol=1e-6)
-    holes = whole.holes("retain", places)
-    assert holes.shape == (10, 16, 16)
-    np.testing.assert_array_equal(expected[~holes], images[~holes])
-    assert (np.abs(expected - images)[holes] > 0).mean() > 0.99
+    masks = whole.masks("retain", places)
+    assert masks.shape == (10, 16, 16)
+    np.testing.assert_array_equal(expected[~masks], images[~masks])
+    assert (np.abs(expected - images)[masks] > 0).mean() > 0.99
     seen = whole.seen(images, "retain", places)
-    assert (seen[holes] == 0.5).all() and (seen[~holes] == images[~holes]).all()
-    same_holes = (whole.holes("forget", places) == holes).all()
-    assert same_holes == (name == "centre_8")  # random ones differ between sets
+    assert (seen[masks] == 0.5).all() and (seen[~masks] == images[~masks]).all()
+    same_masks = (whole.masks("forget", places) == masks).all()
+    assert same_masks == (name == "centre_8")  # random ones differ between sets
 
 
 def test_hidden_patches_do_not_influence_the_restoration():
     visible = np.array([[0, 5, 6, 15]], np.int32)
     images = np.random.default_rng(0).random((1, 16, 16, 3)).astype(np.float32)
     params = jax.jit(SMALL_MAE.init)(jax.random.key(0))
-    restore = jax.jit(lambda images: SMALL_MAE.restore_from_patches(params, images, visible))
-    restored = np.asarray(restore(images))
+    inpaint = jax.jit(lambda images: SMALL_MAE.inpaint_from_patches(params, images, visible))
+    restored = np.asarray(inpaint(images))
     other = images.copy()
     other[0, 4:8, 12:] = 0  # patch 7
-    np.testing.assert_array_equal(restored, restore(other))
+    np.testing.assert_array_equal(restored, inpaint(other))
     np.testing.assert_array_equal(restored[0, 4:8, 4:12], images[0, 4:8, 4:12])  # patches 5 and 6
 
 
@@ -188,7 +188,7 @@ def test_what_is_drawn_belongs_to_the_image_and_its_set():
 
     def noise(of, places, seed=0):
         restorer = Restorer(model, task, batch_size=4, seed=seed)
-        return restorer(restorer.place(params), images[: len(places)], of, np.array(places))[:, HOLE]
+        return restorer(restorer.place(params), images[: len(places)], of, np.array(places))[:, MASK]
 
     first = noise("retain", [0, 1, 2])
     np.testing.assert_array_equal(noise("retain", [2, 0]), first[[2, 0]])

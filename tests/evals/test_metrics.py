@@ -5,27 +5,27 @@ import pytest
 from scipy import ndimage
 
 from l2l_jax.data.transforms import in_range
-from l2l_jax.evals.metrics import hole_mse, psnr, ssim, to_uint8
+from l2l_jax.evals.metrics import masked_mse, psnr, ssim, to_uint8
 
 
-def test_mse_counts_the_hole_only():
+def test_mse_counts_the_mask_only():
     originals = np.zeros((2, 4, 4, 3), np.float32)
     restored = np.full_like(originals, 9)
-    hole = np.zeros((4, 4), bool)
-    hole[1:3, 1:3] = True
-    restored[0, hole], restored[1, hole] = 0.5, 0.1
-    mse = hole_mse(originals, restored, hole)
+    mask = np.zeros((4, 4), bool)
+    mask[1:3, 1:3] = True
+    restored[0, mask], restored[1, mask] = 0.5, 0.1
+    mse = masked_mse(originals, restored, mask)
     np.testing.assert_allclose(mse, [0.25, 0.01], rtol=1e-6)
     # 10 log10(1 / 0.25) and 20 dB; a range of 2 adds 6.02 dB.
     np.testing.assert_allclose(psnr(mse, (0, 1)), [6.0206, 20], atol=1e-4)
     np.testing.assert_allclose(psnr(mse, (-1, 1)), [12.0412, 26.0206], atol=1e-4)
 
 
-def test_mse_of_a_hole_of_each_image():
+def test_mse_of_a_mask_of_each_image():
     restored = np.zeros((2, 2, 2, 3), np.float32)
     restored[0, 0], restored[1, 1] = 1, 2
-    holes = np.array([[[True, True], [False, False]], [[True, False], [True, False]]])
-    np.testing.assert_allclose(hole_mse(np.zeros_like(restored), restored, holes), [1, 2])
+    masks = np.array([[[True, True], [False, False]], [[True, False], [True, False]]])
+    np.testing.assert_allclose(masked_mse(np.zeros_like(restored), restored, masks), [1, 2])
 
 
 def test_ssim_is_that_of_scikit_image():

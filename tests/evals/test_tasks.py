@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.evals.config import EvaluationConfig
-from l2l_jax.evals.tasks import GROUPS, parse_tasks, patch_holes
+from l2l_jax.evals.tasks import GROUPS, parse_tasks, patch_masks
 from l2l_jax.models.mae.model import MAE
 from l2l_jax.models.palette.model import Palette
 
@@ -28,8 +28,8 @@ def task(name):
     ],
 )
 def test_how_much_is_hidden(name, size, missing):
-    hole = task(name).hole(size)
-    assert hole.shape == (size, size) and hole.sum() == missing and task(name).name == name
+    mask = task(name).mask(size)
+    assert mask.shape == (size, size) and mask.sum() == missing and task(name).name == name
 
 
 def test_the_groups():
@@ -45,12 +45,12 @@ def test_random_patches_are_as_many_as_asked_and_belong_to_the_image():
     assert visible.shape == (3, 4) and (np.diff(visible, axis=1) > 0).all()
     np.testing.assert_array_equal(visible[0], visible[2])
     assert (visible[0] != visible[1]).any()
-    holes = patch_holes(visible, 4, 8)
-    assert holes.shape == (3, 8, 8) and (holes.sum(axis=(1, 2)) == 12 * 4).all()
+    masks = patch_masks(visible, 4, 8)
+    assert masks.shape == (3, 8, 8) and (masks.sum(axis=(1, 2)) == 12 * 4).all()
     row, column = divmod(visible[0, 0], 4)
-    assert not holes[0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].any()
+    assert not masks[0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].any()
     # Each patch of many images is hidden about three times in four: 400 draws, standard deviation 0.022.
-    often = patch_holes(task("random_75").visible_patches(16, ((i,) for i in range(400))), 4, 4).mean(axis=0)
+    often = patch_masks(task("random_75").visible_patches(16, ((i,) for i in range(400))), 4, 4).mean(axis=0)
     assert np.abs(often - 0.75).max() < 0.1
 
 
@@ -71,7 +71,7 @@ def test_unknown_tasks_are_refused(tasks, message):
 @pytest.mark.parametrize(
     ("name", "model", "message"),
     [
-        ("centre_16", MAE(), "the task centre_16: a centred hole in 224 pixels"),
+        ("centre_16", MAE(), "the task centre_16: a centered mask in 224 pixels"),
         (
             "border_3",
             MAE(image_size=16, patch_size=4),

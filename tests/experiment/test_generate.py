@@ -17,8 +17,8 @@ class Mirror:
 
     image_size, image_shape, value_range, generative_parts = SIZE, (SIZE, SIZE, 3), (-1.0, 1.0), ("encoder",)
 
-    def restore(self, params, images, hole, rng):
-        return jnp.where(jnp.asarray(hole)[None, ..., None], params["encoder"] * images[:, :, ::-1], images)
+    def inpaint(self, params, images, mask, rng):
+        return jnp.where(jnp.asarray(mask)[None, ..., None], params["encoder"] * images[:, :, ::-1], images)
 
 
 MODEL, PARAMS = Mirror(), {"encoder": np.float32(0.5).reshape(1, 1, 1, 1)}

@@ -37,7 +37,7 @@ def test_the_same_run_may_go_on(tmp_path):
     Workdir(tmp_path / "fixed", dataclasses.replace(fixed, evaluate=evaluated))
 
 
-def test_with_a_budget_the_hole_belongs_to_the_run(tmp_path):
+def test_with_a_budget_the_mask_belongs_to_the_run(tmp_path):
     unlearn = dataclasses.replace(CONFIG.unlearn, retain_budget=1.1)
     config = dataclasses.replace(CONFIG, unlearn=unlearn)
     Workdir(tmp_path, config).unlearn.mkdir()

@@ -15,7 +15,7 @@ from l2l_jax.methods.baselines import (
     random_encoder_task,
     retain_label_task,
 )
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 from l2l_jax.train import sharding
 from l2l_jax.train.parallel import make_parallel
 from l2l_jax.train.step import create_state, make_step
@@ -26,7 +26,7 @@ from tests.methods.gradients import grad_fn
 ALPHA = 0.25
 
 
-class Linear(ImageToImageModel):
+class Linear(Model):
     """12 pixels, of which T hides half → two features, of 5 and of 3 numbers → 12 pixels."""
 
     image_size, channels, value_range = 2, 3, (0.0, 1.0)
@@ -35,7 +35,7 @@ class Linear(ImageToImageModel):
     def init(self, rng):
         raise NotImplementedError
 
-    restore = init
+    inpaint = init
 
     def corrupt(self, params, images, rng, axis_name=None):
         pixels = images.reshape(-1, 12) * params["gain"]

@@ -30,7 +30,7 @@ RETAIN, FORGET = [0, 1], [2, 3]  # rows of both reference batches
 
 @pytest.fixture(scope="module")
 def palette():
-    """Student, teacher, what the student sees, and that with pure noise inside the hole."""
+    """Student, teacher, what the student sees, and that with pure noise inside the mask."""
     load, parts = test_palette_unlearning.mapping.to_flax, test_palette_unlearning.parts_of(PALETTE)
     student, teacher = (
         load(test_palette_unlearning.TABLE, PALETTE_CASE.state_dict(prefix), parts)

@@ -195,8 +195,8 @@ def test_other_truths_than_noise(family, kind):
     else:
         gamma = np.asarray(before["gamma"])[:, None, None, None]
         noisy = np.sqrt(gamma) * truth + np.sqrt(1 - gamma) * np.asarray(before["noise"])
-        hole = np.asarray(before["hole"])[..., None]
-        np.testing.assert_allclose(seen["inputs"][..., 3:], np.where(hole, noisy, forget), atol=1e-5)
+        mask = np.asarray(before["mask"])[..., None]
+        np.testing.assert_allclose(seen["inputs"][..., 3:], np.where(mask, noisy, forget), atol=1e-5)
         np.testing.assert_array_equal(seen["inputs"][..., :3], before["inputs"][..., :3])
 
 

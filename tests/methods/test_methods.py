@@ -64,9 +64,9 @@ IMAGES = np.random.default_rng(0).random((4, 8, 8, 8, 3), np.float32)
 def params():
     """Of the original models, by family."""
     teachers = {name: random_params(model) for name, model in MODELS.items()}
-    holes = np.zeros((4, 8, 8), bool)
-    holes[:, 2:6, 2:6] = True
-    teachers["palette"]["holes"] = jnp.asarray(holes)
+    masks = np.zeros((4, 8, 8), bool)
+    masks[:, 2:6, 2:6] = True
+    teachers["palette"]["holes"] = jnp.asarray(masks)
     return jax.device_get(teachers)  # arithmetic by NumPy compiles nothing
 
 

@@ -30,14 +30,14 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def seen(images):
+def corrupted(images):
     return TINY.mask(images, CASE["noise"], kept=4)
 
 
-def test_masking_follows_the_noise(seen):
-    np.testing.assert_array_equal(seen["ids"], CASE["ids_keep"])
-    np.testing.assert_array_equal(seen["ids_restore"], CASE["ids_restore"])
-    np.testing.assert_array_equal(seen["ids_restore"] >= 4, CASE["mask"].astype(bool))
+def test_masking_follows_the_noise(corrupted):
+    np.testing.assert_array_equal(corrupted["ids"], CASE["ids_keep"])
+    np.testing.assert_array_equal(corrupted["ids_restore"], CASE["ids_restore"])
+    np.testing.assert_array_equal(corrupted["ids_restore"] >= 4, CASE["mask"].astype(bool))
 
 
 def test_patches(images):
@@ -52,25 +52,25 @@ def test_position_tables():
     np.testing.assert_array_equal(sincos_position_table(32, 4)[None], CASE["decoder_pos_embed"])
 
 
-def test_latent(params, seen):
-    np.testing.assert_allclose(jax.jit(TINY.encode)(params["encoder"], seen), CASE["latent"], atol=2e-5)
+def test_latent(params, corrupted):
+    np.testing.assert_allclose(jax.jit(TINY.encode)(params["encoder"], corrupted), CASE["latent"], atol=2e-5)
 
 
-def test_prediction(params, seen):
-    np.testing.assert_allclose(jax.jit(TINY.predict)(params, seen), CASE["pred"], atol=2e-5)
+def test_prediction(params, corrupted):
+    np.testing.assert_allclose(jax.jit(TINY.predict)(params, corrupted), CASE["pred"], atol=2e-5)
 
 
 @pytest.mark.parametrize("norm_pix", [False, True])
-def test_loss(params, images, seen, norm_pix):
+def test_loss(params, images, corrupted, norm_pix):
     model = MAE(**{**vars(TINY), "norm_pix_loss": norm_pix})
-    loss = jax.jit(model.generative_loss)(params, images, seen)
+    loss = jax.jit(model.generative_loss)(params, images, corrupted)
     assert loss.shape == (3,)
     expected = CASE[f"loss_norm_pix_{str(norm_pix).lower()}"]
     np.testing.assert_allclose(loss.mean(), expected, atol=5e-6)
 
 
-def test_gradients(params, images, seen):
-    grads = jax.jit(jax.grad(lambda p: TINY.generative_loss(p, images, seen).mean()))(params)
+def test_gradients(params, images, corrupted):
+    grads = jax.jit(jax.grad(lambda p: TINY.generative_loss(p, images, corrupted).mean()))(params)
     grads = mapping.to_torch(TABLE, grads, TINY)
     for name in CASE._arrays.files:
         if name.startswith("grad/"):
@@ -92,23 +92,23 @@ def test_masking_keeps_each_patch_equally_often():
     assert abs(counts - 1000).max() < 5 * 27
 
 
-def test_bfloat16_stays_close(params, images, seen):
+def test_bfloat16_stays_close(params, images, corrupted):
     model = MAE(**{**vars(TINY), "dtype": "bfloat16"})
-    predicted = jax.jit(model.predict)(params, seen)
+    predicted = jax.jit(model.predict)(params, corrupted)
     np.testing.assert_allclose(predicted, CASE["pred"], atol=0.1)
     assert predicted.dtype == jnp.float32
 
 
 def test_restore_ignores_hidden_pixels_and_keeps_visible_ones(params):
     images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
-    hole = np.zeros((32, 32), bool)
-    hole[8:24, 8:24] = True
-    restore = jax.jit(lambda images: TINY.restore(params, images, hole, jax.random.key(0)))
-    restored = restore(images)
-    other = np.where(hole[..., None], 0.5, images).astype(np.float32)
-    np.testing.assert_array_equal(restored, restore(other))
-    np.testing.assert_array_equal(restored[:, ~hole], images[:, ~hole])
-    assert np.abs(restored - images)[:, hole].max() > 0.01
+    mask = np.zeros((32, 32), bool)
+    mask[8:24, 8:24] = True
+    inpaint = jax.jit(lambda images: TINY.inpaint(params, images, mask, jax.random.key(0)))
+    restored = inpaint(images)
+    other = np.where(mask[..., None], 0.5, images).astype(np.float32)
+    np.testing.assert_array_equal(restored, inpaint(other))
+    np.testing.assert_array_equal(restored[:, ~mask], images[:, ~mask])
+    assert np.abs(restored - images)[:, mask].max() > 0.01
 
 
 def test_pixel_statistics_are_taken_out_and_put_back(params):
@@ -117,11 +117,11 @@ def test_pixel_statistics_are_taken_out_and_put_back(params):
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     model = MAE(**{**vars(TINY), "pixel_mean": mean, "pixel_std": std})
     plain = MAE(**{**vars(TINY), "value_range": (-9, 9)})
-    hole = np.zeros((32, 32), bool)
-    hole[:16] = True
+    mask = np.zeros((32, 32), bool)
+    mask[:16] = True
     normalised = ((images - mean) / std).astype(np.float32)
     expected, restored = (
-        jax.jit(lambda images, of=of: of.restore(params, images, hole, jax.random.key(0)))(given)
+        jax.jit(lambda images, of=of: of.inpaint(params, images, mask, jax.random.key(0)))(given)
         for of, given in ((plain, normalised), (model, images))
     )
     expected = np.asarray(expected) * std + mean

@@ -75,7 +75,7 @@ def params():
 
 
 @pytest.fixture(scope="module")
-def seen():
+def corrupted():
     return jax.device_get(mask(CASE["token_indices"], CASE["noise"], num_drop=128, num_mask=140))
 
 
@@ -102,12 +102,12 @@ def test_ids_follow_from_the_codebook_size():
     assert (full.patch_size, full.tokens) == (16, 256)
 
 
-def test_masking_follows_the_noise(seen):
-    np.testing.assert_array_equal(seen["masked"], CASE["token_all_mask_raw"].astype(bool))
+def test_masking_follows_the_noise(corrupted):
+    np.testing.assert_array_equal(corrupted["masked"], CASE["token_all_mask_raw"].astype(bool))
     dropped = np.pad(CASE["token_drop_mask_raw"], ((0, 0), (1, 0))).astype(bool)
     expected = CASE["token_indices_masked"][~dropped].reshape(2, 129)
-    np.testing.assert_array_equal(seen["ids"], expected)
-    np.testing.assert_array_equal(seen["positions"], np.nonzero(~dropped)[1].reshape(2, 129))
+    np.testing.assert_array_equal(corrupted["ids"], expected)
+    np.testing.assert_array_equal(corrupted["positions"], np.nonzero(~dropped)[1].reshape(2, 129))
 
 
 def test_token_embedding(params):
@@ -117,26 +117,26 @@ def test_token_embedding(params):
     np.testing.assert_allclose(embedding, CASE["token_emb_out"], atol=5e-6)
 
 
-def test_latent_and_logits(params, seen):
-    latent = encode(params["encoder"], seen)
+def test_latent_and_logits(params, corrupted):
+    latent = encode(params["encoder"], corrupted)
     np.testing.assert_allclose(latent, CASE["latent"], atol=1e-5)
-    logits = jax.jit(TINY.decode)(params, latent, seen["source"])
+    logits = jax.jit(TINY.decode)(params, latent, corrupted["source"])
     np.testing.assert_allclose(logits, CASE["logits"], atol=2e-5)
 
 
 @jax.jit
-def weighted_loss(params, seen, weights):
+def weighted_loss(params, corrupted, weights):
     """`(value, losses of the four examples), gradients`."""
 
     def loss(params):
-        losses = TINY.generative_loss(params, None, seen)
+        losses = TINY.generative_loss(params, None, corrupted)
         return jnp.sum(weights * losses), losses
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
 
-def test_loss_and_gradients(params, seen):
-    twice = jax.tree.map(lambda x: np.concatenate([x, x]), seen)
+def test_loss_and_gradients(params, corrupted):
+    twice = jax.tree.map(lambda x: np.concatenate([x, x]), corrupted)
     (value, losses), grads = weighted_loss(params, twice, np.full(4, 1 / 4, np.float32))
     assert losses.shape == (4,)
     np.testing.assert_allclose(value, CASE["loss"], atol=5e-6)
@@ -188,9 +188,9 @@ def test_teacher_features():
 
 def test_max_loss_baseline(params):
     """Retain minus a quarter of forget loss; the reference divides both by the whole batch."""
-    seen = unlearning_case("student", slice(0, 4))
+    corrupted = unlearning_case("student", slice(0, 4))
     weights = np.array([1, 1, -0.25, -0.25], np.float32) / 4
-    (total, losses), grads = weighted_loss(params, seen, weights)
+    (total, losses), grads = weighted_loss(params, corrupted, weights)
     np.testing.assert_allclose(total, UNLEARN["baseline/loss"], atol=5e-6)
     np.testing.assert_allclose(losses[:2].sum() / 4, UNLEARN["baseline/retain_loss"], atol=5e-6)
     np.testing.assert_allclose(losses[2:].sum() / 4, UNLEARN["baseline/forget_loss"], atol=5e-6)
@@ -229,8 +229,8 @@ def test_dropout_is_applied_as_drawn():
     """An encoder without blocks by hand: channels that dropout keeps are scaled by 1 / 0.9."""
     model = dataclasses.replace(DIGITS, depth=0)
     params = random_params(model)
-    seen = jax.jit(model.corrupt)(params, np.zeros((64, 16, 16, 3)), jax.random.key(0))
-    kept = np.asarray(seen["dropout_keep"])
+    corrupted = jax.jit(model.corrupt)(params, np.zeros((64, 16, 16, 3)), jax.random.key(0))
+    kept = np.asarray(corrupted["dropout_keep"])
     assert kept.shape == (64, 9, 16)
     assert abs(kept.mean() - 0.9) < 5 * np.sqrt(0.09 / kept.size)
 
@@ -238,18 +238,18 @@ def test_dropout_is_applied_as_drawn():
         return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
 
     tables = jax.tree.map(np.asarray, params["encoder"]["token_emb"])
-    embedding = tables["word_embeddings"][seen["ids"]]
-    embedding = normalised(embedding + tables["position_embeddings"][seen["positions"]])
+    embedding = tables["word_embeddings"][corrupted["ids"]]
+    embedding = normalised(embedding + tables["position_embeddings"][corrupted["positions"]])
     encode = jax.jit(model.encode)
     expected = normalised(np.where(kept, embedding / 0.9, 0))
-    np.testing.assert_allclose(encode(params["encoder"], seen), expected, atol=1e-4)
-    del seen["dropout_keep"]
-    np.testing.assert_allclose(encode(params["encoder"], seen), normalised(embedding), atol=1e-4)
+    np.testing.assert_allclose(encode(params["encoder"], corrupted), expected, atol=1e-4)
+    del corrupted["dropout_keep"]
+    np.testing.assert_allclose(encode(params["encoder"], corrupted), normalised(embedding), atol=1e-4)
 
 
-def test_bfloat16_stays_close(params, seen):
+def test_bfloat16_stays_close(params, corrupted):
     model = dataclasses.replace(TINY, dtype="bfloat16")
-    logits = jax.jit(model.predict)(params, seen)
+    logits = jax.jit(model.predict)(params, corrupted)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, CASE["logits"][:, 1:, :64], atol=0.15)
 

@@ -25,26 +25,26 @@ def pixels(tokens):
 
 
 def test_hidden_pixels_do_not_reach_the_visible_tokens(digits):
-    """Targets come from whole images; what is seen is the same whatever the hole hides."""
+    """Targets come from whole images; what is seen is the same whatever the mask hides."""
     a, b = np.random.default_rng(0).random((2, 3, 16, 16, 3), np.float32)
     key = jax.random.key(1)
-    seen = corrupt(digits, a, key)
-    other = corrupt(digits, np.where(pixels(seen["masked"]), b, a), key)
-    np.testing.assert_array_equal(seen["ids"], other["ids"])
-    np.testing.assert_array_equal(seen["targets"], tokenize(digits, a))
-    visible = ~np.asarray(seen["masked"])
-    assert np.any(np.asarray(seen["targets"])[visible] != np.asarray(other["targets"])[visible])
+    corrupted = corrupt(digits, a, key)
+    other = corrupt(digits, np.where(pixels(corrupted["masked"]), b, a), key)
+    np.testing.assert_array_equal(corrupted["ids"], other["ids"])
+    np.testing.assert_array_equal(corrupted["targets"], tokenize(digits, a))
+    visible = ~np.asarray(corrupted["masked"])
+    assert np.any(np.asarray(corrupted["targets"])[visible] != np.asarray(other["targets"])[visible])
 
 
 def test_visible_tokens_are_those_of_restoration(digits):
     """The image painted in NumPy, tokenised, with the mask token where hidden."""
     images = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
-    seen = corrupt(digits, images, jax.random.key(1))
+    corrupted = corrupt(digits, images, jax.random.key(1))
     color = np.array(PAINTED.hole_color, np.float32).reshape(1, 1, 1, 3)
-    painted = np.where(pixels(seen["masked"]), color, images)
+    painted = np.where(pixels(corrupted["masked"]), color, images)
     ids = np.array(tokenize(digits, painted))
-    ids[np.asarray(seen["masked"])] = PAINTED.mask_id
-    np.testing.assert_array_equal(np.asarray(seen["ids"])[:, 1:], ids)
+    ids[np.asarray(corrupted["masked"])] = PAINTED.mask_id
+    np.testing.assert_array_equal(np.asarray(corrupted["ids"])[:, 1:], ids)
 
 
 def test_tokenizer_is_trained_on_codes_of_painted_and_whole_images(digits):

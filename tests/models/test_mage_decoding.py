@@ -13,8 +13,8 @@ from tests.models.test_mage import DIGITS, TINY, random_params, tiny_params
 from tests.reference_arrays import Case, nhwc
 
 CASE = Case("mage_inpaint_tiny")
-HOLE = np.zeros((64, 64), bool)
-HOLE[16:48, 16:48] = True
+MASK = np.zeros((64, 64), bool)
+MASK[16:48, 16:48] = True
 SCHEDULE = mage_decoding.decoding_schedule(256, hidden=100, steps=20, choice_temperature=6.0)
 
 
@@ -57,7 +57,7 @@ def test_schedule_always_fills_in_something():
 
 
 def test_hidden_tokens():
-    hidden = mage_decoding.hidden_tokens(HOLE, patch_size=4, margin=1)
+    hidden = mage_decoding.hidden_tokens(MASK, patch_size=4, margin=1)
     np.testing.assert_array_equal(hidden[None], CASE["token_all_mask"].astype(bool))
     one_pixel = np.zeros((16, 16), bool)
     one_pixel[7, 4] = True
@@ -66,12 +66,12 @@ def test_hidden_tokens():
 
 
 def test_blend_weights():
-    weights = mage_decoding.blend_weights(HOLE, margin=3, sigma=0.0)
+    weights = mage_decoding.blend_weights(MASK, margin=3, sigma=0.0)
     np.testing.assert_array_equal(weights, CASE["paste_mask"][0, 0])
     # Three box blurs, rounded to steps of 1/255, against a true Gaussian.
-    blurred = mage_decoding.blend_weights(HOLE, margin=3, sigma=7.0)
+    blurred = mage_decoding.blend_weights(MASK, margin=3, sigma=7.0)
     np.testing.assert_allclose(blurred, release_blur(weights), atol=0.02)
-    border = ~HOLE  # outpainting: what lies outside the image counts as the pixel at its edge
+    border = ~MASK  # outpainting: what lies outside the image counts as the pixel at its edge
     blurred = mage_decoding.blend_weights(border, margin=0, sigma=7.0)
     np.testing.assert_allclose(blurred, release_blur(border), atol=0.02)
 
@@ -121,14 +121,14 @@ def test_whole_restoration(params, greedy):
         ids = mage_decoding.decode_masked(
             lambda ids: TINY.complete(params, ids), ids, TINY.mask_id, SCHEDULE, jax.random.key(0)
         )
-        restored = TINY.restore(params, images, HOLE, jax.random.key(0))
+        restored = TINY.inpaint(params, images, MASK, jax.random.key(0))
         return ids, TINY.decode_ids(params, ids), restored
 
     ids, decoded, restored = ids_and_image(params, nhwc(CASE["images_original"]))
     np.testing.assert_array_equal(ids, CASE["final_ids"])
     np.testing.assert_allclose(decoded, nhwc(CASE["decoded"]), atol=3e-5)
     # With the exact Gaussian in place of Pillow's; the reference rounds down to whole levels.
-    weight = mage_decoding.blend_weights(HOLE, margin=3, sigma=7.0)[None, ..., None]
+    weight = mage_decoding.blend_weights(MASK, margin=3, sigma=7.0)[None, ..., None]
     change = weight - release_blur(CASE["paste_mask"][0, 0])[None, ..., None]
     decoded, painted = nhwc(CASE["decoded"]), nhwc(CASE["images_masked"])
     levels = 255 * (np.asarray(restored) - change * (decoded - painted))
@@ -140,23 +140,23 @@ def test_whole_restoration(params, greedy):
 
 def test_restoration_ignores_hidden_pixels_and_keeps_visible_ones(digits):
     images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
-    hole = np.zeros((16, 16), bool)
-    hole[4:11, 4:12] = True  # one row of the lower hidden tokens is visible, and stays
-    restore = jax.jit(lambda images, key: DIGITS.restore(digits, images, hole, key))
-    restored = np.asarray(restore(images, jax.random.key(0)))
-    other = np.where(hole[..., None], 0.5, images).astype(np.float32)
-    np.testing.assert_array_equal(restored, restore(other, jax.random.key(0)))
-    np.testing.assert_array_equal(restored[:, ~hole], images[:, ~hole])
-    assert np.abs(restored - images)[:, hole].max() > 0.01
-    assert np.any(restored != restore(images, jax.random.key(1)))
+    mask = np.zeros((16, 16), bool)
+    mask[4:11, 4:12] = True  # one row of the lower hidden tokens is visible, and stays
+    inpaint = jax.jit(lambda images, key: DIGITS.inpaint(digits, images, mask, key))
+    restored = np.asarray(inpaint(images, jax.random.key(0)))
+    other = np.where(mask[..., None], 0.5, images).astype(np.float32)
+    np.testing.assert_array_equal(restored, inpaint(other, jax.random.key(0)))
+    np.testing.assert_array_equal(restored[:, ~mask], images[:, ~mask])
+    assert np.abs(restored - images)[:, mask].max() > 0.01
+    assert np.any(restored != inpaint(images, jax.random.key(1)))
 
 
 def test_outpainting_keeps_what_lies_beyond_the_blending_zone(digits):
     model = dataclasses.replace(DIGITS, blend_margin=1, blend_sigma=0.5)
     images = np.random.default_rng(0).random((1, 16, 16, 3), np.float32)
-    hole = np.ones((16, 16), bool)
-    hole[2:14, 2:14] = False
-    restored = jax.jit(lambda: model.restore(digits, images, hole, jax.random.key(0)))()
+    mask = np.ones((16, 16), bool)
+    mask[2:14, 2:14] = False
+    restored = jax.jit(lambda: model.inpaint(digits, images, mask, jax.random.key(0)))()
     # A margin of one pixel, and SciPy cuts the Gaussian off after four standard deviations.
     np.testing.assert_allclose(restored[:, 5:11, 5:11], images[:, 5:11, 5:11], atol=1e-6)
     assert np.abs(restored - images)[:, 2].max() > 1e-3
@@ -194,9 +194,9 @@ def test_noise_decides_between_certain_tokens():
     np.testing.assert_allclose(done.confidence, expected, atol=1e-6)
 
 
-def test_holes_that_cannot_be_restored_are_refused(digits):
+def test_masks_that_cannot_be_restored_are_refused(digits):
     images = jnp.zeros((1, 16, 16, 3))
     with pytest.raises(ValueError, match="shape"):
-        DIGITS.restore(digits, images, np.zeros((8, 8), bool), jax.random.key(0))
+        DIGITS.inpaint(digits, images, np.zeros((8, 8), bool), jax.random.key(0))
     with pytest.raises(ValueError, match="every token"):
-        DIGITS.restore(digits, images, np.ones((16, 16), bool), jax.random.key(0))
+        DIGITS.inpaint(digits, images, np.ones((16, 16), bool), jax.random.key(0))

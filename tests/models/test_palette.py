@@ -13,8 +13,8 @@ from tests.reference_arrays import Case, nhwc
 
 CASE = Case("palette_process")
 IMAGES = nhwc(CASE["y_0"])
-HOLE = CASE["mask"][0, 0].astype(bool)
-FILLING = nhwc(CASE["y_cond"])  # only the part inside the hole is read
+MASK = CASE["mask"][0, 0].astype(bool)
+FILLING = nhwc(CASE["y_cond"])  # only the part inside the mask is read
 SIX_STEPS = Palette(
     **{**vars(TINY), "sampling_steps": 6, "sampling_linear_start": 0.01, "sampling_linear_end": 0.5}
 )
@@ -44,10 +44,10 @@ def restore_six(student):
     noises = jnp.asarray(np.concatenate([np.moveaxis(CASE["rest/noises"], 2, -1), last]))
 
     @jax.jit
-    def restore(images):
-        return SIX_STEPS.restore_with(student, images, HOLE, FILLING, noises.__getitem__)
+    def inpaint(images):
+        return SIX_STEPS.inpaint_with(student, images, MASK, FILLING, noises.__getitem__)
 
-    return restore
+    return inpaint
 
 
 def test_six_step_restoration(restore_six):
@@ -55,11 +55,11 @@ def test_six_step_restoration(restore_six):
     np.testing.assert_allclose(gammas, CASE["rest/gammas"], rtol=1.2e-7)
     restored = restore_six(IMAGES)
     np.testing.assert_allclose(restored, nhwc(CASE["rest/out"]), atol=3e-5)
-    np.testing.assert_array_equal(restored[:, ~HOLE], IMAGES[:, ~HOLE])
+    np.testing.assert_array_equal(restored[:, ~MASK], IMAGES[:, ~MASK])
 
 
 def test_restoration_ignores_hidden_pixels(restore_six):
-    other = np.where(HOLE[None, ..., None], np.float32(np.nan), IMAGES)
+    other = np.where(MASK[None, ..., None], np.float32(np.nan), IMAGES)
     np.testing.assert_array_equal(restore_six(IMAGES), restore_six(other))
 
 
@@ -83,11 +83,11 @@ def test_ddim_restores_by_the_textbook(digits, digit_images):
     """
     mild = dict(timesteps=10, linear_start=0.02, linear_end=0.12)
     model = Palette(**{**vars(DIGITS), **mild})
-    hole = np.zeros((16, 16), bool)
-    hole[4:9, 8:16] = True
-    restore = jax.jit(lambda rng: model.restore(digits, digit_images, hole, rng))
+    mask = np.zeros((16, 16), bool)
+    mask[4:9, 8:16] = True
+    inpaint = jax.jit(lambda rng: model.inpaint(digits, digit_images, mask, rng))
     key = jax.random.key(8)
-    restored = restore(key)
+    restored = inpaint(key)
     noisy = np.asarray(jax.random.normal(jax.random.split(key)[0], digit_images.shape), np.float64)
     gammas = np.cumprod(1 - np.linspace(0.02, 0.12, 10))
     for t, before in ((9, 4), (4, 0), (0, None)):
@@ -95,65 +95,65 @@ def test_ddim_restores_by_the_textbook(digits, digit_images):
         start = np.clip(noisy / np.sqrt(g), -1, 1)
         noise = (noisy - np.sqrt(g) * start) / np.sqrt(1 - g)
         noisy = np.sqrt(h) * start + np.sqrt(1 - h) * noise
-    expected = np.where(hole[None, ..., None], noisy, digit_images)
-    assert 0.2 < np.mean(np.abs(expected[:, hole]) < 1) < 0.8
+    expected = np.where(mask[None, ..., None], noisy, digit_images)
+    assert 0.2 < np.mean(np.abs(expected[:, mask]) < 1) < 0.8
     np.testing.assert_allclose(restored, expected, atol=2e-6)
-    assert np.abs(restored - restore(jax.random.key(9))).max() > 0.1
+    assert np.abs(restored - inpaint(jax.random.key(9))).max() > 0.1
 
 
 def test_pretraining_a_new_model(digits, digit_images):
-    """A new model predicts no noise, so that its loss is the square of the noise in the hole."""
+    """A new model predicts no noise, so that its loss is the square of the noise in the mask."""
     (stage,) = DIGITS.pretraining_stages()
     inputs = jax.device_get(
         jax.jit(stage.prepare)({"holes": digits["holes"]}, digit_images, jax.random.key(1))
     )
-    noise, hole = inputs["seen"]["noise"], inputs["seen"]["hole"]
-    expected = [np.sum(n[h] ** 2) / 256 for n, h in zip(noise, hole, strict=True)]
+    noise, mask = inputs["seen"]["noise"], inputs["seen"]["mask"]
+    expected = [np.sum(n[h] ** 2) / 256 for n, h in zip(noise, mask, strict=True)]
     np.testing.assert_allclose(jax.jit(stage.loss)(digits, inputs), expected, rtol=1e-5)
 
 
 def test_same_key_gives_same_draw_for_other_images(digits, digit_images):
-    """Student and teacher must see the same hole, noise level and noises."""
+    """Student and teacher must see the same mask, noise level and noises."""
     key = jax.random.key(3)
     a, b = (jax.device_get(corrupt(digits, x, key)) for x in (digit_images, np.zeros_like(digit_images)))
-    for name in ("hole", "gamma", "noise"):
+    for name in ("mask", "gamma", "noise"):
         np.testing.assert_array_equal(a[name], b[name])
-    hole = np.asarray(a["hole"])
-    np.testing.assert_array_equal(a["inputs"][hole][:, 0], b["inputs"][hole][:, 0])
-    np.testing.assert_array_equal(a["inputs"][~hole], np.repeat(digit_images[~hole], 2, axis=-1))
+    mask = np.asarray(a["mask"])
+    np.testing.assert_array_equal(a["inputs"][mask][:, 0], b["inputs"][mask][:, 0])
+    np.testing.assert_array_equal(a["inputs"][~mask], np.repeat(digit_images[~mask], 2, axis=-1))
 
 
 @pytest.mark.parametrize("where", ["hole", "everywhere"])
 def test_what_the_teacher_sees_of_forget_images(digits, digit_images, where):
     model = Palette(**{**vars(DIGITS), "teacher_noise": where})
     key, noise = jax.random.key(3), np.full_like(digit_images, 0.5)
-    seen = jax.device_get(corrupt(digits, digit_images, key))
+    corrupted = jax.device_get(corrupt(digits, digit_images, key))
     found = jax.jit(model.corrupt_noise)(digits, digit_images, noise, key)
-    hole, gamma = np.asarray(seen["hole"])[..., None], np.asarray(seen["gamma"]).reshape(4, 1, 1, 1)
-    filling = np.where(hole, seen["inputs"][..., :1], digit_images)
+    mask, gamma = np.asarray(corrupted["mask"])[..., None], np.asarray(corrupted["gamma"]).reshape(4, 1, 1, 1)
+    filling = np.where(mask, corrupted["inputs"][..., :1], digit_images)
     if where == "hole":
-        conditioning, noisy = filling, np.where(hole, seen["noise"], digit_images)
+        conditioning, noisy = filling, np.where(mask, corrupted["noise"], digit_images)
     else:
-        conditioning = np.where(hole, filling, noise)
-        noisy = np.where(hole, np.sqrt(gamma) * 0.5 + np.sqrt(1 - gamma) * seen["noise"], noise)
+        conditioning = np.where(mask, filling, noise)
+        noisy = np.where(mask, np.sqrt(gamma) * 0.5 + np.sqrt(1 - gamma) * corrupted["noise"], noise)
     expected = np.concatenate([conditioning, noisy], axis=-1)
     np.testing.assert_allclose(found["inputs"], expected, atol=5e-7)
 
 
 def test_noise_levels_are_drawn_evenly_over_the_steps():
-    holes = {"holes": np.ones((1, 2, 2), bool)}
-    drawn = draw(holes, (8000, 2, 2, 1), jax.random.key(0))["gamma"]
+    masks = {"holes": np.ones((1, 2, 2), bool)}
+    drawn = draw(masks, (8000, 2, 2, 1), jax.random.key(0))["gamma"]
     gammas = np.cumprod(1 - np.linspace(1e-6, 0.01, 2000))
     counts, _ = np.histogram(np.asarray(drawn), np.float32(gammas[::-1][[0, 500, 1000, 1500, 1999]]))
     # 8,000 draws into four ranges of 500 steps: mean 2,000, standard deviation 39.
     assert counts.sum() == 8000 and abs(counts - 2000).max() < 5 * 39
 
 
-def test_holes_are_mirrored_and_transposed():
-    hole = np.zeros((4, 4), bool)
-    hole[0, :3] = hole[1, 0] = True
-    drawn = draw({"holes": hole[None]}, (200, 4, 4, 1), jax.random.key(0))["hole"]
-    turned = [np.rot90(h, k) for k in range(4) for h in (hole, hole.T)]
+def test_masks_are_mirrored_and_transposed():
+    mask = np.zeros((4, 4), bool)
+    mask[0, :3] = mask[1, 0] = True
+    drawn = draw({"holes": mask[None]}, (200, 4, 4, 1), jax.random.key(0))["mask"]
+    turned = [np.rot90(h, k) for k in range(4) for h in (mask, mask.T)]
     assert {h.tobytes() for h in np.asarray(drawn)} == {h.tobytes() for h in turned}
 
 

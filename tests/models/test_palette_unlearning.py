@@ -22,11 +22,11 @@ from tests.reference_arrays import Case, nhwc
 CASE = Case("palette_process")
 ALPHA = 0.25
 IMAGES = nhwc(CASE["y_0"])
-HOLE = CASE["mask"][:, 0].astype(bool)
+MASK = CASE["mask"][:, 0].astype(bool)
 DRAW = {
-    "hole": HOLE,
+    "mask": MASK,
     "gamma": CASE["sample_gammas"][:, 0],
-    "filling": nhwc(CASE["y_cond"]),  # only the part inside the hole is read
+    "filling": nhwc(CASE["y_cond"]),  # only the part inside the mask is read
     "noise": nhwc(CASE["noise"]),
 }
 ORDERED, MIXED = CASE["labels"], CASE["labels_mixed"]  # +1 retain, −1 forget
@@ -44,13 +44,13 @@ def teacher():
 
 @functools.cache
 def views():
-    """What the student sees, and that with pure noise inside the hole."""
-    seen = jax.jit(TINY.corrupt_with)(IMAGES, DRAW)
-    return jax.device_get((seen, jax.jit(TINY.pure_noise_inside)(seen)))
+    """What the student sees, and that with pure noise inside the mask."""
+    corrupted = jax.jit(TINY.corrupt_with)(IMAGES, DRAW)
+    return jax.device_get((corrupted, jax.jit(TINY.pure_noise_inside)(corrupted)))
 
 
 @pytest.fixture(scope="module")
-def seen():
+def corrupted():
     return views()[0]
 
 
@@ -62,8 +62,8 @@ def hidden():
 @jax.jit
 def forward(params, inputs, gamma):
     """Features and predicted noise."""
-    seen = {"inputs": inputs, "gamma": gamma}
-    return TINY.encode(params["encoder"], seen), TINY.predict(params, seen)
+    corrupted = {"inputs": inputs, "gamma": gamma}
+    return TINY.encode(params["encoder"], corrupted), TINY.predict(params, corrupted)
 
 
 @jax.jit
@@ -78,16 +78,16 @@ def ours(encoder, teacher, inputs):
 
 
 @jax.jit
-def own_loss(params, seen, weights):
+def own_loss(params, corrupted, weights):
     """Weighted sum over the rows of the family's own loss, and its gradient."""
-    loss = lambda p: jnp.sum(weights * TINY.generative_loss(p, IMAGES, seen))  # noqa: E731
+    loss = lambda p: jnp.sum(weights * TINY.generative_loss(p, IMAGES, corrupted))  # noqa: E731
     return jax.value_and_grad(loss)(params)
 
 
 @jax.jit
-def feature_loss(encoder, seen, targets, weights):
+def feature_loss(encoder, corrupted, targets, weights):
     """Weighted sum over the rows of the features' distance to `targets`, and its gradient."""
-    loss = lambda e: jnp.sum(weights * feature_distance(TINY.encode(e, seen), targets))  # noqa: E731
+    loss = lambda e: jnp.sum(weights * feature_distance(TINY.encode(e, corrupted), targets))  # noqa: E731
     return jax.value_and_grad(loss)(encoder)
 
 
@@ -123,25 +123,25 @@ def check(name, loss, grads):
         np.testing.assert_allclose(found / scale, CASE[key] / scale, atol=1e-4, err_msg=key)
 
 
-def test_what_student_and_teacher_see(seen, hidden):
-    np.testing.assert_array_equal(seen["inputs"], nhwc(CASE["unet_in_student"]))
-    composite = by_label(ORDERED, seen, hidden)["inputs"]
+def test_what_student_and_teacher_see(corrupted, hidden):
+    np.testing.assert_array_equal(corrupted["inputs"], nhwc(CASE["unet_in_student"]))
+    composite = by_label(ORDERED, corrupted, hidden)["inputs"]
     np.testing.assert_allclose(composite, nhwc(CASE["unet_in_teacher"]), atol=2.5e-7)
-    noisy = np.where(HOLE[..., None], nhwc(CASE["q_sample_noisy"]), IMAGES)
+    noisy = np.where(MASK[..., None], nhwc(CASE["q_sample_noisy"]), IMAGES)
     np.testing.assert_allclose(composite[..., 3:], noisy, atol=2.5e-7)
 
 
 @pytest.mark.parametrize("name, labels", [("ours", ORDERED), ("ours_mixed", MIXED)])
-def test_ours(student, teacher, seen, hidden, name, labels):
+def test_ours(student, teacher, corrupted, hidden, name, labels):
     retain, forget = labels > 0, labels < 0
-    inputs = UnlearningInputs(rows(seen, retain), rows(seen, forget), rows(hidden, forget))
+    inputs = UnlearningInputs(rows(corrupted, retain), rows(corrupted, forget), rows(hidden, forget))
     loss, grads = ours(student["encoder"], teacher["encoder"], inputs)
     check(name, loss, {"encoder": grads})
 
 
-def test_ours_map_by_map(student, teacher, seen, hidden):
-    features, _ = forward(student, seen["inputs"], DRAW["gamma"])
-    composite = by_label(ORDERED, seen, hidden)["inputs"]
+def test_ours_map_by_map(student, teacher, corrupted, hidden):
+    features, _ = forward(student, corrupted["inputs"], DRAW["gamma"])
+    composite = by_label(ORDERED, corrupted, hidden)["inputs"]
     targets, _ = forward(teacher, composite, DRAW["gamma"])
     weights = weights_of(ORDERED, ALPHA)
     distances = jax.jit(lambda *pairs: [feature_distance(f, t) for f, t in zip(*pairs, strict=True)])
@@ -149,8 +149,8 @@ def test_ours_map_by_map(student, teacher, seen, hidden):
     np.testing.assert_allclose(terms, CASE["ours_feature_losses"], rtol=3e-6)
 
 
-def test_three_steps_of_adam(student, teacher, seen, hidden):
-    inputs = UnlearningInputs(rows(seen, [0, 1]), rows(seen, [2, 3]), rows(hidden, [2, 3]))
+def test_three_steps_of_adam(student, teacher, corrupted, hidden):
+    inputs = UnlearningInputs(rows(corrupted, [0, 1]), rows(corrupted, [2, 3]), rows(hidden, [2, 3]))
     adam = optax.adam(5e-5)
 
     @jax.jit
@@ -168,44 +168,44 @@ def test_three_steps_of_adam(student, teacher, seen, hidden):
 
 
 @pytest.mark.parametrize("name", ["composite_plain", "noisy_label", "noisy_label_mixed"])
-def test_noisy_label(student, seen, hidden, name):
+def test_noisy_label(student, corrupted, hidden, name):
     """The own loss of what the teacher of `ours` would see: pure noise is the ground truth."""
     labels = MIXED if name.endswith("_mixed") else ORDERED
-    composite = by_label(labels, seen, hidden)
+    composite = by_label(labels, corrupted, hidden)
     check(name, *own_loss(student, composite, weights_of(labels, ALPHA)))
 
 
-def test_max_loss(student, seen):
-    check("max_loss", *own_loss(student, seen, weights_of(ORDERED, -ALPHA)))
+def test_max_loss(student, corrupted):
+    check("max_loss", *own_loss(student, corrupted, weights_of(ORDERED, -ALPHA)))
 
 
 @pytest.mark.parametrize("name, labels", [("retain_label", ORDERED), ("retain_label_mixed", MIXED)])
-def test_retain_label(student, teacher, seen, name, labels):
-    """MSE of outputs = the own loss with the wanted output as the noise and a hole everywhere.
+def test_retain_label(student, teacher, corrupted, name, labels):
+    """MSE of outputs = the own loss with the wanted output as the noise and a mask everywhere.
 
     The i-th row of the batch, if to be forgotten, gets the i-th retain row, counted in a circle.
     """
-    _, output = forward(teacher, seen["inputs"], DRAW["gamma"])
+    _, output = forward(teacher, corrupted["inputs"], DRAW["gamma"])
     retain = np.asarray(output)[labels > 0]
     target = by_label(labels, np.asarray(output), np.concatenate([retain, retain]))
-    wanted = {**seen, "noise": target, "hole": np.ones_like(HOLE)}
+    wanted = {**corrupted, "noise": target, "mask": np.ones_like(MASK)}
     check(name, *own_loss(student, wanted, weights_of(labels, ALPHA)))
 
 
-def test_max_loss_of_the_encoder(student, teacher, seen):
-    features, _ = forward(teacher, seen["inputs"], DRAW["gamma"])
+def test_max_loss_of_the_encoder(student, teacher, corrupted):
+    features, _ = forward(teacher, corrupted["inputs"], DRAW["gamma"])
     weights = weights_of(ORDERED, -ALPHA)
-    loss, grads = feature_loss(student["encoder"], seen, features, weights)
+    loss, grads = feature_loss(student["encoder"], corrupted, features, weights)
     check("max_loss_encoder", loss, {"encoder": grads})
 
 
-def test_random_encoder(student, teacher, seen, hidden):
+def test_random_encoder(student, teacher, corrupted, hidden):
     """Forget rows are sent to Gaussian noise with the statistics of each of the teacher's maps."""
-    composite = by_label(ORDERED, seen, hidden)["inputs"]
+    composite = by_label(ORDERED, corrupted, hidden)["inputs"]
     features = [np.asarray(f) for f in forward(teacher, composite, DRAW["gamma"])[0]]
     drawn = [nhwc(CASE[f"drawn/random_encoder/{i}"]) for i in range(len(features))]
     noise = [d * f.std(ddof=1) + f.mean() for d, f in zip(drawn, features, strict=True)]
     targets = tuple(by_label(ORDERED, features, noise))
     weights = weights_of(ORDERED, ALPHA)
-    loss, grads = feature_loss(student["encoder"], seen, targets, weights)
+    loss, grads = feature_loss(student["encoder"], corrupted, targets, weights)
     check("random_encoder", loss, {"encoder": grads})

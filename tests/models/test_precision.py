@@ -32,21 +32,21 @@ def case(request):
     """A family, its parameters, and by precision its features; in bfloat16 gradient and prediction, too."""
     family = request.param
     params, (batch,) = params_of(MODELS[family]), images_of(family, 1, 4)
-    seen = exact_jit(MODELS[family].corrupt)(params, batch["retain"], jax.random.key(0))
-    exact = exact_jit(MODELS[family].encode)(params["encoder"], seen)
+    corrupted = exact_jit(MODELS[family].corrupt)(params, batch["retain"], jax.random.key(0))
+    exact = exact_jit(MODELS[family].encode)(params["encoder"], corrupted)
     results = {"float32": (jax.device_get(exact),)}
     for name in ("bfloat16", "rounded before"):
         model = low(family)
         given = jax.device_get(model.in_compute_dtype(params)) if name == "rounded before" else params
 
         def loss(encoder, model=model):
-            features = model.encode(encoder, seen)
+            features = model.encode(encoder, corrupted)
             squares = [jnp.square(x.astype(jnp.float32)).mean() for x in jax.tree.leaves(features)]
             return sum(squares), features
 
         grad_fn = exact_jit(jax.value_and_grad(loss, has_aux=True))
         (_, features), gradient = grad_fn(given["encoder"])
-        results[name] = jax.device_get((features, gradient, exact_jit(model.predict)(given, seen)))
+        results[name] = jax.device_get((features, gradient, exact_jit(model.predict)(given, corrupted)))
     return family, params, results
 
 

@@ -32,7 +32,7 @@ BLOCKS = {
 
 
 def parts_of(model):
-    """Shapes of what the state dict holds: everything but the bank of holes."""
+    """Shapes of what the state dict holds: everything but the bank of masks."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return {part: shapes[part] for part in ("encoder", "decoder")}
 

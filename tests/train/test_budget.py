@@ -17,7 +17,7 @@ from l2l_jax.train.budget import Measured, RetainBudget, limit_at, next_weight
 from l2l_jax.train.metric_writers import read_metrics
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.sharding import MeshConfig
-from l2l_jax.train.validation_errors import HoleErrors
+from l2l_jax.train.validation_errors import MaskedErrors
 from tests.matrix import soak
 from tests.train import toy
 
@@ -67,7 +67,7 @@ def trainer(layout, sign):
 def make_errors(parallel):
     """The measurement of a trainer's runs, compiled once."""
     rows = 8 * parallel.mesh.size
-    return HoleErrors(toy.Gain, toy.HOLE, toy.validation(), rows=rows, seed=0, parallel=parallel)
+    return MaskedErrors(toy.Gain, toy.MASK, toy.validation(), rows=rows, seed=0, parallel=parallel)
 
 
 def make_budget(budget, every=4, **more):

@@ -17,10 +17,10 @@ START = 0.9
 
 
 class Gain:
-    """The model, as far as `HoleErrors` asks."""
+    """The model, as far as `MaskedErrors` asks."""
 
     @staticmethod
-    def restore(params, images, hole, rng):
+    def inpaint(params, images, mask, rng):
         """w · images."""
         return params["encoder"]["gain"] * images
 
@@ -40,7 +40,7 @@ class Images(NamedTuple):
         return {"image": image, "label": 0, "name": str(index)}
 
 
-HOLE = np.pad(np.ones((2, 2), bool), 1)
+MASK = np.pad(np.ones((2, 2), bool), 1)
 
 
 def params():

@@ -77,10 +77,10 @@ def test_a_file_and_its_import_give_the_same_parameters(imported, name):
     jax.tree.map(np.testing.assert_array_equal, folder, file)
 
 
-def test_training_holes_follow_the_config_and_not_the_imported_folder(imported):
+def test_training_masks_follow_the_config_and_not_the_imported_folder(imported):
     model = dataclasses.replace(SMALL["palette"].model, hole_bank_size=3)
     params = transfer.load_pretrained(imported / "palette", "palette", model)
-    np.testing.assert_array_equal(params["holes"], model.hole_bank())
+    np.testing.assert_array_equal(params["holes"], model.mask_bank())
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

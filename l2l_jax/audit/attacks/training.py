@@ -15,7 +15,7 @@ from l2l_jax.data.records import Mixture, Source, Subset
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
 from l2l_jax.methods.base import Task, pretraining_task
-from l2l_jax.models.base import ImageToImageModel, Params, fresh_parts
+from l2l_jax.models.base import Model, Params, fresh_parts
 from l2l_jax.train.optim import TrainingConfig
 
 
@@ -82,7 +82,7 @@ def few_of_each_class(source: Source, count: int, seed: int) -> Subset:
     return Subset(source, np.sort(chosen))
 
 
-def retain_tuning(model: ImageToImageModel, config: AuditConfig) -> TrainingAttack:
+def retain_tuning(model: Model, config: AuditConfig) -> TrainingAttack:
     """Train encoder and decoder on retain images alone: does the forgotten come back unasked?
 
     Not one forget image is used. For classifiers see "Unlearning's blind spots" and arXiv 2505.22310, which
@@ -93,7 +93,7 @@ def retain_tuning(model: ImageToImageModel, config: AuditConfig) -> TrainingAtta
     return TrainingAttack("retain_tuning", _whole(model), training, Images(("retain",)), looked_at)
 
 
-def relearning(model: ImageToImageModel, config: AuditConfig, shots: int) -> TrainingAttack:
+def relearning(model: Model, config: AuditConfig, shots: int) -> TrainingAttack:
     """Train encoder and decoder on a few forget images: how many does it take?
 
     The attack by relearning of Hu et al. 2024, "Unlearning or Obfuscating?" (arXiv 2406.13356). Cost:
@@ -106,7 +106,7 @@ def relearning(model: ImageToImageModel, config: AuditConfig, shots: int) -> Tra
     )
 
 
-def fresh_decoder(model: ImageToImageModel, config: AuditConfig, images: str) -> TrainingAttack:
+def fresh_decoder(model: Model, config: AuditConfig, images: str) -> TrainingAttack:
     """Train a new decoder over the frozen encoder: what do the encoder's features still hold?
 
     The "secondary autoencoder" that reviewers of arXiv 2402.00351 asked for. Over the original encoder it
@@ -131,7 +131,7 @@ def fresh_decoder(model: ImageToImageModel, config: AuditConfig, images: str) ->
     return TrainingAttack(f"fresh_decoder_{images}", task, training, Images(sets), (config.decoder_steps,))
 
 
-def training_attacks(model: ImageToImageModel, config: AuditConfig) -> Mapping[str, TrainingAttack]:
+def training_attacks(model: Model, config: AuditConfig) -> Mapping[str, TrainingAttack]:
     """Those that `config.attacks` asks for, by name."""
     attacks = []
     if "retain_tuning" in config.attacks:
@@ -154,9 +154,9 @@ def _constant(steps: int, batch_size: int, rate: float) -> TrainingConfig:
     )
 
 
-def _whole(model: ImageToImageModel) -> Task:
+def _whole(model: Model) -> Task:
     return pretraining_task(model.pretraining_stages()[-1], _parts(model))
 
 
-def _parts(model: ImageToImageModel) -> tuple[str, ...]:
+def _parts(model: Model) -> tuple[str, ...]:
     return tuple(model.shapes())

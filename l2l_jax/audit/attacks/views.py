@@ -11,14 +11,14 @@ from l2l_jax.audit.measuring import Points
 from l2l_jax.evals import metrics
 from l2l_jax.evals.blockwise import Blockwise
 from l2l_jax.evals.image_set import ImageSet
-from l2l_jax.masks import HOLES, SIDES
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.masks import MASKS, SIDES
+from l2l_jax.models.base import Model, Params
 
 ROUNDS = 10
 """Steps of projected gradient descent."""
 
-Restore = Callable[[ImageToImageModel, Params, jax.Array, np.ndarray, jax.Array], jax.Array]
-"""`(model, params, images, hole, rng) -> restorations`, both as the images lie."""
+Inpaint = Callable[[Model, Params, jax.Array, np.ndarray, jax.Array], jax.Array]
+"""`(model, params, images, mask, rng) -> restorations`, both as the images lie."""
 
 
 class View(NamedTuple):
@@ -26,72 +26,72 @@ class View(NamedTuple):
 
     Attributes:
       name: of the view.
-      hole: what is missing, bool `[height, width]`.
-      restore: how it is restored.
+      mask: what is missing, bool `[height, width]`.
+      inpaint: how it is restored.
     """
 
     name: str
-    hole: np.ndarray
-    restore: Restore
+    mask: np.ndarray
+    inpaint: Inpaint
 
 
-def views(hole: np.ndarray, pixel_change: float) -> Iterator[View]:
-    """Changes of the visible pixels under the evaluation's own hole, then other holes.
+def views(mask: np.ndarray, pixel_change: float) -> Iterator[View]:
+    """Changes of the visible pixels under the evaluation's own mask, then other masks.
 
     Args:
-      hole: of the evaluation.
+      mask: of the evaluation.
       pixel_change: the greatest change of a visible pixel, in 255ths of the range; of "noise" the standard
         deviation.
     """
-    if (hole == hole[:, ::-1]).all():
-        yield View("flip", hole, _flipped)
-    yield View("noise", hole, _with_noise(pixel_change))
-    yield View("gradient", hole, _with_gradient(pixel_change))
-    size = len(hole)
+    if (mask == mask[:, ::-1]).all():
+        yield View("flip", mask, _flipped)
+    yield View("noise", mask, _with_noise(pixel_change))
+    yield View("gradient", mask, _with_gradient(pixel_change))
+    size = len(mask)
     others = {"centre": size // 4, **dict.fromkeys(SIDES, size // 2)}
     for kind, width in others.items():
         try:
-            other = HOLES[kind](size, width)
+            other = MASKS[kind](size, width)
         except ValueError:  # too small an image
             continue
-        if not np.array_equal(other, hole):
+        if not np.array_equal(other, mask):
             yield View(f"{kind} {width}", other, _plain)
 
 
-def _plain(model, params, images, hole, rng):
-    return model.restore(params, images, hole, rng)
+def _plain(model, params, images, mask, rng):
+    return model.inpaint(params, images, mask, rng)
 
 
-def _flipped(model, params, images, hole, rng):
-    return model.restore(params, images[:, :, ::-1], hole, rng)[:, :, ::-1]
+def _flipped(model, params, images, mask, rng):
+    return model.inpaint(params, images[:, :, ::-1], mask, rng)[:, :, ::-1]
 
 
-def _with_noise(pixel_change: float) -> Restore:
-    def restore(model, params, images, hole, rng):
+def _with_noise(pixel_change: float) -> Inpaint:
+    def inpaint(model, params, images, mask, rng):
         low, high = model.value_range
         noise = (
             jax.random.normal(jax.random.fold_in(rng, 1), images.shape) * (high - low) * pixel_change / 255
         )
-        return model.restore(params, jnp.clip(images + noise, low, high), hole, rng)
+        return model.inpaint(params, jnp.clip(images + noise, low, high), mask, rng)
 
-    return restore
+    return inpaint
 
 
-def _with_gradient(pixel_change: float) -> Restore:
-    """Projected gradient descent on the hole error (Madry et al. 2018), by an attacker who knows the truth.
+def _with_gradient(pixel_change: float) -> Inpaint:
+    """Projected gradient descent on the mask error (Madry et al. 2018), by an attacker who knows the truth.
 
     A change is kept, image by image, where it lowers the error. Where the gradient is 0, as everywhere in
     models that choose codes, the sign is drawn: then this is a random search.
     """
 
-    def restore(model, params, images, hole, rng):
+    def inpaint(model, params, images, mask, rng):
         low, high = model.value_range
         reach = (high - low) * pixel_change / 255
-        visible = ~hole[None, ..., None]
+        visible = ~mask[None, ..., None]
 
         def errors(changed):
-            restored = model.restore(params, changed, hole, rng)
-            return jnp.square((restored - images)[:, hole]).mean(axis=(1, 2))
+            restored = model.inpaint(params, changed, mask, rng)
+            return jnp.square((restored - images)[:, mask]).mean(axis=(1, 2))
 
         def one_round(carry, key):
             best, least = carry
@@ -106,9 +106,9 @@ def _with_gradient(pixel_change: float) -> Restore:
 
         keys = jax.random.split(jax.random.fold_in(rng, 2), ROUNDS)
         (best, _), _ = jax.lax.scan(one_round, (images, errors(images)), keys)
-        return model.restore(params, best, hole, rng)
+        return model.inpaint(params, best, mask, rng)
 
-    return restore
+    return inpaint
 
 
 class Viewer:
@@ -116,25 +116,23 @@ class Viewer:
 
     Args:
       model: the model.
-      hole: of the evaluation.
+      mask: of the evaluation.
       pixel_change: see `views`.
       batch_size: images per compiled call.
       seed: of what is drawn.
     """
 
-    def __init__(
-        self, model: ImageToImageModel, hole: np.ndarray, pixel_change: float, *, batch_size: int, seed: int
-    ):
-        self.hole = hole
+    def __init__(self, model: Model, mask: np.ndarray, pixel_change: float, *, batch_size: int, seed: int):
+        self.mask = mask
         self._views = [
             (view, Blockwise(self._compute(model, view), batch_size, seed))
-            for view in views(hole, pixel_change)
+            for view in views(mask, pixel_change)
             if _possible(model, view)
         ]
 
     @staticmethod
-    def _compute(model: ImageToImageModel, view: View) -> Callable:
-        return lambda params, images, rng: {"restored": view.restore(model, params, images, view.hole, rng)}
+    def _compute(model: Model, view: View) -> Callable:
+        return lambda params, images, rng: {"restored": view.inpaint(model, params, images, view.mask, rng)}
 
     def __call__(
         self, params: Params, images: ImageSet, right: Callable[[np.ndarray, np.ndarray], np.ndarray | None]
@@ -146,27 +144,27 @@ class Viewer:
         Args:
           params: the model.
           images: forget images.
-          right: whether the class is read rightly from restorations of the evaluation's hole; or None.
+          right: whether the class is read rightly from restorations of the evaluation's mask; or None.
         """
         points: Points = {}
         for view, compute in self._views:
             blocks = []
             for good, computed in compute(params, images):
                 restored = computed["restored"]
-                measured = {"mse": metrics.hole_mse(good.images, restored, view.hole)}
-                read = right(restored, good.labels) if view.hole is self.hole else None
+                measured = {"mse": metrics.masked_mse(good.images, restored, view.mask)}
+                read = right(restored, good.labels) if view.mask is self.mask else None
                 blocks.append(measured if read is None else {**measured, "right": read})
             points[view.name] = {"forget": {n: np.concatenate([b[n] for b in blocks]) for n in blocks[0]}}
         return points
 
 
-def _possible(model: ImageToImageModel, view: View) -> bool:
-    """Whether the model can restore this hole at all: a MAE needs a patch that it does not touch."""
+def _possible(model: Model, view: View) -> bool:
+    """Whether the model can restore this mask at all: a MAE needs a patch that it does not touch."""
     images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
     shapes = model.shapes()
     try:
         jax.eval_shape(
-            lambda params, images: model.restore(params, images, view.hole, jax.random.key(0)), shapes, images
+            lambda params, images: model.inpaint(params, images, view.mask, jax.random.key(0)), shapes, images
         )
     except ValueError:
         return False

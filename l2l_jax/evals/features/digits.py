@@ -66,27 +66,27 @@ class DigitClassifier:
         return {"features": hidden, "probabilities": self._network.predict_proba(pixels)}
 
 
-class HoleClassifier:
+class MaskClassifier:
     """Tells the class from the hole's pixels alone: the visible ring cannot give it away.
 
     Args:
       images: real training images, uint8 `[image, height, width, channel]`.
       labels: their class ids `[image]`.
-      hole: bool `[height, width]`.
+      mask: bool `[height, width]`.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, hole: np.ndarray):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, mask: np.ndarray):
         from sklearn.svm import SVC
 
-        covered = shrunk(hole[None, ..., None].astype(np.uint8))[0, ..., 0]
-        self._hole = covered == covered.max()
+        covered = shrunk(mask[None, ..., None].astype(np.uint8))[0, ..., 0]
+        self._mask = covered == covered.max()
         self._classifier = SVC(C=10.0).fit(self._crops(images), labels)
 
     def _crops(self, images: np.ndarray) -> np.ndarray:
-        return shrunk(images)[:, self._hole].reshape(len(images), -1)
+        return shrunk(images)[:, self._mask].reshape(len(images), -1)
 
     def correct(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Whether the class of each uint8 image is read rightly from its hole, bool `[image]`."""
+        """Whether the class of each uint8 image is read rightly from its mask, bool `[image]`."""
         return self._classifier.predict(self._crops(images)) == labels
 
 

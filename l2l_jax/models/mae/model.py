@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import Model, Params
 from l2l_jax.models.layers import vit
 from l2l_jax.models.layers.precision import in_dtype
 from l2l_jax.utils.batch_axis import draw_rows
@@ -102,7 +102,7 @@ def _per_channel(values: tuple[float, ...]) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class MAE(ImageToImageModel):
+class MAE(Model):
     """Masked autoencoder over square images.
 
     Attributes:
@@ -112,7 +112,7 @@ class MAE(ImageToImageModel):
       decoder_width, decoder_depth, decoder_num_heads: decoder.
       mask_ratio: share of the patches that T hides while training and unlearning.
       norm_pix_loss: compare patches normalised by their own mean and standard deviation. Such a
-        model predicts normalised patches; `restore` gives them the mean and standard deviation of
+        model predicts normalised patches; `inpaint` gives them the mean and standard deviation of
         the visible pixels, which is an approximation. Models meant for restoration are trained
         without.
       pixel_mean, pixel_std: per channel; the networks see (pixel − mean) / std, and the loss is
@@ -142,7 +142,7 @@ class MAE(ImageToImageModel):
     remat: bool = False
     scan: bool = False
 
-    restores_from_patches = True  # no annotation: not a field
+    inpaints_from_patches = True  # no annotation: not a field
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
@@ -217,21 +217,21 @@ class MAE(ImageToImageModel):
     def _normalise(self, images: jax.Array) -> jax.Array:
         return (images - _per_channel(self.pixel_mean)) / _per_channel(self.pixel_std)
 
-    def encode(self, encoder_params: Any, seen: dict[str, jax.Array]) -> jax.Array:
+    def encode(self, encoder_params: Any, corrupted: dict[str, jax.Array]) -> jax.Array:
         """Tokens `[batch, 1 + kept, width]`, float32, class token first."""
-        return self.encoder.apply({"params": encoder_params}, seen["patches"], seen["ids"])
+        return self.encoder.apply({"params": encoder_params}, corrupted["patches"], corrupted["ids"])
 
     def decode(self, decoder_params: Any, latent: jax.Array, ids_restore: jax.Array) -> jax.Array:
         """Predicted patches `[batch, patches, patch² · channel]`, float32."""
         return self.decoder.apply({"params": decoder_params}, latent, ids_restore)
 
-    def predict(self, params: Params, seen: dict[str, jax.Array]) -> jax.Array:
+    def predict(self, params: Params, corrupted: dict[str, jax.Array]) -> jax.Array:
         """Encoder and decoder together: predicted patches, float32."""
-        latent = self.encode(params["encoder"], seen)
-        return self.decode(params["decoder"], latent, seen["ids_restore"])
+        latent = self.encode(params["encoder"], corrupted)
+        return self.decode(params["decoder"], latent, corrupted["ids_restore"])
 
     def prediction_loss(
-        self, predicted: jax.Array, images: jax.Array, seen: dict[str, jax.Array]
+        self, predicted: jax.Array, images: jax.Array, corrupted: dict[str, jax.Array]
     ) -> jax.Array:
         """Mean squared error over the missing patches of each image, `[batch]`."""
         target = vit.patchify(self._normalise(images), self.patch_size)
@@ -239,46 +239,46 @@ class MAE(ImageToImageModel):
             mean = target.mean(-1, keepdims=True)
             variance = target.var(-1, keepdims=True, ddof=1)
             target = (target - mean) / jnp.sqrt(variance + 1e-6)
-        return self.imitation_loss(predicted, seen, target)
+        return self.imitation_loss(predicted, corrupted, target)
 
     def imitation_loss(
-        self, predicted: jax.Array, seen: dict[str, jax.Array], target: jax.Array
+        self, predicted: jax.Array, corrupted: dict[str, jax.Array], target: jax.Array
     ) -> jax.Array:
         """Mean squared error to `target` patches over the missing ones, `[batch]`."""
         error = jnp.square(predicted - target).mean(-1)
-        missing = seen["ids_restore"] >= seen["ids"].shape[1]
+        missing = corrupted["ids_restore"] >= corrupted["ids"].shape[1]
         return jnp.sum(error * missing, axis=1) / jnp.sum(missing, axis=1)
 
     def with_truth(
-        self, params: Params, images: jax.Array, seen: dict[str, jax.Array], truth: jax.Array
+        self, params: Params, images: jax.Array, corrupted: dict[str, jax.Array], truth: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """`truth` in place of the images; what the encoder sees stays."""
-        return truth, seen
+        return truth, corrupted
 
-    def restore(self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:
+    def inpaint(self, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
         """One forward pass; the missing pixels are pasted in, clipped to the pixel range.
 
-        A patch that the hole touches is hidden whole, but only its missing pixels are replaced.
+        A patch that the mask touches is hidden whole, but only its missing pixels are replaced.
         """
         del rng
         height, width, _ = self.image_shape
-        hole = np.asarray(hole, bool)
-        if hole.shape != (height, width):
-            raise ValueError(f"the hole has shape {hole.shape}, the images {(height, width)}")
-        cells = hole.reshape(self.grid, self.patch_size, self.grid, self.patch_size)
+        mask = np.asarray(mask, bool)
+        if mask.shape != (height, width):
+            raise ValueError(f"the mask has shape {mask.shape}, the images {(height, width)}")
+        cells = mask.reshape(self.grid, self.patch_size, self.grid, self.patch_size)
         visible = np.flatnonzero(~cells.any(axis=(1, 3)))
         if not len(visible):
-            raise ValueError("the hole touches every patch: nothing is left to restore from")
+            raise ValueError("the mask touches every patch: nothing is left to restore from")
         painted = self._paint(params, images, jnp.broadcast_to(visible, (images.shape[0], len(visible))))
-        return jnp.where(hole[None, ..., None], painted, images)
+        return jnp.where(mask[None, ..., None], painted, images)
 
-    def restore_from_patches(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
+    def inpaint_from_patches(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
         """One forward pass; the patches that are not visible are replaced, clipped to the pixel range."""
         hidden = jnp.ones((images.shape[0], self.grid**2), bool)
         hidden = jnp.put_along_axis(hidden, visible, False, axis=1, inplace=False)
         patches = jnp.broadcast_to(hidden[..., None], (*hidden.shape, self.patch_size**2 * self.channels))
-        hole = vit.unpatchify(patches, self.patch_size, *self.image_shape[:2])
-        return jnp.where(hole, self._paint(params, images, visible), images)
+        mask = vit.unpatchify(patches, self.patch_size, *self.image_shape[:2])
+        return jnp.where(mask, self._paint(params, images, visible), images)
 
     def _paint(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
         """The model's whole images from the patches `visible` `[batch, visible]`, clipped."""
@@ -288,11 +288,11 @@ class MAE(ImageToImageModel):
         patches = self.predict(params, self.mask(images, noise, visible.shape[1]))
         painted = vit.unpatchify(patches, self.patch_size, height, width)
         if self.norm_pix_loss:
-            seen = jnp.take_along_axis(
+            corrupted = jnp.take_along_axis(
                 vit.patchify(self._normalise(images), self.patch_size), visible[..., None], axis=1
             )
-            seen = seen.reshape(images.shape[0], -1, self.channels)
-            std, mean = seen.std(1)[:, None, None], seen.mean(1)[:, None, None]
+            corrupted = corrupted.reshape(images.shape[0], -1, self.channels)
+            std, mean = corrupted.std(1)[:, None, None], corrupted.mean(1)[:, None, None]
             painted = painted * std + mean
         painted = painted * _per_channel(self.pixel_std) + _per_channel(self.pixel_mean)
         return jnp.clip(painted, *self.value_range)

@@ -1,7 +1,7 @@
 """What MAGE is shown in training: images as codes, some of them dropped or masked.
 
 Codes see far: group normalisation is over the whole image and the convolutions overlap, so that the
-codes beside a hole change with what is painted into it. The release trains on codes of whole images
+codes beside a mask change with what is painted into it. The release trains on codes of whole images
 and restores from codes of painted ones. Published tokenizers bear that: theirs are 256 codes of 16
 pixels a side. On small images it changes most codes; `MAGE.paint_masked` trains for it.
 """
@@ -16,17 +16,17 @@ from l2l_jax.models.mage.settings import MAGESettings
 from l2l_jax.utils.batch_axis import draw_rows
 
 
-def paint(settings: MAGESettings, images: jax.Array, hole: jax.Array) -> jax.Array:
-    """Images with the pixels of `hole`, bool `[batch or 1, height, width]`, in `hole_color`."""
+def paint(settings: MAGESettings, images: jax.Array, mask: jax.Array) -> jax.Array:
+    """Images with the pixels of `mask`, bool `[batch or 1, height, width]`, in `hole_color`."""
     color = jnp.asarray(settings.hole_color, images.dtype).reshape(1, 1, 1, -1)
-    return jnp.where(hole[..., None], color, images)
+    return jnp.where(mask[..., None], color, images)
 
 
 def paint_tokens(settings: MAGESettings, images: jax.Array, tokens: jax.Array) -> jax.Array:
     """Images with the squares of `tokens`, bool `[batch, token]`, in `hole_color`."""
-    hole = tokens.reshape(-1, settings.grid, settings.grid)
-    hole = hole.repeat(settings.patch_size, axis=1).repeat(settings.patch_size, axis=2)
-    return paint(settings, images, hole)
+    mask = tokens.reshape(-1, settings.grid, settings.grid)
+    mask = mask.repeat(settings.patch_size, axis=1).repeat(settings.patch_size, axis=2)
+    return paint(settings, images, mask)
 
 
 def draw_mask(

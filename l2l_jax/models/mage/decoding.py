@@ -1,7 +1,7 @@
 """Restoration with MAGE: iterative decoding of masked tokens, and blending the result in.
 
 The order of decoding is that of MaskGIT (Chang et al. 2022): all hidden tokens are sampled at once,
-the least certain are masked again, and fewer of them at every step. What a hole hides is known
+the least certain are masked again, and fewer of them at every step. What a mask hides is known
 before anything runs, so that the schedule is a constant of the compiled loop.
 """
 
@@ -40,14 +40,14 @@ class Step(NamedTuple):
     ids: jax.Array
 
 
-def hidden_tokens(hole: np.ndarray, patch_size: int, margin: int) -> np.ndarray:
+def hidden_tokens(mask: np.ndarray, patch_size: int, margin: int) -> np.ndarray:
     """The tokens to decode: any pixel missing, or within `margin` tokens of such a one.
 
-    The release rounds a hole that ends inside a token down on its lower and right side, and so
-    grows it by less there. Both agree on holes that are aligned with the tokens.
+    The release rounds a mask that ends inside a token down on its lower and right side, and so
+    grows it by less there. Both agree on masks that are aligned with the tokens.
 
     Args:
-      hole: bool `[height, width]`, True where pixels are missing.
+      mask: bool `[height, width]`, True where pixels are missing.
       patch_size: side of a token in pixels.
       margin: in tokens, in all eight directions.
 
@@ -56,22 +56,22 @@ def hidden_tokens(hole: np.ndarray, patch_size: int, margin: int) -> np.ndarray:
     """
     from scipy import ndimage  # takes long to load
 
-    rows, columns = hole.shape[0] // patch_size, hole.shape[1] // patch_size
-    touched = hole.reshape(rows, patch_size, columns, patch_size).any(axis=(1, 3))
+    rows, columns = mask.shape[0] // patch_size, mask.shape[1] // patch_size
+    touched = mask.reshape(rows, patch_size, columns, patch_size).any(axis=(1, 3))
     return ndimage.maximum_filter(touched, size=2 * margin + 1).reshape(-1)
 
 
-def blend_weights(hole: np.ndarray, margin: int, sigma: float) -> np.ndarray:
+def blend_weights(mask: np.ndarray, margin: int, sigma: float) -> np.ndarray:
     """Weight of the decoded image, float32 `[height, width]` in [0, 1].
 
     Args:
-      hole: bool `[height, width]`, True where pixels are missing.
-      margin: the hole is grown by so many pixels in all eight directions.
+      mask: bool `[height, width]`, True where pixels are missing.
+      margin: the mask is grown by so many pixels in all eight directions.
       sigma: standard deviation in pixels of the Gaussian blur after that; 0 is none.
     """
     from scipy import ndimage
 
-    grown = ndimage.maximum_filter(hole, size=2 * margin + 1).astype(np.float64)
+    grown = ndimage.maximum_filter(mask, size=2 * margin + 1).astype(np.float64)
     return ndimage.gaussian_filter(grown, sigma, mode="nearest").astype(np.float32)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.models.base import ImageToImageModel, Params, PretrainingStage, Seen
+from l2l_jax.models.base import Corrupted, Model, Params, PretrainingStage
 from l2l_jax.models.layers.precision import in_dtype
 from l2l_jax.models.mage import corruption as mage_corruption
 from l2l_jax.models.mage import decoding as mage_decoding
@@ -29,7 +29,7 @@ VARIANTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class MAGE(MAGESettings, ImageToImageModel):
+class MAGE(MAGESettings, Model):
     """MAGE over square images.
 
     Parts of the parameters: "tokenizer" (the whole VQGAN), "encoder" (token embedding and ViT: what
@@ -43,7 +43,7 @@ class MAGE(MAGESettings, ImageToImageModel):
 
     @property
     def why_no_codes(self) -> str:
-        """See `ImageToImageModel`; with `paint_masked` codes depend on the mask of a step."""
+        """See `Model`; with `paint_masked` codes depend on the mask of a step."""
         return "with config.model.paint_masked the codes depend on the mask of every step" * self.paint_masked
 
     @property
@@ -101,7 +101,7 @@ class MAGE(MAGESettings, ImageToImageModel):
 
     def corrupt(
         self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
-    ) -> Seen:
+    ) -> Corrupted:
         """Tokenise, drop a share `dropped` of the tokens, mask some of the others.
 
         Without `paint_masked`, `images` may be codes `[batch, tokens]` that were computed before; then no
@@ -113,18 +113,18 @@ class MAGE(MAGESettings, ImageToImageModel):
         mask_key, dropout_key = jax.random.split(rng)
         drawn = mage_corruption.draw_mask(self, images.shape[0], mask_key, axis_name)
         codes = images.astype(jnp.int32) if images.ndim == 2 else self.tokenize(params, images)
-        seen = self.mask(codes, *drawn)
+        corrupted = self.mask(codes, *drawn)
         if self.paint_masked:
-            painted = mage_corruption.paint_tokens(self, images, seen["masked"])
-            seen["ids"] = self.mask(self.tokenize(params, painted), *drawn)["ids"]
+            painted = mage_corruption.paint_tokens(self, images, corrupted["masked"])
+            corrupted["ids"] = self.mask(self.tokenize(params, painted), *drawn)["ids"]
         if self.dropout:
-            shape, keep = (seen["ids"].shape[1], self.width), 1 - self.dropout
-            seen["dropout_keep"] = draw_rows(
+            shape, keep = (corrupted["ids"].shape[1], self.width), 1 - self.dropout
+            corrupted["dropout_keep"] = draw_rows(
                 lambda n: jax.random.bernoulli(dropout_key, keep, (n, *shape)), len(images), axis_name
             )
-        return seen
+        return corrupted
 
-    def mask(self, ids: jax.Array, noise: jax.Array, num_drop: int, num_mask: int | jax.Array) -> Seen:
+    def mask(self, ids: jax.Array, noise: jax.Array, num_drop: int, num_mask: int | jax.Array) -> Corrupted:
         """`corrupt` with the codes `[batch, tokens]` given, and what `random_masking` takes.
 
         Returns:
@@ -144,9 +144,9 @@ class MAGE(MAGESettings, ImageToImageModel):
     def _with_class_token(self, ids: jax.Array) -> jax.Array:
         return jnp.pad(ids, ((0, 0), (1, 0)), constant_values=self.class_id)
 
-    def encode(self, encoder_params: Any, seen: dict[str, jax.Array]) -> jax.Array:
-        """Tokens `[batch, 1 + kept, width]`, class token first; dropout as `seen` says."""
-        inputs = seen["ids"], seen["positions"], seen.get("dropout_keep")
+    def encode(self, encoder_params: Any, corrupted: dict[str, jax.Array]) -> jax.Array:
+        """Tokens `[batch, 1 + kept, width]`, class token first; dropout as `corrupted` says."""
+        inputs = corrupted["ids"], corrupted["positions"], corrupted.get("dropout_keep")
         return self.encoder.apply({"params": encoder_params}, *inputs)
 
     def decode(
@@ -159,13 +159,13 @@ class MAGE(MAGESettings, ImageToImageModel):
         words = jax.lax.stop_gradient(params["encoder"]["token_emb"]["word_embeddings"])
         return self.decoder.apply({"params": params["decoder"]}, latent, source, words, count)
 
-    def predict(self, params: Params, seen: dict[str, jax.Array]) -> jax.Array:
+    def predict(self, params: Params, corrupted: dict[str, jax.Array]) -> jax.Array:
         """Encoder and decoder together: logits of the codes, float32 `[batch, tokens, codes]`."""
-        latent = self.encode(params["encoder"], seen)
-        return self.decode(params, latent, seen["source"], self.codebook_size)[:, 1:]
+        latent = self.encode(params["encoder"], corrupted)
+        return self.decode(params, latent, corrupted["source"], self.codebook_size)[:, 1:]
 
     def prediction_loss(
-        self, predicted: jax.Array, images: jax.Array, seen: dict[str, jax.Array]
+        self, predicted: jax.Array, images: jax.Array, corrupted: dict[str, jax.Array]
     ) -> jax.Array:
         """Label-smoothed cross-entropy, float32 `[batch]`: the sum over the masked tokens of an
         image, divided by their number in that image.
@@ -173,33 +173,38 @@ class MAGE(MAGESettings, ImageToImageModel):
         The release divides the sum over a batch by the number in the batch. As the images of a
         batch have equally many masked tokens, that is the mean of what is returned here.
         """
-        del images  # `seen` holds their codes
+        del images  # `corrupted` holds their codes
         log_probability = jax.nn.log_softmax(predicted)
-        of_target = jnp.take_along_axis(log_probability, seen["targets"][..., None], axis=-1)
+        of_target = jnp.take_along_axis(log_probability, corrupted["targets"][..., None], axis=-1)
         loss = -(1 - self.label_smoothing) * of_target[..., 0]
         loss -= self.label_smoothing * log_probability.mean(axis=-1)
-        return jnp.sum(loss * seen["masked"], axis=1) / jnp.sum(seen["masked"], axis=1)
+        return jnp.sum(loss * corrupted["masked"], axis=1) / jnp.sum(corrupted["masked"], axis=1)
 
     def imitation_loss(
-        self, predicted: jax.Array, seen: dict[str, jax.Array], target: jax.Array
+        self, predicted: jax.Array, corrupted: dict[str, jax.Array], target: jax.Array
     ) -> jax.Array:
         """Cross-entropy to the probabilities of `target` logits, mean over the masked tokens, `[batch]`."""
         log_probability = jax.nn.log_softmax(predicted)
         loss = -(jax.nn.softmax(target) * log_probability).sum(axis=-1)
-        return jnp.sum(loss * seen["masked"], axis=1) / jnp.sum(seen["masked"], axis=1)
+        return jnp.sum(loss * corrupted["masked"], axis=1) / jnp.sum(corrupted["masked"], axis=1)
 
     def with_truth(
-        self, params: Params, images: jax.Array, seen: Seen, truth: jax.Array
-    ) -> tuple[jax.Array, Seen]:
+        self, params: Params, images: jax.Array, corrupted: Corrupted, truth: jax.Array
+    ) -> tuple[jax.Array, Corrupted]:
         """The codes of `truth` as the targets; what the encoder sees stays."""
-        return images, {**seen, "targets": self.tokenize(params, truth)}
+        return images, {**corrupted, "targets": self.tokenize(params, truth)}
 
     def noisy_truth(
-        self, images: jax.Array, seen: Seen, noise: jax.Array, rng: jax.Array, axis_name: str | None = None
-    ) -> tuple[jax.Array, Seen]:
+        self,
+        images: jax.Array,
+        corrupted: Corrupted,
+        noise: jax.Array,
+        rng: jax.Array,
+        axis_name: str | None = None,
+    ) -> tuple[jax.Array, Corrupted]:
         """Codes of `draw_noise_codes` as the targets, as released."""
-        targets = mage_networks.draw_noise_codes(rng, seen["targets"], self.codebook_size, axis_name)
-        return images, {**seen, "targets": targets}
+        targets = mage_networks.draw_noise_codes(rng, corrupted["targets"], self.codebook_size, axis_name)
+        return images, {**corrupted, "targets": targets}
 
     def tokenizer_loss(self, params: Params, inputs: tuple[jax.Array, ...]) -> jax.Array:
         """Mean squared error of the reconstruction plus the codebook losses, `[batch]`.
@@ -221,31 +226,31 @@ class MAGE(MAGESettings, ImageToImageModel):
         tokenizer = PretrainingStage("tokenizer", ("tokenizer",), prepare, self.tokenizer_loss)
         return (tokenizer, *super().pretraining_stages())
 
-    def restore(self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:
-        """Fill a hole: tokenise, decode what is hidden, blend the decoded image in.
+    def inpaint(self, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
+        """Fill a mask: tokenise, decode what is hidden, blend the decoded image in.
 
-        The hole is painted in `hole_color` before the image is tokenised; that colour remains where the
-        weight of the decoded image falls short of 1 inside the hole. The result lies within `value_range`.
+        The mask is painted in `hole_color` before the image is tokenised; that colour remains where the
+        weight of the decoded image falls short of 1 inside the mask. The result lies within `value_range`.
 
         Args:
           params: all parts.
           images: `[batch, height, width, channel]`.
-          hole: bool `[height, width]`, True where pixels are missing; a constant under `jit`.
+          mask: bool `[height, width]`, True where pixels are missing; a constant under `jit`.
           rng: key of the sampling.
 
         Raises:
-          ValueError: a hole of another shape, or one that hides every token.
+          ValueError: a mask of another shape, or one that hides every token.
         """
-        hole = np.asarray(hole, bool)
-        if hole.shape != self.image_shape[:2]:
-            raise ValueError(f"the hole has shape {hole.shape}, the images {self.image_shape[:2]}")
-        hidden = mage_decoding.hidden_tokens(hole, self.patch_size, self.hidden_margin)
+        mask = np.asarray(mask, bool)
+        if mask.shape != self.image_shape[:2]:
+            raise ValueError(f"the mask has shape {mask.shape}, the images {self.image_shape[:2]}")
+        hidden = mage_decoding.hidden_tokens(mask, self.patch_size, self.hidden_margin)
         if hidden.all():
             raise ValueError(
-                f"the hole, grown by {self.hidden_margin} tokens, hides every token: nothing is left "
+                f"the mask, grown by {self.hidden_margin} tokens, hides every token: nothing is left "
                 "to restore from"
             )
-        painted = mage_corruption.paint(self, images, hole[None])
+        painted = mage_corruption.paint(self, images, mask[None])
         ids = jnp.where(hidden[None], self.mask_id, self.tokenize(params, painted))
         schedule = mage_decoding.decoding_schedule(
             self.tokens, int(hidden.sum()), self.decoding_steps, self.choice_temperature
@@ -254,7 +259,7 @@ class MAGE(MAGESettings, ImageToImageModel):
             lambda ids: self.complete(params, ids), ids, self.mask_id, schedule, rng,
             self.sampling_temperature,
         )  # fmt: skip
-        weight = mage_decoding.blend_weights(hole, self.blend_margin, self.blend_sigma)[None, ..., None]
+        weight = mage_decoding.blend_weights(mask, self.blend_margin, self.blend_sigma)[None, ..., None]
         blended = self.decode_ids(params, ids) * weight + painted * (1 - weight)
         return jnp.clip(blended, *self.value_range)
 

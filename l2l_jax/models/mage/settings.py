@@ -26,12 +26,12 @@ class MAGESettings:
       dropout: of the token embeddings, in what `corrupt` returns. Student and teacher share its
         draw; in the release the teacher has none.
       label_smoothing: of the cross-entropy.
-      hole_color: per channel, put into the hole before the image is tokenised.
+      hole_color: per channel, put into the mask before the image is tokenised.
       paint_masked: in training, paint the pixels of masked tokens in `hole_color` before the tokens
-        that stay visible are computed, as restoration does with the hole. Not so in the release.
-      hidden_margin: tokens by which the hole is grown for decoding.
-      blend_margin, blend_sigma: pixels by which the hole is grown and then blurred for blending;
-        14 and 7 of the release go with 256 pixels; 0 and 0 replace the hole and nothing else.
+        that stay visible are computed, as restoration does with the mask. Not so in the release.
+      hidden_margin: tokens by which the mask is grown for decoding.
+      blend_margin, blend_sigma: pixels by which the mask is grown and then blurred for blending;
+        14 and 7 of the release go with 256 pixels; 0 and 0 replace the mask and nothing else.
       decoding_steps: of the iterative decoding.
       choice_temperature: of the noise on how certain a token is; 0 fixes the most certain ones first.
       sampling_temperature: of the softmax that codes are drawn from; 0 takes the likeliest code.

@@ -3,7 +3,7 @@
 `TABLE` names the U-Net's own keys (`input_blocks.0.0.weight`). A saved `Network` holds the same
 keys behind `denoise_fn.`, six buffers of its noise schedule and, if it was saved while unlearning,
 the frozen original behind `teacher_denoise_fn.`: `unet_state_dict` takes the U-Net out of it,
-`network_state_dict` wraps a U-Net up again. The model's bank of holes is in neither.
+`network_state_dict` wraps a U-Net up again. The model's bank of masks is in neither.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax import masks as operators
-from l2l_jax.models.base import ImageToImageModel, Params, Seen
+from l2l_jax.models.base import Corrupted, Model, Params
 from l2l_jax.models.layers.precision import in_dtype
 from l2l_jax.models.palette import diffusion
 from l2l_jax.models.palette.unet import Decoder, Encoder, UNetConfig
@@ -22,7 +22,7 @@ from l2l_jax.utils.batch_axis import draw_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Palette(ImageToImageModel):
+class Palette(Model):
     """Diffusion inpainting over square images; the defaults are the published Places model.
 
     Attributes:
@@ -31,17 +31,17 @@ class Palette(ImageToImageModel):
         U-Net, see `UNetConfig`. Small models need fewer groups.
       schedule, timesteps, linear_start, linear_end: noise variances β of training and unlearning,
         see `diffusion.beta_schedule`.
-      sampler: "ancestral": `restore` takes every step of the sampling schedule, as published;
+      sampler: "ancestral": `inpaint` takes every step of the sampling schedule, as published;
         "ddim": it takes `sampling_steps` deterministic steps spread over the *training* schedule,
         whose noise levels the network knows; 50 are a good start.
-      sampling_steps: steps of `restore`; for "ancestral" the length of the sampling schedule, which
+      sampling_steps: steps of `inpaint`; for "ancestral" the length of the sampling schedule, which
         with fewer steps needs a larger `sampling_linear_end` to still end in noise.
       sampling_schedule, sampling_linear_start, sampling_linear_end: noise variances of "ancestral".
       teacher_noise: what the teacher sees of forget images while unlearning. "hole": as released,
-        pure noise inside the hole in place of the noisy image; the real image stays around it
+        pure noise inside the mask in place of the noisy image; the real image stays around it
         and in the conditioning. "everywhere": the paper's formula, T of a noise image.
       training_holes: "hybrid" (box and strokes, as published), "free_form", "box" or "centre".
-      hole_bank_size, hole_seed: how many holes `init` draws, and their seed. A hole of the bank is
+      hole_bank_size, hole_seed: how many masks `init` draws, and their seed. A mask of the bank is
         mirrored and transposed at random when it is used: 8 different ones.
       dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.layers.precision`.
       remat: compute the inside of every block again in the backward pass, instead of keeping it.
@@ -64,7 +64,7 @@ class Palette(ImageToImageModel):
     sampling_linear_start: float = 1e-4
     sampling_linear_end: float = 0.09
     teacher_noise: Literal["hole", "everywhere"] = "hole"
-    training_holes: operators.TrainingHole = "hybrid"
+    training_holes: operators.TrainingMask = "hybrid"
     hole_bank_size: int = 512
     hole_seed: int = 0
     value_range: tuple[float, float] = (-1.0, 1.0)
@@ -78,7 +78,7 @@ class Palette(ImageToImageModel):
         choices = {
             "sampler": ("ancestral", "ddim"),
             "teacher_noise": ("hole", "everywhere"),
-            "training_holes": operators.TRAINING_HOLES,
+            "training_holes": operators.TRAINING_MASKS,
             "dtype": ("float32", "bfloat16"),
         }
         for field, allowed in choices.items():
@@ -106,7 +106,7 @@ class Palette(ImageToImageModel):
 
     @property
     def reverse_steps(self) -> diffusion.ReverseSteps:
-        """The steps that `restore` takes."""
+        """The steps that `inpaint` takes."""
         if self.sampler == "ddim":
             return diffusion.ddim_steps(self.betas, self.sampling_steps)
         return diffusion.ancestral_steps(
@@ -127,9 +127,9 @@ class Palette(ImageToImageModel):
         return Decoder(self.unet, self.channels)
 
     def init(self, rng: jax.Array) -> Params:
-        """Fresh parameters, and the bank of training holes, bool `[hole, height, width]`.
+        """Fresh parameters, and the bank of training masks, bool `[mask, height, width]`.
 
-        The bank depends on `hole_seed` alone: all hosts, and all runs, draw the same holes.
+        The bank depends on `hole_seed` alone: all hosts, and all runs, draw the same masks.
         """
         encoder_rng, decoder_rng = jax.random.split(rng)
         side = 2 ** (len(self.channel_mults) - 1)  # parameters are the same at every resolution
@@ -139,25 +139,25 @@ class Palette(ImageToImageModel):
         return {
             "encoder": variables["params"],
             "decoder": self.decoder.init(decoder_rng, features, embedding)["params"],
-            "holes": jnp.asarray(self.hole_bank()),
+            "holes": jnp.asarray(self.mask_bank()),
         }
 
     def in_compute_dtype(self, params: Params) -> Params:
         return in_dtype(params, jnp.dtype(self.dtype), float32=("encoder/cond_embed", "decoder/out_conv"))
 
-    def hole_bank(self) -> np.ndarray:
-        """The bank of training holes, bool `[hole, height, width]`, True where pixels are missing."""
-        return operators.hole_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
+    def mask_bank(self) -> np.ndarray:
+        """The bank of training masks, bool `[mask, height, width]`, True where pixels are missing."""
+        return operators.mask_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
 
     def corrupt(
         self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
-    ) -> Seen:
-        """Cut a hole, fill it with noise, and add noise of a random level inside it.
+    ) -> Corrupted:
+        """Cut a mask, fill it with noise, and add noise of a random level inside it.
 
         Returns:
           `inputs` `[batch, height, width, 2 · channel]`: the conditioning image (noise inside the
-          hole), then the noisy one (exact outside the hole); `gamma` `[batch]`; `noise` like the
-          images, the noise to predict; `hole` bool `[batch, height, width]`.
+          mask), then the noisy one (exact outside the mask); `gamma` `[batch]`; `noise` like the
+          images, the noise to predict; `mask` bool `[batch, height, width]`.
         """
         rows, *shape = images.shape
         draw = draw_rows(lambda n: self.draw(params, (n, *shape), rng), rows, axis_name)
@@ -170,13 +170,13 @@ class Palette(ImageToImageModel):
         gammas = jnp.asarray(diffusion.cumulative_gammas(self.betas), jnp.float32)
         t = jax.random.randint(keys[0], (batch,), 1, self.timesteps)
         u = jax.random.uniform(keys[1], (batch,))
-        holes = jnp.asarray(params["holes"])  # restored checkpoints hold NumPy arrays
-        chosen = holes[jax.random.randint(keys[2], (batch,), 0, holes.shape[0])]
+        masks = jnp.asarray(params["holes"])  # restored checkpoints hold NumPy arrays
+        chosen = masks[jax.random.randint(keys[2], (batch,), 0, masks.shape[0])]
         turns = jax.random.bernoulli(keys[3], shape=(3, batch, 1, 1))
         chosen = jnp.where(turns[0], chosen[:, ::-1], chosen)
         chosen = jnp.where(turns[1], chosen[:, :, ::-1], chosen)
         return {
-            "hole": jnp.where(turns[2], chosen.swapaxes(1, 2), chosen),
+            "mask": jnp.where(turns[2], chosen.swapaxes(1, 2), chosen),
             "gamma": diffusion.gamma_between(gammas, t, u),
             "filling": jax.random.normal(keys[4], shape),
             "noise": jax.random.normal(keys[5], shape),
@@ -187,18 +187,18 @@ class Palette(ImageToImageModel):
 
         Args:
           images: `[batch, height, width, channel]`.
-          draw: `hole` bool `[batch, height, width]`, noise level `gamma` `[batch]`, and two
-            standard normal arrays like the images: `filling` of the hole in the conditioning
+          draw: `mask` bool `[batch, height, width]`, noise level `gamma` `[batch]`, and two
+            standard normal arrays like the images: `filling` of the mask in the conditioning
             image, and `noise`.
         """
-        hole = draw["hole"][..., None]
-        conditioning = jnp.where(hole, draw["filling"], images)
-        noisy = jnp.where(hole, diffusion.q_sample(images, draw["gamma"], draw["noise"]), images)
+        mask = draw["mask"][..., None]
+        conditioning = jnp.where(mask, draw["filling"], images)
+        noisy = jnp.where(mask, diffusion.q_sample(images, draw["gamma"], draw["noise"]), images)
         return {
             "inputs": jnp.concatenate([conditioning, noisy], axis=-1),
             "gamma": draw["gamma"],
             "noise": draw["noise"],
-            "hole": draw["hole"],
+            "mask": draw["mask"],
         }
 
     def corrupt_noise(
@@ -208,71 +208,76 @@ class Palette(ImageToImageModel):
         noise: jax.Array,
         rng: jax.Array,
         axis_name: str | None = None,  # fmt: skip
-    ) -> Seen:
+    ) -> Corrupted:
         """The teacher's view of forget images, by `teacher_noise`.
 
-        "hole" needs no `noise` image: inside the hole stands the noise of the draw itself.
+        "hole" needs no `noise` image: inside the mask stands the noise of the draw itself.
         """
         if self.teacher_noise == "everywhere":
             return self.corrupt(params, noise, rng, axis_name)
         return self.pure_noise_inside(self.corrupt(params, images, rng, axis_name))
 
-    def pure_noise_inside(self, seen: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """`seen` with nothing of the image left in the noisy image inside the hole.
+    def pure_noise_inside(self, corrupted: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """`corrupted` with nothing of the image left in the noisy image inside the mask.
 
         The release writes √(1 − γ) · noise + (1 − √(1 − γ)) · noise there, which is the noise.
         """
-        conditioning, noisy = jnp.split(seen["inputs"], 2, axis=-1)
-        noisy = jnp.where(seen["hole"][..., None], seen["noise"], noisy)
-        return {**seen, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
+        conditioning, noisy = jnp.split(corrupted["inputs"], 2, axis=-1)
+        noisy = jnp.where(corrupted["mask"][..., None], corrupted["noise"], noisy)
+        return {**corrupted, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
 
-    def encode(self, encoder_params: Any, seen: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+    def encode(self, encoder_params: Any, corrupted: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         """Every input block's output and, last, the middle block's, `[batch, …, …, …]` each."""
-        features, _ = self._encode(encoder_params, seen["inputs"], seen["gamma"])
+        features, _ = self._encode(encoder_params, corrupted["inputs"], corrupted["gamma"])
         return features
 
     def _encode(self, encoder_params: Any, inputs: jax.Array, gamma: jax.Array) -> tuple[Any, jax.Array]:
         return self.encoder.apply({"params": encoder_params}, inputs, gamma)
 
-    def predict(self, params: Params, seen: dict[str, jax.Array]) -> jax.Array:
+    def predict(self, params: Params, corrupted: dict[str, jax.Array]) -> jax.Array:
         """The noise that the model takes to be in the noisy images, float32, like the images."""
-        features, embedding = self._encode(params["encoder"], seen["inputs"], seen["gamma"])
+        features, embedding = self._encode(params["encoder"], corrupted["inputs"], corrupted["gamma"])
         return self.decoder.apply({"params": params["decoder"]}, features, embedding)
 
     def prediction_loss(
-        self, predicted: jax.Array, images: jax.Array, seen: dict[str, jax.Array]
+        self, predicted: jax.Array, images: jax.Array, corrupted: dict[str, jax.Array]
     ) -> jax.Array:
-        """Squared error of the predicted noise inside the hole, `[batch]`.
+        """Squared error of the predicted noise inside the mask, `[batch]`.
 
-        The mean is over the whole image, as in Palette: a small hole weighs little.
+        The mean is over the whole image, as in Palette: a small mask weighs little.
         """
         del images
-        return self.imitation_loss(predicted, seen, seen["noise"])
+        return self.imitation_loss(predicted, corrupted, corrupted["noise"])
 
     def imitation_loss(
-        self, predicted: jax.Array, seen: dict[str, jax.Array], target: jax.Array
+        self, predicted: jax.Array, corrupted: dict[str, jax.Array], target: jax.Array
     ) -> jax.Array:
-        """Squared error to the `target` noise inside the hole, mean over the whole image, `[batch]`."""
+        """Squared error to the `target` noise inside the mask, mean over the whole image, `[batch]`."""
         error = jnp.square(predicted - target)
-        return jnp.where(seen["hole"][..., None], error, 0).mean(axis=(1, 2, 3))
+        return jnp.where(corrupted["mask"][..., None], error, 0).mean(axis=(1, 2, 3))
 
     def with_truth(
-        self, params: Params, images: jax.Array, seen: dict[str, jax.Array], truth: jax.Array
+        self, params: Params, images: jax.Array, corrupted: dict[str, jax.Array], truth: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The noisy image inside the hole is that of `truth`: its noise is the one to find there."""
-        conditioning, _ = jnp.split(seen["inputs"], 2, axis=-1)
-        noisy = diffusion.q_sample(truth, seen["gamma"], seen["noise"])
-        noisy = jnp.where(seen["hole"][..., None], noisy, images)
-        return images, {**seen, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
+        """The noisy image inside the mask is that of `truth`: its noise is the one to find there."""
+        conditioning, _ = jnp.split(corrupted["inputs"], 2, axis=-1)
+        noisy = diffusion.q_sample(truth, corrupted["gamma"], corrupted["noise"])
+        noisy = jnp.where(corrupted["mask"][..., None], noisy, images)
+        return images, {**corrupted, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
 
     def noisy_truth(
-        self, images: jax.Array, seen: Seen, noise: jax.Array, rng: jax.Array, axis_name: str | None = None
-    ) -> tuple[jax.Array, Seen]:
-        """`pure_noise_inside`, as released: there is nothing but noise to find in the hole."""
-        return images, self.pure_noise_inside(seen)
+        self,
+        images: jax.Array,
+        corrupted: Corrupted,
+        noise: jax.Array,
+        rng: jax.Array,
+        axis_name: str | None = None,
+    ) -> tuple[jax.Array, Corrupted]:
+        """`pure_noise_inside`, as released: there is nothing but noise to find in the mask."""
+        return images, self.pure_noise_inside(corrupted)
 
-    def restore(self, params: Params, images: jax.Array, hole: np.ndarray, rng: jax.Array) -> jax.Array:
-        """Fill the hole by reverse diffusion from noise; see `ImageToImageModel.restore`.
+    def inpaint(self, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
+        """Fill the mask by reverse diffusion from noise; see `Model.inpaint`.
 
         The clean image that each step predicts is clipped to the pixel range.
         """
@@ -282,41 +287,41 @@ class Palette(ImageToImageModel):
         def draw(step):
             return jax.random.normal(jax.random.fold_in(step_rng, step), images.shape)
 
-        return self.restore_with(params, images, hole, filling, draw)
+        return self.inpaint_with(params, images, mask, filling, draw)
 
-    def restore_with(
+    def inpaint_with(
         self,
         params: Params,
         images: jax.Array,
-        hole: np.ndarray | jax.Array,
+        mask: np.ndarray | jax.Array,
         filling: jax.Array,
         draw: Callable[[jax.Array], jax.Array],  # fmt: skip
     ) -> jax.Array:
-        """`restore` with everything random given.
+        """`inpaint` with everything random given.
 
         Args:
-          params, images, hole: see `restore`.
-          filling: standard normal, like the images: what stands in the hole at first, and in
+          params, images, mask: see `inpaint`.
+          filling: standard normal, like the images: what stands in the mask at first, and in
             the conditioning image throughout.
           draw: `step -> noise` like the images, for the steps 0, 1, …; `step` is traced.
 
         Raises:
-          ValueError: a hole of another size than the images.
+          ValueError: a mask of another size than the images.
         """
-        hole = jnp.asarray(hole, bool)
-        if hole.shape != images.shape[1:3]:
-            raise ValueError(f"the hole has shape {hole.shape}, the images {images.shape[1:3]}")
-        hole = hole[None, ..., None]
-        conditioning = jnp.where(hole, filling, images)
+        mask = jnp.asarray(mask, bool)
+        if mask.shape != images.shape[1:3]:
+            raise ValueError(f"the mask has shape {mask.shape}, the images {images.shape[1:3]}")
+        mask = mask[None, ..., None]
+        conditioning = jnp.where(mask, filling, images)
 
         def take(noisy, numbered):
             number, step = numbered
             gamma = jnp.broadcast_to(step.gamma, noisy.shape[:1])
-            seen = {"inputs": jnp.concatenate([conditioning, noisy], axis=-1), "gamma": gamma}
+            corrupted = {"inputs": jnp.concatenate([conditioning, noisy], axis=-1), "gamma": gamma}
             noisy = diffusion.reverse_step(
-                step, noisy, self.predict(params, seen), draw(number), self.value_range
+                step, noisy, self.predict(params, corrupted), draw(number), self.value_range
             )
-            return jnp.where(hole, noisy, images), None
+            return jnp.where(mask, noisy, images), None
 
         steps = jax.tree.map(jnp.asarray, self.reverse_steps)
         restored, _ = jax.lax.scan(take, conditioning, (jnp.arange(self.sampling_steps), steps))

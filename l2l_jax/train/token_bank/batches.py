@@ -8,11 +8,11 @@ import numpy as np
 
 from l2l_jax.data.loader import BatchIterator, TrainingBatches
 from l2l_jax.methods.base import Task
-from l2l_jax.models.base import ImageToImageModel
+from l2l_jax.models.base import Model
 from l2l_jax.train.token_bank.storage import Codes
 
 
-def banked_task(task: Task, model: ImageToImageModel, sets: tuple[str, ...]) -> Task:
+def banked_task(task: Task, model: Model, sets: tuple[str, ...]) -> Task:
     """A task whose batches hold codes for `sets`: where none holds pixels, it needs no tokenizer."""
     if not set(task.sets) <= set(sets):
         return task

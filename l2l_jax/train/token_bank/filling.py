@@ -18,7 +18,7 @@ from l2l_jax.config import UnlearningConfig
 from l2l_jax.data.loader import EpochOrder, TrainingBatches
 from l2l_jax.errors import Interrupted
 from l2l_jax.losses import batch_noise
-from l2l_jax.models.base import ImageToImageModel, Params
+from l2l_jax.models.base import Model, Params
 from l2l_jax.train import sharding
 from l2l_jax.train.step import scaled_pixels
 from l2l_jax.train.stopping import stop_request
@@ -36,7 +36,7 @@ NOTE_EVERY = 16
 def open_bank(
     folder: pathlib.Path,
     config: UnlearningConfig,
-    model: ImageToImageModel,
+    model: Model,
     params: Params,
     images: TrainingBatches,
     *,
@@ -110,7 +110,7 @@ def _create(folder: pathlib.Path, codes: dict[str, Codes]) -> None:
 class _Filling:
     """How one global batch of a bank is computed."""
 
-    model: ImageToImageModel
+    model: Model
     config: UnlearningConfig
     seed: int
     frozen: Params
