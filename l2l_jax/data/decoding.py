@@ -3,124 +3,130 @@
 Nothing here loads JAX: worker processes import this module.
 """
 
-import abc
 import io
+import struct
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
-"""Larger images are refused unread, as Pillow does: their pixels might fill the memory."""
+"""Largest number of pixels that is decoded, as in Pillow: more might fill the memory."""
 
 ORIENTATION = 0x0112
-"""EXIF tag of how the camera was held; from 5 on width and height change places."""
+"""EXIF tag of the camera's orientation."""
+
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+"""From stored to upright pixels, by orientation; from 5 on, height and width change places."""
+
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
 class ImageError(Exception):
-    """A file that holds no image that can be decoded; the message says why."""
+    """A file that cannot be decoded; the message says why."""
 
 
-class OpenImage(abc.ABC):
-    """An image whose size is known and whose pixels are not decoded yet.
+class OpenImage:
+    """An image whose size is known.
 
     Attributes:
-      height, width: as it is to be seen, after EXIF orientation.
+      height, width: Size after EXIF orientation, in pixels.
     """
 
-    height: int
-    width: int
+    def __init__(self, stored: bytes | np.ndarray, height: int, width: int, orientation: int = 1):
+        self._stored, self._orientation = stored, orientation
+        self.height, self.width = (height, width) if orientation < 5 else (width, height)
 
-    @abc.abstractmethod
     def pixels(self, shrink: int = 1) -> np.ndarray:
-        """The pixels, uint8 `[height, width, 3]`.
+        """Decode the image.
 
         Args:
           shrink: 1, 2, 4 or 8. A JPEG may be returned smaller by up to this factor, which saves most
             of its decoding: libjpeg-turbo then leaves out the high frequencies of each block.
 
+        Returns:
+          uint8 `[height, width, 3]`.
+
         Raises:
-          ImageError: the file is damaged.
+          ImageError: The file is damaged.
         """
+        if isinstance(self._stored, np.ndarray):
+            return self._stored
+        height, width = (self.height, self.width) if self._orientation < 5 else (self.width, self.height)
+        least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)} if shrink > 1 else {}
+        try:
+            pixels = simplejpeg.decode_jpeg(self._stored, "RGB", **least)
+        except ValueError:  # Pillow forgives bytes between segments
+            pixels = _decode_with_pillow(self._stored)[0]
+        return np.ascontiguousarray(TURNS[self._orientation](pixels))
 
 
 def open_image(encoded: bytes) -> OpenImage:
-    """Read the head of an encoded image.
+    """Read the head of a JPEG, or decode another image.
 
-    Greyscale, CMYK, palette and 16-bit images become 8-bit RGB; transparent pixels lie on white; the
-    EXIF orientation is applied; of an animation the first frame is taken. The name of the file does not
-    matter.
+    All modes and bit depths become 8-bit RGB (see `_to_rgb`), transparent pixels white. The EXIF orientation
+    is applied; other metadata is not read, and damage to it does no harm. The first frame of an animation
+    counts. The name of the file does not matter.
 
     Raises:
-      ImageError: nothing that can be decoded, or more than `MAX_PIXELS` pixels.
+      ImageError: Nothing that can be decoded, or more than `MAX_PIXELS` pixels.
     """
     if not encoded:
         raise ImageError("the file is empty")
-    if encoded.startswith(b"\xff\xd8\xff") and not _has_exif(encoded):
+    if encoded.startswith(JPEG):
         try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
         except ValueError:
-            pass  # Pillow reads more kinds of JPEG, and says better what is wrong
+            pass  # Pillow reads more kinds of JPEG, and its errors say more
         else:
-            if colours not in ("CMYK", "YCCK"):
+            if colors not in ("CMYK", "YCCK"):
                 _check_size(height, width)
-                return _PlainJpeg(encoded, height, width)
-    return _PillowImage(encoded)
+                return OpenImage(encoded, height, width, _jpeg_orientation(encoded))
+    pixels, orientation = _decode_with_pillow(encoded)
+    upright = np.ascontiguousarray(TURNS[orientation](pixels))
+    return OpenImage(upright, *upright.shape[:2])
 
 
-def _has_exif(jpeg: bytes) -> bool:
-    """Whether there is a segment of EXIF tags; searching for the word takes a tenth of the decoding."""
-    place = 2
-    while jpeg[place : place + 1] == b"\xff" and jpeg[place + 1 : place + 2] not in (b"\xda", b""):
-        if jpeg[place + 1] == 0xE1 and jpeg[place + 4 : place + 10] == b"Exif\0\0":
-            return True
-        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4])
-    return False
-
-
-class _PlainJpeg(OpenImage):
-    def __init__(self, encoded: bytes, height: int, width: int):
-        self._encoded, self.height, self.width = encoded, height, width
-
-    def pixels(self, shrink: int = 1) -> np.ndarray:
-        least = {"min_height": -(-self.height // shrink), "min_width": -(-self.width // shrink)}
+def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
+    """Return RGB pixels as stored, and the orientation; tries again without metadata if that fails."""
+    try:
+        return _decode(encoded)
+    except ImageError:
+        bare = _without_metadata(encoded)
+        if bare == encoded:
+            raise
         try:
-            return simplejpeg.decode_jpeg(self._encoded, "RGB", **(least if shrink > 1 else {}))
-        except ValueError:
-            return _PillowImage(self._encoded).pixels(shrink)  # forgives bytes between segments
+            pixels, _ = _decode(bare)
+        except ImageError:
+            pixels = None
+        if pixels is None:
+            raise  # the first error, which is about the file as it is
+        return pixels, _jpeg_orientation(encoded) if encoded.startswith(JPEG) else 1
 
 
-class _PillowImage(OpenImage):
-    def __init__(self, encoded: bytes):
-        with _explained():
-            self._image = Image.open(io.BytesIO(encoded))
-            turned = self._image.getexif().get(ORIENTATION, 1) >= 5
-        width, height = self._image.size
-        _check_size(height, width)
-        self.height, self.width = (width, height) if turned else (height, width)
-
-    def pixels(self, shrink: int = 1) -> np.ndarray:
-        with _explained():
-            if shrink > 1:  # only JPEG heeds it
-                self._image.draft("RGB", tuple(max(1, side // shrink) for side in self._image.size))
-            self._image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(self._image)))
-
-
-class _explained:
-    """Turn whatever Pillow raises about a file into an ImageError.
-
-    Its plugins raise OSError, SyntaxError, ValueError, struct.error and more on damaged files.
-    """
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if isinstance(error, Image.UnidentifiedImageError):
-            raise ImageError("no image format that is known") from None
-        if isinstance(error, Exception) and not isinstance(error, ImageError | MemoryError):
-            raise ImageError(" ".join(str(error).split()) or kind.__name__) from None
+def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
+    """Decode with Pillow, whose plugins raise OSError, SyntaxError, struct.error and more on damaged files."""
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        _check_size(image.height, image.width)
+        image.load()
+        return _to_rgb(image, encoded), _orientation_of(image, encoded)
+    except Image.UnidentifiedImageError:
+        raise ImageError("no image format that is known") from None
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise ImageError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def _check_size(height: int, width: int) -> None:
@@ -128,18 +134,122 @@ def _check_size(height: int, width: int) -> None:
         raise ImageError(f"{width}×{height} pixels are more than the {MAX_PIXELS:,} that are read")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # 16 bits in 16 or in 32
+def _to_rgb(image: Image.Image, encoded: bytes) -> np.ndarray:
+    """Return `[height, width, 3]`, uint8, of any of Pillow's modes.
+
+    | mode | pixels |
+    | --- | --- |
+    | 1, L, RGB, RGBX, YCbCr, HSV, CMYK | converted by Pillow; those of PNG's transparent color are white |
+    | P, PA, LA, La, RGBA, RGBa | converted to RGBA, drawn on white |
+    | I;16 and its byte orders, I | value / 257, if all are in 0 … 65535 |
+    | LAB | converted by LittleCMS, white point D50 |
+    | F, I beyond 16 bits | refused: the range is unknown |
+    """
+    mode, key = image.mode, image.info.get("transparency")
+    if mode == "F":
+        raise ImageError("floating-point pixels, of which nobody knows the range")
+    if mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError("32-bit pixels, of which nobody knows the range")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ImageError("floating-point pixels, of which nobody knows the range")
-    if image.has_transparency_data:
+        gray = np.rint(values / 257).astype(np.uint8)
+        rgb = np.repeat(np.where(values == key, 255, gray)[..., None].astype(np.uint8), 3, axis=-1)
+    elif mode in ("PA", "LA", "La", "RGBA", "RGBa") or (mode == "P" and key is not None):
+        if mode in ("La", "RGBa"):
+            image = image.convert(mode.upper())
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        rgb = np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+    elif mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        rgb = np.asarray(ImageCms.profileToProfile(image, *profiles, outputMode="RGB"))
+    else:
+        rgb = np.asarray(image.convert("RGB"))
+        if isinstance(key, int | tuple) and mode in ("1", "L", "RGB"):
+            rgb = np.where((rgb == _to_8_bits(key, encoded)).all(axis=-1, keepdims=True), 255, rgb)
+    return np.ascontiguousarray(rgb, np.uint8)
+
+
+def _to_8_bits(key: int | tuple[int, ...], encoded: bytes) -> np.ndarray:
+    """Scale PNG's transparent color, which has the file's bit depth, as Pillow scales pixels."""
+    depth = encoded[24] if encoded.startswith(PNG) else 8
+    values = np.asarray(key)
+    return values >> 8 if depth == 16 else values * 255 // (2**depth - 1)
+
+
+def _orientation_of(image: Image.Image, encoded: bytes) -> int:
+    """Return the orientation that EXIF data of a loaded image states; Pillow applies that of TIFF itself."""
+    if encoded.startswith(JPEG):
+        return _jpeg_orientation(encoded)
+    exif = image.info.get("exif", b"")
+    profile = image.info.get("Raw profile type exif")  # of PNGs by ImageMagick: name, length, hexadecimal
+    if not exif and isinstance(profile, str):
+        try:
+            exif = bytes.fromhex("".join(profile.split()[2:]))
+        except ValueError:
+            return 1
+    return _orientation(exif.removeprefix(b"Exif\0\0")) if image.format != "TIFF" else 1
+
+
+def _orientation(exif: bytes) -> int:
+    """Read the orientation tag alone; 1 if it is missing, damaged, or none of the eight values."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, length = struct.unpack_from(order + "HHI", exif, place)
+            if tag == ORIENTATION and kind in (3, 4) and length == 1:
+                (value,) = struct.unpack_from(order + {3: "H", 4: "I"}[kind], exif, place + 8)
+                return value if value in TURNS else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _jpeg_orientation(jpeg: bytes) -> int:
+    for marker, start, end in _jpeg_segments(jpeg):
+        if marker == 0xE1 and jpeg[start + 4 : start + 10] == b"Exif\0\0":
+            return _orientation(jpeg[start + 10 : end])
+    return 1
+
+
+def _jpeg_segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of the segments before the pixels."""
+    place = 2
+    while jpeg[place : place + 1] == b"\xff" and place + 4 <= len(jpeg):
+        marker = jpeg[place + 1]
+        if marker == 0xDA:
+            return
+        if marker == 0xFF:  # padding
+            place += 1
+            continue
+        end = place + 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+        yield marker, place, end
+        place = end
+
+
+def _without_metadata(encoded: bytes) -> bytes:
+    """Return a JPEG without comments and application data, or a PNG without chunks that pixels do not need.
+
+    JFIF's and Adobe's segments say what the colors of a JPEG are, and stay.
+    """
+    if encoded.startswith(JPEG):
+        kept, last = [encoded[:2]], 2
+        for marker, start, end in _jpeg_segments(encoded):
+            last = end
+            if marker not in (0xFE, *range(0xE1, 0xEE), 0xEF):
+                kept.append(encoded[start:end])
+        return b"".join([*kept, encoded[last:]])
+    if encoded.startswith(PNG):
+        kept, place = [PNG], len(PNG)
+        while place + 8 <= len(encoded):
+            end = place + 12 + int.from_bytes(encoded[place : place + 4])
+            name = encoded[place + 4 : place + 8]
+            if name[:1].isupper() or name == b"tRNS":
+                kept.append(encoded[place:end])
+            place = end
+        return b"".join(kept)
+    return encoded
