@@ -115,7 +115,7 @@ def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
 
 
 def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
-    """Decode with Pillow, whose plugins raise OSError, SyntaxError, struct.error and more on damaged files."""
+    """Decode with Pillow, whose plugins raise OSError, SyntaxError and more on damaged files."""
     try:
         image = Image.open(io.BytesIO(encoded))
         _check_size(image.height, image.width)

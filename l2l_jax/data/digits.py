@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from l2l_jax.data.records import Record, Split
+from l2l_jax.data.records import Record, SplitName
 
 FILE = pathlib.Path(__file__).with_suffix(".safetensors")
 """Scans (counts from 0 to 16), labels and which are test images; a copy, for scikit-learn takes a second to
@@ -23,7 +23,7 @@ class DigitsSource:
 
     class_names = tuple("0123456789")
 
-    def __init__(self, split: Split, image_size: int):
+    def __init__(self, split: SplitName, image_size: int):
         _, labels, indices = _scans()
         self._indices = indices[split]
         self.labels = labels[self._indices]
@@ -47,7 +47,7 @@ def _scans() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _enlarged(split: Split, size: int) -> np.ndarray:
+def _enlarged(split: SplitName, size: int) -> np.ndarray:
     scans, _, indices = _scans()
     images = np.stack([_enlarge(scans[index], size) for index in indices[split]])
     images.flags.writeable = False  # all sources share them

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from l2l_jax.data.idx import IdxSource, read_split
-from l2l_jax.data.records import Split
+from l2l_jax.data.records import SplitName
 from l2l_jax.errors import UserError
 
 FOLDER = epath.Path(__file__).parent / "fashion"
@@ -25,7 +25,7 @@ SHA256 = {
 """Digests of the pixels, followed by the labels."""
 
 
-def open_fashion(split: Split) -> IdxSource:
+def open_fashion(split: SplitName) -> IdxSource:
     """Open the training or test images of the subset.
 
     Raises:
@@ -35,7 +35,7 @@ def open_fashion(split: Split) -> IdxSource:
 
 
 @functools.cache
-def _read(split: Split) -> tuple[np.ndarray, np.ndarray]:
+def _read(split: SplitName) -> tuple[np.ndarray, np.ndarray]:
     images, labels = read_split(FOLDER, split)
     if digest(images, labels) != SHA256[split]:
         raise UserError(f"The {split} images in {FOLDER} are not those of this package; reinstall it.")

@@ -10,7 +10,7 @@ from etils import epath
 
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.files import existing
-from l2l_jax.data.records import Record, Split
+from l2l_jax.data.records import Record, SplitName
 from l2l_jax.errors import UserError
 
 PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
@@ -48,7 +48,7 @@ class IdxSource:
         return {"image": image, "label": int(self.labels[index]), "name": f"{self._name}/{index}"}
 
 
-def open_idx(config: SourceConfig, split: Split) -> IdxSource:
+def open_idx(config: SourceConfig, split: SplitName) -> IdxSource:
     """Open the images of a split in a folder of IDX files; classes are named by their numbers.
 
     Raises:
@@ -63,7 +63,7 @@ def open_idx(config: SourceConfig, split: Split) -> IdxSource:
     return IdxSource(images, labels, [str(number) for number in range(classes)], split)
 
 
-def read_split(folder: epath.Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
+def read_split(folder: epath.Path, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
     """Read the images `[image, height, width]` and labels `[image]` of a split, uint8.
 
     Raises:
@@ -113,7 +113,7 @@ def read_idx(path: epath.Path, dimensions: int) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _find(folder: epath.Path, split: Split, kind: str) -> epath.Path:
+def _find(folder: epath.Path, split: SplitName, kind: str) -> epath.Path:
     """Find the file of a split: "images" or "labels"."""
     ending = {"images": "idx3-ubyte", "labels": "idx1-ubyte"}[kind]
     for prefix in PREFIXES[split]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.files import existing
-from l2l_jax.data.records import Record, Split, Subset, held_out
+from l2l_jax.data.records import Record, SplitName, Subset, held_out
 from l2l_jax.errors import UserError
 
 WANTED = "a .npz file with images [image, height, width, 1 or 3] and labels [image]"
@@ -34,7 +34,7 @@ class ArraySource:
         return {"image": image, "label": int(self.labels[index]), "name": str(index)}
 
 
-def open_npz(config: SourceConfig, split: Split) -> Subset:
+def open_npz(config: SourceConfig, split: SplitName) -> Subset:
     """Open the images of a split.
 
     The file holds "images", "labels" (names or numbers of the classes) and, optionally, "test", which is true
@@ -54,7 +54,7 @@ def open_npz(config: SourceConfig, split: Split) -> Subset:
     if "test" in arrays:
         test = np.asarray(arrays["test"], bool)
         return Subset(source, np.flatnonzero(test == (split == "test")))
-    kept, held = held_out([str(i) for i in range(len(labels))], labels, config.test_fraction)
+    kept, held = held_out([b"%d" % i for i in range(len(labels))], labels, config.test_fraction)
     return Subset(source, held if split == "test" else kept)
 
 

@@ -5,12 +5,12 @@ decoding an image) and records `{"image": …, "label": …, "name": …}`. `l2l
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 
-Split = Literal["train", "validation", "test"]
+SplitName = Literal["train", "validation", "test"]
 
 
 class Record(TypedDict):
@@ -26,9 +26,10 @@ class Record(TypedDict):
 
 
 class Source(Protocol):
-    """Random access to labelled images; it can be pickled, for worker processes.
+    """Random access to labeled images; it can be pickled, for worker processes.
 
-    Records that cannot be read raise OSError.
+    Records that cannot be read raise OSError. A source may also have `name(index)`, the name of an
+    image that is not read, and `digest_parts(indices)`, what identifies images (see `digest_parts`).
     """
 
     class_names: Sequence[str]
@@ -39,12 +40,30 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
+def image_name(source: Source, index: int) -> str:
+    """Return the name of an image without reading it, as far as the source knows it."""
+    name = getattr(source, "name", None)
+    return f"image {index}" if name is None else name(index)
+
+
+def digest_parts(source: Source, indices: np.ndarray) -> Iterator[bytes]:
+    """Yield bytes that change with the images at `indices`: by default their indices and classes."""
+    own = getattr(source, "digest_parts", None)
+    if own is not None:
+        yield from own(indices)
+        return
+    labels = np.asarray(source.labels)[indices]
+    yield type(source).__name__.encode()
+    for index, label in zip(indices, labels, strict=True):
+        yield f"{index} {source.class_names[label]}".encode("utf-8", "surrogateescape")
+
+
 class Subset:
     """Some records of a source, in the order of `indices`."""
 
     def __init__(self, source: Source, indices: np.ndarray):
         self._source, self._indices = source, np.asarray(indices)
-        self.class_names = source.class_names
+        self.class_names, self.passed_over = source.class_names, getattr(source, "passed_over", "")
         self.labels = np.asarray(source.labels)[self._indices]
 
     def __len__(self) -> int:
@@ -53,9 +72,17 @@ class Subset:
     def __getitem__(self, index: int) -> Record:
         return self._source[int(self._indices[index])]
 
+    def name(self, index: int) -> str:
+        """Return the name of an image without reading it."""
+        return image_name(self._source, int(self._indices[index]))
+
+    def digest_parts(self, indices: np.ndarray) -> Iterator[bytes]:
+        """Yield what identifies images."""
+        return digest_parts(self._source, self._indices[indices])
+
 
 def evenly_spaced(source: Source, most: int) -> Source:
-    """The source, or `most` of its records if it has more."""
+    """Return the source, or `most` of its records if it has more."""
     if len(source) <= most:
         return source
     return Subset(source, np.linspace(0, len(source) - 1, most).astype(int))
@@ -82,37 +109,50 @@ class Mixture:
         self.class_names = [f"{name}/{c}" for name, source in sources.items() for c in source.class_names]
         first = np.cumsum([0, *(len(source.class_names) for source in self._sources)])
         self._first_class = first[:-1]
-        self.labels = np.concatenate([
-            np.resize(np.asarray(source.labels, np.int32), count) + offset
-            for source, count, offset in zip(self._sources, counts, self._first_class, strict=True)
-        ])  # fmt: skip
+        parts = zip(self._sources, counts, self._first_class, strict=True)
+        self.labels = np.concatenate(
+            [np.resize(np.asarray(source.labels, np.int32), n) + first for source, n, first in parts]
+        )
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Record:
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        source = self._sources[which]
-        start = int(self._ends[which - 1]) if which else 0
-        record = source[(index - start) % len(source)]
+        which, place = self._place(index)
+        record = self._sources[which][place]
         return {**record, "label": record["label"] + int(self._first_class[which])}
 
+    def name(self, index: int) -> str:
+        """Return the name of an image without reading it."""
+        which, place = self._place(index)
+        return image_name(self._sources[which], place)
 
-def held_out(names: Sequence[str], labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images that stay, and of those that are held out, both ascending.
+    def digest_parts(self, indices: np.ndarray) -> Iterator[bytes]:
+        """Yield what identifies the sources, and the indices."""
+        for source, end in zip(self._sources, self._ends, strict=True):
+            yield from digest_parts(source, np.arange(len(source)))
+            yield str(end).encode()
+        yield np.asarray(indices, "<i8").tobytes()
+
+    def _place(self, index: int) -> tuple[int, int]:
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[which - 1]) if which else 0
+        return which, (index - start) % len(self._sources[which])
+
+
+def held_out(names: Sequence[bytes], labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the images that stay, and of those that are held out, both ascending.
 
     Of each class the images whose names have the smallest checksums are held out: at least one,
     unless there is only one image. The choice depends on the names alone, so it is the same on
     every machine, and images that are added later change little of it.
 
     Args:
-      names: of the images.
-      labels: their class ids.
-      share: of the images to hold out, between 0 and 1.
+      names: Names of the images.
+      labels: Their class ids.
+      share: Share of the images to hold out, between 0 and 1.
     """
-    checksums = np.fromiter(
-        (zlib.crc32(name.encode("utf-8", "surrogateescape")) for name in names), np.uint32
-    )
+    checksums = np.fromiter(map(zlib.crc32, names), np.uint32)
     order = np.lexsort((np.arange(len(labels)), checksums, labels))
     _, first, counts = np.unique(np.asarray(labels)[order], return_index=True, return_counts=True)
     rank = np.arange(len(labels)) - np.repeat(first, counts)

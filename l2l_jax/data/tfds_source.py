@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from l2l_jax.data.archives import ARCHIVES
 from l2l_jax.data.config import OTHER_SOURCES, SourceConfig
 from l2l_jax.data.label_index import load_labels, parse_example
-from l2l_jax.data.records import Record, Split, Subset, held_out
+from l2l_jax.data.records import Record, SplitName, Subset, held_out
 from l2l_jax.errors import UserError
 
 TEST_SPLITS = ("validation", "test")
@@ -58,7 +58,7 @@ class TfdsSource:
         return f"{self._name}/{index}"
 
 
-def open_tfds(config: SourceConfig, split: Split) -> TfdsSource | Subset:
+def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
     """A prepared TFDS data set: its "train" split, or for testing its "validation" or "test" split.
 
     Where neither exists, a share of each class of the training images is held out. Images without
@@ -90,7 +90,7 @@ def open_tfds(config: SourceConfig, split: Split) -> TfdsSource | Subset:
     source = TfdsSource(records, labels, class_names, f"{info.name}/{name}")
     if tests:
         return source
-    names = [str(i) for i in range(len(labels))]
+    names = [b"%d" % i for i in range(len(labels))]
     return Subset(source, held_out(names, labels, config.test_fraction)[split == "test"])
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from l2l_jax.data.decoding import ImageError, open_image
-from l2l_jax.data.files import SUFFIXES, is_image
+from l2l_jax.data.listing import SUFFIXES, Lister
 from l2l_jax.errors import UserError
 from l2l_jax.evals.block_store import BlockStore
 from l2l_jax.evals.features.base import FeatureNetwork
@@ -51,14 +51,13 @@ def open_images(root: pathlib.Path, flag: str) -> Folder:
     """
     if not root.is_dir():
         raise UserError(f"{flag}={root} is not a folder; name one that holds images.")
-    found = sorted(
-        os.path.relpath(os.path.join(at, name), root)
-        for at, _, names in os.walk(root, followlinks=True)
-        for name in filter(is_image, names)
-    )
+    lister = Lister(root)
+    found = lister.images("")
+    passed_over = lister.report()
     if not found:
         raise UserError(
             f"{flag}={root} holds no image: no file below it ends in {', '.join(SUFFIXES[:4])}, …"
+            + (f" Passed over: {passed_over}." if passed_over else "")
         )
     files: dict[str, str] = {}
     for path in found:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from l2l_jax.data.config import SourceConfig
-from l2l_jax.data.sources import open_source
+from l2l_jax.data.config import DataConfig, SourceConfig
+from l2l_jax.data.sources import open_source, source_digest
+from l2l_jax.data.splits import evaluation_sets
 from l2l_jax.errors import UserError
 
 
@@ -66,7 +67,7 @@ def test_what_is_held_out_does_not_depend_on_the_place_or_on_new_images(tmp_path
     assert len(first) == 8 and len(first & second) >= 7
 
 
-@pytest.mark.parametrize("test_folder", ["test", "val"])
+@pytest.mark.parametrize("test_folder", ["test", "val", "valid", "Validation"])
 def test_folders_of_training_and_test_images(tmp_path, test_folder):
     write(
         tmp_path, "train/cat/0.jpg", "train/cat/1.jpg", f"{test_folder}/dog/2.jpg", f"{test_folder}/cat/3.jpg"
@@ -107,6 +108,79 @@ def test_names_that_are_not_utf8(tmp_path):
     assert len(source) == 1 and source[0]["image"] == b"x"
 
 
+def test_hidden_and_foreign_names_are_passed_over_and_reported(tmp_path, caplog):
+    """One rule at every depth; HEIC and other endings are named."""
+    write(tmp_path, "bob/0.jpg", "bob/1.jfif", "bob/deep/2.JPE")
+    write(tmp_path, "bob/.ipynb_checkpoints/0-checkpoint.jpg", "bob/.AppleDouble/0.jpg", "bob/._0.jpg")
+    write(tmp_path, "__MACOSX/bob/0.jpg", "lost+found/x.jpg", "bob/Thumbs.db", "bob/3.HEIC", "bob/4.heic")
+    os.mkfifo(tmp_path / "bob" / "pipe.jpg")
+    os.symlink("nowhere", tmp_path / "bob" / "link.jpg")
+    with caplog.at_level("INFO", "l2l_jax"):
+        sources = [open_folder(tmp_path, split) for split in ("train", "test")]
+    assert sources[0].class_names == ("bob",)
+    assert set.union(*map(contents, sources)) == {"bob/0.jpg", "bob/1.jfif", "bob/deep/2.JPE"}
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    for part in (
+        "2 files ending in .heic: convert to JPEG or PNG (bob/3.HEIC, bob/4.heic)",
+        "2 hidden folders (bob/.AppleDouble, bob/.ipynb_checkpoints)",
+        "1 hidden file (bob/._0.jpg)",
+        "2 folders of the operating system (__MACOSX, lost+found)",
+        "1 broken link (bob/link.jpg)",
+        "1 special file, such as a pipe (bob/pipe.jpg)",
+    ):
+        assert part in warning
+
+
+def test_an_empty_class_says_what_was_passed_over(tmp_path):
+    write(tmp_path, "alice/0.jpg", "alice/1.jpg", *(f"bob/{i}.HEIC" for i in range(12)))
+    data = DataConfig("folder", str(tmp_path), forget=("bob",))
+    with pytest.raises(UserError, match="no test image.* 12 files ending in .heic: convert to JPEG or PNG"):
+        evaluation_sets(data, open_source(data, "test", 8))
+
+
+def test_a_folder_is_read_as_splits_only_if_nothing_else_can_be_meant(tmp_path, caplog):
+    """Vehicles: car, bus, train."""
+    vehicles = write(tmp_path / "a", *(f"{name}/{i}.jpg" for name in ("car", "bus", "train") for i in "01"))
+    assert open_folder(vehicles).class_names == ("bus", "car", "train")
+    write(vehicles, "test/0.jpg")
+    assert open_folder(vehicles).class_names == ("bus", "car", "test", "train")
+    write(tmp_path / "b", "train/a/0.jpg", "train/a/1.jpg", "notes/readme.txt")
+    assert open_folder(tmp_path / "b").class_names == ("a",)
+    write(tmp_path / "b", "extra/0.jpg")
+    with pytest.raises(UserError, match="and beside it extra: is train a class, or does it hold"):
+        open_folder(tmp_path / "b")
+    write(tmp_path / "c", "train/a/0.jpg", "test/0.jpg", "val/a/1.jpg")
+    with caplog.at_level("INFO", "l2l_jax"):
+        assert contents(open_folder(tmp_path / "c", "test")) == {"val/a/1.jpg"}
+    assert "test images those in val" in caplog.text and "1 folder of another split (test)" in caplog.text
+
+
+def test_a_link_puts_no_image_into_two_classes_or_splits(tmp_path):
+    folders = write(tmp_path / "a", "bob/0.jpg")
+    os.symlink(folders / "bob", folders / "alice")
+    with pytest.raises(UserError, match="bob are the same folder, through a link"):
+        open_folder(folders)
+    files = write(tmp_path / "b", "train/bob/0.jpg", "train/bob/1.jpg", "test/bob/2.jpg")
+    os.symlink(files / "train" / "bob" / "1.jpg", files / "train" / "bob" / "again.jpg")
+    assert len(open_folder(files)) == 2
+    os.symlink(files / "train" / "bob" / "0.jpg", files / "test" / "bob" / "3.jpg")
+    with pytest.raises(UserError, match="are the same file, through a link"):
+        open_folder(files)
+
+
+def test_the_digest_follows_names_and_sizes_not_the_place(tmp_path):
+    def digest(folder, split="train"):
+        return source_digest(open_folder(folder, split))
+
+    names = [f"cat/{i}.jpg" for i in range(10)]
+    here = digest(write(tmp_path / "a", *names))
+    assert here == digest(f"{write(tmp_path / 'b', *names)}/") != digest(tmp_path / "a", "test")
+    (tmp_path / "b" / "cat" / "0.jpg").write_bytes(b"other")
+    assert (here, digest(tmp_path / "a", "test")) != (digest(tmp_path / "b"), digest(tmp_path / "b", "test"))
+    write(tmp_path / "a", "cat/10.jpg", "cat/11.jpg")
+    assert digest(tmp_path / "a") != here
+
+
 def test_sources_travel_to_worker_processes(tmp_path):
     source = open_folder(write(tmp_path, "cat/0.jpg", "cat/1.jpg"))
     copy = pickle.loads(pickle.dumps(source))
@@ -132,61 +206,6 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"^config.data: .*/dog cannot be read \(Permission denied\)"):
         open_folder(tmp_path)
-
-
-TABLE = """path,label,split
-images/a.jpg,10,train
-images/b.jpg,9,train
-"images/c, d.jpg",9,val
-images/e.jpg,10,test
-"""
-
-
-def test_a_table(tmp_path):
-    write(tmp_path, "images/a.jpg", "images/b.jpg", "images/c, d.jpg", "images/e.jpg")
-    (tmp_path / "table.csv").write_text(TABLE)
-    train, test = open_csv(tmp_path / "table.csv"), open_csv(tmp_path / "table.csv", "test")
-    assert train.class_names == test.class_names == ("9", "10")  # as numbers
-    assert contents(train) == {"images/a.jpg", "images/b.jpg"} and list(train.labels) == [1, 0]
-    assert contents(test) == {"images/c, d.jpg", "images/e.jpg"} and list(test.labels) == [0, 1]
-
-
-def test_a_table_as_spreadsheets_write_it(tmp_path):
-    """Byte order mark, CRLF, capitals in splits, absolute paths; no split column."""
-    names = [str(tmp_path / f"{i}.jpg") for i in range(10)]
-    write(tmp_path, *(f"{i}.jpg" for i in range(10)))
-    table = tmp_path / "elsewhere" / "table.csv"
-    table.parent.mkdir()
-    table.write_bytes("\r\n".join(["\ufeffpath, label", *(f"{n}, cat" for n in names)]).encode())
-    train, test = open_csv(table), open_csv(table, "test")
-    assert (len(train), len(test)) == (8, 2) and train.class_names == ("cat",)
-    assert contents(train) | contents(test) == {f"{i}.jpg" for i in range(10)}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "file,label\na.jpg,cat\n",
-            "has no column 'path': its first line should be path,label .* is file,label",
-        ),
-        ("", "has no column 'path'.* is empty"),
-        ("path;label\na.jpg;cat\n", "has no column 'path'.* is path;label"),
-        ("path,label\n", "names no image"),
-        ("path,label\na.jpg,\n", "line 2: path or label is missing"),
-        ("path,label,split\na.jpg,cat,dev\n", "line 2: split is 'dev'; known: train, test, val"),
-        ("path,label,split\na.jpg,cat,train\n", "names no test image"),
-        (
-            "path,label\na.jpg,cat\nb.jpg,cat\n",
-            "1 of 1 files looked for do not exist, the first being .*b.jpg",
-        ),
-    ],
-)
-def test_mistakes_in_tables_are_named(tmp_path, text, message):
-    write(tmp_path, "a.jpg")
-    (tmp_path / "table.csv").write_text(text)
-    with pytest.raises(UserError, match=message):
-        [open_csv(tmp_path / "table.csv", split) for split in ("test", "train")]
 
 
 def test_what_is_not_there_is_named(tmp_path):
