@@ -13,6 +13,10 @@ class UserError(Exception):
 
     known_to_all = False
 
+    def __init__(self, message: str, *, known_to_all: bool = False):
+        super().__init__(message)
+        self.known_to_all = self.known_to_all or known_to_all
+
 
 class Diverged(UserError):
     """The loss is no longer finite."""

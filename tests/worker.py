@@ -89,15 +89,14 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
     mesh = sharding.make_mesh(devices, sharding.MeshConfig(fsdp=ways))
     # There is no large array in so small a model.
     with mock.patch.object(sharding, "SHARDED_FROM", 64):
-        return loop.train(
-            "unlearn", encoder_task(model), params, batches, config, folder,
-            seed=1, mesh=mesh, parallel=parallel, alpha=0.25, budget=_budget(model) if budgeted else None,
-        )  # fmt: skip
+        trainer = loop.Trainer("unlearn", encoder_task(model), config, seed=1, mesh=mesh, parallel=parallel)
+        budget = _budget(model) if budgeted else None
+        return trainer.train(loop.TrainRun(params, batches, folder, alpha=0.25, budget=budget))
 
 
 def _budget(model):
     """A budget measured on five retain and three forget images."""
-    from l2l_jax.train.budget import RetainBudget
+    from l2l_jax.train.budget import BudgetConfig, RetainBudget
     from l2l_jax.train.validation_errors import MaskedErrors
 
     images = np.random.default_rng(0).random((8, 8, 8, 3), np.float32)
@@ -107,7 +106,7 @@ def _budget(model):
         sets = {"retain": images[:5], "forget": images[5:]}
         return MaskedErrors(model, mask, sets, rows=4, seed=0, parallel=parallel)
 
-    return RetainBudget(1.0, every=2, rate=6.0, steps=STEPS, make_errors=make_errors)
+    return RetainBudget(BudgetConfig(1.0, every=2, rate=6.0, steps=STEPS), make_errors)
 
 
 def whole(folder, **how):

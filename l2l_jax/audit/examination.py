@@ -28,7 +28,8 @@ from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.concurrent import side_by_side
-from l2l_jax.train.loop import Trainer
+from l2l_jax.train.hooks import Observe
+from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 
 logger = logging.getLogger(__name__)
@@ -161,10 +162,9 @@ class Examiner:
                 shown = self._meter.shown(params)
                 on_primary(lambda: np.savez_compressed(folder / SHOWN, **shown))
 
-        self._trainer(attack, seed).train(
-            model.params, self._batches(attack, seed, folder), folder / "training", name=title,
-            observe=look, observe_at=attack.looked_at,
-        )  # fmt: skip
+        batches = self._batches(attack, seed, folder)
+        run = TrainRun(model.params, batches, folder / "training", name=title)
+        self._trainer(attack, seed).train(run, [Observe(attack.looked_at, look)])
         with barrier():
             for step in attack.looked_at:
                 if str(step) not in points:  # it was before the checkpoint that the attack went on from

@@ -33,12 +33,11 @@ def stage_batches(
     """Batches of a stage; its bad images are listed in `folder`."""
     data, size = config.data, config.model.image_size
     if training.batch_size % jax.process_count():
-        error = UserError(
+        raise UserError(
             f"batch_size is {training.batch_size}, which is not a multiple of the "
-            f"{jax.process_count()} processes: choose a multiple of the number of devices."
+            f"{jax.process_count()} processes: choose a multiple of the number of devices.",
+            known_to_all=True,
         )
-        error.known_to_all = True
-        raise error
     how = {}
     if data.retain_images == "generated":
         how = {"retain": TransformConfig(flip=data.flip)}  # they are squares of the right size already

@@ -15,7 +15,7 @@ from l2l_jax.methods.base import Task, pretraining_task
 from l2l_jax.methods.registry import make_task
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
-from l2l_jax.train.optim import TrainingConfig, learning_rate_schedule, make_optimizer
+from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.parallel import Parallel, make_parallel
 from l2l_jax.train.step import TrainState, abstract_state, make_step, placed_state
 from l2l_jax.train.token_bank import CODES, banked_task
@@ -48,11 +48,8 @@ class TrainingPhase:
     def step(self, parallel: Parallel) -> Any:
         """Return the step, compiled when first called, and the shapes and shardings of its arguments."""
         how, optimizer = self.training, make_optimizer(self.training)
-        step = make_step(
-            self.task, optimizer, seed=0, value_range=self.config.model.value_range,
-            learning_rate=learning_rate_schedule(how), ema_decay=how.ema_decay, accumulate=how.accumulate,
-            parallel=parallel,
-        )  # fmt: skip
+        value_range = self.config.model.value_range
+        step = make_step(self.task, optimizer, seed=0, value_range=value_range, config=how, parallel=parallel)
         params, mesh = self.config.model.shapes(), parallel.mesh
         trained = jax.eval_shape(self._trained, params)
         state = abstract_state(trained, optimizer, mesh, ema=how.ema_decay > 0)

@@ -15,7 +15,7 @@ from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.methods.base import pretraining_task
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
-from l2l_jax.train.loop import train
+from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.weights.saved_models import load_params, save_model
 from l2l_jax.weights.transfer import load_pretrained
@@ -61,17 +61,16 @@ def pretrain(config: Config, folder: pathlib.Path, source: Source) -> Params:
     params = jax.device_get(jax.jit(config.model.init)(jax.random.key(config.seed)))
     for index, stage in enumerate(config.model.pretraining_stages()):
         how = config.pretrain[stage.name]
-        params = train(
+        trainer = Trainer(
             f"pretrain {stage.name}",
             pretraining_task(stage, tuple(params)),
-            params,
-            stage_batches(config, how, {"train": source}, folder / stage.name),
             how,
-            folder / stage.name,
             seed=stage_seed(config.seed, index),
             mesh=sharding.make_mesh(config=config.mesh),
             parallel=config.parallel,
         )
+        batches = stage_batches(config, how, {"train": source}, folder / stage.name)
+        params = trainer.train(TrainRun(params, batches, folder / stage.name))
     return params
 
 

@@ -20,15 +20,14 @@ from l2l_jax.experiment.batches import stage_batches, stage_seed
 from l2l_jax.experiment.generate import generate
 from l2l_jax.experiment.lineage import budget_reference, first_of_line
 from l2l_jax.experiment.pretrain import model_card
-from l2l_jax.experiment.validation import retain_budget
+from l2l_jax.experiment.validation import Outcome, outcome_of, retain_budget
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.methods.adapters import ADAPTER, Adapter
 from l2l_jax.methods.base import Task
 from l2l_jax.methods.registry import make_task
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
-from l2l_jax.train.budget import Outcome
-from l2l_jax.train.loop import train
+from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.metric_writers import read_metrics
 from l2l_jax.train.token_bank import banked_task, open_bank
 from l2l_jax.utils.multihost import barrier, from_primary
@@ -81,7 +80,7 @@ def unlearned_params(
         alpha=how.weight, budget=budget, teacher=first,
     )  # fmt: skip
     if budget is not None:
-        facts["retain_budget"] = _told(budget.outcome(), how)
+        facts["retain_budget"] = _told(outcome_of(budget), how)
     adapter = params.pop(ADAPTER, None)
     beside = {} if adapter is None else {adapter_files.FILE: _adapter_file(config, adapter, original, facts)}
     card = model_card(config, f"unlearned by the method {how.method}") | facts
@@ -117,7 +116,7 @@ def run_phases(
     Args:
       config, original, sets, devices: see `unlearned_params`.
       folder: keeps a folder for each phase; other runs of the same seed, rate and length may share them.
-      teacher: see `l2l_jax.train.loop.train`.
+      teacher: see `l2l_jax.train.loop.TrainRun`.
 
     Returns:
       The means of each phase's terms over its last tenth of the steps; empty for a method without phases.
@@ -147,9 +146,8 @@ def _unlearn(
     if how.banked:
         task = banked_task(task, config.model, how.banked)
         batches = open_bank(folder / "bank", how, config.model, original, pixels, seed=seed, mesh=mesh)
-    return train(
-        name, task, original, batches, how, folder, seed=seed, mesh=mesh, parallel=config.parallel, **more
-    )
+    trainer = Trainer(name, task, how, seed=seed, mesh=mesh, parallel=config.parallel)
+    return trainer.train(TrainRun(original, batches, folder, **more))
 
 
 def _told(outcome: Outcome, how: UnlearningConfig) -> dict[str, Any]:

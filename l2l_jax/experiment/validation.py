@@ -1,6 +1,7 @@
 """What validation images are for: a retain budget."""
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,9 +9,10 @@ from l2l_jax.config import Config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import validation_sets
 from l2l_jax.evals.image_set import ImageSet
+from l2l_jax.evals.intervals import Interval, bootstrap
 from l2l_jax.evals.tasks import budget_task
 from l2l_jax.models.base import Params
-from l2l_jax.train.budget import RetainBudget
+from l2l_jax.train.budget import BudgetConfig, RetainBudget
 from l2l_jax.train.parallel import Parallel
 from l2l_jax.train.validation_errors import MaskedErrors
 from l2l_jax.utils.multihost import barrier
@@ -35,10 +37,62 @@ def retain_budget(config: Config, reference: Params | None = None) -> RetainBudg
             config.model, mask, images, rows=2 * how.batch_size, seed=config.seed, parallel=parallel
         )
 
-    return RetainBudget(
-        how.retain_budget, every=how.budget_every, rate=how.budget_rate, steps=how.steps,
-        make_errors=make_errors, reference=reference, most=1.0 if how.method == "epsilon" else math.inf,
-    )  # fmt: skip
+    most = 1.0 if how.method == "epsilon" else math.inf
+    budget = BudgetConfig(how.retain_budget, how.budget_every, how.budget_rate, how.steps, most)
+    return RetainBudget(budget, make_errors, reference)
+
+
+class Outcome(NamedTuple):
+    """The model that a budgeted run ends with.
+
+    Attributes:
+      budget: Greatest allowed retain ratio.
+      step: Step after which it was taken.
+      retain, forget: Ratios of its mean error to the original's, of images paired.
+      weight: Weight of the forget term in that step.
+      images: Number of validation images measured, of each set.
+    """
+
+    budget: float
+    step: int
+    retain: Interval
+    forget: Interval
+    weight: float
+    images: dict[str, int]
+
+    @property
+    def met(self) -> bool:
+        """Whether it is inside the budget."""
+        return self.retain.value <= self.budget
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON-able values."""
+        facts = self._asdict() | {"met": self.met}
+        return facts | {name: getattr(self, name)._asdict() for name in ("retain", "forget")}
+
+    def __str__(self) -> str:
+        retain, forget = (
+            f"{x.value:.3f} times the original's (95% CI {x.low:.3f}–{x.high:.3f})"
+            for x in (self.retain, self.forget)
+        )
+        return (
+            f"the model after step {self.step}: error of retain validation images {retain}, of forget ones "
+            f"{forget}"
+        )
+
+
+def outcome_of(budget: RetainBudget) -> Outcome:
+    """The best model of a finished run, with bootstrap intervals over the validation images."""
+    best, errors = budget.result()
+
+    def interval(name: str) -> Interval:
+        now, original = errors[name], budget.reference_errors[name]
+        return bootstrap(lambda chosen: now[chosen].mean(-1) / original[chosen].mean(-1), len(now))
+
+    images = {name: len(x) for name, x in errors.items()}
+    return Outcome(
+        budget.config.budget, best.step, interval("retain"), interval("forget"), best.weight, images
+    )
 
 
 def validation_images(config: Config, count: int) -> dict[str, np.ndarray]:

@@ -18,24 +18,24 @@ where the run would be ruined.
 """
 
 import dataclasses
-import logging
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.evals.intervals import Interval, bootstrap
-from l2l_jax.methods.base import Task
 from l2l_jax.models.base import Params
+from l2l_jax.train import sharding
+from l2l_jax.train.hooks import Hook
 from l2l_jax.train.parallel import Parallel
 from l2l_jax.train.step import TrainState
 from l2l_jax.train.validation_errors import MaskedErrors
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from l2l_jax.train.loop import Training
 
 LAG = 2
 """Steps after which a measurement acts: by then the devices have done it, and nobody waits."""
@@ -113,44 +113,6 @@ class Measured(NamedTuple):
         return False, -self.retain if math.isfinite(self.retain) else -math.inf
 
 
-class Outcome(NamedTuple):
-    """The model that a budgeted run ends with.
-
-    Attributes:
-      budget: what the retain ratio may be.
-      step: after which step it was taken.
-      retain, forget: ratios of its mean error to the original's, of images paired.
-      weight: of the forget term in that step.
-      images: validation images measured, of each set.
-    """
-
-    budget: float
-    step: int
-    retain: Interval
-    forget: Interval
-    weight: float
-    images: dict[str, int]
-
-    @property
-    def met(self) -> bool:
-        """Whether it is inside the budget."""
-        return self.retain.value <= self.budget
-
-    def describe(self) -> dict[str, Any]:
-        """JSON-able."""
-        facts = self._asdict() | {"met": self.met}
-        return facts | {of: getattr(self, of)._asdict() for of in ("retain", "forget")}
-
-    def __str__(self) -> str:
-        ratios = (
-            f"{x.value:.3f} times the original's (95 %: {x.low:.3f} to {x.high:.3f})"
-            for x in (self.retain, self.forget)
-        )
-        return "the model after step {}: error of retain validation images {}, of forget ones {}".format(
-            self.step, *ratios
-        )
-
-
 @dataclasses.dataclass
 class _Memory:
     """What a resumed run must know besides arrays; JSON-able.
@@ -179,59 +141,72 @@ class _Memory:
         return memory
 
 
-class RetainBudget:
+@dataclasses.dataclass(frozen=True)
+class BudgetConfig:
+    """How a budget is held.
+
+    Attributes:
+      budget: Greatest ratio of the masked MSE of retain validation images to the original model's.
+      every: Steps between measurements; the last step is always measured.
+      rate: Exponent of the weight's update, see the module.
+      steps: Steps of the run.
+      most: Greatest weight of the forget term that the method allows.
+    """
+
+    budget: float
+    every: int
+    rate: float
+    steps: int
+    most: float = math.inf
+
+
+class RetainBudget(Hook):
     """Measures a run, moves the weight of its forget term, and keeps its best model.
 
-    The measurement of step k acts from step k + `LAG` + 1 on, wherever the run is interrupted, so that it
-    repeats bit for bit. All processes decide alike: they see the same numbers.
+    The measurement of step k acts from step k + `LAG` + 1 on, wherever the run is interrupted, so that a
+    resumed run repeats it bit for bit. All processes decide alike: they read the same numbers.
 
     Args:
-      budget: greatest ratio of the error of retain validation images to the original model's.
-      every: steps between measurements; the last step is measured in any case.
-      rate: of the weight, see above.
-      steps: of the run.
-      make_errors: makes the `MaskedErrors` of the sets "retain" and "forget" for devices.
-      reference: the model that errors are relative to, all parts; None: the one that the run starts from.
-      most: the greatest weight that the method knows.
+      config: Budget, length and rates.
+      make_errors: Makes the `MaskedErrors` of the sets "retain" and "forget" for devices.
+      reference: Model that errors are relative to, all parts; None: the one that the run starts from.
     """
 
     def __init__(
-        self, budget: float, *, every: int, rate: float, steps: int,
-        make_errors: Callable[[Parallel], MaskedErrors], reference: Params | None = None,
-        most: float = math.inf,
-    ):  # fmt: skip
-        self._budget, self._every, self._rate, self._steps = budget, every, rate, steps
-        self._make_errors, self._reference, self._most = make_errors, reference, most
+        self,
+        config: BudgetConfig,
+        make_errors: Callable[[Parallel], MaskedErrors],
+        reference: Params | None = None,
+    ):
+        self.config, self._make_errors, self._reference = config, make_errors, reference
         self._flying: deque[tuple[int, float, list[jax.Array], Params]] = deque()
         self._memory = _Memory(0.0)
         self._best: Params | None = None
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+        self.reference_errors: dict[str, np.ndarray] = {}
 
-    def begin(
-        self, parallel: Parallel, place: Callable[[Params], Params], params: Params, task: Task, alpha: float
-    ) -> None:
-        """Measure the reference.
-
-        Args:
-          parallel: the devices, and how the step runs on them.
-          place: puts parameters on them.
-          params: the model that the run starts from, all parts; placed ones are used as they are.
-          task: what is trained.
-          alpha: where the weight starts.
-        """
+    def start_from(self, training: "Training") -> None:
+        """Measure the reference before the first step."""
+        task, parallel, run = training.task, training.parallel, training.run
+        params = {**run.params, **training.frozen}
         self._scalar, self._compose = parallel.scalar, task.compose
         self._errors = self._make_errors(parallel)
-        self._rest = place({part: x for part, x in params.items() if part not in task.trained})
-        reference = place(params if self._reference is None else self._reference)
-        self._reference_errors = self._errors.finish(self._errors.start({**self._rest, **reference}))
-        self._memory, self._best = _Memory(float(np.float32(alpha))), None
+        rest = {part: x for part, x in params.items() if part not in task.trained}
+        self._rest = sharding.place(rest, parallel.mesh)
+        reference = sharding.place(params if self._reference is None else self._reference, parallel.mesh)
+        self.reference_errors = self._errors.finish(self._errors.start({**self._rest, **reference}))
+        self._memory, self._best = _Memory(float(np.float32(run.alpha))), None
+
+    def after_step(self, training: "Training") -> None:
+        training.metrics = {**training.metrics, **self._scalars()}
+        training.state = self._follow(training.step, training.state)
 
     def saved(self, state: TrainState) -> tuple[Params, dict[str, Any]]:
         """What a resumed run needs: the best model's trained parts, and JSON-able facts."""
         return self.best(state), dataclasses.asdict(self._memory)
 
     def restore(self, best: Params, facts: dict[str, Any]) -> None:
-        """Go on where another run's `saved` was asked for."""
+        """Continue where `saved` was called."""
         self._memory = _Memory.load(facts)
         self._best = None if self._memory.best is None else best
 
@@ -240,65 +215,60 @@ class RetainBudget:
         self._land()
         return state.result if self._best is None else self._best
 
-    def scalars(self) -> dict[str, float]:
-        """To log with the next step: the weight that it has, and the newest ratios that it follows."""
+    def result(self) -> tuple[Measured, dict[str, np.ndarray]]:
+        """The measurement of the best model of a finished run, and its errors `[image]` by set."""
+        self._land()
+        best = self._memory.best
+        assert best is not None, "the last step is measured"
+        return best, {name: np.array(x, np.float64) for name, x in self._memory.best_errors.items()}
+
+    def _scalars(self) -> dict[str, float]:
+        """To log with a step: its weight, and the newest ratios that the weight follows."""
         acted = self._memory.acted
         ratios = {} if acted is None else {"retain_ratio": acted.retain, "forget_ratio": acted.forget}
-        return {"alpha": self._memory.weight, **{of: x for of, x in ratios.items() if math.isfinite(x)}}
+        finite = {name: x for name, x in ratios.items() if math.isfinite(x)}
+        return {"alpha": self._memory.weight, **finite}
 
-    def after(self, step: int, state: TrainState) -> TrainState:
-        """The state for the next step, with the weight that it is to have."""
+    def _follow(self, step: int, state: TrainState) -> TrainState:
+        """The state for the next step, with its weight."""
         weight = self._memory.weight
         if self._flying and self._flying[0][0] + LAG <= step:
             self._land()
         while self._memory.waiting and self._memory.waiting[0].step + LAG <= step:
             self._act(self._memory.waiting.pop(0))
             state = dataclasses.replace(state, alpha=self._scalar(self._memory.weight))
-        if step % self._every == 0 or step == self._steps:
+        if step % self.config.every == 0 or step == self.config.steps:
             started = self._errors.start(self._compose(self._rest, state.result))
             self._flying.append((step, weight, started, self._copy(state.result)))
         return state
-
-    def outcome(self) -> Outcome:
-        """What is known of the best model of a finished run."""
-        self._land()
-        best = self._memory.best
-        assert best is not None, "the last step is measured"
-        errors = {of: np.array(x, np.float64) for of, x in self._memory.best_errors.items()}
-        return Outcome(
-            self._budget, best.step, self._interval("retain", errors), self._interval("forget", errors),
-            best.weight, {of: len(x) for of, x in errors.items()},
-        )  # fmt: skip
 
     def _land(self) -> None:
         """Wait for what is being measured, and keep the model if it is the best so far."""
         while self._flying:
             step, weight, started, params = self._flying.popleft()
             errors = self._errors.finish(started)
-            ratios = {of: float(x.mean() / self._reference_errors[of].mean()) for of, x in errors.items()}
+            ratios = {
+                name: float(x.mean() / self.reference_errors[name].mean()) for name, x in errors.items()
+            }
             measured = Measured(step, weight, ratios["retain"], ratios["forget"])
             self._memory.waiting.append(measured)
-            best = self._memory.best
-            if best is None or measured.rank(self._budget) > best.rank(self._budget):
+            best, budget = self._memory.best, self.config.budget
+            if best is None or measured.rank(budget) > best.rank(budget):
                 self._memory.best, self._best = measured, params
-                self._memory.best_errors = {of: x.tolist() for of, x in errors.items()}
+                self._memory.best_errors = {name: x.tolist() for name, x in errors.items()}
 
     def _act(self, measured: Measured) -> None:
         """Let the weight follow a measurement."""
-        memory, ratio = self._memory, measured.retain
+        memory, config, ratio = self._memory, self.config, measured.retain
         before = ratio if memory.acted is None else memory.acted.retain
         memory.acted = measured
-        if measured.step < CONTROLLED_FROM * self._steps:
-            if ratio <= RUIN * self._budget or ratio < before:
+        if measured.step < CONTROLLED_FROM * config.steps:
+            if ratio <= RUIN * config.budget or ratio < before:
                 return
-            limit = RUIN * self._budget
+            limit = RUIN * config.budget
         else:
             memory.first = memory.first or [measured.step, ratio]
             start, first = memory.first
-            way = max(1.0, SETTLED_BY * self._steps - start)
-            limit = limit_at(self._budget, first, min(1.0, (measured.step - start) / way))
-        memory.weight = next_weight(memory.weight, limit, ratio, before, self._rate, self._most)
-
-    def _interval(self, of: str, errors: dict[str, np.ndarray]) -> Interval:
-        now, original = errors[of], self._reference_errors[of]
-        return bootstrap(lambda chosen: now[chosen].mean(-1) / original[chosen].mean(-1), len(now))
+            way = max(1.0, SETTLED_BY * config.steps - start)
+            limit = limit_at(config.budget, first, min(1.0, (measured.step - start) / way))
+        memory.weight = next_weight(memory.weight, limit, ratio, before, config.rate, config.most)

@@ -82,12 +82,11 @@ class Checkpointer:
             on_primary(functools.partial(self._set_aside, step, problems[0]))
             self._manager.reload()
         if steps:
-            unreadable = UserError(
+            raise UserError(
                 f"None of the checkpoints in {self.folder} can be read (steps "
-                f"{', '.join(map(str, steps))}). Delete that folder to start this stage again."
+                f"{', '.join(map(str, steps))}). Delete that folder to start this phase again.",
+                known_to_all=True,
             )
-            unreadable.known_to_all = True
-            raise unreadable
         return None
 
     def _restore(self, step: int, target: Any) -> Any:

@@ -137,7 +137,8 @@ class PmapParallel(Parallel):
         if mesh.shape["fsdp"] > 1:
             raise UserError(
                 "config.parallel is 'pmap', which keeps all parameters on every device: config.mesh.fsdp "
-                f"must be 1, not {mesh.shape['fsdp']}, or config.parallel 'jit'."
+                f"must be 1, not {mesh.shape['fsdp']}, or config.parallel 'jit'.",
+                known_to_all=True,
             )
         # `pmap` takes the devices of a process side by side; a mesh follows the wires of a TPU slice.
         devices = sharding.by_process(mesh.devices.flat)

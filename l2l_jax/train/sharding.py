@@ -55,7 +55,8 @@ def make_mesh(devices: list[jax.Device] | None = None, config: MeshConfig | None
     if data * fsdp != count:
         raise UserError(
             f"config.mesh asks for data={config.data} times fsdp={config.fsdp} devices, and there are "
-            f"{count}: the product must be {count}; -1 stands for what the other axis leaves."
+            f"{count}: the product must be {count}; -1 stands for what the other axis leaves.",
+            known_to_all=True,
         )
     # Auto, not Explicit: look-ups of a sharded index in a replicated table need it.
     return jax.make_mesh(
@@ -73,7 +74,8 @@ def check_batch_size(batch_size: int, parts: int, mesh: Mesh, field: str) -> Non
     if batch_size % (mesh.size * parts):
         raise UserError(
             f"{field} is {batch_size}, which is not a multiple of {mesh.size * parts}: {mesh.size} devices "
-            f"times {parts} accumulated parts."
+            f"times {parts} accumulated parts.",
+            known_to_all=True,
         )
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from l2l_jax.methods.base import Task
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
+from l2l_jax.train.optim import TrainingConfig, learning_rate_schedule
 from l2l_jax.train.parallel import StepCollectives
 
 
@@ -105,33 +106,29 @@ def make_step(
     *,
     seed: int,
     value_range: tuple[float, float] = (0.0, 1.0),
-    learning_rate: optax.Schedule | None = None,
-    ema_decay: float = 0.0,
-    accumulate: int = 1,
+    config: TrainingConfig | None = None,
     parallel: StepCollectives | None = None,
 ) -> Step:
     """The step function of a task, to be compiled with its first argument donated.
 
     The key of a step is `seed` with the step number folded in, so that a resumed run repeats an
-    uninterrupted one. With `accumulate` > 1 the batch is drawn and corrupted whole, then its rows
-    go through loss and gradient in that many interleaved parts.
+    uninterrupted one. With `config.accumulate` > 1 the batch is drawn and corrupted whole, then its rows go
+    through loss and gradient in that many interleaved parts.
 
     Args:
-      task: what to train.
-      optimizer: how.
-      seed: of everything random.
-      value_range: to which uint8 images are brought; others come in the range of the model.
-      learning_rate: the optimiser's schedule, for the metrics.
-      ema_decay: of the moving average, if the state has one.
-      accumulate: parts of a batch.
-      parallel: what devices tell one another; its `compile` compiles the step. Without it the step is one
-        plain program.
+      task: What to train.
+      optimizer: Turns gradients into updates.
+      seed: Random seed.
+      value_range: Range that uint8 images are brought to; others come in the model's range.
+      config: Accumulation, moving average, and the schedule for the metrics; None: neither.
+      parallel: What devices exchange; its `compile` compiles the step. None: one plain program.
 
     Returns:
-      A `Step`; its metrics are "loss", the task's terms, "grad_norm" (before clipping) and, with
-      `learning_rate`, that of this update.
+      A `Step`; its metrics are "loss", the task's terms, "grad_norm" (before clipping) and, with `config`,
+      the "learning_rate" of this update.
     """
     parallel = StepCollectives() if parallel is None else parallel
+    accumulate = 1 if config is None else config.accumulate
 
     def step(state, frozen, batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -154,10 +151,12 @@ def make_step(
         params = _where(state.mask, optax.apply_updates(state.params, updates), state.params)
         ema = state.ema
         if ema is not None:
-            ema = _where(state.mask, optax.incremental_update(params, ema, 1 - ema_decay), ema)
+            assert config is not None, "a moving average has a decay"
+            ema = _where(state.mask, optax.incremental_update(params, ema, 1 - config.ema_decay), ema)
         metrics = {**terms, "grad_norm": optax.tree.norm(grads)}
-        if learning_rate is not None:
-            metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
+        if config is not None:
+            rate = learning_rate_schedule(config)(state.step)
+            metrics["learning_rate"] = jnp.asarray(rate, jnp.float32)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     return step
@@ -172,6 +171,7 @@ def accumulated(grad_fn: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
     """The mean of `grad_fn` over `parts` interleaved parts of the rows.
 
     Row i goes to part i mod parts: a batch sharded over devices stays evenly sharded in each part.
+    `optax.microbatching` splits alike, but refuses sets of different sizes, as "undo" has (`forget_every`).
     """
     if parts == 1:
         return grad_fn(inputs)

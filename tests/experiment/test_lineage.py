@@ -43,7 +43,7 @@ def unlearned_from(model, folder, monkeypatch):
     config = started_from(model)
     original = original_params(config, Workdir(folder, config), None)
     monkeypatch.setattr(batches, "training_batches", lambda *_, **__: None)
-    monkeypatch.setattr(unlearning, "train", lambda *_, **__: original)
+    monkeypatch.setattr(unlearning, "Trainer", lambda *_, **__: SimpleNamespace(train=lambda _: original))
     folders = Workdir(folder, config)
     unlearning.unlearned_params(config, folders, original, Split(None, None))
     return folders.unlearned
@@ -80,14 +80,14 @@ def test_a_later_request_imitates_the_first_model(first, tmp_path, monkeypatch):
     newer = jax.tree.map(lambda x: x + 1, original_params(started_from(one), Workdir(one, CONFIG), None))
     save_model(one, newer, read_card(one))
     taught = []
-    monkeypatch.setattr(unlearning, "train", lambda *_, teacher, **__: taught.append(teacher) or newer)
-    monkeypatch.setattr(unlearning, "_told", lambda *_: {})
+    trainer = SimpleNamespace(train=lambda run: taught.append(run.teacher) or newer)
+    monkeypatch.setattr(unlearning, "Trainer", lambda *_, **__: trainer)
     ends = {"retain": 1.0, "forget": 1.0}
     monkeypatch.setattr(unlearning, "_terms_at_end", lambda *_: ends)
     for number, (model, method) in enumerate([(first[0], "encoder"), (one, "encoder"), (one, "epsilon")]):
         config = started_from(model, method=method, retain_budget=1.1)
         folders = Workdir(tmp_path / f"request_{number}", config)
-        monkeypatch.setattr(unlearning, "retain_budget", lambda *_: SimpleNamespace(outcome=lambda: None))
+        monkeypatch.setattr(unlearning, "retain_budget", lambda *_: None)
         unlearning.unlearned_params(config, folders, newer, Split(None, None))
     assert taught[0] is None  # the model that is unlearned
     assert len(taught) == 2 + 3  # epsilon has two phases before its own run

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import runpy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,24 +35,27 @@ def config_of(**fields):
 
 
 class Trained:
-    """Stands in for `train`: keeps what it is asked for, and logs a forget loss that falls by 1 a step."""
+    """Stands in for `Trainer`: keeps what it is asked for, and logs a forget loss that falls by 1 a step."""
 
     def __init__(self):
         self.runs = {}
 
-    def __call__(self, name, task, params, batches, config, folder, *, alpha=0.0, budget=None, **where):
-        self.runs[folder.name] = (task, config, alpha, budget, params)
-        folder.mkdir(parents=True, exist_ok=True)
-        start = {"phase_1a": 100, "phase_1b": 200}.get(folder.name, 0)
-        rows = ({"step": n, "retain": 7.0, "forget": start - n} for n in range(1, config.steps + 1))
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return {"encoder": np.zeros(1)}
+    def __call__(self, name, task, config, **where):
+        def train(run):
+            self.runs[run.folder.name] = (task, config, run.alpha, run.budget, run.params)
+            run.folder.mkdir(parents=True, exist_ok=True)
+            start = {"phase_1a": 100, "phase_1b": 200}.get(run.folder.name, 0)
+            rows = ({"step": n, "retain": 7.0, "forget": start - n} for n in range(1, config.steps + 1))
+            (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            return {"encoder": np.zeros(1)}
+
+        return SimpleNamespace(train=train)
 
 
 @pytest.fixture
 def trained(monkeypatch):
     stand_in = Trained()
-    monkeypatch.setattr(unlearning, "train", stand_in)
+    monkeypatch.setattr(unlearning, "Trainer", stand_in)
     monkeypatch.setattr(batches, "training_batches", lambda *_, **__: None)
     return stand_in
 

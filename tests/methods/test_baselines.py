@@ -17,6 +17,7 @@ from l2l_jax.methods.baselines import (
 )
 from l2l_jax.models.base import Model
 from l2l_jax.train import sharding
+from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.parallel import make_parallel
 from l2l_jax.train.step import create_state, make_step
 from l2l_jax.utils.batch_axis import draw_rows
@@ -243,7 +244,8 @@ def test_eight_devices_and_accumulation_give_the_numbers_of_one_step(name):
         params = sharding.place(parts(STUDENT, task.trained), mesh)
         frozen = sharding.place(parts(TEACHER, task.frozen), mesh)
         state = create_state(params, optimizer, ema=False, alpha=ALPHA)
-        step = make_step(task, optimizer, seed=3, accumulate=accumulate, parallel=parallel)
+        config = TrainingConfig(steps=1, batch_size=16, learning_rate=0.1, accumulate=accumulate)
+        step = make_step(task, optimizer, seed=3, config=config, parallel=parallel)
         state, metrics = parallel.compile(step, state)(state, frozen, parallel.rows(batch))
         return jax.device_get((state.params, metrics))
 

@@ -76,10 +76,11 @@ def steps(kind, data, model, rule, count, accumulate=1):
     """Gradient norms and losses of some steps on a layout, weights split where there is a model axis."""
     mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
     parallel = make_parallel(mesh, kind)
-    optimizer = make_optimizer(TrainingConfig(steps=40, batch_size=16, learning_rate=0.01, clip_norm=0.0))
+    config = TrainingConfig(steps=40, batch_size=16, learning_rate=0.01, clip_norm=0.0, accumulate=accumulate)
+    optimizer = make_optimizer(config)
     params = sharding.place({"encoder": {"w": START}}, mesh)
     state = placed_state(params, optimizer, mesh, ema=False, alpha=0.25)
-    made = make_step(linear_task(rule), optimizer, seed=0, parallel=parallel, accumulate=accumulate)
+    made = make_step(linear_task(rule), optimizer, seed=0, parallel=parallel, config=config)
     step, found = parallel.compile(made, state), []
     for _ in range(count):
         batch = parallel.rows({"retain": ROWS[0], "forget": ROWS[1]})

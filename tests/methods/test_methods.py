@@ -2,6 +2,7 @@
 
 import pathlib
 import runpy
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +159,8 @@ def test_the_experiment_trains_and_names_the_method(method, monkeypatch, tmp_pat
     config = parse_config(recipe)
     used = []
     monkeypatch.setattr(batches, "training_batches", lambda *_, **__: None)
-    monkeypatch.setattr(unlearning, "train", lambda _, task, *__, **___: used.append(task) or {})
+    trainer = SimpleNamespace(train=lambda _: {})
+    monkeypatch.setattr(unlearning, "Trainer", lambda _, task, *__, **___: used.append(task) or trainer)
     monkeypatch.setattr(unlearning, "save_model", lambda _, __, card, **___: used.append(card))
     ends = {"phase_1a": {"retain": 2.0, "forget": 1.0}, "phase_1b": {"retain": 1.0, "forget": 2.0}}
     monkeypatch.setattr(unlearning, "run_phases", lambda *_, **__: ends)  # of epsilon

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import Interrupted
+from l2l_jax.experiment.validation import outcome_of
 from l2l_jax.train import budget as rules
 from l2l_jax.train import loop, sharding
-from l2l_jax.train.budget import Measured, RetainBudget, limit_at, next_weight
+from l2l_jax.train.budget import BudgetConfig, Measured, RetainBudget, limit_at, next_weight
 from l2l_jax.train.metric_writers import read_metrics
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.sharding import MeshConfig
@@ -71,19 +72,21 @@ def make_errors(parallel):
 
 
 def make_budget(budget, every=4, **more):
-    return RetainBudget(budget, every=every, rate=6.0, steps=CONFIG.steps, make_errors=make_errors, **more)
+    config = BudgetConfig(budget, every=every, rate=6.0, steps=CONFIG.steps)
+    return RetainBudget(config, make_errors, **more)
 
 
 def run(folder, budget, *, alpha, sign=1.0, batches=None, layout=("jit", 1, 1)):
     batches = batches or toy.batches()
-    params = trainer(layout, sign).train(toy.params(), batches, folder, alpha=alpha, budget=budget)
+    started = loop.TrainRun(toy.params(), batches, folder, alpha=alpha, budget=budget)
+    params = trainer(layout, sign).train(started)
     return float(params["encoder"]["gain"])
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder, budget = tmp_path_factory.mktemp("whole"), make_budget(1.5)
-    return run(folder, budget, alpha=0.25), budget.outcome(), read_metrics(folder)
+    return run(folder, budget, alpha=0.25), outcome_of(budget), read_metrics(folder)
 
 
 @pytest.mark.parametrize("alpha", [0.02, 0.25, 1.0])
@@ -91,7 +94,7 @@ def test_the_budget_is_used_up_and_held(alpha, tmp_path):
     """The retain error is (1 − w)²/0.01 times the original's, and least loss is at w = 1 / (1 + α)."""
     budget = make_budget(1.5)
     gain = run(tmp_path, budget, alpha=alpha)
-    outcome = budget.outcome()
+    outcome = outcome_of(budget)
     assert outcome.met and 1.15 < outcome.retain.value <= 1.5
     assert outcome.retain.value == pytest.approx((1 - gain) ** 2 / 0.01, rel=1e-4)
     assert outcome.forget.value == pytest.approx((1 - gain) ** 2 / 0.01, rel=1e-4)
@@ -106,7 +109,7 @@ def test_raising_a_loss_is_held_in_the_same_way(uninterrupted, tmp_path):
     """The negative forget loss raised is the loss lowered: the same numbers but for the sign."""
     budget = make_budget(1.5)
     run(tmp_path, budget, alpha=0.25, sign=-1.0)
-    assert budget.outcome().met and budget.outcome().retain.value > 1.15
+    assert outcome_of(budget).met and outcome_of(budget).retain.value > 1.15
     for mine, theirs in zip(read_metrics(tmp_path)[:40], uninterrupted[2][:40], strict=True):
         assert mine == pytest.approx({**theirs, "forget": -theirs["forget"]}, rel=1e-3)
 
@@ -115,7 +118,7 @@ def test_a_budget_that_cannot_be_met(tmp_path):
     """A weight that comes down too late: the model that lost least is kept, and not called met."""
     budget = make_budget(1.0001, every=40)
     run(tmp_path, budget, alpha=1.0)
-    outcome = budget.outcome()
+    outcome = outcome_of(budget)
     rows = {row["step"]: row for row in read_metrics(tmp_path)}
     measured = [rows[43]["retain_ratio"], rows[83]["retain_ratio"]]
     assert not outcome.met and 1.0001 < outcome.retain.value <= min(measured)
@@ -177,7 +180,7 @@ def test_resuming_is_bit_identical_wherever_it_stopped(step, uninterrupted, tmp_
         run(tmp_path, make_budget(1.5), alpha=0.25, batches=Stopped(step, interrupt))
     budget = make_budget(1.5)
     assert run(tmp_path, budget, alpha=0.25) == uninterrupted[0]
-    assert budget.outcome() == uninterrupted[1]
+    assert outcome_of(budget) == uninterrupted[1]
     assert read_metrics(tmp_path) == uninterrupted[2]
 
 
@@ -186,11 +189,11 @@ def test_resuming_after_a_crash_is_bit_identical(uninterrupted, tmp_path):
         run(tmp_path, make_budget(1.5), alpha=0.25, batches=Stopped(71, crash))
     budget = make_budget(1.5)
     assert run(tmp_path, budget, alpha=0.25) == uninterrupted[0]
-    assert (budget.outcome(), read_metrics(tmp_path)) == uninterrupted[1:]
+    assert (outcome_of(budget), read_metrics(tmp_path)) == uninterrupted[1:]
     # A finished run is not trained again, and knows its outcome.
     budget = make_budget(1.5)
     assert run(tmp_path, budget, alpha=0.25) == uninterrupted[0]
-    assert budget.outcome() == uninterrupted[1]
+    assert outcome_of(budget) == uninterrupted[1]
 
 
 # Batches over devices alone: with the parameters split as well, and under pmap, in every run.
@@ -208,5 +211,5 @@ def test_another_model_can_be_the_reference(tmp_path):
     reference = {**toy.params(), "encoder": {"gain": np.float32(0.8)}}
     budget = make_budget(1.5, reference=reference)
     gain = run(tmp_path, budget, alpha=0.25)
-    assert budget.outcome().retain.value == pytest.approx((1 - gain) ** 2 / 0.04, rel=1e-4)
-    assert 1.15 < budget.outcome().retain.value <= 1.5
+    assert outcome_of(budget).retain.value == pytest.approx((1 - gain) ** 2 / 0.04, rel=1e-4)
+    assert 1.15 < outcome_of(budget).retain.value <= 1.5

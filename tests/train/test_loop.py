@@ -17,6 +17,7 @@ from l2l_jax.errors import Diverged, Interrupted, UserError
 from l2l_jax.methods.baselines import encoder_task
 from l2l_jax.models.mae.model import MAE
 from l2l_jax.train import loop, sharding
+from l2l_jax.train.hooks import Observe
 from l2l_jax.train.metric_writers import MetricWriter, read_metrics
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.sharding import MeshConfig
@@ -58,7 +59,9 @@ def run(params, folder, batches=None, config=CONFIG, mesh=None, parallel="jit", 
         {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
     )
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
-    return trainer(task, config, mesh, parallel).train(params, batches, folder, alpha=0.5, teacher=teacher)
+    return trainer(task, config, mesh, parallel).train(
+        loop.TrainRun(params, batches, folder, alpha=0.5, teacher=teacher)
+    )
 
 
 class Watched:
@@ -201,10 +204,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(params, tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused(params, tmp_path):
-    batches = training_batches({"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0)
+def test_a_batch_that_the_devices_cannot_share_is_refused():
     with pytest.raises(UserError, match="8 devices times 1"):
-        loop.train("unlearn", TASK, params, batches, CONFIG, tmp_path, seed=1, mesh=sharding.make_mesh())
+        loop.Trainer("unlearn", TASK, CONFIG, seed=1, mesh=sharding.make_mesh())
 
 
 def test_training_works_outside_the_main_thread(params, uninterrupted, tmp_path):
@@ -231,7 +233,7 @@ def test_nothing_is_compiled_after_the_first_step(params, tmp_path):
     fresh = loop.Trainer("unlearn", TASK, CONFIG, seed=1, mesh=sharding.make_mesh(jax.devices()[:1]))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        fresh.train(params, Watched(count), tmp_path, alpha=0.5)
+        fresh.train(loop.TrainRun(params, Watched(count), tmp_path, alpha=0.5))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     # Before batch 2 the first step was compiled; 12 steps, 3 checkpoints and 6 log lines follow.
@@ -343,7 +345,8 @@ def test_a_trainer_shows_models_on_the_way_and_is_traced_once(params, tmp_path):
         batches = training_batches(sets, 4, value_range=(0, 1), seed=0)
         results.append(
             trainer.train(
-                params, batches, tmp_path / folder, alpha=0.5, observe=seen.__setitem__, observe_at=steps
+                loop.TrainRun(params, batches, tmp_path / folder, alpha=0.5),
+                [Observe(steps, seen.__setitem__)],
             )
         )
     assert list(seen) == [7, 12] and len(traced) == 1

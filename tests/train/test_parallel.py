@@ -5,6 +5,7 @@ which is a hundredth of what 10 steps of Adam at the rate 1e-3 can change. Round
 batch have other orders.
 """
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -45,10 +46,8 @@ class Run:
         parallel, optimizer = make_parallel(mesh, kind), make_optimizer(CONFIG)
         task = make_task(METHOD[family], MODELS[family])
         params = params_of(MODELS[family])
-        step = make_step(
-            task, optimizer, seed=3, ema_decay=CONFIG.ema_decay, accumulate=ACCUMULATE[family],
-            parallel=parallel,
-        )  # fmt: skip
+        config = dataclasses.replace(CONFIG, accumulate=ACCUMULATE[family])
+        step = make_step(task, optimizer, seed=3, config=config, parallel=parallel)
         trained = {part: params[part] for part in task.trained}
         frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
         state = placed_state(trained, optimizer, mesh, ema=True, alpha=0.25)

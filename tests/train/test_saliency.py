@@ -11,7 +11,7 @@ import pytest
 from l2l_jax.methods.base import Task
 from l2l_jax.methods.registry import make_task
 from l2l_jax.train import loop, saliency, sharding
-from l2l_jax.train.loop import Trainer
+from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.parallel import make_parallel
 from l2l_jax.train.saliency import salient_weights
@@ -113,7 +113,7 @@ def trainer(task, layout, config):
 
 
 def trained_by(task, folder, batches, params=PARAMS, layout="one device", config=CONFIG):
-    return trainer(task, layout, config).train(params, batches, folder, alpha=0.5)
+    return trainer(task, layout, config).train(TrainRun(params, batches, folder, alpha=0.5))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,5 +1,6 @@
 """The step: what it trains, accumulates and averages, on one device and on eight."""
 
+import dataclasses
 import functools
 
 import jax
@@ -35,7 +36,8 @@ OPTIMIZER = make_optimizer(CONFIG)
 @functools.cache
 def compiled_step(task, accumulate=1, ema_decay=0.0):
     """A step of all tests, traced once for any devices."""
-    return jax.jit(make_step(task, OPTIMIZER, seed=3, ema_decay=ema_decay, accumulate=accumulate))
+    config = dataclasses.replace(CONFIG, ema_decay=ema_decay, accumulate=accumulate)
+    return jax.jit(make_step(task, OPTIMIZER, seed=3, config=config))
 
 
 def run(task, params, *, devices=1, accumulate=1, ema_decay=0.0):

@@ -113,7 +113,8 @@ def test_steps_see_what_they_see_without_a_bank(bank, params):
 def test_training_needs_no_tokenizer(bank, params, mesh, tmp_path):
     task = banked_task(make_task("encoder", MODEL, **HOW.options), MODEL, HOW.banked)
     lean = {part: params[part] for part in params if part != "tokenizer"}
-    trained = loop.train("unlearn", task, lean, bank, HOW, tmp_path, seed=SEED, mesh=mesh)
+    trainer = loop.Trainer("unlearn", task, HOW, seed=SEED, mesh=mesh)
+    trained = trainer.train(loop.TrainRun(lean, bank, tmp_path))
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), trained["encoder"], params["encoder"])
     assert min(jax.tree.leaves(moved)) > 1e-3
 
