@@ -120,7 +120,7 @@ def test_recipes_start_from_them(tmp_path):
 
 def test_only_for_digits(tmp_path):
     config = config_of("digits_mae", **{"data.source": "folder", "data.path": str(tmp_path)})
-    with pytest.raises(UserError, match="a model of handwritten digits, but config.data.source is 'folder'"):
+    with pytest.raises(UserError, match="a model of digits images, but config.data.source is 'folder'"):
         original_params(config, Workdir(tmp_path, config), None)
 
 

@@ -22,6 +22,9 @@ from l2l_jax.weights.transfer import load_pretrained
 
 logger = logging.getLogger(__name__)
 
+SHIPPED_SOURCES = {"digits": ("digits",), "fashion": ("fashion", "fashion_mnist", "idx", "folder")}
+"""Sources that may hold what a shipped model knows, by the source on its card."""
+
 
 def original_params(config: Config, folders: Workdir, source: Source) -> Params:
     """The model to unlearn: `config.pretrained`, or the one in the workdir, or pretrained now."""
@@ -43,10 +46,14 @@ def original_params(config: Config, folders: Workdir, source: Source) -> Params:
 def _check_shipped(config: Config) -> None:
     """Raise a UserError for a shipped model that knows nothing of the images."""
     name, source = config.pretrained, config.data.source
-    if name in shipped.names() and source != "digits":
+    if name not in shipped.names():
+        return
+    known = SHIPPED_SOURCES[shipped.card(name)["data"]["source"]]
+    if source not in known:
         raise UserError(
-            f"config.model.pretrained is {name!r}, a model of handwritten digits, but config.data.source is "
-            f"{source!r}: name a model of your own, or pretrain one with --config.model.pretrained=''."
+            f"config.model.pretrained is {name!r}, a model of {' or '.join(known)} images, but "
+            f"config.data.source is {source!r}: name a model of your own, or pretrain one with "
+            "--config.model.pretrained=''."
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from l2l_jax.config import Config
+from l2l_jax.data.records import Source
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import training_sets, validation_sets
 from l2l_jax.evals.masked_errors import masked_errors
@@ -48,7 +49,11 @@ class Retrained(NamedTuple):
 
 
 def retrain(
-    config: Config, original: Params, folder: pathlib.Path, lengths: Sequence[float] = LENGTHS
+    config: Config,
+    original: Params,
+    folder: pathlib.Path,
+    lengths: Sequence[float] = LENGTHS,
+    source: Source | None = None,
 ) -> Retrained:
     """Train the model of a recipe on its retain images alone, until it restores them as the original does.
 
@@ -57,6 +62,7 @@ def retrain(
       original: parameters of the model that saw everything.
       folder: keeps checkpoints and scalars of each length.
       lengths: to try, one after the other.
+      source: Training images of all classes; None: those of `config.data`.
 
     Returns:
       The first fair yardstick, or the best of all lengths.
@@ -67,7 +73,7 @@ def retrain(
     validation = open_source(config.data, "validation", config.model.image_size)
     retained = validation_sets(config.data, validation).retain
     limit = masked_errors(config, original, retained).mean()
-    source = open_source(config.data, "train", config.model.image_size)
+    source = source or open_source(config.data, "train", config.model.image_size)
     data = dataclasses.replace(config.data, retain_images="real")
     without_forget = training_sets(data, source, config.model.image_size).retain
     tried = []

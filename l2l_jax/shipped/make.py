@@ -1,7 +1,8 @@
-"""Make the shipped models of a recipe: `python -m l2l_jax.shipped.make --config=configs/digits_mae.py`.
+"""Make the shipped models of a config: `python -m l2l_jax.shipped.make --config=configs/fashion_mae.py`.
 
-Trains the model on all classes, its twin without the classes to forget, and writes both with their cards into
-this package. `--workdir` keeps the checkpoints: an interrupted call resumes.
+Trains the model on all classes, a model without the classes to forget, and writes both with their cards into
+this package. `--workdir` keeps the checkpoints: an interrupted call resumes. Models of Fashion-MNIST are
+trained on all 60,000 training images, of which the package has a subset: see `IDX_FOLDER`.
 """
 
 import dataclasses
@@ -14,9 +15,16 @@ from typing import Any
 
 from l2l_jax.cli.common import parse_flags, run_program
 
+IDX_FOLDER = "/usr/share/datasets/fashion-mnist"
+"""Folder of the whole Fashion-MNIST, where Debian's package dataset-fashion-mnist installs it."""
+
+FASHION_LENGTHS = (0.6, 1.0, 1.6)
+"""Lengths of retraining on half of the classes, see `l2l_jax.experiment.retrain.LENGTHS`; half the length
+shows each image as often as the original saw it."""
+
 
 def main(argv: Sequence[str]) -> None:
-    """Train, write and describe both models of the recipe."""
+    """Train, write and describe both models of the config."""
     recipe, workdir = parse_flags(argv)
     from absl import flags
     from ml_collections import config_flags
@@ -29,16 +37,30 @@ def main(argv: Sequence[str]) -> None:
 
     config = dataclasses.replace(parse_config(recipe), pretrained="")
     name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    source = open_source(config.data, "train", config.model.image_size)
+    whole, lengths = training_images(config)
+    source = whole or open_source(config.data, "train", config.model.image_size)
     original = pretrain(config, workdir / "original", source)
-    _ship(config, name, original, {"trained_on": "all classes", "length": 1.0})
-    retrained = retrain(config, original, workdir / "retrained")
+    _ship(config, name, original, {"trained_on": f"all classes, {len(source)} images", "length": 1.0})
+    retrained = retrain(config, original, workdir / "retrained", lengths, whole)
     facts = {
         "trained_on": "the classes to retain",
         "length": retrained.length,
         "retain_validation_error_ratio": round(retrained.ratio, 4),
     }
     _ship(config, name + shipped.RETRAINED, retrained.params, facts)
+
+
+def training_images(config: Any) -> tuple[Any, Sequence[float]]:
+    """Return the training images of all classes, None for those of the config, and lengths of retraining."""
+    from etils import epath
+
+    from l2l_jax.data.fashion import CLASS_NAMES
+    from l2l_jax.data.idx import IdxSource, read_split
+    from l2l_jax.experiment.retrain import LENGTHS
+
+    if config.data.source != "fashion":
+        return None, LENGTHS
+    return IdxSource(*read_split(epath.Path(IDX_FOLDER), "train"), CLASS_NAMES, "train"), FASHION_LENGTHS
 
 
 def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax.evals.evaluator import Evaluation
     from l2l_jax.experiment.batches import training_sets
     from l2l_jax.experiment.retrain import retrain
+    from l2l_jax.shipped.make import training_images
     from l2l_jax.weights.saved_models import load_params, save_model
     from l2l_jax.weights.transfer import load_pretrained
 
@@ -40,7 +41,8 @@ def main(argv: Sequence[str]) -> None:
         folder = workdir / f"seed_{seed}"
         if not folder.exists():
             seeded = dataclasses.replace(config, seed=seed)
-            retrained = retrain(seeded, original, workdir / f"training_{seed}")
+            whole, lengths = training_images(config)
+            retrained = retrain(seeded, original, workdir / f"training_{seed}", lengths, whole)
             facts = {**seeded.describe("family", "model", "data", "seed"), "origin": f"{twin}, seed {seed}"}
             save_model(folder, retrained.params, facts)
         models[folder.name] = load_params(folder, original)
