@@ -15,9 +15,11 @@ from tests.compiling import flags_of_one_device
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
-@pytest.mark.parametrize("framework", ["linen", "nnx", "equinox"])
+@pytest.mark.parametrize("framework", ["linen", "nnx", "equinox", "shard_map", "torch"])
 def test_the_loss_in_other_frameworks(framework):
     """It must forget while retaining; at the first step the student still is the teacher."""
+    if framework == "torch":
+        pytest.importorskip("torch")
     main = runpy.run_path(str(EXAMPLES / f"loss_{framework}.py"))["main"]
     before, after = main(steps=1), main(steps=300)
     assert before["retain"] == 0 and before["forget"] > 0
