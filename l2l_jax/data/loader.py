@@ -5,18 +5,20 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
-from l2l_jax.data.reading import BadImage, BadImages, Reader, Row, Rows
+from l2l_jax.data.reading import BadImage, BadImages, Reader, ReaderThreads, Row, Rows
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, in_range
 from l2l_jax.data.workers import WorkerPool
-from l2l_jax.errors import UserError
+from l2l_jax.errors import Interrupted, UserError
 from l2l_jax.utils.runtime import usable_cpus
+from l2l_jax.utils.stopping import asked_to_stop
+from l2l_jax.utils.threads import DaemonPool
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ AHEAD_BYTES = 256 * 2**20
 
 AHEAD = (2, 16)
 """Least and greatest number of batches that are read ahead."""
+
+STOP_EVERY = 0.5
+"""Seconds between looks at whether a signal asks to stop, while no batch comes."""
 
 Submit = Callable[[Sequence[Row]], "Future[Rows]"]
 
@@ -166,16 +171,20 @@ class TrainingBatches:
     def __iter__(self) -> "BatchIterator":
         return BatchIterator(self)
 
-    def open(self) -> tuple[grain.DatasetIterator, WorkerPool | None]:
-        """Start reading: an iterator over `(images by set or None, bad images by set)`, and the workers."""
-        pool = WorkerPool(self.reader, self.workers) if self.workers else None
-        if pool is not None:
-            submit, threads = pool.read, 2  # two batches at a time: workers do not idle between them
+    def open(self) -> tuple[grain.DatasetIterator, ReaderThreads | WorkerPool]:
+        """Start to read: an iterator over `(images by set or None, bad images by set)`, and who reads."""
+        pool: ReaderThreads | WorkerPool
+        if self.workers:
+            pool, threads = (
+                WorkerPool(self.reader, self.workers),
+                2,
+            )  # workers do not idle between two batches
         else:
-            submit, threads = self._read_here, min(4, len(usable_cpus()))
+            threads = min(4, len(usable_cpus()))
+            pool = ReaderThreads(self.reader, threads)
         # One element is one batch: grain's own shuffling costs more for each image than a small step has.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._ahead())
-        batches = grain.MapDataset.range(ENDLESS).map(lambda number: self._batch(number, submit))
+        batches = grain.MapDataset.range(ENDLESS).map(lambda number: self._batch(number, pool.read))
         return iter(batches.to_iter_dataset(options)), pool
 
     def _ahead(self) -> int:
@@ -183,11 +192,6 @@ class TrainingBatches:
             return AHEAD[1]
         batch_bytes = int(np.prod(self.reader.shape)) * len(self.rows) * len(self.orders)
         return int(np.clip(AHEAD_BYTES // batch_bytes, *AHEAD))
-
-    def _read_here(self, rows: Sequence[Row]) -> "Future[Rows]":
-        done: Future[Rows] = Future()
-        done.set_result(self.reader.read(rows))
-        return done
 
     def _batch(self, number: int, submit: Submit) -> tuple[dict[str, np.ndarray] | None, dict[str, list]]:
         """This process's rows of a global batch, and the bad images that were met."""
@@ -248,6 +252,7 @@ class BatchIterator:
     def __init__(self, batches: TrainingBatches):
         self._batches = batches
         self._iterator, self._pool = batches.open()
+        self._waiting = DaemonPool(1, "l2l_jax-batch")
         self._taken = 0
         self._processes = batches.batch_size // len(batches.rows)
 
@@ -255,12 +260,17 @@ class BatchIterator:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """This process's rows of the next global batch.
+        """Return this process's rows of the next global batch.
 
         Raises:
-          UserError: too many images cannot be decoded, or a worker process died.
+          UserError: Too many images cannot be decoded, or a worker process died.
+          Interrupted: A signal asked to stop while no batch came.
         """
-        images, bad = next(self._iterator)
+        future = self._waiting.submit(next, self._iterator)
+        while not wait([future], timeout=STOP_EVERY).done:
+            if (signal_number := asked_to_stop()) is not None:
+                raise Interrupted(self._taken, signal_number)
+        images, bad = future.result()
         for name, found in bad.items():
             self._batches.bad_images.record(name, found)
         if images is None:  # images of equal names count as one
@@ -271,25 +281,26 @@ class BatchIterator:
     @property
     def worker_ids(self) -> list[int]:
         """Ids of the worker processes."""
-        return [] if self._pool is None else self._pool.process_ids
+        return list(self._pool.process_ids)
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-able; the same in every process."""
+        """Return the JSON-able state, which is the same in every process."""
         return {"batches": self._taken, "processes": self._processes}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where another iterator's `get_state` was asked for, of however many processes."""
+        """Continue from another iterator's `get_state`, of however many processes."""
         self._taken = state["batches"]
         self._iterator.set_state({"next_index": self._taken})
         before, now = state["processes"], self._processes
         if before != now:
             logger.info(
                 "The images were read by %d processes and are now read by %d: each takes another slice of "
-                "the batches, whose order stays; it resumes with batch %d.", before, now, self._taken + 1,
-            )  # fmt: skip
+                "the batches, whose order stays; it resumes with batch %d.",
+                *(before, now, self._taken + 1),
+            )
 
     def close(self) -> None:
-        """End threads and worker processes."""
+        """End threads and worker processes; reads that do not end are given up."""
+        self._pool.close()
+        self._waiting.close()
         self._iterator.close()
-        if self._pool is not None:
-            self._pool.close()

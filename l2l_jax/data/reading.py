@@ -1,35 +1,40 @@
-"""Reading and transforming rows of sets, in this process or in worker processes.
+"""Reading and transforming rows of sets, in this process or in worker processes, and what cannot be read.
 
 Nothing here loads JAX: worker processes import this module.
 """
 
+import functools
 import json
 import logging
 import pathlib
+import threading
+import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from concurrent.futures import Future
+from typing import NamedTuple
 
 import numpy as np
 
 from l2l_jax.data.decoding import ImageError
+from l2l_jax.data.records import Source, image_name
 from l2l_jax.data.transforms import Transform
 from l2l_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from l2l_jax.data.records import Source
-
+from l2l_jax.utils.threads import DaemonPool
 
 logger = logging.getLogger(__name__)
 
-SAID = 20
+LOGGED = 20
 """Bad images of a set that are named on the console; the list names all."""
 
 SHOWN = 10
 """Bad images that the error names."""
 
+STALLED_AFTER = 10.0
+"""Seconds after which the console says which image a read waits for."""
+
 
 class Row(NamedTuple):
-    """An image that is wanted: number of the set, index in it, and the epoch, which decides its crop."""
+    """An image to read: number of the set, index in it, and the epoch, which decides its crop."""
 
     of: int
     index: int
@@ -44,11 +49,11 @@ class BadImage(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What was read.
+    """Images that were read.
 
     Attributes:
       images: `[row, size, size, channel]`, uint8, or float32 in [0, 1]; zeros where an image is bad.
-      bad: the bad images by row.
+      bad: Bad images by row.
     """
 
     images: np.ndarray
@@ -59,12 +64,12 @@ class Reader:
     """Reads rows of sets; can be pickled.
 
     Args:
-      sources: of the sets, by their number.
-      transforms: of the sets, by their number; None: the images are arrays and stay as they are.
-      seed: of the choices that the transforms make.
+      sources: Sources of the sets, by number.
+      transforms: Transforms of the sets, by number; None: the images are arrays and stay as they are.
+      seed: Seed of the choices that the transforms make.
     """
 
-    def __init__(self, sources: Iterable["Source"], transforms: Iterable[Transform | None], seed: int):
+    def __init__(self, sources: Iterable[Source], transforms: Iterable[Transform | None], seed: int):
         self._sources, self._transforms, self._seed = tuple(sources), tuple(transforms), seed
 
     @property
@@ -73,20 +78,13 @@ class Reader:
         return None if self._transforms[0] is None else self._transforms[0].shape
 
     def read(self, rows: Sequence[Row]) -> Rows:
-        """The rows, transformed. All images must come from files, or none."""
+        """Read and transform rows. All images must come from files, or none."""
         squares: list[np.ndarray | None] = []
         bad: dict[int, BadImage] = {}
-        for number, (of, index, epoch) in enumerate(rows):
-            source, square = self._sources[of], None
-            try:
-                record = source[index]
-            except OSError as error:
-                bad[number] = BadImage(str(getattr(error, "filename", None) or f"record {index}"), str(error))
-            else:
-                try:
-                    square = self._transform(of, record["image"], (self._seed, of, epoch, index))
-                except ImageError as error:
-                    bad[number] = BadImage(record["name"], str(error))
+        for number, row in enumerate(rows):
+            square = self._read(row)
+            if isinstance(square, BadImage):
+                bad[number], square = square, None
             squares.append(square)
         if not bad:
             return Rows(np.stack(squares), bad)
@@ -94,22 +92,88 @@ class Reader:
         blank = np.zeros_like(good[0]) if good else np.zeros(self.shape or (1, 1, 1), np.uint8)
         return Rows(np.stack([blank if square is None else square for square in squares]), bad)
 
-    def _transform(self, of: int, image: bytes | np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
-        transform = self._transforms[of]
-        return image if transform is None else transform(image, seed)
+    def _read(self, row: Row) -> np.ndarray | BadImage:
+        source, transform = self._sources[row.of], self._transforms[row.of]
+        with _watch().reading(source, row.index):
+            try:
+                record = source[row.index]
+            except OSError as error:
+                return BadImage(str(error.filename or f"record {row.index}"), str(error))
+        if transform is None:
+            return record["image"]
+        try:
+            return transform(record["image"], (self._seed, row.of, row.epoch, row.index))
+        except ImageError as error:
+            return BadImage(record["name"], str(error))
+
+
+class ReaderThreads:
+    """Threads of this process that read rows; `l2l_jax.data.workers.WorkerPool` has processes."""
+
+    process_ids: Sequence[int] = ()
+
+    def __init__(self, reader: Reader, count: int):
+        self._reader, self._threads = reader, DaemonPool(count, "l2l_jax-reader")
+
+    def read(self, rows: Sequence[Row]) -> "Future[Rows]":
+        """Have a thread read."""
+        return self._threads.submit(self._reader.read, rows)
+
+    def close(self) -> None:
+        """Give up what is not read yet."""
+        self._threads.close()
+
+
+class _Watch:
+    """Names the images whose reading does not end, as where a network file system has died."""
+
+    def __init__(self):
+        self._reads: dict[int, tuple[float, Source, int]] = {}
+        threading.Thread(target=self._look, name="l2l_jax-watch", daemon=True).start()
+
+    def reading(self, source: Source, index: int) -> "_Watch":
+        self._reads[threading.get_ident()] = time.monotonic(), source, index
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._reads.pop(threading.get_ident(), None)
+
+    def _look(self) -> None:
+        named: set[tuple[int, float]] = set()
+        while True:
+            time.sleep(STALLED_AFTER / 10)
+            current = self._reads.copy()
+            named &= {(thread, start) for thread, (start, *_) in current.items()}
+            for thread, (start, source, index) in current.items():
+                if time.monotonic() - start > STALLED_AFTER and (thread, start) not in named:
+                    named.add((thread, start))
+                    logger.warning(
+                        "Waiting for %s, which takes more than %g s to read. Is its disk or network still "
+                        "there? Ctrl-C ends the run.",
+                        image_name(source, index),
+                        STALLED_AFTER,
+                    )
+
+
+@functools.cache
+def _watch() -> _Watch:
+    return _Watch()
 
 
 class BadImages:
-    """The bad images of a stage, by set; what an earlier part of the run or another process found included.
+    """The bad images of a phase, by set, also those that earlier parts of the run or other processes found.
 
     Each process writes a list of its own, `bad_images.jsonl` or `bad_images-<process>.jsonl`, so that they
     never wait for each other; all are read when one finds another bad image.
 
     Args:
-      folder: of the lists, made when there is something to write; None: no list is kept.
-      counts: number of images by name of the set.
-      max_fraction: share of a set that may be bad.
-      process_index: of this process.
+      folder: Folder of the lists, made when there is something to write; None: no list is kept.
+      counts: Number of images by name of the set.
+      max_fraction: Share of a set that may be bad.
+      process_index: Index of this process.
     """
 
     def __init__(
@@ -121,60 +185,58 @@ class BadImages:
     ):
         self._folder, self._counts, self._max_fraction = folder, counts, max_fraction
         self._name = f"bad_images{f'-{process_index}' if process_index else ''}.jsonl"
-        self._found: dict[str, dict[str, str]] = {of: {} for of in counts}
+        self._found: dict[str, dict[str, str]] = {name: {} for name in counts}
 
-    def limit(self, of: str) -> int:
-        """How many images of a set may be bad; never all."""
-        count = self._counts[of]
+    def limit(self, set_name: str) -> int:
+        """Return how many images of a set may be bad; never all."""
+        count = self._counts[set_name]
         return min(int(self._max_fraction * count + 1e-9), count - 1)
 
-    def record(self, of: str, bad: Iterable[BadImage]) -> None:
+    def record(self, set_name: str, bad: Iterable[BadImage]) -> None:
         """Add images of a set to the list.
 
         Raises:
-          UserError: there are more than `limit`.
+          UserError: There are more than `limit`.
         """
-        new = {image.name: image.reason for image in bad if image.name not in self._found[of]}
+        new = {image.name: image.reason for image in bad if image.name not in self._found[set_name]}
         if not new:
             return
         listed = {} if self._folder is None else read_lists(self._folder)
         for name, images in listed.items():
             self._found.setdefault(name, {}).update(images)
-        found = self._found[of]
+        found = self._found[set_name]
+        where = "" if self._folder is None else f", listed in {self._folder / self._name}"
         for name, reason in new.items():
             if name not in found:
                 found[name] = reason
-                self._tell(of, name, reason)
-        if len(found) > self.limit(of):
+                self._write(set_name, name, reason)
+                if len(found) <= LOGGED:
+                    more = f" Further ones are not named here{where}." if len(found) == LOGGED else ""
+                    logger.warning("Skipping an image of the %s set: %s: %s.%s", set_name, name, reason, more)
+        if len(found) > self.limit(set_name):
             shown = "; ".join(f"{name} ({reason})" for name, reason in list(found.items())[:SHOWN])
-            more = f"; and {len(found) - SHOWN} more{self._where}" if len(found) > SHOWN else ""
+            more = f"; and {len(found) - SHOWN} more{where}" if len(found) > SHOWN else ""
             raise UserError(
-                f"{len(found)} of {self._counts[of]} images of the {of} set cannot be read, more than "
-                f"config.data.max_bad_fraction={self._max_fraction:g} allows: {shown}{more}. Mend or remove "
-                "them, or allow more."
+                f"{len(found)} of {self._counts[set_name]} images of the {set_name} set cannot be read, more "
+                f"than config.data.max_bad_fraction={self._max_fraction:g} allows: {shown}{more}. Fix or "
+                "remove them, or allow more."
             )
 
-    @property
-    def _where(self) -> str:
-        return "" if self._folder is None else f", listed in {self._folder / self._name}"
-
-    def _tell(self, of: str, name: str, reason: str) -> None:
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            row = {"set": of, "image": name, "reason": reason}
-            with (self._folder / self._name).open("a") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        said = len(self._found[of])
-        if said <= SAID:
-            more = f" Further ones are not named here{self._where}." if said == SAID else ""
-            logger.warning("Skipping an image of the %s set: %s: %s.%s", of, name, reason, more)
+    def _write(self, set_name: str, name: str, reason: str) -> None:
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        row = json.dumps({"set": set_name, "image": name, "reason": reason}, ensure_ascii=False)
+        # Names need not be UTF-8; an escaped surrogate is valid JSON.
+        with (self._folder / self._name).open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(row + "\n")
 
 
 def read_lists(folder: pathlib.Path) -> dict[str, dict[str, str]]:
-    """The reasons in all lists of a folder, by set and by image."""
+    """Return the reasons in all lists of a folder, by set and by image."""
     found: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("bad_images*.jsonl")):
-        for line in path.read_text().splitlines():
+        for line in path.read_text("utf-8", "replace").splitlines():
             try:
                 row = json.loads(line)
             except ValueError:  # the process was killed while it wrote the line

@@ -11,7 +11,7 @@ import queue
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
@@ -20,14 +20,18 @@ import numpy as np
 
 from l2l_jax.data.reading import Reader, Row, Rows
 from l2l_jax.errors import UserError
+from l2l_jax.utils.threads import DaemonPool
+
+ENDED_WITHIN = 2.0
+"""Seconds to wait for a killed process."""
 
 
 class WorkerPool:
     """Processes that read rows.
 
     Args:
-      reader: what they read with; each gets a copy.
-      count: how many processes.
+      reader: Reader of which each process gets a copy.
+      count: Number of processes.
     """
 
     def __init__(self, reader: Reader, count: int):
@@ -36,7 +40,7 @@ class WorkerPool:
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
-        self._threads = ThreadPoolExecutor(count, "l2l_jax-worker")
+        self._threads = DaemonPool(count, "l2l_jax-worker")
 
     @property
     def process_ids(self) -> list[int]:
@@ -44,7 +48,7 @@ class WorkerPool:
         return [worker.process.pid for worker in self._workers]
 
     def read(self, rows: Sequence[Row]) -> "Future[Rows]":
-        """Have one of the workers read; what it raises, and a UserError if it died, are in the future."""
+        """Have a worker read; the future holds the rows, its error, or a UserError if it died."""
         return self._threads.submit(self._read, rows)
 
     def _read(self, rows: Sequence[Row]) -> Rows:
@@ -58,7 +62,7 @@ class WorkerPool:
         """End the processes, which hold nothing that could be lost; unfinished work is given up."""
         for worker in self._workers:
             worker.process.kill()  # a thread that waits for it wakes up
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.close()
         for worker in self._workers:
             worker.close()
 
@@ -110,11 +114,12 @@ class _Worker:
 
     def close(self) -> None:
         self._connection.close()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a dead network file system holds it
+            self.process.wait(ENDED_WITHIN)
 
 
 def serve(file_descriptor: int) -> None:
-    """What a worker process does: receive a `Reader`, then read rows until the connection closes."""
+    """Receive a `Reader`, then read rows until the connection closes: the program of a worker process."""
     with Connection(file_descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
         reader = cloudpickle.loads(connection.recv_bytes())
         while True:

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from l2l_jax.utils.stopping import REQUESTS
+
 
 class StopRequest:
     """A wish to stop, from a signal to any process, that all processes learn of in the same step.
@@ -39,10 +41,6 @@ class StopRequest:
         return None if previous is None else int(previous) or None
 
 
-_of_main_thread: list[StopRequest] = []
-"""Those of the blocks that the main thread is in; signal handlers belong to it."""
-
-
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
     """Turn SIGTERM and SIGINT into a `StopRequest` while the block runs.
@@ -51,7 +49,7 @@ def stop_request() -> Iterator[StopRequest]:
     the request is that of the block that the main thread is in, if it is in one.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield _of_main_thread[-1] if _of_main_thread else StopRequest()
+        yield REQUESTS[-1] if REQUESTS else StopRequest()
         return
     stop = StopRequest()
 
@@ -59,14 +57,14 @@ def stop_request() -> Iterator[StopRequest]:
         stop.received = number
 
     previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    _of_main_thread.append(stop)
+    REQUESTS.append(stop)
     try:
         yield stop
     except BaseException:
         stop.received = None
         raise
     finally:
-        _of_main_thread.remove(stop)
+        REQUESTS.remove(stop)
         for number, handler in previous.items():
             signal.signal(number, handler)
         if stop.received is not None:
