@@ -1,6 +1,7 @@
-"""Checkpoints of a training stage with Orbax: training state and the place in the data."""
+"""Checkpoints of a training phase with Orbax: training state and the place in the data."""
 
 import functools
+import json
 import logging
 import math
 import pathlib
@@ -13,13 +14,13 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.errors import UserError
-from l2l_jax.train.checkpoint_reading import Damaged, read
-from l2l_jax.utils.multihost import exchange, from_primary, on_primary
+from l2l_jax.utils.checkpoints import SIZES, Damaged, check_sizes, check_space, read_arrays, record_sizes
+from l2l_jax.utils.multihost import exchange, from_primary, is_primary, on_primary
 
 logger = logging.getLogger(__name__)
 
 KEPT = 2
-"""How many of the newest checkpoints stay on disk; an older one steps in for a damaged newest."""
+"""Newest checkpoints that stay on disk; older ones are used as fallbacks."""
 
 SLICED_FROM = 2**20
 """Bytes of a slice from which each device that holds an array writes one; cutting compiles a program."""
@@ -30,11 +31,11 @@ _one_begins = threading.Lock()
 
 class Checkpointer:
     """Saves and restores `(arrays, facts)` under `folder/<step>`: a tree of device arrays, such as a
-    `TrainState`, and what is JSON-able, such as the place in the data.
+    `TrainState`, and JSON-able values, such as the place in the data.
 
-    Saving is asynchronous and atomic: a folder that bears a step number is complete unless the
-    disk damaged it later. Every process writes what its devices hold, to one folder that all see;
-    any number of processes and devices restores it.
+    Saving is asynchronous and atomic: a folder named by a step is complete unless the disk damaged it later.
+    Every process writes what its devices hold, to one folder that all see; any number of processes and
+    devices restores it.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -46,7 +47,13 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
-        """Start saving; `state` may be donated as soon as this returns."""
+        """Start saving; `state` may be donated as soon as this returns.
+
+        Raises:
+          OSError: The disk is full, or the checkpoint before could not be written.
+        """
+        self.wait()
+        on_primary(lambda: check_space(self.folder, state))
         state = _across_processes(state)
         data = {"facts": facts, "devices": _devices(state)}
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data))
@@ -54,31 +61,31 @@ class Checkpointer:
             self._manager.save(step, args=items)
 
     def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest readable checkpoint, or None where nothing was saved.
+        """Restore the newest readable checkpoint; None where nothing was saved.
 
-        A checkpoint that cannot be read is named in the log, renamed to `<step>.damaged` and passed
-        over.
+        A checkpoint that cannot be read is named in the log, renamed to `<step>.damaged` and passed over.
 
         Args:
-          like: a tree of the same structure and shardings, of arrays or of shapes.
+          like: Tree of the same structure and shardings, of arrays or of shapes.
 
         Raises:
-          UserError: there are checkpoints, and none can be read.
+          UserError: There are checkpoints, and none can be read.
         """
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         steps = from_primary(lambda: sorted(self._manager.all_steps(), reverse=True))
         for step in steps:
-            restored: Any = None
+            state: Any = None
+            data: dict[str, Any] = {}
             problem = ""
             try:
-                restored = self._restore(step, target)
+                state, data = _read(self.folder / str(step), target)
             except Damaged as error:
                 problem = str(error)
             # What one process cannot read, none uses.
             problems = [text for text in exchange(problem) if text]
             if not problems:
-                _tell_what_changed(restored.data["devices"], _devices(like))
-                return restored.state, restored.data["facts"]
+                _log_changes(data["devices"], _devices(like))
+                return state, data["facts"]
             on_primary(functools.partial(self._set_aside, step, problems[0]))
             self._manager.reload()
         if steps:
@@ -89,28 +96,31 @@ class Checkpointer:
             )
         return None
 
-    def _restore(self, step: int, target: Any) -> Any:
-        """The items of a checkpoint."""
-        handler = ocp.CompositeCheckpointHandler(
-            state=ocp.StandardCheckpointHandler(), data=ocp.JsonCheckpointHandler()
-        )
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
-        return read(handler, self.folder / str(step), items)
-
     def _set_aside(self, step: int, problem: str) -> None:
         damaged = self.folder / f"{step}.damaged"
         (self.folder / str(step)).rename(damaged)
-        logger.warning(
-            "The checkpoint of step %d is damaged and passed over; it is now %s. (%s)", step, damaged, problem
-        )
+        logger.warning("The checkpoint of step %d is damaged and now %s. (%s)", step, damaged, problem)
 
     def wait(self) -> None:
-        """Block until what is being saved lies on the disk; raises what went wrong."""
+        """Block until what is being saved is on disk; raise what went wrong."""
         self._manager.wait_until_finished()
+        if is_primary():
+            for step in self._manager.all_steps():
+                if not (self.folder / str(step) / SIZES).exists():
+                    record_sizes(self.folder / str(step))
 
     def close(self) -> None:
         """Finish saving and stop the background threads."""
         self._manager.close()
+
+
+def _read(folder: pathlib.Path, target: Any) -> tuple[Any, dict[str, Any]]:
+    check_sizes(folder)
+    try:
+        data = json.loads((folder / "data" / "metadata").read_text("utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise Damaged(f"data: {error}") from None
+    return read_arrays(folder / "state", target), data
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
@@ -148,11 +158,10 @@ def _devices(state: Any) -> dict[str, int]:
     }
 
 
-def _tell_what_changed(before: dict[str, int], now: dict[str, int]) -> None:
-    if before == now:
-        return
-    old, new = map(_in_words, (before, now))
-    logger.info("The checkpoint was written on %s; it resumes on %s", old, new)
+def _log_changes(before: dict[str, int], now: dict[str, int]) -> None:
+    if before != now:
+        old, new = map(_in_words, (before, now))
+        logger.info("The checkpoint was written on %s; it resumes on %s", old, new)
 
 
 def _in_words(counts: dict[str, int]) -> str:

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import Params
-from l2l_jax.train.checkpoint_reading import Damaged, alone, read
+from l2l_jax.utils.checkpoints import Damaged, alone, check_sizes, check_space, read_arrays, record_sizes
 from l2l_jax.utils.multihost import on_primary
 
 CARD = "model.json"
@@ -44,8 +44,10 @@ def _write_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
+    check_space(folder.parent, params)
     with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
         checkpointer.save(unfinished / "params", params)
+    record_sizes(unfinished / "params")
     (unfinished / CARD).write_text(json.dumps(card, indent=2) + "\n")
     for name, content in beside.items():
         (unfinished / name).write_bytes(content)
@@ -105,9 +107,8 @@ def load_params(folder: pathlib.Path, like: Params) -> Params:
     cpu = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu), like)
     try:
-        params = read(
-            ocp.StandardCheckpointHandler(), folder.absolute() / "params", ocp.args.StandardRestore(target)
-        )
+        check_sizes(folder / "params")
+        params = read_arrays(folder.absolute() / "params", target)
     except Damaged as error:
         raise UserError(
             f"The model in {folder} is damaged, or does not fit config.model ({error})."

@@ -1,0 +1,88 @@
+"""Reading and writing with Orbax: full disks and damaged files are found before Orbax starts."""
+
+import errno
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from l2l_jax.utils.io import atomic_write
+
+SIZES = "sizes.json"
+
+
+class Damaged(Exception):
+    """A checkpoint cannot be read, or holds something else than was expected; says why."""
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Return options that let this process read or write without waiting for the others."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
+
+
+def check_space(folder: pathlib.Path, tree: Any) -> None:
+    """Raise the disk's error if the arrays of a tree do not fit; Orbax logs hundreds of lines on a full disk.
+
+    Args:
+      folder: Folder that exists.
+      tree: Arrays, all of which count.
+    """
+    needed = sum(x.nbytes for x in jax.tree.leaves(tree))
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def record_sizes(folder: pathlib.Path) -> None:
+    """Record the size of every file of a complete checkpoint."""
+    atomic_write(folder / SIZES, json.dumps(_sizes(folder)) + "\n")
+
+
+def read_arrays(folder: pathlib.Path, target: Any) -> Any:
+    """Read arrays by this process alone.
+
+    Args:
+      folder: What Orbax wrote.
+      target: Tree of `jax.ShapeDtypeStruct`.
+
+    Raises:
+      Damaged: The folder cannot be read, or holds other arrays. PermissionError, MemoryError and errors of
+        devices pass through.
+    """
+    try:
+        with ocp.StandardCheckpointer(multiprocessing_options=alone()) as reader:
+            return reader.restore(folder, target)
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # Orbax wraps the errors of arrays in bare `Exception`s
+            cause = cause.__cause__
+        refused = isinstance(cause, PermissionError) or "PERMISSION_DENIED" in str(cause)
+        if refused or not isinstance(cause, ValueError | KeyError | TypeError | OSError):
+            raise cause from None
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+    raise Damaged(reason)
+
+
+def check_sizes(folder: pathlib.Path) -> None:
+    """Raise `Damaged` if a file has changed its size since `record_sizes`, where that was called."""
+    try:
+        expected = json.loads((folder / SIZES).read_text("utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise Damaged(f"{SIZES}: {error}") from None
+    found = _sizes(folder)
+    for name, size in expected.items():
+        if found.get(name) != size:
+            raise Damaged(f"{name} has {found.get(name, 'no')} bytes instead of {size}")
+
+
+def _sizes(folder: pathlib.Path) -> dict[str, int]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SIZES)
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
