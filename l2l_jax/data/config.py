@@ -17,10 +17,17 @@ OTHER_SOURCES = ("digits", "fashion", "idx", "npz", "folder", "csv")
 
 STRICT = pydantic.ConfigDict(extra="forbid")
 
-Classes = Annotated[
-    tuple[str | int, ...],
-    pydantic.BeforeValidator(lambda given: (given,) if isinstance(given, str | int) else given),
-]
+
+def _check_classes(given: object) -> object:
+    """Make one class a tuple; refuse 5.0 and True, which might become the number of another class."""
+    classes = (given,) if isinstance(given, str | int | float) else given
+    for name in classes if isinstance(classes, tuple | list) else ():
+        if isinstance(name, bool | float):
+            raise ValueError(f"classes are text as typed: write {str(name)!r} with quotes, not {name}")
+    return classes
+
+
+Classes = Annotated[tuple[str | int, ...], pydantic.BeforeValidator(_check_classes)]
 """Classes by name or id; one alone may stand without brackets."""
 
 

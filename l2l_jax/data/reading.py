@@ -3,6 +3,7 @@
 Nothing here loads JAX: worker processes import this module.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from l2l_jax.data.decoding import ImageError
+from l2l_jax.data.decoding import ImageError, open_image
 from l2l_jax.data.records import Source, image_name
 from l2l_jax.data.transforms import Transform
 from l2l_jax.errors import UserError
@@ -28,6 +29,9 @@ LOGGED = 20
 
 SHOWN = 10
 """Bad images that the error names."""
+
+LARGE, MUCH, SAMPLED = 128, 3, 8
+"""Side in pixels from which on shrinking is taken for granted, the factor that is a lot, images looked at."""
 
 STALLED_AFTER = 10.0
 """Seconds after which the console says which image a read waits for."""
@@ -161,6 +165,26 @@ class _Watch:
 @functools.cache
 def _watch() -> _Watch:
     return _Watch()
+
+
+def warn_of_shrinking(source: Source, image_size: int) -> None:
+    """Warn where images lose most of their pixels in a small model, as from 400×300 to 16×16."""
+    if image_size >= LARGE:
+        return
+    sizes = []
+    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int)):
+        with _watch().reading(source, index), contextlib.suppress(OSError, ImageError):
+            image = source[int(index)]["image"]
+            opened = open_image(image) if isinstance(image, bytes) else None
+            sizes.append((opened.height, opened.width) if opened else image.shape[:2])
+    if not sizes:
+        return
+    height, width = sorted(sizes)[len(sizes) // 2]
+    if min(height, width) > MUCH * image_size:
+        logger.warning(
+            "Images shrink a lot: %d×%d → %d×%d pixels. A config for larger images keeps more of them.",
+            *(width, height, image_size, image_size),
+        )
 
 
 class BadImages:

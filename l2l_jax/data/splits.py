@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from l2l_jax.data.class_names import class_ids
+from l2l_jax.data.class_names import class_ids, printable
 from l2l_jax.data.config import OTHER_SOURCES, REST, DataConfig, ProxyConfig
 from l2l_jax.data.generated import NoiseImages
 from l2l_jax.data.records import Mixture, Source, Subset
@@ -16,10 +16,11 @@ from l2l_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Classes = Sequence[str | int]
-
 CHOICE = 1202_00351
 """Seeds the choice of images in a class: the same in every run."""
+
+NAMED = 10
+"""Classes that are named in a message, at most."""
 
 
 class Split(NamedTuple):
@@ -29,82 +30,27 @@ class Split(NamedTuple):
     forget: Source
 
 
-def evaluation_sets(data: DataConfig, source: Source) -> Split:
-    """The test images of the classes to retain and to forget.
-
-    Args:
-      data: which classes, and how many images of each.
-      source: the test images of `data`'s source; none is decoded.
-
-    Raises:
-      UserError: see `training_sets`.
-    """
-    ids = _named_classes(source.class_names, data)
-    count = _Count(data.test_per_class, "config.data.test_per_class", "test")
-    return Split(*(_select(source, ids[name], name, count) for name in Split._fields))
-
-
-def general_set(data: DataConfig, source: Source) -> Source | None:
-    """The test images of `data.general`, of classes neither forgotten nor retained; None: there are none.
-
-    Args:
-      data: which classes, and how many images.
-      source: the test images of `data`'s source; none is decoded.
-
-    Raises:
-      UserError: an unknown class, or one that another field names.
-    """
-    classes = _general_classes(data, source, _named_classes(source.class_names, data))
-    if not classes:
-        return None
-    images = _select(source, classes, "general", _Count(0, "", "test"))
-    return _some(images, min(data.general_images, len(images)))
-
-
-def _general_classes(data: DataConfig, source: Source, ids: Mapping[str, Sequence[int]]) -> list[int]:
-    """Class ids of the test images that are neither forgotten, nor retained, nor proxies."""
-    named = [c for c in data.general if c != REST]
-    general = class_ids(source.class_names, named, "config.data.general", "general")
-    for other, classes in ids.items():
-        both = sorted(set(general) & set(classes))
-        if both:
-            names = ", ".join(source.class_names[i] for i in both[:10])
-            raise UserError(
-                f"Classes both in config.data.general and in config.data.{other}: {names}. The general set "
-                "is of classes that unlearning does not touch."
-            )
-    if REST in data.general:
-        return _without(np.unique(source.labels).tolist(), *ids.values())
-    return general
-
-
-def validation_sets(data: DataConfig, source: Source) -> Split:
-    """The validation images of the classes to retain and to forget.
-
-    Args:
-      data: which classes.
-      source: the validation images of `data`'s source; none is decoded.
-
-    Raises:
-      UserError: see `training_sets`.
-    """
-    ids = _named_classes(source.class_names, data)
-    count = _Count(0, "config.data.validation_fraction", "validation")
-    return Split(*(_select(source, ids[name], name, count) for name in Split._fields))
+def describe(source: Source, kind: str = "images") -> str:
+    """Return the number of images and the classes by name, the largest first: "30 images: bob 20, eve 10"."""
+    ids, counts = np.unique(source.labels, return_counts=True)
+    largest = np.argsort(-counts, kind="stable")
+    named = [f"{printable(source.class_names[ids[i]])} {counts[i]:,}" for i in largest[:NAMED]]
+    more = f", … ({len(ids)} classes)" if len(ids) > NAMED else ""
+    return f"{len(source):,} {kind}: {', '.join(named)}{more}"
 
 
 def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
-    """The training images to retain, or their proxies, and to forget.
+    """Choose the training images to retain, or their proxies, and to forget.
 
     Where the original model is to make the retain images, these are the images that it starts from.
 
     Args:
-      data: which classes, how many images of each, and what replaces the retain images.
-      source: the training images of `data`'s source; none is decoded.
-      image_size: side in pixels, for proxies from sources without files.
+      data: Which classes, how many images of each, and what replaces the retain images.
+      source: The training images of `data`'s source; none is decoded.
+      image_size: Side in pixels, for proxies from sources without files.
 
     Raises:
-      UserError: an unknown class (the nearest names are given), a class to forget among the
+      UserError: An unknown class (the nearest names are given), a class to forget among the
         others, an empty set, a class with too few images, or too few proxies.
     """
     ids = _named_classes(source.class_names, data)
@@ -113,7 +59,7 @@ def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
     if data.proxy:
         retain = _proxies(data, source, ids, count, image_size)
         if data.retain_images == "generated":
-            retain = _first(retain, data.generated_count)
+            retain = _choose(retain, data.generated_count, "config.data.generated_count", "proxies")
     elif data.retain_images == "generated":
         retain = NoiseImages(data.generated_count or len(forget), image_size, CHOICE)
     else:
@@ -121,11 +67,49 @@ def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
     return Split(retain, forget)
 
 
-def retained_names(data: DataConfig, class_names: Sequence[str]) -> tuple[str, ...]:
-    """Names of the classes to retain.
+def evaluation_sets(data: DataConfig, source: Source) -> Split:
+    """Choose from the test images of `data`'s source those of the classes to retain and to forget.
 
     Raises:
-      UserError: an unknown class, or a class to forget among them.
+      UserError: See `training_sets`.
+    """
+    return _of_named_classes(data, source, _Count(data.test_per_class, "config.data.test_per_class", "test"))
+
+
+def validation_sets(data: DataConfig, source: Source) -> Split:
+    """Choose from the validation images of `data`'s source those of the classes to retain and to forget.
+
+    Raises:
+      UserError: See `training_sets`.
+    """
+    return _of_named_classes(data, source, _Count(0, "config.data.validation_fraction", "validation"))
+
+
+def general_set(data: DataConfig, source: Source) -> Source | None:
+    """Choose the test images of `data.general`, neither forgotten nor retained; None: there are none.
+
+    Raises:
+      UserError: An unknown class, or one that another field names.
+    """
+    ids = _named_classes(source.class_names, data)
+    named = [c for c in data.general if c != REST]
+    classes = class_ids(source.class_names, named, "config.data.general", "general")
+    for other, others in ids.items():
+        hint = "The general set is of classes that unlearning does not touch."
+        _refuse_both(source.class_names, classes, others, "config.data.general", f"config.data.{other}", hint)
+    if REST in data.general:
+        classes = _without(np.unique(source.labels).tolist(), *ids.values())
+    if not classes:
+        return None
+    images = _select(source, classes, "general", _Count(0, "", "test"))
+    return _choose(images, min(data.general_images, len(images)))
+
+
+def retained_names(data: DataConfig, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the classes to retain.
+
+    Raises:
+      UserError: An unknown class, or a class to forget among them.
     """
     return tuple(class_names[i] for i in _named_classes(class_names, data)["retain"])
 
@@ -139,34 +123,33 @@ class _Count(NamedTuple):
     share: float = 1.0
 
 
+def _of_named_classes(data: DataConfig, source: Source, count: _Count) -> Split:
+    ids = _named_classes(source.class_names, data)
+    return Split(*(_select(source, ids[name], name, count) for name in Split._fields))
+
+
 def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, list[int]]:
-    """Class ids by set: forget, retain, and those of the source itself among the proxies."""
+    """Return class ids by set: forget, retain, and those of the source itself among the proxies."""
     own = tuple(entry for entry in data.proxy if not isinstance(entry, ProxyConfig))
     wanted = {"forget": data.forget, "retain": data.retain, "proxy": own}
-    ids = {
-        name: class_ids(class_names, [c for c in classes if c != REST], f"config.data.{name}", name)
-        for name, classes in wanted.items()
-    }
-    if REST in data.forget:
+    if REST in data.forget and REST not in class_names:
         raise UserError(f"config.data.forget is {REST!r}: say which classes are to be forgotten.")
     if REST in data.retain and REST in own:
         raise UserError(
             f"config.data.retain and config.data.proxy are both {REST!r}, so that nothing is left for the "
             "proxies; name the classes of one of them."
         )
+    ids = {}
+    for name, classes in wanted.items():
+        named = [c for c in classes if c != REST or name == "forget"]
+        ids[name] = class_ids(class_names, named, f"config.data.{name}", name)
     everything = range(len(class_names))
     if REST in data.retain:
         ids["retain"] = _without(everything, ids["forget"])
     if REST in own:
         ids["proxy"] = _without(everything, ids["forget"], ids["retain"])
     for name in ("retain", "proxy"):
-        both = sorted(set(ids[name]) & set(ids["forget"]))
-        if both:
-            names = ", ".join(class_names[i] for i in both[:10])
-            raise UserError(
-                f"Classes both in config.data.{name} and in config.data.forget: {names}. "
-                "Take each out of one of the two."
-            )
+        _refuse_both(class_names, ids[name], ids["forget"], f"config.data.{name}", "config.data.forget")
     return ids
 
 
@@ -174,8 +157,23 @@ def _without(classes: Sequence[int], *others: Sequence[int]) -> list[int]:
     return sorted(set(classes) - set().union(*others))
 
 
+def _refuse_both(
+    class_names: Sequence[str],
+    classes: Sequence[int],
+    others: Sequence[int],
+    field: str,
+    other: str,
+    hint: str = "Take each out of one of the two.",
+) -> None:
+    """Raise a UserError if classes are in both of two fields."""
+    both = sorted(set(classes) & set(others))
+    if both:
+        names = ", ".join(class_names[i] for i in both[:NAMED])
+        raise UserError(f"Classes both in {field} and in {other}: {names}. {hint}")
+
+
 def _select(source: Source, classes: Sequence[int], name: str, count: _Count) -> Subset:
-    """The chosen images of some classes.
+    """Choose images of some classes.
 
     The same images whatever else is chosen; fewer of a class are a subset of more.
     """
@@ -203,7 +201,7 @@ def _select(source: Source, classes: Sequence[int], name: str, count: _Count) ->
 
 
 def _members(labels: np.ndarray, classes: Sequence[int]) -> Mapping[int, np.ndarray]:
-    """Indices of the images of each class, ascending."""
+    """Return the indices of the images of each class, ascending."""
     labels = np.asarray(labels)
     order = np.argsort(labels, kind="stable")
     first, last = (np.searchsorted(labels, classes, side, order) for side in ("left", "right"))
@@ -213,7 +211,7 @@ def _members(labels: np.ndarray, classes: Sequence[int]) -> Mapping[int, np.ndar
 def _proxies(
     data: DataConfig, source: Source, ids: Mapping[str, Sequence[int]], count: _Count, image_size: int
 ) -> Source:
-    """What replaces the retain images: a set, or a mixture of sets."""
+    """Return what replaces the retain images: a set, or a mixture of sets."""
     sources, weights = {}, []
     if any(not isinstance(entry, ProxyConfig) for entry in data.proxy):
         sources[data.source] = _select(source, ids["proxy"], "proxy", count)
@@ -233,22 +231,10 @@ def _proxies(
     return Mixture(sources, weights) if len(sources) > 1 else next(iter(sources.values()))
 
 
-def _first(proxies: Source, count: int) -> Source:
-    """A fixed choice of `count` proxies; 0: all."""
-    if count > len(proxies):
-        raise UserError(
-            f"config.data.generated_count is {count}, but there are {len(proxies)} proxies to start from; 0 "
-            "takes all."
-        )
-    if not count:
-        return proxies
-    return Subset(proxies, np.sort(np.random.default_rng(CHOICE).permutation(len(proxies))[:count]))
-
-
 def _proxy_source(
     entry: ProxyConfig, data: DataConfig, source: Source, image_size: int
 ) -> tuple[str, Source]:
-    """The source of proxies, opened, and what it is called; `source` itself if it is the same."""
+    """Open a source of proxies, with its name; `source` itself if it is the same."""
     if (entry.source == "digits") != (data.source == "digits"):
         raise UserError(
             f"config.data.proxy is of {entry.source} and config.data of {data.source}: digits are not files, "
@@ -261,24 +247,22 @@ def _proxy_source(
     return name, source if same else open_source(entry, "train", image_size)
 
 
-def _other_proxies(entry: ProxyConfig, source: Source, avoided: Mapping[str, set[str]]) -> Subset:
+def _other_proxies(entry: ProxyConfig, source: Source, avoided: Mapping[str, set[str]]) -> Source:
     field = f"config.data.proxy ({entry.source})"
     named = class_ids(source.class_names, [c for c in entry.classes if c != REST], field, "proxy")
-    both = sorted({source.class_names[i] for i in named} & avoided["forget"])
-    if both:
-        raise UserError(f"Classes both in {field} and in config.data.forget: {', '.join(both[:10])}.")
+    forget = [i for i, name in enumerate(source.class_names) if name in avoided["forget"]]
+    _refuse_both(source.class_names, named, forget, field, "config.data.forget")
     if REST in entry.classes:
         unnamed = avoided["forget"] | avoided["retain"]
         named = [i for i, name in enumerate(source.class_names) if name not in unnamed or i in named]
     chosen = _select(source, named, "proxy", _Count(0, "", "training"))
-    if len(chosen) < entry.count:
-        raise UserError(f"{field}: count is {entry.count}, but there are {len(chosen)} images; 0 takes all.")
-    return _some(chosen, entry.count)
+    return _choose(chosen, entry.count, f"{field}: count", "images")
 
 
-def _some(source: Subset, count: int) -> Subset:
-    """A fixed random choice of `count` images; 0: all."""
+def _choose(source: Source, count: int, field: str = "", noun: str = "") -> Source:
+    """Return a fixed random choice of `count` images; 0: all."""
+    if count > len(source):
+        raise UserError(f"{field} is {count}, but there are {len(source)} {noun}; 0 takes all.")
     if not count:
         return source
-    indices = np.random.default_rng(CHOICE).permutation(len(source))[:count]
-    return Subset(source, np.sort(indices))
+    return Subset(source, np.sort(np.random.default_rng(CHOICE).permutation(len(source))[:count]))

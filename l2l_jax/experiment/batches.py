@@ -9,6 +9,7 @@ import jax
 from l2l_jax.config import Config
 from l2l_jax.data import splits
 from l2l_jax.data.loader import TrainingBatches, training_batches
+from l2l_jax.data.reading import warn_of_shrinking
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import UserError
@@ -18,12 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 def training_sets(config: Config, source: Source) -> splits.Split:
-    """The training images to retain, or their proxies, and to forget."""
+    """Choose the training images to retain, or their proxies, and to forget, and log them by class."""
     sets = splits.training_sets(config.data, source, config.model.image_size)
-    kind = "proxies" if config.data.proxy else "to retain"
+    kind = "proxies" if config.data.proxy else "images"
     if config.data.retain_images == "generated":
         kind = f"{'proxies' if config.data.proxy else 'noise images'} to generate from"
-    logger.info("Training images: %d %s, %d to forget", len(sets.retain), kind, len(sets.forget))
+    logger.info("Training images to forget: %s", splits.describe(sets.forget))
+    logger.info("Training images to retain: %s", splits.describe(sets.retain, kind))
+    warn_of_shrinking(sets.forget, config.model.image_size)
     return sets
 
 

@@ -3,10 +3,12 @@
 import importlib.resources
 import re
 
+import pydantic
 import pytest
 import tensorflow_datasets
 
 from l2l_jax.data.class_names import class_ids
+from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
 
 TFDS = importlib.resources.files(tensorflow_datasets)
@@ -18,10 +20,9 @@ def ids(names, *wanted, side="forget"):
     return class_ids(names, wanted, f"config.data.{side}", side)
 
 
-@pytest.mark.parametrize(("split", "names", "count"), [
-    ("imagenet_i2i", IMAGENET, 100),
-    ("places365_i2i", PLACES, 50),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("split", "names", "count"), [("imagenet_i2i", IMAGENET, 100), ("places365_i2i", PLACES, 50)]
+)
 def test_published_splits_are_classes_of_the_data_sets(split, names, count):
     forget, retain = ids(names, split), ids(names, split, side="retain")
     assert len(forget) == len(retain) == count and not set(forget) & set(retain)
@@ -60,12 +61,48 @@ def test_names_ids_and_lists_of_names(tmp_path):
     assert ids(names, f"@{tmp_path}/classes.txt") == [0, 1]
     for wanted, message in (
         (f"@{tmp_path}/none.txt", "config.data.forget: the list of classes .*none.txt cannot be read"),
-        (4, "names the class 4, which the source lacks; its classes: cat, dog"),
-        (-1, "names the class -1"),
+        (4, "names the class '4', which the source lacks; its classes: cat, dog"),
+        (-1, "names the class '-1'"),
         ("cat,dgo", "names the class 'dgo', which the source lacks; nearest: dog"),
     ):
         with pytest.raises(UserError, match=message):
             ids(names, wanted)
+
+
+FLOATS = [f"{i}.0" for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "expected"),
+    [
+        (sorted(FLOATS), "5.0", "5.0"),
+        (["Maybe", "True"], "True", "True"),
+        (["b", "a", "c"], "2", "c"),
+        (["a", "1e0", "1"], "1", "1"),
+        (["007", "7"], "007", "007"),
+        (["Jürgen".encode().decode(), "x"], "Ju\u0308rgen", "Jürgen"),  # as macOS writes it
+        (["x", "Jos\udce9"], "Jos\udce9", "Jos\udce9"),
+    ],
+)
+def test_names_are_text_as_typed(names, wanted, expected):
+    assert [names[i] for i in ids(names, wanted)] == [expected]
+
+
+@pytest.mark.parametrize("wanted", ["True", "5.5", "1_0", "05", "+1", "-1", "٣", "1e0", " ", "4.0"])
+def test_only_a_plain_decimal_integer_is_a_number(wanted):
+    with pytest.raises(UserError, match="which the source lacks"):
+        ids([f"class {i}" for i in range(12)], wanted)
+
+
+def test_a_number_that_looks_like_the_name_of_another_class():
+    with pytest.raises(UserError, match="with this number is '11.0', but '3.0' is the same number"):
+        ids(sorted(FLOATS), "3")
+
+
+@pytest.mark.parametrize("given", [5.0, True, ("bob", False)])
+def test_values_that_are_no_text_are_refused(given):
+    with pytest.raises(pydantic.ValidationError, match="classes are text as typed: write '(5.0|True|False)'"):
+        pydantic.TypeAdapter(DataConfig).validate_python({"source": "digits", "forget": given})
 
 
 def test_every_imagenet_class_has_words():

@@ -5,7 +5,7 @@ import pytest
 
 from l2l_jax.data.config import DataConfig, ProxyConfig
 from l2l_jax.data.sources import open_source
-from l2l_jax.data.splits import evaluation_sets, general_set, retained_names, training_sets
+from l2l_jax.data.splits import describe, evaluation_sets, general_set, retained_names, training_sets
 from l2l_jax.errors import UserError
 
 
@@ -49,6 +49,21 @@ def test_the_rest_is_what_nobody_names():
     sets = train(data(["alley"], ["airfield"], proxy=("rest",)))
     assert chosen(sets.retain) == [3]
     assert retained_names(data(["alley"]), Named.class_names) == ("airfield", "amphitheater", "aquarium")
+
+
+def test_sets_are_described_by_class():
+    assert describe(train(data(["alley"])).retain) == "3 images: airfield 2, amphitheater 1"
+    many = Many()
+    many.class_names, many.labels = [f"a\n{i}" for i in range(12)], np.arange(12)
+    assert describe(many, "proxies").startswith("12 proxies: a\\n0 1, a\\n1 1, ")
+    assert describe(many).endswith("a\\n9 1, … (12 classes)")
+
+
+def test_a_class_may_be_called_rest():
+    named = Many()
+    named.class_names = ("airfield", "rest", "zoo", "bus")
+    assert set(train(data(["rest"]), named).forget.labels) == {1}
+    assert set(train(data(["zoo"]), named).retain.labels) == {0, 1, 3}
 
 
 def test_what_generated_images_start_from():
@@ -185,7 +200,7 @@ def test_mistaken_proxies_of_another_source_are_named(elsewhere, fields, message
     [
         (["alley"], ["airfeld"], "nearest: airfield"),
         (["alley"], ["zoo"], "its classes: airfield, alley"),
-        (["alley"], [7], "config.data.retain names the class 7"),
+        (["alley"], [7], "config.data.retain names the class '7'"),
         (["alley", 0], ["alley"], "both in config.data.retain and in config.data.forget: alley"),
         (["aquarium"], ["airfield"], "forget set is empty"),
         ([], ["airfield"], "forget set is empty"),
