@@ -46,11 +46,11 @@ def main(argv: Sequence[str]) -> None:
     if IMAGES.value:
         folder = workdir / "evaluation"
         result = evaluate_folders(pathlib.Path(IMAGES.value), pathlib.Path(REFERENCE.value), folder, config)
-        text = tables.of_folders(result)
+        text = tables.format_folders(result)
     else:
         folder = workdir / "evaluation"
         unlearned = pathlib.Path(UNLEARNED.value) if UNLEARNED.value else None
-        text = tables.of_models(evaluate_models(config, workdir, unlearned))
+        text = tables.format_models(evaluate_models(config, workdir, unlearned))
     if is_primary():
         print(f"{text}\n\nFigures: {folder / 'figures.json'}")
 
@@ -97,12 +97,12 @@ def evaluate_models(
 
     def write():
         weights = {name: original_weights(pathlib.Path(path)) for name, path in paths.items()}
-        report = tables.figures_json(evaluation, results) | {
+        report = tables.metrics_json(evaluation, results) | {
             "weights": weights,
             "config": config.describe("seed", "family", "model", "data", "evaluate"),
         }
-        tables.write(folder, report, tables.of_models(report))
-        for task in evaluation.restorers:
+        tables.write(folder, report, tables.format_models(report))
+        for task in evaluation.inpainters:
             evaluation.save_tsne(folder / f"tsne_{task}.png", list(results), task)
         return report
 
@@ -143,18 +143,17 @@ def evaluate_folders(
       UserError: a mistake in the folders.
     """
     from l2l_jax.evals import tables
-    from l2l_jax.evals.config import EvaluationConfig
+    from l2l_jax.evals.config import EvaluationConfig, NetworkName
     from l2l_jax.evals.evaluator import Evaluation
-    from l2l_jax.evals.features.config import NetworkName
+    from l2l_jax.evals.features.networks import open_networks
     from l2l_jax.evals.folders import compare_folders, open_images
-    from l2l_jax.evals.networks import open_all
     from l2l_jax.utils.multihost import barrier, on_primary
 
     with barrier():
         opened = [open_images(images, "--images"), open_images(reference, "--reference")]
         if config is None:
             every = EvaluationConfig(features="none", networks=get_args(NetworkName))
-            networks, missing = open_all(every)
+            networks, missing = open_networks(every)
             batch_size = EvaluationConfig.batch_size
         else:
             evaluation = Evaluation(config, folder)
@@ -164,12 +163,13 @@ def evaluate_folders(
     report = {
         "images": {"folder": str(images), "count": len(opened[0].files)},
         "reference": {"folder": str(reference), "count": len(opened[1].files)},
-        "figures": result.figures,
+        "figures": result.metrics,
         "intervals": result.intervals,
         "not_available": {**result.missing, **missing},
+        "unreliable": result.unreliable,
         "networks": {name: dict(network.weights) for name, network in networks.items()},
     }
-    on_primary(lambda: tables.write(folder, report, tables.of_folders(report)))
+    on_primary(lambda: tables.write(folder, report, tables.format_folders(report)))
     return json.loads(json.dumps(report))
 
 

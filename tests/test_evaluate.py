@@ -16,7 +16,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.evals import evaluator as evaluate
 from l2l_jax.evals import tsne
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.evals.inpaint import Restorer
+from l2l_jax.evals.inpaint import Inpainter
 from l2l_jax.weights.saved_models import save_model
 from tests.utils.forking import ROOT
 from tests.utils.launching import run_processes
@@ -44,9 +44,9 @@ def config(**evaluate):
 
 @pytest.fixture(scope="module")
 def compiled_once(one_device):
-    """All evaluations of a model at a task share a restorer, which keeps nothing but its compiled program."""
+    """Evaluations of a model at a task share an inpainter, which keeps its compiled program alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "Restorer", functools.cache(Restorer))
+        patch.setattr(evaluate, "Inpainter", functools.cache(Inpainter))
         yield
 
 
@@ -61,17 +61,17 @@ class Killed(BaseException):
 
 
 def dies_after(monkeypatch, blocks):
-    """Let the process die when some blocks are restored; the numbers of blocks that were, in a list."""
-    restored, whole = [], Restorer.__call__
+    """Let the process die when some blocks are inpainted; the blocks that were, in a list."""
+    inpainted, whole = [], Inpainter.__call__
 
-    def inpaint(self, params, images, of, places):
-        if len(restored) == blocks:
+    def inpaint(self, params, images, set_name):
+        if len(inpainted) == blocks:
             raise Killed
-        restored.append((of, int(places[0])))
-        return whole(self, params, images, of, places)
+        inpainted.append((set_name, int(images.indices[0])))
+        return whole(self, params, images, set_name)
 
-    monkeypatch.setattr(Restorer, "__call__", inpaint)
-    return restored
+    monkeypatch.setattr(Inpainter, "__call__", inpaint)
+    return inpainted
 
 
 def test_a_killed_evaluation_goes_on_where_it_stopped(params, tmp_path, monkeypatch):
@@ -91,7 +91,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(params, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         other = dies_after(patch, None)
         changed = Evaluation(config(), tmp_path / "killed").evaluate(params[1], "original")
-    assert len(other) == len(blocks) and changed.figures != expected.figures
+    assert len(other) == len(blocks) and changed.metrics != expected.metrics
 
 
 def test_figures_do_not_depend_on_the_batches_and_are_those_of_the_pixels(params, tmp_path):
@@ -103,21 +103,21 @@ def test_figures_do_not_depend_on_the_batches_and_are_those_of_the_pixels(params
     ]
     for task in ("centre_8", "random_75"):
         for of in SETS:
-            first, second = (result.tasks[task].sets[of].figures for result in results)
+            first, second = (result.tasks[task].sets[of].metrics for result in results)
             assert first == pytest.approx(second, rel=1e-5) and set(first) == {"psnr", "ssim", "mse"}
     evaluation = Evaluation(config(), tmp_path / "16")
     originals = evaluation.tests["forget"].read(np.arange(43)).images
-    mask = evaluation.restorer.mask
+    mask = evaluation.inpainter.mask
     inpaint = jax.jit(lambda params, images, key: config().model.inpaint(params, images, mask, key))
     restored = np.asarray(inpaint(params[0], originals, jax.random.key(0)))
     mse = np.square(restored - originals)[:, mask].mean(axis=(1, 2))
-    figures = results[0].figures["forget"]
+    figures = results[0].metrics["forget"]
     assert figures["mse"] == pytest.approx(mse.mean(), rel=1e-5)
     assert figures["psnr"] == pytest.approx((10 * np.log10(1 / mse)).mean(), rel=1e-5)
     assert results[0].intervals["forget"]["mse"][0] < mse.mean() < results[0].intervals["forget"]["mse"][1]
     shown = evaluation.shown["forget"].indices
     np.testing.assert_allclose(results[0].shown["forget"], restored[shown], atol=1e-5)
-    random = results[0].tasks["random_75"].sets["forget"].figures
+    random = results[0].tasks["random_75"].sets["forget"].metrics
     assert random["mse"] != pytest.approx(figures["mse"], rel=0.01)
 
 
@@ -206,16 +206,16 @@ class MeanColour:
 
 def test_networks_measure_what_the_files_hold_and_originals_once(params, tmp_path, monkeypatch):
     network, why = MeanColour(), "inception.pth, published elsewhere, is not there"
-    monkeypatch.setattr(evaluate, "open_all", lambda config: ({"clip": network}, {"fid": why}))
+    monkeypatch.setattr(evaluate, "open_networks", lambda config: ({"clip": network}, {"fid": why}))
     tasks = ("centre_8", "left_8")
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "open_all", lambda config: ({}, {}))
+        patch.setattr(evaluate, "open_networks", lambda config: ({}, {}))
         earlier = Evaluation(config(write_images=True, tasks=tasks), tmp_path)
         without = {name: earlier.evaluate(values, name) for name, values in zip("ab", params, strict=True)}
     dies_after(monkeypatch, 0)  # a network that comes later sees the files: nothing is restored again
     evaluation = Evaluation(config(write_images=True, tasks=tasks), tmp_path)
     results = {name: evaluation.evaluate(values, name) for name, values in zip("ab", params, strict=True)}
-    assert results["b"].figures["forget"].items() > without["b"].figures["forget"].items()
+    assert results["b"].metrics["forget"].items() > without["b"].metrics["forget"].items()
     count = sum(SETS.values())
     assert network.shown == count + 2 * 2 * count  # originals once; two models at two tasks
     assert evaluation.missing["fid"] == why
@@ -227,7 +227,7 @@ def test_networks_measure_what_the_files_hold_and_originals_once(params, tmp_pat
     )
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     expected = ((first * second).sum(axis=1) / lengths).mean()
-    figures = results["b"].tasks["left_8"].sets["forget"].figures
+    figures = results["b"].tasks["left_8"].sets["forget"].metrics
     assert figures["clip_cosine"] == pytest.approx(expected, rel=1e-6)
     monkeypatch.setattr(tsne, "MOST", 5)
     evaluation.save_tsne(tmp_path / "tsne.png", ["a", "b"], "left_8")

@@ -16,7 +16,6 @@ from l2l_jax.train.metric_writers import read_metrics
 from l2l_jax.utils.distributed import LOST
 from tests import worker as scenarios
 from tests.matrix import soak
-from tests.reference_arrays import Case
 from tests.utils.launching import worker
 
 TOLERANCE = 2e-5
@@ -198,13 +197,9 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     assert "Error" not in ended[1].errors
 
 
-def test_sums_of_features_are_put_together(tmp_path):
-    """Each of 2 processes measures every other image; the figures are those of the whole sets, in both."""
-    assert [ended.code for ended in worker(2, "measured", tmp_path)] == [0, 0]
-    case, found = Case("fid_stats"), [np.load(tmp_path / f"measured_{index}.npz") for index in range(2)]
-    for figures in found:
-        np.testing.assert_allclose(figures["fid"], case["fid64"], rtol=1e-9)
-        np.testing.assert_allclose(figures["score"], case["is64_splits7"], rtol=1e-9)
-        assert figures["fid"] == found[0]["fid"]
-        # Process 0 has a file, which is none; it is not read, because process 1 lacks it.
-        assert figures["networks"] == 0 and "not available" in str(figures["missing"])
+def test_a_network_is_used_only_if_all_processes_have_its_file(tmp_path):
+    """Process 0 has a file, which is not a network; it is not read, because process 1 lacks it."""
+    assert [ended.code for ended in worker(2, "opened", tmp_path)] == [0, 0]
+    for index in range(2):
+        found = np.load(tmp_path / f"opened_{index}.npz")
+        assert found["networks"] == 0 and "not available" in str(found["missing"])

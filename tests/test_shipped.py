@@ -14,8 +14,7 @@ from l2l_jax.config import parse_config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
-from l2l_jax.evals.inpaint import Restorer
-from l2l_jax.evals.masked_errors import masked_errors
+from l2l_jax.evals.inpaint import Inpainter, masked_errors
 from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.retrain import FAIR_RATIO
@@ -57,7 +56,7 @@ def errors(one_device):
         held_out = open_source(config.data, "validation", config.model.image_size)
         sets = test._asdict() | {"validation": validation_sets(config.data, held_out).retain}
         task, batch_size = parse_tasks(config.evaluate.tasks)[0], config.evaluate.batch_size
-        return config, sets, Restorer(config.model, task, batch_size=batch_size, seed=config.seed)
+        return config, sets, Inpainter(config.model, task, batch_size=batch_size, seed=config.seed)
 
     @functools.cache
     def params(recipe, end):
@@ -65,8 +64,8 @@ def errors(one_device):
         return load_pretrained(shipped.resolved(recipe + end), config.family, config.model)
 
     def find(recipe, end, of):
-        config, sets, restorer = opened(recipe)
-        return masked_errors(config, params(recipe, end), sets[of], restorer, of)
+        config, sets, inpainter = opened(recipe)
+        return masked_errors(config, params(recipe, end), sets[of], inpainter, of)
 
     return find
 

@@ -23,7 +23,7 @@ from l2l_jax.data.loader import TrainingBatches, training_batches
 from l2l_jax.data.records import evenly_spaced
 from l2l_jax.data.splits import Split
 from l2l_jax.data.transforms import Transform
-from l2l_jax.evals.encoder_features import Features
+from l2l_jax.evals.encoder_features import EncoderFeatures
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
@@ -63,7 +63,7 @@ class Examiner:
         self._trainers: dict[Any, Trainer] = {}
         self._lock = threading.Lock()  # attacks may run side by side
         batch_size, seed = config.evaluate.batch_size, config.seed
-        self._features = Features(config.model, batch_size, seed)
+        self._features = EncoderFeatures(config.model, batch_size, seed)
         self._viewer: views.Viewer | None = None
 
     def examine(self, models: Mapping[str, Params], show: str = "") -> dict[str, Findings]:

@@ -38,13 +38,13 @@ class Meter:
 
     def __init__(self, config: Config, evaluation: Evaluation):
         self._config, self._evaluation = config, evaluation
-        self._restorer = evaluation.restorer
-        if evaluation.restorer.mask is None:
+        self._inpainter = evaluation.inpainter
+        if evaluation.inpainter.mask is None:
             raise UserError(
-                f"The first of config.evaluate.tasks is {evaluation.restorer.task.name}, which hides other "
+                f"The first of config.evaluate.tasks is {evaluation.inpainter.task.name}, which hides other "
                 "patches of each image; an audit needs one hole for all, such as centre_8."
             )
-        self.mask = evaluation.restorer.mask
+        self.mask = evaluation.inpainter.mask
 
     @property
     def forget(self) -> ImageSet:
@@ -57,9 +57,9 @@ class Meter:
 
     def images(self, params: Params, images: ImageSet, of: str, title: str) -> Mapping[str, np.ndarray]:
         """Of the images of a set; `of` is its name, on which what is drawn depends."""
-        placed, blocks = self._restorer.place(params), []
+        placed, blocks = self._inpainter.place(params), []
         with Progress(f"{title}, {of}", len(images), unit="image") as progress:
-            for originals, restored in self._restorer.restore_set(placed, images, of):
+            for originals, restored in self._inpainter.over(placed, images, of):
                 measured = {"mse": metrics.masked_mse(originals.images, restored, self.mask)}
                 right = self.right(restored, originals.labels)
                 blocks.append(measured if right is None else {**measured, "right": right})
@@ -72,11 +72,9 @@ class Meter:
 
     def shown(self, params: Params) -> dict[str, np.ndarray]:
         """Restorations of the images that pictures show, by set."""
-        placed = self._restorer.place(params)
+        placed = self._inpainter.place(params)
         return {
-            of: self._restorer(placed, few.images, of, few.indices)
-            for of, few in self._evaluation.shown.items()
-            if of in SETS
+            of: self._inpainter(placed, few, of) for of, few in self._evaluation.shown.items() if of in SETS
         }
 
     def image_set(self, source: Source, name: str) -> ImageSet:

@@ -17,8 +17,8 @@ from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.evals.inpaint import masked_errors
 from l2l_jax.evals.intervals import Interval, bootstrap
-from l2l_jax.evals.masked_errors import masked_errors
 from l2l_jax.experiment.pretrain import model_card
 from l2l_jax.experiment.retrain import FAIR_RATIO, retrain
 from l2l_jax.models.base import Params

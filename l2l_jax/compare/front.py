@@ -26,7 +26,7 @@ from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
 from l2l_jax.errors import Diverged, UserError
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.evals.masked_errors import masked_errors
+from l2l_jax.evals.inpaint import masked_errors
 from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.pretrain import original_params
@@ -249,12 +249,12 @@ class _Cells:
     def _measured(self, params: Params, name: str) -> dict[str, Any]:
         errors = {
             kind: {
-                of: masked_errors(self._config, params, source, self._evaluation.restorer).tolist()
+                of: masked_errors(self._config, params, source, self._evaluation.inpainter).tolist()
                 for of, source in sources._asdict().items()
             }
             for kind, sources in self._sources.items()
         }
-        return {"errors": errors, "figures": self._evaluation.evaluate(params, name).figures}
+        return {"errors": errors, "figures": self._evaluation.evaluate(params, name).metrics}
 
     def _keep(self, name: str, result: Mapping[str, Any], config: Config) -> None:
         def write() -> None:

@@ -155,7 +155,7 @@ def _evaluated(workdir, name, config, evaluation, params) -> dict[str, Any]:
         except Diverged as error:
             row, shown = {"failed": str(error)}, None
         else:
-            row, shown = result.figures, result.shown
+            row, shown = result.metrics, result.shown
 
         def keep():
             folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from l2l_jax.config import Config
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.evals.figures import FIGURES
+from l2l_jax.evals.metrics import METRICS
 from l2l_jax.report import pictures
 from l2l_jax.report.page import SETS
 
@@ -25,14 +25,14 @@ SHOWN = "shown.npz"
 def table(rows: Mapping[str, Mapping[str, Any]], style: str = "simple") -> str:
     """Rows are methods; columns are `COLUMNS` on the retain set, then on the forget set."""
     columns = [name for name in COLUMNS if name in rows["original"]["retain"]]
-    headers = ["method", *(f"{of} {FIGURES[name].heading}" for of in SETS for name in columns)]
+    headers = ["method", *(f"{of} {METRICS[name].heading}" for of in SETS for name in columns)]
     body = []
     for method, row in rows.items():
         if "failed" in row:
             body.append([method, "diverged"])
         else:
             body.append([method, *(row[of][name] for of in SETS for name in columns)])
-    formats = ("", *[FIGURES[name].format for name in columns] * len(SETS))
+    formats = ("", *[METRICS[name].format for name in columns] * len(SETS))
     return tabulate(body, headers=headers, floatfmt=formats, tablefmt=style)
 
 

@@ -20,8 +20,8 @@ from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.evals.inpaint import masked_errors
 from l2l_jax.evals.intervals import bootstrap
-from l2l_jax.evals.masked_errors import masked_errors
 from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.pretrain import original_params
@@ -114,7 +114,7 @@ def _measured_sources(config: Config, requests: Sequence[str]) -> dict[str, Sour
 def _errors(
     config: Config, params: Params, sources: dict[str, Source], evaluation: Evaluation
 ) -> dict[str, np.ndarray]:
-    return {name: masked_errors(config, params, x, evaluation.restorer) for name, x in sources.items()}
+    return {name: masked_errors(config, params, x, evaluation.inpainter) for name, x in sources.items()}
 
 
 def _ratios(after: dict[str, np.ndarray], before: dict[str, np.ndarray]) -> dict[str, list[float]]:

@@ -1,41 +1,68 @@
-"""The part of the configuration that says what is restored and measured."""
+"""The section of the configuration that says what is inpainted and measured."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import pydantic
 
-from l2l_jax.evals.features.config import NetworksConfig
+from l2l_jax.data.config import DataConfig
 from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.models.base import Model
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 
-TaskNames = Annotated[
-    tuple[str, ...],
-    pydantic.BeforeValidator(
-        lambda given: tuple(filter(None, given.split(","))) if isinstance(given, str) else given
-    ),
-]
-"""Names of tasks; "a,b" is the same as ("a", "b")."""
+NetworkName = Literal["inception", "resnet50", "clip"]
+
+Resizing = Literal["clean-fid", "pytorch-fid"]
+
+
+def _names(given: Any) -> Any:
+    """Split names that are joined by commas, as on the command line."""
+    given = (given,) if isinstance(given, str) else given
+    if not isinstance(given, tuple | list) or not all(isinstance(part, str) for part in given):
+        return given
+    return tuple(name for part in given for name in part.split(",") if name)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworksConfig:
+    """The published networks whose features are compared.
+
+    Attributes:
+      networks: "inception" (FID, KID and Inception Score), "resnet50" (Inception Score of scenes), "clip"
+        (similarity of reconstruction and original); those whose weights are missing are reported. "a,b" is
+        the same as ("a", "b").
+      inception, resnet50, clip: Files of their weights; empty: the published file in the folder of weights,
+        see docs/feature_networks.md.
+      resize: How images come to Inception's size: "clean-fid" (Pillow's bicubic filter) or "pytorch-fid"
+        (bilinear, without antialiasing).
+      network_batch_size: Images per compiled call of a network; on a CPU with several cores fewer.
+    """
+
+    networks: Annotated[tuple[NetworkName, ...], pydantic.BeforeValidator(_names)] = ()
+    inception: str = ""
+    resnet50: str = ""
+    clip: str = ""
+    resize: Resizing = "clean-fid"
+    network_batch_size: Positive = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig(NetworksConfig):
-    """What is restored, what is measured, and what the picture shows.
+    """What is inpainted, what is measured, and what the picture shows.
 
     Attributes:
-      tasks: what is hidden, see `l2l_jax.evals.tasks`: names such as "centre_8", "border_3" and
+      tasks: What is masked, see `l2l_jax.evals.tasks`: names such as "centre_8", "border_3" and
         "random_75", or "paper", "inpainting", "outpainting". The report and its pictures show the first.
-      batch_size: images restored per compiled call, and kept together on the disk.
-      picture_per_class: images of each class in the picture, of at most 10 classes of a set.
-      features: "classifier": a small one, trained on the spot, measures what the published networks are
-        not meant for, few classes of small images; "none": its figures are left out.
-      networks, inception, resnet50, clip, resize, network_batch_size: see `NetworksConfig`.
-      write_images: write originals and restorations as PNG into `evaluation/images` of the workdir.
+      batch_size: Images inpainted per compiled call, and stored together on disk.
+      picture_per_class: Images of each class in the picture, of at most 10 classes of a set.
+      features: "classifier": a small one, trained on the spot, measures images that the published networks
+        are not meant for; "none": no classifier.
+      networks, inception, resnet50, clip, resize, network_batch_size: See `NetworksConfig`.
+      write_images: Write originals and reconstructions as PNG into `evaluation/images` of the workdir.
     """
 
-    tasks: TaskNames = ("centre_8",)
+    tasks: Annotated[tuple[str, ...], pydantic.BeforeValidator(_names)] = ("centre_8",)
     batch_size: Positive = 128
     picture_per_class: Positive = 2
     features: Literal["classifier", "none"] = "classifier"
@@ -53,3 +80,27 @@ class EvaluationConfig(NetworksConfig):
                 raise ValueError(f"the task {task.name} is for masked autoencoders (config.model.family mae)")
             else:
                 task.visible_patches(model.grid**2, [(0,)])
+
+
+class EvaluationSetup(Protocol):
+    """What an evaluation depends on; an experiment's `Config` is one."""
+
+    @property
+    def seed(self) -> int:
+        """Random seed of sampling and of random masks."""
+        ...
+
+    @property
+    def model(self) -> Model:
+        """The model, parameters excluded."""
+        ...
+
+    @property
+    def data(self) -> DataConfig:
+        """The images and how they are prepared."""
+        ...
+
+    @property
+    def evaluate(self) -> EvaluationConfig:
+        """What is measured."""
+        ...

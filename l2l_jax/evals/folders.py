@@ -1,8 +1,7 @@
-"""Two folders of images compared without any model: what was restored, and the originals."""
+"""Two folders of images compared without any model: reconstructions and originals."""
 
 import functools
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,29 +13,25 @@ import numpy as np
 from l2l_jax.data.decoding import ImageError, open_image
 from l2l_jax.data.listing import SUFFIXES, Lister
 from l2l_jax.errors import UserError
-from l2l_jax.evals.block_store import BlockStore
 from l2l_jax.evals.features.base import FeatureNetwork
-from l2l_jax.evals.figures import (
-    Observed,
-    SetFigures,
-    figures_of,
-    measure,
-    observe_images,
-    observe_pairs,
-)
-from l2l_jax.utils.multihost import barrier, from_primary, on_primary
+from l2l_jax.evals.metrics import SetMetrics, measure, metrics_of, observe_pairs
+from l2l_jax.utils.io import ResultCache
+from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.utils.progress import Progress
 
-PAIRED = ("psnr", "ssim", "mse", *figures_of("clip"))
-"""Figures that need an image's own original."""
+PAIRED = ("psnr", "ssim", "mse", *metrics_of("clip"))
+"""Metrics that need an image's own original."""
+
+Observed = dict[str, np.ndarray]
+"""Arrays that start with the image axis, by name."""
 
 
 class Folder(NamedTuple):
     """The images below a folder.
 
     Attributes:
-      root: the folder.
-      files: paths below it by what they are called: the path without its ending; in the order of names.
+      root: The folder.
+      files: Paths below it, by the path without its ending; sorted.
     """
 
     root: pathlib.Path
@@ -44,10 +39,10 @@ class Folder(NamedTuple):
 
 
 def open_images(root: pathlib.Path, flag: str) -> Folder:
-    """All images below a folder.
+    """Find all images below a folder.
 
     Raises:
-      UserError: no folder, no image in it, or two images of one name.
+      UserError: No folder, no image in it, or two images of one name.
     """
     if not root.is_dir():
         raise UserError(f"{flag}={root} is not a folder; name one that holds images.")
@@ -72,41 +67,43 @@ def compare_folders(
     images: Folder,
     reference: Folder,
     networks: Mapping[str, FeatureNetwork],
-    kept: pathlib.Path,
+    stored: pathlib.Path,
     *,
     batch_size: int = 64,
-) -> SetFigures:
-    """The figures of restored images, `images`, against originals, `reference`.
+) -> SetMetrics:
+    """Measure reconstructions, `images`, against originals, `reference`.
 
-    Where both folders hold the same names, images of one name are compared with one another: PSNR, MSE and
+    Where both folders hold the same names, images of one name are compared with each other: PSNR, MSE and
     SSIM of whole images, and CLIP's cosines. All processes take a share of the images.
 
     Args:
-      images, reference: the folders.
-      networks: feature networks by name.
-      kept: folder for observations, so that a later call resumes; on storage that all hosts share.
-      batch_size: images that are observed, and kept, together.
+      images, reference: The folders.
+      networks: Feature networks by name.
+      stored: Folder for observations, so that a later call resumes; several hosts need shared storage.
+      batch_size: Images that are observed, and stored, together.
 
     Raises:
-      UserError: an image that cannot be decoded, or is not of its original's size.
+      UserError: An image that cannot be decoded, or is not of its original's size.
     """
     paired = images.files.keys() == reference.files.keys()
-    stores = {"images": (images, None), "reference": (reference, None)}
-    if paired:
-        stores["images"] = (images, reference)
-    facts = {name: dict(network.weights) for name, network in networks.items()}
+    folders = {"images": (images, reference if paired else None), "reference": (reference, None)}
     read = {}
-    for name, (folder, originals) in stores.items():
+    for name, (folder, originals) in folders.items():
         root = hashlib.sha256(str(folder.root.resolve()).encode()).hexdigest()[:16]
-        store = BlockStore(kept / "folders" / f"{folder.root.resolve().name}-{root}-{name}")
-        blocks = _blocks(list(folder.files), batch_size)
-        on_primary(functools.partial(store.claim, {"batch_size": batch_size}))
-        with barrier(), Progress(f"{folder.root}", len(folder.files), unit="image") as progress:
+        cache = ResultCache(
+            stored / "folders" / f"{folder.root.resolve().name}-{root}-{name}", {"batch_size": batch_size}
+        )
+        names = list(folder.files)
+        blocks = {
+            f"{number:05d}": names[first : first + batch_size]
+            for number, first in enumerate(range(0, len(names), batch_size))
+        }
+        with barrier(), Progress(f"{folder.root}", len(names), unit="image") as progress:
             for block in list(blocks)[jax.process_index() :: jax.process_count()]:
-                _observe(store, block, blocks[block], folder, originals, networks, facts)
+                _observe(cache, block, blocks[block], folder, originals, networks)
                 progress.update(len(blocks[block]))
-        read[name] = functools.partial(store.join, list(blocks))
-    result = SetFigures(*from_primary(lambda: measure(read["images"], read["reference"])))
+        read[name] = functools.partial(cache.join, list(blocks))
+    result = SetMetrics(*from_primary(lambda: measure(read["images"], read["reference"])))
     if not paired:
         different = sorted(images.files.keys() ^ reference.files.keys())
         reason = (
@@ -114,35 +111,42 @@ def compare_folders(
         )
         result.missing.update(dict.fromkeys(PAIRED, reason))
         for name in PAIRED:
-            result.figures.pop(name, None)
+            result.metrics.pop(name, None)
             result.intervals.pop(name, None)
     return result
 
 
-def _blocks(names: Sequence[str], size: int) -> dict[str, Sequence[str]]:
-    return {f"{n:05d}": names[first : first + size] for n, first in enumerate(range(0, len(names), size))}
-
-
-def _observe(store, block, names, folder, originals, networks, facts) -> None:
-    """Observe a block of images, and against their originals if there are any, unless it was done before."""
+def _observe(
+    cache: ResultCache,
+    block: str,
+    names: Sequence[str],
+    folder: Folder,
+    originals: Folder | None,
+    networks: Mapping[str, FeatureNetwork],
+) -> None:
+    """Observe a block of images, and against their originals if there are any, unless that is stored."""
     files = [_read(folder, name) for name in names]
-    others = None if originals is None else [_read(originals, name) for name in names]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for encoded in (*files, *(others or ())):
-        digest.update(hashlib.sha256(encoded).digest())
-    if store.has(block, digest.hexdigest()):
+    others = [] if originals is None else [_read(originals, name) for name in names]
+    stamp: list[Any] = [hashlib.sha256(encoded).hexdigest() for encoded in (*files, *others)]
+    stamp.append({name: dict(network.weights) for name, network in networks.items()})
+    if cache.get(block, stamp=stamp, members=()) is not None:
         return
     pixels = [_decode(folder, name, file) for name, file in zip(names, files, strict=True)]
-    observed = _by_shape(pixels, lambda chosen: observe_images(networks, _stack(pixels, chosen)))
-    if others is not None:
+    observed = _by_shape(pixels, lambda chosen: _outputs(networks, _stack(pixels, chosen)))
+    if originals is not None:
         truths = [_decode(originals, name, file) for name, file in zip(names, others, strict=True)]
         _check_sizes(folder, names, pixels, truths)
         observed |= _by_shape(pixels, lambda chosen: _pairs(_stack(truths, chosen), _stack(pixels, chosen)))
-    store.save(block, digest.hexdigest(), observed)
+    cache.put(block, observed, stamp=stamp)
 
 
-def _pairs(originals: np.ndarray, restored: np.ndarray) -> Observed:
-    unit = [np.float32(1 / 255) * x for x in (originals, restored)]
+def _outputs(networks: Mapping[str, FeatureNetwork], images: np.ndarray) -> Observed:
+    outputs = {name: network(images) for name, network in networks.items()}
+    return {f"{name}/{output}": values for name, found in outputs.items() for output, values in found.items()}
+
+
+def _pairs(originals: np.ndarray, images: np.ndarray) -> Observed:
+    unit = [np.float32(1 / 255) * x for x in (originals, images)]
     return observe_pairs(*unit, np.ones(originals.shape[:3], bool), (0.0, 1.0))
 
 
@@ -151,9 +155,9 @@ def _stack(pixels: Sequence[np.ndarray], chosen: Sequence[int]) -> np.ndarray:
 
 
 def _by_shape(pixels: Sequence[np.ndarray], observe: Callable[[list[int]], Observed]) -> Observed:
-    """What `observe` finds of images of one shape at a time, put together in their order.
+    """Observe the images of each shape together and return the results in the order of the images.
 
-    What is not found of every shape (SSIM of small images) is left out.
+    Metrics that are not found for every shape (SSIM of small images) are left out.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, image in enumerate(pixels):

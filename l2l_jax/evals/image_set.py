@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from l2l_jax.config import Config
 from l2l_jax.data.reading import BadImage, BadImages, Reader, Row, Rows
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, TransformConfig, in_range
+from l2l_jax.evals.config import EvaluationSetup
 
 SHOWN_CLASSES = 10
 """Classes of a set in a picture, at most; evenly spaced."""
@@ -82,19 +82,19 @@ class ImageSet:
 
     @classmethod
     def of(
-        cls, config: Config, source: Source, name: str, transform: TransformConfig | None = None
+        cls, setup: EvaluationSetup, source: Source, name: str, transform: TransformConfig | None = None
     ) -> "ImageSet":
         """The images of a source, prepared as the experiment's test images are.
 
         Args:
-          config: the experiment.
+          setup: model and data preparation.
           source: the images.
           name: of the set, in messages.
           transform: another preparation than `config.data`'s.
         """
-        how = Transform(transform or config.data, config.model.image_size, training=False)
-        most = config.data.max_bad_fraction
-        return cls(source, how, config.model.value_range, max_bad_fraction=most, name=name)
+        how = Transform(transform or setup.data, setup.model.image_size, training=False)
+        most = setup.data.max_bad_fraction
+        return cls(source, how, setup.model.value_range, max_bad_fraction=most, name=name)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,119 +1,116 @@
-"""Restoring images of a set, on this process's devices."""
+"""Inpainting the images of a set, and its error."""
 
-import zlib
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from l2l_jax.data.records import Source
+from l2l_jax.evals import metrics
+from l2l_jax.evals.config import EvaluationSetup
 from l2l_jax.evals.image_set import Images, ImageSet
-from l2l_jax.evals.tasks import Task, patch_masks
+from l2l_jax.evals.runner import BatchedRunner, image_keys, image_rows, set_number
+from l2l_jax.evals.tasks import InpaintingTask, parse_tasks, patch_masks
 from l2l_jax.models.base import Model, Params
 
 
-class Restorer:
-    """Fills the masks of a task; compiled once, used for the original and unlearned model.
+class Inpainter:
+    """Fills the masked regions of a task; compiled once for any number of models.
 
     What is drawn for an image, sampling and random patches alike, depends on the seed, the image's set and
-    its place there, and on nothing else: not on batches, devices, processes or models.
+    its place there alone, not on batches, devices, processes or models.
 
     Args:
-      model: the model.
-      task: what is hidden.
-      batch_size: images per compiled call; divided among the process's devices if it can be.
-      seed: seed of any sampling.
+      model: The model.
+      task: What is masked.
+      batch_size: Images per compiled call.
+      seed: Random seed of sampling.
 
     Attributes:
-      program: what is compiled: `(params, images, visible patches, number of the set, places)` to the
-        restored images.
+      mask: The mask of all images, bool `[height, width]`; None: each image has its own.
+      runner: Takes rows "images", "places", "sets" and, where images have their own masks, "visible".
     """
 
-    def __init__(self, model: Model, task: Task, *, batch_size: int, seed: int):
+    def __init__(self, model: Model, task: InpaintingTask, *, batch_size: int, seed: int):
         self.task, self.value_range = task, model.value_range
-        self._model, self._batch_size, self._seed = model, batch_size, seed
-        self._mask = None if task.is_random else task.mask(model.image_size)
+        self._model, self._seed = model, seed
+        self.mask = None if task.is_random else task.mask(model.image_size)
 
-        def inpaint(params, image, seen, key):
-            if self._mask is None:
-                return model.inpaint_from_patches(params, image[None], seen[None])[0]
-            return model.inpaint(params, image[None], self._mask, key)[0]
+        def inpaint(params, image, visible, key):
+            if self.mask is None:
+                return model.inpaint_from_patches(params, image[None], visible[None])[0]
+            return model.inpaint(params, image[None], self.mask, key)[0]
 
-        @jax.jit
-        def restore_batch(params, images, seen, set_number, places):
-            key = jax.random.fold_in(jax.random.key(seed), set_number)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-            return jax.vmap(inpaint, (None, 0, 0, 0))(params, images, seen, keys)
+        def compute(params, rows):
+            keys = image_keys(seed, rows)
+            return jax.vmap(inpaint, (None, 0, 0, 0))(params, rows["images"], rows["visible"], keys)
 
-        self.program = restore_batch
+        self.runner = BatchedRunner(compute, batch_size)
+        self.place = self.runner.place
 
-    @property
-    def mask(self) -> np.ndarray | None:
-        """The mask of all images, bool `[height, width]`; None: every image has its own."""
-        return self._mask
-
-    def masks(self, of: str, places: np.ndarray) -> np.ndarray:
-        """The masks of images, bool `[image, height, width]`, True where pixels are missing.
+    def masks(self, set_name: str, places: np.ndarray) -> np.ndarray:
+        """Return the masks of images, bool `[image, height, width]`, True where pixels are missing.
 
         Args:
-          of: name of their set.
-          places: their places in it.
+          set_name: Name of their set.
+          places: Their places in it.
         """
-        if self._mask is not None:
-            return np.broadcast_to(self._mask, (len(places), *self._mask.shape))
-        return patch_masks(self._visible(of, places), self._model.grid, self._model.image_size)
+        if self.mask is not None:
+            return np.broadcast_to(self.mask, (len(places), *self.mask.shape))
+        return patch_masks(self._visible(set_name, places), self._model.grid, self._model.image_size)
 
-    def seen(self, images: np.ndarray, of: str, places: np.ndarray) -> np.ndarray:
-        """The images with their masks painted mid-grey: a picture of what the model is shown."""
-        grey = np.float32(np.mean(self.value_range))
-        return np.where(self.masks(of, places)[..., None], grey, images)
+    def masked(self, images: Images, set_name: str) -> np.ndarray:
+        """Return pictures of what the model is shown: masked regions are gray."""
+        gray = np.float32(np.mean(self.value_range))
+        return np.where(self.masks(set_name, images.indices)[..., None], gray, images.images)
 
-    def place(self, params: Params) -> Params:
-        """Parameters on this process's devices."""
-        return jax.device_put(params, self._sharding(PartitionSpec()))
+    def __call__(self, params: Params, images: Images, set_name: str) -> np.ndarray:
+        """Return reconstructions `[image, height, width, channel]`; `params` come from `place`."""
+        visible = self._visible(set_name, images.indices)
+        return self.runner(params, image_rows(images, set_name) | {"visible": visible})
 
-    def __call__(self, params: Params, images: np.ndarray, of: str, places: np.ndarray) -> np.ndarray:
-        """Restorations `[image, height, width, channel]` of at most `batch_size` images.
-
-        Args:
-          params: all parts, from `place`.
-          images: `[image, height, width, channel]`.
-          of: name of their set.
-          places: their places in it.
-        """
-        missing = self._batch_size - len(images)  # one shape: compiled once
-        padded = np.pad(np.asarray(places, np.int32), (0, missing))
-        seen = self._visible(of, padded) if self._mask is None else np.zeros((len(padded), 0), np.int32)
-        rows = (np.pad(images, [(0, missing)] + [(0, 0)] * 3), seen, padded)
-        images, seen, padded = jax.device_put(rows, self._sharding(PartitionSpec("data")))
-        restored = self.program(params, images, seen, jnp.uint32(_number(of)), padded)
-        return np.asarray(restored)[: len(places)]
-
-    def restore_set(self, params: Params, images: ImageSet, of: str) -> Iterator[tuple[Images, np.ndarray]]:
-        """Images of a set and their restorations, a batch at a time; every process gets all.
-
-        Args:
-          params: all parts, from `place`.
-          images: the set.
-          of: its name.
-        """
-        for block in images.blocks(self._batch_size):
+    def over(self, params: Params, images: ImageSet, set_name: str) -> Iterator[tuple[Images, np.ndarray]]:
+        """Yield the images of a set and their reconstructions, a batch at a time; every process gets all."""
+        params = self.place(params)
+        for block in images.blocks(self.runner.batch_size):
             if len(block.good.labels):
-                yield block.good, self(params, block.good.images, of, block.good.indices)
+                yield block.good, self(params, block.good, set_name)
 
-    def _visible(self, of: str, places: np.ndarray) -> np.ndarray:
-        seeds = ((self._seed, _number(of), int(place)) for place in places)
+    def errors(self, params: Params, images: ImageSet, set_name: str) -> np.ndarray:
+        """Return the masked MSE of each image of a set, float64 `[image]`."""
+        return np.concatenate(
+            [
+                metrics.masked_mse(originals.images, inpainted, self.masks(set_name, originals.indices))
+                for originals, inpainted in self.over(params, images, set_name)
+            ]
+        )
+
+    def _visible(self, set_name: str, places: np.ndarray) -> np.ndarray:
+        """Return the visible patches `[image, patch]`; none where all images share a mask."""
+        if self.mask is not None:
+            return np.zeros((len(places), 0), np.int32)
+        seeds = ((self._seed, set_number(set_name), int(place)) for place in places)
         return self.task.visible_patches(self._model.grid**2, seeds)
 
-    def _sharding(self, spec: PartitionSpec) -> NamedSharding:
-        """Of this process's devices; of one of them if they cannot share a batch evenly."""
-        devices = jax.local_devices()
-        if self._batch_size % len(devices):
-            devices = devices[:1]
-        return NamedSharding(Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,)), spec)
 
+def masked_errors(
+    setup: EvaluationSetup,
+    params: Params,
+    source: Source,
+    inpainter: Inpainter | None = None,
+    set_name: str = "validation",
+) -> np.ndarray:
+    """Return the masked MSE of each image of a source at the first task, `[image]`.
 
-def _number(of: str) -> int:
-    """A number for the name of a set."""
-    return zlib.crc32(of.encode())
+    Args:
+      setup: Model, data preparation and task.
+      params: All parts of the model.
+      source: The images.
+      inpainter: One of that task that was compiled before.
+      set_name: Name of the set, on which the noise of sampling depends; the evaluation's own name for it
+        gives the evaluation's errors.
+    """
+    if inpainter is None:
+        task, size = parse_tasks(setup.evaluate.tasks)[0], setup.evaluate.batch_size
+        inpainter = Inpainter(setup.model, task, batch_size=size, seed=setup.seed)
+    return inpainter.errors(params, ImageSet.of(setup, source, set_name), set_name)

@@ -1,38 +1,110 @@
-"""Figures of single images: restorations against originals."""
+"""Metrics of reconstructions: of single images, and of a set."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from threadpoolctl import threadpool_limits
+
+from l2l_jax.evals.intervals import Interval, mean_interval, standard_interval
+from l2l_jax.evals.statistics import (
+    KERNEL_SUBSET,
+    cosine_similarities,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+)
 
 WINDOW_SIGMA = 1.5
 WINDOW_RADIUS = 5
-"""The Gaussian window of SSIM, in pixels: 11×11, as Wang et al. 2004 have it."""
+"""The Gaussian window of SSIM, in pixels: 11×11, as in Wang et al. 2004."""
 
 
-def masked_mse(originals: np.ndarray, restored: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Mean squared error inside the mask of every image, float64 `[image]`.
+class Metric(NamedTuple):
+    """How a metric is shown.
+
+    Attributes:
+      heading: Its name in tables.
+      format: Format of the number.
+      better: Which reconstructions are better: those with a "higher" or a "lower" value.
+    """
+
+    heading: str
+    format: str
+    better: Literal["higher", "lower"]
+
+
+METRICS = {
+    "psnr": Metric("PSNR (dB)", ".2f", "higher"),
+    "ssim": Metric("SSIM", ".3f", "higher"),
+    "mse": Metric("masked MSE", ".4f", "lower"),
+    "fid": Metric("FID", ".2f", "lower"),
+    "kid": Metric("KID", ".4f", "lower"),
+    "inception_score": Metric("IS", ".2f", "higher"),
+    "scene_score": Metric("IS (Places ResNet-50)", ".2f", "higher"),
+    "clip_cosine": Metric("CLIP", ".3f", "higher"),
+    "classifier_distance": Metric("Fréchet distance (small classifier)", ".2f", "lower"),
+    "classifier_score": Metric("Inception Score (small classifier)", ".2f", "higher"),
+    "accuracy": Metric("accuracy", ".3f", "higher"),
+}
+"""The metrics in tables, in their order."""
+
+DISTANCES = {"inception": ("fid", "kid"), "classifier": ("classifier_distance", None)}
+"""Fréchet and kernel distance by the network whose features are compared."""
+
+SCORES = {"inception": "inception_score", "resnet50": "scene_score", "classifier": "classifier_score"}
+"""Inception Scores by the network whose classes are meant."""
+
+COSINES = {"clip": "clip_cosine"}
+"""Cosines of reconstruction and original by the network whose features are compared."""
+
+SPLITS = 10
+"""Parts of a set for the Inception Score: it needs as many images."""
+
+WIDE = 256
+"""Features from which a Fréchet distance takes seconds, and its interval comes from few resamples."""
+
+WIDE_RESAMPLES = 10
+
+RECOMMENDED = 10_000
+"""Images with which the Fréchet Inception Distance is usually computed (Heusel et al. 2017)."""
+
+Read = Callable[[str], np.ndarray | None]
+"""An array `[image, …]` of a whole set by name, such as "mse" or "clip/features"; None: not observed."""
+
+
+def metrics_of(network: str) -> list[str]:
+    """Return the metrics that need a network, by its name in `DISTANCES`, `SCORES` and `COSINES`."""
+    names = (*DISTANCES.get(network, ()), SCORES.get(network), COSINES.get(network))
+    return [name for name in names if name is not None]
+
+
+def masked_mse(originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return the mean squared error inside the mask of every image, float64 `[image]`.
 
     Args:
-      originals, restored: `[image, height, width, channel]` of one range.
+      originals, inpainted: `[image, height, width, channel]` of one range.
       masks: bool `[image, height, width]`, or `[height, width]` for all images.
     """
-    error = np.square(np.asarray(restored, np.float64) - np.asarray(originals, np.float64)).mean(axis=-1)
+    error = np.square(np.asarray(inpainted, np.float64) - np.asarray(originals, np.float64)).mean(axis=-1)
     return (error * masks).sum(axis=(1, 2)) / np.broadcast_to(masks, error.shape).sum(axis=(1, 2))
 
 
 def psnr(mse: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB of mean squared errors; errors below 1e-10 count as 1e-10."""
+    """Return the peak signal-to-noise ratio in dB of mean squared errors; at least 1e-10 each."""
     peak = value_range[1] - value_range[0]
     return 10 * np.log10(peak**2 / np.maximum(mse, 1e-10))
 
 
-def ssim(originals: np.ndarray, restored: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """Structural similarity of whole images (Wang et al. 2004), float32 `[image]`.
+def ssim(originals: np.ndarray, inpainted: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """Return the structural similarity of whole images (Wang et al. 2004), float32 `[image]`.
 
-    The mean over channels and over all windows that lie inside the image.
+    It is averaged over channels and over all windows inside the image.
 
     Args:
-      originals, restored: `[image, height, width, channel]` of one range.
+      originals, inpainted: `[image, height, width, channel]` of one range.
       value_range: that range.
 
     Raises:
@@ -43,7 +115,7 @@ def ssim(originals: np.ndarray, restored: np.ndarray, value_range: tuple[float, 
     count = len(originals)
     padding = [(0, (1 << (count - 1).bit_length()) - count)] + [(0, 0)] * 3  # few shapes to compile for
     low, high = value_range
-    unit = [np.pad((np.asarray(x, np.float32) - low) / (high - low), padding) for x in (originals, restored)]
+    unit = [np.pad((np.asarray(x, np.float32) - low) / (high - low), padding) for x in (originals, inpainted)]
     return np.asarray(_ssim(*unit))[:count]
 
 
@@ -71,6 +143,153 @@ def _ssim(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def to_uint8(images: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """Images as they are written to files and shown to the networks: 8 bits, clipped and rounded."""
+    """Return images as they are written to files and shown to the networks: 8 bits, clipped and rounded."""
     low, high = value_range
     return np.rint((np.clip(images, low, high) - low) * np.float32(255 / (high - low))).astype(np.uint8)
+
+
+def observe_pairs(
+    originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray, value_range: tuple[float, float]
+) -> dict[str, np.ndarray]:
+    """Return "psnr" and "mse" of the masked regions and, of images that are not too small, "ssim".
+
+    Args:
+      originals, inpainted: `[image, height, width, channel]` in `value_range`.
+      masks: bool `[image, height, width]`.
+      value_range: Least and greatest pixel value.
+    """
+    mse = masked_mse(originals, inpainted, masks)
+    observed = {"mse": mse, "psnr": psnr(mse, value_range)}
+    if min(originals.shape[1:3]) > 2 * WINDOW_RADIUS:
+        observed["ssim"] = ssim(originals, inpainted, value_range)
+    return observed
+
+
+def balanced_accuracy(correct: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean over classes of the share of images whose class is read correctly."""
+    return float(np.mean([correct[labels == label].mean() for label in np.unique(labels)]))
+
+
+class SetMetrics(NamedTuple):
+    """Metrics of a set of images.
+
+    Attributes:
+      metrics: By the names in `METRICS`; "balanced_accuracy"; and `NAME_std` for the spread over subsets
+        (KID) or splits (Inception Score).
+      intervals: Ends of 95 % intervals by the same names, see `l2l_jax.evals.intervals`.
+      missing: Why other metrics are not available, by name.
+      unreliable: Why metrics that are there need more images, by name.
+      classes: "count", "mse" and "accuracy" by the name of the class.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    missing: dict[str, str]
+    unreliable: dict[str, str]
+    classes: dict[str, dict[str, float]]
+
+    def _add(self, name: str, interval: Interval) -> None:
+        self.metrics[name] = interval.value
+        if np.isfinite([interval.low, interval.high]).all():
+            self.intervals[name] = (interval.low, interval.high)
+
+
+def measure(read: Read, read_original: Read, class_names: Sequence[str] = ()) -> SetMetrics:
+    """Compute the metrics of a set of reconstructions.
+
+    These are means over images of PSNR and MSE in the masked region, of SSIM of whole images, of CLIP
+    cosines of reconstruction and original, and of how often the class is read from the masked region alone;
+    Fréchet and kernel distance of originals and reconstructions; Inception Scores of the reconstructions.
+
+    Args:
+      read: Reads what was observed of the reconstructions.
+      read_original: Reads what was observed of the originals.
+      class_names: Names of the class ids that `read("labels")` gives.
+    """
+    found = SetMetrics({}, {}, {}, {}, {})
+    per_image = {name: values for name in ("psnr", "ssim", "mse") if (values := read(name)) is not None}
+    labels, classes = read("labels"), read("masked/classes")
+    if classes is not None and labels is not None:
+        per_image["accuracy"] = classes == labels
+        found.metrics["balanced_accuracy"] = balanced_accuracy(per_image["accuracy"], labels)
+    for name, values in per_image.items():
+        found._add(name, mean_interval(values))
+    if labels is not None:
+        found.classes.update(_by_class(per_image, labels, class_names))
+    for network, names in DISTANCES.items():
+        _add_distances(found, names, read(f"{network}/features"), read_original(f"{network}/features"))
+    for network, name in SCORES.items():
+        _add_score(found, name, read(f"{network}/probabilities"))
+    for network, name in COSINES.items():
+        pair = read(f"{network}/features"), read_original(f"{network}/features")
+        if pair[0] is not None and pair[1] is not None and len(pair[0]) == len(pair[1]):
+            found._add(name, mean_interval(cosine_similarities(*pair)))
+    return found
+
+
+def measure_originals(read_original: Read, labels: np.ndarray | None) -> dict[str, float]:
+    """Compute Inception Scores of originals, and how often their class is read from the masked region."""
+    found = SetMetrics({}, {}, {}, {}, {})
+    for network, name in SCORES.items():
+        _add_score(found, name, read_original(f"{network}/probabilities"))
+    classes = read_original("masked/classes")
+    if classes is not None and labels is not None:
+        found.metrics["accuracy"] = float((classes == labels).mean())
+        found.metrics["balanced_accuracy"] = balanced_accuracy(classes == labels, labels)
+    return found.metrics
+
+
+def _by_class(per_image, labels, class_names) -> dict[str, dict[str, float]]:
+    shown = [name for name in ("mse", "accuracy") if name in per_image]
+    return {
+        str(class_names[label]): {
+            "count": int((labels == label).sum()),
+            **{name: float(per_image[name][labels == label].mean()) for name in shown},
+        }
+        for label in np.unique(labels)
+    }
+
+
+def _add_distances(found: SetMetrics, names, inpainted, originals) -> None:
+    if inpainted is None or originals is None:
+        return
+    frechet, kernel = names
+    count, width = min(len(inpainted), len(originals)), inpainted.shape[1]
+    if count < 2:
+        found.missing.update(dict.fromkeys(filter(None, names), "it needs two images"))
+        return
+    found.metrics[frechet] = frechet_distance(inpainted, originals)
+    if count <= width:  # a singular covariance
+        usual = f"; {RECOMMENDED:,} are usual" if frechet == "fid" else ""
+        found.unreliable[frechet] = (
+            f"{count:,} images are too few: it needs more than its {width:,} features{usual}"
+        )
+    elif len(inpainted) == len(originals):
+
+        def statistic(chosen):
+            return frechet_distance(inpainted[chosen], originals[chosen])
+
+        wide = width >= WIDE
+        # Small matrices: a second thread costs more than it saves.
+        with threadpool_limits(None if wide else 1):
+            resamples = {"resamples": WIDE_RESAMPLES} if wide else {}
+            found._add(frechet, standard_interval(statistic, count, least=0.0, **resamples))
+    if kernel is not None:
+        mean, spread = kernel_distance(inpainted, originals)
+        found.metrics[kernel] = mean
+        if count > KERNEL_SUBSET:
+            found.metrics[f"{kernel}_std"] = spread
+        else:  # all subsets would be the whole set
+            found.unreliable[kernel] = (
+                f"{count:,} images are too few: its spread over subsets needs more than {KERNEL_SUBSET:,}"
+            )
+
+
+def _add_score(found: SetMetrics, name, probabilities) -> None:
+    if probabilities is None:
+        return
+    if len(probabilities) < SPLITS:
+        found.missing[name] = f"it needs {SPLITS} images, and there are {len(probabilities)}"
+        return
+    mean, spread = inception_score(probabilities, SPLITS)
+    found.metrics.update({name: mean, f"{name}_std": spread})

@@ -1,4 +1,4 @@
-"""What is hidden from a model at test time: the tasks of the paper's tables, by name.
+"""Inpainting tasks by name: what is masked at test time.
 
 `centre_8`: a centred square of 8/16 of the side; `left_8`, `right_8`, `top_8`, `bottom_8`: a strip of 8/16
 of the side; `border_3`: a border of 3/32 of the side on every side (outpainting); `random_75`: 75 % of the
@@ -28,8 +28,8 @@ GROUPS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """One way to hide a part of an image.
+class InpaintingTask:
+    """One way to mask a part of an image.
 
     Attributes:
       kind: a key of `PARTS`.
@@ -41,12 +41,12 @@ class Task:
 
     @property
     def name(self) -> str:
-        """As in `config.evaluate.tasks`."""
+        """Name in `config.evaluate.tasks`."""
         return f"{self.kind}_{self.amount}"
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Name in reports."""
         if self.is_random:
             return f"random patches, {self.amount} %"
         return f"{self.kind} {self.amount}/{PARTS[self.kind]}"
@@ -57,7 +57,7 @@ class Task:
         return self.kind == RANDOM
 
     def mask(self, size: int) -> np.ndarray:
-        """The mask of all images, bool `[size, size]`, True where pixels are missing.
+        """Return the mask of all images, bool `[size, size]`, True where pixels are missing.
 
         Raises:
           ValueError: it does not fit images of this size.
@@ -74,7 +74,7 @@ class Task:
             raise ValueError(f"the task {self.name}: {error}") from None
 
     def visible_patches(self, patches: int, seeds: Iterable[tuple[int, ...]]) -> np.ndarray:
-        """The patches that stay visible in each image, int32 `[image, visible]`, ascending.
+        """Return the patches that stay visible in each image, int32 `[image, visible]`, ascending.
 
         Args:
           patches: of an image.
@@ -91,10 +91,10 @@ class Task:
 
 
 def patch_masks(visible: np.ndarray, grid: int, size: int) -> np.ndarray:
-    """The pixels of the patches that are not visible, bool `[image, size, size]`.
+    """Return the pixels of the patches that are not visible, bool `[image, size, size]`.
 
     Args:
-      visible: from `Task.visible_patches`.
+      visible: from `InpaintingTask.visible_patches`.
       grid: patches along a side.
       size: side of the images in pixels.
     """
@@ -104,8 +104,8 @@ def patch_masks(visible: np.ndarray, grid: int, size: int) -> np.ndarray:
     return hidden.reshape(-1, grid, grid).repeat(side, axis=1).repeat(side, axis=2)
 
 
-def parse_tasks(names: Iterable[str]) -> tuple[Task, ...]:
-    """Tasks by their names or by those of `GROUPS`, each once, in the order given.
+def parse_tasks(names: Iterable[str]) -> tuple[InpaintingTask, ...]:
+    """Parse names of tasks or those of `GROUPS`, each once, in the order given.
 
     Raises:
       ValueError: there is no such task, or none at all.
@@ -116,8 +116,8 @@ def parse_tasks(names: Iterable[str]) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def budget_task(names: Iterable[str]) -> Task:
-    """The task at which a retain budget is measured: the first whose mask is the same for all images.
+def budget_task(names: Iterable[str]) -> InpaintingTask:
+    """Return the task at which a retain budget is measured: the first whose mask is the same for all images.
 
     Raises:
       ValueError: there is none.
@@ -125,10 +125,10 @@ def budget_task(names: Iterable[str]) -> Task:
     for task in parse_tasks(names):
         if not task.is_random:
             return task
-    raise ValueError("a retain budget is measured in a hole that all images share, such as centre_8")
+    raise ValueError("a retain budget is measured in a mask that all images share, such as centre_8")
 
 
-def _parse(name: str) -> Task:
+def _parse(name: str) -> InpaintingTask:
     match = re.fullmatch(r"([a-z]+)_([1-9]\d?)", name)
     if match is None or match[1] not in PARTS:
         known = ", ".join(f"{kind}_N" for kind in PARTS)
@@ -136,4 +136,4 @@ def _parse(name: str) -> Task:
             f"there is no task {name!r}; known: {known} (N/16 of the side; border: N/32; random: N % of the "
             f"patches), and the groups {', '.join(GROUPS)}"
         )
-    return Task(match[1], int(match[2]))
+    return InpaintingTask(match[1], int(match[2]))

@@ -1,4 +1,4 @@
-"""t-SNE (van der Maaten & Hinton 2008) of the embeddings of originals and restorations."""
+"""t-SNE (van der Maaten & Hinton 2008) of the embeddings of originals and reconstructions."""
 
 import json
 import pathlib
@@ -6,26 +6,28 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from l2l_jax.utils.io import atomic_write
+
 MOST = 500
-"""Images of a group that are shown, at most; evenly spaced."""
+"""Images of a group that are projected, at most; evenly spaced."""
 
 LEAST = 4
-"""Images that it takes, in all."""
+"""Images that are needed in all."""
 
-COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b"}
-OTHER_COLOUR = "#555555"
+COLORS = {"retain": "#1b6e3c", "forget": "#a3242b"}
+OTHER_COLOR = "#555555"
 
 
 def project(embeddings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Places in the plane, `[image, 2]`, of groups of embeddings; all groups in one plane.
+    """Project groups of embeddings into one plane, `[image, 2]`.
 
     Args:
       embeddings: `[image, feature]` by group; of larger groups `MOST` are taken.
 
     Raises:
-      ValueError: fewer than `LEAST` images in all.
+      ValueError: Fewer than `LEAST` images in all.
     """
-    from sklearn.manifold import TSNE  # takes a second to load
+    from sklearn.manifold import TSNE  # start-up time: takes a second to load
 
     chosen = {
         name: rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST)).astype(int)]
@@ -42,22 +44,24 @@ def project(embeddings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def save(path: pathlib.Path, groups: Mapping[str, np.ndarray]) -> None:
-    """Write a picture of `project`'s result, and beside it the places as JSON.
+    """Draw the result of `project`, and write the places as JSON next to it.
 
     Args:
       path: PNG file.
-      groups: places by group; a group is called after its set and model, as "retain, original".
+      groups: Places by group, named after its set and model, such as "retain, original".
     """
-    from matplotlib.figure import Figure  # takes long to load
+    from matplotlib.figure import Figure  # start-up time, too
 
     figure = Figure(figsize=(6.5, 5), dpi=130, layout="constrained")
     axis = figure.add_subplot()
     for name, places in groups.items():
-        of, _, model = name.partition(", ")
+        set_name, _, model = name.partition(", ")
         marker = "o" if model == "images" else "x"
-        axis.plot(*places.T, marker, markersize=4, alpha=0.6, label=name, color=COLOURS.get(of, OTHER_COLOUR))
+        axis.plot(
+            *places.T, marker, markersize=4, alpha=0.6, label=name, color=COLORS.get(set_name, OTHER_COLOR)
+        )
     axis.set(xticks=[], yticks=[])
     figure.legend(loc="outside right upper")
     figure.savefig(path, metadata={"Software": None})
     lists = {name: np.round(places.astype(float), 4).tolist() for name, places in groups.items()}
-    path.with_suffix(".json").write_text(json.dumps(lists) + "\n")
+    atomic_write(path.with_suffix(".json"), json.dumps(lists) + "\n")

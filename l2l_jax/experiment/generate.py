@@ -1,14 +1,13 @@
-"""Images that the original model makes up, to replace retain images that nobody has any more.
+"""Images that the original model generates, to replace retain images that are no longer available.
 
-A model shows what it knows in what it restores. Each image starts as a proxy image or as noise. The model
-restores its right half from the left, then its left half from the right: nothing is left of what it started
-from, and the result lies where the model's own restorations lie. Data-free distillation rests on the same
+Each image starts as a proxy image or as noise. The model inpaints its right half from the left, then its left
+half from the right: nothing remains of the start, and the result follows the distribution of the model's own
+reconstructions. Data-free distillation rests on the same
 idea (Lopes et al. 2017, "Data-Free Knowledge Distillation for Deep Neural Networks").
 """
 
 import json
 import logging
-import os
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -19,49 +18,48 @@ import numpy as np
 
 from l2l_jax.data.generated import GeneratedImages
 from l2l_jax.errors import UserError
-from l2l_jax.evals.block_store import BlockStore
 from l2l_jax.evals.image_set import ImageSet
-from l2l_jax.evals.inpaint import Restorer
+from l2l_jax.evals.inpaint import Inpainter
 from l2l_jax.evals.metrics import to_uint8
-from l2l_jax.evals.tasks import Task
+from l2l_jax.evals.tasks import InpaintingTask
 from l2l_jax.models.base import Model, Params
+from l2l_jax.utils.io import ResultCache, atomic_folder, tree_hash
 from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 from l2l_jax.utils.progress import Progress
-from l2l_jax.weights.saved_models import fingerprint
 
 logger = logging.getLogger(__name__)
 
-HALVES = (Task("right", 8), Task("left", 8))
-"""What is hidden, one after the other."""
+HALVES = (InpaintingTask("right", 8), InpaintingTask("left", 8))
+"""The masked regions, one after the other."""
 
-IMAGES, CARD, BLOCKS = "images.npy", "card.json", "blocks"
+IMAGES, CARD = "images.npy", "card.json"
 
 
 def generate(
-    model: Model, params: Params, starts: ImageSet, folder: pathlib.Path, *,
-    batch_size: int, seed: int,
-) -> GeneratedImages:  # fmt: skip
-    """Images that a model makes, kept in a folder; what lies there is not made again.
+    model: Model, params: Params, starts: ImageSet, folder: pathlib.Path, *, batch_size: int, seed: int
+) -> GeneratedImages:
+    """Generate images with a model, unless the folder holds them already.
 
     All processes and their devices share the work. An image depends on its start, its place and the seed.
-    Interrupted work resumes where it was.
+    Interrupted work resumes.
 
     Args:
-      model: the model.
-      params: its parameters, all parts.
-      starts: the images to start from; those that cannot be decoded are left out.
-      folder: where to, on storage that all hosts share; made.
-      batch_size: images per compiled call.
-      seed: of any sampling.
+      model: The model.
+      params: Its parameters, all parts.
+      starts: The images to start from; those that cannot be decoded are left out.
+      folder: Where the images are stored; created. Several hosts need shared storage.
+      batch_size: Images per compiled call.
+      seed: Random seed of sampling.
 
     Raises:
-      UserError: the folder holds the images of other weights, or too many starts cannot be decoded.
+      UserError: The folder holds the images of other weights, or too many starts cannot be decoded.
     """
-    key = {"weights": fingerprint(params, model.generative_parts), "batch_size": batch_size, "seed": seed}
-    card = from_primary(lambda: _card(folder))
+    weights = tree_hash({part: params[part] for part in model.generative_parts})
+    key = {"weights": weights, "batch_size": batch_size, "seed": seed}
+    card = from_primary(lambda: _read_card(folder))
     if card is None:
-        card = _make(model, params, starts, folder, key)
-    elif card["weights"] != key["weights"]:
+        card = _generate(model, params, starts, folder, key)
+    elif card["weights"] != weights:
         raise UserError(
             f"{folder} holds images that another original model made. Use another --workdir, or delete that "
             "folder to have them made again."
@@ -69,56 +67,55 @@ def generate(
     return GeneratedImages(folder / IMAGES, card["images"])
 
 
-def _card(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Facts about finished work; None if there is none."""
+def _read_card(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Return the facts about finished work; None if there is none."""
     path = folder / CARD
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
-def _make(
+def _generate(
     model: Model, params: Params, starts: ImageSet, folder: pathlib.Path, key: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Make the blocks that are missing, then put all into one file."""
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    store = BlockStore(unfinished / BLOCKS)
-    on_primary(lambda: store.claim(key))
+    """Generate the blocks that are missing, then join all into one file."""
+    cache = ResultCache(folder.with_name(folder.name + ".blocks"), key)
     batch_size, share = key["batch_size"], slice(jax.process_index(), None, jax.process_count())
-    restorers = [
-        Restorer(model, half, batch_size=batch_size, seed=key["seed"] + number)
+    inpainters = [
+        Inpainter(model, half, batch_size=batch_size, seed=key["seed"] + number)
         for number, half in enumerate(HALVES)
     ]
-    placed = restorers[0].place(params)
+    placed = inpainters[0].place(params)
     total = -(-len(starts) // jax.process_count())
     with barrier(), Progress("generate retain images", total, unit="image") as progress:
         for block in starts.blocks(batch_size, share):
-            if not store.has(_name(block.number), block.digest):
-                images, places = block.good.images, block.good.indices
-                for restorer in restorers if len(places) else ():
-                    images = restorer(placed, images, "generated", places)
-                pixels = to_uint8(images, model.value_range)
-                store.save(_name(block.number), block.digest, {"images": pixels})
+            if cache.get(_name(block.number), stamp=block.digest) is None:
+                images = block.good
+                for inpainter in inpainters:
+                    images = images._replace(images=inpainter(placed, images, "generated"))
+                pixels = to_uint8(images.images, model.value_range)
+                cache.put(_name(block.number), {"images": pixels}, stamp=block.digest)
             progress.update(block.size)
     shape = (len(starts), *model.image_shape)
-    card = from_primary(lambda: _joined(unfinished, store, shape, key))
-    on_primary(lambda: os.replace(unfinished, folder))
-    logger.info("The original model has made %d images in place of retain images", card["images"])
+    card = from_primary(lambda: _join(folder, cache, shape, key))
+    on_primary(lambda: shutil.rmtree(cache.folder))
+    logger.info("The original model has generated %d images in place of retain images", card["images"])
     return card
 
 
-def _joined(
-    folder: pathlib.Path, store: BlockStore, shape: tuple[int, ...], key: Mapping[str, Any]
+def _join(
+    folder: pathlib.Path, cache: ResultCache, shape: tuple[int, ...], key: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write the images of all blocks to one file, and the card; the blocks go."""
-    file = np.lib.format.open_memmap(folder / IMAGES, mode="w+", dtype=np.uint8, shape=shape)
-    written = 0
-    for number in range(-(-shape[0] // key["batch_size"])):
-        images = store.load(_name(number))["images"]
-        file[written : written + len(images)] = images
-        written += len(images)
-    file.flush()
-    card = {**key, "images": written}
-    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
-    shutil.rmtree(folder / BLOCKS)
+    """Write the images of all blocks to one file, and the card."""
+    with atomic_folder(folder) as temporary:
+        file = np.lib.format.open_memmap(temporary / IMAGES, mode="w+", dtype=np.uint8, shape=shape)
+        written = 0
+        for number in range(-(-shape[0] // key["batch_size"])):
+            images = cache.join([_name(number)], "images")
+            assert images is not None, "all blocks are there"
+            file[written : written + len(images)] = images
+            written += len(images)
+        file.flush()
+        card = {**key, "images": written}
+        (temporary / CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
     return card
 
 

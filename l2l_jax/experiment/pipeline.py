@@ -8,7 +8,7 @@ from l2l_jax.audit.run import Audit, check_yardstick
 from l2l_jax.config import Config
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
-from l2l_jax.evals.encoder_features import test_features
+from l2l_jax.evals.encoder_features import EncoderFeatures, embed_images
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.experiment.batches import training_sets
 from l2l_jax.experiment.pretrain import original_params
@@ -92,7 +92,7 @@ def _reported(
     results = {name: evaluation.evaluate(params, name) for name, params in models.items()}
     tests = {of: evaluation.tests[of] for of in ("retain", "forget")}
     batch_size = config.evaluate.batch_size
-    features = test_features(config.model, models, tests, batch_size=batch_size, seed=config.seed)
+    features = embed_images(EncoderFeatures(config.model, batch_size, config.seed), models, tests)
     clock.lap("evaluate")
     findings = attacked = None
     if auditor is not None:

@@ -14,7 +14,7 @@ from l2l_jax.config import Config
 from l2l_jax.data.records import Source
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import training_sets, validation_sets
-from l2l_jax.evals.masked_errors import masked_errors
+from l2l_jax.evals.inpaint import masked_errors
 from l2l_jax.experiment.pretrain import pretrain
 from l2l_jax.models.base import Params
 

@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.config import Config
 from l2l_jax.evals.features import clip, inception, resnet
-from l2l_jax.evals.inpaint import Restorer
+from l2l_jax.evals.inpaint import Inpainter
 from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.experiment.phase import TrainingPhase, parse_layout
 from l2l_jax.plan.figures import Planned
@@ -64,20 +63,17 @@ def restoration(config: Config, devices: Sequence[Any]) -> Planned:
     """Restoring a batch of test images with the first task, on the devices of one host."""
     model, size = config.model, config.evaluate.batch_size
     task = parse_tasks(config.evaluate.tasks)[0]
-    restorer = Restorer(model, task, batch_size=size, seed=config.seed)
+    inpainter = Inpainter(model, task, batch_size=size, seed=config.seed)
     visible = task.visible_patches(model.grid**2, [(0,)]).shape[1] if task.is_random else 0
     params = model.shapes()
-
-    def inpaint(params, rows):
-        images, seen, places = rows
-        return restorer.program(params, images, seen, jnp.uint32(0), places)
-
-    rows = (
-        jax.ShapeDtypeStruct((size, *model.image_shape), np.float32),
-        jax.ShapeDtypeStruct((size, visible), np.int32),
-        jax.ShapeDtypeStruct((size,), np.int32),
-    )
-    return _on_one_host(f"restore {size} images ({task.name}), one host", inpaint, params, rows, devices)
+    rows = {
+        "images": jax.ShapeDtypeStruct((size, *model.image_shape), np.float32),
+        "visible": jax.ShapeDtypeStruct((size, visible), np.int32),
+        "places": jax.ShapeDtypeStruct((size,), np.int32),
+        "sets": jax.ShapeDtypeStruct((size,), np.uint32),
+    }
+    program = inpainter.runner.program
+    return _on_one_host(f"restore {size} images ({task.name}), one host", program, params, rows, devices)
 
 
 def evaluation(config: Config, devices: Sequence[Any]) -> Iterator[Planned]:

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from l2l_jax.evals import tsne
-from l2l_jax.evals.encoder_features import TestFeatures
+from l2l_jax.evals.encoder_features import EmbeddedImages
 
 MODEL_COLOURS = {"original": "#333333", "unlearned": "#a3242b", "retrained": "#2b5fa3"}
 MODEL_LINES = {"original": ":", "unlearned": "-", "retrained": "--"}
@@ -46,7 +46,7 @@ def save_relearning(path: pathlib.Path, curves: Mapping[str, Mapping[str, Sequen
     figure.savefig(path, metadata={"Software": None})
 
 
-def save_features(path: pathlib.Path, found: TestFeatures, class_names: Sequence[str]) -> None:
+def save_features(path: pathlib.Path, found: EmbeddedImages, class_names: Sequence[str]) -> None:
     """t-SNE of encoder features of test images: a panel for each model.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from tabulate import tabulate
 
-from l2l_jax.evals.figures import FIGURES
+from l2l_jax.evals.metrics import METRICS
 from l2l_jax.evals.tables import reasons
 from l2l_jax.report.text import headline, sentences
 
@@ -22,8 +22,8 @@ NOTHING = "—"
 
 
 def figure_names(report: Mapping[str, Any]) -> list[str]:
-    """Those of `FIGURES` that the report has."""
-    return [name for name in FIGURES if name in report["original"]["retain"]]
+    """Those of `METRICS` that the report has."""
+    return [name for name in METRICS if name in report["original"]["retain"]]
 
 
 def models(report: Mapping[str, Any]) -> list[str]:
@@ -39,8 +39,8 @@ def table(report: Mapping[str, Any]) -> str:
         for of in report["original"]
         for model in models(report)
     ]
-    headers = ["set", "model", *(FIGURES[name].heading for name in names)]
-    return tabulate(rows, headers=headers, floatfmt=("", "", *(FIGURES[name].format for name in names)))
+    headers = ["set", "model", *(METRICS[name].heading for name in names)]
+    return tabulate(rows, headers=headers, floatfmt=("", "", *(METRICS[name].format for name in names)))
 
 
 def attack_table(audit: Mapping[str, Any], style: str = "simple") -> str:
@@ -81,7 +81,7 @@ def page(report: Mapping[str, Any], drawn: Mapping[str, pathlib.Path], title: st
         }
     return environment.from_string(template).render(
         report=report,
-        headings=[f"{FIGURES[name].heading} {ARROWS[FIGURES[name].better]}" for name in names],
+        headings=[f"{METRICS[name].heading} {ARROWS[METRICS[name].better]}" for name in names],
         rows=[_row(report, of, model, names) for of in report["original"] for model in models(report)],
         unavailable=reasons(report),
         pictures=pictures,
@@ -98,7 +98,7 @@ def _embedded(path: pathlib.Path) -> str:
 
 def _row(report: Mapping[str, Any], of: str, model: str, names: Sequence[str]) -> dict[str, Any]:
     cells = [
-        _cell(report[model][of].get(name), report["intervals"][model][of].get(name), FIGURES[name].format)
+        _cell(report[model][of].get(name), report["intervals"][model][of].get(name), METRICS[name].format)
         for name in names
     ]
     return {"of": of, "model": model, "cells": cells}

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.evals.figures import FIGURES
+from l2l_jax.evals.metrics import METRICS
 from l2l_jax.train.metric_writers import read_metrics
 
 COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b", "general": "#555555"}
@@ -36,13 +36,13 @@ def save_grid(
     figure = Figure(figsize=(0.9 * count + 1.2, height * len(sets)), dpi=120)
     for part, of in zip(np.atleast_1d(figure.subfigures(len(sets), 1)), sets, strict=True):
         shown = sets[of]
-        rows = {"image": shown.images, "seen": evaluation.seen(of)}
+        rows = {"image": shown.images, "seen": evaluation.masked(of)}
         rows |= {name: of_sets[of] for name, of_sets in restored.items()}
         axis = _empty_axis(part, count, len(rows), top=0.92, bottom=0.02)
         for line, (name, images) in enumerate(rows.items()):
             _left_of(axis, line, name)
             for column, pixels in enumerate(images):
-                _put(axis, column, line, pixels, evaluation.restorer.value_range)
+                _put(axis, column, line, pixels, evaluation.inpainter.value_range)
         for column, label in enumerate(shown.labels):
             _above(axis, column, evaluation.class_names[label], color=COLOURS[of])
         _left_of(axis, 0, of.upper(), far=True, color=COLOURS[of], weight="bold")
@@ -66,12 +66,12 @@ def save_methods(
     axis = _empty_axis(figure, len(names), total)
     line = 0
     for of, (indices, images, class_ids) in evaluation.shown.items():
-        columns = [images, evaluation.seen(of), *(sets[of] for sets in restored.values())]
+        columns = [images, evaluation.masked(of), *(sets[of] for sets in restored.values())]
         _left_of(axis, line + len(indices) // 2, of.upper(), far=True, color=COLOURS[of], weight="bold")
         for row, class_id in zip(zip(*columns, strict=True), class_ids, strict=True):
             _left_of(axis, line, evaluation.class_names[class_id], color=COLOURS[of])
             for column, pixels in enumerate(row):
-                _put(axis, column, line, pixels, evaluation.restorer.value_range)
+                _put(axis, column, line, pixels, evaluation.inpainter.value_range)
             line += 1
         line += 1
     for column, name in enumerate(names):
@@ -145,7 +145,7 @@ def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> 
     known = rows["original"]["retain"]
     distance = next((name for name in ("fid", "classifier_distance") if name in known), "psnr")
     for number, figure_name in enumerate((distance, "accuracy" if "accuracy" in known else "mse"), 1):
-        label = FIGURES[figure_name].heading
+        label = METRICS[figure_name].heading
         axis = figure.add_subplot(1, 2, number)
         for place, (name, row) in enumerate(rows.items()):
             point = (row["retain"][figure_name], row["forget"][figure_name])

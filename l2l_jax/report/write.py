@@ -14,9 +14,9 @@ from l2l_jax import shipped
 from l2l_jax.config import Config
 from l2l_jax.data.reading import read_lists
 from l2l_jax.evals import tsne
-from l2l_jax.evals.encoder_features import TestFeatures
-from l2l_jax.evals.evaluator import Evaluation, ModelFigures
-from l2l_jax.evals.tables import not_available
+from l2l_jax.evals.encoder_features import EmbeddedImages
+from l2l_jax.evals.evaluator import Evaluation, ModelMetrics
+from l2l_jax.evals.tables import not_available, unreliable
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.report.csv import to_csv
 from l2l_jax.report.page import page, titles
@@ -31,10 +31,10 @@ def write_report(
     folders: Workdir,
     config: Config,
     evaluation: Evaluation,
-    results: Mapping[str, ModelFigures],
+    results: Mapping[str, ModelMetrics],
     seconds: Mapping[str, float],
     memory: Mapping[str, float],
-    features: TestFeatures,
+    features: EmbeddedImages,
     audit: Mapping[str, Any] | None = None,
     attacked: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
@@ -56,12 +56,14 @@ def write_report(
     stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
     stages.append(folders.unlearn)
     report = {
-        **{name: result.figures for name, result in results.items()},
-        "task": evaluation.restorer.task.name,
+        **{name: result.metrics for name, result in results.items()},
+        "task": evaluation.inpainter.task.name,
         "intervals": {name: result.intervals for name, result in results.items()},
         "real_images": results["original"].first.real_images,
         "tasks": by_task(results),
+        "classes": {name: result.classes for name, result in results.items()},
         "not_available": not_available(evaluation, results),
+        "unreliable": unreliable(results),
         "networks": {name: dict(network.weights) for name, network in evaluation.networks.items()},
         "test_images": {of: {"count": len(s), "skipped": s.skipped} for of, s in evaluation.tests.items()},
         "bad_training_images": {path.name: read_lists(path) for path in stages if path.exists()},
@@ -118,12 +120,12 @@ def _original_weights(folders: Workdir, config: Config) -> dict[str, Any]:
     return original_weights(shipped.resolved(config.pretrained) if config.pretrained else folders.pretrained)
 
 
-def by_task(results: Mapping[str, ModelFigures]) -> dict[str, Any]:
+def by_task(results: Mapping[str, ModelMetrics]) -> dict[str, Any]:
     """Figures of all tasks: by task, model, set and name."""
     first = next(iter(results.values()))
     return {
         task: {
-            name: {of: figures.figures for of, figures in result.tasks[task].sets.items()}
+            name: {of: found.metrics for of, found in result.tasks[task].sets.items()}
             for name, result in results.items()
         }
         for task in first.tasks

@@ -90,7 +90,7 @@ def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:
         ("test_figures", load_pretrained(path, config.family, config.model)),
         ("test_figures_float32", params),
     ):
-        card[figures] = evaluation.evaluate(model, name).figures
+        card[figures] = evaluation.evaluate(model, name).metrics
     described.write_text(json.dumps(card, indent=2) + "\n")
 
 

@@ -14,8 +14,9 @@ from l2l_jax.audit.conclusions import _scored
 from l2l_jax.audit.measuring import Meter, load_points, save_points
 from l2l_jax.data.splits import Split, training_sets
 from l2l_jax.errors import UserError
-from l2l_jax.evals.encoder_features import OUTPUT, Features
+from l2l_jax.evals.encoder_features import OUTPUT, EncoderFeatures
 from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.evals.runner import image_keys, image_rows
 from tests.audit.models import Memory, config, remembering
 
 CONFIG = dataclasses.replace(config(), model=Memory())
@@ -52,7 +53,7 @@ def test_views_wake_what_a_changed_picture_wakes(evaluation, training):
     """Remembered mirror images are found by the view "flip" alone."""
     tests = evaluation.tests["forget"]
     mirrored = {"encoder": tests.read(np.arange(len(tests))).images[:, :, ::-1]}
-    viewer = Viewer(Memory(), evaluation.restorer.mask, 8.0, batch_size=128, seed=0)
+    viewer = Viewer(Memory(), evaluation.inpainter.mask, 8.0, batch_size=128, seed=0)
     points = viewer(mirrored, tests, lambda restored, labels: None)
     error = {view: found["forget"]["mse"].mean() for view, found in points.items()}
     assert set(error) == {"flip", "noise", "gradient", "centre 4", "left 8", "right 8", "top 8", "bottom 8"}
@@ -70,7 +71,7 @@ class Straight(Memory):
 def test_the_gradient_view_moves_visible_pixels_as_far_as_it_may(evaluation):
     """A mean of pixels can be moved by just as much as each of them."""
     tests = evaluation.tests["forget"]
-    viewer = Viewer(Straight(), evaluation.restorer.mask, 25.5, batch_size=128, seed=0)
+    viewer = Viewer(Straight(), evaluation.inpainter.mask, 25.5, batch_size=128, seed=0)
     viewer._views = [(view, compute) for view, compute in viewer._views if view.name == "gradient"]
     (found,) = viewer({"encoder": np.zeros(1)}, tests, lambda *_: None).values()
     images = tests.read(np.arange(len(tests))).images
@@ -89,16 +90,16 @@ def test_features_of_every_layer_are_means_over_places(evaluation, field):
     model = dataclasses.replace(config().model, width=8, depth=2, num_heads=2, **{field: True})
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     tests = evaluation.tests["forget"]
-    found, labels = Features(model, 256, seed=3)(params, tests)
+    found, labels = EncoderFeatures(model, 256, seed=3)(params, tests)
     assert list(found) == ["patch_embed", "blocks_0", "blocks_1", "norm", OUTPUT]
     np.testing.assert_array_equal(labels, tests.labels)
-    images = np.zeros((256, 16, 16, 3), np.float32)
-    images[: len(tests)] = tests.read(np.arange(len(tests))).images
-    rng = jax.random.fold_in(jax.random.key(3), 0)
-    tokens = jax.jit(lambda images: model.encode(params["encoder"], model.corrupt(params, images, rng)))(
-        images
-    )
-    expected = np.asarray(tokens).mean(1)[: len(tests)]
+    rows = image_rows(tests.read(np.arange(len(tests))), "features")
+
+    @jax.jit
+    def encode(image, key):
+        return model.encode(params["encoder"], model.corrupt(params, image[None], key))[0].mean(0)
+
+    expected = jax.vmap(encode)(rows["images"], image_keys(3, rows))
     np.testing.assert_allclose(found[OUTPUT], expected, atol=1e-5)
     np.testing.assert_allclose(found["norm"], expected, atol=1e-5)
 

@@ -18,10 +18,10 @@ from l2l_jax.audit.examination import Examiner
 from l2l_jax.audit.run import check_yardstick
 from l2l_jax.data.splits import training_sets
 from l2l_jax.errors import UserError
-from l2l_jax.evals import encoder_features, masked_errors
+from l2l_jax.evals import encoder_features, inpaint
 from l2l_jax.evals import evaluator as evaluate
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.evals.inpaint import Restorer
+from l2l_jax.evals.inpaint import Inpainter
 from l2l_jax.experiment import pipeline as experiment
 from l2l_jax.report import write as report_files
 from l2l_jax.report.text import sentences
@@ -41,9 +41,9 @@ def quick(one_device):
         patch.setattr(encoder_features, "EMBEDDED", 10)
         patch.setattr(examination, "training_attacks", functools.cache(examination.training_attacks))
         patch.setattr(examination, "Trainer", functools.cache(Trainer))  # of equal attacks
-        restorer = functools.cache(Restorer)
-        for module in (evaluate, masked_errors):
-            patch.setattr(module, "Restorer", restorer)
+        restorer = functools.cache(Inpainter)
+        for module in (evaluate, inpaint):
+            patch.setattr(module, "Inpainter", restorer)
         yield
 
 

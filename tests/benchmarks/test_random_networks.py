@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks import random_networks
+from l2l_jax.evals.config import NetworksConfig
 from l2l_jax.evals.features import clip
-from l2l_jax.evals.features.config import NetworksConfig
 from l2l_jax.evals.features.networks import open_networks
 from tests.reference_arrays import Case
 

@@ -16,7 +16,7 @@ from l2l_jax.compare.front import Grid, Setting, run_front
 from l2l_jax.config import parse_config
 from l2l_jax.errors import Diverged, UserError
 from l2l_jax.evals import evaluator as evaluate
-from l2l_jax.evals.inpaint import Restorer
+from l2l_jax.evals.inpaint import Inpainter
 from l2l_jax.experiment import unlearn as unlearning
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
@@ -60,7 +60,7 @@ def test_a_method_that_cannot_have_the_recipe_is_refused_before_anything_runs(tm
 def compiled_once():
     """All fronts of this file share a restorer, which keeps nothing but its compiled program."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "Restorer", functools.cache(Restorer))
+        patch.setattr(evaluate, "Inpainter", functools.cache(Inpainter))
         yield
 
 

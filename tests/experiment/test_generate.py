@@ -8,6 +8,7 @@ from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.experiment import generate as generation
+from l2l_jax.utils.io import ResultCache
 
 SIZE, COUNT = 4, 20
 
@@ -73,28 +74,24 @@ def test_what_lies_there_is_not_made_again(tmp_path):
         made(tmp_path / "generated", Source(), other)
 
 
-class Recorded(generation.BlockStore):
-    """Writes down the blocks that are saved, and fails at one."""
-
-    saved, fails_at = [], None
-
-    def save(self, name, *args):
-        self.saved.append(name)
-        if name == self.fails_at:
-            raise KeyboardInterrupt("power failure")
-        super().save(name, *args)
-
-
 def blocks_made(folder, monkeypatch, params=PARAMS, fails_at=None):
-    """Make images; the source, if it got so far, and the names of the blocks that were made."""
-    store = type("Store", (Recorded,), {"saved": [], "fails_at": fails_at})
-    monkeypatch.setattr(generation, "BlockStore", store)
+    """Generate images; the source, if it got so far, and the names of the blocks that were stored."""
+    stored = []
+
+    class Recorded(ResultCache):
+        def put(self, name, *args, **options):
+            stored.append(name)
+            if name == fails_at:
+                raise KeyboardInterrupt("power failure")
+            super().put(name, *args, **options)
+
+    monkeypatch.setattr(generation, "ResultCache", Recorded)
     if fails_at is None:
-        return made(folder, Source(), params), store.saved
+        return made(folder, Source(), params), stored
     with pytest.raises(KeyboardInterrupt):
         made(folder, Source(), params)
     assert not folder.exists()
-    return None, store.saved
+    return None, stored
 
 
 def test_interrupted_work_goes_on(tmp_path, monkeypatch):

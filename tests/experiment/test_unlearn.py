@@ -12,8 +12,7 @@ from l2l_jax.config import parse_config
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, validation_sets
 from l2l_jax.errors import UserError
-from l2l_jax.evals.inpaint import Restorer
-from l2l_jax.evals.masked_errors import masked_errors
+from l2l_jax.evals.inpaint import Inpainter, masked_errors
 from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
@@ -111,9 +110,9 @@ def test_a_budgeted_run_says_what_it_cost(one_device, tmp_path):
     facts = read_card(folders.unlearned)["retain_budget"]
     validation = validation_sets(config.data, open_source(config.data, "validation", 16))
     task = parse_tasks(config.evaluate.tasks)[0]
-    restorer = Restorer(config.model, task, batch_size=config.evaluate.batch_size, seed=config.seed)
+    inpainter = Inpainter(config.model, task, batch_size=config.evaluate.batch_size, seed=config.seed)
     for of, source in validation._asdict().items():
-        before, after = (masked_errors(config, p, source, restorer) for p in (original, params))
+        before, after = (masked_errors(config, p, source, inpainter) for p in (original, params))
         assert facts["images"][of] == len(before) < 200  # all there are
         assert facts[of]["value"] == pytest.approx(after.mean() / before.mean(), rel=1e-3)
         assert facts[of]["low"] < facts[of]["value"] < facts[of]["high"]

@@ -33,9 +33,9 @@ def drawn(draw, tmp_path):
     """Left, top, right and bottom of each image in the file, by kind and label."""
     evaluation = SimpleNamespace(
         shown={of: Shown(range(len(labels)), images("image", labels), labels) for of, labels in SETS.items()},
-        seen=lambda of: images("seen", SETS[of]),
+        masked=lambda of: images("seen", SETS[of]),
         class_names=("zero", "one", "two", "three", "four"),
-        restorer=SimpleNamespace(value_range=(-1, 1)),
+        inpainter=SimpleNamespace(value_range=(-1, 1)),
     )
     restored = {kind: {of: images(kind, labels) for of, labels in SETS.items()} for kind in KINDS[2:]}
     draw(tmp_path / "grid.png", evaluation, restored)

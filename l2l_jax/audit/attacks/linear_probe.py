@@ -3,7 +3,7 @@
 import numpy as np
 
 from l2l_jax.audit.measuring import Points
-from l2l_jax.evals.encoder_features import Features
+from l2l_jax.evals.encoder_features import EncoderFeatures
 from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.models.base import Params
 
@@ -11,7 +11,7 @@ PROBED = 2000
 """Training images of the probe, at most; evenly spaced."""
 
 
-def linear_probe(features: Features, params: Params, train: ImageSet, test: ImageSet) -> Points:
+def linear_probe(features: EncoderFeatures, params: Params, train: ImageSet, test: ImageSet) -> Points:
     """Whether the class of each forget test image is read rightly from the features, by layer.
 
     A logistic regression for each layer, on forget images of the training set. Cost: one pass of the encoder

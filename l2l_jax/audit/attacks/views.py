@@ -9,8 +9,8 @@ import numpy as np
 
 from l2l_jax.audit.measuring import Points
 from l2l_jax.evals import metrics
-from l2l_jax.evals.blockwise import Blockwise
 from l2l_jax.evals.image_set import ImageSet
+from l2l_jax.evals.runner import BatchedRunner, per_image
 from l2l_jax.masks import MASKS, SIDES
 from l2l_jax.models.base import Model, Params
 
@@ -125,14 +125,14 @@ class Viewer:
     def __init__(self, model: Model, mask: np.ndarray, pixel_change: float, *, batch_size: int, seed: int):
         self.mask = mask
         self._views = [
-            (view, Blockwise(self._compute(model, view), batch_size, seed))
+            (view, BatchedRunner(per_image(self._compute(model, view), seed), batch_size))
             for view in views(mask, pixel_change)
             if _possible(model, view)
         ]
 
     @staticmethod
     def _compute(model: Model, view: View) -> Callable:
-        return lambda params, images, rng: {"restored": view.inpaint(model, params, images, view.mask, rng)}
+        return lambda params, image, rng: view.inpaint(model, params, image[None], view.mask, rng)[0]
 
     def __call__(
         self, params: Params, images: ImageSet, right: Callable[[np.ndarray, np.ndarray], np.ndarray | None]
@@ -149,8 +149,7 @@ class Viewer:
         points: Points = {}
         for view, compute in self._views:
             blocks = []
-            for good, computed in compute(params, images):
-                restored = computed["restored"]
+            for good, restored in compute.over(params, images, "forget"):
                 measured = {"mse": metrics.masked_mse(good.images, restored, view.mask)}
                 read = right(restored, good.labels) if view.mask is self.mask else None
                 blocks.append(measured if read is None else {**measured, "right": read})

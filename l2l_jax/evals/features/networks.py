@@ -1,4 +1,4 @@
-"""Opening the published networks that a configuration asks for, from files that the user has."""
+"""The published networks that a configuration asks for, loaded from files that the user has."""
 
 import dataclasses
 import json
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.errors import UserError
+from l2l_jax.evals.config import NetworksConfig, Resizing
 from l2l_jax.evals.features import clip, convolutions, inception, resnet
 from l2l_jax.evals.features.base import BatchedNetwork, FeatureNetwork, Outputs
-from l2l_jax.evals.features.config import NetworksConfig, Resizing
 from l2l_jax.evals.features.resizing import centre_square, resized
+from l2l_jax.evals.metrics import metrics_of
 from l2l_jax.utils.multihost import barrier, exchange
 from l2l_jax.weights import mapping
 from l2l_jax.weights.mapping import Table
@@ -28,11 +29,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A network that was read from a file.
+    """A network that was loaded from a file.
 
     Attributes:
-      name: what reports call it.
-      params: its parameters.
+      name: Its name in reports.
+      params: Its parameters.
       apply: `(params, uint8 images) -> Outputs`.
     """
 
@@ -41,21 +42,19 @@ class Opened:
     apply: Callable[[Any, jax.Array], Outputs]
 
 
-def open_networks(
-    config: NetworksConfig,
-) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
-    """The networks of `config.networks` whose weights are there, and why the others are not available.
+def open_networks(config: NetworksConfig) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
+    """Load the networks of `config.networks` whose weights are there.
 
     A field such as `config.inception` names the file; where it is empty, the published file is looked for in
     the folder of weights (`l2l_jax.weights.published.weights_folder`). Nothing is downloaded. Called by all
-    processes, each of which needs the files; a network is there only if all of them have it.
+    processes; a network is used only if all of them have its file.
 
     Returns:
-      The networks by their names in `config.networks`, and sentences about those that are missing, such as
-      "not available: pt_inception-2015-12-05-6726825d.pth, published at https://…".
+      The networks by their names in `config.networks`, and why metrics that need other networks are not
+      available, by name of the metric.
 
     Raises:
-      UserError: a file that is named does not exist, or one that is there cannot be read or holds something
+      UserError: A file that is named does not exist, or one that is there cannot be read or holds something
         else.
     """
     with barrier():
@@ -64,7 +63,8 @@ def open_networks(
     missing = set().union(*map(json.loads, exchange(json.dumps(lacking))))
     with barrier():
         networks = {name: _open(name, path, config) for name, path in paths.items() if name not in missing}
-    return networks, {name: _reason(name) for name in config.networks if name in missing}
+    lacking = [name for name in config.networks if name in missing]
+    return networks, {metric: _reason(name) for name in lacking for metric in metrics_of(name)}
 
 
 FILES: Mapping[str, Sequence[PublishedFile]] = {
@@ -72,7 +72,7 @@ FILES: Mapping[str, Sequence[PublishedFile]] = {
     "resnet50": (PUBLISHED["resnet50-places365"],),
     "clip": (PUBLISHED["clip-vit-h-14"], PUBLISHED["clip-vit-b-32"]),
 }
-"""What is looked for in the folder of weights, best first."""
+"""The files that are looked for in the folder of weights, best first."""
 
 
 def _weights_file(config: NetworksConfig, name: str) -> pathlib.Path | None:
@@ -111,7 +111,7 @@ def _open(name: str, path: pathlib.Path, config: NetworksConfig) -> FeatureNetwo
 
 
 def inception_pixels(images: jax.Array, resize: Resizing) -> jax.Array:
-    """uint8 images as Inception sees them: `[image, 299, 299, 3]` in about [-1, 1]."""
+    """Return uint8 images as Inception expects them: `[image, 299, 299, 3]` in about [-1, 1]."""
     side = inception.IMAGE_SIZE
     if resize == "clean-fid":
         return (resized(images, side, side, "bicubic") - 128) / 128
@@ -178,6 +178,6 @@ def _joined_params(
 
 
 def _normalised(pixels: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Pixels in [0, 255] as networks of ImageNet's kind want them."""
+    """Return pixels in [0, 255] as networks trained on ImageNet expect them."""
     pixels = pixels / 255
     return (pixels - jnp.array(mean)[None, None, None]) / jnp.array(std)[None, None, None]

@@ -1,0 +1,108 @@
+"""Small classifiers, trained on the spot, for images that the published networks are not meant for.
+
+Inception was trained on photographs and says little about 16-pixel digits. The networks are scikit-learn's.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+FEATURES = 32
+"""Width of the layer whose activations are the features; well below the images in a test set."""
+
+EPOCHS = 25
+
+SIDE = 32
+"""Side in pixels to which larger images are reduced, approximately."""
+
+
+def reduced(images: np.ndarray) -> np.ndarray:
+    """Return uint8 images in [0, 1], averaged over squares of pixels if they are larger than `SIDE`.
+
+    Args:
+      images: uint8 `[image, height, width, channel]`.
+    """
+    every = max(1, images.shape[1] // SIDE)
+    count, side = len(images), images.shape[1] // every
+    squares = images[:, : side * every, : side * every].reshape(count, side, every, side, every, -1)
+    return squares.mean(axis=(2, 4), dtype=np.float64) / 255
+
+
+class SmallClassifier:
+    """A `FeatureNetwork`: features and class probabilities of whole images.
+
+    Args:
+      images: Training images, uint8 `[image, height, width, channel]`.
+      labels: Their class ids `[image]`.
+    """
+
+    name = "small classifier"
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        # Start-up time: scikit-learn takes a second to load.
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.neural_network import MLPClassifier
+
+        self._network = MLPClassifier(
+            (128, FEATURES),
+            batch_size=64,
+            max_iter=EPOCHS,
+            n_iter_no_change=EPOCHS,
+            tol=0,
+            learning_rate_init=2e-3,
+            alpha=1e-3,
+            random_state=0,
+        )
+        # Products of a few rows: a second thread costs more than it saves.
+        with warnings.catch_warnings(), threadpool_limits(1):
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed on purpose
+            self._network.fit(_flat(reduced(images)), labels)
+        self.weights = _trained(images, *self._network.coefs_, *self._network.intercepts_)
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return "features" `[image, FEATURES]` and "probabilities" `[image, class]` of uint8 images."""
+        pixels = hidden = _flat(reduced(images))
+        for weight, bias in zip(self._network.coefs_[:-1], self._network.intercepts_, strict=False):
+            hidden = np.maximum(hidden @ weight + bias[None], 0)
+        return {"features": hidden, "probabilities": self._network.predict_proba(pixels)}
+
+
+class MaskedClassifier:
+    """Reads the class from the pixels of the masked region alone: visible pixels cannot give it away.
+
+    Args:
+      images: Real training images, uint8 `[image, height, width, channel]`.
+      labels: Their class ids `[image]`.
+      mask: bool `[height, width]`.
+    """
+
+    name = "small classifier of the masked region"
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, mask: np.ndarray):
+        from sklearn.svm import SVC  # start-up time, as above
+
+        covered = reduced(mask[None, ..., None].astype(np.uint8))[0, ..., 0]
+        self._mask = covered == covered.max()
+        crops = self._crops(images)
+        self._classifier = SVC(C=10.0).fit(crops, labels)
+        self.weights = _trained(images, crops, np.asarray(labels, np.int64))
+
+    def _crops(self, images: np.ndarray) -> np.ndarray:
+        return reduced(images)[:, self._mask].reshape(len(images), -1)
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Return "classes", the class id read from each uint8 image `[image]`."""
+        return {"classes": self._classifier.predict(self._crops(images))}
+
+
+def _trained(images: np.ndarray, *arrays: np.ndarray) -> Mapping[str, Any]:
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+    return {"trained on": f"{len(images)} training images", "sha256": digest}
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return np.asarray(images, np.float64).reshape(len(images), -1)

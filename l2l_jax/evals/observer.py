@@ -1,0 +1,188 @@
+"""Observing originals and reconstructions of blocks of images, and storing what was observed."""
+
+import dataclasses
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from l2l_jax.evals.features.base import FeatureNetwork
+from l2l_jax.evals.image_set import Block
+from l2l_jax.evals.inpaint import Inpainter
+from l2l_jax.evals.metrics import observe_pairs, to_uint8
+from l2l_jax.models.base import Params
+from l2l_jax.utils.io import ResultCache, atomic_file
+
+SKIPPED_NAMES, SKIPPED_REASONS, WRITTEN = "skipped/names", "skipped/reasons", "written"
+SHOWN_PLACES, SHOWN_IMAGES = "shown/places", "shown/images"
+"""What is stored with the observations of a block."""
+
+MASKED = "masked"
+"""The classifier of the masked region among the networks."""
+
+PNG_THREADS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedModel:
+    """A model that is evaluated.
+
+    Attributes:
+      params: Its parameters, placed on the devices.
+      name: Its name, fit for a folder.
+      cache: What was observed of its reconstructions.
+    """
+
+    params: Params
+    name: str
+    cache: ResultCache
+
+
+class Observer:
+    """Observes blocks of a set unless the observations are stored already.
+
+    Each network's outputs are an entry of their own, so that networks can come and go.
+
+    Args:
+      originals: What was observed of originals, for all models.
+      images: Folder for PNG files; None: none are written.
+      networks: Feature networks of whole images, by name.
+      classifiers: Classifiers of the masked region by name of the task; None where there is none.
+      class_names: Names of the class ids.
+    """
+
+    def __init__(
+        self,
+        originals: ResultCache,
+        images: pathlib.Path | None,
+        networks: Mapping[str, FeatureNetwork],
+        classifiers: Mapping[str, FeatureNetwork | None],
+        class_names: Sequence[str],
+    ):
+        self.originals, self._images, self._networks = originals, images, networks
+        self._classifiers, self._class_names = classifiers, class_names
+
+    def observe(
+        self, model: EvaluatedModel, inpainter: Inpainter, set_name: str, block: Block, shown: Sequence[int]
+    ) -> None:
+        """Inpaint a block of images and store what is observed of originals and reconstructions.
+
+        Args:
+          model: The model.
+          inpainter: Of the task.
+          set_name: Name of the set.
+          block: Its images.
+          shown: Places of the images whose reconstructions are stored for pictures.
+        """
+        good, task = block.good, inpainter.task.name
+        pixels = functools.cache(lambda: to_uint8(good.images, inpainter.value_range))
+        for kind, networks in (("whole", self._networks), (task, self._masked(task))):
+            missing = _missing(self.originals, f"{kind}/{set_name}", block, networks)
+            _apply(self.originals, f"{kind}/{set_name}", block, missing, pixels)
+        files = self._file_names(block)
+        self._write_images(f"{set_name}/original", files, pixels)
+
+        prefix, kind = f"{task}/{set_name}", f"{set_name}/{task}/{model.name}"
+        places = [int(place) for place in good.indices if place in set(shown)]
+        stamp = [block.digest, places]
+        stored = model.cache.get(entry(prefix, block.number), stamp=stamp, members=(WRITTEN,))
+        missing = _missing(model.cache, prefix, block, {**self._networks, **self._masked(task)})
+        are_written = self._images is not None and all_there(self._images / kind, files)
+        if stored is not None and self._images is not None and not are_written:
+            stored = None  # inpaint again to write them
+        if stored is not None and (not missing or (are_written and stored[WRITTEN])):
+            # Networks that come later are given the files.
+            _apply(model.cache, prefix, block, missing, lambda: read_images(self._images / kind, files))
+            return
+        inpainted = inpainter(model.params, good, set_name)
+        inpainted_pixels = to_uint8(inpainted, inpainter.value_range)
+        self._write_images(kind, files, lambda: inpainted_pixels, again=True)
+        observed = observe_pairs(
+            good.images, inpainted, inpainter.masks(set_name, good.indices), inpainter.value_range
+        )
+        observed |= {
+            "labels": np.asarray(good.labels, np.int64),
+            SKIPPED_NAMES: np.array(list(block.skipped), str),
+            SKIPPED_REASONS: np.array(list(block.skipped.values()), str),
+            WRITTEN: np.array(self._images is not None),
+            SHOWN_PLACES: np.array(places, int),
+            SHOWN_IMAGES: inpainted[np.isin(good.indices, places)],
+        }
+        model.cache.put(entry(prefix, block.number), observed, stamp=stamp)
+        _apply(model.cache, prefix, block, missing, lambda: inpainted_pixels)
+
+    def _masked(self, task: str) -> dict[str, FeatureNetwork]:
+        classifier = self._classifiers[task]
+        return {} if classifier is None else {MASKED: classifier}
+
+    def _file_names(self, block: Block) -> list[str]:
+        """Return names of PNG files: the image's place in its set and its class, as 00012-cat.png."""
+        return [
+            f"{place:05d}-{re.sub(r'[^A-Za-z0-9_]+', '_', str(self._class_names[label]))[:40]}.png"
+            for place, label in zip(block.good.indices, block.good.labels, strict=True)
+        ]
+
+    def _write_images(
+        self, kind: str, files: Sequence[str], pixels: Callable[[], np.ndarray], *, again: bool = False
+    ) -> None:
+        if self._images is not None and (again or not all_there(self._images / kind, files)):
+            write_images(self._images / kind, files, pixels())
+
+
+def entry(prefix: str, number: int, network: str = "") -> str:
+    """Return the name of a block's entry, or of the entry of a network's outputs for it."""
+    return f"{prefix}/{number:05d}" + (f"-{network}" if network else "")
+
+
+def _missing(
+    cache: ResultCache, prefix: str, block: Block, networks: Mapping[str, FeatureNetwork]
+) -> dict[str, FeatureNetwork]:
+    """Return the networks that have not seen a block, or had other weights."""
+    return {
+        name: network
+        for name, network in networks.items()
+        if cache.get(entry(prefix, block.number, name), stamp=_stamp(block, network), members=()) is None
+    }
+
+
+def _apply(
+    cache: ResultCache,
+    prefix: str,
+    block: Block,
+    networks: Mapping[str, FeatureNetwork],
+    pixels: Callable[[], np.ndarray],
+) -> None:
+    """Store the outputs of networks for uint8 images."""
+    for name, network in networks.items():
+        outputs = network(pixels()) if len(block.good.labels) else {}
+        cache.put(entry(prefix, block.number, name), outputs, stamp=_stamp(block, network))
+
+
+def _stamp(block: Block, network: FeatureNetwork) -> list[object]:
+    return [block.digest, dict(network.weights)]
+
+
+def write_images(folder: pathlib.Path, names: Sequence[str], images: np.ndarray) -> None:
+    """Write uint8 images `[image, height, width, 3]` as PNG files, each complete or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(name: str, pixels: np.ndarray) -> None:
+        with atomic_file(folder / name) as temporary:
+            Image.fromarray(pixels).save(temporary, "PNG", compress_level=1)
+
+    with ThreadPoolExecutor(PNG_THREADS) as pool:
+        list(pool.map(write, names, images))
+
+
+def all_there(folder: pathlib.Path, names: Iterable[str]) -> bool:
+    """Return whether all these files exist."""
+    return all((folder / name).exists() for name in names)
+
+
+def read_images(folder: pathlib.Path, names: Sequence[str]) -> np.ndarray:
+    """Return the images of `write_images`."""
+    return np.stack([np.asarray(Image.open(folder / name)) for name in names])

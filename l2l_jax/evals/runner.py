@@ -1,0 +1,123 @@
+"""One compiled function over any number of rows, on this process's devices."""
+
+import functools
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from l2l_jax.evals.image_set import Images, ImageSet
+from l2l_jax.models.base import Params
+from l2l_jax.train.concurrent import in_threads
+
+Rows = Any
+"""A tree of arrays `[row, …]`."""
+
+
+class BatchedRunner:
+    """A function of parameters and rows, computed in batches of one shape.
+
+    It is compiled once for each shape of a row. A last batch that is not full is padded, and the padding is
+    cut off again. Every process computes all rows that it is given; nothing is exchanged.
+
+    Args:
+      compute: `(params, rows) -> outputs`, both trees of arrays `[row, …]`; an output depends on its own row
+        alone.
+      batch_size: Rows per compiled call; divided among the process's devices if it is a multiple.
+      threads: Batches that are computed at the same time.
+    """
+
+    def __init__(self, compute: Callable[[Params, Rows], Rows], batch_size: int, *, threads: int = 1):
+        devices = jax.local_devices()
+        if batch_size % len(devices):
+            devices = devices[:1]
+        mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+        self._sharded = NamedSharding(mesh, PartitionSpec("data"))
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        self.batch_size, self._threads = batch_size, threads
+        self.program = jax.jit(compute)
+
+    def place(self, params: Params) -> Params:
+        """Return parameters on this process's devices."""
+        return jax.device_put(params, self._replicated)
+
+    def __call__(self, params: Params, rows: Rows) -> Rows:
+        """Return the outputs of any number of rows as host arrays; `params` come from `place`."""
+        count = _count(rows)
+        if not count:
+            one = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), rows)
+            shapes = jax.eval_shape(self.program, params, one)
+            return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)
+        first, *others = (
+            functools.partial(self._run, params, rows, start) for start in range(0, count, self.batch_size)
+        )
+        batches = [first(), *in_threads(others, self._threads)]  # the first compiles
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *batches) if others else batches[0]
+
+    def _run(self, params: Params, rows: Rows, start: int) -> Rows:
+        rows = jax.tree.map(lambda x: x[start : start + self.batch_size], rows)
+        count = _count(rows)
+        missing = self.batch_size - count
+        padded = jax.tree.map(lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), rows)
+        outputs = self.program(params, jax.device_put(padded, self._sharded))
+        return jax.tree.map(lambda x: np.asarray(x)[:count], outputs)
+
+    def over(self, params: Params, images: ImageSet, set_name: str) -> Iterator[tuple[Images, Rows]]:
+        """Yield the images of a set that can be decoded, with their outputs, batch by batch.
+
+        Args:
+          params: From `place`, or host arrays.
+          images: The set.
+          set_name: Its name, on which random draws depend.
+        """
+        placed = self.place(params)
+        for block in images.blocks(self.batch_size):
+            if len(block.good.labels):
+                yield block.good, self(placed, image_rows(block.good, set_name))
+
+
+def _count(rows: Rows) -> int:
+    return len(jax.tree.leaves(rows)[0])
+
+
+def set_number(set_name: str) -> int:
+    """Return a number for the name of a set, the same in every process."""
+    return zlib.crc32(set_name.encode())
+
+
+def image_rows(images: Images, set_name: str) -> dict[str, np.ndarray]:
+    """Return the rows of `per_image`: images, their places in their set, and the set's number."""
+    places = np.asarray(images.indices, np.int32)
+    return {
+        "images": images.images,
+        "places": places,
+        "sets": np.full(places.shape, set_number(set_name), np.uint32),
+    }
+
+
+def image_keys(seed: int, rows: dict[str, jax.Array]) -> jax.Array:
+    """Return a random key per image, which depends on the seed, the set and the place in it alone."""
+    fold = jax.vmap(jax.random.fold_in)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows["sets"])
+    return fold(keys, rows["places"])
+
+
+def per_image(
+    function: Callable[[Params, jax.Array, jax.Array], Rows], seed: int
+) -> Callable[[Params, Rows], Rows]:
+    """Return a `compute` for `BatchedRunner.over` from a function of a single image.
+
+    Results do not depend on batches, devices or processes.
+
+    Args:
+      function: `(params, image [height, width, channel], key) -> outputs`, a tree of arrays.
+      seed: Random seed; equal images of different models get the same draws.
+    """
+
+    def compute(params, rows):
+        return jax.vmap(function, (None, 0, 0))(params, rows["images"], image_keys(seed, rows))
+
+    return compute

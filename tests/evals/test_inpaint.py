@@ -1,0 +1,103 @@
+"""The batched runner and inpainting: results do not depend on batches, sets keep their own draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2l_jax.evals.image_set import Images
+from l2l_jax.evals.inpaint import Inpainter
+from l2l_jax.evals.runner import BatchedRunner
+from l2l_jax.evals.tasks import parse_tasks
+from l2l_jax.models.mae.model import MAE
+
+SMALL_MAE = MAE(
+    image_size=16,
+    patch_size=4,
+    width=16,
+    depth=1,
+    num_heads=2,
+    decoder_width=16,
+    decoder_depth=1,
+    decoder_num_heads=2,
+)
+
+
+class Noise(MAE):
+    """Fills the mask with noise of the key and a parameter, so that keys can be seen."""
+
+    def inpaint(self, params, images, mask, rng):
+        noise = jax.random.uniform(rng, images.shape) * params["scale"]
+        return jax.numpy.where(mask[None, ..., None], noise, images)
+
+
+def chosen(images, places):
+    return Images(np.asarray(places), images, np.zeros(len(places), int))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 16])
+def test_any_number_of_rows_in_batches_of_one_shape(batch_size, threads):
+    traced = []
+
+    def compute(params, rows):
+        traced.append(rows["x"].shape)
+        return {"sum": params * rows["x"].sum(axis=1) + rows["y"], "x": rows["x"]}
+
+    runner = BatchedRunner(compute, batch_size, threads=threads)
+    for count in (0, 1, 8, 11):
+        x = np.random.default_rng(0).integers(0, 99, (count, 5))
+        found = runner(runner.place(np.int32(2)), {"x": x, "y": np.arange(count)})
+        np.testing.assert_array_equal(found["sum"], 2 * x.sum(axis=1) + np.arange(count))
+        np.testing.assert_array_equal(found["x"], x)
+        assert isinstance(found["x"], np.ndarray)
+    assert set(traced) == {(1, 5), (batch_size, 5)} and len(traced) == 2  # no rows need a shape alone
+
+
+@pytest.mark.parametrize("name", ["centre_8", "random_75"])
+def test_reconstructions_do_not_depend_on_the_batches(name):
+    (task,) = parse_tasks([name])
+    params = jax.jit(SMALL_MAE.init)(jax.random.key(0))
+    images = np.random.default_rng(0).random((10, 16, 16, 3)).astype(np.float32)
+    whole, parts = (Inpainter(SMALL_MAE, task, batch_size=size, seed=0) for size in (16, 4))
+    expected = whole(whole.place(params), chosen(images, range(10)), "retain")
+    inpainted = [
+        parts(parts.place(params), chosen(images[rows], rows), "retain")
+        for rows in ([0, 1, 2], [3], [4, 5, 6, 7, 8, 9])
+    ]
+    np.testing.assert_allclose(expected, np.concatenate(inpainted), atol=1e-6)
+    masks = whole.masks("retain", np.arange(10))
+    assert masks.shape == (10, 16, 16)
+    np.testing.assert_array_equal(expected[~masks], images[~masks])
+    assert (expected[masks] != images[masks]).any()
+    same_masks = (whole.masks("forget", np.arange(10)) == masks).all()
+    assert same_masks == (name == "centre_8")  # random ones differ between sets
+    gray = whole.masked(chosen(images, range(10)), "retain")
+    assert (gray[masks] == 0.5).all() and (gray[~masks] == images[~masks]).all()
+
+
+def test_random_patches_are_inpainted_from_the_visible_ones():
+    params = jax.jit(SMALL_MAE.init)(jax.random.key(0))
+    images = np.random.default_rng(0).random((1, 16, 16, 3)).astype(np.float32)
+    visible = jnp.array([[5, 6, 9, 10]])
+    inpaint = jax.jit(lambda images: SMALL_MAE.inpaint_from_patches(params, images, visible))
+    inpainted = np.asarray(inpaint(images))
+    other = images.copy()
+    other[0, 4:8, 12:] = 0  # patch 7
+    np.testing.assert_array_equal(inpainted, inpaint(other))
+    np.testing.assert_array_equal(inpainted[0, 4:8, 4:12], images[0, 4:8, 4:12])  # patches 5 and 6
+
+
+def test_draws_belong_to_the_image_and_its_set():
+    model, (task,) = Noise(image_size=16, patch_size=4), parse_tasks(["centre_8"])
+
+    def noise(set_name, places, seed=0):
+        inpainter = Inpainter(model, task, batch_size=4, seed=seed)
+        images = chosen(np.zeros((len(places), 16, 16, 3), np.float32), places)
+        return inpainter(inpainter.place({"scale": np.float32(1)}), images, set_name)[:, inpainter.mask]
+
+    first = noise("retain", [0, 1, 2])
+    np.testing.assert_array_equal(noise("retain", [2, 0]), first[[2, 0]])
+    for other in (noise("forget", [0, 1, 2]), noise("retain", [1, 2, 3]), noise("retain", [0, 1, 2], seed=1)):
+        assert (other != first).all(axis=(1, 2)).all()
+    assert (first[0] != first[1]).mean() > 0.99
