@@ -16,6 +16,7 @@ import jax  # noqa: E402  (the variables above must be set first)
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+logging.getLogger("l2l_jax").addHandler(logging.NullHandler())  # or Progress would set up logging
 collect_garbage_rarely()
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from l2l_jax.train.loop import Training
 
 
+TERMS = ("retain", "forget")
+
+
 class Hook:
     """Acts between steps. All processes call the same methods of the same hooks after the same steps."""
 
@@ -68,7 +71,8 @@ class LogMetrics(Hook):
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         logged = step % self._config.log_every == 0 or step == self._config.steps
-        shown = {name: value for name, value in metrics.items() if name not in ("grad_norm", "learning_rate")}
+        names = ("retain_ratio", "forget_ratio", "alpha") if "retain_ratio" in metrics else TERMS
+        shown = {name: metrics[name] for name in ("loss", *names) if name in metrics}
         self._progress.update(1, shown if logged else None)
         if logged:
             self._writer.write(step, metrics)
@@ -78,20 +82,22 @@ class LogMetrics(Hook):
         self._writer.close()
 
 
-@dataclasses.dataclass(frozen=True)
 class SaveCheckpoints(Hook):
     """Saves every `checkpoint_every` steps, after the last step, and when a signal asks the run to stop."""
 
-    checkpointer: Checkpointer
+    def __init__(self, checkpointer: Checkpointer):
+        self._checkpointer, self._saved = checkpointer, -1
 
     def after_step(self, training: "Training") -> None:
         step, config = training.step, training.config
         last = step == config.steps
         if training.stop is None and not last and step % config.checkpoint_every:
             return
-        training.check()
-        self.checkpointer.save(step, *training.saved())
+        if step != self._saved:
+            training.check()
+            self._checkpointer.save(step, *training.saved())
+            self._saved = step
         if last or training.stop is not None:
-            self.checkpointer.wait()
+            self._checkpointer.wait()
         if training.stop is not None:
             raise Interrupted(step, training.stop)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from l2l_jax.data.loader import Batches
-from l2l_jax.errors import Diverged
+from l2l_jax.errors import Diverged, Interrupted
 from l2l_jax.methods.base import Task
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
@@ -69,6 +69,7 @@ class Training:
       iterator: Batches of this process.
       hooks: Called in their order.
       state: State after the newest step.
+      first: Number of the step that the run started after.
       step: Number of the newest step.
       metrics: Its metrics, on the devices.
       stop: Signal that asks all processes to stop after it, or None.
@@ -83,6 +84,7 @@ class Training:
     iterator: Any
     hooks: Sequence[Hook] = ()
     state: TrainState = None  # type: ignore[assignment]  # set before the first hook is called
+    first: int = 0
     step: int = 0
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stop: int | None = None
@@ -109,6 +111,11 @@ class Training:
             )
         for hook in self.hooks:
             hook.on_metrics(self.step, values)
+
+    def after_step(self) -> None:
+        """Let all hooks act."""
+        for hook in self.hooks:
+            hook.after_step(self)
 
     def saved(self) -> tuple[Any, dict[str, Any]]:
         """What a checkpoint holds: arrays, and JSON-able facts."""
@@ -191,6 +198,7 @@ class Trainer:
                 with _begun(training):
                     while training.step < self._config.steps:
                         _advance(training, step, stop)
+                        stop.patient = True  # the step is compiled: the next one ends soon, and is saved
             best = training.state.result if run.budget is None else run.budget.best(training.state)
             return training.merged(best)
 
@@ -211,7 +219,7 @@ class Trainer:
         found = checkpointer.restore_newest(training.saved()[0])
         if found is not None:
             training.restore(*found)
-            training.step = int(training.state.step)
+            training.first = training.step = int(training.state.step)
             logger.info("%s: resuming after step %d of %d", training.name, training.step, self._config.steps)
             return
         if mask is not None:
@@ -256,14 +264,21 @@ def _begun(training: Training) -> Iterator[None]:
 
 def _advance(training: Training, step: Step, stop: Any) -> None:
     """Start a step and read the metrics of the one before, so that the device never waits."""
-    batch = training.parallel.rows(next(training.iterator))
+    try:
+        batch = next(training.iterator)
+    except Interrupted as error:  # one process gives up waiting for an image: the others do not
+        if jax.process_count() > 1 or training.step == training.first:
+            raise
+        training.stop = error.signal_number
+        training.after_step()
+        raise
+    batch = training.parallel.rows(batch)
     training.state, metrics = step(training.state, training.frozen, batch)
     training.check()
     training.step += 1
     training.metrics = metrics
     training.stop = stop.agreed()
-    for hook in training.hooks:
-        hook.after_step(training)
+    training.after_step()
 
 
 def _first_call_alone(step: Step) -> Step:

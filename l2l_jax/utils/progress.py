@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere, and a summary at the end."""
 
 import logging
 import sys
@@ -11,63 +11,117 @@ from l2l_jax.utils import distributed
 
 logger = logging.getLogger(__name__)
 
-LINE_EVERY_SECONDS = 5.0
+LINE_EVERY_SECONDS = 10.0
 """Least time between two plain lines."""
+
+BAR = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
+
+_outer: list["Progress"] = []
+"""The progress that is on display, if any."""
+
+
+class LineHandler(logging.Handler):
+    """Writes log records as plain lines on stderr, above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def show_log() -> None:
+    """Show what this package logs unless a program, notebook or script has set up logging for it."""
+    package = logging.getLogger("l2l_jax")
+    if package.handlers or package.level != logging.NOTSET or package.isEnabledFor(logging.INFO):
+        return
+    package.addHandler(LineHandler())
+    package.setLevel(logging.INFO if distributed.place()[0] == 0 else logging.WARNING)
+    package.propagate = False
 
 
 class Progress:
-    """A progress report of `total` steps, with rate, remaining time and the latest figures.
+    """Progress of `total` steps, with time left and the newest metrics.
+
+    One that starts while another is open shows nothing of its own: the other one names it.
 
     Args:
-      title: what is going on.
-      total: how many steps there are.
-      done: how many of them are done already.
-      unit: what a step is called.
+      title: Name of the work.
+      total: Number of steps.
+      done: Steps that are done already.
+      unit: Name of a step.
     """
 
     def __init__(self, title: str, total: int, done: int = 0, unit: str = "step"):
+        show_log()
         self._title, self._total, self._done, self._unit = title, total, done, unit
-        self._first, self._start, self._shown = done, None, time.monotonic()
-        self._figures = ""
-        terminal = sys.stderr.isatty() and distributed.place()[0] == 0
-        self._bar = (
-            tqdm(total=total, initial=done, desc=title, unit=unit, dynamic_ncols=True, leave=True)
-            if terminal
-            else None
-        )
+        self._first, self._rated, self._metrics, self._inner = done, 0.0, "", ""
+        self._begun = self._shown = time.monotonic()
+        self._bar: tqdm | None = None
+        self._in: Progress | None = _outer[0] if _outer else None
+        if self._in is None:
+            _outer.append(self)
+            if sys.stderr.isatty() and distributed.place()[0] == 0:
+                self._bar = tqdm(
+                    total=total, initial=done, desc=title, leave=False, dynamic_ncols=True, bar_format=BAR
+                )
 
-    def update(self, steps: int = 1, figures: Mapping[str, float] | None = None) -> None:
-        """Advance by `steps`; `figures` replaces the figures shown."""
+    def update(self, steps: int = 1, metrics: Mapping[str, float] | None = None) -> None:
+        """Advance by `steps`; `metrics` replaces the metrics shown."""
         self._done += steps
-        if self._start is None:  # the first step compiles and says nothing of the rate
-            self._first, self._start = self._done, time.monotonic()
-        if figures:
-            self._figures = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        if self._bar is not None:
-            if figures:
-                self._bar.set_postfix_str(self._figures, refresh=False)
-            self._bar.update(steps)
-        elif time.monotonic() - self._shown >= LINE_EVERY_SECONDS:
-            self._line()
+        if not self._rated:  # the first step compiles and says nothing of the rate
+            self._first, self._rated = self._done, time.monotonic()
+        if metrics:
+            self._metrics = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        if self._in is not None and self._in not in _outer:  # it ended first, in another thread
+            self._in = _outer[0] if _outer else None
+            if self._in is None:
+                _outer.append(self)
+        if self._in is not None:
+            self._in._inner = f"{self._title} {self._done}/{self._total}"
+            self._in._show(0)
+        else:
+            self._inner = ""
+            self._show(steps)
 
-    def _line(self) -> None:
-        self._shown = time.monotonic()
-        parts = [f"{self._title} {self._done}/{self._total}"]
-        if self._start is not None and self._done > self._first:
-            rate = (self._done - self._first) / max(self._shown - self._start, 1e-9)
-            left = (self._total - self._done) / rate
-            parts += [f"{rate:.1f} {self._unit}/s", f"{left:.0f} s left"]
-        logger.info("%s", " · ".join([*parts, *filter(None, [self._figures])]))
+    def _show(self, steps: int) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._inner or self._metrics, refresh=False)
+            self._bar.update(steps)
+            if not steps and time.monotonic() - self._shown > 0.1:
+                self._shown = time.monotonic()
+                self._bar.refresh()
+        elif time.monotonic() - self._shown >= LINE_EVERY_SECONDS and self._done < self._total:
+            self._shown = time.monotonic()
+            parts = [f"{self._title} {self._done}/{self._total}"]
+            if self._done > self._first:
+                rate = (self._done - self._first) / max(self._shown - self._rated, 1e-9)
+                left = duration((self._total - self._done) / rate)
+                speed = f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{self._unit}"
+                parts += [speed, f"{left} left"]
+            logger.info("%s", " · ".join([*parts, *filter(None, [self._inner or self._metrics])]))
 
     def close(self) -> None:
-        """End the bar, or print the last line."""
+        """Remove the bar and log one line about the whole."""
+        if self._in is not None:
+            return
+        _outer.remove(self)
         if self._bar is not None:
             self._bar.close()
-        else:
-            self._line()
+        took = duration(time.monotonic() - self._begun)
+        parts = [f"{self._title} {self._done}/{self._total}", took, *filter(None, [self._metrics])]
+        logger.info("%s", " · ".join(parts))
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def duration(seconds: float) -> str:
+    """Describe a time, such as "12 s", "3 min 5 s" or "2 h 10 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, seconds_left = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds_left} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,6 +1,9 @@
-"""Progress where there is no terminal."""
+"""Progress on a terminal and in files."""
 
+import io
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -14,22 +17,78 @@ def clock(monkeypatch):
     return now
 
 
-def test_lines_tell_rate_time_left_and_figures(clock, caplog):
-    """A step takes 2 s, the first 10 s more; a line at most every 5 s."""
-    with caplog.at_level(logging.INFO, logger="l2l_jax"), progress.Progress("train", 10) as bar:
-        for number in range(10):
+def lines(caplog):
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_lines_show_rate_time_left_and_metrics(clock, caplog):
+    """A step takes 2 s, the first 10 s more; a line at most every 10 s, and the last one once."""
+    with caplog.at_level(logging.INFO, logger="l2l_jax"), progress.Progress("train", 11) as bar:
+        for number in range(11):
             clock[0] += 12 if number == 0 else 2
             bar.update(1, {"loss": 0.5 - number / 100})
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "train 1/10 · loss 0.5"
-    assert lines[1] == "train 4/10 · 0.5 step/s · 12 s left · loss 0.47"
-    assert lines[-1] == "train 10/10 · 0.5 step/s · 0 s left · loss 0.41"
-    assert len(lines) == 5
+    assert lines(caplog) == [
+        "train 1/11 · loss 0.5",
+        "train 6/11 · 2.0 s/step · 10 s left · loss 0.45",
+        "train 11/11 · 32 s · loss 0.4",
+    ]
 
 
-def test_a_resumed_stage_counts_only_its_own_steps(clock, caplog):
+def test_a_resumed_phase_counts_only_its_own_steps(clock, caplog):
     with caplog.at_level(logging.INFO, logger="l2l_jax"), progress.Progress("train", 10, 6) as bar:
         for _ in range(4):
-            clock[0] += 5
+            clock[0] += 500
             bar.update()
-    assert caplog.records[-1].getMessage() == "train 10/10 · 0.2 step/s · 0 s left"
+    assert lines(caplog)[1] == "train 8/10 · 500.0 s/step · 16 min 40 s left"
+    assert caplog.records[-1].getMessage() == "train 10/10 · 33 min 20 s"
+
+
+def test_work_within_work_has_no_lines_of_its_own(clock, caplog):
+    with (
+        caplog.at_level(logging.INFO, logger="l2l_jax"),
+        progress.Progress("audit", 2, unit="attack") as outer,
+    ):
+        for _ in range(2):
+            with progress.Progress("tune", 3) as inner:
+                for _ in range(3):
+                    clock[0] += 5
+                    inner.update()
+            outer.update()
+    assert lines(caplog) == [
+        "audit 0/2 · tune 2/3",
+        "audit 1/2 · tune 1/3",
+        "audit 1/2 · tune 3/3",
+        "audit 2/2 · 30 s",
+    ]
+
+
+def test_a_bar_is_removed_and_leaves_one_line(monkeypatch, caplog):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with caplog.at_level(logging.INFO, logger="l2l_jax"), progress.Progress("train", 300) as bar:
+        for _ in range(300):
+            bar.update(1, {"loss": 0.5})
+    assert "train   0%|" in terminal.getvalue() and "\n" not in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r") and lines(caplog) == ["train 300/300 · 0 s · loss 0.5"]
+
+
+@pytest.mark.parametrize(
+    ("setup", "shown"),
+    [
+        ("", "train 1/1 · 0 s\n"),
+        ("logging.getLogger('l2l_jax').setLevel(logging.WARNING)", ""),
+        ("logging.basicConfig(level=logging.INFO, format='root: %(message)s')", "root: train 1/1 · 0 s\n"),
+        ("logging.basicConfig()", "train 1/1 · 0 s\n"),
+    ],
+)
+def test_scripts_see_progress_unless_they_set_up_logging(setup, shown):
+    program = (
+        f"import logging\n{setup}\nfrom l2l_jax.utils.progress import Progress\n"
+        "with Progress('train', 1) as bar: bar.update()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", shown)

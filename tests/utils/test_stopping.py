@@ -1,0 +1,56 @@
+"""Signals end a program in time, whatever it waits for."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROGRAM = """
+import os, sys, threading, time
+from l2l_jax.utils import stopping
+
+stopping.GRACE_SECONDS = 0.5
+fifo, waits = sys.argv[1:]
+try:
+    with stopping.raising_signals():
+        if waits == "thread":  # keeps Python from ending
+            threading.Thread(target=open, args=(fifo,)).start()
+        print("ready", flush=True)
+        while True:
+            try:
+                time.sleep(60)
+            except Exception:
+                print("swallowed")
+except KeyboardInterrupt as error:
+    print("ended by", error, flush=True)
+    sys.exit(128 + error.signal_number)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("waits", ["main", "thread"])
+def test_a_signal_ends_the_program(number, waits, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "fifo"), waits]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        start = time.monotonic()
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=20)
+    name = signal.Signals(number).name
+    assert process.returncode == 128 + number and output == f"ended by {name}\n"
+    assert errors == ""
+    assert time.monotonic() - start < 10
+
+
+def test_an_ignored_hangup_stays_ignored():
+    program = (
+        "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from l2l_jax.utils.stopping import raising_signals\nimport os\n"
+        "with raising_signals():\n    os.kill(os.getpid(), signal.SIGHUP)\nprint('still here')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "still here\n"
