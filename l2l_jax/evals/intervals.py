@@ -1,27 +1,28 @@
-"""How sure a figure is: 95 % intervals by resampling the images it was measured on (Efron 1979)."""
+"""95 % confidence intervals of metrics, by resampling the images they were measured on (Efron 1979)."""
 
 import statistics
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 LEVEL = 0.95
-"""Confidence of all intervals."""
+"""Confidence level of all intervals."""
 
 RESAMPLES = 1000
-"""How often a set of images is drawn anew."""
+"""Number of resamples."""
 
 COSTLY_RESAMPLES = 100
-"""How often for figures that take long, of which only the standard error is asked."""
+"""Number of resamples for metrics that take long, of which only the standard error is needed."""
 
 
 class Interval(NamedTuple):
-    """A figure with its interval of confidence `LEVEL`.
+    """A metric with its interval of confidence `LEVEL`.
 
     Attributes:
-      value: the figure itself, of all images.
-      low, high: ends of the interval.
+      value: The metric on all images.
+      low, high: Ends of the interval.
     """
 
     value: float
@@ -35,27 +36,22 @@ class Interval(NamedTuple):
 def bootstrap(
     statistic: Callable[..., np.ndarray], *counts: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Percentile interval of a statistic over images.
+    """Compute the percentile interval of a statistic over images.
 
     Args:
-      statistic: takes one array of indices `[…, image]` for each entry of `counts` and reduces the last
-        axis. It may look up several arrays with the same indices: what was measured on the same images
-        is then resampled together.
-      counts: numbers of images; more than one for sets that were drawn independently.
-      resamples: how often they are drawn anew.
-      seed: of the draws.
-
-    Returns:
-      The interval; of resamples whose statistic is not a number, nothing is known and they are left out.
+      statistic: Takes an array of indices `[…, image]` for each entry of `counts` and reduces the last
+        axis. Arrays that it looks up with the same indices are resampled together.
+      counts: Numbers of images; more than one for independent sets.
+      resamples: Number of resamples; those whose statistic is NaN are left out.
+      seed: Random seed.
 
     Raises:
-      ValueError: an empty set.
+      ValueError: A set is empty.
     """
     if not all(counts):
-        raise ValueError("there is no interval of a figure of no images")
-    whole = [np.arange(count) for count in counts]
-    value = float(statistic(*whole))
-    drawn = _resampled(statistic, whole, resamples, seed)
+        raise ValueError("there is no interval of a metric of no images")
+    value = float(statistic(*map(np.arange, counts)))
+    drawn = _resample(statistic, counts, resamples, seed, vectorized=True)
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn):
         return Interval(value, float("nan"), float("nan"))
@@ -65,7 +61,7 @@ def bootstrap(
 
 
 def mean_interval(values: np.ndarray, *, seed: int = 0) -> Interval:
-    """Percentile interval of the mean of `values` `[image]`."""
+    """Compute the percentile interval of the mean of `values` `[image]`."""
     values = np.asarray(values, np.float64)
     return bootstrap(lambda chosen: values[chosen].mean(-1), len(values), seed=seed)
 
@@ -78,36 +74,40 @@ def standard_interval(
     least: float = -np.inf,
     seed: int = 0,
 ) -> Interval:
-    """The figure ± 1.96 bootstrap standard errors.
+    """Compute the metric ± 1.96 bootstrap standard errors.
 
-    For figures of distributions, such as the Fréchet distance: images that a resample holds twice make it
-    greater than it is, so that percentiles would lie beside the figure. Its spread is right all the same.
+    For metrics of distributions, such as the Fréchet distance: images that a resample holds twice increase
+    it, so that percentiles would be biased. Its spread is right all the same.
 
     Args:
-      statistic: takes indices `[image]`.
-      count: number of images.
-      resamples: how often they are drawn anew.
-      least: the least value that the figure can take.
-      seed: of the draws.
+      statistic: Takes indices `[image]`.
+      count: Number of images.
+      resamples: Number of resamples.
+      least: The least possible value of the metric.
+      seed: Random seed.
     """
     value = float(statistic(np.arange(count)))
-
-    def one_by_one(chosen):
-        return np.apply_along_axis(statistic, -1, chosen)
-
-    error = _resampled(one_by_one, [np.arange(count)], resamples, seed).std(ddof=1)
+    error = _resample(statistic, (count,), resamples, seed, vectorized=False).std(ddof=1)
     reach = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2) * error
     return Interval(value, float(max(value - reach, least)), float(value + reach))
 
 
-def _resampled(statistic, whole, resamples, seed) -> np.ndarray:
-    """The statistic of every resample, `[resample]`; as many at a time as fit into some 30 MB of indices."""
-    if min(map(len, whole)) == 1:  # drawing from one image always gives that image
+def _resample(
+    statistic: Callable, counts: tuple[int, ...], resamples: int, seed: int, *, vectorized: bool
+) -> np.ndarray:
+    """Return the statistic of every resample, `[resample]`."""
+    import scipy.stats  # start-up time: 0.7 s
+
+    if min(counts) == 1:  # a single image does not vary
         return np.full(resamples, np.nan)
-    rng = np.random.default_rng(seed)
-    size = max(1, 2**22 // max(map(len, whole)))
-    batches = [min(size, resamples - first) for first in range(0, resamples, size)]
-    return np.concatenate([
-        statistic(*(rng.integers(len(indices), size=(batch, len(indices))) for indices in whole))
-        for batch in batches
-    ])  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)  # resamples without a value
+        return scipy.stats.bootstrap(
+            [np.arange(count) for count in counts],
+            (lambda *chosen, axis: statistic(*chosen)) if vectorized else statistic,
+            n_resamples=resamples,
+            batch=max(1, 2**22 // max(counts)),  # some 30 MB of indices
+            vectorized=vectorized,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution

@@ -1,23 +1,11 @@
-"""Intervals against SciPy, the normal approximation, and known coverage."""
+"""Intervals against the normal approximation and known coverage."""
 
 import math
 
 import numpy as np
 import pytest
-import scipy.stats
 
 from l2l_jax.evals.intervals import bootstrap, mean_interval, standard_interval
-
-
-def test_the_interval_of_a_mean_is_scipys():
-    values = np.random.default_rng(0).exponential(size=80)
-    interval = mean_interval(values)
-    peer = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
-    assert interval.value == pytest.approx(values.mean())
-    assert interval.low == pytest.approx(peer.low, abs=0.03)
-    assert interval.high == pytest.approx(peer.high, abs=0.03)
 
 
 def test_an_accuracy_has_the_binomial_standard_error():
