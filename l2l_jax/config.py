@@ -66,7 +66,7 @@ class UnlearningConfig(TrainingConfig):
         many per cent.
       token_bank: of "encoder" and "whole" on models with a tokenizer: augmented views of each image whose
         codes are computed before the first step, after which no pixels are read; 0: images are tokenised in
-        every step. See `l2l_jax.train.token_bank`.
+        every step. See `l2l_jax.train.token_cache`.
       noise_bank: the same for so many of the teacher's noise images; `token_bank` needs it.
       saliency: of any method: share of the trained weights, those with the largest gradient of the forget
         loss, that may change; 1: all, see `l2l_jax.methods.saliency`.

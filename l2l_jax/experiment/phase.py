@@ -18,7 +18,7 @@ from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.parallel import Parallel, make_parallel
 from l2l_jax.train.step import TrainState, abstract_state, make_step, placed_state
-from l2l_jax.train.token_bank import CODES, banked_task
+from l2l_jax.train.token_cache import CODES, cached_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def open_phase(config: Config, name: str) -> TrainingPhase:
     if name == "unlearn":
         how = config.unlearn
         task = make_task(how.method, model, **how.options)
-        return TrainingPhase(config, banked_task(task, model, how.banked), how, how.banked)
+        return TrainingPhase(config, cached_task(task, model, how.banked), how, how.banked)
     if name not in stages:
         raise UserError(f"--stage={name}: the phases of this config are unlearn, {', '.join(stages)}.")
     parts = tuple(model.shapes())

@@ -29,7 +29,7 @@ from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.metric_writers import read_metrics
-from l2l_jax.train.token_bank import banked_task, open_bank
+from l2l_jax.train.token_cache import TokenCacheConfig, cached_task, open_token_cache
 from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.weights import adapter_files
 from l2l_jax.weights.saved_models import fingerprint, load_params, save_model
@@ -144,8 +144,11 @@ def _unlearn(
     pixels = stage_batches(config, how, sets._asdict(), folder)
     batches: Batches = pixels
     if how.banked:
-        task = banked_task(task, config.model, how.banked)
-        batches = open_bank(folder / "bank", how, config.model, original, pixels, seed=seed, mesh=mesh)
+        task = cached_task(task, config.model, how.banked)
+        cache = TokenCacheConfig(how.token_bank, how.noise_bank, how.noise)
+        batches = open_token_cache(
+            folder / "bank", cache, config.model, original, pixels, seed=seed, mesh=mesh
+        )
     trainer = Trainer(name, task, how, seed=seed, mesh=mesh, parallel=config.parallel)
     return trainer.train(TrainRun(original, batches, folder, **more))
 

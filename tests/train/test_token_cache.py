@@ -7,16 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.config import UnlearningConfig
 from l2l_jax.data.loader import training_batches
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import Interrupted
 from l2l_jax.losses import batch_noise
 from l2l_jax.methods.registry import make_task
 from l2l_jax.models.mage.model import MAGE
-from l2l_jax.train import loop, sharding
-from l2l_jax.train.token_bank import banked_task, filling, open_bank
-from l2l_jax.train.token_bank.storage import Codes
+from l2l_jax.train import loop, sharding, token_cache
+from l2l_jax.train.optim import TrainingConfig
+from l2l_jax.train.token_cache import Codes, TokenCacheConfig, cached_task, open_token_cache
 from tests.models.test_mage import random_params
 
 MODEL = MAGE(
@@ -26,9 +25,9 @@ MODEL = MAGE(
 )  # fmt: skip
 SEED, STEPS, BATCH = 5, 6, 8
 SIZES = {"retain": 20, "forget": 15}
-HOW = UnlearningConfig(
-    steps=STEPS, batch_size=BATCH, learning_rate=0.01, log_every=2, token_bank=4, noise_bank=STEPS * BATCH
-)
+TRAINING = TrainingConfig(steps=STEPS, batch_size=BATCH, learning_rate=0.01, log_every=2)
+ALL = ("retain", "forget", "noise")
+HOW = TokenCacheConfig(views=4, noise_images=STEPS * BATCH)
 """As large as the run: 48 places, 3 and 4 epochs."""
 
 
@@ -80,7 +79,7 @@ def mesh():
 @pytest.fixture(scope="module")
 def bank(params, mesh, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
-    return open_bank(folder, HOW, MODEL, params, images(), seed=SEED, mesh=mesh)
+    return open_token_cache(folder, HOW, MODEL, params, images(), seed=SEED, mesh=mesh)
 
 
 @jax.jit
@@ -99,7 +98,7 @@ def test_codes_are_those_of_each_step(bank, params):
 
 
 def test_steps_see_what_they_see_without_a_bank(bank, params):
-    task = make_task("encoder", MODEL, **HOW.options)
+    task = make_task("encoder", MODEL)
     frozen = {part: params[part] for part in task.frozen}
 
     @jax.jit
@@ -111,9 +110,9 @@ def test_steps_see_what_they_see_without_a_bank(bank, params):
 
 
 def test_training_needs_no_tokenizer(bank, params, mesh, tmp_path):
-    task = banked_task(make_task("encoder", MODEL, **HOW.options), MODEL, HOW.banked)
+    task = cached_task(make_task("encoder", MODEL), MODEL, ALL)
     lean = {part: params[part] for part in params if part != "tokenizer"}
-    trainer = loop.Trainer("unlearn", task, HOW, seed=SEED, mesh=mesh)
+    trainer = loop.Trainer("unlearn", task, TRAINING, seed=SEED, mesh=mesh)
     trained = trainer.train(loop.TrainRun(lean, bank, tmp_path))
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), trained["encoder"], params["encoder"])
     assert min(jax.tree.leaves(moved)) > 1e-3
@@ -142,10 +141,10 @@ def test_it_goes_on_where_it_was(bank):
 
 
 def test_noise_alone(params, mesh, tmp_path):
-    how = UnlearningConfig(steps=STEPS, batch_size=BATCH, learning_rate=0.01, noise_bank=12)
-    bank = open_bank(tmp_path, how, MODEL, params, images(), seed=SEED, mesh=mesh)
-    task = make_task("encoder", MODEL, **how.options)
-    assert banked_task(task, MODEL, how.banked).frozen == ("encoder", "tokenizer")  # for its images
+    how = TokenCacheConfig(views=0, noise_images=12)
+    bank = open_token_cache(tmp_path, how, MODEL, params, images(), seed=SEED, mesh=mesh)
+    task = make_task("encoder", MODEL)
+    assert cached_task(task, MODEL, ("noise",)).frozen == ("encoder", "tokenizer")  # for its images
     shown, found = [], []
     for step, pixels, batch in zip(range(2), images(), bank, strict=False):
         np.testing.assert_array_equal(batch["retain"], pixels["retain"])
@@ -164,30 +163,30 @@ def test_a_signal_stops_it_and_it_goes_on(params, mesh, bank, tmp_path, monkeypa
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr("l2l_jax.data.loader.AHEAD", (1, 1))
-    monkeypatch.setattr(filling, "NOTE_EVERY", 1)
+    monkeypatch.setattr(token_cache, "NOTE_EVERY", 1)
     with pytest.raises(Interrupted) as stopped:
-        open_bank(tmp_path, HOW, MODEL, params, images(signal_at_30), seed=SEED, mesh=mesh)
+        open_token_cache(tmp_path, HOW, MODEL, params, images(signal_at_30), seed=SEED, mesh=mesh)
     assert 0 < stopped.value.step < 10
     written = []
     write = Codes.write
     monkeypatch.setattr(
         Codes, "write", lambda codes, *what: written.append(codes.path.stem) or write(codes, *what)
     )
-    again = open_bank(tmp_path, HOW, MODEL, params, images(), seed=SEED, mesh=mesh)
+    again = open_token_cache(tmp_path, HOW, MODEL, params, images(), seed=SEED, mesh=mesh)
     assert written.count("retain") == 10 - stopped.value.step
     for name, codes in bank.codes.items():
         np.testing.assert_array_equal(np.load(again.codes[name].path), np.load(codes.path))
     read.clear()
-    open_bank(tmp_path, HOW, MODEL, params, images(read.append), seed=SEED, mesh=mesh)
+    open_token_cache(tmp_path, HOW, MODEL, params, images(read.append), seed=SEED, mesh=mesh)
     assert not read  # it was finished
 
 
 def test_another_tokenizer_makes_another_bank(params, mesh, tmp_path):
-    how = UnlearningConfig(steps=1, batch_size=BATCH, learning_rate=0.01, noise_bank=8)
+    how = TokenCacheConfig(views=0, noise_images=8)
     banks = []
     embedding = params["tokenizer"]["quantize"]["embedding"]
     for codebook in (embedding, embedding[::-1]):
         changed = {**params, "tokenizer": {**params["tokenizer"], "quantize": {"embedding": codebook}}}
-        opened = open_bank(tmp_path, how, MODEL, changed, images(), seed=SEED, mesh=mesh)
+        opened = open_token_cache(tmp_path, how, MODEL, changed, images(), seed=SEED, mesh=mesh)
         banks.append(np.load(opened.codes["noise"].path))
     np.testing.assert_array_equal(banks[1], MODEL.codebook_size - 1 - banks[0])

@@ -1,0 +1,265 @@
+"""Codes computed once: what a frozen tokenizer makes of images and noise, before unlearning starts.
+
+The same pixels give the same codes in every epoch. Codes kept in the workdir take the place of the noise
+alone, or of the images as well, after which training reads no pixels and holds no tokenizer. With as many
+views as the run has epochs, and as many noise images as it shows, the run is that without a cache, number for
+number.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from l2l_jax.data.loader import BatchIterator, EpochOrder, TrainingBatches
+from l2l_jax.errors import Interrupted
+from l2l_jax.losses import NoiseKind, batch_noise
+from l2l_jax.methods.base import Task
+from l2l_jax.models.base import Model, Params
+from l2l_jax.train import sharding
+from l2l_jax.train.step import scaled_pixels
+from l2l_jax.train.stopping import stop_request
+from l2l_jax.utils.io import ResultCache, tree_hash
+from l2l_jax.utils.multihost import from_primary, is_primary, on_primary, to_host
+from l2l_jax.utils.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+CODES = np.uint16
+"""Type of codes on disk and on their way to the devices; codebooks have far fewer than 65,536 entries."""
+
+NOTE_EVERY = 16
+"""Global batches after which it is noted how far the cache is filled."""
+
+DONE = "batches"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCacheConfig:
+    """What is tokenized before the first step.
+
+    Attributes:
+      views: Augmented views of each training image; 0: images are tokenized in every step.
+      noise_images: Noise images for the teacher.
+      noise: Kind of noise.
+    """
+
+    views: int
+    noise_images: int
+    noise: NoiseKind = "normal"
+
+
+class Codes:
+    """Codes of a set, `[view, image, token]`, in a file that is read and written in place.
+
+    Position p of a set's stream shows the image that `order` has there, in the view of its epoch; when all
+    views have been shown, the first one comes again.
+    """
+
+    def __init__(self, path: pathlib.Path, order: EpochOrder, views: int, tokens: int):
+        self.path, self.order, self.views = path, order, views
+        self.shape = (views, order.count, tokens)
+        self.positions = views * order.count
+
+    def create(self) -> None:
+        """Write the file with zeros."""
+        np.lib.format.open_memmap(self.path, "w+", CODES, self.shape).flush()
+
+    def write(self, positions: np.ndarray, codes: np.ndarray) -> None:
+        """Write the codes `[position, token]` of the first round; leave out those of later ones."""
+        first = positions < self.positions
+        views, indices = self.order(positions[first])
+        file = np.lib.format.open_memmap(self.path, "r+")
+        file[views, indices] = codes[first]
+        file.flush()
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """Read codes `[position, token]`."""
+        epochs, indices = self.order(positions)
+        return self._file[epochs % self.views, indices]
+
+    @functools.cached_property
+    def _file(self) -> np.ndarray:
+        return np.load(self.path, mmap_mode="r")
+
+
+def cached_task(task: Task, model: Model, sets: tuple[str, ...]) -> Task:
+    """A task whose batches hold codes for `sets`: where none holds pixels, it needs no tokenizer."""
+    if not set(task.sets) <= set(sets):
+        return task
+    return task._replace(frozen=tuple(part for part in task.frozen if part not in model.corruption_parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedBatches:
+    """Like `TrainingBatches`, with uint16 codes `[row, token]` for the cached sets.
+
+    Attributes:
+      images: Batches of pixels, which are read only for sets without codes.
+      codes: Codes by set; "noise" replaces what the teacher is shown for forget images.
+    """
+
+    images: TrainingBatches
+    codes: Mapping[str, Codes]
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Range of the pixels."""
+        return self.images.value_range
+
+    def __iter__(self) -> "CachedIterator":
+        return CachedIterator(self)
+
+
+class CachedIterator:
+    """Iterates over `CachedBatches`; its state is that of `BatchIterator`."""
+
+    def __init__(self, batches: CachedBatches):
+        images = batches.images
+        self._codes, self._batch_size = batches.codes, images.batch_size
+        self._rows = np.asarray(images.rows)
+        self._processes = images.batch_size // len(images.rows)
+        pixels = not set(images.orders) <= set(batches.codes)
+        self._pixels: BatchIterator | None = iter(images) if pixels else None
+        self._taken = 0
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """Return this process's rows of the next global batch."""
+        batch = {} if self._pixels is None else next(self._pixels)
+        positions = self._taken * self._batch_size + self._rows
+        self._taken += 1
+        return {**batch, **{name: codes.read(positions) for name, codes in self._codes.items()}}
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the JSON-able state, which is the same in every process."""
+        return {"batches": self._taken, "processes": self._processes}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from another iterator's `get_state`, of however many processes."""
+        self._taken = state["batches"]
+        if self._pixels is not None:
+            self._pixels.set_state(state)
+
+    def close(self) -> None:
+        """End threads and processes that read pixels."""
+        if self._pixels is not None:
+            self._pixels.close()
+
+
+def open_token_cache(
+    folder: pathlib.Path,
+    config: TokenCacheConfig,
+    model: Model,
+    params: Params,
+    images: TrainingBatches,
+    *,
+    seed: int,
+    mesh: Mesh,
+) -> CachedBatches:
+    """Compute the codes that are missing in `folder`, and return batches of them.
+
+    View v of an image is the crop that it has in epoch v of `images`. Noise image i is the one that a run
+    without a cache would show at its place in the stream, with the statistics of its batch.
+
+    Args:
+      folder: Folder of the cache alone, on storage that all hosts share.
+      config: What to tokenize.
+      model, params: The original model.
+      images: Training batches of pixels.
+      seed: Random seed of the training steps.
+      mesh: The devices; a batch is split over all of them.
+
+    Raises:
+      Interrupted: A signal arrived in some process; what is computed is kept.
+      UserError: Images cannot be read.
+    """
+    views = images.orders if config.views else {}
+    codes = {
+        name: Codes(folder / f"{name}.npy", order, config.views, model.tokens)
+        for name, order in views.items()
+    }
+    order = EpochOrder(config.noise_images, int(np.random.SeedSequence((seed, 2)).generate_state(1)[0]))
+    codes["noise"] = Codes(folder / "noise.npy", order, 1, model.tokens)
+    tokenizer = {part: params[part] for part in model.corruption_parts}
+    key = {
+        "shapes": {name: list(one.shape) for name, one in codes.items()},
+        "orders": {name: order.seed for name, order in images.orders.items()},
+        "batch_size": images.batch_size,
+        "noise": config.noise,
+        "seed": seed,
+        "tokenizer": tree_hash(tokenizer),
+    }
+    cache = ResultCache(folder, key)
+    done = from_primary(lambda: cache.get(DONE)) or 0
+    batches = CachedBatches(images, codes)
+    if done < _total(batches):
+        if not done:
+            on_primary(functools.partial(_create, codes))
+        logger.info("Token cache: %d noise images, %d views of images", config.noise_images, config.views)
+        tokenize = functools.partial(_tokenize, model=model, noise=config.noise, seed=seed)
+        program = jax.jit(tokenize, static_argnames="wanted")
+        placed = jax.device_put(tokenizer, NamedSharding(mesh, PartitionSpec()))
+        _fill(batches, cache, done, functools.partial(program, placed), mesh)
+    return batches
+
+
+def _create(codes: Mapping[str, Codes]) -> None:
+    for one in codes.values():
+        one.create()
+
+
+def _tokenize(tokenizer, batch, number, wanted, *, model, noise, seed):
+    """`(tokenizer, images by set, number of the batch, sets) -> codes by set`, as in that training step."""
+    rng = jax.random.fold_in(jax.random.key(seed), number)
+    pixels = scaled_pixels(batch, model.value_range)
+    if "noise" in wanted:
+        pixels["noise"] = batch_noise(
+            pixels["retain"], pixels["forget"], rng, kind=noise, value_range=model.value_range
+        )
+    return {name: model.tokenize(tokenizer, pixels[name]) for name in wanted}
+
+
+def _total(batches: CachedBatches) -> int:
+    return max(-(-one.positions // batches.images.batch_size) for one in batches.codes.values())
+
+
+def _fill(batches: CachedBatches, cache: ResultCache, done: int, program: Any, mesh: Mesh) -> None:
+    """Compute the batches from `done` on; each is written while the devices work on the next one."""
+    total, size = _total(batches), batches.images.batch_size
+    with (
+        stop_request() as stop,
+        contextlib.closing(iter(batches.images)) as iterator,
+        Progress("token cache", total, done, "batch") as progress,
+    ):
+        iterator.set_state({**iterator.get_state(), "batches": done})
+
+        def start(number: int) -> Any:
+            wanted = tuple(name for name, one in batches.codes.items() if number * size < one.positions)
+            return program(sharding.shard_batch(next(iterator), mesh), number, wanted)
+
+        for number, codes in _one_ahead(start, done, total):
+            host = to_host(codes)
+            signal_number = stop.agreed()
+            if is_primary():
+                for name, found in host.items():
+                    batches.codes[name].write(number * size + np.arange(size), found)
+            progress.update()
+            if signal_number is not None or (number + 1) % NOTE_EVERY == 0 or number + 1 == total:
+                on_primary(functools.partial(cache.put, DONE, number + 1))
+            if signal_number is not None and number + 1 < total:
+                raise Interrupted(number + 1, signal_number)
+
+
+def _one_ahead(start: Any, first: int, total: int) -> Iterator[tuple[int, Any]]:
+    """`(number, start(number))`, each handed out after the next one has been started."""
+    ahead = start(first)
+    for number in range(first, total):
+        current, ahead = ahead, start(number + 1) if number + 1 < total else None
+        yield number, current
