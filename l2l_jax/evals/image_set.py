@@ -2,30 +2,30 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-from l2l_jax.data.reading import BadImage, BadImages, Reader, Row, Rows
+from l2l_jax.data.reading import BadImage, BadImages, Reader, Row
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, TransformConfig, in_range
 from l2l_jax.evals.config import EvaluationSetup
+from l2l_jax.utils.threads import DaemonPool
 
 SHOWN_CLASSES = 10
 """Classes of a set in a picture, at most; evenly spaced."""
 
-CHUNK = 16
-"""Images that a thread reads at a time."""
+THREADS, CHUNK = 4, 16
+"""Threads that decode, and images that one reads at a time."""
 
 
 class Images(NamedTuple):
     """Some images of a set.
 
     Attributes:
-      indices: their places in the set `[image]`.
+      indices: Their places in the set `[image]`.
       images: `[image, height, width, channel]`, float32 in the model's range.
-      labels: their class ids `[image]`.
+      labels: Their class ids `[image]`.
     """
 
     indices: np.ndarray
@@ -34,13 +34,13 @@ class Images(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Neighbouring images of a set.
+    """Neighboring images of a set.
 
     Attributes:
-      number: of the block in its set.
-      size: how many images it has.
-      good: those that can be decoded.
-      skipped: why the others cannot, by their names.
+      number: Number of the block in its set.
+      size: Number of images.
+      good: Those that can be decoded.
+      skipped: Why the others cannot, by their names.
       digest: SHA-256 of the decoded images, their labels and places.
     """
 
@@ -52,15 +52,14 @@ class Block(NamedTuple):
 
 
 class ImageSet:
-    """Images of a source that are decoded when they are asked for; those that cannot be are left out.
+    """Images of a source, decoded on demand; those that cannot be decoded are left out.
 
     Args:
-      source: the images.
-      transform: how they become squares.
-      value_range: of the images returned.
-      max_bad_fraction: share of the images that may be impossible to decode.
-      name: of the set, in messages.
-      threads: how many threads decode.
+      source: The images.
+      transform: Makes them squares.
+      value_range: Range of the pixels returned.
+      max_bad_fraction: Share of the images that may be impossible to decode.
+      name: Name of the set in messages.
     """
 
     def __init__(
@@ -71,11 +70,10 @@ class ImageSet:
         *,
         max_bad_fraction: float = 0.0,
         name: str = "test",
-        threads: int = 4,
     ):
         self.labels = np.asarray(source.labels)
         self._reader = Reader([source], [transform], seed=0)
-        self._value_range, self._name, self._threads = value_range, name, threads
+        self._value_range, self._name = value_range, name
         self._limits = BadImages(None, {name: len(source)}, max_bad_fraction)
         self.skipped: dict[str, str] = {}
         """Why images were left out, by their names; complete once all blocks were read."""
@@ -84,97 +82,91 @@ class ImageSet:
     def of(
         cls, setup: EvaluationSetup, source: Source, name: str, transform: TransformConfig | None = None
     ) -> "ImageSet":
-        """The images of a source, prepared as the experiment's test images are.
+        """Prepare the images of a source as an experiment's test images.
 
         Args:
-          setup: model and data preparation.
-          source: the images.
-          name: of the set, in messages.
-          transform: another preparation than `config.data`'s.
+          setup: Model and data preparation.
+          source: The images.
+          name: Name of the set in messages.
+          transform: Another preparation than `setup.data`'s.
         """
-        how = Transform(transform or setup.data, setup.model.image_size, training=False)
+        squares = Transform(transform or setup.data, setup.model.image_size, training=False)
         most = setup.data.max_bad_fraction
-        return cls(source, how, setup.model.value_range, max_bad_fraction=most, name=name)
+        return cls(source, squares, setup.model.value_range, max_bad_fraction=most, name=name)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def blocks(self, size: int, share: slice = slice(None)) -> Iterator[Block]:
-        """The images, `size` at a time; the next block is decoded while one is worked on.
+        """Yield `size` images at a time; the next block is decoded meanwhile.
 
         Args:
-          size: images of a block.
-          share: which of the blocks, by their numbers: all, or those of this process.
+          size: Images of a block.
+          share: The numbers of the blocks: all, or those of this process.
 
         Raises:
-          UserError: more than `max_bad_fraction` of the set cannot be decoded.
+          UserError: More than `max_bad_fraction` of the set cannot be decoded.
         """
         numbers = range(-(-len(self) // size))[share]
-        with ThreadPoolExecutor(1) as ahead:
-            next_block = ahead.submit(self._block, numbers[0], size) if numbers else None
+        with DaemonPool(1) as ahead:
+            started = [ahead.submit(self._block, number, size) for number in numbers[:1]]
             for following in (*numbers[1:], None):
-                if next_block is None:
+                if not started:
                     return
-                block = next_block.result()
-                next_block = None if following is None else ahead.submit(self._block, following, size)
+                block = started.pop().result()
+                if following is not None:
+                    started.append(ahead.submit(self._block, following, size))
                 self.skip(block.skipped)
                 yield block
 
     def _block(self, number: int, size: int) -> Block:
         indices = np.arange(number * size, min((number + 1) * size, len(self)))
-        read = self._read(indices)
-        good = self._good(indices, read)
-        digest = hashlib.sha256(read.images.tobytes())
-        digest.update(np.asarray(good.labels, np.int64).tobytes())
-        digest.update(np.asarray(good.indices, np.int64).tobytes())
-        skipped = {image.name: image.reason for image in read.bad.values()}
-        return Block(number, len(indices), good, skipped, digest.hexdigest())
+        return Block(number, len(indices), *self._read(indices))
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Images:
-        """Those of some images that can be decoded."""
-        indices = np.asarray(indices)
-        read = self._read(indices)
-        self.skip({image.name: image.reason for image in read.bad.values()})
-        return self._good(indices, read)
+        """Return those of some images that can be decoded."""
+        good, skipped, _ = self._read(np.asarray(indices))
+        self.skip(skipped)
+        return good
 
-    def _read(self, indices: np.ndarray) -> Rows:
+    def _read(self, indices: np.ndarray) -> tuple[Images, dict[str, str], str]:
+        """Return the images that can be decoded, why others cannot, and the digest of all."""
         rows = [Row(0, int(i), 0) for i in indices]
         chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-        if len(chunks) < 2:
-            return self._reader.read(rows)
-        with ThreadPoolExecutor(self._threads) as pool:
-            parts = list(pool.map(self._reader.read, chunks))
+        with DaemonPool(THREADS) as pool:
+            parts = pool.map(self._reader.read, chunks)
+        pixels = np.concatenate([part.images for part in parts])
         bad = {
-            first + row: image
-            for first, part in zip(range(0, len(rows), CHUNK), parts, strict=True)
+            number * CHUNK + row: image
+            for number, part in enumerate(parts)
             for row, image in part.bad.items()
         }
-        return Rows(np.concatenate([part.images for part in parts]), bad)
-
-    def _good(self, indices: np.ndarray, read: Rows) -> Images:
-        good = np.array([row for row in range(len(indices)) if row not in read.bad], int)
-        images = in_range(read.images[good], self._value_range)
-        return Images(indices[good], images, self.labels[indices[good]])
+        good = np.setdiff1d(np.arange(len(rows)), [*bad]).astype(int)
+        labels = self.labels[indices[good]]
+        digest = hashlib.sha256(pixels.tobytes())
+        digest.update(np.asarray(labels, np.int64).tobytes())
+        digest.update(np.asarray(indices[good], np.int64).tobytes())
+        images = Images(indices[good], in_range(pixels[good], self._value_range), labels)
+        return images, {image.name: image.reason for image in bad.values()}, digest.hexdigest()
 
     def first_of_each_class(self, per_class: int) -> Images:
-        """The first images of each class, of `SHOWN_CLASSES` classes at most."""
+        """Return the first images of each class, of `SHOWN_CLASSES` classes at most."""
         classes = np.unique(self.labels)
         if len(classes) > SHOWN_CLASSES:
             classes = classes[np.linspace(0, len(classes) - 1, SHOWN_CLASSES).astype(int)]
         blocks = []
         for class_id in classes:
-            members, taken = np.flatnonzero(self.labels == class_id), 0
-            while len(members) and taken < per_class:
-                missing = per_class - taken
+            members, missing = np.flatnonzero(self.labels == class_id), per_class
+            while len(members) and missing:
                 blocks.append(self.read(members[:missing]))
-                members, taken = members[missing:], taken + len(blocks[-1].labels)
+                members, missing = members[missing:], missing - len(blocks[-1].labels)
         return Images(*map(np.concatenate, zip(*blocks, strict=True)))
 
     def skip(self, bad: Mapping[str, str]) -> None:
-        """Note images that could not be decoded, by name, with the reason.
+        """Note images that could not be decoded, with the reason by name.
 
         Raises:
-          UserError: there are too many by now.
+          UserError: There are too many.
         """
         self.skipped.update(bad)
         self._limits.record(self._name, [BadImage(name, reason) for name, reason in bad.items()])
