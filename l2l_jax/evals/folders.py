@@ -132,11 +132,17 @@ def _observe(
     if cache.get(block, stamp=stamp, members=()) is not None:
         return
     pixels = [_decode(folder, name, file) for name, file in zip(names, files, strict=True)]
-    observed = _by_shape(pixels, lambda chosen: _outputs(networks, _stack(pixels, chosen)))
+    observed = _by_shape(pixels, lambda chosen: _outputs(networks, np.stack([pixels[i] for i in chosen])))
     if originals is not None:
         truths = [_decode(originals, name, file) for name, file in zip(names, others, strict=True)]
         _check_sizes(folder, names, pixels, truths)
-        observed |= _by_shape(pixels, lambda chosen: _pairs(_stack(truths, chosen), _stack(pixels, chosen)))
+
+        def compare(chosen: list[int]) -> Observed:
+            unit = (np.stack([np.float32(1 / 255) * x[i] for i in chosen]) for x in (truths, pixels))
+            masks = np.ones((len(chosen), *pixels[chosen[0]].shape[:2]), bool)  # whole images
+            return observe_pairs(next(unit), next(unit), masks, (0.0, 1.0))
+
+        observed |= _by_shape(pixels, compare)
     cache.put(block, observed, stamp=stamp)
 
 
@@ -145,19 +151,10 @@ def _outputs(networks: Mapping[str, FeatureNetwork], images: np.ndarray) -> Obse
     return {f"{name}/{output}": values for name, found in outputs.items() for output, values in found.items()}
 
 
-def _pairs(originals: np.ndarray, images: np.ndarray) -> Observed:
-    unit = [np.float32(1 / 255) * x for x in (originals, images)]
-    return observe_pairs(*unit, np.ones(originals.shape[:3], bool), (0.0, 1.0))
-
-
-def _stack(pixels: Sequence[np.ndarray], chosen: Sequence[int]) -> np.ndarray:
-    return np.stack([pixels[i] for i in chosen])
-
-
 def _by_shape(pixels: Sequence[np.ndarray], observe: Callable[[list[int]], Observed]) -> Observed:
     """Observe the images of each shape together and return the results in the order of the images.
 
-    Metrics that are not found for every shape (SSIM of small images) are left out.
+    What not every shape has (SSIM of small images) is left out.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, image in enumerate(pixels):

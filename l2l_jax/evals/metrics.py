@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from l2l_jax.evals.intervals import Interval, mean_interval, standard_interval
+from l2l_jax.evals.intervals import COSTLY_RESAMPLES, Interval, mean_interval, standard_interval
 from l2l_jax.evals.statistics import (
     KERNEL_SUBSET,
     cosine_similarities,
@@ -63,10 +63,11 @@ COSINES = {"clip": "clip_cosine"}
 SPLITS = 10
 """Parts of a set for the Inception Score: it needs as many images."""
 
-WIDE = 256
-"""Features from which a Fréchet distance takes seconds, and its interval comes from few resamples."""
+BY_CLASS = ("mse", "accuracy")
+"""Metrics of the single classes."""
 
-WIDE_RESAMPLES = 10
+WIDE, WIDE_RESAMPLES = 256, 10
+"""Features from which a Fréchet distance takes seconds, and the resamples of its interval."""
 
 RECOMMENDED = 10_000
 """Images with which the Fréchet Inception Distance is usually computed (Heusel et al. 2017)."""
@@ -212,18 +213,21 @@ def measure(read: Read, read_original: Read, class_names: Sequence[str] = ()) ->
     if classes is not None and labels is not None:
         per_image["accuracy"] = classes == labels
         found.metrics["balanced_accuracy"] = balanced_accuracy(per_image["accuracy"], labels)
+    for label in () if labels is None else np.unique(labels):
+        row = {name: float(x[labels == label].mean()) for name, x in per_image.items() if name in BY_CLASS}
+        found.classes[str(class_names[label])] = {"count": int((labels == label).sum()), **row}
+    for network, name in COSINES.items():
+        features, others = read(f"{network}/features"), read_original(f"{network}/features")
+        if features is not None and others is not None and len(features) == len(others):
+            per_image[name] = cosine_similarities(features, others)
     for name, values in per_image.items():
         found._add(name, mean_interval(values))
-    if labels is not None:
-        found.classes.update(_by_class(per_image, labels, class_names))
-    for network, names in DISTANCES.items():
-        _add_distances(found, names, read(f"{network}/features"), read_original(f"{network}/features"))
+    for network, (frechet, kernel) in DISTANCES.items():
+        features, others = read(f"{network}/features"), read_original(f"{network}/features")
+        if features is not None and others is not None:
+            _add_distances(found, frechet, kernel, features, others)
     for network, name in SCORES.items():
         _add_score(found, name, read(f"{network}/probabilities"))
-    for network, name in COSINES.items():
-        pair = read(f"{network}/features"), read_original(f"{network}/features")
-        if pair[0] is not None and pair[1] is not None and len(pair[0]) == len(pair[1]):
-            found._add(name, mean_interval(cosine_similarities(*pair)))
     return found
 
 
@@ -239,57 +243,41 @@ def measure_originals(read_original: Read, labels: np.ndarray | None) -> dict[st
     return found.metrics
 
 
-def _by_class(per_image, labels, class_names) -> dict[str, dict[str, float]]:
-    shown = [name for name in ("mse", "accuracy") if name in per_image]
-    return {
-        str(class_names[label]): {
-            "count": int((labels == label).sum()),
-            **{name: float(per_image[name][labels == label].mean()) for name in shown},
-        }
-        for label in np.unique(labels)
-    }
-
-
-def _add_distances(found: SetMetrics, names, inpainted, originals) -> None:
-    if inpainted is None or originals is None:
-        return
-    frechet, kernel = names
-    count, width = min(len(inpainted), len(originals)), inpainted.shape[1]
+def _add_distances(
+    found: SetMetrics, frechet: str, kernel: str | None, features: np.ndarray, others: np.ndarray
+) -> None:
+    count, width = min(len(features), len(others)), features.shape[1]
     if count < 2:
-        found.missing.update(dict.fromkeys(filter(None, names), "it needs two images"))
+        found.missing.update(dict.fromkeys(filter(None, (frechet, kernel)), "it needs two images"))
         return
-    found.metrics[frechet] = frechet_distance(inpainted, originals)
+    found.metrics[frechet] = frechet_distance(features, others)
+    too_few = f"{count:,} images are too few"
     if count <= width:  # a singular covariance
         usual = f"; {RECOMMENDED:,} are usual" if frechet == "fid" else ""
-        found.unreliable[frechet] = (
-            f"{count:,} images are too few: it needs more than its {width:,} features{usual}"
-        )
-    elif len(inpainted) == len(originals):
-
-        def statistic(chosen):
-            return frechet_distance(inpainted[chosen], originals[chosen])
-
-        wide = width >= WIDE
-        # Small matrices: a second thread costs more than it saves.
-        with threadpool_limits(None if wide else 1):
-            resamples = {"resamples": WIDE_RESAMPLES} if wide else {}
-            found._add(frechet, standard_interval(statistic, count, least=0.0, **resamples))
+        found.unreliable[frechet] = f"{too_few}: it needs more than its {width:,} features{usual}"
+    elif len(features) == len(others):
+        # Of wide features a distance takes seconds; of narrow ones, a second thread costs more than it saves.
+        resamples, threads = (WIDE_RESAMPLES, None) if width >= WIDE else (COSTLY_RESAMPLES, 1)
+        with threadpool_limits(threads):
+            interval = standard_interval(
+                lambda chosen: frechet_distance(features[chosen], others[chosen]),
+                count,
+                resamples=resamples,
+                least=0.0,
+            )
+        found._add(frechet, interval)
     if kernel is not None:
-        mean, spread = kernel_distance(inpainted, originals)
-        found.metrics[kernel] = mean
+        found.metrics[kernel], spread = kernel_distance(features, others)
         if count > KERNEL_SUBSET:
             found.metrics[f"{kernel}_std"] = spread
         else:  # all subsets would be the whole set
-            found.unreliable[kernel] = (
-                f"{count:,} images are too few: its spread over subsets needs more than {KERNEL_SUBSET:,}"
-            )
+            found.unreliable[kernel] = f"{too_few}: its spread over subsets needs more than {KERNEL_SUBSET:,}"
 
 
-def _add_score(found: SetMetrics, name, probabilities) -> None:
+def _add_score(found: SetMetrics, name: str, probabilities: np.ndarray | None) -> None:
     if probabilities is None:
         return
     if len(probabilities) < SPLITS:
         found.missing[name] = f"it needs {SPLITS} images, and there are {len(probabilities)}"
         return
-    mean, spread = inception_score(probabilities, SPLITS)
-    found.metrics.update({name: mean, f"{name}_std": spread})
+    found.metrics[name], found.metrics[f"{name}_std"] = inception_score(probabilities, SPLITS)

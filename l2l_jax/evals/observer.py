@@ -86,25 +86,25 @@ class Observer:
         files = self._file_names(block)
         self._write_images(f"{set_name}/original", files, pixels)
 
-        prefix, kind = f"{task}/{set_name}", f"{set_name}/{task}/{model.name}"
+        prefix, folder = f"{task}/{set_name}", f"{set_name}/{task}/{model.name}"
         places = [int(place) for place in good.indices if place in set(shown)]
         stamp = [block.digest, places]
         stored = model.cache.get(entry(prefix, block.number), stamp=stamp, members=(WRITTEN,))
         missing = _missing(model.cache, prefix, block, {**self._networks, **self._masked(task)})
-        are_written = self._images is not None and all_there(self._images / kind, files)
-        if stored is not None and self._images is not None and not are_written:
-            stored = None  # inpaint again to write them
-        if stored is not None and (not missing or (are_written and stored[WRITTEN])):
+        written = self._images is not None and all_there(self._images / folder, files)
+        if (
+            stored is not None
+            and (written or self._images is None)
+            and (not missing or (written and stored[WRITTEN]))
+        ):
             # Networks that come later are given the files.
-            _apply(model.cache, prefix, block, missing, lambda: read_images(self._images / kind, files))
+            _apply(model.cache, prefix, block, missing, lambda: self._read_images(folder, files))
             return
         inpainted = inpainter(model.params, good, set_name)
         inpainted_pixels = to_uint8(inpainted, inpainter.value_range)
-        self._write_images(kind, files, lambda: inpainted_pixels, again=True)
-        observed = observe_pairs(
-            good.images, inpainted, inpainter.masks(set_name, good.indices), inpainter.value_range
-        )
-        observed |= {
+        self._write_images(folder, files, lambda: inpainted_pixels, again=True)
+        masks = inpainter.masks(set_name, good.indices)
+        observed = observe_pairs(good.images, inpainted, masks, inpainter.value_range) | {
             "labels": np.asarray(good.labels, np.int64),
             SKIPPED_NAMES: np.array(list(block.skipped), str),
             SKIPPED_REASONS: np.array(list(block.skipped.values()), str),
@@ -127,10 +127,24 @@ class Observer:
         ]
 
     def _write_images(
-        self, kind: str, files: Sequence[str], pixels: Callable[[], np.ndarray], *, again: bool = False
+        self, folder: str, files: Sequence[str], pixels: Callable[[], np.ndarray], *, again: bool = False
     ) -> None:
-        if self._images is not None and (again or not all_there(self._images / kind, files)):
-            write_images(self._images / kind, files, pixels())
+        """Write PNG files, each complete or not at all."""
+        if self._images is None or (not again and all_there(self._images / folder, files)):
+            return
+        place = self._images / folder
+        place.mkdir(parents=True, exist_ok=True)
+
+        def write(name: str, image: np.ndarray) -> None:
+            with atomic_file(place / name) as temporary:
+                Image.fromarray(image).save(temporary, "PNG", compress_level=1)
+
+        with ThreadPoolExecutor(PNG_THREADS) as pool:
+            list(pool.map(write, files, pixels()))
+
+    def _read_images(self, folder: str, files: Sequence[str]) -> np.ndarray:
+        assert self._images is not None, "the files are there"
+        return np.stack([np.asarray(Image.open(self._images / folder / name)) for name in files])
 
 
 def entry(prefix: str, number: int, network: str = "") -> str:
@@ -166,23 +180,6 @@ def _stamp(block: Block, network: FeatureNetwork) -> list[object]:
     return [block.digest, dict(network.weights)]
 
 
-def write_images(folder: pathlib.Path, names: Sequence[str], images: np.ndarray) -> None:
-    """Write uint8 images `[image, height, width, 3]` as PNG files, each complete or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def write(name: str, pixels: np.ndarray) -> None:
-        with atomic_file(folder / name) as temporary:
-            Image.fromarray(pixels).save(temporary, "PNG", compress_level=1)
-
-    with ThreadPoolExecutor(PNG_THREADS) as pool:
-        list(pool.map(write, names, images))
-
-
 def all_there(folder: pathlib.Path, names: Iterable[str]) -> bool:
     """Return whether all these files exist."""
     return all((folder / name).exists() for name in names)
-
-
-def read_images(folder: pathlib.Path, names: Sequence[str]) -> np.ndarray:
-    """Return the images of `write_images`."""
-    return np.stack([np.asarray(Image.open(folder / name)) for name in names])
