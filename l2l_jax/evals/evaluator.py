@@ -200,14 +200,13 @@ class Evaluation:
     @functools.cached_property
     def classifier_accuracy(self) -> dict[str, float]:
         """Balanced accuracy of `correct` on the original test images by set; {} without a classifier."""
-        accuracy: dict[str, float] = {}
+        if self._masked_classifiers[self.inpainter.task.name] is None:
+            return {}
+        accuracy = {}
         for set_name, images in self.tests.items():
-            blocks = [block.good for block in images.blocks(self._batch_size) if len(block.good.labels)]
-            correct = [self.correct(good.images, good.labels) for good in blocks]
-            found = [x for x in correct if x is not None]
-            if found:
-                labels = np.concatenate([good.labels for good in blocks])
-                accuracy[set_name] = balanced_accuracy(np.concatenate(found), labels)
+            good = [block.good for block in images.blocks(self._batch_size) if len(block.good.labels)]
+            found = [(self.correct(some.images, some.labels), some.labels) for some in good]
+            accuracy[set_name] = balanced_accuracy(*map(np.concatenate, zip(*found, strict=True)))
         return accuracy
 
     @functools.cached_property
@@ -285,55 +284,43 @@ class Evaluation:
         Nothing is written where CLIP is not among the networks, or with too few images. For the primary
         process, after `evaluate` of all these models.
         """
-        groups = {}
-        for set_name in self.tests:
-            groups[f"{set_name}, images"] = self._read_original(task, set_name, "clip/features")
-            for name in models:
-                read = functools.partial(self._read, self._caches[name], f"{task}/{set_name}")
-                groups[f"{set_name}, {name}"] = read(set_name, "clip/features")
+        caches = {"images": self._observer.originals} | {name: self._caches[name] for name in models}
+        groups = {
+            f"{set_name}, {name}": self._read(cache, task, set_name, "clip/features")
+            for set_name in self.tests
+            for name, cache in caches.items()
+        }
         found = {name: rows for name, rows in groups.items() if rows is not None}
         if sum(map(len, found.values())) >= tsne.LEAST:
             tsne.save(path, tsne.project(found))
 
-    def _measure(self, model: EvaluatedModel) -> dict[str, Any]:
-        """Return `TaskMetrics` by task."""
-        return {
-            task: TaskMetrics(
-                {set_name: self._measure_set(model, task, set_name) for set_name in self.tests},
-                {
-                    set_name: measure_originals(
-                        functools.partial(self._read_original, task, set_name),
-                        self._read(model.cache, f"{task}/{set_name}", set_name, "labels"),
-                    )
-                    for set_name in self.tests
-                },
-            )
-            for task in self.inpainters
-        }
+    def _measure(self, model: EvaluatedModel) -> dict[str, TaskMetrics]:
+        tasks = {}
+        for task in self.inpainters:
+            tasks[task] = TaskMetrics({}, {})
+            for set_name, images in self.tests.items():
+                read = functools.partial(self._read, model.cache, task, set_name)
+                read_original = functools.partial(self._read, self._observer.originals, task, set_name)
+                names, reasons = read(SKIPPED_NAMES), read(SKIPPED_REASONS)
+                if names is not None and reasons is not None:
+                    images.skip(dict(zip(names.tolist(), reasons.tolist(), strict=True)))
+                tasks[task].sets[set_name] = measure(read, read_original, self.class_names)
+                tasks[task].real_images[set_name] = measure_originals(read_original, read("labels"))
+        return tasks
 
-    def _measure_set(self, model: EvaluatedModel, task: str, set_name: str) -> SetMetrics:
-        read = functools.partial(self._read, model.cache, f"{task}/{set_name}", set_name)
-        names, reasons = (read(member) for member in (SKIPPED_NAMES, SKIPPED_REASONS))
-        if names is not None and reasons is not None:
-            self.tests[set_name].skip(dict(zip(names.tolist(), reasons.tolist(), strict=True)))
-        return measure(read, functools.partial(self._read_original, task, set_name), self.class_names)
-
-    def _read(self, cache: ResultCache, prefix: str, set_name: str, member: str) -> np.ndarray | None:
+    def _read(self, cache: ResultCache, task: str, set_name: str, member: str) -> np.ndarray | None:
         """Read an array of all blocks of a set; None if there is none."""
         network, _, output = member.partition("/")
-        judged = network in self.networks or network == MASKED
+        if network == MASKED and self._masked_classifiers[task] is None:
+            return None
+        is_original = cache is self._observer.originals
+        kind = "whole" if is_original and network != MASKED else task
+        judged = network in (*self.networks, MASKED)
+        if is_original and not judged:
+            return None
         numbers = range(-(-len(self.tests[set_name]) // self._batch_size))
-        names = [entry(prefix, number, network if judged else "") for number in numbers]
-        if network == MASKED and self._masked_classifiers[prefix.partition("/")[0]] is None:
-            return None
+        names = [entry(f"{kind}/{set_name}", number, network if judged else "") for number in numbers]
         return cache.join(names, output if judged else member)
-
-    def _read_original(self, task: str, set_name: str, member: str) -> np.ndarray | None:
-        network = member.partition("/")[0]
-        if network not in (*self.networks, MASKED):
-            return None
-        kind = task if network == MASKED else "whole"
-        return self._read(self._observer.originals, f"{kind}/{set_name}", set_name, member)
 
     def _shown(self, model: EvaluatedModel) -> dict[str, np.ndarray]:
         """Return reconstructions of the images of `shown` at the first task."""
