@@ -46,20 +46,16 @@ class BatchedRunner:
 
     def __call__(self, params: Params, rows: Rows) -> Rows:
         """Return the outputs of any number of rows as host arrays; `params` come from `place`."""
-        count = _count(rows)
-        if not count:
-            one = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), rows)
-            shapes = jax.eval_shape(self.program, params, one)
-            return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)
         first, *others = (
-            functools.partial(self._run, params, rows, start) for start in range(0, count, self.batch_size)
+            functools.partial(self._run, params, rows, start)
+            for start in range(0, max(1, len(jax.tree.leaves(rows)[0])), self.batch_size)
         )
         batches = [first(), *in_threads(others, self._threads)]  # the first compiles
         return jax.tree.map(lambda *parts: np.concatenate(parts), *batches) if others else batches[0]
 
     def _run(self, params: Params, rows: Rows, start: int) -> Rows:
         rows = jax.tree.map(lambda x: x[start : start + self.batch_size], rows)
-        count = _count(rows)
+        count = len(jax.tree.leaves(rows)[0])
         missing = self.batch_size - count
         padded = jax.tree.map(lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), rows)
         outputs = self.program(params, jax.device_put(padded, self._sharded))
@@ -79,10 +75,6 @@ class BatchedRunner:
                 yield block.good, self(placed, image_rows(block.good, set_name))
 
 
-def _count(rows: Rows) -> int:
-    return len(jax.tree.leaves(rows)[0])
-
-
 def set_number(set_name: str) -> int:
     """Return a number for the name of a set, the same in every process."""
     return zlib.crc32(set_name.encode())
@@ -100,9 +92,8 @@ def image_rows(images: Images, set_name: str) -> dict[str, np.ndarray]:
 
 def image_keys(seed: int, rows: dict[str, jax.Array]) -> jax.Array:
     """Return a random key per image, which depends on the seed, the set and the place in it alone."""
-    fold = jax.vmap(jax.random.fold_in)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows["sets"])
-    return fold(keys, rows["places"])
+    of_sets = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows["sets"])
+    return jax.vmap(jax.random.fold_in)(of_sets, rows["places"])
 
 
 def per_image(

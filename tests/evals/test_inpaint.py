@@ -51,7 +51,7 @@ def test_any_number_of_rows_in_batches_of_one_shape(batch_size, threads):
         np.testing.assert_array_equal(found["sum"], 2 * x.sum(axis=1) + np.arange(count))
         np.testing.assert_array_equal(found["x"], x)
         assert isinstance(found["x"], np.ndarray)
-    assert set(traced) == {(1, 5), (batch_size, 5)} and len(traced) == 2  # no rows need a shape alone
+    assert traced == [(batch_size, 5)]
 
 
 @pytest.mark.parametrize("name", ["centre_8", "random_75"])
