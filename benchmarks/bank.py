@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.step import ROUNDS
 from benchmarks.turns import in_turns, table
-from l2l_jax.cli.common import parse_flags
+from l2l_jax.cli.common import load_config, parse_flags
 from l2l_jax.cli.phase_flags import OUTPUT
 from l2l_jax.errors import UserError
 
@@ -25,9 +25,8 @@ def main(argv: Sequence[str]) -> None:
     """Time the three steps and print a table."""
     recipe, _ = parse_flags(argv)
     from benchmarks.layouts import device_facts
-    from l2l_jax.config import parse_config
 
-    config = parse_config(recipe)
+    config = load_config(recipe)
     seconds = measure(config, ROUNDS.value)
     facts, images = device_facts(), 2 * config.unlearn.batch_size
     print(f"{facts['count']} devices ({facts['kind']}), {images} images a step\n")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from l2l_jax.cli.common import parse_flags
+from l2l_jax.cli.common import load_config, parse_flags
 from l2l_jax.cli.phase_flags import OUTPUT
 
 MEASUREMENTS = flags.DEFINE_integer(
@@ -31,9 +31,8 @@ def main(argv: Sequence[str]) -> None:
     recipe, _ = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
     from benchmarks.layouts import device_facts
-    from l2l_jax.config import parse_config
 
-    facts, figures = device_facts(), cost(parse_config(recipe), MEASUREMENTS.value)
+    facts, figures = device_facts(), cost(load_config(recipe), MEASUREMENTS.value)
     print(f"{facts['count']} devices ({facts['kind']})")
     print(
         "step {step_ms:.1f} ms, measurement {measurement_ms:.1f} ms on {images} images; one every {every} "

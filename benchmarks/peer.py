@@ -23,7 +23,7 @@ from absl import flags
 
 from benchmarks.step import ROUNDS
 from benchmarks.turns import in_turns, table
-from l2l_jax.cli.common import parse_flags
+from l2l_jax.cli.common import load_config, parse_flags
 from l2l_jax.cli.phase_flags import OUTPUT
 from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import usable_cpus
@@ -40,9 +40,8 @@ AGREE_WITHIN = 1e-3
 def main(argv: Sequence[str]) -> None:
     """Time both sides, interleaved, and print a table."""
     recipe, _ = parse_flags(argv)
-    from l2l_jax.config import parse_config
 
-    config = parse_config(recipe)
+    config = load_config(recipe)
     check(config)
     report = measure(recipe, threads=THREADS.value or len(usable_cpus()), rounds=ROUNDS.value)
     print(f"{report['images']} images a step, {report['threads']} threads, {report['rounds']} rounds\n")
@@ -60,7 +59,7 @@ def check(config: Any) -> None:
     asked = {
         "config.model.dtype": (config.model.dtype, "float32"),
         "config.unlearn.method": (config.unlearn.method, "encoder"),
-        "config.unlearn.noise": (config.unlearn.noise, "normal"),
+        "config.unlearn.encoder.noise": (getattr(config.unlearn.options, "noise", "normal"), "normal"),
         "config.unlearn.accumulate": (config.unlearn.accumulate, 1),
     }
     if config.family == "palette":

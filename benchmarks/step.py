@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from tabulate import tabulate
 
-from l2l_jax.cli.common import parse_flags
+from l2l_jax.cli.common import load_config, parse_flags
 from l2l_jax.cli.phase_flags import LAYOUTS, OUTPUT, STAGE
 
 ROUNDS = flags.DEFINE_integer("rounds", 20, "How often each is timed; the median counts.", lower_bound=1)
@@ -31,10 +31,9 @@ def main(argv: Sequence[str]) -> None:
     recipe, _ = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
     from benchmarks.layouts import device_facts, parse_layouts
-    from l2l_jax.config import parse_config
     from l2l_jax.experiment.phase import open_phase
 
-    stage = open_phase(parse_config(recipe), STAGE.value)
+    stage = open_phase(load_config(recipe), STAGE.value)
     layouts = parse_layouts(LAYOUTS.value, stage)
     runs = {name: Run(stage, parallel) for name, parallel in layouts.items()}
     for _ in range(ROUNDS.value):

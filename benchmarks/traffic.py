@@ -14,7 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from l2l_jax.cli.common import parse_flags
+from l2l_jax.cli.common import load_config, parse_flags
 from l2l_jax.cli.phase_flags import LAYOUTS, OUTPUT, STAGE
 
 QUICKLY = {"xla_backend_optimization_level": 0}
@@ -26,10 +26,9 @@ def main(argv: Sequence[str]) -> None:
     recipe, _ = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
     from benchmarks.layouts import device_facts, parse_layouts, step_flops
-    from l2l_jax.config import parse_config
     from l2l_jax.experiment.phase import open_phase
 
-    stage = open_phase(parse_config(recipe), STAGE.value)
+    stage = open_phase(load_config(recipe), STAGE.value)
     rows = {name: traffic(stage, parallel) for name, parallel in parse_layouts(LAYOUTS.value, stage).items()}
     facts = device_facts()
     flops, size = step_flops(stage), stage.training.batch_size

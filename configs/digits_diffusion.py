@@ -3,171 +3,54 @@
     python -m l2l_jax.main --config=configs/digits_diffusion.py
     python -m l2l_jax.main --config=configs/digits_diffusion.py:encoder
 
-The embedded default of the diffusion family: real images that come with scikit-learn, nothing to
-download. The run starts from a small Palette that comes with this package, rebuilds it from a fresh decoder
-and half-fresh encoder within a retain budget (the method `undo`), restores the test images with the centre
-square of half the side missing, attacks the result, and writes runs/digits_diffusion/report/report.html. The
-variant `encoder` is the paper's method, which leaves the decoder as it is.
+The images come with scikit-learn and the small Palette with this package; nothing is downloaded. The method
+`undo` retrains it from a fresh decoder and a half-fresh encoder within a retain budget, the test images are
+inpainted with the center square of half the side missing, and an audit attacks the result. The variant
+`encoder` is the paper's method, which leaves the decoder as it is.
 
-Small enough for two CPU cores by three departures from the published model: the scans keep their own
-8×8 pixels; every training mask is the centre square that is restored later (published: a box with
-strokes anywhere), so this model knows no other mask; 100 noise levels and a few deterministic (DDIM)
-steps in place of 2,000 of each.
+Three departures from the published model fit two CPU cores: the scans keep their own 8×8 pixels; every
+training mask is the center square that is inpainted later (published: a box with strokes anywhere), so this
+model knows no other mask; 100 noise levels and a few deterministic (DDIM) steps replace 2,000 of each.
 
 Hardware: two CPU cores, 1.3 GiB of memory.
-Expected figures on test images, medians of seeds 0, 1 and 2: accuracy of the original model 0.87 (retain)
-and 0.84 (forget); after unlearning 0.85 and 0.16, the error in the mask 1.22 times the original's on retain
+Expected metrics on test images, medians of seeds 0, 1 and 2: accuracy of the original model 0.87 (retain)
+and 0.84 (forget); after unlearning 0.85 and 0.16, with a masked MSE of 1.22 times the original's on retain
 images and 2.8 times on forget images. With `encoder`, seed 0: 0.85 and 0.36, 1.39 times and 2.7 times.
-
-Any field can be changed on the command line: --config.unlearn.alpha=0.5
 """
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from l2l_jax.errors import UserError
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The recipe; every section is checked against the class named beside it.
-
-    Args:
-      variant: "encoder": the paper's method, which retrains the encoder alone.
-    """
-    config = ml_collections.ConfigDict()
-    config.seed = 0  # of everything random
-    config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1))  # devices; -1: all that are left
-    config.parallel = "jit"  # or pmap
-
-    config.model = ml_collections.ConfigDict(dict(  # l2l_jax.models.palette.model.Palette
-        family="palette",
-        pretrained="digits_diffusion",  # a shipped or saved model, or a checkpoint file; "": pretrain one
-        image_size=8,  # pixels: the scans as they are
-        inner_channel=32,  # width of the U-Net at full resolution
-        channel_mults=(1, 2),  # width at 8×8 and 4×4 pixels, times inner_channel
-        res_blocks=1,  # residual blocks per level
-        attn_res=(),  # levels with self-attention, by downsampling factor; the middle block always has it
-        num_head_channels=32,  # width of an attention head
-        norm_groups=8,  # of the group normalisation
-        schedule="linear",  # noise variances of training and unlearning
-        timesteps=100,  # noise levels
-        linear_start=0.02, linear_end=0.07,  # first and last variance; 1 % of the image's is left at the end
-        sampler="ddim",  # deterministic steps; or ancestral, with noise variances of its own:
-        sampling_schedule="linear", sampling_linear_start=1e-4, sampling_linear_end=0.09,
-        sampling_steps=5,  # few steps come near the mean of the restorations that the model thinks likely
-        teacher_noise="everywhere",  # the paper's formula: T of a noise image; the release: "hole"
-        training_holes="centre",  # half of the side; or hybrid (published), box, free_form
-        hole_bank_size=512, hole_seed=0,  # of the masks that training draws from
-        dtype="float32",  # or bfloat16
-        remat=False,  # keep less for the backward pass and compute it again
-    ))
-
-    config.data = ml_collections.ConfigDict(dict(  # l2l_jax.data.config.DataConfig
-        source="digits",  # or folder, csv, or a data set of TensorFlow Datasets: see docs/guides/images.md
-        path="",  # where the source's files are
-        forget=(5, 6, 7, 8, 9),  # classes
-        retain=(0, 1, 2, 3, 4),  # or rest
-        proxy=(),  # what replaces the retain images while unlearning; (): nothing
-        train_per_class=0, test_per_class=0,  # images; 0: all
-        general=(), general_images=0,  # classes of neither set that are tested, too; or rest
-        retain_ratio=1.0,  # share of the retain images that may be used
-        retain_images="real",  # or generated: the original model makes them, from the proxies or from noise
-        generated_count=0,  # how many; 0: one for each proxy or image to forget
-        test_fraction=0.2,  # held out where the source has no test images; the digits have
-        validation_fraction=0.15,  # of the training images: kept for choosing settings
-        crop="resize", crop_scale=(0.2, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=False,  # of files
-        proxy_crop_scale=None,  # of proxies; None: the same
-        workers=0,  # processes that read and decode; 0: threads
-        max_bad_fraction=0.01,  # of a set's images that may be impossible to decode
-    ))
-
-    config.pretrain = ml_collections.ConfigDict()
-    config.pretrain.model = ml_collections.ConfigDict(dict(  # l2l_jax.train.optim.TrainingConfig
-        steps=1300,
-        batch_size=64,
-        learning_rate=2e-3,  # peak
-        warmup_steps=50,
-        schedule="cosine",  # after it; or constant
-        weight_decay=0.01,  # not on biases and norms
-        optimizer="adamw",  # or muon
-        beta1=0.9, beta2=0.99,  # AdamW
-        clip_norm=1.0,  # 0: no clipping
-        ema_decay=0.99,  # moving average of the parameters; 0: off
-        accumulate=1,  # parts of a batch, for gradient accumulation
-        checkpoint_every=400,  # steps
-        log_every=20,  # steps
-    ))
-
-    config.unlearn = ml_collections.ConfigDict(dict(  # l2l_jax.config.UnlearningConfig
-        method="undo",  # or encoder, max_loss, noisy_label, retain_label, random_encoder,
-        # epsilon, whole, relearn_aware: docs/concepts/methods.md
-        alpha=0.1,  # weight of forgetting
-        epsilon_ratio=0.5,  # of epsilon, in place of alpha: 0 forgets most, 1 costs least
-        noise="normal",  # the teacher's noise images: normal, uniform or constant
-        target="noise",  # of undo and relearn_aware: what forget images become: noise, blur or mean
-        target_blur=0.1,  # of blur: standard deviation, as a share of the side
-        perturb=1.0, perturb_encoder=0.5,  # of undo: shares of fresh weights in decoder and encoder
-        feature_weight=0.0,  # of undo: weight of the paper's forget loss on the encoder's features
-        forget_every=4,  # of undo: one in so many forget images of a batch is used
-        distill=0.5,  # of undo: weight of the original's predictions against the truth, on retain images
-        attack_steps=1, attack_rate=1e-3,  # of relearn_aware: the simulated attacker
-        retain_budget=1.25,  # greatest retain error, times the original's; 0: fixed alpha; docs/guides
-        budget_original="",  # what the budget is relative to; "": the first model of this one's line
-        budget_every=20, budget_images=200,  # steps between measurements, validation images of each set
-        budget_rate=6.0,  # how fast the weight of forgetting follows
-        token_bank=0, noise_bank=0,  # views of an image, noise images, whose codes are computed once; 0: none
-        saliency=1.0,  # share of the weights, with the largest forget gradient, that may change; 1: all
-        saliency_reset=False,  # start from fresh values of these weights
-        adapter="", adapter_rank=8,  # train beside the weights: lora or norms; "": the weights themselves
-        steps=650,
-        batch_size=32,  # of retain and of forget images each
-        learning_rate=5e-3,
-        warmup_steps=50,
-        schedule="cosine",
-        weight_decay=0.1,
-        optimizer="muon",  # or adamw
-        beta1=0.9, beta2=0.99,
-        clip_norm=1.0,
-        ema_decay=0.0,
-        accumulate=1,
-        checkpoint_every=500,
-        log_every=20,
-    ))
-
-    config.evaluate = ml_collections.ConfigDict(dict(  # l2l_jax.evals.config.EvaluationConfig
-        tasks=("centre_8",),  # 8/16 of the side missing; also left_8, …, border_4 (4/32 on every side)
-        batch_size=256,  # images restored per compiled call
-        picture_per_class=2,  # images of each class in the picture
-        features="classifier",  # a small one, trained on the spot; none: psnr and mse only
-        write_images=False,  # originals and restorations as PNG in evaluation/images
-        networks=(),  # published ones, where their files are
-        inception="", resnet50="", clip="",  # their files; empty: looked for in the folder of weights
-        resize="clean-fid",  # for inception; or pytorch-fid
-        network_batch_size=32,  # images per compiled call of a network
-    ))
-
-    config.audit = ml_collections.ConfigDict(dict(  # l2l_jax.audit.config.AuditConfig
-        enabled=True,  # attack the unlearned model afterwards: about five minutes more on two CPU cores
-        attacks=("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership"),  # and views
-        retrained="shipped",  # the twin that never saw 5 to 9; or a folder, train, or empty
-        steps=400,  # of tuning on retain images
-        decoder_steps=300,  # of fresh decoders
-        batch_size=64, learning_rate=2e-3,  # of both
-        shots=(5, 25, 100),  # forget images of relearning
-        shot_steps=50, shot_learning_rate=1e-3,
-        seeds=1,  # repetitions of what is trained
-        pixel_change=8.0,  # of views: 255ths of the range
-    ))
-    if variant == "encoder":
-        config.unlearn.update(
-            method="encoder",
-            alpha=0.4,
-            budget_every=40,
-            optimizer="adamw",
-            steps=1500,
-            learning_rate=4e-3,
-            weight_decay=0.0,
-            ema_decay=0.99,
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the config, or its variant "encoder"."""
+    sizes = dict(
+        image_size=8, inner_channel=32, channel_mults=(1, 2), res_blocks=1, attn_res=(), norm_groups=8
+    )
+    noise = dict(timesteps=100, linear_start=0.02, linear_end=0.07, teacher_noise="everywhere")
+    inpainting = dict(training_holes="centre", sampler="ddim", sampling_steps=5)
+    undo = dict(perturb_encoder=0.5, forget_every=4)
+    training = dict(beta2=0.99, clip_norm=1.0, warmup_steps=50)
+    config = ConfigDict(
+        dict(
+            model=dict(family="palette", pretrained="digits_diffusion", **sizes, **noise, **inpainting),
+            data=dict(
+                source="digits", forget=tuple("56789"), retain=tuple("01234"), validation_fraction=0.15
+            ),
+            pretrain=dict(model=dict(steps=1300, learning_rate=2e-3, ema_decay=0.99, **training)),
+            unlearn=dict(
+                method="undo", undo=undo, alpha=0.1, retain_budget=1.25, budget_every=20, **training
+            ),
+            evaluate=dict(batch_size=256),
+            audit=dict(enabled=True, retrained="shipped", decoder_steps=300),
         )
+    )
+    config.pretrain.model.weight_decay = 0.01
+    config.unlearn.update(optimizer="muon", steps=650, batch_size=32, learning_rate=5e-3, weight_decay=0.1)
+    if variant == "encoder":
+        config.unlearn.update(method="encoder", alpha=0.4, budget_every=40, optimizer="adamw", steps=1500)
+        config.unlearn.update(learning_rate=4e-3, weight_decay=0.0, ema_decay=0.99)
     elif variant:
-        raise UserError(f"configs/digits_diffusion.py has the variant encoder, and none called {variant!r}.")
+        raise UserError(f"digits_diffusion has the variant encoder, and none called {variant!r}.")
     return config

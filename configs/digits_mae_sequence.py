@@ -1,41 +1,38 @@
-"""The digits MAE forgets 5, then 7, then 9: three requests, one after the other.
+"""The digits MAE forgets 5, then 7, then 9: three requests, one after another.
 
     python -m l2l_jax.main --config=configs/digits_mae_sequence.py:1 --workdir=runs/sequence/1
     python -m l2l_jax.main --config=configs/digits_mae_sequence.py:2 --workdir=runs/sequence/2
     python -m l2l_jax.main --config=configs/digits_mae_sequence.py:3 --workdir=runs/sequence/3
 
-Each request starts from the model that the one before left. What was forgotten before stays in the set to
-forget, so that it does not come back, and is no longer retained. The retain budget is relative to the first
-original model: costs do not add up.
+Each request starts from the model of the one before. What was forgotten before stays in the set to forget,
+so it does not come back, and is no longer retained. The retain budget is relative to the first original
+model, so costs do not add up. This command runs all three and compares them with one request for all:
 
     python -m l2l_jax.compare --config=configs/digits_mae_sequence.py:1 --sequence=5,7,9
 
-runs all three and puts them beside one request for all of them.
-
 Hardware: two CPU cores, about the time of configs/digits_mae.py for each request.
-Expected figures on test images: the table in research/digits/comparison.md, "Requests after one another".
+Expected metrics on test images: research/comparison.md, "Requests after one another".
 """
 
 import pathlib
 import runpy
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from l2l_jax.errors import UserError
 
-REQUESTS = (5, 7, 9)
+REQUESTS = ("5", "7", "9")
 
 
-def get_config(request: str = "1") -> ml_collections.ConfigDict:
-    """`request` is its number, from 1; all else is configs/digits_mae.py:encoder."""
+def get_config(request: str = "1") -> ConfigDict:
+    """Return the config of a request by its number from 1; all else is configs/digits_mae.py:encoder."""
     if request not in map(str, range(1, len(REQUESTS) + 1)):
-        raise UserError(f"This recipe has the variants 1 to {len(REQUESTS)}, and none called {request!r}.")
+        raise UserError(f"This config has the variants 1 to {len(REQUESTS)}, and none called {request!r}.")
     number = int(request)
     config = runpy.run_path(str(pathlib.Path(__file__).with_name("digits_mae.py")))["get_config"]("encoder")
-    config.data.forget = REQUESTS[:number]  # this request's digit, and those of the requests before
-    config.data.retain = ("rest",)
+    config.data.update(forget=REQUESTS[:number], retain=("rest",))
     if number > 1:
         config.model.pretrained = f"runs/sequence/{number - 1}/unlearned"
     config.unlearn.retain_budget = 1.25
-    config.audit.enabled = False  # no shipped model has never seen just these digits
+    config.audit.enabled = False  # no shipped model was retrained without just these digits
     return config

@@ -5,6 +5,7 @@ import sys
 
 COMMANDS = {
     "run": ("l2l_jax.main", "pretrain or load a model, unlearn, restore, measure, report"),
+    "config": ("l2l_jax.cli.config", "the complete config of a run, with the documentation of its fields"),
     "compare": ("l2l_jax.compare", "all methods side by side"),
     "audit": ("l2l_jax.audit", "attack an unlearned model: is it forgotten, or only hidden?"),
     "evaluate": ("l2l_jax.evaluate", "restore and measure with models that exist; compare folders of images"),

@@ -1,151 +1,28 @@
 """The experiment's configuration: frozen dataclasses, checked against a recipe before any work."""
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+import importlib
+import os
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pydantic
 
 from l2l_jax.audit.config import AuditConfig
-from l2l_jax.data.config import DataConfig, Share
+from l2l_jax.config_files import Recipe, Text, as_recipe, nearest
+from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evals.config import EvaluationConfig
 from l2l_jax.evals.tasks import budget_task
-from l2l_jax.losses import NoiseKind
-from l2l_jax.methods.adapters import AdapterKind
-from l2l_jax.methods.base import METHODS
-from l2l_jax.methods.registry import all_options, make_task
-from l2l_jax.methods.targets import BLUR, TargetKind
+from l2l_jax.methods.registry import METHODS
 from l2l_jax.models.base import Model
 from l2l_jax.models.registry import FAMILIES, VARIANTS
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.parallel import ParallelKind
 from l2l_jax.train.sharding import MeshConfig
-
-MethodName = Literal[tuple(METHODS)]  # type: ignore
-
-BANKED_METHODS: tuple[str, ...] = ("encoder", "whole")
-"""The methods that show noise to a teacher."""
-
-
-@dataclasses.dataclass(frozen=True)
-class UnlearningConfig(TrainingConfig):
-    """How to unlearn: the fields of `TrainingConfig`, and
-
-    Attributes:
-      method: "encoder", the paper's; one that it is compared with: "max_loss", "noisy_label",
-        "retain_label" or "random_encoder", see `l2l_jax.methods.baselines`; "epsilon", the paper's
-        losses as constrained optimisation, see `l2l_jax.methods.constrained`; or one that changes the
-        whole model: "whole", "undo" or "relearn_aware", see `l2l_jax.methods.deep`.
-      alpha: weight of the forget term; 0.25 in the paper.
-      epsilon_ratio: of "epsilon", in place of alpha: r in [0, 1]; 0 forgets most, 1 costs least.
-      noise: of "encoder", "epsilon", "whole" and "undo": the noise shown to the teacher in place of forget
-        images: "normal" (mean and standard deviation of the batch's pixels), "uniform" or "constant".
-      target: of "undo" and "relearn_aware": what forget images are to be restored as: "noise", "blur" or
-        "mean", see `l2l_jax.methods.targets`.
-      target_blur: of the target "blur": its standard deviation as a share of the image's side.
-      perturb, perturb_encoder: of "undo": share of fresh weights in the start of the decoder, and of the
-        encoder, 0 to 1.
-      feature_weight: of "undo": weight of the paper's forget loss, which takes from the encoder's features
-        what a new decoder could find there.
-      forget_every: of "undo": one in so many forget images of a batch is used.
-      distill: of "undo": weight of the original model's predictions against the truth, 0 to 1.
-      attack_steps: of "relearn_aware": simulated steps of an attacker.
-      attack_rate: of "relearn_aware": change of every weight in one of them.
-      retain_budget: what forgetting may cost: the error in the mask of retain validation images relative to
-        the original model's, such as 1.1. alpha is then where the weight of the forget term starts; it
-        follows the budget from there, and the best model inside the budget is kept (see docs/guides).
-        None, or 0 for command lines, which cannot say None: alpha is fixed and the last model is kept.
-      budget_original: of a budget: the model that errors are relative to, and that is imitated on retain
-        images, as in `config.model.pretrained`. Empty: the model that is unlearned; if that was itself
-        unlearned, the first of its line.
-      budget_every: of a budget: steps between measurements.
-      budget_images: validation images of each set that are measured; fewer if there are not so many.
-      budget_rate: how fast the weight moves: a ratio one per cent beside the budget changes it by about as
-        many per cent.
-      token_bank: of "encoder" and "whole" on models with a tokenizer: augmented views of each image whose
-        codes are computed before the first step, after which no pixels are read; 0: images are tokenised in
-        every step. See `l2l_jax.train.token_cache`.
-      noise_bank: the same for so many of the teacher's noise images; `token_bank` needs it.
-      saliency: of any method: share of the trained weights, those with the largest gradient of the forget
-        loss, that may change; 1: all, see `l2l_jax.methods.saliency`.
-      saliency_reset: start from fresh values of these weights.
-      adapter: of methods that start from the original weights: train a small adapter beside them, "lora"
-        (low-rank factors of the kernels) or "norms" (scales and biases of norms), see
-        `l2l_jax.methods.adapters`; "": the weights themselves.
-      adapter_rank: of "lora": columns of the factors.
-    """
-
-    method: MethodName = "encoder"  # type: ignore[valid-type]
-    alpha: Annotated[float, pydantic.Field(ge=0)] = 0.25
-    epsilon_ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
-    noise: NoiseKind = "normal"
-    target: TargetKind = "noise"
-    target_blur: Annotated[float, pydantic.Field(gt=0)] = BLUR
-    perturb: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
-    perturb_encoder: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
-    feature_weight: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    forget_every: Annotated[int, pydantic.Field(ge=1)] = 1
-    distill: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
-    attack_steps: Annotated[int, pydantic.Field(ge=1)] = 1
-    attack_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
-    retain_budget: Annotated[
-        Annotated[float, pydantic.Field(ge=1)] | None, pydantic.BeforeValidator(lambda given: given or None)
-    ] = None
-    budget_original: str = ""
-    budget_every: Annotated[int, pydantic.Field(ge=1)] = 50
-    budget_images: Annotated[int, pydantic.Field(ge=2)] = 200
-    budget_rate: Annotated[float, pydantic.Field(gt=0)] = 6.0
-    token_bank: Annotated[int, pydantic.Field(ge=0)] = 0
-    noise_bank: Annotated[int, pydantic.Field(ge=0)] = 0
-    saliency: Share = 1.0
-    saliency_reset: bool = False
-    adapter: AdapterKind = ""
-    adapter_rank: Annotated[int, pydantic.Field(ge=1)] = 8
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.retain_budget is not None and not self.weight:
-            field = "epsilon_ratio is 1" if self.method == "epsilon" else "alpha is 0"
-            raise ValueError(f"{field}: a retain_budget cannot move a weight of forgetting that starts at 0")
-        if self.batch_size % self.batch_parts:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of accumulate × forget_every = "
-                f"{self.batch_parts}"
-            )
-        if self.token_bank and not self.noise_bank:
-            raise ValueError(
-                "token_bank needs a noise_bank: where no pixels are read, noise has no statistics"
-            )
-        if self.banked and self.method not in BANKED_METHODS:
-            raise ValueError(
-                f"noise_bank is for the methods {' and '.join(BANKED_METHODS)}, not for {self.method!r}: "
-                "set token_bank and noise_bank to 0"
-            )
-
-    @property
-    def batch_parts(self) -> int:
-        """See `TrainingConfig.batch_parts`."""
-        return self.accumulate * (self.forget_every if self.method == "undo" else 1)
-
-    @property
-    def banked(self) -> tuple[str, ...]:
-        """The sets of a batch that are codes from a bank."""
-        return ("retain", "forget", "noise") if self.token_bank else ("noise",) if self.noise_bank else ()
-
-    @property
-    def weight(self) -> float:
-        """The weight of the forget term, at first if there is a budget: alpha, or 1 − epsilon_ratio."""
-        return 1 - self.epsilon_ratio if self.method == "epsilon" else self.alpha
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of methods, for `l2l_jax.methods.registry.make_task`."""
-        names = all_options()
-        return {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in names
-        }
+from l2l_jax.train.unlearning_config import UnlearningConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +40,7 @@ class Config:
       data, unlearn, evaluate, audit: see their classes.
       mesh: how the devices are arranged.
       parallel: how a step runs on them: "jit", one program over the mesh, or "pmap", a copy per device.
+      plugins: Modules that register methods, model families or attacks; imported before the config is read.
     """
 
     seed: int
@@ -175,7 +53,8 @@ class Config:
     evaluate: EvaluationConfig
     audit: AuditConfig
     mesh: MeshConfig
-    parallel: ParallelKind
+    parallel: ParallelKind = "jit"
+    plugins: tuple[str, ...] = ()
 
     def describe(self, *sections: str) -> dict[str, Any]:
         """JSON-able values of the named sections, or of all."""
@@ -184,6 +63,9 @@ class Config:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, UnlearningConfig):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "methods"}
+        return _plain(fields | {value.method: value.options})
     if dataclasses.is_dataclass(value):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -191,55 +73,129 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-SECTIONS = ("seed", "model", "data", "pretrain", "unlearn", "evaluate", "audit", "mesh", "parallel")
-"""The fields of a recipe."""
-
-
 def parse_config(recipe: Mapping[str, Any]) -> Config:
-    """Check a recipe and turn it into a `Config`.
+    """Check a recipe and complete it to a `Config`.
 
     Args:
-      recipe: nested mapping with the sections seed, model, data, pretrain, unlearn and evaluate;
-        `model` holds "family", "pretrained", the name of a published "variant" if it is to be one,
-        and the fields of the family's model, which go before the variant's. "mesh", "parallel" and
-        "audit" may be left out: all devices along "data", "jit", and no audit.
+      recipe: Nested mapping of sections and fields; what it lacks has its default. `model` holds "family",
+        "pretrained", the name of a published "variant", and fields of the family's model, which override the
+        variant's. `plugins` names modules that register methods, families or attacks.
 
     Raises:
-      UserError: a key that does not exist or is missing, or a value of the wrong type or range.
+      UserError: A field does not exist, is missing or has a wrong value.
     """
-    recipe = _mapping(recipe, "config")
-    recipe = {"mesh": {}, "parallel": "jit", "audit": {}, **recipe}
-    _check_keys(recipe, SECTIONS, "config", complete=True)
-    model = dict(_mapping(recipe["model"], "config.model"))
-    family = model.pop("family", None)
+    recipe = as_recipe(recipe)
+    plugins = _check(tuple[str, ...], _split(recipe.get("plugins", ())), "config.plugins")
+    for name in plugins:
+        _import_plugin(name)
+    known = ("model", *(field.name for field in dataclasses.fields(Config) if field.name not in MODEL_FIELDS))
+    _check_keys(recipe, known, "config")
+    model_fields = _mapping(recipe.get("model", {}), "config.model")
+    family, model = _model(model_fields)
+    pretrained = _check(str, model_fields.get("pretrained", ""), "config.model.pretrained")
+    sections = {name: _section(cls, recipe.get(name, {}), f"config.{name}") for name, cls in SECTIONS.items()}
+    unlearn = _unlearning(recipe.get("unlearn", {}))
+    fields = {
+        name: _check(hint, recipe.get(name, default), f"config.{name}")
+        for name, (hint, default) in FIELDS.items()
+    }
+    config = Config(
+        family=family,
+        model=model,
+        pretrained=pretrained,
+        plugins=plugins,
+        pretrain=_pretrain(recipe, model),
+        unlearn=unlearn,
+        **sections,
+        **fields,
+    )
+    _check_together(config)
+    return config
+
+
+FIELDS = {
+    "seed": (Annotated[int, pydantic.Field(ge=0, lt=2**31)], 0),
+    "parallel": (ParallelKind, "jit"),
+}
+"""Types and defaults of the fields outside sections."""
+
+SECTIONS = {
+    "data": DataConfig,
+    "evaluate": EvaluationConfig,
+    "audit": AuditConfig,
+    "mesh": MeshConfig,
+}
+"""Classes of the sections, besides `model` and `pretrain`."""
+
+MODEL_FIELDS = ("family", "pretrained")
+"""Fields of `Config` that the section `model` of a recipe holds."""
+
+
+def _model(given: Mapping[str, Any]) -> tuple[str, Model]:
+    """Return the family's name and the model of a section `model`."""
+    fields = {name: value for name, value in given.items() if name not in MODEL_FIELDS}
+    family = str(given.get("family", ""))
     if family not in FAMILIES:
         raise UserError(f"config.model.family is {family!r}; known: {', '.join(FAMILIES)}.")
-    pretrained = model.pop("pretrained", "")
-    variant = model.pop("variant", "")
+    variant = str(fields.pop("variant", ""))
     if variant:
         if variant not in VARIANTS[family]:
             known = ", ".join(VARIANTS[family]) or "none"
             raise UserError(f"config.model.variant is {variant!r}; variants of {family}: {known}.")
-        model = VARIANTS[family][variant] | model
-    model = _section(FAMILIES[family], model, "config.model")
-    stages = tuple(stage.name for stage in model.pretraining_stages())
-    pretrain = _mapping(recipe["pretrain"], "config.pretrain")
-    _check_keys(pretrain, stages, "config.pretrain", complete=True)
-    config = Config(
-        seed=_check(Annotated[int, pydantic.Field(ge=0, lt=2**31)], recipe["seed"], "config.seed"),
-        family=family,
-        model=model,
-        pretrained=_check(str, pretrained, "config.model.pretrained"),
-        data=_section(DataConfig, recipe["data"], "config.data"),
-        pretrain={
-            stage: _section(TrainingConfig, pretrain[stage], f"config.pretrain.{stage}") for stage in stages
-        },
-        unlearn=_section(UnlearningConfig, recipe["unlearn"], "config.unlearn"),
-        evaluate=_section(EvaluationConfig, recipe["evaluate"], "config.evaluate"),
-        audit=_section(AuditConfig, recipe["audit"], "config.audit"),
-        mesh=_section(MeshConfig, recipe["mesh"], "config.mesh"),
-        parallel=_check(ParallelKind, recipe["parallel"], "config.parallel"),
-    )
+        fields = VARIANTS[family][variant] | fields
+    return family, _section(FAMILIES[family], fields, "config.model")
+
+
+def _pretrain(recipe: Mapping[str, Any], model: Model) -> dict[str, TrainingConfig]:
+    """Return how each stage of pretraining is trained; where none is, its config may be left out."""
+    stages = [stage.name for stage in model.pretraining_stages()]
+    given = _mapping(recipe.get("pretrain", {}), "config.pretrain")
+    _check_keys(given, stages, "config.pretrain")
+    why = None
+    if not recipe["model"].get("pretrained"):
+        why = "config.model.pretrained is empty"
+    elif recipe.get("audit", {}).get("retrained") == "train":
+        why = "config.audit.retrained is train"
+    pretrain = {}
+    for stage in stages:
+        where, fields = f"config.pretrain.{stage}", given.get(stage, {})
+        pretrain[stage] = _section(TrainingConfig, fields, where)
+        if why is not None and "steps" not in fields:
+            raise UserError(f"{why}, so a model is trained: give {where}.steps, or name a saved model.")
+    return pretrain
+
+
+def _unlearning(given: Any) -> UnlearningConfig:
+    """Return the section `unlearn`, in which the options of each method are a section of its name."""
+    where = "config.unlearn"
+    fields = dict(_mapping(given, where))
+    methods = {
+        name: _section(METHODS[name], fields.pop(name), f"{where}.{name}")
+        for name in METHODS
+        if name in fields
+    }
+    try:
+        method = METHODS[str(fields.get("method", UnlearningConfig.method))]
+    except UserError as error:
+        raise UserError(f"{where}.method: {error}") from None
+    if "methods" in fields:
+        raise UserError(f"{where}.methods does not exist: the options of a method are a section of its name.")
+    if "methods" in fields:
+        raise UserError(f"{where}.methods does not exist: the options of a method are a section of its name.")
+    for name in fields:
+        owners = [owner for owner in METHODS if name in _fields(METHODS[owner])]
+        if owners:
+            owner = METHODS.name_of(method) if METHODS.name_of(method) in owners else owners[0]
+            raise UserError(f"{where}.{name} is an option of a method: name it {where}.{owner}.{name}.")
+    return _section(UnlearningConfig, fields | {"methods": methods}, where)
+
+
+def _fields(cls: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
+
+
+def _check_together(config: Config) -> None:
+    """Raise a UserError for sections that are right on their own and do not go together."""
     try:
         config.evaluate.check(config.model)
         if config.unlearn.retain_budget is not None:
@@ -252,35 +208,102 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
             f"config.unlearn.noise_bank and token_bank keep a tokenizer's codes, but {reason}: set both to 0."
         )
     try:
-        make_task(config.unlearn.method, config.model, **config.unlearn.options)
+        config.unlearn.objective(config.model)
     except ValueError as error:
         raise UserError(f"config.unlearn: {error}.") from None
-    return config
+
+
+def upgrade(stored: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a config that `Config.describe` has stored, in this version or an earlier one."""
+    stored = dict(stored)
+    for name in stored.get("plugins", ()):
+        _import_plugin(name)
+    model = {"family": stored.pop("family"), "pretrained": stored.pop("pretrained", "")}
+    unlearn = dict(stored.get("unlearn", {}))
+    method = unlearn.get("method", UnlearningConfig.method)
+    flat = set(unlearn) - {*_fields(UnlearningConfig), *METHODS}  # before 0.2, options of all methods
+    options = {name: unlearn[name] for name in flat & {*_fields(METHODS[method])}}
+    unlearn = {name: value for name, value in unlearn.items() if name not in flat}
+    if options:
+        unlearn[method] = options
+    return stored | {"model": model | dict(stored["model"]), "unlearn": unlearn}
+
+
+def _import_plugin(name: str) -> None:
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as with `python -m`, also behind the command l2l-jax
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise UserError(f"config.plugins names {name!r}, and there is no such module: {error}.") from error
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
     if not isinstance(value, Mapping):
         raise UserError(f"{where} must be a section with fields, not {value!r}.")
     return value
 
 
-def _check_keys(given: Mapping[str, Any], known: tuple[str, ...], where: str, complete: bool = False) -> None:
+def _check_keys(given: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {where}.{near[0]}?" if near else f"Known: {', '.join(known)}."
-            raise UserError(f"{where}.{name} does not exist. {hint}")
-    missing = [name for name in known if name not in given]
-    if missing and complete:
-        raise UserError(f"The recipe lacks {', '.join(f'{where}.{name}' for name in missing)}.")
+            raise UserError(f"{where}.{name} does not exist. {nearest(name, known, f'{where}.')}")
 
 
 def _section(cls: type, given: Any, where: str) -> Any:
+    """Return the dataclass of a section; fields that are dataclasses themselves are sections in it."""
     given = _mapping(given, where)
-    _check_keys(given, tuple(field.name for field in dataclasses.fields(cls)), where)
-    return _check(cls, given, where)
+    hints = get_type_hints(cls, include_extras=True)
+    _check_keys(given, _fields(cls), where)
+    values = {}
+    for name, value in given.items():
+        nested = dataclasses.is_dataclass(hints[name])
+        values[name] = (
+            _section(hints[name], value, f"{where}.{name}") if nested else _typed(value, hints[name])
+        )
+    if isinstance(given.get("steps"), Text) and not isinstance(given.get("warmup_steps"), Text):
+        values = _with_less_warmup(values)
+    return _check(cls, values, where)
+
+
+def _with_less_warmup(values: dict[str, Any]) -> dict[str, Any]:
+    """Return fields of a training whose steps alone were lowered, with a warm-up that is shorter."""
+    steps, warmup = values["steps"], values.get("warmup_steps", 0)
+    if steps.isdecimal() and warmup >= int(steps) > 0:
+        values = values | {"warmup_steps": int(steps) - 1}
+    return values
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """Return text from the command line as what pydantic reads a field's type from."""
+    if not isinstance(value, Text):
+        return value
+    kinds = list(_kinds(hint))
+    if type(None) in kinds and value.lower() in ("none", ""):
+        return None
+    elements = next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), None)
+    if elements is None:
+        return str(value)
+    if str in _kinds(elements[0]) and not value.bracketed:  # names may hold commas: the field's own affair
+        return (str(value),) if value else ()
+    return value.elements()
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """Yield the types that a type hint allows, without annotations."""
+    if get_origin(hint) is Annotated:
+        yield from _kinds(get_args(hint)[0])
+    elif get_origin(hint) in (Union, types.UnionType):
+        for kind in get_args(hint):
+            yield from _kinds(kind)
+    else:
+        yield hint
+
+
+def _split(value: Any) -> Any:
+    return value.elements() if isinstance(value, Text) else (value,) if isinstance(value, str) else value
 
 
 def _check(kind: Any, value: Any, where: str) -> Any:

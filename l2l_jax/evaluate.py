@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from absl import flags
 
-from l2l_jax.cli.common import parse_flags, run_program
+from l2l_jax.cli.common import load_config, parse_flags, run_program
 from l2l_jax.cli.unlearned_flag import UNLEARNED
+from l2l_jax.config_files import override
 from l2l_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,17 +33,16 @@ REFERENCE = flags.DEFINE_string("reference", None, "Folder of the originals of -
 
 def main(argv: Sequence[str]) -> None:
     """Evaluate what the command line asks for and print tables."""
-    recipe, workdir = parse_flags(argv, needs_recipe=lambda: IMAGES.value is None and REFERENCE.value is None)
-    # Imported late: a mistyped flag is answered at once.
-    from l2l_jax.config import parse_config
+    recipe, workdir = parse_flags(argv, needs_config=lambda: IMAGES.value is None and REFERENCE.value is None)
+    if recipe is not None and TASKS.value:
+        recipe = override(recipe, {"evaluate.tasks": tuple(TASKS.value)})
+    config = None if recipe is None else load_config(recipe)
+    # Imported late, to answer a mistyped flag at once.
     from l2l_jax.evals import tables
     from l2l_jax.utils.multihost import barrier, is_primary
 
     with barrier():
         _check_flags()
-        if recipe is not None and TASKS.value:
-            recipe.evaluate.tasks = tuple(TASKS.value)
-        config = None if recipe is None else parse_config(recipe)
     if IMAGES.value:
         folder = workdir / "evaluation"
         result = evaluate_folders(pathlib.Path(IMAGES.value), pathlib.Path(REFERENCE.value), folder, config)

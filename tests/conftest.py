@@ -3,7 +3,6 @@
 import logging
 import os
 import pathlib
-import sys
 
 from tests.compiling import collect_garbage_rarely, compile_quickly
 
@@ -61,19 +60,15 @@ def run_here(monkeypatch, capsys):
     before = logger.level, logger.handlers, logger.propagate
     monkeypatch.setattr(command_line, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(command_line, "share_one_arena", lambda image_size: None)
-    monkeypatch.chdir(pathlib.Path(__file__).parents[1])  # where recipes are named from
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])  # where configs are named from
 
     def unparse():
         for values in (flags.FLAGS, command_line.PROCESSES):
             values.unparse_flags()
 
     def run(main, *arguments):
-        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-            delattr(flags.FLAGS, name)  # a flag of its own for each field that an earlier call changed
         unparse()
-        sys.modules.pop("config_config", None)  # the recipe of an earlier call: loading adds to its names
         argv = [main.__module__, *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads the changes of a recipe there
         capsys.readouterr()
         return command_line.run_program(main, argv), *capsys.readouterr()
 

@@ -34,8 +34,6 @@ def stopping(parse):
 
 def complaint(main, module, arguments):
     """What the program says of these arguments; "" if it accepts them."""
-    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-        delattr(flags.FLAGS, name)  # a flag of its own for each field that an earlier command changed
     for values in (flags.FLAGS, command_line.PROCESSES):
         values.unparse_flags()
     sys.argv = [module, *arguments]
@@ -63,6 +61,7 @@ def program(module):
 
 if __name__ == "__main__":
     argparse.ArgumentParser.parse_args = stopping(argparse.ArgumentParser.parse_args)
+    command_line._recipe_of_run = lambda: {}  # of runs that do not exist here
     command_line._parse_flags = stopping(command_line._parse_flags)
     module = sys.argv[1]
     main = program(module)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.cli.common import explain
+from l2l_jax.cli.failures import explain
 from l2l_jax.main import main
 from l2l_jax.weights.saved_models import load_params
 from tests.compiling import flags_of_one_device
@@ -145,12 +145,15 @@ def test_killed_and_terminated_runs_end_with_the_same_parameters(finished, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Which recipe"),
-        (["--config=configs/digits_mea.py"], "no such file. Recipes in that folder: .*digits_mae.py"),
+        ([], "holds no earlier run: name a config with --config"),
+        (["--config=configs/digits_mea.py"], "no such file. Configs in that folder: .*digits_mae.py"),
         (["--confg=configs/digits_mae.py"], "Unknown command line flag 'confg'"),
         ([SMALL[0], "run"], "Unexpected argument 'run'"),
-        ([SMALL[0], "--config.unlearn.alhpa=1"], r"no field alhpa. Did you mean alpha\?"),
-        ([SMALL[0], "--config.unlearn.alpha=much"], "could not convert string to float"),
+        (
+            [SMALL[0], "--config.unlearn.alhpa=1"],
+            r"not exist. Did you mean config.unlearn.alpha\?",
+        ),
+        ([SMALL[0], "--config.unlearn.alpha=much"], "is 'much', but should be a valid number"),
         ([SMALL[0], "--config.unlearn.alpha=-1"], "greater than or equal to 0"),
         ([SMALL[0], "--config.data.forget=('seven',)"], "names the class 'seven'"),
         ([SMALL[0], "--config.model.pretrained=nowhere"], "nowhere"),
@@ -168,7 +171,8 @@ def test_mistakes_are_one_sentence(arguments, message, tmp_path, run_here):
 def test_a_mistake_ends_the_process_without_a_traceback(tmp_path):
     code, output, errors = run(SMALL[0], "--config.unlearn.alhpa=1", f"--workdir={tmp_path}")
     assert code == 1 and output == ""
-    assert errors == "Error: The recipe has no field alhpa. Did you mean alpha?\n"
+    sentence = "Error: config.unlearn.alhpa does not exist. Did you mean config.unlearn.alpha?\n"
+    assert errors == sentence
 
 
 def test_another_run_in_the_workdir_is_refused_and_left_alone(finished, run_here):
@@ -189,12 +193,14 @@ def test_another_run_in_the_workdir_is_refused_and_left_alone(finished, run_here
             ),
             "The disk is full: /runs/a/20 could",
         ),
-        (PermissionError(13, "Permission denied", "runs/a"), r"runs/a cannot be .* \(Permission denied\)"),
+        (PermissionError(13, "Permission denied", "runs/a/b"), r"runs/a/b cannot be made or .* \(Permission"),
+        (PermissionError(13, "Permission denied", "m.pth"), r"m.pth cannot be opened \(Permission denied\)"),
     ],
 )
 def test_errors_of_the_disk_are_explained(error, message):
-    assert re.match(message, explain(error))
+    assert re.match(message, explain(error, pathlib.Path("runs/a")))
 
 
 def test_other_errors_are_not_explained_away():
     assert explain(ValueError("cannot reshape array")) is None
+    assert explain(FileNotFoundError(2, "No such file or directory", "images/a.png")) is None

@@ -7,15 +7,13 @@ Another unlearned model is audited with its recipe and its original:
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
-from l2l_jax.cli.common import WORKDIR, parse_flags, run_program
+from l2l_jax.cli.common import load_config, parse_flags, run_program
 from l2l_jax.cli.unlearned_flag import UNLEARNED
 from l2l_jax.errors import UserError
 
@@ -30,19 +28,17 @@ UNMET = 2
 
 def main(argv: Sequence[str]) -> int:
     """Audit what the command line names and print the verdict; the exit code."""
-    recipe, workdir = parse_flags(argv, needs_recipe=lambda: False)
-    # Imported late: a mistyped flag is answered at once.
+    recipe, workdir = parse_flags(argv)
+    config = load_config(recipe)
+    # Imported late, to answer a mistyped flag at once.
     from l2l_jax.audit.verdict import REQUIREMENTS
-    from l2l_jax.config import parse_config
     from l2l_jax.experiment import pipeline as experiment
     from l2l_jax.report.page import attack_table, table
     from l2l_jax.report.text import sentences
     from l2l_jax.utils.multihost import barrier, is_primary
 
+    config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, enabled=True))
     with barrier():
-        recipe = _recipe_of_run() if recipe is None else recipe
-        config = parse_config(recipe)
-        config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, enabled=True))
         unlearned = _unlearned(workdir)
     report = experiment.audit(config, workdir, unlearned)
     if is_primary():
@@ -52,24 +48,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"\nReport: {workdir / 'report' / 'report.html'}")
     met = REQUIRE.value is None or report["audit"]["verdict"]["finding"] in REQUIREMENTS[REQUIRE.value]
     return 0 if met else UNMET
-
-
-def _recipe_of_run() -> dict[str, Any]:
-    """The recipe that a finished run was made with."""
-    if WORKDIR.value is None:
-        raise UserError("Audit what? Try --workdir=runs/digits_mae, the folder of a finished run.")
-    path = pathlib.Path(WORKDIR.value) / "report" / "metrics.json"
-    if not path.is_file():
-        raise UserError(
-            f"--workdir={WORKDIR.value} holds no finished run: there is no {path}. Name the folder of "
-            "one, or give the recipe with --config."
-        )
-    try:
-        config = json.loads(path.read_text())["config"]
-        model = {"family": config.pop("family"), "pretrained": config.pop("pretrained"), **config["model"]}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}): run the main program again to replace it.") from error
-    return {**config, "model": model}
 
 
 def _unlearned(workdir: pathlib.Path) -> pathlib.Path:

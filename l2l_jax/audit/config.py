@@ -33,8 +33,12 @@ class AuditConfig:
 
     enabled: bool = False
     attacks: tuple[AttackName, ...] = (
-        "retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership", "views",
-    )  # fmt: skip
+        "retain_tuning",
+        "relearning",
+        "fresh_decoder",
+        "linear_probe",
+        "membership",
+    )
     retrained: str = ""
     steps: Positive = 400
     decoder_steps: Positive = 600

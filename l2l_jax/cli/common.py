@@ -1,29 +1,37 @@
-"""What the programs share: flags, the processes of a run, one-sentence errors, exit codes."""
+"""Flags, processes and exit codes of all programs."""
 
-import errno
+import contextlib
+import inspect
 import logging
-import os
 import pathlib
-import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
+from l2l_jax import config_files
+from l2l_jax.cli.failures import end_broken_pipe, explain, explanation, output_is_broken
+from l2l_jax.config_files import Recipe
 from l2l_jax.errors import Interrupted, UserError
 from l2l_jax.utils import distributed
-from l2l_jax.utils.runtime import keep_compiled_programs, keep_freed_memory, share_one_arena
+from l2l_jax.utils.runtime import check_backend, keep_compiled_programs, keep_freed_memory, share_one_arena
+from l2l_jax.utils.stopping import raising_signals
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe of the run, FILE or FILE:VARIANT; --config.FIELD=VALUE changes a field."
+if TYPE_CHECKING:
+    from l2l_jax.config import Config
+
+CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "Config of the run: a file, FILE:VARIANT, or the name of a config of the package. Default: the config of "
+    "the run in --workdir. --config.SECTION.FIELD=VALUE sets a field; `l2l-jax config` lists them.",
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run: checkpoints, scalars, report. Default: runs/<recipe>."
+    "workdir", None, "Folder of the run: checkpoints, metrics, report. Default: runs/<name of the config>."
 )
 COMPILE_CACHE = flags.DEFINE_bool(
     "compile_cache", False, "Keep compiled programs in your own cache folder: later runs start sooner."
@@ -31,108 +39,196 @@ COMPILE_CACHE = flags.DEFINE_bool(
 
 PROCESSES = flags.FlagValues()  # read before the others: they decide who prints the others' mistakes
 flags.DEFINE_bool(
-    "distributed", None, "Whether this is one process of several. Default: as the cluster says, if any.",
+    "distributed",
+    None,
+    "Whether this is one process of several. Default: as the cluster says, if any.",
     flag_values=PROCESSES,
-)  # fmt: skip
+)
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, without a cluster.", flag_values=PROCESSES)
-flags.DEFINE_integer("num_processes", None, "How many processes there are.", flag_values=PROCESSES)
-flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=PROCESSES)
+flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=PROCESSES)
+flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", flag_values=PROCESSES)
 flags.DEFINE_integer(
     "start_timeout", 300, "Seconds for all processes to come together.", lower_bound=1, flag_values=PROCESSES
 )
 flags.DEFINE_integer(
-    "heartbeat_timeout", 60, "Seconds without a sign of life after which a process counts as lost.",
-    lower_bound=5, flag_values=PROCESSES,
-)  # fmt: skip
+    "heartbeat_timeout",
+    60,
+    "Seconds without a sign of life after which a process counts as lost.",
+    lower_bound=5,
+    flag_values=PROCESSES,
+)
 flags.FLAGS.append_flag_values(PROCESSES)
 
-
-def _always() -> bool:
-    return True
+HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
 
-def parse_flags(argv: Sequence[str], needs_recipe: Callable[[], bool] = _always) -> tuple[Any, pathlib.Path]:
-    """The recipe and the workdir that the command line asks for.
+class HelpRequested(Exception):
+    """The command line asks for help."""
+
+
+def parse_flags(
+    argv: Sequence[str], needs_config: Callable[[], bool] = lambda: True
+) -> tuple[Recipe | None, pathlib.Path]:
+    """Return the config and the workdir that the command line asks for.
 
     Args:
-      argv: the command line.
-      needs_recipe: called when the flags are read: whether there must be a recipe. Without one, None is
-        returned for it.
+      argv: The command line.
+      needs_config: Called after the flags are read, returns whether there must be a config. Without one, None
+        is returned for it.
 
     Raises:
-      UserError: an unknown flag or field, a value of the wrong type, or a recipe that is not there.
+      UserError: An unknown flag, or a config that cannot be read.
     """
+    if HELP & set(argv):
+        raise HelpRequested
+    with _together():
+        return _parse_flags(argv, needs_config)
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Let all processes get through this block, or none; with one process, do not import JAX."""
     if distributed.place()[1] == 1:
-        return _parse_flags(argv, needs_recipe)  # without JAX, so that a mistyped flag is answered at once
+        yield
+        return
     from l2l_jax.utils.multihost import barrier
 
     with barrier():
-        return _parse_flags(argv, needs_recipe)
+        yield
 
 
-def _parse_flags(argv: Sequence[str], needs_recipe: Callable[[], bool]) -> tuple[Any, pathlib.Path]:
+def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple[Recipe | None, pathlib.Path]:
+    rest, overrides = config_files.split_overrides(argv)
     try:
-        extra = flags.FLAGS(list(argv))[1:]
-        if extra:
-            raise UserError(f"Unexpected argument {extra[0]!r}: flags start with two dashes.")
-        if not flags.FLAGS["config"].present:
-            if not needs_recipe():
-                return None, pathlib.Path(WORKDIR.value or pathlib.Path("runs") / "folders")
-            raise UserError("Which recipe? Try --config=configs/digits_mae.py")
+        extra = flags.FLAGS(rest)[1:]
     except flags.Error as error:
-        if "get_config() takes 0 positional arguments" in str(error):
-            raise UserError("This recipe has no variants: leave out the colon and the rest.") from error
         raise UserError(str(error)) from error
-    except SyntaxError as error:
-        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}.") from error
-    except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown field
-        if "get_config" in str(error):
-            raise UserError("This file is not a recipe: it does not define get_config().") from error
-        names = re.findall(r"[\"'](\w+)[\"'\\]", str(error.args[0]))
-        if not names:  # a mistake in the recipe's own code
-            raise
-        near = f" Did you mean {names[1]}?" if len(names) > 1 else ""
-        raise UserError(f"The recipe has no field {names[0]}.{near}") from error
-    name, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    path = pathlib.Path(name)
-    if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        known = ", ".join(sorted(str(recipe) for recipe in folder.glob("*.py"))) or "none"
-        what = "a folder; name a file in it" if path.is_dir() else "no such file"
-        raise UserError(f"--config={path}: {what}. Recipes in that folder: {known}.")
+    if extra:
+        raise UserError(f"Unexpected argument {extra[0]!r}: flags start with two dashes.")
+    if CONFIG.value is not None:
+        recipe = config_files.read_config(CONFIG.value)
+    elif needs_config():
+        recipe = _recipe_of_run()
+    else:
+        return None, pathlib.Path(WORKDIR.value or "runs/folders")
     if COMPILE_CACHE.value:
         keep_compiled_programs()
-    share_one_arena(_image_size(CONFIG.value))
-    run = f"{path.stem}_{variant}" if variant else path.stem
-    return CONFIG.value, pathlib.Path(WORKDIR.value or pathlib.Path("runs") / run)
+    recipe = config_files.override(recipe, overrides)
+    share_one_arena(_image_size(recipe))
+    workdir = workdir_of_flags()
+    assert workdir is not None
+    return recipe, workdir
 
 
-def _image_size(recipe: Any) -> int:
-    """Of a recipe that nobody has checked yet; 0 where it has none."""
+def _recipe_of_run() -> Recipe:
+    """Return the config of the earlier run in --workdir."""
+    if WORKDIR.value is None:
+        raise UserError(
+            "--config is required, for example --config=configs/digits_mae.py; or name the --workdir of an "
+            "earlier run to repeat or continue it."
+        )
+    stored = config_files.stored_config(pathlib.Path(WORKDIR.value))
+    if stored is None:
+        raise UserError(
+            f"--workdir={WORKDIR.value} holds no earlier run: name a config with --config, such as "
+            "--config=configs/digits_mae.py."
+        )
+    from l2l_jax.config import upgrade  # imports JAX; not needed where --config is given
+
+    return upgrade(stored)
+
+
+def workdir_of_flags() -> pathlib.Path | None:
+    """Return the workdir that the flags name, or None if they are not read yet or name none."""
+    if not flags.FLAGS.is_parsed():
+        return None
+    if WORKDIR.value is not None:
+        return pathlib.Path(WORKDIR.value)
+    return pathlib.Path("runs") / config_files.run_name(CONFIG.value) if CONFIG.value is not None else None
+
+
+def load_config(recipe: Recipe) -> "Config":
+    """Start JAX and return the checked config; all processes get it, or none does.
+
+    Raises:
+      UserError: A field does not exist or has a wrong value, or JAX finds no device.
+    """
+    check_backend()
+    from l2l_jax.config import parse_config
+
+    with _together():
+        return parse_config(recipe)
+
+
+def _image_size(recipe: Recipe) -> int:
+    """Return the image size of a recipe that is not checked yet; 0 where it has none."""
     try:
-        return int(recipe.model.image_size)
-    except (AttributeError, TypeError, ValueError):
+        return int(recipe["model"]["image_size"])
+    except (KeyError, TypeError, ValueError):
         return 0
 
 
 def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Join the other processes of the run, if any, call `program` and turn what it raises into an exit code.
 
+    A process that fails alone ends at once instead of returning, with 1, or `distributed.LOST` if another
+    was lost: the others could not end before it, nor it before them.
+
     Args:
-      program: is given `argv` without the flags that say what processes there are; may return an exit code.
-      argv: the command line.
+      program: Called with `argv` without the flags about processes; may return an exit code.
+      argv: The command line.
 
     Returns:
-      0, or what `program` returned; 1 for a mistake of the user's; 128 + signal number if it was asked to
-      stop. Other exceptions pass through: they are bugs, and their traceback is wanted.
-
-    A process that fails alone ends at once instead of returning, with 1, or `distributed.LOST` if
-    another was lost: the others could not end before it, nor it before them.
+      0, or what `program` returned; 1 for a user's mistake; 128 + signal number if it was asked to stop.
+      Other exceptions pass through: they are bugs, and their traceback is needed.
     """
     keep_freed_memory()
+
+    def joined() -> int | None:
+        try:
+            return program(argv if HELP & set(argv) else _join_processes(argv))
+        except HelpRequested:
+            print(usage(program))
+            return 0
+
+    return _guard(joined)
+
+
+def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """Call a command that runs in one process on files that it is given, and return its exit code.
+
+    Args:
+      command: Called with `argv`; may return an exit code.
+      argv: The command line without the program's name.
+    """
+
+    def checked() -> int | None:
+        try:
+            return command(argv)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            sentence = f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error})."
+            raise UserError(explain(error) or sentence) from error
+
+    return _guard(checked)
+
+
+def _guard(call: Callable[[], int | None]) -> int:
+    """Return the exit code of a call, after a sentence about what it raised."""
     _log_plain_lines()
     try:
-        code = program(_join_processes(argv))
+        with raising_signals():
+            code = call()
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        return end_broken_pipe() if output_is_broken() else _failed(error)
+    except KeyboardInterrupt as error:
+        number = getattr(error, "signal_number", signal.SIGINT)
+        _tell(
+            f"{signal.Signals(number).name}: stopped. Run the same command to resume.", everyone_knows=False
+        )
+        return 128 + number
     except Interrupted as error:
         name = signal.Signals(error.signal_number).name
         _tell(f"{name}: {error}; the state is saved. Run the same command to resume.", everyone_knows=True)
@@ -142,26 +238,42 @@ def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[s
     return code or 0
 
 
+def usage(program: Callable) -> str:
+    """Return what `--help` prints: the docstring of the program's module, and the flags of the package."""
+    lines = [(inspect.getmodule(program).__doc__ or "").strip(), "", "Flags:"]
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("absl"):
+            continue
+        for flag in defined:
+            default = "" if flag.default in (None, []) else f" (default: {flag.default_as_str})"
+            lines.append(f"  --{flag.name}: {flag.help}{default}")
+    return "\n".join(lines)
+
+
 def _join_processes(argv: Sequence[str]) -> list[str]:
-    """Start JAX as one of several processes if the flags or the cluster say so; the flags that are left."""
+    """Start JAX as one of several processes if the flags or the cluster say so; return the other flags."""
     try:
         rest = PROCESSES(list(argv), known_only=True)
     except flags.Error as error:
         raise UserError(str(error)) from error
     launch = distributed.Launch(
-        PROCESSES.distributed, PROCESSES.coordinator, PROCESSES.num_processes, PROCESSES.process_id,
-        PROCESSES.start_timeout, PROCESSES.heartbeat_timeout,
-    )  # fmt: skip
+        PROCESSES.distributed,
+        PROCESSES.coordinator,
+        PROCESSES.num_processes,
+        PROCESSES.process_id,
+        PROCESSES.start_timeout,
+        PROCESSES.heartbeat_timeout,
+    )
     if distributed.start(launch):
         _log_as_one_of_several()
     return rest
 
 
 def _failed(error: Exception) -> int:
-    """The exit code of a program that raised `error`, after a sentence about it; raises it if it is a bug."""
+    """Print a sentence about what a program raised and return its exit code; raise it if it is a bug."""
     several = distributed.place()[1] > 1
     known = getattr(error, "known_to_all", False)
-    sentence, code = _explanation(error, several)
+    sentence, code = explanation(error, workdir_of_flags())
     if sentence is None:
         if not several or known:
             raise error
@@ -173,19 +285,6 @@ def _failed(error: Exception) -> int:
     return code
 
 
-def _explanation(error: Exception, several: bool) -> tuple[str | None, int]:
-    """One sentence, or None for a bug, and the exit code."""
-    if isinstance(error, UserError):
-        return str(error), 1
-    if several and distributed.PEER_LOST.search(str(error)):
-        reason = " ".join(str(error).split())[:200]
-        return (
-            "Another process of this run has ended; its own output says why. Start all of them again to "
-            f"resume from the last checkpoint. ({reason})"
-        ), distributed.LOST
-    return (explain(error) if isinstance(error, OSError | ValueError) else None), 1
-
-
 def _tell(message: str, *, everyone_knows: bool) -> None:
     """Print a line on stderr; what all processes know, one of them prints."""
     index, count = distributed.place()
@@ -194,45 +293,19 @@ def _tell(message: str, *, everyone_knows: bool) -> None:
         print(own + message, file=sys.stderr)
 
 
-def explain(error: OSError | ValueError) -> str | None:
-    """One sentence for a failure of the disk, or None if it is something else.
-
-    TensorStore, which writes the checkpoints, reports the operating system's errors as ValueErrors.
-    """
-    text = str(error)
-    place = getattr(error, "filename", None) or _place(text) or "the workdir"
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in text:
-        return (
-            f"The disk is full: {place} could not be written. Free some space and run the same "
-            "command again; complete checkpoints are intact and it resumes from the newest."
-        )
-    for known in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
-        if number == known or (number is None and os.strerror(known) in text):
-            reason = os.strerror(known)
-            return f"{place} cannot be made or written ({reason}). Choose another --workdir."
-    return None
-
-
-def _place(text: str) -> str | None:
-    """The first file that a message of TensorStore names."""
-    match = re.search(r'"(/[^"]+?)(\.orbax-checkpoint-tmp|/?")', text)
-    return match.group(1) if match else None
-
-
 def _log_plain_lines() -> None:
-    """Show what this package logs, as plain lines, and nothing that Orbax does."""
+    """Show what this package logs, as plain lines, and nothing that Orbax logs."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("l2l_jax")
     logger.setLevel(logging.INFO)
     logger.handlers = [handler]
     logger.propagate = False
-    absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of them is raised, and told once
+    absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of it is raised
 
 
 def _log_as_one_of_several() -> None:
-    """One process logs; the others only warn, and say who they are."""
+    """Let one process log; the others only warn, and name themselves."""
     index, count = distributed.place()
     if index:
         logger = logging.getLogger("l2l_jax")

@@ -7,12 +7,15 @@ Every method starts from the same pretrained model. What an earlier call finishe
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from l2l_jax.cli.common import parse_flags, run_program
+from l2l_jax.cli.common import load_config, parse_flags, run_program
 from l2l_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from l2l_jax.config import Config
 
 ALPHAS = flags.DEFINE_list(
     "alphas", [], "Ablation: weights of the forget term of the paper's method, as 0.0,0.1,0.25,0.5,1.0."
@@ -47,40 +50,33 @@ LIMIT = flags.DEFINE_float(
 def main(argv: Sequence[str]) -> None:
     """Run the comparison that the command line asks for and print its table."""
     recipe, workdir = parse_flags(argv)
-    if FRONT.value:
-        _front(recipe, workdir)
-    elif SEQUENCE.value:
-        _sequence(recipe, workdir)
-    else:
-        _methods(recipe, workdir)
+    compare = _front if FRONT.value else _sequence if SEQUENCE.value else _methods
+    compare(load_config(recipe), workdir)
 
 
-# What the three need is imported late: a mistyped flag is answered at once.
+# What the three need is imported late, to answer a mistyped flag at once.
 
 
-def _methods(recipe: Any, workdir: pathlib.Path) -> None:
+def _methods(config: "Config", workdir: pathlib.Path) -> None:
     from l2l_jax.compare import methods_report
     from l2l_jax.compare.methods import compare
-    from l2l_jax.config import parse_config
     from l2l_jax.utils.multihost import barrier, is_primary
 
     with barrier():
-        alphas, config = _numbers(ALPHAS, "weights"), parse_config(recipe)
+        alphas = _numbers(ALPHAS, "weights")
     rows = compare(config, workdir, alphas, PROXY.value, GENERATED.value)
     if is_primary():
         print(methods_report.tables(rows))
         print(f"\nComparison: {workdir / 'comparison'}")
 
 
-def _front(recipe: Any, workdir: pathlib.Path) -> None:
+def _front(config: "Config", workdir: pathlib.Path) -> None:
     from l2l_jax.compare import front_report
     from l2l_jax.compare.front import Grid, run_front
-    from l2l_jax.config import parse_config
     from l2l_jax.methods.registry import METHODS as KNOWN
     from l2l_jax.utils.multihost import barrier, is_primary
 
     with barrier():
-        config = parse_config(recipe)
         if METHODS.present and not METHODS.value:
             raise UserError(f"--methods= names no method; known: {', '.join(KNOWN)}. Without it: all.")
         grid = Grid(
@@ -97,13 +93,10 @@ def _front(recipe: Any, workdir: pathlib.Path) -> None:
         print(f"\nFront: {workdir / 'front'}")
 
 
-def _sequence(recipe: Any, workdir: pathlib.Path) -> None:
+def _sequence(config: "Config", workdir: pathlib.Path) -> None:
     from l2l_jax.compare.sequence import run_sequence, table
-    from l2l_jax.config import parse_config
-    from l2l_jax.utils.multihost import barrier, is_primary
+    from l2l_jax.utils.multihost import is_primary
 
-    with barrier():
-        config = parse_config(recipe)
     rows = run_sequence(config, workdir, SEQUENCE.value)
     if is_primary():
         print(table(rows))

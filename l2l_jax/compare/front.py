@@ -44,7 +44,7 @@ KINDS = ("validation", "test")
 
 
 class Setting(NamedTuple):
-    """A method with the fields of `UnlearningConfig` that the grid gives it."""
+    """A method with the fields and options that the grid gives it."""
 
     method: str
     fields: tuple[tuple[str, float], ...]
@@ -116,7 +116,7 @@ def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -
     """
     grid.check()
     for method in grid.methods:
-        unlearn = dataclasses.replace(config.unlearn, **fields_of(method))
+        unlearn = config.unlearn.replace(**fields_of(method))
         if reason := incompatible(dataclasses.replace(config, unlearn=unlearn)):
             raise UserError(f"The method {method} cannot be run: {reason}. Name the others with --methods.")
     runner = _Cells(config, workdir)
@@ -224,16 +224,17 @@ class _Cells:
         """Where the phases of a cell lie, run by now: cells that differ in their dial alone share them."""
         rate = "_".join(f"{name}_{value:g}" for name, value in setting.fields[1:]) or "recipe"
         folder = self._folder / setting.method / "phases" / rate / f"seed_{variant.seed}"
-        same = {name: getattr(self._config.unlearn, name) for name in ("alpha", "epsilon_ratio")}
-        unlearn = dataclasses.replace(variant.unlearn, retain_budget=None, **same)
+        given = self._config.unlearn
+        unlearn = dataclasses.replace(
+            variant.unlearn, retain_budget=None, alpha=given.alpha, methods=given.methods
+        )
         with self._locks.setdefault(folder, threading.Lock()):  # other cells wait for them
             phases = Workdir(folder, dataclasses.replace(variant, unlearn=unlearn)).unlearn
             unlearning.run_phases(variant, phases, self._original, self._sets, devices)
         return phases
 
     def _variant(self, setting: Setting, seed: int) -> Config:
-        unlearn = dataclasses.replace(
-            self._config.unlearn,
+        unlearn = self._config.unlearn.replace(
             **{"retain_budget": None, **fields_of(setting.method), **dict(setting.fields)},
         )
         return dataclasses.replace(self._config, pretrained=self._pretrained, seed=seed, unlearn=unlearn)

@@ -12,7 +12,7 @@ from typing import Any
 
 from l2l_jax.audit.run import Audit, check_yardstick
 from l2l_jax.compare import methods_report
-from l2l_jax.config import BANKED_METHODS, Config
+from l2l_jax.config import Config
 from l2l_jax.data import splits
 from l2l_jax.errors import Diverged
 from l2l_jax.evals.evaluator import Evaluation
@@ -20,7 +20,7 @@ from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
-from l2l_jax.methods.registry import METHODS, make_task
+from l2l_jax.methods.registry import METHODS
 from l2l_jax.utils.multihost import barrier, from_primary, is_primary, on_primary
 
 logger = logging.getLogger(__name__)
@@ -86,13 +86,13 @@ def compare(
 
 def fields_of(method: str) -> dict[str, Any]:
     """The fields of `config.unlearn` that choose a method: one that uses no banks has none."""
-    return {"method": method} | ({} if method in BANKED_METHODS else {"token_bank": 0, "noise_bank": 0})
+    return {"method": method} | ({} if METHODS[method].takes_noise else {"token_bank": 0, "noise_bank": 0})
 
 
 def incompatible(config: Config) -> str:
     """Why the method of a recipe cannot have its other settings, or "" where it can."""
     try:
-        make_task(config.unlearn.method, config.model, **config.unlearn.options)
+        config.unlearn.objective(config.model)
     except ValueError as error:
         return str(error)
     return ""

@@ -11,7 +11,6 @@ import io
 import logging
 import multiprocessing
 import os
-import pathlib
 import zipfile
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from l2l_jax.errors import UserError
 from l2l_jax.utils.progress import Progress
-from l2l_jax.utils.runtime import usable_cpus
+from l2l_jax.utils.runtime import usable_cpus, user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +129,8 @@ def fingerprint_of(folder: epath.Path, split: str) -> str:
 
 
 def _cache_file(folder: epath.Path, split: str) -> epath.Path:
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     place = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16]
-    return epath.Path(root) / "l2l_jax" / f"{folder.parent.name}-{place}" / f"labels-{split}.npz"
+    return epath.Path(user_cache()) / f"{folder.parent.name}-{place}" / f"labels-{split}.npz"
 
 
 def _read(place: epath.Path, fingerprint: str, count: int) -> np.ndarray | None:

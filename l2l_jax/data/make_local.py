@@ -5,16 +5,16 @@ and proportions, as JPEG, and its handwritten digits as PNG. It takes a second a
 `:runlocal` variants of the recipes read `data/local`.
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
+from l2l_jax.cli.arguments import Parser
 from l2l_jax.cli.common import run_program
 from l2l_jax.data.files import MADE_LOCALLY
 from l2l_jax.errors import UserError
@@ -23,14 +23,9 @@ PHOTOGRAPHS = {"temple": "china.jpg", "flower": "flower.jpg"}
 DIGITS = (0, 1)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. {self.format_usage().strip()}")
-
-
 def main(argv: Sequence[str]) -> None:
     """Make the folder that the command line asks for."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m l2l_jax.data.make_local", description="Make class folders of small pictures."
     )
     parser.add_argument(

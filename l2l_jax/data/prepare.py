@@ -9,10 +9,8 @@ otherwise. Run it again after an interruption. It needs TensorFlow (pip install 
 training does not.
 """
 
-import argparse
 import contextlib
 import fcntl
-import logging
 import os
 import sys
 import tarfile
@@ -22,6 +20,8 @@ from typing import IO
 
 from etils import epath
 
+from l2l_jax.cli.arguments import Parser
+from l2l_jax.cli.common import run_command
 from l2l_jax.data import archives
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.tfds_source import data_dir, find_prepared, open_tfds
@@ -31,16 +31,8 @@ BAR_EVERY_SECONDS = "10"
 """How often progress bars are drawn where there is no terminal."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message[:1].upper()}{message[1:]}. See --help.")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m l2l_jax.data.prepare", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def _parser() -> Parser:
+    parser = Parser(prog="python -m l2l_jax.data.prepare", description=__doc__)
     parser.add_argument(
         "dataset", help=f"{', '.join(archives.ARCHIVES)}, or another image data set of TFDS by its name"
     )
@@ -180,22 +172,8 @@ def explain(dataset: str, manual_dir: epath.Path, error: BaseException) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; the exit code is 0, or 1 (130 after Ctrl-C) with one sentence on stderr."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("l2l_jax").setLevel(logging.INFO)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's talk of instruction sets
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        message = str(error)
-    except KeyboardInterrupt:
-        print("Interrupted; run the same command again.", file=sys.stderr)
-        return 130
-    except OSError as error:
-        message = f"{error.filename or 'A file'} cannot be read or written ({error.strerror or error})."
-    else:
-        return 0
-    print(f"Error: {message}", file=sys.stderr)
-    return 1
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's messages about instruction sets
+    return run_command(run, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

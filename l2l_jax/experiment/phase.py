@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding
 from l2l_jax.config import Config
 from l2l_jax.errors import UserError
 from l2l_jax.methods.base import Task, pretraining_task
-from l2l_jax.methods.registry import make_task
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
@@ -88,7 +87,7 @@ def open_phase(config: Config, name: str) -> TrainingPhase:
     stages = {f"pretrain.{one.name}": one for one in model.pretraining_stages()}
     if name == "unlearn":
         how = config.unlearn
-        task = make_task(how.method, model, **how.options)
+        task = how.objective(model)
         return TrainingPhase(config, cached_task(task, model, how.banked), how, how.banked)
     if name not in stages:
         raise UserError(f"--stage={name}: the phases of this config are unlearn, {', '.join(stages)}.")

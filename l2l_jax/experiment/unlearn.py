@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from l2l_jax import shipped
-from l2l_jax.config import Config, UnlearningConfig
+from l2l_jax.config import Config
 from l2l_jax.data import splits
 from l2l_jax.data.loader import Batches
 from l2l_jax.data.records import Source
@@ -24,12 +24,12 @@ from l2l_jax.experiment.validation import Outcome, outcome_of, retain_budget
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.methods.adapters import ADAPTER, Adapter
 from l2l_jax.methods.base import Task
-from l2l_jax.methods.registry import make_task
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.metric_writers import read_metrics
 from l2l_jax.train.token_cache import TokenCacheConfig, cached_task, open_token_cache
+from l2l_jax.train.unlearning_config import UnlearningConfig
 from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.weights import adapter_files
 from l2l_jax.weights.saved_models import fingerprint, load_params, save_model
@@ -64,7 +64,7 @@ def unlearned_params(
     }
     if config.data.retain_images == "generated":
         sets = sets._replace(retain=generated_images(config, folders, original, sets.retain))
-    task = make_task(how.method, config.model, **how.options)
+    task = how.objective(config.model)
     first = None
     if how.retain_budget is not None:
         first = budget_reference(config, newest, facts["first_original"])
@@ -121,7 +121,7 @@ def run_phases(
     Returns:
       The means of each phase's terms over its last tenth of the steps; empty for a method without phases.
     """
-    task = make_task(config.unlearn.method, config.model, **config.unlearn.options)
+    task = config.unlearn.objective(config.model)
     if task.phases is None:
         return {}
     how, ends = dataclasses.replace(config.unlearn, log_every=1), {}
@@ -145,7 +145,7 @@ def _unlearn(
     batches: Batches = pixels
     if how.banked:
         task = cached_task(task, config.model, how.banked)
-        cache = TokenCacheConfig(how.token_bank, how.noise_bank, how.noise)
+        cache = TokenCacheConfig(how.token_bank, how.noise_bank, how.options.noise)
         batches = open_token_cache(
             folder / "bank", cache, config.model, original, pixels, seed=seed, mesh=mesh
         )

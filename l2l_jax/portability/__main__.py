@@ -10,27 +10,19 @@ another dtype or another version of JAX, and prints by how much they differ and 
 with 1 if something differs by more. See docs/guides/portability.md.
 """
 
-import argparse
 import json
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from l2l_jax.cli.arguments import Parser
 from l2l_jax.cli.common import run_program
 from l2l_jax.errors import UserError
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message[:1].upper()}{message[1:]}. See --help.")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m l2l_jax.portability", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def _parser() -> Parser:
+    parser = Parser(prog="python -m l2l_jax.portability", description=__doc__)
     parser.add_argument("command", choices=("record", "compare"))
     parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="the record, as JSON")
     parser.add_argument("--devices", type=int, help="how many devices to use; default: all")

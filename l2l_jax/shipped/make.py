@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from l2l_jax.cli.common import parse_flags, run_program
+from l2l_jax.cli.common import CONFIG, load_config, parse_flags, run_program
+from l2l_jax.config_files import run_name
 
 IDX_FOLDER = "/usr/share/datasets/fashion-mnist"
 """Folder of the whole Fashion-MNIST, where Debian's package dataset-fashion-mnist installs it."""
@@ -26,17 +27,13 @@ shows each image as often as the original saw it."""
 def main(argv: Sequence[str]) -> None:
     """Train, write and describe both models of the config."""
     recipe, workdir = parse_flags(argv)
-    from absl import flags
-    from ml_collections import config_flags
-
     from l2l_jax import shipped
-    from l2l_jax.config import parse_config
     from l2l_jax.data.sources import open_source
     from l2l_jax.experiment.pretrain import pretrain
     from l2l_jax.experiment.retrain import retrain
 
-    config = dataclasses.replace(parse_config(recipe), pretrained="")
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    config = dataclasses.replace(load_config(recipe), pretrained="")
+    name = run_name(CONFIG.value)
     whole, lengths = training_images(config)
     source = whole or open_source(config.data, "train", config.model.image_size)
     original = pretrain(config, workdir / "original", source)

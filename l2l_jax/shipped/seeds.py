@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from l2l_jax.cli.common import parse_flags, run_program
+from l2l_jax.cli.common import load_config, parse_flags, run_program
 
 SEEDS = (1, 2, 3)
 """Seeds of the models that are retrained; the shipped one has another."""
@@ -22,7 +22,6 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax import shipped
     from l2l_jax.audit.conclusions import seed_spread
     from l2l_jax.audit.examination import Examiner
-    from l2l_jax.config import parse_config
     from l2l_jax.evals.evaluator import Evaluation
     from l2l_jax.experiment.batches import training_sets
     from l2l_jax.experiment.retrain import retrain
@@ -30,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax.weights.saved_models import load_params, save_model
     from l2l_jax.weights.transfer import load_pretrained
 
-    config = parse_config(recipe)
+    config = load_config(recipe)
     twin = config.pretrained + shipped.RETRAINED
     original, shipped_twin = (
         load_pretrained(shipped.resolved(name), config.family, config.model)

@@ -36,9 +36,9 @@ class TrainingConfig:
       log_every: steps between log lines and scalars.
     """
 
-    steps: int
-    batch_size: int
-    learning_rate: float
+    steps: int = 1000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
     optimizer: Literal["adamw", "muon"] = "adamw"
     warmup_steps: int = 0
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -48,8 +48,8 @@ class TrainingConfig:
     clip_norm: float = 3.0
     ema_decay: float = 0.0
     accumulate: int = 1
-    checkpoint_every: int = 1000
-    log_every: int = 50
+    checkpoint_every: int = 500
+    log_every: int = 20
 
     @property
     def batch_parts(self) -> int:

@@ -23,12 +23,11 @@ from l2l_jax.errors import UserError
 LOST = 75
 """Exit code when other processes are lost or never came: EX_TEMPFAIL of sysexits.h, "try again"."""
 
-PEER_LOST = re.compile(
-    r"gloo|connection (closed|reset|refused)|socket closed|broken pipe|heartbeat|unavailable|unhealthy"
-    r"|deadline_exceeded|barrier|coordination service|nccl|task .* (died|crashed|disconnected)",
-    re.IGNORECASE,
-)
-"""What JAX's errors say when another process has ended in the middle of something common."""
+LOST_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
+"""Status codes of JAX's coordination service and collectives when a process has ended."""
+
+COLLECTIVE_FAILED = re.compile(r"Gloo \w+ failed|NCCL operation", re.IGNORECASE)
+"""Beginning of messages about collectives that broke off, which come with other status codes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +224,20 @@ def place() -> tuple[int, int]:
     if jax is None or not jax.distributed.is_initialized():
         return 0, 1
     return jax.process_index(), jax.process_count()
+
+
+def is_lost_peer(error: BaseException | None) -> bool:
+    """Return whether an error, or one that caused it, is JAX's report that a process has ended."""
+    jax = sys.modules.get("jax")
+    if jax is None or place()[1] == 1:
+        return False
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            status, _, message = str(error).partition(":")
+            if status in LOST_STATUS or COLLECTIVE_FAILED.search(message):
+                return True
+        error = error.__cause__
+    return False
 
 
 def end(code: int, message: str = "") -> None:

@@ -65,17 +65,34 @@ def _set_malloc(option: int, value: int) -> None:
             mallopt(option, value)
 
 
-def keep_compiled_programs() -> None:
-    """Let JAX keep what it compiles under `$XDG_CACHE_HOME/l2l_jax`, by default `~/.cache/l2l_jax`.
-
-    A program that is found there is executed: the folder must be the user's own, and nobody else may write to
-    it.
+def home() -> pathlib.Path:
+    """Return the user's home.
 
     Raises:
-      UserError: the folder cannot be made, or others own it or may write to it.
+      UserError: There is none.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(home) / "l2l_jax" / "compiled"
+    try:
+        return pathlib.Path.home()
+    except RuntimeError as error:
+        raise UserError(
+            "HOME is not set and this user has no home: set HOME to a folder for caches and weights."
+        ) from error
+
+
+def user_cache() -> pathlib.Path:
+    """Return the folder for caches: `$XDG_CACHE_HOME/l2l_jax`, by default `~/.cache/l2l_jax`."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "l2l_jax"
+
+
+def keep_compiled_programs() -> None:
+    """Let JAX keep what it compiles in the user's cache.
+
+    A program found there is executed: the folder must be the user's own, and nobody else may write to it.
+
+    Raises:
+      UserError: The folder cannot be made, or others own it or may write to it.
+    """
+    folder = user_cache() / "compiled"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = folder.stat()
@@ -83,13 +100,34 @@ def keep_compiled_programs() -> None:
         raise UserError(f"--compile_cache: {folder} cannot be made ({error.strerror}).") from error
     if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & 0o022):
         raise UserError(
-            f"--compile_cache: {folder} belongs to others or can be written by them, and what lies there is "
+            f"--compile_cache: {folder} belongs to others or can be written by them, and its programs are "
             "executed: delete it, or set XDG_CACHE_HOME to a folder of your own."
         )
-    import jax
+    import jax  # here, to start without it
 
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def check_backend() -> None:
+    """Start JAX on its devices.
+
+    Raises:
+      UserError: The platform that JAX_PLATFORMS names cannot be used.
+    """
+    import jax  # here, to start without it
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        if not asked:
+            raise
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0] or "no plugin for it is installed"
+        raise UserError(
+            f"JAX_PLATFORMS={asked}: JAX cannot start there ({' '.join(reason.split())[:300]}). Install JAX "
+            "for that device, or unset JAX_PLATFORMS to use the devices that are found."
+        ) from error
 
 
 def peak_memory() -> float:

@@ -14,19 +14,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from l2l_jax.errors import UserError
+from l2l_jax.cli.arguments import Parser
+from l2l_jax.cli.common import run_command
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message[:1].upper()}{message[1:]}. See --help.")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m l2l_jax.weights", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def _parser() -> Parser:
+    parser = Parser(prog="python -m l2l_jax.weights", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     reading = argparse.ArgumentParser(add_help=False)
     reading.add_argument("file", type=pathlib.Path, metavar="FILE", help=".pth, .ckpt, .safetensors")
@@ -117,16 +110,7 @@ def _fetch(name: str | None, folder: pathlib.Path | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; the exit code is 0, or 1 with one sentence on stderr."""
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{error.filename or 'A file'} cannot be read or written ({error.strerror})."
-    else:
-        return 0
-    print(f"Error: {message}", file=sys.stderr)
-    return 1
+    return run_command(run, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

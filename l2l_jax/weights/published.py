@@ -9,6 +9,7 @@ import os
 import pathlib
 
 from l2l_jax.errors import UserError
+from l2l_jax.utils.runtime import home
 
 FOLDER_VARIABLE = "L2L_JAX_WEIGHTS"
 """Environment variable that names the folder of weights."""
@@ -17,7 +18,7 @@ FOLDER_VARIABLE = "L2L_JAX_WEIGHTS"
 def weights_folder() -> pathlib.Path:
     """Where weights of feature networks are looked for: $L2L_JAX_WEIGHTS, or ~/.cache/l2l_jax/weights."""
     named = os.environ.get(FOLDER_VARIABLE)
-    return pathlib.Path(named).expanduser() if named else pathlib.Path.home() / ".cache/l2l_jax/weights"
+    return pathlib.Path(named).expanduser() if named else home() / ".cache/l2l_jax/weights"
 
 
 @dataclasses.dataclass(frozen=True)

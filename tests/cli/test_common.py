@@ -10,7 +10,7 @@ from l2l_jax.main import main
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("x = 1\n", "This file is not a recipe: it does not define get_config"),
+        ("x = 1\n", "recipe.py is not a config: it does not define get_config"),
         ("\ndef get_config(:\n", r"recipe\.py, line 2: "),
         ("def get_config():\n    return 3\n", "config must be a section with fields, not 3"),
     ],
@@ -27,5 +27,5 @@ def test_a_folder_lists_the_recipes_in_it(tmp_path, run_here):
     (tmp_path / "mine.py").write_text("")
     code, _, errors = run_here(main, f"--config={tmp_path}")
     assert code == 1 and re.search(
-        r"a folder; name a file in it\. Recipes in that folder: .*/mine\.py", errors
+        r"a folder; name a file in it\. Configs in that folder: .*/mine\.py", errors
     )

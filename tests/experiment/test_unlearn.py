@@ -61,7 +61,7 @@ def trained(monkeypatch):
 
 def test_the_phases_find_the_range_of_epsilon(trained, tmp_path):
     """40 steps: the last tenth are the steps 37 to 40, whose mean is 38.5."""
-    fields = {"method": "epsilon", "epsilon_ratio": 0.25, "steps": 40, "warmup_steps": 2}
+    fields = {"method": "epsilon", "epsilon": {"epsilon_ratio": 0.25}, "steps": 40, "warmup_steps": 2}
     config = config_of(**{f"unlearn.{name}": value for name, value in fields.items()})
     folders = Workdir(tmp_path, config)
     unlearning.unlearned_params(config, folders, {"encoder": np.ones(1)}, Split(None, None))

@@ -1,0 +1,71 @@
+"""Print a complete config with the documentation of its fields: `l2l-jax config --config=digits_mae`.
+
+Every field can be set with --config.SECTION.FIELD=VALUE, whether or not the config file mentions it. The
+output is YAML.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from l2l_jax.cli.common import load_config, parse_flags, run_program
+
+if TYPE_CHECKING:
+    from l2l_jax.config import Config
+
+WIDTH = 100
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the config that the command line asks for."""
+    recipe, _ = parse_flags(argv)
+    print("\n".join(config_lines(load_config(recipe))))
+
+
+def config_lines(config: "Config") -> Iterator[str]:
+    """Yield the lines of a YAML file that holds all fields of a config."""
+    from l2l_jax.config import upgrade
+
+    documented = field_docs(type(config))
+    for name, value in upgrade(config.describe()).items():
+        if name == "model":
+            docs = documented | field_docs(type(config.model))
+        elif name == "pretrain":
+            docs = {stage: field_docs(type(training)) for stage, training in config.pretrain.items()}
+        else:
+            section = getattr(config, name)
+            docs = field_docs(type(section)) if dataclasses.is_dataclass(section) else documented[name]
+        yield from _lines(name, value, docs, "")
+
+
+def _lines(name: str, value: Any, docs: Any, indent: str) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield f"{indent}{name}:" if value else f"{indent}{name}: {{}}"
+        for field, inner in value.items():
+            yield from _lines(field, inner, docs.get(field, ""), indent + "  ")
+        return
+    for line in textwrap.wrap(docs, WIDTH - len(indent)):
+        yield f"{indent}# {line}"
+    yield f"{indent}{name}: {json.dumps(value, ensure_ascii=False)}"
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Return the description of each field of a dataclass, from the docstrings of the class and its bases."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
+        _, _, attributes = text.partition("Attributes:\n")
+        for entry in re.split(r"\n(?=  \S)", attributes.partition("\n\n")[0]):
+            names, _, about = entry.partition(":")
+            about = " ".join(about.split())
+            docs |= {name: about[:1].upper() + about[1:] for name in re.split(r",\s*", names.strip())}
+    return docs
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv))

@@ -1,0 +1,215 @@
+"""Config files: finding and reading them, and changing their fields from the command line.
+
+Importing this module does not import JAX.
+"""
+
+import ast
+import difflib
+import inspect
+import json
+import pathlib
+import re
+import runpy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from l2l_jax.errors import UserError
+
+Recipe = dict[str, Any]
+"""Nested sections and fields of a config that is not checked yet."""
+
+
+class Text(str):
+    """A value as typed on the command line, which `parse_config` reads by the type of its field."""
+
+    def elements(self) -> tuple[Any, ...]:
+        """Return the elements of a sequence such as `(1, 2)`, `['cat', dog]` or `1,2`, each as typed."""
+        text = self.strip()
+        parts = (part.strip() for part in _split(text[1:-1] if self.bracketed else text))
+        return tuple(_element(part) for part in parts if part)
+
+    @property
+    def bracketed(self) -> bool:
+        """Whether the text is a sequence in brackets; `(odd)` is a name."""
+        text = self.strip()
+        if text[:1] == "(" and text[-1:] == ")":
+            return text == "()" or len(_split(text)) == 1 and len(_split(text[1:-1])) > 1
+        return text[:1] == "[" and text[-1:] == "]"
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside quotes and brackets."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'" and not parts[-1].strip():
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        if character == "," and depth <= 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _element(text: str) -> Any:
+    """Return an element as typed, without quotes; one in braces is a mapping."""
+    if text[0] in "\"'{":
+        try:
+            return ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            pass
+    return text
+
+
+def folder() -> pathlib.Path:
+    """Return the folder of the configs that come with the package."""
+    package = pathlib.Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the configs that come with the package."""
+    return tuple(sorted(path.stem for path in folder().glob("*.py") if path.stem != "__init__"))
+
+
+def find(name: str) -> pathlib.Path:
+    """Return the config file of a path, or of the name of a config that comes with the package.
+
+    Raises:
+      UserError: There is none.
+    """
+    path = pathlib.Path(name)
+    if path.is_file():
+        return path
+    if name in names():
+        return folder() / f"{name}.py"
+    if "/" not in name and path.suffix != ".py" and not path.is_dir():
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"By name: {', '.join(names())}."
+        raise UserError(f"--config={name}: no such config. {hint}")
+    inside = path if path.is_dir() else path.parent
+    known = ", ".join(sorted(str(config) for config in inside.glob("*.py"))) or "none"
+    what = "a folder; name a file in it" if path.is_dir() else "no such file"
+    raise UserError(f"--config={path}: {what}. Configs in that folder: {known}.")
+
+
+def run_name(spec: str) -> str:
+    """Return the name of a run of `FILE` or `FILE:VARIANT`, by default that of its workdir."""
+    name, _, variant = spec.partition(":")
+    stem = pathlib.Path(name).stem
+    return f"{stem}_{variant}" if variant else stem
+
+
+def read_config(spec: str) -> Recipe:
+    """Return what `get_config` of a config file returns.
+
+    Args:
+      spec: `FILE`, `NAME` of a config that comes with the package, or either with `:VARIANT`.
+
+    Raises:
+      UserError: There is no such file or variant, or it is not a config.
+    """
+    name, _, variant = spec.partition(":")
+    path = find(name)
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config={path} is not a Python file ({error}).") from error
+    if not callable(get_config):
+        raise UserError(f"--config={path} is not a config: it does not define get_config().")
+    if variant and not inspect.signature(get_config).parameters:
+        raise UserError(f"--config={path} has no variants: leave out :{variant}.")
+    return as_recipe(get_config(variant) if variant else get_config())
+
+
+def as_recipe(value: Any) -> Recipe:
+    """Return the nested dicts of a ConfigDict or mapping.
+
+    Raises:
+      UserError: It is neither.
+    """
+    value = value.to_dict() if hasattr(value, "to_dict") else value
+    if not isinstance(value, Mapping):
+        raise UserError(f"config must be a section with fields, not {value!r}.")
+    return {
+        k: as_recipe(v) if isinstance(v, Mapping) or hasattr(v, "to_dict") else v for k, v in value.items()
+    }
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Text]]:
+    """Split `--config.SECTION.FIELD=VALUE` from the other arguments.
+
+    The value may also be the next argument; without any, the field is set to True.
+    """
+    rest, overrides = [], {}
+    arguments = list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        match = re.fullmatch(r"--?(no)?config\.([^=]*)(=?)(.*)", argument, re.DOTALL)
+        if match is None:
+            rest.append(argument)
+            continue
+        negated, field, equals, value = match.groups()
+        if negated:
+            value = "False"
+        elif not equals:
+            follows = arguments and not re.match(r"--?[a-zA-Z]", arguments[0])
+            value = arguments.pop(0) if follows else "True"
+        overrides[field] = Text(value)
+    return rest, overrides
+
+
+def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with changed fields.
+
+    Args:
+      recipe: The recipe.
+      overrides: Values by field, such as `{"unlearn.alpha": 0.5}`; also of fields the recipe does not hold.
+
+    Raises:
+      UserError: A field is looked for inside one that is no section.
+    """
+    changed = as_recipe(recipe)
+    for path, value in overrides.items():
+        *sections, field = path.split(".")
+        place = changed
+        for depth, section in enumerate(sections, 1):
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise UserError(f"config.{'.'.join(sections[:depth])} is a field, not a section.")
+        place[field] = value
+    return changed
+
+
+def stored_config(workdir: pathlib.Path) -> Mapping[str, Any] | None:
+    """Return the config that an earlier run in a folder has stored, or None if there is none.
+
+    Raises:
+      UserError: The file that holds it is damaged.
+    """
+    for path in (workdir / "run.json", workdir / "report" / "metrics.json"):
+        if path.is_file():
+            try:
+                config = json.loads(path.read_text("utf-8")).get("config")
+                if config is not None and not isinstance(config["model"], dict):
+                    raise TypeError("config.model is not a section")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{path} is damaged ({error}); name the config with --config.") from error
+            if config is not None:
+                return config
+    return None
+
+
+def nearest(name: str, known: Iterable[str], where: str = "") -> str:
+    """Return a hint at the known name that is nearest to a mistyped one, or at all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {where}{near[0]}?" if near else f"Known: {', '.join(known)}."
