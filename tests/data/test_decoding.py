@@ -53,25 +53,71 @@ def test_cmyk_jpeg():
     assert_close(decode(file), PICTURE, 6)
 
 
-def test_16_bit_greyscale_keeps_its_range():
-    values = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
-    expected = np.rint(values / 65535 * 255).astype(np.uint8)
-    np.testing.assert_array_equal(decode(encoded(values, "PNG"))[..., 1], expected)
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def test_transparent_pixels_lie_on_white():
-    alpha = np.where(np.arange(64) < 32, 255, 0).astype(np.uint8)
-    file = encoded(np.dstack([PICTURE, np.broadcast_to(alpha, (48, 64))]), "PNG")
-    expected = np.where(np.arange(64)[None, :, None] < 32, PICTURE, 255)
-    np.testing.assert_array_equal(decode(file), expected)
+def png(values, depth, color_type, extra=b""):
+    """A PNG file by hand: `[height, width, channel]` samples of `depth` bits."""
+    height, width, channels = values.shape
+    bits = (values[..., None] >> np.arange(depth)[::-1]) & 1
+    rows = np.packbits(bits.reshape(height, width * channels * depth).astype(np.uint8), axis=1)
+    lines = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)
+    head = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(lines.tobytes()))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + pixels + chunk(b"IEND", b"")
 
 
-def test_palette_with_a_transparent_colour():
-    image = Image.fromarray((np.arange(48 * 64) % 3).astype(np.uint8).reshape(48, 64), "P")
-    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    colours = np.array([[255, 0, 0], [255, 255, 255], [0, 0, 255]])  # green is transparent
-    file = encoded(image, "PNG", transparency=1)
-    np.testing.assert_array_equal(decode(file), colours[np.arange(48 * 64) % 3].reshape(48, 64, 3))
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+@pytest.mark.parametrize(("color", "depth"), [(color, depth) for color in DEPTHS for depth in DEPTHS[color]])
+def test_every_kind_of_png(color, depth, transparent):
+    """Against the PNG specification: samples scaled to 255, the transparent color or alpha over white."""
+    rng = np.random.default_rng(depth)
+    values = rng.integers(0, 2**depth, (8, 8, CHANNELS[color]))
+    values[0, :2] = values[3, 3]
+    unit = 2**depth - 1
+    palette = rng.integers(0, 256, (2**depth, 3), np.uint8)
+    pixels = palette[values[..., 0]].astype(float) if color == 3 else values * 255 / unit
+    alpha = np.ones((8, 8, 1))
+    extra = chunk(b"PLTE", palette.tobytes()) if color == 3 else b""
+    if transparent and color == 3:
+        opacity = rng.integers(0, 256, 2**depth, np.uint8)
+        extra += chunk(b"tRNS", opacity.tobytes())
+        alpha = opacity[values] / 255
+    elif transparent and color in (0, 2):
+        key = values[3, 3]
+        extra += chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
+        alpha = (values != key).any(-1, keepdims=True).astype(float)
+        assert (alpha == 0).sum() >= 3
+    if color in (4, 6):
+        pixels, alpha = pixels[..., :-1], values[..., -1:] / unit
+    expected = np.broadcast_to(alpha * pixels + (1 - alpha) * 255, (8, 8, 3))
+    tolerance = (
+        0.51 if (alpha.min() == 1 or color in (0, 2)) and depth <= 8 else 2.1
+    )  # Pillow cuts 16 bits to 8
+    np.testing.assert_allclose(decode(png(values, depth, color, extra)), expected, atol=tolerance)
+
+
+def test_tiffs_of_other_modes():
+    """CMYK and YCbCr by their definitions, CIELab by CIE's at the neutral axis and in sign of a and b."""
+    ink = np.random.default_rng(0).integers(0, 256, (4, 6, 4), np.uint8)
+    expected = (255 - ink[..., :3].astype(float)) * (255 - ink[..., 3:]) / 255
+    np.testing.assert_allclose(decode(encoded(Image.fromarray(ink, "CMYK"), "TIFF")), expected, atol=1)
+    lab = np.zeros((1, 5, 3), np.uint8)
+    lab[0, :, 0] = 0, 128, 255, 140, 140  # lightness 0, 50.2, 100
+    lab[0, 3:, 1] = 60, 256 - 60  # a: red, green
+    dark, gray, white, red, green = decode(encoded(Image.fromarray(lab, "LAB"), "TIFF"))[0].astype(int)
+    assert dark.max() <= 1 and white.min() >= 253 and np.abs(gray - 119).max() <= 2
+    assert red[0] > red[1] + 100 and green[1] > green[0] + 50
+    grey = np.array([[0, 257, 32768, 65535]], np.uint16)
+    for kind in ("TIFF", "PPM"):
+        np.testing.assert_array_equal(decode(encoded(grey, kind))[0, :, 0], [0, 1, 128, 255])
+    bits = Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")
+    np.testing.assert_array_equal(decode(encoded(bits, "TIFF"))[0, :, 1], [0, 255])
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
@@ -102,6 +148,62 @@ def test_exif_orientation(orientation, kind):
     stored = np.ascontiguousarray(TURNED[orientation](PICTURE))
     file = encoded(stored, kind, exif=exif, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
     assert_close(decode(file), PICTURE, 5)
+
+
+def exif(entries, order="<"):
+    """A block of EXIF tags by hand: `(tag, type, count, value bytes)`."""
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    tags = b"".join(struct.pack(order + "HHI", *e[:3]) + e[3].ljust(4, b"\0") for e in entries)
+    return mark + struct.pack(order + "IH", 8, len(entries)) + tags + bytes(4)
+
+
+def with_exif(kind, block):
+    if kind == "JPEG":
+        data = b"Exif\0\0" + block
+        return JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data + JPEG[2:]
+    return PNG[:33] + chunk(b"eXIf", block) + PNG[33:]
+
+
+ODD = {
+    "orientation 0": (exif([(0x112, 3, 1, b"\0\0")]), 1),
+    "orientation 9": (exif([(0x112, 3, 1, b"\x09\0")]), 1),
+    "orientation as text": (exif([(0x112, 2, 2, b"6\0")]), 1),
+    "two orientations": (exif([(0x112, 3, 2, b"\x06\0\x06\0")]), 1),
+    "no tags": (b"II*\0", 1),
+    "not TIFF": (b"hello", 1),
+    "tags outside": (b"II*\0\xff\xff\xff\x7f", 1),
+    "bad neighbors": (exif([(0x10E, 99, 2**31, b"zzzz"), (0x112, 3, 1, b"\x06\0")]), 6),
+    "big-endian": (exif([(0x112, 3, 1, b"\0\x06")], ">"), 6),
+    "as 32 bits": (exif([(0x112, 4, 1, b"\x06\0\0\0")]), 6),
+}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("name", ODD)
+def test_good_pixels_are_never_refused_for_metadata(name, kind):
+    block, orientation = ODD[name]
+    plain = decode(JPEG if kind == "JPEG" else PNG)
+    np.testing.assert_array_equal(TURNED[orientation](decode(with_exif(kind, block))), plain)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**21))),
+        chunk(b"tEXt", b"Raw profile type exif\0\nexif\n   9\nnot hexadecimal"),
+        chunk(b"iCCP", b"x\0\0not compressed"),
+        struct.pack(">I", 4) + b"tEXtdata" + b"\0\0\0\0",  # a wrong checksum
+    ],
+)
+def test_png_chunks_that_pixels_do_not_need_do_no_harm(bad):
+    for place in (33, len(PNG) - 12):  # before and after the pixels
+        np.testing.assert_array_equal(decode(PNG[:place] + bad + PNG[place:]), PICTURE)
+
+
+@pytest.mark.parametrize("orientation", [2, 5, 6, 8])
+def test_tiff_orientation(orientation):
+    stored = np.ascontiguousarray(TURNED[orientation](PICTURE))
+    np.testing.assert_array_equal(decode(encoded(stored, "TIFF", tiffinfo={0x112: orientation})), PICTURE)
 
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])

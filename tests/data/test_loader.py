@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.data.loader import EpochOrder, training_batches
-from l2l_jax.data.reading import read_lists
+from l2l_jax.data.reading import BadImage, BadImages, read_lists, warn_of_shrinking
 from l2l_jax.data.transforms import Transform, TransformConfig, in_range
 from l2l_jax.errors import UserError
 from tests.data.pictures import Files, Missing, encoded, gradient
@@ -256,6 +256,26 @@ def test_a_file_that_is_gone_is_a_bad_image(tmp_path):
     )  # fmt: skip
     batches_of(stream, 2)
     assert "No such file" in read_lists(tmp_path)["all"]["image 4"]
+
+
+def test_lists_of_names_that_are_not_utf8(tmp_path):
+    names = ["Jos\udce9/1.jpg", "Jürgen/2.jpg", "\u7530\u4e2d.jpg"]
+    bad = BadImages(tmp_path, {"all": 100}, 0.5)
+    bad.record("all", [BadImage(name, "empty") for name in names])
+    assert read_lists(tmp_path) == {"all": dict.fromkeys(names, "empty")}
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "warns"),
+    [((300, 400), 16, True), ((28, 28), 8, True), ((28, 28), 16, False), ((2000, 2000), 224, False)],
+)
+def test_a_warning_where_images_shrink_a_lot(shape, size, warns, caplog):
+    class Same(Files):
+        def __getitem__(self, index):
+            return {"image": encoded(np.zeros((*shape, 3), np.uint8), "PNG"), "label": 0, "name": str(index)}
+
+    warn_of_shrinking(Same(3), size)
+    assert (f"{shape[1]}×{shape[0]} → {size}×{size} pixels" in caplog.text) == warns
 
 
 def test_a_crop_depends_on_the_epoch_and_not_on_the_neighbours():
