@@ -40,6 +40,15 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
     return list(dict.fromkeys(names.class_id(name) for name in _expand(wanted, names.numbers, field, side)))
 
 
+def readable(name: str) -> str:
+    """Decode the bytes of a name that is not UTF-8 as Windows-1252, if they can be."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "surrogateescape").decode("cp1252", "surrogateescape")
+    return name
+
+
 def printable(name: str) -> str:
     """Escape what a console cannot show: control characters, and bytes that are not UTF-8."""
     return name if name.isprintable() else repr(name)[1:-1]
@@ -71,11 +80,11 @@ class _Names:
     def __init__(self, class_names: Sequence[str], field: str):
         self._names, self._field = class_names, field
         self.numbers = {name: number for number, name in enumerate(class_names)}
-        self._normal = {unicodedata.normalize("NFC", name): name for name in class_names}
+        self._normal = {_normal(name): name for name in class_names}
         self._words = _imagenet_words(class_names)
 
     def class_id(self, text: str) -> int:
-        name = text if text in self.numbers else self._normal.get(unicodedata.normalize("NFC", text))
+        name = text if text in self.numbers else self._normal.get(_normal(text))
         if name is not None:
             return self.numbers[name]
         if PLAIN_NUMBER.fullmatch(text) and int(text) < len(self._names):
@@ -106,6 +115,10 @@ class _Names:
                     f"{self._names[number]!r}, but {name!r} is the same number; write the name as it is."
                 )
         return number
+
+
+def _normal(name: str) -> str:
+    return unicodedata.normalize("NFC", readable(name))
 
 
 def _imagenet_words(class_names: Sequence[str]) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """Images in files of the user's own: a folder of class folders, or a table of paths."""
 
 import concurrent.futures
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,12 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from etils import epath
 
+from l2l_jax.data.class_names import readable
 from l2l_jax.data.config import SourceConfig
-from l2l_jax.data.listing import SUFFIXES, Lister
+from l2l_jax.data.listing import SUFFIXES, Lister, log_once
 from l2l_jax.data.records import Record, SplitName, held_out
 from l2l_jax.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 """Names of the folder or the split of test images, besides "train"."""
@@ -110,11 +110,14 @@ def open_folder(config: SourceConfig, split: SplitName) -> FileSource:
         chosen = held_out(paths, labels, config.test_fraction)[split == "test"]
         paths, labels = paths[chosen], labels[chosen]
     names = [to_text(name) for name in class_names]
+    shown = list(map(readable, names))
+    names = shown if len(set(shown)) == len(shown) else names
     return FileSource(os.fspath(root), paths, labels, names, passed_over)
 
 
 def _split_folders(lister: Lister) -> dict[str, str]:
     """Return the folders that hold the class folders, by split; {"all": ""}: the folder itself does."""
+    say = functools.partial(log_once, logging.INFO)
     folders, _ = lister.level("")
     train = next((name for name in folders if name.lower() == "train"), None)
     if train is None:
@@ -129,16 +132,16 @@ def _split_folders(lister: Lister) -> dict[str, str]:
             f"class, or move the other folders out."
         )
     if others:
-        logger.info("%s: %s is read as a class, like %s", lister.root, train, ", ".join(others[:5]))
+        say(f"{lister.root}: {train} is read as a class, like {', '.join(others[:5])}")
         return {"all": ""}
     if not tests:
-        logger.info("%s: training and test images are those in %s", lister.root, train)
+        say(f"{lister.root}: training and test images are those in {train}")
         return {"all": train}
     test = next((name for name in tests if set(classes) & set(lister.level(name)[0])), tests[0])
     for name in tests:
         if name != test:
             lister.pass_over(name, "folder of another split", "folders of other splits")
-    logger.info("%s: training images are those in %s, test images those in %s", lister.root, train, test)
+    say(f"{lister.root}: training images are those in {train}, test images those in {test}")
     return {"train": train, "test": test}
 
 

@@ -112,7 +112,7 @@ class Lister:
         text = self.passed_over()
         if text:
             grave = any("convert" in one or "link" in one or "special" in one for one, _ in self._passed)
-            _log_once(logging.WARNING if grave else logging.INFO, f"{self.root}: passed over {text}.")
+            log_once(logging.WARNING if grave else logging.INFO, f"{self.root}: passed over {text}.")
         return text
 
     def _below(self, place: str, group: str) -> Iterator[str]:
@@ -183,5 +183,6 @@ def _reason(name: str, kind: str) -> tuple[str, str] | None:
 
 
 @functools.cache
-def _log_once(level: int, message: str) -> None:
+def log_once(level: int, message: str) -> None:
+    """Log a message, unless it was logged before: sources are opened several times."""
     logger.log(level, "%s", message)

@@ -132,7 +132,7 @@ def _lock_file(folder: epath.Path) -> contextlib.AbstractContextManager[IO[str] 
     """A file to lock; there is none in a bucket."""
     if "://" in os.fspath(folder):
         return contextlib.nullcontext()
-    return open(folder / ".prepare.lock", "w")
+    return open(folder / ".prepare.lock", "w", encoding="utf-8")
 
 
 def _lock(file: IO[str] | None, how: int) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
+from l2l_jax.data.class_names import readable
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.files import TEST_FOLDERS, FileSource, existing, in_threads, to_text
 from l2l_jax.data.records import SplitName, held_out
@@ -87,9 +88,8 @@ def _read_table(table: epath.Path) -> _Lines:
                 )
         for row in filter(any, rows):
             path, label, of = _fields(row, header, f"{table}, line {rows.line_num}")
-            if not label.isascii() and label != (western := _western(label)):
-                label = western
-                odd = odd or rows.line_num
+            if label != (text := readable(label)):
+                label, odd = text, odd or rows.line_num
             numbers.append(rows.line_num)
             paths.append(path.encode("utf-8", "surrogateescape"))
             labels.append(classes.setdefault(label, len(classes)))
@@ -103,15 +103,6 @@ def _read_table(table: epath.Path) -> _Lines:
         )
     columns = np.array(numbers), np.array(paths, np.bytes_), np.array(labels)
     return _Lines(*columns, None if of is None else np.array(is_test, bool), list(classes))
-
-
-def _western(label: str) -> str:
-    """Decode a label that is not UTF-8 as Windows-1252, if it can be."""
-    try:
-        label.encode()
-    except UnicodeEncodeError:
-        return label.encode("utf-8", "surrogateescape").decode("cp1252", "surrogateescape")
-    return label
 
 
 def _fields(row: list[str], header: list[str], where: str) -> tuple[str, str, str | None]:

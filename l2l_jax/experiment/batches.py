@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 def training_sets(config: Config, source: Source) -> splits.Split:
     """Choose the training images to retain, or their proxies, and to forget, and log them by class."""
     sets = splits.training_sets(config.data, source, config.model.image_size)
-    kind = "proxies" if config.data.proxy else "images"
+    kind = "proxies" if config.data.proxy else "training images"
     if config.data.retain_images == "generated":
         kind = f"{'proxies' if config.data.proxy else 'noise images'} to generate from"
-    logger.info("Training images to forget: %s", splits.describe(sets.forget))
-    logger.info("Training images to retain: %s", splits.describe(sets.retain, kind))
+    logger.info("To forget: %s", splits.describe(sets.forget, "training images"))
+    logger.info("To retain: %s", splits.describe(sets.retain, kind))
     warn_of_shrinking(sets.forget, config.model.image_size)
     return sets
 

@@ -107,7 +107,7 @@ def _tpu_chips() -> bool:
     if importlib.util.find_spec("libtpu") is None:
         return False
     vendors = glob.glob("/sys/bus/pci/devices/*/vendor")
-    return any(pathlib.Path(vendor).read_text().strip() == "0x1ae0" for vendor in vendors)
+    return any(pathlib.Path(vendor).read_text(encoding="utf-8").strip() == "0x1ae0" for vendor in vendors)
 
 
 def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:

@@ -105,7 +105,11 @@ def test_names_that_are_not_utf8(tmp_path):
         with open(folder + b"/" + name, "wb") as file:
             file.write(b"x")
     source = open_folder(tmp_path)
-    assert len(source) == 1 and source[0]["image"] == b"x"
+    assert len(source) == 1 and source[0]["image"] == b"x" and source.class_names == ("café",)
+    assert os.fsencode(source[0]["name"]).startswith(folder) and source.name(0) == source[0]["name"]
+    os.mkdir(tmp_path / "café")
+    (tmp_path / "café" / "2.jpg").write_bytes(b"y")
+    assert open_folder(tmp_path).class_names == ("caf\udce9", "café")[::-1]
 
 
 def test_hidden_and_foreign_names_are_passed_over_and_reported(tmp_path, caplog):

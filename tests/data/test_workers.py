@@ -37,7 +37,9 @@ def open_pool():
 
 def is_running(pid):
     try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return (
+            pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] != "Z"
+        )
     except FileNotFoundError:
         return False
 
@@ -56,7 +58,7 @@ def test_a_worker_reads_prepared_data_sets_without_jax_and_tensorflow(open_pool,
     rows = [Row(0, index, 0) for index in range(3)]
     expected = Reader([source], [TRANSFORM], seed=0).read(rows)
     np.testing.assert_array_equal(pool.read(rows).result().images, expected.images)
-    mapped = pathlib.Path(f"/proc/{pool.process_ids[0]}/maps").read_text()
+    mapped = pathlib.Path(f"/proc/{pool.process_ids[0]}/maps").read_text(encoding="utf-8")
     assert "numpy" in mapped and "array_record" in mapped
     assert "jaxlib" not in mapped and "libtensorflow" not in mapped
 
