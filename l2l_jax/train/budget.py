@@ -1,20 +1,20 @@
 """A budget for what unlearning may cost: the weight of the forget term follows the retain error.
 
-The error in the mask of retain validation images, relative to the original model's, is to end below a
-budget. The weight follows by dual ascent on that constraint, in the logarithm (exponentiated gradient):
+The masked MSE of retain validation images, relative to the original model's, must end below a budget. The
+weight follows by dual ascent on that constraint, in the logarithm (exponentiated gradient):
 
     weight ← weight · (limit / expected)^rate
 
-Methods' losses differ in scale by orders of magnitude; a rate of the logarithm means the same to all of
-them, and the weight stays positive. The additive rule, weight ← max(0, weight + rate · (budget − measured)),
-is what PDU in open-unlearning does. `expected` is where the next measurement will be if the last change goes
-on: the model answers late, and without looking ahead the weight swings (Stooke et al. 2020, "Responsive
-safety by PID Lagrangian methods").
+The losses of methods differ in scale by orders of magnitude; a rate of the logarithm means the same to all of
+them, and the weight stays positive. (PDU in open-unlearning uses the additive rule, weight ← max(0, weight +
+rate · (budget − measured)).) The expected ratio is that of the next measurement if the last change continues:
+the model answers late, and without looking ahead the weight swings (Stooke et al. 2020, "Responsive safety by
+PID Lagrangian methods").
 
-While the learning rate is high every model restores worse than it will at the end, and when it is low nothing
+While the learning rate is high, every model is worse than it will be at the end, and when it is low nothing
 changes any more. So the limit falls from what is measured after a quarter of the steps to the budget, which
-it reaches after seven tenths (`limit_at`). In the first quarter the weight stays as given; it only falls
-where the run would be ruined.
+it reaches after seven tenths (`limit_at`). In the first quarter the weight only falls, where the run would be
+ruined.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from l2l_jax.train.loop import Training
 
 LAG = 2
-"""Steps after which a measurement acts: by then the devices have done it, and nobody waits."""
+"""Steps after which a measurement acts: by then the devices have finished it, and no step waits."""
 
 CONTROLLED_FROM = 0.25
 """Share of the steps after which the weight follows the budget."""
@@ -57,12 +57,12 @@ SMALL = 1e-6
 
 
 def limit_at(budget: float, first: float, progress: float) -> float:
-    """What the ratio may be on the way: from `first` down to the budget, half a cosine in the logarithm.
+    """Return the limit of the ratio on the way from `first` to the budget: half a cosine in the logarithm.
 
     Args:
-      budget: of the ratio at the end.
-      first: the ratio where the way begins; the limit is the budget throughout if that is not greater.
-      progress: share of the way, 0 to 1.
+      budget: Greatest ratio at the end.
+      first: Ratio where the way begins; the limit is the budget throughout if that is not greater.
+      progress: Share of the way, 0 to 1.
     """
     if not first > budget:
         return budget
@@ -73,16 +73,17 @@ def limit_at(budget: float, first: float, progress: float) -> float:
 def next_weight(
     weight: float, limit: float, ratio: float, before: float, rate: float, most: float = math.inf
 ) -> float:
-    """weight · (limit / expected)^rate, changed by no more than `GREATEST_CHANGE`, at most `most`.
+    """Return weight · (limit / expected)^rate, changed by at most `GREATEST_CHANGE`, at most `most`.
 
-    A ratio that is not finite lowers the weight.
+    The expected ratio is ratio · ratio / before. One that is not finite lowers the weight.
 
     Args:
-      weight: that the model was trained with.
-      limit: of the ratio.
-      ratio: measured.
-      before: measured the time before; expected is ratio · ratio / before.
-      rate, most: of the weight.
+      weight: Weight that the model was trained with.
+      limit: Greatest allowed ratio now.
+      ratio: Newest ratio.
+      before: Ratio of the measurement before.
+      rate: Exponent.
+      most: Greatest weight.
     """
     expected = ratio * ratio / max(before, SMALL)
     change = (limit / max(expected, SMALL)) ** rate if math.isfinite(expected) else 0.0
@@ -90,12 +91,12 @@ def next_weight(
 
 
 class Measured(NamedTuple):
-    """Ratios of the errors of the model after a step to the original model's.
+    """Ratios of a model's errors to the original model's.
 
     Attributes:
-      step: steps done.
-      weight: of the forget term in that step.
-      retain, forget: ratios.
+      step: Steps done.
+      weight: Weight of the forget term in that step.
+      retain, forget: Ratios.
     """
 
     step: int
@@ -104,10 +105,7 @@ class Measured(NamedTuple):
     forget: float
 
     def rank(self, budget: float) -> tuple[bool, float]:
-        """Orders models: inside the budget the greatest forget error is best, outside the least retain error.
-
-        NaN is outside, and worst.
-        """
+        """Order models: inside the budget by forget error, outside by least retain error, NaN last."""
         if self.retain <= budget:
             return True, self.forget
         return False, -self.retain if math.isfinite(self.retain) else -math.inf
@@ -118,12 +116,12 @@ class _Memory:
     """What a resumed run must know besides arrays; JSON-able.
 
     Attributes:
-      weight: of the forget term.
-      first: step and ratio where the limit begins.
-      acted: the newest measurement that the weight has followed.
-      waiting: those that it has not.
-      best: the model that is kept.
-      best_errors: its errors by set.
+      weight: Weight of the forget term.
+      first: Step and ratio where the limit begins.
+      acted: Newest measurement that the weight has followed.
+      waiting: Measurements that it has not.
+      best: Measurement of the model that is kept.
+      best_errors: Its errors by set.
     """
 
     weight: float

@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh of devices, the rows of a batch, the parameters."""
+"""Mesh construction and array shardings."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from l2l_jax.errors import UserError
 
 SHARDED_FROM = 4096
-"""Elements from which an array is split over the axis "fsdp"; smaller ones lie on every device."""
+"""Elements from which an array is split over the axis "fsdp"; smaller ones are whole on every device."""
 
 ROWS = PartitionSpec(("data", "fsdp"))
 """Rows of a batch are split over all devices, whichever axis they are on."""
@@ -22,11 +22,11 @@ class MeshConfig:
     """Sizes of the two axes of the mesh of devices; their product is the number of devices.
 
     A batch is split over both axes. Along "data" every device has all parameters; along "fsdp" they are
-    split too, with their optimiser state and moving average.
+    split, with their optimizer state and moving average.
 
     Attributes:
-      data: devices along "data"; -1: all that the other axis leaves.
-      fsdp: devices along "fsdp"; -1: all that the other axis leaves.
+      data: Devices along "data"; -1: all that the other axis leaves.
+      fsdp: Devices along "fsdp"; -1: all that the other axis leaves.
     """
 
     data: int = -1
@@ -41,10 +41,10 @@ class MeshConfig:
 
 
 def make_mesh(devices: list[jax.Device] | None = None, config: MeshConfig | None = None) -> Mesh:
-    """A mesh ("data", "fsdp") of the sizes in `config` over `devices`, by default all of them.
+    """Make a mesh ("data", "fsdp") of the sizes in `config` over `devices`, by default all of them.
 
     Raises:
-      UserError: the sizes do not give the number of devices.
+      UserError: The sizes do not give the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     config = MeshConfig() if config is None else config
@@ -59,13 +59,12 @@ def make_mesh(devices: list[jax.Device] | None = None, config: MeshConfig | None
             known_to_all=True,
         )
     # Auto, not Explicit: look-ups of a sharded index in a replicated table need it.
-    return jax.make_mesh(
-        (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices
-    )
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=axis_types, devices=devices)
 
 
 def by_process(devices: Iterable[jax.Device]) -> list[jax.Device]:
-    """The devices of process 0, then those of process 1, and so on; those of a process keep their order."""
+    """Sort devices by process; those of a process keep their order."""
     return sorted(devices, key=lambda device: device.process_index)
 
 
@@ -80,11 +79,11 @@ def check_batch_size(batch_size: int, parts: int, mesh: Mesh, field: str) -> Non
 
 
 def parameter_spec(shape: tuple[int, ...], ways: int) -> PartitionSpec:
-    """How an array of the state is split over the `ways` devices along "fsdp".
+    """Return how an array of the state is split over the `ways` devices along "fsdp".
 
-    The rule: the longest axis that `ways` divides is split, of equal ones the last. An array without such
-    an axis, or of fewer than `SHARDED_FROM` elements, is whole on every device. Only the shape
-    counts, so that optimiser moments and averages are split as their parameters are.
+    The longest axis that `ways` divides is split, of equal ones the last. An array without such an axis, or
+    of fewer than `SHARDED_FROM` elements, is whole on every device. Only the shape counts, so that optimizer
+    moments and averages are split as their parameters are.
     """
     axes = [axis for axis, size in enumerate(shape) if size % ways == 0]
     if ways == 1 or not axes or math.prod(shape) < SHARDED_FROM:
@@ -94,30 +93,31 @@ def parameter_spec(shape: tuple[int, ...], ways: int) -> PartitionSpec:
 
 
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
-    """`parameter_spec` of every array of a tree, on a mesh."""
+    """Return the sharding of every array of a tree by `parameter_spec`."""
     ways = mesh.shape["fsdp"]
     return jax.tree.map(lambda x: NamedSharding(mesh, parameter_spec(x.shape, ways)), tree)
 
 
 def abstract(tree: Any, mesh: Mesh) -> Any:
-    """Shapes and types of a tree of arrays or shapes, placed by `parameter_spec`."""
-    return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        tree, parameter_shardings(tree, mesh),
-    )  # fmt: skip
+    """Return shapes, types and shardings of a tree of arrays or shapes."""
+
+    def leaf(x, where):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    return jax.tree.map(leaf, tree, parameter_shardings(tree, mesh))
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
-    """Parameters or other arrays of the state on the devices, by `parameter_spec`."""
+    """Put parameters or other arrays of the state on the devices."""
     return jax.device_put(tree, parameter_shardings(tree, mesh))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's rows of a global batch, split over its devices along the first axis."""
+    """Split this process's rows of a global batch over its devices along the first axis."""
     sharding = NamedSharding(mesh, ROWS)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def describe(mesh: Mesh, parallel: str) -> str:
-    """The mesh in a word, as "jit 4x2"."""
+    """Describe a mesh, such as "jit 4x2"."""
     return f"{parallel} {mesh.shape['data']}x{mesh.shape['fsdp']}"
