@@ -124,46 +124,42 @@ def _read(folder: pathlib.Path, target: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-    """Writes small arrays whole: Orbax would compile a program for each kind of slice."""
+    """Writes small arrays whole: Orbax compiles a program for each kind of slice of a replicated array."""
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_FROM)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def _across_processes(state: Any) -> Any:
-    """Arrays that Orbax takes: those of `pmap` lie in every process and do not know of the other copies."""
+    """Arrays as Orbax takes them: those of `pmap` do not know of their copies in other processes."""
     if jax.process_count() == 1:
         return state
-    devices = Mesh(np.array(jax.devices()), ("device",))
+    whole = NamedSharding(Mesh(np.array(jax.devices()), ("device",)), PartitionSpec())
 
     def known(x: jax.Array) -> jax.Array:
         if not x.is_fully_addressable:
             return x
         copies = [shard.data for shard in x.addressable_shards]
-        return jax.make_array_from_single_device_arrays(
-            x.shape, NamedSharding(devices, PartitionSpec()), copies
-        )
+        return jax.make_array_from_single_device_arrays(x.shape, whole, copies)
 
     return jax.tree.map(known, state)
 
 
 def _devices(state: Any) -> dict[str, int]:
-    """How many processes and devices a state lies on, and into how many parts its arrays are split."""
+    """Count the processes and devices that hold a state, and the parts that its arrays are split into."""
     arrays = jax.tree.leaves(state)
-    parts = (x.size // max(1, math.prod(x.sharding.shard_shape(x.shape))) for x in arrays)
     return {
         "processes": jax.process_count(),
         "devices": max(len(x.sharding.device_set) for x in arrays),
-        "parts": max(parts),
+        "parts": max(x.size // max(1, math.prod(x.sharding.shard_shape(x.shape))) for x in arrays),
     }
 
 
 def _log_changes(before: dict[str, int], now: dict[str, int]) -> None:
     if before != now:
-        old, new = map(_in_words, (before, now))
+        old, new = (
+            f"{counts['devices']} devices of {counts['processes']} processes"
+            + (f", parameters in {counts['parts']} parts" if counts["parts"] > 1 else "")
+            for counts in (before, now)
+        )
         logger.info("The checkpoint was written on %s; it resumes on %s", old, new)
-
-
-def _in_words(counts: dict[str, int]) -> str:
-    split = f", parameters in {counts['parts']} parts" if counts["parts"] > 1 else ""
-    return f"{counts['devices']} devices of {counts['processes']} processes{split}"

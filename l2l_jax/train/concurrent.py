@@ -1,4 +1,4 @@
-"""Independent pieces of work at the same time: the step of a small model cannot fill the cores of a CPU."""
+"""Independent work at the same time: the step of a small model cannot fill the cores of a CPU."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -12,14 +12,14 @@ from l2l_jax.utils.runtime import usable_cpus
 T = TypeVar("T")
 
 AT_A_TIME = 2
-"""How many pieces run at the same time, at most: each holds a training state of its own."""
+"""Greatest number of trainings at the same time: each holds a state of its own."""
 
 AWAKE_EVERY_SECONDS = 1.0
 """Python handles signals in the main thread; one that comes just as it falls asleep does not wake it."""
 
 
 def threads(most: int) -> int:
-    """How many threads can run programs of their own: up to `most` with one CPU device, otherwise one.
+    """Return how many threads can run programs of their own: up to `most` with one CPU device, otherwise one.
 
     Several devices must all run the same programs in the same order.
     """
@@ -28,38 +28,38 @@ def threads(most: int) -> int:
 
 
 def in_threads(work: Sequence[Callable[[], T]], count: int) -> Iterator[T]:
-    """What pieces of work return, in their order, each as soon as it is there.
+    """Yield what independent functions return, in their order, each as soon as it is there.
 
     A signal to stop reaches the trainings of all threads.
 
     Args:
-      work: the pieces; none depends on another.
-      count: how many threads do them; 1: one follows the other in this thread.
+      work: Functions.
+      count: Number of threads; 1: one follows the other in this thread.
 
     Raises:
-      Exception: what a piece raised, once those that had begun have ended; no other begins.
+      Exception: What a function raised, after those that had begun have ended; no other begins.
     """
     if min(count, len(work)) < 2:
-        yield from (piece() for piece in work)
+        yield from (function() for function in work)
         return
     with stop_request(), ThreadPoolExecutor(count, "l2l_jax-side-by-side") as pool:
-        pieces = [pool.submit(piece) for piece in work]
+        futures = [pool.submit(function) for function in work]
 
-        def end_others(piece: Future) -> None:
-            if not piece.cancelled() and piece.exception():
+        def end_others(future: Future) -> None:
+            if not future.cancelled() and future.exception():
                 pool.shutdown(wait=False, cancel_futures=True)
 
         try:
-            for piece in pieces:
-                piece.add_done_callback(end_others)
-            for piece in pieces:
-                while not wait([piece], AWAKE_EVERY_SECONDS).done:
+            for future in futures:
+                future.add_done_callback(end_others)
+            for future in futures:
+                while not wait([future], AWAKE_EVERY_SECONDS).done:
                     pass
-                yield piece.result()
+                yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def side_by_side(work: Sequence[Callable[[], T]]) -> list[T]:
-    """`in_threads` with as many as can run programs of their own, `AT_A_TIME` at most."""
+    """Call independent functions, `AT_A_TIME` at the same time where they can run side by side."""
     return list(in_threads(work, threads(AT_A_TIME)))

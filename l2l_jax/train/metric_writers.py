@@ -1,4 +1,4 @@
-"""Scalars of a training stage: JSON lines for programs, TensorBoard files for people."""
+"""Metrics of a training phase: JSON lines for programs, TensorBoard files for people."""
 
 import json
 import pathlib
@@ -10,13 +10,11 @@ from l2l_jax.utils.multihost import is_primary
 
 
 class MetricWriter:
-    """Writes `folder/metrics.jsonl` and TensorBoard event files next to it.
-
-    With several processes one of them writes, and this does nothing in the others.
+    """Writes `folder/metrics.jsonl` and TensorBoard event files next to it, in the primary process alone.
 
     Args:
-      folder: where to write.
-      first_step: scalars after this step are dropped from existing files: the run resumes there.
+      folder: Where to write.
+      first_step: Metrics after this step are dropped from existing files: the run resumes there.
     """
 
     def __init__(self, folder: pathlib.Path, first_step: int = 0):
@@ -24,19 +22,19 @@ class MetricWriter:
         if not self._active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
+        path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._lines = self._path.open("a")
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+        self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Record scalars at a step; the JSON line is on the disk when this returns."""
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of a step; the JSON line is with the operating system when this returns."""
         if not self._active:
             return
-        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
         self._lines.flush()
-        for name, value in scalars.items():
+        for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -47,10 +45,10 @@ class MetricWriter:
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of `folder/metrics.jsonl` in order; a last line cut off by a crash is dropped."""
+    """Read the rows of `folder/metrics.jsonl`; a last line cut off by a crash is dropped."""
     path = folder / "metrics.jsonl"
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -1,13 +1,14 @@
-"""What the processes of a run tell one another: decisions, mistakes, results.
+"""What the processes of a run exchange: decisions, errors, results.
 
-Every function here is called by all processes at the same point of the program. With one process
-nothing is sent.
+Every function here is called by all processes at the same point of the program. With one process nothing is
+sent.
 """
 
 import contextlib
 import json
+import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -15,14 +16,16 @@ from jax.experimental import multihost_utils
 
 from l2l_jax.errors import UserError
 
+T = TypeVar("T")
+
 
 def is_primary() -> bool:
-    """Whether this is the primary process, which writes logs, scalars, pictures and reports."""
+    """Return whether this is the primary process, which writes logs, metrics, pictures and reports."""
     return jax.process_index() == 0
 
 
 def exchange(text: str) -> list[str]:
-    """The texts of all processes, by process index. Returns when all of them have called it."""
+    """Return the texts of all processes, by process index, once all of them have called this."""
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
@@ -38,15 +41,15 @@ def exchange(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def barrier() -> Iterator[None]:
-    """All processes get through this block, or none does.
+    """Let all processes get through this block, or none.
 
     For work that can fail in one process and not in another, such as reading files: otherwise those that
-    succeeded would wait for ever for those that failed.
+    succeeded would wait for ever for those that failed. Nothing in the block may wait for other processes.
 
     Raises:
-      UserError: some process raised one, or another exception elsewhere; it names the processes unless all of
-        them say the same. `known_to_all` is set, so that it is printed once. An exception
-        of this process that is not a UserError is raised as it is.
+      UserError: Some process raised one, or another exception elsewhere; it names the processes unless all of
+        them say the same. `known_to_all` is set, so that it is printed once. An exception of this process
+        that is not a UserError is raised as it is.
     """
     failure: Exception | None = None
     try:
@@ -69,7 +72,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _joint(texts: list[str]) -> str:
-    """What the processes complain of, in one message; equal complaints are told once."""
+    """Join the complaints of processes; equal ones are named once."""
     if all(text == texts[0] for text in texts):
         return texts[0]
     named = (f"Process {index} of {len(texts)}: {text}" for index, text in enumerate(texts) if text)
@@ -77,15 +80,15 @@ def _joint(texts: list[str]) -> str:
 
 
 def from_primary(compute: Callable[[], Any]) -> Any:
-    """What `compute()`, called by the primary process alone, returns: the same in all processes.
+    """Return in all processes what `compute()` returns in the primary process.
 
     Also for looking at a shared disk, which may show different processes different things for a while.
 
     Args:
-      compute: returns something JSON-able.
+      compute: Returns something JSON-able.
 
     Raises:
-      UserError: the primary process raised one.
+      UserError: The primary process raised one.
     """
     if jax.process_count() == 1:
         return compute()
@@ -103,8 +106,16 @@ def on_primary(work: Callable[[], None]) -> None:
             work()
 
 
+def load_existing(path: pathlib.Path, load: Callable[[], T]) -> T | None:
+    """Load by all processes what the primary process finds at `path`; None if there is nothing."""
+    if not from_primary(path.exists):
+        return None
+    with barrier():
+        return load()
+
+
 def to_host(tree: Any) -> Any:
-    """NumPy arrays of a tree, put together where their parts lie on devices of several processes."""
+    """Return NumPy arrays of a tree, joined where their parts are on devices of several processes."""
 
     def whole(x):
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
@@ -115,12 +126,10 @@ def to_host(tree: Any) -> Any:
 
 
 def each_process(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The arrays of all processes, one after the other, bit for bit.
-
-    Called, and gone through to the end, by all processes; one array at a time is held.
+    """Yield the arrays of all processes one by one, bit for bit; all processes must exhaust the iterator.
 
     Args:
-      array: of the same shape and dtype in every process.
+      array: Array of the same shape and dtype in every process.
     """
     if jax.process_count() == 1:
         yield array
