@@ -54,8 +54,8 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
     import jax.numpy as jnp
 
     from l2l_jax.evals.tasks import budget_task
+    from l2l_jax.experiment.budget import validation_images
     from l2l_jax.experiment.phase import open_phase
-    from l2l_jax.experiment.validation import validation_images
     from l2l_jax.train import sharding
     from l2l_jax.train.parallel import make_parallel
     from l2l_jax.train.validation_errors import MaskedErrors

@@ -1,4 +1,4 @@
-"""The training images of a stage: which they are, and how they become batches."""
+"""Training images of a phase: which they are, and how they become batches."""
 
 import logging
 import pathlib
@@ -30,10 +30,10 @@ def training_sets(config: Config, source: Source) -> splits.Split:
     return sets
 
 
-def stage_batches(
+def phase_batches(
     config: Config, training: TrainingConfig, sets: Mapping[str, Source], folder: pathlib.Path
 ) -> TrainingBatches:
-    """Batches of a stage; its bad images are listed in `folder`."""
+    """Make the batches of a phase; its bad images are listed in `folder`."""
     data, size = config.data, config.model.image_size
     if training.batch_size % jax.process_count():
         raise UserError(
@@ -41,19 +41,25 @@ def stage_batches(
             f"{jax.process_count()} processes: choose a multiple of the number of devices.",
             known_to_all=True,
         )
-    how = {}
+    retain: TransformConfig = data.proxy_transform if data.proxy else data
     if data.retain_images == "generated":
-        how = {"retain": TransformConfig(flip=data.flip)}  # they are squares of the right size already
-    elif data.proxy:
-        how = {"retain": data.proxy_transform}
+        retain = TransformConfig(flip=data.flip)  # they are squares of the right size already
     return training_batches(
-        sets, training.batch_size, value_range=config.model.value_range, seed=config.seed,
-        transforms={of: Transform(how.get(of, data), size, training=True) for of in sets},
-        bad_folder=folder, max_bad_fraction=data.max_bad_fraction, workers=data.workers,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
+        sets,
+        training.batch_size,
+        value_range=config.model.value_range,
+        seed=config.seed,
+        transforms={
+            name: Transform(retain if name == "retain" else data, size, training=True) for name in sets
+        },
+        bad_folder=folder,
+        max_bad_fraction=data.max_bad_fraction,
+        workers=data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
-def stage_seed(seed: int, index: int) -> int:
-    """Different seeds for the stages of a run, and for neighbouring run seeds."""
+def phase_seed(seed: int, index: int) -> int:
+    """Return different seeds for the phases of a run, and for neighboring seeds of runs."""
     return (seed * 2003 + index) % 2**31

@@ -10,13 +10,13 @@ from l2l_jax import shipped
 from l2l_jax.config import Config
 from l2l_jax.data.records import Source
 from l2l_jax.errors import UserError
-from l2l_jax.experiment.batches import stage_batches, stage_seed
+from l2l_jax.experiment.batches import phase_batches, phase_seed
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.methods.base import pretraining_task
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.loop import Trainer, TrainRun
-from l2l_jax.utils.multihost import barrier, from_primary
+from l2l_jax.utils.multihost import barrier, load_existing
 from l2l_jax.weights.saved_models import load_params, save_model
 from l2l_jax.weights.transfer import load_pretrained
 
@@ -27,17 +27,16 @@ SHIPPED_SOURCES = {"digits": ("digits",), "fashion": ("fashion", "fashion_mnist"
 
 
 def original_params(config: Config, folders: Workdir, source: Source) -> Params:
-    """The model to unlearn: `config.pretrained`, or the one in the workdir, or pretrained now."""
-    model = config.model
+    """Return the model to unlearn: `config.pretrained`, the one in the workdir, or one pretrained now."""
     if config.pretrained:
         with barrier():
             _check_shipped(config)
-            return load_pretrained(shipped.resolved(config.pretrained), config.family, model)
-    shapes = model.shapes()
-    if from_primary(folders.pretrained.exists):
+            return load_pretrained(shipped.resolved(config.pretrained), config.family, config.model)
+    shapes = config.model.shapes()
+    saved = load_existing(folders.pretrained, lambda: load_params(folders.pretrained, shapes))
+    if saved is not None:
         logger.info("Using the pretrained model in %s", folders.pretrained)
-        with barrier():
-            return load_params(folders.pretrained, shapes)
+        return saved
     params = pretrain(config, folders.pretrain, source)
     save_model(folders.pretrained, params, model_card(config, "pretrained from nothing"))
     return params
@@ -58,29 +57,29 @@ def _check_shipped(config: Config) -> None:
 
 
 def pretrain(config: Config, folder: pathlib.Path, source: Source) -> Params:
-    """A model trained from nothing on the images of `source`, by the stages of `config.pretrain`.
+    """Train a model from nothing on the images of `source`, in the phases of `config.pretrain`.
 
     Args:
-      config: model, stages, seed and devices.
-      folder: keeps a folder of checkpoints and scalars for each stage.
-      source: training images.
+      config: Model, phases, seed and devices.
+      folder: Keeps a folder of checkpoints and metrics for each phase.
+      source: Training images.
     """
     params = jax.device_get(jax.jit(config.model.init)(jax.random.key(config.seed)))
     for index, stage in enumerate(config.model.pretraining_stages()):
-        how = config.pretrain[stage.name]
+        training = config.pretrain[stage.name]
         trainer = Trainer(
             f"pretrain {stage.name}",
             pretraining_task(stage, tuple(params)),
-            how,
-            seed=stage_seed(config.seed, index),
+            training,
+            seed=phase_seed(config.seed, index),
             mesh=sharding.make_mesh(config=config.mesh),
             parallel=config.parallel,
         )
-        batches = stage_batches(config, how, {"train": source}, folder / stage.name)
+        batches = phase_batches(config, training, {"train": source}, folder / stage.name)
         params = trainer.train(TrainRun(params, batches, folder / stage.name))
     return params
 
 
 def model_card(config: Config, origin: str) -> dict[str, Any]:
-    """What a saved model says of itself: its configuration, the images, and where the weights come from."""
+    """Return the metadata of a saved model: its config, its images and the origin of its weights."""
     return {**config.describe("family", "model", "data", "seed"), "origin": origin}

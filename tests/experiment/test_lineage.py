@@ -15,7 +15,7 @@ from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
 from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
-from l2l_jax.experiment.lineage import budget_reference, first_of_line
+from l2l_jax.experiment.budget import budget_reference, first_of_line
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.weights.saved_models import read_card, save_model

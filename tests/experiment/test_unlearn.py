@@ -16,8 +16,8 @@ from l2l_jax.evals.inpaint import Inpainter, masked_errors
 from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
+from l2l_jax.experiment.budget import retain_budget, validation_images
 from l2l_jax.experiment.pretrain import original_params
-from l2l_jax.experiment.validation import retain_budget, validation_images
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.methods.constrained import Constrained
 from l2l_jax.methods.registry import make_task

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import Interrupted
-from l2l_jax.experiment.validation import outcome_of
+from l2l_jax.experiment.budget import outcome_of
 from l2l_jax.train import budget as rules
 from l2l_jax.train import loop, sharding
 from l2l_jax.train.budget import BudgetConfig, Measured, RetainBudget, limit_at, next_weight

@@ -70,4 +70,4 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     settings = config()
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(UserError, match="batch_size is 8, which is not a multiple of the 3 processes"):
-        batches.stage_batches(settings, settings.unlearn, {}, None)
+        batches.phase_batches(settings, settings.unlearn, {}, None)

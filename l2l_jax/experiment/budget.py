@@ -1,0 +1,153 @@
+"""The retain budget of an experiment: what it is relative to, and what came of it."""
+
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from l2l_jax import shipped
+from l2l_jax.config import Config
+from l2l_jax.data.sources import open_source
+from l2l_jax.data.splits import validation_sets
+from l2l_jax.errors import UserError
+from l2l_jax.evals.image_set import ImageSet
+from l2l_jax.evals.intervals import Interval, bootstrap
+from l2l_jax.evals.tasks import budget_task
+from l2l_jax.models.base import Params
+from l2l_jax.train.budget import BudgetConfig, RetainBudget
+from l2l_jax.train.parallel import Parallel
+from l2l_jax.train.validation_errors import MaskedErrors
+from l2l_jax.weights.saved_models import read_card
+from l2l_jax.weights.transfer import load_pretrained
+
+
+def first_of_line(newest: str | pathlib.Path) -> str:
+    """Return the first model of a line of unlearned models: an absolute path, or a shipped model's name.
+
+    Args:
+      newest: The last model of the line, which may be the first.
+    """
+    path = shipped.resolved(str(newest))
+    card = read_card(path) if path.is_dir() else {}
+    return card.get("first_original", _lasting_name(newest))
+
+
+def budget_reference(config: Config, newest: str | pathlib.Path, first: str) -> Params | None:
+    """Load the model that a retain budget is relative to; None: the one that is unlearned.
+
+    Args:
+      config: The experiment.
+      newest: The model that is unlearned.
+      first: The first of its line.
+
+    Raises:
+      UserError: It is not there any more, or is another model.
+    """
+    given = config.unlearn.budget_original
+    if not given and first == _lasting_name(newest):
+        return None
+    try:
+        return load_pretrained(shipped.resolved(given or first), config.family, config.model)
+    except UserError as error:
+        raise UserError(
+            f"The retain budget is relative to {given or first}, the first original model: {error} Say "
+            "where it is now with --config.unlearn.budget_original=PATH."
+        ) from error
+
+
+def _lasting_name(model: str | pathlib.Path) -> str:
+    """The model's name in any working directory."""
+    return str(model) if str(model) in shipped.names() else str(pathlib.Path(model).absolute())
+
+
+def retain_budget(config: Config, reference: Params | None = None) -> RetainBudget:
+    """Make the budget of `config.unlearn`, measured on validation images at the `budget_task` of the tasks.
+
+    Args:
+      config: The experiment.
+      reference: Model that errors are relative to; None: the one that is unlearned.
+
+    Raises:
+      UserError: There are no validation images.
+    """
+    unlearn, model = config.unlearn, config.model
+    assert unlearn.retain_budget is not None, "there is a budget"
+    images = validation_images(config, unlearn.budget_images)
+    mask, rows = budget_task(config.evaluate.tasks).mask(model.image_size), 2 * unlearn.batch_size
+
+    def make_errors(parallel: Parallel) -> MaskedErrors:
+        return MaskedErrors(model, mask, images, rows=rows, seed=config.seed, parallel=parallel)
+
+    most = 1.0 if unlearn.method == "epsilon" else math.inf
+    budget = BudgetConfig(
+        unlearn.retain_budget, unlearn.budget_every, unlearn.budget_rate, unlearn.steps, most
+    )
+    return RetainBudget(budget, make_errors, reference)
+
+
+def validation_images(config: Config, count: int) -> dict[str, np.ndarray]:
+    """Read at most `count` evenly spaced validation images of each set, `[image, height, width, channel]`.
+
+    Raises:
+      UserError: There are no validation images, or too many cannot be decoded.
+    """
+    sets = validation_sets(config.data, open_source(config.data, "validation", config.model.image_size))
+    images = {}
+    for name, source in sets._asdict().items():
+        chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
+        images[name] = ImageSet.of(config, source, f"{name} validation").read(chosen).images
+    return images
+
+
+class Outcome(NamedTuple):
+    """The model that a budgeted run ends with.
+
+    Attributes:
+      budget: Greatest allowed retain ratio.
+      step: Step after which it was taken.
+      retain, forget: Ratios of its mean error to the original's, of images paired.
+      weight: Weight of the forget term in that step.
+      images: Number of validation images measured, of each set.
+    """
+
+    budget: float
+    step: int
+    retain: Interval
+    forget: Interval
+    weight: float
+    images: dict[str, int]
+
+    @property
+    def met(self) -> bool:
+        """Whether it is inside the budget."""
+        return self.retain.value <= self.budget
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON-able values."""
+        facts = self._asdict() | {"met": self.met}
+        return facts | {name: getattr(self, name)._asdict() for name in ("retain", "forget")}
+
+    def __str__(self) -> str:
+        retain, forget = (
+            f"{x.value:.3f} times the original's (95% CI {x.low:.3f}–{x.high:.3f})"
+            for x in (self.retain, self.forget)
+        )
+        return (
+            f"the model after step {self.step}: error of retain validation images {retain}, of forget ones "
+            f"{forget}"
+        )
+
+
+def outcome_of(budget: RetainBudget) -> Outcome:
+    """Return the best model of a finished run, with bootstrap intervals over the validation images."""
+    best, errors = budget.result()
+
+    def interval(name: str) -> Interval:
+        now, original = errors[name], budget.reference_errors[name]
+        return bootstrap(lambda chosen: now[chosen].mean(-1) / original[chosen].mean(-1), len(now))
+
+    images = {name: len(x) for name, x in errors.items()}
+    return Outcome(
+        budget.config.budget, best.step, interval("retain"), interval("forget"), best.weight, images
+    )
