@@ -165,7 +165,8 @@ def _train(name: str, task: Task, config: Config, folder: pathlib.Path, start: _
     batches: Batches = pixels
     if unlearn.banked:
         task = cached_task(task, model, unlearn.banked)
-        cache = TokenCacheConfig(unlearn.token_bank, unlearn.noise_bank, unlearn.options.noise)
+        noise = unlearn.options.noise  # type: ignore[attr-defined]  # methods with a cache have noise
+        cache = TokenCacheConfig(unlearn.token_bank, unlearn.noise_bank, noise)
         batches = open_token_cache(
             folder / "bank", cache, model, start.original, pixels, seed=seed, mesh=mesh
         )
