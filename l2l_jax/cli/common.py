@@ -18,6 +18,7 @@ from l2l_jax.cli.failures import end_broken_pipe, explain, explanation, output_i
 from l2l_jax.config_files import Recipe
 from l2l_jax.errors import Interrupted, UserError
 from l2l_jax.utils import distributed
+from l2l_jax.utils.progress import LineHandler
 from l2l_jax.utils.runtime import check_backend, keep_compiled_programs, keep_freed_memory, share_one_arena
 from l2l_jax.utils.stopping import raising_signals
 
@@ -295,13 +296,14 @@ def _tell(message: str, *, everyone_knows: bool) -> None:
 
 def _log_plain_lines() -> None:
     """Show what this package logs, as plain lines, and nothing that Orbax logs."""
-    handler = logging.StreamHandler()
+    handler = LineHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("l2l_jax")
     logger.setLevel(logging.INFO)
     logger.handlers = [handler]
     logger.propagate = False
     absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of it is raised
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # so is what matters of TensorStore's reads
 
 
 def _log_as_one_of_several() -> None:
