@@ -22,7 +22,7 @@ def write(name: str, path: str | pathlib.Path, tower: str) -> None:
     Args:
       name: "inception", "resnet50" or "clip", as in `config.evaluate.networks`.
       path: of the file.
-      tower: which of `clip.PUBLISHED` CLIP is, such as "ViT-H/14"; in the arrangement of open_clip.
+      tower: which of `clip.PUBLISHED` CLIP is, such as "ViT-H/14"; as transformers saves it.
     """
     arrays = clip_tower(tower) if name == "clip" else CONVOLUTIONS[name]()[0]
     save_file(arrays, path)
@@ -44,10 +44,9 @@ CONVOLUTIONS = {"inception": inception_weights, "resnet50": resnet50_weights}
 
 
 def clip_tower(tower: str) -> dict[str, np.ndarray]:
-    """The state dict of one of CLIP's vision towers as open_clip saves it."""
-    arrangement, sizes = clip.ARRANGEMENTS[0], clip.PUBLISHED[tower]
-    shapes = clip.stored(_shapes(clip.Tower(sizes), sizes.image_size), arrangement)
-    return mapping.to_torch(arrangement.table, _filled(shapes))
+    """The state dict of one of CLIP's vision towers as transformers saves it."""
+    sizes = clip.PUBLISHED[tower]
+    return mapping.to_torch(clip.TRANSFORMERS, _filled(_shapes(clip.Tower(sizes), sizes.image_size)))
 
 
 def _shapes(network: Any, side: int) -> Mapping[str, Any]:

@@ -29,7 +29,7 @@ def test_keys_and_shapes_are_the_published_ones(case, weights):
 def test_a_tower_is_the_published_one():
     """In every run evaluation/features/test_clip.py compares towers with the published keys and shapes."""
     state_dict = random_networks.clip_tower("ViT-B/32")
-    assert clip.published_config(state_dict)[0] == "ViT-B/32"
+    assert clip.recognize(state_dict)[1] == "ViT-B/32"
     assert sum(value.size for value in state_dict.values()) == 87_849_216  # of transformers' model
 
 

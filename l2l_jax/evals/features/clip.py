@@ -1,7 +1,8 @@
-"""CLIP's vision tower (Radford et al. 2021): a ViT whose class token is projected to where texts lie too."""
+"""CLIP's vision tower (Radford et al. 2021): a ViT whose class token is projected into the space of texts."""
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,10 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from l2l_jax.errors import UserError
-from l2l_jax.weights.mapping import Ignored, Layout, Rule, Table, conv, dense_rules, linear, norm_rules
+from l2l_jax.weights.mapping import Ignored, Rule, Table, conv, dense_rules, linear, norm_rules
 from l2l_jax.weights.shapes import count, shape_of, square_side
 
 NORM_EPSILON = 1e-5
@@ -23,7 +23,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x · sigmoid(1.702 x), which OpenAI's models were trained with."""
+    """Return x · sigmoid(1.702 x), which OpenAI's models were trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -107,14 +107,35 @@ class Tower(nn.Module):
 
 QKV = ("query", "key", "value")
 
-packed = Layout(  # (3 · out, in) ⇄ (3, in, out)
-    lambda x: x.reshape(3, -1, x.shape[1]).transpose(0, 2, 1),
-    lambda x: x.transpose(0, 2, 1).reshape(-1, x.shape[1]),
-)
-packed_bias = Layout(lambda x: x.reshape(3, -1), lambda x: x.reshape(-1))
+_PACKED = re.compile(r"(visual\..*\.attn\.)in_proj_(weight|bias)")
 
 
-_OPEN_CLIP_BLOCK = "visual.transformer.resblocks.{i}"
+def unpack(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state dict in which queries, keys and values of the vision tower are arrays of their own.
+
+    OpenAI and open_clip save them as one, `in_proj_weight`; here they are `query.weight` and so on.
+    """
+    unpacked: dict[str, Any] = {}
+    for key, value in state_dict.items():
+        if match := _PACKED.fullmatch(key):
+            parts = np.split(np.asarray(value), 3)
+            unpacked |= {f"{match[1]}{name}.{match[2]}": x for name, x in zip(QKV, parts, strict=True)}
+        else:
+            unpacked[key] = value
+    return unpacked
+
+
+def _block_rules(block: str, names: Mapping[str, str]) -> list[Rule]:
+    """Return the rules of a transformer block, from the library's names of its modules."""
+    found = []
+    for name, torch_name in names.items():
+        rules = norm_rules if name.startswith("norm") else dense_rules
+        found += rules(f"{block}.{torch_name}", f"blocks_{{i}}/{name}")
+    return found
+
+
+_OPEN_CLIP_NAMES = dict(norm1="ln_1", norm2="ln_2", fc1="mlp.c_fc", fc2="mlp.c_proj", out="attn.out_proj")
+_OPEN_CLIP_NAMES |= {name: f"attn.{name}" for name in QKV}
 
 OPEN_CLIP: Table = [
     Rule("visual.class_embedding", "class_token"),
@@ -122,152 +143,74 @@ OPEN_CLIP: Table = [
     Rule("visual.proj", "projection"),
     Rule("visual.conv1.weight", "patches/kernel", conv),
     *norm_rules("visual.ln_pre", "norm_before"),
-    *norm_rules(f"{_OPEN_CLIP_BLOCK}.ln_1", "blocks_{i}/norm1"),
-    Rule(f"{_OPEN_CLIP_BLOCK}.attn.in_proj_weight", "blocks_{i}/qkv/kernel", packed),
-    Rule(f"{_OPEN_CLIP_BLOCK}.attn.in_proj_bias", "blocks_{i}/qkv/bias", packed_bias),
-    *dense_rules(f"{_OPEN_CLIP_BLOCK}.attn.out_proj", "blocks_{i}/out"),
-    *norm_rules(f"{_OPEN_CLIP_BLOCK}.ln_2", "blocks_{i}/norm2"),
-    *dense_rules(f"{_OPEN_CLIP_BLOCK}.mlp.c_fc", "blocks_{i}/fc1"),
-    *dense_rules(f"{_OPEN_CLIP_BLOCK}.mlp.c_proj", "blocks_{i}/fc2"),
+    *_block_rules("visual.transformer.resblocks.{i}", _OPEN_CLIP_NAMES),
     *norm_rules("visual.ln_post", "norm_after"),
     Ignored(r"(transformer|token_embedding|ln_final)\..*"),
     Ignored(r"positional_embedding|text_projection|logit_scale|logit_bias|attn_mask"),
     Ignored(r"input_resolution|context_length|vocab_size"),
 ]
-"""The rules of OpenAI's own checkpoints and of open_clip's, which share one layout; texts are left out."""
+"""The rules of OpenAI's own checkpoints and of open_clip's after `unpack`; texts are left out."""
 
-_HF, _HF_BLOCK = "vision_model", "vision_model.encoder.layers.{i}"
+_HF_NAMES = dict(norm1="layer_norm1", norm2="layer_norm2", fc1="mlp.fc1", fc2="mlp.fc2")
+_HF_NAMES |= {name: f"self_attn.{name[0]}_proj" for name in QKV} | {"out": "self_attn.out_proj"}
 
 TRANSFORMERS: Table = [
-    Rule(f"{_HF}.embeddings.class_embedding", "class_token"),
-    Rule(f"{_HF}.embeddings.position_embedding.weight", "positions"),
+    Rule("vision_model.embeddings.class_embedding", "class_token"),
+    Rule("vision_model.embeddings.position_embedding.weight", "positions"),
     Rule("visual_projection.weight", "projection", linear),
-    Rule(f"{_HF}.embeddings.patch_embedding.weight", "patches/kernel", conv),
-    *norm_rules(f"{_HF}.pre_layrnorm", "norm_before"),  # spelled like this
-    *norm_rules(f"{_HF_BLOCK}.layer_norm1", "blocks_{i}/norm1"),
-    *(
-        rule
-        for torch_name, name in zip(("q_proj", "k_proj", "v_proj"), QKV, strict=True)
-        for rule in dense_rules(f"{_HF_BLOCK}.self_attn.{torch_name}", f"blocks_{{i}}/{name}")
-    ),
-    *dense_rules(f"{_HF_BLOCK}.self_attn.out_proj", "blocks_{i}/out"),
-    *norm_rules(f"{_HF_BLOCK}.layer_norm2", "blocks_{i}/norm2"),
-    *dense_rules(f"{_HF_BLOCK}.mlp.fc1", "blocks_{i}/fc1"),
-    *dense_rules(f"{_HF_BLOCK}.mlp.fc2", "blocks_{i}/fc2"),
-    *norm_rules(f"{_HF}.post_layernorm", "norm_after"),
+    Rule("vision_model.embeddings.patch_embedding.weight", "patches/kernel", conv),
+    *norm_rules("vision_model.pre_layrnorm", "norm_before"),  # spelled like this
+    *_block_rules("vision_model.encoder.layers.{i}", _HF_NAMES),
+    *norm_rules("vision_model.post_layernorm", "norm_after"),
     Ignored(r"text_model\..*|text_projection\..*|logit_scale|vision_model\.embeddings\.position_ids"),
 ]
 """The rules of transformers' `CLIPModel` and `CLIPVisionModelWithProjection`; texts are left out."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Arrangement:
-    """How a library names and arranges the arrays of a tower.
-
-    Attributes:
-      name: of the library.
-      table: the rules.
-      keys: names of the patch embedding, the positions and the projection, the blocks up to their number,
-        and the first layer of an MLP.
-      projected: which axis of the projection is the embedding.
-      packs: whether queries, keys and values lie in one array.
-    """
-
-    name: str
-    table: Table
-    keys: tuple[str, str, str, str, str]
-    projected: int
-    packs: bool
-
-
-ARRANGEMENTS = (
-    Arrangement(
-        "OpenAI or open_clip",
-        OPEN_CLIP,
-        (
-            "visual.conv1.weight", "visual.positional_embedding", "visual.proj",
-            f"{_OPEN_CLIP_BLOCK}.", "visual.transformer.resblocks.0.mlp.c_fc.weight",
-        ),
-        projected=1,
-        packs=True,
-    ),
-    Arrangement(
-        "transformers",
-        TRANSFORMERS,
-        (
-            f"{_HF}.embeddings.patch_embedding.weight", f"{_HF}.embeddings.position_embedding.weight",
-            "visual_projection.weight", f"{_HF_BLOCK}.", f"{_HF}.encoder.layers.0.mlp.fc1.weight",
-        ),
-        projected=0,
-        packs=False,
-    ),
-)  # fmt: skip
-
-
-def recognise(state_dict: Mapping[str, Any]) -> Arrangement:
-    """How a state dict is arranged.
+def recognize(state_dict: Mapping[str, Any]) -> tuple[Table, str, TowerConfig]:
+    """Return the rules for a state dict after `unpack`, and name and sizes of the published tower in it.
 
     Raises:
-      UserError: it holds no vision tower in an arrangement that is known.
+      UserError: It holds no vision tower in a layout that is known, or none of a published size.
     """
-    for arrangement in ARRANGEMENTS:
-        if arrangement.keys[0] in state_dict:
-            return arrangement
-    known = " or ".join(arrangement.name for arrangement in ARRANGEMENTS)
-    raise UserError(f"these are not weights of CLIP's vision tower as {known} saves them.")
-
-
-def published_config(state_dict: Mapping[str, Any]) -> tuple[str, TowerConfig]:
-    """Name and sizes of the published tower whose shapes a state dict has.
-
-    Raises:
-      UserError: its sizes cannot be told, or are those of no published tower.
-    """
-    arrangement = recognise(state_dict)
-    sizes = _sizes(state_dict, arrangement)
-    for name, config in PUBLISHED.items():
-        if all(getattr(config, field) == value for field, value in sizes.items()):
-            return name, config
-    shown = ", ".join(f"{name} {value}" for name, value in sizes.items())
-    raise UserError(f"this is a CLIP tower of another size ({shown}); known: {', '.join(PUBLISHED)}.")
-
-
-def _sizes(state_dict: Mapping[str, Any], arrangement: Arrangement) -> dict[str, int]:
-    patches, positions, projection, blocks, hidden = arrangement.keys
+    if "visual.conv1.weight" in state_dict:
+        table, keys, embed_axis = OPEN_CLIP, _OPEN_CLIP_KEYS, 1
+    elif "vision_model.embeddings.patch_embedding.weight" in state_dict:
+        table, keys, embed_axis = TRANSFORMERS, _HF_KEYS, 0
+    else:
+        raise UserError(
+            "these are not weights of CLIP's vision tower as OpenAI, open_clip or transformers save them."
+        )
+    patches, positions, projection, blocks, hidden = keys
     width, _, patch_size, _ = shape_of(state_dict, patches, 4)
     places, _ = shape_of(state_dict, positions, 2)
-    return dict(
+    sizes = dict(
         image_size=patch_size * square_side(places - 1, positions),
         patch_size=patch_size,
         width=width,
         depth=count(state_dict, blocks),
         mlp_width=shape_of(state_dict, hidden, 2)[0],
-        embed_dim=shape_of(state_dict, projection, 2)[arrangement.projected],
+        embed_dim=shape_of(state_dict, projection, 2)[embed_axis],
     )
+    for name, config in PUBLISHED.items():
+        if all(getattr(config, field) == value for field, value in sizes.items()):
+            return table, name, config
+    shown = ", ".join(f"{name} {value}" for name, value in sizes.items())
+    raise UserError(f"this is a CLIP tower of another size ({shown}); known: {', '.join(PUBLISHED)}.")
 
 
-def stored(params: Mapping[str, Any], arrangement: Arrangement) -> dict[str, Any]:
-    """Shapes of what files hold, for a tree of shapes of a `Tower`."""
-    if not arrangement.packs:
-        return dict(params)
-    flat = {}
-    for path, like in traverse_util.flatten_dict(params, sep="/").items():
-        part = path.split("/")[-2] if "/" in path else path
-        if part == QKV[0]:
-            flat[path.replace(QKV[0], "qkv")] = jax.ShapeDtypeStruct((3, *like.shape), like.dtype)
-        elif part not in QKV:
-            flat[path] = like
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def unpacked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of a `Tower`, from arrays at the paths of `stored`."""
-    flat = {}
-    for path, value in traverse_util.flatten_dict(params, sep="/").items():
-        if "/qkv/" in path:
-            flat |= {
-                path.replace("qkv", name): part for name, part in zip(QKV, np.asarray(value), strict=True)
-            }
-        else:
-            flat[path] = value
-    return traverse_util.unflatten_dict(flat, sep="/")
+_OPEN_CLIP_KEYS = (
+    "visual.conv1.weight",
+    "visual.positional_embedding",
+    "visual.proj",
+    "visual.transformer.resblocks.{i}.",
+    "visual.transformer.resblocks.0.mlp.c_fc.weight",
+)
+_HF_KEYS = (
+    "vision_model.embeddings.patch_embedding.weight",
+    "vision_model.embeddings.position_embedding.weight",
+    "visual_projection.weight",
+    "vision_model.encoder.layers.{i}.",
+    "vision_model.encoder.layers.0.mlp.fc1.weight",
+)
+"""Keys of patch embedding, positions, projection, the blocks and the first layer of an MLP."""

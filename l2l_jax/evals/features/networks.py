@@ -144,17 +144,17 @@ def _open_resnet50(source: OpenCheckpoint, config: NetworksConfig) -> Opened:
 
 
 def _open_clip(source: OpenCheckpoint, config: NetworksConfig) -> Opened:
-    arrangement = clip.recognise(source.state_dict)
-    name, sizes = clip.published_config(source.state_dict)
+    state_dict = clip.unpack(source.state_dict)
+    table, name, sizes = clip.recognize(state_dict)
     network = clip.Tower(sizes)
-    target = clip.stored(_shapes(network, sizes.image_size), arrangement)
-    stored = as_floats(mapping.to_flax(arrangement.table, source.state_dict, target), target)
+    target = _shapes(network, sizes.image_size)
+    params = as_floats(mapping.to_flax(table, state_dict, target), target)
 
     def apply(params: Any, images: jax.Array) -> Outputs:
         pixels = centre_square(images, sizes.image_size, "bicubic", bytes_between=True)
         return {"features": network.apply({"params": params}, _normalised(pixels, clip.MEAN, clip.STD))}
 
-    return Opened(f"CLIP {name}", clip.unpacked(stored), apply)
+    return Opened(f"CLIP {name}", params, apply)
 
 
 OPENERS: Mapping[str, Callable[[OpenCheckpoint, NetworksConfig], Opened]] = {

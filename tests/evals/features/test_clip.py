@@ -21,9 +21,8 @@ def shapes_of(config):
 
 
 def params_of(config, state_dict):
-    arrangement = clip.recognise(state_dict)
-    target = clip.stored(shapes_of(config), arrangement)
-    return clip.unpacked(mapping.to_flax(arrangement.table, state_dict, target))
+    table = clip.TRANSFORMERS if "vision_model.pre_layrnorm.bias" in state_dict else clip.OPEN_CLIP
+    return mapping.to_flax(table, clip.unpack(state_dict), shapes_of(config))
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
@@ -49,12 +48,12 @@ def test_vit_h_14_has_the_published_layout():
     state_dict = {
         key: np.broadcast_to(np.float32(0), shape) for key, shape, _ in case.description["keys_vit_h_14"]
     }
-    name, config = clip.published_config(state_dict)
+    state_dict = clip.unpack(state_dict)
+    table, name, config = clip.recognize(state_dict)
     assert name == "ViT-H/14"
     facts = case.config["vit_h_14"]
     assert config.num_heads == facts["heads"] and config.width // config.num_heads == facts["head_width"]
-    target = clip.stored(shapes_of(config), clip.recognise(state_dict))
-    assert mapping.fit(clip.OPEN_CLIP, state_dict, target).complaint() is None
+    assert mapping.fit(table, state_dict, shapes_of(config)).complaint() is None
     numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes_of(config)))
     assert numbers == case.description["n_params_vit_h_14"]
 
@@ -78,4 +77,4 @@ def test_text_towers_are_left_out():
 )
 def test_other_towers_are_refused(state_dict, said):
     with pytest.raises(UserError, match=said):
-        clip.published_config(state_dict)
+        clip.recognize(clip.unpack(state_dict))
