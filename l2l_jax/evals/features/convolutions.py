@@ -1,9 +1,9 @@
-"""Convolutions with batch normalisation, as judges use them: trained long ago, their statistics fixed.
+"""Convolutions with batch normalization of fixed statistics, for feature networks.
 
-A normalisation with fixed statistics is linear, and so is the convolution before it: networks here hold one
-kernel and one bias for both. Checkpoint files hold them apart; `joined` turns the one into the other.
+Such a normalization is linear, and so is the convolution before it: networks here hold one kernel and one
+bias for both, which `joined` computes from the arrays of a checkpoint.
 
-All functions are called in the `nn.compact` method of a module, to which the parameters then belong. Images
+Convolutions are called in the `nn.compact` method of a module, to which the parameters then belong. Images
 are `[batch, height, width, channel]`.
 """
 
@@ -22,7 +22,7 @@ from l2l_jax.weights.mapping import Rule
 Size = tuple[int, int]
 
 HALVES = ("conv/kernel", "bn/scale", "bn/bias", "bn/mean", "bn/var")
-"""What a file holds of a convolution, below its path."""
+"""Arrays of a convolution in a file, below its path."""
 
 
 class Weights(nn.Module):
@@ -39,15 +39,13 @@ class Weights(nn.Module):
 def conv(
     x: jax.Array, name: str, channels: int, kernel: Size = (1, 1), *, stride: int = 1, padding: Size = (0, 0)
 ) -> jax.Array:
-    """Convolution and normalisation; no ReLU.
+    """Apply a convolution and normalization, without ReLU.
 
     Args:
-      x: the images.
-      name: of the parameters.
-      channels: of the output.
-      kernel: height and width.
-      stride: of both axes.
-      padding: pixels on either side of height and width.
+      x: Images.
+      name: Name of the parameters.
+      channels: Channels of the output.
+      kernel, stride, padding: As of `flax.linen.Conv`, with padding on either side.
     """
     if kernel == (1, 1):
         return pointwise(x[:, ::stride, ::stride], {name: channels})[0]
@@ -59,13 +57,13 @@ def conv(
 
 
 def pointwise(x: jax.Array, channels: Mapping[str, int]) -> list[jax.Array]:
-    """Several 1×1 convolutions and normalisations of the same images, no ReLU; outputs in their order.
+    """Apply several 1×1 convolutions and normalizations to the same images, without ReLU.
 
-    They are one product of matrices: XLA computes it on CPUs in two thirds of the time of the single ones.
+    One product of matrices takes two thirds of the time of single ones on CPUs.
 
     Args:
-      x: the images.
-      channels: of each output, by the name of its parameters.
+      x: Images.
+      channels: Channels of each output, by the name of its parameters.
     """
     weights = [Weights((1, 1, x.shape[-1], wanted), name=name)() for name, wanted in channels.items()]
     kernel = jnp.concatenate([values[0, 0] for values, _ in weights], axis=1)
@@ -75,9 +73,9 @@ def pointwise(x: jax.Array, channels: Mapping[str, int]) -> list[jax.Array]:
 
 
 def pool(x: jax.Array, join: Callable[[jax.Array, jax.Array], jax.Array], *, stride: int = 1) -> jax.Array:
-    """What `join` makes of every 3×3 pixels, without padding.
+    """Reduce every 3×3 pixels with `join`, without padding.
 
-    First of three rows, then of three columns: XLA's own pooling on CPUs takes one number at a time.
+    Rows come first, then columns: XLA's own pooling on CPUs takes one number at a time.
     """
     for axis in (1, 2):
         last = (x.shape[axis] - 3) // stride * stride
@@ -89,13 +87,13 @@ def pool(x: jax.Array, join: Callable[[jax.Array, jax.Array], jax.Array], *, str
 
 
 def max_pool(x: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
-    """Greatest of 3×3 pixels."""
+    """Return the maximum of every 3×3 pixels."""
     around = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
     return pool(jnp.pad(x, around, constant_values=-jnp.inf), jnp.maximum, stride=stride)
 
 
 def mean_pool(x: jax.Array) -> jax.Array:
-    """Mean of 3×3 pixels around each pixel, of those that are there."""
+    """Return the mean of the 3×3 pixels around each pixel, without padding in it."""
     rows, columns = (np.convolve(np.ones(size), np.ones(3), "same") for size in x.shape[1:3])
     there = np.outer(rows, columns).astype(np.float32)
     sums = pool(jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]), jnp.add)
@@ -103,7 +101,7 @@ def mean_pool(x: jax.Array) -> jax.Array:
 
 
 def apart(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Shapes of what files hold, for a tree of shapes of a network of convolutions."""
+    """Return the shapes of the arrays in a file, for a tree of shapes of a network of convolutions."""
     flat = {}
     found = traverse_util.flatten_dict(params, sep="/")
     for path, like in found.items():
@@ -118,13 +116,11 @@ def apart(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def joined(params: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
-    """Parameters of a network of convolutions, from what a file holds.
-
-    Computed in float64 and rounded once. Everything else stays as it is.
+    """Return the parameters of a network of convolutions, computed in float64 and rounded once.
 
     Args:
-      params: arrays at the paths of `apart`.
-      epsilon: what the normalisation adds to its variances.
+      params: Arrays of a file, at the paths of `apart`.
+      epsilon: What the normalization adds to its variances.
     """
     flat = {}
     found = traverse_util.flatten_dict(params, sep="/")
@@ -141,7 +137,7 @@ def joined(params: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
 
 
 def rules(torch_conv: str, torch_norm: str, flax_path: str) -> list[Rule]:
-    """The rules of one convolution and its normalisation."""
+    """Return the rules of one convolution and its normalization."""
     names = dict(weight="scale", bias="bias", running_mean="mean", running_var="var")
     norms = [Rule(f"{torch_norm}.{key}", f"{flax_path}/bn/{name}") for key, name in names.items()]
     return [Rule(f"{torch_conv}.weight", f"{flax_path}/conv/kernel", mapping.conv), *norms]

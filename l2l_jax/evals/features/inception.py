@@ -119,7 +119,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Features and logits.
+        """Compute features and logits.
 
         Args:
           x: `[batch, height, width, 3]` in [-1, 1]; 299 × 299 pixels for the published figures.
@@ -148,7 +148,7 @@ class Inception(nn.Module):
 
 
 def table(params: dict) -> list[Rule | Ignored]:
-    """The rules of pt_inception-2015-12-05-6726825d.pth, for the parameters' shapes as files hold them."""
+    """Return the rules of pt_inception-2015-12-05-6726825d.pth for the shapes of the arrays in it."""
     found = []
     for path in traverse_util.flatten_dict(params):
         if path[-2:] != ("conv", "kernel"):

@@ -1,10 +1,9 @@
 """The published networks that a configuration asks for, loaded from files that the user has."""
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,20 +14,19 @@ from l2l_jax.errors import UserError
 from l2l_jax.evals.config import NetworksConfig, Resizing
 from l2l_jax.evals.features import clip, convolutions, inception, resnet
 from l2l_jax.evals.features.base import BatchedNetwork, FeatureNetwork, Outputs
-from l2l_jax.evals.features.resizing import centre_square, resized
+from l2l_jax.evals.features.resizing import center_square, resized
 from l2l_jax.evals.metrics import metrics_of
 from l2l_jax.utils.multihost import barrier, exchange
 from l2l_jax.weights import mapping
 from l2l_jax.weights.mapping import Table
 from l2l_jax.weights.published import PUBLISHED, PublishedFile, weights_folder
-from l2l_jax.weights.transfer import OpenCheckpoint, about, as_floats, open_checkpoint
+from l2l_jax.weights.transfer import about, as_floats, open_checkpoint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the pixels in [0, 1] that ResNet-50 was trained on."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Opened:
+class Opened(NamedTuple):
     """A network that was loaded from a file.
 
     Attributes:
@@ -58,13 +56,16 @@ def open_networks(config: NetworksConfig) -> tuple[dict[str, FeatureNetwork], di
         else.
     """
     with barrier():
-        paths = {name: _weights_file(config, name) for name in config.networks}
-    lacking = [name for name, path in paths.items() if path is None]
-    missing = set().union(*map(json.loads, exchange(json.dumps(lacking))))
+        found = {name: _weights_file(config, name) for name in config.networks}
+    missing = set().union(
+        *map(json.loads, exchange(json.dumps([name for name, path in found.items() if path is None])))
+    )
+    paths = {name: path for name, path in found.items() if path is not None and name not in missing}
     with barrier():
-        networks = {name: _open(name, path, config) for name, path in paths.items() if name not in missing}
-    lacking = [name for name in config.networks if name in missing]
-    return networks, {metric: _reason(name) for name in lacking for metric in metrics_of(name)}
+        networks: dict[str, FeatureNetwork] = {name: _open(name, x, config) for name, x in paths.items()}
+    return networks, {
+        metric: _reason(name) for name in found if name in missing for metric in metrics_of(name)
+    }
 
 
 FILES: Mapping[str, Sequence[PublishedFile]] = {
@@ -100,7 +101,7 @@ def _reason(name: str) -> str:
 def _open(name: str, path: pathlib.Path, config: NetworksConfig) -> FeatureNetwork:
     source = open_checkpoint(path)
     with about(path):
-        opened = OPENERS[name](source, config)
+        opened = OPENERS[name](source.state_dict, config)
     file = next((file for file in PUBLISHED.values() if file.sha256 == source.facts["sha256"]), None)
     known = {"licence": FILES[name][0].licence, "published": file is not None}
     if file is not None:
@@ -118,50 +119,50 @@ def inception_pixels(images: jax.Array, resize: Resizing) -> jax.Array:
     return resized(images, side, side, "bilinear", antialias=False) / 127.5 - 1
 
 
-def _open_inception(source: OpenCheckpoint, config: NetworksConfig) -> Opened:
+def _open_inception(state_dict: Mapping[str, Any], config: NetworksConfig) -> Opened:
     network = inception.Inception()
-    params = _joined_params(network, inception.table, inception.NORM_EPSILON, source)
-
-    def apply(params: Any, images: jax.Array) -> Outputs:
-        features, logits = network.apply({"params": params}, inception_pixels(images, config.resize))
-        return {"features": features, "probabilities": jax.nn.softmax(logits)}
-
+    params = _joined_params(network, inception.table, inception.NORM_EPSILON, state_dict)
+    apply = _classifier(network, lambda images: inception_pixels(images, config.resize))
     return Opened(f"Inception-v3 (FID, resized as {config.resize})", params, apply)
 
 
-def _open_resnet50(source: OpenCheckpoint, config: NetworksConfig) -> Opened:
+def _open_resnet50(state_dict: Mapping[str, Any], config: NetworksConfig) -> Opened:
     network = resnet.ResNet50()
-    params = _joined_params(network, lambda _: resnet.TABLE, resnet.NORM_EPSILON, source)
+    params = _joined_params(network, lambda _: resnet.TABLE, resnet.NORM_EPSILON, state_dict)
 
-    def apply(params: Any, images: jax.Array) -> Outputs:
+    def pixels(images: jax.Array) -> jax.Array:
         side = resnet.IMAGE_SIZE
-        pixels = resized(images, side, side, "bilinear", bytes_between=True)
-        seen = _normalised(pixels, IMAGENET_MEAN, IMAGENET_STD)
-        features, logits = network.apply({"params": params}, seen)
-        return {"features": features, "probabilities": jax.nn.softmax(logits)}
+        return _normalize(
+            resized(images, side, side, "bilinear", bytes_between=True), IMAGENET_MEAN, IMAGENET_STD
+        )
 
-    return Opened("ResNet-50 (Places-365)", params, apply)
+    return Opened("ResNet-50 (Places-365)", params, _classifier(network, pixels))
 
 
-def _open_clip(source: OpenCheckpoint, config: NetworksConfig) -> Opened:
-    state_dict = clip.unpack(source.state_dict)
+def _open_clip(state_dict: Mapping[str, Any], config: NetworksConfig) -> Opened:
+    state_dict = clip.unpack(state_dict)
     table, name, sizes = clip.recognize(state_dict)
     network = clip.Tower(sizes)
     target = _shapes(network, sizes.image_size)
     params = as_floats(mapping.to_flax(table, state_dict, target), target)
 
     def apply(params: Any, images: jax.Array) -> Outputs:
-        pixels = centre_square(images, sizes.image_size, "bicubic", bytes_between=True)
-        return {"features": network.apply({"params": params}, _normalised(pixels, clip.MEAN, clip.STD))}
+        pixels = center_square(images, sizes.image_size, "bicubic", bytes_between=True)
+        return {"features": network.apply({"params": params}, _normalize(pixels, clip.MEAN, clip.STD))}
 
     return Opened(f"CLIP {name}", params, apply)
 
 
-OPENERS: Mapping[str, Callable[[OpenCheckpoint, NetworksConfig], Opened]] = {
-    "inception": _open_inception,
-    "resnet50": _open_resnet50,
-    "clip": _open_clip,
-}
+OPENERS = {"inception": _open_inception, "resnet50": _open_resnet50, "clip": _open_clip}
+
+
+def _classifier(network: nn.Module, pixels: Callable[[jax.Array], jax.Array]) -> Callable:
+    def apply(params: Any, images: jax.Array) -> Outputs:
+        outputs: Any = network.apply({"params": params}, pixels(images))
+        features, logits = outputs
+        return {"features": features, "probabilities": jax.nn.softmax(logits)}
+
+    return apply
 
 
 def _shapes(network: nn.Module, side: int) -> dict[str, Any]:
@@ -170,14 +171,13 @@ def _shapes(network: nn.Module, side: int) -> dict[str, Any]:
 
 
 def _joined_params(
-    network: nn.Module, table: Callable[[dict], Table], epsilon: float, source: OpenCheckpoint
+    network: nn.Module, table: Callable[[dict], Table], epsilon: float, state_dict: Mapping[str, Any]
 ) -> dict[str, Any]:
     target = convolutions.apart(_shapes(network, inception.IMAGE_SIZE))
-    found = mapping.to_flax(table(target), source.state_dict, target)
+    found = mapping.to_flax(table(target), state_dict, target)
     return convolutions.joined(as_floats(found, target), epsilon)
 
 
-def _normalised(pixels: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def _normalize(pixels: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """Return pixels in [0, 255] as networks trained on ImageNet expect them."""
-    pixels = pixels / 255
-    return (pixels - jnp.array(mean)[None, None, None]) / jnp.array(std)[None, None, None]
+    return (pixels / 255 - jnp.array(mean)[None, None, None]) / jnp.array(std)[None, None, None]

@@ -30,20 +30,20 @@ FILTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"bicubic": _bicubic, "
 
 
 def resizing_matrix(source: int, target: int, kind: Filter, *, antialias: bool) -> np.ndarray:
-    """What each of `source` pixels in a row adds to each of `target` pixels, float64 `[target, source]`.
+    """Return the share of each of `source` pixels in each of `target` pixels, float64 `[target, source]`.
 
-    Pixels are squares: the edges of both rows lie upon each other. Beyond an edge there is nothing, and the
-    weights that are left are scaled to sum to 1.
+    Pixels are squares, and the edges of both rows coincide. Weights beyond an edge are dropped and the others
+    scaled to sum to 1.
 
     Args:
-      source, target: numbers of pixels.
-      kind: the filter.
-      antialias: widen the filter where the row shrinks, as Pillow does; PyTorch does not by default.
+      source, target: Numbers of pixels.
+      kind: The filter.
+      antialias: Widen the filter where the row shrinks, as Pillow does; PyTorch does not by default.
     """
     scale = source / target
     width = max(scale, 1.0) if antialias else 1.0
-    centres = (np.arange(target) + 0.5) * scale - 0.5
-    weights = FILTERS[kind]((np.arange(source)[None] - centres[:, None]) / width)
+    centers = (np.arange(target) + 0.5) * scale - 0.5
+    weights = FILTERS[kind]((np.arange(source)[None] - centers[:, None]) / width)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
@@ -56,7 +56,7 @@ def resized(
     antialias: bool = True,
     bytes_between: bool = False,
 ) -> jax.Array:
-    """Images of another size, float32 `[image, height, width, channel]` in [0, 255].
+    """Return images of another size, float32 `[image, height, width, channel]` in [0, 255].
 
     - clean-fid: "bicubic". That is Pillow on single channels of float, cut off at 0 and 255.
     - pytorch-fid: "bilinear" without `antialias`: `torch.nn.functional.interpolate`, `align_corners=False`.
@@ -64,9 +64,9 @@ def resized(
 
     Args:
       images: uint8 `[image, height, width, channel]`.
-      height, width: of the result.
-      kind, antialias: see `resizing_matrix`.
-      bytes_between: round to whole numbers in [0, 255] after each axis, first the width.
+      height, width: Size of the result.
+      kind, antialias: See `resizing_matrix`.
+      bytes_between: Round to whole numbers in [0, 255] after each axis, first the width.
     """
     rows, columns = (
         jnp.asarray(resizing_matrix(source, target, kind, antialias=antialias), jnp.float32)
@@ -82,12 +82,12 @@ def resized(
     return jnp.clip(x, 0, 255)
 
 
-def centre_square(
+def center_square(
     images: jax.Array, side: int, kind: Filter, *, antialias: bool = True, bytes_between: bool = False
 ) -> jax.Array:
-    """The middle `[image, side, side, channel]` of images whose shorter side becomes `side` pixels.
+    """Return the middle `[image, side, side, channel]` of images whose shorter side becomes `side` pixels.
 
-    As torchvision's `Resize(side)` and `CenterCrop(side)` do it. See `resized` for the rest.
+    This is torchvision's `Resize(side)` and `CenterCrop(side)`. See `resized` for the other arguments.
     """
     height, width = images.shape[1:3]
     shorter = min(height, width)

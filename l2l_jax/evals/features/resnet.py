@@ -1,4 +1,4 @@
-"""ResNet-50 (He et al. 2016) as trained on Places-365 (Zhou et al. 2018): judges scenes.
+"""ResNet-50 (He et al. 2016) as trained on scenes, Places-365 (Zhou et al. 2018).
 
 The stride of a block is that of its 3×3 convolution, as in torchvision.
 """
@@ -9,7 +9,7 @@ from flax.linen import relu
 
 from l2l_jax.evals.features import convolutions
 from l2l_jax.evals.features.convolutions import conv, max_pool
-from l2l_jax.weights.mapping import Ignored, Rule, linear
+from l2l_jax.weights.mapping import Ignored, Rule, Table, linear
 
 IMAGE_SIZE = 224
 NORM_EPSILON = 1e-5
@@ -18,7 +18,7 @@ STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 beside the input, which is convolved where its shape must change."""
+    """1×1, 3×3, 1×1 added to the input, which is convolved where its shape changes."""
 
     channels: int
     stride: int
@@ -42,7 +42,7 @@ class ResNet50(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Features and logits.
+        """Compute features and logits.
 
         Args:
           x: `[batch, height, width, 3]`, normalised by the means and deviations of ImageNet.
@@ -62,7 +62,7 @@ class ResNet50(nn.Module):
         return features, nn.Dense(self.classes, name="fc")(features)
 
 
-TABLE = [
+TABLE: Table = [
     *convolutions.rules("conv{k}", "bn{k}", "conv{k}"),
     *convolutions.rules("layer{i}.{j}.conv{k}", "layer{i}.{j}.bn{k}", "layer{i}_{j}/conv{k}"),
     *convolutions.rules("layer{i}.{j}.downsample.0", "layer{i}.{j}.downsample.1", "layer{i}_{j}/downsample"),

@@ -86,7 +86,7 @@ def test_clip_sees_what_pillow_resizes(folder, tiny_clip):
     seen = np.stack([np.asarray(image)[:, 6:38] for image in small]) / 255
     seen = (seen - np.array(clip.MEAN)[None, None, None]) / np.array(clip.STD)[None, None, None]
     source = transfer.open_checkpoint(tiny_clip)
-    params = networks.OPENERS["clip"](source, config).params
+    params = networks.OPENERS["clip"](source.state_dict, config).params
     expected = jax.jit(clip.Tower(TINY).apply)({"params": params}, seen.astype(np.float32))
     np.testing.assert_allclose(network(shown)["features"], expected, atol=2e-3)
 
@@ -101,7 +101,7 @@ def test_clip_sees_what_pillow_resizes(folder, tiny_clip):
 def test_networks_are_read_with_their_normalisation_joined(name, case, module, strip, tmp_path):
     state_dict, path = Case(case).state_dict(), tmp_path / f"{name}.safetensors"
     safetensors.numpy.save_file(state_dict, path)
-    found = networks.OPENERS[name](transfer.open_checkpoint(path), NetworksConfig()).params
+    found = networks.OPENERS[name](transfer.open_checkpoint(path).state_dict, NetworksConfig()).params
     network, table = (
         (inception.Inception(), inception.table)
         if name == "inception"
