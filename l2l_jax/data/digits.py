@@ -7,51 +7,29 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from l2l_jax.data.records import Record, SplitName
+from l2l_jax.data.records import ArraySource, SplitName
 
 FILE = pathlib.Path(__file__).with_suffix(".safetensors")
 """Scans (counts from 0 to 16), labels and which are test images; a copy, for scikit-learn takes a second to
 load and may split the images otherwise in another version."""
 
 
-class DigitsSource:
-    """1,797 handwritten digits, those of scikit-learn's `load_digits` (Alpaydin & Kaynak 1998, UCI).
+def open_digits(split: SplitName, image_size: int) -> ArraySource:
+    """Open 1,797 handwritten digits, those of scikit-learn's `load_digits` (Alpaydin & Kaynak 1998, UCI).
 
     Real 8×8 scans, enlarged bicubically and repeated over 3 channels. One image in four of every
     class, always the same ones, is a test image.
     """
-
-    class_names = tuple("0123456789")
-
-    def __init__(self, split: SplitName, image_size: int):
-        _, labels, indices = _scans()
-        self._indices = indices[split]
-        self.labels = labels[self._indices]
-        self._images = _enlarged(split, image_size)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Record:
-        name = f"digits/{self._indices[index]}"
-        return {"image": self._images[index], "label": int(self.labels[index]), "name": name}
-
-
-@functools.cache
-def _scans() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """All scans, their labels, and the indices of each split."""
-    digits = load_file(FILE)
-    test = digits["test"]
-    indices = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
-    return digits["scans"], digits["labels"].astype(np.int64), indices
+    return ArraySource(*_enlarged(split, image_size))
 
 
 @functools.lru_cache(maxsize=8)
-def _enlarged(split: SplitName, size: int) -> np.ndarray:
-    scans, _, indices = _scans()
-    images = np.stack([_enlarge(scans[index], size) for index in indices[split]])
+def _enlarged(split: SplitName, size: int) -> tuple[np.ndarray, np.ndarray, str, str, np.ndarray]:
+    digits = load_file(FILE)
+    indices = np.flatnonzero(digits["test"] == (split == "test"))
+    images = np.stack([_enlarge(digits["scans"][index], size) for index in indices])
     images.flags.writeable = False  # all sources share them
-    return images
+    return images, digits["labels"][indices], "0123456789", "digits", indices
 
 
 def _enlarge(scan: np.ndarray, size: int) -> np.ndarray:

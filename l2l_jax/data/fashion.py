@@ -9,8 +9,8 @@ import hashlib
 import numpy as np
 from etils import epath
 
-from l2l_jax.data.idx import IdxSource, read_split
-from l2l_jax.data.records import SplitName
+from l2l_jax.data.idx import read_split
+from l2l_jax.data.records import ArraySource, SplitName
 from l2l_jax.errors import UserError
 
 FOLDER = epath.Path(__file__).parent / "fashion"
@@ -25,13 +25,13 @@ SHA256 = {
 """Digests of the pixels, followed by the labels."""
 
 
-def open_fashion(split: SplitName) -> IdxSource:
+def open_fashion(split: SplitName) -> ArraySource:
     """Open the training or test images of the subset.
 
     Raises:
       UserError: The files of the installed package are damaged.
     """
-    return IdxSource(*_read(split), CLASS_NAMES, f"fashion/{split}")
+    return ArraySource(*_read(split), CLASS_NAMES, f"fashion/{split}")
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Images that nobody took: noise, and what a model makes of it.
+"""Images without a camera: noise, and what a model makes of it.
 
 Nothing here loads JAX: worker processes import this module.
 """
@@ -16,15 +16,15 @@ EXPONENTS = (0.5, 3.5)
 
 
 class NoiseImages:
-    """Colour noise with the spectra of photographs, which falls off with the frequency.
+    """Color noise with the spectra of photographs, which falls off with the frequency.
 
     The "spectrum" images of "Learning to See by Looking at Noise" (Baradad et al., NeurIPS 2021), each
     stretched to [0, 1].
 
     Args:
-      count: how many.
-      size: side in pixels.
-      seed: image i depends on it, and on i.
+      count: Number of images.
+      size: Side in pixels.
+      seed: Seed of the images; each depends on its number, too.
     """
 
     class_names: Sequence[str] = ("noise",)
@@ -42,7 +42,7 @@ class NoiseImages:
 
 
 def spectrum_noise(rng: np.random.Generator, size: int) -> np.ndarray:
-    """One image `[size, size, 3]` of `NoiseImages`, float32."""
+    """Draw an image `[size, size, 3]` of `NoiseImages`, float32."""
     a, b = rng.uniform(*EXPONENTS, 2)
     frequency = np.abs(np.fft.fftfreq(size)) * size
     with np.errstate(divide="ignore"):
@@ -58,8 +58,8 @@ class GeneratedImages:
     """Images in an array file; can be pickled, and is read where it is needed.
 
     Args:
-      path: a NumPy file `[image, height, width, channel]`, uint8.
-      count: how many of them, from the first.
+      path: NumPy file `[image, height, width, channel]`, uint8.
+      count: Number of images, from the first.
     """
 
     class_names: Sequence[str] = ("generated",)

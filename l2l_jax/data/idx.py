@@ -3,14 +3,14 @@
 import gzip
 import lzma
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from etils import epath
 
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.files import existing
-from l2l_jax.data.records import Record, SplitName
+from l2l_jax.data.records import ArraySource, SplitName
 from l2l_jax.errors import UserError
 
 PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
@@ -26,29 +26,7 @@ UBYTE = 8
 """Type code of unsigned bytes in a magic number; the number of dimensions follows it."""
 
 
-class IdxSource:
-    """Grayscale images in memory, repeated over 3 channels when they are read.
-
-    Args:
-      images: uint8 `[image, height, width]`.
-      labels: Class ids.
-      class_names: Names of the class ids.
-      name: Prefix of the record names.
-    """
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], name: str):
-        self._images, self._name = images, name
-        self.labels, self.class_names = labels.astype(np.int64), tuple(class_names)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Record:
-        image = np.repeat(self._images[index, ..., None], 3, axis=-1)
-        return {"image": image, "label": int(self.labels[index]), "name": f"{self._name}/{index}"}
-
-
-def open_idx(config: SourceConfig, split: SplitName) -> IdxSource:
+def open_idx(config: SourceConfig, split: SplitName) -> ArraySource:
     """Open the images of a split in a folder of IDX files; classes are named by their numbers.
 
     Raises:
@@ -60,7 +38,7 @@ def open_idx(config: SourceConfig, split: SplitName) -> IdxSource:
         raise UserError(f"{config.where}.path={config.path} is a file, but the source 'idx' needs {wanted}.")
     images, labels = read_split(folder, split)
     classes = max(int(labels.max()), int(read_idx(_find(folder, "train", "labels"), 1).max())) + 1
-    return IdxSource(images, labels, [str(number) for number in range(classes)], split)
+    return ArraySource(images, labels, [str(number) for number in range(classes)], split)
 
 
 def read_split(folder: epath.Path, split: SplitName) -> tuple[np.ndarray, np.ndarray]:

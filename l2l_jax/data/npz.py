@@ -7,31 +7,10 @@ import numpy as np
 
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.files import existing
-from l2l_jax.data.records import Record, SplitName, Subset, held_out
+from l2l_jax.data.records import ArraySource, SplitName, Subset, held_out
 from l2l_jax.errors import UserError
 
 WANTED = "a .npz file with images [image, height, width, 1 or 3] and labels [image]"
-
-
-class ArraySource:
-    """Images in memory.
-
-    Args:
-      images: `[image, height, width, 1 or 3]`, uint8, or float32 in [0, 1].
-      labels: Class ids.
-      class_names: Names of the class ids.
-    """
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]):
-        self._images, self.labels, self.class_names = images, labels, class_names
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Record:
-        image = self._images[index]
-        image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
-        return {"image": image, "label": int(self.labels[index]), "name": str(index)}
 
 
 def open_npz(config: SourceConfig, split: SplitName) -> Subset:

@@ -58,6 +58,49 @@ def digest_parts(source: Source, indices: np.ndarray) -> Iterator[bytes]:
         yield f"{index} {source.class_names[label]}".encode("utf-8", "surrogateescape")
 
 
+class ArraySource:
+    """Images in memory.
+
+    Args:
+      images: `[image, height, width]` or `[image, height, width, 1 or 3]`, uint8, or float32 in [0, 1]. Gray
+        images are repeated over 3 channels when they are read.
+      labels: Class ids.
+      class_names: Names of the class ids.
+      name: Prefix of the records' names.
+      numbers: Numbers in the records' names; None: 0, 1, ….
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        name: str = "image",
+        numbers: Sequence[int] | np.ndarray | None = None,
+    ):
+        self._images, self.labels, self.class_names = images, np.asarray(labels, np.int64), tuple(class_names)
+        self._name, self._numbers = name, range(len(labels)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Record:
+        image = self._images[index]
+        if image.ndim == 2 or image.shape[-1] == 1:
+            image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=-1)
+        return {"image": image, "label": int(self.labels[index]), "name": self.name(index)}
+
+    def name(self, index: int) -> str:
+        """Return the name of an image."""
+        return f"{self._name}/{self._numbers[index]}"
+
+    def digest_parts(self, indices: np.ndarray) -> Iterator[bytes]:
+        """Yield the pixels and classes of images."""
+        for index in indices:
+            yield self._images[index].tobytes()
+            yield self.class_names[self.labels[index]].encode()
+
+
 class Subset:
     """Some records of a source, in the order of `indices`."""
 

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 from l2l_jax.data.config import SourceConfig
-from l2l_jax.data.digits import DigitsSource
+from l2l_jax.data.digits import open_digits
 from l2l_jax.data.fashion import open_fashion
 from l2l_jax.data.files import FileSource, open_folder
 from l2l_jax.data.idx import open_idx
@@ -59,7 +59,7 @@ def _open(config: SourceConfig, split: SplitName, image_size: int) -> Source:
             f"{config.where}.path is {config.path!r}, but the source {config.source!r} reads no files; "
             "images of your own are the source 'folder', 'csv', 'idx' or 'npz'."
         )
-    return DigitsSource(split, image_size) if config.source == "digits" else open_fashion(split)
+    return open_digits(split, image_size) if config.source == "digits" else open_fashion(split)
 
 
 def source_digest(source: Source) -> str:

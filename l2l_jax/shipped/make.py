@@ -52,12 +52,13 @@ def training_images(config: Any) -> tuple[Any, Sequence[float]]:
     from etils import epath
 
     from l2l_jax.data.fashion import CLASS_NAMES
-    from l2l_jax.data.idx import IdxSource, read_split
+    from l2l_jax.data.idx import read_split
+    from l2l_jax.data.records import ArraySource
     from l2l_jax.experiment.retrain import LENGTHS
 
     if config.data.source != "fashion":
         return None, LENGTHS
-    return IdxSource(*read_split(epath.Path(IDX_FOLDER), "train"), CLASS_NAMES, "train"), FASHION_LENGTHS
+    return ArraySource(*read_split(epath.Path(IDX_FOLDER), "train"), CLASS_NAMES, "train"), FASHION_LENGTHS
 
 
 def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.data.config import DataConfig, SourceConfig
-from l2l_jax.data.digits import DigitsSource
+from l2l_jax.data.digits import open_digits
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import training_sets, validation_sets
 from l2l_jax.errors import UserError
@@ -19,9 +19,9 @@ def test_train_validation_and_test_share_no_image_and_lose_none():
     parts = {split: open_source(config, split, 8) for split in ("train", "validation", "test")}
     found = {split: names(source) for split, source in parts.items()}
     assert not found["train"] & found["validation"] and not found["validation"] & found["test"]
-    assert found["train"] | found["validation"] == names(DigitsSource("train", 8))
-    assert found["test"] == names(DigitsSource("test", 8))
-    before = np.bincount(DigitsSource("train", 8).labels)
+    assert found["train"] | found["validation"] == names(open_digits("train", 8))
+    assert found["test"] == names(open_digits("test", 8))
+    before = np.bincount(open_digits("train", 8).labels)
     np.testing.assert_array_equal(np.bincount(parts["validation"].labels), np.rint(0.15 * before))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from l2l_jax.data.digits import DigitsSource
+from l2l_jax.data.digits import open_digits
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.evals.features.classifier import MaskedClassifier, SmallClassifier
 from l2l_jax.evals.image_set import ImageSet
@@ -23,7 +23,7 @@ RANGE = (0.0, 1.0)
 
 
 def digits(split):
-    source = DigitsSource(split, 16)
+    source = open_digits(split, 16)
     images = ImageSet(source, Transform(TransformConfig(), 16, training=False), RANGE)
     return images.read(np.arange(len(source)))
 
