@@ -20,7 +20,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from benchmarks.photographs import SIZE, Photographs, photographs
-from l2l_jax.data.loader import training_batches
+from l2l_jax.data.loader import LoaderOptions, training_batches
 from l2l_jax.data.transforms import Box, Transform, TransformConfig, resize
 
 ROUNDS = 5
@@ -67,9 +67,13 @@ def pipeline(
     transform = Transform(TransformConfig(crop="random", flip=True), size, training=True)
     start = time.perf_counter()
     stream = training_batches(
-        {"all": Photographs(files, 10 * batch_size)}, batch_size, value_range=(0, 1), seed=0,
-        transforms={"all": transform}, workers=workers,
-    )  # fmt: skip
+        {"all": Photographs(files, 10 * batch_size)},
+        batch_size,
+        value_range=(0, 1),
+        seed=0,
+        transforms={"all": transform},
+        options=LoaderOptions(workers=workers),
+    )
     with contextlib.closing(iter(stream)) as iterator:
         next(iterator)
         first = time.perf_counter() - start
@@ -112,8 +116,10 @@ def main(argv: Sequence[str]) -> None:
     print(f"{len(files)} JPEGs of {SIZE[0]}×{SIZE[1]} pixels, {kilobytes} kB each\n")
     for title in ("decode", "resize"):
         print(tabulate(report[title].items(), headers=[title, "images/s/core"], floatfmt=".0f"), "\n")
-    print(f"decode + random crop to {args.size}: {report['decode_and_crop']:.0f} images/s/core, "
-          f"{report['share_of_bare_decoding']:.0%} of simplejpeg alone\n")  # fmt: skip
+    print(
+        f"decode + random crop to {args.size}: {report['decode_and_crop']:.0f} images/s/core, "
+        f"{report['share_of_bare_decoding']:.0%} of simplejpeg alone\n"
+    )
     print(tabulate(report["pipeline"], headers="keys", floatfmt=".2f"))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")

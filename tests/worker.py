@@ -64,21 +64,31 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
     """
     import jax
 
-    from l2l_jax.data.loader import training_batches
+    from l2l_jax.data.loader import LoaderOptions, training_batches
     from l2l_jax.methods.baselines import encoder_task
     from l2l_jax.models.mae.model import MAE
     from l2l_jax.train import loop, sharding
     from l2l_jax.train.optim import TrainingConfig
 
     model = MAE(
-        image_size=8, patch_size=4, width=8, depth=1, num_heads=2,
-        decoder_width=8, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
-    )  # fmt: skip
+        image_size=8,
+        patch_size=4,
+        width=8,
+        depth=1,
+        num_heads=2,
+        decoder_width=8,
+        decoder_depth=1,
+        decoder_num_heads=2,
+        mask_ratio=0.5,
+    )
     index, count = jax.process_index(), jax.process_count()
     batches = training_batches(
-        {"retain": Images(), "forget": Images()}, BATCH, value_range=(0, 1), seed=0,
-        process_index=index, process_count=count,
-    )  # fmt: skip
+        {"retain": Images(), "forget": Images()},
+        BATCH,
+        value_range=(0, 1),
+        seed=0,
+        options=LoaderOptions(process_index=index, process_count=count),
+    )
     if index == process:
         batches = Signalled(batches, batch, number)
     config = TrainingConfig(

@@ -19,7 +19,7 @@ from l2l_jax.audit.attacks.membership import membership
 from l2l_jax.audit.attacks.training import TrainingAttack, training_attacks
 from l2l_jax.audit.measuring import Measured, Meter, Points, load_points, save_points
 from l2l_jax.config import Config
-from l2l_jax.data.loader import TrainingBatches, training_batches
+from l2l_jax.data.loader import LoaderOptions, TrainingBatches, training_batches
 from l2l_jax.data.records import evenly_spaced
 from l2l_jax.data.splits import Split
 from l2l_jax.data.transforms import Transform
@@ -187,10 +187,11 @@ class Examiner:
         seed = _seed(self._config.seed, seed, 2)
         return training_batches(
             {"train": attack.images.source(self._training, seed)}, attack.training.batch_size,
-            value_range=model.value_range, seed=seed, bad_folder=folder,
+            value_range=model.value_range, seed=seed,
             transforms={"train": Transform(data, model.image_size, training=True)},
-            max_bad_fraction=data.max_bad_fraction, workers=data.workers,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            options=LoaderOptions(
+                folder, data.max_bad_fraction, data.workers, jax.process_index(), jax.process_count()
+            ),
         )  # fmt: skip
 
     def _probe(self, model: "_Model") -> Points:

@@ -40,6 +40,24 @@ STOP_EVERY = 0.5
 Submit = Callable[[Sequence[Row]], "Future[Rows]"]
 
 
+@dataclasses.dataclass(frozen=True)
+class LoaderOptions:
+    """How a process reads its share of the batches.
+
+    Attributes:
+      bad_folder: Folder of the lists of bad images (see `BadImages`); None: there are none.
+      max_bad_fraction: Share of a set that may be impossible to decode.
+      workers: Processes that read and decode; 0: threads.
+      process_index, process_count: Index of this process, and number of processes.
+    """
+
+    bad_folder: pathlib.Path | None = None
+    max_bad_fraction: float = 0.0
+    workers: int = 0
+    process_index: int = 0
+    process_count: int = 1
+
+
 def training_batches(
     sets: Mapping[str, Source],
     batch_size: int,
@@ -47,18 +65,14 @@ def training_batches(
     value_range: tuple[float, float],
     seed: int,
     transforms: Mapping[str, Transform] | None = None,
-    bad_folder: pathlib.Path | None = None,
-    max_bad_fraction: float = 0.0,
-    workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    options: LoaderOptions = LoaderOptions(),  # noqa: B008  (frozen)
 ) -> "TrainingBatches":
-    """An endless stream of `{set: images [rows, height, width, channel]}`.
+    """Return an endless stream of `{set: images [rows, height, width, channel]}`.
 
     Images from files are uint8, a quarter of the bytes for memory and devices: the step brings them to
-    `value_range`. Those of sources that hold arrays are float32 in it.
+    `value_range`. Those of sources that hold float arrays are float32 in it.
 
-    Every set is shuffled anew in each epoch and repeated, so that all sets give equally many images to a
+    Every set is shuffled anew in each epoch and repeated, so all sets give equally many images to a
     batch: the smaller one is oversampled. Which images a global batch holds, and how they are cropped,
     depends on `seed` alone; process p of n gets the p-th of n equal slices of each batch and reads no other
     image.
@@ -68,33 +82,31 @@ def training_batches(
     images stay where they were, and nothing depends on what was found before.
 
     Args:
-      sets: sources by name.
-      batch_size: images per set in the global batch.
-      value_range: range of the float images, and that to which uint8 ones are to be brought.
-      seed: seed of the order and of the crops.
-      transforms: how the images of each set become squares of one size; None: their records hold arrays of
-        one size, which are taken as they are.
-      bad_folder: where images that cannot be decoded are listed (see `BadImages`); None: nowhere.
-      max_bad_fraction: share of a set that they may be.
-      workers: processes that read and decode; 0: threads.
-      process_index, process_count: this process and how many there are.
+      sets: Sources by name.
+      batch_size: Images per set in the global batch.
+      value_range: Range of the float images, and that to which uint8 ones are to be brought.
+      seed: Seed of the order and of the crops.
+      transforms: Transforms to squares of one size by set; None: the records hold arrays of one size.
+      options: How this process reads.
 
     Raises:
-      ValueError: `batch_size` is not a multiple of `process_count`.
+      ValueError: `batch_size` is not a multiple of the number of processes.
     """
-    if batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} is not a multiple of {process_count} processes")
+    processes = options.process_count
+    if batch_size % processes:
+        raise ValueError(f"batch_size {batch_size} is not a multiple of {processes} processes")
     seeds = np.random.SeedSequence(seed).generate_state(len(sets))
-    counts = {of: len(source) for of, source in sets.items()}
-    rows = batch_size // process_count
+    counts = {name: len(source) for name, source in sets.items()}
+    first = options.process_index * (batch_size // processes)
+    bad_images = BadImages(options.bad_folder, counts, options.max_bad_fraction, options.process_index)
     return TrainingBatches(
-        reader=Reader(sets.values(), [None if transforms is None else transforms[of] for of in sets], seed),
-        orders={of: EpochOrder(counts[of], int(s)) for of, s in zip(sets, seeds, strict=True)},
-        bad_images=BadImages(bad_folder, counts, max_bad_fraction, process_index),
+        reader=Reader(sets.values(), [transforms and transforms[name] for name in sets], seed),
+        orders={name: EpochOrder(counts[name], int(s)) for name, s in zip(sets, seeds, strict=True)},
+        bad_images=bad_images,
         value_range=value_range,
         batch_size=batch_size,
-        rows=range(process_index * rows, (process_index + 1) * rows),
-        workers=workers,
+        rows=range(first, first + batch_size // processes),
+        workers=options.workers,
     )
 
 
@@ -106,8 +118,8 @@ class EpochOrder:
     it does not for `Generator.permutation`.
 
     Args:
-      count: images in the set.
-      seed: any non-negative integer.
+      count: Number of images in the set.
+      seed: Non-negative integer.
     """
 
     def __init__(self, count: int, seed: int):
@@ -119,14 +131,7 @@ class EpochOrder:
         return np.argsort(words, kind="stable")
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The epochs of places in the stream, and the images there.
-
-        Args:
-          positions: `[place]`, non-negative integers.
-
-        Returns:
-          Epochs `[place]` and indices `[place]` in 0 … count − 1.
-        """
+        """Return epochs and indices (0 … count − 1) at `positions` of the stream, all `[place]`."""
         epochs, places = np.divmod(np.asarray(positions, np.int64), self.count)
         indices = np.empty_like(places)
         for epoch in np.unique(epochs):
@@ -148,16 +153,16 @@ class Batches(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingBatches:
-    """What `training_batches` returns; iterating over it starts to read.
+    """The stream of `training_batches`; iterating over it starts to read.
 
     Attributes:
-      reader: reads rows of the sets.
-      orders: of the sets, by name.
-      bad_images: lists what cannot be decoded.
-      value_range: range of the float images, and that to which uint8 ones are to be brought.
-      batch_size: images per set in the global batch.
-      rows: those of them that belong to this process.
-      workers: processes that read; 0: threads.
+      reader: Reader of rows.
+      orders: Orders of the sets, by name.
+      bad_images: List of what cannot be decoded.
+      value_range: Range of the float images, and that to which uint8 ones are to be brought.
+      batch_size: Images per set in the global batch.
+      rows: Rows of it that belong to this process.
+      workers: Processes that read; 0: threads.
     """
 
     reader: Reader
@@ -194,46 +199,44 @@ class TrainingBatches:
         return int(np.clip(AHEAD_BYTES // batch_bytes, *AHEAD))
 
     def _batch(self, number: int, submit: Submit) -> tuple[dict[str, np.ndarray] | None, dict[str, list]]:
-        """This process's rows of a global batch, and the bad images that were met."""
+        """Return this process's rows of a global batch, and the bad images that were met."""
         positions = number * self.batch_size + np.asarray(self.rows)
-        reading = {of: [submit(rows) for rows in self._chunks(of, positions)] for of in self.orders}
+        reading = {name: list(map(submit, self._chunks(name, positions))) for name in self.orders}
         images: dict[str, np.ndarray] = {}
-        bad: dict[str, list[BadImage]] = {of: [] for of in self.orders}
+        bad: dict[str, list[BadImage]] = {}
         complete = True
-        for of, chunks in reading.items():
-            missing = []
+        for name, futures in reading.items():
+            chunks = [future.result() for future in futures]
+            images[name] = np.concatenate([self._pixels(chunk.images) for chunk in chunks])
+            bad[name] = [image for chunk in chunks for image in chunk.bad.values()]
             for start, chunk in zip(range(0, len(positions), CHUNK), chunks, strict=True):
-                read = chunk.result()
-                pixels = self._pixels(read.images)
-                if of not in images:
-                    images[of] = np.empty((len(positions), *pixels.shape[1:]), pixels.dtype)
-                images[of][start : start + CHUNK] = pixels
-                missing += [start + row for row in read.bad]
-                bad[of] += read.bad.values()
-            for row in missing:
-                complete &= self._replace(of, images[of][row], int(positions[row]), bad[of], submit)
+                for row in chunk.bad:
+                    place = start + row
+                    complete &= self._replace(
+                        name, images[name][place], int(positions[place]), bad[name], submit
+                    )
         return images if complete else None, bad
 
     def _pixels(self, images: np.ndarray) -> np.ndarray:
         return images if images.dtype == np.uint8 else in_range(images, self.value_range)
 
-    def _chunks(self, of: str, positions: np.ndarray) -> list[list[Row]]:
-        number = list(self.orders).index(of)
-        epochs, indices = self.orders[of](positions)
+    def _chunks(self, name: str, positions: np.ndarray) -> list[list[Row]]:
+        number = list(self.orders).index(name)
+        epochs, indices = self.orders[name](positions)
         rows = [Row(number, int(i), int(e)) for i, e in zip(indices, epochs, strict=True)]
         return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
     def _replace(
-        self, of: str, image: np.ndarray, position: int, bad: list[BadImage], submit: Submit
+        self, name: str, image: np.ndarray, position: int, bad: list[BadImage], submit: Submit
     ) -> bool:
         """Overwrite a bad image with another; False if there are too many bad ones."""
-        count = self.orders[of].count
+        count = self.orders[name].count
         epoch, place = divmod(position, count)
         for step in range(count):
-            if len(set(bad)) > self.bad_images.limit(of):
+            if len(set(bad)) > self.bad_images.limit(name):
                 return False
             other = epoch * count + (place + count // 2 + step) % count
-            ((chosen,),) = self._chunks(of, np.array([other]))
+            ((chosen,),) = self._chunks(name, np.array([other]))
             read = submit([chosen]).result()
             if not read.bad:
                 image[:] = self._pixels(read.images[0])

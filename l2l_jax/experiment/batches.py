@@ -8,7 +8,7 @@ import jax
 
 from l2l_jax.config import Config
 from l2l_jax.data import splits
-from l2l_jax.data.loader import TrainingBatches, training_batches
+from l2l_jax.data.loader import LoaderOptions, TrainingBatches, training_batches
 from l2l_jax.data.reading import warn_of_shrinking
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, TransformConfig
@@ -52,11 +52,9 @@ def phase_batches(
         transforms={
             name: Transform(retain if name == "retain" else data, size, training=True) for name in sets
         },
-        bad_folder=folder,
-        max_bad_fraction=data.max_bad_fraction,
-        workers=data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        options=LoaderOptions(
+            folder, data.max_bad_fraction, data.workers, jax.process_index(), jax.process_count()
+        ),
     )
 
 

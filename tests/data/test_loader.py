@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from l2l_jax.data.loader import EpochOrder, training_batches
+from l2l_jax.data.loader import EpochOrder, LoaderOptions, training_batches
 from l2l_jax.data.reading import BadImage, BadImages, read_lists, warn_of_shrinking
 from l2l_jax.data.transforms import Transform, TransformConfig, in_range
 from l2l_jax.errors import UserError
@@ -39,7 +39,7 @@ def indices(batch):
 
 
 def stream(seed=0, batch_size=4, **process):
-    return training_batches(SETS, batch_size, value_range=UNIT, seed=seed, **process)
+    return training_batches(SETS, batch_size, value_range=UNIT, seed=seed, options=LoaderOptions(**process))
 
 
 def take(iterator, count):
@@ -111,9 +111,13 @@ def from_files(broken=(), seed=0, batch_size=8, counts=(40, 12), max_fraction=0.
     """A stream of random crops of one-coloured files, and their list of bad images."""
     sets = {"retain": Files(counts[0], broken), "forget": Files(counts[1])}
     return training_batches(
-        sets, batch_size, value_range=(0, 255), seed=seed, transforms=TRANSFORMS, bad_folder=folder,
-        max_bad_fraction=max_fraction, **options,
-    )  # fmt: skip
+        sets,
+        batch_size,
+        value_range=(0, 255),
+        seed=seed,
+        transforms=TRANSFORMS,
+        options=LoaderOptions(folder, max_fraction, **options),
+    )
 
 
 def colours(batches, count, of="retain"):
@@ -171,8 +175,8 @@ def test_a_process_reads_no_image_of_another():
             return super().__getitem__(index)
 
     source = Listing(400)  # an epoch of 20 batches, more than are read ahead
-    part = {"process_index": 1, "process_count": 4}
-    batches_of(training_batches({"all": source}, 20, value_range=UNIT, seed=0, **part), 2)
+    part = LoaderOptions(process_index=1, process_count=4)
+    batches_of(training_batches({"all": source}, 20, value_range=UNIT, seed=0, options=part), 2)
     everything = training_batches({"all": Counting(400)}, 20, value_range=UNIT, seed=0)
     mine = [np.rint(b["all"][5:10, 0, 0, 0] * 100).astype(int) for b in batches_of(everything, 20)[0]]
     assert set(source.read) <= set(np.concatenate(mine)) and len(source.read) >= 10
@@ -225,9 +229,13 @@ def test_when_all_records_are_one_bad_file_nothing_hangs():
             return {**super().__getitem__(index), "name": "the only one"}
 
     stream = training_batches(
-        {"all": Same(6, range(6))}, 2, value_range=UNIT, seed=0, max_bad_fraction=0.9,
+        {"all": Same(6, range(6))},
+        2,
+        value_range=UNIT,
+        seed=0,
+        options=LoaderOptions(None, 0.9),
         transforms={"all": TRANSFORMS["retain"]},
-    )  # fmt: skip
+    )
     with pytest.raises(UserError, match="No image could be found"):
         colours(stream, 1, "all")
 
@@ -251,9 +259,13 @@ def test_without_a_list_the_first_bad_image_is_an_error():
 
 def test_a_file_that_is_gone_is_a_bad_image(tmp_path):
     stream = training_batches(
-        {"all": Missing(20, [4])}, 10, value_range=UNIT, seed=0, bad_folder=tmp_path,
-        max_bad_fraction=0.1, transforms={"all": TRANSFORMS["retain"]},
-    )  # fmt: skip
+        {"all": Missing(20, [4])},
+        10,
+        value_range=UNIT,
+        seed=0,
+        options=LoaderOptions(tmp_path, 0.1),
+        transforms={"all": TRANSFORMS["retain"]},
+    )
     batches_of(stream, 2)
     assert "No such file" in read_lists(tmp_path)["all"]["image 4"]
 

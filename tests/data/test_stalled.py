@@ -11,7 +11,7 @@ import types
 import pytest
 
 from l2l_jax.data import reading
-from l2l_jax.data.loader import training_batches
+from l2l_jax.data.loader import LoaderOptions, training_batches
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import Interrupted
 from l2l_jax.utils.stopping import REQUESTS
@@ -45,7 +45,7 @@ def batches(pipe, workers=0):
     transforms = {"all": Transform(TransformConfig(), 4, training=True)}
     sets = {"all": Stalled(4, pipe)}
     return training_batches(
-        sets, 4, value_range=(0, 1), seed=0, transforms=transforms, max_bad_fraction=0.5, workers=workers
+        sets, 4, value_range=(0, 1), seed=0, transforms=transforms, options=LoaderOptions(None, 0.5, workers)
     )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.data.loader import training_batches
+from l2l_jax.data.loader import LoaderOptions, training_batches
 from l2l_jax.methods.base import Task
 
 START = 0.9
@@ -65,10 +65,14 @@ def task(sign=1.0):
     return Task(("encoder",), (), ("retain", "forget"), prepare, losses, forget_sign=sign)
 
 
-def batches(size=8, **processes):
+def batches(size=8, **options):
     """Endless batches of bright images, retain and forget alike."""
     return training_batches(
-        {"retain": Images(1.0), "forget": Images(1.0)}, size, value_range=(0, 1), seed=0, **processes
+        {"retain": Images(1.0), "forget": Images(1.0)},
+        size,
+        value_range=(0, 1),
+        seed=0,
+        options=LoaderOptions(**options),
     )
 
 
