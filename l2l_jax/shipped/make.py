@@ -37,10 +37,12 @@ def main(argv: Sequence[str]) -> None:
     whole, lengths = training_images(config)
     source = whole or open_source(config.data, "train", config.model.image_size)
     original = pretrain(config, workdir / "original", source)
-    _ship(config, name, original, {"trained_on": f"all classes, {len(source)} images", "length": 1.0})
+    seen = {"validation_images": "seen in training" if whole else "held out"}
+    _ship(config, name, original, {"trained_on": "all classes", **seen, "length": 1.0})
     retrained = retrain(config, original, workdir / "retrained", lengths, whole)
     facts = {
         "trained_on": "the classes to retain",
+        **seen,
         "length": retrained.length,
         "retain_validation_error_ratio": round(retrained.ratio, 4),
     }
