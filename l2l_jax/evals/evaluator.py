@@ -9,7 +9,7 @@ import functools
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -56,22 +56,16 @@ FORMAT = 2
 
 
 class TaskMetrics(NamedTuple):
-    """Metrics of one model at one task.
-
-    Attributes:
-      sets: Metrics of the reconstructions by set ("retain", "forget", …).
-      real_images: Metrics of the originals themselves, by set.
-    """
+    """Metrics at one task by set ("retain", "forget", …): of reconstructions, and of the originals."""
 
     sets: dict[str, SetMetrics]
     real_images: dict[str, dict[str, float]]
 
 
 class ModelMetrics(NamedTuple):
-    """Metrics of one model.
+    """Metrics of one model by task, in the order of `config.evaluate.tasks`.
 
     Attributes:
-      tasks: By name of the task, in the order of `config.evaluate.tasks`.
       shown: Reconstructions `[image, height, width, channel]` at the first task of the images of
         `Evaluation.shown`, by set; empty but in the primary process.
     """
@@ -129,7 +123,8 @@ class Evaluation:
             task.name: Inpainter(model, task, batch_size=evaluate.batch_size, seed=setup.seed)
             for task in parse_tasks(evaluate.tasks)
         }
-        self._setup, self._folder = setup, folder
+        self._setup, self._folder, self._batch_size = setup, folder, evaluate.batch_size
+        self._key = {"format": FORMAT, "batch_size": evaluate.batch_size}
         self._caches: dict[str, ResultCache] = {}
 
     @property
@@ -224,13 +219,9 @@ class Evaluation:
         return from_primary(lambda: {name: shown.indices.tolist() for name, shown in self.shown.items()})
 
     def evaluate(self, params: Params, name: str) -> ModelMetrics:
-        """Inpaint all test images at all tasks and measure the results.
+        """Inpaint all test images at all tasks and measure the results; called by all processes.
 
-        All processes inpaint; one measures and sends the metrics to the others.
-
-        Args:
-          params: All parts.
-          name: Name of the model, of its folder of observations and on the console.
+        `name` is the model's, in its folder of observations and on the console.
         """
         key = {"parameters": tree_hash(params), "model": repr(self._setup.model), "seed": self._setup.seed}
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", name)
@@ -249,23 +240,11 @@ class Evaluation:
         }
         return ModelMetrics(tasks, self._shown(model) if is_primary() else {})
 
-    @property
-    def _batch_size(self) -> int:
-        return self._setup.evaluate.batch_size
-
-    @property
-    def _key(self) -> dict[str, Any]:
-        return {"format": FORMAT, "batch_size": self._batch_size}
-
     @functools.cached_property
     def _observer(self) -> Observer:
-        return Observer(
-            ResultCache(self._folder / "originals", self._key),
-            self._folder / "images" if self._setup.evaluate.write_images else None,
-            self.networks,
-            self._masked_classifiers,
-            self.class_names,
-        )
+        originals = ResultCache(self._folder / "originals", self._key)
+        images = self._folder / "images" if self._setup.evaluate.write_images else None
+        return Observer(originals, images, self.networks, self._masked_classifiers, self.class_names)
 
     def _observe_set(self, model: EvaluatedModel, set_name: str, title: str) -> None:
         """Inpaint and observe this process's blocks of a set, unless that is stored."""
@@ -279,10 +258,9 @@ class Evaluation:
                     progress.update(block.size)
 
     def save_tsne(self, path: pathlib.Path, models: Sequence[str], task: str) -> None:
-        """Write t-SNE of CLIP's embeddings at a task: of originals and of each model's reconstructions.
+        """Write t-SNE of CLIP's embeddings of originals and reconstructions at a task, if CLIP is there.
 
-        Nothing is written where CLIP is not among the networks, or with too few images. For the primary
-        process, after `evaluate` of all these models.
+        For the primary process, after `evaluate` of all these models.
         """
         caches = {"images": self._observer.originals} | {name: self._caches[name] for name in models}
         groups = {

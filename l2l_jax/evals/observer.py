@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,62 +28,47 @@ MASKED = "masked"
 PNG_THREADS = 4
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluatedModel:
-    """A model that is evaluated.
-
-    Attributes:
-      params: Its parameters, placed on the devices.
-      name: Its name, fit for a folder.
-      cache: What was observed of its reconstructions.
-    """
+class EvaluatedModel(NamedTuple):
+    """Parameters placed on the devices, a name fit for folders, and what is observed of reconstructions."""
 
     params: Params
     name: str
     cache: ResultCache
 
 
+@dataclasses.dataclass(frozen=True)
 class Observer:
     """Observes blocks of a set unless the observations are stored already.
 
     Each network's outputs are an entry of their own, so that networks can come and go.
 
-    Args:
-      originals: What was observed of originals, for all models.
+    Attributes:
+      originals: What is observed of originals, for all models.
       images: Folder for PNG files; None: none are written.
       networks: Feature networks of whole images, by name.
       classifiers: Classifiers of the masked region by name of the task; None where there is none.
       class_names: Names of the class ids.
     """
 
-    def __init__(
-        self,
-        originals: ResultCache,
-        images: pathlib.Path | None,
-        networks: Mapping[str, FeatureNetwork],
-        classifiers: Mapping[str, FeatureNetwork | None],
-        class_names: Sequence[str],
-    ):
-        self.originals, self._images, self._networks = originals, images, networks
-        self._classifiers, self._class_names = classifiers, class_names
+    originals: ResultCache
+    images: pathlib.Path | None
+    networks: Mapping[str, FeatureNetwork]
+    classifiers: Mapping[str, FeatureNetwork | None]
+    class_names: Sequence[str]
 
     def observe(
         self, model: EvaluatedModel, inpainter: Inpainter, set_name: str, block: Block, shown: Sequence[int]
     ) -> None:
         """Inpaint a block of images and store what is observed of originals and reconstructions.
 
-        Args:
-          model: The model.
-          inpainter: Of the task.
-          set_name: Name of the set.
-          block: Its images.
-          shown: Places of the images whose reconstructions are stored for pictures.
+        `shown` are the places in the set of the images whose reconstructions are stored for pictures.
         """
         good, task = block.good, inpainter.task.name
         pixels = functools.cache(lambda: to_uint8(good.images, inpainter.value_range))
-        for kind, networks in (("whole", self._networks), (task, self._masked(task))):
-            missing = _missing(self.originals, f"{kind}/{set_name}", block, networks)
-            _apply(self.originals, f"{kind}/{set_name}", block, missing, pixels)
+        classifier = self.classifiers[task]
+        masked = {} if classifier is None else {MASKED: classifier}
+        for kind, networks in (("whole", self.networks), (task, masked)):
+            _Networks(self.originals, f"{kind}/{set_name}", block, networks).apply(pixels)
         files = self._file_names(block)
         self._write_images(f"{set_name}/original", files, pixels)
 
@@ -90,15 +76,11 @@ class Observer:
         places = [int(place) for place in good.indices if place in set(shown)]
         stamp = [block.digest, places]
         stored = model.cache.get(entry(prefix, block.number), stamp=stamp, members=(WRITTEN,))
-        missing = _missing(model.cache, prefix, block, {**self._networks, **self._masked(task)})
-        written = self._images is not None and all_there(self._images / folder, files)
-        if (
-            stored is not None
-            and (written or self._images is None)
-            and (not missing or (written and stored[WRITTEN]))
-        ):
-            # Networks that come later are given the files.
-            _apply(model.cache, prefix, block, missing, lambda: self._read_images(folder, files))
+        later = _Networks(model.cache, prefix, block, {**self.networks, **masked})
+        there = self.images is not None and _all_there(self.images / folder, files)
+        is_complete = stored is not None and (there or self.images is None)
+        if is_complete and (not later.missing or (there and stored[WRITTEN])):
+            later.apply(lambda: self._read_images(folder, files))
             return
         inpainted = inpainter(model.params, good, set_name)
         inpainted_pixels = to_uint8(inpainted, inpainter.value_range)
@@ -108,21 +90,17 @@ class Observer:
             "labels": np.asarray(good.labels, np.int64),
             SKIPPED_NAMES: np.array(list(block.skipped), str),
             SKIPPED_REASONS: np.array(list(block.skipped.values()), str),
-            WRITTEN: np.array(self._images is not None),
+            WRITTEN: np.array(self.images is not None),
             SHOWN_PLACES: np.array(places, int),
             SHOWN_IMAGES: inpainted[np.isin(good.indices, places)],
         }
         model.cache.put(entry(prefix, block.number), observed, stamp=stamp)
-        _apply(model.cache, prefix, block, missing, lambda: inpainted_pixels)
-
-    def _masked(self, task: str) -> dict[str, FeatureNetwork]:
-        classifier = self._classifiers[task]
-        return {} if classifier is None else {MASKED: classifier}
+        later.apply(lambda: inpainted_pixels)
 
     def _file_names(self, block: Block) -> list[str]:
         """Return names of PNG files: the image's place in its set and its class, as 00012-cat.png."""
         return [
-            f"{place:05d}-{re.sub(r'[^A-Za-z0-9_]+', '_', str(self._class_names[label]))[:40]}.png"
+            f"{place:05d}-{re.sub(r'[^A-Za-z0-9_]+', '_', str(self.class_names[label]))[:40]}.png"
             for place, label in zip(block.good.indices, block.good.labels, strict=True)
         ]
 
@@ -130,9 +108,9 @@ class Observer:
         self, folder: str, files: Sequence[str], pixels: Callable[[], np.ndarray], *, again: bool = False
     ) -> None:
         """Write PNG files, each complete or not at all."""
-        if self._images is None or (not again and all_there(self._images / folder, files)):
+        if self.images is None or (not again and _all_there(self.images / folder, files)):
             return
-        place = self._images / folder
+        place = self.images / folder
         place.mkdir(parents=True, exist_ok=True)
 
         def write(name: str, image: np.ndarray) -> None:
@@ -143,8 +121,25 @@ class Observer:
             list(pool.map(write, files, pixels()))
 
     def _read_images(self, folder: str, files: Sequence[str]) -> np.ndarray:
-        assert self._images is not None, "the files are there"
-        return np.stack([np.asarray(Image.open(self._images / folder / name)) for name in files])
+        assert self.images is not None, "the files are there"
+        return np.stack([np.asarray(Image.open(self.images / folder / name)) for name in files])
+
+
+class _Networks:
+    """The networks among some that have not seen a block yet, or had other weights."""
+
+    def __init__(self, cache: ResultCache, prefix: str, block: Block, networks: Mapping[str, FeatureNetwork]):
+        self._cache, self._empty = cache, not len(block.good.labels)
+        self.missing = []
+        for name, network in networks.items():
+            place, stamp = entry(prefix, block.number, name), [block.digest, dict(network.weights)]
+            if cache.get(place, stamp=stamp, members=()) is None:
+                self.missing.append((network, place, stamp))
+
+    def apply(self, pixels: Callable[[], np.ndarray]) -> None:
+        """Store their outputs for uint8 images."""
+        for network, place, stamp in self.missing:
+            self._cache.put(place, {} if self._empty else network(pixels()), stamp=stamp)
 
 
 def entry(prefix: str, number: int, network: str = "") -> str:
@@ -152,34 +147,5 @@ def entry(prefix: str, number: int, network: str = "") -> str:
     return f"{prefix}/{number:05d}" + (f"-{network}" if network else "")
 
 
-def _missing(
-    cache: ResultCache, prefix: str, block: Block, networks: Mapping[str, FeatureNetwork]
-) -> dict[str, FeatureNetwork]:
-    """Return the networks that have not seen a block, or had other weights."""
-    return {
-        name: network
-        for name, network in networks.items()
-        if cache.get(entry(prefix, block.number, name), stamp=_stamp(block, network), members=()) is None
-    }
-
-
-def _apply(
-    cache: ResultCache,
-    prefix: str,
-    block: Block,
-    networks: Mapping[str, FeatureNetwork],
-    pixels: Callable[[], np.ndarray],
-) -> None:
-    """Store the outputs of networks for uint8 images."""
-    for name, network in networks.items():
-        outputs = network(pixels()) if len(block.good.labels) else {}
-        cache.put(entry(prefix, block.number, name), outputs, stamp=_stamp(block, network))
-
-
-def _stamp(block: Block, network: FeatureNetwork) -> list[object]:
-    return [block.digest, dict(network.weights)]
-
-
-def all_there(folder: pathlib.Path, names: Iterable[str]) -> bool:
-    """Return whether all these files exist."""
+def _all_there(folder: pathlib.Path, names: Iterable[str]) -> bool:
     return all((folder / name).exists() for name in names)
