@@ -6,7 +6,13 @@ You can stop the run at any time; run the same command again, or only with its -
 import sys
 from collections.abc import Sequence
 
+from absl import flags
+
 from l2l_jax.cli.common import load_config, parse_flags, run_program
+
+REDO = flags.DEFINE_bool(
+    "redo", False, "Replace what another config, other images or another original have made in --workdir."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -19,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax.report.text import sentences
     from l2l_jax.utils.multihost import is_primary
 
-    report = experiment.run(config, workdir)
+    report = experiment.run(config, workdir, redo=REDO.value)
     if is_primary():
         print(table(report))
         if report["audit"] is not None:

@@ -21,12 +21,13 @@ from l2l_jax.utils.runtime import peak_memory
 from l2l_jax.weights.transfer import load_pretrained
 
 
-def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+def run(config: Config, workdir: pathlib.Path, *, redo: bool = False) -> dict[str, Any]:
     """Run or continue an experiment.
 
     Args:
       config: what to do, from `l2l_jax.config.parse_config`.
       workdir: folder of the run. Work that lies there finished is not done again.
+      redo: delete what another config or other images have made there, instead of refusing it.
 
     Returns:
       The content of `workdir/report/metrics.json`.
@@ -36,13 +37,13 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
       Interrupted: the run was asked to stop, and has saved its state.
     """
     clock = _Clock()
-    folders = Workdir(workdir, config)
+    folders = Workdir(workdir, config, redo=redo)
     with barrier():
         if config.audit.enabled:
             check_yardstick(config)
         evaluation = Evaluation(config, folders.evaluation)
         sets = training_sets(config, evaluation.train)
-    original = original_params(config, folders, evaluation.train)
+    original = _checked_original(config, folders, evaluation, sets)
     clock.lap("pretrain")
     unlearned = unlearned_params(config, folders, original, sets)
     clock.lap("unlearn")
@@ -76,8 +77,21 @@ def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dic
                 "with --config.model.pretrained."
             )
         params = load_pretrained(unlearned, config.family, config.model)
-    models = {"original": original_params(config, folders, evaluation.train), "unlearned": params}
+    if unlearned == folders.unlearned:
+        original = _checked_original(config, folders, evaluation, sets)
+    else:
+        original = original_params(config, folders, evaluation.train)
+    models = {"original": original, "unlearned": params}
     return _reported(config, folders, evaluation, sets, models, clock)
+
+
+def _checked_original(config: Config, folders: Workdir, evaluation: Evaluation, sets: Split) -> Params:
+    """Return the original model; images and model must be those that the workdir's models were made from."""
+    train = {} if config.pretrained else {"train": evaluation.train}
+    folders.check_images(**train, retain=sets.retain, forget=sets.forget)
+    original = original_params(config, folders, evaluation.train)
+    folders.check_original(config.model, original)
+    return original
 
 
 def _reported(

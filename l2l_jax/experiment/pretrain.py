@@ -16,8 +16,8 @@ from l2l_jax.methods.base import pretraining_task
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.loop import Trainer, TrainRun
-from l2l_jax.utils.multihost import barrier, load_existing
-from l2l_jax.weights.saved_models import load_params, save_model
+from l2l_jax.utils.multihost import barrier
+from l2l_jax.weights.saved_models import save_model
 from l2l_jax.weights.transfer import load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -32,13 +32,11 @@ def original_params(config: Config, folders: Workdir, source: Source) -> Params:
         with barrier():
             _check_shipped(config)
             return load_pretrained(shipped.resolved(config.pretrained), config.family, config.model)
-    shapes = config.model.shapes()
-    saved = load_existing(folders.pretrained, lambda: load_params(folders.pretrained, shapes))
-    if saved is not None:
-        logger.info("Using the pretrained model in %s", folders.pretrained)
-        return saved
-    params = pretrain(config, folders.pretrain, source)
-    save_model(folders.pretrained, params, model_card(config, "pretrained from nothing"))
+    params = folders.load("original", config.model.shapes())
+    if params is None:
+        params = pretrain(config, folders.pretrain, source)
+        card = model_card(config, "pretrained from nothing") | folders.facts("original")
+        save_model(folders.pretrained, params, card)
     return params
 
 

@@ -30,9 +30,9 @@ from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.metric_writers import read_metrics
 from l2l_jax.train.token_cache import TokenCacheConfig, cached_task, open_token_cache
 from l2l_jax.train.unlearning_config import UnlearningConfig
-from l2l_jax.utils.multihost import barrier, from_primary, load_existing
+from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.weights import adapter_files
-from l2l_jax.weights.saved_models import fingerprint, load_params, save_model
+from l2l_jax.weights.saved_models import fingerprint, save_model
 from l2l_jax.weights.transfer import original_weights
 
 logger = logging.getLogger(__name__)
@@ -68,9 +68,8 @@ def unlearned_params(
       devices: Devices to train on; None: all.
       phases: Where `run_phases` keeps its state; None: in the folder of unlearning.
     """
-    saved = load_existing(folders.unlearned, lambda: load_params(folders.unlearned, original))
+    saved = folders.load("unlearned", original)
     if saved is not None:
-        logger.info("Using the unlearned model in %s", folders.unlearned)
         return saved
     unlearn, newest = config.unlearn, config.pretrained or folders.pretrained
     facts = from_primary(
@@ -100,7 +99,9 @@ def unlearned_params(
     beside = {}
     if adapter is not None:
         beside = {adapter_files.FILE: _adapter_file(config, adapter, original, facts)}
-    card = model_card(config, f"unlearned by the method {unlearn.method}") | facts
+    card = (
+        model_card(config, f"unlearned by the method {unlearn.method}") | facts | folders.facts("unlearned")
+    )
     save_model(folders.unlearned, params, card, beside=beside)
     return params
 

@@ -1,29 +1,56 @@
-"""What lies in a workdir, and whether it belongs to this run."""
+"""The folders of a run, and what identifies the run that they belong to."""
 
 import dataclasses
 import json
+import logging
 import pathlib
+import shutil
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from l2l_jax.config import Config
+from l2l_jax.config import Config, parse_config, upgrade
 from l2l_jax.data.config import SourceConfig
+from l2l_jax.data.records import Source
+from l2l_jax.data.sources import source_digest
 from l2l_jax.data.transforms import TransformConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evals.tasks import budget_task
-from l2l_jax.utils.multihost import barrier, from_primary, is_primary, on_primary
+from l2l_jax.models.base import Model, Params
+from l2l_jax.utils.claim import claim
+from l2l_jax.utils.io import atomic_write
+from l2l_jax.utils.multihost import barrier, from_primary, is_primary, load_existing, on_primary
+from l2l_jax.weights.saved_models import fingerprint, load_params, read_card
+
+logger = logging.getLogger(__name__)
 
 IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction", "general", "general_images")
-"""Fields that may change between a run and its continuation; besides `RECOMPUTED` and the devices."""
+"""Fields that may change between a run and its continuation; besides `RECOMPUTED`, `PLACES` and devices."""
 
 RECOMPUTED = ("remat", "scan")
 """Fields of a model that say how it is computed, not what it computes."""
 
-ORIGINAL = ("pretrain", "pretrained")
-UNLEARNED = ("unlearn", "unlearned", "generated", "generated.unfinished")
+PLACES = ("path", "pretrained")
+"""Fields that locate images and weights, which the digests of `Workdir.check_inputs` identify."""
+
+FOLDERS = {
+    "original": ("pretrain", "pretrained", "unlearn", "unlearned", "generated", "generated.unfinished"),
+    "unlearned": ("unlearn", "unlearned", "generated", "generated.unfinished"),
+}
+"""Folders whose content depends on what identifies a model, by model."""
+
+INPUTS = {"train": "original", "retain": "unlearned", "forget": "unlearned", "weights": "unlearned"}
+"""Inputs of a run whose digests are kept, and the model that they identify."""
+
+INPUT_TITLES = {
+    "train": "the training images",
+    "retain": "the images to retain",
+    "forget": "the images to forget",
+    "weights": "the weights of the original model",
+}
 
 SHARED_WITHIN = 15.0
 """Seconds in which what one host writes must be seen by the others: longer than NFS caches a folder."""
@@ -32,25 +59,27 @@ SHARED_WITHIN = 15.0
 class Workdir:
     """The folders of a run.
 
-        pretrain/<stage>/   checkpoints and scalars of pretraining
+        pretrain/<phase>/   checkpoints and metrics of pretraining
         pretrained/         the original model
         generated/          images in place of retain images, if the original model made any
-        unlearn/            checkpoints and scalars of unlearning
+        unlearn/            checkpoints and metrics of unlearning
         unlearned/          the unlearned model
         evaluation/         what was observed of each image; figures.json of `l2l_jax.evaluate`
-        audit/              what attacks on the models found
-        report/             figures, pictures, report.html
-        run.json            what was asked for
+        audit/              results of attacks on the models
+        report/             metrics, pictures, report.html
+        run.json            the config, and digests of the images and the original's weights
+        lock.json           the process that owns the folder
 
     Args:
-      folder: its place; made if need be. On storage that all hosts of the run share.
-      config: what is asked for now.
+      folder: Folder of the run, created if need be. On storage that all hosts of the run share.
+      config: The config of the run now.
+      redo: Delete what another config or other inputs have made, instead of refusing it.
 
     Raises:
-      UserError: the folder holds another run, cannot be written, or is not the same on all hosts.
+      UserError: The folder belongs to another run, cannot be written, or is not the same on all hosts.
     """
 
-    def __init__(self, folder: pathlib.Path, config: Config):
+    def __init__(self, folder: pathlib.Path, config: Config, *, redo: bool = False):
         self.folder = folder
         self.pretrain = folder / "pretrain"
         self.pretrained = folder / "pretrained"
@@ -60,46 +89,135 @@ class Workdir:
         self.evaluation = folder / "evaluation"
         self.audit = folder / "audit"
         self.report = folder / "report"
-        self._identity_file = folder / "run.json"
-        on_primary(lambda: self._claim(config))
+        self._redo = redo
+        self._record: dict[str, Any] = from_primary(lambda: self._claim(config))
         _check_shared(folder)
 
-    def _claim(self, config: Config) -> None:
+    def facts(self, model: str) -> dict[str, Any]:
+        """Return what the card of the "original" or the "unlearned" model says of the run that made it."""
+        made_by = {name: self._record[name] for name in ("config", "inputs")}
+        return {"run": {"id": self._record["ids"][model], **made_by}}
+
+    def load(self, model: str, like: Params) -> Params | None:
+        """Return the "original" or the "unlearned" model that is finished here, or None.
+
+        Raises:
+          UserError: It cannot be read, or another run has made it.
+        """
+        place = self.pretrained if model == "original" else self.unlearned
+
+        def read() -> Params:
+            run = read_card(place).get("run")  # cards of earlier versions have none
+            if run is not None and run["id"] != self._record["ids"][model]:
+                raise UserError(
+                    f"The model in {place} was made by another run than {self.folder / 'run.json'} describes. "
+                    f"Use another --workdir, or delete {place} to have it made again."
+                )
+            return load_params(place, like)
+
+        params = load_existing(place, read)
+        if params is not None:
+            logger.info("Using the %s model in %s", model, place)
+        return params
+
+    def check_images(self, **sources: Source) -> None:
+        """Check that the images are those that the models here were made from, wherever they are stored.
+
+        Args:
+          **sources: Training images: "train", "retain" and "forget".
+
+        Raises:
+          UserError: Others were.
+        """
+
+        def check() -> None:
+            for name, source in sources.items():
+                self._check_input(name, {"images": len(source), "digest": source_digest(source)})
+
+        self._update(check)
+
+    def check_original(self, model: Model, params: Params) -> None:
+        """Check that the original model is the one that the unlearned model here was made from.
+
+        Raises:
+          UserError: It is another.
+        """
+        digest = {"digest": fingerprint(params, model.generative_parts)}
+        self._update(lambda: self._check_input("weights", digest))
+
+    def _update(self, check: Callable[[], None]) -> None:
+        def checked() -> dict[str, Any]:
+            check()
+            self._write()
+            return self._record
+
+        self._record = from_primary(checked)
+
+    def _check_input(self, name: str, wanted: dict[str, Any]) -> None:
+        found = self._record["inputs"].get(name)
+        if found is not None and found != wanted:
+            change = f"{INPUT_TITLES[name]} have changed"
+            if "images" in wanted:
+                change += f" ({found['images']} then, {wanted['images']} now)"
+            self._replace(INPUTS[name], [change])
+        self._record["inputs"][name] = wanted
+
+    def _claim(self, config: Config) -> dict[str, Any]:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--workdir={self.folder} is a file; name a folder.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_identity(_identity(config))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            claim(self.folder)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={self.folder} cannot be made or written ({error.strerror}). Choose another one."
+            ) from error
+        found, wanted = self._read(), _identity(config)
+        self._record = {"ids": found.get("ids", {}), "inputs": found.get("inputs", {})}
+        before = _identity_of(found) if found else {}
+        for model, identity in wanted.items():
+            if changes := _differences(before.get(model, {}), identity):
+                self._replace(model, changes)
+            self._record["ids"].setdefault(model, uuid.uuid4().hex)
+        self._record["config"] = json.loads(json.dumps(config.describe()))
+        self._write()
+        return self._record
 
-    def _check_identity(self, wanted: dict[str, Any]) -> None:
-        if self._identity_file.exists():
-            try:
-                found = json.loads(self._identity_file.read_text())
-            except ValueError as error:
-                raise UserError(
-                    f"{self._identity_file} is damaged ({error}). Use another --workdir, or delete "
-                    "this one to start again."
-                ) from error
-            self._compare("pretrain", found, wanted, (*ORIGINAL, *UNLEARNED))
-            self._compare("unlearn", found, wanted, UNLEARNED)
-        text = json.dumps(wanted, indent=2) + "\n"
-        unfinished = self._identity_file.with_suffix(".unfinished")
-        unfinished.write_text(text)
-        unfinished.replace(self._identity_file)
+    def _replace(self, model: str, changes: list[str]) -> None:
+        """Forget the run that has made a model here; delete what it made if the user has asked for it.
 
-    def _compare(self, part: str, found: dict, wanted: dict, folders: tuple[str, ...]) -> None:
-        present = [name for name in folders if (self.folder / name).exists()]
-        changes = _differences(found.get(part, {}), wanted[part])
-        if not present or not changes:
-            return
-        reuse = (
-            f" (--config.model.pretrained={self.pretrained} there starts from this pretrained model)"
-            if part == "unlearn" and self.pretrained.exists()
-            else ""
-        )
-        raise UserError(
-            f"{self.folder} holds another run: {'; '.join(changes)}. Use another --workdir{reuse}, or "
-            f"delete {', '.join(str(self.folder / name) for name in present)} to replace it."
-        )
+        Raises:
+          UserError: The user has not.
+        """
+        present = [self.folder / name for name in FOLDERS[model] if (self.folder / name).exists()]
+        if present and not self._redo:
+            reuse = ""
+            if model == "unlearned" and self.pretrained.exists():
+                reuse = f" (--config.model.pretrained={self.pretrained} there starts from this model)"
+            raise UserError(
+                f"{self.folder} holds another run: {'; '.join(changes)}. Use another --workdir{reuse}, or "
+                f"--redo to replace {', '.join(map(str, present))}."
+            )
+        for place in present:
+            shutil.rmtree(place)
+        for name in ("original", "unlearned")[("original", "unlearned").index(model) :]:
+            self._record["ids"][name] = uuid.uuid4().hex
+        for name in [name for name, of in INPUTS.items() if model in ("original", of)]:
+            self._record["inputs"].pop(name, None)
+
+    def _read(self) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        if not path.exists():
+            return {}
+        try:
+            return dict(json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}). Use another --workdir, or delete this one to start again."
+            ) from error
+
+    def _write(self) -> None:
+        atomic_write(self.folder / "run.json", json.dumps(self._record, indent=2) + "\n")
 
 
 def _check_shared(folder: pathlib.Path) -> None:
@@ -122,28 +240,43 @@ def _check_shared(folder: pathlib.Path) -> None:
 
 
 def _identity(config: Config) -> dict[str, Any]:
+    """Return the fields that decide on each model, as JSON; files are identified by digests instead."""
     original = config.describe("seed", "family", "model", "pretrained")
+    original["given"] = bool(config.pretrained)
     if not config.pretrained:
         original |= {"data": _source(config)} | config.describe("pretrain")
-    for name in RECOMPUTED:
-        original["model"].pop(name, None)
-    identity = {"pretrain": original, "unlearn": config.describe("data", "unlearn")}
+    unlearned = config.describe("data", "unlearn")
+    for name in ("forget", "retain"):
+        unlearned["data"][name] = ",".join(map(str, unlearned["data"][name])).split(",")
     if config.unlearn.retain_budget is not None:
-        identity["unlearn"]["evaluate"] = {"first task": budget_task(config.evaluate.tasks).name}
-    for section in (*original.get("pretrain", {}).values(), *identity["unlearn"].values()):
-        for name in IRRELEVANT:
-            section.pop(name, None)
-    return json.loads(json.dumps(identity))
+        unlearned["evaluate"] = {"first task": budget_task(config.evaluate.tasks).name}
+    return json.loads(json.dumps({"original": original, "unlearned": unlearned}))
+
+
+def _identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identity that a run has stored, as this version describes it."""
+    if "config" in record:
+        kept = ("seed", "family", "pretrained", "model", "plugins", "data", "pretrain", "unlearn", "evaluate")
+        stored = {name: value for name, value in record["config"].items() if name in kept}
+        return _identity(parse_config(upgrade(stored)))
+    original, unlearned = dict(record.get("pretrain", {})), dict(record.get("unlearn", {}))  # before 0.2
+    if unlearned:
+        stored = {"family": "", "model": {}, "unlearn": unlearned["unlearn"]}
+        unlearned["unlearn"] = upgrade(stored)["unlearn"]
+        for name in ("forget", "retain"):
+            unlearned["data"][name] = [str(label) for label in unlearned["data"][name]]
+    return {"original": original, "unlearned": unlearned}
 
 
 def _source(config: Config) -> dict[str, Any]:
-    """Where all images come from, whichever are chosen, and how they become squares."""
+    """Return where all images come from, whichever are chosen, and how they become squares."""
     fields = (*dataclasses.fields(SourceConfig), *dataclasses.fields(TransformConfig))
     return {field.name: getattr(config.data, field.name) for field in fields}
 
 
 def _differences(found: Any, wanted: Any, name: str = "config") -> list[str]:
+    """Return sentences about the fields that differ and matter; those that a record lacks are new."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        names = sorted(set(found) | set(wanted))
-        return [d for n in names for d in _differences(found.get(n), wanted.get(n), f"{name}.{n}")]
+        names = sorted((set(found) & set(wanted)) - {*IRRELEVANT, *RECOMPUTED, *PLACES})
+        return [d for n in names for d in _differences(found[n], wanted[n], f"{name}.{n}")]
     return [] if found == wanted else [f"{name} was {found!r} and is now {wanted!r}"]

@@ -1,15 +1,20 @@
 """A workdir belongs to one run."""
 
 import dataclasses
+import json
 import pathlib
 import runpy
 
+import numpy as np
 import pytest
 
 from l2l_jax.config import parse_config
+from l2l_jax.data.digits import DigitsSource
+from l2l_jax.data.records import Subset
 from l2l_jax.errors import UserError
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.train.sharding import MeshConfig
+from l2l_jax.weights.saved_models import save_model
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 CONFIG = parse_config(runpy.run_path(str(RECIPE))["get_config"]("encoder"))
@@ -63,7 +68,7 @@ def test_another_unlearning_is_refused_with_a_way_out(tmp_path):
     message = str(error.value)
     assert f"config.unlearn.alpha was {CONFIG.unlearn.alpha} and is now 0.5" in message
     assert f"--config.model.pretrained={tmp_path / 'pretrained'}" in message
-    assert f"delete {tmp_path / 'unlearn'} to replace it" in message
+    assert f"or --redo to replace {tmp_path / 'unlearn'}" in message
 
 
 def test_another_model_is_refused(tmp_path):
@@ -83,6 +88,73 @@ def test_an_empty_workdir_takes_any_run(tmp_path):
     Workdir(tmp_path, CONFIG)
     Workdir(tmp_path, LONGER)
     Workdir(tmp_path, LONGER)
+
+
+def test_redo_replaces_what_depends_on_the_change(tmp_path):
+    with_work(tmp_path, "pretrained", "unlearn", "unlearned")
+    Workdir(tmp_path, ALPHA, redo=True)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"pretrained"}
+    Workdir(tmp_path, LONGER, redo=True)
+    assert not (tmp_path / "pretrained").exists()
+
+
+def images(count):
+    digits = DigitsSource("train", 16)
+    return Subset(digits, np.arange(count))
+
+
+def test_other_images_are_refused_and_the_same_ones_may_be_elsewhere(tmp_path):
+    work = with_work(tmp_path, "unlearned")
+    work.check_images(retain=images(3), forget=images(2))
+    moved = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, path="elsewhere"))
+    work = Workdir(tmp_path, moved)
+    work.check_images(retain=images(3), forget=images(2))
+    with pytest.raises(UserError, match=r"the images to forget have changed \(2 then, 4 now\).*--redo"):
+        work.check_images(retain=images(3), forget=images(4))
+    work = Workdir(tmp_path, CONFIG, redo=True)
+    work.check_images(retain=images(3), forget=images(4))
+    assert not work.unlearned.exists()
+
+
+def test_another_original_is_refused(tmp_path):
+    params = {part: {"w": np.zeros(2)} for part in CONFIG.model.generative_parts}
+    with_work(tmp_path, "unlearned").check_original(CONFIG.model, params)
+    given = Workdir(tmp_path, CONFIG)
+    given.check_original(CONFIG.model, params)
+    with pytest.raises(UserError, match="the weights of the original model have changed"):
+        given.check_original(CONFIG.model, params | {"encoder": {"w": np.ones(2)}})
+
+
+def test_a_model_that_another_run_has_made_is_refused(tmp_path):
+    params = {"encoder": np.arange(3.0)}
+    card = Workdir(tmp_path / "a", CONFIG).facts("unlearned")
+    assert card["run"]["config"]["unlearn"]["alpha"] == CONFIG.unlearn.alpha
+    save_model(tmp_path / "a" / "unlearned", params, card)
+    np.testing.assert_equal(Workdir(tmp_path / "a", CONFIG).load("unlearned", params), params)
+    other = Workdir(tmp_path / "b", ALPHA)
+    assert other.load("unlearned", params) is None
+    save_model(other.unlearned, params, card)
+    with pytest.raises(UserError, match="unlearned was made by another run than .*run.json"):
+        other.load("unlearned", params)
+    save_model(other.unlearned, params, {})  # of an earlier version
+    np.testing.assert_equal(other.load("unlearned", params), params)
+
+
+def test_a_run_of_an_earlier_version_may_go_on(tmp_path):
+    """As version 0.1 wrote run.json: options of all methods beside each other, classes as numbers."""
+    flat = {"noise": "normal", "distill": 0.5, "alpha": CONFIG.unlearn.alpha, "method": "encoder"}
+    data = {"source": "digits", "path": "", "forget": [5, 6, 7, 8, 9], "retain": [0, 1, 2, 3, 4]}
+    old = {"pretrain": {"seed": 0}, "unlearn": {"data": data, "unlearn": flat}}
+    for name in ("pretrained", "unlearned"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    Workdir(tmp_path, CONFIG)
+    assert json.loads((tmp_path / "run.json").read_text())["config"]["unlearn"]["encoder"] == {
+        "noise": "normal"
+    }
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match="config.unlearn.alpha was 0.2 and is now 0.5"):
+        Workdir(tmp_path, ALPHA)
 
 
 def test_a_damaged_record_is_named(tmp_path):

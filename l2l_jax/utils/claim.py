@@ -1,0 +1,155 @@
+"""Lets one run at a time own a folder, on local and on shared storage.
+
+The owner keeps a lock file there and renews it every few seconds. Whoever finds a lock takes it over if its
+process on this machine has ended, or if nobody renews it while it watches.
+"""
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import secrets
+import socket
+import threading
+import time
+from typing import Any
+
+from l2l_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+LOCK = "lock.json"
+RENEW_SECONDS = 5.0
+END_SECONDS = 3.0
+STALE_SECONDS = 30.0
+"""Seconds of watching a lock of another machine, in which its owner would have renewed it several times."""
+
+
+def claim(folder: pathlib.Path) -> None:
+    """Make this process the owner of a folder, and of the folders in it, until it ends.
+
+    Raises:
+      UserError: Another process owns the folder.
+    """
+    me = _identity()
+    for place in (folder.absolute(), *folder.absolute().parents):
+        if _owner(place / LOCK).get("process") == me:
+            return
+    path = folder / LOCK
+    token = secrets.token_hex(8)
+    content = json.dumps({"process": me, "token": token, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+    deadline = time.monotonic() + END_SECONDS
+    while not _create(path, content):
+        owner = _owner(path)
+        if _is_alive(path, owner):
+            if time.monotonic() < deadline:  # of a run that is started again, processes may be about to end
+                time.sleep(0.2)
+                continue
+            where = f"process {owner['process']['pid']} on {owner['process']['host']}"
+            raise UserError(
+                f"--workdir={folder} belongs to a run that is still going ({where}, since {owner['since']}). "
+                "Use another --workdir, or wait until it has ended."
+            )
+        _remove(path, owner)
+    threading.Thread(target=_renew, args=(path, token), daemon=True).start()
+    atexit.register(_remove, path, {"token": token})
+
+
+def _identity() -> dict[str, Any]:
+    """Return what identifies this process among all processes of all machines."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "start": _start_time(pid)}
+
+
+def _machine() -> str:
+    """Return a name of the system, or of the container, whose process numbers this process sees."""
+    with contextlib.suppress(OSError):
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
+def _start_time(pid: int) -> str | None:
+    """Return when a process of this machine has started, in ticks, or None if it has ended."""
+    with contextlib.suppress(OSError):
+        status = pathlib.Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return status[19] if status[0] != "Z" else None
+    return None
+
+
+def _create(path: pathlib.Path, content: str) -> bool:
+    """Write the lock unless there is one; it appears with its content."""
+    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    own.write_text(content, "utf-8")
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+    finally:
+        own.unlink(missing_ok=True)
+    return True
+
+
+def _owner(path: pathlib.Path) -> dict[str, Any]:
+    """Return the content of a lock; empty if there is none or it is damaged."""
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _is_alive(path: pathlib.Path, owner: dict[str, Any]) -> bool:
+    process = owner.get("process", {})
+    if process.get("machine") == _machine():
+        if os.path.isdir("/proc/self"):
+            return _start_time(process["pid"]) == process["start"]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process["pid"], 0)
+            return True
+        return False
+    seen = _last_renewal(path)
+    if seen is not None and process:
+        logger.info("%s may belong to a run on %s; waiting", path.parent, process["host"])
+    deadline = time.monotonic() + STALE_SECONDS
+    while seen is not None and time.monotonic() < deadline:
+        time.sleep(min(1.0, STALE_SECONDS / 5))
+        now = _last_renewal(path)
+        if now is not None and now != seen:
+            return True
+        seen = now
+    return False
+
+
+def _last_renewal(path: pathlib.Path) -> int | None:
+    """Return the time of the last renewal; opening the file makes NFS ask the server for it."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _remove(path: pathlib.Path, owner: dict[str, Any]) -> None:
+    """Remove the lock of an owner; put it back if another process has made a new one in between."""
+    taken = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with contextlib.suppress(OSError):
+        path.rename(taken)
+        if _owner(taken).get("token") != owner.get("token"):
+            with contextlib.suppress(FileExistsError):
+                os.link(taken, path)
+        taken.unlink()
+
+
+def _renew(path: pathlib.Path, token: str) -> None:
+    while _owner(path).get("token") == token:
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        time.sleep(RENEW_SECONDS)

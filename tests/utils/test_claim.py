@@ -1,0 +1,84 @@
+"""One run at a time owns a folder."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from l2l_jax.errors import UserError
+from l2l_jax.utils import claim as claims
+from l2l_jax.utils.claim import LOCK, claim
+
+HOLD = """
+import pathlib, sys, time
+from l2l_jax.utils.claim import claim
+claim(pathlib.Path(sys.argv[1]))
+print("owned", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_haste(monkeypatch):
+    monkeypatch.setattr(claims, "END_SECONDS", 0.1)
+    monkeypatch.setattr(claims, "STALE_SECONDS", 1.0)
+
+
+def test_the_owner_may_claim_again_and_what_is_inside(tmp_path):
+    claim(tmp_path)
+    claim(tmp_path)
+    (tmp_path / "inside").mkdir()
+    claim(tmp_path / "inside")
+    assert (tmp_path / LOCK).exists() and not (tmp_path / "inside" / LOCK).exists()
+
+
+def test_a_running_process_keeps_its_folder_and_a_killed_one_loses_it(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "owned\n"
+    with pytest.raises(UserError, match=f"still going .process {other.pid} on .*Use another --workdir"):
+        claim(tmp_path)
+    other.kill()
+    other.communicate()
+    claim(tmp_path)
+    assert json.loads((tmp_path / LOCK).read_text())["process"]["pid"] == os.getpid()
+
+
+def test_a_process_that_ends_gives_its_folder_back(tmp_path):
+    subprocess.run([sys.executable, "-c", HOLD.replace("time.sleep(60)", ""), tmp_path], check=True)
+    assert not list(tmp_path.iterdir())
+
+
+def elsewhere(folder):
+    """A lock of a process on another machine."""
+    process = {"host": "node7", "machine": "another", "pid": os.getpid(), "start": "1"}
+    content = {"process": process, "token": "x", "since": "2026-01-01 00:00:00"}
+    (folder / LOCK).write_text(json.dumps(content))
+
+
+def test_a_lock_of_another_machine_holds_while_it_is_renewed(tmp_path):
+    elsewhere(tmp_path)
+    ended = threading.Event()
+
+    def renew():
+        while not ended.wait(0.1):
+            os.utime(tmp_path / LOCK)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    with pytest.raises(UserError, match="still going .process .* on node7, since 2026"):
+        claim(tmp_path)
+    ended.set()
+    thread.join()
+    started = time.monotonic()
+    claim(tmp_path)
+    assert time.monotonic() - started >= 1
+    assert json.loads((tmp_path / LOCK).read_text())["process"]["pid"] == os.getpid()
+
+
+def test_a_damaged_lock_counts_as_none(tmp_path):
+    (tmp_path / LOCK).write_text("{")
+    claim(tmp_path)
