@@ -74,7 +74,7 @@ def test_the_report_holds_what_it_promises(finished):
         for of in ("retain", "forget"):
             assert set(report[model][of]) == {
                 "psnr", "ssim", "mse", "classifier_distance", "classifier_score", "classifier_score_std",
-                "accuracy",
+                "accuracy", "balanced_accuracy",
             }  # fmt: skip
             mse = f"{report[model][of]['mse']:.4f}"
             assert re.search(rf"{of} +{model} .*{mse}", output)  # the console shows the same
