@@ -110,7 +110,7 @@ class Workdir:
             run = read_card(place).get("run")  # cards of earlier versions have none
             if run is not None and run["id"] != self._record["ids"][model]:
                 raise UserError(
-                    f"The model in {place} was made by another run than {self.folder}/run.json describes. Use "
+                    f"The model in {place} was made by another run than that of {self.folder}/run.json. Use "
                     f"another --workdir, or delete {place} to have it made again."
                 )
             return load_params(place, like)

@@ -134,7 +134,7 @@ def test_a_model_that_another_run_has_made_is_refused(tmp_path):
     other = Workdir(tmp_path / "b", ALPHA)
     assert other.load("unlearned", params) is None
     save_model(other.unlearned, params, card)
-    with pytest.raises(UserError, match="unlearned was made by another run than .*run.json"):
+    with pytest.raises(UserError, match="unlearned was made by another run than that of .*run.json"):
         other.load("unlearned", params)
     save_model(other.unlearned, params, {})  # of an earlier version
     np.testing.assert_equal(other.load("unlearned", params), params)
