@@ -1,13 +1,12 @@
 """Layouts of all devices, and parts of a step, to time."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from l2l_jax.experiment.phase import TrainingPhase, parse_layout
-from l2l_jax.methods.base import total_loss
 from l2l_jax.train import sharding
 from l2l_jax.train.parallel import Parallel, make_parallel
 from l2l_jax.train.step import scaled_pixels
@@ -52,8 +51,8 @@ def step_halves(phase: TrainingPhase, parallel: Parallel) -> dict[str, Callable]
 
     def gradient(params, frozen, rows):
         params, frozen = parallel.gather((phase.task.cast(params), frozen))
-        value_and_grad = jax.value_and_grad(functools.partial(total_loss, phase.task), has_aux=True)
-        return value_and_grad(params, frozen, inputs(frozen, rows))
+        alpha = jnp.float32(0)
+        return phase.task.gradients(params, frozen, inputs(frozen, rows), alpha, parallel.mean)
 
     return {"prepare": prepare, "gradient": gradient}
 

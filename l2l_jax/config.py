@@ -16,7 +16,7 @@ from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evals.config import EvaluationConfig
 from l2l_jax.evals.tasks import budget_task
-from l2l_jax.methods.registry import METHODS
+from l2l_jax.methods import METHODS
 from l2l_jax.models.base import Model
 from l2l_jax.models.registry import FAMILIES, VARIANTS
 from l2l_jax.train.optim import TrainingConfig

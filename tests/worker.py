@@ -65,7 +65,7 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
     import jax
 
     from l2l_jax.data.loader import LoaderOptions, training_batches
-    from l2l_jax.methods.baselines import encoder_task
+    from l2l_jax.methods.encoder import Encoder
     from l2l_jax.models.mae.model import MAE
     from l2l_jax.train import loop, sharding
     from l2l_jax.train.optim import TrainingConfig
@@ -99,7 +99,8 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
     mesh = sharding.make_mesh(devices, sharding.MeshConfig(fsdp=ways))
     # There is no large array in so small a model.
     with mock.patch.object(sharding, "SHARDED_FROM", 64):
-        trainer = loop.Trainer("unlearn", encoder_task(model), config, seed=1, mesh=mesh, parallel=parallel)
+        objective = Encoder().objective(model)
+        trainer = loop.Trainer("unlearn", objective, config, seed=1, mesh=mesh, parallel=parallel)
         budget = _budget(model) if budgeted else None
         return trainer.train(loop.TrainRun(params, batches, folder, alpha=0.25, budget=budget))
 

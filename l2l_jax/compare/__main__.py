@@ -73,7 +73,7 @@ def _methods(config: "Config", workdir: pathlib.Path) -> None:
 def _front(config: "Config", workdir: pathlib.Path) -> None:
     from l2l_jax.compare import front_report
     from l2l_jax.compare.front import Grid, run_front
-    from l2l_jax.methods.registry import METHODS as KNOWN
+    from l2l_jax.methods import METHODS as KNOWN
     from l2l_jax.utils.multihost import barrier, is_primary
 
     with barrier():

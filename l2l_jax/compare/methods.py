@@ -20,7 +20,7 @@ from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
-from l2l_jax.methods.registry import METHODS
+from l2l_jax.methods import METHODS
 from l2l_jax.utils.multihost import barrier, from_primary, is_primary, on_primary
 
 logger = logging.getLogger(__name__)

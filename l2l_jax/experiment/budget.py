@@ -1,6 +1,5 @@
 """The retain budget of an experiment: what it is relative to, and what came of it."""
 
-import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -79,9 +78,12 @@ def retain_budget(config: Config, reference: Params | None = None) -> RetainBudg
     def make_errors(parallel: Parallel) -> MaskedErrors:
         return MaskedErrors(model, mask, images, rows=rows, seed=config.seed, parallel=parallel)
 
-    most = 1.0 if unlearn.method == "epsilon" else math.inf
     budget = BudgetConfig(
-        unlearn.retain_budget, unlearn.budget_every, unlearn.budget_rate, unlearn.steps, most
+        unlearn.retain_budget,
+        unlearn.budget_every,
+        unlearn.budget_rate,
+        unlearn.steps,
+        unlearn.options.max_weight,
     )
     return RetainBudget(budget, make_errors, reference)
 

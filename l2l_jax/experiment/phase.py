@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from l2l_jax.config import Config
 from l2l_jax.errors import UserError
-from l2l_jax.methods.base import Task, pretraining_task
+from l2l_jax.methods.base import Objective, pretraining_objective
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
@@ -32,7 +32,7 @@ class TrainingPhase:
     """
 
     config: Config
-    task: Task
+    task: Objective
     training: TrainingConfig
     codes: tuple[str, ...] = ()
 
@@ -92,7 +92,7 @@ def open_phase(config: Config, name: str) -> TrainingPhase:
     if name not in stages:
         raise UserError(f"--stage={name}: the phases of this config are unlearn, {', '.join(stages)}.")
     parts = tuple(model.shapes())
-    task = pretraining_task(stages[name], parts)
+    task = pretraining_objective(stages[name], parts)
     return TrainingPhase(config, task, config.pretrain[stages[name].name])
 
 

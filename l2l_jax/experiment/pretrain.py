@@ -12,7 +12,7 @@ from l2l_jax.data.records import Source
 from l2l_jax.errors import UserError
 from l2l_jax.experiment.batches import phase_batches, phase_seed
 from l2l_jax.experiment.workdir import Workdir
-from l2l_jax.methods.base import pretraining_task
+from l2l_jax.methods.base import pretraining_objective
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.loop import Trainer, TrainRun
@@ -67,7 +67,7 @@ def pretrain(config: Config, folder: pathlib.Path, source: Source) -> Params:
         training = config.pretrain[stage.name]
         trainer = Trainer(
             f"pretrain {stage.name}",
-            pretraining_task(stage, tuple(params)),
+            pretraining_objective(stage, tuple(params)),
             training,
             seed=phase_seed(config.seed, index),
             mesh=sharding.make_mesh(config=config.mesh),

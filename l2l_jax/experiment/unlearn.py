@@ -21,8 +21,8 @@ from l2l_jax.experiment.budget import Outcome, budget_reference, first_of_line, 
 from l2l_jax.experiment.generate import generate
 from l2l_jax.experiment.pretrain import model_card
 from l2l_jax.experiment.workdir import Workdir
-from l2l_jax.methods.adapters import ADAPTER, Adapter
-from l2l_jax.methods.base import Task
+from l2l_jax.methods.base import Objective
+from l2l_jax.models.adapters import ADAPTER, Adapter
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.budget import RetainBudget
@@ -90,7 +90,7 @@ def unlearned_params(
         folder = phases or folders.unlearn
         facts["phases"] = run_phases(config, folder, original, sets, devices, teacher=teacher)
         logger.info("Losses at the end of the phases: %s", facts["phases"])
-        task = task._replace(gradients=task.phases.settle(facts["phases"]))
+        task = dataclasses.replace(task, rule=task.phases.settle(facts["phases"]))
     start = _Start(original, sets, devices, teacher, unlearn.weight, budget)
     params = _train("unlearn", task, config, folders.unlearn, start)
     if budget is not None:
@@ -152,12 +152,12 @@ def run_phases(
     unlearn, ends = dataclasses.replace(config.unlearn, log_every=1), {}
     config, start = dataclasses.replace(config, unlearn=unlearn), _Start(original, sets, devices, teacher)
     for name, rule in task.phases.rules.items():
-        _train(f"unlearn {name}", task._replace(gradients=rule), config, folder / name, start)
+        _train(f"unlearn {name}", dataclasses.replace(task, rule=rule), config, folder / name, start)
         ends[name] = from_primary(functools.partial(_terms_at_end, folder / name, unlearn.steps))
     return ends
 
 
-def _train(name: str, task: Task, config: Config, folder: pathlib.Path, start: _Start) -> Params:
+def _train(name: str, task: Objective, config: Config, folder: pathlib.Path, start: _Start) -> Params:
     """Run a task on the training images."""
     unlearn, model, seed = config.unlearn, config.model, phase_seed(config.seed, 1000)
     devices = None if start.devices is None else list(start.devices)

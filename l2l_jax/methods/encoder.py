@@ -1,11 +1,11 @@
-"""The method "encoder"."""
+"""The paper's method."""
 
 import dataclasses
 from typing import ClassVar
 
-from l2l_jax.losses import NoiseKind
-from l2l_jax.methods.base import Method, Task, register
-from l2l_jax.methods.baselines import encoder_task
+from l2l_jax.losses import NoiseKind, UnlearningInputs, encoder_unlearning_loss
+from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.inputs import student_and_teacher_inputs
 from l2l_jax.models.base import Model
 
 
@@ -22,5 +22,16 @@ class Encoder(Method):
     takes_noise: ClassVar[bool] = True
     noise: NoiseKind = "normal"
 
-    def objective(self, model: Model) -> Task:
-        return encoder_task(model, noise=self.noise)
+    def objective(self, model: Model) -> Objective:
+        def loss(trained, frozen, inputs, alpha):
+            return encoder_unlearning_loss(
+                model.encode, trained["encoder"], frozen["encoder"], UnlearningInputs(**inputs), alpha=alpha
+            )
+
+        return Objective(
+            trained=("encoder",),
+            frozen=("encoder", *model.corruption_parts),
+            prepare=student_and_teacher_inputs(model, self.noise),
+            loss=loss,
+            cast=model.in_compute_dtype,
+        )

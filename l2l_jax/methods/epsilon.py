@@ -1,20 +1,67 @@
-"""The method "epsilon"."""
+"""Unlearning as constrained optimization: one term is lowered while the other stays below a bound."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
+import jax
+import jax.numpy as jnp
+import optax
 import pydantic
 
-from l2l_jax.losses import NoiseKind
-from l2l_jax.methods.base import Method, Task, register
-from l2l_jax.methods.constrained import epsilon_task
-from l2l_jax.models.base import Model
+from l2l_jax.losses import NoiseKind, unlearning_loss
+from l2l_jax.methods.base import Method, Objective, Phases, Terms, register
+from l2l_jax.methods.inputs import student_and_teacher_inputs
+from l2l_jax.models.base import Model, Params
+
+SMALL = 1e-7
+"""Keeps the multiplier finite where the gradient of the constrained term vanishes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Constrained:
+    """A `GradientRule` that lowers one term subject to a bound on the other.
+
+        direction = ∇objective + η ∇constraint
+        η = max((ψ − ∇constraint · ∇objective) / (‖∇constraint‖² + 1e-7), 0)
+
+    The constrained term falls at least at the rate ψ. Without bounds ψ = ‖∇constraint‖²: it falls as if it
+    were alone. With bounds ψ = (constraint − ε) · ‖∇constraint‖²: it falls while it is above ε, and may rise
+    while it is below. After Feng et al. (2024, arXiv 2408.01689), who have published no code.
+
+    Attributes:
+      constraint: The constrained term, "retain" or "forget".
+      bounds: Least and greatest ε. ε = greatest − alpha · (greatest − least), with alpha, the weight of the
+        forget term, clipped to [0, 1].
+    """
+
+    constraint: str
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def objective(self) -> str:
+        return "forget" if self.constraint == "retain" else "retain"
+
+    def combine(self, terms: Terms, gradients: Mapping[str, Params], alpha: jax.Array) -> Params:
+        constraint, objective = gradients[self.constraint], gradients[self.objective]
+        square = optax.tree.vdot(constraint, constraint)
+        fall = square
+        if self.bounds is not None:
+            least, greatest = self.bounds
+            epsilon = greatest - jnp.clip(alpha, 0, 1) * (greatest - least)
+            fall = (terms[self.constraint] - epsilon) * square
+        eta = jnp.maximum((fall - optax.tree.vdot(constraint, objective)) / (square + SMALL), 0)
+        return jax.tree.map(lambda o, c: o + eta * c, objective, constraint)
 
 
 @register("epsilon")
 @dataclasses.dataclass(frozen=True)
 class Epsilon(Method):
-    """Minimize the paper's retain loss with the forget loss bounded by ε.
+    """Minimize the paper's retain term with the forget term bounded by ε.
+
+    Phase I finds the range of ε: in I-a the forget term falls as if it were alone, in I-b the retain term
+    does and the forget term follows. The forget terms at the ends of the two are the least and the greatest
+    ε. Phase II is constrained by an ε in between. All phases start from the original model.
 
     Attributes:
       noise: Noise shown to the teacher in place of forget images: "normal" (mean and standard deviation of
@@ -22,14 +69,36 @@ class Epsilon(Method):
       epsilon_ratio: Position of ε in its range, in place of alpha: 0 forgets most, 1 costs least.
     """
 
-    noise: NoiseKind = "normal"
-    epsilon_ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
-
     max_weight: ClassVar[float] = 1.0
     weight_option: ClassVar[str] = "epsilon_ratio"
+    noise: NoiseKind = "normal"
+    epsilon_ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
 
     def initial_weight(self, alpha: float) -> float:
         return 1 - self.epsilon_ratio
 
-    def objective(self, model: Model) -> Task:
-        return epsilon_task(model, noise=self.noise)
+    def objective(self, model: Model) -> Objective:
+        def loss(trained, frozen, inputs, alpha):
+            # Not interleaved: the gradient of each term then costs a pass over its own rows alone.
+            return unlearning_loss(
+                model.encode(trained["encoder"], inputs["retain"]),
+                model.encode(frozen["encoder"], inputs["retain"]),
+                model.encode(trained["encoder"], inputs["forget"]),
+                model.encode(frozen["encoder"], inputs["noise"]),
+                alpha=alpha,
+            )
+
+        def bound(ends: Mapping[str, Mapping[str, float]]) -> Constrained:
+            least, greatest = sorted(ends[phase]["forget"] for phase in ("phase_1a", "phase_1b"))
+            return Constrained("forget", (least, greatest))
+
+        first = Constrained("forget")
+        return Objective(
+            trained=("encoder",),
+            frozen=("encoder", *model.corruption_parts),
+            prepare=student_and_teacher_inputs(model, self.noise),
+            loss=loss,
+            rule=first,
+            phases=Phases({"phase_1a": first, "phase_1b": Constrained("retain")}, bound),
+            cast=model.in_compute_dtype,
+        )

@@ -1,16 +1,32 @@
-"""The method "max_loss"."""
+"""Gradient ascent on forget images."""
 
 import dataclasses
+import functools
 
-from l2l_jax.methods.base import Method, Task, register
-from l2l_jax.methods.baselines import max_loss_task
+from l2l_jax import losses
+from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.inputs import corrupt_images, generative_losses
 from l2l_jax.models.base import Model
 
 
 @register("max_loss")
 @dataclasses.dataclass(frozen=True)
 class MaxLoss(Method):
-    """Raise the model's own training loss on forget images."""
+    """Raise the model's own training loss on forget images.
 
-    def objective(self, model: Model) -> Task:
-        return max_loss_task(model)
+    Encoder and decoder are trained. The loss has no lower bound: with a large alpha or many steps it
+    diverges, which clipping the gradient delays.
+    """
+
+    def objective(self, model: Model) -> Objective:
+        def loss(trained, frozen, inputs, alpha):
+            pair = generative_losses(model, {**frozen, **trained}, inputs)
+            return losses.max_loss(*pair, alpha=alpha)
+
+        return Objective(
+            trained=model.generative_parts,
+            frozen=model.corruption_parts,
+            prepare=functools.partial(corrupt_images, model),
+            loss=loss,
+            cast=model.in_compute_dtype,
+        )

@@ -1,16 +1,51 @@
-"""The method "random_encoder"."""
+"""Gaussian noise in place of the features of forget images."""
 
 import dataclasses
+import functools
 
-from l2l_jax.methods.base import Method, Task, register
-from l2l_jax.methods.baselines import random_encoder_task
+import jax
+
+from l2l_jax.losses import noise_features, random_encoder_loss
+from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.inputs import apply_to_both, corrupt_images
 from l2l_jax.models.base import Model
+from l2l_jax.utils.batch_axis import deinterleave, interleave
 
 
 @register("random_encoder")
 @dataclasses.dataclass(frozen=True)
 class RandomEncoder(Method):
-    """Send the encoder's features of forget images to Gaussian noise."""
+    """Send the encoder's features of forget images to Gaussian noise.
 
-    def objective(self, model: Model) -> Task:
-        return random_encoder_task(model)
+    The encoder is trained. The noise has the statistics of the original features of retain and forget
+    images, as in the release for MAGE; in the release for Palette the original encoder sees noise inside the
+    mask of forget images. The release for MAGE weights both terms by the mask of the retain images, so that
+    forget images never count; this is not copied.
+    """
+
+    def objective(self, model: Model) -> Objective:
+        def prepare(frozen, batch, rng, axis_name=None):
+            views = corrupt_images(model, frozen, batch, rng, axis_name)
+            retain, forget = views["retain"]["corrupted"], views["forget"]["corrupted"]
+            # Not in the loss: the statistics are those of the whole batch.
+            features = model.encode(frozen["encoder"], interleave(retain, forget))
+            noise = noise_features(features, jax.random.fold_in(rng, 2), axis_name)
+            return {
+                "retain": retain,
+                "forget": forget,
+                "teacher": deinterleave(features)[0],
+                "noise": deinterleave(noise)[1],
+            }
+
+        def loss(trained, frozen, inputs, alpha):
+            encode = functools.partial(model.encode, trained["encoder"])
+            retain, forget = apply_to_both(encode, inputs["retain"], inputs["forget"])
+            return random_encoder_loss(retain, inputs["teacher"], forget, inputs["noise"], alpha=alpha)
+
+        return Objective(
+            trained=("encoder",),
+            frozen=("encoder", *model.corruption_parts),
+            prepare=prepare,
+            loss=loss,
+            cast=model.in_compute_dtype,
+        )

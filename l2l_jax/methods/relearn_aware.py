@@ -1,13 +1,16 @@
-"""The method "relearn_aware"."""
+"""Forgetting where an attacker would be after some steps of relearning."""
 
 import dataclasses
 from typing import Annotated
 
+import jax
+import jax.numpy as jnp
 import pydantic
 
-from l2l_jax.methods.base import Method, Task, register
-from l2l_jax.methods.deep import relearn_aware_task
-from l2l_jax.methods.targets import BLUR, TargetKind
+from l2l_jax.losses import noisy_label_loss
+from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.inputs import corrupt_images
+from l2l_jax.methods.targets import BLUR, TargetKind, forget_truth
 from l2l_jax.models.base import Model
 
 
@@ -15,6 +18,13 @@ from l2l_jax.models.base import Model
 @dataclasses.dataclass(frozen=True)
 class RelearnAware(Method):
     """Forget in a way that survives an attacker's first training steps.
+
+        L(x_r; θ) + alpha · L(x_f, with `target` as the truth; θ')
+        θ'₀ = θ,  θ'ₖ₊₁ = θ'ₖ − rate · sign(∇L(x_r; θ'ₖ)),  θ' after the last of the attacker's steps
+
+    Encoder and decoder are trained. First order: the attacker's steps are not differentiated, as in
+    first-order meta-learning (Nichol et al. 2018) and tamper-resistant training (Tamirisa et al. 2024,
+    "TAR"). The sign is what Adam's first step does. The attacker's gradients are averaged over all devices.
 
     Attributes:
       target: Images that forget images are trained towards: "noise", "blur" (the image itself, blurred) or
@@ -29,5 +39,37 @@ class RelearnAware(Method):
     attack_steps: Annotated[int, pydantic.Field(ge=1)] = 1
     attack_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
 
-    def objective(self, model: Model) -> Task:
-        return relearn_aware_task(model, **dataclasses.asdict(self))
+    def objective(self, model: Model) -> Objective:
+        def prepare(frozen, batch, rng, axis_name=None):
+            views = corrupt_images(model, frozen, batch, rng, axis_name)
+            truth = forget_truth(model, frozen, views, rng, self.target, axis_name, blur=self.target_blur)
+            return {**views, "forget": truth}
+
+        def losses(trained, frozen, rows):
+            return model.generative_loss({**frozen, **trained}, rows["images"], rows["corrupted"])
+
+        def attack(trained, frozen, inputs, mean):
+            for _ in range(self.attack_steps):
+                gradient = mean(jax.grad(lambda x: losses(x, frozen, inputs["retain"]).mean())(trained))
+                trained = jax.tree.map(lambda x, g: x - self.attack_rate * jnp.sign(g), trained, gradient)
+            return trained
+
+        def loss(trained, frozen, inputs, alpha):
+            # The value of the attacked weights; the derivative with respect to the trained ones is 1.
+            attacked = jax.tree.map(
+                lambda a, x: jax.lax.stop_gradient(a) + (x - jax.lax.stop_gradient(x)),
+                inputs.get("ahead", trained),
+                trained,
+            )
+            retain = losses(trained, frozen, inputs["retain"])
+            forget = losses(attacked, frozen, inputs["forget"])
+            return noisy_label_loss(retain, forget, alpha=alpha)
+
+        # Nothing is cast beforehand: the attacker's small steps would be lost in rounding.
+        return Objective(
+            trained=model.generative_parts,
+            frozen=model.corruption_parts,
+            prepare=prepare,
+            loss=loss,
+            look_ahead=attack,
+        )

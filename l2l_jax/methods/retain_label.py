@@ -1,16 +1,39 @@
-"""The method "retain_label"."""
+"""Retain images as the truth of forget images."""
 
 import dataclasses
+import functools
 
-from l2l_jax.methods.base import Method, Task, register
-from l2l_jax.methods.baselines import retain_label_task
+from l2l_jax.losses import retain_label_loss
+from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.inputs import apply_to_both, corrupt_images
 from l2l_jax.models.base import Model
 
 
 @register("retain_label")
 @dataclasses.dataclass(frozen=True)
 class RetainLabel(Method):
-    """Train forget images towards the original model's outputs on retain images."""
+    """Train forget images towards the original model's outputs on retain images.
 
-    def objective(self, model: Model) -> Task:
-        return retain_label_task(model)
+    Encoder and decoder are trained. Forget image i is paired with retain image i of the batch. The release
+    for MAGE weights both terms by the mask of the retain images, so that forget images never count, and its
+    outputs include the logits of the class token and of unused words; neither is copied.
+    """
+
+    def objective(self, model: Model) -> Objective:
+        def prepare(frozen, batch, rng, axis_name=None):
+            views = corrupt_images(model, frozen, batch, rng, axis_name)
+            return {of: view["corrupted"] for of, view in views.items()}
+
+        def loss(trained, frozen, inputs, alpha):
+            predict = functools.partial(model.predict, {**frozen, **trained})
+            retain, forget = apply_to_both(predict, inputs["retain"], inputs["forget"])
+            teacher = model.predict(frozen, inputs["retain"])
+            return retain_label_loss(retain, teacher, forget, alpha=alpha)
+
+        return Objective(
+            trained=model.generative_parts,
+            frozen=(*model.generative_parts, *model.corruption_parts),
+            prepare=prepare,
+            loss=loss,
+            cast=model.in_compute_dtype,
+        )

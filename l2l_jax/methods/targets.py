@@ -1,4 +1,4 @@
-"""What a forget image is to be restored as, in place of itself."""
+"""Images that forget images are trained towards, in place of themselves."""
 
 from typing import Any, Literal
 
@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.methods.baselines import noise_as_truth
+from l2l_jax.losses import noise_images
 from l2l_jax.models.base import Model, Params
+from l2l_jax.utils.batch_axis import deinterleave, interleave
 
 TargetKind = Literal["noise", "blur", "mean"]
 
 BLUR = 0.1
-"""Standard deviation of the blur, as a share of the image's side, unless it is given."""
+"""Default standard deviation of the blur, as a share of the image's side."""
 
 
 def forget_truth(
@@ -25,25 +26,28 @@ def forget_truth(
     *,
     blur: float = BLUR,
 ) -> dict[str, Any]:
-    """`{"images", "seen"}` of the forget set for `generative_loss`, with another truth than the images.
+    """Return `{"images", "corrupted"}` of the forget set for `generative_loss`, with another truth.
 
     Args:
-      model: the model.
-      frozen: the parts that `corrupt` reads.
-      views: `{set: {"images", "seen"}}` of retain and forget images.
-      rng: key.
-      kind: "noise": Gaussian noise, as the method noisy_label has it: restorations carry nothing, and show
+      model: Model.
+      frozen: Parts that `corrupt` reads.
+      views: `{set: {"images", "corrupted"}}` of retain and forget images.
+      rng: JAX key.
+      kind: "noise": Gaussian noise with the statistics of both sets; reconstructions carry nothing, and show
         it. "blur": the image under a Gaussian blur, a plausible guess without detail (cf. SecureT2I, 2025).
         "mean": the mean of the batch's retain images, the same for all.
-      axis_name: mapped axis over which the batch is split.
-      blur: standard deviation of the blur, as a share of the image's side. The more, the further the
-        restorations are from the images; the less, the more of an image they keep.
+      axis_name: Mapped axis over which the batch is split.
+      blur: Standard deviation of the blur, as a share of the image's side.
 
     Raises:
-      ValueError: an unknown kind.
+      ValueError: The kind is unknown.
     """
     if kind == "noise":
-        return noise_as_truth(model, views, rng, axis_name)
+        both = interleave(views["retain"], views["forget"])
+        noise_key, truth_key = jax.random.fold_in(rng, 2), jax.random.fold_in(rng, 3)
+        noise = noise_images(both["images"], noise_key, value_range=model.value_range, axis_name=axis_name)
+        images, corrupted = model.noisy_truth(both["images"], both["corrupted"], noise, truth_key, axis_name)
+        return deinterleave({"images": images, "corrupted": corrupted})[1]
     forget = views["forget"]
     if kind == "blur":
         truth = blurred(forget["images"], blur * model.image_size)
@@ -53,17 +57,17 @@ def forget_truth(
         truth = jnp.broadcast_to(mean, forget["images"].shape)
     else:
         raise ValueError(f"target must be noise, blur or mean, not {kind!r}")
-    images, seen = model.with_truth(frozen, forget["images"], forget["seen"], truth)
-    return {"images": images, "seen": seen}
+    images, corrupted = model.with_truth(frozen, forget["images"], forget["corrupted"], truth)
+    return {"images": images, "corrupted": corrupted}
 
 
 def blurred(images: jax.Array, sigma: float) -> jax.Array:
-    """Images under a Gaussian blur, as one product of matrices along each side.
+    """Apply a Gaussian blur, as one matrix product along each side.
 
     Args:
-      images: `[batch, height, width, channel]`.
-      sigma: standard deviation in pixels. Beyond the borders the weights are left out, and the others
-        scaled to a sum of 1.
+      images: Images `[batch, height, width, channel]`.
+      sigma: Standard deviation in pixels. Weights beyond the borders are left out, and the others scaled
+        to a sum of 1.
     """
 
     def weights(size: int) -> jax.Array:

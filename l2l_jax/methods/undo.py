@@ -1,15 +1,20 @@
-"""The method "undo"."""
+"""Rebuilding a damaged model from retain images."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
+import jax
+import jax.numpy as jnp
 import pydantic
 
-from l2l_jax.losses import NoiseKind
-from l2l_jax.methods.base import Method, Task, register
-from l2l_jax.methods.deep import undo_task
-from l2l_jax.methods.targets import BLUR, TargetKind
-from l2l_jax.models.base import Model
+from l2l_jax.losses import NoiseKind, feature_distance, noisy_label_loss
+from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.inputs import corrupt_images, corrupt_noise
+from l2l_jax.methods.targets import BLUR, TargetKind, forget_truth
+from l2l_jax.models.base import Model, Params, fresh_parts
+
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 @register("undo")
@@ -17,22 +22,32 @@ from l2l_jax.models.base import Model
 class Undo(Method):
     """Perturb the weights, then rebuild the model from retain images.
 
+        start: (1 − p) · θ_0 + p · fresh weights, with a p of its own for the encoder
+        retain: (1 − d) · L(x_r) + d · L(x_r, with h_0's predictions as the truth)
+        forget: L(x_f, with `target` as the truth) + w · ‖E(T(x_f)) − E_0(T(n))‖²
+
+    After "Distillation Robustifies Unlearning" (Lee et al. 2025), which distills an unlearned language model
+    into a damaged copy of itself. Two things differ. The teacher is the original model, imitated on retain
+    images alone, and only in the places that its own training loss counts: its outputs elsewhere were never
+    trained and carry much of what is to be forgotten. And part of the retain loss is the truth itself. With
+    p = 1 for both parts, knowledge of forget images can come from retain images alone. See docs/methods.md.
+
     Attributes:
-      perturb: Share of fresh weights in the start of the decoder.
-      perturb_encoder: Share of fresh weights in the start of the encoder.
-      distill: Weight of the original model's predictions against the truth, on retain images.
+      perturb: Share p of fresh weights in the start of the decoder.
+      perturb_encoder: Share p of fresh weights in the start of the encoder.
+      distill: Weight d of the original model's predictions against the truth, on retain images.
       target: Images that forget images are trained towards: "noise", "blur" (the image itself, blurred) or
         "mean" (the mean retain image of the batch).
       target_blur: Standard deviation of "blur" as a share of the image's side.
-      noise: Noise shown to the teacher in place of forget images: "normal" (mean and standard deviation of
-        the batch's pixels), "uniform" or "constant".
-      feature_weight: Weight of the paper's forget loss on the encoder's features.
-      forget_every: Use every k-th forget image of a batch.
+      noise: Noise n of `feature_weight`: "normal", "uniform" or "constant".
+      feature_weight: Weight w of the paper's forget term, which removes from the encoder's features what a
+        new decoder could find there.
+      forget_every: Use every k-th forget image of a batch, which leaves time to the retain images.
     """
 
-    perturb: Annotated[float, pydantic.Field(ge=0, le=1)] = 1.0
-    perturb_encoder: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
-    distill: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
+    perturb: Share = 1.0
+    perturb_encoder: Share = 0.0
+    distill: Share = 0.5
     target: TargetKind = "noise"
     target_blur: Annotated[float, pydantic.Field(gt=0)] = BLUR
     noise: NoiseKind = "normal"
@@ -43,5 +58,66 @@ class Undo(Method):
     def batch_divisor(self) -> int:
         return self.forget_every
 
-    def objective(self, model: Model) -> Task:
-        return undo_task(model, **dataclasses.asdict(self))
+    def objective(self, model: Model) -> Objective:
+        def prepare(frozen, batch, rng, axis_name=None):
+            views = corrupt_images(model, frozen, batch, rng, axis_name)
+            retain = views["retain"]
+            if self.distill:
+                retain = {**retain, "imitated": model.predict(frozen, retain["corrupted"])}
+            forget = forget_truth(model, frozen, views, rng, self.target, axis_name, blur=self.target_blur)
+            if self.feature_weight:
+                noise = corrupt_noise(model, frozen, batch, rng, self.noise, axis_name)
+                forget = {**forget, "plain": views["forget"]["corrupted"], "noise": noise}
+            forget = jax.tree.map(every_kth, forget)
+            if self.feature_weight:
+                forget["noise"] = model.encode(frozen["encoder"], forget["noise"])
+            return {"retain": retain, "forget": forget}
+
+        def every_kth(rows):
+            # Groups of neighbors: rows that are split over devices stay where they are.
+            return rows.reshape(-1, self.forget_every, *rows.shape[1:])[:, 0]
+
+        def loss(trained, frozen, inputs, alpha):
+            student, retain, forget = {**frozen, **trained}, inputs["retain"], inputs["forget"]
+            predicted = model.predict(student, retain["corrupted"])  # once for both losses: one backward pass
+            retain_losses = model.prediction_loss(predicted, retain["images"], retain["corrupted"])
+            if self.distill:
+                imitation = model.imitation_loss(predicted, retain["corrupted"], retain["imitated"])
+                retain_losses = (1 - self.distill) * retain_losses + self.distill * imitation
+            forget_losses = model.generative_loss(student, forget["images"], forget["corrupted"])
+            if self.feature_weight:
+                features = model.encode(student["encoder"], forget["plain"])
+                forget_losses += self.feature_weight * feature_distance(features, forget["noise"])
+            return noisy_label_loss(retain_losses, forget_losses, alpha=alpha)
+
+        shares = dict.fromkeys(model.generative_parts, self.perturb) | {"encoder": self.perturb_encoder}
+        teacher = model.generative_parts if self.distill else ("encoder",) if self.feature_weight else ()
+        return Objective(
+            trained=model.generative_parts,
+            frozen=(*teacher, *model.corruption_parts),
+            prepare=prepare,
+            loss=loss,
+            start=perturbed_start(model, shares) if any(shares.values()) else None,
+            cast=model.in_compute_dtype,
+        )
+
+
+def perturbed_start(model: Model, shares: Mapping[str, float]) -> Callable[[Params, jax.Array], Params]:
+    """Return `Objective.start`: (1 − p) · θ_0 + p · fresh weights.
+
+    Args:
+      model: Model.
+      shares: p in [0, 1] of each part; other parts keep their weights.
+    """
+    fresh = fresh_parts(model, [part for part, p in shares.items() if p])
+
+    def start(params: Params, rng: jax.Array) -> Params:
+        mixed = {
+            part: jax.tree.map(
+                lambda old, new, p=shares[part]: (1 - p) * jnp.asarray(old) + p * new, params[part], values
+            )
+            for part, values in fresh(jax.random.fold_in(rng, 1)).items()
+        }
+        return {**params, **mixed}
+
+    return start

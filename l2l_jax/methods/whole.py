@@ -1,18 +1,23 @@
-"""The method "whole"."""
+"""The paper's loss on the whole model."""
 
 import dataclasses
 from typing import ClassVar
 
-from l2l_jax.losses import NoiseKind
-from l2l_jax.methods.base import Method, Task, register
-from l2l_jax.methods.deep import whole_task
+from l2l_jax.losses import NoiseKind, UnlearningInputs, encoder_unlearning_loss
+from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.inputs import student_and_teacher_inputs
 from l2l_jax.models.base import Model
 
 
 @register("whole")
 @dataclasses.dataclass(frozen=True)
 class Whole(Method):
-    """Apply the paper's loss to the outputs of encoder and decoder, and train both.
+    """Apply the paper's loss to features and outputs, and train encoder and decoder.
+
+        d(T(x_r), T(x_r)) + alpha · d(T(x_f), T(n)),   d(a, b) = ‖E(a) − E_0(b)‖² + ‖h(a) − h_0(b)‖²
+
+    The paper trains the encoder alone: the frozen decoder keeps what it knew. The original model's outputs
+    at visible places are distilled, too.
 
     Attributes:
       noise: Noise shown to the teacher in place of forget images: "normal" (mean and standard deviation of
@@ -22,5 +27,18 @@ class Whole(Method):
     takes_noise: ClassVar[bool] = True
     noise: NoiseKind = "normal"
 
-    def objective(self, model: Model) -> Task:
-        return whole_task(model, noise=self.noise)
+    def objective(self, model: Model) -> Objective:
+        def features_and_outputs(params, corrupted):  # compiled, the encoder runs once
+            return model.encode(params["encoder"], corrupted), model.predict(params, corrupted)
+
+        def loss(trained, frozen, inputs, alpha):
+            student, inputs = {**frozen, **trained}, UnlearningInputs(**inputs)
+            return encoder_unlearning_loss(features_and_outputs, student, frozen, inputs, alpha=alpha)
+
+        return Objective(
+            trained=model.generative_parts,
+            frozen=(*model.generative_parts, *model.corruption_parts),
+            prepare=student_and_teacher_inputs(model, self.noise),
+            loss=loss,
+            cast=model.in_compute_dtype,
+        )

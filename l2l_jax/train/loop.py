@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from l2l_jax.data.loader import Batches
 from l2l_jax.errors import Diverged, Interrupted
-from l2l_jax.methods.base import Task
+from l2l_jax.methods.base import Objective
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.budget import RetainBudget
@@ -77,7 +77,7 @@ class Training:
 
     run: TrainRun
     name: str
-    task: Task
+    task: Objective
     config: TrainingConfig
     parallel: Parallel
     frozen: Params
@@ -152,7 +152,7 @@ class Trainer:
     def __init__(
         self,
         name: str,
-        task: Task,
+        task: Objective,
         config: TrainingConfig,
         *,
         seed: int,
@@ -175,7 +175,7 @@ class Trainer:
           hooks: Called after every step, before its checkpoint is saved.
 
         Returns:
-          What the task makes of `run.params` and the trained parts (`Task.merge`), as host arrays.
+          What the task makes of `run.params` and the trained parts (`Objective.merge`), as host arrays.
 
         Raises:
           Interrupted: A signal arrived in some process; the state of the last step is saved.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.data.loader import Batches
-from l2l_jax.methods.base import Task
+from l2l_jax.methods.base import Objective
 from l2l_jax.methods.saliency import largest
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
@@ -18,11 +18,11 @@ from l2l_jax.train.step import accumulated, scaled_pixels
 from l2l_jax.utils.multihost import to_host
 
 BATCHES = 16
-"""Batches over which the forget gradient is averaged; each costs half a step."""
+"""Batches over which the forget gradient is averaged; each costs a step."""
 
 
 def salient_weights(
-    task: Task, params: Params, frozen: Params, batches: Batches, parallel: Parallel, *,
+    task: Objective, params: Params, frozen: Params, batches: Batches, parallel: Parallel, *,
     seed: int, accumulate: int = 1,
 ) -> Params:  # fmt: skip
     """Tree of bools for the trained parts, as host arrays: True for the weights that may change.
@@ -55,7 +55,7 @@ def salient_weights(
 
 
 def _gradient_sum(
-    task: Task, *, seed: int, value_range: tuple[float, float], accumulate: int, parallel: Parallel
+    task: Objective, *, seed: int, value_range: tuple[float, float], accumulate: int, parallel: Parallel
 ) -> Any:
     """A step that adds the mean forget loss's gradient to a sum; its state is `(number, weights, sum)`."""
 
@@ -66,10 +66,9 @@ def _gradient_sum(
         inputs = task.prepare(frozen, scaled_pixels(batch, value_range), rng, parallel.axis_name)
 
         def gradient(rows):
-            loss = jax.grad(lambda weights: task.losses(weights, frozen, rows).mean())
-            return parallel.scatter(loss(trained))
+            return parallel.scatter(task.term_gradient("forget", trained, frozen, rows)[1])
 
-        added = parallel.mean(accumulated(gradient, inputs["forget"], accumulate))
+        added = parallel.mean(accumulated(gradient, inputs, accumulate))
         return (number + 1, params, jax.tree.map(jnp.add, total, added)), {}
 
     return step

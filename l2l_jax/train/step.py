@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from l2l_jax.methods.base import Task
+from l2l_jax.methods.base import Objective
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig, learning_rate_schedule
@@ -101,7 +101,7 @@ def scaled_pixels(batch: Any, value_range: tuple[float, float]) -> Any:
 
 
 def make_step(
-    task: Task,
+    task: Objective,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
@@ -137,7 +137,7 @@ def make_step(
         inputs = task.prepare(frozen, scaled_pixels(batch, value_range), rng, parallel.axis_name)
 
         def grad_fn(part):
-            terms, gradients = task.gradients.compute(task, trained, frozen, part, state.alpha, parallel.mean)
+            terms, gradients = task.gradients(trained, frozen, part, state.alpha, parallel.mean)
             wide = {
                 name: jax.tree.map(lambda grad, param: grad.astype(param.dtype), gradient, state.params)
                 for name, gradient in gradients.items()
@@ -145,7 +145,7 @@ def make_step(
             return terms, parallel.scatter(wide)
 
         terms, gradients = parallel.mean(accumulated(grad_fn, inputs, accumulate))
-        grads = task.gradients.combine(terms, gradients, state.alpha)
+        grads = task.direction(terms, gradients, state.alpha)
         grads = _where(state.mask, grads, jax.tree.map(jnp.zeros_like, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = _where(state.mask, optax.apply_updates(state.params, updates), state.params)

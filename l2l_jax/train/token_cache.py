@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from l2l_jax.data.loader import BatchIterator, EpochOrder, TrainingBatches
 from l2l_jax.errors import Interrupted
 from l2l_jax.losses import NoiseKind, batch_noise
-from l2l_jax.methods.base import Task
+from l2l_jax.methods.base import Objective
 from l2l_jax.models.base import Model, Params
 from l2l_jax.train import sharding
 from l2l_jax.train.step import scaled_pixels
@@ -90,11 +90,12 @@ class Codes:
         return np.load(self.path, mmap_mode="r")
 
 
-def cached_task(task: Task, model: Model, sets: tuple[str, ...]) -> Task:
+def cached_task(task: Objective, model: Model, sets: tuple[str, ...]) -> Objective:
     """A task whose batches hold codes for `sets`: where none holds pixels, it needs no tokenizer."""
     if not set(task.sets) <= set(sets):
         return task
-    return task._replace(frozen=tuple(part for part in task.frozen if part not in model.corruption_parts))
+    frozen = tuple(part for part in task.frozen if part not in model.corruption_parts)
+    return dataclasses.replace(task, frozen=frozen)
 
 
 @dataclasses.dataclass(frozen=True)

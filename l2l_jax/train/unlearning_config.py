@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import pydantic
 
 from l2l_jax.data.transforms import Share
-from l2l_jax.methods.adapters import AdapterKind
-from l2l_jax.methods.base import METHODS, Method, Task
-from l2l_jax.methods.registry import make_objective
+from l2l_jax.methods import make_objective
+from l2l_jax.methods.base import METHODS, Method, Objective
+from l2l_jax.models.adapters import AdapterKind
 from l2l_jax.models.base import Model
 from l2l_jax.train.optim import TrainingConfig
 
@@ -45,7 +45,7 @@ class UnlearningConfig(TrainingConfig):
         change; 1: all, see `l2l_jax.methods.saliency`.
       saliency_reset: Start from fresh values of these weights.
       adapter: Small adapter to train beside the original weights: "lora" (low-rank factors of the kernels) or
-        "norms" (scales and biases of norms), see `l2l_jax.methods.adapters`; "": train the weights.
+        "norms" (scales and biases of norms), see `l2l_jax.models.adapters`; "": train the weights.
       adapter_rank: Rank of "lora".
       methods: Options of methods, by name; those that are missing have their defaults.
     """
@@ -107,7 +107,7 @@ class UnlearningConfig(TrainingConfig):
         methods = {**self.methods, method: dataclasses.replace(options, **own)}
         return dataclasses.replace(self, methods=methods, **changes)
 
-    def objective(self, model: Model) -> Task:
+    def objective(self, model: Model) -> Objective:
         """Return what a training step does on a model."""
         return make_objective(
             self.options,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.methods.adapters import without_adapter
+from l2l_jax.models.adapters import without_adapter
 from l2l_jax.models.base import Model, Params
 from l2l_jax.train.parallel import Parallel
 

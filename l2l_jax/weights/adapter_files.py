@@ -12,7 +12,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from l2l_jax.errors import UserError
-from l2l_jax.methods.adapters import Adapter, merged, new_adapter
+from l2l_jax.models.adapters import Adapter, merged, new_adapter
 from l2l_jax.models.base import Model, Params
 from l2l_jax.weights.saved_models import fingerprint
 

@@ -1,94 +1,23 @@
-"""Adapters by hand: which weights they have, what they add, and that any method trains them alone."""
-
-import functools
+"""Any method on an adapter alone."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2l_jax.methods.adapters import ADAPTER, adapted, merged, new_adapter
-from l2l_jax.methods.base import total_loss
-from l2l_jax.methods.registry import make_task
+from l2l_jax.methods import METHODS, make_objective
+from l2l_jax.methods.encoder import Encoder
+from l2l_jax.methods.undo import Undo
+from l2l_jax.models.adapters import ADAPTER, adapted, merged
+from tests.fixtures.steps import prepared, step
 from tests.matrix import cells
 from tests.train.families import MODELS, images_of, params_of
 
-RNG = np.random.default_rng(0)
 
-
-def normal(*shape):
-    return RNG.normal(size=shape).astype(np.float32)
-
-
-WEIGHTS = {
-    "encoder": {
-        "dense": {"kernel": normal(6, 8), "bias": normal(8)},
-        "conv": {"kernel": normal(3, 3, 4, 5), "bias": normal(5)},
-        "stacked": {"kernel": normal(2, 7, 9)},
-        "narrow": {"kernel": normal(6, 2)},
-        "norm": {"scale": normal(8), "bias": normal(8)},
-        "token": normal(1, 8),
-    }
-}
-
-
-def filled(adapter):
-    """An adapter with random numbers in place of those that it has."""
-    return jax.tree.map(lambda x: normal(*x.shape), adapter)
-
-
-def test_low_rank_factors_by_hand():
-    """Rank 2: 6·8 > 2·(6+8), 36·5 > 2·(36+5), 7·9 > 2·(7+9); but 6·2 < 2·(6+2)."""
-    adapter = new_adapter(WEIGHTS, "lora", 2, jax.random.key(0))["encoder"]
-    shapes = {name: jax.tree.map(jnp.shape, module["kernel"]) for name, module in adapter.items()}
-    assert shapes == {
-        "dense": {"down": (6, 2), "up": (2, 8)},
-        "conv": {"down": (36, 2), "up": (2, 5)},
-        "stacked": {"down": (2, 7, 2), "up": (2, 2, 9)},
-    }
-    assert not any(np.any(module["kernel"]["up"]) for module in adapter.values())
-    factors = filled({"encoder": adapter})
-    expected = {name: dict(module) for name, module in WEIGHTS["encoder"].items() if name != "token"}
-    wide = jax.tree.map(lambda x: x.astype(float), factors["encoder"])
-    dense, conv, stacked = (wide[name]["kernel"] for name in ("dense", "conv", "stacked"))
-    expected["dense"]["kernel"] = expected["dense"]["kernel"] + dense["down"] @ dense["up"]
-    product = np.einsum("xycr,ro->xyco", conv["down"].reshape(3, 3, 4, 2), conv["up"])
-    expected["conv"]["kernel"] = expected["conv"]["kernel"] + product
-    products = [stacked["down"][layer] @ stacked["up"][layer] for layer in range(2)]
-    expected["stacked"]["kernel"] = expected["stacked"]["kernel"] + np.stack(products)
-    expected["token"] = WEIGHTS["encoder"]["token"]
-    for result in (merged(WEIGHTS, factors), jax.jit(adapted)(WEIGHTS, factors)):
-        close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)  # noqa: E731
-        jax.tree.map(close, result["encoder"], expected)
-    same = merged(WEIGHTS, factors)["encoder"]
-    assert same["token"] is WEIGHTS["encoder"]["token"] and same["dense"]["kernel"].dtype == np.float32
-
-
-def test_the_factor_has_variance_one_over_rank():
-    down = new_adapter({"kernel": np.zeros((600, 600))}, "lora", 16, jax.random.key(0))["kernel"]["down"]
-    np.testing.assert_allclose(np.std(down), 1 / 4, rtol=5 / np.sqrt(2 * 9600))
-
-
-def test_norms_by_hand():
-    adapter = new_adapter(WEIGHTS, "norms", 2, jax.random.key(0))
-    assert jax.tree.map(jnp.shape, adapter) == {
-        "encoder": {"norm": {"scale": {"delta": (8,)}, "bias": {"delta": (8,)}}}
-    }
-    change = filled(adapter)
-    result = merged(WEIGHTS, change)["encoder"]
-    for name in ("scale", "bias"):
-        expected = WEIGHTS["encoder"]["norm"][name] + change["encoder"]["norm"][name]["delta"]
-        np.testing.assert_allclose(result["norm"][name], expected, rtol=1e-6)
-    np.testing.assert_array_equal(result["dense"]["bias"], WEIGHTS["encoder"]["dense"]["bias"])
-
-
-def test_a_model_without_a_place_for_it_is_refused():
-    with pytest.raises(ValueError, match="no weight of the model takes an adapter 'lora' of rank 9"):
-        new_adapter(WEIGHTS, "lora", 9, jax.random.key(0))
+def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match="starts from others"):
-        make_task("undo", MODELS["mae"], adapter="norms")
+        make_objective(Undo(), MODELS["mae"], adapter="norms")
     with pytest.raises(ValueError, match="saliency must be 1"):
-        make_task("encoder", MODELS["mae"], adapter="lora", saliency=0.5)
+        make_objective(Encoder(), MODELS["mae"], adapter="lora", saliency=0.5)
 
 
 def count(tree):
@@ -109,9 +38,9 @@ def test_how_many_numbers_are_trained():
     expected |= {("encoder", "norms"): 3 * 64, ("whole", "norms"): 6 * 64}
     params = params_of(MODELS["mae"])
     for (method, kind), numbers in expected.items():
-        task = make_task(method, MODELS["mae"], adapter=kind, adapter_rank=2)
-        assert task.trained == (ADAPTER,)
-        assert count(task.start(params, jax.random.key(0))[ADAPTER]) == numbers
+        objective = make_objective(METHODS[method](), MODELS["mae"], adapter=kind, adapter_rank=2)
+        assert objective.trained == (ADAPTER,)
+        assert count(objective.initial(params, jax.random.key(0))) == numbers
 
 
 CELLS = cells(
@@ -119,39 +48,30 @@ CELLS = cells(
     MODELS,
     normal=[("relearn_aware", "mae"), ("whole", "mage"), ("encoder", "palette")],
 )
-"""A rule of gradients of its own, features and outputs together, and the paper's method; each family once, as
-an adapter asks of a method only that it takes weights, and of a family only its kernels."""
+"""A look-ahead, features and outputs together, and the paper's method; each family once, as an
+adapter needs of a method only that it takes weights, and of a family only its kernels."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "family"), CELLS)
 def test_losses_and_gradients_of_every_family(method, family):
     """At first those of the original model; later those of the merged one, by the chain rule."""
-    model = MODELS[family]
+    model, options = MODELS[family], METHODS[method]()
     params, (batch,) = params_of(model), images_of(family, 1, 4)
-    plain = make_task(method, model, target="blur")
-    task = make_task(method, model, target="blur", adapter="lora", adapter_rank=2)
-    fresh = jax.jit(lambda key: task.start(params, key)[ADAPTER])
-    start = {ADAPTER: jax.device_get(fresh(jax.random.key(3)))}
-    moved = {ADAPTER: jax.tree.map(lambda x: x + np.float32(0.01), start[ADAPTER])}
-
-    def run(task, trained):
-        frozen = {part: params[part] for part in task.frozen}
-        inputs = task.prepare(frozen, batch, jax.random.key(0))
-        rule, alpha = task.gradients, jnp.float32(0.5)
-        terms, gradients = rule.compute(task, trained, frozen, inputs, alpha, lambda x: x)
-        loss, _ = total_loss(task, trained, frozen, inputs, alpha)
-        return (loss, terms["loss"]), rule.combine(terms, gradients, alpha)
-
-    whole = {part: params[part] for part in plain.trained}
-    of_weights, of_adapter = (jax.jit(functools.partial(run, x)) for x in (plain, task))
+    plain, objective = (
+        options.objective(model),
+        make_objective(options, model, adapter="lora", adapter_rank=2),
+    )
+    inputs = prepared(plain, params, batch)
+    start = jax.device_get(objective.initial(params, jax.random.key(3)))
+    moved = jax.tree.map(lambda x: x + np.float32(0.01), start)
     same = jax.jit(adapted)(params, start[ADAPTER])
     jax.tree.map(np.testing.assert_array_equal, same, params)  # to the bit
-    np.testing.assert_allclose(of_adapter(start)[0], of_weights(whole)[0], rtol=1e-6)
     after = merged(params, moved[ADAPTER])
-    losses, gradient = jax.device_get(of_adapter(moved))
-    merged_losses, on_weights = jax.device_get(of_weights({part: after[part] for part in plain.trained}))
-    np.testing.assert_allclose(losses, merged_losses, rtol=1e-4)
+    metrics, gradient = step(objective, moved, params, inputs, 0.5)
+    plain_metrics, on_weights = step(plain, after, params, inputs, 0.5)
+    for term in ("loss", "retain", "forget"):
+        np.testing.assert_allclose(metrics[term], plain_metrics[term], rtol=1e-4)
     checked = 0
     for path, factors in jax.tree_util.tree_leaves_with_path(moved[ADAPTER], is_leaf=lambda x: "down" in x):
         slope, found = on_weights, gradient[ADAPTER]
@@ -167,9 +87,11 @@ def test_losses_and_gradients_of_every_family(method, family):
 def test_a_run_is_measured_with_the_weights_that_it_will_leave():
     """A retain budget restores images with the adapter added on the devices."""
     model, params = MODELS["mae"], params_of(MODELS["mae"])
-    task = make_task("encoder", model, adapter="lora", adapter_rank=2)
-    trained = filled(task.initial(params, jax.random.key(0)))
-    composed, left = task.compose(params, trained), task.merge(params, trained)
+    objective = make_objective(Encoder(), model, adapter="lora", adapter_rank=2)
+    rng = np.random.default_rng(0)
+    fresh = objective.initial(params, jax.random.key(0))
+    trained = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), fresh)
+    composed, left = objective.compose(params, trained), objective.merge(params, trained)
     assert set(composed) == set(params)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), composed, {p: left[p] for p in params}

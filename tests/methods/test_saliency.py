@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.methods.registry import make_task
+from l2l_jax.methods import make_objective
+from l2l_jax.methods.encoder import Encoder
 from l2l_jax.methods.saliency import largest
 from tests.train.families import MODELS, params_of
 
@@ -38,9 +39,9 @@ def test_equal_entries_go_together_and_zeros_never():
 
 def test_any_method_takes_a_share_and_a_fresh_start():
     model = MODELS["mae"]
-    plain = make_task("encoder", model)
+    plain = make_objective(Encoder(), model)
     assert plain.saliency == 1 and plain.start is None
-    task = make_task("encoder", model, saliency=0.5, saliency_reset=True)
+    task = make_objective(Encoder(), model, saliency=0.5, saliency_reset=True)
     assert task.saliency == 0.5
     params, key = params_of(model), jax.random.key(1)
     started, other = task.start(params, key), task.start(params, jax.random.key(2))
@@ -48,5 +49,5 @@ def test_any_method_takes_a_share_and_a_fresh_start():
     bound = np.sqrt(6 / (32 + 128))  # of Glorot and Bengio's uniform distribution for 32 → 128
     assert 0.9 * bound < np.abs(kernels[1]).max() <= bound and np.abs(kernels[0]).max() > 2 * bound / 2
     assert np.abs(kernels[1] - kernels[2]).max() > 0.1 * bound
-    with pytest.raises(ValueError, match=r"\(0, 1\], not 0"):
-        make_task("encoder", model, saliency=0)
+    with pytest.raises(ValueError, match=r"saliency is 0; expected .*\(0, 1\]"):
+        make_objective(Encoder(), model, saliency=0)

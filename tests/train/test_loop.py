@@ -14,7 +14,7 @@ import pytest
 
 from l2l_jax.data.loader import training_batches
 from l2l_jax.errors import Diverged, Interrupted, UserError
-from l2l_jax.methods.baselines import encoder_task
+from l2l_jax.methods.encoder import Encoder
 from l2l_jax.models.mae.model import MAE
 from l2l_jax.train import loop, sharding
 from l2l_jax.train.hooks import Observe
@@ -26,7 +26,7 @@ MODEL = MAE(
     image_size=8, patch_size=4, width=8, depth=1, num_heads=2,
     decoder_width=8, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
 )  # fmt: skip
-TASK = encoder_task(MODEL)
+TASK = Encoder().objective(MODEL)
 CONFIG = TrainingConfig(
     steps=12, batch_size=4, learning_rate=0.01, warmup_steps=4, checkpoint_every=4, log_every=2, ema_decay=0.9
 )
@@ -292,7 +292,7 @@ def test_the_teacher_may_be_another_model_than_the_one_that_is_trained(params, u
     """As when the teacher is trained from weights that its task starts with in place of its own."""
     teacher = {**params, "encoder": jax.tree.map(lambda x: 1.5 * x, params["encoder"])}
     taught = run(params, tmp_path / "taught", teacher=teacher)
-    replaced = TASK._replace(start=lambda _, rng: {"encoder": params["encoder"]})
+    replaced = dataclasses.replace(TASK, start=lambda _, rng: {"encoder": params["encoder"]})
     expected = run(teacher, tmp_path / "replaced", task=replaced)
     jax.tree.map(np.testing.assert_array_equal, taught, expected)
     changed = jax.tree.map(lambda x, y: np.any(x != y), taught["encoder"], uninterrupted[0]["encoder"])
@@ -338,7 +338,7 @@ def test_a_trainer_shows_models_on_the_way_and_is_traced_once(params, tmp_path):
 
     mesh = sharding.make_mesh(jax.devices()[:1])
     constant = dataclasses.replace(CONFIG, schedule="constant")
-    trainer = loop.Trainer("unlearn", TASK._replace(prepare=prepare), constant, seed=1, mesh=mesh)
+    trainer = loop.Trainer("unlearn", dataclasses.replace(TASK, prepare=prepare), constant, seed=1, mesh=mesh)
     sets = {"retain": Images(), "forget": Images()}
     results = []
     for folder, steps in {"unseen": (), "seen": (7, 12)}.items():

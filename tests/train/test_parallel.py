@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 
 from l2l_jax.errors import UserError
-from l2l_jax.methods.registry import make_task
+from l2l_jax.methods import METHODS
 from l2l_jax.plan.collectives import collectives
 from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
@@ -44,7 +44,7 @@ class Run:
     def __init__(self, family, kind, data, model):
         mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
         parallel, optimizer = make_parallel(mesh, kind), make_optimizer(CONFIG)
-        task = make_task(METHOD[family], MODELS[family])
+        task = METHODS[METHOD[family]]().objective(MODELS[family])
         params = params_of(MODELS[family])
         config = dataclasses.replace(CONFIG, accumulate=ACCUMULATE[family])
         step = make_step(task, optimizer, seed=3, config=config, parallel=parallel)

@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.methods.base import total_loss
-from l2l_jax.methods.registry import make_task
+from l2l_jax.methods import METHODS
 from tests.matrix import soak
 from tests.train.families import MODELS, images_of, params_of
 
@@ -33,11 +32,11 @@ def test_remat_needs_less_memory_for_the_same_gradients(family):
     results, inputs = {}, None
     for remat in (False, True):
         model = dataclasses.replace(MODELS[family], **DEEPER[family], remat=remat)
-        task = make_task("max_loss", model)
+        task = METHODS["max_loss"]().objective(model)
         trained = {part: params[part] for part in task.trained}
         frozen = {part: params[part] for part in task.frozen}
         inputs = inputs or jax.jit(task.prepare)(frozen, batch, jax.random.key(0))
-        grad_fn = jax.jit(jax.value_and_grad(functools.partial(total_loss, task, alpha=0.5), has_aux=True))
+        grad_fn = jax.jit(jax.value_and_grad(functools.partial(task.loss, alpha=0.5), has_aux=True))
         compiled = grad_fn.lower(trained, frozen, inputs).compile(OPTIONS)
         memory = compiled.memory_analysis().temp_size_in_bytes
         results[remat] = jax.device_get(compiled(trained, frozen, inputs)), memory

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2l_jax.methods.base import Task
-from l2l_jax.methods.registry import make_task
+from l2l_jax.losses import noisy_label_loss
+from l2l_jax.methods import METHODS, make_objective
+from l2l_jax.methods.base import Objective
 from l2l_jax.train import loop, saliency, sharding
 from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.optim import TrainingConfig
@@ -34,11 +35,13 @@ def linear_task(share=0.25):
     def prepare(frozen, batch, rng, axis_name=None):
         return batch
 
-    def losses(trained, frozen, rows):
-        return jnp.square(rows @ (trained["first"] + 0.1 * trained["second"]) - 1).mean(axis=1)
+    def loss(trained, frozen, inputs, alpha):
+        def losses(rows):
+            return jnp.square(rows @ (trained["first"] + 0.1 * trained["second"]) - 1).mean(axis=1)
 
-    trained = ("first", "second")
-    return Task(trained, (), ("retain", "forget"), prepare, losses, saliency=share)
+        return noisy_label_loss(losses(inputs["retain"]), losses(inputs["forget"]), alpha=alpha)
+
+    return Objective(("first", "second"), (), prepare, loss, saliency=share)
 
 
 class Batches:
@@ -135,7 +138,9 @@ def test_a_mask_of_all_weights_is_no_mask(tmp_path):
 
 def test_the_start_counts_for_salient_weights_alone(tmp_path):
     """And the gradient is taken at the original weights."""
-    task = linear_task()._replace(start=lambda params, rng: {name: x + 100 for name, x in params.items()})
+    task = dataclasses.replace(
+        linear_task(), start=lambda params, rng: {name: x + 100 for name, x in params.items()}
+    )
     after = trained_by(task, tmp_path, Batches(ROWS))
     for name, mask in zip(("first", "second"), mask_by_hand(), strict=True):
         moved = after[name] - PARAMS[name]
@@ -167,7 +172,7 @@ CELLS = [
 @pytest.mark.parametrize(("family", "method", "layout"), CELLS)
 def test_a_tenth_of_the_weights_of_every_family(family, method, layout, tmp_path, monkeypatch):
     model = MODELS[family]
-    task = make_task(method, model, saliency=0.1, saliency_reset=True)
+    task = make_objective(METHODS[method](), model, saliency=0.1, saliency_reset=True)
     monkeypatch.setattr(saliency, "BATCHES", 2)
     params, config = params_of(model), dataclasses.replace(CONFIG, steps=2)
     after = trained_by(task, tmp_path, Batches(images_of(family, 2, 16)), params, layout, config)

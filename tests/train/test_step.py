@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from l2l_jax.methods.base import Task, pretraining_task
-from l2l_jax.methods.baselines import encoder_task
+from l2l_jax.methods.base import pretraining_objective
+from l2l_jax.methods.encoder import Encoder
 from l2l_jax.models.mae.model import MAE
 from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
@@ -22,7 +22,7 @@ MODEL = MAE(
 CONFIG = TrainingConfig(steps=20, batch_size=8, learning_rate=1e-2, warmup_steps=2)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((5, 2, 8, 16, 16, 3)).astype(np.float32)
-UNLEARN = encoder_task(MODEL)
+UNLEARN = Encoder().objective(MODEL)
 
 
 def batches(task):
@@ -114,11 +114,10 @@ def test_accumulation_gives_the_numbers_of_the_whole_batch(params, one_device):
 def test_accumulation_on_eight_devices_of_a_pretraining_task(params):
     """In every run: the test above, and test_parallel.py, which accumulates on eight devices."""
     (stage,) = MODEL.pretraining_stages()
-    task = pretraining_task(stage, tuple(params))
+    task = pretraining_objective(stage, tuple(params))
     assert task.trained == ("encoder", "decoder") and task.frozen == ()
-    doubled = Task(*task[:2], task.sets, *task[3:])
-    whole = run(doubled, params)
-    assert_same_run(run(doubled, params, devices=4, accumulate=2), whole, atol=2e-4)
+    whole = run(task, params)
+    assert_same_run(run(task, params, devices=4, accumulate=2), whole, atol=2e-4)
     assert whole[1][-1]["loss"] < whole[1][0]["loss"]
 
 

@@ -11,7 +11,7 @@ from l2l_jax.data.loader import training_batches
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import Interrupted
 from l2l_jax.losses import batch_noise
-from l2l_jax.methods.registry import make_task
+from l2l_jax.methods import METHODS
 from l2l_jax.models.mage.model import MAGE
 from l2l_jax.train import loop, sharding, token_cache
 from l2l_jax.train.optim import TrainingConfig
@@ -98,7 +98,7 @@ def test_codes_are_those_of_each_step(bank, params):
 
 
 def test_steps_see_what_they_see_without_a_bank(bank, params):
-    task = make_task("encoder", MODEL)
+    task = METHODS["encoder"]().objective(MODEL)
     frozen = {part: params[part] for part in task.frozen}
 
     @jax.jit
@@ -110,7 +110,7 @@ def test_steps_see_what_they_see_without_a_bank(bank, params):
 
 
 def test_training_needs_no_tokenizer(bank, params, mesh, tmp_path):
-    task = cached_task(make_task("encoder", MODEL), MODEL, ALL)
+    task = cached_task(METHODS["encoder"]().objective(MODEL), MODEL, ALL)
     lean = {part: params[part] for part in params if part != "tokenizer"}
     trainer = loop.Trainer("unlearn", task, TRAINING, seed=SEED, mesh=mesh)
     trained = trainer.train(loop.TrainRun(lean, bank, tmp_path))
@@ -143,7 +143,7 @@ def test_it_goes_on_where_it_was(bank):
 def test_noise_alone(params, mesh, tmp_path):
     how = TokenCacheConfig(views=0, noise_images=12)
     bank = open_token_cache(tmp_path, how, MODEL, params, images(), seed=SEED, mesh=mesh)
-    task = make_task("encoder", MODEL)
+    task = METHODS["encoder"]().objective(MODEL)
     assert cached_task(task, MODEL, ("noise",)).frozen == ("encoder", "tokenizer")  # for its images
     shown, found = [], []
     for step, pixels, batch in zip(range(2), images(), bank, strict=False):

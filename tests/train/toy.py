@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.data.loader import LoaderOptions, training_batches
-from l2l_jax.methods.base import Task
+from l2l_jax.losses import noisy_label_loss
+from l2l_jax.methods.base import Objective
 
 START = 0.9
 """w of the original model: its retain error is 0.01 x²."""
@@ -54,15 +55,19 @@ def task(sign=1.0):
     def prepare(frozen, batch, rng, axis_name=None):
         retain, forget = batch["retain"], batch["forget"]
         return {
-            "retain": {"x": retain, "truth": retain, "sign": jnp.ones(len(retain))},
-            "forget": {"x": forget, "truth": 0 * forget, "sign": jnp.full(len(forget), sign)},
+            "retain": {"x": retain, "truth": retain},
+            "forget": {"x": forget, "truth": 0 * forget},
         }
 
-    def losses(trained, frozen, rows):
-        errors = jnp.square(trained["encoder"]["gain"] * rows["x"] - rows["truth"])
-        return rows["sign"] * errors.mean(axis=(1, 2, 3))
+    def loss(trained, frozen, inputs, alpha):
+        def losses(rows):
+            errors = jnp.square(trained["encoder"]["gain"] * rows["x"] - rows["truth"])
+            return errors.mean(axis=(1, 2, 3))
 
-    return Task(("encoder",), (), ("retain", "forget"), prepare, losses, forget_sign=sign)
+        retain, forget = losses(inputs["retain"]), losses(inputs["forget"])
+        return noisy_label_loss(retain, sign * forget, alpha=sign * alpha)
+
+    return Objective(("encoder",), (), prepare, loss)
 
 
 def batches(size=8, **options):

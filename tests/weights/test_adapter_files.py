@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from l2l_jax.errors import UserError
-from l2l_jax.methods.adapters import new_adapter
+from l2l_jax.models.adapters import new_adapter
 from l2l_jax.weights import adapter_files
 from l2l_jax.weights.__main__ import main
 from l2l_jax.weights.adapter_files import adapter_bytes, with_adapter

@@ -4,6 +4,7 @@ All use the family's own training loss, at a constant rate: a curve over steps i
 on the way. Costs are in training steps of the family, three models and one seed each.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from l2l_jax.audit.config import AuditConfig
 from l2l_jax.data.records import Mixture, Source, Subset
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
-from l2l_jax.methods.base import Task, pretraining_task
+from l2l_jax.methods.base import Objective, pretraining_objective
 from l2l_jax.models.base import Model, Params, fresh_parts
 from l2l_jax.train.optim import TrainingConfig
 
@@ -31,7 +32,7 @@ class TrainingAttack(NamedTuple):
     """
 
     name: str
-    task: Task
+    task: Objective
     training: TrainingConfig
     images: "Images"
     looked_at: tuple[int, ...]
@@ -125,7 +126,7 @@ def fresh_decoder(model: Model, config: AuditConfig, images: str) -> TrainingAtt
         return {**params, **fresh(rng)}
 
     stage = model.pretraining_stages()[-1]._replace(trained=("decoder",))
-    task = pretraining_task(stage, _parts(model))._replace(start=start)
+    task = dataclasses.replace(pretraining_objective(stage, _parts(model)), start=start)
     training = _constant(config.decoder_steps, config.batch_size, config.learning_rate)
     sets = ("retain",) if images == "retain" else ("retain", "forget")
     return TrainingAttack(f"fresh_decoder_{images}", task, training, Images(sets), (config.decoder_steps,))
@@ -154,8 +155,8 @@ def _constant(steps: int, batch_size: int, rate: float) -> TrainingConfig:
     )
 
 
-def _whole(model: Model) -> Task:
-    return pretraining_task(model.pretraining_stages()[-1], _parts(model))
+def _whole(model: Model) -> Objective:
+    return pretraining_objective(model.pretraining_stages()[-1], _parts(model))
 
 
 def _parts(model: Model) -> tuple[str, ...]:

@@ -1,0 +1,115 @@
+"""Small adapters that are added to a model's weights.
+
+"lora": every kernel K gets a product of two narrow matrices, K + A·B (Hu et al., ICLR 2022, "LoRA"). B starts
+at zero, so that the first step sees the original model. The entries of A have variance 1/rank, which makes
+the effect of an Adam step independent of the rank (cf. Kalajdzievski 2023, "rsLoRA").
+
+"norms": scales and biases of the normalization layers get a difference, which starts at zero.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax.models.base import Params
+
+AdapterKind = Literal["", "lora", "norms"]
+
+ADAPTER = "adapter"
+"""The part of the parameters that is trained."""
+
+Adapter = Mapping[str, Any]
+"""A tree like that of the weights, without those that stay unchanged: `{"down": A, "up": B}` or
+`{"delta": difference}` in place of each array."""
+
+
+def new_adapter(params: Params, kind: AdapterKind, rank: int, rng: jax.Array) -> dict[str, Any]:
+    """Return an adapter that changes nothing yet.
+
+    Args:
+      params: Parts to adapt, arrays or shapes.
+      kind: "lora" for every kernel that is larger than its two factors; "norms" for scale and bias of every
+        module that has a scale.
+      rank: Number of columns of A.
+      rng: JAX key.
+
+    Raises:
+      ValueError: There is nothing to adapt.
+    """
+    keys = (jax.random.fold_in(rng, number) for number in range(2**31))
+
+    def visit(tree: Mapping[str, Any]) -> dict[str, Any]:
+        found = {}
+        for name in sorted(tree):
+            value = tree[name]
+            if isinstance(value, Mapping):
+                found[name] = visit(value)
+            elif kind == "norms" and "scale" in tree:
+                found[name] = {"delta": jnp.zeros(value.shape, jnp.float32)}
+            elif kind == "lora" and name == "kernel":
+                found[name] = _factors(value.shape, rank, next(keys))
+        return {name: value for name, value in found.items() if value}
+
+    adapter = visit(params)
+    if not adapter:
+        raise ValueError(f"no weight of the model takes an adapter {kind!r} of rank {rank}")
+    return adapter
+
+
+def _factors(shape: tuple[int, ...], rank: int, key: jax.Array) -> dict[str, jax.Array]:
+    """Return A and B of a kernel; none unless they are smaller than the kernel."""
+    stack, rows, columns = _matrix(shape)
+    if rank * (rows + columns) >= rows * columns:
+        return {}
+    down = jax.random.normal(key, (*stack, rows, rank), jnp.float32) / math.sqrt(rank)
+    return {"down": down, "up": jnp.zeros((*stack, rank, columns), jnp.float32)}
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
+    """Return a kernel's shape as a stack of matrices: the stack, rows and columns.
+
+    Kernels are `[in, out]`, `[layer, in, out]` or `[height, width, in, out]`, the last with a row for every
+    input of the convolution.
+    """
+    stack = shape[:1] if len(shape) == 3 else ()
+    return stack, math.prod(shape[len(stack) : -1]), shape[-1]
+
+
+def adapted(weights: Any, adapter: Adapter) -> Any:
+    """Add an adapter to weights, to compute with; differentiable in the adapter."""
+    return _added(weights, adapter, lambda x, change: x + change)
+
+
+def without_adapter(params: Params) -> Params:
+    """Return all parts but `ADAPTER`, which is added to the others if it is there; to compute with."""
+    adapter = params.get(ADAPTER, {})
+    parts = {part: x for part, x in params.items() if part != ADAPTER}
+    return {part: adapted(x, adapter[part]) if part in adapter else x for part, x in parts.items()}
+
+
+def merged(params: Params, adapter: Adapter) -> Params:
+    """Return weights with an adapter added, as host arrays.
+
+    Products and sums are computed in float64 and rounded once, which gives the same bits on every machine.
+    """
+
+    def add(weights: Any, change: np.ndarray) -> np.ndarray:
+        weights = np.asarray(weights)
+        return (weights.astype(np.float64) + change).astype(weights.dtype)
+
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), adapter)
+    return _added(params, wide, add)
+
+
+def _added(weights: Any, adapter: Adapter, add: Callable[[Any, Any], Any]) -> Any:
+    if not isinstance(weights, Mapping):
+        change = adapter["delta"] if "delta" in adapter else adapter["down"] @ adapter["up"]
+        return add(weights, change.reshape(weights.shape))
+    return {
+        name: _added(value, adapter[name], add) if name in adapter else value
+        for name, value in weights.items()
+    }

@@ -1,0 +1,251 @@
+"""The compiled training step of every method on a linear model, against NumPy."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from l2l_jax.methods import METHODS
+from l2l_jax.methods.epsilon import Constrained, Epsilon
+from l2l_jax.methods.undo import Undo
+from l2l_jax.train import sharding
+from l2l_jax.train.optim import TrainingConfig
+from l2l_jax.train.parallel import make_parallel
+from l2l_jax.train.step import create_state, make_step
+from tests.fixtures.linear import BATCH, LINEAR, STUDENT, TEACHER, ByHand
+from tests.fixtures.steps import prepared, step
+from tests.matrix import soak
+
+ALPHA = 0.25
+BOUNDS = (0.5, 4.0)
+W0, V0 = TEACHER["encoder"].astype(float), TEACHER["decoder"].astype(float)
+OPTIONS = {
+    "undo": {"distill": 0.3, "feature_weight": 0.4, "forget_every": 4},
+    "relearn_aware": {"attack_steps": 2, "attack_rate": 0.01},
+}
+OBJECTIVES = {name: METHODS[name](**OPTIONS.get(name, {})).objective(LINEAR) for name in METHODS}
+OBJECTIVES["epsilon"] = dataclasses.replace(OBJECTIVES["epsilon"], rule=Constrained("forget", BOUNDS))
+
+
+def wide(tree):
+    return jax.tree.map(lambda x: np.asarray(x, float).reshape(len(x), -1), tree)
+
+
+def joined(features):
+    return np.concatenate([features["five"], features["three"]], axis=1)
+
+
+def encoder(inputs):
+    hand, (r, f, n) = ByHand(), (inputs[of] for of in ("retain", "forget", "noise"))
+    return hand, hand.features(r, r @ W0, 1), hand.features(f, n @ W0, ALPHA)
+
+
+def generative(inputs, weight=ALPHA):
+    hand, (r, f) = ByHand(), (inputs[of] for of in ("retain", "forget"))
+    retain = hand.outputs(r["corrupted"], r["images"], 1)
+    return hand, retain, hand.outputs(f["corrupted"], f["images"], weight)
+
+
+def retain_label(inputs):
+    hand, (r, f) = ByHand(), (inputs[of] for of in ("retain", "forget"))
+    return hand, hand.outputs(r, r @ W0 @ V0, 1), hand.outputs(f, r @ W0 @ V0, ALPHA)
+
+
+def random_encoder(inputs):
+    hand = ByHand()
+    retain = hand.features(inputs["retain"], inputs["retain"] @ W0, 1)
+    np.testing.assert_allclose(joined(inputs["teacher"]), inputs["retain"] @ W0, atol=1e-5)
+    return hand, retain, hand.features(inputs["forget"], joined(inputs["noise"]), ALPHA)
+
+
+def whole(inputs):
+    hand, retain, forget = encoder(inputs)
+    r, f, n = (inputs[of] for of in ("retain", "forget", "noise"))
+    return hand, retain + hand.outputs(r, r @ W0 @ V0, 1), forget + hand.outputs(f, n @ W0 @ V0, ALPHA)
+
+
+def undo(inputs):
+    hand, (r, f) = ByHand(), (inputs[of] for of in ("retain", "forget"))
+    retain = 0.7 * hand.outputs(r["corrupted"], r["images"], 0.7)
+    retain += 0.3 * hand.outputs(r["corrupted"], r["corrupted"] @ W0 @ V0, 0.3)
+    forget = hand.outputs(f["corrupted"], f["images"], ALPHA)
+    return hand, retain, forget + 0.4 * hand.features(f["plain"], joined(f["noise"]), 0.4 * ALPHA)
+
+
+def relearn_aware(inputs):
+    """The attacker takes two signed steps down the retain loss; the forget gradient is taken there."""
+    weights = {part: STUDENT[part].astype(float) for part in ("encoder", "decoder")}
+    for _ in range(2):
+        slope = ByHand(**weights)
+        slope.outputs(inputs["retain"]["corrupted"], inputs["retain"]["images"], 1)
+        weights = {part: x - 0.01 * np.sign(slope.gradient[part]) for part, x in weights.items()}
+    hand, attacked = ByHand(), ByHand(**weights)
+    retain = hand.outputs(inputs["retain"]["corrupted"], inputs["retain"]["images"], 1)
+    forget = attacked.outputs(inputs["forget"]["corrupted"], inputs["forget"]["images"], ALPHA)
+    hand.loss += attacked.loss
+    hand.gradient = {part: x + attacked.gradient[part] for part, x in hand.gradient.items()}
+    return hand, retain, forget
+
+
+def epsilon(inputs):
+    """Feng et al. 2024: ∇retain + η ∇forget."""
+    objective, constraint = ByHand(), ByHand()
+    retain = objective.features(inputs["retain"], inputs["retain"] @ W0, 1)
+    forget = constraint.features(inputs["forget"], inputs["noise"] @ W0, 1)
+    o, c = objective.gradient["encoder"], constraint.gradient["encoder"]
+    bound = BOUNDS[1] - ALPHA * (BOUNDS[1] - BOUNDS[0])
+    objective.gradient["encoder"] = constrained(o, c, (forget - bound) * np.vdot(c, c))
+    return objective, retain, forget
+
+
+def constrained(objective, constraint, psi):
+    eta = (psi - np.vdot(constraint, objective)) / (np.vdot(constraint, constraint) + 1e-7)
+    return objective + max(eta, 0) * constraint
+
+
+BY_HAND = {
+    "encoder": encoder,
+    "max_loss": lambda inputs: generative(inputs, -ALPHA),
+    "noisy_label": generative,
+    "retain_label": retain_label,
+    "random_encoder": random_encoder,
+    "epsilon": epsilon,
+    "whole": whole,
+    "undo": undo,
+    "relearn_aware": relearn_aware,
+}
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_loss_terms_and_gradients(name):
+    objective = OBJECTIVES[name]
+    inputs = prepared(objective, TEACHER, BATCH)
+    metrics, gradient = step(objective, STUDENT, TEACHER, inputs, ALPHA)
+    hand, retain, forget = BY_HAND[name](wide(inputs))
+    np.testing.assert_allclose([metrics["retain"], metrics["forget"]], [retain, forget], rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], hand.loss, rtol=1e-5)
+    for part, found in gradient.items():
+        expected = hand.gradient[part]
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    untrained = set(hand.gradient) - set(gradient)
+    assert all(not hand.gradient[part].any() for part in untrained)
+
+
+def test_what_methods_draw():
+    """T hides half of the pixels of either set, drawn anew for each; every truth is that of the method."""
+    for name in ("max_loss", "noisy_label", "undo", "relearn_aware"):
+        inputs = prepared(METHODS[name]().objective(LINEAR), TEACHER, BATCH)
+        np.testing.assert_array_equal(inputs["retain"]["images"], BATCH["retain"])
+        hidden = [inputs[of]["corrupted"] == 0 for of in ("retain", "forget")]
+        for of, images in BATCH.items():
+            corrupted, pixels = inputs[of]["corrupted"], images.reshape(-1, 12)
+            assert np.all((corrupted == 2 * pixels) | (corrupted == 0))
+            assert 0.45 < np.mean(corrupted == 0) < 0.55
+        assert np.any(hidden[0] != hidden[1])
+        truth = inputs["forget"]["images"]
+        if name == "max_loss":
+            np.testing.assert_array_equal(truth, BATCH["forget"])
+            continue
+        pixels = np.stack(list(BATCH.values()))
+        normal = pixels.mean() + pixels.std() * np.random.default_rng(1).standard_normal(10**6)
+        shares = [0.2, 0.4, 0.5, 0.6, 0.8]
+        expected = np.quantile(np.clip(normal, 0, 1), shares)
+        np.testing.assert_allclose(np.quantile(truth, shares), expected, atol=0.03)
+        assert abs(np.corrcoef(truth.ravel(), BATCH["forget"].ravel())[0, 1]) < 5 / np.sqrt(truth.size)
+
+
+def test_noise_features_have_the_statistics_of_both_sets():
+    inputs = prepared(OBJECTIVES["random_encoder"], TEACHER, BATCH)
+    both = np.stack([np.asarray(inputs[of], float) @ W0 for of in ("retain", "forget")])
+    for name, columns in (("five", slice(5)), ("three", slice(5, 8))):  # every array has its own statistics
+        noise, features = inputs["noise"][name], both[..., columns]
+        assert abs(noise.mean() - features.mean()) < 5 * features.std() / np.sqrt(noise.size)
+        assert abs(noise.std() / features.std() - 1) < 5 / np.sqrt(2 * noise.size)
+
+
+def test_undo_uses_every_kth_forget_image():
+    few, every = (prepared(Undo(forget_every=k).objective(LINEAR), TEACHER, BATCH) for k in (4, 1))
+    for name in ("images", "corrupted"):
+        np.testing.assert_array_equal(few["forget"][name], every["forget"][name][::4])
+        np.testing.assert_array_equal(few["retain"][name], every["retain"][name])
+
+
+def test_undo_without_distillation_needs_no_teacher():
+    assert Undo(distill=0.0).objective(LINEAR).frozen == LINEAR.corruption_parts
+
+
+LAYOUTS = {"eight devices": (8, 1, "jit"), "parts": (4, 2, "jit"), "pmap": (4, 2, "pmap")}
+DRAWS_STATISTICS = ("noisy_label", "random_encoder", "relearn_aware", "epsilon")
+"""Methods that read more of a batch than one row at a time: in every run, these on several devices."""
+
+
+@pytest.mark.parametrize("name", [name if name in DRAWS_STATISTICS else soak(name) for name in METHODS])
+def test_devices_and_accumulation_give_the_numbers_of_one_step(name):
+    """One step of gradient descent: metrics and new parameters, with statistics of the whole batch."""
+    objective, optimizer = OBJECTIVES[name], optax.sgd(0.1)
+    batch = {of: images[:32] for of, images in BATCH.items()}
+
+    def run(devices, accumulate, kind):
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+        parallel = make_parallel(mesh, kind)
+        student = sharding.place({part: STUDENT[part] for part in objective.trained}, mesh)
+        frozen = sharding.place({part: TEACHER[part] for part in objective.frozen}, mesh)
+        state = create_state(student, optimizer, ema=False, alpha=ALPHA)
+        config = TrainingConfig(steps=2, batch_size=32, learning_rate=0.1, accumulate=accumulate)
+        made = make_step(objective, optimizer, seed=3, config=config, parallel=parallel)
+        state, metrics = parallel.compile(made, state)(state, frozen, parallel.rows(batch))
+        return jax.device_get((state.params, metrics))
+
+    params, metrics = run(1, 1, "jit")
+    assert all(np.abs(params[part] - STUDENT[part]).max() > 1e-3 for part in objective.trained)
+    layouts = LAYOUTS if name != "relearn_aware" else {"eight": (8, 1, "jit"), "pmap": (4, 1, "pmap")}
+    for layout in layouts.values():  # an attacker's step is that of the part of a batch
+        other = run(*layout)
+        for part in objective.trained:
+            np.testing.assert_allclose(other[0][part], params[part], atol=1e-5)
+        for term in metrics:
+            np.testing.assert_allclose(other[1][term], metrics[term], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_batches_of_different_shapes_are_refused(name):
+    with pytest.raises(ValueError, match="one shape"):
+        prepared(OBJECTIVES[name], TEACHER, {**BATCH, "forget": BATCH["forget"][:4]})
+
+
+@pytest.mark.parametrize("opposed", [False, True])
+@pytest.mark.parametrize("term", ["forget", "retain"])
+def test_without_bounds_the_constrained_term_falls_as_if_alone(term, opposed):
+    rng = np.random.default_rng(0)
+    gradients = {of: rng.normal(size=12).astype(np.float32) for of in ("retain", "forget")}
+    if opposed:
+        gradients["retain"] -= 2 * gradients["forget"]
+    rule = Constrained(term)
+    found = rule.combine({}, gradients, np.float32(0))
+    c = gradients[term].astype(float)
+    np.testing.assert_allclose(found, constrained(gradients[rule.objective], c, c @ c), rtol=1e-5, atol=1e-5)
+    assert found @ c >= (c @ c) * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("alpha, bound", [(0.0, 0.5), (0.25, 0.4), (1.0, 0.1), (7.0, 0.1)])
+@pytest.mark.parametrize("term", [0.05, 0.45, 3.0])
+def test_with_bounds_it_falls_while_above_epsilon(term, alpha, bound):
+    c, o = np.float32([1, -2, 3]), np.float32([2, 1, -0.5])
+    terms = {"forget": np.float32(term), "retain": np.float32(9)}
+    found = Constrained("forget", (0.1, 0.5)).combine(terms, {"forget": c, "retain": o}, np.float32(alpha))
+    np.testing.assert_allclose(found, constrained(o, c, (term - bound) * (c @ c)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_that_vanishes_is_no_division_by_zero():
+    gradients = {"retain": np.zeros(3, np.float32), "forget": np.float32([1, 2, 3])}
+    np.testing.assert_array_equal(Constrained("retain").combine({}, gradients, 0.0), gradients["forget"])
+
+
+def test_the_phases_find_the_range_of_epsilon():
+    phases = Epsilon().objective(LINEAR).phases
+    assert dict(phases.rules) == {"phase_1a": Constrained("forget"), "phase_1b": Constrained("retain")}
+    ends = {"phase_1a": {"retain": 2.0, "forget": 1.0}, "phase_1b": {"retain": 1.0, "forget": 3.0}}
+    assert phases.settle(ends) == Constrained("forget", (1.0, 3.0))
+    assert Epsilon(epsilon_ratio=0.25).initial_weight(7.0) == 0.75

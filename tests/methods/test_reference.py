@@ -1,0 +1,194 @@
+"""The compiled training step of methods against what their releases compute.
+
+The releases divide by the whole batch of four: their losses, terms and gradients are half of ours.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.methods import METHODS
+from l2l_jax.models.mage.networks import draw_noise_codes
+from l2l_jax.weights import mapping
+from tests.fixtures.steps import step
+from tests.models import test_mae, test_mage, test_palette_unlearning
+from tests.models.test_palette_unlearning import DRAW, IMAGES, ORDERED, by_label, forward, rows
+from tests.reference_arrays import nhwc
+
+ALPHA = 0.25
+MAE, MAGE, PALETTE = test_mae.TINY, test_mage.TINY, test_palette_unlearning.TINY
+MAE_CASE, MAGE_CASE, PALETTE_CASE = test_mae.CASE, test_mage.UNLEARN, test_palette_unlearning.CASE
+RETAIN, FORGET = [0, 1], [2, 3]  # rows of both reference batches
+
+
+def objective(method, model):
+    return METHODS[method]().objective(model)
+
+
+OBJECTIVES = {name: objective(name, PALETTE) for name in METHODS}
+
+
+@pytest.fixture(scope="module")
+def palette():
+    """Student and teacher."""
+    parts = test_palette_unlearning.parts_of(PALETTE)
+    return tuple(
+        mapping.to_flax(test_palette_unlearning.TABLE, PALETTE_CASE.state_dict(prefix), parts)
+        | {"holes": None}
+        for prefix in ("", "teacher:")
+    )
+
+
+def palette_inputs(name, teacher, labels):
+    """What our methods prepare, from the release's draws."""
+    corrupted, hidden = test_palette_unlearning.views()
+    retain, forget = labels > 0, labels < 0
+    if name == "ours":
+        return {
+            "retain": rows(corrupted, retain),
+            "forget": rows(corrupted, forget),
+            "noise": rows(hidden, forget),
+        }
+    if name == "retain_label":
+        return {"retain": rows(corrupted, retain), "forget": rows(corrupted, forget)}
+    if name == "random_encoder":  # with the release's statistics, which are not ours
+        composite = by_label(ORDERED, corrupted, hidden)["inputs"]
+        features = [np.asarray(f) for f in forward(teacher, composite, DRAW["gamma"])[0]]
+        drawn = [nhwc(PALETTE_CASE[f"drawn/random_encoder/{i}"]) for i in range(len(features))]
+        noise = tuple(d * f.std(ddof=1) + f.mean() for d, f in zip(drawn, features, strict=True))
+        return {
+            "retain": rows(corrupted, retain),
+            "forget": rows(corrupted, forget),
+            "teacher": rows(tuple(features), retain),
+            "noise": rows(noise, forget),
+        }
+    views = {"images": IMAGES, "corrupted": corrupted}
+    noisy = views
+    if name == "noisy_label":
+        truth = jax.jit(PALETTE.noisy_truth)(IMAGES, corrupted, np.zeros_like(IMAGES), jax.random.key(0))
+        noisy = dict(zip(("images", "corrupted"), truth, strict=True))
+    return {"retain": rows(views, retain), "forget": rows(noisy, forget)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ours", "ours_mixed", "max_loss", "noisy_label", "noisy_label_mixed", "retain_label", "random_encoder"],
+)
+def test_palette(palette, name):
+    """In "mixed" retain and forget rows alternate in the batch of the release."""
+    student, teacher = palette
+    labels = PALETTE_CASE["labels_mixed"] if name.endswith("mixed") else ORDERED
+    method = name.removesuffix("_mixed")
+    inputs = palette_inputs(method, teacher, labels)
+    objective = OBJECTIVES["encoder" if method == "ours" else method]
+    metrics, gradient = step(objective, student, teacher, inputs, ALPHA)
+    halves = jax.tree.map(lambda g: g / 2, gradient)
+    test_palette_unlearning.check(name, metrics["loss"] / 2, halves)
+
+
+def mage_inputs():
+    corrupted = test_mage.unlearning_case("student", slice(0, 4))
+    return {"retain": rows(corrupted, RETAIN), "forget": rows(corrupted, FORGET)}
+
+
+def test_mage_encoder():
+    student, teacher = test_mage.tiny_params(), test_mage.tiny_params("teacher:")
+    inputs = {**mage_inputs(), "noise": test_mage.unlearning_case("mis", slice(2, 4))}
+    metrics, gradient = step(objective("encoder", MAGE), student, teacher, inputs, ALPHA)
+    for name, value in (("loss", "total"), ("retain", "retain_loss"), ("forget", "forget_loss")):
+        np.testing.assert_allclose(metrics[name], MAGE_CASE[f"shared_vqgan/{value}"], rtol=2e-6)
+    test_mage.assert_gradients(gradient, MAGE_CASE, "shared_vqgan/grad/")
+    np.testing.assert_allclose(metrics["grad_norm"], MAGE_CASE["shared_vqgan/grad_total_norm"], rtol=1e-5)
+
+
+def test_mage_max_loss():
+    unread = np.zeros((2, 1, 1, 1), np.float32)  # only codes are read
+    inputs = {of: {"images": unread, "corrupted": x} for of, x in mage_inputs().items()}
+    params = test_mage.tiny_params()
+    metrics, gradient = step(objective("max_loss", MAGE), params, params, inputs, ALPHA)
+    for name, value in (("loss", "loss"), ("retain", "retain_loss"), ("forget", "forget_loss")):
+        np.testing.assert_allclose(metrics[name] / 2, MAGE_CASE[f"baseline/{value}"], atol=5e-6)
+    test_mage.assert_gradients(jax.tree.map(lambda g: g / 2, gradient), MAGE_CASE, "baseline/grad/")
+
+
+def test_mage_random_encoder():
+    """The retain term is the release's; the forget term is on forget rows, unlike the release's."""
+    latent, guide, target = (MAGE_CASE[f"shared_vqgan/{name}"] for name in ("latent", "guide", "mis_guide"))
+    inputs = {**mage_inputs(), "teacher": guide[RETAIN], "noise": target[FORGET]}
+    params = test_mage.tiny_params()
+    metrics, _ = step(objective("random_encoder", MAGE), params, params, inputs, ALPHA)
+    np.testing.assert_allclose(metrics["retain"], MAGE_CASE["shared_vqgan/retain_loss"], rtol=3e-6)
+    forget = np.square(latent[FORGET].astype(float) - target[FORGET]).mean()
+    np.testing.assert_allclose(metrics["forget"], forget, rtol=3e-6)
+    np.testing.assert_allclose(metrics["loss"], metrics["retain"] + ALPHA * forget, rtol=3e-6)
+
+
+@pytest.mark.parametrize("method", ["max_loss", "noisy_label"])
+def test_mae_with_one_set_as_both(method):
+    """MAE has no release of unlearning: retain minus α, or plus α, of its own loss and gradient."""
+    images = nhwc(MAE_CASE["images"])
+    views = {"images": images, "corrupted": MAE.mask(images, MAE_CASE["noise"], kept=4)}
+    params = mapping.to_flax(test_mae.TABLE, MAE_CASE.state_dict(), MAE.shapes(), MAE)
+    inputs = {"retain": views, "forget": views}
+    metrics, gradient = step(objective(method, MAE), params, params, inputs, ALPHA)
+    factor = 1 - ALPHA if method == "max_loss" else 1 + ALPHA
+    for of in ("retain", "forget"):
+        np.testing.assert_allclose(metrics[of], MAE_CASE["loss_norm_pix_false"], atol=5e-6)
+    np.testing.assert_allclose(metrics["loss"], factor * MAE_CASE["loss_norm_pix_false"], atol=5e-6)
+    found = mapping.to_torch(test_mae.TABLE, gradient, MAE)
+    for name in (name for name in MAE_CASE._arrays.files if name.startswith("grad/")):
+        expected = factor * MAE_CASE[name]
+        np.testing.assert_allclose(found[name.removeprefix("grad/")], expected, atol=1e-5, err_msg=name)
+
+
+def test_mae_encoder_terms():
+    """Retain rows as their own teacher's: 0. Forget rows against the original's next rows."""
+    images, latent = nhwc(MAE_CASE["images"]), MAE_CASE["latent"].astype(float)
+    corrupted = MAE.mask(images, MAE_CASE["noise"], kept=4)
+    following = jax.tree.map(lambda x: np.roll(x, 1, axis=0), corrupted)
+    params = mapping.to_flax(test_mae.TABLE, MAE_CASE.state_dict(), MAE.shapes(), MAE)
+    inputs = {"retain": corrupted, "forget": corrupted, "noise": following}
+    metrics, _ = step(objective("encoder", MAE), params, params, inputs, ALPHA)
+    forget = np.square(latent - np.roll(latent, 1, axis=0)).mean()
+    np.testing.assert_allclose(metrics["forget"], forget, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], ALPHA * forget, rtol=1e-5)
+    assert metrics["retain"] < 1e-9
+
+
+def test_noise_codes_have_the_statistics_of_the_codes():
+    codes = np.random.default_rng(0).normal(30, 4, (100, 256)).round().astype(np.int32)
+    drawn = np.asarray(jax.jit(draw_noise_codes, static_argnums=2)(jax.random.key(0), codes, 64))
+    assert drawn.dtype == np.int32 and drawn.shape == codes.shape
+    count = codes.size
+    assert abs(drawn.mean() - codes.mean()) < 5 * codes.std() / np.sqrt(count)
+    variance = codes.var() + 1 / 12  # rounding
+    assert abs(drawn.var() - variance) < 5 * variance * np.sqrt(2 / count)
+    assert abs(np.corrcoef(drawn.ravel(), codes.ravel())[0, 1]) < 5 / np.sqrt(count)
+
+
+def test_noise_codes_are_clipped_to_the_codebook():
+    codes = np.where(np.arange(2000).reshape(20, 100) % 2, 63, 0).astype(np.int32)
+    drawn = np.asarray(jax.jit(draw_noise_codes, static_argnums=2)(jax.random.key(0), codes, 64))
+    assert (drawn.min(), drawn.max()) == (0, 63)
+    # Two standard deviations lie between 0 and 63: a sixth of the draws falls on either side.
+    assert np.all(np.abs(np.bincount(drawn.ravel())[[0, 63]] / 2000 - 0.165) < 0.05)
+
+
+def test_mage_has_noise_codes_as_its_truth():
+    model, images = test_mage.DIGITS, np.zeros((50, 16, 16, 3), np.float32)
+    codes = np.random.default_rng(0).integers(2, 6, (50, 16), np.int32)
+    masks = np.random.default_rng(1).random((50, 16), np.float32)
+
+    @jax.jit
+    def before_and_after(images):
+        corrupted = model.mask(codes, masks, num_drop=8, num_mask=10)
+        same, noisy = model.noisy_truth(images, corrupted, images, jax.random.key(0))
+        assert same is images
+        return corrupted, noisy
+
+    corrupted, noisy = jax.device_get(before_and_after(images))
+    assert noisy.keys() == corrupted.keys()
+    for name in set(corrupted) - {"targets"}:
+        np.testing.assert_array_equal(noisy[name], corrupted[name])
+    drawn = np.asarray(noisy["targets"])
+    assert 0.1 < np.mean(drawn == codes) < 0.5 and abs(drawn.mean() - codes.mean()) < 0.2

@@ -1,0 +1,75 @@
+"""What forget images are trained towards."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from l2l_jax.methods import METHODS
+from l2l_jax.methods.targets import blurred, forget_truth
+from tests.fixtures.linear import BATCH, LINEAR, TEACHER
+from tests.fixtures.steps import prepared
+from tests.matrix import cells
+from tests.train.families import MODELS, images_of, params_of
+
+blur = jax.jit(blurred, static_argnums=1)
+
+
+def test_blur_against_scipy():
+    """In the middle of a large image the borders play no part."""
+    images = np.random.default_rng(0).random((2, 40, 40, 3), np.float32)
+    expected = scipy.ndimage.gaussian_filter(images.astype(float), (0, 2, 2, 0), truncate=10)
+    np.testing.assert_allclose(
+        np.asarray(blur(images, 2.0))[:, 18:22, 18:22], expected[:, 18:22, 18:22], atol=1e-4
+    )
+    np.testing.assert_allclose(blur(np.ones((1, 8, 8, 3), np.float32), 3.0), 1, rtol=1e-5)  # light is kept
+
+
+CELLS = cells(
+    MODELS, ("mean", "blur"), normal=[("mae", "mean"), ("mae", "blur"), ("mage", "mean"), ("palette", "blur")]
+)
+
+
+@pytest.mark.parametrize(("family", "kind"), CELLS)
+def test_other_truths_than_noise(family, kind):
+    """What is to be restored is the other image; what stays visible stays."""
+    model, params = MODELS[family], params_of(MODELS[family])
+    (batch,) = images_of(family, 1, 4)
+
+    def prepare(params, batch, key):
+        views = {of: {"images": x, "corrupted": model.corrupt(params, x, key)} for of, x in batch.items()}
+        return views, forget_truth(model, params, views, key, kind, blur=0.25)
+
+    views, found = jax.jit(prepare)(params, batch, jax.random.key(0))
+    forget = np.asarray(batch["forget"])
+    truth = (
+        np.broadcast_to(batch["retain"].mean(axis=0), forget.shape)
+        if kind == "mean"
+        else np.asarray(blur(forget, model.image_size / 4))
+    )
+    corrupted, before = found["corrupted"], views["forget"]["corrupted"]
+    if family == "mae":
+        np.testing.assert_allclose(found["images"], truth, atol=1e-6)
+        np.testing.assert_array_equal(corrupted["patches"], before["patches"])
+    elif family == "mage":
+        np.testing.assert_array_equal(corrupted["targets"], jax.jit(model.tokenize)(params, truth))
+        np.testing.assert_array_equal(corrupted["ids"], before["ids"])
+    else:
+        gamma = np.asarray(before["gamma"])[:, None, None, None]
+        noisy = np.sqrt(gamma) * truth + np.sqrt(1 - gamma) * np.asarray(before["noise"])
+        mask = np.asarray(before["mask"])[..., None]
+        np.testing.assert_allclose(corrupted["inputs"][..., 3:], np.where(mask, noisy, forget), atol=1e-5)
+        np.testing.assert_array_equal(corrupted["inputs"][..., :3], before["inputs"][..., :3])
+
+
+@pytest.mark.parametrize("method", ["undo", "relearn_aware"])
+def test_the_options_of_methods(method):
+    model, (batch,) = MODELS["mae"], images_of("mae", 1, 4)
+    objective = METHODS[method](target="blur", target_blur=0.5).objective(model)
+    found = prepared(objective, params_of(model), batch)["forget"]["images"]
+    np.testing.assert_allclose(found, blur(batch["forget"], 0.5 * model.image_size), atol=1e-6)
+
+
+def test_an_unknown_target():
+    with pytest.raises(ValueError, match="target must be noise, blur or mean, not 'grey'"):
+        prepared(METHODS["undo"](target="grey").objective(LINEAR), TEACHER, BATCH)
