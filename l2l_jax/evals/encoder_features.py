@@ -34,13 +34,7 @@ class EmbeddedImages(NamedTuple):
 def embed_images(
     compute: "EncoderFeatures", models: Mapping[str, Params], tests: Mapping[str, ImageSet]
 ) -> EmbeddedImages:
-    """Compute encoder outputs of at most `EMBEDDED` images of each set.
-
-    Args:
-      compute: Computes features of the models' encoder.
-      models: Parameters by name.
-      tests: Image sets by name.
-    """
+    """Compute the encoder outputs of models, by name, for at most `EMBEDDED` images of each set."""
     found = EmbeddedImages({}, {})
     for name, params in models.items():
         found.features[name] = {}
@@ -55,12 +49,8 @@ def embed_images(
 class EncoderFeatures:
     """Encoder features by layer, averaged over places; compiled once for any number of models.
 
-    Layers are the modules that the encoder consists of, in their order, and then its output.
-
-    Args:
-      model: The model.
-      batch_size: Images per compiled call.
-      seed: Random seed of the corruption, which is the same for every model.
+    Layers are the modules that the encoder consists of, in their order, and then its output. All models are
+    given the same corruption, which `seed` decides.
     """
 
     def __init__(self, model: Model, batch_size: int, seed: int):

@@ -180,12 +180,8 @@ class Evaluation:
     def correct(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
         """Return whether the class of each image is read correctly from the mask of the first task.
 
-        Args:
-          images: `[image, height, width, channel]` in the model's range.
-          labels: Class ids `[image]`.
-
-        Returns:
-          bool `[image]`; None if there is no classifier.
+        Images `[image, height, width, channel]` are in the model's range, labels class ids `[image]`. Without
+        a classifier the result is None.
         """
         classifier = self._masked_classifiers[self.inpainter.task.name]
         if classifier is None:

@@ -27,12 +27,7 @@ Observed = dict[str, np.ndarray]
 
 
 class Folder(NamedTuple):
-    """The images below a folder.
-
-    Attributes:
-      root: The folder.
-      files: Paths below it, by the path without its ending; sorted.
-    """
+    """The images below a folder: their paths, relative to it, by the path without its ending."""
 
     root: pathlib.Path
     files: dict[str, str]
@@ -76,11 +71,7 @@ def compare_folders(
     Where both folders hold the same names, images of one name are compared with each other: PSNR, MSE and
     SSIM of whole images, and CLIP's cosines. All processes take a share of the images.
 
-    Args:
-      images, reference: The folders.
-      networks: Feature networks by name.
-      stored: Folder for observations, so that a later call resumes; several hosts need shared storage.
-      batch_size: Images that are observed, and stored, together.
+    Observations are stored in a folder, so that a later call resumes; several hosts need shared storage.
 
     Raises:
       UserError: An image that cannot be decoded, or is not of its original's size.

@@ -20,13 +20,7 @@ THREADS, CHUNK = 4, 16
 
 
 class Images(NamedTuple):
-    """Some images of a set.
-
-    Attributes:
-      indices: Their places in the set `[image]`.
-      images: `[image, height, width, channel]`, float32 in the model's range.
-      labels: Their class ids `[image]`.
-    """
+    """Some images of a set, float32 `[image, height, width, channel]`, with places in it and class ids."""
 
     indices: np.ndarray
     images: np.ndarray
@@ -34,14 +28,9 @@ class Images(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Neighboring images of a set.
+    """Neighboring images of a set: those that can be decoded, and why others cannot, by their names.
 
-    Attributes:
-      number: Number of the block in its set.
-      size: Number of images.
-      good: Those that can be decoded.
-      skipped: Why the others cannot, by their names.
-      digest: SHA-256 of the decoded images, their labels and places.
+    `digest` is the SHA-256 of the decoded images, their labels and places.
     """
 
     number: int
@@ -82,14 +71,7 @@ class ImageSet:
     def of(
         cls, setup: EvaluationSetup, source: Source, name: str, transform: TransformConfig | None = None
     ) -> "ImageSet":
-        """Prepare the images of a source as an experiment's test images.
-
-        Args:
-          setup: Model and data preparation.
-          source: The images.
-          name: Name of the set in messages.
-          transform: Another preparation than `setup.data`'s.
-        """
+        """Prepare the images of a source as an experiment's test images, or with another transform."""
         squares = Transform(transform or setup.data, setup.model.image_size, training=False)
         most = setup.data.max_bad_fraction
         return cls(source, squares, setup.model.value_range, max_bad_fraction=most, name=name)
@@ -98,11 +80,7 @@ class ImageSet:
         return len(self.labels)
 
     def blocks(self, size: int, share: slice = slice(None)) -> Iterator[Block]:
-        """Yield `size` images at a time; the next block is decoded meanwhile.
-
-        Args:
-          size: Images of a block.
-          share: The numbers of the blocks: all, or those of this process.
+        """Yield `size` images at a time, of all blocks or a share; the next block is decoded meanwhile.
 
         Raises:
           UserError: More than `max_bad_fraction` of the set cannot be decoded.

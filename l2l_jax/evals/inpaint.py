@@ -20,12 +20,6 @@ class Inpainter:
     What is drawn for an image, sampling and random patches alike, depends on the seed, the image's set and
     its place there alone, not on batches, devices, processes or models.
 
-    Args:
-      model: The model.
-      task: What is masked.
-      batch_size: Images per compiled call.
-      seed: Random seed of sampling.
-
     Attributes:
       mask: The mask of all images, bool `[height, width]`; None: each image has its own.
       runner: Takes rows "images", "places", "sets" and, where images have their own masks, "visible".
@@ -49,12 +43,7 @@ class Inpainter:
         self.place = self.runner.place
 
     def masks(self, set_name: str, places: np.ndarray) -> np.ndarray:
-        """Return the masks of images, bool `[image, height, width]`, True where pixels are missing.
-
-        Args:
-          set_name: Name of their set.
-          places: Their places in it.
-        """
+        """Return the masks of places in a set, bool `[image, height, width]`, True where hidden."""
         if self.mask is not None:
             return np.broadcast_to(self.mask, (len(places), *self.mask.shape))
         return patch_masks(self._visible(set_name, places), self._model.grid, self._model.image_size)
@@ -102,13 +91,8 @@ def masked_errors(
 ) -> np.ndarray:
     """Return the masked MSE of each image of a source at the first task, `[image]`.
 
-    Args:
-      setup: Model, data preparation and task.
-      params: All parts of the model.
-      source: The images.
-      inpainter: One of that task that was compiled before.
-      set_name: Name of the set, on which the noise of sampling depends; the evaluation's own name for it
-        gives the evaluation's errors.
+    The noise of sampling depends on `set_name`: the evaluation's name of a set gives the evaluation's errors.
+    An `inpainter` of the task saves compiling another.
     """
     if inpainter is None:
         task, size = parse_tasks(setup.evaluate.tasks)[0], setup.evaluate.batch_size

@@ -18,12 +18,7 @@ COSTLY_RESAMPLES = 100
 
 
 class Interval(NamedTuple):
-    """A metric with its interval of confidence `LEVEL`.
-
-    Attributes:
-      value: The metric on all images.
-      low, high: Ends of the interval.
-    """
+    """A metric on all images, and the ends of its interval of confidence `LEVEL`."""
 
     value: float
     low: float
@@ -79,12 +74,7 @@ def standard_interval(
     For metrics of distributions, such as the Fréchet distance: images that a resample holds twice increase
     it, so that percentiles would be biased. Its spread is right all the same.
 
-    Args:
-      statistic: Takes indices `[image]`.
-      count: Number of images.
-      resamples: Number of resamples.
-      least: The least possible value of the metric.
-      seed: Random seed.
+    The statistic takes indices `[image]`, and `least` is its least possible value.
     """
     value = float(statistic(np.arange(count)))
     error = _resample(statistic, (count,), resamples, seed, vectorized=False).std(ddof=1)

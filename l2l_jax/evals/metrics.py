@@ -23,13 +23,7 @@ WINDOW_RADIUS = 5
 
 
 class Metric(NamedTuple):
-    """How a metric is shown.
-
-    Attributes:
-      heading: Its name in tables.
-      format: Format of the number.
-      better: Which reconstructions are better: those with a "higher" or a "lower" value.
-    """
+    """Heading and number format of a metric, and whether better reconstructions have higher values."""
 
     heading: str
     format: str
@@ -154,10 +148,7 @@ def observe_pairs(
 ) -> dict[str, np.ndarray]:
     """Return "psnr" and "mse" of the masked regions and, of images that are not too small, "ssim".
 
-    Args:
-      originals, inpainted: `[image, height, width, channel]` in `value_range`.
-      masks: bool `[image, height, width]`.
-      value_range: Least and greatest pixel value.
+    See `masked_mse` and `ssim` for the shapes.
     """
     mse = masked_mse(originals, inpainted, masks)
     observed = {"mse": mse, "psnr": psnr(mse, value_range)}
@@ -202,10 +193,8 @@ def measure(read: Read, read_original: Read, class_names: Sequence[str] = ()) ->
     cosines of reconstruction and original, and of how often the class is read from the masked region alone;
     Fréchet and kernel distance of originals and reconstructions; Inception Scores of the reconstructions.
 
-    Args:
-      read: Reads what was observed of the reconstructions.
-      read_original: Reads what was observed of the originals.
-      class_names: Names of the class ids that `read("labels")` gives.
+    Both functions read what was observed, of reconstructions and of originals; `class_names` belong to the
+    ids in `read("labels")`.
     """
     found = SetMetrics({}, {}, {}, {}, {})
     per_image = {name: values for name in ("psnr", "ssim", "mse") if (values := read(name)) is not None}

@@ -64,10 +64,7 @@ class BatchedRunner:
     def over(self, params: Params, images: ImageSet, set_name: str) -> Iterator[tuple[Images, Rows]]:
         """Yield the images of a set that can be decoded, with their outputs, batch by batch.
 
-        Args:
-          params: From `place`, or host arrays.
-          images: The set.
-          set_name: Its name, on which random draws depend.
+        Random draws depend on the set's name.
         """
         placed = self.place(params)
         for block in images.blocks(self.batch_size):
@@ -101,11 +98,8 @@ def per_image(
 ) -> Callable[[Params, Rows], Rows]:
     """Return a `compute` for `BatchedRunner.over` from a function of a single image.
 
-    Results do not depend on batches, devices or processes.
-
-    Args:
-      function: `(params, image [height, width, channel], key) -> outputs`, a tree of arrays.
-      seed: Random seed; equal images of different models get the same draws.
+    The function is `(params, image [height, width, channel], key) -> outputs`. Its draws do not depend on
+    batches, devices, processes or models.
     """
 
     def compute(params, rows):

@@ -21,11 +21,7 @@ SIDE = 32
 
 
 def reduced(images: np.ndarray) -> np.ndarray:
-    """Return uint8 images in [0, 1], averaged over squares of pixels if they are larger than `SIDE`.
-
-    Args:
-      images: uint8 `[image, height, width, channel]`.
-    """
+    """Return uint8 images in [0, 1], averaged over squares of pixels if they are larger than `SIDE`."""
     every = max(1, images.shape[1] // SIDE)
     count, side = len(images), images.shape[1] // every
     squares = images[:, : side * every, : side * every].reshape(count, side, every, side, every, -1)
@@ -35,9 +31,7 @@ def reduced(images: np.ndarray) -> np.ndarray:
 class SmallClassifier:
     """A `FeatureNetwork`: features and class probabilities of whole images.
 
-    Args:
-      images: Training images, uint8 `[image, height, width, channel]`.
-      labels: Their class ids `[image]`.
+    It is trained on uint8 images `[image, height, width, channel]` and class ids `[image]`.
     """
 
     name = "small classifier"
@@ -74,10 +68,8 @@ class SmallClassifier:
 class MaskedClassifier:
     """Reads the class from the pixels of the masked region alone: visible pixels cannot give it away.
 
-    Args:
-      images: Real training images, uint8 `[image, height, width, channel]`.
-      labels: Their class ids `[image]`.
-      mask: bool `[height, width]`.
+    It is trained on real images, uint8 `[image, height, width, channel]`, and class ids; the mask is bool
+    `[height, width]`.
     """
 
     name = "small classifier of the masked region"
