@@ -33,7 +33,7 @@ class NetworksConfig:
         (similarity of reconstruction and original); those whose weights are missing are reported. "a,b" is
         the same as ("a", "b").
       inception, resnet50, clip: Files of their weights; empty: the published file in the folder of weights,
-        see docs/feature_networks.md.
+        see docs/reference/feature_networks.md.
       resize: How images come to Inception's size: "clean-fid" (Pillow's bicubic filter) or "pytorch-fid"
         (bilinear, without antialiasing).
       network_batch_size: Images per compiled call of a network; on a CPU with several cores fewer.

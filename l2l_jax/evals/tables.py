@@ -14,7 +14,7 @@ from l2l_jax.utils.io import atomic_write
 
 
 def metrics_json(evaluation: Evaluation, results: Mapping[str, ModelMetrics]) -> dict[str, Any]:
-    """Return the content of figures.json for models by name; see docs/evaluation.md."""
+    """Return the content of figures.json for models by name; see docs/concepts/evaluation.md."""
     first = next(iter(results.values()))
     tasks = {
         task: {

@@ -37,8 +37,8 @@ PLACES = ("path", "pretrained")
 """Fields that locate images and weights, which the digests of `Workdir.check_inputs` identify."""
 
 FOLDERS = {
-    "original": ("pretrain", "pretrained", "unlearn", "unlearned", "generated", "generated.unfinished"),
-    "unlearned": ("unlearn", "unlearned", "generated", "generated.unfinished"),
+    "original": ("pretrain", "pretrained", "unlearn", "unlearned", "generated", "generated.blocks"),
+    "unlearned": ("unlearn", "unlearned", "generated", "generated.blocks"),
 }
 """Folders whose content depends on what identifies a model, by model."""
 
