@@ -46,10 +46,9 @@ def make(folder: pathlib.Path, counts: dict[str, int]) -> None:
     """Write `folder/<split>/<class>/<number>.jpg` (or `.png`).
 
     Args:
-      folder: made if need be.
-      counts: images of each class by split, "train" and "val". Parts of the photographs for training lie
-        in their left two thirds, those for testing in the right third. Digits repeat if there are not
-        enough.
+      folder: Folder to make.
+      counts: Images of each class by split, "train" and "val". Training images come from the left two thirds
+        of the photographs, test images from the right third. Digits repeat if there are not enough.
     """
     rng = np.random.default_rng(0)
     for name, file in PHOTOGRAPHS.items():

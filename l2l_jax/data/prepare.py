@@ -4,7 +4,7 @@
     python -m l2l_jax.data.prepare places365_small --data_dir=/data/tfds
     python -m l2l_jax.data.prepare coco/2017 --data_dir=/data/tfds
 
-Archives are taken from --manual_dir if they lie there; those of Places-365 and COCO are downloaded
+Archives are taken from --manual_dir if they are there; those of Places-365 and COCO are downloaded
 otherwise. Run it again after an interruption. It needs TensorFlow (pip install 'l2l_jax[prepare]');
 training does not.
 """
@@ -15,50 +15,131 @@ import os
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from typing import IO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, NamedTuple
 
 from etils import epath
 
 from l2l_jax.cli.arguments import Parser
 from l2l_jax.cli.common import run_command
-from l2l_jax.data import archives
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.tfds_source import data_dir, find_prepared, open_tfds
 from l2l_jax.errors import UserError
 
 BAR_EVERY_SECONDS = "10"
-"""How often progress bars are drawn where there is no terminal."""
+"""Seconds between progress bars where there is no terminal."""
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="python -m l2l_jax.data.prepare", description=__doc__)
-    parser.add_argument(
-        "dataset", help=f"{', '.join(archives.ARCHIVES)}, or another image data set of TFDS by its name"
-    )
-    parser.add_argument(
-        "--data_dir", default="", help="where data sets lie; default: TFDS_DATA_DIR or ~/tensorflow_datasets"
-    )
-    parser.add_argument(
-        "--manual_dir", default="", help="where the archives lie; default: downloads/manual in data_dir"
-    )
-    return parser
+class Archive(NamedTuple):
+    """A file as its publisher offers it: name, size in bytes, URL (empty: it must be fetched by hand)."""
+
+    name: str
+    size: int
+    url: str = ""
+
+
+def _downloads(root: str, sizes: Mapping[str, int]) -> tuple[Archive, ...]:
+    return tuple(Archive(path.rpartition("/")[2], size, root + path) for path, size in sizes.items())
+
+
+ARCHIVES: dict[str, tuple[Archive, ...]] = {
+    "imagenet2012": (
+        Archive("ILSVRC2012_img_train.tar", 147_897_477_120),
+        Archive("ILSVRC2012_img_val.tar", 6_744_924_160),
+    ),
+    "places365_small": _downloads(
+        "http://data.csail.mit.edu/places/places365/",
+        {
+            "train_256_places365standard.tar": 26_103_685_120,
+            "val_256.tar": 525_158_400,
+            "test_256.tar": 4_736_829_440,
+            "filelist_places365-standard.tar": 67_498_496,
+        },
+    ),
+    "coco/2017": _downloads(
+        "http://images.cocodataset.org/",
+        {
+            "zips/train2017.zip": 19_336_861_798,
+            "zips/val2017.zip": 815_585_330,
+            "zips/test2017.zip": 6_646_970_404,
+            "annotations/annotations_trainval2017.zip": 252_907_541,
+            "annotations/image_info_test2017.zip": 1_144_034,
+        },
+    ),
+}
+"""The archives that can be checked before a data set is prepared, as TFDS reads them."""
+
+BY_HAND = {"imagenet2012": "Register at https://image-net.org/download-images to get the links."}
+"""How to get the files that are not downloaded."""
+
+
+def describe(dataset: str, manual_dir: epath.Path) -> str:
+    """List the files that a data set is prepared from, and which of them are there."""
+    lines = [f"{dataset} is prepared from these files in {manual_dir}:"]
+    for archive in ARCHIVES[dataset]:
+        missing = f"will be downloaded from {archive.url}" if archive.url else "missing"
+        state = "there" if (manual_dir / archive.name).exists() else missing
+        lines.append(f"  {archive.name:34} {archive.size:>15,} bytes  {state}")
+    return "\n".join(lines)
+
+
+def check(dataset: str, manual_dir: epath.Path) -> None:
+    """Check the size and first bytes of the files of a data set.
+
+    Raises:
+      UserError: A file that is not downloaded is missing, or one is incomplete or something else.
+    """
+    faults = [fault for archive in ARCHIVES[dataset] if (fault := _fault(manual_dir / archive.name, archive))]
+    if faults:
+        how = BY_HAND.get(dataset, "Fetch them again, or remove them to have them downloaded.")
+        raise UserError(f"{dataset} cannot be prepared from {manual_dir}: {'; '.join(faults)}. {how}")
+
+
+def _fault(path: epath.Path, archive: Archive) -> str:
+    if not path.exists():
+        return "" if archive.url else f"{archive.name} is missing"
+    if path.is_dir():
+        return f"{archive.name} is a folder; the archive itself is needed, not its content"
+    size = path.stat().length
+    if size != archive.size:
+        short = ", the download was not finished" if size < archive.size else ""
+        return f"{archive.name} has {size:,} bytes instead of {archive.size:,}{short}"
+    kind = "zip" if archive.name.endswith(".zip") else "tar"
+    with path.open("rb") as file:
+        is_archive = zipfile.is_zipfile(file) if kind == "zip" else tarfile.is_tarfile(file)
+    return "" if is_archive else f"{archive.name} is not a {kind} archive"
 
 
 def run(argv: Sequence[str]) -> None:
-    """Do what the command line asks for; `argv` leaves the program's name out.
+    """Prepare the data set that the command line names; `argv` leaves the program's name out.
 
     Raises:
-      UserError: something that the user can mend.
+      UserError: An error the user can fix.
     """
-    args = _parser().parse_args(argv)
+    parser = Parser(prog="python -m l2l_jax.data.prepare", description=__doc__)
+    parser.add_argument(
+        "dataset", help=f"{', '.join(ARCHIVES)}, or another image data set of TFDS by its name"
+    )
+    parser.add_argument(
+        "--data_dir", default="", help="folder of data sets; default: TFDS_DATA_DIR or ~/tensorflow_datasets"
+    )
+    parser.add_argument(
+        "--manual_dir", default="", help="folder of the archives; default: downloads/manual in data_dir"
+    )
+    args = parser.parse_args(argv)
     config = SourceConfig(args.dataset, args.data_dir)
     root = data_dir(config)
     manual_dir = epath.Path(args.manual_dir or root / "downloads" / "manual").expanduser()
     folder = find_prepared(config)
     if folder is None:
-        if args.dataset in archives.ARCHIVES:
-            _check_archives(args.dataset, manual_dir)
+        if args.dataset in ARCHIVES:
+            try:
+                print(describe(args.dataset, manual_dir), flush=True)
+                check(args.dataset, manual_dir)
+            except ImportError as error:
+                raise UserError(
+                    f"Reading {manual_dir} needs gcsfs ({error}): pip install 'l2l_jax[gcs]'."
+                ) from error
         folder = _write(args.dataset, root, manual_dir)
     else:
         print(f"{args.dataset} is prepared already: {folder}")
@@ -68,24 +149,16 @@ def run(argv: Sequence[str]) -> None:
     print(f"{folder}\nTrain on it with --config.data.source={args.dataset}{where}")
 
 
-def _check_archives(dataset: str, manual_dir: epath.Path) -> None:
-    try:
-        print(archives.describe(dataset, manual_dir), flush=True)
-        archives.check(dataset, manual_dir)
-    except ImportError as error:
-        raise UserError(f"Reading {manual_dir} needs gcsfs ({error}): pip install 'l2l_jax[gcs]'.") from error
-
-
 def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path:
     """Have TFDS write the data set; returns its folder."""
     try:
-        import tensorflow  # noqa: F401  (TFDS imports it late and says less)
+        import tensorflow  # noqa: F401  (optional extra; TFDS imports it late and says less)
     except ImportError as error:
         raise UserError(
             f"Preparing a data set needs TensorFlow ({error}): pip install 'l2l_jax[prepare]', best in an "
             "environment of its own. Training needs none."
         ) from error
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds  # start-up time
 
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", BAR_EVERY_SECONDS)
@@ -95,7 +168,10 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path
         first = str(error).strip().splitlines()[0]
         raise UserError(f"TensorFlow Datasets knows no data set {dataset!r} ({first}).") from error
     place = builder.data_path.parent
-    with _alone(place), _clean_downloads(root / "downloads"):
+    place.mkdir(parents=True, exist_ok=True)
+    with _lock_file(place) as file, _clean_downloads(root / "downloads"):
+        if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):  # ends with the process
+            raise UserError(f"Another process is preparing {place} just now; wait for it.")
         _remove(place.glob("incomplete.*"))
         print(f"Writing {builder.data_path}", flush=True)
         config = tfds.download.DownloadConfig(manual_dir=os.fspath(manual_dir), try_download_gcs=False)
@@ -104,16 +180,6 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path
         except Exception as error:
             raise UserError(explain(dataset, manual_dir, error)) from error
     return builder.data_path
-
-
-@contextlib.contextmanager
-def _alone(place: epath.Path) -> Iterator[None]:
-    """Keep a second process from preparing the same data set; the lock ends with the process."""
-    place.mkdir(parents=True, exist_ok=True)
-    with _lock_file(place) as file:
-        if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            raise UserError(f"Another process is preparing {place} just now; wait for it.")
-        yield
 
 
 @contextlib.contextmanager
@@ -129,14 +195,13 @@ def _clean_downloads(downloads: epath.Path) -> Iterator[None]:
 
 
 def _lock_file(folder: epath.Path) -> contextlib.AbstractContextManager[IO[str] | None]:
-    """A file to lock; there is none in a bucket."""
+    """Open a file to lock; there is none in a bucket."""
     if "://" in os.fspath(folder):
         return contextlib.nullcontext()
     return open(folder / ".prepare.lock", "w", encoding="utf-8")
 
 
 def _lock(file: IO[str] | None, how: int) -> bool:
-    """Whether the lock was got."""
     try:
         return file is None or fcntl.flock(file, how) is None
     except BlockingIOError:
@@ -151,27 +216,27 @@ def _remove(unfinished: Iterable[epath.Path]) -> None:
 
 
 def explain(dataset: str, manual_dir: epath.Path, error: BaseException) -> str:
-    """One sentence for a failure inside TFDS."""
+    """Return one sentence for a failure inside TFDS."""
     causes = [error]
-    while causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(causes[-1].__cause__ or causes[-1].__context__)
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
     reason = " ".join(str(error).split()) or type(error).__name__
     kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
     if kinds & {"DownloadError", "ConnectionError", "RequestException"}:
-        names = ", ".join(archive.name for archive in archives.ARCHIVES.get(dataset, ()) if archive.url)
+        names = ", ".join(archive.name for archive in ARCHIVES.get(dataset, ()) if archive.url)
         return (
             f"{dataset} could not be downloaded ({reason}). Where there is no internet, fetch "
             f"{names or 'its files'} elsewhere and put them into {manual_dir}."
         )
     if "NonMatchingChecksumError" in kinds:
         return f"A file of {dataset} is damaged or another one ({reason}). Remove it and fetch it again."
-    if any(isinstance(cause, tarfile.TarError | zipfile.BadZipFile) for cause in causes):
+    if kinds & {"TarError", "BadZipFile"}:
         return f"An archive of {dataset} in {manual_dir} is damaged ({reason}). Fetch it again."
     return f"{dataset} could not be prepared: {type(error).__name__}: {reason}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; the exit code is 0, or 1 (130 after Ctrl-C) with one sentence on stderr."""
+    """Run the program; returns its exit code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's messages about instruction sets
     return run_command(run, sys.argv[1:] if argv is None else argv)
 

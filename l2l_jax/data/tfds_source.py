@@ -10,11 +10,13 @@ from etils import epath
 from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
-from l2l_jax.data.archives import ARCHIVES
 from l2l_jax.data.config import OTHER_SOURCES, SourceConfig
 from l2l_jax.data.label_index import load_labels, parse_example
 from l2l_jax.data.records import Record, SplitName, Subset, held_out
 from l2l_jax.errors import UserError
+
+PUBLISHED = ("imagenet2012", "places365_small", "coco/2017")
+"""Data sets that misspelled names are compared with."""
 
 TEST_SPLITS = ("validation", "test")
 """Splits of test images; of Places-365 and ImageNet only "validation" has labels."""
@@ -170,7 +172,7 @@ def _missing(config: SourceConfig) -> str:
     ready = [f"{config.source}/{v}" for v in variants if any(map(_is_prepared, (place / v).iterdir()))]
     if ready:
         return f"{given}; prepared are {', '.join(sorted(ready))}."
-    near = difflib.get_close_matches(config.source, [*OTHER_SOURCES, *ARCHIVES], n=1)
+    near = difflib.get_close_matches(config.source, [*OTHER_SOURCES, *PUBLISHED], n=1)
     guess = f" Did you mean {near[0]!r}?" if near and near[0] != config.source else ""
     if not re.fullmatch(r"[a-z]\w*(/[\w.\-]+)?(:[\d.]+)?", config.source):
         return f"{given}; known sources: {known}, or a TFDS data set.{guess}"

@@ -112,12 +112,11 @@ def expect_small(dataset: str, folder: pathlib.Path) -> None:
     """Let the files in `folder` be what the publisher offers."""
     from tensorflow_datasets.core.download import checksums, download_manager
 
-    from l2l_jax.data import archives
+    from l2l_jax.data import prepare
 
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    archives.ARCHIVES[dataset] = tuple(
-        dataclasses.replace(archive, size=sizes.get(archive.name, archive.size))
-        for archive in archives.ARCHIVES[dataset]
+    prepare.ARCHIVES[dataset] = tuple(
+        archive._replace(size=sizes.get(archive.name, archive.size)) for archive in prepare.ARCHIVES[dataset]
     )
     init = download_manager.DownloadManager.__init__
 
