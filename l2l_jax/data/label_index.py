@@ -11,8 +11,9 @@ import io
 import logging
 import multiprocessing
 import os
+import pathlib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -20,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from l2l_jax.errors import UserError
 from l2l_jax.utils.progress import Progress
-from l2l_jax.utils.runtime import usable_cpus, user_cache
+from l2l_jax.utils.runtime import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -34,43 +35,46 @@ MAX_PROCESSES = 16
 
 
 def parse_example(record: bytes):
-    """The features of a serialised `tf.train.Example`, by name.
+    """Return the features of a serialized `tf.train.Example`, by name.
 
     Raises:
-      google.protobuf.message.DecodeError: it is none.
+      google.protobuf.message.DecodeError: It is none.
     """
-    from tensorflow_datasets.proto import tf_example_pb2
+    from tensorflow_datasets.proto import tf_example_pb2  # start-up time
 
     return tf_example_pb2.Example.FromString(bytes(record)).features.feature
 
 
 def load_labels(folder: epath.Path, split: str, records: Sequence[bytes]) -> np.ndarray:
-    """The class ids of a split `[record]`, int16 or int32.
+    """Load the class ids of a split `[record]`, int16 or int32.
 
     They come from the index beside the data or in the user's cache folder, if one was made of the
     same files; otherwise they are read from the records, and the index is written: beside the data,
     or in the cache folder where the data is read-only.
 
     Args:
-      folder: of the prepared data set.
-      split: its name.
-      records: random access to the split's serialised examples; it can be pickled.
+      folder: Folder of the prepared data set.
+      split: Name of the split.
+      records: Random access to the split's serialized examples; it can be pickled.
 
     Raises:
-      UserError: a record without a label.
+      UserError: A record without a label.
     """
     fingerprint = fingerprint_of(folder, split)
-    places = (folder / f"labels-{split}.npz", _cache_file(folder, split))
-    for place in places:
-        labels = _read(place, fingerprint, len(records))
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "l2l_jax"
+    place = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16]
+    paths = [parent / f"labels-{split}.npz" for parent in (folder, cache / f"{folder.parent.name}-{place}")]
+    paths = list(map(epath.Path, paths))
+    for path in paths:
+        labels = _read(path, fingerprint, len(records))
         if labels is not None:
             return labels
     labels = collect_labels(records, f"labels of {folder.parent.name}/{split}")
-    for place in places:
+    for path in paths:
         try:
-            _write(place, fingerprint, labels)
+            _write(path, fingerprint, labels)
         except OSError as error:
-            logger.info("The labels cannot be kept in %s (%s).", place, error)
+            logger.info("The labels cannot be kept in %s (%s).", path, error)
         else:
             break
     return labels
@@ -78,28 +82,25 @@ def load_labels(folder: epath.Path, split: str, records: Sequence[bytes]) -> np.
 
 def collect_labels(records: Sequence[bytes], title: str, processes: int | None = None) -> np.ndarray:
     """Read the labels of all records, in parallel if there are many; `title` is shown meanwhile."""
-    starts = range(0, len(records), CHUNK)
-    chunks = [range(start, min(start + CHUNK, len(records))) for start in starts]
+    count = len(records)
+    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     if processes is None:
-        processes = min(MAX_PROCESSES, len(usable_cpus())) if len(records) >= PARALLEL_FROM else 1
+        processes = min(MAX_PROCESSES, len(usable_cpus())) if count >= PARALLEL_FROM else 1
+    read = functools.partial(_labels_of, records)
     parts = []
-    with Progress(title, len(records), unit="record") as progress:
-        for part in _in_order(records, chunks, processes):
+    with (
+        Progress(title, count, unit="record") as progress,
+        concurrent.futures.ProcessPoolExecutor(
+            processes,
+            multiprocessing.get_context("spawn"),  # JAX's threads do not survive a fork
+        ) as pool,
+    ):
+        for part in map(read, chunks) if processes == 1 else pool.map(read, chunks):
             parts.append(part)
             progress.update(len(part))
     labels = np.concatenate(parts)
     small = labels.min() >= np.iinfo(np.int16).min and labels.max() <= np.iinfo(np.int16).max
     return labels.astype(np.int16 if small else np.int32)
-
-
-def _in_order(records: Sequence[bytes], chunks: Sequence[range], processes: int) -> Iterator[np.ndarray]:
-    read = functools.partial(_labels_of, records)
-    if processes == 1:
-        yield from map(read, chunks)
-        return
-    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
-        yield from pool.map(read, chunks)
 
 
 def _labels_of(records: Sequence[bytes], chunk: range) -> np.ndarray:
@@ -120,40 +121,35 @@ def _labels_of(records: Sequence[bytes], chunk: range) -> np.ndarray:
 
 
 def fingerprint_of(folder: epath.Path, split: str) -> str:
-    """A checksum that changes when the data set or the files of the split do."""
+    """Compute a checksum that changes when the data set or the files of the split do."""
     digest = hashlib.sha256((folder / "dataset_info.json").read_bytes())
-    shards = sorted(path for path in folder.iterdir() if f"-{split}." in path.name and "-of-" in path.name)
-    for shard in shards:
-        digest.update(f"{shard.name} {shard.stat().length}\n".encode())
+    for path in sorted(folder.iterdir()):
+        if f"-{split}." in path.name and "-of-" in path.name:
+            digest.update(f"{path.name} {path.stat().length}\n".encode())
     return digest.hexdigest()
 
 
-def _cache_file(folder: epath.Path, split: str) -> epath.Path:
-    place = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16]
-    return epath.Path(user_cache()) / f"{folder.parent.name}-{place}" / f"labels-{split}.npz"
-
-
-def _read(place: epath.Path, fingerprint: str, count: int) -> np.ndarray | None:
+def _read(path: epath.Path, fingerprint: str, count: int) -> np.ndarray | None:
     try:
-        with np.load(io.BytesIO(place.read_bytes())) as index:
+        with np.load(io.BytesIO(path.read_bytes())) as index:
             if str(index["fingerprint"]) == fingerprint and index["labels"].shape == (count,):
                 return index["labels"]
-            logger.info("%s is of other files; the labels are read anew.", place)
+            logger.info("%s was made of other files; the labels are read again.", path)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logger.info("%s cannot be read (%s); the labels are read anew.", place, error)
+        logger.info("%s cannot be read (%s); the labels are read again.", path, error)
     return None
 
 
-def _write(place: epath.Path, fingerprint: str, labels: np.ndarray) -> None:
-    """Whole or not at all, though several processes may do it at once."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.parent / f"{place.name}.{os.getpid()}.unfinished"
+def _write(path: epath.Path, fingerprint: str, labels: np.ndarray) -> None:
+    """Write an index whole or not at all; several processes may do it at once, also to a bucket."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.parent / f"{path.name}.{os.getpid()}.unfinished"
     try:
         content = io.BytesIO()
         np.savez_compressed(content, labels=labels, fingerprint=fingerprint)
         unfinished.write_bytes(content.getvalue())
-        unfinished.replace(place)
+        unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

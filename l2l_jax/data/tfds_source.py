@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -11,7 +11,7 @@ from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
 from l2l_jax.data.config import OTHER_SOURCES, SourceConfig
-from l2l_jax.data.label_index import load_labels, parse_example
+from l2l_jax.data.label_index import fingerprint_of, load_labels, parse_example
 from l2l_jax.data.records import Record, SplitName, Subset, held_out
 from l2l_jax.errors import UserError
 
@@ -29,14 +29,17 @@ class TfdsSource:
     """A split of a prepared data set.
 
     Args:
-      records: random access to its records, serialised `tf.train.Example`s.
-      labels: class ids.
-      class_names: names of the class ids.
-      name: of the data set and the split.
+      records: Random access to its records, serialized `tf.train.Example`s.
+      labels: Class ids.
+      class_names: Names of the class ids.
+      split_name: Name of the data set and the split.
+      fingerprint: Checksum of its files.
     """
 
-    def __init__(self, records, labels: np.ndarray, class_names: tuple[str, ...], name: str):
-        self._records, self._name = records, name
+    def __init__(
+        self, records, labels: np.ndarray, class_names: tuple[str, ...], split_name: str, fingerprint: str
+    ):
+        self._records, self._split_name, self._fingerprint = records, split_name, fingerprint
         self.labels, self.class_names = labels, class_names
 
     def __len__(self) -> int:
@@ -46,28 +49,34 @@ class TfdsSource:
         try:
             features = parse_example(self._records[index])
         except (RuntimeError, ValueError, DecodeError) as error:  # of array_record and of protobuf
-            raise OSError(f"{self._name}/{index} cannot be read: {error}") from error
-        return {
-            "image": features["image"].bytes_list.value[0],
-            "label": int(self.labels[index]),
-            "name": self._name_of(features, index),
-        }
+            raise OSError(f"{self.name(index)} cannot be read: {error}") from error
+        name = self.name(index)
+        for feature in NAME_FEATURES:
+            if feature in features:
+                file = features[feature].bytes_list.value[0].decode("utf-8", "replace")
+                name = f"{self._split_name}/{file}"
+                break
+        image = features["image"].bytes_list.value[0]
+        return {"image": image, "label": int(self.labels[index]), "name": name}
 
-    def _name_of(self, features, index: int) -> str:
-        for name in NAME_FEATURES:
-            if name in features:
-                return f"{self._name}/{features[name].bytes_list.value[0].decode('utf-8', 'replace')}"
-        return f"{self._name}/{index}"
+    def name(self, index: int) -> str:
+        """Return the number of a record, with the data set and the split."""
+        return f"{self._split_name}/{index}"
+
+    def digest_parts(self, indices: np.ndarray) -> Iterator[bytes]:
+        """Yield the checksum of the files, and the indices."""
+        yield self._fingerprint.encode()
+        yield np.asarray(indices, "<i8").tobytes()
 
 
 def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
-    """A prepared TFDS data set: its "train" split, or for testing its "validation" or "test" split.
+    """Open a prepared TFDS data set: its "train" split, or for testing its "validation" or "test" split.
 
     Where neither exists, a share of each class of the training images is held out. Images without
     labels are of one class, called like the data set.
 
     Raises:
-      UserError: it is not prepared, damaged, not in random access files, or not of images.
+      UserError: It is not prepared, damaged, not in random access files, or not of images.
     """
     import tensorflow_datasets as tfds
 
@@ -89,7 +98,8 @@ def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
         labels = load_labels(folder, name, records)
         known = getattr(info.features["label"], "names", None)  # numbers alone have none
         class_names = tuple(known or map(str, range(labels.max() + 1)))
-    source = TfdsSource(records, labels, class_names, f"{info.name}/{name}")
+    fingerprint = fingerprint_of(folder, name)
+    source = TfdsSource(records, labels, class_names, f"{info.name}/{name}", fingerprint)
     if tests:
         return source
     names = [b"%d" % i for i in range(len(labels))]
@@ -97,7 +107,7 @@ def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
 
 
 def _records(builder, folder: epath.Path, split: str, config: SourceConfig) -> Sequence[bytes]:
-    """The serialised examples of a split, all of whose files are there."""
+    """Return the serialized examples of a split, all of whose files are there."""
     import tensorflow_datasets as tfds
 
     info = builder.info
@@ -123,10 +133,10 @@ def _again(config: SourceConfig) -> str:
 
 
 def prepared_folder(config: SourceConfig) -> epath.Path:
-    """The folder of the newest prepared version of a data set.
+    """Find the folder of the newest prepared version of a data set.
 
     Raises:
-      UserError: there is none; the message says what to run.
+      UserError: There is none; the message says what to run.
     """
     folder = find_prepared(config)
     if folder is None:
@@ -135,10 +145,10 @@ def prepared_folder(config: SourceConfig) -> epath.Path:
 
 
 def find_prepared(config: SourceConfig) -> epath.Path | None:
-    """The folder of the newest prepared version of a data set, or of the one that is named; None: not there.
+    """Find the newest prepared version of a data set, or the one that is named; None: there is none.
 
     Raises:
-      UserError: remote files cannot be read.
+      UserError: Remote files cannot be read.
     """
     name, _, version = config.source.partition(":")
     place = data_dir(config) / name
@@ -152,20 +162,20 @@ def find_prepared(config: SourceConfig) -> epath.Path | None:
 
 
 def data_dir(config: SourceConfig) -> epath.Path:
-    """Where prepared data sets lie."""
+    """Return the folder of prepared data sets."""
     from tensorflow_datasets.core import constants
 
     return epath.Path(config.path or constants.DATA_DIR).expanduser()
 
 
 def prepare_command(config: SourceConfig) -> str:
-    """What to type to prepare a data set."""
+    """Return the command that prepares a data set."""
     where = f" --data_dir={config.path}" if config.path else ""
     return f"python -m l2l_jax.data.prepare {config.source}{where}"
 
 
 def _missing(config: SourceConfig) -> str:
-    """What to say of a data set that is not there."""
+    """Return the message about a data set that is not there."""
     place = data_dir(config) / config.source.partition(":")[0]
     given, known = f"{config.where}.source is {config.source!r}", ", ".join(OTHER_SOURCES)
     variants = [e.name for e in place.iterdir() if e.is_dir()] if place.is_dir() else []
