@@ -1,0 +1,1 @@
+"""Images: sources, class and set selection, transforms and batches."""

@@ -1,4 +1,4 @@
-"""Which images, which of them are forgotten, and which are retained."""
+"""The config of the images: where they come from, and which are forgotten and retained."""
 
 import dataclasses
 from typing import Annotated, ClassVar, Literal
@@ -36,17 +36,16 @@ class SourceConfig:
     """Where images come from.
 
     Attributes:
-      source: "digits", the handwritten digits that come with scikit-learn; "fashion", a subset of
-        Fashion-MNIST that comes with this package; "idx", a folder of IDX files such as those of MNIST;
-        "folder", a folder with a folder of images for each class; "csv", a table of image files; or a
-        prepared data set of TensorFlow Datasets by its name, such as "imagenet2012", "places365_small" or
-        "coco/2017".
-      path: the folder of "folder" or "idx", the file of "csv", the data_dir of a TFDS data set (empty:
-        TFDS_DATA_DIR or ~/tensorflow_datasets). Local, or gs://.
-      test_fraction: share of each class that is held out for testing, always the same images, where
-        the source has no test images of its own ("digits", "fashion" and "idx" have).
-      validation_fraction: share of the training images of each class that nothing is trained on, always
-        the same ones: retain budgets are measured on them, and settings are to be chosen by them.
+      source: "digits", the handwritten digits of scikit-learn; "fashion", a subset of Fashion-MNIST that is
+        part of this package; "idx", a folder of IDX files such as those of MNIST; "npz", a NumPy file; "folder",
+        a folder with a folder of images for each class; "csv", a table of image files; or a prepared data
+        set of TensorFlow Datasets by its name, such as "imagenet2012", "places365_small" or "coco/2017".
+      path: Folder or file of the source; data_dir of a TFDS data set (empty: TFDS_DATA_DIR or
+        ~/tensorflow_datasets). Local, or gs://.
+      test_fraction: Share of each class that is held out for testing, always the same images, where the
+        source has no test images of its own.
+      validation_fraction: Share of the training images of each class that nothing is trained on, always the
+        same ones: for retain budgets, and for choosing settings.
     """
 
     where: ClassVar[str] = "config.data"  # for messages
@@ -59,15 +58,15 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ProxyConfig(SourceConfig):
-    """Proxy images from a source of their own: the fields of `SourceConfig`, and
+    """Proxy images from a source of their own. It has the fields of `SourceConfig`, too.
 
     Attributes:
-      classes: its classes, as in `DataConfig.retain`; "rest": all that are neither forgotten nor
+      classes: Classes of the source, as in `DataConfig.retain`; "rest": all that are neither forgotten nor
         retained. Data sets without classes, such as COCO, have one.
-      path: as in `SourceConfig`; but where the proxies and the images to forget are both of TFDS, empty
-        is the same data_dir.
-      count: how many images; 0: all.
-      weight: share of a batch that they make up, relative to the weights of the other proxies.
+      path: As in `SourceConfig`; if the proxies and the images to forget are both of TFDS, empty is the same
+        data_dir.
+      count: Number of images; 0: all.
+      weight: Share of a batch, relative to the weights of the other proxies.
     """
 
     __pydantic_config__ = STRICT
@@ -80,12 +79,12 @@ class ProxyConfig(SourceConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadingConfig(TransformConfig):
-    """How images are read: the fields of `TransformConfig`, and
+    """How images are read. It has the fields of `TransformConfig`, too.
 
     Attributes:
       proxy_crop_scale: `crop_scale` of proxy images; None: the same. The paper has (0.2, 0.5) for COCO.
-      workers: processes that read and decode training images; 0: threads of this process.
-      max_bad_fraction: share of the images of a set that may be impossible to decode before the run stops.
+      workers: Processes that read and decode training images; 0: threads of this process.
+      max_bad_fraction: Share of the images of a set that may be impossible to decode before the run stops.
     """
 
     proxy_crop_scale: Scale | None = None
@@ -94,7 +93,7 @@ class LoadingConfig(TransformConfig):
 
     @property
     def proxy_transform(self) -> TransformConfig:
-        """How proxy images become squares."""
+        """Transform of proxy images."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(TransformConfig)}
         return TransformConfig(**values | {"crop_scale": self.proxy_crop_scale or self.crop_scale})
 
@@ -115,7 +114,7 @@ Proxy = Annotated[
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(SourceConfig, LoadingConfig):
-    """The images: the fields of `SourceConfig` and of `LoadingConfig`, and
+    """The images of a run. It has the fields of `SourceConfig` and of `LoadingConfig`, too.
 
     Classes are given by name, by id, or by WordNet id ("n01443537"); "@FILE" is a file with one
     class a line; "imagenet_i2i" and "places365_i2i" are the published lists of the paper, the one to
@@ -123,27 +122,22 @@ class DataConfig(SourceConfig, LoadingConfig):
     other fields name. "cat,dog" is the same as ("cat", "dog").
 
     Attributes:
-      forget: classes to forget.
-      retain: classes to retain.
-      proxy: images that replace those of `retain` while unlearning, for when retain images may
-        no longer be kept (the paper's proxy retain set): classes of the source, or other sources, as
-        `{"source": "coco/2017", "weight": 1.0}` with the fields of `ProxyConfig`; none: the images
-        of `retain` themselves. The evaluation is on `retain` in any case, so the classes to spare
-        are named there, not replaced. Proxies may be some of the classes of `retain`, but none of
-        `forget`.
-      retain_images: "real", or "generated": while unlearning, images that the original model makes take the
-        place of the retain images, see `l2l_jax.experiment.generate`; it starts from the proxies, or else
-        from noise.
-        The evaluation is on real images of `retain` in any case.
-      generated_count: how many images it makes; 0: as many as there are proxies, or images to forget.
-      train_per_class: training images of each class, a fixed random choice; 0: all. The paper has 120
+      forget: Classes to forget.
+      retain: Classes to retain.
+      proxy: Images that replace those of `retain` while unlearning, if retain images may no longer be kept:
+        classes of the source, or other sources, as `{"source": "coco/2017", "weight": 1.0}` with the fields
+        of `ProxyConfig`; none: the images of `retain` themselves. They may be of classes in `retain`, but
+        not in `forget`. The evaluation is on `retain` in any case.
+      retain_images: "real", or "generated": while unlearning, images that the original model makes, from the
+        proxies or else from noise, replace the retain images. The evaluation is on real images of `retain`.
+      generated_count: Number of images it makes; 0: as many as there are proxies, or images to forget.
+      train_per_class: Training images of each class, a fixed random choice; 0: all. The paper has 120
         (ImageNet-1K) and 5,000 (Places-365).
-      test_per_class: test images of each class; 0: all. The paper has 50 and 100.
-      general: classes of a third test set, of images that are neither forgotten nor retained: unlearning
-        should not harm what it never touched. "rest": all that no other field names, if there are any;
-        none: there is no such set. It is reported beside the other two.
-      general_images: test images of that set, at most, a fixed random choice; 0: all.
-      retain_ratio: share of the retain images that may be used for training.
+      test_per_class: Test images of each class; 0: all. The paper has 50 and 100.
+      general: Classes of a third test set, which are neither forgotten nor retained: unlearning should not
+        harm them. "rest": all that no other field names; none: there is no such set.
+      general_images: Test images of that set, at most, a fixed random choice; 0: all.
+      retain_ratio: Share of the retain images that may be used for training.
     """
 
     forget: Classes
@@ -159,13 +153,9 @@ class DataConfig(SourceConfig, LoadingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.proxy and self.retain_ratio != 1:
+        unused = "which the proxies replace" if self.proxy else "of which none is used with generated ones"
+        if (self.proxy or self.retain_images == "generated") and self.retain_ratio != 1:
             raise ValueError(
-                f"retain_ratio {self.retain_ratio:g} is a share of the retain images, all of which the "
-                "proxies replace; leave out one of the two"
-            )
-        if self.retain_images == "generated" and self.retain_ratio != 1:
-            raise ValueError(
-                f"retain_ratio {self.retain_ratio:g} is a share of the retain images, none of which is used "
-                "where retain_images is 'generated'; leave out one of the two"
+                f"retain_ratio {self.retain_ratio:g} is a share of the retain images, {unused}; leave out "
+                "one of the two"
             )

@@ -14,7 +14,7 @@ from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOp
 from l2l_jax.data.decoding import open_image
 
 ATTEMPTS = 10
-"""Random crops that are tried before the centre is taken, as torchvision does."""
+"""Random crops that are tried before the center is taken, as torchvision does."""
 
 SPARE = 3
 """A JPEG is decoded at a fraction of its size only if the crop stays this much larger than the result."""
@@ -32,11 +32,11 @@ class TransformConfig:
 
     Attributes:
       crop: "resize": the whole image, whatever its proportions; "centre": the largest square in its
-        middle; "random": a random part, as torchvision's RandomResizedCrop takes it, and the centre
+        middle; "random": a random part, as torchvision's RandomResizedCrop takes it, and the center
         of test images.
-      crop_scale: least and greatest share of the image's area that a random crop takes.
-      crop_ratio: least and greatest width / height of a random crop.
-      flip: mirror every other training image, by chance.
+      crop_scale: Least and greatest share of the image's area that a random crop takes.
+      crop_ratio: Least and greatest width / height of a random crop.
+      flip: Whether to mirror training images at random, half of them.
     """
 
     crop: Literal["resize", "centre", "random"] = "resize"
@@ -65,11 +65,11 @@ class Box(NamedTuple):
 def random_crop(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-    """A random part of an image, drawn as torchvision's RandomResizedCrop draws it.
+    """Draw a random part of an image, as torchvision's RandomResizedCrop does.
 
     Its share of the area is uniform in `scale`, the logarithm of width / height is uniform in that of
     `ratio`. A part that does not fit is drawn again, `ATTEMPTS` times; then it is the largest one in
-    the centre whose proportions are in `ratio`.
+    the center whose proportions are in `ratio`.
     """
     for _ in range(ATTEMPTS):
         area = height * width * rng.uniform(*scale)
@@ -79,15 +79,11 @@ def random_crop(
             return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
     w = min(width, max(1, round(height * ratio[1])))
     h = min(height, max(1, round(width / ratio[0])))
-    return _middle(height, width, h, w)
+    return center_crop(height, width, h, w)
 
 
-def centre_crop(height: int, width: int) -> Box:
-    """The largest square in the middle."""
-    return _middle(height, width, min(height, width), min(height, width))
-
-
-def _middle(height: int, width: int, h: int, w: int) -> Box:
+def center_crop(height: int, width: int, h: int, w: int) -> Box:
+    """Return the part of height h and width w in the middle."""
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
@@ -95,9 +91,9 @@ class Transform:
     """From an encoded image, or an array, to a square of pixels.
 
     Args:
-      config: what to do.
-      size: side of the square in pixels.
-      training: with chance; if not, random crops are centre crops and nothing is flipped.
+      config: Crop and flip.
+      size: Side of the square in pixels.
+      training: Whether to draw at random; if not, random crops are center crops and nothing is flipped.
     """
 
     def __init__(self, config: TransformConfig, size: int, *, training: bool):
@@ -110,14 +106,14 @@ class Transform:
         return (self._size, self._size, 3)
 
     def __call__(self, image: bytes | np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
-        """The square `[size, size, 3]`: float32 in [0, 1] of a float32 array, else uint8.
+        """Return the square `[size, size, 3]`: float32 in [0, 1] of a float32 array, else uint8.
 
         Args:
-          image: an encoded image, or `[height, width, 3]`, uint8 or float32 in [0, 1].
-          seed: non-negative integers; the same ones make the same choice.
+          image: Encoded image, or `[height, width, 3]`, uint8 or float32 in [0, 1].
+          seed: Non-negative integers; the same ones make the same choice.
 
         Raises:
-          ImageError: it cannot be decoded.
+          ImageError: It cannot be decoded.
         """
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))) if self._random else None
         if isinstance(image, np.ndarray):
@@ -138,11 +134,12 @@ class Transform:
             return Box(0, 0, height, width)
         if config.crop == "random" and rng is not None:
             return random_crop(height, width, config.crop_scale, config.crop_ratio, rng)
-        return centre_crop(height, width)
+        side = min(height, width)
+        return center_crop(height, width, side, side)
 
 
 def _scaled(box: Box, height: int, width: int, pixels: np.ndarray) -> Box:
-    """The box in pixels of an image that was decoded smaller, to the nearest of them."""
+    """Scale a box to an image that was decoded smaller, to the nearest pixel."""
     if pixels.shape[:2] == (height, width):
         return box
     down, across = pixels.shape[0] / height, pixels.shape[1] / width
@@ -152,15 +149,15 @@ def _scaled(box: Box, height: int, width: int, pixels: np.ndarray) -> Box:
 
 
 def resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """A part of an image as a square, bicubically and without aliasing.
+    """Resize a part of an image to a square, bicubically and without aliasing.
 
     The filter is that of Pillow and torchvision (Keys, a = −0.5, stretched where the image shrinks). It
     sees nothing outside the part.
 
     Args:
       image: uint8, or float32 in [0, 1], `[height, width, 3]`.
-      box: the part.
-      size: side of the square in pixels.
+      box: Part of the image.
+      size: Side of the square in pixels.
 
     Returns:
       `[size, size, 3]`, of the same type.
@@ -177,7 +174,7 @@ def resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
 
 
 def in_range(image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """uint8 images, or images in [0, 1], brought to `value_range`, float32."""
+    """Scale uint8 images, or images in [0, 1], to `value_range`, float32."""
     low, high = value_range
     unit = (high - low) / (255 if image.dtype == np.uint8 else 1)
     scaled = np.multiply(image, np.float32(unit), dtype=np.float32)

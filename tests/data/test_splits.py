@@ -78,7 +78,7 @@ def test_what_generated_images_start_from():
     assert list(train(many).retain.labels) == [0, 0]
     with pytest.raises(UserError, match="generated_count is 3, but there are 2 proxies"):
         train(data(["alley"], proxy=("airfield",), retain_images="generated", generated_count=3))
-    with pytest.raises(ValueError, match="retain_ratio 0.5 .* none of which is used"):
+    with pytest.raises(ValueError, match="retain_ratio 0.5 .* of which none is used"):
         data(["alley"], retain_images="generated", retain_ratio=0.5)
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from l2l_jax.data.transforms import Box, Transform, TransformConfig, centre_crop, random_crop, resize
+from l2l_jax.data.transforms import Box, Transform, TransformConfig, random_crop, resize
 from tests.data.pictures import encoded, gradient
 
 RATIO = (3 / 4, 4 / 3)
@@ -99,13 +99,6 @@ def test_where_no_crop_fits_the_centre_is_taken(height, width, expected):
     assert random_crop(height, width, (0.9, 1.0), RATIO, np.random.default_rng(0)) == expected
 
 
-@pytest.mark.parametrize(
-    ("shape", "expected"), [((4, 10), Box(0, 3, 4, 4)), ((9, 4), Box(2, 0, 4, 4)), ((5, 5), Box(0, 0, 5, 5))]
-)
-def test_centre_crop(shape, expected):
-    assert centre_crop(*shape) == expected
-
-
 def transform(size=16, training=True, **config):
     return Transform(TransformConfig(**config), size, training=training)
 
@@ -129,10 +122,16 @@ def test_half_of_the_training_images_are_mirrored_and_no_test_image():
     )
 
 
-def test_test_images_of_random_crops_are_centre_crops():
+@pytest.mark.parametrize(("crop", "training"), [("random", False), ("centre", True), ("centre", False)])
+def test_center_crops(crop, training):
+    """Also of test images where training images are cropped at random."""
     picture = noise(16, 40)
-    square = transform(crop="random", training=False)(encoded(picture, "PNG"), (0,))
-    np.testing.assert_array_equal(square, picture[:, 12:28])
+    for image, expected in (
+        (picture, picture[:, 12:28]),
+        (picture.swapaxes(0, 1), picture[:, 12:28].swapaxes(0, 1)),
+    ):
+        square = transform(crop=crop, training=training)(encoded(np.ascontiguousarray(image), "PNG"), (0,))
+        np.testing.assert_array_equal(square, expected)
 
 
 def test_plain_resizing_takes_the_whole_image():
