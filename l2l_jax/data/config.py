@@ -37,9 +37,10 @@ class SourceConfig:
 
     Attributes:
       source: "digits", the handwritten digits of scikit-learn; "fashion", a subset of Fashion-MNIST that is
-        part of this package; "idx", a folder of IDX files such as those of MNIST; "npz", a NumPy file; "folder",
-        a folder with a folder of images for each class; "csv", a table of image files; or a prepared data
-        set of TensorFlow Datasets by its name, such as "imagenet2012", "places365_small" or "coco/2017".
+        part of this package; "idx", a folder of IDX files such as those of MNIST; "npz", a NumPy file;
+        "folder", a folder with a folder of images for each class; "csv", a table of image files; or a
+        prepared data set of TensorFlow Datasets by its name, such as "imagenet2012", "places365_small" or
+        "coco/2017".
       path: Folder or file of the source; data_dir of a TFDS data set (empty: TFDS_DATA_DIR or
         ~/tensorflow_datasets). Local, or gs://.
       test_fraction: Share of each class that is held out for testing, always the same images, where the
