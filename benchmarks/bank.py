@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     print(table(seconds, "online"))
     if OUTPUT.value:
         report = {"device": facts, "images": images, "seconds": seconds}
-        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
+        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(config: Any, rounds: int) -> dict[str, list[float]]:

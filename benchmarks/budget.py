@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if OUTPUT.value:
         report = json.dumps({"device": facts, **figures}, indent=2)
-        pathlib.Path(OUTPUT.value).write_text(report + "\n")
+        pathlib.Path(OUTPUT.value).write_text(report + "\n", encoding="utf-8")
 
 
 def cost(config: Any, measurements: int) -> dict[str, float]:

@@ -92,7 +92,7 @@ def pipeline(
 def _memory(process_id: int) -> float:
     """What a process alone takes, in MB: pages that it shares count in parts. 0 where that is unknown."""
     try:
-        rollup = pathlib.Path(f"/proc/{process_id}/smaps_rollup").read_text()
+        rollup = pathlib.Path(f"/proc/{process_id}/smaps_rollup").read_text(encoding="utf-8")
     except OSError:
         return 0.0
     return int(rollup.split("Pss:")[1].split()[0]) / 1024

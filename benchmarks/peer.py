@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join(f"{name}: {version}" for name, version in report["versions"].items()), "\n", sep="")
     print(table(report["seconds"], "peer"))
     if OUTPUT.value:
-        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
+        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def check(config: Any) -> None:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     print(table(rows))
     if OUTPUT.value:
         report = {"device": facts, "stage": STAGE.value, "rounds": ROUNDS.value, "layouts": rows}
-        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
+        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 class Run:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     print(table(rows))
     if OUTPUT.value:
         report = {"device": facts, "stage": STAGE.value, "flops": flops, "layouts": rows}
-        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n")
+        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def traffic(stage: Any, parallel: Any) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def start(workdir, log, kills):
 
 def children(launcher):
     """Process ids of the run's processes, from /proc."""
-    listed = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+    listed = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text(encoding="utf-8")
     return [int(pid) for pid in listed.split()]
 
 

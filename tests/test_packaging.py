@@ -44,7 +44,7 @@ def environment(folder, wheel, site_packages):
     install = [sys.executable, "-m", "pip", "--python", folder, "install", "--no-deps", "--no-index", wheel]
     subprocess.run(install, check=True, capture_output=True)
     own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-    pathlib.Path(own, "others.pth").write_text(f"{site_packages}\n")
+    pathlib.Path(own, "others.pth").write_text(f"{site_packages}\n", encoding="utf-8")
     return folder / "bin"
 
 

@@ -171,7 +171,7 @@ def _finished(path: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any] | 
     """The figures of a row that was computed before with the same settings."""
     if not path.exists():
         return None
-    row = json.loads(path.read_text())
+    row = json.loads(path.read_text(encoding="utf-8"))
     return row if row.pop("config") == settings else None
 
 

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         "chip": topology.chip._asdict(), "jax": jax.__version__, "programs": rows,
     }  # fmt: skip
     path = pathlib.Path(OUTPUT.value or f"plan_{run.name}_{topology.name.replace(':', '_')}.json")
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"Figures: {path}")
 
 

@@ -91,13 +91,13 @@ def compute(devices: int | None, parallel: str, dtype: str, precision: str) -> d
 
 def _write(path: pathlib.Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record) + "\n")
+    path.write_text(json.dumps(record) + "\n", encoding="utf-8")
     print(f"Recorded in {path}.")
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         return {"facts": record["facts"], "cases": record["cases"]}
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
