@@ -121,6 +121,17 @@ def test_figures_do_not_depend_on_the_batches_and_are_those_of_the_pixels(params
     assert random["mse"] != pytest.approx(figures["mse"], rel=0.01)
 
 
+def test_the_classifiers_own_accuracy_and_metrics_of_classes(params, tmp_path):
+    evaluation = Evaluation(config(features="classifier"), tmp_path)
+    found = evaluation.evaluate(params[0], "m")
+    own = {name: real["balanced_accuracy"] for name, real in found.first.real_images.items()}
+    assert evaluation.classifier_accuracy == pytest.approx(own) and own["retain"] > 0.9
+    assert set(found.classes["retain"]) == {"0", "1"} and set(found.classes["forget"]) == {"8"}
+    assert found.classes["forget"]["8"]["mse"] == pytest.approx(found.metrics["forget"]["mse"])
+    images = evaluation.shown["forget"]
+    assert evaluation.correct(images.images, images.labels).dtype == bool
+
+
 @pytest.fixture(scope="module")
 def workdir(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")

@@ -1,0 +1,1 @@
+"""Evaluation: inpainting test images and measuring the results."""

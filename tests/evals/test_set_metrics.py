@@ -16,6 +16,7 @@ from l2l_jax.evals.metrics import (
     observe_pairs,
     to_uint8,
 )
+from l2l_jax.evals.tables import reasons
 from l2l_jax.masks import center_mask
 
 MASK = center_mask(16, 8)
@@ -148,9 +149,10 @@ def test_too_few_images_are_reported_with_the_number_needed(images):
         assert result.missing["fid"] == result.missing["kid"] == "it needs two images"
     elif images == 12:
         assert "kid_std" not in result.metrics and "kid" in result.metrics
-        assert result.unreliable == {
-            "fid": "12 images are too few: it needs more than its 20 features; 10,000 are usual",
-            "kid": "12 images are too few: its spread over subsets needs more than 1,000",
-        }
+        assert reasons({"not_available": result.missing, "unreliable": result.unreliable}) == [
+            "IS: not available: it needs 10 images, and there are 9",
+            "FID: unreliable: 12 images are too few: it needs more than its 20 features; 10,000 are usual",
+            "KID: unreliable: 12 images are too few: its spread over subsets needs more than 1,000",
+        ]
     else:
         assert not result.unreliable and "kid_std" in result.metrics

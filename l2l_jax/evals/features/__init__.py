@@ -1,0 +1,1 @@
+"""Networks that compute features of images."""
