@@ -96,7 +96,8 @@ def find(name: str) -> pathlib.Path:
     inside = path if path.is_dir() else path.parent
     known = ", ".join(sorted(str(config) for config in inside.glob("*.py"))) or "none"
     what = "a folder; name a file in it" if path.is_dir() else "no such file"
-    raise UserError(f"--config={path}: {what}. Configs in that folder: {known}.")
+    by_name = f" The package has --config={path.stem}." if path.stem in names() else ""
+    raise UserError(f"--config={path}: {what}. Configs in that folder: {known}.{by_name}")
 
 
 def run_name(spec: str) -> str:

@@ -106,6 +106,9 @@ def test_an_installed_wheel_has_its_programs_and_its_data(distributions, tmp_pat
     program = (
         "import importlib.metadata, importlib.resources as r, l2l_jax\n"
         "from l2l_jax.data import class_names\n"
+        "from l2l_jax import config_files\n"
+        "assert config_files.read_config('digits_mae')['model']['family'] == 'mae'\n"
+        "from l2l_jax.configs.vqgan import get_config\n"
         "print(l2l_jax.__file__, importlib.metadata.version('l2l_jax'))\n"
         "assert 'html' in r.files('l2l_jax.report').joinpath('report.html.j2').read_text()"
     )

@@ -1,6 +1,6 @@
-"""One run on several hosts: starting its processes, and ending them when one is lost.
+"""Processes of one run on several hosts: starting them, and ending them when one is lost.
 
-Importing this module does not import JAX, so that a run on one host starts no later for it.
+Importing this module does not import JAX.
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import glob
 import importlib.util
+import logging
 import os
 import pathlib
 import re
@@ -19,9 +20,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from l2l_jax.errors import UserError
+from l2l_jax.utils.runtime import check_backend
+
+logger = logging.getLogger(__name__)
 
 LOST = 75
 """Exit code when other processes are lost or never came: EX_TEMPFAIL of sysexits.h, "try again"."""
+
+TOKEN = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+"""Where Kubernetes mounts the token of a pod's service account."""
 
 LOST_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
 """Status codes of JAX's coordination service and collectives when a process has ended."""
@@ -35,13 +42,12 @@ class Launch:
     """What the command line says of the processes of a run.
 
     Attributes:
-      distributed: True: this is one process of several; False: it is alone; None: see whether a cluster
-        started it.
-      coordinator: "host:port" of process 0, for all processes to meet; None: the cluster knows.
-      num_processes, process_id: how many there are, and which this is; None: the cluster knows.
-      start_timeout: seconds for all processes to come together.
-      heartbeat_timeout: seconds without a sign of life after which a process counts as lost and
-        the others end.
+      distributed: True: this is one process of several; False: it is alone; None: as the cluster says.
+      coordinator: "host:port" of process 0, where all processes meet; None: the cluster knows.
+      num_processes: Number of processes; None: the cluster knows.
+      process_id: Index of this process; None: the cluster knows.
+      start_timeout: Seconds for all processes to come together.
+      heartbeat_timeout: Seconds without a sign of life after which a process counts as lost.
     """
 
     distributed: bool | None = None
@@ -78,18 +84,27 @@ class Launch:
 
 
 def cluster(environ: Mapping[str, str]) -> str | None:
-    """The cluster manager that started this process as one of several, if one did.
+    """Return the cluster manager that started this process as one of several, if one did.
 
-    What JAX recognises too, so that it can find coordinator, number and id: a Slurm step or Open MPI with
+    JAX recognizes the same ones, and finds coordinator, number and index there: a Slurm step or Open MPI with
     more than one task, an indexed Kubernetes job (a JobSet's among them), and the hosts of a Cloud TPU.
 
     Args:
-      environ: the environment variables.
+      environ: The environment variables.
+
+    Raises:
+      UserError: A variable that holds a number holds something else.
     """
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
-    if int(environ.get("SLURM_NTASKS", 1)) > 1 and all(name in environ for name in slurm):
-        return "Slurm"
-    if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1 and "OMPI_MCA_orte_hnp_uri" in environ:
+    if _number(environ, "SLURM_NTASKS") > 1 and all(environ.get(name) for name in slurm):
+        if _number(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") > 1:
+            return "Slurm"
+        logger.info(
+            "This Slurm step has one task (the shell of salloc, for example), so one process runs; srun "
+            "starts one for each of the %s tasks of the job.",
+            environ["SLURM_NTASKS"],
+        )
+    if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1 and "OMPI_MCA_orte_hnp_uri" in environ:
         return "Open MPI"
     if _tpu_chips():
         if "," in environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES", "")):
@@ -100,6 +115,20 @@ def cluster(environ: Mapping[str, str]) -> str | None:
     if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
         return "Kubernetes"
     return None
+
+
+def _number(environ: Mapping[str, str], *names: str) -> int:
+    """Return the number in the first of some variables that is set and not empty; 1 if none is."""
+    name = next((name for name in names if environ.get(name, "").strip()), None)
+    if name is None:
+        return 1
+    try:
+        return int(environ[name])
+    except ValueError as error:
+        raise UserError(
+            f"The environment variable {name} is {environ[name]!r}, but should be a number of processes: "
+            "unset it, or give --nodistributed to run alone."
+        ) from error
 
 
 def _tpu_chips() -> bool:
@@ -120,7 +149,7 @@ def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
       Whether this is one of several processes.
 
     Raises:
-      UserError: the fields of `launch` contradict one another, or no cluster is there to ask.
+      UserError: The fields of `launch` contradict one another, or the processes cannot be joined.
     """
     launch.check()
     named = launch.coordinator is not None
@@ -132,15 +161,37 @@ def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
                 "give --coordinator=HOST:PORT --num_processes=N --process_id=I."
             )
         return False
-    if manager == "Kubernetes" and importlib.util.find_spec("kubernetes") is None:
-        raise UserError(
-            "This pod belongs to an indexed Kubernetes job. To join its other pods, pip install "
-            "'l2l_jax[kubernetes]' or give --coordinator, --num_processes and --process_id "
-            "(launch/jobset_gpu.yaml does); to run alone, give --nodistributed."
-        )
+    if manager == "Kubernetes":
+        _check_pod()
     if named and launch.process_id == 0:
         _wait_for_port(launch)
-    import jax  # here, so that mistakes above are answered at once
+    _initialize(launch, manager)
+    import jax  # here, to answer mistakes above at once
+
+    return jax.process_count() > 1
+
+
+def _check_pod() -> None:
+    """Raise a UserError unless JAX can ask Kubernetes for the other pods of the job."""
+    missing = None
+    if importlib.util.find_spec("kubernetes") is None:
+        missing = "pip install 'l2l_jax[kubernetes]'"
+    elif not TOKEN.is_file():
+        missing = (
+            "mount a service-account token that may read pods and jobs (automountServiceAccountToken; there "
+            f"is no {TOKEN})"
+        )
+    if missing is not None:
+        raise UserError(
+            f"This pod belongs to an indexed Kubernetes job. To join its other pods, {missing}, or give "
+            "--coordinator, --num_processes and --process_id (launch/jobset_gpu.yaml does); to run alone, "
+            "give --nodistributed."
+        )
+
+
+def _initialize(launch: Launch, manager: str | None) -> None:
+    """Start JAX as one of several processes."""
+    import jax  # here, to answer mistakes on the command line at once
 
     on_terminate = signal.getsignal(signal.SIGTERM)
     with _deadline(launch.start_timeout, lambda: _nobody_came(launch)):
@@ -149,24 +200,25 @@ def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
                 launch.coordinator,
                 launch.num_processes,
                 launch.process_id,
-                cluster_detection_method="deactivate" if named else None,
+                cluster_detection_method="deactivate" if manager is None else None,
                 initialization_timeout=launch.start_timeout + 30,  # the deadline above comes first
                 heartbeat_timeout_seconds=launch.heartbeat_timeout,
             )
-            jax.devices()  # waits for all processes to tell their devices
-        except (RuntimeError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
+            check_backend()  # waits for all processes to tell their devices
+        except UserError:
+            raise
+        except Exception as error:  # of JAX, of the cluster's client, of the network
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             met = manager or launch.coordinator
             raise UserError(f"The processes could not be joined ({met}: {reason}).") from error
     if threading.current_thread() is threading.main_thread():
         # JAX has taken SIGTERM for itself. The training loop agrees on a step to stop at with handlers of its
         # own; everywhere else the signal shall end the process.
         signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
-    return jax.process_count() > 1
 
 
 def _wait_for_port(launch: Launch) -> None:
-    """Return when the coordinator's port is free: JAX would crash on one that is in use."""
+    """Wait until the coordinator's port is free: JAX would crash on one that is in use."""
     port = int((launch.coordinator or "").rsplit(":", 1)[1])
     deadline = time.monotonic() + launch.start_timeout
     while True:
@@ -219,7 +271,7 @@ def _nobody_came(launch: Launch) -> str:
 
 
 def place() -> tuple[int, int]:
-    """This process's index and how many processes there are; does not start JAX."""
+    """Return this process's index and the number of processes, without starting JAX."""
     jax = sys.modules.get("jax")
     if jax is None or not jax.distributed.is_initialized():
         return 0, 1

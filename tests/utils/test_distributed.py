@@ -29,6 +29,9 @@ def tpu_chips(monkeypatch):
         (SLURM, "Slurm"),
         ({**SLURM, "SLURM_NTASKS": "1"}, None),  # one task is one process, with all GPUs of the node
         ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, None),  # the batch script, no step
+        ({**SLURM, "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"}, None),  # the shell of salloc
+        ({**SLURM, "SLURM_STEP_NUM_TASKS": "2"}, "Slurm"),
+        ({**SLURM, "SLURM_NTASKS": ""}, None),
         ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}, "Open MPI"),
         (POD, "Kubernetes"),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # a pod of its own
@@ -68,6 +71,17 @@ def test_flags_that_do_not_fit_together_are_refused(launch, message):
         distributed.start(launch, {})
 
 
+def test_a_variable_that_is_no_number_is_named():
+    with pytest.raises(UserError, match="SLURM_NTASKS is 'two', but should be a number of processes"):
+        cluster({**SLURM, "SLURM_NTASKS": "two"})
+
+
+def test_a_pod_without_a_token_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(distributed, "TOKEN", tmp_path / "token")
+    with pytest.raises(UserError, match=r"mount a service-account token.*alone, give --nodistributed"):
+        distributed.start(Launch(), POD)
+
+
 def test_alone_nothing_is_started():
     assert not distributed.start(Launch(), {})
     assert not distributed.start(Launch(distributed=False), SLURM)
@@ -76,7 +90,7 @@ def test_alone_nothing_is_started():
 
 def test_a_pod_without_the_kubernetes_package_says_what_to_do(monkeypatch):
     monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'l2l_jax\[kubernetes\]' .*alone, give --nodistributed"):
+    with pytest.raises(UserError, match=r"pip install 'l2l_jax\[kubernetes\]'.*alone, give --nodistributed"):
         distributed.start(Launch(), POD)
 
 
