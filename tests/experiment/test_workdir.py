@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from l2l_jax.config import parse_config
-from l2l_jax.data.digits import DigitsSource
 from l2l_jax.data.records import Subset
+from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.train.sharding import MeshConfig
@@ -99,7 +99,7 @@ def test_redo_replaces_what_depends_on_the_change(tmp_path):
 
 
 def images(count):
-    digits = DigitsSource("train", 16)
+    digits = open_source(CONFIG.data, "train", 16)
     return Subset(digits, np.arange(count))
 
 
