@@ -14,11 +14,11 @@ from flax import traverse_util
 from torch import nn
 from torch.nn import functional
 
-from l2l_jax.models.palette.convert import TABLE
+from l2l_jax.models.mapping import to_torch
+from l2l_jax.models.palette.convert import UNET
 from l2l_jax.models.palette.diffusion import cumulative_gammas
 from l2l_jax.models.palette.model import Palette
 from l2l_jax.models.palette.unet import UNetConfig
-from l2l_jax.weights.mapping import to_torch
 
 
 def _norm(config: UNetConfig, channels: int) -> nn.GroupNorm:
@@ -111,7 +111,7 @@ class PaletteEncoder:
     def state_dict(self, ours: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         """`network`'s weights, from our encoder's parameters by path."""
         params = {"encoder": traverse_util.unflatten_dict(dict(ours), sep="/")}
-        return {key: torch.from_numpy(value) for key, value in to_torch(TABLE, params).items()}
+        return {key: torch.from_numpy(value) for key, value in to_torch(UNET, params).items()}
 
     def draw(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """What T draws for so many images."""

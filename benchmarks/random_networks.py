@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from l2l_jax.evals.features import clip, convolutions, inception, resnet
-from l2l_jax.weights import mapping
+from l2l_jax.models import mapping
 
 
 def write(name: str, path: str | pathlib.Path, tower: str) -> None:

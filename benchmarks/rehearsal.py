@@ -24,7 +24,7 @@ from tabulate import tabulate
 from l2l_jax.config import Config, parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.evals.features.clip import PUBLISHED as TOWERS
-from l2l_jax.weights.families import KNOWN
+from l2l_jax.models.base import FAMILIES
 
 SIDES = (320, 500)
 """Least and greatest side of the JPEGs in pixels."""
@@ -186,8 +186,8 @@ def make_jpegs(folder: pathlib.Path, counts: dict[str, int]) -> None:
 
 def _hidden(config: Config) -> list[str]:
     """What `weights import` must be told: fields that weights do not show."""
-    family = KNOWN[config.family]
-    names = dict.fromkeys((*family.hidden, *family.trained_with))
+    family = FAMILIES[config.family]
+    names = dict.fromkeys((*family.FORMATS[0].hidden, *family.TRAINED_WITH))
     return [f"--set={name}={getattr(config.model, name)}" for name in names]
 
 

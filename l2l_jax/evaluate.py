@@ -82,7 +82,7 @@ def evaluate_models(
     from l2l_jax.evals.evaluator import Evaluation
     from l2l_jax.utils.claim import claim
     from l2l_jax.utils.multihost import barrier, from_primary, on_primary
-    from l2l_jax.weights.transfer import load_pretrained, original_weights
+    from l2l_jax.weights.loading import load_pretrained, original_weights
 
     folder = workdir / "evaluation"
     on_primary(lambda: (folder.mkdir(parents=True, exist_ok=True), claim(workdir)))

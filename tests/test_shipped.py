@@ -20,7 +20,7 @@ from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.retrain import FAIR_RATIO
 from l2l_jax.experiment.workdir import Workdir
-from l2l_jax.weights.transfer import load_pretrained, original_weights
+from l2l_jax.weights.loading import load_pretrained, original_weights
 from tests.matrix import cells, soak
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

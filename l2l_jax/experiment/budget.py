@@ -17,8 +17,8 @@ from l2l_jax.models.base import Params
 from l2l_jax.train.budget import BudgetConfig, RetainBudget
 from l2l_jax.train.parallel import Parallel
 from l2l_jax.train.validation_errors import MaskedErrors
+from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import read_card
-from l2l_jax.weights.transfer import load_pretrained
 
 
 def first_of_line(newest: str | pathlib.Path) -> str:

@@ -18,7 +18,7 @@ from l2l_jax.models.base import Params
 from l2l_jax.report.write import write_report
 from l2l_jax.utils.multihost import barrier, from_primary, is_primary
 from l2l_jax.utils.runtime import peak_memory
-from l2l_jax.weights.transfer import load_pretrained
+from l2l_jax.weights.loading import load_pretrained
 
 
 def run(config: Config, workdir: pathlib.Path, *, redo: bool = False) -> dict[str, Any]:

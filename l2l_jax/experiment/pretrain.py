@@ -17,8 +17,8 @@ from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.utils.multihost import barrier
+from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import save_model
-from l2l_jax.weights.transfer import load_pretrained
 
 logger = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ from l2l_jax.train.metric_writers import read_metrics
 from l2l_jax.train.token_cache import TokenCacheConfig, cached_task, open_token_cache
 from l2l_jax.train.unlearning_config import UnlearningConfig
 from l2l_jax.utils.multihost import barrier, from_primary
-from l2l_jax.weights import adapter_files
+from l2l_jax.weights import adapters
+from l2l_jax.weights.loading import original_weights
 from l2l_jax.weights.saved_models import fingerprint, save_model
-from l2l_jax.weights.transfer import original_weights
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def unlearned_params(
     adapter = params.pop(ADAPTER, None)
     beside = {}
     if adapter is not None:
-        beside = {adapter_files.FILE: _adapter_file(config, adapter, original, facts)}
+        beside = {adapters.FILE: _adapter_file(config, adapter, original, facts)}
     card = (
         model_card(config, f"unlearned by the method {unlearn.method}") | facts | folders.facts("unlearned")
     )
@@ -124,7 +124,7 @@ def _adapter_file(config: Config, adapter: Adapter, original: Params, facts: Map
         "adapter_rank": unlearn.adapter_rank,
         "base": fingerprint(original, config.model.generative_parts),
     }
-    return adapter_files.adapter_bytes(adapter, card)
+    return adapters.adapter_bytes(adapter, card)
 
 
 def run_phases(

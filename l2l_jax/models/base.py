@@ -1,29 +1,31 @@
-"""What a model family must offer so that the rest of the library never asks which family it is."""
+"""The interface of all model families, and their registry."""
 
 import abc
 import functools
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
+
+from l2l_jax.models.checkpoints import CheckpointFormat
+from l2l_jax.utils.registry import Registry
 
 Params = dict[str, Any]
 """Parameters by part: `{"encoder": …, "decoder": …}` and frozen parts such as `"tokenizer"`."""
 
 Corrupted = Any
-"""What an encoder sees after corruption: a pytree whose leaves all start with the batch axis."""
+"""What an encoder is given after corruption: a pytree whose leaves start with the batch axis."""
 
 
 class PretrainingStage(NamedTuple):
     """One stage of training a model from nothing.
 
     Attributes:
-      name: short name, used for folders and log lines.
-      trained: the parts of the parameters that this stage trains.
-      prepare: `(frozen, images, rng, axis_name=None) -> inputs`: everything random, see
-        `Model.corrupt`; `frozen` holds the parts that are not trained, leaves of
-        `inputs` start with the batch axis.
+      name: Short name, used for folders and log lines.
+      trained: The parts of the parameters that this stage trains.
+      prepare: `(frozen, images, rng, axis_name=None) -> inputs`: everything random, see `Model.corrupt`;
+        `frozen` holds the other parts, leaves of `inputs` start with the batch axis.
       loss: `(params, inputs) -> [batch]`, the loss of every example, with all parts.
     """
 
@@ -36,39 +38,54 @@ class PretrainingStage(NamedTuple):
 class Model(abc.ABC):
     """An image-to-image model h = D ∘ E, as pure functions over explicit parameters.
 
-    Images are float arrays `[batch, height, width, channel]` within `value_range`. Subclasses are
-    frozen dataclasses: they hold sizes, never parameters.
+    Images are float arrays `[batch, height, width, channel]` within `value_range`. Subclasses are frozen
+    dataclasses: they hold sizes, never parameters.
     """
+
+    VARIANTS: ClassVar[Mapping[str, dict[str, Any]]] = {}
+    """Sizes of published models by the name that `config.model.variant` takes."""
+    FORMATS: ClassVar[tuple[CheckpointFormat, ...]] = ()
+    """Formats of PyTorch checkpoints; exported files have the first."""
+    TRAINED_WITH: ClassVar[tuple[str, ...]] = ()
+    """Fields that the shapes of weights do not show and that the weights depend on."""
 
     image_size: int
     channels: int
     value_range: tuple[float, float]
     generative_parts: tuple[str, ...] = ("encoder", "decoder")
-    """The parts that the family's own training loss trains once the tokenizer, if any, is there."""
+    """The parts that the family's own loss trains once the tokenizer, if any, is there."""
     corruption_parts: tuple[str, ...] = ()
     """The frozen parts that `corrupt` reads, such as a tokenizer."""
     inpaints_from_patches: bool = False
-    """Whether there is `inpaint_from_patches`; such a model has `grid` patches along a side."""
+    """Whether `inpaint_from_patches` exists; such a model has `grid` patches along a side."""
     tokens: int = 0
     """Codes of an image, of models with a frozen tokenizer."""
     codebook_size: int = 0
-    """Different codes that there are."""
+    """Number of different codes."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(height, width, channel)`."""
         return (self.image_size, self.image_size, self.channels)
 
+    def canonical(self) -> Self:
+        """Return the model with fields that have no effect set to one value."""
+        return self
+
     @abc.abstractmethod
     def init(self, rng: jax.Array) -> Params:
-        """Fresh float32 parameters by part."""
+        """Return fresh float32 parameters by part."""
+
+    def derived_parts(self) -> Params:
+        """Return the parts that follow from the fields alone and that checkpoints do not hold."""
+        return {}
 
     def shapes(self) -> Params:
-        """Shapes and types of what `init` makes; equal models are traced once."""
+        """Return shapes and dtypes of what `init` makes; equal models are traced once."""
         return jax.tree.map(lambda x: x, _shapes(self))  # containers of the caller's own
 
     def in_compute_dtype(self, params: Params) -> Params:
-        """Some parts of the parameters, each array in the type that it is computed with.
+        """Return parts of the parameters, each array in the dtype that it is computed with.
 
         See `l2l_jax.models.layers.precision`; by default everything is float32.
         """
@@ -78,12 +95,12 @@ class Model(abc.ABC):
     def corrupt(
         self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
     ) -> Corrupted:
-        """T of the paper: the only random step before the encoder.
+        """Apply T of the paper: the only random step before the encoder.
 
-        The same `rng` gives the same draw (kept patches, masks, times, noises) whatever the images
-        are, so that student and teacher can be shown the same corruption. Inside `pmap` and
-        `shard_map`, `axis_name` is the axis over which the batch is split: its rows are corrupted as
-        they would be on one device (see `l2l_jax.utils.batch_axis`).
+        The same `rng` gives the same draw (kept patches, masks, times, noises) whatever the images are, so
+        that student and teacher can be given the same corruption. Inside `pmap` and `shard_map`, `axis_name`
+        is the
+        axis over which the batch is split: rows are corrupted as on one device (`l2l_jax.utils.batch_axis`).
         """
 
     def corrupt_noise(
@@ -94,76 +111,70 @@ class Model(abc.ABC):
         rng: jax.Array,
         axis_name: str | None = None,
     ) -> Corrupted:
-        """What the teacher sees in place of the forget `images`: `noise` under the same T.
+        """Return what the teacher is given in place of the forget `images`: `noise` under the same T.
 
         Args:
-          params: parameters, as for `corrupt`.
-          images: the forget images `[batch, height, width, channel]`.
-          noise: noise images of the same shape.
-          rng, axis_name: those with which `corrupt` was called on `images`.
+          params: As for `corrupt`.
+          images: Forget images `[batch, height, width, channel]`.
+          noise: Noise images of the same shape.
+          rng: Key with which `corrupt` was called on `images`.
+          axis_name: Mapped axis over which the batch is split.
         """
         del images
         return self.corrupt(params, noise, rng, axis_name)
 
     @property
     def why_no_codes(self) -> str:
-        """Why `corrupt` cannot be given codes in place of images, or "" where it can.
-
-        Models with a frozen tokenizer override it, and `tokenize`.
-        """
+        """Why `corrupt` cannot be given codes in place of images, or "" where it can."""
         return "this family has no tokenizer"
 
     def tokenize(self, params: Params, images: jax.Array) -> jax.Array:
-        """Images → codes, int32 `[batch, tokens]`, which `corrupt` takes in place of the images.
+        """Return codes, int32 `[batch, tokens]`, which `corrupt` takes in place of the images.
 
         Raises:
-          NotImplementedError: of a family without a tokenizer.
+          NotImplementedError: The family has no tokenizer.
         """
         raise NotImplementedError(self.why_no_codes)
 
     @abc.abstractmethod
     def encode(self, encoder_params: Any, corrupted: Corrupted) -> Any:
-        """Features compared by the objective: a pytree of arrays that start with the batch axis."""
+        """Return the features that the objective compares: arrays that start with the batch axis."""
 
     @abc.abstractmethod
     def predict(self, params: Params, corrupted: Corrupted) -> Any:
-        """What `prediction_loss` holds against the truth: the decoder's outputs on the encoder's
-        features, a pytree of float32 arrays that start with the batch axis.
+        """Return the decoder's outputs, a pytree of float32 arrays that start with the batch axis.
 
-        Its shapes depend on those of `corrupted` only, and equal places mean the same thing in every
-        example, so that the outputs on two images can be compared.
+        Shapes depend on those of `corrupted` alone, and equal places mean the same in every example, so that
+        outputs on two images can be compared.
         """
 
     def generative_loss(self, params: Params, images: jax.Array, corrupted: Corrupted) -> jax.Array:
-        """The family's own training loss of every example, `[batch]`."""
+        """Return the family's own training loss of every example, `[batch]`."""
         return self.prediction_loss(self.predict(params, corrupted), images, corrupted)
 
     @abc.abstractmethod
     def prediction_loss(self, predicted: Any, images: jax.Array, corrupted: Corrupted) -> jax.Array:
-        """`generative_loss` of what `predict` returned for `corrupted`, `[batch]`."""
+        """Return the `generative_loss` of what `predict` returned for `corrupted`, `[batch]`."""
 
     @abc.abstractmethod
     def imitation_loss(self, predicted: Any, corrupted: Corrupted, target: Any) -> jax.Array:
-        """`prediction_loss` with another model's `predict` on the same `corrupted` as the truth, `[batch]`.
+        """Return the `prediction_loss` with another model's `predict` as the truth, `[batch]`.
 
-        It counts the places that `prediction_loss` counts. What a model puts elsewhere was never
-        trained, and tells more about the images it knows than its restorations do.
+        It counts the places that `prediction_loss` counts. Outputs elsewhere were never trained, and tell
+        more about the images that a model knows than its reconstructions do.
         """
 
     @abc.abstractmethod
     def with_truth(
         self, params: Params, images: jax.Array, corrupted: Corrupted, truth: jax.Array
     ) -> tuple[jax.Array, Corrupted]:
-        """What to give `generative_loss` so that other images are the truth.
+        """Return the arguments `(images, corrupted)` of `generative_loss` with other images as the truth.
 
         Args:
-          params: the parts that `corrupt` reads.
-          images: a batch `[batch, height, width, channel]`.
-          corrupted: what `corrupt` made of it.
-          truth: images of the same shape, what the model is to restore in the places that are hidden.
-
-        Returns:
-          `(images, corrupted)`, the last two arguments of `generative_loss`.
+          params: The parts that `corrupt` reads.
+          images: A batch `[batch, height, width, channel]`.
+          corrupted: What `corrupt` made of it.
+          truth: Images of the same shape, to inpaint in the hidden places.
         """
 
     def noisy_truth(
@@ -174,49 +185,43 @@ class Model(abc.ABC):
         rng: jax.Array,
         axis_name: str | None = None,
     ) -> tuple[jax.Array, Corrupted]:
-        """What to give `generative_loss` so that the truth is Gaussian noise.
+        """Return the arguments `(images, corrupted)` of `generative_loss` with Gaussian noise as the truth.
 
-        By default `noise` in place of the images, under an unchanged `corrupted`; models that read the
-        truth from `corrupted` change it there.
+        By default `noise` replaces the images; models that read the truth from `corrupted` change it there.
 
         Args:
-          images: a whole batch `[batch, height, width, channel]`, for statistics.
-          corrupted: what `corrupt` made of it.
+          images: A whole batch `[batch, height, width, channel]`, for statistics.
+          corrupted: What `corrupt` made of it.
           noise: Gaussian noise images with the statistics of `images`, same shape.
-          rng: key of anything else that is drawn.
-          axis_name: mapped axis over which the batch is split.
-
-        Returns:
-          `(images, corrupted)`, the last two arguments of `generative_loss`.
+          rng: Key of anything else that is drawn.
+          axis_name: Mapped axis over which the batch is split.
         """
         del images, rng, axis_name
         return noise, corrupted
 
     @abc.abstractmethod
     def inpaint(self, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
-        """Images `[batch, height, width, channel]` with the mask filled in and the rest untouched.
+        """Return images `[batch, height, width, channel]` with the masked region filled in.
 
         Args:
-          params: all parts.
-          images: originals; pixels inside the mask must not influence the result.
-          mask: bool `[height, width]`, True where pixels are missing.
-          rng: key of any sampling.
+          params: All parts.
+          images: Originals; masked pixels must not influence the result, others stay.
+          mask: Bool `[height, width]`, True where pixels are missing; a constant under `jit`.
+          rng: Key of any sampling.
         """
 
     def inpaint_from_patches(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
-        """Images `[batch, height, width, channel]` restored from some of their patches each.
-
-        Only for models that `inpaints_from_patches`. The other patches are replaced whole.
+        """Return images `[batch, height, width, channel]` reconstructed from some of their patches each.
 
         Args:
-          params: all parts.
-          images: originals; hidden pixels must not influence the result.
-          visible: int `[batch, visible]`, the patches of each image that are seen, row-major, ascending.
+          params: All parts.
+          images: Originals; hidden pixels must not influence the result, visible ones stay.
+          visible: Int `[batch, visible]`, the visible patches of each image, row-major, ascending.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not restore from patches")
+        raise NotImplementedError(f"{type(self).__name__} does not inpaint from patches")
 
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
-        """How to train the model from nothing: by default one stage with `generative_loss`."""
+        """Return how to train the model from nothing: by default one stage with `generative_loss`."""
 
         def prepare(frozen, images, rng, axis_name=None):
             return {"images": images, "seen": self.corrupt(frozen, images, rng, axis_name)}
@@ -227,8 +232,13 @@ class Model(abc.ABC):
         return (PretrainingStage("model", self.generative_parts, prepare, loss),)
 
 
+FAMILIES: Registry[Model] = Registry("model family")
+"""Model families by the name that `config.model.family` takes."""
+register = FAMILIES.register
+
+
 def fresh_parts(model: Model, parts: Collection[str]) -> Callable[[jax.Array], Params]:
-    """`rng -> {part: weights}` as `model.init` draws them: compiled once; no other part is drawn."""
+    """Return a compiled `rng -> {part: weights}` that draws these parts as `model.init` does."""
 
     @jax.jit
     def draw(rng):

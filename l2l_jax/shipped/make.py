@@ -66,9 +66,10 @@ def training_images(config: Any) -> tuple[Any, Sequence[float]]:
 def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:
     from l2l_jax import shipped
     from l2l_jax.evals.evaluator import Evaluation
-    from l2l_jax.weights import files
+    from l2l_jax.weights.loading import load_pretrained
+    from l2l_jax.weights.reading import sha256
     from l2l_jax.weights.saved_models import save_model
-    from l2l_jax.weights.transfer import export_model, load_pretrained
+    from l2l_jax.weights.transfer import export_model
 
     path = shipped.FOLDER / f"{name}.safetensors"
     path.unlink(missing_ok=True)
@@ -80,7 +81,7 @@ def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:
         **facts,
         **config.describe("family", "model", "data", "pretrain", "seed"),
         "commit": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
-        "sha256": files.sha256(path),
+        "sha256": sha256(path),
         "licence": "Apache-2.0",
     }
     described = path.with_suffix(".json")

@@ -26,8 +26,8 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax.experiment.batches import training_sets
     from l2l_jax.experiment.retrain import retrain
     from l2l_jax.shipped.make import training_images
+    from l2l_jax.weights.loading import load_pretrained
     from l2l_jax.weights.saved_models import load_params, save_model
-    from l2l_jax.weights.transfer import load_pretrained
 
     config = load_config(recipe)
     twin = config.pretrained + shipped.RETRAINED

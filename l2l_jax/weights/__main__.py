@@ -22,7 +22,11 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m l2l_jax.weights", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     reading = argparse.ArgumentParser(add_help=False)
-    reading.add_argument("file", type=pathlib.Path, metavar="FILE", help=".pth, .ckpt, .safetensors")
+    reading.add_argument(
+        "file",
+        metavar="FILE",
+        help=".pth, .ckpt, .safetensors, a Hugging Face folder, or hf://ORGANIZATION/NAME",
+    )
     reading.add_argument("--ema", action="store_true", help="take the EMA copy of the weights")
     reading.add_argument(
         "--vqgan", type=pathlib.Path, metavar="FILE", help="MAGE: its VQGAN, if FILE holds none"
@@ -38,7 +42,11 @@ def _parser() -> Parser:
     export = commands.add_parser("export", help="turn a saved model into a file")
     export.add_argument("folder", type=pathlib.Path, metavar="FOLDER", help="a saved model")
     export.add_argument(
-        "--output", type=pathlib.Path, metavar="FILE", required=True, help=".pth or .safetensors"
+        "--output",
+        type=pathlib.Path,
+        metavar="FILE",
+        required=True,
+        help=".pth or .safetensors; without suffix, a Hugging Face folder (MAE)",
     )
     export.add_argument(
         "--adapter", type=pathlib.Path, metavar="FILE", help="an adapter of the model, to be merged into it"
@@ -74,7 +82,8 @@ def run(argv: Sequence[str]) -> None:
     # Imported late: a mistyped command is answered at once.
     import jax
 
-    from l2l_jax.weights import inspection, transfer
+    from l2l_jax.weights import transfer
+    from l2l_jax.weights.loading import locate
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy, and is of no help here
 
@@ -84,24 +93,30 @@ def run(argv: Sequence[str]) -> None:
         print(f"{args.output}: {card['family']}, {card.get('origin')}{merged}")
         return
     options = dict(ema=args.ema, vqgan=args.vqgan, fields=dict(args.fields))
+    path = locate(args.file)
     if args.command == "inspect":
-        for heading, text in inspection.inspect_path(args.file, **options).items():
+        for heading, text in transfer.inspect(path, **options).items():
             print(f"{heading + ':':12} {text}")
         return
-    output = args.output or pathlib.Path("pretrained") / args.file.stem
-    card = transfer.import_file(args.file, output, **options)
+    output = args.output or pathlib.Path("pretrained") / pathlib.Path(args.file).stem
+    card = transfer.import_checkpoint(path, output, **options)
     print(
-        f"{output}: {card['family']} {card['variant'] or '(no published size)'}, SHA-256 of the file "
-        f"{card['source']['sha256']}\n{card['licence']}\n"
-        f"Unlearn it with --config.model.pretrained={output}"
+        f"{output}: {card['family']} {card['variant'] or '(no published size)'}, SHA-256 "
+        f"{card['source']['sha256']}"
     )
+    if "left_out" in card["source"]:
+        print(f"Left out, as only training needs them: {card['source']['left_out']}")
+    if card["assumed"]:
+        told = ", ".join(f"{name}={value}" for name, value in card["assumed"].items())
+        print(f"Assumed, as the file does not say: {told}. Change a field with --set FIELD=VALUE.")
+    print(f"{card['licence']}\nUnlearn it with --config.model.pretrained={output}")
 
 
 def _fetch(name: str | None, folder: pathlib.Path | None) -> None:
-    from l2l_jax.weights import fetching, published
+    from l2l_jax.weights import downloads, published
 
     if name is not None:
-        path = fetching.fetch(published.published(name), folder or published.weights_folder())
+        path = downloads.fetch(published.published(name), folder or published.weights_folder())
         print(path)
         return
     for file in published.PUBLISHED.values():

@@ -1,21 +1,18 @@
-"""A model on disk: an Orbax checkpoint of its parameters and a JSON file that says what they are."""
+"""Saved models: an Orbax checkpoint of the parameters and a JSON file, the card, that describes them."""
 
-import hashlib
 import json
-import os
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
 
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import Params
 from l2l_jax.utils.checkpoints import Damaged, alone, check_sizes, check_space, read_arrays, record_sizes
+from l2l_jax.utils.io import atomic_folder, tree_hash
 from l2l_jax.utils.multihost import on_primary
 
 CARD = "model.json"
@@ -24,43 +21,37 @@ CARD = "model.json"
 def save_model(
     folder: pathlib.Path, params: Params, card: dict[str, Any], *, beside: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write parameters and `card` to `folder`, replacing what is there.
+    """Write parameters and `card` to `folder`, replacing its content.
 
-    The folder appears under its name only when it is complete. With several processes one of them writes,
-    and all return when it has.
+    The folder appears under its name only when it is complete. With several processes one of them writes, and
+    all return when it has.
 
     Args:
-      folder: where to; its parent is made.
-      params: all parts.
-      card: JSON-able facts: family, model configuration, where the weights come from.
-      beside: content of further files in the folder, by name.
+      folder: Where to; its parent is created.
+      params: All parts.
+      card: JSON-able facts: family, fields of the model, where the weights come from.
+      beside: Content of further files in the folder, by name.
     """
-    on_primary(lambda: _write_model(folder.absolute(), params, card, beside or {}))
 
+    def write() -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        check_space(folder.parent, params)
+        with atomic_folder(folder.absolute()) as unfinished:
+            with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
+                checkpointer.save(unfinished / "params", params)
+            record_sizes(unfinished / "params")
+            (unfinished / CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
+            for name, content in (beside or {}).items():
+                (unfinished / name).write_bytes(content)
 
-def _write_model(
-    folder: pathlib.Path, params: Params, card: dict[str, Any], beside: Mapping[str, bytes]
-) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    check_space(folder.parent, params)
-    with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
-        checkpointer.save(unfinished / "params", params)
-    record_sizes(unfinished / "params")
-    (unfinished / CARD).write_text(json.dumps(card, indent=2) + "\n")
-    for name, content in beside.items():
-        (unfinished / name).write_bytes(content)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(unfinished, folder)
+    on_primary(write)
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-    """Saves every array in files of its own, in little more memory than the arrays take themselves.
+    """Save every array in files of its own, in little more memory than the arrays take themselves.
 
-    Orbax would copy all NumPy arrays first, in case they change while it writes, which nobody does to
-    them here; and its joint file for all arrays (OCDBT) is put together in memory.
+    Orbax would copy all NumPy arrays first, in case they change while it writes, which nobody does to them
+    here; and its joint file for all arrays (OCDBT) is put together in memory.
     """
     numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry(
@@ -73,19 +64,19 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 
 def read_card(folder: pathlib.Path) -> dict[str, Any]:
-    """The facts saved with a model.
+    """Return the facts saved with a model.
 
     Raises:
-      UserError: the folder holds no model, or its card cannot be read.
+      UserError: The folder holds no model, or its card cannot be read.
     """
     path = folder / CARD
     if not path.is_file():
         raise UserError(
-            f"{folder} is not a saved model: it has no {CARD}. Name a folder that an earlier "
-            "run wrote, such as runs/digits_mae/pretrained."
+            f"{folder} is not a saved model: it has no {CARD}. Name a folder that an earlier run wrote, such "
+            "as runs/digits_mae/pretrained."
         )
     try:
-        card = json.loads(path.read_text())
+        card = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged and cannot be read ({error}).") from error
     if not isinstance(card, dict):
@@ -94,14 +85,14 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def load_params(folder: pathlib.Path, like: Params) -> Params:
-    """The parameters of a saved model, as host arrays.
+    """Return the parameters of a saved model, as host arrays.
 
     Args:
-      folder: what `save_model` wrote.
-      like: tree of arrays or shapes that they must fit.
+      folder: What `save_model` wrote.
+      like: Tree of arrays or shapes that they must fit.
 
     Raises:
-      UserError: the model is damaged, or has other parts or shapes.
+      UserError: The model is damaged, or has other parts or shapes.
     """
     read_card(folder)
     cpu = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -117,10 +108,5 @@ def load_params(folder: pathlib.Path, like: Params) -> Params:
 
 
 def fingerprint(params: Params, parts: Sequence[str]) -> str:
-    """SHA-256 over names, shapes, types and values of some parts, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, value in sorted(flatten_dict({part: params[part] for part in parts}, sep="/").items()):
-        array = np.ascontiguousarray(value)
-        digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    """Return the `tree_hash` of some parts."""
+    return tree_hash({part: params[part] for part in parts})

@@ -14,7 +14,7 @@ from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
-from l2l_jax.weights.adapter_files import FILE, with_adapter
+from l2l_jax.weights.adapters import FILE, with_adapter
 from l2l_jax.weights.saved_models import load_params
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from l2l_jax.methods import METHODS
+from l2l_jax.models import mapping
 from l2l_jax.models.mage.networks import draw_noise_codes
-from l2l_jax.weights import mapping
 from tests.fixtures.steps import step
 from tests.models import test_mae, test_mage, test_palette_unlearning
 from tests.models.test_palette_unlearning import DRAW, IMAGES, ORDERED, by_label, forward, rows

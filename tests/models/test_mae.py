@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from l2l_jax.models import mapping
 from l2l_jax.models.layers.vit import patchify, sincos_position_table, unpatchify
 from l2l_jax.models.mae.convert import TABLE
 from l2l_jax.models.mae.model import MAE, random_masking
-from l2l_jax.weights import mapping
 from tests.reference_arrays import Case, nhwc
 
 CASE = Case("mae_tiny")

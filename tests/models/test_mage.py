@@ -11,11 +11,11 @@ import pytest
 from scipy import stats
 
 from l2l_jax.losses import UnlearningInputs, encoder_unlearning_loss
+from l2l_jax.models import mapping
 from l2l_jax.models.layers.vit import sincos_position_table
 from l2l_jax.models.mage.convert import TABLE
-from l2l_jax.models.mage.model import MAGE, VARIANTS
+from l2l_jax.models.mage.model import MAGE
 from l2l_jax.models.mage.networks import TokenEmbedding
-from l2l_jax.weights import mapping
 from tests.reference_arrays import FOLDER, Case, fill, nhwc
 
 CASE, UNLEARN = Case("mage_tiny"), Case("mage_unlearn_loss")
@@ -97,7 +97,7 @@ def test_ids_follow_from_the_codebook_size():
     names = ("fake_class_label", "mask_token_label", "vocab_size")
     expected = tuple(CASE.description["derived"][name] for name in names)
     assert (TINY.class_id, TINY.mask_id, TINY.vocabulary) == expected
-    full = MAGE(**VARIANTS["vit_base_patch16"])
+    full = MAGE(**MAGE.VARIANTS["vit_base_patch16"])
     assert (full.class_id, full.mask_id, full.vocabulary) == (1100, 2024, 2025)
     assert (full.patch_size, full.tokens) == (16, 256)
 
@@ -278,7 +278,7 @@ def test_state_dict_comes_back_bit_for_bit(params):
 
 def test_layout_of_the_published_model():
     layout = json.loads((FOLDER / "layouts/mage_vit_base_patch16.json").read_text())
-    model = MAGE(**VARIANTS["vit_base_patch16"])
+    model = MAGE(**MAGE.VARIANTS["vit_base_patch16"])
     shapes = model.shapes()
     fixed = mapping.to_torch(TABLE, {}, model)
     assert set(fixed) == set(layout["kept"])

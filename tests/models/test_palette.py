@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2l_jax.models.palette.convert import TABLE
+from l2l_jax.models import mapping
+from l2l_jax.models.palette.convert import UNET as TABLE
 from l2l_jax.models.palette.model import Palette
-from l2l_jax.weights import mapping
 from tests.models.test_unet import TINY, parts_of
 from tests.reference_arrays import Case, nhwc
 

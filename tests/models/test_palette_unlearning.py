@@ -14,8 +14,8 @@ import optax
 import pytest
 
 from l2l_jax.losses import UnlearningInputs, encoder_unlearning_loss, feature_distance
-from l2l_jax.models.palette.convert import TABLE
-from l2l_jax.weights import mapping
+from l2l_jax.models import mapping
+from l2l_jax.models.palette.convert import UNET as TABLE
 from tests.models.test_unet import TINY, parts_of
 from tests.reference_arrays import Case, nhwc
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import UserError
-from l2l_jax.models.palette.convert import TABLE, network_state_dict, unet_state_dict
+from l2l_jax.models import mapping
+from l2l_jax.models.palette import convert
+from l2l_jax.models.palette.convert import UNET
 from l2l_jax.models.palette.diffusion import beta_schedule, schedule_buffers
 from l2l_jax.models.palette.model import Palette
 from l2l_jax.models.palette.unet import gamma_embedding
-from l2l_jax.weights import mapping
 from tests.reference_arrays import FOLDER, Case, nhwc
 
 CASE = Case("palette_unet_tiny")
@@ -39,7 +40,7 @@ def parts_of(model):
 
 @pytest.fixture(scope="module")
 def params():
-    return mapping.to_flax(TABLE, CASE.state_dict(), parts_of(TINY), TINY)
+    return mapping.to_flax(UNET, CASE.state_dict(), parts_of(TINY), TINY)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_bfloat16_stays_close(params):
 
 def test_state_dict_survives_the_round_trip_bit_for_bit(params):
     original = CASE.state_dict()
-    back = mapping.to_torch(TABLE, params, TINY)
+    back = mapping.to_torch(UNET, params, TINY)
     assert back.keys() == original.keys()
     for key, value in original.items():
         np.testing.assert_array_equal(back[key], value, err_msg=key)
@@ -105,31 +106,31 @@ def test_published_layout_fits():
     layout = json.loads((FOLDER / "layouts" / "palette_unet.json").read_text())["state_dict"]
     shapes = parts_of(Palette())
     state_dict = {key: np.broadcast_to(np.float32(0), shape) for key, shape, _ in layout}
-    params = mapping.to_flax(TABLE, state_dict, shapes)
-    exported = {k: list(v.shape) for k, v in mapping.to_torch(TABLE, params).items()}
+    params = mapping.to_flax(UNET, state_dict, shapes)
+    exported = {k: list(v.shape) for k, v in mapping.to_torch(UNET, params).items()}
     assert exported == {key: shape for key, shape, _ in layout}
 
 
-def test_checkpoint_of_the_whole_network():
+def network(betas):
     """`Network.state_dict()` while unlearning: student, teacher and the schedule's buffers."""
     unet = CASE.state_dict()
-    checkpoint = {f"denoise_fn.{k}": v for k, v in unet.items()}
-    checkpoint |= {f"teacher_denoise_fn.{k}": np.zeros_like(v) for k, v in unet.items()}
-    checkpoint |= schedule_buffers(np.linspace(1e-6, 0.01, 2000))
-    found = unet_state_dict(checkpoint, TINY)
-    assert found.keys() == unet.keys()
-    assert all(found[key] is value for key, value in unet.items())
-    assert unet_state_dict(unet, TINY).keys() == unet.keys()
-    exported = network_state_dict(unet, TINY)
-    assert exported.keys() == {k for k in checkpoint if not k.startswith("teacher_")}
-    np.testing.assert_array_equal(exported["gammas"], checkpoint["gammas"])
+    teacher = {f"teacher_denoise_fn.{key}": np.zeros_like(value) for key, value in unet.items()}
+    return {f"denoise_fn.{key}": value for key, value in unet.items()} | teacher | schedule_buffers(betas)
+
+
+def test_checkpoint_of_the_whole_network(params):
+    checkpoint = network(np.linspace(1e-6, 0.01, 2000))
+    found = mapping.to_flax(convert.TABLE, convert.unwrap(checkpoint), parts_of(TINY), TINY)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    exported = mapping.to_torch(convert.TABLE, found, TINY, np.float16)
+    assert exported.keys() == {key for key in checkpoint if not key.startswith("teacher_")}
+    np.testing.assert_array_equal(exported["gammas"], checkpoint["gammas"], strict=True)  # not rounded
 
 
 def test_checkpoint_of_another_schedule_is_refused():
-    checkpoint = {f"denoise_fn.{key}": value for key, value in CASE.state_dict().items()}
-    checkpoint |= schedule_buffers(beta_schedule("linear", 2000, 1e-4, 0.09))
-    with pytest.raises(UserError, match="schedule"):
-        unet_state_dict(checkpoint, TINY)
+    checkpoint = convert.unwrap(network(beta_schedule("linear", 2000, 1e-4, 0.09)))
+    with pytest.raises(UserError, match="gammas is not the fixed table.*Set schedule, timesteps"):
+        mapping.to_flax(convert.TABLE, checkpoint, parts_of(TINY), TINY)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from l2l_jax.models import mapping
 from l2l_jax.models.mage.convert import TABLE
 from l2l_jax.models.mage.vqgan import VQGAN, VectorQuantizer
-from l2l_jax.weights import mapping
 from tests.reference_arrays import Case, fill, nhwc
 
 CASE = Case("mage_tiny")

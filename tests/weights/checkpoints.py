@@ -16,13 +16,11 @@ class Small:
     """A reference case as a published checkpoint would hold it.
 
     Attributes:
-      family: its family.
-      model: its model.
-      state_dict: what its file holds.
-      given: fields that its weights do not show.
+      model: Its model.
+      state_dict: The content of its file.
+      given: Fields that its weights do not show.
     """
 
-    family: str
     model: object
     state_dict: dict[str, np.ndarray]
     given: dict[str, object]
@@ -34,18 +32,13 @@ def network(unet):
     return wrapped | schedule_buffers(np.linspace(1e-6, 0.01, 2000))
 
 
+HEADS = dict(num_heads=4, decoder_num_heads=4)
+PALETTE = dict(image_size=32, num_head_channels=16, hole_bank_size=1)
 SMALL = {
-    "mae": Small(
-        "mae", test_mae.TINY, Case("mae_tiny").state_dict(), dict(num_heads=4, decoder_num_heads=4)
-    ),
-    "mage": Small(
-        "mage", test_mage.TINY, test_mage.state_dict(), dict(num_heads=4, decoder_num_heads=4)
-    ),
-    "palette": Small(
-        "palette", test_unet.TINY, network(Case("palette_unet_tiny").state_dict()),
-        dict(image_size=32, num_head_channels=16, hole_bank_size=1),
-    ),
-}  # fmt: skip
+    "mae": Small(test_mae.TINY, Case("mae_tiny").state_dict(), HEADS),
+    "mage": Small(test_mage.TINY, test_mage.state_dict(), HEADS),
+    "palette": Small(test_unet.TINY, network(Case("palette_unet_tiny").state_dict()), PALETTE),
+}
 
 
 def write_safetensors(path: pathlib.Path, state_dict) -> pathlib.Path:

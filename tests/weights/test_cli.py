@@ -31,7 +31,7 @@ def test_in_and_out(file, tmp_path, capsys, monkeypatch):
     assert main(["import", str(file), *options(MAE.given)]) == 0
     output = capsys.readouterr().out
     assert "--config.model.pretrained=pretrained/mae" in output
-    assert "CC BY-NC 4.0" in output and re.search(r"\b[0-9a-f]{64}\b", output)
+    assert "norm_pix_loss=False" in output and re.search(r"\b[0-9a-f]{64}\b", output)
     assert main(["export", "pretrained/mae", "--output", "new/out.safetensors"]) == 0
     assert_same_bits(safetensors.numpy.load_file("new/out.safetensors"), MAE.state_dict)
 

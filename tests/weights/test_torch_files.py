@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import UserError
-from l2l_jax.weights import files, torch_files, transfer
+from l2l_jax.weights import reading, transfer
 from l2l_jax.weights.__main__ import main
-from l2l_jax.weights.families import KNOWN
-from l2l_jax.weights.saved_models import load_params
+from l2l_jax.weights.loading import load_model
 from tests.weights.checkpoints import SMALL, assert_same_bits, options
 
 torch = pytest.importorskip("torch")
@@ -38,22 +37,22 @@ def tensors(state_dict=MAE.state_dict, dtype=None):
 def test_formats_and_wrappers(tmp_path, zipped, wrap):
     path = tmp_path / "x.pth"
     torch.save(wrap(tensors()), path, _use_new_zipfile_serialization=zipped)
-    file = files.open_checkpoint(path)
+    file = reading.read_checkpoint(path)
     assert file.kind == ("PyTorch, zip format" if zipped else "PyTorch, legacy format")
     assert_same_bits(file.copies[file.choose()], MAE.state_dict)
 
 
-@pytest.mark.parametrize("suffix", files.TORCH_SUFFIXES)
+@pytest.mark.parametrize("suffix", reading.TORCH_SUFFIXES)
 def test_suffixes(tmp_path, suffix):
     torch.save(tensors(), tmp_path / f"x{suffix}")
-    assert_same_bits(files.open_checkpoint(tmp_path / f"x{suffix}").copies[""], MAE.state_dict)
+    assert_same_bits(reading.read_checkpoint(tmp_path / f"x{suffix}").copies[""], MAE.state_dict)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_small_cases_come_back_as_the_original_code_saves_them(tmp_path, name):
     small = SMALL[name]
     torch.save(tensors(small.state_dict), tmp_path / "in.pth")
-    transfer.import_file(tmp_path / "in.pth", tmp_path / "model", fields=small.given)
+    transfer.import_checkpoint(tmp_path / "in.pth", tmp_path / "model", fields=small.given)
     transfer.export_model(tmp_path / "model", tmp_path / "out.pth")
     content = torch.load(tmp_path / "out.pth", weights_only=True)
     state_dict = content if name == "palette" else content["model"]
@@ -64,8 +63,8 @@ def test_small_cases_come_back_as_the_original_code_saves_them(tmp_path, name):
 def test_half_precision(tmp_path, dtype):
     half = tensors(dtype=getattr(torch, dtype))
     torch.save(half, tmp_path / "in.pth")
-    transfer.import_file(tmp_path / "in.pth", tmp_path / "model", fields=MAE.given)
-    params = load_params(tmp_path / "model", KNOWN["mae"].target(MAE.model))
+    transfer.import_checkpoint(tmp_path / "in.pth", tmp_path / "model", fields=MAE.given)
+    _, params = load_model(tmp_path / "model")
     expected = half["norm.bias"].float().numpy()
     np.testing.assert_array_equal(params["encoder"]["norm"]["bias"], expected, strict=True)
     transfer.export_model(tmp_path / "model", tmp_path / "out.pth", dtype)
@@ -79,7 +78,23 @@ def test_parameters_that_want_gradients_and_are_not_contiguous(tmp_path):
     state = {key: torch.nn.Parameter(value) for key, value in tensors().items()}
     state["decoder_pred.weight"] = torch.tensor(MAE.state_dict["decoder_pred.weight"].T.copy()).T
     torch.save(state, tmp_path / "x.pth")
-    assert_same_bits(files.open_checkpoint(tmp_path / "x.pth").copies[""], MAE.state_dict)
+    assert_same_bits(reading.read_checkpoint(tmp_path / "x.pth").copies[""], MAE.state_dict)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_arguments_of_the_training_program_are_read(tmp_path, capsys, norm_pix_loss):
+    """main_pretrain.py of facebookresearch/mae keeps them; it normalizes by ImageNet's mean."""
+    args = argparse.Namespace(model="mae_vit_base_patch16", norm_pix_loss=norm_pix_loss, mask_ratio=0.6)
+    content = {"model": tensors(), "optimizer": {}, "epoch": 799, "scaler": {}, "args": args}
+    torch.save(content, tmp_path / "checkpoint-799.pth")
+    output = tmp_path / "model"
+    command = ["import", str(tmp_path / "checkpoint-799.pth"), "--output", str(output)]
+    assert main([*command, *options(MAE.given)]) == 0
+    printed = capsys.readouterr().out
+    assert "Assumed, as the file does not say: " in printed and "pixel_mean=(0.485," in printed
+    assert "norm_pix_loss" not in printed and "CC BY-NC" not in printed
+    model, _ = load_model(output)
+    assert (model.norm_pix_loss, model.mask_ratio) == (norm_pix_loss, 0.6)
 
 
 class Hostile:
@@ -153,12 +168,12 @@ def test_the_refusal_of_python_objects_explains_itself(tmp_path):
     path = tmp_path / "x.pth"
     path.write_bytes(forged(tmp_path)["executes"])
     with pytest.raises(UserError, match=r"mkdir.*can execute code.*torch\.save\(model\.state_dict"):
-        torch_files.load(path)
+        reading.read_checkpoint(path)
 
 
 def test_old_versions_are_not_trusted(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(UserError, match=r"2\.9\.1.*versions before 2\.10"):
-        torch_files.import_torch()
+        reading.import_torch()
     monkeypatch.setattr(torch, "__version__", "2.10.0")
-    torch_files.import_torch()
+    reading.import_torch()

@@ -12,8 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.errors import UserError
-from l2l_jax.weights.mapping import Ignored, Rule, Table, conv, dense_rules, linear, norm_rules
-from l2l_jax.weights.shapes import count, shape_of, square_side
+from l2l_jax.models.mapping import (
+    Ignored,
+    Rule,
+    Table,
+    conv,
+    count,
+    dense_rules,
+    linear,
+    norm_rules,
+    shape_of,
+    square_side,
+)
 
 NORM_EPSILON = 1e-5
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from l2l_jax.weights import mapping
-from l2l_jax.weights.mapping import Rule
+from l2l_jax.models import mapping
+from l2l_jax.models.mapping import Rule
 
 Size = tuple[int, int]
 

@@ -16,7 +16,7 @@ from flax.linen import relu
 
 from l2l_jax.evals.features import convolutions
 from l2l_jax.evals.features.convolutions import conv, max_pool, mean_pool, pointwise
-from l2l_jax.weights.mapping import Ignored, Rule, linear
+from l2l_jax.models.mapping import Ignored, Rule, linear
 
 IMAGE_SIZE = 299
 NORM_EPSILON = 1e-3

@@ -16,11 +16,11 @@ from l2l_jax.evals.features import clip, convolutions, inception, resnet
 from l2l_jax.evals.features.base import BatchedNetwork, FeatureNetwork, Outputs
 from l2l_jax.evals.features.resizing import center_square, resized
 from l2l_jax.evals.metrics import metrics_of
+from l2l_jax.models import mapping
+from l2l_jax.models.mapping import Table
 from l2l_jax.utils.multihost import barrier, exchange
-from l2l_jax.weights import mapping
-from l2l_jax.weights.mapping import Table
+from l2l_jax.weights.checkpoints import about, as_floats, open_checkpoint
 from l2l_jax.weights.published import PUBLISHED, PublishedFile, weights_folder
-from l2l_jax.weights.transfer import about, as_floats, open_checkpoint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the pixels in [0, 1] that ResNet-50 was trained on."""
@@ -102,12 +102,13 @@ def _open(name: str, path: pathlib.Path, config: NetworksConfig) -> FeatureNetwo
     source = open_checkpoint(path)
     with about(path):
         opened = OPENERS[name](source.state_dict, config)
-    file = next((file for file in PUBLISHED.values() if file.sha256 == source.facts["sha256"]), None)
+    facts = source.facts()
+    file = next((file for file in PUBLISHED.values() if file.sha256 == facts["sha256"]), None)
     known = {"licence": FILES[name][0].licence, "published": file is not None}
     if file is not None:
         known |= {"licence": file.licence, "page": file.page}
     return BatchedNetwork(
-        opened.name, {**source.facts, **known}, opened.params, opened.apply, config.network_batch_size
+        opened.name, {**facts, **known}, opened.params, opened.apply, config.network_batch_size
     )
 
 

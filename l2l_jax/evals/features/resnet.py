@@ -9,7 +9,7 @@ from flax.linen import relu
 
 from l2l_jax.evals.features import convolutions
 from l2l_jax.evals.features.convolutions import conv, max_pool
-from l2l_jax.weights.mapping import Ignored, Rule, Table, linear
+from l2l_jax.models.mapping import Ignored, Rule, Table, linear
 
 IMAGE_SIZE = 224
 NORM_EPSILON = 1e-5

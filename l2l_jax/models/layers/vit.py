@@ -1,7 +1,4 @@
-"""Vision-transformer pieces (Dosovitskiy et al. 2021), in timm's arrangement: pre-norm, fused qkv.
-
-Parameter names follow timm's, so that checkpoints map by rule (see `l2l_jax.weights`).
-"""
+"""Vision-transformer layers (Dosovitskiy et al. 2021) in timm's arrangement and with its parameter names."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -65,37 +62,39 @@ class Block(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Blocks one after the other, in the module that calls it; their parameters are `{prefix}_{i}` there.
+    """Blocks in sequence; their parameters are named `{prefix}_{i}` in the module that calls it.
 
     Attributes:
-      prefix: of the names of the blocks.
-      depth: how many there are.
-      num_heads: of each.
-      dtype: of the products in them.
-      remat: keep only the input of each block for the backward pass.
-      scan: one block in a loop instead of `depth` of them: the program is that much smaller and compiles
-        that much faster. The blocks' parameters are put side by side for it, which costs copies: more on
-        CPU than it saves.
+      prefix: Start of the names.
+      depth: Number of blocks.
+      num_heads: Heads of each.
+      dtype: Of the products.
+      norm_eps: Of the normalizations.
+      remat: Keep only the input of each block for the backward pass.
+      scan: Loop over one block instead of `depth` of them: the program is that much smaller and compiles that
+        much faster, but the blocks' parameters are copied side by side; on CPU that costs more than it saves.
     """
 
     prefix: str
     depth: int
     num_heads: int
     dtype: jnp.dtype = jnp.float32
+    norm_eps: float = 1e-6
     remat: bool = False
     scan: bool = False
 
     def __call__(self, parent: nn.Module, x: jax.Array) -> jax.Array:
-        """`[batch, token, width]` → the same."""
+        """Map `[batch, token, width]` to the same shape."""
         if self.scan and not parent.is_initializing():
             return self._scanned(parent.variables["params"], x)
         block = rematerialised(Block, self.remat)
         for i in range(self.depth):
-            x = block(self.num_heads, dtype=self.dtype, name=f"{self.prefix}_{i}")(x)
+            name = f"{self.prefix}_{i}"
+            x = block(self.num_heads, norm_eps=self.norm_eps, dtype=self.dtype, name=name)(x)
         return x
 
     def _scanned(self, params: Mapping[str, Any], x: jax.Array) -> jax.Array:
-        block = Block(self.num_heads, dtype=self.dtype, parent=None)
+        block = Block(self.num_heads, norm_eps=self.norm_eps, dtype=self.dtype, parent=None)
 
         def body(x, params):
             return block.apply({"params": params}, x), None
@@ -107,11 +106,7 @@ class Stack:
 
 
 class PatchEmbed(nn.Module):
-    """Linear embedding of flattened patches.
-
-    The kernel is stored as the convolution kernel `[patch, patch, channel, width]` of the usual
-    strided convolution, of which this is the same product on patches that are already cut out.
-    """
+    """Linear embedding of flattened patches; its kernel is stored as that of a strided convolution."""
 
     patch_size: int
     width: int
@@ -119,7 +114,7 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
-        """`[batch, patch, patch_size² · channel]` (row, column, channel) → `[…, width]`."""
+        """Map `[batch, patch, patch_size² · channel]` (row, column, channel) to `[…, width]`."""
         channels = patches.shape[-1] // self.patch_size**2
         shape = (self.patch_size, self.patch_size, channels, self.width)
         kernel = self.param("kernel", lambda rng: xavier(rng, (patches.shape[-1], self.width)).reshape(shape))
@@ -129,7 +124,7 @@ class PatchEmbed(nn.Module):
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """`[batch, height, width, channel]` → `[batch, patch, patch_size² · channel]`, row-major."""
+    """Cut `[batch, height, width, channel]` into `[batch, patch, patch_size² · channel]`, row-major."""
     batch, height, width, channels = images.shape
     rows, columns = height // patch_size, width // patch_size
     x = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
@@ -137,17 +132,17 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
 
 
 def unpatchify(patches: jax.Array, patch_size: int, height: int, width: int) -> jax.Array:
-    """Inverse of `patchify`."""
+    """Invert `patchify`."""
     batch, rows, columns = patches.shape[0], height // patch_size, width // patch_size
     x = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, -1)
 
 
 def sincos_position_table(width: int, grid: int) -> np.ndarray:
-    """Fixed 2-D sine-cosine positions `[1 + grid², width]` of MAE (He et al. 2022), float32.
+    """Return the fixed 2-D sine-cosine positions `[1 + grid², width]` of MAE (He et al. 2022), float32.
 
-    Row 0 belongs to the class token and is zero. The first half of the channels encodes the column,
-    the second the row; each half is sines, then cosines, of position · 10000^(−2i/(width/2)).
+    Row 0 belongs to the class token and is zero. The first half of the channels encodes the column, the
+    second the row; each half is sines, then cosines, of position · 10000^(−2i/(width/2)).
     """
     if width % 4:
         raise ValueError(f"sine-cosine positions need a width divisible by 4, not {width}")

@@ -1,69 +1,93 @@
-"""The state dict of facebookresearch/mae's `MaskedAutoencoderViT`."""
+"""Checkpoints of facebookresearch/mae's `MaskedAutoencoderViT` (also timm's names)."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from l2l_jax.errors import UserError
+from l2l_jax.models.checkpoints import CheckpointFormat
 from l2l_jax.models.layers.vit import sincos_position_table
-from l2l_jax.models.mae.model import VARIANTS
-from l2l_jax.weights.mapping import Constant, Rule, conv, linear
-from l2l_jax.weights.shapes import count, shape_of, square_side
+from l2l_jax.models.mapping import (
+    Constant,
+    Rule,
+    conv,
+    count,
+    dense_rules,
+    norm_rules,
+    shape_of,
+    square_side,
+)
+
+VARIANTS = {
+    "vit_base_patch16": dict(patch_size=16, width=768, depth=12, num_heads=12),
+    "vit_large_patch16": dict(patch_size=16, width=1024, depth=24, num_heads=16),
+    "vit_huge_patch14": dict(patch_size=14, width=1280, depth=32, num_heads=16),
+}
+"""Published encoder sizes; their decoder is the default of `MAE`."""
 
 IMAGENET = dict(pixel_mean=(0.485, 0.456, 0.406), pixel_std=(0.229, 0.224, 0.225))
-PUBLISHED = {name: sizes | IMAGENET for name, sizes in VARIANTS.items()}
-"""Fields of `l2l_jax.models.mae.model.MAE` of the published models, where they differ from its defaults."""
 
-WITH_DECODER = (
-    "mae_visualize_vit_base.pth, mae_visualize_vit_large.pth, mae_visualize_vit_large_ganloss.pth, "
-    "mae_visualize_vit_huge.pth (trained on plain pixels: best for restoration), "
-    "mae_pretrain_vit_base_full.pth, mae_pretrain_vit_large_full.pth and "
-    "mae_pretrain_vit_huge_full.pth (trained on normalised pixels)"
+PUBLISHED_FILE = re.compile(r"mae_(visualize|pretrain)_vit_(base|large|huge)(_full|_ganloss)?\.\w+")
+
+LICENCE = (
+    "The weights published by facebookresearch/mae are under CC BY-NC 4.0, and so is what is made from them: "
+    "no commercial use."
 )
-"""The files of facebookresearch/mae that hold a decoder (named in its issues 3, 8 and 155)."""
+
+ENCODER_ALONE = (
+    "this is the encoder of a ViT (MAE) without a decoder. Inpainting, and judging by it what was forgotten, "
+    "needs the decoder that belongs to it. Files with a decoder: mae_visualize_vit_base.pth, "
+    "mae_visualize_vit_large.pth, mae_visualize_vit_large_ganloss.pth, mae_visualize_vit_huge.pth (trained "
+    "on plain pixels: best for inpainting), mae_pretrain_vit_base_full.pth, mae_pretrain_vit_large_full.pth "
+    "and mae_pretrain_vit_huge_full.pth (trained on normalized pixels)."
+)  # named in issues 3, 8 and 155 of facebookresearch/mae
 
 
 def vit_block_rules(torch_block: str, flax_block: str) -> list[Rule]:
-    """The rules of one timm transformer block; both names contain `{i}`."""
+    """Return the rules of one timm transformer block; both names contain `{i}`."""
     rules = []
     for norm in ("norm1", "norm2"):
-        rules.append(Rule(f"{torch_block}.{norm}.weight", f"{flax_block}/{norm}/scale"))
-        rules.append(Rule(f"{torch_block}.{norm}.bias", f"{flax_block}/{norm}/bias"))
+        rules += norm_rules(f"{torch_block}.{norm}", f"{flax_block}/{norm}")
     for dense in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
-        flax_dense = dense.replace(".", "/")
-        rules.append(Rule(f"{torch_block}.{dense}.weight", f"{flax_block}/{flax_dense}/kernel", linear))
-        rules.append(Rule(f"{torch_block}.{dense}.bias", f"{flax_block}/{flax_dense}/bias"))
+        rules += dense_rules(f"{torch_block}.{dense}", f"{flax_block}/{dense.replace('.', '/')}")
     return rules
 
 
+def position_table(key: str, width: str) -> Constant:
+    """Return the rule of a fixed sine-cosine table; `width` is the model's field."""
+    return Constant(
+        key,
+        lambda model: sincos_position_table(getattr(model, width), model.grid)[None],
+        "Was it trained at another image size, or with learned positions?",
+    )
+
+
 TABLE = [
-    Constant("pos_embed", lambda model: sincos_position_table(model.width, model.grid)[None]),
-    Constant(
-        "decoder_pos_embed",
-        lambda model: sincos_position_table(model.decoder_width, model.grid)[None],
-    ),
+    position_table("pos_embed", "width"),
+    position_table("decoder_pos_embed", "decoder_width"),
     Rule("cls_token", "encoder/cls_token"),
     Rule("mask_token", "decoder/mask_token"),
-    Rule("patch_embed.proj.weight", "encoder/patch_embed/kernel", conv),
-    Rule("patch_embed.proj.bias", "encoder/patch_embed/bias"),
+    *dense_rules("patch_embed.proj", "encoder/patch_embed", conv),
     *vit_block_rules("blocks.{i}", "encoder/blocks_{i}"),
-    Rule("norm.weight", "encoder/norm/scale"),
-    Rule("norm.bias", "encoder/norm/bias"),
-    Rule("decoder_embed.weight", "decoder/decoder_embed/kernel", linear),
-    Rule("decoder_embed.bias", "decoder/decoder_embed/bias"),
+    *norm_rules("norm", "encoder/norm"),
+    *dense_rules("decoder_embed", "decoder/decoder_embed"),
     *vit_block_rules("decoder_blocks.{i}", "decoder/decoder_blocks_{i}"),
-    Rule("decoder_norm.weight", "decoder/decoder_norm/scale"),
-    Rule("decoder_norm.bias", "decoder/decoder_norm/bias"),
-    Rule("decoder_pred.weight", "decoder/decoder_pred/kernel", linear),
-    Rule("decoder_pred.bias", "decoder/decoder_pred/bias"),
+    *norm_rules("decoder_norm", "decoder/decoder_norm"),
+    *dense_rules("decoder_pred", "decoder/decoder_pred"),
 ]
-"""Rules for `l2l_jax.models.mae.model.MAE`; `config` of the engine is the model."""
+
+
+def recognize(state_dict: Mapping[str, Any]) -> bool:
+    """Return whether the keys are those of a MAE; an encoder alone raises a UserError."""
+    if "patch_embed.proj.weight" not in state_dict or "token_emb.word_embeddings.weight" in state_dict:
+        return False
+    if not any(key.startswith("decoder_") for key in state_dict):
+        raise UserError(ENCODER_ALONE)
+    return True
 
 
 def sizes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `MAE` that shapes show.
-
-    Raises:
-      UserError: an array that shows one is missing or misshapen.
-    """
+    """Return the fields of `MAE` that shapes show."""
     width, channels, patch, _ = shape_of(state_dict, "patch_embed.proj.weight", 4)
     _, places, _ = shape_of(state_dict, "pos_embed", 3)
     decoder_width, _ = shape_of(state_dict, "decoder_embed.weight", 2)
@@ -78,19 +102,35 @@ def sizes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def guesses(file_name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that weights do not show, as far as they can be guessed.
+def stated(origin: Mapping[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
+    """Read the arguments that main_pretrain.py of facebookresearch/mae keeps in its checkpoints."""
+    args = origin.get("args", {})
+    kinds = {"norm_pix_loss": bool, "mask_ratio": float}
+    return {name: args[name] for name, kind in kinds.items() if isinstance(args.get(name), kind)}
 
-    Of the published files, `mae_pretrain_*_full.pth` were trained on normalised pixels. Models that
-    nobody published are taken to see pixels as they are.
 
-    Args:
-      file_name: name of the file.
-      found: what `sizes` returned.
+def guessed(origin: Mapping[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
+    """Guess how pixels were normalized.
+
+    Of the published files, `mae_pretrain_*_full.pth` were trained on patches normalized by themselves.
+    main_pretrain.py normalizes images by ImageNet's mean and standard deviation; models of other programs are
+    taken to be given pixels as they are.
     """
-    channels = found["channels"]
-    return dict(
-        norm_pix_loss="pretrain" in file_name and "full" in file_name,
-        pixel_mean=(0.0,) * channels,
-        pixel_std=(1.0,) * channels,
-    )
+    name, channels = origin["file"], sizes["channels"]
+    plain = dict(pixel_mean=(0.0,) * channels, pixel_std=(1.0,) * channels)
+    by_release = "norm_pix_loss" in origin.get("args", {}) and channels == 3
+    return {"norm_pix_loss": "pretrain" in name and "full" in name} | (IMAGENET if by_release else plain)
+
+
+ORIGINAL = CheckpointFormat(
+    table=TABLE,
+    parts=("encoder", "decoder"),
+    recognize=recognize,
+    sizes=sizes,
+    published={name: fields | IMAGENET for name, fields in VARIANTS.items()},
+    hidden=("num_heads", "decoder_num_heads"),
+    stated=stated,
+    guessed=guessed,
+    licence=lambda file: LICENCE if PUBLISHED_FILE.fullmatch(file) else "",
+    wrapper="model",
+)

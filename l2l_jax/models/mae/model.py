@@ -11,17 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.models.base import Model, Params
+from l2l_jax.models.base import Model, Params, register
 from l2l_jax.models.layers import vit
 from l2l_jax.models.layers.precision import in_dtype
+from l2l_jax.models.mae import convert
+from l2l_jax.models.mae.hugging_face import HUGGING_FACE
 from l2l_jax.utils.batch_axis import draw_rows
-
-VARIANTS = {
-    "vit_base_patch16": dict(patch_size=16, width=768, depth=12, num_heads=12),
-    "vit_large_patch16": dict(patch_size=16, width=1024, depth=24, num_heads=16),
-    "vit_huge_patch14": dict(patch_size=14, width=1280, depth=32, num_heads=16),
-}
-"""Published encoder sizes; their decoder is the default of `MAE`."""
 
 small_normal = nn.initializers.normal(0.02)
 
@@ -32,23 +27,25 @@ class Encoder(nn.Module):
     patch_size: int
     grid: int
     width: int
-    depth: int
-    num_heads: int
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
-    scan: bool = False
+    blocks: vit.Stack
 
     @nn.compact
     def __call__(self, patches: jax.Array, ids: jax.Array) -> jax.Array:
-        """Kept patches `[batch, kept, patch² · channel]` and their places `[batch, kept]` in the
-        grid → tokens `[batch, 1 + kept, width]`, float32, class token first."""
+        """Map kept patches and their places in the grid to tokens.
+
+        Args:
+          patches: `[batch, kept, patch² · channel]`.
+          ids: `[batch, kept]`.
+
+        Returns:
+          `[batch, 1 + kept, width]`, float32, class token first.
+        """
         positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid))
         cls_token = self.param("cls_token", small_normal, (1, 1, self.width))
-        x = vit.PatchEmbed(self.patch_size, self.width, self.dtype, name="patch_embed")(patches)
+        x = vit.PatchEmbed(self.patch_size, self.width, self.blocks.dtype, name="patch_embed")(patches)
         x = x + positions[1:][ids]
         x = jnp.concatenate([jnp.broadcast_to(cls_token, (x.shape[0], 1, self.width)), x], axis=1)
-        blocks = vit.Stack("blocks", self.depth, self.num_heads, self.dtype, self.remat, self.scan)
-        return nn.LayerNorm(epsilon=1e-6, name="norm")(blocks(self, x))
+        return nn.LayerNorm(epsilon=self.blocks.norm_eps, name="norm")(self.blocks(self, x))
 
 
 class Decoder(nn.Module):
@@ -57,41 +54,34 @@ class Decoder(nn.Module):
     patch_dim: int
     grid: int
     width: int
-    depth: int
-    num_heads: int
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
-    scan: bool = False
+    blocks: vit.Stack
 
     @nn.compact
     def __call__(self, latent: jax.Array, ids_restore: jax.Array) -> jax.Array:
         """`[batch, 1 + kept, encoder width]`, `[batch, patches]` → `[batch, patches, patch_dim]`."""
         positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid))
         mask_token = self.param("mask_token", small_normal, (1, 1, self.width))
-        dense = dict(dtype=self.dtype, kernel_init=vit.xavier)
-        x = nn.Dense(self.width, name="decoder_embed", **dense)(latent).astype(jnp.float32)
+        embed = nn.Dense(self.width, dtype=self.blocks.dtype, kernel_init=vit.xavier, name="decoder_embed")
+        x = embed(latent).astype(jnp.float32)
         batch, total = ids_restore.shape
-        missing = total + 1 - x.shape[1]
-        tokens = jnp.concatenate(
-            [x[:, 1:], jnp.broadcast_to(mask_token, (batch, missing, self.width))], axis=1
-        )
+        missing = jnp.broadcast_to(mask_token, (batch, total + 1 - x.shape[1], self.width))
+        tokens = jnp.concatenate([x[:, 1:], missing], axis=1)
         tokens = jnp.take_along_axis(tokens, ids_restore[..., None], axis=1)
         x = jnp.concatenate([x[:, :1], tokens], axis=1) + positions[None]
-        blocks = vit.Stack("decoder_blocks", self.depth, self.num_heads, self.dtype, self.remat, self.scan)
-        x = nn.LayerNorm(epsilon=1e-6, name="decoder_norm")(blocks(self, x))
+        x = nn.LayerNorm(epsilon=self.blocks.norm_eps, name="decoder_norm")(self.blocks(self, x))
         return nn.Dense(self.patch_dim, kernel_init=vit.xavier, name="decoder_pred")(x)[:, 1:]
 
 
 def random_masking(noise: jax.Array, kept: int) -> tuple[jax.Array, jax.Array]:
-    """Which patches stay: the `kept` ones of least noise, in the order of their noise.
+    """Choose the patches that stay: the `kept` ones of least noise, in the order of their noise.
 
     Args:
       noise: `[batch, patches]`, any real numbers; equal ones keep their order.
-      kept: how many patches stay.
+      kept: Number of patches that stay.
 
     Returns:
-      `ids_keep` `[batch, kept]` and `ids_restore` `[batch, patches]`, the inverse permutation: patch
-      p is missing where `ids_restore[:, p] >= kept`.
+      `ids_keep` `[batch, kept]` and `ids_restore` `[batch, patches]`, the inverse permutation: patch p is
+      missing where `ids_restore[:, p] >= kept`.
     """
     ids_shuffle = jnp.argsort(noise, axis=1)
     return ids_shuffle[:, :kept], jnp.argsort(ids_shuffle, axis=1)
@@ -101,27 +91,28 @@ def _per_channel(values: tuple[float, ...]) -> jax.Array:
     return jnp.asarray(values).reshape(1, 1, 1, -1)
 
 
+@register("mae")
 @dataclasses.dataclass(frozen=True)
 class MAE(Model):
     """Masked autoencoder over square images.
 
     Attributes:
-      image_size: side of the images in pixels, a multiple of `patch_size`.
-      patch_size: side of a patch in pixels.
-      width, depth, num_heads: encoder.
-      decoder_width, decoder_depth, decoder_num_heads: decoder.
-      mask_ratio: share of the patches that T hides while training and unlearning.
-      norm_pix_loss: compare patches normalised by their own mean and standard deviation. Such a
-        model predicts normalised patches; `inpaint` gives them the mean and standard deviation of
-        the visible pixels, which is an approximation. Models meant for restoration are trained
-        without.
-      pixel_mean, pixel_std: per channel; the networks see (pixel − mean) / std, and the loss is
+      image_size: Side of the images in pixels, a multiple of `patch_size`.
+      patch_size: Side of a patch in pixels.
+      width, depth, num_heads: Encoder.
+      decoder_width, decoder_depth, decoder_num_heads: Decoder.
+      layer_norm_eps: Of all layer normalizations; transformers' ViT-MAE has 1e-12.
+      mask_ratio: Share of the patches that T hides while training and unlearning.
+      norm_pix_loss: Compare patches normalized by their own mean and standard deviation. Such a model
+        predicts normalized patches; `inpaint` gives them the mean and standard deviation of the visible
+        pixels, which is an approximation. Models meant for inpainting are trained without.
+      pixel_mean, pixel_std: Per channel; the networks are given (pixel − mean) / std, and the loss is
         measured there. The published weights want ImageNet's.
-      value_range: least and greatest pixel value of the images given to and returned by the model.
+      value_range: Least and greatest pixel value of the images given to and returned by the model.
       dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.layers.precision`.
-      remat: compute the inside of every transformer block again in the backward pass, instead of
-        keeping it: less memory for a third more work.
-      scan: loop over one compiled transformer block: compiles many times faster; see `vit.Stack`.
+      remat: Compute the inside of every transformer block again in the backward pass: less memory for a third
+        more work.
+      scan: Loop over one compiled transformer block: compiles many times faster; see `vit.Stack`.
     """
 
     image_size: int = 224
@@ -132,6 +123,7 @@ class MAE(Model):
     decoder_width: int = 512
     decoder_depth: int = 8
     decoder_num_heads: int = 16
+    layer_norm_eps: float = 1e-6
     mask_ratio: float = 0.75
     norm_pix_loss: bool = False
     pixel_mean: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -142,7 +134,19 @@ class MAE(Model):
     remat: bool = False
     scan: bool = False
 
-    inpaints_from_patches = True  # no annotation: not a field
+    VARIANTS = convert.VARIANTS  # no annotations: not fields
+    FORMATS = (convert.ORIGINAL, HUGGING_FACE)
+    TRAINED_WITH = (
+        "image_size",
+        "num_heads",
+        "decoder_num_heads",
+        "layer_norm_eps",
+        "norm_pix_loss",
+        "pixel_mean",
+        "pixel_std",
+        "value_range",
+    )
+    inpaints_from_patches = True
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
@@ -163,33 +167,36 @@ class MAE(Model):
         return self.image_size // self.patch_size
 
     @property
+    def patch_dim(self) -> int:
+        """Numbers in a patch."""
+        return self.patch_size**2 * self.channels
+
+    def _stack(self, prefix: str, depth: int, num_heads: int) -> vit.Stack:
+        dtype = jnp.dtype(self.dtype)
+        return vit.Stack(prefix, depth, num_heads, dtype, self.layer_norm_eps, self.remat, self.scan)
+
+    @property
     def encoder(self) -> Encoder:
         """The encoder as a Linen module."""
-        return Encoder(
-            self.patch_size, self.grid, self.width, self.depth, self.num_heads, jnp.dtype(self.dtype),
-            self.remat, self.scan,
-        )  # fmt: skip
+        blocks = self._stack("blocks", self.depth, self.num_heads)
+        return Encoder(self.patch_size, self.grid, self.width, blocks)
 
     @property
     def decoder(self) -> Decoder:
         """The decoder as a Linen module."""
-        return Decoder(
-            self.patch_size**2 * self.channels, self.grid, self.decoder_width, self.decoder_depth,
-            self.decoder_num_heads, jnp.dtype(self.dtype), self.remat, self.scan,
-        )  # fmt: skip
+        blocks = self._stack("decoder_blocks", self.decoder_depth, self.decoder_num_heads)
+        return Decoder(self.patch_dim, self.grid, self.decoder_width, blocks)
 
     def in_compute_dtype(self, params: Params) -> Params:
         return in_dtype(params, jnp.dtype(self.dtype), float32=("decoder/decoder_pred",))
 
     def init(self, rng: jax.Array) -> Params:
         encoder_rng, decoder_rng = jax.random.split(rng)
-        patches = jnp.zeros((1, 1, self.patch_size**2 * self.channels))
         ids = jnp.zeros((1, 1), jnp.int32)
-        latent = jnp.zeros((1, 2, self.width))
         ids_restore = jnp.zeros((1, self.grid**2), jnp.int32)
         return {
-            "encoder": self.encoder.init(encoder_rng, patches, ids)["params"],
-            "decoder": self.decoder.init(decoder_rng, latent, ids_restore)["params"],
+            "encoder": self.encoder.init(encoder_rng, jnp.zeros((1, 1, self.patch_dim)), ids)["params"],
+            "decoder": self.decoder.init(decoder_rng, jnp.zeros((1, 2, self.width)), ids_restore)["params"],
         }
 
     def corrupt(
@@ -202,39 +209,38 @@ class MAE(Model):
           `[batch, patches]`.
         """
         del params
-        noise = draw_rows(
-            lambda rows: jax.random.uniform(rng, (rows, self.grid**2)), images.shape[0], axis_name
-        )
-        return self.mask(images, noise, int(self.grid**2 * (1 - self.mask_ratio)))
+        patches = self.grid**2
+        noise = draw_rows(lambda rows: jax.random.uniform(rng, (rows, patches)), images.shape[0], axis_name)
+        return self.mask(images, noise, int(patches * (1 - self.mask_ratio)))
 
     def mask(self, images: jax.Array, noise: jax.Array, kept: int) -> dict[str, jax.Array]:
-        """`corrupt` with the noise `[batch, patches]` and the number of kept patches given."""
+        """Corrupt with the noise `[batch, patches]` and the number of kept patches given."""
         ids_keep, ids_restore = random_masking(noise, kept)
-        patches = vit.patchify(self._normalise(images), self.patch_size)
-        patches = jnp.take_along_axis(patches, ids_keep[..., None], axis=1)
+        patches = jnp.take_along_axis(self._patches(images), ids_keep[..., None], axis=1)
         return {"patches": patches, "ids": ids_keep, "ids_restore": ids_restore}
 
-    def _normalise(self, images: jax.Array) -> jax.Array:
-        return (images - _per_channel(self.pixel_mean)) / _per_channel(self.pixel_std)
+    def _patches(self, images: jax.Array) -> jax.Array:
+        normalized = (images - _per_channel(self.pixel_mean)) / _per_channel(self.pixel_std)
+        return vit.patchify(normalized, self.patch_size)
 
     def encode(self, encoder_params: Any, corrupted: dict[str, jax.Array]) -> jax.Array:
-        """Tokens `[batch, 1 + kept, width]`, float32, class token first."""
+        """Return tokens `[batch, 1 + kept, width]`, float32, class token first."""
         return self.encoder.apply({"params": encoder_params}, corrupted["patches"], corrupted["ids"])
 
     def decode(self, decoder_params: Any, latent: jax.Array, ids_restore: jax.Array) -> jax.Array:
-        """Predicted patches `[batch, patches, patch² · channel]`, float32."""
+        """Return predicted patches `[batch, patches, patch² · channel]`, float32."""
         return self.decoder.apply({"params": decoder_params}, latent, ids_restore)
 
     def predict(self, params: Params, corrupted: dict[str, jax.Array]) -> jax.Array:
-        """Encoder and decoder together: predicted patches, float32."""
+        """Return predicted patches `[batch, patches, patch² · channel]`, float32."""
         latent = self.encode(params["encoder"], corrupted)
         return self.decode(params["decoder"], latent, corrupted["ids_restore"])
 
     def prediction_loss(
         self, predicted: jax.Array, images: jax.Array, corrupted: dict[str, jax.Array]
     ) -> jax.Array:
-        """Mean squared error over the missing patches of each image, `[batch]`."""
-        target = vit.patchify(self._normalise(images), self.patch_size)
+        """Return the mean squared error over the missing patches of each image, `[batch]`."""
+        target = self._patches(images)
         if self.norm_pix_loss:
             mean = target.mean(-1, keepdims=True)
             variance = target.var(-1, keepdims=True, ddof=1)
@@ -244,7 +250,7 @@ class MAE(Model):
     def imitation_loss(
         self, predicted: jax.Array, corrupted: dict[str, jax.Array], target: jax.Array
     ) -> jax.Array:
-        """Mean squared error to `target` patches over the missing ones, `[batch]`."""
+        """Return the mean squared error to `target` patches over the missing ones, `[batch]`."""
         error = jnp.square(predicted - target).mean(-1)
         missing = corrupted["ids_restore"] >= corrupted["ids"].shape[1]
         return jnp.sum(error * missing, axis=1) / jnp.sum(missing, axis=1)
@@ -252,47 +258,42 @@ class MAE(Model):
     def with_truth(
         self, params: Params, images: jax.Array, corrupted: dict[str, jax.Array], truth: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """`truth` in place of the images; what the encoder sees stays."""
+        """Put `truth` in place of the images; what the encoder is given stays."""
         return truth, corrupted
 
     def inpaint(self, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
-        """One forward pass; the missing pixels are pasted in, clipped to the pixel range.
+        """Run one forward pass and paste the missing pixels in, clipped to the pixel range.
 
         A patch that the mask touches is hidden whole, but only its missing pixels are replaced.
         """
         del rng
-        height, width, _ = self.image_shape
         mask = np.asarray(mask, bool)
-        if mask.shape != (height, width):
-            raise ValueError(f"the mask has shape {mask.shape}, the images {(height, width)}")
+        if mask.shape != self.image_shape[:2]:
+            raise ValueError(f"the mask has shape {mask.shape}, the images {self.image_shape[:2]}")
         cells = mask.reshape(self.grid, self.patch_size, self.grid, self.patch_size)
         visible = np.flatnonzero(~cells.any(axis=(1, 3)))
         if not len(visible):
-            raise ValueError("the mask touches every patch: nothing is left to restore from")
+            raise ValueError("the mask touches every patch: nothing is left to inpaint from")
         painted = self._paint(params, images, jnp.broadcast_to(visible, (images.shape[0], len(visible))))
         return jnp.where(mask[None, ..., None], painted, images)
 
     def inpaint_from_patches(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
-        """One forward pass; the patches that are not visible are replaced, clipped to the pixel range."""
+        """Run one forward pass and replace the patches that are not visible, clipped to the pixel range."""
         hidden = jnp.ones((images.shape[0], self.grid**2), bool)
         hidden = jnp.put_along_axis(hidden, visible, False, axis=1, inplace=False)
-        patches = jnp.broadcast_to(hidden[..., None], (*hidden.shape, self.patch_size**2 * self.channels))
+        patches = jnp.broadcast_to(hidden[..., None], (*hidden.shape, self.patch_dim))
         mask = vit.unpatchify(patches, self.patch_size, *self.image_shape[:2])
         return jnp.where(mask, self._paint(params, images, visible), images)
 
     def _paint(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
-        """The model's whole images from the patches `visible` `[batch, visible]`, clipped."""
-        height, width, _ = self.image_shape
+        """Return the model's whole images from the patches `visible` `[batch, visible]`, clipped."""
         noise = jnp.ones((images.shape[0], self.grid**2))
         noise = jnp.put_along_axis(noise, visible, 0.0, axis=1, inplace=False)
         patches = self.predict(params, self.mask(images, noise, visible.shape[1]))
-        painted = vit.unpatchify(patches, self.patch_size, height, width)
+        painted = vit.unpatchify(patches, self.patch_size, *self.image_shape[:2])
         if self.norm_pix_loss:
-            corrupted = jnp.take_along_axis(
-                vit.patchify(self._normalise(images), self.patch_size), visible[..., None], axis=1
-            )
-            corrupted = corrupted.reshape(images.shape[0], -1, self.channels)
-            std, mean = corrupted.std(1)[:, None, None], corrupted.mean(1)[:, None, None]
-            painted = painted * std + mean
+            known = jnp.take_along_axis(self._patches(images), visible[..., None], axis=1)
+            known = known.reshape(images.shape[0], -1, self.channels)
+            painted = painted * known.std(1)[:, None, None] + known.mean(1)[:, None, None]
         painted = painted * _per_channel(self.pixel_std) + _per_channel(self.pixel_mean)
         return jnp.clip(painted, *self.value_range)

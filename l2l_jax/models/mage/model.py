@@ -2,73 +2,208 @@
 
 Equal to the release of "Machine Unlearning for Image-to-Image Generative Models" on the arrays in
 `tests/reference`.
+
+Codes see far: group normalization is over the whole image and the convolutions overlap, so that the codes
+next to a mask change with what is painted into it. The release trains on codes of whole images and inpaints
+from codes of painted ones. Published tokenizers bear that: theirs are 256 codes of 16 pixels a side. On small
+images it changes most codes; `MAGE.paint_masked` trains for it.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.models.base import Corrupted, Model, Params, PretrainingStage
+from l2l_jax.models.base import Corrupted, Model, Params, PretrainingStage, register
+from l2l_jax.models.layers import vit
 from l2l_jax.models.layers.precision import in_dtype
-from l2l_jax.models.mage import corruption as mage_corruption
-from l2l_jax.models.mage import decoding as mage_decoding
-from l2l_jax.models.mage import networks as mage_networks
-from l2l_jax.models.mage.networks import Decoder, Encoder, random_masking, unused_tensors
-from l2l_jax.models.mage.settings import MAGESettings
+from l2l_jax.models.mage import convert, decoding
+from l2l_jax.models.mage.networks import (
+    EMBEDDING_STD,
+    Decoder,
+    Encoder,
+    draw_masked_share,
+    draw_noise_codes,
+    random_masking,
+    unused_tensors,
+)
 from l2l_jax.models.mage.vqgan import VQGAN
 from l2l_jax.utils.batch_axis import draw_rows
 
-VARIANTS = {
-    "vit_base_patch16": dict(width=768, depth=12, num_heads=12, decoder_width=768),
-    "vit_large_patch16": dict(width=1024, depth=24, num_heads=16, decoder_width=1024),
-}
-"""Published sizes; their tokenizer and the rest of their decoder are the defaults of `MAGE`."""
 
-
+@register("mage")
 @dataclasses.dataclass(frozen=True)
-class MAGE(MAGESettings, Model):
+class MAGE(Model):
     """MAGE over square images.
 
-    Parts of the parameters: "tokenizer" (the whole VQGAN), "encoder" (token embedding and ViT: what
-    the paper's method trains), "decoder" (ViT decoder and token head), and "unused": tensors of the
-    released state dict that take no part in anything, kept so that exported weights load strictly.
+    Parts of the parameters: "tokenizer" (the whole VQGAN), "encoder" (token embedding and ViT: what the
+      paper's
+    method trains), "decoder" (ViT decoder and token head), and "unused": tensors of the released state dict
+    that take no part in anything, kept so that exported weights load strictly.
 
-    Its fields are those of `l2l_jax.models.mage.settings.MAGESettings`.
+    The vocabulary is the codebook, 1,000 classes that are not used, and the mask token last; the class token
+    borrows the id `codebook_size + 76` of one of the classes, as in the release.
+
+    Attributes:
+      image_size: Side of the images in pixels, a multiple of `patch_size`.
+      width, depth, num_heads: Encoder.
+      decoder_width, decoder_depth, decoder_num_heads: Decoder.
+      embedding_std: Of fresh word and position embeddings; greater ones learn faster from nothing.
+      codebook_size, codebook_width, base_channels, channel_multipliers, num_res_blocks, groups: Tokenizer,
+        see `VQGAN`.
+      dropped: Share of the tokens that the encoder is not given, rounded up to whole tokens.
+      mask_mean, mask_std: Of the share of masked tokens, dropped ones included: a normal distribution
+        truncated to [`dropped`, 1], drawn once per batch.
+      dropout: Of the token embeddings, in what `corrupt` returns. Student and teacher share its draw; in the
+        release the teacher has none.
+      label_smoothing: Of the cross-entropy.
+      hole_color: Per channel, painted into the mask before the image is tokenized.
+      paint_masked: In training, paint the pixels of masked tokens in `hole_color` before the tokens that stay
+        visible are computed, as inpainting does with the mask. Not so in the release.
+      hidden_margin: Tokens by which the mask is grown for decoding.
+      blend_margin, blend_sigma: Pixels by which the mask is grown and then blurred for blending; 14 and 7 of
+        the release go with 256 pixels; 0 and 0 replace the masked pixels and nothing else.
+      decoding_steps: Steps of the iterative decoding.
+      choice_temperature: Of the noise on how certain a token is; 0 fixes the most certain ones first.
+      sampling_temperature: Of the softmax that codes are drawn from; 0 takes the likeliest code.
+      value_range: Least and greatest pixel value.
+      dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.layers.precision`.
+      tokenizer_dtype: The same of the tokenizer, whose rounding may turn one code into another.
+      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
+      scan: Loop over one compiled transformer block: compiles many times faster; see `vit.Stack`.
     """
 
+    image_size: int = 256
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    decoder_width: int = 768
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+    embedding_std: float = EMBEDDING_STD
+    codebook_size: int = 1024
+    codebook_width: int = 256
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    groups: int = 32
+    dropped: float = 0.5
+    mask_mean: float = 0.55
+    mask_std: float = 0.25
+    dropout: float = 0.1
+    label_smoothing: float = 0.1
+    hole_color: tuple[float, ...] = (0.485, 0.456, 0.406)
+    paint_masked: bool = False
+    hidden_margin: int = 1
+    blend_margin: int = 14
+    blend_sigma: float = 7.0
+    decoding_steps: int = 20
+    choice_temperature: float = 6.0
+    sampling_temperature: float = 1.0
+    value_range: tuple[float, float] = (0.0, 1.0)
+    channels: int = 3
+    dtype: str = "float32"
+    tokenizer_dtype: str = "float32"
+    remat: bool = False
+    scan: bool = False
+
+    VARIANTS = convert.VARIANTS  # no annotations: not fields
+    FORMATS = (convert.FORMAT,)
+    TRAINED_WITH = ("num_heads", "decoder_num_heads", "groups", "value_range")
     corruption_parts = ("tokenizer",)
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of the {self.patch_size} pixels of a token "
+                f"that {len(self.channel_multipliers)} channel_multipliers mean"
+            )
+        for width, heads, what in (
+            (self.width, self.num_heads, "heads of the encoder"),
+            (self.decoder_width, self.decoder_num_heads, "heads of the decoder"),
+            *((self.base_channels * m, self.groups, "groups") for m in self.channel_multipliers),
+        ):
+            if width % heads:
+                raise ValueError(f"{width} channels do not divide into {heads} {what}")
+        limits = dict(dropped=1, dropout=1, label_smoothing=1)
+        limits |= dict(choice_temperature=math.inf, sampling_temperature=math.inf)
+        for name, limit in limits.items():
+            if not 0 <= getattr(self, name) < limit:
+                raise ValueError(f"{name} must lie in [0, {limit}), not {getattr(self, name)}")
+        if len(self.hole_color) != self.channels:
+            raise ValueError(f"hole_color {self.hole_color} must have {self.channels} channels")
+        for name in ("dtype", "tokenizer_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                raise ValueError(f"{name} must be float32 or bfloat16, not {getattr(self, name)!r}")
+
+    @property
+    def patch_size(self) -> int:
+        """Side in pixels of the square that a token stands for."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Tokens along a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image, row-major."""
+        return self.grid**2
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of codes, classes and the mask token."""
+        return self.codebook_size + convert.CLASSES_AND_MASK
+
+    @property
+    def class_id(self) -> int:
+        """The id of the class token."""
+        return self.codebook_size + 76
+
+    @property
+    def mask_id(self) -> int:
+        """The id of a masked token."""
+        return self.vocabulary - 1
 
     @property
     def why_no_codes(self) -> str:
         """See `Model`; with `paint_masked` codes depend on the mask of a step."""
         return "with config.model.paint_masked the codes depend on the mask of every step" * self.paint_masked
 
+    def canonical(self) -> "MAGE":
+        """Set the channel multipliers to 1 that have no effect without residual blocks."""
+        if self.num_res_blocks:
+            return self
+        *others, last = self.channel_multipliers
+        return dataclasses.replace(self, channel_multipliers=(*(1 for _ in others), last))
+
     @property
     def tokenizer(self) -> VQGAN:
         """The tokenizer as a Linen module."""
-        return VQGAN(
-            self.codebook_size, self.codebook_width, self.base_channels, self.channel_multipliers,
-            self.num_res_blocks, self.groups, self.channels, jnp.dtype(self.tokenizer_dtype), self.remat,
-        )  # fmt: skip
+        names = ("codebook_size", "codebook_width", "base_channels", "channel_multipliers", "num_res_blocks")
+        sizes = {name: getattr(self, name) for name in (*names, "groups", "channels", "remat")}
+        return VQGAN(**sizes, dtype=jnp.dtype(self.tokenizer_dtype))
+
+    def _stack(self, prefix: str, depth: int, num_heads: int) -> vit.Stack:
+        dtype = jnp.dtype(self.dtype)
+        return vit.Stack(prefix, depth, num_heads, dtype, remat=self.remat, scan=self.scan)
 
     @property
     def encoder(self) -> Encoder:
         """The encoder as a Linen module."""
-        return Encoder(
-            self.vocabulary, 1 + self.tokens, self.width, self.depth, self.num_heads, self.dropout,
-            jnp.dtype(self.dtype), self.embedding_std, self.remat, self.scan,
-        )  # fmt: skip
+        blocks = self._stack("blocks", self.depth, self.num_heads)
+        places = 1 + self.tokens
+        return Encoder(self.vocabulary, places, self.width, blocks, self.dropout, self.embedding_std)
 
     @property
     def decoder(self) -> Decoder:
         """The decoder as a Linen module."""
-        return Decoder(
-            1 + self.tokens, self.decoder_width, self.decoder_depth, self.decoder_num_heads,
-            jnp.dtype(self.dtype), self.embedding_std, self.remat, self.scan,
-        )  # fmt: skip
+        blocks = self._stack("decoder_blocks", self.decoder_depth, self.decoder_num_heads)
+        return Decoder(1 + self.tokens, self.decoder_width, blocks, self.embedding_std)
 
     def in_compute_dtype(self, params: Params) -> Params:
         outer = tuple(f"tokenizer/{half}/conv_out" for half in ("encoder", "decoder"))
@@ -90,19 +225,19 @@ class MAGE(MAGESettings, Model):
         }
 
     def tokenize(self, params: Params, images: jax.Array) -> jax.Array:
-        """Images → codes, int32 `[batch, tokens]`, row-major."""
+        """Return codes, int32 `[batch, tokens]`, row-major."""
         ids = self.tokenizer.apply({"params": params["tokenizer"]}, images, method="tokenize")
         return ids.reshape(images.shape[0], -1)
 
     def decode_ids(self, params: Params, ids: jax.Array) -> jax.Array:
-        """Codes `[batch, tokens]` → images, float32, not clipped."""
+        """Return the images of codes `[batch, tokens]`, float32, not clipped."""
         ids = ids.reshape(-1, self.grid, self.grid)
         return self.tokenizer.apply({"params": params["tokenizer"]}, ids, method="decode_ids")
 
     def corrupt(
         self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
     ) -> Corrupted:
-        """Tokenise, drop a share `dropped` of the tokens, mask some of the others.
+        """Tokenize, drop a share `dropped` of the tokens, mask some of the others.
 
         Without `paint_masked`, `images` may be codes `[batch, tokens]` that were computed before; then no
         parameters are read.
@@ -111,11 +246,11 @@ class MAGE(MAGESettings, Model):
           What `mask` returns and, with dropout, `dropout_keep`, bool `[batch, 1 + kept, width]`.
         """
         mask_key, dropout_key = jax.random.split(rng)
-        drawn = mage_corruption.draw_mask(self, images.shape[0], mask_key, axis_name)
+        drawn = self._draw_mask(images.shape[0], mask_key, axis_name)
         codes = images.astype(jnp.int32) if images.ndim == 2 else self.tokenize(params, images)
         corrupted = self.mask(codes, *drawn)
         if self.paint_masked:
-            painted = mage_corruption.paint_tokens(self, images, corrupted["masked"])
+            painted = self._paint_tokens(images, corrupted["masked"])
             corrupted["ids"] = self.mask(self.tokenize(params, painted), *drawn)["ids"]
         if self.dropout:
             shape, keep = (corrupted["ids"].shape[1], self.width), 1 - self.dropout
@@ -124,12 +259,33 @@ class MAGE(MAGESettings, Model):
             )
         return corrupted
 
+    def _draw_mask(
+        self, rows: int, rng: jax.Array, axis_name: str | None
+    ) -> tuple[jax.Array, int, jax.Array]:
+        """Draw the arguments of `random_masking` for a batch."""
+        noise_key, share_key = jax.random.split(rng)
+        num_drop = math.ceil(self.tokens * self.dropped)
+        share = draw_masked_share(share_key, self.mask_mean, self.mask_std, self.dropped)
+        num_mask = jnp.ceil(self.tokens * share).astype(jnp.int32)
+        noise = draw_rows(lambda n: jax.random.uniform(noise_key, (n, self.tokens)), rows, axis_name)
+        return noise, num_drop, jnp.clip(num_mask, max(num_drop, 1), self.tokens)
+
+    def _paint(self, images: jax.Array, mask: jax.Array | np.ndarray) -> jax.Array:
+        """Paint the pixels of `mask`, bool `[batch or 1, height, width]`, in `hole_color`."""
+        color = jnp.asarray(self.hole_color, images.dtype).reshape(1, 1, 1, -1)
+        return jnp.where(mask[..., None], color, images)
+
+    def _paint_tokens(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Paint the squares of `tokens`, bool `[batch, token]`, in `hole_color`."""
+        mask = tokens.reshape(-1, self.grid, self.grid)
+        return self._paint(images, mask.repeat(self.patch_size, axis=1).repeat(self.patch_size, axis=2))
+
     def mask(self, ids: jax.Array, noise: jax.Array, num_drop: int, num_mask: int | jax.Array) -> Corrupted:
-        """`corrupt` with the codes `[batch, tokens]` given, and what `random_masking` takes.
+        """Corrupt with the codes `[batch, tokens]` and the arguments of `random_masking` given.
 
         Returns:
-          `ids` `[batch, 1 + kept]`, what the encoder sees, class token first; `targets`
-          `[batch, tokens]`, the codes; `masked`, `positions` and `source` of `random_masking`.
+          `ids` `[batch, 1 + kept]`, what the encoder is given, class token first; `targets` `[batch,
+          tokens]`, the codes; `masked`, `positions` and `source` of `random_masking`.
         """
         masked, positions, source = random_masking(noise, num_drop, num_mask)
         whole = self._with_class_token(jnp.where(masked, self.mask_id, ids))
@@ -145,14 +301,14 @@ class MAGE(MAGESettings, Model):
         return jnp.pad(ids, ((0, 0), (1, 0)), constant_values=self.class_id)
 
     def encode(self, encoder_params: Any, corrupted: dict[str, jax.Array]) -> jax.Array:
-        """Tokens `[batch, 1 + kept, width]`, class token first; dropout as `corrupted` says."""
+        """Return tokens `[batch, 1 + kept, width]`, class token first."""
         inputs = corrupted["ids"], corrupted["positions"], corrupted.get("dropout_keep")
         return self.encoder.apply({"params": encoder_params}, *inputs)
 
     def decode(
         self, params: Params, latent: jax.Array, source: jax.Array, count: int | None = None
     ) -> jax.Array:
-        """Float32 logits `[batch, 1 + tokens, vocabulary]`, or of the first `count` words only.
+        """Return float32 logits `[batch, 1 + tokens, vocabulary]`, or of the first `count` words only.
 
         The token head reads the encoder's word embeddings, and sends them no gradient.
         """
@@ -160,18 +316,18 @@ class MAGE(MAGESettings, Model):
         return self.decoder.apply({"params": params["decoder"]}, latent, source, words, count)
 
     def predict(self, params: Params, corrupted: dict[str, jax.Array]) -> jax.Array:
-        """Encoder and decoder together: logits of the codes, float32 `[batch, tokens, codes]`."""
+        """Return logits of the codes, float32 `[batch, tokens, codes]`."""
         latent = self.encode(params["encoder"], corrupted)
         return self.decode(params, latent, corrupted["source"], self.codebook_size)[:, 1:]
 
     def prediction_loss(
         self, predicted: jax.Array, images: jax.Array, corrupted: dict[str, jax.Array]
     ) -> jax.Array:
-        """Label-smoothed cross-entropy, float32 `[batch]`: the sum over the masked tokens of an
-        image, divided by their number in that image.
+        """Return the label-smoothed cross-entropy, mean over the masked tokens of an image, float32
+        `[batch]`.
 
-        The release divides the sum over a batch by the number in the batch. As the images of a
-        batch have equally many masked tokens, that is the mean of what is returned here.
+        The release divides the sum over a batch by the number in the batch. As the images of a batch have
+        equally many masked tokens, that is the mean of what is returned here.
         """
         del images  # `corrupted` holds their codes
         log_probability = jax.nn.log_softmax(predicted)
@@ -183,7 +339,7 @@ class MAGE(MAGESettings, Model):
     def imitation_loss(
         self, predicted: jax.Array, corrupted: dict[str, jax.Array], target: jax.Array
     ) -> jax.Array:
-        """Cross-entropy to the probabilities of `target` logits, mean over the masked tokens, `[batch]`."""
+        """Return the cross-entropy to the probabilities of `target` logits at masked tokens, `[batch]`."""
         log_probability = jax.nn.log_softmax(predicted)
         loss = -(jax.nn.softmax(target) * log_probability).sum(axis=-1)
         return jnp.sum(loss * corrupted["masked"], axis=1) / jnp.sum(corrupted["masked"], axis=1)
@@ -191,7 +347,7 @@ class MAGE(MAGESettings, Model):
     def with_truth(
         self, params: Params, images: jax.Array, corrupted: Corrupted, truth: jax.Array
     ) -> tuple[jax.Array, Corrupted]:
-        """The codes of `truth` as the targets; what the encoder sees stays."""
+        """Take the codes of `truth` as the targets; what the encoder is given stays."""
         return images, {**corrupted, "targets": self.tokenize(params, truth)}
 
     def noisy_truth(
@@ -202,69 +358,72 @@ class MAGE(MAGESettings, Model):
         rng: jax.Array,
         axis_name: str | None = None,
     ) -> tuple[jax.Array, Corrupted]:
-        """Codes of `draw_noise_codes` as the targets, as released."""
-        targets = mage_networks.draw_noise_codes(rng, corrupted["targets"], self.codebook_size, axis_name)
+        """Take codes of `draw_noise_codes` as the targets, as released."""
+        targets = draw_noise_codes(rng, corrupted["targets"], self.codebook_size, axis_name)
         return images, {**corrupted, "targets": targets}
 
     def tokenizer_loss(self, params: Params, inputs: tuple[jax.Array, ...]) -> jax.Array:
-        """Mean squared error of the reconstruction plus the codebook losses, `[batch]`.
+        """Return the mean squared error of the reconstruction plus the codebook losses, `[batch]`.
 
-        Enough for small images; published tokenizers add perceptual and adversarial losses.
-        With `paint_masked` an image is reconstructed from the codes of its painted version and,
-        in the painted part, its own, as in restoration: the codes learn to describe their own
-        square, whatever is beside it.
+        Enough for small images; published tokenizers add perceptual and adversarial losses. With
+        `paint_masked` an image is reconstructed from the codes of its painted version and, in the painted
+        part, its own, as in
+        inpainting: the codes learn to describe their own square, whatever is next to it.
         """
-        restored, codebook_loss = self.tokenizer.apply({"params": params["tokenizer"]}, *inputs)
-        return jnp.square(restored - inputs[0]).mean(axis=(1, 2, 3)) + codebook_loss
+        decoded, codebook_loss = self.tokenizer.apply({"params": params["tokenizer"]}, *inputs)
+        return jnp.square(decoded - inputs[0]).mean(axis=(1, 2, 3)) + codebook_loss
 
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
-        """First the tokenizer, then encoder and decoder on its tokens."""
+        """Train the tokenizer first, then encoder and decoder on its tokens."""
 
         def prepare(frozen, images, rng, axis_name=None):
-            return mage_corruption.tokenizer_inputs(self, images, rng, axis_name)
+            if not self.paint_masked:
+                return (images,)
+            noise, _, num_mask = self._draw_mask(images.shape[0], rng, axis_name)
+            masked, _, _ = random_masking(noise, 0, num_mask)
+            painted = self._paint_tokens(images, masked)
+            return images, painted, masked.reshape(-1, self.grid, self.grid)
 
         tokenizer = PretrainingStage("tokenizer", ("tokenizer",), prepare, self.tokenizer_loss)
         return (tokenizer, *super().pretraining_stages())
 
     def inpaint(self, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
-        """Fill a mask: tokenise, decode what is hidden, blend the decoded image in.
+        """Tokenize, decode what is hidden, blend the decoded image in.
 
-        The mask is painted in `hole_color` before the image is tokenised; that colour remains where the
-        weight of the decoded image falls short of 1 inside the mask. The result lies within `value_range`.
-
-        Args:
-          params: all parts.
-          images: `[batch, height, width, channel]`.
-          mask: bool `[height, width]`, True where pixels are missing; a constant under `jit`.
-          rng: key of the sampling.
+        The mask is painted in `hole_color` before the image is tokenized; that color remains where the weight
+        of the decoded image falls short of 1 inside the mask. The result lies within `value_range`.
 
         Raises:
-          ValueError: a mask of another shape, or one that hides every token.
+          ValueError: The mask has another shape than the images, or hides every token.
         """
         mask = np.asarray(mask, bool)
         if mask.shape != self.image_shape[:2]:
             raise ValueError(f"the mask has shape {mask.shape}, the images {self.image_shape[:2]}")
-        hidden = mage_decoding.hidden_tokens(mask, self.patch_size, self.hidden_margin)
+        hidden = decoding.hidden_tokens(mask, self.patch_size, self.hidden_margin)
         if hidden.all():
             raise ValueError(
-                f"the mask, grown by {self.hidden_margin} tokens, hides every token: nothing is left "
-                "to restore from"
+                f"the mask, grown by {self.hidden_margin} tokens, hides every token: nothing is left to "
+                "inpaint from"
             )
-        painted = mage_corruption.paint(self, images, mask[None])
+        painted = self._paint(images, mask[None])
         ids = jnp.where(hidden[None], self.mask_id, self.tokenize(params, painted))
-        schedule = mage_decoding.decoding_schedule(
+        schedule = decoding.decoding_schedule(
             self.tokens, int(hidden.sum()), self.decoding_steps, self.choice_temperature
         )
-        ids = mage_decoding.decode_masked(
-            lambda ids: self.complete(params, ids), ids, self.mask_id, schedule, rng,
+        ids = decoding.decode_masked(
+            lambda ids: self.complete(params, ids),
+            ids,
+            self.mask_id,
+            schedule,
+            rng,
             self.sampling_temperature,
-        )  # fmt: skip
-        weight = mage_decoding.blend_weights(mask, self.blend_margin, self.blend_sigma)[None, ..., None]
+        )
+        weight = decoding.blend_weights(mask, self.blend_margin, self.blend_sigma)[None, ..., None]
         blended = self.decode_ids(params, ids) * weight + painted * (1 - weight)
         return jnp.clip(blended, *self.value_range)
 
     def complete(self, params: Params, ids: jax.Array) -> jax.Array:
-        """`predict` for tokens `[batch, tokens]`, `mask_id` where hidden, none of them dropped."""
+        """Predict from tokens `[batch, tokens]`, `mask_id` where hidden, none of them dropped."""
         whole = self._with_class_token(ids)
         positions = jnp.broadcast_to(jnp.arange(1 + self.tokens)[None], whole.shape)
         source = jnp.where(whole == self.mask_id, 0, positions)

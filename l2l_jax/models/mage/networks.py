@@ -1,7 +1,4 @@
-"""The networks of MAGE (see `l2l_jax.models.mage.model`) between tokens and logits, and what it draws.
-
-Parameter names follow the release's, so that checkpoints map by rule (see `l2l_jax.models.mage.convert`).
-"""
+"""Networks of MAGE between tokens and logits, and its random draws; names follow the release."""
 
 from typing import Any
 
@@ -40,26 +37,26 @@ class Encoder(nn.Module):
     vocabulary: int
     places: int
     width: int
-    depth: int
-    num_heads: int
+    blocks: vit.Stack
     dropout: float
-    dtype: jnp.dtype = jnp.float32
     embedding_std: float = EMBEDDING_STD
-    remat: bool = False
-    scan: bool = False
 
     @nn.compact
     def __call__(
         self, ids: jax.Array, positions: jax.Array, dropout_keep: jax.Array | None = None
     ) -> jax.Array:
-        """Ids and places `[batch, 1 + kept]`, class token first, and which channels of their
-        embedding dropout keeps, bool `[batch, 1 + kept, width]` → `[batch, 1 + kept, width]`, float32."""
+        """Map tokens to features `[batch, 1 + kept, width]`, float32.
+
+        Args:
+          ids: `[batch, 1 + kept]`, class token first.
+          positions: Their places, same shape.
+          dropout_keep: Which channels of their embeddings dropout keeps, bool `[batch, 1 + kept, width]`.
+        """
         embed = TokenEmbedding(self.vocabulary, self.places, self.width, self.embedding_std, name="token_emb")
         x = embed(ids, positions)
         if dropout_keep is not None:
             x = jnp.where(dropout_keep, x / (1 - self.dropout), 0)
-        blocks = vit.Stack("blocks", self.depth, self.num_heads, self.dtype, self.remat, self.scan)
-        return nn.LayerNorm(epsilon=1e-6, name="norm")(blocks(self, x))
+        return nn.LayerNorm(epsilon=1e-6, name="norm")(self.blocks(self, x))
 
 
 class TokenHead(nn.Module):
@@ -69,8 +66,7 @@ class TokenHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, words: jax.Array, count: int | None = None) -> jax.Array:
-        """`[batch, token, decoder width]`, `[vocabulary, width]` → `[batch, token, vocabulary]`, or
-        the logits of the first `count` words only."""
+        """`[batch, token, decoder width]`, `[vocabulary, width]` → `[batch, token, vocabulary or count]`."""
         vocabulary, width = words.shape
         x = nn.Dense(width, dtype=self.dtype, kernel_init=vit.xavier, name="fc")(x)
         x = nn.gelu(x.astype(jnp.float32), approximate=False)
@@ -87,41 +83,39 @@ class Decoder(nn.Module):
 
     places: int
     width: int
-    depth: int
-    num_heads: int
-    dtype: jnp.dtype = jnp.float32
+    blocks: vit.Stack
     embedding_std: float = EMBEDDING_STD
-    remat: bool = False
-    scan: bool = False
 
     @nn.compact
     def __call__(
         self, latent: jax.Array, source: jax.Array, words: jax.Array, count: int | None = None
     ) -> jax.Array:
-        """The encoder's tokens `[batch, 1 + kept, encoder width]`, which of them goes to each place
-        `[batch, places]`, and word embeddings `[vocabulary, encoder width]` → float32 logits
-        `[batch, places, vocabulary]`, or those of the first `count` words only."""
-        dense = dict(dtype=self.dtype, kernel_init=vit.xavier)
-        x = nn.Dense(self.width, name="decoder_embed", **dense)(latent).astype(jnp.float32)
+        """Return float32 logits `[batch, places, vocabulary]`, or those of the first `count` words only.
+
+        Args:
+          latent: The encoder's tokens, `[batch, 1 + kept, encoder width]`.
+          source: Which of them goes to each place, `[batch, places]`.
+          words: Word embeddings `[vocabulary, encoder width]`.
+          count: Number of words; None: all.
+        """
+        embed = nn.Dense(self.width, dtype=self.blocks.dtype, kernel_init=vit.xavier, name="decoder_embed")
+        x = embed(latent).astype(jnp.float32)
         x = jnp.take_along_axis(x, source[..., None], axis=1)
         normal = nn.initializers.normal(self.embedding_std)
-        shape = (1, self.places, self.width)
-        positions = self.param("decoder_pos_embed_learned", normal, shape)
-        x = x + positions
-        blocks = vit.Stack("decoder_blocks", self.depth, self.num_heads, self.dtype, self.remat, self.scan)
-        x = nn.LayerNorm(epsilon=1e-6, name="decoder_norm")(blocks(self, x))
-        return TokenHead(self.dtype, name="mlm_layer")(x, words, count)
+        x = x + self.param("decoder_pos_embed_learned", normal, (1, self.places, self.width))
+        x = nn.LayerNorm(epsilon=1e-6, name="decoder_norm")(self.blocks(self, x))
+        return TokenHead(self.blocks.dtype, name="mlm_layer")(x, words, count)
 
 
 def random_masking(
     noise: jax.Array, num_drop: int, num_mask: int | jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Which tokens the encoder sees, and which of its outputs the decoder finds at each place.
+    """Choose the tokens that the encoder is given, and its output that the decoder finds at each place.
 
     Args:
       noise: `[batch, token]`: the tokens of least noise are dropped, the next ones masked.
-      num_drop: how many tokens the encoder does not get to see; a number, as it sets shapes.
-      num_mask: how many are masked, the dropped ones included; at least `num_drop`.
+      num_drop: Number of tokens that the encoder is not given; sets shapes.
+      num_mask: Number of masked tokens, the dropped ones included; at least `num_drop`.
 
     Returns:
       `masked`, bool `[batch, token]`; `positions` `[batch, 1 + kept]`, ascending, among all places,
@@ -137,7 +131,7 @@ def random_masking(
 
 
 def draw_masked_share(rng: jax.Array, mean: float, std: float, least: float) -> jax.Array:
-    """A scalar from N(mean, std) truncated to [least, 1]."""
+    """Draw a scalar from N(mean, std) truncated to [least, 1]."""
     lower, upper = ((end - mean) / std for end in (least, 1.0))
     return mean + std * jax.random.truncated_normal(rng, lower, upper)
 
@@ -145,14 +139,13 @@ def draw_masked_share(rng: jax.Array, mean: float, std: float, least: float) -> 
 def draw_noise_codes(
     rng: jax.Array, codes: jax.Array, codebook_size: int, axis_name: str | None = None
 ) -> jax.Array:
-    """Codes that say nothing of an image: numbers from a normal distribution with the mean and
-    (unbiased) standard deviation of all `codes` of the batch, rounded and clipped to the codebook.
+    """Draw codes from a normal distribution with the mean and (unbiased) standard deviation of all codes.
 
     Args:
-      rng: key.
-      codes: `[batch, token]`; the result is like it.
-      codebook_size: number of codes.
-      axis_name: mapped axis over which the batch is split.
+      rng: Key.
+      codes: `[batch, token]`; the result has its shape, rounded and clipped to the codebook.
+      codebook_size: Number of codes.
+      axis_name: Mapped axis over which the batch is split.
     """
     mean, std = mean_and_std(codes.astype(jnp.float32), axis_name)
     rows, tokens = codes.shape
@@ -161,7 +154,7 @@ def draw_noise_codes(
 
 
 def unused_tensors(width: int, decoder_width: int, patch_size: int, channels: int) -> Any:
-    """Zeros in the shapes of the release's tensors that no result depends on."""
+    """Return zeros in the shapes of the release's tensors that no result depends on."""
     patch_dim = patch_size**2 * channels
     return {
         "cls_token": jnp.zeros((1, 1, width)),

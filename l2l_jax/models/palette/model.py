@@ -13,38 +13,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax import masks as operators
-from l2l_jax.models.base import Corrupted, Model, Params
+from l2l_jax import masks
+from l2l_jax.models.base import Corrupted, Model, Params, register
 from l2l_jax.models.layers.precision import in_dtype
-from l2l_jax.models.palette import diffusion
+from l2l_jax.models.palette import convert, diffusion
 from l2l_jax.models.palette.unet import Decoder, Encoder, UNetConfig
 from l2l_jax.utils.batch_axis import draw_rows
 
 
+@register("palette")
 @dataclasses.dataclass(frozen=True)
 class Palette(Model):
     """Diffusion inpainting over square images; the defaults are the published Places model.
 
     Attributes:
-      image_size: side of the images in pixels, a multiple of 2^(levels − 1).
-      inner_channel, channel_mults, res_blocks, attn_res, num_head_channels, norm_groups: the
-        U-Net, see `UNetConfig`. Small models need fewer groups.
-      schedule, timesteps, linear_start, linear_end: noise variances β of training and unlearning,
-        see `diffusion.beta_schedule`.
-      sampler: "ancestral": `inpaint` takes every step of the sampling schedule, as published;
-        "ddim": it takes `sampling_steps` deterministic steps spread over the *training* schedule,
-        whose noise levels the network knows; 50 are a good start.
-      sampling_steps: steps of `inpaint`; for "ancestral" the length of the sampling schedule, which
-        with fewer steps needs a larger `sampling_linear_end` to still end in noise.
-      sampling_schedule, sampling_linear_start, sampling_linear_end: noise variances of "ancestral".
-      teacher_noise: what the teacher sees of forget images while unlearning. "hole": as released,
-        pure noise inside the mask in place of the noisy image; the real image stays around it
-        and in the conditioning. "everywhere": the paper's formula, T of a noise image.
+      image_size: Side of the images in pixels, a multiple of 2^(levels − 1).
+      inner_channel, channel_mults, res_blocks, attn_res, num_head_channels, norm_groups: The U-Net, see
+        `UNetConfig`. Small models need fewer groups.
+      schedule, timesteps, linear_start, linear_end: Noise variances β of training and unlearning, see
+        `diffusion.beta_schedule`.
+      sampler: "ancestral": `inpaint` takes every step of the sampling schedule, as published; "ddim": it
+        takes `sampling_steps` deterministic steps spread over the *training* schedule, whose noise levels the
+        network knows; 50 are a good start.
+      sampling_steps: Steps of `inpaint`; for "ancestral" the length of the sampling schedule, which with
+        fewer steps needs a larger `sampling_linear_end` to still end in noise.
+      sampling_schedule, sampling_linear_start, sampling_linear_end: Noise variances of "ancestral".
+      teacher_noise: What the teacher is given in place of forget images. "hole": as released, pure noise
+        inside the mask in place of the noisy image; the real image stays around it and in the conditioning.
+        "everywhere": the paper's formula, T of a noise image.
       training_holes: "hybrid" (box and strokes, as published), "free_form", "box" or "centre".
-      hole_bank_size, hole_seed: how many masks `init` draws, and their seed. A mask of the bank is
-        mirrored and transposed at random when it is used: 8 different ones.
+      hole_bank_size, hole_seed: Number of masks that `init` draws, and their seed. A mask of the bank is
+        mirrored
+        and transposed at random when it is used: 8 different ones.
       dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.layers.precision`.
-      remat: compute the inside of every block again in the backward pass, instead of keeping it.
+      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
     """
 
     image_size: int = 256
@@ -64,7 +66,7 @@ class Palette(Model):
     sampling_linear_start: float = 1e-4
     sampling_linear_end: float = 0.09
     teacher_noise: Literal["hole", "everywhere"] = "hole"
-    training_holes: operators.TrainingMask = "hybrid"
+    training_holes: masks.TrainingMask = "hybrid"
     hole_bank_size: int = 512
     hole_seed: int = 0
     value_range: tuple[float, float] = (-1.0, 1.0)
@@ -72,13 +74,23 @@ class Palette(Model):
     dtype: str = "float32"
     remat: bool = False
 
-    corruption_parts = ("holes",)  # no annotation: not a field
+    FORMATS = (convert.FORMAT,)  # no annotations: not fields
+    TRAINED_WITH = (
+        "num_head_channels",
+        "norm_groups",
+        "schedule",
+        "timesteps",
+        "linear_start",
+        "linear_end",
+        "value_range",
+    )
+    corruption_parts = ("holes",)
 
     def __post_init__(self):
         choices = {
             "sampler": ("ancestral", "ddim"),
             "teacher_noise": ("hole", "everywhere"),
-            "training_holes": operators.TRAINING_MASKS,
+            "training_holes": masks.TRAINING_MASKS,
             "dtype": ("float32", "bfloat16"),
         }
         for field, allowed in choices.items():
@@ -94,10 +106,18 @@ class Palette(Model):
     @property
     def unet(self) -> UNetConfig:
         """The sizes of the U-Net."""
+        names = ("inner_channel", "res_blocks", "num_head_channels", "norm_groups", "remat")
         return UNetConfig(
-            self.inner_channel, tuple(self.channel_mults), self.res_blocks, tuple(self.attn_res),
-            self.num_head_channels, self.norm_groups, jnp.dtype(self.dtype), self.remat,
-        )  # fmt: skip
+            **{name: getattr(self, name) for name in names},
+            channel_mults=tuple(self.channel_mults),
+            attn_res=tuple(self.attn_res),
+            dtype=jnp.dtype(self.dtype),
+        )
+
+    def canonical(self) -> "Palette":
+        """Leave out those `attn_res` that no level of the U-Net has."""
+        factors = [2**level for level in range(len(self.channel_mults))]
+        return dataclasses.replace(self, attn_res=tuple(f for f in factors if f in self.attn_res))
 
     @property
     def betas(self) -> np.ndarray:
@@ -109,12 +129,9 @@ class Palette(Model):
         """The steps that `inpaint` takes."""
         if self.sampler == "ddim":
             return diffusion.ddim_steps(self.betas, self.sampling_steps)
-        return diffusion.ancestral_steps(
-            diffusion.beta_schedule(
-                self.sampling_schedule, self.sampling_steps, self.sampling_linear_start,
-                self.sampling_linear_end,
-            )
-        )  # fmt: skip
+        ends = self.sampling_linear_start, self.sampling_linear_end
+        betas = diffusion.beta_schedule(self.sampling_schedule, self.sampling_steps, *ends)
+        return diffusion.ancestral_steps(betas)
 
     @property
     def encoder(self) -> Encoder:
@@ -127,7 +144,7 @@ class Palette(Model):
         return Decoder(self.unet, self.channels)
 
     def init(self, rng: jax.Array) -> Params:
-        """Fresh parameters, and the bank of training masks, bool `[mask, height, width]`.
+        """Return fresh parameters, and the bank of training masks "holes", bool `[mask, height, width]`.
 
         The bank depends on `hole_seed` alone: all hosts, and all runs, draw the same masks.
         """
@@ -139,20 +156,23 @@ class Palette(Model):
         return {
             "encoder": variables["params"],
             "decoder": self.decoder.init(decoder_rng, features, embedding)["params"],
-            "holes": jnp.asarray(self.mask_bank()),
+            **self.derived_parts(),
         }
+
+    def derived_parts(self) -> Params:
+        return {"holes": jnp.asarray(self.mask_bank())}
 
     def in_compute_dtype(self, params: Params) -> Params:
         return in_dtype(params, jnp.dtype(self.dtype), float32=("encoder/cond_embed", "decoder/out_conv"))
 
     def mask_bank(self) -> np.ndarray:
-        """The bank of training masks, bool `[mask, height, width]`, True where pixels are missing."""
-        return operators.mask_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
+        """Return the bank of training masks, bool `[mask, height, width]`, True where pixels are missing."""
+        return masks.mask_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
 
     def corrupt(
         self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
     ) -> Corrupted:
-        """Cut a mask, fill it with noise, and add noise of a random level inside it.
+        """Draw a mask, fill it with noise, and add noise of a random level inside it.
 
         Returns:
           `inputs` `[batch, height, width, 2 · channel]`: the conditioning image (noise inside the
@@ -164,14 +184,14 @@ class Palette(Model):
         return self.corrupt_with(images, draw)
 
     def draw(self, params: Params, shape: tuple[int, ...], rng: jax.Array) -> dict[str, jax.Array]:
-        """All that is random in `corrupt`, for images of `shape`; see `corrupt_with`."""
+        """Draw all that is random in `corrupt`, for images of `shape`; see `corrupt_with`."""
         keys = jax.random.split(rng, 6)
         batch = shape[0]
         gammas = jnp.asarray(diffusion.cumulative_gammas(self.betas), jnp.float32)
         t = jax.random.randint(keys[0], (batch,), 1, self.timesteps)
         u = jax.random.uniform(keys[1], (batch,))
-        masks = jnp.asarray(params["holes"])  # restored checkpoints hold NumPy arrays
-        chosen = masks[jax.random.randint(keys[2], (batch,), 0, masks.shape[0])]
+        bank = jnp.asarray(params["holes"])  # restored checkpoints hold NumPy arrays
+        chosen = bank[jax.random.randint(keys[2], (batch,), 0, bank.shape[0])]
         turns = jax.random.bernoulli(keys[3], shape=(3, batch, 1, 1))
         chosen = jnp.where(turns[0], chosen[:, ::-1], chosen)
         chosen = jnp.where(turns[1], chosen[:, :, ::-1], chosen)
@@ -183,13 +203,12 @@ class Palette(Model):
         }
 
     def corrupt_with(self, images: jax.Array, draw: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """`corrupt` with everything random given.
+        """Corrupt with everything random given.
 
         Args:
           images: `[batch, height, width, channel]`.
-          draw: `mask` bool `[batch, height, width]`, noise level `gamma` `[batch]`, and two
-            standard normal arrays like the images: `filling` of the mask in the conditioning
-            image, and `noise`.
+          draw: `mask` bool `[batch, height, width]`, noise level `gamma` `[batch]`, and two standard normal
+            arrays like the images: `filling` of the mask in the conditioning image, and `noise`.
         """
         mask = draw["mask"][..., None]
         conditioning = jnp.where(mask, draw["filling"], images)
@@ -207,18 +226,18 @@ class Palette(Model):
         images: jax.Array,
         noise: jax.Array,
         rng: jax.Array,
-        axis_name: str | None = None,  # fmt: skip
+        axis_name: str | None = None,
     ) -> Corrupted:
-        """The teacher's view of forget images, by `teacher_noise`.
+        """Return what the teacher is given in place of forget images, by `teacher_noise`.
 
-        "hole" needs no `noise` image: inside the mask stands the noise of the draw itself.
+        "hole" needs no `noise` image: the noise of the draw itself fills the mask.
         """
         if self.teacher_noise == "everywhere":
             return self.corrupt(params, noise, rng, axis_name)
         return self.pure_noise_inside(self.corrupt(params, images, rng, axis_name))
 
     def pure_noise_inside(self, corrupted: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """`corrupted` with nothing of the image left in the noisy image inside the mask.
+        """Remove the image from the noisy image inside the mask.
 
         The release writes √(1 − γ) · noise + (1 − √(1 − γ)) · noise there, which is the noise.
         """
@@ -227,7 +246,7 @@ class Palette(Model):
         return {**corrupted, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
 
     def encode(self, encoder_params: Any, corrupted: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-        """Every input block's output and, last, the middle block's, `[batch, …, …, …]` each."""
+        """Return the output of every input block and, last, of the middle block, `[batch, …, …, …]` each."""
         features, _ = self._encode(encoder_params, corrupted["inputs"], corrupted["gamma"])
         return features
 
@@ -235,14 +254,14 @@ class Palette(Model):
         return self.encoder.apply({"params": encoder_params}, inputs, gamma)
 
     def predict(self, params: Params, corrupted: dict[str, jax.Array]) -> jax.Array:
-        """The noise that the model takes to be in the noisy images, float32, like the images."""
+        """Return the predicted noise, float32, like the images."""
         features, embedding = self._encode(params["encoder"], corrupted["inputs"], corrupted["gamma"])
         return self.decoder.apply({"params": params["decoder"]}, features, embedding)
 
     def prediction_loss(
         self, predicted: jax.Array, images: jax.Array, corrupted: dict[str, jax.Array]
     ) -> jax.Array:
-        """Squared error of the predicted noise inside the mask, `[batch]`.
+        """Return the squared error of the predicted noise inside the mask, `[batch]`.
 
         The mean is over the whole image, as in Palette: a small mask weighs little.
         """
@@ -252,14 +271,14 @@ class Palette(Model):
     def imitation_loss(
         self, predicted: jax.Array, corrupted: dict[str, jax.Array], target: jax.Array
     ) -> jax.Array:
-        """Squared error to the `target` noise inside the mask, mean over the whole image, `[batch]`."""
+        """Return the squared error to the `target` noise in the mask, mean over the image, `[batch]`."""
         error = jnp.square(predicted - target)
         return jnp.where(corrupted["mask"][..., None], error, 0).mean(axis=(1, 2, 3))
 
     def with_truth(
         self, params: Params, images: jax.Array, corrupted: dict[str, jax.Array], truth: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The noisy image inside the mask is that of `truth`: its noise is the one to find there."""
+        """Take the noisy image inside the mask from `truth`: its noise is the one to find there."""
         conditioning, _ = jnp.split(corrupted["inputs"], 2, axis=-1)
         noisy = diffusion.q_sample(truth, corrupted["gamma"], corrupted["noise"])
         noisy = jnp.where(corrupted["mask"][..., None], noisy, images)
@@ -273,11 +292,11 @@ class Palette(Model):
         rng: jax.Array,
         axis_name: str | None = None,
     ) -> tuple[jax.Array, Corrupted]:
-        """`pure_noise_inside`, as released: there is nothing but noise to find in the mask."""
+        """Apply `pure_noise_inside`, as released: there is nothing but noise to find in the mask."""
         return images, self.pure_noise_inside(corrupted)
 
     def inpaint(self, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
-        """Fill the mask by reverse diffusion from noise; see `Model.inpaint`.
+        """Fill the mask by reverse diffusion from noise.
 
         The clean image that each step predicts is clipped to the pixel range.
         """
@@ -295,18 +314,18 @@ class Palette(Model):
         images: jax.Array,
         mask: np.ndarray | jax.Array,
         filling: jax.Array,
-        draw: Callable[[jax.Array], jax.Array],  # fmt: skip
+        draw: Callable[[jax.Array], jax.Array],
     ) -> jax.Array:
-        """`inpaint` with everything random given.
+        """Inpaint with everything random given.
 
         Args:
-          params, images, mask: see `inpaint`.
-          filling: standard normal, like the images: what stands in the mask at first, and in
-            the conditioning image throughout.
+          params, images, mask: See `inpaint`.
+          filling: Standard normal, like the images: fills the mask at first, and in the conditioning image
+            throughout.
           draw: `step -> noise` like the images, for the steps 0, 1, …; `step` is traced.
 
         Raises:
-          ValueError: a mask of another size than the images.
+          ValueError: The mask has another size than the images.
         """
         mask = jnp.asarray(mask, bool)
         if mask.shape != images.shape[1:3]:
@@ -324,5 +343,5 @@ class Palette(Model):
             return jnp.where(mask, noisy, images), None
 
         steps = jax.tree.map(jnp.asarray, self.reverse_steps)
-        restored, _ = jax.lax.scan(take, conditioning, (jnp.arange(self.sampling_steps), steps))
-        return restored
+        inpainted, _ = jax.lax.scan(take, conditioning, (jnp.arange(self.sampling_steps), steps))
+        return inpainted

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from l2l_jax.evals.features import convolutions
-from l2l_jax.weights import mapping
+from l2l_jax.models import mapping
 from tests.reference_arrays import Case
 
 

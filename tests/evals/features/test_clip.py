@@ -8,7 +8,7 @@ import pytest
 
 from l2l_jax.errors import UserError
 from l2l_jax.evals.features import clip
-from l2l_jax.weights import mapping
+from l2l_jax.models import mapping
 from tests.reference_arrays import Case, nhwc
 
 SIZES = dict(image_size=32, patch_size=8, width=32, depth=2, num_heads=4, mlp_width=64, embed_dim=16)

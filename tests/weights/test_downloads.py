@@ -11,7 +11,7 @@ import pytest
 
 from l2l_jax.errors import UserError
 from l2l_jax.weights import __main__ as cli
-from l2l_jax.weights import fetching, published
+from l2l_jax.weights import downloads, published
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 
@@ -70,12 +70,12 @@ def names(folder):
 
 def test_a_file_is_downloaded_once(server, file, tmp_path, capsys):
     folder = tmp_path / "new" / "weights"
-    assert fetching.fetch(file, folder).read_bytes() == CONTENT
+    assert downloads.fetch(file, folder).read_bytes() == CONTENT
     shown = capsys.readouterr().out
     for told in ("0.3 MB", "licence: CC0", file.sha256, file.url):
         assert told in shown
     assert names(folder) == ["weights.pth"]
-    fetching.fetch(file, folder)
+    downloads.fetch(file, folder)
     assert len(server.ranges) == 1
     assert "is there already" in capsys.readouterr().out
 
@@ -84,9 +84,9 @@ def test_a_download_goes_on_where_it_stopped(server, file, tmp_path):
     server.breaks = [100_000, 250_000]
     for _ in range(2):
         with pytest.raises(UserError, match=r"(?s)Run the same command to resume.*curl -L -o weights.pth"):
-            fetching.fetch(file, tmp_path)
+            downloads.fetch(file, tmp_path)
         assert "weights.pth" not in names(tmp_path)
-    assert fetching.fetch(file, tmp_path).read_bytes() == CONTENT
+    assert downloads.fetch(file, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=100000-", "bytes=250000-"]
     assert names(tmp_path) == ["weights.pth"]
 
@@ -94,30 +94,30 @@ def test_a_download_goes_on_where_it_stopped(server, file, tmp_path):
 def test_a_file_that_changed_in_between_is_downloaded_anew(server, file, tmp_path):
     server.breaks = [100_000]
     with pytest.raises(UserError):
-        fetching.fetch(file, tmp_path)
+        downloads.fetch(file, tmp_path)
     server.etag = '"2"'
-    assert fetching.fetch(file, tmp_path).read_bytes() == CONTENT
+    assert downloads.fetch(file, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_part_that_is_whole_or_too_long_does_not_stand_in_the_way(server, file, tmp_path):
     (tmp_path / "weights.pth.part").write_bytes(CONTENT + b"more")
     (tmp_path / "weights.pth.part.version").write_text(server.etag)
-    assert fetching.fetch(file, tmp_path).read_bytes() == CONTENT
+    assert downloads.fetch(file, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [f"bytes={len(CONTENT) + 4}-", None]
 
 
 def test_other_bytes_than_published_are_refused(file, tmp_path):
     other = dataclasses.replace(file, sha256="0" * 64)
     with pytest.raises(UserError, match="is not the published file: it should have SHA-256 0000"):
-        fetching.fetch(other, tmp_path)
+        downloads.fetch(other, tmp_path)
     assert names(tmp_path) == []
     (tmp_path / "weights.pth").write_bytes(b"other")
     with pytest.raises(UserError, match="is not the published file"):
-        fetching.fetch(file, tmp_path)
+        downloads.fetch(file, tmp_path)
 
 
 def test_a_file_without_a_known_checksum_is_downloaded_and_its_own_shown(file, tmp_path, capsys):
-    fetching.fetch(dataclasses.replace(file, sha256=None, size=None), tmp_path)
+    downloads.fetch(dataclasses.replace(file, sha256=None, size=None), tmp_path)
     shown = capsys.readouterr().out
     assert "size not known" in shown and "No checksum of this file is known" in shown
     assert hashlib.sha256(CONTENT).hexdigest() in shown
@@ -128,18 +128,18 @@ def test_a_web_page_is_no_file(server, file, tmp_path):
     with pytest.raises(
         UserError, match="sends a web page instead of a file; open https://example.org/weights"
     ):
-        fetching.fetch(file, tmp_path)
+        downloads.fetch(file, tmp_path)
     assert names(tmp_path) == []
 
 
 def test_what_is_said_where_nothing_can_be_reached(file, tmp_path):
     gone = dataclasses.replace(file, url="http://127.0.0.1:9/weights.pth")
     with pytest.raises(UserError, match=r"(?s)127.0.0.1:9 cannot be reached.*curl -L -o weights.pth 'http"):
-        fetching.fetch(gone, tmp_path)
+        downloads.fetch(gone, tmp_path)
     with pytest.raises(UserError, match=r"answers 404 Not Found.*Without a connection"):
-        fetching.fetch(dataclasses.replace(file, url=file.url + "x"), tmp_path)
+        downloads.fetch(dataclasses.replace(file, url=file.url + "x"), tmp_path)
     with pytest.raises(UserError, match="only a browser can download it: https://example.org/weights"):
-        fetching.fetch(dataclasses.replace(file, url=""), tmp_path)
+        downloads.fetch(dataclasses.replace(file, url=""), tmp_path)
 
 
 def test_the_command(file, tmp_path, monkeypatch, capsys):

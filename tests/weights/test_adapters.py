@@ -9,12 +9,12 @@ import pytest
 import safetensors.numpy
 
 from l2l_jax.errors import UserError
-from l2l_jax.models.adapters import new_adapter
-from l2l_jax.weights import adapter_files
+from l2l_jax.methods.adapters import new_adapter
+from l2l_jax.weights import adapters
 from l2l_jax.weights.__main__ import main
-from l2l_jax.weights.adapter_files import adapter_bytes, with_adapter
+from l2l_jax.weights.adapters import adapter_bytes, with_adapter
+from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import fingerprint, save_model
-from l2l_jax.weights.transfer import load_pretrained
 from tests.train.families import MODELS, params_of
 from tests.weights.checkpoints import assert_same_bits
 
@@ -46,7 +46,7 @@ CARD = {
 
 @pytest.fixture
 def file(tmp_path):
-    path = tmp_path / adapter_files.FILE
+    path = tmp_path / adapters.FILE
     path.write_bytes(adapter_bytes(ADAPTER, CARD))
     return path
 

@@ -17,17 +17,17 @@ from l2l_jax.models.base import Model, Params
 from l2l_jax.weights.saved_models import fingerprint
 
 FILE = "adapter.safetensors"
-"""Its name beside the unlearned model."""
+"""Name of the file next to the unlearned model."""
 
 CARD = "l2l_jax adapter"
-"""The key under which a file's metadata holds its card."""
+"""Key of the card in the metadata of a file."""
 
 
 def adapter_bytes(adapter: Adapter, card: Mapping[str, Any]) -> bytes:
-    """The content of an adapter's file.
+    """Return the content of an adapter's file.
 
     Args:
-      adapter: host arrays.
+      adapter: Host arrays.
       card: JSON-able facts: "family", "model" (its fields), "adapter" (kind), "adapter_rank", "method" and
         "base", the `fingerprint` of the encoder and decoder that it was trained on.
     """
@@ -35,43 +35,43 @@ def adapter_bytes(adapter: Adapter, card: Mapping[str, Any]) -> bytes:
     return safetensors.numpy.save(flat, metadata={CARD: json.dumps(dict(card))})
 
 
-def read_adapter_card(path: pathlib.Path) -> dict[str, Any] | None:
-    """The card of an adapter's file; None if it is not such a file."""
+def read_card(path: pathlib.Path) -> dict[str, Any] | None:
+    """Return the card of an adapter's file, or None if it is not such a file."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(CARD)
-    except (OSError, safetensors.SafetensorError):
-        return None
-    try:
-        card = json.loads(text) if text else None
-    except ValueError:
+            card = json.loads((file.metadata() or {}).get(CARD, "null"))
+    except (OSError, ValueError, safetensors.SafetensorError):
         return None
     return card if isinstance(card, dict) else None
 
 
 def with_adapter(path: pathlib.Path, params: Params, family: str, model: Model) -> Params:
-    """Weights with the adapter in a file added.
+    """Return weights with the adapter in a file added.
 
     Args:
-      path: the file.
-      params: the weights that it was trained on, all parts.
-      family: their family.
-      model: their model.
+      path: The file.
+      params: The weights that it was trained on, all parts.
+      family: Their family.
+      model: Their model.
 
     Raises:
-      UserError: the file holds no adapter, or one of other weights.
+      UserError: The file holds no adapter, or one of other weights.
     """
-    card = read_adapter_card(path)
+    card = read_card(path)
     if card is None:
         raise UserError(f"{path} is not an adapter; expected a file {FILE} that a run wrote.")
     if card.get("family") != family:
         raise UserError(f"{path} is an adapter of a {card.get('family')} model, not of a {family} model.")
     found = fingerprint(params, model.generative_parts)
     if card.get("base") != found:
+        facts = card.get("original_weights", {})
+        origin = (
+            ", ".join(f"{name} {facts[name]}" for name in ("origin", "sha256") if name in facts) or "unknown"
+        )
         raise UserError(
             f"{path} belongs to other weights: it was trained on those with the fingerprint "
             f"{str(card.get('base'))[:16]}…, and these have {found[:16]}…. Give the model that was unlearned "
-            f"({_origin(card)})."
+            f"({origin})."
         )
     with safetensors.safe_open(path, framework="numpy") as file:
         flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
@@ -92,8 +92,3 @@ def _check_shapes(path: pathlib.Path, adapter: Adapter, card: Mapping[str, Any],
     shapes = [jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree) for tree in (adapter, wanted)]
     if shapes[0] != shapes[1]:
         raise UserError(f"{path} is damaged: its arrays are not those that its card describes.")
-
-
-def _origin(card: Mapping[str, Any]) -> str:
-    facts = card.get("original_weights", {})
-    return ", ".join(f"{name} {facts[name]}" for name in ("origin", "sha256") if name in facts) or "unknown"

@@ -1,7 +1,6 @@
-"""Downloading a published file: resumed where it stopped, checked, under its name only when it is whole."""
+"""Downloading published files: resumed, checked, and visible only when they are complete."""
 
 import http.client
-import os
 import pathlib
 import shutil
 import urllib.error
@@ -11,8 +10,8 @@ import urllib.request
 from tqdm import tqdm
 
 from l2l_jax.errors import UserError
-from l2l_jax.weights.files import sha256
 from l2l_jax.weights.published import PublishedFile
+from l2l_jax.weights.reading import sha256
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60
@@ -24,19 +23,19 @@ def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
     Prints the file's size, licence and SHA-256.
 
     Args:
-      file: what to download.
-      folder: where to; it is made.
+      file: What to download.
+      folder: Where to; created.
 
     Returns:
       The path of the file.
 
     Raises:
-      UserError: the server cannot be reached or refuses, the disk is full, or what came is not what was
+      UserError: The server cannot be reached or refuses, the disk is full, or another file came than was
         published. What to do is part of the message.
     """
     target = folder / file.file
     if target.exists():
-        _check(file, target, sha256(target))
+        _check(file, target)
         print(f"{target} is there already.")
         return target
     if not file.url:
@@ -48,29 +47,29 @@ def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
     print(f"{file.holds}: {file.url}\n{file.size_in_words()}; licence: {file.licence}")
     part = target.with_name(f"{target.name}.part")
     try:
-        _download(file, part, folder)
+        _download(file, part)
     except urllib.error.HTTPError as error:
-        raise UserError(f"{file.url} answers {error.code} {error.reason}. {by_hand(file, folder)}") from error
+        raise UserError(
+            f"{file.url} answers {error.code} {error.reason}. {_by_hand(file, folder)}"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         if getattr(error, "filename", None):
             raise  # of this machine's disk
         reason = getattr(error, "reason", error)
         raise UserError(
             f"{urllib.parse.urlsplit(file.url).netloc} cannot be reached, or went away ({reason}). Run the "
-            f"same command to resume. {by_hand(file, folder)}"
+            f"same command to resume. {_by_hand(file, folder)}"
         ) from error
-    digest = sha256(part)
     try:
-        _check(file, part, digest)
+        _check(file, part)
     except UserError:
         part.unlink()
         raise
-    os.replace(part, target)
+    part.replace(target)
     return target
 
 
-def by_hand(file: PublishedFile, folder: pathlib.Path) -> str:
-    """What to do on a machine without a connection to the Internet."""
+def _by_hand(file: PublishedFile, folder: pathlib.Path) -> str:
     return (
         "Without a connection to the Internet, download it elsewhere, as with\n"
         f"    curl -L -o {file.file} '{file.url}'\n"
@@ -78,8 +77,8 @@ def by_hand(file: PublishedFile, folder: pathlib.Path) -> str:
     )
 
 
-def _check(file: PublishedFile, path: pathlib.Path, digest: str) -> None:
-    size = path.stat().st_size
+def _check(file: PublishedFile, path: pathlib.Path) -> None:
+    size, digest = path.stat().st_size, sha256(path)
     print(f"{size:,} bytes, SHA-256 {digest}")
     if file.size not in (None, size) or file.sha256 not in (None, digest):
         wanted = f"SHA-256 {file.sha256}" if file.sha256 else f"{file.size:,} bytes"
@@ -90,46 +89,42 @@ def _check(file: PublishedFile, path: pathlib.Path, digest: str) -> None:
         print("No checksum of this file is known: compare this one with that of others who have it.")
 
 
-def _download(file: PublishedFile, part: pathlib.Path, folder: pathlib.Path) -> None:
-    """Download to `part`, after the bytes that lie there already."""
+def _download(file: PublishedFile, part: pathlib.Path) -> None:
+    """Download to `part`, after the bytes that it holds already."""
     done = part.stat().st_size if part.exists() else 0
     version = part.with_name(f"{part.name}.version")  # of the file that the bytes belong to
     request = urllib.request.Request(file.url, headers={"User-Agent": "l2l_jax"})
     if done and version.exists():
         request.add_header("Range", f"bytes={done}-")
-        request.add_header("If-Range", version.read_text())
+        request.add_header("If-Range", version.read_text("utf-8"))
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not done:
             raise
         part.unlink()  # all of it came, or more than there is: begin again
-        return _download(file, part, folder)
+        return _download(file, part)
     with response:
         if response.headers.get_content_type() == "text/html":
             raise UserError(
                 f"{file.url} sends a web page instead of a file; open {file.page} in a browser and download "
-                f"it there, to {folder / file.file}."
+                f"it there, to {part.with_suffix('')}."
             )
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             done = 0
         length = response.headers.get("Content-Length")
         total = None if length is None else done + int(length)
-        if total is not None and shutil.disk_usage(folder).free < total - done:
-            raise UserError(f"{folder} has no room for {total - done:,} bytes.")
+        if total is not None and shutil.disk_usage(part.parent).free < total - done:
+            raise UserError(f"{part.parent} has no room for {total - done:,} bytes.")
         entity = response.headers.get("ETag") or response.headers.get("Last-Modified")
         version.unlink(missing_ok=True)
         if entity and not entity.startswith("W/"):
-            version.write_text(entity)
-        with part.open("ab" if done else "wb") as out:
-            _copy(response, out, done, total)
+            version.write_text(entity, "utf-8")
+        bar = tqdm(total=total, initial=done, unit="B", unit_scale=True, dynamic_ncols=True)
+        with part.open("ab" if done else "wb") as out, bar:
+            while chunk := response.read(CHUNK):
+                out.write(chunk)
+                bar.update(len(chunk))
     if total is not None and part.stat().st_size != total:
         raise ConnectionError(f"{part.stat().st_size:,} of {total:,} bytes came")
     version.unlink(missing_ok=True)
-
-
-def _copy(response: http.client.HTTPResponse, out, done: int, total: int | None) -> None:
-    with tqdm(total=total, initial=done, unit="B", unit_scale=True, dynamic_ncols=True) as bar:
-        while chunk := response.read(CHUNK):
-            out.write(chunk)
-            bar.update(len(chunk))

@@ -3,14 +3,15 @@
 import hashlib
 import json
 import struct
+from unittest.mock import ANY
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from l2l_jax.errors import UserError
-from l2l_jax.weights import files
-from l2l_jax.weights.arrays import StoredArray
+from l2l_jax.models.mapping import StoredArray
+from l2l_jax.weights import reading, writing
 from tests.weights.checkpoints import assert_same_bits, write_safetensors
 
 DTYPES = (np.float32, np.float16, jnp.bfloat16, np.int64)
@@ -30,8 +31,8 @@ def header(entries, data=b""):
 def test_written_arrays_are_read_again(tmp_path, dtype):
     arrays = {"a.weight": np.arange(6).reshape(2, 3).astype(dtype), "b": np.ones((), dtype)}
     path = tmp_path / "new" / "weights.safetensors"
-    files.write_checkpoint(path, arrays)
-    found = files.open_checkpoint(path)
+    writing.write_checkpoint(path, arrays)
+    found = reading.read_checkpoint(path)
     assert found.kind == "safetensors"
     assert_same_bits(found.copies[""], arrays)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -40,7 +41,7 @@ def test_written_arrays_are_read_again(tmp_path, dtype):
 
 def test_hash(tmp_path):
     (tmp_path / "file").write_bytes(b"weights")
-    assert files.sha256(tmp_path / "file") == hashlib.sha256(b"weights").hexdigest()
+    assert reading.sha256(tmp_path / "file") == hashlib.sha256(b"weights").hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,9 @@ def test_hash(tmp_path):
         ({"a.weight": stored()}, [""]),
         ({"module.a.weight": stored()}, [""]),
         ({"_orig_mod.module.a.weight": stored()}, [""]),
+        ({"_checkpoint_wrapped_module.a.weight": stored()}, [""]),
+        ({"a._checkpoint_wrapped_module._orig_mod.weight": stored()}, [""]),
+        ({"_forward_module.a._fsdp_wrapped_module.weight": stored()}, [""]),
         ({"state_dict": {"a.weight": stored()}, "epoch": 3}, ["state_dict"]),
         ({"model": {"module.a.weight": stored()}, "optimizer": {"state": {0: stored()}}}, ["model"]),
         ({"model": {"a.weight": stored()}, "model_ema": {"a.weight": stored()}}, ["model", "model_ema"]),
@@ -59,26 +63,34 @@ def test_hash(tmp_path):
     ],
 )
 def test_wrappers_and_prefixes(content, names):
-    found = files.find_state_dicts(content)
-    assert list(found) == names
+    found, left_out = reading.find_state_dicts(content)
+    assert list(found) == names and left_out == ()
     assert all(list(state_dict) == ["a.weight"] for state_dict in found.values())
 
 
 def test_a_prefix_that_not_all_keys_have_stays():
-    found = files.find_state_dicts({"module.a": stored(), "b": stored()})
+    found, _ = reading.find_state_dicts({"module.a": stored(), "b": stored()})
     assert list(found[""]) == ["module.a", "b"]
+
+
+def test_networks_that_only_training_needs_are_left_out():
+    content = {f"model.{name}": stored() for name in ("loss.d.weight", "a.weight", "perceptual.net.0.bias")}
+    found, left_out = reading.find_state_dicts({"state_dict": content | {"lpips.lin0": stored()}})
+    assert list(found["state_dict"]) == ["a.weight"]
+    assert set(left_out) == {"loss.d.weight", "perceptual.net.0.bias", "lpips.lin0"}
+    assert reading.find_state_dicts({"loss.d": stored()}) == ({"": {"loss.d": ANY}}, ())
 
 
 def test_the_moving_average_is_taken_on_request(tmp_path):
     weights = {"model.a": np.zeros(1, np.float32), "model_ema.a": np.ones(1, np.float32)}
-    found = files.open_checkpoint(write_safetensors(tmp_path / "x.safetensors", weights))
+    found = reading.read_checkpoint(write_safetensors(tmp_path / "x.safetensors", weights))
     assert (found.choose(), found.choose(ema=True)) == ("", "model_ema")
     assert np.asarray(found.copies["model_ema"]["a"]) == 1
-    plain = files.open_checkpoint(write_safetensors(tmp_path / "y.safetensors", {"a": np.zeros(1)}))
+    plain = reading.read_checkpoint(write_safetensors(tmp_path / "y.safetensors", {"a": np.zeros(1)}))
     with pytest.raises(UserError, match="no EMA copy"):
         plain.choose(ema=True)
     average = {"model_ema.a": np.ones(1, np.float32)}
-    only = files.open_checkpoint(write_safetensors(tmp_path / "z.safetensors", average))
+    only = reading.read_checkpoint(write_safetensors(tmp_path / "z.safetensors", average))
     assert only.choose() == "model_ema"
 
 
@@ -103,31 +115,31 @@ def test_damaged_and_forged_files_are_refused(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(UserError, match="x.safetensors"):
-        files.open_checkpoint(path)
+        reading.read_checkpoint(path)
 
 
 @pytest.mark.parametrize("name", ["weights.txt", "weights", "weights.h5"])
 def test_unknown_suffixes_name_the_known_ones(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(UserError, match=".safetensors"):
-        files.open_checkpoint(tmp_path / name)
+        reading.read_checkpoint(tmp_path / name)
     with pytest.raises(UserError, match=".safetensors"):
-        files.check_output(tmp_path / f"new_{name}")
+        writing.check_output(tmp_path / f"new_{name}")
 
 
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        files.open_checkpoint(tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="is a folder"):
-        files.open_checkpoint(tmp_path)
+        reading.read_checkpoint(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="is a folder, but not of a model: expected model.json"):
+        reading.read_checkpoint(tmp_path)
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"mine")
     with pytest.raises(UserError, match="exists"):
-        files.write_checkpoint(path, {"a": np.zeros(1)})
+        writing.write_checkpoint(path, {"a": np.zeros(1)})
     assert path.read_bytes() == b"mine"
-    with pytest.raises(AttributeError):
-        files.write_checkpoint(tmp_path / "y.safetensors", {"a": "no array"})
+    with pytest.raises(Exception, match="array|str"):
+        writing.write_checkpoint(tmp_path / "y.safetensors", {"a": "no array"})
     assert list(tmp_path.iterdir()) == [path]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import UserError
-from l2l_jax.weights import mapping
-from l2l_jax.weights.mapping import Constant, Ignored, Rule, conv, conv1x1_1d, linear, same
+from l2l_jax.models import mapping
+from l2l_jax.models.mapping import Constant, Ignored, Rule, conv, conv1x1_1d, linear, same
 
 TABLE = [
-    Constant("table", lambda size: np.linspace(0, 1, size, dtype=np.float32)),
+    Constant("table", lambda size: np.linspace(0, 1, size, dtype=np.float32), "Resized?"),
     Rule("blocks.{i}.special.weight", "encoder/special_{i}/kernel", linear),
     Rule("blocks.{i}.{j}.weight", "encoder/block_{i}_{j}/kernel", linear),
     Rule("bias", "encoder/bias"),
@@ -107,15 +107,30 @@ def test_a_constant_must_be_right_if_it_is_there():
     without = state_dict()
     table = without.pop("table")
     mapping.to_flax(TABLE, without, TARGET, 5)
-    for wrong in (table + np.float32(1e-3), table[:4], np.full_like(table, np.nan)):
-        with pytest.raises(UserError, match="table is not the fixed table"):
+    for wrong, complaint in (
+        (table + np.float32(1e-3), "is not the fixed table of this model. Resized"),
+        (np.full_like(table, np.nan), "is not the fixed table"),
+        (np.zeros_like(table), "is all zeros"),
+        (table[:4], r"has shape \(4,\), and this model's table \(5,\)"),
+    ):
+        with pytest.raises(UserError, match=f"table {complaint}"):
             mapping.to_flax(TABLE, without | {"table": wrong}, TARGET, 5)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
-def test_a_constant_may_be_rounded_to_the_format_of_the_file(dtype):
-    rounded = state_dict() | {"table": state_dict()["table"].astype(dtype)}
-    mapping.to_flax(TABLE, rounded, TARGET, 5)
+@pytest.mark.parametrize("stored", [None, np.float32])
+def test_a_constant_may_be_rounded_to_half_precision(dtype, stored):
+    """Now or earlier: a float32 file may hold values that were float16 or bfloat16 once."""
+    table = np.linspace(0, 1, 50, dtype=np.float32).astype(dtype)
+    rounded = state_dict() | {"table": table if stored is None else table.astype(stored)}
+    mapping.to_flax(TABLE, rounded, TARGET, 50)
+
+
+def test_export_in_half_precision_keeps_exact_constants():
+    params = mapping.to_flax(TABLE, state_dict(), TARGET, 5)
+    exact = [*TABLE, Constant("exact", lambda size: np.ones(size, np.float32), exact=True)]
+    dtypes = {key: x.dtype for key, x in mapping.to_torch(exact, params, 5, np.float16).items()}
+    assert dtypes == {key: np.float16 for key in state_dict()} | {"exact": np.float32}
 
 
 def test_a_parameter_without_a_rule_is_our_own_mistake():

@@ -1,0 +1,255 @@
+"""Checkpoints as models: the family of a state dict, the fields that it implies, and its parameters."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pydantic
+
+from l2l_jax.errors import UserError
+from l2l_jax.models import mapping
+from l2l_jax.models.base import FAMILIES, Model, Params
+from l2l_jax.models.checkpoints import CheckpointFormat
+from l2l_jax.weights.reading import CheckpointFile, read_checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A state dict and where it comes from.
+
+    Attributes:
+      state_dict: Arrays by key, without wrappers.
+      origin: What the file says besides, see `l2l_jax.models.checkpoints.Origin`.
+      file: The file.
+      copy: Name of the copy in it that was taken.
+      vqgan: The second file, if there is one.
+    """
+
+    state_dict: Mapping[str, Any]
+    origin: dict[str, Any]
+    file: CheckpointFile | None = None
+    copy: str = ""
+    vqgan: "Checkpoint | None" = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return JSON-able facts: name, SHA-256 and format of the file, and the copy that was taken."""
+        if self.file is None:
+            return {}
+        facts: dict[str, Any] = {
+            "file": self.file.path.name,
+            "sha256": self.file.sha256(),
+            "format": self.file.kind,
+        }
+        facts |= {key: self.origin[key] for key in ("config", "preprocessor") if key in self.origin}
+        if self.copy:
+            facts["copy"] = self.copy
+        if self.file.left_out:
+            left_out = mapping.listing(self.file.left_out, 3)
+            facts["left_out"] = f"{len(self.file.left_out)} arrays: {left_out}"
+        return facts | ({"vqgan": self.vqgan.facts()} if self.vqgan else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognized:
+    """A checkpoint of a known family.
+
+    Attributes:
+      family: Name of the family.
+      format: The format of the checkpoint.
+      state_dict: Its arrays, by the keys of the format's table.
+      origin: As of `Checkpoint`.
+    """
+
+    family: str
+    format: CheckpointFormat
+    state_dict: Mapping[str, Any]
+    origin: dict[str, Any]
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Fields of the model that shapes show."""
+        return self.format.sizes(self.state_dict)
+
+    @property
+    def licence(self) -> str:
+        """The licence of the weights, as far as it is known."""
+        return self.format.licence(self.origin["file"]) or "See where the file comes from."
+
+    def variant(self) -> str | None:
+        """Return the name of the published model of these sizes, if there is one."""
+        shown = self.sizes
+        for name, fields in self.format.published.items():
+            model = build(self.family, fields).canonical()
+            if all(getattr(model, field) == value for field, value in shown.items()):
+                return name
+        return None
+
+    def known_fields(self) -> dict[str, Any]:
+        """Return the fields that shapes show, that the checkpoint states, or that a published model has."""
+        published = self.format.published.get(self.variant() or "", {})
+        return {**published, **self.format.stated(self.origin, self.sizes), **self.sizes}
+
+    def model(self, given: Mapping[str, Any], flag: str = "--set ") -> tuple[Model, dict[str, Any]]:
+        """Return the model of the checkpoint, and those of its fields that were guessed.
+
+        Args:
+          given: Fields that the user gives.
+          flag: Start of the flag that gives a field, for messages.
+
+        Raises:
+          UserError: Sizes that cannot be told; a field that weights do not show and that was not given; a
+            given field that contradicts the weights.
+        """
+        sizes, known, variant = self.sizes, self.known_fields(), self.variant()
+        for name, value in given.items():
+            if name in sizes and sizes[name] != value:
+                raise UserError(f"{name} is {sizes[name]} in the weights, not {value}.")
+        unknown = [name for name in self.format.hidden if name not in known and name not in given]
+        if unknown and variant is None:
+            told = ", ".join(f"{name} {value}" for name, value in sizes.items())
+            options = " ".join(f"{flag}{name}=…" for name in unknown)
+            raise UserError(
+                f"this {self.family} model has no published size ({told}), and its weights do not show "
+                f"{', '.join(unknown)}: add {options}"
+            )
+        guessed = self.format.guessed(self.origin, sizes)
+        model = build(self.family, {**guessed, **known, **given})
+        assumed = [name for name in model.TRAINED_WITH if name not in known and name not in given]
+        return model, {name: getattr(model, name) for name in assumed}
+
+    def params(self, model: Model) -> Params:
+        """Return the parameters that the checkpoint holds, float32; `model.derived_parts` are not among them.
+
+        Raises:
+          UserError: The weights do not fit the model, are not finite, or not float32, float16 or bfloat16.
+        """
+        target = part_shapes(model, self.format.parts)
+        return as_floats(mapping.to_flax(self.format.table, self.state_dict, target, model), target)
+
+
+def open_checkpoint(
+    path: pathlib.Path, *, ema: bool = False, vqgan: pathlib.Path | None = None
+) -> Checkpoint:
+    """Return the state dict of a checkpoint, that of MAGE's VQGAN added if it is in a file of its own.
+
+    Args:
+      path: See `read_checkpoint`.
+      ema: Take the exponential moving average of the weights.
+      vqgan: File of the VQGAN.
+
+    Raises:
+      UserError: See `read_checkpoint` and `CheckpointFile.choose`.
+    """
+    file = read_checkpoint(path)
+    name = file.choose(ema)
+    state_dict: Mapping[str, Any] = file.copies[name]
+    added = None
+    if vqgan is not None:
+        added = open_checkpoint(vqgan)
+        with about(path):
+            join = recognize(state_dict, file.origin).format.join
+            if join is None:
+                raise UserError("a second file, --vqgan, belongs to MAGE.")
+            state_dict = join(state_dict, added.state_dict)
+    return Checkpoint(state_dict, file.origin, file, name, added)
+
+
+def recognize(state_dict: Mapping[str, Any], origin: Mapping[str, Any]) -> Recognized:
+    """Find the family of a state dict by its keys.
+
+    Raises:
+      UserError: It belongs to none, or is only a part of a model; the message says which.
+    """
+    for family in FAMILIES:
+        for kind in FAMILIES[family].FORMATS:
+            if kind.recognize(state_dict):
+                return Recognized(family, kind, kind.unwrap(state_dict), dict(origin))
+    if state_dict and all(key.endswith(("/down", "/up", "/delta")) for key in state_dict):
+        raise UserError(
+            "this is an adapter, not a model: merge it into the one that it was trained on, with python -m "
+            "l2l_jax.weights export FOLDER --adapter FILE --output FILE."
+        )
+    families = ", ".join(FAMILIES)
+    raise UserError(
+        f"these are not weights of {families}: the keys are {mapping.listing(sorted(state_dict), 4)}."
+    )
+
+
+def open_recognized(
+    path: pathlib.Path, *, ema: bool = False, vqgan: pathlib.Path | None = None
+) -> tuple[Checkpoint, Recognized]:
+    """Open a checkpoint and find its family; see `open_checkpoint` and `recognize`."""
+    source = open_checkpoint(path, ema=ema, vqgan=vqgan)
+    with about(path):
+        return source, recognize(source.state_dict, source.origin)
+
+
+def build(family: str, fields: Mapping[str, Any]) -> Model:
+    """Return the model of a family with these fields, checked.
+
+    Raises:
+      UserError: A field that does not exist, or a value that it cannot have.
+    """
+    cls = FAMILIES[family]
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in fields:
+        if name not in known:
+            raise UserError(f"a {family} model has no field {name}; known: {', '.join(known)}.")
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(dict(fields))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = f"{first['loc'][0]}: " if first["loc"] else ""
+        raise UserError(f"no {family} model of these sizes: {where}{first['msg']}.") from error
+
+
+def part_shapes(model: Model, parts: tuple[str, ...]) -> Params:
+    """Return the shapes of some parts of the parameters.
+
+    Raises:
+      UserError: Parameters of such shapes cannot be.
+    """
+    try:
+        shapes = model.shapes()
+    except (ValueError, TypeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"no {FAMILIES.name_of(type(model))} model of these sizes can be built ({reason})."
+        ) from error
+    return {part: shapes[part] for part in parts}
+
+
+def as_floats(params: Params, target: Params) -> Params:
+    """Return parameters in the number formats of `target`, which hold every value of theirs.
+
+    Raises:
+      UserError: Arrays that are not float32, float16 or bfloat16, or that hold NaN or infinite values.
+    """
+
+    def widen(path: Any, value: np.ndarray, like: Any) -> np.ndarray:
+        name = "/".join(str(key.key) for key in path)
+        if value.dtype not in mapping.FLOATS.values():
+            raise UserError(f"{name} is {value.dtype}; expected are {', '.join(mapping.FLOATS)}.")
+        finite = np.isfinite(value)
+        if not finite.all():
+            broken = finite.size - int(finite.sum())
+            raise UserError(
+                f"{name} holds NaN or infinite values ({broken:,} of {finite.size:,}): the training "
+                "diverged, or the file is damaged. Use another checkpoint."
+            )
+        return value if value.dtype == like.dtype else value.astype(like.dtype)
+
+    return jax.tree_util.tree_map_with_path(widen, params, target)
+
+
+@contextlib.contextmanager
+def about(path: pathlib.Path) -> Iterator[None]:
+    """Put the name of the file or folder before the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

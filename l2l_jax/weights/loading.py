@@ -1,0 +1,206 @@
+"""Loading models: saved folders, checkpoints, Hugging Face folders, shipped models and adapters."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from l2l_jax import shipped
+from l2l_jax.errors import UserError
+from l2l_jax.models.base import FAMILIES, Model, Params
+from l2l_jax.weights import adapters
+from l2l_jax.weights.checkpoints import about, build, open_checkpoint, open_recognized, recognize
+from l2l_jax.weights.hub import HUB, download
+from l2l_jax.weights.saved_models import CARD, load_params, read_card
+
+
+def load_model(
+    path: str | pathlib.Path, *, adapter: str | pathlib.Path | None = None, **fields: Any
+) -> tuple[Model, Params]:
+    """Load a model and its parameters; all sizes come from the card, config.json or the weights.
+
+    Args:
+      path: Folder of a saved model, such as `runs/x/unlearned`; name of a shipped model; checkpoint file;
+        Hugging Face folder, or `hf://ORGANIZATION/NAME`.
+      adapter: File of an adapter that was trained on this model, to be merged into it.
+      **fields: Fields of the model, where they differ or cannot be told from the weights.
+
+    Raises:
+      UserError: There is no model, it cannot be read, or fields are missing or contradict the weights.
+    """
+    path = locate(path)
+    model = model_from_checkpoint(path, fields, flag="")
+    family = FAMILIES.name_of(type(model))
+    params = load_pretrained(path, family, model)
+    if adapter is not None:
+        params = adapters.with_adapter(pathlib.Path(adapter), params, family, model)
+    return model, params
+
+
+def locate(given: str | pathlib.Path) -> pathlib.Path:
+    """Return the path of a shipped model's name, of `hf://ORGANIZATION/NAME` (downloaded), or of a path."""
+    text = str(given)
+    if text.startswith(HUB):
+        return download(text.removeprefix(HUB))
+    return shipped.resolved(text)
+
+
+def model_from_checkpoint(
+    path: str | pathlib.Path, given: Mapping[str, Any], *, flag: str = "--config.model."
+) -> Model:
+    """Return the model that weights belong to, without reading them.
+
+    Args:
+      path: As for `load_model`.
+      given: Fields that the user gives; they override what weights do not show.
+      flag: Start of the flag that gives a field, for messages.
+
+    Raises:
+      UserError: See `load_model`.
+    """
+    path = locate(path)
+    if not path.exists():
+        raise UserError(_missing(path))
+    if path.parent == shipped.FOLDER:
+        card = shipped.card(path.stem)
+    elif (path / CARD).is_file():
+        card = read_card(path)
+    else:
+        _, found = open_recognized(path)
+        with about(path):
+            return found.model(given, flag)[0]
+    with about(path):
+        if card.get("family") not in FAMILIES:
+            raise UserError(f"this is a {card.get('family')} model; known are {', '.join(FAMILIES)}.")
+        return build(card["family"], {**card.get("model", {}), **given})
+
+
+def load_pretrained(path: pathlib.Path, family: str, model: Model) -> Params:
+    """Return all parts of the original model that `config.model.pretrained` names.
+
+    Args:
+      path: As for `load_model`.
+      family: The family that the config asks for.
+      model: The model that the config asks for.
+
+    Raises:
+      UserError: There is another family or another model, or nothing that can be read.
+    """
+    path = locate(path)
+    if not path.exists():
+        raise UserError(_missing(path))
+    if path.parent == shipped.FOLDER:
+        return _load_shipped(path, family, model)
+    if path.is_dir() and not (path / "config.json").is_file():
+        return _load_saved(path, family, model)
+    source = open_checkpoint(path)
+    with about(path):
+        found = recognize(source.state_dict, source.origin)
+        _check_family(found.family, family)
+        hidden = [name for name in found.format.hidden if name in model.TRAINED_WITH]
+        published = found.format.published.get(found.variant() or "")
+        shown = (
+            {} if published is None else {name: getattr(build(family, published), name) for name in hidden}
+        )
+        stated = found.format.stated(found.origin, found.sizes)
+        shown |= {name: value for name, value in stated.items() if name in model.TRAINED_WITH}
+        _check_fields(_as_fields(family, shown) | found.sizes, model.canonical())
+        return found.params(model) | model.derived_parts()
+
+
+def _missing(path: pathlib.Path) -> str:
+    return (
+        f"config.model.pretrained={path} does not exist; it should be a folder of a saved model, such as "
+        "runs/digits_mae/pretrained, a checkpoint file, a Hugging Face folder, hf://ORGANIZATION/NAME, or a "
+        f"shipped model: {', '.join(shipped.names())}."
+    )
+
+
+def _as_fields(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values in the types of the fields, such as tuples for lists."""
+    defaults = FAMILIES[family]()
+    return {
+        name: tuple(value) if isinstance(getattr(defaults, name), tuple) else value
+        for name, value in values.items()
+    }
+
+
+def _load_shipped(path: pathlib.Path, family: str, model: Model) -> Params:
+    card = shipped.card(path.stem)
+    with about(path):
+        _check_family(card["family"], family)
+        source = open_checkpoint(path)
+        found = recognize(source.state_dict, source.origin)
+        _check_sizes(build(family, card["model"]), model, found.format.parts)
+        return found.params(model) | model.derived_parts()
+
+
+def _load_saved(path: pathlib.Path, family: str, model: Model) -> Params:
+    card = read_card(path)
+    with about(path):
+        _check_family(card.get("family"), family)
+        saved = build(family, card.get("model", {}))
+        _check_fields({name: getattr(saved, name) for name in model.TRAINED_WITH}, model)
+        shapes = model.shapes()
+        parts = card.get("parts", list(shapes))
+        _check_sizes(saved, model, parts)
+    params = load_params(path, {part: shapes[part] for part in parts})
+    return params if len(parts) == len(shapes) else params | model.derived_parts()
+
+
+def _check_family(found: Any, wanted: str) -> None:
+    if found is None:
+        raise UserError("its model.json does not name the model's family: the folder is damaged.")
+    if found != wanted:
+        raise UserError(f"this is a {found} model, but config.model.family is {wanted}.")
+
+
+def _check_fields(found: Mapping[str, Any], model: Model) -> None:
+    for name, value in found.items():
+        wanted = getattr(model, name)
+        if value != wanted:
+            raise UserError(
+                f"this model has {name}={value}, but config.model.{name} is {wanted}. Make them agree, or "
+                "name other weights."
+            )
+
+
+def _check_sizes(saved: Model, model: Model, parts: Sequence[str]) -> None:
+    """Name the first field, if any, by which the shapes of these parts differ."""
+
+    def shapes(candidate: Model) -> Params:
+        whole = candidate.shapes()
+        return {part: whole[part] for part in parts}
+
+    wanted = shapes(model)
+    if shapes(saved) == wanted:
+        return
+    for field in dataclasses.fields(saved):
+        own = getattr(saved, field.name)
+        with contextlib.suppress(ValueError):  # no model has these sizes
+            if shapes(dataclasses.replace(model, **{field.name: own})) == wanted:
+                continue
+        _check_fields({field.name: own}, model)
+
+
+def original_weights(path: pathlib.Path) -> dict[str, Any]:
+    """Return JSON-able facts about weights: origin, SHA-256 and licence.
+
+    A model that was trained here comes from no file and has no SHA-256. Of one that was unlearned before, the
+    facts hold those of its own original under "original_weights".
+
+    Raises:
+      UserError: It cannot be read.
+    """
+    path = locate(path)
+    if path.parent == shipped.FOLDER:
+        card = shipped.card(path.stem)
+        facts = {name: card[name] for name in ("sha256", "trained_on", "seed", "licence")}
+        return {"origin": f"the shipped model {path.stem}", **facts}
+    if path.is_dir() and not (path / "config.json").is_file():
+        card = read_card(path)
+        facts = {"origin": card.get("origin", "unknown"), **card.get("source", {})}
+        return facts | {name: card[name] for name in ("licence", "original_weights") if name in card}
+    source, found = open_recognized(path)
+    return {"origin": f"read from {path.name}", **source.facts(), "licence": found.licence}

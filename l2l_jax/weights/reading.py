@@ -1,0 +1,379 @@
+"""Reading checkpoint files and folders: which arrays they hold, under which names.
+
+Files count as hostile until they prove otherwise: nothing in them is executed, and whatever is wrong with one
+becomes a `UserError`. Arrays are read later, one by one where the format allows it.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import pathlib
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from l2l_jax.errors import UserError
+from l2l_jax.models.mapping import FLOATS, StoredArray
+
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar")
+SAFETENSORS_SUFFIX = ".safetensors"
+SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX)
+
+PLAIN = ("state_dict", "model", "network", "net", "params", "module")
+"""Names under which checkpoints keep their state dict."""
+AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "params_ema", "ema")
+"""Names under which checkpoints keep an exponential moving average (EMA) of the weights."""
+PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.", "state_dict.", "network.")
+"""What wrappers (data parallelism, `torch.compile`, Lightning, DeepSpeed) put before every key."""
+INNER_WRAPPERS = re.compile(r"\b(_checkpoint_wrapped_module|_orig_mod|_fsdp_wrapped_module)\.")
+"""What wrappers of single blocks put into keys."""
+TRAINING_ONLY = re.compile(r"(perceptual|perceptual_loss|lpips|loss|criterion|discriminator|disc)\b.*")
+"""Keys of networks that only the training needs."""
+
+HUB_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Names of the weights in a Hugging Face folder; an index names shards."""
+
+OLDEST_TORCH = (2, 10)
+"""Before it, crafted files could get past `weights_only=True` (CVE-2025-32434, CVE-2026-24747)."""
+
+StateDict = dict[str, StoredArray]
+
+_EXPECTED = f"expected are {', '.join(FLOATS)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointFile:
+    """The content of a checkpoint.
+
+    Attributes:
+      path: The file or folder.
+      kind: Its format, in words.
+      copies: State dicts by the name of their wrapper ("" for none), without common prefixes.
+      origin: What it says besides, see `l2l_jax.models.checkpoints.Origin`.
+      files: The files that hold the arrays.
+      left_out: Keys of networks that only the training needs.
+    """
+
+    path: pathlib.Path
+    kind: str
+    copies: dict[str, StateDict]
+    origin: dict[str, Any]
+    files: tuple[pathlib.Path, ...]
+    left_out: tuple[str, ...] = ()
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the file, or that over the digests of several."""
+        digests = [sha256(file) for file in self.files]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    def choose(self, ema: bool = False) -> str:
+        """Return the name of the copy to use: the plain weights if there are any, or with `ema` their EMA.
+
+        Raises:
+          UserError: An EMA is asked for and there is none.
+        """
+        averaged = [name for name in self.copies if any(part in AVERAGED for part in name.split("."))]
+        plain = [name for name in self.copies if name not in averaged]
+        if ema and not averaged:
+            raise UserError(
+                f"{self.path} holds no EMA copy under {', '.join(AVERAGED)}. Palette keeps its EMA in a file "
+                "of its own (*_Network_ema.pth): give that file, without --ema."
+            )
+        return averaged[0] if ema or not plain else plain[0]
+
+
+def read_checkpoint(path: pathlib.Path) -> CheckpointFile:
+    """Find out what a checkpoint holds.
+
+    Args:
+      path: A `.safetensors` file, a PyTorch file (`.pth`, `.pt`, `.ckpt`, `.bin`), which needs PyTorch, or a
+        Hugging
+        Face folder: config.json and weights, which may be sharded.
+
+    Raises:
+      UserError: No such file, an unknown suffix, a damaged or hostile file, no arrays in it, or PyTorch is
+        needed and missing.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    kind, content = _read_file(path)
+    copies, left_out = find_state_dicts(content)
+    if not copies:
+        raise UserError(f"{path} holds no weights: there is no array in it, at the top or in a wrapper.")
+    size = path.stat().st_size
+    for state_dict in copies.values():
+        for key, array in state_dict.items():
+            if array.nbytes > size:  # strides of 0 make one stored number look like any array
+                raise UserError(f"{path} is damaged or forged: {key} is larger than the file.")
+    origin = {"file": path.name, "args": _arguments(content), **_neighbors(path.parent)}
+    return CheckpointFile(path, kind, copies, origin, (path,), left_out)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_file(path: pathlib.Path) -> tuple[str, dict[Any, Any]]:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist.")
+    try:
+        if path.name.endswith(TORCH_SUFFIXES):
+            return _read_torch(path)
+        if path.suffix == SAFETENSORS_SUFFIX:
+            return "safetensors", dict(_read_safetensors(path))
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. Change its permissions.") from error
+    raise UserError(f"{path}: weights are read from {', '.join(SUFFIXES)} files.")
+
+
+def _read_folder(path: pathlib.Path) -> CheckpointFile:
+    name = next((name for name in HUB_WEIGHTS if (path / name).is_file()), None)
+    if name is None or not (path / "config.json").is_file():
+        raise UserError(
+            f"{path} is a folder, but not of a model: expected {'model.json'} (saved here), or config.json "
+            f"and {HUB_WEIGHTS[0]} (Hugging Face)."
+        )
+    files = [name]
+    if name.endswith(".index.json"):
+        shards = _json(path / name).get("weight_map")
+        if not isinstance(shards, Mapping) or not all(isinstance(file, str) for file in shards.values()):
+            raise UserError(f"{path / name} is damaged: it should name the file of each array.")
+        files = sorted(set(shards.values()))
+    contents = []
+    for file in files:
+        if pathlib.PurePath(file).name != file:
+            raise UserError(f"{path / name} names a file outside its folder: {file}.")
+        contents.append(_read_file(path / file)[1])
+    copies, left_out = find_state_dicts(
+        {key: value for content in contents for key, value in content.items()}
+    )
+    if not copies:
+        raise UserError(f"{path} holds no weights.")
+    origin = {"file": path.name, **_neighbors(path)}
+    paths = tuple(path / file for file in files)
+    return CheckpointFile(path, "Hugging Face folder", copies, origin, paths, left_out)
+
+
+def _neighbors(folder: pathlib.Path) -> dict[str, Any]:
+    """Read the JSON files of a Hugging Face folder; a `config.json` of something else has no "model_type"."""
+    found = {}
+    for name, file in (("config", "config.json"), ("preprocessor", "preprocessor_config.json")):
+        if (folder / file).is_file():
+            found[name] = _json(folder / file)
+    return found if "model_type" in found.get("config", {}) else {}
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it should hold a JSON object.")
+    return value
+
+
+def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the arguments of the training program that a checkpoint holds."""
+    args = content.get("args")
+    if isinstance(args, argparse.Namespace):
+        return vars(args)
+    return dict(args) if isinstance(args, Mapping) else {}
+
+
+def find_state_dicts(
+    content: Mapping[Any, Any], depth: int = 4
+) -> tuple[dict[str, StateDict], tuple[str, ...]]:
+    """Return the state dicts in a checkpoint, and the keys that only training needs, which are left out.
+
+    Args:
+      content: Nested mappings. Values that are neither a mapping nor a `StoredArray` are passed over, and so
+        are mappings of other names than `PLAIN` and `AVERAGED`, such as an optimizer's.
+      depth: Number of nested mappings to look into.
+
+    Returns:
+      State dicts without prefixes by the names of their wrappers, joined with dots; and keys.
+    """
+    found: dict[str, StateDict] = {}
+    left_out: dict[str, None] = {}
+    for wrapper in (*PLAIN, *AVERAGED):
+        inner = content.get(wrapper)
+        if isinstance(inner, Mapping) and depth:
+            copies, keys = find_state_dicts(inner, depth - 1)
+            found |= {f"{wrapper}.{name}".rstrip("."): state_dict for name, state_dict in copies.items()}
+            left_out |= dict.fromkeys(keys)
+    if found:
+        return found, tuple(left_out)
+    arrays = {str(key): value for key, value in content.items() if isinstance(value, StoredArray)}
+    for wrapper in AVERAGED:  # files without nesting keep the copy behind a prefix
+        prefixed = {key: arrays.pop(key) for key in list(arrays) if key.startswith(f"{wrapper}.")}
+        if prefixed:
+            found[wrapper] = {key.removeprefix(f"{wrapper}."): value for key, value in prefixed.items()}
+    if arrays:
+        found = {"": arrays} | found
+    cleaned = {name: _without_wrappers(state_dict) for name, state_dict in found.items()}
+    for _, keys in cleaned.values():
+        left_out |= dict.fromkeys(keys)
+    return {name: state_dict for name, (state_dict, _) in cleaned.items() if state_dict}, tuple(left_out)
+
+
+def _without_wrappers(state_dict: StateDict) -> tuple[StateDict, list[str]]:
+    """Remove what wrappers put into keys, and networks that only training needs."""
+    state_dict = {INNER_WRAPPERS.sub("", key): value for key, value in state_dict.items()}
+    extra = [key for key in state_dict if TRAINING_ONLY.fullmatch(key)]
+    left_out = extra if len(extra) < len(state_dict) else []
+    state_dict = {key: value for key, value in state_dict.items() if key not in set(left_out)}
+    first = next(iter(state_dict), "")
+    prefix = next((prefix for prefix in PREFIXES if first.startswith(prefix)), None)
+    if prefix is None or not all(key.startswith(prefix) for key in state_dict):
+        return state_dict, left_out
+    inner, more = _without_wrappers({key.removeprefix(prefix): value for key, value in state_dict.items()})
+    return inner, [*left_out, *more]
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
+    "BOOL": np.bool_,
+}  # fmt: skip
+
+
+def _read_safetensors(path: pathlib.Path) -> StateDict:
+    def reader(key: str) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            # Opened anew for every array: pages of the file that were read are given back at once.
+            with safetensors.safe_open(path, framework="numpy") as file:
+                return file.get_tensor(key)
+
+        return read
+
+    content = {}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            for key in file.keys():  # noqa: SIM118  (not a dict: it cannot be iterated over)
+                entry = file.get_slice(key)
+                dtype = _SAFETENSORS_DTYPES.get(entry.get_dtype())
+                if dtype is None:
+                    raise UserError(f"{path}: {key} is {entry.get_dtype()}; {_EXPECTED}.")
+                content[key] = StoredArray(tuple(entry.get_shape()), np.dtype(dtype), reader(key))
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is not a complete safetensors file ({error}).") from error
+    return content
+
+
+def import_torch() -> ModuleType:
+    """Return PyTorch.
+
+    Raises:
+      UserError: It is not installed, or too old to be given a file that may be hostile.
+    """
+    try:
+        import torch  # an optional extra
+    except ImportError as error:
+        raise UserError(
+            "Reading and writing PyTorch files needs PyTorch: pip install 'l2l_jax[torch]' (its build for "
+            "CPU is enough). Files that end in .safetensors need no PyTorch."
+        ) from error
+    version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
+    if version < OLDEST_TORCH:
+        wanted = ".".join(map(str, OLDEST_TORCH))
+        raise UserError(
+            f"PyTorch {torch.__version__} is not safe with untrusted files: crafted ones execute code in "
+            f"versions before {wanted}. Run: pip install -U 'l2l_jax[torch]'"
+        )
+    return torch
+
+
+def _read_torch(path: pathlib.Path) -> tuple[str, dict[Any, Any]]:
+    """Read a PyTorch file; values of today's format (zip) stay on the disk until they are read."""
+    torch = import_torch()
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    if zipped:
+        _check_zip(path)
+    try:
+        # Training programs keep their command line as a Namespace, which is plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # hostile and damaged files raise whatever they like
+        raise UserError(_explain(path, error)) from error
+    if not isinstance(content, Mapping):
+        kind = type(content).__name__
+        raise UserError(f"{path} holds one {kind}, not a state dict: named tensors are expected.")
+    kind = "PyTorch, zip format" if zipped else "PyTorch, legacy format"
+    return kind, _stored(torch, path, content, depth=5)
+
+
+def _check_zip(path: pathlib.Path) -> None:
+    """Refuse compressed archives: PyTorch stores its arrays as they are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise UserError(
+            f"{path} is truncated or damaged: the end of the archive is missing. Download it again."
+        ) from error
+    unpacked = sum(entry.file_size for entry in entries)
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or unpacked > path.stat().st_size:
+        raise UserError(f"{path} was not written by torch.save: its arrays are compressed.")
+
+
+def _explain(path: pathlib.Path, error: Exception) -> str:
+    """Return the message for what `torch.load` raised."""
+    text = " ".join(str(error).split())
+    name = re.search(r"GLOBAL ([\w.]+)", text)
+    if isinstance(error, pickle.UnpicklingError) and name:
+        return (
+            f"{path} is refused: it holds a Python object ({name[1]}) besides tensors, and loading such "
+            "objects can execute code. If you trust where it comes from, save its state dict alone with the "
+            "program that wrote it: torch.save(model.state_dict(), 'weights.pth')."
+        )
+    reason = re.sub(r"^.*?WeightsUnpickler error:", "", text).strip()
+    shown = f"{reason[:160]}…" if len(reason) > 160 else reason
+    kind = type(error).__name__
+    return f"{path} is not a PyTorch checkpoint, or is truncated or damaged ({kind}: {shown})."
+
+
+def _stored(torch: ModuleType, path: pathlib.Path, content: Mapping, depth: int) -> dict[Any, Any]:
+    """Keep mappings, tensors as `StoredArray`, and the arguments of the training program."""
+    found: dict[Any, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, torch.Tensor):
+            found[key] = _stored_tensor(torch, path, key, value)
+        elif isinstance(value, Mapping) and depth:
+            found[key] = dict(value) if key == "args" else _stored(torch, path, value, depth - 1)
+        elif isinstance(value, argparse.Namespace):
+            found[key] = value
+    return found
+
+
+def _stored_tensor(torch: ModuleType, path: pathlib.Path, key: Any, tensor: Any) -> StoredArray:
+    name = str(tensor.dtype).removeprefix("torch.")
+    others = ("float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+    dtype = FLOATS.get(name) or (np.dtype(name) if name in others else None)
+    if dtype is None or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        raise UserError(f"{path}: {key} is a {name} tensor ({tensor.layout}); {_EXPECTED}.")
+    tensor = tensor.detach().resolve_neg()
+
+    def read() -> np.ndarray:
+        if name == "bfloat16":  # NumPy knows it as an extension, which PyTorch does not hand over
+            return tensor.view(torch.int16).numpy().view(dtype)
+        return tensor.numpy()
+
+    return StoredArray(tuple(tensor.shape), dtype, read)

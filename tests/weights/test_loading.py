@@ -1,0 +1,133 @@
+"""Models loaded from saved folders, checkpoints and shipped names, and what refuses to load."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.errors import UserError
+from l2l_jax.models.adapters import new_adapter
+from l2l_jax.models.mae.model import MAE
+from l2l_jax.weights import transfer
+from l2l_jax.weights.adapters import adapter_bytes
+from l2l_jax.weights.loading import load_model, load_pretrained, model_from_checkpoint, original_weights
+from l2l_jax.weights.saved_models import fingerprint, save_model
+from tests.weights.checkpoints import SMALL, write_safetensors
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """The small cases, as files and as folders made from them."""
+    folder = tmp_path_factory.mktemp("small")
+    for name, small in SMALL.items():
+        path = write_safetensors(folder / f"{name}.safetensors", small.state_dict)
+        transfer.import_checkpoint(path, folder / name, fields=small.given)
+    return folder
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_all_sizes_come_from_the_card_or_the_weights(imported, name):
+    small = SMALL[name]
+    model, folder = load_model(str(imported / name))
+    again, file = load_model(imported / f"{name}.safetensors", **small.given)
+    assert model == again
+    shown = transfer.FAMILIES[name].FORMATS[0].sizes(small.state_dict)
+    assert {field: getattr(model, field) for field in shown} == {
+        field: getattr(small.model, field) for field in shown
+    }
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), model.shapes())
+    for params in (folder, file, load_pretrained(imported / name, name, small.model)):
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == shapes
+        jax.tree.map(np.testing.assert_array_equal, params, folder)
+
+
+def test_shipped_models_by_name():
+    model, params = load_model("digits_mae", dtype="bfloat16")
+    assert (model.image_size, model.dtype) == (16, "bfloat16")
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, model.shapes())
+
+
+def test_fields_for_a_config_leave_free_what_weights_do_not_show(imported):
+    model = model_from_checkpoint(imported / "mae", {"mask_ratio": 0.5, "scan": True})
+    assert (model.width, model.num_heads, model.mask_ratio, model.scan) == (48, 4, 0.5, True)
+    with pytest.raises(UserError, match=r"do not show num_heads, .*add --config\.model\.num_heads=…"):
+        model_from_checkpoint(imported / "mae.safetensors", {})
+    with pytest.raises(UserError, match="mae.safetensors: width is 48 in the weights, not 7"):
+        load_model(imported / "mae.safetensors", width=7, **SMALL["mae"].given)
+
+
+def test_an_adapter_is_merged_into_its_base(imported, tmp_path):
+    model, params = load_model(imported / "mae")
+    adapter = new_adapter(params, "lora", 2, jax.random.key(0))
+    adapter = jax.tree.map(lambda x: np.ones(x.shape, np.float32), adapter)
+    card = {"family": "mae", "adapter": "lora", "adapter_rank": 2}
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(adapter_bytes(adapter, card | {"base": fingerprint(params, model.generative_parts)}))
+    _, after = load_model(imported / "mae", adapter=path)
+    change = after["decoder"]["decoder_embed"]["kernel"] - params["decoder"]["decoder_embed"]["kernel"]
+    np.testing.assert_allclose(change, 2, rtol=1e-6)  # two columns of ones times two rows of ones
+
+
+def test_training_masks_follow_the_config_and_not_the_imported_folder(imported):
+    model = dataclasses.replace(SMALL["palette"].model, hole_bank_size=3)
+    params = load_pretrained(imported / "palette", "palette", model)
+    np.testing.assert_array_equal(params["holes"], model.mask_bank())
+
+
+@pytest.mark.parametrize("path", ["mae", "mae.safetensors"])
+@pytest.mark.parametrize(
+    "change", [dict(depth=3), dict(width=64), dict(image_size=64), dict(decoder_width=8)]
+)
+def test_another_model_than_the_config_asks_for(imported, path, change):
+    ((name, value),) = change.items()
+    complaint = rf"{path}: this model has {name}=\d+, but config.model.{name} is {value}\. Make them"
+    with pytest.raises(UserError, match=complaint):
+        # The share of hidden patches may differ, and is not named.
+        load_pretrained(
+            imported / path, "mae", dataclasses.replace(SMALL["mae"].model, mask_ratio=0.25, **change)
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(num_heads=2), dict(norm_pix_loss=True), dict(pixel_mean=(0.5,) * 3), dict(layer_norm_eps=1e-12)],
+)
+def test_fields_that_shapes_do_not_show_must_agree(imported, change):
+    with pytest.raises(UserError, match=next(iter(change))):
+        load_pretrained(imported / "mae", "mae", dataclasses.replace(SMALL["mae"].model, **change))
+
+
+def test_other_families_and_weights_that_are_not_there(imported):
+    for path in ("mae", "mae.safetensors"):
+        with pytest.raises(UserError, match="this is a mae model, but config.model.family is mage"):
+            load_pretrained(imported / path, "mage", SMALL["mage"].model)
+    for load in (load_model, lambda path: load_pretrained(path, "mae", SMALL["mae"].model)):
+        with pytest.raises(UserError, match="pretrained=.*nowhere does not exist; it should be"):
+            load(imported / "nowhere")
+
+
+def test_facts_about_the_original(imported, tmp_path):
+    folder, file = original_weights(imported / "mae"), original_weights(imported / "mae.safetensors")
+    assert folder["sha256"] == file["sha256"] and len(file["sha256"]) == 64
+    save_model(tmp_path / "again", {"x": np.zeros(1)}, {"origin": "unlearned", "original_weights": folder})
+    assert original_weights(tmp_path / "again") == {"origin": "unlearned", "original_weights": folder}
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        (None, "is not a saved model: it has no model.json"),
+        ("nonsense", "model.json is damaged and cannot be read"),
+        ("[]", "model.json is damaged: it should hold a JSON object"),
+        ("{}", "its model.json does not name the model's family"),
+        ('{"family": "mage"}', "this is a mage model, but config.model.family is mae"),
+        ('{"family": "mae", "model": {"widht": 8}}', "widht"),
+    ],
+)
+def test_damaged_cards_are_named(card, message, tmp_path):
+    if card is not None:
+        (tmp_path / "model.json").write_text(card)
+    with pytest.raises(UserError, match=message) as raised:
+        load_pretrained(tmp_path, "mae", MAE())
+    assert str(tmp_path) in str(raised.value)
