@@ -17,12 +17,12 @@ from l2l_jax.errors import UserError
 from l2l_jax.evals.config import EvaluationConfig
 from l2l_jax.evals.tasks import budget_task
 from l2l_jax.methods import METHODS
-from l2l_jax.models.base import Model
-from l2l_jax.models.registry import FAMILIES, VARIANTS
+from l2l_jax.models.base import FAMILIES, Model
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.parallel import ParallelKind
 from l2l_jax.train.sharding import MeshConfig
 from l2l_jax.train.unlearning_config import UnlearningConfig
+from l2l_jax.weights.loading import locate, stored_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Config:
 
     Attributes:
       seed: seed of everything random.
-      family: the model family, a key of `l2l_jax.models.registry.FAMILIES`.
+      family: the model family, a key of `l2l_jax.models.base.FAMILIES`.
       model: the model, parameters excluded.
       pretrained: what to unlearn: folder of a saved model, a checkpoint file (see docs/guides), or the
         name of a model that comes with the package (`l2l_jax.shipped`); empty to pretrain a model in the
@@ -132,17 +132,29 @@ MODEL_FIELDS = ("family", "pretrained")
 
 
 def _model(given: Mapping[str, Any]) -> tuple[str, Model]:
-    """Return the family's name and the model of a section `model`."""
+    """Return the family's name and the model of a section `model`.
+
+    Given fields override those that are stored with `pretrained`, which override those of `variant`.
+    """
     fields = {name: value for name, value in given.items() if name not in MODEL_FIELDS}
-    family = str(given.get("family", ""))
+    pretrained, family = str(given.get("pretrained", "")), str(given.get("family", ""))
+    found, stored, hidden = family, {}, ()
+    if pretrained and locate(pretrained).exists():  # otherwise loading it says so
+        found, stored, hidden = stored_fields(pretrained)
+        family = family or found
     if family not in FAMILIES:
         raise UserError(f"config.model.family is {family!r}; known: {', '.join(FAMILIES)}.")
-    variant = str(fields.pop("variant", ""))
-    if variant:
-        if variant not in VARIANTS[family]:
-            known = ", ".join(VARIANTS[family]) or "none"
-            raise UserError(f"config.model.variant is {variant!r}; variants of {family}: {known}.")
-        fields = VARIANTS[family][variant] | fields
+    if stored and found != family:
+        raise UserError(f"{pretrained}: this is a {found} model, but config.model.family is {family}.")
+    variants, variant = FAMILIES[family].VARIANTS, str(fields.pop("variant", ""))
+    if variant and variant not in variants:
+        known = ", ".join(variants) or "none"
+        raise UserError(f"config.model.variant is {variant!r}; variants of {family}: {known}.")
+    fields = {**variants.get(variant, {}), **stored, **fields}
+    unknown = [name for name in hidden if name not in fields]
+    if unknown:
+        flags = " ".join(f"--config.model.{name}=…" for name in unknown)
+        raise UserError(f"{pretrained}: its weights do not show {', '.join(unknown)}: give {flags}")
     return family, _section(FAMILIES[family], fields, "config.model")
 
 

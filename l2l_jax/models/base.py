@@ -1,6 +1,7 @@
 """The interface of all model families, and their registry."""
 
 import abc
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
@@ -67,6 +68,19 @@ class Model(abc.ABC):
     def image_shape(self) -> tuple[int, int, int]:
         """`(height, width, channel)`."""
         return (self.image_size, self.image_size, self.channels)
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """Return the names of the fields."""
+        return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+    def as_fields(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return {name: getattr(self, name) for name in self.field_names()}
+
+    def replace(self, **fields: Any) -> Self:
+        """Return the model with other values of some fields."""
+        return dataclasses.replace(self, **fields)  # type: ignore[type-var]
 
     def canonical(self) -> Self:
         """Return the model with fields that have no effect set to one value."""

@@ -93,31 +93,38 @@ class Recognized:
         published = self.format.published.get(self.variant() or "", {})
         return {**published, **self.format.stated(self.origin, self.sizes), **self.sizes}
 
-    def model(self, given: Mapping[str, Any], flag: str = "--set ") -> tuple[Model, dict[str, Any]]:
+    def fields(self) -> dict[str, Any]:
+        """Return the known fields, and guesses of others."""
+        return {**self.format.guessed(self.origin, self.sizes), **self.known_fields()}
+
+    def unknown(self) -> tuple[str, ...]:
+        """Return the fields that must be given, because nothing shows them and they cannot be guessed."""
+        known = self.known_fields()
+        return () if self.variant() else tuple(name for name in self.format.hidden if name not in known)
+
+    def model(self, given: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
         """Return the model of the checkpoint, and those of its fields that were guessed.
 
         Args:
           given: Fields that the user gives.
-          flag: Start of the flag that gives a field, for messages.
 
         Raises:
           UserError: Sizes that cannot be told; a field that weights do not show and that was not given; a
             given field that contradicts the weights.
         """
-        sizes, known, variant = self.sizes, self.known_fields(), self.variant()
+        sizes, known = self.sizes, self.known_fields()
         for name, value in given.items():
             if name in sizes and sizes[name] != value:
                 raise UserError(f"{name} is {sizes[name]} in the weights, not {value}.")
-        unknown = [name for name in self.format.hidden if name not in known and name not in given]
-        if unknown and variant is None:
+        unknown = [name for name in self.unknown() if name not in given]
+        if unknown:
             told = ", ".join(f"{name} {value}" for name, value in sizes.items())
-            options = " ".join(f"{flag}{name}=…" for name in unknown)
+            options = " ".join(f"--set {name}=…" for name in unknown)
             raise UserError(
                 f"this {self.family} model has no published size ({told}), and its weights do not show "
                 f"{', '.join(unknown)}: add {options}"
             )
-        guessed = self.format.guessed(self.origin, sizes)
-        model = build(self.family, {**guessed, **known, **given})
+        model = build(self.family, {**self.fields(), **given})
         assumed = [name for name in model.TRAINED_WITH if name not in known and name not in given]
         return model, {name: getattr(model, name) for name in assumed}
 
@@ -195,7 +202,7 @@ def build(family: str, fields: Mapping[str, Any]) -> Model:
       UserError: A field that does not exist, or a value that it cannot have.
     """
     cls = FAMILIES[family]
-    known = [field.name for field in dataclasses.fields(cls)]
+    known = cls.field_names()
     for name in fields:
         if name not in known:
             raise UserError(f"a {family} model has no field {name}; known: {', '.join(known)}.")

@@ -1,7 +1,6 @@
 """Loading models: saved folders, checkpoints, Hugging Face folders, shipped models and adapters."""
 
 import contextlib
-import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,21 +58,43 @@ def model_from_checkpoint(
     Raises:
       UserError: See `load_model`.
     """
+    family, fields, hidden = stored_fields(path)
+    with about(locate(path)):
+        unknown = [name for name in hidden if name not in given]
+        if unknown:
+            flags = " ".join(f"{flag}{name}=…" for name in unknown)
+            raise UserError(f"its weights do not show {', '.join(unknown)}: give {flags}")
+        return build(family, {**fields, **given})
+
+
+def stored_fields(path: str | pathlib.Path) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """Return a model's family, the fields stored with its weights, and those that must be given.
+
+    Args:
+      path: As for `load_model`.
+
+    Raises:
+      UserError: See `load_model`.
+    """
     path = locate(path)
     if not path.exists():
         raise UserError(_missing(path))
     if path.parent == shipped.FOLDER:
         card = shipped.card(path.stem)
-    elif (path / CARD).is_file():
-        card = read_card(path)
-    else:
+    elif _is_checkpoint(path):
         _, found = open_recognized(path)
         with about(path):
-            return found.model(given, flag)[0]
-    with about(path):
-        if card.get("family") not in FAMILIES:
-            raise UserError(f"this is a {card.get('family')} model; known are {', '.join(FAMILIES)}.")
-        return build(card["family"], {**card.get("model", {}), **given})
+            return found.family, found.fields(), found.unknown()
+    else:
+        card = read_card(path)
+    family = str(card.get("family"))
+    if family not in FAMILIES:
+        raise UserError(f"{path}: this is a {family} model; known are {', '.join(FAMILIES)}.")
+    return family, card.get("model", {}), ()
+
+
+def _is_checkpoint(path: pathlib.Path) -> bool:
+    return not path.is_dir() or ((path / "config.json").is_file() and not (path / CARD).is_file())
 
 
 def load_pretrained(path: pathlib.Path, family: str, model: Model) -> Params:
@@ -92,7 +113,7 @@ def load_pretrained(path: pathlib.Path, family: str, model: Model) -> Params:
         raise UserError(_missing(path))
     if path.parent == shipped.FOLDER:
         return _load_shipped(path, family, model)
-    if path.is_dir() and not (path / "config.json").is_file():
+    if not _is_checkpoint(path):
         return _load_saved(path, family, model)
     source = open_checkpoint(path)
     with about(path):
@@ -176,12 +197,11 @@ def _check_sizes(saved: Model, model: Model, parts: Sequence[str]) -> None:
     wanted = shapes(model)
     if shapes(saved) == wanted:
         return
-    for field in dataclasses.fields(saved):
-        own = getattr(saved, field.name)
+    for name, own in saved.as_fields().items():
         with contextlib.suppress(ValueError):  # no model has these sizes
-            if shapes(dataclasses.replace(model, **{field.name: own})) == wanted:
+            if shapes(model.replace(**{name: own})) == wanted:
                 continue
-        _check_fields({field.name: own}, model)
+        _check_fields({name: own}, model)
 
 
 def original_weights(path: pathlib.Path) -> dict[str, Any]:
@@ -198,7 +218,7 @@ def original_weights(path: pathlib.Path) -> dict[str, Any]:
         card = shipped.card(path.stem)
         facts = {name: card[name] for name in ("sha256", "trained_on", "seed", "licence")}
         return {"origin": f"the shipped model {path.stem}", **facts}
-    if path.is_dir() and not (path / "config.json").is_file():
+    if not _is_checkpoint(path):
         card = read_card(path)
         facts = {"origin": card.get("origin", "unknown"), **card.get("source", {})}
         return facts | {name: card[name] for name in ("licence", "original_weights") if name in card}

@@ -227,8 +227,8 @@ def find_state_dicts(
     if arrays:
         found = {"": arrays} | found
     cleaned = {name: _without_wrappers(state_dict) for name, state_dict in found.items()}
-    for _, keys in cleaned.values():
-        left_out |= dict.fromkeys(keys)
+    for _, extra in cleaned.values():
+        left_out |= dict.fromkeys(extra)
     return {name: state_dict for name, (state_dict, _) in cleaned.items() if state_dict}, tuple(left_out)
 
 

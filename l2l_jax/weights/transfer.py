@@ -1,7 +1,6 @@
 """Checkpoints in, checkpoints out, and what they are: the work of the command line."""
 
 import collections
-import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
@@ -47,7 +46,7 @@ def import_checkpoint(
     card = {
         "family": found.family,
         "variant": found.variant(),
-        "model": dataclasses.asdict(model),
+        "model": model.as_fields(),
         "origin": f"imported from {path.name}",
         "source": source.facts(),
         "licence": found.licence,
@@ -132,12 +131,12 @@ def inspect(
         return {"file": size, **{key: _text(value) for key, value in adapter.items()}}
     source = open_checkpoint(path, ema=ema, vqgan=vqgan)
     assert source.file is not None
-    size = sum(file.stat().st_size for file in source.file.files)
+    total = sum(file.stat().st_size for file in source.file.files)
     arrays = list(source.state_dict.values())
     kinds = collections.Counter(str(array.dtype) for array in arrays)
     counts = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
     facts = {
-        "file": f"{path.name}, {source.file.kind}, {size / 1e6:,.1f} MB",
+        "file": f"{path.name}, {source.file.kind}, {total / 1e6:,.1f} MB",
         "sha256": source.file.sha256(),
         "holds": ", ".join(name or "state dict" for name in source.file.copies),
         "arrays": f"{len(arrays)} with {sum(math.prod(array.shape) for array in arrays):,} values: {counts}",

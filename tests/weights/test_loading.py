@@ -51,10 +51,10 @@ def test_shipped_models_by_name():
 def test_fields_for_a_config_leave_free_what_weights_do_not_show(imported):
     model = model_from_checkpoint(imported / "mae", {"mask_ratio": 0.5, "scan": True})
     assert (model.width, model.num_heads, model.mask_ratio, model.scan) == (48, 4, 0.5, True)
-    with pytest.raises(UserError, match=r"do not show num_heads, .*add --config\.model\.num_heads=…"):
+    with pytest.raises(UserError, match=r"do not show num_heads, .*give --config\.model\.num_heads=…"):
         model_from_checkpoint(imported / "mae.safetensors", {})
-    with pytest.raises(UserError, match="mae.safetensors: width is 48 in the weights, not 7"):
-        load_model(imported / "mae.safetensors", width=7, **SMALL["mae"].given)
+    with pytest.raises(UserError, match="mae.safetensors: this model has width=48, but .*width is 64"):
+        load_model(imported / "mae.safetensors", width=64, **SMALL["mae"].given)
 
 
 def test_an_adapter_is_merged_into_its_base(imported, tmp_path):

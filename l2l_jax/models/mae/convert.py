@@ -10,6 +10,7 @@ from l2l_jax.models.layers.vit import sincos_position_table
 from l2l_jax.models.mapping import (
     Constant,
     Rule,
+    Table,
     conv,
     count,
     dense_rules,
@@ -62,7 +63,7 @@ def position_table(key: str, width: str) -> Constant:
     )
 
 
-TABLE = [
+TABLE: Table = [
     position_table("pos_embed", "width"),
     position_table("decoder_pos_embed", "decoder_width"),
     Rule("cls_token", "encoder/cls_token"),

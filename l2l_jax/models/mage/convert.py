@@ -11,6 +11,7 @@ from l2l_jax.models.mae.convert import position_table, vit_block_rules
 from l2l_jax.models.mapping import (
     Constant,
     Rule,
+    Table,
     conv,
     count,
     dense_rules,
@@ -56,7 +57,7 @@ def _vqgan_half(half: str, direction: str) -> list[Rule]:
     ]
 
 
-TABLE = [
+TABLE: Table = [
     position_table("pos_embed", "width"),
     position_table("decoder_pos_embed", "decoder_width"),
     Constant("token_emb.position_ids", lambda model: np.arange(1 + model.tokens)[None]),

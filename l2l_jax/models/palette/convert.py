@@ -14,6 +14,7 @@ from l2l_jax.models.checkpoints import CheckpointFormat
 from l2l_jax.models.mapping import (
     Constant,
     Rule,
+    Table,
     conv,
     conv1x1_1d,
     count,
@@ -69,7 +70,7 @@ def _buffer(name: str) -> Constant:
     )
 
 
-TABLE = [
+TABLE: Table = [
     *(_buffer(name) for name in schedule_buffers(np.full(1, 0.5))),
     *(Rule(f"{STUDENT}{rule.torch_key}", rule.flax_path, rule.layout) for rule in UNET),
 ]
