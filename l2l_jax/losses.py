@@ -6,14 +6,14 @@ Each term is the mean over the examples of its own set; the two sets may differ 
 in float32 and work under `jit`, `grad`, `pmap` and `shard_map`, with and without its checks.
 
 Under `pmap` and `shard_map` pass `axis_name`: losses and terms are then means over the global batch. Average
-the gradients over the same axis with `jax.lax.pmean`. (`shard_map` with its default checks has already
-averaged the gradients of replicated parameters; a second average changes nothing.)
+the gradients over the same axis with `jax.lax.pmean`. (`shard_map` with its default checks has done so for
+replicated parameters; a second average changes nothing.)
 
 Source: Li et al., Machine Unlearning for Image-to-Image Generative Models, ICLR 2024.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -68,16 +68,12 @@ def unlearning_loss(
       TypeError: Features are not floating-point JAX or NumPy arrays, or masks are not boolean.
       ValueError: Trees or shapes do not match.
     """
-    _check_floating(
-        student_retain=student_retain,
-        teacher_retain=teacher_retain,
-        student_forget=student_forget,
-        teacher_noise=teacher_noise,
-    )
+    _check_floating(student_retain=student_retain, teacher_retain=teacher_retain)
+    _check_floating(student_forget=student_forget, teacher_noise=teacher_noise)
     masks = (None, None) if where is None else where
     retain = feature_distance(student_retain, jax.lax.stop_gradient(teacher_retain), where=masks[0])
     forget = feature_distance(student_forget, jax.lax.stop_gradient(teacher_noise), where=masks[1])
-    counted = (_examples(masks[0]), _examples(masks[1]))
+    counted = [None if mask is None else mask.reshape(len(mask), -1).any(axis=1) for mask in masks]
     return _weighted_sum(retain, forget, alpha, counted, per_example, axis_name)
 
 
@@ -92,18 +88,9 @@ def max_loss(
 ) -> tuple[jax.Array, Terms]:
     """Raise the model's own training loss L on forget images: mean L(x_r) − α · mean L(x_f).
 
-    The loss has no lower bound: with a large alpha or many steps it diverges.
-
-    Args:
-      retain_losses: L of every retain image, `[retain]`, floating point.
-      forget_losses: L of every forget image, `[forget]`.
-      alpha: Weight of the forget term, 0 or more.
-      where: See `unlearning_loss`; masks are `[batch]`.
-      per_example: See `unlearning_loss`.
-      axis_name: See `unlearning_loss`.
-
-    Returns:
-      The scalar `retain − alpha · forget`, and the terms.
+    `retain_losses` and `forget_losses` are L of every image, `[retain]` and `[forget]`, floating point. Other
+    arguments and results are those of `unlearning_loss`, with masks `[batch]`. The loss has no lower bound:
+    with a large alpha or many steps it diverges.
 
     Raises:
       TypeError: Losses are not floating-point JAX or NumPy arrays.
@@ -124,21 +111,9 @@ def noisy_label_loss(
 ) -> tuple[jax.Array, Terms]:
     """Train forget images towards noise: mean L(x_r) + α · mean L(x_f, with noise as the truth).
 
-    Args:
-      retain_losses: L of every retain image, `[retain]`, floating point.
-      forget_losses: L of every forget image, `[forget]`, with Gaussian noise (see `noise_images`) in place
-        of the image as the truth.
-      alpha: Weight of the forget term, 0 or more.
-      where: See `unlearning_loss`; masks are `[batch]`.
-      per_example: See `unlearning_loss`.
-      axis_name: See `unlearning_loss`.
-
-    Returns:
-      The scalar `retain + alpha · forget`, and the terms.
-
-    Raises:
-      TypeError: Losses are not floating-point JAX or NumPy arrays.
-      ValueError: Losses are not one number per example.
+    `retain_losses` and `forget_losses` are the model's own training loss of every image, `[retain]` and
+    `[forget]`, the latter with Gaussian noise (see `noise_images`) in place of the image as the truth. Other
+    arguments, results and errors are those of `max_loss`.
     """
     _check_losses(retain_losses, forget_losses)
     return _weighted_sum(retain_losses, forget_losses, alpha, where or (None, None), per_example, axis_name)
@@ -158,19 +133,8 @@ def retain_label_loss(
 
         mean ‖h(T(x_r)) − h_0(T(x_r))‖²  +  α · mean ‖h(T(x_f)) − h_0(T(x_r))‖²
 
-    Forget image i is paired with retain image i, cyclically if there are fewer retain images.
-
-    Args:
-      student_retain: h(T(x_r)), an array `[retain, …]` or a tree of such arrays, floating point.
-      teacher_retain: h_0(T(x_r)) of the original model, with the same structure and shapes.
-      student_forget: h(T(x_f)), `[forget, …]`.
-      alpha: Weight of the forget term.
-      where: See `unlearning_loss`.
-      per_example: See `unlearning_loss`.
-      axis_name: See `unlearning_loss`.
-
-    Returns:
-      The loss and the terms, as `unlearning_loss`.
+    The arguments are outputs: h(T(x_r)), h_0(T(x_r)) of the original model, and h(T(x_f)). Forget image i is
+    paired with retain image i, cyclically if there are fewer retain images. Otherwise as `unlearning_loss`.
     """
     _check_floating(teacher_retain=teacher_retain, student_forget=student_forget)
     rows = len(jax.tree.leaves(student_forget)[0])
@@ -179,16 +143,8 @@ def retain_label_loss(
         return x if len(x) == rows else jnp.asarray(x)[jnp.arange(rows) % len(x)]
 
     target = jax.tree.map(paired, teacher_retain)
-    return unlearning_loss(
-        student_retain,
-        teacher_retain,
-        student_forget,
-        target,
-        alpha=alpha,
-        where=where,
-        per_example=per_example,
-        axis_name=axis_name,
-    )
+    options: Any = {"where": where, "per_example": per_example, "axis_name": axis_name}
+    return unlearning_loss(student_retain, teacher_retain, student_forget, target, alpha=alpha, **options)
 
 
 def random_encoder_loss(
@@ -206,30 +162,11 @@ def random_encoder_loss(
 
         mean ‖E(T(x_r)) − E_0(T(x_r))‖²  +  α · mean ‖E(T(x_f)) − n‖²
 
-    Args:
-      student_retain: E(T(x_r)), an array `[retain, …]` or a tree of such arrays, floating point.
-      teacher_retain: E_0(T(x_r)), with the same structure and shapes.
-      student_forget: E(T(x_f)), `[forget, …]`.
-      noise: n, with the structure and shapes of `student_forget`; `noise_features` draws it with the mean
-        and the standard deviation of the original features.
-      alpha: Weight of the forget term.
-      where: See `unlearning_loss`.
-      per_example: See `unlearning_loss`.
-      axis_name: See `unlearning_loss`.
-
-    Returns:
-      The loss and the terms, as `unlearning_loss`.
+    `noise_features` draws n with the mean and the standard deviation of the original features. Otherwise as
+    `unlearning_loss`.
     """
-    return unlearning_loss(
-        student_retain,
-        teacher_retain,
-        student_forget,
-        noise,
-        alpha=alpha,
-        where=where,
-        per_example=per_example,
-        axis_name=axis_name,
-    )
+    options: Any = {"where": where, "per_example": per_example, "axis_name": axis_name}
+    return unlearning_loss(student_retain, teacher_retain, student_forget, noise, alpha=alpha, **options)
 
 
 class UnlearningInputs(NamedTuple):
@@ -404,15 +341,12 @@ def noise_features(features: Any, rng: jax.Array, axis_name: str | None = None) 
     """Draw Gaussian noise with the mean and the unbiased standard deviation of each array of a tree.
 
     Args:
-      features: Tree of arrays `[batch, …]`; the statistics of each are two scalars over the global batch.
+      features: Tree of floating-point arrays `[batch, …]`; statistics are scalars over the global batch.
       rng: JAX key.
       axis_name: Mapped axis over which the batch is split.
 
     Returns:
       A tree with the same structure, shapes and types.
-
-    Raises:
-      TypeError: Features are not floating-point JAX or NumPy arrays, or `rng` is not a JAX key.
     """
     _check_floating(features=features)
     _check_key(rng)
@@ -462,11 +396,6 @@ def feature_distance(features: Any, target: Any, *, where: jax.Array | None = No
     return functools.reduce(jnp.add, jax.tree.leaves(jax.tree.map(distance, features, target)))
 
 
-def _examples(where: jax.Array | None) -> jax.Array | None:
-    """Return which examples, `[batch]`, have any entry that counts."""
-    return None if where is None else where.reshape(where.shape[0], -1).any(axis=1)
-
-
 def _fitted(where: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Add axes of size 1 to a mask of the first axes."""
     _check_arrays(where=where)
@@ -481,7 +410,7 @@ def _weighted_sum(
     retain: jax.Array,
     forget: jax.Array,
     weight: float | jax.Array,
-    where: Where,
+    where: Sequence[jax.Array | None],
     per_example: bool,
     axis_name: str | None,
 ) -> tuple[jax.Array, Terms]:

@@ -1,18 +1,27 @@
-"""The losses as plain functions, against NumPy by hand in float64."""
+"""Losses and noise as plain functions, against NumPy by hand in float64."""
+
+import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from l2l_jax import (
+    UnlearningInputs,
+    encoder_unlearning_loss,
     feature_distance,
     max_loss,
+    noise_features,
+    noise_images,
     noisy_label_loss,
     random_encoder_loss,
     retain_label_loss,
+    unlearning_inputs,
     unlearning_loss,
 )
 
@@ -172,3 +181,239 @@ def test_mistakes_are_refused():
         feature_distance(zeros, zeros, where=np.ones(3, bool))
     with pytest.raises(TypeError, match="where must be boolean, not float32"):
         feature_distance(zeros, zeros, where=np.ones(2, np.float32))
+
+
+STUDENT = {"w": RNG.normal(size=(12, 5)).astype(np.float32)}
+TEACHER = {"w": RNG.normal(size=(12, 5)).astype(np.float32)}
+INPUTS = UnlearningInputs(*RNG.normal(size=(3, 16, 4, 12)).astype(np.float32))
+
+
+def encode(params, seen):
+    return jnp.tanh(seen @ params["w"])
+
+
+def by_hand(student, teacher, inputs, alpha):
+    """Loss, terms and gradient in float64."""
+    w, v = student["w"].astype(float), teacher["w"].astype(float)
+    retain, forget, noise = (np.asarray(x, float) for x in inputs)
+    terms, gradient = [], np.zeros_like(w)
+    for weight, mine, theirs in ((1.0, retain, retain), (alpha, forget, noise)):
+        out = np.tanh(mine @ w)
+        error = out - np.tanh(theirs @ v)
+        terms.append(np.mean(error**2))
+        slope = 2 * error / error.size * (1 - out**2)
+        gradient += weight * np.einsum("bti,btj->ij", mine, slope)
+    return terms[0] + alpha * terms[1], terms, gradient
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 2.0])
+def test_loss_terms_and_gradient(alpha):
+    def loss_fn(student):
+        return encoder_unlearning_loss(encode, student, TEACHER, INPUTS, alpha=alpha)
+
+    (loss, terms), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(STUDENT)
+    expected, expected_terms, expected_gradient = by_hand(STUDENT, TEACHER, INPUTS, alpha)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose([terms["retain"], terms["forget"]], expected_terms, rtol=1e-5)
+    np.testing.assert_allclose(gradient["w"], expected_gradient, atol=1e-6)
+
+
+def test_no_gradient_reaches_the_teacher():
+    def loss_fn(teacher):
+        return encoder_unlearning_loss(encode, STUDENT, teacher, INPUTS)[0]
+
+    np.testing.assert_array_equal(jax.grad(loss_fn)(TEACHER)["w"], np.zeros((12, 5)))
+
+
+def test_eight_devices_give_the_numbers_of_one():
+    """jit over a sharded batch, shard_map and pmap: loss, terms and gradients of one device."""
+    expected, expected_terms, expected_gradient = by_hand(STUDENT, TEACHER, INPUTS, 0.25)
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+
+    def step(student, inputs, axis_name=None):
+        def loss_fn(p):
+            return encoder_unlearning_loss(encode, p, TEACHER, UnlearningInputs(*inputs), axis_name=axis_name)
+
+        (loss, terms), gradient = jax.value_and_grad(loss_fn, has_aux=True)(student)
+        if axis_name:
+            gradient = jax.lax.pmean(gradient, axis_name)
+        return loss, terms, gradient
+
+    sharded = jax.device_put(tuple(INPUTS), NamedSharding(mesh, P("batch")))
+    mapped = functools.partial(step, axis_name="batch")
+    rows = tuple(x.reshape(8, 2, *x.shape[1:]) for x in INPUTS)
+    specs = dict(mesh=mesh, in_specs=(P(), P("batch")), out_specs=P())
+    shard_mapped = jax.shard_map(mapped, **specs)
+    unchecked = jax.shard_map(mapped, **specs, check_vma=False)
+    pmapped = jax.pmap(mapped, axis_name="batch", in_axes=(None, 0))(STUDENT, rows)
+    for name, (loss, terms, gradient) in {
+        "jit": jax.jit(step)(STUDENT, sharded),
+        "shard_map": jax.jit(shard_mapped)(STUDENT, sharded),
+        "shard_map without its checks": jax.jit(unchecked)(STUDENT, sharded),
+        "pmap": jax.tree.map(lambda x: x[3], pmapped),
+    }.items():
+        np.testing.assert_allclose(loss, expected, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            [terms["retain"], terms["forget"]], expected_terms, rtol=1e-5, err_msg=name
+        )
+        np.testing.assert_allclose(gradient["w"], expected_gradient, atol=1e-6, err_msg=name)
+
+
+def test_a_sharded_batch_stays_on_its_devices():
+    """The compiled program reduces, and never gathers or permutes rows."""
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put(INPUTS, NamedSharding(mesh, P("batch")))
+    loss = jax.jit(lambda p, x: encoder_unlearning_loss(encode, p, TEACHER, x)[0])
+    program = loss.lower(STUDENT, sharded).compile().as_text()
+    assert "all-reduce" in program
+    for moving in ("all-gather", "all-to-all", "collective-permute"):
+        assert moving not in program
+
+
+def test_inputs_share_the_draw_of_forget_and_noise():
+    """T adds its own random numbers: forget and noise must get equal ones, retain others."""
+    images = RNG.random((2, 8, 4, 4, 3)).astype(np.float32)
+
+    def corrupt(x, rng):
+        return x + 100 * jax.random.uniform(rng, x.shape)
+
+    inputs = unlearning_inputs(corrupt, images[0], images[1], jax.random.key(0), noise="constant")
+    drawn = np.asarray(inputs.noise) - images.mean()
+    np.testing.assert_allclose(np.asarray(inputs.forget) - images[1], drawn, atol=1e-4)
+    assert np.abs(np.asarray(inputs.retain) - images[0] - drawn).max() > 1
+
+
+def test_wrong_shapes_are_refused():
+    images = np.zeros((4, 8, 8, 3), np.float32)
+    with pytest.raises(ValueError, match="one shape"):
+        unlearning_inputs(lambda x, rng: x, images, images[:2], jax.random.key(0))
+    with pytest.raises(ValueError, match="one structure and shape"):
+        wrong = UnlearningInputs(INPUTS.retain, INPUTS.forget, INPUTS.noise[:, :2])
+        encoder_unlearning_loss(encode, STUDENT, TEACHER, wrong)
+
+
+def test_importing_the_loss_loads_neither_data_nor_evaluation_packages():
+    program = (
+        "import sys, l2l_jax\n"
+        "heavy = {'grain', 'sklearn', 'matplotlib', 'tensorflow_datasets', 'orbax', 'flax', 'optax'}\n"
+        "print(sorted(heavy & {name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).beta(2, 5, (64, 16, 16, 3)).astype(np.float32)
+
+
+def test_normal_has_the_statistics_of_the_batch(images):
+    wide = (-10.0, 10.0)  # no clipping: the moments are those of the pixels
+    noise = np.asarray(noise_images(images, jax.random.key(0), "normal", value_range=wide))
+    # 49,152 draws: the standard error of the mean is std / 222.
+    assert abs(noise.mean() - images.mean()) < 4 * images.std() / 222
+    np.testing.assert_allclose(noise.std(), images.std(), rtol=0.02)
+
+
+def test_normal_is_the_standard_draw_scaled_and_clipped(images):
+    key = jax.random.key(7)
+    gauss = np.asarray(jax.random.normal(key, images.shape))
+    expected = np.clip(gauss * images.std(ddof=1) + images.mean(), 0, 1)
+    np.testing.assert_allclose(noise_images(images, key, "normal"), expected, atol=1e-5)
+
+
+def test_uniform_fills_the_range(images):
+    noise = np.asarray(noise_images(images, jax.random.key(0), "uniform", value_range=(-1, 1)))
+    counts, _ = np.histogram(noise, bins=10, range=(-1, 1))
+    # 10 equal bins of 49,152 draws: mean 4,915, standard deviation 67.
+    assert abs(counts - 4915.2).max() < 5 * 67 and noise.min() >= -1 and noise.max() < 1
+
+
+def test_constant_is_the_mean(images):
+    noise = np.asarray(noise_images(images, jax.random.key(0), "constant"))
+    np.testing.assert_allclose(noise, np.full(images.shape, images.mean()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["normal", "constant"])
+def test_statistics_are_global_under_pmap(images, kind):
+    """Eight devices see the statistics of all their rows, not of their own."""
+    rows = images.reshape(8, 8, 16, 16, 3) * np.arange(1, 9, dtype=np.float32).reshape(8, 1, 1, 1, 1)
+    wide = (-1000.0, 1000.0)
+    draw = jax.pmap(
+        lambda x: noise_images(x, jax.random.key(0), kind, value_range=wide, axis_name="batch"),
+        axis_name="batch",
+    )
+    noise = np.asarray(draw(rows))
+    np.testing.assert_allclose(noise.mean(axis=(1, 2, 3, 4)), np.full(8, rows.mean()), rtol=0.05)
+    if kind == "normal":
+        np.testing.assert_allclose(noise.std(axis=(1, 2, 3, 4)), np.full(8, rows.std()), rtol=0.05)
+        assert np.abs(noise[0] - noise[1]).max() > 0.1  # devices draw different rows
+
+
+@pytest.mark.parametrize("wrong", [dict(kind="gaussian"), dict(value_range=(1, 0))])
+def test_unknown_kinds_and_ranges_are_refused(images, wrong):
+    with pytest.raises(ValueError):
+        noise_images(jnp.asarray(images), jax.random.key(0), **wrong)
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform", "constant"])
+def test_integer_images_are_refused(kind):
+    with pytest.raises(TypeError, match=r"uint8.*value range"):
+        noise_images(jnp.zeros((2, 4, 4, 3), jnp.uint8), jax.random.key(0), kind)
+
+
+def test_statistics_of_half_precision_images_are_float32():
+    """Summed in bfloat16, 49,152 pixels would have lost their mean."""
+    images = jnp.asarray(np.random.default_rng(0).uniform(0.4, 0.6, (64, 16, 16, 3)), jnp.bfloat16)
+    noise = noise_images(images, jax.random.key(0), "normal")
+    assert noise.dtype == jnp.bfloat16
+    pixels, drawn = np.asarray(images, np.float64), np.asarray(noise, np.float64)
+    assert abs(drawn.mean() - pixels.mean()) < 1e-3 and abs(drawn.std() / pixels.std() - 1) < 0.02
+
+
+def test_noise_features_keep_structure_and_type():
+    features = [jnp.full((4, 3), 2.0, jnp.bfloat16), {"map": jnp.arange(8.0).reshape(2, 2, 2)}]
+    noise = jax.jit(noise_features)(features, jax.random.key(0))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), noise) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), features
+    )
+    np.testing.assert_array_equal(noise[0], features[0])  # no deviation, no noise
+
+
+class Tensor:
+    """As far as the losses look at it, an array of another framework."""
+
+    shape, dtype, __module__ = (2, 3), "torch.float32", "torch"
+
+    def __dlpack__(self):
+        raise NotImplementedError
+
+
+def test_arrays_of_other_frameworks_are_refused():
+    ones, losses, key = np.ones((2, 3), np.float32), np.ones(2, np.float32), jax.random.key(0)
+    calls = {
+        "student_retain": lambda x: unlearning_loss(x, ones, ones, ones),
+        "teacher_noise": lambda x: unlearning_loss(ones, ones, ones, [x]),
+        "retain_losses": lambda x: max_loss(x, losses, alpha=1.0),
+        "student_forget": lambda x: retain_label_loss(ones, ones, x, alpha=1.0),
+        "target": lambda x: feature_distance(ones, x),
+        "where": lambda x: feature_distance(ones, ones, where=x),
+        "images": lambda x: noise_images(x, key),
+        "retain": lambda x: unlearning_inputs(lambda y, rng: y, x, ones, key),
+        "noise": lambda x: encoder_unlearning_loss(encode, {}, {}, UnlearningInputs(ones, ones, x)),
+    }
+    for name, call in calls.items():
+        message = (
+            f"^{name} holds a torch.Tensor; expected JAX or NumPy arrays. Convert it with jax.numpy.from_dl"
+        )
+        with pytest.raises(TypeError, match=message):
+            call(Tensor())
+
+
+@pytest.mark.parametrize("seed", [0, np.int64(3), jnp.int32(1)])
+def test_seeds_are_no_keys(seed):
+    images = np.ones((2, 4, 4, 3), np.float32)
+    for call in (noise_images, noise_features, lambda x, rng: unlearning_inputs(None, x, x, rng)):
+        with pytest.raises(TypeError, match=r"expected a JAX key, such as jax.random.key\(0\)"):
+            call(images, seed)
+    assert noise_images(images, jax.random.PRNGKey(0)).shape == images.shape

@@ -171,6 +171,29 @@ class Method(abc.ABC):
         return 1
 
 
+def unlearning_objective(
+    model: Model,
+    trained: tuple[str, ...],
+    prepare: Callable[..., Inputs],
+    loss: Loss,
+    *,
+    teacher: tuple[str, ...] = (),
+    **fields: Any,
+) -> Objective:
+    """Return an objective on retain and forget images.
+
+    Args:
+      model: Model.
+      trained: See `Objective`.
+      prepare: See `Objective`.
+      loss: See `Objective`.
+      teacher: Parts of the original model to read, besides those that `Model.corrupt` reads.
+      **fields: Other fields of `Objective`.
+    """
+    frozen = (*teacher, *model.corruption_parts)
+    return Objective(trained, frozen, prepare, loss, **{"cast": model.in_compute_dtype, **fields})
+
+
 METHODS: Registry[Method] = Registry("method")
 register = METHODS.register
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from l2l_jax.losses import NoiseKind, UnlearningInputs, encoder_unlearning_loss
-from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
 from l2l_jax.methods.inputs import student_and_teacher_inputs
 from l2l_jax.models.base import Model
 
@@ -15,8 +15,7 @@ class Encoder(Method):
     """The paper's method (Li et al. 2024): retrain the encoder alone.
 
     Attributes:
-      noise: Noise shown to the teacher in place of forget images: "normal" (mean and standard deviation of
-        the batch's pixels), "uniform" or "constant".
+      noise: Noise shown to the teacher in place of forget images, see `l2l_jax.losses.noise_images`.
     """
 
     takes_noise: ClassVar[bool] = True
@@ -28,10 +27,6 @@ class Encoder(Method):
                 model.encode, trained["encoder"], frozen["encoder"], UnlearningInputs(**inputs), alpha=alpha
             )
 
-        return Objective(
-            trained=("encoder",),
-            frozen=("encoder", *model.corruption_parts),
-            prepare=student_and_teacher_inputs(model, self.noise),
-            loss=loss,
-            cast=model.in_compute_dtype,
+        return unlearning_objective(
+            model, ("encoder",), student_and_teacher_inputs(model, self.noise), loss, teacher=("encoder",)
         )

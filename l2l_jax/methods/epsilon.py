@@ -10,7 +10,7 @@ import optax
 import pydantic
 
 from l2l_jax.losses import NoiseKind, unlearning_loss
-from l2l_jax.methods.base import Method, Objective, Phases, Terms, register
+from l2l_jax.methods.base import Method, Objective, Phases, Terms, register, unlearning_objective
 from l2l_jax.methods.inputs import student_and_teacher_inputs
 from l2l_jax.models.base import Model, Params
 
@@ -64,8 +64,7 @@ class Epsilon(Method):
     ε. Phase II is constrained by an ε in between. All phases start from the original model.
 
     Attributes:
-      noise: Noise shown to the teacher in place of forget images: "normal" (mean and standard deviation of
-        the batch's pixels), "uniform" or "constant".
+      noise: Noise shown to the teacher in place of forget images, see `l2l_jax.losses.noise_images`.
       epsilon_ratio: Position of ε in its range, in place of alpha: 0 forgets most, 1 costs least.
     """
 
@@ -93,12 +92,12 @@ class Epsilon(Method):
             return Constrained("forget", (least, greatest))
 
         first = Constrained("forget")
-        return Objective(
-            trained=("encoder",),
-            frozen=("encoder", *model.corruption_parts),
-            prepare=student_and_teacher_inputs(model, self.noise),
-            loss=loss,
+        return unlearning_objective(
+            model,
+            ("encoder",),
+            student_and_teacher_inputs(model, self.noise),
+            loss,
+            teacher=("encoder",),
             rule=first,
             phases=Phases({"phase_1a": first, "phase_1b": Constrained("retain")}, bound),
-            cast=model.in_compute_dtype,
         )

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from l2l_jax import losses
-from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
 from l2l_jax.methods.inputs import corrupt_images, generative_losses
 from l2l_jax.models.base import Model
 
@@ -23,10 +23,6 @@ class MaxLoss(Method):
             pair = generative_losses(model, {**frozen, **trained}, inputs)
             return losses.max_loss(*pair, alpha=alpha)
 
-        return Objective(
-            trained=model.generative_parts,
-            frozen=model.corruption_parts,
-            prepare=functools.partial(corrupt_images, model),
-            loss=loss,
-            cast=model.in_compute_dtype,
+        return unlearning_objective(
+            model, model.generative_parts, functools.partial(corrupt_images, model), loss
         )

@@ -3,7 +3,7 @@
 import dataclasses
 
 from l2l_jax.losses import noisy_label_loss
-from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
 from l2l_jax.methods.inputs import corrupt_images, generative_losses
 from l2l_jax.methods.targets import forget_truth
 from l2l_jax.models.base import Model
@@ -28,10 +28,4 @@ class NoisyLabel(Method):
             pair = generative_losses(model, {**frozen, **trained}, inputs)
             return noisy_label_loss(*pair, alpha=alpha)
 
-        return Objective(
-            trained=model.generative_parts,
-            frozen=model.corruption_parts,
-            prepare=prepare,
-            loss=loss,
-            cast=model.in_compute_dtype,
-        )
+        return unlearning_objective(model, model.generative_parts, prepare, loss)

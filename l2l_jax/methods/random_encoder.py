@@ -6,7 +6,7 @@ import functools
 import jax
 
 from l2l_jax.losses import noise_features, random_encoder_loss
-from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
 from l2l_jax.methods.inputs import apply_to_both, corrupt_images
 from l2l_jax.models.base import Model
 from l2l_jax.utils.batch_axis import deinterleave, interleave
@@ -42,10 +42,4 @@ class RandomEncoder(Method):
             retain, forget = apply_to_both(encode, inputs["retain"], inputs["forget"])
             return random_encoder_loss(retain, inputs["teacher"], forget, inputs["noise"], alpha=alpha)
 
-        return Objective(
-            trained=("encoder",),
-            frozen=("encoder", *model.corruption_parts),
-            prepare=prepare,
-            loss=loss,
-            cast=model.in_compute_dtype,
-        )
+        return unlearning_objective(model, ("encoder",), prepare, loss, teacher=("encoder",))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pydantic
 
 from l2l_jax.losses import noisy_label_loss
-from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.base import Method, Objective, keep_dtype, register, unlearning_objective
 from l2l_jax.methods.inputs import corrupt_images
 from l2l_jax.methods.targets import BLUR, TargetKind, forget_truth
 from l2l_jax.models.base import Model
@@ -27,8 +27,7 @@ class RelearnAware(Method):
     "TAR"). The sign is what Adam's first step does. The attacker's gradients are averaged over all devices.
 
     Attributes:
-      target: Images that forget images are trained towards: "noise", "blur" (the image itself, blurred) or
-        "mean" (the mean retain image of the batch).
+      target: What forget images are trained towards, see `l2l_jax.methods.targets.forget_truth`.
       target_blur: Standard deviation of "blur" as a share of the image's side.
       attack_steps: Simulated steps of the attacker; each costs half a training step.
       attack_rate: Change of every weight in one of them.
@@ -66,10 +65,6 @@ class RelearnAware(Method):
             return noisy_label_loss(retain, forget, alpha=alpha)
 
         # Nothing is cast beforehand: the attacker's small steps would be lost in rounding.
-        return Objective(
-            trained=model.generative_parts,
-            frozen=model.corruption_parts,
-            prepare=prepare,
-            loss=loss,
-            look_ahead=attack,
+        return unlearning_objective(
+            model, model.generative_parts, prepare, loss, look_ahead=attack, cast=keep_dtype
         )

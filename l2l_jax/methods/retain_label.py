@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 from l2l_jax.losses import retain_label_loss
-from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
 from l2l_jax.methods.inputs import apply_to_both, corrupt_images
 from l2l_jax.models.base import Model
 
@@ -30,10 +30,6 @@ class RetainLabel(Method):
             teacher = model.predict(frozen, inputs["retain"])
             return retain_label_loss(retain, teacher, forget, alpha=alpha)
 
-        return Objective(
-            trained=model.generative_parts,
-            frozen=(*model.generative_parts, *model.corruption_parts),
-            prepare=prepare,
-            loss=loss,
-            cast=model.in_compute_dtype,
+        return unlearning_objective(
+            model, model.generative_parts, prepare, loss, teacher=model.generative_parts
         )

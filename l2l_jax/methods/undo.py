@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pydantic
 
 from l2l_jax.losses import NoiseKind, feature_distance, noisy_label_loss
-from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
 from l2l_jax.methods.inputs import corrupt_images, corrupt_noise
 from l2l_jax.methods.targets import BLUR, TargetKind, forget_truth
 from l2l_jax.models.base import Model, Params, fresh_parts
@@ -36,10 +36,9 @@ class Undo(Method):
       perturb: Share p of fresh weights in the start of the decoder.
       perturb_encoder: Share p of fresh weights in the start of the encoder.
       distill: Weight d of the original model's predictions against the truth, on retain images.
-      target: Images that forget images are trained towards: "noise", "blur" (the image itself, blurred) or
-        "mean" (the mean retain image of the batch).
+      target: What forget images are trained towards, see `l2l_jax.methods.targets.forget_truth`.
       target_blur: Standard deviation of "blur" as a share of the image's side.
-      noise: Noise n of `feature_weight`: "normal", "uniform" or "constant".
+      noise: Noise n of `feature_weight`, see `l2l_jax.losses.noise_images`.
       feature_weight: Weight w of the paper's forget term, which removes from the encoder's features what a
         new decoder could find there.
       forget_every: Use every k-th forget image of a batch, which leaves time to the retain images.
@@ -92,13 +91,13 @@ class Undo(Method):
 
         shares = dict.fromkeys(model.generative_parts, self.perturb) | {"encoder": self.perturb_encoder}
         teacher = model.generative_parts if self.distill else ("encoder",) if self.feature_weight else ()
-        return Objective(
-            trained=model.generative_parts,
-            frozen=(*teacher, *model.corruption_parts),
-            prepare=prepare,
-            loss=loss,
+        return unlearning_objective(
+            model,
+            model.generative_parts,
+            prepare,
+            loss,
+            teacher=teacher,
             start=perturbed_start(model, shares) if any(shares.values()) else None,
-            cast=model.in_compute_dtype,
         )
 
 

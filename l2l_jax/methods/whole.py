@@ -4,7 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from l2l_jax.losses import NoiseKind, UnlearningInputs, encoder_unlearning_loss
-from l2l_jax.methods.base import Method, Objective, register
+from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
 from l2l_jax.methods.inputs import student_and_teacher_inputs
 from l2l_jax.models.base import Model
 
@@ -20,8 +20,7 @@ class Whole(Method):
     at visible places are distilled, too.
 
     Attributes:
-      noise: Noise shown to the teacher in place of forget images: "normal" (mean and standard deviation of
-        the batch's pixels), "uniform" or "constant".
+      noise: Noise shown to the teacher in place of forget images, see `l2l_jax.losses.noise_images`.
     """
 
     takes_noise: ClassVar[bool] = True
@@ -35,10 +34,10 @@ class Whole(Method):
             student, inputs = {**frozen, **trained}, UnlearningInputs(**inputs)
             return encoder_unlearning_loss(features_and_outputs, student, frozen, inputs, alpha=alpha)
 
-        return Objective(
-            trained=model.generative_parts,
-            frozen=(*model.generative_parts, *model.corruption_parts),
-            prepare=student_and_teacher_inputs(model, self.noise),
-            loss=loss,
-            cast=model.in_compute_dtype,
+        return unlearning_objective(
+            model,
+            model.generative_parts,
+            student_and_teacher_inputs(model, self.noise),
+            loss,
+            teacher=model.generative_parts,
         )
