@@ -4,13 +4,15 @@ Importing this module does not import JAX.
 """
 
 import ast
+import contextlib
 import difflib
 import inspect
 import json
 import pathlib
 import re
 import runpy
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from l2l_jax.errors import UserError
@@ -96,7 +98,8 @@ def find(name: str) -> pathlib.Path:
     inside = path if path.is_dir() else path.parent
     known = ", ".join(sorted(str(config) for config in inside.glob("*.py"))) or "none"
     what = "a folder; name a file in it" if path.is_dir() else "no such file"
-    by_name = f" The package has --config={path.stem}." if path.stem in names() else ""
+    near = difflib.get_close_matches(path.stem, names(), n=1)
+    by_name = f" The package has --config={near[0]}." if near else ""
     raise UserError(f"--config={path}: {what}. Configs in that folder: {known}.{by_name}")
 
 
@@ -118,17 +121,33 @@ def read_config(spec: str) -> Recipe:
     """
     name, _, variant = spec.partition(":")
     path = find(name)
-    try:
+    if path.suffix != ".py":
+        raise UserError(f"--config={path} is not a config: it should be a Python file, ending in .py.")
+    with _explained(path):
         get_config = runpy.run_path(str(path)).get("get_config")
-    except SyntaxError as error:
-        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config={path} is not a Python file ({error}).") from error
     if not callable(get_config):
         raise UserError(f"--config={path} is not a config: it does not define get_config().")
     if variant and not inspect.signature(get_config).parameters:
         raise UserError(f"--config={path} has no variants: leave out :{variant}.")
-    return as_recipe(get_config(variant) if variant else get_config())
+    with _explained(path):
+        return as_recipe(get_config(variant) if variant else get_config())
+
+
+@contextlib.contextmanager
+def _explained(path: pathlib.Path) -> Iterator[None]:
+    """Raise UserErrors that name the line of a config file for mistakes in it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        where = f"{error.filename or path}, line {error.lineno or 1}"
+        raise UserError(f"{where}: {error.msg}.") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise UserError(f"{where}: {type(error).__name__}: {error}.") from error
 
 
 def as_recipe(value: Any) -> Recipe:

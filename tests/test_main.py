@@ -142,32 +142,6 @@ def test_killed_and_terminated_runs_end_with_the_same_parameters(finished, tmp_p
     jax.tree.map(np.testing.assert_array_equal, params(tmp_path), params(finished[0]))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "holds no earlier run: name a config with --config"),
-        (["--config=configs/digits_mea.py"], "no such file. Configs in that folder: .*digits_mae.py"),
-        (["--confg=configs/digits_mae.py"], "Unknown command line flag 'confg'"),
-        ([SMALL[0], "run"], "Unexpected argument 'run'"),
-        (
-            [SMALL[0], "--config.unlearn.alhpa=1"],
-            r"not exist. Did you mean config.unlearn.alpha\?",
-        ),
-        ([SMALL[0], "--config.unlearn.alpha=much"], "is 'much', but should be a valid number"),
-        ([SMALL[0], "--config.unlearn.alpha=-1"], "greater than or equal to 0"),
-        ([SMALL[0], "--config.data.forget=('seven',)"], "names the class 'seven'"),
-        ([SMALL[0], "--config.model.pretrained=nowhere"], "nowhere"),
-        ([SMALL[0], "--workdir=/proc/run"], "/proc/run cannot be made or written"),
-    ],
-)
-def test_mistakes_are_one_sentence(arguments, message, tmp_path, run_here):
-    workdir = [] if any("--workdir" in a for a in arguments) else [f"--workdir={tmp_path / 'run'}"]
-    code, output, errors = run_here(main, *arguments, *workdir)
-    last = errors.strip().splitlines()[-1]
-    assert code == 1 and output == ""
-    assert last.startswith("Error: ") and re.search(message, last)
-
-
 def test_a_mistake_ends_the_process_without_a_traceback(tmp_path):
     code, output, errors = run(SMALL[0], "--config.unlearn.alhpa=1", f"--workdir={tmp_path}")
     assert code == 1 and output == ""

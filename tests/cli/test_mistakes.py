@@ -1,0 +1,169 @@
+"""What users get wrong ends with one clear message and exit code 1, never with a traceback."""
+
+import re
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from l2l_jax.main import main
+
+DIGITS = ["--config=digits_mae:encoder", "--config.audit.enabled=False"]
+PHOTOS = [*DIGITS, "--config.data.source=folder", "--config.data.path=photos", "--config.data.forget=bob",
+          "--config.data.retain=rest", "--config.model.pretrained=", "--config.data.validation_fraction=0",
+          "--config.unlearn.retain_budget=0"]  # fmt: skip
+TABLE = [*PHOTOS, "--config.data.source=csv"]
+
+FLAGS = [
+    (["--confg=digits_mae"], "Unknown command line flag 'confg'"),
+    (["--config=digits_mea"], "no such config. Did you mean digits_mae?"),
+    (["--config=nothing_like_it"], "By name: .*digits_mae"),
+    (["--config=configs/digits_mea.py"], "no such file. .*The package has --config=digits_mae"),
+    (["--config=elsewhere/digits_mae.py"], "The package has --config=digits_mae"),
+    (["--config=photos"], "a folder; name a file in it"),
+    (["--config=text.txt"], "text.txt is not a config: it should be a Python file"),
+    (["--config=broken.py"], r"broken.py, line 3: NameError: name 'x' is not defined"),
+    (["--config=syntax.py"], r"syntax.py, line 2: "),
+    (["--config=number.py"], "config must be a section with fields, not 3"),
+    (["--config=empty.py"], "does not define get_config"),
+    (["--config=binary.py"], "binary.py"),
+    (["--config=digits_mae:decoder"], "has the variant encoder, and none called 'decoder'"),
+    (["--config=plain.py:large"], "has no variants: leave out :large"),
+    ([], "holds no earlier run: name a config with --config"),
+    ([*DIGITS, "run"], "Unexpected argument 'run'"),
+    ([*DIGITS, "--compile_cache=maybe"], "compile_cache"),
+    ([*DIGITS, "--config.unlearn.alhpa=1"], r"Did you mean config.unlearn.alpha\?"),
+    ([*DIGITS, "--config.unlaern.alpha=1"], r"Did you mean config.unlearn\?"),
+    ([*DIGITS, "--config.unlearn.alpha.x=1"], "config.unlearn.alpha is a field, not a section"),
+    ([*DIGITS, "--config.unlearn=1"], "config.unlearn must be a section with fields, not '1'"),
+    ([*DIGITS, "--config.unlearn.distill=1"], "name it config.unlearn.undo.distill"),
+    ([*DIGITS, "--config.unlearn.undo.distil=1"], r"Did you mean config.unlearn.undo.distill\?"),
+    (
+        [*DIGITS, "--config.unlearn.undo.distill=2"],
+        "config.unlearn.undo.distill is '2', but should be less than",
+    ),
+    ([*DIGITS, "--config.unlearn.method=ondo"], "There is no method 'ondo'. Did you mean 'undo'"),
+    (
+        [*DIGITS, "--config.unlearn.alpha=much"],
+        "config.unlearn.alpha is 'much', but should be a valid",
+    ),
+    ([*DIGITS, "--config.unlearn.alpha="], "config.unlearn.alpha is '', but should be a valid number"),
+    ([*DIGITS, "--config.unlearn.steps=1e3"], "config.unlearn.steps is '1e3'"),
+    ([*DIGITS, "--config.unlearn.steps=0"], "steps must be at least 1, not 0"),
+    ([*DIGITS, "--config.unlearn.learning_rate=nan"], "learning_rate must be finite"),
+    (
+        [*DIGITS, "--config.unlearn.batch_size=3", "--config.unlearn.accumulate=2"],
+        "not a multiple of accum",
+    ),
+    (
+        [*DIGITS, "--config.unlearn.retain_budget=0.5"],
+        "retain_budget is '0.5', but should be",
+    ),
+    ([*DIGITS, "--config.audit.enabled=perhaps"], "config.audit.enabled is 'perhaps'"),
+    ([*DIGITS, "--config.seed=-1"], "config.seed is '-1'"),
+    ([*DIGITS, "--config.parallel=pjit"], "config.parallel is 'pjit'.*'jit' or 'pmap'"),
+    ([*DIGITS, "--config.model.family=vae"], "config.model.family is 'vae'; known: mae"),
+    ([*DIGITS, "--config.model.variant=huge"], "config.model.variant is 'huge'; variants of mae: vit_base"),
+    ([*DIGITS, "--config.model.num_heads=5"], "config.model: width 96 must be divisible"),
+    ([*DIGITS, "--config.evaluate.tasks=center_8"], "there is no task 'center_8'"),
+    ([*DIGITS, "--config.evaluate.networks=vgg"], "config.evaluate.networks is 'vgg'"),
+    ([*DIGITS, "--config.plugins=no_such_module"], "config.plugins names 'no_such_module'"),
+    ([*DIGITS, "--config.data.crop_scale=(1,"], "config.data.crop_scale"),
+]
+
+CLASSES = [
+    ([*PHOTOS, "--config.data.forget=Bob"], "names the class 'Bob'.*bob"),
+    ([*PHOTOS, "--config.data.forget=7"], "names the class '7'"),
+    ([*PHOTOS, "--config.data.forget=1.0"], "names the class '1.0'"),
+    ([*PHOTOS, "--config.data.forget=True"], "names the class 'True'"),
+    ([*PHOTOS, "--config.data.forget="], "config.data.forget"),
+    ([*PHOTOS, "--config.data.forget=rest"], "say which classes are to be forgotten"),
+    (
+        [*PHOTOS, "--config.data.retain=bob"],
+        "Classes both in config.data.retain and in config.data.forget",
+    ),
+    ([*PHOTOS, "--config.data.forget=@none.txt"], "the list of classes none.txt cannot be read"),
+    ([*PHOTOS, "--config.data.forget=alice,bob,carol"], "config.data.retain"),
+    ([*PHOTOS, "--config.data.train_per_class=500"], "train_per_class is 500, but the class"),
+    ([*PHOTOS, "--config.data.proxy=dora"], "names the class 'dora'"),
+]
+
+PATHS = [
+    ([*PHOTOS, "--config.data.path=nowhere"], "config.data.path=nowhere does not exist"),
+    ([*PHOTOS, "--config.data.path="], "config.data.path"),
+    ([*PHOTOS, "--config.data.path=text.txt"], "is a file; the source 'folder' needs a folder"),
+    ([*PHOTOS, "--config.data.path=empty"], "No images"),
+    ([*TABLE, "--config.data.path=photos"], "is a folder; the source 'csv' needs a"),
+    ([*TABLE, "--config.data.path=empty.csv"], "empty.csv"),
+    ([*TABLE, "--config.data.path=no_label.csv"], "label"),
+    ([*TABLE, "--config.data.path=missing_file.csv"], "missing.png"),
+    ([*TABLE, "--config.data.path=bad_split.csv"], "split"),
+    ([*TABLE, "--config.data.path=binary.py"], "binary.py"),
+    ([*PHOTOS, "--config.data.source=imagnet"], "imagnet"),
+    ([*DIGITS, "--workdir=text.txt"], "--workdir=text.txt is a file; name a folder"),
+    ([*DIGITS, "--workdir=/proc/run"], "--workdir=/proc/run cannot be made or written"),
+    ([*DIGITS, "--workdir=damaged"], "run.json is damaged"),
+    (["--workdir=damaged"], "run.json is damaged .*name the config with --config"),
+]
+
+WEIGHTS = [
+    ([*PHOTOS, f"--config.model.pretrained={name}"], message)
+    for name, message in [
+        ("nowhere", "nowhere"),
+        ("digits_mae", "a model of digits images, but config.data.source is 'folder'"),
+        ("empty", "is not a saved model: it has no model.json"),
+        ("broken", "model.json is damaged"),
+        ("text.txt", "text.txt"),
+        ("binary.py", "binary.py"),
+        ("truncated.safetensors", "truncated.safetensors"),
+        ("strange.safetensors", "strange.safetensors"),
+    ]
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with photographs, tables, weights and files that are none of these."""
+    folder = tmp_path_factory.mktemp("place")
+    for number, name in enumerate(("alice", "bob", "carol")):
+        (folder / "photos" / name).mkdir(parents=True)
+        for index in range(6):
+            pixels = np.full((20, 24, 3), 40 * index + number, np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / name / f"{index}.png")
+    (folder / "empty").mkdir()
+    files = {
+        "text.txt": "not python, not weights\n",
+        "empty.py": "x = 1\n",
+        "broken.py": "\ndef get_config():\n    return {'seed': x}\n",
+        "syntax.py": "\ndef get_config(:\n",
+        "number.py": "def get_config():\n    return 3\n",
+        "plain.py": "def get_config():\n    return {}\n",
+        "empty.csv": "path,label\n",
+        "no_label.csv": "path,kind\nphotos/bob/0.png,bob\n",
+        "missing_file.csv": "path,label\nmissing.png,bob\nphotos/alice/0.png,alice\n",
+        "bad_split.csv": "path,label,split\nphotos/bob/0.png,bob,sometimes\n",
+        "broken/model.json": "{",
+        "damaged/run.json": '{"pretrain"',
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content, "utf-8")
+    (folder / "binary.py").write_bytes(bytes(range(256)))
+    safetensors.numpy.save_file({"made.up": np.zeros((2, 3), np.float32)}, folder / "strange.safetensors")
+    whole = (folder / "strange.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[:-5])
+    return folder
+
+
+@pytest.mark.parametrize(("arguments", "message"), [*FLAGS, *CLASSES, *PATHS, *WEIGHTS])
+def test_each_mistake_ends_with_one_message(arguments, message, place, tmp_path, run_here, monkeypatch):
+    monkeypatch.chdir(place)
+    workdir = (
+        [] if any("--workdir" in argument for argument in arguments) else [f"--workdir={tmp_path / 'run'}"]
+    )
+    code, output, errors = run_here(main, *arguments, *workdir)
+    last = errors.strip().splitlines()[-1]
+    assert code == 1 and output == "" and "Traceback" not in errors
+    assert last.startswith("Error: ") and len(last) < 600
+    assert re.search(message, last), last
