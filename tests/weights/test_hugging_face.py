@@ -1,79 +1,201 @@
-"""An exported MAE in an independent PyTorch implementation: `ViTMAEForPreTraining` of transformers."""
+"""ViT-MAE in Hugging Face folders: in, out, and against transformers where it is installed."""
 
-import dataclasses
+import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from l2l_jax.weights import transfer
+from l2l_jax.config import parse_config
+from l2l_jax.errors import UserError
+from l2l_jax.weights.__main__ import main
+from l2l_jax.weights.loading import load_model, original_weights
 from tests.reference_arrays import Case, nhwc
-from tests.weights.checkpoints import SMALL, write_safetensors
+from tests.weights.checkpoints import SMALL, assert_same_bits, write_safetensors
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+STATE = SMALL["mae"].state_dict
+CONFIG = dict(
+    model_type="vit_mae", architectures=["ViTMAEForPreTraining"], hidden_size=48, num_hidden_layers=2,
+    num_attention_heads=4, intermediate_size=192, decoder_hidden_size=32, decoder_num_hidden_layers=2,
+    decoder_num_attention_heads=4, decoder_intermediate_size=128, image_size=32, patch_size=8, num_channels=3,
+    layer_norm_eps=1e-12, mask_ratio=0.6, norm_pix_loss=True, hidden_act="gelu", qkv_bias=True,
+    initializer_range=0.02,
+)  # fmt: skip
+PREPROCESSOR = dict(image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25], do_normalize=True, size=32)
 
-RENAMED = [
-    (r"^decoder_blocks\.", "decoder.decoder_layers."),
-    (r"^blocks\.", "vit.layers."),
-    (r"^patch_embed\.proj\.", "vit.embeddings.patch_embeddings.projection."),
-    (r"^cls_token$", "vit.embeddings.cls_token"),
-    (r"^pos_embed$", "vit.embeddings.position_embeddings"),
-    (r"^norm\.", "vit.layernorm."),
-    (r"^mask_token$", "decoder.mask_token"),
-    (r"^decoder_(?=pos_embed|embed|norm|pred)", "decoder.decoder_"),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.proj\.", ".attention.o_proj."),
-]
+ATTENTION = {
+    "old": "attention.attention.{}",
+    "saved": "attention.attention.{}",
+    "memory": "attention.{}_proj",
+}
+THIRDS = {"old": ("query", "key", "value"), "saved": ("query", "key", "value"), "memory": "qkv"}
+BLOCKS = {
+    "old": ("vit.encoder.layer.", "decoder.decoder_layers."),
+    "saved": ("vit.encoder.layer.", "decoder.decoder_encoder.layer."),
+    "memory": ("vit.layers.", "decoder.decoder_layers."),
+}
+INNER = {
+    "old": {
+        "attn.proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
+    "memory": {"attn.proj": "attention.o_proj"},
+}
+INNER["saved"] = INNER["old"]
+OUTER = {
+    "cls_token": "vit.embeddings.cls_token",
+    "pos_embed": "vit.embeddings.position_embeddings",
+    "patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
+    "norm": "vit.layernorm",
+    "mask_token": "decoder.mask_token",
+    **{f"decoder_{name}": f"decoder.decoder_{name}" for name in ("embed", "pos_embed", "norm", "pred")},
+}
 
 
-def renamed(state_dict):
-    """Our export under transformers' names, with queries, keys and values apart."""
+def spelled(how, state_dict=STATE):
+    """The state dict as transformers 4 saves it ("old"), 5.24 saves it, or 5 has it in memory."""
     found = {}
     for key, value in state_dict.items():
-        for pattern, name in RENAMED:
-            key = re.sub(pattern, name, key)
-        if ".attn.qkv." in key:
-            for letter, third in zip("qkv", value.chunk(3), strict=True):
-                found[key.replace(".attn.qkv.", f".attention.{letter}_proj.")] = third
+        block = re.fullmatch(r"(decoder_)?blocks\.(\d+)\.(.+)\.(weight|bias)", key)
+        if not block:
+            name = re.sub(r"\.(weight|bias)$", "", key)
+            found[OUTER[name] + key.removeprefix(name)] = value
+            continue
+        inner = INNER[how] | {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+        start = f"{BLOCKS[how][bool(block[1])]}{block[2]}"
+        if block[3] == "attn.qkv":
+            for third, part in zip(THIRDS[how], np.split(value, 3), strict=True):
+                found[f"{start}.{ATTENTION[how].format(third)}.{block[4]}"] = part
         else:
-            found[key] = value
+            found[f"{start}.{inner.get(block[3], block[3])}.{block[4]}"] = value
     return found
 
 
-@pytest.fixture
-def exported(tmp_path):
-    small = SMALL["mae"]
-    path = write_safetensors(tmp_path / "in.safetensors", small.state_dict)
-    transfer.import_file(path, tmp_path / "model", fields=small.given)
-    transfer.export_model(tmp_path / "model", tmp_path / "out.pth")
-    params = transfer.load_pretrained(tmp_path / "model", "mae", small.model)
-    return torch.load(tmp_path / "out.pth", weights_only=True)["model"], params
+def write_folder(path, state_dict, config=CONFIG, preprocessor=PREPROCESSOR, shards=1):
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    if preprocessor is not None:
+        (path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    if shards == 1:
+        write_safetensors(path / "model.safetensors", state_dict)
+        return path
+    files = {key: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, key in enumerate(state_dict)}
+    for file in set(files.values()):
+        write_safetensors(path / file, {key: state_dict[key] for key in files if files[key] == file})
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    return path
 
 
-@pytest.mark.parametrize("norm_pix_loss", [False, True])
-def test_same_outputs(exported, norm_pix_loss):
-    state_dict, params = exported
-    model = dataclasses.replace(SMALL["mae"].model, norm_pix_loss=norm_pix_loss)
-    config = transformers.ViTMAEConfig(
-        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192,
-        decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=4,
-        decoder_intermediate_size=128, image_size=32, patch_size=8, layer_norm_eps=1e-6,
-        mask_ratio=0.75, norm_pix_loss=norm_pix_loss,
-    )  # fmt: skip
-    theirs = transformers.ViTMAEForPreTraining(config).eval()
-    theirs.load_state_dict(renamed(state_dict), strict=True)
+@pytest.mark.parametrize("how, shards", [("old", 1), ("saved", 1), ("memory", 1), ("old", 3)])
+def test_a_folder_needs_no_flag_and_is_written_back(tmp_path, monkeypatch, capsys, how, shards):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "vit-mae", spelled(how), shards=shards)
+    assert main(["import", "vit-mae"]) == 0
+    assert "Assumed" in capsys.readouterr().out  # that pixel values are between 0 and 1, which no file says
+    model, params = load_model("pretrained/vit-mae")
+    stated = (model.norm_pix_loss, model.mask_ratio, model.layer_norm_eps, model.pixel_mean, model.num_heads)
+    assert stated == (True, 0.6, 1e-12, (0.5, 0.5, 0.5), 4)
+    np.testing.assert_array_equal(
+        params["encoder"]["blocks_1"]["attn"]["qkv"]["bias"], STATE["blocks.1.attn.qkv.bias"]
+    )
+    assert main(["export", "pretrained/vit-mae", "--output", "back"]) == 0
+    assert_same_bits(safetensors.numpy.load_file("back/model.safetensors"), spelled("old"))
+    config = json.loads((tmp_path / "back/config.json").read_text())
+    assert config == CONFIG | {name: config[name] for name in config.keys() - CONFIG.keys()}
+    preprocessor = json.loads((tmp_path / "back/preprocessor_config.json").read_text())
+    assert PREPROCESSOR.items() <= preprocessor.items()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_half_precision(tmp_path, dtype):
+    half = {key: value.astype(dtype) for key, value in spelled("old").items()}
+    model, params = load_model(write_folder(tmp_path / "half", half))
+    np.testing.assert_array_equal(
+        params["encoder"]["norm"]["bias"], half["vit.layernorm.bias"].astype(np.float32)
+    )
+    assert model.decoder_depth == 2
+
+
+def test_a_file_next_to_its_config_and_facts_about_it(tmp_path):
+    folder = write_folder(tmp_path / "x", spelled("old"))
+    assert load_model(folder / "model.safetensors")[0] == load_model(folder)[0]
+    facts = original_weights(folder)
+    assert facts["config"] == CONFIG and facts["licence"] == "See where the file comes from."
+
+
+def test_a_config_takes_its_sizes_from_the_folder(tmp_path):
+    folder = write_folder(tmp_path / "x", spelled("old"))
+    recipe = {
+        "model": {"pretrained": str(folder), "scan": True},
+        "data": {"source": "digits", "forget": ["5"]},
+    }
+    config = parse_config(recipe)
+    assert (config.family, config.model.width, config.model.scan) == ("mae", 48, True)
+    with pytest.raises(UserError, match="norm_pix_loss=True, but config.model.norm_pix_loss is False"):
+        load_model(folder, norm_pix_loss=False)
+
+
+ZEROS = {"vit.embeddings.position_embeddings": np.zeros_like(STATE["pos_embed"])}
+
+
+@pytest.mark.parametrize(
+    "change, config, message",
+    [
+        (ZEROS, {}, "pos_embed is all zeros: such a model was created without its fixed table"),
+        ({}, {"intermediate_size": 100}, "intermediate_size is 100; expected 4 · 48"),
+        ({}, {"hidden_act": "relu"}, "expected hidden_act gelu"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, change, config, message):
+    folder = write_folder(tmp_path / "x", spelled("old") | change, CONFIG | config)
+    with pytest.raises(UserError, match=message):
+        load_model(folder)
+
+
+def test_damaged_folders(tmp_path):
+    encoder = {key: value for key, value in spelled("old").items() if key.startswith("vit.")}
+    with pytest.raises(UserError, match="encoder of a ViT.*without a decoder"):
+        load_model(write_folder(tmp_path / "encoder", encoder))
+    folder = write_folder(tmp_path / "shards", spelled("old"), shards=2)
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match="model-00001-of-00002.safetensors does not exist"):
+        load_model(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}')
+    with pytest.raises(UserError, match="names a file outside its folder"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float16", 1e-3)])  # rounded positions
+@pytest.mark.parametrize("how", ["exported", "theirs"])
+def test_transformers_predicts_the_same(tmp_path, how, dtype, tolerance):
+    """Strict loading of an export, and import of what `save_pretrained` writes."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = write_folder(tmp_path / "hf", spelled("old"), CONFIG | {"norm_pix_loss": False})
+    assert main(["import", str(folder), "--output", str(tmp_path / "model")]) == 0
+    assert main(["export", str(tmp_path / "model"), "--dtype", dtype, "--output", str(tmp_path / "out")]) == 0
+    theirs, loading = transformers.ViTMAEForPreTraining.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, output_loading_info=True
+    )
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    if how == "theirs":
+        theirs.save_pretrained(tmp_path / "saved")
+    model, params = load_model(tmp_path / ("out" if how == "exported" else "saved"))
     case = Case("mae_tiny")
+    normalized = (case["images"] - 0.5) / 0.25 if how == "exported" else case["images"]
     with torch.no_grad():
-        expected = theirs(torch.tensor(case["images"]), noise=torch.tensor(case["noise"]))
+        expected = theirs.eval()(torch.tensor(normalized), noise=torch.tensor(case["noise"]))
+    model = model if how == "exported" else model.replace(pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)
 
     @jax.jit
     def ours(params, images):
-        seen = model.mask(images, case["noise"], kept=4)
-        return model.predict(params, seen), model.generative_loss(params, images, seen)
+        corrupted = model.mask(images, case["noise"], kept=int(16 * (1 - model.mask_ratio)))
+        return model.predict(params, corrupted), model.generative_loss(params, images, corrupted)
 
     prediction, loss = ours(params, nhwc(case["images"]))
-    np.testing.assert_allclose(prediction, expected.logits.numpy(), atol=1e-4)
-    np.testing.assert_allclose(loss.mean(), expected.loss.numpy(), atol=1e-4)
+    np.testing.assert_allclose(prediction, expected.logits.numpy(), atol=tolerance)
+    np.testing.assert_allclose(loss.mean(), expected.loss.numpy(), rtol=1e-4)
