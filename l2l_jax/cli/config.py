@@ -31,16 +31,23 @@ def config_lines(config: "Config") -> Iterator[str]:
     """Yield the lines of a YAML file that holds all fields of a config."""
     from l2l_jax.config import upgrade
 
-    documented = field_docs(type(config))
+    docs = _docs(config) | {"unlearn": _docs(config.unlearn)}
+    docs["model"] |= {name: docs[name] for name in ("family", "pretrained")}
+    docs["unlearn"][config.unlearn.method] = _docs(config.unlearn.options)
     for name, value in upgrade(config.describe()).items():
-        if name == "model":
-            docs = documented | field_docs(type(config.model))
-        elif name == "pretrain":
-            docs = {stage: field_docs(type(training)) for stage, training in config.pretrain.items()}
-        else:
-            section = getattr(config, name)
-            docs = field_docs(type(section)) if dataclasses.is_dataclass(section) else documented[name]
-        yield from _lines(name, value, docs, "")
+        yield from _lines(name, value, docs[name], "")
+
+
+def _docs(section: Any) -> dict[str, Any]:
+    """Return the descriptions of all fields of a dataclass, and of the dataclasses in it."""
+    docs: dict[str, Any] = field_docs(type(section))
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            docs[field.name] = _docs(value)
+        elif isinstance(value, Mapping):
+            docs[field.name] = {name: _docs(inner) for name, inner in value.items()}
+    return docs
 
 
 def _lines(name: str, value: Any, docs: Any, indent: str) -> Iterator[str]:

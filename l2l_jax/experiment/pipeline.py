@@ -1,5 +1,6 @@
 """An experiment from start to end: model → original weights → unlearn → restore → measure → report."""
 
+import contextlib
 import pathlib
 import time
 from typing import Any
@@ -36,8 +37,12 @@ def run(config: Config, workdir: pathlib.Path, *, redo: bool = False) -> dict[st
       UserError: something the user can mend; the message says how.
       Interrupted: the run was asked to stop, and has saved its state.
     """
+    with contextlib.closing(Workdir(workdir, config, redo=redo)) as folders:
+        return _run(config, folders)
+
+
+def _run(config: Config, folders: Workdir) -> dict[str, Any]:
     clock = _Clock()
-    folders = Workdir(workdir, config, redo=redo)
     with barrier():
         if config.audit.enabled:
             check_yardstick(config)
@@ -66,8 +71,12 @@ def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dic
       UserError: something the user can mend; the message says how.
       Interrupted: the audit was asked to stop; finished attacks are kept.
     """
+    with contextlib.closing(Workdir(workdir, config)) as folders:
+        return _audit(config, folders, unlearned)
+
+
+def _audit(config: Config, folders: Workdir, unlearned: pathlib.Path) -> dict[str, Any]:
     clock = _Clock()
-    folders = Workdir(workdir, config)
     with barrier():
         evaluation = Evaluation(config, folders.evaluation)
         sets = training_sets(config, evaluation.train)

@@ -89,9 +89,14 @@ class Workdir:
         self.evaluation = folder / "evaluation"
         self.audit = folder / "audit"
         self.report = folder / "report"
-        self._redo = redo
+        self._redo, self._release = redo, None
         self._record: dict[str, Any] = from_primary(lambda: self._claim(config))
         _check_shared(folder)
+
+    def close(self) -> None:
+        """Let other runs use the folder; a run that does not close it keeps it until its process ends."""
+        if self._release is not None:
+            self._release()
 
     def facts(self, model: str) -> dict[str, Any]:
         """Return what the card of the "original" or the "unlearned" model says of the run that made it."""
@@ -167,7 +172,7 @@ class Workdir:
             raise UserError(f"--workdir={self.folder} is a file; name a folder.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            claim(self.folder)
+            self._release = claim(self.folder)
         except OSError as error:
             raise UserError(
                 f"--workdir={self.folder} cannot be made or written ({error.strerror}). Choose another one."

@@ -6,6 +6,7 @@ process on this machine has ended, or if nobody renews it while it watches.
 
 import atexit
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from l2l_jax.errors import UserError
@@ -27,8 +29,11 @@ STALE_SECONDS = 30.0
 """Seconds of watching a lock of another machine, in which its owner would have renewed it several times."""
 
 
-def claim(folder: pathlib.Path) -> None:
+def claim(folder: pathlib.Path) -> Callable[[], None]:
     """Make this process the owner of a folder, and of the folders in it, until it ends.
+
+    Returns:
+      A function that gives the folder back; it does nothing if this process owned it before.
 
     Raises:
       UserError: Another process owns the folder.
@@ -36,7 +41,7 @@ def claim(folder: pathlib.Path) -> None:
     me = _identity()
     for place in (folder.absolute(), *folder.absolute().parents):
         if _owner(place / LOCK).get("process") == me:
-            return
+            return lambda: None
     path = folder / LOCK
     token = secrets.token_hex(8)
     content = json.dumps({"process": me, "token": token, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
@@ -54,7 +59,9 @@ def claim(folder: pathlib.Path) -> None:
             )
         _remove(path, owner)
     threading.Thread(target=_renew, args=(path, token), daemon=True).start()
-    atexit.register(_remove, path, {"token": token})
+    release = functools.partial(_remove, path, {"token": token})
+    atexit.register(release)
+    return release
 
 
 def _identity() -> dict[str, Any]:

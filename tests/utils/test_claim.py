@@ -29,11 +29,13 @@ def in_haste(monkeypatch):
 
 
 def test_the_owner_may_claim_again_and_what_is_inside(tmp_path):
-    claim(tmp_path)
-    claim(tmp_path)
+    release = claim(tmp_path)
+    claim(tmp_path)()
     (tmp_path / "inside").mkdir()
     claim(tmp_path / "inside")
     assert (tmp_path / LOCK).exists() and not (tmp_path / "inside" / LOCK).exists()
+    release()
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_a_running_process_keeps_its_folder_and_a_killed_one_loses_it(tmp_path):

@@ -1,0 +1,86 @@
+"""What all commands share: help, configs with plugins, exit codes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from l2l_jax.__main__ import COMMANDS
+from l2l_jax.cli import config as config_command
+from l2l_jax.cli.common import run_program
+from l2l_jax.config import parse_config
+from l2l_jax.config_files import read_config
+
+PLUGIN = '''
+import dataclasses
+from l2l_jax.methods import Method, register
+
+@register("brighten")
+@dataclasses.dataclass(frozen=True)
+class Brighten(Method):
+    """Make images brighter.
+
+    Attributes:
+      strength: Added brightness.
+    """
+
+    strength: float = 0.5
+
+    def objective(self, model):
+        from l2l_jax.methods import METHODS
+
+        return METHODS["encoder"]().objective(model)
+'''
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help_that_needs_no_jax(command):
+    program = (
+        "import runpy, sys\nsys.argv = ['l2l-jax', *sys.argv[1:]]\n"
+        "try:\n    runpy.run_module('l2l_jax', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert 'jax' not in sys.modules or sys.argv[1] == 'prepare'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, command, "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--" in done.stdout and len(done.stdout) > 200
+
+
+def test_a_config_is_printed_whole_with_its_documentation(run_here):
+    code, output, _ = run_here(config_command.main, "--config=digits_mae", "--config.unlearn.alpha=0.5")
+    assert code == 0 and "  # Weight of the forget term; 0.25 in the paper.\n  alpha: 0.5\n" in output
+    printed = yaml.safe_load(output)
+    assert parse_config(printed).describe() == parse_config(read_config("digits_mae")).describe() | {
+        "unlearn": printed["unlearn"]
+    }
+
+
+def test_a_method_of_a_users_module_has_its_options_and_documentation(run_here, tmp_path, monkeypatch):
+    (tmp_path / "my_plugin.py").write_text(PLUGIN, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ["--config=digits_mae:encoder", "--config.plugins=my_plugin", "--config.unlearn.method=brighten"]
+    code, output, _ = run_here(config_command.main, *flags, "--config.unlearn.brighten.strength=2")
+    assert code == 0 and "    # Added brightness.\n    strength: 2.0\n" in output
+    code, _, errors = run_here(config_command.main, *flags, "--config.unlearn.brighten.strenth=2")
+    assert code == 1 and "Did you mean config.unlearn.brighten.strength?" in errors
+
+
+def test_a_reader_that_leaves_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m l2l_jax.compare --help | true; echo ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True, env=os.environ,
+    )  # fmt: skip
+    assert done.stderr == "" and done.stdout.strip() in ("0", "141")
+
+
+@pytest.mark.parametrize("error", [KeyError("weights"), FileNotFoundError(2, "No such file", "images/a.png")])
+def test_what_nobody_expects_keeps_its_traceback(error):
+    def program(argv):
+        raise error
+
+    with pytest.raises(type(error)):
+        run_program(program, ["program"])
