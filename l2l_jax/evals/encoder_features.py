@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -56,7 +56,7 @@ class EncoderFeatures:
     def __init__(self, model: Model, batch_size: int, seed: int):
         # Layers inside `remat` or `scan` cannot be intercepted.
         inlined = {name: False for name in ("remat", "scan") if getattr(model, name, False)}
-        self._model = dataclasses.replace(model, **inlined) if inlined else model
+        self._model = dataclasses.replace(cast(Any, model), **inlined) if inlined else model
         self._order: list[str] = []
         self._runner = BatchedRunner(per_image(self._features, seed), batch_size)
 

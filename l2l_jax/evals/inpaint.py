@@ -27,7 +27,8 @@ class Inpainter:
 
     def __init__(self, model: Model, task: InpaintingTask, *, batch_size: int, seed: int):
         self.task, self.value_range = task, model.value_range
-        self._model, self._seed = model, seed
+        self._size, self._seed = model.image_size, seed
+        self._grid = getattr(model, "grid", 0)  # of models that inpaint from patches
         self.mask = None if task.is_random else task.mask(model.image_size)
 
         def inpaint(params, image, visible, key):
@@ -46,7 +47,7 @@ class Inpainter:
         """Return the masks of places in a set, bool `[image, height, width]`, True where hidden."""
         if self.mask is not None:
             return np.broadcast_to(self.mask, (len(places), *self.mask.shape))
-        return patch_masks(self._visible(set_name, places), self._model.grid, self._model.image_size)
+        return patch_masks(self._visible(set_name, places), self._grid, self._size)
 
     def masked(self, images: Images, set_name: str) -> np.ndarray:
         """Return pictures of what the model is shown: masked regions are gray."""
@@ -79,7 +80,7 @@ class Inpainter:
         if self.mask is not None:
             return np.zeros((len(places), 0), np.int32)
         seeds = ((self._seed, set_number(set_name), int(place)) for place in places)
-        return self.task.visible_patches(self._model.grid**2, seeds)
+        return self.task.visible_patches(self._grid**2, seeds)
 
 
 def masked_errors(

@@ -29,12 +29,7 @@ GROUPS = {
 
 @dataclasses.dataclass(frozen=True)
 class InpaintingTask:
-    """One way to mask a part of an image.
-
-    Attributes:
-      kind: a key of `PARTS`.
-      amount: how many of those parts are hidden.
-    """
+    """One way to mask a part of an image: so many of the `PARTS` of its kind."""
 
     kind: str
     amount: int
@@ -76,12 +71,10 @@ class InpaintingTask:
     def visible_patches(self, patches: int, seeds: Iterable[tuple[int, ...]]) -> np.ndarray:
         """Return the patches that stay visible in each image, int32 `[image, visible]`, ascending.
 
-        Args:
-          patches: of an image.
-          seeds: non-negative integers for each image; the same ones make the same choice.
+        Equal seeds, non-negative integers of each image, make equal choices.
 
         Raises:
-          ValueError: no patch would be hidden, or none left.
+          ValueError: No patch would be hidden, or none left.
         """
         hidden = round(patches * self.amount / PARTS[self.kind])
         if not 0 < hidden < patches:
@@ -91,13 +84,7 @@ class InpaintingTask:
 
 
 def patch_masks(visible: np.ndarray, grid: int, size: int) -> np.ndarray:
-    """Return the pixels of the patches that are not visible, bool `[image, size, size]`.
-
-    Args:
-      visible: from `InpaintingTask.visible_patches`.
-      grid: patches along a side.
-      size: side of the images in pixels.
-    """
+    """Return the pixels of patches that are not `visible_patches`, bool `[image, size, size]`."""
     hidden = np.ones((len(visible), grid * grid), bool)
     np.put_along_axis(hidden, visible, False, axis=1)
     side = size // grid

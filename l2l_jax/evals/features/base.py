@@ -23,9 +23,8 @@ masked region."""
 class FeatureNetwork(Protocol):
     """A trained network that evaluates images.
 
-    Attributes:
-      name: Its name in reports, such as "Inception-v3 (FID)".
-      weights: JSON-able facts about its weights: `file`, `sha256`, `licence`, and what else is known.
+    `name` is its name in reports, `weights` are JSON-able facts about its weights: `file`, `sha256`,
+    `licence`, and what else is known.
     """
 
     name: str
@@ -47,13 +46,7 @@ class BatchedNetwork:
     """A `FeatureNetwork` that runs on this process's devices in batches of one shape.
 
     Outputs do not depend on how many images come at a time, up to rounding. On a CPU, each core computes a
-    batch of its own.
-
-    Args:
-      name, weights: See `FeatureNetwork`.
-      params: Parameters.
-      apply: `(params, uint8 images [batch, height, width, 3]) -> Outputs`; compiled here.
-      batch_size: Images per compiled call; on a CPU with several cores at most `PER_THREAD`.
+    batch of its own, of at most `PER_THREAD` images. `apply` is `(params, uint8 images) -> Outputs`.
     """
 
     def __init__(

@@ -12,18 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.errors import UserError
-from l2l_jax.models.mapping import (
-    Ignored,
-    Rule,
-    Table,
-    conv,
-    count,
-    dense_rules,
-    linear,
-    norm_rules,
-    shape_of,
-    square_side,
-)
+from l2l_jax.models import mapping
+from l2l_jax.models.mapping import Ignored, Rule, Table, dense_rules, linear, norm_rules, shape_of
 
 NORM_EPSILON = 1e-5
 
@@ -45,14 +35,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
-    """Sizes of a vision tower.
-
-    Attributes:
-      image_size, patch_size: sides in pixels.
-      width, depth, num_heads, mlp_width: of the transformer.
-      embed_dim: width of the embedding.
-      activation: a key of `ACTIVATIONS`.
-    """
+    """Sizes of a vision tower; the activation is a key of `ACTIVATIONS`."""
 
     image_size: int
     patch_size: int
@@ -91,13 +74,13 @@ class Block(nn.Module):
 
 
 class Tower(nn.Module):
-    """The whole tower."""
+    """A vision tower."""
 
     config: TowerConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Embeddings `[batch, embed_dim]`, not normalised, of `[batch, height, width, 3]`, normalised."""
+        """Return embeddings `[batch, embed_dim]`, not normalized, of normalized images."""
         config = self.config
         patches = (config.patch_size,) * 2
         x = nn.Conv(config.width, patches, patches, "VALID", use_bias=False, name="patches")(x)
@@ -151,7 +134,7 @@ OPEN_CLIP: Table = [
     Rule("visual.class_embedding", "class_token"),
     Rule("visual.positional_embedding", "positions"),
     Rule("visual.proj", "projection"),
-    Rule("visual.conv1.weight", "patches/kernel", conv),
+    Rule("visual.conv1.weight", "patches/kernel", mapping.conv),
     *norm_rules("visual.ln_pre", "norm_before"),
     *_block_rules("visual.transformer.resblocks.{i}", _OPEN_CLIP_NAMES),
     *norm_rules("visual.ln_post", "norm_after"),
@@ -168,7 +151,7 @@ TRANSFORMERS: Table = [
     Rule("vision_model.embeddings.class_embedding", "class_token"),
     Rule("vision_model.embeddings.position_embedding.weight", "positions"),
     Rule("visual_projection.weight", "projection", linear),
-    Rule("vision_model.embeddings.patch_embedding.weight", "patches/kernel", conv),
+    Rule("vision_model.embeddings.patch_embedding.weight", "patches/kernel", mapping.conv),
     *norm_rules("vision_model.pre_layrnorm", "norm_before"),  # spelled like this
     *_block_rules("vision_model.encoder.layers.{i}", _HF_NAMES),
     *norm_rules("vision_model.post_layernorm", "norm_after"),
@@ -195,10 +178,10 @@ def recognize(state_dict: Mapping[str, Any]) -> tuple[Table, str, TowerConfig]:
     width, _, patch_size, _ = shape_of(state_dict, patches, 4)
     places, _ = shape_of(state_dict, positions, 2)
     sizes = dict(
-        image_size=patch_size * square_side(places - 1, positions),
+        image_size=patch_size * mapping.square_side(places - 1, positions),
         patch_size=patch_size,
         width=width,
-        depth=count(state_dict, blocks),
+        depth=mapping.count(state_dict, blocks),
         mlp_width=shape_of(state_dict, hidden, 2)[0],
         embed_dim=shape_of(state_dict, projection, 2)[embed_axis],
     )

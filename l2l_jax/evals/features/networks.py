@@ -27,13 +27,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Opened(NamedTuple):
-    """A network that was loaded from a file.
-
-    Attributes:
-      name: Its name in reports.
-      params: Its parameters.
-      apply: `(params, uint8 images) -> Outputs`.
-    """
+    """A network that was loaded from a file: its name in reports, and `(params, uint8 images) -> Outputs`."""
 
     name: str
     params: Any
@@ -107,9 +101,7 @@ def _open(name: str, path: pathlib.Path, config: NetworksConfig) -> FeatureNetwo
     known = {"licence": FILES[name][0].licence, "published": file is not None}
     if file is not None:
         known |= {"licence": file.licence, "page": file.page}
-    return BatchedNetwork(
-        opened.name, {**facts, **known}, opened.params, opened.apply, config.network_batch_size
-    )
+    return BatchedNetwork(opened.name, {**facts, **known}, *opened[1:], config.network_batch_size)
 
 
 def inception_pixels(images: jax.Array, resize: Resizing) -> jax.Array:
