@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
 """Largest number of pixels that is decoded, as in Pillow: more might fill the memory."""
@@ -121,7 +121,7 @@ def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
         _check_size(image.height, image.width)
         image.load()
         return _to_rgb(image, encoded), _orientation_of(image, encoded)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError("no image format that is known") from None
     except (ImageError, MemoryError):
         raise

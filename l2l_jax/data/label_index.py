@@ -13,7 +13,8 @@ import multiprocessing
 import os
 import pathlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -34,7 +35,7 @@ PARALLEL_FROM = 20_000
 MAX_PROCESSES = 16
 
 
-def parse_example(record: bytes):
+def parse_example(record: bytes) -> Mapping[str, Any]:
     """Return the features of a serialized `tf.train.Example`, by name.
 
     Raises:

@@ -63,7 +63,8 @@ class Lister:
         Raises:
           OSError: The folder cannot be read.
         """
-        folders, images = [], []
+        folders: list[str] = []
+        images: list[str] = []
         passed: dict[tuple[str, str], list[str]] = {}
         for name, kind in sorted(self._entries(place)):
             reason = _reason(name, kind)

@@ -100,7 +100,7 @@ def training_batches(
     first = options.process_index * (batch_size // processes)
     bad_images = BadImages(options.bad_folder, counts, options.max_bad_fraction, options.process_index)
     return TrainingBatches(
-        reader=Reader(sets.values(), [transforms and transforms[name] for name in sets], seed),
+        reader=Reader(sets.values(), [transforms[name] if transforms else None for name in sets], seed),
         orders={name: EpochOrder(counts[name], int(s)) for name, s in zip(sets, seeds, strict=True)},
         bad_images=bad_images,
         value_range=value_range,

@@ -203,9 +203,11 @@ def _lock_file(folder: epath.Path) -> contextlib.AbstractContextManager[IO[str] 
 
 def _lock(file: IO[str] | None, how: int) -> bool:
     try:
-        return file is None or fcntl.flock(file, how) is None
+        if file is not None:
+            fcntl.flock(file, how)
     except BlockingIOError:
         return False
+    return True
 
 
 def _remove(unfinished: Iterable[epath.Path]) -> None:

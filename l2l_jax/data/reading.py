@@ -41,7 +41,7 @@ class Row(NamedTuple):
     """An image to read: number of the set, index in it, and the epoch, which decides its crop."""
 
     of: int
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple's method
     epoch: int
 
 
@@ -83,18 +83,11 @@ class Reader:
 
     def read(self, rows: Sequence[Row]) -> Rows:
         """Read and transform rows. All images must come from files, or none."""
-        squares: list[np.ndarray | None] = []
-        bad: dict[int, BadImage] = {}
-        for number, row in enumerate(rows):
-            square = self._read(row)
-            if isinstance(square, BadImage):
-                bad[number], square = square, None
-            squares.append(square)
-        if not bad:
-            return Rows(np.stack(squares), bad)
-        good = [square for square in squares if square is not None]
+        squares = list(map(self._read, rows))
+        bad = {place: square for place, square in enumerate(squares) if isinstance(square, BadImage)}
+        good = [square for square in squares if not isinstance(square, BadImage)]
         blank = np.zeros_like(good[0]) if good else np.zeros(self.shape or (1, 1, 1), np.uint8)
-        return Rows(np.stack([blank if square is None else square for square in squares]), bad)
+        return Rows(np.stack([blank if isinstance(square, BadImage) else square for square in squares]), bad)
 
     def _read(self, row: Row) -> np.ndarray | BadImage:
         source, transform = self._sources[row.of], self._transforms[row.of]
@@ -103,10 +96,12 @@ class Reader:
                 record = source[row.index]
             except OSError as error:
                 return BadImage(str(error.filename or f"record {row.index}"), str(error))
+        image = record["image"]
         if transform is None:
-            return record["image"]
+            assert isinstance(image, np.ndarray), "files need a transform"
+            return image
         try:
-            return transform(record["image"], (self._seed, row.of, row.epoch, row.index))
+            return transform(image, (self._seed, row.of, row.epoch, row.index))
         except ImageError as error:
             return BadImage(record["name"], str(error))
 
@@ -175,8 +170,11 @@ def warn_of_shrinking(source: Source, image_size: int) -> None:
     for index in np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int)):
         with _watch().reading(source, index), contextlib.suppress(OSError, ImageError):
             image = source[int(index)]["image"]
-            opened = open_image(image) if isinstance(image, bytes) else None
-            sizes.append((opened.height, opened.width) if opened else image.shape[:2])
+            if isinstance(image, bytes):
+                opened = open_image(image)
+                sizes.append((opened.height, opened.width))
+            else:
+                sizes.append((image.shape[0], image.shape[1]))
     if not sizes:
         return
     height, width = sorted(sizes)[len(sizes) // 2]

@@ -5,7 +5,7 @@ decoding an image) and records `{"image": …, "label": …, "name": …}`. `l2l
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, TypedDict
 
 import numpy as np
@@ -32,8 +32,15 @@ class Source(Protocol):
     image that is not read, and `digest_parts(indices)`, what identifies images (see `digest_parts`).
     """
 
-    class_names: Sequence[str]
-    labels: np.ndarray
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the class ids."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class ids of all records `[record]`."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -142,7 +149,7 @@ class Mixture:
       weights: weight of each, positive.
     """
 
-    def __init__(self, sources: dict[str, Source], weights: Sequence[float]):
+    def __init__(self, sources: Mapping[str, Source], weights: Sequence[float]):
         self._sources = tuple(sources.values())
         shares = np.asarray(weights) / np.sum(weights)
         lengths = np.array([len(source) for source in self._sources])
@@ -183,7 +190,7 @@ class Mixture:
         return which, (index - start) % len(self._sources[which])
 
 
-def held_out(names: Sequence[bytes], labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+def held_out(names: Iterable[bytes], labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the images that stay, and of those that are held out, both ascending.
 
     Of each class the images whose names have the smallest checksums are held out: at least one,

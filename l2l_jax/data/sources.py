@@ -1,6 +1,7 @@
 """The image source that a configuration names."""
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,7 +16,12 @@ from l2l_jax.data.table import open_csv
 from l2l_jax.data.tfds_source import open_tfds
 from l2l_jax.errors import UserError
 
-OPENERS = {"folder": open_folder, "csv": open_csv, "idx": open_idx, "npz": open_npz}
+OPENERS: dict[str, Callable[[SourceConfig, SplitName], Source]] = {
+    "folder": open_folder,
+    "csv": open_csv,
+    "idx": open_idx,
+    "npz": open_npz,
+}
 """Functions that open the training or test images of sources in files of the user's own."""
 
 

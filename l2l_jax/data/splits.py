@@ -212,7 +212,8 @@ def _proxies(
     data: DataConfig, source: Source, ids: Mapping[str, Sequence[int]], count: _Count, image_size: int
 ) -> Source:
     """Return what replaces the retain images: a set, or a mixture of sets."""
-    sources, weights = {}, []
+    sources: dict[str, Source] = {}
+    weights: list[float] = []
     if any(not isinstance(entry, ProxyConfig) for entry in data.proxy):
         sources[data.source] = _select(source, ids["proxy"], "proxy", count)
         weights.append(1.0)

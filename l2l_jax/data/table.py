@@ -68,7 +68,7 @@ class _Lines:
     is_test: np.ndarray | None
     class_names: list[str]
 
-    def describe(self, line: int) -> str:
+    def describe(self, line: np.integer) -> str:
         of = "" if self.is_test is None else ", for testing" if self.is_test[line] else ", for training"
         return f"{self.class_names[self.labels[line]]}{of}"
 
@@ -77,8 +77,8 @@ def _read_table(table: epath.Path) -> _Lines:
     numbers, paths, labels, is_test = array.array("q"), [], array.array("i"), array.array("b")
     classes: dict[str, int] = {}
     of = odd = None
-    with table.open("rb") as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", "") as text:
-        rows = csv.reader(text, skipinitialspace=True)
+    with table.open("rb") as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", "") as lines:
+        rows = csv.reader(lines, skipinitialspace=True)
         header = [name.strip() for name in next(rows, [])]
         for name in ("path", "label"):
             if header.count(name) != 1:

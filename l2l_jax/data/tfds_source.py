@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -37,7 +38,12 @@ class TfdsSource:
     """
 
     def __init__(
-        self, records, labels: np.ndarray, class_names: tuple[str, ...], split_name: str, fingerprint: str
+        self,
+        records: Sequence[bytes],
+        labels: np.ndarray,
+        class_names: tuple[str, ...],
+        split_name: str,
+        fingerprint: str,
     ):
         self._records, self._split_name, self._fingerprint = records, split_name, fingerprint
         self.labels, self.class_names = labels, class_names
@@ -106,7 +112,7 @@ def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
     return Subset(source, held_out(names, labels, config.test_fraction)[split == "test"])
 
 
-def _records(builder, folder: epath.Path, split: str, config: SourceConfig) -> Sequence[bytes]:
+def _records(builder: Any, folder: epath.Path, split: str, config: SourceConfig) -> Sequence[bytes]:
     """Return the serialized examples of a split, all of whose files are there."""
     import tensorflow_datasets as tfds
 

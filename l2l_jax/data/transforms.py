@@ -117,7 +117,8 @@ class Transform:
         """
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))) if self._random else None
         if isinstance(image, np.ndarray):
-            square = resize(image, self._box(*image.shape[:2], rng), self._size)
+            height, width, _ = image.shape
+            square = resize(image, self._box(height, width, rng), self._size)
         else:
             opened = open_image(image)
             box = self._box(opened.height, opened.width, rng)

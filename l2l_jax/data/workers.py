@@ -16,7 +16,6 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
 import cloudpickle
-import numpy as np
 
 from l2l_jax.data.reading import Reader, Row, Rows
 from l2l_jax.errors import UserError
@@ -89,14 +88,11 @@ class _Worker:
         self._send(cloudpickle.dumps(rows))
         try:
             answer = self._connection.recv()
-            if isinstance(answer, Exception):
-                raise answer
-            shape, dtype, bad = answer
-            images = np.empty(shape, dtype)
-            self._connection.recv_bytes_into(memoryview(images).cast("B"))
         except (EOFError, ConnectionError):
             raise self._died() from None
-        return Rows(images, bad)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def _send(self, message: bytes) -> None:
         try:
@@ -125,9 +121,7 @@ def serve(file_descriptor: int) -> None:
         while True:
             rows = cloudpickle.loads(connection.recv_bytes())
             try:
-                images, bad = reader.read(rows)
+                answer = reader.read(rows)
             except Exception as error:  # the parent raises it
-                connection.send(error)
-            else:
-                connection.send((images.shape, images.dtype.str, bad))
-                connection.send_bytes(memoryview(np.ascontiguousarray(images)).cast("B"))
+                answer = error
+            connection.send(answer)
