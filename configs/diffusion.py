@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     training = dict(batch_size=96, learning_rate=5e-5, schedule="constant", weight_decay=0.0)
     training |= dict(beta2=0.999, clip_norm=0.0, ema_decay=0.9999)
     networks = ("inception", "resnet50", "clip")
+    tuning = dict(batch_size=96, learning_rate=5e-5)
     config = ConfigDict(
         dict(
             model=dict(family="palette", pretrained="pretrained/16_Network", dtype="bfloat16"),
@@ -38,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
             unlearn=dict(steps=5208, **training),  # 2 epochs of 250,000 retain and 250,000 forget images
             pretrain=dict(model=dict(steps=1_000_000, **training)),
             evaluate=dict(batch_size=64, picture_per_class=1, features="none", networks=networks),
-            audit=dict(batch_size=96, learning_rate=5e-5, shot_learning_rate=5e-5),
+            audit=dict(retain_tuning=tuning, relearning=tuning, fresh_decoder=tuning),
         )
     )
     if variant == "runlocal":

@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 method="undo", undo=undo, alpha=0.1, retain_budget=1.25, budget_every=20, **training
             ),
             evaluate=dict(batch_size=256),
-            audit=dict(enabled=True, retrained="shipped", decoder_steps=300),
+            audit=dict(enabled=True, retrained="shipped", fresh_decoder=dict(steps=300)),
         )
     )
     config.pretrain.model.weight_decay = 0.01

@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 method="undo", undo=undo, alpha=0.07, retain_budget=1.15, budget_every=20, **training
             ),
             evaluate=dict(batch_size=256),
-            audit=dict(enabled=True, retrained="shipped", decoder_steps=300),
+            audit=dict(enabled=True, retrained="shipped", fresh_decoder=dict(steps=300)),
         )
     )
     config.unlearn.update(optimizer="muon", steps=520, learning_rate=7e-3, warmup_steps=50)

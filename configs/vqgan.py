@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     data |= dict(general=("rest",), general_images=5000, validation_fraction=0.02)
     data |= dict(crop="random", proxy_crop_scale=(0.2, 0.5), flip=True, workers=8)
     training = dict(batch_size=128, warmup_steps=469, checkpoint_every=100)  # 5 epochs of warm-up
+    tuning = dict(batch_size=128, learning_rate=5e-5)
     config = ConfigDict(
         dict(
             model=dict(pretrained="pretrained/mage-vitb-1600", **model),
@@ -44,7 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
             evaluate=dict(
                 batch_size=64, picture_per_class=1, features="none", networks=("inception", "clip")
             ),
-            audit=dict(batch_size=128, learning_rate=5e-5, shot_learning_rate=5e-5),
+            audit=dict(retain_tuning=tuning, relearning=tuning, fresh_decoder=tuning),
         )
     )
     if variant == "runlocal":

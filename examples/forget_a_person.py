@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from l2l_jax.cli.common import run_program
 from l2l_jax.config import Config, parse_config
 from l2l_jax.experiment import pipeline as experiment
-from l2l_jax.report.page import table
+from l2l_jax.report.tables import console
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank")
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             draw_faces(photos)
     config = configure(photos, args.person, args.pretrain_steps, args.unlearn_steps)
     report = experiment.run(config, args.workdir / "run")
-    print(table(report))
+    print(console(report))
     print(f"\nReport: {args.workdir / 'run' / 'report' / 'report.html'}")
     return report
 

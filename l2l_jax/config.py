@@ -10,7 +10,8 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pydantic
 
-from l2l_jax.audit.config import AuditConfig
+from l2l_jax.audit.config import RENAMED as RENAMED_IN_AUDIT
+from l2l_jax.audit.config import AuditConfig, audit_config_class
 from l2l_jax.config_files import Recipe, Text, as_recipe, nearest
 from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
@@ -94,7 +95,7 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
     family, model = _model(model_fields)
     pretrained = _check(str, model_fields.get("pretrained", ""), "config.model.pretrained")
     sections = {name: _section(cls, recipe.get(name, {}), f"config.{name}") for name, cls in SECTIONS.items()}
-    unlearn = _unlearning(recipe.get("unlearn", {}))
+    unlearn, audit = _unlearning(recipe.get("unlearn", {})), _audit(recipe.get("audit", {}))
     fields = {
         name: _check(hint, recipe.get(name, default), f"config.{name}")
         for name, (hint, default) in FIELDS.items()
@@ -106,6 +107,7 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
         plugins=plugins,
         pretrain=_pretrain(recipe, model),
         unlearn=unlearn,
+        audit=audit,
         **sections,
         **fields,
     )
@@ -122,7 +124,6 @@ FIELDS = {
 SECTIONS = {
     "data": DataConfig,
     "evaluate": EvaluationConfig,
-    "audit": AuditConfig,
     "mesh": MeshConfig,
 }
 """Classes of the sections, besides `model` and `pretrain`."""
@@ -166,7 +167,7 @@ def _pretrain(recipe: Mapping[str, Any], model: Model) -> dict[str, TrainingConf
     why = None
     if not recipe["model"].get("pretrained"):
         why = "config.model.pretrained is empty"
-    elif recipe.get("audit", {}).get("retrained") == "train":
+    elif "train" in recipe.get("audit", {}).get("retrained", ()):
         why = "config.audit.retrained is train"
     pretrain = {}
     for stage in stages:
@@ -192,14 +193,22 @@ def _unlearning(given: Any) -> UnlearningConfig:
         raise UserError(f"{where}.method: {error}") from None
     if "methods" in fields:
         raise UserError(f"{where}.methods does not exist: the options of a method are a section of its name.")
-    if "methods" in fields:
-        raise UserError(f"{where}.methods does not exist: the options of a method are a section of its name.")
     for name in fields:
         owners = [owner for owner in METHODS if name in _fields(METHODS[owner])]
         if owners:
             owner = METHODS.name_of(method) if METHODS.name_of(method) in owners else owners[0]
             raise UserError(f"{where}.{name} is an option of a method: name it {where}.{owner}.{name}.")
     return _section(UnlearningConfig, fields | {"methods": methods}, where)
+
+
+def _audit(given: Any) -> AuditConfig:
+    """Return the section `audit`, in which the options of each attack are a section of its name."""
+    where = "config.audit"
+    for name in _mapping(given, where):
+        if name in RENAMED_IN_AUDIT:
+            new = " and ".join(f"{where}.{path}" for path in RENAMED_IN_AUDIT[name])
+            raise UserError(f"{where}.{name} is an option of attacks: name it {new}.")
+    return _section(audit_config_class(), given, where)
 
 
 def _fields(cls: type) -> tuple[str, ...]:
@@ -238,7 +247,18 @@ def upgrade(stored: Mapping[str, Any]) -> Recipe:
     unlearn = {name: value for name, value in unlearn.items() if name not in flat}
     if options:
         unlearn[method] = options
-    return stored | {"model": model | dict(stored["model"]), "unlearn": unlearn}
+    audit = _upgraded_audit(stored.get("audit", {}))
+    return stored | {"model": model | dict(stored["model"]), "unlearn": unlearn, "audit": audit}
+
+
+def _upgraded_audit(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `audit` with the flat options of version 0.1 in the sections of their attacks."""
+    audit = {name: value for name, value in stored.items() if name not in RENAMED_IN_AUDIT}
+    for name in RENAMED_IN_AUDIT.keys() & stored.keys():
+        for path in RENAMED_IN_AUDIT[name]:
+            attack, option = path.split(".")
+            audit[attack] = {**audit.get(attack, {}), option: stored[name]}
+    return audit
 
 
 def _import_plugin(name: str) -> None:

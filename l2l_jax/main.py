@@ -21,15 +21,12 @@ def main(argv: Sequence[str]) -> None:
     config = load_config(recipe)
     # Imported late, to answer a mistyped flag at once.
     from l2l_jax.experiment import pipeline as experiment
-    from l2l_jax.report.page import table
-    from l2l_jax.report.text import sentences
+    from l2l_jax.report.tables import console
     from l2l_jax.utils.multihost import is_primary
 
     report = experiment.run(config, workdir, redo=REDO.value)
     if is_primary():
-        print(table(report))
-        if report["audit"] is not None:
-            print("\n" + "\n".join(sentences(report)))
+        print(console(report))
         print(f"\nReport: {workdir / 'report' / 'report.html'}")
 
 

@@ -19,7 +19,7 @@ from l2l_jax.errors import UserError
 
 REQUIRE = flags.DEFINE_enum(
     "require", None, ["forgotten", "hidden"],
-    "End with exit code 2 unless the verdict is 'forgotten for good', or at least 'hidden, not forgotten'.",
+    "End with exit code 2 unless the verdict is 'forgotten', or at least 'hidden'.",
 )  # fmt: skip
 
 UNMET = 2
@@ -33,8 +33,7 @@ def main(argv: Sequence[str]) -> int:
     # Imported late, to answer a mistyped flag at once.
     from l2l_jax.audit.verdict import REQUIREMENTS
     from l2l_jax.experiment import pipeline as experiment
-    from l2l_jax.report.page import attack_table, table
-    from l2l_jax.report.text import sentences
+    from l2l_jax.report.tables import console
     from l2l_jax.utils.multihost import barrier, is_primary
 
     config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, enabled=True))
@@ -42,9 +41,7 @@ def main(argv: Sequence[str]) -> int:
         unlearned = _unlearned(workdir)
     report = experiment.audit(config, workdir, unlearned)
     if is_primary():
-        print(table(report))
-        print("\n" + attack_table(report["audit"]))
-        print("\n" + "\n".join(sentences(report)))
+        print(console(report))
         print(f"\nReport: {workdir / 'report' / 'report.html'}")
     met = REQUIRE.value is None or report["audit"]["verdict"]["finding"] in REQUIREMENTS[REQUIRE.value]
     return 0 if met else UNMET

@@ -1,56 +1,75 @@
-"""Which attacks an audit runs, and how hard they try."""
+"""The section of the configuration that says how an unlearned model is attacked."""
 
 import dataclasses
-from typing import Annotated, Literal
+import functools
+from typing import Annotated
 
 import pydantic
 
-AttackName = Literal["retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership", "views"]
+import l2l_jax.audit.attacks  # noqa: F401  (registers the built-in attacks)
+from l2l_jax.audit.attacks.base import ATTACKS, Attack, Count
 
-Positive = Annotated[int, pydantic.Field(ge=1)]
-Rate = Annotated[float, pydantic.Field(gt=0)]
+DEFAULT = ("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership")
+
+RENAMED = {
+    "steps": ("retain_tuning.steps",),
+    "decoder_steps": ("fresh_decoder.steps",),
+    "batch_size": ("retain_tuning.batch_size", "relearning.batch_size", "fresh_decoder.batch_size"),
+    "learning_rate": ("retain_tuning.learning_rate", "fresh_decoder.learning_rate"),
+    "shots": ("relearning.shots",),
+    "shot_steps": ("relearning.steps",),
+    "shot_learning_rate": ("relearning.learning_rate",),
+    "pixel_change": ("views.pixel_change",),
+}
+"""Fields of version 0.1, and the options that replaced them."""
+
+
+def _names(given: object) -> object:
+    return tuple(name for name in given.split(",") if name) if isinstance(given, str) else given
+
+
+Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(_names)]
 
 
 @dataclasses.dataclass(frozen=True)
 class AuditConfig:
-    """How an unlearned model is attacked; docs/audit.md says what each attack asks and costs.
+    """Attacks on an unlearned model and what it is compared with.
+
+    The options of each attack are a section of their own, such as `config.audit.relearning.shots`.
 
     Attributes:
-      enabled: whether the main program and the comparison audit; `python -m l2l_jax.audit` does in any case.
-      attacks: which attacks.
-      retrained: the yardstick, a model that never saw the forget images: folder of a saved model, name of
-        a shipped one, "shipped" for the twin of the shipped model that is unlearned (none if other classes
-        are to be forgotten), "train" to train it in the workdir, or empty: there is none, and no depth is
-        known.
-      steps: steps of "retain_tuning".
-      decoder_steps: steps that a fresh decoder is trained.
-      batch_size, learning_rate: of both; the rate is constant.
-      shots: numbers of forget images of "relearning".
-      shot_steps, shot_learning_rate: steps and rate of "relearning".
-      seeds: how often attacks that train are repeated, with other images, orders and initial decoders.
-      pixel_change: of "views": the greatest change of a visible pixel, in 255ths of the range.
+      enabled: Audit after the main program and the comparison; `python -m l2l_jax.audit` always does.
+      attacks: Names of attacks; "a,b" is the same as ("a", "b").
+      retrained: Models that never saw the forget images: folders of saved models or names of shipped ones;
+        "shipped" for the retrained models of the shipped one that is unlearned (none if other classes are
+        forgotten); "train" to train one in the workdir; empty for none.
+      seeds: How often attacks that train are repeated, with other images, orders and initial decoders.
     """
 
     enabled: bool = False
-    attacks: tuple[AttackName, ...] = (
-        "retain_tuning",
-        "relearning",
-        "fresh_decoder",
-        "linear_probe",
-        "membership",
-    )
-    retrained: str = ""
-    steps: Positive = 400
-    decoder_steps: Positive = 600
-    batch_size: Positive = 64
-    learning_rate: Rate = 2e-3
-    shots: tuple[Positive, ...] = (5, 25, 100)
-    shot_steps: Positive = 50
-    shot_learning_rate: Rate = 1e-3
-    seeds: Positive = 1
-    pixel_change: Rate = 8.0
+    attacks: Names = DEFAULT
+    retrained: Names = ()
+    seeds: Count = 1
 
     def __post_init__(self):
-        for name in ("attacks", "shots"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name} names something twice: {getattr(self, name)}")
+        if len(set(self.attacks)) < len(self.attacks):
+            raise ValueError(f"attacks names something twice: {self.attacks}")
+        for name in self.attacks:
+            _ = ATTACKS[name]
+
+    def attack(self, name: str) -> Attack:
+        """Return an attack with its options."""
+        return getattr(self, name)
+
+
+def audit_config_class() -> type[AuditConfig]:
+    """Return `AuditConfig` with a field for the options of each registered attack."""
+    return _with_options(tuple((name, ATTACKS[name]) for name in ATTACKS))
+
+
+@functools.cache
+def _with_options(registered: tuple[tuple[str, type[Attack]], ...]) -> type[AuditConfig]:
+    fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in registered]
+    return dataclasses.make_dataclass(
+        "AuditConfig", fields, bases=(AuditConfig,), frozen=True, namespace={"__module__": __name__}
+    )

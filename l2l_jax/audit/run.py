@@ -1,50 +1,41 @@
-"""The audit of an unlearned model: the same attacks on it, on the original, and on one that never saw."""
+"""Audits: the same attacks on the unlearned, the original and the retrained models."""
 
+import dataclasses
 import json
 import logging
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from l2l_jax import shipped
-from l2l_jax.audit.conclusions import conclude
-from l2l_jax.audit.examination import Examiner, Findings
-from l2l_jax.config import Config
-from l2l_jax.data.sources import open_source
-from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
-from l2l_jax.errors import UserError
+from l2l_jax.audit.attacks.base import Attack
+from l2l_jax.audit.bench import AuditSetup, Bench, Target
+from l2l_jax.audit.points import Findings, Points, from_arrays, mean, to_arrays
+from l2l_jax.audit.score import UNATTACKED, Line, conclude
+from l2l_jax.data.splits import Split
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.evals.inpaint import masked_errors
-from l2l_jax.evals.intervals import Interval, bootstrap
-from l2l_jax.experiment.pretrain import model_card
-from l2l_jax.experiment.retrain import FAIR_RATIO, retrain
 from l2l_jax.models.base import Params
+from l2l_jax.train.concurrent import side_by_side
+from l2l_jax.utils.io import ResultCache, atomic_write, tree_hash
 from l2l_jax.utils.multihost import barrier, from_primary, on_primary
-from l2l_jax.weights.loading import load_pretrained
-from l2l_jax.weights.saved_models import load_params, read_card, save_model
 
 logger = logging.getLogger(__name__)
 
-SHIPPED = "shipped"
-"""What `config.audit.retrained` says for the shipped twin of the shipped model that is unlearned, where it
-was trained without the same classes, and for none elsewhere."""
-
-TRAIN = "train"
-"""What `config.audit.retrained` says for a yardstick that is trained in the workdir."""
+RECOMPUTED = ("remat", "scan")
+"""Fields of a model that change how it is computed, not what."""
 
 
-class Yardstick(NamedTuple):
-    """The model that never saw the forget images.
+class Standard(NamedTuple):
+    """Models that never saw the forget images: the gold standard.
 
     Attributes:
-      params: its parameters.
+      models: Parameters by name: "retrained", "retrained_2", …
       facts: JSON-able: "origin", "ratio", "images", "fair", "seeds".
     """
 
-    params: Params
+    models: Mapping[str, Params]
     facts: dict[str, Any]
 
 
@@ -52,149 +43,139 @@ class Audit:
     """Audits of unlearned models that come from one original; what they share is done once.
 
     Args:
-      config: the experiment.
-      evaluation: its test images.
-      training: the images that unlearning is given.
-      original: the original model.
-      folder: of all audits of this original.
+      config: The experiment.
+      evaluation: Its test images.
+      training: The images that unlearning was given.
+      original: The original model.
+      standard: The retrained models; None: there are none.
+      folder: Folder of all audits of this original.
+
+    Raises:
+      UserError: An attack needs more images than there are, or the experiment cannot be audited.
     """
 
     def __init__(
-        self, config: Config, evaluation: Evaluation, training: Split, original: Params, folder: pathlib.Path
+        self,
+        config: AuditSetup,
+        evaluation: Evaluation,
+        training: Split,
+        original: Params,
+        standard: Standard | None,
+        folder: pathlib.Path,
     ):
-        self._config, self._folder, self._original = config, folder, original
-        self._examiner = Examiner(config, evaluation, training, folder)
-        self._yardstick = yardstick(config, original, folder)
+        with barrier():
+            self._runner = AttackRunner(config, evaluation, training, folder)
+        self._folder, self._original, self._standard = folder, original, standard
         self._references: dict[str, Findings] = {}
 
-    @property
-    def yardstick(self) -> dict[str, Params]:
-        """The model that never saw the forget images as {"retrained": parameters}; empty without one."""
-        return {} if self._yardstick is None else {"retrained": self._yardstick.params}
-
     def audit(self, name: str, params: Params) -> dict[str, Any]:
-        """The audit of an unlearned model, see `conclusions.conclude`; written to `<folder>/<name>.json`.
+        """Audit an unlearned model and write the result, see `score.conclude`, to `<folder>/<name>.json`.
 
         Args:
-          name: of the model and its folder.
-          params: the model; it is not changed.
+          name: Name of the model and its folder.
+          params: Its parameters, which are not changed.
         """
         start = time.monotonic()
         models = {name: params}
-        if not self._references:  # now, beside the first unlearned model
-            models |= {"original": self._original, **self.yardstick}
-        findings = self._examiner.examine(models, show=name)
-        found = findings.pop(name)
+        if not self._references:  # now, side by side with the first unlearned model
+            models |= {"original": self._original, **(self._standard.models if self._standard else {})}
+        findings = self._runner.run(models, show=name)
+        own = findings.pop(name)
         self._references |= findings
-        findings = {"unlearned": found, **self._references}
-        facts = None if self._yardstick is None else self._yardstick.facts
-        report = from_primary(lambda: conclude(findings, facts))
+        roles = {
+            "original": [self._references["original"]],
+            "unlearned": [own],
+            "retrained": [found for name, found in self._references.items() if name != "original"],
+        }
+        facts = None if self._standard is None else self._standard.facts
+        report = from_primary(lambda: conclude(roles, self._runner.lines, facts))
         report["seconds"] = round(time.monotonic() - start, 2)
-        on_primary(lambda: (self._folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n"))
+        on_primary(lambda: atomic_write(self._folder / f"{name}.json", json.dumps(report, indent=2) + "\n"))
         return report
 
-    def shown(self, name: str, attack: str | None) -> Mapping[str, np.ndarray] | None:
-        """Restorations after an attack that trains of the images that pictures show, by set."""
-        return None if attack is None else self._examiner.shown(name, attack)
+    def pictures(self, name: str, report: Mapping[str, Any]) -> Mapping[str, np.ndarray] | None:
+        """Return reconstructions of the shown images after the strongest training attack, by set."""
+        attack = report["shown_attack"]
+        return None if attack is None else self._runner.pictures(name, attack)
 
 
-def yardstick(config: Config, original: Params, folder: pathlib.Path) -> Yardstick | None:
-    """The retrained model that `config.audit.retrained` names, and whether it is a fair one.
+class AttackRunner:
+    """Runs attacks on models and keeps what they find on disk.
 
-    Raises:
-      UserError: it is not there, cannot be read or fits another model.
+    Args:
+      config: The experiment.
+      evaluation: Its test images.
+      training: The images that unlearning was given.
+      folder: Keeps a folder for each model.
+
+    Attributes:
+      lines: The variants of all attacks, the unattacked model first.
     """
-    given = _named(config)
-    if not given:
-        logger.info("Audit: no retrained model to compare with, see config.audit.retrained")
-        return None
-    if given == TRAIN:
-        params, origin = _trained(config, original, folder / "retrained_model")
-    else:
-        with barrier():
-            params, origin = _loaded(config, given)
-    ratio, images = _retain_ratio(config, original, params)
-    facts = {
-        "origin": origin, "ratio": list(ratio), "images": images, "fair": ratio.value <= FAIR_RATIO,
-        "seeds": shipped.card(given).get("seeds") if given in shipped.names() else None,
-    }  # fmt: skip
-    if not facts["fair"]:
-        logger.warning(
-            "The retrained model restores retain images worse than the original, %.2f times its hole error "
-            "(fair is up to %g): depths measured with it are not to be trusted.", ratio.value, FAIR_RATIO,
-        )  # fmt: skip
-    return Yardstick(params, facts)
 
+    def __init__(self, config: AuditSetup, evaluation: Evaluation, training: Split, folder: pathlib.Path):
+        self._bench, self._config, self._folder = Bench(config, evaluation, training), config, folder
+        self._attacks: dict[str, Attack] = {}
+        self.lines = [Line(UNATTACKED, "no attack")]
+        for attack_name in config.audit.attacks:
+            attack = config.audit.attack(attack_name)
+            attack.check(self._bench)
+            for variant, title in attack.variants(self._bench).items():
+                self._attacks[variant] = attack
+                self.lines.append(Line(variant, title, attack.is_curve))
+        self._caches: dict[str, ResultCache] = {}
 
-def check_yardstick(config: Config) -> None:
-    """Raise a UserError if `config.audit.retrained` names nothing, or a model that never saw other images.
+    def run(self, models: Mapping[str, Params], show: str = "") -> dict[str, Findings]:
+        """Run all attacks on models, or read what they found before; the same in every process.
 
-    What can be known without reading the weights, so that nobody waits for it.
-    """
-    given = _named(config)
-    if given in ("", TRAIN):
-        return
-    path = shipped.resolved(given)
-    if not path.exists():
-        raise UserError(
-            f"config.audit.retrained={given} does not exist; name a folder of a saved model, the "
-            f"name of a shipped one ({', '.join(shipped.names())}), 'train', or '' for none."
-        )
-    facts = shipped.card(given) if given in shipped.names() else read_card(path) if path.is_dir() else {}
-    other = _other_images(config, facts)
-    if other is not None:
-        raise UserError(
-            f"config.audit.retrained={given} was trained for {other}={facts['data'][other]}, but "
-            f"config.data.{other} is {config.describe('data')['data'][other]}: name another model, 'train', "
-            "or '' for none."
-        )
+        Args:
+          models: Parameters by name.
+          show: The model of which pictures are kept.
 
+        Raises:
+          Interrupted: Asked to stop; finished attacks are kept, and long trainings resume.
+        """
+        work: dict[tuple[str, str, int], Callable[[], Points]] = {}
+        for name, params in models.items():
+            target = Target(name, params, self._cache(name, params), name == show)
+            for line in self.lines:
+                for seed in range(self._repetitions(line)):
+                    work[name, line.name, seed] = self._job(target, line, seed)
+        results = dict(zip(work, side_by_side(list(work.values())), strict=True))
+        found: dict[str, dict[str, list[Points]]] = {name: {} for name in models}
+        for (name, variant, _), points in results.items():
+            found[name].setdefault(variant, []).append(points)
+        return {name: {v: mean(runs) for v, runs in variants.items()} for name, variants in found.items()}
 
-def _named(config: Config) -> str:
-    """`config.audit.retrained`, with the name of the shipped twin, or "", in place of "shipped"."""
-    if config.audit.retrained != SHIPPED:
-        return config.audit.retrained
-    twin = config.pretrained + shipped.RETRAINED
-    return twin if twin in shipped.names() and _other_images(config, shipped.card(twin)) is None else ""
+    def pictures(self, name: str, variant: str) -> Mapping[str, np.ndarray] | None:
+        """Return reconstructions at the attacked step that fits validation images best, by set."""
+        cache = self._caches[name]
+        points = from_arrays(cache.get(f"{variant}/seed_0", wait=True))
+        step = min(points, key=lambda point: points[point]["validation"]["mse"].mean())
+        return cache.get(f"{variant}/pictures_{step}", wait=True)
 
+    def _repetitions(self, line: Line) -> int:
+        attack = self._attacks.get(line.name)
+        return self._config.audit.seeds if attack is not None and attack.is_seeded else 1
 
-def _other_images(config: Config, facts: Mapping[str, Any]) -> str | None:
-    """The field of `config.data` by which a model with these facts never saw other images, if any."""
-    found, wanted = facts.get("data", {}), config.describe("data")["data"]
-    for name in ("source", "forget"):
-        if name in found and _names(found[name]) != _names(wanted[name]):
-            return name
-    return None
+    def _job(self, target: Target, line: Line, seed: int) -> Callable[[], Points]:
+        attack = self._attacks.get(line.name)
 
+        def compute() -> dict[str, np.ndarray]:
+            if attack is not None:
+                return to_arrays(attack.run(line.name, self._bench, target, seed))
+            sets = ("retain", "forget", "validation")
+            return to_arrays({"0": self._bench.measure(target.params, f"{target.name}, {line.title}", sets)})
 
-def _names(value: Any) -> set[str]:
-    return set(map(str, value)) if isinstance(value, list | tuple) else {str(value)}
+        def job() -> Points:
+            options = None if attack is None else dataclasses.asdict(attack)
+            stamp = {"options": options, "title": line.title}
+            return from_arrays(target.cache.get_or_compute(f"{line.name}/seed_{seed}", compute, stamp=stamp))
 
+        return job
 
-def _loaded(config: Config, given: str) -> tuple[Params, str]:
-    check_yardstick(config)
-    try:
-        return load_pretrained(shipped.resolved(given), config.family, config.model), given
-    except UserError as error:
-        raise UserError(f"config.audit.retrained={given} does not fit the audited model: {error}") from error
-
-
-def _trained(config: Config, original: Params, folder: pathlib.Path) -> tuple[Params, str]:
-    """The yardstick trained in the workdir: once, then read from there."""
-    if from_primary(folder.exists):
-        with barrier():
-            params = load_params(folder, original)
-    else:
-        params = retrain(config, original, folder.with_name("retraining")).params
-        save_model(folder, params, model_card(config, "trained without the images to forget"))
-    return params, str(folder)
-
-
-def _retain_ratio(config: Config, original: Params, retrained: Params) -> tuple[Interval, str]:
-    """Hole error on retain images, retrained over original, and on which images it was measured."""
-    kind = "validation" if config.data.validation_fraction else "test"
-    source = open_source(config.data, kind, config.model.image_size)
-    choose = validation_sets if kind == "validation" else evaluation_sets
-    images = choose(config.data, source).retain
-    before, after = (masked_errors(config, params, images) for params in (original, retrained))
-    return bootstrap(lambda i: after[i].mean(-1) / before[i].mean(-1), len(before)), kind
+    def _cache(self, name: str, params: Params) -> ResultCache:
+        facts = self._config.describe("model", "data", "evaluate", "seed")
+        for field in RECOMPUTED:
+            facts["model"].pop(field, None)
+        self._caches[name] = ResultCache(self._folder / name, {"parameters": tree_hash(params), **facts})
+        return self._caches[name]

@@ -1,88 +1,113 @@
-"""From depths under attack to a verdict, by a rule that knows nothing of how a model was unlearned."""
+"""The verdict of an audit: forgotten, hidden, not forgotten or undecided, with error rates of 5 %."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from l2l_jax.audit.depth import Depth
+from l2l_jax.audit.comparison import ALPHA, Comparison
 
-Finding = Literal["forgotten for good", "hidden, not forgotten", "not forgotten", "undecided"]
+Finding = Literal["forgotten", "hidden", "not forgotten", "undecided"]
 
 REQUIREMENTS: dict[str, tuple[Finding, ...]] = {
-    "forgotten": ("forgotten for good",),
-    "hidden": ("forgotten for good", "hidden, not forgotten"),
+    "forgotten": ("forgotten",),
+    "hidden": ("forgotten", "hidden"),
 }
 """The verdicts that satisfy `--require`."""
 
-DEEP = 0.8
-"""Depth that every attack has to leave for "forgotten for good": four fifths of the way from the original to
-a model that never saw the images."""
-
-SHALLOW = 0.5
-"""Depth below which a model that nobody attacked is nearer to the original than to one that never saw: "not
-forgotten"."""
+Comparisons = Mapping[str, Sequence[Comparison]]
+"""Comparisons with the retrained model(s) by attack, one for each measure."""
 
 
 class Verdict(NamedTuple):
-    """What an audit comes to.
+    """Outcome of an audit.
 
     Attributes:
-      finding: in words.
-      weakest: name of the attack that decided it, or None.
-      depth: the depth that it left, or None.
-      sure: whether the 95 % interval of that depth lies on one side of the threshold.
-      unresolved: names of the attacks after which the test images are too few to tell a depth.
+      finding: The verdict.
+      attack: Name of the attack that decides or leaves it open; None if that is the model without attack.
+      comparison: Its deciding comparison; None without a retrained model.
+      violated: Attacks after which the model significantly knows more than the retrained one.
+      unsettled: Attacks after which neither that nor the opposite is shown.
     """
 
     finding: Finding
-    weakest: str | None
-    depth: Depth | None
-    sure: bool
-    unresolved: tuple[str, ...] = ()
+    attack: str | None = None
+    comparison: Comparison | None = None
+    violated: tuple[str, ...] = ()
+    unsettled: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return all fields and the number of test images that would decide, JSON-able."""
+        comparison = self.comparison
+        needed = comparison.images_needed() if comparison and self.finding == "undecided" else math.inf
         return {
             "finding": self.finding,
-            "weakest_attack": self.weakest,
-            "depth": None if self.depth is None else self.depth.describe(),
-            "sure": self.sure,
-            "unresolved_attacks": list(self.unresolved),
+            "weakest_attack": self.attack,
+            "comparison": None if comparison is None else comparison.describe(),
+            "violated_attacks": list(self.violated),
+            "unsettled_attacks": list(self.unsettled),
+            "images_needed": math.ceil(needed) if needed < 1e7 else None,
         }
 
 
-def decide(untouched: Sequence[Depth], attacks: Mapping[str, Sequence[Depth]]) -> Verdict:
-    """The verdict on an unlearned model.
+def decide(unattacked: Sequence[Comparison], attacks: Comparisons) -> Verdict:
+    """Return the verdict on an unlearned model.
 
-    The rule, on depths that the test images can resolve, an attack's depth being the least by any measure:
-    below `SHALLOW` without any attack: "not forgotten"; at least `DEEP` after every attack and without one:
-    "forgotten for good"; otherwise "hidden, not forgotten". Where nothing can be resolved, "undecided".
+    "Forgotten" needs every comparison to hold (an intersection–union test). "Not forgotten" needs one without
+    attack, "hidden" one after an attack, to be significantly violated (Holm's correction over attacks and
+    measures), and for "hidden" all without attack to hold. Each is wrong in at most 5 % of cases.
 
     Args:
-      untouched: depths of the model that nobody attacked, by different measures.
-      attacks: depths after each attack.
+      unattacked: Comparisons of the model that nobody attacked; empty without a retrained model.
+      attacks: Comparisons after each attack.
     """
-    surface = _least(untouched)
-    resolved = {name: least for name, depths in attacks.items() if (least := _least(depths)) is not None}
-    return _found(surface, resolved)._replace(
-        unresolved=tuple(name for name in attacks if name not in resolved)
-    )
+    if not unattacked:
+        return Verdict("undecided")
+    after = [(name, c) for name, comparisons in attacks.items() for c in comparisons]
+    shown = [c for _, c in _violations([(None, c) for c in unattacked])]
+    violations = _violations(after)
+    violated = tuple(dict.fromkeys(name for name, _ in violations))
+    unsettled = tuple(name for name, cs in attacks.items() if name not in violated and not _hold(cs))
+    if shown:
+        return Verdict("not forgotten", None, _worst(shown), violated, unsettled)
+    if not _hold(unattacked):
+        return Verdict("undecided", None, _worst(_open(unattacked)), violated, unsettled)
+    if violations:
+        name, comparison = max(violations, key=lambda found: _distance(found[1]))
+        return Verdict("hidden", name, comparison, violated, unsettled)
+    if unsettled:
+        left_open = [(name, c) for name, c in after if not c.holds]
+        name, comparison = max(left_open, key=lambda found: found[1].p_holds)
+        return Verdict("undecided", name, comparison, (), unsettled)
+    nearest = max([(None, c) for c in unattacked] + after, key=lambda found: found[1].p_holds)
+    return Verdict("forgotten", *nearest)
 
 
-def _found(surface: Depth | None, resolved: Mapping[str, Depth]) -> Verdict:
-    if surface is None:
-        return Verdict("undecided", None, None, False)
-    if surface.value < SHALLOW:
-        return Verdict("not forgotten", None, surface, surface.high < SHALLOW)
-    if not resolved:
-        return Verdict("undecided", None, surface, False)
-    weakest = min(resolved, key=lambda name: resolved[name].value)
-    depth = resolved[weakest]
-    if min(depth.value, surface.value) >= DEEP:
-        return Verdict("forgotten for good", weakest, depth, min(depth.low, surface.low) >= DEEP)
-    if surface.value < depth.value:
-        return Verdict("hidden, not forgotten", None, surface, surface.high < DEEP)
-    return Verdict("hidden, not forgotten", weakest, depth, depth.high < DEEP and surface.low >= SHALLOW)
+def differ(comparisons: Sequence[Comparison]) -> bool:
+    """Return whether a model significantly knows more than the retrained one by any measure."""
+    return bool(_violations([(None, c) for c in comparisons]))
 
 
-def _least(depths: Sequence[Depth]) -> Depth | None:
-    return min((depth for depth in depths if depth.resolved), key=lambda depth: depth.value, default=None)
+def _violations(found: Sequence[tuple[Any, Comparison]]) -> list[tuple[Any, Comparison]]:
+    """Return the named comparisons that are significantly violated, by Holm (1979)."""
+    ordered = sorted(found, key=lambda entry: entry[1].p_violated)
+    for rank, (_, comparison) in enumerate(ordered):
+        if comparison.p_violated > ALPHA / (len(ordered) - rank):
+            return ordered[:rank]
+    return ordered
+
+
+def _hold(comparisons: Sequence[Comparison]) -> bool:
+    return all(comparison.holds for comparison in comparisons)
+
+
+def _open(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    return [comparison for comparison in comparisons if not comparison.holds]
+
+
+def _distance(comparison: Comparison) -> float:
+    """Excess beyond the margin in margins, so that measures can be compared."""
+    return (comparison.excess - comparison.margin) / comparison.margin
+
+
+def _worst(comparisons: Sequence[Comparison]) -> Comparison:
+    return max(comparisons, key=_distance)

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from l2l_jax.audit.examination import UNTOUCHED
-from l2l_jax.audit.run import Audit, check_yardstick
+from l2l_jax.audit.run import Audit
+from l2l_jax.audit.score import UNATTACKED
 from l2l_jax.compare import front_report
 from l2l_jax.compare.methods import fields_of, incompatible
 from l2l_jax.config import Config
@@ -29,6 +29,7 @@ from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.inpaint import masked_errors
 from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
+from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.methods.base import METHODS
@@ -147,7 +148,7 @@ class _Cells:
                     "not 'generated'."
                 )
             if config.audit.enabled:
-                check_yardstick(config)
+                check_gold_standard(config)
             self._evaluation = Evaluation(config, folders.evaluation)
             self._sets = batches.training_sets(config, self._evaluation.train)
             self._sources = _measured_sources(config)
@@ -155,9 +156,9 @@ class _Cells:
         self._pretrained = config.pretrained or str(folders.pretrained)
         self._auditor = None
         if config.audit.enabled:
-            self._auditor = Audit(
-                config, self._evaluation, self._sets, self._original, self._folder / "audit"
-            )
+            folder = self._folder / "audit"
+            standard = gold_standard(config, self._original, folder)
+            self._auditor = Audit(config, self._evaluation, self._sets, self._original, standard, folder)
         self._locks: dict[pathlib.Path, threading.Lock] = {}
 
     def run(self, cells: Sequence[tuple[Setting, int]]) -> None:
@@ -287,7 +288,7 @@ def _depths(audit: Mapping[str, Any]) -> dict[str, float]:
     found = {
         result["name"]: result["depth"]["error"]
         for result in audit["results"]
-        if result["name"] != UNTOUCHED and "error" in result["depth"]
+        if result["name"] != UNATTACKED and "error" in result["depth"]
     }
     return {attack: depth["value"] for attack, depth in found.items() if depth["resolved"]}
 

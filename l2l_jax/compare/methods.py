@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from l2l_jax.audit.run import Audit, check_yardstick
+from l2l_jax.audit.run import Audit
 from l2l_jax.compare import methods_report
 from l2l_jax.config import Config
 from l2l_jax.data import splits
@@ -18,6 +18,7 @@ from l2l_jax.errors import Diverged
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
+from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.methods import METHODS
@@ -51,7 +52,7 @@ def compare(
     folders = Workdir(workdir, config)
     with barrier():
         if config.audit.enabled:
-            check_yardstick(config)
+            check_gold_standard(config)
         evaluation = Evaluation(config, folders.evaluation)
         sets = batches.training_sets(config, evaluation.train)
         every_other = splits.retained_names(config.data, evaluation.class_names)[::2]
@@ -64,7 +65,9 @@ def compare(
     rows = {"original": _evaluated(workdir, "original", config, evaluation, lambda: original)}
     auditor = None
     if config.audit.enabled:
-        auditor = Audit(config, evaluation, sets, original, workdir / "comparison" / "audit")
+        folder = workdir / "comparison" / "audit"
+        standard = gold_standard(config, original, folder)
+        auditor = Audit(config, evaluation, sets, original, standard, folder)
     for name, variant in to_run.items():
         if reason := incompatible(variant):
             logger.warning("%s is left out: %s", name, reason)

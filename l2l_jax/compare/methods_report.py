@@ -12,7 +12,7 @@ from l2l_jax.config import Config
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.metrics import METRICS
 from l2l_jax.report import pictures
-from l2l_jax.report.page import SETS
+from l2l_jax.report.tables import SETS
 
 COLUMNS = (
     "fid", "inception_score", "clip_cosine", "classifier_distance", "classifier_score", "accuracy", "mse",

@@ -5,18 +5,19 @@ import pathlib
 import time
 from typing import Any
 
-from l2l_jax.audit.run import Audit, check_yardstick
+from l2l_jax.audit.run import Audit
 from l2l_jax.config import Config
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
 from l2l_jax.evals.encoder_features import EncoderFeatures, embed_images
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.experiment.batches import training_sets
+from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
 from l2l_jax.experiment.pretrain import original_params
+from l2l_jax.experiment.reporting import report_run
 from l2l_jax.experiment.unlearn import unlearned_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.models.base import Params
-from l2l_jax.report.write import write_report
 from l2l_jax.utils.multihost import barrier, from_primary, is_primary
 from l2l_jax.utils.runtime import peak_memory
 from l2l_jax.weights.loading import load_pretrained
@@ -45,7 +46,7 @@ def _run(config: Config, folders: Workdir) -> dict[str, Any]:
     clock = _Clock()
     with barrier():
         if config.audit.enabled:
-            check_yardstick(config)
+            check_gold_standard(config)
         evaluation = Evaluation(config, folders.evaluation)
         sets = training_sets(config, evaluation.train)
     original = _checked_original(config, folders, evaluation, sets)
@@ -110,23 +111,21 @@ def _reported(
     """Evaluate the models, audit them if that is asked for, and write the report."""
     auditor = None
     if config.audit.enabled:
-        auditor = Audit(config, evaluation, sets, models["original"], folders.audit)
-        models = {**models, **auditor.yardstick}
+        standard = gold_standard(config, models["original"], folders.audit)
+        auditor = Audit(config, evaluation, sets, models["original"], standard, folders.audit)
+        models |= {} if standard is None else {"retrained": standard.models["retrained"]}
     results = {name: evaluation.evaluate(params, name) for name, params in models.items()}
     tests = {of: evaluation.tests[of] for of in ("retain", "forget")}
     batch_size = config.evaluate.batch_size
     features = embed_images(EncoderFeatures(config.model, batch_size, config.seed), models, tests)
     clock.lap("evaluate")
-    findings = attacked = None
+    audited = None
     if auditor is not None:
         findings = auditor.audit("unlearned", models["unlearned"])
-        attacked = auditor.shown("unlearned", findings["shown_attack"]) if is_primary() else None
+        audited = findings, (auditor.pictures("unlearned", findings) if is_primary() else None)
         clock.lap("audit")
-    return from_primary(
-        lambda: write_report(
-            folders, config, evaluation, results, clock.seconds, clock.memory, features, findings, attacked
-        )
-    )
+    costs = {"durations_seconds": clock.seconds, "peak_memory_gib_after": clock.memory}
+    return from_primary(lambda: report_run(folders, config, evaluation, results, costs, features, audited))
 
 
 class _Clock:

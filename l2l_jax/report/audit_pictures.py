@@ -1,73 +1,143 @@
-"""Pictures of an audit and of what encoders know, drawn with matplotlib."""
+"""Pictures of an audit and of encoder features, drawn with matplotlib."""
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from l2l_jax.evals import tsne
 from l2l_jax.evals.encoder_features import EmbeddedImages
+from l2l_jax.report.labels import families, label
 
-MODEL_COLOURS = {"original": "#333333", "unlearned": "#a3242b", "retrained": "#2b5fa3"}
+MODEL_COLORS = {"original": "#333333", "unlearned": "#a3242b", "retrained": "#2b5fa3"}
 MODEL_LINES = {"original": ":", "unlearned": "-", "retrained": "--"}
 
+OUTCOME_COLORS = {"holds": "#1b6e3c", "open": "#777777", "violated": "#a3242b"}
+OUTCOME_TITLES = {
+    "holds": "knows no more",
+    "open": "open",
+    "violated": "knows more",
+}
 
-def save_relearning(path: pathlib.Path, curves: Mapping[str, Mapping[str, Sequence[Any]]], titles) -> None:
-    """What attacks that train bring back, over their steps: a panel for each attack, a curve for each model.
+
+def outcome(comparison: Mapping[str, Any]) -> str:
+    """Return "holds", "violated" or "open"."""
+    if comparison["holds"]:
+        return "holds"
+    return "violated" if comparison["violated"] else "open"
+
+
+def save_forest(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
+    """Draw each comparison with its bounds and margin: masked MSE above, accuracy and AUC below.
 
     Args:
       path: PNG file to write.
-      curves: points `{"step", "accuracy" or "mse": [value, low, high]}` by attack, then by model.
-      titles: of the attacks.
+      audit: What `score.conclude` returned.
     """
+    errors = [c for c in audit["comparisons"] if c["measure"] == "error"]
+    others = [c for c in audit["comparisons"] if c["measure"] != "error"]
+    panels = [found for found in (errors, others) if found]
+    heights = [0.27 * len(found) + 0.75 for found in panels]
+    figure = Figure(figsize=(6.4, sum(heights) + 0.3), dpi=150, layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, found in zip(axes, panels, strict=True):
+        is_error = found is errors
+        _draw_panel(axis, found, np.exp if is_error else lambda x: x)
+        if is_error:
+            axis.set_xscale("log")
+            axis.set_xlabel(f"masked MSE of the {audit['reference']} model ÷ that of the unlearned one")
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("")
+        else:
+            axis.set_xlabel(f"accuracy (membership: AUC), unlearned − {audit['reference']} model")
+    shown = [o for o in OUTCOME_COLORS if any(outcome(c) == o for c in audit["comparisons"])]
+    handles = [axes[0].plot([], [], "o", color=OUTCOME_COLORS[o], label=OUTCOME_TITLES[o])[0] for o in shown]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8, frameon=False)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _draw_panel(axis: Axes, found: Sequence[Mapping[str, Any]], scale) -> None:
+    """Draw comparisons as lines of a panel; to the right the unlearned model knows more."""
+    for line, comparison in enumerate(found):
+        color = OUTCOME_COLORS[outcome(comparison)]
+        low, value, high, margin = (scale(comparison[key]) for key in ("low", "excess", "high", "margin"))
+        axis.plot([low, high], [line, line], color=color, linewidth=2)
+        axis.plot(value, line, "o", color=color, markersize=6)
+        axis.plot([margin, margin], [line - 0.42, line + 0.42], color="#000000", linewidth=1.2)
+    axis.axvline(scale(0), color="#999999", linewidth=0.8, linestyle=":")
+    axis.set_yticks(range(len(found)), [c["title"] for c in found], fontsize=8, family=families())
+    axis.set_ylim(len(found) - 0.4, -0.6)
+    left, right = axis.get_xlim()
+    margins = [scale(c["margin"]) for c in found]
+    right = max(right, max(margins) * 1.2 if scale is np.exp else max(margins) + 0.03)
+    axis.axvspan(min(margins), right, color="#a3242b", alpha=0.06, linewidth=0)
+    axis.set_xlim(left, right)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.xaxis.label.set_size(8)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def save_attack_curves(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
+    """Draw what training attacks recover over their steps: a panel for each, a curve for each model.
+
+    Args:
+      path: PNG file to write.
+      audit: What `score.conclude` returned.
+    """
+    curves = audit["curves"]
+    titles = {entry["name"]: entry["title"] for entry in audit["comparisons"]}
     columns = min(len(curves), 2)
-    lines = -(-len(curves) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.2 * lines), dpi=130, layout="constrained")
+    lines = math.ceil(len(curves) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.7 * lines), dpi=130, layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat[len(curves) :]:
         axis.axis("off")
     for axis, (attack, models) in zip(axes.flat, curves.items(), strict=False):
-        first = next(iter(models.values()))
-        name = "accuracy" if "accuracy" in first[0] else "mse"
         for model, points in models.items():
             steps = [point["step"] for point in points]
-            values, low, high = np.array([point[name] for point in points], float).T
-            style = dict(color=MODEL_COLOURS[model], linestyle=MODEL_LINES[model])
+            values, low, high = np.array([point["mse"] for point in points], float).T
+            style = dict(color=MODEL_COLORS[model], linestyle=MODEL_LINES[model])
             axis.plot(steps, values, marker="o", markersize=4, label=model, **style)
-            axis.fill_between(steps, low, high, color=MODEL_COLOURS[model], alpha=0.12, linewidth=0)
-        label = "accuracy, forget images" if name == "accuracy" else "hole MSE, forget images"
-        axis.set(title=titles[attack], xlabel="steps of the attack", ylabel=label)
-        axis.set_yscale("linear" if name == "accuracy" else "log")
+            axis.fill_between(steps, low, high, color=MODEL_COLORS[model], alpha=0.12, linewidth=0)
+        axis.set_title(titles[attack], fontsize=9)
+        axis.set(xlabel="steps of the attack", ylabel="masked MSE, forget images", yscale="log")
         axis.grid(alpha=0.3)
     axes.flat[0].legend()
     figure.savefig(path, metadata={"Software": None})
 
 
 def save_features(path: pathlib.Path, found: EmbeddedImages, class_names: Sequence[str]) -> None:
-    """t-SNE of encoder features of test images: a panel for each model.
+    """Draw t-SNE of encoder features of test images: a panel for each model.
 
     Args:
       path: PNG file to write.
-      found: the features.
-      class_names: names of the class ids.
+      found: The features.
+      class_names: Names of the class ids.
     """
     features, labels = found
-    figure = Figure(figsize=(4.6 * len(features), 4.6), dpi=130, layout="constrained")
-    classes = {label: of for of in labels for label in np.unique(labels[of])}
+    columns = min(len(features), 2)
+    lines = math.ceil(len(features) / columns)
+    figure = Figure(figsize=(4.2 * columns, 4.2 * lines), dpi=130, layout="constrained")
+    classes = {class_id: name for name in labels for class_id in np.unique(labels[name])}
     few = len(classes) <= 10
-    colours = colormaps["tab10" if few else "gist_ncar"](np.linspace(0, 1, len(classes)))
+    colors = colormaps["tab10" if few else "gist_ncar"](np.linspace(0, 1, len(classes)))
     for number, (model, sets) in enumerate(features.items(), 1):
-        axis = figure.add_subplot(1, len(features), number, title=model, xticks=[], yticks=[])
+        axis = figure.add_subplot(lines, columns, number, title=model, xticks=[], yticks=[])
         places = tsne.project(sets)
-        for (label, of), colour in zip(classes.items(), colours, strict=True):
-            x, y = places[of][labels[of] == label].T
-            name = f"{class_names[label]} ({of})" if few else None
-            marker = "o" if of == "retain" else "^"
-            axis.scatter(x, y, s=9, color=[colour], marker=marker, linewidths=0, label=name)
+        for (class_id, name), color in zip(classes.items(), colors, strict=True):
+            x, y = places[name][labels[name] == class_id].T
+            text = f"{label(class_names[class_id])} ({name})" if few else None
+            marker = "o" if name == "retain" else "^"
+            axis.scatter(x, y, s=9, color=[color], marker=marker, linewidths=0, label=text)
     if few:
         handles = axis.get_legend_handles_labels()
-        figure.legend(*handles, loc="outside right", fontsize=8, markerscale=2)
+        legend = figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=8, markerscale=2)
+        for text in legend.get_texts():
+            text.set_family(families())
     figure.savefig(path, metadata={"Software": None})

@@ -11,76 +11,122 @@ from matplotlib.figure import Figure, FigureBase
 
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.metrics import METRICS
+from l2l_jax.report.labels import families, label
 from l2l_jax.train.metric_writers import read_metrics
 
-COLOURS = {"retain": "#1b6e3c", "forget": "#a3242b", "general": "#555555"}
+COLORS = {"retain": "#1b6e3c", "forget": "#a3242b", "general": "#555555"}
 
 PITCH = 1.06
-"""From one picture to the next, in widths of a picture."""
+"""Distance of neighboring pictures in widths of a picture."""
+
+EXAMPLES = 3
+"""Images of each set that the report begins with."""
 
 
 def save_grid(
-    path: pathlib.Path, evaluation: Evaluation, restored: Mapping[str, Mapping[str, np.ndarray]]
+    path: pathlib.Path, evaluation: Evaluation, inpainted: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:
-    """Test images, what a model saw of them, and the restorations of each model, one set below the other.
+    """Draw test images, their corrupted inputs and each model's reconstructions, one set below the other.
 
     Args:
       path: PNG file to write.
-      evaluation: holds the test images to show.
-      restored: their restorations by model, then by set.
+      evaluation: Holds the test images to show.
+      inpainted: Their reconstructions by model, then by set.
     """
-    every = restored.values()
-    sets = {of: shown for of, shown in evaluation.shown.items() if all(of in found for found in every)}
-    count = max(len(shown.labels) for shown in sets.values())
-    height = (len(restored) + 2) * 0.84 + 0.4
-    figure = Figure(figsize=(0.9 * count + 1.2, height * len(sets)), dpi=120)
-    for part, of in zip(np.atleast_1d(figure.subfigures(len(sets), 1)), sets, strict=True):
-        shown = sets[of]
-        rows = {"image": shown.images, "seen": evaluation.masked(of)}
-        rows |= {name: of_sets[of] for name, of_sets in restored.items()}
-        axis = _empty_axis(part, count, len(rows), top=0.92, bottom=0.02)
-        for line, (name, images) in enumerate(rows.items()):
-            _left_of(axis, line, name)
+    sets = {name: shown for name, shown in evaluation.shown.items() if _in_all(name, inpainted)}
+    columns = max(len(shown.labels) for shown in sets.values())
+    height = (len(inpainted) + 2) * 0.84 + 0.4
+    figure = Figure(figsize=(0.9 * columns + 1.2, height * len(sets)), dpi=120)
+    for part, name in zip(np.atleast_1d(figure.subfigures(len(sets), 1)), sets, strict=True):
+        rows = _rows(evaluation, name, inpainted)
+        axis = _empty_axis(part, columns, len(rows), top=0.92, bottom=0.02)
+        for line, (row, images) in enumerate(rows.items()):
+            _left_of(axis, line, row)
             for column, pixels in enumerate(images):
                 _put(axis, column, line, pixels, evaluation.inpainter.value_range)
-        for column, label in enumerate(shown.labels):
-            _above(axis, column, evaluation.class_names[label], color=COLOURS[of])
-        _left_of(axis, 0, of.upper(), far=True, color=COLOURS[of], weight="bold")
-    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
+        for column, class_id in enumerate(sets[name].labels):
+            _above(axis, column, label(evaluation.class_names[class_id], 11), color=COLORS[name])
+        _left_of(axis, 0, name.upper(), far=True, color=COLORS[name], weight="bold")
+    _save(figure, path)
+
+
+def save_examples(
+    path: pathlib.Path, evaluation: Evaluation, inpainted: Mapping[str, Mapping[str, np.ndarray]], name: str
+) -> None:
+    """Draw a few images of a set, large: a row for each image, a column for each model.
+
+    Args:
+      path: PNG file to write.
+      evaluation: Holds the test images to show.
+      inpainted: Their reconstructions by model, then by set.
+      name: The set.
+    """
+    labels = evaluation.shown[name].labels
+    firsts = [int(np.flatnonzero(labels == class_id)[0]) for class_id in np.unique(labels)]
+    chosen = [firsts[i] for i in np.linspace(0, len(firsts) - 1, min(EXAMPLES, len(firsts))).astype(int)]
+    columns = _rows(evaluation, name, inpainted)
+    figure = Figure(figsize=(1.1 * len(columns) + 0.2, 1.1 * (len(chosen) + 0.4)), dpi=160)
+    axis = _empty_axis(figure, len(columns), len(chosen), left=0.02, right=0.98, top=0.86, bottom=0.01)
+    for column, (title, images) in enumerate(columns.items()):
+        _above(axis, column, title)
+        for line, index in enumerate(chosen):
+            _put(axis, column, line, images[index], evaluation.inpainter.value_range)
+    for line, index in enumerate(chosen):
+        text = label(evaluation.class_names[labels[index]], 14)
+        axis.text(
+            -0.06, line * PITCH + 0.5, text, fontsize=9, va="center", ha="right", rotation=90,
+            color=COLORS[name], family=families(),
+        )  # fmt: skip
+    _save(figure, path)
 
 
 def save_methods(
-    path: pathlib.Path, evaluation: Evaluation, restored: Mapping[str, Mapping[str, np.ndarray]]
+    path: pathlib.Path, evaluation: Evaluation, inpainted: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:
-    """A column for each model and a row for each test image.
+    """Draw a column for each model and a row for each test image.
 
     Args:
       path: PNG file to write.
-      evaluation: holds the test images to show.
-      restored: their restorations by model, then by set.
+      evaluation: Holds the test images to show.
+      inpainted: Their reconstructions by model, then by set.
     """
-    names = ["image", "seen", *restored]
+    names = ["image", "input", *inpainted]
     gaps = len(evaluation.shown) - 1  # an empty line between the sets
     total = sum(len(block.labels) for block in evaluation.shown.values()) + gaps
     figure = Figure(figsize=(0.62 * len(names) + 0.7, 0.62 * total + 1.1), dpi=150)
     axis = _empty_axis(figure, len(names), total)
     line = 0
-    for of, (indices, images, class_ids) in evaluation.shown.items():
-        columns = [images, evaluation.masked(of), *(sets[of] for sets in restored.values())]
-        _left_of(axis, line + len(indices) // 2, of.upper(), far=True, color=COLOURS[of], weight="bold")
-        for row, class_id in zip(zip(*columns, strict=True), class_ids, strict=True):
-            _left_of(axis, line, evaluation.class_names[class_id], color=COLOURS[of])
+    for name, shown in evaluation.shown.items():
+        columns = _rows(evaluation, name, inpainted).values()
+        middle = line + len(shown.labels) // 2
+        _left_of(axis, middle, name.upper(), far=True, color=COLORS[name], weight="bold")
+        for row, class_id in zip(zip(*columns, strict=True), shown.labels, strict=True):
+            _left_of(axis, line, label(evaluation.class_names[class_id], 12), color=COLORS[name])
             for column, pixels in enumerate(row):
                 _put(axis, column, line, pixels, evaluation.inpainter.value_range)
             line += 1
         line += 1
     for column, name in enumerate(names):
         _above(axis, column, name, rotation=30)
+    _save(figure, path)
+
+
+def _rows(evaluation: Evaluation, name: str, inpainted: Mapping[str, Mapping[str, np.ndarray]]):
+    """Return the shown images of a set, their corrupted inputs and reconstructions, by title."""
+    models = {model: sets[name] for model, sets in inpainted.items()}
+    return {"image": evaluation.shown[name].images, "input": evaluation.masked(name), **models}
+
+
+def _in_all(name: str, inpainted: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
+    return all(name in sets for sets in inpainted.values())
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
 def _empty_axis(figure: FigureBase, columns: int, lines: int, **margins: float) -> Axes:
-    """One pair of axes for all pictures of a grid: a pair for each takes four times as long to draw."""
+    """Return one pair of axes for all pictures of a grid; a pair for each takes four times as long."""
     axis = figure.subplots(gridspec_kw=margins)
     axis.axis("off")
     axis.set(xlim=(0, columns * PITCH), ylim=(lines * PITCH, 0), autoscale_on=False)
@@ -88,7 +134,7 @@ def _empty_axis(figure: FigureBase, columns: int, lines: int, **margins: float) 
 
 
 def _put(axis: Axes, column: int, line: int, pixels: np.ndarray, value_range: tuple[float, float]) -> None:
-    """Draw a picture at its place in a grid."""
+    """Draw a picture in its cell of a grid."""
     left, top = column * PITCH, line * PITCH
     place = (left, left + 1, top + 1, top)
     axis.imshow(_displayed(pixels, value_range), interpolation="nearest", extent=place)
@@ -96,13 +142,24 @@ def _put(axis: Axes, column: int, line: int, pixels: np.ndarray, value_range: tu
 
 def _left_of(axis: Axes, line: int, text: str, *, far: bool = False, **style: Any) -> None:
     """Write at the left of a line of pictures."""
-    axis.text(-1.2 if far else -0.25, line * PITCH + 0.5, text, fontsize=9, va="center", ha="right", **style)
+    axis.text(
+        -1.2 if far else -0.25,
+        line * PITCH + 0.5,
+        text,
+        fontsize=9,
+        va="center",
+        ha="right",
+        family=families(),
+        **style,
+    )
 
 
 def _above(axis: Axes, column: int, text: str, **style: Any) -> None:
     """Write above a column of pictures."""
     aligned = "left" if "rotation" in style else "center"
-    axis.text(column * PITCH + 0.5, -0.12, text, fontsize=9, va="bottom", ha=aligned, **style)
+    axis.text(
+        column * PITCH + 0.5, -0.12, text, fontsize=9, va="bottom", ha=aligned, family=families(), **style
+    )
 
 
 def _displayed(pixels: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
@@ -127,7 +184,7 @@ def save_curves(path: pathlib.Path, stages: Mapping[str, pathlib.Path]) -> None:
             steps = [row["step"] for row in logged if term in row]
             if steps:
                 values = [row[term] for row in logged if term in row]
-                axis.plot(steps, values, label=term, color=COLOURS.get(term, "#333333"))
+                axis.plot(steps, values, label=term, color=COLORS.get(term, "#333333"))
         axis.set(title=name, xlabel="step", yscale="log")
         axis.legend()
         axis.grid(alpha=0.3)

@@ -1,128 +1,212 @@
-"""What a report says in words: first of all, whether the images are forgotten."""
+"""The report in words: the verdict and its cost in the headline, then what it rests on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MEANINGS = {
-    "forgotten for good": "no attack brought it back",
-    "hidden, not forgotten": "an attack brings it back",
-    "not forgotten": "no attack is needed",
-    "undecided": "these measurements do not settle it",
-}
-"""The verdicts, and what they mean."""
+Report = Mapping[str, Any]
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+LISTED = 8
+"""Class names in a sentence, at most."""
 
 
-def headline(audit: Mapping[str, Any]) -> str:
-    """The verdict in a line."""
-    finding, sure = audit["verdict"]["finding"], audit["verdict"]["sure"]
-    doubt = "" if sure or finding == "undecided" else " (not sure)"
-    return f"{finding[0].upper()}{finding[1:]}{doubt}: {MEANINGS[finding]}."
+def headline(report: Report) -> str:
+    """Return the verdict, its cost and a missed retain budget, in sentences that need no other context."""
+    parts = [_verdict(report) if report["audit"] else _unaudited(report), _cost(report), *_budget(report)]
+    return " ".join(part for part in parts if part)
 
 
-def sentences(report: Mapping[str, Any]) -> list[str]:
-    """The verdict of an audited run: what was to be forgotten, what survives, at what cost, how sure."""
-    audit, data = report["audit"], report["config"]["data"]
+def details(report: Report) -> list[str]:
+    """Return the sentences that follow the headline of an audited run."""
+    if not report["audit"]:
+        return ["Nobody has attacked this model yet: python -m l2l_jax.audit tells forgotten from hidden."]
+    return [*_knowledge(report), *_deciding(report), *_unsettled(report), *_caveats(report)]
+
+
+def sentences(report: Report) -> list[str]:
+    """Return headline and details, for the console."""
+    return [headline(report), *details(report)]
+
+
+def listed(names: Sequence[Any]) -> str:
+    """Return names as "a, b and c", shortened if there are many."""
+    shown = [str(name) for name in names[:LISTED]]
+    if len(names) > LISTED:
+        return f"{', '.join(shown)} and {len(names) - LISTED} more classes"
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def class_names(report: Report, name: str) -> Sequence[Any]:
+    """Return the names of the classes of a set."""
+    return report["class_names"][name] if "class_names" in report else report["config"]["data"][name]
+
+
+def count(number: int, noun: str) -> str:
+    """Return "three attacks" or "12 attacks"."""
+    word = NUMBERS[number] if number < len(NUMBERS) else str(number)
+    return f"{word} {noun}{'' if number == 1 else 's'}"
+
+
+def _verdict(report: Report) -> str:
+    audit, names = report["audit"], listed(class_names(report, "forget"))
+    verdict, title = audit["verdict"], audit["verdict"]["title"]
+    after = f"after {count(verdict['attacks'], 'attack')} " if verdict["attacks"] else ""
+    never_saw = "a model that never saw them"
+    finding = verdict["finding"]
+    if audit["reference"] == "original":
+        return _without_standard(audit, names)
+    if finding == "forgotten":
+        little = f" There was little to forget: {never_saw} reconstructs them, too."
+        said = f"Forgotten: {after}the model knows no more about {names} than {never_saw}."
+        return said + (little if verdict["little_to_forget"] else "")
+    if finding == "hidden":
+        return (
+            f"Hidden, not forgotten: without an attack the model knows no more about {names} than "
+            f"{never_saw}, but one attack brings knowledge back ({title})."
+        )
+    if finding == "not forgotten":
+        return f"Not forgotten: without any attack the model knows more about {names} than {never_saw}."
+    where = f"after one attack ({title})" if title else "even without an attack"
+    needed = verdict["images_needed"]
+    enough = f" About {_round(needed)} test images would decide." if needed else ""
+    return (
+        f"Undecided: {where} it is open whether the model knows more about {names} than {never_saw}.{enough}"
+    )
+
+
+def _without_standard(audit: Mapping[str, Any], names: str) -> str:
+    """Compare with the original where there is no retrained model."""
+    if audit["verdict"]["finding"] == "not forgotten":
+        return f"Not forgotten: without any attack the model knows as much about {names} as the original."
+    said = f"No verdict: there is no retrained model, one that never saw {names}, to compare with."
+    equal = [c for c in audit["comparisons"] if c["low"] is not None and c["low"] > -c["margin"]]
+    attack = max(equal, key=lambda c: c["excess"], default=None)
+    if attack is not None:
+        return f"{said} One attack brings back as much as the original knows ({attack['title']})."
+    strongest = max(audit["comparisons"], key=lambda c: c["excess"] if c["measure"] == "error" else -9.0)
+    return f"{said} After the strongest attack ({strongest['title']}) the model knows less than the original."
+
+
+def _unaudited(report: Report) -> str:
+    before, after = (report[model]["forget"] for model in ("original", "unlearned"))
+    names = listed(class_names(report, "forget"))
+    if "accuracy" in after:
+        return (
+            f"Not audited. A classifier recognizes {names} in {_percent(after['accuracy'])} of the "
+            f"reconstructions ({_percent(before['accuracy'])} before)."
+        )
+    ratio = after["mse"] / before["mse"]
+    return f"Not audited. The masked MSE of {names} is {ratio:.1f} times the original's."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _change(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.0f}".replace("-", "−")
+
+
+def _cost(report: Report) -> str:
+    """Return what forgetting cost on retain images."""
+    if not report["audit"]:
+        ratio = report["unlearned"]["retain"]["mse"] / report["original"]["retain"]["mse"]
+        return f"Cost: masked MSE on the retained classes {_change(ratio)} %."
+    ratio, low, high = report["audit"]["cost"]["mse_ratio"]
+    interval = f" (95% CI {_change(low)} to {_change(high)} %)" if low is not None else ""
+    return f"Cost: masked MSE on the retained classes {_change(ratio)} %{interval}."
+
+
+def _budget(report: Report) -> list[str]:
+    budget = report.get("retain_budget")
+    if not budget or budget["met"]:
+        return []
     return [
-        f"To be forgotten: {_listed(data['forget'])}; to be kept: {_listed(data['retain'])}.",
-        headline(audit),
-        *_surface(audit),
-        *_attack(audit),
-        *_unresolved(audit),
-        _cost(audit),
-        *_sureness(audit),
-        *_yardstick(audit),
+        f"The retain budget was missed: {budget['retain']['value']:.2f} times the original's error on "
+        f"validation images, and {budget['budget']:g} were allowed."
     ]
 
 
-def _listed(classes: Sequence[Any]) -> str:
-    shown = ", ".join(map(str, classes[:10]))
-    return shown if len(classes) <= 10 else f"{shown} and {len(classes) - 10} more classes"
+def _knowledge(report: Report) -> list[str]:
+    """Say what the models know of the forget images without an attack."""
+    figures = report["audit"]["results"][0]["figures"]
+    values = {model: sets["forget"]["mse"][0] for model, sets in figures.items()}
+    said = f"Without an attack the masked MSE of forget images is {values.pop('unlearned'):.4f}"
+    said += f" ({', '.join(f'{model} {value:.4f}' for model, value in values.items())})"
+    shares = {m: s["forget"]["accuracy"][0] for m, s in figures.items() if "accuracy" in s["forget"]}
+    if shares:
+        said += f", and a classifier finds the class in {_percent(shares.pop('unlearned'))} of them"
+        said += f" ({', '.join(f'{model} {_percent(share)}' for model, share in shares.items())}"
+        real = report.get("real_images", {}).get("forget", {}).get("accuracy")
+        said += f", real images {_percent(real)})" if real is not None else ")"
+    return [f"{said}."]
 
 
-def _surface(audit: Mapping[str, Any]) -> list[str]:
-    """What the model shows when nobody attacks it."""
-    first = audit["results"][0]
-    said = [f"Before any attack, {_known(first)}{_depths(first)}."]
-    resolved = [d["value"] for d in first["depth"].values() if d["resolved"]]
-    if resolved and max(resolved) > 1:
-        said.append("A depth above 1 is more than never having seen: it shows that something was removed.")
+def _deciding(report: Report) -> list[str]:
+    """Give the numbers of the comparison that decides, or leaves the verdict open."""
+    audit = report["audit"]
+    found = audit["verdict"]["comparison"]
+    if found is None or audit["reference"] == "original":
+        return []
+    which = audit["verdict"]["title"] or "no attack"
+    kind = {
+        "forgotten": "The comparison closest to its margin",
+        "undecided": "The comparison that is open",
+    }.get(audit["verdict"]["finding"], "The comparison that decides")
+    return [f"{kind}: {which}, {describe_comparison(found)}."]
+
+
+def describe_comparison(found: Mapping[str, Any]) -> str:
+    """Return a comparison with its bounds and margin, in units a reader knows."""
+    from math import exp
+
+    value, low, high, margin = found["excess"], found["low"], found["high"], found["margin"]
+    if found["measure"] == "error":
+        bounds = f"95% bounds {exp(-high):.2f} and {exp(-low):.2f}"
+        return (
+            f"masked MSE {exp(-value):.2f} times the retrained model's ({bounds}; margin {exp(-margin):.2f})"
+        )
+    name = {"accuracy": "accuracy", "auc": "AUC"}[found["measure"]]
+    bounds = f"95% bounds {_signed(low)} and {_signed(high)}"
+    return f"{name} {_signed(value)} against the retrained model ({bounds}; margin {_signed(margin)})"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _unsettled(report: Report) -> list[str]:
+    audit = report["audit"]
+    names = audit["verdict"]["unsettled_attacks"]
+    if not names or audit["reference"] == "original":
+        return []
+    titles = {entry["name"]: entry["title"] for entry in audit["comparisons"]}
+    return [f"Open after: {'; '.join(titles[name] for name in names)}."]
+
+
+def _caveats(report: Report) -> list[str]:
+    """Say what limits the comparison with the retrained model."""
+    standard = report["audit"]["yardstick"]
+    if standard is None:
+        return [
+            "Name a model that was trained without the forget images by --config.audit.retrained=FOLDER, or "
+            "train one by --config.audit.retrained=train."
+        ]
+    said = []
+    if standard["seeds"] is None and standard.get("count", 1) == 1:
+        said.append(
+            "There is one retrained model; another training seed may differ from it by more than the margins."
+        )
+    if not standard["fair"]:
+        said.append(
+            f"The retrained model reconstructs retain images at {standard['ratio'][0]:.2f} times the "
+            "original's masked MSE (fair is up to 1.1): the verdict is not to be trusted."
+        )
     return said
 
 
-def _attack(audit: Mapping[str, Any]) -> list[str]:
-    weakest = audit["verdict"]["weakest_attack"]
-    result = next((r for r in audit["results"] if r["name"] == weakest), None)
-    if result is None:
-        return [] if weakest is None else [f"The attack that leaves the least: {audit['verdict']['title']}."]
-    return [f"The attack that leaves the least: {result['title']}; then {_known(result)}{_depths(result)}."]
-
-
-def _unresolved(audit: Mapping[str, Any]) -> list[str]:
-    titles = audit["verdict"]["unresolved_titles"]
-    return [f"Too few test images to tell a depth: {', '.join(titles)}."] if titles else []
-
-
-def _known(result: Mapping[str, Any]) -> str:
-    """What the models know of the forget images."""
-    name = "accuracy" if "accuracy" in result["figures"]["unlearned"]["forget"] else "mse"
-    values = {model: sets["forget"][name][0] for model, sets in result["figures"].items()}
-    if name == "accuracy":
-        share = f"{100 * values.pop('unlearned'):.0f} of 100"
-        said = f"the class of {share} forget images is read from what it restores"
-        others = {model: f"{100 * value:.0f}" for model, value in values.items()}
-    else:
-        said = f"the hole error of forget images is {values.pop('unlearned'):.4f}"
-        others = {model: f"{value:.4f}" for model, value in values.items()}
-    return f"{said} ({', '.join(f'{model} model: {value}' for model, value in others.items())})"
-
-
-def _depths(result: Mapping[str, Any]) -> str:
-    known = {"accuracy": "by accuracy", "error": "by log error", "auc": "by AUC"}
-    parts = [
-        f"{d['value']:.2f} {known[measure]} [{d['low']:.2f}, {d['high']:.2f}]"
-        for measure, d in result["depth"].items()
-        if d["resolved"]
-    ]
-    if not result["depth"]:
-        return ""
-    return f"; depth {' and '.join(parts)}" if parts else "; the test images are too few to tell a depth"
-
-
-def _cost(audit: Mapping[str, Any]) -> str:
-    ratio, low, high = audit["cost"]["mse_ratio"]
-    said = f"On retain images the hole error is {ratio:.2f} times the original's [{low:.2f}, {high:.2f}]"
-    if "accuracy_drop" in audit["cost"]:
-        drop, low, high = audit["cost"]["accuracy_drop"]
-        said += f", and the accuracy {drop:.3f} lower [{low:.3f}, {high:.3f}]"
-    return f"{said}."
-
-
-def _sureness(audit: Mapping[str, Any]) -> list[str]:
-    if audit["verdict"]["finding"] == "undecided":
-        return []
-    over = "over test images"
-    if audit["yardstick"] is not None and audit["yardstick"]["seeds"] is not None:
-        over += " and seeds of the retrained model"
-    if audit["verdict"]["sure"]:
-        return [f"The 95 % interval {over} bears the verdict out."]
-    return [f"The 95 % interval {over} reaches across the threshold: the verdict is not sure."]
-
-
-def _yardstick(audit: Mapping[str, Any]) -> list[str]:
-    yardstick = audit["yardstick"]
-    if yardstick is None:
-        return [
-            "There is no model that never saw the forget images to compare with, so that no depth is known."
-        ]
-    said = []
-    if yardstick["seeds"] is None:
-        said.append(
-            "What another seed of the retrained model would change is not known, and is not in any interval."
-        )
-    if yardstick["fair"]:
-        return said
-    return [
-        *said,
-        f"The model that never saw them restores retain images {yardstick['ratio'][0]:.2f} times worse than "
-        "the original (fair is up to 1.1): depths measured with it are not to be trusted.",
-    ]
+def _round(number: int) -> str:
+    """Return a number with two digits, such as 1,300."""
+    digits = max(len(str(number)) - 2, 0)
+    return f"{round(number, -digits):,}"

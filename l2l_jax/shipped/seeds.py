@@ -20,8 +20,8 @@ def main(argv: Sequence[str]) -> None:
     """Retrain, attack, and write into the card of the shipped model that never saw."""
     recipe, workdir = parse_flags(argv)
     from l2l_jax import shipped
-    from l2l_jax.audit.conclusions import seed_spread
-    from l2l_jax.audit.examination import Examiner
+    from l2l_jax.audit.run import AttackRunner
+    from l2l_jax.audit.score import seed_spread
     from l2l_jax.evals.evaluator import Evaluation
     from l2l_jax.experiment.batches import training_sets
     from l2l_jax.experiment.retrain import retrain
@@ -46,10 +46,10 @@ def main(argv: Sequence[str]) -> None:
             save_model(folder, retrained.params, facts)
         models[folder.name] = load_params(folder, original)
     evaluation = Evaluation(config, workdir / "evaluation")
-    examiner = Examiner(config, evaluation, training_sets(config, evaluation.train), workdir / "audit")
-    found = examiner.examine(models)
+    runner = AttackRunner(config, evaluation, training_sets(config, evaluation.train), workdir / "audit")
+    found = runner.run(models)
     card = shipped.card(twin)
-    card["seeds"] = {"count": len(models), "spread": seed_spread(list(found.values()))}
+    card["seeds"] = {"count": len(models), "spread": seed_spread(list(found.values()), runner.lines)}
     (shipped.FOLDER / f"{twin}.json").write_text(json.dumps(card, indent=2) + "\n")
 
 

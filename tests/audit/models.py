@@ -61,5 +61,5 @@ def config(**audit):
     """The digits recipe with these fields of `config.audit`."""
     recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder").to_dict()
     recipe["unlearn"]["retain_budget"] = None
-    recipe["audit"] |= {"enabled": False} | audit
+    recipe["audit"] = {**recipe["audit"], "enabled": False, **audit}
     return parse_config(recipe)

@@ -1,18 +1,22 @@
 """Attacks on models whose knowledge is known."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2l_jax.audit.attacks.membership import membership
-from l2l_jax.audit.attacks.training import Images, few_of_each_class, halvings, training_attacks
-from l2l_jax.audit.attacks.views import Viewer
-from l2l_jax.audit.conclusions import _scored
-from l2l_jax.audit.measuring import Meter, load_points, save_points
-from l2l_jax.data.splits import Split, training_sets
+from l2l_jax.audit.attacks.linear_probe import LinearProbe, fit_probe
+from l2l_jax.audit.attacks.membership import Membership, true_positives
+from l2l_jax.audit.attacks.views import Views
+from l2l_jax.audit.attacks.weight_noise import WeightNoise
+from l2l_jax.audit.bench import Bench
+from l2l_jax.audit.points import from_arrays, to_arrays
+from l2l_jax.audit.score import _scored
+from l2l_jax.audit.trainings import few_of_each_class, fresh_decoder, halvings, whole_model
+from l2l_jax.data.splits import training_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evals.encoder_features import OUTPUT, EncoderFeatures
 from l2l_jax.evals.evaluator import Evaluation
@@ -32,32 +36,94 @@ def training(evaluation):
     return training_sets(CONFIG.data, evaluation.train, 16)
 
 
-def members_found(evaluation, forget, params):
-    measured = membership(Meter(CONFIG, evaluation), params, forget, "memory")
+@pytest.fixture(scope="module")
+def bench(evaluation, training):
+    return Bench(CONFIG, evaluation, training)
+
+
+def target(params):
+    return SimpleNamespace(name="memory", params=params)
+
+
+def members_found(bench, params):
+    measured = Membership().run("membership", bench, target(params), 0)["0"]
     return _scored(measured["members"]["mse"], measured["others"]["mse"])
 
 
-def test_what_was_memorised_is_found(evaluation, training):
-    params = remembering(training.forget, range(len(training.forget)))
-    found = members_found(evaluation, training.forget, params)
+def test_membership_finds_what_was_memorized(bench, training):
+    found = members_found(bench, remembering(training.forget, range(len(training.forget))))
     assert found["auc"][1] > 0.9 and found["true_positives"] > 0.9
 
 
-def test_a_model_that_saw_neither_tells_nothing(evaluation, training):
+def test_membership_of_a_model_that_saw_neither_is_guessing(bench, training):
     params = remembering(training.retain, range(len(training.retain)))
-    value, low, high = members_found(evaluation, training.forget, params)["auc"]
+    value, low, high = members_found(bench, params)["auc"]
     assert low < 0.5 < high and high - low < 0.12
 
 
-def test_views_wake_what_a_changed_picture_wakes(evaluation, training):
+def test_true_positives_at_one_per_cent_of_false_ones():
+    others = np.arange(100.0)
+    assert true_positives(np.array([0.5, 0.9, 1.5, 2.0, 50.0]), others) == 2 / 5
+
+
+def test_views_reveal_what_a_changed_picture_reveals(bench, evaluation):
     """Remembered mirror images are found by the view "flip" alone."""
     tests = evaluation.tests["forget"]
     mirrored = {"encoder": tests.read(np.arange(len(tests))).images[:, :, ::-1]}
-    viewer = Viewer(Memory(), evaluation.inpainter.mask, 8.0, batch_size=128, seed=0)
-    points = viewer(mirrored, tests, lambda restored, labels: None)
-    error = {view: found["forget"]["mse"].mean() for view, found in points.items()}
-    assert set(error) == {"flip", "noise", "gradient", "centre 4", "left 8", "right 8", "top 8", "bottom 8"}
-    assert error.pop("flip") < 1e-12 and min(error.values()) > 0.01
+    attack = Views()
+    error = {
+        name: attack.run(name, bench, target(mirrored), 0)["0"]["forget"]["mse"].mean()
+        for name in attack.variants(bench)
+    }
+    sides = ("left_8", "right_8", "top_8", "bottom_8")
+    assert set(error) == {f"view_{n}" for n in ("flip", "noise", "gradient", "centre_4", *sides)}
+    assert error.pop("view_flip") < 1e-12 and min(error.values()) > 0.01
+
+
+@pytest.mark.parametrize("classes", [5, 1])
+def test_the_probe_tells_classes_apart_or_one_class_from_the_retained(bench, training, classes):
+    """Features that are the class itself are read in all cases; with one class, forget against retain."""
+    labels = np.asarray(training.forget.labels) if classes > 1 else np.full(len(training.forget), 5)
+    forget = SimpleNamespace(labels=labels)
+
+    def features(params, images):
+        names = np.asarray(images.labels) if classes > 1 else np.where(np.asarray(images.labels) > 4, 5, 0)
+        coded = np.eye(10)[names] + 0.01 * np.random.default_rng(0).standard_normal((len(names), 10))
+        return {"useless": np.ones((len(names), 3)), "classes": coded}, names
+
+    known = SimpleNamespace(
+        training=SimpleNamespace(forget=forget, retain=None), sets=bench.sets, features=features,
+        shared=lambda key, make: bench.sets["retain" if key == "probe retain" else "forget"],
+    )  # fmt: skip
+    points = LinearProbe().run("linear_probe", known, target(None), 0)
+    assert set(points) == {"useless", "classes"}
+    for name in ("validation", "forget"):
+        right, label = points["classes"][name]["right"], points["classes"][name]["label"]
+        assert right.all() and len(np.unique(label)) == max(classes, 2)
+        assert points["useless"][name]["right"].mean() < 0.7
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_probe_converges_and_is_as_good_as_an_unregularized_one():
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    pixels, labels = load_digits(return_X_y=True)
+    probe = fit_probe(pixels[::2], labels[::2])
+    peer = LogisticRegression(C=10, max_iter=5000).fit(pixels[::2] / 16, labels[::2])
+    expected = (peer.predict(pixels[1::2] / 16) == labels[1::2]).mean()
+    assert (probe(pixels[1::2]) == labels[1::2]).mean() == pytest.approx(expected, abs=0.02)
+
+
+def test_noise_on_weights_has_the_size_it_says():
+    seen = []
+    fake = SimpleNamespace(seed=lambda repetition: 7, measure=lambda params, title: seen.append(params))
+    params = {part: {"w": np.random.default_rng(0).normal(0, 3, 5000)} for part in ("encoder", "decoder")}
+    points = WeightNoise((0.01, 0.1)).run("weight_noise", fake, target({**params, "tokenizer": 1}), 0)
+    assert list(points) == ["0.01", "0.1"] and seen[0]["tokenizer"] == 1
+    for level, changed in zip((0.01, 0.1), seen, strict=True):
+        noise = changed["decoder"]["w"] - params["decoder"]["w"]
+        assert noise.std() == pytest.approx(3 * level, rel=0.05)
 
 
 class Straight(Memory):
@@ -68,16 +134,15 @@ class Straight(Memory):
         return jnp.where(mask[None, ..., None], jnp.clip(mean, 0, 1), images)
 
 
-def test_the_gradient_view_moves_visible_pixels_as_far_as_it_may(evaluation):
+def test_the_gradient_view_moves_visible_pixels_as_far_as_it_may(evaluation, training):
     """A mean of pixels can be moved by just as much as each of them."""
+    bench = Bench(dataclasses.replace(CONFIG, model=Straight()), evaluation, training)
+    found = Views(25.5).run("view_gradient", bench, target({"encoder": np.zeros(1)}), 0)["0"]
     tests = evaluation.tests["forget"]
-    viewer = Viewer(Straight(), evaluation.inpainter.mask, 25.5, batch_size=128, seed=0)
-    viewer._views = [(view, compute) for view, compute in viewer._views if view.name == "gradient"]
-    (found,) = viewer({"encoder": np.zeros(1)}, tests, lambda *_: None).values()
     images = tests.read(np.arange(len(tests))).images
-    inside, outside = images[:, viewer.mask], images[:, ~viewer.mask]
+    inside, outside = images[:, bench.mask], images[:, ~bench.mask]
     reached = [np.clip(outside + move, 0, 1).mean(1) for move in (-0.1, 0.1)]
-    best = np.clip(inside.mean(1), *reached)  # the mean restoration nearest to the truth
+    best = np.clip(inside.mean(1), *reached)  # the mean reconstruction nearest to the truth
     least = np.square(inside - best[:, None]).mean((1, 2))
     before = np.square(inside - outside.mean(1)[:, None]).mean((1, 2))
     errors = found["forget"]["mse"]
@@ -105,49 +170,36 @@ def test_features_of_every_layer_are_means_over_places(evaluation, field):
 
 
 def test_shots_are_spread_over_the_classes_and_differ_by_seed(training):
-    labels = np.asarray(few_of_each_class(training.forget, 12, 0).labels)
+    labels = np.asarray(few_of_each_class(training.forget, 12, 0, "shots").labels)
     assert sorted(np.unique(labels, return_counts=True)[1]) == [2, 2, 2, 3, 3]
 
     def names(seed):
-        chosen = few_of_each_class(training.forget, 12, seed)
+        chosen = few_of_each_class(training.forget, 12, seed, "shots")
         return {chosen[i]["name"] for i in range(12)}
 
     assert len(names(0)) == 12 and names(0) == names(0) != names(1)
     with pytest.raises(UserError, match=f"asks for 9999 forget images, but there are {len(training.forget)}"):
-        few_of_each_class(training.forget, 9999, 0)
+        few_of_each_class(training.forget, 9999, 0, "shots")
 
 
-def test_images_of_both_sets_are_each_there_once(training):
-    both = Images(("retain", "forget")).source(training, 0)
-    names = {both[i]["name"] for i in range(len(both))}
-    assert len(both) == len(names) == len(training.retain) + len(training.forget)
-    alone = Images(("retain",)).source(Split(training.retain, training.forget), 0)
-    assert set(alone.labels) == {0, 1, 2, 3, 4}
-
-
-def test_training_attacks_train_what_they_say():
-    attacks = training_attacks(config().model, config(shots=(3,), steps=400).audit)
-    assert list(attacks) == ["retain_tuning", "relearning_3", "fresh_decoder_retain", "fresh_decoder_all"]
-    assert attacks["retain_tuning"].looked_at == halvings(400, 5) == (25, 50, 100, 200, 400)
-    assert attacks["retain_tuning"].task.trained == ("encoder", "decoder")
-    decoder = attacks["fresh_decoder_all"].task
-    assert decoder.trained == ("decoder",) and decoder.frozen == ("encoder",)
+def test_a_fresh_decoder_starts_fresh_over_the_same_encoder():
+    assert halvings(400, 5) == (25, 50, 100, 200, 400)
     model = dataclasses.replace(config().model, width=8, depth=1, num_heads=2)
+    assert whole_model(model).trained == ("encoder", "decoder")
+    task = fresh_decoder(model)
+    assert task.trained == ("decoder",) and task.frozen == ("encoder",)
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
-    small = training_attacks(model, config().audit)["fresh_decoder_all"].task
-    started = small.start(params, jax.random.key(1))
+    started = task.start(params, jax.random.key(1))
     assert started["encoder"] is params["encoder"]
     fresh = started["decoder"]["decoder_embed"]["kernel"]
     assert np.abs(fresh - params["decoder"]["decoder_embed"]["kernel"]).max() > 0.01
 
 
-def test_points_come_back_from_the_disk(tmp_path):
+def test_points_come_back_from_arrays():
     points = {
         "25": {"forget": {"mse": np.arange(3.0), "right": np.array([True, False, True])}},
-        "view: a b": {},
+        "norm": {"retain": {"mse": np.ones(2)}},
     }
-    points["view: a b"] = {"retain": {"mse": np.ones(2)}}
-    save_points(tmp_path / "points.npz", points)
-    found = load_points(tmp_path / "points.npz")
+    found = from_arrays(to_arrays(points))
     assert list(found) == list(points)
     jax.tree.map(np.testing.assert_array_equal, found, points)

@@ -1,40 +1,83 @@
-"""Linear probe: what the encoder's features, layer by layer, still say of the class (Alain & Bengio 2016)."""
+"""Linear probe: the class as it is read from the encoder's features, layer by layer."""
+
+import dataclasses
+from collections.abc import Callable
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from l2l_jax.audit.measuring import Points
-from l2l_jax.evals.encoder_features import EncoderFeatures
-from l2l_jax.evals.image_set import ImageSet
-from l2l_jax.models.base import Params
+from l2l_jax.audit.attacks.base import Attack, Count, register
+from l2l_jax.data.records import evenly_spaced
 
-PROBED = 2000
-"""Training images of the probe, at most; evenly spaced."""
+PENALTY = 0.1
+"""Inverse strength of the probe's L2 penalty."""
 
 
-def linear_probe(features: EncoderFeatures, params: Params, train: ImageSet, test: ImageSet) -> Points:
-    """Whether the class of each forget test image is read rightly from the features, by layer.
+@register("linear_probe")
+@dataclasses.dataclass(frozen=True)
+class LinearProbe(Attack):
+    """Read the class of forget images from the encoder's features by a linear classifier.
 
-    A logistic regression for each layer, on forget images of the training set. Cost: one pass of the encoder
-    over both sets, and a few seconds.
+    With several forget classes it tells them apart; with one it tells forget from retain images. The layer is
+    chosen on validation images.
+
+    Attributes:
+      images: Training images of the probe, at most; evenly spaced.
+    """
+
+    title = "linear probe of the encoder"
+    source = "Alain & Bengio 2016, arXiv 1610.01644"
+    cost = "a pass of the encoder over training, validation and test images"
+
+    images: Count = 2000
+
+    def run(self, variant, bench, target, seed):
+        found = {name: self._features(bench, target, name) for name in ("train", "validation", "forget")}
+        known, labels = found.pop("train")
+        points = {}
+        for layer, features in known.items():
+            probe = fit_probe(features, labels)
+            points[layer] = {
+                name: {"right": probe(layers[layer]) == truth, "label": truth}
+                for name, (layers, truth) in found.items()
+            }
+        return points
+
+    def _features(self, bench, target, name):
+        """Return features by layer and class ids: of forget images, or of forget (1) and retain ones (0)."""
+        classes = np.unique(bench.training.forget.labels)
+        sets = ("forget",) if len(classes) > 1 else ("forget", "retain")
+        parts = [bench.features(target.params, self._images(bench, name, of)) for of in sets]
+        labels = [part[1] if len(sets) == 1 else np.full(len(part[1]), of == "forget") for part, of in
+                  zip(parts, sets, strict=True)]  # fmt: skip
+        features = {layer: np.concatenate([part[0][layer] for part in parts]) for layer in parts[0][0]}
+        return features, np.concatenate(labels)
+
+    def _images(self, bench, name, of):
+        if name == "forget":
+            return bench.sets[of]
+        if name == "validation":
+            return bench.sets["validation" if of == "forget" else "retain validation"]
+        source = getattr(bench.training, of)
+        return bench.shared(f"probe {of}", lambda: bench.image_set(evenly_spaced(source, self.images)))
+
+
+def fit_probe(features: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Fit a logistic regression on standardized features, in which classes count equally.
 
     Args:
-      features: computes them.
-      params: the model.
-      train, test: forget images of the training and of the test set.
+      features: `[image, feature]`.
+      labels: Class ids `[image]`.
+
+    Returns:
+      A function of features to class ids.
     """
-    known, labels = features(params, train)
-    asked, truth = features(params, test)
-    return {
-        layer: {"forget": {"right": _right(known[layer], labels, asked[layer], truth)}} for layer in known
-    }
-
-
-def _right(known: np.ndarray, labels: np.ndarray, asked: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    if len(np.unique(labels)) < 2:
-        return np.ones(len(truth), bool)  # one class is always read rightly
     from sklearn.linear_model import LogisticRegression  # scikit-learn takes long to load
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
-    return probe.fit(known, labels).predict(asked) == truth
+    # This penalty lets lbfgs converge within some hundred steps on features of any layer.
+    classifier = LogisticRegression(C=PENALTY, max_iter=10_000, class_weight="balanced")
+    probe = make_pipeline(StandardScaler(), classifier)
+    with threadpool_limits(1):  # small matrices: a second thread costs more than it saves
+        return probe.fit(np.asarray(features, np.float64), labels).predict

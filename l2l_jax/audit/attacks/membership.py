@@ -1,69 +1,64 @@
-"""Membership inference: is an image known to have been trained on?
+"""Membership inference: is an image known to have been trained on?"""
 
-Members are forget images of the training set, others are test images of the same classes; a model that never
-saw either cannot tell them apart.
-"""
-
-from typing import NamedTuple
+import dataclasses
 
 import numpy as np
 
-from l2l_jax.audit.depth import auc
-from l2l_jax.audit.measuring import Measured, Meter
-from l2l_jax.data.records import Source, evenly_spaced
-from l2l_jax.models.base import Params
-
-MEMBERS = 2000
-"""Forget images of the training set that are scored, at most; evenly spaced."""
+from l2l_jax.audit.attacks.base import Attack, Count, register
+from l2l_jax.data.records import evenly_spaced
 
 FALSE_POSITIVES = 0.01
-"""The rate of others taken for members at which the rate of members found is quoted (Carlini et al. 2022,
-"Membership inference attacks from first principles")."""
+"""False positive rate at which the true positive rate is quoted (Carlini et al. 2022, "Membership inference
+attacks from first principles")."""
 
 
-def membership(meter: Meter, params: Params, forget: Source, title: str) -> Measured:
-    """Hole errors of "members" and "others". Cost: one restoration of each of these images.
+@register("membership")
+@dataclasses.dataclass(frozen=True)
+class Membership(Attack):
+    """Tell forget training images from test images of the same classes by their masked MSE.
 
-    The score of an image is its own restoration error (Yeom et al. 2018), a bounded quantity here; with a
-    reference model see `relative_error`.
+    A model that never saw either cannot tell them apart.
 
-    Args:
-      meter: restores and measures.
-      params: the model.
-      forget: the forget images that were, or were not, trained on.
-      title: is shown meanwhile.
+    Attributes:
+      members: Number of training images, at most; evenly spaced.
     """
-    forget = evenly_spaced(forget, MEMBERS)
-    sets = {"members": meter.image_set(forget, "forget training"), "others": meter.forget}
-    return {of: {"mse": meter.images(params, images, of, title)["mse"]} for of, images in sets.items()}
+
+    title = "membership inference"
+    source = "Yeom et al. 2018; relative to the retrained model, Zarifzadeh et al. 2024, arXiv 2312.03262"
+    cost = "a reconstruction of each of the training images"
+
+    members: Count = 2000
+
+    def run(self, variant, bench, target, seed):
+        members = bench.shared(
+            "members", lambda: bench.image_set(evenly_spaced(bench.training.forget, self.members))
+        )
+        title = f"{target.name}, membership"
+        return {
+            "0": {
+                "members": bench.measure_images(target.params, members, "members", title),
+                "others": bench.measure_images(target.params, bench.sets["forget"], "others", title),
+            }
+        }
 
 
 def relative_error(errors: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Errors against those of a model that never saw the images, in [0, 1]: e / (e + e_reference).
+    """Return errors relative to those of a model that never saw the images, e / (e + e_reference), in [0, 1].
 
-    Hard images are hard for both: the ratio takes that out, as RMIA's likelihood ratio does (Zarifzadeh et
-    al. 2024, arXiv 2312.03262), and this form of it is bounded.
+    The ratio cancels how hard an image is, as RMIA's likelihood ratio does, and is bounded.
 
     Args:
-      errors, reference: `[image]`, not negative.
+      errors: Errors of the attacked model, `[image]`, not negative.
+      reference: Errors of the reference, `[image]`.
     """
     return errors / np.maximum(errors + reference, 1e-12)
 
 
-class MembershipScores(NamedTuple):
-    """How well members are told from others.
+def true_positives(members: np.ndarray, others: np.ndarray) -> float:
+    """Return the share of members found where `FALSE_POSITIVES` of the others are taken for members.
 
-    Attributes:
-      auc: area under the ROC curve; 0.5 is guessing.
-      true_positives: share of members found where `FALSE_POSITIVES` of the others are taken for members.
+    Args:
+      members, others: Errors `[image]`; smaller ones are taken for members'.
     """
-
-    auc: float
-    true_positives: float
-
-
-def scores(members: np.ndarray, others: np.ndarray) -> MembershipScores:
-    """Of errors `[image]`; smaller ones are taken for members'."""
-    allowed = int(FALSE_POSITIVES * len(others))
-    threshold = np.sort(others)[allowed]
-    return MembershipScores(float(auc(members, others)), float(np.mean(members < threshold)))
+    threshold = np.sort(others)[int(FALSE_POSITIVES * len(others))]
+    return float(np.mean(members < threshold))

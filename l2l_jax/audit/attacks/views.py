@@ -1,5 +1,6 @@
-"""Other views: images that are cut or changed otherwise than in the evaluation might wake what is hidden."""
+"""Other views: images that are masked or changed in another way might reveal what is hidden."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -7,41 +8,81 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.audit.measuring import Points
+from l2l_jax.audit.attacks.base import Attack, Rate, register
 from l2l_jax.evals import metrics
-from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.evals.runner import BatchedRunner, per_image
 from l2l_jax.masks import MASKS, SIDES
-from l2l_jax.models.base import Model, Params
+from l2l_jax.models.base import Model
 
 ROUNDS = 10
 """Steps of projected gradient descent."""
 
-Inpaint = Callable[[Model, Params, jax.Array, np.ndarray, jax.Array], jax.Array]
-"""`(model, params, images, mask, rng) -> restorations`, both as the images lie."""
+Inpaint = Callable[..., jax.Array]
+"""`(model, params, images, mask, rng) -> reconstructions` of the images."""
 
 
 class View(NamedTuple):
-    """One way to ask a model for a part of an image.
+    """A way to ask a model for a part of an image.
 
     Attributes:
-      name: of the view.
-      mask: what is missing, bool `[height, width]`.
-      inpaint: how it is restored.
+      title: For people.
+      mask: What is missing, bool `[height, width]`.
+      inpaint: How it is reconstructed.
     """
 
-    name: str
+    title: str
     mask: np.ndarray
     inpaint: Inpaint
 
 
+@register("views")
+@dataclasses.dataclass(frozen=True)
+class Views(Attack):
+    """Mirror images, add noise, change visible pixels by gradient descent, mask other regions.
+
+    Attributes:
+      pixel_change: Greatest change of a visible pixel by gradient descent, and the standard deviation of
+        noise, in 255ths of the range.
+    """
+
+    source = "projected gradient descent: Madry et al. 2018, arXiv 1706.06083"
+    cost = "a reconstruction of the forget images for each view; twenty, with gradients, for descent"
+
+    pixel_change: Rate = 8.0
+
+    def variants(self, bench):
+        return {name: view.title for name, view in self._views(bench).items()}
+
+    def run(self, variant, bench, target, seed):
+        view = self._views(bench)[variant]
+        compute = bench.shared(variant, lambda: _compiled(bench, view))
+        blocks = []
+        for good, inpainted in compute.over(target.params, bench.sets["forget"], "forget"):
+            measured = {
+                "mse": metrics.masked_mse(good.images, inpainted, view.mask), "label": good.labels
+            }  # fmt: skip
+            if view.mask is bench.mask:
+                measured |= bench.right(inpainted, good.labels)
+            blocks.append(measured)
+        return {"0": {"forget": {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}}}
+
+    def _views(self, bench) -> dict[str, View]:
+        return bench.shared(
+            f"views {self.pixel_change}",
+            lambda: {
+                f"view_{view.title.replace(' ', '_')}": view._replace(title=f"view: {view.title}")
+                for view in views(bench.mask, self.pixel_change)
+                if _is_possible(bench.model, view)
+            },
+        )
+
+
 def views(mask: np.ndarray, pixel_change: float) -> Iterator[View]:
-    """Changes of the visible pixels under the evaluation's own mask, then other masks.
+    """Yield changes of the visible pixels under the evaluation's mask, then other masks.
 
     Args:
-      mask: of the evaluation.
-      pixel_change: the greatest change of a visible pixel, in 255ths of the range; of "noise" the standard
-        deviation.
+      mask: The evaluation's mask.
+      pixel_change: See `Views`.
     """
     if (mask == mask[:, ::-1]).all():
         yield View("flip", mask, _flipped)
@@ -58,6 +99,13 @@ def views(mask: np.ndarray, pixel_change: float) -> Iterator[View]:
             yield View(f"{kind} {width}", other, _plain)
 
 
+def _compiled(bench, view: View) -> BatchedRunner:
+    def compute(params, image, rng):
+        return view.inpaint(bench.model, params, image[None], view.mask, rng)[0]
+
+    return BatchedRunner(per_image(compute, bench.config.seed), bench.config.evaluate.batch_size)
+
+
 def _plain(model, params, images, mask, rng):
     return model.inpaint(params, images, mask, rng)
 
@@ -69,19 +117,18 @@ def _flipped(model, params, images, mask, rng):
 def _with_noise(pixel_change: float) -> Inpaint:
     def inpaint(model, params, images, mask, rng):
         low, high = model.value_range
-        noise = (
-            jax.random.normal(jax.random.fold_in(rng, 1), images.shape) * (high - low) * pixel_change / 255
-        )
-        return model.inpaint(params, jnp.clip(images + noise, low, high), mask, rng)
+        noise = jax.random.normal(jax.random.fold_in(rng, 1), images.shape)
+        noisy = images + noise * (high - low) * pixel_change / 255
+        return model.inpaint(params, jnp.clip(noisy, low, high), mask, rng)
 
     return inpaint
 
 
 def _with_gradient(pixel_change: float) -> Inpaint:
-    """Projected gradient descent on the mask error (Madry et al. 2018), by an attacker who knows the truth.
+    """Descend the masked MSE, as an attacker who knows the truth.
 
     A change is kept, image by image, where it lowers the error. Where the gradient is 0, as everywhere in
-    models that choose codes, the sign is drawn: then this is a random search.
+    models that choose codes, the sign is drawn, which makes it a random search.
     """
 
     def inpaint(model, params, images, mask, rng):
@@ -90,8 +137,8 @@ def _with_gradient(pixel_change: float) -> Inpaint:
         visible = ~mask[None, ..., None]
 
         def errors(changed):
-            restored = model.inpaint(params, changed, mask, rng)
-            return jnp.square((restored - images)[:, mask]).mean(axis=(1, 2))
+            inpainted = model.inpaint(params, changed, mask, rng)
+            return jnp.square((inpainted - images)[:, mask]).mean(axis=(1, 2))
 
         def one_round(carry, key):
             best, least = carry
@@ -111,59 +158,14 @@ def _with_gradient(pixel_change: float) -> Inpaint:
     return inpaint
 
 
-class Viewer:
-    """Looks at models through all views, each compiled once.
-
-    Args:
-      model: the model.
-      mask: of the evaluation.
-      pixel_change: see `views`.
-      batch_size: images per compiled call.
-      seed: of what is drawn.
-    """
-
-    def __init__(self, model: Model, mask: np.ndarray, pixel_change: float, *, batch_size: int, seed: int):
-        self.mask = mask
-        self._views = [
-            (view, BatchedRunner(per_image(self._compute(model, view), seed), batch_size))
-            for view in views(mask, pixel_change)
-            if _possible(model, view)
-        ]
-
-    @staticmethod
-    def _compute(model: Model, view: View) -> Callable:
-        return lambda params, image, rng: view.inpaint(model, params, image[None], view.mask, rng)[0]
-
-    def __call__(
-        self, params: Params, images: ImageSet, right: Callable[[np.ndarray, np.ndarray], np.ndarray | None]
-    ) -> Points:
-        """What each view shows of the forget images.
-
-        Cost: a restoration of each image and view, and for "gradient" ten with their gradients.
-
-        Args:
-          params: the model.
-          images: forget images.
-          right: whether the class is read rightly from restorations of the evaluation's mask; or None.
-        """
-        points: Points = {}
-        for view, compute in self._views:
-            blocks = []
-            for good, restored in compute.over(params, images, "forget"):
-                measured = {"mse": metrics.masked_mse(good.images, restored, view.mask)}
-                read = right(restored, good.labels) if view.mask is self.mask else None
-                blocks.append(measured if read is None else {**measured, "right": read})
-            points[view.name] = {"forget": {n: np.concatenate([b[n] for b in blocks]) for n in blocks[0]}}
-        return points
-
-
-def _possible(model: Model, view: View) -> bool:
-    """Whether the model can restore this mask at all: a MAE needs a patch that it does not touch."""
+def _is_possible(model: Model, view: View) -> bool:
+    """Return whether the model can reconstruct this mask: a MAE needs a patch that it does not touch."""
     images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    shapes = model.shapes()
     try:
         jax.eval_shape(
-            lambda params, images: model.inpaint(params, images, view.mask, jax.random.key(0)), shapes, images
+            lambda params, images: model.inpaint(params, images, view.mask, jax.random.key(0)),
+            model.shapes(),
+            images,
         )
     except ValueError:
         return False

@@ -1,0 +1,63 @@
+"""The interface of attacks and their registry."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import pydantic
+
+from l2l_jax.audit.points import Points
+from l2l_jax.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from l2l_jax.audit.bench import Bench, Target
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+Rate = Annotated[float, pydantic.Field(gt=0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An attack on a model; its fields are its options, `config.audit.<name>.<field>`.
+
+    Attributes:
+      title: For people, such as "retain images only, 400 steps".
+      source: Publication that describes the attack.
+      cost: Cost for each model.
+      is_curve: Whether its points are steps from the unattacked model, of which the attacker keeps the best.
+      is_seeded: Whether it is repeated with `config.audit.seeds` seeds.
+    """
+
+    title: ClassVar[str]
+    source: ClassVar[str]
+    cost: ClassVar[str]
+    is_curve: ClassVar[bool] = False
+    is_seeded: ClassVar[bool] = False
+
+    def variants(self, bench: "Bench") -> Mapping[str, str]:
+        """Return the titles of the attack's variants by name; each gives one line of the report."""
+        return {ATTACKS.name_of(type(self)): self.title}
+
+    def check(self, bench: "Bench") -> None:
+        """Raise a UserError if the images do not suffice, before any attack runs."""
+
+    def run(self, variant: str, bench: "Bench", target: "Target", seed: int) -> Points:
+        """Attack a model and return what was measured.
+
+        Args:
+          variant: One of `variants`.
+          bench: Images, measurements and trainings; the same for all models.
+          target: The model.
+          seed: Number of the repetition.
+
+        Returns:
+          Measurements by point. Points with "validation" measurements are candidates, of which the best is
+          quoted on the "forget" test images.
+        """
+        raise NotImplementedError
+
+
+ATTACKS: Registry[Attack] = Registry("attack")
+"""All attacks by name."""
+
+register = ATTACKS.register

@@ -1,0 +1,303 @@
+"""From measurements of attacked models to comparisons, metrics and a verdict; all JSON-able."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from l2l_jax.audit.attacks.membership import relative_error, true_positives
+from l2l_jax.audit.comparison import (
+    ALPHA,
+    MARGINS,
+    Comparison,
+    Measure,
+    Sample,
+    SeedSpread,
+    accuracy_interval,
+    auc,
+    compare,
+    deviation,
+    knowledge,
+)
+from l2l_jax.audit.depth import depth, plain
+from l2l_jax.audit.points import Findings, Measured, Points
+from l2l_jax.audit.verdict import Verdict, decide, differ
+from l2l_jax.evals.intervals import bootstrap, mean_interval
+
+UNATTACKED = "no_attack"
+"""Name of what is measured without any attack."""
+
+Models = Mapping[str, Sequence[Findings]]
+"""Findings of "original", "unlearned" and "retrained" models; there may be none or several of the last."""
+
+
+class Line(NamedTuple):
+    """A line of the report: a variant of an attack.
+
+    Attributes:
+      name: Name of the variant.
+      title: For people.
+      is_curve: Whether its points are steps from the unattacked model.
+    """
+
+    name: str
+    title: str
+    is_curve: bool = False
+
+
+class Best(NamedTuple):
+    """The point that an attacker keeps, and what the model knows there.
+
+    Attributes:
+      point: Name of the point; "0" is the unattacked model of a curve.
+      sample: Measurements of the forget test images.
+    """
+
+    point: str
+    sample: Sample
+
+
+def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the audit of an unlearned model.
+
+    Args:
+      models: Findings by role. Without a retrained model the unlearned one is compared with the original.
+      lines: The variants that were run, the unattacked model first.
+      standard: Facts about the retrained models; "seeds" holds the spread over training seeds, if known.
+
+    Returns:
+      "verdict"; "comparisons" of every line and measure with the reference; "results" by line; "cost" on
+      retain images; "membership", "layers" of the linear probe, "curves" over steps.
+    """
+    reference = "retrained" if models["retrained"] else "original"
+    comparisons = {
+        line.name: _comparisons(models["unlearned"][0], models[reference], line, standard) for line in lines
+    }
+    attacks = {name: found for name, found in comparisons.items() if name != UNATTACKED}
+    verdict, differs = _without_standard(comparisons[UNATTACKED]), None
+    if reference == "retrained":
+        verdict = decide(comparisons[UNATTACKED], attacks)
+        differs = differ(_comparisons(models["original"][0], models["retrained"], lines[0], standard))
+    titles = {line.name: line.title for line in lines}
+    first = {role: found[0] for role, found in models.items() if found}
+    results = [_result(models, line) for line in lines if _is_measured(first["unlearned"][line.name])]
+    return {
+        "verdict": {
+            **verdict.describe(),
+            "title": None if verdict.attack is None else titles[verdict.attack],
+            "sure": verdict.finding != "undecided",
+            "attacks": len(attacks),
+            "little_to_forget": differs is False,
+        },
+        "reference": reference,
+        "margins": MARGINS,
+        "level": ALPHA,
+        "yardstick": standard,
+        "comparisons": [
+            {
+                "name": name,
+                "title": titles[name],
+                **comparison.describe(),
+                "violated": name in verdict.violated,
+            }
+            for name, found in comparisons.items()
+            for comparison in found
+        ],
+        "cost": _cost(first["original"], first["unlearned"]),
+        "results": results,
+        "shown_attack": _shown_attack(comparisons, lines),
+        "membership": {role: _membership(found, first) for role, found in first.items() if _has(found)},
+        "layers": {role: _layers(found) for role, found in first.items() if "linear_probe" in found},
+        "curves": {
+            line.name: {role: _curve(found, line) for role, found in first.items()}
+            for line in lines
+            if line.is_curve and all(point.isdigit() for point in first["unlearned"][line.name])
+        },
+    }
+
+
+def seed_spread(models: Sequence[Findings], lines: Sequence[Line]) -> dict[str, dict[Measure, float]]:
+    """Return how much models that differ by their seed alone know differently, by line and measure."""
+    spread: dict[str, dict[Measure, float]] = {}
+    for line in lines:
+        known = [best_points(findings, line) for findings in models]
+        spread[line.name] = {
+            measure: round(deviation(measure, [k[measure].sample for k in known]), 4) for measure in known[0]
+        }
+    return spread
+
+
+def best_points(findings: Findings, line: Line) -> dict[Measure, Best]:
+    """Return the point that tells most, by measure: chosen on validation images, quoted on test images."""
+    points: Points = findings[line.name]
+    if line.is_curve:
+        points = {"0": findings[UNATTACKED]["0"], **points}
+    last = list(points)[-1]
+    best = {}
+    for measure in samples(points[last]):
+        known = {
+            point: knowledge(measure, on_validation[measure])
+            for point, measured in points.items()
+            if measure in (on_validation := samples(measured, "validation"))
+        }
+        point = max(known, key=known.__getitem__) if known else last
+        best[measure] = Best(point, samples(points[point])[measure])
+    return best
+
+
+def samples(measured: Measured, name: str = "forget") -> dict[Measure, Sample]:
+    """Return what was measured on a set, by measure; accuracy needs images of two classes."""
+    if "members" in measured and name == "forget":
+        return {"auc": (measured["members"]["mse"], measured["others"]["mse"])}
+    values = measured.get(name, {})
+    found: dict[Measure, Sample] = {}
+    if "mse" in values:
+        found["error"] = (values["mse"],)
+    if "right" in values and len(np.unique(values["label"])) > 1:
+        found["accuracy"] = (values["right"], values["label"])
+    return found
+
+
+def _comparisons(
+    model: Findings, references: Sequence[Findings], line: Line, standard: Mapping[str, Any] | None
+) -> list[Comparison]:
+    own, others = best_points(model, line), [best_points(findings, line) for findings in references]
+    return [
+        compare(
+            measure,
+            best.sample,
+            [other[measure].sample for other in others],
+            _spread(standard, line, measure),
+        )
+        for measure, best in own.items()
+    ]
+
+
+def _spread(standard: Mapping[str, Any] | None, line: Line, measure: Measure) -> SeedSpread | None:
+    """Return what the card of a shipped model says of other seeds after the same attack."""
+    seeds = (standard or {}).get("seeds")
+    known = ((seeds or {}).get("spread", {})).get(line.name, {}).get(measure)
+    return SeedSpread(known, seeds["count"]) if seeds and known is not None else None
+
+
+def _without_standard(unattacked: Sequence[Comparison]) -> Verdict:
+    """Return "not forgotten" if the model knows as much as the original, "undecided" otherwise."""
+    if all(comparison.low > -comparison.margin for comparison in unattacked):
+        return Verdict("not forgotten", None, unattacked[0])
+    return Verdict("undecided")
+
+
+def _is_measured(points: Points) -> bool:
+    return "error" in samples(list(points.values())[-1])
+
+
+def _result(models: Models, line: Line) -> dict[str, Any]:
+    """Return metrics at the best points of each model, depths, and the distance of their errors."""
+    best = {role: [best_points(findings, line) for findings in found] for role, found in models.items()}
+    best = {role: found for role, found in best.items() if found}
+    pooled: dict[str, dict[Measure, Sample]] = {
+        role: {
+            measure: tuple(np.mean(arrays, axis=0) for arrays in _transposed(found, measure))
+            for measure in found[0]
+        }
+        for role, found in best.items()
+    }
+    depths, distance = {}, None
+    if "retrained" in best:
+        depths = {
+            measure: depth(
+                measure, *(pooled[role][measure] for role in ("original", "unlearned", "retrained"))
+            )
+            for measure in pooled["unlearned"]
+        }
+        distance = _distance(pooled["unlearned"]["error"][0], pooled["retrained"]["error"][0])
+    figures = {role: {"forget": _metrics(known)} for role, known in pooled.items()}
+    if line.name == UNATTACKED:
+        for role in pooled:
+            figures[role]["retain"] = _metrics(samples(models[role][0][UNATTACKED]["0"], "retain"))
+    return {
+        "name": line.name,
+        "title": line.title,
+        "figures": figures,
+        "points": {role: {m: b.point for m, b in found[0].items()} for role, found in best.items()},
+        "depth": {measure: d.describe() for measure, d in depths.items()},
+        "distance": distance,
+    }
+
+
+def _transposed(found: Sequence[Mapping[Measure, Best]], measure: Measure):
+    return zip(*(best[measure].sample for best in found), strict=True)
+
+
+def _metrics(known: Mapping[Measure, Sample]) -> dict[str, list[float | None]]:
+    """Return value and 95% interval of "mse" and "accuracy" (balanced over classes)."""
+    found = {}
+    if "error" in known:
+        found["mse"] = plain(mean_interval(known["error"][0]))
+    if "accuracy" in known:
+        found["accuracy"] = plain(accuracy_interval(*known["accuracy"]))
+    return found
+
+
+def _distance(unlearned: np.ndarray, retrained: np.ndarray) -> dict[str, float]:
+    """Return the Kolmogorov-Smirnov distance of two sets of errors."""
+    from scipy.stats import ks_2samp  # SciPy takes long to load
+
+    test = ks_2samp(unlearned, retrained)
+    return {"d": float(test.statistic), "p": float(test.pvalue)}
+
+
+def _cost(original: Findings, unlearned: Findings) -> dict[str, list[float | None]]:
+    """Return the ratio of masked MSEs on retain test images, and how much the accuracy has dropped."""
+    before, after = (findings[UNATTACKED]["0"]["retain"] for findings in (original, unlearned))
+
+    def ratio(chosen):
+        return after["mse"][chosen].mean(-1) / before["mse"][chosen].mean(-1)
+
+    cost = {"mse_ratio": plain(bootstrap(ratio, len(before["mse"])))}
+    if "right" in before:
+        cost["accuracy_drop"] = plain(mean_interval(before["right"].astype(float) - after["right"]))
+    return cost
+
+
+def _shown_attack(comparisons: Mapping[str, Sequence[Comparison]], lines: Sequence[Line]) -> str | None:
+    """Return the training attack that recovers most relative to the margins; None without any."""
+    strength = {
+        line.name: max((c.excess - c.margin) / c.margin for c in comparisons[line.name])
+        for line in lines
+        if line.is_curve
+    }
+    return max(strength, key=strength.__getitem__, default=None)
+
+
+def _has(findings: Findings) -> bool:
+    return "membership" in findings
+
+
+def _membership(findings: Findings, models: Mapping[str, Findings]) -> dict[str, Any]:
+    """Return AUC and true positive rate by the error, and by the error relative to the retrained model."""
+    sets = [findings["membership"]["0"][name]["mse"] for name in ("members", "others")]
+    found = {"error": _scored(*sets)}
+    reference = models.get("retrained")
+    if reference is not None and reference is not findings:
+        others = [reference["membership"]["0"][name]["mse"] for name in ("members", "others")]
+        found["relative_error"] = _scored(*map(relative_error, sets, others))
+    return found
+
+
+def _scored(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    interval = bootstrap(lambda i, j: auc(members[i], others[j]), len(members), len(others))
+    return {"auc": plain(interval), "true_positives": true_positives(members, others)}
+
+
+def _layers(findings: Findings) -> dict[str, list[float | None]]:
+    points = findings["linear_probe"]
+    return {
+        layer: plain(accuracy_interval(m["forget"]["right"], m["forget"]["label"]))
+        for layer, m in points.items()
+    }
+
+
+def _curve(findings: Findings, line: Line) -> list[dict[str, Any]]:
+    points = {"0": findings[UNATTACKED]["0"], **findings[line.name]}
+    return [{"step": int(step), **_metrics(samples(measured))} for step, measured in points.items()]

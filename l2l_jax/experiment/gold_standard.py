@@ -1,0 +1,159 @@
+"""The audit's gold standard: models that never saw the forget images, from disk or trained here."""
+
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from l2l_jax import shipped
+from l2l_jax.audit.run import Standard
+from l2l_jax.config import Config
+from l2l_jax.data.sources import open_source
+from l2l_jax.data.splits import evaluation_sets, validation_sets
+from l2l_jax.errors import UserError
+from l2l_jax.evals.inpaint import masked_errors
+from l2l_jax.evals.intervals import Interval, bootstrap
+from l2l_jax.experiment.pretrain import model_card
+from l2l_jax.experiment.retrain import FAIR_RATIO, retrain
+from l2l_jax.models.base import Params
+from l2l_jax.utils.multihost import barrier, from_primary
+from l2l_jax.weights.saved_models import load_params, read_card, save_model
+from l2l_jax.weights.transfer import load_pretrained
+
+logger = logging.getLogger(__name__)
+
+SHIPPED = "shipped"
+"""Value of `config.audit.retrained` for the retrained models of the shipped model that is unlearned."""
+
+TRAIN = "train"
+"""Value of `config.audit.retrained` for a model that is trained in the workdir."""
+
+
+def gold_standard(config: Config, original: Params, folder: pathlib.Path) -> Standard | None:
+    """Return the retrained models that `config.audit.retrained` names, or None if there are none.
+
+    Args:
+      config: The experiment.
+      original: The model that saw all images.
+      folder: Keeps a model that is trained here.
+
+    Raises:
+      UserError: A model is missing, cannot be read or does not fit.
+    """
+    models: dict[str, Params] = {}
+    origins, given = [], _named(config)
+    for number, name in enumerate(given, 1):
+        key = "retrained" if number == 1 else f"retrained_{number}"
+        if name == TRAIN:
+            models[key], origin = _trained(config, original, folder / "retrained_model")
+        else:
+            with barrier():
+                models[key], origin = _loaded(config, name), name
+        origins.append(origin)
+    if not models:
+        return None
+    ratios = [_retain_ratio(config, original, params) for params in models.values()]
+    ratio, images = max(ratios, key=lambda found: found[0].value)
+    seeds = shipped.card(given[0]).get("seeds") if len(given) == 1 and given[0] in shipped.names() else None
+    fair = ratio.value <= FAIR_RATIO
+    if not fair:
+        logger.warning(
+            "A retrained model reconstructs retain images worse than the original, at %.2f times its masked "
+            "MSE (fair is up to %g): comparisons with it are not to be trusted.",
+            ratio.value,
+            FAIR_RATIO,
+        )
+    facts = {"origin": ", ".join(origins), "count": len(models), "ratio": list(ratio), "images": images}
+    return Standard(models, facts | {"fair": fair, "seeds": seeds})
+
+
+def check_gold_standard(config: Config) -> None:
+    """Check `config.audit.retrained` before any work, without reading weights; say so if there is no model.
+
+    Raises:
+      UserError: It names nothing, or a model that was trained for other images.
+    """
+    given = _named(config)
+    for name in given:
+        _check(config, name)
+    if not given:
+        logger.warning(
+            "The audit has no retrained model to compare with and will give no verdict. Name a model that "
+            "was trained without the forget images by --config.audit.retrained=FOLDER, or train one in the "
+            "workdir by --config.audit.retrained=train."
+        )
+
+
+def _named(config: Config) -> tuple[str, ...]:
+    """Return `config.audit.retrained` with the names of shipped models in place of "shipped"."""
+    names: list[str] = []
+    for given in config.audit.retrained:
+        names += _shipped(config) if given == SHIPPED else [given]
+    return tuple(names)
+
+
+def _shipped(config: Config) -> list[str]:
+    twin = config.pretrained + shipped.RETRAINED
+    fits = twin in shipped.names() and _other_images(config, shipped.card(twin)) is None
+    return [twin] if fits else []
+
+
+def _check(config: Config, given: str) -> None:
+    if given == TRAIN:
+        return
+    path = shipped.resolved(given)
+    if not path.exists():
+        raise UserError(
+            f"config.audit.retrained={given} does not exist; name a folder of a saved model, the "
+            f"name of a shipped one ({', '.join(shipped.names())}), 'train', or '' for none."
+        )
+    facts = shipped.card(given) if given in shipped.names() else read_card(path) if path.is_dir() else {}
+    other = _other_images(config, facts)
+    if other is not None:
+        raise UserError(
+            f"config.audit.retrained={given} was trained for {other}={facts['data'][other]}, but "
+            f"config.data.{other} is {config.describe('data')['data'][other]}: name another model, 'train', "
+            "or '' for none."
+        )
+
+
+def _other_images(config: Config, facts: Mapping[str, Any]) -> str | None:
+    """Return the field of `config.data` by which a model with these facts never saw other images, if any."""
+    found, wanted = facts.get("data", {}), config.describe("data")["data"]
+    for name in ("source", "forget"):
+        if name in found and _names(found[name]) != _names(wanted[name]):
+            return name
+    return None
+
+
+def _names(value: Any) -> set[str]:
+    return set(map(str, value)) if isinstance(value, list | tuple) else {str(value)}
+
+
+def _loaded(config: Config, given: str) -> Params:
+    _check(config, given)
+    try:
+        return load_pretrained(shipped.resolved(given), config.family, config.model)
+    except UserError as error:
+        raise UserError(f"config.audit.retrained={given} does not fit the audited model: {error}") from error
+
+
+def _trained(config: Config, original: Params, folder: pathlib.Path) -> tuple[Params, str]:
+    """Return a model trained in the workdir, once, then read from there."""
+    if from_primary(folder.exists):
+        with barrier():
+            params = load_params(folder, original)
+    else:
+        params = retrain(config, original, folder.with_name("retraining")).params
+        save_model(folder, params, model_card(config, "trained without the images to forget"))
+    return params, str(folder)
+
+
+def _retain_ratio(config: Config, original: Params, retrained: Params) -> tuple[Interval, str]:
+    """Return the masked MSE on retain images, retrained over original, and the split it was measured on."""
+    split_name = "validation" if config.data.validation_fraction else "test"
+    source = open_source(config.data, split_name, config.model.image_size)
+    choose = validation_sets if split_name == "validation" else evaluation_sets
+    images = choose(config.data, source).retain
+    before, after = (masked_errors(config, params, images) for params in (original, retrained))
+    return bootstrap(lambda i: after[i].mean(-1) / before[i].mean(-1), len(before)), split_name

@@ -1,0 +1,195 @@
+"""Non-inferiority tests by hand and against SciPy; depth and AUC; the verdict's rules and error rates."""
+
+import math
+import runpy
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from l2l_jax.audit.comparison import (
+    MARGINS,
+    Comparison,
+    SeedSpread,
+    accuracy_interval,
+    auc,
+    compare,
+    knowledge,
+)
+from l2l_jax.audit.depth import depth
+from l2l_jax.audit.verdict import decide, differ
+
+RNG = np.random.default_rng(0)
+ERRORS = RNG.gamma(4, 0.01, size=(3, 400))
+CLASSES = RNG.integers(0, 3, 400)
+RIGHT = RNG.random((3, 400)) < np.array([[0.9], [0.5], [0.6]])
+
+
+def test_the_error_test_at_its_margin_is_a_t_test_of_the_mean_where_nothing_is_skewed():
+    """Symmetric differences: with the margin m, of exp(m) · errors − reference (Fieller)."""
+    own, reference = ERRORS[0], ERRORS[0].copy()
+    noise = np.concatenate([RNG.normal(0, 0.01, 200)] * 2) * np.repeat([1, -1], 200)
+    own = own - own.mean() + 0.04
+    reference = math.exp(MARGINS["error"]) * own + 0.001 + noise
+    found = compare("error", (own,), [(reference,)])
+    expected = stats.ttest_1samp(math.exp(MARGINS["error"]) * own - reference, 0, alternative="less").pvalue
+    assert found.p_violated == pytest.approx(expected, rel=1e-6)
+    assert found.excess == pytest.approx(math.log(reference.mean() / own.mean()))
+
+
+def test_bounds_are_where_the_tests_are_just_significant():
+    found = compare("error", (ERRORS[0],), [(ERRORS[1],)])
+    assert found.low < found.excess < found.high
+    for end, name in ((found.low, "p_violated"), (found.high, "p_holds")):
+        shifted = (ERRORS[0] * math.exp(end - MARGINS["error"]),)  # its margin is now at that end
+        assert getattr(compare("error", shifted, [(ERRORS[1],)]), name) == pytest.approx(0.05, rel=1e-4)
+
+
+def test_skewness_widens_the_bound_on_the_side_of_the_tail():
+    heavy = RNG.lognormal(0, 1.2, 300)
+    light = np.full(300, heavy.mean()) + RNG.normal(0, 0.1, 300)
+    found = compare("error", (light,), [(heavy,)])
+    x = light - heavy
+    reach = stats.t.ppf(0.95, 299) * x.std(ddof=1) / math.sqrt(300) / light.mean()
+    assert found.high - found.excess > 1.1 * reach
+
+
+def test_accuracy_is_balanced_over_classes():
+    for right in RIGHT:
+        guess = np.where(right, CLASSES, (CLASSES + 1) % 3)
+        expected = balanced_accuracy_score(CLASSES, guess)
+        assert knowledge("accuracy", (right, CLASSES)) == pytest.approx(expected)
+        value, low, high = accuracy_interval(right, CLASSES)
+        assert value == pytest.approx(expected) and low < value < high
+    found = compare("accuracy", (RIGHT[1], CLASSES), [(RIGHT[2], CLASSES)])
+    means = [(RIGHT[1].astype(int) - RIGHT[2])[c == CLASSES] for c in range(3)]
+    error = math.sqrt(sum(m.var(ddof=1) / len(m) for m in means)) / 3
+    assert found.excess == pytest.approx(np.mean([m.mean() for m in means]))
+    assert found.high - found.excess == pytest.approx(stats.t.ppf(0.95, 397) * error, rel=0.02)
+
+
+def test_equal_answers_of_few_images_are_not_certainty():
+    few = np.ones(10, bool), np.zeros(10, int)
+    assert not compare("accuracy", few, [few]).holds
+    many = np.ones(200, bool), np.zeros(200, int)
+    assert compare("accuracy", many, [many]).holds
+
+
+def test_auc_is_scikit_learns_and_its_difference_has_the_bootstraps_error():
+    members, others = RNG.integers(0, 20, 70) / 20, RNG.integers(5, 25, 50) / 20  # with ties
+    labels = np.repeat([1, 0], [70, 50])
+    expected = roc_auc_score(labels, -np.concatenate([members, others]))
+    assert auc(members, others) == pytest.approx(expected)
+    other = RNG.permutation(members), RNG.permutation(others)
+    found = compare("auc", (members, others), [other])
+    drawn = []
+    for _ in range(2000):
+        i, j = RNG.integers(70, size=70), RNG.integers(50, size=50)
+        drawn.append(auc(members[i], others[j]) - auc(other[0][i], other[1][j]))
+    assert (found.high - found.low) / 2 == pytest.approx(1.66 * np.std(drawn), rel=0.1)
+
+
+def test_several_retrained_models_widen_the_margin_by_their_spread():
+    seeds = [(ERRORS[1] * factor,) for factor in (0.7, 1.0, 1.3)]
+    found = compare("error", (ERRORS[0],), seeds)
+    deviation = np.std(np.log([0.7, 1.0, 1.3]), ddof=1)
+    expected = stats.t.ppf(0.95, 2) * deviation * math.sqrt(1 + 1 / 3)
+    assert found.margin == pytest.approx(expected) and found.fixed_margin == MARGINS["error"]
+    assert found.excess == pytest.approx(math.log(ERRORS[1].mean() / ERRORS[0].mean()))
+    known = compare("error", (ERRORS[0],), seeds[:1], SeedSpread(deviation, 3))
+    assert known.margin == pytest.approx(expected * math.sqrt(2 / (1 + 1 / 3)))
+    assert compare("error", (ERRORS[0],), seeds[:1], SeedSpread(1e-3, 3)).margin == MARGINS["error"]
+
+
+def test_equal_models_hold_and_a_shifted_one_is_violated():
+    same = compare("error", (ERRORS[0],), [(ERRORS[0],)])
+    assert same.holds and same.excess == same.low == same.high == 0
+    shifted = compare("error", (ERRORS[0],), [(1.2 * ERRORS[0],)])
+    assert shifted.p_violated < 1e-9 and shifted.excess == pytest.approx(math.log(1.2))
+    with pytest.raises(ValueError, match="same images"):
+        compare("error", (ERRORS[0],), [(ERRORS[0][:5],)])
+
+
+def test_about_so_many_images_decide():
+    """With as many images as it says, the test is significant in four of five draws."""
+    rng, decided = np.random.default_rng(1), 0
+
+    def draw(images):
+        own = rng.gamma(2, size=images)
+        return (own,), [(0.9 * own * rng.lognormal(0, 0.7, images) * math.exp(-0.245),)]
+
+    needed = [compare("error", *draw(1000)).images_needed() for _ in range(20)]
+    images = int(np.median(needed))
+    for _ in range(100):
+        decided += compare("error", *draw(images)).holds
+    assert images > 100 and 60 <= decided <= 95
+
+
+@pytest.mark.parametrize(
+    ("original", "unlearned", "retrained", "expected"),
+    [(0.0128, 0.0995, 0.0443, 1.65), (0.0128, 0.0273, 0.0413, 0.65), (0.0128, 0.0172, 0.0280, 0.38)],
+)
+def test_depth_by_the_logarithm_of_the_error(original, unlearned, retrained, expected):
+    scaled = [
+        (row * mean / row.mean(),) for row, mean in zip(ERRORS, (original, unlearned, retrained), strict=True)
+    ]
+    found = depth("error", *scaled)
+    assert found.value == pytest.approx(expected, abs=0.006) and found.low < found.value < found.high
+    assert found.gap.value == pytest.approx(math.log(retrained / original)) and found.resolved
+    assert depth("error", scaled[0], scaled[0], scaled[2])[:3] == (0, 0, 0)
+    assert depth("error", scaled[0], scaled[2], scaled[2])[:3] == (1, 1, 1)
+
+
+def test_no_depth_where_original_and_retrained_model_hardly_differ():
+    near = depth("error", (ERRORS[0],), (ERRORS[1],), (1.05 * ERRORS[0],))
+    assert not near.resolved
+    better = depth("accuracy", (RIGHT[1],), (RIGHT[1],), (RIGHT[0],))  # the retrained model knows more
+    assert not better.resolved and better.describe()["value"] is None
+
+
+def comparison(p_holds, p_violated, excess=0.0):
+    return Comparison("error", excess, excess - 0.1, excess + 0.1, 0.1, p_holds, p_violated, 1000, 0.1)
+
+
+HOLDS, OPEN, VIOLATED = comparison(0.01, 0.99, -0.2), comparison(0.3, 0.7, 0.08), comparison(1, 0.001, 0.5)
+WEAK = comparison(0.98, 0.02, 0.2)  # significant alone, not among three
+
+
+@pytest.mark.parametrize(
+    ("unattacked", "attacks", "finding", "attack"),
+    [
+        ([HOLDS, HOLDS], {"a": [HOLDS], "b": [HOLDS, HOLDS]}, "forgotten", None),
+        ([HOLDS], {"a": [HOLDS], "b": [HOLDS, OPEN]}, "undecided", "b"),
+        ([HOLDS], {"a": [HOLDS, VIOLATED], "b": [OPEN]}, "hidden", "a"),
+        ([HOLDS], {"a": [WEAK], "b": [HOLDS, HOLDS]}, "undecided", "a"),
+        ([HOLDS], {"a": [WEAK]}, "hidden", "a"),
+        ([HOLDS, VIOLATED], {"a": [HOLDS]}, "not forgotten", None),
+        ([OPEN], {"a": [VIOLATED]}, "undecided", None),
+        ([HOLDS], {}, "forgotten", None),
+        ([], {}, "undecided", None),
+    ],
+)
+def test_the_rule_of_the_verdict(unattacked, attacks, finding, attack):
+    found = decide(unattacked, attacks)
+    assert found.finding == finding
+    assert found.attack == attack
+    described = found.describe()
+    assert (described["images_needed"] is not None) == (finding == "undecided" and bool(unattacked))
+    assert described["violated_attacks"] == [n for n, cs in attacks.items() if VIOLATED in cs or cs == [WEAK]
+                                             and len(attacks) == 1]  # fmt: skip
+
+
+def test_models_differ_if_one_measure_says_so():
+    assert differ([HOLDS, VIOLATED]) and not differ([HOLDS, OPEN])
+
+
+@pytest.mark.slow
+def test_verdicts_are_wrong_in_at_most_five_per_cent():
+    """A short form of research/verdict_simulation.py: 300 audits, every model exactly at the margin."""
+    simulation = runpy.run_path("research/verdict_simulation.py")
+    limit = stats.binom.ppf(0.999, 300, 0.05) / 3  # per cent
+    for tails in ((0.7, 0.7), (0.5, 1.0)):
+        rates = simulation["error_rates"](200, tails, 300)
+        assert max(rates.values()) <= limit, rates
+        assert rates["forgotten"] > 0.3 and rates["hidden"] > 0.3  # it does decide
