@@ -98,7 +98,7 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
                 "name": name,
                 "title": titles[name],
                 **comparison.describe(),
-                "violated": name in verdict.violated,
+                "outcome": _outcome(comparison, name in verdict.violated, reference),
             }
             for name, found in comparisons.items()
             for comparison in found
@@ -185,6 +185,14 @@ def _without_standard(unattacked: Sequence[Comparison]) -> Verdict:
     if all(comparison.low > -comparison.margin for comparison in unattacked):
         return Verdict("not forgotten", None, unattacked[0])
     return Verdict("undecided")
+
+
+def _outcome(comparison: Comparison, violated: bool, reference: str) -> str:
+    """Return what the unlearned model is shown to know: "no more", "more", "less" or "as much"."""
+    if reference == "original":
+        no_less = comparison.low > -comparison.margin
+        return "as much" if no_less else "less" if comparison.high < -comparison.margin else "open"
+    return "no more" if comparison.holds else "more" if violated else "open"
 
 
 def _is_measured(points: Points) -> bool:

@@ -17,19 +17,14 @@ from l2l_jax.report.labels import families, label
 MODEL_COLORS = {"original": "#333333", "unlearned": "#a3242b", "retrained": "#2b5fa3"}
 MODEL_LINES = {"original": ":", "unlearned": "-", "retrained": "--"}
 
-OUTCOME_COLORS = {"holds": "#1b6e3c", "open": "#777777", "violated": "#a3242b"}
-OUTCOME_TITLES = {
-    "holds": "knows no more",
-    "open": "open",
-    "violated": "knows more",
+OUTCOMES = {
+    "no more": "#1b6e3c",
+    "less": "#1b6e3c",
+    "open": "#777777",
+    "as much": "#a3242b",
+    "more": "#a3242b",
 }
-
-
-def outcome(comparison: Mapping[str, Any]) -> str:
-    """Return "holds", "violated" or "open"."""
-    if comparison["holds"]:
-        return "holds"
-    return "violated" if comparison["violated"] else "open"
+"""Colors of what the unlearned model knows compared with the reference."""
 
 
 def save_forest(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
@@ -55,8 +50,12 @@ def save_forest(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
             axis.xaxis.set_minor_formatter("")
         else:
             axis.set_xlabel(f"accuracy (membership: AUC), unlearned − {audit['reference']} model")
-    shown = [o for o in OUTCOME_COLORS if any(outcome(c) == o for c in audit["comparisons"])]
-    handles = [axes[0].plot([], [], "o", color=OUTCOME_COLORS[o], label=OUTCOME_TITLES[o])[0] for o in shown]
+    found = {entry["outcome"] for entry in audit["comparisons"]}
+    handles = [
+        axes[0].plot([], [], "o", color=color, label=f"knows {name}" if name != "open" else name)[0]
+        for name, color in OUTCOMES.items()
+        if name in found
+    ]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, metadata={"Software": None})
 
@@ -64,7 +63,7 @@ def save_forest(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
 def _draw_panel(axis: Axes, found: Sequence[Mapping[str, Any]], scale) -> None:
     """Draw comparisons as lines of a panel; to the right the unlearned model knows more."""
     for line, comparison in enumerate(found):
-        color = OUTCOME_COLORS[outcome(comparison)]
+        color = OUTCOMES[comparison["outcome"]]
         low, value, high, margin = (scale(comparison[key]) for key in ("low", "excess", "high", "margin"))
         axis.plot([low, high], [line, line], color=color, linewidth=2)
         axis.plot(value, line, "o", color=color, markersize=6)

@@ -83,7 +83,7 @@ def attack_table(audit: Mapping[str, Any], *, intervals: bool = True) -> Table:
     outcomes = _outcomes(audit)
     roles = list(audit["results"][0]["figures"])
     names = [name for name in METRIC_TITLES if name in audit["results"][0]["figures"]["unlearned"]["forget"]]
-    headings = [f"{METRIC_TITLES[name]}, {role}" for name in names for role in roles]
+    headings = [f"{METRIC_TITLES[name]},\n{role}" for name in names for role in roles]
     rows = []
     for result in audit["results"]:
         found = (result["figures"][role]["forget"].get(name) for name in names for role in roles)
@@ -94,16 +94,15 @@ def attack_table(audit: Mapping[str, Any], *, intervals: bool = True) -> Table:
         ]
         result_outcome = outcomes[result["name"]]
         rows.append(Row((result["title"],), (Cell(result_outcome), *cells), result_outcome))
-    return Table(("attack", f"than {audit['reference']}", *headings), tuple(rows))
+    return Table(("attack", f"knows … than\n{audit['reference']}", *headings), tuple(rows))
 
 
 def _outcomes(audit: Mapping[str, Any]) -> dict[str, str]:
-    """Return "no more", "more" or "open" by attack."""
+    """Return what the unlearned model knows compared with the reference, by attack, over all measures."""
     found: dict[str, str] = {}
     for entry in audit["comparisons"]:
-        this = "no more" if entry["holds"] else "more" if entry["violated"] else "open"
-        worst = max((found.get(entry["name"], "no more"), this), key=("no more", "open", "more").index)
-        found[entry["name"]] = worst
+        known = found.get(entry["name"], entry["outcome"]), entry["outcome"]
+        found[entry["name"]] = max(known, key=("no more", "less", "open", "as much", "more").index)
     return found
 
 
@@ -162,7 +161,7 @@ def class_table(report: Report) -> Table | None:
             formats = (FORMATS[n] for n in names for _ in roles)
             cells = tuple(cell(value, None, spec) for value, spec in zip(found, formats, strict=True))
             rows.append(Row((set_name, class_name, str(values.get("count", ""))), cells, set_name))
-    headings = (f"{METRIC_TITLES[n]}, {r}" for n in names for r in roles)
+    headings = (f"{METRIC_TITLES[n]},\n{r}" for n in names for r in roles)
     return Table(("set", "class", "images", *headings), tuple(rows))
 
 

@@ -1,5 +1,6 @@
 """The report in words: the verdict and its cost in the headline, then what it rests on."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,12 +81,15 @@ def _without_standard(audit: Mapping[str, Any], names: str) -> str:
     if audit["verdict"]["finding"] == "not forgotten":
         return f"Not forgotten: without any attack the model knows as much about {names} as the original."
     said = f"No verdict: there is no retrained model, one that never saw {names}, to compare with."
-    equal = [c for c in audit["comparisons"] if c["low"] is not None and c["low"] > -c["margin"]]
-    attack = max(equal, key=lambda c: c["excess"], default=None)
-    if attack is not None:
-        return f"{said} One attack brings back as much as the original knows ({attack['title']})."
-    strongest = max(audit["comparisons"], key=lambda c: c["excess"] if c["measure"] == "error" else -9.0)
-    return f"{said} After the strongest attack ({strongest['title']}) the model knows less than the original."
+    errors = [c for c in audit["comparisons"] if c["measure"] == "error"]
+    strongest = max(errors, key=lambda c: c["excess"])
+    if all(c["outcome"] == "as much" for c in audit["comparisons"] if c["name"] == strongest["name"]):
+        return f"{said} One attack brings back as much as the original knows ({strongest['title']})."
+    times = math.exp(-strongest["excess"])
+    return (
+        f"{said} After the strongest attack ({strongest['title']}) its masked MSE is {times:.2f} times the "
+        "original's."
+    )
 
 
 def _unaudited(report: Report) -> str:
@@ -114,7 +118,11 @@ def _cost(report: Report) -> str:
         ratio = report["unlearned"]["retain"]["mse"] / report["original"]["retain"]["mse"]
         return f"Cost: masked MSE on the retained classes {_change(ratio)} %."
     ratio, low, high = report["audit"]["cost"]["mse_ratio"]
-    interval = f" (95% CI {_change(low)} to {_change(high)} %)" if low is not None else ""
+    interval = ""
+    if low is not None:
+        ends = (f"{100 * (low - 1):.0f}–{100 * (high - 1):.0f}" if low >= 1
+                else f"{_change(low)} to {_change(high)}")  # fmt: skip
+        interval = f" (95% CI {ends} %)"
     return f"Cost: masked MSE on the retained classes {_change(ratio)} %{interval}."
 
 
@@ -159,14 +167,11 @@ def _deciding(report: Report) -> list[str]:
 
 def describe_comparison(found: Mapping[str, Any]) -> str:
     """Return a comparison with its bounds and margin, in units a reader knows."""
-    from math import exp
-
     value, low, high, margin = found["excess"], found["low"], found["high"], found["margin"]
     if found["measure"] == "error":
-        bounds = f"95% bounds {exp(-high):.2f} and {exp(-low):.2f}"
-        return (
-            f"masked MSE {exp(-value):.2f} times the retrained model's ({bounds}; margin {exp(-margin):.2f})"
-        )
+        ratio, least, most, limit = (f"{math.exp(-x):.2f}" for x in (value, high, low, margin))
+        bounds = f"95% bounds {least} and {most}; margin {limit}"
+        return f"masked MSE {ratio} times the retrained model's ({bounds})"
     name = {"accuracy": "accuracy", "auc": "AUC"}[found["measure"]]
     bounds = f"95% bounds {_signed(low)} and {_signed(high)}"
     return f"{name} {_signed(value)} against the retrained model ({bounds}; margin {_signed(margin)})"

@@ -1,139 +1,113 @@
-"""The report as a reader gets it: in a browser, without a network; its tables and sentences."""
+"""The report as a reader gets it: its sentences and tables, and in a browser without a network."""
 
 import json
-import pathlib
 import shutil
 
-import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from l2l_jax.report.csv import to_csv
-from l2l_jax.report.page import attack_table, page, table
-from l2l_jax.report.text import sentences
+from l2l_jax.report.tables import attack_table, class_table, console, evidence_table
+from l2l_jax.report.text import headline, listed, sentences
+from l2l_jax.report.write import write_report
+from tests.report.example import HIDDEN, drawings, report
 
-MODELS = ("original", "unlearned", "retrained")
-PICTURES = ("restorations", "losses", "features", "relearning")
-
-
-def result(name, title, accuracies, depth, resolved=True):
-    figures = {
-        model: {
-            of: {"mse": [0.01, 0.009, 0.011], "accuracy": [value, value - 0.02, value + 0.02]}
-            for of in ("retain", "forget")
-        }
-        for model, value in zip(MODELS, accuracies, strict=True)
-    }
-    known = {"value": depth, "low": depth - 0.1, "high": depth + 0.1, "resolved": resolved}
-    return {
-        "name": name, "title": title, "figures": figures, "distance": {"d": 0.3, "p": 0.01},
-        "depth_untouched": {} if name == "as_it_lies" else {"accuracy": {**known, "value": depth + 0.1}},
-        "depth": {"accuracy": known, "error": {**known, "resolved": True, "value": depth + 0.2}},
-    }  # fmt: skip
+NAMES = "sandal, shirt, sneaker, bag and boot"
+COST = "Cost: masked MSE on the retained classes +17 % (95% CI 13–21 %)."
 
 
-@pytest.fixture(scope="module")
-def report():
-    figures = {"psnr": 20.0, "mse": 0.01, "accuracy": 0.9}
-    intervals = {name: [value * 0.9, value * 1.1] for name, value in figures.items()}
-    tuning = result("retain_tuning", "retain images only, 400 steps", (0.92, 0.80, 0.61), 0.38)
-    return {
-        **{model: {"retain": figures, "forget": figures} for model in MODELS},
-        "intervals": {model: {"retain": intervals, "forget": intervals} for model in MODELS},
-        "real_images": {"retain": {"accuracy": 0.98}, "forget": {"accuracy": 0.97}},
-        "test_images": {"retain": {"count": 200, "skipped": {}}, "forget": {"count": 201, "skipped": {}}},
-        "bad_training_images": {},
-        "not_available": {"inception_score": "it needs 10 images, and there are 8"},
-        "original_weights": {"origin": "shipped"},
-        "audit": {
-            "verdict": {
-                "finding": "hidden, not forgotten", "weakest_attack": "retain_tuning", "sure": True,
-                "title": tuning["title"], "depth": tuning["depth"]["accuracy"],
-                "unresolved_titles": ["linear probe"],
-            },
-            "thresholds": {"deep": 0.8, "shallow": 0.5},
-            "yardstick": {
-                "origin": "twin", "ratio": [0.99, 0.9, 1.1], "images": "validation", "fair": True,
-                "seeds": None,
-            },
-            "cost": {"mse_ratio": [1.24, 1.2, 1.3], "accuracy_drop": [0.01, 0.0, 0.02]},
-            "results": [
-                result("as_it_lies", "before any attack", (0.92, 0.38, 0.57), 1.54),
-                tuning,
-                result("relearning_100", "100 forget images, 50 steps", (0.94, 0.93, 0.92), 0.5, False),
-            ],
-            "membership": {
-                model: {"error": {"auc": [0.52, 0.48, 0.56], "true_positives": 0.01}} for model in MODELS
-            },
-            "layers": {model: {"blocks_0": [0.9, 0.86, 0.93]} for model in MODELS},
-            "curves": {"retain_tuning": {}},
-            "shown_attack": "retain_tuning",
-        },
-        "seed": 0,
-        "config": {"family": "mae", "data": {"forget": [5, 6, 7, 8, 9], "retain": [0, 1, 2, 3, 4]}},
-        "versions": {"python": "3.11"},
-        "device": {"platform": "cpu", "kind": "cpu", "count": 1},
-        "durations_seconds": {"unlearn": 20.0, "audit": 90.0},
-        "peak_memory_gib": 1.0,
-    }  # fmt: skip
+def test_the_headline_says_verdict_and_cost():
+    never_saw = "a model that never saw them"
+    assert headline(report()) == (
+        f"Forgotten: after four attacks the model knows no more about {NAMES} than {never_saw}. {COST}"
+    )
+    assert headline(report(HIDDEN)) == (
+        f"Hidden, not forgotten: without an attack the model knows no more about {NAMES} than {never_saw}, "
+        f"but one attack brings knowledge back (25 forget images, 50 steps). {COST}"
+    )
 
 
-@pytest.fixture(scope="module")
-def html(report, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    drawn = {}
-    for name in PICTURES:
-        figure = Figure(figsize=(9, 3))
-        figure.add_subplot().imshow(np.random.default_rng(0).random((8, 24)))
-        drawn[name] = folder / f"{name}.png"
-        figure.savefig(drawn[name])
-    path = folder / "report.html"
-    path.write_text(page(report, drawn, "run"))
-    return path
+def test_a_missed_budget_is_in_the_headline():
+    missed = {"met": False, "budget": 1.15, "retain": {"value": 1.4}}
+    assert "The retain budget was missed: 1.40 times" in headline({**report(), "retain_budget": missed})
+    assert "budget" not in headline({**report(), "retain_budget": {**missed, "met": True}})
 
 
-def test_the_sentences_say_what_survives(report):
-    assert sentences(report) == [
-        "To be forgotten: 5, 6, 7, 8, 9; to be kept: 0, 1, 2, 3, 4.",
-        "Hidden, not forgotten: an attack brings it back.",
-        "Before any attack, the class of 38 of 100 forget images is read from what it restores (original "
-        "model: 92, retrained model: 57); depth 1.54 by accuracy [1.44, 1.64] and 1.74 by log error [1.44, "
-        "1.64].",
-        "A depth above 1 is more than never having seen: it shows that something was removed.",
-        "The attack that leaves the least: retain images only, 400 steps; then the class of 80 of 100 forget "
-        "images is read from what it restores (original model: 92, retrained model: 61); depth 0.38 by "
-        "accuracy [0.28, 0.48] and 0.58 by log error [0.28, 0.48].",
-        "Too few test images to tell a depth: linear probe.",
-        "On retain images the hole error is 1.24 times the original's [1.20, 1.30], and the accuracy 0.010 "
-        "lower [0.000, 0.020].",
-        "The 95 % interval over test images bears the verdict out.",
-        "What another seed of the retrained model would change is not known, and is not in any interval.",
-    ]
+def test_the_other_verdicts():
+    known = {**HIDDEN, "no_attack": ((0.031, 0.031, 0.065), (0.66, 0.66, 0.27))}
+    assert headline(report(known)).startswith("Not forgotten: without any attack the model knows more")
+    close = {**HIDDEN, "relearning_25": ((0.05, 0.0535, 0.058), (0.70, 0.54, 0.54))}
+    said = headline(report(close))
+    assert (
+        said.startswith("Undecided: after one attack (25 forget images")
+        and "test images would decide" in said
+    )
+    nothing = {name: ((0.065, 0.116, 0.065), (0.27, 0.07, 0.27)) for name in HIDDEN}
+    assert "There was little to forget" in headline(report(nothing))
 
 
-def test_the_first_line_says_when_a_verdict_is_not_sure(report):
-    audit = report["audit"]
-    doubted = {**report, "audit": {**audit, "verdict": {**audit["verdict"], "sure": False}}}
-    assert sentences(doubted)[1] == "Hidden, not forgotten (not sure): an attack brings it back."
+def test_without_a_retrained_model_it_is_compared_with_the_original():
+    said = sentences(report(HIDDEN, retrained=False))
+    assert "After the strongest attack (25 forget images, 50 steps) its masked MSE is 1.48 times" in said[0]
+    assert "--config.audit.retrained=train" in said[-1]
 
 
-def test_the_page_says_which_figures_are_missing_and_why(html):
-    missing = "IS: not available: it needs 10 images, and there are 8."
-    assert f'<p class="note">{missing}</p>' in html.read_text()
+def test_an_unaudited_run_says_so():
+    assert headline(report(audited=False)).startswith("Not audited. A classifier recognizes sandal")
 
 
-def test_tables_hold_the_figures(report):
-    lines = table(report).splitlines()
-    assert len(lines) == 2 + 6 and "0.0100" in lines[2] and lines[4].startswith("retain  retrained")
-    rows = attack_table(report["audit"], "github").splitlines()
-    assert "0.380 0.360 – 0.400" in rows[2] and "1.54 1.44 – 1.64" in rows[2]
-    assert rows[-1].count("| —") == 3  # depths that the images cannot tell, or that nobody measured
-    assert "| 0.48 0.28 – 0.48" in rows[3]  # against the original as it lies
-    csv = to_csv(report).splitlines()
-    assert "retain_tuning,unlearned,forget,depth_by_accuracy,0.38,0.28,0.48" in csv
-    assert "retain_tuning,unlearned,forget,depth_untouched_by_accuracy,0.48,0.28,0.48" in csv
+def test_long_lists_are_shortened():
+    assert listed(["5"]) == "5" and listed(range(20)).endswith("6, 7 and 12 more classes")
+
+
+def test_the_console_begins_with_the_headline():
+    text = console(report())
+    assert text.startswith("Forgotten:") and "rest" not in text
+
+
+def test_tables_hold_the_metrics():
+    made = report(HIDDEN)
+    rows = attack_table(made["audit"]).text("github").splitlines()
+    assert "| more" in rows[-1] and "| no more" in rows[-2] and "0.0460 0.04" in rows[-1]
+    assert len(class_table(made).rows) == 5
+    titles = [row.titles[0] for row in evidence_table(made["audit"]).rows]
+    assert "membership by masked MSE: AUC" in titles and "linear probe of norm: accuracy" in titles
+    csv = to_csv(made).splitlines()
     assert ",unlearned,retain,psnr,20.0,18.0,22.0" in csv
-    assert not [line for line in csv if "relearning_100" in line and "depth_by_accuracy" in line]
+    assert [line for line in csv if line.startswith("relearning_25,unlearned,forget,excess_by_error,")]
+    assert [line for line in csv if line.startswith("no_attack,unlearned,forget,depth_by_error,")]
+
+
+ODD = ("cost in $, paid in $", "犬と猫", "a" * 200, "caf\udce9", "<b>&amp;")
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """A report whose class names are hard to draw and to write."""
+    folder = tmp_path_factory.mktemp("run") / "report"
+    write_report(folder, report(HIDDEN, names=ODD), drawings(ODD))
+    return folder / "report.html"
+
+
+@pytest.mark.filterwarnings("error")
+def test_odd_names_are_written_and_drawn(html):
+    text = html.read_text("utf-8")
+    assert (
+        "paid in $" in text and "犬と猫" in text and "&lt;b&gt;&amp;amp;" in text and "<b>&amp;" not in text
+    )
+    assert "caf\\udce9" in text
+    assert text.count("data:image/png;base64,") == 7 and html.stat().st_size < 5e6 and "http" not in text
+    assert "IS: not available: it needs 10 images, and there are 8." in text
+
+
+def test_a_rerun_keeps_the_costs_of_the_real_run(html, tmp_path, monkeypatch):
+    monkeypatch.setattr("l2l_jax.report.write.draw", lambda *_: {})
+    monkeypatch.setattr("l2l_jax.report.write.page", lambda *_: "")
+    again = {**report(), "durations_seconds": {"unlearn": 0.1, "evaluate": 3.0}, "peak_memory_gib": 0.5}
+    for made in (report(), again):
+        kept = write_report(tmp_path, made, drawings())
+    assert kept["durations_seconds"] == {"unlearn": 20.0, "audit": 90.0, "evaluate": 3.0}
+    assert kept["peak_memory_gib"] == 1.2
+    assert write_report(tmp_path, {**again, "seed": 1}, drawings())["peak_memory_gib"] == 0.5
 
 
 @pytest.fixture(scope="module")
@@ -168,17 +142,11 @@ def test_a_browser_shows_it_without_errors_and_without_a_network(browser, html, 
     sizes = browser.execute_script(
         "return [...document.images].map(i => [i.naturalWidth, i.getBoundingClientRect().width])"
     )
-    assert len(sizes) == len(PICTURES) and all(real > 0 and 0 < shown <= width for real, shown in sizes)
+    assert len(sizes) == 7 and all(real > 0 and 0 < shown <= width for real, shown in sizes)
     # Nothing makes the page itself scroll sideways; wide tables scroll in their own place.
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    verdict, first_table = browser.execute_script(
-        "return ['.verdict', 'table'].map(s => document.querySelector(s).getBoundingClientRect().top)"
+    verdict, examples = browser.execute_script(
+        "return ['.verdict', 'img'].map(s => document.querySelector(s).getBoundingClientRect().top)"
     )
-    assert 0 <= verdict < first_table
+    assert 0 <= verdict < examples < (900 if width > 500 else 1300)
     assert not browser.execute_script("return document.querySelector('details').open")
-
-
-def test_the_page_needs_no_other_file(html):
-    text = html.read_text()
-    assert text.count("data:image/png;base64,") == len(PICTURES)
-    assert pathlib.Path(html).stat().st_size < 5e6 and "http" not in text
