@@ -1,6 +1,7 @@
 """Recipes are checked before any work."""
 
 import json
+import operator
 import pathlib
 import runpy
 
@@ -68,6 +69,17 @@ def changed(name, value):
         ),
         ("unlearn.method", "ondo", "config.unlearn.method: There is no method 'ondo'. Did you mean 'undo'"),
         ("unlearn.methods", {}, "config.unlearn.methods does not exist"),
+        (
+            "audit.attacks",
+            "relearn",
+            "config.audit: attacks: There is no attack 'relearn'. Did you mean 'relearning'",
+        ),
+        (
+            "audit.shots",
+            (5,),
+            "config.audit.shots is an option of attacks: name it config.audit.relearning.shots",
+        ),
+        ("audit.relearning", {"shots": (5, 5)}, "config.audit.relearning: shots names a number twice"),
         ("unlearn.saliency", 0, "config.unlearn.saliency is 0, but should be greater than 0"),
         ("unlearn.adapter", "dora", "config.unlearn.adapter is 'dora'.*'lora' or 'norms'"),
         ("unlearn.adapter_rank", 0, "config.unlearn.adapter_rank is 0"),
@@ -129,7 +141,7 @@ def test_mistakes_are_named(name, value, message):
         ("data.forget=()", "data", ()),
         ("data.proxy_crop_scale=0.1,0.5", "data", (0.1, 0.5)),
         ("data.proxy_crop_scale=None", "data", None),
-        ("audit.shots=[1, 2]", "audit", (1, 2)),
+        ("audit.relearning.shots=[1, 2]", "audit", (1, 2)),
         ("audit.attacks=views,membership", "audit", ("views", "membership")),
         ("mesh.data=-1", "mesh", -1),
     ],
@@ -139,7 +151,7 @@ def test_flags_are_read_by_the_type_of_their_field(flag, section, value):
     assert rest == ["--workdir=x"]
     checked = parse_config(override(recipe(), overrides))
     field = flag.partition("=")[0].partition(".")[2]
-    assert getattr(getattr(checked, section), field) == value
+    assert operator.attrgetter(field)(getattr(checked, section)) == value
 
 
 def test_a_value_may_follow_its_flag():

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 
 import l2l_jax.audit.attacks  # noqa: F401  (registers the built-in attacks)
 from l2l_jax.audit.attacks.base import ATTACKS, Attack, Count
+from l2l_jax.errors import UserError
 
 DEFAULT = ("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership")
 
@@ -24,8 +25,12 @@ RENAMED = {
 """Fields of version 0.1, and the options that replaced them."""
 
 
-def _names(given: object) -> object:
-    return tuple(name for name in given.split(",") if name) if isinstance(given, str) else given
+def _names(given: Any) -> Any:
+    """Split names that are joined by commas, as on the command line."""
+    given = (given,) if isinstance(given, str) else given
+    if not isinstance(given, tuple | list) or not all(isinstance(part, str) for part in given):
+        return given
+    return tuple(name for part in given for name in part.split(",") if name)
 
 
 Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(_names)]
@@ -54,8 +59,10 @@ class AuditConfig:
     def __post_init__(self):
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError(f"attacks names something twice: {self.attacks}")
-        for name in self.attacks:
-            _ = ATTACKS[name]
+        try:
+            _ = [ATTACKS[name] for name in self.attacks]
+        except UserError as error:
+            raise ValueError(f"attacks: {error}") from None
 
     def attack(self, name: str) -> Attack:
         """Return an attack with its options."""
