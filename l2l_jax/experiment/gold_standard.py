@@ -17,8 +17,8 @@ from l2l_jax.experiment.pretrain import model_card
 from l2l_jax.experiment.retrain import FAIR_RATIO, retrain
 from l2l_jax.models.base import Params
 from l2l_jax.utils.multihost import barrier, from_primary
+from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import load_params, read_card, save_model
-from l2l_jax.weights.transfer import load_pretrained
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from l2l_jax.evals.tables import not_available, unreliable
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.report.write import Drawings, write_report
 from l2l_jax.utils.runtime import peak_memory
+from l2l_jax.weights.loading import original_weights
 from l2l_jax.weights.saved_models import read_card
-from l2l_jax.weights.transfer import original_weights
 
 PACKAGES = ("l2l_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
