@@ -1,4 +1,4 @@
-"""The evaluation from start to end: kept observations, PNG files, folders, several processes, the program."""
+"""The evaluation from start to end: stored observations, PNG files, folders, the program."""
 
 import dataclasses
 import functools
@@ -19,7 +19,6 @@ from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.inpaint import Inpainter
 from l2l_jax.weights.saved_models import save_model
 from tests.utils.forking import ROOT
-from tests.utils.launching import run_processes
 
 pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
 
@@ -246,25 +245,3 @@ def test_networks_measure_what_the_files_hold_and_originals_once(params, tmp_pat
     assert {name: len(rows) for name, rows in groups.items()} == {
         f"{of}, {kind}": 5 for of in SETS for kind in ("images", "a", "b")
     }
-
-
-@pytest.mark.soak
-def test_two_processes_find_what_one_does(workdir, tmp_path):
-    """Each restores its share of the blocks; the figures are the same, bit for bit but for rounding.
-
-    In every run test_main_several.py evaluates with two processes and with one.
-    """
-    flags = ["--config=configs/digits_mae.py:encoder", f"--workdir={tmp_path}", "--tasks=centre_8,left_8"]
-    for section, fields in FIELDS.items():
-        flags += [f"--config.{section}.{name}={value}" for name, value in fields.items()]
-    flags += [f"--config.model.pretrained={workdir}/pretrained", f"--unlearned={workdir}/unlearned"]
-    ended = run_processes(2, "-m", "l2l_jax.evaluate", *flags)
-    assert [process.code for process in ended] == [0, 0], ended[0].errors + ended[1].errors
-    assert "left 8/16" in ended[0].output and "left 8/16" not in ended[1].output
-    several = json.loads((tmp_path / "evaluation" / "figures.json").read_text())
-    one = program.evaluate_models(config(tasks=("centre_8", "left_8")), workdir)
-    for task, models in one["tasks"].items():
-        for model, sets in models.items():
-            for of, found in sets.items():
-                expected = several["tasks"][task][model][of]["figures"]
-                assert found["figures"] == pytest.approx(expected, rel=1e-5)

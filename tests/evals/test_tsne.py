@@ -1,6 +1,4 @@
-"""t-SNE keeps together what is together."""
-
-import json
+"""t-SNE keeps similar groups together; test_evaluate.py draws it."""
 
 import numpy as np
 import pytest
@@ -36,11 +34,3 @@ def test_large_groups_are_thinned_out_and_few_images_refused(monkeypatch, embedd
     assert {len(place) for place in tsne.project(embeddings).values()} == {3}
     with pytest.raises(ValueError, match="at least 4 images, not 3"):
         tsne.project({"retain, images": np.eye(3)})
-
-
-def test_the_picture_and_the_places(tmp_path, embeddings):
-    places = {name: rows[:, :2] for name, rows in embeddings.items()}
-    tsne.save(tmp_path / "tsne.png", places)
-    assert (tmp_path / "tsne.png").read_bytes().startswith(b"\x89PNG")
-    kept = json.loads((tmp_path / "tsne.json").read_text())
-    np.testing.assert_allclose(kept["forget, images"], places["forget, images"], atol=1e-4)
