@@ -18,6 +18,7 @@ ruined.
 """
 
 import dataclasses
+import logging
 import math
 from collections import deque
 from collections.abc import Callable
@@ -37,6 +38,8 @@ from l2l_jax.train.validation_errors import MaskedErrors
 if TYPE_CHECKING:
     from l2l_jax.train.loop import Training
 
+logger = logging.getLogger(__name__)
+
 LAG = 2
 """Steps after which a measurement acts: by then the devices have finished it, and no step waits."""
 
@@ -51,6 +54,12 @@ RUIN = 2.0
 
 GREATEST_CHANGE = 1.5
 """Greatest factor, or least inverse, by which the weight changes at a time."""
+
+EFFECT = 0.02
+"""Change of the logarithm of a ratio that counts as an effect of the weight."""
+
+GREATEST_RISE = 10.0
+"""Greatest factor by which the weight rises without an effect: beyond it only the weight would change."""
 
 SMALL = 1e-6
 """Ratios count as at least that much."""
@@ -104,6 +113,11 @@ class Measured(NamedTuple):
     retain: float
     forget: float
 
+    def differs(self, other: "Measured") -> bool:
+        """Return whether a ratio differs noticeably from another measurement's; NaN does."""
+        pairs = ((self.retain, other.retain), (self.forget, other.forget))
+        return any(not abs(math.log(max(a, SMALL) / max(b, SMALL))) <= EFFECT for a, b in pairs)
+
     def rank(self, budget: float) -> tuple[bool, float]:
         """Order models: inside the budget by forget error, outside by least retain error, NaN last."""
         if self.retain <= budget:
@@ -119,6 +133,7 @@ class _Memory:
       weight: Weight of the forget term.
       first: Step and ratio where the limit begins.
       acted: Newest measurement that the weight has followed.
+      effect: Measurement since which a rising weight has changed nothing.
       waiting: Measurements that it has not.
       best: Measurement of the model that is kept.
       best_errors: Its errors by set.
@@ -127,6 +142,7 @@ class _Memory:
     weight: float
     first: list | None = None
     acted: Measured | None = None
+    effect: Measured | None = None
     waiting: list[Measured] = dataclasses.field(default_factory=list)
     best: Measured | None = None
     best_errors: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -134,7 +150,9 @@ class _Memory:
     @classmethod
     def load(cls, facts: dict[str, Any]) -> "_Memory":
         memory = cls(**facts)
-        memory.acted, memory.best = (x and Measured(*x) for x in (memory.acted, memory.best))
+        for name in ("acted", "effect", "best"):
+            value = getattr(memory, name)
+            setattr(memory, name, value and Measured(*value))
         memory.waiting = [Measured(*x) for x in memory.waiting]
         return memory
 
@@ -269,4 +287,17 @@ class RetainBudget(Hook):
             start, first = memory.first
             way = max(1.0, SETTLED_BY * config.steps - start)
             limit = limit_at(config.budget, first, min(1.0, (measured.step - start) / way))
-        memory.weight = next_weight(memory.weight, limit, ratio, before, config.rate, config.most)
+        weight = next_weight(memory.weight, limit, ratio, before, config.rate, config.most)
+        if (
+            memory.effect is None
+            or measured.weight <= memory.effect.weight
+            or measured.differs(memory.effect)
+        ):
+            memory.effect = measured
+        bound = GREATEST_RISE * memory.effect.weight
+        if weight > bound > memory.weight:
+            logger.info(
+                "A larger alpha has had no effect since step %d (forget ratio %.3f): it stays at %.3g",
+                *(memory.effect.step, measured.forget, bound),
+            )
+        memory.weight = min(weight, max(bound, memory.weight))

@@ -213,3 +213,21 @@ def test_another_model_can_be_the_reference(tmp_path):
     gain = run(tmp_path, budget, alpha=0.25)
     assert outcome_of(budget).retain.value == pytest.approx((1 - gain) ** 2 / 0.04, rel=1e-4)
     assert 1.15 < outcome_of(budget).retain.value <= 1.5
+
+
+def test_the_weight_stops_where_it_has_no_effect(caplog):
+    """Ratios stand still from step 60 on, far below the budget: the weight rises tenfold and no further."""
+    budget = make_budget(1.5)
+    budget._memory.weight, weights = 0.2, []
+    with caplog.at_level("INFO", logger="l2l_jax"):
+        for step in range(40, 120, 4):
+            forget = 5 + min(step, 60) / 10
+            budget._act(rules.Measured(step, budget._memory.weight, 0.9, forget))
+            weights.append(budget._memory.weight)
+    still = 0.2 * 1.5**5  # that of step 60
+    assert weights[4] == pytest.approx(still) and weights[-1] == pytest.approx(10 * still)
+    assert caplog.messages == [
+        f"A larger alpha has had no effect since step 60 (forget ratio 11.000): it stays at {10 * still:.3g}"
+    ]
+    budget._act(rules.Measured(120, weights[-1], 2.0, 11.0))
+    assert budget._memory.weight == pytest.approx(weights[-1] / 1.5)  # it may still fall
