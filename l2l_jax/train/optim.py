@@ -1,4 +1,4 @@
-"""AdamW as the published recipes use it, and Muon for models that start anew."""
+"""AdamW as the published configs use it, and Muon for models that start anew."""
 
 import dataclasses
 from typing import Any, Literal
@@ -17,23 +17,23 @@ class TrainingConfig:
     """How long and how fast to train.
 
     Attributes:
-      steps: optimiser steps.
+      steps: Optimizer steps.
+      batch_size: Images per set in the global batch.
+      learning_rate: Peak of the schedule.
       optimizer: "adamw"; or "muon", which makes the update of every kernel orthogonal (Jordan et al. 2024)
-        and leaves the rest to Adam, without decay, at the same rate; both with Nesterov momentum: networks of
+        and leaves the rest to Adam, without decay, at the same rate, both with Nesterov momentum: networks of
         random weights learn in fewer steps.
-      batch_size: images per set in the global batch.
-      learning_rate: peak of the schedule.
-      warmup_steps: steps of the linear rise from 0.
-      schedule: what follows: "cosine", half a cosine down to 0 at the last step, or "constant".
-      weight_decay: decoupled decay of matrices and kernels; biases, norms and other vectors have
-        none.
-      beta1, beta2: decay of AdamW's moments.
-      clip_norm: greatest global norm of the gradient; 0 turns clipping off.
-      ema_decay: decay of the moving average of the parameters; 0 turns it off. With it, the
-        average is the result.
-      accumulate: into how many parts a batch is split for gradient accumulation.
-      checkpoint_every: steps between checkpoints.
-      log_every: steps between log lines and scalars.
+      warmup_steps: Steps of the linear rise from 0.
+      schedule: What follows: "cosine", half a cosine down to 0 at the last step, or "constant".
+      weight_decay: Decoupled decay of matrices and kernels; biases, norms and other vectors have none.
+      beta1: Decay of the first moment.
+      beta2: Decay of the second moment.
+      clip_norm: Greatest global norm of the gradient; 0 turns clipping off.
+      ema_decay: Decay of the moving average of the parameters; 0 turns it off. With it, the average is the
+        result.
+      accumulate: Number of parts that a batch is split into for gradient accumulation.
+      checkpoint_every: Steps between checkpoints.
+      log_every: Steps between log lines and metrics.
     """
 
     steps: int = 1000
@@ -53,7 +53,7 @@ class TrainingConfig:
 
     @property
     def batch_parts(self) -> int:
-        """Into how many parts of equal size the rows of a device are split."""
+        """Number of parts of equal size that the rows of a device are split into."""
         return self.accumulate
 
     def __post_init__(self):
@@ -75,21 +75,17 @@ class TrainingConfig:
 
 
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
-    """Linear warm-up from 0, then half a cosine down to 0 at the last step, or no change."""
+    """Return a linear warm-up from 0, then half a cosine down to 0 at the last step, or no change."""
+    warmup = config.warmup_steps
     if config.schedule == "constant":
         constant = optax.constant_schedule(config.learning_rate)
-        rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-        return optax.join_schedules([rise, constant], [config.warmup_steps])
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        decay_steps=config.steps,
-    )
+        rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+        return optax.join_schedules([rise, constant], [warmup])
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
 
 
 def decayed(params: Any) -> Any:
-    """Tree of bools: True where weight decay applies: no biases, norms and other vectors."""
+    """Return a tree of bools: True where weight decay applies, which is not in biases, norms and vectors."""
 
     def leaf(path, value):
         return value.ndim > 1 and getattr(path[-1], "key", None) != "bias"
@@ -98,8 +94,7 @@ def decayed(params: Any) -> Any:
 
 
 def kernels(params: Any) -> Any:
-    """Tree of Muon's dimension numbers: how the kernels of dense layers and convolutions are matrices, from
-    their inputs to their outputs; None for everything else."""
+    """Return a tree of Muon's dimension numbers: kernels are matrices from inputs to outputs, others None."""
 
     def leaf(path, value):
         if getattr(path[-1], "key", None) != "kernel" or value.ndim < 2:
@@ -110,16 +105,22 @@ def kernels(params: Any) -> Any:
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW or Muon with the schedule.
+    """Return clipping by global norm, then AdamW or Muon with the schedule.
 
     `clip_norm` has no effect on the kernels that Muon updates: the length of their gradients does not count.
     """
     rate = learning_rate_schedule(config)
     if config.optimizer == "muon":
         update = optax.contrib.muon(
-            rate, beta=config.beta1, adam_b1=config.beta1, adam_b2=config.beta2, nesterov=True,
-            weight_decay=config.weight_decay, muon_weight_dimension_numbers=kernels, consistent_rms=MUON_RMS,
-        )  # fmt: skip
+            rate,
+            beta=config.beta1,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            nesterov=True,
+            weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=kernels,
+            consistent_rms=MUON_RMS,
+        )
     else:
         update = optax.adamw(
             rate, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed
