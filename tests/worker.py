@@ -107,7 +107,8 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
 
 def _budget(model):
     """A budget measured on five retain and three forget images."""
-    from l2l_jax.train.budget import BudgetConfig, RetainBudget
+    from l2l_jax.train.budget import RetainBudget
+    from l2l_jax.train.unlearning_config import UnlearningConfig
     from l2l_jax.train.validation_errors import MaskedErrors
 
     images = np.random.default_rng(0).random((8, 8, 8, 3), np.float32)
@@ -117,7 +118,8 @@ def _budget(model):
         sets = {"retain": images[:5], "forget": images[5:]}
         return MaskedErrors(model, mask, sets, rows=4, seed=0, parallel=parallel)
 
-    return RetainBudget(BudgetConfig(1.0, every=2, rate=6.0, steps=STEPS), make_errors)
+    config = UnlearningConfig(steps=STEPS, retain_budget=1.0, budget_every=2, budget_rate=6.0)
+    return RetainBudget(config, make_errors)
 
 
 def whole(folder, **how):

@@ -14,7 +14,7 @@ from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.evals.intervals import Interval, bootstrap
 from l2l_jax.evals.tasks import budget_task
 from l2l_jax.models.base import Params
-from l2l_jax.train.budget import BudgetConfig, RetainBudget
+from l2l_jax.train.budget import RetainBudget
 from l2l_jax.train.parallel import Parallel
 from l2l_jax.train.validation_errors import MaskedErrors
 from l2l_jax.weights.loading import load_pretrained
@@ -71,21 +71,13 @@ def retain_budget(config: Config, reference: Params | None = None) -> RetainBudg
       UserError: There are no validation images.
     """
     unlearn, model = config.unlearn, config.model
-    assert unlearn.retain_budget is not None, "there is a budget"
     images = validation_images(config, unlearn.budget_images)
     mask, rows = budget_task(config.evaluate.tasks).mask(model.image_size), 2 * unlearn.batch_size
 
     def make_errors(parallel: Parallel) -> MaskedErrors:
         return MaskedErrors(model, mask, images, rows=rows, seed=config.seed, parallel=parallel)
 
-    budget = BudgetConfig(
-        unlearn.retain_budget,
-        unlearn.budget_every,
-        unlearn.budget_rate,
-        unlearn.steps,
-        unlearn.options.max_weight,
-    )
-    return RetainBudget(budget, make_errors, reference)
+    return RetainBudget(unlearn, make_errors, reference)
 
 
 def validation_images(config: Config, count: int) -> dict[str, np.ndarray]:
@@ -150,6 +142,4 @@ def outcome_of(budget: RetainBudget) -> Outcome:
         return bootstrap(lambda chosen: now[chosen].mean(-1) / original[chosen].mean(-1), len(now))
 
     images = {name: len(x) for name, x in errors.items()}
-    return Outcome(
-        budget.config.budget, best.step, interval("retain"), interval("forget"), best.weight, images
-    )
+    return Outcome(budget.budget, best.step, interval("retain"), interval("forget"), best.weight, images)

@@ -33,6 +33,7 @@ from l2l_jax.train import sharding
 from l2l_jax.train.hooks import Hook
 from l2l_jax.train.parallel import Parallel
 from l2l_jax.train.step import TrainState
+from l2l_jax.train.unlearning_config import UnlearningConfig
 from l2l_jax.train.validation_errors import MaskedErrors
 
 if TYPE_CHECKING:
@@ -157,25 +158,6 @@ class _Memory:
         return memory
 
 
-@dataclasses.dataclass(frozen=True)
-class BudgetConfig:
-    """How a budget is held.
-
-    Attributes:
-      budget: Greatest ratio of the masked MSE of retain validation images to the original model's.
-      every: Steps between measurements; the last step is always measured.
-      rate: Exponent of the weight's update, see the module.
-      steps: Steps of the run.
-      most: Greatest weight of the forget term that the method allows.
-    """
-
-    budget: float
-    every: int
-    rate: float
-    steps: int
-    most: float = math.inf
-
-
 class RetainBudget(Hook):
     """Measures a run, moves the weight of its forget term, and keeps its best model.
 
@@ -183,18 +165,20 @@ class RetainBudget(Hook):
     resumed run repeats it bit for bit. All processes decide alike: they read the same numbers.
 
     Args:
-      config: Budget, length and rates.
+      config: Retain budget and length of the run.
       make_errors: Makes the `MaskedErrors` of the sets "retain" and "forget" for devices.
       reference: Model that errors are relative to, all parts; None: the one that the run starts from.
     """
 
     def __init__(
         self,
-        config: BudgetConfig,
+        config: UnlearningConfig,
         make_errors: Callable[[Parallel], MaskedErrors],
         reference: Params | None = None,
     ):
-        self.config, self._make_errors, self._reference = config, make_errors, reference
+        assert config.retain_budget is not None, "there is a budget"
+        self.budget, self._config = config.retain_budget, config
+        self._make_errors, self._reference = make_errors, reference
         self._flying: deque[tuple[int, float, list[jax.Array], Params]] = deque()
         self._memory = _Memory(0.0)
         self._best: Params | None = None
@@ -253,7 +237,7 @@ class RetainBudget(Hook):
         while self._memory.waiting and self._memory.waiting[0].step + LAG <= step:
             self._act(self._memory.waiting.pop(0))
             state = dataclasses.replace(state, alpha=self._scalar(self._memory.weight))
-        if step % self.config.every == 0 or step == self.config.steps:
+        if step % self._config.budget_every == 0 or step == self._config.steps:
             started = self._errors.start(self._compose(self._rest, state.result))
             self._flying.append((step, weight, started, self._copy(state.result)))
         return state
@@ -268,26 +252,28 @@ class RetainBudget(Hook):
             }
             measured = Measured(step, weight, ratios["retain"], ratios["forget"])
             self._memory.waiting.append(measured)
-            best, budget = self._memory.best, self.config.budget
+            best, budget = self._memory.best, self.budget
             if best is None or measured.rank(budget) > best.rank(budget):
                 self._memory.best, self._best = measured, params
                 self._memory.best_errors = {name: x.tolist() for name, x in errors.items()}
 
     def _act(self, measured: Measured) -> None:
         """Let the weight follow a measurement."""
-        memory, config, ratio = self._memory, self.config, measured.retain
+        memory, config, ratio = self._memory, self._config, measured.retain
         before = ratio if memory.acted is None else memory.acted.retain
         memory.acted = measured
         if measured.step < CONTROLLED_FROM * config.steps:
-            if ratio <= RUIN * config.budget or ratio < before:
+            if ratio <= RUIN * self.budget or ratio < before:
                 return
-            limit = RUIN * config.budget
+            limit = RUIN * self.budget
         else:
             memory.first = memory.first or [measured.step, ratio]
             start, first = memory.first
             way = max(1.0, SETTLED_BY * config.steps - start)
-            limit = limit_at(config.budget, first, min(1.0, (measured.step - start) / way))
-        weight = next_weight(memory.weight, limit, ratio, before, config.rate, config.most)
+            limit = limit_at(self.budget, first, min(1.0, (measured.step - start) / way))
+        weight = next_weight(
+            memory.weight, limit, ratio, before, config.budget_rate, config.options.max_weight
+        )
         if (
             memory.effect is None
             or measured.weight <= memory.effect.weight

@@ -1,4 +1,4 @@
-"""One optimiser step as a pure function, and the state that it changes."""
+"""One optimizer step as a pure function, and the state that it changes."""
 
 import functools
 from collections.abc import Callable
@@ -22,12 +22,12 @@ class TrainState:
     """Everything that changes while training; only trained parts are here.
 
     Attributes:
-      step: int32 scalar, optimiser steps done.
-      params: trained parts, float32.
+      step: int32 scalar, optimizer steps done.
+      params: Trained parts, float32.
       opt_state: optax state of the trained parts.
-      ema: moving average of `params`, or None.
+      ema: Moving average of `params`, or None.
       alpha: float32 scalar, weight of the forget term; a retain budget moves it between steps.
-      mask: bools of the shapes of `params`: True for the weights that may change; None: all may.
+      mask: Bools of the shapes of `params`: True for the weights that may change; None: all may.
     """
 
     step: jax.Array
@@ -39,7 +39,7 @@ class TrainState:
 
     @property
     def result(self) -> Params:
-        """The parameters to use afterwards: the average, if there is one."""
+        """Parameters to use afterwards: the average, if there is one."""
         return self.params if self.ema is None else self.ema
 
 
@@ -48,20 +48,28 @@ Step = Callable[[TrainState, Params, dict[str, jax.Array]], tuple[TrainState, di
 
 
 def create_state(
-    params: Params, optimizer: optax.GradientTransformation, *, ema: bool, alpha: float = 0.0,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: bool,
+    alpha: float = 0.0,
     mask: Params | None = None,
-) -> TrainState:  # fmt: skip
-    """The state before the first step; `params` holds the trained parts."""
+) -> TrainState:
+    """Return the state before the first step; `params` holds the trained parts."""
     average = jax.tree.map(jnp.copy, params) if ema else None  # a copy: state buffers are donated
     start, weight = jnp.zeros((), jnp.int32), jnp.float32(alpha)
     return TrainState(start, params, optimizer.init(params), average, weight, mask)
 
 
 def abstract_state(
-    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema: bool,
     mask: Params | None = None,
-) -> TrainState:  # fmt: skip
-    """Shapes, types and shardings of `placed_state`; `params` and `mask` may be arrays or shapes."""
+) -> TrainState:
+    """Return shapes, types and shardings of `placed_state`; `params` and `mask` may be arrays or shapes."""
 
     def create(params, mask):
         return create_state(params, optimizer, ema=ema, mask=mask)
@@ -70,13 +78,17 @@ def abstract_state(
 
 
 def placed_state(
-    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool, alpha: float = 0.0,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema: bool,
+    alpha: float = 0.0,
     mask: Params | None = None,
-) -> TrainState:  # fmt: skip
-    """`create_state` with every array where `sharding.parameter_spec` wants it.
+) -> TrainState:
+    """Return the state before the first step on the devices, compiled once for any number of states alike.
 
     `params` are copied, so that the state may be donated; nothing else keeps what is placed on the way.
-    Compiled once for any number of states alike.
     """
     arrays = (*sharding.place((params, mask), mesh), jnp.float32(alpha))
     return _placed_state(*arrays, optimizer=optimizer, mesh=mesh, ema=ema)
@@ -89,7 +101,7 @@ def _placed_state(params, mask, alpha, *, optimizer, mesh, ema):
 
 
 def scaled_pixels(batch: Any, value_range: tuple[float, float]) -> Any:
-    """uint8 arrays of a tree brought to `value_range` in float32; the others stay as they are."""
+    """Scale the uint8 arrays of a tree to `value_range` in float32; leave the others as they are."""
     low, high = value_range
 
     def leaf(x):
@@ -109,7 +121,7 @@ def make_step(
     config: TrainingConfig | None = None,
     parallel: StepCollectives | None = None,
 ) -> Step:
-    """The step function of a task, to be compiled with its first argument donated.
+    """Return the step function of a task, to be compiled with its first argument donated.
 
     The key of a step is `seed` with the step number folded in, so that a resumed run repeats an
     uninterrupted one. With `config.accumulate` > 1 the batch is drawn and corrupted whole, then its rows go
@@ -168,7 +180,7 @@ def _where(mask: Params | None, new: Params, old: Params) -> Params:
 
 
 def accumulated(grad_fn: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
-    """The mean of `grad_fn` over `parts` interleaved parts of the rows.
+    """Return the mean of `grad_fn` over `parts` interleaved parts of the rows.
 
     Row i goes to part i mod parts: a batch sharded over devices stays evenly sharded in each part.
     `optax.microbatching` splits alike, but refuses sets of different sizes, as "undo" has (`forget_every`).
@@ -176,15 +188,11 @@ def accumulated(grad_fn: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
     if parts == 1:
         return grad_fn(inputs)
 
-    def split(x):
-        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-
     def add(total, part):
         return jax.tree.map(jnp.add, total, grad_fn(part)), None
 
-    split_inputs = jax.tree.map(split, inputs)
-    first = jax.tree.map(lambda x: x[0], split_inputs)
-    shapes = jax.eval_shape(grad_fn, first)
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), inputs)
+    shapes = jax.eval_shape(grad_fn, jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, split_inputs)
+    total, _ = jax.lax.scan(add, zeros, split)
     return jax.tree.map(lambda x: x / parts, total)

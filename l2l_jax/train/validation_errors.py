@@ -1,4 +1,4 @@
-"""How well a model that is being trained restores a few images, measured on the devices that train it."""
+"""Masked errors of a model while it is trained, measured on the devices that train it."""
 
 from collections.abc import Mapping
 
@@ -12,54 +12,59 @@ from l2l_jax.train.parallel import Parallel
 
 
 class MaskedErrors:
-    """Mean squared errors inside a mask of the same few images, over and over, without waiting for them.
+    """Mean squared errors in the masked region of the same few images, measured without waiting for them.
 
     The images stay on the devices. Every image has its own key, the same each time: two models are compared
     with the same random draws, and the layout of the devices does not matter.
 
     Args:
-      model: the model.
-      mask: bool `[height, width]`, True where pixels are missing.
+      model: The model.
+      mask: Bool `[height, width]`, True where pixels are missing.
       images: `[image, height, width, channel]` by set, the same in every process.
-      rows: images of one compiled call, at most; a multiple of the number of devices.
-      seed: of any sampling.
-      parallel: the devices, and how the step runs on them.
+      rows: Images of one compiled call, at most; a multiple of the number of devices.
+      seed: Random seed of sampling.
+      parallel: The devices, and how the step runs on them.
     """
 
     def __init__(
-        self, model: Model, mask: np.ndarray, images: Mapping[str, np.ndarray], *, rows: int,
-        seed: int, parallel: Parallel,
-    ):  # fmt: skip
+        self,
+        model: Model,
+        mask: np.ndarray,
+        images: Mapping[str, np.ndarray],
+        *,
+        rows: int,
+        seed: int,
+        parallel: Parallel,
+    ):
         mask = np.asarray(mask, bool)
 
         def measure(params, rows):
             params = without_adapter(params)
 
-            def restored(image, number):
+            def inpainted(image, number):
                 rng = jax.random.fold_in(jax.random.key(seed), number)
                 return model.inpaint(params, image[None], mask, rng)[0]
 
-            errors = jax.vmap(restored)(rows["images"], rows["numbers"]) - rows["images"]
+            errors = jax.vmap(inpainted)(rows["images"], rows["numbers"]) - rows["images"]
             return jnp.square(errors[:, mask]).mean(axis=(1, 2))
 
-        self._counts = {of: len(chosen) for of, chosen in images.items()}
+        self._counts = {name: len(chosen) for name, chosen in images.items()}
         self._measure = parallel.compile_measure(measure)
         self._chunks = [parallel.rows(chunk) for chunk in _chunks(images, rows, parallel.mesh.size)]
 
     def start(self, params: Params) -> list[jax.Array]:
-        """Start to measure a model of which all parts lie on the devices, an adapter among them if there is
-        one; they may then be donated."""
+        """Start to measure a model on the devices, all parts and any adapter; they may then be donated."""
         return [self._measure(params, chunk) for chunk in self._chunks]
 
     def finish(self, started: list[jax.Array]) -> dict[str, np.ndarray]:
-        """Wait for what was started: errors `[image]` by set, float64, the same in every process."""
+        """Wait for what was started: float64 errors `[image]` by set, the same in every process."""
         errors = np.concatenate([np.asarray(x, np.float64) for x in jax.device_get(started)])
         ends = np.cumsum(list(self._counts.values()))
         return dict(zip(self._counts, np.split(errors[: ends[-1]], ends[:-1]), strict=True))
 
 
 def _chunks(images: Mapping[str, np.ndarray], rows: int, devices: int) -> list[dict[str, np.ndarray]]:
-    """This process's rows of all sets' images, one after the other, in chunks of one size."""
+    """Split this process's rows of all sets' images into chunks of one size."""
     joined = np.concatenate(list(images.values()))
     count = -(-len(joined) // rows)
     size = devices * -(-len(joined) // (count * devices))

@@ -14,10 +14,11 @@ from l2l_jax.errors import Interrupted
 from l2l_jax.experiment.budget import outcome_of
 from l2l_jax.train import budget as rules
 from l2l_jax.train import loop, sharding
-from l2l_jax.train.budget import BudgetConfig, Measured, RetainBudget, limit_at, next_weight
+from l2l_jax.train.budget import Measured, RetainBudget, limit_at, next_weight
 from l2l_jax.train.metric_writers import read_metrics
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.sharding import MeshConfig
+from l2l_jax.train.unlearning_config import UnlearningConfig
 from l2l_jax.train.validation_errors import MaskedErrors
 from tests.matrix import soak
 from tests.train import toy
@@ -72,7 +73,7 @@ def make_errors(parallel):
 
 
 def make_budget(budget, every=4, **more):
-    config = BudgetConfig(budget, every=every, rate=6.0, steps=CONFIG.steps)
+    config = UnlearningConfig(steps=CONFIG.steps, retain_budget=budget, budget_every=every, budget_rate=6.0)
     return RetainBudget(config, make_errors, **more)
 
 
