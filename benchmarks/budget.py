@@ -66,7 +66,7 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     step, _ = stage.step(parallel)
     state = stage.state(params, parallel.mesh)
-    frozen = sharding.place({part: params[part] for part in stage.task.frozen}, parallel.mesh)
+    frozen = sharding.place({part: params[part] for part in stage.objective.frozen}, parallel.mesh)
     rng = np.random.default_rng(0)
     low, high = model.value_range
     batch = {

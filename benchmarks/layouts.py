@@ -44,15 +44,15 @@ def step_halves(phase: TrainingPhase, parallel: Parallel) -> dict[str, Callable]
 
     def inputs(frozen, rows):
         pixels = scaled_pixels(rows, phase.config.model.value_range)
-        return phase.task.prepare(frozen, pixels, jax.random.key(0), parallel.axis_name)
+        return phase.objective.prepare(frozen, pixels, jax.random.key(0), parallel.axis_name)
 
     def prepare(params, frozen, rows):
         return inputs(parallel.gather(frozen), rows)
 
     def gradient(params, frozen, rows):
-        params, frozen = parallel.gather((phase.task.cast(params), frozen))
+        params, frozen = parallel.gather((phase.objective.cast(params), frozen))
         alpha = jnp.float32(0)
-        return phase.task.gradients(params, frozen, inputs(frozen, rows), alpha, parallel.mean)
+        return phase.objective.gradients(params, frozen, inputs(frozen, rows), alpha, parallel.mean)
 
     return {"prepare": prepare, "gradient": gradient}
 

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     for _ in range(ROUNDS.value):
         for run in runs.values():
             run.time_once()
-    images = stage.training.batch_size * len(stage.task.sets)
+    images = stage.training.batch_size * len(stage.objective.sets)
     rows = {name: run.figures(images) for name, run in runs.items()}
     facts = device_facts()
     print(f"{facts['count']} devices ({facts['kind']}), {images} images a step, {STAGE.value}\n")
@@ -78,7 +78,7 @@ class Run:
         params = jax.device_get(jax.jit(stage.config.model.init)(jax.random.key(0)))
         self._state = stage.state(params, parallel.mesh)
         self._frozen = sharding.place(
-            stage.task.cast({part: params[part] for part in stage.task.frozen}), parallel.mesh
+            stage.objective.cast({part: params[part] for part in stage.objective.frozen}), parallel.mesh
         )
         from benchmarks.layouts import step_halves  # JAX is imported after the flags are read
 

@@ -17,7 +17,7 @@ from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.parallel import Parallel, make_parallel
 from l2l_jax.train.step import TrainState, abstract_state, make_step, placed_state
-from l2l_jax.train.token_cache import CODES, cached_task
+from l2l_jax.train.token_cache import CODES, cached_objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +26,13 @@ class TrainingPhase:
 
     Attributes:
       config: Config.
-      task: What is trained.
+      objective: What is trained.
       training: Length, batch size and optimizer.
       codes: Sets of a batch that are codes from the token cache.
     """
 
     config: Config
-    task: Objective
+    objective: Objective
     training: TrainingConfig
     codes: tuple[str, ...] = ()
 
@@ -40,7 +40,7 @@ class TrainingPhase:
         """Return the shapes of a global batch: uint8 pixels, or floats from a source without files."""
         shape = (self.training.batch_size, *self.config.model.image_shape)
         pixels = np.float32 if self.config.data.source == "digits" else np.uint8
-        images = {name: jax.ShapeDtypeStruct(shape, pixels) for name in self.task.sets}
+        images = {name: jax.ShapeDtypeStruct(shape, pixels) for name in self.objective.sets}
         codes = jax.ShapeDtypeStruct((self.training.batch_size, self.config.model.tokens), CODES)
         return {**images, **dict.fromkeys(self.codes, codes)}
 
@@ -48,16 +48,18 @@ class TrainingPhase:
         """Return the step, compiled when first called, and the shapes and shardings of its arguments."""
         how, optimizer = self.training, make_optimizer(self.training)
         value_range = self.config.model.value_range
-        step = make_step(self.task, optimizer, seed=0, value_range=value_range, config=how, parallel=parallel)
+        step = make_step(
+            self.objective, optimizer, seed=0, value_range=value_range, config=how, parallel=parallel
+        )
         params, mesh = self.config.model.shapes(), parallel.mesh
         trained = jax.eval_shape(self._trained, params)
         state = abstract_state(trained, optimizer, mesh, ema=how.ema_decay > 0)
-        frozen = jax.eval_shape(self.task.cast, {part: params[part] for part in self.task.frozen})
+        frozen = jax.eval_shape(self.objective.cast, {part: params[part] for part in self.objective.frozen})
         frozen = sharding.abstract(frozen, mesh)
         return parallel.compile(step, state), (state, frozen, self._rows(parallel))
 
     def _trained(self, params: Params) -> Params:
-        return self.task.initial(params, jax.random.key(0))
+        return self.objective.initial(params, jax.random.key(0))
 
     def state(self, params: Params, mesh: Mesh) -> TrainState:
         """Return the state before the first step, on the devices."""
@@ -87,13 +89,13 @@ def open_phase(config: Config, name: str) -> TrainingPhase:
     stages = {f"pretrain.{one.name}": one for one in model.pretraining_stages()}
     if name == "unlearn":
         how = config.unlearn
-        task = how.objective(model)
-        return TrainingPhase(config, cached_task(task, model, how.banked), how, how.banked)
+        objective = how.objective(model)
+        return TrainingPhase(config, cached_objective(objective, model, how.banked), how, how.banked)
     if name not in stages:
         raise UserError(f"--stage={name}: the phases of this config are unlearn, {', '.join(stages)}.")
     parts = tuple(model.shapes())
-    task = pretraining_objective(stages[name], parts)
-    return TrainingPhase(config, task, config.pretrain[stages[name].name])
+    objective = pretraining_objective(stages[name], parts)
+    return TrainingPhase(config, objective, config.pretrain[stages[name].name])
 
 
 def parse_layout(name: str, devices: Sequence[jax.Device]) -> Parallel:

@@ -28,7 +28,7 @@ from l2l_jax.train import sharding
 from l2l_jax.train.budget import RetainBudget
 from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.metric_writers import read_metrics
-from l2l_jax.train.token_cache import TokenCacheConfig, cached_task, open_token_cache
+from l2l_jax.train.token_cache import TokenCacheConfig, cached_objective, open_token_cache
 from l2l_jax.train.unlearning_config import UnlearningConfig
 from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.weights import adapters
@@ -85,14 +85,14 @@ def unlearned_params(
         with barrier():
             teacher = budget_reference(config, newest, facts["first_original"])
             budget = retain_budget(config, teacher)
-    task = unlearn.objective(config.model)
-    if task.phases is not None:
+    objective = unlearn.objective(config.model)
+    if objective.phases is not None:
         folder = phases or folders.unlearn
         facts["phases"] = run_phases(config, folder, original, sets, devices, teacher=teacher)
         logger.info("Losses at the end of the phases: %s", facts["phases"])
-        task = dataclasses.replace(task, rule=task.phases.settle(facts["phases"]))
+        objective = dataclasses.replace(objective, rule=objective.phases.settle(facts["phases"]))
     start = _Start(original, sets, devices, teacher, unlearn.weight, budget)
-    params = _train("unlearn", task, config, folders.unlearn, start)
+    params = _train("unlearn", objective, config, folders.unlearn, start)
     if budget is not None:
         facts["retain_budget"] = _report_budget(outcome_of(budget), unlearn)
     adapter = params.pop(ADAPTER, None)
@@ -146,32 +146,32 @@ def run_phases(
     Returns:
       The means of each phase's terms over its last tenth of the steps; empty for a method without phases.
     """
-    task = config.unlearn.objective(config.model)
-    if task.phases is None:
+    objective = config.unlearn.objective(config.model)
+    if objective.phases is None:
         return {}
     unlearn, ends = dataclasses.replace(config.unlearn, log_every=1), {}
     config, start = dataclasses.replace(config, unlearn=unlearn), _Start(original, sets, devices, teacher)
-    for name, rule in task.phases.rules.items():
-        _train(f"unlearn {name}", dataclasses.replace(task, rule=rule), config, folder / name, start)
+    for name, rule in objective.phases.rules.items():
+        _train(f"unlearn {name}", dataclasses.replace(objective, rule=rule), config, folder / name, start)
         ends[name] = from_primary(functools.partial(_terms_at_end, folder / name, unlearn.steps))
     return ends
 
 
-def _train(name: str, task: Objective, config: Config, folder: pathlib.Path, start: _Start) -> Params:
-    """Run a task on the training images."""
+def _train(name: str, objective: Objective, config: Config, folder: pathlib.Path, start: _Start) -> Params:
+    """Run an objective on the training images."""
     unlearn, model, seed = config.unlearn, config.model, phase_seed(config.seed, 1000)
     devices = None if start.devices is None else list(start.devices)
     mesh = sharding.make_mesh(devices, config.mesh)
     pixels = phase_batches(config, unlearn, start.sets._asdict(), folder)
     batches: Batches = pixels
     if unlearn.banked:
-        task = cached_task(task, model, unlearn.banked)
+        objective = cached_objective(objective, model, unlearn.banked)
         noise = unlearn.options.noise  # type: ignore[attr-defined]  # methods with a cache have noise
         cache = TokenCacheConfig(unlearn.token_bank, unlearn.noise_bank, noise)
         batches = open_token_cache(
             folder / "bank", cache, model, start.original, pixels, seed=seed, mesh=mesh
         )
-    trainer = Trainer(name, task, unlearn, seed=seed, mesh=mesh, parallel=config.parallel)
+    trainer = Trainer(name, objective, unlearn, seed=seed, mesh=mesh, parallel=config.parallel)
     run = TrainRun(start.original, batches, folder, start.alpha, start.budget, start.teacher)
     return trainer.train(run)
 

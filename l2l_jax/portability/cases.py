@@ -60,9 +60,11 @@ def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figu
     step, arguments = stage.step(runner)
     compiled = step.lower(*arguments).compile()
     # Away from the teacher: at it the retain term's gradients are rounding, which Adam makes full steps of.
-    moved = {part: jax.tree.map(_moved, params[part]) for part in stage.task.trained}
+    moved = {part: jax.tree.map(_moved, params[part]) for part in stage.objective.trained}
     state = stage.state(params | moved, mesh)
-    frozen = sharding.place(stage.task.cast({part: params[part] for part in stage.task.frozen}), mesh)
+    frozen = sharding.place(
+        stage.objective.cast({part: params[part] for part in stage.objective.frozen}), mesh
+    )
     images = fixed_images(model)
     found: Figures = {}
     for _ in range(STEPS):

@@ -187,11 +187,11 @@ class RetainBudget(Hook):
 
     def start_from(self, training: "Training") -> None:
         """Measure the reference before the first step."""
-        task, parallel, run = training.task, training.parallel, training.run
+        objective, parallel, run = training.objective, training.parallel, training.run
         params = {**run.params, **training.frozen}
-        self._scalar, self._compose = parallel.scalar, task.compose
+        self._scalar, self._compose = parallel.scalar, objective.compose
         self._errors = self._make_errors(parallel)
-        rest = {part: x for part, x in params.items() if part not in task.trained}
+        rest = {part: x for part, x in params.items() if part not in objective.trained}
         self._rest = sharding.place(rest, parallel.mesh)
         reference = sharding.place(params if self._reference is None else self._reference, parallel.mesh)
         self.reference_errors = self._errors.finish(self._errors.start({**self._rest, **reference}))
@@ -271,19 +271,19 @@ class RetainBudget(Hook):
             start, first = memory.first
             way = max(1.0, SETTLED_BY * config.steps - start)
             limit = limit_at(self.budget, first, min(1.0, (measured.step - start) / way))
-        weight = next_weight(
-            memory.weight, limit, ratio, before, config.budget_rate, config.options.max_weight
-        )
-        if (
-            memory.effect is None
-            or measured.weight <= memory.effect.weight
-            or measured.differs(memory.effect)
-        ):
-            memory.effect = measured
-        bound = GREATEST_RISE * memory.effect.weight
-        if weight > bound > memory.weight:
+        rate, most = config.budget_rate, config.options.max_weight
+        weight = next_weight(memory.weight, limit, ratio, before, rate, most)
+        memory.weight = min(weight, self._bound(measured, weight))
+
+    def _bound(self, measured: Measured, wanted: float) -> float:
+        """Return how far the weight may rise: where it has no effect, there is no end to its rise."""
+        memory, effect = self._memory, self._memory.effect
+        if effect is None or measured.weight <= effect.weight or measured.differs(effect):
+            effect = memory.effect = measured
+        bound = GREATEST_RISE * effect.weight
+        if wanted > bound > memory.weight:
             logger.info(
                 "A larger alpha has had no effect since step %d (forget ratio %.3f): it stays at %.3g",
-                *(memory.effect.step, measured.forget, bound),
+                *(effect.step, measured.forget, bound),
             )
-        memory.weight = min(weight, max(bound, memory.weight))
+        return max(bound, memory.weight)

@@ -36,13 +36,13 @@ class TrainRun:
     """One run of a `Trainer`.
 
     Attributes:
-      params: Parameters to start from, all parts; only those the task names go to the devices.
+      params: Parameters to start from, all parts; only those the objective names go to the devices.
       batches: `{set: this process's rows}`, uint8 or floats in `batches.value_range`; its iterators can be
         saved, restored and closed.
       folder: Keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files.
-      alpha: Weight of the forget term, for tasks that have one.
+      alpha: Weight of the forget term, for objectives that have one.
       budget: Moves the weight from there and chooses the resulting model.
-      teacher: Model that the task's frozen parts are taken from; None: `params`.
+      teacher: Model that the objective's frozen parts are taken from; None: `params`.
       name: Name in messages; by default the trainer's.
     """
 
@@ -62,10 +62,10 @@ class Training:
     Attributes:
       run: What is trained from.
       name: Name in messages.
-      task: Losses and parts.
+      objective: Losses and parts.
       config: Steps and optimizer.
       parallel: Devices and how the step runs on them.
-      frozen: The task's frozen parts, on the devices.
+      frozen: The objective's frozen parts, on the devices.
       iterator: Batches of this process.
       hooks: Called in their order.
       state: State after the newest step.
@@ -77,7 +77,7 @@ class Training:
 
     run: TrainRun
     name: str
-    task: Objective
+    objective: Objective
     config: TrainingConfig
     parallel: Parallel
     frozen: Params
@@ -91,7 +91,7 @@ class Training:
 
     def merged(self, trained: Params) -> Params:
         """All parts of the model with these trained parts, as host arrays."""
-        return self.task.merge(self.run.params, to_host(trained))
+        return self.objective.merge(self.run.params, to_host(trained))
 
     def check(self) -> None:
         """Read the metrics of the newest step unless they were read before, and give them to the hooks.
@@ -135,11 +135,11 @@ class Training:
 
 
 class Trainer:
-    """The step of a task, compiled once for any number of models of the same shapes, also in several threads.
+    """The step of an objective, compiled once for any number of models of the same shapes and threads.
 
     Args:
       name: Name in messages.
-      task: What to train.
+      objective: What to train.
       config: Length, batch size, optimizer.
       seed: Random seed of the steps.
       mesh: The devices.
@@ -152,7 +152,7 @@ class Trainer:
     def __init__(
         self,
         name: str,
-        task: Objective,
+        objective: Objective,
         config: TrainingConfig,
         *,
         seed: int,
@@ -162,7 +162,7 @@ class Trainer:
         sharding.check_batch_size(config.batch_size, config.batch_parts, mesh, f"{name} batch_size")
         self._parallel = make_parallel(mesh, parallel)
         self._mesh = self._parallel.mesh  # its order of the devices
-        self._name, self._task, self._config, self._seed = name, task, config, seed
+        self._name, self._objective, self._config, self._seed = name, objective, config, seed
         self._optimizer = make_optimizer(config)
         self._step: Step | None = None  # made for the first model
         self._one_compiles = threading.Lock()
@@ -175,7 +175,7 @@ class Trainer:
           hooks: Called after every step, before its checkpoint is saved.
 
         Returns:
-          What the task makes of `run.params` and the trained parts (`Objective.merge`), as host arrays.
+          What the objective makes of `run.params` and the trained parts (`Objective.merge`), as host arrays.
 
         Raises:
           Interrupted: A signal arrived in some process; the state of the last step is saved.
@@ -204,17 +204,17 @@ class Trainer:
 
     def _training(self, run: TrainRun, iterator: Any) -> Training:
         teacher = run.params if run.teacher is None else run.teacher
-        frozen = self._task.cast({part: teacher[part] for part in self._task.frozen})
+        frozen = self._objective.cast({part: teacher[part] for part in self._objective.frozen})
         frozen = sharding.place(frozen, self._mesh)
         name = run.name or self._name
-        return Training(run, name, self._task, self._config, self._parallel, frozen, iterator)
+        return Training(run, name, self._objective, self._config, self._parallel, frozen, iterator)
 
     def _resume_or_start(self, training: Training, checkpointer: Checkpointer) -> None:
-        run, task, optimizer = training.run, self._task, self._optimizer
+        run, objective, optimizer = training.run, self._objective, self._optimizer
         ema = self._config.ema_decay > 0
-        first = task.initial(run.params, jax.random.key(self._seed))
-        # Saved states have a mask only where a task has one.
-        mask = None if task.saliency == 1 else jax.tree.map(lambda x: np.ones(x.shape, bool), first)
+        first = objective.initial(run.params, jax.random.key(self._seed))
+        # Saved states have a mask only where an objective has one.
+        mask = None if objective.saliency == 1 else jax.tree.map(lambda x: np.ones(x.shape, bool), first)
         training.state = abstract_state(first, optimizer, self._mesh, ema=ema, mask=mask)
         found = checkpointer.restore_newest(training.saved()[0])
         if found is not None:
@@ -225,7 +225,7 @@ class Trainer:
         if mask is not None:
             parallel, accumulate = self._parallel, self._config.accumulate
             mask = salient_weights(
-                task,
+                objective,
                 run.params,
                 training.frozen,
                 run.batches,
@@ -233,7 +233,7 @@ class Trainer:
                 seed=self._seed,
                 accumulate=accumulate,
             )
-            unchanged = {part: run.params[part] for part in task.trained}
+            unchanged = {part: run.params[part] for part in objective.trained}
             first = jax.tree.map(np.where, mask, first, unchanged)
         training.state = placed_state(first, optimizer, self._mesh, ema=ema, alpha=run.alpha, mask=mask)
 
@@ -242,7 +242,7 @@ class Trainer:
         with self._one_compiles:
             if self._step is None:
                 step = make_step(
-                    self._task,
+                    self._objective,
                     self._optimizer,
                     seed=self._seed,
                     value_range=value_range,

@@ -1,8 +1,7 @@
-"""Which weights a task with `saliency` < 1 may change, measured before its first step."""
+"""The weights that an objective with `saliency` < 1 may change, measured before its first step."""
 
 import contextlib
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,53 +21,49 @@ BATCHES = 16
 
 
 def salient_weights(
-    task: Objective, params: Params, frozen: Params, batches: Batches, parallel: Parallel, *,
-    seed: int, accumulate: int = 1,
-) -> Params:  # fmt: skip
-    """Tree of bools for the trained parts, as host arrays: True for the weights that may change.
+    objective: Objective,
+    params: Params,
+    frozen: Params,
+    batches: Batches,
+    parallel: Parallel,
+    *,
+    seed: int,
+    accumulate: int = 1,
+) -> Params:
+    """Return a tree of bools for the trained parts, on the host: True for the weights that may change.
 
-    They are `task.saliency` of all, by the size of the forget loss's gradient at the original weights. The
-    batches are those of the first steps, with the keys of these steps.
+    These are a share of `objective.saliency`, by the size of the forget loss's gradient at the original
+    weights. The batches are those of the first steps, with the keys of these steps.
 
     Args:
-      task: the task.
-      params: the original parameters, all parts.
-      frozen: `task.frozen`, on the devices.
-      batches: read by an iterator of their own.
-      parallel: how steps run on the devices.
-      seed: seed of the steps.
-      accumulate: parts into which a batch is split.
+      objective: The objective.
+      params: The original parameters, all parts.
+      frozen: The objective's frozen parts, on the devices.
+      batches: Read by an iterator of their own.
+      parallel: How steps run on the devices.
+      seed: Random seed of the steps.
+      accumulate: Parts that a batch is split into.
     """
-    trained = {part: params[part] for part in task.trained}
-    zeros = jax.tree.map(np.zeros_like, trained)
-    # The number is placed, too: from elsewhere than where a step leaves it, a step is compiled twice.
-    state = sharding.place((np.zeros((), np.int32), trained, zeros), parallel.mesh)
-    sums = _gradient_sum(
-        task, seed=seed, value_range=batches.value_range, accumulate=accumulate, parallel=parallel
-    )
-    step = parallel.compile(sums, state)
-    with contextlib.closing(iter(batches)) as iterator:
-        for _ in range(BATCHES):
-            state, _ = step(state, frozen, parallel.rows(next(iterator)))
-    mask = jax.jit(functools.partial(largest, share=task.saliency))(state[2])
-    return to_host(mask)
+    value_range = batches.value_range
 
-
-def _gradient_sum(
-    task: Objective, *, seed: int, value_range: tuple[float, float], accumulate: int, parallel: Parallel
-) -> Any:
-    """A step that adds the mean forget loss's gradient to a sum; its state is `(number, weights, sum)`."""
-
-    def step(state, frozen, batch):
+    def add_gradient(state, frozen, batch):
         number, params, total = state
         rng = jax.random.fold_in(jax.random.key(seed), number)
         trained, frozen = parallel.gather((params, frozen))
-        inputs = task.prepare(frozen, scaled_pixels(batch, value_range), rng, parallel.axis_name)
+        inputs = objective.prepare(frozen, scaled_pixels(batch, value_range), rng, parallel.axis_name)
 
         def gradient(rows):
-            return parallel.scatter(task.term_gradient("forget", trained, frozen, rows)[1])
+            return parallel.scatter(objective.term_gradient("forget", trained, frozen, rows)[1])
 
         added = parallel.mean(accumulated(gradient, inputs, accumulate))
         return (number + 1, params, jax.tree.map(jnp.add, total, added)), {}
 
-    return step
+    trained = {part: params[part] for part in objective.trained}
+    zeros = jax.tree.map(np.zeros_like, trained)
+    # The number is placed as well: from elsewhere than where a step leaves it, a step is compiled twice.
+    state = sharding.place((np.zeros((), np.int32), trained, zeros), parallel.mesh)
+    step = parallel.compile(add_gradient, state)
+    with contextlib.closing(iter(batches)) as iterator:
+        for _ in range(BATCHES):
+            state, _ = step(state, frozen, parallel.rows(next(iterator)))
+    return to_host(jax.jit(functools.partial(largest, share=objective.saliency))(state[2]))

@@ -113,7 +113,7 @@ def scaled_pixels(batch: Any, value_range: tuple[float, float]) -> Any:
 
 
 def make_step(
-    task: Objective,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
@@ -121,14 +121,14 @@ def make_step(
     config: TrainingConfig | None = None,
     parallel: StepCollectives | None = None,
 ) -> Step:
-    """Return the step function of a task, to be compiled with its first argument donated.
+    """Return the step function of an objective, to be compiled with its first argument donated.
 
     The key of a step is `seed` with the step number folded in, so that a resumed run repeats an
     uninterrupted one. With `config.accumulate` > 1 the batch is drawn and corrupted whole, then its rows go
     through loss and gradient in that many interleaved parts.
 
     Args:
-      task: What to train.
+      objective: What to train.
       optimizer: Turns gradients into updates.
       seed: Random seed.
       value_range: Range that uint8 images are brought to; others come in the model's range.
@@ -136,8 +136,8 @@ def make_step(
       parallel: What devices exchange; its `compile` compiles the step. None: one plain program.
 
     Returns:
-      A `Step`; its metrics are "loss", the task's terms, "grad_norm" (before clipping) and, with `config`,
-      the "learning_rate" of this update.
+      A `Step`; its metrics are "loss", the objective's terms, "grad_norm" (before clipping) and, with
+      `config`, the "learning_rate" of this update.
     """
     parallel = StepCollectives() if parallel is None else parallel
     accumulate = 1 if config is None else config.accumulate
@@ -145,11 +145,11 @@ def make_step(
     def step(state, frozen, batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         # Cast before they are gathered: half the bytes cross the network.
-        trained, frozen = parallel.gather((task.cast(state.params), task.cast(frozen)))
-        inputs = task.prepare(frozen, scaled_pixels(batch, value_range), rng, parallel.axis_name)
+        trained, frozen = parallel.gather((objective.cast(state.params), objective.cast(frozen)))
+        inputs = objective.prepare(frozen, scaled_pixels(batch, value_range), rng, parallel.axis_name)
 
         def grad_fn(part):
-            terms, gradients = task.gradients(trained, frozen, part, state.alpha, parallel.mean)
+            terms, gradients = objective.gradients(trained, frozen, part, state.alpha, parallel.mean)
             wide = {
                 name: jax.tree.map(lambda grad, param: grad.astype(param.dtype), gradient, state.params)
                 for name, gradient in gradients.items()
@@ -157,7 +157,7 @@ def make_step(
             return terms, parallel.scatter(wide)
 
         terms, gradients = parallel.mean(accumulated(grad_fn, inputs, accumulate))
-        grads = task.direction(terms, gradients, state.alpha)
+        grads = objective.direction(terms, gradients, state.alpha)
         grads = _where(state.mask, grads, jax.tree.map(jnp.zeros_like, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = _where(state.mask, optax.apply_updates(state.params, updates), state.params)

@@ -90,12 +90,12 @@ class Codes:
         return np.load(self.path, mmap_mode="r")
 
 
-def cached_task(task: Objective, model: Model, sets: tuple[str, ...]) -> Objective:
-    """A task whose batches hold codes for `sets`: where none holds pixels, it needs no tokenizer."""
-    if not set(task.sets) <= set(sets):
-        return task
-    frozen = tuple(part for part in task.frozen if part not in model.corruption_parts)
-    return dataclasses.replace(task, frozen=frozen)
+def cached_objective(objective: Objective, model: Model, sets: tuple[str, ...]) -> Objective:
+    """An objective whose batches hold codes for `sets`: where none holds pixels, it needs no tokenizer."""
+    if not set(objective.sets) <= set(sets):
+        return objective
+    frozen = tuple(part for part in objective.frozen if part not in model.corruption_parts)
+    return dataclasses.replace(objective, frozen=frozen)
 
 
 @dataclasses.dataclass(frozen=True)

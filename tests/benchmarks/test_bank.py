@@ -25,7 +25,7 @@ def test_what_each_step_is_given():
         how = dataclasses.replace(config.unlearn, token_bank=token_bank, noise_bank=noise_bank)
         stage = open_phase(dataclasses.replace(config, unlearn=how), "unlearn")
         shapes = {of: x.shape for of, x in stage.batch().items()}
-        given[name] = ("tokenizer" in stage.task.frozen, shapes)
+        given[name] = ("tokenizer" in stage.objective.frozen, shapes)
     pixels, codes = (16, 16, 16, 3), (16, 64)
     assert given == {
         "online": (True, {"retain": pixels, "forget": pixels}),

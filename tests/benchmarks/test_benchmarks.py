@@ -71,7 +71,7 @@ def test_mistakes_are_named(config):
     with pytest.raises(UserError, match="--stage=pretrain: the stages .* are unlearn, pretrain.model"):
         open_phase(config, "pretrain")
     stage = open_phase(config, "pretrain.model")
-    assert stage.task.sets == ("train",)
+    assert stage.objective.sets == ("train",)
     with pytest.raises(UserError, match="'8by1' is neither pmap nor a mesh such as 8x1"):
         parse_layouts(["8by1"], stage)
     with pytest.raises(UserError, match="data=4 times fsdp=1 devices, and there are 8"):

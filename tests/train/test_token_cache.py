@@ -15,7 +15,7 @@ from l2l_jax.methods import METHODS
 from l2l_jax.models.mage.model import MAGE
 from l2l_jax.train import loop, sharding, token_cache
 from l2l_jax.train.optim import TrainingConfig
-from l2l_jax.train.token_cache import Codes, TokenCacheConfig, cached_task, open_token_cache
+from l2l_jax.train.token_cache import Codes, TokenCacheConfig, cached_objective, open_token_cache
 from tests.models.test_mage import random_params
 
 MODEL = MAGE(
@@ -110,7 +110,7 @@ def test_steps_see_what_they_see_without_a_bank(bank, params):
 
 
 def test_training_needs_no_tokenizer(bank, params, mesh, tmp_path):
-    task = cached_task(METHODS["encoder"]().objective(MODEL), MODEL, ALL)
+    task = cached_objective(METHODS["encoder"]().objective(MODEL), MODEL, ALL)
     lean = {part: params[part] for part in params if part != "tokenizer"}
     trainer = loop.Trainer("unlearn", task, TRAINING, seed=SEED, mesh=mesh)
     trained = trainer.train(loop.TrainRun(lean, bank, tmp_path))
@@ -144,7 +144,7 @@ def test_noise_alone(params, mesh, tmp_path):
     how = TokenCacheConfig(views=0, noise_images=12)
     bank = open_token_cache(tmp_path, how, MODEL, params, images(), seed=SEED, mesh=mesh)
     task = METHODS["encoder"]().objective(MODEL)
-    assert cached_task(task, MODEL, ("noise",)).frozen == ("encoder", "tokenizer")  # for its images
+    assert cached_objective(task, MODEL, ("noise",)).frozen == ("encoder", "tokenizer")  # for its images
     shown, found = [], []
     for step, pixels, batch in zip(range(2), images(), bank, strict=False):
         np.testing.assert_array_equal(batch["retain"], pixels["retain"])
