@@ -17,45 +17,6 @@ STEPS = 12
 BATCH = 8
 
 
-class Images:
-    """Ten random images."""
-
-    class_names, labels = ("only",), np.zeros(10, int)
-
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, index):
-        image = np.random.default_rng(index).random((8, 8, 3)).astype(np.float32)
-        return {"image": image, "label": 0, "name": str(index)}
-
-
-class Signalled:
-    """A dataset that sends its process a signal just before it hands out the batch of a step."""
-
-    def __init__(self, batches, step, number):
-        self._batches, self._step, self._number = batches, step, number
-        self.value_range = batches.value_range
-
-    def __iter__(self):
-        self._iterator = iter(self._batches)
-        self._drawn = 0
-        self.get_state = self._iterator.get_state
-        return self
-
-    def set_state(self, state):
-        self._iterator.set_state(state)
-
-    def close(self):
-        self._iterator.close()
-
-    def __next__(self):
-        self._drawn += 1
-        if self._drawn == self._step:
-            os.kill(os.getpid(), self._number)
-        return next(self._iterator)
-
-
 def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budgeted=False):
     """Train a tiny MAE; `process` gets the signal `number` before the given batch since its start.
 
@@ -64,11 +25,12 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
     """
     import jax
 
-    from l2l_jax.data.loader import LoaderOptions, training_batches
+    from l2l_jax.data.loader import LoaderOptions
     from l2l_jax.methods.encoder import Encoder
     from l2l_jax.models.mae.model import MAE
     from l2l_jax.train import loop, sharding
     from l2l_jax.train.optim import TrainingConfig
+    from tests.fixtures.training import Watched, image_batches, signal_at
 
     model = MAE(
         image_size=8,
@@ -82,15 +44,9 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
         mask_ratio=0.5,
     )
     index, count = jax.process_index(), jax.process_count()
-    batches = training_batches(
-        {"retain": Images(), "forget": Images()},
-        BATCH,
-        value_range=(0, 1),
-        seed=0,
-        options=LoaderOptions(process_index=index, process_count=count),
-    )
+    batches = image_batches(BATCH, options=LoaderOptions(process_index=index, process_count=count))
     if index == process:
-        batches = Signalled(batches, batch, number)
+        batches = Watched(batches, signal_at(batch, number))
     config = TrainingConfig(
         steps=STEPS, batch_size=BATCH, learning_rate=0.01, checkpoint_every=4, log_every=1, ema_decay=0.9
     )

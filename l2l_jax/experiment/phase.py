@@ -46,14 +46,14 @@ class TrainingPhase:
 
     def step(self, parallel: Parallel) -> Any:
         """Return the step, compiled when first called, and the shapes and shardings of its arguments."""
-        how, optimizer = self.training, make_optimizer(self.training)
+        training, optimizer = self.training, make_optimizer(self.training)
         value_range = self.config.model.value_range
         step = make_step(
-            self.objective, optimizer, seed=0, value_range=value_range, config=how, parallel=parallel
+            self.objective, optimizer, seed=0, value_range=value_range, config=training, parallel=parallel
         )
         params, mesh = self.config.model.shapes(), parallel.mesh
         trained = jax.eval_shape(self._trained, params)
-        state = abstract_state(trained, optimizer, mesh, ema=how.ema_decay > 0)
+        state = abstract_state(trained, optimizer, mesh, ema=training.ema_decay > 0)
         frozen = jax.eval_shape(self.objective.cast, {part: params[part] for part in self.objective.frozen})
         frozen = sharding.abstract(frozen, mesh)
         return parallel.compile(step, state), (state, frozen, self._rows(parallel))
@@ -63,9 +63,9 @@ class TrainingPhase:
 
     def state(self, params: Params, mesh: Mesh) -> TrainState:
         """Return the state before the first step, on the devices."""
-        how = self.training
+        training = self.training
         trained = self._trained(params)
-        return placed_state(trained, make_optimizer(how), mesh, ema=how.ema_decay > 0)
+        return placed_state(trained, make_optimizer(training), mesh, ema=training.ema_decay > 0)
 
     def _rows(self, parallel: Parallel) -> Any:
         devices = parallel.mesh.size
@@ -88,9 +88,9 @@ def open_phase(config: Config, name: str) -> TrainingPhase:
     model = config.model
     stages = {f"pretrain.{one.name}": one for one in model.pretraining_stages()}
     if name == "unlearn":
-        how = config.unlearn
-        objective = how.objective(model)
-        return TrainingPhase(config, cached_objective(objective, model, how.banked), how, how.banked)
+        unlearn = config.unlearn
+        objective = unlearn.objective(model)
+        return TrainingPhase(config, cached_objective(objective, model, unlearn.banked), unlearn, unlearn.banked)
     if name not in stages:
         raise UserError(f"--stage={name}: the phases of this config are unlearn, {', '.join(stages)}.")
     parts = tuple(model.shapes())

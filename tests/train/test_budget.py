@@ -3,8 +3,6 @@
 import functools
 import json
 import math
-import os
-import signal
 
 import jax
 import numpy as np
@@ -20,6 +18,7 @@ from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.sharding import MeshConfig
 from l2l_jax.train.unlearning_config import UnlearningConfig
 from l2l_jax.train.validation_errors import MaskedErrors
+from tests.fixtures.training import Watched, crash_at, signal_at
 from tests.matrix import soak
 from tests.train import toy
 
@@ -142,43 +141,12 @@ def test_measurements_act_a_fixed_number_of_steps_later(uninterrupted):
         assert rows[n]["alpha"] == pytest.approx(expected)
 
 
-class Stopped:
-    """Batches that raise or signal when the n-th is asked for."""
-
-    def __init__(self, number, how):
-        self._number, self._how, self._batches = number, how, toy.batches()
-        self.value_range = self._batches.value_range
-
-    def __iter__(self):
-        outer, inner, count = self, iter(self._batches), [0]
-
-        class Iterator:
-            get_state, set_state = staticmethod(inner.get_state), staticmethod(inner.set_state)
-            close = staticmethod(inner.close)
-
-            def __next__(self):
-                count[0] += 1
-                if count[0] == outer._number:
-                    outer._how()
-                return next(inner)
-
-        return Iterator()
-
-
-def interrupt():
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def crash():
-    raise KeyboardInterrupt("power failure")
-
-
 # Every run stops where the weight is about to change, and near the end.
 @pytest.mark.parametrize("step", [soak(36), 37, soak(39), 110])
 def test_resuming_is_bit_identical_wherever_it_stopped(step, uninterrupted, tmp_path):
     """After a measurement, before it acts, as it acts, and near the end."""
     with pytest.raises(Interrupted):
-        run(tmp_path, make_budget(1.5), alpha=0.25, batches=Stopped(step, interrupt))
+        run(tmp_path, make_budget(1.5), alpha=0.25, batches=Watched(toy.batches(), signal_at(step)))
     budget = make_budget(1.5)
     assert run(tmp_path, budget, alpha=0.25) == uninterrupted[0]
     assert outcome_of(budget) == uninterrupted[1]
@@ -187,7 +155,7 @@ def test_resuming_is_bit_identical_wherever_it_stopped(step, uninterrupted, tmp_
 
 def test_resuming_after_a_crash_is_bit_identical(uninterrupted, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, make_budget(1.5), alpha=0.25, batches=Stopped(71, crash))
+        run(tmp_path, make_budget(1.5), alpha=0.25, batches=Watched(toy.batches(), crash_at(71)))
     budget = make_budget(1.5)
     assert run(tmp_path, budget, alpha=0.25) == uninterrupted[0]
     assert (outcome_of(budget), read_metrics(tmp_path)) == uninterrupted[1:]

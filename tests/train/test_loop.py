@@ -21,6 +21,7 @@ from l2l_jax.train.hooks import Observe
 from l2l_jax.train.metric_writers import MetricWriter, read_metrics
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.sharding import MeshConfig
+from tests.fixtures.training import Images, Watched, crash_at, image_batches, signal_at
 
 MODEL = MAE(
     image_size=8, patch_size=4, width=8, depth=1, num_heads=2,
@@ -30,17 +31,6 @@ TASK = Encoder().objective(MODEL)
 CONFIG = TrainingConfig(
     steps=12, batch_size=4, learning_rate=0.01, warmup_steps=4, checkpoint_every=4, log_every=2, ema_decay=0.9
 )
-
-
-class Images:
-    class_names, labels = ("only",), np.zeros(10, int)
-
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, index):
-        image = np.random.default_rng(index).random((8, 8, 3)).astype(np.float32)
-        return {"image": image, "label": 0, "name": str(index)}
 
 
 @pytest.fixture(scope="module")
@@ -55,38 +45,11 @@ def trainer(task, config, mesh, parallel):
 
 
 def run(params, folder, batches=None, config=CONFIG, mesh=None, parallel="jit", task=TASK, teacher=None):
-    batches = batches or training_batches(
-        {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
-    )
+    batches = batches or image_batches()
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
     return trainer(task, config, mesh, parallel).train(
         loop.TrainRun(params, batches, folder, alpha=0.5, teacher=teacher)
     )
-
-
-class Watched:
-    """A dataset that calls `before(n)` ahead of its n-th batch since it was opened."""
-
-    value_range = (0, 1)
-
-    def __init__(self, before):
-        self._before = before
-        self._batches = training_batches(
-            {"retain": Images(), "forget": Images()}, 4, value_range=(0, 1), seed=0
-        )
-
-    def __iter__(self):
-        outer, inner, count = self, iter(self._batches), [0]
-
-        class Iterator:
-            get_state, set_state = staticmethod(inner.get_state), staticmethod(inner.set_state)
-            close = staticmethod(inner.close)
-
-            def __next__(self):
-                count[0] += 1
-                return outer._before(count[0], next(inner))
-
-        return Iterator()
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +75,8 @@ def test_only_the_encoder_changed(params, uninterrupted):
 
 
 def test_resuming_after_sigterm_is_bit_identical(params, uninterrupted, tmp_path):
-    def stop_at_6(number, batch):
-        if number == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return batch
-
     with pytest.raises(Interrupted) as stopped:
-        run(params, tmp_path, Watched(stop_at_6))
+        run(params, tmp_path, Watched(image_batches(), signal_at(6)))
     # The signal arrives while batch 6 is fetched: step 6 is finished and saved.
     assert stopped.value.step == 6 and (tmp_path / "checkpoints" / "6").is_dir()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -126,16 +84,23 @@ def test_resuming_after_sigterm_is_bit_identical(params, uninterrupted, tmp_path
     assert read_metrics(tmp_path) == uninterrupted[1]
 
 
+def test_a_read_that_is_given_up_is_a_stop_after_the_step_before(params, uninterrupted, tmp_path):
+    def give_up_at_7(number, fetch):
+        if number == 7:
+            raise Interrupted(6, signal.SIGINT)
+        return fetch()
+
+    with pytest.raises(Interrupted):
+        run(params, tmp_path, Watched(image_batches(), give_up_at_7))
+    assert (tmp_path / "checkpoints" / "6").is_dir()
+    assert_identical(run(params, tmp_path), uninterrupted[0])
+    assert read_metrics(tmp_path) == uninterrupted[1]
+
+
 def test_resuming_after_a_crash_is_bit_identical(params, uninterrupted, tmp_path):
     """A crash in step 11 loses the steps since checkpoint 8; their log lines are not doubled."""
-
-    def crash_at_11(number, batch):
-        if number == 11:
-            raise KeyboardInterrupt("power failure")
-        return batch
-
     with pytest.raises(KeyboardInterrupt):
-        run(params, tmp_path, Watched(crash_at_11))
+        run(params, tmp_path, Watched(image_batches(), crash_at(11)))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
     assert_identical(run(params, tmp_path), uninterrupted[0])
     assert read_metrics(tmp_path) == uninterrupted[1]
@@ -195,11 +160,12 @@ def test_no_readable_checkpoint_is_an_error(params, finished):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(params, tmp_path):
-    def poison(number, batch):
+    def poison(number, fetch):
+        batch = fetch()
         return {**batch, "forget": batch["forget"] * np.nan} if number == 10 else batch
 
     with pytest.raises(Diverged, match="not finite at step 10"):
-        run(params, tmp_path, Watched(poison))
+        run(params, tmp_path, Watched(image_batches(), poison))
     # The checkpoints before it are intact and nothing after it was saved.
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
 
@@ -226,14 +192,14 @@ def test_nothing_is_compiled_after_the_first_step(params, tmp_path):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(seconds)
 
-    def count(number, batch):
+    def count(number, fetch):
         seen.append(len(compiled))
-        return batch
+        return fetch()
 
     fresh = loop.Trainer("unlearn", TASK, CONFIG, seed=1, mesh=sharding.make_mesh(jax.devices()[:1]))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        fresh.train(loop.TrainRun(params, Watched(count), tmp_path, alpha=0.5))
+        fresh.train(loop.TrainRun(params, Watched(image_batches(), count), tmp_path, alpha=0.5))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     # Before batch 2 the first step was compiled; 12 steps, 3 checkpoints and 6 log lines follow.
@@ -262,20 +228,6 @@ def test_uint8_images_are_scaled_on_the_devices(params, tmp_path):
     (_, mine), (_, theirs) = results
     for row, other in zip(mine, theirs, strict=True):
         assert row == pytest.approx(other, rel=1e-3)
-
-
-def test_the_rates_are_those_of_the_schedule_after_resuming(params, tmp_path):
-    def stop_at_6(number, batch):
-        if number == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return batch
-
-    with pytest.raises(Interrupted):
-        run(params, tmp_path, Watched(stop_at_6))
-    run(params, tmp_path)
-    rates = {row["step"]: row["learning_rate"] for row in read_metrics(tmp_path)}
-    expected = {2: 0.0025, 4: 0.0075, 6: 0.01 * (1 + np.cos(np.pi / 8)) / 2}
-    assert {step: rates[step] for step in expected} == pytest.approx(expected, rel=1e-5)
 
 
 def test_scalars_are_complete(uninterrupted):
@@ -339,10 +291,9 @@ def test_a_trainer_shows_models_on_the_way_and_is_traced_once(params, tmp_path):
     mesh = sharding.make_mesh(jax.devices()[:1])
     constant = dataclasses.replace(CONFIG, schedule="constant")
     trainer = loop.Trainer("unlearn", dataclasses.replace(TASK, prepare=prepare), constant, seed=1, mesh=mesh)
-    sets = {"retain": Images(), "forget": Images()}
     results = []
     for folder, steps in {"unseen": (), "seen": (7, 12)}.items():
-        batches = training_batches(sets, 4, value_range=(0, 1), seed=0)
+        batches = image_batches()
         results.append(
             trainer.train(
                 loop.TrainRun(params, batches, tmp_path / folder, alpha=0.5),

@@ -16,6 +16,7 @@ from l2l_jax.models.mage.model import MAGE
 from l2l_jax.train import loop, sharding, token_cache
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.token_cache import Codes, TokenCacheConfig, cached_objective, open_token_cache
+from tests.fixtures.training import Images
 from tests.models.test_mage import random_params
 
 MODEL = MAGE(
@@ -29,23 +30,6 @@ TRAINING = TrainingConfig(steps=STEPS, batch_size=BATCH, learning_rate=0.01, log
 ALL = ("retain", "forget", "noise")
 HOW = TokenCacheConfig(views=4, noise_images=STEPS * BATCH)
 """As large as the run: 48 places, 3 and 4 epochs."""
-
-
-class Images:
-    """Random pictures, somewhat larger than the model's."""
-
-    class_names = ("only",)
-
-    def __init__(self, count, before=lambda index: None):
-        self.labels, self._before = np.zeros(count, int), before
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        self._before(index)
-        image = np.random.default_rng((len(self), index)).random((12, 12, 3)).astype(np.float32)
-        return {"image": image, "label": 0, "name": str(index)}
 
 
 def images(before=lambda index: None):
