@@ -88,9 +88,9 @@ def open_phase(config: Config, name: str) -> TrainingPhase:
     model = config.model
     stages = {f"pretrain.{one.name}": one for one in model.pretraining_stages()}
     if name == "unlearn":
-        unlearn = config.unlearn
-        objective = unlearn.objective(model)
-        return TrainingPhase(config, cached_objective(objective, model, unlearn.banked), unlearn, unlearn.banked)
+        codes = config.unlearn.banked
+        objective = cached_objective(config.unlearn.objective(model), model, codes)
+        return TrainingPhase(config, objective, config.unlearn, codes)
     if name not in stages:
         raise UserError(f"--stage={name}: the phases of this config are unlearn, {', '.join(stages)}.")
     parts = tuple(model.shapes())

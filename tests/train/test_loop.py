@@ -113,14 +113,14 @@ def test_a_run_goes_on_with_other_devices(params, uninterrupted, tmp_path):
     In every run test_several_processes.py goes on with others, and on a mesh of 2x2.
     """
 
-    def crash_at_6(number, batch):
-        if number == 6:
-            raise KeyboardInterrupt("power failure")
-        return batch
-
     four = jax.devices()[:4]
     with pytest.raises(KeyboardInterrupt):
-        run(params, tmp_path, Watched(crash_at_6), mesh=sharding.make_mesh(four, MeshConfig(2, 2)))
+        run(
+            params,
+            tmp_path,
+            Watched(image_batches(), crash_at(6)),
+            mesh=sharding.make_mesh(four, MeshConfig(2, 2)),
+        )
     result = run(params, tmp_path, mesh=sharding.make_mesh(four), parallel="pmap")
     for mine, theirs in zip(read_metrics(tmp_path), uninterrupted[1], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3)
@@ -211,6 +211,7 @@ def test_uint8_images_are_scaled_on_the_devices(params, tmp_path):
 
     class Stored(Images):
         def __init__(self, dtype):
+            super().__init__()
             self._dtype = dtype
 
         def __getitem__(self, index):
