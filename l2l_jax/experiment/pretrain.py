@@ -54,19 +54,20 @@ def _check_shipped(config: Config) -> None:
         )
 
 
-def pretrain(config: Config, folder: pathlib.Path, source: Source) -> Params:
+def pretrain(config: Config, folder: pathlib.Path, source: Source, title: str = "pretrain") -> Params:
     """Train a model from nothing on the images of `source`, in the phases of `config.pretrain`.
 
     Args:
       config: Model, phases, seed and devices.
       folder: Keeps a folder of checkpoints and metrics for each phase.
       source: Training images.
+      title: What is trained, in messages.
     """
     params = jax.device_get(jax.jit(config.model.init)(jax.random.key(config.seed)))
     for index, stage in enumerate(config.model.pretraining_stages()):
         training = config.pretrain[stage.name]
         trainer = Trainer(
-            f"pretrain {stage.name}",
+            f"{title} {stage.name}",
             pretraining_objective(stage, tuple(params)),
             training,
             seed=phase_seed(config.seed, index),

@@ -1,7 +1,7 @@
-"""The gold standard of forgetting: the same model, trained without the forget set.
+"""The retrained model: the same model, trained without the forget set, as the gold standard of forgetting.
 
-It never saw a forget image, so whatever it restores of them it owes to what they share with the others. To
-be a fair yardstick it has to restore retain images about as well as the model that saw everything.
+What it reconstructs of forget images it owes to what they share with the others. To be a fair comparison it
+must reconstruct retain images about as well as the model that saw everything.
 """
 
 import dataclasses
@@ -21,21 +21,20 @@ from l2l_jax.models.base import Params
 logger = logging.getLogger(__name__)
 
 FAIR_RATIO = 1.1
-"""A retrained model is a fair yardstick up to this ratio of its mask error on retain validation images to the
-original model's."""
+"""Greatest ratio of a fair retrained model's masked MSE on retain validation images to the original's."""
 
 LENGTHS = (1.2, 1.6, 2.4)
-"""How long a retrained model is trained, in lengths of the original's training: the next one if the one
-before does not give a fair yardstick. Fewer images of fewer kinds take longer to reach the same error."""
+"""Lengths of retraining, in lengths of the original's training: the next one if the one before does not give
+a fair model. Fewer images of fewer kinds take longer to reach the same error."""
 
 
 class Retrained(NamedTuple):
     """A model that was trained without the forget set.
 
     Attributes:
-      params: its parameters.
-      length: of its training, in lengths of the original's.
-      ratio: of its mask error on retain validation images to the original's.
+      params: Its parameters.
+      length: Length of its training, in lengths of the original's.
+      ratio: Ratio of its masked MSE on retain validation images to the original's.
     """
 
     params: Params
@@ -44,7 +43,7 @@ class Retrained(NamedTuple):
 
     @property
     def fair(self) -> bool:
-        """Whether it is a fair yardstick."""
+        """Whether it is a fair comparison."""
         return self.ratio <= FAIR_RATIO
 
 
@@ -55,35 +54,35 @@ def retrain(
     lengths: Sequence[float] = LENGTHS,
     source: Source | None = None,
 ) -> Retrained:
-    """Train the model of a recipe on its retain images alone, until it restores them as the original does.
+    """Train a config's model on its retain images alone, until it reconstructs them as the original does.
 
     Args:
-      config: the recipe; its validation images decide how long.
-      original: parameters of the model that saw everything.
-      folder: keeps checkpoints and scalars of each length.
-      lengths: to try, one after the other.
+      config: The experiment; its validation images decide how long.
+      original: Parameters of the model that saw everything.
+      folder: Keeps checkpoints and metrics of each length.
+      lengths: Lengths to try, one after the other.
       source: Training images of all classes; None: those of `config.data`.
 
     Returns:
-      The first fair yardstick, or the best of all lengths.
+      The first fair model, or the best of all lengths.
 
     Raises:
-      UserError: there are no validation images.
+      UserError: There are no validation images.
     """
-    validation = open_source(config.data, "validation", config.model.image_size)
-    retained = validation_sets(config.data, validation).retain
+    size = config.model.image_size
+    retained = validation_sets(config.data, open_source(config.data, "validation", size)).retain
     limit = masked_errors(config, original, retained).mean()
-    source = source or open_source(config.data, "train", config.model.image_size)
+    source = source or open_source(config.data, "train", size)
     data = dataclasses.replace(config.data, retain_images="real")
-    without_forget = training_sets(data, source, config.model.image_size).retain
+    without_forget = training_sets(data, source, size).retain
     tried = []
     for length in lengths:
-        stages = {
-            name: dataclasses.replace(stage, steps=round(stage.steps * length))
-            for name, stage in config.pretrain.items()
+        phases = {
+            name: dataclasses.replace(training, steps=round(training.steps * length))
+            for name, training in config.pretrain.items()
         }
-        longer = dataclasses.replace(config, pretrain=stages)
-        params = pretrain(longer, folder / f"{length:g}", without_forget)
+        longer = dataclasses.replace(config, pretrain=phases)
+        params = pretrain(longer, folder / f"{length:g}", without_forget, title="retrained model,")
         ratio = float(masked_errors(config, params, retained).mean() / limit)
         logger.info("Retrained at %g times the length: %.3f times the original's error", length, ratio)
         tried.append(Retrained(params, length, ratio))

@@ -9,20 +9,45 @@ from l2l_jax.models.palette.model import Palette
 
 MODELS = {
     "mae": MAE(
-        image_size=8, patch_size=4, width=32, depth=1, num_heads=2,
-        decoder_width=32, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
+        image_size=8,
+        patch_size=4,
+        width=32,
+        depth=1,
+        num_heads=2,
+        decoder_width=32,
+        decoder_depth=1,
+        decoder_num_heads=2,
+        mask_ratio=0.5,
     ),
     "mage": MAGE(
-        image_size=8, width=32, depth=1, num_heads=2,
-        decoder_width=32, decoder_depth=1, decoder_num_heads=2,
-        codebook_size=16, codebook_width=4, base_channels=4, channel_multipliers=(1, 1),
-        num_res_blocks=1, groups=2, hidden_margin=0, blend_margin=0, blend_sigma=0.0,
+        image_size=8,
+        width=32,
+        depth=1,
+        num_heads=2,
+        decoder_width=32,
+        decoder_depth=1,
+        decoder_num_heads=2,
+        codebook_size=16,
+        codebook_width=4,
+        base_channels=4,
+        channel_multipliers=(1, 1),
+        num_res_blocks=1,
+        groups=2,
+        hidden_margin=0,
+        blend_margin=0,
+        blend_sigma=0.0,
     ),
     "palette": Palette(
-        image_size=8, inner_channel=8, channel_mults=(4,), res_blocks=1, attn_res=(),
-        num_head_channels=8, norm_groups=2, hole_bank_size=4,
+        image_size=8,
+        inner_channel=8,
+        channel_mults=(4,),
+        res_blocks=1,
+        attn_res=(),
+        num_head_channels=8,
+        norm_groups=2,
+        hole_bank_size=4,
     ),
-}  # fmt: skip
+}
 
 
 def params_of(model):

@@ -24,9 +24,16 @@ from l2l_jax.train.sharding import MeshConfig
 from tests.fixtures.training import Images, Watched, crash_at, image_batches, signal_at
 
 MODEL = MAE(
-    image_size=8, patch_size=4, width=8, depth=1, num_heads=2,
-    decoder_width=8, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
-)  # fmt: skip
+    image_size=8,
+    patch_size=4,
+    width=8,
+    depth=1,
+    num_heads=2,
+    decoder_width=8,
+    decoder_depth=1,
+    decoder_num_heads=2,
+    mask_ratio=0.5,
+)
 TASK = Encoder().objective(MODEL)
 CONFIG = TrainingConfig(
     steps=12, batch_size=4, learning_rate=0.01, warmup_steps=4, checkpoint_every=4, log_every=2, ema_decay=0.9

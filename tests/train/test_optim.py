@@ -61,9 +61,13 @@ def adamw_by_hand(params, gradients, rates, config):
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5])
 def test_adamw(clip_norm):
     config = TrainingConfig(
-        steps=20, batch_size=1, learning_rate=0.1, warmup_steps=2, weight_decay=0.3,
+        steps=20,
+        batch_size=1,
+        learning_rate=0.1,
+        warmup_steps=2,
+        weight_decay=0.3,
         clip_norm=clip_norm,
-    )  # fmt: skip
+    )
     rng = np.random.default_rng(0)
     params = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}
     gradients = [{k: rng.normal(size=v.shape) for k, v in params.items()} for _ in range(6)]
@@ -83,10 +87,16 @@ def test_adamw(clip_norm):
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(steps=0), dict(learning_rate=-1.0), dict(learning_rate=float("nan")), dict(beta1=1.0),
-        dict(warmup_steps=10), dict(accumulate=3), dict(ema_decay=1.5), dict(log_every=0),
+        dict(steps=0),
+        dict(learning_rate=-1.0),
+        dict(learning_rate=float("nan")),
+        dict(beta1=1.0),
+        dict(warmup_steps=10),
+        dict(accumulate=3),
+        dict(ema_decay=1.5),
+        dict(log_every=0),
     ],
-)  # fmt: skip
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError):
         TrainingConfig(**{**dict(steps=10, batch_size=4, learning_rate=0.1), **wrong})
@@ -95,9 +105,14 @@ def test_impossible_settings_are_refused(wrong):
 def test_muon_makes_the_updates_of_kernels_orthogonal():
     """Every direction of the gradient counts alike, however long it is; the rest is Adam's."""
     config = TrainingConfig(
-        steps=9, batch_size=1, learning_rate=0.1, optimizer="muon", schedule="constant", weight_decay=0.0,
+        steps=9,
+        batch_size=1,
+        learning_rate=0.1,
+        optimizer="muon",
+        schedule="constant",
+        weight_decay=0.0,
         clip_norm=0.0,
-    )  # fmt: skip
+    )
     rng = np.random.default_rng(0)
     zeros = functools.partial(np.zeros, dtype=np.float32)
     params = {"kernel": zeros((6, 4)), "conv": {"kernel": zeros((1, 2, 3, 4))}, "bias": zeros(4)}

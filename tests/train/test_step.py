@@ -16,9 +16,16 @@ from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.step import make_step, placed_state
 
 MODEL = MAE(
-    image_size=16, patch_size=4, width=16, depth=1, num_heads=2,
-    decoder_width=16, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5,
-)  # fmt: skip
+    image_size=16,
+    patch_size=4,
+    width=16,
+    depth=1,
+    num_heads=2,
+    decoder_width=16,
+    decoder_depth=1,
+    decoder_num_heads=2,
+    mask_ratio=0.5,
+)
 CONFIG = TrainingConfig(steps=20, batch_size=8, learning_rate=1e-2, warmup_steps=2)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((5, 2, 8, 16, 16, 3)).astype(np.float32)

@@ -20,10 +20,23 @@ from tests.fixtures.training import Images
 from tests.models.test_mage import random_params
 
 MODEL = MAGE(
-    image_size=8, width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2,
-    codebook_size=16, codebook_width=4, base_channels=4, channel_multipliers=(1, 1), num_res_blocks=0,
-    groups=2, hidden_margin=0, blend_margin=0, blend_sigma=0.0,
-)  # fmt: skip
+    image_size=8,
+    width=8,
+    depth=1,
+    num_heads=2,
+    decoder_width=8,
+    decoder_depth=1,
+    decoder_num_heads=2,
+    codebook_size=16,
+    codebook_width=4,
+    base_channels=4,
+    channel_multipliers=(1, 1),
+    num_res_blocks=0,
+    groups=2,
+    hidden_margin=0,
+    blend_margin=0,
+    blend_sigma=0.0,
+)
 SEED, STEPS, BATCH = 5, 6, 8
 SIZES = {"retain": 20, "forget": 15}
 TRAINING = TrainingConfig(steps=STEPS, batch_size=BATCH, learning_rate=0.01, log_every=2)

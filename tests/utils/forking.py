@@ -31,9 +31,17 @@ from tests.compiling import collect_garbage_rarely
 ROOT = pathlib.Path(__file__).parents[2]
 
 IMPORTED = (
-    "flax.linen", "grain", "jax", "matplotlib.pyplot", "optax", "orbax.checkpoint", "scipy.stats",
-    "sklearn.datasets", "l2l_jax.cli.common", "l2l_jax.experiment.pipeline",
-)  # fmt: skip
+    "flax.linen",
+    "grain",
+    "jax",
+    "matplotlib.pyplot",
+    "optax",
+    "orbax.checkpoint",
+    "scipy.stats",
+    "sklearn.datasets",
+    "l2l_jax.cli.common",
+    "l2l_jax.experiment.pipeline",
+)
 """What the server imports; no program, because each defines its flags when it is run."""
 
 
@@ -105,9 +113,14 @@ def start(*arguments, env=None, cwd=ROOT, stdin=""):
         given.seek(0)
         if not can_fork():
             return subprocess.Popen(
-                [sys.executable, *command], env=env, cwd=cwd, text=True,
-                stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )  # fmt: skip
+                [sys.executable, *command],
+                env=env,
+                cwd=cwd,
+                text=True,
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
         server, imported_with = _server()
         if _read_by_jax(env) != imported_with:
             raise ValueError("Start this process with subprocess: JAX reads its environment when imported.")

@@ -39,8 +39,11 @@ def test_threads_share_the_main_arena_where_images_are_large(image_size, shared)
     """A thread asks for 256 MB, more than its own arena can hold; what the main arena gave, it keeps."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(image_size)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     of_main_arena, faults = done.stdout.split()
     assert of_main_arena == str(shared)
     assert not shared or int(faults) < 50
