@@ -1,24 +1,36 @@
 """The compiled training step of methods against what their releases compute.
 
-The releases divide by the whole batch of four: their losses, terms and gradients are half of ours.
+The releases divide by the whole batch of four, with as many retain as forget images: their losses, terms and
+gradients are half of ours.
 """
+
+import dataclasses
+import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 
+from l2l_jax.losses import feature_distance
 from l2l_jax.methods import METHODS
 from l2l_jax.models import mapping
 from l2l_jax.models.mage.networks import draw_noise_codes
+from l2l_jax.models.palette.convert import UNET
+from l2l_jax.train.step import create_state, make_step
 from tests.fixtures.steps import step
-from tests.models import test_mae, test_mage, test_palette_unlearning
-from tests.models.test_palette_unlearning import DRAW, IMAGES, ORDERED, by_label, forward, rows
-from tests.reference_arrays import nhwc
+from tests.models import test_mae, test_mage
+from tests.models.test_unet import TINY as PALETTE
+from tests.models.test_unet import parts_of
+from tests.reference_arrays import Case, nhwc
 
 ALPHA = 0.25
-MAE, MAGE, PALETTE = test_mae.TINY, test_mage.TINY, test_palette_unlearning.TINY
-MAE_CASE, MAGE_CASE, PALETTE_CASE = test_mae.CASE, test_mage.UNLEARN, test_palette_unlearning.CASE
+MAE, MAGE = test_mae.TINY, test_mage.TINY
+MAE_CASE, MAGE_CASE, PALETTE_CASE = test_mae.CASE, test_mage.UNLEARN, Case("palette_process")
 RETAIN, FORGET = [0, 1], [2, 3]  # rows of both reference batches
+ORDERED, MIXED = PALETTE_CASE["labels"], PALETTE_CASE["labels_mixed"]  # +1 retain, −1 forget
+IMAGES = nhwc(PALETTE_CASE["y_0"])
+MASK = PALETTE_CASE["mask"][:, 0].astype(bool)
 
 
 def objective(method, model):
@@ -28,62 +40,107 @@ def objective(method, model):
 OBJECTIVES = {name: objective(name, PALETTE) for name in METHODS}
 
 
-@pytest.fixture(scope="module")
-def palette():
-    """Student and teacher."""
-    parts = test_palette_unlearning.parts_of(PALETTE)
-    return tuple(
-        mapping.to_flax(test_palette_unlearning.TABLE, PALETTE_CASE.state_dict(prefix), parts)
-        | {"holes": None}
-        for prefix in ("", "teacher:")
+def rows(tree, chosen):
+    return jax.tree.map(lambda x: np.asarray(x)[chosen], tree)
+
+
+@functools.cache
+def palette(prefix=""):
+    """The student, or with "teacher:" the teacher."""
+    weights = PALETTE_CASE.state_dict(prefix)
+    return mapping.to_flax(UNET, weights, parts_of(PALETTE)) | {"holes": None}
+
+
+@functools.cache
+def palette_views():
+    """What the student gets, that with pure noise inside the mask, and the release's mixture of the two."""
+    draw = {
+        "mask": MASK,
+        "gamma": PALETTE_CASE["sample_gammas"][:, 0],
+        "filling": nhwc(PALETTE_CASE["y_cond"]),  # only the part inside the mask is read
+        "noise": nhwc(PALETTE_CASE["noise"]),
+    }
+    corrupted = jax.device_get(jax.jit(PALETTE.corrupt_with)(IMAGES, draw))
+    hidden = jax.device_get(jax.jit(PALETTE.pure_noise_inside)(corrupted))
+    mixture = jax.tree.map(
+        lambda x, y: np.where((ORDERED > 0).reshape(-1, *[1] * (np.ndim(x) - 1)), x, y), corrupted, hidden
     )
+    return corrupted, hidden, mixture
 
 
-def palette_inputs(name, teacher, labels):
+@functools.cache
+def palette_features(prefix):
+    """Features of the release's mixture (of "teacher:") or of the corrupted images."""
+    corrupted = palette_views()[2 if prefix else 0]
+    return jax.device_get(jax.jit(PALETTE.encode)(palette(prefix)["encoder"], corrupted))
+
+
+def test_what_student_and_teacher_of_palette_get():
+    corrupted, _, mixture = palette_views()
+    np.testing.assert_array_equal(corrupted["inputs"], nhwc(PALETTE_CASE["unet_in_student"]))
+    np.testing.assert_allclose(mixture["inputs"], nhwc(PALETTE_CASE["unet_in_teacher"]), atol=2.5e-7)
+    noisy = np.where(MASK[..., None], nhwc(PALETTE_CASE["q_sample_noisy"]), IMAGES)
+    np.testing.assert_allclose(mixture["inputs"][..., 3:], noisy, atol=2.5e-7)
+
+
+def palette_inputs(method, labels):
     """What our methods prepare, from the release's draws."""
-    corrupted, hidden = test_palette_unlearning.views()
+    corrupted, hidden, _ = palette_views()
     retain, forget = labels > 0, labels < 0
-    if name == "ours":
-        return {
-            "retain": rows(corrupted, retain),
-            "forget": rows(corrupted, forget),
-            "noise": rows(hidden, forget),
-        }
-    if name == "retain_label":
-        return {"retain": rows(corrupted, retain), "forget": rows(corrupted, forget)}
-    if name == "random_encoder":  # with the release's statistics, which are not ours
-        composite = by_label(ORDERED, corrupted, hidden)["inputs"]
-        features = [np.asarray(f) for f in forward(teacher, composite, DRAW["gamma"])[0]]
+    if method in ("max_loss", "noisy_label"):
+        views = noisy = {"images": IMAGES, "corrupted": corrupted}
+        if method == "noisy_label":
+            truth = jax.jit(PALETTE.noisy_truth)(IMAGES, corrupted, 0 * IMAGES, jax.random.key(0))
+            noisy = dict(zip(("images", "corrupted"), truth, strict=True))
+        return {"retain": rows(views, retain), "forget": rows(noisy, forget)}
+    inputs = {"retain": rows(corrupted, retain), "forget": rows(corrupted, forget)}
+    if method == "encoder":
+        inputs["noise"] = rows(hidden, forget)
+    if method == "random_encoder":  # with the release's statistics, which are not ours
+        features = palette_features("teacher:")
         drawn = [nhwc(PALETTE_CASE[f"drawn/random_encoder/{i}"]) for i in range(len(features))]
         noise = tuple(d * f.std(ddof=1) + f.mean() for d, f in zip(drawn, features, strict=True))
-        return {
-            "retain": rows(corrupted, retain),
-            "forget": rows(corrupted, forget),
-            "teacher": rows(tuple(features), retain),
-            "noise": rows(noise, forget),
-        }
-    views = {"images": IMAGES, "corrupted": corrupted}
-    noisy = views
-    if name == "noisy_label":
-        truth = jax.jit(PALETTE.noisy_truth)(IMAGES, corrupted, np.zeros_like(IMAGES), jax.random.key(0))
-        noisy = dict(zip(("images", "corrupted"), truth, strict=True))
-    return {"retain": rows(views, retain), "forget": rows(noisy, forget)}
+        inputs |= {"teacher": rows(tuple(features), retain), "noise": rows(noise, forget)}
+    return inputs
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["ours", "ours_mixed", "max_loss", "noisy_label", "noisy_label_mixed", "retain_label", "random_encoder"],
-)
-def test_palette(palette, name):
+NAMES = ("encoder", "encoder_mixed", "max_loss", "noisy_label", "noisy_label_mixed", "retain_label")
+
+
+@pytest.mark.parametrize("name", [*NAMES, "random_encoder"])
+def test_palette(name):
     """In "mixed" retain and forget rows alternate in the batch of the release."""
-    student, teacher = palette
-    labels = PALETTE_CASE["labels_mixed"] if name.endswith("mixed") else ORDERED
-    method = name.removesuffix("_mixed")
-    inputs = palette_inputs(method, teacher, labels)
-    objective = OBJECTIVES["encoder" if method == "ours" else method]
-    metrics, gradient = step(objective, student, teacher, inputs, ALPHA)
-    halves = jax.tree.map(lambda g: g / 2, gradient)
-    test_palette_unlearning.check(name, metrics["loss"] / 2, halves)
+    method, labels = name.removesuffix("_mixed"), MIXED if name.endswith("mixed") else ORDERED
+    inputs = palette_inputs(method, labels)
+    metrics, gradient = step(OBJECTIVES[method], palette(), palette("teacher:"), inputs, ALPHA)
+    name = name.replace("encoder", "ours") if method == "encoder" else name
+    np.testing.assert_allclose(metrics["loss"] / 2, PALETTE_CASE[f"loss/{name}"], rtol=3e-6)
+    np.testing.assert_allclose(metrics["grad_norm"] / 2, PALETTE_CASE[f"gradnorm/{name}"], rtol=1e-5)
+    found = mapping.to_torch(UNET, gradient)
+    expected = [key for key in PALETTE_CASE._arrays.files if key.startswith(f"grad/{name}/")]
+    assert expected
+    for key in expected:
+        scale = np.abs(PALETTE_CASE[key]).max()
+        half = found[key.removeprefix(f"grad/{name}/")] / 2
+        np.testing.assert_allclose(half / scale, PALETTE_CASE[key] / scale, atol=1e-4, err_msg=key)
+
+
+def test_palette_map_by_map():
+    pairs = zip(palette_features(""), palette_features("teacher:"), strict=True)
+    weights = np.where(ORDERED > 0, 1, ALPHA) / 4
+    terms = [np.sum(np.asarray(feature_distance(f, t)) * weights) for f, t in pairs]
+    np.testing.assert_allclose(terms, PALETTE_CASE["ours_feature_losses"], rtol=3e-6)
+
+
+def test_palette_three_steps_of_adam():
+    objective, adam = OBJECTIVES["encoder"], optax.adam(5e-5)
+    given = dataclasses.replace(objective, prepare=lambda frozen, inputs, rng, axis_name=None: inputs)
+    update, losses = jax.jit(make_step(given, adam, seed=0)), []
+    state = create_state({"encoder": palette()["encoder"]}, adam, ema=False, alpha=ALPHA)
+    for _ in range(4):
+        state, metrics = update(state, palette("teacher:"), palette_inputs("encoder", ORDERED))
+        losses.append(metrics["loss"] / 2)
+    np.testing.assert_allclose(losses, PALETTE_CASE["adam_losses"], rtol=5e-6)
 
 
 def mage_inputs():
