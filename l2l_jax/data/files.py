@@ -1,6 +1,5 @@
 """Images in files of the user's own: a folder of class folders, or a table of paths."""
 
-import concurrent.futures
 import functools
 import logging
 import os
@@ -14,6 +13,7 @@ from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.listing import SUFFIXES, Lister, log_once
 from l2l_jax.data.records import Record, SplitName, held_out
 from l2l_jax.errors import UserError
+from l2l_jax.utils.threads import DaemonPool
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 """Names of the folder or the split of test images, besides "train"."""
@@ -233,5 +233,5 @@ def _size(path: epath.Path) -> int:
 
 def in_threads(function: Callable[[epath.Path], object], paths: Iterable[epath.Path]) -> list:
     """Call a function on many paths at once: for slow storage."""
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        return list(pool.map(function, paths))
+    with DaemonPool(16) as pool:
+        return pool.map(function, paths)
