@@ -53,13 +53,14 @@ def traffic(stage: Any, parallel: Any) -> dict[str, Any]:
     import jax
 
     from l2l_jax.plan.collectives import collectives, summary
+    from l2l_jax.plan.program import Program
 
     step, arguments = stage.step(parallel)
     options = QUICKLY if jax.default_backend() == "cpu" else {}
     compiled = step.lower(*arguments).compile(options)
     memory = compiled.memory_analysis()
     return {
-        "collectives": summary(collectives(compiled.as_text())),
+        "collectives": summary(collectives(Program(compiled.as_text()))),
         "arguments_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
     }

@@ -50,13 +50,13 @@ def figures(planned: Planned, topology: Topology) -> dict[str, Any]:
     arguments and the least possible is not.
     """
     compiled, seconds = _compiled(planned, topology)
-    text = compiled.as_text()
-    found = collectives(text)
+    program = Program(compiled.as_text())
+    found = collectives(program)
     chip, memory = topology.chip, _arguments(planned)
     result: dict[str, Any] = {"program": planned.name, "source": "compiled" if topology.is_tpu else "lowered"}
     traffic, least = None, planned.work.product_bytes + 2 * _bytes(planned.updated, planned.devices)
     if topology.is_tpu:
-        program, analysis = Program(text), compiled.memory_analysis()
+        analysis = compiled.memory_analysis()
         traffic = program.traffic
         memory["temporaries"] = analysis.temp_size_in_bytes
         memory["results"] = analysis.output_size_in_bytes - analysis.alias_size_in_bytes

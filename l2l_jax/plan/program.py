@@ -7,11 +7,10 @@ a loop once. Here an array counts where it lies in main memory, and as often as 
 import collections
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
-
-from l2l_jax.plan.collectives import bytes_of, loop_lengths
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -40,7 +39,9 @@ class Array(NamedTuple):
     @property
     def size(self) -> int:
         """Its bytes, without padding."""
-        return bytes_of(self.dtype, self.shape)
+        bits = re.search(r"\d+", self.dtype)
+        width = 8 if self.dtype == "pred" else int(bits.group()) if bits else 0  # tokens have none
+        return -(-width * math.prod(self.shape) // 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Instruction:
       operation: such as "fusion".
       arrays: of the result.
       operands: names of instructions of the same computation.
-      rest: what follows the operands; of a parameter, its number.
+      rest: What follows the operands; of a parameter or constant, its number or value.
       is_root: whether it is the result of its computation.
     """
 
@@ -92,6 +93,14 @@ class Instruction:
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
         return found.group(1) if found else ""
 
+    @property
+    def calls(self) -> list[tuple[str, str]]:
+        """Attributes that name computations, and the names."""
+        single = re.findall(r"\b(body|to_apply|calls|(?:true|false)_computation)=%?([\w.\-]+)", self.rest)
+        listed = re.search(r"branch_computations=\{([^}]*)\}", self.rest)
+        names = re.findall(r"[\w.\-]+", listed.group(1)) if listed else []
+        return single + [("branch_computations", name) for name in names]
+
 
 Computation = Mapping[str, Instruction]
 
@@ -102,8 +111,7 @@ class Program:
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = ""
-        self._lengths = loop_lengths(text)
-        current: dict[str, Instruction] = {}
+        current = self.computations.setdefault("", {})
         for line in text.splitlines():
             start = None if line.startswith(" ") else _COMPUTATION.match(line)
             if start:
@@ -111,6 +119,39 @@ class Program:
                 self.entry = start.group(2) if start.group(1) else self.entry
             elif (instruction := _parsed(line)) is not None:
                 current[instruction.name] = instruction
+
+    @functools.cached_property
+    def repeats(self) -> Mapping[str, int | None]:
+        """How often a run of the program executes each computation; None: in a loop of unknown length."""
+        found: dict[str, int | None] = {self.entry: 1}
+        waiting = [self.entry]
+        while waiting:
+            name = waiting.pop()
+            for instruction in self.computations[name].values():
+                for attribute, called in instruction.calls:
+                    length = self.loop_length(instruction) if attribute == "body" else 1
+                    here = found[name]
+                    if called in self.computations and called not in found:
+                        found[called] = None if here is None or length is None else here * length
+                        waiting.append(called)
+        return found
+
+    def loop_length(self, loop: Instruction) -> int | None:
+        """Return how often a loop runs; None where that is not known.
+
+        XLA's CPU compiler notes it. Elsewhere it is read from the condition "number < constant", since JAX's
+        scans and loops over ranges count from 0 in steps of 1.
+        """
+        noted = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
+        if noted:
+            return int(noted.group(1))
+        condition = self.computations.get(loop.called("condition"), {})
+        root = next((i for i in condition.values() if i.is_root), None)
+        if root is None or root.operation != "compare" or "direction=LT" not in root.rest:
+            return None
+        limit = condition.get(root.operands[1])
+        value = re.match(r"(\d+)\)", limit.rest) if limit and limit.operation == "constant" else None
+        return int(value.group(1)) if value else None
 
     @functools.cached_property
     def moved(self) -> list["Moved"]:
@@ -154,10 +195,10 @@ class Program:
         for instruction in computation.values():
             operation = instruction.operation
             if operation == "while":
-                body = instruction.called("body")
-                if self._lengths[body] is None:
+                length = self.loop_length(instruction)
+                if length is None:
                     raise ValueError(f"a loop of unknown length: {instruction.name}")
-                yield from self._walk(body, repeats * self._lengths[body])
+                yield from self._walk(instruction.called("body"), repeats * length)
             elif operation == "call":
                 yield from self._walk(instruction.called("to_apply"), repeats)
             elif operation == "async-start" and instruction.called("calls"):
@@ -169,10 +210,7 @@ class Program:
                 yield Moved(instruction, size * repeats, repeats)
 
     def _longest_branch(self, instruction: Instruction, repeats: int) -> list["Moved"]:
-        listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
-        names = re.findall(r"[\w.\-]+", listed.group(1)) if listed else []
-        names += re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", instruction.rest)
-        branches = [list(self._walk(name, repeats)) for name in names]
+        branches = [list(self._walk(name, repeats)) for _, name in instruction.calls]
         return max(branches, key=lambda branch: sum(moved.size for moved in branch))
 
     def _moves(self, computation: Computation, instruction: Instruction) -> int:
@@ -294,7 +332,7 @@ def _parsed(line: str) -> Instruction | None:
     )
     return Instruction(
         name, kind, tuple(_arrays(shape)), operands,
-        rest if kind == "parameter" else rest[inside - 1 :], bool(root),
+        rest if kind in ("parameter", "constant") else rest[inside - 1 :], bool(root),
     )  # fmt: skip
 
 

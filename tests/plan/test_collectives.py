@@ -9,6 +9,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from l2l_jax.plan.collectives import collectives, summary
+from l2l_jax.plan.program import Program
 
 
 def compiled(function, sizes, rows):
@@ -16,7 +17,7 @@ def compiled(function, sizes, rows):
     mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
     everywhere = P(("data", "fsdp"))
     program = jax.jit(mapped(function, in_specs=everywhere, out_specs=everywhere))
-    return collectives(program.lower(jnp.ones((rows, 6))).compile().as_text())
+    return collectives(Program(program.lower(jnp.ones((rows, 6))).compile().as_text()))
 
 
 def test_each_kind_is_read_with_its_size_and_its_devices():
@@ -74,16 +75,16 @@ def test_other_ways_of_naming_groups():
         "[2,4]<=[8]": 4,
         "mesh['x'=2,'y'=4], device_ids=([4,2]T(1,0)) {'x','y':(1)2}": 4,
     }.items():
-        (found,) = collectives(line.replace("%s", groups))
+        (found,) = collectives(Program(line.replace("%s", groups)))
         assert (found.devices, found.size, found.shapes) == (devices, 192, ((8, 6),))
     with pytest.raises(ValueError, match="which devices"):
-        collectives(line.replace("replica_groups=%s", "nothing"))
+        collectives(Program(line.replace("replica_groups=%s", "nothing")))
 
 
 def test_a_collective_in_pieces_counts_once():
     """TPUs' compiler writes one that is spread over several fusions in each of them, with one channel."""
     line = "  %a.{} = f32[8,6]{{1,0}} all-gather(%p), channel_id={}, replica_groups=[1,8]<=[8]{}\n"
     pieces = "".join(line.format(n, c, ', chain_id="0"') for n, c in enumerate((7, 7, 8, 7)))
-    assert [c.size for c in collectives(pieces)] == [192, 192]
+    assert [c.size for c in collectives(Program(pieces))] == [192, 192]
     others = "".join(line.format(n, 1, "") for n in range(3))  # CPUs' compiler does not number them
-    assert len(collectives(others)) == 3
+    assert len(collectives(Program(others))) == 3

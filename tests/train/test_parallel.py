@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from l2l_jax.errors import UserError
 from l2l_jax.methods import METHODS
 from l2l_jax.plan.collectives import collectives
+from l2l_jax.plan.program import Program
 from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.parallel import make_parallel
@@ -100,7 +101,7 @@ def test_every_layout_gives_the_numbers_of_one_device(runs, family, layout):
 def test_no_row_of_a_batch_leaves_its_device(runs, family, layout):
     """Devices add up gradients and scalars, and collect the parts of split parameters: nothing else."""
     run, ways = runs(family, layout), LAYOUTS[layout][2]
-    found = collectives(run.step.as_text())
+    found = collectives(Program(run.step.as_text()))
     params = [x.shape for x in jax.tree.leaves(run.first)]
     split = [s for s in params if sharding.parameter_spec(s, ways) != P()]
     assert bool(split) == (ways > 1)
