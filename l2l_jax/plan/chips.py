@@ -65,7 +65,7 @@ class Topology(NamedTuple):
 
 
 def parse_topology(name: str) -> Topology:
-    """A topology such as "v5e:4x4", "v4:2x2x4" or "h100:8".
+    """Return a topology such as "v5e:4x4", "v4:2x2x4" or "h100:8".
 
     Raises:
       UserError: no such device, or sides that it does not have.

@@ -23,7 +23,7 @@ def prepare(topology: Topology) -> None:
 
 
 def described(topology: Topology) -> list[Any]:
-    """The devices of a topology: real ones of a TPU slice in all but that they cannot run anything.
+    """Return the devices of a topology: real ones of a TPU slice in all but that they cannot run anything.
 
     Raises:
       UserError: libtpu is not installed, or knows no such slice.

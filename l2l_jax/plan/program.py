@@ -89,7 +89,7 @@ class Instruction:
         return sum(array.size for array in own if not array.on_chip)
 
     def called(self, attribute: str) -> str:
-        """The computation that an attribute such as "body" names; "" if there is none."""
+        """Return the computation that an attribute such as "body" names; "" if there is none."""
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
         return found.group(1) if found else ""
 
@@ -168,7 +168,7 @@ class Program:
         return sum(moved.size for moved in self.moved)
 
     def largest(self, count: int) -> list["Moved"]:
-        """The largest results in main memory that are not results of the program itself, each origin once."""
+        """Return the largest results in main memory, each origin once, without those that are returned."""
         found: dict[tuple[str, int], Moved] = {}
         results = self._results()
         for moved in self.moved:
@@ -301,7 +301,7 @@ def by_origin(moved: list[Moved]) -> dict[str, int]:
 
 
 def _users(fused: Computation, name: str) -> Iterator[tuple[Instruction, str]]:
-    """What uses a value in a fusion, and under which name: bitcasts are other names of it."""
+    """Return what uses a value in a fusion, and under which name: bitcasts are other names of it."""
     for instruction in fused.values():
         if name in instruction.operands:
             if instruction.operation == "bitcast":
@@ -311,7 +311,7 @@ def _users(fused: Computation, name: str) -> Iterator[tuple[Instruction, str]]:
 
 
 def _roots(fused: Computation) -> list[Instruction]:
-    """What a fusion computes: its root, or the entries of the tuple that its root is."""
+    """Return what a fusion computes: its root, or the entries of the tuple that its root is."""
     (root,) = (i for i in fused.values() if i.is_root)
     return [fused[name] for name in root.operands] if root.operation == "tuple" else [root]
 
@@ -337,7 +337,7 @@ def _parsed(line: str) -> Instruction | None:
 
 
 def _split(definition: str) -> tuple[str, str]:
-    """The shape that a definition starts with, which may be a tuple, and the rest."""
+    """Return the shape that a definition starts with, which may be a tuple, and the rest."""
     end = _balanced(definition) if definition.startswith("(") else definition.find(" ")
     return definition[:end], definition[end:]
 

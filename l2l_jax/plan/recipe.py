@@ -31,7 +31,7 @@ def layouts(names: Sequence[str], devices: Sequence[Any], config: Config) -> dic
 
 
 def step(stage: TrainingPhase, name: str, parallel: Parallel) -> Planned:
-    """The training step on a layout.
+    """Return the training step on a layout.
 
     Raises:
       UserError: the devices cannot share a batch.
@@ -49,7 +49,7 @@ def step(stage: TrainingPhase, name: str, parallel: Parallel) -> Planned:
 
 
 def _work_of_step(stage: TrainingPhase, devices: int) -> Work:
-    """A device's share: the step of its rows, on a device of its own."""
+    """Return a device's share: the step of its rows, on a device of its own."""
     alone = make_parallel(sharding.make_mesh(jax.devices("cpu")[:1]), "jit")
     function, (state, frozen, batch) = stage.step(alone)
     rows = {
@@ -77,7 +77,7 @@ def restoration(config: Config, devices: Sequence[Any]) -> Planned:
 
 
 def evaluation(config: Config, devices: Sequence[Any]) -> Iterator[Planned]:
-    """The feature networks that the recipe names, without the resizing before them.
+    """Return the feature networks that the recipe names, without the resizing before them.
 
     Their weights need not be there; CLIP is the larger of those that are published.
     """
@@ -102,7 +102,7 @@ NETWORKS = {
 
 
 def _on_one_host(name: str, function: Callable, params: Any, rows: Any, devices: Sequence[Any]) -> Planned:
-    """A function of parameters and rows, on the devices of the first host, or one of them."""
+    """Return a function of parameters and rows, on the devices of the first host, or one of them."""
     local = [device for device in devices if device.process_index == devices[0].process_index]
     if jax.tree.leaves(rows)[0].shape[0] % len(local):
         local = local[:1]
@@ -124,7 +124,7 @@ def _on_one_host(name: str, function: Callable, params: Any, rows: Any, devices:
 def programs(
     config: Config, stage: TrainingPhase, names: Sequence[str], devices: Sequence[Any], which: Sequence[str]
 ) -> Iterator[Planned]:
-    """The programs of `which`, of "step" (on each layout that is named), "restoration" and "evaluation"."""
+    """Return the programs named in `which`: "step" (on each layout), "restoration" and "evaluation"."""
     if "step" in which:
         for name, parallel in layouts(names, devices, config).items():
             yield step(stage, name, parallel)

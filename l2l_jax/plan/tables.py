@@ -9,7 +9,7 @@ from l2l_jax.plan.chips import Topology
 
 
 def heading(topology: Topology, stage: str, recipe: str, batch_size: int, devices: int) -> str:
-    """What is planned, and for what."""
+    """Return what is planned, and for what."""
     chip = topology.chip
     facts = (
         f"{devices} × {chip.name}: {chip.flops / 1e12:.0f} TFLOP/s bfloat16, {chip.memory / 1e9:.0f} GB at "

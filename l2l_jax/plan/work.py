@@ -26,7 +26,7 @@ class Work(NamedTuple):
 
 
 def work_of(function: Callable, *arguments: Any) -> Work:
-    """The work of a function on arguments, which may be shapes.
+    """Return the work of a function on arguments, which may be shapes.
 
     Of the branches of a condition the one with the most work counts. Where a program chooses by platform, it
     is the branch of all that it does not name: programs here have ways of their own for CPUs alone. The body
@@ -54,7 +54,7 @@ def _work(jaxpr: Any) -> Work:
 
 
 def _inner(equation: Any) -> Iterator[Any]:
-    """The programs inside an operation."""
+    """Return the programs inside an operation."""
     for parameter in equation.params.values():
         for value in parameter if isinstance(parameter, tuple | list) else (parameter,):
             if isinstance(value, core.ClosedJaxpr):

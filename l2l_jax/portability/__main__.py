@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def compute(devices: int | None, parallel: str, dtype: str, precision: str) -> dict[str, Any]:
-    """A record: the facts of this machine and the figures of all cases.
+    """Return a record: the facts of this machine and the figures of all cases.
 
     Raises:
       UserError: there are not so many devices, or they cannot share a batch.

@@ -41,7 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figures:
-    """The figures of a case.
+    """Return the figures of a case.
 
     Args:
       name: a key of `MODELS`.
@@ -173,7 +173,7 @@ class Setting:
     precision: Literal["highest", "default"] = "highest"
 
     def compute(self) -> dict[str, Figures]:
-        """The figures of all cases."""
+        """Return the figures of all cases."""
         mesh = sharding.make_mesh(jax.devices()[: self.devices])
         with jax.default_matmul_precision(self.precision):
             return {name: compute(name, mesh, self.parallel, self.dtype) for name in MODELS}

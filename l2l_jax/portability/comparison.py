@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 def compare(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[Row]:
-    """The rows of two records, as `l2l_jax.portability.__main__` writes them."""
+    """Return the rows of two records, as `l2l_jax.portability.__main__` writes them."""
     column = int(is_rounded(recorded["facts"]) or is_rounded(here["facts"]))
     rows = []
     for case, figures in recorded["cases"].items():
