@@ -23,7 +23,6 @@ from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.experiment import pipeline
 from l2l_jax.models.base import FAMILIES, Model, Params
 from l2l_jax.utils.io import atomic_file
-from l2l_jax.weights.loading import load_model as load
 from l2l_jax.weights.saved_models import load_params, save_model
 
 ImageArrays = np.ndarray | tuple[np.ndarray, np.ndarray]
