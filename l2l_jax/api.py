@@ -23,7 +23,10 @@ from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.experiment import pipeline
 from l2l_jax.models.base import FAMILIES, Model, Params
 from l2l_jax.utils.io import atomic_file
+from l2l_jax.weights.loading import load_model as load
 from l2l_jax.weights.saved_models import load_params, save_model
+
+__all__ = ["Result", "audit", "evaluate", "inpaint", "load", "unlearn"]
 
 ImageArrays = np.ndarray | tuple[np.ndarray, np.ndarray]
 """Images `[image, height, width, channel]`, uint8 or floats in the model's range, or (images, labels)."""
@@ -118,8 +121,8 @@ def audit(
     settings = {"retrained": "", **config.pop("audit", {}), "enabled": True}
     run = _write_inputs(model, original, (retain, forget), folder, {**config, "audit": settings})
     card = {**run.describe("family", "model"), "origin": "given to l2l_jax.audit"}
-    save_model(folder / "unlearned", jax.device_get(unlearned), card)
-    return pipeline.audit(run, folder, folder / "unlearned")
+    save_model(folder / "audited", jax.device_get(unlearned), card)
+    return pipeline.audit(run, folder, folder / "audited")
 
 
 def inpaint(

@@ -8,7 +8,7 @@ from l2l_jax.models.mae.model import MAE
 
 MODEL = MAE(
     image_size=8,
-    patch_size=4,
+    patch_size=2,
     width=8,
     depth=1,
     num_heads=2,
