@@ -10,9 +10,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+
 from l2l_jax.audit.attacks.base import Attack
 from l2l_jax.audit.attacks.base import register as register_attack
-
 from l2l_jax.losses import noisy_label_loss
 from l2l_jax.methods.base import Method, Objective
 from l2l_jax.methods.base import register as register_method
