@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
+from jax import Array
 
 from l2l_jax.models.checkpoints import CheckpointFormat
 from l2l_jax.utils.registry import Registry
@@ -33,7 +34,7 @@ class PretrainingStage(NamedTuple):
     name: str
     trained: tuple[str, ...]
     prepare: Callable[..., Any]
-    loss: Callable[[Params, Any], jax.Array]
+    loss: Callable[[Params, Any], Array]
 
 
 class Model(abc.ABC):
@@ -87,7 +88,7 @@ class Model(abc.ABC):
         return self
 
     @abc.abstractmethod
-    def init(self, rng: jax.Array) -> Params:
+    def init(self, rng: Array) -> Params:
         """Return fresh float32 parameters by part."""
 
     def derived_parts(self) -> Params:
@@ -106,9 +107,7 @@ class Model(abc.ABC):
         return params
 
     @abc.abstractmethod
-    def corrupt(
-        self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
-    ) -> Corrupted:
+    def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
         """Apply T of the paper: the only random step before the encoder.
 
         The same `rng` gives the same draw (kept patches, masks, times, noises) whatever the images are, so
@@ -118,12 +117,7 @@ class Model(abc.ABC):
         """
 
     def corrupt_noise(
-        self,
-        params: Params,
-        images: jax.Array,
-        noise: jax.Array,
-        rng: jax.Array,
-        axis_name: str | None = None,
+        self, params: Params, images: Array, noise: Array, rng: Array, axis_name: str | None = None
     ) -> Corrupted:
         """Return what the teacher is given in place of the forget `images`: `noise` under the same T.
 
@@ -142,12 +136,8 @@ class Model(abc.ABC):
         """Why `corrupt` cannot be given codes in place of images, or "" where it can."""
         return "this family has no tokenizer"
 
-    def tokenize(self, params: Params, images: jax.Array) -> jax.Array:
-        """Return codes, int32 `[batch, tokens]`, which `corrupt` takes in place of the images.
-
-        Raises:
-          NotImplementedError: The family has no tokenizer.
-        """
+    def tokenize(self, params: Params, images: Array) -> Array:
+        """Return codes, int32 `[batch, tokens]`, which `corrupt` takes in place of the images."""
         raise NotImplementedError(self.why_no_codes)
 
     @abc.abstractmethod
@@ -162,16 +152,16 @@ class Model(abc.ABC):
         outputs on two images can be compared.
         """
 
-    def generative_loss(self, params: Params, images: jax.Array, corrupted: Corrupted) -> jax.Array:
+    def generative_loss(self, params: Params, images: Array, corrupted: Corrupted) -> Array:
         """Return the family's own training loss of every example, `[batch]`."""
         return self.prediction_loss(self.predict(params, corrupted), images, corrupted)
 
     @abc.abstractmethod
-    def prediction_loss(self, predicted: Any, images: jax.Array, corrupted: Corrupted) -> jax.Array:
+    def prediction_loss(self, predicted: Any, images: Array, corrupted: Corrupted) -> Array:
         """Return the `generative_loss` of what `predict` returned for `corrupted`, `[batch]`."""
 
     @abc.abstractmethod
-    def imitation_loss(self, predicted: Any, corrupted: Corrupted, target: Any) -> jax.Array:
+    def imitation_loss(self, predicted: Any, corrupted: Corrupted, target: Any) -> Array:
         """Return the `prediction_loss` with another model's `predict` as the truth, `[batch]`.
 
         It counts the places that `prediction_loss` counts. Outputs elsewhere were never trained, and tell
@@ -180,8 +170,8 @@ class Model(abc.ABC):
 
     @abc.abstractmethod
     def with_truth(
-        self, params: Params, images: jax.Array, corrupted: Corrupted, truth: jax.Array
-    ) -> tuple[jax.Array, Corrupted]:
+        self, params: Params, images: Array, corrupted: Corrupted, truth: Array
+    ) -> tuple[Array, Corrupted]:
         """Return the arguments `(images, corrupted)` of `generative_loss` with other images as the truth.
 
         Args:
@@ -192,13 +182,8 @@ class Model(abc.ABC):
         """
 
     def noisy_truth(
-        self,
-        images: jax.Array,
-        corrupted: Corrupted,
-        noise: jax.Array,
-        rng: jax.Array,
-        axis_name: str | None = None,
-    ) -> tuple[jax.Array, Corrupted]:
+        self, images: Array, corrupted: Corrupted, noise: Array, rng: Array, axis_name: str | None = None
+    ) -> tuple[Array, Corrupted]:
         """Return the arguments `(images, corrupted)` of `generative_loss` with Gaussian noise as the truth.
 
         By default `noise` replaces the images; models that read the truth from `corrupted` change it there.
@@ -214,7 +199,7 @@ class Model(abc.ABC):
         return noise, corrupted
 
     @abc.abstractmethod
-    def inpaint(self, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
+    def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
         """Return images `[batch, height, width, channel]` with the masked region filled in.
 
         Args:
@@ -224,7 +209,7 @@ class Model(abc.ABC):
           rng: Key of any sampling.
         """
 
-    def inpaint_from_patches(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
+    def inpaint_from_patches(self, params: Params, images: Array, visible: Array) -> Array:
         """Return images `[batch, height, width, channel]` reconstructed from some of their patches each.
 
         Args:
@@ -251,7 +236,7 @@ FAMILIES: Registry[Model] = Registry("model family")
 register = FAMILIES.register
 
 
-def fresh_parts(model: Model, parts: Collection[str]) -> Callable[[jax.Array], Params]:
+def fresh_parts(model: Model, parts: Collection[str]) -> Callable[[Array], Params]:
     """Return a compiled `rng -> {part: weights}` that draws these parts as `model.init` does."""
 
     @jax.jit

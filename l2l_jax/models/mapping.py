@@ -168,13 +168,7 @@ def _regex(template: str) -> re.Pattern:
 
 
 def fit(table: Table, state_dict: Mapping[str, Any], target: Any) -> Fit:
-    """Compare a state dict with a model without reading a value.
-
-    Args:
-      table: The rules; the first that matches a key is used.
-      state_dict: Things with a `shape`, by PyTorch key.
-      target: Tree of arrays or `jax.ShapeDtypeStruct`: the parameters to fill.
-    """
+    """Compare a state dict with a model without reading a value."""
     table = list(table)
     constants = {rule.torch_key: rule for rule in table if isinstance(rule, Constant)}
     ignored = [re.compile(rule.pattern) for rule in table if isinstance(rule, Ignored)]
@@ -291,11 +285,7 @@ def to_torch(table: Table, params: Any, config: Any = None, dtype: Any = None) -
 
 
 def shape_of(state_dict: Mapping[str, Any], key: str, rank: int) -> tuple[int, ...]:
-    """Return the shape of the array `key`, which has `rank` axes, all longer than 0.
-
-    Raises:
-      UserError: It is missing, or has another number of axes.
-    """
+    """Return the shape of the array `key`, which has `rank` axes, all longer than 0."""
     if key not in state_dict:
         raise UserError(f"the size of the model cannot be told: {key} is missing.")
     shape = tuple(state_dict[key].shape)
@@ -312,11 +302,7 @@ def count(state_dict: Mapping[str, Any], template: str) -> int:
 
 
 def square_side(places: int, key: str) -> int:
-    """Return the side of a square of `places` places.
-
-    Raises:
-      UserError: There is no such square.
-    """
+    """Return the side of a square of `places` places."""
     side = round(places**0.5)
     if side < 1 or side**2 != places:
         raise UserError(f"{key} has {places} places, which is not a square number of patches.")

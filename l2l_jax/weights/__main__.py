@@ -21,43 +21,26 @@ from l2l_jax.cli.common import run_command
 def _parser() -> Parser:
     parser = Parser(prog="python -m l2l_jax.weights", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    reading = argparse.ArgumentParser(add_help=False)
-    reading.add_argument(
-        "file",
-        metavar="FILE",
-        help=".pth, .ckpt, .safetensors, a Hugging Face folder, or hf://ORGANIZATION/NAME",
-    )
+    file, folder = (dict(type=pathlib.Path, metavar=name) for name in ("FILE", "FOLDER"))
+    reading: Any = Parser(add_help=False)
+    kinds = ".pth, .ckpt, .safetensors, a Hugging Face folder, or hf://ORGANIZATION/NAME"
+    reading.add_argument("file", metavar="FILE", help=kinds)
     reading.add_argument("--ema", action="store_true", help="take the EMA copy of the weights")
-    reading.add_argument(
-        "--vqgan", type=pathlib.Path, metavar="FILE", help="MAGE: its VQGAN, if FILE holds none"
-    )
-    reading.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", type=_field, dest="fields",
-        help="a field of the model that the weights do not show, such as num_heads=4",
-    )  # fmt: skip
+    reading.add_argument("--vqgan", **file, help="MAGE: its VQGAN, if FILE holds none")
+    field = "a field of the model that the weights do not show, such as num_heads=4"
+    fields = dict(action="append", default=[], metavar="FIELD=VALUE", type=_field, dest="fields")
+    reading.add_argument("--set", **fields, help=field)
     bring_in = commands.add_parser("import", parents=[reading], help="turn a file into a saved model")
-    bring_in.add_argument(
-        "--output", type=pathlib.Path, metavar="FOLDER", help="default: pretrained/<name of FILE>"
-    )
+    bring_in.add_argument("--output", **folder, help="default: pretrained/<name of FILE>")
     export = commands.add_parser("export", help="turn a saved model into a file")
-    export.add_argument("folder", type=pathlib.Path, metavar="FOLDER", help="a saved model")
-    export.add_argument(
-        "--output",
-        type=pathlib.Path,
-        metavar="FILE",
-        required=True,
-        help=".pth or .safetensors; without suffix, a Hugging Face folder (MAE)",
-    )
-    export.add_argument(
-        "--adapter", type=pathlib.Path, metavar="FILE", help="an adapter of the model, to be merged into it"
-    )
+    export.add_argument("folder", **folder, help="a saved model")
+    suffixes = ".pth or .safetensors; without suffix, a Hugging Face folder (MAE)"
+    export.add_argument("--output", **file, required=True, help=suffixes)
+    export.add_argument("--adapter", **file, help="an adapter of the model, to be merged into it")
     export.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     fetch = commands.add_parser("fetch", help="download a published file; without a name, list them")
     fetch.add_argument("name", nargs="?", metavar="NAME", help="such as inception or mae-vit-b")
-    fetch.add_argument(
-        "--folder", type=pathlib.Path, metavar="FOLDER",
-        help="default: $L2L_JAX_WEIGHTS, or ~/.cache/l2l_jax/weights",
-    )  # fmt: skip
+    fetch.add_argument("--folder", **folder, help="default: $L2L_JAX_WEIGHTS, or ~/.cache/l2l_jax/weights")
     commands.add_parser("inspect", parents=[reading], help="say what a file or folder is")
     return parser
 
@@ -74,7 +57,7 @@ def _field(text: str) -> tuple[str, Any]:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Do what the command line asks for; `argv` leaves the program's name out."""
+    """Run the command line; `argv` leaves the program's name out."""
     args = _parser().parse_args(argv)
     if args.command == "fetch":
         _fetch(args.name, args.folder)
@@ -86,24 +69,20 @@ def run(argv: Sequence[str]) -> None:
     from l2l_jax.weights.loading import locate
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy, and is of no help here
-
     if args.command == "export":
         card = transfer.export_model(args.folder, args.output, args.dtype, adapter=args.adapter)
         merged = f", with the adapter {args.adapter}" if args.adapter else ""
         print(f"{args.output}: {card['family']}, {card.get('origin')}{merged}")
         return
-    options = dict(ema=args.ema, vqgan=args.vqgan, fields=dict(args.fields))
-    path = locate(args.file)
+    path, options = locate(args.file), dict(ema=args.ema, vqgan=args.vqgan, fields=dict(args.fields))
     if args.command == "inspect":
         for heading, text in transfer.inspect(path, **options).items():
             print(f"{heading + ':':12} {text}")
         return
     output = args.output or pathlib.Path("pretrained") / pathlib.Path(args.file).stem
     card = transfer.import_checkpoint(path, output, **options)
-    print(
-        f"{output}: {card['family']} {card['variant'] or '(no published size)'}, SHA-256 "
-        f"{card['source']['sha256']}"
-    )
+    size = card["variant"] or "(no published size)"
+    print(f"{output}: {card['family']} {size}, SHA-256 {card['source']['sha256']}")
     if "left_out" in card["source"]:
         print(f"Left out, as only training needs them: {card['source']['left_out']}")
     if card["assumed"]:
@@ -116,8 +95,7 @@ def _fetch(name: str | None, folder: pathlib.Path | None) -> None:
     from l2l_jax.weights import downloads, published
 
     if name is not None:
-        path = downloads.fetch(published.published(name), folder or published.weights_folder())
-        print(path)
+        print(downloads.fetch(published.published(name), folder or published.weights_folder()))
         return
     for file in published.PUBLISHED.values():
         print(f"{file.name:20} {file.holds}; {file.size_in_words()}; {file.licence}\n{'':20} {file.page}")

@@ -19,15 +19,7 @@ from l2l_jax.weights.reading import CheckpointFile, read_checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A state dict and where it comes from.
-
-    Attributes:
-      state_dict: Arrays by key, without wrappers.
-      origin: What the file says besides, see `l2l_jax.models.checkpoints.Origin`.
-      file: The file.
-      copy: Name of the copy in it that was taken.
-      vqgan: The second file, if there is one.
-    """
+    """A state dict, what its file says besides, and the copy in the file that was taken."""
 
     state_dict: Mapping[str, Any]
     origin: dict[str, Any]
@@ -55,14 +47,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Recognized:
-    """A checkpoint of a known family.
-
-    Attributes:
-      family: Name of the family.
-      format: The format of the checkpoint.
-      state_dict: Its arrays, by the keys of the format's table.
-      origin: As of `Checkpoint`.
-    """
+    """A checkpoint of a known family; its arrays have the keys of the format's table."""
 
     family: str
     format: CheckpointFormat
@@ -103,14 +88,10 @@ class Recognized:
         return () if self.variant() else tuple(name for name in self.format.hidden if name not in known)
 
     def model(self, given: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
-        """Return the model of the checkpoint, and those of its fields that were guessed.
-
-        Args:
-          given: Fields that the user gives.
+        """Return the model with the `given` fields, and those of its fields that were guessed.
 
         Raises:
-          UserError: Sizes that cannot be told; a field that weights do not show and that was not given; a
-            given field that contradicts the weights.
+          UserError: A field that must be given is not, or a given one contradicts the weights.
         """
         sizes, known = self.sizes, self.known_fields()
         for name, value in given.items():
@@ -129,11 +110,7 @@ class Recognized:
         return model, {name: getattr(model, name) for name in assumed}
 
     def params(self, model: Model) -> Params:
-        """Return the parameters that the checkpoint holds, float32; `model.derived_parts` are not among them.
-
-        Raises:
-          UserError: The weights do not fit the model, are not finite, or not float32, float16 or bfloat16.
-        """
+        """Return the parameters that the checkpoint holds, float32; if they do not fit, raise a UserError."""
         target = part_shapes(model, self.format.parts)
         return as_floats(mapping.to_flax(self.format.table, self.state_dict, target, model), target)
 
@@ -141,16 +118,7 @@ class Recognized:
 def open_checkpoint(
     path: pathlib.Path, *, ema: bool = False, vqgan: pathlib.Path | None = None
 ) -> Checkpoint:
-    """Return the state dict of a checkpoint, that of MAGE's VQGAN added if it is in a file of its own.
-
-    Args:
-      path: See `read_checkpoint`.
-      ema: Take the exponential moving average of the weights.
-      vqgan: File of the VQGAN.
-
-    Raises:
-      UserError: See `read_checkpoint` and `CheckpointFile.choose`.
-    """
+    """Return the state dict of a checkpoint, that of MAGE's VQGAN added if it is in a file of its own."""
     file = read_checkpoint(path)
     name = file.choose(ema)
     state_dict: Mapping[str, Any] = file.copies[name]
@@ -166,11 +134,7 @@ def open_checkpoint(
 
 
 def recognize(state_dict: Mapping[str, Any], origin: Mapping[str, Any]) -> Recognized:
-    """Find the family of a state dict by its keys.
-
-    Raises:
-      UserError: It belongs to none, or is only a part of a model; the message says which.
-    """
+    """Find the family of a state dict by its keys."""
     for family in FAMILIES:
         for kind in FAMILIES[family].FORMATS:
             if kind.recognize(state_dict):
@@ -196,11 +160,7 @@ def open_recognized(
 
 
 def build(family: str, fields: Mapping[str, Any]) -> Model:
-    """Return the model of a family with these fields, checked.
-
-    Raises:
-      UserError: A field that does not exist, or a value that it cannot have.
-    """
+    """Return the model of a family with these fields, checked."""
     cls = FAMILIES[family]
     known = cls.field_names()
     for name in fields:
@@ -215,11 +175,7 @@ def build(family: str, fields: Mapping[str, Any]) -> Model:
 
 
 def part_shapes(model: Model, parts: tuple[str, ...]) -> Params:
-    """Return the shapes of some parts of the parameters.
-
-    Raises:
-      UserError: Parameters of such shapes cannot be.
-    """
+    """Return the shapes of some parts of the parameters."""
     try:
         shapes = model.shapes()
     except (ValueError, TypeError, ArithmeticError) as error:
@@ -231,11 +187,7 @@ def part_shapes(model: Model, parts: tuple[str, ...]) -> Params:
 
 
 def as_floats(params: Params, target: Params) -> Params:
-    """Return parameters in the number formats of `target`, which hold every value of theirs.
-
-    Raises:
-      UserError: Arrays that are not float32, float16 or bfloat16, or that hold NaN or infinite values.
-    """
+    """Widen finite parameters to the number formats of `target`; others raise a UserError."""
 
     def widen(path: Any, value: np.ndarray, like: Any) -> np.ndarray:
         name = "/".join(str(key.key) for key in path)

@@ -13,21 +13,14 @@ from l2l_jax.errors import UserError
 from l2l_jax.weights.published import PublishedFile
 from l2l_jax.weights.reading import sha256
 
-CHUNK = 1 << 20
-TIMEOUT_SECONDS = 60
+CHUNK, TIMEOUT_SECONDS = 1 << 20, 60
 
 
 def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
-    """Download a file; what was downloaded before an interruption is not downloaded again.
-
-    Prints the file's size, licence and SHA-256.
-
-    Args:
-      file: What to download.
-      folder: Where to; created.
+    """Download a file, resuming an interrupted download; print its size, licence and SHA-256.
 
     Returns:
-      The path of the file.
+      The path of the file in `folder`, which is created.
 
     Raises:
       UserError: The server cannot be reached or refuses, the disk is full, or another file came than was
@@ -46,19 +39,21 @@ def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{file.holds}: {file.url}\n{file.size_in_words()}; licence: {file.licence}")
     part = target.with_name(f"{target.name}.part")
+    by_hand = (
+        "Without a connection to the Internet, download it elsewhere, as with\n"
+        f"    curl -L -o {file.file} '{file.url}'\n"
+        f"and copy it here as {target}; any other place can be named on the command line."
+    )
     try:
         _download(file, part)
     except urllib.error.HTTPError as error:
-        raise UserError(
-            f"{file.url} answers {error.code} {error.reason}. {_by_hand(file, folder)}"
-        ) from error
+        raise UserError(f"{file.url} answers {error.code} {error.reason}. {by_hand}") from error
     except (OSError, http.client.HTTPException) as error:
         if getattr(error, "filename", None):
             raise  # of this machine's disk
-        reason = getattr(error, "reason", error)
+        server, reason = urllib.parse.urlsplit(file.url).netloc, getattr(error, "reason", error)
         raise UserError(
-            f"{urllib.parse.urlsplit(file.url).netloc} cannot be reached, or went away ({reason}). Run the "
-            f"same command to resume. {_by_hand(file, folder)}"
+            f"{server} cannot be reached, or went away ({reason}). Run the same command to resume. {by_hand}"
         ) from error
     try:
         _check(file, part)
@@ -67,14 +62,6 @@ def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
         raise
     part.replace(target)
     return target
-
-
-def _by_hand(file: PublishedFile, folder: pathlib.Path) -> str:
-    return (
-        "Without a connection to the Internet, download it elsewhere, as with\n"
-        f"    curl -L -o {file.file} '{file.url}'\n"
-        f"and copy it here as {folder / file.file}; any other place can be named on the command line."
-    )
 
 
 def _check(file: PublishedFile, path: pathlib.Path) -> None:

@@ -68,14 +68,7 @@ def model_from_checkpoint(
 
 
 def stored_fields(path: str | pathlib.Path) -> tuple[str, dict[str, Any], tuple[str, ...]]:
-    """Return a model's family, the fields stored with its weights, and those that must be given.
-
-    Args:
-      path: As for `load_model`.
-
-    Raises:
-      UserError: See `load_model`.
-    """
+    """Return a model's family, the fields stored with its weights, and those that must be given."""
     path = locate(path)
     if not path.exists():
         raise UserError(_missing(path))
@@ -98,16 +91,7 @@ def _is_checkpoint(path: pathlib.Path) -> bool:
 
 
 def load_pretrained(path: pathlib.Path, family: str, model: Model) -> Params:
-    """Return all parts of the original model that `config.model.pretrained` names.
-
-    Args:
-      path: As for `load_model`.
-      family: The family that the config asks for.
-      model: The model that the config asks for.
-
-    Raises:
-      UserError: There is another family or another model, or nothing that can be read.
-    """
+    """Return all parts of the model that `config.model.pretrained` names, checked against the config's."""
     path = locate(path)
     if not path.exists():
         raise UserError(_missing(path))
@@ -209,9 +193,6 @@ def original_weights(path: pathlib.Path) -> dict[str, Any]:
 
     A model that was trained here comes from no file and has no SHA-256. Of one that was unlearned before, the
     facts hold those of its own original under "original_weights".
-
-    Raises:
-      UserError: It cannot be read.
     """
     path = locate(path)
     if path.parent == shipped.FOLDER:

@@ -59,10 +59,9 @@ class CheckpointFile:
     """The content of a checkpoint.
 
     Attributes:
-      path: The file or folder.
       kind: Its format, in words.
       copies: State dicts by the name of their wrapper ("" for none), without common prefixes.
-      origin: What it says besides, see `l2l_jax.models.checkpoints.Origin`.
+      origin: See `l2l_jax.models.checkpoints.Origin`.
       files: The files that hold the arrays.
       left_out: Keys of networks that only the training needs.
     """
@@ -199,16 +198,7 @@ def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
 def find_state_dicts(
     content: Mapping[Any, Any], depth: int = 4
 ) -> tuple[dict[str, StateDict], tuple[str, ...]]:
-    """Return the state dicts in a checkpoint, and the keys that only training needs, which are left out.
-
-    Args:
-      content: Nested mappings. Values that are neither a mapping nor a `StoredArray` are passed over, and so
-        are mappings of other names than `PLAIN` and `AVERAGED`, such as an optimizer's.
-      depth: Number of nested mappings to look into.
-
-    Returns:
-      State dicts without prefixes by the names of their wrappers, joined with dots; and keys.
-    """
+    """Return the state dicts in a checkpoint, and the keys that only training needs, which are left out."""
     found: dict[str, StateDict] = {}
     left_out: dict[str, None] = {}
     for wrapper in (*PLAIN, *AVERAGED):
@@ -277,11 +267,7 @@ def _read_safetensors(path: pathlib.Path) -> StateDict:
 
 
 def import_torch() -> ModuleType:
-    """Return PyTorch.
-
-    Raises:
-      UserError: It is not installed, or too old to be given a file that may be hostile.
-    """
+    """Return PyTorch."""
     try:
         import torch  # an optional extra
     except ImportError as error:

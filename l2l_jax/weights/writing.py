@@ -15,14 +15,7 @@ from l2l_jax.weights.reading import SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES
 
 
 def check_output(path: pathlib.Path, folders: bool = False) -> None:
-    """Refuse an output before any work is done for it.
-
-    Args:
-      path: A file with the suffix of a checkpoint or, if there may be `folders`, a path without suffix.
-
-    Raises:
-      UserError: It exists, its suffix is not a checkpoint's, or PyTorch is needed and missing.
-    """
+    """Raise a UserError for an output that exists or does not have the suffix of a checkpoint."""
     if path.exists():
         raise UserError(f"{path} exists. Choose another --output, or delete it first.")
     if path.name.endswith(TORCH_SUFFIXES):
@@ -32,17 +25,7 @@ def check_output(path: pathlib.Path, folders: bool = False) -> None:
 
 
 def write_checkpoint(path: pathlib.Path, state_dict: Mapping[str, np.ndarray], wrapper: str = "") -> None:
-    """Write a state dict of contiguous arrays.
-
-    Args:
-      path: Where to, with a suffix that `read_checkpoint` knows; its folder is created.
-      state_dict: Arrays by key.
-      wrapper: PyTorch files hold `{wrapper: state_dict}`, or the state dict itself where it is "".
-        safetensors has no wrappers.
-
-    Raises:
-      UserError: See `check_output`.
-    """
+    """Write contiguous arrays, in PyTorch files as `{wrapper: state_dict}`; see `check_output` for errors."""
     check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as unfinished:

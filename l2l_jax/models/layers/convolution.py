@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 STRIPS_FROM = 4096
 """Pixels of an image from which it is multiplied strip by strip: what a strip reads stays in the processor's
@@ -38,8 +38,8 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def convolution(
-    x: jax.Array,
-    kernel: jax.Array,
+    x: Array,
+    kernel: Array,
     window_strides: Any,
     padding: Any,
     lhs_dilation: Any = None,
@@ -47,17 +47,11 @@ def convolution(
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     precision: Any = None,
-) -> jax.Array:
-    """`lax.conv_general_dilated`, with the weight gradient of `kernel_gradient` on CPUs.
+) -> Array:
+    """Run `lax.conv_general_dilated`, with the weight gradient of `kernel_gradient` on CPUs.
 
     That holds for two-dimensional convolutions of kernels with odd sides that keep the resolution, of images
-    of `FROM_PLACES` pixels or more; others are left as they are.
-
-    Args:
-      x: `[batch, height, width, channel]`.
-      kernel: `[height, width, channel, output channel]`.
-      window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision:
-        as Flax passes them, see `lax.conv_general_dilated`.
+    of `FROM_PLACES` pixels or more; others do not change. Arguments are those that Flax passes.
     """
     steps = (*window_strides, *(lhs_dilation or ()), *(rhs_dilation or ()), feature_group_count)
     whole = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
@@ -75,27 +69,27 @@ Conv = partial(nn.Conv, conv_general_dilated=convolution)
 """`flax.linen.Conv`, same parameters, with `convolution`."""
 
 
-def _plain(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
+def _plain(x: Array, kernel: Array, precision: Any) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC, precision=precision)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _same(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
+def _same(x: Array, kernel: Array, precision: Any) -> Array:
     return _plain(x, kernel, precision)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, precision: Any) -> tuple[jax.Array, Any]:
+def _forward(x: Array, kernel: Array, precision: Any) -> tuple[Array, Any]:
     return _plain(x, kernel, precision), (x, kernel)
 
 
-def _backward(precision: Any, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(precision: Any, kept: Any, gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
     (to_input,) = jax.linear_transpose(lambda v: _plain(v, kernel, precision), x)(gradient)
 
-    def by_convolution(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    def by_convolution(x: Array, gradient: Array) -> Array:
         return jax.linear_transpose(lambda k: _plain(x, k, precision), kernel)(gradient)[0]
 
-    def by_product(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    def by_product(x: Array, gradient: Array) -> Array:
         found = kernel_gradient(x, gradient, kernel.shape[:2], precision).astype(kernel.dtype)
         # In a shard_map, where all devices have one kernel, its gradient is their sum: that is the transpose
         # of a product with a one of each device.
@@ -110,10 +104,8 @@ def _backward(precision: Any, kept: Any, gradient: jax.Array) -> tuple[jax.Array
 _same.defvjp(_forward, _backward)
 
 
-def kernel_gradient(
-    x: jax.Array, gradient: jax.Array, size: tuple[int, int], precision: Any = None
-) -> jax.Array:
-    """The gradient of a convolution with respect to its kernel, as matrix products.
+def kernel_gradient(x: Array, gradient: Array, size: tuple[int, int], precision: Any = None) -> Array:
+    """Compute the gradient of a convolution with respect to its kernel by matrix products.
 
     The input's copies, one for each column of the kernel, stand side by side as the channels of one matrix.
     For each row of the kernel, its lines, shifted, are multiplied by the output's gradient, which sums over
@@ -121,10 +113,10 @@ def kernel_gradient(
     copied.
 
     Args:
-      x: input of the convolution, `[batch, height, width, channel]`.
-      gradient: of its output, `[batch, height, width, output channel]`.
-      size: height and width of the kernel, odd.
-      precision: of the products, see `jax.lax.Precision`.
+      x: Input of the convolution, `[batch, height, width, channel]`.
+      gradient: Of its output, `[batch, height, width, output channel]`.
+      size: Height and width of the kernel, odd.
+      precision: Of the products, see `jax.lax.Precision`.
 
     Returns:
       `[*size, channel, output channel]`, float32.
@@ -135,8 +127,8 @@ def kernel_gradient(
     return _correlation(gradient, x, size, precision)[::-1, ::-1].swapaxes(2, 3)
 
 
-def _correlation(shifted: jax.Array, still: jax.Array, size: tuple[int, int], precision: Any) -> jax.Array:
-    """Sums over all places of `shifted` at an offset times `still`, `[*size, channel, other channel]`."""
+def _correlation(shifted: Array, still: Array, size: tuple[int, int], precision: Any) -> Array:
+    """Sum over all places of `shifted` at an offset times `still`, `[*size, channel, other channel]`."""
     batch, height, width, channels = shifted.shape
     (rows, columns), others = size, still.shape[-1]
     in_strips = height * width >= STRIPS_FROM and channels > NARROW
@@ -148,7 +140,7 @@ def _correlation(shifted: jax.Array, still: jax.Array, size: tuple[int, int], pr
     padded = lax.optimization_barrier(_in_parts(jnp.pad(shifted, margin), images))
     still = _in_parts(still, images)
 
-    def add_strip(index: jax.Array | int, total: jax.Array) -> jax.Array:
+    def add_strip(index: Array | int, total: Array) -> Array:
         part, top = index // (height // lines), index % (height // lines) * lines
         beside, here = (
             lax.dynamic_slice_in_dim(lax.dynamic_index_in_dim(y, part, keepdims=False), top, count, axis=1)
@@ -168,22 +160,22 @@ def _correlation(shifted: jax.Array, still: jax.Array, size: tuple[int, int], pr
 
 
 def _strip(batch: int, height: int, width: int) -> tuple[int, int]:
-    """How many images, and lines of each, are multiplied at a time; divisors of `batch` and `height`."""
+    """Return how many images, and lines of each, are multiplied at a time."""
     images = _divisor(batch, STRIP_PLACES // (width * min(STRIP_LINES, height)))
     return images, _divisor(height, max(STRIP_PLACES // (width * images), STRIP_LINES))
 
 
-def _part(shifted: jax.Array, columns: int) -> int:
-    """How many whole images are multiplied at a time."""
+def _part(shifted: Array, columns: int) -> int:
+    """Return how many whole images are multiplied at a time."""
     bytes_an_image = math.prod(shifted.shape[1:]) * columns * shifted.dtype.itemsize
     return _divisor(shifted.shape[0], COPIES_BYTES // bytes_an_image)
 
 
 def _divisor(number: int, most: int) -> int:
-    """The largest divisor that is at most `most`, or 1."""
+    """Return the largest divisor that is at most `most`, or 1."""
     return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(most, 1))
 
 
-def _in_parts(y: jax.Array, images: int) -> jax.Array:
-    """`[batch, …]` → `[part, images, …]`, image i in part i mod parts: sharded rows stay where they are."""
+def _in_parts(y: Array, images: int) -> Array:
+    """Split `[batch, …]` into `[part, images, …]`, image i in part i mod parts: sharded rows do not move."""
     return jnp.moveaxis(y.reshape(images, -1, *y.shape[1:]), 1, 0)

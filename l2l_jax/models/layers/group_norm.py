@@ -1,14 +1,15 @@
-"""Group normalisation of large images, whose statistics are summed channel by channel first."""
+"""Group normalization of large images, whose statistics are summed channel by channel first."""
 
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 FROM_PLACES = 256
-"""Places of an image from which sums are taken channel by channel. Smaller ones are normalised as Flax does
-it: the figures of the digits recipes were measured so, and other rounding is another run."""
+"""Places of an image from which sums are taken channel by channel. Smaller ones are normalized as Flax does
+it, with which the metrics of the digits configs were measured."""
 
 
 class GroupNorm(nn.GroupNorm):
@@ -20,7 +21,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         """`[batch, …, channel]` → the same shape, in `dtype` or, if that is None, in the type of input and
         parameters, promoted. Statistics are float32.
 
@@ -35,7 +36,7 @@ class GroupNorm(nn.GroupNorm):
         bias = self.param("bias", self.bias_init, (channels,), self.param_dtype)
         flat = x.reshape(batch, places, channels).astype(jnp.float32)
 
-        def group_mean(sums: jax.Array) -> jax.Array:
+        def group_mean(sums: Array) -> Array:
             return sums.reshape(batch, self.num_groups, size).sum(axis=-1) / (places * size)
 
         mean = group_mean(flat.sum(axis=1))

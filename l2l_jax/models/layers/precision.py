@@ -1,8 +1,8 @@
-"""Which numbers are bfloat16 in a model whose `dtype` says so, and which stay float32.
+"""Mixed precision: which numbers of a bfloat16 model stay float32.
 
 The paper's loss is a difference of features that are nearly equal, so that rounding is soon as large as what
 is left to learn. Products and convolutions are computed in `dtype`, from parameters rounded to it; residual
-streams, normalisation and whatever the loss reads directly (last norms, heads, the γ embedding) are float32.
+streams, normalization and whatever the loss reads directly (last norms, heads, the γ embedding) are float32.
 docs/guides/scaling.md has what each choice costs.
 """
 
@@ -13,15 +13,15 @@ import jax.numpy as jnp
 
 
 def in_dtype(params: Any, dtype: jnp.dtype, float32: Collection[str] = ()) -> Any:
-    """Parameters in the types that they are computed with.
+    """Return parameters in the dtypes that they are computed with.
 
-    Kernels of products and convolutions, and the biases beside them, are rounded to `dtype`, as the
-    layers would round them: done before they cross the network or are read twice, it saves half the bytes.
+    Kernels of products and convolutions, and their biases, are rounded to `dtype`, as the layers would round
+    them: done before they cross the network or are read twice, it saves half the bytes.
 
     Args:
-      params: a tree of dicts, float32.
-      dtype: of the products.
-      float32: modules that stay as they are, as "decoder/head".
+      params: A tree of dicts, float32.
+      dtype: Of the products.
+      float32: Modules that stay as they are, such as "decoder/head".
     """
     if dtype == jnp.float32:
         return params

@@ -1,4 +1,4 @@
-"""What is kept for the backward pass: less memory for more work there."""
+"""Rematerialization: less memory for more work in the backward pass."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,14 @@ import jax
 
 
 def rematerialised(block: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """`block`; with `remat`, one that keeps only its input for the backward pass."""
+    """Return `block`; with `remat`, one that keeps only its input for the backward pass."""
     return nn.remat(block) if remat else block
 
 
 def rematerialised_body(body: Callable, remat: bool) -> Callable:
-    """The body of a `jax.lax.scan` over blocks, which would keep every intermediate value.
+    """Return a body of a `jax.lax.scan` over blocks that keeps the results of products with parameters.
 
-    It keeps the results of products with parameters; what lies between them, attention included, is computed
-    again. With `remat` it keeps its input alone.
+    Everything else, attention included, is computed again. With `remat` it keeps its input alone.
     """
     policies = jax.checkpoint_policies
     policy = policies.nothing_saveable if remat else policies.dots_with_no_batch_dims_saveable

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from l2l_jax.models.layers.precision import in_dtype
 from l2l_jax.models.layers.remat import rematerialised, rematerialised_body
@@ -22,7 +23,7 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         batch, tokens, width = x.shape
         dense = dict(dtype=self.dtype, kernel_init=xavier)
         qkv = nn.Dense(3 * width, name="qkv", **dense)(x)
@@ -38,7 +39,7 @@ class Mlp(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         dense = dict(dtype=self.dtype, kernel_init=xavier)
         hidden = nn.gelu(nn.Dense(self.hidden, name="fc1", **dense)(x), approximate=False)
         return nn.Dense(x.shape[-1], name="fc2", **dense)(hidden)
@@ -53,7 +54,7 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         norm = dict(epsilon=self.norm_eps, dtype=self.dtype)
         x = x + Attention(self.num_heads, self.dtype, name="attn")(nn.LayerNorm(name="norm1", **norm)(x))
         hidden = int(x.shape[-1] * self.mlp_ratio)
@@ -83,7 +84,7 @@ class Stack:
     remat: bool = False
     scan: bool = False
 
-    def __call__(self, parent: nn.Module, x: jax.Array) -> jax.Array:
+    def __call__(self, parent: nn.Module, x: Array) -> Array:
         """Map `[batch, token, width]` to the same shape."""
         if self.scan and not parent.is_initializing():
             return self._scanned(parent.variables["params"], x)
@@ -93,7 +94,7 @@ class Stack:
             x = block(self.num_heads, norm_eps=self.norm_eps, dtype=self.dtype, name=name)(x)
         return x
 
-    def _scanned(self, params: Mapping[str, Any], x: jax.Array) -> jax.Array:
+    def _scanned(self, params: Mapping[str, Any], x: Array) -> Array:
         block = Block(self.num_heads, norm_eps=self.norm_eps, dtype=self.dtype, parent=None)
 
         def body(x, params):
@@ -113,7 +114,7 @@ class PatchEmbed(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, patches: jax.Array) -> jax.Array:
+    def __call__(self, patches: Array) -> Array:
         """Map `[batch, patch, patch_size² · channel]` (row, column, channel) to `[…, width]`."""
         channels = patches.shape[-1] // self.patch_size**2
         shape = (self.patch_size, self.patch_size, channels, self.width)
@@ -123,7 +124,7 @@ class PatchEmbed(nn.Module):
         return patches.astype(self.dtype) @ kernel + bias.astype(self.dtype)[None, None]
 
 
-def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+def patchify(images: Array, patch_size: int) -> Array:
     """Cut `[batch, height, width, channel]` into `[batch, patch, patch_size² · channel]`, row-major."""
     batch, height, width, channels = images.shape
     rows, columns = height // patch_size, width // patch_size
@@ -131,7 +132,7 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
 
 
-def unpatchify(patches: jax.Array, patch_size: int, height: int, width: int) -> jax.Array:
+def unpatchify(patches: Array, patch_size: int, height: int, width: int) -> Array:
     """Invert `patchify`."""
     batch, rows, columns = patches.shape[0], height // patch_size, width // patch_size
     x = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)

@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from l2l_jax.models.base import Model, Params, register
+from l2l_jax.models.base import Corrupted, Model, Params, register
 from l2l_jax.models.layers import vit
 from l2l_jax.models.layers.precision import in_dtype
 from l2l_jax.models.mae import convert
@@ -30,7 +31,7 @@ class Encoder(nn.Module):
     blocks: vit.Stack
 
     @nn.compact
-    def __call__(self, patches: jax.Array, ids: jax.Array) -> jax.Array:
+    def __call__(self, patches: Array, ids: Array) -> Array:
         """Map kept patches and their places in the grid to tokens.
 
         Args:
@@ -57,7 +58,7 @@ class Decoder(nn.Module):
     blocks: vit.Stack
 
     @nn.compact
-    def __call__(self, latent: jax.Array, ids_restore: jax.Array) -> jax.Array:
+    def __call__(self, latent: Array, ids_restore: Array) -> Array:
         """`[batch, 1 + kept, encoder width]`, `[batch, patches]` → `[batch, patches, patch_dim]`."""
         positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid))
         mask_token = self.param("mask_token", small_normal, (1, 1, self.width))
@@ -72,7 +73,7 @@ class Decoder(nn.Module):
         return nn.Dense(self.patch_dim, kernel_init=vit.xavier, name="decoder_pred")(x)[:, 1:]
 
 
-def random_masking(noise: jax.Array, kept: int) -> tuple[jax.Array, jax.Array]:
+def random_masking(noise: Array, kept: int) -> tuple[Array, Array]:
     """Choose the patches that stay: the `kept` ones of least noise, in the order of their noise.
 
     Args:
@@ -87,7 +88,7 @@ def random_masking(noise: jax.Array, kept: int) -> tuple[jax.Array, jax.Array]:
     return ids_shuffle[:, :kept], jnp.argsort(ids_shuffle, axis=1)
 
 
-def _per_channel(values: tuple[float, ...]) -> jax.Array:
+def _per_channel(values: tuple[float, ...]) -> Array:
     return jnp.asarray(values).reshape(1, 1, 1, -1)
 
 
@@ -190,7 +191,7 @@ class MAE(Model):
     def in_compute_dtype(self, params: Params) -> Params:
         return in_dtype(params, jnp.dtype(self.dtype), float32=("decoder/decoder_pred",))
 
-    def init(self, rng: jax.Array) -> Params:
+    def init(self, rng: Array) -> Params:
         encoder_rng, decoder_rng = jax.random.split(rng)
         ids = jnp.zeros((1, 1), jnp.int32)
         ids_restore = jnp.zeros((1, self.grid**2), jnp.int32)
@@ -199,9 +200,7 @@ class MAE(Model):
             "decoder": self.decoder.init(decoder_rng, jnp.zeros((1, 2, self.width)), ids_restore)["params"],
         }
 
-    def corrupt(
-        self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
-    ) -> dict[str, jax.Array]:
+    def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
         """Keep a random `1 − mask_ratio` of the patches.
 
         Returns:
@@ -213,32 +212,30 @@ class MAE(Model):
         noise = draw_rows(lambda rows: jax.random.uniform(rng, (rows, patches)), images.shape[0], axis_name)
         return self.mask(images, noise, int(patches * (1 - self.mask_ratio)))
 
-    def mask(self, images: jax.Array, noise: jax.Array, kept: int) -> dict[str, jax.Array]:
+    def mask(self, images: Array, noise: Array, kept: int) -> Corrupted:
         """Corrupt with the noise `[batch, patches]` and the number of kept patches given."""
         ids_keep, ids_restore = random_masking(noise, kept)
         patches = jnp.take_along_axis(self._patches(images), ids_keep[..., None], axis=1)
         return {"patches": patches, "ids": ids_keep, "ids_restore": ids_restore}
 
-    def _patches(self, images: jax.Array) -> jax.Array:
+    def _patches(self, images: Array) -> Array:
         normalized = (images - _per_channel(self.pixel_mean)) / _per_channel(self.pixel_std)
         return vit.patchify(normalized, self.patch_size)
 
-    def encode(self, encoder_params: Any, corrupted: dict[str, jax.Array]) -> jax.Array:
+    def encode(self, encoder_params: Any, corrupted: Corrupted) -> Array:
         """Return tokens `[batch, 1 + kept, width]`, float32, class token first."""
         return self.encoder.apply({"params": encoder_params}, corrupted["patches"], corrupted["ids"])
 
-    def decode(self, decoder_params: Any, latent: jax.Array, ids_restore: jax.Array) -> jax.Array:
+    def decode(self, decoder_params: Any, latent: Array, ids_restore: Array) -> Array:
         """Return predicted patches `[batch, patches, patch² · channel]`, float32."""
         return self.decoder.apply({"params": decoder_params}, latent, ids_restore)
 
-    def predict(self, params: Params, corrupted: dict[str, jax.Array]) -> jax.Array:
+    def predict(self, params: Params, corrupted: Corrupted) -> Array:
         """Return predicted patches `[batch, patches, patch² · channel]`, float32."""
         latent = self.encode(params["encoder"], corrupted)
         return self.decode(params["decoder"], latent, corrupted["ids_restore"])
 
-    def prediction_loss(
-        self, predicted: jax.Array, images: jax.Array, corrupted: dict[str, jax.Array]
-    ) -> jax.Array:
+    def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
         """Return the mean squared error over the missing patches of each image, `[batch]`."""
         target = self._patches(images)
         if self.norm_pix_loss:
@@ -247,21 +244,19 @@ class MAE(Model):
             target = (target - mean) / jnp.sqrt(variance + 1e-6)
         return self.imitation_loss(predicted, corrupted, target)
 
-    def imitation_loss(
-        self, predicted: jax.Array, corrupted: dict[str, jax.Array], target: jax.Array
-    ) -> jax.Array:
+    def imitation_loss(self, predicted: Array, corrupted: Corrupted, target: Array) -> Array:
         """Return the mean squared error to `target` patches over the missing ones, `[batch]`."""
         error = jnp.square(predicted - target).mean(-1)
         missing = corrupted["ids_restore"] >= corrupted["ids"].shape[1]
         return jnp.sum(error * missing, axis=1) / jnp.sum(missing, axis=1)
 
     def with_truth(
-        self, params: Params, images: jax.Array, corrupted: dict[str, jax.Array], truth: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, params: Params, images: Array, corrupted: Corrupted, truth: Array
+    ) -> tuple[Array, Corrupted]:
         """Put `truth` in place of the images; what the encoder is given stays."""
         return truth, corrupted
 
-    def inpaint(self, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
+    def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
         """Run one forward pass and paste the missing pixels in, clipped to the pixel range.
 
         A patch that the mask touches is hidden whole, but only its missing pixels are replaced.
@@ -277,7 +272,7 @@ class MAE(Model):
         painted = self._paint(params, images, jnp.broadcast_to(visible, (images.shape[0], len(visible))))
         return jnp.where(mask[None, ..., None], painted, images)
 
-    def inpaint_from_patches(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
+    def inpaint_from_patches(self, params: Params, images: Array, visible: Array) -> Array:
         """Run one forward pass and replace the patches that are not visible, clipped to the pixel range."""
         hidden = jnp.ones((images.shape[0], self.grid**2), bool)
         hidden = jnp.put_along_axis(hidden, visible, False, axis=1, inplace=False)
@@ -285,7 +280,7 @@ class MAE(Model):
         mask = vit.unpatchify(patches, self.patch_size, *self.image_shape[:2])
         return jnp.where(mask, self._paint(params, images, visible), images)
 
-    def _paint(self, params: Params, images: jax.Array, visible: jax.Array) -> jax.Array:
+    def _paint(self, params: Params, images: Array, visible: Array) -> Array:
         """Return the model's whole images from the patches `visible` `[batch, visible]`, clipped."""
         noise = jnp.ones((images.shape[0], self.grid**2))
         noise = jnp.put_along_axis(noise, visible, 0.0, axis=1, inplace=False)

@@ -1,4 +1,4 @@
-"""Restoration with MAGE: iterative decoding of masked tokens, and blending the result in.
+"""Inpainting with MAGE: iterative decoding of masked tokens, and blending the result in.
 
 The order of decoding is that of MaskGIT (Chang et al. 2022): all hidden tokens are sampled at once,
 the least certain are masked again, and fewer of them at every step. What a mask hides is known
@@ -11,10 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 
 class Schedule(NamedTuple):
-    """The steps that are carried out.
+    """The steps of decoding.
 
     Attributes:
       mask_lengths: int32 `[step]`, how many tokens are masked again after each step.
@@ -35,24 +36,16 @@ class Step(NamedTuple):
       ids: int32 `[batch, token]`: `sampled` with the least certain tokens masked again.
     """
 
-    sampled: jax.Array
-    confidence: jax.Array
-    ids: jax.Array
+    sampled: Array
+    confidence: Array
+    ids: Array
 
 
 def hidden_tokens(mask: np.ndarray, patch_size: int, margin: int) -> np.ndarray:
-    """The tokens to decode: any pixel missing, or within `margin` tokens of such a one.
+    """Return the tokens to decode, bool `[token]`: those with a missing pixel, grown by `margin` tokens.
 
     The release rounds a mask that ends inside a token down on its lower and right side, and so
     grows it by less there. Both agree on masks that are aligned with the tokens.
-
-    Args:
-      mask: bool `[height, width]`, True where pixels are missing.
-      patch_size: side of a token in pixels.
-      margin: in tokens, in all eight directions.
-
-    Returns:
-      bool `[token]`, row-major.
     """
     from scipy import ndimage  # takes long to load
 
@@ -62,7 +55,7 @@ def hidden_tokens(mask: np.ndarray, patch_size: int, margin: int) -> np.ndarray:
 
 
 def blend_weights(mask: np.ndarray, margin: int, sigma: float) -> np.ndarray:
-    """Weight of the decoded image, float32 `[height, width]` in [0, 1].
+    """Return the weight of the decoded image, float32 `[height, width]` in [0, 1].
 
     Args:
       mask: bool `[height, width]`, True where pixels are missing.
@@ -76,17 +69,11 @@ def blend_weights(mask: np.ndarray, margin: int, sigma: float) -> np.ndarray:
 
 
 def decoding_schedule(tokens: int, hidden: int, steps: int, choice_temperature: float) -> Schedule:
-    """Cosine schedule of the release.
+    """Return the cosine schedule of the release for `hidden` of `tokens` masked tokens.
 
     After step i of `steps` the share cos(π/2 · (i + 1) / steps) of all tokens stays masked, rounded
     down; at least one token, and at least one fewer than before. Steps that would leave a greater
     share than the hidden one are left out. The noise fades linearly.
-
-    Args:
-      tokens: of an image.
-      hidden: how many of them are masked at first.
-      steps: of the whole schedule.
-      choice_temperature: of the noise before the first step.
     """
     done = np.arange(1, steps + 1) / steps
     share = np.cos(np.pi / 2 * done)
@@ -100,12 +87,7 @@ def decoding_schedule(tokens: int, hidden: int, steps: int, choice_temperature: 
 
 
 def decoding_step(
-    logits: jax.Array,
-    ids: jax.Array,
-    mask_id: int,
-    mask_length: jax.Array,
-    id_noise: jax.Array,
-    confidence_noise: jax.Array,
+    logits: Array, ids: Array, mask_id: int, mask_length: Array, id_noise: Array, confidence_noise: Array
 ) -> Step:
     """Draw the masked tokens and mask the least certain again.
 
@@ -128,14 +110,14 @@ def decoding_step(
 
 
 def decode_masked(
-    logits_of: Callable[[jax.Array], jax.Array],
-    ids: jax.Array,
+    logits_of: Callable[[Array], Array],
+    ids: Array,
     mask_id: int,
     schedule: Schedule,
-    rng: jax.Array,
+    rng: Array,
     sampling_temperature: float = 1.0,
-) -> jax.Array:
-    """All steps of the schedule in one compiled loop.
+) -> Array:
+    """Run all steps of the schedule in one compiled loop.
 
     Args:
       logits_of: token ids `[batch, token]` → logits `[batch, token, code]`.

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from l2l_jax.models.base import Corrupted, Model, Params, PretrainingStage, register
 from l2l_jax.models.layers import vit
@@ -211,7 +212,7 @@ class MAGE(Model):
         networks = in_dtype(params, jnp.dtype(self.dtype))
         return {part: (tokenizer if part == "tokenizer" else networks)[part] for part in params}
 
-    def init(self, rng: jax.Array) -> Params:
+    def init(self, rng: Array) -> Params:
         tokenizer_rng, encoder_rng, decoder_rng = jax.random.split(rng, 3)
         image = jnp.zeros((1, self.patch_size, self.patch_size, self.channels))
         ids = jnp.zeros((1, 2), jnp.int32)
@@ -224,19 +225,17 @@ class MAGE(Model):
             "unused": unused_tensors(self.width, self.decoder_width, self.patch_size, self.channels),
         }
 
-    def tokenize(self, params: Params, images: jax.Array) -> jax.Array:
+    def tokenize(self, params: Params, images: Array) -> Array:
         """Return codes, int32 `[batch, tokens]`, row-major."""
         ids = self.tokenizer.apply({"params": params["tokenizer"]}, images, method="tokenize")
         return ids.reshape(images.shape[0], -1)
 
-    def decode_ids(self, params: Params, ids: jax.Array) -> jax.Array:
+    def decode_ids(self, params: Params, ids: Array) -> Array:
         """Return the images of codes `[batch, tokens]`, float32, not clipped."""
         ids = ids.reshape(-1, self.grid, self.grid)
         return self.tokenizer.apply({"params": params["tokenizer"]}, ids, method="decode_ids")
 
-    def corrupt(
-        self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
-    ) -> Corrupted:
+    def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
         """Tokenize, drop a share `dropped` of the tokens, mask some of the others.
 
         Without `paint_masked`, `images` may be codes `[batch, tokens]` that were computed before; then no
@@ -259,9 +258,7 @@ class MAGE(Model):
             )
         return corrupted
 
-    def _draw_mask(
-        self, rows: int, rng: jax.Array, axis_name: str | None
-    ) -> tuple[jax.Array, int, jax.Array]:
+    def _draw_mask(self, rows: int, rng: Array, axis_name: str | None) -> tuple[Array, int, Array]:
         """Draw the arguments of `random_masking` for a batch."""
         noise_key, share_key = jax.random.split(rng)
         num_drop = math.ceil(self.tokens * self.dropped)
@@ -270,17 +267,17 @@ class MAGE(Model):
         noise = draw_rows(lambda n: jax.random.uniform(noise_key, (n, self.tokens)), rows, axis_name)
         return noise, num_drop, jnp.clip(num_mask, max(num_drop, 1), self.tokens)
 
-    def _paint(self, images: jax.Array, mask: jax.Array | np.ndarray) -> jax.Array:
+    def _paint(self, images: Array, mask: Array | np.ndarray) -> Array:
         """Paint the pixels of `mask`, bool `[batch or 1, height, width]`, in `hole_color`."""
         color = jnp.asarray(self.hole_color, images.dtype).reshape(1, 1, 1, -1)
         return jnp.where(mask[..., None], color, images)
 
-    def _paint_tokens(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
+    def _paint_tokens(self, images: Array, tokens: Array) -> Array:
         """Paint the squares of `tokens`, bool `[batch, token]`, in `hole_color`."""
         mask = tokens.reshape(-1, self.grid, self.grid)
         return self._paint(images, mask.repeat(self.patch_size, axis=1).repeat(self.patch_size, axis=2))
 
-    def mask(self, ids: jax.Array, noise: jax.Array, num_drop: int, num_mask: int | jax.Array) -> Corrupted:
+    def mask(self, ids: Array, noise: Array, num_drop: int, num_mask: int | Array) -> Corrupted:
         """Corrupt with the codes `[batch, tokens]` and the arguments of `random_masking` given.
 
         Returns:
@@ -297,17 +294,15 @@ class MAGE(Model):
             "masked": masked,
         }
 
-    def _with_class_token(self, ids: jax.Array) -> jax.Array:
+    def _with_class_token(self, ids: Array) -> Array:
         return jnp.pad(ids, ((0, 0), (1, 0)), constant_values=self.class_id)
 
-    def encode(self, encoder_params: Any, corrupted: dict[str, jax.Array]) -> jax.Array:
+    def encode(self, encoder_params: Any, corrupted: Corrupted) -> Array:
         """Return tokens `[batch, 1 + kept, width]`, class token first."""
         inputs = corrupted["ids"], corrupted["positions"], corrupted.get("dropout_keep")
         return self.encoder.apply({"params": encoder_params}, *inputs)
 
-    def decode(
-        self, params: Params, latent: jax.Array, source: jax.Array, count: int | None = None
-    ) -> jax.Array:
+    def decode(self, params: Params, latent: Array, source: Array, count: int | None = None) -> Array:
         """Return float32 logits `[batch, 1 + tokens, vocabulary]`, or of the first `count` words only.
 
         The token head reads the encoder's word embeddings, and sends them no gradient.
@@ -315,14 +310,12 @@ class MAGE(Model):
         words = jax.lax.stop_gradient(params["encoder"]["token_emb"]["word_embeddings"])
         return self.decoder.apply({"params": params["decoder"]}, latent, source, words, count)
 
-    def predict(self, params: Params, corrupted: dict[str, jax.Array]) -> jax.Array:
+    def predict(self, params: Params, corrupted: Corrupted) -> Array:
         """Return logits of the codes, float32 `[batch, tokens, codes]`."""
         latent = self.encode(params["encoder"], corrupted)
         return self.decode(params, latent, corrupted["source"], self.codebook_size)[:, 1:]
 
-    def prediction_loss(
-        self, predicted: jax.Array, images: jax.Array, corrupted: dict[str, jax.Array]
-    ) -> jax.Array:
+    def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
         """Return the label-smoothed cross-entropy, mean over the masked tokens of an image, float32
         `[batch]`.
 
@@ -336,33 +329,26 @@ class MAGE(Model):
         loss -= self.label_smoothing * log_probability.mean(axis=-1)
         return jnp.sum(loss * corrupted["masked"], axis=1) / jnp.sum(corrupted["masked"], axis=1)
 
-    def imitation_loss(
-        self, predicted: jax.Array, corrupted: dict[str, jax.Array], target: jax.Array
-    ) -> jax.Array:
+    def imitation_loss(self, predicted: Array, corrupted: Corrupted, target: Array) -> Array:
         """Return the cross-entropy to the probabilities of `target` logits at masked tokens, `[batch]`."""
         log_probability = jax.nn.log_softmax(predicted)
         loss = -(jax.nn.softmax(target) * log_probability).sum(axis=-1)
         return jnp.sum(loss * corrupted["masked"], axis=1) / jnp.sum(corrupted["masked"], axis=1)
 
     def with_truth(
-        self, params: Params, images: jax.Array, corrupted: Corrupted, truth: jax.Array
-    ) -> tuple[jax.Array, Corrupted]:
+        self, params: Params, images: Array, corrupted: Corrupted, truth: Array
+    ) -> tuple[Array, Corrupted]:
         """Take the codes of `truth` as the targets; what the encoder is given stays."""
         return images, {**corrupted, "targets": self.tokenize(params, truth)}
 
     def noisy_truth(
-        self,
-        images: jax.Array,
-        corrupted: Corrupted,
-        noise: jax.Array,
-        rng: jax.Array,
-        axis_name: str | None = None,
-    ) -> tuple[jax.Array, Corrupted]:
+        self, images: Array, corrupted: Corrupted, noise: Array, rng: Array, axis_name: str | None = None
+    ) -> tuple[Array, Corrupted]:
         """Take codes of `draw_noise_codes` as the targets, as released."""
         targets = draw_noise_codes(rng, corrupted["targets"], self.codebook_size, axis_name)
         return images, {**corrupted, "targets": targets}
 
-    def tokenizer_loss(self, params: Params, inputs: tuple[jax.Array, ...]) -> jax.Array:
+    def tokenizer_loss(self, params: Params, inputs: tuple[Array, ...]) -> Array:
         """Return the mean squared error of the reconstruction plus the codebook losses, `[batch]`.
 
         Enough for small images; published tokenizers add perceptual and adversarial losses. With
@@ -387,7 +373,7 @@ class MAGE(Model):
         tokenizer = PretrainingStage("tokenizer", ("tokenizer",), prepare, self.tokenizer_loss)
         return (tokenizer, *super().pretraining_stages())
 
-    def inpaint(self, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
+    def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
         """Tokenize, decode what is hidden, blend the decoded image in.
 
         The mask is painted in `hole_color` before the image is tokenized; that color remains where the weight
@@ -422,7 +408,7 @@ class MAGE(Model):
         blended = self.decode_ids(params, ids) * weight + painted * (1 - weight)
         return jnp.clip(blended, *self.value_range)
 
-    def complete(self, params: Params, ids: jax.Array) -> jax.Array:
+    def complete(self, params: Params, ids: Array) -> Array:
         """Predict from tokens `[batch, tokens]`, `mask_id` where hidden, none of them dropped."""
         whole = self._with_class_token(ids)
         positions = jnp.broadcast_to(jnp.arange(1 + self.tokens)[None], whole.shape)

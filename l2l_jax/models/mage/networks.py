@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from l2l_jax.models.layers import vit
 from l2l_jax.utils.batch_axis import draw_rows, mean_and_std
@@ -22,7 +23,7 @@ class TokenEmbedding(nn.Module):
     embedding_std: float = EMBEDDING_STD
 
     @nn.compact
-    def __call__(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
+    def __call__(self, ids: Array, positions: Array) -> Array:
         """`[batch, token]` twice → `[batch, token, width]`, float32."""
         normal = nn.initializers.normal(self.embedding_std)
         words = self.param("word_embeddings", normal, (self.vocabulary, self.width))
@@ -42,9 +43,7 @@ class Encoder(nn.Module):
     embedding_std: float = EMBEDDING_STD
 
     @nn.compact
-    def __call__(
-        self, ids: jax.Array, positions: jax.Array, dropout_keep: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, ids: Array, positions: Array, dropout_keep: Array | None = None) -> Array:
         """Map tokens to features `[batch, 1 + kept, width]`, float32.
 
         Args:
@@ -65,7 +64,7 @@ class TokenHead(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, words: jax.Array, count: int | None = None) -> jax.Array:
+    def __call__(self, x: Array, words: Array, count: int | None = None) -> Array:
         """`[batch, token, decoder width]`, `[vocabulary, width]` → `[batch, token, vocabulary or count]`."""
         vocabulary, width = words.shape
         x = nn.Dense(width, dtype=self.dtype, kernel_init=vit.xavier, name="fc")(x)
@@ -87,9 +86,7 @@ class Decoder(nn.Module):
     embedding_std: float = EMBEDDING_STD
 
     @nn.compact
-    def __call__(
-        self, latent: jax.Array, source: jax.Array, words: jax.Array, count: int | None = None
-    ) -> jax.Array:
+    def __call__(self, latent: Array, source: Array, words: Array, count: int | None = None) -> Array:
         """Return float32 logits `[batch, places, vocabulary]`, or those of the first `count` words only.
 
         Args:
@@ -107,9 +104,7 @@ class Decoder(nn.Module):
         return TokenHead(self.blocks.dtype, name="mlm_layer")(x, words, count)
 
 
-def random_masking(
-    noise: jax.Array, num_drop: int, num_mask: int | jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def random_masking(noise: Array, num_drop: int, num_mask: int | Array) -> tuple[Array, Array, Array]:
     """Choose the tokens that the encoder is given, and its output that the decoder finds at each place.
 
     Args:
@@ -130,23 +125,14 @@ def random_masking(
     return masked, positions, jnp.pad(jnp.where(masked, 0, index), ((0, 0), (1, 0)))
 
 
-def draw_masked_share(rng: jax.Array, mean: float, std: float, least: float) -> jax.Array:
+def draw_masked_share(rng: Array, mean: float, std: float, least: float) -> Array:
     """Draw a scalar from N(mean, std) truncated to [least, 1]."""
     lower, upper = ((end - mean) / std for end in (least, 1.0))
     return mean + std * jax.random.truncated_normal(rng, lower, upper)
 
 
-def draw_noise_codes(
-    rng: jax.Array, codes: jax.Array, codebook_size: int, axis_name: str | None = None
-) -> jax.Array:
-    """Draw codes from a normal distribution with the mean and (unbiased) standard deviation of all codes.
-
-    Args:
-      rng: Key.
-      codes: `[batch, token]`; the result has its shape, rounded and clipped to the codebook.
-      codebook_size: Number of codes.
-      axis_name: Mapped axis over which the batch is split.
-    """
+def draw_noise_codes(rng: Array, codes: Array, codebook_size: int, axis_name: str | None = None) -> Array:
+    """Draw codes from a normal distribution with the mean and (unbiased) deviation of `codes`."""
     mean, std = mean_and_std(codes.astype(jnp.float32), axis_name)
     rows, tokens = codes.shape
     normal = draw_rows(lambda n: jax.random.normal(rng, (n, tokens)), rows, axis_name)
@@ -163,8 +149,5 @@ def unused_tensors(width: int, decoder_width: int, patch_size: int, channels: in
             "kernel": jnp.zeros((patch_size, patch_size, channels, width)),
             "bias": jnp.zeros((width,)),
         },
-        "decoder_pred": {
-            "kernel": jnp.zeros((decoder_width, patch_dim)),
-            "bias": jnp.zeros((patch_dim,)),
-        },
+        "decoder_pred": {"kernel": jnp.zeros((decoder_width, patch_dim)), "bias": jnp.zeros((patch_dim,))},
     }

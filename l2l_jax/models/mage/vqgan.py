@@ -1,22 +1,51 @@
 """VQGAN tokenizer (Esser et al. 2021, "Taming Transformers", as trained for MaskGIT and MAGE).
 
-The convolutional variant that MAGE uses: no attention, no convolution next to the codebook, average
-pooling on the way down. Equal to MAGE's PyTorch port on the arrays in `tests/reference`.
+The convolutional variant that MAGE uses: no attention, no convolution next to the codebook, average pooling
+on the way down. Equal to MAGE's PyTorch port on the arrays in `tests/reference`.
 """
 
+import dataclasses
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from l2l_jax.models.layers.convolution import Conv
 from l2l_jax.models.layers.group_norm import GroupNorm
 from l2l_jax.models.layers.remat import rematerialised
 
 COMMITMENT_WEIGHT, CODEBOOK_WEIGHT = 1.0, 0.25
-"""Weights of the two codebook losses. The usual paper has them the other way round; the released
-tokenizer was trained with these."""
+"""Weights of the two codebook losses. The usual paper has them the other way round; the released tokenizer
+was
+trained with these."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """Sizes that encoder and decoder share; see `VQGAN`."""
+
+    base_channels: int
+    channel_multipliers: tuple[int, ...]
+    num_res_blocks: int
+    groups: int
+    dtype: jnp.dtype
+    remat: bool
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of every level."""
+        return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
+
+    def block(self, width: int, name: str) -> nn.Module:
+        """Return a residual block."""
+        return rematerialised(ResBlock, self.remat)(width, self.groups, self.dtype, name=name)
+
+    def norm_out(self) -> GroupNorm:
+        """Return the float32 normalization before the last convolution."""
+        return GroupNorm(self.groups, epsilon=1e-6, name="norm_out")
 
 
 class ResBlock(nn.Module):
@@ -30,7 +59,7 @@ class ResBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         """`[batch, height, width, channel]` → `[batch, height, width, self.width]`."""
         conv = partial(Conv, self.width, use_bias=False, dtype=self.dtype)
         norm = partial(GroupNorm, self.groups, epsilon=1e-6, dtype=self.dtype)
@@ -46,62 +75,48 @@ class Encoder(nn.Module):
     """Images → latents, each level but the last halving the side."""
 
     latent_width: int
-    base_channels: int
-    channel_multipliers: tuple[int, ...]
-    num_res_blocks: int
-    groups: int
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    levels: Levels
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """`[batch, height, width, channel]` → `[batch, height / f, width / f, latent_width]`, with
-        f = 2^(levels − 1)."""
-        block = partial(rematerialised(ResBlock, self.remat), groups=self.groups, dtype=self.dtype)
-        conv = partial(Conv, dtype=self.dtype)
-        x = conv(self.base_channels, (3, 3), use_bias=False, name="conv_in")(images)
-        levels = len(self.channel_multipliers)
-        for i, multiplier in enumerate(self.channel_multipliers):
-            for j in range(self.num_res_blocks):
-                x = block(self.base_channels * multiplier, name=f"down_{i}_block_{j}")(x)
-            if i < levels - 1:
+    def __call__(self, images: Array) -> Array:
+        """`[batch, height, width, channel]` → `[batch, height / f, width / f, latent_width]`."""
+        levels = self.levels
+        conv_in = Conv(levels.base_channels, (3, 3), use_bias=False, dtype=levels.dtype, name="conv_in")
+        x = conv_in(images)
+        for i, width in enumerate(levels.widths):
+            for j in range(levels.num_res_blocks):
+                x = levels.block(width, f"down_{i}_block_{j}")(x)
+            if i < len(levels.widths) - 1:
                 x = nn.avg_pool(x, (2, 2), strides=(2, 2))
         for j in (1, 2):
-            x = block(x.shape[-1], name=f"mid_block_{j}")(x)
-        norm = GroupNorm(self.groups, epsilon=1e-6, name="norm_out")
-        return Conv(self.latent_width, (1, 1), name="conv_out")(nn.swish(norm(x)))
+            x = levels.block(x.shape[-1], f"mid_block_{j}")(x)
+        return Conv(self.latent_width, (1, 1), name="conv_out")(nn.swish(levels.norm_out()(x)))
 
 
 class Decoder(nn.Module):
     """Latents → images, the levels from the deepest to the first; no bound on the pixel values."""
 
     channels: int
-    base_channels: int
-    channel_multipliers: tuple[int, ...]
-    num_res_blocks: int
-    groups: int
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    levels: Levels
 
     @nn.compact
-    def __call__(self, latent: jax.Array) -> jax.Array:
+    def __call__(self, latent: Array) -> Array:
         """`[batch, height / f, width / f, latent_width]` → `[batch, height, width, channels]`."""
-        block = partial(rematerialised(ResBlock, self.remat), groups=self.groups, dtype=self.dtype)
-        conv = partial(Conv, kernel_size=(3, 3), dtype=self.dtype)
-        x = conv(self.base_channels * self.channel_multipliers[-1], name="conv_in")(latent)
+        levels = self.levels
+        conv = partial(Conv, kernel_size=(3, 3), dtype=levels.dtype)
+        x = conv(levels.widths[-1], name="conv_in")(latent)
         for j in (1, 2):
-            x = block(x.shape[-1], name=f"mid_block_{j}")(x)
-        for i, multiplier in reversed(list(enumerate(self.channel_multipliers))):
-            for j in range(self.num_res_blocks):
-                x = block(self.base_channels * multiplier, name=f"up_{i}_block_{j}")(x)
+            x = levels.block(x.shape[-1], f"mid_block_{j}")(x)
+        for i, width in reversed(list(enumerate(levels.widths))):
+            for j in range(levels.num_res_blocks):
+                x = levels.block(width, f"up_{i}_block_{j}")(x)
             if i > 0:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
                 x = conv(x.shape[-1], name=f"up_{i}_upsample")(x)
-        norm = GroupNorm(self.groups, epsilon=1e-6, name="norm_out")
-        return Conv(self.channels, (3, 3), name="conv_out")(nn.swish(norm(x)))
+        return Conv(self.channels, (3, 3), name="conv_out")(nn.swish(levels.norm_out()(x)))
 
 
-def _codebook_init(rng: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def _codebook_init(rng: Array, shape: tuple[int, int]) -> Array:
     return jax.random.uniform(rng, shape, minval=-1 / shape[0], maxval=1 / shape[0])
 
 
@@ -114,32 +129,26 @@ class VectorQuantizer(nn.Module):
     def setup(self):
         self.embedding = self.param("embedding", _codebook_init, (self.size, self.width))
 
-    def nearest(self, latent: jax.Array) -> jax.Array:
-        """Latents `[…, width]` → int32 `[…]`: the code of least squared distance."""
-        # |z|² is the same for all codes and left out. The product decides between codes that are
-        # close together: accelerators must not round its factors to bfloat16.
-        product = jnp.einsum(
-            "...d,nd->...n", latent.astype(jnp.float32), self.embedding,
-            precision=jax.lax.Precision.HIGHEST,
-        )  # fmt: skip
+    def nearest(self, latent: Array) -> Array:
+        """Find the code of least squared distance to latents `[…, width]`, int32 `[…]`."""
+        # |z|² is the same for all codes and left out. The product decides between codes that are close:
+        # accelerators must not round its factors to bfloat16.
+        exact: Any = dict(precision=jax.lax.Precision.HIGHEST)
+        product = jnp.einsum("...d,nd->...n", latent.astype(jnp.float32), self.embedding, **exact)
         norms = jnp.sum(jnp.square(self.embedding), axis=1)
         norms = norms.reshape((1,) * (latent.ndim - 1) + (self.size,))
         return jnp.argmin(norms - 2 * product, axis=-1).astype(jnp.int32)
 
-    def look_up(self, ids: jax.Array) -> jax.Array:
-        """Codes `[…]` → their vectors `[…, width]`."""
+    def look_up(self, ids: Array) -> Array:
+        """Return the vectors `[…, width]` of codes `[…]`."""
         return jnp.take(self.embedding, ids, axis=0)
 
-    def __call__(self, latent: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Quantised latents with the straight-through gradient, and the loss of every example.
+    def __call__(self, latent: Array) -> tuple[Array, Array]:
+        """Return quantized latents with the straight-through gradient, and the loss of every example
+        `[batch]`.
 
-        Args:
-          latent: `[batch, height, width, self.width]`.
-
-        Returns:
-          `[batch, height, width, self.width]`, whose gradient goes to `latent` as if nothing had
-          been done, and `[batch]`: the mean over places and channels of the commitment loss (pulls
-          latents to codes) and of the codebook loss (pulls codes to latents), in the weights above.
+        The loss is the mean over places and channels of the commitment loss (pulls latents to codes) and of
+        the codebook loss (pulls codes to latents), in the weights above.
         """
         latent = latent.astype(jnp.float32)
         codes = self.look_up(self.nearest(latent))
@@ -153,16 +162,16 @@ class VQGAN(nn.Module):
     """Encoder, codebook and decoder.
 
     Attributes:
-      codebook_size: number of codes.
-      codebook_width: channels of a code and of the latents.
-      base_channels: channels at full resolution.
-      channel_multipliers: of `base_channels`, one per level; a token stands for a square of
-        2^(levels − 1) pixels a side.
-      num_res_blocks: per level, on either side.
-      groups: of the group normalisation; must divide the channels of every level.
-      channels: of the images.
-      dtype: of the products; latents, the codebook search and pixels are float32.
-      remat: compute the inside of every block again in the backward pass, instead of keeping it.
+      codebook_size: Number of codes.
+      codebook_width: Channels of a code and of the latents.
+      base_channels: Channels at full resolution.
+      channel_multipliers: Of `base_channels`, one per level; a token stands for a square of 2^(levels − 1)
+        pixels a side.
+      num_res_blocks: Per level, in encoder and decoder.
+      groups: Of the group normalization; must divide the channels of every level.
+      channels: Of the images.
+      dtype: Of the products; latents, the codebook search and pixels are float32.
+      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
     """
 
     codebook_size: int = 1024
@@ -176,37 +185,33 @@ class VQGAN(nn.Module):
     remat: bool = False
 
     def setup(self):
-        levels = (
-            self.base_channels, self.channel_multipliers, self.num_res_blocks, self.groups,
-            self.dtype, self.remat,
-        )  # fmt: skip
-        self.encoder = Encoder(self.codebook_width, *levels)
+        levels = Levels(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Levels)})
+        self.encoder = Encoder(self.codebook_width, levels)
         self.quantize = VectorQuantizer(self.codebook_size, self.codebook_width)
-        self.decoder = Decoder(self.channels, *levels)
+        self.decoder = Decoder(self.channels, levels)
 
     def __call__(
-        self, images: jax.Array, painted: jax.Array | None = None, hidden: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """What training needs: reconstructions in the shape of `images`, and the codebook loss of
-        every example, `[batch]`; both float32.
+        self, images: Array, painted: Array | None = None, hidden: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return reconstructions like `images`, and the codebook loss of every example, `[batch]`; float32.
 
-        Given `painted`, images with a part painted over, the latents come from there except where
-        `hidden`, bool `[batch, rows, columns]`, says that they lie in that part.
+        Given `painted`, images with a part painted over, the latents come from there except where `hidden`,
+        bool `[batch, rows, columns]`, is True.
         """
         latent = self.encoder(images)
         if painted is not None:
             latent = jnp.where(hidden[..., None], latent, self.encoder(painted))
-        quantised, loss = self.quantize(latent)
-        return self.decoder(quantised).astype(jnp.float32), loss
+        quantized, loss = self.quantize(latent)
+        return self.decoder(quantized).astype(jnp.float32), loss
 
-    def latent(self, images: jax.Array) -> jax.Array:
-        """Images → latents before quantisation `[batch, rows, columns, codebook_width]`."""
+    def latent(self, images: Array) -> Array:
+        """Return latents before quantization `[batch, rows, columns, codebook_width]`."""
         return self.encoder(images)
 
-    def tokenize(self, images: jax.Array) -> jax.Array:
-        """Images → codes, int32 `[batch, rows, columns]`."""
+    def tokenize(self, images: Array) -> Array:
+        """Return codes, int32 `[batch, rows, columns]`."""
         return self.quantize.nearest(self.encoder(images))
 
-    def decode_ids(self, ids: jax.Array) -> jax.Array:
-        """Codes `[batch, rows, columns]` → images `[batch, height, width, channels]`, float32."""
+    def decode_ids(self, ids: Array) -> Array:
+        """Return the images `[batch, height, width, channels]` of codes `[batch, rows, columns]`, float32."""
         return self.decoder(self.quantize.look_up(ids)).astype(jnp.float32)

@@ -7,16 +7,16 @@ Schedules are NumPy float64 and cast at the end: float32 products would lose the
 
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 BetaSchedule = Literal["linear", "quad", "const", "warmup10", "warmup50", "cosine"]
 BETA_SCHEDULES: tuple[str, ...] = ("linear", "quad", "const", "warmup10", "warmup50", "cosine")
 
 
 def beta_schedule(kind: BetaSchedule, timesteps: int, linear_start: float, linear_end: float) -> np.ndarray:
-    """Noise variances β `[timesteps]`, float64.
+    """Return noise variances β `[timesteps]`, float64.
 
     Args:
       kind: "linear"; "quad": √β is linear; "const": `linear_end`; "warmup10", "warmup50": linear
@@ -52,12 +52,12 @@ def beta_schedule(kind: BetaSchedule, timesteps: int, linear_start: float, linea
 
 
 def cumulative_gammas(betas: np.ndarray) -> np.ndarray:
-    """γ `[timesteps]`, the running product of 1 − β, float64."""
+    """Return γ `[timesteps]`, the running product of 1 − β, float64."""
     return np.cumprod(1.0 - np.asarray(betas, np.float64))
 
 
 def schedule_buffers(betas: np.ndarray) -> dict[str, np.ndarray]:
-    """What a PyTorch Palette network keeps of its schedule: six float32 arrays `[timesteps]`."""
+    """Return what a PyTorch Palette network keeps of its schedule: six float32 arrays `[timesteps]`."""
     gammas = cumulative_gammas(betas)
     previous = np.append(1.0, gammas[:-1])
     variance = betas * (1.0 - previous) / (1.0 - gammas)
@@ -72,26 +72,14 @@ def schedule_buffers(betas: np.ndarray) -> dict[str, np.ndarray]:
     return {name: value.astype(np.float32) for name, value in buffers.items()}
 
 
-def gamma_between(gammas: jax.Array, t: jax.Array, u: jax.Array) -> jax.Array:
-    """A noise level between the steps t − 1 and t (Chen et al. 2021, section 3.2).
-
-    Args:
-      gammas: `[timesteps]`.
-      t: int `[batch]`, from 1 to timesteps − 1.
-      u: `[batch]`, uniform on [0, 1): 0 is the level of step t − 1.
-    """
+def gamma_between(gammas: Array, t: Array, u: Array) -> Array:
+    """Interpolate γ between the steps t − 1 and t by u in [0, 1) (Chen et al. 2021, section 3.2)."""
     before, after = gammas[t - 1], gammas[t]
     return (after - before) * u + before
 
 
-def q_sample(images: jax.Array, gamma: jax.Array, noise: jax.Array) -> jax.Array:
-    """√γ · image + √(1 − γ) · noise.
-
-    Args:
-      images: `[batch, height, width, channel]`.
-      gamma: `[batch]`, within [0, 1].
-      noise: standard normal, like the images.
-    """
+def q_sample(images: Array, gamma: Array, noise: Array) -> Array:
+    """Return √γ · image + √(1 − γ) · noise, for γ `[batch]`."""
     gamma = gamma[:, None, None, None]
     return jnp.sqrt(gamma) * images + jnp.sqrt(1 - gamma) * noise
 
@@ -109,16 +97,16 @@ class ReverseSteps(NamedTuple):
       sigma: standard deviation of the noise added to that mean; 0 in the last step.
     """
 
-    gamma: np.ndarray | jax.Array
-    start_from_noisy: np.ndarray | jax.Array
-    start_from_noise: np.ndarray | jax.Array
-    next_from_start: np.ndarray | jax.Array
-    next_from_noisy: np.ndarray | jax.Array
-    sigma: np.ndarray | jax.Array
+    gamma: np.ndarray | Array
+    start_from_noisy: np.ndarray | Array
+    start_from_noise: np.ndarray | Array
+    next_from_start: np.ndarray | Array
+    next_from_noisy: np.ndarray | Array
+    sigma: np.ndarray | Array
 
 
 def ancestral_steps(betas: np.ndarray) -> ReverseSteps:
-    """All steps of the schedule from the last to the first (Ho et al. 2020, algorithm 2).
+    """Return all steps of the schedule from the last to the first (Ho et al. 2020, algorithm 2).
 
     The mean is that of the posterior q(y_{t−1} | y_t, y_0), sigma its standard deviation.
     """
@@ -133,13 +121,10 @@ def ancestral_steps(betas: np.ndarray) -> ReverseSteps:
 
 
 def ddim_steps(betas: np.ndarray, count: int) -> ReverseSteps:
-    """`count` deterministic steps, evenly spaced in time (Song et al. 2021, equation 12, σ = 0).
+    """Return deterministic steps, evenly spaced in time (Song et al. 2021, equation 12, σ = 0).
 
     The predicted noise is taken anew from the clipped clean image, which makes the next image a
     combination of the two images that `reverse_step` combines.
-
-    Raises:
-      ValueError: more steps than the schedule has, or none.
     """
     if not 1 <= count <= len(betas):
         raise ValueError(f"DDIM takes 1 to {len(betas)} steps of this schedule, not {count}")
@@ -166,27 +151,19 @@ def _steps(gammas: np.ndarray, **coefficients: np.ndarray) -> ReverseSteps:
     return ReverseSteps(*(value[::-1].astype(np.float32) for value in steps))
 
 
-def predict_start(step: ReverseSteps, noisy: jax.Array, predicted_noise: jax.Array) -> jax.Array:
-    """The clean image that the predicted noise implies, not clipped; one step, scalars."""
+def predict_start(step: ReverseSteps, noisy: Array, predicted_noise: Array) -> Array:
+    """Return the clean image that the predicted noise implies, not clipped; one step, scalars."""
     return step.start_from_noisy * noisy - step.start_from_noise * predicted_noise
 
 
 def reverse_step(
     step: ReverseSteps,
-    noisy: jax.Array,
-    predicted_noise: jax.Array,
-    noise: jax.Array,
+    noisy: Array,
+    predicted_noise: Array,
+    noise: Array,
     value_range: tuple[float, float] = (-1.0, 1.0),
-) -> jax.Array:
-    """The next, less noisy image.
-
-    Args:
-      step: one step: scalars.
-      noisy: image `[batch, height, width, channel]` at noise level `step.gamma`.
-      predicted_noise: what the network took for noise in it, same shape.
-      noise: standard normal, same shape.
-      value_range: the predicted clean image is clipped to it.
-    """
+) -> Array:
+    """Return the next, less noisy image; the clean image is clipped to `value_range`."""
     start = jnp.clip(predict_start(step, noisy, predicted_noise), *value_range)
     mean = step.next_from_start * start + step.next_from_noisy * noisy
     return mean + step.sigma * noise

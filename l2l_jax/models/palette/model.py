@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from l2l_jax import masks
 from l2l_jax.models.base import Corrupted, Model, Params, register
@@ -143,7 +144,7 @@ class Palette(Model):
         """The decoder as a Linen module."""
         return Decoder(self.unet, self.channels)
 
-    def init(self, rng: jax.Array) -> Params:
+    def init(self, rng: Array) -> Params:
         """Return fresh parameters, and the bank of training masks "holes", bool `[mask, height, width]`.
 
         The bank depends on `hole_seed` alone: all hosts, and all runs, draw the same masks.
@@ -169,9 +170,7 @@ class Palette(Model):
         """Return the bank of training masks, bool `[mask, height, width]`, True where pixels are missing."""
         return masks.mask_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
 
-    def corrupt(
-        self, params: Params, images: jax.Array, rng: jax.Array, axis_name: str | None = None
-    ) -> Corrupted:
+    def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
         """Draw a mask, fill it with noise, and add noise of a random level inside it.
 
         Returns:
@@ -183,7 +182,7 @@ class Palette(Model):
         draw = draw_rows(lambda n: self.draw(params, (n, *shape), rng), rows, axis_name)
         return self.corrupt_with(images, draw)
 
-    def draw(self, params: Params, shape: tuple[int, ...], rng: jax.Array) -> dict[str, jax.Array]:
+    def draw(self, params: Params, shape: tuple[int, ...], rng: Array) -> Corrupted:
         """Draw all that is random in `corrupt`, for images of `shape`; see `corrupt_with`."""
         keys = jax.random.split(rng, 6)
         batch = shape[0]
@@ -202,7 +201,7 @@ class Palette(Model):
             "noise": jax.random.normal(keys[5], shape),
         }
 
-    def corrupt_with(self, images: jax.Array, draw: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def corrupt_with(self, images: Array, draw: dict[str, Array]) -> Corrupted:
         """Corrupt with everything random given.
 
         Args:
@@ -221,12 +220,7 @@ class Palette(Model):
         }
 
     def corrupt_noise(
-        self,
-        params: Params,
-        images: jax.Array,
-        noise: jax.Array,
-        rng: jax.Array,
-        axis_name: str | None = None,
+        self, params: Params, images: Array, noise: Array, rng: Array, axis_name: str | None = None
     ) -> Corrupted:
         """Return what the teacher is given in place of forget images, by `teacher_noise`.
 
@@ -236,7 +230,7 @@ class Palette(Model):
             return self.corrupt(params, noise, rng, axis_name)
         return self.pure_noise_inside(self.corrupt(params, images, rng, axis_name))
 
-    def pure_noise_inside(self, corrupted: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def pure_noise_inside(self, corrupted: Corrupted) -> Corrupted:
         """Remove the image from the noisy image inside the mask.
 
         The release writes √(1 − γ) · noise + (1 − √(1 − γ)) · noise there, which is the noise.
@@ -245,22 +239,20 @@ class Palette(Model):
         noisy = jnp.where(corrupted["mask"][..., None], corrupted["noise"], noisy)
         return {**corrupted, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
 
-    def encode(self, encoder_params: Any, corrupted: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+    def encode(self, encoder_params: Any, corrupted: Corrupted) -> tuple[Array, ...]:
         """Return the output of every input block and, last, of the middle block, `[batch, …, …, …]` each."""
         features, _ = self._encode(encoder_params, corrupted["inputs"], corrupted["gamma"])
         return features
 
-    def _encode(self, encoder_params: Any, inputs: jax.Array, gamma: jax.Array) -> tuple[Any, jax.Array]:
+    def _encode(self, encoder_params: Any, inputs: Array, gamma: Array) -> tuple[Any, Array]:
         return self.encoder.apply({"params": encoder_params}, inputs, gamma)
 
-    def predict(self, params: Params, corrupted: dict[str, jax.Array]) -> jax.Array:
+    def predict(self, params: Params, corrupted: Corrupted) -> Array:
         """Return the predicted noise, float32, like the images."""
         features, embedding = self._encode(params["encoder"], corrupted["inputs"], corrupted["gamma"])
         return self.decoder.apply({"params": params["decoder"]}, features, embedding)
 
-    def prediction_loss(
-        self, predicted: jax.Array, images: jax.Array, corrupted: dict[str, jax.Array]
-    ) -> jax.Array:
+    def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
         """Return the squared error of the predicted noise inside the mask, `[batch]`.
 
         The mean is over the whole image, as in Palette: a small mask weighs little.
@@ -268,16 +260,14 @@ class Palette(Model):
         del images
         return self.imitation_loss(predicted, corrupted, corrupted["noise"])
 
-    def imitation_loss(
-        self, predicted: jax.Array, corrupted: dict[str, jax.Array], target: jax.Array
-    ) -> jax.Array:
+    def imitation_loss(self, predicted: Array, corrupted: Corrupted, target: Array) -> Array:
         """Return the squared error to the `target` noise in the mask, mean over the image, `[batch]`."""
         error = jnp.square(predicted - target)
         return jnp.where(corrupted["mask"][..., None], error, 0).mean(axis=(1, 2, 3))
 
     def with_truth(
-        self, params: Params, images: jax.Array, corrupted: dict[str, jax.Array], truth: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, params: Params, images: Array, corrupted: Corrupted, truth: Array
+    ) -> tuple[Array, Corrupted]:
         """Take the noisy image inside the mask from `truth`: its noise is the one to find there."""
         conditioning, _ = jnp.split(corrupted["inputs"], 2, axis=-1)
         noisy = diffusion.q_sample(truth, corrupted["gamma"], corrupted["noise"])
@@ -285,17 +275,12 @@ class Palette(Model):
         return images, {**corrupted, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
 
     def noisy_truth(
-        self,
-        images: jax.Array,
-        corrupted: Corrupted,
-        noise: jax.Array,
-        rng: jax.Array,
-        axis_name: str | None = None,
-    ) -> tuple[jax.Array, Corrupted]:
+        self, images: Array, corrupted: Corrupted, noise: Array, rng: Array, axis_name: str | None = None
+    ) -> tuple[Array, Corrupted]:
         """Apply `pure_noise_inside`, as released: there is nothing but noise to find in the mask."""
         return images, self.pure_noise_inside(corrupted)
 
-    def inpaint(self, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
+    def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
         """Fill the mask by reverse diffusion from noise.
 
         The clean image that each step predicts is clipped to the pixel range.
@@ -311,11 +296,11 @@ class Palette(Model):
     def inpaint_with(
         self,
         params: Params,
-        images: jax.Array,
-        mask: np.ndarray | jax.Array,
-        filling: jax.Array,
-        draw: Callable[[jax.Array], jax.Array],
-    ) -> jax.Array:
+        images: Array,
+        mask: np.ndarray | Array,
+        filling: Array,
+        draw: Callable[[Array], Array],
+    ) -> Array:
         """Inpaint with everything random given.
 
         Args:

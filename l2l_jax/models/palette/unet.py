@@ -12,14 +12,15 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from l2l_jax.models.layers.convolution import Conv
 from l2l_jax.models.layers.group_norm import GroupNorm
 from l2l_jax.models.layers.remat import rematerialised
 
 
-def lecun_uniform(rng: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Uniform values of variance 1 / fan in, for kernels `[…, in, out]`.
+def lecun_uniform(rng: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """Draw uniform values of variance 1 / fan in, for kernels `[…, in, out]`.
 
     Drawn flat: on a CPU, XLA compiles a four-dimensional draw three times as long.
     """
@@ -32,16 +33,16 @@ class UNetConfig:
     """Sizes that encoder and decoder share.
 
     Attributes:
-      inner_channel: width at full resolution, times `channel_mults[0]`.
-      channel_mults: width of every level as a multiple of `inner_channel`; each level has half the
-        resolution of the one before.
-      res_blocks: residual blocks per level (one more in the decoder).
-      attn_res: downsampling factors, not resolutions, of the levels with self-attention; the
-        middle block always has it.
-      num_head_channels: width of an attention head.
-      norm_groups: groups of the group normalisation; must divide every width.
-      dtype: of products and feature maps; the γ embedding and the output are float32.
-      remat: compute the inside of every block again in the backward pass, instead of keeping it.
+      inner_channel: Width at full resolution, times `channel_mults[0]`.
+      channel_mults: Width of every level as a multiple of `inner_channel`; each level has half the resolution
+        of the one before.
+      res_blocks: Residual blocks per level (one more in the decoder).
+      attn_res: Downsampling factors, not resolutions, of the levels with self-attention; the middle block
+        always has it.
+      num_head_channels: Width of an attention head.
+      norm_groups: Groups of the group normalization; must divide every width.
+      dtype: Of products and feature maps; the γ embedding and the output are float32.
+      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
     """
 
     inner_channel: int
@@ -67,26 +68,26 @@ class UNetConfig:
             raise ValueError(f"inner_channel must be even, not {self.inner_channel}")
 
     def block(self, cls: type[nn.Module]) -> type[nn.Module]:
-        """`cls`, one of the blocks below, computed again in the backward pass if `remat` says so."""
+        """Return `cls`, one of the blocks below, rematerialized if `remat` is set."""
         return rematerialised(cls, self.remat)
 
     def norm(self, name: str) -> GroupNorm:
-        """Group normalisation; statistics are float32 whatever `dtype` is."""
+        """Return a group normalization; statistics are float32 whatever `dtype` is."""
         return GroupNorm(self.norm_groups, epsilon=1e-5, dtype=self.dtype, name=name)
 
     def conv(self, channels: int, size: int, name: str, zero: bool = False) -> nn.Conv:
-        """Convolution with a `size` × `size` kernel that keeps the resolution."""
+        """Return a convolution with a `size` × `size` kernel that keeps the resolution."""
         init = nn.initializers.zeros if zero else lecun_uniform
         return Conv(channels, (size, size), dtype=self.dtype, kernel_init=init, name=name)
 
     def dense(self, features: int, name: str, zero: bool = False) -> nn.Dense:
-        """Dense layer over the last axis."""
+        """Return a dense layer over the last axis."""
         init = nn.initializers.zeros if zero else lecun_uniform
         return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
 
 
 class ResBlock(nn.Module):
-    """Residual block; the γ embedding scales and shifts its second normalisation.
+    """Residual block; the γ embedding scales and shifts its second normalization.
 
     A new block is the identity (or its resampling): the last kernel starts at zero.
     """
@@ -96,7 +97,7 @@ class ResBlock(nn.Module):
     resample: Literal["down", "up"] | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+    def __call__(self, x: Array, embedding: Array) -> Array:
         """`[batch, height, width, channel]`, `[batch, 4 · inner_channel]` → `[…, channels]`."""
         h = nn.silu(self.config.norm("in_norm")(x))
         if self.resample == "down":
@@ -119,7 +120,7 @@ class Attention(nn.Module):
     config: UNetConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
         head = self.config.num_head_channels
         tokens = x.reshape(batch, height * width, channels)
@@ -130,8 +131,8 @@ class Attention(nn.Module):
         return x + self.config.dense(channels, "proj_out", zero=True)(out).reshape(x.shape)
 
 
-def gamma_embedding(gamma: jax.Array, width: int) -> jax.Array:
-    """Cosines, then sines, of γ · 10000^(−2i/width): `[batch]` → `[batch, width]`, float32."""
+def gamma_embedding(gamma: Array, width: int) -> Array:
+    """Return cosines, then sines, of γ · 10000^(−2i/width): `[batch]` → `[batch, width]`, float32."""
     half = width // 2
     frequency = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
     angle = gamma.astype(jnp.float32)[:, None] * frequency[None]
@@ -144,7 +145,7 @@ class GammaEmbedding(nn.Module):
     config: UNetConfig
 
     @nn.compact
-    def __call__(self, gamma: jax.Array) -> jax.Array:
+    def __call__(self, gamma: Array) -> Array:
         width = 4 * self.config.inner_channel
         x = gamma_embedding(gamma, self.config.inner_channel)
         x = nn.silu(nn.Dense(width, kernel_init=lecun_uniform, name="dense_0")(x))
@@ -157,8 +158,8 @@ class Encoder(nn.Module):
     config: UNetConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, gamma: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
-        """Image `[batch, height, width, channel]` and noise level `[batch]`.
+    def __call__(self, x: Array, gamma: Array) -> tuple[tuple[Array, ...], Array]:
+        """Encode images `[batch, height, width, channel]` at noise levels `[batch]`.
 
         Returns:
           The outputs of every input block and, last, of the middle block; and the embedding of γ
@@ -194,8 +195,8 @@ class Decoder(nn.Module):
     out_channel: int
 
     @nn.compact
-    def __call__(self, features: tuple[jax.Array, ...], embedding: jax.Array) -> jax.Array:
-        """What `Encoder` returns → `[batch, height, width, out_channel]`, float32."""
+    def __call__(self, features: tuple[Array, ...], embedding: Array) -> Array:
+        """Map what `Encoder` returns to `[batch, height, width, out_channel]`, float32."""
         config = self.config
         res_block, attention = config.block(ResBlock), config.block(Attention)
         *skips, h = features
