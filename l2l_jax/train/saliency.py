@@ -1,7 +1,6 @@
 """The weights that an objective with `saliency` < 1 may change, measured before its first step."""
 
 import contextlib
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -66,4 +65,4 @@ def salient_weights(
     with contextlib.closing(iter(batches)) as iterator:
         for _ in range(BATCHES):
             state, _ = step(state, frozen, parallel.rows(next(iterator)))
-    return to_host(jax.jit(functools.partial(largest, share=objective.saliency))(state[2]))
+    return largest(to_host(state[2]), objective.saliency)
