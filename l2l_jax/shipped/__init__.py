@@ -3,7 +3,7 @@
 For each digits recipe there is the model that saw all ten digits, such as "digits_mae", and its twin
 "digits_mae_retrained" that was trained without the classes to forget: the audit's gold standard. Each is a
 safetensors file in half precision, in the published layout of its family, with a card beside it (recipe,
-seed, commit, SHA-256, figures). `python -m l2l_jax.shipped.make --config=configs/digits_mae.py` remakes both.
+seed, commit, SHA-256, figures). `python -m tools.make_shipped --config=configs/digits_mae.py` remakes both.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""How much retrained models differ by their seed: `python -m l2l_jax.shipped.seeds --config=RECIPE`.
+"""How much retrained models differ by their seed: `python -m tools.shipped_seeds --config=RECIPE`.
 
 Retrains the twin of a recipe's shipped model with other seeds, attacks all of them as the recipe's audit
 does, and writes the spread of what they know into the twin's card. `--workdir` keeps models and findings: an
@@ -25,9 +25,9 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax.evals.evaluator import Evaluation
     from l2l_jax.experiment.batches import training_sets
     from l2l_jax.experiment.retrain import retrain
-    from l2l_jax.shipped.make import training_images
     from l2l_jax.weights.loading import load_pretrained
     from l2l_jax.weights.saved_models import load_params, save_model
+    from tools.make_shipped import training_images
 
     config = load_config(recipe)
     twin = config.pretrained + shipped.RETRAINED

@@ -1,4 +1,4 @@
-"""Make the shipped models of a config: `python -m l2l_jax.shipped.make --config=configs/fashion_mae.py`.
+"""Make the shipped models of a config: `python -m tools.make_shipped --config=configs/fashion_mae.py`.
 
 Trains the model on all classes, a model without the classes to forget, and writes both with their cards into
 this package. `--workdir` keeps the checkpoints: an interrupted call resumes. Models of Fashion-MNIST are
