@@ -1,6 +1,7 @@
 """Audits: the same attacks on the unlearned, the original and the retrained models."""
 
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -20,6 +21,7 @@ from l2l_jax.models.base import Params
 from l2l_jax.train.concurrent import side_by_side
 from l2l_jax.utils.io import ResultCache, atomic_write, tree_hash
 from l2l_jax.utils.multihost import barrier, from_primary, on_primary
+from l2l_jax.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +142,15 @@ class AttackRunner:
             for line in self.lines:
                 for seed in range(self._repetitions(line)):
                     work[name, line.name, seed] = self._job(target, line, seed)
-        results = dict(zip(work, side_by_side(list(work.values())), strict=True))
+        with Progress("audit", len(work), unit="attack") as progress:
+
+            def counted(job: Callable[[], Points]) -> Points:
+                points = job()
+                progress.update()
+                return points
+
+            jobs = [functools.partial(counted, job) for job in work.values()]
+            results = dict(zip(work, side_by_side(jobs), strict=True))
         found: dict[str, dict[str, list[Points]]] = {name: {} for name in models}
         for (name, variant, _), points in results.items():
             found[name].setdefault(variant, []).append(points)
