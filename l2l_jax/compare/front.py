@@ -36,6 +36,7 @@ from l2l_jax.methods.base import METHODS
 from l2l_jax.models.base import Params
 from l2l_jax.train.concurrent import AT_A_TIME, in_threads, threads
 from l2l_jax.train.sharding import MeshConfig
+from l2l_jax.utils.io import ResultCache
 from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 
 logger = logging.getLogger(__name__)
@@ -159,12 +160,14 @@ class _Cells:
             folder = self._folder / "audit"
             standard = gold_standard(config, self._original, folder)
             self._auditor = Audit(config, self._evaluation, self._sets, self._original, standard, folder)
+        self._cache = ResultCache(self._folder / "cells", {})
         self._locks: dict[pathlib.Path, threading.Lock] = {}
 
     def run(self, cells: Sequence[tuple[Setting, int]]) -> None:
         """Train and measure the cells that are not finished."""
-        if from_primary(lambda: not self._path("original").exists()):
-            self._keep("original", self._measured(self._original, "original"), self._config)
+        self._cache.get_or_compute(
+            "original", lambda: self._measured(self._original, "original"), stamp=_settings(self._config)
+        )
         left = [cell for cell in cells if from_primary(lambda cell=cell: self.finished(*cell)) is None]
         logger.info("Front: %d cells, %d of them to be computed", len(cells), len(left))
         for place, (cell, params) in enumerate(self._trained(left), 1):
@@ -174,15 +177,11 @@ class _Cells:
 
     def finished(self, setting: Setting, seed: int) -> dict[str, Any] | None:
         """What was measured of a cell with these very settings, or None."""
-        path = self._path(self._name(setting, seed))
-        if not path.exists():
-            return None
-        result = json.loads(path.read_text())
-        return result if result.pop("config") == _settings(self._variant(setting, seed)) else None
+        return self._cache.get(self._name(setting, seed), stamp=_settings(self._variant(setting, seed)))
 
     def original_result(self) -> dict[str, Any]:
-        """What was measured of the original model."""
-        return json.loads(self._path("original").read_text())
+        """Return what was measured of the original model."""
+        return self._cache.get("original")
 
     def _trained(
         self, cells: Sequence[tuple[Setting, int]]
@@ -259,17 +258,7 @@ class _Cells:
         return {"errors": errors, "figures": self._evaluation.evaluate(params, name).metrics}
 
     def _keep(self, name: str, result: Mapping[str, Any], config: Config) -> None:
-        def write() -> None:
-            path = self._path(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps({**result, "config": _settings(config)}) + "\n")
-            unfinished.replace(path)
-
-        on_primary(write)
-
-    def _path(self, name: str) -> pathlib.Path:
-        return self._folder / name / "cell.json"
+        on_primary(lambda: self._cache.put(name, dict(result), stamp=_settings(config)))
 
     @staticmethod
     def _name(setting: Setting, seed: int) -> str:

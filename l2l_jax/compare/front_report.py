@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from l2l_jax.compare.area import Errors, Point, area_interval, dominated, point, staircase
 from l2l_jax.evals.intervals import bootstrap
+from l2l_jax.utils.io import atomic_write
 
 Cells = Sequence[Mapping[str, Any]]
 """Results of one setting, by seed: "errors" by kind of images and set, "figures" by set and, of audited
@@ -33,8 +34,8 @@ def write(
     """
     report = summary(by_setting, original, facts["limit"]) | dict(facts)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "front.json").write_text(json.dumps(report, indent=2) + "\n")
-    (folder / "front.md").write_text(tables(report, "github") + "\n")
+    atomic_write(folder / "front.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(folder / "front.md", tables(report, "github") + "\n")
     _draw(folder / "front.png", report)
     return report
 

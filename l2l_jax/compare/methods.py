@@ -22,6 +22,7 @@ from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.methods import METHODS
+from l2l_jax.utils.io import ResultCache
 from l2l_jax.utils.multihost import barrier, from_primary, is_primary, on_primary
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ def compare(
             if variant.data != config.data:
                 splits.training_sets(variant.data, evaluation.train, config.model.image_size)
     original = original_params(config, folders, evaluation.train)
-    rows = {"original": _evaluated(workdir, "original", config, evaluation, lambda: original)}
+    cache = ResultCache(workdir / "comparison" / "rows", {})
+    rows = {"original": _evaluated(cache, "original", config, evaluation, lambda: original)}
     auditor = None
     if config.audit.enabled:
         folder = workdir / "comparison" / "audit"
@@ -79,7 +81,7 @@ def compare(
                 sets = batches.training_sets(variant, evaluation.train)
             return unlearning.unlearned_params(variant, Workdir(folder, variant), original, sets)
 
-        rows[name] = _evaluated(workdir, name, variant, evaluation, unlearned)
+        rows[name] = _evaluated(cache, name, variant, evaluation, unlearned)
         if auditor is not None and "failed" not in rows[name]:
             rows[name]["audit"] = auditor.audit(_folder(name), unlearned())
     shown = {name: row.pop("shown", None) for name, row in rows.items()}
@@ -144,38 +146,26 @@ def variants(
             yield f"encoder, alpha {alpha:g}", variant(method="encoder", alpha=alpha)
 
 
-def _evaluated(workdir, name, config, evaluation, params) -> dict[str, Any]:
-    """The figures of a row and, in the primary process, the restorations to show; read if they are there."""
-    folder = workdir / "comparison" / _folder(name)
-    path = folder / "figures.json"
+def _evaluated(cache, name, config, evaluation, params) -> dict[str, Any]:
+    """Return the metrics of a row and, in the primary process, the reconstructions to show, or read them."""
     settings = json.loads(json.dumps(config.describe()))
-    for where in ("mesh", "parallel", "audit"):  # they change nothing of these figures
+    for where in ("mesh", "parallel", "audit"):  # they change none of these metrics
         del settings[where]
-    row = from_primary(lambda: _finished(path, settings))
+    entry = _folder(name)
+    row = from_primary(lambda: cache.get(entry, stamp=settings))
     if row is None:
         try:
             result = evaluation.evaluate(params(), name)
-        except Diverged as error:
-            row, shown = {"failed": str(error)}, None
-        else:
             row, shown = result.metrics, result.shown
+        except Diverged as error:
+            row, shown = {"failed": str(error)}, {}
 
         def keep():
-            folder.mkdir(parents=True, exist_ok=True)
-            if shown is not None:
-                methods_report.save_shown(folder, shown)
-            path.write_text(json.dumps({**row, "config": settings}, indent=2) + "\n")
+            cache.put(f"{entry}-shown", dict(shown))
+            cache.put(entry, row, stamp=settings)
 
         on_primary(keep)
-    return {**row, "shown": methods_report.load_shown(folder) if is_primary() else None}
-
-
-def _finished(path: pathlib.Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The figures of a row that was computed before with the same settings."""
-    if not path.exists():
-        return None
-    row = json.loads(path.read_text(encoding="utf-8"))
-    return row if row.pop("config") == settings else None
+    return {**row, "shown": (cache.get(f"{entry}-shown") or None) if is_primary() else None}
 
 
 def _folder(name: str) -> str:

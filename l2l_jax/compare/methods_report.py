@@ -13,13 +13,12 @@ from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.metrics import METRICS
 from l2l_jax.report import pictures
 from l2l_jax.report.tables import SETS
+from l2l_jax.utils.io import atomic_write
 
 COLUMNS = (
     "fid", "inception_score", "clip_cosine", "classifier_distance", "classifier_score", "accuracy", "mse",
 )  # fmt: skip
 """The figures of a comparison, where there are any: those of the paper's tables, and those of the digits."""
-
-SHOWN = "shown.npz"
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], style: str = "simple") -> str:
@@ -77,8 +76,8 @@ def write(
       alphas: the weights of the ablation.
     """
     report = {"rows": rows, "config": config.describe()}
-    (folder / "comparison.json").write_text(json.dumps(report, indent=2) + "\n")
-    (folder / "comparison.md").write_text(tables(rows, "github") + "\n")
+    atomic_write(folder / "comparison.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(folder / "comparison.md", tables(rows, "github") + "\n")
     drawn = {name: sets for name, sets in shown.items() if sets is not None}
     pictures.save_methods(folder / "comparison.png", evaluation, drawn)
     if alphas:
@@ -86,17 +85,3 @@ def write(
         names = {a: "encoder" if a == own else f"encoder, alpha {a:g}" for a in sorted({*alphas, own})}
         kept = {f"α = {a:g}": rows[name] for a, name in names.items() if "failed" not in rows[name]}
         pictures.save_tradeoff(folder / "alphas.png", {"original": rows["original"], **kept})
-
-
-def save_shown(folder: pathlib.Path, shown: Mapping[str, np.ndarray]) -> None:
-    """Keep the restorations that the picture shows, by set, in `folder`."""
-    np.savez_compressed(folder / SHOWN, **shown)
-
-
-def load_shown(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
-    """What `save_shown` kept, or None for a row that diverged."""
-    path = folder / SHOWN
-    if not path.exists():
-        return None
-    with np.load(path) as arrays:
-        return dict(arrays)

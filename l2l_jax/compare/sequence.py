@@ -27,6 +27,7 @@ from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.models.base import Params
+from l2l_jax.utils.io import atomic_write
 from l2l_jax.utils.multihost import barrier, from_primary
 
 AT_ONCE = "all at once"
@@ -70,8 +71,8 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
 
     def write() -> dict[str, Any]:
         report = {"rows": rows, "requests": list(requests), "config": config.describe()}
-        (workdir / "sequence.json").write_text(json.dumps(report, indent=2) + "\n")
-        (workdir / "sequence.md").write_text(table(rows, "github") + "\n")
+        atomic_write(workdir / "sequence.json", json.dumps(report, indent=2) + "\n")
+        atomic_write(workdir / "sequence.md", table(rows, "github") + "\n")
         return rows
 
     return from_primary(write)
