@@ -7,12 +7,12 @@ import runpy
 
 import pytest
 
+from l2l_jax import methods
 from l2l_jax.compare.methods import compare, incompatible, variants
 from l2l_jax.compare.methods_report import table
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.experiment import pipeline as experiment
-from l2l_jax.methods import registry as methods
 from l2l_jax.train.metric_writers import read_metrics
 from tests.matrix import soak
 
@@ -101,9 +101,9 @@ def test_finished_rows_are_read_and_changed_ones_computed(compared, caplog):
 
 @pytest.mark.slow
 def test_a_method_that_diverges_is_a_row_and_stops_nothing(compared, tmp_path, monkeypatch):
+    config = small_config()
     for method in METHODS[1:]:
         monkeypatch.delitem(methods.METHODS._classes, method, raising=False)
-    config = small_config()
     wild = dataclasses.replace(config.unlearn, learning_rate=1e30, clip_norm=0.0)
     pretrained = str(compared[0] / "pretrained")
     rows = compare(dataclasses.replace(config, unlearn=wild, pretrained=pretrained), tmp_path)
