@@ -209,13 +209,17 @@ class TrainingBatches:
             chunks = [future.result() for future in futures]
             images[name] = np.concatenate([self._pixels(chunk.images) for chunk in chunks])
             bad[name] = [image for chunk in chunks for image in chunk.bad.values()]
-            for start, chunk in zip(range(0, len(positions), CHUNK), chunks, strict=True):
+            for start, chunk in zip(range(0, len(positions), self._chunk), chunks, strict=True):
                 for row in chunk.bad:
                     place = start + row
                     complete &= self._replace(
                         name, images[name][place], int(positions[place]), bad[name], submit
                     )
         return images if complete else None, bad
+
+    @property
+    def _chunk(self) -> int:
+        return CHUNK if self.workers else len(self.rows)  # threads have several batches to read
 
     def _pixels(self, images: np.ndarray) -> np.ndarray:
         return images if images.dtype == np.uint8 else in_range(images, self.value_range)
@@ -224,7 +228,7 @@ class TrainingBatches:
         number = list(self.orders).index(name)
         epochs, indices = self.orders[name](positions)
         rows = [Row(number, int(i), int(e)) for i, e in zip(indices, epochs, strict=True)]
-        return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        return [rows[start : start + self._chunk] for start in range(0, len(rows), self._chunk)]
 
     def _replace(
         self, name: str, image: np.ndarray, position: int, bad: list[BadImage], submit: Submit

@@ -10,7 +10,7 @@ import logging
 import pathlib
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -83,19 +83,20 @@ class Reader:
 
     def read(self, rows: Sequence[Row]) -> Rows:
         """Read and transform rows. All images must come from files, or none."""
-        squares = list(map(self._read, rows))
+        with _watch() as started:
+            squares = [self._read(row, started) for row in rows]
         bad = {place: square for place, square in enumerate(squares) if isinstance(square, BadImage)}
         good = [square for square in squares if not isinstance(square, BadImage)]
         blank = np.zeros_like(good[0]) if good else np.zeros(self.shape or (1, 1, 1), np.uint8)
         return Rows(np.stack([blank if isinstance(square, BadImage) else square for square in squares]), bad)
 
-    def _read(self, row: Row) -> np.ndarray | BadImage:
+    def _read(self, row: Row, started: "_Started") -> np.ndarray | BadImage:
         source, transform = self._sources[row.of], self._transforms[row.of]
-        with _watch().reading(source, row.index):
-            try:
-                record = source[row.index]
-            except OSError as error:
-                return BadImage(str(error.filename or f"record {row.index}"), str(error))
+        started(source, row.index)
+        try:
+            record = source[row.index]
+        except OSError as error:
+            return BadImage(str(error.filename or f"record {row.index}"), str(error))
         image = record["image"]
         if transform is None:
             assert isinstance(image, np.ndarray), "files need a transform"
@@ -123,32 +124,38 @@ class ReaderThreads:
         self._threads.close()
 
 
-class _Watch:
-    """Names the images whose reading does not end, as where a network file system has died."""
+_Started = Callable[[Source, int], None]
+"""Notes the image that a thread starts to read."""
 
-    def __init__(self):
-        self._reads: dict[int, tuple[float, Source, int]] = {}
-        threading.Thread(target=self._look, name="l2l_jax-watch", daemon=True).start()
 
-    def reading(self, source: Source, index: int) -> "_Watch":
-        self._reads[threading.get_ident()] = time.monotonic(), source, index
-        return self
+@contextlib.contextmanager
+def _watch() -> Iterator[_Started]:
+    """Have the console name the image that this thread reads if that does not end."""
+    reads, thread = _watched_reads(), threading.get_ident()
 
-    def __enter__(self) -> None:
-        pass
+    def started(source: Source, index: int) -> None:
+        reads[thread] = time.monotonic(), source, index
 
-    def __exit__(self, *_: object) -> None:
-        self._reads.pop(threading.get_ident(), None)
+    try:
+        yield started
+    finally:
+        reads.pop(thread, None)
 
-    def _look(self) -> None:
+
+@functools.cache
+def _watched_reads() -> dict[int, tuple[float, Source, int]]:
+    """Start to watch reads of this process: start, source and index by thread."""
+    reads: dict[int, tuple[float, Source, int]] = {}
+
+    def look() -> None:
         named: set[tuple[int, float]] = set()
         while True:
             time.sleep(STALLED_AFTER / 10)
-            current = self._reads.copy()
-            named &= {(thread, start) for thread, (start, *_) in current.items()}
-            for thread, (start, source, index) in current.items():
-                if time.monotonic() - start > STALLED_AFTER and (thread, start) not in named:
-                    named.add((thread, start))
+            current = {(thread, start): (of, i) for thread, (start, of, i) in reads.copy().items()}
+            named &= current.keys()
+            for read, (source, index) in current.items():
+                if time.monotonic() - read[1] > STALLED_AFTER and read not in named:
+                    named.add(read)
                     logger.warning(
                         "Waiting for %s, which takes more than %g s to read. Is its disk or network still "
                         "there? Ctrl-C ends the run.",
@@ -156,10 +163,8 @@ class _Watch:
                         STALLED_AFTER,
                     )
 
-
-@functools.cache
-def _watch() -> _Watch:
-    return _Watch()
+    threading.Thread(target=look, name="l2l_jax-watch", daemon=True).start()
+    return reads
 
 
 def warn_of_shrinking(source: Source, image_size: int) -> None:
@@ -167,9 +172,10 @@ def warn_of_shrinking(source: Source, image_size: int) -> None:
     if image_size >= LARGE:
         return
     sizes = []
-    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int)):
-        with _watch().reading(source, index), contextlib.suppress(OSError, ImageError):
-            image = source[int(index)]["image"]
+    for index in map(int, np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int))):
+        with _watch() as started, contextlib.suppress(OSError, ImageError):
+            started(source, index)
+            image = source[index]["image"]
             if isinstance(image, bytes):
                 opened = open_image(image)
                 sizes.append((opened.height, opened.width))

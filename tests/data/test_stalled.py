@@ -51,7 +51,7 @@ def batches(pipe, workers=0):
 
 def test_the_console_names_the_file_and_a_signal_ends_the_wait(pipe, monkeypatch, caplog):
     monkeypatch.setattr(reading, "STALLED_AFTER", 0.2)
-    reading._watch.cache_clear()
+    reading._watched_reads.cache_clear()
     request = types.SimpleNamespace(received=None)
     REQUESTS.append(request)
     try:
