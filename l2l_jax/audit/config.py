@@ -2,13 +2,11 @@
 
 import dataclasses
 import functools
-from typing import Annotated, Any
-
-import pydantic
 
 import l2l_jax.audit.attacks  # noqa: F401  (registers the built-in attacks)
 from l2l_jax.audit.attacks.base import ATTACKS, Attack, Count
 from l2l_jax.errors import UserError
+from l2l_jax.evals.config import Names
 
 DEFAULT = ("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership")
 
@@ -23,17 +21,6 @@ RENAMED = {
     "pixel_change": ("views.pixel_change",),
 }
 """Fields of version 0.1, and the options that replaced them."""
-
-
-def _names(given: Any) -> Any:
-    """Split names that are joined by commas, as on the command line."""
-    given = (given,) if isinstance(given, str) else given
-    if not isinstance(given, tuple | list) or not all(isinstance(part, str) for part in given):
-        return given
-    return tuple(name for part in given for name in part.split(",") if name)
-
-
-Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(_names)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,12 +16,16 @@ NetworkName = Literal["inception", "resnet50", "clip"]
 Resizing = Literal["clean-fid", "pytorch-fid"]
 
 
-def _names(given: Any) -> Any:
+def split_names(given: Any) -> Any:
     """Split names that are joined by commas, as on the command line."""
     given = (given,) if isinstance(given, str) else given
     if not isinstance(given, tuple | list) or not all(isinstance(part, str) for part in given):
         return given
     return tuple(name for part in given for name in part.split(",") if name)
+
+
+Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(split_names)]
+"""Names; "a,b" is the same as ("a", "b")."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,7 @@ class NetworksConfig:
       network_batch_size: Images per compiled call of a network; on a CPU with several cores fewer.
     """
 
-    networks: Annotated[tuple[NetworkName, ...], pydantic.BeforeValidator(_names)] = ()
+    networks: Annotated[tuple[NetworkName, ...], pydantic.BeforeValidator(split_names)] = ()
     inception: str = ""
     resnet50: str = ""
     clip: str = ""
@@ -62,7 +66,7 @@ class EvaluationConfig(NetworksConfig):
       write_images: Write originals and reconstructions as PNG into `evaluation/images` of the workdir.
     """
 
-    tasks: Annotated[tuple[str, ...], pydantic.BeforeValidator(_names)] = ("centre_8",)
+    tasks: Names = ("centre_8",)
     batch_size: Positive = 128
     picture_per_class: Positive = 2
     features: Literal["classifier", "none"] = "classifier"
