@@ -34,10 +34,20 @@ SPLITS = {
 
 def start(dataset, folder, **environment):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.data.small_archives", dataset,
-         f"--manual_dir={folder / 'archives'}", f"--data_dir={folder / 'data'}"],
-        cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "tests.data.small_archives",
+            dataset,
+            f"--manual_dir={folder / 'archives'}",
+            f"--data_dir={folder / 'data'}",
+        ],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def run(dataset, folder):

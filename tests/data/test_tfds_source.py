@@ -51,8 +51,9 @@ def test_places(prepared):
     for name, class_name in folders.items():
         assert name.startswith("places365_small/train/data_256") and name.split("/")[4] == class_name
     assert {r["name"][-12:]: test.class_names[r["label"]] for r in records(test)} == {
-        "00000001.jpg": "beach", "00000002.jpg": "archive",
-    }  # fmt: skip
+        "00000001.jpg": "beach",
+        "00000002.jpg": "archive",
+    }
 
 
 def test_coco_has_one_class(prepared):
@@ -60,8 +61,9 @@ def test_coco_has_one_class(prepared):
     assert train.class_names == ("coco",) and list(train.labels) == [0] * 4 and len(test) == 2
     assert {r["image"] for r in records(train)} == {small_archives.picture(9 + i) for i in range(4)}
     assert sorted(r["name"] for r in records(test)) == [
-        "coco/validation/000000000001.jpg", "coco/validation/000000000002.jpg",
-    ]  # fmt: skip
+        "coco/validation/000000000001.jpg",
+        "coco/validation/000000000002.jpg",
+    ]
 
 
 def test_published_splits_and_proxies(prepared):

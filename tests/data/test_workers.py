@@ -47,8 +47,11 @@ def is_running(pid):
 def test_a_worker_loads_neither_jax_nor_grain_nor_tensorflow(open_pool):
     images = open_pool(Watching()).read([Row(0, 0, 0)]).result().images
     assert dict(zip(Watching.asked, images.ravel(), strict=True)) == {
-        "jax": 0, "grain": 0, "tensorflow": 0, "numpy": 1,
-    }  # fmt: skip
+        "jax": 0,
+        "grain": 0,
+        "tensorflow": 0,
+        "numpy": 1,
+    }
 
 
 def test_a_worker_reads_prepared_data_sets_without_jax_and_tensorflow(open_pool, prepared):
