@@ -34,8 +34,8 @@ AHEAD_BYTES = 256 * 2**20
 AHEAD = (2, 16)
 """Least and greatest number of batches that are read ahead."""
 
-STOP_EVERY = 0.5
-"""Seconds between looks at whether a signal asks to stop, while no batch comes."""
+STOP_AFTER = 5.0
+"""Seconds without a batch after which a signal ends the wait for it: less than `stopping.GRACE_SECONDS`."""
 
 Submit = Callable[[Sequence[Row]], "Future[Rows]"]
 
@@ -271,11 +271,13 @@ class BatchIterator:
 
         Raises:
           UserError: Too many images cannot be decoded, or a worker process died.
-          Interrupted: A signal asked to stop while no batch came.
+          Interrupted: A signal asked to stop, and no batch came for `STOP_AFTER` seconds.
         """
-        future = self._waiting.submit(next, self._iterator)
-        while not wait([future], timeout=STOP_EVERY).done:
-            if (signal_number := asked_to_stop()) is not None:
+        future, asked = self._waiting.submit(next, self._iterator), 0.0
+        while not wait([future], timeout=STOP_AFTER / 10).done:
+            signal_number = asked_to_stop()
+            asked += STOP_AFTER / 10 if signal_number is not None else 0
+            if signal_number is not None and asked > STOP_AFTER:
                 raise Interrupted(self._taken, signal_number)
         images, bad = future.result()
         for name, found in bad.items():

@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from l2l_jax.data import reading
+from l2l_jax.data import loader, reading
 from l2l_jax.data.loader import LoaderOptions, training_batches
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import Interrupted
@@ -51,6 +51,7 @@ def batches(pipe, workers=0):
 
 def test_the_console_names_the_file_and_a_signal_ends_the_wait(pipe, monkeypatch, caplog):
     monkeypatch.setattr(reading, "STALLED_AFTER", 0.2)
+    monkeypatch.setattr(loader, "STOP_AFTER", 0.5)
     reading._watched_reads.cache_clear()
     request = types.SimpleNamespace(received=None)
     REQUESTS.append(request)
