@@ -14,8 +14,8 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
 """Largest number of pixels that is decoded, as in Pillow: more might fill the memory."""
 
-ORIENTATION = 0x0112
-"""EXIF tag of the camera's orientation."""
+ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC = 0x0112, 0x0102, 0x0106
+"""Tags of TIFF, and of EXIF for the camera's orientation."""
 
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
@@ -141,7 +141,7 @@ def _to_rgb(image: Image.Image, encoded: bytes) -> np.ndarray:
     | --- | --- |
     | 1, L, RGB, RGBX, YCbCr, HSV, CMYK | converted by Pillow; those of PNG's transparent color are white |
     | P, PA, LA, La, RGBA, RGBa | converted to RGBA, drawn on white |
-    | I;16 and its byte orders, I | value / 257, if all are in 0 … 65535 |
+    | I;16 and its byte orders, I | scaled to 255 from 12 or 16 bits, as the file says |
     | LAB | converted by LittleCMS, white point D50 |
     | F, I beyond 16 bits | refused: the range is unknown |
     """
@@ -150,10 +150,14 @@ def _to_rgb(image: Image.Image, encoded: bytes) -> np.ndarray:
         raise ImageError("floating-point pixels, of which nobody knows the range")
     if mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ImageError("32-bit pixels, of which nobody knows the range")
-        gray = np.rint(values / 257).astype(np.uint8)
-        rgb = np.repeat(np.where(values == key, 255, gray)[..., None].astype(np.uint8), 3, axis=-1)
+        tags = getattr(image, "tag_v2", {})  # of TIFF
+        bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+        if bits > 16 or values.min() < 0 or values.max() >= 2**bits:
+            raise ImageError("32-bit or signed pixels, of which nobody knows the range")
+        gray = np.where(values == key, 255, np.rint(values * (255 / (2**bits - 1))))
+        if tags.get(PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds for 8 bits alone
+            gray = 255 - gray
+        rgb = np.repeat(gray[..., None], 3, axis=-1)
     elif mode in ("PA", "LA", "La", "RGBA", "RGBa") or (mode == "P" and key is not None):
         if mode in ("La", "RGBa"):
             image = image.convert(mode.upper())

@@ -20,6 +20,9 @@ from l2l_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+RESOLVED_LINES = 20_000
+"""Lines up to which links are followed to find files that are named twice."""
+
 CHECKED_FILES = 1000
 """Files of a table whose existence is checked when it is opened."""
 
@@ -114,7 +117,7 @@ def _fields(row: list[str], header: list[str], where: str) -> tuple[str, str, st
         )
     values = dict(zip(header, map(str.strip, row), strict=False))
     path, label = values.get("path"), values.get("label")
-    if not path or not label:
+    if not path or not label or "\0" in path:
         raise UserError(f"{where}: path or label is missing.")
     of = values.get("split", "").lower() if "split" in header else None
     if of not in (None, "train", *TEST_FOLDERS):
@@ -126,7 +129,9 @@ def _fields(row: list[str], header: list[str], where: str) -> tuple[str, str, st
 def _without_repetitions(table: epath.Path, root: str, lines: _Lines) -> _Lines:
     """Leave out lines that repeat another one's file; an error if they contradict it."""
     above = (root if "://" in root else os.path.abspath(root)).encode("utf-8", "surrogateescape")
-    files = np.array([posixpath.normpath(posixpath.join(above, path)) for path in lines.paths])
+    local = "://" not in root and len(lines.paths) <= RESOLVED_LINES
+    resolve = os.path.realpath if local else posixpath.normpath
+    files = np.array([resolve(posixpath.join(above, path)) for path in lines.paths])
     _, first, inverse = np.unique(files, return_index=True, return_inverse=True)
     original = first[inverse]
     repeated = np.flatnonzero(original != np.arange(len(files)))

@@ -120,6 +120,36 @@ def test_tiffs_of_other_modes():
     np.testing.assert_array_equal(decode(encoded(bits, "TIFF"))[0, :, 1], [0, 255])
 
 
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_gray_tiffs_of_every_depth(bits, white_is_zero):
+    """A TIFF file by hand; Pillow reads no 12-bit ones whose white is zero."""
+    values = np.linspace(0, 2**bits - 1, 32).astype(int).reshape(4, 8)
+    pixels = np.packbits((values[..., None] >> np.arange(bits)[::-1] & 1).astype(np.uint8)).tobytes()
+    if bits == 16:
+        pixels = values.astype("<u2").tobytes()
+    tags = [
+        (256, 8),
+        (257, 4),
+        (258, bits),
+        (259, 1),
+        (262, int(not white_is_zero)),
+        (273, 8),
+        (277, 1),
+        (278, 4),
+    ]
+    tags.append((279, len(pixels)))
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + len(pixels))
+    file = head + pixels + struct.pack("<H", len(tags)) + directory + bytes(4)
+    expected = np.rint(values * 255 / (2**bits - 1))
+    if (bits, white_is_zero) == (12, True):
+        with pytest.raises(ImageError):
+            decode(file)
+    else:
+        np.testing.assert_array_equal(decode(file)[..., 1], 255 - expected if white_is_zero else expected)
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_is_taken(kind):
     frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "blue", "lime")]
@@ -251,6 +281,7 @@ BROKEN = {
     "PNG bomb": (huge("PNG"), "30000×30000 pixels|decompression bomb"),
     "float TIFF": (encoded(np.ones((4, 4), np.float32), "TIFF"), "floating-point"),
     "32-bit TIFF": (encoded(np.full((4, 4), 2**20, np.int32), "TIFF"), "32-bit"),
+    "32-bit TIFF of small values": (encoded(np.full((4, 4), 200, np.int32), "TIFF"), "32-bit"),
 }
 
 

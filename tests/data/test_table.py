@@ -1,5 +1,7 @@
 """Tables of the user's own images."""
 
+import os
+
 import pytest
 
 from l2l_jax.data.config import SourceConfig
@@ -94,6 +96,13 @@ def test_absolute_and_relative_paths_of_one_file(tmp_path, monkeypatch):
     (tmp_path / "table.csv").write_text("\n".join(lines))
     with pytest.raises(UserError, match="line 3: .* is the file of line 2 already"):
         open_source(SourceConfig("csv", "table.csv"), "train", 8)
+
+
+def test_a_link_to_a_file_of_another_class(tmp_path):
+    write(tmp_path, "bob/0.jpg")
+    os.symlink(tmp_path / "bob" / "0.jpg", tmp_path / "alice.jpg")
+    with pytest.raises(UserError, match=r"line 3: alice.jpg \(alice\) is the file of line 2"):
+        open_table(tmp_path, "path,label", "bob/0.jpg,bob", "alice.jpg,alice")
 
 
 def test_repeated_lines_count_once(tmp_path, caplog):
