@@ -95,7 +95,7 @@ def test_the_html_report_stands_alone(finished):
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(finished):
     errors = finished[2]
-    assert re.search(r"unlearn 60/60 · \d+ s · loss [\d.e-]+ retain", errors)
+    assert re.search(r"unlearn 60/60 · \d+ s · .*loss [\d.e-]+", errors)
     assert "\r" not in errors
 
 

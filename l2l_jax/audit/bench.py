@@ -21,7 +21,7 @@ from l2l_jax.data.splits import Split, validation_sets
 from l2l_jax.data.transforms import Transform
 from l2l_jax.errors import UserError
 from l2l_jax.evals import metrics
-from l2l_jax.evals.config import EvaluationConfig
+from l2l_jax.evals.config import EvaluationSetup
 from l2l_jax.evals.encoder_features import EncoderFeatures
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.image_set import ImageSet
@@ -40,16 +40,23 @@ VALIDATION_IMAGES = 500
 """Images on which the best step of each curve is chosen, at most; evenly spaced."""
 
 
-class AuditSetup(Protocol):
+class AuditSetup(EvaluationSetup, Protocol):
     """What an audit depends on; an experiment's `Config` is one."""
 
-    seed: int
-    model: Model
-    data: DataConfig
-    evaluate: EvaluationConfig
-    audit: AuditConfig
-    mesh: sharding.MeshConfig
-    parallel: ParallelKind
+    @property
+    def audit(self) -> AuditConfig:
+        """The attacks."""
+        ...
+
+    @property
+    def mesh(self) -> sharding.MeshConfig:
+        """How the devices are arranged."""
+        ...
+
+    @property
+    def parallel(self) -> ParallelKind:
+        """How a step runs on them."""
+        ...
 
     def describe(self, *sections: str) -> dict[str, Any]:
         """Return JSON-able values of the named sections."""

@@ -8,6 +8,7 @@ from typing import Any
 from l2l_jax import shipped
 from l2l_jax.audit.run import Standard
 from l2l_jax.config import Config
+from l2l_jax.data.records import SplitName
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
@@ -16,7 +17,7 @@ from l2l_jax.evals.intervals import Interval, bootstrap
 from l2l_jax.experiment.pretrain import model_card
 from l2l_jax.experiment.retrain import FAIR_RATIO, retrain
 from l2l_jax.models.base import Params
-from l2l_jax.utils.multihost import barrier, from_primary
+from l2l_jax.utils.multihost import barrier, load_existing
 from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import load_params, read_card, save_model
 
@@ -140,10 +141,8 @@ def _loaded(config: Config, given: str) -> Params:
 
 def _trained(config: Config, original: Params, folder: pathlib.Path) -> tuple[Params, str]:
     """Return a model trained in the workdir, once, then read from there."""
-    if from_primary(folder.exists):
-        with barrier():
-            params = load_params(folder, original)
-    else:
+    params = load_existing(folder, lambda: load_params(folder, original))
+    if params is None:
         params = retrain(config, original, folder.with_name("retraining")).params
         save_model(folder, params, model_card(config, "trained without the images to forget"))
     return params, str(folder)
@@ -151,7 +150,7 @@ def _trained(config: Config, original: Params, folder: pathlib.Path) -> tuple[Pa
 
 def _retain_ratio(config: Config, original: Params, retrained: Params) -> tuple[Interval, str]:
     """Return the masked MSE on retain images, retrained over original, and the split it was measured on."""
-    split_name = "validation" if config.data.validation_fraction else "test"
+    split_name: SplitName = "validation" if config.data.validation_fraction else "test"
     source = open_source(config.data, split_name, config.model.image_size)
     choose = validation_sets if split_name == "validation" else evaluation_sets
     images = choose(config.data, source).retain

@@ -72,7 +72,7 @@ def report_run(
         "peak_memory_gib": round(peak_memory(), 3),
     }
     shown = {name: result.shown for name, result in results.items()}
-    shown |= {"attacked": attacked} if attacked else {}
+    shown |= {"attacked": dict(attacked)} if attacked else {}
     return write_report(folders.report, report, Drawings(evaluation, shown, trainings, features))
 
 

@@ -89,7 +89,8 @@ class Workdir:
         self.evaluation = folder / "evaluation"
         self.audit = folder / "audit"
         self.report = folder / "report"
-        self._redo, self._release = redo, None
+        self._redo = redo
+        self._release: Callable[[], None] | None = None
         self._record: dict[str, Any] = from_primary(lambda: self._claim(config))
         _check_shared(folder)
 

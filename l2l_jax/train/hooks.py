@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from l2l_jax.train.loop import Training
 
 
-TERMS = ("retain", "forget")
+SHOWN = ("retain_ratio", "forget_ratio", "loss", "retain", "forget")
+"""Metrics that progress shows, if there are such."""
 
 
 class Hook:
@@ -71,8 +72,8 @@ class LogMetrics(Hook):
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         logged = step % self._config.log_every == 0 or step == self._config.steps
-        names = ("retain_ratio", "forget_ratio", "alpha") if "retain_ratio" in metrics else TERMS
-        shown = {name: metrics[name] for name in ("loss", *names) if name in metrics}
+        there = [name for name in SHOWN if name in metrics]
+        shown = {name: metrics[name] for name in there[:3]}  # a terminal of 80 columns has no room for more
         self._progress.update(1, shown if logged else None)
         if logged:
             self._writer.write(step, metrics)

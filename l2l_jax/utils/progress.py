@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 LINE_EVERY_SECONDS = 10.0
 """Least time between two plain lines."""
 
-BAR = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
+BAR = "{desc} {percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
 
 _outer: list["Progress"] = []
 """The progress that is on display, if any."""

@@ -94,7 +94,7 @@ def blocks_made(folder, monkeypatch, params=PARAMS, fails_at=None):
     return None, stored
 
 
-def test_interrupted_work_goes_on(tmp_path, monkeypatch):
+def test_interrupted_work_resumes(tmp_path, monkeypatch):
     """Only what is missing is made, and the images are the same."""
     whole, blocks = blocks_made(tmp_path / "whole", monkeypatch)
     assert blocks == ["000000", "000001", "000002"]

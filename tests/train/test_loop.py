@@ -114,7 +114,7 @@ def test_resuming_after_a_crash_is_bit_identical(params, uninterrupted, tmp_path
 
 
 @pytest.mark.soak
-def test_a_run_goes_on_with_other_devices(params, uninterrupted, tmp_path):
+def test_a_run_resumes_with_other_devices(params, uninterrupted, tmp_path):
     """Four devices as 2x2, a crash, then four under pmap: batches, draws and losses of one device.
 
     In every run test_several_processes.py goes on with others, and on a mesh of 2x2.

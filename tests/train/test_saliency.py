@@ -152,7 +152,7 @@ def test_the_start_counts_for_salient_weights_alone(tmp_path):
         assert np.all(moved[mask] > 90) and np.all(moved[~mask] == 0)
 
 
-def test_an_interrupted_run_goes_on_with_its_mask(tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_with_its_mask(tmp_path, monkeypatch):
     whole = trained_by(linear_task(), tmp_path / "whole", Batches(ROWS))
     with pytest.raises(KeyboardInterrupt):
         trained_by(linear_task(), tmp_path / "cut", Batches(ROWS, crash_at=6))

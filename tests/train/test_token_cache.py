@@ -126,7 +126,7 @@ def test_views_and_noise_come_again_in_another_order(bank):
     assert (noise[:48] != noise[48:96]).any()
 
 
-def test_it_goes_on_where_it_was(bank):
+def test_it_resumes_where_it_was(bank):
     iterator = iter(bank)
     next(iterator)
     state = iterator.get_state()
@@ -151,7 +151,7 @@ def test_noise_alone(params, mesh, tmp_path):
     assert {tuple(row) for row in found[12:]} <= {tuple(row) for row in found[:12]}  # the pool begins again
 
 
-def test_a_signal_stops_it_and_it_goes_on(params, mesh, bank, tmp_path, monkeypatch):
+def test_a_signal_stops_it_and_it_resumes(params, mesh, bank, tmp_path, monkeypatch):
     read = []
 
     def signal_at_30(index):

@@ -19,7 +19,7 @@ def test_one_process_is_the_writer_and_sends_nothing():
     assert done == [1]
 
 
-def test_exceptions_of_one_process_go_on_as_they_are():
+def test_exceptions_of_one_process_stay_as_they_are():
     error = OSError(28, "No space left on device")
     with pytest.raises(OSError) as caught, barrier():
         raise error
