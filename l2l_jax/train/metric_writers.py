@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tensorboardX import SummaryWriter
 
+from l2l_jax.utils.io import atomic_write
 from l2l_jax.utils.multihost import is_primary
 
 
@@ -24,7 +25,7 @@ class MetricWriter:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+        atomic_write(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._lines = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
 
