@@ -118,7 +118,7 @@ def open_folder(config: SourceConfig, split: SplitName) -> FileSource:
 def _split_folders(lister: Lister) -> dict[str, str]:
     """Return the folders that hold the class folders, by split; {"all": ""}: the folder itself does."""
     say = functools.partial(log_once, logging.INFO)
-    folders, _ = lister.level("")
+    folders, loose = lister.level("")
     train = next((name for name in folders if name.lower() == "train"), None)
     if train is None:
         return {"all": ""}
@@ -134,6 +134,8 @@ def _split_folders(lister: Lister) -> dict[str, str]:
     if others:
         say(f"{lister.root}: {train} is read as a class, like {', '.join(others[:5])}")
         return {"all": ""}
+    for name in loose:
+        lister.pass_over(name, "image beside the splits", "images beside the splits")
     if not tests:
         say(f"{lister.root}: training and test images are those in {train}")
         return {"all": train}

@@ -194,9 +194,12 @@ def _select(source: Source, classes: Sequence[int], name: str, count: _Count) ->
         chosen.append(indices)
     indices = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, int)
     if not len(indices):
+        names = ", ".join(printable(source.class_names[i]) for i in classes[:NAMED]) or "no class"
         passed_over = getattr(source, "passed_over", "")
         hint = f" Passed over: {passed_over}." if passed_over else ""
-        raise UserError(f"The {name} set is empty: config.data.{name} selects no {count.kind} image.{hint}")
+        raise UserError(
+            f"The {name} set is empty: config.data.{name} selects no {count.kind} image ({names}).{hint}"
+        )
     return Subset(source, indices)
 
 
