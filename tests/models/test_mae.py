@@ -13,9 +13,15 @@ from tests.reference_arrays import Case, nhwc
 
 CASE = Case("mae_tiny")
 TINY = MAE(
-    image_size=32, patch_size=8, width=48, depth=2, num_heads=4,
-    decoder_width=32, decoder_depth=2, decoder_num_heads=4,
-)  # fmt: skip
+    image_size=32,
+    patch_size=8,
+    width=48,
+    depth=2,
+    num_heads=4,
+    decoder_width=32,
+    decoder_depth=2,
+    decoder_num_heads=4,
+)
 
 
 @pytest.fixture(scope="module")

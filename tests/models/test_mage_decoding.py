@@ -162,9 +162,14 @@ def test_outpainting_keeps_what_lies_beyond_the_blending_zone(digits):
     assert np.abs(restored - images)[:, 2].max() > 1e-3
 
 
-@pytest.mark.parametrize("temperature, frequencies", [
-    (1.0, [0.5, 0.3, 0.2]), (0.5, np.array([25, 9, 4]) / 38), (0.0, [1.0, 0.0, 0.0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "temperature, frequencies",
+    [
+        (1.0, [0.5, 0.3, 0.2]),
+        (0.5, np.array([25, 9, 4]) / 38),
+        (0.0, [1.0, 0.0, 0.0]),
+    ],
+)
 def test_sampling_follows_the_softmax(temperature, frequencies):
     """Constant logits for all tokens: the drawn codes have the softmax's frequencies, which at
     temperature ½ are the squares, normalised."""
@@ -173,11 +178,14 @@ def test_sampling_follows_the_softmax(temperature, frequencies):
     schedule = mage_decoding.decoding_schedule(64, hidden=63, steps=4, choice_temperature=0.0)
     drawn = jax.jit(
         lambda key: mage_decoding.decode_masked(
-            lambda ids: jnp.broadcast_to(logits[None, None], (*ids.shape, 3)), ids, 9,
-            mage_decoding.Schedule(schedule.mask_lengths[-1:], schedule.temperatures[-1:]), key,
+            lambda ids: jnp.broadcast_to(logits[None, None], (*ids.shape, 3)),
+            ids,
+            9,
+            mage_decoding.Schedule(schedule.mask_lengths[-1:], schedule.temperatures[-1:]),
+            key,
             temperature,
         )
-    )(jax.random.key(0))  # fmt: skip
+    )(jax.random.key(0))
     share = np.bincount(np.asarray(drawn).ravel(), minlength=3) / drawn.size
     np.testing.assert_allclose(share, frequencies, atol=5 * np.sqrt(0.25 / drawn.size))
 

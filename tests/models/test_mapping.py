@@ -48,9 +48,13 @@ def test_in_and_out():
 
 @pytest.mark.parametrize(
     "layout, torch_shape, flax_shape",
-    [(same, (2, 3), (2, 3)), (linear, (2, 3), (3, 2)), (conv, (2, 3, 4, 5), (4, 5, 3, 2)),
-     (conv1x1_1d, (2, 3, 1), (3, 2))],
-)  # fmt: skip
+    [
+        (same, (2, 3), (2, 3)),
+        (linear, (2, 3), (3, 2)),
+        (conv, (2, 3, 4, 5), (4, 5, 3, 2)),
+        (conv1x1_1d, (2, 3, 1), (3, 2)),
+    ],
+)
 def test_layouts_undo_each_other(layout, torch_shape, flax_shape):
     array = np.random.default_rng(0).random(torch_shape)
     there = layout.to_flax(array)
@@ -64,9 +68,12 @@ def test_convolution_computes_the_same():
     kernel, image = rng.random((2, 3, 3, 3), np.float32), rng.random((1, 3, 3, 3), np.float32)
     by_hand = np.einsum("nihw,oihw->no", image, kernel)
     ours = jax.lax.conv_general_dilated(
-        np.moveaxis(image, 1, -1), conv.to_flax(kernel), (1, 1), "VALID",
+        np.moveaxis(image, 1, -1),
+        conv.to_flax(kernel),
+        (1, 1),
+        "VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(ours[:, 0, 0], by_hand, rtol=1e-5)
 
 

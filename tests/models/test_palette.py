@@ -19,9 +19,18 @@ SIX_STEPS = Palette(
     **{**vars(TINY), "sampling_steps": 6, "sampling_linear_start": 0.01, "sampling_linear_end": 0.5}
 )
 DIGITS = Palette(
-    image_size=16, channels=1, inner_channel=8, channel_mults=(1, 2), res_blocks=1, attn_res=(),
-    num_head_channels=8, norm_groups=4, hole_bank_size=3, sampler="ddim", sampling_steps=3,
-)  # fmt: skip
+    image_size=16,
+    channels=1,
+    inner_channel=8,
+    channel_mults=(1, 2),
+    res_blocks=1,
+    attn_res=(),
+    num_head_channels=8,
+    norm_groups=4,
+    hole_bank_size=3,
+    sampler="ddim",
+    sampling_steps=3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +169,17 @@ def test_masks_are_mirrored_and_transposed():
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(sampler="euler"), dict(teacher_noise="nowhere"), dict(training_holes="round"),
-        dict(dtype="int8"), dict(timesteps=1), dict(hole_bank_size=0), dict(linear_end=1.0),
-        dict(sampling_schedule="sine"), dict(sampler="ddim", timesteps=20, sampling_steps=21),
+        dict(sampler="euler"),
+        dict(teacher_noise="nowhere"),
+        dict(training_holes="round"),
+        dict(dtype="int8"),
+        dict(timesteps=1),
+        dict(hole_bank_size=0),
+        dict(linear_end=1.0),
+        dict(sampling_schedule="sine"),
+        dict(sampler="ddim", timesteps=20, sampling_steps=21),
     ],
-)  # fmt: skip
+)
 def test_impossible_fields_are_refused(wrong):
     with pytest.raises(ValueError):
         Palette(**{**vars(TINY), **wrong})

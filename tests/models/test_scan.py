@@ -43,6 +43,7 @@ def test_the_loop_gives_the_same_gradients(family, remats):
     for looped in loops:
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-            results[looped], results[False, False],
-        )  # fmt: skip
+            results[looped],
+            results[False, False],
+        )
         assert sizes[looped] < sizes[False, False] / 2

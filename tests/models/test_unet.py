@@ -1,7 +1,5 @@
 """The U-Net against guided diffusion's on `palette_unet_tiny`, and its state dict."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,21 +12,28 @@ from l2l_jax.models.palette.convert import UNET
 from l2l_jax.models.palette.diffusion import beta_schedule, schedule_buffers
 from l2l_jax.models.palette.model import Palette
 from l2l_jax.models.palette.unet import gamma_embedding
-from tests.reference_arrays import FOLDER, Case, nhwc
+from tests.reference_arrays import Case, nhwc
 
 CASE = Case("palette_unet_tiny")
 TINY = Palette(
-    image_size=32, inner_channel=32, channel_mults=(1, 2), res_blocks=1, attn_res=(2,),
-    num_head_channels=16, hole_bank_size=1,
-)  # fmt: skip
+    image_size=32,
+    inner_channel=32,
+    channel_mults=(1, 2),
+    res_blocks=1,
+    attn_res=(2,),
+    num_head_channels=16,
+    hole_bank_size=1,
+)
 SEEN = {"inputs": nhwc(CASE["x"]), "gamma": CASE["gammas"][:, 0]}
 BLOCKS = {
     "encoder": {"middle_block_0": "middle_res0", "middle_block_1": "middle_attn"},
     "decoder": {
-        "output_blocks_0_1": "out_block_0", "output_blocks_1_2": "out_block_1",
-        "output_blocks_2_0": "out_block_2", "output_blocks_3_0": "out_block_3",
+        "output_blocks_0_1": "out_block_0",
+        "output_blocks_1_2": "out_block_1",
+        "output_blocks_2_0": "out_block_2",
+        "output_blocks_3_0": "out_block_3",
     },
-}  # fmt: skip
+}
 """Where the reference arrays of single blocks are to be found in our modules."""
 
 
@@ -94,37 +99,11 @@ def test_bfloat16_stays_close(params):
     np.testing.assert_allclose(prediction, nhwc(CASE["out"]), atol=0.1)
 
 
-def test_state_dict_survives_the_round_trip_bit_for_bit(params):
-    original = CASE.state_dict()
-    back = mapping.to_torch(UNET, params, TINY)
-    assert back.keys() == original.keys()
-    for key, value in original.items():
-        np.testing.assert_array_equal(back[key], value, err_msg=key)
-
-
-def test_published_layout_fits():
-    layout = json.loads((FOLDER / "layouts" / "palette_unet.json").read_text())["state_dict"]
-    shapes = parts_of(Palette())
-    state_dict = {key: np.broadcast_to(np.float32(0), shape) for key, shape, _ in layout}
-    params = mapping.to_flax(UNET, state_dict, shapes)
-    exported = {k: list(v.shape) for k, v in mapping.to_torch(UNET, params).items()}
-    assert exported == {key: shape for key, shape, _ in layout}
-
-
 def network(betas):
     """`Network.state_dict()` while unlearning: student, teacher and the schedule's buffers."""
     unet = CASE.state_dict()
     teacher = {f"teacher_denoise_fn.{key}": np.zeros_like(value) for key, value in unet.items()}
     return {f"denoise_fn.{key}": value for key, value in unet.items()} | teacher | schedule_buffers(betas)
-
-
-def test_checkpoint_of_the_whole_network(params):
-    checkpoint = network(np.linspace(1e-6, 0.01, 2000))
-    found = mapping.to_flax(convert.TABLE, convert.unwrap(checkpoint), parts_of(TINY), TINY)
-    jax.tree.map(np.testing.assert_array_equal, found, params)
-    exported = mapping.to_torch(convert.TABLE, found, TINY, np.float16)
-    assert exported.keys() == {key for key in checkpoint if not key.startswith("teacher_")}
-    np.testing.assert_array_equal(exported["gammas"], checkpoint["gammas"], strict=True)  # not rounded
 
 
 def test_checkpoint_of_another_schedule_is_refused():
@@ -136,10 +115,12 @@ def test_checkpoint_of_another_schedule_is_refused():
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(norm_groups=24), dict(num_head_channels=24), dict(image_size=33),
+        dict(norm_groups=24),
+        dict(num_head_channels=24),
+        dict(image_size=33),
         dict(inner_channel=33, norm_groups=33, num_head_channels=33),
     ],
-)  # fmt: skip
+)
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError):
         Palette(**{**vars(TINY), **wrong})

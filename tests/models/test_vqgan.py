@@ -12,9 +12,12 @@ from tests.reference_arrays import Case, fill, nhwc
 
 CASE = Case("mage_tiny")
 TINY = VQGAN(
-    codebook_size=64, codebook_width=16, base_channels=32, channel_multipliers=(1, 1, 2),
+    codebook_size=64,
+    codebook_width=16,
+    base_channels=32,
+    channel_multipliers=(1, 1, 2),
     num_res_blocks=1,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +89,14 @@ def test_gradients_of_the_quantiser():
 def test_few_channels_and_levels():
     """Sizes for digits: 16 × 16 pixels as 4 × 4 tokens, groups that divide 8 channels."""
     small = VQGAN(
-        codebook_size=8, codebook_width=4, base_channels=8, channel_multipliers=(1, 2, 2),
-        num_res_blocks=1, groups=4, channels=1,
-    )  # fmt: skip
+        codebook_size=8,
+        codebook_width=4,
+        base_channels=8,
+        channel_multipliers=(1, 2, 2),
+        num_res_blocks=1,
+        groups=4,
+        channels=1,
+    )
     images = jnp.zeros((3, 16, 16, 1))
     shapes = jax.eval_shape(small.init, jax.random.key(0), images)
     restored, loss = jax.eval_shape(small.apply, shapes, images)

@@ -134,9 +134,12 @@ def test_without_pytorch_the_refusal_names_the_extra(tmp_path):
         f"sys.exit(str([main(command) for command in {commands!r}]))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
-    )  # fmt: skip
+    )
     *refusals, codes = result.stderr.splitlines()
     assert codes == "[1, 1, 1]" and len(refusals) == len(commands)
     for refusal in refusals:
@@ -148,8 +151,11 @@ def test_without_pytorch_the_refusal_names_the_extra(tmp_path):
 def test_as_a_program(file, tmp_path):
     command = [sys.executable, "-m", "l2l_jax.weights", "import", file, "--output", tmp_path / "model"]
     result = subprocess.run(
-        [*command, *options(MAE.given)], cwd=ROOT, capture_output=True, text=True,
+        [*command, *options(MAE.given)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         env={**os.environ, "XLA_FLAGS": ""},
-    )  # fmt: skip
+    )
     assert (result.returncode, result.stderr) == (0, "")
     assert (tmp_path / "model" / "model.json").is_file()

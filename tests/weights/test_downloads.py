@@ -58,10 +58,15 @@ def server():
 @pytest.fixture
 def file(server):
     return published.PublishedFile(
-        name="test", holds="Made-up weights", file="weights.pth",
-        url=f"http://127.0.0.1:{server.server_port}/weights.pth", page="https://example.org/weights",
-        licence="CC0", size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest(),
-    )  # fmt: skip
+        name="test",
+        holds="Made-up weights",
+        file="weights.pth",
+        url=f"http://127.0.0.1:{server.server_port}/weights.pth",
+        page="https://example.org/weights",
+        licence="CC0",
+        size=len(CONTENT),
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+    )
 
 
 def names(folder):

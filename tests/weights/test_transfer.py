@@ -24,7 +24,7 @@ from l2l_jax.weights.checkpoints import recognize
 from l2l_jax.weights.loading import load_model
 from l2l_jax.weights.saved_models import read_card
 from tests.matrix import soak
-from tests.reference_arrays import FOLDER, Case, nhwc
+from tests.reference_arrays import FOLDER, Case
 from tests.weights.checkpoints import SMALL, assert_same_bits, network, write_safetensors
 
 
@@ -40,29 +40,14 @@ def imported(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_small_cases_come_back_bit_for_bit(imported, tmp_path, name):
+    card = read_card(imported / name)
+    assert (card["family"], card["variant"], card["source"]["file"]) == (name, None, f"{name}.safetensors")
+    assert card["licence"] == "See where the file comes from."
+    with pytest.raises(UserError, match="exists"):
+        transfer.import_checkpoint(imported / f"{name}.safetensors", imported / name)
     transfer.export_model(imported / name, tmp_path / "out.safetensors")
     exported = safetensors.numpy.load_file(tmp_path / "out.safetensors")
     assert_same_bits(exported, SMALL[name].state_dict)
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_cards(imported, name):
-    card = read_card(imported / name)
-    assert (card["family"], card["variant"]) == (name, None)
-    assert card["source"]["file"] == f"{name}.safetensors"
-    assert len(card["source"]["sha256"]) == 64
-    assert card["licence"] == "See where the file comes from."
-    sizes = FAMILIES[name].FORMATS[0].sizes(SMALL[name].state_dict)
-    model = json.loads(json.dumps(dataclasses.asdict(SMALL[name].model)))
-    assert {key: card["model"][key] for key in sizes} == {key: model[key] for key in sizes}
-
-
-def test_the_imported_mae_computes_what_the_original_does(imported):
-    model, params = load_model(imported / "mae")
-    case = Case("mae_tiny")
-    predict = jax.jit(lambda p, x, noise: model.predict(p, model.mask(x, noise, kept=4)))
-    prediction = predict(params, nhwc(case["images"]), case["noise"])
-    np.testing.assert_allclose(prediction, case["pred"], atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -158,15 +143,6 @@ def test_a_field_given_against_the_weights(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_existing_output_is_left_alone(imported, tmp_path):
-    (tmp_path / "model").mkdir()
-    with pytest.raises(UserError, match="exists"):
-        transfer.import_checkpoint(
-            imported / "mae.safetensors", tmp_path / "model", fields=SMALL["mae"].given
-        )
-    assert list((tmp_path / "model").iterdir()) == []
-
-
 DRAWN = np.random.default_rng(0).standard_normal(2**17, np.float32)
 STEPS = (1, 2, 3, 5)
 """How far apart in `DRAWN` neighbours along each axis lie: unlike, so that no axis passes for another."""
@@ -192,8 +168,9 @@ def published(name, fill):
     shapes = {key: shape for key, shape, _ in layout}
     fixed = {
         key: sincos_position_table(shapes[key][2], grid)[None]
-        for key in ("pos_embed", "decoder_pos_embed") if key in shapes
-    }  # fmt: skip
+        for key in ("pos_embed", "decoder_pos_embed")
+        if key in shapes
+    }
     if "token_emb.position_ids" in shapes:
         fixed["token_emb.position_ids"] = np.arange(257)[None]
     state_dict = {key: fixed[key] if key in fixed else fill(key, shape) for key, shape in shapes.items()}

@@ -60,9 +60,16 @@ def convolution(
     if x.ndim == 4 and layout == whole and padding == "SAME" and odd and set(steps) == {1}:
         return _same(x, kernel, precision)
     return lax.conv_general_dilated(
-        x, kernel, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
-        feature_group_count, precision=precision,
-    )  # fmt: skip
+        x,
+        kernel,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        precision=precision,
+    )
 
 
 Conv = partial(nn.Conv, conv_general_dilated=convolution)

@@ -160,10 +160,20 @@ def folder(state_dict: Mapping[str, np.ndarray], model: Any, origin: Mapping[str
 
 
 DEFAULTS = dict(
-    hidden_size=768, intermediate_size=3072, num_attention_heads=12, hidden_act="gelu", qkv_bias=True,
-    decoder_hidden_size=512, decoder_intermediate_size=2048, decoder_num_attention_heads=16, mask_ratio=0.75,
-    norm_pix_loss=False, layer_norm_eps=1e-12, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-)  # fmt: skip
+    hidden_size=768,
+    intermediate_size=3072,
+    num_attention_heads=12,
+    hidden_act="gelu",
+    qkv_bias=True,
+    decoder_hidden_size=512,
+    decoder_intermediate_size=2048,
+    decoder_num_attention_heads=16,
+    mask_ratio=0.75,
+    norm_pix_loss=False,
+    layer_norm_eps=1e-12,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
 """What config.json need not say."""
 
 HUGGING_FACE = dataclasses.replace(
