@@ -37,39 +37,20 @@ fast on 8 × 8)."""
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def convolution(
-    x: Array,
-    kernel: Array,
-    window_strides: Any,
-    padding: Any,
-    lhs_dilation: Any = None,
-    rhs_dilation: Any = None,
-    dimension_numbers: Any = None,
-    feature_group_count: int = 1,
-    precision: Any = None,
-) -> Array:
+def convolution(x: Array, kernel: Array, window_strides: Any, padding: Any, **options: Any) -> Array:
     """Run `lax.conv_general_dilated`, with the weight gradient of `kernel_gradient` on CPUs.
 
     That holds for two-dimensional convolutions of kernels with odd sides that keep the resolution, of images
     of `FROM_PLACES` pixels or more; others do not change. Arguments are those that Flax passes.
     """
-    steps = (*window_strides, *(lhs_dilation or ()), *(rhs_dilation or ()), feature_group_count)
+    dilations = (*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ()))
+    steps = (*window_strides, *dilations, options.get("feature_group_count", 1))
     whole = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-    layout = lax.conv_dimension_numbers(x.shape, kernel.shape, dimension_numbers)
+    layout = lax.conv_dimension_numbers(x.shape, kernel.shape, options.get("dimension_numbers"))
     odd = all(side % 2 for side in kernel.shape[:2])
     if x.ndim == 4 and layout == whole and padding == "SAME" and odd and set(steps) == {1}:
-        return _same(x, kernel, precision)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        dimension_numbers,
-        feature_group_count,
-        precision=precision,
-    )
+        return _same(x, kernel, options.get("precision"))
+    return lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
 
 
 Conv = partial(nn.Conv, conv_general_dilated=convolution)

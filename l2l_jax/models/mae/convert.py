@@ -107,7 +107,8 @@ def stated(origin: Mapping[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
     """Read the arguments that main_pretrain.py of facebookresearch/mae keeps in its checkpoints."""
     args = origin.get("args", {})
     kinds = {"norm_pix_loss": bool, "mask_ratio": float}
-    return {name: args[name] for name, kind in kinds.items() if isinstance(args.get(name), kind)}
+    found = {name: args[name] for name, kind in kinds.items() if isinstance(args.get(name), kind)}
+    return {"layer_norm_eps": 1e-6, **found}  # that of the release
 
 
 def guessed(origin: Mapping[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
