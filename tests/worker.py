@@ -27,22 +27,10 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
 
     from l2l_jax.data.loader import LoaderOptions
     from l2l_jax.methods.encoder import Encoder
-    from l2l_jax.models.mae.model import MAE
     from l2l_jax.train import loop, sharding
     from l2l_jax.train.optim import TrainingConfig
-    from tests.fixtures.training import Watched, image_batches, signal_at
+    from tests.fixtures.training import TINY_MAE, Watched, image_batches, signal_at
 
-    model = MAE(
-        image_size=8,
-        patch_size=4,
-        width=8,
-        depth=1,
-        num_heads=2,
-        decoder_width=8,
-        decoder_depth=1,
-        decoder_num_heads=2,
-        mask_ratio=0.5,
-    )
     index, count = jax.process_index(), jax.process_count()
     batches = image_batches(BATCH, options=LoaderOptions(process_index=index, process_count=count))
     if index == process:
@@ -50,14 +38,14 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
     config = TrainingConfig(
         steps=STEPS, batch_size=BATCH, learning_rate=0.01, checkpoint_every=4, log_every=1, ema_decay=0.9
     )
-    params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+    params = jax.device_get(jax.jit(TINY_MAE.init)(jax.random.key(0)))
     devices = jax.devices()[:ways] if count == 1 else None
     mesh = sharding.make_mesh(devices, sharding.MeshConfig(fsdp=ways))
     # There is no large array in so small a model.
     with mock.patch.object(sharding, "SHARDED_FROM", 64):
-        objective = Encoder().objective(model)
+        objective = Encoder().objective(TINY_MAE)
         trainer = loop.Trainer("unlearn", objective, config, seed=1, mesh=mesh, parallel=parallel)
-        budget = _budget(model) if budgeted else None
+        budget = _budget(TINY_MAE) if budgeted else None
         return trainer.train(loop.TrainRun(params, batches, folder, alpha=0.25, budget=budget))
 
 

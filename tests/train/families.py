@@ -7,46 +7,14 @@ from l2l_jax.models.mae.model import MAE
 from l2l_jax.models.mage.model import MAGE
 from l2l_jax.models.palette.model import Palette
 
+SMALL = dict(width=32, depth=1, num_heads=2, decoder_width=32, decoder_depth=1, decoder_num_heads=2)
+TOKENIZER = dict(codebook_size=16, codebook_width=4, base_channels=4, channel_multipliers=(1, 1), groups=2)
+MASKS = dict(hidden_margin=0, blend_margin=0, blend_sigma=0.0)
+UNET = dict(inner_channel=8, channel_mults=(4,), res_blocks=1, attn_res=(), num_head_channels=8)
 MODELS = {
-    "mae": MAE(
-        image_size=8,
-        patch_size=4,
-        width=32,
-        depth=1,
-        num_heads=2,
-        decoder_width=32,
-        decoder_depth=1,
-        decoder_num_heads=2,
-        mask_ratio=0.5,
-    ),
-    "mage": MAGE(
-        image_size=8,
-        width=32,
-        depth=1,
-        num_heads=2,
-        decoder_width=32,
-        decoder_depth=1,
-        decoder_num_heads=2,
-        codebook_size=16,
-        codebook_width=4,
-        base_channels=4,
-        channel_multipliers=(1, 1),
-        num_res_blocks=1,
-        groups=2,
-        hidden_margin=0,
-        blend_margin=0,
-        blend_sigma=0.0,
-    ),
-    "palette": Palette(
-        image_size=8,
-        inner_channel=8,
-        channel_mults=(4,),
-        res_blocks=1,
-        attn_res=(),
-        num_head_channels=8,
-        norm_groups=2,
-        hole_bank_size=4,
-    ),
+    "mae": MAE(image_size=8, patch_size=4, mask_ratio=0.5, **SMALL),
+    "mage": MAGE(image_size=8, num_res_blocks=1, **SMALL, **TOKENIZER, **MASKS),
+    "palette": Palette(image_size=8, norm_groups=2, hole_bank_size=4, **UNET),
 }
 
 

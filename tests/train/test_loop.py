@@ -15,26 +15,14 @@ import pytest
 from l2l_jax.data.loader import training_batches
 from l2l_jax.errors import Diverged, Interrupted, UserError
 from l2l_jax.methods.encoder import Encoder
-from l2l_jax.models.mae.model import MAE
 from l2l_jax.train import loop, sharding
 from l2l_jax.train.hooks import Observe
 from l2l_jax.train.metric_writers import MetricWriter, read_metrics
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.sharding import MeshConfig
-from tests.fixtures.training import Images, Watched, crash_at, image_batches, signal_at
+from tests.fixtures.training import TINY_MAE, Images, Watched, crash_at, image_batches, signal_at
 
-MODEL = MAE(
-    image_size=8,
-    patch_size=4,
-    width=8,
-    depth=1,
-    num_heads=2,
-    decoder_width=8,
-    decoder_depth=1,
-    decoder_num_heads=2,
-    mask_ratio=0.5,
-)
-TASK = Encoder().objective(MODEL)
+TASK = Encoder().objective(TINY_MAE)
 CONFIG = TrainingConfig(
     steps=12, batch_size=4, learning_rate=0.01, warmup_steps=4, checkpoint_every=4, log_every=2, ema_decay=0.9
 )
@@ -42,7 +30,7 @@ CONFIG = TrainingConfig(
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
+    return jax.device_get(jax.jit(TINY_MAE.init)(jax.random.key(0)))
 
 
 @functools.cache

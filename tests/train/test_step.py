@@ -10,22 +10,12 @@ from flax.traverse_util import flatten_dict
 
 from l2l_jax.methods.base import pretraining_objective
 from l2l_jax.methods.encoder import Encoder
-from l2l_jax.models.mae.model import MAE
 from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.step import make_step, placed_state
+from tests.fixtures.training import TINY_MAE
 
-MODEL = MAE(
-    image_size=16,
-    patch_size=4,
-    width=16,
-    depth=1,
-    num_heads=2,
-    decoder_width=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-    mask_ratio=0.5,
-)
+MODEL = dataclasses.replace(TINY_MAE, image_size=16, width=16, decoder_width=16)
 CONFIG = TrainingConfig(steps=20, batch_size=8, learning_rate=1e-2, warmup_steps=2)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((5, 2, 8, 16, 16, 3)).astype(np.float32)

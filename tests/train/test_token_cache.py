@@ -1,5 +1,6 @@
 """A bank holds what the tokenizer would say in each step, and is finished only once."""
 
+import dataclasses
 import os
 import signal
 
@@ -12,31 +13,14 @@ from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import Interrupted
 from l2l_jax.losses import batch_noise
 from l2l_jax.methods import METHODS
-from l2l_jax.models.mage.model import MAGE
 from l2l_jax.train import loop, sharding, token_cache
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.token_cache import Codes, TokenCacheConfig, cached_objective, open_token_cache
 from tests.fixtures.training import Images
 from tests.models.test_mage import random_params
+from tests.train.families import MODELS
 
-MODEL = MAGE(
-    image_size=8,
-    width=8,
-    depth=1,
-    num_heads=2,
-    decoder_width=8,
-    decoder_depth=1,
-    decoder_num_heads=2,
-    codebook_size=16,
-    codebook_width=4,
-    base_channels=4,
-    channel_multipliers=(1, 1),
-    num_res_blocks=0,
-    groups=2,
-    hidden_margin=0,
-    blend_margin=0,
-    blend_sigma=0.0,
-)
+MODEL = dataclasses.replace(MODELS["mage"], width=8, decoder_width=8, num_res_blocks=0)
 SEED, STEPS, BATCH = 5, 6, 8
 SIZES = {"retain": 20, "forget": 15}
 TRAINING = TrainingConfig(steps=STEPS, batch_size=BATCH, learning_rate=0.01, log_every=2)
