@@ -4,14 +4,14 @@ import runpy
 import sys
 
 COMMANDS = {
-    "run": ("l2l_jax.main", "pretrain or load a model, unlearn, restore, measure, report"),
+    "run": ("l2l_jax.main", "pretrain or load a model, unlearn, evaluate, report"),
     "config": ("l2l_jax.cli.config", "the complete config of a run, with the documentation of its fields"),
-    "compare": ("l2l_jax.compare", "all methods side by side"),
+    "compare": ("l2l_jax.compare", "compare all methods"),
     "audit": ("l2l_jax.audit", "attack an unlearned model: is it forgotten, or only hidden?"),
-    "evaluate": ("l2l_jax.evaluate", "restore and measure with models that exist; compare folders of images"),
+    "evaluate": ("l2l_jax.evaluate", "evaluate models that exist, or compare folders of images"),
     "prepare": ("l2l_jax.data.prepare", "prepare a data set of TensorFlow Datasets"),
     "weights": ("l2l_jax.weights", "import, export and inspect checkpoints"),
-    "plan": ("l2l_jax.plan", "what a recipe needs on accelerators that are not here"),
+    "plan": ("l2l_jax.plan", "what a config needs on accelerators that are not here"),
     "portability": ("l2l_jax.portability", "whether another device computes the same"),
 }
 """Name of the command → the module that `python -m` runs, and what it does."""
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def usage() -> str:
-    """What `--help` prints."""
+    """Return what `--help` prints."""
     width = max(map(len, COMMANDS))
     lines = (f"  {name:{width}}  {about}  (python -m {module})" for name, (module, about) in COMMANDS.items())
     return "usage: l2l-jax COMMAND …\n\n" + "\n".join(lines) + "\n\nl2l-jax COMMAND --help says more of each."

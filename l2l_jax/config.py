@@ -1,4 +1,4 @@
-"""The experiment's configuration: frozen dataclasses, checked against a recipe before any work."""
+"""The config of an experiment: frozen dataclasses, checked before any work."""
 
 import dataclasses
 import importlib
@@ -31,16 +31,15 @@ class Config:
     """A whole experiment.
 
     Attributes:
-      seed: seed of everything random.
-      family: the model family, a key of `l2l_jax.models.base.FAMILIES`.
-      model: the model, parameters excluded.
-      pretrained: what to unlearn: folder of a saved model, a checkpoint file (see docs/guides), or the
-        name of a model that comes with the package (`l2l_jax.shipped`); empty to pretrain a model in the
-        workdir.
-      pretrain: how each stage of `model.pretraining_stages()` is trained, by its name.
-      data, unlearn, evaluate, audit: see their classes.
-      mesh: how the devices are arranged.
-      parallel: how a step runs on them: "jit", one program over the mesh, or "pmap", a copy per device.
+      seed: Global random seed.
+      family: Name of a registered model family.
+      model: The model, without its parameters.
+      pretrained: Model to unlearn: folder of a saved model, a checkpoint file (see docs/guides), or the name
+        of a model that comes with the package (`l2l_jax.shipped`); empty to pretrain one in the workdir.
+      pretrain: Training of each stage of `model.pretraining_stages()`, by its name.
+      data, unlearn, evaluate, audit: See their classes.
+      mesh: Arrangement of the devices.
+      parallel: "jit", one program over the mesh, or "pmap", a copy of the step per device.
       plugins: Modules that register methods, model families or attacks; imported before the config is read.
     """
 
@@ -58,7 +57,7 @@ class Config:
     plugins: tuple[str, ...] = ()
 
     def describe(self, *sections: str) -> dict[str, Any]:
-        """JSON-able values of the named sections, or of all."""
+        """Return JSON-able values of the named sections, or of all."""
         names = sections or tuple(field.name for field in dataclasses.fields(self))
         return _plain({name: getattr(self, name) for name in names})
 
@@ -167,7 +166,7 @@ def _pretrain(recipe: Mapping[str, Any], model: Model) -> dict[str, TrainingConf
     why = None
     if not recipe["model"].get("pretrained"):
         why = "config.model.pretrained is empty"
-    elif "train" in recipe.get("audit", {}).get("retrained", ()):
+    elif "train" in _split(recipe.get("audit", {}).get("retrained", ())):
         why = "config.audit.retrained is train"
     pretrain = {}
     for stage in stages:
@@ -335,7 +334,8 @@ def _kinds(hint: Any) -> Iterator[Any]:
 
 
 def _split(value: Any) -> Any:
-    return value.elements() if isinstance(value, Text) else (value,) if isinstance(value, str) else value
+    """Return the names of a field that takes several, given as a tuple or joined by commas."""
+    return Text(value).elements() if isinstance(value, str) else value
 
 
 def _check(kind: Any, value: Any, where: str) -> Any:

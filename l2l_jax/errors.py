@@ -1,14 +1,14 @@
-"""The exceptions that reach the user as a sentence instead of a traceback."""
+"""Exceptions that reach the user as a sentence instead of a traceback."""
 
 
 class UserError(Exception):
-    """A mistake that the person at the keyboard can mend.
+    """An error the user can fix.
 
-    The message says what was given, what was expected and what to do; the programs print it alone
-    and exit with a code other than 0.
+    The message says what was given, what was expected and what to do. Programs print it alone and exit with
+    a code other than 0.
 
     Attributes:
-      known_to_all: every process of the run raises this, so that one of them prints it.
+      known_to_all: Whether every process of the run raises this, so that one of them prints it.
     """
 
     known_to_all = False
@@ -28,8 +28,8 @@ class Interrupted(Exception):
     """Training was asked to stop and has saved its state.
 
     Attributes:
-      step: the last step done.
-      signal_number: the signal that asked.
+      step: Last step done.
+      signal_number: Signal that asked.
     """
 
     def __init__(self, step: int, signal_number: int):

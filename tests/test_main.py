@@ -21,15 +21,24 @@ from tests.utils import forking
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
-    "--config=configs/digits_mae.py:encoder", "--config.model.pretrained=",
-    "--config.audit.enabled=False", "--config.unlearn.retain_budget=0", "--config.data.test_per_class=10",
+    "--config=configs/digits_mae.py:encoder",
+    "--config.model.pretrained=",
+    "--config.audit.enabled=False",
+    "--config.unlearn.retain_budget=0",
+    "--config.data.test_per_class=10",
     "--config.evaluate.picture_per_class=1",
-    "--config.model.width=16", "--config.model.depth=1",
-    "--config.model.decoder_width=16", "--config.model.decoder_depth=1",
-    "--config.pretrain.model.steps=60", "--config.pretrain.model.batch_size=8",
-    "--config.pretrain.model.warmup_steps=5", "--config.pretrain.model.checkpoint_every=20",
-    "--config.unlearn.steps=60", "--config.unlearn.batch_size=8", "--config.unlearn.checkpoint_every=20",
-]  # fmt: skip
+    "--config.model.width=16",
+    "--config.model.depth=1",
+    "--config.model.decoder_width=16",
+    "--config.model.decoder_depth=1",
+    "--config.pretrain.model.steps=60",
+    "--config.pretrain.model.batch_size=8",
+    "--config.pretrain.model.warmup_steps=5",
+    "--config.pretrain.model.checkpoint_every=20",
+    "--config.unlearn.steps=60",
+    "--config.unlearn.batch_size=8",
+    "--config.unlearn.checkpoint_every=20",
+]
 
 
 def environment():
@@ -60,9 +69,13 @@ def finished(tmp_path_factory):
     """A run that is started as a user starts it; others are forked (processes/forking.py)."""
     workdir = tmp_path_factory.mktemp("run")
     done = subprocess.run(
-        [sys.executable, "-m", "l2l_jax.main", *SMALL, f"--workdir={workdir}"], cwd=ROOT, env=environment(),
-        text=True, capture_output=True, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-m", "l2l_jax.main", *SMALL, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout, done.stderr
 
@@ -73,9 +86,15 @@ def test_the_report_holds_what_it_promises(finished):
     for model in ("original", "unlearned"):
         for of in ("retain", "forget"):
             assert set(report[model][of]) == {
-                "psnr", "ssim", "mse", "classifier_distance", "classifier_score", "classifier_score_std",
-                "accuracy", "balanced_accuracy",
-            }  # fmt: skip
+                "psnr",
+                "ssim",
+                "mse",
+                "classifier_distance",
+                "classifier_score",
+                "classifier_score_std",
+                "accuracy",
+                "balanced_accuracy",
+            }
             mse = f"{report[model][of]['mse']:.4f}"
             assert re.search(rf"{of} +{model} .*{mse}", output)  # the console shows the same
     assert {"seed", "config", "versions", "device", "durations_seconds", "peak_memory_gib"} <= set(report)

@@ -31,15 +31,28 @@ KILLS = 3
 """Of every run."""
 
 FIELDS = {
-    "model.pretrained": "", "audit.enabled": False, "unlearn.retain_budget": 0.0,
-    "data.train_per_class": 20, "data.test_per_class": 9, "evaluate.batch_size": 32,
+    "model.pretrained": "",
+    "audit.enabled": False,
+    "unlearn.retain_budget": 0.0,
+    "data.train_per_class": 20,
+    "data.test_per_class": 9,
+    "evaluate.batch_size": 32,
     "evaluate.picture_per_class": 1,
-    "model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.decoder_width": 16,
-    "model.decoder_depth": 1, "model.decoder_num_heads": 2,
-    "pretrain.model.batch_size": 8, "pretrain.model.warmup_steps": 2, "pretrain.model.checkpoint_every": 4,
+    "model.width": 16,
+    "model.depth": 1,
+    "model.num_heads": 2,
+    "model.decoder_width": 16,
+    "model.decoder_depth": 1,
+    "model.decoder_num_heads": 2,
+    "pretrain.model.batch_size": 8,
+    "pretrain.model.warmup_steps": 2,
+    "pretrain.model.checkpoint_every": 4,
     "pretrain.model.log_every": 1,
-    "unlearn.warmup_steps": 2, "unlearn.batch_size": 8, "unlearn.checkpoint_every": 4, "unlearn.log_every": 1,
-}  # fmt: skip
+    "unlearn.warmup_steps": 2,
+    "unlearn.batch_size": 8,
+    "unlearn.checkpoint_every": 4,
+    "unlearn.log_every": 1,
+}
 RECIPE = "--config=configs/digits_mae.py:encoder"
 
 
@@ -117,10 +130,21 @@ def test_a_mistake_of_all_is_told_once(tmp_path):
 def start(workdir, log, kills):
     """The run as two processes under the launcher, which starts both again when one ends."""
     return subprocess.Popen(
-        [sys.executable, "launch/local.py", "--processes=2", f"--max-restarts={kills}", "--grace=0.3",
-         "--", sys.executable, *program(workdir, kills)],
-        cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "launch/local.py",
+            "--processes=2",
+            f"--max-restarts={kills}",
+            "--grace=0.3",
+            "--",
+            sys.executable,
+            *program(workdir, kills),
+        ],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=log,
+        stderr=log,
+    )
 
 
 def children(launcher):

@@ -21,14 +21,20 @@ from tests.train.families import params_of
 NAMES = ("vqgan", "mae", "diffusion")
 SMALLER = {
     "vqgan": {
-        "model.depth": 2, "model.decoder_depth": 2, "model.scan": True, "model.decoding_steps": 2,
-        "pretrain.tokenizer.steps": 6, "pretrain.model.steps": 6,
-    },
-    "diffusion": {
-        "model.sampling_steps": 2, "model.channel_mults": (1,), "model.attn_res": (),
+        "model.depth": 2,
+        "model.decoder_depth": 2,
+        "model.scan": True,
+        "model.decoding_steps": 2,
+        "pretrain.tokenizer.steps": 6,
         "pretrain.model.steps": 6,
     },
-}  # fmt: skip
+    "diffusion": {
+        "model.sampling_steps": 2,
+        "model.channel_mults": (1,),
+        "model.attn_res": (),
+        "pretrain.model.steps": 6,
+    },
+}
 """Fewer steps, and models that compile sooner: those of tests/models have all that the recipes' have."""
 
 
@@ -128,11 +134,16 @@ def test_small_variants_run_from_start_to_end(name, pretrained, pictures, tmp_pa
     given = random_model(name, tmp_path / "given") if pretrained else ""
     flags = [f"--config.{field}={value}" for field, value in SMALLER[name].items()]
     code, _, errors = run(
-        f"--config=configs/{name}.py:runlocal", f"--workdir={tmp_path}", f"--config.data.path={pictures}",
-        f"--config.model.pretrained={given}", "--config.data.max_bad_fraction=0.1",
-        "--config.unlearn.steps=5", "--config.unlearn.warmup_steps=2",
-        "--config.evaluate.picture_per_class=1", *flags,
-    )  # fmt: skip
+        f"--config=configs/{name}.py:runlocal",
+        f"--workdir={tmp_path}",
+        f"--config.data.path={pictures}",
+        f"--config.model.pretrained={given}",
+        "--config.data.max_bad_fraction=0.1",
+        "--config.unlearn.steps=5",
+        "--config.unlearn.warmup_steps=2",
+        "--config.evaluate.picture_per_class=1",
+        *flags,
+    )
     assert code == 0, errors
     report = json.loads((tmp_path / "report/metrics.json").read_text())
     for model in ("original", "unlearned"):

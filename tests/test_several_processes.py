@@ -78,8 +78,10 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(stopped):
     assert (folder / "checkpoints" / "5").is_dir()
     assert len(read_metrics(folder)) == 5
     assert json.loads((folder / "checkpoints" / "5" / "data" / "metadata").read_text())["devices"] == {
-        "processes": 2, "devices": 2, "parts": 1
-    }  # fmt: skip
+        "processes": 2,
+        "devices": 2,
+        "parts": 1,
+    }
 
 
 def assert_silent(processes):

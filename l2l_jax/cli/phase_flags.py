@@ -1,4 +1,4 @@
-"""Flags of the benchmarks of a recipe's training step."""
+"""Flags of programs that look at a config's training step."""
 
 from absl import flags
 
@@ -6,6 +6,6 @@ LAYOUTS = flags.DEFINE_list(
     "layouts", [], "Meshes as DATAxFSDP, and pmap, as 8x1,4x2,pmap. Default: several for all devices."
 )
 STAGE = flags.DEFINE_string(
-    "stage", "unlearn", "Which training: unlearn, or pretrain.NAME with the name of a stage of the recipe."
+    "stage", "unlearn", "Which training: unlearn, or pretrain.NAME with the name of a phase of pretraining."
 )
 OUTPUT = flags.DEFINE_string("output", None, "Write the figures to this file as JSON.")

@@ -68,7 +68,7 @@ def test_the_cost_of_a_budget(config):
 
 
 def test_mistakes_are_named(config):
-    with pytest.raises(UserError, match="--stage=pretrain: the stages .* are unlearn, pretrain.model"):
+    with pytest.raises(UserError, match="--stage=pretrain: the phases .* are unlearn, pretrain.model"):
         open_phase(config, "pretrain")
     stage = open_phase(config, "pretrain.model")
     assert stage.objective.sets == ("train",)

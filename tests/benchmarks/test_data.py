@@ -37,4 +37,4 @@ def test_figures(files):
 def test_an_unknown_benchmark_is_a_sentence():
     command = [sys.executable, "-m", "benchmarks", "dat"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("Error: Which benchmark? python -m l2l_jax.")
+    assert done.returncode == 1 and done.stderr.startswith("Error: Which benchmark? python -m benchmarks")

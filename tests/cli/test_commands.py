@@ -72,8 +72,12 @@ def test_a_method_of_a_users_module_has_its_options_and_documentation(run_here, 
 def test_a_reader_that_leaves_is_no_error():
     done = subprocess.run(
         f"{sys.executable} -m l2l_jax.compare --help | true; echo ${{PIPESTATUS[0]}}",
-        shell=True, executable="/bin/bash", capture_output=True, text=True, env=os.environ,
-    )  # fmt: skip
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
     assert done.stderr == "" and done.stdout.strip() in ("0", "141")
 
 

@@ -10,9 +10,16 @@ from PIL import Image
 from l2l_jax.main import main
 
 DIGITS = ["--config=digits_mae:encoder", "--config.audit.enabled=False"]
-PHOTOS = [*DIGITS, "--config.data.source=folder", "--config.data.path=photos", "--config.data.forget=bob",
-          "--config.data.retain=rest", "--config.model.pretrained=", "--config.data.validation_fraction=0",
-          "--config.unlearn.retain_budget=0"]  # fmt: skip
+PHOTOS = [
+    *DIGITS,
+    "--config.data.source=folder",
+    "--config.data.path=photos",
+    "--config.data.forget=bob",
+    "--config.data.retain=rest",
+    "--config.model.pretrained=",
+    "--config.data.validation_fraction=0",
+    "--config.unlearn.retain_budget=0",
+]
 TABLE = [*PHOTOS, "--config.data.source=csv"]
 
 FLAGS = [
