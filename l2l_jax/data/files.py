@@ -21,6 +21,9 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 MADE_LOCALLY = "data/local"
 """Folder that `l2l_jax.data.make_local` makes."""
 
+THREADS = 16
+"""Threads that look at files, whose storage may be slow."""
+
 SIZED_FILES = 100_000
 """Files of a source whose sizes are part of its digest: more are sampled."""
 
@@ -73,7 +76,10 @@ class FileSource:
             yield relative + b"\0" + label.encode("utf-8", "surrogateescape")
         if "://" not in self.root:
             sample = indices[np.unique(np.linspace(0, len(indices) - 1, SIZED_FILES).astype(int))]
-            yield ",".join(map(str, in_threads(_size, [self.path(i) for i in sample]))).encode()
+            folder = os.fsencode(self.root)
+            parts = np.array_split([os.path.join(folder, path) for path in self.paths[sample]], THREADS)
+            with DaemonPool(THREADS) as pool:
+                yield str(pool.map(_sizes, parts)).encode()
 
 
 def open_folder(config: SourceConfig, split: SplitName) -> FileSource:
@@ -98,7 +104,7 @@ def open_folder(config: SourceConfig, split: SplitName) -> FileSource:
     class_names = sorted(set().union(*found.values()))
     place = places.get(split, next(iter(places.values())))
     root = top / place if place else top
-    by_class = [np.array(found[place].get(name, []), np.bytes_) for name in class_names]
+    by_class = [found[place].get(name, np.array([], np.bytes_)) for name in class_names]
     paths = np.concatenate(by_class) if by_class else np.array([], np.bytes_)
     labels = np.repeat(np.arange(len(by_class)), list(map(len, by_class)))
     if not len(paths):
@@ -147,23 +153,21 @@ def _split_folders(lister: Lister) -> dict[str, str]:
     return {"train": train, "test": test}
 
 
-def _listed(lister: Lister, place: str, own_name: str) -> dict[bytes, list[bytes]]:
+def _listed(lister: Lister, place: str, own_name: str) -> dict[bytes, np.ndarray]:
     """Return the paths below a folder by class: each folder in it, and its loose images by its own name."""
     folders, loose = lister.level(place)
     prefix = f"{place}/" if place else ""
-    found = {
-        os.fsencode(name): [
-            os.fsencode(path[len(prefix) :]) for path in lister.images(prefix + name, prefix + name)
-        ]
-        for name in folders
-    }
+    found = {}
+    for name in folders:
+        paths = lister.images(prefix + name, group=prefix + name)
+        found[os.fsencode(name)] = np.array([os.fsencode(path[len(prefix) :]) for path in paths], np.bytes_)
     if loose:
-        own = found.setdefault(os.fsencode(own_name), [])
-        own += map(os.fsencode, loose)
+        own = np.array(list(map(os.fsencode, loose)))
+        found[os.fsencode(own_name)] = np.concatenate([found.get(os.fsencode(own_name), own[:0]), own])
     return found
 
 
-def _refuse_shared_files(lister: Lister, found: dict[str, dict[bytes, list[bytes]]]) -> None:
+def _refuse_shared_files(lister: Lister, found: dict[str, dict[bytes, np.ndarray]]) -> None:
     """Raise a UserError if links make one file an image of two classes or splits; else keep it once."""
     images = [
         (place, name, raw) for place, by in found.items() for name, paths in by.items() for raw in paths
@@ -179,7 +183,7 @@ def _refuse_shared_files(lister: Lister, found: dict[str, dict[bytes, list[bytes
                 f"{paths[i]} and {paths[original[i]]} are the same file, through a link, but an image can be "
                 "in one class and in one split only. Remove one of them."
             )
-        found[place][name].remove(raw)
+        found[place][name] = found[place][name][found[place][name] != raw]
         lister.pass_over(
             os.fspath(paths[i]), "link to a file listed already", "links to files listed already"
         )
@@ -226,14 +230,17 @@ def _but(passed_over: str) -> str:
     return f" Passed over: {passed_over}." if passed_over else ""
 
 
-def _size(path: epath.Path) -> int:
-    try:
-        return path.stat().length
-    except OSError:
-        return -1
+def _sizes(paths: Iterable[bytes]) -> list[int]:
+    sizes = []
+    for path in paths:
+        try:
+            sizes.append(os.stat(path).st_size)
+        except OSError:
+            sizes.append(-1)
+    return sizes
 
 
 def in_threads(function: Callable[[epath.Path], object], paths: Iterable[epath.Path]) -> list:
     """Call a function on many paths at once: for slow storage."""
-    with DaemonPool(16) as pool:
+    with DaemonPool(THREADS) as pool:
         return pool.map(function, paths)
