@@ -40,7 +40,7 @@ STALLED_AFTER = 10.0
 class Row(NamedTuple):
     """An image to read: number of the set, index in it, and the epoch, which decides its crop."""
 
-    of: int
+    set_number: int
     index: int  # type: ignore[assignment]  # a tuple's method
     epoch: int
 
@@ -91,7 +91,7 @@ class Reader:
         return Rows(np.stack([blank if isinstance(square, BadImage) else square for square in squares]), bad)
 
     def _read(self, row: Row, started: "_Started") -> np.ndarray | BadImage:
-        source, transform = self._sources[row.of], self._transforms[row.of]
+        source, transform = self._sources[row.set_number], self._transforms[row.set_number]
         started(source, row.index)
         try:
             record = source[row.index]
@@ -102,7 +102,7 @@ class Reader:
             assert isinstance(image, np.ndarray), "files need a transform"
             return image
         try:
-            return transform(image, (self._seed, row.of, row.epoch, row.index))
+            return transform(image, (self._seed, row.set_number, row.epoch, row.index))
         except ImageError as error:
             return BadImage(record["name"], str(error))
 
@@ -151,7 +151,7 @@ def _watched_reads() -> dict[int, tuple[float, Source, int]]:
         named: set[tuple[int, float]] = set()
         while True:
             time.sleep(STALLED_AFTER / 10)
-            current = {(thread, start): (of, i) for thread, (start, of, i) in reads.copy().items()}
+            current = {(thread, start): (source, i) for thread, (start, source, i) in reads.copy().items()}
             named &= current.keys()
             for read, (source, index) in current.items():
                 if time.monotonic() - read[1] > STALLED_AFTER and read not in named:

@@ -72,14 +72,14 @@ class _Lines:
     class_names: list[str]
 
     def describe(self, line: np.integer) -> str:
-        of = "" if self.is_test is None else ", for testing" if self.is_test[line] else ", for training"
-        return f"{self.class_names[self.labels[line]]}{of}"
+        use = "" if self.is_test is None else ", for testing" if self.is_test[line] else ", for training"
+        return f"{self.class_names[self.labels[line]]}{use}"
 
 
 def _read_table(table: epath.Path) -> _Lines:
     numbers, paths, labels, is_test = array.array("q"), [], array.array("i"), array.array("b")
     classes: dict[str, int] = {}
-    of = odd = None
+    split_name = odd = None
     with table.open("rb") as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", "") as lines:
         rows = csv.reader(lines, skipinitialspace=True)
         header = [name.strip() for name in next(rows, [])]
@@ -90,13 +90,13 @@ def _read_table(table: epath.Path) -> _Lines:
                     f"line should be path,label or path,label,split, and is {','.join(header) or 'empty'}."
                 )
         for row in filter(any, rows):
-            path, label, of = _fields(row, header, f"{table}, line {rows.line_num}")
+            path, label, split_name = _fields(row, header, f"{table}, line {rows.line_num}")
             if label != (text := readable(label)):
                 label, odd = text, odd or rows.line_num
             numbers.append(rows.line_num)
             paths.append(path.encode("utf-8", "surrogateescape"))
             labels.append(classes.setdefault(label, len(classes)))
-            is_test.append(of not in (None, "train"))
+            is_test.append(split_name not in (None, "train"))
     if odd:
         logger.warning(
             "%s is not UTF-8 (line %d). Labels are read as Windows-1252; if class names look wrong, save the "
@@ -105,7 +105,7 @@ def _read_table(table: epath.Path) -> _Lines:
             odd,
         )
     columns = np.array(numbers), np.array(paths, np.bytes_), np.array(labels)
-    return _Lines(*columns, None if of is None else np.array(is_test, bool), list(classes))
+    return _Lines(*columns, None if split_name is None else np.array(is_test, bool), list(classes))
 
 
 def _fields(row: list[str], header: list[str], where: str) -> tuple[str, str, str | None]:
@@ -119,11 +119,11 @@ def _fields(row: list[str], header: list[str], where: str) -> tuple[str, str, st
     path, label = values.get("path"), values.get("label")
     if not path or not label or "\0" in path:
         raise UserError(f"{where}: path or label is missing.")
-    of = values.get("split", "").lower() if "split" in header else None
-    if of not in (None, "train", *TEST_FOLDERS):
+    split_name = values.get("split", "").lower() if "split" in header else None
+    if split_name not in (None, "train", *TEST_FOLDERS):
         known = ", ".join(("train", *TEST_FOLDERS))
         raise UserError(f"{where}: split is {values.get('split', '')!r}; known: {known}.")
-    return path, label, of
+    return path, label, split_name
 
 
 def _without_repetitions(table: epath.Path, root: str, lines: _Lines) -> _Lines:
