@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from l2l_jax import evaluate as program
+from l2l_jax.cli import evaluate as program
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.evals import evaluator as evaluate
