@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from etils import epath
@@ -23,9 +23,6 @@ MADE_LOCALLY = "data/local"
 
 THREADS = 16
 """Threads that look at files, whose storage may be slow."""
-
-SIZED_FILES = 100_000
-"""Files of a source whose sizes are part of its digest: more are sampled."""
 
 
 class FileSource:
@@ -66,20 +63,20 @@ class FileSource:
         """Return the path of an image."""
         return _path(self.root, self.paths[index])
 
-    def digest_parts(self, indices: np.ndarray) -> Iterator[bytes]:
-        """Yield relative names, classes and sizes of images, wherever the folder is located."""
-        absolute = [path for path in self.paths[indices] if path.startswith(b"/")]
-        above = os.path.commonpath(list(map(os.path.dirname, absolute))) if absolute else b""
-        for index in indices:
-            path, label = self.paths[index], self.class_names[self.labels[index]]
-            relative = os.path.relpath(path, above) if path.startswith(b"/") else path
-            yield relative + b"\0" + label.encode("utf-8", "surrogateescape")
-        if "://" not in self.root:
-            sample = indices[np.unique(np.linspace(0, len(indices) - 1, SIZED_FILES).astype(int))]
-            folder = os.fsencode(self.root)
-            parts = np.array_split([os.path.join(folder, path) for path in self.paths[sample]], THREADS)
-            with DaemonPool(THREADS) as pool:
-                yield str(pool.map(_sizes, parts)).encode()
+    def key(self, index: int) -> bytes:
+        """Return the relative path and the size of an image; that of a remote one is not looked up."""
+        path = bytes(self.paths[index])
+        if b"://" in path or "://" in self.root:
+            return path
+        file = os.path.join(os.fsencode(self.root), path)
+        size = os.path.getsize(file) if os.path.exists(file) else "missing"
+        relative = os.path.relpath(path, self._above) if os.path.isabs(path) else path
+        return relative + f" {size}".encode()
+
+    @functools.cached_property
+    def _above(self) -> bytes:
+        """The folder that all absolute paths are in."""
+        return os.path.commonpath([os.path.dirname(path) for path in self.paths if os.path.isabs(path)])
 
 
 def open_folder(config: SourceConfig, split: SplitName) -> FileSource:
@@ -228,16 +225,6 @@ def to_text(raw: bytes) -> str:
 
 def _but(passed_over: str) -> str:
     return f" Passed over: {passed_over}." if passed_over else ""
-
-
-def _sizes(paths: Iterable[bytes]) -> list[int]:
-    sizes = []
-    for path in paths:
-        try:
-            sizes.append(os.stat(path).st_size)
-        except OSError:
-            sizes.append(-1)
-    return sizes
 
 
 def in_threads(function: Callable[[epath.Path], object], paths: Iterable[epath.Path]) -> list:

@@ -5,7 +5,7 @@ decoding an image) and records `{"image": …, "label": …, "name": …}`. `l2l
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol, TypedDict
 
 import numpy as np
@@ -29,7 +29,7 @@ class Source(Protocol):
     """Random access to labeled images; it can be pickled, for worker processes.
 
     Records that cannot be read raise OSError. A source may also have `name(index)`, the name of an
-    image that is not read, and `digest_parts(indices)`, what identifies images (see `digest_parts`).
+    image that is not read, and `key(index)`, bytes that identify it (see `image_key`).
     """
 
     @property
@@ -53,16 +53,10 @@ def image_name(source: Source, index: int) -> str:
     return f"image {index}" if name is None else name(index)
 
 
-def digest_parts(source: Source, indices: np.ndarray) -> Iterator[bytes]:
-    """Yield bytes that change with the images at `indices`: by default their indices and classes."""
-    own = getattr(source, "digest_parts", None)
-    if own is not None:
-        yield from own(indices)
-        return
-    labels = np.asarray(source.labels)[indices]
-    yield type(source).__name__.encode()
-    for index, label in zip(indices, labels, strict=True):
-        yield f"{index} {source.class_names[label]}".encode("utf-8", "surrogateescape")
+def image_key(source: Source, index: int) -> bytes:
+    """Return what identifies an image, wherever it is stored: by default its index."""
+    key = getattr(source, "key", None)
+    return str(index).encode() if key is None else key(index)
 
 
 class ArraySource:
@@ -101,11 +95,9 @@ class ArraySource:
         """Return the name of an image."""
         return f"{self._name}/{self._numbers[index]}"
 
-    def digest_parts(self, indices: np.ndarray) -> Iterator[bytes]:
-        """Yield the pixels and classes of images."""
-        for index in indices:
-            yield self._images[index].tobytes()
-            yield self.class_names[self.labels[index]].encode()
+    def key(self, index: int) -> bytes:
+        """Return the pixels of an image."""
+        return self._images[index].tobytes()
 
 
 class Subset:
@@ -126,9 +118,9 @@ class Subset:
         """Return the name of an image without reading it."""
         return image_name(self._source, int(self._indices[index]))
 
-    def digest_parts(self, indices: np.ndarray) -> Iterator[bytes]:
-        """Yield what identifies images."""
-        return digest_parts(self._source, self._indices[indices])
+    def key(self, index: int) -> bytes:
+        """Return what identifies an image."""
+        return image_key(self._source, int(self._indices[index]))
 
 
 def evenly_spaced(source: Source, most: int) -> Source:
@@ -177,12 +169,10 @@ class Mixture:
         which, place = self._place(index)
         return image_name(self._sources[which], place)
 
-    def digest_parts(self, indices: np.ndarray) -> Iterator[bytes]:
-        """Yield what identifies the sources, and the indices."""
-        for source, end in zip(self._sources, self._ends, strict=True):
-            yield from digest_parts(source, np.arange(len(source)))
-            yield str(end).encode()
-        yield np.asarray(indices, "<i8").tobytes()
+    def key(self, index: int) -> bytes:
+        """Return what identifies an image."""
+        which, place = self._place(index)
+        return image_key(self._sources[which], place)
 
     def _place(self, index: int) -> tuple[int, int]:
         which = int(np.searchsorted(self._ends, index, side="right"))

@@ -8,13 +8,14 @@ import numpy as np
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.digits import open_digits
 from l2l_jax.data.fashion import open_fashion
-from l2l_jax.data.files import FileSource, open_folder
+from l2l_jax.data.files import THREADS, FileSource, open_folder
 from l2l_jax.data.idx import open_idx
 from l2l_jax.data.npz import open_npz
-from l2l_jax.data.records import Source, SplitName, Subset, digest_parts, held_out
+from l2l_jax.data.records import Source, SplitName, Subset, held_out, image_key
 from l2l_jax.data.table import open_csv
 from l2l_jax.data.tfds_source import open_tfds
 from l2l_jax.errors import UserError
+from l2l_jax.utils.threads import DaemonPool
 
 OPENERS: dict[str, Callable[[SourceConfig, SplitName], Source]] = {
     "folder": open_folder,
@@ -71,7 +72,16 @@ def _open(config: SourceConfig, split: SplitName, image_size: int) -> Source:
 def source_digest(source: Source) -> str:
     """Return a SHA-256 that changes with the images of a source: their names, sizes, classes and order.
 
-    It does not depend on the folder that they are in. No image is read. Sources of other classes than this
-    package's count by their labels.
+    It does not depend on the folder that they are in. No file is read.
     """
-    return hashlib.sha256(b"\n".join(digest_parts(source, np.arange(len(source))))).hexdigest()
+
+    def digest(indices: np.ndarray) -> bytes:
+        parts = hashlib.sha256()
+        for index in map(int, indices):
+            name = source.class_names[source.labels[index]].encode("utf-8", "surrogateescape")
+            parts.update(image_key(source, index) + b"\0" + name + b"\0")
+        return parts.digest()
+
+    with DaemonPool(THREADS) as pool:
+        chunks = np.array_split(np.arange(len(source)), THREADS)
+        return hashlib.sha256(b"".join(pool.map(digest, chunks))).hexdigest()

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,10 +69,9 @@ class TfdsSource:
         """Return the number of a record, with the data set and the split."""
         return f"{self._split_name}/{index}"
 
-    def digest_parts(self, indices: np.ndarray) -> Iterator[bytes]:
-        """Yield the checksum of the files, and the indices."""
-        yield self._fingerprint.encode()
-        yield np.asarray(indices, "<i8").tobytes()
+    def key(self, index: int) -> bytes:
+        """Return the checksum of the files, and the index."""
+        return f"{self._fingerprint} {index}".encode()
 
 
 def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from l2l_jax.data.config import SourceConfig
-from l2l_jax.data.sources import open_source
+from l2l_jax.data.sources import open_source, source_digest
 from l2l_jax.errors import UserError
 from tests.data.test_files import contents, open_csv, write
 
@@ -103,6 +103,19 @@ def test_a_link_to_a_file_of_another_class(tmp_path):
     os.symlink(tmp_path / "bob" / "0.jpg", tmp_path / "alice.jpg")
     with pytest.raises(UserError, match=r"line 3: alice.jpg \(alice\) is the file of line 2"):
         open_table(tmp_path, "path,label", "bob/0.jpg,bob", "alice.jpg,alice")
+
+
+def test_the_digest_does_not_depend_on_the_folder_of_absolute_paths(tmp_path):
+    digests = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        write(folder, "x/0.jpg", "y/1.jpg")
+        lines = ["path,label,split", f"{folder}/x/0.jpg,x,train", f"{folder}/y/1.jpg,y,train"]
+        (folder / "table.csv").write_text("\n".join(lines))
+        digests.append(source_digest(open_csv(folder / "table.csv")))
+    assert digests[0] == digests[1]
+    source = open_csv(tmp_path / "a" / "table.csv")
+    (tmp_path / "a" / "x" / "0.jpg").unlink()
+    assert source_digest(source) != digests[0]  # a file that is gone is no error here
 
 
 def test_repeated_lines_count_once(tmp_path, caplog):
