@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 
-from l2l_jax.methods.base import Objective, keep_dtype
+from l2l_jax.methods.base import Objective
 from l2l_jax.models.adapters import ADAPTER, AdapterKind, merged, new_adapter, without_adapter
 from l2l_jax.models.base import Params
 
@@ -47,5 +47,5 @@ def adapt(objective: Objective, kind: AdapterKind, rank: int) -> Objective:
         start=start,
         expand=expand,
         merge=merge,
-        cast=keep_dtype,  # an adapter's small change would be lost in rounded weights
+        cast=lambda params: params,  # an adapter's small change would be lost in rounded weights
     )

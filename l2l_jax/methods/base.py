@@ -26,17 +26,14 @@ Loss = Callable[[Params, Params, Inputs, jax.Array], tuple[jax.Array, dict[str, 
 
 
 class GradientRule(Protocol):
-    """A direction that is not the gradient of the loss, from the gradients of the two terms.
-
-    Attributes:
-      objective: Name of the term that is logged as "loss".
-    """
+    """A direction that is not the gradient of the loss."""
 
     @property
-    def objective(self) -> str: ...
+    def objective(self) -> str:
+        """Name of the term that is logged as "loss"."""
 
     def combine(self, terms: Terms, gradients: Mapping[str, Params], alpha: jax.Array) -> Params:
-        """Return the direction, from terms and gradients of the whole batch."""
+        """Return the direction, from terms and gradients of the two terms over the whole batch."""
 
 
 class Phases(NamedTuple):
@@ -49,16 +46,6 @@ class Phases(NamedTuple):
 
     rules: Mapping[str, GradientRule]
     settle: Callable[[Mapping[str, Mapping[str, float]]], GradientRule]
-
-
-def replace_parts(params: Params, trained: Params) -> Params:
-    """Return all parts, with the trained ones in place of the original ones."""
-    return {**params, **trained}
-
-
-def keep_dtype(params: Params) -> Params:
-    """Return the parameters themselves."""
-    return params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,8 +83,8 @@ class Objective:
     start: Callable[[Params, jax.Array], Params] | None = None
     saliency: float = 1.0
     expand: Callable[[Params, Params], Params] | None = None
-    merge: Callable[[Params, Params], Params] = replace_parts
-    cast: Callable[[Params], Params] = keep_dtype
+    merge: Callable[[Params, Params], Params] = lambda params, trained: {**params, **trained}
+    cast: Callable[[Params], Params] = lambda params: params
 
     def initial(self, params: Params, rng: jax.Array) -> Params:
         """Return the trained parts before the first step, given all parts of the original model."""
@@ -109,7 +96,7 @@ class Objective:
         return {**params, **(trained if self.expand is None else self.expand(trained, params))}
 
     def gradients(
-        self, trained: Params, frozen: Params, inputs: Inputs, alpha: jax.Array, mean: Mean = keep_dtype
+        self, trained: Params, frozen: Params, inputs: Inputs, alpha: jax.Array, mean: Mean = lambda x: x
     ) -> tuple[Terms, dict[str, Params]]:
         """Return the terms with "loss", and the gradients that `direction` reads, over these rows.
 

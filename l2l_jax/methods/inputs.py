@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from l2l_jax.losses import NoiseKind, batch_noise, corruption_keys
 from l2l_jax.models.base import Model, Params
@@ -62,20 +61,9 @@ def student_and_teacher_inputs(model: Model, noise: NoiseKind) -> Callable[..., 
     return prepare
 
 
-def apply_to_both(function: Callable[[Any], Any], first: Any, second: Any) -> tuple[Any, Any]:
-    """Apply a function of a batch to two batches: interleaved and in one pass, if their shapes agree."""
-    if jax.tree.map(jnp.shape, first) == jax.tree.map(jnp.shape, second):
-        first, second = deinterleave(function(interleave(first, second)))
-        return first, second
-    return function(first), function(second)
-
-
 def generative_losses(
     model: Model, params: Params, views: dict[str, dict[str, Any]]
 ) -> tuple[jax.Array, jax.Array]:
     """Return the model's own training loss of every example of `{set: {"images", "corrupted"}}`."""
-
-    def losses(rows):
-        return model.generative_loss(params, rows["images"], rows["corrupted"])
-
-    return apply_to_both(losses, views["retain"], views["forget"])
+    rows = interleave(views["retain"], views["forget"])
+    return deinterleave(model.generative_loss(params, rows["images"], rows["corrupted"]))

@@ -1,13 +1,12 @@
 """Gaussian noise in place of the features of forget images."""
 
 import dataclasses
-import functools
 
 import jax
 
 from l2l_jax.losses import noise_features, random_encoder_loss
 from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
-from l2l_jax.methods.inputs import apply_to_both, corrupt_images
+from l2l_jax.methods.inputs import corrupt_images
 from l2l_jax.models.base import Model
 from l2l_jax.utils.batch_axis import deinterleave, interleave
 
@@ -38,8 +37,8 @@ class RandomEncoder(Method):
             }
 
         def loss(trained, frozen, inputs, alpha):
-            encode = functools.partial(model.encode, trained["encoder"])
-            retain, forget = apply_to_both(encode, inputs["retain"], inputs["forget"])
+            rows = interleave(inputs["retain"], inputs["forget"])
+            retain, forget = deinterleave(model.encode(trained["encoder"], rows))
             return random_encoder_loss(retain, inputs["teacher"], forget, inputs["noise"], alpha=alpha)
 
         return unlearning_objective(model, ("encoder",), prepare, loss, teacher=("encoder",))

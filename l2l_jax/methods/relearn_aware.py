@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pydantic
 
 from l2l_jax.losses import noisy_label_loss
-from l2l_jax.methods.base import Method, Objective, keep_dtype, register, unlearning_objective
+from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
 from l2l_jax.methods.inputs import corrupt_images
 from l2l_jax.methods.targets import BLUR, TargetKind, forget_truth
 from l2l_jax.models.base import Model
@@ -66,5 +66,5 @@ class RelearnAware(Method):
 
         # Nothing is cast beforehand: the attacker's small steps would be lost in rounding.
         return unlearning_objective(
-            model, model.generative_parts, prepare, loss, look_ahead=attack, cast=keep_dtype
+            model, model.generative_parts, prepare, loss, look_ahead=attack, cast=lambda params: params
         )

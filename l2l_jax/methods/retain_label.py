@@ -1,12 +1,12 @@
 """Retain images as the truth of forget images."""
 
 import dataclasses
-import functools
 
 from l2l_jax.losses import retain_label_loss
 from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
-from l2l_jax.methods.inputs import apply_to_both, corrupt_images
+from l2l_jax.methods.inputs import corrupt_images
 from l2l_jax.models.base import Model
+from l2l_jax.utils.batch_axis import deinterleave, interleave
 
 
 @register("retain_label")
@@ -25,8 +25,8 @@ class RetainLabel(Method):
             return {of: view["corrupted"] for of, view in views.items()}
 
         def loss(trained, frozen, inputs, alpha):
-            predict = functools.partial(model.predict, {**frozen, **trained})
-            retain, forget = apply_to_both(predict, inputs["retain"], inputs["forget"])
+            rows = interleave(inputs["retain"], inputs["forget"])
+            retain, forget = deinterleave(model.predict({**frozen, **trained}, rows))
             teacher = model.predict(frozen, inputs["retain"])
             return retain_label_loss(retain, teacher, forget, alpha=alpha)
 
