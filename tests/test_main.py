@@ -107,7 +107,7 @@ def test_the_report_holds_what_it_promises(finished):
 def test_the_html_report_stands_alone(finished):
     html = (finished[0] / "report" / "report.html").read_text()
     report = json.loads((finished[0] / "report" / "metrics.json").read_text())
-    assert html.count("data:image/png;base64,") == 3
+    assert html.count("data:image/png;base64,") >= 3
     assert not re.search(r'(src|href)="(?!data:)', html)
     assert f"{report['unlearned']['forget']['classifier_distance']:.2f}" in html
 

@@ -1,6 +1,7 @@
 """What all commands share: help, configs with plugins, exit codes."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -67,6 +68,26 @@ def test_a_method_of_a_users_module_has_its_options_and_documentation(run_here, 
     assert code == 0 and "    # Added brightness.\n    strength: 2.0\n" in output
     code, _, errors = run_here(config_command.main, *flags, "--config.unlearn.brighten.strenth=2")
     assert code == 1 and "Did you mean config.unlearn.brighten.strength?" in errors
+
+
+@pytest.mark.parametrize("platform", ["cuda", "gpu", "typo"])
+def test_a_platform_that_is_not_here_is_named(platform):
+    command = [sys.executable, "-m", "l2l_jax", "config", "--config=digits_mae"]
+    environment = {**os.environ, "JAX_PLATFORMS": platform}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: JAX_PLATFORMS={platform}: JAX cannot start there (")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_user_without_a_home_is_told_so(run_here, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "home", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    code, _, errors = run_here(config_command.main, "--config=digits_mae", "--compile_cache")
+    assert code == 1 and errors.startswith("Error: HOME is not set and this user has no home")
 
 
 def test_a_reader_that_leaves_is_no_error():
