@@ -188,7 +188,9 @@ def _write_inputs(
 ) -> Config:
     """Write the original model and the images to the workdir, and return the config of a run on them."""
     family = FAMILIES.name_of(type(model))
-    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.init}
+    # Models are dataclasses, which the type of their base class does not say.
+    init_fields = [field.name for field in dataclasses.fields(model) if field.init]  # type: ignore[arg-type]
+    fields = {name: getattr(model, name) for name in init_fields}
     classes = _write_images(model, images, folder / "images.npz")
     save_model(
         folder / "original", jax.device_get(params), {"family": family, "model": fields, "origin": "given"}

@@ -138,7 +138,7 @@ def _model(given: Mapping[str, Any]) -> tuple[str, Model]:
     """
     fields = {name: value for name, value in given.items() if name not in MODEL_FIELDS}
     pretrained, family = str(given.get("pretrained", "")), str(given.get("family", ""))
-    found, stored, hidden = family, {}, ()
+    found, stored, hidden = family, dict[str, Any](), tuple[str, ...]()
     if pretrained and locate(pretrained).exists():  # otherwise loading it says so
         found, stored, hidden = stored_fields(pretrained)
         family = family or found

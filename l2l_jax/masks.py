@@ -6,6 +6,8 @@ convolution", algorithm 1) and, like the boxes, the numbers with which Palette i
 length scales with the image.
 """
 
+import functools
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -67,10 +69,10 @@ def side_mask(size: int, width: int, side: str) -> np.ndarray:
 
 MaskName = Literal["centre", "border", "left", "right", "top", "bottom"]
 
-MASKS = {
+MASKS: Mapping[str, Callable[[int, int], np.ndarray]] = {
     "centre": center_mask,
     "border": border_mask,
-    **{side: lambda size, width, side=side: side_mask(size, width, side) for side in SIDES},
+    **{side: functools.partial(side_mask, side=side) for side in SIDES},
 }
 """Test-time masks by their names: `(image size, width) -> mask`."""
 

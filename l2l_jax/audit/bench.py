@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pathlib
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -209,7 +210,7 @@ class Bench:
             mesh=sharding.make_mesh(config=self.config.mesh), parallel=self.config.parallel,
         )  # fmt: skip
 
-    def _batches(self, training: Training, seed: int, folder) -> TrainingBatches:
+    def _batches(self, training: Training, seed: int, folder: pathlib.Path) -> TrainingBatches:
         data = self.config.data
         options = LoaderOptions(
             folder, data.max_bad_fraction, data.workers, jax.process_index(), jax.process_count()

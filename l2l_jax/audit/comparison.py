@@ -44,7 +44,7 @@ class SeedSpread(NamedTuple):
     """
 
     deviation: float
-    count: int
+    count: int  # type: ignore[assignment]  # in place of tuple.count
 
     def margin(self, references: int) -> float:
         """Return the 95% bound on how far another seed differs from the mean of `references` models."""
@@ -229,7 +229,7 @@ class _RatioOfMeans(NamedTuple):
 
 
 def _error_test(unlearned: Sample, retrained: Sequence[Sample]) -> _RatioOfMeans:
-    reference = np.mean([sample[0] for sample in retrained], axis=0, dtype=np.float64)
+    reference = np.asarray(np.mean([sample[0] for sample in retrained], axis=0, dtype=np.float64))
     return _RatioOfMeans(np.asarray(unlearned[0], np.float64), reference)
 
 
@@ -275,8 +275,11 @@ def _auc_test(unlearned: Sample, retrained: Sequence[Sample]) -> _Normal:
 
 
 def _placements(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each member the share of other images with a greater error, and for each other image the
-    share of members with a smaller one; ties count half."""
+    """Return by image the share of the other kind's images that a threshold would separate from it.
+
+    For a member these are other images with a greater error, for another image members with a smaller one;
+    ties count half.
+    """
     found = []
     for values, against in (sample, sample[::-1]):
         order = np.sort(against)

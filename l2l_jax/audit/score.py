@@ -1,6 +1,6 @@
 """From measurements of attacked models to comparisons, metrics and a verdict; all JSON-able."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -233,7 +233,9 @@ def _result(models: Models, line: Line) -> dict[str, Any]:
     }
 
 
-def _transposed(found: Sequence[Mapping[Measure, Best]], measure: Measure):
+def _transposed(
+    found: Sequence[Mapping[Measure, Best]], measure: Measure
+) -> Iterator[tuple[np.ndarray, ...]]:
     return zip(*(best[measure].sample for best in found), strict=True)
 
 

@@ -78,7 +78,8 @@ def decide(unattacked: Sequence[Comparison], attacks: Comparisons) -> Verdict:
         left_open = [(name, c) for name, c in after if not c.holds]
         name, comparison = max(left_open, key=lambda found: found[1].p_holds)
         return Verdict("undecided", name, comparison, (), unsettled)
-    nearest = max([(None, c) for c in unattacked] + after, key=lambda found: found[1].p_holds)
+    every: list[tuple[str | None, Comparison]] = [*((None, c) for c in unattacked), *after]
+    nearest = max(every, key=lambda found: found[1].p_holds)
     return Verdict("forgotten", *nearest)
 
 

@@ -1,7 +1,7 @@
 """Command lines of subcommands and files, read by argparse."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from l2l_jax.errors import UserError
 
@@ -9,8 +9,8 @@ from l2l_jax.errors import UserError
 class Parser(argparse.ArgumentParser):
     """An argument parser whose mistakes are UserErrors; descriptions keep their lines."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    def __init__(self, **kwargs: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError."""

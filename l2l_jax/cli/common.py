@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from absl import flags
 from absl import logging as absl_logging
@@ -65,6 +65,16 @@ HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
 class HelpRequested(Exception):
     """The command line asks for help."""
+
+
+@overload
+def parse_flags(argv: Sequence[str]) -> tuple[Recipe, pathlib.Path]: ...
+
+
+@overload
+def parse_flags(
+    argv: Sequence[str], needs_config: Callable[[], bool]
+) -> tuple[Recipe | None, pathlib.Path]: ...
 
 
 def parse_flags(

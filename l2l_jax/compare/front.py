@@ -22,6 +22,7 @@ from l2l_jax.audit.score import UNATTACKED
 from l2l_jax.compare import front_report
 from l2l_jax.compare.methods import fields_of, incompatible
 from l2l_jax.config import Config
+from l2l_jax.data.records import SplitName
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
 from l2l_jax.errors import Diverged, UserError
@@ -41,7 +42,7 @@ from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("validation", "test")
+KINDS: tuple[SplitName, ...] = ("validation", "test")
 """Settings are chosen on the former images and quoted on the latter."""
 
 
@@ -125,7 +126,7 @@ def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -
     settings = list(grid.settings())
     cells = [(setting, seed) for setting in settings for seed in grid.seeds]
     runner.run(cells)
-    results = {cell: from_primary(lambda cell=cell: runner.finished(*cell)) for cell in cells}
+    results = {cell: from_primary(functools.partial(runner.finished, *cell)) for cell in cells}
     original = from_primary(runner.original_result)
 
     def write() -> dict[str, Any]:
@@ -168,7 +169,7 @@ class _Cells:
         self._cache.get_or_compute(
             "original", lambda: self._measured(self._original, "original"), stamp=_settings(self._config)
         )
-        left = [cell for cell in cells if from_primary(lambda cell=cell: self.finished(*cell)) is None]
+        left = [cell for cell in cells if from_primary(functools.partial(self.finished, *cell)) is None]
         logger.info("Front: %d cells, %d of them to be computed", len(cells), len(left))
         for place, (cell, params) in enumerate(self._trained(left), 1):
             name = self._name(*cell)
@@ -188,11 +189,11 @@ class _Cells:
     ) -> Iterator[tuple[tuple[Setting, int], Params | Diverged]]:
         """Cells and their models, or why there is none; as soon as each is there, in the order given."""
         slots = self._slots()
-        free: SimpleQueue[Sequence[jax.Device]] = SimpleQueue()
+        free: SimpleQueue[list[jax.Device]] = SimpleQueue()
         for slot in slots:
             free.put(slot)
 
-        def on_free_devices(cell):
+        def on_free_devices(cell: tuple[Setting, int]) -> Params | Diverged:
             devices = free.get()
             try:
                 return self._unlearned(*cell, devices)

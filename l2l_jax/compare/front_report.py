@@ -81,7 +81,7 @@ def _measured(cells: Cells, before: Mapping[str, Errors], original: Mapping[str,
     if failed:
         return {"failed": failed[0]}
     errors = {kind: [Errors.of(cell["errors"][kind]) for cell in cells] for kind in before}
-    test = {
+    test: dict[str, dict[str, Any]] = {
         of: {"ratio": _ratio([getattr(e, of) for e in errors["test"]], getattr(before["test"], of))}
         for of in Errors._fields
     }
@@ -184,7 +184,8 @@ def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
         )
         axis.axvline(100 * limit, color="#999999", linewidth=0.8, linestyle=":")
         axis.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right")  # type: ignore[call-overload]  # not in the stubs
     figure.savefig(path, metadata={"Software": None})
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from l2l_jax.audit.run import Audit
@@ -22,6 +22,7 @@ from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.methods import METHODS
+from l2l_jax.models.base import Params
 from l2l_jax.utils.io import ResultCache
 from l2l_jax.utils.multihost import barrier, from_primary, is_primary, on_primary
 
@@ -146,7 +147,9 @@ def variants(
             yield f"encoder, alpha {alpha:g}", variant(method="encoder", alpha=alpha)
 
 
-def _evaluated(cache, name, config, evaluation, params) -> dict[str, Any]:
+def _evaluated(
+    cache: ResultCache, name: str, config: Config, evaluation: Evaluation, params: Callable[[], Params]
+) -> dict[str, Any]:
     """Return the metrics of a row and, in the primary process, the reconstructions to show, or read them."""
     settings = json.loads(json.dumps(config.describe()))
     for where in ("mesh", "parallel", "audit"):  # they change none of these metrics

@@ -71,7 +71,7 @@ def report_run(
         **costs,
         "peak_memory_gib": round(peak_memory(), 3),
     }
-    shown = {name: result.shown for name, result in results.items()}
+    shown: dict[str, Mapping[str, np.ndarray]] = {name: result.shown for name, result in results.items()}
     shown |= {"attacked": dict(attacked)} if attacked else {}
     return write_report(folders.report, report, Drawings(evaluation, shown, trainings, features))
 

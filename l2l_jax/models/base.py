@@ -59,9 +59,7 @@ class Model(abc.ABC):
     corruption_parts: tuple[str, ...] = ()
     """The frozen parts that `corrupt` reads, such as a tokenizer."""
     inpaints_from_patches: bool = False
-    """Whether `inpaint_from_patches` exists; such a model has `grid` patches along a side."""
-    tokens: int = 0
-    """Codes of an image, of models with a frozen tokenizer."""
+    """Whether `inpaint_from_patches` and `grid` exist."""
     codebook_size: int = 0
     """Number of different codes."""
 
@@ -69,6 +67,16 @@ class Model(abc.ABC):
     def image_shape(self) -> tuple[int, int, int]:
         """`(height, width, channel)`."""
         return (self.image_size, self.image_size, self.channels)
+
+    @property
+    def tokens(self) -> int:
+        """Codes of an image, of models with a frozen tokenizer; otherwise 0."""
+        return 0
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        raise NotImplementedError(f"{type(self).__name__} has no patches")
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def figures(planned: Planned, topology: Topology) -> dict[str, Any]:
         "least_traffic": least,
         "sent": sent,
         "seconds": times,
-        "binds": max(times, key=times.get),
+        "binds": max(times, key=times.__getitem__),
         "roofline_seconds": max(times.values()),
         "times_ideal": max(times["compute"], times["memory"]) / ideal,
         "collectives": summary(found),

@@ -14,11 +14,15 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l2l_jax.cli.arguments import Parser
 from l2l_jax.cli.common import run_program
 from l2l_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from l2l_jax.portability.cases import Dtype, Precision
+    from l2l_jax.train.parallel import ParallelKind
 
 
 def _parser() -> Parser:
@@ -65,7 +69,9 @@ def main(argv: Sequence[str]) -> None:
         raise error
 
 
-def compute(devices: int | None, parallel: str, dtype: str, precision: str) -> dict[str, Any]:
+def compute(
+    devices: int | None, parallel: "ParallelKind", dtype: "Dtype", precision: "Precision"
+) -> dict[str, Any]:
     """Return a record: the facts of this machine and the figures of all cases.
 
     Raises:

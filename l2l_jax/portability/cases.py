@@ -23,6 +23,7 @@ ENTRIES = 16
 """Of each array, evenly spaced."""
 
 Dtype = Literal["float32", "bfloat16"]
+Precision = Literal["highest", "default"]
 Figures = dict[str, list[float]]
 
 SMALL = dict(width=32, depth=1, num_heads=4, decoder_width=32, decoder_depth=1, decoder_num_heads=4)
@@ -170,7 +171,7 @@ class Setting:
     devices: int
     parallel: ParallelKind = "jit"
     dtype: Dtype = "float32"
-    precision: Literal["highest", "default"] = "highest"
+    precision: Precision = "highest"
 
     def compute(self) -> dict[str, Figures]:
         """Return the figures of all cases."""

@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,17 +50,17 @@ def save_forest(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
             axis.xaxis.set_minor_formatter("")
         else:
             axis.set_xlabel(f"accuracy (membership: AUC), unlearned − {audit['reference']} model")
-    found = {entry["outcome"] for entry in audit["comparisons"]}
+    outcomes = {entry["outcome"] for entry in audit["comparisons"]}
     handles = [
         axes[0].plot([], [], "o", color=color, label=f"knows {name}" if name != "open" else name)[0]
         for name, color in OUTCOMES.items()
-        if name in found
+        if name in outcomes
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, metadata={"Software": None})
 
 
-def _draw_panel(axis: Axes, found: Sequence[Mapping[str, Any]], scale) -> None:
+def _draw_panel(axis: Axes, found: Sequence[Mapping[str, Any]], scale: Callable[[Any], Any]) -> None:
     """Draw comparisons as lines of a panel; to the right the unlearned model knows more."""
     for line, comparison in enumerate(found):
         color = OUTCOMES[comparison["outcome"]]
@@ -77,7 +77,7 @@ def _draw_panel(axis: Axes, found: Sequence[Mapping[str, Any]], scale) -> None:
     axis.axvspan(min(margins), right, color="#a3242b", alpha=0.06, linewidth=0)
     axis.set_xlim(left, right)
     axis.tick_params(axis="x", labelsize=8)
-    axis.xaxis.label.set_size(8)
+    axis.xaxis.label.set_fontsize(8)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
 
@@ -137,6 +137,6 @@ def save_features(path: pathlib.Path, found: EmbeddedImages, class_names: Sequen
     if few:
         handles = axis.get_legend_handles_labels()
         legend = figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=8, markerscale=2)
-        for text in legend.get_texts():
-            text.set_family(families())
+        for entry in legend.get_texts():
+            entry.set_fontfamily(families())
     figure.savefig(path, metadata={"Software": None})

@@ -37,7 +37,7 @@ def save_grid(
     columns = max(len(shown.labels) for shown in sets.values())
     height = (len(inpainted) + 2) * 0.84 + 0.4
     figure = Figure(figsize=(0.9 * columns + 1.2, height * len(sets)), dpi=120)
-    for part, name in zip(np.atleast_1d(figure.subfigures(len(sets), 1)), sets, strict=True):
+    for part, name in zip(figure.subfigures(len(sets), 1, squeeze=False)[:, 0], sets, strict=True):
         rows = _rows(evaluation, name, inpainted)
         axis = _empty_axis(part, columns, len(rows), top=0.92, bottom=0.02)
         for line, (row, images) in enumerate(rows.items()):
@@ -111,7 +111,9 @@ def save_methods(
     _save(figure, path)
 
 
-def _rows(evaluation: Evaluation, name: str, inpainted: Mapping[str, Mapping[str, np.ndarray]]):
+def _rows(
+    evaluation: Evaluation, name: str, inpainted: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
     """Return the shown images of a set, their corrupted inputs and reconstructions, by title."""
     models = {model: sets[name] for model, sets in inpainted.items()}
     return {"image": evaluation.shown[name].images, "input": evaluation.masked(name), **models}
@@ -213,5 +215,6 @@ def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> 
         axis.set(xlabel=f"retain {label}", ylabel=f"forget {label}")
         axis.locator_params(nbins=6)
         axis.grid(alpha=0.3)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right")
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right")  # type: ignore[call-overload]  # not in the stubs
     figure.savefig(path, metadata={"Software": None})

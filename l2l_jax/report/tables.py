@@ -169,5 +169,6 @@ def cell(value: float | None, ends: Sequence[float | None] | None, spec: str) ->
     """Return a cell of a number, which may be missing, and the ends of its interval."""
     if value is None:
         return Cell(NOTHING)
-    known = ends is not None and None not in ends
-    return Cell(format(value, spec), f"{ends[0]:{spec}} – {ends[1]:{spec}}" if known else "")
+    if ends is None or None in ends:
+        return Cell(format(value, spec), "")
+    return Cell(format(value, spec), f"{ends[0]:{spec}} – {ends[1]:{spec}}")

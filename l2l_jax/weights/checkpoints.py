@@ -106,8 +106,8 @@ class Recognized:
                 f"{', '.join(unknown)}: add {options}"
             )
         model = build(self.family, {**self.fields(), **given})
-        told = {*known, *given, "value_range"}  # the range of the images is our own convention
-        assumed = [name for name in model.TRAINED_WITH if name not in told]
+        settled = {*known, *given, "value_range"}  # the range of the images is our own convention
+        assumed = [name for name in model.TRAINED_WITH if name not in settled]
         return model, {name: getattr(model, name) for name in assumed}
 
     def params(self, model: Model) -> Params:

@@ -118,7 +118,9 @@ def inspect(
 
     Args:
       path: The file or folder.
-      ema, vqgan, fields: As for `import_checkpoint`.
+      ema: As for `import_checkpoint`.
+      vqgan: As for `import_checkpoint`.
+      fields: As for `import_checkpoint`.
 
     Raises:
       UserError: It cannot be read at all. What can be read and not imported is described, with the reason.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from l2l_jax.evals import metrics
 from l2l_jax.evals.runner import BatchedRunner, per_image
 from l2l_jax.masks import MASKS, SIDES
 from l2l_jax.models.base import Model
+
+if TYPE_CHECKING:
+    from l2l_jax.audit.bench import Bench
 
 ROUNDS = 10
 """Steps of projected gradient descent."""
@@ -66,7 +69,7 @@ class Views(Attack):
             blocks.append(measured)
         return {"0": {"forget": {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}}}
 
-    def _views(self, bench) -> dict[str, View]:
+    def _views(self, bench: "Bench") -> dict[str, View]:
         return bench.shared(
             f"views {self.pixel_change}",
             lambda: {
@@ -99,7 +102,7 @@ def views(mask: np.ndarray, pixel_change: float) -> Iterator[View]:
             yield View(f"{kind} {width}", other, _plain)
 
 
-def _compiled(bench, view: View) -> BatchedRunner:
+def _compiled(bench: "Bench", view: View) -> BatchedRunner:
     def compute(params, image, rng):
         return view.inpaint(bench.model, params, image[None], view.mask, rng)[0]
 

@@ -21,23 +21,25 @@ class GroupNorm(nn.GroupNorm):
     """
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """`[batch, …, channel]` → the same shape, in `dtype` or, if that is None, in the type of input and
-        parameters, promoted. Statistics are float32.
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        """Map `[batch, …, channel]` to the same shape; statistics are float32.
+
+        The result is in `dtype` or, if that is None, in the type of input and parameters, promoted.
 
         Raises:
           ValueError: the groups do not divide the channels.
         """
         batch, *sides, channels = x.shape
-        places, size = math.prod(sides), channels // self.num_groups
-        if places < FROM_PLACES or channels % self.num_groups:
-            return super().__call__(x)
+        places, groups = math.prod(sides), self.num_groups
+        if mask is not None or groups is None or places < FROM_PLACES or channels % groups:
+            return super().__call__(x, mask=mask)
+        size = channels // groups
         scale = self.param("scale", self.scale_init, (channels,), self.param_dtype)
         bias = self.param("bias", self.bias_init, (channels,), self.param_dtype)
         flat = x.reshape(batch, places, channels).astype(jnp.float32)
 
         def group_mean(sums: Array) -> Array:
-            return sums.reshape(batch, self.num_groups, size).sum(axis=-1) / (places * size)
+            return sums.reshape(batch, groups, size).sum(axis=-1) / (places * size)
 
         mean = group_mean(flat.sum(axis=1))
         variance = jnp.maximum(group_mean(jnp.square(flat).sum(axis=1)) - jnp.square(mean), 0)

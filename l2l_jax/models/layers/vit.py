@@ -1,6 +1,7 @@
 """Vision-transformer layers (Dosovitskiy et al. 2021) in timm's arrangement and with its parameter names."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,12 +25,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Map `[batch, token, width]` to the same shape."""
         batch, tokens, width = x.shape
-        dense = dict(dtype=self.dtype, kernel_init=xavier)
-        qkv = nn.Dense(3 * width, name="qkv", **dense)(x)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier)
+        qkv = dense(3 * width, name="qkv")(x)
         qkv = qkv.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
         out = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return nn.Dense(width, name="proj", **dense)(out.reshape(batch, tokens, width))
+        return dense(width, name="proj")(out.reshape(batch, tokens, width))
 
 
 class Mlp(nn.Module):
@@ -40,9 +42,10 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        dense = dict(dtype=self.dtype, kernel_init=xavier)
-        hidden = nn.gelu(nn.Dense(self.hidden, name="fc1", **dense)(x), approximate=False)
-        return nn.Dense(x.shape[-1], name="fc2", **dense)(hidden)
+        """Map `[…, width]` to the same shape."""
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier)
+        hidden = nn.gelu(dense(self.hidden, name="fc1")(x), approximate=False)
+        return dense(x.shape[-1], name="fc2")(hidden)
 
 
 class Block(nn.Module):
@@ -55,10 +58,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        norm = dict(epsilon=self.norm_eps, dtype=self.dtype)
-        x = x + Attention(self.num_heads, self.dtype, name="attn")(nn.LayerNorm(name="norm1", **norm)(x))
+        """Map `[batch, token, width]` to the same shape."""
+        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+        x = x + Attention(self.num_heads, self.dtype, name="attn")(norm(name="norm1")(x))
         hidden = int(x.shape[-1] * self.mlp_ratio)
-        return x + Mlp(hidden, self.dtype, name="mlp")(nn.LayerNorm(name="norm2", **norm)(x))
+        return x + Mlp(hidden, self.dtype, name="mlp")(norm(name="norm2")(x))
 
 
 @dataclasses.dataclass(frozen=True)

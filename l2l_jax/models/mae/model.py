@@ -14,6 +14,7 @@ from jax import Array
 
 from l2l_jax.models.base import Corrupted, Model, Params, register
 from l2l_jax.models.layers import vit
+from l2l_jax.models.layers.apply import apply
 from l2l_jax.models.layers.precision import in_dtype
 from l2l_jax.models.mae import convert
 from l2l_jax.models.mae.hugging_face import HUGGING_FACE
@@ -189,9 +190,11 @@ class MAE(Model):
         return Decoder(self.patch_dim, self.grid, self.decoder_width, blocks)
 
     def in_compute_dtype(self, params: Params) -> Params:
+        """Return parameters in `dtype`; the prediction head stays float32."""
         return in_dtype(params, jnp.dtype(self.dtype), float32=("decoder/decoder_pred",))
 
     def init(self, rng: Array) -> Params:
+        """Return fresh float32 parameters of encoder and decoder."""
         encoder_rng, decoder_rng = jax.random.split(rng)
         ids = jnp.zeros((1, 1), jnp.int32)
         ids_restore = jnp.zeros((1, self.grid**2), jnp.int32)
@@ -224,11 +227,11 @@ class MAE(Model):
 
     def encode(self, encoder_params: Any, corrupted: Corrupted) -> Array:
         """Return tokens `[batch, 1 + kept, width]`, float32, class token first."""
-        return self.encoder.apply({"params": encoder_params}, corrupted["patches"], corrupted["ids"])
+        return apply(self.encoder, encoder_params, corrupted["patches"], corrupted["ids"])
 
     def decode(self, decoder_params: Any, latent: Array, ids_restore: Array) -> Array:
         """Return predicted patches `[batch, patches, patch² · channel]`, float32."""
-        return self.decoder.apply({"params": decoder_params}, latent, ids_restore)
+        return apply(self.decoder, decoder_params, latent, ids_restore)
 
     def predict(self, params: Params, corrupted: Corrupted) -> Array:
         """Return predicted patches `[batch, patches, patch² · channel]`, float32."""

@@ -20,6 +20,7 @@ from jax import Array
 
 from l2l_jax.models.base import Corrupted, Model, Params, PretrainingStage, register
 from l2l_jax.models.layers import vit
+from l2l_jax.models.layers.apply import apply
 from l2l_jax.models.layers.precision import in_dtype
 from l2l_jax.models.mage import convert, decoding
 from l2l_jax.models.mage.networks import (
@@ -129,7 +130,7 @@ class MAGE(Model):
         ):
             if width % heads:
                 raise ValueError(f"{width} channels do not divide into {heads} {what}")
-        limits = dict(dropped=1, dropout=1, label_smoothing=1)
+        limits: dict[str, float] = dict(dropped=1, dropout=1, label_smoothing=1)
         limits |= dict(choice_temperature=math.inf, sampling_temperature=math.inf)
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) < limit:
@@ -207,12 +208,14 @@ class MAGE(Model):
         return Decoder(1 + self.tokens, self.decoder_width, blocks, self.embedding_std)
 
     def in_compute_dtype(self, params: Params) -> Params:
+        """Return parameters in `tokenizer_dtype` and `dtype`; the VQGAN's last convolutions stay float32."""
         outer = tuple(f"tokenizer/{half}/conv_out" for half in ("encoder", "decoder"))
         tokenizer = in_dtype(params, jnp.dtype(self.tokenizer_dtype), float32=outer)
         networks = in_dtype(params, jnp.dtype(self.dtype))
         return {part: (tokenizer if part == "tokenizer" else networks)[part] for part in params}
 
     def init(self, rng: Array) -> Params:
+        """Return fresh float32 parameters, also of released tensors that nothing uses."""
         tokenizer_rng, encoder_rng, decoder_rng = jax.random.split(rng, 3)
         image = jnp.zeros((1, self.patch_size, self.patch_size, self.channels))
         ids = jnp.zeros((1, 2), jnp.int32)
@@ -227,13 +230,13 @@ class MAGE(Model):
 
     def tokenize(self, params: Params, images: Array) -> Array:
         """Return codes, int32 `[batch, tokens]`, row-major."""
-        ids = self.tokenizer.apply({"params": params["tokenizer"]}, images, method="tokenize")
+        ids = apply(self.tokenizer, params["tokenizer"], images, method="tokenize")
         return ids.reshape(images.shape[0], -1)
 
     def decode_ids(self, params: Params, ids: Array) -> Array:
         """Return the images of codes `[batch, tokens]`, float32, not clipped."""
         ids = ids.reshape(-1, self.grid, self.grid)
-        return self.tokenizer.apply({"params": params["tokenizer"]}, ids, method="decode_ids")
+        return apply(self.tokenizer, params["tokenizer"], ids, method="decode_ids")
 
     def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
         """Tokenize, drop a share `dropped` of the tokens, mask some of the others.
@@ -300,7 +303,7 @@ class MAGE(Model):
     def encode(self, encoder_params: Any, corrupted: Corrupted) -> Array:
         """Return tokens `[batch, 1 + kept, width]`, class token first."""
         inputs = corrupted["ids"], corrupted["positions"], corrupted.get("dropout_keep")
-        return self.encoder.apply({"params": encoder_params}, *inputs)
+        return apply(self.encoder, encoder_params, *inputs)
 
     def decode(self, params: Params, latent: Array, source: Array, count: int | None = None) -> Array:
         """Return float32 logits `[batch, 1 + tokens, vocabulary]`, or of the first `count` words only.
@@ -308,7 +311,7 @@ class MAGE(Model):
         The token head reads the encoder's word embeddings, and sends them no gradient.
         """
         words = jax.lax.stop_gradient(params["encoder"]["token_emb"]["word_embeddings"])
-        return self.decoder.apply({"params": params["decoder"]}, latent, source, words, count)
+        return apply(self.decoder, params["decoder"], latent, source, words, count)
 
     def predict(self, params: Params, corrupted: Corrupted) -> Array:
         """Return logits of the codes, float32 `[batch, tokens, codes]`."""
@@ -316,8 +319,7 @@ class MAGE(Model):
         return self.decode(params, latent, corrupted["source"], self.codebook_size)[:, 1:]
 
     def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
-        """Return the label-smoothed cross-entropy, mean over the masked tokens of an image, float32
-        `[batch]`.
+        """Return the label-smoothed cross-entropy of the masked tokens, their mean, float32 `[batch]`.
 
         The release divides the sum over a batch by the number in the batch. As the images of a batch have
         equally many masked tokens, that is the mean of what is returned here.
@@ -356,7 +358,7 @@ class MAGE(Model):
         part, its own, as in
         inpainting: the codes learn to describe their own square, whatever is next to it.
         """
-        decoded, codebook_loss = self.tokenizer.apply({"params": params["tokenizer"]}, *inputs)
+        decoded, codebook_loss = apply(self.tokenizer, params["tokenizer"], *inputs)
         return jnp.square(decoded - inputs[0]).mean(axis=(1, 2, 3)) + codebook_loss
 
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:

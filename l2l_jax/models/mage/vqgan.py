@@ -126,7 +126,8 @@ class VectorQuantizer(nn.Module):
     size: int
     width: int
 
-    def setup(self):
+    def setup(self) -> None:
+        """Make the codebook."""
         self.embedding = self.param("embedding", _codebook_init, (self.size, self.width))
 
     def nearest(self, latent: Array) -> Array:
@@ -144,8 +145,7 @@ class VectorQuantizer(nn.Module):
         return jnp.take(self.embedding, ids, axis=0)
 
     def __call__(self, latent: Array) -> tuple[Array, Array]:
-        """Return quantized latents with the straight-through gradient, and the loss of every example
-        `[batch]`.
+        """Return quantized latents with the straight-through gradient, and every example's loss, `[batch]`.
 
         The loss is the mean over places and channels of the commitment loss (pulls latents to codes) and of
         the codebook loss (pulls codes to latents), in the weights above.
@@ -184,7 +184,8 @@ class VQGAN(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
-    def setup(self):
+    def setup(self) -> None:
+        """Make the modules."""
         levels = Levels(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Levels)})
         self.encoder = Encoder(self.codebook_width, levels)
         self.quantize = VectorQuantizer(self.codebook_size, self.codebook_width)
@@ -200,6 +201,7 @@ class VQGAN(nn.Module):
         """
         latent = self.encoder(images)
         if painted is not None:
+            assert hidden is not None
             latent = jnp.where(hidden[..., None], latent, self.encoder(painted))
         quantized, loss = self.quantize(latent)
         return self.decoder(quantized).astype(jnp.float32), loss

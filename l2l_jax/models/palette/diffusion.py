@@ -22,8 +22,9 @@ def beta_schedule(kind: BetaSchedule, timesteps: int, linear_start: float, linea
       kind: "linear"; "quad": √β is linear; "const": `linear_end`; "warmup10", "warmup50": linear
         over the first 10 % or 50 %, then `linear_end`; "cosine": Nichol and Dhariwal 2021, which
         has no ends. (Palette's "jsd" ends at β = 1, where no step leads back.)
-      timesteps: how many.
-      linear_start, linear_end: first and last β, in (0, 1).
+      timesteps: Number of time steps.
+      linear_start: First β, in (0, 1).
+      linear_end: Last β, in (0, 1).
 
     Raises:
       ValueError: an unknown kind, no time step, or ends outside (0, 1).
@@ -153,7 +154,7 @@ def _steps(gammas: np.ndarray, **coefficients: np.ndarray) -> ReverseSteps:
 
 def predict_start(step: ReverseSteps, noisy: Array, predicted_noise: Array) -> Array:
     """Return the clean image that the predicted noise implies, not clipped; one step, scalars."""
-    return step.start_from_noisy * noisy - step.start_from_noise * predicted_noise
+    return step.start_from_noisy * noisy - step.start_from_noise * predicted_noise  # type: ignore[return-value]  # one of them is a JAX array
 
 
 def reverse_step(
@@ -166,4 +167,4 @@ def reverse_step(
     """Return the next, less noisy image; the clean image is clipped to `value_range`."""
     start = jnp.clip(predict_start(step, noisy, predicted_noise), *value_range)
     mean = step.next_from_start * start + step.next_from_noisy * noisy
-    return mean + step.sigma * noise
+    return mean + step.sigma * noise  # type: ignore[return-value]  # one of them is a JAX array

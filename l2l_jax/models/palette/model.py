@@ -16,6 +16,7 @@ from jax import Array
 
 from l2l_jax import masks
 from l2l_jax.models.base import Corrupted, Model, Params, register
+from l2l_jax.models.layers.apply import apply
 from l2l_jax.models.layers.precision import in_dtype
 from l2l_jax.models.palette import convert, diffusion
 from l2l_jax.models.palette.unet import Decoder, Encoder, UNetConfig
@@ -161,9 +162,11 @@ class Palette(Model):
         }
 
     def derived_parts(self) -> Params:
+        """Return the bank of training masks."""
         return {"holes": jnp.asarray(self.mask_bank())}
 
     def in_compute_dtype(self, params: Params) -> Params:
+        """Return parameters in `dtype`; noise embedding and last convolution stay float32."""
         return in_dtype(params, jnp.dtype(self.dtype), float32=("encoder/cond_embed", "decoder/out_conv"))
 
     def mask_bank(self) -> np.ndarray:
@@ -245,12 +248,12 @@ class Palette(Model):
         return features
 
     def _encode(self, encoder_params: Any, inputs: Array, gamma: Array) -> tuple[Any, Array]:
-        return self.encoder.apply({"params": encoder_params}, inputs, gamma)
+        return apply(self.encoder, encoder_params, inputs, gamma)
 
     def predict(self, params: Params, corrupted: Corrupted) -> Array:
         """Return the predicted noise, float32, like the images."""
         features, embedding = self._encode(params["encoder"], corrupted["inputs"], corrupted["gamma"])
-        return self.decoder.apply({"params": params["decoder"]}, features, embedding)
+        return apply(self.decoder, params["decoder"], features, embedding)
 
     def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
         """Return the squared error of the predicted noise inside the mask, `[batch]`.
@@ -304,7 +307,9 @@ class Palette(Model):
         """Inpaint with everything random given.
 
         Args:
-          params, images, mask: See `inpaint`.
+          params: See `inpaint`.
+          images: See `inpaint`.
+          mask: See `inpaint`.
           filling: Standard normal, like the images: fills the mask at first, and in the conditioning image
             throughout.
           draw: `step -> noise` like the images, for the steps 0, 1, …; `step` is traced.

@@ -121,6 +121,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Map `[batch, height, width, channel]` to the same shape."""
         batch, height, width, channels = x.shape
         head = self.config.num_head_channels
         tokens = x.reshape(batch, height * width, channels)
@@ -146,6 +147,7 @@ class GammaEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, gamma: Array) -> Array:
+        """Embed noise levels `[batch]`."""
         width = 4 * self.config.inner_channel
         x = gamma_embedding(gamma, self.config.inner_channel)
         x = nn.silu(nn.Dense(width, kernel_init=lecun_uniform, name="dense_0")(x))
