@@ -17,7 +17,7 @@ SIDES = ("left", "right", "top", "bottom")
 
 
 def center_mask(size: int, width: int) -> np.ndarray:
-    """A centered square mask.
+    """Return a centered square mask.
 
     Args:
       size: side of the image in pixels.
@@ -38,7 +38,7 @@ def center_mask(size: int, width: int) -> np.ndarray:
 
 
 def border_mask(size: int, width: int) -> np.ndarray:
-    """Outpainting: a border of `width` pixels is missing on every side.
+    """Return the mask of outpainting: a border of `width` pixels is missing on every side.
 
     Raises:
       ValueError: the border is empty or leaves nothing.
@@ -51,7 +51,7 @@ def border_mask(size: int, width: int) -> np.ndarray:
 
 
 def side_mask(size: int, width: int, side: str) -> np.ndarray:
-    """A strip of `width` pixels is missing at the left, right, top or bottom.
+    """Return a mask of a strip of `width` pixels at the left, right, top or bottom.
 
     Raises:
       ValueError: the strip is empty or leaves nothing, or the side is unknown.
@@ -82,7 +82,7 @@ TRAINING_MASKS: tuple[str, ...] = ("hybrid", "free_form", "box", "centre")
 
 
 def box_mask(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A rectangle with sides from 108/256 to 128/256 of the image's, 20/256 or more off its edges.
+    """Draw a rectangle with sides from 108/256 to 128/256 of the image's, 20/256 or more off its edges.
 
     Sides and place are uniform and independent. (Palette's own boxes have the same sides but lean
     to the lower right, for only their upper left corner moves as they shrink.)
@@ -97,7 +97,7 @@ def box_mask(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def free_form_mask(rng: np.random.Generator, size: int) -> np.ndarray:
-    """One to three brush strokes, see `stroke_vertices`, 12/256 to 39/256 of the side wide."""
+    """Draw one to three brush strokes, see `stroke_vertices`, 12/256 to 39/256 of the side wide."""
     mask = np.zeros((size, size), bool)
     for _ in range(rng.integers(1, 3, endpoint=True)):
         vertices = stroke_vertices(rng, size)
@@ -107,7 +107,7 @@ def free_form_mask(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def stroke_vertices(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A zigzag of 4 to 11 lines as `[vertex, (x, y)]` in pixels, kept inside the image.
+    """Draw a zigzag of 4 to 11 lines as `[vertex, (x, y)]` in pixels, kept inside the image.
 
     It starts anywhere. Headings alternate between 2π/5 and −2π/5, each off by up to a bound of its own
     for the stroke, uniform up to 2π/15 either way; lengths are normal with mean diagonal / 8 and
@@ -127,7 +127,7 @@ def stroke_vertices(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def stroke_mask(vertices: np.ndarray, width: int, size: int) -> np.ndarray:
-    """The pixels under a round brush of `width` pixels led along `vertices` `[vertex, (x, y)]`."""
+    """Return the pixels under a round brush of `width` pixels led along `vertices` `[vertex, (x, y)]`."""
     image = Image.new("1", (size, size))
     draw = ImageDraw.Draw(image)
     points = [(float(x), float(y)) for x, y in vertices]
@@ -139,12 +139,12 @@ def stroke_mask(vertices: np.ndarray, width: int, size: int) -> np.ndarray:
 
 
 def hybrid_mask(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A box and a free-form mask together: Palette's training masks for inpainting."""
+    """Draw a box and a free-form mask together, Palette's training mask for inpainting."""
     return box_mask(rng, size) | free_form_mask(rng, size)
 
 
 def mask_bank(kind: TrainingMask, count: int, size: int, seed: int) -> np.ndarray:
-    """Masks to choose from, bool `[count, size, size]`; "centre" knows one mask only.
+    """Draw masks to choose from, bool `[count, size, size]`; for "centre" they are all the same.
 
     Equal arguments give equal masks, on every host.
 

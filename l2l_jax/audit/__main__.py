@@ -1,8 +1,8 @@
-"""Does it really forget? `python -m l2l_jax.audit --workdir=runs/digits_mae` attacks the model of that run.
+r"""Audit the unlearned model of a run: `python -m l2l_jax.audit --workdir=runs/digits_mae`.
 
 Another unlearned model is audited with its recipe and its original:
 
-    python -m l2l_jax.audit --config=configs/digits_mae.py --config.model.pretrained=ORIGINAL \\
+    python -m l2l_jax.audit --config=configs/digits_mae.py --config.model.pretrained=ORIGINAL \
         --unlearned=UNLEARNED --workdir=runs/my_audit
 """
 

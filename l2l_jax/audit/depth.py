@@ -50,8 +50,9 @@ def depth(measure: Measure, original: Sample, unlearned: Sample, retrained: Samp
 
     Args:
       measure: What the samples are, see `comparison.Sample`; class ids are not used.
-      original, unlearned, retrained: Measurements of the three models on the same images, which are resampled
-        together.
+      original: Measurements of the original model; the images of the three models are resampled together.
+      unlearned: Measurements of the unlearned model on the same images.
+      retrained: Measurements of the retrained model on the same images.
 
     Raises:
       ValueError: The models were not measured on equally many images.

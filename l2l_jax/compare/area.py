@@ -29,7 +29,7 @@ def dominated(points: Sequence[Point]) -> list[bool]:
 
 
 def area(chosen_by: Sequence[Point], limit: float, quoted: Sequence[Point] | None = None) -> float:
-    """The area under a method's front: its mean gain over all budgets from 0 to `limit`.
+    """Return the area under a method's front: its mean gain over all budgets from 0 to `limit`.
 
     At a budget c the setting with the greatest gain is taken of those that cost at most c; where there is
     none the gain is 0. So the front is a staircase, and its area divided by `limit` is what a user may
@@ -45,7 +45,7 @@ def area(chosen_by: Sequence[Point], limit: float, quoted: Sequence[Point] | Non
 
 
 def _shares(points: Sequence[Point], limit: float) -> list[tuple[float, int]]:
-    """The settings of the staircase, and the share of the budgets up to `limit` at which each is taken."""
+    """Return the settings of the staircase, and the share of budgets up to `limit` at which each is taken."""
     steps = staircase(points, limit)
     ends = [*(cost for cost, _ in steps[1:]), limit]
     return [((end - cost) / limit, i) for (cost, i), end in zip(steps, ends, strict=False)]
@@ -97,7 +97,7 @@ def point(models: Sequence[Errors], original: Errors) -> Point:
 def area_interval(
     settings: Sequence[Sequence[Errors]], original: Errors, chosen_by: Sequence[Point], limit: float
 ) -> Interval:
-    """The area of a method on test images, with its interval over them.
+    """Return the area of a method on test images, with its interval over them.
 
     The settings stay those that validation images choose; what they gain is resampled, the errors of all
     models on an image together.

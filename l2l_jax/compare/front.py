@@ -177,7 +177,7 @@ class _Cells:
             logger.info("Front: %s is finished, %d of %d", name, place, len(left))
 
     def finished(self, setting: Setting, seed: int) -> dict[str, Any] | None:
-        """What was measured of a cell with these very settings, or None."""
+        """Return what was measured of a cell with these settings, or None."""
         return self._cache.get(self._name(setting, seed), stamp=_settings(self._variant(setting, seed)))
 
     def original_result(self) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class _Cells:
         yield from zip(cells, in_threads(work, len(slots)), strict=True)
 
     def _slots(self) -> list[list[jax.Device]]:
-        """The devices of each cell that is trained at the same time; a device may be in several."""
+        """Return the devices of each cell that is trained at the same time; a device may be in several."""
         devices = jax.devices()
         if jax.process_count() > 1 or self._config.mesh != MeshConfig():
             return [devices]
@@ -267,7 +267,7 @@ class _Cells:
 
 
 def _measured_sources(config: Config) -> dict[str, Split]:
-    """The images that errors are measured on, by kind."""
+    """Return the images that errors are measured on, by kind."""
     size = config.model.image_size
     choose = dict(zip(KINDS, (validation_sets, evaluation_sets), strict=True))
     return {kind: choose[kind](config.data, open_source(config.data, kind, size)) for kind in KINDS}
@@ -284,7 +284,7 @@ def _depths(audit: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What a cell's result depends on."""
+    """Return what a cell's result depends on."""
     settings = json.loads(json.dumps(config.describe()))
     for where in ("mesh", "parallel", *(() if config.audit.enabled else ("audit",))):
         del settings[where]

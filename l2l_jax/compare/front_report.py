@@ -41,7 +41,7 @@ def write(
 
 
 def summary(by_setting: Mapping[Any, Cells], original: Mapping[str, Any], limit: float) -> dict[str, Any]:
-    """What the cells come to.
+    """Summarize the results of all cells.
 
     Returns:
       "original": its figures on test images. "settings": for each, in the order given, "method", "setting",
@@ -76,7 +76,7 @@ def summary(by_setting: Mapping[Any, Cells], original: Mapping[str, Any], limit:
 
 
 def _measured(cells: Cells, before: Mapping[str, Errors], original: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of one setting."""
+    """Return the metrics of one setting."""
     failed = [cell["failed"] for cell in cells if "failed" in cell]
     if failed:
         return {"failed": failed[0]}
@@ -93,7 +93,7 @@ def _measured(cells: Cells, before: Mapping[str, Errors], original: Mapping[str,
 
 
 def _depth(cells: Cells) -> dict[str, Any]:
-    """The median depth over the seeds after the attack that brings back most; empty without an audit."""
+    """Return the median depth over the seeds after the strongest attack; empty without an audit."""
     audited = [cell["depth"] for cell in cells if cell.get("depth")]
     if len(audited) < len(cells):
         return {}
@@ -192,7 +192,7 @@ def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
 def _draw_method(
     axis: Axes, method: str, own: Sequence[Mapping[str, Any]], limit: float, colour: Any
 ) -> None:
-    """Settings as dots, hollow where another one of any method is better, and the staircase."""
+    """Draw settings as dots, hollow where one of any method is better, and the staircase."""
     points = [_point(line) for line in own]
     steps = staircase(points, limit)
     if steps:

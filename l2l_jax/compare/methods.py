@@ -91,7 +91,7 @@ def compare(
 
 
 def fields_of(method: str) -> dict[str, Any]:
-    """The fields of `config.unlearn` that choose a method: one that uses no banks has none."""
+    """Return the fields of `config.unlearn` that choose a method: one that uses no banks has none."""
     return {"method": method} | ({} if METHODS[method].takes_noise else {"token_bank": 0, "noise_bank": 0})
 
 
@@ -111,7 +111,7 @@ def variants(
     stand_ins: Sequence[Any],
     generated: bool = False,
 ) -> Iterator[tuple[str, Config]]:
-    """The rows after the original: name and configuration of each.
+    """Yield name and config of the rows after the original.
 
     Args:
       config: the experiment.

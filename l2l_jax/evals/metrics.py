@@ -80,7 +80,8 @@ def masked_mse(originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray) 
     """Return the mean squared error inside the mask of every image, float64 `[image]`.
 
     Args:
-      originals, inpainted: `[image, height, width, channel]` of one range.
+      originals: Images `[image, height, width, channel]`.
+      inpainted: Their reconstructions, in the same range.
       masks: bool `[image, height, width]`, or `[height, width]` for all images.
     """
     error = np.square(np.asarray(inpainted, np.float64) - np.asarray(originals, np.float64)).mean(axis=-1)
@@ -99,7 +100,8 @@ def ssim(originals: np.ndarray, inpainted: np.ndarray, value_range: tuple[float,
     It is averaged over channels and over all windows inside the image.
 
     Args:
-      originals, inpainted: `[image, height, width, channel]` of one range.
+      originals: Images `[image, height, width, channel]`.
+      inpainted: Their reconstructions, in the same range.
       value_range: that range.
 
     Raises:

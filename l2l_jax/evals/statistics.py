@@ -37,7 +37,8 @@ def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
     the sum of the roots of the eigenvalues of LᵀΣ₂L, which also holds for singular covariances.
 
     Args:
-      features, other: `[image, feature]`.
+      features: Features of one set, `[image, feature]`.
+      other: Features of the other set, `[image, feature]`.
 
     Raises:
       ValueError: Fewer than two images in a set, or different numbers of features.
@@ -67,7 +68,8 @@ def kernel_distance(
     """Return mean and standard deviation over subsets of the Kernel Inception Distance.
 
     Args:
-      features, other: `[image, feature]`.
+      features: Features of one set, `[image, feature]`.
+      other: Features of the other set, `[image, feature]`.
       subsets: Number of pairs of subsets, each drawn without replacement.
       subset_size: Images in a subset, at most; all of the smaller set if it has fewer.
       seed: Random seed.
@@ -93,8 +95,10 @@ def squared_discrepancies(
     number of subsets.
 
     Args:
-      features, other: `[image, feature]`.
-      rows, other_rows: Subsets `[subset, image of the subset]`, as row numbers of `features` and `other`.
+      features: Features of one set, `[image, feature]`.
+      other: Features of the other set, `[image, feature]`.
+      rows: Subsets `[subset, image of the subset]` as row numbers of `features`.
+      other_rows: Subsets as row numbers of `other`.
 
     Raises:
       ValueError: Subsets of fewer than two images, or different numbers of features.

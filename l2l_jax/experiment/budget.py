@@ -56,7 +56,7 @@ def budget_reference(config: Config, newest: str | pathlib.Path, first: str) -> 
 
 
 def _lasting_name(model: str | pathlib.Path) -> str:
-    """The model's name in any working directory."""
+    """Return a name of the model that holds in any working directory."""
     return str(model) if str(model) in shipped.names() else str(pathlib.Path(model).absolute())
 
 

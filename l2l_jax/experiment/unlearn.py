@@ -114,7 +114,7 @@ def generated_images(config: Config, folders: Workdir, original: Params, starts:
 
 
 def _adapter_file(config: Config, adapter: Adapter, original: Params, facts: Mapping[str, Any]) -> bytes:
-    """The content of the file that turns the original model into the unlearned one."""
+    """Return the content of the file that turns the original model into the unlearned one."""
     unlearn = config.unlearn
     card = {
         **config.describe("family", "model"),
@@ -139,8 +139,11 @@ def run_phases(
     """Run or resume what precedes a method's own run.
 
     Args:
-      config, original, sets, devices: See `unlearned_params`.
+      config: See `unlearned_params`.
       folder: Keeps a folder for each phase; other runs of the same seed, rate and length may share them.
+      original: See `unlearned_params`.
+      sets: See `unlearned_params`.
+      devices: See `unlearned_params`.
       teacher: See `l2l_jax.train.loop.TrainRun`.
 
     Returns:

@@ -40,9 +40,11 @@ class Constrained:
 
     @property
     def objective(self) -> str:
+        """The term that is not constrained."""
         return "forget" if self.constraint == "retain" else "retain"
 
     def combine(self, terms: Terms, gradients: Mapping[str, Params], alpha: jax.Array) -> Params:
+        """Return the direction, ∇objective + η ∇constraint."""
         constraint, objective = gradients[self.constraint], gradients[self.objective]
         square = optax.tree.vdot(constraint, constraint)
         fall = square
@@ -74,9 +76,12 @@ class Epsilon(Method):
     epsilon_ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
 
     def initial_weight(self, alpha: float) -> float:
+        """Return the position of ε as a weight: 1 forgets most."""
         return 1 - self.epsilon_ratio
 
     def objective(self, model: Model) -> Objective:
+        """Return the paper's objective with its phases and constraint."""
+
         def loss(trained, frozen, inputs, alpha):
             # Not interleaved: the gradient of each term then costs a pass over its own rows alone.
             return unlearning_loss(

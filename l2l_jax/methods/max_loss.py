@@ -19,6 +19,8 @@ class MaxLoss(Method):
     """
 
     def objective(self, model: Model) -> Objective:
+        """Return the retain loss minus `alpha` times the forget loss."""
+
         def loss(trained, frozen, inputs, alpha):
             pair = generative_losses(model, {**frozen, **trained}, inputs)
             return losses.max_loss(*pair, alpha=alpha)

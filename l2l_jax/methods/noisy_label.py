@@ -20,6 +20,8 @@ class NoisyLabel(Method):
     """
 
     def objective(self, model: Model) -> Objective:
+        """Return the model's own loss, with noise as the truth of forget images."""
+
         def prepare(frozen, batch, rng, axis_name=None):
             views = corrupt_images(model, frozen, batch, rng, axis_name)
             return {**views, "forget": forget_truth(model, frozen, views, rng, "noise", axis_name)}

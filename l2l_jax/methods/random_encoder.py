@@ -23,6 +23,8 @@ class RandomEncoder(Method):
     """
 
     def objective(self, model: Model) -> Objective:
+        """Return the feature loss, with noise as the target of forget images."""
+
         def prepare(frozen, batch, rng, axis_name=None):
             views = corrupt_images(model, frozen, batch, rng, axis_name)
             retain, forget = views["retain"]["corrupted"], views["forget"]["corrupted"]

@@ -20,6 +20,8 @@ class RetainLabel(Method):
     """
 
     def objective(self, model: Model) -> Objective:
+        """Return the model's own loss, with outputs on retain images as the truth of forget images."""
+
         def prepare(frozen, batch, rng, axis_name=None):
             views = corrupt_images(model, frozen, batch, rng, axis_name)
             return {of: view["corrupted"] for of, view in views.items()}

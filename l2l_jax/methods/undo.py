@@ -55,9 +55,12 @@ class Undo(Method):
 
     @property
     def batch_divisor(self) -> int:
+        """Divisor of the batch size, `forget_every`."""
         return self.forget_every
 
     def objective(self, model: Model) -> Objective:
+        """Return the loss and the perturbed start."""
+
         def prepare(frozen, batch, rng, axis_name=None):
             views = corrupt_images(model, frozen, batch, rng, axis_name)
             retain = views["retain"]

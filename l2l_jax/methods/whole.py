@@ -27,6 +27,8 @@ class Whole(Method):
     noise: NoiseKind = "normal"
 
     def objective(self, model: Model) -> Objective:
+        """Return the paper's loss on features and outputs."""
+
         def features_and_outputs(params, corrupted):  # compiled, the encoder runs once
             return model.encode(params["encoder"], corrupted), model.predict(params, corrupted)
 

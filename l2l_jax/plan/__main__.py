@@ -1,5 +1,4 @@
-"""What a recipe needs on accelerators that are not here:
-`python -m l2l_jax.plan --config=… --topology=v5e:4x4`.
+"""Plan a run on other accelerators: `python -m l2l_jax.plan --config=… --topology=v5e:4x4`.
 
 TPUs: the compiler that would run there (libtpu, `pip install 'l2l_jax[plan]'`) compiles the recipe's own step
 and its restoration for the slice; nothing is run and no parameters are made. GPUs (h100:8): the programs are

@@ -238,8 +238,11 @@ class Program:
         return read + self._written(fused, instruction)
 
     def _read(self, fused: Computation, number: int, whole: int) -> int:
-        """Bytes that a fusion reads of its argument of that number, which has `whole` bytes: the slices, if
-        it only slices it, none of what it updates in place; a fusion may be within the fusion."""
+        """Return how many of the `whole` bytes of an argument a fusion reads.
+
+        These are the slices if it only slices the argument, and none of what it updates in place. A fusion
+        may be within the fusion.
+        """
         parameter = next(
             (i for i in fused.values() if i.operation == "parameter" and i.rest.startswith(f"{number})")),
             None,

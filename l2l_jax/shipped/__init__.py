@@ -19,17 +19,17 @@ RETRAINED = "_retrained"
 
 
 def names() -> tuple[str, ...]:
-    """The names that `config.model.pretrained` takes."""
+    """Return the names that `config.model.pretrained` takes."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.safetensors")))
 
 
 def resolved(given: str) -> pathlib.Path:
-    """The file of the shipped model of that name, or what is given as a path."""
+    """Return the file of a shipped model, given its name, or the given path."""
     return FOLDER / f"{given}.safetensors" if given in names() else pathlib.Path(given)
 
 
 def card(name: str) -> dict[str, Any]:
-    """The facts about a shipped model.
+    """Return the facts about a shipped model.
 
     Raises:
       UserError: there is no model of that name.

@@ -198,11 +198,12 @@ class RetainBudget(Hook):
         self._memory, self._best = _Memory(float(np.float32(run.alpha))), None
 
     def after_step(self, training: "Training") -> None:
+        """Measure the model when it is due, and set the weight of the next step."""
         training.metrics = {**training.metrics, **self._scalars()}
         training.state = self._follow(training.step, training.state)
 
     def saved(self, state: TrainState) -> tuple[Params, dict[str, Any]]:
-        """What a resumed run needs: the best model's trained parts, and JSON-able facts."""
+        """Return what a resumed run needs: the best model's trained parts, and JSON-able facts."""
         return self.best(state), dataclasses.asdict(self._memory)
 
     def restore(self, best: Params, facts: dict[str, Any]) -> None:
@@ -211,26 +212,26 @@ class RetainBudget(Hook):
         self._best = None if self._memory.best is None else best
 
     def best(self, state: TrainState) -> Params:
-        """The trained parts of the best model measured so far; those of `state` before there is one."""
+        """Return the trained parts of the best model so far, or those of `state` if there is none."""
         self._land()
         return state.result if self._best is None else self._best
 
     def result(self) -> tuple[Measured, dict[str, np.ndarray]]:
-        """The measurement of the best model of a finished run, and its errors `[image]` by set."""
+        """Return the measurement of the best model of a finished run, and its errors `[image]` by set."""
         self._land()
         best = self._memory.best
         assert best is not None, "the last step is measured"
         return best, {name: np.array(x, np.float64) for name, x in self._memory.best_errors.items()}
 
     def _scalars(self) -> dict[str, float]:
-        """To log with a step: its weight, and the newest ratios that the weight follows."""
+        """Return the metrics of a step: its weight, and the newest ratios that the weight follows."""
         acted = self._memory.acted
         ratios = {} if acted is None else {"retain_ratio": acted.retain, "forget_ratio": acted.forget}
         finite = {name: x for name, x in ratios.items() if math.isfinite(x)}
         return {"alpha": self._memory.weight, **finite}
 
     def _follow(self, step: int, state: TrainState) -> TrainState:
-        """The state for the next step, with its weight."""
+        """Return the state for the next step, with its weight."""
         weight = self._memory.weight
         if self._flying and self._flying[0][0] + LAG <= step:
             self._land()

@@ -30,8 +30,10 @@ _one_begins = threading.Lock()
 
 
 class Checkpointer:
-    """Saves and restores `(arrays, facts)` under `folder/<step>`: a tree of device arrays, such as a
-    `TrainState`, and JSON-able values, such as the place in the data.
+    """Checkpoints `(arrays, facts)` in `folder/<step>`.
+
+    Arrays are a tree of device arrays, such as a `TrainState`; facts are JSON-able values, such as the
+    position in the data.
 
     Saving is asynchronous and atomic: a folder named by a step is complete unless the disk damaged it later.
     Every process writes what its devices hold, to one folder that all see; any number of processes and
@@ -124,7 +126,7 @@ def _read(folder: pathlib.Path, target: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-    """Writes small arrays whole: Orbax compiles a program for each kind of slice of a replicated array."""
+    """Return a handler that writes small arrays whole: Orbax compiles a program for each kind of slice."""
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_FROM)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)

@@ -54,6 +54,7 @@ class Observe(Hook):
     function: Callable[[int, Params], None]
 
     def after_step(self, training: "Training") -> None:
+        """Call the function if it is due."""
         if training.step in self.steps:
             training.check()
             self.function(training.step, training.merged(training.state.result))
@@ -66,11 +67,13 @@ class LogMetrics(Hook):
         self._folder = folder
 
     def begin(self, training: "Training") -> None:
+        """Open the file and the progress bar."""
         self._config = training.config
         self._writer = MetricWriter(self._folder, training.step)
         self._progress = Progress(training.name, self._config.steps, training.step)
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show and, when it is due, write metrics."""
         logged = step % self._config.log_every == 0 or step == self._config.steps
         there = [name for name in SHOWN if name in metrics]
         shown = {name: metrics[name] for name in there[:3]}  # a terminal of 80 columns has no room for more
@@ -79,6 +82,7 @@ class LogMetrics(Hook):
             self._writer.write(step, metrics)
 
     def close(self) -> None:
+        """Close the file and the progress bar."""
         self._progress.close()
         self._writer.close()
 
@@ -90,6 +94,7 @@ class SaveCheckpoints(Hook):
         self._checkpointer, self._saved = checkpointer, -1
 
     def after_step(self, training: "Training") -> None:
+        """Save if it is due; raise Interrupted once a run that was asked to stop is saved."""
         step, config = training.step, training.config
         last = step == config.steps
         if training.stop is None and not last and step % config.checkpoint_every:

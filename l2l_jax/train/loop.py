@@ -118,7 +118,7 @@ class Training:
             hook.after_step(self)
 
     def saved(self) -> tuple[Any, dict[str, Any]]:
-        """What a checkpoint holds: arrays, and JSON-able facts."""
+        """Return what a checkpoint holds: arrays, and JSON-able facts."""
         facts = {"iterator": self.iterator.get_state()}
         if self.run.budget is None:
             return self.state, facts
@@ -238,7 +238,7 @@ class Trainer:
         training.state = placed_state(first, optimizer, self._mesh, ema=ema, alpha=run.alpha, mask=mask)
 
     def _compiled(self, state: TrainState, value_range: tuple[float, float]) -> Step:
-        """The step on states of the shapes of `state`."""
+        """Return the step, compiled for states of the shapes of `state`."""
         with self._one_compiles:
             if self._step is None:
                 step = make_step(
@@ -282,7 +282,7 @@ def _advance(training: Training, step: Step, stop: Any) -> None:
 
 
 def _first_call_alone(step: Step) -> Step:
-    """The step, whose first call, which compiles it, other threads wait for instead of compiling it too."""
+    """Return a step whose first call, which compiles it, runs alone: other threads wait for it."""
     lock, called = threading.Lock(), threading.Event()
 
     def call(*arguments):

@@ -59,9 +59,11 @@ class Parallel(StepCollectives):
         self._whole = NamedSharding(mesh, PartitionSpec())
 
     def gather(self, params: Any) -> Any:
+        """Gather parameters that are split along "fsdp"."""
         return jax.lax.with_sharding_constraint(params, self._whole) if self._split else params
 
     def scatter(self, gradients: Any) -> Any:
+        """Sum gradients, and split them as the parameters are."""
         if not self._split:
             return gradients
         # Summed whole, then split: asked for parts alone, XLA sends the rows of a batch to the device of
@@ -114,6 +116,7 @@ class PmapParallel(Parallel):
         super().__init__(Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types))
 
     def mean(self, tree: Any) -> Any:
+        """Average over the devices."""
         return jax.lax.pmean(tree, self.axis_name)
 
     def _pmap(self, function: Callable, in_axes: tuple, **more: Any) -> Any:
@@ -121,20 +124,25 @@ class PmapParallel(Parallel):
         return jax.pmap(function, self.axis_name, in_axes=in_axes, out_axes=None, devices=devices, **more)
 
     def compile(self, step: Callable, state: Any) -> Any:
+        """Return a step mapped over the devices; its state is donated."""
         del state  # whole everywhere, whatever its shapes
         return self._pmap(step, (None, None, 0), donate_argnums=0)
 
     def compile_measure(self, measure: Callable) -> Callable:
+        """Return a compiled `(params, rows) -> [row]`."""
+
         def known(params, rows):
             return jax.lax.all_gather(measure(params, rows), self.axis_name, tiled=True)
 
         return self._pmap(known, (None, 0))
 
     def rows(self, batch: Any) -> Any:
+        """Split rows over the devices of this process."""
         devices = len(self.mesh.local_devices)
         return jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), batch)
 
     def scalar(self, value: float) -> jax.Array:
+        """Return a float32 scalar."""
         return jnp.float32(value)
 
 

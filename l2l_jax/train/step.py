@@ -175,7 +175,7 @@ def make_step(
 
 
 def _where(mask: Params | None, new: Params, old: Params) -> Params:
-    """`new` where weights may change, `old` elsewhere: also decay and rounding would change them."""
+    """Return `new` where weights may change, `old` elsewhere: decay and rounding would change them."""
     return new if mask is None else jax.tree.map(jnp.where, mask, new, old)
 
 

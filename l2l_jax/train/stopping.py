@@ -38,9 +38,9 @@ class StopRequest:
             self._largest = jax.jit(lambda x: x.max(), out_shardings=NamedSharding(devices, PartitionSpec()))
 
     def agreed(self) -> int | None:
-        """The number of the signal that some process had received when this was last called, or None.
+        """Return the number of the signal that some process had received when this was last called, or None.
 
-        To be called once a step, by all processes; with one process, the signal received by now.
+        Call it once a step, in all processes; with one process, the signal received by now.
         """
         if jax.process_count() == 1:
             return self.received

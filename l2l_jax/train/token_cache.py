@@ -91,7 +91,7 @@ class Codes:
 
 
 def cached_objective(objective: Objective, model: Model, sets: tuple[str, ...]) -> Objective:
-    """An objective whose batches hold codes for `sets`: where none holds pixels, it needs no tokenizer."""
+    """Return an objective for batches of codes of `sets`: without pixels it needs no tokenizer."""
     if not set(objective.sets) <= set(sets):
         return objective
     frozen = tuple(part for part in objective.frozen if part not in model.corruption_parts)
@@ -172,7 +172,8 @@ def open_token_cache(
     Args:
       folder: Folder of the cache alone, on storage that all hosts share.
       config: What to tokenize.
-      model, params: The original model.
+      model: The family and sizes of the original model.
+      params: Its parameters.
       images: Training batches of pixels.
       seed: Random seed of the training steps.
       mesh: The devices; a batch is split over all of them.
@@ -259,7 +260,7 @@ def _fill(batches: CachedBatches, cache: ResultCache, done: int, program: Any, m
 
 
 def _one_ahead(start: Any, first: int, total: int) -> Iterator[tuple[int, Any]]:
-    """`(number, start(number))`, each handed out after the next one has been started."""
+    """Yield `(number, start(number))`, each handed out after the next one has been started."""
     ahead = start(first)
     for number in range(first, total):
         current, ahead = ahead, start(number + 1) if number + 1 < total else None

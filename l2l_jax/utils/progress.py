@@ -24,6 +24,7 @@ class LineHandler(logging.Handler):
     """Writes log records as plain lines on stderr, above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
         tqdm.write(self.format(record), file=sys.stderr)
 
 

@@ -27,7 +27,7 @@ def runs_on_cpu() -> bool:
 
 
 def usable_cpus() -> list[int]:
-    """The CPUs that this process may run on: under `taskset`, Slurm or in a container not all of them."""
+    """Return the CPUs that this process may run on; `taskset`, Slurm and containers restrict them."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

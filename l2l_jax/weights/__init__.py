@@ -1,0 +1,1 @@
+"""Checkpoints: reading, importing, exporting and downloading."""

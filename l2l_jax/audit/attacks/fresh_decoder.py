@@ -27,12 +27,14 @@ class FreshDecoder(Attack):
     learning_rate: Rate = 2e-3
 
     def variants(self, bench):
+        """Return one variant for retain images and one for all images."""
         return {
             f"fresh_decoder_{images}": f"fresh decoder, {images} images, {self.steps} steps"
             for images in ("retain", "all")
         }
 
     def run(self, variant, bench, target, seed):
+        """Train a new decoder and measure the model with it."""
         images = bench.training.retain
         if variant == "fresh_decoder_all":
             sets = bench.training._asdict()

@@ -32,6 +32,7 @@ class LinearProbe(Attack):
     images: Count = 2000
 
     def run(self, variant, bench, target, seed):
+        """Fit a probe to each layer and return its answers."""
         found = {name: self._features(bench, target, name) for name in ("train", "validation", "forget")}
         known, labels = found.pop("train")
         points = {}

@@ -30,6 +30,7 @@ class Membership(Attack):
     members: Count = 2000
 
     def run(self, variant, bench, target, seed):
+        """Return the masked MSE of training images and of test images."""
         members = bench.shared(
             "members", lambda: bench.image_set(evenly_spaced(bench.training.forget, self.members))
         )
@@ -58,7 +59,8 @@ def true_positives(members: np.ndarray, others: np.ndarray) -> float:
     """Return the share of members found where `FALSE_POSITIVES` of the others are taken for members.
 
     Args:
-      members, others: Errors `[image]`; smaller ones are taken for members'.
+      members: Errors `[image]` of members; smaller errors are taken for theirs.
+      others: Errors `[image]` of other images.
     """
     threshold = np.sort(others)[int(FALSE_POSITIVES * len(others))]
     return float(np.mean(members < threshold))

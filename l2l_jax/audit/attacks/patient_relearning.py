@@ -31,12 +31,15 @@ class PatientRelearning(Attack):
     learning_rate: Rate = 1e-3
 
     def variants(self, bench):
+        """Return the only variant."""
         return {"patient_relearning": f"{self.shots} forget images among retain images, {self.steps} steps"}
 
     def check(self, bench):
+        """Raise a UserError if there are fewer than `shots` forget images."""
         few_of_each_class(bench.training.forget, self.shots, 0, "patient_relearning.shots")
 
     def run(self, variant, bench, target, seed):
+        """Train the model and measure it on the way."""
         few = few_of_each_class(
             bench.training.forget, self.shots, bench.seed(seed), "patient_relearning.shots"
         )

@@ -32,12 +32,15 @@ class Relearning(Attack):
             raise ValueError(f"shots names a number twice: {self.shots}")
 
     def variants(self, bench):
+        """Return one variant for each number of images."""
         return {f"relearning_{count}": f"{count} forget images, {self.steps} steps" for count in self.shots}
 
     def check(self, bench):
+        """Raise a UserError if there are fewer forget images than the most shots."""
         few_of_each_class(bench.training.forget, max(self.shots, default=0), 0, "relearning.shots")
 
     def run(self, variant, bench, target, seed):
+        """Train the model and measure it on the way."""
         count = int(variant.removeprefix("relearning_"))
         images = few_of_each_class(bench.training.forget, count, bench.seed(seed), "relearning.shots")
         training = Training(whole_model(bench.model), images, self.steps, self.batch_size, self.learning_rate)

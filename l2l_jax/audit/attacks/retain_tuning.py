@@ -26,9 +26,11 @@ class RetainTuning(Attack):
     learning_rate: Rate = 2e-3
 
     def variants(self, bench):
+        """Return the only variant."""
         return {"retain_tuning": f"retain images only, {self.steps} steps"}
 
     def run(self, variant, bench, target, seed):
+        """Train the model and measure it on the way."""
         images = bench.training.retain
         training = Training(whole_model(bench.model), images, self.steps, self.batch_size, self.learning_rate)
         return bench.train(target, variant, training, halvings(self.steps, 5), seed)

@@ -54,9 +54,11 @@ class Views(Attack):
     pixel_change: Rate = 8.0
 
     def variants(self, bench):
+        """Return one variant for each view that the model can reconstruct."""
         return {name: view.title for name, view in self._views(bench).items()}
 
     def run(self, variant, bench, target, seed):
+        """Reconstruct the forget images from a view and measure the results."""
         view = self._views(bench)[variant]
         compute = bench.shared(variant, lambda: _compiled(bench, view))
         blocks = []

@@ -24,9 +24,12 @@ class WeightNoise(Attack):
     levels: tuple[Rate, ...] = (0.01, 0.05, 0.1)
 
     def variants(self, bench):
+        """Return the only variant."""
         return {"weight_noise": f"noise on the weights, {', '.join(f'{x:g}' for x in self.levels)}"}
 
     def run(self, variant, bench, target, seed):
+        """Measure the model with each level of noise."""
+
         def noisy(level):
             rng = np.random.default_rng(bench.seed(seed))
 

@@ -61,6 +61,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[batch, token, width]` to the same shape."""
         config, (batch, tokens, width) = self.config, x.shape
         y = nn.LayerNorm(NORM_EPSILON, name="norm1")(x)
         q, k, v = (

@@ -32,6 +32,7 @@ class Weights(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
+        """Return kernel and bias."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), self.shape)
         return kernel, self.param("bias", nn.initializers.zeros, self.shape[-1:])
 
@@ -45,7 +46,9 @@ def conv(
       x: Images.
       name: Name of the parameters.
       channels: Channels of the output.
-      kernel, stride, padding: As of `flax.linen.Conv`, with padding on either side.
+      kernel: Height and width of the kernel.
+      stride: Stride along both axes.
+      padding: Rows and columns of zeros on either side.
     """
     if kernel == (1, 1):
         return pointwise(x[:, ::stride, ::stride], {name: channels})[0]

@@ -36,7 +36,8 @@ def resizing_matrix(source: int, target: int, kind: Filter, *, antialias: bool) 
     scaled to sum to 1.
 
     Args:
-      source, target: Numbers of pixels.
+      source: Number of pixels before.
+      target: Number of pixels after.
       kind: The filter.
       antialias: Widen the filter where the row shrinks, as Pillow does; PyTorch does not by default.
     """
@@ -64,8 +65,10 @@ def resized(
 
     Args:
       images: uint8 `[image, height, width, channel]`.
-      height, width: Size of the result.
-      kind, antialias: See `resizing_matrix`.
+      height: Height of the result.
+      width: Width of the result.
+      kind: See `resizing_matrix`.
+      antialias: See `resizing_matrix`.
       bytes_between: Round to whole numbers in [0, 255] after each axis, first the width.
     """
     rows, columns = (

@@ -26,6 +26,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Map images `[image, height, width, channel]` to others."""
         wide = 4 * self.channels
         y = relu(conv(x, "conv1", self.channels))
         y = relu(conv(y, "conv2", self.channels, (3, 3), stride=self.stride, padding=(1, 1)))

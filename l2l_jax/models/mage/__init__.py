@@ -1,0 +1,1 @@
+"""The family "mage": masked generative encoders."""

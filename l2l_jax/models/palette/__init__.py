@@ -1,0 +1,1 @@
+"""The family "palette": diffusion models for inpainting."""
