@@ -144,7 +144,7 @@ def hybrid_mask(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def mask_bank(kind: TrainingMask, count: int, size: int, seed: int) -> np.ndarray:
-    """Draw masks to choose from, bool `[count, size, size]`; for "centre" they are all the same.
+    """Draw masks to choose from, bool `[count, size, size]`; "centre" gives one mask only.
 
     Equal arguments give equal masks, on every host.
 

@@ -27,7 +27,7 @@ UNMET = 2
 
 
 def main(argv: Sequence[str]) -> int:
-    """Audit what the command line names and print the verdict; the exit code."""
+    """Audit what the command line names, print the verdict and return the exit code."""
     recipe, workdir = parse_flags(argv)
     config = load_config(recipe)
     # Imported late, to answer a mistyped flag at once.

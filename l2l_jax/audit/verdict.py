@@ -106,7 +106,7 @@ def _open(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _distance(comparison: Comparison) -> float:
-    """Excess beyond the margin in margins, so that measures can be compared."""
+    """Return the excess beyond the margin in margins, so that measures can be compared."""
     return (comparison.excess - comparison.margin) / comparison.margin
 
 

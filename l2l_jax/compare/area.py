@@ -20,7 +20,7 @@ class Point(NamedTuple):
 
 
 def dominated(points: Sequence[Point]) -> list[bool]:
-    """Whether another point costs no more and gains no less, and is not the same in both."""
+    """Return whether another point costs no more and gains no less, and is not the same in both."""
 
     def better(a: Point, b: Point) -> bool:
         return a.cost <= b.cost and a.gain >= b.gain and a != b
@@ -52,7 +52,7 @@ def _shares(points: Sequence[Point], limit: float) -> list[tuple[float, int]]:
 
 
 def staircase(points: Sequence[Point], limit: float) -> list[tuple[float, int]]:
-    """Where the best affordable setting changes: `(budget, number of the setting)`, ascending.
+    """Return where the best affordable setting changes: `(budget, number of the setting)`, ascending.
 
     Settings that cost less than nothing are affordable from 0 on. Of equal ones the first is taken.
     """

@@ -91,7 +91,7 @@ class Grid(NamedTuple):
             )
 
     def settings(self) -> Iterator[Setting]:
-        """All settings, method by method."""
+        """Yield all settings, method by method."""
         for method in self.methods:
             dials = [("retain_budget", budget) for budget in self.budgets]
             fixed = ("epsilon_ratio", self.ratios) if method == "epsilon" else ("alpha", self.weights)
@@ -187,7 +187,7 @@ class _Cells:
     def _trained(
         self, cells: Sequence[tuple[Setting, int]]
     ) -> Iterator[tuple[tuple[Setting, int], Params | Diverged]]:
-        """Cells and their models, or why there is none; as soon as each is there, in the order given."""
+        """Yield cells in the order given, and their models or why there is none, as soon as each is there."""
         slots = self._slots()
         free: SimpleQueue[list[jax.Device]] = SimpleQueue()
         for slot in slots:
@@ -222,7 +222,7 @@ class _Cells:
             return error
 
     def _phases(self, setting: Setting, variant: Config, devices: list) -> pathlib.Path:
-        """Where the phases of a cell lie, run by now: cells that differ in their dial alone share them."""
+        """Run the phases of a cell and return their folder; cells that differ only in their dial share it."""
         rate = "_".join(f"{name}_{value:g}" for name, value in setting.fields[1:]) or "recipe"
         folder = self._folder / setting.method / "phases" / rate / f"seed_{variant.seed}"
         given = self._config.unlearn
@@ -274,7 +274,7 @@ def _measured_sources(config: Config) -> dict[str, Split]:
 
 
 def _depths(audit: Mapping[str, Any]) -> dict[str, float]:
-    """By attack: the depth of forgetting by log error, where the images suffice to tell it."""
+    """Return the depth of forgetting by log error after each attack for which the images suffice."""
     found = {
         result["name"]: result["depth"]["error"]
         for result in audit["results"]

@@ -106,7 +106,7 @@ def _depth(cells: Cells) -> dict[str, Any]:
 
 
 def _ratio(models: Sequence[np.ndarray], original: np.ndarray) -> list[float]:
-    """Median over seeds of the mean error relative to the original's, with its interval over images."""
+    """Return the median over seeds of the mean relative error, with its interval over images."""
 
     def median(chosen):
         return np.median([model[chosen].mean(-1) / original[chosen].mean(-1) for model in models], axis=0)
@@ -119,7 +119,7 @@ def _point(line: Mapping[str, Any]) -> Point:
 
 
 def tables(report: Mapping[str, Any], style: str = "simple") -> str:
-    """Methods by the area under their fronts, then all settings."""
+    """Format a table of the areas under the methods' fronts and one of all settings."""
     best = sorted(report["methods"].items(), key=lambda item: -item[1]["area"][0])
     rows = [
         [method, _interval(told["area"], ".2f"), ", ".join(name for _, name in told["chosen"]) or "none"]
@@ -160,7 +160,7 @@ def _interval(numbers: Sequence[float], digits: str, sign: str = "") -> str:
 
 
 def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
-    """Retain cost against forgetting and, where models were audited, against depth."""
+    """Draw retain cost against forgetting and, where models were audited, against depth."""
     done = [line for line in report["settings"] if "failed" not in line]
     deep = [line for line in done if "depth" in line]
     figure = Figure(figsize=(12.5 if deep else 7.5, 4.5), dpi=120, layout="constrained")

@@ -96,7 +96,7 @@ def fields_of(method: str) -> dict[str, Any]:
 
 
 def incompatible(config: Config) -> str:
-    """Why the method of a recipe cannot have its other settings, or "" where it can."""
+    """Return why a method does not support the other settings of its config, or "" if it does."""
     try:
         config.unlearn.objective(config.model)
     except ValueError as error:

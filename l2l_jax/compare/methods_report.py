@@ -22,7 +22,7 @@ COLUMNS = (
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], style: str = "simple") -> str:
-    """Rows are methods; columns are `COLUMNS` on the retain set, then on the forget set."""
+    """Format a table: rows are methods; columns are `COLUMNS` on the retain set, then on the forget set."""
     columns = [name for name in COLUMNS if name in rows["original"]["retain"]]
     headers = ["method", *(f"{of} {METRICS[name].heading}" for of in SETS for name in columns)]
     body = []
@@ -36,7 +36,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], style: str = "simple") -> str:
 
 
 def depth_table(rows: Mapping[str, Mapping[str, Any]], style: str = "simple") -> str:
-    """Of audited methods: the verdict, and the depth that each attack leaves, by accuracy / by log error."""
+    """Format verdicts of audited methods and depths after each attack, by accuracy / by log error."""
     audits = {method: row["audit"] for method, row in rows.items() if "audit" in row}
     columns = {r["name"]: r["title"] for r in next(iter(audits.values()))["results"]}
     body = []
@@ -51,7 +51,7 @@ def _depths(depths: Mapping[str, Any]) -> str:
 
 
 def tables(rows: Mapping[str, Mapping[str, Any]], style: str = "simple") -> str:
-    """`table` and, where methods were audited, `depth_table`."""
+    """Format `table` and, where methods were audited, `depth_table`."""
     audited = any("audit" in row for row in rows.values())
     return "\n\n".join([table(rows, style), *([depth_table(rows, style)] if audited else [])])
 

@@ -79,7 +79,7 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
 
 
 def table(rows: dict[str, Any], style: str = "simple") -> str:
-    """Errors relative to the original's: a row for each request, a column for each class."""
+    """Format errors relative to the original's: a row for each request, a column for each class."""
     columns = list(rows["original"])
     body = [
         [name, *("×{:.2f} [{:.2f}, {:.2f}]".format(*row[column]) for column in columns)]

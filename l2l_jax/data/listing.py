@@ -34,7 +34,7 @@ JUNK = frozenset(
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name counts as an image: by its ending, unless it is hidden."""
+    """Return whether a file of this name counts as an image: by its ending, unless it is hidden."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
@@ -90,7 +90,7 @@ class Lister:
         return sorted(self._below(place, group))
 
     def has_images(self, place: str) -> bool:
-        """Whether there is any image below a folder."""
+        """Return whether there is any image below a folder."""
         folders, images = self.level(place)
         return bool(images) or any(self.has_images(_join(place, name)) for name in folders)
 
@@ -125,7 +125,7 @@ class Lister:
             yield from self._below(_join(place, name), group)
 
     def _enter(self, place: str, group: str) -> bool:
-        """Whether a folder has not been listed yet."""
+        """Return whether a folder has not been listed yet."""
         real, root = os.path.realpath(self.root / place), os.path.realpath(self.root)
         other_group, other = self._groups.setdefault(real, (group, place))
         above = place and os.path.commonpath((real, root)) == real
@@ -163,7 +163,7 @@ def _join(place: str, name: str) -> str:
 
 
 def _reason(name: str, kind: str) -> tuple[str, str] | None:
-    """Why something is passed over, in the singular and the plural; None: it is not."""
+    """Return why something is passed over, in the singular and the plural; None: it is not."""
     noun = "folder" if kind == "folder" else "file"
     if name.startswith("."):
         return f"hidden {noun}", f"hidden {noun}s"

@@ -192,7 +192,7 @@ def _report_budget(outcome: Outcome, unlearn: UnlearningConfig) -> dict[str, Any
 
 
 def _terms_at_end(folder: pathlib.Path, steps: int) -> dict[str, float]:
-    """Means of a run's terms over its last tenth of the steps, of which every one is logged."""
+    """Return means of a run's terms over the last tenth of its steps, which are all logged."""
     first = steps - max(1, steps // 10)
     rows = [row for row in read_metrics(folder) if row["step"] > first]
     return {term: float(np.mean([row[term] for row in rows])) for term in ("retain", "forget")}

@@ -94,7 +94,7 @@ def _collective(kind: str, instruction: Instruction, repeats: int) -> Collective
 
 
 def summary(found: Iterable[Collective]) -> dict[str, Any]:
-    """`{kind: {"count", "bytes_sent"}}`: operations in a run, and bytes that each device sends."""
+    """Return `{kind: {"count", "bytes_sent"}}`: operations in a run, and bytes that each device sends."""
     table: dict[str, Any] = collections.defaultdict(lambda: {"count": 0, "bytes_sent": 0})
     for collective in found:
         table[collective.kind]["count"] += collective.repeats
@@ -103,7 +103,7 @@ def summary(found: Iterable[Collective]) -> dict[str, Any]:
 
 
 def _group_size(line: str) -> int:
-    """Devices in one group, from any of the three ways in which HLO names groups."""
+    """Return the number of devices in one group, from any of the three ways in which HLO names groups."""
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,]*\})", line)
     if listed:
         return listed.group(1).count(",") + 1

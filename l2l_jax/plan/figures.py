@@ -114,7 +114,7 @@ def _arguments(planned: Planned) -> dict[str, int]:
 
 
 def _bytes(tree: Any, devices: int) -> int:
-    """Bytes of arrays on one device; those without a sharding are split over all devices."""
+    """Return the bytes of arrays on one device; those without a sharding are split over all devices."""
 
     def size(x: Any) -> int:
         shape, width = x.shape, np.dtype(x.dtype).itemsize

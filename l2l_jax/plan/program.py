@@ -179,7 +179,7 @@ class Program:
         return sorted(found.values(), key=lambda moved: -moved.size)[:count]
 
     def _results(self) -> set[str]:
-        """Names of the instructions whose results the program returns."""
+        """Return the names of the instructions whose results the program returns."""
         entry = self.computations[self.entry]
         root = next(instruction for instruction in entry.values() if instruction.is_root)
         names, waiting = {root.name}, list(root.operands)
@@ -214,7 +214,7 @@ class Program:
         return max(branches, key=lambda branch: sum(moved.size for moved in branch))
 
     def _moves(self, computation: Computation, instruction: Instruction) -> int:
-        """Bytes that one execution reads from and writes to main memory."""
+        """Return the bytes that one execution reads from and writes to main memory."""
         operation, arrays = instruction.operation, instruction.arrays
         if operation == "copy-start":  # (to, from, …)
             return sum(array.size for array in arrays[:2] if not array.on_chip)
@@ -265,7 +265,7 @@ class Program:
         return whole
 
     def _written(self, fused: Computation, instruction: Instruction) -> int:
-        """Bytes that a fusion writes: of an array that it updates in place, the update."""
+        """Return the bytes that a fusion writes: of an array that it updates in place, the update."""
         roots = _roots(fused)
         if len(roots) != len(instruction.arrays):
             return instruction.in_memory
@@ -296,7 +296,7 @@ class Moved(NamedTuple):
 
 
 def by_origin(moved: list[Moved]) -> dict[str, int]:
-    """Bytes by the operation of the source, numbers in its name left out, the most first."""
+    """Return bytes by the operation of the source, numbers in its name left out, the most first."""
     table: dict[str, int] = collections.Counter()
     for one in moved:
         table[re.sub(r"\d+", "#", one.instruction.origin) or one.instruction.operation] += one.size
@@ -346,7 +346,7 @@ def _split(definition: str) -> tuple[str, str]:
 
 
 def _balanced(text: str) -> int:
-    """How long the part of a text is that its first bracket encloses, brackets included."""
+    """Return the length of the part of a text that its first bracket encloses, with brackets."""
     depth = 0
     for place, character in enumerate(text):
         depth += (character == "(") - (character == ")")

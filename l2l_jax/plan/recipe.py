@@ -19,7 +19,7 @@ from l2l_jax.train.parallel import Parallel, make_parallel
 
 
 def layouts(names: Sequence[str], devices: Sequence[Any], config: Config) -> dict[str, Parallel]:
-    """Layouts of the devices by name; without names the one that the recipe asks for.
+    """Return layouts of the devices by name; without names the one of the config.
 
     Raises:
       UserError: see `parse_layout`.

@@ -19,7 +19,7 @@ def heading(topology: Topology, stage: str, recipe: str, batch_size: int, device
 
 
 def program_text(row: Mapping[str, Any], topology: Topology) -> str:
-    """All figures of a program, for people."""
+    """Format all metrics of a program."""
     memory, capacity = row["memory"], topology.chip.memory
     fits = "fits" if row["fits"] else "DOES NOT FIT"
     parts = [[name, size / 1e6] for name, size in memory.items()]

@@ -64,7 +64,7 @@ def _inner(equation: Any) -> Iterator[Any]:
 
 
 def _repeats(equation: Any) -> int:
-    """How often an operation runs what is inside it."""
+    """Return how often an operation runs its body."""
     kind, parameters = equation.primitive.name, equation.params
     if kind == "scan":
         return parameters["length"]

@@ -112,7 +112,7 @@ def _config(name: str, dtype: Dtype) -> Config:
 
 
 def fixed_params(model: Model) -> Params:
-    """Parameters by a rule of NumPy's: normal numbers of a generator that the array's path seeds.
+    """Return parameters drawn by NumPy: normal numbers of a generator that the array's path seeds.
 
     Kernels have variance 1 / fan in, scales lie about 1, other vectors about 0; what is not a float is the
     model's own.
@@ -138,7 +138,7 @@ def fixed_params(model: Model) -> Params:
 
 
 def fixed_images(model: Model) -> dict[str, np.ndarray]:
-    """Images of both sets in the model's range, float32."""
+    """Return images of both sets in the model's range, float32."""
     low, high = model.value_range
     rng = np.random.default_rng(0)
     shape = (ROWS, *model.image_shape)
@@ -149,7 +149,7 @@ def fixed_images(model: Model) -> dict[str, np.ndarray]:
 
 
 def _entries(tree: Any) -> list[float]:
-    """`ENTRIES` numbers of each array of a tree, or all of a smaller one."""
+    """Return `ENTRIES` numbers of each array of a tree, or all of a smaller one."""
     found = []
     for leaf in jax.tree.leaves(jax.device_get(tree)):
         flat = np.ravel(np.asarray(leaf, np.float32))

@@ -53,14 +53,14 @@ def compare(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[Row]:
 
 
 def is_rounded(facts: Mapping[str, Any]) -> bool:
-    """Whether a record was computed with less than float32 throughout."""
+    """Return whether a record was computed with less than float32 throughout."""
     if facts["dtype"] != "float32":
         return True
     return facts["precision"] != "highest" and facts["platform"] != "cpu"
 
 
 def difference(quantity: str, recorded: Figures, here: Figures) -> float:
-    """How much a quantity differs; infinity where there are more or fewer numbers."""
+    """Return how much a quantity differs; infinity where there are more or fewer numbers."""
     a, b = np.asarray(recorded, np.float64), np.asarray(here, np.float64)
     if a.shape != b.shape:
         return float("inf")
@@ -70,7 +70,7 @@ def difference(quantity: str, recorded: Figures, here: Figures) -> float:
 
 
 def table(rows: list[Row]) -> str:
-    """All rows, those that do not hold marked."""
+    """Format a table of all rows; those that do not hold are marked."""
     lines = [[*row, "" if row.holds else "DIFFERS"] for row in rows]
     header = ["case", "quantity", "difference", "allowed", ""]
     return tabulate(lines, header, tablefmt="github", floatfmt=".1e")

@@ -170,7 +170,7 @@ def _displayed(pixels: np.ndarray, value_range: tuple[float, float]) -> np.ndarr
 
 
 def save_curves(path: pathlib.Path, stages: Mapping[str, pathlib.Path]) -> None:
-    """Losses over steps, one panel per stage.
+    """Draw losses over steps, one panel per phase.
 
     Args:
       path: PNG file to write.
@@ -194,7 +194,9 @@ def save_curves(path: pathlib.Path, stages: Mapping[str, pathlib.Path]) -> None:
 
 
 def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Retain against forget quality, a point for each row: a distance and accuracy, or else PSNR and MSE.
+    """Draw retain against forget quality, a point for each row.
+
+    Quality is a distance and the accuracy if the rows have them, otherwise PSNR and MSE.
 
     Args:
       path: PNG file to write.

@@ -133,7 +133,7 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 
 def _across_processes(state: Any) -> Any:
-    """Arrays as Orbax takes them: those of `pmap` do not know of their copies in other processes."""
+    """Return arrays for Orbax: those of `pmap` do not know of their copies in other processes."""
     if jax.process_count() == 1:
         return state
     whole = NamedSharding(Mesh(np.array(jax.devices()), ("device",)), PartitionSpec())

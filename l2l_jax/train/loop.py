@@ -90,7 +90,7 @@ class Training:
     stop: int | None = None
 
     def merged(self, trained: Params) -> Params:
-        """All parts of the model with these trained parts, as host arrays."""
+        """Return all parts of the model with these trained parts, as host arrays."""
         return self.objective.merge(self.run.params, to_host(trained))
 
     def check(self) -> None:

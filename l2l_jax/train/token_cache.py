@@ -218,7 +218,7 @@ def _create(codes: Mapping[str, Codes]) -> None:
 
 
 def _tokenize(tokenizer, batch, number, wanted, *, model, noise, seed):
-    """`(tokenizer, images by set, number of the batch, sets) -> codes by set`, as in that training step."""
+    """Return codes of the `wanted` sets of batch `number`, as that training step computes them."""
     rng = jax.random.fold_in(jax.random.key(seed), number)
     pixels = scaled_pixels(batch, model.value_range)
     if "noise" in wanted:

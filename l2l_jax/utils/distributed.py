@@ -132,7 +132,7 @@ def _number(environ: Mapping[str, str], *names: str) -> int:
 
 
 def _tpu_chips() -> bool:
-    """Whether this machine has TPU chips and the library for them: Google's PCI vendor number."""
+    """Return whether this machine has TPU chips and the library for them: Google's PCI vendor number."""
     if importlib.util.find_spec("libtpu") is None:
         return False
     vendors = glob.glob("/sys/bus/pci/devices/*/vendor")

@@ -19,7 +19,7 @@ ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel[0-9]*", "vfio/[0-9]*")
 
 
 def runs_on_cpu() -> bool:
-    """Whether JAX will run on the CPU, as far as can be told before it starts."""
+    """Return whether JAX will run on the CPU, as far as is known before it starts."""
     asked = os.environ.get("JAX_PLATFORMS")
     if asked:
         return asked == "cpu"

@@ -57,7 +57,7 @@ def _parser() -> Parser:
 
 
 def _field(text: str) -> tuple[str, Any]:
-    """`"num_heads=4"` → `("num_heads", 4)`; values are Python literals, anything else is text."""
+    """Parse `"num_heads=4"` to `("num_heads", 4)`; values are Python literals, anything else is text."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE")

@@ -60,7 +60,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latent: Array, ids_restore: Array) -> Array:
-        """`[batch, 1 + kept, encoder width]`, `[batch, patches]` → `[batch, patches, patch_dim]`."""
+        """Map `[batch, 1 + kept, encoder width]`, `[batch, patches]` to `[batch, patches, patch_dim]`."""
         positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid))
         mask_token = self.param("mask_token", small_normal, (1, 1, self.width))
         embed = nn.Dense(self.width, dtype=self.blocks.dtype, kernel_init=vit.xavier, name="decoder_embed")

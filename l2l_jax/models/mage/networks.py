@@ -24,7 +24,7 @@ class TokenEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, positions: Array) -> Array:
-        """`[batch, token]` twice → `[batch, token, width]`, float32."""
+        """Map `[batch, token]` twice to `[batch, token, width]`, float32."""
         normal = nn.initializers.normal(self.embedding_std)
         words = self.param("word_embeddings", normal, (self.vocabulary, self.width))
         places = self.param("position_embeddings", normal, (self.places, self.width))
@@ -65,7 +65,7 @@ class TokenHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, words: Array, count: int | None = None) -> Array:
-        """`[batch, token, decoder width]`, `[vocabulary, width]` → `[batch, token, vocabulary or count]`."""
+        """Map `[batch, token, decoder width]`, `[vocabulary, width]` to logits `[batch, token, word]`."""
         vocabulary, width = words.shape
         x = nn.Dense(width, dtype=self.dtype, kernel_init=vit.xavier, name="fc")(x)
         x = nn.gelu(x.astype(jnp.float32), approximate=False)

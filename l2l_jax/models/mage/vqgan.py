@@ -60,7 +60,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """`[batch, height, width, channel]` → `[batch, height, width, self.width]`."""
+        """Map `[batch, height, width, channel]` to `[batch, height, width, self.width]`."""
         conv = partial(Conv, self.width, use_bias=False, dtype=self.dtype)
         norm = partial(GroupNorm, self.groups, epsilon=1e-6, dtype=self.dtype)
         h = conv((3, 3), name="conv1")(nn.swish(norm(name="norm1")(x)))
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """`[batch, height, width, channel]` → `[batch, height / f, width / f, latent_width]`."""
+        """Map `[batch, height, width, channel]` to `[batch, height / f, width / f, latent_width]`."""
         levels = self.levels
         conv_in = Conv(levels.base_channels, (3, 3), use_bias=False, dtype=levels.dtype, name="conv_in")
         x = conv_in(images)
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latent: Array) -> Array:
-        """`[batch, height / f, width / f, latent_width]` → `[batch, height, width, channels]`."""
+        """Map `[batch, height / f, width / f, latent_width]` to `[batch, height, width, channels]`."""
         levels = self.levels
         conv = partial(Conv, kernel_size=(3, 3), dtype=levels.dtype)
         x = conv(levels.widths[-1], name="conv_in")(latent)

@@ -98,7 +98,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array) -> Array:
-        """`[batch, height, width, channel]`, `[batch, 4 · inner_channel]` → `[…, channels]`."""
+        """Map `[batch, height, width, channel]`, `[batch, 4 · inner_channel]` to `[…, channels]`."""
         h = nn.silu(self.config.norm("in_norm")(x))
         if self.resample == "down":
             h, x = (nn.avg_pool(y, (2, 2), (2, 2)) for y in (h, x))
