@@ -42,13 +42,14 @@ def main(argv: Sequence[str]) -> None:
 
     with barrier():
         _check_flags()
-    if IMAGES.value:
+    if IMAGES.value and REFERENCE.value:
         folder = workdir / "evaluation"
         result = evaluate_folders(pathlib.Path(IMAGES.value), pathlib.Path(REFERENCE.value), folder, config)
         text = tables.format_folders(result)
     else:
         folder = workdir / "evaluation"
         unlearned = pathlib.Path(UNLEARNED.value) if UNLEARNED.value else None
+        assert config is not None  # parse_flags requires one for models
         text = tables.format_models(evaluate_models(config, workdir, unlearned))
     if is_primary():
         print(f"{text}\n\nFigures: {folder / 'figures.json'}")
@@ -84,7 +85,12 @@ def evaluate_models(
     from l2l_jax.weights.loading import load_pretrained, original_weights
 
     folder = workdir / "evaluation"
-    on_primary(lambda: (folder.mkdir(parents=True, exist_ok=True), claim(workdir)))
+
+    def claim_folder() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        claim(workdir)
+
+    on_primary(claim_folder)
     paths = from_primary(lambda: _models(config, workdir, unlearned))
     with barrier():
         evaluation = Evaluation(config, folder)
@@ -110,7 +116,7 @@ def evaluate_models(
 
 
 def _models(config: "Config", workdir: pathlib.Path, unlearned: pathlib.Path | None) -> dict[str, str]:
-    """Where the original and the unlearned model are."""
+    """Return the paths of the original and the unlearned model."""
     from l2l_jax import shipped
 
     original = shipped.resolved(config.pretrained) if config.pretrained else workdir / "pretrained"
@@ -134,8 +140,9 @@ def evaluate_folders(
     """Compare restored images with their originals; write `folder/figures.json`.
 
     Args:
-      images, reference: folders of images.
-      folder: where to; observations are kept there, too.
+      images: Folder of inpainted images.
+      reference: Folder of their originals.
+      folder: Folder of the results and of the stored observations.
       config: its section `evaluate` says which networks are used; with "classifier" its training images
         train one. None: all published networks, and no classifier.
 
@@ -150,7 +157,7 @@ def evaluate_folders(
     from l2l_jax.utils.multihost import barrier, on_primary
 
     with barrier():
-        opened = [open_images(images, "--images"), open_images(reference, "--reference")]
+        inpainted, originals = open_images(images, "--images"), open_images(reference, "--reference")
         if config is None:
             every = EvaluationConfig(features="none", networks=get_args(NetworkName))
             networks, missing = open_networks(every)
@@ -159,10 +166,10 @@ def evaluate_folders(
             evaluation = Evaluation(config, folder)
             networks, missing = evaluation.networks, evaluation.missing
             batch_size = config.evaluate.batch_size
-    result = compare_folders(*opened, networks, folder, batch_size=batch_size)
+    result = compare_folders(inpainted, originals, networks, folder, batch_size=batch_size)
     report = {
-        "images": {"folder": str(images), "count": len(opened[0].files)},
-        "reference": {"folder": str(reference), "count": len(opened[1].files)},
+        "images": {"folder": str(images), "count": len(inpainted.files)},
+        "reference": {"folder": str(reference), "count": len(originals.files)},
         "figures": result.metrics,
         "intervals": result.intervals,
         "not_available": {**result.missing, **missing},
