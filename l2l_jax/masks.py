@@ -20,12 +20,12 @@ def center_mask(size: int, width: int) -> np.ndarray:
     """Return a centered square mask.
 
     Args:
-      size: side of the image in pixels.
-      width: side of the mask in pixels; half of `size` in the paper's larger inpainting task, a
+      size: Side of the image in pixels.
+      width: Side of the mask in pixels; half of `size` in the paper's larger inpainting task, a
         quarter in the smaller.
 
     Raises:
-      ValueError: the mask is empty or leaves nothing, or cannot be centered.
+      ValueError: The mask is empty or leaves nothing, or cannot be centered.
     """
     if not 0 < width < size:
         raise ValueError(f"a centered mask in {size} pixels is 1 to {size - 1} pixels wide, not {width}")
@@ -41,7 +41,7 @@ def border_mask(size: int, width: int) -> np.ndarray:
     """Return the mask of outpainting: a border of `width` pixels is missing on every side.
 
     Raises:
-      ValueError: the border is empty or leaves nothing.
+      ValueError: The border is empty or leaves nothing.
     """
     if not 0 < width < size / 2:
         raise ValueError(f"a border in {size} pixels is 1 to {(size - 1) // 2} wide, not {width}")
@@ -54,7 +54,7 @@ def side_mask(size: int, width: int, side: str) -> np.ndarray:
     """Return a mask of a strip of `width` pixels at the left, right, top or bottom.
 
     Raises:
-      ValueError: the strip is empty or leaves nothing, or the side is unknown.
+      ValueError: The strip is empty or leaves nothing, or the side is unknown.
     """
     if not 0 < width < size:
         raise ValueError(f"a strip in {size} pixels is 1 to {size - 1} pixels wide, not {width}")
@@ -149,7 +149,7 @@ def mask_bank(kind: TrainingMask, count: int, size: int, seed: int) -> np.ndarra
     Equal arguments give equal masks, on every host.
 
     Raises:
-      ValueError: an unknown kind, or a count below 1.
+      ValueError: An unknown kind, or a count below 1.
     """
     if kind not in TRAINING_MASKS:
         raise ValueError(f"training_holes must be one of {', '.join(TRAINING_MASKS)}, not {kind!r}")

@@ -68,15 +68,15 @@ def evaluate_models(
     """Restore and measure with the original and the unlearned model; write `workdir/evaluation/figures.json`.
 
     Args:
-      config: the models' configuration, and what to evaluate.
-      workdir: of a run; or a new one, if `config.pretrained` and `unlearned` name the models.
-      unlearned: a saved model or checkpoint file; None: `unlearned` of the workdir.
+      config: The models' configuration, and what to evaluate.
+      workdir: Folder of a run, or a new one if `config.pretrained` and `unlearned` name the models.
+      unlearned: A saved model or checkpoint file; None: `unlearned` of the workdir.
 
     Returns:
       What figures.json holds, see docs/concepts/evaluation.md.
 
     Raises:
-      UserError: there is no model to evaluate, or another mistake.
+      UserError: There is no model to evaluate, or the config is wrong.
     """
     from l2l_jax.evals import tables
     from l2l_jax.evals.evaluator import Evaluation
@@ -143,11 +143,11 @@ def evaluate_folders(
       images: Folder of inpainted images.
       reference: Folder of their originals.
       folder: Folder of the results and of the stored observations.
-      config: its section `evaluate` says which networks are used; with "classifier" its training images
+      config: Its section `evaluate` says which networks are used; with "classifier" its training images
         train one. None: all published networks, and no classifier.
 
     Raises:
-      UserError: a mistake in the folders.
+      UserError: A folder holds no images, or names that do not go together.
     """
     from l2l_jax.evals import tables
     from l2l_jax.evals.config import EvaluationConfig, NetworkName

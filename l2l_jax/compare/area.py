@@ -36,9 +36,9 @@ def area(chosen_by: Sequence[Point], limit: float, quoted: Sequence[Point] | Non
     expect who is ready to pay any cost up to `limit` with equal probability.
 
     Args:
-      chosen_by: the settings, as they are chosen: measured on validation images.
-      limit: the greatest cost; above 0.
-      quoted: the same settings as they are quoted, measured on test images; None: as they are chosen.
+      chosen_by: The settings as measured on validation images, by which they are chosen.
+      limit: The greatest cost; above 0.
+      quoted: The same settings as measured on test images. Default: `chosen_by`.
     """
     quoted = chosen_by if quoted is None else quoted
     return sum(share * quoted[i].gain for share, i in _shares(chosen_by, limit))
@@ -103,10 +103,10 @@ def area_interval(
     models on an image together.
 
     Args:
-      settings: errors on test images, by setting and seed.
-      original: those of the original model.
-      chosen_by: the settings as measured on validation images.
-      limit: see `area`.
+      settings: Errors on test images, by setting and seed.
+      original: Errors of the original model.
+      chosen_by: The settings as measured on validation images.
+      limit: See `area`.
     """
     before = original.forget
 

@@ -62,12 +62,12 @@ class Grid(NamedTuple):
     """What every method is tried with.
 
     Attributes:
-      methods: keys of `METHODS`.
-      budgets: retain budgets.
-      weights: fixed weights of the forget term: alpha.
-      ratios: fixed r of the method "epsilon", which has no weight; as many as weights.
-      rates: learning rates; none: the recipe's.
-      seeds: each setting is run with all of them.
+      methods: Keys of `METHODS`.
+      budgets: Retain budgets.
+      weights: Fixed weights of the forget term: alpha.
+      ratios: Fixed r of the method "epsilon", which has no weight; as many as weights.
+      rates: Learning rates; none: the recipe's.
+      seeds: Seeds of the runs of each setting.
     """
 
     methods: Sequence[str]
@@ -106,16 +106,17 @@ def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -
     """Run the cells of a grid that are not finished, and write `workdir/front`.
 
     Args:
-      config: the experiment; its pretrained model is where all cells start, its steps are those of all.
-      workdir: folder of the run.
-      grid: the settings.
-      limit: the greatest cost that counts for the area under a front, as 0.5.
+      config: The experiment; all cells start from its pretrained model and take as many steps.
+      workdir: Folder of the run.
+      grid: The settings.
+      limit: The greatest cost that counts for the area under a front, as 0.5.
 
     Returns:
       What front.json holds, see `front_report.summary`.
 
     Raises:
-      UserError: something the user can mend. Interrupted: asked to stop; the state is saved.
+      UserError: An error the user can fix.
+      Interrupted: The run was asked to stop; its state is saved.
     """
     grid.check()
     for method in grid.methods:

@@ -27,9 +27,9 @@ def write(
     """Write front.json, front.md and front.png, and return what front.json holds.
 
     Args:
-      folder: where to.
-      by_setting: results by setting; a setting has a `method` and a `label`.
-      original: those of the original model.
+      folder: Folder of the files.
+      by_setting: Results by setting; a setting has a `method` and a `label`.
+      original: Results of the original model.
       facts: "grid", "limit" and "config", as they were asked for.
     """
     report = summary(by_setting, original, facts["limit"]) | dict(facts)

@@ -36,12 +36,12 @@ def compare(
     """Unlearn with every method from one pretrained model, evaluate, and write `workdir/comparison`.
 
     Args:
-      config: the experiment; its method, alpha and proxies make the first row after the
+      config: The experiment; its method, alpha and proxies make the first row after the
         original model.
-      workdir: folder of the run; `config`'s own pretrained model in it is used or made.
-      alphas: further weights of the forget term for the paper's method.
-      proxy: classes of the proxy row.
-      generated: whether there is a row for retain images that the original model makes from noise.
+      workdir: Folder of the run; `config`'s own pretrained model in it is used or made.
+      alphas: Further weights of the forget term for the paper's method.
+      proxy: Classes of the proxy row.
+      generated: Whether there is a row for retain images that the original model makes from noise.
 
     Returns:
       By row: `{"retain": figures, "forget": figures}`, with "audit" where `config.audit` asks for one, or
@@ -49,7 +49,8 @@ def compare(
       as "undo" with an adapter, are left out with a warning.
 
     Raises:
-      UserError: something the user can mend. Interrupted: asked to stop; the state is saved.
+      UserError: An error the user can fix.
+      Interrupted: The run was asked to stop; its state is saved.
     """
     folders = Workdir(workdir, config)
     with barrier():
@@ -114,11 +115,11 @@ def variants(
     """Yield name and config of the rows after the original.
 
     Args:
-      config: the experiment.
-      pretrained: the original model, where `config` does not name one.
-      alphas: further weights of the forget term for the paper's method.
-      stand_ins: classes of the proxy row.
-      generated: whether there is a row for generated retain images.
+      config: The experiment.
+      pretrained: The original model, where `config` does not name one.
+      alphas: Further weights of the forget term for the paper's method.
+      stand_ins: Classes of the proxy row.
+      generated: Whether there is a row for generated retain images.
 
     An ablation of the weight is one of fixed weights: with `alphas` no row has a retain budget.
     """

@@ -67,13 +67,13 @@ def write(
     """Write comparison.json, comparison.md, comparison.png and, for an ablation, alphas.png.
 
     Args:
-      folder: where to.
-      config: the comparison's configuration.
-      evaluation: where the models were evaluated.
-      rows: figures by row.
-      shown: restorations of the images of the picture by row, then by set; None for a row that
+      folder: Folder of the comparison.
+      config: The comparison's configuration.
+      evaluation: The evaluation of the models.
+      rows: Figures by row.
+      shown: Restorations of the images of the picture by row, then by set; None for a row that
         diverged.
-      alphas: the weights of the ablation.
+      alphas: The weights of the ablation.
     """
     report = {"rows": rows, "config": config.describe()}
     atomic_write(folder / "comparison.json", json.dumps(report, indent=2) + "\n")

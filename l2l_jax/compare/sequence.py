@@ -37,16 +37,17 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
     """Unlearn one class after the other, or continue to; write `workdir/sequence.json` and `.md`.
 
     Args:
-      config: the experiment; its model is the first original, `data.forget` and `data.retain` are not used.
-      workdir: keeps a folder for each request, by its number.
-      requests: classes, in the order in which they are to be forgotten.
+      config: The experiment; its model is the first original, `data.forget` and `data.retain` are not used.
+      workdir: Folder of the run, with a folder for each request.
+      requests: Classes in the order in which they are forgotten.
 
     Returns:
       By row ("original", the requests in their order, `AT_ONCE`): the error on test images of each class
       requested, and of the classes never requested, relative to the first original's, with its interval.
 
     Raises:
-      UserError: something the user can mend. Interrupted: asked to stop; the state is saved.
+      UserError: An error the user can fix.
+      Interrupted: The run was asked to stop; its state is saved.
     """
     if len(set(requests)) < len(requests) or len(requests) < 2:
         raise UserError(f"--sequence={','.join(requests)}: name at least two different classes.")

@@ -137,8 +137,8 @@ class Mixture:
     their weight repeat. The classes of the sources are counted through, and named `source/class`.
 
     Args:
-      sources: sources by name.
-      weights: weight of each, positive.
+      sources: Sources by name.
+      weights: Weight of each, positive.
     """
 
     def __init__(self, sources: Mapping[str, Source], weights: Sequence[float]):

@@ -102,10 +102,10 @@ def ssim(originals: np.ndarray, inpainted: np.ndarray, value_range: tuple[float,
     Args:
       originals: Images `[image, height, width, channel]`.
       inpainted: Their reconstructions, in the same range.
-      value_range: that range.
+      value_range: Range of the pixels.
 
     Raises:
-      ValueError: the images are smaller than a window.
+      ValueError: The images are smaller than a window.
     """
     if min(originals.shape[1:3]) < 2 * WINDOW_RADIUS + 1:
         raise ValueError(f"SSIM needs images of at least 11×11 pixels, not {originals.shape[1:3]}")

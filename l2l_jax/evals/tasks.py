@@ -55,7 +55,7 @@ class InpaintingTask:
         """Return the mask of all images, bool `[size, size]`, True where pixels are missing.
 
         Raises:
-          ValueError: it does not fit images of this size.
+          ValueError: It does not fit images of this size.
         """
         width, rest = divmod(self.amount * size, PARTS[self.kind])
         if rest:
@@ -95,7 +95,7 @@ def parse_tasks(names: Iterable[str]) -> tuple[InpaintingTask, ...]:
     """Parse names of tasks or those of `GROUPS`, each once, in the order given.
 
     Raises:
-      ValueError: there is no such task, or none at all.
+      ValueError: There is no such task, or none at all.
     """
     tasks = dict.fromkeys(_parse(name) for given in names for name in GROUPS.get(given, (given,)))
     if not tasks:
@@ -107,7 +107,7 @@ def budget_task(names: Iterable[str]) -> InpaintingTask:
     """Return the task at which a retain budget is measured: the first whose mask is the same for all images.
 
     Raises:
-      ValueError: there is none.
+      ValueError: There is none.
     """
     for task in parse_tasks(names):
         if not task.is_random:

@@ -11,14 +11,14 @@ class Chip(NamedTuple):
     """What a maker says of one device.
 
     Attributes:
-      name: as makers write it.
+      name: Name that the maker uses.
       flops: bfloat16 operations a second of its matrix units.
-      memory: bytes of main memory.
-      bandwidth: bytes a second of main memory.
-      network: bytes a second that a device sends in a ring of devices: on TPUs two of its links, on GPUs
+      memory: Bytes of main memory.
+      bandwidth: Bytes a second of main memory.
+      network: Bytes a second that a device sends in a ring of devices: on TPUs two of its links, on GPUs
         NVLink or Infinity Fabric one way.
-      dimensions: of a topology; 1 for GPUs, of which there is only a number.
-      cores: a chip's cores that JAX is to see as one device.
+      dimensions: Dimensions of a topology; 1 for GPUs.
+      cores: Cores of a chip that JAX sees as one device.
     """
 
     name: str
@@ -49,9 +49,9 @@ class Topology(NamedTuple):
     """Some devices of one kind.
 
     Attributes:
-      name: as given, such as "v5e:4x4".
-      chip: what they are.
-      sides: of a TPU slice, or the number of GPUs.
+      name: Name as given, such as "v5e:4x4".
+      chip: Kind of the devices.
+      sides: Sides of a TPU slice, or the number of GPUs.
     """
 
     name: str
@@ -68,7 +68,7 @@ def parse_topology(name: str) -> Topology:
     """Return a topology such as "v5e:4x4", "v4:2x2x4" or "h100:8".
 
     Raises:
-      UserError: no such device, or sides that it does not have.
+      UserError: No such device, or sides that it does not have.
     """
     kind, _, size = name.partition(":")
     if kind not in CHIPS:

@@ -15,12 +15,12 @@ class Collective(NamedTuple):
     """One collective operation of a program.
 
     Attributes:
-      kind: one of `KINDS`.
-      shapes: of the arrays that each device has afterwards.
-      size: their bytes.
-      devices: how many take part in one group.
-      repeats: how often a run of the program executes it.
-      origin: the operation of the source that it comes from.
+      kind: One of `KINDS`.
+      shapes: Shapes of the arrays that each device has afterwards.
+      size: Bytes of these arrays.
+      devices: Number of devices in a group.
+      repeats: Number of executions in a run of the program.
+      origin: Operation of the source that it comes from.
     """
 
     kind: str

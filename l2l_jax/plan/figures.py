@@ -24,13 +24,13 @@ class Planned(NamedTuple):
     """A program that is to be looked at.
 
     Attributes:
-      name: of it, as "step 16x1".
-      function: jitted.
-      arguments: shapes, with shardings.
-      groups: parts of the arguments by what they are, for the memory of a device.
-      work: of one device, as if nothing were split but the rows of the batch.
-      updated: what the program reads and writes once besides: the training state.
-      devices: how many run it together.
+      name: Name of the program, such as "step 16x1".
+      function: The jitted function.
+      arguments: Shapes of the arguments, with shardings.
+      groups: Parts of the arguments by name, for the memory of a device.
+      work: Work of one device if only the rows of the batch are split.
+      updated: The training state, which the program also reads and writes once.
+      devices: Number of devices that run it together.
     """
 
     name: str

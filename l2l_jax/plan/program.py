@@ -49,12 +49,12 @@ class Instruction:
     """One line of a program.
 
     Attributes:
-      name: unique in its computation.
-      operation: such as "fusion".
-      arrays: of the result.
-      operands: names of instructions of the same computation.
+      name: Name, unique in its computation.
+      operation: Kind of operation, such as "fusion".
+      arrays: Arrays of the result.
+      operands: Names of instructions of the same computation.
       rest: What follows the operands; of a parameter or constant, its number or value.
-      is_root: whether it is the result of its computation.
+      is_root: Whether it is the result of its computation.
     """
 
     name: str
@@ -158,7 +158,7 @@ class Program:
         """What each instruction moves in one run, in the order of the program.
 
         Raises:
-          ValueError: a loop of unknown length.
+          ValueError: A loop of unknown length.
         """
         return list(self._walk(self.entry, 1))
 

@@ -22,7 +22,7 @@ def layouts(names: Sequence[str], devices: Sequence[Any], config: Config) -> dic
     """Return layouts of the devices by name; without names the one of the config.
 
     Raises:
-      UserError: see `parse_layout`.
+      UserError: See `parse_layout`.
     """
     if names:
         return {name: parse_layout(name, devices) for name in names}
@@ -34,7 +34,7 @@ def step(stage: TrainingPhase, name: str, parallel: Parallel) -> Planned:
     """Return the training step on a layout.
 
     Raises:
-      UserError: the devices cannot share a batch.
+      UserError: The devices cannot share a batch.
     """
     how, devices = stage.training, parallel.mesh.size
     sharding.check_batch_size(how.batch_size, how.batch_parts, parallel.mesh, "batch_size")

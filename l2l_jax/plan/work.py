@@ -18,7 +18,7 @@ class Work(NamedTuple):
 
     Attributes:
       flops: floating-point operations of products and convolutions, two for each multiplication.
-      product_bytes: of their factors and results, each read or written once.
+      product_bytes: Bytes of their factors and results, each read or written once.
     """
 
     flops: float

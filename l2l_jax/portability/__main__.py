@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     """Record, or compare and print a table.
 
     Raises:
-      UserError: something differs by more than it may, or cannot be read or computed.
+      UserError: Something differs by more than it may, or cannot be read or computed.
     """
     options = _parser().parse_args(argv[1:])
     recorded = _read(options.file) if options.command == "compare" else None
@@ -75,7 +75,7 @@ def compute(
     """Return a record: the facts of this machine and the figures of all cases.
 
     Raises:
-      UserError: there are not so many devices, or they cannot share a batch.
+      UserError: There are not so many devices, or they cannot share a batch.
     """
     import jax
 

@@ -45,10 +45,10 @@ def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figu
     """Return the figures of a case.
 
     Args:
-      name: a key of `MODELS`.
-      mesh: the devices.
-      parallel: how the step runs on them.
-      dtype: that the model computes in.
+      name: A key of `MODELS`.
+      mesh: The devices.
+      parallel: "jit" or "pmap".
+      dtype: Dtype of the model's products.
 
     Returns:
       "loss", "retain", "forget" and "grad_norm" of every step; "moments" and "parameters": entries of the
@@ -162,10 +162,10 @@ class Setting:
     """How the cases are computed.
 
     Attributes:
-      devices: how many of those that there are.
+      devices: Number of devices to use.
       parallel: "jit" or "pmap".
-      dtype: that the models compute in.
-      precision: of float32 products: "highest", or "default", which accelerators round for speed.
+      dtype: Dtype of the models' products.
+      precision: Precision of float32 products: "highest", or "default", which accelerators round for speed.
     """
 
     devices: int

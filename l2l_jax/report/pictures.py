@@ -174,7 +174,7 @@ def save_curves(path: pathlib.Path, stages: Mapping[str, pathlib.Path]) -> None:
 
     Args:
       path: PNG file to write.
-      stages: folders that hold `metrics.jsonl`, by name; none where nothing was trained.
+      stages: Folders of `metrics.jsonl` by phase; empty if nothing was trained.
     """
     figure = Figure(figsize=(5 * max(len(stages), 1), 3.2), dpi=120, layout="constrained")
     if not stages:
@@ -200,7 +200,7 @@ def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> 
 
     Args:
       path: PNG file to write.
-      rows: figures by name of the row, then by set.
+      rows: Figures by name of the row, then by set.
     """
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     known = rows["original"]["retain"]

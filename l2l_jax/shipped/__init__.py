@@ -32,7 +32,7 @@ def card(name: str) -> dict[str, Any]:
     """Return the facts about a shipped model.
 
     Raises:
-      UserError: there is no model of that name.
+      UserError: There is no model of that name.
     """
     if name not in names():
         raise UserError(f"There is no shipped model {name!r}; there are: {', '.join(names())}.")

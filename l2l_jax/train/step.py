@@ -24,7 +24,7 @@ class TrainState:
     Attributes:
       step: int32 scalar, optimizer steps done.
       params: Trained parts, float32.
-      opt_state: optax state of the trained parts.
+      opt_state: Optax state of the trained parts.
       ema: Moving average of `params`, or None.
       alpha: float32 scalar, weight of the forget term; a retain budget moves it between steps.
       mask: Bools of the shapes of `params`: True for the weights that may change; None: all may.

@@ -27,7 +27,7 @@ class GroupNorm(nn.GroupNorm):
         The result is in `dtype` or, if that is None, in the type of input and parameters, promoted.
 
         Raises:
-          ValueError: the groups do not divide the channels.
+          ValueError: The groups do not divide the channels.
         """
         batch, *sides, channels = x.shape
         places, groups = math.prod(sides), self.num_groups

@@ -59,8 +59,8 @@ def blend_weights(mask: np.ndarray, margin: int, sigma: float) -> np.ndarray:
 
     Args:
       mask: bool `[height, width]`, True where pixels are missing.
-      margin: the mask is grown by so many pixels in all eight directions.
-      sigma: standard deviation in pixels of the Gaussian blur after that; 0 is none.
+      margin: Pixels by which the mask grows in all eight directions.
+      sigma: Standard deviation in pixels of the Gaussian blur after that; 0 is none.
     """
     from scipy import ndimage
 
@@ -94,7 +94,7 @@ def decoding_step(
     Args:
       logits: `[batch, token, code]`.
       ids: int `[batch, token]`, `mask_id` where hidden.
-      mask_id: the id that stands for a masked token.
+      mask_id: The id that stands for a masked token.
       mask_length: integer scalar, how many tokens are masked again.
       id_noise: `[batch, token, code]`: Gumbel noise samples from the softmax, zeros take the most
         likely code.
@@ -120,12 +120,12 @@ def decode_masked(
     """Run all steps of the schedule in one compiled loop.
 
     Args:
-      logits_of: token ids `[batch, token]` → logits `[batch, token, code]`.
+      logits_of: Token ids `[batch, token]` → logits `[batch, token, code]`.
       ids: int `[batch, token]`, `mask_id` where hidden.
-      mask_id: the id that stands for a masked token.
-      schedule: from `decoding_schedule`.
-      rng: key of the sampling.
-      sampling_temperature: of the softmax that codes are drawn from.
+      mask_id: The id that stands for a masked token.
+      schedule: Result of `decoding_schedule`.
+      rng: Key of the sampling.
+      sampling_temperature: Temperature of the softmax that codes are drawn from.
 
     Returns:
       int `[batch, token]` without masked tokens, if the schedule has any steps.

@@ -27,7 +27,7 @@ def beta_schedule(kind: BetaSchedule, timesteps: int, linear_start: float, linea
       linear_end: Last β, in (0, 1).
 
     Raises:
-      ValueError: an unknown kind, no time step, or ends outside (0, 1).
+      ValueError: An unknown kind, no time step, or ends outside (0, 1).
     """
     if kind not in BETA_SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(BETA_SCHEDULES)}, not {kind!r}")
@@ -91,11 +91,11 @@ class ReverseSteps(NamedTuple):
     One element of every array, by `jax.lax.scan`, is one step.
 
     Attributes:
-      gamma: noise level that the network is told.
-      start_from_noisy, start_from_noise: clean image = first · noisy − second · predicted noise.
-      next_from_start, next_from_noisy: mean of the next, less noisy image = first · clean image
+      gamma: Noise level that the network is given.
+      start_from_noisy, start_from_noise: Clean image = first · noisy − second · predicted noise.
+      next_from_start, next_from_noisy: Mean of the next, less noisy image = first · clean image
         (clipped) + second · noisy image.
-      sigma: standard deviation of the noise added to that mean; 0 in the last step.
+      sigma: Standard deviation of the noise added to that mean; 0 in the last step.
     """
 
     gamma: np.ndarray | Array
