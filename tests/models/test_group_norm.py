@@ -71,3 +71,14 @@ def test_flax(dtype, given):
 def test_groups_that_do_not_divide():
     with pytest.raises(ValueError, match="does not divide"):
         GroupNorm(4, epsilon=1e-5).init(jax.random.key(0), np.zeros(SHAPES[0], np.float32))
+
+
+def test_mask_and_group_size():
+    """Flax computes what only it implements."""
+    x, params = arrays(SHAPES[0])
+    mask = np.random.default_rng(1).random(x.shape) < 0.5
+    for groups, call in ((dict(num_groups=3), dict(mask=mask)), (dict(num_groups=None, group_size=2), {})):
+        ours, theirs = (
+            cls(**groups).apply({"params": params}, x, **call) for cls in (GroupNorm, nn.GroupNorm)
+        )
+        np.testing.assert_array_equal(ours, theirs)
