@@ -127,15 +127,7 @@ class Model(abc.ABC):
     def corrupt_noise(
         self, params: Params, images: Array, noise: Array, rng: Array, axis_name: str | None = None
     ) -> Corrupted:
-        """Return what the teacher is given in place of the forget `images`: `noise` under the same T.
-
-        Args:
-          params: As for `corrupt`.
-          images: Forget images `[batch, height, width, channel]`.
-          noise: Noise images of the same shape.
-          rng: Key with which `corrupt` was called on `images`.
-          axis_name: Mapped axis over which the batch is split.
-        """
+        """Return what the teacher is given in place of forget `images`: `noise` under the same T."""
         del images
         return self.corrupt(params, noise, rng, axis_name)
 
@@ -180,28 +172,15 @@ class Model(abc.ABC):
     def with_truth(
         self, params: Params, images: Array, corrupted: Corrupted, truth: Array
     ) -> tuple[Array, Corrupted]:
-        """Return the arguments `(images, corrupted)` of `generative_loss` with other images as the truth.
-
-        Args:
-          params: The parts that `corrupt` reads.
-          images: A batch `[batch, height, width, channel]`.
-          corrupted: What `corrupt` made of it.
-          truth: Images of the same shape, to inpaint in the hidden places.
-        """
+        """Return `(images, corrupted)` for `generative_loss` with `truth` to find in the hidden places."""
 
     def noisy_truth(
         self, images: Array, corrupted: Corrupted, noise: Array, rng: Array, axis_name: str | None = None
     ) -> tuple[Array, Corrupted]:
-        """Return the arguments `(images, corrupted)` of `generative_loss` with Gaussian noise as the truth.
+        """Return `(images, corrupted)` for `generative_loss` with Gaussian noise as the truth.
 
-        By default `noise` replaces the images; models that read the truth from `corrupted` change it there.
-
-        Args:
-          images: A whole batch `[batch, height, width, channel]`, for statistics.
-          corrupted: What `corrupt` made of it.
-          noise: Gaussian noise images with the statistics of `images`, same shape.
-          rng: Key of anything else that is drawn.
-          axis_name: Mapped axis over which the batch is split.
+        By default `noise`, which has the statistics of the images, replaces them; models that read the truth
+        from `corrupted` change it there. `rng` is for anything else that is drawn.
         """
         del images, rng, axis_name
         return noise, corrupted

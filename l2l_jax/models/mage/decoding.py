@@ -1,8 +1,8 @@
 """Inpainting with MAGE: iterative decoding of masked tokens, and blending the result in.
 
-The order of decoding is that of MaskGIT (Chang et al. 2022): all hidden tokens are sampled at once,
-the least certain are masked again, and fewer of them at every step. What a mask hides is known
-before anything runs, so that the schedule is a constant of the compiled loop.
+The order of decoding is that of MaskGIT (Chang et al. 2022): all hidden tokens are sampled at once, the least
+certain are masked again, and fewer of them at every step. What a mask hides is known before anything runs, so
+that the schedule is a constant of the compiled loop.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ class Step(NamedTuple):
 
     Attributes:
       sampled: int32 `[batch, token]`: all tokens, the hidden ones as drawn.
-      confidence: float32 `[batch, token]`: log-probability of the drawn token plus noise; infinite
-        where the token was known.
+      confidence: float32 `[batch, token]`: log-probability of the drawn token plus noise; infinite where the
+        token was known.
       ids: int32 `[batch, token]`: `sampled` with the least certain tokens masked again.
     """
 
@@ -44,8 +44,8 @@ class Step(NamedTuple):
 def hidden_tokens(mask: np.ndarray, patch_size: int, margin: int) -> np.ndarray:
     """Return the tokens to decode, bool `[token]`: those with a missing pixel, grown by `margin` tokens.
 
-    The release rounds a mask that ends inside a token down on its lower and right side, and so
-    grows it by less there. Both agree on masks that are aligned with the tokens.
+    The release rounds a mask that ends inside a token down on its lower and right side, and so grows it by
+    less there. Both agree on masks that are aligned with the tokens.
     """
     from scipy import ndimage  # takes long to load
 
@@ -71,9 +71,9 @@ def blend_weights(mask: np.ndarray, margin: int, sigma: float) -> np.ndarray:
 def decoding_schedule(tokens: int, hidden: int, steps: int, choice_temperature: float) -> Schedule:
     """Return the cosine schedule of the release for `hidden` of `tokens` masked tokens.
 
-    After step i of `steps` the share cos(π/2 · (i + 1) / steps) of all tokens stays masked, rounded
-    down; at least one token, and at least one fewer than before. Steps that would leave a greater
-    share than the hidden one are left out. The noise fades linearly.
+    After step i of `steps` the share cos(π/2 · (i + 1) / steps) of all tokens stays masked, rounded down; at
+    least one token, and at least one fewer than before. Steps that would leave a greater share than the
+    hidden one are left out. The noise fades linearly.
     """
     done = np.arange(1, steps + 1) / steps
     share = np.cos(np.pi / 2 * done)
@@ -96,8 +96,8 @@ def decoding_step(
       ids: int `[batch, token]`, `mask_id` where hidden.
       mask_id: The id that stands for a masked token.
       mask_length: integer scalar, how many tokens are masked again.
-      id_noise: `[batch, token, code]`: Gumbel noise samples from the softmax, zeros take the most
-        likely code.
+      id_noise: `[batch, token, code]`: Gumbel noise samples from the softmax, zeros take the most likely
+        code.
       confidence_noise: `[batch, token]`: added to the log-probability of the drawn code.
     """
     unknown = ids == mask_id

@@ -284,8 +284,8 @@ class MAGE(Model):
         """Corrupt with the codes `[batch, tokens]` and the arguments of `random_masking` given.
 
         Returns:
-          `ids` `[batch, 1 + kept]`, what the encoder is given, class token first; `targets` `[batch,
-          tokens]`, the codes; `masked`, `positions` and `source` of `random_masking`.
+          `ids` `[batch, 1 + kept]`, what the encoder is given, class token first; `targets`
+          `[batch, tokens]`, the codes; `masked`, `positions` and `source` of `random_masking`.
         """
         masked, positions, source = random_masking(noise, num_drop, num_mask)
         whole = self._with_class_token(jnp.where(masked, self.mask_id, ids))

@@ -113,9 +113,9 @@ def random_masking(noise: Array, num_drop: int, num_mask: int | Array) -> tuple[
       num_mask: Number of masked tokens, the dropped ones included; at least `num_drop`.
 
     Returns:
-      `masked`, bool `[batch, token]`; `positions` `[batch, 1 + kept]`, ascending, among all places,
-      of which the class token has the first; `source` `[batch, 1 + token]`, indices into the
-      encoder's output, 0 (the class token) where masked.
+      `masked`, bool `[batch, token]`; `positions` `[batch, 1 + kept]`, ascending, among all places, of which
+      the class token has the first; `source` `[batch, 1 + token]`, indices into the encoder's output, 0 (the
+      class token) where masked.
     """
     order = jnp.argsort(noise, axis=1)
     rank = jnp.argsort(order, axis=1)

@@ -1,8 +1,8 @@
 """Palette: image-to-image diffusion for inpainting (Saharia et al. 2022), and its unlearning.
 
-Re-implemented after Janspiry's Palette and what Li et al. 2024 released on top of it; equal to
-them on the arrays in `tests/reference`. The encoder is the input half of the U-Net with the middle
-block and the γ embedding, the decoder is the output half.
+Re-implemented after Janspiry's Palette and what Li et al. 2024 released on top of it; equal to them on the
+arrays in `tests/reference`. The encoder is the input half of the U-Net with the middle block and the γ
+embedding, the decoder is the output half.
 """
 
 import dataclasses
@@ -177,9 +177,9 @@ class Palette(Model):
         """Draw a mask, fill it with noise, and add noise of a random level inside it.
 
         Returns:
-          `inputs` `[batch, height, width, 2 · channel]`: the conditioning image (noise inside the
-          mask), then the noisy one (exact outside the mask); `gamma` `[batch]`; `noise` like the
-          images, the noise to predict; `mask` bool `[batch, height, width]`.
+          `inputs` `[batch, height, width, 2 · channel]`: the conditioning image (noise inside the mask), then
+          the noisy one (exact outside the mask); `gamma` `[batch]`; `noise` like the images, the noise to
+          predict; `mask` bool `[batch, height, width]`.
         """
         rows, *shape = images.shape
         draw = draw_rows(lambda n: self.draw(params, (n, *shape), rng), rows, axis_name)

@@ -1,8 +1,8 @@
 """U-Net of guided diffusion (Dhariwal and Nichol 2021), told the noise level γ as in Palette.
 
-Re-implemented after the U-Net in Janspiry's Palette; equal to it on the arrays in
-`tests/reference`. Feature maps are `[batch, height, width, channel]`. Module names follow the
-original's `input_blocks.{i}.{j}`, `middle_block.{j}` and `output_blocks.{i}.{j}`.
+Re-implemented after the U-Net in Janspiry's Palette; equal to it on the arrays in `tests/reference`. Feature
+maps are `[batch, height, width, channel]`. Module names follow the original's `input_blocks.{i}.{j}`,
+`middle_block.{j}` and `output_blocks.{i}.{j}`.
 """
 
 import dataclasses
