@@ -151,12 +151,12 @@ def pmapped(loss, kernel, x):
     return jax.pmap(gradient, "batch", in_axes=(None, 0), out_axes=None)(kernel, rows)
 
 
-def rematerialised(loss, kernel, x):
+def remat_block(loss, kernel, x):
     return jax.jit(jax.grad(jax.checkpoint(loss)))(kernel, x)
 
 
 @pytest.mark.parametrize("split", ["not at all", "into parts", "into strips"])
-@pytest.mark.parametrize("how", [split_over_a_mesh, shard_mapped, pmapped, rematerialised])
+@pytest.mark.parametrize("how", [split_over_a_mesh, shard_mapped, pmapped, remat_block])
 def test_on_many_devices(how, split, monkeypatch):
     x, _ = arrays(16, 4, 4, 3, 5)
     monkeypatch.setattr(convolution, "FROM_PLACES", 1)

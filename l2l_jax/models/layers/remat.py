@@ -6,12 +6,12 @@ import flax.linen as nn
 import jax
 
 
-def rematerialised(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+def remat_block(block: type[nn.Module], remat: bool) -> type[nn.Module]:
     """Return `block`; with `remat`, one that keeps only its input for the backward pass."""
     return nn.remat(block) if remat else block
 
 
-def rematerialised_body(body: Callable, remat: bool) -> Callable:
+def remat_body(body: Callable, remat: bool) -> Callable:
     """Return a body of a `jax.lax.scan` over blocks that keeps the results of products with parameters.
 
     Everything else, attention included, is computed again. With `remat` it keeps its input alone.

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from l2l_jax.models.layers.precision import in_dtype
-from l2l_jax.models.layers.remat import rematerialised, rematerialised_body
+from l2l_jax.models.layers.remat import remat_block, remat_body
 
 xavier = nn.initializers.xavier_uniform()
 
@@ -92,7 +92,7 @@ class Stack:
         """Map `[batch, token, width]` to the same shape."""
         if self.scan and not parent.is_initializing():
             return self._scanned(parent.variables["params"], x)
-        block = rematerialised(Block, self.remat)
+        block = remat_block(Block, self.remat)
         for i in range(self.depth):
             name = f"{self.prefix}_{i}"
             x = block(self.num_heads, norm_eps=self.norm_eps, dtype=self.dtype, name=name)(x)
@@ -106,7 +106,7 @@ class Stack:
 
         blocks = [in_dtype(params[f"{self.prefix}_{i}"], self.dtype) for i in range(self.depth)]
         side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-        x, _ = jax.lax.scan(rematerialised_body(body, self.remat), x, side_by_side)
+        x, _ = jax.lax.scan(remat_body(body, self.remat), x, side_by_side)
         return x
 
 

@@ -15,7 +15,7 @@ EMBEDDING_STD = 0.02
 
 
 class TokenEmbedding(nn.Module):
-    """Sum of a word and a learned position, normalised."""
+    """Sum of a word and a learned position, normalized."""
 
     vocabulary: int
     places: int

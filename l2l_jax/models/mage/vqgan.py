@@ -15,7 +15,7 @@ from jax import Array
 
 from l2l_jax.models.layers.convolution import Conv
 from l2l_jax.models.layers.group_norm import GroupNorm
-from l2l_jax.models.layers.remat import rematerialised
+from l2l_jax.models.layers.remat import remat_block
 
 COMMITMENT_WEIGHT, CODEBOOK_WEIGHT = 1.0, 0.25
 """Weights of the two codebook losses. The usual paper has them the other way round; the released tokenizer
@@ -41,7 +41,7 @@ class Levels:
 
     def block(self, width: int, name: str) -> nn.Module:
         """Return a residual block."""
-        return rematerialised(ResBlock, self.remat)(width, self.groups, self.dtype, name=name)
+        return remat_block(ResBlock, self.remat)(width, self.groups, self.dtype, name=name)
 
     def norm_out(self) -> GroupNorm:
         """Return the float32 normalization before the last convolution."""

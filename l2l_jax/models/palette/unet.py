@@ -16,7 +16,7 @@ from jax import Array
 
 from l2l_jax.models.layers.convolution import Conv
 from l2l_jax.models.layers.group_norm import GroupNorm
-from l2l_jax.models.layers.remat import rematerialised
+from l2l_jax.models.layers.remat import remat_block
 
 
 def lecun_uniform(rng: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
@@ -69,7 +69,7 @@ class UNetConfig:
 
     def block(self, cls: type[nn.Module]) -> type[nn.Module]:
         """Return `cls`, one of the blocks below, rematerialized if `remat` is set."""
-        return rematerialised(cls, self.remat)
+        return remat_block(cls, self.remat)
 
     def norm(self, name: str) -> GroupNorm:
         """Return a group normalization; statistics are float32 whatever `dtype` is."""
