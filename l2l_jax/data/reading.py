@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from l2l_jax.data.class_names import printable
 from l2l_jax.data.decoding import ImageError, open_image
 from l2l_jax.data.records import Source, image_name
 from l2l_jax.data.transforms import Transform
@@ -159,7 +160,7 @@ def _watched_reads() -> dict[int, tuple[float, Source, int]]:
                     logger.warning(
                         "Waiting for %s, which takes more than %g s to read. Is its disk or network still "
                         "there? Ctrl-C ends the run.",
-                        image_name(source, index),
+                        printable(image_name(source, index)),
                         STALLED_AFTER,
                     )
 
@@ -240,9 +241,12 @@ class BadImages:
                 self._write(set_name, name, reason)
                 if len(found) <= LOGGED:
                     more = f" Further ones are not named here{where}." if len(found) == LOGGED else ""
-                    logger.warning("Skipping an image of the %s set: %s: %s.%s", set_name, name, reason, more)
+                    shown = printable(name)
+                    logger.warning(
+                        "Skipping an image of the %s set: %s: %s.%s", set_name, shown, reason, more
+                    )
         if len(found) > self.limit(set_name):
-            shown = "; ".join(f"{name} ({reason})" for name, reason in list(found.items())[:SHOWN])
+            shown = "; ".join(f"{printable(name)} ({reason})" for name, reason in list(found.items())[:SHOWN])
             more = f"; and {len(found) - SHOWN} more{where}" if len(found) > SHOWN else ""
             raise UserError(
                 f"{len(found)} of {self._counts[set_name]} images of the {set_name} set cannot be read, more "
