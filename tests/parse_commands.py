@@ -43,7 +43,7 @@ def complaint(main, module, arguments):
             # Some programs take the command line, others look for it themselves.
             takes_argv = inspect.signature(main).parameters["argv"].default is inspect.Parameter.empty
             code = main(sys.argv) if takes_argv else main()
-    except Parsed:
+    except (Parsed, command_line.HelpRequested):
         return ""
     except SystemExit as error:
         code = error.code

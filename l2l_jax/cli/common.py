@@ -79,13 +79,13 @@ def parse_flags(
 
 def parse_flags(
     argv: Sequence[str], needs_config: Callable[[], bool] = lambda: True
-) -> tuple[Recipe | None, pathlib.Path]:
+) -> tuple[Recipe, pathlib.Path]:
     """Return the config and the workdir that the command line asks for.
 
     Args:
       argv: The command line.
-      needs_config: Called after the flags are read, returns whether there must be a config. Without one, None
-        is returned for it.
+      needs_config: Called after the flags are read, returns whether there must be a config; without one, it
+        is empty.
 
     Raises:
       UserError: An unknown flag, or a config that cannot be read.
@@ -108,7 +108,7 @@ def _together() -> Iterator[None]:
         yield
 
 
-def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple[Recipe | None, pathlib.Path]:
+def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple[Recipe, pathlib.Path]:
     rest, overrides = config_files.split_overrides(argv)
     try:
         extra = flags.FLAGS(rest)[1:]
@@ -121,7 +121,7 @@ def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple
     elif needs_config():
         recipe = _recipe_of_run()
     else:
-        return None, pathlib.Path(WORKDIR.value or "runs/folders")
+        return {}, pathlib.Path(WORKDIR.value or "runs/folders")
     if COMPILE_CACHE.value:
         keep_compiled_programs()
     recipe = config_files.override(recipe, overrides)

@@ -3,13 +3,11 @@
 The models are those of a finished run, in its workdir, or those that --config.model.pretrained and
 --unlearned name. Two folders of images are compared without any model:
 
-    python -m l2l_jax.evaluate --images=RESTORED --reference=ORIGINALS
+    python -m l2l_jax.evaluate --images=RECONSTRUCTIONS --reference=ORIGINALS
 """
 
-import json
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
 
 from absl import flags
 
@@ -18,38 +16,34 @@ from l2l_jax.cli.unlearned_flag import UNLEARNED
 from l2l_jax.config_files import override
 from l2l_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from l2l_jax.config import Config
-
 TASKS = flags.DEFINE_list(
     "tasks",
     [],
-    "What is hidden, as centre_8,border_3,random_75 or paper; in place of config.evaluate.tasks.",
+    "What is masked, as centre_8,border_3,random_75 or paper; in place of config.evaluate.tasks.",
 )
-IMAGES = flags.DEFINE_string("images", None, "Folder of restored images to compare with --reference.")
+IMAGES = flags.DEFINE_string("images", None, "Folder of reconstructions to compare with --reference.")
 REFERENCE = flags.DEFINE_string("reference", None, "Folder of the originals of --images.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Evaluate what the command line asks for and print tables."""
     recipe, workdir = parse_flags(argv, needs_config=lambda: IMAGES.value is None and REFERENCE.value is None)
-    if recipe is not None and TASKS.value:
+    if recipe and TASKS.value:
         recipe = override(recipe, {"evaluate.tasks": tuple(TASKS.value)})
-    config = None if recipe is None else load_config(recipe)
+    config = load_config(recipe) if recipe else None
     # Imported late, to answer a mistyped flag at once.
     from l2l_jax.evals import tables
+    from l2l_jax.experiment.evaluation import evaluate_folders, evaluate_models
     from l2l_jax.utils.multihost import barrier, is_primary
 
     with barrier():
         _check_flags()
-    if IMAGES.value and REFERENCE.value:
-        folder = workdir / "evaluation"
-        result = evaluate_folders(pathlib.Path(IMAGES.value), pathlib.Path(REFERENCE.value), folder, config)
-        text = tables.format_folders(result)
+    folder = workdir / "evaluation"
+    if config is None or IMAGES.value:
+        images, reference = pathlib.Path(IMAGES.value or ""), pathlib.Path(REFERENCE.value or "")
+        text = tables.format_folders(evaluate_folders(images, reference, folder, config))
     else:
-        folder = workdir / "evaluation"
         unlearned = pathlib.Path(UNLEARNED.value) if UNLEARNED.value else None
-        assert config is not None  # parse_flags requires one for models
         text = tables.format_models(evaluate_models(config, workdir, unlearned))
     if is_primary():
         print(f"{text}\n\nFigures: {folder / 'figures.json'}")
@@ -57,124 +51,6 @@ def main(argv: Sequence[str]) -> None:
 
 def _check_flags() -> None:
     if (IMAGES.value is None) != (REFERENCE.value is None):
-        raise UserError("--images=RESTORED and --reference=ORIGINALS go together; one of them is missing.")
+        raise UserError("--images=RECONSTRUCTIONS and --reference=ORIGINALS go together: give both.")
     if IMAGES.value is not None and (TASKS.value or UNLEARNED.value):
         raise UserError("--tasks and --unlearned are about models, and --images compares folders: give one.")
-
-
-def evaluate_models(
-    config: "Config", workdir: pathlib.Path, unlearned: pathlib.Path | None = None
-) -> dict[str, Any]:
-    """Restore and measure with the original and the unlearned model; write `workdir/evaluation/figures.json`.
-
-    Args:
-      config: The models' configuration, and what to evaluate.
-      workdir: Folder of a run, or a new one if `config.pretrained` and `unlearned` name the models.
-      unlearned: A saved model or checkpoint file; None: `unlearned` of the workdir.
-
-    Returns:
-      What figures.json holds, see docs/concepts/evaluation.md.
-
-    Raises:
-      UserError: There is no model to evaluate, or the config is wrong.
-    """
-    from l2l_jax.evals import tables
-    from l2l_jax.evals.evaluator import Evaluation
-    from l2l_jax.utils.claim import claim
-    from l2l_jax.utils.multihost import barrier, from_primary, on_primary
-    from l2l_jax.weights.loading import load_pretrained, original_weights
-
-    folder = workdir / "evaluation"
-
-    def claim_folder() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        claim(workdir)
-
-    on_primary(claim_folder)
-    paths = from_primary(lambda: _models(config, workdir, unlearned))
-    with barrier():
-        evaluation = Evaluation(config, folder)
-    results = {}
-    for name, path in paths.items():
-        with barrier():
-            params = load_pretrained(pathlib.Path(path), config.family, config.model)
-        results[name] = evaluation.evaluate(params, name)
-        del params
-
-    def write():
-        weights = {name: original_weights(pathlib.Path(path)) for name, path in paths.items()}
-        report = tables.metrics_json(evaluation, results) | {
-            "weights": weights,
-            "config": config.describe("seed", "family", "model", "data", "evaluate"),
-        }
-        tables.write(folder, report, tables.format_models(report))
-        for task in evaluation.inpainters:
-            evaluation.save_tsne(folder / f"tsne_{task}.png", list(results), task)
-        return report
-
-    return from_primary(write)
-
-
-def _models(config: "Config", workdir: pathlib.Path, unlearned: pathlib.Path | None) -> dict[str, str]:
-    """Return the paths of the original and the unlearned model."""
-    from l2l_jax import shipped
-
-    original = shipped.resolved(config.pretrained) if config.pretrained else workdir / "pretrained"
-    if not original.exists():
-        raise UserError(
-            f"There is no original model: {original} does not exist. Run `python -m l2l_jax.main` with this "
-            "--config and --workdir first, or name the models with --config.model.pretrained and --unlearned."
-        )
-    given = unlearned or workdir / "unlearned"
-    if not given.exists():
-        how = f"--unlearned={unlearned}" if unlearned else str(given)
-        raise UserError(
-            f"There is no unlearned model: {how} does not exist. Name it with --unlearned=FOLDER."
-        )
-    return {"original": str(original), "unlearned": str(given)}
-
-
-def evaluate_folders(
-    images: pathlib.Path, reference: pathlib.Path, folder: pathlib.Path, config: "Config | None" = None
-) -> dict[str, Any]:
-    """Compare restored images with their originals; write `folder/figures.json`.
-
-    Args:
-      images: Folder of inpainted images.
-      reference: Folder of their originals.
-      folder: Folder of the results and of the stored observations.
-      config: Its section `evaluate` says which networks are used; with "classifier" its training images
-        train one. None: all published networks, and no classifier.
-
-    Raises:
-      UserError: A folder holds no images, or names that do not go together.
-    """
-    from l2l_jax.evals import tables
-    from l2l_jax.evals.config import EvaluationConfig, NetworkName
-    from l2l_jax.evals.evaluator import Evaluation
-    from l2l_jax.evals.features.networks import open_networks
-    from l2l_jax.evals.folders import compare_folders, open_images
-    from l2l_jax.utils.multihost import barrier, on_primary
-
-    with barrier():
-        inpainted, originals = open_images(images, "--images"), open_images(reference, "--reference")
-        if config is None:
-            every = EvaluationConfig(features="none", networks=get_args(NetworkName))
-            networks, missing = open_networks(every)
-            batch_size = EvaluationConfig.batch_size
-        else:
-            evaluation = Evaluation(config, folder)
-            networks, missing = evaluation.networks, evaluation.missing
-            batch_size = config.evaluate.batch_size
-    result = compare_folders(inpainted, originals, networks, folder, batch_size=batch_size)
-    report = {
-        "images": {"folder": str(images), "count": len(inpainted.files)},
-        "reference": {"folder": str(reference), "count": len(originals.files)},
-        "figures": result.metrics,
-        "intervals": result.intervals,
-        "not_available": {**result.missing, **missing},
-        "unreliable": result.unreliable,
-        "networks": {name: dict(network.weights) for name, network in networks.items()},
-    }
-    on_primary(lambda: tables.write(folder, report, tables.format_folders(report)))
-    return json.loads(json.dumps(report))

@@ -21,7 +21,7 @@ def headline(report: Report) -> str:
 def details(report: Report) -> list[str]:
     """Return the sentences that follow the headline of an audited run."""
     if not report["audit"]:
-        return ["Nobody has attacked this model yet: python -m l2l_jax.audit tells forgotten from hidden."]
+        return ["Nobody has attacked this model yet: `python -m l2l_jax.audit` tells forgotten from hidden."]
     return [*_knowledge(report), *_deciding(report), *_unsettled(report), *_caveats(report)]
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from l2l_jax.cli import evaluate as program
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.evals import evaluator as evaluate
 from l2l_jax.evals import tsne
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.inpaint import Inpainter
+from l2l_jax.experiment import evaluation as program
 from l2l_jax.weights.saved_models import save_model
 from tests.utils.forking import ROOT
 
