@@ -28,7 +28,7 @@ class Inpainter:
     def __init__(self, model: Model, task: InpaintingTask, *, batch_size: int, seed: int):
         self.task, self.value_range = task, model.value_range
         self._size, self._seed = model.image_size, seed
-        self._grid = getattr(model, "grid", 0)  # of models that inpaint from patches
+        self._grid = model.grid if model.inpaints_from_patches else 0
         self.mask = None if task.is_random else task.mask(model.image_size)
 
         def inpaint(params, image, visible, key):
