@@ -83,7 +83,7 @@ class EvaluationConfig(NetworksConfig):
             elif not model.inpaints_from_patches:
                 raise ValueError(f"the task {task.name} is for masked autoencoders (config.model.family mae)")
             else:
-                task.visible_patches(getattr(model, "grid", 0) ** 2, [(0,)])
+                task.visible_patches(model.grid**2, [(0,)])
 
 
 class EvaluationSetup(Protocol):
