@@ -2,7 +2,8 @@
 
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from l2l_jax.report.labels import families, label
 
 MODEL_COLORS = {"original": "#333333", "unlearned": "#a3242b", "retrained": "#2b5fa3"}
 MODEL_LINES = {"original": ":", "unlearned": "-", "retrained": "--"}
+
+RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20)
+"""Ticks of ratios of errors."""
 
 OUTCOMES = {
     "no more": "#1b6e3c",
@@ -34,22 +38,20 @@ def save_forest(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
       path: PNG file to write.
       audit: What `score.conclude` returned.
     """
-    errors = [c for c in audit["comparisons"] if c["measure"] == "error"]
-    others = [c for c in audit["comparisons"] if c["measure"] != "error"]
+    errors = [entry for entry in audit["comparisons"] if entry["measure"] == "error"]
+    others = [entry for entry in audit["comparisons"] if entry["measure"] != "error"]
     panels = [found for found in (errors, others) if found]
-    heights = [0.27 * len(found) + 0.75 for found in panels]
-    figure = Figure(figsize=(6.4, sum(heights) + 0.3), dpi=150, layout="constrained")
+    heights = [0.3 * len(found) + 0.75 for found in panels]
+    figure = Figure(figsize=(4.8, sum(heights) + 0.3), dpi=200, layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, found in zip(axes, panels, strict=True):
-        is_error = found is errors
-        _draw_panel(axis, found, np.exp if is_error else lambda x: x)
-        if is_error:
-            axis.set_xscale("log")
-            axis.set_xlabel(f"masked MSE of the {audit['reference']} model ÷ that of the unlearned one")
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.xaxis.set_minor_formatter("")
-        else:
-            axis.set_xlabel(f"accuracy (membership: AUC), unlearned − {audit['reference']} model")
+        _draw_panel(axis, found)
+        axis.set_xlabel(f"accuracy or AUC: unlearned − {audit['reference']} model", fontsize=8)
+        if found is errors:
+            axis.set_xlabel(f"masked MSE: {audit['reference']} ÷ unlearned model", fontsize=8)
+            low, high = axis.get_xlim()
+            ticks = [tick for tick in RATIOS if low <= math.log(tick) <= high]
+            axis.set_xticks(np.log(ticks), [f"{tick:g}" for tick in ticks])
     outcomes = {entry["outcome"] for entry in audit["comparisons"]}
     handles = [
         axes[0].plot([], [], "o", color=color, label=f"knows {name}" if name != "open" else name)[0]
@@ -60,24 +62,21 @@ def save_forest(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def _draw_panel(axis: Axes, found: Sequence[Mapping[str, Any]], scale: Callable[[Any], Any]) -> None:
+def _draw_panel(axis: Axes, found: Sequence[Mapping[str, Any]]) -> None:
     """Draw comparisons as lines of a panel; to the right the unlearned model knows more."""
-    for line, comparison in enumerate(found):
-        color = OUTCOMES[comparison["outcome"]]
-        low, value, high, margin = (scale(comparison[key]) for key in ("low", "excess", "high", "margin"))
-        axis.plot([low, high], [line, line], color=color, linewidth=2)
-        axis.plot(value, line, "o", color=color, markersize=6)
-        axis.plot([margin, margin], [line - 0.42, line + 0.42], color="#000000", linewidth=1.2)
-    axis.axvline(scale(0), color="#999999", linewidth=0.8, linestyle=":")
-    axis.set_yticks(range(len(found)), [c["title"] for c in found], fontsize=8, family=families())
-    axis.set_ylim(len(found) - 0.4, -0.6)
-    left, right = axis.get_xlim()
-    margins = [scale(c["margin"]) for c in found]
-    right = max(right, max(margins) * 1.2 if scale is np.exp else max(margins) + 0.03)
-    axis.axvspan(min(margins), right, color="#a3242b", alpha=0.06, linewidth=0)
-    axis.set_xlim(left, right)
+    for line, entry in enumerate(found):
+        color, margin = OUTCOMES[entry["outcome"]], entry["margin"]
+        axis.plot([entry["low"], entry["high"]], [line, line], color=color, linewidth=2)
+        axis.plot(entry["excess"], line, "o", color=color, markersize=5)
+        axis.plot([margin, margin], [line - 0.45, line + 0.45], color="black", linewidth=1.2)
+        axis.fill_betweenx([line - 0.5, line + 0.5], margin, 99, color="#a3242b", alpha=0.07, linewidth=0)
+    axis.axvline(0, color="#999999", linewidth=0.8, linestyle=":")
+    titles = [textwrap.fill(entry["title"], 22) for entry in found]
+    axis.set_yticks(range(len(found)), titles, fontsize=8, linespacing=0.9, family=families())
+    ends = [entry[key] for entry in found for key in ("low", "high", "margin")]
+    room = 0.06 * (max(ends) - min(ends))
+    axis.set(xlim=(min(ends) - room, max(ends) + 2 * room), ylim=(len(found) - 0.5, -0.5))
     axis.tick_params(axis="x", labelsize=8)
-    axis.xaxis.label.set_fontsize(8)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
 
@@ -93,7 +92,7 @@ def save_attack_curves(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
     titles = {entry["name"]: entry["title"] for entry in audit["comparisons"]}
     columns = min(len(curves), 2)
     lines = math.ceil(len(curves) / columns)
-    figure = Figure(figsize=(4.2 * columns, 2.7 * lines), dpi=130, layout="constrained")
+    figure = Figure(figsize=(3.0 * columns, 2.2 * lines), dpi=180, layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat[len(curves) :]:
         axis.axis("off")
@@ -102,12 +101,15 @@ def save_attack_curves(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
             steps = [point["step"] for point in points]
             values, low, high = np.array([point["mse"] for point in points], float).T
             style = dict(color=MODEL_COLORS[model], linestyle=MODEL_LINES[model])
-            axis.plot(steps, values, marker="o", markersize=4, label=model, **style)
+            axis.plot(steps, values, marker="o", markersize=3, label=model, **style)
             axis.fill_between(steps, low, high, color=MODEL_COLORS[model], alpha=0.12, linewidth=0)
-        axis.set_title(titles[attack], fontsize=9)
-        axis.set(xlabel="steps of the attack", ylabel="masked MSE, forget images", yscale="log")
+        axis.set_title(titles[attack], fontsize=8)
+        axis.set_yscale("log")
+        axis.tick_params(which="both", labelsize=7)
         axis.grid(alpha=0.3)
-    axes.flat[0].legend()
+    figure.supxlabel("steps of the attack", fontsize=8)
+    figure.supylabel("masked MSE of forget images", fontsize=8)
+    axes.flat[0].legend(fontsize=7)
     figure.savefig(path, metadata={"Software": None})
 
 
@@ -137,6 +139,6 @@ def save_features(path: pathlib.Path, found: EmbeddedImages, class_names: Sequen
     if few:
         handles = axis.get_legend_handles_labels()
         legend = figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=8, markerscale=2)
-        for entry in legend.get_texts():
-            entry.set_fontfamily(families())
+        for text in legend.get_texts():
+            text.set_family(families())
     figure.savefig(path, metadata={"Software": None})

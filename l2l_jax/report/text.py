@@ -12,10 +12,9 @@ LISTED = 8
 """Class names in a sentence, at most."""
 
 
-def headline(report: Report) -> str:
+def headline(report: Report) -> list[str]:
     """Return the verdict, its cost and a missed retain budget, in sentences that need no other context."""
-    parts = [_verdict(report) if report["audit"] else _unaudited(report), _cost(report), *_budget(report)]
-    return " ".join(part for part in parts if part)
+    return [_verdict(report) if report["audit"] else _unaudited(report), _cost(report), *_budget(report)]
 
 
 def details(report: Report) -> list[str]:
@@ -27,7 +26,7 @@ def details(report: Report) -> list[str]:
 
 def sentences(report: Report) -> list[str]:
     """Return headline and details, for the console."""
-    return [headline(report), *details(report)]
+    return [" ".join(headline(report)), *details(report)]
 
 
 def listed(names: Sequence[Any]) -> str:
