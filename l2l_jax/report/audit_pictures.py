@@ -2,7 +2,6 @@
 
 import math
 import pathlib
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,7 +70,7 @@ def _draw_panel(axis: Axes, found: Sequence[Mapping[str, Any]]) -> None:
         axis.plot([margin, margin], [line - 0.45, line + 0.45], color="black", linewidth=1.2)
         axis.fill_betweenx([line - 0.5, line + 0.5], margin, 99, color="#a3242b", alpha=0.07, linewidth=0)
     axis.axvline(0, color="#999999", linewidth=0.8, linestyle=":")
-    titles = [textwrap.fill(entry["title"], 22) for entry in found]
+    titles = [entry["title"].replace(", ", ",\n", 1) for entry in found]
     axis.set_yticks(range(len(found)), titles, fontsize=8, linespacing=0.9, family=families())
     ends = [entry[key] for entry in found for key in ("low", "high", "margin")]
     room = 0.06 * (max(ends) - min(ends))

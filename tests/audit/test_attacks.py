@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from l2l_jax.audit.attacks.base import ATTACKS
 from l2l_jax.audit.attacks.linear_probe import LinearProbe, fit_probe
 from l2l_jax.audit.attacks.membership import Membership, true_positives
 from l2l_jax.audit.attacks.views import Views
 from l2l_jax.audit.attacks.weight_noise import WeightNoise
 from l2l_jax.audit.bench import Bench
 from l2l_jax.audit.points import from_arrays, to_arrays
+from l2l_jax.audit.run import AttackRunner
 from l2l_jax.audit.score import _scored
 from l2l_jax.audit.trainings import few_of_each_class, fresh_decoder, halvings, whole_model
+from l2l_jax.config import parse_config, upgrade
 from l2l_jax.data.splits import training_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evals.encoder_features import OUTPUT, EncoderFeatures
@@ -203,3 +206,41 @@ def test_points_come_back_from_arrays():
     found = from_arrays(to_arrays(points))
     assert list(found) == list(points)
     jax.tree.map(np.testing.assert_array_equal, found, points)
+
+
+PLUGIN = '''
+import dataclasses
+
+from l2l_jax.audit.attacks.base import Attack, register
+
+
+@register("forgetful")
+@dataclasses.dataclass(frozen=True)
+class Forgetful(Attack):
+    """Drop remembered images."""
+
+    title, source, cost = "fewer memories", "a test", "a reconstruction of the forget images"
+    is_curve = True
+
+    kept: tuple[int, ...] = (7,)
+
+    def run(self, variant, bench, target, seed):
+        memory = target.params["encoder"]
+        return {str(n): bench.measure({"encoder": memory[:n]}, f"{n} memories") for n in self.kept}
+'''
+
+
+def test_an_attack_of_a_users_own_module_runs_and_is_stored(evaluation, training, tmp_path, monkeypatch):
+    (tmp_path / "my_attacks.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(ATTACKS, "_classes", dict(ATTACKS._classes))
+    recipe = config().describe() | {"plugins": ["my_attacks"]}
+    recipe["audit"] |= {"attacks": ["forgetful"], "forgetful": {"kept": [1, 3]}}
+    settings = dataclasses.replace(parse_config(upgrade(recipe)), model=Memory())
+    runner = AttackRunner(settings, evaluation, training, tmp_path / "audit")
+    assert [line.name for line in runner.lines] == ["no_attack", "forgetful"]
+    models = {"model": remembering(training.forget, range(20))}
+    found = runner.run(models)["model"]["forgetful"]
+    assert list(found) == ["1", "3"] and set(found["3"]) == {"validation", "forget"}
+    monkeypatch.setattr(Bench, "measure", None)
+    jax.tree.map(np.testing.assert_array_equal, runner.run(models)["model"]["forgetful"], found)
