@@ -138,6 +138,6 @@ def save_features(path: pathlib.Path, found: EmbeddedImages, class_names: Sequen
     if few:
         handles = axis.get_legend_handles_labels()
         legend = figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=8, markerscale=2)
-        for text in legend.get_texts():
-            text.set_family(families())
+        for entry in legend.get_texts():
+            entry.set_fontfamily(families())
     figure.savefig(path, metadata={"Software": None})
