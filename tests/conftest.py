@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import sys
 
 from tests.compiling import collect_garbage_rarely, compile_quickly
 
@@ -34,6 +35,16 @@ def pytest_xdist_make_scheduler(config, log):
 
     config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def registries(monkeypatch):
+    """What a test registers is gone after it."""
+    for module, name in (("methods", "METHODS"), ("models", "FAMILIES"), ("audit.attacks", "ATTACKS")):
+        loaded = sys.modules.get(f"l2l_jax.{module}.base")
+        if loaded is not None:
+            registry = getattr(loaded, name)
+            monkeypatch.setattr(registry, "_classes", dict(registry._classes))
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ SIZE, COUNT = 4, 20
 class Mirror:
     """Restores what is missing as `gain` times the mirror image of what is there."""
 
+    inpaints_from_patches = False
+
     image_size, image_shape, value_range, generative_parts = SIZE, (SIZE, SIZE, 3), (-1.0, 1.0), ("encoder",)
 
     def inpaint(self, params, images, mask, rng):
