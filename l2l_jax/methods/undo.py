@@ -30,7 +30,7 @@ class Undo(Method):
     into a damaged copy of itself. Two things differ. The teacher is the original model, imitated on retain
     images alone, and only in the places that its own training loss counts: its outputs elsewhere were never
     trained and carry much of what is to be forgotten. And part of the retain loss is the truth itself. With
-    p = 1 for both parts, knowledge of forget images can come from retain images alone. See docs/methods.md.
+    p = 1 for both parts, knowledge of forget images can come from retain images alone. See docs/concepts.
 
     Attributes:
       perturb: Share p of fresh weights in the start of the decoder.
