@@ -9,7 +9,8 @@ import time
 import pytest
 
 PROGRAM = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children ignore it
 from l2l_jax.utils import stopping
 
 stopping.GRACE_SECONDS = 0.5
