@@ -57,6 +57,7 @@ def read_arrays(folder: pathlib.Path, target: Any) -> Any:
     """
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=alone()) as reader:
+            _check_shapes(reader.metadata(folder), target)
             return reader.restore(folder, target)
     except Exception as error:
         cause: BaseException = error
@@ -67,6 +68,17 @@ def read_arrays(folder: pathlib.Path, target: Any) -> Any:
             raise cause from None
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
     raise Damaged(reason)
+
+
+def _check_shapes(metadata: Any, target: Any) -> None:
+    """Raise a ValueError for an array of another shape, before Orbax starts reads that it then abandons."""
+    stored = getattr(metadata, "item_metadata", metadata)
+    shapes = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(stored)}
+    for path, wanted in jax.tree_util.tree_leaves_with_path(target):
+        found = shapes.get(jax.tree_util.keystr(path), wanted.shape)
+        if tuple(found) != tuple(wanted.shape):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"Requested shape {tuple(wanted.shape)} of {name}, stored is {tuple(found)}")
 
 
 def check_sizes(folder: pathlib.Path) -> None:
