@@ -1,4 +1,4 @@
-"""What a token bank saves in a step: `python -m benchmarks bank --config=configs/vqgan.py`.
+"""Time saved in a step by a token bank: `python -m benchmarks bank --config=configs/vqgan.py`.
 
 The recipe's unlearning step as it is without a bank ("online"), with codes of the noise computed once
 ("noise_bank"), and with all codes computed once ("token_bank"), interleaved in one run on all devices. Images

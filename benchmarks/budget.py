@@ -1,4 +1,4 @@
-"""What a retain budget costs: `python -m benchmarks budget --config=configs/digits_mae.py`.
+"""Cost of a retain budget: `python -m benchmarks budget --config=configs/digits_mae.py`.
 
 Times a step of unlearning and a measurement on the recipe's own validation images, interleaved, and says by
 how much `config.unlearn.budget_every` makes a run longer. Parameters are random.

@@ -1,4 +1,4 @@
-"""How fast images are decoded, cropped and handed over: `python -m benchmarks data`.
+"""Speed of decoding, cropping and handing over images: `python -m benchmarks data`.
 
 The images are photographs of 500×375 pixels and some 110 kB, as ImageNet's typically are, made from the two
 that scikit-learn carries. Rates per core are images per second of processor time, so that other programs on

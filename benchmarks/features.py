@@ -1,4 +1,4 @@
-"""How fast FID's Inception-v3 judges images, beside PyTorch: `python -m benchmarks features`.
+"""Speed of FID's Inception-v3 compared with PyTorch: `python -m benchmarks features`.
 
     pip install -e '.[test-torch]'
     python -m benchmarks features --threads=2

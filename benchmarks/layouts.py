@@ -58,7 +58,7 @@ def step_halves(phase: TrainingPhase, parallel: Parallel) -> dict[str, Callable]
 
 
 def device_facts() -> dict[str, Any]:
-    """What was measured on."""
+    """Return the device that was measured on."""
     device = jax.devices()[0]
     return {
         "platform": device.platform, "kind": device.device_kind, "count": jax.device_count(),

@@ -1,4 +1,4 @@
-"""How fast a recipe's training step runs on these devices: `python -m benchmarks step --config=…`.
+"""Speed of a config's training step on these devices: `python -m benchmarks step --config=…`.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
     python -m benchmarks step --config=configs/digits_mae.py --layouts=8x1,4x2,pmap

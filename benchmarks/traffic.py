@@ -1,4 +1,4 @@
-"""What crosses the network in a step, from the compiled program: `python -m benchmarks traffic`.
+"""Network traffic of a step, from the compiled program: `python -m benchmarks traffic`.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
     python -m benchmarks traffic --config=configs/vqgan.py

@@ -1,4 +1,4 @@
-"""What attacks have in common: images, measurements, trainings; compiled once for all models."""
+"""Images, measurements and trainings that attacks share, compiled once for all models."""
 
 import hashlib
 import json
