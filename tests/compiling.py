@@ -16,16 +16,19 @@ QUICK = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=fa
 """Flags of XLA that cut the time to compile on CPU to a quarter; results change by rounding alone."""
 
 
-def compile_quickly() -> tempfile.TemporaryDirectory:
+def compile_quickly() -> tempfile.TemporaryDirectory | None:
     """Set the environment for JAX in this process and those that it starts.
 
     Returns:
-      The folder of compiled programs, which lasts as long as this object.
+      The folder of compiled programs, which lasts as long as this object; none where JAX_COMPILATION_CACHE_DIR
+      names one that outlasts the run.
     """
     flags = QUICK if _known(QUICK) else [flag for flag in QUICK if _known([flag])]
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
-    compiled = tempfile.TemporaryDirectory(prefix="l2l_jax_tests_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    compiled = None
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        compiled = tempfile.TemporaryDirectory(prefix="l2l_jax_tests_")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # many small programs count, too
     for library in ("OMP", "OPENBLAS"):  # a worker for each core: more threads only wait for one another
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
