@@ -20,44 +20,28 @@ A small model on small pictures, in about a minute on two CPU cores:
 
 from ml_collections import ConfigDict
 
-from l2l_jax.errors import UserError
+from l2l_jax.config_bases import LOCAL, LOCAL_PRETRAINING, combine
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the config, or its variant "runlocal"."""
-    data = dict(
-        forget=("places365_i2i",), retain=("places365_i2i",), train_per_class=5000, test_per_class=100
-    )
     training = dict(batch_size=96, learning_rate=5e-5, schedule="constant", weight_decay=0.0)
     training |= dict(beta2=0.999, clip_norm=0.0, ema_decay=0.9999)
-    networks = ("inception", "resnet50", "clip")
+    places = dict(source="places365_small", forget=("places365_i2i",), retain=("places365_i2i",), workers=8)
+    places |= dict(train_per_class=5000, test_per_class=100, general=("rest",), general_images=5000)
+    evaluate = dict(batch_size=64, picture_per_class=1, features="none")
     tuning = dict(batch_size=96, learning_rate=5e-5)
-    config = ConfigDict(
-        dict(
-            model=dict(family="palette", pretrained="pretrained/16_Network", dtype="bfloat16"),
-            data=dict(source="places365_small", general=("rest",), general_images=5000, workers=8, **data),
-            unlearn=dict(steps=5208, **training),  # 2 epochs of 250,000 retain and 250,000 forget images
-            pretrain=dict(model=dict(steps=1_000_000, **training)),
-            evaluate=dict(batch_size=64, picture_per_class=1, features="none", networks=networks),
-            audit=dict(retain_tuning=tuning, relearning=tuning, fresh_decoder=tuning),
-        )
+    config = dict(
+        model=dict(family="palette", pretrained="pretrained/16_Network", dtype="bfloat16"),
+        data=places,
+        unlearn=dict(steps=5208, **training),  # 2 epochs of 250,000 retain and 250,000 forget images
+        pretrain=dict(model=dict(steps=1_000_000, **training)),
+        evaluate=evaluate | dict(networks=("inception", "resnet50", "clip")),
+        audit=dict(retain_tuning=tuning, relearning=tuning, fresh_decoder=tuning),
     )
-    if variant == "runlocal":
-        _make_local(config)
-    elif variant:
-        raise UserError(f"diffusion has the variant runlocal, and none called {variant!r}.")
-    return config
-
-
-def _make_local(config: ConfigDict) -> None:
-    small = dict(batch_size=16, warmup_steps=5, ema_decay=0.9, checkpoint_every=20, log_every=5)
-    config.model.update(pretrained="", image_size=16, inner_channel=16, channel_mults=(1, 2), res_blocks=1)
-    config.model.update(attn_res=(8,), num_head_channels=8, norm_groups=8, timesteps=200, hole_bank_size=64)
-    config.model.update(linear_start=1e-4, linear_end=0.1, sampler="ddim", sampling_steps=10, dtype="float32")
-    config.data.update(
-        source="folder", path="data/local", forget=("flower", "digit_1"), retain=("temple", "digit_0")
-    )
-    config.data.update(train_per_class=0, test_per_class=0, general=(), general_images=0, workers=1)
-    config.pretrain.model.update(small, steps=50, learning_rate=2e-3)
-    config.unlearn.update(small, steps=40, learning_rate=1e-3)
-    config.evaluate.update(batch_size=32, picture_per_class=3, features="classifier", networks=())
+    small = dict(image_size=16, inner_channel=16, channel_mults=(1, 2), res_blocks=1, attn_res=(8,))
+    small |= dict(num_head_channels=8, norm_groups=8, timesteps=200, hole_bank_size=64)
+    small |= dict(linear_start=1e-4, linear_end=0.1, sampler="ddim", sampling_steps=10)
+    ema = dict(ema_decay=0.9)
+    local = dict(model=small, unlearn=ema, pretrain=dict(model=dict(steps=50, **LOCAL_PRETRAINING, **ema)))
+    return combine(variant, config, runlocal=[LOCAL, local])

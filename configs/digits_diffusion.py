@@ -20,37 +20,19 @@ images and 2.8 times on forget images. With `encoder`, seed 0: 0.85 and 0.36, 1.
 
 from ml_collections import ConfigDict
 
-from l2l_jax.errors import UserError
+from l2l_jax.config_bases import DIGITS, PAPER, SMALL, combine
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the config, or its variant "encoder"."""
-    sizes = dict(
-        image_size=8, inner_channel=32, channel_mults=(1, 2), res_blocks=1, attn_res=(), norm_groups=8
-    )
-    noise = dict(timesteps=100, linear_start=0.02, linear_end=0.07, teacher_noise="everywhere")
-    inpainting = dict(training_holes="centre", sampler="ddim", sampling_steps=5)
-    undo = dict(perturb_encoder=0.5, forget_every=4)
+    model = dict(family="palette", pretrained="digits_diffusion", image_size=8, inner_channel=32)
+    model |= dict(channel_mults=(1, 2), res_blocks=1, attn_res=(), norm_groups=8)
+    model |= dict(timesteps=100, linear_start=0.02, linear_end=0.07, teacher_noise="everywhere")
+    model |= dict(training_holes="centre", sampler="ddim", sampling_steps=5)
     training = dict(beta2=0.99, clip_norm=1.0, warmup_steps=50)
-    config = ConfigDict(
-        dict(
-            model=dict(family="palette", pretrained="digits_diffusion", **sizes, **noise, **inpainting),
-            data=dict(
-                source="digits", forget=tuple("56789"), retain=tuple("01234"), validation_fraction=0.15
-            ),
-            pretrain=dict(model=dict(steps=1300, learning_rate=2e-3, ema_decay=0.99, **training)),
-            unlearn=dict(
-                method="undo", undo=undo, alpha=0.1, retain_budget=1.25, budget_every=20, **training
-            ),
-            evaluate=dict(batch_size=256),
-            audit=dict(enabled=True, retrained="shipped", fresh_decoder=dict(steps=300)),
-        )
-    )
-    config.pretrain.model.weight_decay = 0.01
-    config.unlearn.update(optimizer="muon", steps=650, batch_size=32, learning_rate=5e-3, weight_decay=0.1)
-    if variant == "encoder":
-        config.unlearn.update(method="encoder", alpha=0.4, budget_every=40, optimizer="adamw", steps=1500)
-        config.unlearn.update(learning_rate=4e-3, weight_decay=0.0, ema_decay=0.99)
-    elif variant:
-        raise UserError(f"digits_diffusion has the variant encoder, and none called {variant!r}.")
-    return config
+    pretrain = dict(steps=1300, learning_rate=2e-3, weight_decay=0.01, ema_decay=0.99, **training)
+    unlearn = dict(steps=650, learning_rate=5e-3, batch_size=32, weight_decay=0.1, **training)
+    unlearn |= dict(retain_budget=1.25, alpha=0.1, undo=dict(perturb_encoder=0.5, forget_every=4))
+    config = dict(model=model, pretrain=dict(model=pretrain), unlearn=unlearn)
+    encoder = dict(unlearn=dict(steps=1500, alpha=0.4, budget_every=40))
+    return combine(variant, SMALL, DIGITS, config, encoder=[PAPER, encoder])

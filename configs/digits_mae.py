@@ -16,34 +16,18 @@ images and 8 times on forget images. With `encoder`, seed 0: 0.94 and 0.28, 1.25
 
 from ml_collections import ConfigDict
 
-from l2l_jax.errors import UserError
+from l2l_jax.config_bases import DIGITS, PAPER, SMALL, combine
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the config, or its variant "encoder"."""
-    sizes = dict(image_size=16, patch_size=4, width=96, depth=4, num_heads=4)
-    decoder = dict(decoder_width=64, decoder_depth=2, decoder_num_heads=4)
-    pixels = dict(pixel_mean=(0.3, 0.3, 0.3), pixel_std=(0.37, 0.37, 0.37))
+    model = dict(family="mae", pretrained="digits_mae", image_size=16, patch_size=4, mask_ratio=0.4)
+    model |= dict(width=96, depth=4, num_heads=4, decoder_width=64, decoder_depth=2, decoder_num_heads=4)
+    model |= dict(pixel_mean=(0.3, 0.3, 0.3), pixel_std=(0.37, 0.37, 0.37))
     training = dict(weight_decay=0.1, beta2=0.99)
+    pretrain = dict(model=dict(steps=2500, learning_rate=4e-3, warmup_steps=100, **training))
     undo = dict(perturb=0.8, feature_weight=1.5, forget_every=4)
-    config = ConfigDict(
-        dict(
-            model=dict(family="mae", pretrained="digits_mae", mask_ratio=0.4, **sizes, **decoder, **pixels),
-            data=dict(
-                source="digits", forget=tuple("56789"), retain=tuple("01234"), validation_fraction=0.15
-            ),
-            pretrain=dict(model=dict(steps=2500, learning_rate=4e-3, warmup_steps=100, **training)),
-            unlearn=dict(
-                method="undo", undo=undo, alpha=0.07, retain_budget=1.15, budget_every=20, **training
-            ),
-            evaluate=dict(batch_size=256),
-            audit=dict(enabled=True, retrained="shipped", fresh_decoder=dict(steps=300)),
-        )
-    )
-    config.unlearn.update(optimizer="muon", steps=520, learning_rate=7e-3, warmup_steps=50)
-    if variant == "encoder":
-        config.unlearn.update(method="encoder", alpha=0.2, retain_budget=1.25, optimizer="adamw", steps=800)
-        config.unlearn.update(learning_rate=4e-3, warmup_steps=20, weight_decay=0.0, ema_decay=0.99)
-    elif variant:
-        raise UserError(f"digits_mae has the variant encoder, and none called {variant!r}.")
-    return config
+    unlearn = dict(steps=520, learning_rate=7e-3, warmup_steps=50, retain_budget=1.15, alpha=0.07, undo=undo)
+    config = dict(model=model, pretrain=pretrain, unlearn=unlearn | training)
+    encoder = dict(unlearn=dict(steps=800, warmup_steps=20, retain_budget=1.25, alpha=0.2))
+    return combine(variant, SMALL, DIGITS, config, encoder=[PAPER, encoder])

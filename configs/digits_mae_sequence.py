@@ -19,20 +19,18 @@ import runpy
 
 from ml_collections import ConfigDict
 
-from l2l_jax.errors import UserError
+from l2l_jax.config_bases import combine
 
 REQUESTS = ("5", "7", "9")
 
 
 def get_config(request: str = "1") -> ConfigDict:
-    """Return the config of a request by its number from 1; all else is configs/digits_mae.py:encoder."""
-    if request not in map(str, range(1, len(REQUESTS) + 1)):
-        raise UserError(f"This config has the variants 1 to {len(REQUESTS)}, and none called {request!r}.")
-    number = int(request)
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name("digits_mae.py")))["get_config"]("encoder")
-    config.data.update(forget=REQUESTS[:number], retain=("rest",))
-    if number > 1:
-        config.model.pretrained = f"runs/sequence/{number - 1}/unlearned"
-    config.unlearn.retain_budget = 1.25
-    config.audit.enabled = False  # no shipped model was retrained without just these digits
-    return config
+    """Return the config of a request by its number; all else is configs/digits_mae.py:encoder."""
+    requests = {}
+    for number in range(1, len(REQUESTS) + 1):
+        changes = dict(data=dict(forget=REQUESTS[:number], retain=("rest",)))
+        start = dict(model=dict(pretrained=f"runs/sequence/{number - 1}/unlearned")) if number > 1 else {}
+        requests[str(number)] = [changes, start]
+    digits_mae = runpy.run_path(str(pathlib.Path(__file__).with_name("digits_mae.py")))["get_config"]
+    disabled = dict(audit=dict(enabled=False))  # no shipped model was retrained without just these digits
+    return combine(request, digits_mae("encoder").to_dict(), disabled, **requests)

@@ -20,7 +20,7 @@ def compile_quickly() -> tempfile.TemporaryDirectory | None:
     """Set the environment for JAX in this process and those that it starts.
 
     Returns:
-      The folder of compiled programs, which lasts as long as this object; none where JAX_COMPILATION_CACHE_DIR
+      The folder of compiled programs, as long as this object exists; none where JAX_COMPILATION_CACHE_DIR
       names one that outlasts the run.
     """
     flags = QUICK if _known(QUICK) else [flag for flag in QUICK if _known([flag])]

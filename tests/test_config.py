@@ -36,7 +36,7 @@ def test_recipes_with_two_methods(name):
     assert config.audit.enabled and config.unlearn.retain_budget is not None
     paper = parse_config(get_config("encoder")).unlearn
     assert (paper.method, paper.optimizer) == ("encoder", "adamw")
-    sentence = f"{name} has the variant encoder, and none called 'redo'"
+    sentence = "has the variant encoder, and none called 'redo'"
     with pytest.raises(UserError, match=sentence):
         get_config("redo")
 

@@ -72,7 +72,7 @@ def test_published_settings():
 def test_small_variants_are_valid_and_others_are_named(name):
     small = parse_config(recipe(name, "runlocal"))
     assert small.family == parse_config(recipe(name)).family and small.data.source == "folder"
-    with pytest.raises(UserError, match=rf"{name} has the variant runlocal, and none called 'local'"):
+    with pytest.raises(UserError, match=r"has the variant runlocal, and none called 'local'"):
         recipe(name, "local")
 
 

@@ -25,7 +25,7 @@ def test_the_recipe_keeps_what_was_forgotten_among_what_is_to_be_forgotten():
         "digits_mae", "runs/sequence/1/unlearned", "runs/sequence/2/unlearned"
     ]  # fmt: skip
     assert all(config.unlearn.retain_budget == 1.25 for config in configs)
-    with pytest.raises(UserError, match="has the variants 1 to 3, and none called '4'"):
+    with pytest.raises(UserError, match="has the variants 1, 2, 3, and none called '4'"):
         RECIPE("4")
 
 

@@ -1,0 +1,103 @@
+"""What the config files of this package share: `combine(variant, base, changes, NAME_OF_A_VARIANT=[…])`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from l2l_jax.errors import UserError
+
+Sections = Mapping[str, Any]
+
+SMALL = dict(
+    data=dict(validation_fraction=0.15),
+    unlearn=dict(method="undo", optimizer="muon", budget_every=20, beta2=0.99),
+    evaluate=dict(batch_size=256),
+    audit=dict(enabled=True, retrained="shipped", fresh_decoder=dict(steps=300)),
+)
+"""A small model that comes with this package is unlearned by `undo` within a retain budget, and audited."""
+
+DIGITS = dict(data=dict(source="digits", forget=tuple("56789"), retain=tuple("01234")))
+FASHION = dict(
+    data=dict(source="fashion", forget=("sandal", "shirt", "sneaker", "bag", "boot"), retain="rest")
+)
+
+PAPER = dict(
+    unlearn=dict(method="encoder", optimizer="adamw", learning_rate=4e-3, weight_decay=0.0, ema_decay=0.99)
+)
+"""Changes of `SMALL` for the paper's method."""
+
+IMAGENET = dict(
+    data=dict(
+        source="imagenet2012",
+        forget=("imagenet_i2i",),
+        retain=("imagenet_i2i",),
+        train_per_class=120,
+        test_per_class=50,
+        general=("rest",),
+        general_images=5000,
+        validation_fraction=0.02,
+        crop="random",
+        proxy_crop_scale=(0.2, 0.5),
+        flip=True,
+        workers=8,
+    ),
+    # 6 epochs, of which 5 are warm-up; 1e-4 × batch / 256
+    unlearn=dict(steps=563, learning_rate=5e-5, batch_size=128, warmup_steps=469, checkpoint_every=100),
+    evaluate=dict(batch_size=64, picture_per_class=1, features="none", networks=("inception", "clip")),
+    audit={
+        attack: dict(batch_size=128, learning_rate=5e-5)
+        for attack in ("retain_tuning", "relearning", "fresh_decoder")
+    },
+)
+"""The paper's experiment on ImageNet-1K."""
+
+LOCAL = dict(
+    model=dict(pretrained="", dtype="float32"),
+    data=dict(
+        source="folder",
+        path="data/local",
+        forget=("flower", "digit_1"),
+        retain=("temple", "digit_0"),
+        train_per_class=0,
+        test_per_class=0,
+        general=(),
+        general_images=0,
+        workers=1,
+    ),
+    unlearn=dict(
+        steps=40, batch_size=16, learning_rate=1e-3, warmup_steps=5, checkpoint_every=20, log_every=5
+    ),
+    evaluate=dict(batch_size=32, picture_per_class=3, features="classifier", networks=()),
+)
+"""Small pictures from `l2l_jax.data.make_local` in place of a published data set."""
+
+LOCAL_PRETRAINING = dict(batch_size=16, learning_rate=2e-3, warmup_steps=5, checkpoint_every=20, log_every=5)
+
+
+def combine(variant: str, *bases: Sections, **variants: Sequence[Sections]) -> ConfigDict:
+    """Return a config: sections whose fields override those of the sections before.
+
+    Args:
+      variant: Name of a variant, or "".
+      *bases: Sections.
+      **variants: The sections that each variant adds.
+
+    Raises:
+      UserError: There is no such variant.
+    """
+    if variant and variant not in variants:
+        known = f"variant{'s' if len(variants) > 1 else ''} {', '.join(variants)}"
+        raise UserError(f"This config has the {known}, and none called {variant!r}.")
+    config: dict[str, Any] = {}
+    for sections in (*bases, *variants.get(variant, ())):
+        _update(config, sections)
+    return ConfigDict(config)
+
+
+def _update(config: dict[str, Any], changes: Sections) -> None:
+    for name, value in changes.items():
+        if isinstance(value, Mapping):
+            _update(config.setdefault(name, {}), value)
+        else:
+            config[name] = value
