@@ -12,6 +12,7 @@ from l2l_jax.evals.encoder_features import EncoderFeatures, embed_images
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.experiment.batches import training_sets
 from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
+from l2l_jax.experiment.outlook import announce
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.reporting import report_run
 from l2l_jax.experiment.unlearn import unlearned_params
@@ -42,6 +43,7 @@ def run(config: Config, workdir: pathlib.Path, *, redo: bool = False) -> dict[st
             if config.audit.enabled:
                 check_gold_standard(config)
             images = _Images(config, folders)
+            images.announce()
         clock = _Clock()
         original = images.original(checked=True)
         clock.lap("pretrain")
@@ -89,6 +91,10 @@ class _Images:
         self._config, self._folders = config, folders
         self._evaluation = Evaluation(config, folders.evaluation)
         self.sets = training_sets(config, self._evaluation.train)
+
+    def announce(self) -> None:
+        """Log what the run is going to do; raise a UserError for what would fail later."""
+        announce(self._config, self._folders, self._evaluation, self.sets)
 
     def original(self, *, checked: bool) -> Params:
         """Return the original model; `checked`: images and model must be those of the workdir's models."""

@@ -118,6 +118,17 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def device_bytes(tree: Any, devices: int) -> int:
+    """Return the bytes of arrays on one device; those without a sharding are split over all devices."""
+
+    def size(x: Any) -> int:
+        if x.sharding is None:
+            return math.prod(x.shape) * x.dtype.itemsize // devices
+        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(tree)))
+
+
 def describe(mesh: Mesh, parallel: str) -> str:
     """Describe a mesh, such as "jit 4x2"."""
     return f"{parallel} {mesh.shape['data']}x{mesh.shape['fsdp']}"

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 LINE_EVERY_SECONDS = 10.0
 """Least time between two plain lines."""
 
-BAR = "{desc} {percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
+BAR = "{desc} {percentage:3.0f}%|{bar:8}| {unit} {n_fmt} of {total_fmt} [{remaining} left{postfix}]"
 
 _outer: list["Progress"] = []
 """The progress that is on display, if any."""
@@ -61,8 +61,9 @@ class Progress:
             _outer.append(self)
             if sys.stderr.isatty() and distributed.place()[0] == 0:
                 self._bar = tqdm(
-                    total=total, initial=done, desc=title, leave=False, dynamic_ncols=True, bar_format=BAR
-                )
+                    total=total, initial=done, desc=title, unit=unit, leave=False, dynamic_ncols=True,
+                    bar_format=BAR,
+                )  # fmt: skip
 
     def update(self, steps: int = 1, metrics: Mapping[str, float] | None = None) -> None:
         """Advance by `steps`; `metrics` replaces the metrics shown."""
@@ -91,7 +92,7 @@ class Progress:
                 self._bar.refresh()
         elif time.monotonic() - self._shown >= LINE_EVERY_SECONDS and self._done < self._total:
             self._shown = time.monotonic()
-            parts = [f"{self._title} {self._done}/{self._total}"]
+            parts = [f"{self._title}, {self._unit} {self._done} of {self._total}"]
             if self._done > self._first:
                 rate = (self._done - self._first) / max(self._shown - self._rated, 1e-9)
                 left = duration((self._total - self._done) / rate)

@@ -29,8 +29,8 @@ def test_lines_show_rate_time_left_and_metrics(clock, caplog):
             clock[0] += 12 if number == 0 else 2
             bar.update(1, {"loss": 0.5 - number / 100})
     assert lines(caplog) == [
-        "train 1/11 · loss 0.5",
-        "train 6/11 · 2.0 s/step · 10 s left · loss 0.45",
+        "train, step 1 of 11 · loss 0.5",
+        "train, step 6 of 11 · 2.0 s/step · 10 s left · loss 0.45",
         "train 11/11 · 32 s · loss 0.4",
     ]
 
@@ -40,7 +40,7 @@ def test_a_resumed_phase_counts_only_its_own_steps(clock, caplog):
         for _ in range(4):
             clock[0] += 500
             bar.update()
-    assert lines(caplog)[1] == "train 8/10 · 500.0 s/step · 16 min 40 s left"
+    assert lines(caplog)[1] == "train, step 8 of 10 · 500.0 s/step · 16 min 40 s left"
     assert caplog.records[-1].getMessage() == "train 10/10 · 33 min 20 s"
 
 
@@ -56,9 +56,9 @@ def test_work_within_work_has_no_lines_of_its_own(clock, caplog):
                     inner.update()
             outer.update()
     assert lines(caplog) == [
-        "audit 0/2 · tune 2/3",
-        "audit 1/2 · tune 1/3",
-        "audit 1/2 · tune 3/3",
+        "audit, attack 0 of 2 · tune 2/3",
+        "audit, attack 1 of 2 · tune 1/3",
+        "audit, attack 1 of 2 · tune 3/3",
         "audit 2/2 · 30 s",
     ]
 

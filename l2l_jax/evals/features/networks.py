@@ -50,7 +50,7 @@ def open_networks(config: NetworksConfig) -> tuple[dict[str, FeatureNetwork], di
         else.
     """
     with barrier():
-        found = {name: _weights_file(config, name) for name in config.networks}
+        found = {name: find_weights(config, name) for name in config.networks}
     missing = set().union(
         *map(json.loads, exchange(json.dumps([name for name, path in found.items() if path is None])))
     )
@@ -70,7 +70,8 @@ FILES: Mapping[str, Sequence[PublishedFile]] = {
 """The files that are looked for in the folder of weights, best first."""
 
 
-def _weights_file(config: NetworksConfig, name: str) -> pathlib.Path | None:
+def find_weights(config: NetworksConfig, name: str) -> pathlib.Path | None:
+    """Return the file of a network's weights, or None; raise a UserError if the config names one in vain."""
     named = getattr(config, name)
     if named:
         path = pathlib.Path(named).expanduser()

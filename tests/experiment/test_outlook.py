@@ -1,0 +1,59 @@
+"""What a run says and refuses before it starts."""
+
+import logging
+import pathlib
+import runpy
+
+import pytest
+
+from l2l_jax.config import parse_config
+from l2l_jax.errors import UserError
+from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.experiment.batches import training_sets
+from l2l_jax.experiment.outlook import announce
+from l2l_jax.experiment.workdir import Workdir
+
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
+
+
+def announced(folder, **fields):
+    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
+    recipe.update_from_flattened_dict({"audit.retrained": "train", "model.pretrained": "", **fields})
+    config = parse_config(recipe)
+    folders = Workdir(folder, config)
+    evaluation = Evaluation(config, folders.evaluation)
+    announce(config, folders, evaluation, training_sets(config, evaluation.train))
+
+
+def test_phases_in_order_with_their_lengths(tmp_path, caplog):
+    fields = {"pretrain.model.steps": 1000, "unlearn.method": "epsilon", "audit.attacks": "linear_probe"}
+    with caplog.at_level(logging.INFO, logger="l2l_jax"):
+        announced(tmp_path, **fields, **{"unlearn.steps": 300, "unlearn.batch_size": 32})
+    (text,) = (r.getMessage() for r in caplog.records if "Ctrl-C is safe" in r.getMessage())
+    lines = text.splitlines()
+    assert lines[0] == f"In {tmp_path}:"
+    assert [line.strip().partition(". ")[2] for line in lines[1:-2]] == [
+        "train the original model, model: 1,000 steps of 64 images of each set",
+        "unlearn, phase_1a: 300 steps of 32 images of each set",
+        "unlearn, phase_1b: 300 steps of 32 images of each set",
+        "unlearn, method epsilon: 300 steps of 32 images of each set",
+        "train the retrained model without the forget images: 1,200 to 5,200 steps",
+        "evaluate 3 models on 450 test images",
+    ]
+    assert lines[-2].endswith("audit: 1 attack on each of 3 models")
+
+
+def test_what_would_fail_later_fails_now(tmp_path):
+    with pytest.raises(UserError, match="shots"):
+        announced(tmp_path / "shots", **{"audit.relearning": {"shots": (100_000,)}})
+    with pytest.raises(UserError, match="config.evaluate.inception=nowhere does not exist"):
+        announced(
+            tmp_path / "weights",
+            **{"evaluate.networks": ("inception",), "evaluate.inception": "nowhere"},
+        )
+
+
+def test_missing_weights_are_announced(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("L2L_JAX_WEIGHTS", str(tmp_path))
+    announced(tmp_path / "run", **{"evaluate.networks": ("inception", "clip")})
+    assert "Metrics of inception and clip will be missing" in caplog.text
