@@ -62,7 +62,7 @@ def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.nd
     try:
         import torch
     except ImportError as error:
-        raise UserError("The benchmark runs PyTorch, too: pip install 'l2l_jax[test-torch]'") from error
+        raise UserError("The benchmark runs PyTorch, too: pip install -e '.[test-torch]'") from error
     import jax
 
     from benchmarks.inception_torch import Inception

@@ -95,3 +95,11 @@ def test_links_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith(("http:", "https:")):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_pip_is_asked_for_what_it_finds():
+    """The package is on no index: a checkout is installed by its path."""
+    pages = [
+        path for path in (*PAGES, *SOURCES) if re.search(r"pip install[^\n]* '?l2l_jax\b", path.read_text())
+    ]
+    assert not pages

@@ -85,7 +85,7 @@ print(float(loss(zeros + 2)), jax.grad(loss)(zeros + 2).tolist()[0][0], l2l_jax.
 
 
 def test_the_loss_alone_needs_jax_and_numpy(distributions, tmp_path):
-    """As after `pip install jax numpy` and `pip install --no-deps l2l_jax`; the loss is (1 + 0.5) · 2²."""
+    """As after `pip install jax numpy` and `pip install --no-deps -e .`; the loss is (1 + 0.5) · 2²."""
     others = tmp_path / "others"
     others.mkdir()
     for name in closure("jax", "numpy"):

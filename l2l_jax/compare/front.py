@@ -32,7 +32,7 @@ from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
 from l2l_jax.experiment.pretrain import original_params
-from l2l_jax.experiment.workdir import Workdir
+from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.methods.base import METHODS
 from l2l_jax.models.base import Params
 from l2l_jax.train.concurrent import AT_A_TIME, in_threads, threads
@@ -144,14 +144,14 @@ class _Cells:
     def __init__(self, config: Config, workdir: pathlib.Path):
         self._config, self._folder = config, workdir / "front"
         folders = Workdir(workdir, config)
+        if config.audit.enabled:
+            check_gold_standard(config, self._folder / "audit")
         with barrier():
             if config.data.retain_images == "generated":
                 raise UserError(
                     "compare --front trains on given images: config.data.retain_images must be 'real', "
                     "not 'generated'."
                 )
-            if config.audit.enabled:
-                check_gold_standard(config)
             self._evaluation = Evaluation(config, folders.evaluation)
             self._sets = batches.training_sets(config, self._evaluation.train)
             self._sources = _measured_sources(config)
@@ -162,7 +162,9 @@ class _Cells:
             folder = self._folder / "audit"
             standard = gold_standard(config, self._original, folder)
             self._auditor = Audit(config, self._evaluation, self._sets, self._original, standard, folder)
-        self._cache = ResultCache(self._folder / "cells", {})
+        key = {kind: identify_images(**sources._asdict()) for kind, sources in self._sources.items()}
+        key["inputs"] = unlearning.identify_inputs(config, self._original, self._sets)
+        self._cache = ResultCache(self._folder / "cells", key)
         self._locks: dict[pathlib.Path, threading.Lock] = {}
 
     def run(self, cells: Sequence[tuple[Setting, int]]) -> None:

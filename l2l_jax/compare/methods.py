@@ -20,7 +20,7 @@ from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
 from l2l_jax.experiment.pretrain import original_params
-from l2l_jax.experiment.workdir import Workdir
+from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.methods import METHODS
 from l2l_jax.models.base import Params
 from l2l_jax.utils.io import ResultCache
@@ -53,9 +53,9 @@ def compare(
       Interrupted: The run was asked to stop; its state is saved.
     """
     folders = Workdir(workdir, config)
+    if config.audit.enabled:
+        check_gold_standard(config, workdir / "comparison" / "audit")
     with barrier():
-        if config.audit.enabled:
-            check_gold_standard(config)
         evaluation = Evaluation(config, folders.evaluation)
         sets = batches.training_sets(config, evaluation.train)
         every_other = splits.retained_names(config.data, evaluation.class_names)[::2]
@@ -65,7 +65,9 @@ def compare(
             if variant.data != config.data:
                 splits.training_sets(variant.data, evaluation.train, config.model.image_size)
     original = original_params(config, folders, evaluation.train)
-    cache = ResultCache(workdir / "comparison" / "rows", {})
+    tests = identify_images(**{name: images.source for name, images in evaluation.tests.items()})
+    key = {"inputs": unlearning.identify_inputs(config, original, sets), "tests": tests}
+    cache = ResultCache(workdir / "comparison" / "rows", key)
     rows = {"original": _evaluated(cache, "original", config, evaluation, lambda: original)}
     auditor = None
     if config.audit.enabled:

@@ -202,9 +202,7 @@ def existing(config: SourceConfig, wanted: str) -> epath.Path:
     try:
         there = path.exists()
     except ImportError as error:
-        raise UserError(
-            f"Reading {config.path} needs gcsfs ({error}): pip install 'l2l_jax[gcs]'."
-        ) from error
+        raise UserError(f"Reading {config.path} needs gcsfs ({error}): pip install gcsfs.") from error
     if not there:
         hint = " `python -m l2l_jax.data.make_local` makes it." if config.path == MADE_LOCALLY else ""
         raise UserError(f"{config.where}.path={config.path} does not exist; it should be {wanted}.{hint}")

@@ -5,7 +5,7 @@
     python -m l2l_jax.data.prepare coco/2017 --data_dir=/data/tfds
 
 Archives are taken from --manual_dir if they are there; those of Places-365 and COCO are downloaded
-otherwise. Run it again after an interruption. It needs TensorFlow (pip install 'l2l_jax[prepare]');
+otherwise. Run it again after an interruption. It needs TensorFlow (pip install tensorflow);
 training does not.
 """
 
@@ -137,9 +137,7 @@ def run(argv: Sequence[str]) -> None:
                 print(describe(args.dataset, manual_dir), flush=True)
                 check(args.dataset, manual_dir)
             except ImportError as error:
-                raise UserError(
-                    f"Reading {manual_dir} needs gcsfs ({error}): pip install 'l2l_jax[gcs]'."
-                ) from error
+                raise UserError(f"Reading {manual_dir} needs gcsfs ({error}): pip install gcsfs.") from error
         folder = _write(args.dataset, root, manual_dir)
     else:
         print(f"{args.dataset} is prepared already: {folder}")
@@ -155,7 +153,7 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path
         import tensorflow  # noqa: F401  (optional extra; TFDS imports it late and says less)
     except ImportError as error:
         raise UserError(
-            f"Preparing a data set needs TensorFlow ({error}): pip install 'l2l_jax[prepare]', best in an "
+            f"Preparing a data set needs TensorFlow ({error}): pip install tensorflow, best in an "
             "environment of its own. Training needs none."
         ) from error
     import tensorflow_datasets as tfds  # start-up time

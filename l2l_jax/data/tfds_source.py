@@ -160,7 +160,7 @@ def find_prepared(config: SourceConfig) -> epath.Path | None:
     try:
         versions = [entry for entry in place.iterdir() if _is_prepared(entry)] if place.is_dir() else []
     except ImportError as error:
-        raise UserError(f"Reading {place} needs gcsfs ({error}): pip install 'l2l_jax[gcs]'.") from error
+        raise UserError(f"Reading {place} needs gcsfs ({error}): pip install gcsfs.") from error
     if version:
         versions = [entry for entry in versions if entry.name == version]
     return max(versions, key=lambda entry: _version(entry.name), default=None)

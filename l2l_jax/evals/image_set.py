@@ -60,7 +60,7 @@ class ImageSet:
         max_bad_fraction: float = 0.0,
         name: str = "test",
     ):
-        self.labels = np.asarray(source.labels)
+        self.source, self.labels = source, np.asarray(source.labels)
         self._reader = Reader([source], [transform], seed=0)
         self._value_range, self._name = value_range, name
         self._limits = BadImages(None, {name: len(source)}, max_bad_fraction)

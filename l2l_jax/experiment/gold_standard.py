@@ -1,5 +1,7 @@
 """The audit's gold standard: models that never saw the forget images, from disk or trained here."""
 
+import contextlib
+import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -15,11 +17,12 @@ from l2l_jax.errors import UserError
 from l2l_jax.evals.inpaint import masked_errors
 from l2l_jax.evals.intervals import Interval, bootstrap
 from l2l_jax.experiment.pretrain import model_card
-from l2l_jax.experiment.retrain import FAIR_RATIO, retrain
+from l2l_jax.experiment.retrain import FAIR_RATIO, images_without_forget, retrain
+from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.models.base import Params
-from l2l_jax.utils.multihost import barrier, load_existing
+from l2l_jax.utils.multihost import barrier
 from l2l_jax.weights.loading import load_pretrained
-from l2l_jax.weights.saved_models import load_params, read_card, save_model
+from l2l_jax.weights.saved_models import read_card, save_model
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +33,16 @@ TRAIN = "train"
 """Value of `config.audit.retrained` for a model that is trained in the workdir."""
 
 
-def gold_standard(config: Config, original: Params, folder: pathlib.Path) -> Standard | None:
+def gold_standard(
+    config: Config, original: Params, folder: pathlib.Path, *, redo: bool | None = None
+) -> Standard | None:
     """Return the retrained models that `config.audit.retrained` names, or None if there are none.
 
     Args:
       config: The experiment.
       original: The model that saw all images.
       folder: Keeps a model that is trained here.
+      redo: See `Workdir`.
 
     Raises:
       UserError: A model is missing, cannot be read or does not fit.
@@ -46,7 +52,7 @@ def gold_standard(config: Config, original: Params, folder: pathlib.Path) -> Sta
     for number, name in enumerate(given, 1):
         key = "retrained" if number == 1 else f"retrained_{number}"
         if name == TRAIN:
-            models[key], origin = _trained(config, original, folder / "retrained_model")
+            models[key], origin = _trained(config, original, folder, redo)
         else:
             with barrier():
                 models[key], origin = _loaded(config, name), name
@@ -68,15 +74,24 @@ def gold_standard(config: Config, original: Params, folder: pathlib.Path) -> Sta
     return Standard(models, facts | {"fair": fair, "seeds": seeds})
 
 
-def check_gold_standard(config: Config) -> None:
+def check_gold_standard(config: Config, folder: pathlib.Path, *, redo: bool | None = None) -> None:
     """Check `config.audit.retrained` before any work, without reading weights; say so if there is no model.
 
+    Args:
+      config: The experiment.
+      folder: See `gold_standard`.
+      redo: See `gold_standard`.
+
     Raises:
-      UserError: It names nothing, or a model that was trained for other images.
+      UserError: It names nothing, or a model that was trained for other images, or one is to be trained and
+        cannot be, or was trained with other settings.
     """
     given = _named(config)
-    for name in given:
-        _check(config, name)
+    with barrier():
+        for name in given:
+            _check(config, name)
+    if TRAIN in given:
+        _retraining(config, folder, redo).close()
     if not given:
         logger.warning(
             "The audit has no retrained model to compare with and will give no verdict. Name a model that "
@@ -101,6 +116,7 @@ def _shipped(config: Config) -> list[str]:
 
 def _check(config: Config, given: str) -> None:
     if given == TRAIN:
+        open_source(config.data, "validation", config.model.image_size)
         return
     path = shipped.resolved(given)
     if not path.exists():
@@ -139,13 +155,23 @@ def _loaded(config: Config, given: str) -> Params:
         raise UserError(f"config.audit.retrained={given} does not fit the audited model: {error}") from error
 
 
-def _trained(config: Config, original: Params, folder: pathlib.Path) -> tuple[Params, str]:
+def _retraining(config: Config, folder: pathlib.Path, redo: bool | None) -> Workdir:
+    """Return the workdir of a retrained model, which is pretrained by the config on retain images alone."""
+    return Workdir(folder / "retraining", dataclasses.replace(config, pretrained=""), redo=redo)
+
+
+def _trained(config: Config, original: Params, folder: pathlib.Path, redo: bool | None) -> tuple[Params, str]:
     """Return a model trained in the workdir, once, then read from there."""
-    params = load_existing(folder, lambda: load_params(folder, original))
-    if params is None:
-        params = retrain(config, original, folder.with_name("retraining")).params
-        save_model(folder, params, model_card(config, "trained without the images to forget"))
-    return params, str(folder)
+    with barrier():
+        source = images_without_forget(config)
+    with contextlib.closing(_retraining(config, folder, redo)) as folders:
+        folders.check_inputs(identify_images(train=source))
+        params = folders.load("original", original)
+        if params is None:
+            params = retrain(config, original, folders.pretrain).params
+            card = model_card(config, "trained without the images to forget") | folders.facts("original")
+            save_model(folders.pretrained, params, card)
+        return params, str(folders.pretrained)
 
 
 def _retain_ratio(config: Config, original: Params, retrained: Params) -> tuple[Interval, str]:

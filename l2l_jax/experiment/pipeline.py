@@ -15,7 +15,7 @@ from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
 from l2l_jax.experiment.outlook import announce
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.reporting import report_run
-from l2l_jax.experiment.unlearn import unlearned_params
+from l2l_jax.experiment.unlearn import identify_inputs, unlearned_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.models.base import Params
 from l2l_jax.utils.multihost import barrier, from_primary, is_primary
@@ -39,13 +39,13 @@ def run(config: Config, workdir: pathlib.Path, *, redo: bool = False) -> dict[st
       Interrupted: The run was asked to stop, and has saved its state.
     """
     with contextlib.closing(Workdir(workdir, config, redo=redo)) as folders:
+        if config.audit.enabled:
+            check_gold_standard(config, folders.audit, redo=redo)
         with barrier():
-            if config.audit.enabled:
-                check_gold_standard(config)
             images = _Images(config, folders)
             images.announce()
         clock = _Clock()
-        original = images.original(checked=True)
+        original = original_params(config, folders, images.train)
         clock.lap("pretrain")
         unlearned = unlearned_params(config, folders, original, images.sets)
         clock.lap("unlearn")
@@ -68,6 +68,7 @@ def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dic
       Interrupted: The audit was asked to stop; finished attacks are kept.
     """
     with contextlib.closing(Workdir(workdir, config)) as folders:
+        check_gold_standard(config, folders.audit)
         with barrier():
             images = _Images(config, folders)
             if not config.pretrained and not folders.pretrained.exists():
@@ -76,7 +77,9 @@ def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dic
                     "one with --config.model.pretrained."
                 )
             params = load_pretrained(unlearned, config.family, config.model)
-        original = images.original(checked=unlearned == folders.unlearned)
+        original = original_params(config, folders, images.train)
+        if unlearned == folders.unlearned:
+            folders.check_inputs(identify_inputs(config, original, images.sets))
         return images.report({"original": original, "unlearned": params}, _Clock())
 
 
@@ -84,28 +87,19 @@ class _Images:
     """The images of an experiment, and what is done with them before and after unlearning.
 
     Attributes:
-      sets: Training images to retain and to forget.
+      train: All training images.
+      sets: Those to retain and to forget.
     """
 
     def __init__(self, config: Config, folders: Workdir):
         self._config, self._folders = config, folders
         self._evaluation = Evaluation(config, folders.evaluation)
-        self.sets = training_sets(config, self._evaluation.train)
+        self.train = self._evaluation.train
+        self.sets = training_sets(config, self.train)
 
     def announce(self) -> None:
         """Log what the run is going to do; raise a UserError for what would fail later."""
         announce(self._config, self._folders, self._evaluation, self.sets)
-
-    def original(self, *, checked: bool) -> Params:
-        """Return the original model; `checked`: images and model must be those of the workdir's models."""
-        config, folders, train = self._config, self._folders, self._evaluation.train
-        if checked:
-            pretraining = {} if config.pretrained else {"train": train}
-            folders.check_images(**pretraining, retain=self.sets.retain, forget=self.sets.forget)
-        original = original_params(config, folders, train)
-        if checked:
-            folders.check_original(config.model, original)
-        return original
 
     def report(self, models: dict[str, Params], clock: "_Clock") -> dict[str, Any]:
         """Evaluate the models, audit them if that is asked for, and write the report."""
@@ -113,7 +107,7 @@ class _Images:
         auditor = audited = None
         if config.audit.enabled:
             original = models["original"]
-            standard = gold_standard(config, original, self._folders.audit)
+            standard = gold_standard(config, original, self._folders.audit, redo=self._folders.redo)
             clock.lap("retrain")
             auditor = Audit(config, evaluation, self.sets, original, standard, self._folders.audit)
             models |= {} if standard is None else {"retrained": standard.models["retrained"]}

@@ -11,7 +11,7 @@ from l2l_jax.config import Config
 from l2l_jax.data.records import Source
 from l2l_jax.errors import UserError
 from l2l_jax.experiment.batches import phase_batches, phase_seed
-from l2l_jax.experiment.workdir import Workdir
+from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.methods.base import pretraining_objective
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
@@ -32,6 +32,7 @@ def original_params(config: Config, folders: Workdir, source: Source) -> Params:
         with barrier():
             _check_shipped(config)
             return load_pretrained(shipped.resolved(config.pretrained), config.family, config.model)
+    folders.check_inputs(identify_images(train=source))
     params = folders.load("original", config.model.shapes())
     if params is None:
         params = pretrain(config, folders.pretrain, source)

@@ -72,10 +72,7 @@ def retrain(
     size = config.model.image_size
     retained = validation_sets(config.data, open_source(config.data, "validation", size)).retain
     limit = masked_errors(config, original, retained).mean()
-    source = source or open_source(config.data, "train", size)
-    data = dataclasses.replace(config.data, retain_images="real")
-    without_forget = training_sets(data, source, size).retain
-    tried = []
+    without_forget, tried = images_without_forget(config, source), []
     for length in lengths:
         phases = {
             name: dataclasses.replace(training, steps=round(training.steps * length))
@@ -89,3 +86,10 @@ def retrain(
         if tried[-1].fair:
             break
     return min(tried, key=lambda model: model.ratio)
+
+
+def images_without_forget(config: Config, source: Source | None = None) -> Source:
+    """Return the retain images of `source`, or of the training images of `config.data`."""
+    size = config.model.image_size
+    source = source or open_source(config.data, "train", size)
+    return training_sets(dataclasses.replace(config.data, retain_images="real"), source, size).retain

@@ -15,12 +15,13 @@ from l2l_jax.config import Config
 from l2l_jax.data import splits
 from l2l_jax.data.loader import Batches
 from l2l_jax.data.records import Source
+from l2l_jax.data.sources import open_source
 from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.experiment.batches import phase_batches, phase_seed
 from l2l_jax.experiment.budget import Outcome, budget_reference, first_of_line, outcome_of, retain_budget
 from l2l_jax.experiment.generate import generate
 from l2l_jax.experiment.pretrain import model_card
-from l2l_jax.experiment.workdir import Workdir
+from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.methods.base import Objective
 from l2l_jax.models.adapters import ADAPTER, Adapter
 from l2l_jax.models.base import Params
@@ -68,6 +69,7 @@ def unlearned_params(
       devices: Devices to train on; None: all.
       phases: Where `run_phases` keeps its state; None: in the folder of unlearning.
     """
+    folders.check_inputs(identify_inputs(config, original, sets))
     saved = folders.load("unlearned", original)
     if saved is not None:
         return saved
@@ -104,6 +106,18 @@ def unlearned_params(
     )
     save_model(folders.unlearned, params, card, beside=beside)
     return params
+
+
+def identify_inputs(config: Config, original: Params, sets: splits.Split) -> dict[str, dict[str, Any]]:
+    """Return the inputs that identify an unlearned model, see `Workdir.check_inputs`."""
+    images = sets._asdict()
+    if config.unlearn.retain_budget is not None:
+        with barrier():
+            held_out = open_source(config.data, "validation", config.model.image_size)
+            validation = splits.validation_sets(config.data, held_out)
+        images |= {f"{name} validation": source for name, source in validation._asdict().items()}
+    weights = {"digest": fingerprint(original, config.model.generative_parts)}
+    return identify_images(**images) | {"weights": weights}
 
 
 def generated_images(config: Config, folders: Workdir, original: Params, starts: Source) -> Source:

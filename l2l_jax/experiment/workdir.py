@@ -19,11 +19,11 @@ from l2l_jax.data.sources import source_digest
 from l2l_jax.data.transforms import TransformConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evals.tasks import budget_task
-from l2l_jax.models.base import Model, Params
+from l2l_jax.models.base import Params
 from l2l_jax.utils.claim import claim
 from l2l_jax.utils.io import atomic_write
 from l2l_jax.utils.multihost import barrier, from_primary, is_primary, load_existing, on_primary
-from l2l_jax.weights.saved_models import fingerprint, load_params, read_card
+from l2l_jax.weights.saved_models import load_params, read_card
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +42,15 @@ FOLDERS = {
 }
 """Folders whose content depends on what identifies a model, by model."""
 
-INPUTS = {"train": "original", "retain": "unlearned", "forget": "unlearned", "weights": "unlearned"}
-"""Inputs of a run whose digests are kept, and the model that they identify."""
-
-INPUT_TITLES = {
-    "train": "the training images",
-    "retain": "the images to retain",
-    "forget": "the images to forget",
-    "weights": "the weights of the original model",
+INPUTS = {
+    "train": ("original", "the training images"),
+    "retain": ("unlearned", "the images to retain"),
+    "forget": ("unlearned", "the images to forget"),
+    "retain validation": ("unlearned", "the validation images to retain"),
+    "forget validation": ("unlearned", "the validation images to forget"),
+    "weights": ("unlearned", "the weights of the original model"),
 }
+"""Inputs of a run whose digests are kept: the model that they identify, and their titles."""
 
 SHARED_WITHIN = 15.0
 """Seconds in which what one host writes must be seen by the others: longer than NFS caches a folder."""
@@ -73,13 +73,14 @@ class Workdir:
     Args:
       folder: Folder of the run, created if need be. On storage that all hosts of the run share.
       config: The config of the run now.
-      redo: Delete what another config or other inputs have made, instead of refusing it.
+      redo: Delete what another config or other inputs have made, instead of refusing it; None: the command
+        has no `--redo`.
 
     Raises:
       UserError: The folder belongs to another run, cannot be written, or is not the same on all hosts.
     """
 
-    def __init__(self, folder: pathlib.Path, config: Config, *, redo: bool = False):
+    def __init__(self, folder: pathlib.Path, config: Config, *, redo: bool | None = None):
         self.folder = folder
         self.pretrain = folder / "pretrain"
         self.pretrained = folder / "pretrained"
@@ -89,7 +90,7 @@ class Workdir:
         self.evaluation = folder / "evaluation"
         self.audit = folder / "audit"
         self.report = folder / "report"
-        self._redo = redo
+        self.redo = redo
         self._release: Callable[[], None] | None = None
         self._record: dict[str, Any] = from_primary(lambda: self._claim(config))
         _check_shared(folder)
@@ -126,34 +127,19 @@ class Workdir:
             logger.info("Using the %s model in %s", model, place)
         return params
 
-    def check_images(self, **sources: Source) -> None:
-        """Check that the images are those that the models here were made from, wherever they are stored.
+    def check_inputs(self, inputs: Mapping[str, dict[str, Any]]) -> None:
+        """Check that the models here were made from these images and weights, wherever they are stored.
 
         Args:
-          **sources: Training images: "train", "retain" and "forget".
+          inputs: Identities by keys of `INPUTS`, such as those of `identify_images`.
 
         Raises:
-          UserError: Others were.
+          UserError: They were made from others.
         """
 
-        def check() -> None:
-            for name, source in sources.items():
-                self._check_input(name, {"images": len(source), "digest": source_digest(source)})
-
-        self._update(check)
-
-    def check_original(self, model: Model, params: Params) -> None:
-        """Check that the original model is the one that the unlearned model here was made from.
-
-        Raises:
-          UserError: It is another.
-        """
-        digest = {"digest": fingerprint(params, model.generative_parts)}
-        self._update(lambda: self._check_input("weights", digest))
-
-    def _update(self, check: Callable[[], None]) -> None:
         def checked() -> dict[str, Any]:
-            check()
+            for name, identity in inputs.items():
+                self._check_input(name, identity)
             self._write()
             return self._record
 
@@ -162,10 +148,11 @@ class Workdir:
     def _check_input(self, name: str, wanted: dict[str, Any]) -> None:
         found = self._record["inputs"].get(name)
         if found is not None and found != wanted:
-            change = f"{INPUT_TITLES[name]} have changed"
+            model, title = INPUTS[name]
+            change = f"{title} have changed"
             if "images" in wanted:
                 change += f" ({found['images']} then, {wanted['images']} now)"
-            self._replace(INPUTS[name], [change])
+            self._replace(model, [change])
         self._record["inputs"][name] = wanted
 
     def _claim(self, config: Config) -> dict[str, Any]:
@@ -196,19 +183,20 @@ class Workdir:
           UserError: The user has not.
         """
         present = [self.folder / name for name in FOLDERS[model] if (self.folder / name).exists()]
-        if present and not self._redo:
+        if present and not self.redo:
             reuse = ""
             if model == "unlearned" and self.pretrained.exists():
                 reuse = f" (--config.model.pretrained={self.pretrained} there starts from this model)"
+            replace = "delete" if self.redo is None else "--redo to replace"
             raise UserError(
                 f"{self.folder} holds another run: {'; '.join(changes)}. Use another --workdir{reuse}, or "
-                f"--redo to replace {', '.join(map(str, present))}."
+                f"{replace} {', '.join(map(str, present))}."
             )
         for place in present:
             shutil.rmtree(place)
         for name in ("original", "unlearned")[("original", "unlearned").index(model) :]:
             self._record["ids"][name] = uuid.uuid4().hex
-        for name in [name for name, of in INPUTS.items() if model in ("original", of)]:
+        for name in [name for name, (of, _) in INPUTS.items() if model in ("original", of)]:
             self._record["inputs"].pop(name, None)
 
     def _read(self) -> dict[str, Any]:
@@ -224,6 +212,15 @@ class Workdir:
 
     def _write(self) -> None:
         atomic_write(self.folder / "run.json", json.dumps(self._record, indent=2) + "\n")
+
+
+def identify_images(**sources: Source) -> dict[str, dict[str, Any]]:
+    """Return number and digest of the images of sources, by their names."""
+
+    def identities() -> dict[str, dict[str, Any]]:
+        return {name: {"images": len(x), "digest": source_digest(x)} for name, x in sources.items()}
+
+    return from_primary(identities)
 
 
 def _check_shared(folder: pathlib.Path) -> None:

@@ -1,6 +1,6 @@
 """Plan a run on other accelerators: `python -m l2l_jax.plan --config=… --topology=v5e:4x4`.
 
-TPUs: the compiler that would run there (libtpu, `pip install 'l2l_jax[plan]'`) compiles the recipe's own step
+TPUs: the compiler that would run there (libtpu, `pip install 'jax[tpu]'`) compiles the recipe's own step
 and its restoration for the slice; nothing is run and no parameters are made. GPUs (h100:8): the programs are
 lowered, and only what that shows is told. docs/guides/scaling.md says what the figures mean.
 """

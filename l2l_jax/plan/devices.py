@@ -44,7 +44,7 @@ def described(topology: Topology) -> list[Any]:
         if "INVALID_ARGUMENT" not in reason:
             raise UserError(
                 "Compiling for TPUs needs libtpu, which is not installed or cannot be loaded: "
-                f"pip install 'l2l_jax[plan]' ({reason[:200]})."
+                f"pip install 'jax[tpu]' ({reason[:200]})."
             ) from error
         raise UserError(
             f"--topology={topology.name}: there is no such {kind} slice ({reason[:200]})."

@@ -175,7 +175,7 @@ def _check_pod() -> None:
     """Raise a UserError unless JAX can ask Kubernetes for the other pods of the job."""
     missing = None
     if importlib.util.find_spec("kubernetes") is None:
-        missing = "pip install 'l2l_jax[kubernetes]'"
+        missing = "pip install kubernetes"
     elif not TOKEN.is_file():
         missing = (
             "mount a service-account token that may read pods and jobs (automountServiceAccountToken; there "

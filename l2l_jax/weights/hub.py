@@ -21,7 +21,7 @@ def download(name: str) -> pathlib.Path:
         import huggingface_hub  # an optional extra
     except ImportError as error:
         raise UserError(
-            f"{HUB}{name} needs huggingface_hub: pip install 'l2l_jax[hub]'. {_by_hand(name)}"
+            f"{HUB}{name} needs huggingface_hub: pip install huggingface_hub. {_by_hand(name)}"
         ) from error
     repository, _, revision = name.partition("@")
     try:

@@ -279,7 +279,7 @@ def import_torch() -> ModuleType:
         import torch  # an optional extra
     except ImportError as error:
         raise UserError(
-            "Reading and writing PyTorch files needs PyTorch: pip install 'l2l_jax[torch]' (its build for "
+            "Reading and writing PyTorch files needs PyTorch: pip install torch (its build for "
             "CPU is enough). Files that end in .safetensors need no PyTorch."
         ) from error
     version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
@@ -287,7 +287,7 @@ def import_torch() -> ModuleType:
         wanted = ".".join(map(str, OLDEST_TORCH))
         raise UserError(
             f"PyTorch {torch.__version__} is not safe with untrusted files: crafted ones execute code in "
-            f"versions before {wanted}. Run: pip install -U 'l2l_jax[torch]'"
+            f"versions before {wanted}. Run: pip install -U torch"
         )
     return torch
 

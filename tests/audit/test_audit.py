@@ -286,12 +286,32 @@ def test_a_model_that_does_not_fit_is_refused_before_any_work(retrained, message
     settings = tiny(enabled=True, retrained=retrained)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, forget=("3",)))
     with pytest.raises(UserError, match=message):
-        check_gold_standard(settings)
+        check_gold_standard(settings, tmp_path)
 
 
-def test_a_missing_retrained_model_is_announced_with_the_flag(caplog):
+def test_a_retrained_model_of_another_length_is_refused_before_any_work(tmp_path):
+    settings = dataclasses.replace(tiny(retrained="train"), pretrained="")
+    check_gold_standard(settings, tmp_path)
+    (tmp_path / "retraining" / "pretrained").mkdir()
+    check_gold_standard(settings, tmp_path)
+    longer = {name: dataclasses.replace(x, steps=x.steps + 1) for name, x in settings.pretrain.items()}
+    longer = dataclasses.replace(settings, pretrain=longer)
+    for redo, hint in ((False, "--redo to replace"), (None, "or delete")):
+        with pytest.raises(UserError, match=rf"config.pretrain.model.steps was .* and is now .*{hint}"):
+            check_gold_standard(longer, tmp_path, redo=redo)
+    check_gold_standard(longer, tmp_path, redo=True)
+
+
+def test_a_model_is_not_retrained_without_validation_images(tmp_path):
+    settings = tiny(retrained="train")
+    data = dataclasses.replace(settings.data, validation_fraction=0.0)
+    with pytest.raises(UserError, match="validation_fraction is 0"):
+        check_gold_standard(dataclasses.replace(settings, data=data), tmp_path)
+
+
+def test_a_missing_retrained_model_is_announced_with_the_flag(caplog, tmp_path):
     logging.getLogger("l2l_jax").propagate = True
-    check_gold_standard(dataclasses.replace(tiny(retrained="shipped"), pretrained="elsewhere"))
+    check_gold_standard(dataclasses.replace(tiny(retrained="shipped"), pretrained="elsewhere"), tmp_path)
     assert "--config.audit.retrained=train" in caplog.text
 
 

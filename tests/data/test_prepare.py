@@ -60,7 +60,7 @@ def run(dataset, folder):
 def test_without_tensorflow_the_extra_is_named(tmp_path):
     code, _, errors = run("coco/2017", tmp_path)
     assert code == 1 and errors.startswith("Error: Preparing a data set needs TensorFlow")
-    assert "pip install 'l2l_jax[prepare]'" in errors and "Traceback" not in errors
+    assert "pip install tensorflow" in errors and "Traceback" not in errors
 
 
 @needs_tensorflow

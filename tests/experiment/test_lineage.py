@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.config import parse_config
+from l2l_jax.data.digits import open_digits
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
 from l2l_jax.experiment import batches
@@ -45,7 +46,7 @@ def unlearned_from(model, folder, monkeypatch):
     monkeypatch.setattr(batches, "training_batches", lambda *_, **__: None)
     monkeypatch.setattr(unlearning, "Trainer", lambda *_, **__: SimpleNamespace(train=lambda _: original))
     folders = Workdir(folder, config)
-    unlearning.unlearned_params(config, folders, original, Split(None, None))
+    unlearning.unlearned_params(config, folders, original, Split(*2 * [open_digits("test", 16)]))
     return folders.unlearned
 
 
@@ -88,7 +89,7 @@ def test_a_later_request_imitates_the_first_model(first, tmp_path, monkeypatch):
         config = started_from(model, method=method, retain_budget=1.1)
         folders = Workdir(tmp_path / f"request_{number}", config)
         monkeypatch.setattr(unlearning, "retain_budget", lambda *_: None)
-        unlearning.unlearned_params(config, folders, newer, Split(None, None))
+        unlearning.unlearned_params(config, folders, newer, Split(*2 * [open_digits("test", 16)]))
     assert taught[0] is None  # the model that is unlearned
     assert len(taught) == 2 + 3  # epsilon has two phases before its own run
     for teacher in taught[1:]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.config import parse_config
+from l2l_jax.data.digits import open_digits
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, validation_sets
 from l2l_jax.errors import UserError
@@ -63,14 +64,15 @@ def test_the_phases_find_the_range_of_epsilon(trained, tmp_path):
     fields = {"method": "epsilon", "epsilon": {"epsilon_ratio": 0.25}, "steps": 40, "warmup_steps": 2}
     config = config_of(**{f"unlearn.{name}": value for name, value in fields.items()})
     folders = Workdir(tmp_path, config)
-    unlearning.unlearned_params(config, folders, {"encoder": np.ones(1)}, Split(None, None))
+    original = {"encoder": np.ones(1), "decoder": np.ones(2)}
+    unlearning.unlearned_params(config, folders, original, Split(*2 * [open_digits("test", 16)]))
     assert list(trained.runs) == ["phase_1a", "phase_1b", "unlearn"]
     rules = [task.rule for task, *_ in trained.runs.values()]
     bounds = (100 - 38.5, 200 - 38.5)
     assert rules == [Constrained("forget"), Constrained("retain"), Constrained("forget", bounds)]
     assert trained.runs["phase_1a"][1].log_every == 1
     assert trained.runs["unlearn"][1:3] == (config.unlearn, 0.75)
-    assert all(run[-1] == {"encoder": np.ones(1)} for run in trained.runs.values())
+    assert all(run[-1] is original for run in trained.runs.values())
     assert read_card(folders.unlearned)["phases"]["phase_1b"] == {"retain": 7.0, "forget": bounds[1]}
 
 
@@ -96,8 +98,8 @@ def test_a_budgeted_run_says_what_it_cost(one_device, tmp_path):
     fields = {f"unlearn.{name}": value for name, value in fields.items()}
     config = config_of(**fields, **{"model.scan": True, "data.validation_fraction": 0.05})
     folders = Workdir(tmp_path, config)
-    original = original_params(config, folders, None)
-    sets = batches.training_sets(config, open_source(config.data, "train", 16))
+    train = open_source(config.data, "train", 16)
+    original, sets = original_params(config, folders, train), batches.training_sets(config, train)
     params = unlearning.unlearned_params(config, folders, original, sets)
     facts = read_card(folders.unlearned)["retain_budget"]
     validation = validation_sets(config.data, open_source(config.data, "validation", 16))

@@ -11,8 +11,10 @@ import pytest
 from l2l_jax.config import parse_config
 from l2l_jax.data.records import Subset
 from l2l_jax.data.sources import open_source
+from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
-from l2l_jax.experiment.workdir import Workdir
+from l2l_jax.experiment.unlearn import identify_inputs
+from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.train.sharding import MeshConfig
 from l2l_jax.weights.saved_models import save_model
 
@@ -64,7 +66,7 @@ def test_how_many_processes_read_may_change_and_the_crops_may_not(tmp_path):
 def test_another_unlearning_is_refused_with_a_way_out(tmp_path):
     with_work(tmp_path, "pretrained", "unlearn")
     with pytest.raises(UserError) as error:
-        Workdir(tmp_path, ALPHA)
+        Workdir(tmp_path, ALPHA, redo=False)
     message = str(error.value)
     assert f"config.unlearn.alpha was {CONFIG.unlearn.alpha} and is now 0.5" in message
     assert f"--config.model.pretrained={tmp_path / 'pretrained'}" in message
@@ -105,24 +107,42 @@ def images(count):
 
 def test_other_images_are_refused_and_the_same_ones_may_be_elsewhere(tmp_path):
     work = with_work(tmp_path, "unlearned")
-    work.check_images(retain=images(3), forget=images(2))
+    work.check_inputs(identify_images(retain=images(3), forget=images(2)))
     moved = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, path="elsewhere"))
     work = Workdir(tmp_path, moved)
-    work.check_images(retain=images(3), forget=images(2))
-    with pytest.raises(UserError, match=r"the images to forget have changed \(2 then, 4 now\).*--redo"):
-        work.check_images(retain=images(3), forget=images(4))
+    work.check_inputs(identify_images(retain=images(3), forget=images(2)))
+    with pytest.raises(UserError, match=r"the images to forget have changed \(2 then, 4 now\).*or delete"):
+        work.check_inputs(identify_images(retain=images(3), forget=images(4)))
     work = Workdir(tmp_path, CONFIG, redo=True)
-    work.check_images(retain=images(3), forget=images(4))
+    work.check_inputs(identify_images(retain=images(3), forget=images(4)))
     assert not work.unlearned.exists()
 
 
 def test_another_original_is_refused(tmp_path):
     params = {part: {"w": np.zeros(2)} for part in CONFIG.model.generative_parts}
-    with_work(tmp_path, "unlearned").check_original(CONFIG.model, params)
+    sets = Split(images(3), images(2))
+    with_work(tmp_path, "unlearned").check_inputs(identify_inputs(CONFIG, params, sets))
     given = Workdir(tmp_path, CONFIG)
-    given.check_original(CONFIG.model, params)
+    given.check_inputs(identify_inputs(CONFIG, params, sets))
     with pytest.raises(UserError, match="the weights of the original model have changed"):
-        given.check_original(CONFIG.model, params | {"encoder": {"w": np.ones(2)}})
+        given.check_inputs(identify_inputs(CONFIG, params | {"encoder": {"w": np.ones(2)}}, sets))
+
+
+def test_with_a_budget_other_validation_images_are_refused(tmp_path):
+    params = {part: {"w": np.zeros(2)} for part in CONFIG.model.generative_parts}
+    work = with_work(tmp_path, "unlearned")
+
+    def check(fraction, budget):
+        data = dataclasses.replace(CONFIG.data, validation_fraction=fraction)
+        unlearn = dataclasses.replace(CONFIG.unlearn, retain_budget=budget)
+        config = dataclasses.replace(CONFIG, data=data, unlearn=unlearn)
+        work.check_inputs(identify_inputs(config, params, Split(images(3), images(2))))
+
+    check(0.1, None)
+    check(0.2, None)  # without a budget they decide on nothing
+    check(0.1, 1.1)
+    with pytest.raises(UserError, match="the validation images to retain have changed"):
+        check(0.2, 1.1)
 
 
 def test_a_model_that_another_run_has_made_is_refused(tmp_path):

@@ -59,7 +59,7 @@ def environment(folder, **variables):
 def test_shellcheck_has_no_complaint(script):
     places = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     shellcheck = shutil.which("shellcheck", path=places)
-    assert shellcheck is not None, "pip install 'l2l_jax[test]'"
+    assert shellcheck is not None, "pip install -e '.[test]'"
     checked = subprocess.run([shellcheck, "--norc", script], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
 

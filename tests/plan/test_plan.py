@@ -140,7 +140,7 @@ def test_a_missing_compiler_is_a_sentence(monkeypatch):
         raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
 
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
-    with pytest.raises(UserError, match=r"pip install 'l2l_jax\[plan\]'"):
+    with pytest.raises(UserError, match=r"pip install 'jax\[tpu\]'"):
         devices.described(parse_topology("v5e:4x4"))
 
 

@@ -93,7 +93,7 @@ def test_alone_nothing_is_started():
 
 def test_a_pod_without_the_kubernetes_package_says_what_to_do(monkeypatch):
     monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'l2l_jax\[kubernetes\]'.*alone, give --nodistributed"):
+    with pytest.raises(UserError, match=r"pip install kubernetes.*alone, give --nodistributed"):
         distributed.start(Launch(), POD)
 
 

@@ -10,7 +10,7 @@ from tests.weights.test_hugging_face import spelled, write_folder
 
 def test_without_huggingface_hub_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"pip install 'l2l_jax\[hub\]'.*hf download a/b --local-dir FOLDER"):
+    with pytest.raises(UserError, match=r"pip install huggingface_hub.*hf download a/b --local-dir FOLDER"):
         load_model("hf://a/b@main")
 
 
