@@ -234,8 +234,20 @@ def _check_together(config: Config) -> None:
 
 
 def upgrade(stored: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a config that `Config.describe` has stored, in this version or an earlier one."""
-    stored = dict(stored)
+    """Return the recipe of a config that `Config.describe` has stored, in this version or an earlier one.
+
+    Raises:
+      UserError: It is damaged.
+    """
+    try:
+        return _upgraded(dict(stored))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"The stored config of a run is damaged ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _upgraded(stored: dict[str, Any]) -> Recipe:
     for name in stored.get("plugins", ()):
         _import_plugin(name)
     model = {"family": stored.pop("family"), "pretrained": stored.pop("pretrained", "")}

@@ -167,7 +167,7 @@ class Workdir:
             ) from error
         found, wanted = self._read(), _identity(config)
         self._record = {"ids": found.get("ids", {}), "inputs": found.get("inputs", {})}
-        before = _identity_of(found) if found else {}
+        before = self._identity_before(found)
         for model, identity in wanted.items():
             if changes := _differences(before.get(model, {}), identity):
                 self._replace(model, changes)
@@ -204,11 +204,24 @@ class Workdir:
         if not path.exists():
             return {}
         try:
-            return dict(json.loads(path.read_text("utf-8")))
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}). Use another --workdir, or delete this one to start again."
-            ) from error
+            found = json.loads(path.read_text("utf-8"))
+            for name in ("ids", "inputs"):
+                dict(found.get(name, {}))
+            return found
+        except (ValueError, TypeError, AttributeError) as error:
+            raise self._damaged(error) from error
+
+    def _identity_before(self, found: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return _identity_of(found) if found else {}
+        except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self.folder / 'run.json'} is damaged ({error}). Use another --workdir, or delete this one to "
+            "start again."
+        )
 
     def _write(self) -> None:
         atomic_write(self.folder / "run.json", json.dumps(self._record, indent=2) + "\n")

@@ -96,16 +96,12 @@ def _with_earlier_costs(report: dict[str, Any], path: pathlib.Path) -> dict[str,
     """Return the report with the greater of its durations and memory and those of an earlier report."""
     try:
         earlier = json.loads(path.read_text("utf-8"))
-        same = all(earlier[key] == report[key] for key in ("config", "seed", "original_weights"))
-    except (OSError, ValueError, KeyError, TypeError):
+        if any(earlier[key] != report[key] for key in ("config", "seed", "original_weights")):
+            return report
+        merged = {**report, "peak_memory_gib": max(report["peak_memory_gib"], earlier["peak_memory_gib"])}
+        for key in ("durations_seconds", "peak_memory_gib_after"):
+            phases = {**earlier[key], **report[key]}
+            merged[key] = {phase: max(x, earlier[key].get(phase, x)) for phase, x in phases.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
         return report
-    if not same:
-        return report
-    merged = dict(report)
-    for key in ("durations_seconds", "peak_memory_gib_after"):
-        phases = {**earlier.get(key, {}), **report[key]}
-        merged[key] = {
-            phase: max(value, earlier.get(key, {}).get(phase, value)) for phase, value in phases.items()
-        }
-    merged["peak_memory_gib"] = max(report["peak_memory_gib"], earlier.get("peak_memory_gib", 0))
     return merged

@@ -108,9 +108,12 @@ def _create(path: pathlib.Path, content: str) -> bool:
 def _owner(path: pathlib.Path) -> dict[str, Any]:
     """Return the content of a lock; empty if there is none or it is damaged."""
     try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        owner = json.loads(path.read_text("utf-8"))
+        process = owner["process"]
+        whole = isinstance(process["pid"], int) and {"machine", "start", "host"} <= set(process)
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
+    return owner if whole else {}
 
 
 def _is_alive(path: pathlib.Path, owner: dict[str, Any]) -> bool:

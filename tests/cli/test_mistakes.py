@@ -7,7 +7,13 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
+from l2l_jax.audit import __main__ as audit
+from l2l_jax.cli import config, evaluate
+from l2l_jax.compare import __main__ as compare
+from l2l_jax.data import prepare
 from l2l_jax.main import main
+from l2l_jax.plan import __main__ as plan
+from l2l_jax.weights.__main__ import main as weights
 
 DIGITS = ["--config=digits_mae:encoder", "--config.audit.enabled=False"]
 PHOTOS = [
@@ -129,6 +135,75 @@ WEIGHTS = [
 ]
 
 
+MORE_FLAGS = [
+    ([*DIGITS, "--workdir"], "workdir"),
+    ([*DIGITS, "--config.unlearn.alpha"], "config.unlearn.alpha"),
+    ([*DIGITS, "--config.=1"], "config"),
+    ([*DIGITS, "--config.data.forget=5", "--config.data.forgte=5"], r"Did you mean config.data.forget\?"),
+    ([*DIGITS, "--config.unlearn.steps=-3"], "steps must be at least 1, not -3"),
+    ([*DIGITS, "--config.unlearn.batch_size=0"], "batch_size must be at least 1"),
+    ([*DIGITS, "--config.unlearn.optimizer=sgd"], "config.unlearn.optimizer is 'sgd'"),
+    ([*DIGITS, "--config.model.image_size=0"], "image_size"),
+    ([*DIGITS, "--config.model.patch_size=7"], "patch_size"),
+    ([*DIGITS, "--config.mesh.fsdp=3"], "mesh"),
+    ([*DIGITS, "--config.data.workers=-1"], "config.data.workers"),
+    ([*DIGITS, "--config.data.test_fraction=2"], "config.data.test_fraction"),
+    ([*DIGITS, "--config.evaluate.batch_size=0"], "config.evaluate.batch_size"),
+    ([*DIGITS, "--config.audit.attacks=relerning"], "relerning"),
+    ([*DIGITS, "--config.unlearn.saliency=0"], "saliency"),
+    ([*DIGITS, "--config.unlearn.adapter=lorra"], "adapter"),
+    ([*DIGITS, "--num_processes=two"], "num_processes"),
+    ([*DIGITS, "--process_id=3"], "process_id|num_processes|coordinator"),
+    ([*DIGITS, "--start_timeout=0"], "start_timeout"),
+    ([*DIGITS, "--config.unlearn.noise_bank=5"], "noise_bank"),
+    ([*DIGITS, "--config.evaluate.features=perhaps"], "features"),
+]
+
+OTHERS = [
+    (evaluate.main, ["--images=photos"], "--reference"),
+    (evaluate.main, ["--images=nowhere", "--reference=photos"], "nowhere"),
+    (evaluate.main, ["--images=empty", "--reference=photos"], "empty"),
+    (evaluate.main, ["--images=text.txt", "--reference=photos"], "text.txt"),
+    (evaluate.main, [*DIGITS, "--tasks=center_8"], "there is no task 'center_8'"),
+    (evaluate.main, [*DIGITS, "--unlearned=nowhere"], "nowhere"),
+    (evaluate.main, [], "--config"),
+    (audit.main, [*DIGITS], "There is no unlearned model to audit"),
+    (audit.main, [*DIGITS, "--unlearned=broken"], "model.json is damaged"),
+    (audit.main, [*DIGITS, "--require=gone"], "require"),
+    (compare.main, [*DIGITS, "--alphas=much"], "--alphas=much"),
+    (compare.main, [*DIGITS, "--proxy=11"], "11"),
+    (compare.main, [*DIGITS, "--front"], "The grid is empty"),
+    (compare.main, [*DIGITS, "--front", "--methods=ondo", "--budgets=1.1"], "ondo"),
+    (compare.main, [*DIGITS, "--front", "--budgets=0.9"], "budgets are finite and at least 1"),
+    (compare.main, [*DIGITS, "--front", "--budgets=1.1", "--seeds=a"], "seeds are whole numbers"),
+    (compare.main, [*DIGITS, "--sequence=5"], "name at least two different classes"),
+    (compare.main, [*DIGITS, "--sequence=5,11"], "11"),
+    (
+        config.main,
+        ["--config=digits_mae", "--config.unlearn.alhpa=1"],
+        r"Did you mean config.unlearn.alpha\?",
+    ),
+    (plan.main, [*DIGITS], "Which devices"),
+    (plan.main, [*DIGITS, "--topology=v99:2x2"], "v99"),
+    (plan.main, [*DIGITS, "--topology=h100:8", "--programs=all"], "--programs: 'all'"),
+    (plan.main, [*DIGITS, "--topology=h100:8", "--stage=pretrain"], "--stage=pretrain"),
+    (plan.main, [*DIGITS, "--topology=h100:8", "--layouts=3x3"], "--layouts|mesh"),
+    (prepare.main, ["--dataset=no_such_set"], "no_such_set"),
+    (weights, [], "COMMAND"),
+    (weights, ["convert", "text.txt"], "invalid choice: 'convert'"),
+    (weights, ["inspect", "nowhere.pth"], "nowhere.pth does not exist"),
+    (weights, ["inspect", "text.txt"], "weights are read from"),
+    (weights, ["inspect", "empty"], "not of a model"),
+    (weights, ["inspect", "truncated.safetensors"], "not a complete safetensors file"),
+    (weights, ["import", "strange.safetensors"], "strange.safetensors"),
+    (weights, ["import", "strange.safetensors", "--set", "num_heads"], "is not FIELD=VALUE"),
+    (weights, ["export", "empty", "--output=out.safetensors"], "is not a saved model"),
+    (weights, ["export", "broken", "--output=out.safetensors"], "model.json is damaged"),
+    (weights, ["export", "broken", "--output=out.safetensors", "--dtype=int8"], "invalid choice: 'int8'"),
+    (weights, ["fetch", "incepton"], "incepton"),
+]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with photographs, tables, weights and files that are none of these."""
@@ -163,13 +238,29 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("arguments", "message"), [*FLAGS, *CLASSES, *PATHS, *WEIGHTS])
+@pytest.mark.parametrize(("arguments", "message"), [*FLAGS, *MORE_FLAGS, *CLASSES, *PATHS, *WEIGHTS])
 def test_each_mistake_ends_with_one_message(arguments, message, place, tmp_path, run_here, monkeypatch):
     monkeypatch.chdir(place)
     workdir = (
         [] if any("--workdir" in argument for argument in arguments) else [f"--workdir={tmp_path / 'run'}"]
     )
     code, output, errors = run_here(main, *arguments, *workdir)
+    last = errors.strip().splitlines()[-1]
+    assert code == 1 and output == "" and "Traceback" not in errors
+    assert last.startswith("Error: ") and len(last) < 600
+    assert re.search(message, last), last
+
+
+@pytest.mark.parametrize(("program", "arguments", "message"), OTHERS)
+def test_each_mistake_with_another_command(
+    program, arguments, message, place, tmp_path, run_here, monkeypatch, capsys
+):
+    monkeypatch.chdir(place)
+    if program in (weights, prepare.main):
+        code = program(arguments)
+        output, errors = capsys.readouterr()
+    else:
+        code, output, errors = run_here(program, *arguments, f"--workdir={tmp_path / 'run'}")
     last = errors.strip().splitlines()[-1]
     assert code == 1 and output == "" and "Traceback" not in errors
     assert last.startswith("Error: ") and len(last) < 600
