@@ -149,6 +149,8 @@ def _load_saved(path: pathlib.Path, family: str, model: Model) -> Params:
         _check_fields({name: getattr(saved, name) for name in model.TRAINED_WITH}, model)
         shapes = model.shapes()
         parts = card.get("parts", list(shapes))
+        if unknown := [part for part in map(str, parts) if part not in shapes]:
+            raise UserError(f"its model.json is damaged: a {family} model has no part {unknown[0]!r}.")
         _check_sizes(saved, model, parts)
     params = load_params(path, {part: shapes[part] for part in parts})
     return params if len(parts) == len(shapes) else params | model.derived_parts()

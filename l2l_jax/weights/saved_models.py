@@ -17,6 +17,9 @@ from l2l_jax.utils.multihost import on_primary
 
 CARD = "model.json"
 
+CARD_TYPES = {"family": str, "model": dict, "parts": list, "data": dict, "source": dict, "run": dict}
+"""Types of what a card may hold and others read."""
+
 
 def save_model(
     folder: pathlib.Path, params: Params, card: dict[str, Any], *, beside: Mapping[str, bytes] | None = None
@@ -81,6 +84,9 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged and cannot be read ({error}).") from error
     if not isinstance(card, dict):
         raise UserError(f"{path} is damaged: it should hold a JSON object.")
+    for name, kind in CARD_TYPES.items():
+        if name in card and not isinstance(card[name], kind):
+            raise UserError(f"{path} is damaged: {name} is {card[name]!r}.")
     return card
 
 

@@ -83,6 +83,26 @@ FLAGS = [
     ([*DIGITS, "--config.evaluate.networks=vgg"], "config.evaluate.networks is 'vgg'"),
     ([*DIGITS, "--config.plugins=no_such_module"], "config.plugins names 'no_such_module'"),
     ([*DIGITS, "--config.data.crop_scale=(1,"], "config.data.crop_scale"),
+    ([*DIGITS, "--workdir"], "workdir"),
+    ([*DIGITS, "--config.unlearn.alpha"], "config.unlearn.alpha"),
+    ([*DIGITS, "--config.=1"], "config"),
+    ([*DIGITS, "--config.data.forget=5", "--config.data.forgte=5"], r"Did you mean config.data.forget\?"),
+    ([*DIGITS, "--config.unlearn.steps=-3"], "steps must be at least 1, not -3"),
+    ([*DIGITS, "--config.unlearn.batch_size=0"], "batch_size must be at least 1"),
+    ([*DIGITS, "--config.unlearn.optimizer=sgd"], "config.unlearn.optimizer is 'sgd'"),
+    ([*DIGITS, "--config.model.patch_size=7"], "patch_size"),
+    ([*DIGITS, "--config.mesh.fsdp=3"], "mesh"),
+    ([*DIGITS, "--config.data.workers=-1"], "config.data.workers"),
+    ([*DIGITS, "--config.data.test_fraction=2"], "config.data.test_fraction"),
+    ([*DIGITS, "--config.evaluate.batch_size=0"], "config.evaluate.batch_size"),
+    ([*DIGITS, "--config.audit.attacks=relerning"], "relerning"),
+    ([*DIGITS, "--config.unlearn.saliency=0"], "saliency"),
+    ([*DIGITS, "--config.unlearn.adapter=lorra"], "adapter"),
+    ([*DIGITS, "--num_processes=two"], "num_processes"),
+    ([*DIGITS, "--process_id=3"], "process_id|num_processes|coordinator"),
+    ([*DIGITS, "--start_timeout=0"], "start_timeout"),
+    ([*DIGITS, "--config.unlearn.noise_bank=5"], "noise_bank"),
+    ([*DIGITS, "--config.evaluate.features=perhaps"], "features"),
 ]
 
 CLASSES = [
@@ -135,30 +155,6 @@ WEIGHTS = [
 ]
 
 
-MORE_FLAGS = [
-    ([*DIGITS, "--workdir"], "workdir"),
-    ([*DIGITS, "--config.unlearn.alpha"], "config.unlearn.alpha"),
-    ([*DIGITS, "--config.=1"], "config"),
-    ([*DIGITS, "--config.data.forget=5", "--config.data.forgte=5"], r"Did you mean config.data.forget\?"),
-    ([*DIGITS, "--config.unlearn.steps=-3"], "steps must be at least 1, not -3"),
-    ([*DIGITS, "--config.unlearn.batch_size=0"], "batch_size must be at least 1"),
-    ([*DIGITS, "--config.unlearn.optimizer=sgd"], "config.unlearn.optimizer is 'sgd'"),
-    ([*DIGITS, "--config.model.image_size=0"], "image_size"),
-    ([*DIGITS, "--config.model.patch_size=7"], "patch_size"),
-    ([*DIGITS, "--config.mesh.fsdp=3"], "mesh"),
-    ([*DIGITS, "--config.data.workers=-1"], "config.data.workers"),
-    ([*DIGITS, "--config.data.test_fraction=2"], "config.data.test_fraction"),
-    ([*DIGITS, "--config.evaluate.batch_size=0"], "config.evaluate.batch_size"),
-    ([*DIGITS, "--config.audit.attacks=relerning"], "relerning"),
-    ([*DIGITS, "--config.unlearn.saliency=0"], "saliency"),
-    ([*DIGITS, "--config.unlearn.adapter=lorra"], "adapter"),
-    ([*DIGITS, "--num_processes=two"], "num_processes"),
-    ([*DIGITS, "--process_id=3"], "process_id|num_processes|coordinator"),
-    ([*DIGITS, "--start_timeout=0"], "start_timeout"),
-    ([*DIGITS, "--config.unlearn.noise_bank=5"], "noise_bank"),
-    ([*DIGITS, "--config.evaluate.features=perhaps"], "features"),
-]
-
 OTHERS = [
     (evaluate.main, ["--images=photos"], "--reference"),
     (evaluate.main, ["--images=nowhere", "--reference=photos"], "nowhere"),
@@ -187,8 +183,8 @@ OTHERS = [
     (plan.main, [*DIGITS, "--topology=v99:2x2"], "v99"),
     (plan.main, [*DIGITS, "--topology=h100:8", "--programs=all"], "--programs: 'all'"),
     (plan.main, [*DIGITS, "--topology=h100:8", "--stage=pretrain"], "--stage=pretrain"),
-    (plan.main, [*DIGITS, "--topology=h100:8", "--layouts=3x3"], "--layouts|mesh"),
-    (prepare.main, ["--dataset=no_such_set"], "no_such_set"),
+    (plan.main, [*DIGITS, "--topology=h100"], "h100"),
+    (prepare.main, ["--dataset=coco"], "arguments are required: dataset"),
     (weights, [], "COMMAND"),
     (weights, ["convert", "text.txt"], "invalid choice: 'convert'"),
     (weights, ["inspect", "nowhere.pth"], "nowhere.pth does not exist"),
@@ -238,7 +234,7 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("arguments", "message"), [*FLAGS, *MORE_FLAGS, *CLASSES, *PATHS, *WEIGHTS])
+@pytest.mark.parametrize(("arguments", "message"), [*FLAGS, *CLASSES, *PATHS, *WEIGHTS])
 def test_each_mistake_ends_with_one_message(arguments, message, place, tmp_path, run_here, monkeypatch):
     monkeypatch.chdir(place)
     workdir = (
