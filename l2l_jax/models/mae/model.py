@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from l2l_jax.models.base import Corrupted, Model, Params, register
+from l2l_jax.models.fields import Numbers, Positive, Positives, Size
 from l2l_jax.models.layers import vit
 from l2l_jax.models.layers.apply import apply
 from l2l_jax.models.layers.precision import in_dtype
@@ -117,21 +118,21 @@ class MAE(Model):
       scan: Loop over one compiled transformer block: compiles many times faster; see `vit.Stack`.
     """
 
-    image_size: int = 224
-    patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    decoder_width: int = 512
-    decoder_depth: int = 8
-    decoder_num_heads: int = 16
-    layer_norm_eps: float = 1e-6
+    image_size: Size = 224
+    patch_size: Size = 16
+    width: Size = 768
+    depth: Size = 12
+    num_heads: Size = 12
+    decoder_width: Size = 512
+    decoder_depth: Size = 8
+    decoder_num_heads: Size = 16
+    layer_norm_eps: Positive = 1e-6
     mask_ratio: float = 0.75
     norm_pix_loss: bool = False
-    pixel_mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    pixel_std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    pixel_mean: Numbers = (0.0, 0.0, 0.0)
+    pixel_std: Positives = (1.0, 1.0, 1.0)
     value_range: tuple[float, float] = (0.0, 1.0)
-    channels: int = 3
+    channels: Size = 3
     dtype: str = "float32"
     remat: bool = False
     scan: bool = False

@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 
 from l2l_jax.models.base import Corrupted, Model, Params, PretrainingStage, register
+from l2l_jax.models.fields import Count, Number, Size, Sizes
 from l2l_jax.models.layers import vit
 from l2l_jax.models.layers.apply import apply
 from l2l_jax.models.layers.precision import in_dtype
@@ -78,35 +79,35 @@ class MAGE(Model):
       scan: Loop over one compiled transformer block: compiles many times faster; see `vit.Stack`.
     """
 
-    image_size: int = 256
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    decoder_width: int = 768
-    decoder_depth: int = 8
-    decoder_num_heads: int = 16
-    embedding_std: float = EMBEDDING_STD
-    codebook_size: int = 1024
-    codebook_width: int = 256
-    base_channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    groups: int = 32
+    image_size: Size = 256
+    width: Size = 768
+    depth: Size = 12
+    num_heads: Size = 12
+    decoder_width: Size = 768
+    decoder_depth: Size = 8
+    decoder_num_heads: Size = 16
+    embedding_std: Number = EMBEDDING_STD
+    codebook_size: Size = 1024
+    codebook_width: Size = 256
+    base_channels: Size = 128
+    channel_multipliers: Sizes = (1, 1, 2, 2, 4)
+    num_res_blocks: Count = 2
+    groups: Size = 32
     dropped: float = 0.5
-    mask_mean: float = 0.55
-    mask_std: float = 0.25
+    mask_mean: Number = 0.55
+    mask_std: Number = 0.25
     dropout: float = 0.1
     label_smoothing: float = 0.1
     hole_color: tuple[float, ...] = (0.485, 0.456, 0.406)
     paint_masked: bool = False
-    hidden_margin: int = 1
-    blend_margin: int = 14
-    blend_sigma: float = 7.0
-    decoding_steps: int = 20
+    hidden_margin: Count = 1
+    blend_margin: Count = 14
+    blend_sigma: Number = 7.0
+    decoding_steps: Size = 20
     choice_temperature: float = 6.0
     sampling_temperature: float = 1.0
     value_range: tuple[float, float] = (0.0, 1.0)
-    channels: int = 3
+    channels: Size = 3
     dtype: str = "float32"
     tokenizer_dtype: str = "float32"
     remat: bool = False

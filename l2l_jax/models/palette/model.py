@@ -16,6 +16,7 @@ from jax import Array
 
 from l2l_jax import masks
 from l2l_jax.models.base import Corrupted, Model, Params, register
+from l2l_jax.models.fields import Count, Number, Size, Sizes
 from l2l_jax.models.layers.apply import apply
 from l2l_jax.models.layers.precision import in_dtype
 from l2l_jax.models.palette import convert, diffusion
@@ -51,28 +52,28 @@ class Palette(Model):
       remat: Compute the inside of every block again in the backward pass, instead of keeping it.
     """
 
-    image_size: int = 256
-    inner_channel: int = 64
-    channel_mults: tuple[int, ...] = (1, 2, 4, 8)
-    res_blocks: int = 2
-    attn_res: tuple[int, ...] = (16,)
-    num_head_channels: int = 32
-    norm_groups: int = 32
+    image_size: Size = 256
+    inner_channel: Size = 64
+    channel_mults: Sizes = (1, 2, 4, 8)
+    res_blocks: Count = 2
+    attn_res: tuple[Size, ...] = (16,)
+    num_head_channels: Size = 32
+    norm_groups: Size = 32
     schedule: diffusion.BetaSchedule = "linear"
     timesteps: int = 2000
-    linear_start: float = 1e-6
-    linear_end: float = 0.01
+    linear_start: Number = 1e-6
+    linear_end: Number = 0.01
     sampler: Literal["ancestral", "ddim"] = "ancestral"
-    sampling_steps: int = 2000
+    sampling_steps: Size = 2000
     sampling_schedule: diffusion.BetaSchedule = "linear"
-    sampling_linear_start: float = 1e-4
-    sampling_linear_end: float = 0.09
+    sampling_linear_start: Number = 1e-4
+    sampling_linear_end: Number = 0.09
     teacher_noise: Literal["hole", "everywhere"] = "hole"
     training_holes: masks.TrainingMask = "hybrid"
     hole_bank_size: int = 512
-    hole_seed: int = 0
+    hole_seed: Count = 0
     value_range: tuple[float, float] = (-1.0, 1.0)
-    channels: int = 3
+    channels: Size = 3
     dtype: str = "float32"
     remat: bool = False
 
