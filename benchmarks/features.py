@@ -9,6 +9,7 @@ take turns in one process, and the same image sizes: 299 × 299 pixels, so that 
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from benchmarks.turns import in_turns
 from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import usable_cpus
 
@@ -43,7 +45,8 @@ def main(argv: Sequence[str]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (args.batch_size, 299, 299, 3), np.uint8)
     sides = open_sides(images, args.threads)
     check(sides)
-    seconds = in_turns(sides, args.rounds)
+    calls = {name: functools.partial(timed, side) for name, side in sides.items()}
+    seconds = in_turns(calls, args.rounds)
     rows = {name: figures(taken, args.batch_size) for name, taken in seconds.items()}
     print(table(rows))
     if args.output:
@@ -108,7 +111,7 @@ def _scaled(images: Any) -> Any:
 
 
 def check(sides: Mapping[str, Callable[[], np.ndarray]]) -> None:
-    """Raise a UserError unless all compute the same features; it is the first call of each, not timed."""
+    """Raise a UserError unless all compute the same features."""
     expected, *others = (side() for side in sides.values())
     for name, found in zip(list(sides)[1:], others, strict=True):
         difference = np.abs(found - expected).max() / np.abs(expected).max()
@@ -116,15 +119,11 @@ def check(sides: Mapping[str, Callable[[], np.ndarray]]) -> None:
             raise UserError(f"{name} computes other features: they differ by {difference:.1e} of the largest")
 
 
-def in_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds by the clock and of processor time, of every call."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
-            clock, processor = time.perf_counter(), time.process_time()
-            side()
-            taken[name].append((time.perf_counter() - clock, time.process_time() - processor))
-    return taken
+def timed(side: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds by the clock and of processor time, of a call."""
+    clock, processor = time.perf_counter(), time.process_time()
+    side()
+    return time.perf_counter() - clock, time.process_time() - processor
 
 
 def figures(taken: Sequence[tuple[float, float]], images: int) -> dict[str, float]:

@@ -2,13 +2,16 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from tabulate import tabulate
 
+T = TypeVar("T")
 
-def in_turns(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+
+def in_turns(timed: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """The seconds that each call returned, round by round; a first round, which warms up, is left out."""
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    seconds: dict[str, list[T]] = {name: [] for name in timed}
     for number in range(rounds + 1):
         for name, call in timed.items():
             taken = call()

@@ -6,16 +6,10 @@ import pytest
 import l2l_jax
 from l2l_jax.models.mae.model import MAE
 
-MODEL = MAE(
-    image_size=8,
-    patch_size=2,
-    width=8,
-    depth=1,
-    num_heads=2,
-    decoder_width=8,
-    decoder_depth=1,
-    decoder_num_heads=2,
-)
+SMALL = dict(width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)
+MODEL = MAE(image_size=8, patch_size=2, **SMALL)
+pytestmark = pytest.mark.usefixtures("one_device")
+
 RNG = np.random.default_rng(0)
 DARK = RNG.integers(0, 100, (40, 8, 8, 3), np.uint8)
 BRIGHT = RNG.integers(150, 256, (30, 8, 8, 3), np.uint8)
@@ -31,7 +25,7 @@ def params():
 
 
 @pytest.fixture(scope="module")
-def result(params, tmp_path_factory):
+def result(params, one_device, tmp_path_factory):
     folder = tmp_path_factory.mktemp("api")
     return l2l_jax.unlearn(
         MODEL, params, DARK, BRIGHT, workdir=str(folder), unlearn=TRAINING, evaluate=EVALUATION, seed=1

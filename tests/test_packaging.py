@@ -39,14 +39,22 @@ def distributions(tmp_path_factory):
     return next(folder.glob("*.whl")), next(folder.glob("*.tar.gz"))
 
 
-def environment(folder, wheel, site_packages):
-    """A new virtual environment with the wheel, without its dependencies, and a folder of other packages."""
+@pytest.fixture(scope="module")
+def installed(distributions, tmp_path_factory):
+    """The programs of a new virtual environment with the wheel and, so far, no other packages."""
+    folder = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    install = [sys.executable, "-m", "pip", "--python", folder, "install", "--no-deps", "--no-index", wheel]
+    options = ["--no-deps", "--no-index", "--no-compile"]
+    install = [sys.executable, "-m", "pip", "--python", folder, "install", *options, distributions[0]]
     subprocess.run(install, check=True, capture_output=True)
-    own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-    pathlib.Path(own, "others.pth").write_text(f"{site_packages}\n", encoding="utf-8")
     return folder / "bin"
+
+
+def use_others(installed, site_packages):
+    """Let the environment see a folder of other packages."""
+    base = str(installed.parent)
+    own = sysconfig.get_path("purelib", vars={"base": base, "platbase": base})
+    pathlib.Path(own, "others.pth").write_text(f"{site_packages}\n", encoding="utf-8")
 
 
 def closure(*names):
@@ -84,7 +92,7 @@ print(float(loss(zeros + 2)), jax.grad(loss)(zeros + 2).tolist()[0][0], l2l_jax.
 """
 
 
-def test_the_loss_alone_needs_jax_and_numpy(distributions, tmp_path):
+def test_the_loss_alone_needs_jax_and_numpy(installed, tmp_path):
     """As after `pip install jax numpy` and `pip install --no-deps -e .`; the loss is (1 + 0.5) · 2²."""
     others = tmp_path / "others"
     others.mkdir()
@@ -94,15 +102,15 @@ def test_the_loss_alone_needs_jax_and_numpy(distributions, tmp_path):
             if not (others / file).exists() and source.exists():
                 (others / file).symlink_to(source)
     assert not (others / "flax").exists() and not (others / "optax").exists()
-    python = environment(tmp_path / "venv", distributions[0], others) / "python"
-    value, gradient, place = run([python, "-c", LOSS_ALONE], tmp_path).split()
+    use_others(installed, others)
+    value, gradient, place = run([installed / "python", "-c", LOSS_ALONE], tmp_path).split()
     assert float(value) == 6 and float(gradient) == pytest.approx(2 * 1.5 * 2 / 12)
-    assert place.startswith(str(tmp_path / "venv"))
+    assert place.startswith(str(installed.parent))
 
 
-def test_an_installed_wheel_has_its_programs_and_its_data(distributions, tmp_path):
-    bin_folder = environment(tmp_path / "venv", distributions[0], sysconfig.get_path("purelib"))
-    usage = run([bin_folder / "l2l-jax", "--help"], tmp_path)
+def test_an_installed_wheel_has_its_programs_and_its_data(installed, tmp_path):
+    use_others(installed, sysconfig.get_path("purelib"))
+    usage = run([installed / "l2l-jax", "--help"], tmp_path)
     assert all(f"{name} " in usage for name in COMMANDS)
     program = (
         "import importlib.metadata, importlib.resources as r, l2l_jax\n"
@@ -113,10 +121,10 @@ def test_an_installed_wheel_has_its_programs_and_its_data(distributions, tmp_pat
         "print(l2l_jax.__file__, importlib.metadata.version('l2l_jax'))\n"
         "assert 'html' in r.files('l2l_jax.report').joinpath('report.html.j2').read_text()"
     )
-    place, version = run([bin_folder / "python", "-c", program], tmp_path).split()
-    assert place.startswith(str(tmp_path / "venv")) and version == l2l_jax.__version__
+    place, version = run([installed / "python", "-c", program], tmp_path).split()
+    assert place.startswith(str(installed.parent)) and version == l2l_jax.__version__
     safetensors.numpy.save_file({"made.up": np.zeros((2, 3), np.float32)}, tmp_path / "x.safetensors")
-    assert "x.safetensors" in run([bin_folder / "l2l-jax", "weights", "inspect", "x.safetensors"], tmp_path)
+    assert "x.safetensors" in run([installed / "l2l-jax", "weights", "inspect", "x.safetensors"], tmp_path)
 
 
 def test_what_the_distributions_hold(distributions):

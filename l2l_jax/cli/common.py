@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from absl import flags
 from absl import logging as absl_logging
@@ -40,11 +40,9 @@ COMPILE_CACHE = flags.DEFINE_bool(
 
 PROCESSES = flags.FlagValues()  # read before the others: they decide who prints the others' mistakes
 flags.DEFINE_bool(
-    "distributed",
-    None,
-    "Whether this is one process of several. Default: as the cluster says, if any.",
+    "distributed", None, "Whether this is one process of several. Default: as the cluster says, if any.",
     flag_values=PROCESSES,
-)
+)  # fmt: skip
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, without a cluster.", flag_values=PROCESSES)
 flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=PROCESSES)
 flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", flag_values=PROCESSES)
@@ -52,12 +50,9 @@ flags.DEFINE_integer(
     "start_timeout", 300, "Seconds for all processes to come together.", lower_bound=1, flag_values=PROCESSES
 )
 flags.DEFINE_integer(
-    "heartbeat_timeout",
-    60,
-    "Seconds without a sign of life after which a process counts as lost.",
-    lower_bound=5,
-    flag_values=PROCESSES,
-)
+    "heartbeat_timeout", 60, "Seconds without a sign of life after which a process counts as lost.",
+    lower_bound=5, flag_values=PROCESSES,
+)  # fmt: skip
 flags.FLAGS.append_flag_values(PROCESSES)
 
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
@@ -65,16 +60,6 @@ HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
 class HelpRequested(Exception):
     """The command line asks for help."""
-
-
-@overload
-def parse_flags(argv: Sequence[str]) -> tuple[Recipe, pathlib.Path]: ...
-
-
-@overload
-def parse_flags(
-    argv: Sequence[str], needs_config: Callable[[], bool]
-) -> tuple[Recipe | None, pathlib.Path]: ...
 
 
 def parse_flags(
@@ -267,15 +252,7 @@ def _join_processes(argv: Sequence[str]) -> list[str]:
         rest = PROCESSES(list(argv), known_only=True)
     except flags.Error as error:
         raise UserError(str(error)) from error
-    launch = distributed.Launch(
-        PROCESSES.distributed,
-        PROCESSES.coordinator,
-        PROCESSES.num_processes,
-        PROCESSES.process_id,
-        PROCESSES.start_timeout,
-        PROCESSES.heartbeat_timeout,
-    )
-    if distributed.start(launch):
+    if distributed.start(distributed.Launch(**PROCESSES.flag_values_dict())):
         _log_as_one_of_several()
     return rest
 

@@ -6,7 +6,7 @@ Every method starts from the same pretrained model. What an earlier call finishe
 
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -34,12 +34,10 @@ WEIGHTS = flags.DEFINE_list("weights", [], "With --front: fixed weights of the f
 EPSILON_RATIOS = flags.DEFINE_list(
     "epsilon_ratios", [], "With --front: what the method epsilon has instead of weights; as many."
 )
-RATES = flags.DEFINE_list("rates", [], "With --front: learning rates. Default: the recipe's.")
+RATES = flags.DEFINE_list("rates", [], "With --front: learning rates. Default: the config's.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "With --front: seeds of every setting.")
 SEQUENCE = flags.DEFINE_list(
-    "sequence",
-    [],
-    "Requests after one another: classes to forget, as 5,7,9; see research/digits/comparison.md.",
+    "sequence", [], "Requests after one another: classes to forget; see research/digits/comparison.md."
 )
 LIMIT = flags.DEFINE_float(
     "limit", 0.5, "With --front: greatest retain cost that counts for the area: 0.5 is 50 % more error.",
@@ -50,31 +48,32 @@ LIMIT = flags.DEFINE_float(
 def main(argv: Sequence[str]) -> None:
     """Run the comparison that the command line asks for and print its table."""
     recipe, workdir = parse_flags(argv)
-    compare = _front if FRONT.value else _sequence if SEQUENCE.value else _methods
-    compare(load_config(recipe), workdir)
+    run = _front if FRONT.value else _sequence if SEQUENCE.value else _methods
+    text = run(load_config(recipe), workdir)
+    from l2l_jax.utils.multihost import is_primary
+
+    if is_primary():
+        print(text())
 
 
-# What the three need is imported late, to answer a mistyped flag at once.
+# What the three need is imported late, to answer a mistyped flag at once. Each returns what makes its text.
 
 
-def _methods(config: "Config", workdir: pathlib.Path) -> None:
-    from l2l_jax.compare import methods_report
-    from l2l_jax.compare.methods import compare
-    from l2l_jax.utils.multihost import barrier, is_primary
+def _methods(config: "Config", workdir: pathlib.Path) -> Callable[[], str]:
+    from l2l_jax.compare.methods import compare, tables
+    from l2l_jax.utils.multihost import barrier
 
     with barrier():
         alphas = _numbers(ALPHAS, "weights")
     rows = compare(config, workdir, alphas, PROXY.value, GENERATED.value)
-    if is_primary():
-        print(methods_report.tables(rows))
-        print(f"\nComparison: {workdir / 'comparison'}")
+    return lambda: f"{tables(rows)}\n\nComparison: {workdir / 'comparison'}"
 
 
-def _front(config: "Config", workdir: pathlib.Path) -> None:
+def _front(config: "Config", workdir: pathlib.Path) -> Callable[[], str]:
     from l2l_jax.compare import front_report
     from l2l_jax.compare.front import Grid, run_front
     from l2l_jax.methods import METHODS as KNOWN
-    from l2l_jax.utils.multihost import barrier, is_primary
+    from l2l_jax.utils.multihost import barrier
 
     with barrier():
         if METHODS.present and not METHODS.value:
@@ -88,18 +87,14 @@ def _front(config: "Config", workdir: pathlib.Path) -> None:
             seeds=_seeds(),
         )
     report = run_front(config, workdir, grid, LIMIT.value)
-    if is_primary():
-        print(front_report.tables(report))
-        print(f"\nFront: {workdir / 'front'}")
+    return lambda: f"{front_report.tables(report)}\n\nFront: {workdir / 'front'}"
 
 
-def _sequence(config: "Config", workdir: pathlib.Path) -> None:
+def _sequence(config: "Config", workdir: pathlib.Path) -> Callable[[], str]:
     from l2l_jax.compare.sequence import run_sequence, table
-    from l2l_jax.utils.multihost import is_primary
 
     rows = run_sequence(config, workdir, SEQUENCE.value)
-    if is_primary():
-        print(table(rows))
+    return lambda: table(rows)
 
 
 def _seeds() -> list[int]:

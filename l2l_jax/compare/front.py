@@ -7,7 +7,6 @@ over devices, one cell after the other takes them all.
 
 import dataclasses
 import functools
-import json
 import logging
 import pathlib
 import threading
@@ -17,21 +16,16 @@ from typing import Any, NamedTuple
 
 import jax
 
-from l2l_jax.audit.run import Audit
 from l2l_jax.audit.score import UNATTACKED
 from l2l_jax.compare import front_report
-from l2l_jax.compare.methods import fields_of, incompatible
+from l2l_jax.compare.setup import Setup, fields_of, incompatible, stamp
 from l2l_jax.config import Config
 from l2l_jax.data.records import SplitName
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
 from l2l_jax.errors import Diverged, UserError
-from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.inpaint import masked_errors
-from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
-from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
-from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.methods.base import METHODS
 from l2l_jax.models.base import Params
@@ -47,7 +41,7 @@ KINDS: tuple[SplitName, ...] = ("validation", "test")
 
 
 class Setting(NamedTuple):
-    """A method with the fields and options that the grid gives it."""
+    """A method with the fields and options that the grid gives it: a dial, and perhaps a rate."""
 
     method: str
     fields: tuple[tuple[str, float], ...]
@@ -58,6 +52,18 @@ class Setting(NamedTuple):
         return "_".join(f"{name}_{value:g}" for name, value in self.fields)
 
 
+class Cell(NamedTuple):
+    """A setting with a seed."""
+
+    setting: Setting
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder and entry in the cache."""
+        return f"{self.setting.method}/{self.setting.label}/seed_{self.seed}"
+
+
 class Grid(NamedTuple):
     """What every method is tried with.
 
@@ -66,7 +72,7 @@ class Grid(NamedTuple):
       budgets: Retain budgets.
       weights: Fixed weights of the forget term: alpha.
       ratios: Fixed r of the method "epsilon", which has no weight; as many as weights.
-      rates: Learning rates; none: the recipe's.
+      rates: Learning rates; none: that of the config.
       seeds: Seeds of the runs of each setting.
     """
 
@@ -92,14 +98,15 @@ class Grid(NamedTuple):
 
     def settings(self) -> Iterator[Setting]:
         """Yield all settings, method by method."""
+        rates: list[tuple[tuple[str, float], ...]] = [(("learning_rate", rate),) for rate in self.rates] or [
+            ()
+        ]
         for method in self.methods:
+            name, values = ("epsilon_ratio", self.ratios) if method == "epsilon" else ("alpha", self.weights)
             dials = [("retain_budget", budget) for budget in self.budgets]
-            fixed = ("epsilon_ratio", self.ratios) if method == "epsilon" else ("alpha", self.weights)
-            dials += [(fixed[0], value) for value in fixed[1]]
-            for dial in dials:
-                for rate in self.rates or (None,):
-                    more = () if rate is None else (("learning_rate", rate),)
-                    yield Setting(method, (dial, *more))
+            for dial in [*dials, *((name, value) for value in values)]:
+                for rate in rates:
+                    yield Setting(method, (dial, *rate))
 
 
 def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -> dict[str, Any]:
@@ -118,22 +125,26 @@ def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -
       UserError: An error the user can fix.
       Interrupted: The run was asked to stop; its state is saved.
     """
-    grid.check()
-    for method in grid.methods:
-        unlearn = config.unlearn.replace(**fields_of(method))
-        if reason := incompatible(dataclasses.replace(config, unlearn=unlearn)):
-            raise UserError(f"The method {method} cannot be run: {reason}. Name the others with --methods.")
-    runner = _Cells(config, workdir)
-    settings = list(grid.settings())
-    cells = [(setting, seed) for setting in settings for seed in grid.seeds]
-    runner.run(cells)
-    results = {cell: from_primary(functools.partial(runner.finished, *cell)) for cell in cells}
-    original = from_primary(runner.original_result)
+    with barrier():
+        grid.check()
+        for method in grid.methods:
+            unlearn = config.unlearn.replace(**fields_of(method))
+            if reason := incompatible(dataclasses.replace(config, unlearn=unlearn)):
+                raise UserError(
+                    f"The method {method} cannot be run: {reason}. Name the others with --methods."
+                )
+        if config.data.retain_images == "generated":
+            raise UserError(
+                "compare --front trains on given images: config.data.retain_images must be 'real', "
+                "not 'generated'."
+            )
+    runner, settings = _Cells(config, workdir), list(grid.settings())
+    runner.run([Cell(setting, seed) for setting in settings for seed in grid.seeds])
 
     def write() -> dict[str, Any]:
-        by_setting = {s: [results[s, seed] for seed in grid.seeds] for s in settings}
+        results = {s: [runner.result(Cell(s, seed)) for seed in grid.seeds] for s in settings}
         facts = {"grid": grid._asdict(), "limit": limit, "config": config.describe()}
-        return front_report.write(workdir / "front", by_setting, original, facts)
+        return front_report.write(workdir / "front", results, runner.original_result(), facts)
 
     return from_primary(write)
 
@@ -143,63 +154,50 @@ class _Cells:
 
     def __init__(self, config: Config, workdir: pathlib.Path):
         self._config, self._folder = config, workdir / "front"
-        folders = Workdir(workdir, config)
-        if config.audit.enabled:
-            check_gold_standard(config, self._folder / "audit")
+        self._setup = Setup(config, workdir, self._folder / "audit")
         with barrier():
-            if config.data.retain_images == "generated":
-                raise UserError(
-                    "compare --front trains on given images: config.data.retain_images must be 'real', "
-                    "not 'generated'."
-                )
-            self._evaluation = Evaluation(config, folders.evaluation)
-            self._sets = batches.training_sets(config, self._evaluation.train)
             self._sources = _measured_sources(config)
-        self._original = original_params(config, folders, self._evaluation.train)
-        self._pretrained = config.pretrained or str(folders.pretrained)
-        self._auditor = None
-        if config.audit.enabled:
-            folder = self._folder / "audit"
-            standard = gold_standard(config, self._original, folder)
-            self._auditor = Audit(config, self._evaluation, self._sets, self._original, standard, folder)
+        self._setup.start()
         key = {kind: identify_images(**sources._asdict()) for kind, sources in self._sources.items()}
-        key["inputs"] = unlearning.identify_inputs(config, self._original, self._sets)
-        self._cache = ResultCache(self._folder / "cells", key)
+        self._cache = ResultCache(self._folder / "cells", key | {"inputs": self._setup.inputs()})
         self._locks: dict[pathlib.Path, threading.Lock] = {}
 
-    def run(self, cells: Sequence[tuple[Setting, int]]) -> None:
+    def run(self, cells: Sequence[Cell]) -> None:
         """Train and measure the cells that are not finished."""
-        self._cache.get_or_compute(
-            "original", lambda: self._measured(self._original, "original"), stamp=_settings(self._config)
-        )
-        left = [cell for cell in cells if from_primary(functools.partial(self.finished, *cell)) is None]
+        original = functools.partial(self._measure, self._setup.original, "original")
+        self._cache.get_or_compute("original", original, stamp=self._stamp(self._config))
+        left = from_primary(lambda: [place for place, cell in enumerate(cells) if self.result(cell) is None])
         logger.info("Front: %d cells, %d of them to be computed", len(cells), len(left))
-        for place, (cell, params) in enumerate(self._trained(left), 1):
-            name = self._name(*cell)
-            self._keep(name, self._result(params, name), self._variant(*cell))
-            logger.info("Front: %s is finished, %d of %d", name, place, len(left))
+        for number, (cell, params) in enumerate(self._trained([cells[place] for place in left]), 1):
+            result = self._result(cell, params)
+            key = self._stamp(self._variant(cell))
+            on_primary(functools.partial(self._cache.put, cell.name, result, stamp=key))
+            logger.info("Front: %s is finished, %d of %d", cell.name, number, len(left))
 
-    def finished(self, setting: Setting, seed: int) -> dict[str, Any] | None:
+    def result(self, cell: Cell) -> Any:
         """Return what was measured of a cell with these settings, or None."""
-        return self._cache.get(self._name(setting, seed), stamp=_settings(self._variant(setting, seed)))
+        return self._cache.get(cell.name, stamp=self._stamp(self._variant(cell)))
 
     def original_result(self) -> dict[str, Any]:
         """Return what was measured of the original model."""
         return self._cache.get("original")
 
-    def _trained(
-        self, cells: Sequence[tuple[Setting, int]]
-    ) -> Iterator[tuple[tuple[Setting, int], Params | Diverged]]:
+    def _stamp(self, config: Config) -> dict[str, Any]:
+        return stamp(config, audited=self._config.audit.enabled)
+
+    def _trained(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Params | Diverged]]:
         """Yield cells in the order given, and their models or why there is none, as soon as each is there."""
         slots = self._slots()
         free: SimpleQueue[list[jax.Device]] = SimpleQueue()
         for slot in slots:
             free.put(slot)
 
-        def on_free_devices(cell: tuple[Setting, int]) -> Params | Diverged:
+        def on_free_devices(cell: Cell) -> Params | Diverged:
             devices = free.get()
             try:
-                return self._unlearned(*cell, devices)
+                return self._unlearned(cell, devices)
+            except Diverged as error:
+                return error
             finally:
                 free.put(devices)
 
@@ -213,60 +211,47 @@ class _Cells:
             return [devices]
         return [[device] for device in devices] * threads(AT_A_TIME)
 
-    def _unlearned(self, setting: Setting, seed: int, devices: list) -> Params | Diverged:
-        variant = self._variant(setting, seed)
-        folders = Workdir(self._folder / self._name(setting, seed), variant)
-        try:
-            phases = self._phases(setting, variant, devices)
-            return unlearning.unlearned_params(
-                variant, folders, self._original, self._sets, devices=devices, phases=phases
-            )
-        except Diverged as error:
-            return error
-
-    def _phases(self, setting: Setting, variant: Config, devices: list) -> pathlib.Path:
-        """Run the phases of a cell and return their folder; cells that differ only in their dial share it."""
-        rate = "_".join(f"{name}_{value:g}" for name, value in setting.fields[1:]) or "recipe"
-        folder = self._folder / setting.method / "phases" / rate / f"seed_{variant.seed}"
+    def _unlearned(self, cell: Cell, devices: list) -> Params:
+        variant, setup = self._variant(cell), self._setup
+        # Phases before unlearning are shared by cells that differ only in their dial.
+        rate = "_".join(f"{name}_{value:g}" for name, value in cell.setting.fields[1:]) or "recipe"
+        folder = self._folder / cell.setting.method / "phases" / rate / f"seed_{cell.seed}"
         given = self._config.unlearn
         unlearn = dataclasses.replace(
             variant.unlearn, retain_budget=None, alpha=given.alpha, methods=given.methods
         )
         with self._locks.setdefault(folder, threading.Lock()):  # other cells wait for them
             phases = Workdir(folder, dataclasses.replace(variant, unlearn=unlearn)).unlearn
-            unlearning.run_phases(variant, phases, self._original, self._sets, devices)
-        return phases
-
-    def _variant(self, setting: Setting, seed: int) -> Config:
-        unlearn = self._config.unlearn.replace(
-            **{"retain_budget": None, **fields_of(setting.method), **dict(setting.fields)},
+            unlearning.run_phases(variant, phases, setup.original, setup.sets, devices)
+        workdir = Workdir(self._folder / cell.name, variant)
+        return unlearning.unlearned_params(
+            variant, workdir, setup.original, setup.sets, devices=devices, phases=phases
         )
-        return dataclasses.replace(self._config, pretrained=self._pretrained, seed=seed, unlearn=unlearn)
 
-    def _result(self, params: Params | Diverged, name: str) -> dict[str, Any]:
+    def _variant(self, cell: Cell) -> Config:
+        fields = {"retain_budget": None, **fields_of(cell.setting.method), **dict(cell.setting.fields)}
+        unlearn = self._config.unlearn.replace(**fields)
+        pretrained = self._setup.pretrained
+        return dataclasses.replace(self._config, pretrained=pretrained, seed=cell.seed, unlearn=unlearn)
+
+    def _result(self, cell: Cell, params: Params | Diverged) -> dict[str, Any]:
         if isinstance(params, Diverged):
             return {"failed": str(params)}
-        result = self._measured(params, name)
-        if self._auditor is not None:
-            result["depth"] = _depths(self._auditor.audit(name.replace("/", "_"), params))
+        result = self._measure(params, cell.name)
+        if audit := self._setup.audit(cell.name.replace("/", "_"), params):
+            result["depth"] = _depths(audit)
         return result
 
-    def _measured(self, params: Params, name: str) -> dict[str, Any]:
+    def _measure(self, params: Params, name: str) -> dict[str, Any]:
+        evaluation = self._setup.evaluation
         errors = {
             kind: {
-                of: masked_errors(self._config, params, source, self._evaluation.inpainter).tolist()
+                of: masked_errors(self._config, params, source, evaluation.inpainter).tolist()
                 for of, source in sources._asdict().items()
             }
             for kind, sources in self._sources.items()
         }
-        return {"errors": errors, "figures": self._evaluation.evaluate(params, name).metrics}
-
-    def _keep(self, name: str, result: Mapping[str, Any], config: Config) -> None:
-        on_primary(lambda: self._cache.put(name, dict(result), stamp=_settings(config)))
-
-    @staticmethod
-    def _name(setting: Setting, seed: int) -> str:
-        return f"{setting.method}/{setting.label}/seed_{seed}"
+        return {"errors": errors, "figures": evaluation.evaluate(params, name).metrics}
 
 
 def _measured_sources(config: Config) -> dict[str, Split]:
@@ -278,17 +263,9 @@ def _measured_sources(config: Config) -> dict[str, Split]:
 
 def _depths(audit: Mapping[str, Any]) -> dict[str, float]:
     """Return the depth of forgetting by log error after each attack for which the images suffice."""
-    found = {
-        result["name"]: result["depth"]["error"]
-        for result in audit["results"]
-        if result["name"] != UNATTACKED and "error" in result["depth"]
+    depths = {result["name"]: result["depth"].get("error") for result in audit["results"]}
+    return {
+        name: depth["value"]
+        for name, depth in depths.items()
+        if name != UNATTACKED and depth and depth["resolved"]
     }
-    return {attack: depth["value"] for attack, depth in found.items() if depth["resolved"]}
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """Return what a cell's result depends on."""
-    settings = json.loads(json.dumps(config.describe()))
-    for where in ("mesh", "parallel", *(() if config.audit.enabled else ("audit",))):
-        del settings[where]
-    return settings

@@ -11,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from l2l_jax.compare.area import Errors, Point, area_interval, dominated, point, staircase
+from l2l_jax.compare.area import Point, area_interval, dominated, relative, staircase
 from l2l_jax.evals.intervals import bootstrap
+from l2l_jax.report import plots
+from l2l_jax.report.tables import SETS
 from l2l_jax.utils.io import atomic_write
 
 Cells = Sequence[Mapping[str, Any]]
@@ -24,13 +26,9 @@ def write(
     folder: pathlib.Path, by_setting: Mapping[Any, Cells], original: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """Write front.json, front.md and front.png, and return what front.json holds.
+    """Write front.json, front.md and front.png, and return what front.json holds: `summary` and the facts.
 
-    Args:
-      folder: Folder of the files.
-      by_setting: Results by setting; a setting has a `method` and a `label`.
-      original: Results of the original model.
-      facts: "grid", "limit" and "config", as they were asked for.
+    `facts` has "grid", "limit" and "config", as they were asked for; a setting has a `method` and a `label`.
     """
     report = summary(by_setting, original, facts["limit"]) | dict(facts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,74 +42,59 @@ def summary(by_setting: Mapping[Any, Cells], original: Mapping[str, Any], limit:
     """Summarize the results of all cells.
 
     Returns:
-      "original": its figures on test images. "settings": for each, in the order given, "method", "setting",
+      "original": its metrics on test images. "settings": for each, in the order given, "method", "setting",
       and unless it "failed": "validation" (cost and gain, medians over the seeds), "test" (ratios of the
       errors with intervals over images, accuracies), "depth" where there was an audit, "dominated" (by
       any setting of any method, on validation images). "methods": "area" with its interval, and the
       "chosen" settings with the least cost at which each is taken, by method.
     """
-    before = {kind: Errors.of(errors) for kind, errors in original["errors"].items()}
-    settings, methods = [], {}
+    lines, errors = [], []
     for setting, cells in by_setting.items():
-        line = {"method": setting.method, "setting": setting.label}
-        settings.append(line | _measured(cells, before, original))
-    done = [line for line in settings if "failed" not in line]
-    points = [_point(line) for line in done]
-    for line, worse in zip(done, dominated(points), strict=True):
+        failed = [cell["failed"] for cell in cells if "failed" in cell]
+        measured = {"failed": failed[0]} if failed else _measured(cells, original)
+        lines.append({"method": setting.method, "setting": setting.label} | measured)
+        errors.append([] if failed else [_errors(cell, "test", "forget") for cell in cells])
+    done = [line for line in lines if "failed" not in line]
+    for line, worse in zip(done, dominated([_point(line) for line in done]), strict=True):
         line["dominated"] = worse
-    errors = {
-        (setting.method, setting.label): [Errors.of(cell["errors"]["test"]) for cell in cells]
-        for setting, cells in by_setting.items()
-        if not any("failed" in cell for cell in cells)
-    }
-    for method in dict.fromkeys(line["method"] for line in settings):
-        own = [line for line in done if line["method"] == method]
-        chosen_by = [_point(line) for line in own]
-        found = [errors[method, line["setting"]] for line in own]
+    methods = {}
+    for method in dict.fromkeys(line["method"] for line in lines):
+        own = [i for i, line in enumerate(lines) if line["method"] == method and "failed" not in line]
+        points = [_point(lines[i]) for i in own]
+        before = _errors(original, "test", "forget")
         methods[method] = {
-            "area": list(area_interval(found, before["test"], chosen_by, limit)),
-            "chosen": [[cost, own[i]["setting"]] for cost, i in staircase(chosen_by, limit)],
+            "area": list(area_interval([errors[i] for i in own], before, points, limit)),
+            "chosen": [[cost, lines[own[i]]["setting"]] for cost, i in staircase(points, limit)],
         }
-    return {"original": original["figures"], "settings": settings, "methods": methods}
+    return {"original": original["figures"], "settings": lines, "methods": methods}
 
 
-def _measured(cells: Cells, before: Mapping[str, Errors], original: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics of one setting."""
-    failed = [cell["failed"] for cell in cells if "failed" in cell]
-    if failed:
-        return {"failed": failed[0]}
-    errors = {kind: [Errors.of(cell["errors"][kind]) for cell in cells] for kind in before}
-    test: dict[str, dict[str, Any]] = {
-        of: {"ratio": _ratio([getattr(e, of) for e in errors["test"]], getattr(before["test"], of))}
-        for of in Errors._fields
-    }
-    for of, told in test.items():
-        if "accuracy" in original["figures"][of]:
-            told["accuracy"] = float(np.median([cell["figures"][of]["accuracy"] for cell in cells]))
-    validation = point(errors["validation"], before["validation"])._asdict()
-    return {"validation": validation, "test": test} | _depth(cells)
+def _errors(result: Mapping[str, Any], kind: str, set_name: str) -> np.ndarray:
+    return np.asarray(result["errors"][kind][set_name], np.float64)
 
 
-def _depth(cells: Cells) -> dict[str, Any]:
-    """Return the median depth over the seeds after the strongest attack; empty without an audit."""
-    audited = [cell["depth"] for cell in cells if cell.get("depth")]
-    if len(audited) < len(cells):
-        return {}
-    attacks = set.intersection(*map(set, audited))
-    return (
-        {"depth": min(float(np.median([depths[attack] for depths in audited])) for attack in attacks)}
-        if attacks
-        else {}
-    )
+def _measured(cells: Cells, original: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of one setting: medians over its seeds, the depth after the strongest attack."""
+    test: dict[str, dict[str, Any]] = {}
+    ratios = []
+    for name in SETS:
+        models = {kind: [_errors(cell, kind, name) for cell in cells] for kind in ("validation", "test")}
+        before = {kind: _errors(original, kind, name) for kind in models}
+        ratios.append(float(relative(models["validation"], before["validation"])))
 
+        def ratio(chosen, models=models["test"], before=before["test"]):
+            return relative(models, before, chosen)
 
-def _ratio(models: Sequence[np.ndarray], original: np.ndarray) -> list[float]:
-    """Return the median over seeds of the mean relative error, with its interval over images."""
-
-    def median(chosen):
-        return np.median([model[chosen].mean(-1) / original[chosen].mean(-1) for model in models], axis=0)
-
-    return list(bootstrap(median, len(original)))
+        test[name] = {"ratio": list(bootstrap(ratio, len(before["test"])))}
+        if "accuracy" in original["figures"][name]:
+            accuracies = [cell["figures"][name]["accuracy"] for cell in cells]
+            test[name]["accuracy"] = float(np.median(accuracies))
+    found = {"validation": {"cost": ratios[0] - 1, "gain": float(np.log(ratios[1]))}, "test": test}
+    depths = [cell.get("depth", {}) for cell in cells]
+    attacks = set.intersection(*map(set, depths))
+    if attacks:
+        found["depth"] = min(float(np.median([depth[attack] for depth in depths])) for attack in attacks)
+    return found
 
 
 def _point(line: Mapping[str, Any]) -> Point:
@@ -120,43 +103,34 @@ def _point(line: Mapping[str, Any]) -> Point:
 
 def tables(report: Mapping[str, Any], style: str = "simple") -> str:
     """Format a table of the areas under the methods' fronts and one of all settings."""
-    best = sorted(report["methods"].items(), key=lambda item: -item[1]["area"][0])
-    rows = [
-        [method, _interval(told["area"], ".2f"), ", ".join(name for _, name in told["chosen"]) or "none"]
-        for method, told in best
+    areas = [
+        [method, _interval(found["area"]), ", ".join(name for _, name in found["chosen"]) or "none"]
+        for method, found in sorted(report["methods"].items(), key=lambda item: -item[1]["area"][0])
     ]
-    headers = ["method", "area [95 %]", "settings on its front, by cost"]
-    return "\n\n".join(
-        [tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True), _settings(report, style)]
-    )
-
-
-def _settings(report: Mapping[str, Any], style: str) -> str:
-    headers = [
-        "method", "setting", "validation retain error", "test retain error [95 %]",
-        "test forget error [95 %]", "retain accuracy", "forget accuracy", "least depth", "",
-    ]  # fmt: skip
-    rows = [["original", "", "×1", "×1", "×1", *_accuracies(report["original"]), "", ""]]
+    settings = [["original", "", "×1", "×1", "×1", *_accuracies(report["original"]), "", ""]]
     for line in report["settings"]:
         row = [line["method"], line["setting"]]
         if "failed" in line:
-            rows.append([*row, "diverged", *[""] * 6])
+            settings.append([*row, "diverged", *[""] * 6])
             continue
-        ratios = (_interval(line["test"][of]["ratio"], ".2f", "×") for of in Errors._fields)
-        mark = "dominated" if line["dominated"] else ""
-        cost = f"×{1 + line['validation']['cost']:.2f}"
-        depth = f"{line['depth']:.2f}" if "depth" in line else ""
-        rows.append([*row, cost, *ratios, *_accuracies(line["test"]), depth, mark])
-    return tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)
+        row.append(f"×{1 + line['validation']['cost']:.2f}")
+        row += [f"×{_interval(line['test'][name]['ratio'])}" for name in SETS] + _accuracies(line["test"])
+        row.append(f"{line['depth']:.2f}" if "depth" in line else "")
+        settings.append([*row, "dominated" if line["dominated"] else ""])
+    headings = [
+        "method", "setting", "validation retain error", "test retain error [95 %]",
+        "test forget error [95 %]", "retain accuracy", "forget accuracy", "least depth", "",
+    ]  # fmt: skip
+    both = ((areas, ["method", "area [95 %]", "settings on its front, by cost"]), (settings, headings))
+    return "\n\n".join(tabulate(rows, names, tablefmt=style, disable_numparse=True) for rows, names in both)
 
 
 def _accuracies(figures: Mapping[str, Any]) -> list[str]:
-    return [f"{figures[of]['accuracy']:.3f}" if "accuracy" in figures[of] else "" for of in Errors._fields]
+    return [f"{figures[name]['accuracy']:.3f}" if "accuracy" in figures[name] else "" for name in SETS]
 
 
-def _interval(numbers: Sequence[float], digits: str, sign: str = "") -> str:
-    value, low, high = (format(x, digits) for x in numbers)
-    return f"{sign}{value} [{low}, {high}]"
+def _interval(numbers: Sequence[float]) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*numbers)
 
 
 def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
@@ -167,38 +141,30 @@ def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
     axes = figure.subplots(1, 2 if deep else 1, squeeze=False)[0]
     limit = report["limit"]
     for number, method in enumerate(report["methods"]):
-        colour = colormaps["tab10"](number % 10)
-        own = [line for line in done if line["method"] == method]
-        _draw_method(axes[0], method, own, limit, colour)
-        for line in own if deep else ():
-            if "depth" in line:
-                axes[1].plot(100 * line["validation"]["cost"], line["depth"], "o", color=colour)
+        color = colormaps["tab10"](number % 10)
+        _draw_method(axes[0], method, [line for line in done if line["method"] == method], limit, color)
+        for line in deep:
+            if line["method"] == method:
+                axes[1].plot(100 * line["validation"]["cost"], line["depth"], "o", color=color)
     axes[0].plot([0], [1], "k*", label="original")
     axes[0].set(ylabel="forget error, times the original's", yscale="log")
     if deep:
         axes[1].set(ylabel="least depth by log error")
     for axis in axes:
-        axis.set(
-            xlabel="retain error above the original's, %",
-            xlim=(min(0, axis.get_xlim()[0]), 100 * limit * 1.2),
-        )
+        left = min(0, axis.get_xlim()[0])
+        axis.set(xlabel="retain error above the original's, %", xlim=(left, 100 * limit * 1.2))
         axis.axvline(100 * limit, color="#999999", linewidth=0.8, linestyle=":")
         axis.grid(alpha=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right")  # type: ignore[call-overload]  # not in the stubs
-    figure.savefig(path, metadata={"Software": None})
+    plots.save(figure, path, axes[0])
 
 
-def _draw_method(
-    axis: Axes, method: str, own: Sequence[Mapping[str, Any]], limit: float, colour: Any
-) -> None:
+def _draw_method(axis: Axes, method: str, own: Sequence[Mapping[str, Any]], limit: float, color: Any) -> None:
     """Draw settings as dots, hollow where one of any method is better, and the staircase."""
     points = [_point(line) for line in own]
-    steps = staircase(points, limit)
-    if steps:
+    if steps := staircase(points, limit):
         costs = [*(100 * cost for cost, _ in steps), 100 * limit]
         gains = [float(np.exp(points[i].gain)) for _, i in steps]
-        axis.step(costs, [*gains, gains[-1]], where="post", color=colour, label=method)
+        axis.step(costs, [*gains, gains[-1]], where="post", color=color, label=method)
     for line, (cost, gain) in zip(own, points, strict=True):
-        filled = "none" if line["dominated"] else colour
-        axis.plot(100 * cost, float(np.exp(gain)), "o", color=colour, markerfacecolor=filled)
+        filled = "none" if line["dominated"] else color
+        axis.plot(100 * cost, float(np.exp(gain)), "o", color=color, markerfacecolor=filled)

@@ -1,32 +1,42 @@
 """Every method from the same pretrained model, and the paper's method with proxies and other weights.
 
-What an earlier call finished is not computed anew: every row keeps its figures, models and pictures.
+What an earlier call finished is not computed anew: every row keeps its metrics, models and pictures.
 """
 
 import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from l2l_jax.audit.run import Audit
-from l2l_jax.compare import methods_report
+import numpy as np
+from tabulate import tabulate
+
+from l2l_jax.compare.setup import Setup, fields_of, incompatible, stamp
 from l2l_jax.config import Config
 from l2l_jax.data import splits
 from l2l_jax.errors import Diverged
 from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.evals.metrics import METRICS
 from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
-from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
-from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.methods import METHODS
 from l2l_jax.models.base import Params
-from l2l_jax.utils.io import ResultCache
-from l2l_jax.utils.multihost import barrier, from_primary, is_primary, on_primary
+from l2l_jax.report import pictures, plots
+from l2l_jax.report.tables import SETS
+from l2l_jax.utils.io import ResultCache, atomic_write
+from l2l_jax.utils.multihost import barrier, is_primary, on_primary
 
 logger = logging.getLogger(__name__)
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+COLUMNS = (
+    "fid", "inception_score", "clip_cosine", "classifier_distance", "classifier_score", "accuracy", "mse",
+)  # fmt: skip
+"""The metrics of a comparison, where there are any: those of the paper's tables, and those of the digits."""
 
 
 def compare(
@@ -36,143 +46,152 @@ def compare(
     """Unlearn with every method from one pretrained model, evaluate, and write `workdir/comparison`.
 
     Args:
-      config: The experiment; its method, alpha and proxies make the first row after the
-        original model.
+      config: The experiment; its method, alpha and proxies make the first row after the original model.
       workdir: Folder of the run; `config`'s own pretrained model in it is used or made.
       alphas: Further weights of the forget term for the paper's method.
       proxy: Classes of the proxy row.
       generated: Whether there is a row for retain images that the original model makes from noise.
 
     Returns:
-      By row: `{"retain": figures, "forget": figures}`, with "audit" where `config.audit` asks for one, or
-      `{"failed": reason}` for a method that diverged. Methods that do not go together with the recipe, such
+      By row: `{"retain": metrics, "forget": metrics}`, with "audit" where `config.audit` asks for one, or
+      `{"failed": reason}` for a method that diverged. Methods that do not go together with the config, such
       as "undo" with an adapter, are left out with a warning.
 
     Raises:
       UserError: An error the user can fix.
       Interrupted: The run was asked to stop; its state is saved.
     """
-    folders = Workdir(workdir, config)
-    if config.audit.enabled:
-        check_gold_standard(config, workdir / "comparison" / "audit")
+    folder = workdir / "comparison"
+    setup = Setup(config, workdir, folder / "audit")
+    evaluation = setup.evaluation
     with barrier():
-        evaluation = Evaluation(config, folders.evaluation)
-        sets = batches.training_sets(config, evaluation.train)
         every_other = splits.retained_names(config.data, evaluation.class_names)[::2]
-        stand_ins = proxy or config.data.proxy or every_other
-        to_run = dict(variants(config, str(folders.pretrained), alphas, tuple(stand_ins), generated))
+        stand_ins = tuple(proxy or config.data.proxy or every_other)
+        to_run = dict(variants(config, setup.pretrained, alphas, stand_ins, generated))
         for variant in to_run.values():  # a mistake in the proxies is found before anything is trained
             if variant.data != config.data:
                 splits.training_sets(variant.data, evaluation.train, config.model.image_size)
-    original = original_params(config, folders, evaluation.train)
+    setup.start()
     tests = identify_images(**{name: images.source for name, images in evaluation.tests.items()})
-    key = {"inputs": unlearning.identify_inputs(config, original, sets), "tests": tests}
-    cache = ResultCache(workdir / "comparison" / "rows", key)
-    rows = {"original": _evaluated(cache, "original", config, evaluation, lambda: original)}
-    auditor = None
-    if config.audit.enabled:
-        folder = workdir / "comparison" / "audit"
-        standard = gold_standard(config, original, folder)
-        auditor = Audit(config, evaluation, sets, original, standard, folder)
+    cache = ResultCache(folder / "rows", {"inputs": setup.inputs(), "tests": tests})
+    found = {"original": _evaluated(cache, "original", config, evaluation, lambda: setup.original)}
     for name, variant in to_run.items():
         if reason := incompatible(variant):
             logger.warning("%s is left out: %s", name, reason)
             continue
-        folder = workdir / "comparison" / _folder(name)
+        own = folder / _entry(name)
 
-        def unlearned(variant=variant, folder=folder):
+        def unlearned(variant=variant, own=own):
             with barrier():
                 sets = batches.training_sets(variant, evaluation.train)
-            return unlearning.unlearned_params(variant, Workdir(folder, variant), original, sets)
+            return unlearning.unlearned_params(variant, Workdir(own, variant), setup.original, sets)
 
-        rows[name] = _evaluated(cache, name, variant, evaluation, unlearned)
-        if auditor is not None and "failed" not in rows[name]:
-            rows[name]["audit"] = auditor.audit(_folder(name), unlearned())
-    shown = {name: row.pop("shown", None) for name, row in rows.items()}
-    on_primary(lambda: methods_report.write(workdir / "comparison", config, evaluation, rows, shown, alphas))
-    return rows
-
-
-def fields_of(method: str) -> dict[str, Any]:
-    """Return the fields of `config.unlearn` that choose a method: one that uses no banks has none."""
-    return {"method": method} | ({} if METHODS[method].takes_noise else {"token_bank": 0, "noise_bank": 0})
-
-
-def incompatible(config: Config) -> str:
-    """Return why a method does not support the other settings of its config, or "" if it does."""
-    try:
-        config.unlearn.objective(config.model)
-    except ValueError as error:
-        return str(error)
-    return ""
+        found[name] = _evaluated(cache, name, variant, evaluation, unlearned)
+        row, _ = found[name]
+        if config.audit.enabled and "failed" not in row:
+            row["audit"] = setup.audit(own.name, unlearned())
+    on_primary(lambda: _write(folder, config, evaluation, found, alphas))
+    return {name: row for name, (row, _) in found.items()}
 
 
 def variants(
-    config: Config,
-    pretrained: str,
-    alphas: Sequence[float],
-    stand_ins: Sequence[Any],
+    config: Config, pretrained: str, alphas: Sequence[float], stand_ins: Sequence[Any],
     generated: bool = False,
-) -> Iterator[tuple[str, Config]]:
-    """Yield name and config of the rows after the original.
-
-    Args:
-      config: The experiment.
-      pretrained: The original model, where `config` does not name one.
-      alphas: Further weights of the forget term for the paper's method.
-      stand_ins: Classes of the proxy row.
-      generated: Whether there is a row for generated retain images.
+) -> Iterator[tuple[str, Config]]:  # fmt: skip
+    """Yield name and config of the rows after the original; `stand_ins` are the classes of the proxy row.
 
     An ablation of the weight is one of fixed weights: with `alphas` no row has a retain budget.
     """
     if alphas:
         config = dataclasses.replace(config, unlearn=dataclasses.replace(config.unlearn, retain_budget=None))
 
-    def variant(proxies=None, **unlearn):
+    def variant(data: Mapping[str, Any], **unlearn: Any) -> Config:
         return dataclasses.replace(
             config,
             pretrained=config.pretrained or pretrained,
-            data=dataclasses.replace(config.data, **(proxies or {"proxy": ()})),
+            data=dataclasses.replace(config.data, **{"proxy": (), **data}),
             unlearn=dataclasses.replace(config.unlearn, **unlearn),
         )
 
     for method in METHODS:
-        yield method, variant(**fields_of(method))
+        yield method, variant({}, **fields_of(method))
     replaced = {"proxy": tuple(stand_ins), "retain_ratio": 1.0}
     yield "encoder, proxy retain", variant(replaced, method="encoder")
     if generated:
-        yield (
-            "encoder, generated retain",
-            variant({"proxy": (), "retain_images": "generated"}, method="encoder"),
-        )
+        yield "encoder, generated retain", variant({"retain_images": "generated"}, method="encoder")
     for alpha in alphas:
         if alpha != config.unlearn.alpha:
-            yield f"encoder, alpha {alpha:g}", variant(method="encoder", alpha=alpha)
+            yield f"encoder, alpha {alpha:g}", variant({}, method="encoder", alpha=alpha)
 
 
 def _evaluated(
     cache: ResultCache, name: str, config: Config, evaluation: Evaluation, params: Callable[[], Params]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Mapping[str, np.ndarray] | None]:
     """Return the metrics of a row and, in the primary process, the reconstructions to show, or read them."""
-    settings = json.loads(json.dumps(config.describe()))
-    for where in ("mesh", "parallel", "audit"):  # they change none of these metrics
-        del settings[where]
-    entry = _folder(name)
-    row = from_primary(lambda: cache.get(entry, stamp=settings))
-    if row is None:
+
+    def evaluate() -> dict[str, Any]:
         try:
             result = evaluation.evaluate(params(), name)
-            row, shown = result.metrics, result.shown
         except Diverged as error:
-            row, shown = {"failed": str(error)}, {}
+            return {"failed": str(error)}
+        on_primary(lambda: cache.put(f"{_entry(name)}-shown", dict(result.shown)))
+        return result.metrics
 
-        def keep():
-            cache.put(f"{entry}-shown", dict(shown))
-            cache.put(entry, row, stamp=settings)
-
-        on_primary(keep)
-    return {**row, "shown": (cache.get(f"{entry}-shown") or None) if is_primary() else None}
+    row = dict(cache.get_or_compute(_entry(name), evaluate, stamp=stamp(config)))
+    hidden = "failed" in row or not is_primary()
+    return row, None if hidden else cache.get(f"{_entry(name)}-shown")
 
 
-def _folder(name: str) -> str:
+def _entry(name: str) -> str:
     return name.replace(", ", "_").replace(" ", "_")
+
+
+def table(rows: Rows, style: str = "simple") -> str:
+    """Format a table: rows are methods; columns are `COLUMNS` on the retain set, then on the forget set."""
+    columns = [name for name in COLUMNS if name in rows["original"]["retain"]]
+    body = [
+        [method, *(["diverged"] if "failed" in row else [row[of][name] for of in SETS for name in columns])]
+        for method, row in rows.items()
+    ]
+    headers = ["method", *(f"{of} {METRICS[name].heading}" for of in SETS for name in columns)]
+    formats = ("", *[METRICS[name].format for name in columns] * len(SETS))
+    return tabulate(body, headers=headers, floatfmt=formats, tablefmt=style)
+
+
+def depth_table(rows: Rows, style: str = "simple") -> str:
+    """Format verdicts of audited methods and depths after each attack, by accuracy / by log error."""
+    audits = {method: row["audit"] for method, row in rows.items() if "audit" in row}
+    columns = {r["name"]: r["title"] for r in next(iter(audits.values()))["results"]}
+    body = []
+    for method, audit in audits.items():
+        depths = {r["name"]: r["depth"].values() for r in audit["results"]}
+        said = ([f"{d['value']:.2f}" if d["resolved"] else "—" for d in depths[name]] for name in columns)
+        body.append([method, audit["verdict"]["finding"], *(" / ".join(values) or "—" for values in said)])
+    return tabulate(body, headers=["depth", "verdict", *columns.values()], tablefmt=style)
+
+
+def tables(rows: Rows, style: str = "simple") -> str:
+    """Format `table` and, where methods were audited, `depth_table`."""
+    audited = any("audit" in row for row in rows.values())
+    return "\n\n".join([table(rows, style), *([depth_table(rows, style)] if audited else [])])
+
+
+def _write(
+    folder: pathlib.Path,
+    config: Config,
+    evaluation: Evaluation,
+    found: Mapping[str, tuple[Mapping[str, Any], Mapping[str, np.ndarray] | None]],
+    alphas: Sequence[float],
+) -> None:
+    """Write comparison.json, comparison.md, comparison.png and, for an ablation, alphas.png."""
+    rows = {name: row for name, (row, _) in found.items()}
+    report = {"rows": rows, "config": config.describe()}
+    atomic_write(folder / "comparison.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(folder / "comparison.md", tables(rows, "github") + "\n")
+    drawn = {name: shown for name, (_, shown) in found.items() if shown}
+    pictures.save_methods(folder / "comparison.png", evaluation, drawn)
+    if alphas:
+        own = config.unlearn.alpha
+        names = {a: "encoder" if a == own else f"encoder, alpha {a:g}" for a in sorted({*alphas, own})}
+        kept = {f"α = {a:g}": rows[name] for a, name in names.items() if "failed" not in rows[name]}
+        plots.save_tradeoff(folder / "alphas.png", {"original": rows["original"], **kept})

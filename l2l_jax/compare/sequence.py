@@ -5,6 +5,7 @@ original model. Beside the requests stands one that forgets everything at once.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from l2l_jax.compare.area import relative
 from l2l_jax.config import Config
 from l2l_jax.data.config import REST
 from l2l_jax.data.records import Source
@@ -51,24 +53,34 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
     """
     if len(set(requests)) < len(requests) or len(requests) < 2:
         raise UserError(f"--sequence={','.join(requests)}: name at least two different classes.")
-    everything = _with(config, forget=tuple(requests))
+    everything = _forgetting(config, requests)
     with barrier():
         evaluation = Evaluation(everything, workdir / "evaluation")
         sources = _measured_sources(config, requests)
     first = original_params(config, Workdir(workdir / "first", config), evaluation.train)
-    before = _errors(config, first, sources, evaluation)
     pretrained = config.pretrained or str(workdir / "first" / "pretrained")
+
+    def unlearned(requests: Sequence[str], folder: pathlib.Path, newest: str, params: Params) -> Params:
+        variant = dataclasses.replace(_forgetting(config, requests), pretrained=newest)
+        with barrier():
+            sets = batches.training_sets(variant, evaluation.train)
+        return unlearning.unlearned_params(variant, Workdir(folder, variant), params, sets)
+
+    def measured(params: Params) -> dict[str, np.ndarray]:
+        return {
+            name: masked_errors(config, params, source, evaluation.inpainter)
+            for name, source in sources.items()
+        }
+
+    before = measured(first)
     rows, params, newest = {"original": _ratios(before, before)}, first, pretrained
     for number, name in enumerate(requests, 1):
-        variant = _with(config, forget=tuple(requests[:number]), pretrained=newest)
-        params = _unlearned(variant, workdir / str(number), params, evaluation)
-        rows[f"then {name}" if number > 1 else name] = _ratios(
-            _errors(config, params, sources, evaluation), before
-        )
-        newest = str(workdir / str(number) / "unlearned")
-    variant = dataclasses.replace(everything, pretrained=pretrained)
-    params = _unlearned(variant, workdir / "at_once", first, evaluation)
-    rows[AT_ONCE] = _ratios(_errors(config, params, sources, evaluation), before)
+        folder = workdir / str(number)
+        params = unlearned(requests[:number], folder, newest, params)
+        rows[f"then {name}" if number > 1 else name] = _ratios(measured(params), before)
+        newest = str(folder / "unlearned")
+    params = unlearned(requests, workdir / "at_once", pretrained, first)
+    rows[AT_ONCE] = _ratios(measured(params), before)
 
     def write() -> dict[str, Any]:
         report = {"rows": rows, "requests": list(requests), "config": config.describe()}
@@ -81,47 +93,32 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
 
 def table(rows: dict[str, Any], style: str = "simple") -> str:
     """Format errors relative to the original's: a row for each request, a column for each class."""
-    columns = list(rows["original"])
     body = [
-        [name, *("×{:.2f} [{:.2f}, {:.2f}]".format(*row[column]) for column in columns)]
-        for name, row in rows.items()
+        [name, *("×{:.2f} [{:.2f}, {:.2f}]".format(*ratio) for ratio in ratios.values())]
+        for name, ratios in rows.items()
     ]
-    return tabulate(body, headers=["forgotten", *columns], tablefmt=style, disable_numparse=True)
+    headings = ["forgotten", *rows["original"]]
+    return tabulate(body, headers=headings, tablefmt=style, disable_numparse=True)
 
 
-def _with(config: Config, *, forget: tuple, pretrained: str | None = None) -> Config:
-    data = dataclasses.replace(config.data, forget=forget, retain=(REST,))
+def _forgetting(config: Config, names: Sequence[str]) -> Config:
     return dataclasses.replace(
-        config, data=data, pretrained=config.pretrained if pretrained is None else pretrained
+        config, data=dataclasses.replace(config.data, forget=tuple(names), retain=(REST,))
     )
 
 
-def _unlearned(config: Config, folder: pathlib.Path, params: Params, evaluation: Evaluation) -> Params:
-    with barrier():
-        sets = batches.training_sets(config, evaluation.train)
-    return unlearning.unlearned_params(config, Workdir(folder, config), params, sets)
-
-
 def _measured_sources(config: Config, requests: Sequence[str]) -> dict[str, Source]:
-    """Test images of each class requested, and of the classes never requested, as "retain"."""
+    """Return test images of each class requested, and of the classes never requested."""
     test = open_source(config.data, "test", config.model.image_size)
     sources: dict[str, Source] = {
-        f"error on {name}": evaluation_sets(_with(config, forget=(name,)).data, test).forget
+        f"error on {name}": evaluation_sets(_forgetting(config, [name]).data, test).forget
         for name in requests
     }
-    never = evaluation_sets(_with(config, forget=tuple(requests)).data, test).retain
-    return {**sources, "error on the rest": never}
-
-
-def _errors(
-    config: Config, params: Params, sources: dict[str, Source], evaluation: Evaluation
-) -> dict[str, np.ndarray]:
-    return {name: masked_errors(config, params, x, evaluation.inpainter) for name, x in sources.items()}
+    return sources | {"error on the rest": evaluation_sets(_forgetting(config, requests).data, test).retain}
 
 
 def _ratios(after: dict[str, np.ndarray], before: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    def ratio(name):
-        now, then = after[name], before[name]
-        return list(bootstrap(lambda i: now[i].mean(-1) / then[i].mean(-1), len(now)))
-
-    return {name: ratio(name) for name in before}
+    return {
+        name: list(bootstrap(functools.partial(relative, [after[name]], errors), len(errors)))
+        for name, errors in before.items()
+    }

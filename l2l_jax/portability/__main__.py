@@ -32,10 +32,8 @@ def _parser() -> Parser:
     parser.add_argument("--devices", type=int, help="how many devices to use; default: all")
     parser.add_argument("--parallel", default="jit", choices=("jit", "pmap"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument(
-        "--precision", default="highest", choices=("highest", "default"),
-        help="of float32 products; accelerators round at the default",
-    )  # fmt: skip
+    help_text = "of float32 products; accelerators round at the default"
+    parser.add_argument("--precision", default="highest", choices=("highest", "default"), help=help_text)
     return parser
 
 
@@ -79,20 +77,24 @@ def compute(
     """
     import jax
 
-    from l2l_jax.portability.cases import ROWS, Setting
+    from l2l_jax.portability import cases
+    from l2l_jax.train.sharding import make_mesh
 
     count = jax.device_count() if devices is None else devices
-    if not 0 < count <= jax.device_count() or ROWS % count:
+    if not 0 < count <= jax.device_count() or cases.ROWS % count:
         raise UserError(
-            f"--devices={count}: there are {jax.device_count()}, and their number must divide {ROWS} images."
+            f"--devices={count}: there are {jax.device_count()}, and their number must divide {cases.ROWS} "
+            "images."
         )
-    setting = Setting(count, parallel, dtype, precision)
+    mesh = make_mesh(jax.devices()[:count])
+    with jax.default_matmul_precision(precision):
+        found = {name: cases.compute(name, mesh, parallel, dtype) for name in cases.MODELS}
     device = jax.devices()[0]
     facts = {
         "platform": device.platform, "kind": device.device_kind, "devices": count, "parallel": parallel,
         "dtype": dtype, "precision": precision, "jax": jax.__version__,
     }  # fmt: skip
-    return {"facts": facts, "cases": setting.compute()}
+    return {"facts": facts, "cases": found}
 
 
 def _write(path: pathlib.Path, record: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """What is computed: some steps of a small model of each family, from inputs that no device had a part in."""
 
-import dataclasses
 import zlib
 from typing import Any, Literal
 
@@ -61,7 +60,8 @@ def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figu
     step, arguments = stage.step(runner)
     compiled = step.lower(*arguments).compile()
     # Away from the teacher: at it the retain term's gradients are rounding, which Adam makes full steps of.
-    moved = {part: jax.tree.map(_moved, params[part]) for part in stage.objective.trained}
+    trained = {part: params[part] for part in stage.objective.trained}
+    moved = jax.tree.map(lambda x: np.float32(1.1) * x if x.dtype == np.float32 else x, trained)
     state = stage.state(params | moved, mesh)
     frozen = sharding.place(
         stage.objective.cast({part: params[part] for part in stage.objective.frozen}), mesh
@@ -75,10 +75,6 @@ def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figu
     found["moments"] = _entries(optax.tree.get(state.opt_state, "mu"))
     found["parameters"] = _entries(state.params)
     return found | _without_training(model, params, images["retain"], mesh)
-
-
-def _moved(array: np.ndarray) -> np.ndarray:
-    return np.float32(1.1) * array if array.dtype == np.float32 else array
 
 
 def _without_training(model: Model, params: Params, images: np.ndarray, mesh: Mesh) -> Figures:
@@ -139,13 +135,9 @@ def fixed_params(model: Model) -> Params:
 
 def fixed_images(model: Model) -> dict[str, np.ndarray]:
     """Return images of both sets in the model's range, float32."""
-    low, high = model.value_range
-    rng = np.random.default_rng(0)
-    shape = (ROWS, *model.image_shape)
-    return {
-        name: np.float32(low) + np.float32(high - low) * rng.random(shape, np.float32)
-        for name in ("retain", "forget")
-    }
+    low, high = (np.float32(end) for end in model.value_range)
+    images = np.random.default_rng(0).random((2, ROWS, *model.image_shape), np.float32)
+    return dict(zip(("retain", "forget"), low + (high - low) * images, strict=True))
 
 
 def _entries(tree: Any) -> list[float]:
@@ -155,26 +147,3 @@ def _entries(tree: Any) -> list[float]:
         flat = np.ravel(np.asarray(leaf, np.float32))
         found += flat[np.linspace(0, flat.size - 1, min(ENTRIES, flat.size)).astype(int)].tolist()
     return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """How the cases are computed.
-
-    Attributes:
-      devices: Number of devices to use.
-      parallel: "jit" or "pmap".
-      dtype: Dtype of the models' products.
-      precision: Precision of float32 products: "highest", or "default", which accelerators round for speed.
-    """
-
-    devices: int
-    parallel: ParallelKind = "jit"
-    dtype: Dtype = "float32"
-    precision: Precision = "highest"
-
-    def compute(self) -> dict[str, Figures]:
-        """Return the figures of all cases."""
-        mesh = sharding.make_mesh(jax.devices()[: self.devices])
-        with jax.default_matmul_precision(self.precision):
-            return {name: compute(name, mesh, self.parallel, self.dtype) for name in MODELS}

@@ -1,222 +1,153 @@
-"""Pictures of a run, drawn with matplotlib."""
+"""Grids of test images and their reconstructions, drawn with matplotlib."""
 
+import functools
 import pathlib
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.evals.metrics import METRICS
-from l2l_jax.report.labels import families, label
-from l2l_jax.train.metric_writers import read_metrics
+
+Inpainted = Mapping[str, Mapping[str, np.ndarray]]
+"""Reconstructions of the test images to show, by model, then by set."""
 
 COLORS = {"retain": "#1b6e3c", "forget": "#a3242b", "general": "#555555"}
 
+FALLBACKS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "IPAGothic", "Droid Sans Fallback")
+"""Fonts with East Asian glyphs, used where they are installed."""
+
+MISSING = "▯"
+
 PITCH = 1.06
 """Distance of neighboring pictures in widths of a picture."""
+
+LEAST = 64
+"""Pixels of a picture's edge, at least: smaller images are enlarged."""
 
 EXAMPLES = 3
 """Images of each set that the report begins with."""
 
 
-def save_grid(
-    path: pathlib.Path, evaluation: Evaluation, inpainted: Mapping[str, Mapping[str, np.ndarray]]
-) -> None:
-    """Draw test images, their corrupted inputs and each model's reconstructions, one set below the other.
-
-    Args:
-      path: PNG file to write.
-      evaluation: Holds the test images to show.
-      inpainted: Their reconstructions by model, then by set.
-    """
-    sets = {name: shown for name, shown in evaluation.shown.items() if _in_all(name, inpainted)}
-    columns = max(len(shown.labels) for shown in sets.values())
-    height = (len(inpainted) + 2) * 0.84 + 0.4
-    figure = Figure(figsize=(0.9 * columns + 1.2, height * len(sets)), dpi=120)
-    for part, name in zip(figure.subfigures(len(sets), 1, squeeze=False)[:, 0], sets, strict=True):
-        rows = _rows(evaluation, name, inpainted)
-        axis = _empty_axis(part, columns, len(rows), top=0.92, bottom=0.02)
-        for line, (row, images) in enumerate(rows.items()):
-            _left_of(axis, line, row)
-            for column, pixels in enumerate(images):
-                _put(axis, column, line, pixels, evaluation.inpainter.value_range)
-        for column, class_id in enumerate(sets[name].labels):
-            _above(axis, column, label(evaluation.class_names[class_id], 11), color=COLORS[name])
-        _left_of(axis, 0, name.upper(), far=True, color=COLORS[name], weight="bold")
-    _save(figure, path)
+def save_grid(path: pathlib.Path, evaluation: Evaluation, inpainted: Inpainted) -> None:
+    """Draw a PNG with a column for each test image and a line for each model, one set below the other."""
+    grid, line = _Grid(evaluation, inches=0.85, dpi=120), 0.0
+    for name, shown in evaluation.shown.items():
+        if any(name not in sets for sets in inpainted.values()):
+            continue
+        grid.write_left(line, name.upper(), far=True, color=COLORS[name], weight="bold")
+        for column, class_id in enumerate(shown.labels):
+            grid.write_above(line, column, label(evaluation.class_names[class_id], 11), color=COLORS[name])
+        for title, images in _rows(evaluation, name, inpainted).items():
+            grid.write_left(line, title)
+            grid.draw(line, images)
+            line += 1
+        line += 0.6
+    grid.save(path)
 
 
-def save_examples(
-    path: pathlib.Path, evaluation: Evaluation, inpainted: Mapping[str, Mapping[str, np.ndarray]], name: str
-) -> None:
-    """Draw a few images of a set, large: a row for each image, a column for each model.
+def save_methods(path: pathlib.Path, evaluation: Evaluation, inpainted: Inpainted) -> None:
+    """Draw a PNG with a column for each model and a line for each test image."""
+    grid, line = _Grid(evaluation, inches=0.5, dpi=150), 0
+    for column, title in enumerate(["image", "input", *inpainted]):
+        grid.write_above(0, column, title, rotation=30, ha="left")
+    for name, shown in evaluation.shown.items():
+        middle = line + len(shown.labels) // 2
+        grid.write_left(middle, name.upper(), far=True, color=COLORS[name], weight="bold")
+        columns = _rows(evaluation, name, inpainted).values()
+        for class_id, *row in zip(shown.labels, *columns, strict=True):
+            grid.write_left(line, label(evaluation.class_names[class_id], 12), color=COLORS[name])
+            grid.draw(line, row)
+            line += 1
+        line += 1  # an empty line between the sets
+    grid.save(path)
 
-    Args:
-      path: PNG file to write.
-      evaluation: Holds the test images to show.
-      inpainted: Their reconstructions by model, then by set.
-      name: The set.
-    """
+
+def save_examples(path: pathlib.Path, evaluation: Evaluation, inpainted: Inpainted, name: str) -> None:
+    """Draw a PNG with a few large images of a set: a line for each image, a column for each model."""
     labels = evaluation.shown[name].labels
     firsts = [int(np.flatnonzero(labels == class_id)[0]) for class_id in np.unique(labels)]
     chosen = [firsts[i] for i in np.linspace(0, len(firsts) - 1, min(EXAMPLES, len(firsts))).astype(int)]
-    columns = _rows(evaluation, name, inpainted)
-    figure = Figure(figsize=(1.1 * len(columns) + 0.2, 1.1 * (len(chosen) + 0.4)), dpi=160)
-    axis = _empty_axis(figure, len(columns), len(chosen), left=0.02, right=0.98, top=0.86, bottom=0.01)
-    for column, (title, images) in enumerate(columns.items()):
-        _above(axis, column, title)
-        for line, index in enumerate(chosen):
-            _put(axis, column, line, images[index], evaluation.inpainter.value_range)
+    grid, columns = _Grid(evaluation, inches=1.05, dpi=160), _rows(evaluation, name, inpainted)
+    for column, title in enumerate(columns):
+        grid.write_above(0, column, title)
     for line, index in enumerate(chosen):
         text = label(evaluation.class_names[labels[index]], 14)
-        axis.text(
-            -0.06, line * PITCH + 0.5, text, fontsize=9, va="center", ha="right", rotation=90,
-            color=COLORS[name], family=families(),
-        )  # fmt: skip
-    _save(figure, path)
+        grid.write_left(line, text, rotation=90, color=COLORS[name])
+        grid.draw(line, [images[index] for images in columns.values()])
+    grid.save(path)
 
 
-def save_methods(
-    path: pathlib.Path, evaluation: Evaluation, inpainted: Mapping[str, Mapping[str, np.ndarray]]
-) -> None:
-    """Draw a column for each model and a row for each test image.
-
-    Args:
-      path: PNG file to write.
-      evaluation: Holds the test images to show.
-      inpainted: Their reconstructions by model, then by set.
-    """
-    names = ["image", "input", *inpainted]
-    gaps = len(evaluation.shown) - 1  # an empty line between the sets
-    total = sum(len(block.labels) for block in evaluation.shown.values()) + gaps
-    figure = Figure(figsize=(0.62 * len(names) + 0.7, 0.62 * total + 1.1), dpi=150)
-    axis = _empty_axis(figure, len(names), total)
-    line = 0
-    for name, shown in evaluation.shown.items():
-        columns = _rows(evaluation, name, inpainted).values()
-        middle = line + len(shown.labels) // 2
-        _left_of(axis, middle, name.upper(), far=True, color=COLORS[name], weight="bold")
-        for row, class_id in zip(zip(*columns, strict=True), shown.labels, strict=True):
-            _left_of(axis, line, label(evaluation.class_names[class_id], 12), color=COLORS[name])
-            for column, pixels in enumerate(row):
-                _put(axis, column, line, pixels, evaluation.inpainter.value_range)
-            line += 1
-        line += 1
-    for column, name in enumerate(names):
-        _above(axis, column, name, rotation=30)
-    _save(figure, path)
-
-
-def _rows(
-    evaluation: Evaluation, name: str, inpainted: Mapping[str, Mapping[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
+def _rows(evaluation: Evaluation, name: str, inpainted: Inpainted) -> dict[str, np.ndarray]:
     """Return the shown images of a set, their corrupted inputs and reconstructions, by title."""
     models = {model: sets[name] for model, sets in inpainted.items()}
     return {"image": evaluation.shown[name].images, "input": evaluation.masked(name), **models}
 
 
-def _in_all(name: str, inpainted: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
-    return all(name in sets for sets in inpainted.values())
+class _Grid:
+    """Pictures and titles on one pair of axes, in one image: one for each picture takes ten times as long."""
+
+    def __init__(self, evaluation: Evaluation, inches: float, dpi: int):
+        self._figure, self._inches = Figure(dpi=dpi), inches
+        self._axis = self._figure.add_axes((0, 0, 1, 1))
+        self._low, self._high = evaluation.inpainter.value_range
+        self._lines: list[tuple[float, list[np.ndarray]]] = []
+
+    def draw(self, line: float, images: Iterable[np.ndarray]) -> None:
+        """Draw a line of pictures."""
+        shown = (np.clip((pixels - self._low) / (self._high - self._low), 0, 1) for pixels in images)
+        self._lines.append((line, [np.round(255 * pixels).astype(np.uint8) for pixels in shown]))
+
+    def write_left(self, line: float, text: str, *, far: bool = False, **style: Any) -> None:
+        """Write at the left of a line; `far` leaves room for another text."""
+        x = -1.1 / self._inches if far else -0.1
+        self._write(x, line * PITCH + 0.5, text, dict(va="center", ha="right") | style)
+
+    def write_above(self, line: float, column: int, text: str, **style: Any) -> None:
+        """Write above a column of the pictures that begin with a line."""
+        at = column * PITCH + 0.5, line * PITCH - 0.06
+        self._write(*at, text, dict(va="bottom", ha="center") | style)
+
+    def _write(self, x: float, y: float, text: str, style: Mapping[str, Any]) -> None:
+        self._axis.text(x, y, text, fontsize=9, family=families(), **style)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Write the PNG."""
+        lines = self._lines[-1][0] * PITCH + 1
+        columns = (max(len(images) for _, images in self._lines) - 1) * PITCH + 1
+        size = self._lines[0][1][0].shape[0]
+        factor = -(-LEAST // size)
+        size *= factor
+        canvas = np.full((round(lines * size), round(columns * size), 3), 255, np.uint8)
+        for line, images in self._lines:
+            for column, pixels in enumerate(images):
+                top, left = round(line * PITCH * size), round(column * PITCH * size)
+                enlarged = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+                canvas[top : top + size, left : left + size] = enlarged
+        self._figure.set_size_inches(self._inches * columns, self._inches * lines)
+        self._axis.imshow(canvas, interpolation="nearest", extent=(0, columns, lines, 0), aspect="auto")
+        self._axis.axis("off")
+        self._figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
+def label(name: object, width: int = 16) -> str:
+    """Return a user's name for a picture: no math, two lines of `width` at most, unknown glyphs replaced."""
+    known = set().union(*(_glyphs(family) for family in families()))
+    text = "".join(c if ord(c) in known or c.isspace() else MISSING for c in str(name))
+    return "\n".join(textwrap.wrap(text, width, max_lines=2, placeholder="…")).replace("$", r"\$")
 
 
-def _empty_axis(figure: FigureBase, columns: int, lines: int, **margins: float) -> Axes:
-    """Return one pair of axes for all pictures of a grid; a pair for each takes four times as long."""
-    axis = figure.subplots(gridspec_kw=margins)
-    axis.axis("off")
-    axis.set(xlim=(0, columns * PITCH), ylim=(lines * PITCH, 0), autoscale_on=False)
-    return axis
+@functools.cache
+def families() -> tuple[str, ...]:
+    """Return the font families that labels are drawn with, the first one first."""
+    installed = set(font_manager.get_font_names())
+    return ("DejaVu Sans", *(name for name in FALLBACKS if name in installed))
 
 
-def _put(axis: Axes, column: int, line: int, pixels: np.ndarray, value_range: tuple[float, float]) -> None:
-    """Draw a picture in its cell of a grid."""
-    left, top = column * PITCH, line * PITCH
-    place = (left, left + 1, top + 1, top)
-    axis.imshow(_displayed(pixels, value_range), interpolation="nearest", extent=place)
-
-
-def _left_of(axis: Axes, line: int, text: str, *, far: bool = False, **style: Any) -> None:
-    """Write at the left of a line of pictures."""
-    axis.text(
-        -1.2 if far else -0.25,
-        line * PITCH + 0.5,
-        text,
-        fontsize=9,
-        va="center",
-        ha="right",
-        family=families(),
-        **style,
-    )
-
-
-def _above(axis: Axes, column: int, text: str, **style: Any) -> None:
-    """Write above a column of pictures."""
-    aligned = "left" if "rotation" in style else "center"
-    axis.text(
-        column * PITCH + 0.5, -0.12, text, fontsize=9, va="bottom", ha=aligned, family=families(), **style
-    )
-
-
-def _displayed(pixels: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    low, high = value_range
-    return np.clip((pixels - low) / (high - low), 0, 1)
-
-
-def save_curves(path: pathlib.Path, stages: Mapping[str, pathlib.Path]) -> None:
-    """Draw losses over steps, one panel per phase.
-
-    Args:
-      path: PNG file to write.
-      stages: Folders of `metrics.jsonl` by phase; empty if nothing was trained.
-    """
-    figure = Figure(figsize=(5 * max(len(stages), 1), 3.2), dpi=120, layout="constrained")
-    if not stages:
-        figure.text(0.5, 0.5, "Nothing was trained in this workdir.", ha="center")
-    for number, (name, folder) in enumerate(stages.items(), start=1):
-        axis = figure.add_subplot(1, len(stages), number)
-        logged = read_metrics(folder)
-        for term in ("loss", "retain", "forget"):
-            steps = [row["step"] for row in logged if term in row]
-            if steps:
-                values = [row[term] for row in logged if term in row]
-                axis.plot(steps, values, label=term, color=COLORS.get(term, "#333333"))
-        axis.set(title=name, xlabel="step", yscale="log")
-        axis.legend()
-        axis.grid(alpha=0.3)
-    figure.savefig(path, metadata={"Software": None})
-
-
-def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Draw retain against forget quality, a point for each row.
-
-    Quality is a distance and the accuracy if the rows have them, otherwise PSNR and MSE.
-
-    Args:
-      path: PNG file to write.
-      rows: Figures by name of the row, then by set.
-    """
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    known = rows["original"]["retain"]
-    distance = next((name for name in ("fid", "classifier_distance") if name in known), "psnr")
-    for number, figure_name in enumerate((distance, "accuracy" if "accuracy" in known else "mse"), 1):
-        label = METRICS[figure_name].heading
-        axis = figure.add_subplot(1, 2, number)
-        for place, (name, row) in enumerate(rows.items()):
-            point = (row["retain"][figure_name], row["forget"][figure_name])
-            if name == "original":  # a ring, so that a point upon it is seen
-                axis.plot(*point, "o", markersize=13, markerfacecolor="none", color="black", label=name)
-            else:
-                axis.plot(*point, "o", color=colormaps["viridis_r"](place / len(rows)), label=name)
-        axis.set(xlabel=f"retain {label}", ylabel=f"forget {label}")
-        axis.locator_params(nbins=6)
-        axis.grid(alpha=0.3)
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right")  # type: ignore[call-overload]  # not in the stubs
-    figure.savefig(path, metadata={"Software": None})
+@functools.cache
+def _glyphs(family: str) -> frozenset[int]:
+    return frozenset(FT2Font(font_manager.findfont(family)).get_charmap())

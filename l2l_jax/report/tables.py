@@ -1,6 +1,8 @@
-"""The tables of a report, as rows of cells and as text for the console."""
+"""The tables of a report: rows of cells, text for the console, and one CSV file with every number."""
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
@@ -16,6 +18,7 @@ ARROWS = {"higher": "↑", "lower": "↓"}
 NOTHING = "—"
 METRIC_TITLES = {"mse": "masked MSE", "accuracy": "accuracy"}
 FORMATS = {"mse": ".4f", "accuracy": ".3f"}
+CSV_HEADER = ("attack", "model", "set", "figure", "value", "low", "high")
 
 
 class Cell(NamedTuple):
@@ -26,16 +29,10 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of a table.
-
-    Attributes:
-      titles: Leading cells.
-      cells: The others.
-      kind: For its style: a set or an outcome.
-    """
+    """Leading titles and the cells of a line; its kind, for its style, is a set or an outcome."""
 
     titles: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    cells: Sequence[Cell]
     kind: str = ""
 
 
@@ -43,12 +40,20 @@ class Table(NamedTuple):
     """A table with its headings."""
 
     headings: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: list[Row]
 
     def text(self, style: str = "simple") -> str:
         """Return the table for the console or for Markdown."""
         body = [[*row.titles, *(f"{c.value} {c.interval}".strip() for c in row.cells)] for row in self.rows]
         return tabulate(body, headers=self.headings, tablefmt=style, disable_numparse=True)
+
+
+def cell(numbers: Sequence[float | None] | None, spec: str) -> Cell:
+    """Return a cell of a number and, if known, the ends of its interval; None: there is no number."""
+    if numbers is None:
+        return Cell(NOTHING)
+    value, *ends = (number if number is None else format(number, spec) for number in numbers)
+    return Cell(str(value), "" if not ends or None in ends else f"{ends[0]} – {ends[1]}")
 
 
 def console(report: Report) -> str:
@@ -61,16 +66,19 @@ def console(report: Report) -> str:
 
 def metrics_table(report: Report, *, intervals: bool = True) -> Table:
     """Return the metrics of test images: a row for each set and model."""
-    names = [name for name in METRICS if name in report["original"]["retain"]]
-    headings = tuple(f"{METRICS[name].heading} {ARROWS[METRICS[name].better]}" for name in names)
+    metrics = {name: METRICS[name] for name in METRICS if name in report["original"]["retain"]}
     rows = []
     for set_name in report["original"]:
         for model in models(report):
             ends = report["intervals"][model][set_name] if intervals else {}
             values = report[model][set_name]
-            cells = tuple(cell(values.get(name), ends.get(name), METRICS[name].format) for name in names)
+            cells = [
+                cell((values[name], *ends.get(name, ())) if name in values else None, metric.format)
+                for name, metric in metrics.items()
+            ]
             rows.append(Row((set_name, model), cells, set_name))
-    return Table(("set", "model", *headings), tuple(rows))
+    headings = (f"{metric.heading} {ARROWS[metric.better]}" for metric in metrics.values())
+    return Table(("set", "model", *headings), rows)
 
 
 def models(report: Report) -> list[str]:
@@ -80,70 +88,60 @@ def models(report: Report) -> list[str]:
 
 def attack_table(audit: Mapping[str, Any], *, intervals: bool = True) -> Table:
     """Return metrics of the forget images at the best point of each model's curve, by attack."""
-    outcomes = _outcomes(audit)
-    roles = list(audit["results"][0]["figures"])
-    names = [name for name in METRIC_TITLES if name in audit["results"][0]["figures"]["unlearned"]["forget"]]
-    headings = [f"{METRIC_TITLES[name]},\n{role}" for name in names for role in roles]
+    outcomes: dict[str, str] = {}  # the worst over all measures
+    for entry in audit["comparisons"]:
+        known = outcomes.get(entry["name"], entry["outcome"]), entry["outcome"]
+        outcomes[entry["name"]] = max(known, key=("no more", "less", "open", "as much", "more").index)
+    figures = audit["results"][0]["figures"]
+    columns = [
+        (name, role) for name in METRIC_TITLES if name in figures["unlearned"]["forget"] for role in figures
+    ]
     rows = []
     for result in audit["results"]:
-        found = (result["figures"][role]["forget"].get(name) for name in names for role in roles)
-        formats = (FORMATS[name] for name in names for _ in roles)
+        found = [result["figures"][role]["forget"].get(name) for name, role in columns]
         cells = [
-            cell(f and f[0], f[1:] if f and intervals else None, spec)
-            for f, spec in zip(found, formats, strict=True)
+            cell(numbers and numbers[: 3 if intervals else 1], FORMATS[name])
+            for numbers, (name, _) in zip(found, columns, strict=True)
         ]
-        result_outcome = outcomes[result["name"]]
-        rows.append(Row((result["title"],), (Cell(result_outcome), *cells), result_outcome))
-    return Table(("attack", f"knows … than\n{audit['reference']}", *headings), tuple(rows))
-
-
-def _outcomes(audit: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the unlearned model knows compared with the reference, by attack, over all measures."""
-    found: dict[str, str] = {}
-    for entry in audit["comparisons"]:
-        known = found.get(entry["name"], entry["outcome"]), entry["outcome"]
-        found[entry["name"]] = max(known, key=("no more", "less", "open", "as much", "more").index)
-    return found
+        outcome = outcomes[result["name"]]
+        rows.append(Row((result["title"],), [Cell(outcome), *cells], outcome))
+    headings = (f"{METRIC_TITLES[name]},\n{role}" for name, role in columns)
+    return Table(("attack", f"knows … than\n{audit['reference']}", *headings), rows)
 
 
 def depth_table(audit: Mapping[str, Any]) -> Table | None:
     """Return depths where original and retrained model clearly differ; None without any."""
     titles = {"error": "depth by log error", "accuracy": "depth by accuracy"}
-    measures = [m for m in titles if any(m in r["depth"] for r in audit["results"])]
-    rows = [
-        Row((result["title"],), tuple(_depth(result["depth"].get(measure)) for measure in measures))
-        for result in audit["results"]
-    ]
-    rows = [row for row in rows if any(c.value != NOTHING for c in row.cells)]
-    return Table(("attack", *(titles[m] for m in measures)), tuple(rows)) if rows else None
-
-
-def _depth(depth: Mapping[str, Any] | None) -> Cell:
-    if depth is None or not depth["resolved"]:
-        return Cell(NOTHING)
-    return cell(depth["value"], (depth["low"], depth["high"]), ".2f")
+    measures = [m for m in titles if any(m in result["depth"] for result in audit["results"])]
+    rows = []
+    for result in audit["results"]:
+        depths = (result["depth"].get(measure) for measure in measures)
+        found = [(d["value"], d["low"], d["high"]) if d and d["resolved"] else None for d in depths]
+        if any(found):
+            rows.append(Row((result["title"],), [cell(numbers, ".2f") for numbers in found]))
+    return Table(("attack", *(titles[m] for m in measures)), rows) if rows else None
 
 
 def evidence_table(audit: Mapping[str, Any]) -> Table | None:
     """Return membership inference and the linear probe by layer: a column for each model."""
     roles = list(audit["results"][0]["figures"])
-    rows = []
-    for score, title in (
-        ("error", "masked MSE"),
-        ("relative_error", "masked MSE relative to the retrained model"),
-    ):
+    titles = {"error": "masked MSE", "relative_error": "masked MSE relative to the retrained model"}
+    lines: dict[str, dict[str, Sequence[float]]] = {}
+    for score, title in titles.items():
         found = {role: scores[score] for role, scores in audit["membership"].items() if score in scores}
-        if found:
-            aucs = (found[r]["auc"] if r in found else None for r in roles)
-            cells = tuple(cell(auc and auc[0], auc and auc[1:], ".3f") for auc in aucs)
-            rows.append(Row((f"membership by {title}: AUC",), cells))
-            rates = (found[r]["true_positives"] if r in found else None for r in roles)
-            cells = tuple(cell(rate, None, ".3f") for rate in rates)
-            rows.append(Row((f"membership by {title}: true positives at 1 % false positives",), cells))
+        lines[f"membership by {title}: AUC"] = {role: f["auc"] for role, f in found.items()}
+        lines[f"membership by {title}: true positives at 1 % false positives"] = {
+            role: [f["true_positives"]] for role, f in found.items()
+        }
     for layer in audit["layers"].get("unlearned", {}):
-        cells = tuple(cell(audit["layers"][r][layer][0], audit["layers"][r][layer][1:], ".3f") for r in roles)
-        rows.append(Row((f"linear probe of {layer}: accuracy",), cells))
-    return Table(("", *roles), tuple(rows)) if rows else None
+        accuracies = {role: layers[layer] for role, layers in audit["layers"].items()}
+        lines[f"linear probe of {layer}: accuracy"] = accuracies
+    rows = [
+        Row((title,), [cell(numbers.get(role), ".3f") for role in roles])
+        for title, numbers in lines.items()
+        if numbers
+    ]
+    return Table(("", *roles), rows) if rows else None
 
 
 def class_table(report: Report) -> Table | None:
@@ -153,22 +151,55 @@ def class_table(report: Report) -> Table | None:
         return None
     roles = [model for model in models(report) if model in classes]
     first = classes[roles[0]]
-    names = [n for n in METRIC_TITLES if any(n in values for s in first.values() for values in s.values())]
+    known = {name for of_classes in first.values() for values in of_classes.values() for name in values}
+    columns = [(name, role) for name in METRIC_TITLES if name in known for role in roles]
     rows = []
     for set_name, of_classes in first.items():
         for class_name, values in of_classes.items():
-            found = (classes[r][set_name].get(class_name, {}).get(n) for n in names for r in roles)
-            formats = (FORMATS[n] for n in names for _ in roles)
-            cells = tuple(cell(value, None, spec) for value, spec in zip(found, formats, strict=True))
+            found = [classes[role][set_name].get(class_name, {}).get(name) for name, role in columns]
+            cells = [
+                cell(None if value is None else (value,), FORMATS[name])
+                for value, (name, _) in zip(found, columns, strict=True)
+            ]
             rows.append(Row((set_name, class_name, str(values.get("count", ""))), cells, set_name))
-    headings = (f"{METRIC_TITLES[n]},\n{r}" for n in names for r in roles)
-    return Table(("set", "class", "images", *headings), tuple(rows))
+    headings = (f"{METRIC_TITLES[name]},\n{role}" for name, role in columns)
+    return Table(("set", "class", "images", *headings), rows)
 
 
-def cell(value: float | None, ends: Sequence[float | None] | None, spec: str) -> Cell:
-    """Return a cell of a number, which may be missing, and the ends of its interval."""
-    if value is None:
-        return Cell(NOTHING)
-    if ends is None or None in ends:
-        return Cell(format(value, spec), "")
-    return Cell(format(value, spec), f"{ends[0]:{spec}} – {ends[1]:{spec}}")
+def to_csv(report: Report) -> str:
+    """Return all metrics with their 95% intervals, one number a line; cells are empty where there is none."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for model, sets in report["intervals"].items():
+        for set_name, intervals in sets.items():
+            for name, value in report[model][set_name].items():
+                writer.writerow(("", model, set_name, name, value, *intervals.get(name, ("", ""))))
+    if report["audit"] is not None:
+        writer.writerows(_attack_lines(report["audit"]))
+    return text.getvalue()
+
+
+def _attack_lines(audit: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for entry in audit["comparisons"]:
+        numbers = entry["excess"], entry["low"], entry["high"]
+        yield (entry["name"], "unlearned", "forget", f"excess_by_{entry['measure']}", *numbers)
+    for result in audit["results"]:
+        for model, sets in result["figures"].items():
+            for set_name, metrics in sets.items():
+                for name, interval in metrics.items():
+                    yield (result["name"], model, set_name, name, *interval)
+        for measure, depth in result["depth"].items():
+            if depth["resolved"]:
+                ends = depth["value"], depth["low"], depth["high"]
+                yield (result["name"], "unlearned", "forget", f"depth_by_{measure}", *ends)
+        for name, value in (result["distance"] or {}).items():
+            yield (result["name"], "unlearned", "forget", f"kolmogorov_smirnov_{name}", value, "", "")
+    for model, found in audit["membership"].items():
+        for score, values in found.items():
+            yield ("membership", model, "forget", f"auc_by_{score}", *values["auc"])
+            rate = values["true_positives"]
+            yield ("membership", model, "forget", f"true_positives_by_{score}", rate, "", "")
+    for model, layers in audit["layers"].items():
+        for layer, interval in layers.items():
+            yield ("linear_probe", model, "forget", f"accuracy_from_{layer}", *interval)

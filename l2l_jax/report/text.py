@@ -14,14 +14,42 @@ LISTED = 8
 
 def headline(report: Report) -> list[str]:
     """Return the verdict, its cost and a missed retain budget, in sentences that need no other context."""
-    return [_verdict(report) if report["audit"] else _unaudited(report), _cost(report), *_budget(report)]
+    names = listed(class_names(report, "forget"))
+    if not report["audit"]:
+        verdict = _unaudited(report, names)
+    elif report["audit"]["reference"] == "original":
+        verdict = _without_standard(report["audit"], names)
+    else:
+        verdict = _verdict(report["audit"]["verdict"], names)
+    said = [verdict, _cost(report)]
+    budget = report.get("retain_budget")
+    if budget and not budget["met"]:
+        said.append(
+            f"The retain budget was missed: {budget['retain']['value']:.2f} times the original's error on "
+            f"validation images, and {budget['budget']:g} were allowed."
+        )
+    return said
 
 
 def details(report: Report) -> list[str]:
     """Return the sentences that follow the headline of an audited run."""
-    if not report["audit"]:
+    audit = report["audit"]
+    if not audit:
         return ["Nobody has attacked this model yet: `python -m l2l_jax.audit` tells forgotten from hidden."]
-    return [*_knowledge(report), *_deciding(report), *_unsettled(report), *_caveats(report)]
+    said, verdict = [_knowledge(report)], audit["verdict"]
+    if audit["reference"] != "original":
+        if verdict["comparison"] is not None:
+            kinds = {
+                "forgotten": "The comparison closest to its margin",
+                "undecided": "The comparison that is open",
+            }
+            kind = kinds.get(verdict["finding"], "The comparison that decides")
+            which = verdict["title"] or "no attack"
+            said.append(f"{kind}: {which}, {describe_comparison(verdict['comparison'])}.")
+        if verdict["unsettled_attacks"]:
+            titles = {entry["name"]: entry["title"] for entry in audit["comparisons"]}
+            said.append(f"Open after: {'; '.join(titles[name] for name in verdict['unsettled_attacks'])}.")
+    return said + _caveats(audit["yardstick"])
 
 
 def sentences(report: Report) -> list[str]:
@@ -42,24 +70,17 @@ def class_names(report: Report, name: str) -> Sequence[Any]:
     return report["class_names"][name] if "class_names" in report else report["config"]["data"][name]
 
 
-def count(number: int, noun: str) -> str:
-    """Return "three attacks" or "12 attacks"."""
-    word = NUMBERS[number] if number < len(NUMBERS) else str(number)
-    return f"{word} {noun}{'' if number == 1 else 's'}"
-
-
-def _verdict(report: Report) -> str:
-    audit, names = report["audit"], listed(class_names(report, "forget"))
-    verdict, title = audit["verdict"], audit["verdict"]["title"]
-    after = f"after {count(verdict['attacks'], 'attack')} " if verdict["attacks"] else ""
+def _verdict(verdict: Mapping[str, Any], names: str) -> str:
+    """Return the verdict of a comparison with a retrained model."""
+    title, finding, count = verdict["title"], verdict["finding"], verdict["attacks"]
     never_saw = "a model that never saw them"
-    finding = verdict["finding"]
-    if audit["reference"] == "original":
-        return _without_standard(audit, names)
     if finding == "forgotten":
-        little = f" There was little to forget: {never_saw} reconstructs them, too."
+        number = NUMBERS[count] if count < len(NUMBERS) else str(count)
+        after = f"after {number} attack{'' if count == 1 else 's'} " if count else ""
         said = f"Forgotten: {after}the model knows no more about {names} than {never_saw}."
-        return said + (little if verdict["little_to_forget"] else "")
+        if verdict["little_to_forget"]:
+            said += f" There was little to forget: {never_saw} reconstructs them, too."
+        return said
     if finding == "hidden":
         return (
             f"Hidden, not forgotten: without an attack the model knows no more about {names} than "
@@ -68,11 +89,11 @@ def _verdict(report: Report) -> str:
     if finding == "not forgotten":
         return f"Not forgotten: without any attack the model knows more about {names} than {never_saw}."
     where = f"after one attack ({title})" if title else "even without an attack"
-    needed = verdict["images_needed"]
-    enough = f" About {_round(needed)} test images would decide." if needed else ""
-    return (
-        f"Undecided: {where} it is open whether the model knows more about {names} than {never_saw}.{enough}"
-    )
+    said = f"Undecided: {where} it is open whether the model knows more about {names} than {never_saw}."
+    if needed := verdict["images_needed"]:
+        digits = max(len(str(needed)) - 2, 0)  # 1,283 is said as 1,300
+        said += f" About {round(needed, -digits):,} test images would decide."
+    return said
 
 
 def _without_standard(audit: Mapping[str, Any], names: str) -> str:
@@ -91,9 +112,8 @@ def _without_standard(audit: Mapping[str, Any], names: str) -> str:
     )
 
 
-def _unaudited(report: Report) -> str:
+def _unaudited(report: Report, names: str) -> str:
     before, after = (report[model]["forget"] for model in ("original", "unlearned"))
-    names = listed(class_names(report, "forget"))
     if "accuracy" in after:
         return (
             f"Not audited. A classifier recognizes {names} in {_percent(after['accuracy'])} of the "
@@ -107,35 +127,26 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _change(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.0f}".replace("-", "−")
+def _signed(value: float, spec: str = "+.3f") -> str:
+    return format(value, spec).replace("-", "−")
 
 
 def _cost(report: Report) -> str:
     """Return what forgetting cost on retain images."""
-    if not report["audit"]:
+    if report["audit"]:
+        ratio, low, high = report["audit"]["cost"]["mse_ratio"]
+    else:
         ratio = report["unlearned"]["retain"]["mse"] / report["original"]["retain"]["mse"]
-        return f"Cost: masked MSE on the retained classes {_change(ratio)} %."
-    ratio, low, high = report["audit"]["cost"]["mse_ratio"]
-    interval = ""
-    if low is not None:
-        ends = (f"{100 * (low - 1):.0f}–{100 * (high - 1):.0f}" if low >= 1
-                else f"{_change(low)} to {_change(high)}")  # fmt: skip
-        interval = f" (95% CI {ends} %)"
-    return f"Cost: masked MSE on the retained classes {_change(ratio)} %{interval}."
+        low = high = None
+    said = f"Cost: masked MSE on the retained classes {_signed(100 * (ratio - 1), '+.0f')} %"
+    if low is None:
+        return f"{said}."
+    low, high = 100 * (low - 1), 100 * (high - 1)
+    ends = f"{low:.0f}–{high:.0f}" if low >= 0 else f"{_signed(low, '+.0f')} to {_signed(high, '+.0f')}"
+    return f"{said} (95% CI {ends} %)."
 
 
-def _budget(report: Report) -> list[str]:
-    budget = report.get("retain_budget")
-    if not budget or budget["met"]:
-        return []
-    return [
-        f"The retain budget was missed: {budget['retain']['value']:.2f} times the original's error on "
-        f"validation images, and {budget['budget']:g} were allowed."
-    ]
-
-
-def _knowledge(report: Report) -> list[str]:
+def _knowledge(report: Report) -> str:
     """Say what the models know of the forget images without an attack."""
     figures = report["audit"]["results"][0]["figures"]
     values = {model: sets["forget"]["mse"][0] for model, sets in figures.items()}
@@ -144,24 +155,10 @@ def _knowledge(report: Report) -> list[str]:
     shares = {m: s["forget"]["accuracy"][0] for m, s in figures.items() if "accuracy" in s["forget"]}
     if shares:
         said += f", and a classifier finds the class in {_percent(shares.pop('unlearned'))} of them"
-        said += f" ({', '.join(f'{model} {_percent(share)}' for model, share in shares.items())}"
         real = report.get("real_images", {}).get("forget", {}).get("accuracy")
-        said += f", real images {_percent(real)})" if real is not None else ")"
-    return [f"{said}."]
-
-
-def _deciding(report: Report) -> list[str]:
-    """Give the numbers of the comparison that decides, or leaves the verdict open."""
-    audit = report["audit"]
-    found = audit["verdict"]["comparison"]
-    if found is None or audit["reference"] == "original":
-        return []
-    which = audit["verdict"]["title"] or "no attack"
-    kind = {
-        "forgotten": "The comparison closest to its margin",
-        "undecided": "The comparison that is open",
-    }.get(audit["verdict"]["finding"], "The comparison that decides")
-    return [f"{kind}: {which}, {describe_comparison(found)}."]
+        shares |= {} if real is None else {"real images": real}
+        said += f" ({', '.join(f'{model} {_percent(share)}' for model, share in shares.items())})"
+    return f"{said}."
 
 
 def describe_comparison(found: Mapping[str, Any]) -> str:
@@ -172,26 +169,12 @@ def describe_comparison(found: Mapping[str, Any]) -> str:
         bounds = f"95% bounds {least} and {most}; margin {limit}"
         return f"masked MSE {ratio} times the retrained model's ({bounds})"
     name = {"accuracy": "accuracy", "auc": "AUC"}[found["measure"]]
-    bounds = f"95% bounds {_signed(low)} and {_signed(high)}"
-    return f"{name} {_signed(value)} against the retrained model ({bounds}; margin {_signed(margin)})"
+    bounds = f"95% bounds {_signed(low)} and {_signed(high)}; margin {_signed(margin)}"
+    return f"{name} {_signed(value)} against the retrained model ({bounds})"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _unsettled(report: Report) -> list[str]:
-    audit = report["audit"]
-    names = audit["verdict"]["unsettled_attacks"]
-    if not names or audit["reference"] == "original":
-        return []
-    titles = {entry["name"]: entry["title"] for entry in audit["comparisons"]}
-    return [f"Open after: {'; '.join(titles[name] for name in names)}."]
-
-
-def _caveats(report: Report) -> list[str]:
+def _caveats(standard: Mapping[str, Any] | None) -> list[str]:
     """Say what limits the comparison with the retrained model."""
-    standard = report["audit"]["yardstick"]
     if standard is None:
         return [
             "Name a model that was trained without the forget images by --config.audit.retrained=FOLDER, or "
@@ -208,9 +191,3 @@ def _caveats(report: Report) -> list[str]:
             "original's masked MSE (fair is up to 1.1): the verdict is not to be trusted."
         )
     return said
-
-
-def _round(number: int) -> str:
-    """Return a number with two digits, such as 1,300."""
-    digits = max(len(str(number)) - 2, 0)
-    return f"{round(number, -digits):,}"

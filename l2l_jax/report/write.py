@@ -1,24 +1,29 @@
 """The report of a run: metrics.json, metrics.csv, pictures, and one HTML file that holds it all."""
 
+import base64
+import importlib.resources
 import json
 import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 
 from l2l_jax.errors import UserError
 from l2l_jax.evals import tsne
 from l2l_jax.evals.encoder_features import EmbeddedImages
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.report.csv import to_csv
-from l2l_jax.report.page import page
+from l2l_jax.evals.tables import reasons
+from l2l_jax.report import tables
+from l2l_jax.report.text import details, headline
 from l2l_jax.utils.io import atomic_write
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
+STYLES = {"forgotten": "good", "hidden": "bad", "not forgotten": "bad"}
 
 
 class Drawings(NamedTuple):
@@ -42,18 +47,13 @@ def write_report(folder: pathlib.Path, report: dict[str, Any], drawings: Drawing
 
     Durations and memory of a phase that was finished before are kept from the earlier report.
 
-    Args:
-      folder: `report/` of the workdir.
-      report: The content of metrics.json.
-      drawings: What the pictures show.
-
     Raises:
       UserError: The pictures or the page cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     report = _with_earlier_costs(report, folder / METRICS)
     atomic_write(folder / METRICS, json.dumps(report, indent=2) + "\n")
-    atomic_write(folder / "metrics.csv", to_csv(report).encode("utf-8", "backslashreplace"))
+    atomic_write(folder / "metrics.csv", tables.to_csv(report).encode("utf-8", "backslashreplace"))
     try:
         html = page(report, draw(folder, drawings, report["audit"]), folder.resolve().parent.name)
     except Exception as error:
@@ -70,26 +70,58 @@ def draw(
     folder: pathlib.Path, drawings: Drawings, audit: Mapping[str, Any] | None
 ) -> dict[str, pathlib.Path]:
     """Draw all pictures and return their files by name."""
-    from l2l_jax.report import audit_pictures, pictures  # matplotlib takes long to load
+    from l2l_jax.report import pictures, plots  # matplotlib takes long to load
 
     evaluation, inpainted, curves, features = drawings
-    files = {name: folder / f"{name}.png" for name in ("restorations", "losses")}
-    pictures.save_grid(files["restorations"], evaluation, inpainted)
-    pictures.save_curves(files["losses"], curves)
-    for name in ("forget", "retain"):
-        files[f"examples_{name}"] = folder / f"examples_{name}.png"
+    files: dict[str, pathlib.Path] = {}
+
+    def file(name: str) -> pathlib.Path:
+        return files.setdefault(name, folder / f"{name}.png")
+
+    pictures.save_grid(file("restorations"), evaluation, inpainted)
+    plots.save_curves(file("losses"), curves)
+    for name in tables.SETS:
         few = {model: sets for model, sets in inpainted.items() if model != "retrained" and name in sets}
-        pictures.save_examples(files[f"examples_{name}"], evaluation, few, name)
+        pictures.save_examples(file(f"examples_{name}"), evaluation, few, name)
     if sum(map(len, features.labels.values())) >= tsne.LEAST:
-        files["features"] = folder / "features.png"
-        audit_pictures.save_features(files["features"], features, evaluation.class_names)
+        plots.save_features(file("features"), features, evaluation.class_names)
     if audit is not None:
-        files["forest"] = folder / "forest.png"
-        audit_pictures.save_forest(files["forest"], audit)
+        plots.save_forest(file("forest"), audit)
         if audit["curves"]:
-            files["attacks"] = folder / "attacks.png"
-            audit_pictures.save_attack_curves(files["attacks"], audit)
+            plots.save_attack_curves(file("attacks"), audit)
     return files
+
+
+def page(report: Mapping[str, Any], drawn: Mapping[str, pathlib.Path], title: str) -> str:
+    """Return the report as one HTML file that needs no other, with the pictures of `draw` in it."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text("utf-8")
+    audit = report["audit"] or {}
+    titles = {entry["name"]: entry["title"] for entry in audit.get("comparisons", ())}
+    text = environment.from_string(template).render(
+        report=report,
+        title=title,
+        headline=headline(report),
+        details=details(report),
+        style=STYLES.get(audit["verdict"]["finding"], "") if audit else "",
+        shown_attack=titles.get(audit.get("shown_attack")),
+        tables={
+            "metrics": tables.metrics_table(report),
+            "classes": tables.class_table(report),
+            "attacks": audit and tables.attack_table(audit),
+            "depths": audit and tables.depth_table(audit),
+            "evidence": audit and tables.evidence_table(audit),
+        },
+        pictures={
+            name: f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+            for name, path in drawn.items()
+        },
+        unavailable=reasons(report),
+        config=json.dumps(report["config"], indent=2),
+    )
+    return text.encode("utf-8", "backslashreplace").decode()  # file names may not be UTF-8
 
 
 def _with_earlier_costs(report: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:

@@ -30,10 +30,6 @@ def test_other_features_are_noticed():
 
 
 def test_figures_and_table():
-    calls = []
-    sides = {"l2l_jax": lambda: calls.append("a"), "PyTorch": lambda: calls.append("b")}
-    assert [len(taken) for taken in features.in_turns(sides, 3).values()] == [3, 3]
-    assert calls == ["a", "b"] * 3
     rows = {
         "l2l_jax": features.figures([(2.0, 4.0), (1.0, 2.0), (4.0, 3.0)], 8),
         "PyTorch": features.figures([(4.0, 8.0)], 8),

@@ -13,6 +13,7 @@ from l2l_jax.cli import config as config_command
 from l2l_jax.cli.common import run_program
 from l2l_jax.config import parse_config
 from l2l_jax.config_files import read_config
+from tests.matrix import soak
 
 PLUGIN = '''
 import dataclasses
@@ -70,7 +71,7 @@ def test_a_method_of_a_users_module_has_its_options_and_documentation(run_here, 
     assert code == 1 and "Did you mean config.unlearn.brighten.strength?" in errors
 
 
-@pytest.mark.parametrize("platform", ["cuda", "gpu", "typo"])
+@pytest.mark.parametrize("platform", ["cuda", soak("gpu"), "typo"])
 def test_a_platform_that_is_not_here_is_named(platform):
     command = [sys.executable, "-m", "l2l_jax", "config", "--config=digits_mae"]
     environment = {**os.environ, "JAX_PLATFORMS": platform}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from l2l_jax.compare.area import Errors, Point, area, area_interval, dominated, point, ratio, staircase
+from l2l_jax.compare.area import Point, area_interval, dominated, relative, staircase
 
 POINTS = [
     Point(0.1, 1.0),
@@ -22,6 +22,13 @@ def test_dominated_settings():
     assert dominated(POINTS) == [False, True, False, False, False, False]
 
 
+def area(points, limit, quoted=None):
+    """The area under a front of settings with one seed, whose errors on forget images do not vary."""
+    original = np.full(4, 0.02)
+    settings = [[original * math.exp(point.gain)] for point in quoted or points]
+    return area_interval(settings, original, points, limit).value
+
+
 def test_the_front_is_a_staircase():
     """From 0 on the free setting, then 0.1 and 0.3; 0.6 is beyond the limit."""
     assert staircase(POINTS, 0.5) == [(0.0, 5), (0.1, 0), (0.3, 2)]
@@ -35,24 +42,17 @@ def test_what_validation_chooses_is_quoted_on_test_images():
     assert area(validation, 0.5, test) == pytest.approx((0.25 * 4 + 0.25 * 8) / 0.5)
 
 
-def errors(retain, forget):
-    return Errors(np.full(6, retain), np.full(4, forget))
-
-
 def test_a_setting_is_the_median_of_its_seeds():
-    original = errors(0.01, 0.02)
-    found = point([errors(0.011, 0.2), errors(0.02, 0.1), errors(0.012, 0.4)], original)
-    assert found.cost == pytest.approx(0.2) and found.gain == pytest.approx(math.log(10))
+    assert relative([np.full(6, x) for x in (0.011, 0.02, 0.012)], np.full(6, 0.01)) == pytest.approx(1.2)
 
 
-def test_intervals_hold_the_figure_and_see_that_errors_are_paired():
+def test_intervals_hold_the_value_and_see_that_errors_are_paired():
     rng = np.random.default_rng(0)
     before = rng.random(50) + 0.1
-    assert ratio(3 * before, before) == pytest.approx((3, 3, 3))
-    noisy = Errors(before, before), Errors(1.1 * before, 5 * before * rng.uniform(0.5, 1.5, 50))
-    original, model = noisy
-    chosen_by = [Point(0.1, 1.0)]
-    interval = area_interval([[model]], original, chosen_by, 0.5)
-    expected = 0.8 * math.log(model.forget.mean() / before.mean())
+    tripled = area_interval([[3 * before]], before, [Point(0.0, 1.0)], 0.5)
+    assert tripled == pytest.approx([math.log(3)] * 3)
+    noisy = 5 * before * rng.uniform(0.5, 1.5, 50)
+    interval = area_interval([[noisy]], before, [Point(0.1, 1.0)], 0.5)
+    expected = 0.8 * math.log(noisy.mean() / before.mean())
     assert interval.value == pytest.approx(expected)
     assert interval.low < expected < interval.high < interval.low + 0.5

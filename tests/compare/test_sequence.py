@@ -29,7 +29,7 @@ def test_the_recipe_keeps_what_was_forgotten_among_what_is_to_be_forgotten():
         RECIPE("4")
 
 
-def test_each_request_starts_where_the_one_before_ended(monkeypatch, tmp_path):
+def test_each_request_starts_where_the_one_before_ended(one_device, monkeypatch, tmp_path):
     """Unlearning is replaced by noise on the weights, ever more of it from model to model."""
     recipe = RECIPE()
     recipe.evaluate.update(features="none", batch_size=32)

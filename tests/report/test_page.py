@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 
-from l2l_jax.report.csv import to_csv
-from l2l_jax.report.tables import attack_table, class_table, console, evidence_table
+from l2l_jax.report.tables import attack_table, class_table, console, evidence_table, to_csv
 from l2l_jax.report.text import listed, sentences
 from l2l_jax.report.write import write_report
 from tests.report.example import HIDDEN, drawings, report

@@ -1,22 +1,16 @@
 """Grids of pictures: each image lies, square and in its colours, in its line and column."""
 
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from l2l_jax.report import pictures
+from tests.report.example import Shown
 
 SETS = {"retain": (0, 1, 2), "forget": (3, 4)}
 KINDS = ("image", "seen", "original", "unlearned")
-
-
-class Shown(NamedTuple):
-    indices: range
-    images: np.ndarray
-    labels: tuple[int, ...]
 
 
 def colour(kind, label):

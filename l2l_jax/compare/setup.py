@@ -1,0 +1,85 @@
+"""The original model, images and audit that all models of a comparison share."""
+
+import json
+import pathlib
+from typing import Any
+
+from l2l_jax.audit.run import Audit
+from l2l_jax.config import Config
+from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.experiment import batches
+from l2l_jax.experiment import unlearn as unlearning
+from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
+from l2l_jax.experiment.pretrain import original_params
+from l2l_jax.experiment.workdir import Workdir
+from l2l_jax.methods import METHODS
+from l2l_jax.models.base import Params
+from l2l_jax.utils.multihost import barrier
+
+
+class Setup:
+    """What all models of a comparison share.
+
+    Args:
+      config: The experiment; its own pretrained model is used, or made in the workdir.
+      workdir: Folder of the run.
+      audits: Folder of the audits.
+
+    Attributes:
+      evaluation: Evaluation of all models.
+      sets: Training images to retain and to forget.
+      pretrained: The original model, as `config.pretrained` names it.
+      original: Its parameters, after `start`.
+
+    Raises:
+      UserError: An error the user can fix.
+    """
+
+    original: Params
+
+    def __init__(self, config: Config, workdir: pathlib.Path, audits: pathlib.Path):
+        self._config, self._workdir, self._audits = config, Workdir(workdir, config), audits
+        if config.audit.enabled:
+            check_gold_standard(config, audits)
+        with barrier():
+            self.evaluation = Evaluation(config, self._workdir.evaluation)
+            self.sets = batches.training_sets(config, self.evaluation.train)
+        self.pretrained = config.pretrained or str(self._workdir.pretrained)
+
+    def start(self) -> None:
+        """Load or train the original model and, for an audit, the retrained ones."""
+        config = self._config
+        self.original = original_params(config, self._workdir, self.evaluation.train)
+        if config.audit.enabled:
+            standard = gold_standard(config, self.original, self._audits)
+            self._auditor = Audit(config, self.evaluation, self.sets, self.original, standard, self._audits)
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what identifies the images and the original model that results depend on, after `start`."""
+        return unlearning.identify_inputs(self._config, self.original, self.sets)
+
+    def audit(self, name: str, params: Params) -> dict[str, Any] | None:
+        """Return the audit of a model, or None if the config asks for none."""
+        return self._auditor.audit(name, params) if self._config.audit.enabled else None
+
+
+def stamp(config: Config, *, audited: bool = False) -> dict[str, Any]:
+    """Return what the result of a model depends on; how it is computed changes nothing."""
+    settings = json.loads(json.dumps(config.describe()))
+    for section in ("mesh", "parallel", *(() if audited else ("audit",))):
+        del settings[section]
+    return settings
+
+
+def fields_of(method: str) -> dict[str, Any]:
+    """Return the fields of `config.unlearn` that choose a method: one that uses no banks has none."""
+    return {"method": method} | ({} if METHODS[method].takes_noise else {"token_bank": 0, "noise_bank": 0})
+
+
+def incompatible(config: Config) -> str:
+    """Return why a method does not support the other settings of its config, or "" if it does."""
+    try:
+        config.unlearn.objective(config.model)
+    except ValueError as error:
+        return str(error)
+    return ""
