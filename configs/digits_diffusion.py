@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     pretrain = dict(steps=1300, learning_rate=2e-3, weight_decay=0.01, ema_decay=0.99, **training)
     unlearn = dict(steps=650, learning_rate=5e-3, batch_size=32, weight_decay=0.1, **training)
     unlearn |= dict(retain_budget=1.25, alpha=0.1, undo=dict(perturb_encoder=0.5, forget_every=4))
-    config = dict(model=model, pretrain=dict(model=pretrain), unlearn=unlearn)
+    audit = dict(retrained="train")
+    config = dict(model=model, pretrain=dict(model=pretrain), unlearn=unlearn, audit=audit)
     encoder = dict(unlearn=dict(steps=1500, alpha=0.4, budget_every=40))
     return combine(variant, SMALL, DIGITS, config, encoder=[PAPER, encoder])

@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     pretrain["model"] |= dict(weight_decay=0.3, ema_decay=0.995)
     unlearn = dict(steps=300, learning_rate=7e-3, warmup_steps=40, weight_decay=0.1)
     unlearn |= dict(retain_budget=1.25, alpha=0.1, undo=dict(perturb_encoder=1.0, forget_every=4))
-    config = dict(model=model, pretrain=pretrain, unlearn=unlearn)
+    audit = dict(retrained="train")
+    config = dict(model=model, pretrain=pretrain, unlearn=unlearn, audit=audit)
     encoder = dict(steps=500, batch_size=32, warmup_steps=20, alpha=0.25, budget_every=30)
     return combine(variant, SMALL, DIGITS, config, encoder=[PAPER, dict(unlearn=encoder)])

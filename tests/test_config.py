@@ -28,7 +28,10 @@ def test_every_recipe_is_valid_and_says_what_to_expect(path):
         assert word in docstring
 
 
-@pytest.mark.parametrize("name", ["digits_mae", "digits_vqgan", "digits_diffusion", "fashion_mae"])
+@pytest.mark.parametrize(
+    "name",
+    ["digits_mae", "digits_vqgan", "digits_diffusion", "fashion_mae", "fashion_vqgan", "fashion_diffusion"],
+)
 def test_recipes_with_two_methods(name):
     get_config = runpy.run_path(str(DIGITS_MAE.with_name(f"{name}.py")))["get_config"]
     config = parse_config(get_config())

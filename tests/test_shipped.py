@@ -24,8 +24,9 @@ from l2l_jax.weights.loading import load_pretrained, original_weights
 from tests.matrix import cells, soak
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-DIGITS = ("digits_mae", "digits_vqgan", "digits_diffusion")
-RECIPES = (*DIGITS, "fashion_mae")
+FASHION = ("fashion_mae", "fashion_vqgan", "fashion_diffusion")
+RECIPES = ("digits_mae", "digits_vqgan", "digits_diffusion", *FASHION)
+WITH_TWIN = ("digits_mae", *FASHION)
 
 
 def config_of(recipe, **fields):
@@ -34,8 +35,8 @@ def config_of(recipe, **fields):
     return parse_config(config)
 
 
-def test_a_model_and_its_twin_for_each_recipe():
-    assert set(shipped.names()) == {name + end for name in RECIPES for end in ("", shipped.RETRAINED)}
+def test_a_model_for_each_recipe():
+    assert set(shipped.names()) == {*RECIPES, *(name + shipped.RETRAINED for name in WITH_TWIN)}
     files = [shipped.resolved(name) for name in shipped.names()]
     data = [*fashion.FOLDER.iterdir(), fashion.FOLDER.parent / "digits.safetensors"]
     assert sum(len(file.read_bytes()) for file in (*files, *data)) <= 14_000_000
@@ -74,35 +75,36 @@ def errors(one_device):
     return find
 
 
-# Every run restores the forget images with all six models, the others with the two MAEs, the fastest.
+# Every run inpaints the forget images with the MAEs, and retain images with one of them, the fastest.
 @pytest.mark.parametrize(
     "recipe, of",
     cells(
         RECIPES,
         ("retain", "forget"),
-        normal=[("digits_mae", "retain"), *((recipe, "forget") for recipe in RECIPES)],
+        normal=[("digits_mae", "retain"), ("digits_mae", "forget"), ("fashion_mae", "forget")],
     ),
 )
 def test_the_figures_of_the_cards_hold(recipe, of, errors):
     """Errors in the mask on test images; the twin does not restore what it did not see."""
-    found = {end: errors(recipe, end, of).mean() for end in ("", shipped.RETRAINED)}
+    ends = ("", shipped.RETRAINED) if recipe in WITH_TWIN else ("",)
+    found = {end: errors(recipe, end, of).mean() for end in ends}
     for end, error in found.items():
         expected = shipped.card(recipe + end)["test_figures"][of]["mse"]
         np.testing.assert_allclose(error, expected, rtol=0.02, err_msg=recipe + end)
-    if of == "forget":
-        assert found[shipped.RETRAINED] > 1.5 * found[""]
+    if of == "forget" and recipe in WITH_TWIN:
+        assert found[shipped.RETRAINED] > 1.25 * found[""]
 
 
-@pytest.mark.parametrize("recipe", [RECIPES[0], *map(soak, RECIPES[1:])])  # one in every run, as above
+@pytest.mark.parametrize("recipe", [WITH_TWIN[0], *map(soak, WITH_TWIN[1:])])  # one in every run, as above
 def test_a_twin_restores_what_it_saw_as_the_original_does(recipe, errors):
     original, twin = (errors(recipe, end, "validation").mean() for end in ("", shipped.RETRAINED))
     assert twin / original <= FAIR_RATIO
 
 
-@pytest.mark.parametrize("recipe", DIGITS)
+@pytest.mark.parametrize("recipe", ["digits_mae"])
 def test_the_card_of_a_twin_says_how_much_its_seed_matters(recipe):
-    """After the attacks of the recipe's own audit: forget errors 1 (MAE: 3) to 50 % apart."""
-    least = 0.03 if recipe == "digits_mae" else 0.01
+    """After the attacks of the recipe's own audit: forget errors 3 to 50 % apart."""
+    least = 0.03
     audit, seeds = config_of(recipe).audit, shipped.card(recipe + shipped.RETRAINED)["seeds"]
     attacks = ["no_attack", "retain_tuning", "fresh_decoder_retain", "fresh_decoder_all"]
     assert seeds["count"] >= 3

@@ -119,11 +119,15 @@ class Measured(NamedTuple):
         pairs = ((self.retain, other.retain), (self.forget, other.forget))
         return any(not abs(math.log(max(a, SMALL) / max(b, SMALL))) <= EFFECT for a, b in pairs)
 
-    def rank(self, budget: float) -> tuple[bool, float]:
-        """Order models: inside the budget by forget error, outside by least retain error, NaN last."""
+    def rank(self, budget: float, settled: float) -> tuple[bool, bool, float]:
+        """Order models: inside the budget by forget error, outside by least retain error, NaN last.
+
+        Models of steps before `settled` count only where no later one is inside the budget: a blurred
+        reconstruction, early in the training of fresh weights, has a small error and shows nothing.
+        """
         if self.retain <= budget:
-            return True, self.forget
-        return False, -self.retain if math.isfinite(self.retain) else -math.inf
+            return True, self.step >= settled, self.forget
+        return False, False, -self.retain if math.isfinite(self.retain) else -math.inf
 
 
 @dataclasses.dataclass
@@ -253,8 +257,8 @@ class RetainBudget(Hook):
             }
             measured = Measured(step, weight, ratios["retain"], ratios["forget"])
             self._memory.waiting.append(measured)
-            best, budget = self._memory.best, self.budget
-            if best is None or measured.rank(budget) > best.rank(budget):
+            best, rule = self._memory.best, (self.budget, SETTLED_BY * self._config.steps)
+            if best is None or measured.rank(*rule) > best.rank(*rule):
                 self._memory.best, self._best = measured, params
                 self._memory.best_errors = {name: x.tolist() for name, x in errors.items()}
 
