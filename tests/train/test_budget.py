@@ -52,9 +52,7 @@ def test_the_best_model_forgets_most_within_the_budget():
     inside = [Measured(1, 0.1, 1.05, 3.0), Measured(2, 0.2, 1.2, 7.0), Measured(3, 0.2, 1.19, 5.0)]
     outside = [Measured(4, 0.3, 1.3, 9.0), Measured(5, 0.3, 1.21, 8.0), Measured(6, 0.3, math.nan, 99.0)]
     assert max(inside + outside, key=lambda m: m.rank(1.2, 0)).step == 2
-    assert (
-        max(inside + outside, key=lambda m: m.rank(1.2, 3)).step == 3
-    )  # step 2 was before the budget settled
+    assert max(inside + outside, key=lambda m: m.rank(1.2, 3)).step == 3  # 2 was too early
     assert max(inside + outside, key=lambda m: m.rank(1.2, 7)).step == 2
     assert max(outside, key=lambda m: m.rank(1.2, 0)).step == 5
     assert min(outside, key=lambda m: m.rank(1.2, 0)).step == 6
