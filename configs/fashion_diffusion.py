@@ -14,9 +14,9 @@ inpainted later (published: a box with strokes anywhere), so this model knows no
 and a few deterministic (DDIM) steps replace 2,000 of each.
 
 Hardware: two CPU cores, 1.6 GiB of memory.
-Expected metrics on test images, seed 0: accuracy of the original model 0.56 (retain) and 0.55 (forget). The model retrained
-without the forget classes: 0.57 and 0.26, with a masked MSE of 0.97 times the original's on retain images and
-1.3 times on forget images.
+Expected metrics on test images, seed 0: accuracy of the original model 0.56 (retain) and 0.55
+(forget). The model retrained without the forget classes: 0.57 and 0.26, with a masked MSE of 0.97 times the
+original's on retain images and 1.3 times on forget images.
 """
 
 from ml_collections import ConfigDict
