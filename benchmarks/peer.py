@@ -6,9 +6,10 @@ r"""Our unlearning step of a MAE or of Palette beside the same one in PyTorch.
 
 The MAE is `transformers`' ViTMAE; Palette's U-Net is written for this comparison (`peer_unet`). Each side has
 a process of its own with the same number of threads, the same setting of malloc and the same weights; the two
-take turns. Before anything is timed, both compute the loss of one fixed batch, which must be the same number.
-A step draws noise and masks, runs student and teacher, clips, and updates with AdamW (PyTorch's
-fused one) and the moving average. On the CPU; images are random and lie in the host's memory.
+take turns. On a GPU PyTorch compiles its networks and stores channels last; bfloat16 is autocast. Before
+anything is timed, both compute the loss of one fixed batch, which must be the same number. A step draws noise
+and masks, runs student and teacher, clips, and updates with AdamW (PyTorch's fused one) and the moving
+average. Images are random and lie in the host's memory.
 """
 
 import json
@@ -33,8 +34,8 @@ THREADS = flags.DEFINE_integer("threads", None, "Threads of each side. Default: 
 FAMILIES = ("mae", "palette")
 """What the PyTorch side knows; named here because its own table needs PyTorch."""
 
-AGREE_WITHIN = 1e-3
-"""Relative difference of the two losses, both float32, beyond which the sides do not compute the same."""
+AGREE_WITHIN = {"float32": 1e-3, "bfloat16": 5e-2}
+"""Relative difference of the two losses beyond which the sides do not compute the same, by type."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -57,7 +58,6 @@ def check(config: Any) -> None:
         known = " and ".join(FAMILIES)
         raise UserError(f"config.model.family is {config.family!r}; the PyTorch side knows {known} only.")
     asked = {
-        "config.model.dtype": (config.model.dtype, "float32"),
         "config.unlearn.method": (config.unlearn.method, "encoder"),
         "config.unlearn.encoder.noise": (getattr(config.unlearn.options, "noise", "normal"), "normal"),
         "config.unlearn.accumulate": (config.unlearn.accumulate, 1),
@@ -89,7 +89,8 @@ def measure(recipe: Any, *, threads: int, rounds: int) -> dict[str, Any]:
             sides[name] = _Side(name, recipe, cpus[:threads])
         sides["peer"].ask("weights", sides["ours"].ask("weights"))
         losses = {name: side.ask("loss") for name, side in sides.items()}
-        if abs(losses["ours"] - losses["peer"]) > AGREE_WITHIN * abs(losses["peer"]):
+        tolerance = AGREE_WITHIN[recipe["model"].get("dtype", "float32")]
+        if abs(losses["ours"] - losses["peer"]) > tolerance * abs(losses["peer"]):
             raise UserError(f"The sides do not compute the same: their losses on one batch are {losses}.")
         seconds = in_turns({name: partial(side.ask, "step") for name, side in sides.items()}, rounds)
         versions = {name: side.ask("versions") for name, side in sides.items()}

@@ -36,13 +36,21 @@ class Peer:
 
     def __init__(self, recipe: dict[str, Any], threads: int):
         torch.set_num_threads(threads)
+        self._on_gpu = torch.cuda.is_available()
+        if self._on_gpu:
+            torch.set_default_device("cuda")
         torch.manual_seed(0)
         config = parse_config(recipe)
         self._config, self._how = config.model, config.unlearn
         self._encoder = ENCODERS[config.family](config.model)
         self._student = self._encoder.network.train()
+        if self._on_gpu:
+            self._student = self._student.to(memory_format=torch.channels_last)
+        device = torch.get_default_device()
+        dtype = getattr(torch, config.model.dtype)
+        self._precision = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
         self._batch = {
-            name: {key: _channels_first(value) for key, value in arrays.items()}
+            name: {key: _channels_first(value).to(device) for key, value in arrays.items()}
             for name, arrays in fixed_batch(config.model, self._how.batch_size).items()
         }
 
@@ -50,6 +58,9 @@ class Peer:
         """Start student and teacher from our encoder's parameters, by their path."""
         self._student.load_state_dict(self._encoder.state_dict(ours))
         self._teacher = copy.deepcopy(self._student).requires_grad_(False).eval()
+        self._networks = [self._student, self._teacher]
+        if self._on_gpu:
+            self._networks = [torch.compile(network) for network in self._networks]
         trained = [p for p in self._student.parameters() if p.requires_grad]
         decayed = [
             {"params": [p for p in trained if p.ndim > 1]},
@@ -86,14 +97,18 @@ class Peer:
         self._optimizer.step()
         if self._average is not None:
             self._average.update_parameters(self._student)
+        if self._on_gpu:
+            torch.cuda.synchronize()
         return time.perf_counter() - start
 
     def _loss(self, images: Mapping[str, Any], retain: Any, forget: Any) -> torch.Tensor:
         seen, by_teacher = self._encoder.seen(images, retain, forget)
-        student = self._encoder.features(self._student, seen)
-        with torch.no_grad():
-            teacher = self._encoder.features(self._teacher, by_teacher)
-        halves = [(s - t).square().chunk(2) for s, t in zip(student, teacher, strict=True)]
+        student_network, teacher_network = self._networks
+        with self._precision:
+            student = self._encoder.features(student_network, seen)
+            with torch.no_grad():
+                teacher = self._encoder.features(teacher_network, by_teacher)
+        halves = [(s.float() - t.float()).square().chunk(2) for s, t in zip(student, teacher, strict=True)]
         return sum(first.mean() + self._how.alpha * second.mean() for first, second in halves)
 
     def versions(self) -> str:

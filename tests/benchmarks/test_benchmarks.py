@@ -1,10 +1,14 @@
 """The benchmarks of the step: what they print is right where it can be known."""
 
 import dataclasses
+import importlib.util
 import json
 import math
+import os
 import pathlib
 import runpy
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -17,6 +21,7 @@ from benchmarks.traffic import table, traffic
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.experiment.phase import open_phase
+from tests.compiling import flags_of_one_device
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 
@@ -77,3 +82,18 @@ def test_mistakes_are_named(config):
     with pytest.raises(UserError, match="data=4 times fsdp=1 devices, and there are 8"):
         parse_layouts(["4x1"], stage)
     assert list(parse_layouts([], stage)) == ["8x1", "4x2", "1x8", "pmap"]
+
+
+@pytest.mark.slow
+def test_the_session_on_a_gpu_runs_with_tiny_models_on_a_cpu(tmp_path):
+    """One JSON file holds all measurements; those that need a missing package are null."""
+    script = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu_session.sh"
+    settings = {"OUT": str(tmp_path), "PYTHON": sys.executable, "SMALL": "1", "ROUNDS": "2"}
+    environment = os.environ | settings | {"XLA_FLAGS": flags_of_one_device()}
+    subprocess.run(["bash", str(script)], env=environment, check=True, timeout=600)
+    found = json.loads((tmp_path / "gpu_session.json").read_text())
+    has_peer = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
+    for name in ("step_mae", "step_vqgan", "step_diffusion"):
+        assert found[name]["layouts"]["1x1"]["step ms"] > 0, (tmp_path / "gpu_session.log").read_text()
+    for name in ("peer_mae", "peer_diffusion"):
+        assert (found[name] is not None) == bool(has_peer)

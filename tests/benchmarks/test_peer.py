@@ -43,10 +43,6 @@ def test_both_sides(name, version):
 @pytest.mark.parametrize(
     ("name", "part", "field", "value", "sentence"),
     [
-        (
-            "digits_mae", "model", "dtype", "bfloat16",
-            "config.model.dtype is 'bfloat16'; the PyTorch side knows 'float32' only",
-        ),
         ("digits_mae", "unlearn", "method", "max_loss", "config.unlearn.method is 'max_loss'"),
         ("digits_mae", "unlearn", "accumulate", 2, "config.unlearn.accumulate is 2"),
         (
