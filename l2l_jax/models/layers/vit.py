@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from l2l_jax.models.layers.attention import attention
 from l2l_jax.models.layers.precision import in_dtype
 from l2l_jax.models.layers.remat import remat_block, remat_body
 
@@ -30,7 +31,7 @@ class Attention(nn.Module):
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier)
         qkv = dense(3 * width, name="qkv")(x)
         qkv = qkv.reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
-        out = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        out = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return dense(width, name="proj")(out.reshape(batch, tokens, width))
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from l2l_jax.models.layers.attention import attention
 from l2l_jax.models.layers.convolution import Conv
 from l2l_jax.models.layers.group_norm import GroupNorm
 from l2l_jax.models.layers.remat import remat_block
@@ -127,7 +128,7 @@ class Attention(nn.Module):
         tokens = x.reshape(batch, height * width, channels)
         qkv = self.config.dense(3 * channels, "qkv")(self.config.norm("norm")(tokens))
         qkv = qkv.reshape(batch, height * width, channels // head, 3, head)
-        out = jax.nn.dot_product_attention(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
+        out = attention(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
         out = out.reshape(batch, height * width, channels)
         return x + self.config.dense(channels, "proj_out", zero=True)(out).reshape(x.shape)
 

@@ -1,0 +1,34 @@
+"""Which kernels compute attention, read from the lowered program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2l_jax.models.layers.attention import attention
+
+
+def lowered(dtype, platform, channels=64):
+    q = jax.ShapeDtypeStruct((2, 50, 4, channels), dtype)
+
+    def gradient(q):
+        return jax.grad(lambda q: attention(q, q, q).astype(jnp.float32).sum())(q)
+
+    return jax.jit(gradient).trace(q).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_it_is_the_mean_of_values_by_softmax_of_products():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 2, 5, 3, 8), np.float32)
+    weight = np.exp(np.einsum("bqhc,bkhc->bhqk", q, k) / np.sqrt(8))
+    expected = np.einsum("bhqk,bkhc->bqhc", weight / weight.sum(-1, keepdims=True), v)
+    np.testing.assert_allclose(attention(q, k, v), expected, atol=1e-5)
+
+
+def test_cudnn_is_for_gpus_and_half_precision():
+    pytest.importorskip("nvidia.cudnn")
+    cudnn = "__cudnn$fmhaSoftmaxBackward"
+    assert cudnn in lowered(jnp.bfloat16, "cuda")
+    assert cudnn not in lowered(jnp.float32, "cuda")
+    assert cudnn not in lowered(jnp.bfloat16, "cuda", channels=60)
+    assert cudnn not in lowered(jnp.bfloat16, "cpu") and cudnn not in lowered(jnp.bfloat16, "tpu")
