@@ -1,8 +1,8 @@
-"""Plan a run on other accelerators: `python -m l2l_jax.plan --config=… --topology=v5e:4x4`.
+"""Plan a run on other accelerators: `python -m l2l_jax.plan --config=… --topology=v5e:4x4`, or `h100:1`.
 
-TPUs: the compiler that would run there (libtpu, `pip install 'jax[tpu]'`) compiles the recipe's own step
-and its restoration for the slice; nothing is run and no parameters are made. GPUs (h100:8): the programs are
-lowered, and only what that shows is told. docs/guides/scaling.md says what the figures mean.
+The compiler that would run there (TPUs: `pip install 'jax[tpu]'`, GPUs: `'jax[cuda12]'`) compiles the
+config's own step, its reconstruction and its feature networks; nothing is run and no parameters are made.
+docs/guides/scaling.md explains the figures.
 """
 
 import json
@@ -15,8 +15,7 @@ from absl import flags
 from l2l_jax.cli.common import parse_flags, run_program
 from l2l_jax.cli.phase_flags import LAYOUTS, OUTPUT, STAGE
 from l2l_jax.errors import UserError
-from l2l_jax.plan import devices
-from l2l_jax.plan.chips import parse_topology
+from l2l_jax.plan.chips import described, parse_topology, prepare
 
 TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Which devices: a TPU slice as v5e:4x4 or v4:2x2x4, or GPUs as h100:8."
@@ -33,18 +32,17 @@ def main(argv: Sequence[str]) -> None:
     topology = parse_topology(TOPOLOGY.value)
     if unknown := [name for name in WHICH.value if name not in PROGRAMS]:
         raise UserError(f"--programs: {unknown[0]!r} is not one of {', '.join(PROGRAMS)}.")
-    devices.prepare(topology)
+    prepare(topology)
     # Imported late: JAX reads its environment when it is imported.
     import jax
 
     from l2l_jax.config import parse_config
     from l2l_jax.experiment.phase import open_phase
-    from l2l_jax.plan.figures import figures
+    from l2l_jax.plan.figures import figures, heading, program_text
     from l2l_jax.plan.recipe import programs
-    from l2l_jax.plan.tables import heading, program_text
 
     config = parse_config(recipe)
-    stage, there = open_phase(config, STAGE.value), devices.described(topology)
+    stage, there = open_phase(config, STAGE.value), described(topology)
     print(heading(topology, STAGE.value, run.name, stage.training.batch_size, len(there)))
     rows = []
     for planned in programs(config, stage, LAYOUTS.value, there, WHICH.value):

@@ -1,8 +1,10 @@
-"""Facts about accelerators, and the topologies that `--topology` names."""
+"""Facts about accelerators, and devices that are not there, to compile for."""
 
+import os
+import pathlib
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from l2l_jax.errors import UserError
 
@@ -16,7 +18,7 @@ class Chip(NamedTuple):
       memory: Bytes of main memory.
       bandwidth: Bytes a second of main memory.
       network: Bytes a second that a device sends in a ring of devices: on TPUs two of its links, on GPUs
-        NVLink or Infinity Fabric one way.
+        NVLink one way.
       dimensions: Dimensions of a topology; 1 for GPUs.
       cores: Cores of a chip that JAX sees as one device.
     """
@@ -36,13 +38,14 @@ CHIPS: Mapping[str, Chip] = {
     "v5e": Chip("TPU v5e", 197e12, 16e9, 819e9, 100e9, 2),
     "v5p": Chip("TPU v5p", 459e12, 95e9, 2765e9, 200e9, 3, cores=2),
     "v6e": Chip("TPU v6e", 918e12, 32e9, 1640e9, 200e9, 2),
-    # data sheets, dense
+    # data sheets, dense; gpus/ has what the compiler asks of each
     "a100": Chip("NVIDIA A100 SXM 80 GB", 312e12, 80e9, 2039e9, 300e9, 1),
     "h100": Chip("NVIDIA H100 SXM", 989e12, 80e9, 3350e9, 450e9, 1),
     "h200": Chip("NVIDIA H200 SXM", 989e12, 141e9, 4800e9, 450e9, 1),
-    "mi300x": Chip("AMD MI300X", 1307e12, 192e9, 5300e9, 448e9, 1),
 }
 """Devices by the first part of a topology."""
+
+GPUS = pathlib.Path(__file__).with_name("gpus")
 
 
 class Topology(NamedTuple):
@@ -59,9 +62,9 @@ class Topology(NamedTuple):
     sides: tuple[int, ...]
 
     @property
-    def is_tpu(self) -> bool:
-        """Whether it is a slice of TPUs."""
-        return self.chip.dimensions > 1
+    def is_gpu(self) -> bool:
+        """Whether the devices are GPUs of one host."""
+        return self.chip.dimensions == 1
 
 
 def parse_topology(name: str) -> Topology:
@@ -82,3 +85,51 @@ def parse_topology(name: str) -> Topology:
         wanted = {1: "a number of devices, as 8", 2: "two sides, as 4x4", 3: "three sides, as 2x2x4"}
         raise UserError(f"--topology={name}: {chip.name} has {wanted[chip.dimensions]}.")
     return Topology(name, chip, sides)
+
+
+def prepare(topology: Topology) -> None:
+    """Set what JAX and the compilers read when they start; call it before JAX is imported.
+
+    The programs are only compiled: JAX itself runs on the CPU.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no questions to the metadata server of a cloud
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it holds no chips
+    if topology.is_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # nor a driver
+        # Autotuning, and with it Triton's products, would time kernels on a device.
+        given = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
+
+
+def described(topology: Topology) -> list[Any]:
+    """Return the devices of a topology: real ones in all but that they cannot run anything.
+
+    Raises:
+      UserError: The compiler is not installed, or knows no such slice.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    kind = topology.name.partition(":")[0]
+    platform, package = ("cuda", "jax[cuda12]") if topology.is_gpu else ("tpu", "jax[tpu]")
+    options: dict[str, Any]
+    if topology.is_gpu:
+        target = (GPUS / f"{kind}.textproto").read_text(encoding="utf-8")
+        options = {"topology": f"1x1x{topology.sides[0]}", "target_config": target}
+    else:
+        options = {"topology_name": topology.name, "num_slices": 1}
+        options |= {"chip_config_name": "megacore"} if topology.chip.cores > 1 else {}
+    try:
+        return list(topologies.get_topology_desc(platform=platform, **options).devices)
+    except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        if "INVALID_ARGUMENT" not in reason:
+            raise UserError(
+                f"Compiling for {topology.chip.name} needs a compiler that is not installed or cannot be "
+                f"loaded: pip install '{package}' ({reason[:200]})."
+            ) from error
+        raise UserError(
+            f"--topology={topology.name}: there is no such {kind} slice ({reason[:200]})."
+        ) from error

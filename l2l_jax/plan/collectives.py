@@ -8,14 +8,21 @@ from typing import Any, NamedTuple
 
 from l2l_jax.plan.program import Instruction, Program
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+SENT = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: n - 1,
+    "collective-permute": lambda n: 1,
+}
+"""Kinds, and what each of n devices sends by the algorithms on a ring, in sizes of the result."""
 
 
 class Collective(NamedTuple):
     """One collective operation of a program.
 
     Attributes:
-      kind: One of `KINDS`.
+      kind: One of `SENT`.
       shapes: Shapes of the arrays that each device has afterwards.
       size: Bytes of these arrays.
       devices: Number of devices in a group.
@@ -32,20 +39,8 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that every device sends in a run, by the algorithms on a ring.
-
-        With n devices and arrays of B bytes: all-reduce 2 B (n − 1)/n, all-gather and all-to-all
-        B (n − 1)/n, reduce-scatter B (n − 1) for a result of B, a permutation B.
-        """
-        n = self.devices
-        share = {
-            "all-reduce": 2 * (n - 1) / n,
-            "all-gather": (n - 1) / n,
-            "all-to-all": (n - 1) / n,
-            "reduce-scatter": n - 1,
-            "collective-permute": 1,
-        }
-        return self.repeats * self.size * share[self.kind]
+        """Bytes that every device sends in a run."""
+        return self.repeats * self.size * SENT[self.kind](self.devices)
 
 
 def collectives(program: Program) -> list[Collective]:
@@ -58,39 +53,33 @@ def collectives(program: Program) -> list[Collective]:
       ValueError: The devices of a collective cannot be read, or it is in a loop of unknown length.
     """
     found: list[Collective] = []
-    channels: dict[str, int] = {}
+    places: dict[str, int] = {}
     for name, computation in program.computations.items():
-        repeats = program.repeats.get(name, 1)
         for instruction in computation.values():
             kind = instruction.operation.removesuffix("-start")
-            if kind not in KINDS:
+            if kind not in SENT:
                 continue
-            if repeats is None:
+            if math.isnan(repeats := program.repeats[name]):
                 raise ValueError(f"a loop of unknown length around: {instruction.name}")
-            rest = instruction.rest
-            channel = re.search(r"channel_id=(\d+)", rest) if "chain_id=" in rest else None
-            if channel and channel.group(1) in channels:
-                place = channels[channel.group(1)]
-                found[place] = found[place]._replace(repeats=min(found[place].repeats, repeats))
+            channel = instruction.attribute(r"channel_id=(\d+)") if "chain_id=" in instruction.rest else ""
+            if channel in places:
+                whole = found[places[channel]]
+                found[places[channel]] = whole._replace(repeats=min(whole.repeats, int(repeats)))
                 continue
             if channel:
-                channels[channel.group(1)] = len(found)
-            found.append(_collective(kind, instruction, repeats))
+                places[channel] = len(found)
+            found.append(_collective(kind, instruction, int(repeats)))
     return found
 
 
 def _collective(kind: str, instruction: Instruction, repeats: int) -> Collective:
     arrays = instruction.arrays
-    if instruction.operation.endswith("-start") and len(arrays) > 1:
-        arrays = arrays[len(arrays) // 2 :]  # operands, then results
-    return Collective(
-        kind,
-        tuple(array.shape for array in arrays),
-        sum(array.size for array in arrays),
-        _group_size(instruction.rest),
-        repeats,
-        instruction.origin,
-    )
+    if instruction.operation == "collective-permute-start":  # (from, to, …)
+        arrays = arrays[1:2]
+    elif instruction.operation in ("all-gather-start", "reduce-scatter-start"):  # (operands, results)
+        arrays = arrays[len(arrays) // 2 :]
+    shapes, size = tuple(array.shape for array in arrays), sum(array.size for array in arrays)
+    return Collective(kind, shapes, size, _group_size(instruction.rest), repeats, instruction.origin)
 
 
 def summary(found: Iterable[Collective]) -> dict[str, Any]:
@@ -104,14 +93,11 @@ def summary(found: Iterable[Collective]) -> dict[str, Any]:
 
 def _group_size(line: str) -> int:
     """Return the number of devices in one group, from any of the three ways in which HLO names groups."""
-    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,]*\})", line)
-    if listed:
+    if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,]*\})", line):
         return listed.group(1).count(",") + 1
-    iota = re.search(r"replica_groups=\[\d+,(\d+)\]<=", line)
-    if iota:
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
         return int(iota.group(1))
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line)
-    if mesh:
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh.group(2))
         return math.prod(int(part or sizes[axis]) for axis, part in axes)

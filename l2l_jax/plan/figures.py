@@ -1,30 +1,27 @@
-"""The figures of one program on one kind of device."""
+"""The figures of one program on one kind of device, and their tables."""
 
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
+from tabulate import tabulate
 
 from l2l_jax.plan.chips import Topology
 from l2l_jax.plan.collectives import collectives, summary
+from l2l_jax.plan.kernels import kernel_table
 from l2l_jax.plan.program import Program
 from l2l_jax.plan.work import Work
+from l2l_jax.train.sharding import device_bytes
 
 LARGEST = 10
 """How many temporary arrays and collectives are listed."""
 
-QUICKLY = {"xla_backend_optimization_level": 0}
-"""What XLA's CPU compiler need not do where only the collectives are read."""
-
 
 class Planned(NamedTuple):
-    """A program that is to be looked at.
+    """A program to compile.
 
     Attributes:
-      name: Name of the program, such as "step 16x1".
+      name: Name of the program, such as "step, 16x1".
       function: The jitted function.
       arguments: Shapes of the arguments, with shardings.
       groups: Parts of the arguments by name, for the memory of a device.
@@ -43,88 +40,96 @@ class Planned(NamedTuple):
 
 
 def figures(planned: Planned, topology: Topology) -> dict[str, Any]:
-    """Memory, work, time and collectives of a program, JSON-able; bytes and operations are one device's.
+    """Compile a program and return its memory, work, time and collectives, JSON-able.
 
-    On TPUs all of it comes from the compiled program. For GPUs it is lowered, and XLA's partitioner run
-    for as many CPU devices, so that the collectives are known; what memory holds and moves beyond the
-    arguments and the least possible is not.
+    Bytes and operations are one device's.
     """
-    compiled, seconds = _compiled(planned, topology)
-    program = Program(compiled.as_text())
-    found = collectives(program)
-    chip, memory = topology.chip, _arguments(planned)
-    result: dict[str, Any] = {"program": planned.name, "source": "compiled" if topology.is_tpu else "lowered"}
-    traffic, least = None, planned.work.product_bytes + 2 * _bytes(planned.updated, planned.devices)
-    if topology.is_tpu:
-        analysis = compiled.memory_analysis()
-        traffic = program.traffic
-        memory["temporaries"] = analysis.temp_size_in_bytes
-        memory["results"] = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        result["largest_temporaries"] = [
+    lowered = planned.function.lower(*planned.arguments)
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    program, chip, flops = Program(compiled.as_text()), topology.chip, planned.work.flops
+    found, analysis = collectives(program), compiled.memory_analysis()
+    memory = {name: device_bytes(tree, planned.devices) for name, tree in planned.groups.items()}
+    memory["temporaries"] = analysis.temp_size_in_bytes
+    memory["results"] = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    traffic, sent = program.traffic, sum(collective.sent for collective in found)
+    least = planned.work.product_bytes + 2 * device_bytes(planned.updated, planned.devices)
+    times = {
+        "compute": flops / chip.flops, "memory": traffic / chip.bandwidth, "network": sent / chip.network,
+    }  # fmt: skip
+    kernels = kernel_table(program, flops, chip) if topology.is_gpu else []
+    ideal = max(times["compute"], least / chip.bandwidth)
+    needed = max(sum(row["seconds"] for row in kernels), times["compute"], times["memory"])
+    return {
+        "program": planned.name,
+        "memory": memory,
+        "total_bytes": sum(memory.values()),
+        "fits": sum(memory.values()) <= chip.memory,
+        "flops": flops,
+        "traffic": traffic,
+        "least_traffic": least,
+        "sent": sent,
+        "seconds": times,
+        "limit": max(times, key=times.__getitem__),
+        "roofline_seconds": max(needed, times["network"]),
+        "times_ideal": needed / ideal,
+        "kernels": kernels,
+        "collectives": summary(found),
+        "largest_collectives": [
+            {"kind": c.kind, "bytes": c.size, "times": c.repeats, "devices": c.devices, "origin": c.origin}
+            for c in sorted(found, key=lambda c: -c.size * c.repeats)[:LARGEST]
+        ],
+        "largest_temporaries": [
             {
                 "bytes": moved.size,
                 "arrays": [f"{a.dtype}{list(a.shape)}" for a in moved.instruction.arrays if not a.on_chip],
                 "origin": moved.instruction.origin,
             }
             for moved in program.largest(LARGEST)
-        ]
-        result["bytes_accessed_by_xla"] = _xla(compiled, "bytes accessed")
-    sent = sum(collective.sent for collective in found)
-    times = {
-        "compute": planned.work.flops / chip.flops,
-        "memory": (least if traffic is None else traffic) / chip.bandwidth,
-        "network": sent / chip.network,
-    }
-    ideal = max(planned.work.flops / chip.flops, least / chip.bandwidth)
-    return result | {
-        "memory": memory,
-        "total_bytes": sum(memory.values()),
-        "fits": sum(memory.values()) <= chip.memory,
-        "flops": planned.work.flops,
-        "traffic": traffic,
-        "least_traffic": least,
-        "sent": sent,
-        "seconds": times,
-        "binds": max(times, key=times.__getitem__),
-        "roofline_seconds": max(times.values()),
-        "times_ideal": max(times["compute"], times["memory"]) / ideal,
-        "collectives": summary(found),
-        "largest_collectives": [
-            {"kind": c.kind, "bytes": c.size, "times": c.repeats, "devices": c.devices, "origin": c.origin}
-            for c in sorted(found, key=lambda c: -c.size * c.repeats)[:LARGEST]
         ],
         "compile_seconds": seconds,
     }
 
 
-def _compiled(planned: Planned, topology: Topology) -> tuple[Any, float]:
-    if topology.is_tpu:
-        lowered = planned.function.lower(*planned.arguments)
-        start = time.perf_counter()
-        return lowered.compile(), time.perf_counter() - start
-    platform = "rocm" if topology.chip.name.startswith("AMD") else "cuda"
-    start = time.perf_counter()
-    jax.jit(planned.function).trace(*planned.arguments).lower(lowering_platforms=(platform,))
-    seconds = time.perf_counter() - start
-    return planned.function.lower(*planned.arguments).compile(QUICKLY), seconds
+def heading(topology: Topology, stage: str, config_name: str, batch_size: int, devices: int) -> str:
+    """Return what is planned, and for what."""
+    chip = topology.chip
+    facts = (
+        f"{devices} × {chip.name}: {chip.flops / 1e12:.0f} TFLOP/s bfloat16, {chip.memory / 1e9:.0f} GB at "
+        f"{chip.bandwidth / 1e9:.0f} GB/s, network {chip.network / 1e9:.0f} GB/s a device"
+    )
+    return f"{config_name}, {stage}, batch {batch_size}\n{facts}\n"
 
 
-def _arguments(planned: Planned) -> dict[str, int]:
-    return {name: _bytes(tree, planned.devices) for name, tree in planned.groups.items()}
+def program_text(row: Mapping[str, Any], topology: Topology) -> str:
+    """Format all figures of a program."""
+    fits = "fits" if row["fits"] else "DOES NOT FIT"
+    parts = [[name, size / 1e6] for name, size in row["memory"].items()]
+    parts.append([f"together: {fits} {topology.chip.memory / 1e9:.0f} GB", row["total_bytes"] / 1e6])
+    amounts = {
+        "compute": f"{row['flops'] / 1e12:.3f} TFLOP",
+        "memory": f"{row['traffic'] / 1e9:.2f} GB, at least {row['least_traffic'] / 1e9:.2f}",
+        "network": f"{row['sent'] / 1e6:.1f} MB sent",
+    }
+    times = [[name, amount, 1000 * row["seconds"][name]] for name, amount in amounts.items()]
+    kernels = [
+        [k["kind"], k["count"], k["bytes"] / 1e9, k["flops"] / 1e12, 1000 * k["seconds"]]
+        for k in row["kernels"]
+    ]
+    sent = [[c["kind"], c["bytes"] / 1e6, c["times"], c["origin"]] for c in row["largest_collectives"]]
+    kept = [[", ".join(t["arrays"][:3]), t["bytes"] / 1e6, t["origin"]] for t in row["largest_temporaries"]]
+    tables = [
+        _table(parts, ["a device holds", "MB"], ",.1f"),
+        _table(times, ["", "amount", "ms at full rate"]),
+        f"Limited by {row['limit']}: {1000 * row['roofline_seconds']:.1f} ms, {row['times_ideal']:.2f} times "
+        f"what products alone need. Compiled in {row['compile_seconds']:.0f} s.",
+        _table(kernels, ["kernels", "count", "GB", "TFLOP", "ms"]),
+        _table(sent, ["largest collectives", "MB", "times", "from"]),
+        _table(kept, ["largest temporaries", "MB", "from"]),
+    ]
+    return f"## {row['program']}\n\n" + "\n\n".join(filter(None, tables)) + "\n"
 
 
-def _bytes(tree: Any, devices: int) -> int:
-    """Return the bytes of arrays on one device; those without a sharding are split over all devices."""
-
-    def size(x: Any) -> int:
-        shape, width = x.shape, np.dtype(x.dtype).itemsize
-        if x.sharding is None:
-            return math.prod(shape) * width // devices
-        return math.prod(x.sharding.shard_shape(shape)) * width
-
-    return sum(map(size, jax.tree.leaves(tree)))
-
-
-def _xla(compiled: Any, name: str) -> float:
-    costs = compiled.cost_analysis()
-    return float((costs[0] if isinstance(costs, list) else costs)[name])
+def _table(rows: Sequence[Sequence[Any]], header: Sequence[str], form: str = ".2f") -> str:
+    return tabulate(rows, header, tablefmt="github", floatfmt=form) if rows else ""

@@ -1,7 +1,7 @@
-"""A compiled program as text (HLO): its instructions, what they move through memory, what they keep there.
+"""A compiled program as text (HLO): its instructions, and what they move through main memory.
 
-XLA's own sum, "bytes accessed", also counts what stays in the on-chip memory (VMEM of a TPU), and the body of
-a loop once. Here an array counts where it lies in main memory, and as often as the program runs.
+XLA's own sum, "bytes accessed", also counts the on-chip memory of a TPU, and the body of a loop once. Here an
+array counts if it is in main memory, and as often as the program runs.
 """
 
 import collections
@@ -9,28 +9,35 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_OPERATION = re.compile(r"^ ([\w\-]+)\((.*)$")
+_INSTRUCTION = re.compile(
+    r"^\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>.*?) (?P<operation>[a-z][\w\-]*)\("
+    r"(?P<inside>(?:[^()]|\([^()]*\))*)\)(?P<rest>.*)$"
+)
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d\w+)?)\[([\d,]*)\](?:\{([^}]*)\})?")
 _ON_CHIP = re.compile(r"S\(([1-46-9]|\d\d+)\)")  # 0 and none: main memory; 5: the host's
+_CALLS = re.compile(
+    r"\b(body|to_apply|calls|(?:true|false)_computation|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
 
 FREE = (
     "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "iota", "after-all", "opt-barrier",
-    "partition-id", "replica-id", "optimization-barrier", "domain", "copy-done", "slice-done", "async-update",
-    "async-done", "all-reduce-done", "all-gather-done", "collective-permute-done", "send-done", "recv-done",
+    "partition-id", "replica-id", "optimization-barrier", "domain", "async-update",
+    "while", "call", "conditional", "async-start",
 )  # fmt: skip
-"""Operations that move nothing, or what their other half has moved."""
+"""Operations that move nothing themselves."""
 
 ALIASES = ("ConcatBitcast", "AssumeGatherIndicesInBound", "AllocateBuffer")
 """Targets of custom calls that move nothing."""
 
+SLICES = ("dynamic-slice", "slice", "gather")
+
 
 class Array(NamedTuple):
-    """One array of a result: type, shape, whether it lies in on-chip memory."""
+    """One array of a result: type, shape, whether it is in on-chip memory."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -51,9 +58,9 @@ class Instruction:
     Attributes:
       name: Name, unique in its computation.
       operation: Kind of operation, such as "fusion".
-      arrays: Arrays of the result.
-      operands: Names of instructions of the same computation.
-      rest: What follows the operands; of a parameter or constant, its number or value.
+      arrays: Arrays of the result, without the workspace of a library's call.
+      operands: Names of instructions of the same computation; of a parameter or constant, number or value.
+      rest: What follows the operands.
       is_root: Whether it is the result of its computation.
     """
 
@@ -64,227 +71,34 @@ class Instruction:
     rest: str
     is_root: bool
 
+    def attribute(self, pattern: str) -> str:
+        """Return the first group of a pattern in what follows the operands; "" if it is not there."""
+        found = re.search(pattern, self.rest)
+        return found.group(1) if found else ""
+
     @property
     def origin(self) -> str:
         """The operation of the source that it comes from."""
-        found = re.search(r'op_name="([^"]*)"', self.rest)
-        return found.group(1) if found else ""
+        return self.attribute(r'op_name="([^"]*)"')
+
+    @property
+    def target(self) -> str:
+        """The function that a custom call calls, "" for other operations."""
+        return self.attribute(r'custom_call_target="([^"]*)"')
 
     @property
     def in_memory(self) -> int:
-        """Bytes of its result that lie in main memory."""
+        """Bytes of its result that are in main memory."""
         return sum(array.size for array in self.arrays if not array.on_chip)
-
-    @property
-    def kept(self) -> int:
-        """`in_memory` without the operands that the first half of an asynchronous operation lists."""
-        if self.operation == "copy-start":
-            own = self.arrays[:1]
-        elif self.operation == "slice-start":
-            own = self.arrays[1:2]
-        elif self.operation.endswith("-start"):
-            own = self.arrays[len(self.arrays) // 2 :]
-        else:
-            own = self.arrays
-        return sum(array.size for array in own if not array.on_chip)
-
-    def called(self, attribute: str) -> str:
-        """Return the computation that an attribute such as "body" names; "" if there is none."""
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
-        return found.group(1) if found else ""
 
     @property
     def calls(self) -> list[tuple[str, str]]:
         """Attributes that name computations, and the names."""
-        single = re.findall(r"\b(body|to_apply|calls|(?:true|false)_computation)=%?([\w.\-]+)", self.rest)
-        listed = re.search(r"branch_computations=\{([^}]*)\}", self.rest)
-        names = re.findall(r"[\w.\-]+", listed.group(1)) if listed else []
-        return single + [("branch_computations", name) for name in names]
+        found = _CALLS.findall(self.rest)
+        return [(attribute, name) for attribute, names in found for name in re.findall(r"[\w.\-]+", names)]
 
 
 Computation = Mapping[str, Instruction]
-
-
-class Program:
-    """A compiled program, from `compiled.as_text()`."""
-
-    def __init__(self, text: str):
-        self.computations: dict[str, dict[str, Instruction]] = {}
-        self.entry = ""
-        current = self.computations.setdefault("", {})
-        for line in text.splitlines():
-            start = None if line.startswith(" ") else _COMPUTATION.match(line)
-            if start:
-                current = self.computations.setdefault(start.group(2), {})
-                self.entry = start.group(2) if start.group(1) else self.entry
-            elif (instruction := _parsed(line)) is not None:
-                current[instruction.name] = instruction
-
-    @functools.cached_property
-    def repeats(self) -> Mapping[str, int | None]:
-        """How often a run of the program executes each computation; None: in a loop of unknown length."""
-        found: dict[str, int | None] = {self.entry: 1}
-        waiting = [self.entry]
-        while waiting:
-            name = waiting.pop()
-            for instruction in self.computations[name].values():
-                for attribute, called in instruction.calls:
-                    length = self.loop_length(instruction) if attribute == "body" else 1
-                    here = found[name]
-                    if called in self.computations and called not in found:
-                        found[called] = None if here is None or length is None else here * length
-                        waiting.append(called)
-        return found
-
-    def loop_length(self, loop: Instruction) -> int | None:
-        """Return how often a loop runs; None where that is not known.
-
-        XLA's CPU compiler notes it. Elsewhere it is read from the condition "number < constant", since JAX's
-        scans and loops over ranges count from 0 in steps of 1.
-        """
-        noted = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
-        if noted:
-            return int(noted.group(1))
-        condition = self.computations.get(loop.called("condition"), {})
-        root = next((i for i in condition.values() if i.is_root), None)
-        if root is None or root.operation != "compare" or "direction=LT" not in root.rest:
-            return None
-        limit = condition.get(root.operands[1])
-        value = re.match(r"(\d+)\)", limit.rest) if limit and limit.operation == "constant" else None
-        return int(value.group(1)) if value else None
-
-    @functools.cached_property
-    def moved(self) -> list["Moved"]:
-        """What each instruction moves in one run, in the order of the program.
-
-        Raises:
-          ValueError: A loop of unknown length.
-        """
-        return list(self._walk(self.entry, 1))
-
-    @property
-    def traffic(self) -> float:
-        """Bytes that one run moves through main memory."""
-        return sum(moved.size for moved in self.moved)
-
-    def largest(self, count: int) -> list["Moved"]:
-        """Return the largest results in main memory, each origin once, without those that are returned."""
-        found: dict[tuple[str, int], Moved] = {}
-        results = self._results()
-        for moved in self.moved:
-            instruction = moved.instruction
-            if instruction.kept and instruction.name not in results:
-                key = instruction.origin or instruction.name, instruction.kept
-                found.setdefault(key, moved._replace(size=instruction.kept))
-        return sorted(found.values(), key=lambda moved: -moved.size)[:count]
-
-    def _results(self) -> set[str]:
-        """Return the names of the instructions whose results the program returns."""
-        entry = self.computations[self.entry]
-        root = next(instruction for instruction in entry.values() if instruction.is_root)
-        names, waiting = {root.name}, list(root.operands)
-        while waiting:
-            name = waiting.pop()
-            names.add(name)
-            if entry[name].operation in ("bitcast", "get-tuple-element", "copy-done"):
-                waiting += entry[name].operands
-        return names
-
-    def _walk(self, name: str, repeats: int) -> Iterator["Moved"]:
-        computation = self.computations[name]
-        for instruction in computation.values():
-            operation = instruction.operation
-            if operation == "while":
-                length = self.loop_length(instruction)
-                if length is None:
-                    raise ValueError(f"a loop of unknown length: {instruction.name}")
-                yield from self._walk(instruction.called("body"), repeats * length)
-            elif operation == "call":
-                yield from self._walk(instruction.called("to_apply"), repeats)
-            elif operation == "async-start" and instruction.called("calls"):
-                yield from self._walk(instruction.called("calls"), repeats)
-            elif operation == "conditional":
-                yield from self._longest_branch(instruction, repeats)
-            elif operation not in FREE and not any(f'"{name}"' in instruction.rest for name in ALIASES):
-                size = self._moves(computation, instruction)
-                yield Moved(instruction, size * repeats, repeats)
-
-    def _longest_branch(self, instruction: Instruction, repeats: int) -> list["Moved"]:
-        branches = [list(self._walk(name, repeats)) for _, name in instruction.calls]
-        return max(branches, key=lambda branch: sum(moved.size for moved in branch))
-
-    def _moves(self, computation: Computation, instruction: Instruction) -> int:
-        """Return the bytes that one execution reads from and writes to main memory."""
-        operation, arrays = instruction.operation, instruction.arrays
-        if operation == "copy-start":  # (to, from, …)
-            return sum(array.size for array in arrays[:2] if not array.on_chip)
-        operands = [computation[name] for name in instruction.operands if name in computation]
-        if operation == "slice-start":  # ((from), to, …)
-            return arrays[1].size * ((not arrays[0].on_chip) + (not arrays[1].on_chip))
-        if operation.endswith("-start"):  # a collective: (operands, results)
-            return instruction.in_memory
-        if operation in ("dynamic-slice", "slice", "gather"):
-            return instruction.in_memory + (arrays[0].size if operands[0].in_memory else 0)
-        if operation == "dynamic-update-slice":
-            return 2 * operands[1].arrays[0].size if instruction.in_memory else operands[1].in_memory
-        if operation != "fusion":
-            return sum(operand.in_memory for operand in operands) + instruction.in_memory
-        fused = self.computations[instruction.called("calls")]
-        read = sum(
-            min(operand.in_memory, self._read(fused, number, operand.in_memory))
-            for number, operand in enumerate(operands)
-            if operand.in_memory
-        )
-        return read + self._written(fused, instruction)
-
-    def _read(self, fused: Computation, number: int, whole: int) -> int:
-        """Return how many of the `whole` bytes of an argument a fusion reads.
-
-        These are the slices if it only slices the argument, and none of what it updates in place. A fusion
-        may be within the fusion.
-        """
-        parameter = next(
-            (i for i in fused.values() if i.operation == "parameter" and i.rest.startswith(f"{number})")),
-            None,
-        )
-        users = list(_users(fused, parameter.name)) if parameter is not None else []
-        return sum(self._used(user, name, whole) for user, name in users) if users else whole
-
-    def _used(self, user: Instruction, name: str, whole: int) -> int:
-        if user.operation in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
-            return user.arrays[0].size
-        if user.operation == "dynamic-update-slice" and user.operands[0] == name:
-            return 0
-        if user.operation == "fusion":
-            within = self.computations[user.called("calls")]
-            return sum(
-                self._read(within, number, whole)
-                for number, operand in enumerate(user.operands)
-                if operand == name
-            )
-        return whole
-
-    def _written(self, fused: Computation, instruction: Instruction) -> int:
-        """Return the bytes that a fusion writes: of an array that it updates in place, the update."""
-        roots = _roots(fused)
-        if len(roots) != len(instruction.arrays):
-            return instruction.in_memory
-        return sum(
-            self._stored(fused, root, array.size)
-            for array, root in zip(instruction.arrays, roots, strict=True)
-            if not array.on_chip
-        )
-
-    def _stored(self, fused: Computation, root: Instruction, whole: int) -> int:
-        while root.operation == "bitcast":
-            root = fused[root.operands[0]]
-        if root.operation == "dynamic-update-slice":
-            return fused[root.operands[1]].arrays[0].size
-        if root.operation == "fusion":
-            within = self.computations[root.called("calls")]
-            if len(roots := _roots(within)) == 1:
-                return self._stored(within, roots[0], whole)
-        return whole
 
 
 class Moved(NamedTuple):
@@ -295,67 +109,194 @@ class Moved(NamedTuple):
     repeats: int
 
 
-def by_origin(moved: list[Moved]) -> dict[str, int]:
-    """Return bytes by the operation of the source, numbers in its name left out, the most first."""
-    table: dict[str, int] = collections.Counter()
-    for one in moved:
-        table[re.sub(r"\d+", "#", one.instruction.origin) or one.instruction.operation] += one.size
-    return dict(sorted(table.items(), key=lambda item: -item[1]))
+class Program:
+    """A compiled program.
+
+    Args:
+      text: From `compiled.as_text()`.
+
+    Attributes:
+      computations: Instructions by name, by the name of their computation; callees come before callers.
+    """
+
+    def __init__(self, text: str):
+        self.computations: dict[str, dict[str, Instruction]] = {"": {}}
+        self._entry = ""
+        current = self.computations[""]
+        for line in text.splitlines():
+            start = None if line.startswith(" ") else _COMPUTATION.match(line)
+            if start:
+                current = self.computations.setdefault(start.group(2), {})
+                self._entry = start.group(2) if start.group(1) else self._entry
+            elif (found := _INSTRUCTION.match(line)) is not None:
+                current[found["name"]] = _instruction(found)
+
+    @functools.cached_property
+    def repeats(self) -> Mapping[str, float]:
+        """How often a run executes each computation, fusions included; nan: in a loop of unknown length."""
+        found: dict[str, float] = collections.defaultdict(float, {self._entry: 1})
+        for name in reversed(self.computations):
+            for instruction in self.computations[name].values():
+                for attribute, called in instruction.calls:
+                    length = self._loop_length(instruction) if attribute == "body" else 1
+                    found[called] += found[name] * length
+        return found
+
+    def _loop_length(self, loop: Instruction) -> float:
+        """Return how often a loop runs; nan where that is not known.
+
+        XLA's CPU and GPU compilers note it. Elsewhere it is read from the condition "number < constant",
+        since JAX's scans and loops over ranges count from 0 in steps of 1.
+        """
+        if noted := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
+            return int(noted)
+        condition = self.computations.get(loop.attribute(r"\bcondition=%?([\w.\-]+)"), {})
+        root = next((i for i in condition.values() if i.is_root), None)
+        if root is None or root.operation != "compare" or "direction=LT" not in root.rest:
+            return math.nan
+        limit = condition[root.operands[1]]
+        return int(limit.operands[0]) if limit.operation == "constant" else math.nan
+
+    @functools.cached_property
+    def moved(self) -> list[Moved]:
+        """What each instruction outside of fusions moves in one run; all branches of conditions count.
+
+        Raises:
+          ValueError: A loop of unknown length.
+        """
+        scheduled, found = {self._entry}, []
+        for name in reversed(self.computations):
+            if name not in scheduled:
+                continue
+            computation, repeats = self.computations[name], self.repeats[name]
+            for instruction in computation.values():
+                if instruction.operation in ("while", "call", "conditional", "async-start"):
+                    scheduled.update(called for _, called in instruction.calls)
+                    if instruction.operation == "while" and math.isnan(self._loop_length(instruction)):
+                        raise ValueError(f"a loop of unknown length: {instruction.name}")
+                elif instruction.operation not in FREE and instruction.target not in ALIASES:
+                    size = self._moves(computation, instruction) * int(repeats)
+                    found.append(Moved(instruction, size, int(repeats)))
+        return found
+
+    @property
+    def traffic(self) -> int:
+        """Bytes that one run moves through main memory."""
+        return sum(moved.size for moved in self.moved)
+
+    def largest(self, count: int) -> list[Moved]:
+        """Return the largest results in main memory, each origin once, without those that are returned."""
+        found: dict[tuple[str, int], Moved] = {}
+        results = self._results()
+        for moved in self.moved:
+            instruction, size = moved.instruction, moved.instruction.in_memory
+            if size and instruction.name not in results and not instruction.operation.endswith("-start"):
+                found.setdefault((instruction.origin or instruction.name, size), moved._replace(size=size))
+        return sorted(found.values(), key=lambda moved: -moved.size)[:count]
+
+    def _results(self) -> set[str]:
+        """Return the names of the instructions whose results the program returns."""
+        entry = self.computations[self._entry]
+        waiting = [instruction.name for instruction in entry.values() if instruction.is_root]
+        names = set(waiting)
+        while waiting:
+            instruction = entry[waiting.pop()]
+            if instruction.is_root or instruction.operation in ("bitcast", "get-tuple-element", "copy-done"):
+                names.update(instruction.operands)
+                waiting += [name for name in instruction.operands if name in entry]
+        return names
+
+    def _moves(self, computation: Computation, instruction: Instruction) -> int:
+        """Return the bytes that one execution reads from and writes to main memory."""
+        operation, arrays = instruction.operation, instruction.arrays
+        if operation.endswith("-done"):  # the other half has moved it
+            return 0
+        if operation == "copy-start":  # (to, from, …)
+            return sum(array.size for array in arrays[:2] if not array.on_chip)
+        if operation == "slice-start":  # ((from), to, …)
+            return arrays[1].size * ((not arrays[0].on_chip) + (not arrays[1].on_chip))
+        if operation.endswith("-start") and operation != "all-reduce-start":  # (operands, results)
+            return instruction.in_memory
+        operands = [computation[name] for name in instruction.operands if name in computation]
+        if operation in SLICES:
+            return instruction.in_memory + (arrays[0].size if operands[0].in_memory else 0)
+        if operation == "dynamic-update-slice":
+            return 2 * operands[1].arrays[0].size if instruction.in_memory else operands[1].in_memory
+        if operation != "fusion":
+            return sum(operand.in_memory for operand in operands) + instruction.in_memory
+        fused = self._fused(instruction)
+        read = (
+            self._read(fused, _parameter(fused, number), operand.in_memory)
+            for number, operand in enumerate(operands)
+        )
+        return sum(read) + self._written(fused, instruction)
+
+    def _fused(self, fusion: Instruction) -> Computation:
+        return self.computations[fusion.attribute(r"\bcalls=%?([\w.\-]+)")]
+
+    def _read(self, fused: Computation, name: str, whole: int) -> int:
+        """Return how many of the `whole` bytes of a value a fusion reads.
+
+        These are the slices if it only slices the value, and none of what it updates in place.
+        """
+        size = 0
+        for user in fused.values():
+            if name not in user.operands:
+                continue
+            if user.operation == "bitcast":
+                size += self._read(fused, user.name, whole)
+            elif user.operation in SLICES and user.operands[0] == name:
+                size += user.arrays[0].size
+            elif user.operation == "fusion":
+                within = self._fused(user)
+                places = [number for number, operand in enumerate(user.operands) if operand == name]
+                size += sum(self._read(within, _parameter(within, number), whole) for number in places)
+            elif user.operation != "dynamic-update-slice" or user.operands[0] != name:
+                return whole
+        return min(size, whole)
+
+    def _written(self, fused: Computation, instruction: Instruction) -> int:
+        """Return the bytes that a fusion writes: of an array that it updates in place, the update."""
+        root = _root(fused)
+        roots = [fused[name] for name in root.operands] if root.operation == "tuple" else [root]
+        if len(roots) != len(instruction.arrays):
+            return instruction.in_memory
+        return sum(
+            self._stored(fused, root, array.size)
+            for array, root in zip(instruction.arrays, roots, strict=True)
+            if not array.on_chip
+        )
+
+    def _stored(self, fused: Computation, value: Instruction, whole: int) -> int:
+        if value.operation == "bitcast":
+            return self._stored(fused, fused[value.operands[0]], whole)
+        if value.operation == "dynamic-update-slice":
+            return fused[value.operands[1]].arrays[0].size
+        if value.operation == "fusion":
+            return self._stored(within := self._fused(value), _root(within), whole)
+        return whole
 
 
-def _users(fused: Computation, name: str) -> Iterator[tuple[Instruction, str]]:
-    """Return what uses a value in a fusion, and under which name: bitcasts are other names of it."""
-    for instruction in fused.values():
-        if name in instruction.operands:
-            if instruction.operation == "bitcast":
-                yield from _users(fused, instruction.name)
-            else:
-                yield instruction, name
+def _parameter(fused: Computation, number: int) -> str:
+    wanted = ("parameter", (str(number),))
+    return next(i.name for i in fused.values() if (i.operation, i.operands) == wanted)
 
 
-def _roots(fused: Computation) -> list[Instruction]:
-    """Return what a fusion computes: its root, or the entries of the tuple that its root is."""
-    (root,) = (i for i in fused.values() if i.is_root)
-    return [fused[name] for name in root.operands] if root.operation == "tuple" else [root]
+def _root(fused: Computation) -> Instruction:
+    return next(i for i in fused.values() if i.is_root)
 
 
-def _parsed(line: str) -> Instruction | None:
-    start = _INSTRUCTION.match(line)
-    if start is None:
-        return None
-    root, name, definition = start.groups()
-    shape, tail = _split(definition)
-    operation = _OPERATION.match(tail)
-    if operation is None:
-        return None
-    kind, rest = operation.groups()
-    inside = _balanced("(" + rest)
-    operands = (
-        () if kind in ("parameter", "constant") else tuple(re.findall(r"%([\w.\-]+)", rest[: inside - 2]))
+def _instruction(found: re.Match[str]) -> Instruction:
+    operation, inside, rest = found["operation"], found["inside"], found["rest"]
+    named = (inside,) if operation in ("parameter", "constant") else re.findall(r"%([\w.\-]+)", inside)
+    arrays = tuple(
+        Array(dtype, tuple(map(int, filter(None, dims.split(",")))), bool(_ON_CHIP.search(layout)))
+        for dtype, dims, layout in _ARRAY.findall(found["shape"])
     )
-    return Instruction(
-        name, kind, tuple(_arrays(shape)), operands,
-        rest if kind in ("parameter", "constant") else rest[inside - 1 :], bool(root),
-    )  # fmt: skip
-
-
-def _split(definition: str) -> tuple[str, str]:
-    """Return the shape that a definition starts with, which may be a tuple, and the rest."""
-    end = _balanced(definition) if definition.startswith("(") else definition.find(" ")
-    return definition[:end], definition[end:]
-
-
-def _balanced(text: str) -> int:
-    """Return the length of the part of a text that its first bracket encloses, with brackets."""
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if not depth:
-            return place + 1
-    return len(text)
-
-
-def _arrays(shape: str) -> Iterator[Array]:
-    for dtype, dims, layout in _ARRAY.findall(shape):
-        sizes = tuple(map(int, filter(None, dims.split(","))))
-        yield Array(dtype, sizes, bool(_ON_CHIP.search(layout or "")))
+    if (
+        operation == "custom-call"
+        and re.search(r'custom_call_target="__cu(blas|dnn)', rest)
+        and len(arrays) > 1
+    ):
+        arrays = arrays[:-1]
+    return Instruction(found["name"], operation, arrays, tuple(named), rest, bool(found["root"]))

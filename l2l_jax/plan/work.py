@@ -1,7 +1,6 @@
-"""What a program has to do whatever compiles it: operations, and the bytes that it cannot avoid to move.
+"""Operations of a traced program (jaxpr), and the bytes that it moves whatever compiles it.
 
-Read from the traced program (jaxpr), loops as often as they run. It counts products and convolutions: what
-lies between them can be fused with them.
+Only products and convolutions count: what is between them can be fused with them.
 """
 
 import math
@@ -17,7 +16,7 @@ class Work(NamedTuple):
     """The work of all devices together.
 
     Attributes:
-      flops: floating-point operations of products and convolutions, two for each multiplication.
+      flops: Floating-point operations of products and convolutions, two for each multiplication.
       product_bytes: Bytes of their factors and results, each read or written once.
     """
 
@@ -65,12 +64,11 @@ def _inner(equation: Any) -> Iterator[Any]:
 
 def _repeats(equation: Any) -> int:
     """Return how often an operation runs its body."""
-    kind, parameters = equation.primitive.name, equation.params
-    if kind == "scan":
-        return parameters["length"]
-    if kind == "shard_map":
-        return math.prod(parameters["mesh"].shape.values())
-    return parameters["global_axis_size"] if kind == "xla_pmap" else 1
+    if equation.primitive.name == "scan":
+        return equation.params["length"]
+    if equation.primitive.name == "shard_map":
+        return math.prod(equation.params["mesh"].shape.values())
+    return 1
 
 
 def _size(aval: Any) -> int:

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+FROM_CAPABILITY = 8.0
+"""Compute capability (Ampere) from which GPUs have the flash kernels."""
+
 
 def attention(query: Array, key: Array, value: Array) -> Array:
     """Attend over `[batch, token, head, channel]`, on NVIDIA GPUs by cuDNN's flash kernels if they can."""
@@ -18,11 +21,12 @@ def attention(query: Array, key: Array, value: Array) -> Array:
 @functools.cache
 def _cudnn_can(query: tuple[int, ...], key: tuple[int, ...], dtype: jnp.dtype) -> bool:
     """Return whether cuDNN is installed and takes arrays of these shapes and this type."""
-    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in (query, key, key)]
     if dtype not in (jnp.bfloat16, jnp.float16):
         return False
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in (query, key, key)]
     try:
         jax.eval_shape(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), *arrays)
     except (RuntimeError, NotImplementedError, ValueError):
         return False
-    return True
+    gpus = [device for device in jax.devices() if device.platform == "gpu"]
+    return all(float(gpu.compute_capability) >= FROM_CAPABILITY for gpu in gpus)
