@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from l2l_jax.evals.metrics import METRICS
+from l2l_jax.evals.metrics import BY_CLASS, METRICS
 from l2l_jax.report.text import sentences
 
 Report = Mapping[str, Any]
@@ -16,8 +16,6 @@ MODELS = ("original", "unlearned", "retrained")
 SETS = ("retain", "forget")
 ARROWS = {"higher": "↑", "lower": "↓"}
 NOTHING = "—"
-METRIC_TITLES = {"mse": "masked MSE", "accuracy": "accuracy"}
-FORMATS = {"mse": ".4f", "accuracy": ".3f"}
 CSV_HEADER = ("attack", "model", "set", "figure", "value", "low", "high")
 
 
@@ -49,8 +47,8 @@ class Table(NamedTuple):
 
 
 def cell(numbers: Sequence[float | None] | None, spec: str) -> Cell:
-    """Return a cell of a number and, if known, the ends of its interval; None: there is no number."""
-    if numbers is None:
+    """Return a cell of a number and, if known, the ends of its interval; the number may be missing."""
+    if numbers is None or numbers[0] is None:
         return Cell(NOTHING)
     value, *ends = (number if number is None else format(number, spec) for number in numbers)
     return Cell(str(value), "" if not ends or None in ends else f"{ends[0]} – {ends[1]}")
@@ -73,7 +71,7 @@ def metrics_table(report: Report, *, intervals: bool = True) -> Table:
             ends = report["intervals"][model][set_name] if intervals else {}
             values = report[model][set_name]
             cells = [
-                cell((values[name], *ends.get(name, ())) if name in values else None, metric.format)
+                cell([values.get(name), *ends.get(name, ())], metric.format)
                 for name, metric in metrics.items()
             ]
             rows.append(Row((set_name, model), cells, set_name))
@@ -93,20 +91,27 @@ def attack_table(audit: Mapping[str, Any], *, intervals: bool = True) -> Table:
         known = outcomes.get(entry["name"], entry["outcome"]), entry["outcome"]
         outcomes[entry["name"]] = max(known, key=("no more", "less", "open", "as much", "more").index)
     figures = audit["results"][0]["figures"]
-    columns = [
-        (name, role) for name in METRIC_TITLES if name in figures["unlearned"]["forget"] for role in figures
-    ]
+    columns = _columns(figures["unlearned"]["forget"], figures)
     rows = []
     for result in audit["results"]:
         found = [result["figures"][role]["forget"].get(name) for name, role in columns]
-        cells = [
-            cell(numbers and numbers[: 3 if intervals else 1], FORMATS[name])
-            for numbers, (name, _) in zip(found, columns, strict=True)
-        ]
+        shown = [numbers and numbers[: 3 if intervals else 1] for numbers in found]
         outcome = outcomes[result["name"]]
-        rows.append(Row((result["title"],), [Cell(outcome), *cells], outcome))
-    headings = (f"{METRIC_TITLES[name]},\n{role}" for name, role in columns)
-    return Table(("attack", f"knows … than\n{audit['reference']}", *headings), rows)
+        rows.append(Row((result["title"],), [Cell(outcome), *_cells(columns, shown)], outcome))
+    return Table(("attack", f"knows … than\n{audit['reference']}", *_headings(columns)), rows)
+
+
+def _columns(known: Collection[str], roles: Iterable[str]) -> list[tuple[str, str]]:
+    """Return metric and model of the columns of a table by attack or class."""
+    return [(name, role) for name in BY_CLASS if name in known for role in roles]
+
+
+def _headings(columns: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{METRICS[name].heading},\n{role}" for name, role in columns]
+
+
+def _cells(columns: Sequence[tuple[str, str]], found: Sequence[Sequence[float | None] | None]) -> list[Cell]:
+    return [cell(numbers, METRICS[name].format) for numbers, (name, _) in zip(found, columns, strict=True)]
 
 
 def depth_table(audit: Mapping[str, Any]) -> Table | None:
@@ -152,18 +157,14 @@ def class_table(report: Report) -> Table | None:
     roles = [model for model in models(report) if model in classes]
     first = classes[roles[0]]
     known = {name for of_classes in first.values() for values in of_classes.values() for name in values}
-    columns = [(name, role) for name in METRIC_TITLES if name in known for role in roles]
+    columns = _columns(known, roles)
     rows = []
     for set_name, of_classes in first.items():
         for class_name, values in of_classes.items():
             found = [classes[role][set_name].get(class_name, {}).get(name) for name, role in columns]
-            cells = [
-                cell(None if value is None else (value,), FORMATS[name])
-                for value, (name, _) in zip(found, columns, strict=True)
-            ]
-            rows.append(Row((set_name, class_name, str(values.get("count", ""))), cells, set_name))
-    headings = (f"{METRIC_TITLES[name]},\n{role}" for name, role in columns)
-    return Table(("set", "class", "images", *headings), rows)
+            titles = set_name, class_name, str(values.get("count", ""))
+            rows.append(Row(titles, _cells(columns, [[value] for value in found]), set_name))
+    return Table(("set", "class", "images", *_headings(columns)), rows)
 
 
 def to_csv(report: Report) -> str:
