@@ -17,6 +17,9 @@ from l2l_jax.train.parallel import make_parallel
 
 logger = logging.getLogger(__name__)
 
+NOTEWORTHY = 1.0
+"""GB of training state from which on its size is said: below, the program itself needs more."""
+
 
 def announce(config: Config, folders: Workdir, evaluation: Evaluation, sets: Split) -> None:
     """Log the phases of a run with their lengths, the memory of the training state, and the workdir.
@@ -33,12 +36,12 @@ def announce(config: Config, folders: Workdir, evaluation: Evaluation, sets: Spl
         attacks = len(AttackRunner(config, evaluation, sets, folders.audit).lines) - 1
         phases.append(f"audit: {attacks} attack{'s' * (attacks > 1)} on each of {models} models")
     absent = [name for name in config.evaluate.networks if find_weights(config.evaluate, name) is None]
+    size = _state_bytes(config) / 1e9
     logger.info(
-        "In %s:\n%s\n  At least %.2g GB of memory on each device while training. Ctrl-C is safe: the same "
-        "command resumes. Each phase shows the time it has left.",
+        "In %s:\n%s\n  %sCtrl-C is safe: the same command resumes. Each phase shows the time it has left.",
         folders.folder,
         "\n".join(f"  {number}. {phase}" for number, phase in enumerate(phases, 1)),
-        _state_bytes(config) / 1e9,
+        f"At least {size:.2g} GB of memory on each device while training. " if size >= NOTEWORTHY else "",
     )
     if absent:
         logger.warning("Metrics of %s will be missing: their weights are not here.", " and ".join(absent))
