@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
 """Largest number of pixels that is decoded, as in Pillow: more might fill the memory."""
@@ -28,6 +28,10 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda a: np.rot90(a, 1),
 }
 """From stored to upright pixels, by orientation; from 5 on, height and width change places."""
+
+AVIF = ("AVIF",) if features.check("avif") else ()
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO") + AVIF
+"""Formats of Pillow that are decoded; others, such as EPS, start programs or recognize anything."""
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
@@ -117,7 +121,7 @@ def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
 def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
     """Decode with Pillow, whose plugins raise OSError, SyntaxError and more on damaged files."""
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         _check_size(image.height, image.width)
         image.load()
         return _to_rgb(image, encoded), _orientation_of(image, encoded)

@@ -10,7 +10,7 @@ import urllib.request
 from tqdm import tqdm
 
 from l2l_jax.errors import UserError
-from l2l_jax.weights.published import PublishedFile
+from l2l_jax.weights.published import FOLDER_VARIABLE, PublishedFile
 from l2l_jax.weights.reading import sha256
 
 CHUNK, TIMEOUT_SECONDS = 1 << 20, 60
@@ -36,7 +36,13 @@ def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
             f"{file.holds} is published where only a browser can download it: {file.page}. Put the file into "
             f"{folder}, or name it on the command line."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made ({error.strerror}): name another folder with --folder, or in "
+            f"{FOLDER_VARIABLE}."
+        ) from error
     print(f"{file.holds}: {file.url}\n{file.size_in_words()}; licence: {file.licence}")
     part = target.with_name(f"{target.name}.part")
     by_hand = (

@@ -206,6 +206,7 @@ OTHERS = [
     (weights, ["export", "broken", "--output=out.safetensors"], "model.json is damaged"),
     (weights, ["export", "broken", "--output=out.safetensors", "--dtype=int8"], "invalid choice: 'int8'"),
     (weights, ["fetch", "incepton"], "incepton"),
+    (weights, ["fetch", "inception", "--folder=text.txt/below"], "cannot be made .*name another folder"),
 ]
 
 

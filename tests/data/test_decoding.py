@@ -301,3 +301,9 @@ def test_wherever_a_file_is_cut_nothing_else_is_raised():
                 continue
             assert pixels.shape == PICTURE.shape  # only bytes after the picture were missing
             assert length > 0.9 * len(file)
+
+
+def test_formats_that_start_programs_are_not_decoded():
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
+    with pytest.raises(ImageError, match="no image format that is known"):
+        open_image(drawing)
