@@ -31,7 +31,7 @@ def write(name: str, path: str | pathlib.Path, tower: str) -> None:
 def inception_weights() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """A state dict with the keys of Inception's published file, and the same as a tree."""
     stored = _filled(convolutions.apart(_shapes(inception.Inception(), inception.IMAGE_SIZE)))
-    return mapping.to_torch(inception.table(stored), stored), stored
+    return mapping.to_torch(inception.TABLE, stored), stored
 
 
 def resnet50_weights() -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -11,16 +11,22 @@ replicated parameters; a second average changes nothing.)
 
 Source: Li et al., Machine Unlearning for Image-to-Image Generative Models, ICLR 2024.
 """
+# ruff: noqa: F722  (shapes are strings)
+
+from __future__ import annotations  # jaxtyping is not needed at run time
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.utils.batch_axis import deinterleave, draw_rows, interleave, mean_and_std
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
 Terms = dict[str, jax.Array]
 """`{"retain", "forget"}`: the two terms, before the forget term is weighted."""
@@ -29,20 +35,33 @@ Where = tuple[jax.Array | None, jax.Array | None]
 """Boolean masks of the entries that count, for the retain set and for the forget set; None: all."""
 
 NoiseKind = Literal["normal", "uniform", "constant"]
-NOISE_KINDS: tuple[str, ...] = ("normal", "uniform", "constant")
+NOISE_KINDS: tuple[str, ...] = get_args(NoiseKind)
+
+
+class LossOptions(TypedDict, total=False):
+    """Options of all losses.
+
+    Attributes:
+      where: Pair of boolean masks, for the retain and the forget set: `[batch]` for the examples that
+        count, or, on features, more of their first axes, such as `[batch, token]`. See `feature_distance`.
+      per_example: Return the terms as arrays `[retain]` and `[forget]` instead of as means.
+      axis_name: Mapped axis over which the batches are split.
+    """
+
+    where: Where | None
+    per_example: bool
+    axis_name: str | None
 
 
 def unlearning_loss(
-    student_retain: Any,
-    teacher_retain: Any,
-    student_forget: Any,
-    teacher_noise: Any,
+    student_retain: PyTree[Float[Array, "retain ..."]],
+    teacher_retain: PyTree[Float[Array, "retain ..."]],
+    student_forget: PyTree[Float[Array, "forget ..."]],
+    teacher_noise: PyTree[Float[Array, "forget ..."]],
     *,
-    alpha: float | jax.Array = 0.25,
-    where: Where | None = None,
-    per_example: bool = False,
-    axis_name: str | None = None,
-) -> tuple[jax.Array, Terms]:
+    alpha: float | Float[Array, ""] = 0.25,
+    **options: Unpack[LossOptions],
+) -> tuple[Float[Array, ""], Terms]:
     """Compute the paper's loss on encoder features (Li et al. 2024, equation 12).
 
         mean ‖E(T(x_r)) − E_0(T(x_r))‖²  +  α · mean ‖E(T(x_f)) − E_0(T(n))‖²
@@ -51,15 +70,12 @@ def unlearning_loss(
     of the corruption T.
 
     Args:
-      student_retain: E(T(x_r)), an array `[retain, …]` or a tree of such arrays, floating point.
+      student_retain: E(T(x_r)), an array or a tree of arrays.
       teacher_retain: E_0(T(x_r)), with the same structure and shapes.
-      student_forget: E(T(x_f)), `[forget, …]`.
+      student_forget: E(T(x_f)).
       teacher_noise: E_0(T(n)), with the structure and shapes of `student_forget`.
       alpha: Weight of the forget term: 0.25 in the paper; 0 distills the retain set only.
-      where: Pair of boolean masks, for the retain and the forget set: `[batch]` for the examples that
-        count, or more of the features' first axes, such as `[batch, token]`. See `feature_distance`.
-      per_example: Return the terms as arrays `[retain]` and `[forget]` instead of as means.
-      axis_name: Mapped axis over which the batches are split.
+      **options: See `LossOptions`.
 
     Returns:
       The scalar `retain + alpha · forget`, and the terms.
@@ -70,65 +86,57 @@ def unlearning_loss(
     """
     _check_floating(student_retain=student_retain, teacher_retain=teacher_retain)
     _check_floating(student_forget=student_forget, teacher_noise=teacher_noise)
-    masks = (None, None) if where is None else where
+    masks = options.get("where") or (None, None)
     retain = feature_distance(student_retain, jax.lax.stop_gradient(teacher_retain), where=masks[0])
     forget = feature_distance(student_forget, jax.lax.stop_gradient(teacher_noise), where=masks[1])
-    counted = [None if mask is None else mask.reshape(len(mask), -1).any(axis=1) for mask in masks]
-    return _weighted_sum(retain, forget, alpha, counted, per_example, axis_name)
+    rows = [None if mask is None else mask.reshape(len(mask), -1).any(axis=1) for mask in masks]
+    return _weighted_sum(retain, forget, alpha, **options | {"where": (rows[0], rows[1])})
 
 
 def max_loss(
-    retain_losses: jax.Array,
-    forget_losses: jax.Array,
+    retain_losses: Float[Array, " retain"],
+    forget_losses: Float[Array, " forget"],
     *,
-    alpha: float | jax.Array,
-    where: Where | None = None,
-    per_example: bool = False,
-    axis_name: str | None = None,
-) -> tuple[jax.Array, Terms]:
+    alpha: float | Float[Array, ""],
+    **options: Unpack[LossOptions],
+) -> tuple[Float[Array, ""], Terms]:
     """Raise the model's own training loss L on forget images: mean L(x_r) − α · mean L(x_f).
 
-    `retain_losses` and `forget_losses` are L of every image, `[retain]` and `[forget]`, floating point. Other
-    arguments and results are those of `unlearning_loss`, with masks `[batch]`. The loss has no lower bound:
-    with a large alpha or many steps it diverges.
+    `retain_losses` and `forget_losses` are L of every image. Options and results are those of
+    `unlearning_loss`. The loss has no lower bound: with a large alpha or many steps it diverges.
 
     Raises:
       TypeError: Losses are not floating-point JAX or NumPy arrays.
       ValueError: Losses are not one number per example.
     """
     _check_losses(retain_losses, forget_losses)
-    return _weighted_sum(retain_losses, forget_losses, -alpha, where or (None, None), per_example, axis_name)
+    return _weighted_sum(retain_losses, forget_losses, -alpha, **options)
 
 
 def noisy_label_loss(
-    retain_losses: jax.Array,
-    forget_losses: jax.Array,
+    retain_losses: Float[Array, " retain"],
+    forget_losses: Float[Array, " forget"],
     *,
-    alpha: float | jax.Array,
-    where: Where | None = None,
-    per_example: bool = False,
-    axis_name: str | None = None,
-) -> tuple[jax.Array, Terms]:
+    alpha: float | Float[Array, ""],
+    **options: Unpack[LossOptions],
+) -> tuple[Float[Array, ""], Terms]:
     """Train forget images towards noise: mean L(x_r) + α · mean L(x_f, with noise as the truth).
 
-    `retain_losses` and `forget_losses` are the model's own training loss of every image, `[retain]` and
-    `[forget]`, the latter with Gaussian noise (see `noise_images`) in place of the image as the truth. Other
-    arguments, results and errors are those of `max_loss`.
+    The losses are the model's own training loss L of every image, that of forget images with Gaussian noise
+    (see `noise_images`) in place of the image as the truth. Otherwise as `max_loss`.
     """
     _check_losses(retain_losses, forget_losses)
-    return _weighted_sum(retain_losses, forget_losses, alpha, where or (None, None), per_example, axis_name)
+    return _weighted_sum(retain_losses, forget_losses, alpha, **options)
 
 
 def retain_label_loss(
-    student_retain: Any,
-    teacher_retain: Any,
-    student_forget: Any,
+    student_retain: PyTree[Float[Array, "retain ..."]],
+    teacher_retain: PyTree[Float[Array, "retain ..."]],
+    student_forget: PyTree[Float[Array, "forget ..."]],
     *,
-    alpha: float | jax.Array,
-    where: Where | None = None,
-    per_example: bool = False,
-    axis_name: str | None = None,
-) -> tuple[jax.Array, Terms]:
+    alpha: float | Float[Array, ""],
+    **options: Unpack[LossOptions],
+) -> tuple[Float[Array, ""], Terms]:
     """Make retain images the truth of forget images, in the outputs of the whole model h.
 
         mean ‖h(T(x_r)) − h_0(T(x_r))‖²  +  α · mean ‖h(T(x_f)) − h_0(T(x_r))‖²
@@ -143,21 +151,18 @@ def retain_label_loss(
         return x if len(x) == rows else jnp.asarray(x)[jnp.arange(rows) % len(x)]
 
     target = jax.tree.map(paired, teacher_retain)
-    options: Any = {"where": where, "per_example": per_example, "axis_name": axis_name}
     return unlearning_loss(student_retain, teacher_retain, student_forget, target, alpha=alpha, **options)
 
 
 def random_encoder_loss(
-    student_retain: Any,
-    teacher_retain: Any,
-    student_forget: Any,
-    noise: Any,
+    student_retain: PyTree[Float[Array, "retain ..."]],
+    teacher_retain: PyTree[Float[Array, "retain ..."]],
+    student_forget: PyTree[Float[Array, "forget ..."]],
+    noise: PyTree[Float[Array, "forget ..."]],
     *,
-    alpha: float | jax.Array,
-    where: Where | None = None,
-    per_example: bool = False,
-    axis_name: str | None = None,
-) -> tuple[jax.Array, Terms]:
+    alpha: float | Float[Array, ""],
+    **options: Unpack[LossOptions],
+) -> tuple[Float[Array, ""], Terms]:
     """Send the features of forget images to Gaussian noise n.
 
         mean ‖E(T(x_r)) − E_0(T(x_r))‖²  +  α · mean ‖E(T(x_f)) − n‖²
@@ -165,7 +170,6 @@ def random_encoder_loss(
     `noise_features` draws n with the mean and the standard deviation of the original features. Otherwise as
     `unlearning_loss`.
     """
-    options: Any = {"where": where, "per_example": per_example, "axis_name": axis_name}
     return unlearning_loss(student_retain, teacher_retain, student_forget, noise, alpha=alpha, **options)
 
 
@@ -184,29 +188,26 @@ class UnlearningInputs(NamedTuple):
 
 
 def encoder_unlearning_loss(
-    encode: Callable[[Any, Any], Any],
+    encode: Callable[[Any, Any], PyTree[Float[Array, "batch ..."]]],
     student: Any,
     teacher: Any,
     inputs: UnlearningInputs,
     *,
-    alpha: float | jax.Array = 0.25,
+    alpha: float | Float[Array, ""] = 0.25,
     axis_name: str | None = None,
-) -> tuple[jax.Array, Terms]:
+) -> tuple[Float[Array, ""], Terms]:
     """Compute `unlearning_loss` of an encoder.
 
     The student runs once on retain and forget inputs, the teacher once on retain and noise inputs, both
     interleaved: a sharded batch stays where it is.
 
     Args:
-      encode: Encoder `(params, inputs) -> features`; trees of arrays `[batch, …]`.
+      encode: Encoder `(params, inputs) -> features`.
       student: Parameters to differentiate.
       teacher: Parameters of the original encoder, never differentiated.
       inputs: Inputs of both, from `unlearning_inputs`.
       alpha: Weight of the forget term.
       axis_name: Mapped axis over which the batch is split.
-
-    Returns:
-      The scalar `retain + alpha · forget`, and the terms.
 
     Raises:
       TypeError: Features are not floating-point JAX or NumPy arrays.
@@ -215,10 +216,8 @@ def encoder_unlearning_loss(
     _check_arrays(**inputs._asdict())
     shapes = [jax.tree.map(jnp.shape, part) for part in inputs]
     if not shapes[0] == shapes[1] == shapes[2]:
-        raise ValueError(
-            "retain, forget and noise inputs must have one structure and shape, not "
-            + ", ".join(map(str, shapes))
-        )
+        shown = ", ".join(map(str, shapes))
+        raise ValueError(f"retain, forget and noise inputs must have one structure and shape, not {shown}")
     student_retain, student_forget = deinterleave(encode(student, interleave(inputs.retain, inputs.forget)))
     teacher_retain, teacher_noise = deinterleave(encode(teacher, interleave(inputs.retain, inputs.noise)))
     return unlearning_loss(
@@ -227,10 +226,10 @@ def encoder_unlearning_loss(
 
 
 def unlearning_inputs(
-    corrupt: Callable[[jax.Array, jax.Array], Any],
-    retain: jax.Array,
-    forget: jax.Array,
-    rng: jax.Array,
+    corrupt: Callable[[Float[Array, "batch height width channel"], Key[Array, ""]], Any],
+    retain: Float[Array, "batch height width channel"],
+    forget: Float[Array, "batch height width channel"],
+    rng: Key[Array, ""],
     *,
     noise: NoiseKind = "normal",
     value_range: tuple[float, float] = (0.0, 1.0),
@@ -240,7 +239,7 @@ def unlearning_inputs(
 
     Args:
       corrupt: T, `(images, rng) -> inputs`; equal keys must give equal draws.
-      retain: Images `[batch, height, width, channel]`.
+      retain: Images.
       forget: Images of the same shape.
       rng: JAX key. Under `axis_name` the key that `corrupt` gets has the device's index folded in.
       noise: Kind of noise, see `noise_images`; its statistics are those of retain and forget images.
@@ -256,53 +255,50 @@ def unlearning_inputs(
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
     retain_key, forget_key = corruption_keys(rng)
     return UnlearningInputs(
-        retain=corrupt(retain, retain_key),
-        forget=corrupt(forget, forget_key),
-        noise=corrupt(noise_image, forget_key),
+        corrupt(retain, retain_key), corrupt(forget, forget_key), corrupt(noise_image, forget_key)
     )
 
 
-def corruption_keys(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+def corruption_keys(rng: Key[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
     """Return the keys of T for retain and for forget images."""
     return jax.random.fold_in(rng, 0), jax.random.fold_in(rng, 1)
 
 
 def batch_noise(
-    retain: jax.Array,
-    forget: jax.Array,
-    rng: jax.Array,
+    retain: Float[Array, "batch ..."],
+    forget: Float[Array, "batch ..."],
+    rng: Key[Array, ""],
     *,
     kind: NoiseKind = "normal",
     value_range: tuple[float, float] = (0.0, 1.0),
     axis_name: str | None = None,
-) -> jax.Array:
+) -> Float[Array, "batch ..."]:
     """Draw `noise_images` in the shape of `forget` with the statistics of both halves of the batch."""
     _check_floating(retain=retain, forget=forget)
     _check_key(rng)
     if retain.shape != forget.shape:
-        raise ValueError(
-            f"retain and forget batches must have one shape, not {retain.shape} and {forget.shape}"
-        )
+        shapes = f"{retain.shape} and {forget.shape}"
+        raise ValueError(f"retain and forget batches must have one shape, not {shapes}")
     both = jnp.stack([retain, forget], axis=1)  # a new axis: no device gives its rows away
     noise_key = jax.random.fold_in(rng, 2)
     return noise_images(both, noise_key, kind, value_range=value_range, axis_name=axis_name)[:, 1]
 
 
 def noise_images(
-    images: jax.Array,
-    rng: jax.Array,
+    images: Float[Array, "batch ..."],
+    rng: Key[Array, ""],
     kind: NoiseKind = "normal",
     *,
     value_range: tuple[float, float] = (0.0, 1.0),
     axis_name: str | None = None,
-) -> jax.Array:
+) -> Float[Array, "batch ..."]:
     """Draw noise images n ~ N(0, Σ) in the shape of `images` (Li et al. 2024, section 3).
 
     Of all signals with a given covariance, the Gaussian has the most entropy: hence "normal". The statistics
     are scalars over the global batch.
 
     Args:
-      images: Floating-point images `[batch, height, width, channel]` within `value_range`.
+      images: Images within `value_range`.
       rng: JAX key, the same on every device; each device gets its rows of one draw for the whole batch.
       kind: "normal" has the mean and the unbiased standard deviation of the pixels and is clipped to
         `value_range`; "uniform" is uniform over `value_range`; "constant" is the mean everywhere.
@@ -321,32 +317,22 @@ def noise_images(
     _check_floating(images=images)
     _check_key(rng)
     rows, *shape = images.shape
-
-    def uniform(n):
-        return jax.random.uniform(rng, (n, *shape), images.dtype, low, high)
-
-    def standard_normal(n):
-        return jax.random.normal(rng, (n, *shape), images.dtype)
-
     if kind == "uniform":
-        return draw_rows(uniform, rows, axis_name)
+        dtype = images.dtype
+        return draw_rows(lambda n: jax.random.uniform(rng, (n, *shape), dtype, low, high), rows, axis_name)
     mean, std = mean_and_std(images.astype(jnp.float32), axis_name)
     if kind == "constant":
         return jnp.full_like(images, mean)
-    noise = mean + std * draw_rows(standard_normal, rows, axis_name)
-    return jnp.clip(noise, low, high).astype(images.dtype)
+    gauss = draw_rows(lambda n: jax.random.normal(rng, (n, *shape), images.dtype), rows, axis_name)
+    return jnp.clip(mean + std * gauss, low, high).astype(images.dtype)
 
 
-def noise_features(features: Any, rng: jax.Array, axis_name: str | None = None) -> Any:
+def noise_features(
+    features: PyTree[Float[Array, "batch ..."]], rng: Key[Array, ""], axis_name: str | None = None
+) -> PyTree[Float[Array, "batch ..."]]:
     """Draw Gaussian noise with the mean and the unbiased standard deviation of each array of a tree.
 
-    Args:
-      features: Tree of floating-point arrays `[batch, …]`; statistics are scalars over the global batch.
-      rng: JAX key.
-      axis_name: Mapped axis over which the batch is split.
-
-    Returns:
-      A tree with the same structure, shapes and types.
+    The statistics are scalars over the global batch, which `axis_name` splits.
     """
     _check_floating(features=features)
     _check_key(rng)
@@ -361,17 +347,22 @@ def noise_features(features: Any, rng: jax.Array, axis_name: str | None = None) 
     return jax.tree.unflatten(structure, [draw(x, key) for x, key in zip(leaves, keys, strict=True)])
 
 
-def feature_distance(features: Any, target: Any, *, where: jax.Array | None = None) -> jax.Array:
-    """Compute ‖features − target‖² of every example, `[batch]`, in float32.
+def feature_distance(
+    features: PyTree[Shaped[Array, "batch ..."]],
+    target: PyTree[Shaped[Array, "batch ..."]],
+    *,
+    where: Bool[Array, "batch ..."] | None = None,
+) -> Float[Array, " batch"]:
+    """Compute ‖features − target‖² of every example in float32.
 
     The distance is the mean over all axes but the batch axis, summed over the leaves of the tree, such as
     the feature maps of a U-Net.
 
     Args:
-      features: Tree of arrays `[batch, …]`.
+      features: Tree of arrays.
       target: Tree with the same structure and shapes.
-      where: Boolean mask with the first axes of every leaf, such as `[batch]` or `[batch, token]`. The mean
-        is over the entries where it is true, and 0 for an example that has none.
+      where: Mask with the first axes of every leaf, such as `[batch]` or `[batch, token]`. The mean is over
+        the entries where it is true, and 0 for an example that has none.
 
     Raises:
       TypeError: The mask is not boolean, or a leaf is not a JAX or NumPy array.
@@ -410,15 +401,16 @@ def _weighted_sum(
     retain: jax.Array,
     forget: jax.Array,
     weight: float | jax.Array,
-    where: Sequence[jax.Array | None],
-    per_example: bool,
-    axis_name: str | None,
+    *,
+    where: Where | None = None,
+    per_example: bool = False,
+    axis_name: str | None = None,
 ) -> tuple[jax.Array, Terms]:
     """Turn losses of examples into mean retain + weight · mean forget, and the terms."""
-    means = [_mean(losses, mask, axis_name) for losses, mask in zip((retain, forget), where, strict=True)]
-    loss = means[0] + weight * means[1]
+    masks = where or (None, None)
+    means = [_mean(losses, mask, axis_name) for losses, mask in zip((retain, forget), masks, strict=True)]
     terms = (retain, forget) if per_example else means
-    return loss, {"retain": terms[0], "forget": terms[1]}
+    return means[0] + weight * means[1], {"retain": terms[0], "forget": terms[1]}
 
 
 def _mean(losses: jax.Array, where: jax.Array | None, axis_name: str | None) -> jax.Array:

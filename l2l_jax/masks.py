@@ -5,39 +5,41 @@ draws on the host. Free-form strokes follow Yu et al. 2019 ("Free-form image inp
 convolution", algorithm 1) and, like the boxes, the numbers with which Palette is trained at 256 pixels; every
 length scales with the image.
 """
+# ruff: noqa: F722  (shapes are strings)
+
+from __future__ import annotations  # jaxtyping is not needed at run time
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+    Mask = Bool[np.ndarray, "size size"]
+
 SIDES = ("left", "right", "top", "bottom")
 
 
-def center_mask(size: int, width: int) -> np.ndarray:
-    """Return a centered square mask.
+def center_mask(size: int, width: int) -> Mask:
+    """Return a centered square mask of `width` pixels.
 
-    Args:
-      size: Side of the image in pixels.
-      width: Side of the mask in pixels; half of `size` in the paper's larger inpainting task, a
-        quarter in the smaller.
+    Half of `size` is the paper's larger inpainting task, a quarter the smaller.
 
     Raises:
       ValueError: The mask is empty or leaves nothing, or cannot be centered.
     """
-    if not 0 < width < size:
-        raise ValueError(f"a centered mask in {size} pixels is 1 to {size - 1} pixels wide, not {width}")
     if (size - width) % 2:
         raise ValueError(f"a mask {width} pixels wide cannot be centered in {size} pixels")
-    mask = np.zeros((size, size), bool)
-    start = (size - width) // 2
-    mask[start : start + width, start : start + width] = True
-    return mask
+    if not 0 < width < size:
+        raise ValueError(f"a centered mask in {size} pixels is 1 to {size - 1} pixels wide, not {width}")
+    return ~border_mask(size, (size - width) // 2)
 
 
-def border_mask(size: int, width: int) -> np.ndarray:
+def border_mask(size: int, width: int) -> Mask:
     """Return the mask of outpainting: a border of `width` pixels is missing on every side.
 
     Raises:
@@ -45,12 +47,10 @@ def border_mask(size: int, width: int) -> np.ndarray:
     """
     if not 0 < width < size / 2:
         raise ValueError(f"a border in {size} pixels is 1 to {(size - 1) // 2} wide, not {width}")
-    mask = np.ones((size, size), bool)
-    mask[width : size - width, width : size - width] = False
-    return mask
+    return ~np.pad(np.ones([size - 2 * width] * 2, bool), width)
 
 
-def side_mask(size: int, width: int, side: str) -> np.ndarray:
+def side_mask(size: int, width: int, side: str) -> Mask:
     """Return a mask of a strip of `width` pixels at the left, right, top or bottom.
 
     Raises:
@@ -60,11 +60,9 @@ def side_mask(size: int, width: int, side: str) -> np.ndarray:
         raise ValueError(f"a strip in {size} pixels is 1 to {size - 1} pixels wide, not {width}")
     if side not in SIDES:
         raise ValueError(f"side must be one of {', '.join(SIDES)}, not {side!r}")
-    mask = np.zeros((size, size), bool)
-    inside = slice(0, width) if side in ("left", "top") else slice(size - width, size)
-    mask[:, inside] = side in ("left", "right")
-    mask[inside, :] |= side in ("top", "bottom")
-    return mask
+    inside = np.arange(size) < width
+    inside = inside if side in ("left", "top") else inside[::-1]
+    return np.broadcast_to(inside if side in ("left", "right") else inside[:, None], (size, size)).copy()
 
 
 MaskName = Literal["centre", "border", "left", "right", "top", "bottom"]
@@ -77,11 +75,10 @@ MASKS: Mapping[str, Callable[[int, int], np.ndarray]] = {
 """Test-time masks by their names: `(image size, width) -> mask`."""
 
 TrainingMask = Literal["hybrid", "free_form", "box", "centre"]
-TRAINING_MASKS: tuple[str, ...] = ("hybrid", "free_form", "box", "centre")
-"""Kinds of masks that `mask_bank` knows."""
+TRAINING_MASKS: tuple[str, ...] = get_args(TrainingMask)
 
 
-def box_mask(rng: np.random.Generator, size: int) -> np.ndarray:
+def box_mask(rng: np.random.Generator, size: int) -> Mask:
     """Draw a rectangle with sides from 108/256 to 128/256 of the image's, 20/256 or more off its edges.
 
     Sides and place are uniform and independent. (Palette's own boxes have the same sides but lean
@@ -96,7 +93,7 @@ def box_mask(rng: np.random.Generator, size: int) -> np.ndarray:
     return mask
 
 
-def free_form_mask(rng: np.random.Generator, size: int) -> np.ndarray:
+def free_form_mask(rng: np.random.Generator, size: int) -> Mask:
     """Draw one to three brush strokes, see `stroke_vertices`, 12/256 to 39/256 of the side wide."""
     mask = np.zeros((size, size), bool)
     for _ in range(rng.integers(1, 3, endpoint=True)):
@@ -106,8 +103,8 @@ def free_form_mask(rng: np.random.Generator, size: int) -> np.ndarray:
     return mask
 
 
-def stroke_vertices(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw a zigzag of 4 to 11 lines as `[vertex, (x, y)]` in pixels, kept inside the image.
+def stroke_vertices(rng: np.random.Generator, size: int) -> Float[np.ndarray, "vertex 2"]:
+    """Draw a zigzag of 4 to 11 lines of vertices (x, y) in pixels, kept inside the image.
 
     It starts anywhere. Headings alternate between 2π/5 and −2π/5, each off by up to a bound of its own
     for the stroke, uniform up to 2π/15 either way; lengths are normal with mean diagonal / 8 and
@@ -126,8 +123,8 @@ def stroke_vertices(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.array(vertices)
 
 
-def stroke_mask(vertices: np.ndarray, width: int, size: int) -> np.ndarray:
-    """Return the pixels under a round brush of `width` pixels led along `vertices` `[vertex, (x, y)]`."""
+def stroke_mask(vertices: Float[np.ndarray, "vertex 2"], width: int, size: int) -> Mask:
+    """Return the pixels under a round brush of `width` pixels led along `vertices` (x, y)."""
     image = Image.new("1", (size, size))
     draw = ImageDraw.Draw(image)
     points = [(float(x), float(y)) for x, y in vertices]
@@ -138,13 +135,8 @@ def stroke_mask(vertices: np.ndarray, width: int, size: int) -> np.ndarray:
     return np.array(image)
 
 
-def hybrid_mask(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw a box and a free-form mask together, Palette's training mask for inpainting."""
-    return box_mask(rng, size) | free_form_mask(rng, size)
-
-
-def mask_bank(kind: TrainingMask, count: int, size: int, seed: int) -> np.ndarray:
-    """Draw masks to choose from, bool `[count, size, size]`; "centre" gives one mask only.
+def mask_bank(kind: TrainingMask, count: int, size: int, seed: int) -> Bool[np.ndarray, "count size size"]:
+    """Draw masks to choose from; "hybrid", a box and strokes together, is Palette's; "centre" gives one only.
 
     Equal arguments give equal masks, on every host.
 
@@ -158,6 +150,10 @@ def mask_bank(kind: TrainingMask, count: int, size: int, seed: int) -> np.ndarra
     if kind == "centre":
         half = size // 4 * 2 + size % 2  # of the side, such that it can be centered
         return center_mask(size, half)[None]
-    draw = {"hybrid": hybrid_mask, "free_form": free_form_mask, "box": box_mask}[kind]
-    rng = np.random.default_rng(seed)
-    return np.stack([draw(rng, size) for _ in range(count)])
+    rng, masks = np.random.default_rng(seed), np.zeros((count, size, size), bool)
+    for mask in masks:
+        if kind in ("box", "hybrid"):
+            mask |= box_mask(rng, size)
+        if kind in ("free_form", "hybrid"):
+            mask |= free_form_mask(rng, size)
+    return masks

@@ -28,7 +28,7 @@ Adapter = Mapping[str, Any]
 
 
 def new_adapter(params: Params, kind: AdapterKind, rank: int, rng: jax.Array) -> dict[str, Any]:
-    """Return an adapter that changes nothing yet.
+    """Return an adapter that changes nothing yet; a ValueError if there is nothing to adapt.
 
     Args:
       params: Parts to adapt, arrays or shapes.
@@ -36,9 +36,6 @@ def new_adapter(params: Params, kind: AdapterKind, rank: int, rng: jax.Array) ->
         module that has a scale.
       rank: Number of columns of A.
       rng: JAX key.
-
-    Raises:
-      ValueError: There is nothing to adapt.
     """
     keys = (jax.random.fold_in(rng, number) for number in range(2**31))
 
@@ -61,22 +58,17 @@ def new_adapter(params: Params, kind: AdapterKind, rank: int, rng: jax.Array) ->
 
 
 def _factors(shape: tuple[int, ...], rank: int, key: jax.Array) -> dict[str, jax.Array]:
-    """Return A and B of a kernel; none unless they are smaller than the kernel."""
-    stack, rows, columns = _matrix(shape)
-    if rank * (rows + columns) >= rows * columns:
-        return {}
-    down = jax.random.normal(key, (*stack, rows, rank), jnp.float32) / math.sqrt(rank)
-    return {"down": down, "up": jnp.zeros((*stack, rank, columns), jnp.float32)}
-
-
-def _matrix(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
-    """Return a kernel's shape as a stack of matrices: the stack, rows and columns.
+    """Return A and B of a kernel; none unless they are smaller than the kernel.
 
     Kernels are `[in, out]`, `[layer, in, out]` or `[height, width, in, out]`, the last with a row for every
     input of the convolution.
     """
     stack = shape[:1] if len(shape) == 3 else ()
-    return stack, math.prod(shape[len(stack) : -1]), shape[-1]
+    rows, columns = math.prod(shape[len(stack) : -1]), shape[-1]
+    if rank * (rows + columns) >= rows * columns:
+        return {}
+    down = jax.random.normal(key, (*stack, rows, rank), jnp.float32) / math.sqrt(rank)
+    return {"down": down, "up": jnp.zeros((*stack, rank, columns), jnp.float32)}
 
 
 def adapted(weights: Any, adapter: Adapter) -> Any:

@@ -1,20 +1,32 @@
 """The interface of all model families, and their registry."""
+# ruff: noqa: F722  (shapes are strings)
+
+from __future__ import annotations  # jaxtyping is not needed at run time
 
 import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
 from jax import Array
 
-from l2l_jax.models.checkpoints import CheckpointFormat
+from l2l_jax.models.mapping import CheckpointFormat
 from l2l_jax.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, PyTree
+
+    Images = Float[Array, "batch height width channel"]
+    PerExample = Float[Array, " batch"]
 
 Params = dict[str, Any]
 """Parameters by part: `{"encoder": …, "decoder": …}` and frozen parts such as `"tokenizer"`."""
+
+DTYPES = ("float32", "bfloat16")
+"""Number formats of products."""
 
 Corrupted = Any
 """What an encoder is given after corruption: a pytree whose leaves start with the batch axis."""
@@ -40,8 +52,7 @@ class PretrainingStage(NamedTuple):
 class Model(abc.ABC):
     """An image-to-image model h = D ∘ E, as pure functions over explicit parameters.
 
-    Images are float arrays `[batch, height, width, channel]` within `value_range`. Subclasses are frozen
-    dataclasses: they hold sizes, never parameters.
+    Images are within `value_range`. Subclasses are frozen dataclasses: they hold sizes, never parameters.
     """
 
     VARIANTS: ClassVar[Mapping[str, dict[str, Any]]] = {}
@@ -78,14 +89,9 @@ class Model(abc.ABC):
         """Patches along a side."""
         raise NotImplementedError(f"{type(self).__name__} has no patches")
 
-    @classmethod
-    def field_names(cls) -> tuple[str, ...]:
-        """Return the names of the fields."""
-        return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
-
     def as_fields(self) -> dict[str, Any]:
         """Return the fields by name."""
-        return {name: getattr(self, name) for name in self.field_names()}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     def replace(self, **fields: Any) -> Self:
         """Return the model with other values of some fields."""
@@ -94,6 +100,21 @@ class Model(abc.ABC):
     def canonical(self) -> Self:
         """Return the model with fields that have no effect set to one value."""
         return self
+
+    def _check_fields(self, limits: Mapping[str, float], **choices: Collection[str]) -> None:
+        """Raise a ValueError for a field outside [0, limit) or not among its choices."""
+        for name, limit in limits.items():
+            if not 0 <= getattr(self, name) < limit:
+                raise ValueError(f"{name} must lie in [0, {limit}), not {getattr(self, name)}")
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+
+    def _check_mask(self, mask: Any) -> Any:
+        """Return a mask as booleans; one of another size than the images raises a ValueError."""
+        if mask.shape != self.image_shape[:2]:
+            raise ValueError(f"the mask has shape {mask.shape}, the images {self.image_shape[:2]}")
+        return mask.astype(bool)
 
     @abc.abstractmethod
     def init(self, rng: Array) -> Params:
@@ -110,22 +131,21 @@ class Model(abc.ABC):
     def in_compute_dtype(self, params: Params) -> Params:
         """Return parts of the parameters, each array in the dtype that it is computed with.
 
-        See `l2l_jax.models.layers.precision`; by default everything is float32.
+        See `l2l_jax.models.layers.in_dtype`; by default everything is float32.
         """
         return params
 
     @abc.abstractmethod
-    def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
+    def corrupt(self, params: Params, images: Images, rng: Array, axis_name: str | None = None) -> Corrupted:
         """Apply T of the paper: the only random step before the encoder.
 
-        The same `rng` gives the same draw (kept patches, masks, times, noises) whatever the images are, so
-        that student and teacher can be given the same corruption. Inside `pmap` and `shard_map`, `axis_name`
-        is the
-        axis over which the batch is split: rows are corrupted as on one device (`l2l_jax.utils.batch_axis`).
+        The same `rng` gives the same draw (kept patches, masks, times, noises) whatever the images are:
+        student and teacher can be given the same corruption. Inside `pmap` and `shard_map`, `axis_name` is
+        the axis over which the batch is split: rows are corrupted as on one device.
         """
 
     def corrupt_noise(
-        self, params: Params, images: Array, noise: Array, rng: Array, axis_name: str | None = None
+        self, params: Params, images: Images, noise: Images, rng: Array, axis_name: str | None = None
     ) -> Corrupted:
         """Return what the teacher is given in place of forget `images`: `noise` under the same T."""
         del images
@@ -136,33 +156,33 @@ class Model(abc.ABC):
         """Why `corrupt` cannot be given codes in place of images, or "" where it can."""
         return "this family has no tokenizer"
 
-    def tokenize(self, params: Params, images: Array) -> Array:
-        """Return codes, int32 `[batch, tokens]`, which `corrupt` takes in place of the images."""
+    def tokenize(self, params: Params, images: Images) -> Int[Array, "batch token"]:
+        """Return codes, int32, which `corrupt` takes in place of the images."""
         raise NotImplementedError(self.why_no_codes)
 
     @abc.abstractmethod
-    def encode(self, encoder_params: Any, corrupted: Corrupted) -> Any:
-        """Return the features that the objective compares: arrays that start with the batch axis."""
+    def encode(self, encoder_params: Any, corrupted: Corrupted) -> PyTree[Float[Array, "batch ..."]]:
+        """Return the features that the objective compares."""
 
     @abc.abstractmethod
     def predict(self, params: Params, corrupted: Corrupted) -> Any:
         """Return the decoder's outputs, a pytree of float32 arrays that start with the batch axis.
 
-        Shapes depend on those of `corrupted` alone, and equal places mean the same in every example, so that
-        outputs on two images can be compared.
+        Shapes depend on those of `corrupted` alone, and equal places mean the same in every example: outputs
+        on two images can be compared.
         """
 
-    def generative_loss(self, params: Params, images: Array, corrupted: Corrupted) -> Array:
-        """Return the family's own training loss of every example, `[batch]`."""
+    def generative_loss(self, params: Params, images: Images, corrupted: Corrupted) -> PerExample:
+        """Return the family's own training loss of every example."""
         return self.prediction_loss(self.predict(params, corrupted), images, corrupted)
 
     @abc.abstractmethod
-    def prediction_loss(self, predicted: Any, images: Array, corrupted: Corrupted) -> Array:
-        """Return the `generative_loss` of what `predict` returned for `corrupted`, `[batch]`."""
+    def prediction_loss(self, predicted: Any, images: Images, corrupted: Corrupted) -> PerExample:
+        """Return the `generative_loss` of what `predict` returned for `corrupted`."""
 
     @abc.abstractmethod
-    def imitation_loss(self, predicted: Any, corrupted: Corrupted, target: Any) -> Array:
-        """Return the `prediction_loss` with another model's `predict` as the truth, `[batch]`.
+    def imitation_loss(self, predicted: Any, corrupted: Corrupted, target: Any) -> PerExample:
+        """Return the `prediction_loss` with another model's `predict` as the truth.
 
         It counts the places that `prediction_loss` counts. Outputs elsewhere were never trained, and tell
         more about the images that a model knows than its reconstructions do.
@@ -170,13 +190,13 @@ class Model(abc.ABC):
 
     @abc.abstractmethod
     def with_truth(
-        self, params: Params, images: Array, corrupted: Corrupted, truth: Array
-    ) -> tuple[Array, Corrupted]:
+        self, params: Params, images: Images, corrupted: Corrupted, truth: Images
+    ) -> tuple[Images, Corrupted]:
         """Return `(images, corrupted)` for `generative_loss` with `truth` to find in the hidden places."""
 
     def noisy_truth(
-        self, images: Array, corrupted: Corrupted, noise: Array, rng: Array, axis_name: str | None = None
-    ) -> tuple[Array, Corrupted]:
+        self, images: Images, corrupted: Corrupted, noise: Images, rng: Array, axis_name: str | None = None
+    ) -> tuple[Images, Corrupted]:
         """Return `(images, corrupted)` for `generative_loss` with Gaussian noise as the truth.
 
         By default `noise`, which has the statistics of the images, replaces them; models that read the truth
@@ -186,23 +206,27 @@ class Model(abc.ABC):
         return noise, corrupted
 
     @abc.abstractmethod
-    def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
-        """Return images `[batch, height, width, channel]` with the masked region filled in.
+    def inpaint(
+        self, params: Params, images: Images, mask: Bool[np.ndarray, "height width"], rng: Array
+    ) -> Images:
+        """Return images with the masked region filled in.
 
         Args:
           params: All parts.
           images: Originals; masked pixels must not influence the result, others stay.
-          mask: Bool `[height, width]`, True where pixels are missing; a constant under `jit`.
+          mask: True where pixels are missing; a constant under `jit`.
           rng: Key of any sampling.
         """
 
-    def inpaint_from_patches(self, params: Params, images: Array, visible: Array) -> Array:
-        """Return images `[batch, height, width, channel]` reconstructed from some of their patches each.
+    def inpaint_from_patches(
+        self, params: Params, images: Images, visible: Int[Array, "batch visible"]
+    ) -> Images:
+        """Return images reconstructed from some of their patches each.
 
         Args:
           params: All parts.
           images: Originals; hidden pixels must not influence the result, visible ones stay.
-          visible: Int `[batch, visible]`, the visible patches of each image, row-major, ascending.
+          visible: The visible patches of each image, row-major, ascending.
         """
         raise NotImplementedError(f"{type(self).__name__} does not inpaint from patches")
 

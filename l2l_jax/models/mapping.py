@@ -1,18 +1,18 @@
-"""PyTorch state dicts to Flax parameter trees and back, by an ordered table of rules.
+"""PyTorch state dicts to Flax parameter trees and back, by a table of names.
 
-A rule joins a PyTorch key to a Flax path; `{i}`-like names in both stand for integers:
+    names = {"encoder/blocks_{i}/{layer}": "blocks.{i}.{layer}", "decoder/mask_token": "mask_token"}
 
-    Rule("blocks.{i}.attn.qkv.weight", "encoder/blocks_{i}/attn/qkv/kernel", linear)
-
-Arrays are only permuted and reshaped: import followed by export gives back the same bits. A key without a
-rule and a parameter without a value are errors.
+Names are those of modules or of single arrays. `{i}`, a single letter, stands for an integer, a longer word
+for any part of a name, with dots in place of slashes. Arrays are only permuted and reshaped: import followed
+by export gives back the same bits.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +26,11 @@ FLOATS = {
     "bfloat16": np.dtype(jnp.bfloat16),
 }
 """Number formats of weights; float32 holds every value of the others."""
+
+LEAVES = dict(kernel="weight", scale="weight", bias="bias", mean="running_mean", var="running_var")
+"""PyTorch's names of the arrays of a module, by Flax's."""
+
+StateDict = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +50,7 @@ class StoredArray:
         return np.array(self.read(), dtype, copy=copy)
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The axes of an array in PyTorch and in Flax; the functions are inverses."""
 
     to_flax: Callable[[np.ndarray], np.ndarray]
@@ -59,15 +63,6 @@ conv = Layout(  # (out, in, height, width) ⇄ (height, width, in, out)
     lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
 )
 conv1x1_1d = Layout(lambda x: x[..., 0].T, lambda x: x.T[..., None])  # (out, in, 1) ⇄ (in, out)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """A PyTorch key, the Flax path of its value, and the change of layout."""
-
-    torch_key: str
-    flax_path: str
-    layout: Layout = same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,45 +80,54 @@ class Constant:
     exact: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Ignored:
-    """PyTorch keys (a regular expression) that import drops."""
-
-    pattern: str
-
-
-Table = Iterable[Rule | Constant | Ignored]
-
-
-def norm_rules(torch_norm: str, flax_norm: str) -> list[Rule]:
-    """Return the rules of a normalization layer with scale and bias."""
-    weight = Rule(f"{torch_norm}.weight", f"{flax_norm}/scale")
-    return [weight, Rule(f"{torch_norm}.bias", f"{flax_norm}/bias")]
-
-
-def dense_rules(torch_dense: str, flax_dense: str, layout: Layout = linear) -> list[Rule]:
-    """Return the rules of a dense or, with another layout, convolutional layer with bias."""
-    weight = Rule(f"{torch_dense}.weight", f"{flax_dense}/kernel", layout)
-    return [weight, Rule(f"{torch_dense}.bias", f"{flax_dense}/bias")]
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """How a state dict and a model fit together, judged by names and shapes alone.
+class Table(NamedTuple):
+    """The names of one format of checkpoints.
 
     Attributes:
-      places: Rule and Flax path by PyTorch key, of the arrays that have a place.
-      constants: The constants of the table that the state dict holds.
-      unexpected: PyTorch keys without a place in the model.
-      missing: PyTorch keys of the parameters without a value.
-      misshapen: The shape and the expected shape by PyTorch key.
+      names: PyTorch's names by Flax's; the first that matches counts. Kernels of four axes are those of
+        convolutions, others are transposed; for another layout the value is a pair of name and layout.
+      constants: Keys that are no parameters.
+      ignored: Regular expression of keys that import drops.
     """
 
-    places: dict[str, tuple[Rule, str]]
-    constants: list[Constant]
-    unexpected: list[str]
-    missing: list[str]
-    misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    names: Mapping[str, str | tuple[str, Layout]]
+    constants: tuple[Constant, ...] = ()
+    ignored: str = "(?!)"
+
+    def key_of(self, path: str, rank: int) -> tuple[str, Layout]:
+        """Return PyTorch's key and the layout of the parameter at `path`, which has `rank` axes.
+
+        Raises:
+          ValueError: The table does not name the parameter.
+        """
+        module, _, leaf = path.rpartition("/")
+        source, ending = (module, f".{LEAVES[leaf]}") if leaf in LEAVES else (path, "")
+        usual = same if leaf != "kernel" else conv if rank == 4 else linear
+        for template, given in self.names.items():
+            match = _regex(template).fullmatch(source)
+            if match:
+                name, layout = given if isinstance(given, tuple) else (given, usual)
+                name = name.format(**{part: x.replace("/", ".") for part, x in match.groupdict().items()})
+                return name + ending, same if rank < 2 else layout
+        raise ValueError(f"the table does not name the parameter {path}")
+
+
+@functools.cache
+def _regex(template: str) -> re.Pattern:
+    def pattern(part: str) -> str:
+        return rf"(?P<{part}>\d+)" if len(part) == 1 else rf"(?P<{part}>.+)"
+
+    parts = re.split(r"\{(\w+)\}", template)
+    return re.compile("".join(pattern(part) if k % 2 else re.escape(part) for k, part in enumerate(parts)))
+
+
+class Fit(NamedTuple):
+    """How a state dict and a model fit together, judged by names and shapes alone."""
+
+    places: dict[str, tuple[str, Layout]]  # PyTorch key and layout by Flax path
+    unexpected: list[str]  # PyTorch keys without a place in the model
+    missing: list[str]  # PyTorch keys of the parameters without a value
+    misshapen: list[str]  # in words
 
     def complaint(self) -> str | None:
         """Describe what does not fit, or return None."""
@@ -133,8 +137,7 @@ class Fit:
                 f"{listing(self.unexpected)}. Without a value: {listing(self.missing)}."
             )
         if self.misshapen:
-            shapes = [f"{key} {got}, not {want}" for key, (got, want) in self.misshapen.items()]
-            return f"arrays have another shape than the model's: {listing(shapes)}."
+            return f"arrays have another shape than the model's: {listing(self.misshapen)}."
         return None
 
 
@@ -145,85 +148,46 @@ def listing(names: Iterable[str], limit: int = 12) -> str:
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown or "none"
 
 
-class _Translator:
-    """Finds the first rule whose source template matches a name, and fills in its target."""
-
-    def __init__(self, table: Table, source: str, target: str):
-        rules = [rule for rule in table if isinstance(rule, Rule)]
-        self._rules = [(_regex(getattr(rule, source)), getattr(rule, target), rule) for rule in rules]
-
-    def __call__(self, name: str) -> tuple[Rule, str] | None:
-        for regex, target, rule in self._rules:
-            match = regex.fullmatch(name)
-            if match:
-                return rule, target.format(**match.groupdict())
-        return None
-
-
-def _regex(template: str) -> re.Pattern:
-    parts = re.split(r"\{(\w+)\}", template)
-    return re.compile(
-        "".join(rf"(?P<{part}>\d+)" if k % 2 else re.escape(part) for k, part in enumerate(parts))
-    )
-
-
-def fit(table: Table, state_dict: Mapping[str, Any], target: Any) -> Fit:
+def fit(table: Table, state_dict: StateDict, target: Any) -> Fit:
     """Compare a state dict with a model without reading a value."""
-    table = list(table)
-    constants = {rule.torch_key: rule for rule in table if isinstance(rule, Constant)}
-    ignored = [re.compile(rule.pattern) for rule in table if isinstance(rule, Ignored)]
-    to_path = _Translator(table, "torch_key", "flax_path")
-    to_key = _Translator(table, "flax_path", "torch_key")
-    flat_target = traverse_util.flatten_dict(target, sep="/")
-    places, unexpected, misshapen = {}, [], {}
-    for key, value in state_dict.items():
-        if key in constants or any(pattern.fullmatch(key) for pattern in ignored):
-            continue
-        found = to_path(key)
-        if found is None or found[1] not in flat_target:
-            unexpected.append(key)
-            continue
-        rule, path = places[key] = found
-        expected = rule.layout.to_torch(np.broadcast_to(False, flat_target[path].shape)).shape
-        if tuple(value.shape) != expected:
-            misshapen[key] = tuple(value.shape), expected
-    filled = {path for _, path in places.values()}
-    missing = [(to_key(path) or (None, path))[1] for path in flat_target if path not in filled]
-    present = [rule for key, rule in constants.items() if key in state_dict]
-    return Fit(places, present, sorted(unexpected), sorted(missing), misshapen)
+    flat = traverse_util.flatten_dict(target, sep="/")
+    places = {path: table.key_of(path, len(like.shape)) for path, like in flat.items()}
+    keys, misshapen = {key for key, _ in places.values()}, []
+    for path, (key, layout) in places.items():
+        wanted = layout.to_torch(np.broadcast_to(False, flat[path].shape)).shape
+        if key in state_dict and tuple(state_dict[key].shape) != wanted:
+            misshapen.append(f"{key} {tuple(state_dict[key].shape)}, not {wanted}")
+    constants = {constant.torch_key for constant in table.constants}
+    unexpected = [key for key in state_dict.keys() - keys - constants if not re.fullmatch(table.ignored, key)]
+    return Fit(places, sorted(unexpected), sorted(keys - state_dict.keys()), misshapen)
 
 
-def to_flax(
-    table: Table, state_dict: Mapping[str, Any], target: Any, config: Any = None, what: str = "state dict"
-) -> Any:
+def to_flax(table: Table, state_dict: StateDict, target: Any, config: Any = None) -> Any:
     """Return the parameter tree that a PyTorch state dict holds.
 
     Args:
-      table: The rules; the first that matches a key is used.
+      table: The names.
       state_dict: Arrays or `StoredArray`, by PyTorch key.
-      target: Tree of arrays or `jax.ShapeDtypeStruct`: the parameters to fill.
+      target: Tree of shapes, to be filled with NumPy arrays in the dtype of the source.
       config: Argument of `Constant.value`.
-      what: Name of the source, for messages.
-
-    Returns:
-      A tree like `target` of NumPy arrays in the dtype of the source, views of it where possible.
 
     Raises:
-      UserError: Keys without a rule, parameters without a value, a wrong shape, or another constant.
+      UserError: Keys without a place, parameters without a value, a wrong shape, or another constant.
     """
     found = fit(table, state_dict, target)
     complaint = found.complaint()
     if complaint:
-        raise UserError(f"{what}: {complaint}")
-    for constant in found.constants:
-        _check_constant(what, constant, np.asarray(state_dict[constant.torch_key]), constant.value(config))
+        raise UserError(complaint)
+    for constant in table.constants:
+        if constant.torch_key in state_dict:
+            _check_constant(constant, np.asarray(state_dict[constant.torch_key]), constant.value(config))
     filled = {
-        path: rule.layout.to_flax(np.asarray(state_dict[key])) for key, (rule, path) in found.places.items()
+        path: layout.to_flax(np.asarray(state_dict[key])) for path, (key, layout) in found.places.items()
     }
     return traverse_util.unflatten_dict(filled, sep="/")
 
 
-def _check_constant(what: str, constant: Constant, value: np.ndarray, expected: np.ndarray) -> None:
+def _check_constant(constant: Constant, value: np.ndarray, expected: np.ndarray) -> None:
     if value.shape != expected.shape:
         problem = f"has shape {value.shape}, and this model's table {expected.shape}."
     elif not value.any() and expected.any():
@@ -234,7 +198,7 @@ def _check_constant(what: str, constant: Constant, value: np.ndarray, expected: 
         return
     else:
         problem = "is not the fixed table of this model."
-    raise UserError(f"{what}: {constant.torch_key} {problem} {constant.hint}".rstrip())
+    raise UserError(f"{constant.torch_key} {problem} {constant.hint}".rstrip())
 
 
 def _agree(value: np.ndarray, expected: np.ndarray, rtol: float) -> bool:
@@ -249,42 +213,25 @@ def _agree(value: np.ndarray, expected: np.ndarray, rtol: float) -> bool:
 
 
 def to_torch(table: Table, params: Any, config: Any = None, dtype: Any = None) -> dict[str, np.ndarray]:
-    """Return the PyTorch state dict of a parameter tree: the inverse of `to_flax`.
+    """Return the PyTorch state dict of a parameter tree, constants included: the inverse of `to_flax`.
 
-    Args:
-      table: The rules.
-      params: Tree of arrays.
-      config: Argument of `Constant.value`.
-      dtype: Number format of floating-point arrays; None: as they are.
-
-    Returns:
-      Contiguous arrays by PyTorch key; constants included, ignored keys left out.
-
-    Raises:
-      ValueError: No rule names a parameter.
+    Arrays are contiguous, floating-point ones in `dtype` unless it is None.
     """
-    table = list(table)
-    to_key = _Translator(table, "flax_path", "torch_key")
 
     def rounded(value: np.ndarray) -> np.ndarray:
         return value.astype(dtype, copy=False) if dtype is not None and value.dtype.kind == "f" else value
 
-    constants = [rule for rule in table if isinstance(rule, Constant)]
-    values = {rule.torch_key: rule.value(config) for rule in constants}
-    state_dict = {
-        rule.torch_key: values[rule.torch_key] if rule.exact else rounded(values[rule.torch_key])
-        for rule in constants
-    }
-    for path, value in traverse_util.flatten_dict(params, sep="/").items():
-        found = to_key(path)
-        if found is None:
-            raise ValueError(f"no rule of the table names the parameter {path}")
-        rule, key = found
-        state_dict[key] = rounded(np.ascontiguousarray(rule.layout.to_torch(np.asarray(value))))
+    state_dict = {}
+    for constant in table.constants:
+        value = constant.value(config)
+        state_dict[constant.torch_key] = value if constant.exact else rounded(value)
+    for path, x in traverse_util.flatten_dict(params, sep="/").items():
+        key, layout = table.key_of(path, x.ndim)
+        state_dict[key] = rounded(np.ascontiguousarray(layout.to_torch(np.asarray(x))))
     return state_dict
 
 
-def shape_of(state_dict: Mapping[str, Any], key: str, rank: int) -> tuple[int, ...]:
+def shape_of(state_dict: StateDict, key: str, rank: int) -> tuple[int, ...]:
     """Return the shape of the array `key`, which has `rank` axes, all longer than 0."""
     if key not in state_dict:
         raise UserError(f"the size of the model cannot be told: {key} is missing.")
@@ -294,7 +241,7 @@ def shape_of(state_dict: Mapping[str, Any], key: str, rank: int) -> tuple[int, .
     return shape
 
 
-def count(state_dict: Mapping[str, Any], template: str) -> int:
+def count(state_dict: StateDict, template: str) -> int:
     """Count the different numbers in the place of `{i}` at the start of keys."""
     before, after = (re.escape(part) for part in template.split("{i}"))
     pattern = re.compile(rf"{before}(\d+){after}")
@@ -307,3 +254,63 @@ def square_side(places: int, key: str) -> int:
     if side < 1 or side**2 != places:
         raise UserError(f"{key} has {places} places, which is not a square number of patches.")
     return side
+
+
+Origin = Mapping[str, Any]
+"""What a checkpoint says besides its arrays: "file", its name; "args", the arguments of the training program;
+"config" and "preprocessor", the JSON files of a Hugging Face folder. Each but "file" may be missing."""
+
+Fields = dict[str, Any]
+"""Fields of a model by name."""
+
+
+class CheckpointFormat:
+    """One format of the PyTorch checkpoints of a model family.
+
+    Attributes:
+      table: Names and constants, after `unwrap`; the config of `Constant` is the model.
+      parts: Parts of the parameters that a checkpoint holds.
+      published: Fields of the published models by name, where they differ from the defaults.
+      hidden: Fields that shapes do not show and that cannot be guessed for unpublished models.
+      wrapper: Key under which PyTorch files hold the state dict.
+      is_folder: Whether the format is a folder of files.
+    """
+
+    table: Table
+    parts: tuple[str, ...] = ("encoder", "decoder")
+    published: Mapping[str, Fields] = {}
+    hidden: tuple[str, ...] = ()
+    wrapper: str = ""
+    is_folder: bool = False
+
+    def recognize(self, state_dict: StateDict) -> bool:
+        """Return whether the keys are those of the format; a part of a model raises a UserError."""
+        raise NotImplementedError
+
+    def unwrap(self, state_dict: StateDict) -> StateDict:
+        """Return the state dict with the keys of `table`."""
+        return state_dict
+
+    def join(self, state_dict: StateDict, second: StateDict) -> StateDict:
+        """Return the state dict of a model that comes in two files."""
+        raise UserError("a second file, --vqgan, belongs to MAGE.")
+
+    def sizes(self, state_dict: StateDict) -> Fields:
+        """Return the fields that shapes show."""
+        raise NotImplementedError
+
+    def stated(self, origin: Origin, sizes: Fields) -> Fields:
+        """Return the fields that the checkpoint states."""
+        return {}
+
+    def guessed(self, origin: Origin, sizes: Fields) -> Fields:
+        """Return fields that are likely, but neither shown nor stated."""
+        return {}
+
+    def licence(self, file: str) -> str:
+        """Return the licence of the weights in a file of that name; "" if it is not known."""
+        return ""
+
+    def folder(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
+        """Return the files of a folder: state dicts and JSON objects by file name."""
+        raise NotImplementedError

@@ -16,42 +16,34 @@ from typing import Any
 
 from l2l_jax.cli.arguments import Parser
 from l2l_jax.cli.common import run_command
+from l2l_jax.errors import UserError
 
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m l2l_jax.weights", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    file: Any = dict(type=pathlib.Path, metavar="FILE")
+    folder: Any = dict(type=pathlib.Path, metavar="FOLDER")
     reading: Any = Parser(add_help=False)
     kinds = ".pth, .ckpt, .safetensors, a Hugging Face folder, or hf://ORGANIZATION/NAME"
     reading.add_argument("file", metavar="FILE", help=kinds)
     reading.add_argument("--ema", action="store_true", help="take the EMA copy of the weights")
-    reading.add_argument(
-        "--vqgan", type=pathlib.Path, metavar="FILE", help="MAGE: its VQGAN, if FILE holds none"
-    )
-    field = "a field of the model that the weights do not show, such as num_heads=4"
-    reading.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", type=_field, dest="fields", help=field
-    )
+    reading.add_argument("--vqgan", **file, help="MAGE: its VQGAN, if FILE holds none")
+    field: Any = dict(action="append", default=[], metavar="FIELD=VALUE", type=_field, dest="fields")
+    hidden = "a field of the model that the weights do not show, such as num_heads=4"
+    reading.add_argument("--set", **field, help=hidden)
     bring_in = commands.add_parser("import", parents=[reading], help="turn a file into a saved model")
-    bring_in.add_argument(
-        "--output", type=pathlib.Path, metavar="FOLDER", help="default: pretrained/<name of FILE>"
-    )
+    bring_in.add_argument("--output", **folder, help="default: pretrained/<name of FILE>")
     export = commands.add_parser("export", help="turn a saved model into a file")
-    export.add_argument("folder", type=pathlib.Path, metavar="FOLDER", help="a saved model")
+    export.add_argument("folder", **folder, help="a saved model")
     suffixes = ".pth or .safetensors; without suffix, a Hugging Face folder (MAE)"
-    export.add_argument("--output", type=pathlib.Path, metavar="FILE", required=True, help=suffixes)
-    export.add_argument(
-        "--adapter", type=pathlib.Path, metavar="FILE", help="an adapter of the model, to be merged into it"
-    )
+    export.add_argument("--output", **file, required=True, help=suffixes)
+    export.add_argument("--adapter", **file, help="an adapter of the model, to be merged into it")
     export.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     fetch = commands.add_parser("fetch", help="download a published file; without a name, list them")
     fetch.add_argument("name", nargs="?", metavar="NAME", help="such as inception or mae-vit-b")
-    fetch.add_argument(
-        "--folder",
-        type=pathlib.Path,
-        metavar="FOLDER",
-        help="default: $L2L_JAX_WEIGHTS, or ~/.cache/l2l_jax/weights",
-    )
+    place = "default: $L2L_JAX_WEIGHTS, or ~/.cache/l2l_jax/weights"
+    fetch.add_argument("--folder", **folder, help=place)
     commands.add_parser("inspect", parents=[reading], help="say what a file or folder is")
     return parser
 
@@ -105,9 +97,12 @@ def run(argv: Sequence[str]) -> None:
 def _fetch(name: str | None, folder: pathlib.Path | None) -> None:
     from l2l_jax.weights import downloads, published
 
-    if name is not None:
-        print(downloads.fetch(published.published(name), folder or published.weights_folder()))
+    if name in published.PUBLISHED:
+        print(downloads.fetch(published.PUBLISHED[name], folder or published.weights_folder()))
         return
+    if name is not None:
+        known = ", ".join(published.PUBLISHED)
+        raise UserError(f"There is no published file {name!r} in the list: {known}.")
     for file in published.PUBLISHED.values():
         print(f"{file.name:20} {file.holds}; {file.size_in_words()}; {file.licence}\n{'':20} {file.page}")
 

@@ -26,10 +26,8 @@ CARD = "l2l_jax adapter"
 def adapter_bytes(adapter: Adapter, card: Mapping[str, Any]) -> bytes:
     """Return the content of an adapter's file.
 
-    Args:
-      adapter: Host arrays.
-      card: JSON-able facts: "family", "model" (its fields), "adapter" (kind), "adapter_rank", "method" and
-        "base", the `fingerprint` of the encoder and decoder that it was trained on.
+    The card holds JSON-able facts: "family", "model" (its fields), "adapter" (kind), "adapter_rank", "method"
+    and "base", the `fingerprint` of the encoder and decoder that it was trained on.
     """
     flat = {name: np.ascontiguousarray(x) for name, x in flatten_dict(dict(adapter), sep="/").items()}
     return safetensors.numpy.save(flat, metadata={CARD: json.dumps(dict(card))})
@@ -46,13 +44,7 @@ def read_card(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def with_adapter(path: pathlib.Path, params: Params, family: str, model: Model) -> Params:
-    """Return weights with the adapter in a file added.
-
-    Args:
-      path: The file.
-      params: The weights that it was trained on, all parts.
-      family: Their family.
-      model: Their model.
+    """Return weights with the adapter in a file added, which was trained on them.
 
     Raises:
       UserError: The file holds no adapter, or one of other weights.
@@ -65,13 +57,11 @@ def with_adapter(path: pathlib.Path, params: Params, family: str, model: Model) 
     found = fingerprint(params, model.generative_parts)
     if card.get("base") != found:
         facts = card.get("original_weights", {})
-        origin = (
-            ", ".join(f"{name} {facts[name]}" for name in ("origin", "sha256") if name in facts) or "unknown"
-        )
+        told = [f"{name} {facts[name]}" for name in ("origin", "sha256") if name in facts]
         raise UserError(
             f"{path} belongs to other weights: it was trained on those with the fingerprint "
             f"{str(card.get('base'))[:16]}…, and these have {found[:16]}…. Give the model that was unlearned "
-            f"({origin})."
+            f"({', '.join(told) or 'unknown'})."
         )
     with safetensors.safe_open(path, framework="numpy") as file:
         flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)

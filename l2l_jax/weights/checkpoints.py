@@ -13,36 +13,8 @@ import pydantic
 from l2l_jax.errors import UserError
 from l2l_jax.models import mapping
 from l2l_jax.models.base import FAMILIES, Model, Params
-from l2l_jax.models.checkpoints import CheckpointFormat
-from l2l_jax.weights.reading import CheckpointFile, read_checkpoint
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A state dict, what its file says besides, and the copy in the file that was taken."""
-
-    state_dict: Mapping[str, Any]
-    origin: dict[str, Any]
-    file: CheckpointFile | None = None
-    copy: str = ""
-    vqgan: "Checkpoint | None" = None
-
-    def facts(self) -> dict[str, Any]:
-        """Return JSON-able facts: name, SHA-256 and format of the file, and the copy that was taken."""
-        if self.file is None:
-            return {}
-        facts: dict[str, Any] = {
-            "file": self.file.path.name,
-            "sha256": self.file.sha256(),
-            "format": self.file.kind,
-        }
-        facts |= {key: self.origin[key] for key in ("config", "preprocessor") if key in self.origin}
-        if self.copy:
-            facts["copy"] = self.copy
-        if self.file.left_out:
-            left_out = mapping.listing(self.file.left_out, 3)
-            facts["left_out"] = f"{len(self.file.left_out)} arrays: {left_out}"
-        return facts | ({"vqgan": self.vqgan.facts()} if self.vqgan else {})
+from l2l_jax.models.mapping import CheckpointFormat, StateDict
+from l2l_jax.weights.reading import Checkpoint, read_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +23,8 @@ class Recognized:
 
     family: str
     format: CheckpointFormat
-    state_dict: Mapping[str, Any]
-    origin: dict[str, Any]
+    state_dict: StateDict
+    origin: Mapping[str, Any]
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -74,9 +46,19 @@ class Recognized:
         return None
 
     def known_fields(self) -> dict[str, Any]:
-        """Return the fields that shapes show, that the checkpoint states, or that a published model has."""
-        published = self.format.published.get(self.variant() or "", {})
-        return {**published, **self.format.stated(self.origin, self.sizes), **self.sizes}
+        """Return the fields that a published model has, that the checkpoint states, or that shapes show."""
+        sizes, variant, published = self.sizes, self.variant(), dict[str, Any]()
+        if variant is not None:
+            published |= self.format.published[variant]
+            model = build(self.family, published)
+            published |= {name: getattr(model, name) for name in self.format.hidden}
+        return {**published, **self.format.stated(self.origin, sizes), **sizes}
+
+    def certain_fields(self) -> dict[str, Any]:
+        """Return the known fields that another model must share to take the weights."""
+        sizes, needed = self.sizes, FAMILIES[self.family].TRAINED_WITH
+        shown = {*self.format.hidden, *self.format.stated(self.origin, sizes)} & {*needed}
+        return {name: x for name, x in self.known_fields().items() if name in sizes or name in shown}
 
     def fields(self) -> dict[str, Any]:
         """Return the known fields, and guesses of others."""
@@ -85,7 +67,7 @@ class Recognized:
     def unknown(self) -> tuple[str, ...]:
         """Return the fields that must be given, because nothing shows them and they cannot be guessed."""
         known = self.known_fields()
-        return () if self.variant() else tuple(name for name in self.format.hidden if name not in known)
+        return tuple(name for name in self.format.hidden if name not in known)
 
     def model(self, given: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
         """Return the model with the `given` fields, and those of its fields that were guessed.
@@ -93,7 +75,7 @@ class Recognized:
         Raises:
           UserError: A field that must be given is not, or a given one contradicts the weights.
         """
-        sizes, known = self.sizes, self.known_fields()
+        sizes = self.sizes
         for name, value in given.items():
             if name in sizes and sizes[name] != value:
                 raise UserError(f"{name} is {sizes[name]} in the weights, not {value}.")
@@ -106,9 +88,8 @@ class Recognized:
                 f"{', '.join(unknown)}: add {options}"
             )
         model = build(self.family, {**self.fields(), **given})
-        settled = {*known, *given, "value_range"}  # the range of the images is our own convention
-        assumed = [name for name in model.TRAINED_WITH if name not in settled]
-        return model, {name: getattr(model, name) for name in assumed}
+        settled = {*self.known_fields(), *given, "value_range"}  # the images' range is our own convention
+        return model, {name: getattr(model, name) for name in model.TRAINED_WITH if name not in settled}
 
     def params(self, model: Model) -> Params:
         """Return the parameters that the checkpoint holds, float32; if they do not fit, raise a UserError."""
@@ -120,35 +101,28 @@ def open_checkpoint(
     path: pathlib.Path, *, ema: bool = False, vqgan: pathlib.Path | None = None
 ) -> Checkpoint:
     """Return the state dict of a checkpoint, that of MAGE's VQGAN added if it is in a file of its own."""
-    file = read_checkpoint(path)
-    name = file.choose(ema)
-    state_dict: Mapping[str, Any] = file.copies[name]
-    added = None
-    if vqgan is not None:
-        added = open_checkpoint(vqgan)
-        with about(path):
-            join = recognize(state_dict, file.origin).format.join
-            if join is None:
-                raise UserError("a second file, --vqgan, belongs to MAGE.")
-            state_dict = join(state_dict, added.state_dict)
-    return Checkpoint(state_dict, file.origin, file, name, added)
+    found = read_checkpoint(path, ema=ema)
+    if vqgan is None:
+        return found
+    second = read_checkpoint(vqgan)
+    with about(path):
+        both = recognize(found.state_dict, found.origin).format.join(found.state_dict, second.state_dict)
+    return dataclasses.replace(found, state_dict=both, vqgan=second)
 
 
-def recognize(state_dict: Mapping[str, Any], origin: Mapping[str, Any]) -> Recognized:
+def recognize(state_dict: StateDict, origin: Mapping[str, Any]) -> Recognized:
     """Find the family of a state dict by its keys."""
     for family in FAMILIES:
         for kind in FAMILIES[family].FORMATS:
             if kind.recognize(state_dict):
-                return Recognized(family, kind, kind.unwrap(state_dict), dict(origin))
+                return Recognized(family, kind, kind.unwrap(state_dict), origin)
     if state_dict and all(key.endswith(("/down", "/up", "/delta")) for key in state_dict):
         raise UserError(
             "this is an adapter, not a model: merge it into the one that it was trained on, with python -m "
             "l2l_jax.weights export FOLDER --adapter FILE --output FILE."
         )
-    families = ", ".join(FAMILIES)
-    raise UserError(
-        f"these are not weights of {families}: the keys are {mapping.listing(sorted(state_dict), 4)}."
-    )
+    families, keys = ", ".join(FAMILIES), mapping.listing(sorted(state_dict), 4)
+    raise UserError(f"these are not weights of {families}: the keys are {keys}.")
 
 
 def open_recognized(
@@ -163,7 +137,7 @@ def open_recognized(
 def build(family: str, fields: Mapping[str, Any]) -> Model:
     """Return the model of a family with these fields, checked."""
     cls = FAMILIES[family]
-    known = cls.field_names()
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in fields:
         if name not in known:
             raise UserError(f"a {family} model has no field {name}; known: {', '.join(known)}.")
@@ -180,10 +154,8 @@ def part_shapes(model: Model, parts: tuple[str, ...]) -> Params:
     try:
         shapes = model.shapes()
     except (ValueError, TypeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"no {FAMILIES.name_of(type(model))} model of these sizes can be built ({reason})."
-        ) from error
+        reason, family = " ".join(str(error).split())[:160], FAMILIES.name_of(type(model))
+        raise UserError(f"no {family} model of these sizes can be built ({reason}).") from error
     return {part: shapes[part] for part in parts}
 
 
@@ -194,11 +166,10 @@ def as_floats(params: Params, target: Params) -> Params:
         name = "/".join(str(key.key) for key in path)
         if value.dtype not in mapping.FLOATS.values():
             raise UserError(f"{name} is {value.dtype}; expected are {', '.join(mapping.FLOATS)}.")
-        finite = np.isfinite(value)
-        if not finite.all():
-            broken = finite.size - int(finite.sum())
+        broken = value.size - np.count_nonzero(np.isfinite(value))
+        if broken:
             raise UserError(
-                f"{name} holds NaN or infinite values ({broken:,} of {finite.size:,}): the training "
+                f"{name} holds NaN or infinite values ({broken:,} of {value.size:,}): the training "
                 "diverged, or the file is damaged. Use another checkpoint."
             )
         return value if value.dtype == like.dtype else value.astype(like.dtype)

@@ -9,7 +9,7 @@ from l2l_jax import shipped
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import FAMILIES, Model, Params
 from l2l_jax.weights import adapters
-from l2l_jax.weights.checkpoints import about, build, open_checkpoint, open_recognized, recognize
+from l2l_jax.weights.checkpoints import about, build, open_recognized
 from l2l_jax.weights.hub import HUB, download
 from l2l_jax.weights.saved_models import CARD, load_params, read_card
 
@@ -29,8 +29,13 @@ def load_model(
       UserError: There is no model, it cannot be read, or fields are missing or contradict the weights.
     """
     path = locate(path)
-    model = model_from_checkpoint(path, fields, flag="")
-    family = FAMILIES.name_of(type(model))
+    family, stored, hidden = stored_fields(path)
+    with about(path):
+        unknown = [name for name in hidden if name not in fields]
+        if unknown:
+            flags = " ".join(f"{name}=…" for name in unknown)
+            raise UserError(f"its weights do not show {', '.join(unknown)}: give {flags}")
+        model = build(family, {**stored, **fields})
     params = load_pretrained(path, family, model)
     if adapter is not None:
         params = adapters.with_adapter(pathlib.Path(adapter), params, family, model)
@@ -40,118 +45,62 @@ def load_model(
 def locate(given: str | pathlib.Path) -> pathlib.Path:
     """Return the path of a shipped model's name, of `hf://ORGANIZATION/NAME` (downloaded), or of a path."""
     text = str(given)
-    if text.startswith(HUB):
-        return download(text.removeprefix(HUB))
-    return shipped.resolved(text)
+    return download(text.removeprefix(HUB)) if text.startswith(HUB) else shipped.resolved(text)
 
 
-def model_from_checkpoint(
-    path: str | pathlib.Path, given: Mapping[str, Any], *, flag: str = "--config.model."
-) -> Model:
-    """Return the model that weights belong to, without reading them.
-
-    Args:
-      path: As for `load_model`.
-      given: Fields that the user gives; they override what weights do not show.
-      flag: Start of the flag that gives a field, for messages.
-
-    Raises:
-      UserError: See `load_model`.
-    """
-    family, fields, hidden = stored_fields(path)
-    with about(locate(path)):
-        unknown = [name for name in hidden if name not in given]
-        if unknown:
-            flags = " ".join(f"{flag}{name}=…" for name in unknown)
-            raise UserError(f"its weights do not show {', '.join(unknown)}: give {flags}")
-        return build(family, {**fields, **given})
+def _card(path: pathlib.Path) -> dict[str, Any] | None:
+    """Return the card of a saved or shipped model, or None for a checkpoint."""
+    if not path.exists():
+        raise UserError(
+            f"config.model.pretrained={path} does not exist; it should be a folder of a saved model, such as "
+            "runs/digits_mae/pretrained, a checkpoint file, a Hugging Face folder, hf://ORGANIZATION/NAME, "
+            f"or a shipped model: {', '.join(shipped.names())}."
+        )
+    if path.parent == shipped.FOLDER:
+        return shipped.card(path.stem)
+    if path.is_dir() and ((path / CARD).is_file() or not (path / "config.json").is_file()):
+        return read_card(path)
+    return None
 
 
 def stored_fields(path: str | pathlib.Path) -> tuple[str, dict[str, Any], tuple[str, ...]]:
     """Return a model's family, the fields stored with its weights, and those that must be given."""
     path = locate(path)
-    if not path.exists():
-        raise UserError(_missing(path))
-    if path.parent == shipped.FOLDER:
-        card = shipped.card(path.stem)
-    elif _is_checkpoint(path):
+    card = _card(path)
+    if card is None:
         _, found = open_recognized(path)
         with about(path):
             return found.family, found.fields(), found.unknown()
-    else:
-        card = read_card(path)
     family = str(card.get("family"))
     if family not in FAMILIES:
         raise UserError(f"{path}: this is a {family} model; known are {', '.join(FAMILIES)}.")
     return family, card.get("model", {}), ()
 
 
-def _is_checkpoint(path: pathlib.Path) -> bool:
-    return not path.is_dir() or ((path / "config.json").is_file() and not (path / CARD).is_file())
-
-
 def load_pretrained(path: pathlib.Path, family: str, model: Model) -> Params:
     """Return all parts of the model that `config.model.pretrained` names, checked against the config's."""
     path = locate(path)
-    if not path.exists():
-        raise UserError(_missing(path))
-    if path.parent == shipped.FOLDER:
-        return _load_shipped(path, family, model)
-    if not _is_checkpoint(path):
-        return _load_saved(path, family, model)
-    source = open_checkpoint(path)
+    card = _card(path)
+    if card is not None and path.parent != shipped.FOLDER:
+        return _load_saved(path, card, family, model)
+    _, found = open_recognized(path)
     with about(path):
-        found = recognize(source.state_dict, source.origin)
         _check_family(found.family, family)
-        hidden = [name for name in found.format.hidden if name in model.TRAINED_WITH]
-        published = found.format.published.get(found.variant() or "")
-        shown = (
-            {} if published is None else {name: getattr(build(family, published), name) for name in hidden}
-        )
-        stated = found.format.stated(found.origin, found.sizes)
-        shown |= {name: value for name, value in stated.items() if name in model.TRAINED_WITH}
-        _check_fields(_as_fields(family, shown) | found.sizes, model.canonical())
+        if card is None:
+            _check_fields(found.certain_fields(), model.canonical())
+        else:
+            _check_card(card, model, found.format.parts)
         return found.params(model) | model.derived_parts()
 
 
-def _missing(path: pathlib.Path) -> str:
-    return (
-        f"config.model.pretrained={path} does not exist; it should be a folder of a saved model, such as "
-        "runs/digits_mae/pretrained, a checkpoint file, a Hugging Face folder, hf://ORGANIZATION/NAME, or a "
-        f"shipped model: {', '.join(shipped.names())}."
-    )
-
-
-def _as_fields(family: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values in the types of the fields, such as tuples for lists."""
-    defaults = FAMILIES[family]()
-    return {
-        name: tuple(value) if isinstance(getattr(defaults, name), tuple) else value
-        for name, value in values.items()
-    }
-
-
-def _load_shipped(path: pathlib.Path, family: str, model: Model) -> Params:
-    card = shipped.card(path.stem)
-    with about(path):
-        _check_family(card["family"], family)
-        source = open_checkpoint(path)
-        found = recognize(source.state_dict, source.origin)
-        _check_sizes(build(family, card["model"]), model, found.format.parts)
-        return found.params(model) | model.derived_parts()
-
-
-def _load_saved(path: pathlib.Path, family: str, model: Model) -> Params:
-    card = read_card(path)
+def _load_saved(path: pathlib.Path, card: Mapping[str, Any], family: str, model: Model) -> Params:
     with about(path):
         _check_family(card.get("family"), family)
-        saved = build(family, card.get("model", {}))
-        _check_fields({name: getattr(saved, name) for name in model.TRAINED_WITH}, model)
         shapes = model.shapes()
         parts = card.get("parts", list(shapes))
         if unknown := [part for part in map(str, parts) if part not in shapes]:
             raise UserError(f"its model.json is damaged: a {family} model has no part {unknown[0]!r}.")
-        _check_sizes(saved, model, parts)
+        _check_card(card, model, parts)
     params = load_params(path, {part: shapes[part] for part in parts})
     return params if len(parts) == len(shapes) else params | model.derived_parts()
 
@@ -173,8 +122,10 @@ def _check_fields(found: Mapping[str, Any], model: Model) -> None:
             )
 
 
-def _check_sizes(saved: Model, model: Model, parts: Sequence[str]) -> None:
-    """Name the first field, if any, by which the shapes of these parts differ."""
+def _check_card(card: Mapping[str, Any], model: Model, parts: Sequence[str]) -> None:
+    """Name the first field, if any, on which the weights depend or by which the shapes of parts differ."""
+    saved = build(FAMILIES.name_of(type(model)), card.get("model", {}))
+    _check_fields({name: getattr(saved, name) for name in model.TRAINED_WITH}, model)
 
     def shapes(candidate: Model) -> Params:
         whole = candidate.shapes()
@@ -197,13 +148,12 @@ def original_weights(path: pathlib.Path) -> dict[str, Any]:
     facts hold those of its own original under "original_weights".
     """
     path = locate(path)
+    card = _card(path)
+    if card is None:
+        source, found = open_recognized(path)
+        return {"origin": f"read from {path.name}", **source.facts(), "licence": found.licence}
     if path.parent == shipped.FOLDER:
-        card = shipped.card(path.stem)
         facts = {name: card[name] for name in ("sha256", "trained_on", "seed", "licence")}
         return {"origin": f"the shipped model {path.stem}", **facts}
-    if not _is_checkpoint(path):
-        card = read_card(path)
-        facts = {"origin": card.get("origin", "unknown"), **card.get("source", {})}
-        return facts | {name: card[name] for name in ("licence", "original_weights") if name in card}
-    source, found = open_recognized(path)
-    return {"origin": f"read from {path.name}", **source.facts(), "licence": found.licence}
+    facts = {"origin": card.get("origin", "unknown"), **card.get("source", {})}
+    return facts | {name: card[name] for name in ("licence", "original_weights") if name in card}

@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 
-from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import home
 
 FOLDER_VARIABLE = "L2L_JAX_WEIGHTS"
@@ -26,15 +25,8 @@ def weights_folder() -> pathlib.Path:
 class PublishedFile:
     """A file of weights.
 
-    Attributes:
-      name: Its name on the command line.
-      holds: Its content, in words.
-      file: Its name in the folder of weights.
-      url: Where it can be downloaded; empty where that takes a browser.
-      page: Where it is published.
-      licence: Of the weights.
-      size: In bytes, if known.
-      sha256: In hexadecimal digits, if known.
+    `name` is that on the command line, `file` that in the folder of weights. `url` is empty where a download
+    takes a browser, from `page`.
     """
 
     name: str
@@ -55,14 +47,3 @@ _ROWS = json.loads(pathlib.Path(__file__).with_suffix(".json").read_text("utf-8"
 
 PUBLISHED = {row["name"]: PublishedFile(**row) for row in _ROWS}
 """The files by name."""
-
-
-def published(name: str) -> PublishedFile:
-    """Return the file of that name.
-
-    Raises:
-      UserError: There is none.
-    """
-    if name not in PUBLISHED:
-        raise UserError(f"There is no published file {name!r} in the list: {', '.join(PUBLISHED)}.")
-    return PUBLISHED[name]

@@ -16,12 +16,11 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 
 from l2l_jax.errors import UserError
-from l2l_jax.models.mapping import FLOATS, StoredArray
+from l2l_jax.models.mapping import FLOATS, StoredArray, listing
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar")
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -38,11 +37,8 @@ INNER_WRAPPERS = re.compile(r"\b(_checkpoint_wrapped_module|_orig_mod|_fsdp_wrap
 TRAINING_ONLY = re.compile(r"(perceptual|perceptual_loss|lpips|loss|criterion|discriminator|disc)\b.*")
 """Keys of networks that only the training needs."""
 
-HUB_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
+HUB_WEIGHTS = tuple(
+    name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")
 )
 """Names of the weights in a Hugging Face folder; an index names shards."""
 
@@ -55,70 +51,86 @@ _EXPECTED = f"expected are {', '.join(FLOATS)}"
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointFile:
+class Checkpoint:
     """The content of a checkpoint.
 
     Attributes:
       kind: Its format, in words.
-      copies: State dicts by the name of their wrapper ("" for none), without common prefixes.
-      origin: See `l2l_jax.models.checkpoints.Origin`.
+      copies: Names of the wrappers of its state dicts ("" for none).
+      copy: The one that was taken.
+      state_dict: Its arrays, without common prefixes.
+      origin: See `l2l_jax.models.mapping.Origin`.
       files: The files that hold the arrays.
       left_out: Keys of networks that only the training needs.
+      vqgan: A second file, the arrays of which are part of `state_dict`.
     """
 
     path: pathlib.Path
     kind: str
-    copies: dict[str, StateDict]
+    copies: tuple[str, ...]
+    copy: str
+    state_dict: Mapping[str, Any]
     origin: dict[str, Any]
     files: tuple[pathlib.Path, ...]
     left_out: tuple[str, ...] = ()
+    vqgan: "Checkpoint | None" = None
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file, or that over the digests of several."""
         digests = [sha256(file) for file in self.files]
         return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
-    def choose(self, ema: bool = False) -> str:
-        """Return the name of the copy to use: the plain weights if there are any, or with `ema` their EMA.
-
-        Raises:
-          UserError: An EMA is asked for and there is none.
-        """
-        averaged = [name for name in self.copies if any(part in AVERAGED for part in name.split("."))]
-        plain = [name for name in self.copies if name not in averaged]
-        if ema and not averaged:
-            raise UserError(
-                f"{self.path} holds no EMA copy under {', '.join(AVERAGED)}. Palette keeps its EMA in a file "
-                "of its own (*_Network_ema.pth): give that file, without --ema."
-            )
-        return averaged[0] if ema or not plain else plain[0]
+    def facts(self) -> dict[str, Any]:
+        """Return JSON-able facts: name, SHA-256 and format of the file, and the copy that was taken."""
+        facts = {"file": self.path.name, "sha256": self.sha256(), "format": self.kind}
+        facts |= {key: self.origin[key] for key in ("config", "preprocessor") if key in self.origin}
+        if self.copy:
+            facts["copy"] = self.copy
+        if self.left_out:
+            facts["left_out"] = f"{len(self.left_out)} arrays: {listing(self.left_out, 3)}"
+        return facts | ({"vqgan": self.vqgan.facts()} if self.vqgan else {})
 
 
-def read_checkpoint(path: pathlib.Path) -> CheckpointFile:
+def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
     """Find out what a checkpoint holds.
 
     Args:
       path: A `.safetensors` file, a PyTorch file (`.pth`, `.pt`, `.ckpt`, `.bin`), which needs PyTorch, or a
-        Hugging
-        Face folder: config.json and weights, which may be sharded.
+        Hugging Face folder: config.json and weights, which may be sharded.
+      ema: Take the moving average of the weights; otherwise the plain ones, if there are any.
 
     Raises:
-      UserError: No such file, an unknown suffix, a damaged or hostile file, no arrays in it, or PyTorch is
-        needed and missing.
+      UserError: No such file, an unknown suffix, a damaged or hostile file, no arrays in it, no EMA, or
+        PyTorch is needed and missing.
     """
-    if path.is_dir():
-        return _read_folder(path)
-    kind, content = _read_file(path)
+    is_folder = path.is_dir()
+    files = _files_in(path) if is_folder else (path,)
+    kind, content = "", dict[Any, Any]()
+    for file in files:
+        kind, more = _read_file(file)
+        content |= more
     copies, left_out = find_state_dicts(content)
     if not copies:
         raise UserError(f"{path} holds no weights: there is no array in it, at the top or in a wrapper.")
-    size = path.stat().st_size
+    size = sum(file.stat().st_size for file in files)
     for state_dict in copies.values():
         for key, array in state_dict.items():
             if array.nbytes > size:  # strides of 0 make one stored number look like any array
                 raise UserError(f"{path} is damaged or forged: {key} is larger than the file.")
-    origin = {"file": path.name, "args": _arguments(content), **_neighbors(path.parent)}
-    return CheckpointFile(path, kind, copies, origin, (path,), left_out)
+    averaged = [name for name in copies if any(part in AVERAGED for part in name.split("."))]
+    if ema and not averaged:
+        raise UserError(
+            f"{path} holds no EMA copy under {', '.join(AVERAGED)}. Palette keeps its EMA in a file of its "
+            "own (*_Network_ema.pth): give that file, without --ema."
+        )
+    plain = [name for name in copies if name not in averaged]
+    copy = averaged[0] if ema or not plain else plain[0]
+    args = content.get("args", {})
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    origin = {"file": path.name, "args": dict(args) if isinstance(args, Mapping) else {}}
+    origin |= _neighbors(path if is_folder else path.parent)
+    kind = "Hugging Face folder" if is_folder else kind
+    return Checkpoint(path, kind, tuple(copies), copy, copies[copy], origin, files, left_out)
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -140,32 +152,23 @@ def _read_file(path: pathlib.Path) -> tuple[str, dict[Any, Any]]:
     raise UserError(f"{path}: weights are read from {', '.join(SUFFIXES)} files.")
 
 
-def _read_folder(path: pathlib.Path) -> CheckpointFile:
-    name = next((name for name in HUB_WEIGHTS if (path / name).is_file()), None)
-    if name is None or not (path / "config.json").is_file():
+def _files_in(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Return the files of weights in a Hugging Face folder."""
+    name = next((name for name in HUB_WEIGHTS if (folder / name).is_file()), None)
+    if name is None or not (folder / "config.json").is_file():
         raise UserError(
-            f"{path} is a folder, but not of a model: expected {'model.json'} (saved here), or config.json "
+            f"{folder} is a folder, but not of a model: expected model.json (saved here), or config.json "
             f"and {HUB_WEIGHTS[0]} (Hugging Face)."
         )
-    files = [name]
-    if name.endswith(".index.json"):
-        shards = _json(path / name).get("weight_map")
-        if not isinstance(shards, Mapping) or not all(isinstance(file, str) for file in shards.values()):
-            raise UserError(f"{path / name} is damaged: it should name the file of each array.")
-        files = sorted(set(shards.values()))
-    contents = []
-    for file in files:
+    if not name.endswith(".index.json"):
+        return (folder / name,)
+    shards = _json(folder / name).get("weight_map")
+    if not isinstance(shards, Mapping) or not all(isinstance(file, str) for file in shards.values()):
+        raise UserError(f"{folder / name} is damaged: it should name the file of each array.")
+    for file in shards.values():
         if pathlib.PurePath(file).name != file:
-            raise UserError(f"{path / name} names a file outside its folder: {file}.")
-        contents.append(_read_file(path / file)[1])
-    copies, left_out = find_state_dicts(
-        {key: value for content in contents for key, value in content.items()}
-    )
-    if not copies:
-        raise UserError(f"{path} holds no weights.")
-    origin = {"file": path.name, **_neighbors(path)}
-    paths = tuple(path / file for file in files)
-    return CheckpointFile(path, "Hugging Face folder", copies, origin, paths, left_out)
+            raise UserError(f"{folder / name} names a file outside its folder: {file}.")
+    return tuple(folder / file for file in sorted(set(shards.values())))
 
 
 def _neighbors(folder: pathlib.Path) -> dict[str, Any]:
@@ -187,14 +190,6 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the arguments of the training program that a checkpoint holds."""
-    args = content.get("args")
-    if isinstance(args, argparse.Namespace):
-        return vars(args)
-    return dict(args) if isinstance(args, Mapping) else {}
-
-
 def find_state_dicts(
     content: Mapping[Any, Any], depth: int = 4
 ) -> tuple[dict[str, StateDict], tuple[str, ...]]:
@@ -212,42 +207,32 @@ def find_state_dicts(
     arrays = {str(key): value for key, value in content.items() if isinstance(value, StoredArray)}
     for wrapper in AVERAGED:  # files without nesting keep the copy behind a prefix
         prefixed = {key: arrays.pop(key) for key in list(arrays) if key.startswith(f"{wrapper}.")}
-        if prefixed:
-            found[wrapper] = {key.removeprefix(f"{wrapper}."): value for key, value in prefixed.items()}
-    if arrays:
-        found = {"": arrays} | found
-    cleaned = {name: _without_wrappers(state_dict) for name, state_dict in found.items()}
-    for _, extra in cleaned.values():
+        found[wrapper] = {key.removeprefix(f"{wrapper}."): value for key, value in prefixed.items()}
+    for name, state_dict in {"": arrays, **found}.items():
+        found[name], extra = _without_wrappers(state_dict)
         left_out |= dict.fromkeys(extra)
-    return {name: state_dict for name, (state_dict, _) in cleaned.items() if state_dict}, tuple(left_out)
+    return {name: found[name] for name in ("", *AVERAGED) if found[name]}, tuple(left_out)
 
 
 def _without_wrappers(state_dict: StateDict) -> tuple[StateDict, list[str]]:
     """Remove what wrappers put into keys, and networks that only training needs."""
     state_dict = {INNER_WRAPPERS.sub("", key): value for key, value in state_dict.items()}
-    extra = [key for key in state_dict if TRAINING_ONLY.fullmatch(key)]
-    left_out = extra if len(extra) < len(state_dict) else []
+    left_out = [key for key in state_dict if TRAINING_ONLY.fullmatch(key)]
+    if len(left_out) == len(state_dict):
+        left_out = []
     state_dict = {key: value for key, value in state_dict.items() if key not in set(left_out)}
-    first = next(iter(state_dict), "")
-    prefix = next((prefix for prefix in PREFIXES if first.startswith(prefix)), None)
-    if prefix is None or not all(key.startswith(prefix) for key in state_dict):
-        return state_dict, left_out
-    inner, more = _without_wrappers({key.removeprefix(prefix): value for key, value in state_dict.items()})
-    return inner, [*left_out, *more]
+    for prefix in PREFIXES:
+        if state_dict and all(key.startswith(prefix) for key in state_dict):
+            bare = {key.removeprefix(prefix): value for key, value in state_dict.items()}
+            state_dict, more = _without_wrappers(bare)
+            return state_dict, [*left_out, *more]
+    return state_dict, left_out
 
 
-_SAFETENSORS_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": jnp.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
+_SAFETENSORS_DTYPES = dict(
+    F64="float64", F32="float32", F16="float16", BF16="bfloat16", U8="uint8", BOOL="bool"
+)
+_SAFETENSORS_DTYPES |= dict(I64="int64", I32="int32", I16="int16", I8="int8")
 
 
 def _read_safetensors(path: pathlib.Path) -> StateDict:
@@ -267,7 +252,9 @@ def _read_safetensors(path: pathlib.Path) -> StateDict:
                 dtype = _SAFETENSORS_DTYPES.get(entry.get_dtype())
                 if dtype is None:
                     raise UserError(f"{path}: {key} is {entry.get_dtype()}; {_EXPECTED}.")
-                content[key] = StoredArray(tuple(entry.get_shape()), np.dtype(dtype), reader(key))
+                content[key] = StoredArray(
+                    tuple(entry.get_shape()), FLOATS.get(dtype) or np.dtype(dtype), reader(key)
+                )
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}).") from error
     return content

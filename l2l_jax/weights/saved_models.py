@@ -33,7 +33,7 @@ def save_model(
       folder: Where to; its parent is created.
       params: All parts.
       card: JSON-able facts: family, fields of the model, where the weights come from.
-      beside: Content of further files in the folder, by name.
+      beside: Content of further files, by name.
     """
 
     def write() -> None:
@@ -67,11 +67,7 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 
 def read_card(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the facts saved with a model.
-
-    Raises:
-      UserError: The folder holds no model, or its card cannot be read.
-    """
+    """Return the facts saved with a model; raise a UserError where there is none, or it cannot be read."""
     path = folder / CARD
     if not path.is_file():
         raise UserError(
@@ -93,12 +89,8 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
 def load_params(folder: pathlib.Path, like: Params) -> Params:
     """Return the parameters of a saved model, as host arrays.
 
-    Args:
-      folder: What `save_model` wrote.
-      like: Tree of arrays or shapes that they must fit.
-
     Raises:
-      UserError: The model is damaged, or has other parts or shapes.
+      UserError: The model is damaged, or has other parts or shapes than `like`, a tree of arrays or shapes.
     """
     read_card(folder)
     cpu = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

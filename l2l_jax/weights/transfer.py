@@ -1,16 +1,23 @@
 """Checkpoints in, checkpoints out, and what they are: the work of the command line."""
 
 import collections
+import json
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
 from l2l_jax.errors import UserError
 from l2l_jax.models import mapping
 from l2l_jax.models.base import FAMILIES
-from l2l_jax.weights import adapters, writing
+from l2l_jax.utils.io import atomic_file, atomic_folder
+from l2l_jax.weights import adapters
 from l2l_jax.weights.checkpoints import about, build, open_checkpoint, open_recognized, part_shapes, recognize
+from l2l_jax.weights.reading import SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES, import_torch
 from l2l_jax.weights.saved_models import CARD, load_params, read_card, save_model
 
 
@@ -22,7 +29,7 @@ def import_checkpoint(
     vqgan: pathlib.Path | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Turn a checkpoint into a saved model (see `l2l_jax.weights.saved_models`).
+    """Turn a checkpoint into a saved model in the folder `output`, and return its card.
 
     Args:
       path: The file or Hugging Face folder.
@@ -31,14 +38,10 @@ def import_checkpoint(
       vqgan: File of MAGE's VQGAN, if `path` does not hold it.
       fields: Fields of the model that the weights do not show.
 
-    Returns:
-      The card of the saved model; "assumed" are fields that were guessed.
-
     Raises:
       UserError: The output exists, or the checkpoint cannot be read or does not fit; nothing is written.
     """
-    if output.exists():
-        raise UserError(f"{output} exists. Choose another --output, or delete it first.")
+    check_new(output)
     source, found = open_recognized(path, ema=ema, vqgan=vqgan)
     with about(path):
         model, assumed = found.model(fields or {})
@@ -60,7 +63,7 @@ def import_checkpoint(
 def export_model(
     folder: pathlib.Path, output: pathlib.Path, dtype: str = "float32", *, adapter: pathlib.Path | None = None
 ) -> dict[str, Any]:
-    """Write a saved model as a checkpoint that the original PyTorch code loads strictly.
+    """Write a saved model as a checkpoint that the original PyTorch code loads strictly; return its card.
 
     Args:
       folder: A saved model: imported, or `pretrained` or `unlearned` of a workdir.
@@ -69,9 +72,6 @@ def export_model(
       dtype: Number format of the floating-point arrays, a key of `l2l_jax.models.mapping.FLOATS`.
       adapter: File of an adapter that was trained on this model, to be merged into it.
 
-    Returns:
-      The card of the saved model.
-
     Raises:
       UserError: No saved model, one that this version cannot build, an adapter of another model, or an output
         that exists.
@@ -79,13 +79,12 @@ def export_model(
     card = read_card(folder) if (folder / CARD).is_file() else {}
     family = card.get("family", "")
     formats = FAMILIES[family].FORMATS if family in FAMILIES else ()
-    folders = [kind for kind in formats if kind.folder is not None]
-    writing.check_output(output, folders=bool(folders))
+    folders = [kind for kind in formats if kind.is_folder]
+    check_output(output, folders=bool(folders))
     card = read_card(folder)
     if not formats:
-        raise UserError(
-            f"{folder} holds a {family} model, which has no PyTorch format; known: {_with_formats()}."
-        )
+        known = ", ".join(family for family in FAMILIES if FAMILIES[family].FORMATS)
+        raise UserError(f"{folder} holds a {family} model, which has no PyTorch format; known: {known}.")
     model = build(family, card["model"])
     shapes = model.shapes()
     params = load_params(folder, {part: shapes[part] for part in card.get("parts", shapes)})
@@ -94,17 +93,13 @@ def export_model(
     kind = formats[0] if output.suffix else folders[0]
     weights = {part: params[part] for part in kind.parts}
     state_dict = mapping.to_torch(kind.table, weights, model, mapping.FLOATS[dtype])
-    if kind.folder is None:
-        writing.write_checkpoint(output, state_dict, kind.wrapper)
+    if not kind.is_folder:
+        write_checkpoint(output, state_dict, kind.wrapper)
     elif output.suffix:
         raise UserError(f"--output {output}: a Hugging Face folder has no suffix.")
     else:
-        writing.write_folder(output, kind.folder(state_dict, model, card.get("source", {})))
+        write_folder(output, kind.folder(state_dict, model, card.get("source", {})))
     return card
-
-
-def _with_formats() -> str:
-    return ", ".join(family for family in FAMILIES if FAMILIES[family].FORMATS)
 
 
 def inspect(
@@ -116,14 +111,7 @@ def inspect(
 ) -> dict[str, str]:
     """Return facts about a checkpoint or a saved model, as text by heading; nothing is imported.
 
-    Args:
-      path: The file or folder.
-      ema: As for `import_checkpoint`.
-      vqgan: As for `import_checkpoint`.
-      fields: As for `import_checkpoint`.
-
-    Raises:
-      UserError: It cannot be read at all. What can be read and not imported is described, with the reason.
+    Options are those of `import_checkpoint`. What can be read and not imported is described, with the reason.
     """
     if (path / CARD).is_file():
         return {key: _text(value) for key, value in read_card(path).items()}
@@ -132,19 +120,19 @@ def inspect(
         size = f"{path.name}, {path.stat().st_size / 1e6:,.2f} MB, merged into its model by export --adapter"
         return {"file": size, **{key: _text(value) for key, value in adapter.items()}}
     source = open_checkpoint(path, ema=ema, vqgan=vqgan)
-    assert source.file is not None
-    total = sum(file.stat().st_size for file in source.file.files)
+    megabytes = sum(file.stat().st_size for file in source.files) / 1e6
     arrays = list(source.state_dict.values())
+    values = sum(math.prod(array.shape) for array in arrays)
     kinds = collections.Counter(str(array.dtype) for array in arrays)
     counts = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
     facts = {
-        "file": f"{path.name}, {source.file.kind}, {total / 1e6:,.1f} MB",
-        "sha256": source.file.sha256(),
-        "holds": ", ".join(name or "state dict" for name in source.file.copies),
-        "arrays": f"{len(arrays)} with {sum(math.prod(array.shape) for array in arrays):,} values: {counts}",
+        "file": f"{path.name}, {source.kind}, {megabytes:,.1f} MB",
+        "sha256": source.sha256(),
+        "holds": ", ".join(name or "state dict" for name in source.copies),
+        "arrays": f"{len(arrays)} with {values:,} values: {counts}",
     }
-    if source.file.left_out:
-        facts["left out"] = mapping.listing(source.file.left_out)
+    if source.left_out:
+        facts["left out"] = mapping.listing(source.left_out)
     try:
         found = recognize(source.state_dict, source.origin)
         facts |= {"family": found.family, "variant": found.variant() or "no published size"}
@@ -155,15 +143,12 @@ def inspect(
         fit = mapping.fit(found.format.table, found.state_dict, part_shapes(model, found.format.parts))
     except UserError as error:
         return facts | {"import": f"not possible: {error}"}
-    facts["missing"] = mapping.listing(fit.missing)
-    facts["unexpected"] = mapping.listing(fit.unexpected)
+    facts |= {"missing": mapping.listing(fit.missing), "unexpected": mapping.listing(fit.unexpected)}
     facts["licence"] = found.licence
     if not fit.complaint():
         return facts | {"import": "possible"}
     if fit.misshapen:
-        facts["misshapen"] = mapping.listing(
-            f"{key} {got}, not {want}" for key, (got, want) in fit.misshapen.items()
-        )
+        facts["misshapen"] = mapping.listing(fit.misshapen)
     return facts | {"import": "not possible: it must hold exactly what the model needs"}
 
 
@@ -171,3 +156,59 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={inner}" for key, inner in value.items())
     return str(value)
+
+
+def check_new(path: pathlib.Path) -> None:
+    """Raise a UserError for an output that exists."""
+    if path.exists():
+        raise UserError(f"{path} exists. Choose another --output, or delete it first.")
+
+
+def check_output(path: pathlib.Path, folders: bool = False) -> None:
+    """Raise a UserError for an output that exists or does not have the suffix of a checkpoint."""
+    check_new(path)
+    if path.name.endswith(TORCH_SUFFIXES):
+        import_torch()
+    elif path.suffix != SAFETENSORS_SUFFIX and not (folders and not path.suffix):
+        raise UserError(f"--output {path}: its name must end in {', '.join(SUFFIXES)}.")
+
+
+def write_checkpoint(path: pathlib.Path, state_dict: Mapping[str, np.ndarray], wrapper: str = "") -> None:
+    """Write contiguous arrays, in PyTorch files as `{wrapper: state_dict}`; see `check_output` for errors."""
+    check_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as unfinished:
+        if path.suffix == SAFETENSORS_SUFFIX:
+            _write_safetensors(unfinished, state_dict)
+        else:
+            _write_torch(unfinished, state_dict, wrapper)
+
+
+def write_folder(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Write a folder of JSON objects (`.json`) and state dicts (`.safetensors`) by file name."""
+    with atomic_folder(path) as unfinished:
+        for name, value in content.items():
+            if name.endswith(SAFETENSORS_SUFFIX):
+                _write_safetensors(unfinished / name, value)
+            else:
+                (unfinished / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+
+
+def _write_safetensors(path: pathlib.Path, state_dict: Mapping[str, np.ndarray]) -> None:
+    path.touch()
+    mode = path.stat().st_mode
+    # transformers refuses files that do not say "pt" here.
+    safetensors.numpy.save_file(dict(state_dict), path, metadata={"format": "pt"})
+    path.chmod(mode)  # safetensors makes files that nobody else can read
+
+
+def _write_torch(path: pathlib.Path, state_dict: Mapping[str, np.ndarray], wrapper: str) -> None:
+    torch = import_torch()
+
+    def tensor(array: np.ndarray) -> Any:
+        if array.dtype == jnp.bfloat16:
+            return torch.tensor(array.view(np.int16)).view(torch.bfloat16)
+        return torch.tensor(array)
+
+    tensors = {key: tensor(array) for key, array in state_dict.items()}
+    torch.save({wrapper: tensors} if wrapper else tensors, path)

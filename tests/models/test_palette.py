@@ -15,22 +15,10 @@ CASE = Case("palette_process")
 IMAGES = nhwc(CASE["y_0"])
 MASK = CASE["mask"][0, 0].astype(bool)
 FILLING = nhwc(CASE["y_cond"])  # only the part inside the mask is read
-SIX_STEPS = Palette(
-    **{**vars(TINY), "sampling_steps": 6, "sampling_linear_start": 0.01, "sampling_linear_end": 0.5}
-)
-DIGITS = Palette(
-    image_size=16,
-    channels=1,
-    inner_channel=8,
-    channel_mults=(1, 2),
-    res_blocks=1,
-    attn_res=(),
-    num_head_channels=8,
-    norm_groups=4,
-    hole_bank_size=3,
-    sampler="ddim",
-    sampling_steps=3,
-)
+SIX_STEPS = TINY.replace(sampling_steps=6, sampling_linear_start=0.01, sampling_linear_end=0.5)
+SIZES = dict(inner_channel=8, channel_mults=(1, 2), res_blocks=1, attn_res=(), num_head_channels=8)
+SIZES |= dict(image_size=16, channels=1, norm_groups=4, hole_bank_size=3)
+DIGITS = Palette(sampler="ddim", sampling_steps=3, **SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +35,18 @@ def test_predicted_noise(student):
         np.testing.assert_allclose(predicted, nhwc(CASE[f"ps/{t}/eps_hat"]), atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def restore_six(student):
+def test_six_step_restoration(student):
     last = np.full((1, *IMAGES.shape), 5, np.float32)  # must not be used: no noise in the last step
     noises = jnp.asarray(np.concatenate([np.moveaxis(CASE["rest/noises"], 2, -1), last]))
-
-    @jax.jit
-    def inpaint(images):
-        return SIX_STEPS.inpaint_with(student, images, MASK, FILLING, noises.__getitem__)
-
-    return inpaint
-
-
-def test_six_step_restoration(restore_six):
+    draw = noises.__getitem__
+    restore_six = jax.jit(lambda images: SIX_STEPS.inpaint_with(student, images, MASK, FILLING, draw))
     gammas = SIX_STEPS.reverse_steps.gamma[::-1]
     np.testing.assert_allclose(gammas, CASE["rest/gammas"], rtol=1.2e-7)
     restored = restore_six(IMAGES)
     np.testing.assert_allclose(restored, nhwc(CASE["rest/out"]), atol=3e-5)
     np.testing.assert_array_equal(restored[:, ~MASK], IMAGES[:, ~MASK])
-
-
-def test_restoration_ignores_hidden_pixels(restore_six):
-    other = np.where(MASK[None, ..., None], np.float32(np.nan), IMAGES)
-    np.testing.assert_array_equal(restore_six(IMAGES), restore_six(other))
+    hidden = np.where(MASK[None, ..., None], np.float32(np.nan), IMAGES)
+    np.testing.assert_array_equal(restored, restore_six(hidden))
 
 
 corrupt, draw = jax.jit(DIGITS.corrupt), jax.jit(TINY.draw, static_argnums=1)
@@ -91,7 +68,7 @@ def test_ddim_restores_by_the_textbook(digits, digit_images):
     Few and mild noise levels, so that not all of x̂₀ is clipped.
     """
     mild = dict(timesteps=10, linear_start=0.02, linear_end=0.12)
-    model = Palette(**{**vars(DIGITS), **mild})
+    model = DIGITS.replace(**mild)
     mask = np.zeros((16, 16), bool)
     mask[4:9, 8:16] = True
     inpaint = jax.jit(lambda rng: model.inpaint(digits, digit_images, mask, rng))
@@ -134,7 +111,7 @@ def test_same_key_gives_same_draw_for_other_images(digits, digit_images):
 
 @pytest.mark.parametrize("where", ["hole", "everywhere"])
 def test_what_the_teacher_sees_of_forget_images(digits, digit_images, where):
-    model = Palette(**{**vars(DIGITS), "teacher_noise": where})
+    model = DIGITS.replace(teacher_noise=where)
     key, noise = jax.random.key(3), np.full_like(digit_images, 0.5)
     corrupted = jax.device_get(corrupt(digits, digit_images, key))
     found = jax.jit(model.corrupt_noise)(digits, digit_images, noise, key)
@@ -166,20 +143,24 @@ def test_masks_are_mirrored_and_transposed():
     assert {h.tobytes() for h in np.asarray(drawn)} == {h.tobytes() for h in turned}
 
 
+WRONG = dict(sampler="euler", teacher_noise="nowhere", training_holes="round", dtype="int8", timesteps=1)
+WRONG |= dict(hole_bank_size=0, linear_end=1.0, sampling_schedule="sine", norm_groups=24, image_size=33)
+WRONG |= dict(num_head_channels=24)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_impossible_fields_are_refused(name):
+    with pytest.raises(ValueError):
+        TINY.replace(**{name: WRONG[name]})
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(sampler="euler"),
-        dict(teacher_noise="nowhere"),
-        dict(training_holes="round"),
-        dict(dtype="int8"),
-        dict(timesteps=1),
-        dict(hole_bank_size=0),
-        dict(linear_end=1.0),
-        dict(sampling_schedule="sine"),
         dict(sampler="ddim", timesteps=20, sampling_steps=21),
+        dict(inner_channel=33, norm_groups=33, num_head_channels=33),
     ],
 )
-def test_impossible_fields_are_refused(wrong):
+def test_impossible_combinations_are_refused(wrong):
     with pytest.raises(ValueError):
-        Palette(**{**vars(TINY), **wrong})
+        TINY.replace(**wrong)

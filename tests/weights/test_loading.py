@@ -11,19 +11,9 @@ from l2l_jax.models.adapters import new_adapter
 from l2l_jax.models.mae.model import MAE
 from l2l_jax.weights import transfer
 from l2l_jax.weights.adapters import adapter_bytes
-from l2l_jax.weights.loading import load_model, load_pretrained, model_from_checkpoint, original_weights
+from l2l_jax.weights.loading import load_model, load_pretrained, original_weights
 from l2l_jax.weights.saved_models import fingerprint, save_model
-from tests.weights.checkpoints import SMALL, write_safetensors
-
-
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory):
-    """The small cases, as files and as folders made from them."""
-    folder = tmp_path_factory.mktemp("small")
-    for name, small in SMALL.items():
-        path = write_safetensors(folder / f"{name}.safetensors", small.state_dict)
-        transfer.import_checkpoint(path, folder / name, fields=small.given)
-    return folder
+from tests.weights.checkpoints import SMALL
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -48,11 +38,11 @@ def test_shipped_models_by_name():
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, model.shapes())
 
 
-def test_fields_for_a_config_leave_free_what_weights_do_not_show(imported):
-    model = model_from_checkpoint(imported / "mae", {"mask_ratio": 0.5, "scan": True})
+def test_fields_that_weights_do_not_show_are_free_or_asked_for(imported):
+    model, _ = load_model(imported / "mae", mask_ratio=0.5, scan=True)
     assert (model.width, model.num_heads, model.mask_ratio, model.scan) == (48, 4, 0.5, True)
-    with pytest.raises(UserError, match=r"do not show num_heads, .*give --config\.model\.num_heads=…"):
-        model_from_checkpoint(imported / "mae.safetensors", {})
+    with pytest.raises(UserError, match=r"do not show num_heads, .*give num_heads=…"):
+        load_model(imported / "mae.safetensors")
     with pytest.raises(UserError, match="mae.safetensors: this model has width=48, but .*width is 64"):
         load_model(imported / "mae.safetensors", width=64, **SMALL["mae"].given)
 

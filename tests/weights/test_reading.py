@@ -11,7 +11,7 @@ import pytest
 
 from l2l_jax.errors import UserError
 from l2l_jax.models.mapping import StoredArray
-from l2l_jax.weights import reading, writing
+from l2l_jax.weights import reading, transfer
 from tests.weights.checkpoints import assert_same_bits, write_safetensors
 
 DTYPES = (np.float32, np.float16, jnp.bfloat16, np.int64)
@@ -31,10 +31,10 @@ def header(entries, data=b""):
 def test_written_arrays_are_read_again(tmp_path, dtype):
     arrays = {"a.weight": np.arange(6).reshape(2, 3).astype(dtype), "b": np.ones((), dtype)}
     path = tmp_path / "new" / "weights.safetensors"
-    writing.write_checkpoint(path, arrays)
+    transfer.write_checkpoint(path, arrays)
     found = reading.read_checkpoint(path)
     assert found.kind == "safetensors"
-    assert_same_bits(found.copies[""], arrays)
+    assert_same_bits(found.state_dict, arrays)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert path.stat().st_mode & 0o777 == (tmp_path / "new").stat().st_mode & 0o666
 
@@ -82,16 +82,15 @@ def test_networks_that_only_training_needs_are_left_out():
 
 
 def test_the_moving_average_is_taken_on_request(tmp_path):
-    weights = {"model.a": np.zeros(1, np.float32), "model_ema.a": np.ones(1, np.float32)}
-    found = reading.read_checkpoint(write_safetensors(tmp_path / "x.safetensors", weights))
-    assert (found.choose(), found.choose(ema=True)) == ("", "model_ema")
-    assert np.asarray(found.copies["model_ema"]["a"]) == 1
-    plain = reading.read_checkpoint(write_safetensors(tmp_path / "y.safetensors", {"a": np.zeros(1)}))
+    plain, average = {"model.a": np.zeros(1, np.float32)}, {"model_ema.a": np.ones(1, np.float32)}
+    path = write_safetensors(tmp_path / "x.safetensors", plain | average)
+    for ema, copy in ((False, ""), (True, "model_ema")):
+        found = reading.read_checkpoint(path, ema=ema)
+        assert found.copy == copy and np.asarray(found.state_dict["a"]) == ema
+    path = write_safetensors(tmp_path / "y.safetensors", plain)
     with pytest.raises(UserError, match="no EMA copy"):
-        plain.choose(ema=True)
-    average = {"model_ema.a": np.ones(1, np.float32)}
-    only = reading.read_checkpoint(write_safetensors(tmp_path / "z.safetensors", average))
-    assert only.choose() == "model_ema"
+        reading.read_checkpoint(path, ema=True)
+    assert reading.read_checkpoint(write_safetensors(path, average)).copy == "model_ema"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +123,7 @@ def test_unknown_suffixes_name_the_known_ones(tmp_path, name):
     with pytest.raises(UserError, match=".safetensors"):
         reading.read_checkpoint(tmp_path / name)
     with pytest.raises(UserError, match=".safetensors"):
-        writing.check_output(tmp_path / f"new_{name}")
+        transfer.check_output(tmp_path / f"new_{name}")
 
 
 def test_missing_files_and_folders(tmp_path):
@@ -138,8 +137,8 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"mine")
     with pytest.raises(UserError, match="exists"):
-        writing.write_checkpoint(path, {"a": np.zeros(1)})
+        transfer.write_checkpoint(path, {"a": np.zeros(1)})
     assert path.read_bytes() == b"mine"
     with pytest.raises(Exception, match="array|str"):
-        writing.write_checkpoint(tmp_path / "y.safetensors", {"a": "no array"})
+        transfer.write_checkpoint(tmp_path / "y.safetensors", {"a": "no array"})
     assert list(tmp_path.iterdir()) == [path]

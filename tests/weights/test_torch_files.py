@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -39,13 +40,13 @@ def test_formats_and_wrappers(tmp_path, zipped, wrap):
     torch.save(wrap(tensors()), path, _use_new_zipfile_serialization=zipped)
     file = reading.read_checkpoint(path)
     assert file.kind == ("PyTorch, zip format" if zipped else "PyTorch, legacy format")
-    assert_same_bits(file.copies[file.choose()], MAE.state_dict)
+    assert_same_bits(file.state_dict, MAE.state_dict)
 
 
 @pytest.mark.parametrize("suffix", reading.TORCH_SUFFIXES)
 def test_suffixes(tmp_path, suffix):
     torch.save(tensors(), tmp_path / f"x{suffix}")
-    assert_same_bits(reading.read_checkpoint(tmp_path / f"x{suffix}").copies[""], MAE.state_dict)
+    assert_same_bits(reading.read_checkpoint(tmp_path / f"x{suffix}").state_dict, MAE.state_dict)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -78,7 +79,7 @@ def test_parameters_that_want_gradients_and_are_not_contiguous(tmp_path):
     state = {key: torch.nn.Parameter(value) for key, value in tensors().items()}
     state["decoder_pred.weight"] = torch.tensor(MAE.state_dict["decoder_pred.weight"].T.copy()).T
     torch.save(state, tmp_path / "x.pth")
-    assert_same_bits(reading.read_checkpoint(tmp_path / "x.pth").copies[""], MAE.state_dict)
+    assert_same_bits(reading.read_checkpoint(tmp_path / "x.pth").state_dict, MAE.state_dict)
 
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
@@ -161,14 +162,9 @@ def test_hostile_and_damaged_files(tmp_path, capsys, name, command):
     assert code == 1
     assert printed.err.startswith("Error: ") and printed.err.count("\n") == 1
     assert str(path) in printed.err
+    if name == "executes":
+        assert re.search(r"mkdir.*can execute code.*torch\.save\(model\.state_dict", printed.err)
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_refusal_of_python_objects_explains_itself(tmp_path):
-    path = tmp_path / "x.pth"
-    path.write_bytes(forged(tmp_path)["executes"])
-    with pytest.raises(UserError, match=r"mkdir.*can execute code.*torch\.save\(model\.state_dict"):
-        reading.read_checkpoint(path)
 
 
 def test_old_versions_are_not_trusted(monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 
 from l2l_jax.errors import UserError
 from l2l_jax.models import mapping
-from l2l_jax.models.mapping import Ignored, Rule, Table, dense_rules, linear, norm_rules, shape_of
+from l2l_jax.models.mapping import Table, linear, shape_of
 
 NORM_EPSILON = 1e-5
 
@@ -119,50 +119,47 @@ def unpack(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return unpacked
 
 
-def _block_rules(block: str, names: Mapping[str, str]) -> list[Rule]:
-    """Return the rules of a transformer block, from the library's names of its modules."""
-    found = []
-    for name, torch_name in names.items():
-        rules = norm_rules if name.startswith("norm") else dense_rules
-        found += rules(f"{block}.{torch_name}", f"blocks_{{i}}/{name}")
-    return found
+OPEN_CLIP = Table(
+    {
+        "class_token": "visual.class_embedding",
+        "positions": "visual.positional_embedding",
+        "projection": "visual.proj",
+        "patches": "visual.conv1",
+        "norm_before": "visual.ln_pre",
+        "norm_after": "visual.ln_post",
+        "blocks_{i}/norm{j}": "visual.transformer.resblocks.{i}.ln_{j}",
+        "blocks_{i}/fc1": "visual.transformer.resblocks.{i}.mlp.c_fc",
+        "blocks_{i}/fc2": "visual.transformer.resblocks.{i}.mlp.c_proj",
+        "blocks_{i}/out": "visual.transformer.resblocks.{i}.attn.out_proj",
+        "blocks_{i}/{name}": "visual.transformer.resblocks.{i}.attn.{name}",
+    },
+    ignored=r"(transformer|token_embedding|ln_final)\..*|positional_embedding|text_projection|logit_scale"
+    r"|logit_bias|attn_mask|input_resolution|context_length|vocab_size",
+)
+"""The names in OpenAI's own checkpoints and in open_clip's after `unpack`; texts are left out."""
 
-
-_OPEN_CLIP_NAMES = dict(norm1="ln_1", norm2="ln_2", fc1="mlp.c_fc", fc2="mlp.c_proj", out="attn.out_proj")
-_OPEN_CLIP_NAMES |= {name: f"attn.{name}" for name in QKV}
-
-OPEN_CLIP: Table = [
-    Rule("visual.class_embedding", "class_token"),
-    Rule("visual.positional_embedding", "positions"),
-    Rule("visual.proj", "projection"),
-    Rule("visual.conv1.weight", "patches/kernel", mapping.conv),
-    *norm_rules("visual.ln_pre", "norm_before"),
-    *_block_rules("visual.transformer.resblocks.{i}", _OPEN_CLIP_NAMES),
-    *norm_rules("visual.ln_post", "norm_after"),
-    Ignored(r"(transformer|token_embedding|ln_final)\..*"),
-    Ignored(r"positional_embedding|text_projection|logit_scale|logit_bias|attn_mask"),
-    Ignored(r"input_resolution|context_length|vocab_size"),
-]
-"""The rules of OpenAI's own checkpoints and of open_clip's after `unpack`; texts are left out."""
-
-_HF_NAMES = dict(norm1="layer_norm1", norm2="layer_norm2", fc1="mlp.fc1", fc2="mlp.fc2")
-_HF_NAMES |= {name: f"self_attn.{name[0]}_proj" for name in QKV} | {"out": "self_attn.out_proj"}
-
-TRANSFORMERS: Table = [
-    Rule("vision_model.embeddings.class_embedding", "class_token"),
-    Rule("vision_model.embeddings.position_embedding.weight", "positions"),
-    Rule("visual_projection.weight", "projection", linear),
-    Rule("vision_model.embeddings.patch_embedding.weight", "patches/kernel", mapping.conv),
-    *norm_rules("vision_model.pre_layrnorm", "norm_before"),  # spelled like this
-    *_block_rules("vision_model.encoder.layers.{i}", _HF_NAMES),
-    *norm_rules("vision_model.post_layernorm", "norm_after"),
-    Ignored(r"text_model\..*|text_projection\..*|logit_scale|vision_model\.embeddings\.position_ids"),
-]
-"""The rules of transformers' `CLIPModel` and `CLIPVisionModelWithProjection`; texts are left out."""
+TRANSFORMERS = Table(
+    {
+        "class_token": "vision_model.embeddings.class_embedding",
+        "positions": "vision_model.embeddings.position_embedding.weight",
+        "projection": ("visual_projection.weight", linear),
+        "patches": "vision_model.embeddings.patch_embedding",
+        "norm_before": "vision_model.pre_layrnorm",  # spelled like this
+        "norm_after": "vision_model.post_layernorm",
+        "blocks_{i}/norm{j}": "vision_model.encoder.layers.{i}.layer_norm{j}",
+        "blocks_{i}/fc{j}": "vision_model.encoder.layers.{i}.mlp.fc{j}",
+        "blocks_{i}/query": "vision_model.encoder.layers.{i}.self_attn.q_proj",
+        "blocks_{i}/key": "vision_model.encoder.layers.{i}.self_attn.k_proj",
+        "blocks_{i}/value": "vision_model.encoder.layers.{i}.self_attn.v_proj",
+        "blocks_{i}/out": "vision_model.encoder.layers.{i}.self_attn.out_proj",
+    },
+    ignored=r"text_model\..*|text_projection\..*|logit_scale|vision_model\.embeddings\.position_ids",
+)
+"""The names in transformers' `CLIPModel` and `CLIPVisionModelWithProjection`; texts are left out."""
 
 
 def recognize(state_dict: Mapping[str, Any]) -> tuple[Table, str, TowerConfig]:
-    """Return the rules for a state dict after `unpack`, and name and sizes of the published tower in it.
+    """Return the names for a state dict after `unpack`, and name and sizes of the published tower in it.
 
     Raises:
       UserError: It holds no vision tower in a layout that is known, or none of a published size.

@@ -16,9 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from l2l_jax.models import mapping
-from l2l_jax.models.mapping import Rule
-
 Size = tuple[int, int]
 
 HALVES = ("conv/kernel", "bn/scale", "bn/bias", "bn/mean", "bn/var")
@@ -137,10 +134,3 @@ def joined(params: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
         elif path.split("/")[-2] != "bn":
             flat[path] = value
     return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def rules(torch_conv: str, torch_norm: str, flax_path: str) -> list[Rule]:
-    """Return the rules of one convolution and its normalization."""
-    names = dict(weight="scale", bias="bias", running_mean="mean", running_var="var")
-    norms = [Rule(f"{torch_norm}.{key}", f"{flax_path}/bn/{name}") for key, name in names.items()]
-    return [Rule(f"{torch_conv}.weight", f"{flax_path}/conv/kernel", mapping.conv), *norms]

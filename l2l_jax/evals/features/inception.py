@@ -11,12 +11,10 @@ change places: the convolution is then one product with its neighbours, and ther
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 from flax.linen import relu
 
-from l2l_jax.evals.features import convolutions
 from l2l_jax.evals.features.convolutions import conv, max_pool, mean_pool, pointwise
-from l2l_jax.models.mapping import Ignored, Rule, linear
+from l2l_jax.models.mapping import Table
 
 IMAGE_SIZE = 299
 NORM_EPSILON = 1e-3
@@ -152,17 +150,7 @@ class Inception(nn.Module):
         return features, nn.Dense(self.classes, name="fc")(features)
 
 
-def table(params: dict) -> list[Rule | Ignored]:
-    """Return the rules of pt_inception-2015-12-05-6726825d.pth for the shapes of the arrays in it."""
-    found = []
-    for path in traverse_util.flatten_dict(params):
-        if path[-2:] != ("conv", "kernel"):
-            continue
-        unit, key = "/".join(path[:-2]), ".".join(path[:-2])
-        found += convolutions.rules(f"{key}.conv", f"{key}.bn", unit)
-    return [
-        *found,
-        Rule("fc.weight", "fc/kernel", linear),
-        Rule("fc.bias", "fc/bias"),
-        Ignored(r".*\.num_batches_tracked"),
-    ]
+TABLE = Table(
+    {"{unit}/conv": "{unit}.conv", "{unit}/bn": "{unit}.bn", "fc": "fc"}, ignored=r".*\.num_batches_tracked"
+)
+"""The names in pt_inception-2015-12-05-6726825d.pth."""

@@ -115,14 +115,14 @@ def inception_pixels(images: jax.Array, resize: Resizing) -> jax.Array:
 
 def _open_inception(state_dict: Mapping[str, Any], config: NetworksConfig) -> Opened:
     network = inception.Inception()
-    params = _joined_params(network, inception.table, inception.NORM_EPSILON, state_dict)
+    params = _joined_params(network, inception.TABLE, inception.NORM_EPSILON, state_dict)
     apply = _classifier(network, lambda images: inception_pixels(images, config.resize))
     return Opened(f"Inception-v3 (FID, resized as {config.resize})", params, apply)
 
 
 def _open_resnet50(state_dict: Mapping[str, Any], config: NetworksConfig) -> Opened:
     network = resnet.ResNet50()
-    params = _joined_params(network, lambda _: resnet.TABLE, resnet.NORM_EPSILON, state_dict)
+    params = _joined_params(network, resnet.TABLE, resnet.NORM_EPSILON, state_dict)
 
     def pixels(images: jax.Array) -> jax.Array:
         side = resnet.IMAGE_SIZE
@@ -165,10 +165,10 @@ def _shapes(network: nn.Module, side: int) -> dict[str, Any]:
 
 
 def _joined_params(
-    network: nn.Module, table: Callable[[dict], Table], epsilon: float, state_dict: Mapping[str, Any]
+    network: nn.Module, table: Table, epsilon: float, state_dict: Mapping[str, Any]
 ) -> dict[str, Any]:
     target = convolutions.apart(_shapes(network, inception.IMAGE_SIZE))
-    found = mapping.to_flax(table(target), state_dict, target)
+    found = mapping.to_flax(table, state_dict, target)
     return convolutions.joined(as_floats(found, target), epsilon)
 
 

@@ -7,9 +7,8 @@ import flax.linen as nn
 import jax
 from flax.linen import relu
 
-from l2l_jax.evals.features import convolutions
 from l2l_jax.evals.features.convolutions import conv, max_pool
-from l2l_jax.models.mapping import Ignored, Rule, Table, linear
+from l2l_jax.models.mapping import Table
 
 IMAGE_SIZE = 224
 NORM_EPSILON = 1e-5
@@ -63,12 +62,16 @@ class ResNet50(nn.Module):
         return features, nn.Dense(self.classes, name="fc")(features)
 
 
-TABLE: Table = [
-    *convolutions.rules("conv{k}", "bn{k}", "conv{k}"),
-    *convolutions.rules("layer{i}.{j}.conv{k}", "layer{i}.{j}.bn{k}", "layer{i}_{j}/conv{k}"),
-    *convolutions.rules("layer{i}.{j}.downsample.0", "layer{i}.{j}.downsample.1", "layer{i}_{j}/downsample"),
-    Rule("fc.weight", "fc/kernel", linear),
-    Rule("fc.bias", "fc/bias"),
-    Ignored(r"(.*\.)?num_batches_tracked"),
-]
-"""The rules of resnet50_places365.pth.tar."""
+TABLE = Table(
+    {
+        "conv{k}/conv": "conv{k}",
+        "conv{k}/bn": "bn{k}",
+        "layer{i}_{j}/conv{k}/conv": "layer{i}.{j}.conv{k}",
+        "layer{i}_{j}/conv{k}/bn": "layer{i}.{j}.bn{k}",
+        "layer{i}_{j}/downsample/conv": "layer{i}.{j}.downsample.0",
+        "layer{i}_{j}/downsample/bn": "layer{i}.{j}.downsample.1",
+        "fc": "fc",
+    },
+    ignored=r"(.*\.)?num_batches_tracked",
+)
+"""The names in resnet50_places365.pth.tar."""

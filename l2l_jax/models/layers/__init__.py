@@ -1,1 +1,54 @@
 """Layers and helpers that model families share."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
+    """Apply a module to its parameters and arguments, with no other variables."""
+    return module.apply({"params": params}, *args, **kwargs)
+
+
+def in_dtype(params: Any, dtype: jnp.dtype, float32: Collection[str] = ()) -> Any:
+    """Return parameters in the dtypes that they are computed with.
+
+    Kernels of products and convolutions, and their biases, are rounded to `dtype`, as the layers would round
+    them: done before they cross the network or are read twice, it saves half the bytes. Residual streams,
+    normalization and whatever the loss reads directly stay float32: the paper's loss is a difference of
+    features that are nearly equal, where rounding is soon as large as what is left to learn.
+
+    Args:
+      params: A tree of dicts, float32.
+      dtype: Of the products.
+      float32: Modules that stay as they are, such as "decoder/head".
+    """
+    if dtype == jnp.float32:
+        return params
+
+    def visit(tree: Any, path: str) -> Any:
+        if not isinstance(tree, Mapping) or path in float32:
+            return tree
+        if "kernel" in tree:
+            return {name: value.astype(dtype) for name, value in tree.items()}
+        return {name: visit(value, f"{path}/{name}" if path else name) for name, value in tree.items()}
+
+    return visit(params, "")
+
+
+def remat_block(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """Return `block`; with `remat`, one that keeps only its input for the backward pass."""
+    return nn.remat(block) if remat else block
+
+
+def remat_body(body: Callable, remat: bool) -> Callable:
+    """Return a body of a `jax.lax.scan` over blocks that keeps the results of products with parameters.
+
+    Everything else, attention included, is computed again. With `remat` it keeps its input alone.
+    """
+    policies = jax.checkpoint_policies
+    policy = policies.nothing_saveable if remat else policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)  # a loop keeps the two apart anyway

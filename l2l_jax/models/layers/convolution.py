@@ -5,7 +5,6 @@ image, at a fraction of the speed of a matrix product. Elsewhere nothing changes
 platform, also where a program is compiled for devices that are not there.
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -15,24 +14,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 STRIPS_FROM = 4096
-"""Pixels of an image from which it is multiplied strip by strip: what a strip reads stays in the processor's
-caches, and kernels of so large images are small."""
-
-STRIP_PLACES = 2048
-"""Pixels of a strip: some lines of some images."""
-
-STRIP_LINES = 4
-"""Lines of a strip, at least: each strip reads the lines next to it, too."""
-
+"""Pixels of an image from which it is multiplied strip by strip: what a strip reads stays in the caches."""
+STRIP_PLACES, STRIP_LINES = 2048, 4
+"""Pixels of a strip, some lines of some images, and its fewest lines: it reads the lines next to it, too."""
 NARROW = 8
 """Channels up to which the copies of whole images are small, too."""
-
 COPIES_BYTES = 256 * 2**20
 """Memory that the copies of whole images may take; of a larger batch, some images go at a time."""
-
 FROM_PLACES = 256
-"""Pixels of an image from which the product is used; on smaller ones XLA's convolution is faster (twice as
-fast on 8 × 8)."""
+"""Pixels of an image from which the product is used; on 8 × 8, XLA's convolution is twice as fast."""
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -40,8 +30,7 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 def convolution(x: Array, kernel: Array, window_strides: Any, padding: Any, **options: Any) -> Array:
     """Run `lax.conv_general_dilated`, with the weight gradient of `kernel_gradient` on CPUs.
 
-    That holds for two-dimensional convolutions of kernels with odd sides that keep the resolution, of images
-    of `FROM_PLACES` pixels or more; others do not change. Arguments are those that Flax passes.
+    That holds for two-dimensional convolutions of kernels with odd sides that keep the resolution.
     """
     dilations = (*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ()))
     steps = (*window_strides, *dilations, options.get("feature_group_count", 1))
@@ -93,21 +82,12 @@ _same.defvjp(_forward, _backward)
 
 
 def kernel_gradient(x: Array, gradient: Array, size: tuple[int, int], precision: Any = None) -> Array:
-    """Compute the gradient of a convolution with respect to its kernel by matrix products.
+    """Compute the gradient of a convolution with respect to its kernel, float32, by matrix products.
 
     The input's copies, one for each column of the kernel, stand side by side as the channels of one matrix.
     For each row of the kernel, its lines, shifted, are multiplied by the output's gradient, which sums over
     all places of all images. Where the output has fewer channels than the input, the output's gradient is
     copied.
-
-    Args:
-      x: Input of the convolution, `[batch, height, width, channel]`.
-      gradient: Of its output, `[batch, height, width, output channel]`.
-      size: Height and width of the kernel, odd.
-      precision: Of the products, see `jax.lax.Precision`.
-
-    Returns:
-      `[*size, channel, output channel]`, float32.
     """
     if x.shape[-1] <= gradient.shape[-1]:
         return _correlation(x, gradient, size, precision)
@@ -120,7 +100,10 @@ def _correlation(shifted: Array, still: Array, size: tuple[int, int], precision:
     batch, height, width, channels = shifted.shape
     (rows, columns), others = size, still.shape[-1]
     in_strips = height * width >= STRIPS_FROM and channels > NARROW
-    images, lines = _strip(batch, height, width) if in_strips else (_part(shifted, columns), height)
+    if in_strips:
+        images, lines = _strip(batch, height, width)
+    else:
+        images, lines = _divisor(batch, COPIES_BYTES * batch // (shifted.nbytes * columns)), height
     # Strips have a sum for each image: where the batch is split over devices, these add up once, at the end.
     sums = images if in_strips else 1
     multiply = partial(jnp.einsum, "nop,npi->noi", precision=precision, preferred_element_type=jnp.float32)
@@ -151,12 +134,6 @@ def _strip(batch: int, height: int, width: int) -> tuple[int, int]:
     """Return how many images, and lines of each, are multiplied at a time."""
     images = _divisor(batch, STRIP_PLACES // (width * min(STRIP_LINES, height)))
     return images, _divisor(height, max(STRIP_PLACES // (width * images), STRIP_LINES))
-
-
-def _part(shifted: Array, columns: int) -> int:
-    """Return how many whole images are multiplied at a time."""
-    bytes_an_image = math.prod(shifted.shape[1:]) * columns * shifted.dtype.itemsize
-    return _divisor(shifted.shape[0], COPIES_BYTES // bytes_an_image)
 
 
 def _divisor(number: int, most: int) -> int:

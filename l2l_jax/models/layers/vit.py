@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from l2l_jax.models.layers import in_dtype, remat_block, remat_body
 from l2l_jax.models.layers.attention import attention
-from l2l_jax.models.layers.precision import in_dtype
-from l2l_jax.models.layers.remat import remat_block, remat_body
 
 xavier = nn.initializers.xavier_uniform()
 
@@ -26,7 +25,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Map `[batch, token, width]` to the same shape."""
+        """Return the same shape."""
         batch, tokens, width = x.shape
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier)
         qkv = dense(3 * width, name="qkv")(x)
@@ -70,15 +69,9 @@ class Block(nn.Module):
 class Stack:
     """Blocks in sequence; their parameters are named `{prefix}_{i}` in the module that calls it.
 
-    Attributes:
-      prefix: Start of the names.
-      depth: Number of blocks.
-      num_heads: Heads of each.
-      dtype: Of the products.
-      norm_eps: Of the normalizations.
-      remat: Keep only the input of each block for the backward pass.
-      scan: Loop over one block instead of `depth` of them: the program is that much smaller and compiles that
-        much faster, but the blocks' parameters are copied side by side; on CPU that costs more than it saves.
+    With `remat` only the input of each block is kept for the backward pass. With `scan` one block is looped
+    over instead of `depth` of them: the program is that much smaller and compiles that much faster, but the
+    blocks' parameters are copied side by side; on CPU that costs more than it saves.
     """
 
     prefix: str
@@ -109,6 +102,13 @@ class Stack:
         side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
         x, _ = jax.lax.scan(remat_body(body, self.remat), x, side_by_side)
         return x
+
+
+def stack(model: Any, prefix: str, norm_eps: float = 1e-6) -> Stack:
+    """Return the blocks of a model's encoder, or with the prefix "decoder_" of its decoder."""
+    depth, num_heads = (getattr(model, f"{prefix}{name}") for name in ("depth", "num_heads"))
+    options = jnp.dtype(model.dtype), norm_eps, model.remat, model.scan
+    return Stack(f"{prefix}blocks", depth, num_heads, *options)
 
 
 class PatchEmbed(nn.Module):

@@ -1,20 +1,17 @@
 """Checkpoints of facebookresearch/mae's `MaskedAutoencoderViT` (also timm's names)."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from l2l_jax.errors import UserError
-from l2l_jax.models.checkpoints import CheckpointFormat
 from l2l_jax.models.layers.vit import sincos_position_table
 from l2l_jax.models.mapping import (
+    CheckpointFormat,
     Constant,
-    Rule,
+    Fields,
+    Origin,
+    StateDict,
     Table,
-    conv,
     count,
-    dense_rules,
-    norm_rules,
     shape_of,
     square_side,
 )
@@ -43,19 +40,18 @@ ENCODER_ALONE = (
     "and mae_pretrain_vit_huge_full.pth (trained on normalized pixels)."
 )  # named in issues 3, 8 and 155 of facebookresearch/mae
 
-
-def vit_block_rules(torch_block: str, flax_block: str) -> list[Rule]:
-    """Return the rules of one timm transformer block; both names contain `{i}`."""
-    rules = []
-    for norm in ("norm1", "norm2"):
-        rules += norm_rules(f"{torch_block}.{norm}", f"{flax_block}/{norm}")
-    for dense in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
-        rules += dense_rules(f"{torch_block}.{dense}", f"{flax_block}/{dense.replace('.', '/')}")
-    return rules
+VIT = {
+    "encoder/blocks_{i}/{layer}": "blocks.{i}.{layer}",
+    "encoder/norm": "norm",
+    "decoder/decoder_blocks_{i}/{layer}": "decoder_blocks.{i}.{layer}",
+    "decoder/decoder_embed": "decoder_embed",
+    "decoder/decoder_norm": "decoder_norm",
+}
+"""Names that MAGE shares."""
 
 
 def position_table(key: str, width: str) -> Constant:
-    """Return the rule of a fixed sine-cosine table; `width` is the model's field."""
+    """Return a fixed sine-cosine table; `width` is the model's field."""
     return Constant(
         key,
         lambda model: sincos_position_table(getattr(model, width), model.grid)[None],
@@ -63,76 +59,70 @@ def position_table(key: str, width: str) -> Constant:
     )
 
 
-TABLE: Table = [
-    position_table("pos_embed", "width"),
-    position_table("decoder_pos_embed", "decoder_width"),
-    Rule("cls_token", "encoder/cls_token"),
-    Rule("mask_token", "decoder/mask_token"),
-    *dense_rules("patch_embed.proj", "encoder/patch_embed", conv),
-    *vit_block_rules("blocks.{i}", "encoder/blocks_{i}"),
-    *norm_rules("norm", "encoder/norm"),
-    *dense_rules("decoder_embed", "decoder/decoder_embed"),
-    *vit_block_rules("decoder_blocks.{i}", "decoder/decoder_blocks_{i}"),
-    *norm_rules("decoder_norm", "decoder/decoder_norm"),
-    *dense_rules("decoder_pred", "decoder/decoder_pred"),
-]
+POSITIONS = (position_table("pos_embed", "width"), position_table("decoder_pos_embed", "decoder_width"))
 
-
-def recognize(state_dict: Mapping[str, Any]) -> bool:
-    """Return whether the keys are those of a MAE; an encoder alone raises a UserError."""
-    if "patch_embed.proj.weight" not in state_dict or "token_emb.word_embeddings.weight" in state_dict:
-        return False
-    if not any(key.startswith("decoder_") for key in state_dict):
-        raise UserError(ENCODER_ALONE)
-    return True
-
-
-def sizes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `MAE` that shapes show."""
-    width, channels, patch, _ = shape_of(state_dict, "patch_embed.proj.weight", 4)
-    _, places, _ = shape_of(state_dict, "pos_embed", 3)
-    decoder_width, _ = shape_of(state_dict, "decoder_embed.weight", 2)
-    return dict(
-        image_size=patch * square_side(places - 1, "pos_embed"),
-        patch_size=patch,
-        width=width,
-        depth=count(state_dict, "blocks.{i}."),
-        decoder_width=decoder_width,
-        decoder_depth=count(state_dict, "decoder_blocks.{i}."),
-        channels=channels,
-    )
-
-
-def stated(origin: Mapping[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
-    """Read the arguments that main_pretrain.py of facebookresearch/mae keeps in its checkpoints."""
-    args = origin.get("args", {})
-    kinds = {"norm_pix_loss": bool, "mask_ratio": float}
-    found = {name: args[name] for name, kind in kinds.items() if isinstance(args.get(name), kind)}
-    return {"layer_norm_eps": 1e-6, **found}  # that of the release
-
-
-def guessed(origin: Mapping[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
-    """Guess how pixels were normalized.
-
-    Of the published files, `mae_pretrain_*_full.pth` were trained on patches normalized by themselves.
-    main_pretrain.py normalizes images by ImageNet's mean and standard deviation; models of other programs are
-    taken to be given pixels as they are.
-    """
-    name, channels = origin["file"], sizes["channels"]
-    plain = dict(pixel_mean=(0.0,) * channels, pixel_std=(1.0,) * channels)
-    by_release = "norm_pix_loss" in origin.get("args", {}) and channels == 3
-    return {"norm_pix_loss": "pretrain" in name and "full" in name} | (IMAGENET if by_release else plain)
-
-
-ORIGINAL = CheckpointFormat(
-    table=TABLE,
-    parts=("encoder", "decoder"),
-    recognize=recognize,
-    sizes=sizes,
-    published={name: fields | IMAGENET for name, fields in VARIANTS.items()},
-    hidden=("num_heads", "decoder_num_heads"),
-    stated=stated,
-    guessed=guessed,
-    licence=lambda file: LICENCE if PUBLISHED_FILE.fullmatch(file) else "",
-    wrapper="model",
+TABLE = Table(
+    VIT
+    | {
+        "encoder/cls_token": "cls_token",
+        "encoder/patch_embed": "patch_embed.proj",
+        "decoder/mask_token": "mask_token",
+        "decoder/decoder_pred": "decoder_pred",
+    },
+    POSITIONS,
 )
+
+
+class Original(CheckpointFormat):
+    """The files of main_pretrain.py of facebookresearch/mae."""
+
+    table = TABLE
+    published = {name: fields | IMAGENET for name, fields in VARIANTS.items()}
+    hidden = ("num_heads", "decoder_num_heads")
+    wrapper = "model"
+
+    def recognize(self, state_dict: StateDict) -> bool:
+        """Look for patches; an encoder alone raises a UserError."""
+        if "patch_embed.proj.weight" not in state_dict or "token_emb.word_embeddings.weight" in state_dict:
+            return False
+        if not any(key.startswith("decoder_") for key in state_dict):
+            raise UserError(ENCODER_ALONE)
+        return True
+
+    def sizes(self, state_dict: StateDict) -> Fields:
+        """Read shapes."""
+        width, channels, patch, _ = shape_of(state_dict, "patch_embed.proj.weight", 4)
+        _, places, _ = shape_of(state_dict, "pos_embed", 3)
+        decoder_width, _ = shape_of(state_dict, "decoder_embed.weight", 2)
+        return dict(
+            image_size=patch * square_side(places - 1, "pos_embed"),
+            patch_size=patch,
+            width=width,
+            depth=count(state_dict, "blocks.{i}."),
+            decoder_width=decoder_width,
+            decoder_depth=count(state_dict, "decoder_blocks.{i}."),
+            channels=channels,
+        )
+
+    def stated(self, origin: Origin, sizes: Fields) -> Fields:
+        """Read the arguments of the training program."""
+        args = origin.get("args", {})
+        kinds = {"norm_pix_loss": bool, "mask_ratio": float}
+        found = {name: args[name] for name, kind in kinds.items() if isinstance(args.get(name), kind)}
+        return {"layer_norm_eps": 1e-6, **found}  # that of the release
+
+    def guessed(self, origin: Origin, sizes: Fields) -> Fields:
+        """Guess how pixels were normalized.
+
+        Of the published files, `mae_pretrain_*_full.pth` were trained on patches normalized by themselves.
+        main_pretrain.py normalizes images by ImageNet's mean and standard deviation; models of other programs
+        are taken to be given pixels as they are.
+        """
+        name, channels = origin["file"], sizes["channels"]
+        plain = dict(pixel_mean=(0.0,) * channels, pixel_std=(1.0,) * channels)
+        by_release = "norm_pix_loss" in origin.get("args", {}) and channels == 3
+        return {"norm_pix_loss": "pretrain" in name and "full" in name} | (IMAGENET if by_release else plain)
+
+    def licence(self, file: str) -> str:
+        """Return Meta's licence for the names of its files."""
+        return LICENCE if PUBLISHED_FILE.fullmatch(file) else ""

@@ -1,7 +1,4 @@
-"""Masked autoencoder (He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners").
-
-Re-implemented after facebookresearch/mae; equal to it on the arrays in `tests/reference`.
-"""
+"""Masked autoencoder (He et al. 2022), re-implemented after facebookresearch/mae."""
 
 import dataclasses
 from typing import Any
@@ -12,13 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from l2l_jax.models.base import Corrupted, Model, Params, register
+from l2l_jax.models.base import DTYPES, Corrupted, Model, Params, register
 from l2l_jax.models.fields import Numbers, Positive, Positives, Size
-from l2l_jax.models.layers import vit
-from l2l_jax.models.layers.apply import apply
-from l2l_jax.models.layers.precision import in_dtype
+from l2l_jax.models.layers import apply, in_dtype, vit
 from l2l_jax.models.mae import convert
-from l2l_jax.models.mae.hugging_face import HUGGING_FACE
+from l2l_jax.models.mae.hugging_face import HuggingFace
 from l2l_jax.utils.batch_axis import draw_rows
 
 small_normal = nn.initializers.normal(0.02)
@@ -34,14 +29,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Array, ids: Array) -> Array:
-        """Map kept patches and their places in the grid to tokens.
+        """Map patches `[batch, kept, patch² · channel]`, with their places in the grid `[batch, kept]`.
 
-        Args:
-          patches: `[batch, kept, patch² · channel]`.
-          ids: `[batch, kept]`.
-
-        Returns:
-          `[batch, 1 + kept, width]`, float32, class token first.
+        The result is `[batch, 1 + kept, width]`, float32, class token first.
         """
         positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid))
         cls_token = self.param("cls_token", small_normal, (1, 1, self.width))
@@ -76,11 +66,7 @@ class Decoder(nn.Module):
 
 
 def random_masking(noise: Array, kept: int) -> tuple[Array, Array]:
-    """Choose the patches that stay: the `kept` ones of least noise, in the order of their noise.
-
-    Args:
-      noise: `[batch, patches]`, any real numbers; equal ones keep their order.
-      kept: Number of patches that stay.
+    """Choose the patches that stay: the `kept` ones of least noise `[batch, patches]`, in the order of noise.
 
     Returns:
       `ids_keep` `[batch, kept]` and `ids_restore` `[batch, patches]`, the inverse permutation: patch p is
@@ -102,20 +88,18 @@ class MAE(Model):
     Attributes:
       image_size: Side of the images in pixels, a multiple of `patch_size`.
       patch_size: Side of a patch in pixels.
-      width, depth, num_heads: Encoder.
-      decoder_width, decoder_depth, decoder_num_heads: Decoder.
-      layer_norm_eps: Of all layer normalizations; transformers' ViT-MAE has 1e-12.
+      width, depth, num_heads: Encoder; decoder_…: decoder.
+      layer_norm_eps: Of all layer normalizations.
       mask_ratio: Share of the patches that T hides while training and unlearning.
       norm_pix_loss: Compare patches normalized by their own mean and standard deviation. Such a model
         predicts normalized patches; `inpaint` gives them the mean and standard deviation of the visible
         pixels, which is an approximation. Models meant for inpainting are trained without.
       pixel_mean, pixel_std: Per channel; the networks are given (pixel − mean) / std, and the loss is
         measured there. The published weights want ImageNet's.
-      value_range: Least and greatest pixel value of the images given to and returned by the model.
-      dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.layers.precision`.
+      dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.layers.in_dtype`.
       remat: Compute the inside of every transformer block again in the backward pass: less memory for a third
         more work.
-      scan: Loop over one compiled transformer block: compiles many times faster; see `vit.Stack`.
+      scan: Loop over one compiled transformer block: compiles many times faster.
     """
 
     image_size: Size = 224
@@ -138,16 +122,10 @@ class MAE(Model):
     scan: bool = False
 
     VARIANTS = convert.VARIANTS  # no annotations: not fields
-    FORMATS = (convert.ORIGINAL, HUGGING_FACE)
+    FORMATS = (convert.Original(), HuggingFace())
     TRAINED_WITH = (
-        "image_size",
-        "num_heads",
-        "decoder_num_heads",
-        "layer_norm_eps",
-        "norm_pix_loss",
-        "pixel_mean",
-        "pixel_std",
-        "value_range",
+        *("image_size", "num_heads", "decoder_num_heads", "layer_norm_eps", "norm_pix_loss"),
+        *("pixel_mean", "pixel_std", "value_range"),
     )
     inpaints_from_patches = True
 
@@ -161,8 +139,7 @@ class MAE(Model):
                 raise ValueError(f"width {width} must be divisible by 4 and by its {heads} heads")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, not {self.mask_ratio}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
+        self._check_fields({}, dtype=DTYPES)
 
     @property
     def grid(self) -> int:
@@ -174,20 +151,15 @@ class MAE(Model):
         """Numbers in a patch."""
         return self.patch_size**2 * self.channels
 
-    def _stack(self, prefix: str, depth: int, num_heads: int) -> vit.Stack:
-        dtype = jnp.dtype(self.dtype)
-        return vit.Stack(prefix, depth, num_heads, dtype, self.layer_norm_eps, self.remat, self.scan)
-
     @property
     def encoder(self) -> Encoder:
         """The encoder as a Linen module."""
-        blocks = self._stack("blocks", self.depth, self.num_heads)
-        return Encoder(self.patch_size, self.grid, self.width, blocks)
+        return Encoder(self.patch_size, self.grid, self.width, vit.stack(self, "", self.layer_norm_eps))
 
     @property
     def decoder(self) -> Decoder:
         """The decoder as a Linen module."""
-        blocks = self._stack("decoder_blocks", self.decoder_depth, self.decoder_num_heads)
+        blocks = vit.stack(self, "decoder_", self.layer_norm_eps)
         return Decoder(self.patch_dim, self.grid, self.decoder_width, blocks)
 
     def in_compute_dtype(self, params: Params) -> Params:
@@ -205,19 +177,18 @@ class MAE(Model):
         }
 
     def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
-        """Keep a random `1 − mask_ratio` of the patches.
-
-        Returns:
-          `patches` `[batch, kept, patch² · channel]`, `ids` `[batch, kept]` and `ids_restore`
-          `[batch, patches]`.
-        """
+        """Keep a random `1 − mask_ratio` of the patches; see `mask`."""
         del params
         patches = self.grid**2
         noise = draw_rows(lambda rows: jax.random.uniform(rng, (rows, patches)), images.shape[0], axis_name)
         return self.mask(images, noise, int(patches * (1 - self.mask_ratio)))
 
     def mask(self, images: Array, noise: Array, kept: int) -> Corrupted:
-        """Corrupt with the noise `[batch, patches]` and the number of kept patches given."""
+        """Corrupt with the noise `[batch, patches]` and the number of kept patches given.
+
+        Returns:
+          `patches` `[batch, kept, patch² · channel]`, and `ids` and `ids_restore` of `random_masking`.
+        """
         ids_keep, ids_restore = random_masking(noise, kept)
         patches = jnp.take_along_axis(self._patches(images), ids_keep[..., None], axis=1)
         return {"patches": patches, "ids": ids_keep, "ids_restore": ids_restore}
@@ -231,7 +202,7 @@ class MAE(Model):
         return apply(self.encoder, encoder_params, corrupted["patches"], corrupted["ids"])
 
     def decode(self, decoder_params: Any, latent: Array, ids_restore: Array) -> Array:
-        """Return predicted patches `[batch, patches, patch² · channel]`, float32."""
+        """Return predicted patches, see `predict`."""
         return apply(self.decoder, decoder_params, latent, ids_restore)
 
     def predict(self, params: Params, corrupted: Corrupted) -> Array:
@@ -261,14 +232,9 @@ class MAE(Model):
         return truth, corrupted
 
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
-        """Run one forward pass and paste the missing pixels in, clipped to the pixel range.
-
-        A patch that the mask touches is hidden whole, but only its missing pixels are replaced.
-        """
+        """Run one forward pass and replace the missing pixels; patches that lack any are hidden whole."""
         del rng
-        mask = np.asarray(mask, bool)
-        if mask.shape != self.image_shape[:2]:
-            raise ValueError(f"the mask has shape {mask.shape}, the images {self.image_shape[:2]}")
+        mask = self._check_mask(mask)
         cells = mask.reshape(self.grid, self.patch_size, self.grid, self.patch_size)
         visible = np.flatnonzero(~cells.any(axis=(1, 3)))
         if not len(visible):
@@ -277,7 +243,7 @@ class MAE(Model):
         return jnp.where(mask[None, ..., None], painted, images)
 
     def inpaint_from_patches(self, params: Params, images: Array, visible: Array) -> Array:
-        """Run one forward pass and replace the patches that are not visible, clipped to the pixel range."""
+        """Run one forward pass and paste the hidden patches in, clipped to the pixel range."""
         hidden = jnp.ones((images.shape[0], self.grid**2), bool)
         hidden = jnp.put_along_axis(hidden, visible, False, axis=1, inplace=False)
         patches = jnp.broadcast_to(hidden[..., None], (*hidden.shape, self.patch_dim))

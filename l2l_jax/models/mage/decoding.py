@@ -1,48 +1,52 @@
 """Inpainting with MAGE: iterative decoding of masked tokens, and blending the result in.
 
 The order of decoding is that of MaskGIT (Chang et al. 2022): all hidden tokens are sampled at once, the least
-certain are masked again, and fewer of them at every step. What a mask hides is known before anything runs, so
-that the schedule is a constant of the compiled loop.
+certain are masked again, and fewer of them at every step. What a mask hides is known before anything runs:
+the schedule is a constant of the compiled loop.
 """
+# ruff: noqa: F722  (shapes are strings)
+
+from __future__ import annotations  # jaxtyping is not needed at run time
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+    Mask = Bool[np.ndarray, "height width"]
+    Ids = Int[Array, "batch token"]
+    Logits = Float[Array, "batch token code"]
+
 
 class Schedule(NamedTuple):
-    """The steps of decoding.
+    """How many tokens are masked again after each step, and the temperature of the noise on certainty."""
 
-    Attributes:
-      mask_lengths: int32 `[step]`, how many tokens are masked again after each step.
-      temperatures: float32 `[step]`, of the noise on the certainty of a token.
-    """
-
-    mask_lengths: np.ndarray
-    temperatures: np.ndarray
+    mask_lengths: Int[np.ndarray, " step"]
+    temperatures: Float[np.ndarray, " step"]
 
 
 class Step(NamedTuple):
     """What one step of decoding gives.
 
     Attributes:
-      sampled: int32 `[batch, token]`: all tokens, the hidden ones as drawn.
-      confidence: float32 `[batch, token]`: log-probability of the drawn token plus noise; infinite where the
-        token was known.
-      ids: int32 `[batch, token]`: `sampled` with the least certain tokens masked again.
+      sampled: All tokens, the hidden ones as drawn.
+      confidence: Log-probability of the drawn token plus noise; infinite where the token was known.
+      ids: `sampled` with the least certain tokens masked again.
     """
 
-    sampled: Array
-    confidence: Array
-    ids: Array
+    sampled: Ids
+    confidence: Float[Array, "batch token"]
+    ids: Ids
 
 
-def hidden_tokens(mask: np.ndarray, patch_size: int, margin: int) -> np.ndarray:
-    """Return the tokens to decode, bool `[token]`: those with a missing pixel, grown by `margin` tokens.
+def hidden_tokens(mask: Mask, patch_size: int, margin: int) -> Bool[np.ndarray, " token"]:
+    """Return the tokens to decode: those with a missing pixel, grown by `margin` tokens.
 
     The release rounds a mask that ends inside a token down on its lower and right side, and so grows it by
     less there. Both agree on masks that are aligned with the tokens.
@@ -54,13 +58,10 @@ def hidden_tokens(mask: np.ndarray, patch_size: int, margin: int) -> np.ndarray:
     return ndimage.maximum_filter(touched, size=2 * margin + 1).reshape(-1)
 
 
-def blend_weights(mask: np.ndarray, margin: int, sigma: float) -> np.ndarray:
-    """Return the weight of the decoded image, float32 `[height, width]` in [0, 1].
+def blend_weights(mask: Mask, margin: int, sigma: float) -> Float[np.ndarray, "height width"]:
+    """Return the weight of the decoded image in [0, 1].
 
-    Args:
-      mask: bool `[height, width]`, True where pixels are missing.
-      margin: Pixels by which the mask grows in all eight directions.
-      sigma: Standard deviation in pixels of the Gaussian blur after that; 0 is none.
+    It is the mask, grown by `margin` pixels in all eight directions, after a Gaussian blur of `sigma` pixels.
     """
     from scipy import ndimage
 
@@ -87,18 +88,17 @@ def decoding_schedule(tokens: int, hidden: int, steps: int, choice_temperature: 
 
 
 def decoding_step(
-    logits: Array, ids: Array, mask_id: int, mask_length: Array, id_noise: Array, confidence_noise: Array
+    logits: Logits,
+    ids: Ids,
+    mask_id: int,
+    mask_length: Int[Array, ""],
+    id_noise: Logits,
+    confidence_noise: Float[Array, "batch token"],
 ) -> Step:
-    """Draw the masked tokens and mask the least certain again.
+    """Draw the tokens that are `mask_id` in `ids`, and mask the `mask_length` least certain again.
 
-    Args:
-      logits: `[batch, token, code]`.
-      ids: int `[batch, token]`, `mask_id` where hidden.
-      mask_id: The id that stands for a masked token.
-      mask_length: integer scalar, how many tokens are masked again.
-      id_noise: `[batch, token, code]`: Gumbel noise samples from the softmax, zeros take the most likely
-        code.
-      confidence_noise: `[batch, token]`: added to the log-probability of the drawn code.
+    Gumbel noise `id_noise` samples from the softmax, zeros take the most likely code; `confidence_noise` is
+    added to the log-probability of the drawn code.
     """
     unknown = ids == mask_id
     drawn = jnp.argmax(logits + id_noise, axis=-1).astype(ids.dtype)
@@ -110,25 +110,22 @@ def decoding_step(
 
 
 def decode_masked(
-    logits_of: Callable[[Array], Array],
-    ids: Array,
+    logits_of: Callable[[Ids], Logits],
+    ids: Ids,
     mask_id: int,
     schedule: Schedule,
     rng: Array,
     sampling_temperature: float = 1.0,
-) -> Array:
-    """Run all steps of the schedule in one compiled loop.
+) -> Ids:
+    """Run all steps of the schedule in one compiled loop; if there are any, no token stays masked.
 
     Args:
-      logits_of: Token ids `[batch, token]` → logits `[batch, token, code]`.
-      ids: int `[batch, token]`, `mask_id` where hidden.
+      logits_of: The model.
+      ids: Tokens, `mask_id` where hidden.
       mask_id: The id that stands for a masked token.
       schedule: Result of `decoding_schedule`.
       rng: Key of the sampling.
       sampling_temperature: Temperature of the softmax that codes are drawn from.
-
-    Returns:
-      int `[batch, token]` without masked tokens, if the schedule has any steps.
     """
 
     def body(carry, step):

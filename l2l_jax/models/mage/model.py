@@ -1,15 +1,12 @@
 """MAGE (Li et al. 2023, arXiv 2211.09117): a masked autoencoder over the tokens of a VQGAN.
 
-Equal to the release of "Machine Unlearning for Image-to-Image Generative Models" on the arrays in
-`tests/reference`.
-
-Codes see far: group normalization is over the whole image and the convolutions overlap, so that the codes
+Codes see far: group normalization is over the whole image and the convolutions overlap, which lets the codes
 next to a mask change with what is painted into it. The release trains on codes of whole images and inpaints
-from codes of painted ones. Published tokenizers bear that: theirs are 256 codes of 16 pixels a side. On small
-images it changes most codes; `MAGE.paint_masked` trains for it.
+from codes of painted ones. On small images that changes most codes; `MAGE.paint_masked` trains for it.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -18,11 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from l2l_jax.models.base import Corrupted, Model, Params, PretrainingStage, register
+from l2l_jax.models.base import DTYPES, Corrupted, Model, Params, PretrainingStage, register
 from l2l_jax.models.fields import Count, Number, Size, Sizes
-from l2l_jax.models.layers import vit
-from l2l_jax.models.layers.apply import apply
-from l2l_jax.models.layers.precision import in_dtype
+from l2l_jax.models.layers import apply, in_dtype, vit
 from l2l_jax.models.mage import convert, decoding
 from l2l_jax.models.mage.networks import (
     EMBEDDING_STD,
@@ -43,17 +38,15 @@ class MAGE(Model):
     """MAGE over square images.
 
     Parts of the parameters: "tokenizer" (the whole VQGAN), "encoder" (token embedding and ViT: what the
-      paper's
-    method trains), "decoder" (ViT decoder and token head), and "unused": tensors of the released state dict
-    that take no part in anything, kept so that exported weights load strictly.
+    paper's method trains), "decoder" (ViT decoder and token head), and "unused": tensors of the released
+    state dict that take no part in anything, kept so that exported weights load strictly.
 
     The vocabulary is the codebook, 1,000 classes that are not used, and the mask token last; the class token
     borrows the id `codebook_size + 76` of one of the classes, as in the release.
 
     Attributes:
       image_size: Side of the images in pixels, a multiple of `patch_size`.
-      width, depth, num_heads: Encoder.
-      decoder_width, decoder_depth, decoder_num_heads: Decoder.
+      width, depth, num_heads: Encoder; decoder_…: decoder.
       embedding_std: Of fresh word and position embeddings; greater ones learn faster from nothing.
       codebook_size, codebook_width, base_channels, channel_multipliers, num_res_blocks, groups: Tokenizer,
         see `VQGAN`.
@@ -72,11 +65,9 @@ class MAGE(Model):
       decoding_steps: Steps of the iterative decoding.
       choice_temperature: Of the noise on how certain a token is; 0 fixes the most certain ones first.
       sampling_temperature: Of the softmax that codes are drawn from; 0 takes the likeliest code.
-      value_range: Least and greatest pixel value.
-      dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.layers.precision`.
-      tokenizer_dtype: The same of the tokenizer, whose rounding may turn one code into another.
-      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
-      scan: Loop over one compiled transformer block: compiles many times faster; see `vit.Stack`.
+      dtype, tokenizer_dtype: "float32" or "bfloat16", of the products; rounding in the tokenizer may turn one
+        code into another.
+      remat, scan: See `MAE`.
     """
 
     image_size: Size = 256
@@ -114,16 +105,14 @@ class MAGE(Model):
     scan: bool = False
 
     VARIANTS = convert.VARIANTS  # no annotations: not fields
-    FORMATS = (convert.FORMAT,)
+    FORMATS = (convert.Format(),)
     TRAINED_WITH = ("num_heads", "decoder_num_heads", "groups", "value_range")
     corruption_parts = ("tokenizer",)
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of the {self.patch_size} pixels of a token "
-                f"that {len(self.channel_multipliers)} channel_multipliers mean"
-            )
+            token = f"{self.patch_size} pixels of a token that channel_multipliers mean"
+            raise ValueError(f"image_size {self.image_size} is not a multiple of the {token}")
         for width, heads, what in (
             (self.width, self.num_heads, "heads of the encoder"),
             (self.decoder_width, self.decoder_num_heads, "heads of the decoder"),
@@ -133,14 +122,9 @@ class MAGE(Model):
                 raise ValueError(f"{width} channels do not divide into {heads} {what}")
         limits: dict[str, float] = dict(dropped=1, dropout=1, label_smoothing=1)
         limits |= dict(choice_temperature=math.inf, sampling_temperature=math.inf)
-        for name, limit in limits.items():
-            if not 0 <= getattr(self, name) < limit:
-                raise ValueError(f"{name} must lie in [0, {limit}), not {getattr(self, name)}")
+        self._check_fields(limits, dtype=DTYPES, tokenizer_dtype=DTYPES)
         if len(self.hole_color) != self.channels:
             raise ValueError(f"hole_color {self.hole_color} must have {self.channels} channels")
-        for name in ("dtype", "tokenizer_dtype"):
-            if getattr(self, name) not in ("float32", "bfloat16"):
-                raise ValueError(f"{name} must be float32 or bfloat16, not {getattr(self, name)!r}")
 
     @property
     def patch_size(self) -> int:
@@ -191,21 +175,16 @@ class MAGE(Model):
         sizes = {name: getattr(self, name) for name in (*names, "groups", "channels", "remat")}
         return VQGAN(**sizes, dtype=jnp.dtype(self.tokenizer_dtype))
 
-    def _stack(self, prefix: str, depth: int, num_heads: int) -> vit.Stack:
-        dtype = jnp.dtype(self.dtype)
-        return vit.Stack(prefix, depth, num_heads, dtype, remat=self.remat, scan=self.scan)
-
     @property
     def encoder(self) -> Encoder:
         """The encoder as a Linen module."""
-        blocks = self._stack("blocks", self.depth, self.num_heads)
-        places = 1 + self.tokens
-        return Encoder(self.vocabulary, places, self.width, blocks, self.dropout, self.embedding_std)
+        sizes = self.vocabulary, 1 + self.tokens, self.width
+        return Encoder(*sizes, vit.stack(self, ""), self.dropout, self.embedding_std)
 
     @property
     def decoder(self) -> Decoder:
         """The decoder as a Linen module."""
-        blocks = self._stack("decoder_blocks", self.decoder_depth, self.decoder_num_heads)
+        blocks = vit.stack(self, "decoder_")
         return Decoder(1 + self.tokens, self.decoder_width, blocks, self.embedding_std)
 
     def in_compute_dtype(self, params: Params) -> Params:
@@ -230,7 +209,7 @@ class MAGE(Model):
         }
 
     def tokenize(self, params: Params, images: Array) -> Array:
-        """Return codes, int32 `[batch, tokens]`, row-major."""
+        """Return codes, row-major."""
         ids = apply(self.tokenizer, params["tokenizer"], images, method="tokenize")
         return ids.reshape(images.shape[0], -1)
 
@@ -240,13 +219,10 @@ class MAGE(Model):
         return apply(self.tokenizer, params["tokenizer"], ids, method="decode_ids")
 
     def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
-        """Tokenize, drop a share `dropped` of the tokens, mask some of the others.
+        """Tokenize, drop a share `dropped` of the tokens, mask some of the others; see `mask`.
 
-        Without `paint_masked`, `images` may be codes `[batch, tokens]` that were computed before; then no
-        parameters are read.
-
-        Returns:
-          What `mask` returns and, with dropout, `dropout_keep`, bool `[batch, 1 + kept, width]`.
+        With dropout, `dropout_keep` is bool `[batch, 1 + kept, width]`. Without `paint_masked`, `images` may
+        be codes `[batch, tokens]` that were computed before; then no parameters are read.
         """
         mask_key, dropout_key = jax.random.split(rng)
         drawn = self._draw_mask(images.shape[0], mask_key, axis_name)
@@ -282,11 +258,10 @@ class MAGE(Model):
         return self._paint(images, mask.repeat(self.patch_size, axis=1).repeat(self.patch_size, axis=2))
 
     def mask(self, ids: Array, noise: Array, num_drop: int, num_mask: int | Array) -> Corrupted:
-        """Corrupt with the codes `[batch, tokens]` and the arguments of `random_masking` given.
+        """Corrupt codes `[batch, tokens]` with the arguments of `random_masking` given.
 
-        Returns:
-          `ids` `[batch, 1 + kept]`, what the encoder is given, class token first; `targets`
-          `[batch, tokens]`, the codes; `masked`, `positions` and `source` of `random_masking`.
+        `ids`, `[batch, 1 + kept]`, are what the encoder is given, class token first; `targets` are the codes;
+        the rest is that of `random_masking`.
         """
         masked, positions, source = random_masking(noise, num_drop, num_mask)
         whole = self._with_class_token(jnp.where(masked, self.mask_id, ids))
@@ -320,23 +295,18 @@ class MAGE(Model):
         return self.decode(params, latent, corrupted["source"], self.codebook_size)[:, 1:]
 
     def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
-        """Return the label-smoothed cross-entropy of the masked tokens, their mean, float32 `[batch]`.
-
-        The release divides the sum over a batch by the number in the batch. As the images of a batch have
-        equally many masked tokens, that is the mean of what is returned here.
-        """
+        """Return the label-smoothed cross-entropy of the masked tokens, their mean, float32 `[batch]`."""
         del images  # `corrupted` holds their codes
         log_probability = jax.nn.log_softmax(predicted)
         of_target = jnp.take_along_axis(log_probability, corrupted["targets"][..., None], axis=-1)
         loss = -(1 - self.label_smoothing) * of_target[..., 0]
         loss -= self.label_smoothing * log_probability.mean(axis=-1)
-        return jnp.sum(loss * corrupted["masked"], axis=1) / jnp.sum(corrupted["masked"], axis=1)
+        return _mean_of_masked(loss, corrupted)
 
     def imitation_loss(self, predicted: Array, corrupted: Corrupted, target: Array) -> Array:
         """Return the cross-entropy to the probabilities of `target` logits at masked tokens, `[batch]`."""
         log_probability = jax.nn.log_softmax(predicted)
-        loss = -(jax.nn.softmax(target) * log_probability).sum(axis=-1)
-        return jnp.sum(loss * corrupted["masked"], axis=1) / jnp.sum(corrupted["masked"], axis=1)
+        return _mean_of_masked(-(jax.nn.softmax(target) * log_probability).sum(axis=-1), corrupted)
 
     def with_truth(
         self, params: Params, images: Array, corrupted: Corrupted, truth: Array
@@ -356,8 +326,7 @@ class MAGE(Model):
 
         Enough for small images; published tokenizers add perceptual and adversarial losses. With
         `paint_masked` an image is reconstructed from the codes of its painted version and, in the painted
-        part, its own, as in
-        inpainting: the codes learn to describe their own square, whatever is next to it.
+        part, its own, as in inpainting: the codes learn to describe their own square, whatever is next to it.
         """
         decoded, codebook_loss = apply(self.tokenizer, params["tokenizer"], *inputs)
         return jnp.square(decoded - inputs[0]).mean(axis=(1, 2, 3)) + codebook_loss
@@ -380,33 +349,20 @@ class MAGE(Model):
         """Tokenize, decode what is hidden, blend the decoded image in.
 
         The mask is painted in `hole_color` before the image is tokenized; that color remains where the weight
-        of the decoded image falls short of 1 inside the mask. The result lies within `value_range`.
-
-        Raises:
-          ValueError: The mask has another shape than the images, or hides every token.
+        of the decoded image falls short of 1 inside the mask. A mask that hides every token is a ValueError.
         """
-        mask = np.asarray(mask, bool)
-        if mask.shape != self.image_shape[:2]:
-            raise ValueError(f"the mask has shape {mask.shape}, the images {self.image_shape[:2]}")
+        mask = self._check_mask(mask)
         hidden = decoding.hidden_tokens(mask, self.patch_size, self.hidden_margin)
         if hidden.all():
-            raise ValueError(
-                f"the mask, grown by {self.hidden_margin} tokens, hides every token: nothing is left to "
-                "inpaint from"
-            )
+            grown = f"the mask, grown by {self.hidden_margin} tokens,"
+            raise ValueError(f"{grown} hides every token: nothing is left to inpaint from")
         painted = self._paint(images, mask[None])
         ids = jnp.where(hidden[None], self.mask_id, self.tokenize(params, painted))
-        schedule = decoding.decoding_schedule(
-            self.tokens, int(hidden.sum()), self.decoding_steps, self.choice_temperature
-        )
-        ids = decoding.decode_masked(
-            lambda ids: self.complete(params, ids),
-            ids,
-            self.mask_id,
-            schedule,
-            rng,
-            self.sampling_temperature,
-        )
+        steps = self.decoding_steps, self.choice_temperature
+        schedule = decoding.decoding_schedule(self.tokens, int(hidden.sum()), *steps)
+        complete = functools.partial(self.complete, params)
+        draw = rng, self.sampling_temperature
+        ids = decoding.decode_masked(complete, ids, self.mask_id, schedule, *draw)
         weight = decoding.blend_weights(mask, self.blend_margin, self.blend_sigma)[None, ..., None]
         blended = self.decode_ids(params, ids) * weight + painted * (1 - weight)
         return jnp.clip(blended, *self.value_range)
@@ -417,3 +373,8 @@ class MAGE(Model):
         positions = jnp.broadcast_to(jnp.arange(1 + self.tokens)[None], whole.shape)
         source = jnp.where(whole == self.mask_id, 0, positions)
         return self.predict(params, {"ids": whole, "positions": positions, "source": source})
+
+
+def _mean_of_masked(loss: Array, corrupted: Corrupted) -> Array:
+    """Average `[batch, token]` over the masked tokens, of which all images of a batch have equally many."""
+    return jnp.sum(loss * corrupted["masked"], axis=1) / jnp.sum(corrupted["masked"], axis=1)

@@ -1,5 +1,6 @@
 """Networks of MAGE between tokens and logits, and its random draws; names follow the release."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -44,12 +45,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, positions: Array, dropout_keep: Array | None = None) -> Array:
-        """Map tokens to features `[batch, 1 + kept, width]`, float32.
+        """Map tokens `[batch, 1 + kept]`, class token first, to features `[batch, 1 + kept, width]`, float32.
 
-        Args:
-          ids: `[batch, 1 + kept]`, class token first.
-          positions: Their places, same shape.
-          dropout_keep: Which channels of their embeddings dropout keeps, bool `[batch, 1 + kept, width]`.
+        `dropout_keep`, bool like the features, tells the channels of their embeddings that dropout keeps.
         """
         embed = TokenEmbedding(self.vocabulary, self.places, self.width, self.embedding_std, name="token_emb")
         x = embed(ids, positions)
@@ -89,11 +87,8 @@ class Decoder(nn.Module):
     def __call__(self, latent: Array, source: Array, words: Array, count: int | None = None) -> Array:
         """Return float32 logits `[batch, places, vocabulary]`, or those of the first `count` words only.
 
-        Args:
-          latent: The encoder's tokens, `[batch, 1 + kept, encoder width]`.
-          source: Which of them goes to each place, `[batch, places]`.
-          words: Word embeddings `[vocabulary, encoder width]`.
-          count: Number of words; None: all.
+        `source`, `[batch, places]`, tells which of the encoder's tokens `latent` goes to each place; `words`
+        are the word embeddings.
         """
         embed = nn.Dense(self.width, dtype=self.blocks.dtype, kernel_init=vit.xavier, name="decoder_embed")
         x = embed(latent).astype(jnp.float32)
@@ -107,10 +102,8 @@ class Decoder(nn.Module):
 def random_masking(noise: Array, num_drop: int, num_mask: int | Array) -> tuple[Array, Array, Array]:
     """Choose the tokens that the encoder is given, and its output that the decoder finds at each place.
 
-    Args:
-      noise: `[batch, token]`: the tokens of least noise are dropped, the next ones masked.
-      num_drop: Number of tokens that the encoder is not given; sets shapes.
-      num_mask: Number of masked tokens, the dropped ones included; at least `num_drop`.
+    Of `noise` `[batch, token]` the `num_drop` tokens of least noise are dropped, and `num_mask` masked, the
+    dropped ones included.
 
     Returns:
       `masked`, bool `[batch, token]`; `positions` `[batch, 1 + kept]`, ascending, among all places, of which
@@ -141,13 +134,11 @@ def draw_noise_codes(rng: Array, codes: Array, codebook_size: int, axis_name: st
 
 def unused_tensors(width: int, decoder_width: int, patch_size: int, channels: int) -> Any:
     """Return zeros in the shapes of the release's tensors that no result depends on."""
-    patch_dim = patch_size**2 * channels
+    patch = (patch_size, patch_size, channels)
+    pixels = math.prod(patch)
     return {
         "cls_token": jnp.zeros((1, 1, width)),
         "mask_token": jnp.zeros((1, 1, decoder_width)),
-        "patch_embed": {
-            "kernel": jnp.zeros((patch_size, patch_size, channels, width)),
-            "bias": jnp.zeros((width,)),
-        },
-        "decoder_pred": {"kernel": jnp.zeros((decoder_width, patch_dim)), "bias": jnp.zeros((patch_dim,))},
+        "patch_embed": {"kernel": jnp.zeros((*patch, width)), "bias": jnp.zeros(width)},
+        "decoder_pred": {"kernel": jnp.zeros((decoder_width, pixels)), "bias": jnp.zeros(pixels)},
     }

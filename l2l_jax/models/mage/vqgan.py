@@ -6,21 +6,18 @@ on the way down. Equal to MAGE's PyTorch port on the arrays in `tests/reference`
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from l2l_jax.models.layers import remat_block
 from l2l_jax.models.layers.convolution import Conv
 from l2l_jax.models.layers.group_norm import GroupNorm
-from l2l_jax.models.layers.remat import remat_block
 
 COMMITMENT_WEIGHT, CODEBOOK_WEIGHT = 1.0, 0.25
-"""Weights of the two codebook losses. The usual paper has them the other way round; the released tokenizer
-was
-trained with these."""
+"""Those of the released tokenizer; the paper has them the other way round."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +40,10 @@ class Levels:
         """Return a residual block."""
         return remat_block(ResBlock, self.remat)(width, self.groups, self.dtype, name=name)
 
-    def norm_out(self) -> GroupNorm:
-        """Return the float32 normalization before the last convolution."""
-        return GroupNorm(self.groups, epsilon=1e-6, name="norm_out")
+    def last(self, x: Array, channels: int, size: int) -> Array:
+        """Normalize and convolve, in float32."""
+        x = nn.swish(GroupNorm(self.groups, epsilon=1e-6, name="norm_out")(x))
+        return Conv(channels, (size, size), name="conv_out")(x)
 
 
 class ResBlock(nn.Module):
@@ -81,8 +79,7 @@ class Encoder(nn.Module):
     def __call__(self, images: Array) -> Array:
         """Map `[batch, height, width, channel]` to `[batch, height / f, width / f, latent_width]`."""
         levels = self.levels
-        conv_in = Conv(levels.base_channels, (3, 3), use_bias=False, dtype=levels.dtype, name="conv_in")
-        x = conv_in(images)
+        x = Conv(levels.base_channels, (3, 3), use_bias=False, dtype=levels.dtype, name="conv_in")(images)
         for i, width in enumerate(levels.widths):
             for j in range(levels.num_res_blocks):
                 x = levels.block(width, f"down_{i}_block_{j}")(x)
@@ -90,7 +87,7 @@ class Encoder(nn.Module):
                 x = nn.avg_pool(x, (2, 2), strides=(2, 2))
         for j in (1, 2):
             x = levels.block(x.shape[-1], f"mid_block_{j}")(x)
-        return Conv(self.latent_width, (1, 1), name="conv_out")(nn.swish(levels.norm_out()(x)))
+        return levels.last(x, self.latent_width, 1)
 
 
 class Decoder(nn.Module):
@@ -113,11 +110,7 @@ class Decoder(nn.Module):
             if i > 0:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
                 x = conv(x.shape[-1], name=f"up_{i}_upsample")(x)
-        return Conv(self.channels, (3, 3), name="conv_out")(nn.swish(levels.norm_out()(x)))
-
-
-def _codebook_init(rng: Array, shape: tuple[int, int]) -> Array:
-    return jax.random.uniform(rng, shape, minval=-1 / shape[0], maxval=1 / shape[0])
+        return levels.last(x, self.channels, 3)
 
 
 class VectorQuantizer(nn.Module):
@@ -128,14 +121,20 @@ class VectorQuantizer(nn.Module):
 
     def setup(self) -> None:
         """Make the codebook."""
-        self.embedding = self.param("embedding", _codebook_init, (self.size, self.width))
+
+        def draw(rng):
+            return jax.random.uniform(
+                rng, (self.size, self.width), minval=-1 / self.size, maxval=1 / self.size
+            )
+
+        self.embedding = self.param("embedding", draw)
 
     def nearest(self, latent: Array) -> Array:
         """Find the code of least squared distance to latents `[…, width]`, int32 `[…]`."""
         # |z|² is the same for all codes and left out. The product decides between codes that are close:
         # accelerators must not round its factors to bfloat16.
-        exact: Any = dict(precision=jax.lax.Precision.HIGHEST)
-        product = jnp.einsum("...d,nd->...n", latent.astype(jnp.float32), self.embedding, **exact)
+        exact = jax.lax.Precision.HIGHEST
+        product = jnp.einsum("...d,nd->...n", latent.astype(jnp.float32), self.embedding, precision=exact)
         norms = jnp.sum(jnp.square(self.embedding), axis=1)
         norms = norms.reshape((1,) * (latent.ndim - 1) + (self.size,))
         return jnp.argmin(norms - 2 * product, axis=-1).astype(jnp.int32)
@@ -161,17 +160,9 @@ class VectorQuantizer(nn.Module):
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder.
 
-    Attributes:
-      codebook_size: Number of codes.
-      codebook_width: Channels of a code and of the latents.
-      base_channels: Channels at full resolution.
-      channel_multipliers: Of `base_channels`, one per level; a token stands for a square of 2^(levels − 1)
-        pixels a side.
-      num_res_blocks: Per level, in encoder and decoder.
-      groups: Of the group normalization; must divide the channels of every level.
-      channels: Of the images.
-      dtype: Of the products; latents, the codebook search and pixels are float32.
-      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
+    A level has `base_channels` times its multiplier as channels, which `groups` must divide, and
+    `num_res_blocks` residual blocks; a token stands for a square of 2^(levels − 1) pixels a side. `dtype` is
+    that of the products; latents, the codebook search and pixels are float32.
     """
 
     codebook_size: int = 1024
@@ -207,7 +198,7 @@ class VQGAN(nn.Module):
         return self.decoder(quantized).astype(jnp.float32), loss
 
     def latent(self, images: Array) -> Array:
-        """Return latents before quantization `[batch, rows, columns, codebook_width]`."""
+        """Return latents before quantization, `[batch, rows, columns, codebook_width]`."""
         return self.encoder(images)
 
     def tokenize(self, images: Array) -> Array:

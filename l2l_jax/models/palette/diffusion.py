@@ -4,33 +4,37 @@ A noisy image is √γ · image + √(1 − γ) · noise, γ the product of 1 �
 the process of Palette (Saharia et al. 2022) as re-implemented by Janspiry and used by Li et al.
 Schedules are NumPy float64 and cast at the end: float32 products would lose the last γ.
 """
+# ruff: noqa: F722  (shapes are strings)
 
-from typing import Literal, NamedTuple
+from __future__ import annotations  # jaxtyping is not needed at run time
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64, Int
+
+    Images = Float[Array, "batch height width channel"]
+    Betas = Float64[np.ndarray, " timesteps"]
+
 BetaSchedule = Literal["linear", "quad", "const", "warmup10", "warmup50", "cosine"]
-BETA_SCHEDULES: tuple[str, ...] = ("linear", "quad", "const", "warmup10", "warmup50", "cosine")
 
 
-def beta_schedule(kind: BetaSchedule, timesteps: int, linear_start: float, linear_end: float) -> np.ndarray:
-    """Return noise variances β `[timesteps]`, float64.
+def beta_schedule(kind: BetaSchedule, timesteps: int, linear_start: float, linear_end: float) -> Betas:
+    """Return noise variances β from `linear_start` to `linear_end`, both in (0, 1).
 
-    Args:
-      kind: "linear"; "quad": √β is linear; "const": `linear_end`; "warmup10", "warmup50": linear
-        over the first 10 % or 50 %, then `linear_end`; "cosine": Nichol and Dhariwal 2021, which
-        has no ends. (Palette's "jsd" ends at β = 1, where no step leads back.)
-      timesteps: Number of time steps.
-      linear_start: First β, in (0, 1).
-      linear_end: Last β, in (0, 1).
+    "quad": √β is linear; "const": `linear_end`; "warmup10", "warmup50": linear over the first 10 % or 50 %,
+    then `linear_end`; "cosine": Nichol and Dhariwal 2021, which has no ends. (Palette's "jsd" ends at β = 1,
+    where no step leads back.)
 
     Raises:
       ValueError: An unknown kind, no time step, or ends outside (0, 1).
     """
-    if kind not in BETA_SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(BETA_SCHEDULES)}, not {kind!r}")
+    if kind not in get_args(BetaSchedule):
+        raise ValueError(f"schedule must be one of {', '.join(get_args(BetaSchedule))}, not {kind!r}")
     if timesteps < 1 or not (0 < linear_start < 1 and 0 < linear_end < 1):
         raise ValueError(
             "a schedule needs at least one step and variances in (0, 1), not "
@@ -52,43 +56,50 @@ def beta_schedule(kind: BetaSchedule, timesteps: int, linear_start: float, linea
     return betas
 
 
-def cumulative_gammas(betas: np.ndarray) -> np.ndarray:
-    """Return γ `[timesteps]`, the running product of 1 − β, float64."""
+def cumulative_gammas(betas: Betas) -> Betas:
+    """Return γ, the running product of 1 − β."""
     return np.cumprod(1.0 - np.asarray(betas, np.float64))
 
 
-def schedule_buffers(betas: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what a PyTorch Palette network keeps of its schedule: six float32 arrays `[timesteps]`."""
+def _posterior(betas: Betas) -> tuple[Betas, Betas, Betas, Betas]:
+    """Return γ, and of the posterior q(y_{t−1} | y_t, y_0) the factors of y_0 and y_t, and the variance."""
     gammas = cumulative_gammas(betas)
     previous = np.append(1.0, gammas[:-1])
-    variance = betas * (1.0 - previous) / (1.0 - gammas)
+    start = betas * np.sqrt(previous) / (1.0 - gammas)
+    noisy = (1.0 - previous) * np.sqrt(1.0 - betas) / (1.0 - gammas)
+    return gammas, start, noisy, betas * (1.0 - previous) / (1.0 - gammas)
+
+
+def schedule_buffers(betas: Betas) -> dict[str, np.ndarray]:
+    """Return what a PyTorch Palette network keeps of its schedule: six float32 arrays `[timesteps]`."""
+    gammas, start, noisy, variance = _posterior(betas)
     buffers = {
         "gammas": gammas,
         "sqrt_recip_gammas": np.sqrt(1.0 / gammas),
         "sqrt_recipm1_gammas": np.sqrt(1.0 / gammas - 1),
         "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
-        "posterior_mean_coef1": betas * np.sqrt(previous) / (1.0 - gammas),
-        "posterior_mean_coef2": (1.0 - previous) * np.sqrt(1.0 - betas) / (1.0 - gammas),
+        "posterior_mean_coef1": start,
+        "posterior_mean_coef2": noisy,
     }
     return {name: value.astype(np.float32) for name, value in buffers.items()}
 
 
-def gamma_between(gammas: Array, t: Array, u: Array) -> Array:
+def gamma_between(
+    gammas: Float[Array, " timesteps"], t: Int[Array, " batch"], u: Float[Array, " batch"]
+) -> Float[Array, " batch"]:
     """Interpolate γ between the steps t − 1 and t by u in [0, 1) (Chen et al. 2021, section 3.2)."""
     before, after = gammas[t - 1], gammas[t]
     return (after - before) * u + before
 
 
-def q_sample(images: Array, gamma: Array, noise: Array) -> Array:
-    """Return √γ · image + √(1 − γ) · noise, for γ `[batch]`."""
+def q_sample(images: Images, gamma: Float[Array, " batch"], noise: Images) -> Images:
+    """Return √γ · image + √(1 − γ) · noise."""
     gamma = gamma[:, None, None, None]
     return jnp.sqrt(gamma) * images + jnp.sqrt(1 - gamma) * noise
 
 
 class ReverseSteps(NamedTuple):
-    """Reverse steps as coefficients, float32 `[steps]` in the order in which they are taken.
-
-    One element of every array, by `jax.lax.scan`, is one step.
+    """Reverse steps as coefficients, float32 `[steps]`, in the order in which they are taken.
 
     Attributes:
       gamma: Noise level that the network is given.
@@ -98,73 +109,53 @@ class ReverseSteps(NamedTuple):
       sigma: Standard deviation of the noise added to that mean; 0 in the last step.
     """
 
-    gamma: np.ndarray | Array
-    start_from_noisy: np.ndarray | Array
-    start_from_noise: np.ndarray | Array
-    next_from_start: np.ndarray | Array
-    next_from_noisy: np.ndarray | Array
-    sigma: np.ndarray | Array
+    gamma: Any
+    start_from_noisy: Any
+    start_from_noise: Any
+    next_from_start: Any
+    next_from_noisy: Any
+    sigma: Any
 
 
-def ancestral_steps(betas: np.ndarray) -> ReverseSteps:
-    """Return all steps of the schedule from the last to the first (Ho et al. 2020, algorithm 2).
-
-    The mean is that of the posterior q(y_{t−1} | y_t, y_0), sigma its standard deviation.
-    """
-    gammas = cumulative_gammas(betas)
-    previous = np.append(1.0, gammas[:-1])
-    return _steps(
-        gammas,
-        next_from_start=betas * np.sqrt(previous) / (1.0 - gammas),
-        next_from_noisy=(1.0 - previous) * np.sqrt(1.0 - betas) / (1.0 - gammas),
-        sigma=np.sqrt(betas * (1.0 - previous) / (1.0 - gammas)),
-    )
+def ancestral_steps(betas: Betas) -> ReverseSteps:
+    """Return all steps of the schedule from the last to the first (Ho et al. 2020, algorithm 2)."""
+    gammas, start, noisy, variance = _posterior(betas)
+    return _steps(gammas, start, noisy, np.sqrt(variance))
 
 
-def ddim_steps(betas: np.ndarray, count: int) -> ReverseSteps:
+def ddim_steps(betas: Betas, count: int) -> ReverseSteps:
     """Return deterministic steps, evenly spaced in time (Song et al. 2021, equation 12, σ = 0).
 
-    The predicted noise is taken anew from the clipped clean image, which makes the next image a
-    combination of the two images that `reverse_step` combines.
+    The predicted noise is taken anew from the clipped clean image.
     """
     if not 1 <= count <= len(betas):
         raise ValueError(f"DDIM takes 1 to {len(betas)} steps of this schedule, not {count}")
-    last = len(betas) - 1
-    times = np.linspace(last, 0, count).round().astype(int)[::-1]
+    times = np.linspace(len(betas) - 1, 0, count).round().astype(int)[::-1]
     gammas = cumulative_gammas(betas)[times]
     previous = np.append(1.0, gammas[:-1])
-    from_noisy = np.sqrt((1.0 - previous) / (1.0 - gammas))
-    return _steps(
-        gammas,
-        next_from_start=np.sqrt(previous) - np.sqrt(gammas) * from_noisy,
-        next_from_noisy=from_noisy,
-        sigma=np.zeros(count),
-    )
+    noisy = np.sqrt((1.0 - previous) / (1.0 - gammas))
+    return _steps(gammas, np.sqrt(previous) - np.sqrt(gammas) * noisy, noisy, np.zeros(count))
 
 
-def _steps(gammas: np.ndarray, **coefficients: np.ndarray) -> ReverseSteps:
-    steps = ReverseSteps(
-        gamma=gammas,
-        start_from_noisy=np.sqrt(1.0 / gammas),
-        start_from_noise=np.sqrt(1.0 / gammas - 1),
-        **coefficients,
-    )
+def _steps(gammas: Betas, next_from_start: Betas, next_from_noisy: Betas, sigma: Betas) -> ReverseSteps:
+    clean = np.sqrt(1.0 / gammas), np.sqrt(1.0 / gammas - 1)
+    steps = (gammas, *clean, next_from_start, next_from_noisy, sigma)
     return ReverseSteps(*(value[::-1].astype(np.float32) for value in steps))
 
 
-def predict_start(step: ReverseSteps, noisy: Array, predicted_noise: Array) -> Array:
+def predict_start(step: ReverseSteps, noisy: Images, predicted_noise: Images) -> Images:
     """Return the clean image that the predicted noise implies, not clipped; one step, scalars."""
-    return step.start_from_noisy * noisy - step.start_from_noise * predicted_noise  # type: ignore[return-value]  # one of them is a JAX array
+    return step.start_from_noisy * noisy - step.start_from_noise * predicted_noise
 
 
 def reverse_step(
     step: ReverseSteps,
-    noisy: Array,
-    predicted_noise: Array,
-    noise: Array,
+    noisy: Images,
+    predicted_noise: Images,
+    noise: Images,
     value_range: tuple[float, float] = (-1.0, 1.0),
-) -> Array:
+) -> Images:
     """Return the next, less noisy image; the clean image is clipped to `value_range`."""
     start = jnp.clip(predict_start(step, noisy, predicted_noise), *value_range)
     mean = step.next_from_start * start + step.next_from_noisy * noisy
-    return mean + step.sigma * noise  # type: ignore[return-value]  # one of them is a JAX array
+    return mean + step.sigma * noise

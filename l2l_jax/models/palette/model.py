@@ -1,8 +1,7 @@
 """Palette: image-to-image diffusion for inpainting (Saharia et al. 2022), and its unlearning.
 
-Re-implemented after Janspiry's Palette and what Li et al. 2024 released on top of it; equal to them on the
-arrays in `tests/reference`. The encoder is the input half of the U-Net with the middle block and the γ
-embedding, the decoder is the output half.
+Re-implemented after Janspiry's Palette and what Li et al. 2024 released on top of it. The encoder is the
+input half of the U-Net with the middle block and the γ embedding, the decoder is the output half.
 """
 
 import dataclasses
@@ -15,10 +14,9 @@ import numpy as np
 from jax import Array
 
 from l2l_jax import masks
-from l2l_jax.models.base import Corrupted, Model, Params, register
+from l2l_jax.models.base import DTYPES, Corrupted, Model, Params, register
 from l2l_jax.models.fields import Count, Number, Size, Sizes
-from l2l_jax.models.layers.apply import apply
-from l2l_jax.models.layers.precision import in_dtype
+from l2l_jax.models.layers import apply, in_dtype
 from l2l_jax.models.palette import convert, diffusion
 from l2l_jax.models.palette.unet import Decoder, Encoder, UNetConfig
 from l2l_jax.utils.batch_axis import draw_rows
@@ -46,10 +44,9 @@ class Palette(Model):
         "everywhere": the paper's formula, T of a noise image.
       training_holes: "hybrid" (box and strokes, as published), "free_form", "box" or "centre".
       hole_bank_size, hole_seed: Number of masks that `init` draws, and their seed. A mask of the bank is
-        mirrored
-        and transposed at random when it is used: 8 different ones.
-      dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.layers.precision`.
-      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
+        mirrored and transposed at random when it is used.
+      dtype: "float32" or "bfloat16", of the products.
+      remat: See `MAE`.
     """
 
     image_size: Size = 256
@@ -77,28 +74,19 @@ class Palette(Model):
     dtype: str = "float32"
     remat: bool = False
 
-    FORMATS = (convert.FORMAT,)  # no annotations: not fields
+    FORMATS = (convert.Format(),)  # no annotations: not fields
     TRAINED_WITH = (
-        "num_head_channels",
-        "norm_groups",
-        "schedule",
-        "timesteps",
-        "linear_start",
-        "linear_end",
+        *("num_head_channels", "norm_groups", "schedule", "timesteps", "linear_start", "linear_end"),
         "value_range",
     )
     corruption_parts = ("holes",)
 
     def __post_init__(self):
-        choices = {
-            "sampler": ("ancestral", "ddim"),
-            "teacher_noise": ("hole", "everywhere"),
-            "training_holes": masks.TRAINING_MASKS,
-            "dtype": ("float32", "bfloat16"),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be one of {', '.join(allowed)}, not {getattr(self, field)!r}")
+        sampler, teacher_noise = ("ancestral", "ddim"), ("hole", "everywhere")
+        holes = masks.TRAINING_MASKS
+        self._check_fields(
+            {}, sampler=sampler, teacher_noise=teacher_noise, training_holes=holes, dtype=DTYPES
+        )
         factor = 2 ** (len(self.channel_mults) - 1)
         if self.image_size % factor:
             raise ValueError(f"image_size {self.image_size} is not a multiple of {factor}")
@@ -109,13 +97,8 @@ class Palette(Model):
     @property
     def unet(self) -> UNetConfig:
         """The sizes of the U-Net."""
-        names = ("inner_channel", "res_blocks", "num_head_channels", "norm_groups", "remat")
-        return UNetConfig(
-            **{name: getattr(self, name) for name in names},
-            channel_mults=tuple(self.channel_mults),
-            attn_res=tuple(self.attn_res),
-            dtype=jnp.dtype(self.dtype),
-        )
+        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(UNetConfig)}
+        return UNetConfig(**sizes | {"dtype": jnp.dtype(self.dtype)})
 
     def canonical(self) -> "Palette":
         """Leave out those `attn_res` that no level of the U-Net has."""
@@ -147,10 +130,7 @@ class Palette(Model):
         return Decoder(self.unet, self.channels)
 
     def init(self, rng: Array) -> Params:
-        """Return fresh parameters, and the bank of training masks "holes", bool `[mask, height, width]`.
-
-        The bank depends on `hole_seed` alone: all hosts, and all runs, draw the same masks.
-        """
+        """Return fresh parameters, and the bank of training masks, which depends on `hole_seed` alone."""
         encoder_rng, decoder_rng = jax.random.split(rng)
         side = 2 ** (len(self.channel_mults) - 1)  # parameters are the same at every resolution
         (features, embedding), variables = self.encoder.init_with_output(
@@ -163,7 +143,7 @@ class Palette(Model):
         }
 
     def derived_parts(self) -> Params:
-        """Return the bank of training masks."""
+        """Return the bank of training masks "holes", bool `[mask, height, width]`."""
         return {"holes": jnp.asarray(self.mask_bank())}
 
     def in_compute_dtype(self, params: Params) -> Params:
@@ -171,17 +151,11 @@ class Palette(Model):
         return in_dtype(params, jnp.dtype(self.dtype), float32=("encoder/cond_embed", "decoder/out_conv"))
 
     def mask_bank(self) -> np.ndarray:
-        """Return the bank of training masks, bool `[mask, height, width]`, True where pixels are missing."""
+        """Return the bank of training masks on the host."""
         return masks.mask_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
 
     def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
-        """Draw a mask, fill it with noise, and add noise of a random level inside it.
-
-        Returns:
-          `inputs` `[batch, height, width, 2 · channel]`: the conditioning image (noise inside the mask), then
-          the noisy one (exact outside the mask); `gamma` `[batch]`; `noise` like the images, the noise to
-          predict; `mask` bool `[batch, height, width]`.
-        """
+        """Draw a mask, fill it with noise, and add noise of a random level inside it; see `corrupt_with`."""
         rows, *shape = images.shape
         draw = draw_rows(lambda n: self.draw(params, (n, *shape), rng), rows, axis_name)
         return self.corrupt_with(images, draw)
@@ -209,27 +183,24 @@ class Palette(Model):
         """Corrupt with everything random given.
 
         Args:
-          images: `[batch, height, width, channel]`.
-          draw: `mask` bool `[batch, height, width]`, noise level `gamma` `[batch]`, and two standard normal
-            arrays like the images: `filling` of the mask in the conditioning image, and `noise`.
+          images: Images.
+          draw: `mask`, bool `[batch, height, width]`, the noise level `gamma` `[batch]`, and two standard
+            normal arrays like the images: `filling` of the mask in the conditioning image, and `noise`.
+
+        Returns:
+          `inputs` `[batch, height, width, 2 · channel]`: the conditioning image, then the noisy one, exact
+          outside the mask; `gamma`, `noise` and `mask` as given.
         """
         mask = draw["mask"][..., None]
         conditioning = jnp.where(mask, draw["filling"], images)
         noisy = jnp.where(mask, diffusion.q_sample(images, draw["gamma"], draw["noise"]), images)
-        return {
-            "inputs": jnp.concatenate([conditioning, noisy], axis=-1),
-            "gamma": draw["gamma"],
-            "noise": draw["noise"],
-            "mask": draw["mask"],
-        }
+        kept = {name: draw[name] for name in ("gamma", "noise", "mask")}
+        return {"inputs": jnp.concatenate([conditioning, noisy], axis=-1), **kept}
 
     def corrupt_noise(
         self, params: Params, images: Array, noise: Array, rng: Array, axis_name: str | None = None
     ) -> Corrupted:
-        """Return what the teacher is given in place of forget images, by `teacher_noise`.
-
-        "hole" needs no `noise` image: the noise of the draw itself fills the mask.
-        """
+        """Return what the teacher is given, by `teacher_noise`; "hole" needs no `noise` image."""
         if self.teacher_noise == "everywhere":
             return self.corrupt(params, noise, rng, axis_name)
         return self.pure_noise_inside(self.corrupt(params, images, rng, axis_name))
@@ -245,27 +216,20 @@ class Palette(Model):
 
     def encode(self, encoder_params: Any, corrupted: Corrupted) -> tuple[Array, ...]:
         """Return the output of every input block and, last, of the middle block, `[batch, …, …, …]` each."""
-        features, _ = self._encode(encoder_params, corrupted["inputs"], corrupted["gamma"])
-        return features
-
-    def _encode(self, encoder_params: Any, inputs: Array, gamma: Array) -> tuple[Any, Array]:
-        return apply(self.encoder, encoder_params, inputs, gamma)
+        return apply(self.encoder, encoder_params, corrupted["inputs"], corrupted["gamma"])[0]
 
     def predict(self, params: Params, corrupted: Corrupted) -> Array:
         """Return the predicted noise, float32, like the images."""
-        features, embedding = self._encode(params["encoder"], corrupted["inputs"], corrupted["gamma"])
-        return apply(self.decoder, params["decoder"], features, embedding)
+        encoded = apply(self.encoder, params["encoder"], corrupted["inputs"], corrupted["gamma"])
+        return apply(self.decoder, params["decoder"], *encoded)
 
     def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
-        """Return the squared error of the predicted noise inside the mask, `[batch]`.
-
-        The mean is over the whole image, as in Palette: a small mask weighs little.
-        """
+        """Return the squared error of the predicted noise inside the mask, see `imitation_loss`."""
         del images
         return self.imitation_loss(predicted, corrupted, corrupted["noise"])
 
     def imitation_loss(self, predicted: Array, corrupted: Corrupted, target: Array) -> Array:
-        """Return the squared error to the `target` noise in the mask, mean over the image, `[batch]`."""
+        """Return the squared error to the `target` noise in the mask, mean over the image, as in Palette."""
         error = jnp.square(predicted - target)
         return jnp.where(corrupted["mask"][..., None], error, 0).mean(axis=(1, 2, 3))
 
@@ -285,10 +249,7 @@ class Palette(Model):
         return images, self.pure_noise_inside(corrupted)
 
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
-        """Fill the mask by reverse diffusion from noise.
-
-        The clean image that each step predicts is clipped to the pixel range.
-        """
+        """Fill the mask by reverse diffusion from noise."""
         filling_rng, step_rng = jax.random.split(rng)
         filling = jax.random.normal(filling_rng, images.shape)
 
@@ -305,23 +266,12 @@ class Palette(Model):
         filling: Array,
         draw: Callable[[Array], Array],
     ) -> Array:
-        """Inpaint with everything random given.
+        """Inpaint with everything random given, standard normal and like the images.
 
-        Args:
-          params: See `inpaint`.
-          images: See `inpaint`.
-          mask: See `inpaint`.
-          filling: Standard normal, like the images: fills the mask at first, and in the conditioning image
-            throughout.
-          draw: `step -> noise` like the images, for the steps 0, 1, …; `step` is traced.
-
-        Raises:
-          ValueError: The mask has another size than the images.
+        `filling` is in the mask at first, and in the conditioning image throughout; `draw(step)` is the noise
+        of the steps 0, 1, …, which are traced.
         """
-        mask = jnp.asarray(mask, bool)
-        if mask.shape != images.shape[1:3]:
-            raise ValueError(f"the mask has shape {mask.shape}, the images {images.shape[1:3]}")
-        mask = mask[None, ..., None]
+        mask = jnp.asarray(self._check_mask(mask))[None, ..., None]
         conditioning = jnp.where(mask, filling, images)
 
         def take(noisy, numbered):

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from l2l_jax.models.layers import remat_block
 from l2l_jax.models.layers.attention import attention
 from l2l_jax.models.layers.convolution import Conv
 from l2l_jax.models.layers.group_norm import GroupNorm
-from l2l_jax.models.layers.remat import remat_block
 
 
 def lecun_uniform(rng: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
@@ -34,9 +34,8 @@ class UNetConfig:
     """Sizes that encoder and decoder share.
 
     Attributes:
-      inner_channel: Width at full resolution, times `channel_mults[0]`.
-      channel_mults: Width of every level as a multiple of `inner_channel`; each level has half the resolution
-        of the one before.
+      inner_channel, channel_mults: Width of every level is a multiple of the former; each level has half the
+        resolution of the one before.
       res_blocks: Residual blocks per level (one more in the decoder).
       attn_res: Downsampling factors, not resolutions, of the levels with self-attention; the middle block
         always has it.
@@ -67,10 +66,6 @@ class UNetConfig:
             )
         if self.inner_channel % 2:
             raise ValueError(f"inner_channel must be even, not {self.inner_channel}")
-
-    def block(self, cls: type[nn.Module]) -> type[nn.Module]:
-        """Return `cls`, one of the blocks below, rematerialized if `remat` is set."""
-        return remat_block(cls, self.remat)
 
     def norm(self, name: str) -> GroupNorm:
         """Return a group normalization; statistics are float32 whatever `dtype` is."""
@@ -165,11 +160,11 @@ class Encoder(nn.Module):
         """Encode images `[batch, height, width, channel]` at noise levels `[batch]`.
 
         Returns:
-          The outputs of every input block and, last, of the middle block; and the embedding of γ
-          `[batch, 4 · inner_channel]`, which the decoder needs and nobody compares.
+          The outputs of every input block and, last, of the middle block; and the embedding of γ, which the
+          decoder needs and nobody compares.
         """
         config = self.config
-        res_block, attention = config.block(ResBlock), config.block(Attention)
+        res_block, attention = (remat_block(cls, config.remat) for cls in (ResBlock, Attention))
         embedding = GammaEmbedding(config, name="cond_embed")(gamma)
         h = config.conv(config.channel_mults[0] * config.inner_channel, 3, "input_blocks_0_0")(x)
         features = [h]
@@ -201,7 +196,7 @@ class Decoder(nn.Module):
     def __call__(self, features: tuple[Array, ...], embedding: Array) -> Array:
         """Map what `Encoder` returns to `[batch, height, width, out_channel]`, float32."""
         config = self.config
-        res_block, attention = config.block(ResBlock), config.block(Attention)
+        res_block, attention = (remat_block(cls, config.remat) for cls in (ResBlock, Attention))
         *skips, h = features
         blocks = len(skips)
         for level in reversed(range(len(config.channel_mults))):

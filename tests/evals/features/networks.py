@@ -23,6 +23,6 @@ def joined_params(network, table, epsilon, state_dict, image_size):
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
     target = convolutions.apart(shapes)
-    params = convolutions.joined(mapping.to_flax(table(target), state_dict, target), epsilon)
+    params = convolutions.joined(mapping.to_flax(table, state_dict, target), epsilon)
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, shapes)
     return params

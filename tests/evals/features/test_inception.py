@@ -18,7 +18,7 @@ def params():
     """Parameters by whether they have the gain."""
     return {
         gain: joined_params(
-            inception.Inception(), inception.table, inception.NORM_EPSILON, filled(CASE, gain), 299
+            inception.Inception(), inception.TABLE, inception.NORM_EPSILON, filled(CASE, gain), 299
         )
         for gain in (False, True)
     }

@@ -102,13 +102,9 @@ def test_networks_are_read_with_their_normalisation_joined(name, case, module, s
     state_dict, path = Case(case).state_dict(), tmp_path / f"{name}.safetensors"
     safetensors.numpy.save_file(state_dict, path)
     found = networks.OPENERS[name](transfer.open_checkpoint(path).state_dict, NetworksConfig()).params
-    network, table = (
-        (inception.Inception(), inception.table)
-        if name == "inception"
-        else (resnet.ResNet50(), lambda _: resnet.TABLE)
-    )
+    network = inception.Inception() if name == "inception" else resnet.ResNet50()
     plain = {key.removeprefix(strip): value for key, value in state_dict.items()}
-    expected = joined_params(network, table, module.NORM_EPSILON, plain, 299)
+    expected = joined_params(network, module.TABLE, module.NORM_EPSILON, plain, 299)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 

@@ -18,7 +18,7 @@ def outputs():
     found = {}
     for gain in (False, True):
         state_dict = {key.removeprefix("module."): value for key, value in filled(CASE, gain).items()}
-        params = joined_params(network, lambda _: resnet.TABLE, resnet.NORM_EPSILON, state_dict, 64)
+        params = joined_params(network, resnet.TABLE, resnet.NORM_EPSILON, state_dict, 64)
         found[gain] = apply(params, nhwc(CASE["x"]))
     return found
 
