@@ -88,9 +88,9 @@ def test_mistakes_are_named(config):
 def test_the_session_on_a_gpu_runs_with_tiny_models_on_a_cpu(tmp_path):
     """One JSON file holds all measurements; those that need a missing package are null."""
     script = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu_session.sh"
-    settings = {"OUT": str(tmp_path), "PYTHON": sys.executable, "SMALL": "1", "ROUNDS": "2"}
+    settings = {"OUT": str(tmp_path), "PYTHON": sys.executable, "SMALL": "1", "ROUNDS": "2", "SLOWER": "10"}
     environment = os.environ | settings | {"XLA_FLAGS": flags_of_one_device()}
-    subprocess.run(["bash", str(script)], env=environment, check=True, timeout=600)
+    subprocess.run(["bash", str(script)], env=environment, check=True)
     found = json.loads((tmp_path / "gpu_session.json").read_text())
     has_peer = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
     for name in ("step_mae", "step_vqgan", "step_diffusion"):
