@@ -8,8 +8,8 @@ import pytest
 from l2l_jax.models.layers.attention import attention
 
 
-def lowered(dtype, platform, channels=64):
-    q = jax.ShapeDtypeStruct((2, 50, 4, channels), dtype)
+def lowered(dtype, platform, channels=64, tokens=50):
+    q = jax.ShapeDtypeStruct((2, tokens, 4, channels), dtype)
 
     def gradient(q):
         return jax.grad(lambda q: attention(q, q, q).astype(jnp.float32).sum())(q)
@@ -31,4 +31,5 @@ def test_cudnn_is_for_gpus_and_half_precision():
     assert cudnn in lowered(jnp.bfloat16, "cuda")
     assert cudnn not in lowered(jnp.float32, "cuda")
     assert cudnn not in lowered(jnp.bfloat16, "cuda", channels=60)
+    assert cudnn not in lowered(jnp.bfloat16, "cuda", tokens=51)
     assert cudnn not in lowered(jnp.bfloat16, "cpu") and cudnn not in lowered(jnp.bfloat16, "tpu")
