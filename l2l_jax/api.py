@@ -32,8 +32,7 @@ ImageArrays = np.ndarray | tuple[np.ndarray, np.ndarray]
 """Images `[image, height, width, channel]`, uint8 or floats in the model's range, or (images, labels)."""
 
 BATCH_SIZE = 64
-PICTURES = 8
-"""Test images of each set among `Result.pictures`."""
+PICTURES = 8  # test images of each set among `Result.pictures`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ def unlearn(
     Raises:
       UserError: The arguments do not fit together; the message says how to fix it.
     """
-    folder = _folder(workdir)
+    folder = pathlib.Path(workdir or tempfile.mkdtemp(prefix="l2l_jax_"))
     unlearning = {"method": method, "retain_budget": retain_budget, **config.pop("unlearn", {})}
     run = _write_inputs(model, params, (retain, forget), folder, {**config, "unlearn": unlearning})
     metrics = pipeline.run(run, folder)
@@ -117,7 +116,7 @@ def audit(
     Raises:
       UserError: The arguments do not fit together.
     """
-    folder = _folder(workdir)
+    folder = pathlib.Path(workdir or tempfile.mkdtemp(prefix="l2l_jax_"))
     settings = {"retrained": "", **config.pop("audit", {}), "enabled": True}
     run = _write_inputs(model, original, (retain, forget), folder, {**config, "audit": settings})
     card = {**run.describe("family", "model"), "origin": "given to l2l_jax.audit"}
@@ -154,20 +153,12 @@ def evaluate(
     return {"mse": float(errors.mean()), "psnr": float(psnr(errors, model.value_range).mean())}
 
 
-def _folder(workdir: str | pathlib.Path | None) -> pathlib.Path:
-    return pathlib.Path(workdir or tempfile.mkdtemp(prefix="l2l_jax_"))
-
-
 def _inpainter(model: Model, task: str, seed: int) -> Inpainter:
     return Inpainter(model, parse_tasks((task,))[0], batch_size=BATCH_SIZE, seed=seed)
 
 
 def _rows(model: Model, images: np.ndarray) -> Images:
-    """Return images as float32 in the model's range.
-
-    Raises:
-      UserError: They have another shape.
-    """
+    """Return images as float32 in the model's range; raise a UserError for another shape."""
     images = np.asarray(images)
     if images.shape[1:] != model.image_shape:
         expected = ", ".join(map(str, model.image_shape))
@@ -187,16 +178,14 @@ def _write_inputs(
     sections: Mapping[str, Any],
 ) -> Config:
     """Write the original model and the images to the workdir, and return the config of a run on them."""
-    family = FAMILIES.name_of(type(model))
     # Models are dataclasses, which the type of their base class does not say.
     init_fields = [field.name for field in dataclasses.fields(model) if field.init]  # type: ignore[arg-type]
-    fields = {name: getattr(model, name) for name in init_fields}
-    classes = _write_images(model, images, folder / "images.npz")
-    save_model(
-        folder / "original", jax.device_get(params), {"family": family, "model": fields, "origin": "given"}
-    )
+    fields, family = {name: getattr(model, name) for name in init_fields}, FAMILIES.name_of(type(model))
+    retain, forget = _write_images(model, images, folder / "images.npz")
+    card = {"family": family, "model": fields, "origin": "given"}
+    save_model(folder / "original", jax.device_get(params), card)
     data = {"source": "npz", "path": str(folder / "images.npz"), "validation_fraction": 0.15}
-    data |= dict(zip(("retain", "forget"), classes, strict=True)) | dict(sections.get("data", {}))
+    data |= {"retain": retain, "forget": forget, **sections.get("data", {})}
     given = {"family": family, "pretrained": str(folder / "original"), **fields}
     return parse_config({**sections, "data": data, "model": given})
 
@@ -204,11 +193,7 @@ def _write_inputs(
 def _write_images(
     model: Model, images: tuple[ImageArrays, ImageArrays], path: pathlib.Path
 ) -> list[tuple[str, ...]]:
-    """Write both sets to one file and return the names of their classes.
-
-    Raises:
-      UserError: A class is in both sets.
-    """
+    """Write both sets to one file and return the names of their classes; none may be in both."""
     pixels, labels, classes = [], [], []
     for name, given in zip(("retain", "forget"), images, strict=True):
         array, label = given if isinstance(given, tuple) else (given, np.full(len(given), name))

@@ -58,28 +58,27 @@ class Config:
 
     def describe(self, *sections: str) -> dict[str, Any]:
         """Return JSON-able values of the named sections, or of all."""
-        names = sections or tuple(field.name for field in dataclasses.fields(self))
-        return _plain({name: getattr(self, name) for name in names})
+        return _plain({name: getattr(self, name) for name in sections or _fields(Config)})
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, UnlearningConfig):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "methods"}
+        fields = {name: getattr(value, name) for name in _fields(type(value)) if name != "methods"}
         return _plain(fields | {value.method: value.options})
     if dataclasses.is_dataclass(value):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {name: _plain(v) for name, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def parse_config(recipe: Mapping[str, Any]) -> Config:
-    """Check a recipe and complete it to a `Config`.
+    """Check a config as a config file gives it, and complete it to a `Config`.
 
     Args:
       recipe: Nested mapping of sections and fields; what it lacks has its default. `model` holds "family",
         "pretrained", the name of a published "variant", and fields of the family's model, which override the
-        variant's. `plugins` names modules that register methods, families or attacks.
+        variant's.
 
     Raises:
       UserError: A field does not exist, is missing or has a wrong value.
@@ -88,47 +87,29 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
     plugins = _check(tuple[str, ...], _split(recipe.get("plugins", ())), "config.plugins")
     for name in plugins:
         _import_plugin(name)
-    known = ("model", *(field.name for field in dataclasses.fields(Config) if field.name not in MODEL_FIELDS))
-    _check_keys(recipe, known, "config")
+    _check_keys(recipe, ("model", *(name for name in _fields(Config) if name not in MODEL_FIELDS)), "config")
     model_fields = _mapping(recipe.get("model", {}), "config.model")
     family, model = _model(model_fields)
-    pretrained = _check(str, model_fields.get("pretrained", ""), "config.model.pretrained")
-    sections = {name: _section(cls, recipe.get(name, {}), f"config.{name}") for name, cls in SECTIONS.items()}
     unlearn, audit = _unlearning(recipe.get("unlearn", {})), _audit(recipe.get("audit", {}))
-    fields = {
-        name: _check(hint, recipe.get(name, default), f"config.{name}")
-        for name, (hint, default) in FIELDS.items()
-    }
     config = Config(
+        seed=_check(Annotated[int, pydantic.Field(ge=0, lt=2**31)], recipe.get("seed", 0), "config.seed"),
         family=family,
         model=model,
-        pretrained=pretrained,
-        plugins=plugins,
+        pretrained=_check(str, model_fields.get("pretrained", ""), "config.model.pretrained"),
+        data=_section(DataConfig, recipe.get("data", {}), "config.data"),
         pretrain=_pretrain(recipe, model),
         unlearn=unlearn,
+        evaluate=_section(EvaluationConfig, recipe.get("evaluate", {}), "config.evaluate"),
         audit=audit,
-        **sections,
-        **fields,
+        mesh=_section(MeshConfig, recipe.get("mesh", {}), "config.mesh"),
+        parallel=_check(ParallelKind, recipe.get("parallel", "jit"), "config.parallel"),
+        plugins=plugins,
     )
     _check_together(config)
     return config
 
 
-FIELDS = {
-    "seed": (Annotated[int, pydantic.Field(ge=0, lt=2**31)], 0),
-    "parallel": (ParallelKind, "jit"),
-}
-"""Types and defaults of the fields outside sections."""
-
-SECTIONS = {
-    "data": DataConfig,
-    "evaluate": EvaluationConfig,
-    "mesh": MeshConfig,
-}
-"""Classes of the sections, besides `model` and `pretrain`."""
-
-MODEL_FIELDS = ("family", "pretrained")
-"""Fields of `Config` that the section `model` of a recipe holds."""
+MODEL_FIELDS = ("family", "pretrained")  # fields of `Config` that the section `model` of a recipe holds
 
 
 def _model(given: Mapping[str, Any]) -> tuple[str, Model]:
@@ -210,8 +191,8 @@ def _audit(given: Any) -> AuditConfig:
     return _section(audit_config_class(), given, where)
 
 
-def _fields(cls: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(cls))
+def _fields(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
 
 
 def _check_together(config: Config) -> None:
@@ -248,28 +229,25 @@ def upgrade(stored: Mapping[str, Any]) -> Recipe:
 
 
 def _upgraded(stored: dict[str, Any]) -> Recipe:
+    # Before 0.2, the options of methods and of attacks were fields of `unlearn` and `audit`.
     for name in stored.get("plugins", ()):
         _import_plugin(name)
     model = {"family": stored.pop("family"), "pretrained": stored.pop("pretrained", "")}
-    unlearn = dict(stored.get("unlearn", {}))
-    method = unlearn.get("method", UnlearningConfig.method)
-    flat = set(unlearn) - {*_fields(UnlearningConfig), *METHODS}  # before 0.2, options of all methods
-    options = {name: unlearn[name] for name in flat & {*_fields(METHODS[method])}}
-    unlearn = {name: value for name, value in unlearn.items() if name not in flat}
+    given = stored.get("unlearn", {})
+    method = given.get("method", UnlearningConfig.method)
+    unlearn = {name: given[name] for name in given if name in (*_fields(UnlearningConfig), *METHODS)}
+    options = {
+        name: given[name] for name in given if name in _fields(METHODS[method]) and name not in unlearn
+    }
     if options:
         unlearn[method] = options
-    audit = _upgraded_audit(stored.get("audit", {}))
-    return stored | {"model": model | dict(stored["model"]), "unlearn": unlearn, "audit": audit}
-
-
-def _upgraded_audit(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the section `audit` with the flat options of version 0.1 in the sections of their attacks."""
-    audit = {name: value for name, value in stored.items() if name not in RENAMED_IN_AUDIT}
-    for name in RENAMED_IN_AUDIT.keys() & stored.keys():
+    given = stored.get("audit", {})
+    audit = {name: value for name, value in given.items() if name not in RENAMED_IN_AUDIT}
+    for name in RENAMED_IN_AUDIT.keys() & given.keys():
         for path in RENAMED_IN_AUDIT[name]:
             attack, option = path.split(".")
-            audit[attack] = {**audit.get(attack, {}), option: stored[name]}
-    return audit
+            audit[attack] = {**audit.get(attack, {}), option: given[name]}
+    return stored | {"model": model | dict(stored["model"]), "unlearn": unlearn, "audit": audit}
 
 
 def _import_plugin(name: str) -> None:
@@ -302,21 +280,13 @@ def _section(cls: type, given: Any, where: str) -> Any:
     _check_keys(given, _fields(cls), where)
     values = {}
     for name, value in given.items():
-        nested = dataclasses.is_dataclass(hints[name])
-        values[name] = (
-            _section(hints[name], value, f"{where}.{name}") if nested else _typed(value, hints[name])
-        )
+        nested, hint = dataclasses.is_dataclass(hints[name]), hints[name]
+        values[name] = _section(hint, value, f"{where}.{name}") if nested else _typed(value, hint)
     if isinstance(given.get("steps"), Text) and not isinstance(given.get("warmup_steps"), Text):
-        values = _with_less_warmup(values)
+        steps, warmup = values["steps"], values.get("warmup_steps", 0)
+        if steps.isdecimal() and warmup >= int(steps) > 0:  # the user has lowered the steps alone
+            values["warmup_steps"] = int(steps) - 1
     return _check(cls, values, where)
-
-
-def _with_less_warmup(values: dict[str, Any]) -> dict[str, Any]:
-    """Return fields of a training whose steps alone were lowered, with a warm-up that is shorter."""
-    steps, warmup = values["steps"], values.get("warmup_steps", 0)
-    if steps.isdecimal() and warmup >= int(steps) > 0:
-        values = values | {"warmup_steps": int(steps) - 1}
-    return values
 
 
 def _typed(value: Any, hint: Any) -> Any:

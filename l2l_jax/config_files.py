@@ -17,8 +17,7 @@ from typing import Any
 
 from l2l_jax.errors import UserError
 
-Recipe = dict[str, Any]
-"""Nested sections and fields of a config that is not checked yet."""
+Recipe = dict[str, Any]  # nested sections and fields of a config that is not checked yet
 
 
 class Text(str):
@@ -60,11 +59,8 @@ def _split(text: str) -> list[str]:
 
 def _element(text: str) -> Any:
     """Return an element as typed, without quotes; one in braces is a mapping."""
-    if text[0] in "\"'{":
-        try:
-            return ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            pass
+    with contextlib.suppress(SyntaxError, ValueError):
+        return ast.literal_eval(text) if text[0] in "\"'{" else text
     return text
 
 
@@ -81,11 +77,7 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str) -> pathlib.Path:
-    """Return the config file of a path, or of the name of a config that comes with the package.
-
-    Raises:
-      UserError: There is none.
-    """
+    """Return the config file of a path, or of the name of a config that comes with the package."""
     path = pathlib.Path(name)
     if path.is_file():
         return path
@@ -111,10 +103,7 @@ def run_name(spec: str) -> str:
 
 
 def read_config(spec: str) -> Recipe:
-    """Return what `get_config` of a config file returns.
-
-    Args:
-      spec: `FILE`, `NAME` of a config that comes with the package, or either with `:VARIANT`.
+    """Return the config of `FILE`, or of the `NAME` of one in the package, or of either with `:VARIANT`.
 
     Raises:
       UserError: There is no such file or variant, or it is not a config.
@@ -151,11 +140,7 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
 
 
 def as_recipe(value: Any) -> Recipe:
-    """Return the nested dicts of a ConfigDict or mapping.
-
-    Raises:
-      UserError: It is neither.
-    """
+    """Return the nested dicts of a ConfigDict or mapping; raise a UserError for anything else."""
     value = value.to_dict() if hasattr(value, "to_dict") else value
     if not isinstance(value, Mapping):
         raise UserError(f"config must be a section with fields, not {value!r}.")
@@ -188,11 +173,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Text]]:
 
 
 def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with changed fields.
-
-    Args:
-      recipe: The recipe.
-      overrides: Values by field, such as `{"unlearn.alpha": 0.5}`; also of fields the recipe does not hold.
+    """Return a recipe with changed or added fields, such as `{"unlearn.alpha": 0.5}`.
 
     Raises:
       UserError: A field is looked for inside one that is no section.

@@ -4,18 +4,13 @@ import json
 import os
 import pathlib
 import re
-import signal
 import subprocess
 import sys
-import time
 
-import jax
-import numpy as np
 import pytest
 
 from l2l_jax.cli.failures import explain
 from l2l_jax.main import main
-from l2l_jax.weights.saved_models import load_params
 from tests.compiling import flags_of_one_device
 from tests.utils import forking
 
@@ -46,22 +41,9 @@ def environment():
     return {**os.environ, "XLA_FLAGS": flags_of_one_device()}
 
 
-def start(*arguments):
-    """Start the program on one device."""
-    return forking.start("-m", "l2l_jax.main", *arguments, env=environment())
-
-
 def run(*arguments):
     """Exit code, output and errors of the program."""
     return forking.run("-m", "l2l_jax.main", *arguments, env=environment())
-
-
-def params(workdir):
-    shapes = json.loads((workdir / "unlearned" / "model.json").read_text())["model"]
-    from l2l_jax.models.mae.model import MAE
-
-    model = MAE(**{k: tuple(v) if isinstance(v, list) else v for k, v in shapes.items()})
-    return load_params(workdir / "unlearned", model.shapes())
 
 
 @pytest.fixture(scope="module")
@@ -125,40 +107,6 @@ def test_a_finished_run_is_not_done_again(finished, run_here):
     assert code == 0 and "Using the unlearned model" in errors
     assert (workdir / "unlearned" / "model.json").stat().st_mtime_ns == before
     assert again.split("Report")[0] == output.split("Report")[0]
-
-
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
-
-
-@pytest.mark.soak
-def test_killed_and_terminated_runs_end_with_the_same_parameters(finished, tmp_path):
-    """SIGKILL in pretraining, SIGTERM in unlearning, then to the end: bit-identical weights.
-
-    In every run: test_main_several.py kills in both stages and asks for the same bits; SIGTERM stops a
-    training in training/test_loop.py and test_several_processes.py.
-    """
-    command = [*SMALL, "--config.evaluate.features=none", f"--workdir={tmp_path}"]
-    process = start(*command)
-    wait_for((tmp_path / "pretrain/model/checkpoints/20").exists, process)
-    process.kill()
-    process.communicate()
-    assert not (tmp_path / "pretrained").exists()
-    process = start(*command)
-    wait_for((tmp_path / "unlearn/checkpoints").exists, process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert "pretrain model: resuming after step" in errors
-    assert process.returncode == 128 + signal.SIGTERM
-    assert re.search(r"SIGTERM: stopped after step \d+; the state is saved. Run the same command", errors)
-    code, _, errors = run(*command)
-    assert code == 0, errors
-    assert "unlearn: resuming after step" in errors
-    jax.tree.map(np.testing.assert_array_equal, params(tmp_path), params(finished[0]))
 
 
 def test_a_mistake_ends_the_process_without_a_traceback(tmp_path):

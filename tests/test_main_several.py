@@ -1,14 +1,11 @@
 """The program as two processes: one report, the figures of one process, one sentence for a mistake; and
 kills, one in every run, and twenty at random with `-m soak`."""
 
-import functools
 import json
-import operator
 import os
 import pathlib
 import random
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -21,9 +18,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from l2l_jax.config import parse_config
+from l2l_jax.config_files import override, read_config
 from l2l_jax.experiment import pipeline as experiment
 from l2l_jax.report import write
-from l2l_jax.train.metric_writers import read_metrics
+from l2l_jax.train.hooks import read_metrics
 from tests.matrix import soak
 from tests.utils.forking import ROOT
 from tests.utils.launching import ENVIRONMENT, run_processes
@@ -74,11 +72,7 @@ def program(workdir, kills=KILLS):
 
 def config():
     """What the flags of `program` ask for."""
-    recipe = runpy.run_path(str(ROOT / "configs" / "digits_mae.py"))["get_config"]("encoder")
-    for name, value in fields(KILLS).items():
-        *sections, field = name.split(".")
-        functools.reduce(operator.getitem, sections, recipe)[field] = value
-    return parse_config(recipe)
+    return parse_config(override(read_config("digits_mae:encoder"), fields(KILLS)))
 
 
 def finished_run(workdir, kills):

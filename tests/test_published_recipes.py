@@ -3,19 +3,19 @@
 import json
 import math
 import re
-import runpy
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from l2l_jax.config import parse_config
+from l2l_jax.config_files import override, read_config
 from l2l_jax.data import make_local
 from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
 from l2l_jax.weights.saved_models import save_model
 from tests.matrix import soak
-from tests.test_main import ROOT, run
+from tests.test_main import run
 from tests.train.families import params_of
 
 NAMES = ("vqgan", "mae", "diffusion")
@@ -38,8 +38,8 @@ SMALLER = {
 """Fewer steps, and models that compile sooner: those of tests/models have all that the recipes' have."""
 
 
-def recipe(name, *variant):
-    return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](*variant)
+def recipe(name, variant=""):
+    return read_config(f"{name}:{variant}")
 
 
 def test_published_settings():
@@ -114,9 +114,7 @@ def pictures(tmp_path_factory):
 
 def random_model(name, folder):
     """A saved model of a small variant, with random weights."""
-    small = recipe(name, "runlocal")
-    small.update_from_flattened_dict(SMALLER[name])
-    config = parse_config(small)
+    config = parse_config(override(recipe(name, "runlocal"), SMALLER[name]))
     save_model(folder, params_of(config.model), {**config.describe("family", "model"), "origin": "random"})
     return folder
 

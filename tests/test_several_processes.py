@@ -2,7 +2,6 @@
 
 import functools
 import json
-import logging
 import re
 import shutil
 import signal
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import Interrupted
-from l2l_jax.train.metric_writers import read_metrics
+from l2l_jax.train.hooks import read_metrics
 from l2l_jax.utils.distributed import LOST
 from tests import worker as scenarios
 from tests.matrix import soak
@@ -95,16 +94,6 @@ def test_one_process_writes_and_the_other_is_silent(stopped):
     assert_silent(stopped[1][1:])
 
 
-@pytest.mark.soak
-def test_a_checkpoint_of_2_processes_is_restored_by_1(stopped, alone, tmp_path, caplog):
-    """In every run: the next test, whose last process is alone, too."""
-    shutil.copytree(stopped[0], tmp_path / "run")
-    with caplog.at_level(logging.INFO, logger="l2l_jax"):
-        params = scenarios.train(tmp_path / "run")
-    assert_same_run(tmp_path / "run", params, alone)
-    assert "written on 2 devices of 2 processes; it resumes on 1 devices of 1 processes" in caplog.text
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("last", [1, soak(2)])
 def test_a_checkpoint_of_2_processes_is_restored_by_4_and_theirs_by_fewer(stopped, alone, tmp_path, last):
@@ -125,15 +114,6 @@ def test_a_checkpoint_of_2_processes_is_restored_by_4_and_theirs_by_fewer(stoppe
         assert [process.code for process in ended] == [0, 0], ended[0].errors
         params = kept(tmp_path / "run", 2, alone[0])
     assert_same_run(tmp_path / "run", params, alone)
-
-
-@pytest.mark.soak
-def test_pmap_goes_on_in_several_processes(stopped, alone, tmp_path):
-    """In every run: the next test, under `pmap` with a budget; training/test_loop.py goes on under it."""
-    shutil.copytree(stopped[0], tmp_path / "run")
-    ended = worker(2, "mapped", tmp_path / "run")
-    assert [process.code for process in ended] == [0, 0], ended[0].errors
-    assert_same_run(tmp_path / "run", kept(tmp_path / "run", 2, alone[0]), alone)
 
 
 @pytest.mark.parametrize("first", [soak(1), soak(2)])

@@ -17,8 +17,7 @@ from l2l_jax.data.splits import evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evals.inpaint import Inpainter, masked_errors
 from l2l_jax.evals.tasks import parse_tasks
-from l2l_jax.experiment.pretrain import original_params
-from l2l_jax.experiment.retrain import FAIR_RATIO
+from l2l_jax.experiment.pretrain import FAIR_RATIO, original_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.weights.loading import load_pretrained, original_weights
 from tests.matrix import cells, soak

@@ -78,11 +78,6 @@ def sharded(folder):
     whole(folder, ways=2)
 
 
-def mapped(folder):
-    """Train to the end under `pmap`."""
-    whole(folder, parallel="pmap")
-
-
 def budgeted_mapped(folder):
     """Train to the end under `pmap` with a retain budget."""
     whole(folder, budgeted=True, parallel="pmap")
@@ -138,16 +133,14 @@ def mistaken(folder):
 
 def not_shared(folder):
     """Every process names a workdir of its own."""
-    import runpy
-
     import jax
 
     from l2l_jax.config import parse_config
+    from l2l_jax.config_files import read_config
     from l2l_jax.experiment import workdir
 
     workdir.SHARED_WITHIN = 1.0
-    recipe = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
-    config = parse_config(runpy.run_path(str(recipe))["get_config"]("encoder"))
+    config = parse_config(read_config("digits_mae:encoder"))
     workdir.Workdir(folder / str(jax.process_index()), config)
 
 

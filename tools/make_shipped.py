@@ -20,7 +20,7 @@ IDX_FOLDER = "/usr/share/datasets/fashion-mnist"
 """Folder of the whole Fashion-MNIST, where Debian's package dataset-fashion-mnist installs it."""
 
 FASHION_LENGTHS = (0.6, 1.0, 1.6)
-"""Lengths of retraining on half of the classes, see `l2l_jax.experiment.retrain.LENGTHS`; half the length
+"""Lengths of retraining on half of the classes, see `l2l_jax.experiment.pretrain.LENGTHS`; half the length
 shows each image as often as the original saw it."""
 
 
@@ -29,8 +29,7 @@ def main(argv: Sequence[str]) -> None:
     recipe, workdir = parse_flags(argv)
     from l2l_jax import shipped
     from l2l_jax.data.sources import open_source
-    from l2l_jax.experiment.pretrain import pretrain
-    from l2l_jax.experiment.retrain import retrain
+    from l2l_jax.experiment.pretrain import pretrain, retrain
 
     config = dataclasses.replace(load_config(recipe), pretrained="")
     name = run_name(CONFIG.value)
@@ -56,7 +55,7 @@ def training_images(config: Any) -> tuple[Any, Sequence[float]]:
     from l2l_jax.data.fashion import CLASS_NAMES
     from l2l_jax.data.idx import read_split
     from l2l_jax.data.records import ArraySource
-    from l2l_jax.experiment.retrain import LENGTHS
+    from l2l_jax.experiment.pretrain import LENGTHS
 
     if config.data.source != "fashion":
         return None, LENGTHS

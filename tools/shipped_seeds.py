@@ -23,8 +23,8 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax.audit.run import AttackRunner
     from l2l_jax.audit.score import seed_spread
     from l2l_jax.evals.evaluator import Evaluation
-    from l2l_jax.experiment.batches import training_sets
-    from l2l_jax.experiment.retrain import retrain
+    from l2l_jax.experiment.phase import training_sets
+    from l2l_jax.experiment.pretrain import retrain
     from l2l_jax.weights.loading import load_pretrained
     from l2l_jax.weights.saved_models import load_params, save_model
     from tools.make_shipped import training_images

@@ -19,8 +19,8 @@ from l2l_jax.data import splits
 from l2l_jax.errors import Diverged
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.metrics import METRICS
-from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
+from l2l_jax.experiment.phase import training_sets
 from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.methods import METHODS
 from l2l_jax.models.base import Params
@@ -83,7 +83,7 @@ def compare(
 
         def unlearned(variant=variant, own=own):
             with barrier():
-                sets = batches.training_sets(variant, evaluation.train)
+                sets = training_sets(variant, evaluation.train)
             return unlearning.unlearned_params(variant, Workdir(own, variant), setup.original, sets)
 
         found[name] = _evaluated(cache, name, variant, evaluation, unlearned)

@@ -24,8 +24,8 @@ from l2l_jax.errors import UserError
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.inpaint import masked_errors
 from l2l_jax.evals.intervals import bootstrap
-from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
+from l2l_jax.experiment.phase import training_sets
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.models.base import Params
@@ -63,7 +63,7 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
     def unlearned(requests: Sequence[str], folder: pathlib.Path, newest: str, params: Params) -> Params:
         variant = dataclasses.replace(_forgetting(config, requests), pretrained=newest)
         with barrier():
-            sets = batches.training_sets(variant, evaluation.train)
+            sets = training_sets(variant, evaluation.train)
         return unlearning.unlearned_params(variant, Workdir(folder, variant), params, sets)
 
     def measured(params: Params) -> dict[str, np.ndarray]:

@@ -7,9 +7,9 @@ from typing import Any
 from l2l_jax.audit.run import Audit
 from l2l_jax.config import Config
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
+from l2l_jax.experiment.phase import training_sets
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.methods import METHODS
@@ -43,7 +43,7 @@ class Setup:
             check_gold_standard(config, audits)
         with barrier():
             self.evaluation = Evaluation(config, self._workdir.evaluation)
-            self.sets = batches.training_sets(config, self.evaluation.train)
+            self.sets = training_sets(config, self.evaluation.train)
         self.pretrained = config.pretrained or str(self._workdir.pretrained)
 
     def start(self) -> None:

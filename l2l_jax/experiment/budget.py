@@ -1,5 +1,6 @@
 """The retain budget of an experiment: what it is relative to, and what came of it."""
 
+import logging
 import pathlib
 from typing import Any, NamedTuple
 
@@ -20,12 +21,13 @@ from l2l_jax.train.validation_errors import MaskedErrors
 from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import read_card
 
+logger = logging.getLogger(__name__)
+
 
 def first_of_line(newest: str | pathlib.Path) -> str:
-    """Return the first model of a line of unlearned models: an absolute path, or a shipped model's name.
+    """Return the first model of the line of unlearned models that ends with the newest one.
 
-    Args:
-      newest: The last model of the line, which may be the first.
+    It is an absolute path, or the name of a shipped model.
     """
     path = shipped.resolved(str(newest))
     card = read_card(path) if path.is_dir() else {}
@@ -33,15 +35,10 @@ def first_of_line(newest: str | pathlib.Path) -> str:
 
 
 def budget_reference(config: Config, newest: str | pathlib.Path, first: str) -> Params | None:
-    """Load the model that a retain budget is relative to; None: the one that is unlearned.
-
-    Args:
-      config: The experiment.
-      newest: The model that is unlearned.
-      first: The first of its line.
+    """Load the model that a retain budget is relative to; None: the one that is unlearned, `newest`.
 
     Raises:
-      UserError: It is not there any more, or is another model.
+      UserError: The first model of its line is not there any more, or is another model.
     """
     given = config.unlearn.budget_original
     if not given and first == _lasting_name(newest):
@@ -63,9 +60,7 @@ def _lasting_name(model: str | pathlib.Path) -> str:
 def retain_budget(config: Config, reference: Params | None = None) -> RetainBudget:
     """Make the budget of `config.unlearn`, measured on validation images at the `budget_task` of the tasks.
 
-    Args:
-      config: The experiment.
-      reference: Model that errors are relative to; None: the one that is unlearned.
+    Errors are relative to `reference`; None: to the model that is unlearned.
 
     Raises:
       UserError: There are no validation images.
@@ -81,11 +76,7 @@ def retain_budget(config: Config, reference: Params | None = None) -> RetainBudg
 
 
 def validation_images(config: Config, count: int) -> dict[str, np.ndarray]:
-    """Read at most `count` evenly spaced validation images of each set, `[image, height, width, channel]`.
-
-    Raises:
-      UserError: There are no validation images, or too many cannot be decoded.
-    """
+    """Read at most `count` evenly spaced validation images of each set, `[image, height, width, channel]`."""
     sets = validation_sets(config.data, open_source(config.data, "validation", config.model.image_size))
     images = {}
     for name, source in sets._asdict().items():
@@ -122,15 +113,19 @@ class Outcome(NamedTuple):
         facts = self._asdict() | {"met": self.met}
         return facts | {name: getattr(self, name)._asdict() for name in ("retain", "forget")}
 
-    def __str__(self) -> str:
+    def log(self, effort: str) -> None:
+        """Log it as what came of some effort, such as "500 steps of the method undo"."""
         retain, forget = (
             f"{x.value:.3f} times the original's (95% CI {x.low:.3f}–{x.high:.3f})"
             for x in (self.retain, self.forget)
         )
-        return (
-            f"the model after step {self.step}: error of retain validation images {retain}, of forget ones "
-            f"{forget}"
-        )
+        result = f"the model after step {self.step}: error of retain validation images {retain}, of forget "
+        result += f"ones {forget}"
+        if self.met:
+            logger.info("Inside the retain budget of %g: %s", self.budget, result)
+        else:
+            sentence = "The retain budget of %g cannot be met with %s; nearest to it comes %s"
+            logger.warning(sentence, self.budget, effort, result)
 
 
 def outcome_of(budget: RetainBudget) -> Outcome:

@@ -35,12 +35,12 @@ def evaluate_models(
     """
     folder = workdir / "evaluation"
 
-    def claim_folder() -> None:
+    def open_folder() -> dict[str, str]:
         folder.mkdir(parents=True, exist_ok=True)
         claim(workdir)
+        return _models(config, workdir, unlearned)
 
-    on_primary(claim_folder)
-    paths = from_primary(lambda: _models(config, workdir, unlearned))
+    paths = from_primary(open_folder)
     with barrier():
         evaluation = Evaluation(config, folder)
     results = {}

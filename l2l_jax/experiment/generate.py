@@ -2,8 +2,8 @@
 
 Each image starts as a proxy image or as noise. The model inpaints its right half from the left, then its left
 half from the right: nothing remains of the start, and the result follows the distribution of the model's own
-reconstructions. Data-free distillation rests on the same
-idea (Lopes et al. 2017, "Data-Free Knowledge Distillation for Deep Neural Networks").
+reconstructions. Data-free distillation rests on the same idea (Lopes et al. 2017, "Data-Free Knowledge
+Distillation for Deep Neural Networks").
 """
 
 import json
@@ -24,13 +24,12 @@ from l2l_jax.evals.metrics import to_uint8
 from l2l_jax.evals.tasks import InpaintingTask
 from l2l_jax.models.base import Model, Params
 from l2l_jax.utils.io import ResultCache, atomic_folder, tree_hash
-from l2l_jax.utils.multihost import barrier, from_primary, on_primary
+from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-HALVES = (InpaintingTask("right", 8), InpaintingTask("left", 8))
-"""The masked regions, one after the other."""
+HALVES = (InpaintingTask("right", 8), InpaintingTask("left", 8))  # the masked regions, one after the other
 
 IMAGES, CARD = "images.npy", "card.json"
 
@@ -40,23 +39,16 @@ def generate(
 ) -> GeneratedImages:
     """Generate images with a model, unless the folder holds them already.
 
-    All processes and their devices share the work. An image depends on its start, its place and the seed.
-    Interrupted work resumes.
-
-    Args:
-      model: The model.
-      params: Its parameters, all parts.
-      starts: The images to start from; those that cannot be decoded are left out.
-      folder: Where the images are stored; created. Several hosts need shared storage.
-      batch_size: Images per compiled call.
-      seed: Random seed of sampling.
+    All processes and their devices share the work, and the folder. An image depends on its start, its place
+    and the seed. Starts that cannot be decoded are left out. Interrupted work resumes.
 
     Raises:
       UserError: The folder holds the images of other weights, or too many starts cannot be decoded.
     """
     weights = tree_hash({part: params[part] for part in model.generative_parts})
     key = {"weights": weights, "batch_size": batch_size, "seed": seed}
-    card = from_primary(lambda: _read_card(folder))
+    path = folder / CARD
+    card = from_primary(lambda: json.loads(path.read_text("utf-8")) if path.exists() else None)
     if card is None:
         card = _generate(model, params, starts, folder, key)
     elif card["weights"] != weights:
@@ -65,12 +57,6 @@ def generate(
             "folder to have them made again."
         )
     return GeneratedImages(folder / IMAGES, card["images"])
-
-
-def _read_card(folder: pathlib.Path) -> dict[str, Any] | None:
-    """Return the facts about finished work; None if there is none."""
-    path = folder / CARD
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
 def _generate(
@@ -96,7 +82,6 @@ def _generate(
             progress.update(block.size)
     shape = (len(starts), *model.image_shape)
     card = from_primary(lambda: _join(folder, cache, shape, key))
-    on_primary(lambda: shutil.rmtree(cache.folder))
     logger.info("The original model has generated %d images in place of retain images", card["images"])
     return card
 
@@ -104,7 +89,7 @@ def _generate(
 def _join(
     folder: pathlib.Path, cache: ResultCache, shape: tuple[int, ...], key: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write the images of all blocks to one file, and the card."""
+    """Write the images of all blocks to one file, and the card; delete the blocks."""
     with atomic_folder(folder) as temporary:
         file = np.lib.format.open_memmap(temporary / IMAGES, mode="w+", dtype=np.uint8, shape=shape)
         written = 0
@@ -116,6 +101,7 @@ def _join(
         file.flush()
         card = {**key, "images": written}
         (temporary / CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
+    shutil.rmtree(cache.folder)
     return card
 
 

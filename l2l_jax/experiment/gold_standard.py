@@ -16,8 +16,7 @@ from l2l_jax.data.splits import evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evals.inpaint import masked_errors
 from l2l_jax.evals.intervals import Interval, bootstrap
-from l2l_jax.experiment.pretrain import model_card
-from l2l_jax.experiment.retrain import FAIR_RATIO, images_without_forget, retrain
+from l2l_jax.experiment.pretrain import FAIR_RATIO, images_without_forget, model_card, retrain
 from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.models.base import Params
 from l2l_jax.utils.multihost import barrier

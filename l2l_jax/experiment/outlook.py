@@ -9,7 +9,7 @@ from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.features.networks import find_weights
 from l2l_jax.experiment.gold_standard import TRAIN
 from l2l_jax.experiment.phase import open_phase
-from l2l_jax.experiment.retrain import LENGTHS
+from l2l_jax.experiment.pretrain import LENGTHS
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig

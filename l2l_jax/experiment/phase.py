@@ -1,8 +1,10 @@
-"""The compiled training step of a config's phase, without data."""
+"""A training phase of a config: its images, its compiled step, and running it."""
 
 import dataclasses
+import logging
+import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,92 +12,179 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from l2l_jax.config import Config
+from l2l_jax.data import splits
+from l2l_jax.data.loader import Batches, LoaderOptions, TrainingBatches, training_batches
+from l2l_jax.data.reading import warn_of_shrinking
+from l2l_jax.data.records import Source
+from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import UserError
 from l2l_jax.methods.base import Objective, pretraining_objective
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
+from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.parallel import Parallel, make_parallel
 from l2l_jax.train.step import TrainState, abstract_state, make_step, placed_state
-from l2l_jax.train.token_cache import CODES, cached_objective
+from l2l_jax.train.token_cache import CODES, TokenCacheConfig, cached_objective, open_token_cache
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPhase:
-    """A training phase of a config, without data.
+    """A training phase of a config.
 
     Attributes:
       config: Config.
       objective: What is trained.
       training: Length, batch size and optimizer.
+      seed: Random seed of the steps.
       codes: Sets of a batch that are codes from the token cache.
     """
 
     config: Config
     objective: Objective
     training: TrainingConfig
+    seed: int
     codes: tuple[str, ...] = ()
+
+    def train(
+        self,
+        name: str,
+        sets: Mapping[str, Source],
+        params: Params,
+        folder: pathlib.Path,
+        devices: Sequence[jax.Device] | None = None,
+        **run: Any,
+    ) -> Params:
+        """Run the phase, or resume it, and return all parts of the trained model.
+
+        Args:
+          name: Name in messages.
+          sets: Training images.
+          params: Parameters to start from, all parts.
+          folder: Keeps checkpoints, metrics and lists of bad images.
+          devices: Devices to train on; None: all.
+          **run: Other fields of `TrainRun`.
+        """
+        config, unlearn = self.config, self.config.unlearn
+        mesh = sharding.make_mesh(None if devices is None else list(devices), config.mesh)
+        pixels = _batches(config, self.training, sets, folder)
+        batches: Batches = pixels
+        if self.codes:
+            noise = unlearn.options.noise  # type: ignore[attr-defined]  # methods with a cache have noise
+            cache = TokenCacheConfig(unlearn.token_bank, unlearn.noise_bank, noise)
+            batches = open_token_cache(
+                folder / "bank", cache, config.model, params, pixels, seed=self.seed, mesh=mesh
+            )
+        trainer = Trainer(
+            name, self.objective, self.training, seed=self.seed, mesh=mesh, parallel=config.parallel
+        )
+        return trainer.train(TrainRun(params, batches, folder, **run))
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes of a global batch: uint8 pixels, or floats from a source without files."""
-        shape = (self.training.batch_size, *self.config.model.image_shape)
+        size, model = self.training.batch_size, self.config.model
         pixels = np.float32 if self.config.data.source == "digits" else np.uint8
-        images = {name: jax.ShapeDtypeStruct(shape, pixels) for name in self.objective.sets}
-        codes = jax.ShapeDtypeStruct((self.training.batch_size, self.config.model.tokens), CODES)
-        return {**images, **dict.fromkeys(self.codes, codes)}
+        images = jax.ShapeDtypeStruct((size, *model.image_shape), pixels)
+        shapes = dict.fromkeys(self.objective.sets, images)
+        if self.codes:
+            shapes |= dict.fromkeys(self.codes, jax.ShapeDtypeStruct((size, model.tokens), CODES))
+        return shapes
 
     def step(self, parallel: Parallel) -> Any:
         """Return the step, compiled when first called, and the shapes and shardings of its arguments."""
-        training, optimizer = self.training, make_optimizer(self.training)
-        value_range = self.config.model.value_range
+        training, model, mesh = self.training, self.config.model, parallel.mesh
+        optimizer, params = make_optimizer(training), model.shapes()
         step = make_step(
-            self.objective, optimizer, seed=0, value_range=value_range, config=training, parallel=parallel
+            self.objective,
+            optimizer,
+            seed=0,
+            value_range=model.value_range,
+            config=training,
+            parallel=parallel,
         )
-        params, mesh = self.config.model.shapes(), parallel.mesh
         trained = jax.eval_shape(self._trained, params)
         state = abstract_state(trained, optimizer, mesh, ema=training.ema_decay > 0)
         frozen = jax.eval_shape(self.objective.cast, {part: params[part] for part in self.objective.frozen})
-        frozen = sharding.abstract(frozen, mesh)
-        return parallel.compile(step, state), (state, frozen, self._rows(parallel))
+        rows = jax.tree.map(lambda x: _rows(x, parallel), self.batch())
+        return parallel.compile(step, state), (state, sharding.abstract(frozen, mesh), rows)
+
+    def state(self, params: Params, mesh: Mesh) -> TrainState:
+        """Return the state before the first step, on the devices."""
+        optimizer, ema = make_optimizer(self.training), self.training.ema_decay > 0
+        return placed_state(self._trained(params), optimizer, mesh, ema=ema)
 
     def _trained(self, params: Params) -> Params:
         return self.objective.initial(params, jax.random.key(0))
 
-    def state(self, params: Params, mesh: Mesh) -> TrainState:
-        """Return the state before the first step, on the devices."""
-        training = self.training
-        trained = self._trained(params)
-        return placed_state(trained, make_optimizer(training), mesh, ema=training.ema_decay > 0)
 
-    def _rows(self, parallel: Parallel) -> Any:
-        devices = parallel.mesh.size
-
-        def rows(x):
-            if parallel.kind == "pmap":
-                return jax.ShapeDtypeStruct((devices, x.shape[0] // devices, *x.shape[1:]), x.dtype)
-            place = NamedSharding(parallel.mesh, sharding.ROWS)
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
-        return jax.tree.map(rows, self.batch())
+def _rows(x: jax.ShapeDtypeStruct, parallel: Parallel) -> jax.ShapeDtypeStruct:
+    """Return the shape in which a step takes rows of a global batch."""
+    devices = parallel.mesh.size
+    if parallel.kind == "pmap":
+        return jax.ShapeDtypeStruct((devices, x.shape[0] // devices, *x.shape[1:]), x.dtype)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(parallel.mesh, sharding.ROWS))
 
 
 def open_phase(config: Config, name: str) -> TrainingPhase:
-    """Return the phase that `--stage` names.
+    """Return a phase of a config: "unlearn", or "pretrain.NAME" with the name of a stage of pretraining.
 
     Raises:
       UserError: There is no such phase.
     """
-    model = config.model
-    stages = {f"pretrain.{one.name}": one for one in model.pretraining_stages()}
+    model, codes = config.model, config.unlearn.banked
     if name == "unlearn":
-        codes = config.unlearn.banked
         objective = cached_objective(config.unlearn.objective(model), model, codes)
-        return TrainingPhase(config, objective, config.unlearn, codes)
+        return TrainingPhase(config, objective, config.unlearn, phase_seed(config.seed, 1000), codes)
+    stages = {f"pretrain.{stage.name}": stage for stage in model.pretraining_stages()}
     if name not in stages:
         raise UserError(f"--stage={name}: the phases of this config are unlearn, {', '.join(stages)}.")
-    parts = tuple(model.shapes())
-    objective = pretraining_objective(stages[name], parts)
-    return TrainingPhase(config, objective, config.pretrain[stages[name].name])
+    objective = pretraining_objective(stages[name], tuple(model.shapes()))
+    seed = phase_seed(config.seed, list(stages).index(name))
+    return TrainingPhase(config, objective, config.pretrain[stages[name].name], seed)
+
+
+def phase_seed(seed: int, index: int) -> int:
+    """Return different seeds for the phases of a run, and for neighboring seeds of runs."""
+    return (seed * 2003 + index) % 2**31
+
+
+def training_sets(config: Config, source: Source) -> splits.Split:
+    """Choose the training images to retain, or their proxies, and to forget, and log them by class."""
+    sets = splits.training_sets(config.data, source, config.model.image_size)
+    kind = "proxies" if config.data.proxy else "training images"
+    if config.data.retain_images == "generated":
+        kind = f"{'proxies' if config.data.proxy else 'noise images'} to generate from"
+    logger.info("To forget: %s", splits.describe(sets.forget, "training images"))
+    logger.info("To retain: %s", splits.describe(sets.retain, kind))
+    warn_of_shrinking(sets.forget, config.model.image_size)
+    return sets
+
+
+def _batches(
+    config: Config, training: TrainingConfig, sets: Mapping[str, Source], folder: pathlib.Path
+) -> TrainingBatches:
+    """Return the batches of a phase; its bad images are listed in `folder`."""
+    data, size, processes = config.data, config.model.image_size, jax.process_count()
+    if training.batch_size % processes:
+        raise UserError(
+            f"batch_size is {training.batch_size}, which is not a multiple of the {processes} processes: "
+            "choose a multiple of the number of devices.",
+            known_to_all=True,
+        )
+    retain: TransformConfig = data.proxy_transform if data.proxy else data
+    if data.retain_images == "generated":
+        retain = TransformConfig(flip=data.flip)  # they are squares of the right size already
+    transforms = {name: Transform(retain if name == "retain" else data, size, training=True) for name in sets}
+    return training_batches(
+        sets,
+        training.batch_size,
+        value_range=config.model.value_range,
+        seed=config.seed,
+        transforms=transforms,
+        options=LoaderOptions(folder, data.max_bad_fraction, data.workers, jax.process_index(), processes),
+    )
 
 
 def parse_layout(name: str, devices: Sequence[jax.Device]) -> Parallel:

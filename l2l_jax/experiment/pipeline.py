@@ -10,9 +10,9 @@ from l2l_jax.config import Config
 from l2l_jax.errors import UserError
 from l2l_jax.evals.encoder_features import EncoderFeatures, embed_images
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.experiment.batches import training_sets
 from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
 from l2l_jax.experiment.outlook import announce
+from l2l_jax.experiment.phase import training_sets
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.reporting import report_run
 from l2l_jax.experiment.unlearn import identify_inputs, unlearned_params

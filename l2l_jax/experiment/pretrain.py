@@ -1,21 +1,28 @@
-"""The model to unlearn: a given one, or one that is pretrained now."""
+"""Models trained from nothing: the model to unlearn, and retrained models, the gold standard of forgetting.
 
+What a retrained model, trained without the forget set, reconstructs of forget images it owes to what they
+share with the others. To be a fair comparison it must reconstruct retain images about as well as the
+original.
+"""
+
+import dataclasses
 import logging
 import pathlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 
 from l2l_jax import shipped
 from l2l_jax.config import Config
+from l2l_jax.data import splits
 from l2l_jax.data.records import Source
+from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
-from l2l_jax.experiment.batches import phase_batches, phase_seed
+from l2l_jax.evals.inpaint import masked_errors
+from l2l_jax.experiment.phase import open_phase
 from l2l_jax.experiment.workdir import Workdir, identify_images
-from l2l_jax.methods.base import pretraining_objective
 from l2l_jax.models.base import Params
-from l2l_jax.train import sharding
-from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.utils.multihost import barrier
 from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import save_model
@@ -24,6 +31,13 @@ logger = logging.getLogger(__name__)
 
 SHIPPED_SOURCES = {"digits": ("digits",), "fashion": ("fashion", "fashion_mnist", "idx", "folder")}
 """Sources that may hold what a shipped model knows, by the source on its card."""
+
+FAIR_RATIO = 1.1
+"""Greatest ratio of a fair retrained model's masked MSE on retain validation images to the original's."""
+
+LENGTHS = (1.2, 1.6, 2.4)
+"""Lengths of retraining, in lengths of the original's training: the next one if the one before does not give
+a fair model. Fewer images of fewer kinds take longer to reach the same error."""
 
 
 def original_params(config: Config, folders: Workdir, source: Source) -> Params:
@@ -58,28 +72,80 @@ def _check_shipped(config: Config) -> None:
 def pretrain(config: Config, folder: pathlib.Path, source: Source, title: str = "pretrain") -> Params:
     """Train a model from nothing on the images of `source`, in the phases of `config.pretrain`.
 
-    Args:
-      config: Model, phases, seed and devices.
-      folder: Keeps a folder of checkpoints and metrics for each phase.
-      source: Training images.
-      title: What is trained, in messages.
+    `folder` keeps a folder of checkpoints and metrics for each phase; `title` begins their names in messages.
     """
     params = jax.device_get(jax.jit(config.model.init)(jax.random.key(config.seed)))
-    for index, stage in enumerate(config.model.pretraining_stages()):
-        training = config.pretrain[stage.name]
-        trainer = Trainer(
-            f"{title} {stage.name}",
-            pretraining_objective(stage, tuple(params)),
-            training,
-            seed=phase_seed(config.seed, index),
-            mesh=sharding.make_mesh(config=config.mesh),
-            parallel=config.parallel,
-        )
-        batches = phase_batches(config, training, {"train": source}, folder / stage.name)
-        params = trainer.train(TrainRun(params, batches, folder / stage.name))
+    for name in (stage.name for stage in config.model.pretraining_stages()):
+        phase = open_phase(config, f"pretrain.{name}")
+        params = phase.train(f"{title} {name}", {"train": source}, params, folder / name)
     return params
 
 
 def model_card(config: Config, origin: str) -> dict[str, Any]:
     """Return the metadata of a saved model: its config, its images and the origin of its weights."""
     return {**config.describe("family", "model", "data", "seed"), "origin": origin}
+
+
+class Retrained(NamedTuple):
+    """A model that was trained without the forget set.
+
+    Attributes:
+      params: Its parameters.
+      length: Length of its training, in lengths of the original's.
+      ratio: Ratio of its masked MSE on retain validation images to the original's.
+    """
+
+    params: Params
+    length: float
+    ratio: float
+
+    @property
+    def fair(self) -> bool:
+        """Whether it is a fair comparison."""
+        return self.ratio <= FAIR_RATIO
+
+
+def retrain(
+    config: Config,
+    original: Params,
+    folder: pathlib.Path,
+    lengths: Sequence[float] = LENGTHS,
+    source: Source | None = None,
+) -> Retrained:
+    """Train a config's model on its retain images alone, until it reconstructs them as the original does.
+
+    Args:
+      config: The experiment; its validation images decide how long.
+      original: Parameters of the model that saw everything.
+      folder: Keeps checkpoints and metrics of each length.
+      lengths: Lengths to try, one after the other.
+      source: Training images of all classes; None: those of `config.data`.
+
+    Returns:
+      The first fair model, or the best of all lengths. Real retain images are used, also where unlearning
+      has proxies or generated images.
+    """
+    size = config.model.image_size
+    retained = splits.validation_sets(config.data, open_source(config.data, "validation", size)).retain
+    limit = masked_errors(config, original, retained).mean()
+    without_forget, tried = images_without_forget(config, source), []
+    for length in lengths:
+        phases = {
+            name: dataclasses.replace(training, steps=round(training.steps * length))
+            for name, training in config.pretrain.items()
+        }
+        longer = dataclasses.replace(config, pretrain=phases)
+        params = pretrain(longer, folder / f"{length:g}", without_forget, title="retrained model,")
+        ratio = float(masked_errors(config, params, retained).mean() / limit)
+        logger.info("Retrained at %g times the length: %.3f times the original's error", length, ratio)
+        tried.append(Retrained(params, length, ratio))
+        if tried[-1].fair:
+            break
+    return min(tried, key=lambda model: model.ratio)
+
+
+def images_without_forget(config: Config, source: Source | None = None) -> Source:
+    """Return the retain images of `source`, or of the training images of `config.data`."""
+    size = config.model.image_size
+    source = source or open_source(config.data, "train", size)
+    return splits.training_sets(dataclasses.replace(config.data, retain_images="real"), source, size).retain

@@ -46,28 +46,36 @@ def report_run(
     audit, attacked = audited or (None, None)
     stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
     trainings = {path.name: path for path in (*stages, folders.unlearn) if path.exists()}
+    tests, first = evaluation.tests, jax.devices()[0]
     report = {
         **{name: result.metrics for name, result in results.items()},
         "task": evaluation.inpainter.task.name,
-        "class_names": {name: _class_names(evaluation, name) for name in evaluation.tests},
+        "class_names": {
+            name: [str(evaluation.class_names[i]) for i in np.unique(images.labels)]
+            for name, images in tests.items()
+        },
         "classes": {name: result.classes for name, result in results.items()},
         "intervals": {name: result.intervals for name, result in results.items()},
         "real_images": results["original"].first.real_images,
-        "tasks": by_task(results),
+        "tasks": _by_task(results),
         "not_available": not_available(evaluation, results),
         "unreliable": unreliable(results),
         "networks": {name: dict(network.weights) for name, network in evaluation.networks.items()},
         "test_images": {
-            name: {"count": len(s), "skipped": s.skipped} for name, s in evaluation.tests.items()
+            name: {"count": len(images), "skipped": images.skipped} for name, images in tests.items()
         },
         "bad_training_images": {name: read_lists(path) for name, path in trainings.items()},
-        "original_weights": _original_weights(folders, config),
-        "retain_budget": _retain_budget(folders),
+        **_facts_of_models(folders, config),
         "audit": audit,
         "seed": config.seed,
         "config": config.describe(),
-        "versions": _versions(),
-        "device": _device(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "device": {
+            "platform": first.platform,
+            "kind": first.device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
         **costs,
         "peak_memory_gib": round(peak_memory(), 3),
     }
@@ -76,49 +84,31 @@ def report_run(
     return write_report(folders.report, report, Drawings(evaluation, shown, trainings, features))
 
 
-def by_task(results: Mapping[str, ModelMetrics]) -> dict[str, Any]:
+def _by_task(results: Mapping[str, ModelMetrics]) -> dict[str, Any]:
     """Return metrics of all tasks by task, model, set and name."""
-    first = next(iter(results.values()))
     return {
         task: {
             name: {of: found.metrics for of, found in result.tasks[task].sets.items()}
             for name, result in results.items()
         }
-        for task in first.tasks
+        for task in next(iter(results.values())).tasks
     }
 
 
-def _class_names(evaluation: Evaluation, set_name: str) -> list[str]:
-    return [str(evaluation.class_names[i]) for i in np.unique(evaluation.tests[set_name].labels)]
+def _facts_of_models(folders: Workdir, config: Config) -> dict[str, Any]:
+    """Return the origin of the model that was unlearned, and the outcome of its retain budget, if it had one.
 
-
-def _retain_budget(folders: Workdir) -> dict[str, Any] | None:
-    """Return the outcome of the run's retain budget; None without one, or for a model unlearned elsewhere."""
-    return read_card(folders.unlearned).get("retain_budget") if folders.unlearned.exists() else None
-
-
-def _original_weights(folders: Workdir, config: Config) -> dict[str, Any]:
-    """Return the origin of the model that was unlearned, here or elsewhere."""
+    A model that was unlearned elsewhere says nothing of its budget.
+    """
     if folders.unlearned.exists():
-        return read_card(folders.unlearned)["original_weights"]
-    return original_weights(shipped.resolved(config.pretrained) if config.pretrained else folders.pretrained)
+        card = read_card(folders.unlearned)
+        return {"original_weights": card["original_weights"], "retain_budget": card.get("retain_budget")}
+    original = shipped.resolved(config.pretrained) if config.pretrained else folders.pretrained
+    return {"original_weights": original_weights(original), "retain_budget": None}
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout, not installed
-            versions[name] = "not installed"
-    return versions
-
-
-def _device() -> dict[str, Any]:
-    first = jax.devices()[0]
-    return {
-        "platform": first.platform,
-        "kind": first.device_kind,
-        "count": jax.device_count(),
-        "processes": jax.process_count(),
-    }
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout, not installed
+        return "not installed"

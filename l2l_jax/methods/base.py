@@ -12,14 +12,9 @@ import jax.numpy as jnp
 from l2l_jax.models.base import Model, Params, PretrainingStage
 from l2l_jax.utils.registry import Registry
 
-Terms = dict[str, jax.Array]
-"""Scalars to log: "loss", and "retain" and "forget" where there are both."""
-
-Inputs = Mapping[str, Any]
-"""Arrays that a loss reads: trees whose leaves start with the batch axis."""
-
-Mean = Callable[[Any], Any]
-"""Turns means over a device's rows into means over the batch."""
+Terms = dict[str, jax.Array]  # scalars to log: "loss", and "retain" and "forget" where there are both
+Inputs = Mapping[str, Any]  # arrays that a loss reads: trees whose leaves start with the batch axis
+Mean = Callable[[Any], Any]  # turns means over a device's rows into means over the batch
 
 Loss = Callable[[Params, Params, Inputs, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 """`(trained, frozen, inputs, alpha) -> (loss, terms)`, means over the rows of a device."""
@@ -65,8 +60,8 @@ class Objective:
       rule: Direction to train along; None: the gradient of the loss.
       phases: Runs that come first and decide on `rule`.
       start: `(params, rng) -> params`: the parameters to start from, given all original parts; None: those.
-      saliency: Share of the trained weights that may change, see `l2l_jax.methods.saliency`. The others keep
-        their original values, whatever the start is.
+      saliency: Share of the trained weights that may change, see `restrict`. The others keep their original
+        values, whatever the start is.
       expand: `(trained, frozen) -> parts` that the loss reads, where other parameters are trained than these.
       merge: `(params, trained) -> params`: the trained model, all parts as host arrays.
       cast: Casts some parts of the parameters to the types to compute with.
@@ -100,8 +95,8 @@ class Objective:
     ) -> tuple[Terms, dict[str, Params]]:
         """Return the terms with "loss", and the gradients that `direction` reads, over these rows.
 
-        Gradients are averaged over accumulated parts and over devices before `direction`, so that only
-        `direction` may be nonlinear in them.
+        Gradients are averaged over accumulated parts and devices before `direction`, which alone may be
+        nonlinear in them.
         """
         if self.expand is not None:
             expand = self.expand
@@ -115,9 +110,10 @@ class Objective:
             measure = jax.value_and_grad(self.loss, has_aux=True)
             (loss, terms), gradient = measure(trained, frozen, inputs, alpha)
             return {"loss": loss, **terms}, {"loss": gradient}
-        measured = {of: self.term_gradient(of, trained, frozen, inputs) for of in self.sets}
-        terms = {of: value for of, (value, _) in measured.items()}
-        return {"loss": terms[self.rule.objective], **terms}, {of: x for of, (_, x) in measured.items()}
+        measured = {name: self.term_gradient(name, trained, frozen, inputs) for name in self.sets}
+        terms = {name: value for name, (value, _) in measured.items()}
+        gradients = {name: gradient for name, (_, gradient) in measured.items()}
+        return {"loss": terms[self.rule.objective], **terms}, gradients
 
     def direction(self, terms: Terms, gradients: Mapping[str, Params], alpha: jax.Array) -> Params:
         """Return the direction for the optimizer, from `gradients` of the whole batch."""
@@ -158,6 +154,10 @@ class Method(abc.ABC):
         return 1
 
 
+METHODS: Registry[Method] = Registry("method")
+register = METHODS.register
+
+
 def unlearning_objective(
     model: Model,
     trained: tuple[str, ...],
@@ -167,31 +167,16 @@ def unlearning_objective(
     teacher: tuple[str, ...] = (),
     **fields: Any,
 ) -> Objective:
-    """Return an objective on retain and forget images.
+    """Return an objective on retain and forget images, with these and other fields of `Objective`.
 
-    Args:
-      model: Model.
-      trained: See `Objective`.
-      prepare: See `Objective`.
-      loss: See `Objective`.
-      teacher: Parts of the original model to read, besides those that `Model.corrupt` reads.
-      **fields: Other fields of `Objective`.
+    `teacher` names parts of the original model to read, besides those that `Model.corrupt` reads.
     """
     frozen = (*teacher, *model.corruption_parts)
     return Objective(trained, frozen, prepare, loss, **{"cast": model.in_compute_dtype, **fields})
 
 
-METHODS: Registry[Method] = Registry("method")
-register = METHODS.register
-
-
 def pretraining_objective(stage: PretrainingStage, parts: tuple[str, ...]) -> Objective:
-    """Return the objective of a pretraining stage, on the one set "train".
-
-    Args:
-      stage: The stage.
-      parts: Names of all parts of the model's parameters.
-    """
+    """Return the objective of a pretraining stage of a model with these parts, on the one set "train"."""
 
     def prepare(frozen, batch, rng, axis_name=None):
         return {"train": stage.prepare(frozen, batch["train"], rng, axis_name)}

@@ -29,6 +29,5 @@ class Encoder(Method):
                 model.encode, trained["encoder"], frozen["encoder"], UnlearningInputs(**inputs), alpha=alpha
             )
 
-        return unlearning_objective(
-            model, ("encoder",), student_and_teacher_inputs(model, self.noise), loss, teacher=("encoder",)
-        )
+        prepare = student_and_teacher_inputs(model, self.noise)
+        return unlearning_objective(model, ("encoder",), prepare, loss, teacher=("encoder",))

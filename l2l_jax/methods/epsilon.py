@@ -14,8 +14,7 @@ from l2l_jax.methods.base import Method, Objective, Phases, Terms, register, unl
 from l2l_jax.methods.inputs import student_and_teacher_inputs
 from l2l_jax.models.base import Model, Params
 
-SMALL = 1e-7
-"""Keeps the multiplier finite where the gradient of the constrained term vanishes."""
+SMALL = 1e-7  # keeps the multiplier finite where the gradient of the constrained term vanishes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +95,7 @@ class Epsilon(Method):
             least, greatest = sorted(ends[phase]["forget"] for phase in ("phase_1a", "phase_1b"))
             return Constrained("forget", (least, greatest))
 
-        first = Constrained("forget")
-        return unlearning_objective(
-            model,
-            ("encoder",),
-            student_and_teacher_inputs(model, self.noise),
-            loss,
-            teacher=("encoder",),
-            rule=first,
-            phases=Phases({"phase_1a": first, "phase_1b": Constrained("retain")}, bound),
-        )
+        first, parts = Constrained("forget"), ("encoder",)
+        prepare = student_and_teacher_inputs(model, self.noise)
+        phases = Phases({"phase_1a": first, "phase_1b": Constrained("retain")}, bound)
+        return unlearning_objective(model, parts, prepare, loss, teacher=parts, rule=first, phases=phases)

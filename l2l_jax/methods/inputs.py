@@ -1,19 +1,28 @@
-"""Drawing what the losses of methods read: corrupted images, and noise in their place."""
+"""Drawing what the losses of methods read: corrupted images, and what replaces forget images."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from l2l_jax.losses import NoiseKind, batch_noise, corruption_keys
+from l2l_jax.losses import NoiseKind, batch_noise, corruption_keys, noise_images
 from l2l_jax.models.base import Model, Params
 from l2l_jax.utils.batch_axis import deinterleave, interleave
+
+Views = dict[str, dict[str, Any]]
+"""`{set: {"images", "corrupted"}}` of the retain and forget images of a batch: the images, and T of them."""
+
+TargetKind = Literal["noise", "blur", "mean"]
+
+BLUR = 0.1  # default standard deviation of the blur, as a share of the image's side
 
 
 def corrupt_images(
     model: Model, frozen: Params, batch: Any, rng: jax.Array, axis_name: str | None = None
-) -> dict[str, dict[str, Any]]:
-    """Return `{set: {"images", "corrupted"}}` of retain and forget images: the images, and T of them.
+) -> Views:
+    """Apply T to the images of both sets.
 
     Raises:
       ValueError: The shapes of the two sets differ.
@@ -30,19 +39,10 @@ def corrupt_images(
 
 
 def corrupt_noise(
-    model: Model,
-    frozen: Params,
-    batch: Any,
-    rng: jax.Array,
-    noise: NoiseKind,
-    axis_name: str | None,
+    model: Model, frozen: Params, batch: Any, rng: jax.Array, noise: NoiseKind, axis_name: str | None
 ) -> Any:
-    """Return T of noise images, with the draw of T of the forget images.
-
-    The noise images are drawn, or are the batch's own under "noise".
-    """
-    retain, forget = batch["retain"], batch["forget"]
-    drawn = batch.get("noise")
+    """Return T of noise, the batch's own "noise" or drawn, with the draw of T of the forget images."""
+    retain, forget, drawn = batch["retain"], batch["forget"], batch.get("noise")
     if drawn is None:
         drawn = batch_noise(
             retain, forget, rng, kind=noise, value_range=model.value_range, axis_name=axis_name
@@ -56,14 +56,73 @@ def student_and_teacher_inputs(model: Model, noise: NoiseKind) -> Callable[..., 
     def prepare(frozen, batch, rng, axis_name=None):
         views = corrupt_images(model, frozen, batch, rng, axis_name)
         noisy = corrupt_noise(model, frozen, batch, rng, noise, axis_name)
-        return {of: view["corrupted"] for of, view in views.items()} | {"noise": noisy}
+        return {name: view["corrupted"] for name, view in views.items()} | {"noise": noisy}
 
     return prepare
 
 
-def generative_losses(
-    model: Model, params: Params, views: dict[str, dict[str, Any]]
-) -> tuple[jax.Array, jax.Array]:
-    """Return the model's own training loss of every example of `{set: {"images", "corrupted"}}`."""
+def generative_losses(model: Model, params: Params, views: Views) -> tuple[jax.Array, jax.Array]:
+    """Return the model's own training loss of every retain and of every forget example."""
     rows = interleave(views["retain"], views["forget"])
     return deinterleave(model.generative_loss(params, rows["images"], rows["corrupted"]))
+
+
+def forget_truth(
+    model: Model,
+    frozen: Params,
+    views: Views,
+    rng: jax.Array,
+    kind: TargetKind,
+    axis_name: str | None = None,
+    *,
+    blur: float = BLUR,
+) -> dict[str, Any]:
+    """Return `{"images", "corrupted"}` of the forget set for `generative_loss`, with another truth.
+
+    Args:
+      model: Model.
+      frozen: Parts that `corrupt` reads.
+      views: Both sets.
+      rng: JAX key.
+      kind: "noise": Gaussian noise with the statistics of both sets; reconstructions carry nothing, and show
+        it. "blur": the image under a Gaussian blur, a plausible guess without detail (cf. SecureT2I, 2025).
+        "mean": the mean of the batch's retain images, the same for all.
+      axis_name: Mapped axis over which the batch is split.
+      blur: Standard deviation of the blur, as a share of the image's side.
+
+    Raises:
+      ValueError: The kind is unknown.
+    """
+    if kind == "noise":
+        both = interleave(views["retain"], views["forget"])
+        noise_key, truth_key = jax.random.fold_in(rng, 2), jax.random.fold_in(rng, 3)
+        noise = noise_images(both["images"], noise_key, value_range=model.value_range, axis_name=axis_name)
+        images, corrupted = model.noisy_truth(both["images"], both["corrupted"], noise, truth_key, axis_name)
+        return deinterleave({"images": images, "corrupted": corrupted})[1]
+    forget = views["forget"]
+    if kind == "blur":
+        truth = blurred(forget["images"], blur * model.image_size)
+    elif kind == "mean":
+        mean = views["retain"]["images"].mean(axis=0, keepdims=True)
+        mean = mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+        truth = jnp.broadcast_to(mean, forget["images"].shape)
+    else:
+        raise ValueError(f"target must be noise, blur or mean, not {kind!r}")
+    images, corrupted = model.with_truth(frozen, forget["images"], forget["corrupted"], truth)
+    return {"images": images, "corrupted": corrupted}
+
+
+def blurred(images: jax.Array, sigma: float) -> jax.Array:
+    """Apply a Gaussian blur of `sigma` pixels to images `[batch, height, width, channel]`.
+
+    Weights beyond the borders are left out, and the others scaled to a sum of 1.
+    """
+
+    def weights(size: int) -> jax.Array:
+        distance = np.subtract.outer(np.arange(size), np.arange(size)) / sigma
+        kernel = np.exp(-np.square(distance) / 2)
+        return jnp.asarray(kernel / kernel.sum(axis=1, keepdims=True), images.dtype)
+
+    height, width = images.shape[1:3]
+    rows = jnp.einsum("ih,bhwc->biwc", weights(height), images)
+    return jnp.einsum("jw,biwc->bijc", weights(width), rows)

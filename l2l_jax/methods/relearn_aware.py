@@ -9,8 +9,7 @@ import pydantic
 
 from l2l_jax.losses import noisy_label_loss
 from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
-from l2l_jax.methods.inputs import corrupt_images
-from l2l_jax.methods.targets import BLUR, TargetKind, forget_truth
+from l2l_jax.methods.inputs import BLUR, TargetKind, corrupt_images, forget_truth
 from l2l_jax.models.base import Model
 
 
@@ -27,7 +26,7 @@ class RelearnAware(Method):
     "TAR"). The sign is what Adam's first step does. The attacker's gradients are averaged over all devices.
 
     Attributes:
-      target: What forget images are trained towards, see `l2l_jax.methods.targets.forget_truth`.
+      target: What forget images are trained towards, see `l2l_jax.methods.inputs.forget_truth`.
       target_blur: Standard deviation of "blur" as a share of the image's side.
       attack_steps: Simulated steps of the attacker; each costs half a training step.
       attack_rate: Change of every weight in one of them.

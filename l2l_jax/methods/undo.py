@@ -10,8 +10,7 @@ import pydantic
 
 from l2l_jax.losses import NoiseKind, feature_distance, noisy_label_loss
 from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
-from l2l_jax.methods.inputs import corrupt_images, corrupt_noise
-from l2l_jax.methods.targets import BLUR, TargetKind, forget_truth
+from l2l_jax.methods.inputs import BLUR, TargetKind, corrupt_images, corrupt_noise, forget_truth
 from l2l_jax.models.base import Model, Params, fresh_parts
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -36,7 +35,7 @@ class Undo(Method):
       perturb: Share p of fresh weights in the start of the decoder.
       perturb_encoder: Share p of fresh weights in the start of the encoder.
       distill: Weight d of the original model's predictions against the truth, on retain images.
-      target: What forget images are trained towards, see `l2l_jax.methods.targets.forget_truth`.
+      target: What forget images are trained towards, see `l2l_jax.methods.inputs.forget_truth`.
       target_blur: Standard deviation of "blur" as a share of the image's side.
       noise: Noise n of `feature_weight`, see `l2l_jax.losses.noise_images`.
       feature_weight: Weight w of the paper's forget term, which removes from the encoder's features what a
@@ -54,8 +53,7 @@ class Undo(Method):
     forget_every: Annotated[int, pydantic.Field(ge=1)] = 1
 
     @property
-    def batch_divisor(self) -> int:
-        """Divisor of the batch size, `forget_every`."""
+    def batch_divisor(self) -> int:  # noqa: D102
         return self.forget_every
 
     def objective(self, model: Model) -> Objective:
@@ -94,23 +92,14 @@ class Undo(Method):
 
         shares = dict.fromkeys(model.generative_parts, self.perturb) | {"encoder": self.perturb_encoder}
         teacher = model.generative_parts if self.distill else ("encoder",) if self.feature_weight else ()
+        start = perturbed_start(model, shares) if any(shares.values()) else None
         return unlearning_objective(
-            model,
-            model.generative_parts,
-            prepare,
-            loss,
-            teacher=teacher,
-            start=perturbed_start(model, shares) if any(shares.values()) else None,
+            model, model.generative_parts, prepare, loss, teacher=teacher, start=start
         )
 
 
 def perturbed_start(model: Model, shares: Mapping[str, float]) -> Callable[[Params, jax.Array], Params]:
-    """Return `Objective.start`: (1 − p) · θ_0 + p · fresh weights.
-
-    Args:
-      model: Model.
-      shares: p in [0, 1] of each part; other parts keep their weights.
-    """
+    """Return `Objective.start`: (1 − p) · θ_0 + p · fresh weights, with the shares p of some parts."""
     fresh = fresh_parts(model, [part for part, p in shares.items() if p])
 
     def start(params: Params, rng: jax.Array) -> Params:

@@ -1,30 +1,24 @@
 """The paper's loss on the whole model."""
 
 import dataclasses
-from typing import ClassVar
 
-from l2l_jax.losses import NoiseKind, UnlearningInputs, encoder_unlearning_loss
-from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
+from l2l_jax.losses import UnlearningInputs, encoder_unlearning_loss
+from l2l_jax.methods.base import Objective, register, unlearning_objective
+from l2l_jax.methods.encoder import Encoder
 from l2l_jax.methods.inputs import student_and_teacher_inputs
 from l2l_jax.models.base import Model
 
 
 @register("whole")
 @dataclasses.dataclass(frozen=True)
-class Whole(Method):
+class Whole(Encoder):
     """Apply the paper's loss to features and outputs, and train encoder and decoder.
 
         d(T(x_r), T(x_r)) + alpha · d(T(x_f), T(n)),   d(a, b) = ‖E(a) − E_0(b)‖² + ‖h(a) − h_0(b)‖²
 
     The paper trains the encoder alone: the frozen decoder keeps what it knew. The original model's outputs
     at visible places are distilled, too.
-
-    Attributes:
-      noise: Noise shown to the teacher in place of forget images, see `l2l_jax.losses.noise_images`.
     """
-
-    takes_noise: ClassVar[bool] = True
-    noise: NoiseKind = "normal"
 
     def objective(self, model: Model) -> Objective:
         """Return the paper's loss on features and outputs."""
@@ -36,10 +30,5 @@ class Whole(Method):
             student, inputs = {**frozen, **trained}, UnlearningInputs(**inputs)
             return encoder_unlearning_loss(features_and_outputs, student, frozen, inputs, alpha=alpha)
 
-        return unlearning_objective(
-            model,
-            model.generative_parts,
-            student_and_teacher_inputs(model, self.noise),
-            loss,
-            teacher=model.generative_parts,
-        )
+        prepare, parts = student_and_teacher_inputs(model, self.noise), model.generative_parts
+        return unlearning_objective(model, parts, prepare, loss, teacher=parts)

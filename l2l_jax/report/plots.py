@@ -14,7 +14,7 @@ from l2l_jax.evals import tsne
 from l2l_jax.evals.encoder_features import EmbeddedImages
 from l2l_jax.evals.metrics import METRICS
 from l2l_jax.report.pictures import COLORS, families, label
-from l2l_jax.train.metric_writers import read_metrics
+from l2l_jax.train.hooks import read_metrics
 
 MODEL_STYLES: dict[str, dict[str, Any]] = {
     "original": dict(color="#333333", linestyle=":"),

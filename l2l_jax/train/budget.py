@@ -41,38 +41,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LAG = 2
-"""Steps after which a measurement acts: by then the devices have finished it, and no step waits."""
+LAG = 2  # steps after which a measurement acts: by then the devices have finished it, and no step waits
 
-CONTROLLED_FROM = 0.25
-"""Share of the steps after which the weight follows the budget."""
-
-SETTLED_BY = 0.7
-"""Share of the steps after which the limit is the budget."""
+CONTROLLED_FROM, SETTLED_BY = 0.25, 0.7
+"""Shares of the steps after which the weight follows the budget, and after which the limit is the budget."""
 
 RUIN = 2.0
 """Before that the weight falls where the ratio is beyond this many budgets, and not falling by itself."""
 
-GREATEST_CHANGE = 1.5
-"""Greatest factor, or least inverse, by which the weight changes at a time."""
-
-EFFECT = 0.02
-"""Change of the logarithm of a ratio that counts as an effect of the weight."""
+GREATEST_CHANGE = 1.5  # greatest factor, or least inverse, by which the weight changes at a time
+EFFECT = 0.02  # change of the logarithm of a ratio that counts as an effect of the weight
 
 GREATEST_RISE = 10.0
 """Greatest factor by which the weight rises without an effect: beyond it only the weight would change."""
 
-SMALL = 1e-6
-"""Ratios count as at least that much."""
+SMALL = 1e-6  # ratios count as at least that much
 
 
 def limit_at(budget: float, first: float, progress: float) -> float:
     """Return the limit of the ratio on the way from `first` to the budget: half a cosine in the logarithm.
 
-    Args:
-      budget: Greatest ratio at the end.
-      first: Ratio where the way begins; the limit is the budget throughout if that is not greater.
-      progress: Share of the way, 0 to 1.
+    `progress` is the share of the way, 0 to 1. Below the budget there is no way to go.
     """
     if not first > budget:
         return budget
@@ -85,15 +74,8 @@ def next_weight(
 ) -> float:
     """Return weight · (limit / expected)^rate, changed by at most `GREATEST_CHANGE`, at most `most`.
 
-    The expected ratio is ratio · ratio / before. One that is not finite lowers the weight.
-
-    Args:
-      weight: Weight that the model was trained with.
-      limit: Greatest allowed ratio now.
-      ratio: Newest ratio.
-      before: Ratio of the measurement before.
-      rate: Exponent.
-      most: Greatest weight.
+    The expected ratio is ratio · ratio / before, from the newest two. One that is not finite lowers the
+    weight.
     """
     expected = ratio * ratio / max(before, SMALL)
     change = (limit / max(expected, SMALL)) ** rate if math.isfinite(expected) else 0.0
@@ -101,13 +83,7 @@ def next_weight(
 
 
 class Measured(NamedTuple):
-    """Ratios of a model's errors to the original model's.
-
-    Attributes:
-      step: Steps done.
-      weight: Weight of the forget term in that step.
-      retain, forget: Ratios.
-    """
+    """Ratios of a model's errors to the original model's, after a step with a weight of the forget term."""
 
     step: int
     weight: float
@@ -154,12 +130,8 @@ class _Memory:
 
     @classmethod
     def load(cls, facts: dict[str, Any]) -> "_Memory":
-        memory = cls(**facts)
-        for name in ("acted", "effect", "best"):
-            value = getattr(memory, name)
-            setattr(memory, name, value and Measured(*value))
-        memory.waiting = [Measured(*x) for x in memory.waiting]
-        return memory
+        tuples = {name: facts[name] and Measured(*facts[name]) for name in ("acted", "effect", "best")}
+        return cls(**{**facts, **tuples, "waiting": [Measured(*x) for x in facts["waiting"]]})
 
 
 class RetainBudget(Hook):
@@ -202,9 +174,24 @@ class RetainBudget(Hook):
         self._memory, self._best = _Memory(float(np.float32(run.alpha))), None
 
     def after_step(self, training: "Training") -> None:
-        """Measure the model when it is due, and set the weight of the next step."""
-        training.metrics = {**training.metrics, **self._scalars()}
-        training.state = self._follow(training.step, training.state)
+        """Log the weight and the newest ratios that it follows; measure the model, set the next weight."""
+        memory, step = self._memory, training.step
+        weight, acted = memory.weight, memory.acted
+        scalars = {"alpha": weight}
+        if acted is not None:
+            scalars |= {"retain_ratio": acted.retain, "forget_ratio": acted.forget}
+        finite = {name: x for name, x in scalars.items() if math.isfinite(x)}
+        training.metrics = {**training.metrics, **finite}
+        if self._flying and self._flying[0][0] + LAG <= step:
+            self._land()
+        while memory.waiting and memory.waiting[0].step + LAG <= step:
+            self._act(memory.waiting.pop(0))
+            alpha = self._scalar(memory.weight)
+            training.state = dataclasses.replace(training.state, alpha=alpha)
+        if step % self._config.budget_every == 0 or step == self._config.steps:
+            result = training.state.result
+            started = self._errors.start(self._compose(self._rest, result))
+            self._flying.append((step, weight, started, self._copy(result)))
 
     def saved(self, state: TrainState) -> tuple[Params, dict[str, Any]]:
         """Return what a resumed run needs: the best model's trained parts, and JSON-able facts."""
@@ -227,28 +214,9 @@ class RetainBudget(Hook):
         assert best is not None, "the last step is measured"
         return best, {name: np.array(x, np.float64) for name, x in self._memory.best_errors.items()}
 
-    def _scalars(self) -> dict[str, float]:
-        """Return the metrics of a step: its weight, and the newest ratios that the weight follows."""
-        acted = self._memory.acted
-        ratios = {} if acted is None else {"retain_ratio": acted.retain, "forget_ratio": acted.forget}
-        finite = {name: x for name, x in ratios.items() if math.isfinite(x)}
-        return {"alpha": self._memory.weight, **finite}
-
-    def _follow(self, step: int, state: TrainState) -> TrainState:
-        """Return the state for the next step, with its weight."""
-        weight = self._memory.weight
-        if self._flying and self._flying[0][0] + LAG <= step:
-            self._land()
-        while self._memory.waiting and self._memory.waiting[0].step + LAG <= step:
-            self._act(self._memory.waiting.pop(0))
-            state = dataclasses.replace(state, alpha=self._scalar(self._memory.weight))
-        if step % self._config.budget_every == 0 or step == self._config.steps:
-            started = self._errors.start(self._compose(self._rest, state.result))
-            self._flying.append((step, weight, started, self._copy(state.result)))
-        return state
-
     def _land(self) -> None:
         """Wait for what is being measured, and keep the model if it is the best so far."""
+        memory = self._memory
         while self._flying:
             step, weight, started, params = self._flying.popleft()
             errors = self._errors.finish(started)
@@ -256,11 +224,11 @@ class RetainBudget(Hook):
                 name: float(x.mean() / self.reference_errors[name].mean()) for name, x in errors.items()
             }
             measured = Measured(step, weight, ratios["retain"], ratios["forget"])
-            self._memory.waiting.append(measured)
-            best, rule = self._memory.best, (self.budget, SETTLED_BY * self._config.steps)
-            if best is None or measured.rank(*rule) > best.rank(*rule):
-                self._memory.best, self._best = measured, params
-                self._memory.best_errors = {name: x.tolist() for name, x in errors.items()}
+            memory.waiting.append(measured)
+            rule = self.budget, SETTLED_BY * self._config.steps
+            if memory.best is None or measured.rank(*rule) > memory.best.rank(*rule):
+                memory.best, self._best = measured, params
+                memory.best_errors = {name: x.tolist() for name, x in errors.items()}
 
     def _act(self, measured: Measured) -> None:
         """Let the weight follow a measurement."""

@@ -19,8 +19,7 @@ from l2l_jax.utils.multihost import exchange, from_primary, is_primary, on_prima
 
 logger = logging.getLogger(__name__)
 
-KEPT = 2
-"""Newest checkpoints that stay on disk; older ones are used as fallbacks."""
+KEPT = 2  # newest checkpoints that stay on disk; older ones are used as fallbacks
 
 SLICED_FROM = 2**20
 """Bytes of a slice from which each device that holds an array writes one; cutting compiles a program."""
@@ -36,8 +35,7 @@ class Checkpointer:
     position in the data.
 
     Saving is asynchronous and atomic: a folder named by a step is complete unless the disk damaged it later.
-    Every process writes what its devices hold, to one folder that all see; any number of processes and
-    devices restores it.
+    Every process writes what its devices hold, to one folder that all see; any number restores it.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -76,9 +74,7 @@ class Checkpointer:
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         steps = from_primary(lambda: sorted(self._manager.all_steps(), reverse=True))
         for step in steps:
-            state: Any = None
-            data: dict[str, Any] = {}
-            problem = ""
+            state, data, problem = None, dict[str, Any](), ""
             try:
                 state, data = _read(self.folder / str(step), target)
             except Damaged as error:

@@ -6,20 +6,19 @@ from typing import TypeVar
 
 import jax
 
-from l2l_jax.train.stopping import stop_request
 from l2l_jax.utils.runtime import usable_cpus
+from l2l_jax.utils.stopping import stop_request
 
 T = TypeVar("T")
 
-AT_A_TIME = 2
-"""Greatest number of trainings at the same time: each holds a state of its own."""
+AT_A_TIME = 2  # greatest number of trainings at the same time: each holds a state of its own
 
 AWAKE_EVERY_SECONDS = 1.0
 """Python handles signals in the main thread; one that comes just as it falls asleep does not wake it."""
 
 
 def threads(most: int) -> int:
-    """Return how many threads can run programs of their own: up to `most` with one CPU device, otherwise one.
+    """Return how many threads can run programs: up to `most` with one CPU device, otherwise one.
 
     Several devices must all run the same programs in the same order.
     """

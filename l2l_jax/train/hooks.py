@@ -1,22 +1,25 @@
 """What happens between the steps of a training: checkpoints, metrics, observation."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
+from tensorboardX import SummaryWriter
+
 from l2l_jax.errors import Interrupted
 from l2l_jax.models.base import Params
 from l2l_jax.train.checkpoint import Checkpointer
-from l2l_jax.train.metric_writers import MetricWriter
+from l2l_jax.utils.io import atomic_write
+from l2l_jax.utils.multihost import is_primary
 from l2l_jax.utils.progress import Progress
 
 if TYPE_CHECKING:
     from l2l_jax.train.loop import Training
 
-
 SHOWN = ("retain_ratio", "forget_ratio", "loss", "retain", "forget")
-"""Metrics that progress shows, if there are such."""
+"""Metrics that progress shows, if there are such; at most three, for a terminal of 80 columns."""
 
 
 class Hook:
@@ -53,38 +56,64 @@ class Observe(Hook):
     steps: Collection[int]
     function: Callable[[int, Params], None]
 
-    def after_step(self, training: "Training") -> None:
-        """Call the function if it is due."""
+    def after_step(self, training: "Training") -> None:  # noqa: D102
         if training.step in self.steps:
             training.check()
             self.function(training.step, training.merged(training.state.result))
 
 
 class LogMetrics(Hook):
-    """Shows progress, and writes metrics every `log_every` steps and after the last one."""
+    """Shows progress; writes metrics every `log_every` steps and after the last one.
+
+    The primary process writes `folder/metrics.jsonl` and TensorBoard event files next to it. Metrics after
+    the step where a run resumes are dropped from existing files.
+    """
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
 
     def begin(self, training: "Training") -> None:
-        """Open the file and the progress bar."""
-        self._config = training.config
-        self._writer = MetricWriter(self._folder, training.step)
-        self._progress = Progress(training.name, self._config.steps, training.step)
+        """Open the files and the progress bar."""
+        self._config, first = training.config, training.step
+        self._progress = Progress(training.name, self._config.steps, first)
+        if not is_primary():
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(self._folder) if row["step"] <= first]
+        atomic_write(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._lines = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(self._folder), purge_step=first + 1 if first else None)
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show and, when it is due, write metrics."""
-        logged = step % self._config.log_every == 0 or step == self._config.steps
-        there = [name for name in SHOWN if name in metrics]
-        shown = {name: metrics[name] for name in there[:3]}  # a terminal of 80 columns has no room for more
-        self._progress.update(1, shown if logged else None)
-        if logged:
-            self._writer.write(step, metrics)
+        """Show and, when it is due, write metrics; the line is with the operating system on return."""
+        due = step % self._config.log_every == 0 or step == self._config.steps
+        shown = [name for name in SHOWN if name in metrics][:3]
+        self._progress.update(1, {name: metrics[name] for name in shown} if due else None)
+        if due and is_primary():
+            self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._lines.flush()
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Close the file and the progress bar."""
+        """Close files and bar."""
         self._progress.close()
-        self._writer.close()
+        if is_primary():
+            self._lines.close()
+            self._board.close()
+
+
+def read_metrics(folder: pathlib.Path) -> list[dict[str, float]]:
+    """Read the rows of `folder/metrics.jsonl`; a last line cut off by a crash is dropped."""
+    path = folder / "metrics.jsonl"
+    rows = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
 
 
 class SaveCheckpoints(Hook):

@@ -6,7 +6,7 @@ import logging
 import math
 import pathlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,8 +25,8 @@ from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.parallel import Parallel, ParallelKind, make_parallel
 from l2l_jax.train.saliency import salient_weights
 from l2l_jax.train.step import Step, TrainState, abstract_state, make_step, placed_state
-from l2l_jax.train.stopping import stop_request
 from l2l_jax.utils.multihost import to_host
+from l2l_jax.utils.stopping import StopRequest, stop_request
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +60,7 @@ class Training:
     """A run in progress, as hooks see it.
 
     Attributes:
-      run: What is trained from.
-      name: Name in messages.
-      objective: Losses and parts.
-      config: Steps and optimizer.
-      parallel: Devices and how the step runs on them.
+      run, name, objective, config, parallel: What is trained, and how.
       frozen: The objective's frozen parts, on the devices.
       iterator: Batches of this process.
       hooks: Called in their order.
@@ -132,6 +128,7 @@ class Training:
             arrays, best = arrays
             self.run.budget.restore(best, facts["budget"])
         self.state = arrays
+        self.first = self.step = int(self.state.step)
 
 
 class Trainer:
@@ -164,8 +161,8 @@ class Trainer:
         self._mesh = self._parallel.mesh  # its order of the devices
         self._name, self._objective, self._config, self._seed = name, objective, config, seed
         self._optimizer = make_optimizer(config)
-        self._step: Step | None = None  # made for the first model
-        self._one_compiles = threading.Lock()
+        self._step: Step | None = None
+        self._compiled, self._one_compiles = False, threading.Lock()
 
     def train(self, run: TrainRun, hooks: Sequence[Hook] = ()) -> Params:
         """Train to the last step, resuming from `run.folder` if there is something to resume.
@@ -186,61 +183,69 @@ class Trainer:
             stop_request() as stop,
             contextlib.closing(Checkpointer(run.folder / "checkpoints")) as checkpointer,
             contextlib.closing(iter(run.batches)) as iterator,
+            contextlib.ExitStack() as stack,
         ):
-            training = self._training(run, iterator)
-            if run.budget is not None:
-                run.budget.start_from(training)
-            self._resume_or_start(training, checkpointer)
+            training = self._start_or_resume(run, iterator, checkpointer)
             if training.step < self._config.steps:
                 own = [] if run.budget is None else [run.budget]
                 training.hooks = [*own, *hooks, SaveCheckpoints(checkpointer), LogMetrics(run.folder)]
-                step = self._compiled(training.state, run.batches.value_range)
-                with _begun(training):
-                    while training.step < self._config.steps:
-                        _advance(training, step, stop)
-                        stop.patient = True  # the step is compiled: the next one ends soon, and is saved
+                for hook in training.hooks:
+                    hook.begin(training)
+                    stack.callback(hook.close)
+            while training.step < self._config.steps:
+                self._advance(training, stop)
+                stop.patient = True  # the step is compiled: the next one ends soon, and is saved
             best = training.state.result if run.budget is None else run.budget.best(training.state)
             return training.merged(best)
 
-    def _training(self, run: TrainRun, iterator: Any) -> Training:
-        teacher = run.params if run.teacher is None else run.teacher
-        frozen = self._objective.cast({part: teacher[part] for part in self._objective.frozen})
+    def _start_or_resume(self, run: TrainRun, iterator: Any, checkpointer: Checkpointer) -> Training:
+        """Return the training before its next step."""
+        objective, config, teacher = self._objective, self._config, run.teacher or run.params
+        frozen = objective.cast({part: teacher[part] for part in objective.frozen})
         frozen = sharding.place(frozen, self._mesh)
         name = run.name or self._name
-        return Training(run, name, self._objective, self._config, self._parallel, frozen, iterator)
-
-    def _resume_or_start(self, training: Training, checkpointer: Checkpointer) -> None:
-        run, objective, optimizer = training.run, self._objective, self._optimizer
-        ema = self._config.ema_decay > 0
+        training = Training(run, name, objective, config, self._parallel, frozen, iterator)
+        if run.budget is not None:
+            run.budget.start_from(training)
         first = objective.initial(run.params, jax.random.key(self._seed))
         # Saved states have a mask only where an objective has one.
         mask = None if objective.saliency == 1 else jax.tree.map(lambda x: np.ones(x.shape, bool), first)
+        optimizer, ema = self._optimizer, config.ema_decay > 0
         training.state = abstract_state(first, optimizer, self._mesh, ema=ema, mask=mask)
         found = checkpointer.restore_newest(training.saved()[0])
         if found is not None:
             training.restore(*found)
-            training.first = training.step = int(training.state.step)
-            logger.info("%s: resuming after step %d of %d", training.name, training.step, self._config.steps)
-            return
+            logger.info("%s: resuming after step %d of %d", name, training.step, config.steps)
+            return training
         if mask is not None:
-            parallel, accumulate = self._parallel, self._config.accumulate
-            mask = salient_weights(
-                objective,
-                run.params,
-                training.frozen,
-                run.batches,
-                parallel,
-                seed=self._seed,
-                accumulate=accumulate,
-            )
+            mask = salient_weights(training, seed=self._seed)
             unchanged = {part: run.params[part] for part in objective.trained}
             first = jax.tree.map(np.where, mask, first, unchanged)
         training.state = placed_state(first, optimizer, self._mesh, ema=ema, alpha=run.alpha, mask=mask)
+        return training
 
-    def _compiled(self, state: TrainState, value_range: tuple[float, float]) -> Step:
-        """Return the step, compiled for states of the shapes of `state`."""
-        with self._one_compiles:
+    def _advance(self, training: Training, stop: StopRequest) -> None:
+        """Start a step and read the metrics of the one before, so that the device never waits."""
+        try:
+            batch = next(training.iterator)
+        except Interrupted as error:  # one process gives up waiting for an image: the others do not
+            if jax.process_count() > 1 or training.step == training.first:
+                raise
+            training.stop = error.signal_number
+            training.after_step()
+            raise
+        training.state, metrics = self._call(training, self._parallel.rows(batch))
+        training.check()
+        training.step += 1
+        training.metrics = metrics
+        training.stop = stop.agreed()
+        training.after_step()
+
+    def _call(self, training: Training, batch: Any) -> tuple[TrainState, Mapping[str, Any]]:
+        """Call the step; the first call, which compiles it, runs alone: other threads wait for it."""
+        with contextlib.nullcontext() if self._compiled else self._one_compiles:
             if self._step is None:
+                value_range = training.run.batches.value_range
                 step = make_step(
                     self._objective,
                     self._optimizer,
@@ -249,48 +254,7 @@ class Trainer:
                     config=self._config,
                     parallel=self._parallel,
                 )
-                self._step = _first_call_alone(self._parallel.compile(step, state))
-            return self._step
-
-
-@contextlib.contextmanager
-def _begun(training: Training) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for hook in training.hooks:
-            hook.begin(training)
-            stack.callback(hook.close)
-        yield
-
-
-def _advance(training: Training, step: Step, stop: Any) -> None:
-    """Start a step and read the metrics of the one before, so that the device never waits."""
-    try:
-        batch = next(training.iterator)
-    except Interrupted as error:  # one process gives up waiting for an image: the others do not
-        if jax.process_count() > 1 or training.step == training.first:
-            raise
-        training.stop = error.signal_number
-        training.after_step()
-        raise
-    batch = training.parallel.rows(batch)
-    training.state, metrics = step(training.state, training.frozen, batch)
-    training.check()
-    training.step += 1
-    training.metrics = metrics
-    training.stop = stop.agreed()
-    training.after_step()
-
-
-def _first_call_alone(step: Step) -> Step:
-    """Return a step whose first call, which compiles it, runs alone: other threads wait for it."""
-    lock, called = threading.Lock(), threading.Event()
-
-    def call(*arguments):
-        if called.is_set():
-            return step(*arguments)
-        with lock:
-            result = step(*arguments)
-            called.set()
-        return result
-
-    return call
+                self._step = self._parallel.compile(step, training.state)
+            result = self._step(training.state, training.frozen, batch)
+            self._compiled = True
+            return result

@@ -1,7 +1,4 @@
-"""How a step runs on many devices: one program under `jit` over a mesh, or a copy per device under `pmap`.
-
-Both run the step of `l2l_jax.train.step` on the same state; their results agree up to rounding.
-"""
+"""How a step runs on many devices: one program under `jit` over a mesh, or a copy per device under `pmap`."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -58,12 +55,10 @@ class Parallel(StepCollectives):
         self._split = mesh.shape["fsdp"] > 1
         self._whole = NamedSharding(mesh, PartitionSpec())
 
-    def gather(self, params: Any) -> Any:
-        """Gather parameters that are split along "fsdp"."""
+    def gather(self, params: Any) -> Any:  # noqa: D102
         return jax.lax.with_sharding_constraint(params, self._whole) if self._split else params
 
-    def scatter(self, gradients: Any) -> Any:
-        """Sum gradients, and split them as the parameters are."""
+    def scatter(self, gradients: Any) -> Any:  # noqa: D102
         if not self._split:
             return gradients
         # Summed whole, then split: asked for parts alone, XLA sends the rows of a batch to the device of
@@ -95,11 +90,7 @@ class Parallel(StepCollectives):
 
 
 class PmapParallel(Parallel):
-    """`pmap`: every device runs the step on its rows `[device, row, …]`, with all parameters.
-
-    Raises:
-      UserError: The axis "fsdp" is not of size 1.
-    """
+    """`pmap`: every device runs the step on its rows `[device, row, …]`, with all parameters."""
 
     kind: ParallelKind = "pmap"
     axis_name = "batch"
@@ -115,37 +106,34 @@ class PmapParallel(Parallel):
         devices = np.array(sharding.by_process(mesh.devices.flat)).reshape(mesh.devices.shape)
         super().__init__(Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types))
 
-    def mean(self, tree: Any) -> Any:
-        """Average over the devices."""
+    def mean(self, tree: Any) -> Any:  # noqa: D102
         return jax.lax.pmean(tree, self.axis_name)
 
     def _pmap(self, function: Callable, in_axes: tuple, **more: Any) -> Any:
         devices = list(self.mesh.devices.flat)
         return jax.pmap(function, self.axis_name, in_axes=in_axes, out_axes=None, devices=devices, **more)
 
-    def compile(self, step: Callable, state: Any) -> Any:
-        """Return a step mapped over the devices; its state is donated."""
-        del state  # whole everywhere, whatever its shapes
+    def compile(self, step: Callable, state: Any) -> Any:  # noqa: D102
         return self._pmap(step, (None, None, 0), donate_argnums=0)
 
-    def compile_measure(self, measure: Callable) -> Callable:
-        """Return a compiled `(params, rows) -> [row]`."""
-
+    def compile_measure(self, measure: Callable) -> Callable:  # noqa: D102
         def known(params, rows):
             return jax.lax.all_gather(measure(params, rows), self.axis_name, tiled=True)
 
         return self._pmap(known, (None, 0))
 
-    def rows(self, batch: Any) -> Any:
-        """Split rows over the devices of this process."""
+    def rows(self, batch: Any) -> Any:  # noqa: D102
         devices = len(self.mesh.local_devices)
         return jax.tree.map(lambda x: np.reshape(x, (devices, -1, *x.shape[1:])), batch)
 
-    def scalar(self, value: float) -> jax.Array:
-        """Return a float32 scalar."""
+    def scalar(self, value: float) -> jax.Array:  # noqa: D102
         return jnp.float32(value)
 
 
 def make_parallel(mesh: Mesh, kind: ParallelKind) -> Parallel:
-    """Return the way to run steps on a mesh that `config.parallel` names."""
+    """Return the way to run steps on a mesh that `config.parallel` names.
+
+    Raises:
+      UserError: It is "pmap", and the axis "fsdp" is not of size 1.
+    """
     return PmapParallel(mesh) if kind == "pmap" else Parallel(mesh)

@@ -52,7 +52,7 @@ def create_state(
     optimizer: optax.GradientTransformation,
     *,
     ema: bool,
-    alpha: float = 0.0,
+    alpha: float | jax.Array = 0.0,
     mask: Params | None = None,
 ) -> TrainState:
     """Return the state before the first step; `params` holds the trained parts."""
@@ -70,11 +70,8 @@ def abstract_state(
     mask: Params | None = None,
 ) -> TrainState:
     """Return shapes, types and shardings of `placed_state`; `params` and `mask` may be arrays or shapes."""
-
-    def create(params, mask):
-        return create_state(params, optimizer, ema=ema, mask=mask)
-
-    return sharding.abstract(jax.eval_shape(create, params, mask), mesh)
+    create = functools.partial(create_state, optimizer=optimizer, ema=ema)
+    return sharding.abstract(jax.eval_shape(lambda x, y: create(x, mask=y), params, mask), mesh)
 
 
 def placed_state(
@@ -86,10 +83,7 @@ def placed_state(
     alpha: float = 0.0,
     mask: Params | None = None,
 ) -> TrainState:
-    """Return the state before the first step on the devices, compiled once for any number of states alike.
-
-    `params` are copied, so that the state may be donated; nothing else keeps what is placed on the way.
-    """
+    """Return the state before the first step on the devices, with copies of `params`: it may be donated."""
     arrays = (*sharding.place((params, mask), mesh), jnp.float32(alpha))
     return _placed_state(*arrays, optimizer=optimizer, mesh=mesh, ema=ema)
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,18 +25,17 @@ from l2l_jax.methods.base import Objective
 from l2l_jax.models.base import Model, Params
 from l2l_jax.train import sharding
 from l2l_jax.train.step import scaled_pixels
-from l2l_jax.train.stopping import stop_request
 from l2l_jax.utils.io import ResultCache, tree_hash
 from l2l_jax.utils.multihost import from_primary, is_primary, on_primary, to_host
 from l2l_jax.utils.progress import Progress
+from l2l_jax.utils.stopping import stop_request
 
 logger = logging.getLogger(__name__)
 
 CODES = np.uint16
 """Type of codes on disk and on their way to the devices; codebooks have far fewer than 65,536 entries."""
 
-NOTE_EVERY = 16
-"""Global batches after which it is noted how far the cache is filled."""
+NOTE_EVERY = 16  # global batches after which it is noted how far the cache is filled
 
 DONE = "batches"
 
@@ -102,9 +101,7 @@ def cached_objective(objective: Objective, model: Model, sets: tuple[str, ...]) 
 class CachedBatches:
     """Like `TrainingBatches`, with uint16 codes `[row, token]` for the cached sets.
 
-    Attributes:
-      images: Batches of pixels, which are read only for sets without codes.
-      codes: Codes by set; "noise" replaces what the teacher is shown for forget images.
+    Pixels are read only for sets without codes. "noise" replaces what the teacher is shown for forget images.
     """
 
     images: TrainingBatches
@@ -164,19 +161,11 @@ def open_token_cache(
     seed: int,
     mesh: Mesh,
 ) -> CachedBatches:
-    """Compute the codes that are missing in `folder`, and return batches of them.
+    """Compute the codes that are missing in `folder`, which all hosts share, and return batches of them.
 
     View v of an image is the crop that it has in epoch v of `images`. Noise image i is the one that a run
-    without a cache would show at its place in the stream, with the statistics of its batch.
-
-    Args:
-      folder: Folder of the cache alone, on storage that all hosts share.
-      config: What to tokenize.
-      model: The family and sizes of the original model.
-      params: Its parameters.
-      images: Training batches of pixels.
-      seed: Random seed of the training steps.
-      mesh: The devices; a batch is split over all of them.
+    without a cache would show at its place in the stream, with the statistics of its batch and the seed of
+    the training steps.
 
     Raises:
       Interrupted: A signal arrived in some process; what is computed is kept.
@@ -199,11 +188,8 @@ def open_token_cache(
         "tokenizer": tree_hash(tokenizer),
     }
     cache = ResultCache(folder, key)
-    done = from_primary(lambda: cache.get(DONE)) or 0
-    batches = CachedBatches(images, codes)
+    done, batches = from_primary(lambda: _begun(cache, codes)), CachedBatches(images, codes)
     if done < _total(batches):
-        if not done:
-            on_primary(functools.partial(_create, codes))
         logger.info("Token cache: %d noise images, %d views of images", config.noise_images, config.views)
         tokenize = functools.partial(_tokenize, model=model, noise=config.noise, seed=seed)
         program = jax.jit(tokenize, static_argnames="wanted")
@@ -212,9 +198,13 @@ def open_token_cache(
     return batches
 
 
-def _create(codes: Mapping[str, Codes]) -> None:
-    for one in codes.values():
-        one.create()
+def _begun(cache: ResultCache, codes: Mapping[str, Codes]) -> int:
+    """Return the number of batches that are computed; create the files before the first one."""
+    done = cache.get(DONE) or 0
+    if not done:
+        for one in codes.values():
+            one.create()
+    return done
 
 
 def _tokenize(tokenizer, batch, number, wanted, *, model, noise, seed):
@@ -246,8 +236,10 @@ def _fill(batches: CachedBatches, cache: ResultCache, done: int, program: Any, m
             wanted = tuple(name for name, one in batches.codes.items() if number * size < one.positions)
             return program(sharding.shard_batch(next(iterator), mesh), number, wanted)
 
-        for number, codes in _one_ahead(start, done, total):
-            host = to_host(codes)
+        ahead = start(done)
+        for number in range(done, total):
+            current, ahead = ahead, start(number + 1) if number + 1 < total else None
+            host = to_host(current)
             signal_number = stop.agreed()
             if is_primary():
                 for name, found in host.items():
@@ -257,11 +249,3 @@ def _fill(batches: CachedBatches, cache: ResultCache, done: int, program: Any, m
                 on_primary(functools.partial(cache.put, DONE, number + 1))
             if signal_number is not None and number + 1 < total:
                 raise Interrupted(number + 1, signal_number)
-
-
-def _one_ahead(start: Any, first: int, total: int) -> Iterator[tuple[int, Any]]:
-    """Yield `(number, start(number))`, each handed out after the next one has been started."""
-    ahead = start(first)
-    for number in range(first, total):
-        current, ahead = ahead, start(number + 1) if number + 1 < total else None
-        yield number, current

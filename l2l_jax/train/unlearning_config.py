@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import pydantic
 
 from l2l_jax.data.transforms import Share
-from l2l_jax.methods import make_objective
-from l2l_jax.methods.base import METHODS, Method, Objective
+from l2l_jax.methods import METHODS, Method, Objective
+from l2l_jax.methods.restrictions import adapt, restrict
 from l2l_jax.models.adapters import AdapterKind
 from l2l_jax.models.base import Model
 from l2l_jax.train.optim import TrainingConfig
@@ -42,7 +42,7 @@ class UnlearningConfig(TrainingConfig):
       noise_bank: Number of the teacher's noise images whose codes are computed before the first step;
         `token_bank` needs it.
       saliency: Share of the trained weights, those with the largest gradient of the forget loss, that may
-        change; 1: all, see `l2l_jax.methods.saliency`.
+        change; 1: all, see `l2l_jax.methods.restrictions`.
       saliency_reset: Start from fresh values of these weights.
       adapter: Small adapter to train beside the original weights: "lora" (low-rank factors of the kernels) or
         "norms" (scales and biases of norms), see `l2l_jax.models.adapters`; "": train the weights.
@@ -99,24 +99,16 @@ class UnlearningConfig(TrainingConfig):
         """Return a copy with changed fields, or changed options of its method."""
         method = changes.get("method", self.method)
         options = self.methods[method] if method in self.methods else METHODS[method]()
-        own = {
-            field.name: changes.pop(field.name)
-            for field in dataclasses.fields(options)
-            if field.name in changes
-        }
+        names = {field.name for field in dataclasses.fields(options)} & changes.keys()
+        own = {name: changes.pop(name) for name in names}
         methods = {**self.methods, method: dataclasses.replace(options, **own)}
         return dataclasses.replace(self, methods=methods, **changes)
 
     def objective(self, model: Model) -> Objective:
         """Return what a training step does on a model."""
-        return make_objective(
-            self.options,
-            model,
-            saliency=self.saliency,
-            saliency_reset=self.saliency_reset,
-            adapter=self.adapter,
-            adapter_rank=self.adapter_rank,
-        )
+        plain = self.options.objective(model)
+        objective = restrict(plain, model, self.saliency, reset=self.saliency_reset)
+        return adapt(objective, self.adapter, self.adapter_rank) if self.adapter else objective
 
     @property
     def batch_parts(self) -> int:

@@ -18,7 +18,7 @@ class MaskedErrors:
     with the same random draws, and the layout of the devices does not matter.
 
     Args:
-      model: The model.
+      model: Model, without parameters.
       mask: Bool `[height, width]`, True where pixels are missing.
       images: `[image, height, width, channel]` by set, the same in every process.
       rows: Images of one compiled call, at most; a multiple of the number of devices.

@@ -15,13 +15,8 @@ import jax.numpy as jnp
 def draw_rows(draw: Callable[[int], Any], rows: int, axis_name: str | None = None) -> Any:
     """Draw random numbers for this device's rows: its part of one draw for the whole batch.
 
-    Every device draws for the whole batch and takes its part; XLA computes only that part where it fuses
-    the two.
-
-    Args:
-      draw: Function from a number of rows to a tree of arrays `[rows, …]`.
-      rows: Number of rows on this device.
-      axis_name: Mapped axis over which the batch is split.
+    `draw` turns a number of rows into a tree of arrays `[rows, …]`. Every device draws for the whole batch;
+    XLA computes only the device's part where it fuses the two.
     """
     if axis_name is None:
         return draw(rows)
@@ -31,12 +26,7 @@ def draw_rows(draw: Callable[[int], Any], rows: int, axis_name: str | None = Non
 
 
 def mean_and_std(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
-    """Return the mean and the unbiased standard deviation of all elements of the batch, two scalars.
-
-    Args:
-      x: Floating-point array `[rows, …]`.
-      axis_name: Mapped axis over which the batch is split.
-    """
+    """Return the mean and the unbiased standard deviation of all elements of the batch, two scalars."""
     count, mean = x.size, x.mean()
     if axis_name is not None:
         count, mean = jax.lax.psum(count, axis_name), jax.lax.pmean(mean, axis_name)

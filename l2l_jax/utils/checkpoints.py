@@ -28,12 +28,7 @@ def alone() -> ocp.options.MultiprocessingOptions:
 
 
 def check_space(folder: pathlib.Path, tree: Any) -> None:
-    """Raise the disk's error if the arrays of a tree do not fit; Orbax logs hundreds of lines on a full disk.
-
-    Args:
-      folder: Folder that exists.
-      tree: Arrays, all of which count.
-    """
+    """Raise the disk's error if arrays do not fit; Orbax logs hundreds of lines on a full disk."""
     needed = sum(x.nbytes for x in jax.tree.leaves(tree))
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
@@ -45,11 +40,7 @@ def record_sizes(folder: pathlib.Path) -> None:
 
 
 def read_arrays(folder: pathlib.Path, target: Any) -> Any:
-    """Read arrays by this process alone.
-
-    Args:
-      folder: What Orbax wrote.
-      target: Tree of `jax.ShapeDtypeStruct`.
+    """Read arrays that Orbax wrote, for a tree of `jax.ShapeDtypeStruct`, by this process alone.
 
     Raises:
       Damaged: The folder cannot be read, or holds other arrays. PermissionError, MemoryError and errors of

@@ -42,22 +42,21 @@ def claim(folder: pathlib.Path) -> Callable[[], None]:
     for place in (folder.absolute(), *folder.absolute().parents):
         if _owner(place / LOCK).get("process") == me:
             return lambda: None
-    path = folder / LOCK
-    token = secrets.token_hex(8)
+    path, token = folder / LOCK, secrets.token_hex(8)
     content = json.dumps({"process": me, "token": token, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
     deadline = time.monotonic() + END_SECONDS
     while not _create(path, content):
         owner = _owner(path)
-        if _is_alive(path, owner):
-            if time.monotonic() < deadline:  # of a run that is started again, processes may be about to end
-                time.sleep(0.2)
-                continue
+        if not _is_alive(path, owner):
+            _remove(path, owner)
+        elif time.monotonic() < deadline:  # of a run that is started again, processes may be about to end
+            time.sleep(0.2)
+        else:
             where = f"process {owner['process']['pid']} on {owner['process']['host']}"
             raise UserError(
                 f"--workdir={folder} belongs to a run that is still going ({where}, since {owner['since']}). "
                 "Use another --workdir, or wait until it has ended."
             )
-        _remove(path, owner)
     threading.Thread(target=_renew, args=(path, token), daemon=True).start()
     release = functools.partial(_remove, path, {"token": token})
     atexit.register(release)

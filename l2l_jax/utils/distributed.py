@@ -3,7 +3,6 @@
 Importing this module does not import JAX.
 """
 
-import contextlib
 import dataclasses
 import errno
 import glob
@@ -17,15 +16,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 
 from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import check_backend
 
 logger = logging.getLogger(__name__)
 
-LOST = 75
-"""Exit code when other processes are lost or never came: EX_TEMPFAIL of sysexits.h, "try again"."""
+LOST = 75  # exit code when other processes are lost or never came: EX_TEMPFAIL of sysexits.h, "try again"
 
 TOKEN = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 """Where Kubernetes mounts the token of a pod's service account."""
@@ -88,12 +86,6 @@ def cluster(environ: Mapping[str, str]) -> str | None:
 
     JAX recognizes the same ones, and finds coordinator, number and index there: a Slurm step or Open MPI with
     more than one task, an indexed Kubernetes job (a JobSet's among them), and the hosts of a Cloud TPU.
-
-    Args:
-      environ: The environment variables.
-
-    Raises:
-      UserError: A variable that holds a number holds something else.
     """
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if _number(environ, "SLURM_NTASKS") > 1 and all(environ.get(name) for name in slurm):
@@ -140,13 +132,10 @@ def _tpu_chips() -> bool:
 
 
 def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
-    """Join the other processes of the run, if there are any. Call it before any other use of JAX.
+    """Join the other processes of the run, and return whether there are any; before any other use of JAX.
 
     A process that waits for the others longer than `launch.start_timeout` says so and ends with the code
     `LOST`: JAX has no way to give up that could be caught.
-
-    Returns:
-      Whether this is one of several processes.
 
     Raises:
       UserError: The fields of `launch` contradict one another, or the processes cannot be joined.
@@ -194,23 +183,27 @@ def _initialize(launch: Launch, manager: str | None) -> None:
     import jax  # here, to answer mistakes on the command line at once
 
     on_terminate = signal.getsignal(signal.SIGTERM)
-    with _deadline(launch.start_timeout, lambda: _nobody_came(launch)):
-        try:
-            jax.distributed.initialize(
-                launch.coordinator,
-                launch.num_processes,
-                launch.process_id,
-                cluster_detection_method="deactivate" if manager is None else None,
-                initialization_timeout=launch.start_timeout + 30,  # the deadline above comes first
-                heartbeat_timeout_seconds=launch.heartbeat_timeout,
-            )
-            check_backend()  # waits for all processes to tell their devices
-        except UserError:
-            raise
-        except Exception as error:  # of JAX, of the cluster's client, of the network
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            met = manager or launch.coordinator
-            raise UserError(f"The processes could not be joined ({met}: {reason}).") from error
+    timer = threading.Timer(launch.start_timeout, lambda: end(LOST, f"Error: {_nobody_came(launch)}"))
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            launch.coordinator,
+            launch.num_processes,
+            launch.process_id,
+            cluster_detection_method="deactivate" if manager is None else None,
+            initialization_timeout=launch.start_timeout + 30,  # the timer above comes first
+            heartbeat_timeout_seconds=launch.heartbeat_timeout,
+        )
+        check_backend()  # waits for all processes to tell their devices
+    except UserError:
+        raise
+    except Exception as error:  # of JAX, of the cluster's client, of the network
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        met = manager or launch.coordinator
+        raise UserError(f"The processes could not be joined ({met}: {reason}).") from error
+    finally:
+        timer.cancel()
     if threading.current_thread() is threading.main_thread():
         # JAX has taken SIGTERM for itself. The training loop agrees on a step to stop at with handlers of its
         # own; everywhere else the signal shall end the process.
@@ -233,22 +226,6 @@ def _wait_for_port(launch: Launch) -> None:
                     "choose another, the same for all processes."
                 ) from error
         time.sleep(0.5)
-
-
-@contextlib.contextmanager
-def _deadline(seconds: float, explain: Callable[[], str]) -> Iterator[None]:
-    """End this process with the code `LOST` and an explanation unless the block is left in time."""
-
-    def give_up() -> None:
-        end(LOST, f"Error: {explain()}")
-
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _nobody_came(launch: Launch) -> str:

@@ -18,8 +18,7 @@ import numpy as np
 
 from l2l_jax.utils.multihost import from_primary, on_primary
 
-SHARED_WITHIN = 30.0
-"""Seconds within which a file that one host has written must be visible to the others."""
+SHARED_WITHIN = 30.0  # seconds within which a file that one host has written must be visible to the others
 
 KEY, STAMP = "cache_key.json", "stamp"
 
@@ -148,13 +147,7 @@ class ResultCache:
             return None
 
     def put(self, name: str, value: Any, *, stamp: Any = None) -> None:
-        """Store an entry in place of an earlier one.
-
-        Args:
-          name: See `get`.
-          value: Arrays by name, or a JSON-able value.
-          stamp: What this entry alone depends on, JSON-able.
-        """
+        """Store arrays by name, or a JSON-able value, in place of an earlier entry; see `get`."""
         is_arrays = isinstance(value, Mapping) and all(isinstance(x, np.ndarray) for x in value.values())
         kinds = ("npz", "json") if is_arrays else ("json", "npz")
         path, other = (self._path(name, kind) for kind in kinds)

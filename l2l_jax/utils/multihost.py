@@ -8,11 +8,12 @@ import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.errors import UserError
 
@@ -52,11 +53,13 @@ def barrier() -> Iterator[None]:
         that is not a UserError is raised as it is.
     """
     failure: Exception | None = None
+    text = ""
     try:
         yield
     except Exception as error:
         failure = error
-    texts = exchange("" if failure is None else _sentence(failure))
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    texts = exchange(text)
     if not any(texts):
         return
     if jax.process_count() > 1:
@@ -65,10 +68,6 @@ def barrier() -> Iterator[None]:
         failure.known_to_all = True  # type: ignore[attr-defined]
     assert failure is not None
     raise failure
-
-
-def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _joint(texts: list[str]) -> str:
@@ -80,12 +79,9 @@ def _joint(texts: list[str]) -> str:
 
 
 def from_primary(compute: Callable[[], Any]) -> Any:
-    """Return in all processes what `compute()` returns in the primary process.
+    """Return in all processes the JSON-able value that `compute()` returns in the primary process.
 
     Also for looking at a shared disk, which may show different processes different things for a while.
-
-    Args:
-      compute: Returns something JSON-able.
 
     Raises:
       UserError: The primary process raised one.
@@ -125,17 +121,14 @@ def to_host(tree: Any) -> Any:
     return jax.device_get(jax.tree.map(whole, tree))
 
 
-def each_process(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the arrays of all processes one by one, bit for bit; all processes must exhaust the iterator.
+def largest_of_all() -> Callable[[int], jax.Array]:
+    """Return a compiled maximum of the numbers with which all processes call it, that waits for none."""
+    devices = Mesh(np.array(jax.devices()), ("device",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(devices, PartitionSpec("device"))
+    largest = jax.jit(lambda x: x.max(), out_shardings=NamedSharding(devices, PartitionSpec()))
 
-    Args:
-      array: Array of the same shape and dtype in every process.
-    """
-    if jax.process_count() == 1:
-        yield array
-        return
-    order: Literal["F", "C"] = "F" if array.flags.f_contiguous else "C"
-    bits = array.ravel(order).view(np.uint32)  # JAX would make float32 of float64
-    for process in range(jax.process_count()):
-        sent = multihost_utils.broadcast_one_to_all(bits, is_source=process == jax.process_index())
-        yield np.asarray(sent).view(array.dtype).reshape(array.shape, order=order)
+    def call(number: int) -> jax.Array:
+        mine = np.full(jax.local_device_count(), number, np.int32)
+        return largest(jax.make_array_from_process_local_data(split, mine))
+
+    return call

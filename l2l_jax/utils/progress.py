@@ -11,13 +11,11 @@ from l2l_jax.utils import distributed
 
 logger = logging.getLogger(__name__)
 
-LINE_EVERY_SECONDS = 10.0
-"""Least time between two plain lines."""
+LINE_EVERY_SECONDS = 10.0  # least time between two plain lines
 
 BAR = "{desc} {percentage:3.0f}%|{bar:8}| {unit} {n_fmt} of {total_fmt} [{remaining} left{postfix}]"
 
-_outer: list["Progress"] = []
-"""The progress that is on display, if any."""
+_outer: list["Progress"] = []  # the progress that is on display, if any
 
 
 class LineHandler(logging.Handler):

@@ -38,8 +38,6 @@ def keep_freed_memory() -> None:
 
     On CPU, XLA allocates a step's temporaries anew for each call. By default they come from `mmap`, and
     the kernel clears every page again: 23,000 page faults a step in the digits MAE, a third of its time.
-    malloc keeps its arenas, one for a thread: with a single one, XLA's threads wait for each other's small
-    allocations, and the same step takes 1.3 times as long. Large images: see `share_one_arena`.
     Call it before JAX starts its threads. Does nothing where there is an accelerator, whose host only reads
     images, and where the C library is not glibc.
     """
@@ -50,9 +48,9 @@ def keep_freed_memory() -> None:
 def share_one_arena(image_size: int) -> None:
     """Let all threads share malloc's main arena where images are large; beside `keep_freed_memory`.
 
-    The temporaries of a step are one array. A thread's own arena cannot hold more than 64 MB in one piece and
-    gets larger ones from `mmap` each time: 276,000 page faults a step of Palette with 2 + 2 images of 128
-    pixels, none with one arena. Beside products of that size, threads that wait for each other do not matter.
+    A thread's own arena cannot hold more than 64 MB in one piece and gets larger ones from `mmap` each time:
+    276,000 page faults a step of Palette with 2 + 2 images of 128 pixels, none with one arena. With smaller
+    images a single arena makes XLA's threads wait for each other: the digits MAE takes 1.3 times as long.
     """
     if image_size >= LARGE_IMAGES:
         _set_malloc(M_ARENA_MAX, 1)
@@ -66,11 +64,7 @@ def _set_malloc(option: int, value: int) -> None:
 
 
 def home() -> pathlib.Path:
-    """Return the user's home.
-
-    Raises:
-      UserError: There is none.
-    """
+    """Return the user's home, or raise a UserError if there is none."""
     try:
         return pathlib.Path.home()
     except RuntimeError as error:
@@ -85,9 +79,7 @@ def user_cache() -> pathlib.Path:
 
 
 def keep_compiled_programs() -> None:
-    """Let JAX keep what it compiles in the user's cache.
-
-    A program found there is executed: the folder must be the user's own, and nobody else may write to it.
+    """Let JAX keep what it compiles in the user's cache, whose programs are executed.
 
     Raises:
       UserError: The folder cannot be made, or others own it or may write to it.
@@ -110,11 +102,7 @@ def keep_compiled_programs() -> None:
 
 
 def check_backend() -> None:
-    """Start JAX on its devices.
-
-    Raises:
-      UserError: The platform that JAX_PLATFORMS names cannot be used.
-    """
+    """Start JAX on its devices, or raise a UserError for a JAX_PLATFORMS that cannot be used."""
     import jax  # here, to start without it
 
     try:

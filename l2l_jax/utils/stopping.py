@@ -1,33 +1,25 @@
-"""Signals that ask the program to stop: SIGINT, SIGTERM and SIGHUP."""
+"""Signals that ask the program to stop: SIGINT, SIGTERM and SIGHUP.
+
+Importing this module does not import JAX.
+"""
 
 import contextlib
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
+
+from l2l_jax.utils import distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 GRACE_SECONDS = 8.0
 """Seconds after a signal at which the process is ended if it has not ended by itself: threads that wait for a
 read that never returns, such as on a dead network mount, would keep Python from ending."""
-
-
-class Request(Protocol):
-    """A request to stop; `received` is the number of the signal."""
-
-    received: int | None
-
-
-REQUESTS: list[Request] = []
-"""Requests of the blocks that the main thread is in; signal handlers belong to it."""
-
-
-def asked_to_stop() -> int | None:
-    """Return the number of the signal that asks the innermost block to stop, or None."""
-    return REQUESTS[-1].received if REQUESTS else None
 
 
 class SignalReceived(KeyboardInterrupt):
@@ -42,8 +34,101 @@ class SignalReceived(KeyboardInterrupt):
         self.signal_number = signal_number
 
 
+class StopRequest:
+    """A request to stop, from a signal to any process, that all processes learn of in the same step.
+
+    Every step, each process tells the others whether it was asked: one integer, in a small program behind
+    the step, whose result is read one step later. No step waits for it. One process sends nothing.
+
+    Attributes:
+      received: Number of the signal that this process received, or None.
+      patient: Whether what runs ends soon and saves its state, however long it takes; otherwise the process
+        is ended a few seconds after a signal.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self.patient = False
+        self._pending: Any = None
+        if distributed.place()[1] > 1:
+            from l2l_jax.utils.multihost import largest_of_all  # here, to start without JAX
+
+            self._largest = largest_of_all()
+
+    def agreed(self) -> int | None:
+        """Return the number of the signal that some process had received when this was last called, or None.
+
+        Call it once a step, in all processes; with one process, the signal received by now.
+        """
+        if distributed.place()[1] == 1:
+            return self.received
+        previous, self._pending = self._pending, self._largest(self.received or 0)
+        return None if previous is None else int(previous) or None
+
+
+REQUESTS: list[StopRequest] = []
+"""Requests of the blocks that the main thread is in; signal handlers belong to it."""
+
+
+def asked_to_stop() -> int | None:
+    """Return the number of the signal that asks the innermost block to stop, or None."""
+    return REQUESTS[-1].received if REQUESTS else None
+
+
 @contextlib.contextmanager
-def handled(handler: Callable[[int], Any]) -> Iterator[None]:
+def stop_request() -> Iterator[StopRequest]:
+    """Turn signals into a `StopRequest` while the block runs.
+
+    A second SIGINT, a second after the first signal or later, ends the process at once. A signal that nobody
+    has acted on by the end of the block takes its usual effect there. In another thread, the request is that
+    of the block that the main thread is in, if it is in one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield REQUESTS[-1] if REQUESTS else StopRequest()
+        return
+    stop, first = StopRequest(), math.inf
+
+    def request(number: int) -> None:
+        nonlocal first
+        if number == signal.SIGINT and time.monotonic() > first + 1:
+            _end_now(number)
+        stop.received, first = number, min(first, time.monotonic())
+        _later(lambda: None if stop.patient or stop not in REQUESTS else _end_now(number))
+
+    REQUESTS.append(stop)
+    try:
+        with _handled(request):
+            yield stop
+    except BaseException:
+        stop.received = None
+        raise
+    finally:
+        REQUESTS.remove(stop)
+    if stop.received is not None:
+        os.kill(os.getpid(), stop.received)
+
+
+@contextlib.contextmanager
+def raising_signals() -> Iterator[None]:
+    """Raise `SignalReceived` in the main thread for each signal, and end the process if it then hangs.
+
+    Whoever catches the exception prints the line about it.
+    """
+    left = False
+
+    def stop(number: int) -> None:
+        _later(lambda: os._exit(128 + number) if left else _end_now(number))
+        raise SignalReceived(number)
+
+    try:
+        with _handled(stop):
+            yield
+    finally:
+        left = True
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int], Any]) -> Iterator[None]:
     """Call `handler` with the number of each signal while the block runs; in the main thread.
 
     A SIGHUP that the parent process has told to ignore, as `nohup` does, stays ignored.
@@ -57,38 +142,14 @@ def handled(handler: Callable[[int], Any]) -> Iterator[None]:
             signal.signal(number, old)
 
 
-@contextlib.contextmanager
-def raising_signals() -> Iterator[None]:
-    """Raise `SignalReceived` in the main thread for each signal, and end the process if it then hangs.
-
-    Whoever catches the exception prints the line about it.
-    """
-    left = False
-
-    def end(number: int) -> None:
-        if left:
-            os._exit(128 + number)
-        end_now(number)
-
-    def stop(number: int) -> None:
-        later(lambda: end(number))
-        raise SignalReceived(number)
-
-    try:
-        with handled(stop):
-            yield
-    finally:
-        left = True
-
-
-def later(call: Callable[[], Any]) -> None:
+def _later(call: Callable[[], Any]) -> None:
     """Call a function in `GRACE_SECONDS`, in a thread that does not keep Python from ending."""
     timer = threading.Timer(GRACE_SECONDS, call)
     timer.daemon = True
     timer.start()
 
 
-def end_now(number: int) -> None:
+def _end_now(number: int) -> None:
     """End the process with one line."""
     name = signal.Signals(number).name
     print(f"{name}: stopped. Run the same command to resume from what is saved.", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.experiment import pipeline as experiment
 from l2l_jax.report import write
-from l2l_jax.train.metric_writers import read_metrics
+from l2l_jax.train.hooks import read_metrics
 from tests.matrix import soak
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"

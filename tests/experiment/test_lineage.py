@@ -1,28 +1,25 @@
 """Which model a budget is relative to when models are unlearned one after another."""
 
 import dataclasses
-import pathlib
-import runpy
 import shutil
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from l2l_jax.config import parse_config
+from l2l_jax.config_files import read_config
 from l2l_jax.data.digits import open_digits
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
-from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.budget import budget_reference, first_of_line
+from l2l_jax.experiment.phase import TrainingPhase
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.weights.saved_models import read_card, save_model
 
-RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
-CONFIG = parse_config(runpy.run_path(str(RECIPE))["get_config"]("encoder"))
+CONFIG = parse_config(read_config("digits_mae:encoder"))
 CONFIG = dataclasses.replace(CONFIG, unlearn=dataclasses.replace(CONFIG.unlearn, retain_budget=None))
 
 
@@ -43,8 +40,7 @@ def unlearned_from(model, folder, monkeypatch):
     """The folder of a model that is said to be unlearned from another one."""
     config = started_from(model)
     original = original_params(config, Workdir(folder, config), None)
-    monkeypatch.setattr(batches, "training_batches", lambda *_, **__: None)
-    monkeypatch.setattr(unlearning, "Trainer", lambda *_, **__: SimpleNamespace(train=lambda _: original))
+    monkeypatch.setattr(TrainingPhase, "train", lambda *_, **__: original)
     folders = Workdir(folder, config)
     unlearning.unlearned_params(config, folders, original, Split(*2 * [open_digits("test", 16)]))
     return folders.unlearned
@@ -81,8 +77,7 @@ def test_a_later_request_imitates_the_first_model(first, tmp_path, monkeypatch):
     newer = jax.tree.map(lambda x: x + 1, original_params(started_from(one), Workdir(one, CONFIG), None))
     save_model(one, newer, read_card(one))
     taught = []
-    trainer = SimpleNamespace(train=lambda run: taught.append(run.teacher) or newer)
-    monkeypatch.setattr(unlearning, "Trainer", lambda *_, **__: trainer)
+    monkeypatch.setattr(TrainingPhase, "train", lambda *_, **run: taught.append(run["teacher"]) or newer)
     ends = {"retain": 1.0, "forget": 1.0}
     monkeypatch.setattr(unlearning, "_terms_at_end", lambda *_: ends)
     for number, (model, method) in enumerate([(first[0], "encoder"), (one, "encoder"), (one, "epsilon")]):

@@ -9,8 +9,8 @@ import pytest
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.experiment.batches import training_sets
 from l2l_jax.experiment.outlook import announce
+from l2l_jax.experiment.phase import training_sets
 from l2l_jax.experiment.workdir import Workdir
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"

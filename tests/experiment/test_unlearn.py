@@ -1,62 +1,47 @@
 """What `experiment` makes of a method with phases and of a retain budget."""
 
 import json
-import pathlib
-import runpy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from l2l_jax.config import parse_config
+from l2l_jax.config_files import override, read_config
 from l2l_jax.data.digits import open_digits
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, validation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evals.inpaint import Inpainter, masked_errors
 from l2l_jax.evals.tasks import parse_tasks
-from l2l_jax.experiment import batches
 from l2l_jax.experiment import unlearn as unlearning
 from l2l_jax.experiment.budget import retain_budget, validation_images
+from l2l_jax.experiment.phase import TrainingPhase, training_sets
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.methods.epsilon import Constrained
 from l2l_jax.weights.saved_models import read_card
 
-RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
-
 
 def config_of(**fields):
-    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
-    recipe.audit.enabled, recipe.unlearn.retain_budget = False, 0.0
-    recipe.update_from_flattened_dict(fields)
-    return parse_config(recipe)
-
-
-class Trained:
-    """Stands in for `Trainer`: keeps what it is asked for, and logs a forget loss that falls by 1 a step."""
-
-    def __init__(self):
-        self.runs = {}
-
-    def __call__(self, name, task, config, **where):
-        def train(run):
-            self.runs[run.folder.name] = (task, config, run.alpha, run.budget, run.params)
-            run.folder.mkdir(parents=True, exist_ok=True)
-            start = {"phase_1a": 100, "phase_1b": 200}.get(run.folder.name, 0)
-            rows = ({"step": n, "retain": 7.0, "forget": start - n} for n in range(1, config.steps + 1))
-            (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            return {"encoder": np.zeros(1)}
-
-        return SimpleNamespace(train=train)
+    fields = {"audit.enabled": False, "unlearn.retain_budget": 0.0, **fields}
+    return parse_config(override(read_config("digits_mae:encoder"), fields))
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    stand_in = Trained()
-    monkeypatch.setattr(unlearning, "Trainer", stand_in)
-    monkeypatch.setattr(batches, "training_batches", lambda *_, **__: None)
-    return stand_in
+    """Phases that were to be trained, by folder; each logs a forget loss that falls by 1 a step."""
+    runs = {}
+
+    def train(phase, name, sets, params, folder, devices, **run):
+        runs[folder.name] = phase, params, run
+        folder.mkdir(parents=True, exist_ok=True)
+        start = {"phase_1a": 100, "phase_1b": 200}.get(folder.name, 0)
+        rows = ({"step": n, "retain": 7.0, "forget": start - n} for n in range(1, phase.training.steps + 1))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"encoder": np.zeros(1)}
+
+    monkeypatch.setattr(TrainingPhase, "train", train)
+    return runs
 
 
 def test_the_phases_find_the_range_of_epsilon(trained, tmp_path):
@@ -66,13 +51,14 @@ def test_the_phases_find_the_range_of_epsilon(trained, tmp_path):
     folders = Workdir(tmp_path, config)
     original = {"encoder": np.ones(1), "decoder": np.ones(2)}
     unlearning.unlearned_params(config, folders, original, Split(*2 * [open_digits("test", 16)]))
-    assert list(trained.runs) == ["phase_1a", "phase_1b", "unlearn"]
-    rules = [task.rule for task, *_ in trained.runs.values()]
+    assert list(trained) == ["phase_1a", "phase_1b", "unlearn"]
+    rules = [phase.objective.rule for phase, *_ in trained.values()]
     bounds = (100 - 38.5, 200 - 38.5)
     assert rules == [Constrained("forget"), Constrained("retain"), Constrained("forget", bounds)]
-    assert trained.runs["phase_1a"][1].log_every == 1
-    assert trained.runs["unlearn"][1:3] == (config.unlearn, 0.75)
-    assert all(run[-1] is original for run in trained.runs.values())
+    assert trained["phase_1a"][0].training.log_every == 1
+    own, _, run = trained["unlearn"]
+    assert own.training == config.unlearn and run["alpha"] == 0.75
+    assert all(params is original for _, params, _ in trained.values())
     assert read_card(folders.unlearned)["phases"]["phase_1b"] == {"retain": 7.0, "forget": bounds[1]}
 
 
@@ -99,7 +85,7 @@ def test_a_budgeted_run_says_what_it_cost(one_device, tmp_path):
     config = config_of(**fields, **{"model.scan": True, "data.validation_fraction": 0.05})
     folders = Workdir(tmp_path, config)
     train = open_source(config.data, "train", 16)
-    original, sets = original_params(config, folders, train), batches.training_sets(config, train)
+    original, sets = original_params(config, folders, train), training_sets(config, train)
     params = unlearning.unlearned_params(config, folders, original, sets)
     facts = read_card(folders.unlearned)["retain_budget"]
     validation = validation_sets(config.data, open_source(config.data, "validation", 16))

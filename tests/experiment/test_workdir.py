@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import pathlib
-import runpy
 
 import numpy as np
 import pytest
 
 from l2l_jax.config import parse_config
+from l2l_jax.config_files import read_config
 from l2l_jax.data.records import Subset
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split
@@ -18,8 +17,7 @@ from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.train.sharding import MeshConfig
 from l2l_jax.weights.saved_models import save_model
 
-RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
-CONFIG = parse_config(runpy.run_path(str(RECIPE))["get_config"]("encoder"))
+CONFIG = parse_config(read_config("digits_mae:encoder"))
 CONFIG = dataclasses.replace(CONFIG, pretrained="")
 ALPHA = dataclasses.replace(CONFIG, unlearn=dataclasses.replace(CONFIG.unlearn, alpha=0.5))
 STAGES = {"model": dataclasses.replace(CONFIG.pretrain["model"], steps=777)}

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.methods import METHODS, make_objective
+from l2l_jax.methods import METHODS
 from l2l_jax.methods.encoder import Encoder
+from l2l_jax.methods.restrictions import adapt, restrict
 from l2l_jax.methods.undo import Undo
 from l2l_jax.models.adapters import ADAPTER, adapted, merged
 from tests.fixtures.steps import prepared, step
@@ -15,9 +16,9 @@ from tests.train.families import MODELS, images_of, params_of
 
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match="starts from others"):
-        make_objective(Undo(), MODELS["mae"], adapter="norms")
+        adapt(Undo().objective(MODELS["mae"]), "norms", 8)
     with pytest.raises(ValueError, match="saliency must be 1"):
-        make_objective(Encoder(), MODELS["mae"], adapter="lora", saliency=0.5)
+        adapt(restrict(Encoder().objective(MODELS["mae"]), MODELS["mae"], 0.5), "lora", 8)
 
 
 def count(tree):
@@ -38,7 +39,7 @@ def test_how_many_numbers_are_trained():
     expected |= {("encoder", "norms"): 3 * 64, ("whole", "norms"): 6 * 64}
     params = params_of(MODELS["mae"])
     for (method, kind), numbers in expected.items():
-        objective = make_objective(METHODS[method](), MODELS["mae"], adapter=kind, adapter_rank=2)
+        objective = adapt(METHODS[method]().objective(MODELS["mae"]), kind, 2)
         assert objective.trained == (ADAPTER,)
         assert count(objective.initial(params, jax.random.key(0))) == numbers
 
@@ -58,10 +59,8 @@ def test_losses_and_gradients_of_every_family(method, family):
     """At first those of the original model; later those of the merged one, by the chain rule."""
     model, options = MODELS[family], METHODS[method]()
     params, (batch,) = params_of(model), images_of(family, 1, 4)
-    plain, objective = (
-        options.objective(model),
-        make_objective(options, model, adapter="lora", adapter_rank=2),
-    )
+    plain = options.objective(model)
+    objective = adapt(plain, "lora", 2)
     inputs = prepared(plain, params, batch)
     start = jax.device_get(objective.initial(params, jax.random.key(3)))
     moved = jax.tree.map(lambda x: x + np.float32(0.01), start)
@@ -87,7 +86,7 @@ def test_losses_and_gradients_of_every_family(method, family):
 def test_a_run_is_measured_with_the_weights_that_it_will_leave():
     """A retain budget restores images with the adapter added on the devices."""
     model, params = MODELS["mae"], params_of(MODELS["mae"])
-    objective = make_objective(Encoder(), model, adapter="lora", adapter_rank=2)
+    objective = adapt(Encoder().objective(model), "lora", 2)
     rng = np.random.default_rng(0)
     fresh = objective.initial(params, jax.random.key(0))
     trained = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), fresh)

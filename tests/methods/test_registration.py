@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import UserError
-from l2l_jax.methods import METHODS, make_objective
+from l2l_jax.methods import METHODS
 from l2l_jax.train.unlearning_config import UnlearningConfig
 from tests.fixtures.linear import BATCH, LINEAR, STUDENT, TEACHER
 from tests.fixtures.steps import prepared, step
@@ -58,7 +58,7 @@ def darken(tmp_path, monkeypatch):
 
 
 def test_it_is_trained_as_the_built_in_ones(darken):
-    objective = make_objective(darken(brightness=0.5), LINEAR)
+    objective = darken(brightness=0.5).objective(LINEAR)
     inputs = prepared(objective, TEACHER, BATCH)
     metrics, gradient = step(objective, STUDENT, TEACHER, inputs, 0.25)
     outputs = [

@@ -1,12 +1,11 @@
-"""Which entries are largest, against NumPy; what becomes of a task."""
+"""Which entries are largest, against NumPy; what becomes of an objective."""
 
 import jax
 import numpy as np
 import pytest
 
-from l2l_jax.methods import make_objective
 from l2l_jax.methods.encoder import Encoder
-from l2l_jax.methods.saliency import largest
+from l2l_jax.methods.restrictions import largest, restrict
 from tests.train.families import MODELS, params_of
 
 RNG = np.random.default_rng(0)
@@ -39,15 +38,13 @@ def test_equal_entries_go_together_and_zeros_never():
 
 def test_any_method_takes_a_share_and_a_fresh_start():
     model = MODELS["mae"]
-    plain = make_objective(Encoder(), model)
-    assert plain.saliency == 1 and plain.start is None
-    task = make_objective(Encoder(), model, saliency=0.5, saliency_reset=True)
-    assert task.saliency == 0.5
+    objective = restrict(Encoder().objective(model), model, 0.5, reset=True)
+    assert objective.saliency == 0.5
     params, key = params_of(model), jax.random.key(1)
-    started, other = task.start(params, key), task.start(params, jax.random.key(2))
+    started, other = objective.start(params, key), objective.start(params, jax.random.key(2))
     kernels = [p["encoder"]["blocks_0"]["mlp"]["fc1"]["kernel"] for p in (params, started, other)]
     bound = np.sqrt(6 / (32 + 128))  # of Glorot and Bengio's uniform distribution for 32 → 128
     assert 0.9 * bound < np.abs(kernels[1]).max() <= bound and np.abs(kernels[0]).max() > 2 * bound / 2
     assert np.abs(kernels[1] - kernels[2]).max() > 0.1 * bound
     with pytest.raises(ValueError, match=r"saliency is 0; expected .*\(0, 1\]"):
-        make_objective(Encoder(), model, saliency=0)
+        restrict(Encoder().objective(model), model, 0)

@@ -6,7 +6,7 @@ import pytest
 import scipy.ndimage
 
 from l2l_jax.methods import METHODS
-from l2l_jax.methods.targets import blurred, forget_truth
+from l2l_jax.methods.inputs import blurred, forget_truth
 from tests.fixtures.linear import BATCH, LINEAR, TEACHER
 from tests.fixtures.steps import prepared
 from tests.matrix import cells

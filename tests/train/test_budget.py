@@ -13,7 +13,7 @@ from l2l_jax.experiment.budget import outcome_of
 from l2l_jax.train import budget as rules
 from l2l_jax.train import loop, sharding
 from l2l_jax.train.budget import Measured, RetainBudget, limit_at, next_weight
-from l2l_jax.train.metric_writers import read_metrics
+from l2l_jax.train.hooks import read_metrics
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.sharding import MeshConfig
 from l2l_jax.train.unlearning_config import UnlearningConfig
@@ -63,7 +63,7 @@ def trainer(layout, sign):
     """Of all runs on a layout: what is tested lies between the steps, which are compiled once."""
     kind, data, model = layout
     mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
-    return loop.Trainer("unlearn", toy.task(sign), CONFIG, seed=0, mesh=mesh, parallel=kind)
+    return loop.Trainer("unlearn", toy.objective(sign), CONFIG, seed=0, mesh=mesh, parallel=kind)
 
 
 @functools.cache

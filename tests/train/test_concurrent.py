@@ -9,7 +9,7 @@ import pytest
 
 from l2l_jax.train import concurrent as module
 from l2l_jax.train.concurrent import side_by_side
-from l2l_jax.train.stopping import stop_request
+from l2l_jax.utils.stopping import stop_request
 
 
 @pytest.fixture(params=[1, 8])

@@ -16,13 +16,11 @@ from l2l_jax.data.loader import training_batches
 from l2l_jax.errors import Diverged, Interrupted, UserError
 from l2l_jax.methods.encoder import Encoder
 from l2l_jax.train import loop, sharding
-from l2l_jax.train.hooks import Observe
-from l2l_jax.train.metric_writers import MetricWriter, read_metrics
+from l2l_jax.train.hooks import Observe, read_metrics
 from l2l_jax.train.optim import TrainingConfig
-from l2l_jax.train.sharding import MeshConfig
 from tests.fixtures.training import TINY_MAE, Images, Watched, crash_at, image_batches, signal_at
 
-TASK = Encoder().objective(TINY_MAE)
+OBJECTIVE = Encoder().objective(TINY_MAE)
 CONFIG = TrainingConfig(
     steps=12, batch_size=4, learning_rate=0.01, warmup_steps=4, checkpoint_every=4, log_every=2, ema_decay=0.9
 )
@@ -34,15 +32,17 @@ def params():
 
 
 @functools.cache
-def trainer(task, config, mesh, parallel):
+def trainer(objective, config, mesh, parallel):
     """Of many tests, which ask what happens between steps: they share a compiled step."""
-    return loop.Trainer("unlearn", task, config, seed=1, mesh=mesh, parallel=parallel)
+    return loop.Trainer("unlearn", objective, config, seed=1, mesh=mesh, parallel=parallel)
 
 
-def run(params, folder, batches=None, config=CONFIG, mesh=None, parallel="jit", task=TASK, teacher=None):
+def run(
+    params, folder, batches=None, config=CONFIG, mesh=None, parallel="jit", objective=OBJECTIVE, teacher=None
+):
     batches = batches or image_batches()
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
-    return trainer(task, config, mesh, parallel).train(
+    return trainer(objective, config, mesh, parallel).train(
         loop.TrainRun(params, batches, folder, alpha=0.5, teacher=teacher)
     )
 
@@ -101,28 +101,6 @@ def test_resuming_after_a_crash_is_bit_identical(params, uninterrupted, tmp_path
     assert read_metrics(tmp_path) == uninterrupted[1]
 
 
-@pytest.mark.soak
-def test_a_run_resumes_with_other_devices(params, uninterrupted, tmp_path):
-    """Four devices as 2x2, a crash, then four under pmap: batches, draws and losses of one device.
-
-    In every run test_several_processes.py goes on with others, and on a mesh of 2x2.
-    """
-
-    four = jax.devices()[:4]
-    with pytest.raises(KeyboardInterrupt):
-        run(
-            params,
-            tmp_path,
-            Watched(image_batches(), crash_at(6)),
-            mesh=sharding.make_mesh(four, MeshConfig(2, 2)),
-        )
-    result = run(params, tmp_path, mesh=sharding.make_mesh(four), parallel="pmap")
-    for mine, theirs in zip(read_metrics(tmp_path), uninterrupted[1], strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-3)
-    difference = result["encoder"]["cls_token"] - uninterrupted[0]["encoder"]["cls_token"]
-    assert np.abs(difference).max() < 1e-4
-
-
 def damage(checkpoint: pathlib.Path, how: str) -> None:
     files = [f for f in checkpoint.rglob("*") if f.is_file()]
     if how == "truncated":
@@ -167,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(params, tmp_path):
 
 def test_a_batch_that_the_devices_cannot_share_is_refused():
     with pytest.raises(UserError, match="8 devices times 1"):
-        loop.Trainer("unlearn", TASK, CONFIG, seed=1, mesh=sharding.make_mesh())
+        loop.Trainer("unlearn", OBJECTIVE, CONFIG, seed=1, mesh=sharding.make_mesh())
 
 
 def test_training_works_outside_the_main_thread(params, uninterrupted, tmp_path):
@@ -191,7 +169,7 @@ def test_nothing_is_compiled_after_the_first_step(params, tmp_path):
         seen.append(len(compiled))
         return fetch()
 
-    fresh = loop.Trainer("unlearn", TASK, CONFIG, seed=1, mesh=sharding.make_mesh(jax.devices()[:1]))
+    fresh = loop.Trainer("unlearn", OBJECTIVE, CONFIG, seed=1, mesh=sharding.make_mesh(jax.devices()[:1]))
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         fresh.train(loop.TrainRun(params, Watched(image_batches(), count), tmp_path, alpha=0.5))
@@ -237,28 +215,19 @@ def test_scalars_are_complete(uninterrupted):
 
 
 def test_the_teacher_may_be_another_model_than_the_one_that_is_trained(params, uninterrupted, tmp_path):
-    """As when the teacher is trained from weights that its task starts with in place of its own."""
+    """As when the teacher is trained from weights that its objective starts with in place of its own."""
     teacher = {**params, "encoder": jax.tree.map(lambda x: 1.5 * x, params["encoder"])}
     taught = run(params, tmp_path / "taught", teacher=teacher)
-    replaced = dataclasses.replace(TASK, start=lambda _, rng: {"encoder": params["encoder"]})
-    expected = run(teacher, tmp_path / "replaced", task=replaced)
+    replaced = dataclasses.replace(OBJECTIVE, start=lambda _, rng: {"encoder": params["encoder"]})
+    expected = run(teacher, tmp_path / "replaced", objective=replaced)
     jax.tree.map(np.testing.assert_array_equal, taught, expected)
     changed = jax.tree.map(lambda x, y: np.any(x != y), taught["encoder"], uninterrupted[0]["encoder"])
     assert any(jax.tree.leaves(changed))
 
 
 def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
-    writer = MetricWriter(tmp_path)
-    for step in (1, 2, 3):
-        writer.write(step, {"loss": float(step)})
-    writer.close()
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(path.read_text()[:-5])
-    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
-    resumed = MetricWriter(tmp_path, first_step=1)
-    resumed.write(2, {"loss": 9.0})
-    resumed.close()
-    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 9.0}]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
 
 
 def test_tensorboard_files_hold_the_scalars(finished):
@@ -282,11 +251,13 @@ def test_a_trainer_shows_models_on_the_way_and_is_traced_once(params, tmp_path):
 
     def prepare(*arguments):
         traced.append(1)
-        return TASK.prepare(*arguments)
+        return OBJECTIVE.prepare(*arguments)
 
     mesh = sharding.make_mesh(jax.devices()[:1])
     constant = dataclasses.replace(CONFIG, schedule="constant")
-    trainer = loop.Trainer("unlearn", dataclasses.replace(TASK, prepare=prepare), constant, seed=1, mesh=mesh)
+    trainer = loop.Trainer(
+        "unlearn", dataclasses.replace(OBJECTIVE, prepare=prepare), constant, seed=1, mesh=mesh
+    )
     results = []
     for folder, steps in {"unseen": (), "seen": (7, 12)}.items():
         batches = image_batches()

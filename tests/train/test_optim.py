@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2l_jax.train.optim import TrainingConfig, decayed, kernels, learning_rate_schedule, make_optimizer
+from l2l_jax.train.optim import TrainingConfig, decayed, learning_rate_schedule, make_optimizer
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,3 @@ def test_muon_makes_the_updates_of_kernels_orthogonal():
     np.testing.assert_allclose(updates["conv"]["kernel"].reshape(6, 4), updates["kernel"], atol=1e-6)
     nesterov = 1 + 0.9 / 1.9  # Adam's first step with Nesterov momentum (Dozat 2016)
     np.testing.assert_allclose(updates["bias"], -0.1 * nesterov * np.sign(gradient["bias"]), rtol=1e-4)
-
-
-def test_embeddings_and_tokens_are_no_kernels():
-    params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "word_embeddings": jnp.ones((5, 2))}
-    found = kernels(params)
-    assert found["word_embeddings"] is None and found["dense"]["bias"] is None
-    assert (found["dense"]["kernel"].reduction_axis, found["dense"]["kernel"].output_axis) == ((0,), 1)

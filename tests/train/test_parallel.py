@@ -46,12 +46,12 @@ class Run:
     def __init__(self, family, kind, data, model):
         mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
         parallel, optimizer = make_parallel(mesh, kind), make_optimizer(CONFIG)
-        task = METHODS[METHOD[family]]().objective(MODELS[family])
+        objective = METHODS[METHOD[family]]().objective(MODELS[family])
         params = params_of(MODELS[family])
         config = dataclasses.replace(CONFIG, accumulate=ACCUMULATE[family])
-        step = make_step(task, optimizer, seed=3, config=config, parallel=parallel)
-        trained = {part: params[part] for part in task.trained}
-        frozen = sharding.place({part: params[part] for part in task.frozen}, mesh)
+        step = make_step(objective, optimizer, seed=3, config=config, parallel=parallel)
+        trained = {part: params[part] for part in objective.trained}
+        frozen = sharding.place({part: params[part] for part in objective.frozen}, mesh)
         state = placed_state(trained, optimizer, mesh, ema=True, alpha=0.25)
         batches = [parallel.rows(batch) for batch in images_of(family, 10, 16)]
         self.step = parallel.compile(step, state).lower(state, frozen, batches[0]).compile()
@@ -130,15 +130,6 @@ def test_parameters_moments_and_average_are_split_alike(runs):
     assert all(x.addressable_shards[0].data.size * 8 == x.size for x in big)
     small = [x for x in jax.tree.leaves(state) if x.size < sharding.SHARDED_FROM]
     assert all(x.sharding.is_fully_replicated for x in small)
-
-
-def test_the_decoder_is_not_on_the_devices(runs):
-    """The paper's method trains on the encoder's arrays and what T reads, and on no others."""
-    run = runs("mae", "8x1")
-    inputs = run.step.args_info[0]
-    frozen = {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(inputs[1])}
-    trained = {path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(inputs[0].params)}
-    assert frozen == trained == {"encoder"}
 
 
 def test_the_rule_of_splitting():

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from l2l_jax.errors import Interrupted
-from l2l_jax.train.stopping import stop_request
+from l2l_jax.utils.stopping import stop_request
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -24,7 +24,7 @@ def test_a_signal_is_a_request(number):
 
 def test_a_request_that_nobody_saw_takes_its_usual_effect():
     program = (
-        "import os, signal\nfrom l2l_jax.train.stopping import stop_request\n"
+        "import os, signal\nfrom l2l_jax.utils.stopping import stop_request\n"
         "with stop_request():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('inside', flush=True)\n"
         "print('behind', flush=True)"
     )

@@ -79,21 +79,21 @@ def test_codes_are_those_of_each_step(bank, params):
 
 
 def test_steps_see_what_they_see_without_a_bank(bank, params):
-    task = METHODS["encoder"]().objective(MODEL)
-    frozen = {part: params[part] for part in task.frozen}
+    objective = METHODS["encoder"]().objective(MODEL)
+    frozen = {part: params[part] for part in objective.frozen}
 
     @jax.jit
     def prepare(batch, step):
-        return task.prepare(frozen, batch, jax.random.fold_in(jax.random.key(SEED), step))
+        return objective.prepare(frozen, batch, jax.random.fold_in(jax.random.key(SEED), step))
 
     for step, pixels, codes in zip(range(STEPS), images(), bank, strict=False):
         jax.tree.map(np.testing.assert_array_equal, prepare(pixels, step), prepare(codes, step))
 
 
 def test_training_needs_no_tokenizer(bank, params, mesh, tmp_path):
-    task = cached_objective(METHODS["encoder"]().objective(MODEL), MODEL, ALL)
+    objective = cached_objective(METHODS["encoder"]().objective(MODEL), MODEL, ALL)
     lean = {part: params[part] for part in params if part != "tokenizer"}
-    trainer = loop.Trainer("unlearn", task, TRAINING, seed=SEED, mesh=mesh)
+    trainer = loop.Trainer("unlearn", objective, TRAINING, seed=SEED, mesh=mesh)
     trained = trainer.train(loop.TrainRun(lean, bank, tmp_path))
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), trained["encoder"], params["encoder"])
     assert min(jax.tree.leaves(moved)) > 1e-3
@@ -124,8 +124,8 @@ def test_it_resumes_where_it_was(bank):
 def test_noise_alone(params, mesh, tmp_path):
     how = TokenCacheConfig(views=0, noise_images=12)
     bank = open_token_cache(tmp_path, how, MODEL, params, images(), seed=SEED, mesh=mesh)
-    task = METHODS["encoder"]().objective(MODEL)
-    assert cached_objective(task, MODEL, ("noise",)).frozen == ("encoder", "tokenizer")  # for its images
+    objective = METHODS["encoder"]().objective(MODEL)
+    assert cached_objective(objective, MODEL, ("noise",)).frozen == ("encoder", "tokenizer")  # for its images
     shown, found = [], []
     for step, pixels, batch in zip(range(2), images(), bank, strict=False):
         np.testing.assert_array_equal(batch["retain"], pixels["retain"])

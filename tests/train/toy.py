@@ -49,7 +49,7 @@ def params():
     return {"encoder": {"gain": np.float32(START)}, "decoder": {"unused": np.float32(0)}}
 
 
-def task(sign=1.0):
+def objective(sign=1.0):
     """Retain loss mean (w x − x)², forget loss sign · mean (w x)²."""
 
     def prepare(frozen, batch, rng, axis_name=None):

@@ -8,8 +8,6 @@ import pytest
 
 from tests.utils import forking
 
-pytestmark = pytest.mark.skipif(not forking.can_fork(), reason="no pidfds: nothing is forked")
-
 
 @pytest.mark.parametrize("devices", [1, 3])
 def test_a_child_has_its_own_environment_folder_and_devices(tmp_path, devices):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import UserError
-from l2l_jax.experiment import batches
+from l2l_jax.experiment.phase import open_phase
 from l2l_jax.utils import multihost as collectives
 from l2l_jax.utils.multihost import barrier, exchange, from_primary, is_primary, on_primary, to_host
 
@@ -70,4 +70,4 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     settings = config()
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(UserError, match="batch_size is 8, which is not a multiple of the 3 processes"):
-        batches.phase_batches(settings, settings.unlearn, {}, None)
+        open_phase(settings, "unlearn").train("unlearn", {}, {}, None, [jax.devices()[0]])

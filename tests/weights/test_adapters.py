@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from l2l_jax.errors import UserError
-from l2l_jax.methods.adapters import new_adapter
+from l2l_jax.models.adapters import new_adapter
 from l2l_jax.weights import adapters
 from l2l_jax.weights.__main__ import main
 from l2l_jax.weights.adapters import adapter_bytes, with_adapter

@@ -1,0 +1,113 @@
+"""The paper's four baselines."""
+
+import dataclasses
+import functools
+
+import jax
+
+from l2l_jax import losses
+from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
+from l2l_jax.methods.inputs import corrupt_images, forget_truth, generative_losses
+from l2l_jax.models.base import Model
+from l2l_jax.utils.batch_axis import deinterleave, interleave
+
+
+@register("max_loss")
+@dataclasses.dataclass(frozen=True)
+class MaxLoss(Method):
+    """Raise the model's own training loss on forget images.
+
+    Encoder and decoder are trained. The loss has no lower bound: with a large alpha or many steps it
+    diverges, which clipping the gradient delays.
+    """
+
+    def objective(self, model: Model) -> Objective:
+        """Return the retain loss minus `alpha` times the forget loss."""
+
+        def loss(trained, frozen, inputs, alpha):
+            return losses.max_loss(*generative_losses(model, {**frozen, **trained}, inputs), alpha=alpha)
+
+        prepare = functools.partial(corrupt_images, model)
+        return unlearning_objective(model, model.generative_parts, prepare, loss)
+
+
+@register("noisy_label")
+@dataclasses.dataclass(frozen=True)
+class NoisyLabel(Method):
+    """Train forget images towards Gaussian noise.
+
+    Encoder and decoder are trained. `Model.noisy_truth` defines what noise is to a family: a noise image
+    (MAE), noise codes (MAGE) or pure noise inside the mask (Palette), with the statistics of retain and
+    forget images together.
+    """
+
+    def objective(self, model: Model) -> Objective:
+        """Return the model's own loss, with noise as the truth of forget images."""
+
+        def prepare(frozen, batch, rng, axis_name=None):
+            views = corrupt_images(model, frozen, batch, rng, axis_name)
+            return {**views, "forget": forget_truth(model, frozen, views, rng, "noise", axis_name)}
+
+        def loss(trained, frozen, inputs, alpha):
+            return losses.noisy_label_loss(
+                *generative_losses(model, {**frozen, **trained}, inputs), alpha=alpha
+            )
+
+        return unlearning_objective(model, model.generative_parts, prepare, loss)
+
+
+@register("retain_label")
+@dataclasses.dataclass(frozen=True)
+class RetainLabel(Method):
+    """Train forget images towards the original model's outputs on retain images.
+
+    Encoder and decoder are trained. Forget image i is paired with retain image i of the batch. The release
+    for MAGE weights both terms by the mask of the retain images, so that forget images never count, and its
+    outputs include the logits of the class token and of unused words; neither is copied.
+    """
+
+    def objective(self, model: Model) -> Objective:
+        """Return the model's own loss, with outputs on retain images as the truth of forget images."""
+
+        def prepare(frozen, batch, rng, axis_name=None):
+            views = corrupt_images(model, frozen, batch, rng, axis_name)
+            return {name: view["corrupted"] for name, view in views.items()}
+
+        def loss(trained, frozen, inputs, alpha):
+            rows = interleave(inputs["retain"], inputs["forget"])
+            retain, forget = deinterleave(model.predict({**frozen, **trained}, rows))
+            teacher = model.predict(frozen, inputs["retain"])
+            return losses.retain_label_loss(retain, teacher, forget, alpha=alpha)
+
+        parts = model.generative_parts
+        return unlearning_objective(model, parts, prepare, loss, teacher=parts)
+
+
+@register("random_encoder")
+@dataclasses.dataclass(frozen=True)
+class RandomEncoder(Method):
+    """Send the encoder's features of forget images to Gaussian noise.
+
+    The encoder is trained. The noise has the statistics of the original features of retain and forget
+    images, as in the release for MAGE; in the release for Palette the original encoder sees noise inside the
+    mask of forget images. The release for MAGE weights both terms by the mask of the retain images, so that
+    forget images never count; this is not copied.
+    """
+
+    def objective(self, model: Model) -> Objective:
+        """Return the feature loss, with noise as the target of forget images."""
+
+        def prepare(frozen, batch, rng, axis_name=None):
+            views = corrupt_images(model, frozen, batch, rng, axis_name)
+            inputs = {name: view["corrupted"] for name, view in views.items()}
+            # Not in the loss: the statistics are those of the whole batch.
+            features = model.encode(frozen["encoder"], interleave(inputs["retain"], inputs["forget"]))
+            noise = losses.noise_features(features, jax.random.fold_in(rng, 2), axis_name)
+            return inputs | {"teacher": deinterleave(features)[0], "noise": deinterleave(noise)[1]}
+
+        def loss(trained, frozen, inputs, alpha):
+            rows = interleave(inputs["retain"], inputs["forget"])
+            retain, forget = deinterleave(model.encode(trained["encoder"], rows))
+            return losses.random_encoder_loss(retain, inputs["teacher"], forget, inputs["noise"], alpha=alpha)
+
+        return unlearning_objective(model, ("encoder",), prepare, loss, teacher=("encoder",))
