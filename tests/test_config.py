@@ -66,7 +66,7 @@ MISTAKES = [
     ("unlearn.batch_size", 2.5, "config.unlearn.batch_size is 2.5"),
     ("model.family", "vae", "config.model.family is 'vae'; known: .*mae"),
     ("model.num_heads", 5, "config.model: width 96 must be divisible"),
-    ("model.dtype", "float16", "config.model: dtype must be float32 or bfloat16"),
+    ("model.dtype", "float16", "config.model: dtype must be one of float32, bfloat16, not .float16."),
     ("model.pretrained", 3, "config.model.pretrained is 3"),
     ("seed", -1, "config.seed is -1"),
     ("evaluate.networks", "inception,vgg", "config.evaluate.networks is 'vgg'"),
