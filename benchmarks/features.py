@@ -71,8 +71,8 @@ def open_sides(images: np.ndarray, threads: int) -> dict[str, Callable[[], np.nd
     from benchmarks.inception_torch import Inception
     from benchmarks.random_networks import inception_weights
     from l2l_jax.evals.features import inception
-    from l2l_jax.evals.features.base import BatchedNetwork
     from l2l_jax.evals.features.convolutions import joined
+    from l2l_jax.evals.features.networks import BatchedNetwork
 
     state_dict, stored = inception_weights()
 

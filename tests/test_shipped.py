@@ -11,7 +11,7 @@ import pytest
 
 from l2l_jax import shipped
 from l2l_jax.config import parse_config
-from l2l_jax.data import fashion
+from l2l_jax.data import arrays
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, validation_sets
 from l2l_jax.errors import UserError
@@ -37,7 +37,7 @@ def config_of(recipe, **fields):
 def test_a_model_for_each_recipe():
     assert set(shipped.names()) == {*RECIPES, *(name + shipped.RETRAINED for name in WITH_TWIN)}
     files = [shipped.resolved(name) for name in shipped.names()]
-    data = [*fashion.FOLDER.iterdir(), fashion.FOLDER.parent / "digits.safetensors"]
+    data = [*arrays.FASHION.iterdir(), arrays.DIGITS]
     assert sum(len(file.read_bytes()) for file in (*files, *data)) <= 14_000_000
     for name, file in zip(shipped.names(), files, strict=True):
         card = shipped.card(name)

@@ -52,14 +52,15 @@ def training_images(config: Any) -> tuple[Any, Sequence[float]]:
     """Return the training images of all classes, None for those of the config, and lengths of retraining."""
     from etils import epath
 
-    from l2l_jax.data.fashion import CLASS_NAMES
-    from l2l_jax.data.idx import read_split
+    from l2l_jax.data.arrays import FASHION_CLASSES, read_idx_split
     from l2l_jax.data.records import ArraySource
     from l2l_jax.experiment.pretrain import LENGTHS
 
     if config.data.source != "fashion":
         return None, LENGTHS
-    return ArraySource(*read_split(epath.Path(IDX_FOLDER), "train"), CLASS_NAMES, "train"), FASHION_LENGTHS
+    return ArraySource(
+        *read_idx_split(epath.Path(IDX_FOLDER), "train"), FASHION_CLASSES, "train"
+    ), FASHION_LENGTHS
 
 
 def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:

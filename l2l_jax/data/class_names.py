@@ -1,5 +1,6 @@
 """From what the user calls a class to its id."""
 
+import contextlib
 import difflib
 import functools
 import importlib.resources
@@ -36,8 +37,41 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
     Raises:
       UserError: An unknown class, or a name that several classes share.
     """
-    names = _Names(class_names, field)
-    return list(dict.fromkeys(names.class_id(name) for name in _expand(wanted, names.numbers, field, side)))
+    numbers = {name: number for number, name in enumerate(class_names)}
+    normal = {_normal(name): number for number, name in enumerate(class_names)}
+    words = _imagenet_words(class_names)
+
+    def class_id(text: str) -> int:
+        number = numbers.get(text, normal.get(_normal(text)))
+        if number is not None:
+            return number
+        if PLAIN_NUMBER.fullmatch(text) and int(text) < len(class_names):
+            _refuse_other_spelling(class_names, int(text), field)
+            return int(text)
+        synsets = words.get(text.lower(), [])
+        if len(synsets) > 1:
+            raise UserError(
+                f"{field}: several classes are called {text!r}: {', '.join(synsets)}; name one of these."
+            )
+        if synsets:
+            return numbers[synsets[0]]
+        near = difflib.get_close_matches(text, [*numbers, *words])
+        examples = ", ".join(class_names[:10]) + (", …" if len(class_names) > 10 else "")
+        hint = f"nearest: {', '.join(near)}" if near else f"its classes: {examples}"
+        raise UserError(f"{field} names the class {text!r}, which the source lacks; {hint}.")
+
+    return list(dict.fromkeys(map(class_id, _expand(wanted, numbers, field, side))))
+
+
+def _refuse_other_spelling(class_names: Sequence[str], number: int, field: str) -> None:
+    """Raise a UserError if a class id, as the user wrote it, is the name of another class, as 3 is 3.0."""
+    for name in class_names:
+        with contextlib.suppress(ValueError):
+            if float(name) == number:
+                raise UserError(
+                    f"{field}: no class is called '{number}'. The class with this number is "
+                    f"{class_names[number]!r}, but {name!r} is the same number; write the name as it is."
+                )
 
 
 def readable(name: str) -> str:
@@ -67,54 +101,16 @@ def _expand(wanted: Sequence[str | int], known: Mapping[str, int], field: str, s
                 )
             yield from _lines((LISTS / f"{name}_{side}.txt").read_text("utf-8"))
         elif name.startswith("@"):
-            yield from _lines(_read_list(name[1:], field))
+            try:
+                yield from _lines(pathlib.Path(name[1:]).expanduser().read_text("utf-8-sig"))
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(
+                    f"{field}: the list of classes {name[1:]} cannot be read ({error})."
+                ) from error
         elif "," in name:
             yield from _expand(list(filter(None, map(str.strip, name.split(",")))), known, field, side)
         else:
             yield name
-
-
-class _Names:
-    """Looks classes up by what they may be called."""
-
-    def __init__(self, class_names: Sequence[str], field: str):
-        self._names, self._field = class_names, field
-        self.numbers = {name: number for number, name in enumerate(class_names)}
-        self._normal = {_normal(name): name for name in class_names}
-        self._words = _imagenet_words(class_names)
-
-    def class_id(self, text: str) -> int:
-        name = text if text in self.numbers else self._normal.get(_normal(text))
-        if name is not None:
-            return self.numbers[name]
-        if PLAIN_NUMBER.fullmatch(text) and int(text) < len(self._names):
-            return self._by_number(int(text))
-        synsets = self._words.get(text.lower(), [])
-        if len(synsets) > 1:
-            raise UserError(
-                f"{self._field}: several classes are called {text!r}: {', '.join(synsets)}; name one of "
-                "these."
-            )
-        if synsets:
-            return self.numbers[synsets[0]]
-        near = difflib.get_close_matches(text, [*self.numbers, *self._words])
-        examples = ", ".join(self._names[:10]) + (", …" if len(self._names) > 10 else "")
-        hint = f"nearest: {', '.join(near)}" if near else f"its classes: {examples}"
-        raise UserError(f"{self._field} names the class {text!r}, which the source lacks; {hint}.")
-
-    def _by_number(self, number: int) -> int:
-        """Return a class id, unless the name of another class is the same number."""
-        for name in self._names:
-            try:
-                same = float(name) == number
-            except ValueError:
-                continue
-            if same:
-                raise UserError(
-                    f"{self._field}: no class is called '{number}'. The class with this number is "
-                    f"{self._names[number]!r}, but {name!r} is the same number; write the name as it is."
-                )
-        return number
 
 
 def _normal(name: str) -> str:
@@ -124,20 +120,17 @@ def _normal(name: str) -> str:
 def _imagenet_words(class_names: Sequence[str]) -> dict[str, list[str]]:
     """Return lower-case words for classes with WordNet ids as names: `{"goldfish": ["n01443537"]}`."""
     words = defaultdict(list)
-    if any(WNID.fullmatch(name) for name in class_names):
-        present = set(class_names)
-        for wnid, synonyms in imagenet_names().items():
-            if wnid in present:
-                for word in synonyms:
-                    words[word.lower()].append(wnid)
+    present = set(filter(WNID.fullmatch, class_names))
+    for wnid, synonyms in imagenet_names().items() if present else ():
+        for word in synonyms if wnid in present else ():
+            words[word.lower()].append(wnid)
     return dict(words)
 
 
 @functools.cache
 def imagenet_names() -> dict[str, tuple[str, ...]]:
     """Return the words of WordNet for each of ImageNet-1K's classes, by WordNet id."""
-    lines = _lines((LISTS / "imagenet_names.txt").read_text("utf-8"))
-    pairs = (line.split("\t") for line in lines)
+    pairs = (line.split("\t") for line in _lines((LISTS / "imagenet_names.txt").read_text("utf-8")))
     return {wnid: tuple(words.split(", ")) for wnid, words in pairs}
 
 
@@ -145,10 +138,3 @@ def _lines(text: str) -> list[str]:
     """Return the lines that are not empty and do not begin with #."""
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def _read_list(path: str, field: str) -> str:
-    try:
-        return pathlib.Path(path).expanduser().read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{field}: the list of classes {path} cannot be read ({error}).") from error

@@ -52,14 +52,10 @@ class OpenImage:
         self.height, self.width = (height, width) if orientation < 5 else (width, height)
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
-        """Decode the image.
+        """Decode the image, uint8 `[height, width, 3]`.
 
-        Args:
-          shrink: 1, 2, 4 or 8. A JPEG may be returned smaller by up to this factor, which saves most
-            of its decoding: libjpeg-turbo then leaves out the high frequencies of each block.
-
-        Returns:
-          uint8 `[height, width, 3]`.
+        With `shrink` 2, 4 or 8 a JPEG may be returned smaller by up to this factor, which saves most of its
+        decoding: libjpeg-turbo then leaves out the high frequencies of each block.
 
         Raises:
           ImageError: The file is damaged.

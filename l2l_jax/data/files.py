@@ -1,9 +1,13 @@
 """Images in files of the user's own: a folder of class folders, or a table of paths."""
 
+import csv
 import functools
+import io
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+import posixpath
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -11,9 +15,11 @@ from etils import epath
 from l2l_jax.data.class_names import readable
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.listing import SUFFIXES, Lister, log_once
-from l2l_jax.data.records import Record, SplitName, held_out
+from l2l_jax.data.records import Record, Source, SplitName, hold_out
 from l2l_jax.errors import UserError
 from l2l_jax.utils.threads import DaemonPool
+
+logger = logging.getLogger(__name__)
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 """Names of the folder or the split of test images, besides "train"."""
@@ -24,16 +30,20 @@ MADE_LOCALLY = "data/local"
 THREADS = 16
 """Threads that look at files, whose storage may be slow."""
 
+RESOLVED_LINES = 20_000
+"""Lines of a table up to which links are followed to find files that are named twice."""
 
-class FileSource:
-    """Image files, a class id for each.
+CHECKED_FILES = 1000
+"""Files of a table whose existence is checked when it is opened."""
 
-    Args:
-      root: Folder that the paths are relative to; may be remote.
-      paths: Paths of the files, as bytes: names need not be UTF-8.
-      labels: Class ids.
-      class_names: Names of the class ids.
-      passed_over: Files that were listed but are not read, in words.
+USES = {None: "", True: ", for testing", False: ", for training"}
+
+
+class FileSource(Source):
+    """Image files below a root, which may be remote, a class id for each.
+
+    Paths are bytes: names need not be UTF-8. `passed_over` are files that were listed but are not read, in
+    words.
     """
 
     def __init__(
@@ -45,11 +55,8 @@ class FileSource:
         passed_over: str = "",
     ):
         self.root, self.passed_over = root, passed_over
-        self.paths = np.asarray(paths, np.bytes_)
+        self.paths: np.ndarray = np.asarray(paths, np.bytes_)
         self.labels, self.class_names = np.asarray(labels, np.int32), tuple(class_names)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
         path = self.path(index)
@@ -61,7 +68,9 @@ class FileSource:
 
     def path(self, index: int) -> epath.Path:
         """Return the path of an image."""
-        return _path(self.root, self.paths[index])
+        raw = bytes(self.paths[index])
+        path = _text(raw) if "://" in self.root or b"://" in raw else os.fsdecode(raw)
+        return epath.Path(path) if "://" in path else epath.Path(self.root) / path
 
     def key(self, index: int) -> bytes:
         """Return the relative path and the size of an image; that of a remote one is not looked up."""
@@ -79,43 +88,64 @@ class FileSource:
         return os.path.commonpath([os.path.dirname(path) for path in self.paths if os.path.isabs(path)])
 
 
+def find(config: SourceConfig, wanted: str, *, folder: bool) -> epath.Path:
+    """Return `config.path`, if there is a folder, or else a file; `wanted` is a noun phrase for it."""
+    if not config.path:
+        raise UserError(f"{config.where}.path is empty: the source {config.source!r} needs {wanted}.")
+    path = epath.Path(config.path).expanduser()
+    try:
+        exists = path.exists()
+    except ImportError as error:
+        raise UserError(f"Reading {config.path} needs gcsfs ({error}): pip install gcsfs.") from error
+    if not exists:
+        hint = " `python -m l2l_jax.data.make_local` makes it." if config.path == MADE_LOCALLY else ""
+        raise UserError(f"{config.where}.path={config.path} does not exist; it should be {wanted}.{hint}")
+    if path.is_dir() != folder:
+        kind = "file" if folder else "folder"
+        raise UserError(
+            f"{config.where}.path={config.path} is a {kind}; the source {config.source!r} needs {wanted}."
+        )
+    return path
+
+
 def open_folder(config: SourceConfig, split: SplitName) -> FileSource:
     """Open the images below a folder; the folders in it are the classes.
 
     Images may be deeper in a class's folder. If the folder holds `train` and `test` (or `val`, `valid`,
     `validation`) and no other folders with images, these hold the class folders; if not, a share of each
     class is held out for testing. Images beside the class folders are a class of the folder's name.
-
-    Raises:
-      UserError: No such folder, no image in it, or more than one way to read it.
     """
-    top = existing(config, "a folder with a folder of images for each class")
-    if not top.is_dir():
-        raise UserError(f"{config.where}.path={config.path} is a file; the source 'folder' needs a folder.")
+    top = find(config, "a folder with a folder of images for each class", folder=True)
     lister = Lister(top)
     places = _split_folders(lister)
-    found = {place: _listed(lister, place, top.name) for place in places.values()}
-    if lister.linked:
-        _refuse_shared_files(lister, found)
+    found = {
+        (place, name): paths
+        for place in places.values()
+        for name, paths in _list_classes(lister, place, top.name).items()
+    }
+    found = lister.without_copies(found)
     passed_over = lister.report()
-    class_names = sorted(set().union(*found.values()))
+    classes = sorted({name for _, name in found}, key=os.fsencode)
     place = places.get(split, next(iter(places.values())))
+    prefix = f"{place}/" if place else ""
+    listed = [(number, path) for number, name in enumerate(classes) for path in found.get((place, name), [])]
+    labels = np.array([number for number, _ in listed], int)
+    paths = np.array([os.fsencode(path[len(prefix) :]) for _, path in listed], np.bytes_)
     root = top / place if place else top
-    by_class = [found[place].get(name, np.array([], np.bytes_)) for name in class_names]
-    paths = np.concatenate(by_class) if by_class else np.array([], np.bytes_)
-    labels = np.repeat(np.arange(len(by_class)), list(map(len, by_class)))
     if not len(paths):
+        hint = f" Passed over: {passed_over}." if passed_over else ""
         raise UserError(
             f"No images below {root}: it should hold a folder for each class, with files ending in "
-            f"{', '.join(SUFFIXES[:2])}, .png, …{_but(passed_over)}"
+            f"{', '.join(SUFFIXES[:2])}, .png, …{hint}"
         )
     if len(places) < 2:
-        chosen = held_out(paths, labels, config.test_fraction)[split == "test"]
+        chosen = hold_out(labels, config.test_fraction, held=split == "test", names=paths)
         paths, labels = paths[chosen], labels[chosen]
-    names = [to_text(name) for name in class_names]
+    names = [_text(os.fsencode(name)) for name in classes]
     shown = list(map(readable, names))
-    names = shown if len(set(shown)) == len(shown) else names
-    return FileSource(os.fspath(root), paths, labels, names, passed_over)
+    return FileSource(
+        os.fspath(root), paths, labels, shown if len(set(shown)) == len(shown) else names, passed_over
+    )
 
 
 def _split_folders(lister: Lister) -> dict[str, str]:
@@ -138,94 +168,171 @@ def _split_folders(lister: Lister) -> dict[str, str]:
         say(f"{lister.root}: {train} is read as a class, like {', '.join(others[:5])}")
         return {"all": ""}
     for name in loose:
-        lister.pass_over(name, "image beside the splits", "images beside the splits")
+        lister.pass_over(name, "image{s} beside the splits")
     if not tests:
         say(f"{lister.root}: training and test images are those in {train}")
         return {"all": train}
     test = next((name for name in tests if set(classes) & set(lister.level(name)[0])), tests[0])
     for name in tests:
         if name != test:
-            lister.pass_over(name, "folder of another split", "folders of other splits")
+            lister.pass_over(name, "folder{s} of another split")
     say(f"{lister.root}: training images are those in {train}, test images those in {test}")
     return {"train": train, "test": test}
 
 
-def _listed(lister: Lister, place: str, own_name: str) -> dict[bytes, np.ndarray]:
+def _list_classes(lister: Lister, place: str, own_name: str) -> dict[str, list[str]]:
     """Return the paths below a folder by class: each folder in it, and its loose images by its own name."""
     folders, loose = lister.level(place)
     prefix = f"{place}/" if place else ""
-    found = {}
-    for name in folders:
-        paths = lister.images(prefix + name, group=prefix + name)
-        found[os.fsencode(name)] = np.array([os.fsencode(path[len(prefix) :]) for path in paths], np.bytes_)
+    found = {name: lister.images(prefix + name) for name in folders}
     if loose:
-        own = np.array(list(map(os.fsencode, loose)))
-        found[os.fsencode(own_name)] = np.concatenate([found.get(os.fsencode(own_name), own[:0]), own])
+        found[own_name] = [*found.get(own_name, []), *(prefix + name for name in loose)]
     return found
 
 
-def _refuse_shared_files(lister: Lister, found: dict[str, dict[bytes, np.ndarray]]) -> None:
-    """Raise a UserError if links make one file an image of two classes or splits; else keep it once."""
-    images = [
-        (place, name, raw) for place, by in found.items() for name, paths in by.items() for raw in paths
-    ]
-    paths = [lister.root / place / os.fsdecode(raw) for place, _, raw in images]
-    ids = np.array([(state.st_dev, state.st_ino) for state in map(os.stat, paths)], np.uint64)
-    _, first, inverse = np.unique(ids, axis=0, return_index=True, return_inverse=True)
-    original = first[inverse.ravel()]
-    for i in np.flatnonzero(original != np.arange(len(images))):
-        place, name, raw = images[i]
-        if images[original[i]][:2] != (place, name):
-            raise UserError(
-                f"{paths[i]} and {paths[original[i]]} are the same file, through a link, but an image can be "
-                "in one class and in one split only. Remove one of them."
-            )
-        found[place][name] = found[place][name][found[place][name] != raw]
-        lister.pass_over(
-            os.fspath(paths[i]), "link to a file listed already", "links to files listed already"
-        )
+class _Line(NamedTuple):
+    """A line of a table; `is_test` is None if there is no column `split`."""
+
+    number: int
+    path: bytes
+    label: str
+    is_test: bool | None
+
+    @property
+    def use(self) -> str:
+        return f"{self.label}{USES[self.is_test]}"
 
 
-def existing(config: SourceConfig, wanted: str) -> epath.Path:
-    """Return `config.path`, if it exists.
+def open_csv(config: SourceConfig, split: SplitName) -> FileSource:
+    """Open the images that a table names: columns `path`, `label` and, if given, `split`.
 
-    Args:
-      config: The source.
-      wanted: Noun phrase for what should be there.
-
-    Raises:
-      UserError: There is nothing, or remote files cannot be read.
+    Paths are relative to the table's folder; labels are class names; splits are `train`, and `test`
+    (or `val`, `valid`, `validation`). Without that column a share of each class is held out for testing.
     """
-    if not config.path:
-        raise UserError(f"{config.where}.path is empty: the source {config.source!r} needs {wanted}.")
-    path = epath.Path(config.path).expanduser()
+    table = find(config, "a CSV file with the columns path and label", folder=False)
+    root = os.fspath(table.parent)
     try:
-        there = path.exists()
-    except ImportError as error:
-        raise UserError(f"Reading {config.path} needs gcsfs ({error}): pip install gcsfs.") from error
-    if not there:
-        hint = " `python -m l2l_jax.data.make_local` makes it." if config.path == MADE_LOCALLY else ""
-        raise UserError(f"{config.where}.path={config.path} does not exist; it should be {wanted}.{hint}")
-    return path
+        lines = _read_table(table)
+    except csv.Error as error:
+        raise UserError(f"{table} is not a table of comma-separated values ({error}).") from error
+    if not lines:
+        raise UserError(f"{table} names no image: there is no line after the header.")
+    lines = _without_repetitions(table, root, lines)
+    class_names = sorted({line.label for line in lines}, key=_as_numbers)
+    class_ids = {name: number for number, name in enumerate(class_names)}
+    labels = np.array([class_ids[line.label] for line in lines])
+    if lines[0].is_test is None:
+        names = [line.path for line in lines]
+        chosen = hold_out(labels, config.test_fraction, held=split == "test", names=names)
+    else:
+        chosen = np.flatnonzero([line.is_test == (split == "test") for line in lines])
+    if not len(chosen):
+        raise UserError(f"{table} names no {split} image: its column split should say 'train' or 'test'.")
+    source = FileSource(root, [lines[i].path for i in chosen], labels[chosen], class_names)
+    sample = np.unique(np.linspace(0, len(chosen) - 1, CHECKED_FILES).astype(int))
+    _check_files(table, [(lines[chosen[i]].number, source.path(i)) for i in sample])
+    return source
 
 
-def _path(root: str, path: bytes) -> epath.Path:
-    if "://" in root or b"://" in path:
-        text = path.decode("utf-8", "surrogateescape")
-        return epath.Path(text) if "://" in text else epath.Path(root) / text
-    return epath.Path(root) / os.fsdecode(bytes(path))
+def _read_table(table: epath.Path) -> list[_Line]:
+    found: list[_Line] = []
+    odd = None
+    with table.open("rb") as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", "") as lines:
+        rows = csv.reader(lines, skipinitialspace=True)
+        header = [name.strip() for name in next(rows, [])]
+        for name in ("path", "label"):
+            if header.count(name) != 1:
+                raise UserError(
+                    f"{table} has {'two columns' if name in header else 'no column'} {name!r}: its first "
+                    f"line should be path,label or path,label,split, and is {','.join(header) or 'empty'}."
+                )
+        for row in filter(any, rows):
+            path, given, is_test = _fields(row, header, f"{table}, line {rows.line_num}")
+            label = readable(given)
+            odd = odd or (rows.line_num if label != given else None)
+            found.append(_Line(rows.line_num, path.encode("utf-8", "surrogateescape"), label, is_test))
+    if odd:
+        logger.warning(
+            "%s is not UTF-8 (line %d). Labels are read as Windows-1252; if class names look wrong, save the "
+            "table as UTF-8.",
+            table,
+            odd,
+        )
+    return found
 
 
-def to_text(raw: bytes) -> str:
+def _fields(row: list[str], header: list[str], where: str) -> tuple[str, str, bool | None]:
+    """Return path, label and whether it is a test image."""
+    if len(row) > len(header):
+        raise UserError(
+            f"{where} has {len(row)} fields, but the header names {len(header)}: {','.join(row)}. Put a "
+            "field that holds a comma between double quotes."
+        )
+    values = dict(zip(header, map(str.strip, row), strict=False))
+    path, label = values.get("path"), values.get("label")
+    if not path or not label or "\0" in path:
+        raise UserError(f"{where}: path or label is missing.")
+    if "split" not in header:
+        return path, label, None
+    split_name, known = values.get("split", ""), ("train", *TEST_FOLDERS)
+    if split_name.lower() not in known:
+        raise UserError(f"{where}: split is {split_name!r}; known: {', '.join(known)}.")
+    return path, label, split_name.lower() != "train"
+
+
+def _without_repetitions(table: epath.Path, root: str, lines: list[_Line]) -> list[_Line]:
+    """Leave out lines that repeat another one's file; an error if they contradict it."""
+    above = (root if "://" in root else os.path.abspath(root)).encode("utf-8", "surrogateescape")
+    local = "://" not in root and len(lines) <= RESOLVED_LINES
+    resolve = os.path.realpath if local else posixpath.normpath
+    first: dict[bytes, _Line] = {}
+    repeated = []
+    for line in lines:
+        before = first.setdefault(resolve(posixpath.join(above, line.path)), line)
+        if before.use != line.use:
+            raise UserError(
+                f"{table}, line {line.number}: {_text(line.path)} ({line.use}) is the file of "
+                f"line {before.number} already ({before.use}), but an image can be in one class "
+                "and in one split only. Remove one of the two lines."
+            )
+        if before is not line:
+            repeated.append(line.number)
+    if repeated:
+        logger.warning(
+            "%s: %d lines repeat the file of an earlier line and are left out, the first being line %d",
+            *(table, len(repeated), repeated[0]),
+        )
+    return list(first.values())
+
+
+def _as_numbers(name: str) -> tuple[bool, int, str]:
+    """Sort numbers as numbers, before other names."""
+    return (False, int(name), "") if name.isdecimal() else (True, 0, name)
+
+
+def _check_files(table: epath.Path, sample: Sequence[tuple[int, epath.Path]]) -> None:
+    """Look for some of the files, so that a wrong column or folder does not get far."""
+    with DaemonPool(THREADS) as pool:
+        kinds = pool.map(_kind, [path for _, path in sample])
+    wrong = [(*where, kind) for where, kind in zip(sample, kinds, strict=True) if kind != "file"]
+    if not wrong:
+        return
+    number, path, kind = wrong[0]
+    if kind != "missing":
+        raise UserError(f"{table}, line {number}: {path} is a {kind}, not an image.")
+    missing = sum(kind == "missing" for *_, kind in wrong)
+    raise UserError(
+        f"{table}: {missing} of {len(sample)} files looked for do not exist, the first being "
+        f"{path} (line {number}). Paths are relative to the table's folder, or absolute."
+    )
+
+
+def _kind(path: epath.Path) -> str:
+    if path.is_file():
+        return "file"
+    return "folder" if path.is_dir() else "special file" if path.exists() else "missing"
+
+
+def _text(raw: bytes) -> str:
     """Decode a name; bytes that are not UTF-8 become surrogates."""
     return bytes(raw).decode("utf-8", "surrogateescape")
-
-
-def _but(passed_over: str) -> str:
-    return f" Passed over: {passed_over}." if passed_over else ""
-
-
-def in_threads(function: Callable[[epath.Path], object], paths: Iterable[epath.Path]) -> list:
-    """Call a function on many paths at once: for slow storage."""
-    with DaemonPool(THREADS) as pool:
-        return pool.map(function, paths)

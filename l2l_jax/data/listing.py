@@ -1,11 +1,11 @@
 """One lister of image files, for training data, evaluation folders and wherever else images are listed."""
 
 import functools
-import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping, Set
+from typing import TypeVar
 
 from etils import epath
 from PIL import features
@@ -14,15 +14,17 @@ from l2l_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T", bound=Hashable)
+
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
     *((".avif",) if features.check("avif") else ()),
 )
 """Endings of image files, in lower case; Pillow reads AVIF from release 11.3 on."""
 
-UNREAD = (
-    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3"),
-    *(".nef", ".arw", ".orf", ".rw2", ".raf", ".eps", ".pdf", ".exr", ".hdr", ".tga"),
+UNREAD = frozenset(
+    (".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3")
+    + (".nef", ".arw", ".orf", ".rw2", ".raf", ".eps", ".pdf", ".exr", ".hdr", ".tga")
 )
 """Endings of images that are not read and have to be converted."""
 
@@ -33,111 +35,88 @@ JUNK = frozenset(
 """Files and folders that operating systems put beside images, in lower case."""
 
 
-def is_image(name: str) -> bool:
-    """Return whether a file of this name counts as an image: by its ending, unless it is hidden."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
 class Lister:
-    """Lists the images below a folder and counts what it passes over.
+    """Lists the images below a folder, which may be remote, and counts what it passes over.
 
     Hidden names (".x"), what operating systems leave, files with other endings, broken links, and what is
-    neither file nor folder are passed over. Links are followed, circles end.
-
-    Args:
-      root: Folder, which may be remote. All paths are relative to it, with "/" between names.
-
-    Attributes:
-      linked: Whether a link to a file was listed.
+    neither file nor folder are passed over. Links are followed, circles end. All paths are relative to the
+    root, with "/" between names.
     """
 
     def __init__(self, root: epath.Path | pathlib.Path):
-        self.root, self.linked = epath.Path(root), False
+        self.root, self._linked = epath.Path(root), False
         self._remote = "://" in os.fspath(self.root)
-        self._passed: dict[tuple[str, str], dict[str, tuple[int, list[str]]]] = {}
-        self._groups: dict[str, tuple[str, str]] = {}
+        self._passed: dict[str, tuple[int, list[str]]] = {}
+        self._counted: set[str] = set()
 
     def level(self, place: str) -> tuple[list[str], list[str]]:
-        """Return the names of the folders and of the images in a folder, sorted.
-
-        Raises:
-          OSError: The folder cannot be read.
-        """
+        """Return the names of the folders and of the images in a folder, sorted."""
         folders: list[str] = []
         images: list[str] = []
-        passed: dict[tuple[str, str], list[str]] = {}
         for name, kind in sorted(self._entries(place)):
             reason = _reason(name, kind)
-            if reason:
-                passed.setdefault(reason, []).append(_join(place, name))
-            else:
+            if not reason:
                 (folders if kind == "folder" else images).append(name)
-        for reason, paths in passed.items():  # a folder may be listed twice
-            self._passed.setdefault(reason, {})[place] = len(paths), paths[:2]
+            elif place not in self._counted:  # a folder may be listed twice
+                self.pass_over(_join(place, name), reason)
+        self._counted.add(place)
         return folders, images
 
-    def images(self, place: str, group: str = "") -> list[str]:
-        """Return the paths of all images below a folder, sorted.
+    def images(self, place: str) -> list[str]:
+        """Return the paths of all images below a folder, sorted."""
+        root = pathlib.Path(os.path.realpath(self.root))
+        return sorted(self._below(place, {root, *root.parents} if place else {*root.parents}))
 
-        Args:
-          place: The folder, relative to the root.
-          group: What the images are of, such as the class. No folder may be in two groups.
-
-        Raises:
-          OSError: A folder cannot be read.
-          UserError: A folder is in two groups, through a link.
-        """
-        return sorted(self._below(place, group))
+    def without_copies(self, groups: Mapping[T, list[str]]) -> dict[T, list[str]]:
+        """Return the paths of each group, such as a class, with every file once, whatever links there are."""
+        if not self._linked:
+            return dict(groups)
+        first: dict[tuple[int, int], tuple[T, str]] = {}
+        for group, paths in groups.items():
+            for path in paths:
+                state = os.stat(self.root / path)
+                other_group, other = first.setdefault((state.st_dev, state.st_ino), (group, path))
+                if other_group != group:
+                    raise UserError(
+                        f"{self.root / path} and {self.root / other} are the same file, through a link, but "
+                        "an image can be in one class and in one split only. Remove one of them."
+                    )
+                if other != path:
+                    self.pass_over(path, "link{s} to what is listed already")
+        kept = set(first.values())
+        return {group: [path for path in paths if (group, path) in kept] for group, paths in groups.items()}
 
     def has_images(self, place: str) -> bool:
         """Return whether there is any image below a folder."""
         folders, images = self.level(place)
         return bool(images) or any(self.has_images(_join(place, name)) for name in folders)
 
-    def pass_over(self, path: str, one: str, several: str) -> None:
-        """Count a path among those that are not read, for a reason in the singular and the plural."""
-        self._passed.setdefault((one, several), {})[path] = 1, [path]
-
-    def passed_over(self) -> str:
-        """Describe what was passed over; empty if there is nothing."""
-        parts = []
-        for (one, several), places in sorted(self._passed.items()):
-            count = sum(number for number, _ in places.values())
-            paths = itertools.islice((path for _, first in places.values() for path in first), 2)
-            shown = ", ".join(paths) + (", …" if count > 2 else "")
-            parts.append(f"{count:,} {one if count == 1 else several} ({shown})")
-        return "; ".join(parts)
+    def pass_over(self, path: str, reason: str) -> None:
+        """Count a path among those that are not read; "{s}" in the reason is the plural's."""
+        count, first = self._passed.get(reason, (0, []))
+        self._passed[reason] = count + 1, first if count >= 2 else [*first, path]
 
     def report(self) -> str:
-        """Log what was passed over, once for each folder, and return it."""
-        text = self.passed_over()
-        if text:
-            grave = any("convert" in one or "link" in one or "special" in one for one, _ in self._passed)
-            log_once(logging.WARNING if grave else logging.INFO, f"{self.root}: passed over {text}.")
-        return text
+        """Log what was passed over, once for each folder, and return it; empty if there is nothing."""
+        parts = [
+            f"{count:,} {reason.replace('{s}', 's' * (count > 1))} ({', '.join(paths)}{', …' * (count > 2)})"
+            for reason, (count, paths) in sorted(self._passed.items())
+        ]
+        if parts:
+            grave = any(word in reason for reason in self._passed for word in ("convert", "link", "special"))
+            level = logging.WARNING if grave else logging.INFO
+            log_once(level, f"{self.root}: passed over {'; '.join(parts)}.")
+        return "; ".join(parts)
 
-    def _below(self, place: str, group: str) -> Iterator[str]:
-        if not self._remote and not self._enter(place, group):
+    def _below(self, place: str, above: Set[pathlib.Path]) -> Iterator[str]:
+        real = pathlib.Path(place if self._remote else os.path.realpath(self.root / place))
+        if real in above:
+            self.pass_over(place, "link{s} to what is listed already")
             return
         folders, images = self.level(place)
         yield from (_join(place, name) for name in images)
         for name in folders:
-            yield from self._below(_join(place, name), group)
-
-    def _enter(self, place: str, group: str) -> bool:
-        """Return whether a folder has not been listed yet."""
-        real, root = os.path.realpath(self.root / place), os.path.realpath(self.root)
-        other_group, other = self._groups.setdefault(real, (group, place))
-        above = place and os.path.commonpath((real, root)) == real
-        if other == place and not above:
-            return True
-        if other_group != group:
-            raise UserError(
-                f"{self.root / other} and {self.root / place} are the same folder, through a link, but an "
-                "image can be in one class and in one split only. Remove the link."
-            )
-        self.pass_over(place, "link to a folder listed already", "links to folders listed already")
-        return False
+            yield from self._below(_join(place, name), above | {real})
 
     def _entries(self, place: str) -> Iterator[tuple[str, str]]:
         """Yield names and kinds: folder, file, link (a broken one) or special."""
@@ -151,8 +130,7 @@ class Lister:
                 try:
                     kind = "folder" if entry.is_dir() else "file" if entry.is_file() else "special"
                     if entry.is_symlink():
-                        self.linked |= kind == "file"
-                        kind = kind if os.path.exists(entry.path) else "link"
+                        self._linked, kind = True, kind if os.path.exists(entry.path) else "link"
                 except OSError:  # a link to itself
                     kind = "link"
                 yield entry.name, kind
@@ -162,25 +140,23 @@ def _join(place: str, name: str) -> str:
     return f"{place}/{name}" if place else name
 
 
-def _reason(name: str, kind: str) -> tuple[str, str] | None:
-    """Return why something is passed over, in the singular and the plural; None: it is not."""
-    noun = "folder" if kind == "folder" else "file"
-    if name.startswith("."):
-        return f"hidden {noun}", f"hidden {noun}s"
-    if name.lower() in JUNK:
-        return f"{noun} of the operating system", f"{noun}s of the operating system"
-    if kind == "link":
-        return "broken link", "broken links"
-    if kind == "special":
-        return "special file, such as a pipe", "special files, such as pipes"
-    if kind == "folder" or is_image(name):
-        return None
+def _reason(name: str, kind: str) -> str:
+    """Return why something is passed over; empty: it is not."""
+    noun = "folder{s}" if kind == "folder" else "file{s}"
     ending = os.path.splitext(name)[1].lower()
+    if name.startswith("."):
+        return f"hidden {noun}"
+    if name.lower() in JUNK:
+        return f"{noun} of the operating system"
+    if kind == "link":
+        return "broken link{s}"
+    if kind == "special":
+        return "special file{s}, such as a pipe"
+    if kind == "folder" or name.lower().endswith(SUFFIXES):
+        return ""
     if ending in UNREAD:
-        what = f"ending in {ending}: convert to JPEG or PNG"
-    else:
-        what = f"ending in {ending}" if ending else "without an ending"
-    return f"file {what}", f"files {what}"
+        return f"file{{s}} ending in {ending}: convert to JPEG or PNG"
+    return f"file{{s}} ending in {ending}" if ending else "file{s} without an ending"
 
 
 @functools.cache

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from l2l_jax.data.reading import BadImage, BadImages, Reader, ReaderThreads, Row, Rows
+from l2l_jax.data.bad_images import BadImages
+from l2l_jax.data.reading import BadImage, Reader, Row, Rows, WorkerPool
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, in_range
-from l2l_jax.data.workers import WorkerPool
 from l2l_jax.errors import Interrupted, UserError
 from l2l_jax.utils.runtime import usable_cpus
 from l2l_jax.utils.stopping import asked_to_stop
@@ -28,11 +28,8 @@ ENDLESS = 2**48
 CHUNK = 16
 """Images that a worker reads at a time, so that a batch is spread over all workers."""
 
-AHEAD_BYTES = 256 * 2**20
-"""Memory for batches that are read ahead, within `AHEAD`."""
-
-AHEAD = (2, 16)
-"""Least and greatest number of batches that are read ahead."""
+AHEAD_BYTES, AHEAD = 256 * 2**20, (2, 16)
+"""Memory for batches that are read ahead, and their least and greatest number."""
 
 STOP_AFTER = 5.0
 """Seconds without a batch after which a signal ends the wait for it: less than `stopping.GRACE_SECONDS`."""
@@ -98,11 +95,10 @@ def training_batches(
     seeds = np.random.SeedSequence(seed).generate_state(len(sets))
     counts = {name: len(source) for name, source in sets.items()}
     first = options.process_index * (batch_size // processes)
-    bad_images = BadImages(options.bad_folder, counts, options.max_bad_fraction, options.process_index)
     return TrainingBatches(
         reader=Reader(sets.values(), [transforms[name] if transforms else None for name in sets], seed),
         orders={name: EpochOrder(counts[name], int(s)) for name, s in zip(sets, seeds, strict=True)},
-        bad_images=bad_images,
+        bad_images=BadImages(options.bad_folder, counts, options.max_bad_fraction, options.process_index),
         value_range=value_range,
         batch_size=batch_size,
         rows=range(first, first + batch_size // processes),
@@ -116,10 +112,6 @@ class EpochOrder:
     An epoch's permutation is drawn once and kept while it lasts: 10 MB for 1.28 million images. It
     sorts raw words of a bit generator, whose streams NumPy guarantees from version to version, which
     it does not for `Generator.permutation`.
-
-    Args:
-      count: Number of images in the set.
-      seed: Non-negative integer.
     """
 
     def __init__(self, count: int, seed: int):
@@ -155,14 +147,7 @@ class Batches(Protocol):
 class TrainingBatches:
     """The stream of `training_batches`; iterating over it starts to read.
 
-    Attributes:
-      reader: Reader of rows.
-      orders: Orders of the sets, by name.
-      bad_images: List of what cannot be decoded.
-      value_range: Range of the float images, and that to which uint8 ones are to be brought.
-      batch_size: Images per set in the global batch.
-      rows: Rows of it that belong to this process.
-      workers: Processes that read; 0: threads.
+    `rows` are those of the global batch of `batch_size` images per set that belong to this process.
     """
 
     reader: Reader
@@ -176,77 +161,55 @@ class TrainingBatches:
     def __iter__(self) -> "BatchIterator":
         return BatchIterator(self)
 
-    def open(self) -> tuple[grain.DatasetIterator, ReaderThreads | WorkerPool]:
-        """Start to read: an iterator over `(images by set or None, bad images by set)`, and who reads."""
-        pool: ReaderThreads | WorkerPool
-        if self.workers:
-            pool, threads = (
-                WorkerPool(self.reader, self.workers),
-                2,
-            )  # workers do not idle between two batches
-        else:
-            threads = min(4, len(usable_cpus()))
-            pool = ReaderThreads(self.reader, threads)
-        # One element is one batch: grain's own shuffling costs more for each image than a small step has.
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._ahead())
-        batches = grain.MapDataset.range(ENDLESS).map(lambda number: self._batch(number, pool.read))
-        return iter(batches.to_iter_dataset(options)), pool
+    def read(self, number: int, submit: Submit) -> tuple[dict[str, np.ndarray] | None, dict[str, list]]:
+        """Return this process's rows of a global batch, and the bad images that were met, by set.
 
-    def _ahead(self) -> int:
-        if self.reader.shape is None:
-            return AHEAD[1]
-        batch_bytes = int(np.prod(self.reader.shape)) * len(self.rows) * len(self.orders)
-        return int(np.clip(AHEAD_BYTES // batch_bytes, *AHEAD))
-
-    def _batch(self, number: int, submit: Submit) -> tuple[dict[str, np.ndarray] | None, dict[str, list]]:
-        """Return this process's rows of a global batch, and the bad images that were met."""
+        None in place of the rows: there are too many bad images.
+        """
         positions = number * self.batch_size + np.asarray(self.rows)
-        reading = {name: list(map(submit, self._chunks(name, positions))) for name in self.orders}
-        images: dict[str, np.ndarray] = {}
+        chunk = CHUNK if self.workers else len(positions)  # threads have several batches to read
+        reading = {}
+        for name in self.orders:
+            rows = self._rows(name, positions)
+            reading[name] = [submit(rows[start : start + chunk]) for start in range(0, len(rows), chunk)]
+        images: dict[str, np.ndarray] | None = {}
         bad: dict[str, list[BadImage]] = {}
-        complete = True
         for name, futures in reading.items():
-            chunks = [future.result() for future in futures]
-            images[name] = np.concatenate([self._pixels(chunk.images) for chunk in chunks])
-            bad[name] = [image for chunk in chunks for image in chunk.bad.values()]
-            for start, chunk in zip(range(0, len(positions), self._chunk), chunks, strict=True):
-                for row in chunk.bad:
-                    place = start + row
-                    complete &= self._replace(
-                        name, images[name][place], int(positions[place]), bad[name], submit
-                    )
-        return images if complete else None, bad
+            found = [square for future in futures for square in future.result()]
+            bad[name] = [square for square in found if isinstance(square, BadImage)]
+            squares = []
+            for position, square in zip(positions, found, strict=True):
+                is_bad = isinstance(square, BadImage)
+                image = self._replacement(name, int(position), bad[name], submit) if is_bad else square
+                if image is not None:
+                    squares.append(image)
+            if len(squares) < len(found):
+                images = None
+            elif images is not None:
+                pixels = np.stack(squares)
+                images[name] = pixels if pixels.dtype == np.uint8 else in_range(pixels, self.value_range)
+        return images, bad
 
-    @property
-    def _chunk(self) -> int:
-        return CHUNK if self.workers else len(self.rows)  # threads have several batches to read
-
-    def _pixels(self, images: np.ndarray) -> np.ndarray:
-        return images if images.dtype == np.uint8 else in_range(images, self.value_range)
-
-    def _chunks(self, name: str, positions: np.ndarray) -> list[list[Row]]:
+    def _rows(self, name: str, positions: np.ndarray) -> list[Row]:
         number = list(self.orders).index(name)
         epochs, indices = self.orders[name](positions)
-        rows = [Row(number, int(i), int(e)) for i, e in zip(indices, epochs, strict=True)]
-        return [rows[start : start + self._chunk] for start in range(0, len(rows), self._chunk)]
+        return [Row(number, int(i), int(e)) for i, e in zip(indices, epochs, strict=True)]
 
-    def _replace(
-        self, name: str, image: np.ndarray, position: int, bad: list[BadImage], submit: Submit
-    ) -> bool:
-        """Overwrite a bad image with another; False if there are too many bad ones."""
+    def _replacement(
+        self, name: str, position: int, bad: list[BadImage], submit: Submit
+    ) -> np.ndarray | None:
+        """Return another image in place of a bad one; None if there are too many bad ones."""
         count = self.orders[name].count
         epoch, place = divmod(position, count)
         for step in range(count):
             if len(set(bad)) > self.bad_images.limit(name):
-                return False
+                break
             other = epoch * count + (place + count // 2 + step) % count
-            ((chosen,),) = self._chunks(name, np.array([other]))
-            read = submit([chosen]).result()
-            if not read.bad:
-                image[:] = self._pixels(read.images[0])
-                return True
-            bad += read.bad.values()
-        return False
+            (square,) = submit(self._rows(name, np.array([other]))).result()
+            if not isinstance(square, BadImage):
+                return square
+            bad.append(square)
+        return None
 
 
 class BatchIterator:
@@ -257,11 +220,24 @@ class BatchIterator:
     """
 
     def __init__(self, batches: TrainingBatches):
-        self._batches = batches
-        self._iterator, self._pool = batches.open()
-        self._waiting = DaemonPool(1, "l2l_jax-batch")
-        self._taken = 0
+        self._batches, self._taken = batches, 0
         self._processes = batches.batch_size // len(batches.rows)
+        self._workers = WorkerPool(batches.reader, batches.workers) if batches.workers else None
+        threads = batches.workers or min(4, len(usable_cpus()))
+        self._readers, self._waiting = DaemonPool(threads, "l2l_jax-reader"), DaemonPool(1, "l2l_jax-batch")
+        submit = functools.partial(self._readers.submit, (self._workers or batches.reader).read)
+        # One element is one batch: grain's own shuffling costs more for each image than a small step has.
+        numbers = grain.MapDataset.range(ENDLESS).map(lambda number: batches.read(number, submit))
+        at_a_time = 2 if self._workers else threads  # workers do not idle between two batches
+        options = grain.ReadOptions(num_threads=at_a_time, prefetch_buffer_size=self._ahead())
+        self._iterator = iter(numbers.to_iter_dataset(options))
+
+    def _ahead(self) -> int:
+        shape, batches = self._batches.reader.shape, self._batches
+        if shape is None:
+            return AHEAD[1]
+        batch_bytes = int(np.prod(shape)) * len(batches.rows) * len(batches.orders)
+        return int(np.clip(AHEAD_BYTES // batch_bytes, *AHEAD))
 
     def __iter__(self) -> "BatchIterator":
         return self
@@ -290,7 +266,7 @@ class BatchIterator:
     @property
     def worker_ids(self) -> list[int]:
         """Ids of the worker processes."""
-        return list(self._pool.process_ids)
+        return self._workers.process_ids if self._workers else []
 
     def get_state(self) -> dict[str, Any]:
         """Return the JSON-able state, which is the same in every process."""
@@ -300,16 +276,17 @@ class BatchIterator:
         """Continue from another iterator's `get_state`, of however many processes."""
         self._taken = state["batches"]
         self._iterator.set_state({"next_index": self._taken})
-        before, now = state["processes"], self._processes
-        if before != now:
+        if state["processes"] != self._processes:
             logger.info(
                 "The images were read by %d processes and are now read by %d: each takes another slice of "
                 "the batches, whose order stays; it resumes with batch %d.",
-                *(before, now, self._taken + 1),
+                *(state["processes"], self._processes, self._taken + 1),
             )
 
     def close(self) -> None:
         """End threads and worker processes; reads that do not end are given up."""
-        self._pool.close()
+        if self._workers:
+            self._workers.close()
+        self._readers.close()
         self._waiting.close()
         self._iterator.close()

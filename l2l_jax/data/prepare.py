@@ -84,11 +84,7 @@ def describe(dataset: str, manual_dir: epath.Path) -> str:
 
 
 def check(dataset: str, manual_dir: epath.Path) -> None:
-    """Check the size and first bytes of the files of a data set.
-
-    Raises:
-      UserError: A file that is not downloaded is missing, or one is incomplete or something else.
-    """
+    """Check the size and first bytes of the files of a data set."""
     faults = [fault for archive in ARCHIVES[dataset] if (fault := _fault(manual_dir / archive.name, archive))]
     if faults:
         how = BY_HAND.get(dataset, "Fetch them again, or remove them to have them downloaded.")
@@ -111,11 +107,7 @@ def _fault(path: epath.Path, archive: Archive) -> str:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Prepare the data set that the command line names; `argv` leaves the program's name out.
-
-    Raises:
-      UserError: An error the user can fix.
-    """
+    """Prepare the data set that the command line names; `argv` leaves the program's name out."""
     parser = Parser(prog="python -m l2l_jax.data.prepare", description=__doc__)
     parser.add_argument(
         "dataset", help=f"{', '.join(ARCHIVES)}, or another image data set of TFDS by its name"

@@ -1,41 +1,43 @@
-"""Reading and transforming rows of sets, in this process or in worker processes, and what cannot be read.
+"""Reading and transforming rows of sets, in this process or in worker processes.
 
-Nothing here loads JAX: worker processes import this module.
+Nothing here loads JAX: a worker is a fresh interpreter that loads this module and what a `Reader` needs, not
+the program that started it. (grain's own worker processes import JAX, which takes them seconds and hundreds
+of megabytes.) It ends when its connection closes, so it outlives its parent in no case.
 """
 
 import contextlib
 import functools
-import json
 import logging
-import pathlib
+import os
+import queue
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
+import cloudpickle
 import numpy as np
 
 from l2l_jax.data.class_names import printable
 from l2l_jax.data.decoding import ImageError, open_image
-from l2l_jax.data.records import Source, image_name
+from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform
 from l2l_jax.errors import UserError
-from l2l_jax.utils.threads import DaemonPool
 
 logger = logging.getLogger(__name__)
-
-LOGGED = 20
-"""Bad images of a set that are named on the console; the list names all."""
-
-SHOWN = 10
-"""Bad images that the error names."""
 
 LARGE, MUCH, SAMPLED = 128, 3, 8
 """Side in pixels from which on shrinking is taken for granted, the factor that is a lot, images looked at."""
 
 STALLED_AFTER = 10.0
 """Seconds after which the console says which image a read waits for."""
+
+ENDED_WITHIN = 2.0
+"""Seconds to wait for a killed process."""
 
 
 class Row(NamedTuple):
@@ -53,16 +55,8 @@ class BadImage(NamedTuple):
     reason: str
 
 
-class Rows(NamedTuple):
-    """Images that were read.
-
-    Attributes:
-      images: `[row, size, size, channel]`, uint8, or float32 in [0, 1]; zeros where an image is bad.
-      bad: Bad images by row.
-    """
-
-    images: np.ndarray
-    bad: dict[int, BadImage]
+Rows = list[np.ndarray | BadImage]
+"""Images `[size, size, channel]`, uint8, or float32 in [0, 1], each of which may be bad."""
 
 
 class Reader:
@@ -83,13 +77,9 @@ class Reader:
         return None if self._transforms[0] is None else self._transforms[0].shape
 
     def read(self, rows: Sequence[Row]) -> Rows:
-        """Read and transform rows. All images must come from files, or none."""
+        """Read and transform rows."""
         with _watch() as started:
-            squares = [self._read(row, started) for row in rows]
-        bad = {place: square for place, square in enumerate(squares) if isinstance(square, BadImage)}
-        good = [square for square in squares if not isinstance(square, BadImage)]
-        blank = np.zeros_like(good[0]) if good else np.zeros(self.shape or (1, 1, 1), np.uint8)
-        return Rows(np.stack([blank if isinstance(square, BadImage) else square for square in squares]), bad)
+            return [self._read(row, started) for row in rows]
 
     def _read(self, row: Row, started: "_Started") -> np.ndarray | BadImage:
         source, transform = self._sources[row.set_number], self._transforms[row.set_number]
@@ -106,23 +96,6 @@ class Reader:
             return transform(image, (self._seed, row.set_number, row.epoch, row.index))
         except ImageError as error:
             return BadImage(record["name"], str(error))
-
-
-class ReaderThreads:
-    """Threads of this process that read rows; `l2l_jax.data.workers.WorkerPool` has processes."""
-
-    process_ids: Sequence[int] = ()
-
-    def __init__(self, reader: Reader, count: int):
-        self._reader, self._threads = reader, DaemonPool(count, "l2l_jax-reader")
-
-    def read(self, rows: Sequence[Row]) -> "Future[Rows]":
-        """Have a thread read."""
-        return self._threads.submit(self._reader.read, rows)
-
-    def close(self) -> None:
-        """Give up what is not read yet."""
-        self._threads.close()
 
 
 _Started = Callable[[Source, int], None]
@@ -149,19 +122,16 @@ def _watched_reads() -> dict[int, tuple[float, Source, int]]:
     reads: dict[int, tuple[float, Source, int]] = {}
 
     def look() -> None:
-        named: set[tuple[int, float]] = set()
+        named = set()
         while True:
             time.sleep(STALLED_AFTER / 10)
-            current = {(thread, start): (source, i) for thread, (start, source, i) in reads.copy().items()}
-            named &= current.keys()
-            for read, (source, index) in current.items():
-                if time.monotonic() - read[1] > STALLED_AFTER and read not in named:
-                    named.add(read)
+            for thread, (start, source, index) in reads.copy().items():
+                if time.monotonic() - start > STALLED_AFTER and (thread, start) not in named:
+                    named.add((thread, start))
                     logger.warning(
                         "Waiting for %s, which takes more than %g s to read. Is its disk or network still "
                         "there? Ctrl-C ends the run.",
-                        printable(image_name(source, index)),
-                        STALLED_AFTER,
+                        *(printable(source.name(index)), STALLED_AFTER),
                     )
 
     threading.Thread(target=look, name="l2l_jax-watch", daemon=True).start()
@@ -192,86 +162,86 @@ def warn_of_shrinking(source: Source, image_size: int) -> None:
         )
 
 
-class BadImages:
-    """The bad images of a phase, by set, also those that earlier parts of the run or other processes found.
-
-    Each process writes a list of its own, `bad_images.jsonl` or `bad_images-<process>.jsonl`, so that they
-    never wait for each other; all are read when one finds another bad image.
+class WorkerPool:
+    """Processes that read rows.
 
     Args:
-      folder: Folder of the lists, made when there is something to write; None: no list is kept.
-      counts: Number of images by name of the set.
-      max_fraction: Share of a set that may be bad.
-      process_index: Index of this process.
+      reader: Reader of which each process gets a copy.
+      count: Number of processes, and of threads that may call `read` at the same time.
     """
 
-    def __init__(
-        self,
-        folder: pathlib.Path | None,
-        counts: dict[str, int],
-        max_fraction: float,
-        process_index: int = 0,
-    ):
-        self._folder, self._counts, self._max_fraction = folder, counts, max_fraction
-        self._name = f"bad_images{f'-{process_index}' if process_index else ''}.jsonl"
-        self._found: dict[str, dict[str, str]] = {name: {} for name in counts}
+    def __init__(self, reader: Reader, count: int):
+        pickled = cloudpickle.dumps(reader)
+        self._workers = [_Worker(pickled) for _ in range(count)]
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
 
-    def limit(self, set_name: str) -> int:
-        """Return how many images of a set may be bad; never all."""
-        count = self._counts[set_name]
-        return min(int(self._max_fraction * count + 1e-9), count - 1)
+    @property
+    def process_ids(self) -> list[int]:
+        """Ids of the processes."""
+        return [worker.process.pid for worker in self._workers]
 
-    def record(self, set_name: str, bad: Iterable[BadImage]) -> None:
-        """Add images of a set to the list.
+    def read(self, rows: Sequence[Row]) -> Rows:
+        """Have a process read rows."""
+        worker = self._idle.get()
+        try:
+            return worker.read(rows)
+        finally:
+            self._idle.put(worker)
 
-        Raises:
-          UserError: There are more than `limit`.
-        """
-        new = {image.name: image.reason for image in bad if image.name not in self._found[set_name]}
-        if not new:
-            return
-        listed = {} if self._folder is None else read_lists(self._folder)
-        for name, images in listed.items():
-            self._found.setdefault(name, {}).update(images)
-        found = self._found[set_name]
-        where = "" if self._folder is None else f", listed in {self._folder / self._name}"
-        for name, reason in new.items():
-            if name not in found:
-                found[name] = reason
-                self._write(set_name, name, reason)
-                if len(found) <= LOGGED:
-                    more = f" Further ones are not named here{where}." if len(found) == LOGGED else ""
-                    shown = printable(name)
-                    logger.warning(
-                        "Skipping an image of the %s set: %s: %s.%s", set_name, shown, reason, more
-                    )
-        if len(found) > self.limit(set_name):
-            shown = "; ".join(f"{printable(name)} ({reason})" for name, reason in list(found.items())[:SHOWN])
-            more = f"; and {len(found) - SHOWN} more{where}" if len(found) > SHOWN else ""
-            raise UserError(
-                f"{len(found)} of {self._counts[set_name]} images of the {set_name} set cannot be read, more "
-                f"than config.data.max_bad_fraction={self._max_fraction:g} allows: {shown}{more}. Fix or "
-                "remove them, or allow more."
+    def close(self) -> None:
+        """End the processes, which hold nothing that could be lost."""
+        for worker in self._workers:
+            worker.process.kill()  # a thread that waits for it wakes up
+        for worker in self._workers:
+            worker.connection.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a dead network file system holds it
+                worker.process.wait(ENDED_WITHIN)
+
+
+class _Worker:
+    """The parent's end of a worker process; one thread at a time may use it."""
+
+    def __init__(self, pickled_reader: bytes):
+        self.connection, theirs = Pipe()
+        program = f"from l2l_jax.data.reading import serve; serve({theirs.fileno()})"
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C and signals to the group are the parent's business
             )
+        self._unsent = [pickled_reader]  # until the first read: all interpreters start together
 
-    def _write(self, set_name: str, name: str, reason: str) -> None:
-        if self._folder is None:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        row = json.dumps({"set": set_name, "image": name, "reason": reason}, ensure_ascii=False)
-        # Names need not be UTF-8; an escaped surrogate is valid JSON.
-        with (self._folder / self._name).open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(row + "\n")
+    def read(self, rows: Sequence[Row]) -> Rows:
+        try:
+            for message in (*self._unsent, cloudpickle.dumps(rows)):
+                self.connection.send_bytes(message)
+            self._unsent.clear()
+            answer = self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.process.kill()
+            raise UserError(
+                f"A worker process that reads images ended by itself (exit code {self.process.wait()}; -9: "
+                "the memory was full). Its output is above. Fewer workers (config.data.workers) need less "
+                "memory; run the same command to resume."
+            ) from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
-def read_lists(folder: pathlib.Path) -> dict[str, dict[str, str]]:
-    """Return the reasons in all lists of a folder, by set and by image."""
-    found: dict[str, dict[str, str]] = {}
-    for path in sorted(folder.glob("bad_images*.jsonl")):
-        for line in path.read_text("utf-8", "replace").splitlines():
+def serve(file_descriptor: int) -> None:
+    """Receive a `Reader`, then read rows until the connection closes: the program of a worker process."""
+    with Connection(file_descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
+        reader = cloudpickle.loads(connection.recv_bytes())
+        while True:
+            rows = cloudpickle.loads(connection.recv_bytes())
             try:
-                row = json.loads(line)
-            except ValueError:  # the process was killed while it wrote the line
-                continue
-            found.setdefault(row["set"], {})[row["image"]] = row["reason"]
-    return found
+                answer = reader.read(rows)
+            except Exception as error:  # the parent raises it
+                answer = error
+            connection.send(answer)

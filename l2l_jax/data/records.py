@@ -1,12 +1,9 @@
-"""What an image source is, and sources made of others.
+"""Labeled images with random access, and sources made of others; `l2l_jax.data.decoding` decodes."""
 
-A source is anything with a length, `class_names`, `labels` (one class id per record, known without
-decoding an image) and records `{"image": …, "label": …, "name": …}`. `l2l_jax.data.decoding` decodes.
-"""
-
+import abc
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -25,41 +22,39 @@ class Record(TypedDict):
     name: str
 
 
-class Source(Protocol):
-    """Random access to labeled images; it can be pickled, for worker processes.
+class Source(abc.ABC):
+    """Random access to labeled images; can be pickled, for worker processes.
 
-    Records that cannot be read raise OSError. A source may also have `name(index)`, the name of an
-    image that is not read, and `key(index)`, bytes that identify it (see `image_key`).
+    Records that cannot be read raise OSError.
+
+    Attributes:
+      class_names: Names of the class ids.
+      labels: Class ids of all records `[record]`, known without decoding an image.
+      paths: Names by which images are held out; None: by their indices.
+      passed_over: Files that were listed but are not read, in words.
     """
 
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Names of the class ids."""
-        ...
+    class_names: Sequence[str]
+    labels: np.ndarray
+    paths: np.ndarray | None = None
+    passed_over: str = ""
 
-    @property
-    def labels(self) -> np.ndarray:
-        """Class ids of all records `[record]`."""
-        ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    def __len__(self) -> int: ...
-
+    @abc.abstractmethod
     def __getitem__(self, index: int) -> Record: ...
 
+    def name(self, index: int) -> str:
+        """Return the name of an image without reading it."""
+        return f"image {index}"
 
-def image_name(source: Source, index: int) -> str:
-    """Return the name of an image without reading it, as far as the source knows it."""
-    name = getattr(source, "name", None)
-    return f"image {index}" if name is None else name(index)
-
-
-def image_key(source: Source, index: int) -> bytes:
-    """Return what identifies an image, wherever it is stored: by default its index."""
-    key = getattr(source, "key", None)
-    return str(index).encode() if key is None else key(index)
+    def key(self, index: int) -> bytes:
+        """Return what identifies an image, wherever it is stored."""
+        return str(index).encode()
 
 
-class ArraySource:
+class ArraySource(Source):
     """Images in memory.
 
     Args:
@@ -82,9 +77,6 @@ class ArraySource:
         self._images, self.labels, self.class_names = images, np.asarray(labels, np.int64), tuple(class_names)
         self._name, self._numbers = name, range(len(labels)) if numbers is None else numbers
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getitem__(self, index: int) -> Record:
         image = self._images[index]
         if image.ndim == 2 or image.shape[-1] == 1:
@@ -100,27 +92,35 @@ class ArraySource:
         return self._images[index].tobytes()
 
 
-class Subset:
+class _View(Source):
+    """Records of other sources."""
+
+    @abc.abstractmethod
+    def _locate(self, index: int) -> tuple[Source, int]: ...
+
+    def __getitem__(self, index: int) -> Record:
+        source, place = self._locate(index)
+        return {**source[place], "label": int(self.labels[index])}
+
+    def name(self, index: int) -> str:
+        source, place = self._locate(index)
+        return source.name(place)
+
+    def key(self, index: int) -> bytes:
+        source, place = self._locate(index)
+        return source.key(place)
+
+
+class Subset(_View):
     """Some records of a source, in the order of `indices`."""
 
     def __init__(self, source: Source, indices: np.ndarray):
         self._source, self._indices = source, np.asarray(indices)
-        self.class_names, self.passed_over = source.class_names, getattr(source, "passed_over", "")
+        self.class_names, self.passed_over = source.class_names, source.passed_over
         self.labels = np.asarray(source.labels)[self._indices]
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Record:
-        return self._source[int(self._indices[index])]
-
-    def name(self, index: int) -> str:
-        """Return the name of an image without reading it."""
-        return image_name(self._source, int(self._indices[index]))
-
-    def key(self, index: int) -> bytes:
-        """Return what identifies an image."""
-        return image_key(self._source, int(self._indices[index]))
+    def _locate(self, index: int) -> tuple[Source, int]:
+        return self._source, int(self._indices[index])
 
 
 def evenly_spaced(source: Source, most: int) -> Source:
@@ -130,15 +130,11 @@ def evenly_spaced(source: Source, most: int) -> Source:
     return Subset(source, np.linspace(0, len(source) - 1, most).astype(int))
 
 
-class Mixture:
-    """Records of several sources in proportion to weights.
+class Mixture(_View):
+    """Records of several sources, by name, in proportion to positive weights.
 
     As long as it takes to hold every record at least once; the records of sources that are short for
     their weight repeat. The classes of the sources are counted through, and named `source/class`.
-
-    Args:
-      sources: Sources by name.
-      weights: Weight of each, positive.
     """
 
     def __init__(self, sources: Mapping[str, Source], weights: Sequence[float]):
@@ -150,53 +146,33 @@ class Mixture:
         counts = np.diff(self._ends, prepend=0)
         self.class_names = [f"{name}/{c}" for name, source in sources.items() for c in source.class_names]
         first = np.cumsum([0, *(len(source.class_names) for source in self._sources)])
-        self._first_class = first[:-1]
-        parts = zip(self._sources, counts, self._first_class, strict=True)
         self.labels = np.concatenate(
-            [np.resize(np.asarray(source.labels, np.int32), n) + first for source, n, first in parts]
+            [
+                np.resize(np.asarray(source.labels, np.int32), n) + start
+                for source, n, start in zip(self._sources, counts, first[:-1], strict=True)
+            ]
         )
 
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> Record:
-        which, place = self._place(index)
-        record = self._sources[which][place]
-        return {**record, "label": record["label"] + int(self._first_class[which])}
-
-    def name(self, index: int) -> str:
-        """Return the name of an image without reading it."""
-        which, place = self._place(index)
-        return image_name(self._sources[which], place)
-
-    def key(self, index: int) -> bytes:
-        """Return what identifies an image."""
-        which, place = self._place(index)
-        return image_key(self._sources[which], place)
-
-    def _place(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[Source, int]:
         which = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[which - 1]) if which else 0
-        return which, (index - start) % len(self._sources[which])
+        return self._sources[which], (index - start) % len(self._sources[which])
 
 
-def held_out(names: Iterable[bytes], labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the images that stay, and of those that are held out, both ascending.
+def hold_out(
+    labels: np.ndarray, share: float, *, held: bool, names: Iterable[bytes] | None = None
+) -> np.ndarray:
+    """Return the indices of the images that are `held` out for testing, or of the others, ascending.
 
-    Of each class the images whose names have the smallest checksums are held out: at least one,
-    unless there is only one image. The choice depends on the names alone, so it is the same on
+    Of each class a share of the images, whose names have the smallest checksums, are held out: at least one,
+    unless there is only one. The choice depends on the names alone (None: the indices), so it is the same on
     every machine, and images that are added later change little of it.
-
-    Args:
-      names: Names of the images.
-      labels: Their class ids.
-      share: Share of the images to hold out, between 0 and 1.
     """
-    checksums = np.fromiter(map(zlib.crc32, names), np.uint32)
+    named = [b"%d" % i for i in range(len(labels))] if names is None else names
+    checksums = np.fromiter(map(zlib.crc32, named), np.uint32)
     order = np.lexsort((np.arange(len(labels)), checksums, labels))
     _, first, counts = np.unique(np.asarray(labels)[order], return_index=True, return_counts=True)
     rank = np.arange(len(labels)) - np.repeat(first, counts)
-    held = np.maximum(np.rint(share * counts), 1)
-    held[counts == 1] = 0
-    is_held = rank < np.repeat(held, counts)
-    return np.sort(order[~is_held]), np.sort(order[is_held])
+    most = np.maximum(np.rint(share * counts), 1)
+    most[counts == 1] = 0
+    return np.sort(order[(rank < np.repeat(most, counts)) == held])

@@ -5,14 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from l2l_jax.data.arrays import open_digits, open_fashion, open_idx, open_npz
 from l2l_jax.data.config import SourceConfig
-from l2l_jax.data.digits import open_digits
-from l2l_jax.data.fashion import open_fashion
-from l2l_jax.data.files import THREADS, FileSource, open_folder
-from l2l_jax.data.idx import open_idx
-from l2l_jax.data.npz import open_npz
-from l2l_jax.data.records import Source, SplitName, Subset, held_out, image_key
-from l2l_jax.data.table import open_csv
+from l2l_jax.data.files import THREADS, open_csv, open_folder
+from l2l_jax.data.records import Source, SplitName, Subset, hold_out
 from l2l_jax.data.tfds_source import open_tfds
 from l2l_jax.errors import UserError
 from l2l_jax.utils.threads import DaemonPool
@@ -44,16 +40,15 @@ def open_source(config: SourceConfig, split: SplitName, image_size: int) -> Sour
     except OSError as error:
         place = error.filename or config.path
         raise UserError(f"{config.where}: {place} cannot be read ({error.strerror or error}).") from error
-    if split == "test" or not (config.validation_fraction or split == "validation"):
+    share = config.validation_fraction
+    if split == "test" or (split == "train" and not share):
         return source
-    if not config.validation_fraction:
+    if not share:
         raise UserError(
             f"{config.where}.validation_fraction is 0, so that there are no validation images; 0.1 would "
             "keep one training image in ten for them."
         )
-    names = source.paths if isinstance(source, FileSource) else [b"%d" % i for i in range(len(source))]
-    kept, held = held_out(names, source.labels, config.validation_fraction)
-    return Subset(source, held if split == "validation" else kept)
+    return Subset(source, hold_out(source.labels, share, held=split == "validation", names=source.paths))
 
 
 def _open(config: SourceConfig, split: SplitName, image_size: int) -> Source:
@@ -79,7 +74,7 @@ def source_digest(source: Source) -> str:
         parts = hashlib.sha256()
         for index in map(int, indices):
             name = source.class_names[source.labels[index]].encode("utf-8", "surrogateescape")
-            parts.update(image_key(source, index) + b"\0" + name + b"\0")
+            parts.update(source.key(index) + b"\0" + name + b"\0")
         return parts.digest()
 
     with DaemonPool(THREADS) as pool:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from l2l_jax.data.arrays import NoiseImages
 from l2l_jax.data.class_names import class_ids, printable
 from l2l_jax.data.config import OTHER_SOURCES, REST, DataConfig, ProxyConfig
-from l2l_jax.data.generated import NoiseImages
 from l2l_jax.data.records import Mixture, Source, Subset
 from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
@@ -68,29 +68,17 @@ def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
 
 
 def evaluation_sets(data: DataConfig, source: Source) -> Split:
-    """Choose from the test images of `data`'s source those of the classes to retain and to forget.
-
-    Raises:
-      UserError: See `training_sets`.
-    """
-    return _of_named_classes(data, source, _Count(data.test_per_class, "config.data.test_per_class", "test"))
+    """Choose from the test images of `data`'s source those of the classes to retain and to forget."""
+    return _select_named(data, source, _Count(data.test_per_class, "config.data.test_per_class", "test"))
 
 
 def validation_sets(data: DataConfig, source: Source) -> Split:
-    """Choose from the validation images of `data`'s source those of the classes to retain and to forget.
-
-    Raises:
-      UserError: See `training_sets`.
-    """
-    return _of_named_classes(data, source, _Count(0, "config.data.validation_fraction", "validation"))
+    """Choose from the validation images of `data`'s source those of the classes to retain and to forget."""
+    return _select_named(data, source, _Count(0, "config.data.validation_fraction", "validation"))
 
 
 def general_set(data: DataConfig, source: Source) -> Source | None:
-    """Choose the test images of `data.general`, neither forgotten nor retained; None: there are none.
-
-    Raises:
-      UserError: An unknown class, or one that another field names.
-    """
+    """Choose the test images of `data.general`, neither forgotten nor retained; None: there are none."""
     ids = _named_classes(source.class_names, data)
     named = [c for c in data.general if c != REST]
     classes = class_ids(source.class_names, named, "config.data.general", "general")
@@ -98,7 +86,7 @@ def general_set(data: DataConfig, source: Source) -> Source | None:
         hint = "The general set is of classes that unlearning does not touch."
         _refuse_both(source.class_names, classes, others, "config.data.general", f"config.data.{other}", hint)
     if REST in data.general:
-        classes = _without(np.unique(source.labels).tolist(), *ids.values())
+        classes = sorted(set(np.unique(source.labels).tolist()).difference(*ids.values()))
     if not classes:
         return None
     images = _select(source, classes, "general", _Count(0, "", "test"))
@@ -106,11 +94,7 @@ def general_set(data: DataConfig, source: Source) -> Source | None:
 
 
 def retained_names(data: DataConfig, class_names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the classes to retain.
-
-    Raises:
-      UserError: An unknown class, or a class to forget among them.
-    """
+    """Return the names of the classes to retain."""
     return tuple(class_names[i] for i in _named_classes(class_names, data)["retain"])
 
 
@@ -123,7 +107,7 @@ class _Count(NamedTuple):
     share: float = 1.0
 
 
-def _of_named_classes(data: DataConfig, source: Source, count: _Count) -> Split:
+def _select_named(data: DataConfig, source: Source, count: _Count) -> Split:
     ids = _named_classes(source.class_names, data)
     return Split(*(_select(source, ids[name], name, count) for name in Split._fields))
 
@@ -131,7 +115,6 @@ def _of_named_classes(data: DataConfig, source: Source, count: _Count) -> Split:
 def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, list[int]]:
     """Return class ids by set: forget, retain, and those of the source itself among the proxies."""
     own = tuple(entry for entry in data.proxy if not isinstance(entry, ProxyConfig))
-    wanted = {"forget": data.forget, "retain": data.retain, "proxy": own}
     if REST in data.forget and REST not in class_names:
         raise UserError(f"config.data.forget is {REST!r}: say which classes are to be forgotten.")
     if REST in data.retain and REST in own:
@@ -139,22 +122,15 @@ def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, li
             f"config.data.retain and config.data.proxy are both {REST!r}, so that nothing is left for the "
             "proxies; name the classes of one of them."
         )
-    ids = {}
-    for name, classes in wanted.items():
+    ids: dict[str, list[int]] = {}
+    for name, classes in (("forget", data.forget), ("retain", data.retain), ("proxy", own)):
+        others = set(range(len(class_names))).difference(*ids.values())
         named = [c for c in classes if c != REST or name == "forget"]
-        ids[name] = class_ids(class_names, named, f"config.data.{name}", name)
-    everything = range(len(class_names))
-    if REST in data.retain:
-        ids["retain"] = _without(everything, ids["forget"])
-    if REST in own:
-        ids["proxy"] = _without(everything, ids["forget"], ids["retain"])
+        named_ids = class_ids(class_names, named, f"config.data.{name}", name)
+        ids[name] = sorted(others) if len(named) < len(classes) else named_ids
     for name in ("retain", "proxy"):
         _refuse_both(class_names, ids[name], ids["forget"], f"config.data.{name}", "config.data.forget")
     return ids
-
-
-def _without(classes: Sequence[int], *others: Sequence[int]) -> list[int]:
-    return sorted(set(classes) - set().union(*others))
 
 
 def _refuse_both(
@@ -177,10 +153,11 @@ def _select(source: Source, classes: Sequence[int], name: str, count: _Count) ->
 
     The same images whatever else is chosen; fewer of a class are a subset of more.
     """
-    chosen = []
-    members = _members(source.labels, classes)
-    for class_id in classes:
-        indices = members[class_id]
+    chosen = [np.empty(0, int)]
+    order = np.argsort(source.labels, kind="stable")
+    first, last = (np.searchsorted(source.labels, classes, side, order) for side in ("left", "right"))
+    for class_id, start, end in zip(classes, first, last, strict=True):
+        indices = order[start:end]  # ascending
         if len(indices) < count.number:
             raise UserError(
                 f"{count.field} is {count.number}, but the class {source.class_names[class_id]!r} has "
@@ -192,23 +169,14 @@ def _select(source: Source, classes: Sequence[int], name: str, count: _Count) ->
         if number < len(indices):
             indices = np.random.default_rng([CHOICE, class_id]).permutation(indices)[:number]
         chosen.append(indices)
-    indices = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, int)
+    indices = np.sort(np.concatenate(chosen))
     if not len(indices):
         names = ", ".join(printable(source.class_names[i]) for i in classes[:NAMED]) or "no class"
-        passed_over = getattr(source, "passed_over", "")
-        hint = f" Passed over: {passed_over}." if passed_over else ""
+        hint = f" Passed over: {source.passed_over}." if source.passed_over else ""
         raise UserError(
             f"The {name} set is empty: config.data.{name} selects no {count.kind} image ({names}).{hint}"
         )
     return Subset(source, indices)
-
-
-def _members(labels: np.ndarray, classes: Sequence[int]) -> Mapping[int, np.ndarray]:
-    """Return the indices of the images of each class, ascending."""
-    labels = np.asarray(labels)
-    order = np.argsort(labels, kind="stable")
-    first, last = (np.searchsorted(labels, classes, side, order) for side in ("left", "right"))
-    return {c: order[a:b] for c, a, b in zip(classes, first, last, strict=True)}
 
 
 def _proxies(
@@ -216,20 +184,17 @@ def _proxies(
 ) -> Source:
     """Return what replaces the retain images: a set, or a mixture of sets."""
     sources: dict[str, Source] = {}
-    weights: list[float] = []
-    if any(not isinstance(entry, ProxyConfig) for entry in data.proxy):
+    entries = [entry for entry in data.proxy if isinstance(entry, ProxyConfig)]
+    weights = [entry.weight for entry in entries]
+    if len(entries) < len(data.proxy):
         sources[data.source] = _select(source, ids["proxy"], "proxy", count)
-        weights.append(1.0)
+        weights.insert(0, 1.0)
     avoided = {name: {source.class_names[i] for i in ids[name]} for name in ("forget", "retain")}
-    for entry in data.proxy:
-        if isinstance(entry, ProxyConfig):
-            name, opened = _proxy_source(entry, data, source, image_size)
-            if name in sources:
-                raise UserError(
-                    f"config.data.proxy names the source {name} twice; name all its classes in one."
-                )
-            sources[name] = _other_proxies(entry, opened, avoided)
-            weights.append(entry.weight)
+    for entry in entries:
+        name, opened = _proxy_source(entry, data, source, image_size)
+        if name in sources:
+            raise UserError(f"config.data.proxy names the source {name} twice; name all its classes in one.")
+        sources[name] = _other_proxies(entry, opened, avoided)
     for name, proxies in sources.items():
         logger.info("Proxies: %d images of %s", len(proxies), name)
     return Mixture(sources, weights) if len(sources) > 1 else next(iter(sources.values()))

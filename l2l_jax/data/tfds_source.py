@@ -1,9 +1,21 @@
-"""Data sets of TensorFlow Datasets, read without TensorFlow and without decoding."""
+"""Data sets of TensorFlow Datasets, read without TensorFlow and without decoding.
 
+To know a record's label the whole record must be read. For ImageNet that are 140 GB, so the labels are
+collected by several processes and saved.
+"""
+
+import concurrent.futures
 import difflib
+import functools
+import hashlib
+import io
+import logging
+import multiprocessing
 import os
+import pathlib
 import re
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +24,12 @@ from google.protobuf.json_format import ParseError
 from google.protobuf.message import DecodeError
 
 from l2l_jax.data.config import OTHER_SOURCES, SourceConfig
-from l2l_jax.data.label_index import fingerprint_of, load_labels, parse_example
-from l2l_jax.data.records import Record, SplitName, Subset, held_out
+from l2l_jax.data.records import Record, Source, SplitName, Subset, hold_out
 from l2l_jax.errors import UserError
+from l2l_jax.utils.progress import Progress
+from l2l_jax.utils.runtime import usable_cpus
+
+logger = logging.getLogger(__name__)
 
 PUBLISHED = ("imagenet2012", "places365_small", "coco/2017")
 """Data sets that misspelled names are compared with."""
@@ -25,17 +40,15 @@ TEST_SPLITS = ("validation", "test")
 NAME_FEATURES = ("file_name", "filename", "image/filename")
 """Features that name an image's file in the original data set."""
 
+CHUNK, PARALLEL_FROM, MAX_PROCESSES = 2000, 20_000, 16
+"""Records that a process reads at a time, and from which on several processes read."""
 
-class TfdsSource:
-    """A split of a prepared data set.
+DAMAGED = (RuntimeError, ValueError, DecodeError)
+"""What array_record and protobuf raise."""
 
-    Args:
-      records: Random access to its records, serialized `tf.train.Example`s.
-      labels: Class ids.
-      class_names: Names of the class ids.
-      split_name: Name of the data set and the split.
-      fingerprint: Checksum of its files.
-    """
+
+class TfdsSource(Source):
+    """A split of a prepared data set: serialized `tf.train.Example`s, and a checksum of its files."""
 
     def __init__(
         self,
@@ -48,15 +61,12 @@ class TfdsSource:
         self._records, self._split_name, self._fingerprint = records, split_name, fingerprint
         self.labels, self.class_names = labels, class_names
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getitem__(self, index: int) -> Record:
-        try:
-            features = parse_example(self._records[index])
-        except (RuntimeError, ValueError, DecodeError) as error:  # of array_record and of protobuf
-            raise OSError(f"{self.name(index)} cannot be read: {error}") from error
         name = self.name(index)
+        try:
+            features = _parse_example(self._records[index])
+        except DAMAGED as error:
+            raise OSError(f"{name} cannot be read: {error}") from error
         for feature in NAME_FEATURES:
             if feature in features:
                 file = features[feature].bytes_list.value[0].decode("utf-8", "replace")
@@ -74,18 +84,24 @@ class TfdsSource:
         return f"{self._fingerprint} {index}".encode()
 
 
+def _parse_example(record: bytes) -> Mapping[str, Any]:
+    """Return the features of a serialized `tf.train.Example`, by name."""
+    from tensorflow_datasets.proto import tf_example_pb2  # start-up time
+
+    return tf_example_pb2.Example.FromString(bytes(record)).features.feature
+
+
 def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
     """Open a prepared TFDS data set: its "train" split, or for testing its "validation" or "test" split.
 
     Where neither exists, a share of each class of the training images is held out. Images without
     labels are of one class, called like the data set.
-
-    Raises:
-      UserError: It is not prepared, damaged, not in random access files, or not of images.
     """
     import tensorflow_datasets as tfds
 
-    folder = prepared_folder(config)
+    folder = find_prepared(config)
+    if folder is None:
+        raise UserError(_missing(config))
     try:
         builder = tfds.builder_from_directory(os.fspath(folder))
     except (OSError, ValueError, KeyError, ParseError) as error:
@@ -103,12 +119,10 @@ def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
         labels = load_labels(folder, name, records)
         known = getattr(info.features["label"], "names", None)  # numbers alone have none
         class_names = tuple(known or map(str, range(labels.max() + 1)))
-    fingerprint = fingerprint_of(folder, name)
-    source = TfdsSource(records, labels, class_names, f"{info.name}/{name}", fingerprint)
+    source = TfdsSource(records, labels, class_names, f"{info.name}/{name}", _fingerprint(folder, name))
     if tests:
         return source
-    names = [b"%d" % i for i in range(len(labels))]
-    return Subset(source, held_out(names, labels, config.test_fraction)[split == "test"])
+    return Subset(source, hold_out(labels, config.test_fraction, held=split == "test"))
 
 
 def _records(builder: Any, folder: epath.Path, split: str, config: SourceConfig) -> Sequence[bytes]:
@@ -134,27 +148,11 @@ def _records(builder: Any, folder: epath.Path, split: str, config: SourceConfig)
 
 
 def _again(config: SourceConfig) -> str:
-    return f"Delete the folder, or choose another data_dir, and run: {prepare_command(config)}"
-
-
-def prepared_folder(config: SourceConfig) -> epath.Path:
-    """Find the folder of the newest prepared version of a data set.
-
-    Raises:
-      UserError: There is none; the message says what to run.
-    """
-    folder = find_prepared(config)
-    if folder is None:
-        raise UserError(_missing(config))
-    return folder
+    return f"Delete the folder, or choose another data_dir, and run: {_prepare_command(config)}"
 
 
 def find_prepared(config: SourceConfig) -> epath.Path | None:
-    """Find the newest prepared version of a data set, or the one that is named; None: there is none.
-
-    Raises:
-      UserError: Remote files cannot be read.
-    """
+    """Find the newest prepared version of a data set, or the one that is named; None: there is none."""
     name, _, version = config.source.partition(":")
     place = data_dir(config) / name
     try:
@@ -163,7 +161,7 @@ def find_prepared(config: SourceConfig) -> epath.Path | None:
         raise UserError(f"Reading {place} needs gcsfs ({error}): pip install gcsfs.") from error
     if version:
         versions = [entry for entry in versions if entry.name == version]
-    return max(versions, key=lambda entry: _version(entry.name), default=None)
+    return max(versions, key=lambda entry: tuple(map(int, entry.name.split("."))), default=None)
 
 
 def data_dir(config: SourceConfig) -> epath.Path:
@@ -173,8 +171,7 @@ def data_dir(config: SourceConfig) -> epath.Path:
     return epath.Path(config.path or constants.DATA_DIR).expanduser()
 
 
-def prepare_command(config: SourceConfig) -> str:
-    """Return the command that prepares a data set."""
+def _prepare_command(config: SourceConfig) -> str:
     where = f" --data_dir={config.path}" if config.path else ""
     return f"python -m l2l_jax.data.prepare {config.source}{where}"
 
@@ -193,7 +190,7 @@ def _missing(config: SourceConfig) -> str:
         return f"{given}; known sources: {known}, or a TFDS data set.{guess}"
     return (
         f"{given}, which is neither one of {known} nor a data set of TensorFlow Datasets that is prepared in "
-        f"{data_dir(config)}.{guess} To prepare it, run: {prepare_command(config)}"
+        f"{data_dir(config)}.{guess} To prepare it, run: {_prepare_command(config)}"
     )
 
 
@@ -201,5 +198,99 @@ def _is_prepared(folder: epath.Path) -> bool:
     return re.fullmatch(r"\d+\.\d+\.\d+", folder.name) is not None and (folder / "dataset_info.json").exists()
 
 
-def _version(name: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in name.split("."))
+def load_labels(folder: epath.Path, split: str, records: Sequence[bytes]) -> np.ndarray:
+    """Load the class ids of a split `[record]`, int16 or int32.
+
+    They are read from the records once, and kept with a fingerprint of the files: beside the data, or in the
+    user's cache folder where the data is read-only.
+    """
+    fingerprint = _fingerprint(folder, split)
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "l2l_jax"
+    place = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16]
+    paths = [parent / f"labels-{split}.npz" for parent in (folder, cache / f"{folder.parent.name}-{place}")]
+    paths = list(map(epath.Path, paths))
+    for path in paths:
+        labels = _read_index(path, fingerprint, len(records))
+        if labels is not None:
+            return labels
+    labels = collect_labels(records, f"labels of {folder.parent.name}/{split}")
+    for path in paths:
+        try:
+            _write_index(path, fingerprint, labels)
+            break
+        except OSError as error:
+            logger.info("The labels cannot be kept in %s (%s).", path, error)
+    return labels
+
+
+def collect_labels(records: Sequence[bytes], title: str, processes: int | None = None) -> np.ndarray:
+    """Read the labels of all records, in parallel if there are many; `title` is shown meanwhile."""
+    count = len(records)
+    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    if processes is None:
+        processes = min(MAX_PROCESSES, len(usable_cpus())) if count >= PARALLEL_FROM else 1
+    read = functools.partial(_labels_of, records)
+    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+    parts = []
+    with (
+        Progress(title, count, unit="record") as progress,
+        concurrent.futures.ProcessPoolExecutor(processes, context) as pool,
+    ):
+        for part in map(read, chunks) if processes == 1 else pool.map(read, chunks):
+            parts.append(part)
+            progress.update(len(part))
+    labels = np.concatenate(parts)
+    small = labels.min() >= np.iinfo(np.int16).min and labels.max() <= np.iinfo(np.int16).max
+    return labels.astype(np.int16 if small else np.int32)
+
+
+def _labels_of(records: Sequence[bytes], chunk: range) -> np.ndarray:
+    labels = np.empty(len(chunk), np.int64)
+    for place, index in enumerate(chunk):
+        try:
+            values = _parse_example(records[index])["label"].int64_list.value
+        except DAMAGED as error:
+            raise UserError(
+                f"Record {index} cannot be read ({error}); copy or prepare the data set again."
+            ) from error
+        if len(values) != 1:
+            raise UserError(
+                f"Record {index} has {len(values)} labels instead of one; prepare the data set again."
+            )
+        labels[place] = values[0]
+    return labels
+
+
+def _fingerprint(folder: epath.Path, split: str) -> str:
+    """Compute a checksum that changes when the data set or the files of the split do."""
+    digest = hashlib.sha256((folder / "dataset_info.json").read_bytes())
+    for path in sorted(folder.iterdir()):
+        if f"-{split}." in path.name and "-of-" in path.name:
+            digest.update(f"{path.name} {path.stat().length}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_index(path: epath.Path, fingerprint: str, count: int) -> np.ndarray | None:
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as index:
+            if str(index["fingerprint"]) == fingerprint and index["labels"].shape == (count,):
+                return index["labels"]
+            logger.info("%s was made of other files; the labels are read again.", path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logger.info("%s cannot be read (%s); the labels are read again.", path, error)
+    return None
+
+
+def _write_index(path: epath.Path, fingerprint: str, labels: np.ndarray) -> None:
+    """Write an index whole or not at all; several processes may do it at once, also to a bucket."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.parent / f"{path.name}.{os.getpid()}.unfinished"
+    try:
+        content = io.BytesIO()
+        np.savez_compressed(content, labels=labels, fingerprint=fingerprint)
+        unfinished.write_bytes(content.getvalue())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

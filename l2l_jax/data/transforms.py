@@ -108,9 +108,8 @@ class Transform:
     def __call__(self, image: bytes | np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
         """Return the square `[size, size, 3]`: float32 in [0, 1] of a float32 array, else uint8.
 
-        Args:
-          image: Encoded image, or `[height, width, 3]`, uint8 or float32 in [0, 1].
-          seed: Non-negative integers; the same ones make the same choice.
+        `image` is encoded, or an array `[height, width, 3]`. Equal seeds, non-negative integers, make equal
+        choices.
 
         Raises:
           ImageError: It cannot be decoded.
@@ -150,18 +149,10 @@ def _scaled(box: Box, height: int, width: int, pixels: np.ndarray) -> Box:
 
 
 def resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Resize a part of an image to a square, bicubically and without aliasing.
+    """Resize a part of an image `[height, width, 3]` to a square, bicubically and without aliasing.
 
     The filter is that of Pillow and torchvision (Keys, a = −0.5, stretched where the image shrinks). It
-    sees nothing outside the part.
-
-    Args:
-      image: uint8, or float32 in [0, 1], `[height, width, 3]`.
-      box: Part of the image.
-      size: Side of the square in pixels.
-
-    Returns:
-      `[size, size, 3]`, of the same type.
+    sees nothing outside the part. The type stays: uint8, or float32 in [0, 1].
     """
     part = image[box.top : box.top + box.height, box.left : box.left + box.width]
     if part.shape[:2] == (size, size):

@@ -16,32 +16,14 @@ import numpy as np
 
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, general_set
-from l2l_jax.evals import tsne
+from l2l_jax.evals import observer, tsne
 from l2l_jax.evals.config import EvaluationSetup
-from l2l_jax.evals.features.base import FeatureNetwork
 from l2l_jax.evals.features.classifier import MaskedClassifier, SmallClassifier
-from l2l_jax.evals.features.networks import open_networks
+from l2l_jax.evals.features.networks import FeatureNetwork, open_networks
 from l2l_jax.evals.image_set import Images, ImageSet
 from l2l_jax.evals.inpaint import Inpainter
-from l2l_jax.evals.metrics import (
-    SPLITS,
-    SetMetrics,
-    balanced_accuracy,
-    measure,
-    measure_originals,
-    metrics_of,
-    to_uint8,
-)
-from l2l_jax.evals.observer import (
-    MASKED,
-    SHOWN_IMAGES,
-    SHOWN_PLACES,
-    SKIPPED_NAMES,
-    SKIPPED_REASONS,
-    EvaluatedModel,
-    Observer,
-    entry,
-)
+from l2l_jax.evals.metrics import SPLITS, SetMetrics, measure, measure_originals, metrics_of, to_uint8
+from l2l_jax.evals.observer import EvaluatedModel, Observer, entry
 from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.models.base import Params
 from l2l_jax.utils.io import ResultCache, tree_hash
@@ -65,9 +47,8 @@ class TaskMetrics(NamedTuple):
 class ModelMetrics(NamedTuple):
     """Metrics of one model by task, in the order of `config.evaluate.tasks`.
 
-    Attributes:
-      shown: Reconstructions `[image, height, width, channel]` at the first task of the images of
-        `Evaluation.shown`, by set; empty but in the primary process.
+    `shown` are reconstructions `[image, height, width, channel]` of the images of `Evaluation.shown`, by set,
+    at the first task; empty but in the primary process.
     """
 
     tasks: dict[str, TaskMetrics]
@@ -97,9 +78,7 @@ class ModelMetrics(NamedTuple):
 class Evaluation:
     """The test images, tasks and networks of an experiment.
 
-    Args:
-      setup: Model, images, tasks and seed: an experiment's `Config`.
-      folder: Where observations are stored; several hosts need shared storage.
+    Observations are stored in a folder; several hosts need shared storage.
 
     Attributes:
       train: The source of all training images.
@@ -144,15 +123,12 @@ class Evaluation:
 
     @functools.cached_property
     def _opened(self) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
-        """The networks, and what is missing; training the classifier takes some seconds."""
         networks, missing = open_networks(self._setup.evaluate)
         if self._classifier_images is not None:
             return {**networks, "classifier": SmallClassifier(*self._classifier_images)}, missing
-        reason = (
-            "config.evaluate.features is 'none'"
-            if self._setup.evaluate.features == "none"
-            else f"the classifier needs {SPLITS} test images of each set"
-        )
+        none = self._setup.evaluate.features == "none"
+        needed = f"the classifier needs {SPLITS} test images of each set"
+        reason = "config.evaluate.features is 'none'" if none else needed
         return networks, missing | dict.fromkeys([*metrics_of("classifier"), "accuracy"], reason)
 
     @functools.cached_property
@@ -170,12 +146,11 @@ class Evaluation:
     @functools.cached_property
     def _masked_classifiers(self) -> dict[str, MaskedClassifier | None]:
         """Classifiers of the masked region by task; None where every image has its own mask."""
-        return {
-            task: None
-            if self._classifier_images is None or inpainter.mask is None
-            else MaskedClassifier(*self._classifier_images, inpainter.mask)
-            for task, inpainter in self.inpainters.items()
-        }
+        found: dict[str, MaskedClassifier | None] = dict.fromkeys(self.inpainters)
+        for task, inpainter in self.inpainters.items():
+            if self._classifier_images is not None and inpainter.mask is not None:
+                found[task] = MaskedClassifier(*self._classifier_images, inpainter.mask)
+        return found
 
     def correct(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
         """Return whether the class of each image is read correctly from the mask of the first task.
@@ -187,18 +162,6 @@ class Evaluation:
         if classifier is None:
             return None
         return classifier(to_uint8(images, self.inpainter.value_range))["classes"] == labels
-
-    @functools.cached_property
-    def classifier_accuracy(self) -> dict[str, float]:
-        """Balanced accuracy of `correct` on the original test images by set; {} without a classifier."""
-        if self._masked_classifiers[self.inpainter.task.name] is None:
-            return {}
-        accuracy = {}
-        for set_name, images in self.tests.items():
-            good = [block.good for block in images.blocks(self._batch_size) if len(block.good.labels)]
-            found = [(self.correct(some.images, some.labels), some.labels) for some in good]
-            accuracy[set_name] = balanced_accuracy(*map(np.concatenate, zip(*found, strict=True)))
-        return accuracy
 
     @functools.cached_property
     def shown(self) -> dict[str, Images]:
@@ -269,13 +232,12 @@ class Evaluation:
             tsne.save(path, tsne.project(found))
 
     def _measure(self, model: EvaluatedModel) -> dict[str, TaskMetrics]:
-        tasks = {}
-        for task in self.inpainters:
-            tasks[task] = TaskMetrics({}, {})
+        tasks = {task: TaskMetrics({}, {}) for task in self.inpainters}
+        for task in tasks:
             for set_name, images in self.tests.items():
                 read = functools.partial(self._read, model.cache, task, set_name)
                 read_original = functools.partial(self._read, self._observer.originals, task, set_name)
-                names, reasons = read(SKIPPED_NAMES), read(SKIPPED_REASONS)
+                names, reasons = read(observer.SKIPPED_NAMES), read(observer.SKIPPED_REASONS)
                 if names is not None and reasons is not None:
                     images.skip(dict(zip(names.tolist(), reasons.tolist(), strict=True)))
                 tasks[task].sets[set_name] = measure(read, read_original, self.class_names)
@@ -285,11 +247,11 @@ class Evaluation:
     def _read(self, cache: ResultCache, task: str, set_name: str, member: str) -> np.ndarray | None:
         """Read an array of all blocks of a set; None if there is none."""
         network, _, output = member.partition("/")
-        if network == MASKED and self._masked_classifiers[task] is None:
+        if network == observer.MASKED and self._masked_classifiers[task] is None:
             return None
         is_original = cache is self._observer.originals
-        kind = "whole" if is_original and network != MASKED else task
-        judged = network in (*self.networks, MASKED)
+        kind = "whole" if is_original and network != observer.MASKED else task
+        judged = network in (*self.networks, observer.MASKED)
         if is_original and not judged:
             return None
         numbers = range(-(-len(self.tests[set_name]) // self._batch_size))
@@ -303,6 +265,6 @@ class Evaluation:
             stored: dict[int, np.ndarray] = {}
             for number in sorted(set(shown.indices // self._batch_size)):
                 arrays = model.cache.get(entry(f"{task}/{set_name}", number), wait=True)
-                stored |= dict(zip(arrays[SHOWN_PLACES], arrays[SHOWN_IMAGES], strict=True))
+                stored |= dict(zip(arrays[observer.SHOWN_PLACES], arrays[observer.SHOWN_IMAGES], strict=True))
             result[set_name] = np.stack([stored[place] for place in shown.indices])
         return result

@@ -13,7 +13,7 @@ import numpy as np
 from l2l_jax.data.decoding import ImageError, open_image
 from l2l_jax.data.listing import SUFFIXES, Lister
 from l2l_jax.errors import UserError
-from l2l_jax.evals.features.base import FeatureNetwork
+from l2l_jax.evals.features.networks import FeatureNetwork
 from l2l_jax.evals.metrics import SetMetrics, measure, metrics_of, observe_pairs
 from l2l_jax.utils.io import ResultCache
 from l2l_jax.utils.multihost import barrier, from_primary
@@ -34,11 +34,7 @@ class Folder(NamedTuple):
 
 
 def open_images(root: pathlib.Path, flag: str) -> Folder:
-    """Find all images below a folder.
-
-    Raises:
-      UserError: No folder, no image in it, or two images of one name.
-    """
+    """Find all images below a folder."""
     if not root.is_dir():
         raise UserError(f"{flag}={root} is not a folder; name one that holds images.")
     lister = Lister(root)
@@ -80,15 +76,11 @@ def compare_folders(
     folders = {"images": (images, reference if paired else None), "reference": (reference, None)}
     read = {}
     for name, (folder, originals) in folders.items():
-        root = hashlib.sha256(str(folder.root.resolve()).encode()).hexdigest()[:16]
-        cache = ResultCache(
-            stored / "folders" / f"{folder.root.resolve().name}-{root}-{name}", {"batch_size": batch_size}
-        )
-        names = list(folder.files)
-        blocks = {
-            f"{number:05d}": names[first : first + batch_size]
-            for number, first in enumerate(range(0, len(names), batch_size))
-        }
+        root, names = folder.root.resolve(), list(folder.files)
+        place = f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}-{name}"
+        cache = ResultCache(stored / "folders" / place, {"batch_size": batch_size})
+        starts = range(0, len(names), batch_size)
+        blocks = {f"{n:05d}": names[first : first + batch_size] for n, first in enumerate(starts)}
         with barrier(), Progress(f"{folder.root}", len(names), unit="image") as progress:
             for block in list(blocks)[jax.process_index() :: jax.process_count()]:
                 _observe(cache, block, blocks[block], folder, originals, networks)
@@ -97,10 +89,8 @@ def compare_folders(
     result = SetMetrics(*from_primary(lambda: measure(read["images"], read["reference"])))
     if not paired:
         different = sorted(images.files.keys() ^ reference.files.keys())
-        reason = (
-            f"the folders hold different names ({len(different)} are in one only, such as {different[0]})"
-        )
-        result.missing.update(dict.fromkeys(PAIRED, reason))
+        example = f"{len(different)} are in one only, such as {different[0]}"
+        result.missing.update(dict.fromkeys(PAIRED, f"the folders hold different names ({example})"))
         for name in PAIRED:
             result.metrics.pop(name, None)
             result.intervals.pop(name, None)
@@ -122,11 +112,17 @@ def _observe(
     stamp.append({name: dict(network.weights) for name, network in networks.items()})
     if cache.get(block, stamp=stamp, members=()) is not None:
         return
-    pixels = [_decode(folder, name, file) for name, file in zip(names, files, strict=True)]
+    pixels = list(map(functools.partial(_decode, folder), names, files))
     observed = _by_shape(pixels, lambda chosen: _outputs(networks, np.stack([pixels[i] for i in chosen])))
     if originals is not None:
-        truths = [_decode(originals, name, file) for name, file in zip(names, others, strict=True)]
-        _check_sizes(folder, names, pixels, truths)
+        truths = list(map(functools.partial(_decode, originals), names, others))
+        for name, image, truth in zip(names, pixels, truths, strict=True):
+            if image.shape != truth.shape:
+                (height, width, _), (other_height, other_width, _) = image.shape, truth.shape
+                raise UserError(
+                    f"{folder.root / folder.files[name]} has {width}×{height} pixels and its original "
+                    f"{other_width}×{other_height}: images of one name must have one size."
+                )
 
         def compare(chosen: list[int]) -> Observed:
             unit = (np.stack([np.float32(1 / 255) * x[i] for i in chosen]) for x in (truths, pixels))
@@ -167,13 +163,3 @@ def _decode(folder: Folder, name: str, encoded: bytes) -> np.ndarray:
         return open_image(encoded).pixels()
     except ImageError as error:
         raise UserError(f"{folder.root / folder.files[name]} cannot be decoded ({error}).") from error
-
-
-def _check_sizes(folder: Folder, names: Sequence[str], pixels: Any, truths: Any) -> None:
-    for name, image, truth in zip(names, pixels, truths, strict=True):
-        if image.shape != truth.shape:
-            sizes = [f"{shape[1]}×{shape[0]}" for shape in (image.shape, truth.shape)]
-            raise UserError(
-                f"{folder.root / folder.files[name]} has {sizes[0]} pixels and its original {sizes[1]}: "
-                "images of one name must have one size."
-            )

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from l2l_jax.data.reading import BadImage, BadImages, Reader, Row
+from l2l_jax.data.bad_images import BadImages
+from l2l_jax.data.reading import BadImage, Reader, Row
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, TransformConfig, in_range
 from l2l_jax.evals.config import EvaluationSetup
@@ -49,6 +50,9 @@ class ImageSet:
       value_range: Range of the pixels returned.
       max_bad_fraction: Share of the images that may be impossible to decode.
       name: Name of the set in messages.
+
+    Attributes:
+      skipped: Why images were left out, by their names; complete once all blocks were read.
     """
 
     def __init__(
@@ -62,10 +66,10 @@ class ImageSet:
     ):
         self.source, self.labels = source, np.asarray(source.labels)
         self._reader = Reader([source], [transform], seed=0)
+        self._blank = np.zeros(transform.shape, np.uint8)
         self._value_range, self._name = value_range, name
         self._limits = BadImages(None, {name: len(source)}, max_bad_fraction)
         self.skipped: dict[str, str] = {}
-        """Why images were left out, by their names; complete once all blocks were read."""
 
     @classmethod
     def of(
@@ -80,26 +84,22 @@ class ImageSet:
         return len(self.labels)
 
     def blocks(self, size: int, share: slice = slice(None)) -> Iterator[Block]:
-        """Yield `size` images at a time, of all blocks or a share; the next block is decoded meanwhile.
+        """Yield `size` images at a time, of all blocks or a share; the next block is decoded meanwhile."""
+        numbers = list(range(-(-len(self) // size))[share])
 
-        Raises:
-          UserError: More than `max_bad_fraction` of the set cannot be decoded.
-        """
-        numbers = range(-(-len(self) // size))[share]
+        def read(number: int) -> Block:
+            indices = np.arange(number * size, min((number + 1) * size, len(self)))
+            return Block(number, len(indices), *self._read(indices))
+
         with DaemonPool(1) as ahead:
-            started = [ahead.submit(self._block, number, size) for number in numbers[:1]]
-            for following in (*numbers[1:], None):
-                if not started:
+            following = ahead.submit(read, numbers[0]) if numbers else None
+            for number in [*numbers[1:], None]:
+                if following is None:
                     return
-                block = started.pop().result()
-                if following is not None:
-                    started.append(ahead.submit(self._block, following, size))
+                block = following.result()
+                following = None if number is None else ahead.submit(read, number)
                 self.skip(block.skipped)
                 yield block
-
-    def _block(self, number: int, size: int) -> Block:
-        indices = np.arange(number * size, min((number + 1) * size, len(self)))
-        return Block(number, len(indices), *self._read(indices))
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Images:
         """Return those of some images that can be decoded."""
@@ -110,22 +110,20 @@ class ImageSet:
     def _read(self, indices: np.ndarray) -> tuple[Images, dict[str, str], str]:
         """Return the images that can be decoded, why others cannot, and the digest of all."""
         rows = [Row(0, int(i), 0) for i in indices]
-        chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
         with DaemonPool(THREADS) as pool:
-            parts = pool.map(self._reader.read, chunks)
-        pixels = np.concatenate([part.images for part in parts])
-        bad = {
-            number * CHUNK + row: image
-            for number, part in enumerate(parts)
-            for row, image in part.bad.items()
-        }
-        good = np.setdiff1d(np.arange(len(rows)), [*bad]).astype(int)
+            parts = pool.map(self._reader.read, [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)])
+        squares = [square for part in parts for square in part]
+        bad = [isinstance(square, BadImage) for square in squares]
+        good = np.flatnonzero(np.logical_not(bad))
+        blank = np.zeros_like(squares[good[0]]) if len(good) else self._blank
+        pixels = np.stack([blank if isinstance(square, BadImage) else square for square in squares])
         labels = self.labels[indices[good]]
         digest = hashlib.sha256(pixels.tobytes())
         digest.update(np.asarray(labels, np.int64).tobytes())
         digest.update(np.asarray(indices[good], np.int64).tobytes())
         images = Images(indices[good], in_range(pixels[good], self._value_range), labels)
-        return images, {image.name: image.reason for image in bad.values()}, digest.hexdigest()
+        skipped = dict(square for square in squares if isinstance(square, BadImage))
+        return images, skipped, digest.hexdigest()
 
     def first_of_each_class(self, per_class: int) -> Images:
         """Return the first images of each class, of `SHOWN_CLASSES` classes at most."""
@@ -141,10 +139,6 @@ class ImageSet:
         return Images(*map(np.concatenate, zip(*blocks, strict=True)))
 
     def skip(self, bad: Mapping[str, str]) -> None:
-        """Note images that could not be decoded, with the reason by name.
-
-        Raises:
-          UserError: There are too many.
-        """
+        """Note images that could not be decoded, with the reason by name."""
         self.skipped.update(bad)
         self._limits.record(self._name, [BadImage(name, reason) for name, reason in bad.items()])

@@ -69,12 +69,10 @@ def standard_interval(
     least: float = -np.inf,
     seed: int = 0,
 ) -> Interval:
-    """Compute the metric ± 1.96 bootstrap standard errors.
+    """Compute the metric ± 1.96 bootstrap standard errors; the statistic takes indices `[image]`.
 
     For metrics of distributions, such as the Fréchet distance: images that a resample holds twice increase
-    it, so that percentiles would be biased. Its spread is right all the same.
-
-    The statistic takes indices `[image]`, and `least` is its least possible value.
+    it, so that percentiles would be biased. Its spread is right all the same. `least` is its least value.
     """
     value = float(statistic(np.arange(count)))
     error = _resample(statistic, (count,), resamples, seed, vectorized=False).std(ddof=1)

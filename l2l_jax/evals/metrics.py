@@ -79,10 +79,8 @@ def metrics_of(network: str) -> list[str]:
 def masked_mse(originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Return the mean squared error inside the mask of every image, float64 `[image]`.
 
-    Args:
-      originals: Images `[image, height, width, channel]`.
-      inpainted: Their reconstructions, in the same range.
-      masks: bool `[image, height, width]`, or `[height, width]` for all images.
+    Images are `[image, height, width, channel]`; masks bool `[image, height, width]`, or `[height, width]`
+    for all.
     """
     error = np.square(np.asarray(inpainted, np.float64) - np.asarray(originals, np.float64)).mean(axis=-1)
     return (error * masks).sum(axis=(1, 2)) / np.broadcast_to(masks, error.shape).sum(axis=(1, 2))
@@ -98,14 +96,6 @@ def ssim(originals: np.ndarray, inpainted: np.ndarray, value_range: tuple[float,
     """Return the structural similarity of whole images (Wang et al. 2004), float32 `[image]`.
 
     It is averaged over channels and over all windows inside the image.
-
-    Args:
-      originals: Images `[image, height, width, channel]`.
-      inpainted: Their reconstructions, in the same range.
-      value_range: Range of the pixels.
-
-    Raises:
-      ValueError: The images are smaller than a window.
     """
     if min(originals.shape[1:3]) < 2 * WINDOW_RADIUS + 1:
         raise ValueError(f"SSIM needs images of at least 11×11 pixels, not {originals.shape[1:3]}")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from l2l_jax.evals.features.base import FeatureNetwork
+from l2l_jax.evals.features.networks import FeatureNetwork
 from l2l_jax.evals.image_set import Block
 from l2l_jax.evals.inpaint import Inpainter
 from l2l_jax.evals.metrics import observe_pairs, to_uint8

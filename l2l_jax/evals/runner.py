@@ -24,8 +24,7 @@ class BatchedRunner:
     cut off again. Every process computes all rows that it is given; nothing is exchanged.
 
     Args:
-      compute: `(params, rows) -> outputs`, both trees of arrays `[row, …]`; an output depends on its own row
-        alone.
+      compute: `(params, rows) -> outputs`, trees of arrays `[row, …]`; an output depends on its row alone.
       batch_size: Rows per compiled call; divided among the process's devices if it is a multiple.
       threads: Batches that are computed at the same time.
     """

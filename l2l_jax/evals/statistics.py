@@ -12,11 +12,7 @@ KERNEL_SUBSET = 1000
 
 
 def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean `[feature]` and the unbiased covariance `[feature, feature]` of `[image, feature]`.
-
-    Raises:
-      ValueError: Fewer than two images.
-    """
+    """Return mean and unbiased covariance of `[image, feature]`."""
     if len(features) < 2:
         raise ValueError("a covariance needs at least two images in each set")
     mean = features.mean(axis=0, dtype=np.float64)
@@ -31,14 +27,10 @@ def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
-    """Return the Fréchet distance of the Gaussians fitted to two sets of features (Heusel et al. 2017).
+    """Return the Fréchet distance of Gaussians fitted to two sets `[image, feature]` (Heusel et al. 2017).
 
     ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), with unbiased covariances. With Σ₁ = LLᵀ the trace of the root is
     the sum of the roots of the eigenvalues of LᵀΣ₂L, which also holds for singular covariances.
-
-    Args:
-      features: Features of one set, `[image, feature]`.
-      other: Features of the other set, `[image, feature]`.
 
     Raises:
       ValueError: Fewer than two images in a set, or different numbers of features.
@@ -69,7 +61,7 @@ def kernel_distance(
 
     Args:
       features: Features of one set, `[image, feature]`.
-      other: Features of the other set, `[image, feature]`.
+      other: Features of the other set.
       subsets: Number of pairs of subsets, each drawn without replacement.
       subset_size: Images in a subset, at most; all of the smaller set if it has fewer.
       seed: Random seed.
@@ -92,16 +84,7 @@ def squared_discrepancies(
     """Return unbiased squared maximum mean discrepancies between subsets, `[subset]`.
 
     The kernel is (x·y / features + 1)³. Every entry of the kernel matrices is computed once, whatever the
-    number of subsets.
-
-    Args:
-      features: Features of one set, `[image, feature]`.
-      other: Features of the other set, `[image, feature]`.
-      rows: Subsets `[subset, image of the subset]` as row numbers of `features`.
-      other_rows: Subsets as row numbers of `other`.
-
-    Raises:
-      ValueError: Subsets of fewer than two images, or different numbers of features.
+    number of subsets, which are `[subset, image of the subset]`, row numbers of the two sets of features.
     """
     _check(features, other)
     size = rows.shape[1]
@@ -143,11 +126,8 @@ def _kernel_sums(x: np.ndarray, in_x: np.ndarray, y: np.ndarray, in_y: np.ndarra
 def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
     """Return mean and standard deviation over splits of the Inception Score (Salimans et al. 2016).
 
-    exp(E KL(p(y|x) ‖ p(y))) of each of `splits` equal runs of images; a remainder is dropped.
-
-    Args:
-      probabilities: `[image, class]`, in an order that does not depend on the class.
-      splits: Number of runs.
+    exp(E KL(p(y|x) ‖ p(y))) of each of `splits` equal runs of images; a remainder is dropped. Probabilities
+    are `[image, class]`, in an order that does not depend on the class.
 
     Raises:
       ValueError: Fewer images than splits.

@@ -72,9 +72,6 @@ class InpaintingTask:
         """Return the patches that stay visible in each image, int32 `[image, visible]`, ascending.
 
         Equal seeds, non-negative integers of each image, make equal choices.
-
-        Raises:
-          ValueError: No patch would be hidden, or none left.
         """
         hidden = round(patches * self.amount / PARTS[self.kind])
         if not 0 < hidden < patches:
@@ -104,11 +101,7 @@ def parse_tasks(names: Iterable[str]) -> tuple[InpaintingTask, ...]:
 
 
 def budget_task(names: Iterable[str]) -> InpaintingTask:
-    """Return the task at which a retain budget is measured: the first whose mask is the same for all images.
-
-    Raises:
-      ValueError: There is none.
-    """
+    """Return the first task whose mask is the same for all images: a retain budget is measured at it."""
     for task in parse_tasks(names):
         if not task.is_random:
             return task

@@ -19,14 +19,7 @@ OTHER_COLOR = "#555555"
 
 
 def project(embeddings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Project groups of embeddings into one plane, `[image, 2]`.
-
-    Args:
-      embeddings: `[image, feature]` by group; of larger groups `MOST` are taken.
-
-    Raises:
-      ValueError: Fewer than `LEAST` images in all.
-    """
+    """Project groups of embeddings `[image, feature]` into one plane, `[image, 2]`."""
     from sklearn.manifold import TSNE  # start-up time: takes a second to load
 
     chosen = {
@@ -44,11 +37,9 @@ def project(embeddings: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def save(path: pathlib.Path, groups: Mapping[str, np.ndarray]) -> None:
-    """Draw the result of `project`, and write the places as JSON next to it.
+    """Draw the result of `project` to a PNG file, and write the places as JSON next to it.
 
-    Args:
-      path: PNG file.
-      groups: Places by group, named after its set and model, such as "retain, original".
+    Groups are named after their set and model, such as "retain, original".
     """
     from matplotlib.figure import Figure  # start-up time, too
 

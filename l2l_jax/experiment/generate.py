@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from l2l_jax.data.generated import GeneratedImages
+from l2l_jax.data.arrays import GeneratedImages
 from l2l_jax.errors import UserError
 from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.evals.inpaint import Inpainter

@@ -10,7 +10,7 @@ import numpy as np
 
 from l2l_jax import shipped
 from l2l_jax.config import Config
-from l2l_jax.data.reading import read_lists
+from l2l_jax.data.bad_images import read_lists
 from l2l_jax.evals.encoder_features import EmbeddedImages
 from l2l_jax.evals.evaluator import Evaluation, ModelMetrics
 from l2l_jax.evals.tables import not_available, unreliable

@@ -10,7 +10,7 @@ from l2l_jax.errors import UserError
 def test_pytorch_computes_what_its_reference_does():
     torch = pytest.importorskip("torch")
     from benchmarks.inception_torch import Inception
-    from tests.evals.features.networks import filled
+    from tests.evals.features.test_convolutional import filled
     from tests.reference_arrays import Case
 
     case = Case("inception_fid")

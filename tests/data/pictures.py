@@ -1,10 +1,11 @@
 """Small pictures and sources of them; loads neither JAX nor grain, for worker processes import it."""
 
 import io
-import sys
 
 import numpy as np
 from PIL import Image
+
+from l2l_jax.data.records import Source
 
 
 def gradient(height=48, width=64):
@@ -22,7 +23,7 @@ def encoded(picture, kind, **options):
     return file.getvalue()
 
 
-class Files:
+class Files(Source):
     """`count` JPEG files; image i has the grey value 10 + 2 i. Those in `broken` are cut in the middle."""
 
     class_names = ("only",)
@@ -30,38 +31,14 @@ class Files:
     def __init__(self, count, broken=()):
         self.labels, self._broken = np.zeros(count, int), frozenset(broken)
 
-    def __len__(self):
-        return len(self.labels)
-
     def __getitem__(self, index):
         file = encoded(np.full((8, 12, 3), 10 + 2 * index, np.uint8), "JPEG", quality=100)
         image = file[: len(file) // 2] if index in self._broken else file
         return {"image": image, "label": 0, "name": f"image {index}"}
 
 
-class Watching:
-    """Records whose pixels tell which of some modules are loaded in the process that reads them."""
+class Failing(Files):
+    """Files whose reading is a mistake of the program."""
 
-    class_names, labels = ("only",), np.zeros(4, int)
-    asked = ("jax", "grain", "tensorflow", "numpy")
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        loaded = [float(name in sys.modules) for name in self.asked]
-        return {"image": np.array(loaded, np.float32).reshape(2, 2, 1), "label": 0, "name": str(index)}
-
-
-class Failing(Watching):
     def __getitem__(self, index):
         raise KeyError(f"no record {index}")
-
-
-class Missing(Files):
-    """Files of which some are not there."""
-
-    def __getitem__(self, index):
-        if index in self._broken:
-            raise FileNotFoundError(2, "No such file or directory", f"image {index}")
-        return super().__getitem__(index)

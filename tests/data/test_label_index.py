@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from l2l_jax.data.label_index import collect_labels, load_labels
+from l2l_jax.data.tfds_source import collect_labels, load_labels
 from l2l_jax.errors import UserError
 
 
@@ -86,15 +86,9 @@ def test_labels_of_read_only_data_are_kept_in_the_cache_folder(folder, tmp_path,
     assert len(list((tmp_path / "cache" / "l2l_jax").glob("flowers-*/labels-train.npz"))) == 1
 
 
-def test_several_processes_read_the_same():
+def test_labels_as_they_are_read():
     np.testing.assert_array_equal(collect_labels(Records(LABELS), "labels", processes=2), LABELS)
-
-
-def test_large_and_missing_class_ids_are_kept():
     labels = collect_labels(Records([-1, 70_000]), "labels")
     assert labels.dtype == np.int32 and list(labels) == [-1, 70_000]
-
-
-def test_records_with_several_labels_are_refused():
     with pytest.raises(UserError, match="Record 1 has 2 labels instead of one"):
         collect_labels(Records([3, [1, 2]]), "labels")

@@ -1,7 +1,7 @@
 """Checking archives, and preparing with the builders of TensorFlow Datasets, which needs TensorFlow."""
 
 import importlib.util
-import os
+import io
 import pathlib
 import signal
 import subprocess
@@ -32,22 +32,11 @@ SPLITS = {
 }
 
 
-def start(dataset, folder, **environment):
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tests.data.small_archives",
-            dataset,
-            f"--manual_dir={folder / 'archives'}",
-            f"--data_dir={folder / 'data'}",
-        ],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(dataset, folder):
+    command = [sys.executable, "-m", "tests.data.small_archives", dataset]
+    flags = [f"--manual_dir={folder / 'archives'}", f"--data_dir={folder / 'data'}"]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command + flags, cwd=ROOT, **pipes)
 
 
 def run(dataset, folder):
@@ -112,13 +101,11 @@ def test_it_can_be_run_again_after_a_kill(tmp_path):
 def small_archives_with_much_to_write(folder):
     folder.mkdir()
     small_archives.imagenet(folder)
+    inner = io.BytesIO()
     images = {f"n01440764_{i}.JPEG": small_archives.picture(i) for i in range(1, 3001)}
-    with open(folder / "n01440764.tar", "wb") as file:
-        small_archives.write_tar(file, images)
-    content = (folder / "n01440764.tar").read_bytes()
-    (folder / "n01440764.tar").unlink()
+    small_archives.write_tar(inner, images)
     with open(folder / "ILSVRC2012_img_train.tar", "wb") as file:
-        small_archives.write_tar(file, {"n01440764.tar": content})
+        small_archives.write_tar(file, {"n01440764.tar": inner.getvalue()})
 
 
 @needs_tensorflow
@@ -186,13 +173,10 @@ def test_sizes_are_those_that_tfds_expects():
         assert known[archive.url].size == archive.size and known[archive.url].filename == archive.name
 
 
-def test_complete_archives_pass(imagenet):
+def test_missing_and_damaged_archives_are_named(imagenet):
     prepare.check("imagenet2012", imagenet)
     text = prepare.describe("imagenet2012", imagenet)
     assert text.count(" there") == 2 and "ILSVRC2012_img_val.tar" in text
-
-
-def test_missing_and_damaged_archives_are_named(imagenet):
     train, val = imagenet / "ILSVRC2012_img_train.tar", imagenet / "ILSVRC2012_img_val.tar"
     content = val.read_bytes()
     val.write_bytes(content[:-1024])

@@ -1,20 +1,25 @@
-"""Choosing images, and what is said of mistakes."""
+"""Choosing images for training, validation and testing, and what is said of mistakes."""
 
 import numpy as np
 import pytest
 
-from l2l_jax.data.config import DataConfig, ProxyConfig
+from l2l_jax.data.config import DataConfig, ProxyConfig, SourceConfig
+from l2l_jax.data.records import Source
 from l2l_jax.data.sources import open_source
-from l2l_jax.data.splits import describe, evaluation_sets, general_set, retained_names, training_sets
+from l2l_jax.data.splits import (
+    describe,
+    evaluation_sets,
+    general_set,
+    retained_names,
+    training_sets,
+    validation_sets,
+)
 from l2l_jax.errors import UserError
 
 
-class Named:
+class Named(Source):
     class_names = ("airfield", "alley", "amphitheater", "aquarium")
     labels = np.array([0, 1, 1, 2, 0])
-
-    def __len__(self):
-        return len(self.labels)
 
     def __getitem__(self, index):
         raise AssertionError("choosing images reads none")
@@ -162,22 +167,6 @@ def test_proxies_mixed_by_weight(elsewhere):
 
 
 @pytest.mark.parametrize(
-    ("proxy", "message"),
-    [
-        (["alley"], "both in config.data.proxy and in config.data.forget: alley"),
-        (["aquarium"], "proxy set is empty: config.data.proxy selects no training image"),
-        (["zoo"], "config.data.proxy names the class 'zoo'"),
-        (["places365_i2i"], "config.data.proxy is 'places365_i2i'.* its proxies are 'rest'"),
-        ([ProxyConfig("folder", "/nowhere")], "config.data.proxy.path=/nowhere does not exist"),
-        ([ProxyConfig("digits")], "is of digits and config.data of named: digits are not files"),
-    ],
-)
-def test_mistaken_proxies_are_named(proxy, message):
-    with pytest.raises(UserError, match=message):
-        train(data(["alley"], ["airfield"], proxy=tuple(proxy)))
-
-
-@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"classes": ("see",)}, r"config.data.proxy \(folder\) names the class 'see', .* nearest: sea"),
@@ -196,29 +185,81 @@ def test_mistaken_proxies_of_another_source_are_named(elsewhere, fields, message
 
 
 @pytest.mark.parametrize(
-    ("forget", "retain", "message"),
+    ("forget", "retain", "fields", "message"),
     [
-        (["alley"], ["airfeld"], "nearest: airfield"),
-        (["alley"], ["zoo"], "its classes: airfield, alley"),
-        (["alley"], [7], "config.data.retain names the class '7'"),
-        (["alley", 0], ["alley"], "both in config.data.retain and in config.data.forget: alley"),
-        (["aquarium"], ["airfield"], "forget set is empty"),
-        ([], ["airfield"], "forget set is empty"),
-        (["rest"], ["airfield"], "config.data.forget is 'rest': say which"),
+        ("alley", "airfeld", {}, "nearest: airfield"),
+        ("alley", "zoo", {}, "its classes: airfield, alley"),
+        ("alley", 7, {}, "config.data.retain names the class '7'"),
+        ("alley", "alley", {}, "both in config.data.retain and in config.data.forget: alley"),
+        ("aquarium", "airfield", {}, "forget set is empty"),
+        ("rest", "airfield", {}, "config.data.forget is 'rest': say which"),
+        ("alley", "rest", dict(proxy=("rest",)), "config.data.retain and config.data.proxy are both 'rest'"),
+        ("alley", "airfield", dict(proxy=("alley",)), "both in config.data.proxy and in .*forget: alley"),
+        ("alley", "airfield", dict(proxy=("aquarium",)), "config.data.proxy selects no training image"),
+        ("alley", "airfield", dict(proxy=("rest", "zoo")), "config.data.proxy names the class 'zoo'"),
+        ("alley", "airfield", dict(proxy=("places365_i2i",)), "is 'places365_i2i'.* its proxies are 'rest'"),
+        (
+            "alley",
+            "airfield",
+            dict(proxy=(ProxyConfig("folder", "/nowhere"),)),
+            "path=/nowhere does not exist",
+        ),
+        ("alley", "airfield", dict(proxy=(ProxyConfig("digits"),)), "of digits and config.data of named"),
+        ("alley", "amphitheater", dict(train_per_class=2), "is 2, but .* .amphitheater. has 1 training"),
     ],
 )
-def test_mistakes_are_named(forget, retain, message):
+def test_mistakes_are_named(forget, retain, fields, message):
     with pytest.raises(UserError, match=message):
-        train(data(forget, retain))
+        train(data([forget], [retain], **fields))
 
 
-def test_the_rest_is_for_one_set_alone():
-    with pytest.raises(UserError, match="config.data.retain and config.data.proxy are both 'rest'"):
-        train(data(["alley"], ["rest"], proxy=("rest",)))
-
-
-def test_too_few_images_are_named():
-    with pytest.raises(UserError, match="train_per_class is 2, but the class 'amphitheater' has 1 training"):
-        train(data(["alley"], ["amphitheater"], train_per_class=2))
+def test_too_few_test_images_and_no_class_are_named():
     with pytest.raises(UserError, match="test_per_class is 3, but the class 'airfield' has 2 test images"):
         evaluation_sets(data(["amphitheater"], ["airfield"], test_per_class=3), Named())
+    with pytest.raises(UserError, match="forget set is empty"):
+        train(data([], ["airfield"]))
+
+
+PLAIN = SourceConfig("digits")
+
+
+def names(source):
+    return {source[i]["name"] for i in range(len(source))}
+
+
+def test_train_validation_and_test_share_no_image_and_lose_none():
+    config = SourceConfig("digits", validation_fraction=0.15)
+    parts = {split: open_source(config, split, 8) for split in ("train", "validation", "test")}
+    found = {split: names(source) for split, source in parts.items()}
+    assert not found["train"] & found["validation"] and not found["validation"] & found["test"]
+    assert found["train"] | found["validation"] == names(open_source(PLAIN, "train", 8))
+    assert found["test"] == names(open_source(PLAIN, "test", 8))
+    before = np.bincount(open_source(PLAIN, "train", 8).labels)
+    np.testing.assert_array_equal(np.bincount(parts["validation"].labels), np.rint(0.15 * before))
+
+
+def test_validation_images_of_files_do_not_depend_on_new_ones(tmp_path):
+    for number in range(20):
+        path = tmp_path / "cat" / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    config = SourceConfig("folder", str(tmp_path), test_fraction=0.25, validation_fraction=0.2)
+    before = {split: names(open_source(config, split, 8)) for split in ("train", "validation", "test")}
+    assert [len(found) for found in before.values()] == [12, 3, 5]
+    (tmp_path / "cat" / "new.jpg").write_bytes(b"x")
+    after = names(open_source(config, "train", 8))
+    assert len(before["train"] & after) >= 10  # one image more moves two of the borders by one at most
+
+
+def test_retain_and_forget_classes_of_the_validation_images():
+    data = DataConfig(source="digits", forget=("7",), retain=("0", "1"), validation_fraction=0.1)
+    source = open_source(data, "validation", 8)
+    sets = validation_sets(data, source)
+    assert set(sets.forget.labels) == {7} and set(sets.retain.labels) == {0, 1}
+    training = training_sets(data, open_source(data, "train", 8), 8)
+    assert not names(training.retain) & names(sets.retain)
+
+
+def test_asked_for_where_there_are_none():
+    with pytest.raises(UserError, match="validation_fraction is 0, so that there are no validation images"):
+        open_source(PLAIN, "validation", 8)

@@ -14,7 +14,7 @@ from etils import epath
 from l2l_jax.data.config import DataConfig, ProxyConfig, SourceConfig
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, training_sets
-from l2l_jax.data.tfds_source import prepared_folder
+from l2l_jax.data.tfds_source import find_prepared
 from l2l_jax.errors import UserError
 from tests.data import small_archives
 
@@ -95,19 +95,6 @@ def test_a_share_is_held_out_where_there_is_no_test_split(prepared):
     assert set(np.bincount(test.labels)) == {0, 1}
 
 
-def test_a_version_may_be_named_and_the_newest_is_taken(prepared):
-    place = prepared / "coco" / "2017"
-    shutil.copytree(place / "1.1.0", place / "1.0.9")
-    assert prepared_folder(SourceConfig("coco/2017", str(prepared))).name == "1.1.0"
-    assert prepared_folder(SourceConfig("coco/2017:1.0.9", str(prepared))).name == "1.0.9"
-
-
-def test_sources_travel_to_worker_processes(prepared):
-    source = opened(prepared, "imagenet2012")
-    copy = pickle.loads(pickle.dumps(source))
-    assert records(copy) == records(source)
-
-
 def test_neither_tensorflow_nor_jax_is_loaded(prepared):
     code = (
         "import sys; from l2l_jax.data.sources import open_source;"
@@ -133,25 +120,19 @@ def test_data_sets_that_are_not_prepared_are_named(prepared):
         open_source(SourceConfig("mnist"), "train", 8)
 
 
-def test_data_sets_in_another_format_are_named(prepared):
+def test_versions_missing_files_and_other_formats(prepared):
+    place = prepared / "coco" / "2017"
+    shutil.copytree(place / "1.1.0", place / "1.0.9")
+    for name, version in (("coco/2017", "1.1.0"), ("coco/2017:1.0.9", "1.0.9")):
+        assert find_prepared(SourceConfig(name, str(prepared))).name == version
+    next((place / "1.1.0").glob("*-train.array_record*")).unlink()
+    with pytest.raises(UserError, match="lacks 1 of its files, the first being coco-train"):
+        opened(prepared, "coco/2017")
     folder = prepared / "places365_small" / "2.1.0"
-    info = (folder / "dataset_info.json").read_text()
-    (folder / "dataset_info.json").write_text(info.replace("array_record", "tfrecord"))
+    edit(folder / "dataset_info.json", "array_record", "tfrecord")
     for shard in folder.glob("*array_record*"):
         shard.rename(folder / shard.name.replace("array_record", "tfrecord"))
-    with pytest.raises(
-        UserError, match="is in the format tfrecord, which has no random access. Delete the folder"
-    ):
-        opened(prepared, "places365_small")
-
-
-def test_data_sets_with_missing_files_are_named(prepared):
-    folder = prepared / "places365_small" / "2.1.0"
-    next(folder.glob("*-train.array_record*")).unlink()
-    with pytest.raises(
-        UserError,
-        match="lacks 1 of its files, the first being places365_small-train",
-    ):
+    with pytest.raises(UserError, match="format tfrecord, which has no random access. Delete the folder"):
         opened(prepared, "places365_small")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from l2l_jax.data.digits import open_digits
+from l2l_jax.data.arrays import open_digits
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.evals.features.classifier import MaskedClassifier, SmallClassifier
 from l2l_jax.evals.image_set import ImageSet
@@ -85,9 +85,8 @@ def test_metrics_of_classes_average_to_those_of_the_set(observe, tests):
     slightly = np.clip(tests.images + 0.1 * (tests.labels[:, None, None, None] == 3), 0, 1)
     result = measured(observe, tests, slightly)
     rows = result.classes
-    assert list(rows) == list("abcdefghij") and sum(row["count"] for row in rows.values()) == len(
-        tests.labels
-    )
+    assert list(rows) == list("abcdefghij")
+    assert sum(row["count"] for row in rows.values()) == len(tests.labels)
     for name in ("mse", "accuracy"):
         total = sum(row["count"] * row[name] for row in rows.values())
         assert total / len(tests.labels) == pytest.approx(result.metrics[name])

@@ -9,7 +9,7 @@ import pytest
 
 from l2l_jax.config import parse_config
 from l2l_jax.config_files import read_config
-from l2l_jax.data.digits import open_digits
+from l2l_jax.data.arrays import open_digits
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
 from l2l_jax.experiment import unlearn as unlearning

@@ -7,7 +7,7 @@ import pytest
 
 from l2l_jax.config import parse_config
 from l2l_jax.config_files import override, read_config
-from l2l_jax.data.digits import open_digits
+from l2l_jax.data.arrays import open_digits
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, validation_sets
 from l2l_jax.errors import UserError

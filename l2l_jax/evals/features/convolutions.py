@@ -37,16 +37,7 @@ class Weights(nn.Module):
 def conv(
     x: jax.Array, name: str, channels: int, kernel: Size = (1, 1), *, stride: int = 1, padding: Size = (0, 0)
 ) -> jax.Array:
-    """Apply a convolution and normalization, without ReLU.
-
-    Args:
-      x: Images.
-      name: Name of the parameters.
-      channels: Channels of the output.
-      kernel: Height and width of the kernel.
-      stride: Stride along both axes.
-      padding: Rows and columns of zeros on either side.
-    """
+    """Apply a convolution and normalization, without ReLU; `name` is that of the parameters."""
     if kernel == (1, 1):
         return pointwise(x[:, ::stride, ::stride], {name: channels})[0]
     values, bias = Weights((*kernel, x.shape[-1], channels), name=name)()
@@ -59,11 +50,8 @@ def conv(
 def pointwise(x: jax.Array, channels: Mapping[str, int]) -> list[jax.Array]:
     """Apply several 1×1 convolutions and normalizations to the same images, without ReLU.
 
-    One product of matrices takes two thirds of the time of single ones on CPUs.
-
-    Args:
-      x: Images.
-      channels: Channels of each output, by the name of its parameters.
+    One product of matrices takes two thirds of the time of single ones on CPUs. `channels` are those of each
+    output, by the name of its parameters.
     """
     weights = [Weights((1, 1, x.shape[-1], wanted), name=name)() for name, wanted in channels.items()]
     kernel = jnp.concatenate([values[0, 0] for values, _ in weights], axis=1)
@@ -118,9 +106,7 @@ def apart(params: Mapping[str, Any]) -> dict[str, Any]:
 def joined(params: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
     """Return the parameters of a network of convolutions, computed in float64 and rounded once.
 
-    Args:
-      params: Arrays of a file, at the paths of `apart`.
-      epsilon: What the normalization adds to its variances.
+    `params` are arrays of a file, at the paths of `apart`; `epsilon` is what is added to variances.
     """
     flat = {}
     found = traverse_util.flatten_dict(params, sep="/")

@@ -1,9 +1,9 @@
-"""The published networks that a configuration asks for, loaded from files that the user has."""
+"""Networks that compute features of images, and the published ones from files of the user."""
 
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -13,17 +13,84 @@ import numpy as np
 from l2l_jax.errors import UserError
 from l2l_jax.evals.config import NetworksConfig, Resizing
 from l2l_jax.evals.features import clip, convolutions, inception, resnet
-from l2l_jax.evals.features.base import BatchedNetwork, FeatureNetwork, Outputs
 from l2l_jax.evals.features.resizing import center_square, resized
 from l2l_jax.evals.metrics import metrics_of
+from l2l_jax.evals.runner import BatchedRunner
 from l2l_jax.models import mapping
 from l2l_jax.models.mapping import Table
+from l2l_jax.train.concurrent import threads
 from l2l_jax.utils.multihost import barrier, exchange
+from l2l_jax.utils.runtime import usable_cpus
 from l2l_jax.weights.checkpoints import about, as_floats, open_checkpoint
 from l2l_jax.weights.published import PUBLISHED, PublishedFile, weights_folder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the pixels in [0, 1] that ResNet-50 was trained on."""
+
+PER_THREAD = 2
+"""Images per compiled call where a CPU runs several calls at the same time: XLA's convolutions leave cores
+idle, and the data of few images stays in caches."""
+
+FILES: Mapping[str, Sequence[PublishedFile]] = {
+    "inception": (PUBLISHED["inception"],),
+    "resnet50": (PUBLISHED["resnet50-places365"],),
+    "clip": (PUBLISHED["clip-vit-h-14"], PUBLISHED["clip-vit-b-32"]),
+}
+"""The files that are looked for in the folder of weights, best first."""
+
+Outputs = dict[str, Any]
+"""Arrays that start with the image axis: "features" `[image, feature]`, float32; "probabilities"
+`[image, class]`, float32, of networks that have classes; "classes", class ids `[image]`, of classifiers of a
+masked region."""
+
+
+class FeatureNetwork(Protocol):
+    """A trained network that evaluates images.
+
+    `name` is its name in reports, `weights` are JSON-able facts: `file`, `sha256`, `licence`, and what else
+    is known.
+    """
+
+    name: str
+    weights: Mapping[str, Any]
+
+    def __call__(self, images: np.ndarray) -> Outputs:
+        """Return the outputs of uint8 images `[image, height, width, 3]`, which it resizes itself."""
+        ...
+
+
+class BatchedNetwork:
+    """A `FeatureNetwork` that runs on this process's devices in batches of one shape.
+
+    Outputs do not depend on how many images come at a time, up to rounding. On a CPU, each core computes a
+    batch of its own, of at most `PER_THREAD` images. `apply` is `(params, uint8 images) -> Outputs`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: Mapping[str, Any],
+        params: Any,
+        apply: Callable[[Any, jax.Array], Outputs],
+        batch_size: int,
+    ):
+        def precise(params: Any, images: jax.Array) -> Outputs:
+            with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round to fewer bits
+                return apply(params, images)
+
+        self.name, self.weights = name, weights
+        cores = threads(len(usable_cpus()))
+        batch_size = batch_size if cores == 1 else min(batch_size, PER_THREAD)
+        self._runner = BatchedRunner(precise, batch_size, threads=cores)
+        self._params = self._runner.place(params)
+
+    def __call__(self, images: np.ndarray) -> Outputs:
+        """See `FeatureNetwork`."""
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(
+                f"expected uint8 images [image, height, width, 3], got {images.dtype} {images.shape}"
+            )
+        return self._runner(self._params, images)
 
 
 class Opened(NamedTuple):
@@ -35,54 +102,45 @@ class Opened(NamedTuple):
 
 
 def open_networks(config: NetworksConfig) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
-    """Load the networks of `config.networks` whose weights are there.
+    """Load the networks of `config.networks` whose weights are there; called by all processes.
 
     A field such as `config.inception` names the file; where it is empty, the published file is looked for in
-    the folder of weights (`l2l_jax.weights.published.weights_folder`). Nothing is downloaded. Called by all
-    processes; a network is used only if all of them have its file.
+    the folder of weights. Nothing is downloaded. A network is used only if all processes have its file.
 
     Returns:
-      The networks by their names in `config.networks`, and why metrics that need other networks are not
-      available, by name of the metric.
+      The networks by their names in `config.networks`, and why other metrics are not available, by name.
 
     Raises:
-      UserError: A file that is named does not exist, or one that is there cannot be read or holds something
-        else.
+      UserError: A file that is named does not exist, or one that is there is not of such weights.
     """
     with barrier():
         found = {name: find_weights(config, name) for name in config.networks}
-    missing = set().union(
-        *map(json.loads, exchange(json.dumps([name for name, path in found.items() if path is None])))
-    )
-    paths = {name: path for name, path in found.items() if path is not None and name not in missing}
+    lacking = exchange(json.dumps([name for name, path in found.items() if path is None]))
+    missing = {name for names in lacking for name in json.loads(names)}
     with barrier():
-        networks: dict[str, FeatureNetwork] = {name: _open(name, x, config) for name, x in paths.items()}
+        networks: dict[str, FeatureNetwork] = {
+            name: _open(name, path, config)
+            for name, path in found.items()
+            if path is not None and name not in missing
+        }
     return networks, {
         metric: _reason(name) for name in found if name in missing for metric in metrics_of(name)
     }
 
 
-FILES: Mapping[str, Sequence[PublishedFile]] = {
-    "inception": (PUBLISHED["inception"],),
-    "resnet50": (PUBLISHED["resnet50-places365"],),
-    "clip": (PUBLISHED["clip-vit-h-14"], PUBLISHED["clip-vit-b-32"]),
-}
-"""The files that are looked for in the folder of weights, best first."""
-
-
 def find_weights(config: NetworksConfig, name: str) -> pathlib.Path | None:
     """Return the file of a network's weights, or None; raise a UserError if the config names one in vain."""
     named = getattr(config, name)
-    if named:
-        path = pathlib.Path(named).expanduser()
-        if not path.is_file():
-            raise UserError(
-                f"config.evaluate.{name}={named} does not exist; it should be a file of weights, or empty to "
-                f"look in {weights_folder()}."
-            )
-        return path
-    paths = [weights_folder() / file.file for file in FILES[name]]
-    return next((path for path in paths if path.is_file()), None)
+    if not named:
+        paths = [weights_folder() / file.file for file in FILES[name]]
+        return next((path for path in paths if path.is_file()), None)
+    path = pathlib.Path(named).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"config.evaluate.{name}={named} does not exist; it should be a file of weights, or empty to "
+            f"look in {weights_folder()}."
+        )
+    return path
 
 
 def _reason(name: str) -> str:
@@ -99,10 +157,9 @@ def _open(name: str, path: pathlib.Path, config: NetworksConfig) -> FeatureNetwo
         opened = OPENERS[name](source.state_dict, config)
     facts = source.facts()
     file = next((file for file in PUBLISHED.values() if file.sha256 == facts["sha256"]), None)
-    known = {"licence": FILES[name][0].licence, "published": file is not None}
-    if file is not None:
-        known |= {"licence": file.licence, "page": file.page}
-    return BatchedNetwork(opened.name, {**facts, **known}, *opened[1:], config.network_batch_size)
+    known = {"licence": (file or FILES[name][0]).licence, "published": file is not None}
+    page = {} if file is None else {"page": file.page}
+    return BatchedNetwork(opened.name, {**facts, **known, **page}, *opened[1:], config.network_batch_size)
 
 
 def inception_pixels(images: jax.Array, resize: Resizing) -> jax.Array:
@@ -121,14 +178,12 @@ def _open_inception(state_dict: Mapping[str, Any], config: NetworksConfig) -> Op
 
 
 def _open_resnet50(state_dict: Mapping[str, Any], config: NetworksConfig) -> Opened:
-    network = resnet.ResNet50()
+    network, side = resnet.ResNet50(), resnet.IMAGE_SIZE
     params = _joined_params(network, resnet.TABLE, resnet.NORM_EPSILON, state_dict)
 
     def pixels(images: jax.Array) -> jax.Array:
-        side = resnet.IMAGE_SIZE
-        return _normalize(
-            resized(images, side, side, "bilinear", bytes_between=True), IMAGENET_MEAN, IMAGENET_STD
-        )
+        small = resized(images, side, side, "bilinear", bytes_between=True)
+        return _normalize(small, IMAGENET_MEAN, IMAGENET_STD)
 
     return Opened("ResNet-50 (Places-365)", params, _classifier(network, pixels))
 

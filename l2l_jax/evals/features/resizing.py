@@ -1,7 +1,8 @@
 """Resizing images as the published figures' own code does it, as products with two small matrices.
 
 Resizing by a separable filter is linear along each axis. On the device it costs little beside a network, and
-the images cross to it small and as bytes.
+the images cross to it small and as bytes. `jax.image.resize` computes places between pixels in float32, which
+changes pixels by up to 0.0014 of 255, and does not round as Pillow does.
 """
 
 from collections.abc import Callable
@@ -33,13 +34,8 @@ def resizing_matrix(source: int, target: int, kind: Filter, *, antialias: bool) 
     """Return the share of each of `source` pixels in each of `target` pixels, float64 `[target, source]`.
 
     Pixels are squares, and the edges of both rows coincide. Weights beyond an edge are dropped and the others
-    scaled to sum to 1.
-
-    Args:
-      source: Number of pixels before.
-      target: Number of pixels after.
-      kind: The filter.
-      antialias: Widen the filter where the row shrinks, as Pillow does; PyTorch does not by default.
+    scaled to sum to 1. `antialias` widens the filter where the row shrinks, as Pillow does; PyTorch does not
+    by default.
     """
     scale = source / target
     width = max(scale, 1.0) if antialias else 1.0
@@ -61,15 +57,8 @@ def resized(
 
     - clean-fid: "bicubic". That is Pillow on single channels of float, cut off at 0 and 255.
     - pytorch-fid: "bilinear" without `antialias`: `torch.nn.functional.interpolate`, `align_corners=False`.
-    - CLIP: "bicubic" with `bytes_between`: Pillow on an RGB image.
-
-    Args:
-      images: uint8 `[image, height, width, channel]`.
-      height: Height of the result.
-      width: Width of the result.
-      kind: See `resizing_matrix`.
-      antialias: See `resizing_matrix`.
-      bytes_between: Round to whole numbers in [0, 255] after each axis, first the width.
+    - CLIP: "bicubic" with `bytes_between`: Pillow on an RGB image, which rounds to whole numbers in [0, 255]
+      after each axis, first the width.
     """
     rows, columns = (
         jnp.asarray(resizing_matrix(source, target, kind, antialias=antialias), jnp.float32)

@@ -25,7 +25,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map images `[image, height, width, channel]` to others."""
+        """Map images to others."""
         wide = 4 * self.channels
         y = relu(conv(x, "conv1", self.channels))
         y = relu(conv(y, "conv2", self.channels, (3, 3), stride=self.stride, padding=(1, 1)))
@@ -42,14 +42,7 @@ class ResNet50(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Compute features and logits.
-
-        Args:
-          x: `[batch, height, width, 3]`, normalised by the means and deviations of ImageNet.
-
-        Returns:
-          Features `[batch, 2048]` and logits `[batch, class]`.
-        """
+        """Compute features `[image, 2048]` and logits of images normalized by the statistics of ImageNet."""
         x = relu(conv(x, "conv1", 64, (7, 7), stride=2, padding=(3, 3)))
         x = max_pool(x, stride=2, padding=1)
         self.sow("intermediates", "maxpool", x)

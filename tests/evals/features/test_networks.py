@@ -12,11 +12,9 @@ from PIL import Image
 
 from l2l_jax.errors import UserError
 from l2l_jax.evals.config import NetworksConfig
-from l2l_jax.evals.features import base, clip, inception, networks, resnet
-from l2l_jax.evals.features.base import BatchedNetwork
-from l2l_jax.evals.features.networks import open_networks
+from l2l_jax.evals.features import clip, networks
+from l2l_jax.evals.features.networks import BatchedNetwork, open_networks
 from l2l_jax.weights import transfer
-from tests.evals.features.networks import joined_params
 from tests.reference_arrays import Case
 
 TINY = clip.TowerConfig(32, 8, 32, 2, 4, 64, 16, "gelu")
@@ -92,23 +90,6 @@ def test_clip_sees_what_pillow_resizes(folder, tiny_clip):
 
 
 @pytest.mark.parametrize(
-    ("name", "case", "module", "strip"),
-    [
-        ("inception", "inception_fid", inception, ""),
-        ("resnet50", "resnet50_places", resnet, "module."),
-    ],
-)
-def test_networks_are_read_with_their_normalisation_joined(name, case, module, strip, tmp_path):
-    state_dict, path = Case(case).state_dict(), tmp_path / f"{name}.safetensors"
-    safetensors.numpy.save_file(state_dict, path)
-    found = networks.OPENERS[name](transfer.open_checkpoint(path).state_dict, NetworksConfig()).params
-    network = inception.Inception() if name == "inception" else resnet.ResNet50()
-    plain = {key.removeprefix(strip): value for key, value in state_dict.items()}
-    expected = joined_params(network, module.TABLE, module.NORM_EPSILON, plain, 299)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-@pytest.mark.parametrize(
     ("resize", "black", "white"), [("clean-fid", -1.0, 127 / 128), ("pytorch-fid", -1.0, 1.0)]
 )
 def test_the_range_of_inceptions_pixels(resize, black, white):
@@ -121,14 +102,14 @@ def test_the_range_of_inceptions_pixels(resize, black, white):
 
 def test_a_cpu_computes_several_batches_at_a_time(monkeypatch):
     """The images keep their order, and calls of few images share one program."""
-    monkeypatch.setattr(base, "threads", lambda most: 3)
+    monkeypatch.setattr(networks, "threads", lambda most: 3)
     traced, shown = [], images(11, 5, 4)
     network = BatchedNetwork(
         "mean", {}, np.float32(2), lambda p, x: traced.append(x.shape) or {"features": p * x.mean((1, 2))}, 16
     )
     expected = 2 * shown.mean(axis=(1, 2), dtype=np.float64)
     np.testing.assert_allclose(network(shown)["features"], expected, rtol=1e-5)
-    assert traced == [(base.PER_THREAD, 5, 4, 3)]
+    assert traced == [(networks.PER_THREAD, 5, 4, 3)]
 
 
 @pytest.mark.parametrize("shown", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((2, 4, 4, 1), np.uint8)])

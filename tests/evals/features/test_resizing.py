@@ -22,15 +22,17 @@ def test_clean_fid(name):
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
-def test_clean_fid_at_inceptions_size():
-    found = one(CASE["img"], 299, 299, "bicubic")[::13, ::13]
-    np.testing.assert_allclose(found, CASE["resize_clean_299_sample"], atol=2e-4)
-
-
-def test_pytorch_fid_at_inceptions_size():
-    found = one(CASE["img"], 299, 299, "bilinear", antialias=False)[::13, ::13]
-    # PyTorch computes the places between pixels in float32.
-    np.testing.assert_allclose(found, CASE["resize_legacy_pytorch_sample"], atol=2e-3)
+@pytest.mark.parametrize(
+    ("name", "kind", "options", "tolerance"),
+    [
+        ("resize_clean_299_sample", "bicubic", {}, 2e-4),
+        # PyTorch computes the places between pixels in float32.
+        ("resize_legacy_pytorch_sample", "bilinear", {"antialias": False}, 2e-3),
+    ],
+)
+def test_inceptions_size(name, kind, options, tolerance):
+    found = one(CASE["img"], 299, 299, kind, **options)[::13, ::13]
+    np.testing.assert_allclose(found, CASE[name], atol=tolerance)
 
 
 def test_pytorch_fid_of_float_images():

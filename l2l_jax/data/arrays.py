@@ -1,0 +1,225 @@
+"""Sources of arrays: digits and clothes of this package, IDX and NumPy files, noise and generated images.
+
+Nothing here loads JAX: worker processes import this module.
+"""
+
+import functools
+import gzip
+import hashlib
+import lzma
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from etils import epath
+from PIL import Image
+from safetensors.numpy import load_file
+
+from l2l_jax.data.config import SourceConfig
+from l2l_jax.data.files import find
+from l2l_jax.data.records import ArraySource, Record, Source, SplitName, Subset, hold_out
+from l2l_jax.errors import UserError
+
+DIGITS = pathlib.Path(__file__).with_name("digits.safetensors")
+"""Scans (counts from 0 to 16), labels and which are test images; a copy, for scikit-learn takes a second to
+load and may split the images otherwise in another version."""
+
+FASHION = epath.Path(__file__).parent / "fashion"
+"""The first 500 training and 200 test images of each class; tools/fashion_subset.py makes the files."""
+
+FASHION_CLASSES = tuple(
+    ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
+)
+
+FASHION_SHA256 = {
+    "train": "3e4733ae8450a2837c1f62ea9946542fde2197204feb158e5b790257ac34143a",
+    "test": "8e8b02fc2db0ff9ed2d481ff30f8bd7cc5c88205cb131d7f4a0c19448f6957c9",
+}
+"""Digests of the pixels, followed by the labels."""
+
+IDX_PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
+IDX_ENDINGS = {"images": "idx3-ubyte", "labels": "idx1-ubyte"}
+UNPACK: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.decompress, ".xz": lzma.decompress}
+
+IDX_WANTED = "a folder with train-images-idx3-ubyte[.gz] and the three other files of MNIST"
+NPZ_WANTED = "a .npz file with images [image, height, width, 1 or 3] and labels [image]"
+
+EXPONENTS = (0.5, 3.5)
+"""Range of the exponents a and b of noise whose amplitude falls as 1 / (|fx|^a + |fy|^b)."""
+
+
+def open_digits(split: SplitName, image_size: int) -> ArraySource:
+    """Open 1,797 handwritten digits, those of scikit-learn's `load_digits` (Alpaydin & Kaynak 1998, UCI).
+
+    Real 8×8 scans, enlarged bicubically and repeated over 3 channels. One image in four of every
+    class, always the same ones, is a test image.
+    """
+    return ArraySource(*_enlarged_digits(split, image_size))
+
+
+@functools.lru_cache(maxsize=8)
+def _enlarged_digits(split: SplitName, size: int) -> tuple[np.ndarray, np.ndarray, str, str, np.ndarray]:
+    digits = load_file(DIGITS)
+    indices = np.flatnonzero(digits["test"] == (split == "test"))
+    scans = (digits["scans"][indices] / 16).astype(np.float32)
+    pictures = [Image.fromarray(scan).resize((size, size), Image.Resampling.BICUBIC) for scan in scans]
+    enlarged = np.stack([np.asarray(picture) for picture in pictures])
+    images = np.repeat(np.clip(enlarged, 0, 1)[..., None], 3, axis=-1)
+    images.flags.writeable = False  # all sources share them
+    return images, digits["labels"][indices], "0123456789", "digits", indices
+
+
+def open_fashion(split: SplitName) -> ArraySource:
+    """Open the training or test images of the subset of Fashion-MNIST."""
+    return ArraySource(*_read_fashion(split), FASHION_CLASSES, f"fashion/{split}")
+
+
+@functools.cache
+def _read_fashion(split: SplitName) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = read_idx_split(FASHION, split)
+    if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != FASHION_SHA256[split]:
+        raise UserError(f"The {split} images in {FASHION} are not those of this package; reinstall it.")
+    return images, labels
+
+
+def open_idx(config: SourceConfig, split: SplitName) -> ArraySource:
+    """Open the images of a split in a folder of IDX files; classes are named by their numbers."""
+    folder = find(config, IDX_WANTED, folder=True)
+    images, labels = read_idx_split(folder, split)
+    classes = max(int(labels.max()), int(_read_idx(folder, "train", "labels")[1].max())) + 1
+    return ArraySource(images, labels, [str(number) for number in range(classes)], split)
+
+
+def read_idx_split(folder: epath.Path, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
+    """Read the images `[image, height, width]` and labels `[image]` of a split, uint8."""
+    (path, images), (other, labels) = (_read_idx(folder, split, kind) for kind in IDX_ENDINGS)
+    if len(images) != len(labels):
+        raise UserError(
+            f"{path} holds {len(images)} images, but {other.name} holds {len(labels)} labels; "
+            "expected equally many."
+        )
+    if not images.size:
+        raise UserError(f"{path} holds no pixels: its dimensions are {images.shape}.")
+    return images, labels
+
+
+def _read_idx(folder: epath.Path, split: SplitName, kind: str) -> tuple[epath.Path, np.ndarray]:
+    """Read "images" or "labels": bytes, compressed by gzip or xz if the file's ending says so."""
+    prefixes, ending = IDX_PREFIXES[split], IDX_ENDINGS[kind]
+    names = [f"{prefix}-{kind}{mark}{ending}{x}" for prefix in prefixes for mark in "-." for x in UNPACK]
+    path = next((folder / name for name in names if (folder / name).exists()), None)
+    if path is None:
+        raise UserError(f"{folder} has no file {prefixes[0]}-{kind}-{ending}, with or without .gz.")
+    try:
+        content = UNPACK[path.suffix if path.suffix in UNPACK else ""](path.read_bytes())
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        reason = str(error).rstrip(".")
+        raise UserError(f"{path} cannot be decompressed ({reason}); fetch or copy it again.") from None
+    dimensions = int(ending[3])
+    magic, header, expected = int.from_bytes(content[:4]), 4 + 4 * dimensions, 8 * 256 + dimensions
+    if magic != expected or len(content) < header:
+        raise UserError(
+            f"{path} starts with the magic number {magic}, but an IDX file with {dimensions} "
+            f"dimension{'s' * (dimensions > 1)} of bytes starts with {expected}."
+        )
+    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
+    values = np.frombuffer(content, np.uint8, offset=header)
+    if len(values) != np.prod(shape, dtype=np.int64):
+        raise UserError(
+            f"{path} has {len(values)} bytes after its header, which announces "
+            f"{' × '.join(map(str, shape))}; fetch or copy it again."
+        )
+    return path, values.reshape(shape)
+
+
+def open_npz(config: SourceConfig, split: SplitName) -> Subset:
+    """Open the images of a split in a NumPy file.
+
+    The file holds "images", "labels" (names or numbers of the classes) and, optionally, "test", which is true
+    for test images. Without it `config.test_fraction` of each class is held out.
+    """
+    path = find(config, NPZ_WANTED, folder=False)
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise UserError(
+            f"{config.where}.path={path} cannot be read ({error}); expected {NPZ_WANTED}."
+        ) from None
+    _check_arrays(arrays, f"{config.where}.path={path}")
+    classes, labels = np.unique(arrays["labels"].astype(str), return_inverse=True)
+    source = ArraySource(arrays["images"], labels, classes.tolist())
+    if "test" in arrays:
+        return Subset(source, np.flatnonzero(np.asarray(arrays["test"], bool) == (split == "test")))
+    return Subset(source, hold_out(labels, config.test_fraction, held=split == "test"))
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
+    """Raise a UserError that says which arrays of a NumPy file do not fit."""
+    if missing := {"images", "labels"} - set(arrays):
+        raise UserError(f"{where} has no array {min(missing)!r}; expected {NPZ_WANTED}.")
+    images = arrays["images"]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype not in (np.uint8, np.float32):
+        raise UserError(
+            f"{where}: images are {images.dtype} {list(images.shape)}; expected uint8, or float32 in [0, 1], "
+            "[image, height, width, 1 or 3]."
+        )
+    for name in ("labels", "test"):
+        if name in arrays and arrays[name].shape != (len(images),):
+            raise UserError(
+                f"{where}: {name} has shape {arrays[name].shape}, but there are {len(images)} images."
+            )
+    if images.dtype == np.float32 and not np.all((images >= 0) & (images <= 1)):  # NaN is neither
+        raise UserError(f"{where}: float images must be in [0, 1].")
+
+
+class NoiseImages(Source):
+    """Color noise with the spectra of photographs, which falls off with the frequency.
+
+    The "spectrum" images of "Learning to See by Looking at Noise" (Baradad et al., NeurIPS 2021), each
+    stretched to [0, 1]; each depends on the seed and its number.
+    """
+
+    class_names = ("noise",)
+
+    def __init__(self, count: int, size: int, seed: int):
+        self._size, self._seed, self.labels = size, seed, np.zeros(count, int)
+
+    def __getitem__(self, index: int) -> Record:
+        image = spectrum_noise(np.random.default_rng([self._seed, index]), self._size)
+        return {"image": image, "label": 0, "name": f"noise/{index}"}
+
+
+def spectrum_noise(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Draw an image `[size, size, 3]` of `NoiseImages`, float32."""
+    a, b = rng.uniform(*EXPONENTS, 2)
+    frequency = np.abs(np.fft.fftfreq(size)) * size
+    with np.errstate(divide="ignore"):
+        amplitude = 1 / (frequency[None, :] ** a + frequency[:, None] ** b)
+    amplitude[0, 0] = 0
+    white = np.fft.fft2(rng.standard_normal((3, size, size)))
+    noise = np.fft.ifft2(white * amplitude).real
+    low, high = noise.min(), noise.max()
+    return np.moveaxis((noise - low) / (high - low), 0, -1).astype(np.float32)
+
+
+class GeneratedImages(Source):
+    """The first images of a NumPy file `[image, height, width, channel]`, uint8; not pickled with it."""
+
+    class_names = ("generated",)
+
+    def __init__(self, path: pathlib.Path, count: int):
+        self._path, self.labels = path, np.zeros(count, int)
+
+    @functools.cached_property
+    def _images(self) -> np.ndarray:
+        return np.load(self._path, mmap_mode="r")
+
+    def __getstate__(self):
+        return {"_path": self._path, "labels": self.labels}
+
+    def __getitem__(self, index: int) -> Record:
+        image = self._images[index].astype(np.float32) / np.float32(255)
+        return {"image": image, "label": 0, "name": f"generated/{index}"}

@@ -1,0 +1,102 @@
+"""Inception-v3 and ResNet-50 against pytorch-fid's and torchvision's, block by block."""
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.evals.config import NetworksConfig
+from l2l_jax.evals.features import inception, resnet
+from l2l_jax.evals.features.networks import OPENERS
+from l2l_jax.evals.features.resizing import resizing_matrix
+from tests.reference_arrays import Case, nhwc
+
+CASES = {"inception": Case("inception_fid"), "resnet50": Case("resnet50_places")}
+NETWORKS = {"inception": inception.Inception(), "resnet50": resnet.ResNet50()}
+GAINS = pytest.mark.parametrize("gain", [False, True])
+STRIDES = {"block0": 14, "block1": 7, "block2": 3}  # of the samples of Inception that were kept
+
+
+def assert_close(found, expected):
+    """Equal but for rounding, which grows with the numbers added up."""
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
+
+
+def images(name):
+    x = CASES[name]["x"]
+    if name == "resnet50":
+        return nhwc(x)
+    matrix = resizing_matrix(96, 299, "bilinear", antialias=False)
+    shown = np.einsum("ui,vj,bcij->buvc", matrix, matrix, x.astype(np.float64), optimize=True)
+    return (2 * shown - 1).astype(np.float32)
+
+
+def filled(case, gain):
+    """The state dict of a case; with `gain` its convolutions are √2 times as large, as in `gain/` arrays."""
+    factor = np.float32(np.sqrt(2) if gain else 1)
+    state_dict = {key.removeprefix("module."): value for key, value in case.state_dict().items()}
+    return {key: value * factor if value.ndim == 4 else value for key, value in state_dict.items()}
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Parameters by network and gain."""
+    return {
+        (name, gain): OPENERS[name](filled(case, gain), NetworksConfig()).params
+        for name, case in CASES.items()
+        for gain in (False, True)
+    }
+
+
+@pytest.fixture(scope="module")
+def outputs(params):
+    """Features and logits, and what is inside, by network and gain."""
+    found = {}
+    for name, network in NETWORKS.items():
+        apply = jax.jit(lambda p, x, n=network: n.apply({"params": p}, x, mutable=["intermediates"]))
+        for gain in (False, True):
+            result, inside = apply(params[name, gain], images(name))
+            found[name, gain] = result, {k: v[0] for k, v in inside["intermediates"].items()}
+    return found
+
+
+@GAINS
+def test_blocks_of_inception(outputs, gain):
+    case, prefix = CASES["inception"], "gain/" * gain
+    for block, step in STRIDES.items():
+        found = outputs["inception", gain][1][block]
+        assert_close(found.mean(axis=(1, 2)), case[f"{prefix}{block}_mean"])
+        assert_close(found[:, ::step, ::step, ::8], nhwc(case[f"{prefix}{block}_sample"]))
+
+
+@GAINS
+def test_stages_of_resnet(outputs, gain):
+    case, prefix, found = CASES["resnet50"], "gain/" * gain, outputs["resnet50", gain][1]
+    assert_close(found["maxpool"], nhwc(case[f"{prefix}maxpool"]))
+    for stage in range(1, 5):
+        assert_close(found[f"layer{stage}"].mean(axis=(1, 2)), case[f"{prefix}layer{stage}_mean"])
+
+
+@GAINS
+@pytest.mark.parametrize(
+    ("name", "arrays"), [("inception", ("pool3", "logits1008")), ("resnet50", ("features", "logits"))]
+)
+def test_features_and_logits(outputs, name, arrays, gain):
+    for found, array in zip(outputs[name, gain][0], arrays, strict=True):
+        assert_close(found, CASES[name]["gain/" * gain + array])
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("Mixed_5b", inception.BlockA(32)),
+        ("Mixed_6a", inception.BlockB()),
+        ("Mixed_6b", inception.BlockC(128)),
+        ("Mixed_7a", inception.BlockD()),
+        ("Mixed_7b", inception.BlockE(max_pool=False)),
+        ("Mixed_7c", inception.BlockE(max_pool=True)),
+    ],
+)
+def test_single_blocks_of_inception(params, name, block):
+    seen = nhwc(CASES["inception"][f"unit/{name}/in"])
+    found = jax.jit(lambda p, x: block.apply({"params": p}, x))(params["inception", True][name], seen)
+    assert_close(found, nhwc(CASES["inception"][f"unit/{name}/out"]))
