@@ -304,13 +304,17 @@ def open_table(tmp_path, *lines, split="train"):
             r"line 3: ./bob//0.jpg \(bob, for testing\) is the file of line 2 already \(bob, for training\)",
         ),
         (["path,label", "bob/0.jpg,bob", "bob/0.jpg,alice"], r"line 3: .* \(alice\) .* line 2 .*\(bob\)"),
-        (["path,label", "bob/0.jpg,bob", "alice,alice"], "line 3: .*alice is a folder, not an image"),
         (["path,label", 'bob/0.jpg,"' + "x" * 200_000], "is not a table of comma-separated values"),
     ],
 )
 def test_mistakes_in_tables_are_named(tmp_path, lines, message):
     with pytest.raises(UserError, match=message):
         [open_table(tmp_path, *lines, split=split) for split in ("test", "train")]
+
+
+def test_a_folder_as_an_image_is_named(tmp_path):
+    with pytest.raises(UserError, match="line 3: .*alice is a folder, not an image"):
+        open_table(tmp_path, "path,label", "bob/0.jpg,bob", "alice,alice", split="train")
 
 
 def test_absolute_and_relative_paths_of_one_file(tmp_path, monkeypatch):
