@@ -64,7 +64,7 @@ def test_workers_read_what_the_reader_reads(open_pool):
 
 
 def test_what_a_worker_raises_is_raised_here_and_it_goes_on(open_pool):
-    pool = open_pool(Failing())
+    pool = open_pool(Failing(2))
     for _ in range(2):
         with pytest.raises(KeyError, match="no record 1"):
             pool.read([Row(0, 1, 0)])
