@@ -6,11 +6,14 @@ Nothing here loads JAX: worker processes import this module.
 import functools
 import gzip
 import hashlib
+import io
 import lzma
+import math
 import pathlib
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -41,7 +44,7 @@ FASHION_SHA256 = {
 
 IDX_PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 IDX_ENDINGS = {"images": "idx3-ubyte", "labels": "idx1-ubyte"}
-UNPACK: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.decompress, ".xz": lzma.decompress}
+UNPACK: dict[str, Callable[..., Any]] = {"": lambda file: file, ".gz": gzip.open, ".xz": lzma.open}
 
 IDX_WANTED = "a folder with train-images-idx3-ubyte[.gz] and the three other files of MNIST"
 NPZ_WANTED = "a .npz file with images [image, height, width, 1 or 3] and labels [image]"
@@ -88,7 +91,7 @@ def open_idx(config: SourceConfig, split: SplitName) -> ArraySource:
     """Open the images of a split in a folder of IDX files; classes are named by their numbers."""
     folder = find(config, IDX_WANTED, folder=True)
     images, labels = read_idx_split(folder, split)
-    classes = max(int(labels.max()), int(_read_idx(folder, "train", "labels")[1].max())) + 1
+    classes = 1 + max(int(x.max(initial=0)) for x in (labels, _read_idx(folder, "train", "labels")[1]))
     return ArraySource(images, labels, [str(number) for number in range(classes)], split)
 
 
@@ -112,26 +115,32 @@ def _read_idx(folder: epath.Path, split: SplitName, kind: str) -> tuple[epath.Pa
     path = next((folder / name for name in names if (folder / name).exists()), None)
     if path is None:
         raise UserError(f"{folder} has no file {prefixes[0]}-{kind}-{ending}, with or without .gz.")
+    dimensions = int(ending[3])
+    length, expected = 4 + 4 * dimensions, 8 * 256 + dimensions
+    packed = io.BytesIO(path.read_bytes())
     try:
-        content = UNPACK[path.suffix if path.suffix in UNPACK else ""](path.read_bytes())
+        with UNPACK[path.suffix if path.suffix in UNPACK else ""](packed) as file:
+            header = file.read(length)
+            magic = int.from_bytes(header[:4])
+            if magic != expected or len(header) < length:
+                raise UserError(
+                    f"{path} starts with the magic number {magic}, but an IDX file with {dimensions} "
+                    f"dimension{'s' * (dimensions > 1)} of bytes starts with {expected}."
+                )
+            shape = tuple(int(size) for size in np.frombuffer(header, ">u4", offset=4))
+            content = bytearray()
+            while len(content) <= math.prod(shape) and (part := file.read(2**20)):
+                content += part  # no more than announced: a few bytes can unpack to gigabytes
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         reason = str(error).rstrip(".")
         raise UserError(f"{path} cannot be decompressed ({reason}); fetch or copy it again.") from None
-    dimensions = int(ending[3])
-    magic, header, expected = int.from_bytes(content[:4]), 4 + 4 * dimensions, 8 * 256 + dimensions
-    if magic != expected or len(content) < header:
+    if len(content) != math.prod(shape):
+        held = str(len(content)) if len(content) < math.prod(shape) else "more"
         raise UserError(
-            f"{path} starts with the magic number {magic}, but an IDX file with {dimensions} "
-            f"dimension{'s' * (dimensions > 1)} of bytes starts with {expected}."
+            f"{path} has {held} bytes after its header, which announces {' × '.join(map(str, shape))}; "
+            "fetch or copy it again."
         )
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
-    values = np.frombuffer(content, np.uint8, offset=header)
-    if len(values) != np.prod(shape, dtype=np.int64):
-        raise UserError(
-            f"{path} has {len(values)} bytes after its header, which announces "
-            f"{' × '.join(map(str, shape))}; fetch or copy it again."
-        )
-    return path, values.reshape(shape)
+    return path, np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def open_npz(config: SourceConfig, split: SplitName) -> Subset:
@@ -142,14 +151,18 @@ def open_npz(config: SourceConfig, split: SplitName) -> Subset:
     """
     path = find(config, NPZ_WANTED, folder=False)
     try:
+        with zipfile.ZipFile(path) as archive:
+            names = {pathlib.PurePath(name).stem for name in archive.namelist()}
         with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            arrays = {name: file[name] for name in names & {"images", "labels", "test"}}
+    except Exception as error:  # damaged archives raise whatever they like
         raise UserError(
             f"{config.where}.path={path} cannot be read ({error}); expected {NPZ_WANTED}."
         ) from None
     _check_arrays(arrays, f"{config.where}.path={path}")
-    classes, labels = np.unique(arrays["labels"].astype(str), return_inverse=True)
+    given = arrays["labels"]
+    given = np.char.decode(given, "utf-8", "replace") if given.dtype.kind == "S" else given.astype(str)
+    classes, labels = np.unique(given, return_inverse=True)
     source = ArraySource(arrays["images"], labels, classes.tolist())
     if "test" in arrays:
         return Subset(source, np.flatnonzero(np.asarray(arrays["test"], bool) == (split == "test")))
@@ -171,6 +184,12 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
             raise UserError(
                 f"{where}: {name} has shape {arrays[name].shape}, but there are {len(images)} images."
             )
+    if not images.size:
+        raise UserError(f"{where} holds no pixels: images are {list(images.shape)}.")
+    if arrays["labels"].dtype.kind not in "iufbUS":
+        raise UserError(f"{where}: labels are {arrays['labels'].dtype}; expected names or numbers.")
+    if "test" in arrays and not np.isin(arrays["test"], (0, 1)).all():
+        raise UserError(f"{where}: test is {arrays['test'].dtype}; expected true for test images, or false.")
     if images.dtype == np.float32 and not np.all((images >= 0) & (images <= 1)):  # NaN is neither
         raise UserError(f"{where}: float images must be in [0, 1].")
 

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import functools
 import importlib.resources
+import os
 import pathlib
 import re
 import unicodedata
@@ -102,7 +103,7 @@ def _expand(wanted: Sequence[str | int], known: Mapping[str, int], field: str, s
             yield from _lines((LISTS / f"{name}_{side}.txt").read_text("utf-8"))
         elif name.startswith("@"):
             try:
-                yield from _lines(pathlib.Path(name[1:]).expanduser().read_text("utf-8-sig"))
+                yield from _lines(pathlib.Path(os.path.expanduser(name[1:])).read_text("utf-8-sig"))
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(
                     f"{field}: the list of classes {name[1:]} cannot be read ({error})."

@@ -240,7 +240,9 @@ def _read_table(table: epath.Path) -> list[_Line]:
     with table.open("rb") as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", "") as lines:
         rows = csv.reader(lines, skipinitialspace=True)
         header = [name.strip() for name in next(rows, [])]
-        for name in ("path", "label"):
+        if any("\0" in name for name in header):
+            raise UserError(f"{table} is not UTF-8: save the table as CSV in UTF-8.")
+        for name in ("path", "label", *(["split"] if "split" in header else [])):
             if header.count(name) != 1:
                 raise UserError(
                     f"{table} has {'two columns' if name in header else 'no column'} {name!r}: its first "

@@ -5,6 +5,7 @@ collected by several processes and saved.
 """
 
 import concurrent.futures
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -12,7 +13,6 @@ import io
 import logging
 import multiprocessing
 import os
-import pathlib
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from l2l_jax.data.config import OTHER_SOURCES, SourceConfig
 from l2l_jax.data.records import Record, Source, SplitName, Subset, hold_out
 from l2l_jax.errors import UserError
 from l2l_jax.utils.progress import Progress
-from l2l_jax.utils.runtime import usable_cpus
+from l2l_jax.utils.runtime import usable_cpus, user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -205,10 +205,10 @@ def load_labels(folder: epath.Path, split: str, records: Sequence[bytes]) -> np.
     user's cache folder where the data is read-only.
     """
     fingerprint = _fingerprint(folder, split)
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "l2l_jax"
-    place = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16]
-    paths = [parent / f"labels-{split}.npz" for parent in (folder, cache / f"{folder.parent.name}-{place}")]
-    paths = list(map(epath.Path, paths))
+    place, parents = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16], [folder]
+    with contextlib.suppress(UserError):  # no home
+        parents.append(epath.Path(user_cache()) / f"{folder.parent.name}-{place}")
+    paths = [parent / f"labels-{split}.npz" for parent in parents]
     for path in paths:
         labels = _read_index(path, fingerprint, len(records))
         if labels is not None:

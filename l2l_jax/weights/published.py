@@ -18,7 +18,7 @@ FOLDER_VARIABLE = "L2L_JAX_WEIGHTS"
 def weights_folder() -> pathlib.Path:
     """Return the folder of weights: $L2L_JAX_WEIGHTS, or ~/.cache/l2l_jax/weights."""
     named = os.environ.get(FOLDER_VARIABLE)
-    return pathlib.Path(named).expanduser() if named else home() / ".cache/l2l_jax/weights"
+    return pathlib.Path(os.path.expanduser(named)) if named else home() / ".cache/l2l_jax/weights"
 
 
 @dataclasses.dataclass(frozen=True)

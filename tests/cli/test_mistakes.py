@@ -1,5 +1,6 @@
 """What users get wrong ends with one clear message and exit code 1, never with a traceback."""
 
+import gzip
 import re
 
 import numpy as np
@@ -142,7 +143,22 @@ PATHS = [
     ([*TABLE, "--config.data.path=missing_file.csv"], "missing.png"),
     ([*TABLE, "--config.data.path=bad_split.csv"], "split"),
     ([*TABLE, "--config.data.path=binary.py"], "binary.py"),
+    ([*TABLE, "--config.data.path=two_splits.csv"], "two columns 'split'"),
+    ([*TABLE, "--config.data.path=utf16.csv"], "is not UTF-8: save the table"),
     ([*PHOTOS, "--config.data.source=imagnet"], "imagnet"),
+    ([*PHOTOS, "--config.data.source=idx", "--config.data.path=photos"], "has no file train-images"),
+    ([*PHOTOS, "--config.data.source=idx", "--config.data.path=magic"], "starts with the magic number 9"),
+    ([*PHOTOS, "--config.data.source=idx", "--config.data.path=bomb"], "has more bytes after its header"),
+    *(
+        ([*PHOTOS, "--config.data.source=npz", f"--config.data.path={name}"], message)
+        for name, message in [
+            ("text.txt", "text.txt cannot be read .*expected a .npz file"),
+            ("array.npz", "array.npz cannot be read"),
+            ("damaged.npz", "damaged.npz cannot be read"),
+            ("empty.npz", "holds no pixels"),
+            ("words.npz", "test is <U5; expected true for test images"),
+        ]
+    ),
     ([*DIGITS, "--workdir=text.txt"], "--workdir=text.txt is a file; name a folder"),
     ([*DIGITS, "--workdir=/proc/run"], "--workdir=/proc/run cannot be made or written"),
     ([*DIGITS, "--workdir=damaged"], "run.json is damaged"),
@@ -230,6 +246,7 @@ def place(tmp_path_factory):
         "empty.csv": "path,label\n",
         "no_label.csv": "path,kind\nphotos/bob/0.png,bob\n",
         "missing_file.csv": "path,label\nmissing.png,bob\nphotos/alice/0.png,alice\n",
+        "two_splits.csv": "path,label,split,split\nphotos/bob/0.png,bob,train,test\n",
         "bad_split.csv": "path,label,split\nphotos/bob/0.png,bob,sometimes\n",
         "broken/model.json": "{",
         "damaged/run.json": '{"pretrain"',
@@ -238,6 +255,22 @@ def place(tmp_path_factory):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, "utf-8")
     (folder / "binary.py").write_bytes(bytes(range(256)))
+    (folder / "utf16.csv").write_text("path,label\nphotos/bob/0.png,bob\n", "utf-16")
+    for name in ("magic", "bomb"):
+        (folder / name).mkdir()
+        (folder / name / "train-labels-idx1-ubyte").write_bytes(bytes.fromhex("00000801 00000001 00"))
+    (folder / "magic" / "train-images-idx3-ubyte").write_bytes(bytes([0, 0, 0, 9]) * 4)
+    unpacked = bytes.fromhex("00000803 00000001 00000001 00000001") + bytes(10**6)
+    (folder / "bomb" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(unpacked))
+    arrays = {"images": np.zeros((4, 8, 8, 3), np.uint8), "labels": np.arange(4) % 2}
+    np.savez(folder / "empty.npz", images=arrays["images"][:0], labels=arrays["labels"][:0])
+    np.savez(folder / "words.npz", test=np.array(["True", "False"] * 2), **arrays)
+    np.savez_compressed(folder / "damaged.npz", **arrays)
+    packed = bytearray((folder / "damaged.npz").read_bytes())
+    packed[60:90] = bytes(range(30))
+    (folder / "damaged.npz").write_bytes(packed)
+    with (folder / "array.npz").open("wb") as file:
+        np.save(file, arrays["images"])
     safetensors.numpy.save_file({"made.up": np.zeros((2, 3), np.float32)}, folder / "strange.safetensors")
     whole = (folder / "strange.safetensors").read_bytes()
     (folder / "truncated.safetensors").write_bytes(whole[:-5])

@@ -1,6 +1,7 @@
 """Networks that compute features of images, and the published ones from files of the user."""
 
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -134,7 +135,7 @@ def find_weights(config: NetworksConfig, name: str) -> pathlib.Path | None:
     if not named:
         paths = [weights_folder() / file.file for file in FILES[name]]
         return next((path for path in paths if path.is_file()), None)
-    path = pathlib.Path(named).expanduser()
+    path = pathlib.Path(os.path.expanduser(named))
     if not path.is_file():
         raise UserError(
             f"config.evaluate.{name}={named} does not exist; it should be a file of weights, or empty to "
