@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> None:
     """Retrain, attack, and write into the card of the shipped model that never saw."""
     recipe, workdir = parse_flags(argv)
     from l2l_jax import shipped
-    from l2l_jax.audit.run import AttackRunner
+    from l2l_jax.audit.run import Audit
     from l2l_jax.audit.score import seed_spread
     from l2l_jax.evals.evaluator import Evaluation
     from l2l_jax.experiment.phase import training_sets
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
             save_model(folder, retrained.params, facts)
         models[folder.name] = load_params(folder, original)
     evaluation = Evaluation(config, workdir / "evaluation")
-    runner = AttackRunner(config, evaluation, training_sets(config, evaluation.train), workdir / "audit")
+    runner = Audit(config, evaluation, training_sets(config, evaluation.train), workdir / "audit")
     found = runner.run(models)
     card = shipped.card(twin)
     card["seeds"] = {"count": len(models), "spread": seed_spread(list(found.values()), runner.lines)}

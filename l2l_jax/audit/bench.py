@@ -2,20 +2,18 @@
 
 import hashlib
 import json
-import pathlib
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
 
+from l2l_jax.audit.attacks.training import Training
 from l2l_jax.audit.config import AuditConfig
 from l2l_jax.audit.points import Measured, Points, from_arrays, to_arrays
-from l2l_jax.audit.trainings import Training
-from l2l_jax.data.config import DataConfig
-from l2l_jax.data.loader import LoaderOptions, TrainingBatches, training_batches
+from l2l_jax.data.loader import LoaderOptions, training_batches
 from l2l_jax.data.records import Source, evenly_spaced
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, validation_sets
@@ -25,8 +23,9 @@ from l2l_jax.evals import metrics
 from l2l_jax.evals.config import EvaluationSetup
 from l2l_jax.evals.encoder_features import EncoderFeatures
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.evals.image_set import ImageSet
-from l2l_jax.models.base import Model, Params
+from l2l_jax.evals.image_set import Images, ImageSet
+from l2l_jax.evals.runner import BatchedRunner, per_image
+from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.hooks import Observe
 from l2l_jax.train.loop import Trainer, TrainRun
@@ -40,28 +39,20 @@ T = TypeVar("T")
 VALIDATION_IMAGES = 500
 """Images on which the best step of each curve is chosen, at most; evenly spaced."""
 
+Reconstructions = Callable[[Params, ImageSet, str], Iterator[tuple[Images, np.ndarray]]]
+"""`(params, images, set name)` → images and their reconstructions, batch by batch."""
+
 
 class AuditSetup(EvaluationSetup, Protocol):
     """What an audit depends on; an experiment's `Config` is one."""
 
     @property
-    def audit(self) -> AuditConfig:
-        """The attacks."""
-        ...
-
+    def audit(self) -> AuditConfig: ...  # noqa: D102
     @property
-    def mesh(self) -> sharding.MeshConfig:
-        """How the devices are arranged."""
-        ...
-
+    def mesh(self) -> sharding.MeshConfig: ...  # noqa: D102
     @property
-    def parallel(self) -> ParallelKind:
-        """How a step runs on them."""
-        ...
-
-    def describe(self, *sections: str) -> dict[str, Any]:
-        """Return JSON-able values of the named sections."""
-        ...
+    def parallel(self) -> ParallelKind: ...  # noqa: D102
+    def describe(self, *sections: str) -> dict[str, Any]: ...  # noqa: D102
 
 
 class Target(NamedTuple):
@@ -107,7 +98,11 @@ class Bench:
             )
         self.mask = evaluation.inpainter.mask
         self.sets: dict[str, ImageSet] = {name: evaluation.tests[name] for name in ("retain", "forget")}
-        for name, source in _to_choose_on(config.data, config.model, training).items():
+        choose_on = training  # as independent of test images as validation images
+        if config.data.validation_fraction:
+            source = open_source(config.data, "validation", config.model.image_size)
+            choose_on = validation_sets(config.data, source)
+        for name, source in (("validation", choose_on.forget), ("retain validation", choose_on.retain)):
             self.sets[name] = self.image_set(evenly_spaced(source, VALIDATION_IMAGES))
         self._shared: dict[Any, Any] = {}
         self._lock = threading.RLock()  # attacks may run side by side
@@ -128,39 +123,52 @@ class Bench:
         """Return images of a source, prepared as test images are."""
         return ImageSet.of(self.config, source, "audit")
 
+    def runner(self, key: Any, compute: Callable[[Params, jax.Array, jax.Array], Any]) -> BatchedRunner:
+        """Return a runner of `(params, image, rng) -> outputs`, compiled once for each key."""
+        size = self.config.evaluate.batch_size
+        return self.shared(key, lambda: BatchedRunner(per_image(compute, self.config.seed), size))
+
     def measure(
-        self, params: Params, title: str, sets: tuple[str, ...] = ("validation", "forget")
+        self,
+        params: Params,
+        title: str,
+        sets: tuple[str, ...] = ("validation", "forget"),
+        *,
+        over: Reconstructions | None = None,
     ) -> Measured:
-        """Measure a model on image sets; `title` is shown meanwhile."""
-        return {name: self.measure_images(params, self.sets[name], name, title) for name in sets}
+        """Measure a model, or the reconstructions of `over`, on image sets; `title` is shown meanwhile."""
+        return {name: self.measure_images(params, self.sets[name], name, title, over=over) for name in sets}
 
     def measure_images(
-        self, params: Params, images: ImageSet, name: str, title: str
-    ) -> Mapping[str, np.ndarray]:
-        """Measure a model on the images of a set, whose name decides what is drawn: see `points.Measured`."""
-        inpainter, blocks = self._evaluation.inpainter, []
-        placed = inpainter.place(params)
+        self,
+        params: Params,
+        images: ImageSet,
+        name: str,
+        title: str,
+        *,
+        over: Reconstructions | None = None,
+        mask: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Measure a model on the images of a set, whose name decides what is drawn: see `points.Measured`.
+
+        Reconstructions of another `mask` are not classified.
+        """
+        blocks = []
+        over = self._evaluation.inpainter.over if over is None else over
         with Progress(f"{title}, {name}", len(images), unit="image") as progress:
-            for originals, inpainted in inpainter.over(placed, images, name):
-                blocks.append({
-                    "mse": metrics.masked_mse(originals.images, inpainted, self.mask),
-                    "label": originals.labels, **self.right(inpainted, originals.labels),
-                })  # fmt: skip
+            for originals, inpainted in over(params, images, name):
+                errors = metrics.masked_mse(originals.images, inpainted, self.mask if mask is None else mask)
+                blocks.append({"mse": errors, "label": originals.labels})
+                right = self._evaluation.correct(inpainted, originals.labels) if mask is None else None
+                if right is not None:
+                    blocks[-1]["right"] = right
                 progress.update(len(inpainted))
         return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
-    def right(self, inpainted: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-        """Return {"right": whether the class is found in the masked region}; empty without a classifier."""
-        right = self._evaluation.correct(inpainted, labels)
-        return {} if right is None else {"right": right}
-
     def features(self, params: Params, images: ImageSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Return encoder features `[image, feature]` by layer, and class ids."""
-        config = self.config
-        features = self.shared(
-            "features", lambda: EncoderFeatures(self.model, config.evaluate.batch_size, config.seed)
-        )
-        return features(params, images)
+        size, seed = self.config.evaluate.batch_size, self.config.seed
+        return self.shared("features", lambda: EncoderFeatures(self.model, size, seed))(params, images)
 
     def train(
         self, target: Target, variant: str, training: Training, measured_at: tuple[int, ...], seed: int
@@ -169,7 +177,8 @@ class Bench:
         points: dict[str, Measured] = {}
         stamp = {"training": training.describe(), "repetition": seed, "at": measured_at}
         place = f"{variant}/seed_{seed}"
-        folder = target.cache.folder / f"{variant}_training_{seed}_{_short_hash(stamp)}"
+        digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
+        folder = target.cache.folder / f"{variant}_training_{seed}_{digest}"
         title = f"{target.name}, {variant}"
 
         def observe(step: int, params: Params) -> None:
@@ -180,58 +189,38 @@ class Bench:
                 pictures = self.pictures(params)
                 on_primary(lambda: target.cache.put(f"{variant}/pictures_{step}", pictures))
 
+        data = self.config.data
+        options = LoaderOptions(
+            folder, data.max_bad_fraction, data.workers, jax.process_index(), jax.process_count()
+        )
+        batches = training_batches(
+            {"train": training.images}, training.batch_size, value_range=self.model.value_range,
+            seed=self.seed(seed), options=options,
+            transforms={"train": Transform(data, self.model.image_size, training=True)},
+        )  # fmt: skip
         with barrier():  # complains in all processes of what is wrong
-            trainer = self.shared(
-                (training.task.trained, training.config, seed), lambda: self._trainer(variant, training, seed)
-            )
-        run = TrainRun(target.params, self._batches(training, seed, folder), folder, name=title)
-        trainer.train(run, [Observe(measured_at, observe)])
+            trainer = self._trainer(training, variant, seed)
+        trainer.train(TrainRun(target.params, batches, folder, name=title), [Observe(measured_at, observe)])
         for step in measured_at:
             if str(step) not in points:  # before the checkpoint from which the training resumed
                 points |= from_arrays(target.cache.get(f"{place}_step_{step}", stamp=stamp, wait=True))
-        on_primary(
-            lambda: shutil.rmtree(folder, ignore_errors=True)
-        )  # checkpoints are larger than all results
+        # Checkpoints are larger than all results.
+        on_primary(lambda: shutil.rmtree(folder, ignore_errors=True))
         return {str(step): points[str(step)] for step in measured_at}
 
     def pictures(self, params: Params) -> dict[str, np.ndarray]:
         """Return reconstructions of the images that pictures show, by set."""
         inpainter = self._evaluation.inpainter
         placed = inpainter.place(params)
-        return {
-            name: inpainter(placed, few, name)
-            for name, few in self._evaluation.shown.items()
-            if name in self.sets
-        }
+        shown = {name: few for name, few in self._evaluation.shown.items() if name in self.sets}
+        return {name: inpainter(placed, few, name) for name, few in shown.items()}
 
-    def _trainer(self, variant: str, training: Training, seed: int) -> Trainer:
-        return Trainer(
-            variant, training.task, training.config, seed=self.seed(seed, purpose=1),
-            mesh=sharding.make_mesh(config=self.config.mesh), parallel=self.config.parallel,
-        )  # fmt: skip
+    def _trainer(self, training: Training, name: str, seed: int) -> Trainer:
+        """Return the compiled training; trainings that differ in their images alone share it."""
 
-    def _batches(self, training: Training, seed: int, folder: pathlib.Path) -> TrainingBatches:
-        data = self.config.data
-        options = LoaderOptions(
-            folder, data.max_bad_fraction, data.workers, jax.process_index(), jax.process_count()
-        )
-        return training_batches(
-            {"train": training.images},
-            training.batch_size,
-            value_range=self.model.value_range,
-            seed=self.seed(seed),
-            transforms={"train": Transform(data, self.model.image_size, training=True)},
-            options=options,
-        )
+        def make() -> Trainer:
+            mesh, kind = sharding.make_mesh(config=self.config.mesh), self.config.parallel
+            number = self.seed(seed, purpose=1)
+            return Trainer(name, training.task, training.config, seed=number, mesh=mesh, parallel=kind)
 
-
-def _to_choose_on(data: DataConfig, model: Model, training: Split) -> dict[str, Source]:
-    """Return validation images; without any, the training images, which are as independent of test images."""
-    found = training
-    if data.validation_fraction:
-        found = validation_sets(data, open_source(data, "validation", model.image_size))
-    return {"validation": found.forget, "retain validation": found.retain}
-
-
-def _short_hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+        return self.shared((training.task.trained, training.config, seed), make)

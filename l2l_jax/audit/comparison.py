@@ -31,8 +31,8 @@ TAIL = 2.0
 (research/verdict_simulation.py)."""
 
 Sample = Sequence[np.ndarray]
-"""Measurements of one model, arrays `[image]`: for "error" the masked MSE; for "accuracy" whether the class
-was found, and the class ids; for "auc" the errors of members and of other images."""
+"""Measurements of one model, arrays `[…, image]`: for "error" the masked MSE; for "accuracy" whether the
+class was found, and the class ids; for "auc" the errors of members and of other images."""
 
 
 class SeedSpread(NamedTuple):
@@ -65,7 +65,6 @@ class Comparison:
       p_holds: p-value of "the excess is at least the margin".
       p_violated: p-value of "the excess is at most the margin".
       images: Number of test images.
-      fixed_margin: The margin without the spread of retrained seeds.
     """
 
     measure: Measure
@@ -76,7 +75,6 @@ class Comparison:
     p_holds: float
     p_violated: float
     images: int
-    fixed_margin: float
 
     @property
     def holds(self) -> bool:
@@ -107,7 +105,7 @@ def compare(
 
     Args:
       measure: What the samples are, see `Sample`.
-      unlearned: Measurements of the unlearned model.
+      unlearned: Measurements of the unlearned model, `[image]`.
       retrained: Measurements of each retrained model on the same images. Their mean is the reference.
       seeds: Spread of retrained models if known. None: measured on `retrained` if there are several.
 
@@ -122,13 +120,12 @@ def compare(
     margin = MARGINS[measure]
     if seeds is not None:
         margin = max(margin, seeds.margin(len(retrained)))
-    test = _TESTS[measure](unlearned, retrained)
-    low, high = test.bounds()
+    test = TESTS[measure](unlearned, retrained)
+    holds, violated = test.p_values(margin)
+    images = sum(counts) if measure == "auc" else counts[0]
     return Comparison(
-        measure, test.excess, low, high, margin,
-        p_holds=test.p_values(margin)[0], p_violated=test.p_values(margin)[1],
-        images=sum(counts) if measure == "auc" else counts[0], fixed_margin=MARGINS[measure],
-    )  # fmt: skip
+        measure, float(test.excess), *test.bounds(), margin, float(holds), float(violated), images
+    )
 
 
 def deviation(measure: Measure, models: Sequence[Sample]) -> float:
@@ -141,153 +138,143 @@ def knowledge(measure: Measure, sample: Sample) -> float:
     if measure == "error":
         return -math.log(max(float(np.mean(sample[0])), 1e-12))
     if measure == "accuracy":
-        right, classes = sample
-        return float(np.mean([right[classes == c].mean() for c in np.unique(classes)]))
+        return float(_stratified(*sample)[0])
     return float(auc(*sample))
 
 
 def auc(members: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the probability that a member's error `[…, member]` is less than another's `[…, other]`.
 
-    Ties count half: the area under the ROC curve by the sum of ranks (Mann & Whitney 1947).
+    Ties count half: the area under the ROC curve (Mann & Whitney 1947).
     """
-    from scipy.stats import rankdata
+    from scipy.stats import mannwhitneyu
 
-    count = members.shape[-1]
-    ranks = rankdata(np.concatenate([-members, -others], axis=-1), axis=-1)
-    total = ranks[..., :count].sum(-1) - count * (count + 1) / 2
-    return total / (count * others.shape[-1])
-
-
-class _Normal(NamedTuple):
-    """A test of an estimate with a standard error, by Student's t."""
-
-    excess: float
-    error: float
-    freedom: int
-
-    def p_values(self, margin: float) -> tuple[float, float]:
-        from scipy.stats import t
-
-        scaled = (self.excess - margin) / max(self.error, 1e-12)
-        return float(t.cdf(scaled, self.freedom)), float(t.sf(scaled, self.freedom))
-
-    def bounds(self) -> tuple[float, float]:
-        from scipy.stats import t
-
-        reach = t.ppf(1 - ALPHA, self.freedom) * self.error
-        return self.excess - reach, self.excess + reach
-
-
-class _RatioOfMeans(NamedTuple):
-    """A test of log(mean of `reference` / mean of `errors`), paired by image.
-
-    The excess is below a margin m if the mean of exp(m) · errors − reference is positive: a test of one mean
-    (Fieller 1954). It must be significant by Student's t, and by t corrected for skewness (Hall 1992, "On the
-    removal of skewness by transformation") with `TAIL` times the sample skewness.
-    """
-
-    errors: np.ndarray
-    reference: np.ndarray
-
-    @property
-    def excess(self) -> float:
-        return math.log(max(self.reference.mean(), 1e-12) / max(self.errors.mean(), 1e-12))
-
-    def p_values(self, margin: float) -> tuple[float, float]:
-        from scipy.stats import t
-
-        below, above = self._statistics(margin)
-        freedom = len(self.errors) - 1
-        return float(t.sf(below, freedom)), float(t.cdf(above, freedom))
-
-    def _statistics(self, margin: float) -> tuple[float, float]:
-        values = math.exp(margin) * self.errors - self.reference
-        count, spread = len(values), values.std(ddof=1)
-        if not spread > 1e-12 * (self.errors.mean() + self.reference.mean()):
-            certain = math.inf * np.sign(values.mean()) if values.mean() else 0.0
-            return certain, certain
-        plain = values.mean() / spread
-        skewness = TAIL * np.mean((values - values.mean()) ** 3) / spread**3
-        hall = plain + skewness * plain**2 / 3 + skewness**2 * plain**3 / 27 + skewness / (6 * count)
-        both = math.sqrt(count) * plain, math.sqrt(count) * hall
-        return min(both), max(both)
-
-    def bounds(self) -> tuple[float, float]:
-        from scipy.optimize import brentq
-        from scipy.stats import t
-
-        quantile, ends = t.ppf(1 - ALPHA, len(self.errors) - 1), []
-        for which, sign in ((1, -1), (0, 1)):  # the margins at which one statistic is just significant
-
-            def beyond(margin: float, which: int = which, sign: int = sign) -> float:
-                return float(np.clip(sign * self._statistics(margin)[which] - quantile, -1e6, 1e6))
-
-            inside, outside = self.excess, self.excess + sign * 20.0
-            ends.append(brentq(beyond, inside, outside, xtol=1e-9) if beyond(outside) > 0 else outside)
-        return ends[0], ends[1]
-
-
-def _error_test(unlearned: Sample, retrained: Sequence[Sample]) -> _RatioOfMeans:
-    reference = np.asarray(np.mean([sample[0] for sample in retrained], axis=0, dtype=np.float64))
-    return _RatioOfMeans(np.asarray(unlearned[0], np.float64), reference)
-
-
-def _accuracy_test(unlearned: Sample, retrained: Sequence[Sample]) -> _Normal:
-    right, classes = np.asarray(unlearned[0], np.float64), np.asarray(unlearned[1])
-    difference = right - np.mean([sample[0] for sample in retrained], axis=0, dtype=np.float64)
-    return _stratified(difference, classes)
+    pairs = members.shape[-1] * others.shape[-1]
+    return mannwhitneyu(others, members, axis=-1, method="asymptotic").statistic / pairs
 
 
 def accuracy_interval(right: np.ndarray, classes: np.ndarray) -> tuple[float, float, float]:
     """Return the balanced accuracy with its two-sided 95% interval."""
     from scipy.stats import t
 
-    test = _stratified(np.asarray(right, np.float64), classes)
-    reach = t.ppf(1 - ALPHA / 2, test.freedom) * test.error
-    return test.excess, test.excess - reach, test.excess + reach
+    accuracy, error, freedom = _stratified(right, classes)
+    reach = t.ppf(1 - ALPHA / 2, freedom) * error
+    return float(accuracy), float(accuracy - reach), float(accuracy + reach)
 
 
-def _stratified(values: np.ndarray, classes: np.ndarray) -> _Normal:
-    """Return the mean over classes of each class's mean.
+class MarginTest(NamedTuple):
+    """One-sided tests of an excess against any margin, by Student's t.
+
+    Attributes:
+      excess: The estimate, `[…]`.
+      statistics: Returns for a margin two statistics of "the excess is below it", the least first.
+      freedom: Degrees of freedom.
+    """
+
+    excess: np.ndarray
+    statistics: Callable[[float], tuple[np.ndarray, np.ndarray]]
+    freedom: int
+
+    def p_values(self, margin: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the p-values of "the excess is at least the margin" and of "it is at most the margin"."""
+        from scipy.stats import t
+
+        least, greatest = self.statistics(margin)
+        return t.sf(least, self.freedom), t.cdf(greatest, self.freedom)
+
+    def bounds(self) -> tuple[float, float]:
+        """Return the margins at which one of the statistics is just significant."""
+        from scipy.optimize import brentq
+        from scipy.stats import t
+
+        quantile, ends, inside = t.ppf(1 - ALPHA, self.freedom), [], float(self.excess)
+        for which, sign in ((1, -1), (0, 1)):
+
+            def beyond(margin: float, which: int = which, sign: int = sign) -> float:
+                return float(np.clip(sign * self.statistics(margin)[which] - quantile, -1e6, 1e6))
+
+            outside = inside + sign * 20.0
+            ends.append(brentq(beyond, inside, outside, xtol=1e-9) if beyond(outside) > 0 else outside)
+        return ends[0], ends[1]
+
+
+def _normal(excess: np.ndarray, error: np.ndarray, freedom: int) -> MarginTest:
+    """Return the tests of an estimate with a standard error."""
+
+    def statistics(margin):
+        scaled = (margin - excess) / np.maximum(error, 1e-12)
+        return scaled, scaled
+
+    return MarginTest(excess, statistics, freedom)
+
+
+def _error_test(unlearned: Sample, retrained: Sequence[Sample]) -> MarginTest:
+    """Test log(mean of the reference / mean of the errors), paired by image.
+
+    The excess is below a margin m if the mean of exp(m) · errors − reference is positive: a test of one mean
+    (Fieller 1954). It must be significant by Student's t, and by t corrected for skewness (Hall 1992, "On the
+    removal of skewness by transformation") with `TAIL` times the sample skewness.
+    """
+    errors = np.asarray(unlearned[0], np.float64)
+    reference = np.mean([sample[0] for sample in retrained], axis=0, dtype=np.float64)
+    means = errors.mean(-1), reference.mean(-1)
+    count = errors.shape[-1]
+
+    def statistics(margin):
+        values = math.exp(margin) * errors - reference
+        mean, spread = values.mean(-1), values.std(-1, ddof=1)
+        centered = values - mean[..., None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            skewness = TAIL * (centered * centered * centered).mean(-1) / spread**3
+            plain = mean / spread
+            hall = plain + skewness * plain**2 / 3 + skewness**2 * plain**3 / 27 + skewness / (6 * count)
+            certain = np.where(mean == 0, 0, math.inf * np.sign(mean))
+        both = np.where(spread > 1e-12 * sum(means), math.sqrt(count) * np.stack([plain, hall]), certain)
+        return both.min(0), both.max(0)
+
+    excess = np.log(np.maximum(means[1], 1e-12) / np.maximum(means[0], 1e-12))
+    return MarginTest(excess, statistics, count - 1)
+
+
+def _accuracy_test(unlearned: Sample, retrained: Sequence[Sample]) -> MarginTest:
+    reference = np.mean([sample[0] for sample in retrained], axis=0, dtype=np.float64)
+    return _normal(*_stratified(np.asarray(unlearned[0], np.float64) - reference, unlearned[1]))
+
+
+def _stratified(values: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the mean over classes of each class's mean, its standard error and degrees of freedom.
 
     All classes together get one image that differs, as in Agresti & Min (2005): equal answers are not
     certainty.
     """
-    ids, variance, means = np.unique(classes), 0.0, []
-    for class_id in ids:
-        own = values[classes == class_id]
-        means.append(own.mean())
-        squares = np.square(own - own.mean()).sum() + 1 / len(ids)
-        variance += squares / max(len(own) - 1, 1) / len(own)
-    return _Normal(float(np.mean(means)), math.sqrt(variance) / len(ids), max(len(values) - len(ids), 1))
+    ids = np.unique(classes)
+    groups = [np.asarray(values, np.float64)[..., classes == class_id] for class_id in ids]
+    sizes = np.array([group.shape[-1] for group in groups])
+    squares = np.stack([group.var(-1) for group in groups], axis=-1) * sizes + 1 / len(ids)
+    variance = np.asarray((squares / np.maximum(sizes - 1, 1) / sizes).sum(-1))
+    mean = np.mean([group.mean(-1) for group in groups], axis=0)
+    return mean, np.sqrt(variance) / len(ids), max(len(classes) - len(ids), 1)
 
 
-def _auc_test(unlearned: Sample, retrained: Sequence[Sample]) -> _Normal:
+def _auc_test(unlearned: Sample, retrained: Sequence[Sample]) -> MarginTest:
     """Compare correlated areas under ROC curves (DeLong et al. 1988)."""
-    placements = [[_placements(sample) for sample in models] for models in ([unlearned], retrained)]
-    member, other = (
-        np.mean([p[side] for p in placements[0]], axis=0) - np.mean([p[side] for p in placements[1]], axis=0)
-        for side in (0, 1)
-    )
+    own, *others = (_placements(*sample) for sample in (unlearned, *retrained))
+    member, other = (own[side] - np.mean([p[side] for p in others], axis=0) for side in (0, 1))
     variance = member.var(ddof=1) / len(member) + other.var(ddof=1) / len(other)
-    return _Normal(float(member.mean()), math.sqrt(variance), min(len(member), len(other)) - 1)
+    return _normal(member.mean(), np.sqrt(variance), min(len(member), len(other)) - 1)
 
 
-def _placements(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Return by image the share of the other kind's images that a threshold would separate from it.
-
-    For a member these are other images with a greater error, for another image members with a smaller one;
-    ties count half.
-    """
+def _placements(members: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return by image the share of the other kind that a threshold separates from it; ties count half."""
     found = []
-    for values, against in (sample, sample[::-1]):
+    for values, against in ((members, others), (others, members)):
         order = np.sort(against)
         less, not_more = (np.searchsorted(order, values, side) for side in ("left", "right"))
         found.append((less + not_more) / 2 / len(order))
     return 1 - found[0], found[1]
 
 
-_TESTS: Mapping[Measure, Callable[[Sample, Sequence[Sample]], Any]] = {
+TESTS: Mapping[Measure, Callable[[Sample, Sequence[Sample]], MarginTest]] = {
     "error": _error_test, "accuracy": _accuracy_test, "auc": _auc_test,
 }  # fmt: skip
+"""The test of each measure; all but "auc" take arrays with further leading axes."""

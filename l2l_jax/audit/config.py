@@ -51,10 +51,6 @@ class AuditConfig:
         except UserError as error:
             raise ValueError(f"attacks: {error}") from None
 
-    def attack(self, name: str) -> Attack:
-        """Return an attack with its options."""
-        return getattr(self, name)
-
 
 def audit_config_class() -> type[AuditConfig]:
     """Return `AuditConfig` with a field for the options of each registered attack."""

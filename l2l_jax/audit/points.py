@@ -38,10 +38,5 @@ def mean(runs: Sequence[Points]) -> Points:
     """Return the mean of every measurement over runs of one attack."""
     if len(runs) == 1:
         return runs[0]
-    return {
-        point: {
-            name: {key: np.mean([run[point][name][key] for run in runs], axis=0) for key in measured}
-            for name, measured in sets.items()
-        }
-        for point, sets in runs[0].items()
-    }
+    arrays = [to_arrays(run) for run in runs]
+    return from_arrays({path: np.mean([run[path] for run in arrays], axis=0) for path in arrays[0]})

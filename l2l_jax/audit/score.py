@@ -1,14 +1,12 @@
 """From measurements of attacked models to comparisons, metrics and a verdict; all JSON-able."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from l2l_jax.audit.attacks.membership import relative_error, true_positives
 from l2l_jax.audit.comparison import (
-    ALPHA,
-    MARGINS,
     Comparison,
     Measure,
     Sample,
@@ -32,13 +30,7 @@ Models = Mapping[str, Sequence[Findings]]
 
 
 class Line(NamedTuple):
-    """A line of the report: a variant of an attack.
-
-    Attributes:
-      name: Name of the variant.
-      title: For people.
-      is_curve: Whether its points are steps from the unattacked model.
-    """
+    """A line of the report: a variant of an attack; a curve's points are steps from the unattacked model."""
 
     name: str
     title: str
@@ -46,12 +38,7 @@ class Line(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The point that an attacker keeps, and what the model knows there.
-
-    Attributes:
-      point: Name of the point; "0" is the unattacked model of a curve.
-      sample: Measurements of the forget test images.
-    """
+    """The point that an attacker keeps ("0": the unattacked model), and the forget test images there."""
 
     point: str
     sample: Sample
@@ -70,28 +57,25 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
       retain images; "membership", "layers" of the linear probe, "curves" over steps.
     """
     reference = "retrained" if models["retrained"] else "original"
+    spread = (standard or {}).get("seeds")
     comparisons = {
-        line.name: _comparisons(models["unlearned"][0], models[reference], line, standard) for line in lines
+        line.name: _comparisons(models["unlearned"][0], models[reference], line, spread) for line in lines
     }
     attacks = {name: found for name, found in comparisons.items() if name != UNATTACKED}
     verdict, differs = _without_standard(comparisons[UNATTACKED]), None
     if reference == "retrained":
         verdict = decide(comparisons[UNATTACKED], attacks)
-        differs = differ(_comparisons(models["original"][0], models["retrained"], lines[0], standard))
+        differs = differ(_comparisons(models["original"][0], models["retrained"], lines[0], spread))
     titles = {line.name: line.title for line in lines}
     first = {role: found[0] for role, found in models.items() if found}
-    results = [_result(models, line) for line in lines if _is_measured(first["unlearned"][line.name])]
     return {
         "verdict": {
             **verdict.describe(),
             "title": None if verdict.attack is None else titles[verdict.attack],
-            "sure": verdict.finding != "undecided",
             "attacks": len(attacks),
             "little_to_forget": differs is False,
         },
         "reference": reference,
-        "margins": MARGINS,
-        "level": ALPHA,
         "yardstick": standard,
         "comparisons": [
             {
@@ -104,9 +88,11 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
             for comparison in found
         ],
         "cost": _cost(first["original"], first["unlearned"]),
-        "results": results,
+        "results": [_result(models, line) for line in lines if _is_measured(first["unlearned"][line.name])],
         "shown_attack": _shown_attack(comparisons, lines),
-        "membership": {role: _membership(found, first) for role, found in first.items() if _has(found)},
+        "membership": {
+            role: _membership(found, first) for role, found in first.items() if "membership" in found
+        },
         "layers": {role: _layers(found) for role, found in first.items() if "linear_probe" in found},
         "curves": {
             line.name: {role: _curve(found, line) for role, found in first.items()}
@@ -159,25 +145,20 @@ def samples(measured: Measured, name: str = "forget") -> dict[Measure, Sample]:
 
 
 def _comparisons(
-    model: Findings, references: Sequence[Findings], line: Line, standard: Mapping[str, Any] | None
+    model: Findings, references: Sequence[Findings], line: Line, spread: Mapping[str, Any] | None
 ) -> list[Comparison]:
-    own, others = best_points(model, line), [best_points(findings, line) for findings in references]
+    """Compare a model with others after an attack; `spread`: what a card says of other training seeds."""
+    others = [best_points(findings, line) for findings in references]
+    known = (spread or {}).get("spread", {}).get(line.name, {})
     return [
         compare(
             measure,
             best.sample,
             [other[measure].sample for other in others],
-            _spread(standard, line, measure),
+            SeedSpread(known[measure], spread["count"]) if spread and measure in known else None,
         )
-        for measure, best in own.items()
+        for measure, best in best_points(model, line).items()
     ]
-
-
-def _spread(standard: Mapping[str, Any] | None, line: Line, measure: Measure) -> SeedSpread | None:
-    """Return what the card of a shipped model says of other seeds after the same attack."""
-    seeds = (standard or {}).get("seeds")
-    known = ((seeds or {}).get("spread", {})).get(line.name, {}).get(measure)
-    return SeedSpread(known, seeds["count"]) if seeds and known is not None else None
 
 
 def _without_standard(unattacked: Sequence[Comparison]) -> Verdict:
@@ -201,42 +182,28 @@ def _is_measured(points: Points) -> bool:
 
 def _result(models: Models, line: Line) -> dict[str, Any]:
     """Return metrics at the best points of each model, depths, and the distance of their errors."""
-    best = {role: [best_points(findings, line) for findings in found] for role, found in models.items()}
-    best = {role: found for role, found in best.items() if found}
-    pooled: dict[str, dict[Measure, Sample]] = {
-        role: {
-            measure: tuple(np.mean(arrays, axis=0) for arrays in _transposed(found, measure))
-            for measure in found[0]
-        }
-        for role, found in best.items()
-    }
-    depths, distance = {}, None
-    if "retrained" in best:
-        depths = {
-            measure: depth(
-                measure, *(pooled[role][measure] for role in ("original", "unlearned", "retrained"))
-            )
-            for measure in pooled["unlearned"]
-        }
-        distance = _distance(pooled["unlearned"]["error"][0], pooled["retrained"]["error"][0])
+    best = {role: [best_points(f, line) for f in found] for role, found in models.items() if found}
+    pooled: dict[str, dict[Measure, Sample]] = {}
+    for role, found in best.items():
+        every = {measure: [known[measure].sample for known in found] for measure in found[0]}
+        pooled[role] = {m: tuple(np.mean(x, axis=0) for x in zip(*s, strict=True)) for m, s in every.items()}
     figures = {role: {"forget": _metrics(known)} for role, known in pooled.items()}
     if line.name == UNATTACKED:
         for role in pooled:
             figures[role]["retain"] = _metrics(samples(models[role][0][UNATTACKED]["0"], "retain"))
+    depths, distance = {}, None
+    if "retrained" in best:
+        for measure in pooled["unlearned"]:
+            known = (pooled[role][measure] for role in ("original", "unlearned", "retrained"))
+            depths[measure] = depth(measure, *known)
+        distance = _distance(*(pooled[role]["error"][0] for role in ("unlearned", "retrained")))
     return {
         "name": line.name,
         "title": line.title,
         "figures": figures,
-        "points": {role: {m: b.point for m, b in found[0].items()} for role, found in best.items()},
-        "depth": {measure: d.describe() for measure, d in depths.items()},
+        "depth": depths,
         "distance": distance,
     }
-
-
-def _transposed(
-    found: Sequence[Mapping[Measure, Best]], measure: Measure
-) -> Iterator[tuple[np.ndarray, ...]]:
-    return zip(*(best[measure].sample for best in found), strict=True)
 
 
 def _metrics(known: Mapping[Measure, Sample]) -> dict[str, list[float | None]]:
@@ -280,18 +247,16 @@ def _shown_attack(comparisons: Mapping[str, Sequence[Comparison]], lines: Sequen
     return max(strength, key=strength.__getitem__, default=None)
 
 
-def _has(findings: Findings) -> bool:
-    return "membership" in findings
-
-
 def _membership(findings: Findings, models: Mapping[str, Findings]) -> dict[str, Any]:
     """Return AUC and true positive rate by the error, and by the error relative to the retrained model."""
-    sets = [findings["membership"]["0"][name]["mse"] for name in ("members", "others")]
-    found = {"error": _scored(*sets)}
-    reference = models.get("retrained")
-    if reference is not None and reference is not findings:
-        others = [reference["membership"]["0"][name]["mse"] for name in ("members", "others")]
-        found["relative_error"] = _scored(*map(relative_error, sets, others))
+    reference = models.get("retrained", findings)
+    own, others = (
+        [known["membership"]["0"][name]["mse"] for name in ("members", "others")]
+        for known in (findings, reference)
+    )
+    found = {"error": _scored(*own)}
+    if reference is not findings:
+        found["relative_error"] = _scored(*map(relative_error, own, others))
     return found
 
 
@@ -301,11 +266,8 @@ def _scored(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
 
 
 def _layers(findings: Findings) -> dict[str, list[float | None]]:
-    points = findings["linear_probe"]
-    return {
-        layer: plain(accuracy_interval(m["forget"]["right"], m["forget"]["label"]))
-        for layer, m in points.items()
-    }
+    measured = {layer: sets["forget"] for layer, sets in findings["linear_probe"].items()}
+    return {layer: plain(accuracy_interval(m["right"], m["label"])) for layer, m in measured.items()}
 
 
 def _curve(findings: Findings, line: Line) -> list[dict[str, Any]]:

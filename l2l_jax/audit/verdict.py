@@ -14,9 +14,6 @@ REQUIREMENTS: dict[str, tuple[Finding, ...]] = {
 }
 """The verdicts that satisfy `--require`."""
 
-Comparisons = Mapping[str, Sequence[Comparison]]
-"""Comparisons with the retrained model(s) by attack, one for each measure."""
-
 
 class Verdict(NamedTuple):
     """Outcome of an audit.
@@ -49,7 +46,7 @@ class Verdict(NamedTuple):
         }
 
 
-def decide(unattacked: Sequence[Comparison], attacks: Comparisons) -> Verdict:
+def decide(unattacked: Sequence[Comparison], attacks: Mapping[str, Sequence[Comparison]]) -> Verdict:
     """Return the verdict on an unlearned model.
 
     "Forgotten" needs every comparison to hold (an intersection–union test). "Not forgotten" needs one without
@@ -58,29 +55,25 @@ def decide(unattacked: Sequence[Comparison], attacks: Comparisons) -> Verdict:
 
     Args:
       unattacked: Comparisons of the model that nobody attacked; empty without a retrained model.
-      attacks: Comparisons after each attack.
+      attacks: Comparisons after each attack, one for each measure.
     """
     if not unattacked:
         return Verdict("undecided")
+    before: list[tuple[str | None, Comparison]] = [(None, c) for c in unattacked]
     after = [(name, c) for name, comparisons in attacks.items() for c in comparisons]
-    shown = [c for _, c in _violations([(None, c) for c in unattacked])]
     violations = _violations(after)
     violated = tuple(dict.fromkeys(name for name, _ in violations))
-    unsettled = tuple(name for name, cs in attacks.items() if name not in violated and not _hold(cs))
-    if shown:
-        return Verdict("not forgotten", None, _worst(shown), violated, unsettled)
-    if not _hold(unattacked):
-        return Verdict("undecided", None, _worst(_open(unattacked)), violated, unsettled)
+    unsettled = tuple(
+        name for name, found in attacks.items() if name not in violated and not all(c.holds for c in found)
+    )
+    if shown := _violations(before):
+        return Verdict("not forgotten", *max(shown, key=_distance), violated, unsettled)
+    if unsure := [entry for entry in before if not entry[1].holds]:
+        return Verdict("undecided", *max(unsure, key=_distance), violated, unsettled)
     if violations:
-        name, comparison = max(violations, key=lambda found: _distance(found[1]))
-        return Verdict("hidden", name, comparison, violated, unsettled)
-    if unsettled:
-        left_open = [(name, c) for name, c in after if not c.holds]
-        name, comparison = max(left_open, key=lambda found: found[1].p_holds)
-        return Verdict("undecided", name, comparison, (), unsettled)
-    every: list[tuple[str | None, Comparison]] = [*((None, c) for c in unattacked), *after]
-    nearest = max(every, key=lambda found: found[1].p_holds)
-    return Verdict("forgotten", *nearest)
+        return Verdict("hidden", *max(violations, key=_distance), violated, unsettled)
+    nearest = max([*before, *after], key=lambda entry: entry[1].p_holds)
+    return Verdict("undecided" if unsettled else "forgotten", *nearest, (), unsettled)
 
 
 def differ(comparisons: Sequence[Comparison]) -> bool:
@@ -97,18 +90,7 @@ def _violations(found: Sequence[tuple[Any, Comparison]]) -> list[tuple[Any, Comp
     return ordered
 
 
-def _hold(comparisons: Sequence[Comparison]) -> bool:
-    return all(comparison.holds for comparison in comparisons)
-
-
-def _open(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    return [comparison for comparison in comparisons if not comparison.holds]
-
-
-def _distance(comparison: Comparison) -> float:
+def _distance(entry: tuple[Any, Comparison]) -> float:
     """Return the excess beyond the margin in margins, so that measures can be compared."""
+    comparison = entry[1]
     return (comparison.excess - comparison.margin) / comparison.margin
-
-
-def _worst(comparisons: Sequence[Comparison]) -> Comparison:
-    return max(comparisons, key=_distance)

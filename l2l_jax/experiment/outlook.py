@@ -2,7 +2,7 @@
 
 import logging
 
-from l2l_jax.audit.run import AttackRunner
+from l2l_jax.audit.run import Audit
 from l2l_jax.config import Config
 from l2l_jax.data.splits import Split
 from l2l_jax.evals.evaluator import Evaluation
@@ -33,7 +33,7 @@ def announce(config: Config, folders: Workdir, evaluation: Evaluation, sets: Spl
     images = sum(map(len, evaluation.tests.values()))
     phases.append(f"evaluate {models} models on {images:,} test images")
     if config.audit.enabled:
-        attacks = len(AttackRunner(config, evaluation, sets, folders.audit).lines) - 1
+        attacks = len(Audit(config, evaluation, sets, folders.audit).lines) - 1
         phases.append(f"audit: {attacks} attack{'s' * (attacks > 1)} on each of {models} models")
     absent = [name for name in config.evaluate.networks if find_weights(config.evaluate, name) is None]
     size = _state_bytes(config) / 1e9

@@ -109,7 +109,7 @@ class _Images:
             original = models["original"]
             standard = gold_standard(config, original, self._folders.audit, redo=self._folders.redo)
             clock.lap("retrain")
-            auditor = Audit(config, evaluation, self.sets, original, standard, self._folders.audit)
+            auditor = Audit(config, evaluation, self.sets, self._folders.audit, original, standard)
             models |= {} if standard is None else {"retrained": standard.models["retrained"]}
         results = {name: evaluation.evaluate(params, name) for name, params in models.items()}
         tests = {name: evaluation.tests[name] for name in ("retain", "forget")}

@@ -52,8 +52,9 @@ class Memory(Model):
         return jnp.where(mask[None, ..., None], memory[far.argmin(1)], images)
 
 
-def remembering(source, indices):
-    """Parameters that remember some images of a source."""
+def remembering(source, indices=None):
+    """Parameters that remember some images of a source, or all."""
+    indices = range(len(source)) if indices is None else indices
     return {"encoder": np.stack([source[int(i)]["image"] for i in indices])}
 
 

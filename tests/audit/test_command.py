@@ -12,44 +12,15 @@ from l2l_jax.audit.__main__ import UNMET, main
 from l2l_jax.errors import UserError
 from l2l_jax.experiment import pipeline as experiment
 from tests.audit.models import config
-
-FIGURES = {"retain": {"mse": 0.1}, "forget": {"mse": 0.1}}
-
-
-def result(finding):
-    """A report as far as the console shows it."""
-    mse = [0.1, 0.1, 0.1]
-    models = {model: {"forget": {"mse": mse}} for model in ("original", "unlearned", "retrained")}
-    compared = {
-        "name": "no_attack", "title": "no attack", "measure": "error", "excess": 0.5, "low": 0.4, "high": 0.6,
-        "margin": 0.1, "holds": False, "outcome": "more",
-    }  # fmt: skip
-    verdict = {
-        "finding": finding, "title": "25 forget images, 50 steps", "attacks": 3, "comparison": compared,
-        "unsettled_attacks": [], "little_to_forget": False, "images_needed": None,
-    }  # fmt: skip
-    audit = {
-        "verdict": verdict, "reference": "retrained", "comparisons": [compared],
-        "yardstick": {"seeds": None, "fair": True, "count": 1}, "cost": {"mse_ratio": [1.1, 1.0, 1.2]},
-        "results": [{"name": "no_attack", "title": "no attack", "figures": models, "depth": {}}],
-    }  # fmt: skip
-    data = {"forget": ["5"], "retain": ["rest"]}
-    classes = {"forget": ["5"], "retain": ["0", "1"]}
-    models = {"original": FIGURES, "unlearned": FIGURES}
-    return {**models, "audit": audit, "config": {"data": data}, "class_names": classes}
+from tests.report.example import HIDDEN, report
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """What the audit was asked for; its verdict is "hidden"."""
-    found = []
-
-    def audit(*arguments):
-        found.append(arguments)
-        return result("hidden")
-
+    audit = mock.Mock(return_value=report(HIDDEN))
     monkeypatch.setattr(experiment, "audit", audit)
-    return found
+    return audit
 
 
 @flagsaver.flagsaver
@@ -70,7 +41,7 @@ def finished(folder):
 
 def test_a_finished_run_is_audited_as_it_was_made(asked, tmp_path, capsys):
     assert call(f"--workdir={finished(tmp_path)}") == 0
-    ((settings, workdir, unlearned),) = asked
+    settings, workdir, unlearned = asked.call_args.args
     assert (workdir, unlearned) == (tmp_path, tmp_path / "unlearned")
     assert settings.describe() == config(retrained="", seeds=7, enabled=True).describe()
     assert "one attack brings knowledge back (25 forget images, 50 steps)" in capsys.readouterr().out
@@ -85,7 +56,7 @@ def test_another_model_is_audited_with_its_recipe(asked, tmp_path):
     recipe = "--config=configs/digits_mae.py:encoder"
     arguments = [recipe, "--config.audit.fresh_decoder.steps=9", f"--workdir={tmp_path / 'new'}"]
     assert call(*arguments, f"--unlearned={tmp_path}") == 0
-    ((settings, _, unlearned),) = asked
+    settings, _, unlearned = asked.call_args.args
     assert settings.audit.fresh_decoder.steps == 9 and settings.audit.enabled and unlearned == tmp_path
 
 

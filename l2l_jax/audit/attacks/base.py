@@ -21,7 +21,7 @@ class Attack:
     """An attack on a model; its fields are its options, `config.audit.<name>.<field>`.
 
     Attributes:
-      title: For people, such as "retain images only, 400 steps".
+      title: For people, with options in braces, such as "retain images only, {steps} steps".
       source: Publication that describes the attack.
       cost: Cost for each model.
       is_curve: Whether its points are steps from the unattacked model, of which the attacker keeps the best.
@@ -36,7 +36,7 @@ class Attack:
 
     def variants(self, bench: "Bench") -> Mapping[str, str]:
         """Return the titles of the attack's variants by name; each gives one line of the report."""
-        return {ATTACKS.name_of(type(self)): self.title}
+        return {ATTACKS.name_of(type(self)): self.title.format(**vars(self))}
 
     def check(self, bench: "Bench") -> None:
         """Raise a UserError if the images do not suffice, before any attack runs."""

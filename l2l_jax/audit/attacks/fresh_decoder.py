@@ -2,28 +2,21 @@
 
 import dataclasses
 
-from l2l_jax.audit.attacks.base import Attack, Count, Rate, register
-from l2l_jax.audit.trainings import Training, fresh_decoder
+from l2l_jax.audit.attacks.base import Count, Rate, register
+from l2l_jax.audit.attacks.training import TrainingAttack, fresh_decoder
 from l2l_jax.data.records import Mixture
 
 
 @register("fresh_decoder")
 @dataclasses.dataclass(frozen=True)
-class FreshDecoder(Attack):
-    """Train a new decoder over the frozen encoder, on retain images and on all images.
-
-    Attributes:
-      steps: Training steps of each of the two.
-      batch_size: Images of a step.
-      learning_rate: Constant rate of AdamW.
-    """
+class FreshDecoder(TrainingAttack):
+    """Train a new decoder over the frozen encoder, once on retain images and once on all images."""
 
     source = 'the "secondary autoencoder" that reviewers of arXiv 2402.00351 asked for'
     cost = "twice `steps` training steps, without the encoder's backward pass"
-    is_curve = is_seeded = True
+    measurements = 1
 
     steps: Count = 600
-    batch_size: Count = 64
     learning_rate: Rate = 2e-3
 
     def variants(self, bench):
@@ -33,13 +26,13 @@ class FreshDecoder(Attack):
             for images in ("retain", "all")
         }
 
-    def run(self, variant, bench, target, seed):
-        """Train a new decoder and measure the model with it."""
-        images = bench.training.retain
-        if variant == "fresh_decoder_all":
-            sets = bench.training._asdict()
-            images = Mixture(sets, [len(source) for source in sets.values()])
-        training = Training(
-            fresh_decoder(bench.model), images, self.steps, self.batch_size, self.learning_rate
-        )
-        return bench.train(target, variant, training, (self.steps,), seed)
+    def task(self, model):
+        """Return the training of a fresh decoder."""
+        return fresh_decoder(model)
+
+    def images(self, variant, bench, seed):
+        """Return retain images, or all."""
+        sets = bench.training._asdict()
+        if variant == "fresh_decoder_retain":
+            return sets["retain"]
+        return Mixture(sets, [len(source) for source in sets.values()])

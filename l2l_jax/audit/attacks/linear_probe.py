@@ -46,21 +46,22 @@ class LinearProbe(Attack):
 
     def _features(self, bench, target, name):
         """Return features by layer and class ids: of forget images, or of forget (1) and retain ones (0)."""
-        classes = np.unique(bench.training.forget.labels)
-        sets = ("forget",) if len(classes) > 1 else ("forget", "retain")
-        parts = [bench.features(target.params, self._images(bench, name, of)) for of in sets]
-        labels = [part[1] if len(sets) == 1 else np.full(len(part[1]), of == "forget") for part, of in
-                  zip(parts, sets, strict=True)]  # fmt: skip
-        features = {layer: np.concatenate([part[0][layer] for part in parts]) for layer in parts[0][0]}
-        return features, np.concatenate(labels)
+        features, labels = bench.features(target.params, self._images(bench, name, "forget"))
+        if len(np.unique(bench.training.forget.labels)) > 1:
+            return features, labels
+        others, other_labels = bench.features(target.params, self._images(bench, name, "retain"))
+        both = {layer: np.concatenate([features[layer], others[layer]]) for layer in features}
+        return both, np.repeat([True, False], [len(labels), len(other_labels)])
 
-    def _images(self, bench, name, of):
-        if name == "forget":
-            return bench.sets[of]
+    def _images(self, bench, name, kind):
+        if name == "train":
+            return bench.shared(
+                f"probe {kind}",
+                lambda: bench.image_set(evenly_spaced(getattr(bench.training, kind), self.images)),
+            )
         if name == "validation":
-            return bench.sets["validation" if of == "forget" else "retain validation"]
-        source = getattr(bench.training, of)
-        return bench.shared(f"probe {of}", lambda: bench.image_set(evenly_spaced(source, self.images)))
+            return bench.sets["validation" if kind == "forget" else "retain validation"]
+        return bench.sets[kind]
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -31,36 +31,22 @@ class Membership(Attack):
 
     def run(self, variant, bench, target, seed):
         """Return the masked MSE of training images and of test images."""
-        members = bench.shared(
-            "members", lambda: bench.image_set(evenly_spaced(bench.training.forget, self.members))
-        )
+        chosen = evenly_spaced(bench.training.forget, self.members)
+        members = bench.shared("members", lambda: bench.image_set(chosen))
         title = f"{target.name}, membership"
-        return {
-            "0": {
-                "members": bench.measure_images(target.params, members, "members", title),
-                "others": bench.measure_images(target.params, bench.sets["forget"], "others", title),
-            }
-        }
+        sets = {"members": members, "others": bench.sets["forget"]}
+        return {"0": {n: bench.measure_images(target.params, s, n, title) for n, s in sets.items()}}
 
 
 def relative_error(errors: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Return errors relative to those of a model that never saw the images, e / (e + e_reference), in [0, 1].
 
     The ratio cancels how hard an image is, as RMIA's likelihood ratio does, and is bounded.
-
-    Args:
-      errors: Errors of the attacked model, `[image]`, not negative.
-      reference: Errors of the reference, `[image]`.
     """
     return errors / np.maximum(errors + reference, 1e-12)
 
 
 def true_positives(members: np.ndarray, others: np.ndarray) -> float:
-    """Return the share of members found where `FALSE_POSITIVES` of the others are taken for members.
-
-    Args:
-      members: Errors `[image]` of members; smaller errors are taken for theirs.
-      others: Errors `[image]` of other images.
-    """
+    """Return the share of members with an error below all but `FALSE_POSITIVES` of the others' errors."""
     threshold = np.sort(others)[int(FALSE_POSITIVES * len(others))]
     return float(np.mean(members < threshold))

@@ -2,40 +2,32 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.audit.attacks.base import Attack, Rate, register
-from l2l_jax.evals import metrics
-from l2l_jax.evals.runner import BatchedRunner, per_image
 from l2l_jax.masks import MASKS, SIDES
 from l2l_jax.models.base import Model
 
-if TYPE_CHECKING:
-    from l2l_jax.audit.bench import Bench
-
 ROUNDS = 10
 """Steps of projected gradient descent."""
-
-Inpaint = Callable[..., jax.Array]
-"""`(model, params, images, mask, rng) -> reconstructions` of the images."""
 
 
 class View(NamedTuple):
     """A way to ask a model for a part of an image.
 
     Attributes:
-      title: For people.
+      name: Short name.
       mask: What is missing, bool `[height, width]`.
-      inpaint: How it is reconstructed.
+      inpaint: `(model, params, images, mask, rng) -> reconstructions` of the images.
     """
 
-    title: str
+    name: str
     mask: np.ndarray
-    inpaint: Inpaint
+    inpaint: Callable[..., jax.Array]
 
 
 @register("views")
@@ -55,60 +47,44 @@ class Views(Attack):
 
     def variants(self, bench):
         """Return one variant for each view that the model can reconstruct."""
-        return {name: view.title for name, view in self._views(bench).items()}
+        return {name: f"view: {view.name}" for name, view in self._views(bench).items()}
 
     def run(self, variant, bench, target, seed):
         """Reconstruct the forget images from a view and measure the results."""
         view = self._views(bench)[variant]
-        compute = bench.shared(variant, lambda: _compiled(bench, view))
-        blocks = []
-        for good, inpainted in compute.over(target.params, bench.sets["forget"], "forget"):
-            measured = {
-                "mse": metrics.masked_mse(good.images, inpainted, view.mask), "label": good.labels
-            }  # fmt: skip
-            if view.mask is bench.mask:
-                measured |= bench.right(inpainted, good.labels)
-            blocks.append(measured)
-        return {"0": {"forget": {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}}}
 
-    def _views(self, bench: "Bench") -> dict[str, View]:
-        return bench.shared(
-            f"views {self.pixel_change}",
-            lambda: {
-                f"view_{view.title.replace(' ', '_')}": view._replace(title=f"view: {view.title}")
-                for view in views(bench.mask, self.pixel_change)
-                if _is_possible(bench.model, view)
-            },
+        def compute(params, image, rng):
+            return view.inpaint(bench.model, params, image[None], view.mask, rng)[0]
+
+        measured = bench.measure_images(
+            target.params,
+            bench.sets["forget"],
+            "forget",
+            f"{target.name}, {variant}",
+            over=bench.runner(variant, compute).over,
+            mask=None if view.mask is bench.mask else view.mask,
         )
+        return {"0": {"forget": measured}}
+
+    def _views(self, bench):
+        possible = (v for v in views(bench.mask, self.pixel_change) if _is_possible(bench.model, v.mask))
+        return bench.shared(self, lambda: {f"view_{view.name.replace(' ', '_')}": view for view in possible})
 
 
 def views(mask: np.ndarray, pixel_change: float) -> Iterator[View]:
-    """Yield changes of the visible pixels under the evaluation's mask, then other masks.
-
-    Args:
-      mask: The evaluation's mask.
-      pixel_change: See `Views`.
-    """
+    """Yield changes of the visible pixels under the evaluation's mask, then other masks; see `Views`."""
     if (mask == mask[:, ::-1]).all():
         yield View("flip", mask, _flipped)
     yield View("noise", mask, _with_noise(pixel_change))
     yield View("gradient", mask, _with_gradient(pixel_change))
     size = len(mask)
-    others = {"centre": size // 4, **dict.fromkeys(SIDES, size // 2)}
-    for kind, width in others.items():
+    for kind, width in {"centre": size // 4, **dict.fromkeys(SIDES, size // 2)}.items():
         try:
             other = MASKS[kind](size, width)
         except ValueError:  # too small an image
             continue
         if not np.array_equal(other, mask):
             yield View(f"{kind} {width}", other, _plain)
-
-
-def _compiled(bench: "Bench", view: View) -> BatchedRunner:
-    def compute(params, image, rng):
-        return view.inpaint(bench.model, params, image[None], view.mask, rng)[0]
-
-    return BatchedRunner(per_image(compute, bench.config.seed), bench.config.evaluate.batch_size)
 
 
 def _plain(model, params, images, mask, rng):
@@ -119,7 +95,7 @@ def _flipped(model, params, images, mask, rng):
     return model.inpaint(params, images[:, :, ::-1], mask, rng)[:, :, ::-1]
 
 
-def _with_noise(pixel_change: float) -> Inpaint:
+def _with_noise(pixel_change):
     def inpaint(model, params, images, mask, rng):
         low, high = model.value_range
         noise = jax.random.normal(jax.random.fold_in(rng, 1), images.shape)
@@ -129,7 +105,7 @@ def _with_noise(pixel_change: float) -> Inpaint:
     return inpaint
 
 
-def _with_gradient(pixel_change: float) -> Inpaint:
+def _with_gradient(pixel_change):
     """Descend the masked MSE, as an attacker who knows the truth.
 
     A change is kept, image by image, where it lowers the error. Where the gradient is 0, as everywhere in
@@ -163,15 +139,12 @@ def _with_gradient(pixel_change: float) -> Inpaint:
     return inpaint
 
 
-def _is_possible(model: Model, view: View) -> bool:
+def _is_possible(model: Model, mask: np.ndarray) -> bool:
     """Return whether the model can reconstruct this mask: a MAE needs a patch that it does not touch."""
     images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    key = jax.random.key(0)
     try:
-        jax.eval_shape(
-            lambda params, images: model.inpaint(params, images, view.mask, jax.random.key(0)),
-            model.shapes(),
-            images,
-        )
+        jax.eval_shape(lambda params, x: model.inpaint(params, x, mask, key), model.shapes(), images)
     except ValueError:
         return False
     return True

@@ -29,17 +29,14 @@ class WeightNoise(Attack):
 
     def run(self, variant, bench, target, seed):
         """Measure the model with each level of noise."""
-
-        def noisy(level):
+        points = {}
+        for level in self.levels:
             rng = np.random.default_rng(bench.seed(seed))
 
-            def add(x):
+            def add(x, level=level, rng=rng):
                 return (x + level * x.std() * rng.standard_normal(x.shape)).astype(x.dtype)
 
             changed = {part: jax.tree.map(add, target.params[part]) for part in ("encoder", "decoder")}
-            return {**target.params, **changed}
-
-        return {
-            f"{level:g}": bench.measure(noisy(level), f"{target.name}, {variant} {level:g}")
-            for level in self.levels
-        }
+            title = f"{target.name}, {variant} {level:g}"
+            points[f"{level:g}"] = bench.measure({**target.params, **changed}, title)
+        return points

@@ -1,10 +1,11 @@
-"""Trainings that an attacker might do, with the family's own loss at a constant rate."""
+"""Attacks that train a model further, with the family's own loss at a constant rate."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from l2l_jax.audit.attacks.base import Attack, Count, Rate
 from l2l_jax.data.records import Source, Subset
 from l2l_jax.errors import UserError
 from l2l_jax.methods.base import Objective, pretraining_objective
@@ -13,15 +14,7 @@ from l2l_jax.train.optim import TrainingConfig
 
 
 class Training(NamedTuple):
-    """A training of an attacker.
-
-    Attributes:
-      task: What is trained, on the one set "train".
-      images: Training images.
-      steps: Number of steps.
-      batch_size: Images of a step.
-      learning_rate: Constant rate of AdamW, without weight decay.
-    """
+    """A training of an attacker: `task` on the one set "train", by AdamW without weight decay."""
 
     task: Objective
     images: Source
@@ -39,10 +32,42 @@ class Training(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         """Return what its result depends on besides the images, JSON-able."""
-        return {
-            "trained": list(self.task.trained), "steps": self.steps, "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-        }  # fmt: skip
+        numbers = {name: getattr(self, name) for name in ("steps", "batch_size", "learning_rate")}
+        return {"trained": list(self.task.trained), **numbers}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingAttack(Attack):
+    """An attack that trains the model and measures it after `steps`, half of them, a quarter, ….
+
+    Attributes:
+      steps: Training steps.
+      batch_size: Images of a step.
+      learning_rate: Constant rate of AdamW.
+    """
+
+    cost = "`steps` training steps"
+    is_curve = is_seeded = True
+    measurements: ClassVar[int] = 5
+    """Number of measurements, at most."""
+
+    steps: Count = 400
+    batch_size: Count = 64
+    learning_rate: Rate = 1e-3
+
+    def images(self, variant: str, bench: Any, seed: int) -> Source:
+        """Return the training images."""
+        raise NotImplementedError
+
+    def task(self, model: Model) -> Objective:
+        """Return what is trained: by default the whole model."""
+        return whole_model(model)
+
+    def run(self, variant, bench, target, seed):
+        """Train the model and measure it on the way."""
+        images = self.images(variant, bench, seed)
+        training = Training(self.task(bench.model), images, self.steps, self.batch_size, self.learning_rate)
+        return bench.train(target, variant, training, halvings(self.steps, self.measurements), seed)
 
 
 def whole_model(model: Model) -> Objective:
@@ -61,14 +86,8 @@ def fresh_decoder(model: Model) -> Objective:
 def few_of_each_class(source: Source, count: int, seed: int, option: str) -> Subset:
     """Choose `count` images at random, as evenly over the classes as possible.
 
-    Args:
-      source: The images.
-      count: How many.
-      seed: Seed of the choice.
-      option: The option of `config.audit` that asks for them.
-
     Raises:
-      UserError: There are fewer images.
+      UserError: There are fewer images; `option` of `config.audit` asks for too many.
     """
     labels = np.asarray(source.labels)
     if count > len(labels):
