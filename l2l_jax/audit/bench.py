@@ -4,12 +4,14 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
 
+from l2l_jax.audit.attacks.base import Work
 from l2l_jax.audit.attacks.training import Training
 from l2l_jax.audit.config import AuditConfig
 from l2l_jax.audit.points import Measured, Points, from_arrays, to_arrays
@@ -24,10 +26,10 @@ from l2l_jax.evals.config import EvaluationSetup
 from l2l_jax.evals.encoder_features import EncoderFeatures
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.image_set import Images, ImageSet
-from l2l_jax.evals.runner import BatchedRunner, per_image
+from l2l_jax.evals.runner import BatchedRunner, image_rows, per_image
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
-from l2l_jax.train.hooks import Observe
+from l2l_jax.train.hooks import Hook, Observe
 from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.parallel import ParallelKind
 from l2l_jax.utils.io import ResultCache
@@ -85,7 +87,8 @@ class Bench:
     Attributes:
       model: The architecture of the models.
       mask: Bool `[height, width]`, True where pixels are missing.
-      sets: "retain" and "forget" test images; "validation" and "retain validation": images to choose on.
+      validation: Images to choose on.
+      sets: "retain" and "forget" test images; "validation" and "retain validation": those to choose on.
     """
 
     def __init__(self, config: AuditSetup, evaluation: Evaluation, training: Split):
@@ -98,14 +101,24 @@ class Bench:
             )
         self.mask = evaluation.inpainter.mask
         self.sets: dict[str, ImageSet] = {name: evaluation.tests[name] for name in ("retain", "forget")}
-        choose_on = training  # as independent of test images as validation images
+        self.validation = training  # as independent of test images as validation images
         if config.data.validation_fraction:
             source = open_source(config.data, "validation", config.model.image_size)
-            choose_on = validation_sets(config.data, source)
-        for name, source in (("validation", choose_on.forget), ("retain validation", choose_on.retain)):
-            self.sets[name] = self.image_set(evenly_spaced(source, VALIDATION_IMAGES))
+            self.validation = validation_sets(config.data, source)
+        self.validation = Split(*(evenly_spaced(source, VALIDATION_IMAGES) for source in self.validation))
+        for name, source in zip(("retain validation", "validation"), self.validation, strict=True):
+            self.sets[name] = self.image_set(source)
         self._shared: dict[Any, Any] = {}
         self._lock = threading.RLock()  # attacks may run side by side
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether classes can be read from the masked region."""
+        return bool(self._evaluation.classifier_accuracy)
+
+    def count(self, *sets: str) -> int:
+        """Return the number of images in sets."""
+        return sum(len(self.sets[name]) for name in sets)
 
     def shared(self, key: Any, make: Callable[[], T]) -> T:
         """Return what `make` returned at the first call with this key."""
@@ -176,10 +189,7 @@ class Bench:
         """Train a model further and measure it on the way; an interrupted training resumes."""
         points: dict[str, Measured] = {}
         stamp = {"training": training.describe(), "repetition": seed, "at": measured_at}
-        place = f"{variant}/seed_{seed}"
-        digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
-        folder = target.cache.folder / f"{variant}_training_{seed}_{digest}"
-        title = f"{target.name}, {variant}"
+        place, title = f"{variant}/seed_{seed}", f"{target.name}, {variant}"
 
         def observe(step: int, params: Params) -> None:
             points[str(step)] = self.measure(params, f"{title} {step}")
@@ -189,7 +199,19 @@ class Bench:
                 pictures = self.pictures(params)
                 on_primary(lambda: target.cache.put(f"{variant}/pictures_{step}", pictures))
 
-        data = self.config.data
+        self.fit(target, variant, training, seed, [Observe(measured_at, observe)])
+        for step in measured_at:
+            if str(step) not in points:  # before the checkpoint from which the training resumed
+                points |= from_arrays(target.cache.get(f"{place}_step_{step}", stamp=stamp, wait=True))
+        return {str(step): points[str(step)] for step in measured_at}
+
+    def fit(
+        self, target: Target, variant: str, training: Training, seed: int, hooks: Sequence[Hook] = ()
+    ) -> Params:
+        """Return a model's parameters after further training; an interrupted training resumes."""
+        data, stamp = self.config.data, {"training": training.describe(), "repetition": seed}
+        digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
+        folder = target.cache.folder / f"{variant}_training_{seed}_{digest}"
         options = LoaderOptions(
             folder, data.max_bad_fraction, data.workers, jax.process_index(), jax.process_count()
         )
@@ -200,13 +222,36 @@ class Bench:
         )  # fmt: skip
         with barrier():  # complains in all processes of what is wrong
             trainer = self._trainer(training, variant, seed)
-        trainer.train(TrainRun(target.params, batches, folder, name=title), [Observe(measured_at, observe)])
-        for step in measured_at:
-            if str(step) not in points:  # before the checkpoint from which the training resumed
-                points |= from_arrays(target.cache.get(f"{place}_step_{step}", stamp=stamp, wait=True))
+        run = TrainRun(target.params, batches, folder, name=f"{target.name}, {variant}")
+        params = trainer.train(run, hooks)
         # Checkpoints are larger than all results.
         on_primary(lambda: shutil.rmtree(folder, ignore_errors=True))
-        return {str(step): points[str(step)] for step in measured_at}
+        return params
+
+    def seconds(self, params: Params, work: Sequence[Work]) -> float:
+        """Return about how long some work takes on this machine.
+
+        A batch is timed; an image of a training step counts as three forward passes.
+        """
+        size, images = self.config.evaluate.batch_size, self.sets["forget"].read(range(1))
+
+        def loss(params, image, rng):
+            corrupted = self.model.corrupt(params, image[None], rng)
+            return self.model.generative_loss(params, image[None], corrupted)
+
+        trained = self.runner("loss", loss)
+        rows = image_rows(images, "forget")
+        placed = trained.place(params)
+        each = []
+        for call in (
+            lambda: self._evaluation.inpainter(placed, images, "forget"),
+            lambda: trained(placed, rows),
+        ):
+            call()  # compiles
+            start = time.perf_counter()
+            call()
+            each.append((time.perf_counter() - start) / size)  # a batch is padded to its size
+        return sum(w.reconstructed * each[0] + w.trained * 3 * each[1] for w in work)
 
     def pictures(self, params: Params) -> dict[str, np.ndarray]:
         """Return reconstructions of the images that pictures show, by set."""

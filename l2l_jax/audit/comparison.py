@@ -21,7 +21,10 @@ ALPHA = 0.05
 """Level of every one-sided test."""
 
 POWER = 0.8
-"""Chance of a decision at the number of test images that is reported as enough."""
+"""Chance of a decision at the number of test images or retrained models that is reported as enough."""
+
+MOST_RETRAINED = 50
+"""Greatest number of retrained models that is reported as enough."""
 
 MARGINS: Mapping[Measure, float] = {"error": math.log(1.1), "accuracy": 0.05, "auc": 0.05}
 """Excess that does not count: the least margin of each measure, fixed before any model was measured."""
@@ -65,6 +68,7 @@ class Comparison:
       p_holds: p-value of "the excess is at least the margin".
       p_violated: p-value of "the excess is at most the margin".
       images: Number of test images.
+      seeds: Spread of retrained models, which widens the margin; None if it is not known.
     """
 
     measure: Measure
@@ -75,25 +79,43 @@ class Comparison:
     p_holds: float
     p_violated: float
     images: int
+    seeds: SeedSpread | None = None
 
     @property
     def holds(self) -> bool:
         """Whether the unlearned model is shown to know no more than the retrained one."""
         return self.p_holds <= ALPHA
 
-    def images_needed(self) -> float:
-        """Return about how many test images would decide with probability `POWER`; infinity if none would."""
+    @property
+    def _reach(self) -> float:
+        """The distance from a margin at which the test is significant with probability `POWER`."""
         from scipy.stats import norm
 
+        error = (self.high - self.low) / 2 / norm.ppf(1 - ALPHA)
+        return float(error * (norm.ppf(1 - ALPHA) + norm.ppf(POWER)))
+
+    def images_needed(self) -> float:
+        """Return about how many test images would decide with probability `POWER`; infinity if none would."""
         distance = abs(self.excess - self.margin)
-        reach = (self.high - self.low) / 2 / norm.ppf(1 - ALPHA)
-        needed = norm.ppf(1 - ALPHA) + norm.ppf(POWER)
         with np.errstate(divide="ignore"):
-            return float(self.images * np.square(np.divide(needed * reach, distance)))
+            return float(self.images * np.square(np.divide(self._reach, distance)))
+
+    def retrained_needed(self) -> int | None:
+        """Return about how many retrained models would decide, because their spread narrows the margin.
+
+        None: no number up to `MOST_RETRAINED` would, or the spread is not known.
+        """
+        if self.seeds is None:
+            return None
+        for count in range(self.seeds.count + 1, MOST_RETRAINED + 1):
+            margin = max(MARGINS[self.measure], self.seeds._replace(count=count).margin(count))
+            if self.excess - margin >= self._reach:
+                return count
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Return all fields, JSON-able."""
-        values = dataclasses.asdict(self)
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "seeds"}
         plain = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
         return {**plain, "holds": self.holds}
 

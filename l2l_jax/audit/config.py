@@ -10,6 +10,9 @@ from l2l_jax.evals.config import Names
 
 DEFAULT = ("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership")
 
+THOROUGH = "thorough"
+"""Name of all attacks together that the models allow."""
+
 RENAMED = {
     "steps": ("retain_tuning.steps",),
     "decoder_steps": ("fresh_decoder.steps",),
@@ -31,7 +34,8 @@ class AuditConfig:
 
     Attributes:
       enabled: Audit after the main program and the comparison; `python -m l2l_jax.audit` always does.
-      attacks: Names of attacks; "a,b" is the same as ("a", "b").
+      attacks: Names of attacks; "a,b" is the same as ("a", "b"). "thorough" is all that can be run, and is
+        several times as long.
       retrained: Models that never saw the forget images: folders of saved models or names of shipped ones;
         "shipped" for the retrained models of the shipped one that is unlearned (none if other classes are
         forgotten); "train" to train one in the workdir; empty for none.
@@ -46,8 +50,10 @@ class AuditConfig:
     def __post_init__(self):
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError(f"attacks names something twice: {self.attacks}")
+        if THOROUGH in self.attacks and len(self.attacks) > 1:
+            raise ValueError(f"attacks names {THOROUGH!r}, which is all of them, and others: {self.attacks}")
         try:
-            _ = [ATTACKS[name] for name in self.attacks]
+            _ = [ATTACKS[name] for name in self.attacks if name != THOROUGH]
         except UserError as error:
             raise ValueError(f"attacks: {error}") from None
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -10,17 +11,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from l2l_jax.audit.attacks.base import Attack
+from l2l_jax.audit.attacks.base import ATTACKS, Attack
 from l2l_jax.audit.bench import AuditSetup, Bench, Target
+from l2l_jax.audit.config import THOROUGH
 from l2l_jax.audit.points import Findings, Points, from_arrays, mean, to_arrays
 from l2l_jax.audit.score import UNATTACKED, Line, conclude
 from l2l_jax.data.splits import Split
+from l2l_jax.errors import UserError
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.models.base import Params
 from l2l_jax.train.concurrent import side_by_side
 from l2l_jax.utils.io import ResultCache, atomic_write, tree_hash
 from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 from l2l_jax.utils.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 RECOMPUTED = ("remat", "scan")
 """Fields of a model that change how it is computed, not what."""
@@ -74,12 +79,41 @@ class Audit:
         self.lines = [Line(UNATTACKED, "no attack")]
         with barrier():
             self._bench = Bench(config, evaluation, training)
-            for name in config.audit.attacks:
-                attack = getattr(config.audit, name)
+            for attack in self._chosen():
                 attack.check(self._bench)
                 for variant, title in attack.variants(self._bench).items():
                     self._attacks[variant] = attack
                     self.lines.append(Line(variant, title, attack.is_curve))
+
+    def _chosen(self) -> list[Attack]:
+        """Return the attacks; "thorough" is all that can be run."""
+        thorough = self._config.audit.attacks == (THOROUGH,)
+        chosen = []
+        for name in ATTACKS if thorough else self._config.audit.attacks:
+            attack = getattr(self._config.audit, name)
+            why = attack.why_not(self._bench)
+            if not why:
+                chosen.append(attack)
+            elif thorough:
+                logger.info("The attack %s is left out: %s.", name, why)
+            else:
+                raise UserError(f"config.audit.attacks names {name}, which cannot be run: {why}.")
+        return chosen
+
+    def _announce(self, models: Mapping[str, Params]) -> None:
+        """Say about how long a thorough audit takes."""
+        if self._config.audit.attacks == (THOROUGH,):
+            work = [
+                attack.work(self._bench)
+                for attack in dict.fromkeys(self._attacks.values())
+                for _ in range(self._config.audit.seeds if attack.is_seeded else 1)
+            ]
+            seconds = len(models) * self._bench.seconds(next(iter(models.values())), work)
+            logger.info(
+                "The thorough audit of %d models takes about %s; finished attacks are not repeated.",
+                len(models),
+                f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes",
+            )
 
     def audit(self, name: str, params: Params) -> dict[str, Any]:
         """Audit an unlearned model and write the result, see `score.conclude`, to `<folder>/<name>.json`."""
@@ -104,6 +138,7 @@ class Audit:
         Raises:
           Interrupted: Asked to stop; finished attacks are kept, and long trainings resume.
         """
+        self._announce(models)
         found: dict[str, dict[str, list[Points]]] = {name: {} for name in models}
         jobs: list[Callable[[], Points]] = []
         places = []

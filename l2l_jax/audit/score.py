@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from l2l_jax.audit.attacks.membership import relative_error, true_positives
+from l2l_jax.audit.attacks.membership import FALSE_POSITIVES, relative_error, true_positives
 from l2l_jax.audit.comparison import (
     Comparison,
     Measure,
@@ -68,6 +68,11 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
         differs = differ(_comparisons(models["original"][0], models["retrained"], lines[0], spread))
     titles = {line.name: line.title for line in lines}
     first = {role: found[0] for role, found in models.items() if found}
+    curves = {
+        line.name: {role: _curve(found, line) for role, found in first.items()}
+        for line in lines
+        if line.is_curve and all(point.isdigit() for point in first["unlearned"][line.name])
+    }
     return {
         "verdict": {
             **verdict.describe(),
@@ -89,16 +94,11 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
         ],
         "cost": _cost(first["original"], first["unlearned"]),
         "results": [_result(models, line) for line in lines if _is_measured(first["unlearned"][line.name])],
-        "shown_attack": _shown_attack(comparisons, lines),
-        "membership": {
-            role: _membership(found, first) for role, found in first.items() if "membership" in found
-        },
+        "membership": {role: _membership(found, first) for role, found in first.items()},
+        "residual_knowledge": _residual_knowledge(first),
         "layers": {role: _layers(found) for role, found in first.items() if "linear_probe" in found},
-        "curves": {
-            line.name: {role: _curve(found, line) for role, found in first.items()}
-            for line in lines
-            if line.is_curve and all(point.isdigit() for point in first["unlearned"][line.name])
-        },
+        "curves": curves,
+        "shown_attack": _strongest({name: comparisons[name] for name in curves}),
     }
 
 
@@ -133,8 +133,13 @@ def best_points(findings: Findings, line: Line) -> dict[Measure, Best]:
 
 def samples(measured: Measured, name: str = "forget") -> dict[Measure, Sample]:
     """Return what was measured on a set, by measure; accuracy needs images of two classes."""
-    if "members" in measured and name == "forget":
-        return {"auc": (measured["members"]["mse"], measured["others"]["mse"])}
+    if "members" in measured:
+        shadow = "shadow_" if name == "validation" else ""
+        if f"{shadow}members" not in measured:
+            return {}
+        members, others = (measured[f"{shadow}{kind}"] for kind in ("members", "others"))
+        key = "score" if "score" in members else "mse"
+        return {"auc": (members[key], others[key])}
     values = measured.get(name, {})
     found: dict[Measure, Sample] = {}
     if "mse" in values:
@@ -237,32 +242,51 @@ def _cost(original: Findings, unlearned: Findings) -> dict[str, list[float | Non
     return cost
 
 
-def _shown_attack(comparisons: Mapping[str, Sequence[Comparison]], lines: Sequence[Line]) -> str | None:
-    """Return the training attack that recovers most relative to the margins; None without any."""
-    strength = {
-        line.name: max((c.excess - c.margin) / c.margin for c in comparisons[line.name])
-        for line in lines
-        if line.is_curve
-    }
+def _strongest(comparisons: Mapping[str, Sequence[Comparison]]) -> str | None:
+    """Return the attack that recovers most relative to the margins; None without any."""
+    strength = {name: max((c.excess - c.margin) / c.margin for c in cs) for name, cs in comparisons.items()}
     return max(strength, key=strength.__getitem__, default=None)
 
 
 def _membership(findings: Findings, models: Mapping[str, Findings]) -> dict[str, Any]:
-    """Return AUC and true positive rate by the error, and by the error relative to the retrained model."""
-    reference = models.get("retrained", findings)
-    own, others = (
-        [known["membership"]["0"][name]["mse"] for name in ("members", "others")]
-        for known in (findings, reference)
-    )
-    found = {"error": _scored(*own)}
-    if reference is not findings:
-        found["relative_error"] = _scored(*map(relative_error, own, others))
-    return found
+    """Return AUC and true positive rates by score: the error, relative to the retrained model, and others."""
+    scores: dict[str, Sequence[np.ndarray]] = {}
+    if "membership" in findings:
+        own = scores["error"] = samples(findings["membership"]["0"])["auc"]
+        reference = models.get("retrained", findings)
+        if reference is not findings:
+            others = samples(reference["membership"]["0"])["auc"]
+            scores["relative_error"] = [relative_error(*pair) for pair in zip(own, others, strict=True)]
+    for decider, measured in findings.get("membership_repeated", {}).items():
+        scores[f"repeated_{decider}"] = samples(measured)["auc"]
+    return {name: _scored(*pair) for name, pair in scores.items()}
 
 
 def _scored(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
     interval = bootstrap(lambda i, j: auc(members[i], others[j]), len(members), len(others))
-    return {"auc": plain(interval), "true_positives": true_positives(members, others)}
+    rates = {name: true_positives(members, others, rate) for name, rate in FALSE_POSITIVES.items()}
+    return {"auc": plain(interval), "true_positives": rates}
+
+
+def _residual_knowledge(models: Mapping[str, Findings]) -> dict[str, Any]:
+    """Return how often changed images are recognized, in multiples of the retrained model, by role.
+
+    "ratio" is that of the means, with its interval over images; "above" is the share of images with a
+    ratio above 1.
+    """
+    name = "residual_knowledge"
+    if name not in models.get("retrained", {}):
+        return {}
+    never = models["retrained"][name]["0"]["forget"]["right"]
+    found = {}
+    for role in ("original", "unlearned"):
+        own = models[role][name]["0"]["forget"]["right"]
+
+        def ratio(chosen, own=own):
+            return own[chosen].mean(-1) / np.maximum(never[chosen].mean(-1), 1e-12)
+
+        found[role] = {"ratio": plain(bootstrap(ratio, len(own))), "above": float(np.mean(own > never))}
+    return found
 
 
 def _layers(findings: Findings) -> dict[str, list[float | None]]:

@@ -33,9 +33,10 @@ class Verdict(NamedTuple):
     unsettled: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
-        """Return all fields and the number of test images that would decide, JSON-able."""
+        """Return all fields and the numbers of images and retrained models that would decide, JSON-able."""
         comparison = self.comparison
-        needed = comparison.images_needed() if comparison and self.finding == "undecided" else math.inf
+        undecided = comparison if self.finding == "undecided" else None
+        needed = undecided.images_needed() if undecided else math.inf
         return {
             "finding": self.finding,
             "weakest_attack": self.attack,
@@ -43,6 +44,7 @@ class Verdict(NamedTuple):
             "violated_attacks": list(self.violated),
             "unsettled_attacks": list(self.unsettled),
             "images_needed": math.ceil(needed) if needed < 1e7 else None,
+            "retrained_needed": undecided.retrained_needed() if undecided else None,
         }
 
 

@@ -230,6 +230,40 @@ class Model(abc.ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not inpaint from patches")
 
+    @property
+    def why_no_samples(self) -> str:
+        """Why `sample` cannot be called, or "" where it can."""
+        return "its reconstructions are not drawn at random"
+
+    def sample(
+        self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return a draw of `inpaint`, and how badly it fits what is visible next to the mask, `[batch]`.
+
+        An attacker who searches for the best draw needs to know no more. `noise`, like the images, replaces
+        the initial noise of diffusion models.
+        """
+        raise NotImplementedError(self.why_no_samples)
+
+    @property
+    def why_no_noise(self) -> str:
+        """Why `denoise` and `noise_norm` cannot be called, or "" where they can."""
+        return "it is no diffusion model"
+
+    def denoise(
+        self, params: Params, images: Array, mask: np.ndarray, rng: Array, start: float, scale: float
+    ) -> Array:
+        """Return reconstructions by a random sampler that takes the last share `start` of its steps.
+
+        Below 1 it starts from the true images with the noise of that step: a hint of them. `scale` is the
+        factor on the noise that the sampler adds.
+        """
+        raise NotImplementedError(self.why_no_noise)
+
+    def noise_norm(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
+        """Return the mean square of the noise that is predicted in clean images, `[batch]`."""
+        raise NotImplementedError(self.why_no_noise)
+
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
         """Return how to train the model from nothing: by default one stage with `generative_loss`."""
 

@@ -127,17 +127,25 @@ def depth_table(audit: Mapping[str, Any]) -> Table | None:
     return Table(("attack", *(titles[m] for m in measures)), rows) if rows else None
 
 
+MEMBERSHIP = {"error": "masked MSE", "relative_error": "masked MSE relative to the retrained model"}
+"""Titles of scores of membership inference."""
+
+
 def evidence_table(audit: Mapping[str, Any]) -> Table | None:
-    """Return membership inference and the linear probe by layer: a column for each model."""
+    """Return membership inference, residual knowledge and the linear probe: a column for each model."""
     roles = list(audit["results"][0]["figures"])
-    titles = {"error": "masked MSE", "relative_error": "masked MSE relative to the retrained model"}
     lines: dict[str, dict[str, Sequence[float]]] = {}
-    for score, title in titles.items():
+    for score in audit["membership"]["unlearned"]:
+        title = MEMBERSHIP.get(score, f"several masks ({score.removeprefix('repeated_')})")
         found = {role: scores[score] for role, scores in audit["membership"].items() if score in scores}
         lines[f"membership by {title}: AUC"] = {role: f["auc"] for role, f in found.items()}
-        lines[f"membership by {title}: true positives at 1 % false positives"] = {
-            role: [f["true_positives"]] for role, f in found.items()
-        }
+        for percent in audit["membership"]["unlearned"][score]["true_positives"]:
+            lines[f"membership by {title}: true positives at {percent} % false positives"] = {
+                role: [f["true_positives"][percent]] for role, f in found.items()
+            }
+    lines["changed images recognized, times the retrained model"] = {
+        role: found["ratio"] for role, found in audit["residual_knowledge"].items()
+    }
     for layer in audit["layers"].get("unlearned", {}):
         accuracies = {role: layers[layer] for role, layers in audit["layers"].items()}
         lines[f"linear probe of {layer}: accuracy"] = accuracies
@@ -199,8 +207,11 @@ def _attack_lines(audit: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     for model, found in audit["membership"].items():
         for score, values in found.items():
             yield ("membership", model, "forget", f"auc_by_{score}", *values["auc"])
-            rate = values["true_positives"]
-            yield ("membership", model, "forget", f"true_positives_by_{score}", rate, "", "")
+            for percent, rate in values["true_positives"].items():
+                name = f"true_positives_at_{percent}%_by_{score}"
+                yield ("membership", model, "forget", name, rate, "", "")
+    for model, found in audit["residual_knowledge"].items():
+        yield ("residual_knowledge", model, "forget", "ratio_to_retrained", *found["ratio"])
     for model, layers in audit["layers"].items():
         for layer, interval in layers.items():
             yield ("linear_probe", model, "forget", f"accuracy_from_{layer}", *interval)

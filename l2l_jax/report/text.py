@@ -90,9 +90,14 @@ def _verdict(verdict: Mapping[str, Any], names: str) -> str:
         return f"Not forgotten: without any attack the model knows more about {names} than {never_saw}."
     where = f"after one attack ({title})" if title else "even without an attack"
     said = f"Undecided: {where} it is open whether the model knows more about {names} than {never_saw}."
-    if needed := verdict["images_needed"]:
-        digits = max(len(str(needed)) - 2, 0)  # 1,283 is said as 1,300
-        said += f" About {round(needed, -digits):,} test images would decide."
+    ways = []
+    if images := verdict["images_needed"]:
+        digits = max(len(str(images)) - 2, 0)  # 1,283 is said as 1,300
+        ways.append(f"{round(images, -digits):,} test images")
+    if models := verdict["retrained_needed"]:
+        ways.append(f"{models} retrained models")
+    if ways:
+        said += f" About {' or '.join(ways)} would decide."
     return said
 
 

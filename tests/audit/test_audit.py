@@ -30,9 +30,11 @@ from tests.audit.models import Memory, config, remembering
 TINY = dict(width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)
 SAME = dict(steps=4, batch_size=8, learning_rate=1e-3)  # attacks that differ in images alone share a step
 QUICK = dict(
-    attacks=("retain_tuning", "relearning", "fresh_decoder", "weight_noise", "patient_relearning"),
+    attacks=("retain_tuning", "relearning", "fresh_decoder", "weight_noise", "patient_relearning",
+             "foreign_data"),
+    foreign_data=SAME,
     retain_tuning=SAME, relearning=dict(shots=(5,), **SAME), patient_relearning=dict(shots=5, **SAME),
-    fresh_decoder=dict(steps=1, batch_size=8), weight_noise=dict(levels=(0.1,)),
+    fresh_decoder=dict(steps=1, batch_size=8), weight_noise=dict(levels=(0.1,), **SAME),
 )  # fmt: skip
 
 
@@ -58,7 +60,9 @@ def few_tests(settings, count):
 @pytest.fixture(scope="module")
 def memories(tmp_path_factory):
     """Findings on models that remember all training images, those of retain classes, and those but a few."""
-    settings = dataclasses.replace(config(attacks=("membership", "views", "linear_probe")), model=Memory())
+    settings = dataclasses.replace(
+        config(attacks=("membership", "views", "linear_probe", "residual_knowledge")), model=Memory()
+    )
     settings = few_tests(settings, 20)
     folder = tmp_path_factory.mktemp("memories")
     evaluation = Evaluation(settings, folder / "evaluation")
@@ -113,6 +117,12 @@ def test_metrics_are_those_of_the_findings(memories):
     members = report["membership"]
     assert members["original"]["relative_error"]["auc"][0] >= members["original"]["error"]["auc"][0] > 0.9
     assert "relative_error" not in members["retrained"]
+    residual = {
+        model: findings[model]["residual_knowledge"]["0"]["forget"]["right"]
+        for model in ("unlearned", "retrained")
+    }
+    ratio = report["residual_knowledge"]["unlearned"]["ratio"][0]
+    assert ratio == pytest.approx(residual["unlearned"].mean() / residual["retrained"].mean())
     json.dumps(report, allow_nan=False)
 
 
@@ -200,7 +210,7 @@ def test_the_report_begins_with_the_verdict(audited):
     names = [result["name"] for result in report["audit"]["results"]]
     assert names == [
         UNATTACKED, "retain_tuning", "relearning_5", "fresh_decoder_retain", "fresh_decoder_all",
-        "weight_noise", "patient_relearning",
+        "weight_noise", "weight_noise_tuning", "patient_relearning", "foreign_data",
     ]  # fmt: skip
     assert [p["step"] for p in report["audit"]["curves"]["retain_tuning"]["unlearned"]] == [0, 1, 2, 4]
     with (workdir / "run/report/metrics.csv").open() as file:

@@ -1,5 +1,6 @@
 """Non-inferiority tests by hand and against SciPy; depth and AUC; the verdict's rules and error rates."""
 
+import dataclasses
 import math
 import runpy
 
@@ -151,6 +152,16 @@ def comparison(p_holds, p_violated, excess=0.0):
 
 HOLDS, OPEN, VIOLATED = comparison(0.01, 0.99, -0.2), comparison(0.3, 0.7, 0.08), comparison(1, 0.001, 0.5)
 WEAK = comparison(0.98, 0.02, 0.2)  # significant alone, not among three
+
+
+def test_so_many_retrained_models_narrow_the_margin():
+    """The 95% bound of another seed falls below the excess with four models."""
+    open_ = Comparison("error", 0.3, 0.299, 0.301, 0.337, 0.2, 0.8, 1000, SeedSpread(0.1, 3))
+    margins = [stats.t.ppf(0.95, n - 1) * 0.1 * math.sqrt(1 + 1 / n) for n in (3, 4)]
+    assert margins[1] < 0.3 < margins[0] and open_.retrained_needed() == 4
+    assert decide([open_], {}).describe()["retrained_needed"] == 4
+    assert dataclasses.replace(open_, excess=0.05).retrained_needed() is None
+    assert dataclasses.replace(open_, seeds=None).retrained_needed() is None
 
 
 @pytest.mark.parametrize(

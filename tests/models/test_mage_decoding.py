@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from PIL import Image, ImageFilter
 
 from l2l_jax.models.mage import decoding
@@ -141,6 +142,22 @@ def test_restoration_ignores_hidden_pixels_and_keeps_visible_ones(digits):
     np.testing.assert_array_equal(restored[:, ~mask], images[:, ~mask])
     assert np.abs(restored - images)[:, mask].max() > 0.01
     assert np.any(restored != inpaint(images, jax.random.key(1)))
+
+
+def test_a_draw_fits_the_codes_next_to_the_hidden_ones(digits, monkeypatch):
+    """With logits that depend on the place alone, by hand; the draw is that of inpainting."""
+    logits = np.random.default_rng(1).normal(size=(1, 16, 8)).astype(np.float32)
+    monkeypatch.setattr(type(DIGITS), "complete", lambda self, params, ids: jnp.asarray(logits))
+    images = np.random.default_rng(0).random((1, 16, 16, 3), np.float32)
+    mask, key = np.zeros((16, 16), bool), jax.random.key(0)
+    mask[4:12, 4:12] = True
+    drawn, misfit = jax.jit(lambda: DIGITS.sample(digits, images, mask, key))()
+    np.testing.assert_array_equal(drawn, jax.jit(lambda: DIGITS.inpaint(digits, images, mask, key))())
+    color = np.array(DIGITS.hole_color, np.float32)
+    codes = np.asarray(DIGITS.tokenize(digits, np.where(mask[..., None], color, images)))[0]
+    ring = np.setdiff1d(np.arange(16), [5, 6, 9, 10])
+    expected = scipy.special.log_softmax(logits[0], axis=-1)[ring, codes[ring]].mean()
+    np.testing.assert_allclose(misfit, [-expected], rtol=1e-5)
 
 
 def test_outpainting_keeps_what_lies_beyond_the_blending_zone(digits):

@@ -1,5 +1,7 @@
 """Palette's restoration against the release on `palette_process`, and the model's properties."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,39 @@ def test_ddim_restores_by_the_textbook(digits, digit_images):
     assert 0.2 < np.mean(np.abs(expected[:, mask]) < 1) < 0.8
     np.testing.assert_allclose(restored, expected, atol=2e-6)
     assert np.abs(restored - inpaint(jax.random.key(9))).max() > 0.1
+
+
+def test_an_attackers_sampler_is_the_published_one_or_starts_from_a_hint(digits, digit_images):
+    """A new model predicts no noise: after the last step x̂₀ = y/√γ clipped is what remains."""
+    ancestral = dict(sampler="ancestral", sampling_linear_start=0.1, sampling_linear_end=0.3)
+    model = dataclasses.replace(DIGITS, **ancestral)
+    mask, key = np.zeros((16, 16), bool), jax.random.key(8)
+    mask[4:12, 4:12] = True
+    denoise = jax.jit(lambda start, scale: model.denoise(digits, digit_images, mask, key, start, scale),
+                      static_argnums=(0, 1))  # fmt: skip
+    published = jax.jit(lambda: model.inpaint(digits, digit_images, mask, key))()
+    np.testing.assert_allclose(denoise(1.0, 1.0), published, atol=1e-5)
+    assert np.abs(denoise(1.0, 2.0) - published).max() > 0.1
+    noise = jax.random.normal(jax.random.split(key)[0], digit_images.shape)
+    hint = np.clip(digit_images + np.sqrt(0.1 / 0.9) * noise, -1, 1)
+    expected = np.where(mask[..., None], hint, digit_images)
+    np.testing.assert_allclose(denoise(1 / 3, 1.0), expected, atol=1e-5)
+    np.testing.assert_array_equal(model.noise_norm(digits, digit_images, mask, key), 0)
+
+
+def test_a_draw_fits_the_ring_that_it_was_not_given(digits, digit_images):
+    mask, grown = np.zeros((2, 16, 16), bool)
+    mask[4:12, 4:12], grown[3:13, 3:13] = True, True
+    key = jax.random.key(8)
+    sample = jax.jit(lambda noise: DIGITS.sample(digits, digit_images, mask, key, noise))
+    drawn, misfit = sample(None)
+    inpainted = jax.jit(lambda: DIGITS.inpaint(digits, digit_images, grown, key))()
+    np.testing.assert_allclose(drawn, inpainted, atol=1e-5)
+    squares = np.square(inpainted - digit_images)[:, grown & ~mask]
+    np.testing.assert_allclose(misfit, squares.mean((1, 2)), rtol=1e-4)
+    noise = jax.random.normal(jax.random.split(key)[0], digit_images.shape)
+    np.testing.assert_allclose(sample(noise)[0], drawn, atol=1e-5)
+    assert np.abs(sample(-noise)[0] - drawn).max() > 0.1
 
 
 def test_pretraining_a_new_model(digits, digit_images):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 import pydantic
 
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 Rate = Annotated[float, pydantic.Field(gt=0)]
+
+
+class Work(NamedTuple):
+    """Images that an attack on one model reconstructs and trains on, for estimates of its time."""
+
+    reconstructed: float
+    trained: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,14 @@ class Attack:
     def variants(self, bench: "Bench") -> Mapping[str, str]:
         """Return the titles of the attack's variants by name; each gives one line of the report."""
         return {ATTACKS.name_of(type(self)): self.title.format(**vars(self))}
+
+    def why_not(self, bench: "Bench") -> str:
+        """Return why the models cannot be attacked in this way, or ""."""
+        return ""
+
+    def work(self, bench: "Bench") -> Work:
+        """Return the work on one model: by default a reconstruction for each variant."""
+        return Work(len(self.variants(bench)) * bench.count("validation", "forget"))
 
     def check(self, bench: "Bench") -> None:
         """Raise a UserError if the images do not suffice, before any attack runs."""

@@ -30,7 +30,7 @@ class FreshDecoder(TrainingAttack):
         """Return the training of a fresh decoder."""
         return fresh_decoder(model)
 
-    def images(self, variant, bench, seed):
+    def training_images(self, variant, bench, seed):
         """Return retain images, or all."""
         sets = bench.training._asdict()
         if variant == "fresh_decoder_retain":

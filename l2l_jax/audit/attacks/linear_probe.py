@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from l2l_jax.audit.attacks.base import Attack, Count, register
+from l2l_jax.audit.attacks.base import Attack, Count, Work, register
 from l2l_jax.data.records import evenly_spaced
 
 PENALTY = 0.1
@@ -30,6 +30,10 @@ class LinearProbe(Attack):
     cost = "a pass of the encoder over training, validation and test images"
 
     images: Count = 2000
+
+    def work(self, bench):
+        """Return the images; half of a reconstruction each."""
+        return Work((self.images + bench.count("validation", "forget")) / 2)
 
     def run(self, variant, bench, target, seed):
         """Fit a probe to each layer and return its answers."""

@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 
-from l2l_jax.audit.attacks.base import Attack, Count, register
+from l2l_jax.audit.attacks.base import Attack, Count, Work, register
 from l2l_jax.data.records import evenly_spaced
 
-FALSE_POSITIVES = 0.01
-"""False positive rate at which the true positive rate is quoted (Carlini et al. 2022, "Membership inference
-attacks from first principles")."""
+FALSE_POSITIVES = {"1": 0.01, "0.1": 0.001}
+"""False positive rates at which true positive rates are quoted, by per cent (Carlini et al. 2022, "Membership
+inference attacks from first principles")."""
 
 
 @register("membership")
@@ -29,6 +29,10 @@ class Membership(Attack):
 
     members: Count = 2000
 
+    def work(self, bench):
+        """Return the reconstructions."""
+        return Work(min(self.members, len(bench.training.forget)) + bench.count("forget"))
+
     def run(self, variant, bench, target, seed):
         """Return the masked MSE of training images and of test images."""
         chosen = evenly_spaced(bench.training.forget, self.members)
@@ -46,7 +50,7 @@ def relative_error(errors: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return errors / np.maximum(errors + reference, 1e-12)
 
 
-def true_positives(members: np.ndarray, others: np.ndarray) -> float:
-    """Return the share of members with an error below all but `FALSE_POSITIVES` of the others' errors."""
-    threshold = np.sort(others)[int(FALSE_POSITIVES * len(others))]
+def true_positives(members: np.ndarray, others: np.ndarray, rate: float) -> float:
+    """Return the share of members with a score below all but a share `rate` of the others' scores."""
+    threshold = np.sort(others)[int(rate * len(others))]
     return float(np.mean(members < threshold))

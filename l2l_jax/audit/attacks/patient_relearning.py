@@ -28,7 +28,7 @@ class PatientRelearning(TrainingAttack):
         """Raise a UserError if there are fewer than `shots` forget images."""
         self._few(bench, 0)
 
-    def images(self, variant, bench, seed):
+    def training_images(self, variant, bench, seed):
         """Return the mixture."""
         few = self._few(bench, bench.seed(seed))
         return Mixture({"retain": bench.training.retain, "forget": few}, [1.0, 1.0])

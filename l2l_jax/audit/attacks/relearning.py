@@ -34,7 +34,7 @@ class Relearning(TrainingAttack):
         """Raise a UserError if there are fewer forget images than the most shots."""
         few_of_each_class(bench.training.forget, max(self.shots, default=0), 0, "relearning.shots")
 
-    def images(self, variant, bench, seed):
+    def training_images(self, variant, bench, seed):
         """Return the shots."""
         count = int(variant.removeprefix("relearning_"))
         return few_of_each_class(bench.training.forget, count, bench.seed(seed), "relearning.shots")

@@ -16,6 +16,6 @@ class RetainTuning(TrainingAttack):
 
     learning_rate: Rate = 2e-3
 
-    def images(self, variant, bench, seed):
+    def training_images(self, variant, bench, seed):
         """Return the retain images."""
         return bench.training.retain

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from l2l_jax.audit.attacks.base import Attack, Count, Rate
+from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work
 from l2l_jax.data.records import Source, Subset
 from l2l_jax.errors import UserError
 from l2l_jax.methods.base import Objective, pretraining_objective
@@ -55,7 +55,7 @@ class TrainingAttack(Attack):
     batch_size: Count = 64
     learning_rate: Rate = 1e-3
 
-    def images(self, variant: str, bench: Any, seed: int) -> Source:
+    def training_images(self, variant: str, bench: Any, seed: int) -> Source:
         """Return the training images."""
         raise NotImplementedError
 
@@ -63,9 +63,15 @@ class TrainingAttack(Attack):
         """Return what is trained: by default the whole model."""
         return whole_model(model)
 
+    def work(self, bench):
+        """Return the images of all steps and measurements."""
+        variants, times = len(self.variants(bench)), len(halvings(self.steps, self.measurements))
+        trained = variants * self.steps * self.batch_size
+        return Work(variants * times * bench.count("validation", "forget"), trained)
+
     def run(self, variant, bench, target, seed):
         """Train the model and measure it on the way."""
-        images = self.images(variant, bench, seed)
+        images = self.training_images(variant, bench, seed)
         training = Training(self.task(bench.model), images, self.steps, self.batch_size, self.learning_rate)
         return bench.train(target, variant, training, halvings(self.steps, self.measurements), seed)
 

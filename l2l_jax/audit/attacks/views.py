@@ -1,16 +1,20 @@
 """Other views: images that are masked or changed in another way might reveal what is hidden."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.audit.attacks.base import Attack, Rate, register
+from l2l_jax.audit.attacks.base import Attack, Rate, Work, register
 from l2l_jax.masks import MASKS, SIDES
 from l2l_jax.models.base import Model
+
+if TYPE_CHECKING:
+    from l2l_jax.audit.bench import Bench
 
 ROUNDS = 10
 """Steps of projected gradient descent."""
@@ -49,6 +53,10 @@ class Views(Attack):
         """Return one variant for each view that the model can reconstruct."""
         return {name: f"view: {view.name}" for name, view in self._views(bench).items()}
 
+    def work(self, bench):
+        """Return the reconstructions; each round of descent takes one and a gradient."""
+        return Work(bench.count("forget") * (len(self._views(bench)) + 4 * ROUNDS))
+
     def run(self, variant, bench, target, seed):
         """Reconstruct the forget images from a view and measure the results."""
         view = self._views(bench)[variant]
@@ -77,14 +85,27 @@ def views(mask: np.ndarray, pixel_change: float) -> Iterator[View]:
         yield View("flip", mask, _flipped)
     yield View("noise", mask, _with_noise(pixel_change))
     yield View("gradient", mask, _with_gradient(pixel_change))
-    size = len(mask)
+    for name, other in other_masks(mask).items():
+        yield View(name, other, _plain)
+
+
+def other_masks(mask: np.ndarray) -> dict[str, np.ndarray]:
+    """Return masks of other regions by name: a smaller center, and the sides."""
+    size, found = len(mask), {}
     for kind, width in {"centre": size // 4, **dict.fromkeys(SIDES, size // 2)}.items():
-        try:
-            other = MASKS[kind](size, width)
-        except ValueError:  # too small an image
-            continue
-        if not np.array_equal(other, mask):
-            yield View(f"{kind} {width}", other, _plain)
+        with contextlib.suppress(ValueError):  # too small an image
+            found[f"{kind} {width}"] = MASKS[kind](size, width)
+    return {name: other for name, other in found.items() if not np.array_equal(other, mask)}
+
+
+def possible_masks(bench: "Bench") -> list[np.ndarray]:
+    """Return the evaluation's mask and those others that the model can reconstruct."""
+
+    def make():
+        others = (m for m in other_masks(bench.mask).values() if _is_possible(bench.model, m))
+        return [bench.mask, *others]
+
+    return bench.shared("possible masks", make)
 
 
 def _plain(model, params, images, mask, rng):

@@ -5,38 +5,65 @@ import dataclasses
 import jax
 import numpy as np
 
-from l2l_jax.audit.attacks.base import Attack, Rate, register
+from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work, register
+from l2l_jax.audit.attacks.training import Training, halvings, whole_model
 
 
 @register("weight_noise")
 @dataclasses.dataclass(frozen=True)
 class WeightNoise(Attack):
-    """Add Gaussian noise to every array of encoder and decoder.
+    """Add Gaussian noise to every array of encoder and decoder; then train on retain images alone.
 
     Attributes:
       levels: Standard deviations of the noise, in standard deviations of each array.
+      steps: Training steps after the greatest level; measured after a quarter, half and all of them.
+      batch_size: Images of a step.
+      learning_rate: Constant rate of AdamW.
     """
 
     source = "arXiv 2605.11592"
-    cost = "a reconstruction of the forget images for each level"
+    cost = "a reconstruction of the forget images for each level, and `steps` training steps"
     is_curve = is_seeded = True
 
     levels: tuple[Rate, ...] = (0.01, 0.05, 0.1)
+    steps: Count = 200
+    batch_size: Count = 64
+    learning_rate: Rate = 2e-3
 
     def variants(self, bench):
-        """Return the only variant."""
-        return {"weight_noise": f"noise on the weights, {', '.join(f'{x:g}' for x in self.levels)}"}
+        """Return one variant without and one with training."""
+        return {
+            "weight_noise": f"noise on the weights, {', '.join(f'{x:g}' for x in self.levels)}",
+            "weight_noise_tuning": f"noise {max(self.levels):g}, then retain images, {self.steps} steps",
+        }
+
+    def work(self, bench):
+        """Return the reconstructions and the training."""
+        return Work(
+            bench.count("validation", "forget") * (len(self.levels) + 3), self.steps * self.batch_size
+        )
 
     def run(self, variant, bench, target, seed):
-        """Measure the model with each level of noise."""
-        points = {}
-        for level in self.levels:
-            rng = np.random.default_rng(bench.seed(seed))
+        """Measure the model with each level of noise, or train it after the greatest."""
+        number = bench.seed(seed)
+        if variant == "weight_noise_tuning":
+            noisy = target._replace(params=add_noise(target.params, max(self.levels), number))
+            task, images = whole_model(bench.model), bench.training.retain
+            training = Training(task, images, self.steps, self.batch_size, self.learning_rate)
+            return bench.train(noisy, variant, training, halvings(self.steps, 3), seed)
+        return {
+            f"{level:g}": bench.measure(
+                add_noise(target.params, level, number), f"{target.name}, {variant} {level:g}"
+            )
+            for level in self.levels
+        }
 
-            def add(x, level=level, rng=rng):
-                return (x + level * x.std() * rng.standard_normal(x.shape)).astype(x.dtype)
 
-            changed = {part: jax.tree.map(add, target.params[part]) for part in ("encoder", "decoder")}
-            title = f"{target.name}, {variant} {level:g}"
-            points[f"{level:g}"] = bench.measure({**target.params, **changed}, title)
-        return points
+def add_noise(params, level, seed):
+    """Return parameters with noise of `level` standard deviations of each array of encoder and decoder."""
+    rng = np.random.default_rng(seed)
+
+    def add(x):
+        return (x + level * x.std() * rng.standard_normal(x.shape)).astype(x.dtype)
+
+    return {**params, **{part: jax.tree.map(add, params[part]) for part in ("encoder", "decoder")}}

@@ -351,6 +351,12 @@ class MAGE(Model):
         The mask is painted in `hole_color` before the image is tokenized; that color remains where the weight
         of the decoded image falls short of 1 inside the mask. A mask that hides every token is a ValueError.
         """
+        return self._inpaint(params, images, mask, rng)[0]
+
+    def _inpaint(
+        self, params: Params, images: Array, mask: np.ndarray, rng: Array
+    ) -> tuple[Array, Array, np.ndarray]:
+        """Return reconstructions, their codes `[batch, tokens]`, and the hidden ones, bool `[tokens]`."""
         mask = self._check_mask(mask)
         hidden = decoding.hidden_tokens(mask, self.patch_size, self.hidden_margin)
         if hidden.all():
@@ -365,7 +371,26 @@ class MAGE(Model):
         ids = decoding.decode_masked(complete, ids, self.mask_id, schedule, *draw)
         weight = decoding.blend_weights(mask, self.blend_margin, self.blend_sigma)[None, ..., None]
         blended = self.decode_ids(params, ids) * weight + painted * (1 - weight)
-        return jnp.clip(blended, *self.value_range)
+        return jnp.clip(blended, *self.value_range), ids, hidden
+
+    why_no_samples = ""
+
+    def sample(
+        self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
+    ) -> tuple[Array, Array]:
+        """See `Model`: minus the mean log-likelihood of the visible codes next to the hidden ones.
+
+        Where `inpaint` takes the likeliest codes, they are drawn at temperature 1.
+        """
+        from scipy import ndimage
+
+        drawing = dataclasses.replace(self, sampling_temperature=self.sampling_temperature or 1.0)
+        inpainted, ids, hidden = drawing._inpaint(params, images, mask, rng)
+        grown = ndimage.maximum_filter(hidden.reshape(self.grid, self.grid), size=3).reshape(-1)
+        ring = grown & ~hidden
+        logits = self.complete(params, jnp.where(ring[None], self.mask_id, ids))
+        likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)[..., 0]
+        return inpainted, -likelihood[:, ring].mean(axis=1)
 
     def complete(self, params: Params, ids: Array) -> Array:
         """Predict from tokens `[batch, tokens]`, `mask_id` where hidden, none of them dropped."""

@@ -123,6 +123,13 @@ def ancestral_steps(betas: Betas) -> ReverseSteps:
     return _steps(gammas, start, noisy, np.sqrt(variance))
 
 
+def random_steps(steps: ReverseSteps, scale: float = 1.0) -> ReverseSteps:
+    """Return draws from the posterior between the noise levels of `steps`, with `scale` times its noise."""
+    levels = np.asarray(steps.gamma, np.float64)[::-1]
+    gammas, start, noisy, variance = _posterior(1.0 - levels / np.append(1.0, levels[:-1]))
+    return _steps(gammas, start, noisy, scale * np.sqrt(variance))
+
+
 def ddim_steps(betas: Betas, count: int) -> ReverseSteps:
     """Return deterministic steps, evenly spaced in time (Song et al. 2021, equation 12, σ = 0).
 

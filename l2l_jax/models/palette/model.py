@@ -250,13 +250,7 @@ class Palette(Model):
 
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
         """Fill the mask by reverse diffusion from noise."""
-        filling_rng, step_rng = jax.random.split(rng)
-        filling = jax.random.normal(filling_rng, images.shape)
-
-        def draw(step):
-            return jax.random.normal(jax.random.fold_in(step_rng, step), images.shape)
-
-        return self.inpaint_with(params, images, mask, filling, draw)
+        return self.inpaint_with(params, images, mask, *_draws(rng, images.shape))
 
     def inpaint_with(
         self,
@@ -271,6 +265,19 @@ class Palette(Model):
         `filling` is in the mask at first, and in the conditioning image throughout; `draw(step)` is the noise
         of the steps 0, 1, …, which are traced.
         """
+        conditioning, take = self._process(params, images, mask, filling, draw)
+        steps = jax.tree.map(jnp.asarray, self.reverse_steps)
+        return jax.lax.scan(take, conditioning, (jnp.arange(self.sampling_steps), steps))[0]
+
+    def _process(
+        self,
+        params: Params,
+        images: Array,
+        mask: np.ndarray | Array,
+        filling: Array,
+        draw: Callable[[Array], Array],
+    ) -> tuple[Array, Callable]:
+        """Return the conditioning image, and a function of a noisy image and a numbered step for `scan`."""
         mask = jnp.asarray(self._check_mask(mask))[None, ..., None]
         conditioning = jnp.where(mask, filling, images)
 
@@ -283,6 +290,54 @@ class Palette(Model):
             )
             return jnp.where(mask, noisy, images), None
 
+        return conditioning, take
+
+    why_no_samples = why_no_noise = ""
+
+    def sample(
+        self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
+    ) -> tuple[Array, Array]:
+        """See `Model`: a ring of visible pixels is masked, too, and the squared error there is the misfit.
+
+        Steps are computed again in the backward pass.
+        """
+        from scipy import ndimage  # takes long to load
+
+        grown = ndimage.maximum_filter(np.asarray(mask), size=2 * max(1, self.image_size // 16) + 1)
+        filling, draw = _draws(rng, images.shape)
+        start, take = self._process(params, images, grown, filling if noise is None else noise, draw)
         steps = jax.tree.map(jnp.asarray, self.reverse_steps)
-        inpainted, _ = jax.lax.scan(take, conditioning, (jnp.arange(self.sampling_steps), steps))
-        return inpainted
+        drawn, _ = jax.lax.scan(jax.checkpoint(take), start, (jnp.arange(self.sampling_steps), steps))
+        return drawn, jnp.square(drawn - images)[:, grown & ~mask].mean(axis=(1, 2))
+
+    def denoise(
+        self, params: Params, images: Array, mask: np.ndarray, rng: Array, start: float, scale: float
+    ) -> Array:
+        """See `Model`."""
+        filling, draw = _draws(rng, images.shape)
+        noisy, take = self._process(params, images, mask, filling, draw)
+        skipped = min(round((1 - start) * self.sampling_steps), self.sampling_steps - 1)
+        steps = diffusion.random_steps(self.reverse_steps, scale)
+        steps = jax.tree.map(lambda x: jnp.asarray(x[skipped:]), steps)
+        if skipped:
+            hint = diffusion.q_sample(images, jnp.broadcast_to(steps.gamma[0], len(images)), filling)
+            noisy = jnp.where(mask[None, ..., None], hint, images)
+        return jax.lax.scan(take, noisy, (jnp.arange(skipped, self.sampling_steps), steps))[0]
+
+    def noise_norm(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
+        """See `Model`: at a tenth of the time steps, inside the mask."""
+        gamma = diffusion.cumulative_gammas(self.betas)[self.timesteps // 10]
+        conditioning = jnp.where(mask[None, ..., None], jax.random.normal(rng, images.shape), images)
+        inputs = jnp.concatenate([conditioning, images], axis=-1)
+        predicted = self.predict(params, {"inputs": inputs, "gamma": jnp.full(len(images), gamma)})
+        return jnp.square(predicted)[:, mask].mean(axis=(1, 2))
+
+
+def _draws(rng: Array, shape: tuple[int, ...]) -> tuple[Array, Callable[[Array], Array]]:
+    """Return the initial noise, and a function of a step's number to its noise."""
+    filling_rng, step_rng = jax.random.split(rng)
+
+    def draw(step):
+        return jax.random.normal(jax.random.fold_in(step_rng, step), shape)
+
+    return jax.random.normal(filling_rng, shape), draw

@@ -1,0 +1,58 @@
+"""Residual knowledge: how much more often is a slightly changed image still recognized?"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work, register
+
+
+@register("residual_knowledge")
+@dataclasses.dataclass(frozen=True)
+class ResidualKnowledge(Attack):
+    """Reconstruct forget images with small random changes of their visible pixels.
+
+    The ratio of correct reconstructions to those of the retrained model is residual knowledge: above 1, the
+    model knows more about the neighborhood of an image than one that never saw it.
+
+    Attributes:
+      changes: Number of random changes of each image.
+      pixel_change: Standard deviation of a change, in 255ths of the range.
+    """
+
+    title = "residual knowledge, {changes} changes of each image"
+    source = 'arXiv 2601.22359, "residual knowledge"'
+    cost = "`changes` reconstructions of the forget images"
+
+    changes: Count = 8
+    pixel_change: Rate = 8.0
+
+    def why_not(self, bench):
+        """Return why no reconstruction can be called correct."""
+        return "" if bench.has_classifier else "config.evaluate.features=none leaves no classifier"
+
+    def work(self, bench):
+        """Return the reconstructions."""
+        return Work(bench.count("forget") * self.changes)
+
+    def run(self, variant, bench, target, seed):
+        """Return each image's mean error, and the share of its changes after which the class is found."""
+
+        def compute(params, image, rng):
+            noise_key, inpaint_key = jax.random.split(rng)
+            low, high = bench.model.value_range
+            noise = jax.random.normal(noise_key, image.shape) * (high - low) * self.pixel_change / 255
+            changed = jnp.clip(image + noise, low, high)[None]
+            return bench.model.inpaint(params, changed, bench.mask, inpaint_key)[0]
+
+        over, images = bench.runner(self, compute).over, bench.sets["forget"]
+        found = [
+            bench.measure_images(
+                target.params, images, f"forget {number}", f"{target.name}, {variant}", over=over
+            )
+            for number in range(self.changes)
+        ]
+        means = {key: np.mean([f[key] for f in found], axis=0) for key in ("mse", "right")}
+        return {"0": {"forget": {**means, "label": found[0]["label"]}}}

@@ -1,0 +1,81 @@
+"""Sampler search: no weight changes; the attacker searches the randomness of reconstructions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work, register
+
+
+@register("sampler_search")
+@dataclasses.dataclass(frozen=True)
+class SamplerSearch(Attack):
+    """Keep the draw that best fits pixels or codes next to the mask, which the model is not given.
+
+    Diffusion models are also attacked by gradient descent on their initial noise.
+
+    Attributes:
+      draws: Number of draws.
+      rounds: Steps of Adam on the initial noise.
+      learning_rate: Rate of Adam.
+    """
+
+    title = "sampler search, {draws} draws"
+    source = 'arXiv 2412.00782, "Memories of Forgotten Concepts"; arXiv 2602.00175'
+    cost = "`draws` reconstructions of the forget images, and `rounds` with gradients for diffusion models"
+    is_curve = True
+
+    draws: Count = 8
+    rounds: Count = 10
+    learning_rate: Rate = 0.1
+
+    def why_not(self, bench):
+        """Return why the model's draws cannot be searched."""
+        return bench.model.why_no_samples
+
+    def work(self, bench):
+        """Return the reconstructions of the search; a gradient costs as much as three of them."""
+        images = bench.count("validation", "forget")
+        return Work(images * (self.draws + (0 if bench.model.why_no_noise else 4 * self.rounds)))
+
+    def run(self, variant, bench, target, seed):
+        """Measure the best of several draws, and the result of descent."""
+        ways = {"draws": self._best_draw}
+        if not bench.model.why_no_noise:
+            ways["descent"] = self._descent
+        points = {}
+        for name, way in ways.items():
+
+            def compute(params, image, rng, way=way):
+                return way(bench.model, params, image[None], bench.mask, rng)
+
+            over = bench.runner((self, name), compute).over
+            points[name] = bench.measure(target.params, f"{target.name}, {variant}, {name}", over=over)
+        return points
+
+    def _best_draw(self, model, params, image, mask, rng):
+        drawn, misfits = jax.lax.map(
+            lambda key: model.sample(params, image, mask, key), jax.random.split(rng, self.draws)
+        )
+        return drawn[jnp.argmin(misfits[:, 0]), 0]
+
+    def _descent(self, model, params, image, mask, rng):
+        optimizer = optax.adam(self.learning_rate)
+
+        def misfit(noise):
+            drawn, found = model.sample(params, image, mask, rng, noise)
+            return found[0], drawn[0]
+
+        def one_round(carry, _):
+            noise, state, least, best = carry
+            (found, drawn), slope = jax.value_and_grad(misfit, has_aux=True)(noise)
+            best = jnp.where(found < least, drawn, best)
+            update, state = optimizer.update(slope, state)
+            return (noise + update, state, jnp.minimum(found, least), best), None
+
+        noise = jax.random.normal(rng, image.shape)
+        start = noise, optimizer.init(noise), jnp.float32(jnp.inf), image[0]
+        (_, _, _, best), _ = jax.lax.scan(one_round, start, length=self.rounds)
+        return best
