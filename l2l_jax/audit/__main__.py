@@ -37,22 +37,17 @@ def main(argv: Sequence[str]) -> int:
     from l2l_jax.utils.multihost import barrier, is_primary
 
     config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, enabled=True))
+    unlearned = pathlib.Path(UNLEARNED.value or workdir / "unlearned")
     with barrier():
-        unlearned = _unlearned(workdir)
+        if not unlearned.exists():
+            hint = "run the main program first, or name a model with --unlearned"
+            raise UserError(f"There is no unlearned model to audit: {unlearned} does not exist; {hint}.")
     report = experiment.audit(config, workdir, unlearned)
     if is_primary():
         print(console(report))
         print(f"\nReport: {workdir / 'report' / 'report.html'}")
     met = REQUIRE.value is None or report["audit"]["verdict"]["finding"] in REQUIREMENTS[REQUIRE.value]
     return 0 if met else UNMET
-
-
-def _unlearned(workdir: pathlib.Path) -> pathlib.Path:
-    folder = workdir / "unlearned" if UNLEARNED.value is None else pathlib.Path(UNLEARNED.value)
-    if not folder.exists():
-        hint = "run the main program first, or name a model with --unlearned"
-        raise UserError(f"There is no unlearned model to audit: {folder} does not exist; {hint}.")
-    return folder
 
 
 if __name__ == "__main__":

@@ -91,8 +91,7 @@ class Comparison:
         """The distance from a margin at which the test is significant with probability `POWER`."""
         from scipy.stats import norm
 
-        error = (self.high - self.low) / 2 / norm.ppf(1 - ALPHA)
-        return float(error * (norm.ppf(1 - ALPHA) + norm.ppf(POWER)))
+        return float((self.high - self.low) / 2 * (1 + norm.ppf(POWER) / norm.ppf(1 - ALPHA)))
 
     def images_needed(self) -> float:
         """Return about how many test images would decide with probability `POWER`; infinity if none would."""

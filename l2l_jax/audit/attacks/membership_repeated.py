@@ -62,7 +62,7 @@ class MembershipRepeated(Attack):
             "shadow_members": (shadow, halves[0]),
             "shadow_others": (shadow, halves[1]),
         }
-        masks = possible_masks(bench)
+        masks = list(possible_masks(bench).values())
         runner = bench.runner(variant, lambda *inputs: _features(bench.model, masks, *inputs))
         features = {}
         for name, (params, images) in sets.items():

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +9,9 @@ import numpy as np
 
 from l2l_jax.audit.attacks.base import Attack, Rate, Work, register
 from l2l_jax.masks import MASKS, SIDES
-from l2l_jax.models.base import Model
-
-if TYPE_CHECKING:
-    from l2l_jax.audit.bench import Bench
 
 ROUNDS = 10
 """Steps of projected gradient descent."""
-
-
-class View(NamedTuple):
-    """A way to ask a model for a part of an image.
-
-    Attributes:
-      name: Short name.
-      mask: What is missing, bool `[height, width]`.
-      inpaint: `(model, params, images, mask, rng) -> reconstructions` of the images.
-    """
-
-    name: str
-    mask: np.ndarray
-    inpaint: Callable[..., jax.Array]
 
 
 @register("views")
@@ -51,7 +31,7 @@ class Views(Attack):
 
     def variants(self, bench):
         """Return one variant for each view that the model can reconstruct."""
-        return {name: f"view: {view.name}" for name, view in self._views(bench).items()}
+        return {f"view_{name.replace(' ', '_')}": f"view: {name}" for name in self._views(bench)}
 
     def work(self, bench):
         """Return the reconstructions; each round of descent takes one and a gradient."""
@@ -59,53 +39,50 @@ class Views(Attack):
 
     def run(self, variant, bench, target, seed):
         """Reconstruct the forget images from a view and measure the results."""
-        view = self._views(bench)[variant]
+        mask, inpaint = self._views(bench)[variant.removeprefix("view_").replace("_", " ")]
 
         def compute(params, image, rng):
-            return view.inpaint(bench.model, params, image[None], view.mask, rng)[0]
+            return inpaint(bench.model, params, image[None], mask, rng)[0]
 
         measured = bench.measure_images(
             target.params,
             bench.sets["forget"],
             "forget",
             f"{target.name}, {variant}",
-            over=bench.runner(variant, compute).over,
-            mask=None if view.mask is bench.mask else view.mask,
+            over=bench.runner((self, variant), compute).over,
+            mask=None if mask is bench.mask else mask,
         )
         return {"0": {"forget": measured}}
 
     def _views(self, bench):
-        possible = (v for v in views(bench.mask, self.pixel_change) if _is_possible(bench.model, v.mask))
-        return bench.shared(self, lambda: {f"view_{view.name.replace(' ', '_')}": view for view in possible})
+        """Return mask and function of each view by name."""
+        masks = possible_masks(bench)
+        changes = {"noise": _with_noise(self.pixel_change), "gradient": _with_gradient(self.pixel_change)}
+        if (bench.mask == bench.mask[:, ::-1]).all():
+            changes = {"flip": _flipped, **changes}
+        found = {name: (bench.mask, change) for name, change in changes.items()}
+        return found | {name: (mask, _plain) for name, mask in masks.items() if mask is not bench.mask}
 
 
-def views(mask: np.ndarray, pixel_change: float) -> Iterator[View]:
-    """Yield changes of the visible pixels under the evaluation's mask, then other masks; see `Views`."""
-    if (mask == mask[:, ::-1]).all():
-        yield View("flip", mask, _flipped)
-    yield View("noise", mask, _with_noise(pixel_change))
-    yield View("gradient", mask, _with_gradient(pixel_change))
-    for name, other in other_masks(mask).items():
-        yield View(name, other, _plain)
-
-
-def other_masks(mask: np.ndarray) -> dict[str, np.ndarray]:
-    """Return masks of other regions by name: a smaller center, and the sides."""
-    size, found = len(mask), {}
-    for kind, width in {"centre": size // 4, **dict.fromkeys(SIDES, size // 2)}.items():
-        with contextlib.suppress(ValueError):  # too small an image
-            found[f"{kind} {width}"] = MASKS[kind](size, width)
-    return {name: other for name, other in found.items() if not np.array_equal(other, mask)}
-
-
-def possible_masks(bench: "Bench") -> list[np.ndarray]:
-    """Return the evaluation's mask and those others that the model can reconstruct."""
+def possible_masks(bench):
+    """Return masks that the model can reconstruct, by name: the evaluation's, a smaller center, the sides."""
 
     def make():
-        others = (m for m in other_masks(bench.mask).values() if _is_possible(bench.model, m))
-        return [bench.mask, *others]
+        size, found = len(bench.mask), {"evaluation": bench.mask}
+        for kind, width in {"centre": size // 4, **dict.fromkeys(SIDES, size // 2)}.items():
+            with contextlib.suppress(ValueError):  # too small an image, or every patch of a MAE is touched
+                mask = MASKS[kind](size, width)
+                _try_inpaint(bench.model, mask)
+                if not np.array_equal(mask, bench.mask):
+                    found[f"{kind} {width}"] = mask
+        return found
 
     return bench.shared("possible masks", make)
+
+
+def _try_inpaint(model, mask):
+    images, key = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32), jax.random.key(0)
+    jax.eval_shape(lambda params, x: model.inpaint(params, x, mask, key), model.shapes(), images)
 
 
 def _plain(model, params, images, mask, rng):
@@ -158,14 +135,3 @@ def _with_gradient(pixel_change):
         return model.inpaint(params, best, mask, rng)
 
     return inpaint
-
-
-def _is_possible(model: Model, mask: np.ndarray) -> bool:
-    """Return whether the model can reconstruct this mask: a MAE needs a patch that it does not touch."""
-    images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    key = jax.random.key(0)
-    try:
-        jax.eval_shape(lambda params, x: model.inpaint(params, x, mask, key), model.shapes(), images)
-    except ValueError:
-        return False
-    return True
