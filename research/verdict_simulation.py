@@ -18,7 +18,7 @@ from l2l_jax.audit.verdict import decide
 ATTACKS, CLASSES, PAIRED = 8, 5, 0.7
 TAILS = ((0.5, 0.5), (1.0, 1.0), (0.4, 0.8), (0.8, 0.4), (0.5, 1.2))
 ACCURACY = 0.3
-CHUNK = 2_000_000
+CHUNK = 100_000
 """Numbers drawn at a time."""
 
 AT_MARGIN: dict[Measure, float] = {"error": MARGINS["error"], "accuracy": MARGINS["accuracy"]}
