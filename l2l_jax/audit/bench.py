@@ -114,7 +114,7 @@ class Bench:
     @property
     def has_classifier(self) -> bool:
         """Whether classes can be read from the masked region."""
-        return bool(self._evaluation.classifier_accuracy)
+        return self._evaluation.has_classifier
 
     def count(self, *sets: str) -> int:
         """Return the number of images in sets."""

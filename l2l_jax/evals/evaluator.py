@@ -152,6 +152,11 @@ class Evaluation:
                 found[task] = MaskedClassifier(*self._classifier_images, inpainter.mask)
         return found
 
+    @property
+    def has_classifier(self) -> bool:
+        """Whether classes are read from the mask of the first task."""
+        return self._classifier_images is not None and self.inpainter.mask is not None
+
     def correct(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
         """Return whether the class of each image is read correctly from the mask of the first task.
 

@@ -4,8 +4,8 @@ import dataclasses
 
 from l2l_jax.audit.attacks.base import Count, register
 from l2l_jax.audit.attacks.training import TrainingAttack
+from l2l_jax.data.arrays import NoiseImages
 from l2l_jax.data.config import SourceConfig
-from l2l_jax.data.generated import NoiseImages
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import general_set
 from l2l_jax.errors import UserError
