@@ -271,8 +271,8 @@ def _scored(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
 def _residual_knowledge(models: Mapping[str, Findings]) -> dict[str, Any]:
     """Return how often changed images are recognized, in multiples of the retrained model, by role.
 
-    "ratio" is that of the means, with its interval over images; "above" is the share of images with a
-    ratio above 1.
+    "ratio" is that of the means, with its interval over images, None where the retrained model recognizes
+    none; "above" is the share of images with a ratio above 1.
     """
     name = "residual_knowledge"
     if name not in models.get("retrained", {}):
@@ -285,7 +285,8 @@ def _residual_knowledge(models: Mapping[str, Findings]) -> dict[str, Any]:
         def ratio(chosen, own=own):
             return own[chosen].mean(-1) / np.maximum(never[chosen].mean(-1), 1e-12)
 
-        found[role] = {"ratio": plain(bootstrap(ratio, len(own))), "above": float(np.mean(own > never))}
+        interval = plain(bootstrap(ratio, len(own))) if never.any() else [None] * 3
+        found[role] = {"ratio": interval, "above": float(np.mean(own > never))}
     return found
 
 

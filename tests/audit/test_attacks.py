@@ -131,7 +131,7 @@ def test_sampler_search_keeps_the_best_draw_and_descends(lottery, evaluation):
     rows = image_rows(tests.read(np.arange(10)), "forget")
     for number, key in enumerate(image_keys(CONFIG.seed, rows)):
         noise = jax.vmap(lambda k: jax.random.normal(k, (16, 16, 3)))(jax.random.split(key, 4))
-        errors = np.square(noise - rows["images"][number])[:, lottery.mask].mean((1, 2))
+        errors = np.square(np.asarray(noise) - rows["images"][number])[:, lottery.mask].mean((1, 2))
         assert found["draws"]["forget"]["mse"][number] == pytest.approx(errors.min(), rel=1e-4)
     assert found["descent"]["forget"]["mse"].mean() < 0.2 * found["draws"]["forget"]["mse"].mean()
 
