@@ -331,6 +331,7 @@ def _check(kind: Any, value: Any, where: str) -> Any:
             raise UserError(f"{field} is missing.") from None
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             raise UserError(f"{field} does not exist.") from None
-        message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+        end = "" if message.endswith("?") else "."
         given = "" if first["type"] == "value_error" else f" is {first['input']!r}, but"
-        raise UserError(f"{field}{given or ':'} {message}.") from None
+        raise UserError(f"{field}{given or ':'} {message}{end}") from None

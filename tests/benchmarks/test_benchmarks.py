@@ -84,7 +84,7 @@ def test_mistakes_are_named(config):
     assert list(parse_layouts([], stage)) == ["8x1", "4x2", "1x8", "pmap"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # each of its benchmarks is timed in every run, by the tests around it
 def test_the_session_on_a_gpu_runs_with_tiny_models_on_a_cpu(tmp_path):
     """One JSON file holds all measurements; those that need a missing package are null."""
     script = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu_session.sh"
