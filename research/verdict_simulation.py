@@ -1,4 +1,4 @@
-"""Simulate error rates of the audit's verdict: `python research/verdict_simulation.py`; half a CPU minute.
+"""Simulate error rates of the audit's verdict: `python research/verdict_simulation.py`; a CPU minute.
 
 Masked MSEs are lognormal and paired by image. The tails are the standard deviations of their logarithms for
 the unlearned and the retrained model. Answers of the classifier are paired in the same way. Every model is
