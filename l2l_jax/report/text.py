@@ -70,6 +70,13 @@ def class_names(report: Report, name: str) -> Sequence[Any]:
     return report["class_names"][name] if "class_names" in report else report["config"]["data"][name]
 
 
+def _culprits(count: int, strongest: str) -> str:
+    if count < 2:
+        return f"one attack brings knowledge back ({strongest})"
+    number = NUMBERS[count] if count < len(NUMBERS) else count
+    return f"{number} attacks bring knowledge back (the strongest: {strongest})"
+
+
 def _verdict(verdict: Mapping[str, Any], names: str) -> str:
     """Return the verdict of a comparison with a retrained model."""
     title, finding, count = verdict["title"], verdict["finding"], verdict["attacks"]
@@ -84,7 +91,7 @@ def _verdict(verdict: Mapping[str, Any], names: str) -> str:
     if finding == "hidden":
         return (
             f"Hidden, not forgotten: without an attack the model knows no more about {names} than "
-            f"{never_saw}, but one attack brings knowledge back ({title})."
+            f"{never_saw}, but {_culprits(len(verdict.get('violated_attacks', ())), title)}."
         )
     if finding == "not forgotten":
         return f"Not forgotten: without any attack the model knows more about {names} than {never_saw}."

@@ -29,6 +29,9 @@ def test_the_headline_says_verdict_and_cost():
         f"Hidden, not forgotten: without an attack the model knows no more about {NAMES} than {never_saw}, "
         f"but one attack brings knowledge back (25 forget images, 50 steps). {COST}"
     )
+    several = report(HIDDEN)
+    several["audit"]["verdict"]["violated_attacks"] = ["relearning_25", "retain_tuning"]
+    assert "two attacks bring knowledge back (the strongest: 25 forget images, 50 steps)." in first(several)
 
 
 def test_a_missed_budget_is_in_the_headline():
