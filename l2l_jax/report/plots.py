@@ -105,7 +105,7 @@ def _draw_panel(axis: Axes, found: Sequence[Mapping[str, Any]]) -> None:
         axis.fill_betweenx([line - 0.5, line + 0.5], margin, 99, color=BAD, alpha=0.07, linewidth=0)
     axis.axvline(0, color="#999999", linewidth=0.8, linestyle=":")
     titles = [entry["title"].replace(", ", ",\n", 1) for entry in found]
-    axis.set_yticks(range(len(found)), titles, fontsize=8, linespacing=0.9, family=families())
+    axis.set_yticks(range(len(found)), titles, fontsize=8, linespacing=1.1, family=families())
     ends = [entry[key] for entry in found for key in ("low", "high", "margin")]
     room = 0.06 * (max(ends) - min(ends))
     axis.set(xlim=(min(ends) - room, max(ends) + 2 * room), ylim=(len(found) - 0.5, -0.5))
