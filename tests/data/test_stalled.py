@@ -74,7 +74,7 @@ def test_the_console_names_the_file_and_a_signal_ends_the_wait(pipe, monkeypatch
 def test_ctrl_c_ends_the_program(pipe, workers):
     program = (
         "import sys, contextlib, pathlib, signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # the background ignores it
         "from tests.data.test_stalled import batches\n"
         "with contextlib.closing(iter(batches(pathlib.Path(sys.argv[1]), int(sys.argv[2])))) as iterator:\n"
         "    print('reading', flush=True)\n"
