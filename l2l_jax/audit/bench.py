@@ -46,7 +46,7 @@ Reconstructions = Callable[[Params, ImageSet, str], Iterator[tuple[Images, np.nd
 
 
 class AuditSetup(EvaluationSetup, Protocol):
-    """What an audit depends on; an experiment's `Config` is one."""
+    """Sections that an audit depends on; an experiment's `Config` is one."""
 
     @property
     def audit(self) -> AuditConfig: ...  # noqa: D102
@@ -113,7 +113,7 @@ class Bench:
 
     @property
     def has_classifier(self) -> bool:
-        """Whether classes can be read from the masked region."""
+        """Return whether classes can be read from the masked region."""
         return self._evaluation.has_classifier
 
     def count(self, *sets: str) -> int:
@@ -266,6 +266,6 @@ class Bench:
         def make() -> Trainer:
             mesh, kind = sharding.make_mesh(config=self.config.mesh), self.config.parallel
             number = self.seed(seed, purpose=1)
-            return Trainer(name, training.task, training.config, seed=number, mesh=mesh, parallel=kind)
+            return Trainer(name, training.objective, training.config, seed=number, mesh=mesh, parallel=kind)
 
-        return self.shared((training.task.trained, training.config, seed), make)
+        return self.shared((training.objective.trained, training.config, seed), make)

@@ -26,7 +26,7 @@ class FreshDecoder(TrainingAttack):
             for images in ("retain", "all")
         }
 
-    def task(self, model):
+    def objective(self, model):
         """Return the training of a fresh decoder."""
         return fresh_decoder(model)
 

@@ -53,8 +53,8 @@ class MembershipRepeated(Attack):
             Subset(bench.validation.retain, np.arange(first, len(bench.validation.retain), 2))
             for first in (0, 1)
         ]
-        task = whole_model(bench.model)
-        training = Training(task, halves[0], self.steps, self.batch_size, self.learning_rate)
+        objective = whole_model(bench.model)
+        training = Training(objective, halves[0], self.steps, self.batch_size, self.learning_rate)
         shadow = bench.fit(target, variant, training, seed)
         sets = {
             "members": (target.params, evenly_spaced(bench.training.forget, self.members)),

@@ -14,9 +14,9 @@ from l2l_jax.train.optim import TrainingConfig
 
 
 class Training(NamedTuple):
-    """A training of an attacker: `task` on the one set "train", by AdamW without weight decay."""
+    """A training of an attacker: `objective` on the one set "train", by AdamW without weight decay."""
 
-    task: Objective
+    objective: Objective
     images: Source
     steps: int
     batch_size: int
@@ -33,7 +33,7 @@ class Training(NamedTuple):
     def describe(self) -> dict[str, Any]:
         """Return what its result depends on besides the images, JSON-able."""
         numbers = {name: getattr(self, name) for name in ("steps", "batch_size", "learning_rate")}
-        return {"trained": list(self.task.trained), **numbers}
+        return {"trained": list(self.objective.trained), **numbers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TrainingAttack(Attack):
         """Return the training images."""
         raise NotImplementedError
 
-    def task(self, model: Model) -> Objective:
+    def objective(self, model: Model) -> Objective:
         """Return what is trained: by default the whole model."""
         return whole_model(model)
 
@@ -72,7 +72,9 @@ class TrainingAttack(Attack):
     def run(self, variant, bench, target, seed):
         """Train the model and measure it on the way."""
         images = self.training_images(variant, bench, seed)
-        training = Training(self.task(bench.model), images, self.steps, self.batch_size, self.learning_rate)
+        training = Training(
+            self.objective(bench.model), images, self.steps, self.batch_size, self.learning_rate
+        )
         return bench.train(target, variant, training, halvings(self.steps, self.measurements), seed)
 
 
@@ -85,8 +87,8 @@ def fresh_decoder(model: Model) -> Objective:
     """Return the training of a decoder that starts from fresh weights, over the frozen encoder."""
     fresh = fresh_parts(model, ["decoder"])
     stage = model.pretraining_stages()[-1]._replace(trained=("decoder",))
-    task = pretraining_objective(stage, tuple(model.shapes()))
-    return dataclasses.replace(task, start=lambda params, rng: {**params, **fresh(rng)})
+    objective = pretraining_objective(stage, tuple(model.shapes()))
+    return dataclasses.replace(objective, start=lambda params, rng: {**params, **fresh(rng)})
 
 
 def few_of_each_class(source: Source, count: int, seed: int, option: str) -> Subset:

@@ -48,8 +48,8 @@ class WeightNoise(Attack):
         number = bench.seed(seed)
         if variant == "weight_noise_tuning":
             noisy = target._replace(params=add_noise(target.params, max(self.levels), number))
-            task, images = whole_model(bench.model), bench.training.retain
-            training = Training(task, images, self.steps, self.batch_size, self.learning_rate)
+            objective, images = whole_model(bench.model), bench.training.retain
+            training = Training(objective, images, self.steps, self.batch_size, self.learning_rate)
             return bench.train(noisy, variant, training, halvings(self.steps, 3), seed)
         return {
             f"{level:g}": bench.measure(
