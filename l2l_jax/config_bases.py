@@ -1,4 +1,4 @@
-"""What the config files of this package share: `combine(variant, base, changes, NAME_OF_A_VARIANT=[…])`."""
+"""Common parts of this package's config files: `combine(variant, base, changes, NAME_OF_A_VARIANT=[…])`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

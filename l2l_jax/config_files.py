@@ -31,7 +31,7 @@ class Text(str):
 
     @property
     def bracketed(self) -> bool:
-        """Whether the text is a sequence in brackets; `(odd)` is a name."""
+        """Return whether the text is a sequence in brackets; `(odd)` is a name."""
         text = self.strip()
         if text[:1] == "(" and text[-1:] == ")":
             return text == "()" or len(_split(text)) == 1 and len(_split(text[1:-1])) > 1

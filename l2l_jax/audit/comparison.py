@@ -83,7 +83,7 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        """Whether the unlearned model is shown to know no more than the retrained one."""
+        """Return whether the unlearned model is shown to know no more than the retrained one."""
         return self.p_holds <= ALPHA
 
     @property

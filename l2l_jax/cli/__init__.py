@@ -1,1 +1,1 @@
-"""What the programs read from the command line and print."""
+"""Input of the programs from the command line, and what they print."""

@@ -1,4 +1,4 @@
-"""What forgetting costs: the front of a method's settings, and one number for it.
+"""Costs of forgetting: the front of a method's settings, and one number for it.
 
 A setting of a method is a point: its cost, the error on retain images relative to the original's minus 1, and
 its gain, the logarithm of the error on forget images relative to the original's.
@@ -13,7 +13,7 @@ from l2l_jax.evals.intervals import Interval, bootstrap
 
 
 class Point(NamedTuple):
-    """What a setting costs and gains."""
+    """Cost and gain of a setting."""
 
     cost: float
     gain: float

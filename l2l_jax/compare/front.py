@@ -65,7 +65,7 @@ class Cell(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """What every method is tried with.
+    """Settings that every method is tried with.
 
     Attributes:
       methods: Keys of `METHODS`.

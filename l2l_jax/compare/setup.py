@@ -18,7 +18,7 @@ from l2l_jax.utils.multihost import barrier
 
 
 class Setup:
-    """What all models of a comparison share.
+    """Common inputs of all models of a comparison.
 
     Args:
       config: The experiment; its own pretrained model is used, or made in the workdir.

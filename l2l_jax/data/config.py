@@ -33,7 +33,7 @@ Classes = Annotated[tuple[str | int, ...], pydantic.BeforeValidator(_check_class
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Where images come from.
+    """A source of images.
 
     Attributes:
       source: "digits", the handwritten digits of scikit-learn; "fashion", a subset of Fashion-MNIST that is
@@ -80,7 +80,7 @@ class ProxyConfig(SourceConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadingConfig(TransformConfig):
-    """How images are read. It has the fields of `TransformConfig`, too.
+    """Settings of reading images. It has the fields of `TransformConfig`, too.
 
     Attributes:
       proxy_crop_scale: `crop_scale` of proxy images; None: the same. The paper has (0.2, 0.5) for COCO.

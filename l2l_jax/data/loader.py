@@ -39,7 +39,7 @@ Submit = Callable[[Sequence[Row]], "Future[Rows]"]
 
 @dataclasses.dataclass(frozen=True)
 class LoaderOptions:
-    """How a process reads its share of the batches.
+    """Settings of a process that reads its share of the batches.
 
     Attributes:
       bad_folder: Folder of the lists of bad images (see `BadImages`); None: there are none.

@@ -70,7 +70,7 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
 """The archives that can be checked before a data set is prepared, as TFDS reads them."""
 
 BY_HAND = {"imagenet2012": "Register at https://image-net.org/download-images to get the links."}
-"""How to get the files that are not downloaded."""
+"""Instructions to get the files that are not downloaded."""
 
 
 def describe(dataset: str, manual_dir: epath.Path) -> str:

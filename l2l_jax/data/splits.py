@@ -1,4 +1,4 @@
-"""Which images are forgotten, which are retained, and which replace those."""
+"""Choice of images to forget, to retain, and of those that replace the latter."""
 
 import dataclasses
 import logging
@@ -99,7 +99,7 @@ def retained_names(data: DataConfig, class_names: Sequence[str]) -> tuple[str, .
 
 
 class _Count(NamedTuple):
-    """How many images of each class: `number` (0: all), and then `share` of them."""
+    """Number of images of each class: `number` (0: all), and then `share` of them."""
 
     number: int
     field: str

@@ -44,7 +44,7 @@ CHUNK, PARALLEL_FROM, MAX_PROCESSES = 2000, 20_000, 16
 """Records that a process reads at a time, and from which on several processes read."""
 
 DAMAGED = (RuntimeError, ValueError, DecodeError)
-"""What array_record and protobuf raise."""
+"""Errors that array_record and protobuf raise."""
 
 
 class TfdsSource(Source):

@@ -28,7 +28,7 @@ Ratio = Annotated[float, pydantic.Field(gt=0)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """How an image becomes a square.
+    """Settings of turning an image into a square.
 
     Attributes:
       crop: "resize": the whole image, whatever its proportions; "centre": the largest square in its

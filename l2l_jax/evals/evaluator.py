@@ -154,7 +154,7 @@ class Evaluation:
 
     @property
     def has_classifier(self) -> bool:
-        """Whether classes are read from the mask of the first task."""
+        """Return whether classes are read from the mask of the first task."""
         return self._classifier_images is not None and self.inpainter.mask is not None
 
     def correct(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray | None:

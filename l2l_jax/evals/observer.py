@@ -20,7 +20,7 @@ from l2l_jax.utils.io import ResultCache, atomic_file
 
 SKIPPED_NAMES, SKIPPED_REASONS, WRITTEN = "skipped/names", "skipped/reasons", "written"
 SHOWN_PLACES, SHOWN_IMAGES = "shown/places", "shown/images"
-"""What is stored with the observations of a block."""
+"""Facts that are stored with the observations of a block."""
 
 MASKED = "masked"
 """The classifier of the masked region among the networks."""

@@ -105,7 +105,7 @@ class Outcome(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """Whether it is inside the budget."""
+        """Return whether it is inside the budget."""
         return self.retain.value <= self.budget
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run is going to do, logged before it starts; what would fail later fails here."""
+"""An overview of a run, logged before it starts; what would fail later fails here."""
 
 import logging
 

@@ -101,7 +101,7 @@ class Retrained(NamedTuple):
 
     @property
     def fair(self) -> bool:
-        """Whether it is a fair comparison."""
+        """Return whether it is a fair comparison."""
         return self.ratio <= FAIR_RATIO
 
 

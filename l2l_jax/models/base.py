@@ -29,7 +29,7 @@ DTYPES = ("float32", "bfloat16")
 """Number formats of products."""
 
 Corrupted = Any
-"""What an encoder is given after corruption: a pytree whose leaves start with the batch axis."""
+"""Input of an encoder after corruption: a pytree whose leaves start with the batch axis."""
 
 
 class PretrainingStage(NamedTuple):
@@ -70,7 +70,7 @@ class Model(abc.ABC):
     corruption_parts: tuple[str, ...] = ()
     """The frozen parts that `corrupt` reads, such as a tokenizer."""
     inpaints_from_patches: bool = False
-    """Whether `inpaint_from_patches` and `grid` exist."""
+    """True where `inpaint_from_patches` and `grid` exist."""
     codebook_size: int = 0
     """Number of different codes."""
 

@@ -122,7 +122,7 @@ def _regex(template: str) -> re.Pattern:
 
 
 class Fit(NamedTuple):
-    """How a state dict and a model fit together, judged by names and shapes alone."""
+    """Fit of a state dict and a model, judged by names and shapes alone."""
 
     places: dict[str, tuple[str, Layout]]  # PyTorch key and layout by Flax path
     unexpected: list[str]  # PyTorch keys without a place in the model
@@ -257,7 +257,7 @@ def square_side(places: int, key: str) -> int:
 
 
 Origin = Mapping[str, Any]
-"""What a checkpoint says besides its arrays: "file", its name; "args", the arguments of the training program;
+"""Facts of a checkpoint besides its arrays: "file", its name; "args", the arguments of the training program;
 "config" and "preprocessor", the JSON files of a Hugging Face folder. Each but "file" may be missing."""
 
 Fields = dict[str, Any]

@@ -1,1 +1,1 @@
-"""What a recipe's programs need on an accelerator, without one: `python -m l2l_jax.plan`."""
+"""Needs of a config's programs on an accelerator, without one: `python -m l2l_jax.plan`."""

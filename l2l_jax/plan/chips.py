@@ -10,7 +10,7 @@ from l2l_jax.errors import UserError
 
 
 class Chip(NamedTuple):
-    """What a maker says of one device.
+    """Data of one device, as its maker states them.
 
     Attributes:
       name: Name that the maker uses.
@@ -63,7 +63,7 @@ class Topology(NamedTuple):
 
     @property
     def is_gpu(self) -> bool:
-        """Whether the devices are GPUs of one host."""
+        """Return whether the devices are GPUs of one host."""
         return self.chip.dimensions == 1
 
 

@@ -1,4 +1,4 @@
-"""What a compiled step makes the devices tell one another, read from its HLO."""
+"""Collectives of a compiled step, read from its HLO."""
 
 import collections
 import math

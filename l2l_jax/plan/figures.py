@@ -14,7 +14,7 @@ from l2l_jax.plan.work import Work
 from l2l_jax.train.sharding import device_bytes
 
 LARGEST = 10
-"""How many temporary arrays and collectives are listed."""
+"""Number of temporary arrays and collectives that are listed."""
 
 
 class Planned(NamedTuple):

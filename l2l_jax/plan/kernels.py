@@ -1,4 +1,4 @@
-"""What a GPU executes one after the other in a compiled program: kernels, their bytes and operations."""
+"""Kernels that a GPU executes one after the other in a compiled program, their bytes and operations."""
 
 import collections
 import math

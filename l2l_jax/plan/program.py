@@ -133,7 +133,7 @@ class Program:
 
     @functools.cached_property
     def repeats(self) -> Mapping[str, float]:
-        """How often a run executes each computation, fusions included; nan: in a loop of unknown length."""
+        """Executions of each computation in a run, fusions included; nan: in a loop of unknown length."""
         found: dict[str, float] = collections.defaultdict(float, {self._entry: 1})
         for name in reversed(self.computations):
             for instruction in self.computations[name].values():
@@ -159,7 +159,7 @@ class Program:
 
     @functools.cached_property
     def moved(self) -> list[Moved]:
-        """What each instruction outside of fusions moves in one run; all branches of conditions count.
+        """Bytes that each instruction outside of fusions moves in one run; all branches of conditions count.
 
         Raises:
           ValueError: A loop of unknown length.

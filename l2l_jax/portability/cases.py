@@ -1,4 +1,4 @@
-"""What is computed: some steps of a small model of each family, from inputs that no device had a part in."""
+"""Computations to compare: some steps of a small model of each family, from inputs independent of devices."""
 
 import zlib
 from typing import Any, Literal
@@ -19,7 +19,7 @@ STEPS = 3
 ROWS = 16
 """Retain images of a batch, and forget images: what the number of devices must divide."""
 ENTRIES = 16
-"""Of each array, evenly spaced."""
+"""Number of values of each array, evenly spaced."""
 
 Dtype = Literal["float32", "bfloat16"]
 Precision = Literal["highest", "default"]

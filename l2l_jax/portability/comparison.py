@@ -1,4 +1,4 @@
-"""How far two records may differ, and whether they do."""
+"""Comparison of two records, within the differences that are allowed."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether it differs by no more than it may; NaN does not."""
+        """Return whether it differs by no more than it may; NaN does not."""
         return self.difference <= self.tolerance
 
 

@@ -27,7 +27,7 @@ STYLES = {"forgotten": "good", "hidden": "bad", "not forgotten": "bad"}
 
 
 class Drawings(NamedTuple):
-    """What the pictures of a report show.
+    """Content of the pictures of a report.
 
     Attributes:
       evaluation: Holds the test images that are shown.

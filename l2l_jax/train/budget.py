@@ -108,7 +108,7 @@ class Measured(NamedTuple):
 
 @dataclasses.dataclass
 class _Memory:
-    """What a resumed run must know besides arrays; JSON-able.
+    """State of a budget that a resumed run needs besides arrays; JSON-able.
 
     Attributes:
       weight: Weight of the forget term.

@@ -1,4 +1,4 @@
-"""What happens between the steps of a training: checkpoints, metrics, observation."""
+"""Hooks between the steps of a training: checkpoints, metrics, observation."""
 
 import dataclasses
 import json

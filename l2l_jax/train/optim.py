@@ -14,7 +14,7 @@ both (Liu et al. 2025, "Muon is scalable for LLM training")."""
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How long and how fast to train.
+    """Length, rate and optimizer of a training.
 
     Attributes:
       steps: Optimizer steps.

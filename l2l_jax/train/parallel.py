@@ -1,4 +1,4 @@
-"""How a step runs on many devices: one program under `jit` over a mesh, or a copy per device under `pmap`."""
+"""Training steps on many devices: one program under `jit` over a mesh, or a copy per device under `pmap`."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,7 +15,7 @@ ParallelKind = Literal["jit", "pmap"]
 
 
 class StepCollectives:
-    """What devices exchange in a step: nothing, for one that sees whole batches and whole parameters.
+    """Exchange of devices in a step: nothing, for one that sees whole batches and whole parameters.
 
     Attributes:
       axis_name: The mapped axis over which batches are split, or None where they are whole.

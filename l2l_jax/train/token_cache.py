@@ -42,7 +42,7 @@ DONE = "batches"
 
 @dataclasses.dataclass(frozen=True)
 class TokenCacheConfig:
-    """What is tokenized before the first step.
+    """Sets that are tokenized before the first step.
 
     Attributes:
       views: Augmented views of each training image; 0: images are tokenized in every step.

@@ -20,7 +20,7 @@ def _budget(given: object) -> object:
 
 @dataclasses.dataclass(frozen=True)
 class UnlearningConfig(TrainingConfig):
-    """How to unlearn: the fields of `TrainingConfig` and these.
+    """Settings of unlearning: the fields of `TrainingConfig` and these.
 
     Attributes:
       method: Name of a registered method. Its options are the section of that name, such as

@@ -31,9 +31,9 @@ PLAIN = ("state_dict", "model", "network", "net", "params", "module")
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "params_ema", "ema")
 """Names under which checkpoints keep an exponential moving average (EMA) of the weights."""
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.", "state_dict.", "network.")
-"""What wrappers (data parallelism, `torch.compile`, Lightning, DeepSpeed) put before every key."""
+"""Prefixes of keys from wrappers: data parallelism, `torch.compile`, Lightning, DeepSpeed."""
 INNER_WRAPPERS = re.compile(r"\b(_checkpoint_wrapped_module|_orig_mod|_fsdp_wrapped_module)\.")
-"""What wrappers of single blocks put into keys."""
+"""Parts of keys from wrappers of single blocks."""
 TRAINING_ONLY = re.compile(r"(perceptual|perceptual_loss|lpips|loss|criterion|discriminator|disc)\b.*")
 """Keys of networks that only the training needs."""
 

@@ -58,7 +58,7 @@ DEFAULTS = dict(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
-"""What config.json need not say."""
+"""Defaults of what config.json need not contain."""
 
 CONFIG_NAMES = dict(
     image_size="image_size",

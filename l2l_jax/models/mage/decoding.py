@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class Schedule(NamedTuple):
-    """How many tokens are masked again after each step, and the temperature of the noise on certainty."""
+    """Numbers of tokens that are masked again after each step, and temperatures of the noise on certainty."""
 
     mask_lengths: Int[np.ndarray, " step"]
     temperatures: Float[np.ndarray, " step"]
 
 
 class Step(NamedTuple):
-    """What one step of decoding gives.
+    """Result of one step of decoding.
 
     Attributes:
       sampled: All tokens, the hidden ones as drawn.
