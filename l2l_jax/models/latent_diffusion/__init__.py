@@ -1,0 +1,1 @@
+"""The family "latent_diffusion": Stable Diffusion inpainting in the layout of diffusers."""

@@ -1,0 +1,346 @@
+"""The conditional U-Net of Stable Diffusion (Rombach et al. 2022; Podell et al. 2024), split in two.
+
+Computes what diffusers' `UNet2DConditionModel` does. Feature maps are `[batch, height, width, channel]`.
+Module names follow diffusers' `down_blocks.{i}.resnets.{j}`, with "_" between numbered parts.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from l2l_jax.errors import UserError
+from l2l_jax.models.latent_diffusion.blocks import ResBlock, check_config, conv, doubled, per_level
+from l2l_jax.models.layers import remat_block
+from l2l_jax.models.layers.attention import attention
+from l2l_jax.models.layers.group_norm import GroupNorm
+from l2l_jax.models.palette.unet import lecun_uniform
+
+ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+
+SUPPORTED = dict(
+    down_block_types=ATTENDS,
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    mid_block_type=("UNetMidBlock2DCrossAttn",),
+    addition_embed_type=(None, "text_time"),
+    act_fn=("silu",),
+    flip_sin_to_cos=(True,),
+    freq_shift=(0,),
+    downsample_padding=(1,),
+    mid_block_scale_factor=(1,),
+    resnet_time_scale_shift=("default",),
+    time_embedding_type=("positional",),
+    attention_type=("default",),
+    conv_in_kernel=(3,),
+    conv_out_kernel=(3,),
+    resnet_out_scale_factor=(1.0,),
+    only_cross_attention=(False,),
+    dual_cross_attention=(False,),
+    center_input_sample=(False,),
+    resnet_skip_time_act=(False,),
+    mid_block_only_cross_attention=(None, False),
+)
+"""Values of config.json that the module computes."""
+SUPPORTED |= dict.fromkeys(
+    ("class_embed_type", "encoder_hid_dim_type", "encoder_hid_dim", "num_attention_heads")
+    + ("time_embedding_dim", "time_embedding_act_fn", "timestep_post_act", "time_cond_proj_dim")
+    + ("cross_attention_norm", "reverse_transformer_layers_per_block", "num_class_embeds"),
+    (None,),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of a U-Net; all tuples have a value for each level, from the highest resolution to the lowest.
+
+    Attributes:
+      in_channels: 9 for inpainting: noisy latents, mask, latents of the masked image.
+      out_channels: Channels of the latents.
+      block_out_channels: Widths.
+      attends: Levels with attention; the middle always has it.
+      layers_per_block: Residual blocks of a level; the decoder has one more.
+      transformer_layers: Transformer blocks in each place with attention.
+      heads: Attention heads.
+      cross_attention_dim: Width of prompts.
+      linear_projection: Transformers are entered and left by dense layers, not by 1 × 1 convolutions, which
+        differ in the shape of their kernels alone.
+      norm_groups, norm_eps: Of the group normalizations.
+      added_time_dim, added_dim: SDXL: width of the embedding of each size in pixels, and width of these and
+        the pooled prompt together; 0 for none.
+      dtype: Of products and feature maps; time embeddings and the output are float32.
+      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
+    """
+
+    in_channels: int = 9
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    attends: tuple[bool, ...] = (True, True, True, False)
+    layers_per_block: tuple[int, ...] = (2, 2, 2, 2)
+    transformer_layers: tuple[int, ...] = (1, 1, 1, 1)
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    cross_attention_dim: int = 768
+    linear_projection: bool = False
+    norm_groups: int = 32
+    norm_eps: float = 1e-5
+    added_time_dim: int = 0
+    added_dim: int = 0
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> Self:
+        """Read unet/config.json of diffusers; what is not supported raises a UserError that names it."""
+        name = "unet/config.json"
+        check_config(name, config, SUPPORTED)
+        widths = tuple(config.get("block_out_channels", (320, 640, 1280, 1280)))
+        levels = len(widths)
+        down = config.get("down_block_types", ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
+        up = config.get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
+        if [kind.replace("Up", "Down") for kind in reversed(up)] != list(down):
+            raise UserError(f"{name}: up_block_types {up} do not mirror down_block_types {down}.")
+        cross = set(per_level(config.get("cross_attention_dim", 1280), levels))
+        if len(cross) > 1:
+            raise UserError(f"{name}: expected one cross_attention_dim, got {sorted(cross)}.")
+        added = config.get("addition_embed_type") is not None
+        return cls(
+            in_channels=config.get("in_channels", 4),
+            out_channels=config.get("out_channels", 4),
+            block_out_channels=widths,
+            attends=per_level([ATTENDS[kind] for kind in down], levels),
+            layers_per_block=per_level(config.get("layers_per_block", 2), levels),
+            transformer_layers=per_level(config.get("transformer_layers_per_block", 1), levels),
+            # diffusers' attention_head_dim is the number of heads.
+            heads=per_level(config.get("attention_head_dim", 8), levels),
+            cross_attention_dim=cross.pop(),
+            linear_projection=config.get("use_linear_projection", False),
+            norm_groups=config.get("norm_num_groups", 32),
+            norm_eps=config.get("norm_eps", 1e-5),
+            added_time_dim=config["addition_time_embed_dim"] if added else 0,
+            added_dim=config["projection_class_embeddings_input_dim"] if added else 0,
+        )
+
+    def __post_init__(self):
+        attends = (*self.attends[:-1], True)  # the middle has the sizes of the last level
+        for width, heads, attended in zip(self.block_out_channels, self.heads, attends, strict=True):
+            if width % self.norm_groups or (attended and width % heads):
+                raise ValueError(f"{self.norm_groups} groups and {heads} heads must divide the width {width}")
+
+    @property
+    def stride(self) -> int:
+        """Factor by which the sides of latents shrink; they must be multiples of it."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+class Features(NamedTuple):
+    """The encoder's results.
+
+    Attributes:
+      hidden: Output of the middle block.
+      skips: Inputs of the decoder's blocks: of the first convolution, and of each block and downsampling.
+      embedding: Embedding of the time step, float32, which the decoder needs and nobody compares.
+    """
+
+    hidden: Array
+    skips: tuple[Array, ...]
+    embedding: Array
+
+
+def sinusoids(values: Array, width: int) -> Array:
+    """Return cosines, then sines, of values · 10000^(−2i/width): `[…]` → `[…, width]`, float32."""
+    half = width // 2
+    frequency = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = jnp.expand_dims(values.astype(jnp.float32), -1) * frequency.reshape((1,) * values.ndim + (half,))
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class Embedding(nn.Module):
+    """Two dense layers, float32."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Map `[batch, channel]` to `[batch, width]`."""
+        x = nn.silu(nn.Dense(self.width, kernel_init=lecun_uniform, name="linear_1")(x))
+        return nn.Dense(self.width, kernel_init=lecun_uniform, name="linear_2")(x)
+
+
+class Attention(nn.Module):
+    """Attention of `[batch, token, channel]` to a context, or to itself."""
+
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array) -> Array:
+        """Return the shape of `x`."""
+        width = x.shape[-1]
+
+        def dense(y: Array, name: str, **options: Any) -> Array:
+            return nn.Dense(width, dtype=self.dtype, kernel_init=lecun_uniform, name=name, **options)(y)
+
+        given = (("to_q", x), ("to_k", context), ("to_v", context))
+        split = [dense(y, name, use_bias=False).reshape(*y.shape[:2], self.heads, -1) for name, y in given]
+        return dense(attention(*split).reshape(x.shape), "to_out")
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the prompt, and a gated MLP."""
+
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, prompt: Array) -> Array:
+        """Map `[batch, token, channel]` and `[batch, word, channel]` to the shape of the former."""
+
+        def norm(name: str) -> Array:
+            return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(x)
+
+        def dense(width: int, name: str) -> nn.Dense:
+            return nn.Dense(width, dtype=self.dtype, kernel_init=lecun_uniform, name=name)
+
+        seen = norm("norm1")
+        x = x + Attention(self.heads, self.dtype, name="attn1")(seen, seen)
+        x = x + Attention(self.heads, self.dtype, name="attn2")(norm("norm2"), prompt)
+        width = x.shape[-1]
+        value, gate = jnp.split(dense(8 * width, "ff_in")(norm("norm3")), 2, axis=-1)
+        return x + dense(width, "ff_out")(value * jax.nn.gelu(gate, approximate=False))
+
+
+class Transformer(nn.Module):
+    """Transformer blocks over all places, added to their input; a new one passes its input on."""
+
+    config: UNetConfig
+    level: int
+
+    @nn.compact
+    def __call__(self, x: Array, prompt: Array) -> Array:
+        """Map `[batch, height, width, channel]` to the same shape."""
+        config, (batch, height, width, channels) = self.config, x.shape
+        dtype, zeros = config.dtype, nn.initializers.zeros
+
+        def project(name: str, init: Any = lecun_uniform) -> nn.Module:
+            if config.linear_projection:
+                return nn.Dense(channels, dtype=dtype, kernel_init=init, name=name)
+            return conv(channels, 1, dtype, name, kernel_init=init)
+
+        h = GroupNorm(config.norm_groups, epsilon=1e-6, dtype=dtype, name="norm")(x)
+        h = project("proj_in")(h).reshape(batch, height * width, channels)
+        for k in range(config.transformer_layers[self.level]):
+            h = TransformerBlock(config.heads[self.level], dtype, name=f"transformer_blocks_{k}")(h, prompt)
+        return x + project("proj_out", zeros)(h.reshape(x.shape))
+
+
+def _blocks(config: UNetConfig) -> tuple[Any, Any]:
+    """Return constructors of a residual block of a width and of a transformer of a level."""
+    block, transformer = (remat_block(cls, config.remat) for cls in (ResBlock, Transformer))
+
+    def res_block(channels: int, name: str) -> nn.Module:
+        return block(channels, config.norm_groups, config.norm_eps, config.dtype, name=name)
+
+    return res_block, lambda level, name: transformer(config, level, name=name)
+
+
+class Encoder(nn.Module):
+    """First convolution, time embedding, down blocks and middle block."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Array, timesteps: Array, prompt: Array, added: Mapping[str, Array] | None = None
+    ) -> Features:
+        """Encode; see `UNet.encode`."""
+        config, widths = self.config, self.config.block_out_channels
+        res_block, transformer = _blocks(config)
+        embedding = Embedding(4 * widths[0], name="time_embedding")(sinusoids(timesteps, widths[0]))
+        if config.added_dim:
+            if added is None:
+                raise ValueError("this U-Net needs `added`: the pooled prompt and the sizes of the image")
+            sizes = sinusoids(added["sizes"], config.added_time_dim).reshape(len(x), -1)
+            more = jnp.concatenate([added["pooled"].astype(jnp.float32), sizes], axis=-1)
+            embedding += Embedding(4 * widths[0], name="add_embedding")(more)
+        prompt = prompt.astype(config.dtype)
+        h = conv(widths[0], 3, config.dtype, "conv_in")(x)
+        skips = [h]
+        for i, width in enumerate(widths):
+            for j in range(config.layers_per_block[i]):
+                h = res_block(width, f"down_blocks_{i}_resnets_{j}")(h, embedding)
+                if config.attends[i]:
+                    h = transformer(i, f"down_blocks_{i}_attentions_{j}")(h, prompt)
+                skips.append(h)
+            if i + 1 < len(widths):
+                edges = dict(strides=(2, 2), padding=((1, 1), (1, 1)))
+                h = conv(width, 3, config.dtype, f"down_blocks_{i}_downsample", **edges)(h)
+                skips.append(h)
+        last = len(widths) - 1
+        h = res_block(widths[last], "mid_block_resnets_0")(h, embedding)
+        h = transformer(last, "mid_block_attentions_0")(h, prompt)
+        return Features(res_block(widths[last], "mid_block_resnets_1")(h, embedding), tuple(skips), embedding)
+
+
+class Decoder(nn.Module):
+    """Up blocks, each fed the skips of its resolution, and the last convolution."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, features: Features, prompt: Array) -> Array:
+        """Decode; see `UNet.decode`."""
+        config, levels = self.config, len(self.config.block_out_channels)
+        res_block, transformer = _blocks(config)
+        prompt, (h, rest, embedding) = prompt.astype(config.dtype), features
+        skips = list(rest)
+        for i in range(levels):
+            level = levels - 1 - i
+            width = config.block_out_channels[level]
+            for j in range(config.layers_per_block[level] + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = res_block(width, f"up_blocks_{i}_resnets_{j}")(h, embedding)
+                if config.attends[level]:
+                    h = transformer(level, f"up_blocks_{i}_attentions_{j}")(h, prompt)
+            if level:
+                h = conv(width, 3, config.dtype, f"up_blocks_{i}_upsample")(doubled(h))
+        norm = GroupNorm(config.norm_groups, epsilon=config.norm_eps, name="conv_norm_out")
+        last = conv(config.out_channels, 3, jnp.float32, "conv_out", kernel_init=nn.initializers.zeros)
+        return last(nn.silu(norm(h)))
+
+
+class UNet(nn.Module):
+    """The network; its parameters are `{"encoder": …, "decoder": …}`."""
+
+    config: UNetConfig
+
+    def setup(self) -> None:
+        """Create both halves."""
+        self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
+
+    def encode(
+        self, latents: Array, timesteps: Array, prompt: Array, added: Mapping[str, Array] | None = None
+    ) -> Features:
+        """Return features of latents.
+
+        Args:
+          latents: `[batch, height, width, in_channels]`; sides are multiples of `config.stride`.
+          timesteps: `[batch]`.
+          prompt: Embedded prompts `[batch, word, cross_attention_dim]`.
+          added: SDXL: "pooled", the prompts as a whole `[batch, channel]`, and "sizes" `[batch, 6]`: height
+            and width of the original, top and left of the crop, height and width of the result, in pixels.
+        """
+        return self.encoder(latents, timesteps, prompt, added)
+
+    def decode(self, features: Features, prompt: Array) -> Array:
+        """Return the prediction `[batch, height, width, out_channels]`, float32."""
+        return self.decoder(features, prompt)
+
+    def __call__(
+        self, latents: Array, timesteps: Array, prompt: Array, added: Mapping[str, Array] | None = None
+    ) -> Array:
+        """Encode and decode."""
+        return self.decode(self.encode(latents, timesteps, prompt, added), prompt)

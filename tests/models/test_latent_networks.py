@@ -1,0 +1,192 @@
+"""The networks of latent diffusion against arrays of diffusers, block by block."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2l_jax.errors import UserError
+from l2l_jax.models import mapping
+from l2l_jax.models.latent_diffusion.convert import UNET, VAE
+from l2l_jax.models.latent_diffusion.scheduler import Schedule
+from l2l_jax.models.latent_diffusion.unet import UNet, UNetConfig
+from l2l_jax.models.latent_diffusion.vae import AutoencoderKL, VAEConfig
+from tests.reference_arrays import Case, fill, nhwc
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+STYLES = ("sd15", "sd2", "sdxl")
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def unet_inputs(config):
+    added = {"pooled": draw(4, 2, 6), "sizes": np.array([[64, 48, 0, 3, 32, 32]] * 2)}
+    inputs = nhwc(draw(1, 2, 9, 8, 8)), jnp.array([1, 981]), draw(2, 2, 5, 12)
+    return (*inputs, added) if config.added_dim else inputs
+
+
+def shapes(module, *inputs):
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+
+
+def unet(style):
+    """A U-Net, its weights, and the reference case."""
+    case = Case("latent_unet")
+    config = UNetConfig.from_json(case.config[style])
+    keys = case.description["keys"][style]
+    state = {f"unet.{key}": fill(f"{style}:{key}", shape) for key, shape, _ in keys}
+    module = UNet(config)
+    return module, mapping.to_flax(UNET, state, shapes(module, *unet_inputs(config))), case
+
+
+def close(found, expected, tolerance):
+    expected = nhwc(expected) if expected.ndim == 4 else expected
+    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_unet_block_by_block(style):
+    module, params, case = unet(style)
+    inputs = unet_inputs(module.config)
+
+    @jax.jit
+    def both(params):
+        out, state = module.apply({"params": params}, *inputs, capture_intermediates=True)
+        return out, state["intermediates"], module.apply({"params": params}, *inputs, method="encode")
+
+    out, inner, features = both(params)
+
+    def inside(*path):
+        value = inner
+        for name in path:
+            value = value[name]
+        return value["__call__"][0]
+
+    close(inside("encoder", "conv_in"), case[f"{style}/conv_in"], 1e-6)
+    close(inside("encoder", "time_embedding"), case[f"{style}/time_embedding"], 1e-6)
+    for i in (0, 1):
+        block = f"down_blocks_{i}"
+        close(inside("encoder", f"{block}_resnets_0"), case[f"{style}/down_{i}_resnets_0"], 2e-6)
+        if module.config.attends[i]:
+            attention = ("encoder", f"{block}_attentions_0")
+            attn1 = case[f"{style}/down_{i}_attn1"]
+            close(inside(*attention, "transformer_blocks_0", "attn1"), attn1, 1e-5)
+            close(inside(*attention), case[f"{style}/down_{i}_attentions_0"], 1e-5)
+    close(features.skips[2], case[f"{style}/down_0"], 1e-5)
+    close(features.skips[3], case[f"{style}/down_1"], 1e-5)
+    close(features.hidden, case[f"{style}/mid"], 1e-5)
+    close(inside("decoder", "up_blocks_0_upsample"), case[f"{style}/up_0"], 1e-5)
+    close(out, case[f"{style}/out"], 2e-5)
+
+
+def test_unet_keys_come_back():
+    _, params, case = unet("sdxl")
+    keys = case.description["keys"]["sdxl"]
+    assert {key: value.shape for key, value in mapping.to_torch(UNET, params).items()} == {
+        f"unet.{key}": tuple(shape) for key, shape, _ in keys
+    }
+
+
+def test_gradients_through_the_encoder_are_finite_and_remat_changes_nothing():
+    module, params, _ = unet("sd15")
+    inputs = unet_inputs(module.config)
+
+    def gradient(config):
+        def loss(encoder):
+            features = UNet(config).apply({"params": {"encoder": encoder}}, *inputs, method="encode")
+            return sum(jnp.square(x).mean() for x in (features.hidden, *features.skips))
+
+        return jax.jit(jax.grad(loss))(params["encoder"])
+
+    plain, remat = (gradient(dataclasses.replace(module.config, remat=remat)) for remat in (False, True))
+    assert all(np.isfinite(x).all() and np.any(x) for x in jax.tree.leaves(plain))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4 * np.abs(x).max()), plain, remat)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "down_block_types AttnDownBlock2D"),
+        ({"mid_block_type": "UNetMidBlock2D"}, "mid_block_type UNetMidBlock2D is not supported"),
+        ({"up_block_types": ["UpBlock2D"] * 2}, "do not mirror"),
+        ({"class_embed_type": "projection"}, "class_embed_type projection"),
+        ({"layers_per_block": [1, 2, 3]}, "expected 2 values"),
+    ],
+)
+def test_unsupported_unets_are_named(change, message):
+    with pytest.raises(UserError, match=message):
+        UNetConfig.from_json(Case("latent_unet").config["sd15"] | change)
+
+
+def test_published_sizes():
+    """Parameters of the U-Nets as diffusers counts them."""
+    sd2 = dict(heads=(5, 10, 20, 20), cross_attention_dim=1024, linear_projection=True)
+    sdxl = dict(block_out_channels=(320, 640, 1280), attends=(False, True, True), layers_per_block=(2,) * 3)
+    sdxl |= dict(transformer_layers=(0, 2, 10), heads=(5, 10, 20), cross_attention_dim=2048)
+    sdxl |= dict(linear_projection=True, added_time_dim=256, added_dim=2816)
+    for fields, millions in (({}, 859.54), (sd2, 865.92), (sdxl, 2567.48)):
+        config = UNetConfig(**fields)
+        inputs = jnp.zeros((1, 8, 8, 9)), jnp.zeros(1), jnp.zeros((1, 1, config.cross_attention_dim))
+        added = {"pooled": jnp.zeros((1, 1280)), "sizes": jnp.zeros((1, 6))}
+        found = shapes(UNet(config), *inputs, added)
+        assert sum(x.size for x in jax.tree.leaves(found)) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_autoencoder():
+    case = Case("latent_vae")
+    config = VAEConfig.from_json(case.config)
+    module, images = AutoencoderKL(config), nhwc(np.tanh(draw(5, 2, 3, 16, 16)))
+    state = {f"vae.{key}": fill(key, shape) for key, shape, _ in case.description["keys"]}
+    params = mapping.to_flax(VAE, state, {"vae": shapes(module, images)})["vae"]
+
+    @jax.jit
+    def both(params):
+        variables, options = {"params": params}, dict(capture_intermediates=True)
+        moments, inner = module.apply(variables, images, method="encode", **options)
+        decoded, more = module.apply(variables, nhwc(draw(6, 2, 4, 8, 8)), method="decode", **options)
+        scaled = module.apply(variables, images, method="to_latents")
+        return moments, decoded, inner["intermediates"], more["intermediates"], scaled
+
+    (mean, log_variance), decoded, encoder, decoder, scaled = both(params)
+    for name, inner in (("encoder", encoder), ("decoder", decoder)):
+        close(inner[name]["conv_in"]["__call__"][0], case[f"{name}/conv_in"], 1e-6)
+        close(inner[name]["mid_block_resnets_1"]["__call__"][0], case[f"{name}/mid_block"], 1e-5)
+    close(mean, case["mean"], 1e-5)
+    close(log_variance, case["log_variance"], 1e-5)
+    close(decoded, case["decoded"], 1e-5)
+    close(scaled, case["mean"] * np.float32(0.13), 1e-5)
+    with pytest.raises(UserError, match="down_block_types AttnDownEncoderBlock2D is not supported"):
+        VAEConfig.from_json(case.config | {"down_block_types": ["AttnDownEncoderBlock2D"]})
+
+
+@pytest.mark.parametrize("name", ["epsilon", "v", "zero_snr"])
+def test_schedules_and_steps(name):
+    case = Case("latent_scheduler")
+    schedule = Schedule.from_json(case.config[name])
+    np.testing.assert_allclose(schedule.alphas(), case[f"{name}/alphas"], rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(schedule.timesteps(4), case[f"{name}/timesteps"])
+    latents, noise, times = draw(7, 2, 3), draw(8, 2, 3), np.array([3, 999])
+    close(schedule.add_noise(latents, noise, times), case[f"{name}/noisy"], 1e-5)
+    expected = noise if name == "epsilon" else case[f"{name}/target"]
+    close(schedule.target(latents, noise, times), expected, 1e-5)
+    for i, timestep in enumerate(schedule.timesteps(4)):
+        latents = schedule.step(draw(9 + i, 2, 3), latents, timestep, 4)
+        close(latents, case[f"{name}/step_{i}"], 2e-5)
+
+
+@pytest.mark.parametrize(
+    "config, error, message",
+    [
+        (dict(beta_schedule="squaredcos_cap_v2"), UserError, "beta_schedule squaredcos_cap_v2"),
+        (dict(prediction_type="sample"), UserError, "prediction_type sample"),
+        (dict(rescale_betas_zero_snr=True), ValueError, "expected v_prediction"),
+    ],
+)
+def test_unsupported_schedules_are_named(config, error, message):
+    with pytest.raises(error, match=message):
+        Schedule.from_json(config)
