@@ -258,7 +258,8 @@ def square_side(places: int, key: str) -> int:
 
 Origin = Mapping[str, Any]
 """Facts of a checkpoint besides its arrays: "file", its name; "args", the arguments of the training program;
-"config" and "preprocessor", the JSON files of a Hugging Face folder. Each but "file" may be missing."""
+"config" and "preprocessor", the JSON files of a Hugging Face folder; "pipeline", the path of a pipeline of
+diffusers, and "components", the JSON files of its parts. Each but "file" may be missing."""
 
 Fields = dict[str, Any]
 """Fields of a model by name."""
@@ -307,6 +308,10 @@ class CheckpointFormat:
         """Return fields that are likely, but neither shown nor stated."""
         return {}
 
+    def computed(self, state_dict: StateDict, model: Any, origin: Origin) -> Fields:
+        """Return parts of the parameters that are computed from the checkpoint on import."""
+        return {}
+
     def licence(self, file: str) -> str:
         """Return the licence of the weights in a file of that name; "" if it is not known."""
         return ""
@@ -314,3 +319,7 @@ class CheckpointFormat:
     def folder(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
         """Return the files of a folder: state dicts and JSON objects by file name."""
         raise NotImplementedError
+
+    def lora(self, adapter: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return the content of the file that an adapter is exported to without its model."""
+        raise UserError("adapters of this family have no format of their own: export the merged model.")

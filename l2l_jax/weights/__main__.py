@@ -25,7 +25,7 @@ def _parser() -> Parser:
     file: Any = dict(type=pathlib.Path, metavar="FILE")
     folder: Any = dict(type=pathlib.Path, metavar="FOLDER")
     reading: Any = Parser(add_help=False)
-    kinds = ".pth, .ckpt, .safetensors, a Hugging Face folder, or hf://ORGANIZATION/NAME"
+    kinds = ".pth, .ckpt, .safetensors, a Hugging Face or diffusers folder, or hf://ORGANIZATION/NAME"
     reading.add_argument("file", metavar="FILE", help=kinds)
     reading.add_argument("--ema", action="store_true", help="take the EMA copy of the weights")
     reading.add_argument("--vqgan", **file, help="MAGE: its VQGAN, if FILE holds none")
@@ -36,9 +36,13 @@ def _parser() -> Parser:
     bring_in.add_argument("--output", **folder, help="default: pretrained/<name of FILE>")
     export = commands.add_parser("export", help="turn a saved model into a file")
     export.add_argument("folder", **folder, help="a saved model")
-    suffixes = ".pth or .safetensors; without suffix, a Hugging Face folder (MAE)"
+    suffixes = ".pth or .safetensors; without suffix, a Hugging Face folder (MAE) or pipeline"
     export.add_argument("--output", **file, required=True, help=suffixes)
     export.add_argument("--adapter", **file, help="an adapter of the model, to be merged into it")
+    alone = "write the adapter alone, as diffusers' pytorch_lora_weights.safetensors"
+    export.add_argument("--lora", action="store_true", help=alone)
+    copied = "the pipeline that the model was imported from, if it has moved"
+    export.add_argument("--pipeline", **folder, help=copied)
     export.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     fetch = commands.add_parser("fetch", help="download a published file; without a name, list them")
     fetch.add_argument("name", nargs="?", metavar="NAME", help="such as inception or mae-vit-b")
@@ -73,9 +77,13 @@ def run(argv: Sequence[str]) -> None:
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy, and is of no help here
     if args.command == "export":
-        card = transfer.export_model(args.folder, args.output, args.dtype, adapter=args.adapter)
-        merged = f", with the adapter {args.adapter}" if args.adapter else ""
-        print(f"{args.output}: {card['family']}, {card.get('origin')}{merged}")
+        options = dict(adapter=args.adapter, lora=args.lora, pipeline=args.pipeline)
+        card = transfer.export_model(args.folder, args.output, args.dtype, **options)
+        merged = f", with the adapter {args.adapter}" if args.adapter and not args.lora else ""
+        told = (
+            f"adapter of {card['family']}" if args.lora else f"{card['family']}, {card.get('origin')}{merged}"
+        )
+        print(f"{args.output}: {told}")
         return
     path, options = locate(args.file), dict(ema=args.ema, vqgan=args.vqgan, fields=dict(args.fields))
     if args.command == "inspect":

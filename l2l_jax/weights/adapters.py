@@ -44,7 +44,12 @@ def read_card(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def with_adapter(path: pathlib.Path, params: Params, family: str, model: Model) -> Params:
-    """Return weights with the adapter in a file added, which was trained on them.
+    """Return weights with the adapter in a file added; see `read_adapter`."""
+    return merged(params, read_adapter(path, params, family, model))
+
+
+def read_adapter(path: pathlib.Path, params: Params, family: str, model: Model) -> Adapter:
+    """Return the adapter in a file, which was trained on these weights.
 
     Raises:
       UserError: The file holds no adapter, or one of other weights.
@@ -67,7 +72,7 @@ def with_adapter(path: pathlib.Path, params: Params, family: str, model: Model) 
         flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
     adapter = unflatten_dict(flat, sep="/")
     _check_shapes(path, adapter, card, params)
-    return merged(params, adapter)
+    return adapter
 
 
 def _check_shapes(path: pathlib.Path, adapter: Adapter, card: Mapping[str, Any], params: Params) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import operator
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pydantic
+from flax.traverse_util import flatten_dict
 
 from l2l_jax.errors import UserError
 from l2l_jax.models import mapping
@@ -57,8 +59,8 @@ class Recognized:
     def certain_fields(self) -> dict[str, Any]:
         """Return the known fields that another model must share to take the weights."""
         sizes, needed = self.sizes, FAMILIES[self.family].TRAINED_WITH
-        shown = {*self.format.hidden, *self.format.stated(self.origin, sizes)} & {*needed}
-        return {name: x for name, x in self.known_fields().items() if name in sizes or name in shown}
+        shown = {*self.format.hidden, *_flat(self.format.stated(self.origin, sizes))} & {*needed}
+        return {name: x for name, x in _flat(self.known_fields()).items() if name in sizes or name in shown}
 
     def fields(self) -> dict[str, Any]:
         """Return the known fields, and guesses of others."""
@@ -88,13 +90,24 @@ class Recognized:
                 f"{', '.join(unknown)}: add {options}"
             )
         model = build(self.family, {**self.fields(), **given})
-        settled = {*self.known_fields(), *given, "value_range"}  # the images' range is our own convention
-        return model, {name: getattr(model, name) for name in model.TRAINED_WITH if name not in settled}
+        settled = {*_flat(self.known_fields()), *given, "value_range"}  # the range is our own convention
+        return model, {name: field(model, name) for name in model.TRAINED_WITH if name not in settled}
 
     def params(self, model: Model) -> Params:
         """Return the parameters that the checkpoint holds, float32; if they do not fit, raise a UserError."""
         target = part_shapes(model, self.format.parts)
-        return as_floats(mapping.to_flax(self.format.table, self.state_dict, target, model), target)
+        params = as_floats(mapping.to_flax(self.format.table, self.state_dict, target, model), target)
+        return params | self.format.computed(self.state_dict, model, self.origin)
+
+
+def field(model: Model, name: str) -> Any:
+    """Return a field of a model, or of a section of its fields: "unet.heads"."""
+    return operator.attrgetter(name)(model)
+
+
+def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields by name, those of sections as "section.field"."""
+    return flatten_dict(dict(fields), sep=".")
 
 
 def open_checkpoint(

@@ -11,6 +11,7 @@ from l2l_jax.models.base import FAMILIES, Model, Params
 from l2l_jax.weights import adapters
 from l2l_jax.weights.checkpoints import about, build, open_recognized
 from l2l_jax.weights.hub import HUB, download
+from l2l_jax.weights.reading import PIPELINE
 from l2l_jax.weights.saved_models import CARD, load_params, read_card
 
 
@@ -58,7 +59,8 @@ def _card(path: pathlib.Path) -> dict[str, Any] | None:
         )
     if path.parent == shipped.FOLDER:
         return shipped.card(path.stem)
-    if path.is_dir() and ((path / CARD).is_file() or not (path / "config.json").is_file()):
+    imported = any((path / name).is_file() for name in ("config.json", PIPELINE))
+    if path.is_dir() and ((path / CARD).is_file() or not imported):
         return read_card(path)
     return None
 

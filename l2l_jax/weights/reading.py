@@ -12,7 +12,7 @@ import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -41,6 +41,15 @@ HUB_WEIGHTS = tuple(
     name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")
 )
 """Names of the weights in a Hugging Face folder; an index names shards."""
+
+PIPELINE = "model_index.json"
+"""File that makes a folder a pipeline of diffusers: it names the components, each in a folder of its own."""
+
+EMBEDDED = ("unet", "vae", "text_encoder", "text_encoder_2")
+"""Components whose weights are read."""
+
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+"""Names of a component's weights, without suffix."""
 
 OLDEST_TORCH = (2, 10)
 """Before it, crafted files could get past `weights_only=True` (CVE-2025-32434, CVE-2026-24747)."""
@@ -83,7 +92,9 @@ class Checkpoint:
     def facts(self) -> dict[str, Any]:
         """Return JSON-able facts: name, SHA-256 and format of the file, and the copy that was taken."""
         facts = {"file": self.path.name, "sha256": self.sha256(), "format": self.kind}
-        facts |= {key: self.origin[key] for key in ("config", "preprocessor") if key in self.origin}
+        facts |= {
+            key: self.origin[key] for key in ("config", "preprocessor", "pipeline") if key in self.origin
+        }
         if self.copy:
             facts["copy"] = self.copy
         if self.left_out:
@@ -103,6 +114,10 @@ def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
       UserError: No such file, an unknown suffix, a damaged or hostile file, no arrays in it, no EMA, or
         PyTorch is needed and missing.
     """
+    if (path / PIPELINE).is_file():
+        if ema:
+            raise UserError(f"{path} is a pipeline, which holds one copy of the weights: leave out --ema.")
+        return _read_pipeline(path)
     is_folder = path.is_dir()
     files = _files_in(path) if is_folder else (path,)
     kind, content = "", dict[Any, Any]()
@@ -112,11 +127,8 @@ def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
     copies, left_out = find_state_dicts(content)
     if not copies:
         raise UserError(f"{path} holds no weights: there is no array in it, at the top or in a wrapper.")
-    size = sum(file.stat().st_size for file in files)
     for state_dict in copies.values():
-        for key, array in state_dict.items():
-            if array.nbytes > size:  # strides of 0 make one stored number look like any array
-                raise UserError(f"{path} is damaged or forged: {key} is larger than the file.")
+        _check_sizes(path, state_dict, files)
     averaged = [name for name in copies if any(part in AVERAGED for part in name.split("."))]
     if ema and not averaged:
         raise UserError(
@@ -131,6 +143,50 @@ def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
     origin |= _neighbors(path if is_folder else path.parent)
     kind = "Hugging Face folder" if is_folder else kind
     return Checkpoint(path, kind, tuple(copies), copy, copies[copy], origin, files, left_out)
+
+
+def _check_sizes(path: pathlib.Path, state_dict: StateDict, files: Sequence[pathlib.Path]) -> None:
+    size = sum(file.stat().st_size for file in files)
+    for key, array in state_dict.items():
+        if array.nbytes > size:  # strides of 0 make one stored number look like any array
+            raise UserError(f"{path} is damaged or forged: {key} is larger than the file.")
+
+
+def _read_pipeline(folder: pathlib.Path) -> Checkpoint:
+    """Read a pipeline of diffusers; keys begin with the names of components."""
+    components: dict[str, Any] = {}
+    state_dict: StateDict = {}
+    files: list[pathlib.Path] = []
+    for name in _json(folder / PIPELINE):
+        for config in ("config.json", "scheduler_config.json"):
+            if (folder / name / config).is_file():
+                components[name] = _json(folder / name / config)
+    for name in EMBEDDED:
+        if name in components:
+            found = component_weights(folder / name)
+            files += found.files
+            state_dict |= {f"{name}.{key}": array for key, array in found.state_dict.items()}
+    origin = {"file": folder.name, "args": {}, "pipeline": str(folder.resolve()), "components": components}
+    return Checkpoint(folder, "diffusers pipeline", ("",), "", state_dict, origin, tuple(files))
+
+
+def component_weights(folder: pathlib.Path) -> Checkpoint:
+    """Read the weights of one component of a pipeline, in full precision if there are several files."""
+    names = []
+    for ending in ("safetensors", "bin"):
+        for variant in ("", "fp16."):
+            ends = (f"{variant}{ending}", f"{ending}.index.{variant}json", f"{variant}{ending}.index.json")
+            names += [f"{stem}.{end}" for stem in STEMS for end in ends]
+    name = next((name for name in names if (folder / name).is_file()), None)
+    if name is None:
+        raise UserError(f"{folder} holds no weights; expected {STEMS[0]}.safetensors, for example.")
+    files = _shards(folder / name) if name.endswith(".json") else (folder / name,)
+    content = {key: value for file in files for key, value in _read_file(file)[1].items()}
+    state_dict = {key: value for key, value in content.items() if isinstance(value, StoredArray)}
+    if not state_dict:
+        raise UserError(f"{folder / name} holds no weights.")
+    _check_sizes(folder, state_dict, files)
+    return Checkpoint(folder, "component", ("",), "", state_dict, {"file": folder.name}, files)
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -157,18 +213,21 @@ def _files_in(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
     name = next((name for name in HUB_WEIGHTS if (folder / name).is_file()), None)
     if name is None or not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder} is a folder, but not of a model: expected model.json (saved here), or config.json "
-            f"and {HUB_WEIGHTS[0]} (Hugging Face)."
+            f"{folder} is a folder, but not of a model: expected model.json (saved here), config.json and "
+            f"{HUB_WEIGHTS[0]} (Hugging Face), or {PIPELINE} (diffusers)."
         )
-    if not name.endswith(".index.json"):
-        return (folder / name,)
-    shards = _json(folder / name).get("weight_map")
+    return _shards(folder / name) if name.endswith(".index.json") else (folder / name,)
+
+
+def _shards(index: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Return the files that an index names."""
+    shards = _json(index).get("weight_map")
     if not isinstance(shards, Mapping) or not all(isinstance(file, str) for file in shards.values()):
-        raise UserError(f"{folder / name} is damaged: it should name the file of each array.")
+        raise UserError(f"{index} is damaged: it should name the file of each array.")
     for file in shards.values():
         if pathlib.PurePath(file).name != file:
-            raise UserError(f"{folder / name} names a file outside its folder: {file}.")
-    return tuple(folder / file for file in sorted(set(shards.values())))
+            raise UserError(f"{index} names a file outside its folder: {file}.")
+    return tuple(index.parent / file for file in sorted(set(shards.values())))
 
 
 def _neighbors(folder: pathlib.Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import collections
 import json
 import math
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +14,26 @@ import safetensors.numpy
 
 from l2l_jax.errors import UserError
 from l2l_jax.models import mapping
-from l2l_jax.models.base import FAMILIES
+from l2l_jax.models.base import FAMILIES, Model, Params
 from l2l_jax.utils.io import atomic_file, atomic_folder
 from l2l_jax.weights import adapters
-from l2l_jax.weights.checkpoints import about, build, open_checkpoint, open_recognized, part_shapes, recognize
-from l2l_jax.weights.reading import SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES, import_torch
+from l2l_jax.weights.checkpoints import (
+    about,
+    build,
+    field,
+    open_checkpoint,
+    open_recognized,
+    part_shapes,
+    recognize,
+)
+from l2l_jax.weights.reading import (
+    PIPELINE,
+    SAFETENSORS_SUFFIX,
+    SUFFIXES,
+    TORCH_SUFFIXES,
+    component_weights,
+    import_torch,
+)
 from l2l_jax.weights.saved_models import CARD, load_params, read_card, save_model
 
 
@@ -53,7 +69,7 @@ def import_checkpoint(
         "origin": f"imported from {path.name}",
         "source": source.facts(),
         "licence": found.licence,
-        "parts": list(found.format.parts),
+        "parts": list(params),
         "assumed": assumed,
     }
     save_model(output, params, card)
@@ -61,7 +77,13 @@ def import_checkpoint(
 
 
 def export_model(
-    folder: pathlib.Path, output: pathlib.Path, dtype: str = "float32", *, adapter: pathlib.Path | None = None
+    folder: pathlib.Path,
+    output: pathlib.Path,
+    dtype: str = "float32",
+    *,
+    adapter: pathlib.Path | None = None,
+    lora: bool = False,
+    pipeline: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Write a saved model as a checkpoint that the original PyTorch code loads strictly; return its card.
 
@@ -71,16 +93,18 @@ def export_model(
         Face folder, of families that have one.
       dtype: Number format of the floating-point arrays, a key of `l2l_jax.models.mapping.FLOATS`.
       adapter: File of an adapter that was trained on this model, to be merged into it.
+      lora: Write the adapter alone, as diffusers' pytorch_lora_weights.safetensors.
+      pipeline: Folder of the pipeline that a model of diffusers was imported from; None: where it was then.
 
     Raises:
-      UserError: No saved model, one that this version cannot build, an adapter of another model, or an output
-        that exists.
+      UserError: No saved model, one that this version cannot build, an adapter of another model, no pipeline,
+        or an output that exists.
     """
     card = read_card(folder) if (folder / CARD).is_file() else {}
     family = card.get("family", "")
     formats = FAMILIES[family].FORMATS if family in FAMILIES else ()
     folders = [kind for kind in formats if kind.is_folder]
-    check_output(output, folders=bool(folders))
+    check_output(output, folders=bool(folders) and not lora)
     card = read_card(folder)
     if not formats:
         known = ", ".join(family for family in FAMILIES if FAMILIES[family].FORMATS)
@@ -88,9 +112,12 @@ def export_model(
     model = build(family, card["model"])
     shapes = model.shapes()
     params = load_params(folder, {part: shapes[part] for part in card.get("parts", shapes)})
+    if lora:
+        _export_lora(output, formats[0], adapter, (params, family, model), mapping.FLOATS[dtype])
+        return card
     if adapter is not None:
         params = adapters.with_adapter(adapter, params, family, model)
-    kind = formats[0] if output.suffix else folders[0]
+    kind = formats[0] if output.suffix or not folders else folders[0]
     weights = {part: params[part] for part in kind.parts}
     state_dict = mapping.to_torch(kind.table, weights, model, mapping.FLOATS[dtype])
     if not kind.is_folder:
@@ -98,8 +125,54 @@ def export_model(
     elif output.suffix:
         raise UserError(f"--output {output}: a Hugging Face folder has no suffix.")
     else:
-        write_folder(output, kind.folder(state_dict, model, card.get("source", {})))
+        origin = _origin(card)
+        content = kind.folder(state_dict, model, origin)
+        if pipeline or "pipeline" in origin:
+            content = other_components(pipeline or pathlib.Path(origin["pipeline"])) | content
+        write_folder(output, content)
     return card
+
+
+def _origin(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the facts of the checkpoint that a model, or the model that it was unlearned from, came from."""
+    found = card.get("source", card)
+    while "file" not in found and "original_weights" in found:
+        found = found["original_weights"]
+    return found
+
+
+def _export_lora(
+    output: pathlib.Path,
+    kind: mapping.CheckpointFormat,
+    adapter: pathlib.Path | None,
+    base: tuple[Params, str, Model],
+    dtype: np.dtype,
+) -> None:
+    """Write the adapter of a model, which is given as parameters, family and fields."""
+    if adapter is None or output.suffix != SAFETENSORS_SUFFIX:
+        raise UserError("--lora writes an adapter alone: give --adapter FILE and --output NAME.safetensors.")
+    content = kind.lora(adapters.read_adapter(adapter, *base), base[0])
+    write_checkpoint(output, {key: value.astype(dtype) for key, value in content.items()})
+
+
+def other_components(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the files of a pipeline for `write_folder`, without the weights of U-Net and autoencoder.
+
+    Text files are copied. Weights, whatever their format, are written as model.safetensors.
+    """
+    if not (folder / PIPELINE).is_file():
+        raise UserError(
+            f"{folder}, the pipeline that the model was imported from, is not there. Its text encoder and "
+            "tokenizer are needed: name a copy with --pipeline FOLDER."
+        )
+    files: dict[str, Any] = {}
+    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        texts = [path for path in place.glob("*") if path.suffix in (".json", ".txt", ".md")]
+        files |= {str(path.relative_to(folder)): path for path in texts if ".index." not in path.name}
+        weights = [path for path in place.glob("*") if path.suffix in (SAFETENSORS_SUFFIX, ".bin")]
+        if weights and place != folder and place.name not in ("unet", "vae"):
+            files[f"{place.name}/model.safetensors"] = component_weights(place).state_dict
+    return files
 
 
 def inspect(
@@ -138,7 +211,7 @@ def inspect(
         facts |= {"family": found.family, "variant": found.variant() or "no published size"}
         model, assumed = found.model(fields or {})
         told = dict.fromkeys((*found.sizes, *model.TRAINED_WITH))
-        facts["model"] = _text({name: getattr(model, name) for name in told})
+        facts["model"] = _text({name: field(model, name) for name in told})
         facts["assumed"] = _text(assumed) or "nothing"
         fit = mapping.fit(found.format.table, found.state_dict, part_shapes(model, found.format.parts))
     except UserError as error:
@@ -185,20 +258,24 @@ def write_checkpoint(path: pathlib.Path, state_dict: Mapping[str, np.ndarray], w
 
 
 def write_folder(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Write a folder of JSON objects (`.json`) and state dicts (`.safetensors`) by file name."""
+    """Write a folder of JSON objects (`.json`), state dicts (`.safetensors`) and copies of paths, by name."""
     with atomic_folder(path) as unfinished:
         for name, value in content.items():
-            if name.endswith(SAFETENSORS_SUFFIX):
+            (unfinished / name).parent.mkdir(exist_ok=True)
+            if isinstance(value, pathlib.Path):
+                shutil.copyfile(value, unfinished / name)
+            elif name.endswith(SAFETENSORS_SUFFIX):
                 _write_safetensors(unfinished / name, value)
             else:
                 (unfinished / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
 
 
-def _write_safetensors(path: pathlib.Path, state_dict: Mapping[str, np.ndarray]) -> None:
+def _write_safetensors(path: pathlib.Path, state_dict: Mapping[str, Any]) -> None:
     path.touch()
     mode = path.stat().st_mode
+    arrays = {key: np.asarray(value) for key, value in state_dict.items()}
     # transformers refuses files that do not say "pt" here.
-    safetensors.numpy.save_file(dict(state_dict), path, metadata={"format": "pt"})
+    safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
     path.chmod(mode)  # safetensors makes files that nobody else can read
 
 

@@ -1,6 +1,7 @@
 """The networks of latent diffusion against arrays of diffusers, block by block."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,10 @@ import pytest
 
 from l2l_jax.errors import UserError
 from l2l_jax.models import mapping
-from l2l_jax.models.latent_diffusion.convert import UNET, VAE
+from l2l_jax.models.latent_diffusion.convert import TABLE
 from l2l_jax.models.latent_diffusion.scheduler import Schedule
+from l2l_jax.models.latent_diffusion.text import TABLE as TEXT_TABLE
+from l2l_jax.models.latent_diffusion.text import TextConfig, TextEncoder, token_ids
 from l2l_jax.models.latent_diffusion.unet import UNet, UNetConfig
 from l2l_jax.models.latent_diffusion.vae import AutoencoderKL, VAEConfig
 from tests.reference_arrays import Case, fill, nhwc
@@ -41,7 +44,7 @@ def unet(style):
     keys = case.description["keys"][style]
     state = {f"unet.{key}": fill(f"{style}:{key}", shape) for key, shape, _ in keys}
     module = UNet(config)
-    return module, mapping.to_flax(UNET, state, shapes(module, *unet_inputs(config))), case
+    return module, mapping.to_flax(TABLE, state, shapes(module, *unet_inputs(config))), case
 
 
 def close(found, expected, tolerance):
@@ -87,7 +90,7 @@ def test_unet_block_by_block(style):
 def test_unet_keys_come_back():
     _, params, case = unet("sdxl")
     keys = case.description["keys"]["sdxl"]
-    assert {key: value.shape for key, value in mapping.to_torch(UNET, params).items()} == {
+    assert {key: value.shape for key, value in mapping.to_torch(TABLE, params).items()} == {
         f"unet.{key}": tuple(shape) for key, shape, _ in keys
     }
 
@@ -142,7 +145,7 @@ def test_autoencoder():
     config = VAEConfig.from_json(case.config)
     module, images = AutoencoderKL(config), nhwc(np.tanh(draw(5, 2, 3, 16, 16)))
     state = {f"vae.{key}": fill(key, shape) for key, shape, _ in case.description["keys"]}
-    params = mapping.to_flax(VAE, state, {"vae": shapes(module, images)})["vae"]
+    params = mapping.to_flax(TABLE, state, {"vae": shapes(module, images)})["vae"]
 
     @jax.jit
     def both(params):
@@ -190,3 +193,59 @@ def test_schedules_and_steps(name):
 def test_unsupported_schedules_are_named(config, error, message):
     with pytest.raises(error, match=message):
         Schedule.from_json(config)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_text_encoder(activation):
+    case = Case("latent_clip")
+    module = TextEncoder(TextConfig.from_json(case.config | {"hidden_act": activation}, projected=True))
+    ids = np.array(case.description["tokens"])
+    params = mapping.to_flax(TEXT_TABLE, case.state_dict(), shapes(module, ids))
+    features = jax.jit(module.apply)({"params": params}, ids)
+    close(features.last, case[f"{activation}/last"], 1e-5)
+    close(features.penultimate, case[f"{activation}/hidden_2"], 1e-5)
+    close(features.pooled, case[f"{activation}/pooled"], 1e-5)
+    oldest = dataclasses.replace(module.config, end=2)  # the largest id ends a prompt
+    pooled = jax.jit(TextEncoder(oldest).apply)({"params": params}, ids).pooled
+    close(pooled, case[f"{activation}/pooled"], 1e-5)
+
+
+END = dict(bos="<|startoftext|>", eos="<|endoftext|>")
+
+
+def write_tokenizer(folder, padding="<|endoftext|>"):
+    """A byte-level tokenizer with a few merges, as Stable Diffusion 1 has it."""
+    folder.mkdir(parents=True)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789!"
+    merges = ["o t", "ot o</w>", "p h", "ph oto</w>", "o f</w>"]
+    words = [*letters, *(f"{x}</w>" for x in letters), *("".join(x.split()) for x in merges)]
+    words += ["Ã", "©</w>", "'", *END.values()]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    config = dict(model_max_length=12, pad_token=padding, tokenizer_class="CLIPTokenizer")
+    config |= {f"{x}_token": {"__type": "AddedToken", "content": END[x]} for x in END}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return words
+
+
+def test_tokens(tmp_path):
+    pytest.importorskip("tokenizers")
+    words = write_tokenizer(tmp_path / "x", padding="!")
+    ids = token_ids(["A Photo  of é", "photo of a photo of a photo of a photo of"], tmp_path / "x", 77)
+    expected = ["<|startoftext|>", "a</w>", "photo</w>", "of</w>", "Ã", "©</w>", "<|endoftext|>", *"!!!!!"]
+    assert [words[i] for i in ids[0]] == expected
+    assert ids.shape == (2, 12) and words[ids[1, -1]] == "<|endoftext|>" and words[ids[1, -2]] == "photo</w>"
+    with pytest.raises(UserError, match="holds no tokenizer that can be read"):
+        token_ids([""], tmp_path, 77)
+
+
+def test_transformers_makes_the_same_tokens(tmp_path):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    write_tokenizer(tmp_path / "x")
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path / "x")
+    theirs.save_pretrained(tmp_path / "saved")  # tokenizer.json alone
+    texts = ["", "A  photo of bob's 42 cats!", "photo of a photo of a photo of a photo of", "\n caf\u00e9 "]
+    expected = theirs(texts, padding="max_length", max_length=12, truncation=True).input_ids
+    for name in ("x", "saved"):
+        np.testing.assert_array_equal(token_ids(texts, tmp_path / name, 77), expected)

@@ -1,9 +1,8 @@
 """CLIP's vision tower (Radford et al. 2021): a ViT whose class token is projected into the space of texts."""
 
 import dataclasses
-import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,29 +12,17 @@ import numpy as np
 
 from l2l_jax.errors import UserError
 from l2l_jax.models import mapping
+from l2l_jax.models.layers.clip import NORM_EPSILON, Block, block_names
 from l2l_jax.models.mapping import Table, linear, shape_of
-
-NORM_EPSILON = 1e-5
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Of the pixels in [0, 1] that CLIP was trained on."""
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """Return x · sigmoid(1.702 x), which OpenAI's models were trained with."""
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "quick_gelu": quick_gelu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
-    """Sizes of a vision tower; the activation is a key of `ACTIVATIONS`."""
+    """Sizes of a vision tower; the activation is a key of `layers.clip.ACTIVATIONS`."""
 
     image_size: int
     patch_size: int
@@ -52,26 +39,6 @@ PUBLISHED = {
     "ViT-H/14": TowerConfig(224, 14, 1280, 32, 16, 5120, 1024, "gelu"),
 }
 """ViT-B/32 of OpenAI and ViT-H/14 of LAION-2B. Weights show neither heads nor activation."""
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block on `[batch, token, width]`."""
-
-    config: TowerConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `[batch, token, width]` to the same shape."""
-        config, (batch, tokens, width) = self.config, x.shape
-        y = nn.LayerNorm(NORM_EPSILON, name="norm1")(x)
-        q, k, v = (
-            nn.Dense(width, name=name)(y).reshape(batch, tokens, config.num_heads, -1)
-            for name in ("query", "key", "value")
-        )
-        y = jax.nn.dot_product_attention(q, k, v).reshape(batch, tokens, width)
-        x = x + nn.Dense(width, name="out")(y)
-        y = nn.Dense(config.mlp_width, name="fc1")(nn.LayerNorm(NORM_EPSILON, name="norm2")(x))
-        return x + nn.Dense(width, name="fc2")(ACTIVATIONS[config.activation](y))
 
 
 class Tower(nn.Module):
@@ -93,7 +60,7 @@ class Tower(nn.Module):
         x = nn.LayerNorm(NORM_EPSILON, name="norm_before")(x)
         self.sow("intermediates", "embedded", x)
         for i in range(config.depth):
-            x = Block(config, name=f"blocks_{i}")(x)
+            x = Block(config.num_heads, config.mlp_width, config.activation, name=f"blocks_{i}")(x)
             self.sow("intermediates", f"block_{i}", x)
         x = nn.LayerNorm(NORM_EPSILON, name="norm_after")(x[:, 0])
         return x @ self.param("projection", normal, (config.width, config.embed_dim))
@@ -146,12 +113,7 @@ TRANSFORMERS = Table(
         "patches": "vision_model.embeddings.patch_embedding",
         "norm_before": "vision_model.pre_layrnorm",  # spelled like this
         "norm_after": "vision_model.post_layernorm",
-        "blocks_{i}/norm{j}": "vision_model.encoder.layers.{i}.layer_norm{j}",
-        "blocks_{i}/fc{j}": "vision_model.encoder.layers.{i}.mlp.fc{j}",
-        "blocks_{i}/query": "vision_model.encoder.layers.{i}.self_attn.q_proj",
-        "blocks_{i}/key": "vision_model.encoder.layers.{i}.self_attn.k_proj",
-        "blocks_{i}/value": "vision_model.encoder.layers.{i}.self_attn.v_proj",
-        "blocks_{i}/out": "vision_model.encoder.layers.{i}.self_attn.out_proj",
+        **block_names("vision_model"),
     },
     ignored=r"text_model\..*|text_projection\..*|logit_scale|vision_model\.embeddings\.position_ids",
 )

@@ -22,16 +22,14 @@ def _blocks(ours: str, theirs: str) -> dict[str, str]:
     return names
 
 
-UNET = Table(
+TABLE = Table(
     _blocks("encoder/down_blocks_{i}", "unet.down_blocks.{i}")
     | _blocks("encoder/mid_block", "unet.mid_block")
     | _blocks("decoder/up_blocks_{i}", "unet.up_blocks.{i}")
     | {"encoder/{layer}": "unet.{layer}", "decoder/{layer}": "unet.{layer}"}
-)
-
-VAE = Table(
-    _blocks("vae/encoder/down_blocks_{i}", "vae.encoder.down_blocks.{i}")
+    | _blocks("vae/encoder/down_blocks_{i}", "vae.encoder.down_blocks.{i}")
     | _blocks("vae/{half}/mid_block", "vae.{half}.mid_block")
     | _blocks("vae/decoder/up_blocks_{i}", "vae.decoder.up_blocks.{i}")
-    | {"vae/{layer}": "vae.{layer}"}
+    | {"vae/{layer}": "vae.{layer}"},
+    ignored=r"text_encoder(_2)?\..*",
 )

@@ -1,0 +1,132 @@
+"""Pipelines of diffusers: folders of model_index.json and components, each in a folder of its own."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from l2l_jax.errors import UserError
+from l2l_jax.models.latent_diffusion.convert import TABLE
+from l2l_jax.models.latent_diffusion.scheduler import Schedule
+from l2l_jax.models.latent_diffusion.text import EncoderFiles, embed_prompts
+from l2l_jax.models.latent_diffusion.unet import UNetConfig
+from l2l_jax.models.latent_diffusion.vae import VAEConfig
+from l2l_jax.models.mapping import CheckpointFormat, Fields, Origin, StateDict
+
+TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+"""Components that embed prompts, and their tokenizers."""
+
+OLD_ATTENTION = dict(query="to_q", key="to_k", value="to_v", proj_attn="to_out.0")
+"""Layers of the autoencoder's attention as diffusers named them before version 0.15."""
+
+OF_COMPUTATION = ("dtype", "remat")
+"""Fields of configs that do not describe the weights."""
+
+
+class Pipeline(CheckpointFormat):
+    """Folders of inpainting pipelines; state dicts have the names of components before their keys."""
+
+    table = TABLE
+    parts = ("encoder", "decoder", "vae")
+    is_folder = True
+
+    def recognize(self, state_dict: StateDict) -> bool:
+        """Look for a U-Net; one without an autoencoder raises a UserError."""
+        if "unet.conv_in.weight" not in state_dict:
+            return False
+        if "vae.decoder.conv_in.weight" not in state_dict:
+            raise UserError("the pipeline has no vae, the autoencoder of images.")
+        return True
+
+    def unwrap(self, state_dict: StateDict) -> StateDict:
+        """Give the autoencoder's attention today's names."""
+        pattern = rf"(vae\..*\.attentions\.\d+)\.({'|'.join(OLD_ATTENTION)})\."
+        renamed = {}
+        for key, value in state_dict.items():
+            renamed[re.sub(pattern, lambda match: f"{match[1]}.{OLD_ATTENTION[match[2]]}.", key)] = value
+        return renamed
+
+    def sizes(self, state_dict: StateDict) -> Fields:
+        """Return nothing: config.json of the components states all sizes."""
+        return {}
+
+    def stated(self, origin: Origin, sizes: Fields) -> Fields:
+        """Read the JSON files of the components.
+
+        Raises:
+          UserError: Something that the networks here do not compute.
+        """
+        components = origin["components"]
+        unet, vae, schedule = (components.get(name, {}) for name in ("unet", "vae", "scheduler"))
+        vae_config = VAEConfig.from_json(vae)
+        fields = dict(unet=UNetConfig.from_json(unet), vae=vae_config, schedule=Schedule.from_json(schedule))
+        length = components.get("text_encoder", {}).get("max_position_embeddings", 77)
+        return {name: _sizes(value) for name, value in fields.items()} | dict(
+            image_size=unet.get("sample_size", 64) * vae_config.stride, prompt_words=length
+        )
+
+    def computed(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
+        """Embed the model's prompts."""
+        encoders, folder = [], pathlib.Path(origin["pipeline"])
+        for name, tokenizer in TEXT_ENCODERS.items():
+            if name in origin["components"]:
+                weights = {
+                    key.removeprefix(f"{name}."): value
+                    for key, value in state_dict.items()
+                    if key.startswith(f"{name}.")
+                }
+                encoders.append(EncoderFiles(origin["components"][name], weights, folder / tokenizer))
+        if not encoders:
+            raise UserError("the pipeline has no text_encoder, which embeds prompts.")
+        return {"prompts": embed_prompts(model.prompts, encoders)}
+
+    def licence(self, file: str) -> str:
+        """Return the licences of Stable Diffusion's weights, from which most pipelines derive."""
+        return (
+            "See where the folder comes from; Stable Diffusion's weights: CreativeML Open RAIL-M (1), "
+            "Open RAIL++-M (2, XL)."
+        )
+
+    def folder(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
+        """Return the weights of U-Net and autoencoder; everything else is as in the pipeline it came from."""
+        return {
+            f"{name}/diffusion_pytorch_model.safetensors": {
+                key.removeprefix(f"{name}."): value
+                for key, value in state_dict.items()
+                if key.startswith(f"{name}.")
+            }
+            for name in ("unet", "vae")
+        }
+
+    def lora(self, adapter: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return an adapter of kind "lora" as the content of diffusers' pytorch_lora_weights.safetensors.
+
+        Args:
+          adapter: Factors by part, see `l2l_jax.models.adapters`.
+          shapes: Shapes of the parts that it adapts.
+
+        Raises:
+          UserError: An adapter of another kind.
+        """
+        found: dict[str, np.ndarray] = {}
+        kernels, factors = (flatten_dict(dict(tree), sep="/") for tree in (shapes, adapter))
+        for path in dict.fromkeys(path.rpartition("/")[0] for path in factors):
+            if f"{path}/down" not in factors:
+                raise UserError('only adapters of kind "lora" can be exported as pytorch_lora_weights.')
+            shape, key = kernels[path].shape, self.table.key_of(path, len(kernels[path].shape))[0]
+            down, up = (np.asarray(factors[f"{path}/{name}"]).T for name in ("down", "up"))
+            if len(shape) == 4:
+                down = down.reshape(-1, *shape[:3]).transpose(0, 3, 1, 2)
+                up = up[..., None, None]
+            name = key.removesuffix(".weight")
+            found |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+        return {key: np.ascontiguousarray(value) for key, value in found.items()}
+
+
+def _sizes(config: Any) -> Fields:
+    fields = (field.name for field in dataclasses.fields(config))
+    return {name: getattr(config, name) for name in fields if name not in OF_COMPUTATION}

@@ -1,0 +1,216 @@
+"""Embeddings of prompts by the CLIP text encoders of Stable Diffusion, as diffusers computes them."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from l2l_jax.errors import UserError
+from l2l_jax.models import mapping
+from l2l_jax.models.latent_diffusion.blocks import check_config
+from l2l_jax.models.layers import apply
+from l2l_jax.models.layers.clip import ACTIVATIONS, NORM_EPSILON, Block, block_names
+from l2l_jax.models.mapping import StateDict, Table
+
+TABLE = Table(
+    {
+        "tokens": "text_model.embeddings.token_embedding.weight",
+        "positions": "text_model.embeddings.position_embedding.weight",
+        **block_names("text_model"),
+        "norm": "text_model.final_layer_norm",
+        "projection": "text_projection",
+    },
+    ignored=r"text_model\.embeddings\.position_ids",
+)
+"""The names in transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`."""
+
+SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""Words of a text, before they are split into tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Sizes of a text encoder.
+
+    Attributes:
+      vocabulary, length: Number of different tokens and of the tokens of a prompt.
+      width, depth, num_heads, mlp_width: The transformer.
+      activation: Key of `ACTIVATIONS`.
+      embed_dim: Width of the embedding of a whole prompt; 0: there is none.
+      end: Id of the token that ends a prompt; 2 stands, as in transformers, for the largest id.
+    """
+
+    vocabulary: int = 49408
+    length: int = 77
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_width: int = 3072
+    activation: str = "quick_gelu"
+    embed_dim: int = 0
+    end: int = 49407
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any], projected: bool) -> Self:
+        """Read config.json of a text encoder, with a projection of the whole prompt or without."""
+        supported = dict(
+            layer_norm_eps=(NORM_EPSILON,), hidden_act=ACTIVATIONS, model_type=("clip_text_model",)
+        )
+        check_config("text_encoder/config.json", config, supported)
+        return cls(
+            vocabulary=config.get("vocab_size", 49408),
+            length=config.get("max_position_embeddings", 77),
+            width=config.get("hidden_size", 512),
+            depth=config.get("num_hidden_layers", 12),
+            num_heads=config.get("num_attention_heads", 8),
+            mlp_width=config.get("intermediate_size", 2048),
+            activation=config.get("hidden_act", "quick_gelu"),
+            embed_dim=config.get("projection_dim", 512) if projected else 0,
+            end=config.get("eos_token_id", 49407),
+        )
+
+
+class TextFeatures(NamedTuple):
+    """Features of tokens, `[batch, token, width]`.
+
+    Attributes:
+      last: After the final normalization.
+      penultimate: Before the last block.
+      pooled: Embedding of the whole prompt `[batch, embed_dim]`, or None.
+    """
+
+    last: Array
+    penultimate: Array
+    pooled: Array | None
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text tower."""
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, ids: Array) -> TextFeatures:
+        """Encode token ids `[batch, token]`, at most `config.length` each."""
+        config, normal = self.config, nn.initializers.normal(0.02)
+        x = self.param("tokens", normal, (config.vocabulary, config.width))[ids]
+        positions = self.param("positions", normal, (config.length, config.width))
+        x = penultimate = x + positions[None, : ids.shape[1]]
+        for i in range(config.depth):
+            penultimate = x
+            x = Block(config.num_heads, config.mlp_width, config.activation, True, name=f"blocks_{i}")(x)
+        last = nn.LayerNorm(NORM_EPSILON, name="norm")(x)
+        if not config.embed_dim:
+            return TextFeatures(last, penultimate, None)
+        ends = jnp.argmax(ids if config.end == 2 else ids == config.end, axis=-1)
+        whole = jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]
+        projection = nn.Dense(config.embed_dim, use_bias=False, name="projection")
+        return TextFeatures(last, penultimate, projection(whole))
+
+
+class EncoderFiles(NamedTuple):
+    """A text encoder of a pipeline: the content of config.json, weights, the folder of the tokenizer."""
+
+    config: Mapping[str, Any]
+    state_dict: StateDict
+    tokenizer: pathlib.Path
+
+
+def embed_prompts(prompts: Sequence[str], encoders: Sequence[EncoderFiles]) -> dict[str, np.ndarray]:
+    """Return what the U-Net is given of prompts, float32.
+
+    Args:
+      prompts: Texts; longer ones than the encoders read are cut.
+      encoders: The one of Stable Diffusion 1 and 2, or the two of SDXL.
+
+    Returns:
+      "words" `[prompt, token, width]`; from two encoders next to each other, before their last blocks, and
+      with "pooled" `[prompt, embed_dim]` of the second.
+    """
+    found = [_features(prompts, files) for files in encoders]
+    if len(found) == 1:
+        return {"words": np.asarray(found[0].last)}
+    if found[-1].pooled is None:
+        raise UserError("text_encoder_2 has no text_projection.weight, which SDXL needs.")
+    words = np.concatenate([features.penultimate for features in found], axis=-1)
+    return {"words": words, "pooled": np.asarray(found[-1].pooled)}
+
+
+def _features(prompts: Sequence[str], files: EncoderFiles) -> TextFeatures:
+    config = TextConfig.from_json(files.config, "text_projection.weight" in files.state_dict)
+    ids = token_ids(prompts, files.tokenizer, config.length)
+    if ids.max() >= config.vocabulary:
+        raise UserError(f"{files.tokenizer} makes token {ids.max()}; the encoder knows {config.vocabulary}.")
+    encoder = TextEncoder(config)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids)["params"]
+    params = mapping.to_flax(TABLE, files.state_dict, shapes)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    with jax.default_matmul_precision("highest"):
+        return jax.device_get(jax.jit(lambda params: apply(encoder, params, ids))(params))
+
+
+def token_ids(prompts: Sequence[str], folder: pathlib.Path, length: int) -> np.ndarray:
+    """Return token ids `[prompt, length]` by the tokenizer in a folder.
+
+    Raises:
+      UserError: The library `tokenizers` is missing, or the folder holds no tokenizer.
+    """
+    tokenizer, config = _tokenizer(folder)
+    length = min(length, config.get("model_max_length", length))
+
+    def special(name: str, default: str) -> int:
+        text = config.get(name, default)
+        text = text["content"] if isinstance(text, Mapping) else text
+        found = tokenizer.token_to_id(text)
+        if found is None:
+            raise UserError(f"{folder}: its {name}, {text}, is not in its vocabulary.")
+        return found
+
+    end = special("eos_token", "<|endoftext|>")
+    start, padding = special("bos_token", "<|startoftext|>"), special("pad_token", "<|endoftext|>")
+    rows = []
+    for encoding in tokenizer.encode_batch(list(prompts), add_special_tokens=False):
+        row = [start, *encoding.ids[: length - 2], end]
+        rows.append(row + [padding] * (length - len(row)))
+    return np.array(rows, np.int32)
+
+
+def _tokenizer(folder: pathlib.Path) -> tuple[Any, dict[str, Any]]:
+    try:
+        import tokenizers  # an optional extra
+        from tokenizers import normalizers, pre_tokenizers
+    except ImportError as error:
+        raise UserError("Embedding prompts needs tokenizers: pip install tokenizers") from error
+    names = ("special_tokens_map.json", "tokenizer_config.json")
+    try:
+        stored = [
+            json.loads((folder / name).read_text("utf-8")) for name in names if (folder / name).is_file()
+        ]
+        config = {key: value for one in stored for key, value in one.items()}
+        if not (folder / "vocab.json").is_file():
+            tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            return tokenizer, config
+        files = str(folder / "vocab.json"), str(folder / "merges.txt")
+        model = tokenizers.models.BPE.from_file(
+            *files, end_of_word_suffix="</w>", unk_token="<|endoftext|>", continuing_subword_prefix=""
+        )
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise UserError(f"{folder} holds no tokenizer that can be read ({error}).") from error
+    tokenizer, space = tokenizers.Tokenizer(model), tokenizers.Regex(r"\s+")
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(space, " "), normalizers.Lowercase()]
+    )
+    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return tokenizer, config
