@@ -158,7 +158,7 @@ def _read_pipeline(folder: pathlib.Path) -> Checkpoint:
     state_dict: StateDict = {}
     files: list[pathlib.Path] = []
     for name in _json(folder / PIPELINE):
-        for config in ("config.json", "scheduler_config.json"):
+        for config in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
             if (folder / name / config).is_file():
                 components[name] = _json(folder / name / config)
     for name in EMBEDDED:

@@ -158,7 +158,8 @@ def _export_lora(
 def other_components(folder: pathlib.Path) -> dict[str, Any]:
     """Return the files of a pipeline for `write_folder`, without the weights of U-Net and autoencoder.
 
-    Text files are copied. Weights, whatever their format, are written as model.safetensors.
+    Text files are copied; model_index.json names only components that are there. Weights, whatever their
+    format, are written as model.safetensors.
     """
     if not (folder / PIPELINE).is_file():
         raise UserError(
@@ -172,6 +173,10 @@ def other_components(folder: pathlib.Path) -> dict[str, Any]:
         weights = [path for path in place.glob("*") if path.suffix in (SAFETENSORS_SUFFIX, ".bin")]
         if weights and place != folder and place.name not in ("unet", "vae"):
             files[f"{place.name}/model.safetensors"] = component_weights(place).state_dict
+    index = json.loads((folder / PIPELINE).read_text("utf-8"))
+    absent = [x for x in index if isinstance(index[x], list) and not (folder / x).is_dir()]
+    if absent:  # such as a safety checker that was not downloaded
+        files[PIPELINE] = index | dict.fromkeys(absent, [None, None])
     return files
 
 

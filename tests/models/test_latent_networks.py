@@ -1,7 +1,6 @@
 """The networks of latent diffusion against arrays of diffusers, block by block."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from l2l_jax.models.latent_diffusion.text import TABLE as TEXT_TABLE
 from l2l_jax.models.latent_diffusion.text import TextConfig, TextEncoder, token_ids
 from l2l_jax.models.latent_diffusion.unet import UNet, UNetConfig
 from l2l_jax.models.latent_diffusion.vae import AutoencoderKL, VAEConfig
+from tests.fixtures.pipelines import WORDS, write_tokenizer
 from tests.reference_arrays import Case, fill, nhwc
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -29,7 +29,7 @@ def draw(seed, *shape):
 
 def unet_inputs(config):
     added = {"pooled": draw(4, 2, 6), "sizes": np.array([[64, 48, 0, 3, 32, 32]] * 2)}
-    inputs = nhwc(draw(1, 2, 9, 8, 8)), jnp.array([1, 981]), draw(2, 2, 5, 12)
+    inputs = nhwc(draw(1, 2, 9, 8, 8)), jnp.array([1, 981]), draw(2, 2, 5, config.cross_attention_dim)
     return (*inputs, added) if config.added_dim else inputs
 
 
@@ -210,31 +210,13 @@ def test_text_encoder(activation):
     close(pooled, case[f"{activation}/pooled"], 1e-5)
 
 
-END = dict(bos="<|startoftext|>", eos="<|endoftext|>")
-
-
-def write_tokenizer(folder, padding="<|endoftext|>"):
-    """A byte-level tokenizer with a few merges, as Stable Diffusion 1 has it."""
-    folder.mkdir(parents=True)
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789!"
-    merges = ["o t", "ot o</w>", "p h", "ph oto</w>", "o f</w>"]
-    words = [*letters, *(f"{x}</w>" for x in letters), *("".join(x.split()) for x in merges)]
-    words += ["Ã", "©</w>", "'", *END.values()]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    config = dict(model_max_length=12, pad_token=padding, tokenizer_class="CLIPTokenizer")
-    config |= {f"{x}_token": {"__type": "AddedToken", "content": END[x]} for x in END}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return words
-
-
 def test_tokens(tmp_path):
     pytest.importorskip("tokenizers")
-    words = write_tokenizer(tmp_path / "x", padding="!")
+    write_tokenizer(tmp_path / "x", padding="!")
     ids = token_ids(["A Photo  of é", "photo of a photo of a photo of a photo of"], tmp_path / "x", 77)
     expected = ["<|startoftext|>", "a</w>", "photo</w>", "of</w>", "Ã", "©</w>", "<|endoftext|>", *"!!!!!"]
-    assert [words[i] for i in ids[0]] == expected
-    assert ids.shape == (2, 12) and words[ids[1, -1]] == "<|endoftext|>" and words[ids[1, -2]] == "photo</w>"
+    assert [WORDS[i] for i in ids[0]] == expected
+    assert ids.shape == (2, 12) and WORDS[ids[1, -1]] == "<|endoftext|>" and WORDS[ids[1, -2]] == "photo</w>"
     with pytest.raises(UserError, match="holds no tokenizer that can be read"):
         token_ids([""], tmp_path, 77)
 

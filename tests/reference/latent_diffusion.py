@@ -1,6 +1,6 @@
 """Compute the reference arrays of latent diffusion with diffusers and transformers, once.
 
-    python tests/reference/latent_diffusion.py        # writes latent_{unet,vae,clip,scheduler}.{json,npz}
+    python tests/reference/latent_diffusion.py  # writes latent_*.json and latent_*.npz
 
 Weights follow the rule of tests/reference/README.md. Arrays are as PyTorch has them, `[batch, channel, …]`.
 """
@@ -8,6 +8,7 @@ Weights follow the rule of tests/reference/README.md. Arrays are as PyTorch has 
 import json
 import pathlib
 import sys
+import tempfile
 
 import diffusers
 import numpy as np
@@ -17,6 +18,7 @@ import transformers
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
+from tests.fixtures.pipelines import write_pipeline  # noqa: E402
 from tests.reference_arrays import fill  # noqa: E402
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
@@ -44,7 +46,7 @@ UNETS = {
         block_out_channels=[8, 16],
         down_block_types=[PLAIN, CROSS],
         up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
-        cross_attention_dim=12,
+        cross_attention_dim=24,
         attention_head_dim=[2, 4],
         use_linear_projection=True,
         transformer_layers_per_block=[0, 2],
@@ -63,16 +65,16 @@ VAE = dict(
     scaling_factor=0.13,
 )
 CLIP = dict(
-    vocab_size=40,
+    vocab_size=100,
     hidden_size=12,
     intermediate_size=24,
     num_hidden_layers=3,
     num_attention_heads=3,
-    max_position_embeddings=7,
+    max_position_embeddings=12,
     projection_dim=6,
-    bos_token_id=38,
-    eos_token_id=39,
-    pad_token_id=39,
+    bos_token_id=98,
+    eos_token_id=99,
+    pad_token_id=99,
 )
 SCHEDULERS = {
     "epsilon": dict(_class_name="PNDMScheduler", beta_schedule="scaled_linear", beta_start=0.00085)
@@ -130,10 +132,10 @@ def unets() -> None:
             arrays[f"{style}/out"] = unet(
                 torch.tensor(draw(1, 2, 9, 8, 8)),
                 torch.tensor([1, 981]),
-                torch.tensor(draw(2, 2, 5, 12)),
+                torch.tensor(draw(2, 2, 5, config["cross_attention_dim"])),
                 added_cond_kwargs={name: torch.tensor(value) for name, value in added.items()},
             ).sample.numpy()
-    inputs = "draw(1, 2, 9, 8, 8), time steps [1, 981], draw(2, 2, 5, 12); "
+    inputs = "draw(1, 2, 9, 8, 8), time steps [1, 981], draw(2, 2, 5, cross_attention_dim); "
     inputs += "SDXL: draw(4, 2, 6), sizes [64, 48, 0, 3, 32, 32]"
     save("unet", arrays, config=UNETS, keys=keys, inputs=inputs)
 
@@ -154,7 +156,7 @@ def vae() -> None:
 
 def clip() -> None:
     arrays = {}
-    tokens = torch.tensor([[38, 3, 7, 39, 39, 39, 39], [38, 1, 2, 3, 4, 5, 39]])
+    tokens = torch.tensor([[98, 3, 7, 99, 99, 99, 99], [98, 1, 2, 3, 4, 5, 99]])
     for act in ("quick_gelu", "gelu"):
         config = transformers.CLIPTextConfig(**CLIP, hidden_act=act)
         model = transformers.CLIPTextModelWithProjection(config)
@@ -185,8 +187,43 @@ def schedulers() -> None:
     save("scheduler", arrays, config=SCHEDULERS, inputs=inputs)
 
 
+def pipelines() -> None:
+    """Inpaint with whole pipelines: four DDIM steps, without guidance and with it."""
+    arrays = {}
+    mask = np.zeros((16, 16), np.float32)
+    mask[4:12, 6:14] = 1
+    images = np.tanh(draw(5, 2, 3, 16, 16))
+    inputs = dict(image=torch.tensor(images / 2 + 0.5), mask_image=torch.tensor(mask)[None, None])
+    for style in UNETS:
+        with tempfile.TemporaryDirectory() as folder:
+            write_pipeline(pathlib.Path(folder), style)
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, safety_checker=None)
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+        pipeline.set_progress_bar_config(disable=True)
+        masked = torch.tensor(np.where(mask, np.float32(0), images))
+        with torch.no_grad():
+            latents = pipeline.vae.encode(masked).latent_dist.mode() * VAE["scaling_factor"]
+        for scale in (1.0, 3.0):
+            arrays[f"{style}/guidance_{scale:.0f}"] = pipeline(
+                prompt=["photo of a"] * 2,
+                negative_prompt=[""] * 2,
+                **inputs,
+                masked_image_latents=latents,
+                latents=torch.tensor(draw(20, 2, 4, 8, 8)),
+                height=16,
+                width=16,
+                strength=1.0,
+                num_inference_steps=4,
+                guidance_scale=scale,
+                output_type="np",
+            ).images
+    inputs = "images tanh(draw(5, 2, 3, 16, 16)), mask [4:12, 6:14], latents draw(20, 2, 4, 8, 8)"
+    save("pipelines", arrays, config={"num_inference_steps": 4}, inputs=inputs)
+
+
 if __name__ == "__main__":
     unets()
     vae()
     clip()
     schedulers()
+    pipelines()

@@ -64,9 +64,10 @@ class Pipeline(CheckpointFormat):
         unet, vae, schedule = (components.get(name, {}) for name in ("unet", "vae", "scheduler"))
         vae_config = VAEConfig.from_json(vae)
         fields = dict(unet=UNetConfig.from_json(unet), vae=vae_config, schedule=Schedule.from_json(schedule))
-        length = components.get("text_encoder", {}).get("max_position_embeddings", 77)
+        positions = components.get("text_encoder", {}).get("max_position_embeddings", 77)
+        length = components.get("tokenizer", {}).get("model_max_length", positions)
         return {name: _sizes(value) for name, value in fields.items()} | dict(
-            image_size=unet.get("sample_size", 64) * vae_config.stride, prompt_words=length
+            image_size=unet.get("sample_size", 64) * vae_config.stride, prompt_words=min(positions, length)
         )
 
     def computed(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
