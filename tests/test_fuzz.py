@@ -1,8 +1,10 @@
 """Foreign bytes of all kinds: only the project's own errors come out, and nothing is written elsewhere.
 
-`-m soak` tries each kind for L2L_JAX_FUZZ_SECONDS (60), a quick run some examples.
+`-m soak` tries each kind for L2L_JAX_FUZZ_SECONDS (60), from the seed L2L_JAX_FUZZ_SEED (0) on, and prints
+(`-s`) its seeds; a quick run tries some examples.
 """
 
+import collections
 import copy
 import gzip
 import io
@@ -18,7 +20,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -41,6 +43,7 @@ from tests.data.test_decoding import exif, png, with_exif
 from tests.weights.checkpoints import SMALL
 
 SECONDS = float(os.environ.get("L2L_JAX_FUZZ_SECONDS", "60"))
+FIRST_SEED = int(os.environ.get("L2L_JAX_FUZZ_SEED", "0"))
 GROWTH = 2**30
 """Bytes by which the memory of the process may grow while it reads files of some kilobytes."""
 
@@ -262,23 +265,27 @@ def test_damaged_files(kind, seconds, folder):
     if kind.startswith("idx ") and not kind.endswith(("images", "labels")):
         (folder / "t10k-images-idx3-ubyte").unlink()
     top, before = folder.parent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcomes = collections.Counter()
 
     @settings(
         max_examples=300 if seconds else 15, deadline=None, database=None,
         suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
-        derandomize=not seconds,
     )  # fmt: skip
     @given(strategy())
     def run(content):
         try:
             check(folder, content)
+            outcomes["read"] += 1
         except UserError as error:
             assert str(error)
+            outcomes["refused"] += 1
 
-    end = time.monotonic() + seconds
-    run()
-    while time.monotonic() < end:
-        run()
+    end, number = time.monotonic() + seconds, FIRST_SEED
+    while number == FIRST_SEED or time.monotonic() < end:
+        seed(number)(run)()
+        number += 1
+    if seconds:
+        print(f"{kind}: {dict(outcomes)}, seeds {FIRST_SEED} to {number - 1}")
     assert {name.split("/")[0] for name in listing(top)} == {"folder", "elsewhere"}
     assert not listing(top / "elsewhere")
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < GROWTH

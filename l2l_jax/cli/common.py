@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import io
 import logging
 import pathlib
 import signal
@@ -213,6 +214,8 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
 def _guard(call: Callable[[], int | None]) -> int:
     """Return the exit code of a call, after a sentence about what it raised."""
     _log_plain_lines()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # with stderr's way to write what a locale cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with raising_signals():
             code = call()
@@ -278,7 +281,8 @@ def _tell(message: str, *, everyone_knows: bool) -> None:
     index, count = distributed.place()
     if index == 0 or not everyone_knows:
         own = f"[process {index} of {count}] " if count > 1 and not everyone_knows else ""
-        print(own + message, file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody may read it any more
+            print(own + message, file=sys.stderr)
 
 
 def _log_plain_lines() -> None:

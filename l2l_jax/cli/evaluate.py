@@ -15,6 +15,7 @@ from l2l_jax.cli.common import load_config, parse_flags
 from l2l_jax.cli.unlearned_flag import UNLEARNED
 from l2l_jax.config_files import override
 from l2l_jax.errors import UserError
+from l2l_jax.utils.runtime import check_backend
 
 TASKS = flags.DEFINE_list(
     "tasks",
@@ -31,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
     if recipe and TASKS.value:
         recipe = override(recipe, {"evaluate.tasks": tuple(TASKS.value)})
     config = load_config(recipe) if recipe else None
+    check_backend()
     # Imported late, to answer a mistyped flag at once.
     from l2l_jax.evals import tables
     from l2l_jax.experiment.evaluation import evaluate_folders, evaluate_models

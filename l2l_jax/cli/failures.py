@@ -29,7 +29,17 @@ def explanation(error: BaseException, workdir: pathlib.Path | None) -> tuple[str
             "Another process of this run has ended; its own output says why. Start all of them again to "
             f"resume from the last checkpoint. ({reason})"
         ), distributed.LOST
-    return explain(error, workdir), 1
+    return _about_environment(error) or explain(error, workdir), 1
+
+
+def _about_environment(error: BaseException) -> str | None:
+    """Return a sentence for a variable that JAX cannot read, which it says when it is imported."""
+    reason = " ".join(str(error).split())
+    names = (name for name in os.environ if name.startswith("JAX_"))
+    name = next((name for name in names if re.search(rf"\b{name}\b", reason, re.IGNORECASE)), None)
+    if name is None or not isinstance(error, ValueError):
+        return None
+    return f"The environment variable {name} is {os.environ[name]!r}, which JAX refuses: {reason}."
 
 
 def explain(error: BaseException, workdir: pathlib.Path | None = None) -> str | None:

@@ -56,7 +56,8 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
             )
         if synsets:
             return numbers[synsets[0]]
-        near = difflib.get_close_matches(text, [*numbers, *words])
+        cases = {name.lower(): name for name in (*words, *numbers)}
+        near = [cases[name] for name in difflib.get_close_matches(text.lower(), cases)]
         examples = ", ".join(class_names[:10]) + (", …" if len(class_names) > 10 else "")
         hint = f"nearest: {', '.join(near)}" if near else f"its classes: {examples}"
         raise UserError(f"{field} names the class {text!r}, which the source lacks; {hint}.")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from l2l_jax.cli.arguments import Parser
 from l2l_jax.cli.common import run_program
 from l2l_jax.errors import UserError
+from l2l_jax.utils.runtime import check_backend
 
 if TYPE_CHECKING:
     from l2l_jax.portability.cases import Dtype, Precision
@@ -75,6 +76,7 @@ def compute(
     Raises:
       UserError: There are not so many devices, or they cannot share a batch.
     """
+    check_backend()
     import jax
 
     from l2l_jax.portability import cases

@@ -138,7 +138,10 @@ def label(name: object, width: int = 16) -> str:
     """Return a user's name for a picture: no math, two lines of `width` at most, unknown glyphs replaced."""
     known = set().union(*(_glyphs(family) for family in families()))
     text = "".join(c if ord(c) in known or c.isspace() else MISSING for c in str(name))
-    return "\n".join(textwrap.wrap(text, width, max_lines=2, placeholder="…")).replace("$", r"\$")
+    lines = [line.replace("_ ", "_") for line in textwrap.wrap(text.replace("_", "_ "), width)]
+    if len(lines) > 2:
+        lines = [lines[0], f"{lines[1][: width - 1]}…"]
+    return "\n".join(lines).replace("$", r"\$")
 
 
 @functools.cache

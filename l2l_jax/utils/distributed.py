@@ -96,15 +96,15 @@ def cluster(environ: Mapping[str, str]) -> str | None:
             "starts one for each of the %s tasks of the job.",
             environ["SLURM_NTASKS"],
         )
-    if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1 and "OMPI_MCA_orte_hnp_uri" in environ:
+    if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1 and environ.get("OMPI_MCA_orte_hnp_uri"):
         return "Open MPI"
     if _tpu_chips():
         if "," in environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES", "")):
             return "TPU"
-        if "TPU_SKIP_MDS_QUERY" not in environ and "KUBERNETES_SERVICE_HOST" not in environ:
+        if not environ.get("TPU_SKIP_MDS_QUERY") and not environ.get("KUBERNETES_SERVICE_HOST"):
             return "TPU"  # JAX asks the machine's metadata server
         return None
-    if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
+    if environ.get("KUBERNETES_SERVICE_HOST") and environ.get("JOB_COMPLETION_INDEX"):
         return "Kubernetes"
     return None
 
@@ -200,8 +200,8 @@ def _initialize(launch: Launch, manager: str | None) -> None:
         raise
     except Exception as error:  # of JAX, of the cluster's client, of the network
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        met = manager or launch.coordinator
-        raise UserError(f"The processes could not be joined ({met}: {reason}).") from error
+        met, alone = manager or launch.coordinator, " To run alone, give --nodistributed." if manager else ""
+        raise UserError(f"The processes could not be joined ({met}: {reason}).{alone}") from error
     finally:
         timer.cancel()
     if threading.current_thread() is threading.main_thread():
@@ -231,7 +231,10 @@ def _wait_for_port(launch: Launch) -> None:
 def _nobody_came(launch: Launch) -> str:
     waited = f"waited {launch.start_timeout} s (--start_timeout)"
     if launch.coordinator is None:
-        return f"The other processes of the cluster did not come; {waited}. Were all of them started?"
+        return (
+            f"The other processes of the cluster did not come; {waited}. Were all of them started? To run "
+            "alone, give --nodistributed."
+        )
     host, port = launch.coordinator.rsplit(":", 1)
     if launch.process_id:
         try:

@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere, and a summary at the end."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -22,8 +23,9 @@ class LineHandler(logging.Handler):
     """Writes log records as plain lines on stderr, above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record."""
-        tqdm.write(self.format(record), file=sys.stderr)
+        """Write a record; work goes on if nobody reads it any more, or if its file cannot grow."""
+        with contextlib.suppress(OSError):
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 def show_log() -> None:

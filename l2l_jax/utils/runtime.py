@@ -108,13 +108,13 @@ def check_backend() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        asked = os.environ.get("JAX_PLATFORMS")
-        if not asked:
+        name = next((n for n in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(n)), None)
+        if name is None:
             raise
         reason = str(error).partition(" (set JAX_PLATFORMS")[0] or "no plugin for it is installed"
         raise UserError(
-            f"JAX_PLATFORMS={asked}: JAX cannot start there ({' '.join(reason.split())[:300]}). Install JAX "
-            "for that device, or unset JAX_PLATFORMS to use the devices that are found."
+            f"{name}={os.environ[name]}: JAX cannot start there ({' '.join(reason.split())[:300]}). Install "
+            f"JAX for that device, or unset {name} to use the devices that are found."
         ) from error
 
 

@@ -4,6 +4,7 @@ Importing this module does not import JAX.
 """
 
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -121,7 +122,7 @@ def raising_signals() -> Iterator[None]:
         raise SignalReceived(number)
 
     try:
-        with _handled(stop):
+        with _watched(), _handled(stop):
             yield
     finally:
         left = True
@@ -134,12 +135,51 @@ def _handled(handler: Callable[[int], Any]) -> Iterator[None]:
     A SIGHUP that the parent process has told to ignore, as `nohup` does, stays ignored.
     """
     taken = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, lambda n, _: handler(n)) for number in taken}
+
+    def call(number: int, _: object) -> None:
+        global _handled_at
+        _handled_at = time.monotonic()
+        handler(number)
+
+    previous = {number: signal.signal(number, call) for number in taken}
     try:
         yield
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+
+
+_handled_at = -math.inf
+"""When a handler was called last."""
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """End the process if the main thread does not come to call the handler of a signal.
+
+    Python calls handlers in the main thread, after what it is in returns: a read that never ends, or a long
+    compilation. A step of training, which saves its state then, may take its time.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while received := os.read(read, 1):
+            if received[0] in SIGNALS:
+                _later(functools.partial(end_unless_handled, received[0], time.monotonic() - 1))
+        os.close(read)
+
+    def end_unless_handled(number: int, since: float) -> None:
+        if _handled_at < since and not any(stop.patient for stop in REQUESTS):
+            _end_now(number)
+
+    threading.Thread(target=watch, name="l2l_jax-signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write)
 
 
 def _later(call: Callable[[], Any]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -71,14 +72,40 @@ def test_a_method_of_a_users_module_has_its_options_and_documentation(run_here, 
     assert code == 1 and "Did you mean config.unlearn.brighten.strength?" in errors
 
 
-@pytest.mark.parametrize("platform", ["cuda", soak("gpu"), "typo"])
-def test_a_platform_that_is_not_here_is_named(platform):
-    command = [sys.executable, "-m", "l2l_jax", "config", "--config=digits_mae"]
-    environment = {**os.environ, "JAX_PLATFORMS": platform}
+PLACE = "{}={}: JAX cannot start there \\("
+VALUE = "The environment variable {} is '{}', which JAX refuses: "
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "command", "message"),
+    [
+        ("JAX_PLATFORMS", "cuda", "config --config=digits_mae", PLACE),
+        soak("JAX_PLATFORMS", "gpu", "config --config=digits_mae", PLACE),
+        ("JAX_PLATFORMS", "typo", "evaluate --images=tests --reference=tests", PLACE),
+        soak("JAX_PLATFORMS", "typo", "portability record here.json", PLACE),
+        ("JAX_PLATFORM_NAME", "gpu", "run --config=digits_mae", PLACE),
+        ("JAX_ENABLE_X64", "maybe", "weights inspect nowhere", VALUE),
+        soak("JAX_NUM_CPU_DEVICES", "two", "run --config=digits_mae", VALUE),
+    ],
+)
+def test_a_variable_that_jax_cannot_use_is_named(variable, value, command, message):
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"} | {variable: value}
+    command = [sys.executable, "-m", "l2l_jax", *command.split()]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"Error: JAX_PLATFORMS={platform}: JAX cannot start there (")
+    assert re.match(f"Error: {message.format(variable, value)}", done.stderr)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_output_that_the_locale_cannot_encode_is_escaped():
+    program = (
+        "import sys\nfrom l2l_jax.cli.common import run_program\n"
+        "sys.exit(run_program(lambda _: print('PSNR \\u2191 \\udcfc'), ['program']))"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "PSNR \\u2191 \\udcfc\n", "")
 
 
 def test_a_user_without_a_home_is_told_so(run_here, monkeypatch):

@@ -116,7 +116,26 @@ FLAGS = [
 ]
 
 CLASSES = [
-    ([*PHOTOS, "--config.data.forget=Bob"], "names the class 'Bob'.*bob"),
+    ([*PHOTOS, "--config.data.forget=Bob"], "names the class 'Bob'.*nearest: bob"),
+    ([*PHOTOS, "--config.data.forget=BOB"], "names the class 'BOB'.*nearest: bob"),
+    *(
+        ([*PHOTOS, f"--config.data.forget={name}"], f"names the class '{re.escape(name)}'")
+        for name in (
+            "007",
+            "1e0",
+            "None",
+            "bob ",
+            "-1",
+            "+1",
+            "0x1",
+            "１",
+            "(bob)",
+            "bob;eve",
+            "bob/",
+            "*",
+            "3",
+        )
+    ),
     ([*PHOTOS, "--config.data.forget=7"], "names the class '7'"),
     ([*PHOTOS, "--config.data.forget=1.0"], "names the class '1.0'"),
     ([*PHOTOS, "--config.data.forget=True"], "names the class 'True'"),

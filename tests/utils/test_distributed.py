@@ -36,7 +36,9 @@ def tpu_chips(monkeypatch):
         ({**SLURM, "SLURM_STEP_NUM_TASKS": "2"}, "Slurm"),
         ({**SLURM, "SLURM_NTASKS": ""}, None),
         ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}, "Open MPI"),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_MCA_orte_hnp_uri": ""}, None),
         (POD, "Kubernetes"),
+        (dict.fromkeys(POD, ""), None),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # a pod of its own
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, None),  # without chips
     ],

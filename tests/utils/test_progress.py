@@ -96,3 +96,13 @@ def test_scripts_see_progress_unless_they_set_up_logging(setup, shown):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", shown)
+
+
+def test_nobody_needs_to_read_the_lines(monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Broken())
+    record = logging.LogRecord("l2l_jax", logging.INFO, __file__, 1, "a line", (), None)
+    progress.LineHandler().emit(record)

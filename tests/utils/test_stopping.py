@@ -1,6 +1,7 @@
 """Signals end a program in time, whatever it waits for."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import pytest
 
 PROGRAM = """
-import os, signal, sys, threading, time
+import ctypes, os, signal, sys, threading, time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children ignore it
 from l2l_jax.utils import stopping
 
@@ -20,6 +21,10 @@ try:
         if waits == "thread":  # keeps Python from ending
             threading.Thread(target=open, args=(fifo,)).start()
         print("ready", flush=True)
+        if waits == "call":  # which signals do not interrupt
+            mutex = ctypes.create_string_buffer(64)
+            for _ in range(2):
+                ctypes.CDLL(None).pthread_mutex_lock(mutex)
         while True:
             try:
                 time.sleep(60)
@@ -32,18 +37,22 @@ except KeyboardInterrupt as error:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("waits", ["main", "thread"])
+@pytest.mark.parametrize("waits", ["main", "thread", "call"])
 def test_a_signal_ends_the_program(number, waits, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "fifo"), waits]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
+        time.sleep(waits == "call")
         start = time.monotonic()
         process.send_signal(number)
         output, errors = process.communicate(timeout=20)
     name = signal.Signals(number).name
-    assert process.returncode == 128 + number and output == f"ended by {name}\n"
-    assert errors == ""
+    assert process.returncode == 128 + number
+    if waits == "call":
+        assert output == "" and re.fullmatch(f"{name}: stopped. Run the same command to resume .*\n", errors)
+    else:
+        assert output == f"ended by {name}\n" and errors == ""
     assert time.monotonic() - start < 10
 
 
