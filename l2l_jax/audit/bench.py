@@ -222,8 +222,8 @@ class Bench:
         )  # fmt: skip
         with barrier():  # complains in all processes of what is wrong
             trainer = self._trainer(training, variant, seed)
-        run = TrainRun(target.params, batches, folder, name=f"{target.name}, {variant}")
-        params = trainer.train(run, hooks)
+        run = TrainRun(target.params, batches, folder, name=f"{target.name}, {variant}", hooks=hooks)
+        params = trainer.train(run)
         # Checkpoints are larger than all results.
         on_primary(lambda: shutil.rmtree(folder, ignore_errors=True))
         return params

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from l2l_jax.audit.attacks.base import ATTACKS, Attack
+from l2l_jax.audit.attacks.base import ATTACKS, Attack, Work
 from l2l_jax.audit.bench import AuditSetup, Bench, Target
 from l2l_jax.audit.config import THOROUGH
 from l2l_jax.audit.points import Findings, Points, from_arrays, mean, to_arrays
@@ -51,8 +51,6 @@ class Audit:
       evaluation: Its test images.
       training: The images that unlearning was given.
       folder: Folder of all audits of this original.
-      original: The original model; None: attacks are run, and there is nothing to compare.
-      standard: The retrained models; None: there are none.
 
     Raises:
       UserError: An attack needs more images than there are, or the experiment cannot be audited.
@@ -67,12 +65,10 @@ class Audit:
         evaluation: Evaluation,
         training: Split,
         folder: pathlib.Path,
-        original: Params | None = None,
-        standard: Standard | None = None,
     ):
-        self._config, self._folder, self._standard = config, folder, standard
-        self._others = {} if original is None else {"original": original}
-        self._others |= standard.models if standard else {}
+        self._config, self._folder = config, folder
+        self._standard: Standard | None = None
+        self._others: dict[str, Params] = {}
         self._references: dict[str, Findings] = {}
         self._attacks: dict[str, Attack] = {}
         self._caches: dict[str, ResultCache] = {}
@@ -84,6 +80,17 @@ class Audit:
                 for variant, title in attack.variants(self._bench).items():
                     self._attacks[variant] = attack
                     self.lines.append(Line(variant, title, attack.is_curve))
+
+    def compare_with(self, original: Params, standard: Standard | None) -> None:
+        """Set the original model and the retrained models, if any, before `audit`."""
+        self._standard = standard
+        self._others = {"original": original, **(standard.models if standard else {})}
+
+    def work(self) -> list[Work]:
+        """Return the work of every attack on one model."""
+        attacks = dict.fromkeys(self._attacks.values())
+        repeats = {attack: self._config.audit.seeds if attack.is_seeded else 1 for attack in attacks}
+        return [attack.work(self._bench) for attack in attacks for _ in range(repeats[attack])]
 
     def _chosen(self) -> list[Attack]:
         """Return the attacks; "thorough" is all that can be run."""
@@ -103,12 +110,7 @@ class Audit:
     def _announce(self, models: Mapping[str, Params]) -> None:
         """Say about how long a thorough audit takes."""
         if self._config.audit.attacks == (THOROUGH,):
-            work = [
-                attack.work(self._bench)
-                for attack in dict.fromkeys(self._attacks.values())
-                for _ in range(self._config.audit.seeds if attack.is_seeded else 1)
-            ]
-            seconds = len(models) * self._bench.seconds(next(iter(models.values())), work)
+            seconds = len(models) * self._bench.seconds(next(iter(models.values())), self.work())
             logger.info(
                 "The thorough audit of %d models takes about %s; finished attacks are not repeated.",
                 len(models),

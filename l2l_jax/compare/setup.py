@@ -52,7 +52,8 @@ class Setup:
         self.original = original_params(config, self._workdir, self.evaluation.train)
         if config.audit.enabled:
             standard = gold_standard(config, self.original, self._audits)
-            self._auditor = Audit(config, self.evaluation, self.sets, self._audits, self.original, standard)
+            self._auditor = Audit(config, self.evaluation, self.sets, self._audits)
+            self._auditor.compare_with(self.original, standard)
 
     def inputs(self) -> dict[str, Any]:
         """Return what identifies the images and the original model that results depend on, after `start`."""

@@ -1,10 +1,14 @@
-"""An overview of a run, logged before it starts; what would fail later fails here."""
+"""An overview of a run: its phases before it starts, and its time as soon as some steps are timed."""
 
+import itertools
 import logging
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
 
+from l2l_jax.audit.attacks.base import Work
 from l2l_jax.audit.run import Audit
 from l2l_jax.config import Config
-from l2l_jax.data.splits import Split
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.features.networks import find_weights
 from l2l_jax.experiment.gold_standard import TRAIN
@@ -12,67 +16,154 @@ from l2l_jax.experiment.phase import open_phase
 from l2l_jax.experiment.pretrain import LENGTHS
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.train import sharding
+from l2l_jax.train.hooks import Hook
+from l2l_jax.train.loop import Training
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.parallel import make_parallel
+from l2l_jax.utils.progress import duration
+from l2l_jax.utils.runtime import peak_memory
 
 logger = logging.getLogger(__name__)
 
 NOTEWORTHY = 1.0
 """GB of training state from which on its size is said: below, the program itself needs more."""
 
+TIMED = (2, 5)
+"""Steps of a training between which its speed is measured; the first compiles."""
 
-def announce(config: Config, folders: Workdir, evaluation: Evaluation, sets: Split) -> None:
-    """Log the phases of a run with their lengths, the memory of the training state, and the workdir.
 
-    Raises:
-      UserError: A later phase cannot be done: an attack needs more images than there are, or a file of
-        weights that the config names does not exist.
+class _Phase(NamedTuple):
+    """A phase of a run: its title, a short name, and its images; none where it takes no noticeable time."""
+
+    title: str
+    name: str = ""
+    work: Work = Work(0)
+
+
+class Outlook(Hook):
+    """An overview of a run's phases, and as a hook an estimate of their durations.
+
+    The estimate takes every training to be as fast per image as the one that is timed, and a forward pass to
+    be a third of a training step.
+
+    Args:
+      config: The experiment.
+      folders: Its workdir; finished models are read from there.
+      evaluation: Its test images.
+      auditor: Its audit, if there is one.
     """
-    phases = [*_training_phases(config, folders)]
-    models = 3 if config.audit.enabled and config.audit.retrained else 2
-    images = sum(map(len, evaluation.tests.values()))
-    phases.append(f"evaluate {models} models on {images:,} test images")
-    if config.audit.enabled:
-        attacks = len(Audit(config, evaluation, sets, folders.audit).lines) - 1
-        phases.append(f"audit: {attacks} attack{'s' * (attacks > 1)} on each of {models} models")
-    absent = [name for name in config.evaluate.networks if find_weights(config.evaluate, name) is None]
-    size = _state_bytes(config) / 1e9
-    logger.info(
-        "In %s:\n%s\n  %sCtrl-C is safe: the same command resumes. Each phase shows the time it has left.",
-        folders.folder,
-        "\n".join(f"  {number}. {phase}" for number, phase in enumerate(phases, 1)),
-        f"At least {size:.2g} GB of memory on each device while training. " if size >= NOTEWORTHY else "",
-    )
-    if absent:
-        logger.warning("Metrics of %s will be missing: their weights are not here.", " and ".join(absent))
 
+    def __init__(self, config: Config, folders: Workdir, evaluation: Evaluation, auditor: Audit | None):
+        self._config, self._folder = config, folders.folder
+        trained, retrained = config.audit.enabled and TRAIN in config.audit.retrained, config.audit.retrained
+        models = 3 if auditor is not None and retrained else 2
+        self._phases = [*_original(config, folders), *_unlearning(config, folders)]
+        if trained:
+            self._phases.append(_retraining(config))
+        images = sum(map(len, evaluation.tests.values()))
+        title = f"evaluate {models} models on {images:,} test images"
+        self._phases.append(_Phase(title, "evaluation", Work(models * images)))
+        if auditor is not None:
+            attacks, work = len(auditor.lines) - 1, auditor.work()
+            self._phases.append(
+                _Phase(
+                    f"audit: {attacks} attack{'s' * (attacks > 1)} on each of {models} models",
+                    "audit",
+                    Work(*(models * sum(parts) for parts in zip(*work, strict=True))),
+                )
+            )
+        self._timer: tuple[int, float] | None = None
+        self._logged = False
 
-def _training_phases(config: Config, folders: Workdir) -> list[str]:
-    pretraining = [(stage.name, config.pretrain[stage.name]) for stage in config.model.pretraining_stages()]
-    found = []
-    if config.pretrained or folders.pretrained.exists():
-        found.append(f"read the original model, {config.pretrained or folders.pretrained}")
-    else:
-        found += [f"train the original model, {name}: {_length(one)}" for name, one in pretraining]
-    if folders.unlearned.exists():
-        found.append(f"read the unlearned model, {folders.unlearned}")
-    else:
-        if config.data.retain_images == "generated":
-            found.append("let the original model generate retain images")
-        own = config.unlearn.objective(config.model).phases
-        found += [f"unlearn, {name}: {_length(config.unlearn)}" for name in (own.rules if own else ())]
-        found.append(f"unlearn, method {config.unlearn.method}: {_length(config.unlearn)}")
-    if config.audit.enabled and TRAIN in config.audit.retrained:
-        steps = sum(one.steps for _, one in pretraining)
-        shortest, longest = (round(steps * length) for length in (LENGTHS[0], sum(LENGTHS)))
-        found.append(
-            f"train the retrained model without the forget images: {shortest:,} to {longest:,} steps"
+    def announce(self) -> None:
+        """Log the phases with their lengths, the memory of the training state, and the workdir."""
+        size = _state_bytes(self._config) / 1e9
+        logger.info(
+            "In %s:\n%s\n  %sCtrl-C is safe: the same command resumes. Each phase shows the time left.",
+            self._folder,
+            "\n".join(f"  {number}. {phase.title}" for number, phase in enumerate(self._phases, 1)),
+            f"At least {size:.2g} GB of memory on each device while training. " if size >= NOTEWORTHY else "",
         )
-    return found
+        evaluate = self._config.evaluate
+        absent = [name for name in evaluate.networks if find_weights(evaluate, name) is None]
+        if absent:
+            logger.warning("Metrics of %s will be missing: their weights are not here.", " and ".join(absent))
+
+    def estimate(self, seconds_per_image: float) -> dict[str, float]:
+        """Return seconds by phase, from those of one image of a training step."""
+        passes = self._config.model.inpaint_passes / 3
+        return {
+            phase.name: seconds_per_image * (phase.work.trained + passes * phase.work.reconstructed)
+            for phase in self._phases
+            if phase.name
+        }
+
+    def begin(self, training: Training) -> None:
+        """Start to time a training."""
+        self._timer = None
+
+    def after_step(self, training: Training) -> None:
+        """Log the estimate once some steps of the first training are timed."""
+        step, (first, last) = training.step - training.first, TIMED
+        if self._logged or step not in TIMED:
+            return
+        training.check()  # waits for the step
+        now = time.monotonic()
+        if step == first or self._timer is None:
+            self._timer = step, now
+            return
+        self._logged = True
+        images = (last - first) * training.config.batch_size * len(training.objective.sets)
+        seconds = self.estimate((now - self._timer[1]) / images)
+        logger.info(
+            "All this takes about %s on this machine (%s); %.1f GiB of memory so far.",
+            _about(sum(seconds.values())),
+            ", ".join(f"{name} {_about(value)}" for name, value in seconds.items()),
+            peak_memory(),
+        )
+
+
+def _original(config: Config, folders: Workdir) -> Iterator[_Phase]:
+    if config.pretrained or folders.pretrained.exists():
+        yield _Phase(f"read the original model, {config.pretrained or folders.pretrained}")
+        return
+    for stage in config.model.pretraining_stages():
+        training = config.pretrain[stage.name]
+        title = f"train the original model, {stage.name}: {_length(training)}"
+        yield _Phase(title, f"pretraining, {stage.name}", Work(0, training.steps * training.batch_size))
+
+
+def _unlearning(config: Config, folders: Workdir) -> Iterator[_Phase]:
+    if folders.unlearned.exists():
+        yield _Phase(f"read the unlearned model, {folders.unlearned}")
+        return
+    if config.data.retain_images == "generated":
+        yield _Phase("let the original model generate retain images")
+    training, own = config.unlearn, config.unlearn.objective(config.model)
+    work = Work(0, training.steps * training.batch_size * len(own.sets))
+    for name in own.phases.rules if own.phases else ():
+        yield _Phase(f"unlearn, {name}: {_length(training)}", f"unlearning, {name}", work)
+    yield _Phase(f"unlearn, method {training.method}: {_length(training)}", "unlearning", work)
+
+
+def _retraining(config: Config) -> _Phase:
+    trainings = [config.pretrain[stage.name] for stage in config.model.pretraining_stages()]
+    shortest, *_, longest = itertools.accumulate(LENGTHS)
+    steps = sum(training.steps for training in trainings)
+    images = sum(training.steps * training.batch_size for training in trainings)
+    title = "train the retrained model without the forget images: "
+    title += f"{round(shortest * steps):,} to {round(longest * steps):,} steps"
+    return _Phase(title, "retraining at least", Work(0, shortest * images))
 
 
 def _length(training: TrainingConfig) -> str:
     return f"{training.steps:,} steps of {training.batch_size} images of each set"
+
+
+def _about(seconds: float) -> str:
+    """Describe an estimate: seconds to the next ten, from two minutes on whole minutes."""
+    step = 10 if seconds < 120 else 60
+    return duration(max(1, round(seconds / step)) * step).removesuffix(" 0 s")
 
 
 def _state_bytes(config: Config) -> int:

@@ -11,7 +11,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.evals.encoder_features import EncoderFeatures, embed_images
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.experiment.gold_standard import check_gold_standard, gold_standard
-from l2l_jax.experiment.outlook import announce
+from l2l_jax.experiment.outlook import Outlook
 from l2l_jax.experiment.phase import training_sets
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.reporting import report_run
@@ -43,11 +43,12 @@ def run(config: Config, workdir: pathlib.Path, *, redo: bool = False) -> dict[st
             check_gold_standard(config, folders.audit, redo=redo)
         with barrier():
             images = _Images(config, folders)
-            images.announce()
+            outlook = Outlook(config, folders, images.evaluation, images.auditor)
+            outlook.announce()
         clock = _Clock()
-        original = original_params(config, folders, images.train)
+        original = original_params(config, folders, images.evaluation.train, [outlook])
         clock.lap("pretrain")
-        unlearned = unlearned_params(config, folders, original, images.sets)
+        unlearned = unlearned_params(config, folders, original, images.sets, hooks=[outlook])
         clock.lap("unlearn")
         return images.report({"original": original, "unlearned": unlearned}, clock)
 
@@ -77,7 +78,7 @@ def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dic
                     "one with --config.model.pretrained."
                 )
             params = load_pretrained(unlearned, config.family, config.model)
-        original = original_params(config, folders, images.train)
+        original = original_params(config, folders, images.evaluation.train)
         if unlearned == folders.unlearned:
             folders.check_inputs(identify_inputs(config, original, images.sets))
         return images.report({"original": original, "unlearned": params}, _Clock())
@@ -87,29 +88,27 @@ class _Images:
     """The images of an experiment, and what is done with them before and after unlearning.
 
     Attributes:
-      train: All training images.
-      sets: Those to retain and to forget.
+      evaluation: All training images, and the test images.
+      sets: Training images to retain and to forget.
+      auditor: The attacks, if the config asks for an audit.
     """
 
     def __init__(self, config: Config, folders: Workdir):
         self._config, self._folders = config, folders
-        self._evaluation = Evaluation(config, folders.evaluation)
-        self.train = self._evaluation.train
-        self.sets = training_sets(config, self.train)
-
-    def announce(self) -> None:
-        """Log what the run is going to do; raise a UserError for what would fail later."""
-        announce(self._config, self._folders, self._evaluation, self.sets)
+        self.evaluation = Evaluation(config, folders.evaluation)
+        self.sets = training_sets(config, self.evaluation.train)
+        self.auditor: Audit | None = None
+        if config.audit.enabled:
+            self.auditor = Audit(config, self.evaluation, self.sets, folders.audit)
 
     def report(self, models: dict[str, Params], clock: "_Clock") -> dict[str, Any]:
         """Evaluate the models, audit them if that is asked for, and write the report."""
-        config, evaluation = self._config, self._evaluation
-        auditor = audited = None
-        if config.audit.enabled:
+        config, evaluation, auditor, audited = self._config, self.evaluation, self.auditor, None
+        if auditor is not None:
             original = models["original"]
             standard = gold_standard(config, original, self._folders.audit, redo=self._folders.redo)
             clock.lap("retrain")
-            auditor = Audit(config, evaluation, self.sets, self._folders.audit, original, standard)
+            auditor.compare_with(original, standard)
             models |= {} if standard is None else {"retrained": standard.models["retrained"]}
         results = {name: evaluation.evaluate(params, name) for name, params in models.items()}
         tests = {name: evaluation.tests[name] for name in ("retain", "forget")}

@@ -23,6 +23,7 @@ from l2l_jax.evals.inpaint import masked_errors
 from l2l_jax.experiment.phase import open_phase
 from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.models.base import Params
+from l2l_jax.train.hooks import Hook
 from l2l_jax.utils.multihost import barrier
 from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import save_model
@@ -40,7 +41,7 @@ LENGTHS = (1.2, 1.6, 2.4)
 a fair model. Fewer images of fewer kinds take longer to reach the same error."""
 
 
-def original_params(config: Config, folders: Workdir, source: Source) -> Params:
+def original_params(config: Config, folders: Workdir, source: Source, hooks: Sequence[Hook] = ()) -> Params:
     """Return the model to unlearn: `config.pretrained`, the one in the workdir, or one pretrained now."""
     if config.pretrained:
         with barrier():
@@ -49,7 +50,7 @@ def original_params(config: Config, folders: Workdir, source: Source) -> Params:
     folders.check_inputs(identify_images(train=source))
     params = folders.load("original", config.model.shapes())
     if params is None:
-        params = pretrain(config, folders.pretrain, source)
+        params = pretrain(config, folders.pretrain, source, hooks=hooks)
         card = model_card(config, "pretrained from nothing") | folders.facts("original")
         save_model(folders.pretrained, params, card)
     return params
@@ -69,15 +70,22 @@ def _check_shipped(config: Config) -> None:
         )
 
 
-def pretrain(config: Config, folder: pathlib.Path, source: Source, title: str = "pretrain") -> Params:
+def pretrain(
+    config: Config,
+    folder: pathlib.Path,
+    source: Source,
+    title: str = "pretrain",
+    hooks: Sequence[Hook] = (),
+) -> Params:
     """Train a model from nothing on the images of `source`, in the phases of `config.pretrain`.
 
-    `folder` keeps a folder of checkpoints and metrics for each phase; `title` begins their names in messages.
+    `folder` keeps a folder of checkpoints and metrics for each phase; `title` begins their names in messages,
+    and `hooks` are called after each of their steps.
     """
     params = jax.device_get(jax.jit(config.model.init)(jax.random.key(config.seed)))
     for name in (stage.name for stage in config.model.pretraining_stages()):
         phase = open_phase(config, f"pretrain.{name}")
-        params = phase.train(f"{title} {name}", {"train": source}, params, folder / name)
+        params = phase.train(f"{title} {name}", {"train": source}, params, folder / name, hooks=hooks)
     return params
 
 

@@ -23,7 +23,7 @@ from l2l_jax.experiment.pretrain import model_card
 from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.models.adapters import ADAPTER, Adapter
 from l2l_jax.models.base import Params
-from l2l_jax.train.hooks import read_metrics
+from l2l_jax.train.hooks import Hook, read_metrics
 from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.weights import adapters
 from l2l_jax.weights.loading import original_weights
@@ -40,6 +40,7 @@ def unlearned_params(
     *,
     devices: Sequence[jax.Device] | None = None,
     phases: pathlib.Path | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> Params:
     """Return the original model after unlearning, from the workdir if it is finished there.
 
@@ -50,6 +51,7 @@ def unlearned_params(
       sets: Training images to retain and to forget.
       devices: Devices to train on; None: all.
       phases: Where `run_phases` keeps its state; None: in the folder of unlearning.
+      hooks: Called after each step of unlearning.
     """
     folders.check_inputs(identify_inputs(config, original, sets))
     saved = folders.load("unlearned", original)
@@ -76,7 +78,7 @@ def unlearned_params(
         logger.info("Losses at the end of the phases: %s", facts["phases"])
         rule = phase.objective.phases.settle(facts["phases"])
         phase = dataclasses.replace(phase, objective=dataclasses.replace(phase.objective, rule=rule))
-    run = {"alpha": unlearn.weight, "budget": budget, "teacher": teacher}
+    run = {"alpha": unlearn.weight, "budget": budget, "teacher": teacher, "hooks": hooks}
     params = phase.train("unlearn", sets._asdict(), original, folders.unlearn, devices, **run)
     if budget is not None:
         outcome = outcome_of(budget)

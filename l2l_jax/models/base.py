@@ -231,6 +231,11 @@ class Model(abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} does not inpaint from patches")
 
     @property
+    def inpaint_passes(self) -> int:
+        """Forward passes of `inpaint`, for estimates of its time."""
+        return 1
+
+    @property
     def why_no_samples(self) -> str:
         """Why `sample` cannot be called, or "" where it can."""
         return "its reconstructions are not drawn at random"

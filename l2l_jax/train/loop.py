@@ -44,6 +44,7 @@ class TrainRun:
       budget: Moves the weight from there and chooses the resulting model.
       teacher: Model that the objective's frozen parts are taken from; None: `params`.
       name: Name in messages; by default the trainer's.
+      hooks: Called after every step, before its checkpoint is saved.
     """
 
     params: Params
@@ -53,6 +54,7 @@ class TrainRun:
     budget: RetainBudget | None = None
     teacher: Params | None = None
     name: str = ""
+    hooks: Sequence[Hook] = ()
 
 
 @dataclasses.dataclass
@@ -164,12 +166,11 @@ class Trainer:
         self._step: Step | None = None
         self._compiled, self._one_compiles = False, threading.Lock()
 
-    def train(self, run: TrainRun, hooks: Sequence[Hook] = ()) -> Params:
+    def train(self, run: TrainRun) -> Params:
         """Train to the last step, resuming from `run.folder` if there is something to resume.
 
         Args:
           run: Where to start from, and where to keep the state.
-          hooks: Called after every step, before its checkpoint is saved.
 
         Returns:
           What the objective makes of `run.params` and the trained parts (`Objective.merge`), as host arrays.
@@ -188,7 +189,7 @@ class Trainer:
             training = self._start_or_resume(run, iterator, checkpointer)
             if training.step < self._config.steps:
                 own = [] if run.budget is None else [run.budget]
-                training.hooks = [*own, *hooks, SaveCheckpoints(checkpointer), LogMetrics(run.folder)]
+                training.hooks = [*own, *run.hooks, SaveCheckpoints(checkpointer), LogMetrics(run.folder)]
                 for hook in training.hooks:
                     hook.begin(training)
                     stack.callback(hook.close)

@@ -6,10 +6,11 @@ import runpy
 
 import pytest
 
+from l2l_jax.audit.run import Audit
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.experiment.outlook import announce
+from l2l_jax.experiment.outlook import Outlook
 from l2l_jax.experiment.phase import training_sets
 from l2l_jax.experiment.workdir import Workdir
 
@@ -22,7 +23,10 @@ def announced(folder, **fields):
     config = parse_config(recipe)
     folders = Workdir(folder, config)
     evaluation = Evaluation(config, folders.evaluation)
-    announce(config, folders, evaluation, training_sets(config, evaluation.train))
+    auditor = Audit(config, evaluation, training_sets(config, evaluation.train), folders.audit)
+    outlook = Outlook(config, folders, evaluation, auditor)
+    outlook.announce()
+    return outlook
 
 
 def test_phases_in_order_with_their_lengths(tmp_path, caplog):
@@ -57,3 +61,19 @@ def test_missing_weights_are_announced(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("L2L_JAX_WEIGHTS", str(tmp_path))
     announced(tmp_path / "run", **{"evaluate.networks": ("inception", "clip")})
     assert "Metrics of inception and clip will be missing" in caplog.text
+
+
+def test_durations_follow_from_the_images_of_each_phase(tmp_path):
+    recipe = {"pretrain.model.steps": 1000, "audit.attacks": "retain_tuning", "unlearn.steps": 300}
+    attack = {"audit.retain_tuning": {"steps": 10, "batch_size": 4}}
+    outlook = announced(tmp_path, **recipe, **attack, **{"unlearn.batch_size": 32})
+    found = outlook.estimate(0.5)
+    validation, test, models = 100, 224, 3  # forget images, of 450 test images
+    measured = 4 * (validation + test)  # after 10, 5, 2 and 1 steps
+    assert found == {
+        "pretraining, model": 0.5 * 1000 * 64,
+        "unlearning": 0.5 * 300 * 32 * 2,
+        "retraining at least": pytest.approx(0.5 * 1.2 * 1000 * 64),
+        "evaluation": pytest.approx(0.5 / 3 * models * 450),
+        "audit": pytest.approx(0.5 * models * (10 * 4 + measured / 3)),
+    }

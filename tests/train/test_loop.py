@@ -261,11 +261,9 @@ def test_a_trainer_shows_models_on_the_way_and_is_traced_once(params, tmp_path):
     results = []
     for folder, steps in {"unseen": (), "seen": (7, 12)}.items():
         batches = image_batches()
+        hooks = [Observe(steps, seen.__setitem__)]
         results.append(
-            trainer.train(
-                loop.TrainRun(params, batches, tmp_path / folder, alpha=0.5),
-                [Observe(steps, seen.__setitem__)],
-            )
+            trainer.train(loop.TrainRun(params, batches, tmp_path / folder, alpha=0.5, hooks=hooks))
         )
     assert list(seen) == [7, 12] and len(traced) == 1
     assert_identical(*results)  # looking changes nothing

@@ -345,6 +345,10 @@ class MAGE(Model):
         tokenizer = PretrainingStage("tokenizer", ("tokenizer",), prepare, self.tokenizer_loss)
         return (tokenizer, *super().pretraining_stages())
 
+    @property
+    def inpaint_passes(self) -> int:  # noqa: D102
+        return self.decoding_steps
+
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
         """Tokenize, decode what is hidden, blend the decoded image in.
 

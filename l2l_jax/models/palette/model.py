@@ -248,6 +248,10 @@ class Palette(Model):
         """Apply `pure_noise_inside`, as released: there is nothing but noise to find in the mask."""
         return images, self.pure_noise_inside(corrupted)
 
+    @property
+    def inpaint_passes(self) -> int:  # noqa: D102
+        return self.sampling_steps
+
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
         """Fill the mask by reverse diffusion from noise."""
         return self.inpaint_with(params, images, mask, *_draws(rng, images.shape))
