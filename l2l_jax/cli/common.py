@@ -20,7 +20,13 @@ from l2l_jax.config_files import Recipe
 from l2l_jax.errors import Interrupted, UserError
 from l2l_jax.utils import distributed
 from l2l_jax.utils.progress import LineHandler
-from l2l_jax.utils.runtime import check_backend, keep_compiled_programs, keep_freed_memory, share_one_arena
+from l2l_jax.utils.runtime import (
+    check_backend,
+    keep_compiled_programs,
+    keep_freed_memory,
+    return_memory_after_compiling,
+    share_one_arena,
+)
 from l2l_jax.utils.stopping import raising_signals
 
 if TYPE_CHECKING:
@@ -151,6 +157,7 @@ def load_config(recipe: Recipe) -> "Config":
       UserError: A field does not exist or has a wrong value, or JAX finds no device.
     """
     check_backend()
+    return_memory_after_compiling()
     from l2l_jax.config import parse_config
 
     with _together():

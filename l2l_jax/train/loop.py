@@ -30,6 +30,9 @@ from l2l_jax.utils.stopping import StopRequest, stop_request
 
 logger = logging.getLogger(__name__)
 
+ONE_COMPILES = threading.Lock()
+"""Held while a step is compiled: the compiler takes more memory than the steps of a small model."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainRun:
@@ -164,7 +167,7 @@ class Trainer:
         self._name, self._objective, self._config, self._seed = name, objective, config, seed
         self._optimizer = make_optimizer(config)
         self._step: Step | None = None
-        self._compiled, self._one_compiles = False, threading.Lock()
+        self._compiled = False
 
     def train(self, run: TrainRun) -> Params:
         """Train to the last step, resuming from `run.folder` if there is something to resume.
@@ -244,7 +247,7 @@ class Trainer:
 
     def _call(self, training: Training, batch: Any) -> tuple[TrainState, Mapping[str, Any]]:
         """Call the step; the first call, which compiles it, runs alone: other threads wait for it."""
-        with contextlib.nullcontext() if self._compiled else self._one_compiles:
+        with contextlib.nullcontext() if self._compiled else ONE_COMPILES:
             if self._step is None:
                 value_range = training.run.batches.value_range
                 step = make_step(

@@ -1,6 +1,7 @@
 """Process set-up that must come before the first array."""
 
 import ctypes
+import functools
 import os
 import pathlib
 import resource
@@ -13,6 +14,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # names and numbers of g
 LARGE_IMAGES = 64
 """Side in pixels from which a step's temporaries are more than the arena of a thread can keep, 64 MB."""
 
+COMPILED, LONG_SECONDS = "/jax/core/compile/backend_compile_duration", 1.0
+"""JAX's event of a compilation, and the least duration of one that leaves much memory."""
 
 ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel[0-9]*", "vfio/[0-9]*")
 """Device files under /dev of NVIDIA and AMD GPUs and of TPUs, old and new."""
@@ -56,11 +59,32 @@ def share_one_arena(image_size: int) -> None:
         _set_malloc(M_ARENA_MAX, 1)
 
 
+@functools.cache
+def return_memory_after_compiling() -> None:
+    """Let malloc return what it keeps to the kernel after each long compilation.
+
+    The compiler frees more than steps need afterwards: of 0.96 GiB after compiling the step of the
+    Fashion-MNIST MAE, 0.36 GiB remain.
+    """
+    import jax  # here, to start without it
+
+    def trim(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == COMPILED and duration_secs >= LONG_SECONDS:
+            _call_malloc("malloc_trim", 0)
+
+    jax.monitoring.register_event_duration_secs_listener(trim)
+
+
 def _set_malloc(option: int, value: int) -> None:
+    _call_malloc("mallopt", option, value)
+
+
+def _call_malloc(name: str, *arguments: int) -> None:
+    """Call a function of glibc, where that is the C library and JAX runs on the CPU."""
     if sys.platform.startswith("linux") and runs_on_cpu():
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(option, value)
+        function = getattr(ctypes.CDLL(None), name, None)
+        if function is not None:
+            function(*arguments)
 
 
 def home() -> pathlib.Path:

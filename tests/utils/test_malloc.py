@@ -47,3 +47,34 @@ def test_threads_share_the_main_arena_where_images_are_large(image_size, shared)
     of_main_arena, faults = done.stdout.split()
     assert of_main_arena == str(shared)
     assert not shared or int(faults) < 50
+
+
+FREED = """
+import pathlib
+import jax, numpy as np
+from l2l_jax.utils.runtime import COMPILED, keep_freed_memory, return_memory_after_compiling
+
+def resident():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+
+keep_freed_memory()
+return_memory_after_compiling()
+blocks = [np.ones(10_000) for _ in range(4000)]  # 305 MiB, and something above them that stays
+kept = np.ones(10_000)
+used = resident()
+del blocks
+jax.monitoring.record_event_duration_secs(COMPILED, 0.1)
+freed = resident()
+jax.monitoring.record_event_duration_secs(COMPILED, 2.0)
+print(used - freed, freed - resident())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_memory_goes_back_to_the_kernel_after_a_long_compilation():
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", FREED], env=environment, capture_output=True, text=True, check=True
+    )
+    after_short, after_long = map(int, done.stdout.split())
+    assert after_short < 30 and after_long > 270
