@@ -96,8 +96,10 @@ class Recognized:
     def params(self, model: Model) -> Params:
         """Return the parameters that the checkpoint holds, float32; if they do not fit, raise a UserError."""
         target = part_shapes(model, self.format.parts)
-        params = as_floats(mapping.to_flax(self.format.table, self.state_dict, target, model), target)
-        return params | self.format.computed(self.state_dict, model, self.origin)
+        computed = self.format.computed(self.state_dict, model, self.origin)
+        return (
+            as_floats(mapping.to_flax(self.format.table, self.state_dict, target, model), target) | computed
+        )
 
 
 def field(model: Model, name: str) -> Any:

@@ -150,10 +150,19 @@ def _features(prompts: Sequence[str], files: EncoderFiles) -> TextFeatures:
         raise UserError(f"{files.tokenizer} makes token {ids.max()}; the encoder knows {config.vocabulary}.")
     encoder = TextEncoder(config)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids)["params"]
-    params = mapping.to_flax(TABLE, files.state_dict, shapes)
+    prefixes = ("text_model.", "text_projection.")  # transformers 5 leaves out the former
+    state = {
+        key if key.startswith(prefixes) else f"text_model.{key}": x for key, x in files.state_dict.items()
+    }
+    params = mapping.to_flax(TABLE, state, shapes)
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
     with jax.default_matmul_precision("highest"):
         return jax.device_get(jax.jit(lambda params: apply(encoder, params, ids))(params))
+
+
+def _prefixed(key: str) -> str:
+    """Return a key of transformers 5, which may lack "text_model.", with that prefix."""
+    return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"
 
 
 def token_ids(prompts: Sequence[str], folder: pathlib.Path, length: int) -> np.ndarray:
