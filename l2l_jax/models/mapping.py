@@ -188,6 +188,11 @@ def to_flax(table: Table, state_dict: StateDict, target: Any, config: Any = None
 
 
 def _check_constant(constant: Constant, value: np.ndarray, expected: np.ndarray) -> None:
+    if not np.isfinite(value).all():
+        raise UserError(
+            f"{constant.torch_key} holds NaN or infinite values: the training diverged, or the file is "
+            "damaged. Use another checkpoint."
+        )
     if value.shape != expected.shape:
         problem = f"has shape {value.shape}, and this model's table {expected.shape}."
     elif not value.any() and expected.any():

@@ -136,6 +136,10 @@ def recognize(state_dict: StateDict, origin: Mapping[str, Any]) -> Recognized:
             "this is an adapter, not a model: merge it into the one that it was trained on, with python -m "
             "l2l_jax.weights export FOLDER --adapter FILE --output FILE."
         )
+    names = {key.partition(".")[0] for key in state_dict if "." in key}
+    if len(names) == 1 and all("." in key for key in state_dict):  # the attribute of a Lightning module
+        with contextlib.suppress(UserError):
+            return recognize({key.partition(".")[2]: x for key, x in state_dict.items()}, origin)
     families, keys = ", ".join(FAMILIES), mapping.listing(sorted(state_dict), 4)
     raise UserError(f"these are not weights of {families}: the keys are {keys}.")
 

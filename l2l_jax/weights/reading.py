@@ -26,16 +26,20 @@ TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar")
 SAFETENSORS_SUFFIX = ".safetensors"
 SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX)
 
-PLAIN = ("state_dict", "model", "network", "net", "params", "module")
+PLAIN = ("state_dict", "model", "network", "net", "params", "module", "shadow")
 """Names under which checkpoints keep their state dict."""
-AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "params_ema", "ema")
+AVERAGED = ("model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "params_ema", "ema")
 """Names under which checkpoints keep an exponential moving average (EMA) of the weights."""
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.", "state_dict.", "network.")
 """Prefixes of keys from wrappers: data parallelism, `torch.compile`, Lightning, DeepSpeed."""
 INNER_WRAPPERS = re.compile(r"\b(_checkpoint_wrapped_module|_orig_mod|_fsdp_wrapped_module)\.")
 """Parts of keys from wrappers of single blocks."""
-TRAINING_ONLY = re.compile(r"(perceptual|perceptual_loss|lpips|loss|criterion|discriminator|disc)\b.*")
-"""Keys of networks that only the training needs."""
+TRAINING_ONLY = re.compile(
+    r"(perceptual|perceptual_loss|lpips|loss|criterion|discriminator|disc|n_averaged)\b.*"
+)
+"""Keys of networks and counters that only the training needs."""
+ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg")
+"""Names under which checkpoints keep the arguments of the training program."""
 
 HUB_WEIGHTS = tuple(
     name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")
@@ -126,7 +130,10 @@ def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
         content |= more
     copies, left_out = find_state_dicts(content)
     if not copies:
-        raise UserError(f"{path} holds no weights: there is no array in it, at the top or in a wrapper.")
+        entries = f" Its entries: {listing(sorted(map(str, content)), 5)}." if content else ""
+        raise UserError(
+            f"{path} holds no weights: there is no array in it, at the top or in a wrapper.{entries}"
+        )
     for state_dict in copies.values():
         _check_sizes(path, state_dict, files)
     averaged = [name for name in copies if any(part in AVERAGED for part in name.split("."))]
@@ -137,9 +144,7 @@ def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
         )
     plain = [name for name in copies if name not in averaged]
     copy = averaged[0] if ema or not plain else plain[0]
-    args = content.get("args", {})
-    args = vars(args) if isinstance(args, argparse.Namespace) else args
-    origin = {"file": path.name, "args": dict(args) if isinstance(args, Mapping) else {}}
+    origin = {"file": path.name, "args": _arguments(content)}
     origin |= _neighbors(path if is_folder else path.parent)
     kind = "Hugging Face folder" if is_folder else kind
     return Checkpoint(path, kind, tuple(copies), copy, copies[copy], origin, files, left_out)
@@ -187,6 +192,16 @@ def component_weights(folder: pathlib.Path) -> Checkpoint:
         raise UserError(f"{folder / name} holds no weights.")
     _check_sizes(folder, state_dict, files)
     return Checkpoint(folder, "component", ("",), "", state_dict, {"file": folder.name}, files)
+
+
+def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the arguments of the training program, as far as a checkpoint keeps them."""
+    found: dict[str, Any] = {}
+    for name in ARGUMENTS:
+        args = content.get(name)
+        args = vars(args) if isinstance(args, argparse.Namespace) else args
+        found |= args if isinstance(args, Mapping) else {}
+    return found
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -396,7 +411,7 @@ def _stored(torch: ModuleType, path: pathlib.Path, content: Mapping, depth: int)
         if isinstance(value, torch.Tensor):
             found[key] = _stored_tensor(torch, path, key, value)
         elif isinstance(value, Mapping) and depth:
-            found[key] = dict(value) if key == "args" else _stored(torch, path, value, depth - 1)
+            found[key] = dict(value) if key in ARGUMENTS else _stored(torch, path, value, depth - 1)
         elif isinstance(value, argparse.Namespace):
             found[key] = value
     return found
@@ -406,7 +421,11 @@ def _stored_tensor(torch: ModuleType, path: pathlib.Path, key: Any, tensor: Any)
     name = str(tensor.dtype).removeprefix("torch.")
     others = ("float64", "int64", "int32", "int16", "int8", "uint8", "bool")
     dtype = FLOATS.get(name) or (np.dtype(name) if name in others else None)
-    if dtype is None or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+    if tensor.device.type != "cpu":
+        raise UserError(
+            f"{path}: {key} has no values (device {tensor.device}): save the model's real weights."
+        )
+    if dtype is None or tensor.layout is not torch.strided:
         raise UserError(f"{path}: {key} is a {name} tensor ({tensor.layout}); {_EXPECTED}.")
     tensor = tensor.detach().resolve_neg()
 

@@ -58,6 +58,11 @@ def test_hash(tmp_path):
         ({"model": {"a.weight": stored()}, "model_ema": {"a.weight": stored()}}, ["model", "model_ema"]),
         ({"model_ema": {"module": {"a.weight": stored()}}}, ["model_ema.module"]),
         ({"model.a.weight": stored(), "model_ema.a.weight": stored()}, ["", "model_ema"]),
+        (
+            {"model": {"a.weight": stored()}, "ema": {"shadow": {"a.weight": stored()}}},
+            ["model", "ema.shadow"],
+        ),
+        ({"ema_model": {"a.weight": stored()}}, ["ema_model"]),
         ({"epoch": 3}, []),
         ({}, []),
     ],
@@ -75,9 +80,10 @@ def test_a_prefix_that_not_all_keys_have_stays():
 
 def test_networks_that_only_training_needs_are_left_out():
     content = {f"model.{name}": stored() for name in ("loss.d.weight", "a.weight", "perceptual.net.0.bias")}
-    found, left_out = reading.find_state_dicts({"state_dict": content | {"lpips.lin0": stored()}})
+    others = {"lpips.lin0": stored(), "n_averaged": stored()}
+    found, left_out = reading.find_state_dicts({"state_dict": content | others})
     assert list(found["state_dict"]) == ["a.weight"]
-    assert set(left_out) == {"loss.d.weight", "perceptual.net.0.bias", "lpips.lin0"}
+    assert set(left_out) == {"loss.d.weight", "perceptual.net.0.bias", *others}
     assert reading.find_state_dicts({"loss.d": stored()}) == ({"": {"loss.d": ANY}}, ())
 
 

@@ -82,11 +82,14 @@ def test_parameters_that_want_gradients_and_are_not_contiguous(tmp_path):
     assert_same_bits(reading.read_checkpoint(tmp_path / "x.pth").state_dict, MAE.state_dict)
 
 
-@pytest.mark.parametrize("norm_pix_loss", [False, True])
-def test_arguments_of_the_training_program_are_read(tmp_path, capsys, norm_pix_loss):
-    """main_pretrain.py of facebookresearch/mae keeps them; it normalizes by ImageNet's mean."""
-    args = argparse.Namespace(model="mae_vit_base_patch16", norm_pix_loss=norm_pix_loss, mask_ratio=0.6)
-    content = {"model": tensors(), "optimizer": {}, "epoch": 799, "scaler": {}, "args": args}
+@pytest.mark.parametrize(
+    ("name", "norm_pix_loss"), [("args", False), ("args", True), ("hyper_parameters", 1)]
+)
+def test_arguments_of_the_training_program_are_read(tmp_path, capsys, name, norm_pix_loss):
+    """main_pretrain.py of facebookresearch/mae keeps them as `args`; it normalizes by ImageNet's mean."""
+    args = dict(model="mae_vit_base_patch16", norm_pix_loss=norm_pix_loss, mask_ratio=0.6)
+    content = {"model": tensors(), "optimizer": {}, "epoch": 799, "scaler": {}}
+    content[name] = argparse.Namespace(**args) if name == "args" else args
     torch.save(content, tmp_path / "checkpoint-799.pth")
     output = tmp_path / "model"
     command = ["import", str(tmp_path / "checkpoint-799.pth"), "--output", str(output)]

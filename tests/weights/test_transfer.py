@@ -39,6 +39,16 @@ def test_small_cases_come_back_bit_for_bit(imported, tmp_path, name):
     assert_same_bits(exported, SMALL[name].state_dict)
 
 
+@pytest.mark.parametrize("prefix", ["mae_model.", "net.module."])
+def test_any_prefix_of_all_keys_is_left_out(tmp_path, prefix):
+    state_dict = {prefix + key: x for key, x in MAE_STATE.items()}
+    path = write_safetensors(tmp_path / "x.safetensors", state_dict)
+    assert transfer.inspect(path, fields=HEADS)["import"] == "possible"
+    transfer.import_checkpoint(path, tmp_path / "model", fields=HEADS)
+    transfer.export_model(tmp_path / "model", tmp_path / "out.safetensors")
+    assert_same_bits(safetensors.numpy.load_file(tmp_path / "out.safetensors"), MAE_STATE)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(tmp_path, dtype):
     """Half precision widens to float32 without loss, and narrows back to the same bits."""
@@ -99,6 +109,8 @@ NOT_FINITE = r"encoder/norm/bias holds NaN or infinite values \(48 of 48\)"
         (MAE_STATE | {"norm.bias": np.zeros(48, np.int64)}, HEADS, FORMATS),
         (MAE_STATE | {"norm.bias": np.full(48, np.nan, np.float32)}, HEADS, NOT_FINITE),
         (MAE_STATE | {"norm.bias": np.full(48, -np.inf, np.float32)}, HEADS, NOT_FINITE),
+        (MAE_STATE | {"pos_embed": np.nan * MAE_STATE["pos_embed"]}, HEADS, "pos_embed holds NaN"),
+        ({f"net.{key}": x for key, x in ENCODER.items()}, HEADS, "the keys are net.blocks.0"),
         (ENCODER, HEADS, "without a decoder.*mae_visualize_vit_large.pth"),
         (MAE_STATE, {"width": 7}, "width is 48 in the weights"),
         (MAE_STATE, {"num_heads": 4}, "add --set decoder_num_heads"),

@@ -107,8 +107,9 @@ class Original(CheckpointFormat):
     def stated(self, origin: Origin, sizes: Fields) -> Fields:
         """Read the arguments of the training program."""
         args = origin.get("args", {})
-        kinds = {"norm_pix_loss": bool, "mask_ratio": float}
-        found = {name: args[name] for name, kind in kinds.items() if isinstance(args.get(name), kind)}
+        found = {"mask_ratio": args["mask_ratio"]} if isinstance(args.get("mask_ratio"), float) else {}
+        if args.get("norm_pix_loss") in (False, True):  # 0 and 1, too
+            found["norm_pix_loss"] = bool(args["norm_pix_loss"])
         return {"layer_norm_eps": 1e-6, **found}  # that of the release
 
     def guessed(self, origin: Origin, sizes: Fields) -> Fields:
