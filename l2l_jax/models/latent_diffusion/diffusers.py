@@ -71,7 +71,12 @@ class Pipeline(CheckpointFormat):
         )
 
     def computed(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
-        """Embed the model's prompts."""
+        """Embed the model's prompts; those without a class to name raise a UserError."""
+        if open_prompts := [prompt for prompt in model.prompts if "{class}" in prompt]:
+            raise UserError(
+                f"the prompt {open_prompts[0]!r} needs the names of classes: give prompts with the names, or "
+                "name this folder as config.model.pretrained of a run."
+            )
         encoders, folder = [], pathlib.Path(origin["pipeline"])
         for name, tokenizer in TEXT_ENCODERS.items():
             if name in origin["components"]:
