@@ -102,7 +102,8 @@ class Grid(NamedTuple):
             ()
         ]
         for method in self.methods:
-            name, values = ("epsilon_ratio", self.ratios) if method == "epsilon" else ("alpha", self.weights)
+            name, values = METHODS[method].weight_option, self.weights
+            values = self.ratios if method == "epsilon" else values
             dials = [("retain_budget", budget) for budget in self.budgets]
             for dial in [*dials, *((name, value) for value in values)]:
                 for rate in rates:

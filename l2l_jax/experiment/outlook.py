@@ -140,10 +140,13 @@ def _unlearning(config: Config, folders: Workdir) -> Iterator[_Phase]:
     if config.data.retain_images == "generated":
         yield _Phase("let the original model generate retain images")
     training, own = config.unlearn, config.unlearn.objective(config.model)
-    work = Work(0, training.steps * training.batch_size * len(own.sets))
+    steps, length = training.steps, _length(training)
+    if own.one_shot:
+        steps, length = (2 * own.one_shot.iterations + 2) * own.one_shot.batches, "one step"
+    work = Work(0, steps * training.batch_size * len(own.sets))
     for name in own.phases.rules if own.phases else ():
-        yield _Phase(f"unlearn, {name}: {_length(training)}", f"unlearning, {name}", work)
-    yield _Phase(f"unlearn, method {training.method}: {_length(training)}", "unlearning", work)
+        yield _Phase(f"unlearn, {name}: {length}", f"unlearning, {name}", work)
+    yield _Phase(f"unlearn, method {training.method}: {length}", "unlearning", work)
 
 
 def _retraining(config: Config) -> _Phase:

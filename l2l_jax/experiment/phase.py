@@ -80,7 +80,8 @@ class TrainingPhase:
         trainer = Trainer(
             name, self.objective, self.training, seed=self.seed, mesh=mesh, parallel=config.parallel
         )
-        return trainer.train(TrainRun(params, batches, folder, **run))
+        counts = {name: len(source) for name, source in sets.items()}
+        return trainer.train(TrainRun(params, batches, folder, counts=counts, **run))
 
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes of a global batch: uint8 pixels, or floats from a source without files."""

@@ -82,7 +82,8 @@ def unlearned_params(
     params = phase.train("unlearn", sets._asdict(), original, folders.unlearn, devices, **run)
     if budget is not None:
         outcome = outcome_of(budget)
-        outcome.log(f"{unlearn.steps} steps of the method {unlearn.method}")
+        steps = "one step" if phase.objective.one_shot else f"{unlearn.steps} steps"
+        outcome.log(f"{steps} of the method {unlearn.method}")
         facts["retain_budget"] = outcome.describe()
     adapter = params.pop(ADAPTER, None)
     beside = {} if adapter is None else {adapters.FILE: _adapter_file(config, adapter, original, facts)}

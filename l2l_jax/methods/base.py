@@ -43,6 +43,23 @@ class Phases(NamedTuple):
     settle: Callable[[Mapping[str, Mapping[str, float]]], GradientRule]
 
 
+class OneShot(NamedTuple):
+    """Least squares in place of training steps, see `l2l_jax.methods.ntk.Ntk` and `l2l_jax.train.one_shot`.
+
+    Attributes:
+      outputs: `(params, rows) -> outputs`, a tree of arrays; linearized.
+      losses: `(outputs, rows) -> [row]`, convex in the outputs.
+      scale, damping, iterations, batches: See `Ntk`.
+    """
+
+    outputs: Callable[[Params, Any], Any]
+    losses: Callable[[Any, Any], jax.Array]
+    scale: float
+    damping: float
+    iterations: int
+    batches: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
     """A loss on batches `{set: images}`, in two steps, so that a batch can be split in between.
@@ -59,6 +76,7 @@ class Objective:
         "ahead", not differentiated.
       rule: Direction to train along; None: the gradient of the loss.
       phases: Runs that come first and decide on `rule`.
+      one_shot: What replaces the training steps, if there are none.
       start: `(params, rng) -> params`: the parameters to start from, given all original parts; None: those.
       saliency: Share of the trained weights that may change, see `restrict`. The others keep their original
         values, whatever the start is.
@@ -75,6 +93,7 @@ class Objective:
     look_ahead: Callable[[Params, Params, Inputs, Mean], Params] | None = None
     rule: GradientRule | None = None
     phases: Phases | None = None
+    one_shot: OneShot | None = None
     start: Callable[[Params, jax.Array], Params] | None = None
     saliency: float = 1.0
     expand: Callable[[Params, Params], Params] | None = None

@@ -22,10 +22,12 @@ def restrict(objective: Objective, model: Model, share: float, *, reset: bool = 
     With `reset` they start from fresh values.
 
     Raises:
-      ValueError: The share is out of range.
+      ValueError: The share is out of range, or the method needs the original weights.
     """
     if not 0 < share <= 1:
         raise ValueError(f"saliency is {share}; expected a share of the weights in (0, 1]")
+    if reset and objective.one_shot is not None:
+        raise ValueError("a method without training steps starts from the original: no saliency_reset")
     start = perturbed_start(model, dict.fromkeys(model.generative_parts, 1.0)) if reset else objective.start
     return dataclasses.replace(objective, saliency=share, start=start)
 

@@ -21,7 +21,7 @@ import dataclasses
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -165,7 +165,7 @@ class RetainBudget(Hook):
         """Measure the reference before the first step."""
         objective, parallel, run = training.objective, training.parallel, training.run
         params = {**run.params, **training.frozen}
-        self._scalar, self._compose = parallel.scalar, objective.compose
+        self._scalar, self._compose, self._mesh = parallel.scalar, objective.compose, parallel.mesh
         self._errors = self._make_errors(parallel)
         rest = {part: x for part, x in params.items() if part not in objective.trained}
         self._rest = sharding.place(rest, parallel.mesh)
@@ -192,6 +192,15 @@ class RetainBudget(Hook):
             result = training.state.result
             started = self._errors.start(self._compose(self._rest, result))
             self._flying.append((step, weight, started, self._copy(result)))
+
+    def choose(self, candidates: Mapping[float, Params]) -> Params:
+        """Return the best of some models, given by weight as trained parts: in place of a run."""
+        for weight, params in candidates.items():
+            placed = sharding.place(params, self._mesh)
+            self._flying.append((1, weight, self._errors.start(self._compose(self._rest, placed)), placed))
+        self._land()
+        assert self._best is not None, "there are candidates"
+        return self._best
 
     def saved(self, state: TrainState) -> tuple[Params, dict[str, Any]]:
         """Return what a resumed run needs: the best model's trained parts, and JSON-able facts."""

@@ -21,6 +21,7 @@ from l2l_jax.train import sharding
 from l2l_jax.train.budget import RetainBudget
 from l2l_jax.train.checkpoint import Checkpointer
 from l2l_jax.train.hooks import Hook, LogMetrics, SaveCheckpoints
+from l2l_jax.train.one_shot import solve
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.parallel import Parallel, ParallelKind, make_parallel
 from l2l_jax.train.saliency import salient_weights
@@ -48,6 +49,7 @@ class TrainRun:
       teacher: Model that the objective's frozen parts are taken from; None: `params`.
       name: Name in messages; by default the trainer's.
       hooks: Called after every step, before its checkpoint is saved.
+      counts: Number of images by set, for objectives that weight sets by their sizes.
     """
 
     params: Params
@@ -58,6 +60,7 @@ class TrainRun:
     teacher: Params | None = None
     name: str = ""
     hooks: Sequence[Hook] = ()
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -172,6 +175,8 @@ class Trainer:
     def train(self, run: TrainRun) -> Params:
         """Train to the last step, resuming from `run.folder` if there is something to resume.
 
+        An objective without training steps is solved anew at each call.
+
         Args:
           run: Where to start from, and where to keep the state.
 
@@ -183,6 +188,10 @@ class Trainer:
           Diverged: The loss is not finite.
           UserError: No checkpoint can be read.
         """
+        if self._objective.one_shot is not None:
+            training = self._begin(run, None)
+            start = self._objective.initial(run.params, jax.random.key(self._seed))
+            return training.merged(solve(training, start, seed=self._seed))
         with (
             stop_request() as stop,
             contextlib.closing(Checkpointer(run.folder / "checkpoints")) as checkpointer,
@@ -202,15 +211,20 @@ class Trainer:
             best = training.state.result if run.budget is None else run.budget.best(training.state)
             return training.merged(best)
 
-    def _start_or_resume(self, run: TrainRun, iterator: Any, checkpointer: Checkpointer) -> Training:
-        """Return the training before its next step."""
-        objective, config, teacher = self._objective, self._config, run.teacher or run.params
-        frozen = objective.cast({part: teacher[part] for part in objective.frozen})
+    def _begin(self, run: TrainRun, iterator: Any) -> Training:
+        """Return a training without state, after its budget has measured the original."""
+        teacher = run.teacher or run.params
+        frozen = self._objective.cast({part: teacher[part] for part in self._objective.frozen})
         frozen = sharding.place(frozen, self._mesh)
         name = run.name or self._name
-        training = Training(run, name, objective, config, self._parallel, frozen, iterator)
+        training = Training(run, name, self._objective, self._config, self._parallel, frozen, iterator)
         if run.budget is not None:
             run.budget.start_from(training)
+        return training
+
+    def _start_or_resume(self, run: TrainRun, iterator: Any, checkpointer: Checkpointer) -> Training:
+        """Return the training before its next step."""
+        objective, config, training = self._objective, self._config, self._begin(run, iterator)
         first = objective.initial(run.params, jax.random.key(self._seed))
         # Saved states have a mask only where an objective has one.
         mask = None if objective.saliency == 1 else jax.tree.map(lambda x: np.ones(x.shape, bool), first)
@@ -219,7 +233,7 @@ class Trainer:
         found = checkpointer.restore_newest(training.saved()[0])
         if found is not None:
             training.restore(*found)
-            logger.info("%s: resuming after step %d of %d", name, training.step, config.steps)
+            logger.info("%s: resuming after step %d of %d", training.name, training.step, config.steps)
             return training
         if mask is not None:
             mask = salient_weights(training, seed=self._seed)

@@ -20,7 +20,7 @@ from tests.matrix import soak
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 METHODS = [
     "encoder", "max_loss", "noisy_label", "retain_label", "random_encoder", "epsilon", "whole", "undo",
-    "relearn_aware",
+    "relearn_aware", "ntk",
 ]  # fmt: skip
 FEW = ["encoder", "undo"]
 """Of every run. All: objectives/test_methods.py."""

@@ -115,6 +115,7 @@ BY_HAND = {
     "whole": whole,
     "undo": undo,
     "relearn_aware": relearn_aware,
+    "ntk": generative,
 }
 
 

@@ -1,0 +1,151 @@
+"""Unlearning without training steps, against solutions of dense systems by NumPy."""
+
+import dataclasses
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2l_jax.methods.base import Objective, OneShot
+from l2l_jax.methods.ntk import Ntk
+from l2l_jax.methods.restrictions import adapt, restrict
+from l2l_jax.models.adapters import ADAPTER
+from l2l_jax.train import sharding
+from l2l_jax.train.loop import Trainer, TrainRun
+from l2l_jax.train.optim import TrainingConfig
+from tests.matrix import cells
+from tests.train.families import MODELS, images_of, params_of
+from tests.train.test_saliency import Batches
+
+RNG = np.random.default_rng(0)
+WEIGHTS = {"w": RNG.normal(size=(3, 2)).astype(np.float32)}
+ROWS = [{of: RNG.normal(size=(16, 5)).astype(np.float32) for of in ("retain", "forget")} for _ in range(2)]
+COUNTS = {"retain": 300, "forget": 100}
+DAMPING = 0.1
+LAYOUTS = {"one device": ("jit", 1, 1), "4x2": ("jit", 4, 2), "pmap": ("pmap", 8, 1)}
+
+
+def ridge_objective(scale=1.0):
+    """Rows are three inputs and two targets of a linear regression."""
+    one_shot = OneShot(
+        outputs=lambda params, rows: rows[:, :3] @ params["w"],
+        losses=lambda predicted, rows: jnp.square(predicted - rows[:, 3:]).sum(axis=1),
+        scale=scale, damping=DAMPING, iterations=20, batches=2,
+    )  # fmt: skip
+
+    def loss(trained, frozen, inputs, alpha):
+        terms = {of: one_shot.losses(one_shot.outputs(trained, x), x).mean() for of, x in inputs.items()}
+        return terms["retain"] + terms["forget"], terms
+
+    return Objective(("w",), (), lambda frozen, batch, rng, axis_name: batch, loss, one_shot=one_shot)
+
+
+def solved(objective, params, batches, folder, layout="one device", counts=COUNTS, **config):
+    kind, data, model = LAYOUTS[layout]
+    mesh = sharding.make_mesh(jax.devices()[: data * model], sharding.MeshConfig(data, model))
+    training = TrainingConfig(batch_size=16, **config)
+    trainer = Trainer("unlearn", objective, training, seed=3, mesh=mesh, parallel=kind)
+    return trainer.train(TrainRun(params, batches, folder, counts=counts))
+
+
+def ridge(weights):
+    """min over w of weighted mean squared errors + λ/2 ‖w − w_0‖², by the normal equations."""
+    matrix, right = DAMPING * np.eye(3), DAMPING * WEIGHTS["w"].astype(float)
+    for of, weight in weights.items():
+        rows = np.concatenate([batch[of] for batch in ROWS]).astype(float)
+        matrix += 2 * weight * rows[:, :3].T @ rows[:, :3] / len(rows)
+        right += 2 * weight * rows[:, :3].T @ rows[:, 3:] / len(rows)
+    return np.linalg.solve(matrix, right)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_move_of_a_linear_model_is_that_between_two_ridge_regressions(layout, tmp_path):
+    after = solved(ridge_objective(1.5), WEIGHTS, Batches(ROWS), tmp_path, layout, accumulate=2)
+    move = ridge({"retain": 0.75}) - ridge({"retain": 0.75, "forget": 0.25})
+    np.testing.assert_allclose(after["w"], WEIGHTS["w"] + 1.5 * move, atol=2e-5)
+    assert np.abs(move).max() > 0.02 and not list(tmp_path.iterdir())
+
+
+def test_salient_weights_alone_move(tmp_path):
+    objective = dataclasses.replace(ridge_objective(), saliency=0.5)
+    after = solved(objective, WEIGHTS, Batches(ROWS), tmp_path)
+    gradient = sum(
+        rows[:, :3].T @ (rows[:, :3] @ WEIGHTS["w"] - rows[:, 3:]) for rows in (x["forget"] for x in ROWS)
+    )
+    salient = np.abs(gradient) >= np.sort(np.abs(gradient).ravel())[-3]
+    np.testing.assert_array_equal(after["w"] != WEIGHTS["w"], salient)
+
+
+def only(row):
+    return jax.tree.map(lambda x: x[None], row)
+
+
+def dense(objective, params, batch):
+    """The move by a Jacobian and a Hessian in the outputs that are stored, in float64."""
+    trained = objective.initial(params, jax.random.key(3))
+    frozen = {part: params[part] for part in objective.frozen}
+    inputs = objective.prepare(frozen, batch, jax.random.fold_in(jax.random.key(3), 0))
+    vector, shaped = jax.flatten_util.ravel_pytree(trained)
+    gradients, curvatures = {}, {}
+    for of, rows in inputs.items():
+
+        def outputs(x, row):
+            return objective.one_shot.outputs(objective.compose(frozen, shaped(x)), only(row))[0]
+
+        def loss(predicted, row):
+            return objective.one_shot.losses(predicted[None], only(row))[0]
+
+        predicted = jax.vmap(outputs, (None, 0))(vector, rows)
+        jacobian = jax.jit(jax.vmap(jax.jacrev(outputs), (None, 0)))(vector, rows)
+        slope, hessian = (jax.jit(jax.vmap(of(loss)))(predicted, rows) for of in (jax.grad, jax.hessian))
+        count, places = len(predicted), predicted[0].size
+        j, g, h = (
+            np.asarray(x, float).reshape(count, *shape)
+            for x, shape in ((jacobian, (places, -1)), (slope, (places,)), (hessian, (places, places)))
+        )
+        gradients[of] = np.einsum("npi,np->i", j, g) / count
+        curvatures[of] = sum(x.T @ y @ x for x, y in zip(j, h, strict=True)) / count
+    damped = objective.one_shot.damping * np.eye(len(vector))
+    complete = -np.linalg.solve(
+        damped + (curvatures["retain"] + curvatures["forget"]) / 2,
+        (gradients["retain"] + gradients["forget"]) / 2,
+    )
+    retain = -np.linalg.solve(damped + curvatures["retain"] / 2, gradients["retain"] / 2)
+    return retain - complete
+
+
+CELLS = cells(
+    MODELS,
+    ("norms", "lora"),
+    normal=[("mae", "norms"), ("mae", "lora"), ("mage", "norms"), ("palette", "norms")],
+)
+"""Kernels, which "lora" adapts, are the same to all families."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "kind"), CELLS)
+def test_every_family_on_one_device_and_on_eight(family, kind, tmp_path):
+    model, params = MODELS[family], params_of(MODELS[family])
+    objective = adapt(Ntk(damping=0.1, iterations=60, batches=1).objective(model), kind, 1)
+    (batch,) = images_of(family, 1, 16)
+    one, eight = (
+        solved(objective, params, Batches([batch]), tmp_path, layout, counts={})
+        for layout in ("one device", "4x2")
+    )
+    start = objective.initial(params, jax.random.key(3))[ADAPTER]
+    move, again = (
+        jax.flatten_util.ravel_pytree(jax.tree.map(np.subtract, found[ADAPTER], start))[0]
+        for found in (one, eight)
+    )
+    expected = dense(objective, params, batch)
+    scale = np.abs(expected).max()
+    assert scale > 1e-4
+    np.testing.assert_allclose(move, expected, atol=5e-3 * scale)
+    np.testing.assert_allclose(again, move, atol=2e-3 * scale)
+
+
+def test_it_starts_from_the_original():
+    with pytest.raises(ValueError, match="no saliency_reset"):
+        restrict(Ntk().objective(MODELS["mae"]), MODELS["mae"], 0.5, reset=True)
