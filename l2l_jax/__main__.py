@@ -9,6 +9,7 @@ COMMANDS = {
     "compare": ("l2l_jax.compare", "compare all methods"),
     "audit": ("l2l_jax.audit", "attack an unlearned model: is it forgotten, or only hidden?"),
     "evaluate": ("l2l_jax.evaluate", "evaluate models that exist, or compare folders of images"),
+    "filter": ("l2l_jax.cli.filter", "fit or apply a filter in front of a model that cannot be changed"),
     "prepare": ("l2l_jax.data.prepare", "prepare a data set of TensorFlow Datasets"),
     "weights": ("l2l_jax.weights", "import, export and inspect checkpoints"),
     "plan": ("l2l_jax.plan", "what a config needs on accelerators that are not here"),

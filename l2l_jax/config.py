@@ -16,6 +16,7 @@ from l2l_jax.config_files import Recipe, Text, as_recipe, nearest
 from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evals.config import EvaluationConfig
+from l2l_jax.evals.fast import FilterConfig
 from l2l_jax.evals.tasks import budget_task
 from l2l_jax.methods import METHODS
 from l2l_jax.models.base import FAMILIES, Model
@@ -37,7 +38,7 @@ class Config:
       pretrained: Model to unlearn: folder of a saved model, a checkpoint file (see docs/guides), or the name
         of a model that comes with the package (`l2l_jax.shipped`); empty to pretrain one in the workdir.
       pretrain: Training of each stage of `model.pretraining_stages()`, by its name.
-      data, unlearn, evaluate, audit: See their classes.
+      data, unlearn, evaluate, audit, filter: See their classes.
       mesh: Arrangement of the devices.
       parallel: "jit", one program over the mesh, or "pmap", a copy of the step per device.
       plugins: Modules that register methods, model families or attacks; imported before the config is read.
@@ -53,6 +54,7 @@ class Config:
     evaluate: EvaluationConfig
     audit: AuditConfig
     mesh: MeshConfig
+    filter: FilterConfig = FilterConfig()
     parallel: ParallelKind = "jit"
     plugins: tuple[str, ...] = ()
 
@@ -102,6 +104,7 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
         evaluate=_section(EvaluationConfig, recipe.get("evaluate", {}), "config.evaluate"),
         audit=audit,
         mesh=_section(MeshConfig, recipe.get("mesh", {}), "config.mesh"),
+        filter=_section(FilterConfig, recipe.get("filter", {}), "config.filter"),
         parallel=_check(ParallelKind, recipe.get("parallel", "jit"), "config.parallel"),
         plugins=plugins,
     )

@@ -2,10 +2,11 @@
 
 from absl import flags
 
+from l2l_jax.cli.output_flag import OUTPUT as OUTPUT
+
 LAYOUTS = flags.DEFINE_list(
     "layouts", [], "Meshes as DATAxFSDP, and pmap, as 8x1,4x2,pmap. Default: several for all devices."
 )
 STAGE = flags.DEFINE_string(
     "stage", "unlearn", "Which training: unlearn, or pretrain.NAME with the name of a phase of pretraining."
 )
-OUTPUT = flags.DEFINE_string("output", None, "Write the figures to this file as JSON.")

@@ -16,10 +16,11 @@ from tabulate import tabulate
 from l2l_jax.compare.setup import Setup, fields_of, incompatible, stamp
 from l2l_jax.config import Config
 from l2l_jax.data import splits
-from l2l_jax.errors import Diverged
+from l2l_jax.errors import Diverged, UserError
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.metrics import METRICS
 from l2l_jax.experiment import unlearn as unlearning
+from l2l_jax.experiment.filtering import attack_filter, fit_filter
 from l2l_jax.experiment.phase import training_sets
 from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.methods import METHODS
@@ -32,6 +33,9 @@ from l2l_jax.utils.multihost import barrier, is_primary, on_primary
 logger = logging.getLogger(__name__)
 
 Rows = Mapping[str, Mapping[str, Any]]
+
+FILTERED = {"filter": "original", "undo, filter": "undo"}
+"""Rows of models behind a filter, and the rows of the models themselves."""
 
 COLUMNS = (
     "fid", "inception_score", "clip_cosine", "classifier_distance", "classifier_score", "accuracy", "mse",
@@ -74,7 +78,8 @@ def compare(
     setup.start()
     tests = identify_images(**{name: images.source for name, images in evaluation.tests.items()})
     cache = ResultCache(folder / "rows", {"inputs": setup.inputs(), "tests": tests})
-    found = {"original": _evaluated(cache, "original", config, evaluation, lambda: setup.original)}
+    models: dict[str, Callable[[], Params]] = {"original": lambda: setup.original}
+    found = {"original": _evaluated(cache, "original", config, evaluation, models["original"])}
     for name, variant in to_run.items():
         if reason := incompatible(variant):
             logger.warning("%s is left out: %s", name, reason)
@@ -86,12 +91,35 @@ def compare(
                 sets = training_sets(variant, evaluation.train)
             return unlearning.unlearned_params(variant, Workdir(own, variant), setup.original, sets)
 
+        models[name] = unlearned
         found[name] = _evaluated(cache, name, variant, evaluation, unlearned)
         row, _ = found[name]
         if config.audit.enabled and "failed" not in row:
             row["audit"] = setup.audit(own.name, unlearned())
+    for name, base in FILTERED.items():
+        if base in models and "failed" not in found[base][0]:
+            try:
+                found[name] = _filtered(cache, name, config, setup, models[base])
+            except UserError as error:
+                logger.warning("%s is left out: %s", name, error)
     on_primary(lambda: _write(folder, config, evaluation, found, alphas))
     return {name: row for name, (row, _) in found.items()}
+
+
+def _filtered(
+    cache: ResultCache, name: str, config: Config, setup: Setup, params: Callable[[], Params]
+) -> tuple[dict[str, Any], Mapping[str, np.ndarray] | None]:
+    """Return the row of a model behind the filter of `config.filter`: what it refuses is a gray mask."""
+    served = params()
+    fitted = fit_filter(config, setup.evaluation, served)
+    evaluation = setup.evaluation.of(fitted.reader.model)
+    guarded = fitted.reader.guard(served, fitted.filter)
+    extra = fitted.filter.card
+    row, shown = _evaluated(cache, name, config, evaluation, lambda: guarded, extra)
+    if config.audit.enabled:
+        models = {"original": setup.original, "served": served}
+        row["audit"] = attack_filter(config, setup.evaluation, setup.audits, models, fitted, _entry(name))
+    return row, shown
 
 
 def variants(
@@ -125,9 +153,17 @@ def variants(
 
 
 def _evaluated(
-    cache: ResultCache, name: str, config: Config, evaluation: Evaluation, params: Callable[[], Params]
+    cache: ResultCache,
+    name: str,
+    config: Config,
+    evaluation: Evaluation,
+    params: Callable[[], Params],
+    extra: Any = None,
 ) -> tuple[dict[str, Any], Mapping[str, np.ndarray] | None]:
-    """Return the metrics of a row and, in the primary process, the reconstructions to show, or read them."""
+    """Return the metrics of a row and, in the primary process, the reconstructions to show, or read them.
+
+    `extra` is what the row depends on besides the config.
+    """
 
     def evaluate() -> dict[str, Any]:
         try:
@@ -137,7 +173,8 @@ def _evaluated(
         on_primary(lambda: cache.put(f"{_entry(name)}-shown", dict(result.shown)))
         return result.metrics
 
-    row = dict(cache.get_or_compute(_entry(name), evaluate, stamp=stamp(config)))
+    depends = stamp(config) | ({} if extra is None else {"extra": extra})
+    row = dict(cache.get_or_compute(_entry(name), evaluate, stamp=depends))
     hidden = "failed" in row or not is_primary()
     return row, None if hidden else cache.get(f"{_entry(name)}-shown")
 
@@ -161,11 +198,13 @@ def table(rows: Rows, style: str = "simple") -> str:
 def depth_table(rows: Rows, style: str = "simple") -> str:
     """Format verdicts of audited methods and depths after each attack, by accuracy / by log error."""
     audits = {method: row["audit"] for method, row in rows.items() if "audit" in row}
-    columns = {r["name"]: r["title"] for r in next(iter(audits.values()))["results"]}
+    columns = {r["name"]: r["title"] for audit in audits.values() for r in audit["results"]}
     body = []
     for method, audit in audits.items():
         depths = {r["name"]: r["depth"].values() for r in audit["results"]}
-        said = ([f"{d['value']:.2f}" if d["resolved"] else "—" for d in depths[name]] for name in columns)
+        said = (
+            [f"{d['value']:.2f}" if d["resolved"] else "—" for d in depths.get(name, ())] for name in columns
+        )
         body.append([method, audit["verdict"]["finding"], *(" / ".join(values) or "—" for values in said)])
     return tabulate(body, headers=["depth", "verdict", *columns.values()], tablefmt=style)
 

@@ -1,7 +1,10 @@
 """Requests after one another: each starts from the model that the one before left.
 
 What was forgotten before stays in the set to forget, and the retain budget stays relative to the first
-original model. Beside the requests stands one that forgets everything at once.
+original model. A last row forgets everything at once.
+
+With `config.data.prototypes` no request reads images of an earlier one: what it forgot is replayed by images
+that the model before that request made from the prototypes of the class.
 """
 
 import dataclasses
@@ -16,16 +19,19 @@ from tabulate import tabulate
 
 from l2l_jax.compare.area import relative
 from l2l_jax.config import Config
+from l2l_jax.data.arrays import PrototypeImages
 from l2l_jax.data.config import REST
-from l2l_jax.data.records import Source
+from l2l_jax.data.records import Mixture, Source
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.evals.inpaint import masked_errors
 from l2l_jax.evals.intervals import bootstrap
 from l2l_jax.experiment import unlearn as unlearning
-from l2l_jax.experiment.phase import training_sets
+from l2l_jax.experiment.generate import generate
+from l2l_jax.experiment.phase import phase_seed, training_sets
 from l2l_jax.experiment.pretrain import original_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.models.base import Params
@@ -60,10 +66,16 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
     first = original_params(config, Workdir(workdir / "first", config), evaluation.train)
     pretrained = config.pretrained or str(workdir / "first" / "pretrained")
 
+    replayed: dict[str, Source] = {}
+
     def unlearned(requests: Sequence[str], folder: pathlib.Path, newest: str, params: Params) -> Params:
         variant = dataclasses.replace(_forgetting(config, requests), pretrained=newest)
         with barrier():
             sets = training_sets(variant, evaluation.train)
+            if replayed:
+                own = training_sets(_forgetting(config, requests[-1:]), evaluation.train).forget
+                known = {requests[-1]: own, **replayed}
+                sets = sets._replace(forget=Mixture(known, [len(source) for source in known.values()]))
         return unlearning.unlearned_params(variant, Workdir(folder, variant), params, sets)
 
     def measured(params: Params) -> dict[str, np.ndarray]:
@@ -75,10 +87,13 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
     before = measured(first)
     rows, params, newest = {"original": _ratios(before, before)}, first, pretrained
     for number, name in enumerate(requests, 1):
-        folder = workdir / str(number)
+        folder, before_request = workdir / str(number), params
         params = unlearned(requests[:number], folder, newest, params)
+        if config.data.prototypes and number < len(requests):
+            replayed[name] = _replay(config, name, before_request, evaluation.train, folder / "replayed")
         rows[f"then {name}" if number > 1 else name] = _ratios(measured(params), before)
         newest = str(folder / "unlearned")
+    replayed.clear()
     params = unlearned(requests, workdir / "at_once", pretrained, first)
     rows[AT_ONCE] = _ratios(measured(params), before)
 
@@ -105,6 +120,16 @@ def _forgetting(config: Config, names: Sequence[str]) -> Config:
     return dataclasses.replace(
         config, data=dataclasses.replace(config.data, forget=tuple(names), retain=(REST,))
     )
+
+
+def _replay(config: Config, name: str, params: Params, train: Source, folder: pathlib.Path) -> Source:
+    """Return images of a class that a model makes from prototypes, as many as there are to forget."""
+    with barrier():
+        count = len(training_sets(_forgetting(config, [name]), train).forget)
+        starts = PrototypeImages(config.data.prototypes, [name], count, seed=config.seed)
+    images = ImageSet.of(config, starts, "prototypes to replay")
+    size, seed = config.evaluate.batch_size, phase_seed(config.seed, 2001)
+    return generate(config.model, params, images, folder, batch_size=size, seed=seed)
 
 
 def _measured_sources(config: Config, requests: Sequence[str]) -> dict[str, Source]:

@@ -30,6 +30,7 @@ class Setup:
       sets: Training images to retain and to forget.
       pretrained: The original model, as `config.pretrained` names it.
       original: Its parameters, after `start`.
+      audits: See above.
 
     Raises:
       UserError: An error the user can fix.
@@ -38,7 +39,7 @@ class Setup:
     original: Params
 
     def __init__(self, config: Config, workdir: pathlib.Path, audits: pathlib.Path):
-        self._config, self._workdir, self._audits = config, Workdir(workdir, config), audits
+        self._config, self._workdir, self.audits = config, Workdir(workdir, config), audits
         if config.audit.enabled:
             check_gold_standard(config, audits)
         with barrier():
@@ -51,8 +52,8 @@ class Setup:
         config = self._config
         self.original = original_params(config, self._workdir, self.evaluation.train)
         if config.audit.enabled:
-            standard = gold_standard(config, self.original, self._audits)
-            self._auditor = Audit(config, self.evaluation, self.sets, self._audits)
+            standard = gold_standard(config, self.original, self.audits)
+            self._auditor = Audit(config, self.evaluation, self.sets, self.audits)
             self._auditor.compare_with(self.original, standard)
 
     def inputs(self) -> dict[str, Any]:
@@ -67,7 +68,7 @@ class Setup:
 def stamp(config: Config, *, audited: bool = False) -> dict[str, Any]:
     """Return what the result of a model depends on; how it is computed changes nothing."""
     settings = json.loads(json.dumps(config.describe()))
-    for section in ("mesh", "parallel", *(() if audited else ("audit",))):
+    for section in ("mesh", "parallel", "filter", *(() if audited else ("audit",))):
         del settings[section]
     return settings
 

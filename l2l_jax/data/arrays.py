@@ -12,7 +12,7 @@ import math
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -222,6 +222,49 @@ def spectrum_noise(rng: np.random.Generator, size: int) -> np.ndarray:
     noise = np.fft.ifft2(white * amplitude).real
     low, high = noise.min(), noise.max()
     return np.moveaxis((noise - low) / (high - low), 0, -1).astype(np.float32)
+
+
+class PrototypeImages(Source):
+    """Images between two stored prototypes of a class, in equal numbers of each class.
+
+    Args:
+      path: File with "images" `[prototype, height, width, 3]`, uint8, and the names of their classes,
+        "labels".
+      classes: Names of classes.
+      count: Number of images.
+      seed: Seed of the pairs and of the places between them.
+
+    Raises:
+      UserError: The file cannot be read, or lacks a class.
+    """
+
+    def __init__(self, path: str, classes: Sequence[str], count: int, seed: int):
+        try:
+            with np.load(path) as file:
+                images, labels = file["images"], file["labels"]
+        except Exception as error:  # damaged archives raise whatever they like
+            raise UserError(f"config.data.prototypes={path} cannot be read ({error}).") from None
+        missing = sorted(set(classes) - set(labels.tolist()))
+        if missing:
+            raise UserError(
+                f"config.data.prototypes={path} has no prototype of the class {missing[0]!r}: it was made of "
+                "other images; name another file."
+            )
+        self.class_names, self._seed = list(classes), seed
+        self._prototypes = [images[labels == name] for name in classes]
+        self.labels = np.arange(count) % len(classes)
+
+    def __getitem__(self, index: int) -> Record:
+        label, rng = int(self.labels[index]), np.random.default_rng([self._seed, index])
+        own = self._prototypes[label]
+        first, second = own[rng.integers(len(own), size=2)] / np.float32(255)
+        share = rng.random(dtype=np.float32)
+        image = share * first + (1 - share) * second
+        return {"image": image, "label": label, "name": f"prototypes/{index}"}
+
+    def key(self, index: int) -> bytes:
+        """Return the content of an image: the file may be another one."""
+        return self[index]["image"].tobytes()  # type: ignore[union-attr]
 
 
 class GeneratedImages(Source):

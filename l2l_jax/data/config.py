@@ -132,6 +132,9 @@ class DataConfig(SourceConfig, LoadingConfig):
       retain_images: "real", or "generated": while unlearning, images that the original model makes, from the
         proxies or else from noise, replace the retain images. The evaluation is on real images of `retain`.
       generated_count: Number of images it makes; 0: as many as there are proxies, or images to forget.
+      prototypes: File of class prototypes from which it makes them, in place of proxies or noise; made from
+        the training images if it does not exist, and read alone afterwards. See
+        `l2l_jax.experiment.prototypes`.
       train_per_class: Training images of each class, a fixed random choice; 0: all. The paper has 120
         (ImageNet-1K) and 5,000 (Places-365).
       test_per_class: Test images of each class; 0: all. The paper has 50 and 100.
@@ -151,9 +154,15 @@ class DataConfig(SourceConfig, LoadingConfig):
     retain_ratio: Share = 1.0
     retain_images: Literal["real", "generated"] = "real"
     generated_count: Count = 0
+    prototypes: str = ""
 
     def __post_init__(self):
         super().__post_init__()
+        if self.prototypes and (self.proxy or self.retain_images != "generated"):
+            raise ValueError(
+                "prototypes is what generated retain images start from: set retain_images=generated, and no "
+                "proxy"
+            )
         unused = "which the proxies replace" if self.proxy else "of which none is used with generated ones"
         if (self.proxy or self.retain_images == "generated") and self.retain_ratio != 1:
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from l2l_jax.data.arrays import NoiseImages
+from l2l_jax.data.arrays import NoiseImages, PrototypeImages
 from l2l_jax.data.class_names import class_ids, printable
 from l2l_jax.data.config import OTHER_SOURCES, REST, DataConfig, ProxyConfig
 from l2l_jax.data.records import Mixture, Source, Subset
@@ -60,6 +60,9 @@ def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
         retain = _proxies(data, source, ids, count, image_size)
         if data.retain_images == "generated":
             retain = _choose(retain, data.generated_count, "config.data.generated_count", "proxies")
+    elif data.prototypes:
+        names = [source.class_names[i] for i in ids["retain"]]
+        retain = PrototypeImages(data.prototypes, names, data.generated_count or len(forget), CHOICE)
     elif data.retain_images == "generated":
         retain = NoiseImages(data.generated_count or len(forget), image_size, CHOICE)
     else:

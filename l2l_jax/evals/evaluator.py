@@ -5,6 +5,7 @@ killed evaluation resumes where it stopped, and one process reads all blocks in 
 do not depend on the number of processes.
 """
 
+import copy
 import functools
 import pathlib
 import re
@@ -25,7 +26,7 @@ from l2l_jax.evals.inpaint import Inpainter
 from l2l_jax.evals.metrics import SPLITS, SetMetrics, measure, measure_originals, metrics_of, to_uint8
 from l2l_jax.evals.observer import EvaluatedModel, Observer, entry
 from l2l_jax.evals.tasks import parse_tasks
-from l2l_jax.models.base import Params
+from l2l_jax.models.base import Model, Params
 from l2l_jax.utils.io import ResultCache, tree_hash
 from l2l_jax.utils.multihost import barrier, from_primary, is_primary
 from l2l_jax.utils.progress import Progress
@@ -110,6 +111,16 @@ class Evaluation:
     def inpainter(self) -> Inpainter:
         """The inpainter of the first task."""
         return next(iter(self.inpainters.values()))
+
+    def of(self, model: Model) -> "Evaluation":
+        """Return an evaluation of the same images by the same networks, of another model of such images."""
+        other, evaluate = copy.copy(self), self._setup.evaluate
+        other.inpainters = {
+            name: Inpainter(model, inpainter.task, batch_size=evaluate.batch_size, seed=self._setup.seed)
+            for name, inpainter in self.inpainters.items()
+        }
+        other._caches = {}
+        return other
 
     @property
     def networks(self) -> dict[str, FeatureNetwork]:
@@ -220,6 +231,17 @@ class Evaluation:
                 for inpainter in self.inpainters.values():
                     self._observer.observe(model, inpainter, set_name, block, self._shown_places[set_name])
                     progress.update(block.size)
+
+    def observed(self, member: str, set_name: str, model: str = "") -> np.ndarray | None:
+        """Return what was observed of a set at the first task, in its order, or None if it was not.
+
+        Args:
+          member: Array such as "mse" or "classifier/features", see `evals.metrics.Read`.
+          set_name: Name of the set.
+          model: Name of a model that was evaluated; "": the originals.
+        """
+        cache = self._caches[model] if model else self._observer.originals
+        return self._read(cache, self.inpainter.task.name, set_name, member)
 
     def save_tsne(self, path: pathlib.Path, models: Sequence[str], task: str) -> None:
         """Write t-SNE of CLIP's embeddings of originals and reconstructions at a task, if CLIP is there.

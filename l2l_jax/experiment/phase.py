@@ -18,6 +18,7 @@ from l2l_jax.data.reading import warn_of_shrinking
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import UserError
+from l2l_jax.experiment.prototypes import make_prototypes
 from l2l_jax.methods.base import Objective, pretraining_objective
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
@@ -153,10 +154,13 @@ def phase_seed(seed: int, index: int) -> int:
 
 def training_sets(config: Config, source: Source) -> splits.Split:
     """Choose the training images to retain, or their proxies, and to forget, and log them by class."""
+    if config.data.prototypes:
+        make_prototypes(config, source)
     sets = splits.training_sets(config.data, source, config.model.image_size)
     kind = "proxies" if config.data.proxy else "training images"
     if config.data.retain_images == "generated":
-        kind = f"{'proxies' if config.data.proxy else 'noise images'} to generate from"
+        kind = "proxies" if config.data.proxy else "noise images"
+        kind = f"{'mixed prototypes' if config.data.prototypes else kind} to generate from"
     logger.info("To forget: %s", splits.describe(sets.forget, "training images"))
     logger.info("To retain: %s", splits.describe(sets.retain, kind))
     warn_of_shrinking(sets.forget, config.model.image_size)

@@ -49,7 +49,7 @@ def solve(training: "Training", start: Params, *, seed: int) -> Params:
 
     def shaped(vector: np.ndarray) -> Params:
         parts = zip(np.split(vector, ends), leaves, strict=True)
-        return structure.unflatten([part.reshape(x.shape).astype(x.dtype) for part, x in parts])
+        return jax.tree.unflatten(structure, [part.reshape(x.shape).astype(x.dtype) for part, x in parts])
 
     free = np.ones(sum(x.size for x in leaves))
     if training.objective.saliency < 1:

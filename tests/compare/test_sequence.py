@@ -60,6 +60,33 @@ def test_each_request_starts_where_the_one_before_ended(one_device, monkeypatch,
     assert table(rows, "github") in (tmp_path / "sequence.md").read_text()
 
 
+def test_what_was_forgotten_is_replayed_from_prototypes(one_device, monkeypatch, tmp_path):
+    """Unlearning is replaced by nothing: every request is replayed by the original model."""
+    recipe = RECIPE()
+    recipe.evaluate.update(features="none", batch_size=32)
+    recipe.data.update(
+        test_per_class=2, train_per_class=4, retain_images="generated", prototypes=str(tmp_path / "p.npz")
+    )
+    given = []
+
+    def unlearned(config, folders, params, sets):
+        given.append(
+            [[source[i]["name"] for i in range(len(source))] for source in (sets.forget, sets.retain)]
+        )
+        return params
+
+    monkeypatch.setattr(unlearning, "unlearned_params", unlearned)
+    run_sequence(parse_config(recipe), tmp_path, ["5", "7", "9"])
+    real = [[name for name in forget if not name.startswith("generated")] for forget, _ in given]
+    assert [len(forget) for forget, _ in given] == [4, 8, 12, 12]
+    assert [len(names) for names in real] == [4, 4, 4, 12]  # the last forgets all at once
+    assert not set(real[0]) & set(real[1]) | set(real[1]) & set(real[2])
+    assert set(real[3]) == {name for names in real[:3] for name in names}
+    assert all(name.startswith("prototypes/") for _, retain in given for name in retain)
+    images = np.load(tmp_path / "1" / "replayed" / "images.npy")
+    assert images.shape[0] == 4 and images.std() > 20
+
+
 def test_a_sequence_of_one():
     with pytest.raises(UserError, match="--sequence=5: name at least two different classes"):
         run_sequence(parse_config(RECIPE()), pathlib.Path("unused"), ["5"])

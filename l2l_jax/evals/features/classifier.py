@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
@@ -56,6 +58,25 @@ class SmallClassifier:
             warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed on purpose
             self._network.fit(_flat(reduced(images)), labels)
         self.weights = _trained(images, *self._network.coefs_, *self._network.intercepts_)
+
+    @property
+    def params(self) -> dict[str, np.ndarray]:
+        """The layers that `outputs` reads, float32."""
+        network = self._network
+        weights = {f"w_{n}": x.astype(np.float32) for n, x in enumerate(network.coefs_[:-1])}
+        return weights | {f"b_{n}": x.astype(np.float32) for n, x in enumerate(network.intercepts_[:-1])}
+
+    @staticmethod
+    def outputs(params: Any, images: jax.Array) -> dict[str, jax.Array]:
+        """Return the "features" in JAX; the parameters' file needs no scikit-learn."""
+        every = max(1, images.shape[1] // SIDE)
+        side = images.shape[1] // every
+        squares = images[:, : side * every, : side * every].astype(jnp.float32) / 255
+        squares = squares.reshape(len(images), side, every, side, every, -1)
+        hidden = squares.mean(axis=(2, 4)).reshape(len(images), -1)
+        for number in range(len(params) // 2):
+            hidden = jax.nn.relu(hidden @ params[f"w_{number}"] + params[f"b_{number}"][None])
+        return {"features": hidden}
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Return "features" `[image, FEATURES]` and "probabilities" `[image, class]` of uint8 images."""

@@ -49,7 +49,7 @@ class FeatureNetwork(Protocol):
     """A trained network that evaluates images.
 
     `name` is its name in reports, `weights` are JSON-able facts: `file`, `sha256`, `licence`, and what else
-    is known.
+    is known. Those of whole images also have `outputs`, the same in JAX: `(params, uint8 images) -> Outputs`.
     """
 
     name: str
@@ -79,7 +79,7 @@ class BatchedNetwork:
             with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round to fewer bits
                 return apply(params, images)
 
-        self.name, self.weights = name, weights
+        self.name, self.weights, self.params, self.outputs = name, weights, params, precise
         cores = threads(len(usable_cpus()))
         batch_size = batch_size if cores == 1 else min(batch_size, PER_THREAD)
         self._runner = BatchedRunner(precise, batch_size, threads=cores)

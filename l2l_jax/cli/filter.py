@@ -1,0 +1,61 @@
+"""Filter what a served model may show, after FAST (arXiv 2312.14895).
+
+    l2l-jax filter fit --config=configs/fashion_mae.py --output=filter.safetensors
+    l2l-jax filter apply --config=configs/fashion_mae.py --filter=filter.safetensors --input=IN --output=OUT
+
+`fit` measures the filter on test images and, with config.audit.enabled, attacks it; the fields of
+config.filter say how it is made. `apply` copies the images that pass, and writes decisions.csv. A filter that
+reads an encoder is given what the model is given, other filters what the model shows. No filter is
+unlearning: the weights still know.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from l2l_jax.cli.common import HELP, HelpRequested, load_config, parse_flags, run_program
+from l2l_jax.cli.output_flag import OUTPUT  # noqa: F401  (defines the flag)
+from l2l_jax.cli.unlearned_flag import UNLEARNED
+from l2l_jax.errors import UserError
+
+flags.DEFINE_string("filter", None, "With apply: file of the filter.")
+flags.DEFINE_string("input", None, "With apply: folder of images.")
+ACTION = flags.DEFINE_enum(
+    "action", "refuse", ["refuse", "blur"], "With apply: leave out what does not pass, or blur it."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Fit or apply a filter and print what came of it."""
+    if HELP & set(argv):
+        raise HelpRequested
+    command = argv[1] if len(argv) > 1 else ""
+    if command not in ("fit", "apply"):
+        raise UserError(f"Expected `l2l-jax filter fit …` or `l2l-jax filter apply …`, not {command!r}.")
+    recipe, workdir = parse_flags([argv[0], *argv[2:]])
+    paths = []
+    for name in ("output",) if command == "fit" else ("output", "filter", "input"):
+        value = flags.FLAGS[name].value
+        if not value:
+            raise UserError(f"`l2l-jax filter {command}` needs --{name}; see --help.")
+        paths.append(pathlib.Path(str(value)))
+    config = load_config(recipe)
+    # Imported late, to answer a mistyped flag at once.
+    from l2l_jax.experiment import filtering
+    from l2l_jax.utils.multihost import is_primary
+
+    if command == "fit":
+        report = filtering.run_fit(config, workdir, paths[0], UNLEARNED.value)
+        text = f"{filtering.format_report(report)}\n\nFilter: {paths[0]}"
+    else:
+        counts = filtering.run_apply(config, workdir, paths, ACTION.value == "blur", UNLEARNED.value)
+        said = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        text = f"{said}\n\nDecisions: {paths[0] / 'decisions.csv'}"
+    if is_primary():
+        print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv))

@@ -1,0 +1,5 @@
+"""The flag of the programs that write a file or folder outside their workdir."""
+
+from absl import flags
+
+OUTPUT = flags.DEFINE_string("output", None, "File of the results as JSON; of `filter`, its file or folder.")

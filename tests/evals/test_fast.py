@@ -1,0 +1,150 @@
+"""FAST in two dimensions, by hand, and a model behind a filter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2l_jax.errors import UserError
+from l2l_jax.evals import fast
+from l2l_jax.evals.fast import FILTER, Filter, FilterConfig, fit, guarded, load_filter, mined, threshold_at
+from l2l_jax.evals.features.classifier import SmallClassifier
+from tests.audit.models import Memory
+
+UNDESIRED = np.array([[2.0, 4.0], [4.0, 4.0]])
+ACCEPTABLE = np.array([[0.0, 1.0], [0.0, -1.0]])
+PLAIN = FilterConfig(augment=0, false_alarms="mean")
+
+
+def test_direction_threshold_and_decisions():
+    """The means are (3, 4) and (0, 0); the scores of the references 4.4, 5.6, 0.8, −0.8, their mean 2.5."""
+    found = fit(UNDESIRED, ACCEPTABLE, PLAIN)
+    np.testing.assert_allclose(found.direction, [0.6, 0.8], rtol=1e-6)
+    assert found.threshold == pytest.approx(2.5)
+    points = np.array([[4.0, 0.0], [0.0, 4.0], [5.0, -1.0]])
+    np.testing.assert_allclose(found.scores(points), [2.4, 3.2, 2.2], rtol=1e-6)
+    np.testing.assert_array_equal(found.blocks(points), [False, True, False])
+
+
+@pytest.mark.parametrize("rate, alarms", [(0.0, 0), (0.05, 0), (0.1, 1), (0.3, 3), (0.39, 3)])
+def test_a_threshold_at_a_rate_of_false_alarms(rate, alarms):
+    validation = np.random.default_rng(0).permutation(10)[:, None] * np.array([[0.6, 0.8]])
+    found = fit(UNDESIRED, ACCEPTABLE, FilterConfig(augment=0, false_alarms=rate), validation=validation)
+    assert found.blocks(validation).sum() == alarms
+    assert threshold_at(np.arange(10.0), rate) == 9 - alarms
+
+
+def test_the_normal_of_a_support_vector_machine():
+    """Two columns of points, one apart in x; the mean differs in y, the margin does not."""
+    undesired, acceptable = np.array([[1.0, 0.0], [1.0, 4.0]]), np.array([[0.0, 0.0], [0.0, 1.0]])
+    found = fit(undesired, acceptable, FilterConfig(direction="svm", augment=0, false_alarms="mean"))
+    assert found.direction[0] > 0.9
+    np.testing.assert_allclose(
+        fit(undesired, acceptable, PLAIN).direction, np.array([2, 3]) / 13**0.5, rtol=1e-6
+    )
+
+
+def test_few_references_are_augmented_by_a_normal_distribution_of_each_feature():
+    config = FilterConfig(augment=100_000, false_alarms="mean")
+    found = fit(UNDESIRED, ACCEPTABLE, config)
+    np.testing.assert_allclose(found.direction, [0.6, 0.8], atol=0.02)
+    assert found.threshold == pytest.approx(2.5, abs=0.02)
+    drawn = fast._drawn(UNDESIRED, 100_000, np.random.default_rng(0))
+    np.testing.assert_allclose(drawn.std(axis=0), [2**0.5, 0], atol=0.02)
+
+
+def test_mined_references_score_below_half_the_least_undesired_one():
+    """Around the pool's mean, 0, the undesired ones score 3 and 5 along x: below 1.5 are four of the pool."""
+    undesired = np.array([[3.0, 1.0], [5.0, -1.0]])
+    pool = np.array([[-9.0, 0.0], [1.4, 3.0], [1.6, 0.0], [0.0, 9.0], [-1.0, -12.0], [7.0, 0.0]])
+    assert pool.sum() == 0
+    found = {int(i) for seed in range(40) for i in mined(undesired, pool, np.random.default_rng(seed))}
+    assert found == {0, 1, 3, 4}
+    assert len(mined(undesired, pool, np.random.default_rng(0))) == 2
+    with pytest.raises(UserError, match="No acceptable references can be mined"):
+        mined(
+            -undesired,
+            np.array([[1.0, 0.0], [-1.0, 0.0]]) * 1e-9 - undesired.mean(0),
+            np.random.default_rng(0),
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((UNDESIRED[:0], ACCEPTABLE, PLAIN), "There are 0 undesired references"),
+        ((UNDESIRED, ACCEPTABLE[:1], PLAIN), "There are 1 acceptable references"),
+        ((UNDESIRED, np.zeros((2, 3)), PLAIN), "have 2 and 3 features"),
+        ((UNDESIRED, ACCEPTABLE), "needs validation images"),
+    ],
+)
+def test_references_that_do_not_do(arguments, message):
+    with pytest.raises(UserError, match=message):
+        fit(*arguments)
+
+
+def test_a_filter_on_disk(tmp_path):
+    card = {"features": "encoder", "weights": "abc"}
+    found = fit(UNDESIRED, ACCEPTABLE, PLAIN)._replace(card=card, network={"w_0": np.eye(2)})
+    found.save(tmp_path / "filter.safetensors")
+    again = load_filter(tmp_path / "filter.safetensors")
+    np.testing.assert_array_equal(again.direction, found.direction)
+    np.testing.assert_array_equal(again.network["w_0"], np.eye(2))
+    assert again.threshold == pytest.approx(found.threshold) and again.card == card
+    with pytest.raises(UserError, match="made for another model or network"):
+        again.scores(np.zeros((1, 3)))
+    (tmp_path / "text.txt").write_text("no filter")
+    with pytest.raises(UserError, match="text.txt is not a filter"):
+        load_filter(tmp_path / "text.txt")
+
+
+MODEL, MASK = Memory(image_size=4), np.zeros((4, 4), bool)
+MASK[1:3, 1:3] = True
+IMAGES = np.random.default_rng(0).random((6, 4, 4, 3), np.float32)
+
+
+def inpainted(model, params, images=IMAGES):
+    return np.asarray(jax.jit(lambda p, x: model.inpaint(p, x, MASK, jax.random.key(0)))(params, images))
+
+
+def test_a_guarded_model_shows_a_gray_mask_in_place_of_what_is_refused():
+    """Features of the model are its input averaged over places: how red, green and blue the image is."""
+    params = {"encoder": IMAGES[::-1]}
+    shown = inpainted(MODEL, params)
+    red = np.where(MASK[..., None], 0.5, IMAGES)[..., 0].mean(axis=(1, 2))
+    found = Filter(np.float32([1, 0, 0]), float(np.median(red)), {}, {})
+    model = guarded(MODEL)
+    result = inpainted(model, {**params, FILTER: found.part()})
+    gray = np.where(MASK[..., None], 0.5, IMAGES)
+    expected = np.where((red > np.median(red))[:, None, None, None], gray, shown)
+    np.testing.assert_array_equal(result, expected.astype(np.float32))
+    assert 0 < (red > np.median(red)).sum() < 6
+    np.testing.assert_array_equal(inpainted(model, params), shown)  # without a filter
+    assert repr(model) == repr(MODEL)
+    other = np.where(MASK[..., None], 1, IMAGES)  # what is masked is not read
+    again = inpainted(model, {**params, FILTER: found.part()}, other)
+    np.testing.assert_array_equal(again[:, MASK], result[:, MASK])
+
+
+def test_a_guarded_model_may_read_its_reconstruction():
+    """A network that reports the mean byte of what is shown."""
+    params, network = {"encoder": IMAGES}, jnp.float32(2)
+    shown = inpainted(MODEL, params)
+    mean = 2 * np.rint(shown * 255).mean(axis=(1, 2, 3))
+    found = Filter(np.ones(1, np.float32), float(np.sort(mean)[2]), {}, {})
+
+    def outputs(weight, pixels):
+        assert pixels.dtype == jnp.uint8
+        return weight * pixels.astype(jnp.float32).mean(axis=(1, 2, 3))[:, None]
+
+    result = inpainted(guarded(MODEL, outputs), {**params, FILTER: found.part(network)})
+    refused = (result[:, MASK] == 0.5).all(axis=(1, 2))
+    np.testing.assert_array_equal(refused, mean > np.sort(mean)[2] + 1e-3)
+
+
+def test_the_small_classifier_is_the_same_in_jax():
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 66, 66, 3), np.uint8), np.arange(40) % 2
+    network = SmallClassifier(images, labels)
+    found = network.outputs(network.params, jnp.asarray(images))["features"]
+    np.testing.assert_allclose(found, network(images)["features"], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,130 @@
+"""A filter from the command line: fitted, measured, attacked and applied."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from l2l_jax.cli.filter import main as program
+from l2l_jax.data.arrays import open_digits
+from l2l_jax.experiment.filtering import detection
+
+CONFIG = [
+    "--config=digits_mae", "--config.data.test_per_class=10", "--config.filter.references=20",
+    "--config.evaluate.batch_size=64", "--config.audit.retrained=digits_mae_retrained",
+]  # fmt: skip
+NETWORK = [*CONFIG, "--config.filter.features=classifier", "--config.audit.enabled=False"]
+
+
+def pictures(folder, digits, size=16):
+    """PNG files of some test images, a folder for each digit."""
+    source = open_digits("test", size)
+    for digit in digits:
+        (folder / str(digit)).mkdir(parents=True)
+        for index in np.flatnonzero(source.labels == digit)[:20]:
+            pixels = np.rint(source[int(index)]["image"] * 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / str(digit) / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return pictures(tmp_path_factory.mktemp("images"), range(10))
+
+
+def call(run_here, *arguments):
+    code, output, errors = run_here(program, *arguments)
+    assert code == 0, errors
+    return output
+
+
+@pytest.mark.slow
+def test_a_filter_of_an_encoder_is_fitted_attacked_and_applied(run_here, one_device, tmp_path, place):
+    work, path = f"--workdir={tmp_path / 'run'}", tmp_path / "filter.safetensors"
+    output = call(run_here, "fit", *CONFIG, work, f"--output={path}")
+    assert "No filter is unlearning" in output and "view: " in output
+    report = json.loads(path.with_suffix(".json").read_text())
+    scores, caught = (
+        report["scores"],
+        {of: np.array(x) > report["threshold"] for of, x in report["scores"].items()},
+    )
+    assert report["detection"]["recall"][0] == caught["forget"].mean()
+    assert report["detection"]["false_alarms"][0] == caught["retain"].mean()
+    pairs = np.subtract.outer(scores["forget"], scores["retain"])
+    assert report["detection"]["auc"][0] == pytest.approx((pairs > 0).mean() + (pairs == 0).mean() / 2)
+    assert report["passes"]["passing"]["forget images"] == (~caught["forget"]).sum()
+    views = {result["name"]: result["figures"] for result in report["audit"]["results"]}
+    unattacked = views["unattacked"]
+    refused = caught["forget"].mean()  # these are gray: 0.5 in place of the truth
+    assert refused > 0.3
+    assert unattacked["unlearned"]["forget"]["mse"][0] > 1.5 * unattacked["original"]["forget"]["mse"][0]
+    assert any(name.startswith("view_") for name in views)
+
+    for action in ("refuse", "blur"):
+        found = tmp_path / action
+        said = call(
+            run_here, "apply", *CONFIG, work, f"--filter={path}", f"--input={place}", f"--output={found}",
+            f"--action={action}",
+        )  # fmt: skip
+        rows = list(csv.DictReader((found / "decisions.csv").open()))
+        blocked = [row["image"] for row in rows if float(row["score"]) > float(row["threshold"])]
+        assert [row["image"] for row in rows if row["decision"] == action] == blocked
+        assert f"pass: {len(rows) - len(blocked)}, {action}: {len(blocked)}" in said
+        assert np.mean([name[0] in "56789" for name in blocked]) > 0.7
+        for row in rows:
+            file = found / row["image"]
+            if row["decision"] == "pass":
+                assert file.read_bytes() == (place / row["image"]).read_bytes()
+            elif action == "refuse":
+                assert not file.exists()
+            else:
+                before, after = (np.asarray(Image.open(x), float) for x in (place / row["image"], file))
+                assert after.std() < 0.9 * before.std() and abs(after.mean() - before.mean()) < 12
+
+    for changed, message in (
+        (["--config.seed=0", "--unlearned=digits_mae_retrained"], "There is no model to filter"),
+        (["--config.evaluate.tasks=left_8"], "is the filter of another mask"),
+    ):
+        arguments = [*CONFIG, *changed, work, f"--filter={path}", f"--input={place}", f"--output={tmp_path}"]
+        code, _, errors = run_here(program, "apply", *arguments)
+        assert code == 1 and message in errors
+    other = safetensors.numpy.load_file(path)
+    card = json.loads(safetensors.safe_open(path, "numpy").metadata()["l2l_jax filter"])
+    metadata = {"l2l_jax filter": json.dumps(card | {"weights": "0" * 64})}
+    safetensors.numpy.save_file(other, path, metadata)
+    code, _, errors = run_here(
+        program, "apply", *CONFIG, work, f"--filter={path}", f"--input={place}", f"--output={tmp_path}"
+    )
+    assert code == 1 and "is the filter of another model or network" in errors
+
+
+@pytest.mark.slow
+def test_a_filter_of_a_black_box_reads_reconstructions_and_folders(run_here, one_device, tmp_path, place):
+    path, folders = tmp_path / "filter.safetensors", {}
+    for name, digits in (("undesired", "56789"), ("acceptable", "01234")):
+        folders[name] = tmp_path / name
+        for digit in digits:
+            shutil.copytree(place / digit, folders[name] / digit)
+    flags = [f"--config.filter.{name}={folder}" for name, folder in folders.items()]
+    work = f"--workdir={tmp_path / 'run'}"
+    call(run_here, "fit", *NETWORK, *flags, work, f"--output={path}")
+    arguments = [f"--filter={path}", f"--input={place}", f"--output={tmp_path / 'out'}"]
+    call(run_here, "apply", "--config=digits_mae", work, *arguments)
+    rows = list(csv.DictReader((tmp_path / "out" / "decisions.csv").open()))
+    right = [(row["image"][0] in "56789") == (row["decision"] == "refuse") for row in rows]
+    assert np.mean(right) > 0.8
+
+
+def test_recall_precision_and_false_alarms_by_hand():
+    """Three of four caught, one of eight alarmed: of equally frequent sets, 6/7 of the refused are right."""
+    scores = {"forget": np.array([0.0, 2, 3, 4]), "retain": np.array([0.5, 0, 0, 0, 0, 0, 0, 9])}
+    found = detection(scores, 1.0)
+    assert found["recall"][0] == 0.75 and found["false_alarms"][0] == 0.125
+    assert found["precision"][0] == pytest.approx(6 / 7)
+    # Of the 32 pairs, 0 is above none and ties with six; 2, 3 and 4 are above seven each.
+    assert found["auc"][0] == pytest.approx((3 + 3 * 7) / 32)
+    assert all(low <= value <= high for value, low, high in found.values())
