@@ -161,6 +161,13 @@ def fit_filter(config: Config, evaluation: Evaluation, params: Params) -> Fitted
       UserError: References or validation images are missing or unusable.
     """
     options, size, network = config.filter, config.model.image_size, None
+    folders: dict[str, Source] = {}
+    for name in ("undesired", "acceptable"):
+        path = getattr(options, name)
+        if path and (name, path) != ("acceptable", MINED):
+            given = _Images(pathlib.Path(path), f"--config.filter.{name}")
+            given.check_size(size)
+            folders[name] = evenly_spaced(given, options.references)
     if options.features != "encoder":
         network = evaluation.networks.get(options.features) or _open(options.features)
     reader = Reader(config, network)
@@ -168,19 +175,14 @@ def fit_filter(config: Config, evaluation: Evaluation, params: Params) -> Fitted
     def read(source: Source, name: str, given: bool = False) -> np.ndarray:
         return reader(params, source, name, given=given)[0]
 
-    data = dataclasses.replace(config.data, proxy=(), retain_images="real")
+    data = dataclasses.replace(config.data, proxy=(), retain_images="real", prototypes="")
     sets = training_sets(data, evaluation.train, size)
-    references = {}
+    references = {name: read(source, name, True) for name, source in folders.items()}
+    if options.acceptable == MINED:
+        pool = [read(evenly_spaced(x, POOL), f"{of} pool") for of, x in sets._asdict().items()]
+        references["acceptable"] = np.concatenate(pool)
     for name, own in (("undesired", sets.forget), ("acceptable", sets.retain)):
-        folder = getattr(options, name)
-        if folder and folder != MINED:
-            given = _Images(pathlib.Path(folder), f"--config.filter.{name}")
-            given.check_size(size)
-            references[name] = read(evenly_spaced(given, options.references), name, True)
-        elif folder == MINED:
-            pool = [read(evenly_spaced(source, POOL), f"{of} pool") for of, source in sets._asdict().items()]
-            references[name] = np.concatenate(pool)
-        else:
+        if name not in references:
             references[name] = read(evenly_spaced(own, options.references), name)
     validation = None
     if options.false_alarms != "mean" and config.data.validation_fraction:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from l2l_jax.audit import __main__ as audit
 from l2l_jax.cli import config, evaluate
+from l2l_jax.cli import filter as filtering
 from l2l_jax.compare import __main__ as compare
 from l2l_jax.data import prepare
 from l2l_jax.main import main
@@ -27,6 +28,7 @@ PHOTOS = [
     "--config.data.validation_fraction=0",
     "--config.unlearn.retain_budget=0",
 ]
+FIT = [*DIGITS, "--output=filter.safetensors", "--config.evaluate.features=none"]
 TABLE = [*PHOTOS, "--config.data.source=csv"]
 
 FLAGS = [
@@ -113,6 +115,10 @@ FLAGS = [
     ([*DIGITS, "--start_timeout=0"], "start_timeout"),
     ([*DIGITS, "--config.unlearn.noise_bank=5"], "noise_bank"),
     ([*DIGITS, "--config.evaluate.features=perhaps"], "features"),
+    ([*DIGITS, "--config.unlearn.ntk.damping=0"], "config.unlearn.ntk.damping is '0', but should be greater"),
+    ([*DIGITS, "--config.filter.direction=svn"], "config.filter.direction is 'svn'.*'mean' or 'svm'"),
+    ([*DIGITS, "--config.filter.references=1"], "config.filter.references is '1'"),
+    ([*DIGITS, "--config.data.prototypes=p.npz"], "set retain_images=generated"),
 ]
 
 CLASSES = [
@@ -223,6 +229,13 @@ OTHERS = [
         ["--config=digits_mae", "--config.unlearn.alhpa=1"],
         r"Did you mean config.unlearn.alpha\?",
     ),
+    (filtering.main, [], "Expected `l2l-jax filter fit"),
+    (filtering.main, ["fit", *DIGITS], "needs --output"),
+    (filtering.main, ["fit", *FIT, "--config.filter.undesired=empty"], "undesired=empty holds no image"),
+    (filtering.main, ["fit", *FIT, "--config.filter.acceptable=tiny"], "8×8 pixels; expected at least 16×16"),
+    (filtering.main, ["fit", *FIT, "--config.filter.features=clip"], "config.filter.features is 'clip'"),
+    (filtering.main, ["fit", *FIT, "--unlearned=nowhere"], "There is no model to filter: nowhere"),
+    (filtering.main, ["apply", *FIT, "--filter=text.txt", "--input=photos"], "text.txt is not a filter"),
     (plan.main, [*DIGITS], "Which devices"),
     (plan.main, [*DIGITS, "--topology=v99:2x2"], "v99"),
     (plan.main, [*DIGITS, "--topology=h100:8", "--programs=all"], "--programs: 'all'"),
@@ -255,6 +268,8 @@ def place(tmp_path_factory):
             pixels = np.full((20, 24, 3), 40 * index + number, np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / name / f"{index}.png")
     (folder / "empty").mkdir()
+    (folder / "tiny").mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "tiny" / "image.png")
     files = {
         "text.txt": "not python, not weights\n",
         "empty.py": "x = 1\n",
