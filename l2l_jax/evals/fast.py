@@ -159,7 +159,7 @@ def fit(
         acceptable = acceptable[mined(undesired, acceptable, rng)]
     references = [np.concatenate([x, _drawn(x, config.augment, rng)]) for x in (undesired, acceptable)]
     z = references[0].mean(0) - references[1].mean(0) if config.direction == "mean" else _normal(*references)
-    direction = np.float32(z / max(np.linalg.norm(z), 1e-12))
+    direction = (z / max(np.linalg.norm(z), 1e-12)).astype(np.float32)
     if config.false_alarms == "mean":
         threshold = float((np.concatenate(references) @ direction).mean())
     elif validation is None or not len(validation):

@@ -281,7 +281,8 @@ def attack_filter(
     guarded = dataclasses.replace(config, model=fitted.reader.model, audit=audit)
     standard = gold_standard(config, models["original"], folder)
     sets = training_sets(config.data, evaluation.train, config.model.image_size)
-    auditor = Audit(guarded, evaluation.of(guarded.model), sets, folder, models["original"], standard)
+    auditor = Audit(guarded, evaluation.of(guarded.model), sets, folder)
+    auditor.compare_with(models["original"], standard)
     return auditor.audit(name, fitted.reader.guard(models["served"], fitted.filter))
 
 
