@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
+from l2l_jax.audit.score import UNATTACKED
 from l2l_jax.cli.filter import main as program
 from l2l_jax.data.arrays import open_digits
 from l2l_jax.evals.evaluator import Evaluation
@@ -118,7 +119,7 @@ def test_a_filter_of_a_black_box_reads_reconstructions_and_folders(run_here, one
     scores = {True: [], False: []}
     for row in rows:
         scores[row["image"][0] in "56789"].append(float(row["score"]))
-    assert (np.subtract.outer(scores[True], scores[False]) > 0).mean() > 0.8
+    assert (np.subtract.outer(scores[True], scores[False]) > 0).mean() > 0.7
 
 
 def test_attacks_on_inputs_see_the_model_behind_its_filter(one_device, tmp_path):
@@ -138,9 +139,9 @@ def test_attacks_on_inputs_see_the_model_behind_its_filter(one_device, tmp_path)
     gray = np.square(tests.read(range(len(tests))).images[:, mask] - 0.5).mean(axis=(1, 2))
     shown = evaluation.inpainter.errors(params, tests, "forget")
     expected = np.where(brightness > np.median(brightness), gray, shown)
-    assert figures["unattacked"][0] == pytest.approx(expected.mean(), rel=1e-3)
+    assert figures[UNATTACKED][0] == pytest.approx(expected.mean(), rel=1e-3)
     assert {"view_noise", "view_gradient"} <= figures.keys()
-    assert figures["view_gradient"][0] < figures["unattacked"][0]  # a darker image passes
+    assert figures["view_gradient"][0] < figures[UNATTACKED][0]  # a darker image passes
 
 
 def test_recall_precision_and_false_alarms_by_hand():
