@@ -221,10 +221,11 @@ def test_tokens(tmp_path):
         token_ids([""], tmp_path, 77)
 
 
-def test_transformers_makes_the_same_tokens(tmp_path):
+@pytest.mark.parametrize("padding", ["<|endoftext|>", "!"])
+def test_transformers_makes_the_same_tokens(tmp_path, padding):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    write_tokenizer(tmp_path / "x")
+    write_tokenizer(tmp_path / "x", padding)
     theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path / "x")
     theirs.save_pretrained(tmp_path / "saved")  # tokenizer.json alone
     texts = ["", "A  photo of bob's 42 cats!", "photo of a photo of a photo of a photo of", "\n caf\u00e9 "]

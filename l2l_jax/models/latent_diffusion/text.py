@@ -197,12 +197,11 @@ def _tokenizer(folder: pathlib.Path) -> tuple[Any, dict[str, Any]]:
         from tokenizers import normalizers, pre_tokenizers
     except ImportError as error:
         raise UserError("Embedding prompts needs tokenizers: pip install tokenizers") from error
-    names = ("special_tokens_map.json", "tokenizer_config.json")
+    config: dict[str, Any] = {}
     try:
-        stored = [
-            json.loads((folder / name).read_text("utf-8")) for name in names if (folder / name).is_file()
-        ]
-        config = {key: value for one in stored for key, value in one.items()}
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):  # transformers 4 kept the latter
+            if (folder / name).is_file() and "added_tokens_decoder" not in config:
+                config |= json.loads((folder / name).read_text("utf-8"))
         if not (folder / "vocab.json").is_file():
             tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
             tokenizer.no_padding()
