@@ -108,6 +108,8 @@ def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple
         raise UserError(str(error)) from error
     if extra:
         raise UserError(f"Unexpected argument {extra[0]!r}: flags start with two dashes.")
+    if "://" in (WORKDIR.value or ""):
+        raise UserError(f"--workdir={WORKDIR.value} is no folder of a file system; mount it or name another.")
     if CONFIG.value is not None:
         recipe = config_files.read_config(CONFIG.value)
     elif needs_config():

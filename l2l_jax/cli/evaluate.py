@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_flags() -> None:
-    if (IMAGES.value is None) != (REFERENCE.value is None):
+    given = [flag.value for flag in (IMAGES, REFERENCE) if flag.value is not None]
+    if given and not (len(given) == 2 and all(given)):
         raise UserError("--images=RECONSTRUCTIONS and --reference=ORIGINALS go together: give both.")
     if IMAGES.value is not None and (TASKS.value or UNLEARNED.value):
         raise UserError("--tasks and --unlearned are about models, and --images compares folders: give one.")

@@ -70,7 +70,7 @@ class FileSource(Source):
         """Return the path of an image."""
         raw = bytes(self.paths[index])
         path = _text(raw) if "://" in self.root or b"://" in raw else os.fsdecode(raw)
-        return epath.Path(path) if "://" in path else epath.Path(self.root) / path
+        return open_path(path) if "://" in path else epath.Path(self.root) / path
 
     def key(self, index: int) -> bytes:
         """Return the relative path and the size of an image; that of a remote one is not looked up."""
@@ -88,11 +88,22 @@ class FileSource(Source):
         return os.path.commonpath([os.path.dirname(path) for path in self.paths if os.path.isabs(path)])
 
 
+def open_path(path: str) -> epath.Path:
+    """Return a path, which may be remote; raise a UserError for one of a kind that is not read."""
+    try:
+        return epath.Path(path)
+    except (KeyError, NotImplementedError) as error:
+        kind = path.partition("://")[0]
+        raise UserError(
+            f"{path}: images are local files or in gs:// buckets; {kind}:// is not read."
+        ) from error
+
+
 def find(config: SourceConfig, wanted: str, *, folder: bool) -> epath.Path:
     """Return `config.path`, if there is a folder, or else a file; `wanted` is a noun phrase for it."""
     if not config.path:
         raise UserError(f"{config.where}.path is empty: the source {config.source!r} needs {wanted}.")
-    path = epath.Path(config.path).expanduser()
+    path = open_path(config.path).expanduser()
     try:
         exists = path.exists()
     except ImportError as error:
@@ -227,7 +238,10 @@ def open_csv(config: SourceConfig, split: SplitName) -> FileSource:
     else:
         chosen = np.flatnonzero([line.is_test == (split == "test") for line in lines])
     if not len(chosen):
-        raise UserError(f"{table} names no {split} image: its column split should say 'train' or 'test'.")
+        hint = "its column split should say 'train' or 'test'"
+        if lines[0].is_test is None:
+            hint = "a class needs two images, one of which is held out for testing"
+        raise UserError(f"{table} names no {split} image: {hint}.")
     source = FileSource(root, [lines[i].path for i in chosen], labels[chosen], class_names)
     sample = np.unique(np.linspace(0, len(chosen) - 1, CHECKED_FILES).astype(int))
     _check_files(table, [(lines[chosen[i]].number, source.path(i)) for i in sample])
@@ -246,7 +260,8 @@ def _read_table(table: epath.Path) -> list[_Line]:
             if header.count(name) != 1:
                 raise UserError(
                     f"{table} has {'two columns' if name in header else 'no column'} {name!r}: its first "
-                    f"line should be path,label or path,label,split, and is {','.join(header) or 'empty'}."
+                    "line should be path,label or path,label,split, separated by commas, and is "
+                    f"{','.join(header) or 'empty'}."
                 )
         for row in filter(any, rows):
             path, given, is_test = _fields(row, header, f"{table}, line {rows.line_num}")

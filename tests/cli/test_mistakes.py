@@ -162,6 +162,10 @@ PATHS = [
     ([*PHOTOS, "--config.data.path="], "config.data.path"),
     ([*PHOTOS, "--config.data.path=text.txt"], "is a file; the source 'folder' needs a folder"),
     ([*PHOTOS, "--config.data.path=empty"], "No images"),
+    ([*PHOTOS, "--config.data.path=https://a.b/photos"], "https:// is not read"),
+    ([*TABLE, "--config.data.path=url.csv"], "https://a.b/0.png: images are local files .* is not read"),
+    ([*TABLE, "--config.data.path=one_image.csv"], "names no test image: a class needs two images"),
+    ([*TABLE, "--config.data.path=semicolons.csv"], "separated by commas, and is path;label"),
     ([*TABLE, "--config.data.path=photos"], "is a folder; the source 'csv' needs a"),
     ([*TABLE, "--config.data.path=empty.csv"], "empty.csv"),
     ([*TABLE, "--config.data.path=no_label.csv"], "label"),
@@ -185,6 +189,7 @@ PATHS = [
         ]
     ),
     ([*DIGITS, "--workdir=text.txt"], "--workdir=text.txt is a file; name a folder"),
+    ([*DIGITS, "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run is no folder of a file system"),
     ([*DIGITS, "--workdir=/proc/run"], "--workdir=/proc/run cannot be made or written"),
     ([*DIGITS, "--workdir=damaged"], "run.json is damaged"),
     (["--workdir=damaged"], "run.json is damaged .*name the config with --config"),
@@ -207,6 +212,7 @@ WEIGHTS = [
 
 OTHERS = [
     (evaluate.main, ["--images=photos"], "--reference"),
+    (evaluate.main, ["--images=", "--reference="], "go together: give both"),
     (evaluate.main, ["--images=nowhere", "--reference=photos"], "nowhere"),
     (evaluate.main, ["--images=empty", "--reference=photos"], "empty"),
     (evaluate.main, ["--images=text.txt", "--reference=photos"], "text.txt"),
@@ -279,6 +285,9 @@ def place(tmp_path_factory):
         "plain.py": "def get_config():\n    return {}\n",
         "empty.csv": "path,label\n",
         "no_label.csv": "path,kind\nphotos/bob/0.png,bob\n",
+        "url.csv": "path,label\nhttps://a.b/0.png,bob\nhttps://a.b/1.png,bob\n",
+        "one_image.csv": "path,label\nphotos/bob/0.png,bob\n",
+        "semicolons.csv": "path;label\nphotos/bob/0.png;bob\n",
         "missing_file.csv": "path,label\nmissing.png,bob\nphotos/alice/0.png,alice\n",
         "two_splits.csv": "path,label,split,split\nphotos/bob/0.png,bob,train,test\n",
         "bad_split.csv": "path,label,split\nphotos/bob/0.png,bob,sometimes\n",
