@@ -33,7 +33,7 @@ from l2l_jax.train.hooks import Hook, Observe
 from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.parallel import ParallelKind
 from l2l_jax.utils.io import ResultCache
-from l2l_jax.utils.multihost import barrier, on_primary
+from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 from l2l_jax.utils.progress import Progress
 
 T = TypeVar("T")
@@ -191,6 +191,9 @@ class Bench:
         stamp = {"training": training.describe(), "repetition": seed, "at": measured_at}
         place, title = f"{variant}/seed_{seed}", f"{target.name}, {variant}"
 
+        def stored(step: int, wait: bool = True) -> Any:
+            return target.cache.get(f"{place}_step_{step}", stamp=stamp, wait=wait)
+
         def observe(step: int, params: Params) -> None:
             points[str(step)] = self.measure(params, f"{title} {step}")
             arrays = to_arrays({str(step): points[str(step)]})
@@ -199,10 +202,11 @@ class Bench:
                 pictures = self.pictures(params)
                 on_primary(lambda: target.cache.put(f"{variant}/pictures_{step}", pictures))
 
-        self.fit(target, variant, training, seed, [Observe(measured_at, observe)])
+        if not from_primary(lambda: all(stored(step, wait=False) for step in measured_at)):
+            self.fit(target, variant, training, seed, [Observe(measured_at, observe)])
         for step in measured_at:
             if str(step) not in points:  # before the checkpoint from which the training resumed
-                points |= from_arrays(target.cache.get(f"{place}_step_{step}", stamp=stamp, wait=True))
+                points |= from_arrays(stored(step))
         return {str(step): points[str(step)] for step in measured_at}
 
     def fit(

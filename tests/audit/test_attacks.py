@@ -16,6 +16,7 @@ from l2l_jax.audit.attacks.foreign_data import ForeignData
 from l2l_jax.audit.attacks.linear_probe import LinearProbe, fit_probe
 from l2l_jax.audit.attacks.membership import Membership, true_positives
 from l2l_jax.audit.attacks.membership_repeated import MembershipRepeated, decide_membership
+from l2l_jax.audit.attacks.patient_relearning import PatientRelearning
 from l2l_jax.audit.attacks.residual_knowledge import ResidualKnowledge
 from l2l_jax.audit.attacks.sampler_search import SamplerSearch
 from l2l_jax.audit.attacks.training import few_of_each_class, fresh_decoder, halvings, whole_model
@@ -25,7 +26,7 @@ from l2l_jax.audit.bench import Bench
 from l2l_jax.audit.comparison import auc
 from l2l_jax.audit.points import from_arrays, to_arrays
 from l2l_jax.audit.run import Audit
-from l2l_jax.audit.score import Line, best_points
+from l2l_jax.audit.score import UNATTACKED, Line, best_points
 from l2l_jax.config import parse_config, upgrade
 from l2l_jax.data.splits import training_sets
 from l2l_jax.errors import UserError
@@ -144,6 +145,27 @@ def test_denoising_attacks_change_the_sampler(lottery):
     points = NoiseOverload((1.0, 1.5)).run("noise_overload", lottery, nothing, 0)
     for name, scale in (("x1", 1.0), ("x1.5", 1.5)):
         np.testing.assert_allclose(points[name]["forget"]["mse"], scale**2, rtol=1e-4)
+
+
+def test_a_patient_attacker_keeps_the_rate_that_is_best_on_validation_images(bench, monkeypatch):
+    """The rate 0.02 is made the best on validation images, 0.06 the best on test images."""
+    errors = {0.01: (0.5, 0.3), 0.02: (0.2, 0.4), 0.06: (0.6, 0.1)}
+
+    def train(target, variant, training, measured_at, seed):
+        assert training.steps == measured_at[-1] == (8 if "tuning" in variant else 4)
+        on_validation, on_test = errors[round(training.learning_rate, 3)]
+        labels, one = np.zeros(2, int), np.ones(2)
+        sets = {"validation": on_validation, "forget": on_test}
+        return {"4": {name: {"mse": x * one, "label": labels} for name, x in sets.items()}}
+
+    monkeypatch.setattr(bench, "train", train)
+    attack = PatientRelearning(4, 8, 0.02, tuning_steps=8, rate_factors=(0.5, 1.0, 3.0))
+    start = {"validation": {"mse": np.ones(2)}, "forget": {"mse": np.ones(2), "label": np.zeros(2, int)}}
+    for name, title in attack.variants(bench).items():
+        found = {UNATTACKED: {"0": start}, name: attack.run(name, bench, target({}), 0)}
+        best = best_points(found, Line(name, title, is_curve=True))["error"]
+        assert best.point.startswith("0.02 ")
+        np.testing.assert_array_equal(best.sample[0], [0.4, 0.4])
 
 
 def test_residual_knowledge_is_that_of_remembered_images(bench, evaluation):

@@ -33,7 +33,8 @@ QUICK = dict(
     attacks=("retain_tuning", "relearning", "fresh_decoder", "weight_noise", "patient_relearning",
              "foreign_data"),
     foreign_data=SAME,
-    retain_tuning=SAME, relearning=dict(shots=(5,), **SAME), patient_relearning=dict(shots=5, **SAME),
+    retain_tuning=SAME, relearning=dict(shots=(5,), **SAME),
+    patient_relearning=dict(shots=5, tuning_steps=4, rate_factors=(1.0,), **SAME),
     fresh_decoder=dict(steps=1, batch_size=8), weight_noise=dict(levels=(0.1,), **SAME),
 )  # fmt: skip
 
@@ -217,7 +218,7 @@ def test_the_report_begins_with_the_verdict(audited):
     names = [result["name"] for result in report["audit"]["results"]]
     assert names == [
         UNATTACKED, "retain_tuning", "relearning_5", "fresh_decoder_retain", "fresh_decoder_all",
-        "weight_noise", "weight_noise_tuning", "patient_relearning", "foreign_data",
+        "weight_noise", "weight_noise_tuning", "patient_relearning", "patient_retain_tuning", "foreign_data",
     ]  # fmt: skip
     assert [p["step"] for p in report["audit"]["curves"]["retain_tuning"]["unlearned"]] == [0, 1, 2, 4]
     with (workdir / "run/report/metrics.csv").open() as file:

@@ -1,37 +1,78 @@
-"""Patient relearning: a few forget images, mixed with retain images against collapse."""
+"""Patient relearning: long trainings that do not ruin the model, at a rate of the attacker's choice."""
 
 import dataclasses
+from typing import ClassVar
 
-from l2l_jax.audit.attacks.base import Count, register
-from l2l_jax.audit.attacks.training import TrainingAttack, few_of_each_class
+from l2l_jax.audit.attacks.base import Count, Rate, Work, register
+from l2l_jax.audit.attacks.training import Training, TrainingAttack, few_of_each_class, halvings
+from l2l_jax.audit.points import Measured
 from l2l_jax.data.records import Mixture
+
+TUNING = "patient_retain_tuning"
+"""The variant that has no forget image at all."""
 
 
 @register("patient_relearning")
 @dataclasses.dataclass(frozen=True)
 class PatientRelearning(TrainingAttack):
-    """Train the whole model on a few forget images mixed with as many draws of retain images.
+    """Train the whole model for long: on a few forget images among retain images, or on retain images alone.
 
-    Retain images keep the model from overfitting, so that the attacker can train for long.
+    Retain images keep the model from overfitting. Every training is repeated at several learning rates, and
+    the attacker keeps the rate and the step that are best on validation images.
 
     Attributes:
       shots: Number of forget images.
+      tuning_steps: Steps of the variant on retain images alone.
+      rate_factors: Factors of `learning_rate`, one training each.
     """
 
-    title = "{shots} forget images among retain images, {steps} steps"
-    source = "a longer form of relearning (arXiv 2406.13356)"
+    source = "longer forms of relearning (arXiv 2406.13356) and of fine-tuning (arXiv 2505.22310)"
+    cost = "`steps` and `tuning_steps` training steps for each of `rate_factors`"
+    measurements: ClassVar[int] = 3
 
     steps: Count = 300
     shots: Count = 25
+    tuning_steps: Count = 1500
+    rate_factors: tuple[Rate, ...] = (0.3, 1.0, 3.0)
+
+    def variants(self, bench):
+        """Return one variant with and one without forget images."""
+        return {
+            "patient_relearning": f"{self.shots} forget images among retain images, {self.steps} steps",
+            TUNING: f"retain images only, {self.tuning_steps} steps",
+        }
 
     def check(self, bench):
         """Raise a UserError if there are fewer than `shots` forget images."""
         self._few(bench, 0)
 
+    def work(self, bench):
+        """Return the images of all trainings and measurements."""
+        lengths = self.steps, self.tuning_steps
+        measured = sum(len(halvings(steps, self.measurements)) for steps in lengths)
+        images = bench.count("validation", "forget")
+        rates = len(self.rate_factors)
+        return Work(rates * measured * images, rates * sum(lengths) * self.batch_size)
+
     def training_images(self, variant, bench, seed):
-        """Return the mixture."""
-        few = self._few(bench, bench.seed(seed))
-        return Mixture({"retain": bench.training.retain, "forget": few}, [1.0, 1.0])
+        """Return the mixture, or retain images."""
+        retain = bench.training.retain
+        if variant == TUNING:
+            return retain
+        return Mixture({"retain": retain, "forget": self._few(bench, bench.seed(seed))}, [1.0, 1.0])
+
+    def run(self, variant, bench, target, seed):
+        """Train the model at each rate; a point is a rate and a step."""
+        images, objective = self.training_images(variant, bench, seed), self.objective(bench.model)
+        steps = self.tuning_steps if variant == TUNING else self.steps
+        points: dict[str, Measured] = {}
+        for factor in self.rate_factors:
+            rate = factor * self.learning_rate
+            training = Training(objective, images, steps, self.batch_size, rate)
+            measured_at = halvings(steps, self.measurements)
+            found = bench.train(target, f"{variant}_{rate:.2g}", training, measured_at, seed)
+            points |= {f"{rate:.2g} × {step}": measured for step, measured in found.items()}
+        return points
 
     def _few(self, bench, seed):
         return few_of_each_class(bench.training.forget, self.shots, seed, "patient_relearning.shots")
