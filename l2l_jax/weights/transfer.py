@@ -174,7 +174,8 @@ def other_components(folder: pathlib.Path) -> dict[str, Any]:
         if weights and place != folder and place.name not in ("unet", "vae"):
             files[f"{place.name}/model.safetensors"] = component_weights(place).state_dict
     index = json.loads((folder / PIPELINE).read_text("utf-8"))
-    absent = [x for x in index if isinstance(index[x], list) and not (folder / x).is_dir()]
+    named = [name for name, kind in index.items() if isinstance(kind, list) and any(kind)]
+    absent = [name for name in named if not (folder / name).is_dir()]
     if absent:  # such as a safety checker that was not downloaded
         files[PIPELINE] = index | dict.fromkeys(absent, [None, None])
     return files

@@ -203,7 +203,7 @@ def pipelines() -> None:
         masked = torch.tensor(np.where(mask, np.float32(0), images))
         with torch.no_grad():
             latents = pipeline.vae.encode(masked).latent_dist.mode() * VAE["scaling_factor"]
-        for scale in (1.0, 3.0):
+        for scale in (1.0, 3.0) if style == "sdxl" else (1.0,):
             arrays[f"{style}/guidance_{scale:.0f}"] = pipeline(
                 prompt=["photo of a"] * 2,
                 negative_prompt=[""] * 2,
