@@ -19,6 +19,8 @@ from l2l_jax.errors import UserError
 
 BANKS = {"online": (0, 0), "noise_bank": (0, 1), "token_bank": (1, 1)}
 """Fields `token_bank` and `noise_bank` of each row; how large they are makes no difference to a step."""
+PAIRED = {"online": (0, 0), "token_bank": (1, 0)}
+"""The same for models whose codes hold draws."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,7 +52,7 @@ def measure(config: Any, rounds: int) -> dict[str, list[float]]:
     if config.model.why_no_codes:
         raise UserError(f"config.model.family is {config.family!r}: {config.model.why_no_codes}.")
     runs = {}
-    for name, (token_bank, noise_bank) in BANKS.items():
+    for name, (token_bank, noise_bank) in (PAIRED if config.model.codes_hold_draws else BANKS).items():
         how = dataclasses.replace(config.unlearn, token_bank=token_bank, noise_bank=noise_bank)
         stage = open_phase(dataclasses.replace(config, unlearn=how), "unlearn")
         mesh = sharding.make_mesh(config=config.mesh)

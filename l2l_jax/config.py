@@ -13,6 +13,7 @@ import pydantic
 from l2l_jax.audit.config import RENAMED as RENAMED_IN_AUDIT
 from l2l_jax.audit.config import AuditConfig, audit_config_class
 from l2l_jax.config_files import Recipe, Text, as_recipe, nearest
+from l2l_jax.data.class_names import named_classes
 from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evals.config import EvaluationConfig
@@ -92,13 +93,15 @@ def parse_config(recipe: Mapping[str, Any]) -> Config:
     _check_keys(recipe, ("model", *(name for name in _fields(Config) if name not in MODEL_FIELDS)), "config")
     model_fields = _mapping(recipe.get("model", {}), "config.model")
     family, model = _model(model_fields)
+    data = _section(DataConfig, recipe.get("data", {}), "config.data")
+    model = model.for_classes(named_classes(*data.forget, *data.retain))
     unlearn, audit = _unlearning(recipe.get("unlearn", {})), _audit(recipe.get("audit", {}))
     config = Config(
         seed=_check(Annotated[int, pydantic.Field(ge=0, lt=2**31)], recipe.get("seed", 0), "config.seed"),
         family=family,
         model=model,
         pretrained=_check(str, model_fields.get("pretrained", ""), "config.model.pretrained"),
-        data=_section(DataConfig, recipe.get("data", {}), "config.data"),
+        data=data,
         pretrain=_pretrain(recipe, model),
         unlearn=unlearn,
         evaluate=_section(EvaluationConfig, recipe.get("evaluate", {}), "config.evaluate"),
@@ -134,12 +137,23 @@ def _model(given: Mapping[str, Any]) -> tuple[str, Model]:
     if variant and variant not in variants:
         known = ", ".join(variants) or "none"
         raise UserError(f"config.model.variant is {variant!r}; variants of {family}: {known}.")
-    fields = {**variants.get(variant, {}), **stored, **fields}
+    fields = _merged(variants.get(variant, {}), stored, fields)
     unknown = [name for name in hidden if name not in fields]
     if unknown:
         flags = " ".join(f"--config.model.{name}=…" for name in unknown)
         raise UserError(f"{pretrained}: its weights do not show {', '.join(unknown)}: give {flags}")
     return family, _section(FAMILIES[family], fields, "config.model")
+
+
+def _merged(*sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge sections and the sections in them; later ones override earlier ones."""
+    found: dict[str, Any] = {}
+    for section in sections:
+        for name, value in section.items():
+            inner = found.get(name)
+            is_section = isinstance(value, Mapping) and isinstance(inner, Mapping)
+            found[name] = _merged(inner, value) if is_section else value  # type: ignore[arg-type]
+    return found
 
 
 def _pretrain(recipe: Mapping[str, Any], model: Model) -> dict[str, TrainingConfig]:

@@ -11,6 +11,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+from l2l_jax.data.config import REST
 from l2l_jax.errors import UserError
 
 LISTS = importlib.resources.files("l2l_jax.data") / "class_lists"
@@ -21,6 +22,12 @@ PUBLISHED = ("imagenet_i2i", "places365_i2i")
 WNID = re.compile(r"n\d{8}")
 
 PLAIN_NUMBER = re.compile(r"0|[1-9][0-9]*")
+
+
+def named_classes(*given: str | int) -> tuple[str, ...]:
+    """Return the classes that the user wrote, without "rest", files and published splits."""
+    names = [part.strip() for text in given for part in str(text).split(",")]
+    return tuple(dict.fromkeys(x for x in names if x not in ("", REST, *PUBLISHED) and not x.startswith("@")))
 
 
 def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: str, side: str) -> list[int]:

@@ -26,7 +26,7 @@ from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.parallel import Parallel, make_parallel
 from l2l_jax.train.step import TrainState, abstract_state, make_step, placed_state
-from l2l_jax.train.token_cache import CODES, TokenCacheConfig, cached_objective, open_token_cache
+from l2l_jax.train.token_cache import TokenCacheConfig, cached_objective, open_token_cache
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,9 @@ class TrainingPhase:
         images = jax.ShapeDtypeStruct((size, *model.image_shape), pixels)
         shapes = dict.fromkeys(self.objective.sets, images)
         if self.codes:
-            shapes |= dict.fromkeys(self.codes, jax.ShapeDtypeStruct((size, model.tokens), CODES))
+            assert model.code is not None  # the config was checked
+            codes = jax.ShapeDtypeStruct((size, *model.code.shape), model.code.dtype)
+            shapes |= dict.fromkeys(self.codes, codes)
         return shapes
 
     def step(self, parallel: Parallel) -> Any:

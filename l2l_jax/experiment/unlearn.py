@@ -115,7 +115,8 @@ def _adapter_file(config: Config, adapter: Adapter, original: Params, facts: Map
     """Return the content of the file that turns the original model into the unlearned one."""
     unlearn = config.unlearn
     card = config.describe("family", "model") | dict(facts)
-    card |= {name: getattr(unlearn, name) for name in ("method", "adapter", "adapter_rank")}
+    names = ("method", "adapter", "adapter_rank", "adapter_layers")
+    card |= {name: getattr(unlearn, name) for name in names}
     card["base"] = fingerprint(original, config.model.generative_parts)
     return adapters.adapter_bytes(adapter, card)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from l2l_jax.methods.base import Objective
 from l2l_jax.methods.undo import perturbed_start
-from l2l_jax.models.adapters import ADAPTER, AdapterKind, merged, new_adapter, without_adapter
+from l2l_jax.models.adapters import ADAPTER, AdapterKind, Takes, merged, new_adapter, without_adapter
 from l2l_jax.models.base import Model, Params
 
 
@@ -44,11 +44,11 @@ def largest(values: Params, share: float) -> Params:
     return jax.tree.map(lambda x: (np.abs(x) >= threshold) & (x != 0), values)
 
 
-def adapt(objective: Objective, kind: AdapterKind, rank: int) -> Objective:
+def adapt(objective: Objective, kind: AdapterKind, rank: int, takes: Takes | None = None) -> Objective:
     """Train an adapter of the weights that an objective trains; the weights themselves stay as they are.
 
     The gradient of the adapter follows from that of the weights by the chain rule, so that `look_ahead`
-    changes all weights.
+    changes all weights. `kind`, `rank` and `takes` are those of `new_adapter`.
 
     Raises:
       ValueError: The objective starts from other weights, or trains salient ones alone.
@@ -65,7 +65,7 @@ def adapt(objective: Objective, kind: AdapterKind, rank: int) -> Objective:
         return {part: whole[part] for part in parts}
 
     def start(params: Params, rng: jax.Array) -> Params:
-        return {**params, ADAPTER: new_adapter({part: params[part] for part in parts}, kind, rank, rng)}
+        return {**params, ADAPTER: new_adapter({p: params[p] for p in parts}, kind, rank, rng, takes)}
 
     def merge(params: Params, trained: Params) -> Params:
         return {**merged(params, trained[ADAPTER]), **trained}

@@ -23,12 +23,9 @@ class Whole(Encoder):
     def objective(self, model: Model) -> Objective:
         """Return the paper's loss on features and outputs."""
 
-        def features_and_outputs(params, corrupted):  # compiled, the encoder runs once
-            return model.encode(params["encoder"], corrupted), model.predict(params, corrupted)
-
         def loss(trained, frozen, inputs, alpha):
             student, inputs = {**frozen, **trained}, UnlearningInputs(**inputs)
-            return encoder_unlearning_loss(features_and_outputs, student, frozen, inputs, alpha=alpha)
+            return encoder_unlearning_loss(model.encode_and_predict, student, frozen, inputs, alpha=alpha)
 
         prepare, parts = student_and_teacher_inputs(model, self.noise), model.generative_parts
         return unlearning_objective(model, parts, prepare, loss, teacher=parts)

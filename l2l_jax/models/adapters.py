@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.models.base import Params
+from l2l_jax.models.base import Model, Params
 
 AdapterKind = Literal["", "lora", "norms"]
+AdapterLayers = Literal["all", "attention", "attention+convolution"]
 
 ADAPTER = "adapter"
 """The part of the parameters that is trained."""
@@ -27,7 +28,27 @@ Adapter = Mapping[str, Any]
 `{"delta": difference}` in place of each array."""
 
 
-def new_adapter(params: Params, kind: AdapterKind, rank: int, rng: jax.Array) -> dict[str, Any]:
+Takes = Callable[[str, tuple[int, ...]], bool]
+"""Whether a kernel is adapted, by the name of its module and its shape."""
+
+
+def takes_lora(model: Model, layers: AdapterLayers) -> Takes:
+    """Return which kernels `layers` of a model are."""
+
+    def takes(module: str, shape: tuple[int, ...]) -> bool:
+        is_convolution = layers == "attention+convolution" and len(shape) == 4
+        return layers == "all" or module in model.attention_layers or is_convolution
+
+    return takes
+
+
+def new_adapter(
+    params: Params,
+    kind: AdapterKind,
+    rank: int,
+    rng: jax.Array,
+    takes: Takes | None = None,
+) -> dict[str, Any]:
     """Return an adapter that changes nothing yet; a ValueError if there is nothing to adapt.
 
     Args:
@@ -36,22 +57,23 @@ def new_adapter(params: Params, kind: AdapterKind, rank: int, rng: jax.Array) ->
         module that has a scale.
       rank: Number of columns of A.
       rng: JAX key.
+      takes: Kernels that "lora" adapts; None: all.
     """
     keys = (jax.random.fold_in(rng, number) for number in range(2**31))
 
-    def visit(tree: Mapping[str, Any]) -> dict[str, Any]:
+    def visit(tree: Mapping[str, Any], module: str) -> dict[str, Any]:
         found = {}
         for name in sorted(tree):
             value = tree[name]
             if isinstance(value, Mapping):
-                found[name] = visit(value)
+                found[name] = visit(value, name)
             elif kind == "norms" and "scale" in tree:
                 found[name] = {"delta": jnp.zeros(value.shape, jnp.float32)}
-            elif kind == "lora" and name == "kernel":
+            elif kind == "lora" and name == "kernel" and (takes is None or takes(module, value.shape)):
                 found[name] = _factors(value.shape, rank, next(keys))
         return {name: value for name, value in found.items() if value}
 
-    adapter = visit(params)
+    adapter = visit(params, "")
     if not adapter:
         raise ValueError(f"no weight of the model takes an adapter {kind!r} of rank {rank}")
     return adapter

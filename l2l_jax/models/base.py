@@ -17,7 +17,7 @@ from l2l_jax.models.mapping import CheckpointFormat
 from l2l_jax.utils.registry import Registry
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int, PyTree
+    from jaxtyping import Bool, Float, Int, PyTree, Shaped
 
     Images = Float[Array, "batch height width channel"]
     PerExample = Float[Array, " batch"]
@@ -69,10 +69,14 @@ class Model(abc.ABC):
     """The parts that the family's own loss trains once the tokenizer, if any, is there."""
     corruption_parts: tuple[str, ...] = ()
     """The frozen parts that `corrupt` reads, such as a tokenizer."""
+    precompute_parts: tuple[str, ...] = ()
+    """Those of them that `precompute` reads; steps on codes do without."""
+    codes_hold_draws: bool = False
+    """True where part of T is drawn by `precompute`: noise then needs the draw of its forget image."""
     inpaints_from_patches: bool = False
     """True where `inpaint_from_patches` and `grid` exist."""
-    codebook_size: int = 0
-    """Number of different codes."""
+    attention_layers: tuple[str, ...] = ()
+    """Names of the modules whose kernels are the projections of attention."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -80,9 +84,14 @@ class Model(abc.ABC):
         return (self.image_size, self.image_size, self.channels)
 
     @property
-    def tokens(self) -> int:
-        """Codes of an image, of models with a frozen tokenizer; otherwise 0."""
-        return 0
+    def noise_shape(self) -> tuple[int, int, int]:
+        """`(height, width, channel)` of the initial noise of diffusion models."""
+        return self.image_shape
+
+    @property
+    def code(self) -> jax.ShapeDtypeStruct | None:
+        """Shape and type of what `precompute` makes of an image; None where it does not exist."""
+        return None
 
     @property
     def grid(self) -> int:
@@ -100,6 +109,15 @@ class Model(abc.ABC):
     def canonical(self) -> Self:
         """Return the model with fields that have no effect set to one value."""
         return self
+
+    def for_classes(self, classes: Collection[str]) -> Self:
+        """Return the model with the names of classes to forget and retain in fields that refer to them."""
+        del classes
+        return self
+
+    def alternatives(self) -> dict[str, Self]:
+        """Return other ways to run the same parameters, such as with other prompts, by name."""
+        return {}
 
     def _check_fields(self, limits: Mapping[str, float], **choices: Collection[str]) -> None:
         """Raise a ValueError for a field outside [0, limit) or not among its choices."""
@@ -156,8 +174,11 @@ class Model(abc.ABC):
         """Why `corrupt` cannot be given codes in place of images, or "" where it can."""
         return "this family has no tokenizer"
 
-    def tokenize(self, params: Params, images: Images) -> Int[Array, "batch token"]:
-        """Return codes, int32, which `corrupt` takes in place of the images."""
+    def precompute(self, params: Params, images: Images, rng: Array) -> Shaped[Array, "batch ..."]:
+        """Return codes, which `corrupt` takes in place of the images: all that needs `precompute_parts`.
+
+        With the same `rng`, `corrupt` returns the same for images and codes.
+        """
         raise NotImplementedError(self.why_no_codes)
 
     @abc.abstractmethod
@@ -171,6 +192,10 @@ class Model(abc.ABC):
         Shapes depend on those of `corrupted` alone, and equal places mean the same in every example: outputs
         on two images can be compared.
         """
+
+    def encode_and_predict(self, params: Params, corrupted: Corrupted) -> tuple[Any, Any]:
+        """Return the results of `encode` and `predict`; by default XLA is left to run the encoder once."""
+        return self.encode(params["encoder"], corrupted), self.predict(params, corrupted)
 
     def generative_loss(self, params: Params, images: Images, corrupted: Corrupted) -> PerExample:
         """Return the family's own training loss of every example."""
@@ -245,8 +270,8 @@ class Model(abc.ABC):
     ) -> tuple[Array, Array]:
         """Return a draw of `inpaint`, and how badly it fits what is visible next to the mask, `[batch]`.
 
-        An attacker who searches for the best draw needs to know no more. `noise`, like the images, replaces
-        the initial noise of diffusion models.
+        An attacker who searches for the best draw needs to know no more. `noise`, `[batch, *noise_shape]`,
+        replaces the initial noise of diffusion models.
         """
         raise NotImplementedError(self.why_no_samples)
 

@@ -1,5 +1,6 @@
 """Computations to compare: some steps of a small model of each family, from inputs independent of devices."""
 
+import dataclasses
 import zlib
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 
 from l2l_jax.config import Config, parse_config
 from l2l_jax.experiment.phase import open_phase
-from l2l_jax.models.base import Model, Params
+from l2l_jax.models.base import FAMILIES, Model, Params
 from l2l_jax.train import sharding
 from l2l_jax.train.parallel import ParallelKind, make_parallel
 
@@ -35,6 +36,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "palette": dict(
         family="palette", image_size=16, inner_channel=16, channel_mults=(1, 2), res_blocks=1, attn_res=(2,),
         num_head_channels=8, norm_groups=4, hole_bank_size=8,
+    ),
+    "latent_diffusion": dict(
+        family="latent_diffusion", image_size=16, prompts=("", "a digit"), prompt_words=4, hole_bank_size=8,
+        unet=dict(
+            block_out_channels=(16, 32), attends=(False, True), layers_per_block=(1, 1),
+            transformer_layers=(1, 1), heads=(2, 4), cross_attention_dim=8, norm_groups=4,
+        ),
+        vae=dict(block_out_channels=(8, 16), layers_per_block=1, norm_groups=4, scaling_factor=1.0),
     ),
 }  # fmt: skip
 """The model of each case."""
@@ -86,21 +95,21 @@ def _without_training(model: Model, params: Params, images: np.ndarray, mesh: Me
         return model.encode(params["encoder"], model.corrupt(params, rows, jax.random.key(1)))
 
     found = {"features": _entries(features(placed, rows))}
-    if model.tokens:
-        found["tokens"] = np.ravel(jax.device_get(jax.jit(model.tokenize)(placed, rows))).tolist()
+    if model.code is not None and np.issubdtype(model.code.dtype, np.integer):
+        codes = jax.jit(model.precompute)(placed, rows, jax.random.key(1))
+        found["tokens"] = np.ravel(jax.device_get(codes)).tolist()
     return found
 
 
 def _config(name: str, dtype: Dtype) -> Config:
     stage = dict(steps=STEPS + 1, batch_size=ROWS, learning_rate=1e-4)
-    model = {**MODELS[name], "dtype": dtype} | ({"tokenizer_dtype": dtype} if name == "mage" else {})
-    stages = ("tokenizer", "model") if name == "mage" else ("model",)
+    fields = [field.name for field in dataclasses.fields(FAMILIES[MODELS[name]["family"]])]  # type: ignore[arg-type]
+    dtypes = dict.fromkeys([field for field in fields if field.endswith("dtype")], dtype)
     return parse_config(
         {
             "seed": 0,
-            "model": model,
+            "model": {**MODELS[name], **dtypes, "pretrained": "drawn by NumPy"},
             "data": {"source": "digits", "forget": (1,), "retain": (0,)},
-            "pretrain": dict.fromkeys(stages, stage),
             "unlearn": stage,
             "evaluate": {},
         }

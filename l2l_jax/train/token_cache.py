@@ -1,9 +1,9 @@
-"""Codes computed once: what a frozen tokenizer makes of images and noise, before unlearning starts.
+"""Codes computed once: what frozen parts, such as a tokenizer, make of images and noise before unlearning.
 
-The same pixels give the same codes in every epoch. Codes kept in the workdir take the place of the noise
-alone, or of the images as well, after which training reads no pixels and holds no tokenizer. With as many
-views as the run has epochs, and as many noise images as it shows, the run is that without a cache, number for
-number.
+The same pixels give the same codes in every epoch; where codes hold draws of T, the same draws, too. Codes
+kept in the workdir take the place of the noise alone, or of the images as well, after which training reads no
+pixels and holds no tokenizer. With as many views as the run has epochs, and as many noise images as it shows,
+the run is that without a cache, number for number.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.data.loader import BatchIterator, EpochOrder, TrainingBatches
 from l2l_jax.errors import Interrupted
-from l2l_jax.losses import NoiseKind, batch_noise
+from l2l_jax.losses import NoiseKind, batch_noise, corruption_keys
 from l2l_jax.methods.base import Objective
 from l2l_jax.models.base import Model, Params
 from l2l_jax.train import sharding
@@ -32,9 +32,6 @@ from l2l_jax.utils.stopping import stop_request
 
 logger = logging.getLogger(__name__)
 
-CODES = np.uint16
-"""Type of codes on disk and on their way to the devices; codebooks have far fewer than 65,536 entries."""
-
 NOTE_EVERY = 16  # global batches after which it is noted how far the cache is filled
 
 DONE = "batches"
@@ -42,11 +39,12 @@ DONE = "batches"
 
 @dataclasses.dataclass(frozen=True)
 class TokenCacheConfig:
-    """Sets that are tokenized before the first step.
+    """Sets whose codes are computed before the first step.
 
     Attributes:
-      views: Augmented views of each training image; 0: images are tokenized in every step.
-      noise_images: Noise images for the teacher.
+      views: Augmented views of each training image; 0: codes of images are computed in every step.
+      noise_images: Noise images for the teacher. Where codes hold draws of T, each view of a forget image has
+        one of its own instead.
       noise: Kind of noise.
     """
 
@@ -56,23 +54,23 @@ class TokenCacheConfig:
 
 
 class Codes:
-    """Codes of a set, `[view, image, token]`, in a file that is read and written in place.
+    """Codes of a set, `[view, image, …]`, in a file that is read and written in place.
 
     Position p of a set's stream shows the image that `order` has there, in the view of its epoch; when all
     views have been shown, the first one comes again.
     """
 
-    def __init__(self, path: pathlib.Path, order: EpochOrder, views: int, tokens: int):
+    def __init__(self, path: pathlib.Path, order: EpochOrder, views: int, code: jax.ShapeDtypeStruct):
         self.path, self.order, self.views = path, order, views
-        self.shape = (views, order.count, tokens)
+        self.shape, self.dtype = (views, order.count, *code.shape), code.dtype
         self.positions = views * order.count
 
     def create(self) -> None:
         """Write the file with zeros."""
-        np.lib.format.open_memmap(self.path, "w+", CODES, self.shape).flush()
+        np.lib.format.open_memmap(self.path, "w+", self.dtype, self.shape).flush()
 
     def write(self, positions: np.ndarray, codes: np.ndarray) -> None:
-        """Write the codes `[position, token]` of the first round; leave out those of later ones."""
+        """Write the codes `[position, …]` of the first round; leave out those of later ones."""
         first = positions < self.positions
         views, indices = self.order(positions[first])
         file = np.lib.format.open_memmap(self.path, "r+")
@@ -80,7 +78,7 @@ class Codes:
         file.flush()
 
     def read(self, positions: np.ndarray) -> np.ndarray:
-        """Read codes `[position, token]`."""
+        """Read codes `[position, …]`."""
         epochs, indices = self.order(positions)
         return self._file[epochs % self.views, indices]
 
@@ -90,16 +88,16 @@ class Codes:
 
 
 def cached_objective(objective: Objective, model: Model, sets: tuple[str, ...]) -> Objective:
-    """Return an objective for batches of codes of `sets`: without pixels it needs no tokenizer."""
+    """Return an objective for batches of codes of `sets`: without pixels it needs no `precompute_parts`."""
     if not set(objective.sets) <= set(sets):
         return objective
-    frozen = tuple(part for part in objective.frozen if part not in model.corruption_parts)
+    frozen = tuple(part for part in objective.frozen if part not in model.precompute_parts)
     return dataclasses.replace(objective, frozen=frozen)
 
 
 @dataclasses.dataclass(frozen=True)
 class CachedBatches:
-    """Like `TrainingBatches`, with uint16 codes `[row, token]` for the cached sets.
+    """Like `TrainingBatches`, with codes `[row, …]` for the cached sets.
 
     Pixels are read only for sets without codes. "noise" replaces what the teacher is shown for forget images.
     """
@@ -165,20 +163,21 @@ def open_token_cache(
 
     View v of an image is the crop that it has in epoch v of `images`. Noise image i is the one that a run
     without a cache would show at its place in the stream, with the statistics of its batch and the seed of
-    the training steps.
+    the training steps. Draws of T are those that the step of an image makes the first time.
 
     Raises:
       Interrupted: A signal arrived in some process; what is computed is kept.
       UserError: Images cannot be read.
     """
-    views = images.orders if config.views else {}
-    codes = {
-        name: Codes(folder / f"{name}.npy", order, config.views, model.tokens)
-        for name, order in views.items()
-    }
-    order = EpochOrder(config.noise_images, int(np.random.SeedSequence((seed, 2)).generate_state(1)[0]))
-    codes["noise"] = Codes(folder / "noise.npy", order, 1, model.tokens)
-    tokenizer = {part: params[part] for part in model.corruption_parts}
+    assert model.code is not None  # the config was checked
+    orders = {name: (order, config.views) for name, order in images.orders.items() if config.views}
+    if model.codes_hold_draws:
+        orders["noise"] = orders["forget"]
+    else:
+        noise_seed = int(np.random.SeedSequence((seed, 2)).generate_state(1)[0])
+        orders["noise"] = EpochOrder(config.noise_images, noise_seed), 1
+    codes = {name: Codes(folder / f"{name}.npy", *order, model.code) for name, order in orders.items()}
+    tokenizer = {part: params[part] for part in model.precompute_parts}
     key = {
         "shapes": {name: list(one.shape) for name, one in codes.items()},
         "orders": {name: order.seed for name, order in images.orders.items()},
@@ -190,9 +189,10 @@ def open_token_cache(
     cache = ResultCache(folder, key)
     done, batches = from_primary(lambda: _begun(cache, codes)), CachedBatches(images, codes)
     if done < _total(batches):
-        logger.info("Token cache: %d noise images, %d views of images", config.noise_images, config.views)
-        tokenize = functools.partial(_tokenize, model=model, noise=config.noise, seed=seed)
-        program = jax.jit(tokenize, static_argnames="wanted")
+        counts = ", ".join(f"{one.positions:,} codes of {name} images" for name, one in codes.items())
+        logger.info("Token cache: %s", counts)
+        compute = functools.partial(_precompute, model=model, noise=config.noise, seed=seed)
+        program = jax.jit(compute, static_argnames="wanted")
         placed = jax.device_put(tokenizer, NamedSharding(mesh, PartitionSpec()))
         _fill(batches, cache, done, functools.partial(program, placed), mesh)
     return batches
@@ -207,15 +207,16 @@ def _begun(cache: ResultCache, codes: Mapping[str, Codes]) -> int:
     return done
 
 
-def _tokenize(tokenizer, batch, number, wanted, *, model, noise, seed):
+def _precompute(tokenizer, batch, number, wanted, *, model, noise, seed):
     """Return codes of the `wanted` sets of batch `number`, as that training step computes them."""
     rng = jax.random.fold_in(jax.random.key(seed), number)
-    pixels = scaled_pixels(batch, model.value_range)
+    pixels, (retain, forget) = scaled_pixels(batch, model.value_range), corruption_keys(rng)
+    keys = {"retain": retain, "forget": forget, "noise": forget}
     if "noise" in wanted:
         pixels["noise"] = batch_noise(
             pixels["retain"], pixels["forget"], rng, kind=noise, value_range=model.value_range
         )
-    return {name: model.tokenize(tokenizer, pixels[name]) for name in wanted}
+    return {name: model.precompute(tokenizer, pixels[name], keys[name]) for name in wanted}
 
 
 def _total(batches: CachedBatches) -> int:

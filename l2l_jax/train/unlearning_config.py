@@ -9,7 +9,7 @@ import pydantic
 from l2l_jax.data.transforms import Share
 from l2l_jax.methods import METHODS, Method, Objective
 from l2l_jax.methods.restrictions import adapt, restrict
-from l2l_jax.models.adapters import AdapterKind
+from l2l_jax.models.adapters import AdapterKind, AdapterLayers, takes_lora
 from l2l_jax.models.base import Model
 from l2l_jax.train.optim import TrainingConfig
 
@@ -37,16 +37,17 @@ class UnlearningConfig(TrainingConfig):
       budget_rate: Speed of the weight: an error one percent beside the budget changes it by about as many
         percent.
       token_bank: Augmented views of each image whose codes are computed before the first step, for methods
-        that show noise to a teacher on models with a tokenizer; no pixels are read afterwards. 0: images are
-        tokenized in every step. See `l2l_jax.train.token_cache`.
+        that show noise to a teacher on models with a tokenizer or VAE; no pixels are read afterwards. 0:
+        codes are computed in every step. See `l2l_jax.train.token_cache`.
       noise_bank: Number of the teacher's noise images whose codes are computed before the first step;
-        `token_bank` needs it.
+        `token_bank` needs it. In latent diffusion each view has its own noise image instead, and this is 0.
       saliency: Share of the trained weights, those with the largest gradient of the forget loss, that may
         change; 1: all, see `l2l_jax.methods.restrictions`.
       saliency_reset: Start from fresh values of these weights.
       adapter: Small adapter to train beside the original weights: "lora" (low-rank factors of the kernels) or
         "norms" (scales and biases of norms), see `l2l_jax.models.adapters`; "": train the weights.
       adapter_rank: Rank of "lora".
+      adapter_layers: Kernels that "lora" adapts: "all", those of "attention", or "attention+convolution".
       methods: Options of methods, by name; those that are missing have their defaults.
     """
 
@@ -65,6 +66,7 @@ class UnlearningConfig(TrainingConfig):
     saliency_reset: bool = False
     adapter: AdapterKind = ""
     adapter_rank: Annotated[int, pydantic.Field(ge=1)] = 8
+    adapter_layers: AdapterLayers = "all"
     methods: Mapping[str, pydantic.SkipValidation[Method]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -78,10 +80,6 @@ class UnlearningConfig(TrainingConfig):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of accumulate × forget_every = "
                 f"{self.batch_parts}"
-            )
-        if self.token_bank and not self.noise_bank:
-            raise ValueError(
-                "token_bank needs a noise_bank: where no pixels are read, noise has no statistics"
             )
         if self.banked and not self.options.takes_noise:
             names = " and ".join(name for name in METHODS if METHODS[name].takes_noise)
@@ -105,10 +103,24 @@ class UnlearningConfig(TrainingConfig):
         return dataclasses.replace(self, methods=methods, **changes)
 
     def objective(self, model: Model) -> Objective:
-        """Return what a training step does on a model."""
+        """Return what a training step does on a model.
+
+        Raises:
+          ValueError: These settings do not go together on this model.
+        """
+        if self.token_bank and not self.noise_bank and not model.codes_hold_draws:
+            raise ValueError(
+                "token_bank needs a noise_bank: where no pixels are read, noise has no statistics"
+            )
+        if self.noise_bank and model.codes_hold_draws:
+            raise ValueError(
+                "noise_bank must be 0 for this family: with token_bank, each view has its own noise image"
+            )
         plain = self.options.objective(model)
         objective = restrict(plain, model, self.saliency, reset=self.saliency_reset)
-        return adapt(objective, self.adapter, self.adapter_rank) if self.adapter else objective
+        if not self.adapter:
+            return objective
+        return adapt(objective, self.adapter, self.adapter_rank, takes_lora(model, self.adapter_layers))
 
     @property
     def batch_parts(self) -> int:

@@ -12,7 +12,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from l2l_jax.errors import UserError
-from l2l_jax.models.adapters import Adapter, merged, new_adapter
+from l2l_jax.models.adapters import Adapter, merged, new_adapter, takes_lora
 from l2l_jax.models.base import Model, Params
 from l2l_jax.weights.saved_models import fingerprint
 
@@ -26,8 +26,8 @@ CARD = "l2l_jax adapter"
 def adapter_bytes(adapter: Adapter, card: Mapping[str, Any]) -> bytes:
     """Return the content of an adapter's file.
 
-    The card holds JSON-able facts: "family", "model" (its fields), "adapter" (kind), "adapter_rank", "method"
-    and "base", the `fingerprint` of the encoder and decoder that it was trained on.
+    The card holds JSON-able facts: "family", "model" (its fields), "adapter" (kind), "adapter_rank",
+    "adapter_layers", "method" and "base", the `fingerprint` of the parts that it was trained on.
     """
     flat = {name: np.ascontiguousarray(x) for name, x in flatten_dict(dict(adapter), sep="/").items()}
     return safetensors.numpy.save(flat, metadata={CARD: json.dumps(dict(card))})
@@ -71,17 +71,19 @@ def read_adapter(path: pathlib.Path, params: Params, family: str, model: Model) 
     with safetensors.safe_open(path, framework="numpy") as file:
         flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
     adapter = unflatten_dict(flat, sep="/")
-    _check_shapes(path, adapter, card, params)
+    _check_shapes(path, adapter, card, params, model)
     return adapter
 
 
-def _check_shapes(path: pathlib.Path, adapter: Adapter, card: Mapping[str, Any], params: Params) -> None:
+def _check_shapes(
+    path: pathlib.Path, adapter: Adapter, card: Mapping[str, Any], params: Params, model: Model
+) -> None:
     """Raise a UserError unless the arrays are those of an adapter as the card describes it."""
     adapted_parts = {part: params[part] for part in params if part in adapter}
+    takes = takes_lora(model, card.get("adapter_layers", "all"))
     try:
-        wanted = jax.eval_shape(
-            lambda: new_adapter(adapted_parts, card["adapter"], card["adapter_rank"], jax.random.key(0))
-        )
+        kind = card["adapter"], card["adapter_rank"]
+        wanted = jax.eval_shape(lambda: new_adapter(adapted_parts, *kind, jax.random.key(0), takes))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its card does not describe an adapter of this model ({error}).") from error
     shapes = [jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree) for tree in (adapter, wanted)]

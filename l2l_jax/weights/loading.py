@@ -9,7 +9,7 @@ from l2l_jax import shipped
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import FAMILIES, Model, Params
 from l2l_jax.weights import adapters
-from l2l_jax.weights.checkpoints import about, build, open_recognized
+from l2l_jax.weights.checkpoints import about, build, field, open_recognized
 from l2l_jax.weights.hub import HUB, download
 from l2l_jax.weights.reading import PIPELINE
 from l2l_jax.weights.saved_models import CARD, load_params, read_card
@@ -116,7 +116,7 @@ def _check_family(found: Any, wanted: str) -> None:
 
 def _check_fields(found: Mapping[str, Any], model: Model) -> None:
     for name, value in found.items():
-        wanted = getattr(model, name)
+        wanted = field(model, name)
         if value != wanted:
             raise UserError(
                 f"this model has {name}={value}, but config.model.{name} is {wanted}. Make them agree, or "
@@ -127,7 +127,7 @@ def _check_fields(found: Mapping[str, Any], model: Model) -> None:
 def _check_card(card: Mapping[str, Any], model: Model, parts: Sequence[str]) -> None:
     """Name the first field, if any, on which the weights depend or by which the shapes of parts differ."""
     saved = build(FAMILIES.name_of(type(model)), card.get("model", {}))
-    _check_fields({name: getattr(saved, name) for name in model.TRAINED_WITH}, model)
+    _check_fields({name: field(saved, name) for name in model.TRAINED_WITH}, model)
 
     def shapes(candidate: Model) -> Params:
         whole = candidate.shapes()

@@ -1,5 +1,6 @@
 """Saved models: an Orbax checkpoint of the parameters and a JSON file, the card, that describes them."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,9 @@ def save_model(
             with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
                 checkpointer.save(unfinished / "params", params)
             record_sizes(unfinished / "params")
-            (unfinished / CARD).write_text(json.dumps(card, indent=2) + "\n", "utf-8")
+            (unfinished / CARD).write_text(
+                json.dumps(card, indent=2, default=dataclasses.asdict) + "\n", "utf-8"
+            )
             for name, content in (beside or {}).items():
                 (unfinished / name).write_bytes(content)
 

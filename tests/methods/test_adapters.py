@@ -47,7 +47,12 @@ def test_how_many_numbers_are_trained():
 CELLS = cells(
     ("relearn_aware", "encoder", "whole"),
     MODELS,
-    normal=[("relearn_aware", "mae"), ("whole", "mage"), ("encoder", "palette")],
+    normal=[
+        ("relearn_aware", "mae"),
+        ("whole", "mage"),
+        ("encoder", "palette"),
+        ("encoder", "latent_diffusion"),
+    ],
 )
 """A look-ahead, features and outputs together, and the paper's method; each family once, as an
 adapter needs of a method only that it takes weights, and of a family only its kernels."""

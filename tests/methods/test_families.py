@@ -163,7 +163,7 @@ def expected(method, family, inputs):
 
 
 NORMAL = [(method, "mae") for method in METHODS]
-NORMAL += [("encoder", "mage"), ("whole", "palette")]
+NORMAL += [("encoder", "mage"), ("whole", "palette"), ("undo", "latent_diffusion")]
 CELLS = cells(list(METHODS), MODELS, normal=NORMAL)
 """A method knows of a family only its functions; test_reference.py has the releases' methods and families."""
 

@@ -26,7 +26,15 @@ def test_blur_against_scipy():
 
 
 CELLS = cells(
-    MODELS, ("mean", "blur"), normal=[("mae", "mean"), ("mae", "blur"), ("mage", "mean"), ("palette", "blur")]
+    MODELS,
+    ("mean", "blur"),
+    normal=[
+        ("mae", "mean"),
+        ("mae", "blur"),
+        ("mage", "mean"),
+        ("palette", "blur"),
+        ("latent_diffusion", "mean"),
+    ],
 )
 
 
@@ -54,6 +62,13 @@ def test_other_truths_than_noise(family, kind):
     elif family == "mage":
         np.testing.assert_array_equal(corrupted["targets"], jax.jit(model.tokenize)(params, truth))
         np.testing.assert_array_equal(corrupted["ids"], before["ids"])
+    elif family == "latent_diffusion":
+        means = jax.jit(model.encode_images)(params, truth, np.zeros((1, 8, 8, 1), bool))[..., :4]
+        clean = np.where(before["mask"], means, before["clean"])
+        alphas = model.schedule.alphas()[np.asarray(before["timesteps"])][:, None, None, None]
+        noisy = np.sqrt(alphas) * clean + np.sqrt(1 - alphas) * np.asarray(before["noise"])
+        np.testing.assert_allclose(corrupted["inputs"][..., :4], noisy, atol=1e-5)
+        np.testing.assert_array_equal(corrupted["inputs"][..., 4:], before["inputs"][..., 4:])
     else:
         gamma = np.asarray(before["gamma"])[:, None, None, None]
         noisy = np.sqrt(gamma) * truth + np.sqrt(1 - gamma) * np.asarray(before["noise"])

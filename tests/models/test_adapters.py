@@ -1,11 +1,13 @@
 """Adapters by hand: which weights they have, and what they add."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2l_jax.models.adapters import adapted, merged, new_adapter
+from l2l_jax.models.adapters import adapted, merged, new_adapter, takes_lora
 
 RNG = np.random.default_rng(0)
 
@@ -56,6 +58,14 @@ def test_low_rank_factors_by_hand():
         jax.tree.map(close, result["encoder"], expected)
     same = merged(WEIGHTS, factors)["encoder"]
     assert same["token"] is WEIGHTS["encoder"]["token"] and same["dense"]["kernel"].dtype == np.float32
+
+
+def test_layers_by_name_and_shape():
+    chosen = {"attention": {"dense"}, "attention+convolution": {"dense", "conv"}}
+    for layers, names in (chosen | {"all": {"dense", "conv", "stacked"}}).items():
+        takes = takes_lora(SimpleNamespace(attention_layers=("dense",)), layers)
+        found = new_adapter(WEIGHTS, "lora", 2, jax.random.key(0), takes)["encoder"]
+        assert set(found) == names
 
 
 def test_the_factor_has_variance_one_over_rank():

@@ -18,7 +18,7 @@ from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.token_cache import Codes, TokenCacheConfig, cached_objective, open_token_cache
 from tests.fixtures.training import Images
 from tests.models.test_mage import random_params
-from tests.train.families import MODELS
+from tests.train.families import MODELS, params_of
 
 MODEL = dataclasses.replace(MODELS["mage"], width=8, decoder_width=8, num_res_blocks=0)
 SEED, STEPS, BATCH = 5, 6, 8
@@ -88,6 +88,36 @@ def test_steps_see_what_they_see_without_a_bank(bank, params):
 
     for step, pixels, codes in zip(range(STEPS), images(), bank, strict=False):
         jax.tree.map(np.testing.assert_array_equal, prepare(pixels, step), prepare(codes, step))
+
+
+def test_latents_bring_their_masks(mesh, tmp_path):
+    """Steps see what they see without a cache; noise later has the mask of its forget image, too."""
+    model, sets = MODELS["latent_diffusion"], {name: Images(count) for name, count in SIZES.items()}
+    pixels = training_batches(sets, BATCH, value_range=model.value_range, seed=3)
+    params, how = params_of(model), TokenCacheConfig(views=4, noise_images=0)
+    bank = open_token_cache(tmp_path, how, model, params, pixels, seed=SEED, mesh=mesh)
+    plain = METHODS["encoder"]().objective(model)
+    lean = cached_objective(plain, model, ALL)
+    assert lean.frozen == ("encoder", "prompts")
+
+    def prepare(objective):
+        frozen = {part: params[part] for part in objective.frozen}
+        return jax.jit(
+            lambda batch, step: objective.prepare(
+                frozen, batch, jax.random.fold_in(jax.random.key(SEED), step)
+            )
+        )
+
+    without, with_codes = prepare(plain), prepare(lean)
+    for step, images, codes in zip(range(STEPS), pixels, bank, strict=False):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
+            without(images, step),
+            with_codes(codes, step),
+        )
+    later = [batch for batch, _ in zip(bank, range(12), strict=False)][-1]
+    np.testing.assert_array_equal(later["noise"][..., -1], later["forget"][..., -1])
+    assert np.abs(later["retain"][..., -1] - later["forget"][..., -1]).max() == 1
 
 
 def test_training_needs_no_tokenizer(bank, params, mesh, tmp_path):

@@ -75,7 +75,7 @@ class SamplerSearch(Attack):
             update, state = optimizer.update(slope, state)
             return (noise + update, state, jnp.minimum(found, least), best), None
 
-        noise = jax.random.normal(rng, image.shape)
+        noise = jax.random.normal(rng, (1, *model.noise_shape))
         start = noise, optimizer.init(noise), jnp.float32(jnp.inf), image[0]
         (_, _, _, best), _ = jax.lax.scan(one_round, start, length=self.rounds)
         return best

@@ -1,4 +1,4 @@
-"""Other views: images that are masked or changed in another way might reveal what is hidden."""
+"""Other views: images masked or changed in another way, or another prompt, might reveal what is hidden."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ ROUNDS = 10
 @register("views")
 @dataclasses.dataclass(frozen=True)
 class Views(Attack):
-    """Mirror images, add noise, change visible pixels by gradient descent, mask other regions.
+    """Mirror images, add noise, change visible pixels by gradient descent, mask other regions, prompt anew.
 
     Attributes:
       pixel_change: Greatest change of a visible pixel by gradient descent, and the standard deviation of
@@ -31,7 +31,7 @@ class Views(Attack):
 
     def variants(self, bench):
         """Return one variant for each view that the model can reconstruct."""
-        return {f"view_{name.replace(' ', '_')}": f"view: {name}" for name in self._views(bench)}
+        return {_variant(name): f"view: {name}" for name in self._views(bench)}
 
     def work(self, bench):
         """Return the reconstructions; each round of descent takes one and a gradient."""
@@ -39,7 +39,7 @@ class Views(Attack):
 
     def run(self, variant, bench, target, seed):
         """Reconstruct the forget images from a view and measure the results."""
-        mask, inpaint = self._views(bench)[variant.removeprefix("view_").replace("_", " ")]
+        mask, inpaint = {_variant(name): view for name, view in self._views(bench).items()}[variant]
 
         def compute(params, image, rng):
             return inpaint(bench.model, params, image[None], mask, rng)[0]
@@ -60,8 +60,13 @@ class Views(Attack):
         changes = {"noise": _with_noise(self.pixel_change), "gradient": _with_gradient(self.pixel_change)}
         if (bench.mask == bench.mask[:, ::-1]).all():
             changes = {"flip": _flipped, **changes}
+        changes |= {name: _as(other) for name, other in bench.model.alternatives().items()}
         found = {name: (bench.mask, change) for name, change in changes.items()}
         return found | {name: (mask, _plain) for name, mask in masks.items() if mask is not bench.mask}
+
+
+def _variant(name):
+    return f"view_{name.replace(' ', '_')}"
 
 
 def possible_masks(bench):
@@ -87,6 +92,10 @@ def _try_inpaint(model, mask):
 
 def _plain(model, params, images, mask, rng):
     return model.inpaint(params, images, mask, rng)
+
+
+def _as(other):
+    return lambda model, params, images, mask, rng: other.inpaint(params, images, mask, rng)
 
 
 def _flipped(model, params, images, mask, rng):

@@ -131,19 +131,9 @@ class Schedule:
             times = np.arange(steps)[::-1] * (self.train_timesteps // steps) + self.steps_offset
         return np.minimum(times, self.train_timesteps - 1).astype(np.int32)
 
-    def step(self, predicted: Array, latents: Array, timestep: Any, steps: int) -> Array:
-        """Return the next, less noisy latents.
-
-        Args:
-          predicted: Output of the network for `latents` at `timestep`.
-          latents: Noisy latents.
-          timestep: One of `timesteps(steps)`, a number or a scalar array.
-          steps: Number of steps of sampling.
-        """
-        alphas = jnp.asarray(self.alphas(), jnp.float32)
-        final = jnp.float32(1) if self.set_alpha_to_one else alphas[0]
-        previous = jnp.asarray(timestep) - self.train_timesteps // steps
-        now, then = alphas[timestep], jnp.where(previous >= 0, alphas[jnp.maximum(previous, 0)], final)
+    def noise_and_clean(self, predicted: Array, latents: Array, timestep: Any) -> tuple[Array, Array]:
+        """Return the noise and the clean latents that a prediction at a time step implies."""
+        now = jnp.asarray(self.alphas(), jnp.float32)[timestep]
         signal, rest = jnp.sqrt(now), jnp.sqrt(1 - now)
         if self.prediction_type == "epsilon":
             noise, clean = predicted, (latents - rest * predicted) / signal
@@ -151,4 +141,28 @@ class Schedule:
             noise, clean = signal * predicted + rest * latents, signal * latents - rest * predicted
         if self.clip_range:
             clean = jnp.clip(clean, -self.clip_range, self.clip_range)
-        return jnp.sqrt(then) * clean + jnp.sqrt(1 - then) * noise
+        return noise, clean
+
+    def step(
+        self, predicted: Array, latents: Array, timestep: Any, steps: int, drawn: Array | None = None
+    ) -> Array:
+        """Return the next, less noisy latents.
+
+        Args:
+          predicted: Output of the network for `latents` at `timestep`.
+          latents: Noisy latents.
+          timestep: One of `timesteps(steps)`, a number or a scalar array.
+          steps: Number of steps of sampling.
+          drawn: Normal noise like the latents, for a draw from the posterior (DDIM with η = 1); None: the
+            deterministic step.
+        """
+        alphas = jnp.asarray(self.alphas(), jnp.float32)
+        final = jnp.float32(1) if self.set_alpha_to_one else alphas[0]
+        previous = jnp.asarray(timestep) - self.train_timesteps // steps
+        now, then = alphas[timestep], jnp.where(previous >= 0, alphas[jnp.maximum(previous, 0)], final)
+        noise, clean = self.noise_and_clean(predicted, latents, timestep)
+        if drawn is None:
+            return jnp.sqrt(then) * clean + jnp.sqrt(1 - then) * noise
+        variance = (1 - then) / (1 - now) * (1 - now / then)
+        mean = jnp.sqrt(then) * clean + jnp.sqrt(1 - then - variance) * noise
+        return mean + jnp.sqrt(variance) * drawn

@@ -55,7 +55,7 @@ SUPPORTED |= dict.fromkeys(
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetConfig:
+class UNetSizes:
     """Sizes of a U-Net; all tuples have a value for each level, from the highest resolution to the lowest.
 
     Attributes:
@@ -72,8 +72,6 @@ class UNetConfig:
       norm_groups, norm_eps: Of the group normalizations.
       added_time_dim, added_dim: SDXL: width of the embedding of each size in pixels, and width of these and
         the pooled prompt together; 0 for none.
-      dtype: Of products and feature maps; time embeddings and the output are float32.
-      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
     """
 
     in_channels: int = 9
@@ -89,8 +87,6 @@ class UNetConfig:
     norm_eps: float = 1e-5
     added_time_dim: int = 0
     added_dim: int = 0
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:
@@ -134,6 +130,19 @@ class UNetConfig:
     def stride(self) -> int:
         """Factor by which the sides of latents shrink; they must be multiples of it."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig(UNetSizes):
+    """Sizes of a U-Net, and how it is computed.
+
+    Attributes:
+      dtype: Of products and feature maps; time embeddings and the output are float32.
+      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
 
 class Features(NamedTuple):

@@ -29,7 +29,7 @@ SUPPORTED = dict(
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEConfig:
+class VAESizes:
     """Sizes of an autoencoder.
 
     Attributes:
@@ -41,7 +41,6 @@ class VAEConfig:
       scaling_factor, shift_factor: The U-Net is given (latents − shift) · scaling.
       mid_attention: Attention in the middle.
       quant_conv, post_quant_conv: 1 × 1 convolutions after the encoder and before the decoder.
-      dtype: Of products and feature maps; results are float32.
     """
 
     channels: int = 3
@@ -54,7 +53,6 @@ class VAEConfig:
     mid_attention: bool = True
     quant_conv: bool = True
     post_quant_conv: bool = True
-    dtype: jnp.dtype = jnp.float32
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:
@@ -79,6 +77,13 @@ class VAEConfig:
     def stride(self) -> int:
         """Pixels of an image along a side of a latent."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig(VAESizes):
+    """Sizes of an autoencoder, and the dtype of products and feature maps; results are float32."""
+
+    dtype: jnp.dtype = jnp.float32
 
 
 class SelfAttention(nn.Module):

@@ -127,6 +127,7 @@ class MAE(Model):
         *("image_size", "num_heads", "decoder_num_heads", "layer_norm_eps", "norm_pix_loss"),
         *("pixel_mean", "pixel_std", "value_range"),
     )
+    attention_layers = ("qkv", "proj")
     inpaints_from_patches = True
 
     def __post_init__(self):

@@ -107,7 +107,8 @@ class MAGE(Model):
     VARIANTS = convert.VARIANTS  # no annotations: not fields
     FORMATS = (convert.Format(),)
     TRAINED_WITH = ("num_heads", "decoder_num_heads", "groups", "value_range")
-    corruption_parts = ("tokenizer",)
+    corruption_parts = precompute_parts = ("tokenizer",)
+    attention_layers = ("qkv", "proj")
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
@@ -140,6 +141,11 @@ class MAGE(Model):
     def tokens(self) -> int:
         """Tokens of an image, row-major."""
         return self.grid**2
+
+    @property
+    def code(self) -> jax.ShapeDtypeStruct:
+        """See `Model`; codebooks have far fewer than 65,536 entries."""
+        return jax.ShapeDtypeStruct((self.tokens,), np.uint16)
 
     @property
     def vocabulary(self) -> int:
@@ -208,8 +214,12 @@ class MAGE(Model):
             "unused": unused_tensors(self.width, self.decoder_width, self.patch_size, self.channels),
         }
 
+    def precompute(self, params: Params, images: Array, rng: Array) -> Array:
+        """Return the codes, whatever `rng`."""
+        return self.tokenize(params, images)
+
     def tokenize(self, params: Params, images: Array) -> Array:
-        """Return codes, row-major."""
+        """Return codes, int32 `[batch, token]`, row-major."""
         ids = apply(self.tokenizer, params["tokenizer"], images, method="tokenize")
         return ids.reshape(images.shape[0], -1)
 

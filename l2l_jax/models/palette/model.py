@@ -80,6 +80,7 @@ class Palette(Model):
         "value_range",
     )
     corruption_parts = ("holes",)
+    attention_layers = ("qkv", "proj_out")
 
     def __post_init__(self):
         sampler, teacher_noise = ("ancestral", "ddim"), ("hole", "everywhere")
@@ -167,13 +168,8 @@ class Palette(Model):
         gammas = jnp.asarray(diffusion.cumulative_gammas(self.betas), jnp.float32)
         t = jax.random.randint(keys[0], (batch,), 1, self.timesteps)
         u = jax.random.uniform(keys[1], (batch,))
-        bank = jnp.asarray(params["holes"])  # restored checkpoints hold NumPy arrays
-        chosen = bank[jax.random.randint(keys[2], (batch,), 0, bank.shape[0])]
-        turns = jax.random.bernoulli(keys[3], shape=(3, batch, 1, 1))
-        chosen = jnp.where(turns[0], chosen[:, ::-1], chosen)
-        chosen = jnp.where(turns[1], chosen[:, :, ::-1], chosen)
         return {
-            "mask": jnp.where(turns[2], chosen.swapaxes(1, 2), chosen),
+            "mask": draw_masks(params["holes"], batch, keys[2], keys[3]),
             "gamma": diffusion.gamma_between(gammas, t, u),
             "filling": jax.random.normal(keys[4], shape),
             "noise": jax.random.normal(keys[5], shape),
@@ -335,6 +331,16 @@ class Palette(Model):
         inputs = jnp.concatenate([conditioning, images], axis=-1)
         predicted = self.predict(params, {"inputs": inputs, "gamma": jnp.full(len(images), gamma)})
         return jnp.square(predicted)[:, mask].mean(axis=(1, 2))
+
+
+def draw_masks(bank: Array, rows: int, choice_rng: Array, turn_rng: Array) -> Array:
+    """Choose masks of a bank, bool `[rows, height, width]`, and mirror and transpose them at random."""
+    bank = jnp.asarray(bank)  # restored checkpoints hold NumPy arrays
+    chosen = bank[jax.random.randint(choice_rng, (rows,), 0, bank.shape[0])]
+    turns = jax.random.bernoulli(turn_rng, shape=(3, rows, 1, 1))
+    chosen = jnp.where(turns[0], chosen[:, ::-1], chosen)
+    chosen = jnp.where(turns[1], chosen[:, :, ::-1], chosen)
+    return jnp.where(turns[2], chosen.swapaxes(1, 2), chosen)
 
 
 def _draws(rng: Array, shape: tuple[int, ...]) -> tuple[Array, Callable[[Array], Array]]:
