@@ -48,12 +48,26 @@ LIMIT = flags.DEFINE_float(
 def main(argv: Sequence[str]) -> None:
     """Run the comparison that the command line asks for and print its table."""
     recipe, workdir = parse_flags(argv)
+    _check_flags()
     run = _front if FRONT.value else _sequence if SEQUENCE.value else _methods
     text = run(load_config(recipe), workdir)
     from l2l_jax.utils.multihost import is_primary
 
     if is_primary():
         print(text())
+
+
+def _check_flags() -> None:
+    """Raise a UserError for flags of another kind of comparison, which would do nothing."""
+    kind = "--front" if FRONT.value else "--sequence" if SEQUENCE.value else ""
+    front = (METHODS, BUDGETS, WEIGHTS, EPSILON_RATIOS, RATES, SEEDS, LIMIT)
+    others = {"--front": (SEQUENCE, ALPHAS, PROXY, GENERATED), "--sequence": (ALPHAS, PROXY, GENERATED)}
+    for flag in others.get(kind, ()):
+        if flag.present:
+            raise UserError(f"--{flag.name} does not go with {kind}: leave out one of the two.")
+    for of_front in front if kind != "--front" else ():
+        if of_front.present:
+            raise UserError(f"--{of_front.name} goes with --front: give both, or none.")
 
 
 # What the three need is imported late, to answer a mistyped flag at once. Each returns what makes its text.

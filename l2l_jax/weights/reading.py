@@ -212,7 +212,7 @@ def sha256(path: pathlib.Path) -> str:
 
 def _read_file(path: pathlib.Path) -> tuple[str, dict[Any, Any]]:
     if not path.is_file():
-        raise UserError(f"{path} does not exist.")
+        raise UserError(f"{path} {'is not a file' if path.exists() else 'does not exist'}.")
     try:
         if path.name.endswith(TORCH_SUFFIXES):
             return _read_torch(path)
