@@ -357,6 +357,10 @@ class LatentDiffusion(Model):
 
         return (PretrainingStage("vae", ("vae",), prepare, self.vae_loss), *super().pretraining_stages())
 
+    @property
+    def inpaint_passes(self) -> int:  # noqa: D102
+        return self.sample_steps * (1 if self.guidance_scale is None else 2)
+
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
         """Fill the mask by deterministic reverse diffusion from noise; visible pixels stay."""
         return self._paste(
