@@ -5,5 +5,6 @@ from absl import flags
 UNLEARNED = flags.DEFINE_string(
     "unlearned",
     None,
-    "Folder of the unlearned model, or for evaluating its checkpoint file. Default: the one in the workdir.",
+    "Folder of the unlearned model, or for evaluating its checkpoint file. Default: the one in the workdir; "
+    "of `filter`, the original model.",
 )

@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from l2l_jax.compare.area import relative
 from l2l_jax.config import Config
+from l2l_jax.data import splits
 from l2l_jax.data.arrays import PrototypeImages
 from l2l_jax.data.config import REST
 from l2l_jax.data.records import Mixture, Source
@@ -73,8 +74,7 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
         with barrier():
             sets = training_sets(variant, evaluation.train)
             if replayed:
-                own = training_sets(_forgetting(config, requests[-1:]), evaluation.train).forget
-                known = {requests[-1]: own, **replayed}
+                known = {requests[-1]: _to_forget(config, requests[-1], evaluation.train), **replayed}
                 sets = sets._replace(forget=Mixture(known, [len(source) for source in known.values()]))
         return unlearning.unlearned_params(variant, Workdir(folder, variant), params, sets)
 
@@ -122,10 +122,15 @@ def _forgetting(config: Config, names: Sequence[str]) -> Config:
     )
 
 
+def _to_forget(config: Config, name: str, train: Source) -> Source:
+    """Return the training images of a class."""
+    return splits.training_sets(_forgetting(config, [name]).data, train, config.model.image_size).forget
+
+
 def _replay(config: Config, name: str, params: Params, train: Source, folder: pathlib.Path) -> Source:
     """Return images of a class that a model makes from prototypes, as many as there are to forget."""
     with barrier():
-        count = len(training_sets(_forgetting(config, [name]), train).forget)
+        count = len(_to_forget(config, name, train))
         starts = PrototypeImages(config.data.prototypes, [name], count, seed=config.seed)
     images = ImageSet.of(config, starts, "prototypes to replay")
     size, seed = config.evaluate.batch_size, phase_seed(config.seed, 2001)
