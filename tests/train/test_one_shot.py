@@ -15,7 +15,7 @@ from l2l_jax.models.adapters import ADAPTER
 from l2l_jax.train import sharding
 from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.optim import TrainingConfig
-from tests.matrix import cells
+from tests.matrix import cells, soak
 from tests.train.families import MODELS, images_of, params_of
 from tests.train.test_saliency import Batches
 
@@ -116,12 +116,15 @@ def dense(objective, params, batch):
     return retain - complete
 
 
-CELLS = cells(
-    MODELS,
-    ("norms", "lora"),
-    normal=[("mae", "norms"), ("mae", "lora"), ("mage", "norms"), ("palette", "norms")],
-)
-"""Kernels, which "lora" adapts, are the same to all families."""
+CELLS = [
+    *cells(
+        ("mae", "mage", "palette"),
+        ("norms", "lora"),
+        normal=[("mae", "norms"), ("mae", "lora"), ("mage", "norms"), ("palette", "norms")],
+    ),
+    *(soak("latent_diffusion", kind) for kind in ("norms", "lora")),
+]
+"""Kernels, which "lora" adapts, are the same to all families; latent diffusion has layers like Palette's."""
 
 
 @pytest.mark.slow
