@@ -5,6 +5,7 @@ import pytest
 
 import l2l_jax
 from l2l_jax.models.mae.model import MAE
+from l2l_jax.report import write
 
 SMALL = dict(width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)
 MODEL = MAE(image_size=8, patch_size=2, **SMALL)
@@ -21,15 +22,18 @@ EVALUATION = dict(features="none", batch_size=8)
 def params():
     import jax
 
-    return jax.device_get(MODEL.init(jax.random.key(0)))
+    return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
 def result(params, one_device, tmp_path_factory):
     folder = tmp_path_factory.mktemp("api")
-    return l2l_jax.unlearn(
-        MODEL, params, DARK, BRIGHT, workdir=str(folder), unlearn=TRAINING, evaluate=EVALUATION, seed=1
-    )
+    with pytest.MonkeyPatch.context() as patch:  # report/ draws reports
+        patch.setattr(write, "draw", lambda *_: {})
+        patch.setattr(write, "page", lambda *_: "")
+        return l2l_jax.unlearn(
+            MODEL, params, DARK, BRIGHT, workdir=str(folder), unlearn=TRAINING, evaluate=EVALUATION, seed=1
+        )
 
 
 def test_a_model_is_unlearned_from_arrays(params, result):

@@ -40,6 +40,7 @@ from l2l_jax.weights.reading import read_checkpoint
 from l2l_jax.weights.saved_models import save_model
 from tests.data.pictures import encoded, gradient
 from tests.data.test_decoding import exif, png, with_exif
+from tests.models.test_mae import tiny_params
 from tests.weights.checkpoints import SMALL
 
 SECONDS = float(os.environ.get("L2L_JAX_FUZZ_SECONDS", "60"))
@@ -50,7 +51,6 @@ GROWTH = 2**30
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = parse_config(runpy.run_path(str(ROOT / "configs/digits_mae.py"))["get_config"]("encoder"))
 MAE = SMALL["mae"]
-PARAMS = jax.device_get(MAE.model.init(jax.random.key(0)))
 
 IMAGES = [
     *(encoded(gradient(24, 32), kind) for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")),
@@ -167,7 +167,7 @@ def check_card(folder, content):
 
 def check_adapter(folder, content):
     (folder / "adapter.safetensors").write_bytes(content)
-    adapters.with_adapter(folder / "adapter.safetensors", PARAMS, "mae", MAE.model)
+    adapters.with_adapter(folder / "adapter.safetensors", tiny_params(), "mae", MAE.model)
 
 
 def check_record(folder, content):
@@ -198,12 +198,14 @@ REPORT = {"config": {}, "seed": 0, "original_weights": {}, "peak_memory_gib": 1.
 LOCK = {"token": "a", "process": {"pid": 1, "start": "2", "machine": "m", "host": "h"}, "since": "today"}
 HUB = {"model_type": "vit_mae", "image_size": 16, "patch_size": 4, "num_attention_heads": 4,
        "decoder_num_attention_heads": 4, "layer_norm_eps": 1e-12, "norm_pix_loss": False}  # fmt: skip
-ADAPTER = adapters.adapter_bytes(
-    jax.device_get(new_adapter({"encoder": PARAMS["encoder"]}, "lora", 2, jax.random.key(0))),
-    {"family": "mae", "model": {}, "adapter": "lora", "adapter_rank": 2, "method": "encoder"},
-)
 WEIGHTS = safetensors.numpy.save({key: np.ascontiguousarray(x) for key, x in MAE.state_dict.items()})
 ARRAYS = dict(images=np.zeros((6, 4, 4, 3), np.uint8), labels=np.arange(6) % 3)
+
+
+def adapter_file():
+    factors = jax.device_get(new_adapter({"encoder": tiny_params()["encoder"]}, "lora", 2, jax.random.key(0)))
+    card = {"family": "mae", "model": {}, "adapter": "lora", "adapter_rank": 2, "method": "encoder"}
+    return adapters.adapter_bytes(factors, card)
 
 
 def torch_file():
@@ -228,7 +230,7 @@ KINDS = {
     "torch": (check_torch, lambda: damaged(torch_file())),
     "hub config": (check_hub, lambda: other_json(HUB) | damaged(json.dumps(HUB).encode())),
     "model card": (check_card, lambda: other_json(CARD) | damaged(json.dumps(CARD).encode())),
-    "adapter": (check_adapter, lambda: damaged(ADAPTER, ADAPTER[:2000])),
+    "adapter": (check_adapter, lambda: damaged(adapter_file(), adapter_file()[:2000])),
     "run record": (check_record, lambda: other_json(RECORD) | damaged(json.dumps(RECORD).encode())),
     "lock": (check_lock, lambda: other_json(LOCK) | damaged(json.dumps(LOCK).encode())),
     "report": (check_report, lambda: other_json(REPORT) | damaged(json.dumps(REPORT).encode())),
@@ -248,7 +250,7 @@ def folder(tmp_path, monkeypatch):
     for name, content in (("images-idx3-ubyte", PIXELS), ("labels-idx1-ubyte", LABELS)):
         for split in ("train", "t10k"):
             (folder / f"{split}-{name}").write_bytes(content)
-    save_model(folder / "saved", PARAMS, CARD)
+    save_model(folder / "saved", tiny_params(), CARD)
     (folder / "model.safetensors").write_bytes(WEIGHTS)
     return folder
 

@@ -38,7 +38,7 @@ SMALL = [
 
 def environment():
     """That of a process with one device."""
-    return {**os.environ, "XLA_FLAGS": flags_of_one_device()}
+    return {**os.environ, "XLA_FLAGS": flags_of_one_device(), forking.DRAWS: "no"}
 
 
 def run(*arguments):

@@ -1,5 +1,5 @@
-"""The program as two processes: one report, the figures of one process, one sentence for a mistake; and
-kills, one in every run, and twenty at random with `-m soak`."""
+"""The program as two processes: one report, the figures of one process, one sentence for a mistake; and,
+with `-m soak`, twenty kills at random."""
 
 import json
 import os
@@ -22,12 +22,14 @@ from l2l_jax.config_files import override, read_config
 from l2l_jax.experiment import pipeline as experiment
 from l2l_jax.report import write
 from l2l_jax.train.hooks import read_metrics
-from tests.matrix import soak
 from tests.utils.forking import ROOT
 from tests.utils.launching import ENVIRONMENT, run_processes
 
-KILLS = 1
-"""Of every run: each starts Python twice more."""
+STEPS = 8
+"""Steps of each of the two phases."""
+
+KILLS, MANY = 20, 80
+"""Kills of a run, each of which starts Python twice more, and steps of each of its phases."""
 
 FIELDS = {
     "model.pretrained": "",
@@ -45,52 +47,47 @@ FIELDS = {
     "model.decoder_num_heads": 2,
     "pretrain.model.batch_size": 8,
     "pretrain.model.warmup_steps": 2,
-    "pretrain.model.checkpoint_every": 4,
+    "pretrain.model.checkpoint_every": 5,
     "pretrain.model.log_every": 1,
     "unlearn.warmup_steps": 2,
     "unlearn.batch_size": 8,
-    "unlearn.checkpoint_every": 4,
+    "unlearn.checkpoint_every": 5,
     "unlearn.log_every": 1,
 }
 RECIPE = "--config=configs/digits_mae.py:encoder"
 
 
-def steps(kills):
-    """Steps of each of the two stages: of both, eight for each of many kills."""
-    return max(12, 4 * kills)
+def fields(steps):
+    return {**FIELDS, "pretrain.model.steps": steps, "unlearn.steps": steps}
 
 
-def fields(kills):
-    return {**FIELDS, "pretrain.model.steps": steps(kills), "unlearn.steps": steps(kills)}
-
-
-def program(workdir, kills=KILLS):
+def program(workdir, steps):
     """What Python is given to run it."""
-    flags = [f"--config.{name}={value}" for name, value in fields(kills).items()]
+    flags = [f"--config.{name}={value}" for name, value in fields(steps).items()]
     return ["-m", "l2l_jax.main", RECIPE, *flags, f"--workdir={workdir}"]
 
 
 def config():
     """What the flags of `program` ask for."""
-    return parse_config(override(read_config("digits_mae:encoder"), fields(KILLS)))
+    return parse_config(override(read_config("digits_mae:encoder"), fields(STEPS)))
 
 
-def finished_run(workdir, kills):
+def finished_run(workdir, steps=STEPS):
     """A run of two processes that nobody disturbs, and what these left behind."""
-    ended = run_processes(2, *program(workdir, kills), timeout=900)
+    ended = run_processes(2, *program(workdir, steps), timeout=900)
     assert [process.code for process in ended] == [0, 0], ended[0].errors + ended[1].errors
     return workdir, ended
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return finished_run(tmp_path_factory.mktemp("run"), KILLS)
+    return finished_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.slow
 def test_one_process_logs_and_prints_the_table(finished):
     workdir, (first, second) = finished
-    assert re.search(r"unlearn 12/12 .* loss ", first.errors)
+    assert re.search(r"unlearn 8/8 .* loss ", first.errors)
     assert re.search("forget +unlearned", first.output)
     lines = (second.errors + second.output).splitlines()
     assert [line for line in lines if not line.startswith("[Gloo]")] == []
@@ -125,18 +122,18 @@ def test_a_mistake_of_all_is_told_once(tmp_path):
     assert "Error" not in ended[1].errors
 
 
-def start(workdir, log, kills):
+def start(workdir, log):
     """The run as two processes under the launcher, which starts both again when one ends."""
     return subprocess.Popen(
         [
             sys.executable,
             "launch/local.py",
             "--processes=2",
-            f"--max-restarts={kills}",
+            f"--max-restarts={KILLS}",
             "--grace=0.3",
             "--",
             sys.executable,
-            *program(workdir, kills),
+            *program(workdir, MANY),
         ],
         cwd=ROOT,
         env=ENVIRONMENT,
@@ -151,9 +148,9 @@ def children(launcher):
     return [int(pid) for pid in listed.split()]
 
 
-def progress(workdir, kills):
+def progress(workdir):
     """Steps done by the last line of the scalars, over both stages."""
-    stages = {workdir / "pretrain" / "model": 0, workdir / "unlearn": steps(kills)}
+    stages = {workdir / "pretrain" / "model": 0, workdir / "unlearn": MANY}
     rows = [(before, read_metrics(folder)) for folder, before in stages.items() if folder.exists()]
     return max((before + row[-1]["step"] for before, row in rows if row), default=0)
 
@@ -164,30 +161,27 @@ def parameters(folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
-@pytest.mark.parametrize("kills", [KILLS, soak(20)])
-def test_kills_leave_no_trace_in_the_parameters(kills, finished, tmp_path):
-    """One is in unlearning, after a checkpoint; twenty are in both stages, and some time after a start."""
-    quiet = finished[0] if kills == KILLS else finished_run(tmp_path / "quiet", kills)[0]
-    draw = random.Random(kills)
+@pytest.mark.soak  # in every run test_several_processes.py kills one that trains
+def test_kills_leave_no_trace_in_the_parameters(tmp_path):
+    """In both phases, and some time after a start."""
+    quiet, draw = finished_run(tmp_path / "quiet", MANY)[0], random.Random(KILLS)
     # A kill is due when the run has come to a step, one in each equal part of the run, or, every third time,
     # some time after a start.
-    part = (2 * steps(kills) - 3) / kills
-    due = [int(part * index) + draw.randrange(1, int(part)) for index in range(kills)]
-    if kills == 1:
-        due = [steps(kills) + 5]
+    part = (2 * MANY - 3) / KILLS
+    due = [int(part * index) + draw.randrange(1, int(part)) for index in range(KILLS)]
     log_path, workdir = tmp_path / "killed.log", tmp_path / "killed"
     with log_path.open("w") as log:
-        launcher = start(workdir, log, kills)
+        launcher = start(workdir, log)
         try:
             for killed, step in enumerate(due):
-                wait_until_due(launcher, workdir, kills, step, killed % 3 == 1, draw)
+                wait_until_due(launcher, workdir, step, killed % 3 == 1, draw)
                 os.kill(draw.choice(children(launcher)), signal.SIGKILL)
                 wait_for_restart(launcher, log_path, killed + 1)
             assert launcher.wait(timeout=900) == 0, log_path.read_text()[-3000:]
         finally:
             launcher.terminate()
             launcher.wait(timeout=60)
-    assert log_path.read_text().count("[launch] starting all again") == kills
+    assert log_path.read_text().count("[launch] starting all again") == KILLS
     for model in ("pretrained", "unlearned"):
         expected, found = (parameters(run / model) for run in (quiet, workdir))
         assert len(expected) == len(found) > 10
@@ -199,12 +193,12 @@ def test_kills_leave_no_trace_in_the_parameters(kills, finished, tmp_path):
         assert read_metrics(workdir / stage) == read_metrics(quiet / stage)
 
 
-def wait_until_due(launcher, workdir, kills, step, early, draw):
+def wait_until_due(launcher, workdir, step, early, draw):
     """Until both processes run and the step is reached or, if `early`, for a random while after a start."""
     deadline = time.monotonic() + 600
     enough = time.monotonic() + draw.uniform(0.0, 4.0)
     while len(children(launcher)) < 2 or not (
-        time.monotonic() > enough if early else progress(workdir, kills) >= step
+        time.monotonic() > enough if early else progress(workdir) >= step
     ):
         assert launcher.poll() is None, "the run has ended before it was killed often enough"
         assert time.monotonic() < deadline

@@ -95,16 +95,17 @@ def test_one_process_writes_and_the_other_is_silent(stopped):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("last", [1, soak(2)])
-def test_a_checkpoint_of_2_processes_is_restored_by_4_and_theirs_by_fewer(stopped, alone, tmp_path, last):
-    """2 processes stop after step 5, 4 after step 10, one ends the run: the numbers are those of one process.
+@pytest.mark.parametrize(("middle", "last"), [(2, 1), soak(4, 1), soak(4, 2)])
+def test_processes_restore_the_checkpoints_of_more_and_of_fewer(stopped, alone, tmp_path, middle, last):
+    """2 processes stop after step 5, 2 or 4 after step 10, others end the run: the numbers are those of one.
 
-    The first two have all parameters each; then they are split on a mesh of 2x2, and over two devices.
+    The first two have all parameters each; then they are split over two processes or on a mesh of 2x2, and
+    over two devices.
     """
     shutil.copytree(stopped[0], tmp_path / "run")
-    ended = worker(4, "sharded_terminated", tmp_path / "run")
-    assert [process.code for process in ended] == [128 + signal.SIGTERM] * 4
-    assert "2 devices of 2 processes; it resumes on 4 devices of 4 processes" in ended[0].errors
+    ended = worker(middle, "sharded_terminated", tmp_path / "run")
+    assert [process.code for process in ended] == [128 + signal.SIGTERM] * middle
+    assert f"resumes on {middle} devices of {middle} processes" in ended[0].errors
     assert "resuming after step 5" in ended[0].errors and "stopped after step 10" in ended[0].errors
     assert_silent(ended[1:])
     if last == 1:
@@ -139,9 +140,12 @@ def test_a_retain_budget_is_decided_alike_by_all(tmp_path, first):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", [soak("killed"), soak("killed_first")])
-def test_a_killed_process_ends_the_other_at_once(scenario, tmp_path):
-    """In every run, test_main_several.py kills either process at random, and the other must end."""
+@pytest.mark.parametrize("scenario", ["killed", soak("killed_first")])
+def test_a_killed_process_ends_the_other_and_the_run_resumes(scenario, alone, tmp_path):
+    """Killed in step 7, it resumes after the checkpoint of step 4, here on one device.
+
+    launch/test_local.py restarts processes; with `-m soak`, test_main_several.py kills whole runs at random.
+    """
     first = scenario == "killed_first"
     ended = worker(2, scenario, tmp_path, timeout=120)
     victim, other = ended if first else ended[::-1]
@@ -153,6 +157,7 @@ def test_a_killed_process_ends_the_other_at_once(scenario, tmp_path):
         assert first and other.code in JAX_ENDS_WITH
         assert "another task died" in other.errors
     assert "Traceback" not in other.errors
+    assert_same_run(tmp_path, scenarios.train(tmp_path), alone)
 
 
 @pytest.mark.slow

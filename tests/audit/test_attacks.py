@@ -13,10 +13,12 @@ import pytest
 from l2l_jax.audit.attacks.base import ATTACKS, Attack
 from l2l_jax.audit.attacks.denoising import NoiseOverload, PartialDenoising
 from l2l_jax.audit.attacks.foreign_data import ForeignData
+from l2l_jax.audit.attacks.fresh_decoder import FreshDecoder
 from l2l_jax.audit.attacks.linear_probe import LinearProbe, fit_probe
 from l2l_jax.audit.attacks.membership import Membership, true_positives
 from l2l_jax.audit.attacks.membership_repeated import MembershipRepeated, decide_membership
 from l2l_jax.audit.attacks.patient_relearning import PatientRelearning
+from l2l_jax.audit.attacks.relearning import Relearning
 from l2l_jax.audit.attacks.residual_knowledge import ResidualKnowledge
 from l2l_jax.audit.attacks.sampler_search import SamplerSearch
 from l2l_jax.audit.attacks.training import few_of_each_class, fresh_decoder, halvings, whole_model
@@ -35,6 +37,7 @@ from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.intervals import bootstrap
 from l2l_jax.evals.runner import image_keys, image_rows
 from tests.audit.models import Memory, config, remembering
+from tests.matrix import soak
 
 CONFIG = dataclasses.replace(config(), model=Memory())
 
@@ -292,7 +295,7 @@ def test_the_gradient_view_moves_visible_pixels_as_far_as_it_may(evaluation, tra
     assert np.mean(errors - least) < 0.1 * np.mean(before - least)
 
 
-@pytest.mark.parametrize("field", ["remat", "scan"])
+@pytest.mark.parametrize("field", [soak("remat"), "scan"])
 def test_features_of_every_layer_are_means_over_places(evaluation, field):
     model = dataclasses.replace(config().model, width=8, depth=2, num_heads=2, **{field: True})
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
@@ -324,9 +327,25 @@ def test_shots_are_spread_over_the_classes_and_differ_by_seed(training):
         few_of_each_class(training.forget, 9999, 0, "shots")
 
 
+def test_what_attacks_train_on(bench, training):
+    """Few forget images, alone or as often as retain images; retain images or all."""
+    retain, forget = len(training.retain), len(training.forget)
+    for attack, variant, count, steps in (
+        (Relearning(shots=(5, 8)), "relearning_8", 8, 2 * 50),
+        (PatientRelearning(shots=5), "patient_relearning", 2 * retain, 3 * (300 + 1500)),
+        (FreshDecoder(), "fresh_decoder_retain", retain, 2 * 600),
+        (FreshDecoder(), "fresh_decoder_all", retain + forget, 2 * 600),
+    ):
+        attack.check(bench)
+        assert variant in attack.variants(bench)
+        assert len(attack.training_images(variant, bench, 0)) == count
+        assert attack.work(bench).trained == steps * attack.batch_size
+
+
 def test_a_fresh_decoder_starts_fresh_over_the_same_encoder():
     assert halvings(400, 5) == (25, 50, 100, 200, 400)
-    model = dataclasses.replace(config().model, width=8, depth=1, num_heads=2)
+    small = dict(width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)
+    model = dataclasses.replace(config().model, **small)
     assert whole_model(model).trained == ("encoder", "decoder")
     task = fresh_decoder(model)
     assert task.trained == ("decoder",) and task.frozen == ("encoder",)

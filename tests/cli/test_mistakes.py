@@ -9,7 +9,7 @@ import safetensors.numpy
 from PIL import Image
 
 from l2l_jax.audit import __main__ as audit
-from l2l_jax.cli import config, evaluate
+from l2l_jax.cli import evaluate
 from l2l_jax.cli import filter as filtering
 from l2l_jax.compare import __main__ as compare
 from l2l_jax.data import prepare
@@ -50,52 +50,32 @@ FLAGS = [
     ([*DIGITS, "run"], "Unexpected argument 'run'"),
     ([*DIGITS, "--compile_cache=maybe"], "compile_cache"),
     ([*DIGITS, "--config.unlearn.alhpa=1"], r"Did you mean config.unlearn.alpha\?"),
-    ([*DIGITS, "--config.unlaern.alpha=1"], r"Did you mean config.unlearn\?"),
     ([*DIGITS, "--config.unlearn.alpha.x=1"], "config.unlearn.alpha is a field, not a section"),
     ([*DIGITS, "--config.unlearn=1"], "config.unlearn must be a section with fields, not '1'"),
-    ([*DIGITS, "--config.unlearn.distill=1"], "name it config.unlearn.undo.distill"),
     ([*DIGITS, "--config.unlearn.undo.distil=1"], r"Did you mean config.unlearn.undo.distill\?"),
     (
         [*DIGITS, "--config.unlearn.undo.distill=2"],
         "config.unlearn.undo.distill is '2', but should be less than",
     ),
-    ([*DIGITS, "--config.unlearn.method=ondo"], "There is no method 'ondo'. Did you mean 'undo'"),
-    (
-        [*DIGITS, "--config.unlearn.alpha=much"],
-        "config.unlearn.alpha is 'much', but should be a valid",
-    ),
     ([*DIGITS, "--config.unlearn.alpha="], "config.unlearn.alpha is '', but should be a valid number"),
     ([*DIGITS, "--config.unlearn.steps=1e3"], "config.unlearn.steps is '1e3'"),
-    ([*DIGITS, "--config.unlearn.steps=0"], "steps must be at least 1, not 0"),
     ([*DIGITS, "--config.unlearn.learning_rate=nan"], "learning_rate must be finite"),
     (
         [*DIGITS, "--config.unlearn.batch_size=3", "--config.unlearn.accumulate=2"],
         "not a multiple of accum",
     ),
-    (
-        [*DIGITS, "--config.unlearn.retain_budget=0.5"],
-        "retain_budget is '0.5', but should be",
-    ),
     ([*DIGITS, "--config.audit.enabled=perhaps"], "config.audit.enabled is 'perhaps'"),
-    ([*DIGITS, "--config.seed=-1"], "config.seed is '-1'"),
-    ([*DIGITS, "--config.parallel=pjit"], "config.parallel is 'pjit'.*'jit' or 'pmap'"),
-    ([*DIGITS, "--config.model.family=vae"], "config.model.family is 'vae'; known: mae"),
     ([*DIGITS, "--config.model.variant=huge"], "config.model.variant is 'huge'; variants of mae: vit_base"),
-    ([*DIGITS, "--config.model.num_heads=5"], "config.model: width 96 must be divisible"),
-    ([*DIGITS, "--config.evaluate.tasks=center_8"], "there is no task 'center_8'"),
-    ([*DIGITS, "--config.evaluate.networks=vgg"], "config.evaluate.networks is 'vgg'"),
     ([*DIGITS, "--config.plugins=no_such_module"], "config.plugins names 'no_such_module'"),
     ([*DIGITS, "--config.data.crop_scale=(1,"], "config.data.crop_scale"),
     ([*DIGITS, "--workdir"], "workdir"),
     ([*DIGITS, "--config.unlearn.alpha"], "config.unlearn.alpha"),
     ([*DIGITS, "--config.=1"], "config"),
     ([*DIGITS, "--config.data.forget=5", "--config.data.forgte=5"], r"Did you mean config.data.forget\?"),
-    ([*DIGITS, "--config.unlearn.steps=-3"], "steps must be at least 1, not -3"),
     ([*DIGITS, "--config.unlearn.batch_size=0"], "batch_size must be at least 1"),
     ([*DIGITS, "--config.unlearn.optimizer=sgd"], "config.unlearn.optimizer is 'sgd'"),
     ([*DIGITS, "--config.model.patch_size=7"], "patch_size"),
     ([*DIGITS, "--config.model.image_size=0"], "config.model.image_size is '0', but should be greater"),
-    ([*DIGITS, "--config.model.num_heads=0"], "config.model.num_heads is '0', but should be greater"),
     ([*DIGITS, "--config.model.depth=-1"], "config.model.depth is '-1', but should be greater"),
     ([*DIGITS, "--config.model.pixel_std=(1,0,1)"], "config.model.pixel_std"),
     ([*DIGITS, "--config.model.layer_norm_eps=nan"], "config.model.layer_norm_eps is 'nan'"),
@@ -107,9 +87,6 @@ FLAGS = [
     ([*DIGITS, "--config.data.workers=-1"], "config.data.workers"),
     ([*DIGITS, "--config.data.test_fraction=2"], "config.data.test_fraction"),
     ([*DIGITS, "--config.evaluate.batch_size=0"], "config.evaluate.batch_size"),
-    ([*DIGITS, "--config.audit.attacks=relerning"], "relerning"),
-    ([*DIGITS, "--config.unlearn.saliency=0"], "saliency"),
-    ([*DIGITS, "--config.unlearn.adapter=lorra"], "adapter"),
     ([*DIGITS, "--num_processes=two"], "num_processes"),
     ([*DIGITS, "--process_id=3"], "process_id|num_processes|coordinator"),
     ([*DIGITS, "--start_timeout=0"], "start_timeout"),
@@ -142,9 +119,6 @@ CLASSES = [
             "3",
         )
     ),
-    ([*PHOTOS, "--config.data.forget=7"], "names the class '7'"),
-    ([*PHOTOS, "--config.data.forget=1.0"], "names the class '1.0'"),
-    ([*PHOTOS, "--config.data.forget=True"], "names the class 'True'"),
     ([*PHOTOS, "--config.data.forget="], "config.data.forget"),
     ([*PHOTOS, "--config.data.forget=rest"], "say which classes are to be forgotten"),
     (
@@ -167,24 +141,15 @@ PATHS = [
     ([*TABLE, "--config.data.path=one_image.csv"], "names no test image: a class needs two images"),
     ([*TABLE, "--config.data.path=semicolons.csv"], "separated by commas, and is path;label"),
     ([*TABLE, "--config.data.path=photos"], "is a folder; the source 'csv' needs a"),
-    ([*TABLE, "--config.data.path=empty.csv"], "empty.csv"),
     ([*TABLE, "--config.data.path=no_label.csv"], "label"),
-    ([*TABLE, "--config.data.path=missing_file.csv"], "missing.png"),
-    ([*TABLE, "--config.data.path=bad_split.csv"], "split"),
     ([*TABLE, "--config.data.path=binary.py"], "binary.py"),
-    ([*TABLE, "--config.data.path=two_splits.csv"], "two columns 'split'"),
     ([*TABLE, "--config.data.path=utf16.csv"], "is not UTF-8: save the table"),
     ([*PHOTOS, "--config.data.source=imagnet"], "imagnet"),
-    ([*PHOTOS, "--config.data.source=idx", "--config.data.path=photos"], "has no file train-images"),
-    ([*PHOTOS, "--config.data.source=idx", "--config.data.path=magic"], "starts with the magic number 9"),
     ([*PHOTOS, "--config.data.source=idx", "--config.data.path=bomb"], "has more bytes after its header"),
     *(
         ([*PHOTOS, "--config.data.source=npz", f"--config.data.path={name}"], message)
         for name, message in [
             ("text.txt", "text.txt cannot be read .*expected a .npz file"),
-            ("array.npz", "array.npz cannot be read"),
-            ("damaged.npz", "damaged.npz cannot be read"),
-            ("empty.npz", "holds no pixels"),
             ("words.npz", "test is <U5; expected true for test images"),
         ]
     ),
@@ -225,7 +190,12 @@ OTHERS = [
     (compare.main, [*DIGITS, "--alphas=much"], "--alphas=much"),
     (compare.main, [*DIGITS, "--proxy=11"], "11"),
     (compare.main, [*DIGITS, "--front"], "The grid is empty"),
-    (compare.main, [*DIGITS, "--front", "--methods=ondo", "--budgets=1.1"], "ondo"),
+    (compare.main, [*DIGITS, "--front", "--methods=", "--budgets=1.1"], "--methods= names no method; known:"),
+    (
+        compare.main,
+        ["--config=digits_mae:encoder", "--front", "--budgets=1.1", "--config.unlearn.adapter=lora"],
+        "The method undo cannot be run: .*",
+    ),
     (compare.main, [*DIGITS, "--front", "--budgets=0.9"], "budgets are finite and at least 1"),
     (compare.main, [*DIGITS, "--front", "--budgets=1.1", "--seeds=a"], "seeds are whole numbers"),
     (compare.main, [*DIGITS, "--methods=undo"], "--methods goes with --front"),
@@ -235,11 +205,6 @@ OTHERS = [
     (compare.main, [*DIGITS, "--sequence=5,True"], "names the class 'True'"),
     (compare.main, [*DIGITS, "--sequence=5"], "name at least two different classes"),
     (compare.main, [*DIGITS, "--sequence=5,11"], "11"),
-    (
-        config.main,
-        ["--config=digits_mae", "--config.unlearn.alhpa=1"],
-        r"Did you mean config.unlearn.alpha\?",
-    ),
     (filtering.main, [], "Expected `l2l-jax filter fit"),
     (filtering.main, ["fit", *DIGITS], "needs --output"),
     (filtering.main, ["fit", *FIT, "--config.filter.undesired=empty"], "undesired=empty holds no image"),
@@ -253,18 +218,10 @@ OTHERS = [
     (plan.main, [*DIGITS, "--topology=h100:8", "--stage=pretrain"], "--stage=pretrain"),
     (plan.main, [*DIGITS, "--topology=h100"], "h100"),
     (prepare.main, ["--dataset=coco"], "arguments are required: dataset"),
-    (weights, [], "COMMAND"),
     (weights, ["convert", "text.txt"], "invalid choice: 'convert'"),
-    (weights, ["inspect", "nowhere.pth"], "nowhere.pth does not exist"),
     (weights, ["inspect", "/dev/null"], "/dev/null is not a file"),
-    (weights, ["inspect", "text.txt"], "weights are read from"),
-    (weights, ["inspect", "empty"], "not of a model"),
-    (weights, ["inspect", "truncated.safetensors"], "not a complete safetensors file"),
     (weights, ["import", "strange.safetensors"], "strange.safetensors"),
-    (weights, ["import", "strange.safetensors", "--set", "num_heads"], "is not FIELD=VALUE"),
-    (weights, ["export", "empty", "--output=out.safetensors"], "is not a saved model"),
     (weights, ["export", "broken", "--output=out.safetensors"], "model.json is damaged"),
-    (weights, ["export", "broken", "--output=out.safetensors", "--dtype=int8"], "invalid choice: 'int8'"),
     (weights, ["fetch", "incepton"], "incepton"),
     (weights, ["fetch", "inception", "--folder=text.txt/below"], "cannot be made .*name another folder"),
 ]
@@ -289,14 +246,10 @@ def place(tmp_path_factory):
         "syntax.py": "\ndef get_config(:\n",
         "number.py": "def get_config():\n    return 3\n",
         "plain.py": "def get_config():\n    return {}\n",
-        "empty.csv": "path,label\n",
         "no_label.csv": "path,kind\nphotos/bob/0.png,bob\n",
         "url.csv": "path,label\nhttps://a.b/0.png,bob\nhttps://a.b/1.png,bob\n",
         "one_image.csv": "path,label\nphotos/bob/0.png,bob\n",
         "semicolons.csv": "path;label\nphotos/bob/0.png;bob\n",
-        "missing_file.csv": "path,label\nmissing.png,bob\nphotos/alice/0.png,alice\n",
-        "two_splits.csv": "path,label,split,split\nphotos/bob/0.png,bob,train,test\n",
-        "bad_split.csv": "path,label,split\nphotos/bob/0.png,bob,sometimes\n",
         "broken/model.json": "{",
         "damaged/run.json": '{"pretrain"',
     }
@@ -305,21 +258,12 @@ def place(tmp_path_factory):
         (folder / name).write_text(content, "utf-8")
     (folder / "binary.py").write_bytes(bytes(range(256)))
     (folder / "utf16.csv").write_text("path,label\nphotos/bob/0.png,bob\n", "utf-16")
-    for name in ("magic", "bomb"):
-        (folder / name).mkdir()
-        (folder / name / "train-labels-idx1-ubyte").write_bytes(bytes.fromhex("00000801 00000001 00"))
-    (folder / "magic" / "train-images-idx3-ubyte").write_bytes(bytes([0, 0, 0, 9]) * 4)
+    (folder / "bomb").mkdir()
+    (folder / "bomb" / "train-labels-idx1-ubyte").write_bytes(bytes.fromhex("00000801 00000001 00"))
     unpacked = bytes.fromhex("00000803 00000001 00000001 00000001") + bytes(10**6)
     (folder / "bomb" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(unpacked))
     arrays = {"images": np.zeros((4, 8, 8, 3), np.uint8), "labels": np.arange(4) % 2}
-    np.savez(folder / "empty.npz", images=arrays["images"][:0], labels=arrays["labels"][:0])
     np.savez(folder / "words.npz", test=np.array(["True", "False"] * 2), **arrays)
-    np.savez_compressed(folder / "damaged.npz", **arrays)
-    packed = bytearray((folder / "damaged.npz").read_bytes())
-    packed[60:90] = bytes(range(30))
-    (folder / "damaged.npz").write_bytes(packed)
-    with (folder / "array.npz").open("wb") as file:
-        np.save(file, arrays["images"])
     safetensors.numpy.save_file({"made.up": np.zeros((2, 3), np.float32)}, folder / "strange.safetensors")
     whole = (folder / "strange.safetensors").read_bytes()
     (folder / "truncated.safetensors").write_bytes(whole[:-5])

@@ -163,6 +163,7 @@ def test_numpy_files_with_and_without_test_images(tmp_path):
         (dict(images=PIXELS.astype(np.float32)), r"must be in \[0, 1\]"),
         (dict(images=np.full((20, 4, 5, 3), np.nan, np.float32)), r"must be in \[0, 1\]"),
         (dict(images=PIXELS.astype(np.int64)), "images are int64"),
+        (dict(images=PIXELS[:0], labels=NAMES[:0]), "holds no pixels"),
         (dict(labels=NAMES[:3]), r"labels has shape \(3,\), but there are 20 images"),
         (dict(test=np.zeros(3, bool)), r"test has shape \(3,\)"),
     ],
@@ -177,9 +178,14 @@ def test_other_numpy_files_are_refused(tmp_path):
     np.savez(path, pixels=PIXELS)
     with pytest.raises(UserError, match="has no array 'images'"):
         open_source(SourceConfig("npz", str(path)), "train", 8)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match="cannot be read"):
-        open_source(SourceConfig("npz", str(path)), "train", 8)
+    np.savez_compressed(path, images=PIXELS, labels=NAMES)
+    whole = path.read_bytes()
+    with path.open("wb") as file:
+        np.save(file, PIXELS)
+    for content in (whole[:200], whole[:60] + bytes(range(30)) + whole[90:], path.read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read"):
+            open_source(SourceConfig("npz", str(path)), "train", 8)
 
 
 def test_noise_images_fill_the_range_and_follow_their_number():

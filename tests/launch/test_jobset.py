@@ -4,12 +4,10 @@ The job template is held against the models of the package `kubernetes`, which a
 OpenAPI description of Kubernetes; JobSet is not part of it, see `jobset_schema.json`.
 """
 
-import copy
 import json
 import pathlib
 
 import jsonschema
-import pydantic
 import pytest
 import yaml
 from kubernetes.client import models
@@ -36,24 +34,6 @@ def job_of(manifest):
 
 def test_manifests_fit_the_schema(manifest):
     validate(manifest)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m: m["spec"].update(replicas=2), "'replicas' was unexpected"),
-        (lambda m: m["spec"]["failurePolicy"].update(maxRestarts="many"), "not of type 'integer'"),
-        (lambda m: job_of(m).update(parallel=4), r"spec\.parallel\s+Extra inputs"),
-        (lambda m: job_of(m).update(parallelism="4"), r"spec\.parallelism\s+Input should be a valid integer"),
-        (lambda m: job_of(m)["template"]["spec"].pop("containers"), r"containers\s+Field required"),
-        (lambda m: job_of(m)["template"]["spec"]["containers"][0].pop("name"), r"name\s+Field required"),
-    ],
-)
-def test_the_schema_refuses_mistakes(manifest, change, message):
-    broken = copy.deepcopy(manifest)
-    change(broken)
-    with pytest.raises((pydantic.ValidationError, jsonschema.ValidationError), match=message):
-        validate(broken)
 
 
 def test_numbers_and_names_that_belong_together_agree(manifest):

@@ -177,7 +177,7 @@ def test_undo_without_distillation_needs_no_teacher():
     assert Undo(distill=0.0).objective(LINEAR).frozen == LINEAR.corruption_parts
 
 
-LAYOUTS = {"eight devices": (8, 1, "jit"), "parts": (4, 2, "jit"), "pmap": (4, 2, "pmap")}
+LAYOUTS = {"parts": (4, 2, "jit"), "pmap": (4, 2, "pmap")}
 DRAWS_STATISTICS = ("noisy_label", "random_encoder", "relearn_aware", "epsilon")
 """Methods that read more of a batch than one row at a time: in every run, these on several devices."""
 

@@ -25,17 +25,8 @@ def test_blur_against_scipy():
     np.testing.assert_allclose(blur(np.ones((1, 8, 8, 3), np.float32), 3.0), 1, rtol=1e-5)  # light is kept
 
 
-CELLS = cells(
-    MODELS,
-    ("mean", "blur"),
-    normal=[
-        ("mae", "mean"),
-        ("mae", "blur"),
-        ("mage", "mean"),
-        ("palette", "blur"),
-        ("latent_diffusion", "mean"),
-    ],
-)
+NORMAL = [("mae", "mean"), ("palette", "blur"), ("latent_diffusion", "mean")]
+CELLS = cells(MODELS, ("mean", "blur"), normal=NORMAL)
 
 
 @pytest.mark.parametrize(("family", "kind"), CELLS)

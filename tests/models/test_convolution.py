@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from l2l_jax.models.layers import convolution
 from l2l_jax.models.layers.convolution import Conv, kernel_gradient
 from l2l_jax.train import sharding
+from tests.matrix import cells
 
 
 def compiled_gradient(x, gradient, size):
@@ -144,8 +145,11 @@ def rematerialized(loss, kernel, x):
     return jax.jit(jax.grad(jax.checkpoint(loss)))(kernel, x)
 
 
-@pytest.mark.parametrize("split", ["into parts", "into strips"])
-@pytest.mark.parametrize("run", [split_over_a_mesh, shard_mapped, pmapped, rematerialized])
+RUNS = (split_over_a_mesh, shard_mapped, pmapped, rematerialized)
+NORMAL = [(split_over_a_mesh, "into strips"), (shard_mapped, "into parts"), (pmapped, "into parts")]
+
+
+@pytest.mark.parametrize(("run", "split"), cells(RUNS, ("into parts", "into strips"), normal=NORMAL))
 def test_on_many_devices(run, split, monkeypatch):
     x, _ = arrays(16, 4, 4, 3, 5)
     monkeypatch.setattr(convolution, "FROM_PLACES", 1)

@@ -1,5 +1,7 @@
 """MAE against facebookresearch/mae on `mae_tiny`, and its properties."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -15,9 +17,14 @@ SIZES = dict(width=48, depth=2, num_heads=4, decoder_width=32, decoder_depth=2, 
 TINY = MAE(image_size=32, patch_size=8, **SIZES)
 
 
+@functools.cache
+def tiny_params():
+    return mapping.to_flax(TABLE, CASE.state_dict(), TINY.shapes(), TINY)
+
+
 @pytest.fixture(scope="module")
 def params():
-    return mapping.to_flax(TABLE, CASE.state_dict(), TINY.shapes(), TINY)
+    return tiny_params()
 
 
 @pytest.fixture(scope="module")

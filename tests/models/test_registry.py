@@ -25,7 +25,7 @@ def test_a_family_from_outside_is_saved_and_loaded_but_not_exported(tmp_path, mo
         FORMATS = ()
 
     model = Plain(**vars(TINY))
-    params = jax.device_get(model.init(jax.random.key(0)))
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     save_model(tmp_path / "saved", params, {"family": "plain", "model": model.as_fields()})
     loaded, again = load_model(tmp_path / "saved")
     assert loaded == model

@@ -92,7 +92,10 @@ ODD = ("cost in $, paid in $", "犬と猫", "a" * 200, "caf\udce9", "<b>&amp;")
 def html(tmp_path_factory):
     """A report whose class names are hard to draw and to write."""
     folder = tmp_path_factory.mktemp("run") / "report"
-    write_report(folder, report(HIDDEN, names=ODD), drawings(ODD))
+    made, bad = report(HIDDEN, names=ODD), {"a.jpg": "it ends too early"}
+    made["test_images"]["retain"]["skipped"] = bad
+    made["bad_training_images"] = {"unlearn": {"forget": bad}}
+    write_report(folder, made, drawings(ODD))
     return folder / "report.html"
 
 
@@ -105,6 +108,9 @@ def test_odd_names_are_written_and_drawn(html):
     assert "caf\\udce9" in text
     assert text.count("data:image/png;base64,") == 7 and html.stat().st_size < 5e6 and "http" not in text
     assert "IS: not available: it needs 10 images, and there are 8." in text
+    flowing = " ".join(text.split())
+    assert "of which 1 could not be decoded" in flowing
+    assert "Training images of the forget set that could not be decoded (unlearn): 1, listed" in flowing
 
 
 def test_a_rerun_keeps_the_costs_of_the_real_run(html, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from tests.matrix import soak
 from tests.train import toy
 
 CONFIG = TrainingConfig(
-    steps=120, batch_size=8, learning_rate=0.02, beta2=0.9, weight_decay=0.0, checkpoint_every=20, log_every=1
+    steps=120, batch_size=8, learning_rate=0.02, beta2=0.9, weight_decay=0.0, checkpoint_every=35, log_every=1
 )
 
 
@@ -91,7 +91,7 @@ def uninterrupted(tmp_path_factory):
     return run(folder, budget, alpha=0.25), outcome_of(budget), read_metrics(folder)
 
 
-@pytest.mark.parametrize("alpha", [0.02, 0.25, 1.0])
+@pytest.mark.parametrize("alpha", [0.02, soak(0.25), 1.0])
 def test_the_budget_is_used_up_and_held(alpha, tmp_path):
     """The retain error is (1 − w)²/0.01 times the original's, and least loss is at w = 1 / (1 + α)."""
     budget = make_budget(1.5)

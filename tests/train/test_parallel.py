@@ -24,23 +24,15 @@ from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.parallel import make_parallel
 from l2l_jax.train.sharding import MeshConfig
 from l2l_jax.train.step import make_step, placed_state
-from tests.matrix import cells, soak
+from tests.matrix import cells
 from tests.train.families import MODELS, images_of, params_of
 
 CONFIG = TrainingConfig(steps=40, batch_size=16, learning_rate=1e-3, ema_decay=0.9)
 LAYOUTS = {"8x1": ("jit", 8, 1), "4x2": ("jit", 4, 2), "1x8": ("jit", 1, 8), "pmap": ("pmap", 8, 1)}
 ACCUMULATE = {"mae": 2}
-CELLS = [
-    *cells(
-        ("mae", "palette"), LAYOUTS, normal=[*(("mae", layout) for layout in LAYOUTS), ("palette", "pmap")]
-    ),
-    *(soak("mage", layout) for layout in LAYOUTS),
-    *(
-        ("latent_diffusion", layout) if layout == "4x2" else soak("latent_diffusion", layout)
-        for layout in LAYOUTS
-    ),
-]
-"""One family on all layouts, others on those which differ most; portability/ has MAGE under pmap."""
+NORMAL = [*(("mae", layout) for layout in LAYOUTS), ("latent_diffusion", "4x2")]
+CELLS = cells(MODELS, LAYOUTS, normal=NORMAL)
+"""portability/ has MAGE under pmap."""
 
 
 class Run:

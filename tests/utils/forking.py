@@ -23,6 +23,9 @@ from tests.compiling import collect_garbage_rarely
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
+DRAWS = "L2L_JAX_TESTS_DRAWS"
+"""Variable that is "no" in the environment of processes that need not draw a report: report/ draws some."""
+
 CONTEXT.set_forkserver_preload([
     "flax.linen", "grain", "jax", "matplotlib.pyplot", "optax", "orbax.checkpoint", "scipy.stats",
     "sklearn.datasets", "l2l_jax.cli.common", "l2l_jax.experiment.pipeline", "tests.utils.forking",
@@ -100,6 +103,10 @@ def _become(arguments, env, cwd, paths):
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    if env.get(DRAWS) == "no":
+        from l2l_jax.report import write
+
+        write.draw, write.page = (lambda *_: {}), (lambda *_: "")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     kind, what, *rest = arguments
     sys.argv[:] = [kind, *rest]

@@ -5,12 +5,13 @@ import socket
 from typing import NamedTuple
 
 from tests.compiling import flags_of_one_device
-from tests.utils.forking import start
+from tests.utils.forking import DRAWS, start
 
 ENVIRONMENT = {
     **os.environ,
     "XLA_FLAGS": f"{flags_of_one_device()} --xla_cpu_multi_thread_eigen=false",
     "PYTHONUNBUFFERED": "1",
+    DRAWS: "no",
 }
 """One device to a process, one thread to a device: the processes share few cores."""
 
