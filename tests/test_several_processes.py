@@ -141,13 +141,14 @@ def test_a_retain_budget_is_decided_alike_by_all(tmp_path, first):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["killed", soak("killed_first")])
-def test_a_killed_process_ends_the_other_and_the_run_resumes(scenario, alone, tmp_path):
-    """Killed in step 7, it resumes after the checkpoint of step 4, here on one device.
+def test_a_killed_process_ends_the_other_and_the_run_resumes(scenario, stopped, alone, tmp_path):
+    """Killed in step 7, it resumes after the checkpoint of step 5, here on one device.
 
     launch/test_local.py restarts processes; with `-m soak`, test_main_several.py kills whole runs at random.
     """
     first = scenario == "killed_first"
-    ended = worker(2, scenario, tmp_path, timeout=120)
+    folder = shutil.copytree(stopped[0], tmp_path / "run")
+    ended = worker(2, scenario, folder, timeout=120)
     victim, other = ended if first else ended[::-1]
     assert victim.code == -signal.SIGKILL
     # Either the broken connection is noticed by the program, or by JAX, which then aborts.
@@ -157,7 +158,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes(scenario, alone, tm
         assert first and other.code in JAX_ENDS_WITH
         assert "another task died" in other.errors
     assert "Traceback" not in other.errors
-    assert_same_run(tmp_path, scenarios.train(tmp_path), alone)
+    assert_same_run(folder, scenarios.train(folder), alone)
 
 
 @pytest.mark.slow

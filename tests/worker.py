@@ -101,10 +101,10 @@ def sharded_terminated(folder):
 
 
 def killed(folder):
-    """The last process is killed in its seventh step."""
+    """The last process is killed in its second step."""
     import jax
 
-    train(folder, jax.process_count() - 1, 7, signal.SIGKILL)
+    train(folder, jax.process_count() - 1, 2, signal.SIGKILL)
 
 
 def frozen(folder):
@@ -115,8 +115,8 @@ def frozen(folder):
 
 
 def killed_first(folder):
-    """The first process, which the others meet at, is killed in its seventh step."""
-    train(folder, 0, 7, signal.SIGKILL)
+    """The first process, which the others meet at, is killed in its second step."""
+    train(folder, 0, 2, signal.SIGKILL)
 
 
 def mistaken(folder):

@@ -31,7 +31,7 @@ TOKEN = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 LOST_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
 """Status codes of JAX's coordination service and collectives when a process has ended."""
 
-COLLECTIVE_FAILED = re.compile(r"Gloo \w+ failed|NCCL operation", re.IGNORECASE)
+COLLECTIVE_FAILED = re.compile(r"Gloo [\w-]+ failed|NCCL operation", re.IGNORECASE)
 """Beginning of messages about collectives that broke off, which come with other status codes."""
 
 
