@@ -32,6 +32,7 @@ def config():
     return parse_config(recipe)
 
 
+@pytest.mark.soak  # of a budget in every run, below
 def test_the_step_is_timed(config):
     stage = open_phase(config, "unlearn")
     run = Run(stage, parse_layouts(["pmap"], stage)["pmap"])

@@ -16,6 +16,7 @@ from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import Interrupted
 from l2l_jax.utils.stopping import REQUESTS
 from tests.data.pictures import Files
+from tests.matrix import soak
 
 
 class Stalled(Files):
@@ -70,7 +71,7 @@ def test_the_console_names_the_file_and_a_signal_ends_the_wait(pipe, monkeypatch
     assert f"Waiting for {pipe}" in caplog.text and "Ctrl-C" in caplog.text
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [soak(0), 1])
 def test_ctrl_c_ends_the_program(pipe, workers):
     program = (
         "import sys, contextlib, pathlib, signal\n"

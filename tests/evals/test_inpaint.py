@@ -55,7 +55,7 @@ def test_any_number_of_rows_in_batches_of_one_shape(batch_size, threads):
 
 
 @pytest.mark.parametrize("name", ["centre_8", "random_75"])
-def test_reconstructions_do_not_depend_on_the_batches(name):
+def test_reconstructions_do_not_depend_on_the_batches(name, one_device):
     (task,) = parse_tasks([name])
     params = jax.jit(SMALL_MAE.init)(jax.random.key(0))
     images = np.random.default_rng(0).random((10, 16, 16, 3)).astype(np.float32)
@@ -88,7 +88,7 @@ def test_random_patches_are_inpainted_from_the_visible_ones():
     np.testing.assert_array_equal(inpainted[0, 4:8, 4:12], images[0, 4:8, 4:12])  # patches 5 and 6
 
 
-def test_draws_belong_to_the_image_and_its_set():
+def test_draws_belong_to_the_image_and_its_set(one_device):
     model, (task,) = Noise(image_size=16, patch_size=4), parse_tasks(["centre_8"])
 
     def noise(set_name, places, seed=0):

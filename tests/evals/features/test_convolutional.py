@@ -1,5 +1,7 @@
 """Inception-v3 and ResNet-50 against pytorch-fid's and torchvision's, block by block."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -8,11 +10,12 @@ from l2l_jax.evals.config import NetworksConfig
 from l2l_jax.evals.features import inception, resnet
 from l2l_jax.evals.features.networks import OPENERS
 from l2l_jax.evals.features.resizing import resizing_matrix
+from tests.matrix import soak
 from tests.reference_arrays import Case, nhwc
 
 CASES = {"inception": Case("inception_fid"), "resnet50": Case("resnet50_places")}
 NETWORKS = {"inception": inception.Inception(), "resnet50": resnet.ResNet50()}
-GAINS = pytest.mark.parametrize("gain", [False, True])
+GAINS = pytest.mark.parametrize("gain", [True, soak(False)])
 STRIDES = {"block0": 14, "block1": 7, "block2": 3}  # of the samples of Inception that were kept
 
 
@@ -37,40 +40,36 @@ def filled(case, gain):
     return {key: value * factor if value.ndim == 4 else value for key, value in state_dict.items()}
 
 
-@pytest.fixture(scope="module")
-def params():
-    """Parameters by network and gain."""
-    return {
-        (name, gain): OPENERS[name](filled(case, gain), NetworksConfig()).params
-        for name, case in CASES.items()
-        for gain in (False, True)
-    }
+@functools.cache
+def params(name, gain):
+    return OPENERS[name](filled(CASES[name], gain), NetworksConfig()).params
 
 
-@pytest.fixture(scope="module")
-def outputs(params):
-    """Features and logits, and what is inside, by network and gain."""
-    found = {}
-    for name, network in NETWORKS.items():
-        apply = jax.jit(lambda p, x, n=network: n.apply({"params": p}, x, mutable=["intermediates"]))
-        for gain in (False, True):
-            result, inside = apply(params[name, gain], images(name))
-            found[name, gain] = result, {k: v[0] for k, v in inside["intermediates"].items()}
-    return found
+APPLY = {
+    name: jax.jit(lambda p, x, n=network: n.apply({"params": p}, x, mutable=["intermediates"]))
+    for name, network in NETWORKS.items()
+}
+
+
+@functools.cache
+def outputs(name, gain):
+    """Features and logits, and what is inside."""
+    result, inside = APPLY[name](params(name, gain), images(name))
+    return result, {k: v[0] for k, v in inside["intermediates"].items()}
 
 
 @GAINS
-def test_blocks_of_inception(outputs, gain):
+def test_blocks_of_inception(gain):
     case, prefix = CASES["inception"], "gain/" * gain
     for block, step in STRIDES.items():
-        found = outputs["inception", gain][1][block]
+        found = outputs("inception", gain)[1][block]
         assert_close(found.mean(axis=(1, 2)), case[f"{prefix}{block}_mean"])
         assert_close(found[:, ::step, ::step, ::8], nhwc(case[f"{prefix}{block}_sample"]))
 
 
 @GAINS
-def test_stages_of_resnet(outputs, gain):
-    case, prefix, found = CASES["resnet50"], "gain/" * gain, outputs["resnet50", gain][1]
+def test_stages_of_resnet(gain):
+    case, prefix, found = CASES["resnet50"], "gain/" * gain, outputs("resnet50", gain)[1]
     assert_close(found["maxpool"], nhwc(case[f"{prefix}maxpool"]))
     for stage in range(1, 5):
         assert_close(found[f"layer{stage}"].mean(axis=(1, 2)), case[f"{prefix}layer{stage}_mean"])
@@ -80,8 +79,8 @@ def test_stages_of_resnet(outputs, gain):
 @pytest.mark.parametrize(
     ("name", "arrays"), [("inception", ("pool3", "logits1008")), ("resnet50", ("features", "logits"))]
 )
-def test_features_and_logits(outputs, name, arrays, gain):
-    for found, array in zip(outputs[name, gain][0], arrays, strict=True):
+def test_features_and_logits(name, arrays, gain):
+    for found, array in zip(outputs(name, gain)[0], arrays, strict=True):
         assert_close(found, CASES[name]["gain/" * gain + array])
 
 
@@ -96,7 +95,7 @@ def test_features_and_logits(outputs, name, arrays, gain):
         ("Mixed_7c", inception.BlockE(max_pool=True)),
     ],
 )
-def test_single_blocks_of_inception(params, name, block):
+def test_single_blocks_of_inception(name, block):
     seen = nhwc(CASES["inception"][f"unit/{name}/in"])
-    found = jax.jit(lambda p, x: block.apply({"params": p}, x))(params["inception", True][name], seen)
+    found = jax.jit(lambda p, x: block.apply({"params": p}, x))(params("inception", True)[name], seen)
     assert_close(found, nhwc(CASES["inception"][f"unit/{name}/out"]))
