@@ -57,13 +57,9 @@ def few_tests(settings, count):
 @pytest.fixture(scope="module")
 def memories(tmp_path_factory):
     """Findings on models that remember all training images, those of retain classes, and those but a few."""
-    settings = dataclasses.replace(
-        config(
-            attacks=("membership", "views", "linear_probe", "residual_knowledge"), membership={"members": 100}
-        ),
-        model=Memory(),
-    )
-    settings = few_tests(settings, 20)
+    settings = config(attacks=("membership", "views", "linear_probe", "residual_knowledge"))
+    settings = few_tests(dataclasses.replace(settings, model=Memory()), 20)
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, train_per_class=40))
     folder = tmp_path_factory.mktemp("memories")
     evaluation = Evaluation(settings, folder / "evaluation")
     training = training_sets(settings.data, evaluation.train, 16)
