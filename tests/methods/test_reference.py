@@ -19,6 +19,7 @@ from l2l_jax.models.mage.networks import draw_noise_codes
 from l2l_jax.models.palette.convert import UNET
 from l2l_jax.train.step import create_state, make_step
 from tests.fixtures.steps import step
+from tests.matrix import soak
 from tests.models import test_mae, test_mage
 from tests.models.test_unet import TINY as PALETTE
 from tests.models.test_unet import parts_of
@@ -104,10 +105,10 @@ def palette_inputs(method, labels):
     return inputs
 
 
-NAMES = ("encoder", "encoder_mixed", "max_loss", "noisy_label", "noisy_label_mixed", "retain_label")
+NAMES = ("encoder", "encoder_mixed", "noisy_label", "noisy_label_mixed", "retain_label", "random_encoder")
 
 
-@pytest.mark.parametrize("name", [*NAMES, "random_encoder"])
+@pytest.mark.parametrize("name", [*NAMES, soak("max_loss")])  # of MAGE in every run, below
 def test_palette(name):
     """In "mixed" retain and forget rows alternate in the batch of the release."""
     method, labels = name.removesuffix("_mixed"), MIXED if name.endswith("mixed") else ORDERED
@@ -132,6 +133,7 @@ def test_palette_map_by_map():
     np.testing.assert_allclose(terms, PALETTE_CASE["ours_feature_losses"], rtol=3e-6)
 
 
+@pytest.mark.soak  # in every run the gradient, above, and the optimizer, in train/test_optim.py
 def test_palette_three_steps_of_adam():
     objective, adam = OBJECTIVES["encoder"], optax.adam(5e-5)
     given = dataclasses.replace(objective, prepare=lambda frozen, inputs, rng, axis_name=None: inputs)
@@ -180,7 +182,7 @@ def test_mage_random_encoder():
     np.testing.assert_allclose(metrics["loss"], metrics["retain"] + ALPHA * forget, rtol=3e-6)
 
 
-@pytest.mark.parametrize("method", ["max_loss", "noisy_label"])
+@pytest.mark.parametrize("method", [soak("max_loss"), "noisy_label"])
 def test_mae_with_one_set_as_both(method):
     """MAE has no release of unlearning: retain minus α, or plus α, of its own loss and gradient."""
     images = nhwc(MAE_CASE["images"])

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from l2l_jax.methods.undo import Undo
+from tests.matrix import soak
 from tests.train.families import MODELS, params_of
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", ["mae", soak("mage"), soak("palette")])
 def test_undo_starts_between_the_original_and_fresh_weights(family):
     model, params = MODELS[family], params_of(MODELS[family])
     key = jax.random.key(3)

@@ -154,7 +154,8 @@ def test_a_draw_fits_the_codes_next_to_the_hidden_ones(digits, monkeypatch):
     drawn, misfit = jax.jit(lambda: DIGITS.sample(digits, images, mask, key))()
     np.testing.assert_array_equal(drawn, jax.jit(lambda: DIGITS.inpaint(digits, images, mask, key))())
     color = np.array(DIGITS.hole_color, np.float32)
-    codes = np.asarray(DIGITS.tokenize(digits, np.where(mask[..., None], color, images)))[0]
+    painted = np.where(mask[..., None], color, images)
+    codes = np.asarray(jax.jit(DIGITS.tokenize)(digits, painted))[0]
     ring = np.setdiff1d(np.arange(16), [5, 6, 9, 10])
     expected = scipy.special.log_softmax(logits[0], axis=-1)[ring, codes[ring]].mean()
     np.testing.assert_allclose(misfit, [-expected], rtol=1e-5)
