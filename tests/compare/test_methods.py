@@ -22,7 +22,7 @@ METHODS = [
     "encoder", "max_loss", "noisy_label", "retain_label", "random_encoder", "epsilon", "whole", "undo",
     "relearn_aware", "ntk",
 ]  # fmt: skip
-FEW = ["encoder"]
+FEW = ["encoder", "undo"]
 """Of every run. All: objectives/test_methods.py."""
 
 
