@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from tests.matrix import soak
 from tests.train.families import MODELS, images_of, params_of
 
 FLOAT32 = {
@@ -31,7 +32,7 @@ def low(family):
     return dataclasses.replace(MODELS[family], dtype="bfloat16", **own.get(family, {}))
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["mae", soak("mage"), "palette"])
 def case(request):
     """A family, its parameters, and by precision its features; in bfloat16 gradient and prediction, too."""
     family = request.param

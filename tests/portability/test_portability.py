@@ -32,8 +32,9 @@ def test_a_record_holds_all_quantities(record):
     assert record["facts"]["devices"] == 1 and record["facts"]["dtype"] == "float32"
 
 
+@pytest.mark.soak
 def test_eight_devices(record):
-    """Under pmap; train/test_parallel.py has the meshes of jit."""
+    """Under pmap; in every run train/test_parallel.py compares layouts of devices."""
     rows = compare(record, compute(8, "pmap", "float32", "highest"))
     assert all(row.holds for row in rows), table(rows)
     assert {row.tolerance for row in rows} == {float32 for float32, _ in TOLERANCES.values()}
