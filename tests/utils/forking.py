@@ -3,7 +3,7 @@
 `python -m l2l_jax.main` spends two seconds importing JAX, Orbax and the rest before it begins; the server
 does that once for all processes that a test worker starts. Each has its own environment, folder and outputs,
 runs its module as `__main__` and ends as Python ends. All of them share the seed of `hash`;
-test_main_several.py has processes in which it differs.
+test_main_several.py has, with `-m soak`, processes in which it differs.
 """
 
 import atexit
