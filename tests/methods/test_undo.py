@@ -9,7 +9,7 @@ from tests.matrix import soak
 from tests.train.families import MODELS, params_of
 
 
-@pytest.mark.parametrize("family", ["mae", soak("mage"), soak("palette")])
+@pytest.mark.parametrize("family", ["mae", *map(soak, ("mage", "palette", "latent_diffusion"))])
 def test_undo_starts_between_the_original_and_fresh_weights(family):
     model, params = MODELS[family], params_of(MODELS[family])
     key = jax.random.key(3)

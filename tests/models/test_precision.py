@@ -32,7 +32,7 @@ def low(family):
     return dataclasses.replace(MODELS[family], dtype="bfloat16", **own.get(family, {}))
 
 
-@pytest.fixture(scope="module", params=["mae", soak("mage"), "palette"])
+@pytest.fixture(scope="module", params=["mae", soak("mage"), soak("palette"), "latent_diffusion"])
 def case(request):
     """A family, its parameters, and by precision its features; in bfloat16 gradient and prediction, too."""
     family = request.param
