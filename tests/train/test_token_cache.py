@@ -40,13 +40,6 @@ def images(before=lambda index: None):
 tokenize = jax.jit(MODEL.tokenize)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def params():
     return random_params(MODEL)

@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 import types
 
 import jax
@@ -13,6 +11,7 @@ import pytest
 
 from l2l_jax.utils import checkpoints
 from l2l_jax.utils.checkpoints import Damaged, check_sizes, check_space, read_arrays, record_sizes
+from tests.utils import forking
 
 PROGRAM = """
 import gc, pathlib, sys
@@ -40,9 +39,8 @@ def saved(folder, ocdbt):
 
 
 def program(folder, height):
-    """Reads 12 arrays of that height in a process of its own."""
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(height)]
-    return subprocess.run(command, capture_output=True, text=True)
+    """Read 12 arrays of that height in a process of its own; its exit code, output and errors."""
+    return forking.run("-c", PROGRAM, folder, height)
 
 
 def cut(path):
@@ -55,17 +53,17 @@ def test_damaged_files_are_one_sentence(tmp_path, ocdbt, damage):
     large = [f for f in (tmp_path / "checkpoint").rglob("*") if f.is_file() and f.stat().st_size > 20_000]
     for file in large:
         damage(file)
-    done = program(tmp_path / "checkpoint", 200)
-    assert large and done.stdout.startswith("Damaged: ") and done.stdout.count("\n") == 1
-    assert f"{'1000' if damage is cut else 'no'} bytes instead of" in done.stdout
-    assert done.stderr == "" and done.returncode == 0
+    code, output, errors = program(tmp_path / "checkpoint", 200)
+    assert large and output.startswith("Damaged: ") and output.count("\n") == 1
+    assert f"{'1000' if damage is cut else 'no'} bytes instead of" in output
+    assert errors == "" and code == 0
 
 
 def test_arrays_of_another_shape_are_one_sentence(tmp_path):
     saved(tmp_path / "checkpoint", True)
-    done = program(tmp_path / "checkpoint", 100)
-    assert done.stdout.startswith("Damaged: ValueError: Requested shape") and done.stdout.count("\n") == 1
-    assert done.stderr == "" and done.returncode == 0
+    code, output, errors = program(tmp_path / "checkpoint", 100)
+    assert output.startswith("Damaged: ValueError: Requested shape") and output.count("\n") == 1
+    assert errors == "" and code == 0
 
 
 def test_what_is_whole_is_read_and_what_is_missing_named(tmp_path):
