@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.models.adapters import merged, new_adapter
 from l2l_jax.weights.__main__ import main
 from l2l_jax.weights.adapters import adapter_bytes
-from l2l_jax.weights.loading import load_model, original_weights
+from l2l_jax.weights.loading import load_model, load_pretrained, original_weights
 from l2l_jax.weights.saved_models import fingerprint
 from tests.fixtures.pipelines import STYLES, write_pipeline
 from tests.reference_arrays import Case, nhwc
@@ -85,6 +86,18 @@ def test_a_pipeline_comes_back(pipelines, imported, tmp_path, capsys):
     assert main(["inspect", str(pipelines["sd15"])]) == 0
     told = capsys.readouterr().out
     assert "diffusers pipeline" in told and "import:      possible" in told and "Open RAIL-M" in told
+
+
+def test_a_config_takes_its_fields_from_the_folder(pipelines):
+    recipe = {"pretrained": str(pipelines["sd2"]), "prompts": ("", "a photo of {class}"), "sample_steps": 4}
+    data = {"source": "digits", "forget": ["5"]}
+    config = parse_config({"model": recipe, "data": data})
+    assert (config.model.prompts, config.model.unet.heads) == (("", "a photo of 5"), (1, 4))
+    params = load_pretrained(pipelines["sd2"], config.family, config.model)
+    assert params["prompts"]["words"].shape == (2, 12, 12)
+    config = parse_config({"model": recipe | {"schedule": {"prediction_type": "v_prediction"}}, "data": data})
+    with pytest.raises(UserError, match="this model has schedule.prediction_type=epsilon, but config.model"):
+        load_pretrained(pipelines["sd2"], config.family, config.model)
 
 
 def halves(folder):
