@@ -30,8 +30,7 @@ from tests.train.families import MODELS, images_of, params_of
 CONFIG = TrainingConfig(steps=40, batch_size=16, learning_rate=1e-3, ema_decay=0.9)
 LAYOUTS = {"8x1": ("jit", 8, 1), "4x2": ("jit", 4, 2), "1x8": ("jit", 1, 8), "pmap": ("pmap", 8, 1)}
 ACCUMULATE = {"mae": 2}
-NORMAL = [("mae", "8x1"), ("mae", "4x2"), ("mae", "pmap"), ("latent_diffusion", "4x2")]
-CELLS = cells(MODELS, LAYOUTS, normal=NORMAL)
+CELLS = cells(MODELS, LAYOUTS, normal=[("mae", layout) for layout in ("8x1", "4x2", "pmap")])
 """test_token_cache.py trains a MAGE on two devices."""
 
 
