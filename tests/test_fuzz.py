@@ -6,6 +6,7 @@
 
 import collections
 import copy
+import functools
 import gzip
 import io
 import json
@@ -37,7 +38,7 @@ from l2l_jax.utils import claim
 from l2l_jax.weights import adapters
 from l2l_jax.weights.loading import load_pretrained, stored_fields
 from l2l_jax.weights.reading import read_checkpoint
-from l2l_jax.weights.saved_models import save_model
+from l2l_jax.weights.saved_models import fingerprint, save_model
 from tests.data.pictures import encoded, gradient
 from tests.data.test_decoding import exif, png, with_exif
 from tests.models.test_mae import tiny_params
@@ -202,10 +203,21 @@ WEIGHTS = safetensors.numpy.save({key: np.ascontiguousarray(x) for key, x in MAE
 ARRAYS = dict(images=np.zeros((6, 4, 4, 3), np.uint8), labels=np.arange(6) % 3)
 
 
-def adapter_file():
-    factors = jax.device_get(new_adapter({"encoder": tiny_params()["encoder"]}, "lora", 2, jax.random.key(0)))
-    card = {"family": "mae", "model": {}, "adapter": "lora", "adapter_rank": 2, "method": "encoder"}
-    return adapters.adapter_bytes(factors, card)
+@functools.cache
+def adapter_card():
+    return {"family": "mae", "model": {}, "adapter": "lora", "adapter_rank": 2, "adapter_layers": "all",
+            "method": "encoder", "base": fingerprint(tiny_params(), MAE.model.generative_parts),
+            "original_weights": {"origin": "made up"}}  # fmt: skip
+
+
+@functools.cache
+def adapter_arrays():
+    parts = {"encoder": tiny_params()["encoder"]}
+    return jax.device_get(new_adapter(parts, "lora", 2, jax.random.key(0)))
+
+
+def adapter_file(card=None):
+    return adapters.adapter_bytes(adapter_arrays(), json.loads(card) if card else adapter_card())
 
 
 def torch_file():
@@ -230,7 +242,10 @@ KINDS = {
     "torch": (check_torch, lambda: damaged(torch_file())),
     "hub config": (check_hub, lambda: other_json(HUB) | damaged(json.dumps(HUB).encode())),
     "model card": (check_card, lambda: other_json(CARD) | damaged(json.dumps(CARD).encode())),
-    "adapter": (check_adapter, lambda: damaged(adapter_file(), adapter_file()[:2000])),
+    "adapter": (
+        check_adapter,
+        lambda: damaged(adapter_file(), adapter_file()[:2000]) | other_json(adapter_card()).map(adapter_file),
+    ),
     "run record": (check_record, lambda: other_json(RECORD) | damaged(json.dumps(RECORD).encode())),
     "lock": (check_lock, lambda: other_json(LOCK) | damaged(json.dumps(LOCK).encode())),
     "report": (check_report, lambda: other_json(REPORT) | damaged(json.dumps(REPORT).encode())),

@@ -18,7 +18,7 @@ from l2l_jax.utils import distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-GRACE_SECONDS = 8.0
+GRACE_SECONDS = 6.0
 """Seconds after a signal at which the process is ended if it has not ended by itself: threads that wait for a
 read that never returns, such as on a dead network mount, would keep Python from ending."""
 

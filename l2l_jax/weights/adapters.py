@@ -61,7 +61,8 @@ def read_adapter(path: pathlib.Path, params: Params, family: str, model: Model) 
         raise UserError(f"{path} is an adapter of a {card.get('family')} model, not of a {family} model.")
     found = fingerprint(params, model.generative_parts)
     if card.get("base") != found:
-        facts = card.get("original_weights", {})
+        facts = card.get("original_weights")
+        facts = facts if isinstance(facts, Mapping) else {}
         told = [f"{name} {facts[name]}" for name in ("origin", "sha256") if name in facts]
         raise UserError(
             f"{path} belongs to other weights: it was trained on those with the fingerprint "
