@@ -70,11 +70,14 @@ def class_names(report: Report, name: str) -> Sequence[Any]:
     return report["class_names"][name] if "class_names" in report else report["config"]["data"][name]
 
 
+def _number(count: int) -> str:
+    return NUMBERS[count] if count < len(NUMBERS) else str(count)
+
+
 def _culprits(count: int, strongest: str) -> str:
     if count < 2:
         return f"one attack brings knowledge back ({strongest})"
-    number = NUMBERS[count] if count < len(NUMBERS) else count
-    return f"{number} attacks bring knowledge back (the strongest: {strongest})"
+    return f"{_number(count)} attacks bring knowledge back (the strongest: {strongest})"
 
 
 def _verdict(verdict: Mapping[str, Any], names: str) -> str:
@@ -82,8 +85,7 @@ def _verdict(verdict: Mapping[str, Any], names: str) -> str:
     title, finding, count = verdict["title"], verdict["finding"], verdict["attacks"]
     never_saw = "a model that never saw them"
     if finding == "forgotten":
-        number = NUMBERS[count] if count < len(NUMBERS) else str(count)
-        after = f"after {number} attack{'' if count == 1 else 's'} " if count else ""
+        after = f"after {_number(count)} attack{'' if count == 1 else 's'} " if count else ""
         said = f"Forgotten: {after}the model knows no more about {names} than {never_saw}."
         if verdict["little_to_forget"]:
             said += f" There was little to forget: {never_saw} reconstructs them, too."
@@ -95,7 +97,15 @@ def _verdict(verdict: Mapping[str, Any], names: str) -> str:
         )
     if finding == "not forgotten":
         return f"Not forgotten: without any attack the model knows more about {names} than {never_saw}."
-    where = f"after one attack ({title})" if title else "even without an attack"
+    open_after = len(verdict["unsettled_attacks"])
+    where = "even without an attack"
+    if title:
+        attacks = (
+            f"{_number(open_after)} attacks (above all: {title})"
+            if open_after > 1
+            else f"one attack ({title})"
+        )
+        where = f"after {attacks}"
     said = f"Undecided: {where} it is open whether the model knows more about {names} than {never_saw}."
     ways = []
     if images := verdict["images_needed"]:

@@ -49,6 +49,9 @@ def test_the_other_verdicts():
         said.startswith("Undecided: after one attack (25 forget images")
         and "test images would decide" in said
     )
+    several = report(close)
+    several["audit"]["verdict"]["unsettled_attacks"] = ["relearning_25", "retain_tuning"]
+    assert first(several).startswith("Undecided: after two attacks (above all: 25 forget images")
     nothing = {name: ((0.065, 0.116, 0.065), (0.27, 0.07, 0.27)) for name in HIDDEN}
     assert "There was little to forget" in first(report(nothing))
 
