@@ -9,9 +9,9 @@ fresh ones and retrains both within a retain budget. The test images are inpaint
 half the side missing, and an audit attacks the result. The variant `encoder` is the paper's method, which
 leaves the decoder as it is.
 
-Hardware: two CPU cores, 1.6 GiB of memory.
+Hardware: two CPU cores, 1.5 GiB of memory.
 Expected metrics on test images, seed 0: accuracy of the original model 0.69 (retain) and 0.66 (forget); after
-unlearning 0.69 and 0.04, with a masked MSE of 1.18 times the original's on retain images and 3.6 times on
+unlearning 0.70 and 0.04, with a masked MSE of 1.15 times the original's on retain images and 3.6 times on
 forget images. The model retrained without the forget classes: 0.69 and 0.21, 0.97 times and 2.5 times.
 """
 
