@@ -15,7 +15,6 @@ import tempfile
 QUICK = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",  # a worker has one core
 )
 """Flags of XLA that cut the time to compile on CPU to a quarter; results change by rounding alone."""
 

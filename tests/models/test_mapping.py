@@ -89,7 +89,7 @@ def test_a_constant_must_be_right_if_it_is_there():
     mapping.to_flax(TABLE, without, TARGET, 5)
     for wrong, complaint in (
         (table + np.float32(1e-3), "is not the fixed table of this model. Resized"),
-        (np.full_like(table, np.nan), "is not the fixed table"),
+        (np.full_like(table, np.nan), "holds NaN or infinite values"),
         (np.zeros_like(table), "is all zeros"),
         (table[:4], r"has shape \(4,\), and this model's table \(5,\)"),
     ):
