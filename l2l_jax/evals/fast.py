@@ -110,6 +110,8 @@ class Filter(NamedTuple):
 
 def load_filter(path: pathlib.Path) -> Filter:
     """Read a filter's file; a UserError if it is none."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a file that `l2l-jax filter fit` wrote.")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             card = json.loads((file.metadata() or {})[CARD])
