@@ -82,7 +82,7 @@ class _Images(Source):
 
 
 class Reader:
-    """What a filter reads of images: features of a model's encoder, or of its reconstructions by a network.
+    """Features that a filter reads of images: of a model's encoder, or of its reconstructions by a network.
 
     Attributes:
       model: The model as it is served, see `l2l_jax.evals.fast.guarded`.

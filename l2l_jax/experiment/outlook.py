@@ -55,10 +55,9 @@ class Outlook(Hook):
 
     def __init__(self, config: Config, folders: Workdir, evaluation: Evaluation, auditor: Audit | None):
         self._config, self._folder = config, folders.folder
-        trained, retrained = config.audit.enabled and TRAIN in config.audit.retrained, config.audit.retrained
-        models = 3 if auditor is not None and retrained else 2
+        models = 3 if auditor is not None and config.audit.retrained else 2
         self._phases = [*_original(config, folders), *_unlearning(config, folders)]
-        if trained:
+        if auditor is not None and TRAIN in config.audit.retrained:
             self._phases.append(_retraining(config))
         images = sum(map(len, evaluation.tests.values()))
         title = f"evaluate {models} models on {images:,} test images"

@@ -29,7 +29,7 @@ Adapter = Mapping[str, Any]
 
 
 Takes = Callable[[str, tuple[int, ...]], bool]
-"""Whether a kernel is adapted, by the name of its module and its shape."""
+"""`(name of the module, shape of the kernel) -> True` for kernels that are adapted."""
 
 
 def takes_lora(model: Model, layers: AdapterLayers) -> Takes:

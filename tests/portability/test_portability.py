@@ -16,7 +16,7 @@ from tests.matrix import soak
 
 @pytest.fixture(scope="module", params=[("mae",), soak([*cases.MODELS])], ids=["mae", "all"])
 def record(request):
-    """Of one family in every run. While it is used, there are no other cases."""
+    """A record of one family in every run. While it is used, there are no other cases."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cases, "MODELS", {name: cases.MODELS[name] for name in request.param})
         yield compute(1, "jit", "float32", "highest")

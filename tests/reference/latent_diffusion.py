@@ -23,27 +23,22 @@ from tests.reference_arrays import fill  # noqa: E402
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 SHARED = dict(in_channels=9, out_channels=4, norm_num_groups=4, layers_per_block=1, sample_size=8)
+SHARED |= dict(block_out_channels=[8, 16], down_block_types=[CROSS, PLAIN])
+SHARED |= dict(up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"])
 UNETS = {
     "sd15": SHARED
     | dict(
-        block_out_channels=[8, 16],
-        down_block_types=[CROSS, PLAIN],
-        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
         cross_attention_dim=12,
         attention_head_dim=2,
     ),
     "sd2": SHARED
     | dict(
-        block_out_channels=[8, 16],
-        down_block_types=[CROSS, PLAIN],
-        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
         cross_attention_dim=12,
         attention_head_dim=[1, 4],
         use_linear_projection=True,
     ),
     "sdxl": SHARED
     | dict(
-        block_out_channels=[8, 16],
         down_block_types=[PLAIN, CROSS],
         up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
         cross_attention_dim=24,

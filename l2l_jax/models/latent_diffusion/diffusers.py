@@ -80,11 +80,7 @@ class Pipeline(CheckpointFormat):
         encoders, folder = [], pathlib.Path(origin["pipeline"])
         for name, tokenizer in TEXT_ENCODERS.items():
             if name in origin["components"]:
-                weights = {
-                    key.removeprefix(f"{name}."): value
-                    for key, value in state_dict.items()
-                    if key.startswith(f"{name}.")
-                }
+                weights = _component(state_dict, name)
                 encoders.append(EncoderFiles(origin["components"][name], weights, folder / tokenizer))
         if not encoders:
             raise UserError("the pipeline has no text_encoder, which embeds prompts.")
@@ -100,11 +96,7 @@ class Pipeline(CheckpointFormat):
     def folder(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
         """Return the weights of U-Net and autoencoder; everything else is as in the pipeline it came from."""
         return {
-            f"{name}/diffusion_pytorch_model.safetensors": {
-                key.removeprefix(f"{name}."): value
-                for key, value in state_dict.items()
-                if key.startswith(f"{name}.")
-            }
+            f"{name}/diffusion_pytorch_model.safetensors": _component(state_dict, name)
             for name in ("unet", "vae")
         }
 
@@ -131,6 +123,12 @@ class Pipeline(CheckpointFormat):
             name = key.removesuffix(".weight")
             found |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
         return {key: np.ascontiguousarray(value) for key, value in found.items()}
+
+
+def _component(state_dict: StateDict, name: str) -> StateDict:
+    """Return the arrays of one component, under its own keys."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): x for key, x in state_dict.items() if key.startswith(prefix)}
 
 
 def _sizes(config: Any) -> Fields:

@@ -160,11 +160,6 @@ def _features(prompts: Sequence[str], files: EncoderFiles) -> TextFeatures:
         return jax.device_get(jax.jit(lambda params: apply(encoder, params, ids))(params))
 
 
-def _prefixed(key: str) -> str:
-    """Return a key of transformers 5, which may lack "text_model.", with that prefix."""
-    return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"
-
-
 def token_ids(prompts: Sequence[str], folder: pathlib.Path, length: int) -> np.ndarray:
     """Return token ids `[prompt, length]` by the tokenizer in a folder.
 
