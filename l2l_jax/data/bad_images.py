@@ -41,12 +41,12 @@ class BadImages:
         Raises:
           UserError: There are more than `limit`.
         """
-        new = {image.name: image.reason for image in bad if image.name not in self._found[set_name]}
+        found = self._found[set_name]
+        new = {image.name: image.reason for image in bad if image.name not in found}
         if not new:
             return
-        for name, images in read_lists(self._path.parent).items() if self._path else ():
-            self._found.setdefault(name, {}).update(images)
-        found = self._found[set_name]
+        if self._path:
+            found.update(read_lists(self._path.parent).get(set_name, {}))
         where = f", listed in {self._path}" if self._path else ""
         for name, reason in new.items():
             if name not in found:

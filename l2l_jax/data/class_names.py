@@ -31,16 +31,10 @@ def named_classes(*given: str | int) -> tuple[str, ...]:
 
 
 def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: str, side: str) -> list[int]:
-    """Return the class ids of what the user wrote, each once.
+    """Return the class ids of what the user wrote in a field, each once; see `DataConfig`.
 
-    A number is a class id only if it is a plain decimal integer, and no class has that name.
-
-    Args:
-      class_names: Names of the class ids.
-      wanted: Class names, ids, WordNet ids or names of ImageNet classes, "@FILE", published splits,
-        or several of these joined by commas.
-      field: Where it was written, for messages.
-      side: Which list of a published split is meant: "forget" or "retain".
+    A number is a class id only if it is a plain decimal integer, and no class has that name. `side` says
+    which list of a published split is meant: "forget" or "retain".
 
     Raises:
       UserError: An unknown class, or a name that several classes share.
@@ -54,7 +48,14 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
         if number is not None:
             return number
         if PLAIN_NUMBER.fullmatch(text) and int(text) < len(class_names):
-            _refuse_other_spelling(class_names, int(text), field)
+            for name in class_names:  # a class 3.0 is not meant by 3
+                with contextlib.suppress(ValueError):
+                    if float(name) == int(text):
+                        raise UserError(
+                            f"{field}: no class is called {text!r}. The class with this number is "
+                            f"{class_names[int(text)]!r}, but {name!r} is the same number; write the name as "
+                            "it is."
+                        )
             return int(text)
         synsets = words.get(text.lower(), [])
         if len(synsets) > 1:
@@ -70,17 +71,6 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
         raise UserError(f"{field} names the class {text!r}, which the source lacks; {hint}.")
 
     return list(dict.fromkeys(map(class_id, _expand(wanted, numbers, field, side))))
-
-
-def _refuse_other_spelling(class_names: Sequence[str], number: int, field: str) -> None:
-    """Raise a UserError if a class id, as the user wrote it, is the name of another class, as 3 is 3.0."""
-    for name in class_names:
-        with contextlib.suppress(ValueError):
-            if float(name) == number:
-                raise UserError(
-                    f"{field}: no class is called '{number}'. The class with this number is "
-                    f"{class_names[number]!r}, but {name!r} is the same number; write the name as it is."
-                )
 
 
 def readable(name: str) -> str:

@@ -3,6 +3,7 @@
 Nothing here loads JAX: worker processes import this module.
 """
 
+import contextlib
 import io
 import struct
 from collections.abc import Callable, Iterator
@@ -102,16 +103,9 @@ def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
     try:
         return _decode(encoded)
     except ImageError:
-        bare = _without_metadata(encoded)
-        if bare == encoded:
-            raise
-        try:
-            pixels, _ = _decode(bare)
-        except ImageError:
-            pixels = None
-        if pixels is None:
-            raise  # the first error, which is about the file as it is
-        return pixels, _jpeg_orientation(encoded) if encoded.startswith(JPEG) else 1
+        with contextlib.suppress(ImageError):
+            return _decode(_without_metadata(encoded))[0], _jpeg_orientation(encoded)
+        raise  # the first error, which is about the file as it is
 
 
 def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
@@ -200,7 +194,7 @@ def _orientation(exif: bytes) -> int:
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return 1
-    try:
+    with contextlib.suppress(struct.error):
         (start,) = struct.unpack_from(order + "I", exif, 4)
         (count,) = struct.unpack_from(order + "H", exif, start)
         for place in range(start + 2, start + 2 + 12 * count, 12):
@@ -208,15 +202,14 @@ def _orientation(exif: bytes) -> int:
             if tag == ORIENTATION and kind in (3, 4) and length == 1:
                 (value,) = struct.unpack_from(order + {3: "H", 4: "I"}[kind], exif, place + 8)
                 return value if value in TURNS else 1
-    except struct.error:
-        pass
     return 1
 
 
-def _jpeg_orientation(jpeg: bytes) -> int:
-    for marker, start, end in _jpeg_segments(jpeg):
-        if marker == 0xE1 and jpeg[start + 4 : start + 10] == b"Exif\0\0":
-            return _orientation(jpeg[start + 10 : end])
+def _jpeg_orientation(encoded: bytes) -> int:
+    """Return the orientation of a JPEG; 1 of other files."""
+    for marker, start, end in _jpeg_segments(encoded) if encoded.startswith(JPEG) else ():
+        if marker == 0xE1 and encoded[start + 4 : start + 10] == b"Exif\0\0":
+            return _orientation(encoded[start + 10 : end])
     return 1
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import posixpath
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -36,8 +36,6 @@ RESOLVED_LINES = 20_000
 CHECKED_FILES = 1000
 """Files of a table whose existence is checked when it is opened."""
 
-USES = {None: "", True: ", for testing", False: ", for training"}
-
 
 class FileSource(Source):
     """Image files below a root, which may be remote, a class id for each.
@@ -59,8 +57,8 @@ class FileSource(Source):
         self.labels, self.class_names = np.asarray(labels, np.int32), tuple(class_names)
 
     def __getitem__(self, index: int) -> Record:
-        path = self.path(index)
-        return {"image": path.read_bytes(), "label": int(self.labels[index]), "name": os.fspath(path)}
+        image = self.path(index).read_bytes()
+        return {"image": image, "label": int(self.labels[index]), "name": self.name(index)}
 
     def name(self, index: int) -> str:
         """Return the path of an image without reading it."""
@@ -139,10 +137,10 @@ def open_folder(config: SourceConfig, split: SplitName) -> FileSource:
     classes = sorted({name for _, name in found}, key=os.fsencode)
     place = places.get(split, next(iter(places.values())))
     prefix = f"{place}/" if place else ""
-    listed = [(number, path) for number, name in enumerate(classes) for path in found.get((place, name), [])]
-    labels = np.array([number for number, _ in listed], int)
-    paths = np.array([os.fsencode(path[len(prefix) :]) for _, path in listed], np.bytes_)
-    root = top / place if place else top
+    listed = [found.get((place, name), []) for name in classes]
+    labels = np.repeat(np.arange(len(classes)), list(map(len, listed)))
+    paths = np.array([os.fsencode(path[len(prefix) :]) for of in listed for path in of], np.bytes_)
+    root = top / place
     if not len(paths):
         hint = f" Passed over: {passed_over}." if passed_over else ""
         raise UserError(
@@ -202,16 +200,16 @@ def _list_classes(lister: Lister, place: str, own_name: str) -> dict[str, list[s
 
 
 class _Line(NamedTuple):
-    """A line of a table; `is_test` is None if there is no column `split`."""
+    """A line of a table; `split` is "" if there is no such column."""
 
     number: int
     path: bytes
     label: str
-    is_test: bool | None
+    split: Literal["", "train", "test"]
 
     @property
     def use(self) -> str:
-        return f"{self.label}{USES[self.is_test]}"
+        return self.label + {"": "", "train": ", for training", "test": ", for testing"}[self.split]
 
 
 def open_csv(config: SourceConfig, split: SplitName) -> FileSource:
@@ -232,15 +230,14 @@ def open_csv(config: SourceConfig, split: SplitName) -> FileSource:
     class_names = sorted({line.label for line in lines}, key=_as_numbers)
     class_ids = {name: number for number, name in enumerate(class_names)}
     labels = np.array([class_ids[line.label] for line in lines])
-    if lines[0].is_test is None:
+    if lines[0].split:
+        chosen = np.flatnonzero([line.split == split for line in lines])
+        hint = "its column split should say 'train' or 'test'"
+    else:
         names = [line.path for line in lines]
         chosen = hold_out(labels, config.test_fraction, held=split == "test", names=names)
-    else:
-        chosen = np.flatnonzero([line.is_test == (split == "test") for line in lines])
+        hint = "a class needs two images, one of which is held out for testing"
     if not len(chosen):
-        hint = "its column split should say 'train' or 'test'"
-        if lines[0].is_test is None:
-            hint = "a class needs two images, one of which is held out for testing"
         raise UserError(f"{table} names no {split} image: {hint}.")
     source = FileSource(root, [lines[i].path for i in chosen], labels[chosen], class_names)
     sample = np.unique(np.linspace(0, len(chosen) - 1, CHECKED_FILES).astype(int))
@@ -264,10 +261,10 @@ def _read_table(table: epath.Path) -> list[_Line]:
                     f"{','.join(header) or 'empty'}."
                 )
         for row in filter(any, rows):
-            path, given, is_test = _fields(row, header, f"{table}, line {rows.line_num}")
-            label = readable(given)
-            odd = odd or (rows.line_num if label != given else None)
-            found.append(_Line(rows.line_num, path.encode("utf-8", "surrogateescape"), label, is_test))
+            line = _parse_line(row, header, table, rows.line_num)
+            label = readable(line.label)
+            odd = odd or (line.number if label != line.label else None)
+            found.append(line._replace(label=label))
     if odd:
         logger.warning(
             "%s is not UTF-8 (line %d). Labels are read as Windows-1252; if class names look wrong, save the "
@@ -278,8 +275,8 @@ def _read_table(table: epath.Path) -> list[_Line]:
     return found
 
 
-def _fields(row: list[str], header: list[str], where: str) -> tuple[str, str, bool | None]:
-    """Return path, label and whether it is a test image."""
+def _parse_line(row: list[str], header: list[str], table: epath.Path, number: int) -> _Line:
+    where = f"{table}, line {number}"
     if len(row) > len(header):
         raise UserError(
             f"{where} has {len(row)} fields, but the header names {len(header)}: {','.join(row)}. Put a "
@@ -289,12 +286,13 @@ def _fields(row: list[str], header: list[str], where: str) -> tuple[str, str, bo
     path, label = values.get("path"), values.get("label")
     if not path or not label or "\0" in path:
         raise UserError(f"{where}: path or label is missing.")
+    line = _Line(number, path.encode("utf-8", "surrogateescape"), label, "")
     if "split" not in header:
-        return path, label, None
+        return line
     split_name, known = values.get("split", ""), ("train", *TEST_FOLDERS)
     if split_name.lower() not in known:
         raise UserError(f"{where}: split is {split_name!r}; known: {', '.join(known)}.")
-    return path, label, split_name.lower() != "train"
+    return line._replace(split="train" if split_name.lower() == "train" else "test")
 
 
 def _without_repetitions(table: epath.Path, root: str, lines: list[_Line]) -> list[_Line]:
@@ -330,24 +328,18 @@ def _as_numbers(name: str) -> tuple[bool, int, str]:
 def _check_files(table: epath.Path, sample: Sequence[tuple[int, epath.Path]]) -> None:
     """Look for some of the files, so that a wrong column or folder does not get far."""
     with DaemonPool(THREADS) as pool:
-        kinds = pool.map(_kind, [path for _, path in sample])
-    wrong = [(*where, kind) for where, kind in zip(sample, kinds, strict=True) if kind != "file"]
+        are_files = pool.map(lambda line: line[1].is_file(), sample)
+    wrong = [line for line, is_file in zip(sample, are_files, strict=True) if not is_file]
     if not wrong:
         return
-    number, path, kind = wrong[0]
-    if kind != "missing":
+    number, path = wrong[0]
+    if path.exists():
+        kind = "folder" if path.is_dir() else "special file"
         raise UserError(f"{table}, line {number}: {path} is a {kind}, not an image.")
-    missing = sum(kind == "missing" for *_, kind in wrong)
     raise UserError(
-        f"{table}: {missing} of {len(sample)} files looked for do not exist, the first being "
+        f"{table}: {len(wrong)} of {len(sample)} files looked for do not exist, the first being "
         f"{path} (line {number}). Paths are relative to the table's folder, or absolute."
     )
-
-
-def _kind(path: epath.Path) -> str:
-    if path.is_file():
-        return "file"
-    return "folder" if path.is_dir() else "special file" if path.exists() else "missing"
 
 
 def _text(raw: bytes) -> str:

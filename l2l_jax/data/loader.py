@@ -84,7 +84,7 @@ def training_batches(
       value_range: Range of the float images, and that to which uint8 ones are to be brought.
       seed: Seed of the order and of the crops.
       transforms: Transforms to squares of one size by set; None: the records hold arrays of one size.
-      options: How this process reads.
+      options: Settings of this process.
 
     Raises:
       ValueError: `batch_size` is not a multiple of the number of processes.
@@ -172,23 +172,18 @@ class TrainingBatches:
         for name in self.orders:
             rows = self._rows(name, positions)
             reading[name] = [submit(rows[start : start + chunk]) for start in range(0, len(rows), chunk)]
-        images: dict[str, np.ndarray] | None = {}
+        images: dict[str, np.ndarray] = {}
         bad: dict[str, list[BadImage]] = {}
         for name, futures in reading.items():
-            found = [square for future in futures for square in future.result()]
-            bad[name] = [square for square in found if isinstance(square, BadImage)]
-            squares = []
-            for position, square in zip(positions, found, strict=True):
-                is_bad = isinstance(square, BadImage)
-                image = self._replacement(name, int(position), bad[name], submit) if is_bad else square
-                if image is not None:
-                    squares.append(image)
-            if len(squares) < len(found):
-                images = None
-            elif images is not None:
+            squares: list[Any] = [square for future in futures for square in future.result()]
+            bad[name] = [square for square in squares if isinstance(square, BadImage)]
+            for place, position in enumerate(positions):
+                if isinstance(squares[place], BadImage):
+                    squares[place] = self._replacement(name, int(position), bad[name], submit)
+            if all(square is not None for square in squares):
                 pixels = np.stack(squares)
                 images[name] = pixels if pixels.dtype == np.uint8 else in_range(pixels, self.value_range)
-        return images, bad
+        return images if len(images) == len(bad) else None, bad
 
     def _rows(self, name: str, positions: np.ndarray) -> list[Row]:
         number = list(self.orders).index(name)

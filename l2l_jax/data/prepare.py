@@ -15,8 +15,8 @@ import os
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from etils import epath
 
@@ -109,15 +109,12 @@ def _fault(path: epath.Path, archive: Archive) -> str:
 def run(argv: Sequence[str]) -> None:
     """Prepare the data set that the command line names; `argv` leaves the program's name out."""
     parser = Parser(prog="python -m l2l_jax.data.prepare", description=__doc__)
-    parser.add_argument(
-        "dataset", help=f"{', '.join(ARCHIVES)}, or another image data set of TFDS by its name"
-    )
-    parser.add_argument(
-        "--data_dir", default="", help="folder of data sets; default: TFDS_DATA_DIR or ~/tensorflow_datasets"
-    )
-    parser.add_argument(
-        "--manual_dir", default="", help="folder of the archives; default: downloads/manual in data_dir"
-    )
+    known = f"{', '.join(ARCHIVES)}, or another image data set of TFDS by its name"
+    parser.add_argument("dataset", help=known)
+    place = "folder of data sets; default: TFDS_DATA_DIR or ~/tensorflow_datasets"
+    parser.add_argument("--data_dir", default="", help=place)
+    archives = "folder of the archives; default: downloads/manual in data_dir"
+    parser.add_argument("--manual_dir", default="", help=archives)
     args = parser.parse_args(argv)
     config = SourceConfig(args.dataset, args.data_dir)
     root = data_dir(config)
@@ -157,12 +154,14 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"TensorFlow Datasets knows no data set {dataset!r} ({first}).") from error
-    place = builder.data_path.parent
-    place.mkdir(parents=True, exist_ok=True)
-    with _lock_file(place) as file, _clean_downloads(root / "downloads"):
-        if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):  # ends with the process
-            raise UserError(f"Another process is preparing {place} just now; wait for it.")
-        _remove(place.glob("incomplete.*"))
+    downloads, place = root / "downloads", builder.data_path.parent
+    for folder in (downloads, place):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _lock(root):
+        left = [*place.glob("incomplete.*"), *(downloads / "extracted").glob("incomplete.*")]
+        for entry in [*left, *downloads.glob("*/*.tmp.*")]:
+            print(f"Removing what an interrupted run left: {entry}", flush=True)
+            entry.rmtree()  # TFDS would neither use nor remove it
         print(f"Writing {builder.data_path}", flush=True)
         config = tfds.download.DownloadConfig(manual_dir=os.fspath(manual_dir), try_download_gcs=False)
         try:
@@ -173,38 +172,17 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path
 
 
 @contextlib.contextmanager
-def _clean_downloads(downloads: epath.Path) -> Iterator[None]:
-    """Remove what killed runs left in the downloads, unless another data set is being prepared just now."""
-    downloads.mkdir(parents=True, exist_ok=True)
-    with _lock_file(downloads) as file:
-        if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            _remove((downloads / "extracted").glob("incomplete.*"))
-            _remove(downloads.glob("*/*.tmp.*"))
-        _lock(file, fcntl.LOCK_SH)
-        yield
-
-
-def _lock_file(folder: epath.Path) -> contextlib.AbstractContextManager[IO[str] | None]:
-    """Open a file to lock; there is none in a bucket."""
+def _lock(folder: epath.Path) -> Iterator[None]:
+    """Let one process at a time prepare data sets in a folder; there are no locks in a bucket."""
     if "://" in os.fspath(folder):
-        return contextlib.nullcontext()
-    return open(folder / ".prepare.lock", "w", encoding="utf-8")
-
-
-def _lock(file: IO[str] | None, how: int) -> bool:
-    try:
-        if file is not None:
-            fcntl.flock(file, how)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _remove(unfinished: Iterable[epath.Path]) -> None:
-    """Remove what TFDS did not finish: it would never be used again, nor removed."""
-    for entry in list(unfinished):
-        print(f"Removing what an interrupted run left: {entry}", flush=True)
-        entry.rmtree()
+        yield
+        return
+    with open(folder / ".prepare.lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+        except BlockingIOError:
+            raise UserError(f"Another process is preparing {folder} just now; wait for it.") from None
+        yield
 
 
 def explain(dataset: str, manual_dir: epath.Path, error: BaseException) -> str:

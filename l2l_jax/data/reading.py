@@ -23,7 +23,7 @@ import cloudpickle
 import numpy as np
 
 from l2l_jax.data.class_names import printable
-from l2l_jax.data.decoding import ImageError, open_image
+from l2l_jax.data.decoding import ImageError, OpenImage, open_image
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform
 from l2l_jax.errors import UserError
@@ -64,7 +64,7 @@ class Reader:
 
     Args:
       sources: Sources of the sets, by number.
-      transforms: Transforms of the sets, by number; None: the images are arrays and stay as they are.
+      transforms: Transforms of the sets; None: the images are arrays and stay as they are.
       seed: Seed of the choices that the transforms make.
     """
 
@@ -147,14 +147,9 @@ def warn_of_shrinking(source: Source, image_size: int) -> None:
         with _watch() as started, contextlib.suppress(OSError, ImageError):
             started(source, index)
             image = source[index]["image"]
-            if isinstance(image, bytes):
-                opened = open_image(image)
-                sizes.append((opened.height, opened.width))
-            else:
-                sizes.append((image.shape[0], image.shape[1]))
-    if not sizes:
-        return
-    height, width = sorted(sizes)[len(sizes) // 2]
+            opened = open_image(image) if isinstance(image, bytes) else OpenImage(image, *image.shape[:2])
+            sizes.append((opened.height, opened.width))
+    height, width = sorted(sizes)[len(sizes) // 2] if sizes else (0, 0)
     if min(height, width) > MUCH * image_size:
         logger.warning(
             "Images shrink a lot: %d×%d → %d×%d pixels. A config for larger images keeps more of them.",
@@ -163,12 +158,7 @@ def warn_of_shrinking(source: Source, image_size: int) -> None:
 
 
 class WorkerPool:
-    """Processes that read rows.
-
-    Args:
-      reader: Reader of which each process gets a copy.
-      count: Number of processes, and of threads that may call `read` at the same time.
-    """
+    """`count` processes with a copy of a reader, for as many threads that call `read` at the same time."""
 
     def __init__(self, reader: Reader, count: int):
         pickled = cloudpickle.dumps(reader)

@@ -19,7 +19,7 @@ OPENERS: dict[str, Callable[[SourceConfig, SplitName], Source]] = {
     "idx": open_idx,
     "npz": open_npz,
 }
-"""Functions that open the training or test images of sources in files of the user's own."""
+"""Functions that open sources in files of the user's own."""
 
 
 def open_source(config: SourceConfig, split: SplitName, image_size: int) -> Source:
@@ -27,10 +27,7 @@ def open_source(config: SourceConfig, split: SplitName, image_size: int) -> Sour
 
     Validation images are a share of the source's own training images, `config.validation_fraction`.
 
-    Args:
-      config: The source.
-      split: "train", "validation" or "test".
-      image_size: Side in pixels of images that are not files (the digits).
+    `image_size` is the side in pixels of images that are not files (the digits).
 
     Raises:
       UserError: No such source, or it is not where `config.path` says, or holds no images.

@@ -40,18 +40,14 @@ def describe(source: Source, kind: str = "images") -> str:
 
 
 def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
-    """Choose the training images to retain, or their proxies, and to forget.
+    """Choose from the training images of `data`'s source those to retain, or their proxies, and to forget.
 
     Where the original model is to make the retain images, these are the images that it starts from.
-
-    Args:
-      data: Which classes, how many images of each, and what replaces the retain images.
-      source: The training images of `data`'s source; none is decoded.
-      image_size: Side in pixels, for proxies from sources without files.
+    `image_size` is the side in pixels of proxies from sources without files.
 
     Raises:
-      UserError: An unknown class (the nearest names are given), a class to forget among the
-        others, an empty set, a class with too few images, or too few proxies.
+      UserError: An unknown class, a class to forget among the others, an empty set, a class with too few
+        images, or too few proxies.
     """
     ids = _named_classes(source.class_names, data)
     count = _Count(data.train_per_class, "config.data.train_per_class", "training")
@@ -86,8 +82,7 @@ def general_set(data: DataConfig, source: Source) -> Source | None:
     named = [c for c in data.general if c != REST]
     classes = class_ids(source.class_names, named, "config.data.general", "general")
     for other, others in ids.items():
-        hint = "The general set is of classes that unlearning does not touch."
-        _refuse_both(source.class_names, classes, others, "config.data.general", f"config.data.{other}", hint)
+        _refuse_both(source.class_names, classes, others, "config.data.general", other)
     if REST in data.general:
         classes = sorted(set(np.unique(source.labels).tolist()).difference(*ids.values()))
     if not classes:
@@ -132,23 +127,20 @@ def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, li
         named_ids = class_ids(class_names, named, f"config.data.{name}", name)
         ids[name] = sorted(others) if len(named) < len(classes) else named_ids
     for name in ("retain", "proxy"):
-        _refuse_both(class_names, ids[name], ids["forget"], f"config.data.{name}", "config.data.forget")
+        _refuse_both(class_names, ids[name], ids["forget"], f"config.data.{name}", "forget")
     return ids
 
 
 def _refuse_both(
-    class_names: Sequence[str],
-    classes: Sequence[int],
-    others: Sequence[int],
-    field: str,
-    other: str,
-    hint: str = "Take each out of one of the two.",
+    class_names: Sequence[str], classes: Sequence[int], others: Sequence[int], field: str, other: str
 ) -> None:
     """Raise a UserError if classes are in both of two fields."""
     both = sorted(set(classes) & set(others))
     if both:
         names = ", ".join(class_names[i] for i in both[:NAMED])
-        raise UserError(f"Classes both in {field} and in {other}: {names}. {hint}")
+        raise UserError(
+            f"Classes both in {field} and in config.data.{other}: {names}. Take each out of one of the two."
+        )
 
 
 def _select(source: Source, classes: Sequence[int], name: str, count: _Count) -> Subset:
@@ -160,7 +152,7 @@ def _select(source: Source, classes: Sequence[int], name: str, count: _Count) ->
     order = np.argsort(source.labels, kind="stable")
     first, last = (np.searchsorted(source.labels, classes, side, order) for side in ("left", "right"))
     for class_id, start, end in zip(classes, first, last, strict=True):
-        indices = order[start:end]  # ascending
+        indices = order[start:end]
         if len(indices) < count.number:
             raise UserError(
                 f"{count.field} is {count.number}, but the class {source.class_names[class_id]!r} has "
@@ -187,17 +179,18 @@ def _proxies(
 ) -> Source:
     """Return what replaces the retain images: a set, or a mixture of sets."""
     sources: dict[str, Source] = {}
+    weights = []
     entries = [entry for entry in data.proxy if isinstance(entry, ProxyConfig)]
-    weights = [entry.weight for entry in entries]
     if len(entries) < len(data.proxy):
         sources[data.source] = _select(source, ids["proxy"], "proxy", count)
-        weights.insert(0, 1.0)
+        weights.append(1.0)
     avoided = {name: {source.class_names[i] for i in ids[name]} for name in ("forget", "retain")}
     for entry in entries:
         name, opened = _proxy_source(entry, data, source, image_size)
         if name in sources:
             raise UserError(f"config.data.proxy names the source {name} twice; name all its classes in one.")
         sources[name] = _other_proxies(entry, opened, avoided)
+        weights.append(entry.weight)
     for name, proxies in sources.items():
         logger.info("Proxies: %d images of %s", len(proxies), name)
     return Mixture(sources, weights) if len(sources) > 1 else next(iter(sources.values()))
@@ -223,7 +216,7 @@ def _other_proxies(entry: ProxyConfig, source: Source, avoided: Mapping[str, set
     field = f"config.data.proxy ({entry.source})"
     named = class_ids(source.class_names, [c for c in entry.classes if c != REST], field, "proxy")
     forget = [i for i, name in enumerate(source.class_names) if name in avoided["forget"]]
-    _refuse_both(source.class_names, named, forget, field, "config.data.forget")
+    _refuse_both(source.class_names, named, forget, field, "forget")
     if REST in entry.classes:
         unnamed = avoided["forget"] | avoided["retain"]
         named = [i for i, name in enumerate(source.class_names) if name not in unnamed or i in named]

@@ -67,11 +67,10 @@ class TfdsSource(Source):
             features = _parse_example(self._records[index])
         except DAMAGED as error:
             raise OSError(f"{name} cannot be read: {error}") from error
-        for feature in NAME_FEATURES:
-            if feature in features:
-                file = features[feature].bytes_list.value[0].decode("utf-8", "replace")
-                name = f"{self._split_name}/{file}"
-                break
+        feature = next((feature for feature in NAME_FEATURES if feature in features), None)
+        if feature is not None:
+            file = features[feature].bytes_list.value[0].decode("utf-8", "replace")
+            name = f"{self._split_name}/{file}"
         image = features["image"].bytes_list.value[0]
         return {"image": image, "label": int(self.labels[index]), "name": name}
 
@@ -111,8 +110,9 @@ def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
     if not isinstance(dict(info.features).get("image"), tfds.features.Image):
         features = ", ".join(sorted(info.features))
         raise UserError(f"{config.source} has no images: its features are {features}.")
-    tests = [name for name in TEST_SPLITS if name in info.splits and info.splits[name].num_examples]
-    name = tests[0] if tests and split == "test" else "train"
+    filled = (name for name in TEST_SPLITS if name in info.splits and info.splits[name].num_examples)
+    test_split = next(filled, None)
+    name = test_split if test_split and split == "test" else "train"
     records = _records(builder, folder, name, config)
     class_names, labels = (info.name,), np.zeros(len(records), np.int32)
     if "label" in info.features:
@@ -120,7 +120,7 @@ def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
         known = getattr(info.features["label"], "names", None)  # numbers alone have none
         class_names = tuple(known or map(str, range(labels.max() + 1)))
     source = TfdsSource(records, labels, class_names, f"{info.name}/{name}", _fingerprint(folder, name))
-    if tests:
+    if test_split:
         return source
     return Subset(source, hold_out(labels, config.test_fraction, held=split == "test"))
 

@@ -88,12 +88,9 @@ def center_crop(height: int, width: int, h: int, w: int) -> Box:
 
 
 class Transform:
-    """From an encoded image, or an array, to a square of pixels.
+    """From an encoded image, or an array, to a square with sides of `size` pixels.
 
-    Args:
-      config: Crop and flip.
-      size: Side of the square in pixels.
-      training: Whether to draw at random; if not, random crops are center crops and nothing is flipped.
+    Unless it is for `training`, random crops are center crops and nothing is flipped.
     """
 
     def __init__(self, config: TransformConfig, size: int, *, training: bool):

@@ -1,13 +1,10 @@
-"""Fixed steps of each family, recorded here and compared there.
+"""Fixed steps of each family, recorded here and compared there; see docs/guides/portability.md.
 
     python -m l2l_jax.portability record cpu.json
     python -m l2l_jax.portability compare cpu.json                      # on another machine
     python -m l2l_jax.portability compare cpu.json --dtype=bfloat16
 
-`record` writes losses, gradient norms, entries of gradients, parameters and features, and the codes of the
-tokenizer, from inputs and weights that NumPy draws. `compare` computes them again, with other devices,
-another dtype or another version of JAX, and prints by how much they differ and how much they may. It exits
-with 1 if something differs by more. See docs/guides/portability.md.
+`compare` exits with 1 if something differs by more than it may.
 """
 
 import json
@@ -39,18 +36,20 @@ def _parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Record, or compare and print a table.
-
-    Raises:
-      UserError: Something differs by more than it may, or cannot be read or computed.
-    """
+    """Record, or compare and print a table; raise a UserError if something differs by more than it may."""
     options = _parser().parse_args(argv[1:])
     recorded = _read(options.file) if options.command == "compare" else None
     record = compute(options.devices, options.parallel, options.dtype, options.precision)
     from l2l_jax.utils.multihost import is_primary, on_primary
 
     if recorded is None:
-        on_primary(lambda: _write(options.file, record))
+
+        def write() -> None:
+            options.file.parent.mkdir(parents=True, exist_ok=True)
+            options.file.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            print(f"Recorded in {options.file}.")
+
+        on_primary(write)
         return
     from l2l_jax.portability.comparison import compare, table
 
@@ -61,11 +60,10 @@ def main(argv: Sequence[str]) -> None:
         print(f"\n{table(rows)}\n")
     wrong = [f"{row.quantity} of {row.case}" for row in rows if not row.holds]
     if wrong:
-        error = UserError(
-            f"{len(wrong)} of {len(rows)} quantities differ by more than allowed: {', '.join(wrong)}."
+        raise UserError(
+            f"{len(wrong)} of {len(rows)} quantities differ by more than allowed: {', '.join(wrong)}.",
+            known_to_all=True,
         )
-        error.known_to_all = True
-        raise error
 
 
 def compute(
@@ -97,12 +95,6 @@ def compute(
         "dtype": dtype, "precision": precision, "jax": jax.__version__,
     }  # fmt: skip
     return {"facts": facts, "cases": found}
-
-
-def _write(path: pathlib.Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    print(f"Recorded in {path}.")
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

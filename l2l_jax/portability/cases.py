@@ -50,13 +50,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figures:
-    """Return the figures of a case.
-
-    Args:
-      name: A key of `MODELS`.
-      mesh: The devices.
-      parallel: "jit" or "pmap".
-      dtype: Dtype of the model's products.
+    """Return the figures of a case, a key of `MODELS`; `dtype` is that of the model's products.
 
     Returns:
       "loss", "retain", "forget" and "grad_norm" of every step; "moments" and "parameters": entries of the

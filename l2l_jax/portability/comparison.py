@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from l2l_jax.portability.cases import Figures
-
 TOLERANCES: dict[str, tuple[float, float | None]] = {
     # quantity: float32 at full precision on both sides, otherwise
     "loss": (0.05, None),
@@ -41,25 +39,21 @@ class Row(NamedTuple):
 
 def compare(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[Row]:
     """Return the rows of two records, as `l2l_jax.portability.__main__` writes them."""
-    column = int(is_rounded(recorded["facts"]) or is_rounded(here["facts"]))
+    rounded = any(
+        facts["dtype"] != "float32" or (facts["precision"] != "highest" and facts["platform"] != "cpu")
+        for facts in (recorded["facts"], here["facts"])
+    )
     rows = []
     for case, figures in recorded["cases"].items():
         for quantity, limits in TOLERANCES.items():
-            allowed = limits[column]
+            allowed = limits[rounded]
             if quantity in figures and allowed is not None:
-                found = difference(quantity, figures[quantity], here["cases"][case].get(quantity, []))
+                found = _difference(quantity, figures[quantity], here["cases"][case].get(quantity, []))
                 rows.append(Row(case, quantity, found, allowed))
     return rows
 
 
-def is_rounded(facts: Mapping[str, Any]) -> bool:
-    """Return whether a record was computed with less than float32 throughout."""
-    if facts["dtype"] != "float32":
-        return True
-    return facts["precision"] != "highest" and facts["platform"] != "cpu"
-
-
-def difference(quantity: str, recorded: Figures, here: Figures) -> float:
+def _difference(quantity: str, recorded: list[float], here: list[float]) -> float:
     """Return how much a quantity differs; infinity where there are more or fewer numbers."""
     a, b = np.asarray(recorded, np.float64), np.asarray(here, np.float64)
     if a.shape != b.shape:

@@ -32,8 +32,7 @@ STALE_SECONDS = 30.0
 def claim(folder: pathlib.Path) -> Callable[[], None]:
     """Make this process the owner of a folder, and of the folders in it, until it ends.
 
-    Returns:
-      A function that gives the folder back; it does nothing if this process owned it before.
+    Returns a function that gives the folder back; it does nothing if this process owned it before.
 
     Raises:
       UserError: Another process owns the folder.
@@ -52,10 +51,11 @@ def claim(folder: pathlib.Path) -> Callable[[], None]:
         elif time.monotonic() < deadline:  # of a run that is started again, processes may be about to end
             time.sleep(0.2)
         else:
-            where = f"process {owner['process']['pid']} on {owner['process']['host']}"
+            process = owner.get("process", {"pid": "unknown", "host": "another machine"})
+            where = f"process {process['pid']} on {process['host']}, since {owner.get('since')}"
             raise UserError(
-                f"--workdir={folder} belongs to a run that is still going ({where}, since {owner['since']}). "
-                "Use another --workdir, or wait until it has ended."
+                f"--workdir={folder} belongs to a run that is still going ({where}). Use another --workdir, "
+                "or wait until it has ended."
             )
     threading.Thread(target=_renew, args=(path, token), daemon=True).start()
     release = functools.partial(_remove, path, {"token": token})
@@ -86,21 +86,12 @@ def _start_time(pid: int) -> str | None:
 
 
 def _create(path: pathlib.Path, content: str) -> bool:
-    """Write the lock unless there is one; it appears with its content."""
-    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    own.write_text(content, "utf-8")
+    """Write the lock unless there is one."""
     try:
-        os.link(own, path)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(content)
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(content)
-        except FileExistsError:
-            return False
-    finally:
-        own.unlink(missing_ok=True)
     return True
 
 

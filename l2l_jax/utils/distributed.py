@@ -57,13 +57,9 @@ class Launch:
 
     def check(self) -> None:
         """Raise a UserError unless the fields fit together."""
-        given = {
-            "--coordinator": self.coordinator,
-            "--num_processes": self.num_processes,
-            "--process_id": self.process_id,
-        }
-        missing = [name for name, value in given.items() if value is None]
-        if len(missing) == len(given):
+        names = ("coordinator", "num_processes", "process_id")
+        missing = [f"--{name}" for name in names if getattr(self, name) is None]
+        if len(missing) == len(names):
             return
         if self.distributed is False:
             raise UserError("--nodistributed contradicts --coordinator, --num_processes and --process_id.")
@@ -111,11 +107,9 @@ def cluster(environ: Mapping[str, str]) -> str | None:
 
 def _number(environ: Mapping[str, str], *names: str) -> int:
     """Return the number in the first of some variables that is set and not empty; 1 if none is."""
-    name = next((name for name in names if environ.get(name, "").strip()), None)
-    if name is None:
-        return 1
+    name = next((name for name in names if environ.get(name, "").strip()), "")
     try:
-        return int(environ[name])
+        return int(environ[name]) if name else 1
     except ValueError as error:
         raise UserError(
             f"The environment variable {name} is {environ[name]!r}, but should be a number of processes: "

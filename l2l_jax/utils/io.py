@@ -23,14 +23,8 @@ SHARED_WITHIN = 30.0  # seconds within which a file that one host has written mu
 KEY, STAMP = "cache_key.json", "stamp"
 
 UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
+    *(OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
 )
 """What reading a damaged entry raises."""
 
@@ -130,7 +124,7 @@ class ResultCache:
           members: Arrays to read, of those that are there; None: all.
           wait: Whether to wait up to `SHARED_WITHIN` seconds for another host's file.
         """
-        arrays, value = self._path(name, "npz"), self._path(name, "json")
+        arrays, value = self.folder / f"{name}.npz", self.folder / f"{name}.json"
         deadline = time.monotonic() + SHARED_WITHIN * wait
         while not (arrays.exists() or value.exists()) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -148,16 +142,15 @@ class ResultCache:
 
     def put(self, name: str, value: Any, *, stamp: Any = None) -> None:
         """Store arrays by name, or a JSON-able value, in place of an earlier entry; see `get`."""
-        is_arrays = isinstance(value, Mapping) and all(isinstance(x, np.ndarray) for x in value.values())
-        kinds = ("npz", "json") if is_arrays else ("json", "npz")
-        path, other = (self._path(name, kind) for kind in kinds)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if is_arrays:
-            with atomic_file(path) as temporary, temporary.open("wb") as file:
+        arrays, plain = self.folder / f"{name}.npz", self.folder / f"{name}.json"
+        arrays.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(value, Mapping) and all(isinstance(x, np.ndarray) for x in value.values()):
+            with atomic_file(arrays) as temporary, temporary.open("wb") as file:
                 np.savez(file, **{**value, STAMP: np.array(_text(stamp))})
+            plain.unlink(missing_ok=True)
         else:
-            atomic_write(path, json.dumps({STAMP: _text(stamp), "value": value}) + "\n")
-        other.unlink(missing_ok=True)
+            atomic_write(plain, json.dumps({STAMP: _text(stamp), "value": value}) + "\n")
+            arrays.unlink(missing_ok=True)
 
     def get_or_compute(self, name: str, compute: Callable[[], Any], *, stamp: Any = None) -> Any:
         """Return an entry, after computing and storing it if need be; called by all processes.
@@ -189,9 +182,6 @@ class ResultCache:
         if entry is None:
             raise FileNotFoundError(f"{self.folder / name} is missing or damaged; run the same command again")
         return entry
-
-    def _path(self, name: str, kind: str) -> pathlib.Path:
-        return self.folder / f"{name}.{kind}"
 
 
 def _text(stamp: Any) -> str:

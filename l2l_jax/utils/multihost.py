@@ -52,8 +52,7 @@ def barrier() -> Iterator[None]:
         them say the same. `known_to_all` is set, so that it is printed once. An exception of this process
         that is not a UserError is raised as it is.
     """
-    failure: Exception | None = None
-    text = ""
+    failure, text = None, ""
     try:
         yield
     except Exception as error:
@@ -64,18 +63,11 @@ def barrier() -> Iterator[None]:
         return
     if jax.process_count() > 1:
         if failure is None or isinstance(failure, UserError):
-            failure = UserError(_joint(texts))
+            named = (f"Process {index} of {len(texts)}: {text}" for index, text in enumerate(texts) if text)
+            failure = UserError(texts[0] if len(set(texts)) == 1 else " ".join(named))
         failure.known_to_all = True  # type: ignore[attr-defined]
     assert failure is not None
     raise failure
-
-
-def _joint(texts: list[str]) -> str:
-    """Join the complaints of processes; equal ones are named once."""
-    if all(text == texts[0] for text in texts):
-        return texts[0]
-    named = (f"Process {index} of {len(texts)}: {text}" for index, text in enumerate(texts) if text)
-    return " ".join(named)
 
 
 def from_primary(compute: Callable[[], Any]) -> Any:

@@ -31,9 +31,11 @@ def runs_on_cpu() -> bool:
 
 def usable_cpus() -> list[int]:
     """Return the CPUs that this process may run on; `taskset`, Slurm and containers restrict them."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    return (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
 
 
 def keep_freed_memory() -> None:
@@ -44,8 +46,8 @@ def keep_freed_memory() -> None:
     Call it before JAX starts its threads. Does nothing where there is an accelerator, whose host only reads
     images, and where the C library is not glibc.
     """
-    _set_malloc(M_MMAP_MAX, 0)
-    _set_malloc(M_TRIM_THRESHOLD, -1)  # never
+    _call_malloc("mallopt", M_MMAP_MAX, 0)
+    _call_malloc("mallopt", M_TRIM_THRESHOLD, -1)  # never
 
 
 def share_one_arena(image_size: int) -> None:
@@ -56,7 +58,7 @@ def share_one_arena(image_size: int) -> None:
     images a single arena makes XLA's threads wait for each other: the digits MAE takes 1.3 times as long.
     """
     if image_size >= LARGE_IMAGES:
-        _set_malloc(M_ARENA_MAX, 1)
+        _call_malloc("mallopt", M_ARENA_MAX, 1)
 
 
 @functools.cache
@@ -73,10 +75,6 @@ def return_memory_after_compiling() -> None:
             _call_malloc("malloc_trim", 0)
 
     jax.monitoring.register_event_duration_secs_listener(trim)
-
-
-def _set_malloc(option: int, value: int) -> None:
-    _call_malloc("mallopt", option, value)
 
 
 def _call_malloc(name: str, *arguments: int) -> None:
@@ -143,6 +141,6 @@ def check_backend() -> None:
 
 
 def peak_memory() -> float:
-    """Greatest memory of this process so far, in GiB."""
+    """Return the greatest memory of this process so far, in GiB."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

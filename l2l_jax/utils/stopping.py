@@ -4,7 +4,6 @@ Importing this module does not import JAX.
 """
 
 import contextlib
-import functools
 import math
 import os
 import signal
@@ -19,8 +18,8 @@ from l2l_jax.utils import distributed
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 GRACE_SECONDS = 6.0
-"""Seconds after a signal at which the process is ended if it has not ended by itself: threads that wait for a
-read that never returns, such as on a dead network mount, would keep Python from ending."""
+"""Seconds after a signal at which a program is ended if it has not ended by itself: the main thread, without
+which Python calls no handler, or another one may wait for a read that never returns, as on a dead mount."""
 
 
 class SignalReceived(KeyboardInterrupt):
@@ -43,7 +42,7 @@ class StopRequest:
 
     Attributes:
       received: Number of the signal that this process received, or None.
-      patient: Whether what runs ends soon and saves its state, however long it takes; otherwise the process
+      patient: Whether what runs ends soon and saves its state, however long it takes; otherwise the program
         is ended a few seconds after a signal.
     """
 
@@ -94,7 +93,6 @@ def stop_request() -> Iterator[StopRequest]:
         if number == signal.SIGINT and time.monotonic() > first + 1:
             _end_now(number)
         stop.received, first = number, min(first, time.monotonic())
-        _later(lambda: None if stop.patient or stop not in REQUESTS else _end_now(number))
 
     REQUESTS.append(stop)
     try:
@@ -115,17 +113,34 @@ def raising_signals() -> Iterator[None]:
 
     Whoever catches the exception prints the line about it.
     """
-    left = False
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    left = threading.Event()
+
+    def watch() -> None:
+        while received := os.read(read, 1):
+            if received[0] in SIGNALS:
+                timer = threading.Timer(GRACE_SECONDS, end_unless_patient, [received[0]])
+                timer.daemon = True
+                timer.start()
+        os.close(read)
+
+    def end_unless_patient(number: int) -> None:
+        if not any(stop.patient for stop in REQUESTS):
+            _end_now(number, silent=left.is_set())
 
     def stop(number: int) -> None:
-        _later(lambda: os._exit(128 + number) if left else _end_now(number))
         raise SignalReceived(number)
 
+    threading.Thread(target=watch, name="l2l_jax-signals", daemon=True).start()
     try:
-        with _watched(), _handled(stop):
+        with _handled(stop):
             yield
     finally:
-        left = True
+        left.set()
+        signal.set_wakeup_fd(before)
+        os.close(write)
 
 
 @contextlib.contextmanager
@@ -135,13 +150,7 @@ def _handled(handler: Callable[[int], Any]) -> Iterator[None]:
     A SIGHUP that the parent process has told to ignore, as `nohup` does, stays ignored.
     """
     taken = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-
-    def call(number: int, _: object) -> None:
-        global _handled_at
-        _handled_at = time.monotonic()
-        handler(number)
-
-    previous = {number: signal.signal(number, call) for number in taken}
+    previous = {number: signal.signal(number, lambda number, _: handler(number)) for number in taken}
     try:
         yield
     finally:
@@ -149,48 +158,10 @@ def _handled(handler: Callable[[int], Any]) -> Iterator[None]:
             signal.signal(number, old)
 
 
-_handled_at = -math.inf
-"""When a handler was called last."""
-
-
-@contextlib.contextmanager
-def _watched() -> Iterator[None]:
-    """End the process if the main thread does not come to call the handler of a signal.
-
-    Python calls handlers in the main thread, after what it is in returns: a read that never ends, or a long
-    compilation. A step of training, which saves its state then, may take its time.
-    """
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-
-    def watch() -> None:
-        while received := os.read(read, 1):
-            if received[0] in SIGNALS:
-                _later(functools.partial(end_unless_handled, received[0], time.monotonic() - 1))
-        os.close(read)
-
-    def end_unless_handled(number: int, since: float) -> None:
-        if _handled_at < since and not any(stop.patient for stop in REQUESTS):
-            _end_now(number)
-
-    threading.Thread(target=watch, name="l2l_jax-signals", daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(write)
-
-
-def _later(call: Callable[[], Any]) -> None:
-    """Call a function in `GRACE_SECONDS`, in a thread that does not keep Python from ending."""
-    timer = threading.Timer(GRACE_SECONDS, call)
-    timer.daemon = True
-    timer.start()
-
-
-def _end_now(number: int) -> None:
-    """End the process with one line."""
-    name = signal.Signals(number).name
-    print(f"{name}: stopped. Run the same command to resume from what is saved.", file=sys.stderr, flush=True)
+def _end_now(number: int, silent: bool = False) -> None:
+    """End the process, with one line."""
+    if not silent:
+        name = signal.Signals(number).name
+        line = f"{name}: stopped. Run the same command to resume from what is saved."
+        print(line, file=sys.stderr, flush=True)
     os._exit(128 + number)

@@ -79,11 +79,9 @@ def run(argv: Sequence[str]) -> None:
     if args.command == "export":
         options = dict(adapter=args.adapter, lora=args.lora, pipeline=args.pipeline)
         card = transfer.export_model(args.folder, args.output, args.dtype, **options)
-        merged = f", with the adapter {args.adapter}" if args.adapter and not args.lora else ""
-        told = (
-            f"adapter of {card['family']}" if args.lora else f"{card['family']}, {card.get('origin')}{merged}"
-        )
-        print(f"{args.output}: {told}")
+        merged = f", with the adapter {args.adapter}" if args.adapter else ""
+        whole = f"{card['family']}, {card.get('origin')}{merged}"
+        print(f"{args.output}: {'adapter of ' + card['family'] if args.lora else whole}")
         return
     path, options = locate(args.file), dict(ema=args.ema, vqgan=args.vqgan, fields=dict(args.fields))
     if args.command == "inspect":
@@ -103,10 +101,10 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _fetch(name: str | None, folder: pathlib.Path | None) -> None:
-    from l2l_jax.weights import downloads, published
+    from l2l_jax.weights import published
 
     if name in published.PUBLISHED:
-        print(downloads.fetch(published.PUBLISHED[name], folder or published.weights_folder()))
+        print(published.fetch(published.PUBLISHED[name], folder or published.weights_folder()))
         return
     if name is not None:
         known = ", ".join(published.PUBLISHED)

@@ -72,14 +72,6 @@ def read_adapter(path: pathlib.Path, params: Params, family: str, model: Model) 
     with safetensors.safe_open(path, framework="numpy") as file:
         flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dict)
     adapter = unflatten_dict(flat, sep="/")
-    _check_shapes(path, adapter, card, params, model)
-    return adapter
-
-
-def _check_shapes(
-    path: pathlib.Path, adapter: Adapter, card: Mapping[str, Any], params: Params, model: Model
-) -> None:
-    """Raise a UserError unless the arrays are those of an adapter as the card describes it."""
     adapted_parts = {part: params[part] for part in params if part in adapter}
     takes = takes_lora(model, card.get("adapter_layers", "all"))
     try:
@@ -90,3 +82,4 @@ def _check_shapes(
     shapes = [jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree) for tree in (adapter, wanted)]
     if shapes[0] != shapes[1]:
         raise UserError(f"{path} is damaged: its arrays are not those that its card describes.")
+    return adapter

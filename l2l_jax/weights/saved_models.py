@@ -25,16 +25,10 @@ CARD_TYPES = {"family": str, "model": dict, "parts": list, "data": dict, "source
 def save_model(
     folder: pathlib.Path, params: Params, card: dict[str, Any], *, beside: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write parameters and `card` to `folder`, replacing its content.
+    """Write parameters and `card`, JSON-able facts, to `folder`, replacing its content.
 
     The folder appears under its name only when it is complete. With several processes one of them writes, and
-    all return when it has.
-
-    Args:
-      folder: Where to; its parent is created.
-      params: All parts.
-      card: JSON-able facts: family, fields of the model, where the weights come from.
-      beside: Content of further files, by name.
+    all return when it has. `beside` is the content of further files, by name.
     """
 
     def write() -> None:

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from l2l_jax.errors import UserError
 from l2l_jax.models import mapping
-from l2l_jax.models.base import FAMILIES, Model, Params
+from l2l_jax.models.base import FAMILIES
 from l2l_jax.utils.io import atomic_file, atomic_folder
 from l2l_jax.weights import adapters
 from l2l_jax.weights.checkpoints import (
@@ -48,9 +48,9 @@ def import_checkpoint(
     """Turn a checkpoint into a saved model in the folder `output`, and return its card.
 
     Args:
-      path: The file or Hugging Face folder.
+      path: The file, Hugging Face folder or pipeline.
       output: Folder to create.
-      ema: Take the moving average of the weights.
+      ema: Whether to take the moving average of the weights.
       vqgan: File of MAGE's VQGAN, if `path` does not hold it.
       fields: Fields of the model that the weights do not show.
 
@@ -113,7 +113,11 @@ def export_model(
     shapes = model.shapes()
     params = load_params(folder, {part: shapes[part] for part in card.get("parts", shapes)})
     if lora:
-        _export_lora(output, formats[0], adapter, (params, family, model), mapping.FLOATS[dtype])
+        if adapter is None or output.suffix != SAFETENSORS_SUFFIX:
+            raise UserError("--lora writes an adapter alone: give --adapter FILE, --output NAME.safetensors.")
+        content = formats[0].lora(adapters.read_adapter(adapter, params, family, model), params)
+        floats = {key: value.astype(mapping.FLOATS[dtype]) for key, value in content.items()}
+        write_checkpoint(output, floats)
         return card
     if adapter is not None:
         params = adapters.with_adapter(adapter, params, family, model)
@@ -139,20 +143,6 @@ def _origin(card: Mapping[str, Any]) -> Mapping[str, Any]:
     while "file" not in found and "original_weights" in found:
         found = found["original_weights"]
     return found
-
-
-def _export_lora(
-    output: pathlib.Path,
-    kind: mapping.CheckpointFormat,
-    adapter: pathlib.Path | None,
-    base: tuple[Params, str, Model],
-    dtype: np.dtype,
-) -> None:
-    """Write the adapter of a model, which is given as parameters, family and fields."""
-    if adapter is None or output.suffix != SAFETENSORS_SUFFIX:
-        raise UserError("--lora writes an adapter alone: give --adapter FILE and --output NAME.safetensors.")
-    content = kind.lora(adapters.read_adapter(adapter, *base), base[0])
-    write_checkpoint(output, {key: value.astype(dtype) for key, value in content.items()})
 
 
 def other_components(folder: pathlib.Path) -> dict[str, Any]:

@@ -79,13 +79,10 @@ def test_names_are_text_as_typed(names, wanted, expected):
     assert [names[i] for i in ids(names, wanted)] == [expected]
 
 
-@pytest.mark.parametrize("wanted", ["True", "5.5", "1_0", "05", "+1", "-1", "٣", "1e0", " ", "4.0"])
-def test_only_a_plain_decimal_integer_is_a_number(wanted):
-    with pytest.raises(UserError, match="which the source lacks"):
-        ids([f"class {i}" for i in range(12)], wanted)
-
-
-def test_a_number_that_looks_like_the_name_of_another_class():
+def test_only_a_plain_decimal_integer_is_a_number():
+    for wanted in ("True", "5.5", "1_0", "05", "+1", "-1", "٣", "1e0", " ", "4.0"):
+        with pytest.raises(UserError, match="which the source lacks"):
+            ids([f"class {i}" for i in range(12)], wanted)
     with pytest.raises(UserError, match="with this number is '11.0', but '3.0' is the same number"):
         ids(sorted(FLOATS), "3")
 

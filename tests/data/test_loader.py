@@ -52,12 +52,8 @@ def test_every_epoch_holds_each_image_once_and_the_smaller_set_repeats():
     for epochs, count in ((retain, 12), (forget, 5)):
         np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(count), (len(epochs), 1)))
         assert len({tuple(epoch) for epoch in epochs}) > 1  # shuffled anew
-
-
-def test_order_depends_on_the_seed_alone():
-    first, again, other = (take(iter(stream(seed)), 3) for seed in (0, 0, 1))
-    np.testing.assert_equal(first, again)
-    assert any((a["retain"] != b["retain"]).any() for a, b in zip(first, other, strict=True))
+    np.testing.assert_equal(take(iter(stream(batch_size=6)), 3), batches[:3])  # by the seed alone
+    assert (take(iter(stream(1, batch_size=6)), 1)[0]["retain"] != batches[0]["retain"]).any()
 
 
 def test_images_come_in_the_range_of_the_model():
@@ -111,7 +107,7 @@ def test_workers_give_the_batches_that_threads_give():
     assert {(x.dtype.name, x.shape) for x in expected[0].values()} == {("uint8", (8, 6, 6, 3))}  # not scaled
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 2), (2, 0), (0, 2)])
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0)])
 def test_resuming_in_mid_epoch_with_workers(before, after):
     """40 images in batches of 8: the fourth batch is within the first epoch."""
     expected, _ = batches_of(from_files(), 7)
@@ -121,12 +117,15 @@ def test_resuming_in_mid_epoch_with_workers(before, after):
 
 
 def test_resuming_on_other_processes_goes_on_with_the_next_global_batch(caplog):
-    whole, _ = batches_of(from_files(), 5)
-    parts = [batches_of(from_files(process_index=p, process_count=4), 2) for p in range(4)]
+    """Bad images, too, are skipped alike by any number of processes."""
+    broken = [1, 5, 8, 21, 22, 39]
+    whole, _ = batches_of(from_files(broken), 5)
+    parts = [batches_of(from_files(broken, process_index=p, process_count=4), 2) for p in range(4)]
     assert len({json.dumps(state) for _, state in parts}) == 1  # one checkpoint for all
     with caplog.at_level("INFO", "l2l_jax"):
         halves = [
-            batches_of(from_files(process_index=p, process_count=2), 3, parts[0][1])[0] for p in range(2)
+            batches_of(from_files(broken, process_index=p, process_count=2), 3, parts[0][1])[0]
+            for p in range(2)
         ]
     for number in range(3):
         for of in SETS:
@@ -153,7 +152,7 @@ def test_a_process_reads_no_image_of_another():
     assert set(source.read) <= set(np.concatenate(mine)) and len(source.read) >= 10
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_another_image_takes_the_place_of_a_bad_one(workers, tmp_path):
     """Batches stay full, all other places keep their image, and the list names the bad ones."""
     whole = colours(from_files(), 5)  # one epoch
@@ -167,24 +166,9 @@ def test_another_image_takes_the_place_of_a_bad_one(workers, tmp_path):
     assert all("runcated" in row["reason"] for row in listed)
 
 
-def test_bad_images_are_skipped_alike_by_any_number_of_processes(tmp_path):
-    broken = [1, 5, 8, 21, 22, 39]
-    whole, _ = batches_of(from_files(broken), 5)
-    parts = [
-        batches_of(from_files(broken, folder=tmp_path / str(p), process_index=p, process_count=2), 5)[0]
-        for p in range(2)
-    ]
-    for number, batch in enumerate(whole):
-        for of in SETS:
-            joined = np.concatenate([part[number][of] for part in parts])
-            np.testing.assert_array_equal(joined, batch[of])
-
-
-@pytest.mark.parametrize(
-    ("workers", "broken", "most", "count"), [(0, 9, 0.2, 9), (1, 9, 0.2, 9), (0, 1, 0.0, 1), (0, 40, 1.0, "")]
-)
-def test_too_many_bad_images_stop_the_run_with_a_list(workers, broken, most, count, tmp_path):
-    stream = from_files(broken=range(broken), max_fraction=most, folder=tmp_path, workers=workers)
+@pytest.mark.parametrize(("broken", "most", "count"), [(9, 0.2, 9), (1, 0.0, 1), (40, 1.0, "")])
+def test_too_many_bad_images_stop_the_run_with_a_list(broken, most, count, tmp_path):
+    stream = from_files(broken=range(broken), max_fraction=most, folder=tmp_path)
     message = rf"{count} of 40 images of the retain set .*max_bad_fraction={most:g} .*image \d \("
     with pytest.raises(UserError, match=message):
         colours(stream, 6)
@@ -255,16 +239,10 @@ def test_a_crop_depends_on_the_epoch_and_not_on_the_neighbours():
     assert len({image.tobytes() for image in two_epochs}) == 16
 
 
-def test_every_place_can_be_asked_for_alone():
-    order = EpochOrder(7, seed=3)
-    whole = order(np.arange(70))
-    scattered = np.random.default_rng(0).permutation(70)
-    for together, alone in zip(whole, EpochOrder(7, seed=3)(scattered), strict=True):
-        np.testing.assert_array_equal(together[scattered], alone)
-
-
 def test_the_order_is_the_same_in_every_version():
     """Raw words of Philox, whose stream NumPy guarantees, sorted in Python."""
     words = np.random.Philox(np.random.SeedSequence((5, 2))).random_raw(6)
-    by_hand = sorted(range(6), key=lambda i: words[i])
-    np.testing.assert_array_equal(EpochOrder(6, seed=5)(np.arange(12, 18))[1], by_hand)
+    by_hand = np.array(sorted(range(6), key=lambda i: words[i]))
+    order, places = EpochOrder(6, seed=5), np.array([14, 12, 17])
+    np.testing.assert_array_equal(order(np.arange(12, 18))[1], by_hand)
+    np.testing.assert_array_equal(order(places)[1], by_hand[places - 12])  # each can be asked for alone

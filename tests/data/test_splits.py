@@ -41,12 +41,11 @@ def train(config, source=None):
     return training_sets(config, source or Named(), image_size=8)
 
 
-@pytest.mark.parametrize("forget", [("alley",), (1,), ("1",)])
-def test_by_name_or_id(forget):
-    sets = train(data(forget, ["airfield", "amphitheater"]))
-    assert chosen(sets.forget) == [1, 2]
-    assert chosen(sets.retain) == [0, 3, 4]
-    np.testing.assert_array_equal(sets.retain.labels, [0, 2, 0])
+def test_by_name_or_id():
+    for forget in ("alley", 1, "1"):
+        sets = train(data([forget], ["airfield", "amphitheater"]))
+        assert chosen(sets.forget) == [1, 2] and chosen(sets.retain) == [0, 3, 4]
+        np.testing.assert_array_equal(sets.retain.labels, [0, 2, 0])
 
 
 def test_the_rest_is_what_nobody_names():
@@ -198,12 +197,7 @@ def test_mistaken_proxies_of_another_source_are_named(elsewhere, fields, message
         ("alley", "airfield", dict(proxy=("aquarium",)), "config.data.proxy selects no training image"),
         ("alley", "airfield", dict(proxy=("rest", "zoo")), "config.data.proxy names the class 'zoo'"),
         ("alley", "airfield", dict(proxy=("places365_i2i",)), "is 'places365_i2i'.* its proxies are 'rest'"),
-        (
-            "alley",
-            "airfield",
-            dict(proxy=(ProxyConfig("folder", "/nowhere"),)),
-            "path=/nowhere does not exist",
-        ),
+        ("alley", "airfield", dict(proxy=(ProxyConfig("folder", "/x"),)), "path=/x does not exist"),
         ("alley", "airfield", dict(proxy=(ProxyConfig("digits"),)), "of digits and config.data of named"),
         ("alley", "amphitheater", dict(train_per_class=2), "is 2, but .* .amphitheater. has 1 training"),
     ],
@@ -211,13 +205,6 @@ def test_mistaken_proxies_of_another_source_are_named(elsewhere, fields, message
 def test_mistakes_are_named(forget, retain, fields, message):
     with pytest.raises(UserError, match=message):
         train(data([forget], [retain], **fields))
-
-
-def test_too_few_test_images_and_no_class_are_named():
-    with pytest.raises(UserError, match="test_per_class is 3, but the class 'airfield' has 2 test images"):
-        evaluation_sets(data(["amphitheater"], ["airfield"], test_per_class=3), Named())
-    with pytest.raises(UserError, match="forget set is empty"):
-        train(data([], ["airfield"]))
 
 
 PLAIN = SourceConfig("digits")
@@ -236,6 +223,8 @@ def test_train_validation_and_test_share_no_image_and_lose_none():
     assert found["test"] == names(open_source(PLAIN, "test", 8))
     before = np.bincount(open_source(PLAIN, "train", 8).labels)
     np.testing.assert_array_equal(np.bincount(parts["validation"].labels), np.rint(0.15 * before))
+    with pytest.raises(UserError, match="validation_fraction is 0, so that there are no validation images"):
+        open_source(PLAIN, "validation", 8)
 
 
 def test_validation_images_of_files_do_not_depend_on_new_ones(tmp_path):
@@ -258,8 +247,3 @@ def test_retain_and_forget_classes_of_the_validation_images():
     assert set(sets.forget.labels) == {7} and set(sets.retain.labels) == {0, 1}
     training = training_sets(data, open_source(data, "train", 8), 8)
     assert not names(training.retain) & names(sets.retain)
-
-
-def test_asked_for_where_there_are_none():
-    with pytest.raises(UserError, match="validation_fraction is 0, so that there are no validation images"):
-        open_source(PLAIN, "validation", 8)

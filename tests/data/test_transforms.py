@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from l2l_jax.data.decoding import open_image
 from l2l_jax.data.transforms import Box, Transform, TransformConfig, random_crop, resize
 from tests.data.pictures import encoded, gradient
 
@@ -56,9 +57,8 @@ def draws(count, height=375, width=500, scale=(0.2, 1.0)):
 
 
 def test_random_crops_lie_inside_and_have_the_wanted_area_and_proportions():
-    boxes = np.array(draws(3000))
-    top, left, height, width = boxes.T
-    assert (top >= 0).all() and (left >= 0).all()
+    top, left, height, width = np.array(draws(3000)).T
+    assert (np.minimum(top, left) >= 0).all()
     assert (top + height <= 375).all() and (left + width <= 500).all()
     share, ratio = height * width / (375 * 500), width / height
     rounding = 0.01
@@ -117,12 +117,10 @@ def test_half_of_the_training_images_are_mirrored_and_no_test_image():
 def test_center_crops(crop, training):
     """Also of test images where training images are cropped at random."""
     picture = noise(16, 40)
-    for image, expected in (
-        (picture, picture[:, 12:28]),
-        (picture.swapaxes(0, 1), picture[:, 12:28].swapaxes(0, 1)),
-    ):
-        square = transform(crop=crop, training=training)(encoded(np.ascontiguousarray(image), "PNG"), (0,))
-        np.testing.assert_array_equal(square, expected)
+    for axes in ((0, 1, 2), (1, 0, 2)):
+        file = encoded(np.ascontiguousarray(picture.transpose(axes)), "PNG")
+        square = transform(crop=crop, training=training)(file, (0,))
+        np.testing.assert_array_equal(square, picture[:, 12:28].transpose(axes))
 
 
 def test_large_jpegs_are_decoded_smaller_with_little_difference():
@@ -130,8 +128,6 @@ def test_large_jpegs_are_decoded_smaller_with_little_difference():
     picture = np.asarray(Image.fromarray(noise(40, 50)).resize((500, 400), Image.Resampling.BICUBIC))
     file = encoded(picture, "JPEG", quality=95)
     small = transform(64)(file, (0,))
-    from l2l_jax.data.decoding import open_image
-
     whole = resize(open_image(file).pixels(), Box(0, 0, 400, 500), 64)
     assert (small != whole).any()
     error = np.square(small.astype(float) - whole).mean()
@@ -141,9 +137,3 @@ def test_large_jpegs_are_decoded_smaller_with_little_difference():
 def test_arrays_that_have_the_size_stay_as_they_are():
     image = np.random.default_rng(0).random((16, 16, 3), np.float32)
     np.testing.assert_array_equal(transform()(image, (0,)), image)
-
-
-@pytest.mark.parametrize("field", ["crop_scale", "crop_ratio"])
-def test_a_range_the_wrong_way_round_is_refused(field):
-    with pytest.raises(ValueError, match=f"{field} goes from the least"):
-        TransformConfig(**{field: (0.9, 0.3)})

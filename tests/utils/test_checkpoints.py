@@ -38,32 +38,27 @@ def saved(folder, ocdbt):
     return tree
 
 
-def program(folder, height):
-    """Read 12 arrays of that height in a process of its own; its exit code, output and errors."""
-    return forking.run("-c", PROGRAM, folder, height)
-
-
 def cut(path):
     os.truncate(path, 1000)
 
 
-@pytest.mark.parametrize(("ocdbt", "damage"), [(True, cut), (False, cut), (True, os.unlink)])
-def test_damaged_files_are_one_sentence(tmp_path, ocdbt, damage):
+@pytest.mark.parametrize(
+    ("ocdbt", "damage", "height", "message"),
+    [
+        (True, cut, 200, "1000 bytes instead of"),
+        (False, cut, 200, "1000 bytes instead of"),
+        (True, os.unlink, 200, "no bytes instead of"),
+        (True, lambda file: None, 100, "ValueError: Requested shape"),
+    ],
+)
+def test_damaged_files_and_other_shapes_are_one_sentence(tmp_path, ocdbt, damage, height, message):
     saved(tmp_path / "checkpoint", ocdbt)
     large = [f for f in (tmp_path / "checkpoint").rglob("*") if f.is_file() and f.stat().st_size > 20_000]
     for file in large:
         damage(file)
-    code, output, errors = program(tmp_path / "checkpoint", 200)
+    code, output, errors = forking.run("-c", PROGRAM, tmp_path / "checkpoint", height)
     assert large and output.startswith("Damaged: ") and output.count("\n") == 1
-    assert f"{'1000' if damage is cut else 'no'} bytes instead of" in output
-    assert errors == "" and code == 0
-
-
-def test_arrays_of_another_shape_are_one_sentence(tmp_path):
-    saved(tmp_path / "checkpoint", True)
-    code, output, errors = program(tmp_path / "checkpoint", 100)
-    assert output.startswith("Damaged: ValueError: Requested shape") and output.count("\n") == 1
-    assert errors == "" and code == 0
+    assert message in output and errors == "" and code == 0
 
 
 def test_what_is_whole_is_read_and_what_is_missing_named(tmp_path):

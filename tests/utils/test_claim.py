@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -12,6 +10,7 @@ import pytest
 from l2l_jax.errors import UserError
 from l2l_jax.utils import claim as claims
 from l2l_jax.utils.claim import LOCK, claim
+from tests.utils import forking
 
 HOLD = """
 import pathlib, sys, time
@@ -39,8 +38,9 @@ def test_the_owner_may_claim_again_and_what_is_inside(tmp_path):
 
 
 def test_a_running_process_keeps_its_folder_and_a_killed_one_loses_it(tmp_path):
-    other = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "owned\n"
+    other = forking.start("-c", HOLD, tmp_path)
+    while not (tmp_path / LOCK).exists():
+        time.sleep(0.01)
     with pytest.raises(UserError, match=f"still going .process {other.pid} on .*Use another --workdir"):
         claim(tmp_path)
     other.kill()
@@ -50,8 +50,8 @@ def test_a_running_process_keeps_its_folder_and_a_killed_one_loses_it(tmp_path):
 
 
 def test_a_process_that_ends_gives_its_folder_back(tmp_path):
-    subprocess.run([sys.executable, "-c", HOLD.replace("time.sleep(60)", ""), tmp_path], check=True)
-    assert not list(tmp_path.iterdir())
+    code, output, errors = forking.run("-c", HOLD.replace("time.sleep(60)", ""), tmp_path)
+    assert (code, output, errors) == (0, "owned\n", "") and not list(tmp_path.iterdir())
 
 
 def elsewhere(folder):

@@ -20,11 +20,6 @@ SLURM = {
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "2"}
 
 
-@pytest.fixture
-def tpu_chips(monkeypatch):
-    monkeypatch.setattr(distributed, "_tpu_chips", lambda: True)
-
-
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
@@ -56,7 +51,8 @@ def test_clusters_are_recognised(environ, expected):
         ({**POD, "TPU_WORKER_HOSTNAMES": "a"}, None),
     ],
 )
-def test_tpu_hosts_are_recognised(tpu_chips, environ, expected):
+def test_tpu_hosts_are_recognised(monkeypatch, environ, expected):
+    monkeypatch.setattr(distributed, "_tpu_chips", lambda: True)
     assert cluster(environ) == expected
 
 
@@ -76,14 +72,14 @@ def test_flags_that_do_not_fit_together_are_refused(launch, message):
         distributed.start(launch, {})
 
 
-def test_a_variable_that_is_no_number_is_named():
+def test_what_the_cluster_lacks_is_named(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="SLURM_NTASKS is 'two', but should be a number of processes"):
         cluster({**SLURM, "SLURM_NTASKS": "two"})
-
-
-def test_a_pod_without_a_token_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(distributed, "TOKEN", tmp_path / "token")
     with pytest.raises(UserError, match=r"mount a service-account token.*alone, give --nodistributed"):
+        distributed.start(Launch(), POD)
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install kubernetes.*alone, give --nodistributed"):
         distributed.start(Launch(), POD)
 
 
@@ -91,12 +87,6 @@ def test_alone_nothing_is_started():
     assert not distributed.start(Launch(), {})
     assert not distributed.start(Launch(distributed=False), SLURM)
     assert distributed.place() == (0, 1)
-
-
-def test_a_pod_without_the_kubernetes_package_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install kubernetes.*alone, give --nodistributed"):
-        distributed.start(Launch(), POD)
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+
 PROGRAM = """
 import ctypes, resource, sys, threading
 from l2l_jax.utils.runtime import keep_freed_memory, share_one_arena
@@ -33,20 +35,17 @@ threading.Thread(target=tell).start()
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def run(program, *arguments):
+    """The words that a program prints."""
+    command, environment = [sys.executable, "-c", program, *arguments], {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+
 @pytest.mark.parametrize(("image_size", "shared"), [(16, False), (64, True)])
 def test_threads_share_the_main_arena_where_images_are_large(image_size, shared):
     """A thread asks for 256 MB, more than its own arena can hold; what the main arena gave, it keeps."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(image_size)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    of_main_arena, faults = done.stdout.split()
-    assert of_main_arena == str(shared)
-    assert not shared or int(faults) < 50
+    of_main_arena, faults = run(PROGRAM, str(image_size))
+    assert of_main_arena == str(shared) and (not shared or int(faults) < 50)
 
 
 FREED = """
@@ -70,11 +69,6 @@ print(used - freed, freed - resident())
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_memory_goes_back_to_the_kernel_after_a_long_compilation():
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", FREED], env=environment, capture_output=True, text=True, check=True
-    )
-    after_short, after_long = map(int, done.stdout.split())
+    after_short, after_long = map(int, run(FREED))
     assert after_short < 30 and after_long > 270

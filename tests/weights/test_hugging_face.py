@@ -117,15 +117,11 @@ def test_a_folder_needs_no_flag_and_is_written_back(tmp_path, monkeypatch, capsy
     assert PREPROCESSOR.items() <= preprocessor.items()
 
 
-def test_a_file_next_to_its_config_and_facts_about_it(tmp_path):
+def test_a_config_takes_its_sizes_from_the_folder(tmp_path):
     folder = write_folder(tmp_path / "x", spelled("old"))
     assert load_model(folder / "model.safetensors")[0] == load_model(folder)[0]
     facts = original_weights(folder)
     assert facts["config"] == CONFIG and facts["licence"] == "See where the file comes from."
-
-
-def test_a_config_takes_its_sizes_from_the_folder(tmp_path):
-    folder = write_folder(tmp_path / "x", spelled("old"))
     recipe = {
         "model": {"pretrained": str(folder), "scan": True},
         "data": {"source": "digits", "forget": ["5"]},

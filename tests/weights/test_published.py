@@ -11,7 +11,7 @@ import pytest
 
 from l2l_jax.errors import UserError
 from l2l_jax.weights import __main__ as cli
-from l2l_jax.weights import downloads, published
+from l2l_jax.weights import published
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 
@@ -48,7 +48,7 @@ def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.etag, running.breaks, running.ranges = '"1"', [], []
         running.content_type = "application/octet-stream"
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield running
         running.shutdown()
@@ -75,12 +75,12 @@ def names(folder):
 
 def test_a_file_is_downloaded_once(server, file, tmp_path, capsys):
     folder = tmp_path / "new" / "weights"
-    assert downloads.fetch(file, folder).read_bytes() == CONTENT
+    assert published.fetch(file, folder).read_bytes() == CONTENT
     shown = capsys.readouterr().out
     for told in ("0.3 MB", "licence: CC0", file.sha256, file.url):
         assert told in shown
     assert names(folder) == ["weights.pth"]
-    downloads.fetch(file, folder)
+    published.fetch(file, folder)
     assert len(server.ranges) == 1
     assert "is there already" in capsys.readouterr().out
 
@@ -89,9 +89,9 @@ def test_a_download_goes_on_where_it_stopped(server, file, tmp_path):
     server.breaks = [100_000, 250_000]
     for _ in range(2):
         with pytest.raises(UserError, match=r"(?s)Run the same command to resume.*curl -L -o weights.pth"):
-            downloads.fetch(file, tmp_path)
+            published.fetch(file, tmp_path)
         assert "weights.pth" not in names(tmp_path)
-    assert downloads.fetch(file, tmp_path).read_bytes() == CONTENT
+    assert published.fetch(file, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=100000-", "bytes=250000-"]
     assert names(tmp_path) == ["weights.pth"]
 
@@ -99,30 +99,30 @@ def test_a_download_goes_on_where_it_stopped(server, file, tmp_path):
 def test_a_file_that_changed_in_between_is_downloaded_anew(server, file, tmp_path):
     server.breaks = [100_000]
     with pytest.raises(UserError):
-        downloads.fetch(file, tmp_path)
+        published.fetch(file, tmp_path)
     server.etag = '"2"'
-    assert downloads.fetch(file, tmp_path).read_bytes() == CONTENT
+    assert published.fetch(file, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_part_that_is_whole_or_too_long_does_not_stand_in_the_way(server, file, tmp_path):
     (tmp_path / "weights.pth.part").write_bytes(CONTENT + b"more")
     (tmp_path / "weights.pth.part.version").write_text(server.etag)
-    assert downloads.fetch(file, tmp_path).read_bytes() == CONTENT
+    assert published.fetch(file, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [f"bytes={len(CONTENT) + 4}-", None]
 
 
 def test_other_bytes_than_published_are_refused(file, tmp_path):
     other = dataclasses.replace(file, sha256="0" * 64)
     with pytest.raises(UserError, match="is not the published file: it should have SHA-256 0000"):
-        downloads.fetch(other, tmp_path)
+        published.fetch(other, tmp_path)
     assert names(tmp_path) == []
     (tmp_path / "weights.pth").write_bytes(b"other")
     with pytest.raises(UserError, match="is not the published file"):
-        downloads.fetch(file, tmp_path)
+        published.fetch(file, tmp_path)
 
 
 def test_a_file_without_a_known_checksum_is_downloaded_and_its_own_shown(file, tmp_path, capsys):
-    downloads.fetch(dataclasses.replace(file, sha256=None, size=None), tmp_path)
+    published.fetch(dataclasses.replace(file, sha256=None, size=None), tmp_path)
     shown = capsys.readouterr().out
     assert "size not known" in shown and "No checksum of this file is known" in shown and file.sha256 in shown
 
@@ -145,7 +145,7 @@ def test_what_is_said_where_there_is_no_file(server, file, tmp_path, change, con
     if change.get("url") == "/x":
         change = {"url": file.url + "x"}
     with pytest.raises(UserError, match=message):
-        downloads.fetch(dataclasses.replace(file, **change), tmp_path)
+        published.fetch(dataclasses.replace(file, **change), tmp_path)
     assert names(tmp_path) == []
 
 
