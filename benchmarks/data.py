@@ -20,7 +20,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from benchmarks.photographs import SIZE, Photographs, photographs
-from l2l_jax.data.loader import LoaderOptions, training_batches
+from l2l_jax.data.loader import LoaderOptions, TrainingBatches
 from l2l_jax.data.transforms import Box, Transform, TransformConfig, resize
 
 ROUNDS = 5
@@ -66,7 +66,7 @@ def pipeline(
     """Time to the first batch (s), images per second after it, and memory per worker (MB)."""
     transform = Transform(TransformConfig(crop="random", flip=True), size, training=True)
     start = time.perf_counter()
-    stream = training_batches(
+    stream = TrainingBatches(
         {"all": Photographs(files, 10 * batch_size)},
         batch_size,
         value_range=(0, 1),

@@ -15,7 +15,7 @@ from l2l_jax.audit.attacks.base import Work
 from l2l_jax.audit.attacks.training import Training
 from l2l_jax.audit.config import AuditConfig
 from l2l_jax.audit.points import Measured, Points, from_arrays, to_arrays
-from l2l_jax.data.loader import LoaderOptions, training_batches
+from l2l_jax.data.loader import LoaderOptions, TrainingBatches
 from l2l_jax.data.records import Source, evenly_spaced
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, validation_sets
@@ -219,7 +219,7 @@ class Bench:
         options = LoaderOptions(
             folder, data.max_bad_fraction, data.workers, jax.process_index(), jax.process_count()
         )
-        batches = training_batches(
+        batches = TrainingBatches(
             {"train": training.images}, training.batch_size, value_range=self.model.value_range,
             seed=self.seed(seed), options=options,
             transforms={"train": Transform(data, self.model.image_size, training=True)},

@@ -55,57 +55,6 @@ class LoaderOptions:
     process_count: int = 1
 
 
-def training_batches(
-    sets: Mapping[str, Source],
-    batch_size: int,
-    *,
-    value_range: tuple[float, float],
-    seed: int,
-    transforms: Mapping[str, Transform] | None = None,
-    options: LoaderOptions = LoaderOptions(),  # noqa: B008  (frozen)
-) -> "TrainingBatches":
-    """Return an endless stream of `{set: images [rows, height, width, channel]}`.
-
-    Images from files are uint8, a quarter of the bytes for memory and devices: the step brings them to
-    `value_range`. Those of sources that hold float arrays are float32 in it.
-
-    Every set is shuffled anew in each epoch and repeated, so all sets give equally many images to a
-    batch: the smaller one is oversampled. Which images a global batch holds, and how they are cropped,
-    depends on `seed` alone; process p of n gets the p-th of n equal slices of each batch and reads no other
-    image.
-
-    An image that cannot be decoded is listed, and another of its set takes its place: the one that is half
-    an epoch further on in the epoch's order, or the next good one after that. So batches are full, all other
-    images stay where they were, and nothing depends on what was found before.
-
-    Args:
-      sets: Sources by name.
-      batch_size: Images per set in the global batch.
-      value_range: Range of the float images, and that to which uint8 ones are to be brought.
-      seed: Seed of the order and of the crops.
-      transforms: Transforms to squares of one size by set; None: the records hold arrays of one size.
-      options: Settings of this process.
-
-    Raises:
-      ValueError: `batch_size` is not a multiple of the number of processes.
-    """
-    processes = options.process_count
-    if batch_size % processes:
-        raise ValueError(f"batch_size {batch_size} is not a multiple of {processes} processes")
-    seeds = np.random.SeedSequence(seed).generate_state(len(sets))
-    counts = {name: len(source) for name, source in sets.items()}
-    first = options.process_index * (batch_size // processes)
-    return TrainingBatches(
-        reader=Reader(sets.values(), [transforms[name] if transforms else None for name in sets], seed),
-        orders={name: EpochOrder(counts[name], int(s)) for name, s in zip(sets, seeds, strict=True)},
-        bad_images=BadImages(options.bad_folder, counts, options.max_bad_fraction, options.process_index),
-        value_range=value_range,
-        batch_size=batch_size,
-        rows=range(first, first + batch_size // processes),
-        workers=options.workers,
-    )
-
-
 class EpochOrder:
     """Every epoch a new permutation of `count` images, each a function of `seed` and the epoch alone.
 
@@ -143,20 +92,57 @@ class Batches(Protocol):
     def __iter__(self) -> Any: ...
 
 
-@dataclasses.dataclass(frozen=True)
 class TrainingBatches:
-    """The stream of `training_batches`; iterating over it starts to read.
+    """An endless stream of `{set: images [rows, height, width, channel]}`; iterating over it starts to read.
 
-    `rows` are those of the global batch of `batch_size` images per set that belong to this process.
+    Images from files are uint8, a quarter of the bytes for memory and devices: the step brings them to
+    `value_range`. Those of sources that hold float arrays are float32 in it.
+
+    Every set is shuffled anew in each epoch and repeated, so all sets give equally many images to a
+    batch: the smaller one is oversampled. Which images a global batch holds, and how they are cropped,
+    depends on `seed` alone; process p of n gets the p-th of n equal slices of each batch, its `rows`, and
+    reads no other image.
+
+    An image that cannot be decoded is listed, and another of its set takes its place: the one that is half
+    an epoch further on in the epoch's order, or the next good one after that. So batches are full, all other
+    images stay where they were, and nothing depends on what was found before.
+
+    Args:
+      sets: Sources by name.
+      batch_size: Images per set in the global batch.
+      value_range: Range of the float images, and that to which uint8 ones are to be brought.
+      seed: Seed of the order and of the crops.
+      transforms: Transforms to squares of one size by set; None: the records hold arrays of one size.
+      options: Settings of this process.
+
+    Raises:
+      ValueError: `batch_size` is not a multiple of the number of processes.
     """
 
-    reader: Reader
-    orders: Mapping[str, EpochOrder]
-    bad_images: BadImages
-    value_range: tuple[float, float]
-    batch_size: int
-    rows: range
-    workers: int
+    def __init__(
+        self,
+        sets: Mapping[str, Source],
+        batch_size: int,
+        *,
+        value_range: tuple[float, float],
+        seed: int,
+        transforms: Mapping[str, Transform] | None = None,
+        options: LoaderOptions = LoaderOptions(),  # noqa: B008  (frozen)
+    ):
+        own, left = divmod(batch_size, options.process_count)
+        if left:
+            raise ValueError(
+                f"batch_size {batch_size} is not a multiple of {options.process_count} processes"
+            )
+        self.batch_size, self.value_range, self.workers = batch_size, value_range, options.workers
+        self.rows = range(options.process_index * own, (options.process_index + 1) * own)
+        self.reader = Reader(sets.values(), [transforms[name] if transforms else None for name in sets], seed)
+        counts = {name: len(source) for name, source in sets.items()}
+        seeds = np.random.SeedSequence(seed).generate_state(len(sets)).tolist()
+        self.orders = {name: EpochOrder(counts[name], s) for name, s in zip(sets, seeds, strict=True)}
+        self.bad_images = BadImages(
+            options.bad_folder, counts, options.max_bad_fraction, options.process_index
+        )
 
     def __iter__(self) -> "BatchIterator":
         return BatchIterator(self)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from l2l_jax.config import Config
 from l2l_jax.data import splits
-from l2l_jax.data.loader import Batches, LoaderOptions, TrainingBatches, training_batches
+from l2l_jax.data.loader import Batches, LoaderOptions, TrainingBatches
 from l2l_jax.data.reading import warn_of_shrinking
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, TransformConfig
@@ -184,7 +184,7 @@ def _batches(
     if data.retain_images == "generated":
         retain = TransformConfig(flip=data.flip)  # they are squares of the right size already
     transforms = {name: Transform(retain if name == "retain" else data, size, training=True) for name in sets}
-    return training_batches(
+    return TrainingBatches(
         sets,
         training.batch_size,
         value_range=config.model.value_range,

@@ -23,15 +23,13 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: One of `SENT`.
-      shapes: Shapes of the arrays that each device has afterwards.
-      size: Bytes of these arrays.
+      size: Bytes of the arrays that each device has afterwards.
       devices: Number of devices in a group.
       repeats: Number of executions in a run of the program.
       origin: Operation of the source that it comes from.
     """
 
     kind: str
-    shapes: tuple[tuple[int, ...], ...]
     size: int
     devices: int
     repeats: int
@@ -78,8 +76,8 @@ def _collective(kind: str, instruction: Instruction, repeats: int) -> Collective
         arrays = arrays[1:2]
     elif instruction.operation in ("all-gather-start", "reduce-scatter-start"):  # (operands, results)
         arrays = arrays[len(arrays) // 2 :]
-    shapes, size = tuple(array.shape for array in arrays), sum(array.size for array in arrays)
-    return Collective(kind, shapes, size, _group_size(instruction.rest), repeats, instruction.origin)
+    size = sum(array.size for array in arrays)
+    return Collective(kind, size, _group_size(instruction.rest), repeats, instruction.origin)
 
 
 def summary(found: Iterable[Collective]) -> dict[str, Any]:

@@ -1,20 +1,25 @@
 """The figures of one program on one kind of device, and their tables."""
 
+import collections
+import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
-from l2l_jax.plan.chips import Topology
-from l2l_jax.plan.collectives import collectives, summary
-from l2l_jax.plan.kernels import kernel_table
-from l2l_jax.plan.program import Program
+from l2l_jax.plan.chips import Chip, Topology
+from l2l_jax.plan.collectives import SENT, collectives, summary
+from l2l_jax.plan.program import Instruction, Moved, Program
 from l2l_jax.plan.work import Work
 from l2l_jax.train.sharding import device_bytes
 
 LARGEST = 10
 """Number of temporary arrays and collectives that are listed."""
+
+LIBRARIES = {"__cublas": "products", "__cudnn$conv": "convolutions", "__cudnn$f": "attention"}
+"""Starts of the functions that call libraries."""
 
 
 class Planned(NamedTuple):
@@ -90,6 +95,58 @@ def figures(planned: Planned, topology: Topology) -> dict[str, Any]:
         ],
         "compile_seconds": seconds,
     }
+
+
+def kernel_table(program: Program, flops: float, chip: Chip) -> list[dict[str, Any]]:
+    """Return by kind of kernel how many are executed, their bytes, operations and time.
+
+    A kernel takes the longer of its bytes at full bandwidth and its operations at full rate. XLA does not
+    say the operations of convolutions and attention: these kernels share what products leave of `flops`.
+
+    Returns:
+      Of each kind {"kind", "count", "bytes", "flops", "seconds"}, the slowest first; `seconds` is the sum
+      over kernels.
+    """
+    groups: dict[str, list[Moved]] = collections.defaultdict(list)
+    for moved in program.moved:
+        if kind := _kind(moved.instruction):
+            groups[kind].append(moved)
+    operands = {n: i for computation in program.computations.values() for n, i in computation.items()}
+    rows: list[dict[str, Any]] = []
+    for kind, members in groups.items():
+        seconds = done = 0.0
+        for moved in members:
+            own = moved.repeats * _product_flops(moved.instruction, operands) if kind == "products" else 0
+            done += own
+            seconds += max(moved.size / chip.bandwidth, own / chip.flops)
+        count, size = sum(moved.repeats for moved in members), sum(moved.size for moved in members)
+        rows.append({"kind": kind, "count": count, "bytes": size, "flops": done, "seconds": seconds})
+    others = [row for row in rows if row["kind"] in ("convolutions", "attention")]
+    left = max(0.0, flops - sum(row["flops"] for row in rows))
+    for row in others:
+        row["flops"] = left * row["bytes"] / sum(other["bytes"] for other in others)
+        row["seconds"] = max(row["seconds"], row["flops"] / chip.flops)
+    return sorted(rows, key=lambda row: -row["seconds"])
+
+
+def _kind(instruction: Instruction) -> str:
+    """Return the kind of an instruction's kernel; "" for what is no kernel of the device's own."""
+    operation = instruction.operation
+    if operation.removesuffix("-start") in SENT or operation.endswith("-done"):
+        return ""
+    if operation == "custom-call":
+        starts = (kind for start, kind in LIBRARIES.items() if instruction.target.startswith(start))
+        return next(starts, "other libraries")
+    return {"fusion": "fusions", "copy": "copies", "copy-start": "copies"}.get(operation, "others")
+
+
+def _product_flops(instruction: Instruction, operands: dict[str, Instruction]) -> float:
+    """Return the operations of a product of [batch, m, k] and [batch, k, n]: 2 · batch · m · k · n."""
+    left, right = (operands[name].arrays[0] for name in instruction.operands[:2])
+    axes = re.findall(r"\d+", instruction.attribute(r'"lhs_batch_dimensions":\[([^\]]*)\]'))
+    batch = math.prod(left.shape[int(axis)] for axis in axes)
+    sizes = (math.prod(array.shape) for array in (left, right, instruction.arrays[0]))
+    return 2 * math.sqrt(math.prod(sizes) / batch)
 
 
 def heading(topology: Topology, stage: str, config_name: str, batch_size: int, devices: int) -> str:

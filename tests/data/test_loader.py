@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.data.bad_images import BadImages, read_lists
-from l2l_jax.data.loader import EpochOrder, LoaderOptions, training_batches
+from l2l_jax.data.loader import EpochOrder, LoaderOptions, TrainingBatches
 from l2l_jax.data.reading import BadImage, warn_of_shrinking
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, TransformConfig, in_range
@@ -38,7 +38,7 @@ def indices(batch):
 
 
 def stream(seed=0, batch_size=4, **process):
-    return training_batches(SETS, batch_size, value_range=UNIT, seed=seed, options=LoaderOptions(**process))
+    return TrainingBatches(SETS, batch_size, value_range=UNIT, seed=seed, options=LoaderOptions(**process))
 
 
 def take(iterator, count):
@@ -59,7 +59,7 @@ def test_every_epoch_holds_each_image_once_and_the_smaller_set_repeats():
 def test_images_come_in_the_range_of_the_model():
     image = np.array([0.0, 0.5, 1.0])
     np.testing.assert_allclose(in_range(image, (-1, 1)), [-1, 0, 1])
-    batch = next(iter(training_batches(SETS, 4, value_range=(-1, 1), seed=0)))
+    batch = next(iter(TrainingBatches(SETS, 4, value_range=(-1, 1), seed=0)))
     plain = next(iter(stream()))
     np.testing.assert_allclose(batch["retain"], 2 * plain["retain"] - 1, atol=1e-6)
     assert batch["retain"].shape == (4, 2, 2, 1) and batch["retain"].dtype == np.float32
@@ -76,7 +76,7 @@ TRANSFORMS = {of: Transform(TransformConfig(crop="random", flip=True), 6, traini
 def from_files(broken=(), seed=0, batch_size=8, counts=(40, 12), max_fraction=0.2, folder=None, **options):
     """A stream of random crops of one-coloured files, and their list of bad images."""
     sets = {"retain": Files(counts[0], broken), "forget": Files(counts[1])}
-    return training_batches(
+    return TrainingBatches(
         sets,
         batch_size,
         value_range=(0, 255),
@@ -146,8 +146,8 @@ def test_a_process_reads_no_image_of_another():
 
     source = Listing(400)  # an epoch of 20 batches, more than are read ahead
     part = LoaderOptions(process_index=1, process_count=4)
-    batches_of(training_batches({"all": source}, 20, value_range=UNIT, seed=0, options=part), 2)
-    everything = training_batches({"all": Counting(400)}, 20, value_range=UNIT, seed=0)
+    batches_of(TrainingBatches({"all": source}, 20, value_range=UNIT, seed=0, options=part), 2)
+    everything = TrainingBatches({"all": Counting(400)}, 20, value_range=UNIT, seed=0)
     mine = [np.rint(b["all"][5:10, 0, 0, 0] * 100).astype(int) for b in batches_of(everything, 20)[0]]
     assert set(source.read) <= set(np.concatenate(mine)) and len(source.read) >= 10
 
@@ -179,7 +179,7 @@ def test_when_all_records_are_one_bad_file_nothing_hangs():
         def __getitem__(self, index):
             return {**super().__getitem__(index), "name": "the only one"}
 
-    stream = training_batches(
+    stream = TrainingBatches(
         {"all": Same(6, range(6))},
         2,
         value_range=UNIT,
@@ -229,7 +229,7 @@ def test_a_crop_depends_on_the_epoch_and_not_on_the_neighbours():
             return {"image": picture, "label": 0, "name": str(index)}
 
     def crops(batch_size, count):
-        stream = training_batches(
+        stream = TrainingBatches(
             {"all": Same(8)}, batch_size, value_range=UNIT, seed=0, transforms={"all": TRANSFORMS["retain"]}
         )
         return np.concatenate([batch["all"] for batch in batches_of(stream, count)[0]])

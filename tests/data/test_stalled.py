@@ -3,20 +3,19 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 import types
 
 import pytest
 
 from l2l_jax.data import loader, reading
-from l2l_jax.data.loader import LoaderOptions, training_batches
+from l2l_jax.data.loader import LoaderOptions, TrainingBatches
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import Interrupted
 from l2l_jax.utils.stopping import REQUESTS
 from tests.data.pictures import Files
 from tests.matrix import soak
+from tests.utils import forking
 
 
 class Stalled(Files):
@@ -45,7 +44,7 @@ def pipe(tmp_path):
 def batches(pipe, workers=0):
     transforms = {"all": Transform(TransformConfig(), 4, training=True)}
     sets = {"all": Stalled(4, pipe)}
-    return training_batches(
+    return TrainingBatches(
         sets, 4, value_range=(0, 1), seed=0, transforms=transforms, options=LoaderOptions(None, 0.5, workers)
     )
 
@@ -74,21 +73,17 @@ def test_the_console_names_the_file_and_a_signal_ends_the_wait(pipe, monkeypatch
 @pytest.mark.parametrize("workers", [soak(0), 1])
 def test_ctrl_c_ends_the_program(pipe, workers):
     program = (
-        "import sys, contextlib, pathlib, signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # the background ignores it
+        "import sys, contextlib, pathlib\n"
         "from tests.data.test_stalled import batches\n"
         "with contextlib.closing(iter(batches(pathlib.Path(sys.argv[1]), int(sys.argv[2])))) as iterator:\n"
-        "    print('reading', flush=True)\n"
+        "    pathlib.Path(sys.argv[1]).with_name('reading').touch()\n"
         "    next(iterator)\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(pipe), str(workers)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "reading\n"
+    process = forking.start("-c", program, pipe, workers)
+    while not pipe.with_name("reading").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
     time.sleep(1)
-    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=10)
     assert process.returncode != 0 and "KeyboardInterrupt" in errors

@@ -1,8 +1,6 @@
 """Worker processes: what they load, what happens when something dies."""
 
 import pathlib
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +12,7 @@ from l2l_jax.data.reading import Reader, Row, WorkerPool
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.transforms import Transform, TransformConfig
 from tests.data.pictures import Failing, Files
+from tests.utils import forking
 
 TRANSFORM = Transform(TransformConfig(), 4, training=True)
 
@@ -70,20 +69,23 @@ def test_what_a_worker_raises_is_raised_here_and_it_goes_on(open_pool):
             pool.read([Row(0, 1, 0)])
 
 
-def test_workers_end_when_their_parent_is_killed():
+def test_workers_end_when_their_parent_is_killed(tmp_path):
     program = (
-        "import time\n"
+        "import sys, time\n"
         "from tests.data.test_workers import *\n"
         "pool = WorkerPool(Reader([Files(4)], [TRANSFORM], seed=0), 2)\n"
         "pool.read([Row(0, 0, 0)])\n"
-        "print(*pool.process_ids, flush=True)\n"
+        "pathlib.Path(sys.argv[1], 'workers').write_text(' '.join(map(str, pool.process_ids)) + '\\n')\n"
         "time.sleep(60)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    parent = forking.start("-c", program, tmp_path)
+    while not (place := tmp_path / "workers").exists() or not place.read_text().endswith("\n"):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    workers = [int(pid) for pid in place.read_text().split()]
     assert len(workers) == 2 and all(is_running(pid) for pid in workers)
     parent.kill()
-    parent.communicate()
+    parent.wait()
     deadline = time.monotonic() + 20
     while any(is_running(pid) for pid in workers):
         assert time.monotonic() < deadline, "a worker outlived its parent"

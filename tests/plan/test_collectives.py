@@ -76,7 +76,7 @@ def test_other_ways_of_naming_groups():
         "mesh['x'=2,'y'=4], device_ids=([4,2]T(1,0)) {'x','y':(1)2}": 4,
     }.items():
         (found,) = collectives(Program(line.replace("%s", groups)))
-        assert (found.devices, found.size, found.shapes) == (devices, 192, ((8, 6),))
+        assert (found.devices, found.size) == (devices, 192)
     with pytest.raises(ValueError, match="which devices"):
         collectives(Program(line.replace("replica_groups=%s", "nothing")))
 

@@ -4,7 +4,7 @@
 import pytest
 
 from l2l_jax.plan.chips import CHIPS
-from l2l_jax.plan.kernels import kernel_table
+from l2l_jax.plan.figures import kernel_table
 from l2l_jax.plan.program import Program
 
 HLO = """\

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.data.loader import training_batches
+from l2l_jax.data.loader import TrainingBatches
 from l2l_jax.errors import Diverged, Interrupted, UserError
 from l2l_jax.methods.encoder import Encoder
 from l2l_jax.train import loop, sharding
@@ -195,7 +195,7 @@ def test_uint8_images_are_scaled_on_the_devices(params, tmp_path):
     results = []
     for dtype in (np.uint8, np.float32):
         images = Stored(dtype)
-        batches = training_batches({"retain": images, "forget": images}, 4, value_range=(0, 1), seed=0)
+        batches = TrainingBatches({"retain": images, "forget": images}, 4, value_range=(0, 1), seed=0)
         assert next(iter(batches))["retain"].dtype == dtype
         folder = tmp_path / np.dtype(dtype).name
         results.append((run(params, folder, batches), read_metrics(folder)))

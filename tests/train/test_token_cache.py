@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.data.loader import training_batches
+from l2l_jax.data.loader import TrainingBatches
 from l2l_jax.data.transforms import Transform, TransformConfig
 from l2l_jax.errors import Interrupted
 from l2l_jax.losses import batch_noise
@@ -32,9 +32,7 @@ HOW = TokenCacheConfig(views=4, noise_images=STEPS * BATCH)
 def images(before=lambda index: None):
     transform = Transform(TransformConfig(crop="random", flip=True), 8, training=True)
     sets = {name: Images(count, before) for name, count in SIZES.items()}
-    return training_batches(
-        sets, BATCH, value_range=(0, 1), seed=3, transforms=dict.fromkeys(sets, transform)
-    )
+    return TrainingBatches(sets, BATCH, value_range=(0, 1), seed=3, transforms=dict.fromkeys(sets, transform))
 
 
 tokenize = jax.jit(MODEL.tokenize)
@@ -86,7 +84,7 @@ def test_steps_see_what_they_see_without_a_bank(bank, params):
 def test_latents_bring_their_masks(mesh, tmp_path):
     """Steps see what they see without a cache; noise later has the mask of its forget image, too."""
     model, sets = MODELS["latent_diffusion"], {name: Images(count) for name, count in SIZES.items()}
-    pixels = training_batches(sets, BATCH, value_range=model.value_range, seed=3)
+    pixels = TrainingBatches(sets, BATCH, value_range=model.value_range, seed=3)
     params, how = params_of(model), TokenCacheConfig(views=4, noise_images=0)
     bank = open_token_cache(tmp_path, how, model, params, pixels, seed=SEED, mesh=mesh)
     plain = METHODS["encoder"]().objective(model)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.data.loader import LoaderOptions, training_batches
+from l2l_jax.data.loader import LoaderOptions, TrainingBatches
 from l2l_jax.losses import noisy_label_loss
 from l2l_jax.methods.base import Objective
 
@@ -72,7 +72,7 @@ def objective(sign=1.0):
 
 def batches(size=8, **options):
     """Endless batches of bright images, retain and forget alike."""
-    return training_batches(
+    return TrainingBatches(
         {"retain": Images(1.0), "forget": Images(1.0)},
         size,
         value_range=(0, 1),

@@ -33,16 +33,14 @@ def test_programs_are_found_again(tmp_path):
     assert folder.stat().st_mode & 0o077 == 0
 
 
-def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
+def test_a_file_or_a_folder_that_others_may_write_to_is_refused(tmp_path):
+    (tmp_path / "l2l_jax").write_text("")
+    with pytest.raises(UserError, match="--compile_cache: .* cannot be made"):
+        keep_compiled_programs()
+    (tmp_path / "l2l_jax").unlink()
     folder = tmp_path / "l2l_jax" / "compiled"
     folder.mkdir(parents=True)
     os.chmod(folder, 0o777)
     with pytest.raises(UserError, match="--compile_cache: .*compiled belongs to others or can be written"):
         keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir != str(folder)
-
-
-def test_a_file_in_its_place(tmp_path):
-    (tmp_path / "l2l_jax").write_text("")
-    with pytest.raises(UserError, match="--compile_cache: .* cannot be made"):
-        keep_compiled_programs()

@@ -36,8 +36,10 @@ except KeyboardInterrupt as error:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("waits", ["main", "thread", "call"])
+@pytest.mark.parametrize(
+    ("number", "waits"),
+    [(signal.SIGINT, "main"), (signal.SIGHUP, "main"), (signal.SIGTERM, "thread"), (signal.SIGINT, "call")],
+)
 def test_a_signal_ends_the_program(number, waits, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "fifo"), waits]
