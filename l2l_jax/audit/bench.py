@@ -1,5 +1,6 @@
 """Images, measurements and trainings that attacks share, compiled once for all models."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -226,7 +227,8 @@ class Bench:
         )  # fmt: skip
         with barrier():  # complains in all processes of what is wrong
             trainer = self._trainer(training, variant, seed)
-        run = TrainRun(target.params, batches, folder, name=f"{target.name}, {variant}", hooks=hooks)
+        name, steps = f"{target.name}, {variant}", training.steps
+        run = TrainRun(target.params, batches, folder, name=name, hooks=hooks, steps=steps)
         params = trainer.train(run)
         # Checkpoints are larger than all results.
         on_primary(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -265,11 +267,12 @@ class Bench:
         return {name: inpainter(placed, few, name) for name, few in shown.items()}
 
     def _trainer(self, training: Training, name: str, seed: int) -> Trainer:
-        """Return the compiled training; trainings that differ in their images alone share it."""
+        """Return the compiled training; trainings that differ in images and steps alone share it."""
 
         def make() -> Trainer:
             mesh, kind = sharding.make_mesh(config=self.config.mesh), self.config.parallel
             number = self.seed(seed, purpose=1)
             return Trainer(name, training.objective, training.config, seed=number, mesh=mesh, parallel=kind)
 
-        return self.shared((training.objective.trained, training.config, seed), make)
+        step = dataclasses.replace(training.config, steps=1)  # the rate is constant
+        return self.shared((training.objective.trained, step, seed), make)

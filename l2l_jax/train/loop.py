@@ -50,6 +50,7 @@ class TrainRun:
       name: Name in messages; by default the trainer's.
       hooks: Called after every step, before its checkpoint is saved.
       counts: Number of images by set, for objectives that weight sets by their sizes.
+      steps: Number of steps, where the rate is constant; None: the trainer's.
     """
 
     params: Params
@@ -61,6 +62,7 @@ class TrainRun:
     name: str = ""
     hooks: Sequence[Hook] = ()
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    steps: int | None = None
 
 
 @dataclasses.dataclass
@@ -199,13 +201,14 @@ class Trainer:
             contextlib.ExitStack() as stack,
         ):
             training = self._start_or_resume(run, iterator, checkpointer)
-            if training.step < self._config.steps:
+            steps = training.config.steps
+            if training.step < steps:
                 own = [] if run.budget is None else [run.budget]
                 training.hooks = [*own, *run.hooks, SaveCheckpoints(checkpointer), LogMetrics(run.folder)]
                 for hook in training.hooks:
                     hook.begin(training)
                     stack.callback(hook.close)
-            while training.step < self._config.steps:
+            while training.step < steps:
                 self._advance(training, stop)
                 stop.patient = True  # the step is compiled: the next one ends soon, and is saved
             best = training.state.result if run.budget is None else run.budget.best(training.state)
@@ -216,15 +219,18 @@ class Trainer:
         teacher = run.teacher or run.params
         frozen = self._objective.cast({part: teacher[part] for part in self._objective.frozen})
         frozen = sharding.place(frozen, self._mesh)
-        name = run.name or self._name
-        training = Training(run, name, self._objective, self._config, self._parallel, frozen, iterator)
+        name, config = run.name or self._name, self._config
+        if run.steps is not None:
+            config = dataclasses.replace(config, steps=run.steps)
+        training = Training(run, name, self._objective, config, self._parallel, frozen, iterator)
         if run.budget is not None:
             run.budget.start_from(training)
         return training
 
     def _start_or_resume(self, run: TrainRun, iterator: Any, checkpointer: Checkpointer) -> Training:
         """Return the training before its next step."""
-        objective, config, training = self._objective, self._config, self._begin(run, iterator)
+        objective, training = self._objective, self._begin(run, iterator)
+        config = training.config
         first = objective.initial(run.params, jax.random.key(self._seed))
         # Saved states have a mask only where an objective has one.
         mask = None if objective.saliency == 1 else jax.tree.map(lambda x: np.ones(x.shape, bool), first)

@@ -265,6 +265,8 @@ def test_a_trainer_shows_models_on_the_way_and_is_traced_once(params, tmp_path):
         results.append(
             trainer.train(loop.TrainRun(params, batches, tmp_path / folder, alpha=0.5, hooks=hooks))
         )
+    short = loop.TrainRun(params, image_batches(), tmp_path / "short", alpha=0.5, steps=7)
+    assert_identical(trainer.train(short), seen[7])
     assert list(seen) == [7, 12] and len(traced) == 1
     assert_identical(*results)  # looking changes nothing
     assert_identical(seen[12], results[1])
