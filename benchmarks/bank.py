@@ -6,15 +6,12 @@ and codes are random and lie in the host's memory; computing the bank is not par
 """
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.step import ROUNDS
-from benchmarks.turns import in_turns, table
+from benchmarks.turns import in_turns, table, write_report
 from l2l_jax.cli.common import load_config, parse_flags
-from l2l_jax.cli.phase_flags import OUTPUT
 from l2l_jax.errors import UserError
 
 BANKS = {"online": (0, 0), "noise_bank": (0, 1), "token_bank": (1, 1)}
@@ -33,9 +30,7 @@ def main(argv: Sequence[str]) -> None:
     facts, images = device_facts(), 2 * config.unlearn.batch_size
     print(f"{facts['count']} devices ({facts['kind']}), {images} images a step\n")
     print(table(seconds, "online"))
-    if OUTPUT.value:
-        report = {"device": facts, "images": images, "seconds": seconds}
-        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report({"device": facts, "images": images, "seconds": seconds})
 
 
 def measure(config: Any, rounds: int) -> dict[str, list[float]]:
@@ -44,7 +39,7 @@ def measure(config: Any, rounds: int) -> dict[str, list[float]]:
     Raises:
       UserError: the recipe's family or method has no use for a bank.
     """
-    from benchmarks.step import Run
+    from benchmarks.layouts import Run
     from l2l_jax.experiment.phase import open_phase
     from l2l_jax.train import sharding
     from l2l_jax.train.parallel import make_parallel

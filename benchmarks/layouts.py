@@ -1,10 +1,13 @@
-"""Layouts of all devices, and parts of a step, to time."""
+"""Layouts of all devices, and a step and its parts on them, to time."""
 
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from l2l_jax.experiment.phase import TrainingPhase, parse_layout
 from l2l_jax.train import sharding
@@ -39,22 +42,89 @@ def step_flops(phase: TrainingPhase) -> float:
     return float(step.lower(*arguments).cost_analysis()["flops"])
 
 
-def step_halves(phase: TrainingPhase, parallel: Parallel) -> dict[str, Callable]:
-    """The first half of a step, and the first two: `(params, frozen, rows) -> arrays`."""
+class Run:
+    """A phase on a layout, compiled and ready, with random parameters."""
 
-    def inputs(frozen, rows):
-        pixels = scaled_pixels(rows, phase.config.model.value_range)
-        return phase.objective.prepare(frozen, pixels, jax.random.key(0), parallel.axis_name)
+    def __init__(self, phase: TrainingPhase, parallel: Parallel):
+        self._phase, self._parallel, model = phase, parallel, phase.config.model
+        rng, (low, high) = np.random.default_rng(0), model.value_range
 
-    def prepare(params, frozen, rows):
-        return inputs(parallel.gather(frozen), rows)
+        def random(name: str, x: jax.ShapeDtypeStruct) -> np.ndarray:
+            if name in phase.codes:
+                return rng.integers(model.codebook_size, size=x.shape, dtype=x.dtype)
+            if x.dtype == np.uint8:
+                return rng.integers(0, 256, x.shape, np.uint8)
+            return (low + (high - low) * rng.random(x.shape, np.float32)).astype(np.float32)
 
-    def gradient(params, frozen, rows):
-        params, frozen = parallel.gather((phase.objective.cast(params), frozen))
-        alpha = jnp.float32(0)
-        return phase.objective.gradients(params, frozen, inputs(frozen, rows), alpha, parallel.mean)
+        self._images = {name: random(name, x) for name, x in phase.batch().items()}
+        step, shapes = phase.step(parallel)
+        start = time.perf_counter()
+        self._step = step.lower(*shapes).compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+        self.state = phase.state(self.params, parallel.mesh)
+        frozen = phase.objective.cast({part: self.params[part] for part in phase.objective.frozen})
+        self._frozen = sharding.place(frozen, parallel.mesh)
+        self._parts = {name: self._compiled(part) for name, part in self._halves().items()}
+        self._seconds: dict[str, list[float]] = {}
 
-    return {"prepare": prepare, "gradient": gradient}
+    def _halves(self) -> dict[str, Callable]:
+        """The first half of a step, and the first two: `(params, frozen, rows) -> arrays`."""
+        objective, parallel = self._phase.objective, self._parallel
+
+        def inputs(frozen, rows):
+            pixels = scaled_pixels(rows, self._phase.config.model.value_range)
+            return objective.prepare(frozen, pixels, jax.random.key(0), parallel.axis_name)
+
+        def prepare(params, frozen, rows):
+            return inputs(parallel.gather(frozen), rows)
+
+        def gradient(params, frozen, rows):
+            params, frozen = parallel.gather((objective.cast(params), frozen))
+            return objective.gradients(params, frozen, inputs(frozen, rows), jnp.float32(0), parallel.mean)
+
+        return {"prepare": prepare, "gradient": gradient}
+
+    def _compiled(self, function: Callable) -> Callable:
+        if self._parallel.kind == "jit":
+            return jax.jit(function)
+        devices = list(self._parallel.mesh.devices.flat)
+        return jax.pmap(function, self._parallel.axis_name, in_axes=(None, None, 0), devices=devices)
+
+    def time_once(self) -> None:
+        """One step and its parts; the first call, which compiles the parts, does not count."""
+
+        def timed(name, function, *arguments):
+            start = time.perf_counter()
+            result = jax.block_until_ready(function(*arguments))
+            taken.setdefault(name, []).append(time.perf_counter() - start)
+            return result
+
+        taken = self._seconds if self._seconds else {}
+        rows = timed("hand over", self._parallel.rows, self._images)
+        for name, part in self._parts.items():
+            timed(name, part, self.state.params, self._frozen, rows)
+        self.state, _ = timed("step", self._step, self.state, self._frozen, rows)
+        if not self._seconds:
+            self._seconds = {name: [] for name in taken}
+            self.time_once()
+
+    def time_step(self) -> float:
+        """Seconds of one step alone, on rows that are on the devices."""
+        rows = jax.block_until_ready(self._parallel.rows(self._images))
+        start = time.perf_counter()
+        self.state, _ = jax.block_until_ready(self._step(self.state, self._frozen, rows))
+        return time.perf_counter() - start
+
+    def figures(self, images: int) -> dict[str, float]:
+        """Medians in milliseconds, steps and images per second, seconds to compile."""
+        median = {name: statistics.median(values) for name, values in self._seconds.items()}
+        return {
+            "compile_seconds": self.compile_seconds,
+            "steps_per_second": 1 / median["step"],
+            "images_per_second": images / median["step"],
+            **{f"{name} ms": 1000 * value for name, value in median.items()},
+        }
 
 
 def device_facts() -> dict[str, Any]:

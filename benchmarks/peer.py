@@ -12,10 +12,8 @@ and masks, runs student and teacher, clips, and updates with AdamW (PyTorch's fu
 average. Images are random and lie in the host's memory.
 """
 
-import json
 import multiprocessing
 import os
-import pathlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,9 +21,8 @@ from typing import Any
 from absl import flags
 
 from benchmarks.step import ROUNDS
-from benchmarks.turns import in_turns, table
+from benchmarks.turns import in_turns, table, write_report
 from l2l_jax.cli.common import load_config, parse_flags
-from l2l_jax.cli.phase_flags import OUTPUT
 from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import usable_cpus
 
@@ -48,8 +45,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"{report['images']} images a step, {report['threads']} threads, {report['rounds']} rounds\n")
     print("\n".join(f"{name}: {version}" for name, version in report["versions"].items()), "\n", sep="")
     print(table(report["seconds"], "peer"))
-    if OUTPUT.value:
-        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(report)
 
 
 def check(config: Any) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.flatten_util
 import numpy as np
 
-from benchmarks.step import Run
+from benchmarks.layouts import Run
 from l2l_jax.config import parse_config
 from l2l_jax.experiment.phase import open_phase
 from l2l_jax.losses import UnlearningInputs, encoder_unlearning_loss

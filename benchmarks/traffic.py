@@ -7,15 +7,14 @@ Nothing is run and no parameters are made: published sizes need only the time to
 devices do. Bytes are what every device sends by the algorithms on a ring.
 """
 
-import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from tabulate import tabulate
 
+from benchmarks.turns import write_report
 from l2l_jax.cli.common import load_config, parse_flags
-from l2l_jax.cli.phase_flags import LAYOUTS, OUTPUT, STAGE
+from l2l_jax.cli.phase_flags import LAYOUTS, STAGE
 
 QUICKLY = {"xla_backend_optimization_level": 0}
 """Machine code is not looked at."""
@@ -35,17 +34,11 @@ def main(argv: Sequence[str]) -> None:
     where = f"{facts['count']} devices ({facts['kind']})"
     print(f"{where}, batch {size}, {STAGE.value}, {flops / 1e12:.3g} TFLOP a step\n")
     print(table(rows))
-    if OUTPUT.value:
-        report = {"device": facts, "stage": STAGE.value, "flops": flops, "layouts": rows}
-        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report({"device": facts, "stage": STAGE.value, "flops": flops, "layouts": rows})
 
 
 def traffic(stage: Any, parallel: Any) -> dict[str, Any]:
-    """By kind of collective what each device sends in a step, and the memory of one device.
-
-    Args:
-      stage: a `layouts.TrainingPhase`.
-      parallel: a layout.
+    """By kind of collective what each device sends in a step on a layout, and the memory of one device.
 
     Returns:
       `{"collectives": {kind: {"count", "bytes_sent"}}, "arguments_bytes", "temporary_bytes"}`.

@@ -1,10 +1,14 @@
 """Timing several things interleaved, so that what disturbs the machine disturbs all of them."""
 
+import json
+import pathlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tabulate import tabulate
+
+from l2l_jax.cli.output_flag import OUTPUT
 
 T = TypeVar("T")
 
@@ -29,3 +33,9 @@ def table(seconds: Mapping[str, Sequence[float]], reference: str) -> str:
         lines.append([name, median, first, third, median / unit])
     header = ["", "seconds a step", "first quartile", "third quartile", "ratio"]
     return tabulate(lines, header, tablefmt="github", floatfmt=".3f")
+
+
+def write_report(report: Mapping[str, Any]) -> None:
+    """Write a report to the file that --output names, if it names one."""
+    if OUTPUT.value:
+        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from l2l_jax.cli.common import load_config, parse_flags, run_program
+from l2l_jax.cli.common import load_config, parse_flags, run_program, show
 
 REDO = flags.DEFINE_bool(
     "redo", False, "Replace what another config, other images or another original have made in --workdir."
@@ -22,12 +22,9 @@ def main(argv: Sequence[str]) -> None:
     # Imported late, to answer a mistyped flag at once.
     from l2l_jax.experiment import pipeline as experiment
     from l2l_jax.report.tables import console
-    from l2l_jax.utils.multihost import is_primary
 
     report = experiment.run(config, workdir, redo=REDO.value)
-    if is_primary():
-        print(console(report))
-        print(f"\nReport: {workdir / 'report' / 'report.html'}")
+    show(f"{console(report)}\n\nReport: {workdir / 'report' / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ BATCH = 8
 
 
 def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budgeted=False):
-    """Train a tiny MAE; `process` gets the signal `number` before the given batch since its start.
+    """Train a linear model; `process` gets the signal `number` before the given batch since its start.
 
     Parameters are split over `ways` devices. Alone, it trains on no more than those, however many there are.
     With `budgeted` a retain budget moves the weight, measured every other step.
@@ -29,24 +29,25 @@ def train(folder, process=None, batch=0, number=0, ways=1, parallel="jit", budge
     from l2l_jax.methods.encoder import Encoder
     from l2l_jax.train import loop, sharding
     from l2l_jax.train.optim import TrainingConfig
-    from tests.fixtures.training import TINY_MAE, Watched, image_batches, signal_at
+    from tests.fixtures.linear import LINEAR, TEACHER
+    from tests.fixtures.training import Watched, image_batches, signal_at
 
     index, count = jax.process_index(), jax.process_count()
-    batches = image_batches(BATCH, options=LoaderOptions(process_index=index, process_count=count))
+    options = LoaderOptions(process_index=index, process_count=count)
+    batches = image_batches(BATCH, LINEAR.image_size, options=options)
     if index == process:
         batches = Watched(batches, signal_at(batch, number))
     config = TrainingConfig(
         steps=STEPS, batch_size=BATCH, learning_rate=0.01, checkpoint_every=4, log_every=1, ema_decay=0.9
     )
-    params = jax.device_get(jax.jit(TINY_MAE.init)(jax.random.key(0)))
     devices = jax.devices()[:ways] if count == 1 else None
     mesh = sharding.make_mesh(devices, sharding.MeshConfig(fsdp=ways))
     # There is no large array in so small a model.
     with mock.patch.object(sharding, "SHARDED_FROM", 64):
-        objective = Encoder().objective(TINY_MAE)
+        objective = Encoder().objective(LINEAR)
         trainer = loop.Trainer("unlearn", objective, config, seed=1, mesh=mesh, parallel=parallel)
-        budget = _budget(TINY_MAE) if budgeted else None
-        return trainer.train(loop.TrainRun(params, batches, folder, alpha=0.25, budget=budget))
+        budget = _budget(LINEAR) if budgeted else None
+        return trainer.train(loop.TrainRun(TEACHER, batches, folder, alpha=0.25, budget=budget))
 
 
 def _budget(model):
@@ -55,8 +56,8 @@ def _budget(model):
     from l2l_jax.train.unlearning_config import UnlearningConfig
     from l2l_jax.train.validation_errors import MaskedErrors
 
-    images = np.random.default_rng(0).random((8, 8, 8, 3), np.float32)
-    mask = np.pad(np.ones((4, 8), bool), ((4, 0), (0, 0)))
+    images = np.random.default_rng(0).random((8, *model.image_shape), np.float32)
+    mask = np.array([[True, True], [False, False]])
 
     def make_errors(parallel):
         sets = {"retain": images[:5], "forget": images[5:]}
@@ -123,47 +124,26 @@ def killed_first(folder):
     train(folder, 0, 2, signal.SIGKILL)
 
 
-def mistaken(folder):
-    """The last process alone makes a mistake of the user's, in a block that all agree on."""
-    import jax
-
-    from l2l_jax.errors import UserError
-    from l2l_jax.utils.multihost import barrier
-
-    with barrier():
-        if jax.process_index() == jax.process_count() - 1:
-            raise UserError(f"{folder} is empty.")
-
-
-def not_shared(folder):
-    """Every process names a workdir of its own."""
+def disagreeing(folder):
+    """One process has a file of weights that the others lack; then every process names its own workdir."""
     import jax
 
     from l2l_jax.config import parse_config
     from l2l_jax.config_files import read_config
-    from l2l_jax.experiment import workdir
-
-    workdir.SHARED_WITHIN = 1.0
-    config = parse_config(read_config("digits_mae:encoder"))
-    workdir.Workdir(folder / str(jax.process_index()), config)
-
-
-def opened(folder):
-    """One process has a file of weights that the others lack."""
-    import jax
-
     from l2l_jax.evals.config import NetworksConfig
     from l2l_jax.evals.features.networks import open_networks
+    from l2l_jax.experiment import workdir
     from l2l_jax.weights.published import PUBLISHED
 
-    index = jax.process_index()
-    own = folder / str(index)
+    own = folder / str(jax.process_index())
     own.mkdir()
     os.environ["L2L_JAX_WEIGHTS"] = str(own)
-    if index == 0:
+    if jax.process_index() == 0:
         (own / PUBLISHED["inception"].file).touch()
     networks, missing = open_networks(NetworksConfig(networks=("inception",)))
-    np.savez(folder / f"opened_{index}.npz", networks=len(networks), missing=missing["fid"])
+    np.savez(own / "opened.npz", networks=len(networks), missing=missing["fid"])
+    workdir.SHARED_WITHIN = 1.0
+    workdir.Workdir(own, parse_config(read_config("digits_mae:encoder")))
 
 
 def main(argv):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from l2l_jax.cli.common import load_config, parse_flags, run_program
+from l2l_jax.cli.common import load_config, parse_flags, run_program, show, together
 from l2l_jax.cli.unlearned_flag import UNLEARNED
 from l2l_jax.errors import UserError
 
@@ -34,18 +34,15 @@ def main(argv: Sequence[str]) -> int:
     from l2l_jax.audit.verdict import REQUIREMENTS
     from l2l_jax.experiment import pipeline as experiment
     from l2l_jax.report.tables import console
-    from l2l_jax.utils.multihost import barrier, is_primary
 
     config = dataclasses.replace(config, audit=dataclasses.replace(config.audit, enabled=True))
     unlearned = pathlib.Path(UNLEARNED.value or workdir / "unlearned")
-    with barrier():
+    with together():
         if not unlearned.exists():
             hint = "run the main program first, or name a model with --unlearned"
             raise UserError(f"There is no unlearned model to audit: {unlearned} does not exist; {hint}.")
     report = experiment.audit(config, workdir, unlearned)
-    if is_primary():
-        print(console(report))
-        print(f"\nReport: {workdir / 'report' / 'report.html'}")
+    show(f"{console(report)}\n\nReport: {workdir / 'report' / 'report.html'}")
     met = REQUIRE.value is None or report["audit"]["verdict"]["finding"] in REQUIREMENTS[REQUIRE.value]
     return 0 if met else UNMET
 

@@ -84,12 +84,12 @@ def parse_flags(
     """
     if HELP & set(argv):
         raise HelpRequested
-    with _together():
+    with together():
         return _parse_flags(argv, needs_config)
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
+def together() -> Iterator[None]:
     """Let all processes get through this block, or none; with one process, do not import JAX."""
     if distributed.place()[1] == 1:
         yield
@@ -152,6 +152,12 @@ def workdir_of_flags() -> pathlib.Path | None:
     return pathlib.Path("runs") / config_files.run_name(CONFIG.value) if CONFIG.value is not None else None
 
 
+def show(text: str) -> None:
+    """Print results, in the primary process alone."""
+    if distributed.place()[0] == 0:
+        print(text)
+
+
 def load_config(recipe: Recipe) -> "Config":
     """Start JAX and return the checked config; all processes get it, or none does.
 
@@ -162,7 +168,7 @@ def load_config(recipe: Recipe) -> "Config":
     return_memory_after_compiling()
     from l2l_jax.config import parse_config
 
-    with _together():
+    with together():
         return parse_config(recipe)
 
 

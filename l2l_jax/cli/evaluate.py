@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from l2l_jax.cli.common import load_config, parse_flags
+from l2l_jax.cli.common import load_config, parse_flags, show, together
 from l2l_jax.cli.unlearned_flag import UNLEARNED
 from l2l_jax.config_files import override
 from l2l_jax.errors import UserError
@@ -29,6 +29,7 @@ REFERENCE = flags.DEFINE_string("reference", None, "Folder of the originals of -
 def main(argv: Sequence[str]) -> None:
     """Evaluate what the command line asks for and print tables."""
     recipe, workdir = parse_flags(argv, needs_config=lambda: IMAGES.value is None and REFERENCE.value is None)
+    _check_flags()
     if recipe and TASKS.value:
         recipe = override(recipe, {"evaluate.tasks": tuple(TASKS.value)})
     config = load_config(recipe) if recipe else None
@@ -36,10 +37,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported late, to answer a mistyped flag at once.
     from l2l_jax.evals import tables
     from l2l_jax.experiment.evaluation import evaluate_folders, evaluate_models
-    from l2l_jax.utils.multihost import barrier, is_primary
 
-    with barrier():
-        _check_flags()
     folder = workdir / "evaluation"
     if config is None or IMAGES.value:
         images, reference = pathlib.Path(IMAGES.value or ""), pathlib.Path(REFERENCE.value or "")
@@ -47,10 +45,10 @@ def main(argv: Sequence[str]) -> None:
     else:
         unlearned = pathlib.Path(UNLEARNED.value) if UNLEARNED.value else None
         text = tables.format_models(evaluate_models(config, workdir, unlearned))
-    if is_primary():
-        print(f"{text}\n\nFigures: {folder / 'figures.json'}")
+    show(f"{text}\n\nFigures: {folder / 'figures.json'}")
 
 
+@together()
 def _check_flags() -> None:
     given = [flag.value for flag in (IMAGES, REFERENCE) if flag.value is not None]
     if given and not (len(given) == 2 and all(given)):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from l2l_jax.cli.common import HELP, HelpRequested, load_config, parse_flags, run_program
+from l2l_jax.cli.common import HELP, HelpRequested, load_config, parse_flags, run_program, show
 from l2l_jax.cli.output_flag import OUTPUT  # noqa: F401  (defines the flag)
 from l2l_jax.cli.unlearned_flag import UNLEARNED
 from l2l_jax.errors import UserError
@@ -35,26 +35,30 @@ def main(argv: Sequence[str]) -> None:
     if command not in ("fit", "apply"):
         raise UserError(f"Expected `l2l-jax filter fit …` or `l2l-jax filter apply …`, not {command!r}.")
     recipe, workdir = parse_flags([argv[0], *argv[2:]])
-    paths = []
+    paths = {}
     for name in ("output",) if command == "fit" else ("output", "filter", "input"):
         value = flags.FLAGS[name].value
         if not value:
             raise UserError(f"`l2l-jax filter {command}` needs --{name}; see --help.")
-        paths.append(pathlib.Path(str(value)))
-    config = load_config(recipe)
-    # Imported late, to answer a mistyped flag at once.
-    from l2l_jax.experiment import filtering
-    from l2l_jax.utils.multihost import is_primary
+        paths[name] = pathlib.Path(str(value))
+    config, output = load_config(recipe), paths["output"]
+    from l2l_jax.experiment import filtering  # late, to answer a mistyped flag at once
 
     if command == "fit":
-        report = filtering.run_fit(config, workdir, paths[0], UNLEARNED.value)
-        text = f"{filtering.format_report(report)}\n\nFilter: {paths[0]}"
-    else:
-        counts = filtering.run_apply(config, workdir, paths, ACTION.value == "blur", UNLEARNED.value)
-        said = ", ".join(f"{name}: {count}" for name, count in counts.items())
-        text = f"{said}\n\nDecisions: {paths[0] / 'decisions.csv'}"
-    if is_primary():
-        print(text)
+        report = filtering.run_fit(config, workdir, output, UNLEARNED.value)
+        show(f"{filtering.format_report(report)}\n\nFilter: {output}")
+        return
+    counts = filtering.run_apply(
+        config,
+        paths["filter"],
+        paths["input"],
+        output,
+        blur=ACTION.value == "blur",
+        workdir=workdir,
+        unlearned=UNLEARNED.value,
+    )
+    said = ", ".join(f"{name}: {count}" for name, count in counts.items())
+    show(f"{said}\n\nDecisions: {output / 'decisions.csv'}")
 
 
 if __name__ == "__main__":

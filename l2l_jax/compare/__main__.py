@@ -6,12 +6,12 @@ Every method starts from the same pretrained model. What an earlier call finishe
 
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from l2l_jax.cli.common import load_config, parse_flags, run_program
+from l2l_jax.cli.common import load_config, parse_flags, run_program, show, together
 from l2l_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,11 +50,7 @@ def main(argv: Sequence[str]) -> None:
     recipe, workdir = parse_flags(argv)
     _check_flags()
     run = _front if FRONT.value else _sequence if SEQUENCE.value else _methods
-    text = run(load_config(recipe), workdir)
-    from l2l_jax.utils.multihost import is_primary
-
-    if is_primary():
-        print(text())
+    show(run(load_config(recipe), workdir))
 
 
 def _check_flags() -> None:
@@ -70,26 +66,24 @@ def _check_flags() -> None:
             raise UserError(f"--{of_front.name} goes with --front: give both, or none.")
 
 
-# What the three need is imported late, to answer a mistyped flag at once. Each returns what makes its text.
+# What the three need is imported late, to answer a mistyped flag at once. Each returns its text.
 
 
-def _methods(config: "Config", workdir: pathlib.Path) -> Callable[[], str]:
+def _methods(config: "Config", workdir: pathlib.Path) -> str:
     from l2l_jax.compare.methods import compare, tables
-    from l2l_jax.utils.multihost import barrier
 
-    with barrier():
+    with together():
         alphas = _numbers(ALPHAS, "weights")
     rows = compare(config, workdir, alphas, PROXY.value, GENERATED.value)
-    return lambda: f"{tables(rows)}\n\nComparison: {workdir / 'comparison'}"
+    return f"{tables(rows)}\n\nComparison: {workdir / 'comparison'}"
 
 
-def _front(config: "Config", workdir: pathlib.Path) -> Callable[[], str]:
+def _front(config: "Config", workdir: pathlib.Path) -> str:
     from l2l_jax.compare import front_report
     from l2l_jax.compare.front import Grid, run_front
     from l2l_jax.methods import METHODS as KNOWN
-    from l2l_jax.utils.multihost import barrier
 
-    with barrier():
+    with together():
         if METHODS.present and not METHODS.value:
             raise UserError(f"--methods= names no method; known: {', '.join(KNOWN)}. Without it: all.")
         grid = Grid(
@@ -101,14 +95,13 @@ def _front(config: "Config", workdir: pathlib.Path) -> Callable[[], str]:
             seeds=_seeds(),
         )
     report = run_front(config, workdir, grid, LIMIT.value)
-    return lambda: f"{front_report.tables(report)}\n\nFront: {workdir / 'front'}"
+    return f"{front_report.tables(report)}\n\nFront: {workdir / 'front'}"
 
 
-def _sequence(config: "Config", workdir: pathlib.Path) -> Callable[[], str]:
+def _sequence(config: "Config", workdir: pathlib.Path) -> str:
     from l2l_jax.compare.sequence import run_sequence, table
 
-    rows = run_sequence(config, workdir, SEQUENCE.value)
-    return lambda: table(rows)
+    return table(run_sequence(config, workdir, SEQUENCE.value))
 
 
 def _seeds() -> list[int]:

@@ -20,7 +20,7 @@ from l2l_jax.errors import Diverged, UserError
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.metrics import METRICS
 from l2l_jax.experiment import unlearn as unlearning
-from l2l_jax.experiment.filtering import attack_filter, fit_filter
+from l2l_jax.experiment.filtering import attack_filter, fit_filter, open_reader
 from l2l_jax.experiment.phase import training_sets
 from l2l_jax.experiment.workdir import Workdir, identify_images
 from l2l_jax.methods import METHODS
@@ -110,15 +110,19 @@ def _filtered(
     cache: ResultCache, name: str, config: Config, setup: Setup, params: Callable[[], Params]
 ) -> tuple[dict[str, Any], Mapping[str, np.ndarray] | None]:
     """Return the row of a model behind the filter of `config.filter`: what it refuses is a gray mask."""
-    served = params()
-    fitted = fit_filter(config, setup.evaluation, served)
-    evaluation = setup.evaluation.of(fitted.reader.model)
-    guarded = fitted.reader.guard(served, fitted.filter)
-    extra = fitted.filter.card
-    row, shown = _evaluated(cache, name, config, evaluation, lambda: guarded, extra)
+    served, evaluation = params(), setup.evaluation
+    reader = open_reader(config, evaluation)
+    card = reader.describe(served)
+
+    def fit() -> dict[str, np.ndarray]:
+        return fit_filter(config, evaluation, reader, served).part()
+
+    depends = stamp(config) | {"extra": card}
+    guarded = reader.guard(served, cache.get_or_compute(f"{_entry(name)}-filter", fit, stamp=depends))
+    row, shown = _evaluated(cache, name, config, evaluation.of(reader.model), lambda: guarded, card)
     if config.audit.enabled:
-        models = {"original": setup.original, "served": served}
-        row["audit"] = attack_filter(config, setup.evaluation, setup.audits, models, fitted, _entry(name))
+        filtered = reader, guarded
+        row["audit"] = attack_filter(config, evaluation, setup.audits, setup.original, filtered, _entry(name))
     return row, shown
 
 

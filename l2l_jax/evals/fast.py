@@ -96,7 +96,7 @@ class Filter(NamedTuple):
 
     def part(self, network: Any = None) -> dict[str, Any]:
         """Return the part `FILTER` of the parameters of a `guarded` model."""
-        own = {"direction": np.float32(self.direction), "threshold": np.float32(self.threshold)}
+        own = {"direction": np.float32(self.direction), "threshold": np.array(self.threshold, np.float32)}
         return own if network is None else {**own, "network": network}
 
     def save(self, path: pathlib.Path) -> None:

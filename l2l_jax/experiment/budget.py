@@ -110,8 +110,8 @@ class Outcome(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         """Return it as JSON-able values."""
-        facts = self._asdict() | {"met": self.met}
-        return facts | {name: getattr(self, name)._asdict() for name in ("retain", "forget")}
+        intervals = {"retain": self.retain._asdict(), "forget": self.forget._asdict()}
+        return self._asdict() | {"met": self.met} | intervals
 
     def log(self, effort: str) -> None:
         """Log it as what came of some effort, such as "500 steps of the method undo"."""

@@ -2,9 +2,9 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any, get_args
 
-from l2l_jax import shipped
 from l2l_jax.config import Config
 from l2l_jax.errors import UserError
 from l2l_jax.evals import tables
@@ -12,6 +12,7 @@ from l2l_jax.evals.config import EvaluationConfig, NetworkName
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.features.networks import open_networks
 from l2l_jax.evals.folders import compare_folders, open_images
+from l2l_jax.experiment.workdir import original_path
 from l2l_jax.utils.claim import claim
 from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 from l2l_jax.weights.loading import load_pretrained, original_weights
@@ -34,24 +35,21 @@ def evaluate_models(
       UserError: There is no model to evaluate, or the config is wrong.
     """
     folder = workdir / "evaluation"
+    paths = {"original": original_path(config, workdir), "unlearned": unlearned or workdir / "unlearned"}
 
-    def open_folder() -> dict[str, str]:
+    def open_folder() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         claim(workdir)
-        return _models(config, workdir, unlearned)
+        _check_models(paths, given=unlearned is not None)
 
-    paths = from_primary(open_folder)
+    on_primary(open_folder)
     with barrier():
         evaluation = Evaluation(config, folder)
-    results = {}
-    for name, path in paths.items():
-        with barrier():
-            params = load_pretrained(pathlib.Path(path), config.family, config.model)
-        results[name] = evaluation.evaluate(params, name)
-        del params
+        models = {name: load_pretrained(path, config.family, config.model) for name, path in paths.items()}
+    results = {name: evaluation.evaluate(params, name) for name, params in models.items()}
 
     def write():
-        weights = {name: original_weights(pathlib.Path(path)) for name, path in paths.items()}
+        weights = {name: original_weights(path) for name, path in paths.items()}
         report = tables.metrics_json(evaluation, results) | {
             "weights": weights,
             "config": config.describe("seed", "family", "model", "data", "evaluate"),
@@ -64,21 +62,19 @@ def evaluate_models(
     return from_primary(write)
 
 
-def _models(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path | None) -> dict[str, str]:
-    """Return the paths of the original and the unlearned model."""
-    original = shipped.resolved(config.pretrained) if config.pretrained else workdir / "pretrained"
+def _check_models(paths: Mapping[str, pathlib.Path], *, given: bool) -> None:
+    """Raise a UserError unless both models exist; the unlearned one may be `given` by a flag."""
+    original, unlearned = paths.values()
     if not original.exists():
         raise UserError(
             f"There is no original model: {original} does not exist. Run `python -m l2l_jax.main` with this "
             "--config and --workdir first, or name the models with --config.model.pretrained and --unlearned."
         )
-    given = unlearned or workdir / "unlearned"
-    if not given.exists():
-        how = f"--unlearned={unlearned}" if unlearned else str(given)
+    if not unlearned.exists():
+        name = f"--unlearned={unlearned}" if given else unlearned
         raise UserError(
-            f"There is no unlearned model: {how} does not exist. Name it with --unlearned=FOLDER."
+            f"There is no unlearned model: {name} does not exist. Name it with --unlearned=FOLDER."
         )
-    return {"original": str(original), "unlearned": str(given)}
 
 
 def evaluate_folders(

@@ -7,7 +7,7 @@ import io
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 from tabulate import tabulate
 
-from l2l_jax import shipped
 from l2l_jax.audit.comparison import auc
 from l2l_jax.audit.run import Audit
 from l2l_jax.config import Config
@@ -27,7 +26,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.evals import fast
 from l2l_jax.evals.config import EvaluationConfig, NetworkName
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.evals.fast import FILTER, MINED, Filter
+from l2l_jax.evals.fast import FILTER, MINED, Filter, FilterConfig
 from l2l_jax.evals.features.classifier import SmallClassifier
 from l2l_jax.evals.features.networks import open_networks
 from l2l_jax.evals.folders import open_images
@@ -37,6 +36,7 @@ from l2l_jax.evals.metrics import METRICS, measure
 from l2l_jax.evals.runner import BatchedRunner, per_image
 from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.experiment.gold_standard import gold_standard
+from l2l_jax.experiment.workdir import original_path
 from l2l_jax.methods.inputs import BLUR, blurred
 from l2l_jax.models.base import Params
 from l2l_jax.report.tables import attack_table
@@ -67,18 +67,21 @@ class _Images(Source):
         path = self.folder / self.files[index]
         return {"image": path.read_bytes(), "label": 0, "name": str(path)}
 
-    def check_size(self, size: int) -> None:
-        """Raise a UserError if an image is smaller than the model's."""
-        for index, name in enumerate(self.files):
-            try:
-                image = open_image(self[index]["image"])  # type: ignore[arg-type]  # encoded
-            except ImageError as error:
-                raise UserError(f"{self.folder / name} cannot be decoded ({error}).") from None
-            if min(image.height, image.width) < size:
-                raise UserError(
-                    f"The reference {self.folder / name} has {image.width}×{image.height} pixels; expected "
-                    f"at least {size}×{size}, as the model's images have."
-                )
+
+def _references(folder: pathlib.Path, name: str, options: FilterConfig, size: int) -> Source:
+    """Return the references in a folder; raise a UserError if an image is smaller than the model's."""
+    source = _Images(folder, f"--config.filter.{name}")
+    for file in source.files:
+        try:
+            image = open_image((folder / file).read_bytes())
+        except ImageError as error:
+            raise UserError(f"{folder / file} cannot be decoded ({error}).") from None
+        if min(image.height, image.width) < size:
+            raise UserError(
+                f"The reference {folder / file} has {image.width}×{image.height} pixels; expected at least "
+                f"{size}×{size}, as the model's images have."
+            )
+    return evenly_spaced(source, options.references)
 
 
 class Reader:
@@ -131,9 +134,24 @@ class Reader:
             raise UserError(f"None of the {len(source)} images of the set {name!r} can be decoded.")
         return np.concatenate([x for _, x in blocks]), np.concatenate([good.indices for good, _ in blocks])
 
-    def guard(self, params: Params, fitted: Filter) -> Params:
-        """Return parameters that the served `model` filters."""
-        return {**params, FILTER: fitted.part(None if self.network is None else self.network.params)}
+    def identify(self, params: Params | None) -> dict[str, Any]:
+        """Return what a filter belongs to: features, weights, size and mask."""
+        config = self._config
+        card = {"features": config.filter.features, "image_size": config.model.image_size}
+        if self.network is not None:
+            return card | {"weights": dict(self.network.weights)["sha256"]}
+        assert params is not None, "an encoder has parameters"
+        weights = fingerprint(params, config.model.generative_parts)
+        return card | {"weights": weights, "task": parse_tasks(config.evaluate.tasks)[0].name}
+
+    def describe(self, params: Params) -> dict[str, Any]:
+        """Return the card of the filter of `config.filter`: what it belongs to, and how it is made."""
+        return self.identify(params) | self._config.describe("filter")
+
+    def guard(self, params: Params, part: Mapping[str, Any]) -> Params:
+        """Return parameters that the served `model` filters; `part` is `Filter.part()`."""
+        network = {} if self.network is None else {"network": self.network.params}
+        return {**params, FILTER: {**part, **network}}
 
 
 def _open(name: str) -> Any:
@@ -146,37 +164,30 @@ def _open(name: str) -> Any:
     return networks[name]
 
 
-class Fitted(NamedTuple):
-    """A filter, and JSON-able facts about it."""
-
-    filter: Filter
-    reader: Reader
-    report: dict[str, Any]
+def open_reader(config: Config, evaluation: Evaluation) -> Reader:
+    """Return what the filter of `config.filter` reads; raise a UserError if its network is not here."""
+    name = config.filter.features
+    return Reader(config, None if name == "encoder" else evaluation.networks.get(name) or _open(name))
 
 
-def fit_filter(config: Config, evaluation: Evaluation, params: Params) -> Fitted:
-    """Fit the filter of `config.filter` for a model and measure it on test images, forgotten and retained.
+def fit_filter(config: Config, evaluation: Evaluation, reader: Reader, params: Params) -> Filter:
+    """Fit the filter of `config.filter` for a model.
 
     Raises:
       UserError: References or validation images are missing or unusable.
     """
-    options, size, network = config.filter, config.model.image_size, None
-    folders: dict[str, Source] = {}
-    for name in ("undesired", "acceptable"):
-        path = getattr(options, name)
-        if path and (name, path) != ("acceptable", MINED):
-            given = _Images(pathlib.Path(path), f"--config.filter.{name}")
-            given.check_size(size)
-            folders[name] = evenly_spaced(given, options.references)
-    if options.features != "encoder":
-        network = evaluation.networks.get(options.features) or _open(options.features)
-    reader = Reader(config, network)
+    options, size = config.filter, config.model.image_size
 
     def read(source: Source, name: str, given: bool = False) -> np.ndarray:
         return reader(params, source, name, given=given)[0]
 
     data = dataclasses.replace(config.data, proxy=(), retain_images="real", prototypes="")
     sets = training_sets(data, evaluation.train, size)
+    folders = {
+        name: _references(pathlib.Path(path), name, options, size)
+        for name, path in (("undesired", options.undesired), ("acceptable", options.acceptable))
+        if path and (name, path) != ("acceptable", MINED)
+    }
     references = {name: read(source, name, True) for name, source in folders.items()}
     if options.acceptable == MINED:
         pool = [read(evenly_spaced(x, POOL), f"{of} pool") for of, x in sets._asdict().items()]
@@ -190,23 +201,8 @@ def fit_filter(config: Config, evaluation: Evaluation, params: Params) -> Fitted
         validation = read(evenly_spaced(held_out, VALIDATION), "validation")
     kinds = references["undesired"], references["acceptable"]
     found = fast.fit(*kinds, options, validation=validation, seed=config.seed)
-    card = {**_belongs(config, reader, params), **config.describe("filter")}
     arrays = dict(reader.network.params) if options.features == "classifier" else {}
-    found = found._replace(card=card, network=arrays)
-    scores = {name: found.scores(read(evaluation.tests[name].source, name)) for name in ("forget", "retain")}
-    report = {"card": card, "threshold": found.threshold, "detection": detection(scores, found.threshold)}
-    report |= {"not_unlearning": NOT_UNLEARNING}
-    return Fitted(found, reader, report | {"scores": {name: x.tolist() for name, x in scores.items()}})
-
-
-def _belongs(config: Config, reader: Reader, params: Params | None) -> dict[str, Any]:
-    """Return what a filter belongs to: features, weights, size and mask."""
-    card = {"features": config.filter.features, "image_size": config.model.image_size}
-    if reader.network is not None:
-        return card | {"weights": dict(reader.network.weights)["sha256"]}
-    assert params is not None, "an encoder has parameters"
-    weights = fingerprint(params, config.model.generative_parts)
-    return card | {"weights": weights, "task": parse_tasks(config.evaluate.tasks)[0].name}
+    return found._replace(card=reader.describe(params), network=arrays)
 
 
 def detection(scores: Mapping[str, np.ndarray], threshold: float) -> dict[str, Any]:
@@ -262,8 +258,8 @@ def attack_filter(
     config: Config,
     evaluation: Evaluation,
     folder: pathlib.Path,
-    models: Mapping[str, Params],
-    fitted: Fitted,
+    original: Params,
+    filtered: tuple[Reader, Params],
     name: str,
 ) -> dict[str, Any]:
     """Run the attacks that search inputs on a filtered model, and return the audit.
@@ -272,18 +268,19 @@ def attack_filter(
       config: The experiment.
       evaluation: Its test images.
       folder: Folder of the audits.
-      models: Parameters of the "original" and of the "served" model.
-      fitted: Filter of the served model.
+      original: Parameters of the original model.
+      filtered: What the filter reads, and the guarded parameters.
       name: Name of the filtered model among the audits.
     """
     attacks = ("views",) if config.model.why_no_samples else ("views", "sampler_search")
     audit = dataclasses.replace(config.audit, attacks=attacks)
-    guarded = dataclasses.replace(config, model=fitted.reader.model, audit=audit)
-    standard = gold_standard(config, models["original"], folder)
+    reader, params = filtered
+    guarded = dataclasses.replace(config, model=reader.model, audit=audit)
+    standard = gold_standard(config, original, folder)
     sets = training_sets(config.data, evaluation.train, config.model.image_size)
     auditor = Audit(guarded, evaluation.of(guarded.model), sets, folder)
-    auditor.compare_with(models["original"], standard)
-    return auditor.audit(name, fitted.reader.guard(models["served"], fitted.filter))
+    auditor.compare_with(original, standard)
+    return auditor.audit(name, params)
 
 
 def format_report(report: Mapping[str, Any]) -> str:
@@ -324,38 +321,37 @@ def run_fit(
     with barrier():
         original, served = served_model(config, workdir, unlearned)
         evaluation = Evaluation(config, workdir / "evaluation")
-    fitted = fit_filter(config, evaluation, served)
+    reader = open_reader(config, evaluation)
+    found = fit_filter(config, evaluation, reader, served)
+    tests = {name: evaluation.tests[name].source for name in ("forget", "retain")}
+    scores = {name: found.scores(reader(served, source, name)[0]) for name, source in tests.items()}
+    report = {
+        "card": found.card,
+        "threshold": found.threshold,
+        "detection": detection(scores, found.threshold),
+        "not_unlearning": NOT_UNLEARNING,
+        "scores": {name: x.tolist() for name, x in scores.items()},
+    }
     name = "unlearned" if unlearned else "original"
     evaluation.evaluate(served, name)
-    report = {
-        **fitted.report,
-        "passes": from_primary(lambda: measure_passing(evaluation, name, fitted.report)),
-    }
+    audits = {}
     if config.audit.enabled:
-        models, title = {"original": original, "served": served}, f"{name} with filter".replace(" ", "_")
-        report["audit"] = attack_filter(config, evaluation, workdir / "audit", models, fitted, title)
+        filtered, folder = (reader, reader.guard(served, found.part())), workdir / "audit"
+        title = f"{name}_with_filter"
+        audits["audit"] = attack_filter(config, evaluation, folder, original, filtered, title)
 
-    def write() -> None:
-        fitted.filter.save(output)
-        atomic_write(output.with_suffix(".json"), json.dumps(report, indent=2) + "\n")
+    def write() -> dict[str, Any]:
+        whole = report | {"passes": measure_passing(evaluation, name, report)} | audits
+        found.save(output)
+        atomic_write(output.with_suffix(".json"), json.dumps(whole, indent=2) + "\n")
+        return whole
 
-    on_primary(write)
-    return report
-
-
-def run_apply(
-    config: Config, workdir: pathlib.Path, paths: Sequence[pathlib.Path], blur: bool, unlearned: str | None
-) -> dict[str, int]:
-    """Apply a filter to a folder, see `apply_filter`; the paths are those of results, filter and images."""
-    params, (output, path, images) = None, paths
-    if fast.load_filter(path).card["features"] == "encoder":
-        params = served_model(config, workdir, unlearned)[1]
-    return apply_filter(config, path, params, images, output, blur=blur)
+    return from_primary(write)
 
 
 def served_model(config: Config, workdir: pathlib.Path, unlearned: str | None) -> tuple[Params, Params]:
     """Return the original model and the served one: the unlearned one that is named, or the original."""
-    original = shipped.resolved(config.pretrained) if config.pretrained else workdir / "pretrained"
+    original = original_path(config, workdir)
     paths = [original, pathlib.Path(unlearned) if unlearned else original]
     for path in paths:
         if not path.exists():
@@ -367,24 +363,26 @@ def served_model(config: Config, workdir: pathlib.Path, unlearned: str | None) -
     return models[0], models[-1]
 
 
-def apply_filter(
+def run_apply(
     config: Config,
     path: pathlib.Path,
-    params: Params | None,
     images: pathlib.Path,
     output: pathlib.Path,
     *,
     blur: bool = False,
+    workdir: pathlib.Path,
+    unlearned: str | None = None,
 ) -> dict[str, int]:
     """Copy the images of a folder that a filter lets pass, and write `decisions.csv`.
 
     Args:
       config: The config that the filter was fitted with.
       path: File of the filter.
-      params: The served model, for a filter that reads its encoder; others are given reconstructions.
       images: Folder of images.
       output: Folder of results; images keep their names.
       blur: Write the others blurred, instead of leaving them out.
+      workdir: See `run_fit`.
+      unlearned: See `run_fit`.
 
     Returns:
       The number of images that "pass", and of the others, "refuse" or "blur".
@@ -392,7 +390,9 @@ def apply_filter(
     Raises:
       UserError: The filter is one of another model, or the folder holds no images.
     """
-    fitted = fast.load_filter(path)
+    fitted, params = fast.load_filter(path), None
+    if fitted.card["features"] == "encoder":  # others are given reconstructions
+        params = served_model(config, workdir, unlearned)[1]
     source = _Images(images, "--input")
     found, places = _reader_of(fitted, path, config, params)(params, source, "images", given=True)
     blocked, scores, action = fitted.blocks(found), fitted.scores(found), "blur" if blur else "refuse"
@@ -426,8 +426,8 @@ def _reader_of(fitted: Filter, path: pathlib.Path, config: Config, params: Param
         network = _open(features)
     config = dataclasses.replace(config, filter=dataclasses.replace(config.filter, features=features))
     reader = Reader(config, network)
-    own, kinds = _belongs(config, reader, params), {"weights": "model or network", "image_size": "image size"}
-    for name, what in {**kinds, "task": "mask"}.items():
+    own = reader.identify(params)
+    for name, what in {"weights": "model or network", "image_size": "image size", "task": "mask"}.items():
         if fitted.card.get(name) != own.get(name):
             raise UserError(
                 f"{path} is the filter of another {what}: it was fitted with {fitted.card.get(name)}, and "

@@ -37,11 +37,7 @@ def gold_standard(
 ) -> Standard | None:
     """Return the retrained models that `config.audit.retrained` names, or None if there are none.
 
-    Args:
-      config: The experiment.
-      original: The model that saw all images.
-      folder: Keeps a model that is trained here.
-      redo: See `Workdir`.
+    A model that is trained is kept in `folder`; for `redo` see `Workdir`.
 
     Raises:
       UserError: A model is missing, cannot be read or does not fit.
@@ -76,11 +72,6 @@ def gold_standard(
 def check_gold_standard(config: Config, folder: pathlib.Path, *, redo: bool | None = None) -> None:
     """Check `config.audit.retrained` before any work, without reading weights; say so if there is no model.
 
-    Args:
-      config: The experiment.
-      folder: See `gold_standard`.
-      redo: See `gold_standard`.
-
     Raises:
       UserError: It names nothing, or a model that was trained for other images, or one is to be trained and
         cannot be, or was trained with other settings.
@@ -102,15 +93,13 @@ def check_gold_standard(config: Config, folder: pathlib.Path, *, redo: bool | No
 def _named(config: Config) -> tuple[str, ...]:
     """Return `config.audit.retrained` with the names of shipped models in place of "shipped"."""
     names: list[str] = []
-    for given in config.audit.retrained:
-        names += _shipped(config) if given == SHIPPED else [given]
-    return tuple(names)
-
-
-def _shipped(config: Config) -> list[str]:
     twin = config.pretrained + shipped.RETRAINED
-    fits = twin in shipped.names() and _other_images(config, shipped.card(twin)) is None
-    return [twin] if fits else []
+    for given in config.audit.retrained:
+        if given != SHIPPED:
+            names.append(given)
+        elif twin in shipped.names() and _other_images(config, shipped.card(twin)) is None:
+            names.append(twin)
+    return tuple(names)
 
 
 def _check(config: Config, given: str) -> None:
@@ -135,15 +124,13 @@ def _check(config: Config, given: str) -> None:
 
 def _other_images(config: Config, facts: Mapping[str, Any]) -> str | None:
     """Return the field of `config.data` by which a model with these facts never saw other images, if any."""
+
+    def names(value: Any) -> set[str]:
+        return set(map(str, value)) if isinstance(value, list | tuple) else {str(value)}
+
     found, wanted = facts.get("data", {}), config.describe("data")["data"]
-    for name in ("source", "forget"):
-        if name in found and _names(found[name]) != _names(wanted[name]):
-            return name
-    return None
-
-
-def _names(value: Any) -> set[str]:
-    return set(map(str, value)) if isinstance(value, list | tuple) else {str(value)}
+    differing = (of for of in ("source", "forget") if of in found and names(found[of]) != names(wanted[of]))
+    return next(differing, None)
 
 
 def _loaded(config: Config, given: str) -> Params:
@@ -161,10 +148,8 @@ def _retraining(config: Config, folder: pathlib.Path, redo: bool | None) -> Work
 
 def _trained(config: Config, original: Params, folder: pathlib.Path, redo: bool | None) -> tuple[Params, str]:
     """Return a model trained in the workdir, once, then read from there."""
-    with barrier():
-        source = images_without_forget(config)
     with contextlib.closing(_retraining(config, folder, redo)) as folders:
-        folders.check_inputs(identify_images(train=source))
+        folders.check_inputs(lambda: identify_images(train=images_without_forget(config)))
         params = folders.load("original", original)
         if params is None:
             params = retrain(config, original, folders.pretrain).params

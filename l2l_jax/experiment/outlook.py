@@ -55,35 +55,24 @@ class Outlook(Hook):
 
     def __init__(self, config: Config, folders: Workdir, evaluation: Evaluation, auditor: Audit | None):
         self._config, self._folder = config, folders.folder
-        models = 3 if auditor is not None and config.audit.retrained else 2
-        self._phases = [*_original(config, folders), *_unlearning(config, folders)]
-        if auditor is not None and TRAIN in config.audit.retrained:
-            self._phases.append(_retraining(config))
         images = sum(map(len, evaluation.tests.values()))
-        title = f"evaluate {models} models on {images:,} test images"
-        self._phases.append(_Phase(title, "evaluation", Work(models * images)))
-        if auditor is not None:
-            attacks, work = len(auditor.lines) - 1, auditor.work()
-            self._phases.append(
-                _Phase(
-                    f"audit: {attacks} attack{'s' * (attacks > 1)} on each of {models} models",
-                    "audit",
-                    Work(*(models * sum(parts) for parts in zip(*work, strict=True))),
-                )
-            )
+        self._phases = [*_training(config, folders), *_judging(config, images, auditor)]
         self._timer: tuple[int, float] | None = None
         self._logged = False
 
     def announce(self) -> None:
         """Log the phases with their lengths, the memory of the training state, and the workdir."""
-        size = _state_bytes(self._config) / 1e9
+        config = self._config
+        parallel = make_parallel(sharding.make_mesh(config=config.mesh), config.parallel)
+        _, state = open_phase(config, "unlearn").step(parallel)
+        size = sharding.device_bytes(state, parallel.mesh.size) / 1e9
         logger.info(
             "In %s:\n%s\n  %sCtrl-C is safe: the same command resumes. Each phase shows the time left.",
             self._folder,
             "\n".join(f"  {number}. {phase.title}" for number, phase in enumerate(self._phases, 1)),
             f"At least {size:.2g} GB of memory on each device while training. " if size >= NOTEWORTHY else "",
         )
-        evaluate = self._config.evaluate
+        evaluate = config.evaluate
         absent = [name for name in evaluate.networks if find_weights(evaluate, name) is None]
         if absent:
             logger.warning("Metrics of %s will be missing: their weights are not here.", " and ".join(absent))
@@ -122,17 +111,15 @@ class Outlook(Hook):
         )
 
 
-def _original(config: Config, folders: Workdir) -> Iterator[_Phase]:
+def _training(config: Config, folders: Workdir) -> Iterator[_Phase]:
+    """Yield the phases that make the original and the unlearned model."""
     if config.pretrained or folders.pretrained.exists():
         yield _Phase(f"read the original model, {config.pretrained or folders.pretrained}")
-        return
-    for stage in config.model.pretraining_stages():
-        training = config.pretrain[stage.name]
-        title = f"train the original model, {stage.name}: {_length(training)}"
-        yield _Phase(title, f"pretraining, {stage.name}", Work(0, training.steps * training.batch_size))
-
-
-def _unlearning(config: Config, folders: Workdir) -> Iterator[_Phase]:
+    else:
+        for stage in config.model.pretraining_stages():
+            pretrain = config.pretrain[stage.name]
+            title = f"train the original model, {stage.name}: {_length(pretrain)}"
+            yield _Phase(title, f"pretraining, {stage.name}", Work(0, pretrain.steps * pretrain.batch_size))
     if folders.unlearned.exists():
         yield _Phase(f"read the unlearned model, {folders.unlearned}")
         return
@@ -148,14 +135,24 @@ def _unlearning(config: Config, folders: Workdir) -> Iterator[_Phase]:
     yield _Phase(f"unlearn, method {training.method}: {length}", "unlearning", work)
 
 
-def _retraining(config: Config) -> _Phase:
-    trainings = [config.pretrain[stage.name] for stage in config.model.pretraining_stages()]
-    shortest, *_, longest = itertools.accumulate(LENGTHS)
-    steps = sum(training.steps for training in trainings)
-    images = sum(training.steps * training.batch_size for training in trainings)
-    title = "train the retrained model without the forget images: "
-    title += f"{round(shortest * steps):,} to {round(longest * steps):,} steps"
-    return _Phase(title, "retraining at least", Work(0, shortest * images))
+def _judging(config: Config, images: int, auditor: Audit | None) -> Iterator[_Phase]:
+    """Yield the phases after unlearning; `images` is the number of test images."""
+    models = 3 if auditor is not None and config.audit.retrained else 2
+    if auditor is not None and TRAIN in config.audit.retrained:
+        trainings = [config.pretrain[stage.name] for stage in config.model.pretraining_stages()]
+        shortest, *_, longest = itertools.accumulate(LENGTHS)
+        steps = sum(training.steps for training in trainings)
+        trained = sum(training.steps * training.batch_size for training in trainings)
+        title = "train the retrained model without the forget images: "
+        title += f"{round(shortest * steps):,} to {round(longest * steps):,} steps"
+        yield _Phase(title, "retraining at least", Work(0, shortest * trained))
+    title = f"evaluate {models} models on {images:,} test images"
+    yield _Phase(title, "evaluation", Work(models * images))
+    if auditor is not None:
+        attacks = len(auditor.lines) - 1
+        title = f"audit: {attacks} attack{'s' * (attacks > 1)} on each of {models} models"
+        work = (models * sum(parts) for parts in zip(*auditor.work(), strict=True))
+        yield _Phase(title, "audit", Work(*work))
 
 
 def _length(training: TrainingConfig) -> str:
@@ -166,10 +163,3 @@ def _about(seconds: float) -> str:
     """Describe an estimate: seconds to the next ten, from two minutes on whole minutes."""
     step = 10 if seconds < 120 else 60
     return duration(max(1, round(seconds / step)) * step).removesuffix(" 0 s")
-
-
-def _state_bytes(config: Config) -> int:
-    """Return the bytes of parameters, optimizer state and batch of unlearning on each device."""
-    parallel = make_parallel(sharding.make_mesh(config=config.mesh), config.parallel)
-    _, arguments = open_phase(config, "unlearn").step(parallel)
-    return sharding.device_bytes(arguments, parallel.mesh.size)

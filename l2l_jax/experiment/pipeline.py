@@ -18,7 +18,7 @@ from l2l_jax.experiment.reporting import report_run
 from l2l_jax.experiment.unlearn import identify_inputs, unlearned_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.models.base import Params
-from l2l_jax.utils.multihost import barrier, from_primary, is_primary
+from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.utils.runtime import peak_memory
 from l2l_jax.weights.loading import load_pretrained
 
@@ -80,7 +80,7 @@ def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dic
             params = load_pretrained(unlearned, config.family, config.model)
         original = original_params(config, folders, images.evaluation.train)
         if unlearned == folders.unlearned:
-            folders.check_inputs(identify_inputs(config, original, images.sets))
+            folders.check_inputs(lambda: identify_inputs(config, original, images.sets))
         return images.report({"original": original, "unlearned": params}, _Clock())
 
 
@@ -103,7 +103,8 @@ class _Images:
 
     def report(self, models: dict[str, Params], clock: "_Clock") -> dict[str, Any]:
         """Evaluate the models, audit them if that is asked for, and write the report."""
-        config, evaluation, auditor, audited = self._config, self.evaluation, self.auditor, None
+        config, evaluation, auditor = self._config, self.evaluation, self.auditor
+        findings: dict[str, Any] | None = None
         if auditor is not None:
             original = models["original"]
             standard = gold_standard(config, original, self._folders.audit, redo=self._folders.redo)
@@ -117,12 +118,15 @@ class _Images:
         clock.lap("evaluate")
         if auditor is not None:
             findings = auditor.audit("unlearned", models["unlearned"])
-            audited = findings, (auditor.pictures("unlearned", findings) if is_primary() else None)
             clock.lap("audit")
         costs = {"durations_seconds": clock.seconds, "peak_memory_gib_after": clock.memory}
-        return from_primary(
-            lambda: report_run(self._folders, config, evaluation, results, costs, features, audited)
-        )
+
+        def write() -> dict[str, Any]:
+            attacked = auditor.pictures("unlearned", findings) if auditor and findings else None
+            audited = findings, attacked or {}
+            return report_run(self._folders, config, evaluation, results, costs, features, audited)
+
+        return from_primary(write)
 
 
 class _Clock:

@@ -47,7 +47,7 @@ def original_params(config: Config, folders: Workdir, source: Source, hooks: Seq
         with barrier():
             _check_shipped(config)
             return load_pretrained(shipped.resolved(config.pretrained), config.family, config.model)
-    folders.check_inputs(identify_images(train=source))
+    folders.check_inputs(lambda: identify_images(train=source))
     params = folders.load("original", config.model.shapes())
     if params is None:
         params = pretrain(config, folders.pretrain, source, hooks=hooks)
@@ -107,11 +107,6 @@ class Retrained(NamedTuple):
     length: float
     ratio: float
 
-    @property
-    def fair(self) -> bool:
-        """Return whether it is a fair comparison."""
-        return self.ratio <= FAIR_RATIO
-
 
 def retrain(
     config: Config,
@@ -122,16 +117,11 @@ def retrain(
 ) -> Retrained:
     """Train a config's model on its retain images alone, until it reconstructs them as the original does.
 
-    Args:
-      config: The experiment; its validation images decide how long.
-      original: Parameters of the model that saw everything.
-      folder: Keeps checkpoints and metrics of each length.
-      lengths: Lengths to try, one after the other.
-      source: Training images of all classes; None: those of `config.data`.
+    The validation images decide which of the lengths suffices. `source` are training images of all classes,
+    by default those of `config.data`; real retain images are used, also where unlearning has others.
 
     Returns:
-      The first fair model, or the best of all lengths. Real retain images are used, also where unlearning
-      has proxies or generated images.
+      The first fair model, or the best of all lengths.
     """
     size = config.model.image_size
     retained = splits.validation_sets(config.data, open_source(config.data, "validation", size)).retain
@@ -147,7 +137,7 @@ def retrain(
         ratio = float(masked_errors(config, params, retained).mean() / limit)
         logger.info("Retrained at %g times the length: %.3f times the original's error", length, ratio)
         tried.append(Retrained(params, length, ratio))
-        if tried[-1].fair:
+        if ratio <= FAIR_RATIO:
             break
     return min(tried, key=lambda model: model.ratio)
 

@@ -8,13 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from l2l_jax import shipped
 from l2l_jax.config import Config
 from l2l_jax.data.bad_images import read_lists
 from l2l_jax.evals.encoder_features import EmbeddedImages
 from l2l_jax.evals.evaluator import Evaluation, ModelMetrics
 from l2l_jax.evals.tables import not_available, unreliable
-from l2l_jax.experiment.workdir import Workdir
+from l2l_jax.experiment.workdir import Workdir, original_path
 from l2l_jax.report.write import Drawings, write_report
 from l2l_jax.utils.runtime import peak_memory
 from l2l_jax.weights.loading import original_weights
@@ -30,7 +29,7 @@ def report_run(
     results: Mapping[str, ModelMetrics],
     costs: Mapping[str, Mapping[str, float]],
     features: EmbeddedImages,
-    audited: tuple[dict[str, Any], Mapping[str, np.ndarray] | None] | None,
+    audited: tuple[dict[str, Any] | None, Mapping[str, np.ndarray]],
 ) -> dict[str, Any]:
     """Write `report/` and return the content of metrics.json.
 
@@ -41,9 +40,9 @@ def report_run(
       results: Metrics of "original" and "unlearned" and, if there is one, of "retrained".
       costs: "durations_seconds" and "peak_memory_gib_after", by phase.
       features: Encoder features of test images, of all these models.
-      audited: The audit, and reconstructions of the shown images after its strongest attack.
+      audited: The audit, if there is one, and reconstructions of the shown images after its strongest attack.
     """
-    audit, attacked = audited or (None, None)
+    audit, attacked = audited
     stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
     trainings = {path.name: path for path in (*stages, folders.unlearn) if path.exists()}
     tests, first = evaluation.tests, jax.devices()[0]
@@ -57,7 +56,13 @@ def report_run(
         "classes": {name: result.classes for name, result in results.items()},
         "intervals": {name: result.intervals for name, result in results.items()},
         "real_images": results["original"].first.real_images,
-        "tasks": _by_task(results),
+        "tasks": {
+            task: {
+                name: {of: found.metrics for of, found in result.tasks[task].sets.items()}
+                for name, result in results.items()
+            }
+            for task in results["original"].tasks
+        },
         "not_available": not_available(evaluation, results),
         "unreliable": unreliable(results),
         "networks": {name: dict(network.weights) for name, network in evaluation.networks.items()},
@@ -84,17 +89,6 @@ def report_run(
     return write_report(folders.report, report, Drawings(evaluation, shown, trainings, features))
 
 
-def _by_task(results: Mapping[str, ModelMetrics]) -> dict[str, Any]:
-    """Return metrics of all tasks by task, model, set and name."""
-    return {
-        task: {
-            name: {of: found.metrics for of, found in result.tasks[task].sets.items()}
-            for name, result in results.items()
-        }
-        for task in next(iter(results.values())).tasks
-    }
-
-
 def _facts_of_models(folders: Workdir, config: Config) -> dict[str, Any]:
     """Return the origin of the model that was unlearned, and the outcome of its retain budget, if it had one.
 
@@ -103,8 +97,8 @@ def _facts_of_models(folders: Workdir, config: Config) -> dict[str, Any]:
     if folders.unlearned.exists():
         card = read_card(folders.unlearned)
         return {"original_weights": card["original_weights"], "retain_budget": card.get("retain_budget")}
-    original = shipped.resolved(config.pretrained) if config.pretrained else folders.pretrained
-    return {"original_weights": original_weights(original), "retain_budget": None}
+    weights = original_weights(original_path(config, folders.folder))
+    return {"original_weights": weights, "retain_budget": None}
 
 
 def _version(package: str) -> str:

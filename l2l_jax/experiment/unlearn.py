@@ -53,12 +53,12 @@ def unlearned_params(
       phases: Where `run_phases` keeps its state; None: in the folder of unlearning.
       hooks: Called after each step of unlearning.
     """
-    folders.check_inputs(identify_inputs(config, original, sets))
+    folders.check_inputs(lambda: identify_inputs(config, original, sets))
     saved = folders.load("unlearned", original)
     if saved is not None:
         return saved
     unlearn, newest = config.unlearn, config.pretrained or folders.pretrained
-    facts = from_primary(
+    facts: dict[str, Any] = from_primary(
         lambda: {
             "original_weights": original_weights(shipped.resolved(str(newest))),
             "first_original": first_of_line(newest),
@@ -96,9 +96,8 @@ def identify_inputs(config: Config, original: Params, sets: Split) -> dict[str, 
     """Return the inputs that identify an unlearned model, see `Workdir.check_inputs`."""
     images = sets._asdict()
     if config.unlearn.retain_budget is not None:
-        with barrier():
-            held_out = open_source(config.data, "validation", config.model.image_size)
-            validation = validation_sets(config.data, held_out)
+        held_out = open_source(config.data, "validation", config.model.image_size)
+        validation = validation_sets(config.data, held_out)
         images |= {f"{name} validation": source for name, source in validation._asdict().items()}
     weights = {"digest": fingerprint(original, config.model.generative_parts)}
     return identify_images(**images) | {"weights": weights}

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from l2l_jax import shipped
+from l2l_jax.audit.run import RECOMPUTED
 from l2l_jax.config import Config, parse_config, upgrade
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.records import Source
@@ -22,16 +24,13 @@ from l2l_jax.evals.tasks import budget_task
 from l2l_jax.models.base import Params
 from l2l_jax.utils.claim import claim
 from l2l_jax.utils.io import atomic_write
-from l2l_jax.utils.multihost import barrier, from_primary, is_primary, load_existing, on_primary
+from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 from l2l_jax.weights.saved_models import load_params, read_card
 
 logger = logging.getLogger(__name__)
 
 IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction", "general", "general_images")
 """Fields that may change between a run and its continuation; besides `RECOMPUTED`, `PLACES` and devices."""
-
-RECOMPUTED = ("remat", "scan")
-"""Fields of a model that say how it is computed, not what it computes."""
 
 PLACES = ("path", "pretrained")
 """Fields that locate images and weights, which the digests of `Workdir.check_inputs` identify."""
@@ -112,48 +111,44 @@ class Workdir:
           UserError: It cannot be read, or another run has made it.
         """
         place = self.pretrained if model == "original" else self.unlearned
-
-        def read() -> Params:
+        if not from_primary(place.exists):
+            return None
+        with barrier():
             run = read_card(place).get("run")  # cards of earlier versions have none
             if run is not None and run["id"] != self._record["ids"][model]:
                 raise UserError(
                     f"The model in {place} was made by another run than that of {self.folder}/run.json. Use "
                     f"another --workdir, or delete {place} to have it made again."
                 )
-            return load_params(place, like)
-
-        params = load_existing(place, read)
-        if params is not None:
-            logger.info("Using the %s model in %s", model, place)
+            params = load_params(place, like)
+        logger.info("Using the %s model in %s", model, place)
         return params
 
-    def check_inputs(self, inputs: Mapping[str, dict[str, Any]]) -> None:
+    def check_inputs(self, identify: Callable[[], Mapping[str, dict[str, Any]]]) -> None:
         """Check that the models here were made from these images and weights, wherever they are stored.
 
         Args:
-          inputs: Identities by keys of `INPUTS`, such as those of `identify_images`.
+          identify: Returns identities by keys of `INPUTS`, such as those of `identify_images`; called in the
+            primary process.
 
         Raises:
           UserError: They were made from others.
         """
 
-        def checked() -> dict[str, Any]:
-            for name, identity in inputs.items():
-                self._check_input(name, identity)
+        def check() -> dict[str, Any]:
+            for name, wanted in identify().items():
+                found = self._record["inputs"].get(name)
+                if found is not None and found != wanted:
+                    model, title = INPUTS[name]
+                    change = f"{title} have changed"
+                    if "images" in wanted:
+                        change += f" ({found['images']} then, {wanted['images']} now)"
+                    self._replace(model, [change])
+                self._record["inputs"][name] = wanted
             self._write()
             return self._record
 
-        self._record = from_primary(checked)
-
-    def _check_input(self, name: str, wanted: dict[str, Any]) -> None:
-        found = self._record["inputs"].get(name)
-        if found is not None and found != wanted:
-            model, title = INPUTS[name]
-            change = f"{title} have changed"
-            if "images" in wanted:
-                change += f" ({found['images']} then, {wanted['images']} now)"
-            self._replace(model, [change])
-        self._record["inputs"][name] = wanted
+        self._record = from_primary(check)
 
     def _claim(self, config: Config) -> dict[str, Any]:
         if self.folder.exists() and not self.folder.is_dir():
@@ -165,10 +160,9 @@ class Workdir:
             raise UserError(
                 f"--workdir={self.folder} cannot be made or written ({error.strerror}). Choose another one."
             ) from error
-        found, wanted = self._read(), _identity(config)
+        found, before = self._read()
         self._record = {"ids": found.get("ids", {}), "inputs": found.get("inputs", {})}
-        before = self._identity_before(found)
-        for model, identity in wanted.items():
+        for model, identity in _identity(config).items():
             if changes := _differences(before.get(model, {}), identity):
                 self._replace(model, changes)
             self._record["ids"].setdefault(model, uuid.uuid4().hex)
@@ -199,50 +193,46 @@ class Workdir:
         for name in [name for name, (of, _) in INPUTS.items() if model in ("original", of)]:
             self._record["inputs"].pop(name, None)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what run.json holds, and the identity in it; both are empty if there is no such file."""
         path = self.folder / "run.json"
         if not path.exists():
-            return {}
+            return {}, {}
         try:
             found = json.loads(path.read_text("utf-8"))
             for name in ("ids", "inputs"):
                 dict(found.get(name, {}))
-            return found
-        except (ValueError, TypeError, AttributeError) as error:
-            raise self._damaged(error) from error
-
-    def _identity_before(self, found: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return _identity_of(found) if found else {}
+            return found, _identity_of(found) if found else {}
         except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise self._damaged(error) from error
-
-    def _damaged(self, error: Exception) -> UserError:
-        return UserError(
-            f"{self.folder / 'run.json'} is damaged ({error}). Use another --workdir, or delete this one to "
-            "start again."
-        )
+            raise UserError(
+                f"{path} is damaged ({error}). Use another --workdir, or delete this one to start again."
+            ) from error
 
     def _write(self) -> None:
         atomic_write(self.folder / "run.json", json.dumps(self._record, indent=2) + "\n")
 
 
+def original_path(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+    """Return where the original model is or will be: `config.pretrained`, or in the workdir."""
+    return shipped.resolved(config.pretrained) if config.pretrained else workdir / "pretrained"
+
+
 def identify_images(**sources: Source) -> dict[str, dict[str, Any]]:
     """Return number and digest of the images of sources, by their names."""
-
-    def identities() -> dict[str, dict[str, Any]]:
-        return {name: {"images": len(x), "digest": source_digest(x)} for name, x in sources.items()}
-
-    return from_primary(identities)
+    return {name: {"images": len(x), "digest": source_digest(x)} for name, x in sources.items()}
 
 
 def _check_shared(folder: pathlib.Path) -> None:
     """Raise a UserError unless every process finds in `folder` what the primary process puts there."""
     if jax.process_count() == 1:
         return
-    name = from_primary(lambda: f".shared-{uuid.uuid4().hex}")
-    if is_primary():
+
+    def touch() -> str:
+        name = f".shared-{uuid.uuid4().hex}"
         (folder / name).touch()
+        return name
+
+    name = from_primary(touch)
     with barrier():
         deadline = time.monotonic() + SHARED_WITHIN
         while not (folder / name).exists():

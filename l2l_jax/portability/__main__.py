@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from l2l_jax.cli.arguments import Parser
-from l2l_jax.cli.common import run_program
+from l2l_jax.cli.common import run_program, show
 from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import check_backend
 
@@ -40,9 +40,8 @@ def main(argv: Sequence[str]) -> None:
     options = _parser().parse_args(argv[1:])
     recorded = _read(options.file) if options.command == "compare" else None
     record = compute(options.devices, options.parallel, options.dtype, options.precision)
-    from l2l_jax.utils.multihost import is_primary, on_primary
-
     if recorded is None:
+        from l2l_jax.utils.multihost import on_primary
 
         def write() -> None:
             options.file.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +53,9 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax.portability.comparison import compare, table
 
     rows = compare(recorded, record)
-    if is_primary():
-        for where, one in (("recorded", recorded), ("here", record)):
-            print(f"{where}: {', '.join(f'{name} {value}' for name, value in one['facts'].items())}")
-        print(f"\n{table(rows)}\n")
+    for where, one in (("recorded", recorded), ("here", record)):
+        show(f"{where}: {', '.join(f'{name} {value}' for name, value in one['facts'].items())}")
+    show(f"\n{table(rows)}\n")
     wrong = [f"{row.quantity} of {row.case}" for row in rows if not row.holds]
     if wrong:
         raise UserError(

@@ -92,10 +92,11 @@ def test_files_hold_the_table_and_the_pictures(compared):
 
 
 @pytest.mark.slow
-def test_finished_rows_are_read_and_changed_ones_computed(compared, caplog):
+def test_finished_rows_are_read_and_changed_ones_computed(compared, caplog, monkeypatch):
     workdir, _, rows = compared
     config = small_config()
-    with caplog.at_level("INFO", logger="l2l_jax"):
+    with caplog.at_level("INFO", logger="l2l_jax"), monkeypatch.context() as patch:
+        patch.setattr("l2l_jax.compare.methods.fit_filter", None)  # a stored filter is not fitted again
         assert compare(config, workdir, alphas=[0.0]) == rows
     assert "step/s" not in caplog.text and "restore" not in caplog.text
     narrower = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, tasks=("centre_4",)))

@@ -15,7 +15,7 @@ from l2l_jax.cli.filter import main as program
 from l2l_jax.data.arrays import open_digits
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.fast import Filter
-from l2l_jax.experiment.filtering import Fitted, Reader, attack_filter, detection
+from l2l_jax.experiment.filtering import Reader, attack_filter, detection
 from tests.audit.models import Memory, remembering
 from tests.audit.models import config as memory_config
 
@@ -131,8 +131,8 @@ def test_attacks_on_inputs_see_the_model_behind_its_filter(one_device, tmp_path)
     brightness = reader(params, tests.source, "forget")[0].mean(axis=1)
     direction = np.full(3, 1 / 3, np.float32)
     found = Filter(direction, float(np.median(brightness)), {}, {})
-    models = {"original": params, "served": params}
-    report = attack_filter(config, evaluation, tmp_path, models, Fitted(found, reader, {}), "filtered")
+    guarded = reader.guard(params, found.part())
+    report = attack_filter(config, evaluation, tmp_path, params, (reader, guarded), "filtered")
     figures = {
         result["name"]: result["figures"]["unlearned"]["forget"]["mse"] for result in report["results"]
     }

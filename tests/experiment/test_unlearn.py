@@ -1,9 +1,12 @@
-"""What `experiment` makes of a method with phases and of a retain budget."""
+"""Unlearning: phases, retain budgets, lines of requests, and what is left in a workdir."""
 
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from l2l_jax.config import parse_config
 from l2l_jax.config_files import override, read_config
@@ -11,15 +14,20 @@ from l2l_jax.data.arrays import open_digits
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, validation_sets
 from l2l_jax.errors import UserError
-from l2l_jax.evals.inpaint import Inpainter, masked_errors
-from l2l_jax.evals.tasks import parse_tasks
+from l2l_jax.evals.inpaint import masked_errors
 from l2l_jax.experiment import unlearn as unlearning
-from l2l_jax.experiment.budget import retain_budget, validation_images
+from l2l_jax.experiment.budget import budget_reference, first_of_line, validation_images
 from l2l_jax.experiment.phase import TrainingPhase, training_sets
 from l2l_jax.experiment.pretrain import original_params
+from l2l_jax.experiment.unlearn import unlearned_params
 from l2l_jax.experiment.workdir import Workdir
 from l2l_jax.methods.epsilon import Constrained
-from l2l_jax.weights.saved_models import read_card
+from l2l_jax.weights.adapters import FILE, with_adapter
+from l2l_jax.weights.loading import load_model
+from l2l_jax.weights.saved_models import load_params, read_card, save_model
+from tests.train.families import MODELS, params_of
+
+SETS = Split(*2 * [open_digits("test", 16)])
 
 
 def config_of(**fields):
@@ -27,18 +35,22 @@ def config_of(**fields):
     return parse_config(override(read_config("digits_mae:encoder"), fields))
 
 
+def unlearning_of(**fields):
+    return {f"unlearn.{name}": value for name, value in fields.items()}
+
+
 @pytest.fixture
 def trained(monkeypatch):
-    """Phases that were to be trained, by folder; each logs a forget loss that falls by 1 a step."""
-    runs = {}
+    """Phases that were to be trained, in order; each logs a forget loss that falls by 1 a step."""
+    runs = []
 
     def train(phase, name, sets, params, folder, devices, **run):
-        runs[folder.name] = phase, params, run
+        runs.append((folder.name, phase, params, run))
         folder.mkdir(parents=True, exist_ok=True)
         start = {"phase_1a": 100, "phase_1b": 200}.get(folder.name, 0)
         rows = ({"step": n, "retain": 7.0, "forget": start - n} for n in range(1, phase.training.steps + 1))
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return {"encoder": np.zeros(1)}
+        return params
 
     monkeypatch.setattr(TrainingPhase, "train", train)
     return runs
@@ -46,26 +58,78 @@ def trained(monkeypatch):
 
 def test_the_phases_find_the_range_of_epsilon(trained, tmp_path):
     """40 steps: the last tenth are the steps 37 to 40, whose mean is 38.5."""
-    fields = {"method": "epsilon", "epsilon": {"epsilon_ratio": 0.25}, "steps": 40, "warmup_steps": 2}
-    config = config_of(**{f"unlearn.{name}": value for name, value in fields.items()})
+    fields = unlearning_of(method="epsilon", epsilon={"epsilon_ratio": 0.25}, steps=40, warmup_steps=2)
+    config = config_of(**fields)
     folders = Workdir(tmp_path, config)
     original = {"encoder": np.ones(1), "decoder": np.ones(2)}
-    unlearning.unlearned_params(config, folders, original, Split(*2 * [open_digits("test", 16)]))
-    assert list(trained) == ["phase_1a", "phase_1b", "unlearn"]
-    rules = [phase.objective.rule for phase, *_ in trained.values()]
+    unlearned_params(config, folders, original, SETS)
+    names, phases, params, runs = zip(*trained, strict=True)
+    assert names == ("phase_1a", "phase_1b", "unlearn")
     bounds = (100 - 38.5, 200 - 38.5)
-    assert rules == [Constrained("forget"), Constrained("retain"), Constrained("forget", bounds)]
-    assert trained["phase_1a"][0].training.log_every == 1
-    own, _, run = trained["unlearn"]
-    assert own.training == config.unlearn and run["alpha"] == 0.75
-    assert all(params is original for _, params, _ in trained.values())
+    rules = [Constrained("forget"), Constrained("retain"), Constrained("forget", bounds)]
+    assert [phase.objective.rule for phase in phases] == rules
+    assert phases[0].training.log_every == 1
+    assert phases[2].training == config.unlearn and runs[2]["alpha"] == 0.75
+    assert all(x is original for x in params)
     assert read_card(folders.unlearned)["phases"]["phase_1b"] == {"retain": 7.0, "forget": bounds[1]}
 
 
-def test_a_budget_needs_validation_images():
-    config = config_of(**{"unlearn.retain_budget": 1.1, "data.validation_fraction": 0.0})
-    with pytest.raises(UserError, match="config.data.validation_fraction is 0, so that there are no"):
-        retain_budget(config)
+@pytest.fixture
+def first(tmp_path):
+    """A folder with a copy of the shipped model, and its parameters."""
+    config = config_of()
+    params = original_params(config, Workdir(tmp_path / "run", config), None)
+    save_model(tmp_path / "first", params, config.describe("family", "model"))
+    return tmp_path / "first", params
+
+
+def started_from(model, **unlearn):
+    return config_of(**{"model.pretrained": str(model)}, **unlearning_of(**unlearn))
+
+
+def unlearned_from(model, folder, **unlearn):
+    """The folder of a model that is said to be unlearned from another one."""
+    config = started_from(model, **unlearn)
+    folders = Workdir(folder, config)
+    unlearned_params(config, folders, original_params(config, folders, None), SETS)
+    return folders.unlearned
+
+
+def test_every_model_of_a_line_names_the_first(first, trained, tmp_path):
+    one = unlearned_from(first[0], tmp_path / "1")
+    two = unlearned_from(one, tmp_path / "2")
+    assert [first_of_line(model) for model in (first[0], one, two)] == [str(first[0])] * 3
+    assert read_card(two)["first_original"] == str(first[0])
+    assert first_of_line("digits_mae") == "digits_mae"
+
+    found = budget_reference(started_from(two), two, first_of_line(two))
+    jax.tree.map(np.testing.assert_array_equal, found["encoder"], first[1]["encoder"])
+    # The first one itself is relative to what is unlearned: to itself.
+    assert budget_reference(started_from(first[0]), first[0], str(first[0])) is None
+    assert budget_reference(config_of(), "digits_mae", "digits_mae") is None
+
+    shutil.move(first[0], tmp_path / "moved")
+    sentence = "relative to .*first, the first original model: .*budget_original=PATH"
+    with pytest.raises(UserError, match=sentence):
+        budget_reference(started_from(two), two, first_of_line(two))
+    config = started_from(two, budget_original=str(tmp_path / "moved"))
+    assert budget_reference(config, two, first_of_line(two)) is not None
+
+
+def test_a_later_request_imitates_the_first_model(first, trained, tmp_path, monkeypatch):
+    """What the request before cost is not what this one starts to pay from."""
+    one = unlearned_from(first[0], tmp_path / "1")
+    newer = jax.tree.map(lambda x: x + 1, first[1])
+    save_model(one, newer, read_card(one))
+    trained.clear()
+    monkeypatch.setattr(unlearning, "retain_budget", lambda *_: None)
+    for number, (model, method) in enumerate([(first[0], "encoder"), (one, "encoder"), (one, "epsilon")]):
+        unlearned_from(model, tmp_path / f"request_{number}", method=method, retain_budget=1.1)
+    teachers = [run["teacher"] for *_, run in trained]
+    assert teachers[0] is None  # the model that is unlearned
+    assert len(teachers) == 2 + 3  # epsilon has two phases before its own run
+    for teacher in teachers[1:]:
+        jax.tree.map(np.testing.assert_array_equal, teacher, first[1])
 
 
 def test_validation_images_are_spread_over_the_set():
@@ -75,26 +139,68 @@ def test_validation_images_are_spread_over_the_set():
     assert {of: len(x) for of, x in images.items()} == {"retain": 10, "forget": 10}
     for place, image in zip(np.linspace(0, len(source) - 1, 10).astype(int), images["retain"], strict=True):
         np.testing.assert_allclose(image, source[place]["image"], atol=1e-6)
+    with pytest.raises(UserError, match="config.data.validation_fraction is 0, so that there are no"):
+        validation_images(config_of(**{"data.validation_fraction": 0.0}), 10)
 
 
 @pytest.mark.slow
-def test_a_budgeted_run_says_what_it_cost(one_device, tmp_path):
-    """The ratio on the model's card is that of the models on disk, restored by the program's own way."""
-    fields = {"retain_budget": 1.3, "steps": 12, "warmup_steps": 1, "budget_every": 4, "batch_size": 16}
-    fields = {f"unlearn.{name}": value for name, value in fields.items()}
-    config = config_of(**fields, **{"model.scan": True, "data.validation_fraction": 0.05})
-    folders = Workdir(tmp_path, config)
-    train = open_source(config.data, "train", 16)
-    original, sets = original_params(config, folders, train), training_sets(config, train)
-    params = unlearning.unlearned_params(config, folders, original, sets)
+def test_an_adapter_within_a_budget_without_retain_images(one_device, tmp_path):
+    """It changes kernels of the encoder alone, and the card's ratio is that of the models on disk."""
+    fields = unlearning_of(adapter="lora", adapter_rank=2, steps=3, batch_size=8, warmup_steps=1)
+    fields |= unlearning_of(retain_budget=1.3, budget_every=1)
+    fields |= {"data.retain_images": "generated", "data.generated_count": 10, "evaluate.batch_size": 8}
+    fields |= {"data.validation_fraction": 0.05, "model.scan": True}  # one block is traced for four
+    config = config_of(**fields)
+    source, folders = open_source(config.data, "train", 16), Workdir(tmp_path, config)
+    original, sets = original_params(config, folders, source), training_sets(config, source)
+    assert set(sets.forget.labels) == {5, 6, 7, 8, 9} and sets.retain.class_names == ("noise",)
+    unlearned = unlearned_params(config, folders, original, sets)
+    assert np.load(tmp_path / "generated" / "images.npy").shape == (10, 16, 16, 3)
+    for same in (
+        load_params(folders.unlearned, original),
+        with_adapter(folders.unlearned / FILE, original, "mae", config.model),
+        unlearned_params(config, folders, original, sets),  # taken from the workdir
+    ):
+        jax.tree.map(np.testing.assert_array_equal, same, unlearned)
+    before, after = (flatten_dict(params, sep="/") for params in (original, unlearned))
+    changed = {name for name in before if np.any(before[name] != after[name])}
+    kernels = {name for name in before if name.startswith("encoder") and name.endswith("kernel")}
+    assert changed == kernels and len(kernels) == 1 + 4 * 4  # of the patches and of four blocks
+
     facts = read_card(folders.unlearned)["retain_budget"]
     validation = validation_sets(config.data, open_source(config.data, "validation", 16))
-    task = parse_tasks(config.evaluate.tasks)[0]
-    inpainter = Inpainter(config.model, task, batch_size=config.evaluate.batch_size, seed=config.seed)
-    for of, source in validation._asdict().items():
-        before, after = (masked_errors(config, p, source, inpainter) for p in (original, params))
-        assert facts["images"][of] == len(before) < 200  # all there are
-        assert facts[of]["value"] == pytest.approx(after.mean() / before.mean(), rel=1e-3)
+    for of, images in validation._asdict().items():
+        old, new = (masked_errors(config, params, images) for params in (original, unlearned))
+        assert facts["images"][of] == len(old) < 200  # all there are
+        assert facts[of]["value"] == pytest.approx(new.mean() / old.mean(), rel=1e-3)
         assert facts[of]["low"] < facts[of]["value"] < facts[of]["high"]
-    assert facts["met"] == (facts["retain"]["value"] <= 1.3)
-    assert facts["step"] in (4, 8, 12)
+    assert facts["met"] == (facts["retain"]["value"] <= 1.3) and facts["step"] in (1, 2, 3)
+
+
+@pytest.mark.slow
+def test_latent_diffusion_learns_an_adapter_on_cached_latents(one_device, tmp_path):
+    """Nothing outside `models/` knows the family."""
+    model = MODELS["latent_diffusion"]
+    save_model(
+        tmp_path / "given", params_of(model), {"family": "latent_diffusion", "model": model.as_fields()}
+    )
+    unlearn = dict(method="encoder", adapter="lora", adapter_rank=2, adapter_layers="attention", token_bank=2)
+    unlearn |= dict(steps=3, batch_size=8, learning_rate=1e-3, warmup_steps=1)
+    config = parse_config(
+        {
+            "model": {"pretrained": str(tmp_path / "given")},
+            "data": dict(source="digits", forget="1", retain="0", train_per_class=16),
+            "unlearn": unlearn,
+        }
+    )
+    source, folders = open_source(config.data, "train", 8), Workdir(tmp_path, config)
+    original = original_params(config, folders, source)
+    unlearned_params(config, folders, original, training_sets(config, source))
+    codes = np.load(folders.unlearn / "bank/noise.npy")
+    assert codes.shape == (2, 16, *model.code.shape) and np.any(codes[0] != codes[1])
+    loaded, unlearned = load_model(folders.unlearned)
+    assert loaded == config.model == model
+    before, after = (flatten_dict(params, sep="/") for params in (original, unlearned))
+    changed = {name for name in before if np.any(before[name] != after[name])}
+    names = [name.split("/") for name in before if name.startswith("encoder") and name.endswith("kernel")]
+    assert changed == {"/".join(name) for name in names if name[-2] in model.attention_layers}

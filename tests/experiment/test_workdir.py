@@ -7,87 +7,78 @@ import numpy as np
 import pytest
 
 from l2l_jax.config import parse_config
-from l2l_jax.config_files import read_config
+from l2l_jax.config_files import override, read_config
 from l2l_jax.data.records import Subset
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
 from l2l_jax.experiment.unlearn import identify_inputs
 from l2l_jax.experiment.workdir import Workdir, identify_images
-from l2l_jax.train.sharding import MeshConfig
 from l2l_jax.weights.saved_models import save_model
 
-CONFIG = parse_config(read_config("digits_mae:encoder"))
-CONFIG = dataclasses.replace(CONFIG, pretrained="")
-ALPHA = dataclasses.replace(CONFIG, unlearn=dataclasses.replace(CONFIG.unlearn, alpha=0.5))
-STAGES = {"model": dataclasses.replace(CONFIG.pretrain["model"], steps=777)}
-LONGER = dataclasses.replace(CONFIG, pretrain=STAGES)
+
+def config_of(**fields):
+    return parse_config(override(read_config("digits_mae:encoder"), {"model.pretrained": "", **fields}))
 
 
-def with_work(folder, *names):
-    work = Workdir(folder, CONFIG)
+CONFIG, ALPHA = config_of(), config_of(**{"unlearn.alpha": 0.5})
+LONGER = config_of(**{"pretrain.model.steps": 777})
+PARAMS = {part: {"w": np.zeros(2)} for part in CONFIG.model.generative_parts}
+
+
+def with_work(folder, *names, config=CONFIG):
+    work = Workdir(folder, config)
     for name in names:
         getattr(work, name).mkdir(parents=True)
     return work
 
 
-def test_the_same_run_may_go_on(tmp_path):
-    with_work(tmp_path, "pretrained", "unlearn")
-    logged = dataclasses.replace(CONFIG.unlearn, log_every=1, checkpoint_every=3)
-    Workdir(tmp_path, dataclasses.replace(CONFIG, unlearn=logged))
-    unlearn = dataclasses.replace(CONFIG.unlearn, retain_budget=None)
-    fixed = dataclasses.replace(CONFIG, unlearn=unlearn)
-    Workdir(tmp_path / "fixed", fixed).unlearn.mkdir(parents=True)
-    evaluated = dataclasses.replace(CONFIG.evaluate, tasks=("centre_4",))
-    Workdir(tmp_path / "fixed", dataclasses.replace(fixed, evaluate=evaluated))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unlearn.log_every": 1, "unlearn.checkpoint_every": 3},
+        {"data.workers": 3, "data.max_bad_fraction": 0.5, "data.general": "rest", "data.general_images": 5},
+        {"model.remat": True, "model.scan": True, "mesh.data": 2, "mesh.fsdp": 4, "parallel": "pmap"},
+        {"evaluate.tasks": "centre_8,centre_4", "evaluate.batch_size": 7, "audit.enabled": False},
+    ],
+)
+def test_the_same_run_may_go_on_with_other_devices_and_reports(changes, tmp_path):
+    with_work(tmp_path, "pretrain", "pretrained", "unlearn")
+    Workdir(tmp_path, config_of(**changes), redo=False)
 
 
-def test_with_a_budget_the_mask_belongs_to_the_run(tmp_path):
-    unlearn = dataclasses.replace(CONFIG.unlearn, retain_budget=1.1)
-    config = dataclasses.replace(CONFIG, unlearn=unlearn)
-    Workdir(tmp_path, config).unlearn.mkdir()
-    Workdir(tmp_path, config)
-    evaluated = dataclasses.replace(CONFIG.evaluate, tasks=("centre_4", "centre_8"))
-    with pytest.raises(UserError, match="config.evaluate.first task was 'centre_8' and is now 'centre_4'"):
-        Workdir(tmp_path, dataclasses.replace(config, evaluate=evaluated))
-
-
-def test_how_many_processes_read_may_change_and_the_crops_may_not(tmp_path):
-    with_work(tmp_path, "pretrain", "unlearn")
-    reading = dataclasses.replace(CONFIG.data, workers=3, max_bad_fraction=0.5)
-    Workdir(tmp_path, dataclasses.replace(CONFIG, data=reading))
-    cropped = dataclasses.replace(CONFIG.data, crop="random")
-    with pytest.raises(UserError, match="config.data.crop was 'resize' and is now 'random'"):
-        Workdir(tmp_path, dataclasses.replace(CONFIG, data=cropped))
-
-
-def test_another_unlearning_is_refused_with_a_way_out(tmp_path):
-    with_work(tmp_path, "pretrained", "unlearn")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.crop": "random"}, "config.data.crop was 'resize' and is now 'random'"),
+        ({"pretrain.model.steps": 777}, "config.pretrain.model.steps was 2500 and is now 777"),
+        ({"evaluate.tasks": "centre_4"}, "config.evaluate.first task was 'centre_8' and is now 'centre_4'"),
+        ({"unlearn.alpha": 0.5}, "config.unlearn.alpha was 0.2 and is now 0.5"),
+    ],
+)
+def test_another_run_is_refused_with_ways_out(changes, message, tmp_path):
+    """The mask matters because the retain budget is measured in it."""
+    with_work(tmp_path, "pretrain", "pretrained", "unlearn")
     with pytest.raises(UserError) as error:
-        Workdir(tmp_path, ALPHA, redo=False)
-    message = str(error.value)
-    assert f"config.unlearn.alpha was {CONFIG.unlearn.alpha} and is now 0.5" in message
-    assert f"--config.model.pretrained={tmp_path / 'pretrained'}" in message
-    assert f"or --redo to replace {tmp_path / 'unlearn'}" in message
+        Workdir(tmp_path, config_of(**changes), redo=False)
+    assert message in str(error.value) and "--redo to replace " in str(error.value)
+    assert str(tmp_path / "unlearn") in str(error.value)
+    starts = f"--config.model.pretrained={tmp_path / 'pretrained'}"
+    assert (starts in str(error.value)) == (next(iter(changes)) in ("unlearn.alpha", "evaluate.tasks"))
 
 
-def test_another_model_is_refused(tmp_path):
-    with_work(tmp_path, "pretrain")
-    with pytest.raises(UserError, match="config.pretrain.model.steps was .* and is now 777"):
-        Workdir(tmp_path, LONGER)
+def test_without_a_budget_the_mask_is_free(tmp_path):
+    with_work(tmp_path, "unlearn", config=config_of(**{"unlearn.retain_budget": 0.0}))
+    Workdir(tmp_path, config_of(**{"unlearn.retain_budget": 0.0, "evaluate.tasks": "centre_4"}))
 
 
-def test_a_pretrained_model_serves_several_unlearnings(tmp_path):
+def test_what_is_not_made_yet_belongs_to_nobody(tmp_path):
+    """A pretrained model serves several unlearnings, and an empty workdir any run."""
     with_work(tmp_path, "pretrained")
-    Workdir(tmp_path, ALPHA)
-    other = dataclasses.replace(CONFIG.data, forget=(1,), retain=(2,))
-    Workdir(tmp_path, dataclasses.replace(CONFIG, data=other))
-
-
-def test_an_empty_workdir_takes_any_run(tmp_path):
-    Workdir(tmp_path, CONFIG)
-    Workdir(tmp_path, LONGER)
-    Workdir(tmp_path, LONGER)
+    for config in (ALPHA, config_of(**{"data.forget": "1", "data.retain": "2"})):
+        Workdir(tmp_path, config)
+    for config in (CONFIG, LONGER, LONGER):
+        Workdir(tmp_path / "empty", config)
 
 
 def test_redo_replaces_what_depends_on_the_change(tmp_path):
@@ -99,48 +90,45 @@ def test_redo_replaces_what_depends_on_the_change(tmp_path):
 
 
 def images(count):
-    digits = open_source(CONFIG.data, "train", 16)
-    return Subset(digits, np.arange(count))
+    return Subset(open_source(CONFIG.data, "train", 16), np.arange(count))
 
 
 def test_other_images_are_refused_and_the_same_ones_may_be_elsewhere(tmp_path):
-    work = with_work(tmp_path, "unlearned")
-    work.check_inputs(identify_images(retain=images(3), forget=images(2)))
-    moved = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, path="elsewhere"))
-    work = Workdir(tmp_path, moved)
-    work.check_inputs(identify_images(retain=images(3), forget=images(2)))
+    def check(work, count):
+        work.check_inputs(lambda: identify_images(retain=images(3), forget=images(count)))
+
+    check(with_work(tmp_path, "unlearned"), 2)
+    work = Workdir(tmp_path, dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, path="moved")))
+    check(work, 2)
     with pytest.raises(UserError, match=r"the images to forget have changed \(2 then, 4 now\).*or delete"):
-        work.check_inputs(identify_images(retain=images(3), forget=images(4)))
+        check(work, 4)
     work = Workdir(tmp_path, CONFIG, redo=True)
-    work.check_inputs(identify_images(retain=images(3), forget=images(4)))
+    check(work, 4)
     assert not work.unlearned.exists()
 
 
-def test_another_original_is_refused(tmp_path):
-    params = {part: {"w": np.zeros(2)} for part in CONFIG.model.generative_parts}
-    sets = Split(images(3), images(2))
-    with_work(tmp_path, "unlearned").check_inputs(identify_inputs(CONFIG, params, sets))
-    given = Workdir(tmp_path, CONFIG)
-    given.check_inputs(identify_inputs(CONFIG, params, sets))
-    with pytest.raises(UserError, match="the weights of the original model have changed"):
-        given.check_inputs(identify_inputs(CONFIG, params | {"encoder": {"w": np.ones(2)}}, sets))
+@pytest.mark.parametrize(
+    ("changes", "weight", "message"),
+    [
+        ({}, 1.0, "the weights of the original model have changed"),
+        ({"data.validation_fraction": 0.2}, 0.0, "the validation images to retain have changed"),
+        ({"data.validation_fraction": 0.2, "unlearn.retain_budget": 0.0}, 0.0, None),
+    ],
+)
+def test_other_inputs_are_refused(changes, weight, message, tmp_path):
+    """Validation images decide on a run with a retain budget alone."""
 
+    def check(config, params):
+        work.check_inputs(lambda: identify_inputs(config, params, Split(images(3), images(2))))
 
-def test_with_a_budget_other_validation_images_are_refused(tmp_path):
-    params = {part: {"w": np.zeros(2)} for part in CONFIG.model.generative_parts}
     work = with_work(tmp_path, "unlearned")
-
-    def check(fraction, budget):
-        data = dataclasses.replace(CONFIG.data, validation_fraction=fraction)
-        unlearn = dataclasses.replace(CONFIG.unlearn, retain_budget=budget)
-        config = dataclasses.replace(CONFIG, data=data, unlearn=unlearn)
-        work.check_inputs(identify_inputs(config, params, Split(images(3), images(2))))
-
-    check(0.1, None)
-    check(0.2, None)  # without a budget they decide on nothing
-    check(0.1, 1.1)
-    with pytest.raises(UserError, match="the validation images to retain have changed"):
-        check(0.2, 1.1)
+    check(CONFIG, PARAMS)
+    changed = config_of(**changes), PARAMS | {"encoder": {"w": np.full(2, weight)}}
+    if message is None:
+        check(*changed)
+        return
+    with pytest.raises(UserError, match=message):
+        check(*changed)
 
 
 def test_a_model_that_another_run_has_made_is_refused(tmp_path):
@@ -167,28 +155,8 @@ def test_a_run_of_an_earlier_version_may_go_on(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "run.json").write_text(json.dumps(old))
     Workdir(tmp_path, CONFIG)
-    assert json.loads((tmp_path / "run.json").read_text())["config"]["unlearn"]["encoder"] == {
-        "noise": "normal"
-    }
+    stored = json.loads((tmp_path / "run.json").read_text())["config"]["unlearn"]
+    assert stored["encoder"] == {"noise": "normal"}
     (tmp_path / "run.json").write_text(json.dumps(old))
     with pytest.raises(UserError, match="config.unlearn.alpha was 0.2 and is now 0.5"):
         Workdir(tmp_path, ALPHA)
-
-
-def test_a_damaged_record_is_named(tmp_path):
-    with_work(tmp_path, "unlearn")
-    (tmp_path / "run.json").write_text('{"pretrain"')
-    with pytest.raises(UserError, match="run.json is damaged"):
-        Workdir(tmp_path, CONFIG)
-
-
-def test_a_file_in_the_place_of_the_workdir_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; name a folder"):
-        Workdir(tmp_path / "file", CONFIG)
-
-
-def test_a_run_may_go_on_with_other_devices_and_less_memory(tmp_path):
-    with_work(tmp_path, "pretrain", "unlearn")
-    other = dataclasses.replace(CONFIG.model, remat=True)
-    Workdir(tmp_path, dataclasses.replace(CONFIG, model=other, mesh=MeshConfig(2, 4), parallel="pmap"))
