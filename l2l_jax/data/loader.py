@@ -39,18 +39,11 @@ Submit = Callable[[Sequence[Row]], "Future[Rows]"]
 
 @dataclasses.dataclass(frozen=True)
 class LoaderOptions:
-    """Settings of a process that reads its share of the batches.
+    """Settings of a process that reads its share of the batches."""
 
-    Attributes:
-      bad_folder: Folder of the lists of bad images (see `BadImages`); None: there are none.
-      max_bad_fraction: Share of a set that may be impossible to decode.
-      workers: Processes that read and decode; 0: threads.
-      process_index, process_count: Index of this process, and number of processes.
-    """
-
-    bad_folder: pathlib.Path | None = None
-    max_bad_fraction: float = 0.0
-    workers: int = 0
+    bad_folder: pathlib.Path | None = None  # of the lists of bad images, see `BadImages`
+    max_bad_fraction: float = 0.0  # of a set that may be impossible to decode
+    workers: int = 0  # processes that read and decode; 0: threads
     process_index: int = 0
     process_count: int = 1
 

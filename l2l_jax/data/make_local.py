@@ -25,12 +25,10 @@ DIGITS = (0, 1)
 
 def main(argv: Sequence[str]) -> None:
     """Make the folder that the command line asks for."""
-    parser = Parser(
-        prog="python -m l2l_jax.data.make_local", description="Make class folders of small pictures."
-    )
-    parser.add_argument(
-        "--output", default=MADE_LOCALLY, type=pathlib.Path, help="folder to make (%(default)s)"
-    )
+    description = "Make class folders of small pictures."
+    parser = Parser(prog="python -m l2l_jax.data.make_local", description=description)
+    place = "folder to make (%(default)s)"
+    parser.add_argument("--output", default=MADE_LOCALLY, type=pathlib.Path, help=place)
     parser.add_argument("--train", default=60, type=int, help="training images of each class (%(default)s)")
     parser.add_argument("--test", default=16, type=int, help="test images of each class (%(default)s)")
     args = parser.parse_args(argv[1:])
@@ -43,29 +41,22 @@ def main(argv: Sequence[str]) -> None:
 
 
 def make(folder: pathlib.Path, counts: dict[str, int]) -> None:
-    """Write `folder/<split>/<class>/<number>.jpg` (or `.png`).
+    """Write `folder/<split>/<class>/<number>.jpg` (or `.png`), so many images of each class by split.
 
-    Args:
-      folder: Folder to make.
-      counts: Images of each class by split, "train" and "val". Training images come from the left two thirds
-        of the photographs, test images from the right third. Digits repeat if there are not enough.
+    Training images come from the left two thirds of the photographs, test images ("val") from the right
+    third. Digits repeat if there are not enough.
     """
     rng = np.random.default_rng(0)
     for name, file in PHOTOGRAPHS.items():
         photograph = load_sample_image(file)
-        border = photograph.shape[1] * 2 // 3
-        sides = {"train": photograph[:, :border], "val": photograph[:, border:]}
-        for split, count in counts.items():
-            pictures = (_part(sides[split], rng) for _ in range(count))
-            _write(folder / split / name, pictures, ".jpg", quality=90)
+        sides = np.split(photograph, [photograph.shape[1] * 2 // 3], axis=1)
+        for (split, count), side in zip(counts.items(), sides, strict=True):
+            _write(folder / split / name, (_part(side, rng) for _ in range(count)), ".jpg", quality=90)
     digits = load_digits()
     for digit in DIGITS:
         scans = digits.images[digits.target == digit]
-        border = len(scans) * 3 // 4
-        sides = {"train": scans[:border], "val": scans[border:]}
-        for split, count in counts.items():
-            chosen = np.resize(np.arange(len(sides[split])), count)
-            pictures = (np.rint(sides[split][i] * 255 / 16).astype(np.uint8) for i in chosen)
+        for (split, count), some in zip(counts.items(), np.split(scans, [len(scans) * 3 // 4]), strict=True):
+            pictures = np.rint(np.resize(some, (count, 8, 8)) * 255 / 16).astype(np.uint8)
             _write(folder / split / f"digit_{digit}", pictures, ".png")
 
 

@@ -26,18 +26,12 @@ class Source(abc.ABC):
     """Random access to labeled images; can be pickled, for worker processes.
 
     Records that cannot be read raise OSError.
-
-    Attributes:
-      class_names: Names of the class ids.
-      labels: Class ids of all records `[record]`, known without decoding an image.
-      paths: Names by which images are held out; None: by their indices.
-      passed_over: Files that were listed but are not read, in words.
     """
 
-    class_names: Sequence[str]
-    labels: np.ndarray
-    paths: np.ndarray | None = None
-    passed_over: str = ""
+    class_names: Sequence[str]  # of the class ids
+    labels: np.ndarray  # class ids of all records `[record]`, known without decoding an image
+    paths: np.ndarray | None = None  # names by which images are held out; None: by their indices
+    passed_over: str = ""  # files that were listed but are not read, in words
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,15 +49,10 @@ class Source(abc.ABC):
 
 
 class ArraySource(Source):
-    """Images in memory.
+    """Images in memory, `[image, height, width]` or `[image, height, width, 1 or 3]`.
 
-    Args:
-      images: `[image, height, width]` or `[image, height, width, 1 or 3]`, uint8, or float32 in [0, 1]. Gray
-        images are repeated over 3 channels when they are read.
-      labels: Class ids.
-      class_names: Names of the class ids.
-      name: Prefix of the records' names.
-      numbers: Numbers in the records' names; None: 0, 1, ….
+    They are uint8, or float32 in [0, 1]. Gray images are repeated over 3 channels when they are read. Records
+    are named `name/number`, by `numbers` or 0, 1, ….
     """
 
     def __init__(

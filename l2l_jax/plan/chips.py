@@ -10,26 +10,15 @@ from l2l_jax.errors import UserError
 
 
 class Chip(NamedTuple):
-    """Data of one device, as its maker states them.
-
-    Attributes:
-      name: Name that the maker uses.
-      flops: bfloat16 operations a second of its matrix units.
-      memory: Bytes of main memory.
-      bandwidth: Bytes a second of main memory.
-      network: Bytes a second that a device sends in a ring of devices: on TPUs two of its links, on GPUs
-        NVLink one way.
-      dimensions: Dimensions of a topology; 1 for GPUs.
-      cores: Cores of a chip that JAX sees as one device.
-    """
+    """Data of one device, as its maker states them."""
 
     name: str
-    flops: float
-    memory: float
-    bandwidth: float
-    network: float
-    dimensions: int
-    cores: int = 1
+    flops: float  # bfloat16 operations a second of its matrix units
+    memory: float  # bytes of main memory
+    bandwidth: float  # bytes a second of main memory
+    network: float  # bytes a second sent in a ring of devices: by two links of a TPU, by NVLink one way
+    dimensions: int  # of a topology; 1 for GPUs
+    cores: int = 1  # of a chip that JAX sees as one device
 
 
 CHIPS: Mapping[str, Chip] = {
@@ -49,21 +38,15 @@ GPUS = pathlib.Path(__file__).with_name("gpus")
 
 
 class Topology(NamedTuple):
-    """Some devices of one kind.
-
-    Attributes:
-      name: Name as given, such as "v5e:4x4".
-      chip: Kind of the devices.
-      sides: Sides of a TPU slice, or the number of GPUs.
-    """
+    """Some devices of one kind, by a name such as "v5e:4x4"."""
 
     name: str
     chip: Chip
-    sides: tuple[int, ...]
+    sides: tuple[int, ...]  # of a TPU slice, or the number of GPUs
 
     @property
     def is_gpu(self) -> bool:
-        """Return whether the devices are GPUs of one host."""
+        """Whether the devices are GPUs of one host."""
         return self.chip.dimensions == 1
 
 

@@ -19,21 +19,13 @@ SENT = {
 
 
 class Collective(NamedTuple):
-    """One collective operation of a program.
+    """One collective operation of a program."""
 
-    Attributes:
-      kind: One of `SENT`.
-      size: Bytes of the arrays that each device has afterwards.
-      devices: Number of devices in a group.
-      repeats: Number of executions in a run of the program.
-      origin: Operation of the source that it comes from.
-    """
-
-    kind: str
-    size: int
-    devices: int
-    repeats: int
-    origin: str
+    kind: str  # one of `SENT`
+    size: int  # bytes of the arrays that each device has afterwards
+    devices: int  # in a group
+    repeats: int  # in a run of the program
+    origin: str  # operation of the source that it comes from
 
     @property
     def sent(self) -> float:

@@ -23,25 +23,15 @@ LIBRARIES = {"__cublas": "products", "__cudnn$conv": "convolutions", "__cudnn$f"
 
 
 class Planned(NamedTuple):
-    """A program to compile.
-
-    Attributes:
-      name: Name of the program, such as "step, 16x1".
-      function: The jitted function.
-      arguments: Shapes of the arguments, with shardings.
-      groups: Parts of the arguments by name, for the memory of a device.
-      work: Work of one device if only the rows of the batch are split.
-      updated: The training state, which the program also reads and writes once.
-      devices: Number of devices that run it together.
-    """
+    """A program to compile, such as "step, 16x1"."""
 
     name: str
-    function: Any
-    arguments: tuple[Any, ...]
-    groups: Mapping[str, Any]
-    work: Work
-    updated: Any
-    devices: int
+    function: Any  # jitted
+    arguments: tuple[Any, ...]  # shapes with shardings
+    groups: Mapping[str, Any]  # parts of the arguments by name, for the memory of a device
+    work: Work  # of one device if only the rows of the batch are split
+    updated: Any  # the training state, which the program also reads and writes once
+    devices: int  # that run it together
 
 
 def figures(planned: Planned, topology: Topology) -> dict[str, Any]:

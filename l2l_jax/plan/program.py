@@ -53,23 +53,14 @@ class Array(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a program.
+    """One line of a program."""
 
-    Attributes:
-      name: Name, unique in its computation.
-      operation: Kind of operation, such as "fusion".
-      arrays: Arrays of the result, without the workspace of a library's call.
-      operands: Names of instructions of the same computation; of a parameter or constant, number or value.
-      rest: What follows the operands.
-      is_root: Whether it is the result of its computation.
-    """
-
-    name: str
+    name: str  # unique in its computation
     operation: str
-    arrays: tuple[Array, ...]
-    operands: tuple[str, ...]
-    rest: str
-    is_root: bool
+    arrays: tuple[Array, ...]  # of the result, without the workspace of a library's call
+    operands: tuple[str, ...]  # names in the same computation; of a parameter or constant, number or value
+    rest: str  # what follows the operands
+    is_root: bool  # whether it is the result of its computation
 
     def attribute(self, pattern: str) -> str:
         """Return the first group of a pattern in what follows the operands; "" if it is not there."""
@@ -110,13 +101,9 @@ class Moved(NamedTuple):
 
 
 class Program:
-    """A compiled program.
+    """A compiled program, from the text of `compiled.as_text()`.
 
-    Args:
-      text: From `compiled.as_text()`.
-
-    Attributes:
-      computations: Instructions by name, by the name of their computation; callees come before callers.
+    `computations` are instructions by name, by the name of their computation; callees come before callers.
     """
 
     def __init__(self, text: str):

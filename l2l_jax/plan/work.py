@@ -13,15 +13,10 @@ from jax.extend import core
 
 
 class Work(NamedTuple):
-    """The work of all devices together.
+    """The work of all devices together, of products and convolutions."""
 
-    Attributes:
-      flops: Floating-point operations of products and convolutions, two for each multiplication.
-      product_bytes: Bytes of their factors and results, each read or written once.
-    """
-
-    flops: float
-    product_bytes: float
+    flops: float  # two operations for each multiplication
+    product_bytes: float  # of factors and results, each read or written once
 
 
 def work_of(function: Callable, *arguments: Any) -> Work:
@@ -37,18 +32,23 @@ def work_of(function: Callable, *arguments: Any) -> Work:
 def _work(jaxpr: Any) -> Work:
     flops, size = 0.0, 0.0
     for equation in jaxpr.eqns:
-        count = _OPERATIONS.get(equation.primitive.name)
+        count, name = _OPERATIONS.get(equation.primitive.name), equation.primitive.name
         if count is None:
             inner = [_work(one) for one in _inner(equation)]
-            if equation.primitive.name == "cond":
+            repeats = 1
+            if name == "cond":
                 platforms = equation.params.get("branches_platforms")
                 inner = [inner[platforms.index(None)] if platforms else max(inner)]
-            repeats = _repeats(equation)
+            elif name == "scan":
+                repeats = equation.params["length"]
+            elif name == "shard_map":
+                repeats = math.prod(equation.params["mesh"].shape.values())
             flops += repeats * sum(work.flops for work in inner)
             size += repeats * sum(work.product_bytes for work in inner)
         else:
             flops += count(equation)
-            size += sum(_size(v.aval) for v in (*equation.invars, *equation.outvars))
+            avals = [variable.aval for variable in (*equation.invars, *equation.outvars)]
+            size += sum(math.prod(aval.shape) * np.dtype(aval.dtype).itemsize for aval in avals)
     return Work(flops, size)
 
 
@@ -60,19 +60,6 @@ def _inner(equation: Any) -> Iterator[Any]:
                 yield value.jaxpr
             elif isinstance(value, core.Jaxpr):
                 yield value
-
-
-def _repeats(equation: Any) -> int:
-    """Return how often an operation runs its body."""
-    if equation.primitive.name == "scan":
-        return equation.params["length"]
-    if equation.primitive.name == "shard_map":
-        return math.prod(equation.params["mesh"].shape.values())
-    return 1
-
-
-def _size(aval: Any) -> int:
-    return math.prod(aval.shape) * np.dtype(aval.dtype).itemsize
 
 
 def _product(equation: Any) -> int:

@@ -69,7 +69,9 @@ def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figu
     frozen = sharding.place(
         stage.objective.cast({part: params[part] for part in stage.objective.frozen}), mesh
     )
-    images = fixed_images(model)
+    low, high = (np.float32(end) for end in model.value_range)
+    drawn = np.random.default_rng(0).random((2, ROWS, *model.image_shape), np.float32)
+    images = dict(zip(("retain", "forget"), low + (high - low) * drawn, strict=True))
     found: Figures = {}
     for _ in range(STEPS):
         state, metrics = compiled(state, frozen, runner.rows(images))
@@ -134,13 +136,6 @@ def fixed_params(model: Model) -> Params:
         return np.float32(getattr(path[-1], "key", "") == "scale") + np.float32(0.1) * normal
 
     return jax.tree_util.tree_map_with_path(leaf, own)
-
-
-def fixed_images(model: Model) -> dict[str, np.ndarray]:
-    """Return images of both sets in the model's range, float32."""
-    low, high = (np.float32(end) for end in model.value_range)
-    images = np.random.default_rng(0).random((2, ROWS, *model.image_shape), np.float32)
-    return dict(zip(("retain", "forget"), low + (high - low) * images, strict=True))
 
 
 def _entries(tree: Any) -> list[float]:

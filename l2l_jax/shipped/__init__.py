@@ -1,9 +1,7 @@
-"""Small models that come with the package, so that nobody waits for a pretrained one.
+"""Small models that come with the package, such as "digits_mae", and models retrained without the forget set.
 
-For each digits recipe there is the model that saw all ten digits, such as "digits_mae", and its twin
-"digits_mae_retrained" that was trained without the classes to forget: the audit's gold standard. Each is a
-safetensors file in half precision, in the published layout of its family, with a card beside it (recipe,
-seed, commit, SHA-256, figures). `python -m tools.make_shipped --config=configs/digits_mae.py` remakes both.
+Each is a safetensors file in half precision, in the published layout of its family, with a card beside it.
+`python -m tools.make_shipped --config=configs/digits_mae.py` remakes a config's.
 """
 
 import json
@@ -29,11 +27,7 @@ def resolved(given: str) -> pathlib.Path:
 
 
 def card(name: str) -> dict[str, Any]:
-    """Return the facts about a shipped model.
-
-    Raises:
-      UserError: There is no model of that name.
-    """
+    """Return the facts about a shipped model, or raise a UserError if there is none of that name."""
     if name not in names():
         raise UserError(f"There is no shipped model {name!r}; there are: {', '.join(names())}.")
     return json.loads((FOLDER / f"{name}.json").read_text())

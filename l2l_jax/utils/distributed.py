@@ -37,23 +37,14 @@ COLLECTIVE_FAILED = re.compile(r"Gloo [\w-]+ failed|NCCL operation", re.IGNORECA
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """What the command line says of the processes of a run.
-
-    Attributes:
-      distributed: True: this is one process of several; False: it is alone; None: as the cluster says.
-      coordinator: "host:port" of process 0, where all processes meet; None: the cluster knows.
-      num_processes: Number of processes; None: the cluster knows.
-      process_id: Index of this process; None: the cluster knows.
-      start_timeout: Seconds for all processes to come together.
-      heartbeat_timeout: Seconds without a sign of life after which a process counts as lost.
-    """
+    """What the command line says of the processes of a run; None: as the cluster says."""
 
     distributed: bool | None = None
-    coordinator: str | None = None
+    coordinator: str | None = None  # "host:port" of process 0, where all processes meet
     num_processes: int | None = None
     process_id: int | None = None
-    start_timeout: int = 300
-    heartbeat_timeout: int = 60
+    start_timeout: int = 300  # seconds for all processes to come together
+    heartbeat_timeout: int = 60  # seconds without a sign of life after which a process counts as lost
 
     def check(self) -> None:
         """Raise a UserError unless the fields fit together."""
@@ -156,20 +147,17 @@ def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
 
 def _check_pod() -> None:
     """Raise a UserError unless JAX can ask Kubernetes for the other pods of the job."""
-    missing = None
     if importlib.util.find_spec("kubernetes") is None:
         missing = "pip install kubernetes"
-    elif not TOKEN.is_file():
-        missing = (
-            "mount a service-account token that may read pods and jobs (automountServiceAccountToken; there "
-            f"is no {TOKEN})"
-        )
-    if missing is not None:
-        raise UserError(
-            f"This pod belongs to an indexed Kubernetes job. To join its other pods, {missing}, or give "
-            "--coordinator, --num_processes and --process_id (launch/jobset_gpu.yaml does); to run alone, "
-            "give --nodistributed."
-        )
+    elif TOKEN.is_file():
+        return
+    else:
+        missing = f"mount a service-account token that may read pods and jobs (there is no {TOKEN})"
+    raise UserError(
+        f"This pod belongs to an indexed Kubernetes job. To join its other pods, {missing}, or give "
+        "--coordinator, --num_processes and --process_id (launch/jobset_gpu.yaml does); to run alone, "
+        "give --nodistributed."
+    )
 
 
 def _initialize(launch: Launch, manager: str | None) -> None:

@@ -86,16 +86,12 @@ def tree_hash(tree: Any) -> str:
 
 
 class ResultCache:
-    """Results in a folder, found again by later runs whose results depend on the same `key`.
+    """Results in a folder, found again by later runs whose results depend on the same JSON-able `key`.
 
     An entry is a JSON-able value or a mapping of NumPy arrays. It is complete or missing, whenever a process
     is killed; one that cannot be read counts as missing. All processes construct the cache at the same point
     of the program; the primary process deletes the folder's content if it belongs to another key. Several
     hosts need a folder on shared storage.
-
-    Args:
-      folder: Folder of this cache alone; created.
-      key: Everything that all entries depend on, JSON-able.
     """
 
     def __init__(self, folder: str | pathlib.Path, key: Mapping[str, Any]):

@@ -74,9 +74,6 @@ def from_primary(compute: Callable[[], Any]) -> Any:
     """Return in all processes the JSON-able value that `compute()` returns in the primary process.
 
     Also for looking at a shared disk, which may show different processes different things for a while.
-
-    Raises:
-      UserError: The primary process raised one.
     """
     if jax.process_count() == 1:
         return compute()

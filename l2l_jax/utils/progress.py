@@ -39,15 +39,9 @@ def show_log() -> None:
 
 
 class Progress:
-    """Progress of `total` steps, with time left and the newest metrics.
+    """Progress of `total` steps, each a `unit`, of which some are `done`, with time left and newest metrics.
 
     One that starts while another is open shows nothing of its own: the other one names it.
-
-    Args:
-      title: Name of the work.
-      total: Number of steps.
-      done: Steps that are done already.
-      unit: Name of a step.
     """
 
     def __init__(self, title: str, total: int, done: int = 0, unit: str = "step"):

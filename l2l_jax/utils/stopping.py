@@ -23,11 +23,7 @@ which Python calls no handler, or another one may wait for a read that never ret
 
 
 class SignalReceived(KeyboardInterrupt):
-    """A signal asks the program to end; `except Exception` does not catch it.
-
-    Attributes:
-      signal_number: Number of the signal.
-    """
+    """A signal asks the program to end; `except Exception` does not catch it."""
 
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)
@@ -40,14 +36,12 @@ class StopRequest:
     Every step, each process tells the others whether it was asked: one integer, in a small program behind
     the step, whose result is read one step later. No step waits for it. One process sends nothing.
 
-    Attributes:
-      received: Number of the signal that this process received, or None.
-      patient: Whether what runs ends soon and saves its state, however long it takes; otherwise the program
-        is ended a few seconds after a signal.
+    While it is `patient`, what runs ends soon and saves its state, however long it takes; otherwise the
+    program is ended a few seconds after a signal.
     """
 
     def __init__(self):
-        self.received: int | None = None
+        self.received: int | None = None  # number of the signal that this process received
         self.patient = False
         self._pending: Any = None
         if distributed.place()[1] > 1:

@@ -11,14 +11,10 @@ T = TypeVar("T")
 
 
 class DaemonPool:
-    """Daemon threads that call functions.
+    """`count` daemon threads that call functions.
 
     A thread that waits for a dead network file system cannot be ended. So nothing here waits for threads:
     `close` gives up what is not done, and the interpreter ends without them.
-
-    Args:
-      count: Number of threads.
-      name: Prefix of their names.
     """
 
     def __init__(self, count: int, name: str = "l2l_jax"):

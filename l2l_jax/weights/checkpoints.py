@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import operator
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ class Recognized:
     state_dict: StateDict
     origin: Mapping[str, Any]
 
-    @property
+    @functools.cached_property
     def sizes(self) -> dict[str, Any]:
         """Fields of the model that shapes show."""
         return self.format.sizes(self.state_dict)
@@ -40,27 +41,26 @@ class Recognized:
 
     def variant(self) -> str | None:
         """Return the name of the published model of these sizes, if there is one."""
-        shown = self.sizes
         for name, fields in self.format.published.items():
             model = build(self.family, fields).canonical()
-            if all(getattr(model, field) == value for field, value in shown.items()):
+            if all(getattr(model, field) == value for field, value in self.sizes.items()):
                 return name
         return None
 
     def known_fields(self) -> dict[str, Any]:
         """Return the fields that a published model has, that the checkpoint states, or that shapes show."""
-        sizes, variant, published = self.sizes, self.variant(), dict[str, Any]()
+        variant, published = self.variant(), dict[str, Any]()
         if variant is not None:
             published |= self.format.published[variant]
             model = build(self.family, published)
             published |= {name: getattr(model, name) for name in self.format.hidden}
-        return {**published, **self.format.stated(self.origin, sizes), **sizes}
+        return {**published, **self.format.stated(self.origin, self.sizes), **self.sizes}
 
     def certain_fields(self) -> dict[str, Any]:
         """Return the known fields that another model must share to take the weights."""
-        sizes, needed = self.sizes, FAMILIES[self.family].TRAINED_WITH
-        shown = {*self.format.hidden, *_flat(self.format.stated(self.origin, sizes))} & {*needed}
-        return {name: x for name, x in _flat(self.known_fields()).items() if name in sizes or name in shown}
+        stated = _flat(self.format.stated(self.origin, self.sizes))
+        needed = {*self.format.hidden, *stated} & {*FAMILIES[self.family].TRAINED_WITH}
+        return {name: x for name, x in _flat(self.known_fields()).items() if name in {*self.sizes, *needed}}
 
     def fields(self) -> dict[str, Any]:
         """Return the known fields, and guesses of others."""
@@ -77,13 +77,12 @@ class Recognized:
         Raises:
           UserError: A field that must be given is not, or a given one contradicts the weights.
         """
-        sizes = self.sizes
         for name, value in given.items():
-            if name in sizes and sizes[name] != value:
-                raise UserError(f"{name} is {sizes[name]} in the weights, not {value}.")
+            if self.sizes.get(name, value) != value:
+                raise UserError(f"{name} is {self.sizes[name]} in the weights, not {value}.")
         unknown = [name for name in self.unknown() if name not in given]
         if unknown:
-            told = ", ".join(f"{name} {value}" for name, value in sizes.items())
+            told = ", ".join(f"{name} {value}" for name, value in self.sizes.items())
             options = " ".join(f"--set {name}=…" for name in unknown)
             raise UserError(
                 f"this {self.family} model has no published size ({told}), and its weights do not show "
@@ -97,9 +96,8 @@ class Recognized:
         """Return the parameters that the checkpoint holds, float32; if they do not fit, raise a UserError."""
         target = part_shapes(model, self.format.parts)
         computed = self.format.computed(self.state_dict, model, self.origin)
-        return (
-            as_floats(mapping.to_flax(self.format.table, self.state_dict, target, model), target) | computed
-        )
+        stored = mapping.to_flax(self.format.table, self.state_dict, target, model)
+        return as_floats(stored, target) | computed
 
 
 def field(model: Model, name: str) -> Any:

@@ -65,28 +65,17 @@ _EXPECTED = f"expected are {', '.join(FLOATS)}"
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint.
-
-    Attributes:
-      kind: Its format, in words.
-      copies: Names of the wrappers of its state dicts ("" for none).
-      copy: The one that was taken.
-      state_dict: Its arrays, without common prefixes.
-      origin: See `l2l_jax.models.mapping.Origin`.
-      files: The files that hold the arrays.
-      left_out: Keys of networks that only the training needs.
-      vqgan: A second file, the arrays of which are part of `state_dict`.
-    """
+    """The content of a checkpoint."""
 
     path: pathlib.Path
-    kind: str
-    copies: tuple[str, ...]
-    copy: str
-    state_dict: Mapping[str, Any]
-    origin: dict[str, Any]
-    files: tuple[pathlib.Path, ...]
-    left_out: tuple[str, ...] = ()
-    vqgan: "Checkpoint | None" = None
+    kind: str  # format, in words
+    copies: tuple[str, ...]  # names of the wrappers of its state dicts ("" for none)
+    copy: str  # the one that was taken
+    state_dict: Mapping[str, Any]  # arrays, without common prefixes
+    origin: dict[str, Any]  # see `l2l_jax.models.mapping.Origin`
+    files: tuple[pathlib.Path, ...]  # that hold the arrays
+    left_out: tuple[str, ...] = ()  # keys of networks that only the training needs
+    vqgan: "Checkpoint | None" = None  # a second file, the arrays of which are part of `state_dict`
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file, or that over the digests of several."""
