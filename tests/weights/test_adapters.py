@@ -12,7 +12,7 @@ from l2l_jax.models.adapters import new_adapter
 from l2l_jax.weights import adapters
 from l2l_jax.weights.__main__ import main
 from l2l_jax.weights.adapters import adapter_bytes, with_adapter
-from l2l_jax.weights.loading import load_pretrained
+from l2l_jax.weights.loading import load_model, load_pretrained
 from l2l_jax.weights.saved_models import fingerprint, save_model
 from tests.train.families import MODELS, params_of
 from tests.weights.checkpoints import assert_same_bits
@@ -55,20 +55,19 @@ def test_export_merges_it(file, base, tmp_path, capsys):
     assert main(["export", str(base), "--output", str(plain)]) == 0
     assert main(["export", str(base), "--adapter", str(file), "--output", str(merged)]) == 0
     assert f"with the adapter {file}" in capsys.readouterr().out
-    before, after = safetensors.numpy.load_file(plain), safetensors.numpy.load_file(merged)
     change = at(ADAPTER)["down"].astype(float) @ at(ADAPTER)["up"]
+    _, loaded = load_model(base, adapter=file)
+    np.testing.assert_array_equal(at(loaded), (at(PARAMS) + change).astype(np.float32))
+    before, after = safetensors.numpy.load_file(plain), safetensors.numpy.load_file(merged)
     name = "blocks.0.attn.qkv.weight"  # PyTorch's [out, in]
     np.testing.assert_array_equal(after[name], (before[name] + change.T).astype(np.float32))
     untouched = {key: x for key, x in before.items() if x.ndim < 2}
     assert_same_bits({key: after[key] for key in untouched}, untouched)
 
 
-def test_an_adapter_alone_is_no_model(file):
+def test_an_adapter_alone_is_no_model_and_inspect_shows_its_card(file, capsys):
     with pytest.raises(UserError, match="this is an adapter, not a model: merge it"):
         load_pretrained(file, "mae", MODEL)
-
-
-def test_inspect_shows_the_card(file, capsys):
     assert main(["inspect", str(file)]) == 0
     shown = dict(re.match(r"(\w+): +(.*)", line).groups() for line in capsys.readouterr().out.splitlines())
     for name in ("family", "method", "adapter", "adapter_rank", "base"):
@@ -85,7 +84,7 @@ def test_other_weights_are_refused(file):
         with_adapter(file, PARAMS, "palette", MODEL)
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights", safetensors.numpy.save({"a": np.zeros(2)})])
+@pytest.mark.parametrize("content", [b"no weights", safetensors.numpy.save({"a": np.zeros(2)})])
 def test_what_is_no_adapter_is_refused(content, base, tmp_path, capsys):
     path, output = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
     path.write_bytes(content)

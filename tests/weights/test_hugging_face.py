@@ -97,7 +97,7 @@ def write_folder(path, state_dict, config=CONFIG, preprocessor=PREPROCESSOR, sha
     return path
 
 
-@pytest.mark.parametrize("how, shards", [("old", 1), ("saved", 1), ("memory", 1), ("old", 3)])
+@pytest.mark.parametrize("how, shards", [("old", 3), ("saved", 1), ("memory", 1)])
 def test_a_folder_needs_no_flag_and_is_written_back(tmp_path, monkeypatch, capsys, how, shards):
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "vit-mae", spelled(how), shards=shards)

@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import UserError
-from l2l_jax.models.adapters import new_adapter
 from l2l_jax.models.mae.model import MAE
 from l2l_jax.weights import transfer
-from l2l_jax.weights.adapters import adapter_bytes
 from l2l_jax.weights.loading import load_model, load_pretrained, original_weights
-from l2l_jax.weights.saved_models import fingerprint, save_model
+from l2l_jax.weights.saved_models import save_model
 from tests.weights.checkpoints import SMALL
 
 
@@ -22,10 +20,8 @@ def test_all_sizes_come_from_the_card_or_the_weights(imported, name):
     model, folder = load_model(str(imported / name))
     again, file = load_model(imported / f"{name}.safetensors", **small.given)
     assert model == again
-    shown = transfer.FAMILIES[name].FORMATS[0].sizes(small.state_dict)
-    assert {field: getattr(model, field) for field in shown} == {
-        field: getattr(small.model, field) for field in shown
-    }
+    for field in transfer.FAMILIES[name].FORMATS[0].sizes(small.state_dict):
+        assert getattr(model, field) == getattr(small.model, field)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), model.shapes())
     for params in (folder, file, load_pretrained(imported / name, name, small.model)):
         assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == shapes
@@ -45,18 +41,6 @@ def test_fields_that_weights_do_not_show_are_free_or_asked_for(imported):
         load_model(imported / "mae.safetensors")
     with pytest.raises(UserError, match="mae.safetensors: this model has width=48, but .*width is 64"):
         load_model(imported / "mae.safetensors", width=64, **SMALL["mae"].given)
-
-
-def test_an_adapter_is_merged_into_its_base(imported, tmp_path):
-    model, params = load_model(imported / "mae")
-    adapter = new_adapter(params, "lora", 2, jax.random.key(0))
-    adapter = jax.tree.map(lambda x: np.ones(x.shape, np.float32), adapter)
-    card = {"family": "mae", "adapter": "lora", "adapter_rank": 2}
-    path = tmp_path / "adapter.safetensors"
-    path.write_bytes(adapter_bytes(adapter, card | {"base": fingerprint(params, model.generative_parts)}))
-    _, after = load_model(imported / "mae", adapter=path)
-    change = after["decoder"]["decoder_embed"]["kernel"] - params["decoder"]["decoder_embed"]["kernel"]
-    np.testing.assert_allclose(change, 2, rtol=1e-6)  # two columns of ones times two rows of ones
 
 
 def test_training_masks_follow_the_config_and_not_the_imported_folder(imported):

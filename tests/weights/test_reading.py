@@ -33,15 +33,10 @@ def test_written_arrays_are_read_again(tmp_path, dtype):
     path = tmp_path / "new" / "weights.safetensors"
     transfer.write_checkpoint(path, arrays)
     found = reading.read_checkpoint(path)
-    assert found.kind == "safetensors"
+    assert found.kind == "safetensors" and found.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
     assert_same_bits(found.state_dict, arrays)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert path.stat().st_mode & 0o777 == (tmp_path / "new").stat().st_mode & 0o666
-
-
-def test_hash(tmp_path):
-    (tmp_path / "file").write_bytes(b"weights")
-    assert reading.sha256(tmp_path / "file") == hashlib.sha256(b"weights").hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -58,10 +53,7 @@ def test_hash(tmp_path):
         ({"model": {"a.weight": stored()}, "model_ema": {"a.weight": stored()}}, ["model", "model_ema"]),
         ({"model_ema": {"module": {"a.weight": stored()}}}, ["model_ema.module"]),
         ({"model.a.weight": stored(), "model_ema.a.weight": stored()}, ["", "model_ema"]),
-        (
-            {"model": {"a.weight": stored()}, "ema": {"shadow": {"a.weight": stored()}}},
-            ["model", "ema.shadow"],
-        ),
+        ({"ema": {"shadow": {"a.weight": stored()}}}, ["ema.shadow"]),
         ({"ema_model": {"a.weight": stored()}}, ["ema_model"]),
         ({"epoch": 3}, []),
         ({}, []),
@@ -73,12 +65,10 @@ def test_wrappers_and_prefixes(content, names):
     assert all(list(state_dict) == ["a.weight"] for state_dict in found.values())
 
 
-def test_a_prefix_that_not_all_keys_have_stays():
+def test_networks_that_only_training_needs_are_left_out():
+    """A prefix that not all keys have stays."""
     found, _ = reading.find_state_dicts({"module.a": stored(), "b": stored()})
     assert list(found[""]) == ["module.a", "b"]
-
-
-def test_networks_that_only_training_needs_are_left_out():
     content = {f"model.{name}": stored() for name in ("loss.d.weight", "a.weight", "perceptual.net.0.bias")}
     others = {"lpips.lin0": stored(), "n_averaged": stored()}
     found, left_out = reading.find_state_dicts({"state_dict": content | others})
@@ -123,16 +113,13 @@ def test_damaged_and_forged_files_are_refused(tmp_path, content):
         reading.read_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", ["weights.txt", "weights", "weights.h5"])
-def test_unknown_suffixes_name_the_known_ones(tmp_path, name):
-    (tmp_path / name).touch()
-    with pytest.raises(UserError, match=".safetensors"):
-        reading.read_checkpoint(tmp_path / name)
-    with pytest.raises(UserError, match=".safetensors"):
-        transfer.check_output(tmp_path / f"new_{name}")
-
-
-def test_missing_files_and_folders(tmp_path):
+def test_missing_files_and_unknown_suffixes(tmp_path):
+    for name in ("weights.txt", "weights"):
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match=".safetensors"):
+            reading.read_checkpoint(tmp_path / name)
+        with pytest.raises(UserError, match=".safetensors"):
+            transfer.check_output(tmp_path / f"new_{name}")
     with pytest.raises(UserError, match="does not exist"):
         reading.read_checkpoint(tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="is a folder, but not of a model: expected model.json"):

@@ -8,7 +8,6 @@ import pickle
 import re
 import zipfile
 
-import numpy as np
 import pytest
 
 from l2l_jax.errors import UserError
@@ -36,17 +35,11 @@ def tensors(state_dict=MAE.state_dict, dtype=None):
     ],
 )
 def test_formats_and_wrappers(tmp_path, zipped, wrap):
-    path = tmp_path / "x.pth"
+    path = tmp_path / ("x.pth.tar" if zipped else "x.ckpt")
     torch.save(wrap(tensors()), path, _use_new_zipfile_serialization=zipped)
     file = reading.read_checkpoint(path)
     assert file.kind == ("PyTorch, zip format" if zipped else "PyTorch, legacy format")
     assert_same_bits(file.state_dict, MAE.state_dict)
-
-
-@pytest.mark.parametrize("suffix", reading.TORCH_SUFFIXES)
-def test_suffixes(tmp_path, suffix):
-    torch.save(tensors(), tmp_path / f"x{suffix}")
-    assert_same_bits(reading.read_checkpoint(tmp_path / f"x{suffix}").state_dict, MAE.state_dict)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -65,9 +58,6 @@ def test_half_precision(tmp_path, dtype):
     half = tensors(dtype=getattr(torch, dtype))
     torch.save(half, tmp_path / "in.pth")
     transfer.import_checkpoint(tmp_path / "in.pth", tmp_path / "model", fields=MAE.given)
-    _, params = load_model(tmp_path / "model")
-    expected = half["norm.bias"].float().numpy()
-    np.testing.assert_array_equal(params["encoder"]["norm"]["bias"], expected, strict=True)
     transfer.export_model(tmp_path / "model", tmp_path / "out.pth", dtype)
     back = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
     assert back.keys() == half.keys()
@@ -174,5 +164,3 @@ def test_old_versions_are_not_trusted(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(UserError, match=r"2\.9\.1.*versions before 2\.10"):
         reading.import_torch()
-    monkeypatch.setattr(torch, "__version__", "2.10.0")
-    reading.import_torch()
