@@ -6,6 +6,7 @@ do not depend on the number of processes.
 """
 
 import copy
+import dataclasses
 import functools
 import pathlib
 import re
@@ -84,7 +85,7 @@ class Evaluation:
     Attributes:
       train: The source of all training images.
       tests: Test images by set.
-      inpainters: By name of the task.
+      inpainters: By name of the task; those of `Model.alternatives`, such as other prompts, come last.
       class_names: Names of the class ids.
     """
 
@@ -99,11 +100,8 @@ class Evaluation:
             for set_name, source in sets.items()
             if source is not None
         }
-        self.inpainters = {
-            task.name: Inpainter(model, task, batch_size=evaluate.batch_size, seed=setup.seed)
-            for task in parse_tasks(evaluate.tasks)
-        }
         self._setup, self._folder, self._batch_size = setup, folder, evaluate.batch_size
+        self.inpainters = self._inpainters(model)
         self._key = {"format": FORMAT, "batch_size": evaluate.batch_size}
         self._caches: dict[str, ResultCache] = {}
 
@@ -114,13 +112,18 @@ class Evaluation:
 
     def of(self, model: Model) -> "Evaluation":
         """Return an evaluation of the same images by the same networks, of another model of such images."""
-        other, evaluate = copy.copy(self), self._setup.evaluate
-        other.inpainters = {
-            name: Inpainter(model, inpainter.task, batch_size=evaluate.batch_size, seed=self._setup.seed)
-            for name, inpainter in self.inpainters.items()
-        }
-        other._caches = {}
+        other = copy.copy(self)
+        other.inpainters, other._caches = self._inpainters(model), {}
         return other
+
+    def _inpainters(self, model: Model) -> dict[str, Inpainter]:
+        """Return the inpainters of all tasks, and of the first with each other way to run the model."""
+        tasks = parse_tasks(self._setup.evaluate.tasks)
+        runs = [(model, task) for task in tasks]
+        for name, alternative in model.alternatives().items():
+            runs.append((alternative, dataclasses.replace(tasks[0], alternative=name)))
+        size, seed = self._batch_size, self._setup.seed
+        return {task.name: Inpainter(of, task, batch_size=size, seed=seed) for of, task in runs}
 
     @property
     def networks(self) -> dict[str, FeatureNetwork]:

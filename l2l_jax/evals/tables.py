@@ -9,7 +9,6 @@ from tabulate import tabulate
 
 from l2l_jax.evals.evaluator import Evaluation, ModelMetrics
 from l2l_jax.evals.metrics import METRICS, SetMetrics
-from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.utils.io import atomic_write
 
 
@@ -28,6 +27,7 @@ def metrics_json(evaluation: Evaluation, results: Mapping[str, ModelMetrics]) ->
     }
     return {
         "tasks": tasks,
+        "titles": {name: inpainter.task.title for name, inpainter in evaluation.inpainters.items()},
         "real_images": {task: result.real_images for task, result in first.tasks.items()},
         "not_available": not_available(evaluation, results),
         "unreliable": unreliable(results),
@@ -62,10 +62,9 @@ def format_models(report: Mapping[str, Any], style: str = "simple") -> str:
     """Format a table for each task, with a row for each set and model."""
     parts = []
     for task, models in report["tasks"].items():
-        (parsed,) = parse_tasks([task])
         sets = list(next(iter(models.values())))
         rows = {f"{set_name}, {name}": models[name][set_name] for set_name in sets for name in models}
-        parts.append(f"{parsed.title}\n\n{_table(rows, style)}")
+        parts.append(f"{report['titles'][task]}\n\n{_table(rows, style)}")
     return "\n\n".join([*parts, "\n".join(reasons(report))]).strip()
 
 

@@ -26,25 +26,34 @@ GROUPS = {
 }
 """Tasks under one name; "paper" are those of the paper's two tables."""
 
+LONGEST = 60
+"""Characters of an alternative's name in the names of files, at most."""
+
 
 @dataclasses.dataclass(frozen=True)
 class InpaintingTask:
-    """One way to mask a part of an image: so many of the `PARTS` of its kind."""
+    """One way to mask a part of an image: so many of the `PARTS` of its kind.
+
+    `alternative` is the way to run the model, see `Model.alternatives`; "": the model itself.
+    """
 
     kind: str
     amount: int
+    alternative: str = ""
 
     @property
     def name(self) -> str:
-        """Name in `config.evaluate.tasks`."""
-        return f"{self.kind}_{self.amount}"
+        """Name in `config.evaluate.tasks`, and of files."""
+        alternative = re.sub(r"\W+", "_", self.alternative)[:LONGEST]
+        return f"{self.kind}_{self.amount}" + (f"_{alternative}" if alternative else "")
 
     @property
     def title(self) -> str:
         """Name in reports."""
+        title = f"{self.kind} {self.amount}/{PARTS[self.kind]}"
         if self.is_random:
-            return f"random patches, {self.amount} %"
-        return f"{self.kind} {self.amount}/{PARTS[self.kind]}"
+            title = f"random patches, {self.amount} %"
+        return f"{title}, {self.alternative}" if self.alternative else title
 
     @property
     def is_random(self) -> bool:

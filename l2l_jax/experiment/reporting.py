@@ -63,6 +63,7 @@ def report_run(
             }
             for task in results["original"].tasks
         },
+        "titles": {name: inpainter.task.title for name, inpainter in evaluation.inpainters.items()},
         "not_available": not_available(evaluation, results),
         "unreliable": unreliable(results),
         "networks": {name: dict(network.weights) for name, network in evaluation.networks.items()},

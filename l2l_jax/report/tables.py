@@ -175,6 +175,17 @@ def class_table(report: Report) -> Table | None:
     return Table(("set", "class", "images", *_headings(columns)), rows)
 
 
+def task_table(report: Report) -> Table | None:
+    """Return metrics at all tasks but the first, and with other prompts; None without any."""
+    columns = _columns(report["original"]["forget"], models(report))
+    rows = []
+    for task, title in list(report.get("titles", {}).items())[1:]:
+        for set_name in report["original"]:
+            found = [report["tasks"][task][role][set_name].get(name) for name, role in columns]
+            rows.append(Row((title, set_name), _cells(columns, [[value] for value in found]), set_name))
+    return Table(("task", "set", *_headings(columns)), rows) if rows else None
+
+
 def to_csv(report: Report) -> str:
     """Return all metrics with their 95% intervals, one number a line; cells are empty where there is none."""
     text = io.StringIO()

@@ -110,6 +110,7 @@ def page(report: Mapping[str, Any], drawn: Mapping[str, pathlib.Path], title: st
         tables={
             "metrics": tables.metrics_table(report),
             "classes": tables.class_table(report),
+            "tasks": tables.task_table(report),
             "attacks": audit and tables.attack_table(audit),
             "depths": audit and tables.depth_table(audit),
             "evidence": audit and tables.evidence_table(audit),

@@ -16,11 +16,15 @@ from l2l_jax.evals import evaluator as evaluate
 from l2l_jax.evals import tsne
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.inpaint import Inpainter
+from l2l_jax.evals.tables import format_models, metrics_json
 from l2l_jax.experiment import evaluation as program
+from l2l_jax.models.mae.model import MAE
 from l2l_jax.weights.saved_models import save_model
 from tests.utils.forking import ROOT
 
 pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
+
+KEY = jax.random.key(0)  # a MAE draws nothing
 
 FIELDS = {
     "model": dict(
@@ -91,6 +95,33 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(params, tmp_path, monkeypa
         other = dies_after(patch, None)
         changed = Evaluation(config(), tmp_path / "killed").evaluate(params[1], "original")
     assert len(other) == len(blocks) and changed.metrics != expected.metrics
+
+
+class Mirroring(MAE):
+    """A MAE that can be run on mirrored images, as another model on other prompts."""
+
+    def alternatives(self):
+        return {"prompt a/b": Mirrored(**self.as_fields())}
+
+
+class Mirrored(MAE):
+    def inpaint(self, params, images, mask, rng):
+        return super().inpaint(params, images[:, :, ::-1], mask, rng)[:, :, ::-1]
+
+
+def test_other_ways_to_run_a_model_are_reported_each(params, tmp_path):
+    setup = dataclasses.replace(config(), model=Mirroring(**config().model.as_fields()))
+    evaluation = Evaluation(setup, tmp_path)
+    result = evaluation.evaluate(params[0], "m")
+    assert list(result.tasks) == ["centre_8", "centre_8_prompt_a_b"]
+    images = evaluation.tests["forget"].read(np.arange(43)).images
+    inpaint = jax.jit(lambda x: setup.model.inpaint(params[0], x, evaluation.inpainter.mask, KEY))
+    mirrored = np.asarray(inpaint(images[:, :, ::-1]))[:, :, ::-1]
+    expected = np.mean((mirrored - images)[:, evaluation.inpainter.mask] ** 2)
+    measured = result.tasks["centre_8_prompt_a_b"].sets["forget"].metrics["mse"]
+    assert measured == pytest.approx(float(expected), rel=1e-5)
+    assert measured != pytest.approx(result.metrics["forget"]["mse"], rel=1e-3)
+    assert "centre 8/16, prompt a/b" in format_models(metrics_json(evaluation, {"m": result}))
 
 
 def test_figures_do_not_depend_on_the_batches_and_are_those_of_the_pixels(params, tmp_path):

@@ -75,8 +75,11 @@ def report(known=KNOWN, *, retrained=True, audited=True, names=("sandal", "shirt
     roles = MODELS if retrained else MODELS[:2]
     classes = {name: {"count": 200, "mse": 0.03, "accuracy": 0.7} for name in names}
     kept = ("T-shirt", "trousers", "pullover", "dress", "coat")
+    both = {model: {"retain": metrics, "forget": metrics} for model in roles}
     return {
-        **{model: {"retain": metrics, "forget": metrics} for model in roles},
+        **both,
+        "titles": {"centre_8": "centre 8/16", "centre_8_prompt_a_bag": "centre 8/16, prompt a bag"},
+        "tasks": {"centre_8": both, "centre_8_prompt_a_bag": both},
         "class_names": {"retain": list(kept), "forget": list(names)},
         "classes": {role: {"retain": {}, "forget": classes} for role in roles},
         "intervals": {model: {"retain": intervals, "forget": intervals} for model in roles},

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from l2l_jax.report.tables import attack_table, class_table, console, evidence_table, to_csv
+from l2l_jax.report.tables import attack_table, class_table, console, evidence_table, task_table, to_csv
 from l2l_jax.report.text import listed, sentences
 from l2l_jax.report.write import write_report
 from tests.report.example import HIDDEN, drawings, report
@@ -80,6 +80,9 @@ def test_tables_hold_the_metrics():
     rows = attack_table(made["audit"]).text("github").splitlines()
     assert "| more" in rows[-1] and "| no more" in rows[-2] and "0.0460 0.04" in rows[-1]
     assert len(class_table(made).rows) == 5
+    assert [row.titles for row in task_table(made).rows] == [
+        ("centre 8/16, prompt a bag", of) for of in ("retain", "forget")
+    ]
     titles = [row.titles[0] for row in evidence_table(made["audit"]).rows]
     assert "membership by masked MSE: AUC" in titles and "linear probe of norm: accuracy" in titles
     csv = to_csv(made).splitlines()
