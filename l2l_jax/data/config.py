@@ -9,8 +9,7 @@ from l2l_jax.data.transforms import Scale, Share, TransformConfig
 
 Count = Annotated[int, pydantic.Field(ge=0)]
 
-REST = "rest"
-"""Stands for all classes that are named nowhere else."""
+REST = "rest"  # stands for all classes that are named nowhere else
 
 OTHER_SOURCES = ("digits", "fashion", "idx", "npz", "folder", "csv")
 """Names of sources other than the data sets of TensorFlow Datasets."""

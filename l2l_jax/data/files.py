@@ -24,17 +24,10 @@ logger = logging.getLogger(__name__)
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 """Names of the folder or the split of test images, besides "train"."""
 
-MADE_LOCALLY = "data/local"
-"""Folder that `l2l_jax.data.make_local` makes."""
-
-THREADS = 16
-"""Threads that look at files, whose storage may be slow."""
-
-RESOLVED_LINES = 20_000
-"""Lines of a table up to which links are followed to find files that are named twice."""
-
-CHECKED_FILES = 1000
-"""Files of a table whose existence is checked when it is opened."""
+MADE_LOCALLY = "data/local"  # folder that `l2l_jax.data.make_local` makes
+THREADS = 16  # threads that look at files, whose storage may be slow
+RESOLVED_LINES = 20_000  # lines of a table up to which links are followed to find files that are named twice
+CHECKED_FILES = 1000  # files of a table whose existence is checked when it is opened
 
 
 class FileSource(Source):

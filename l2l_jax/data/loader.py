@@ -22,11 +22,8 @@ from l2l_jax.utils.threads import DaemonPool
 
 logger = logging.getLogger(__name__)
 
-ENDLESS = 2**48
-"""Batches after which a stream ends: more than anyone trains on."""
-
-CHUNK = 16
-"""Images that a worker reads at a time, so that a batch is spread over all workers."""
+ENDLESS = 2**48  # batches after which a stream ends: more than anyone trains on
+CHUNK = 16  # images that a worker reads at a time, so that a batch is spread over all workers
 
 AHEAD_BYTES, AHEAD = 256 * 2**20, (2, 16)
 """Memory for batches that are read ahead, and their least and greatest number."""

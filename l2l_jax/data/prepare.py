@@ -26,8 +26,7 @@ from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.tfds_source import data_dir, find_prepared, open_tfds
 from l2l_jax.errors import UserError
 
-BAR_EVERY_SECONDS = "10"
-"""Seconds between progress bars where there is no terminal."""
+BAR_EVERY_SECONDS = "10"  # seconds between progress bars where there is no terminal
 
 
 class Archive(NamedTuple):

@@ -33,11 +33,8 @@ logger = logging.getLogger(__name__)
 LARGE, MUCH, SAMPLED = 128, 3, 8
 """Side in pixels from which on shrinking is taken for granted, the factor that is a lot, images looked at."""
 
-STALLED_AFTER = 10.0
-"""Seconds after which the console says which image a read waits for."""
-
-ENDED_WITHIN = 2.0
-"""Seconds to wait for a killed process."""
+STALLED_AFTER = 10.0  # seconds after which the console says which image a read waits for
+ENDED_WITHIN = 2.0  # seconds to wait for a killed process
 
 
 class Row(NamedTuple):

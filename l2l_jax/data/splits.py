@@ -16,11 +16,8 @@ from l2l_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CHOICE = 1202_00351
-"""Seeds the choice of images in a class: the same in every run."""
-
-NAMED = 10
-"""Classes that are named in a message, at most."""
+CHOICE = 1202_00351  # seeds the choice of images in a class: the same in every run
+NAMED = 10  # classes that are named in a message, at most
 
 
 class Split(NamedTuple):

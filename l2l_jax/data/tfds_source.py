@@ -43,8 +43,7 @@ NAME_FEATURES = ("file_name", "filename", "image/filename")
 CHUNK, PARALLEL_FROM, MAX_PROCESSES = 2000, 20_000, 16
 """Records that a process reads at a time, and from which on several processes read."""
 
-DAMAGED = (RuntimeError, ValueError, DecodeError)
-"""Errors that array_record and protobuf raise."""
+DAMAGED = (RuntimeError, ValueError, DecodeError)  # errors that array_record and protobuf raise
 
 
 class TfdsSource(Source):

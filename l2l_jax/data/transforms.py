@@ -13,8 +13,7 @@ from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOp
 
 from l2l_jax.data.decoding import open_image
 
-ATTEMPTS = 10
-"""Random crops that are tried before the center is taken, as torchvision does."""
+ATTEMPTS = 10  # random crops that are tried before the center is taken, as torchvision does
 
 SPARE = 3
 """A JPEG is decoded at a fraction of its size only if the crop stays this much larger than the result."""

@@ -15,8 +15,7 @@ from l2l_jax.plan.program import Instruction, Moved, Program
 from l2l_jax.plan.work import Work
 from l2l_jax.train.sharding import device_bytes
 
-LARGEST = 10
-"""Number of temporary arrays and collectives that are listed."""
+LARGEST = 10  # number of temporary arrays and collectives that are listed
 
 LIBRARIES = {"__cublas": "products", "__cudnn$conv": "convolutions", "__cudnn$f": "attention"}
 """Starts of the functions that call libraries."""

@@ -17,10 +17,8 @@ from l2l_jax.train import sharding
 from l2l_jax.train.parallel import ParallelKind, make_parallel
 
 STEPS = 3
-ROWS = 16
-"""Retain images of a batch, and forget images: what the number of devices must divide."""
-ENTRIES = 16
-"""Number of values of each array, evenly spaced."""
+ROWS = 16  # retain images of a batch, and forget images: what the number of devices must divide
+ENTRIES = 16  # number of values of each array, evenly spaced
 
 Dtype = Literal["float32", "bfloat16"]
 Precision = Literal["highest", "default"]

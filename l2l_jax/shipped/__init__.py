@@ -12,8 +12,7 @@ from l2l_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent
 
-RETRAINED = "_retrained"
-"""Ending of the name of a model that was trained without the classes to forget."""
+RETRAINED = "_retrained"  # ending of the name of a model that was trained without the classes to forget
 
 
 def names() -> tuple[str, ...]:

@@ -16,11 +16,8 @@ from l2l_jax.models.adapters import Adapter, merged, new_adapter, takes_lora
 from l2l_jax.models.base import Model, Params
 from l2l_jax.weights.saved_models import fingerprint
 
-FILE = "adapter.safetensors"
-"""Name of the file next to the unlearned model."""
-
-CARD = "l2l_jax adapter"
-"""Key of the card in the metadata of a file."""
+FILE = "adapter.safetensors"  # name of the file next to the unlearned model
+CARD = "l2l_jax adapter"  # key of the card in the metadata of a file
 
 
 def adapter_bytes(adapter: Adapter, card: Mapping[str, Any]) -> bytes:

@@ -20,8 +20,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import home
 from l2l_jax.weights.reading import sha256
 
-FOLDER_VARIABLE = "L2L_JAX_WEIGHTS"
-"""Environment variable that names the folder of weights."""
+FOLDER_VARIABLE = "L2L_JAX_WEIGHTS"  # environment variable that names the folder of weights
 
 CHUNK, TIMEOUT_SECONDS = 1 << 20, 60
 

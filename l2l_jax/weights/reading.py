@@ -49,8 +49,7 @@ HUB_WEIGHTS = tuple(
 PIPELINE = "model_index.json"
 """File that makes a folder a pipeline of diffusers: it names the components, each in a folder of its own."""
 
-EMBEDDED = ("unet", "vae", "text_encoder", "text_encoder_2")
-"""Components whose weights are read."""
+EMBEDDED = ("unet", "vae", "text_encoder", "text_encoder_2")  # components whose weights are read
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Names of a component's weights, without suffix."""

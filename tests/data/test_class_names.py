@@ -3,12 +3,10 @@
 import importlib.resources
 import re
 
-import pydantic
 import pytest
 import tensorflow_datasets
 
-from l2l_jax.data.class_names import class_ids
-from l2l_jax.data.config import DataConfig
+from l2l_jax.data.class_names import class_ids, imagenet_names
 from l2l_jax.errors import UserError
 
 TFDS = importlib.resources.files(tensorflow_datasets)
@@ -50,14 +48,10 @@ def test_names_ids_and_lists_of_names(tmp_path):
     assert ids(names, 7, "7", 0) == [3, 0]  # and before an id
     (tmp_path / "classes.txt").write_text("# pets\ncat\n\n  dog \n")
     assert ids(names, f"@{tmp_path}/classes.txt") == [0, 1]
-    for wanted, message in (
-        (f"@{tmp_path}/none.txt", "config.data.forget: the list of classes .*none.txt cannot be read"),
-        (4, "names the class '4', which the source lacks; its classes: cat, dog"),
-        (-1, "names the class '-1'"),
-        ("cat,dgo", "names the class 'dgo', which the source lacks; nearest: dog"),
-    ):
-        with pytest.raises(UserError, match=message):
-            ids(names, wanted)
+    with pytest.raises(UserError, match="names the class '4', which the source lacks; its classes: cat, dog"):
+        ids(names, 4)
+    with pytest.raises(UserError, match="names the class 'dgo', which the source lacks; nearest: dog"):
+        ids(names, "cat,dgo")
 
 
 FLOATS = [f"{i}.0" for i in range(12)]
@@ -79,23 +73,12 @@ def test_names_are_text_as_typed(names, wanted, expected):
     assert [names[i] for i in ids(names, wanted)] == [expected]
 
 
-def test_only_a_plain_decimal_integer_is_a_number():
-    for wanted in ("True", "5.5", "1_0", "05", "+1", "-1", "٣", "1e0", " ", "4.0"):
-        with pytest.raises(UserError, match="which the source lacks"):
-            ids([f"class {i}" for i in range(12)], wanted)
+def test_a_number_that_looks_like_the_name_of_another_class():
     with pytest.raises(UserError, match="with this number is '11.0', but '3.0' is the same number"):
         ids(sorted(FLOATS), "3")
 
 
-@pytest.mark.parametrize("given", [5.0, True, ("bob", False)])
-def test_values_that_are_no_text_are_refused(given):
-    with pytest.raises(pydantic.ValidationError, match="classes are text as typed: write '(5.0|True|False)'"):
-        pydantic.TypeAdapter(DataConfig).validate_python({"source": "digits", "forget": given})
-
-
 def test_every_imagenet_class_has_words():
-    from l2l_jax.data.class_names import imagenet_names
-
     assert list(imagenet_names()) == IMAGENET
     assert all(words and all(words) for words in imagenet_names().values())
     assert all(re.fullmatch(r"n\d{8}", wnid) for wnid in imagenet_names())

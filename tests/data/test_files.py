@@ -171,6 +171,9 @@ def test_the_digest_follows_names_and_sizes_not_the_place(tmp_path):
 
 
 def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    """Missing ones, and those of another kind, are in cli/test_mistakes.py."""
+    with pytest.raises(UserError, match="'fashion' reads no files"):
+        open_source(SourceConfig("fashion", "somewhere"), "train", 8)
     write(tmp_path, "cat/0.jpg", "dog/1.jpg")
     scandir = os.scandir
 
@@ -182,23 +185,6 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"^config.data: .*/dog cannot be read \(Permission denied\)"):
         open_folder(tmp_path)
-
-
-def test_what_is_not_there_is_named(tmp_path):
-    write(tmp_path, "notes/readme.txt", "table.csv")
-    for path, message in (
-        (tmp_path / "nowhere", "nowhere does not exist; it should be a folder with"),
-        (tmp_path, "No images below .*: it should hold a folder for each class"),
-        (tmp_path / "table.csv", "is a file; the source 'folder' needs a folder"),
-        ("", "config.data.path is empty: the source 'folder' needs"),
-    ):
-        with pytest.raises(UserError, match=message):
-            open_folder(path)
-    with pytest.raises(UserError, match="is a folder; the source 'csv' needs a CSV file"):
-        open_csv(tmp_path)
-    for source in ("digits", "fashion"):
-        with pytest.raises(UserError, match=f"'{source}' reads no files"):
-            open_source(SourceConfig(source, "somewhere"), "train", 8)
 
 
 def test_remote_folders_and_tables(bucket):
@@ -264,7 +250,6 @@ def open_table(tmp_path, *lines, split="train"):
     [
         (["file,label", "a.jpg,cat"], "has no column 'path': its first line .* is file,label"),
         ([], "has no column 'path'.* is empty"),
-        (["path;label", "a.jpg;cat"], "has no column 'path'.* is path;label"),
         (["path,label,label", "bob/0.jpg,bob,bob"], "has two columns 'label'"),
         (["path,label"], "names no image"),
         (["path,label", "a.jpg,"], "line 2: path or label is missing"),

@@ -145,18 +145,6 @@ def test_failures_inside_tfds_are_explained(tmp_path):
     assert explained(KeyError("n1")) == "coco/2017 could not be prepared: KeyError: 'n1'"
 
 
-@pytest.fixture
-def imagenet(tmp_path, monkeypatch):
-    """ImageNet's archives in small, and a table that knows their sizes."""
-    small_archives.imagenet(tmp_path)
-    small = tuple(
-        archive._replace(size=(tmp_path / archive.name).stat().st_size)
-        for archive in prepare.ARCHIVES["imagenet2012"]
-    )
-    monkeypatch.setitem(prepare.ARCHIVES, "imagenet2012", small)
-    return epath.Path(tmp_path)
-
-
 def test_sizes_are_those_that_tfds_expects():
     tables = ("url_checksums/coco.txt", "datasets/places365_small/checksums.tsv")
     known = {}
@@ -168,7 +156,14 @@ def test_sizes_are_those_that_tfds_expects():
         assert known[archive.url].size == archive.size and known[archive.url].filename == archive.name
 
 
-def test_missing_and_damaged_archives_are_named(imagenet):
+def test_missing_and_damaged_archives_are_named(tmp_path, monkeypatch):
+    small_archives.imagenet(tmp_path)
+    small = [
+        archive._replace(size=(tmp_path / archive.name).stat().st_size)
+        for archive in prepare.ARCHIVES["imagenet2012"]
+    ]
+    monkeypatch.setitem(prepare.ARCHIVES, "imagenet2012", small)
+    imagenet = epath.Path(tmp_path)
     prepare.check("imagenet2012", imagenet)
     text = prepare.describe("imagenet2012", imagenet)
     assert text.count(" there") == 2 and "ILSVRC2012_img_val.tar" in text

@@ -68,10 +68,8 @@ def refused(capsys, *arguments):
     "arguments, complaint",
     [
         ([], "required: COMMAND"),
-        (["imprt"], "imprt"),
         (["import"], "FILE"),
         (["import", "x.pth", "--set", "num_heads"], "not FIELD=VALUE"),
-        (["import", "missing.safetensors"], "does not exist"),
         (["inspect", "missing.safetensors"], "does not exist"),
         (["export", "missing"], "--output"),
         (["export", "missing", "--output", "x.safetensors"], "not a saved model"),
