@@ -14,7 +14,7 @@ from l2l_jax.audit.attacks.base import ATTACKS, Attack
 from l2l_jax.audit.attacks.denoising import NoiseOverload, PartialDenoising
 from l2l_jax.audit.attacks.foreign_data import ForeignData
 from l2l_jax.audit.attacks.fresh_decoder import FreshDecoder
-from l2l_jax.audit.attacks.linear_probe import LinearProbe, fit_probe
+from l2l_jax.audit.attacks.linear_probe import LinearProbe, cross_validated, fit_probe
 from l2l_jax.audit.attacks.membership import Membership, true_positives
 from l2l_jax.audit.attacks.membership_repeated import MembershipRepeated, decide_membership
 from l2l_jax.audit.attacks.patient_relearning import PatientRelearning
@@ -246,6 +246,14 @@ def test_the_probe_tells_classes_apart_or_one_class_from_the_retained(bench, tra
         right, label = points["classes"][name]["right"], points["classes"][name]["label"]
         assert right.all() and len(np.unique(label)) == max(classes, 2)
         assert points["useless"][name]["right"].mean() < 0.7
+
+
+def test_each_half_is_judged_by_the_other():
+    """Labels by the sign of a feature; in every second image of a class, the other sign."""
+    labels = np.repeat([0, 1], 20)
+    features = (labels * 2.0 - 1)[:, None] * np.where(np.arange(40) % 2, -1, 1)[:, None]
+    assert not cross_validated(features, labels).any()
+    assert cross_validated(features * np.where(np.arange(40) % 2, -1, 1)[:, None], labels).all()
 
 
 @pytest.mark.filterwarnings("error")
