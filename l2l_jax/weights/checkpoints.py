@@ -94,8 +94,8 @@ class Recognized:
 
     def params(self, model: Model) -> Params:
         """Return the parameters that the checkpoint holds, float32; if they do not fit, raise a UserError."""
-        target = part_shapes(model, self.format.parts)
         computed = self.format.computed(self.state_dict, model, self.origin)
+        target = part_shapes(model, self.format.parts)
         stored = mapping.to_flax(self.format.table, self.state_dict, target, model)
         return as_floats(stored, target) | computed
 

@@ -111,7 +111,12 @@ def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
             raise UserError(f"{path} is a pipeline, which holds one copy of the weights: leave out --ema.")
         return _read_pipeline(path)
     is_folder = path.is_dir()
-    files = _files_in(path) if is_folder else (path,)
+    files = _weight_files(path, HUB_WEIGHTS) if is_folder else (path,)
+    if is_folder and not (files and (path / "config.json").is_file()):
+        raise UserError(
+            f"{path} is a folder, but not of a model: expected model.json (saved here), config.json and "
+            f"{HUB_WEIGHTS[0]} (Hugging Face), or {PIPELINE} (diffusers)."
+        )
     kind, content = "", dict[Any, Any]()
     for file in files:
         kind, more = _read_file(file)
@@ -170,14 +175,11 @@ def component_weights(folder: pathlib.Path) -> Checkpoint:
         for variant in ("", "fp16."):
             ends = (f"{variant}{ending}", f"{ending}.index.{variant}json", f"{variant}{ending}.index.json")
             names += [f"{stem}.{end}" for stem in STEMS for end in ends]
-    name = next((name for name in names if (folder / name).is_file()), None)
-    if name is None:
-        raise UserError(f"{folder} holds no weights; expected {STEMS[0]}.safetensors, for example.")
-    files = _shards(folder / name) if name.endswith(".json") else (folder / name,)
+    files = _weight_files(folder, names)
     content = {key: value for file in files for key, value in _read_file(file)[1].items()}
     state_dict = {key: value for key, value in content.items() if isinstance(value, StoredArray)}
     if not state_dict:
-        raise UserError(f"{folder / name} holds no weights.")
+        raise UserError(f"{folder} holds no weights; expected {STEMS[0]}.safetensors, for example.")
     _check_sizes(folder, state_dict, files)
     return Checkpoint(folder, "component", ("",), "", state_dict, {"file": folder.name}, files)
 
@@ -211,19 +213,11 @@ def _read_file(path: pathlib.Path) -> tuple[str, dict[Any, Any]]:
     raise UserError(f"{path}: weights are read from {', '.join(SUFFIXES)} files.")
 
 
-def _files_in(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """Return the files of weights in a Hugging Face folder."""
-    name = next((name for name in HUB_WEIGHTS if (folder / name).is_file()), None)
-    if name is None or not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} is a folder, but not of a model: expected model.json (saved here), config.json and "
-            f"{HUB_WEIGHTS[0]} (Hugging Face), or {PIPELINE} (diffusers)."
-        )
-    return _shards(folder / name) if name.endswith(".index.json") else (folder / name,)
-
-
-def _shards(index: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """Return the files that an index names."""
+def _weight_files(folder: pathlib.Path, names: Sequence[str]) -> tuple[pathlib.Path, ...]:
+    """Return the first file of these names, or the shards that it names if it is an index."""
+    index = next((folder / name for name in names if (folder / name).is_file()), None)
+    if index is None or index.suffix != ".json":
+        return () if index is None else (index,)
     shards = _json(index).get("weight_map")
     if not isinstance(shards, Mapping) or not all(isinstance(file, str) for file in shards.values()):
         raise UserError(f"{index} is damaged: it should name the file of each array.")
