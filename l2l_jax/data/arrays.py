@@ -208,14 +208,10 @@ def spectrum_noise(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 class PrototypeImages(Source):
-    """Images between two stored prototypes of a class, in equal numbers of each class.
+    """`count` images between two stored prototypes of a class, in equal numbers of each class.
 
-    Args:
-      path: File with "images" `[prototype, height, width, 3]`, uint8, and the names of their classes,
-        "labels".
-      classes: Names of classes.
-      count: Number of images.
-      seed: Seed of the pairs and of the places between them.
+    The file at `path` holds "images" `[prototype, height, width, 3]`, uint8, and the names of their classes,
+    "labels".
 
     Raises:
       UserError: The file cannot be read, or lacks a class.

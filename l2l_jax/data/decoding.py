@@ -180,12 +180,6 @@ def _orientation_of(image: Image.Image, encoded: bytes) -> int:
     if encoded.startswith(JPEG):
         return _jpeg_orientation(encoded)
     exif = image.info.get("exif", b"")
-    profile = image.info.get("Raw profile type exif")  # of PNGs by ImageMagick: name, length, hexadecimal
-    if not exif and isinstance(profile, str):
-        try:
-            exif = bytes.fromhex("".join(profile.split()[2:]))
-        except ValueError:
-            return 1
     return _orientation(exif.removeprefix(b"Exif\0\0")) if image.format != "TIFF" else 1
 
 

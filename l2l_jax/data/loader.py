@@ -99,14 +99,11 @@ class TrainingBatches:
 
     Args:
       sets: Sources by name.
-      batch_size: Images per set in the global batch.
+      batch_size: Images per set in the global batch, a multiple of the number of processes.
       value_range: Range of the float images, and that to which uint8 ones are to be brought.
       seed: Seed of the order and of the crops.
       transforms: Transforms to squares of one size by set; None: the records hold arrays of one size.
       options: Settings of this process.
-
-    Raises:
-      ValueError: `batch_size` is not a multiple of the number of processes.
     """
 
     def __init__(

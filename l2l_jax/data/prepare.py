@@ -1,8 +1,6 @@
 """Write a data set of TensorFlow Datasets in the form that training reads.
 
     python -m l2l_jax.data.prepare imagenet2012 --manual_dir=/data/archives --data_dir=/data/tfds
-    python -m l2l_jax.data.prepare places365_small --data_dir=/data/tfds
-    python -m l2l_jax.data.prepare coco/2017 --data_dir=/data/tfds
 
 Archives are taken from --manual_dir if they are there; those of Places-365 and COCO are downloaded
 otherwise. Run it again after an interruption. It needs TensorFlow (pip install tensorflow);

@@ -57,13 +57,7 @@ Rows = list[np.ndarray | BadImage]
 
 
 class Reader:
-    """Reads rows of sets; can be pickled.
-
-    Args:
-      sources: Sources of the sets, by number.
-      transforms: Transforms of the sets; None: the images are arrays and stay as they are.
-      seed: Seed of the choices that the transforms make.
-    """
+    """Reads rows of sets by their transforms (None: arrays stay as they are); can be pickled."""
 
     def __init__(self, sources: Iterable[Source], transforms: Iterable[Transform | None], seed: int):
         self._sources, self._transforms, self._seed = tuple(sources), tuple(transforms), seed

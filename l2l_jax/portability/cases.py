@@ -48,13 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figures:
-    """Return the figures of a case, a key of `MODELS`; `dtype` is that of the model's products.
-
-    Returns:
-      "loss", "retain", "forget" and "grad_norm" of every step; "moments" and "parameters": entries of the
-      gradient's moving average and of the trained parameters at the end; "features" before the first step;
-      "tokens": the codes of the retain images, of models with a tokenizer.
-    """
+    """Return the figures of a case, a key of `MODELS`; docs/guides/portability.md describes them."""
     config = _config(name, dtype)
     stage, model = open_phase(config, "unlearn"), config.model
     params, runner = fixed_params(model), make_parallel(mesh, parallel)

@@ -98,8 +98,7 @@ def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
     """Find out what a checkpoint holds.
 
     Args:
-      path: A `.safetensors` file, a PyTorch file (`.pth`, `.pt`, `.ckpt`, `.bin`), which needs PyTorch, or a
-        Hugging Face folder: config.json and weights, which may be sharded.
+      path: A `.safetensors` file, a PyTorch file, which needs PyTorch, a Hugging Face folder or a pipeline.
       ema: Take the moving average of the weights; otherwise the plain ones, if there are any.
 
     Raises:

@@ -89,8 +89,7 @@ def export_model(
 
     Args:
       folder: A saved model: imported, or `pretrained` or `unlearned` of a workdir.
-      output: File to create, `.pth` (or `.pt`, `.ckpt`, `.bin`) or `.safetensors`; without suffix, a Hugging
-        Face folder, of families that have one.
+      output: File to create, see `SUFFIXES`; without suffix, a Hugging Face folder or pipeline.
       dtype: Number format of the floating-point arrays, a key of `l2l_jax.models.mapping.FLOATS`.
       adapter: File of an adapter that was trained on this model, to be merged into it.
       lora: Write the adapter alone, as diffusers' pytorch_lora_weights.safetensors.
