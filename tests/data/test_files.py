@@ -30,8 +30,15 @@ def open_csv(path, split="train", **fields):
     return open_source(SourceConfig("csv", str(path), **fields), split, 8)
 
 
-def contents(source):
-    return {source[i]["image"].decode().removeprefix("content of ") for i in range(len(source))}
+def contents(*sources):
+    """What `write` wrote, of all images of sources."""
+    records = [source[i] for source in sources for i in range(len(source))]
+    return {record["image"].decode().removeprefix("content of ") for record in records}
+
+
+def both(path):
+    """Training and test images of a folder."""
+    return [open_folder(path, split) for split in ("train", "test")]
 
 
 def test_class_folders_with_a_share_held_out(tmp_path):
@@ -64,10 +71,9 @@ def test_folders_of_training_and_test_images(tmp_path, name):
 def test_images_without_class_folders_are_one_class(tmp_path):
     source = open_folder(write(tmp_path / "holidays", "a.jpg", "b.jpg"), test_fraction=0.5)
     assert source.class_names == ("holidays",) and len(source) == 1
-    write(tmp_path / "holidays", "holidays/c.jpg", "sea/d.jpg")
-    sources = [open_folder(tmp_path / "holidays", split) for split in ("train", "test")]
+    sources = both(write(tmp_path / "holidays", "holidays/c.jpg", "sea/d.jpg"))
     assert sources[0].class_names == ("holidays", "sea")
-    assert set.union(*map(contents, sources)) == {"a.jpg", "b.jpg", "holidays/c.jpg", "sea/d.jpg"}
+    assert contents(*sources) == {"a.jpg", "b.jpg", "holidays/c.jpg", "sea/d.jpg"}
 
 
 def test_links_are_followed_and_circles_end(tmp_path):
@@ -75,9 +81,8 @@ def test_links_are_followed_and_circles_end(tmp_path):
     (tmp_path / "root").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / "root" / "cat")
     os.symlink(tmp_path / "elsewhere", tmp_path / "elsewhere" / "again")
-    sources = [open_folder(tmp_path / "root", split) for split in ("train", "test")]
-    assert [len(source) for source in sources] == [1, 1]
-    assert set.union(*map(contents, sources)) == {"0.jpg", "1.jpg"}
+    sources = both(tmp_path / "root")
+    assert [len(source) for source in sources] == [1, 1] and contents(*sources) == {"0.jpg", "1.jpg"}
 
 
 def test_names_that_are_not_utf8(tmp_path):
@@ -102,9 +107,9 @@ def test_hidden_and_foreign_names_are_passed_over_and_reported(tmp_path, caplog)
     os.mkfifo(tmp_path / "bob" / "pipe.jpg")
     os.symlink("nowhere", tmp_path / "bob" / "link.jpg")
     with caplog.at_level("INFO", "l2l_jax"):
-        sources = [open_folder(tmp_path, split) for split in ("train", "test")]
+        sources = both(tmp_path)
     assert sources[0].class_names == ("bob",)
-    assert set.union(*map(contents, sources)) == {"bob/0.jpg", "bob/1.jfif", "bob/deep/2.JPE"}
+    assert contents(*sources) == {"bob/0.jpg", "bob/1.jfif", "bob/deep/2.JPE"}
     (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
     for part in (
         "2 files ending in .heic: convert to JPEG or PNG (bob/3.HEIC, bob/4.heic)",
@@ -120,9 +125,7 @@ def test_hidden_and_foreign_names_are_passed_over_and_reported(tmp_path, caplog)
 def test_an_empty_class_says_what_was_passed_over(tmp_path):
     write(tmp_path, "alice/0.jpg", "alice/1.jpg", *(f"bob/{i}.HEIC" for i in range(12)))
     data = DataConfig("folder", str(tmp_path), forget=("bob",))
-    with pytest.raises(
-        UserError, match=r"no test image \(bob\).* 12 files ending in .heic: convert to JPEG or PNG"
-    ):
+    with pytest.raises(UserError, match=r"no test image \(bob\).* 12 files ending in .heic: convert to JPEG"):
         evaluation_sets(data, open_source(data, "test", 8))
 
 
@@ -188,13 +191,11 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
 
 
 def test_remote_folders_and_tables(bucket):
-    root = epath.Path(bucket) / "photos"
-    for name in ("cat/deeper/0.jpg", "cat/1.jpg", "dog/2.jpg", "dog/3.jpg"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(f"content of {name}".encode())
-    sources = [open_folder(f"{bucket}/photos", split) for split in ("train", "test")]
+    names = {"cat/deeper/0.jpg", "cat/1.jpg", "dog/2.jpg", "dog/3.jpg"}
+    root = write(epath.Path(bucket) / "photos", *names)
+    sources = both(f"{bucket}/photos")
     assert sources[0].class_names == ("cat", "dog") and [list(s.labels) for s in sources] == [[0, 1]] * 2
-    assert set.union(*map(contents, sources)) == {"cat/deeper/0.jpg", "cat/1.jpg", "dog/2.jpg", "dog/3.jpg"}
+    assert contents(*sources) == names
     assert epath.Path(sources[0][0]["name"]).read_bytes() == sources[0][0]["image"]
     table = root / "table.csv"
     table.write_text(f"path,label,split\ncat/1.jpg,cat,train\n{bucket}/photos/dog/2.jpg,dog,train\n")

@@ -87,7 +87,7 @@ def test_a_share_is_held_out_where_there_is_no_test_split(prepared):
 
 def test_data_sets_that_are_not_prepared_are_named(prepared):
     for name, message in (
-        ("imagenet2013", r"To prepare it, run: python -m l2l_jax.data.prepare imagenet2013 --data_dir="),
+        ("imagenet2013", "To prepare it, run: python -m l2l_jax.data.prepare imagenet2013 --data_dir="),
         ("imagenet2012:5.0.0", "prepare imagenet2012:5.0.0"),
         ("coco", "config.data.source is 'coco'; prepared are coco/2017"),
         ("Digits!", "known sources: digits, .*, csv, or a TFDS.* Did you mean 'digits'"),
@@ -149,20 +149,20 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-def test_damaged_descriptions_and_other_features_are_named(prepared):
-    folder = prepared / "places365_small" / "2.1.0"
-    info, features = folder / "dataset_info.json", folder / "features.json"
-    whole, text = info.read_text(), features.read_text()
-    info.write_text(whole[:500])
-    with pytest.raises(UserError, match="2.1.0 is damaged .*prepare places365_small"):
-        opened(prepared, "places365_small")
-    info.write_text(whole)
-    edit(features, '"image": {\n                "image"', '"photo": {\n                "image"')
-    with pytest.raises(UserError, match="has no images: its features are filename, label, photo"):
-        opened(prepared, "places365_small")
-    features.write_text(text)
-    edit(info, '"name": "train"', '"name": "training"')
-    with pytest.raises(UserError, match="holds no split 'train', but"):
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("dataset_info.json", "{", "", "2.1.0 is damaged .*prepare places365_small"),
+        ("dataset_info.json", '"name": "train"', '"name": "training"', "holds no split 'train', but"),
+        (
+            "features.json", '"image": {\n                "image"', '"photo": {\n                "image"',
+            "has no images: its features are filename, label, photo",
+        ),
+    ],
+)  # fmt: skip
+def test_damaged_descriptions_and_other_features_are_named(prepared, file, old, new, message):
+    edit(prepared / "places365_small" / "2.1.0" / file, old, new)
+    with pytest.raises(UserError, match=message):
         opened(prepared, "places365_small")
 
 

@@ -10,13 +10,8 @@ from l2l_jax.utils import distributed
 from l2l_jax.utils.distributed import LOST, Launch, cluster
 from tests.utils.launching import worker
 
-SLURM = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_STEP_NODELIST": "node[1-2]",
-    "SLURM_NTASKS": "2",
-    "SLURM_PROCID": "1",
-    "SLURM_LOCALID": "0",
-}
+SLURM = dict(SLURM_JOB_ID="7", SLURM_STEP_NODELIST="node[1-2]", SLURM_NTASKS="2")
+SLURM |= dict(SLURM_PROCID="1", SLURM_LOCALID="0")
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "2"}
 
 
