@@ -166,8 +166,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_layouts_are_recognized(name):
     found = recognize(published(name, unread), {"file": f"{name}.pth"})
-    assert found.variant() in found.format.published
-    assert found.model({}) == (PUBLISHED[name], ANY)
+    assert found.variant() in found.format.published and found.model({}) == (PUBLISHED[name], ANY)
 
 
 # That the others are recognized is tested in every run, and their small cases go in and out.
