@@ -12,11 +12,7 @@ ROW, COLUMN = (0, 3), (3, 0)
 
 
 class Inception:
-    """The network of pytorch-fid's checkpoint, in evaluation.
-
-    Args:
-      state_dict: tensors by the keys of pt_inception-2015-12-05-6726825d.pth.
-    """
+    """The network of pytorch-fid's checkpoint pt_inception-2015-12-05-6726825d.pth, in evaluation."""
 
     def __init__(self, state_dict: Mapping[str, torch.Tensor]):
         self._weights = state_dict
@@ -46,20 +42,22 @@ class Inception:
         )
         return F.relu_(F.batch_norm(x, mean, var, scale, bias, eps=NORM_EPSILON))
 
+    def _branch(self, x: torch.Tensor, block: str, *convolutions: tuple[str, Any]) -> torch.Tensor:
+        """Apply convolutions by name and padding."""
+        for name, padding in convolutions:
+            x = self._conv(x, f"{block}.{name}", padding=padding)
+        return x
+
     def _block_a(self, x: torch.Tensor, block: str) -> torch.Tensor:
-        wide = self._conv(x, f"{block}.branch5x5_1")
-        deep = self._conv(x, f"{block}.branch3x3dbl_1")
-        deep = self._conv(deep, f"{block}.branch3x3dbl_2", padding=1)
         return torch.cat([
-            self._conv(x, f"{block}.branch1x1"),
-            self._conv(wide, f"{block}.branch5x5_2", padding=2),
-            self._conv(deep, f"{block}.branch3x3dbl_3", padding=1),
-            self._conv(_mean(x), f"{block}.branch_pool"),
+            self._branch(x, block, ("branch1x1", 0)),
+            self._branch(x, block, ("branch5x5_1", 0), ("branch5x5_2", 2)),
+            self._branch(x, block, ("branch3x3dbl_1", 0), ("branch3x3dbl_2", 1), ("branch3x3dbl_3", 1)),
+            self._branch(_mean(x), block, ("branch_pool", 0)),
         ], dim=1)  # fmt: skip
 
     def _block_b(self, x: torch.Tensor, block: str) -> torch.Tensor:
-        deep = self._conv(x, f"{block}.branch3x3dbl_1")
-        deep = self._conv(deep, f"{block}.branch3x3dbl_2", padding=1)
+        deep = self._branch(x, block, ("branch3x3dbl_1", 0), ("branch3x3dbl_2", 1))
         return torch.cat([
             self._conv(x, f"{block}.branch3x3", stride=2),
             self._conv(deep, f"{block}.branch3x3dbl_3", stride=2),
@@ -67,23 +65,18 @@ class Inception:
         ], dim=1)  # fmt: skip
 
     def _block_c(self, x: torch.Tensor, block: str) -> torch.Tensor:
-        wide = self._conv(x, f"{block}.branch7x7_1")
-        wide = self._conv(wide, f"{block}.branch7x7_2", padding=ROW)
-        deep = self._conv(x, f"{block}.branch7x7dbl_1")
-        for i, padding in enumerate((COLUMN, ROW, COLUMN, ROW), start=2):
-            deep = self._conv(deep, f"{block}.branch7x7dbl_{i}", padding=padding)
+        turns = zip(range(1, 6), (0, COLUMN, ROW, COLUMN, ROW), strict=True)
+        deep = [(f"branch7x7dbl_{number}", padding) for number, padding in turns]
         return torch.cat([
-            self._conv(x, f"{block}.branch1x1"),
-            self._conv(wide, f"{block}.branch7x7_3", padding=COLUMN),
-            deep,
-            self._conv(_mean(x), f"{block}.branch_pool"),
+            self._branch(x, block, ("branch1x1", 0)),
+            self._branch(x, block, ("branch7x7_1", 0), ("branch7x7_2", ROW), ("branch7x7_3", COLUMN)),
+            self._branch(x, block, *deep),
+            self._branch(_mean(x), block, ("branch_pool", 0)),
         ], dim=1)  # fmt: skip
 
     def _block_d(self, x: torch.Tensor, block: str) -> torch.Tensor:
-        wide = self._conv(x, f"{block}.branch3x3_1")
-        deep = self._conv(x, f"{block}.branch7x7x3_1")
-        deep = self._conv(deep, f"{block}.branch7x7x3_2", padding=ROW)
-        deep = self._conv(deep, f"{block}.branch7x7x3_3", padding=COLUMN)
+        wide = self._branch(x, block, ("branch3x3_1", 0))
+        deep = self._branch(x, block, ("branch7x7x3_1", 0), ("branch7x7x3_2", ROW), ("branch7x7x3_3", COLUMN))
         return torch.cat([
             self._conv(wide, f"{block}.branch3x3_2", stride=2),
             self._conv(deep, f"{block}.branch7x7x3_4", stride=2),
@@ -91,16 +84,17 @@ class Inception:
         ], dim=1)  # fmt: skip
 
     def _block_e(self, x: torch.Tensor, block: str, pool: Any) -> torch.Tensor:
-        wide = self._conv(x, f"{block}.branch3x3_1")
-        deep = self._conv(x, f"{block}.branch3x3dbl_1")
-        deep = self._conv(deep, f"{block}.branch3x3dbl_2", padding=1)
+        wide = self._branch(x, block, ("branch3x3_1", 0))
+        deep = self._branch(x, block, ("branch3x3dbl_1", 0), ("branch3x3dbl_2", 1))
+        halves = [(wide, "branch3x3_2"), (deep, "branch3x3dbl_3")]
         return torch.cat([
-            self._conv(x, f"{block}.branch1x1"),
-            self._conv(wide, f"{block}.branch3x3_2a", padding=(0, 1)),
-            self._conv(wide, f"{block}.branch3x3_2b", padding=(1, 0)),
-            self._conv(deep, f"{block}.branch3x3dbl_3a", padding=(0, 1)),
-            self._conv(deep, f"{block}.branch3x3dbl_3b", padding=(1, 0)),
-            self._conv(pool(x), f"{block}.branch_pool"),
+            self._branch(x, block, ("branch1x1", 0)),
+            *(
+                self._branch(y, block, (f"{name}{end}", padding))
+                for y, name in halves
+                for end, padding in (("a", (0, 1)), ("b", (1, 0)))
+            ),
+            self._branch(pool(x), block, ("branch_pool", 0)),
         ], dim=1)  # fmt: skip
 
 

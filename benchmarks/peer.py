@@ -66,15 +66,10 @@ def check(config: Any) -> None:
 
 
 def measure(recipe: Any, *, threads: int, rounds: int) -> dict[str, Any]:
-    """Seconds of every step of both sides, interleaved.
-
-    Args:
-      recipe: nested mapping, as for `parse_config`.
-      threads: of each side.
-      rounds: steps that are timed, after one that is not.
+    """Seconds of every step of both sides, interleaved, after one that is not timed.
 
     Raises:
-      UserError: there are fewer CPUs than threads, a package is missing, or the losses differ.
+      UserError: There are fewer CPUs than threads of a side, a package is missing, or the losses differ.
     """
     cpus = usable_cpus()
     if threads > len(cpus):
@@ -112,11 +107,7 @@ class _Side:
         theirs.close()
 
     def ask(self, *question: Any) -> Any:
-        """What the process returns.
-
-        Raises:
-          UserError: it raised one. RuntimeError: it ended.
-        """
+        """What the process returns; raise the UserError that it raised, or a RuntimeError if it ended."""
         self._connection.send(question)
         try:
             answer = self._connection.recv()

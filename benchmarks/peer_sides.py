@@ -59,11 +59,7 @@ def fixed_inputs(model: Model, rows: int) -> UnlearningInputs:
 
 
 class Ours:
-    """The step of a recipe on one device.
-
-    Args:
-      recipe: nested mapping, as for `parse_config`.
-    """
+    """The step of a recipe on one device."""
 
     def __init__(self, recipe: dict[str, Any]):
         self._config = parse_config(recipe)

@@ -27,12 +27,7 @@ applies T to images, and computes the features of the result."""
 
 
 class Peer:
-    """Student, teacher and optimiser of a recipe.
-
-    Args:
-      recipe: nested mapping, as for `parse_config`.
-      threads: of PyTorch.
-    """
+    """Student, teacher and optimizer of a recipe, with so many threads of PyTorch."""
 
     def __init__(self, recipe: dict[str, Any], threads: int):
         torch.set_num_threads(threads)

@@ -17,12 +17,9 @@ from l2l_jax.models import mapping
 
 
 def write(name: str, path: str | pathlib.Path, tower: str) -> None:
-    """Write the weights of a network as a .safetensors file.
+    """Write the weights of a network of `config.evaluate.networks` as a .safetensors file.
 
-    Args:
-      name: "inception", "resnet50" or "clip", as in `config.evaluate.networks`.
-      path: of the file.
-      tower: which of `clip.PUBLISHED` CLIP is, such as "ViT-H/14"; as transformers saves it.
+    CLIP is one of `clip.PUBLISHED`, such as "ViT-H/14", as transformers saves it.
     """
     arrays = clip_tower(tower) if name == "clip" else CONVOLUTIONS[name]()[0]
     save_file(arrays, path)

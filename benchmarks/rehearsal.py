@@ -56,14 +56,7 @@ RANDOM_NETWORK = "import sys; from benchmarks.random_networks import write; writ
 
 
 class Phase(NamedTuple):
-    """A process that has ended.
-
-    Attributes:
-      name: of the phase.
-      seconds: by the clock.
-      processor_seconds: of all its threads.
-      gigabytes: its greatest memory, 10⁹ bytes.
-    """
+    """A process that has ended: times by the clock and of all threads, and greatest memory, 10⁹ bytes."""
 
     name: str
     seconds: float
@@ -107,19 +100,19 @@ def rehearse(
     recipe: str, folder: pathlib.Path, steps: int, images: int, batch_size: int, flags: Sequence[str] = (),
     *, tower: str = "ViT-H/14",
 ) -> dict[str, Any]:  # fmt: skip
-    """Run all phases; what `folder/rehearsal.json` then holds.
+    """Run all phases with so many steps and test images of each set; what `folder/rehearsal.json` then holds.
 
     Args:
       recipe: FILE or FILE:VARIANT.
-      folder: to make.
-      steps: of unlearning.
-      images: test images of each set.
-      batch_size: images of each set in a step.
-      flags: further flags of `l2l_jax.main`.
-      tower: of CLIP, if the recipe measures with it.
+      folder: Folder to make.
+      steps: Steps of unlearning.
+      images: Test images of each set.
+      batch_size: Images of each set in a step.
+      flags: Further flags of `l2l_jax.main`.
+      tower: CLIP's, if the recipe measures with it.
 
     Raises:
-      UserError: the folder exists, or a phase failed.
+      UserError: The folder exists, or a phase failed.
     """
     if folder.exists():
         raise UserError(f"{folder} exists. Choose another --folder, or delete it first.")
@@ -162,12 +155,7 @@ def rehearse(
 
 
 def make_jpegs(folder: pathlib.Path, counts: dict[str, int]) -> None:
-    """Write `folder/<split>/<class>/<number>.jpg`: parts of photographs that come with scikit-learn.
-
-    Args:
-      folder: made if need be.
-      counts: images of each class by split.
-    """
+    """Write `folder/<split>/<class>/<number>.jpg`: parts of scikit-learn's photographs, `counts` by split."""
     from sklearn.datasets import load_sample_image
 
     rng = np.random.default_rng(0)

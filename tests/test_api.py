@@ -1,14 +1,19 @@
 """The library as a notebook uses it."""
 
+import pathlib
+import runpy
+
+import jax
 import numpy as np
 import pytest
 
 import l2l_jax
-from l2l_jax.models.mae.model import MAE
+from l2l_jax.audit.attacks.base import ATTACKS
+from l2l_jax.methods import METHODS
+from l2l_jax.models.base import FAMILIES
 from l2l_jax.report import write
 
-SMALL = dict(width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)
-MODEL = MAE(image_size=8, patch_size=2, **SMALL)
+PLUGINS = pathlib.Path(__file__).parents[1] / "examples" / "plugins.py"
 pytestmark = pytest.mark.usefixtures("one_device")
 
 RNG = np.random.default_rng(0)
@@ -19,24 +24,31 @@ EVALUATION = dict(features="none", batch_size=8)
 
 
 @pytest.fixture(scope="module")
-def params():
-    import jax
-
-    return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
+def model():
+    """A family of one's own, which compiles at once; nothing of the example stays registered."""
+    with pytest.MonkeyPatch.context() as patch:
+        for registry in (ATTACKS, FAMILIES, METHODS):
+            patch.setattr(registry, "_classes", dict(registry._classes))
+        yield runpy.run_path(str(PLUGINS))["Blur"](image_size=8)
 
 
 @pytest.fixture(scope="module")
-def result(params, one_device, tmp_path_factory):
+def params(model):
+    return jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def result(model, params, one_device, tmp_path_factory):
     folder = tmp_path_factory.mktemp("api")
     with pytest.MonkeyPatch.context() as patch:  # report/ draws reports
         patch.setattr(write, "draw", lambda *_: {})
         patch.setattr(write, "page", lambda *_: "")
         return l2l_jax.unlearn(
-            MODEL, params, DARK, BRIGHT, workdir=str(folder), unlearn=TRAINING, evaluate=EVALUATION, seed=1
+            model, params, DARK, BRIGHT, workdir=str(folder), unlearn=TRAINING, evaluate=EVALUATION, seed=1
         )
 
 
-def test_a_model_is_unlearned_from_arrays(params, result):
+def test_a_model_is_unlearned_from_arrays(model, params, result):
     assert result.params["encoder"].keys() == params["encoder"].keys()
     assert result.metrics["test_images"]["retain"]["count"] == 8  # a fifth of 40
     assert result.metrics["test_images"]["forget"]["count"] == 6
@@ -50,35 +62,34 @@ def test_a_model_is_unlearned_from_arrays(params, result):
     assert error == pytest.approx(result.metrics["unlearned"]["retain"]["mse"], rel=1e-5)
 
 
-def test_equal_arguments_find_the_finished_run(params, result):
+def test_equal_arguments_find_the_finished_run(model, params, result):
     again = l2l_jax.unlearn(
-        MODEL, params, DARK, BRIGHT, workdir=result.workdir, unlearn=TRAINING, evaluate=EVALUATION, seed=1
+        model, params, DARK, BRIGHT, workdir=result.workdir, unlearn=TRAINING, evaluate=EVALUATION, seed=1
     )
     assert again.metrics["unlearned"] == result.metrics["unlearned"]
 
 
-def test_a_saved_model_is_loaded_with_its_sizes(result):
-    model, params = l2l_jax.load(str(result.workdir / "unlearned"))
-    assert model == MODEL
-    np.testing.assert_array_equal(
-        l2l_jax.inpaint(model, params, BRIGHT[:3]), l2l_jax.inpaint(MODEL, result.params, BRIGHT[:3])
-    )
+def test_a_saved_model_is_loaded_with_its_sizes(model, result):
+    loaded, params = l2l_jax.load(str(result.workdir / "unlearned"))
+    assert loaded == model
+    images = l2l_jax.inpaint(loaded, params, BRIGHT[:3])
+    np.testing.assert_array_equal(images, l2l_jax.inpaint(model, result.params, BRIGHT[:3]))
 
 
-def test_metrics_of_images(params):
-    inpainted = l2l_jax.inpaint(MODEL, params, BRIGHT, "left_8")
+def test_metrics_of_images(model, params):
+    inpainted = l2l_jax.inpaint(model, params, BRIGHT, "left_8")
     images = BRIGHT / np.float32(255)
     np.testing.assert_allclose(inpainted[:, :, 4:], images[:, :, 4:], atol=1e-6)
     mse = np.square(inpainted - images)[:, :, :4].mean((1, 2, 3))
-    found = l2l_jax.evaluate(MODEL, params, BRIGHT, "left_8")
+    found = l2l_jax.evaluate(model, params, BRIGHT, "left_8")
     assert found["mse"] == pytest.approx(mse.mean(), rel=1e-4)
     assert found["psnr"] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-4)
 
 
-def test_an_audit_of_arrays(params, result, tmp_path):
+def test_an_audit_of_arrays(model, params, result, tmp_path):
     settings = dict(attacks=("membership",))
     report = l2l_jax.audit(
-        MODEL, params, result.params, DARK, BRIGHT, workdir=tmp_path, audit=settings, evaluate=EVALUATION
+        model, params, result.params, DARK, BRIGHT, workdir=tmp_path, audit=settings, evaluate=EVALUATION
     )
     assert report["audit"]["verdict"]["finding"] == "undecided"  # without a retrained model
     np.testing.assert_allclose(
@@ -86,11 +97,11 @@ def test_an_audit_of_arrays(params, result, tmp_path):
     )
 
 
-def test_mistakes_are_named(params):
+def test_mistakes_are_named(model, params):
     with pytest.raises(l2l_jax.UserError, match="expected .image, 8, 8, 3."):
-        l2l_jax.inpaint(MODEL, params, BRIGHT[:, :4])
+        l2l_jax.inpaint(model, params, BRIGHT[:, :4])
     labels = np.array(["cat"] * 40), np.array(["cat"] * 30)
     with pytest.raises(l2l_jax.UserError, match="'cat' is in retain and in forget"):
-        l2l_jax.unlearn(MODEL, params, (DARK, labels[0]), (BRIGHT, labels[1]))
+        l2l_jax.unlearn(model, params, (DARK, labels[0]), (BRIGHT, labels[1]))
     with pytest.raises(l2l_jax.UserError, match="no method 'undoo'. Did you mean 'undo'"):
-        l2l_jax.unlearn(MODEL, params, DARK, BRIGHT, method="undoo")
+        l2l_jax.unlearn(model, params, DARK, BRIGHT, method="undoo")

@@ -49,24 +49,10 @@ def test_a_person_is_forgotten(one_device, tmp_path):
     assert (tmp_path / "run" / "report" / "report.html").is_file()
 
 
-def test_a_mistake_is_one_sentence(tmp_path, run_here):
-    program = runpy.run_path(str(EXAMPLES / "forget_a_person.py"))["program"]
-    code, _, errors = run_here(program, f"--photos={tmp_path / 'none'}", f"--workdir={tmp_path / 'run'}")
-    assert code == 1 and errors.startswith(f"Error: config.data.path={tmp_path / 'none'} does not exist")
-
-
-def test_drawn_faces_differ_between_people_more_than_between_pictures():
-    draw_face = runpy.run_path(str(EXAMPLES / "forget_a_person.py"))["draw_face"]
-    pictures = np.array(
-        [[draw_face(person, np.random.default_rng(n)) for n in range(12)] for person in range(6)], float
-    )
-    between = pictures.mean(axis=1).std(axis=0).mean()
-    assert between > pictures.std(axis=1).mean() / 2 and pictures.std(axis=1).mean() > 5
-
-
 @pytest.mark.examples
 def test_the_notebook_runs(tmp_path):
     notebook = nbformat.read(EXAMPLES / "digits.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
     (recipe,) = [cell for cell in notebook.cells if "STEPS = 200" in cell.source]
     recipe.source = recipe.source.replace("STEPS = 200", "STEPS = 4")
     less = (
@@ -82,9 +68,3 @@ def test_the_notebook_runs(tmp_path):
         done = nbclient.execute(notebook, cwd=str(tmp_path), timeout=600, kernel_name="python3")
     assert "unlearned" in done.cells[-3].outputs[-1]["text"]
     assert done.cells[-1].outputs[0]["data"]["image/png"]
-
-
-def test_the_notebook_is_kept_without_its_output():
-    notebook = nbformat.read(EXAMPLES / "digits.ipynb", as_version=4)
-    nbformat.validate(notebook)
-    assert not any(cell.get("outputs") for cell in notebook.cells)

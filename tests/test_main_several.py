@@ -119,22 +119,9 @@ def test_a_mistake_of_all_is_told_once(tmp_path):
 
 def start(workdir, log):
     """The run as two processes under the launcher, which starts both again when one ends."""
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "launch/local.py",
-            "--processes=2",
-            f"--max-restarts={KILLS}",
-            "--grace=0.3",
-            "--",
-            sys.executable,
-            *program(workdir, MANY),
-        ],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=log,
-        stderr=log,
-    )
+    launcher = [sys.executable, "launch/local.py", "--processes=2", f"--max-restarts={KILLS}", "--grace=0.3"]
+    command = [*launcher, "--", sys.executable, *program(workdir, MANY)]
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log)
 
 
 def children(launcher):
@@ -150,10 +137,6 @@ def progress(workdir):
     return max((before + row[-1]["step"] for before, row in rows if row), default=0)
 
 
-def parameters(folder):
-    return jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder / "params"))
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 @pytest.mark.soak  # in every run test_several_processes.py kills one that trains
@@ -165,20 +148,37 @@ def test_kills_leave_no_trace_in_the_parameters(tmp_path):
     part = (2 * MANY - 3) / KILLS
     due = [int(part * index) + draw.randrange(1, int(part)) for index in range(KILLS)]
     log_path, workdir = tmp_path / "killed.log", tmp_path / "killed"
+
+    def restarts():
+        return log_path.read_text().count("[launch] starting all again")
+
+    def until(condition):
+        deadline = time.monotonic() + 600
+        while not condition():
+            assert launcher.poll() is None, log_path.read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     with log_path.open("w") as log:
         launcher = start(workdir, log)
         try:
             for killed, step in enumerate(due):
-                wait_until_due(launcher, workdir, step, killed % 3 == 1, draw)
+                until(lambda: len(children(launcher)) == 2)
+                if killed % 3 == 1:
+                    time.sleep(draw.uniform(0.0, 4.0))
+                else:
+                    until(lambda step=step: progress(workdir) >= step)
+                time.sleep(draw.uniform(0.0, 0.05))  # somewhere in a step, or in a checkpoint
                 os.kill(draw.choice(children(launcher)), signal.SIGKILL)
-                wait_for_restart(launcher, log_path, killed + 1)
+                until(lambda killed=killed: restarts() > killed)
             assert launcher.wait(timeout=900) == 0, log_path.read_text()[-3000:]
         finally:
             launcher.terminate()
             launcher.wait(timeout=60)
-    assert log_path.read_text().count("[launch] starting all again") == KILLS
+    assert restarts() == KILLS
     for model in ("pretrained", "unlearned"):
-        expected, found = (parameters(run / model) for run in (quiet, workdir))
+        folders = (run / model / "params" for run in (quiet, workdir))
+        expected, found = (jax.tree.leaves(ocp.PyTreeCheckpointer().restore(folder)) for folder in folders)
         assert len(expected) == len(found) > 10
         for a, b in zip(expected, found, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -186,24 +186,3 @@ def test_kills_leave_no_trace_in_the_parameters(tmp_path):
     assert found["unlearned"] == expected["unlearned"] and found["original"] == expected["original"]
     for stage in ("pretrain/model", "unlearn"):
         assert read_metrics(workdir / stage) == read_metrics(quiet / stage)
-
-
-def wait_until_due(launcher, workdir, step, early, draw):
-    """Until both processes run and the step is reached or, if `early`, for a random while after a start."""
-    deadline = time.monotonic() + 600
-    enough = time.monotonic() + draw.uniform(0.0, 4.0)
-    while len(children(launcher)) < 2 or not (
-        time.monotonic() > enough if early else progress(workdir) >= step
-    ):
-        assert launcher.poll() is None, "the run has ended before it was killed often enough"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(draw.uniform(0.0, 0.05))  # somewhere in a step, or in a checkpoint
-
-
-def wait_for_restart(launcher, log_path, times):
-    deadline = time.monotonic() + 600
-    while log_path.read_text().count("[launch] starting all again") < times:
-        assert launcher.poll() is None, log_path.read_text()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

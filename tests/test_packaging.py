@@ -147,12 +147,6 @@ def test_what_the_distributions_hold(distributions):
     } <= inside
 
 
-def test_the_version_is_written_once():
-    assert "version" in PROJECT["dynamic"] and "version" not in PROJECT
-    source = (ROOT / "l2l_jax" / "__init__.py").read_text()
-    assert re.findall(r'__version__ = "(.*)"', source) == [l2l_jax.__version__]
-
-
 def test_each_dependency_is_explained_once():
     """docs/reference/dependencies.md has a row for each, and no others."""
     rows = re.findall(

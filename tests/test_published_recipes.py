@@ -68,11 +68,9 @@ def test_published_settings():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_small_variants_are_valid_and_others_are_named(name):
+def test_small_variants_are_valid(name):
     small = parse_config(recipe(name, "runlocal"))
     assert small.family == parse_config(recipe(name)).family and small.data.source == "folder"
-    with pytest.raises(UserError, match=r"has the variant runlocal, and none called 'local'"):
-        recipe(name, "local")
 
 
 def test_a_small_variant_without_its_pictures_says_what_makes_them(tmp_path, monkeypatch):

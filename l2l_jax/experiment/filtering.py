@@ -264,13 +264,8 @@ def attack_filter(
 ) -> dict[str, Any]:
     """Run the attacks that search inputs on a filtered model, and return the audit.
 
-    Args:
-      config: The experiment.
-      evaluation: Its test images.
-      folder: Folder of the audits.
-      original: Parameters of the original model.
-      filtered: What the filter reads, and the guarded parameters.
-      name: Name of the filtered model among the audits.
+    `filtered` is what the filter reads and the guarded parameters, `name` that of the model among the audits
+    in `folder`.
     """
     attacks = ("views",) if config.model.why_no_samples else ("views", "sampler_search")
     audit = dataclasses.replace(config.audit, attacks=attacks)
@@ -313,7 +308,7 @@ def run_fit(
         together.
 
     Returns:
-      "detection", "passes", "card", "scores", "threshold", and the "audit", if there was one.
+      The report: "detection", "passes", "card", "scores", "threshold", and the "audit", if there was one.
 
     Raises:
       UserError: There is no model, or references are missing or unusable.
@@ -375,14 +370,8 @@ def run_apply(
 ) -> dict[str, int]:
     """Copy the images of a folder that a filter lets pass, and write `decisions.csv`.
 
-    Args:
-      config: The config that the filter was fitted with.
-      path: File of the filter.
-      images: Folder of images.
-      output: Folder of results; images keep their names.
-      blur: Write the others blurred, instead of leaving them out.
-      workdir: See `run_fit`.
-      unlearned: See `run_fit`.
+    Images keep their names. With `blur` the others are written blurred, instead of left out. The config is
+    that which the filter was fitted with; for `workdir` and `unlearned` see `run_fit`.
 
     Returns:
       The number of images that "pass", and of the others, "refuse" or "blur".

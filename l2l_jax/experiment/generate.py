@@ -65,10 +65,8 @@ def _generate(
     """Generate the blocks that are missing, then join all into one file."""
     cache = ResultCache(folder.with_name(folder.name + ".blocks"), key)
     batch_size, share = key["batch_size"], slice(jax.process_index(), None, jax.process_count())
-    inpainters = [
-        Inpainter(model, half, batch_size=batch_size, seed=key["seed"] + number)
-        for number, half in enumerate(HALVES)
-    ]
+    seeds = enumerate(HALVES, key["seed"])
+    inpainters = [Inpainter(model, half, batch_size=batch_size, seed=seed) for seed, half in seeds]
     placed = inpainters[0].place(params)
     total = -(-len(starts) // jax.process_count())
     with barrier(), Progress("generate retain images", total, unit="image") as progress:

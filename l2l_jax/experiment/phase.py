@@ -60,13 +60,8 @@ class TrainingPhase:
     ) -> Params:
         """Run the phase, or resume it, and return all parts of the trained model.
 
-        Args:
-          name: Name in messages.
-          sets: Training images.
-          params: Parameters to start from, all parts.
-          folder: Keeps checkpoints, metrics and lists of bad images.
-          devices: Devices to train on; None: all.
-          **run: Other fields of `TrainRun`.
+        `name` is for messages; `folder` keeps checkpoints, metrics and lists of bad images; `devices` are all
+        by default; `run` are other fields of `TrainRun`.
         """
         config, unlearn = self.config, self.config.unlearn
         mesh = sharding.make_mesh(None if devices is None else list(devices), config.mesh)

@@ -54,19 +54,9 @@ def run(config: Config, workdir: pathlib.Path, *, redo: bool = False) -> dict[st
 
 
 def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dict[str, Any]:
-    """Audit a model that was unlearned before, and write the report of a run.
+    """Audit the model in a folder, unlearned as `config` says, and write the report of a run; see `run`.
 
-    Args:
-      config: How it was unlearned, and how it is attacked.
-      workdir: Where findings and report go; the original model is that of `config.pretrained` or is here.
-      unlearned: Folder of the unlearned model; it is not changed.
-
-    Returns:
-      The content of `workdir/report/metrics.json`.
-
-    Raises:
-      UserError: Something the user can fix; the message says how.
-      Interrupted: The audit was asked to stop; finished attacks are kept.
+    The original model is that of `config.pretrained`, or is in the workdir.
     """
     with contextlib.closing(Workdir(workdir, config)) as folders:
         check_gold_standard(config, folders.audit)

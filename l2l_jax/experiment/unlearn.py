@@ -12,7 +12,6 @@ import numpy as np
 
 from l2l_jax import shipped
 from l2l_jax.config import Config
-from l2l_jax.data.records import Source
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, validation_sets
 from l2l_jax.evals.image_set import ImageSet
@@ -44,14 +43,8 @@ def unlearned_params(
 ) -> Params:
     """Return the original model after unlearning, from the workdir if it is finished there.
 
-    Args:
-      config: The experiment.
-      folders: Its workdir.
-      original: Parameters of the original model.
-      sets: Training images to retain and to forget.
-      devices: Devices to train on; None: all.
-      phases: Where `run_phases` keeps its state; None: in the folder of unlearning.
-      hooks: Called after each step of unlearning.
+    `devices` are all by default; `phases` is where `run_phases` keeps its state, by default in the folder of
+    unlearning; `hooks` are called after each step of unlearning.
     """
     folders.check_inputs(lambda: identify_inputs(config, original, sets))
     saved = folders.load("unlearned", original)
@@ -65,7 +58,10 @@ def unlearned_params(
         }
     )
     if config.data.retain_images == "generated":
-        sets = sets._replace(retain=generated_images(config, folders, original, sets.retain))
+        starts = ImageSet.of(config, sets.retain, "images to generate from", config.data.proxy_transform)
+        seed, size = phase_seed(config.seed, 2000), config.evaluate.batch_size
+        images = generate(config.model, original, starts, folders.generated, batch_size=size, seed=seed)
+        sets = sets._replace(retain=images)
     teacher = budget = None
     if unlearn.retain_budget is not None:
         with barrier():
@@ -103,19 +99,11 @@ def identify_inputs(config: Config, original: Params, sets: Split) -> dict[str, 
     return identify_images(**images) | {"weights": weights}
 
 
-def generated_images(config: Config, folders: Workdir, original: Params, starts: Source) -> Source:
-    """Return what the original model makes of proxies or noise, from the workdir if it is there."""
-    images = ImageSet.of(config, starts, "images to generate from", config.data.proxy_transform)
-    seed, batch_size = phase_seed(config.seed, 2000), config.evaluate.batch_size
-    return generate(config.model, original, images, folders.generated, batch_size=batch_size, seed=seed)
-
-
 def _adapter_file(config: Config, adapter: Adapter, original: Params, facts: Mapping[str, Any]) -> bytes:
     """Return the content of the file that turns the original model into the unlearned one."""
-    unlearn = config.unlearn
-    card = config.describe("family", "model") | dict(facts)
     names = ("method", "adapter", "adapter_rank", "adapter_layers")
-    card |= {name: getattr(unlearn, name) for name in names}
+    card = config.describe("family", "model") | dict(facts)
+    card |= {name: getattr(config.unlearn, name) for name in names}
     card["base"] = fingerprint(original, config.model.generative_parts)
     return adapters.adapter_bytes(adapter, card)
 

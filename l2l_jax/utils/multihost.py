@@ -6,9 +6,8 @@ sent.
 
 import contextlib
 import json
-import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,8 +15,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.errors import UserError
-
-T = TypeVar("T")
 
 
 def is_primary() -> bool:
@@ -89,14 +86,6 @@ def on_primary(work: Callable[[], None]) -> None:
     with barrier():
         if is_primary():
             work()
-
-
-def load_existing(path: pathlib.Path, load: Callable[[], T]) -> T | None:
-    """Load by all processes what the primary process finds at `path`; None if there is nothing."""
-    if not from_primary(path.exists):
-        return None
-    with barrier():
-        return load()
 
 
 def to_host(tree: Any) -> Any:

@@ -81,9 +81,9 @@ VALUE = "The environment variable {} is '{}', which JAX refuses: "
     [
         ("JAX_PLATFORMS", "cuda", "config --config=digits_mae", PLACE),
         soak("JAX_PLATFORMS", "gpu", "config --config=digits_mae", PLACE),
-        ("JAX_PLATFORMS", "typo", "evaluate --images=tests --reference=tests", PLACE),
+        soak("JAX_PLATFORMS", "typo", "evaluate --images=tests --reference=tests", PLACE),
         soak("JAX_PLATFORMS", "typo", "portability record here.json", PLACE),
-        ("JAX_PLATFORM_NAME", "gpu", "run --config=digits_mae", PLACE),
+        soak("JAX_PLATFORM_NAME", "gpu", "run --config=digits_mae", PLACE),
         ("JAX_ENABLE_X64", "maybe", "weights inspect nowhere", VALUE),
         soak("JAX_NUM_CPU_DEVICES", "two", "run --config=digits_mae", VALUE),
     ],

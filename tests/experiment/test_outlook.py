@@ -1,26 +1,22 @@
 """What a run says and refuses before it starts."""
 
 import logging
-import pathlib
-import runpy
 
 import pytest
 
 from l2l_jax.audit.run import Audit
 from l2l_jax.config import parse_config
+from l2l_jax.config_files import override, read_config
 from l2l_jax.errors import UserError
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.experiment.outlook import Outlook
 from l2l_jax.experiment.phase import training_sets
 from l2l_jax.experiment.workdir import Workdir
 
-RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
-
 
 def announced(folder, **fields):
-    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
-    recipe.update_from_flattened_dict({"audit.retrained": "train", "model.pretrained": "", **fields})
-    config = parse_config(recipe)
+    fields = {"audit.retrained": "train", "model.pretrained": "", **fields}
+    config = parse_config(override(read_config("digits_mae:encoder"), fields))
     folders = Workdir(folder, config)
     evaluation = Evaluation(config, folders.evaluation)
     auditor = Audit(config, evaluation, training_sets(config, evaluation.train), folders.audit)
