@@ -183,20 +183,20 @@ def _proxies(
         weights.append(1.0)
     avoided = {name: {source.class_names[i] for i in ids[name]} for name in ("forget", "retain")}
     for entry in entries:
-        name, opened = _proxy_source(entry, data, source, image_size)
+        name, proxies = _other_proxies(entry, data, source, avoided, image_size)
         if name in sources:
             raise UserError(f"config.data.proxy names the source {name} twice; name all its classes in one.")
-        sources[name] = _other_proxies(entry, opened, avoided)
+        sources[name] = proxies
         weights.append(entry.weight)
     for name, proxies in sources.items():
         logger.info("Proxies: %d images of %s", len(proxies), name)
     return Mixture(sources, weights) if len(sources) > 1 else next(iter(sources.values()))
 
 
-def _proxy_source(
-    entry: ProxyConfig, data: DataConfig, source: Source, image_size: int
+def _other_proxies(
+    entry: ProxyConfig, data: DataConfig, source: Source, avoided: Mapping[str, set[str]], image_size: int
 ) -> tuple[str, Source]:
-    """Open a source of proxies, with its name; `source` itself if it is the same."""
+    """Return the name of a source of proxies, which may be `source`, and the images chosen from it."""
     if (entry.source == "digits") != (data.source == "digits"):
         raise UserError(
             f"config.data.proxy is of {entry.source} and config.data of {data.source}: digits are not files, "
@@ -204,12 +204,8 @@ def _proxy_source(
         )
     if not entry.path and not {entry.source, data.source} & set(OTHER_SOURCES):
         entry = dataclasses.replace(entry, path=data.path)
-    same = (entry.source, entry.path) == (data.source, data.path)
-    name = f"{entry.source} {entry.path}".strip()
-    return name, source if same else open_source(entry, "train", image_size)
-
-
-def _other_proxies(entry: ProxyConfig, source: Source, avoided: Mapping[str, set[str]]) -> Source:
+    if (entry.source, entry.path) != (data.source, data.path):
+        source = open_source(entry, "train", image_size)
     field = f"config.data.proxy ({entry.source})"
     named = class_ids(source.class_names, [c for c in entry.classes if c != REST], field, "proxy")
     forget = [i for i, name in enumerate(source.class_names) if name in avoided["forget"]]
@@ -218,7 +214,7 @@ def _other_proxies(entry: ProxyConfig, source: Source, avoided: Mapping[str, set
         unnamed = avoided["forget"] | avoided["retain"]
         named = [i for i, name in enumerate(source.class_names) if name not in unnamed or i in named]
     chosen = _select(source, named, "proxy", _Count(0, "", "training"))
-    return _choose(chosen, entry.count, f"{field}: count", "images")
+    return f"{entry.source} {entry.path}".strip(), _choose(chosen, entry.count, f"{field}: count", "images")
 
 
 def _choose(source: Source, count: int, field: str = "", noun: str = "") -> Source:

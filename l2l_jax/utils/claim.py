@@ -37,7 +37,9 @@ def claim(folder: pathlib.Path) -> Callable[[], None]:
     Raises:
       UserError: Another process owns the folder.
     """
-    me = _identity()
+    pid = os.getpid()
+    # What identifies this process among those of all machines.
+    me = {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "start": _start_time(pid)}
     for place in (folder.absolute(), *folder.absolute().parents):
         if _owner(place / LOCK).get("process") == me:
             return lambda: None
@@ -61,12 +63,6 @@ def claim(folder: pathlib.Path) -> Callable[[], None]:
     release = functools.partial(_remove, path, {"token": token})
     atexit.register(release)
     return release
-
-
-def _identity() -> dict[str, Any]:
-    """Return what identifies this process among all processes of all machines."""
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "start": _start_time(pid)}
 
 
 def _machine() -> str:
