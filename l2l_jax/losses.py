@@ -3,7 +3,9 @@
     loss = retain term + α · forget term
 
 Each term is the mean over the examples of its own set; the two sets may differ in size. Losses are computed
-in float32 and work under `jit`, `grad`, `pmap` and `shard_map`, with and without its checks.
+in float32 and work under `jit`, `grad`, `pmap` and `shard_map`, with and without its checks. Arguments that
+are no floating-point JAX or NumPy arrays, and integers in place of keys, raise a TypeError; trees, shapes and
+options that do not fit raise a ValueError.
 
 Under `pmap` and `shard_map` pass `axis_name`: losses and terms are then means over the global batch. Average
 the gradients over the same axis with `jax.lax.pmean`. (`shard_map` with its default checks has done so for
@@ -79,10 +81,6 @@ def unlearning_loss(
 
     Returns:
       The scalar `retain + alpha · forget`, and the terms.
-
-    Raises:
-      TypeError: Features are not floating-point JAX or NumPy arrays, or masks are not boolean.
-      ValueError: Trees or shapes do not match.
     """
     _check_floating(student_retain=student_retain, teacher_retain=teacher_retain)
     _check_floating(student_forget=student_forget, teacher_noise=teacher_noise)
@@ -104,12 +102,8 @@ def max_loss(
 
     `retain_losses` and `forget_losses` are L of every image. Options and results are those of
     `unlearning_loss`. The loss has no lower bound: with a large alpha or many steps it diverges.
-
-    Raises:
-      TypeError: Losses are not floating-point JAX or NumPy arrays.
-      ValueError: Losses are not one number per example.
     """
-    _check_losses(retain_losses, forget_losses)
+    _check_losses(retain_losses=retain_losses, forget_losses=forget_losses)
     return _weighted_sum(retain_losses, forget_losses, -alpha, **options)
 
 
@@ -125,7 +119,7 @@ def noisy_label_loss(
     The losses are the model's own training loss L of every image, that of forget images with Gaussian noise
     (see `noise_images`) in place of the image as the truth. Otherwise as `max_loss`.
     """
-    _check_losses(retain_losses, forget_losses)
+    _check_losses(retain_losses=retain_losses, forget_losses=forget_losses)
     return _weighted_sum(retain_losses, forget_losses, alpha, **options)
 
 
@@ -208,10 +202,6 @@ def encoder_unlearning_loss(
       inputs: Inputs of both, from `unlearning_inputs`.
       alpha: Weight of the forget term.
       axis_name: Mapped axis over which the batch is split.
-
-    Raises:
-      TypeError: Features are not floating-point JAX or NumPy arrays.
-      ValueError: The inputs differ in structure or shape.
     """
     _check_arrays(**inputs._asdict())
     shapes = [jax.tree.map(jnp.shape, part) for part in inputs]
@@ -245,10 +235,6 @@ def unlearning_inputs(
       noise: Kind of noise, see `noise_images`; its statistics are those of retain and forget images.
       value_range: Least and greatest valid pixel.
       axis_name: Mapped axis over which the batch is split.
-
-    Raises:
-      TypeError: Images are not floating-point JAX or NumPy arrays, or `rng` is not a JAX key.
-      ValueError: The shapes differ.
     """
     noise_image = batch_noise(retain, forget, rng, kind=noise, value_range=value_range, axis_name=axis_name)
     if axis_name is not None:  # `corrupt` knows nothing of the other devices' rows
@@ -304,10 +290,6 @@ def noise_images(
         `value_range`; "uniform" is uniform over `value_range`; "constant" is the mean everywhere.
       value_range: Least and greatest valid pixel.
       axis_name: Mapped axis over which the batch is split.
-
-    Raises:
-      TypeError: Images are not floating-point JAX or NumPy arrays, or `rng` is not a JAX key.
-      ValueError: The kind is unknown, or `value_range` does not increase.
     """
     low, high = value_range
     if not low < high:
@@ -358,15 +340,8 @@ def feature_distance(
     The distance is the mean over all axes but the batch axis, summed over the leaves of the tree, such as
     the feature maps of a U-Net.
 
-    Args:
-      features: Tree of arrays.
-      target: Tree with the same structure and shapes.
-      where: Mask with the first axes of every leaf, such as `[batch]` or `[batch, token]`. The mean is over
-        the entries where it is true, and 0 for an example that has none.
-
-    Raises:
-      TypeError: The mask is not boolean, or a leaf is not a JAX or NumPy array.
-      ValueError: The two trees differ in structure or shape, or the mask does not fit them.
+    `where` is a boolean mask with the first axes of every leaf, such as `[batch]` or `[batch, token]`. The
+    mean is over the entries where it is true, and 0 for an example that has none.
     """
     _check_arrays(features=features, target=target)
     structures: list[Any] = [jax.tree.structure(tree) for tree in (features, target)]
@@ -445,9 +420,9 @@ def _check_floating(**trees: Any) -> None:
                 )
 
 
-def _check_losses(retain_losses: jax.Array, forget_losses: jax.Array) -> None:
-    _check_floating(retain_losses=retain_losses, forget_losses=forget_losses)
-    for name, losses in (("retain_losses", retain_losses), ("forget_losses", forget_losses)):
+def _check_losses(**sets: jax.Array) -> None:
+    _check_floating(**sets)
+    for name, losses in sets.items():
         if losses.ndim != 1:
             raise ValueError(f"{name} must be one number per example, [batch], not {losses.shape}")
 

@@ -3,7 +3,7 @@
 `MASKS` are the fixed ones of the tests. Inpainting models are trained with random ones, which `mask_bank`
 draws on the host. Free-form strokes follow Yu et al. 2019 ("Free-form image inpainting with gated
 convolution", algorithm 1) and, like the boxes, the numbers with which Palette is trained at 256 pixels; every
-length scales with the image.
+length scales with the image. What cannot be drawn raises a ValueError.
 """
 # ruff: noqa: F722  (shapes are strings)
 
@@ -28,9 +28,6 @@ def center_mask(size: int, width: int) -> Mask:
     """Return a centered square mask of `width` pixels.
 
     Half of `size` is the paper's larger inpainting task, a quarter the smaller.
-
-    Raises:
-      ValueError: The mask is empty or leaves nothing, or cannot be centered.
     """
     if (size - width) % 2:
         raise ValueError(f"a mask {width} pixels wide cannot be centered in {size} pixels")
@@ -40,22 +37,14 @@ def center_mask(size: int, width: int) -> Mask:
 
 
 def border_mask(size: int, width: int) -> Mask:
-    """Return the mask of outpainting: a border of `width` pixels is missing on every side.
-
-    Raises:
-      ValueError: The border is empty or leaves nothing.
-    """
+    """Return the mask of outpainting: a border of `width` pixels is missing on every side."""
     if not 0 < width < size / 2:
         raise ValueError(f"a border in {size} pixels is 1 to {(size - 1) // 2} wide, not {width}")
     return ~np.pad(np.ones([size - 2 * width] * 2, bool), width)
 
 
 def side_mask(size: int, width: int, side: str) -> Mask:
-    """Return a mask of a strip of `width` pixels at the left, right, top or bottom.
-
-    Raises:
-      ValueError: The strip is empty or leaves nothing, or the side is unknown.
-    """
+    """Return a mask of a strip of `width` pixels at the left, right, top or bottom."""
     if not 0 < width < size:
         raise ValueError(f"a strip in {size} pixels is 1 to {size - 1} pixels wide, not {width}")
     if side not in SIDES:
@@ -139,9 +128,6 @@ def mask_bank(kind: TrainingMask, count: int, size: int, seed: int) -> Bool[np.n
     """Draw masks to choose from; "hybrid", a box and strokes together, is Palette's; "centre" gives one only.
 
     Equal arguments give equal masks, on every host.
-
-    Raises:
-      ValueError: An unknown kind, or a count below 1.
     """
     if kind not in TRAINING_MASKS:
         raise ValueError(f"training_holes must be one of {', '.join(TRAINING_MASKS)}, not {kind!r}")

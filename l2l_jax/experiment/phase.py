@@ -95,14 +95,7 @@ class TrainingPhase:
         """Return the step, compiled when first called, and the shapes and shardings of its arguments."""
         training, model, mesh = self.training, self.config.model, parallel.mesh
         optimizer, params = make_optimizer(training), model.shapes()
-        step = make_step(
-            self.objective,
-            optimizer,
-            seed=0,
-            value_range=model.value_range,
-            config=training,
-            parallel=parallel,
-        )
+        step = make_step(self.objective, optimizer, training, parallel, seed=0, value_range=model.value_range)
         trained = jax.eval_shape(self._trained, params)
         state = abstract_state(trained, optimizer, mesh, ema=training.ema_decay > 0)
         frozen = jax.eval_shape(self.objective.cast, {part: params[part] for part in self.objective.frozen})

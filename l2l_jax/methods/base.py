@@ -62,7 +62,7 @@ class OneShot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-    """A loss on batches `{set: images}`, in two steps, so that a batch can be split in between.
+    """A loss on batches `{set: images}`, in two steps: a batch can be split in between.
 
     Attributes:
       trained: Parts of the parameters to train.

@@ -1,13 +1,12 @@
 """The paper's four baselines."""
 
 import dataclasses
-import functools
 
 import jax
 
 from l2l_jax import losses
 from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
-from l2l_jax.methods.inputs import corrupt_images, forget_truth, generative_losses
+from l2l_jax.methods.inputs import corrupt_images, generative_objective
 from l2l_jax.models.base import Model
 from l2l_jax.utils.batch_axis import deinterleave, interleave
 
@@ -22,13 +21,7 @@ class MaxLoss(Method):
     """
 
     def objective(self, model: Model) -> Objective:
-        """Return the retain loss minus `alpha` times the forget loss."""
-
-        def loss(trained, frozen, inputs, alpha):
-            return losses.max_loss(*generative_losses(model, {**frozen, **trained}, inputs), alpha=alpha)
-
-        prepare = functools.partial(corrupt_images, model)
-        return unlearning_objective(model, model.generative_parts, prepare, loss)
+        return generative_objective(model, losses.max_loss)
 
 
 @register("noisy_label")
@@ -42,18 +35,7 @@ class NoisyLabel(Method):
     """
 
     def objective(self, model: Model) -> Objective:
-        """Return the model's own loss, with noise as the truth of forget images."""
-
-        def prepare(frozen, batch, rng, axis_name=None):
-            views = corrupt_images(model, frozen, batch, rng, axis_name)
-            return {**views, "forget": forget_truth(model, frozen, views, rng, "noise", axis_name)}
-
-        def loss(trained, frozen, inputs, alpha):
-            return losses.noisy_label_loss(
-                *generative_losses(model, {**frozen, **trained}, inputs), alpha=alpha
-            )
-
-        return unlearning_objective(model, model.generative_parts, prepare, loss)
+        return generative_objective(model, losses.noisy_label_loss, "noise")
 
 
 @register("retain_label")
@@ -67,8 +49,6 @@ class RetainLabel(Method):
     """
 
     def objective(self, model: Model) -> Objective:
-        """Return the model's own loss, with outputs on retain images as the truth of forget images."""
-
         def prepare(frozen, batch, rng, axis_name=None):
             views = corrupt_images(model, frozen, batch, rng, axis_name)
             return {name: view["corrupted"] for name, view in views.items()}
@@ -95,8 +75,6 @@ class RandomEncoder(Method):
     """
 
     def objective(self, model: Model) -> Objective:
-        """Return the feature loss, with noise as the target of forget images."""
-
         def prepare(frozen, batch, rng, axis_name=None):
             views = corrupt_images(model, frozen, batch, rng, axis_name)
             inputs = {name: view["corrupted"] for name, view in views.items()}

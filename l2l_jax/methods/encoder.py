@@ -22,8 +22,6 @@ class Encoder(Method):
     noise: NoiseKind = "normal"
 
     def objective(self, model: Model) -> Objective:
-        """Return the paper's loss on encoder features."""
-
         def loss(trained, frozen, inputs, alpha):
             return encoder_unlearning_loss(
                 model.encode, trained["encoder"], frozen["encoder"], UnlearningInputs(**inputs), alpha=alpha

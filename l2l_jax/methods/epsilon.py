@@ -39,11 +39,9 @@ class Constrained:
 
     @property
     def objective(self) -> str:
-        """The term that is not constrained."""
         return "forget" if self.constraint == "retain" else "retain"
 
     def combine(self, terms: Terms, gradients: Mapping[str, Params], alpha: jax.Array) -> Params:
-        """Return the direction, ∇objective + η ∇constraint."""
         constraint, objective = gradients[self.constraint], gradients[self.objective]
         square = optax.tree.vdot(constraint, constraint)
         fall = square
@@ -79,8 +77,6 @@ class Epsilon(Method):
         return 1 - self.epsilon_ratio
 
     def objective(self, model: Model) -> Objective:
-        """Return the paper's objective with its phases and constraint."""
-
         def loss(trained, frozen, inputs, alpha):
             # Not interleaved: the gradient of each term then costs a pass over its own rows alone.
             return unlearning_loss(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.losses import NoiseKind, batch_noise, corruption_keys, noise_images
+from l2l_jax.methods.base import Objective, unlearning_objective
 from l2l_jax.models.base import Model, Params
 from l2l_jax.utils.batch_axis import deinterleave, interleave
 
@@ -79,19 +80,10 @@ def forget_truth(
 ) -> dict[str, Any]:
     """Return `{"images", "corrupted"}` of the forget set for `generative_loss`, with another truth.
 
-    Args:
-      model: Model.
-      frozen: Parts that `corrupt` reads.
-      views: Both sets.
-      rng: JAX key.
-      kind: "noise": Gaussian noise with the statistics of both sets; reconstructions carry nothing, and show
-        it. "blur": the image under a Gaussian blur, a plausible guess without detail (cf. SecureT2I, 2025).
-        "mean": the mean of the batch's retain images, the same for all.
-      axis_name: Mapped axis over which the batch is split.
-      blur: Standard deviation of the blur, as a share of the image's side.
-
-    Raises:
-      ValueError: The kind is unknown.
+    "noise": Gaussian noise with the statistics of both sets; reconstructions carry nothing, and show it.
+    "blur": the image under a Gaussian blur, a plausible guess without detail (cf. SecureT2I, 2025); `blur` is
+    its standard deviation as a share of the image's side. "mean": the mean of the batch's retain images, the
+    same for all. Another kind is a ValueError.
     """
     if kind == "noise":
         both = interleave(views["retain"], views["forget"])
@@ -126,3 +118,27 @@ def blurred(images: jax.Array, sigma: float) -> jax.Array:
     height, width = images.shape[1:3]
     rows = jnp.einsum("ih,bhwc->biwc", weights(height), images)
     return jnp.einsum("jw,biwc->bijc", weights(width), rows)
+
+
+def generative_objective(
+    model: Model, loss: Callable[..., Any], truth: TargetKind | None = None, **fields: Any
+) -> Objective:
+    """Return the objective that trains a model by its own loss of every retain and of every forget example.
+
+    Args:
+      model: Model.
+      loss: A loss of `l2l_jax.losses` on these.
+      truth: What forget images are trained towards, see `forget_truth`; None: themselves.
+      **fields: Other fields of `Objective`.
+    """
+
+    def prepare(frozen, batch, rng, axis_name=None):
+        views = corrupt_images(model, frozen, batch, rng, axis_name)
+        if truth is None:
+            return views
+        return {**views, "forget": forget_truth(model, frozen, views, rng, truth, axis_name)}
+
+    def weighted(trained, frozen, inputs, alpha):
+        return loss(*generative_losses(model, {**frozen, **trained}, inputs), alpha=alpha)
+
+    return unlearning_objective(model, model.generative_parts, prepare, weighted, **fields)

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar
 import pydantic
 
 from l2l_jax.losses import noisy_label_loss
-from l2l_jax.methods.base import Method, Objective, OneShot, register, unlearning_objective
-from l2l_jax.methods.inputs import corrupt_images, generative_losses
+from l2l_jax.methods.base import Method, Objective, OneShot, register
+from l2l_jax.methods.inputs import generative_objective
 from l2l_jax.models.base import Model
 
 Positive = Annotated[float, pydantic.Field(gt=0)]
@@ -48,11 +48,10 @@ class Ntk(Method):
     iterations: Count = 12
     batches: Count = 8
 
-    def initial_weight(self, alpha: float) -> float:  # noqa: D102
+    def initial_weight(self, alpha: float) -> float:
         return self.scale
 
     def objective(self, model: Model) -> Objective:
-        """Return the model's own losses of both sets, and their linearization."""
         if getattr(model, "dtype", "float32") != "float32":
             model = model.replace(dtype="float32")  # curvature products in fewer bits have no solution
 
@@ -62,12 +61,6 @@ class Ntk(Method):
         def losses(predicted, rows):
             return model.prediction_loss(predicted, rows["images"], rows["corrupted"])
 
-        def prepare(frozen, batch, rng, axis_name=None):
-            return corrupt_images(model, frozen, batch, rng, axis_name)
-
-        def loss(trained, frozen, inputs, alpha):
-            return noisy_label_loss(*generative_losses(model, {**frozen, **trained}, inputs), alpha=alpha)
-
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         one_shot = OneShot(outputs, losses, **options)
-        return unlearning_objective(model, model.generative_parts, prepare, loss, one_shot=one_shot)
+        return generative_objective(model, noisy_label_loss, one_shot=one_shot)

@@ -38,8 +38,6 @@ class RelearnAware(Method):
     attack_rate: Annotated[float, pydantic.Field(gt=0)] = 1e-3
 
     def objective(self, model: Model) -> Objective:
-        """Return the loss whose forget gradient is taken after the attacker's steps."""
-
         def prepare(frozen, batch, rng, axis_name=None):
             views = corrupt_images(model, frozen, batch, rng, axis_name)
             truth = forget_truth(model, frozen, views, rng, self.target, axis_name, blur=self.target_blur)

@@ -53,12 +53,10 @@ class Undo(Method):
     forget_every: Annotated[int, pydantic.Field(ge=1)] = 1
 
     @property
-    def batch_divisor(self) -> int:  # noqa: D102
+    def batch_divisor(self) -> int:
         return self.forget_every
 
     def objective(self, model: Model) -> Objective:
-        """Return the loss and the perturbed start."""
-
         def prepare(frozen, batch, rng, axis_name=None):
             views = corrupt_images(model, frozen, batch, rng, axis_name)
             retain = views["retain"]

@@ -21,8 +21,6 @@ class Whole(Encoder):
     """
 
     def objective(self, model: Model) -> Objective:
-        """Return the paper's loss on features and outputs."""
-
         def loss(trained, frozen, inputs, alpha):
             student, inputs = {**frozen, **trained}, UnlearningInputs(**inputs)
             return encoder_unlearning_loss(model.encode_and_predict, student, frozen, inputs, alpha=alpha)

@@ -7,10 +7,11 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 
 import jax
 import numpy as np
+import pydantic
 from jax import Array
 
 from l2l_jax.models.mapping import CheckpointFormat
@@ -27,6 +28,15 @@ Params = dict[str, Any]
 
 DTYPES = ("float32", "bfloat16")
 """Number formats of products."""
+
+# Types of fields, which a config and the cards of saved models are checked by.
+Size = Annotated[int, pydantic.Field(ge=1)]
+Count = Annotated[int, pydantic.Field(ge=0)]
+Number = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+Sizes = Annotated[tuple[Size, ...], pydantic.Field(min_length=1)]
+Numbers = Annotated[tuple[Number, ...], pydantic.Field(min_length=1)]
+Positives = Annotated[tuple[Positive, ...], pydantic.Field(min_length=1)]
 
 Corrupted = Any
 """Input of an encoder after corruption: a pytree whose leaves start with the batch axis."""
@@ -77,6 +87,20 @@ class Model(abc.ABC):
     """True where `inpaint_from_patches` and `grid` exist."""
     attention_layers: tuple[str, ...] = ()
     """Names of the modules whose kernels are the projections of attention."""
+    why_no_samples: str = "its reconstructions are not drawn at random"
+    """Why `sample` cannot be called, or "" where it can."""
+    why_no_noise: str = "it is no diffusion model"
+    """Why `denoise` and `noise_norm` cannot be called, or "" where they can."""
+
+    @property
+    def inpaint_passes(self) -> int:
+        """Forward passes of `inpaint`, for estimates of its time."""
+        return 1
+
+    @property
+    def why_no_codes(self) -> str:
+        """Why `corrupt` cannot be given codes in place of images, or "" where it can."""
+        return "this family has no tokenizer"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -169,11 +193,6 @@ class Model(abc.ABC):
         del images
         return self.corrupt(params, noise, rng, axis_name)
 
-    @property
-    def why_no_codes(self) -> str:
-        """Why `corrupt` cannot be given codes in place of images, or "" where it can."""
-        return "this family has no tokenizer"
-
     def precompute(self, params: Params, images: Images, rng: Array) -> Shaped[Array, "batch ..."]:
         """Return codes, which `corrupt` takes in place of the images: all that needs `precompute_parts`.
 
@@ -255,16 +274,6 @@ class Model(abc.ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not inpaint from patches")
 
-    @property
-    def inpaint_passes(self) -> int:
-        """Forward passes of `inpaint`, for estimates of its time."""
-        return 1
-
-    @property
-    def why_no_samples(self) -> str:
-        """Why `sample` cannot be called, or "" where it can."""
-        return "its reconstructions are not drawn at random"
-
     def sample(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
     ) -> tuple[Array, Array]:
@@ -274,11 +283,6 @@ class Model(abc.ABC):
         replaces the initial noise of diffusion models.
         """
         raise NotImplementedError(self.why_no_samples)
-
-    @property
-    def why_no_noise(self) -> str:
-        """Why `denoise` and `noise_norm` cannot be called, or "" where they can."""
-        return "it is no diffusion model"
 
     def denoise(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, start: float, scale: float

@@ -31,6 +31,7 @@ LEAVES = dict(kernel="weight", scale="weight", bias="bias", mean="running_mean",
 """PyTorch's names of the arrays of a module, by Flax's."""
 
 StateDict = Mapping[str, Any]
+"""Arrays or `StoredArray` by PyTorch key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,6 @@ class StoredArray:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -95,11 +95,7 @@ class Table(NamedTuple):
     ignored: str = "(?!)"
 
     def key_of(self, path: str, rank: int) -> tuple[str, Layout]:
-        """Return PyTorch's key and the layout of the parameter at `path`, which has `rank` axes.
-
-        Raises:
-          ValueError: The table does not name the parameter.
-        """
+        """Return PyTorch's key and the layout of the parameter at `path`, which has `rank` axes."""
         module, _, leaf = path.rpartition("/")
         source, ending = (module, f".{LEAVES[leaf]}") if leaf in LEAVES else (path, "")
         usual = same if leaf != "kernel" else conv if rank == 4 else linear
@@ -122,15 +118,20 @@ def _regex(template: str) -> re.Pattern:
 
 
 class Fit(NamedTuple):
-    """Fit of a state dict and a model, judged by names and shapes alone."""
+    """Fit of a state dict and a model, judged by names and shapes alone.
 
-    places: dict[str, tuple[str, Layout]]  # PyTorch key and layout by Flax path
-    unexpected: list[str]  # PyTorch keys without a place in the model
-    missing: list[str]  # PyTorch keys of the parameters without a value
-    misshapen: list[str]  # in words
+    Attributes:
+      places: PyTorch key and layout by Flax path.
+      unexpected, missing: PyTorch keys without a place in the model, or without a value.
+      misshapen: Arrays of a wrong shape, in words.
+    """
+
+    places: dict[str, tuple[str, Layout]]
+    unexpected: list[str]
+    missing: list[str]
+    misshapen: list[str]
 
     def complaint(self) -> str | None:
-        """Describe what does not fit, or return None."""
         if self.unexpected or self.missing:
             return (
                 "the weights do not fit the model. Without a place in the model: "
@@ -163,27 +164,19 @@ def fit(table: Table, state_dict: StateDict, target: Any) -> Fit:
 
 
 def to_flax(table: Table, state_dict: StateDict, target: Any, config: Any = None) -> Any:
-    """Return the parameter tree that a PyTorch state dict holds.
+    """Return the parameter tree that a PyTorch state dict holds; what does not fit raises a UserError.
 
-    Args:
-      table: The names.
-      state_dict: Arrays or `StoredArray`, by PyTorch key.
-      target: Tree of shapes, to be filled with NumPy arrays in the dtype of the source.
-      config: Argument of `Constant.value`.
-
-    Raises:
-      UserError: Keys without a place, parameters without a value, a wrong shape, or another constant.
+    `target`, a tree of shapes, is filled with NumPy arrays in the dtype of the source; `config` is the
+    argument of `Constant.value`.
     """
     found = fit(table, state_dict, target)
-    complaint = found.complaint()
-    if complaint:
+    if complaint := found.complaint():
         raise UserError(complaint)
     for constant in table.constants:
         if constant.torch_key in state_dict:
             _check_constant(constant, np.asarray(state_dict[constant.torch_key]), constant.value(config))
-    filled = {
-        path: layout.to_flax(np.asarray(state_dict[key])) for path, (key, layout) in found.places.items()
-    }
+    places = found.places.items()
+    filled = {path: layout.to_flax(np.asarray(state_dict[key])) for path, (key, layout) in places}
     return traverse_util.unflatten_dict(filled, sep="/")
 
 

@@ -144,6 +144,8 @@ class Training:
 class Trainer:
     """The step of an objective, compiled once for any number of models of the same shapes and threads.
 
+    Devices that cannot share a batch raise a UserError.
+
     Args:
       name: Name in messages.
       objective: What to train.
@@ -151,9 +153,6 @@ class Trainer:
       seed: Random seed of the steps.
       mesh: The devices.
       parallel: How the step runs on them, see `l2l_jax.train.parallel`.
-
-    Raises:
-      UserError: The devices cannot share a batch.
     """
 
     def __init__(
@@ -178,9 +177,6 @@ class Trainer:
         """Train to the last step, resuming from `run.folder` if there is something to resume.
 
         An objective without training steps is solved anew at each call.
-
-        Args:
-          run: Where to start from, and where to keep the state.
 
         Returns:
           What the objective makes of `run.params` and the trained parts (`Objective.merge`), as host arrays.
@@ -269,14 +265,13 @@ class Trainer:
         """Call the step; the first call, which compiles it, runs alone: other threads wait for it."""
         with contextlib.nullcontext() if self._compiled else ONE_COMPILES:
             if self._step is None:
-                value_range = training.run.batches.value_range
                 step = make_step(
                     self._objective,
                     self._optimizer,
+                    self._config,
+                    self._parallel,
                     seed=self._seed,
-                    value_range=value_range,
-                    config=self._config,
-                    parallel=self._parallel,
+                    value_range=training.run.batches.value_range,
                 )
                 self._step = self._parallel.compile(step, training.state)
             result = self._step(training.state, training.frozen, batch)

@@ -14,29 +14,7 @@ from l2l_jax.train import sharding
 ParallelKind = Literal["jit", "pmap"]
 
 
-class StepCollectives:
-    """Exchange of devices in a step: nothing, for one that sees whole batches and whole parameters.
-
-    Attributes:
-      axis_name: The mapped axis over which batches are split, or None where they are whole.
-    """
-
-    axis_name: str | None = None
-
-    def gather(self, params: Any) -> Any:
-        """Make parameters whole on every device, to compute with."""
-        return params
-
-    def scatter(self, gradients: Any) -> Any:
-        """Sum gradients over the devices as far as the state is split, and place them as it is."""
-        return gradients
-
-    def mean(self, tree: Any) -> Any:
-        """Average means over a device's rows to means over the batch."""
-        return tree
-
-
-class Parallel(StepCollectives):
+class Parallel:
     """`jit` over a mesh: batches are global arrays, and XLA inserts what devices exchange.
 
     Parameters that are split along "fsdp" are gathered at the start of a step; the gradients are scattered at
@@ -45,20 +23,24 @@ class Parallel(StepCollectives):
 
     Attributes:
       kind: Its name in `config.parallel`.
+      axis_name: The mapped axis over which a step sees batches split, or None where they are whole.
       mesh: Devices with the axes "data" and "fsdp".
     """
 
     kind: ParallelKind = "jit"
+    axis_name: str | None = None
 
     def __init__(self, mesh: Mesh):
         self.mesh = mesh
         self._split = mesh.shape["fsdp"] > 1
         self._whole = NamedSharding(mesh, PartitionSpec())
 
-    def gather(self, params: Any) -> Any:  # noqa: D102
+    def gather(self, params: Any) -> Any:
+        """Make parameters whole on every device, to compute with."""
         return jax.lax.with_sharding_constraint(params, self._whole) if self._split else params
 
-    def scatter(self, gradients: Any) -> Any:  # noqa: D102
+    def scatter(self, gradients: Any) -> Any:
+        """Sum gradients over the devices as far as the state is split, and place them as it is."""
         if not self._split:
             return gradients
         # Summed whole, then split: asked for parts alone, XLA sends the rows of a batch to the device of
@@ -66,6 +48,10 @@ class Parallel(StepCollectives):
         gradients = jax.lax.with_sharding_constraint(gradients, self._whole)
         shardings = sharding.parameter_shardings(gradients, self.mesh)
         return jax.lax.with_sharding_constraint(gradients, shardings)
+
+    def mean(self, tree: Any) -> Any:
+        """Average means over a device's rows to means over the batch."""
+        return tree
 
     def compile(self, step: Callable, state: Any) -> Any:
         """Return a compiled step whose state, of the shapes of `state`, is donated and stays in place."""

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from optax import GradientTransformation as Optimizer
 
 from l2l_jax.methods.base import Objective
 from l2l_jax.models.base import Params
 from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig, learning_rate_schedule
-from l2l_jax.train.parallel import StepCollectives
+from l2l_jax.train.parallel import Parallel
 
 
 @flax.struct.dataclass
@@ -48,12 +49,7 @@ Step = Callable[[TrainState, Params, dict[str, jax.Array]], tuple[TrainState, di
 
 
 def create_state(
-    params: Params,
-    optimizer: optax.GradientTransformation,
-    *,
-    ema: bool,
-    alpha: float | jax.Array = 0.0,
-    mask: Params | None = None,
+    params: Params, optimizer: Optimizer, *, ema: bool, alpha: Any = 0.0, mask: Params | None = None
 ) -> TrainState:
     """Return the state before the first step; `params` holds the trained parts."""
     average = jax.tree.map(jnp.copy, params) if ema else None  # a copy: state buffers are donated
@@ -62,21 +58,16 @@ def create_state(
 
 
 def abstract_state(
-    params: Params,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    *,
-    ema: bool,
-    mask: Params | None = None,
+    params: Params, optimizer: Optimizer, mesh: Mesh, *, ema: bool, mask: Params | None = None
 ) -> TrainState:
     """Return shapes, types and shardings of `placed_state`; `params` and `mask` may be arrays or shapes."""
     create = functools.partial(create_state, optimizer=optimizer, ema=ema)
-    return sharding.abstract(jax.eval_shape(lambda x, y: create(x, mask=y), params, mask), mesh)
+    return sharding.abstract(jax.eval_shape(create, params, mask=mask), mesh)
 
 
 def placed_state(
     params: Params,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     mesh: Mesh,
     *,
     ema: bool,
@@ -108,14 +99,14 @@ def scaled_pixels(batch: Any, value_range: tuple[float, float]) -> Any:
 
 def make_step(
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
+    config: TrainingConfig,
+    parallel: Parallel,
     *,
     seed: int,
     value_range: tuple[float, float] = (0.0, 1.0),
-    config: TrainingConfig | None = None,
-    parallel: StepCollectives | None = None,
 ) -> Step:
-    """Return the step function of an objective, to be compiled with its first argument donated.
+    """Return the step function of an objective, for `parallel.compile`.
 
     The key of a step is `seed` with the step number folded in, so that a resumed run repeats an
     uninterrupted one. With `config.accumulate` > 1 the batch is drawn and corrupted whole, then its rows go
@@ -124,17 +115,16 @@ def make_step(
     Args:
       objective: What to train.
       optimizer: Turns gradients into updates.
+      config: Accumulation, moving average, and the schedule for the metrics.
+      parallel: What devices exchange.
       seed: Random seed.
       value_range: Range that uint8 images are brought to; others come in the model's range.
-      config: Accumulation, moving average, and the schedule for the metrics; None: neither.
-      parallel: What devices exchange; its `compile` compiles the step. None: one plain program.
 
     Returns:
-      A `Step`; its metrics are "loss", the objective's terms, "grad_norm" (before clipping) and, with
-      `config`, the "learning_rate" of this update.
+      A `Step`; its metrics are "loss", the objective's terms, "grad_norm" (before clipping) and the
+      "learning_rate" of this update.
     """
-    parallel = StepCollectives() if parallel is None else parallel
-    accumulate = 1 if config is None else config.accumulate
+    schedule = learning_rate_schedule(config)
 
     def step(state, frozen, batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -150,19 +140,16 @@ def make_step(
             }
             return terms, parallel.scatter(wide)
 
-        terms, gradients = parallel.mean(accumulated(grad_fn, inputs, accumulate))
+        terms, gradients = parallel.mean(accumulated(grad_fn, inputs, config.accumulate))
         grads = objective.direction(terms, gradients, state.alpha)
         grads = _where(state.mask, grads, jax.tree.map(jnp.zeros_like, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = _where(state.mask, optax.apply_updates(state.params, updates), state.params)
         ema = state.ema
         if ema is not None:
-            assert config is not None, "a moving average has a decay"
             ema = _where(state.mask, optax.incremental_update(params, ema, 1 - config.ema_decay), ema)
-        metrics = {**terms, "grad_norm": optax.tree.norm(grads)}
-        if config is not None:
-            rate = learning_rate_schedule(config)(state.step)
-            metrics["learning_rate"] = jnp.asarray(rate, jnp.float32)
+        rate = jnp.asarray(schedule(state.step), jnp.float32)
+        metrics = {**terms, "grad_norm": optax.tree.norm(grads), "learning_rate": rate}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     return step

@@ -1,6 +1,7 @@
 """Residual blocks and resampling that the U-Net and the autoencoder share."""
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -40,18 +41,10 @@ def conv(channels: int, size: int, dtype: jnp.dtype, name: str | None = None, **
     return Conv(channels, (size, size), dtype=dtype, name=name, **options)
 
 
-def doubled(x: Array) -> Array:
-    """Repeat every pixel twice in both directions."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-
-
 class ResBlock(nn.Module):
     """Residual block with two convolutions; a new one passes its input on.
 
-    Attributes:
-      channels: Output width.
-      groups, epsilon: Of the group normalizations.
-      dtype: Of products and feature maps.
+    It maps `[batch, height, width, channel]` and an embedding `[batch, width]` of time, if any.
     """
 
     channels: int
@@ -61,16 +54,12 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None) -> Array:
-        """Map `[batch, height, width, channel]` and an embedding `[batch, width]` of time, if any."""
-
-        def norm(name: str) -> GroupNorm:
-            return GroupNorm(self.groups, epsilon=self.epsilon, dtype=self.dtype, name=name)
-
-        h = conv(self.channels, 3, self.dtype, "conv1")(nn.silu(norm("norm1")(x)))
+        norm = partial(GroupNorm, self.groups, epsilon=self.epsilon, dtype=self.dtype)
+        h = conv(self.channels, 3, self.dtype, "conv1")(nn.silu(norm(name="norm1")(x)))
         if embedding is not None:
             dense = nn.Dense(self.channels, dtype=self.dtype, kernel_init=lecun_uniform, name="time_emb_proj")
             h = h + dense(nn.silu(embedding))[:, None, None]
-        h = nn.silu(norm("norm2")(h))
+        h = nn.silu(norm(name="norm2")(h))
         h = conv(self.channels, 3, self.dtype, "conv2", kernel_init=nn.initializers.zeros)(h)
         if x.shape[-1] != self.channels:
             x = conv(self.channels, 1, self.dtype, "conv_shortcut")(x)

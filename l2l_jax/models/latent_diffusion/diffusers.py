@@ -10,12 +10,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from l2l_jax.errors import UserError
-from l2l_jax.models.latent_diffusion.convert import TABLE
 from l2l_jax.models.latent_diffusion.scheduler import Schedule
 from l2l_jax.models.latent_diffusion.text import EncoderFiles, embed_prompts
-from l2l_jax.models.latent_diffusion.unet import UNetConfig
-from l2l_jax.models.latent_diffusion.vae import VAEConfig
-from l2l_jax.models.mapping import CheckpointFormat, Fields, Origin, StateDict
+from l2l_jax.models.latent_diffusion.unet import UNetSizes
+from l2l_jax.models.latent_diffusion.vae import VAESizes
+from l2l_jax.models.mapping import CheckpointFormat, Fields, Origin, StateDict, Table
 
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """Components that embed prompts, and their tokenizers."""
@@ -23,8 +22,38 @@ TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 OLD_ATTENTION = dict(query="to_q", key="to_k", value="to_v", proj_attn="to_out.0")
 """Layers of the autoencoder's attention as diffusers named them before version 0.15."""
 
-OF_COMPUTATION = ("dtype", "remat")
-"""Fields of configs that do not describe the weights."""
+TRANSFORMER = {
+    "transformer_blocks_{k}/ff_in": "transformer_blocks.{k}.ff.net.0.proj",
+    "transformer_blocks_{k}/ff_out": "transformer_blocks.{k}.ff.net.2",
+    "transformer_blocks_{k}/{attention}/to_out": "transformer_blocks.{k}.{attention}.to_out.0",
+    "transformer_blocks_{k}/{layer}": "transformer_blocks.{k}.{layer}",
+    "to_out": "to_out.0",
+    "{layer}": "{layer}",
+}
+"""Layers of attention, in the U-Net and in the autoencoder, and diffusers' names."""
+
+
+def _blocks(ours: str, theirs: str) -> dict[str, str]:
+    names = {f"{ours}_resnets_{{j}}/{{layer}}": f"{theirs}.resnets.{{j}}.{{layer}}"}
+    for layer, name in TRANSFORMER.items():
+        names[f"{ours}_attentions_{{j}}/{layer}"] = f"{theirs}.attentions.{{j}}.{name}"
+    for way in ("down", "up"):
+        names[f"{ours}_{way}sample"] = f"{theirs}.{way}samplers.0.conv"
+    return names
+
+
+TABLE = Table(
+    _blocks("encoder/down_blocks_{i}", "unet.down_blocks.{i}")
+    | _blocks("encoder/mid_block", "unet.mid_block")
+    | _blocks("decoder/up_blocks_{i}", "unet.up_blocks.{i}")
+    | {"encoder/{layer}": "unet.{layer}", "decoder/{layer}": "unet.{layer}"}
+    | _blocks("vae/encoder/down_blocks_{i}", "vae.encoder.down_blocks.{i}")
+    | _blocks("vae/{half}/mid_block", "vae.{half}.mid_block")
+    | _blocks("vae/decoder/up_blocks_{i}", "vae.decoder.up_blocks.{i}")
+    | {"vae/{layer}": "vae.{layer}"},
+    ignored=r"text_encoder(_2)?\..*",
+)
+"""Diffusers' names; those of a U-Net begin with "unet." here, of an autoencoder with "vae."."""
 
 
 class Pipeline(CheckpointFormat):
@@ -35,7 +64,6 @@ class Pipeline(CheckpointFormat):
     is_folder = True
 
     def recognize(self, state_dict: StateDict) -> bool:
-        """Look for a U-Net; one without an autoencoder raises a UserError."""
         if "unet.conv_in.weight" not in state_dict:
             return False
         if "vae.decoder.conv_in.weight" not in state_dict:
@@ -43,15 +71,14 @@ class Pipeline(CheckpointFormat):
         return True
 
     def unwrap(self, state_dict: StateDict) -> StateDict:
-        """Give the autoencoder's attention today's names."""
-        pattern = rf"(vae\..*\.attentions\.\d+)\.({'|'.join(OLD_ATTENTION)})\."
-        renamed = {}
-        for key, value in state_dict.items():
-            renamed[re.sub(pattern, lambda match: f"{match[1]}.{OLD_ATTENTION[match[2]]}.", key)] = value
-        return renamed
+        pattern = re.compile(rf"(vae\..*\.attentions\.\d+)\.({'|'.join(OLD_ATTENTION)})\.")
+
+        def today(match: re.Match) -> str:
+            return f"{match[1]}.{OLD_ATTENTION[match[2]]}."
+
+        return {pattern.sub(today, key): value for key, value in state_dict.items()}
 
     def sizes(self, state_dict: StateDict) -> Fields:
-        """Return nothing: config.json of the components states all sizes."""
         return {}
 
     def stated(self, origin: Origin, sizes: Fields) -> Fields:
@@ -62,12 +89,15 @@ class Pipeline(CheckpointFormat):
         """
         components = origin["components"]
         unet, vae, schedule = (components.get(name, {}) for name in ("unet", "vae", "scheduler"))
-        vae_config = VAEConfig.from_json(vae)
-        fields = dict(unet=UNetConfig.from_json(unet), vae=vae_config, schedule=Schedule.from_json(schedule))
+        autoencoder = VAESizes.from_json(vae)
         positions = components.get("text_encoder", {}).get("max_position_embeddings", 77)
         length = components.get("tokenizer", {}).get("model_max_length", positions)
-        return {name: _sizes(value) for name, value in fields.items()} | dict(
-            image_size=unet.get("sample_size", 64) * vae_config.stride, prompt_words=min(positions, length)
+        return dict(
+            unet=dataclasses.asdict(UNetSizes.from_json(unet)),
+            vae=dataclasses.asdict(autoencoder),
+            schedule=dataclasses.asdict(Schedule.from_json(schedule)),
+            image_size=unet.get("sample_size", 64) * autoencoder.stride,
+            prompt_words=min(positions, length),
         )
 
     def computed(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
@@ -87,7 +117,6 @@ class Pipeline(CheckpointFormat):
         return {"prompts": embed_prompts(model.prompts, encoders)}
 
     def licence(self, file: str) -> str:
-        """Return the licences of Stable Diffusion's weights, from which most pipelines derive."""
         return (
             "See where the folder comes from; Stable Diffusion's weights: CreativeML Open RAIL-M (1), "
             "Open RAIL++-M (2, XL)."
@@ -103,12 +132,7 @@ class Pipeline(CheckpointFormat):
     def lora(self, adapter: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return an adapter of kind "lora" as the content of diffusers' pytorch_lora_weights.safetensors.
 
-        Args:
-          adapter: Factors by part, see `l2l_jax.models.adapters`.
-          shapes: Shapes of the parts that it adapts.
-
-        Raises:
-          UserError: An adapter of another kind.
+        Another kind is a UserError. `shapes` are those of the parts that it adapts.
         """
         found: dict[str, np.ndarray] = {}
         kernels, factors = (flatten_dict(dict(tree), sep="/") for tree in (shapes, adapter))
@@ -129,8 +153,3 @@ def _component(state_dict: StateDict, name: str) -> StateDict:
     """Return the arrays of one component, under its own keys."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): x for key, x in state_dict.items() if key.startswith(prefix)}
-
-
-def _sizes(config: Any) -> Fields:
-    fields = (field.name for field in dataclasses.fields(config))
-    return {name: getattr(config, name) for name in fields if name not in OF_COMPUTATION}

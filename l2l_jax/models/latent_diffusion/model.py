@@ -5,7 +5,7 @@ skips; the decoder is the output half. The VAE and the embedded prompts are froz
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -14,12 +14,21 @@ import numpy as np
 from jax import Array
 
 from l2l_jax import masks
-from l2l_jax.models.base import DTYPES, Corrupted, Model, Params, PretrainingStage, register
-from l2l_jax.models.fields import Count, Number, Size
+from l2l_jax.models.base import (
+    DTYPES,
+    Corrupted,
+    Count,
+    Model,
+    Number,
+    Params,
+    PretrainingStage,
+    Size,
+    register,
+)
 from l2l_jax.models.latent_diffusion.diffusers import Pipeline
 from l2l_jax.models.latent_diffusion.scheduler import Schedule
-from l2l_jax.models.latent_diffusion.unet import Decoder, Encoder, Features, UNetConfig, UNetSizes
-from l2l_jax.models.latent_diffusion.vae import AutoencoderKL, VAEConfig, VAESizes
+from l2l_jax.models.latent_diffusion.unet import Decoder, Encoder, Features, UNetSizes
+from l2l_jax.models.latent_diffusion.vae import AutoencoderKL, VAESizes
 from l2l_jax.models.layers import apply, in_dtype
 from l2l_jax.models.palette.model import draw_masks
 from l2l_jax.utils.batch_axis import draw_rows
@@ -111,31 +120,22 @@ class LatentDiffusion(Model):
 
     @property
     def channels(self) -> int:  # type: ignore[override]
-        """Channels of the images."""
         return self.vae.channels
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder as a Linen module."""
-        return Encoder(self._unet_config)
+        return Encoder(self.unet, jnp.dtype(self.dtype), self.remat)
 
     @property
     def decoder(self) -> Decoder:
-        """The decoder as a Linen module."""
-        return Decoder(self._unet_config)
-
-    @property
-    def _unet_config(self) -> UNetConfig:
-        return UNetConfig(**_fields(self.unet), dtype=jnp.dtype(self.dtype), remat=self.remat)
+        return Decoder(self.unet, jnp.dtype(self.dtype), self.remat)
 
     @property
     def autoencoder(self) -> AutoencoderKL:
-        """The VAE as a Linen module."""
-        return AutoencoderKL(VAEConfig(**_fields(self.vae), dtype=jnp.dtype(self.vae_dtype)))
+        return AutoencoderKL(self.vae, jnp.dtype(self.vae_dtype))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channel)` of latents."""
         side = self.image_size // self.vae.stride
         return side, side, self.vae.latent_channels
 
@@ -157,19 +157,16 @@ class LatentDiffusion(Model):
         return dataclasses.replace(self, prompts=tuple(dict.fromkeys(prompts)))
 
     def alternatives(self) -> "dict[str, LatentDiffusion]":
-        """Return the model with each other prompt."""
         others = [prompt for prompt in self.prompts if prompt != self.prompt]
         return {f"prompt {x or 'empty'}": dataclasses.replace(self, prompt=x) for x in others}
 
     def init(self, rng: Array) -> Params:
-        """Return fresh parameters; embeddings of prompts are normal numbers."""
         keys = jax.random.split(rng, 5)
-        config = self._unet_config
-        side, words = config.stride, (len(self.prompts), self.prompt_words, config.cross_attention_dim)
+        side, words = self.unet.stride, (len(self.prompts), self.prompt_words, self.unet.cross_attention_dim)
         prompts = {"words": jax.random.normal(keys[0], words)}
         if pooled := self._pooled_width:
             prompts["pooled"] = jax.random.normal(keys[1], (len(self.prompts), pooled))
-        inputs = jnp.zeros((1, side, side, config.in_channels)), jnp.zeros(1, jnp.int32)
+        inputs = jnp.zeros((1, side, side, self.unet.in_channels)), jnp.zeros(1, jnp.int32)
         given = self._conditioning(prompts, jnp.zeros(1, jnp.int32))
         features, encoder = self.encoder.init_with_output(
             keys[2], *inputs, given["prompt"], given.get("added")
@@ -189,11 +186,10 @@ class LatentDiffusion(Model):
 
     def derived_parts(self) -> Params:
         """Return the bank of training masks "holes", bool `[mask, height, width]`."""
-        size, seed = self.image_size, self.hole_seed
-        return {"holes": jnp.asarray(masks.mask_bank(self.training_holes, self.hole_bank_size, size, seed))}
+        bank = masks.mask_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
+        return {"holes": jnp.asarray(bank)}
 
     def in_compute_dtype(self, params: Params) -> Params:
-        """Return parameters in `dtype` and `vae_dtype`, but those of `FLOAT32`."""
         vae = in_dtype(params, jnp.dtype(self.vae_dtype), float32=FLOAT32)
         unet = in_dtype(params, jnp.dtype(self.dtype), float32=FLOAT32)
         return {part: (vae if part == "vae" else unet)[part] for part in params}
@@ -269,6 +265,9 @@ class LatentDiffusion(Model):
         sample = mean + jnp.exp(0.5 * log_variance) * noise
         return (sample - self.vae.shift_factor) * self.vae.scaling_factor
 
+    def _means(self, mean: Array, log_variance: Array) -> Array:
+        return self._latents(mean, log_variance, jnp.zeros_like(mean))
+
     def _with_clean(self, corrupted: Corrupted, masked: Array, clean: Array, noise: Array) -> Corrupted:
         noisy = self.schedule.add_noise(clean, noise, corrupted["timesteps"])
         inputs = jnp.concatenate([noisy, corrupted["mask"], masked], axis=-1)
@@ -312,15 +311,13 @@ class LatentDiffusion(Model):
         return self.imitation_loss(predicted, corrupted, target)
 
     def imitation_loss(self, predicted: Array, corrupted: Corrupted, target: Array) -> Array:
-        """Return the mean squared error to `target`."""
         return jnp.square(predicted - target).mean(axis=(1, 2, 3))
 
     def with_truth(
         self, params: Params, images: Array, corrupted: Corrupted, truth: Array
     ) -> tuple[Array, Corrupted]:
         """Take the latents inside the mask from the mean of those of `truth`."""
-        mean, log_variance = self._moments(params, truth)
-        return images, self._with_truth(corrupted, self._latents(mean, log_variance, jnp.zeros_like(mean)))
+        return images, self._with_truth(corrupted, self._means(*self._moments(params, truth)))
 
     def noisy_truth(
         self, images: Array, corrupted: Corrupted, noise: Array, rng: Array, axis_name: str | None = None
@@ -349,8 +346,6 @@ class LatentDiffusion(Model):
         return jnp.square(decoded - images).mean(axes) + self.kl_weight * divergence.mean(axes)
 
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
-        """Train the VAE first, then the U-Net on its latents."""
-
         def prepare(frozen, images, rng, axis_name=None):
             shape = self.latent_shape
             return images, draw_rows(lambda n: jax.random.normal(rng, (n, *shape)), len(images), axis_name)
@@ -358,7 +353,7 @@ class LatentDiffusion(Model):
         return (PretrainingStage("vae", ("vae",), prepare, self.vae_loss), *super().pretraining_stages())
 
     @property
-    def inpaint_passes(self) -> int:  # noqa: D102
+    def inpaint_passes(self) -> int:
         return self.sample_steps * (1 if self.guidance_scale is None else 2)
 
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
@@ -377,39 +372,47 @@ class LatentDiffusion(Model):
         return tuple(jax.random.normal(key, shape) for key in jax.random.split(rng))  # type: ignore[return-value]
 
     def inpaint_with(
-        self, params: Params, images: Array, mask: np.ndarray, noise: Array, posterior: Array
+        self, params: Params, images: Array, mask: np.ndarray, noise: Array, posterior: Array, **how: Any
     ) -> Array:
         """Return whole decoded images, with everything random given, standard normal and like the latents.
 
-        `noise` are the first latents; `posterior` makes a sample of the latents of the masked image.
-        """
-        take = self._process(params, images, mask, posterior)
-        times = jnp.asarray(self.schedule.timesteps(self.sample_steps))
-        return self._decode(params, jax.lax.scan(take, noise, (times, jnp.zeros(len(times))))[0])
-
-    def _decode(self, params: Params, latents: Array) -> Array:
-        return apply(self.autoencoder, params["vae"], latents, method="to_images")
-
-    def _process(
-        self, params: Params, images: Array, mask: np.ndarray, posterior: Array, rng: Array | None = None
-    ) -> Any:
-        """Return a function for `scan` of noisy latents and a step `(time, scale of added noise)`.
-
-        With `rng` every step is a draw, otherwise deterministic.
+        Args:
+          params: All parts.
+          images: Originals.
+          mask: True where pixels are missing.
+          noise: The first latents.
+          posterior: Makes a sample of the latents of the masked image.
+          **how: See `_steps`.
         """
         mask = self._check_mask(mask)[None, ..., None]
         *_, mean, log_variance, small = self._split(self.encode_images(params, images, jnp.asarray(mask)))
         masked = self._latents(mean, log_variance, posterior)
 
-        def take(latents, step):
-            time, scale = step
-            predicted = self._guided(params, latents, small, masked, time)
-            noise = None
-            if rng is not None:
-                noise = scale * jax.random.normal(jax.random.fold_in(rng, time), latents.shape)
-            return self.schedule.step(predicted, latents, time, self.sample_steps, noise), None
+        def predict(latents, time):
+            return self._guided(params, latents, small, masked, time)
 
-        return take
+        latents = self._steps(predict, noise, **how)
+        decoded = latents / self.vae.scaling_factor + self.vae.shift_factor
+        return apply(self.autoencoder, params["vae"], decoded, method="decode")
+
+    def _steps(
+        self,
+        predict: Callable[[Array, Array], Array],
+        latents: Array,
+        skipped: int = 0,
+        draws: tuple[Array, float] | None = None,
+        remat: bool = False,
+    ) -> Array:
+        """Take all but the first `skipped` steps; with `draws`, a key and a scale, each is a draw."""
+
+        def take(latents, time):
+            drawn = None
+            if draws is not None:
+                drawn = draws[1] * jax.random.normal(jax.random.fold_in(draws[0], time), latents.shape)
+            return self.schedule.step(predict(latents, time), latents, time, self.sample_steps, drawn), None
+
+        times = jnp.asarray(self.schedule.timesteps(self.sample_steps)[skipped:])
+        return jax.lax.scan(jax.checkpoint(take) if remat else take, latents, times)[0]
 
     def _guided(self, params: Params, latents: Array, mask: Array, masked: Array, time: Array) -> Array:
         """Return the prediction with `prompt`, moved away from that with the empty one."""
@@ -437,38 +440,30 @@ class LatentDiffusion(Model):
 
         grown = ndimage.maximum_filter(np.asarray(mask), size=2 * max(1, self.image_size // 16) + 1)
         first, posterior = self._noises(rng, len(images))
-        take = jax.checkpoint(self._process(params, images, grown, posterior))
-        times = jnp.asarray(self.schedule.timesteps(self.sample_steps))
         start = first if noise is None else noise
-        drawn = self._decode(params, jax.lax.scan(take, start, (times, jnp.zeros(len(times))))[0])
+        drawn = self.inpaint_with(params, images, grown, start, posterior, remat=True)
         misfit = jnp.square(drawn - images)[:, grown & ~mask].mean(axis=(1, 2))
         return self._paste(images, grown, drawn), misfit
 
     def denoise(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, start: float, scale: float
     ) -> Array:
-        """See `Model`."""
         noise, posterior = self._noises(rng, len(images))
-        take = self._process(params, images, mask, posterior, jax.random.fold_in(rng, 1))
         skipped = min(round((1 - start) * self.sample_steps), self.sample_steps - 1)
-        times = jnp.asarray(self.schedule.timesteps(self.sample_steps)[skipped:])
         if skipped:
-            noise = self.schedule.add_noise(
-                self._means(params, images), noise, jnp.full(len(images), times[0])
-            )
-        latents, _ = jax.lax.scan(take, noise, (times, jnp.full(len(times), scale)))
-        return self._paste(images, mask, self._decode(params, latents))
-
-    def _means(self, params: Params, images: Array) -> Array:
-        mean, log_variance = self._moments(params, images)
-        return self._latents(mean, log_variance, jnp.zeros_like(mean))
+            clean = self._means(*self._moments(params, images))
+            time = self.schedule.timesteps(self.sample_steps)[skipped]
+            noise = self.schedule.add_noise(clean, noise, jnp.full(len(images), time))
+        draws = jax.random.fold_in(rng, 1), scale
+        drawn = self.inpaint_with(params, images, mask, noise, posterior, skipped=skipped, draws=draws)
+        return self._paste(images, mask, drawn)
 
     def noise_norm(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
         """See `Model`: at a tenth of the time steps, inside the mask."""
         _, posterior = self._noises(rng, len(images))
         codes = self.encode_images(params, images, jnp.asarray(mask)[None, ..., None])
         mean, log_variance, masked_mean, masked_log_variance, small = self._split(codes)
-        clean = self._latents(mean, log_variance, jnp.zeros_like(mean))
+        clean = self._means(mean, log_variance)
         masked = self._latents(masked_mean, masked_log_variance, posterior)
         time = jnp.int32(self.schedule.train_timesteps // 10)
         noise, _ = self.schedule.noise_and_clean(
@@ -476,7 +471,3 @@ class LatentDiffusion(Model):
         )
         hidden = jnp.broadcast_to(small, noise.shape)
         return (jnp.square(noise) * hidden).sum(axis=(1, 2, 3)) / hidden.sum(axis=(1, 2, 3))
-
-
-def _fields(sizes: Any) -> dict[str, Any]:
-    return {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}

@@ -1,6 +1,5 @@
 """Embeddings of prompts by the CLIP text encoders of Stable Diffusion, as diffusers computes them."""
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -35,9 +34,22 @@ SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """Words of a text, before they are split into tokens."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """Sizes of a text encoder.
+class TextFeatures(NamedTuple):
+    """Features of tokens, `[batch, token, width]`.
+
+    Attributes:
+      last: After the final normalization.
+      penultimate: Before the last block.
+      pooled: Embedding of the whole prompt `[batch, embed_dim]`, or None.
+    """
+
+    last: Array
+    penultimate: Array
+    pooled: Array | None
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text tower.
 
     Attributes:
       vocabulary, length: Number of different tokens and of the tokens of a prompt.
@@ -47,15 +59,15 @@ class TextConfig:
       end: Id of the token that ends a prompt; 2 stands, as in transformers, for the largest id.
     """
 
-    vocabulary: int = 49408
-    length: int = 77
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_width: int = 3072
-    activation: str = "quick_gelu"
-    embed_dim: int = 0
-    end: int = 49407
+    vocabulary: int
+    length: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    activation: str
+    embed_dim: int
+    end: int
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any], projected: bool) -> Self:
@@ -76,42 +88,22 @@ class TextConfig:
             end=config.get("eos_token_id", 49407),
         )
 
-
-class TextFeatures(NamedTuple):
-    """Features of tokens, `[batch, token, width]`.
-
-    Attributes:
-      last: After the final normalization.
-      penultimate: Before the last block.
-      pooled: Embedding of the whole prompt `[batch, embed_dim]`, or None.
-    """
-
-    last: Array
-    penultimate: Array
-    pooled: Array | None
-
-
-class TextEncoder(nn.Module):
-    """CLIP's text tower."""
-
-    config: TextConfig
-
     @nn.compact
     def __call__(self, ids: Array) -> TextFeatures:
-        """Encode token ids `[batch, token]`, at most `config.length` each."""
-        config, normal = self.config, nn.initializers.normal(0.02)
-        x = self.param("tokens", normal, (config.vocabulary, config.width))[ids]
-        positions = self.param("positions", normal, (config.length, config.width))
+        """Encode token ids `[batch, token]`, at most `length` each."""
+        normal = nn.initializers.normal(0.02)
+        x = self.param("tokens", normal, (self.vocabulary, self.width))[ids]
+        positions = self.param("positions", normal, (self.length, self.width))
         x = penultimate = x + positions[None, : ids.shape[1]]
-        for i in range(config.depth):
+        for i in range(self.depth):
             penultimate = x
-            x = Block(config.num_heads, config.mlp_width, config.activation, True, name=f"blocks_{i}")(x)
+            x = Block(self.num_heads, self.mlp_width, self.activation, True, name=f"blocks_{i}")(x)
         last = nn.LayerNorm(NORM_EPSILON, name="norm")(x)
-        if not config.embed_dim:
+        if not self.embed_dim:
             return TextFeatures(last, penultimate, None)
-        ends = jnp.argmax(ids if config.end == 2 else ids == config.end, axis=-1)
+        ends = jnp.argmax(ids if self.end == 2 else ids == self.end, axis=-1)
         whole = jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]
-        projection = nn.Dense(config.embed_dim, use_bias=False, name="projection")
+        projection = nn.Dense(self.embed_dim, use_bias=False, name="projection")
         return TextFeatures(last, penultimate, projection(whole))
 
 
@@ -124,15 +116,10 @@ class EncoderFiles(NamedTuple):
 
 
 def embed_prompts(prompts: Sequence[str], encoders: Sequence[EncoderFiles]) -> dict[str, np.ndarray]:
-    """Return what the U-Net is given of prompts, float32.
+    """Return what the U-Net is given of prompts, float32; longer ones than the encoders read are cut.
 
-    Args:
-      prompts: Texts; longer ones than the encoders read are cut.
-      encoders: The one of Stable Diffusion 1 and 2, or the two of SDXL.
-
-    Returns:
-      "words" `[prompt, token, width]`; from two encoders next to each other, before their last blocks, and
-      with "pooled" `[prompt, embed_dim]` of the second.
+    "words" are `[prompt, token, width]`; from the two encoders of SDXL next to each other, before their last
+    blocks, and with "pooled" `[prompt, embed_dim]` of the second.
     """
     found = [_features(prompts, files) for files in encoders]
     if len(found) == 1:
@@ -144,11 +131,10 @@ def embed_prompts(prompts: Sequence[str], encoders: Sequence[EncoderFiles]) -> d
 
 
 def _features(prompts: Sequence[str], files: EncoderFiles) -> TextFeatures:
-    config = TextConfig.from_json(files.config, "text_projection.weight" in files.state_dict)
-    ids = token_ids(prompts, files.tokenizer, config.length)
-    if ids.max() >= config.vocabulary:
-        raise UserError(f"{files.tokenizer} makes token {ids.max()}; the encoder knows {config.vocabulary}.")
-    encoder = TextEncoder(config)
+    encoder = TextEncoder.from_json(files.config, "text_projection.weight" in files.state_dict)
+    ids = token_ids(prompts, files.tokenizer, encoder.length)
+    if ids.max() >= encoder.vocabulary:
+        raise UserError(f"{files.tokenizer} makes token {ids.max()}; the encoder knows {encoder.vocabulary}.")
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids)["params"]
     prefixes = ("text_model.", "text_projection.")  # transformers 5 leaves out the former
     state = {
@@ -161,11 +147,7 @@ def _features(prompts: Sequence[str], files: EncoderFiles) -> TextFeatures:
 
 
 def token_ids(prompts: Sequence[str], folder: pathlib.Path, length: int) -> np.ndarray:
-    """Return token ids `[prompt, length]` by the tokenizer in a folder.
-
-    Raises:
-      UserError: The library `tokenizers` is missing, or the folder holds no tokenizer.
-    """
+    """Return token ids `[prompt, length]` by the tokenizer in a folder; none there is a UserError."""
     tokenizer, config = _tokenizer(folder)
     length = min(length, config.get("model_max_length", length))
 

@@ -5,7 +5,7 @@ Module names follow diffusers' `down_blocks.{i}.resnets.{j}`, with "_" between n
 """
 
 import dataclasses
-import math
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from l2l_jax.errors import UserError
-from l2l_jax.models.latent_diffusion.blocks import ResBlock, check_config, conv, doubled, per_level
-from l2l_jax.models.layers import remat_block
+from l2l_jax.models.latent_diffusion.blocks import ResBlock, check_config, conv, per_level
+from l2l_jax.models.layers import doubled, remat_block, sinusoids
 from l2l_jax.models.layers.attention import attention
 from l2l_jax.models.layers.group_norm import GroupNorm
 from l2l_jax.models.palette.unet import lecun_uniform
@@ -128,21 +128,8 @@ class UNetSizes:
 
     @property
     def stride(self) -> int:
-        """Factor by which the sides of latents shrink; they must be multiples of it."""
+        """Factor by which the sides of latents shrink."""
         return 2 ** (len(self.block_out_channels) - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class UNetConfig(UNetSizes):
-    """Sizes of a U-Net, and how it is computed.
-
-    Attributes:
-      dtype: Of products and feature maps; time embeddings and the output are float32.
-      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
-    """
-
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
 
 
 class Features(NamedTuple):
@@ -159,22 +146,13 @@ class Features(NamedTuple):
     embedding: Array
 
 
-def sinusoids(values: Array, width: int) -> Array:
-    """Return cosines, then sines, of values · 10000^(−2i/width): `[…]` → `[…, width]`, float32."""
-    half = width // 2
-    frequency = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
-    angle = jnp.expand_dims(values.astype(jnp.float32), -1) * frequency.reshape((1,) * values.ndim + (half,))
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
-
 class Embedding(nn.Module):
-    """Two dense layers, float32."""
+    """Two dense layers, float32: `[batch, channel]` → `[batch, width]`."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Map `[batch, channel]` to `[batch, width]`."""
         x = nn.silu(nn.Dense(self.width, kernel_init=lecun_uniform, name="linear_1")(x))
         return nn.Dense(self.width, kernel_init=lecun_uniform, name="linear_2")(x)
 
@@ -187,169 +165,140 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, context: Array) -> Array:
-        """Return the shape of `x`."""
-        width = x.shape[-1]
-
-        def dense(y: Array, name: str, **options: Any) -> Array:
-            return nn.Dense(width, dtype=self.dtype, kernel_init=lecun_uniform, name=name, **options)(y)
-
+        dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype, kernel_init=lecun_uniform)
         given = (("to_q", x), ("to_k", context), ("to_v", context))
-        split = [dense(y, name, use_bias=False).reshape(*y.shape[:2], self.heads, -1) for name, y in given]
-        return dense(attention(*split).reshape(x.shape), "to_out")
+        split = [
+            dense(use_bias=False, name=name)(y).reshape(*y.shape[:2], self.heads, -1) for name, y in given
+        ]
+        return dense(name="to_out")(attention(*split).reshape(x.shape))
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the prompt, and a gated MLP."""
+    """Self-attention, attention to the prompt `[batch, word, channel]`, and a gated MLP."""
 
     heads: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Array, prompt: Array) -> Array:
-        """Map `[batch, token, channel]` and `[batch, word, channel]` to the shape of the former."""
-
-        def norm(name: str) -> Array:
-            return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(x)
-
-        def dense(width: int, name: str) -> nn.Dense:
-            return nn.Dense(width, dtype=self.dtype, kernel_init=lecun_uniform, name=name)
-
-        seen = norm("norm1")
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=lecun_uniform)
+        seen, width = norm(name="norm1")(x), x.shape[-1]
         x = x + Attention(self.heads, self.dtype, name="attn1")(seen, seen)
-        x = x + Attention(self.heads, self.dtype, name="attn2")(norm("norm2"), prompt)
-        width = x.shape[-1]
-        value, gate = jnp.split(dense(8 * width, "ff_in")(norm("norm3")), 2, axis=-1)
-        return x + dense(width, "ff_out")(value * jax.nn.gelu(gate, approximate=False))
+        x = x + Attention(self.heads, self.dtype, name="attn2")(norm(name="norm2")(x), prompt)
+        value, gate = jnp.split(dense(8 * width, name="ff_in")(norm(name="norm3")(x)), 2, axis=-1)
+        return x + dense(width, name="ff_out")(value * jax.nn.gelu(gate, approximate=False))
 
 
 class Transformer(nn.Module):
     """Transformer blocks over all places, added to their input; a new one passes its input on."""
 
-    config: UNetConfig
+    sizes: UNetSizes
     level: int
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Array, prompt: Array) -> Array:
-        """Map `[batch, height, width, channel]` to the same shape."""
-        config, (batch, height, width, channels) = self.config, x.shape
-        dtype, zeros = config.dtype, nn.initializers.zeros
+        sizes, (batch, height, width, channels) = self.sizes, x.shape
 
         def project(name: str, init: Any = lecun_uniform) -> nn.Module:
-            if config.linear_projection:
-                return nn.Dense(channels, dtype=dtype, kernel_init=init, name=name)
-            return conv(channels, 1, dtype, name, kernel_init=init)
+            if sizes.linear_projection:
+                return nn.Dense(channels, dtype=self.dtype, kernel_init=init, name=name)
+            return conv(channels, 1, self.dtype, name, kernel_init=init)
 
-        h = GroupNorm(config.norm_groups, epsilon=1e-6, dtype=dtype, name="norm")(x)
+        h = GroupNorm(sizes.norm_groups, epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         h = project("proj_in")(h).reshape(batch, height * width, channels)
-        for k in range(config.transformer_layers[self.level]):
-            h = TransformerBlock(config.heads[self.level], dtype, name=f"transformer_blocks_{k}")(h, prompt)
-        return x + project("proj_out", zeros)(h.reshape(x.shape))
+        for k in range(sizes.transformer_layers[self.level]):
+            name = f"transformer_blocks_{k}"
+            h = TransformerBlock(sizes.heads[self.level], self.dtype, name=name)(h, prompt)
+        return x + project("proj_out", nn.initializers.zeros)(h.reshape(x.shape))
 
 
-def _blocks(config: UNetConfig) -> tuple[Any, Any]:
-    """Return constructors of a residual block of a width and of a transformer of a level."""
-    block, transformer = (remat_block(cls, config.remat) for cls in (ResBlock, Transformer))
+class Half(nn.Module):
+    """A half of the U-Net, with its blocks.
 
-    def res_block(channels: int, name: str) -> nn.Module:
-        return block(channels, config.norm_groups, config.norm_eps, config.dtype, name=name)
+    Attributes:
+      sizes: Sizes of the whole.
+      dtype: Of products and feature maps; time embeddings and the output are float32.
+      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
+    """
 
-    return res_block, lambda level, name: transformer(config, level, name=name)
+    sizes: UNetSizes
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.nowrap
+    def _res_block(self, channels: int, name: str) -> nn.Module:
+        groups, epsilon = self.sizes.norm_groups, self.sizes.norm_eps
+        return remat_block(ResBlock, self.remat)(channels, groups, epsilon, self.dtype, name=name)
+
+    @nn.nowrap
+    def _transformer(self, level: int, name: str) -> nn.Module:
+        return remat_block(Transformer, self.remat)(self.sizes, level, self.dtype, name=name)
 
 
-class Encoder(nn.Module):
+class Encoder(Half):
     """First convolution, time embedding, down blocks and middle block."""
-
-    config: UNetConfig
 
     @nn.compact
     def __call__(
-        self, x: Array, timesteps: Array, prompt: Array, added: Mapping[str, Array] | None = None
-    ) -> Features:
-        """Encode; see `UNet.encode`."""
-        config, widths = self.config, self.config.block_out_channels
-        res_block, transformer = _blocks(config)
-        embedding = Embedding(4 * widths[0], name="time_embedding")(sinusoids(timesteps, widths[0]))
-        if config.added_dim:
-            if added is None:
-                raise ValueError("this U-Net needs `added`: the pooled prompt and the sizes of the image")
-            sizes = sinusoids(added["sizes"], config.added_time_dim).reshape(len(x), -1)
-            more = jnp.concatenate([added["pooled"].astype(jnp.float32), sizes], axis=-1)
-            embedding += Embedding(4 * widths[0], name="add_embedding")(more)
-        prompt = prompt.astype(config.dtype)
-        h = conv(widths[0], 3, config.dtype, "conv_in")(x)
-        skips = [h]
-        for i, width in enumerate(widths):
-            for j in range(config.layers_per_block[i]):
-                h = res_block(width, f"down_blocks_{i}_resnets_{j}")(h, embedding)
-                if config.attends[i]:
-                    h = transformer(i, f"down_blocks_{i}_attentions_{j}")(h, prompt)
-                skips.append(h)
-            if i + 1 < len(widths):
-                edges = dict(strides=(2, 2), padding=((1, 1), (1, 1)))
-                h = conv(width, 3, config.dtype, f"down_blocks_{i}_downsample", **edges)(h)
-                skips.append(h)
-        last = len(widths) - 1
-        h = res_block(widths[last], "mid_block_resnets_0")(h, embedding)
-        h = transformer(last, "mid_block_attentions_0")(h, prompt)
-        return Features(res_block(widths[last], "mid_block_resnets_1")(h, embedding), tuple(skips), embedding)
-
-
-class Decoder(nn.Module):
-    """Up blocks, each fed the skips of its resolution, and the last convolution."""
-
-    config: UNetConfig
-
-    @nn.compact
-    def __call__(self, features: Features, prompt: Array) -> Array:
-        """Decode; see `UNet.decode`."""
-        config, levels = self.config, len(self.config.block_out_channels)
-        res_block, transformer = _blocks(config)
-        prompt, (h, rest, embedding) = prompt.astype(config.dtype), features
-        skips = list(rest)
-        for i in range(levels):
-            level = levels - 1 - i
-            width = config.block_out_channels[level]
-            for j in range(config.layers_per_block[level] + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = res_block(width, f"up_blocks_{i}_resnets_{j}")(h, embedding)
-                if config.attends[level]:
-                    h = transformer(level, f"up_blocks_{i}_attentions_{j}")(h, prompt)
-            if level:
-                h = conv(width, 3, config.dtype, f"up_blocks_{i}_upsample")(doubled(h))
-        norm = GroupNorm(config.norm_groups, epsilon=config.norm_eps, name="conv_norm_out")
-        last = conv(config.out_channels, 3, jnp.float32, "conv_out", kernel_init=nn.initializers.zeros)
-        return last(nn.silu(norm(h)))
-
-
-class UNet(nn.Module):
-    """The network; its parameters are `{"encoder": …, "decoder": …}`."""
-
-    config: UNetConfig
-
-    def setup(self) -> None:
-        """Create both halves."""
-        self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
-
-    def encode(
         self, latents: Array, timesteps: Array, prompt: Array, added: Mapping[str, Array] | None = None
     ) -> Features:
         """Return features of latents.
 
         Args:
-          latents: `[batch, height, width, in_channels]`; sides are multiples of `config.stride`.
+          latents: `[batch, height, width, in_channels]`; sides are multiples of `sizes.stride`.
           timesteps: `[batch]`.
           prompt: Embedded prompts `[batch, word, cross_attention_dim]`.
           added: SDXL: "pooled", the prompts as a whole `[batch, channel]`, and "sizes" `[batch, 6]`: height
             and width of the original, top and left of the crop, height and width of the result, in pixels.
         """
-        return self.encoder(latents, timesteps, prompt, added)
+        sizes, dtype, widths = self.sizes, self.dtype, self.sizes.block_out_channels
+        embedding = Embedding(4 * widths[0], name="time_embedding")(sinusoids(timesteps, widths[0]))
+        if sizes.added_dim:
+            if added is None:
+                raise ValueError("this U-Net needs `added`: the pooled prompt and the sizes of the image")
+            pixels = sinusoids(added["sizes"], sizes.added_time_dim).reshape(len(latents), -1)
+            more = jnp.concatenate([added["pooled"].astype(jnp.float32), pixels], axis=-1)
+            embedding += Embedding(4 * widths[0], name="add_embedding")(more)
+        prompt = prompt.astype(dtype)
+        h = conv(widths[0], 3, dtype, "conv_in")(latents)
+        skips = [h]
+        for i, width in enumerate(widths):
+            for j in range(sizes.layers_per_block[i]):
+                h = self._res_block(width, f"down_blocks_{i}_resnets_{j}")(h, embedding)
+                if sizes.attends[i]:
+                    h = self._transformer(i, f"down_blocks_{i}_attentions_{j}")(h, prompt)
+                skips.append(h)
+            if i + 1 < len(widths):
+                edges = dict(strides=(2, 2), padding=((1, 1), (1, 1)))
+                h = conv(width, 3, dtype, f"down_blocks_{i}_downsample", **edges)(h)
+                skips.append(h)
+        h = self._res_block(widths[-1], "mid_block_resnets_0")(h, embedding)
+        h = self._transformer(len(widths) - 1, "mid_block_attentions_0")(h, prompt)
+        h = self._res_block(widths[-1], "mid_block_resnets_1")(h, embedding)
+        return Features(h, tuple(skips), embedding)
 
-    def decode(self, features: Features, prompt: Array) -> Array:
+
+class Decoder(Half):
+    """Up blocks, each fed the skips of its resolution, and the last convolution."""
+
+    @nn.compact
+    def __call__(self, features: Features, prompt: Array) -> Array:
         """Return the prediction `[batch, height, width, out_channels]`, float32."""
-        return self.decoder(features, prompt)
-
-    def __call__(
-        self, latents: Array, timesteps: Array, prompt: Array, added: Mapping[str, Array] | None = None
-    ) -> Array:
-        """Encode and decode."""
-        return self.decode(self.encode(latents, timesteps, prompt, added), prompt)
+        sizes, levels = self.sizes, len(self.sizes.block_out_channels)
+        prompt, (h, rest, embedding) = prompt.astype(self.dtype), features
+        skips = list(rest)
+        for i in range(levels):
+            level = levels - 1 - i
+            width = sizes.block_out_channels[level]
+            for j in range(sizes.layers_per_block[level] + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._res_block(width, f"up_blocks_{i}_resnets_{j}")(h, embedding)
+                if sizes.attends[level]:
+                    h = self._transformer(level, f"up_blocks_{i}_attentions_{j}")(h, prompt)
+            if level:
+                h = conv(width, 3, self.dtype, f"up_blocks_{i}_upsample")(doubled(h))
+        norm = GroupNorm(sizes.norm_groups, epsilon=sizes.norm_eps, name="conv_norm_out")
+        last = conv(sizes.out_channels, 3, jnp.float32, "conv_out", kernel_init=nn.initializers.zeros)
+        return last(nn.silu(norm(h)))

@@ -4,6 +4,7 @@ Computes what diffusers' `AutoencoderKL` does. Module names follow diffusers', w
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -11,7 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from l2l_jax.models.latent_diffusion.blocks import ResBlock, check_config, conv, doubled
+from l2l_jax.models.latent_diffusion.blocks import ResBlock, check_config, conv
+from l2l_jax.models.layers import doubled
 from l2l_jax.models.layers.attention import attention
 from l2l_jax.models.layers.group_norm import GroupNorm
 from l2l_jax.models.palette.unet import lecun_uniform
@@ -79,126 +81,109 @@ class VAESizes:
         return 2 ** (len(self.block_out_channels) - 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class VAEConfig(VAESizes):
-    """Sizes of an autoencoder, and the dtype of products and feature maps; results are float32."""
-
-    dtype: jnp.dtype = jnp.float32
-
-
 class SelfAttention(nn.Module):
     """Residual self-attention over all places, with one head."""
 
-    config: VAEConfig
+    groups: int
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Map `[batch, height, width, channel]` to the same shape."""
-        config, (batch, height, width, channels) = self.config, x.shape
-
-        def dense(y: Array, name: str) -> Array:
-            return nn.Dense(channels, dtype=config.dtype, kernel_init=lecun_uniform, name=name)(y)
-
-        h = GroupNorm(config.norm_groups, epsilon=EPSILON, dtype=config.dtype, name="group_norm")(x)
+        batch, height, width, channels = x.shape
+        dense = functools.partial(nn.Dense, channels, dtype=self.dtype, kernel_init=lecun_uniform)
+        h = GroupNorm(self.groups, epsilon=EPSILON, dtype=self.dtype, name="group_norm")(x)
         h = h.reshape(batch, height * width, channels)
-        q, k, v = (dense(h, name)[:, :, None] for name in ("to_q", "to_k", "to_v"))
-        return x + dense(attention(q, k, v)[:, :, 0], "to_out").reshape(x.shape)
+        q, k, v = (dense(name=name)(h)[:, :, None] for name in ("to_q", "to_k", "to_v"))
+        return x + dense(name="to_out")(attention(q, k, v)[:, :, 0]).reshape(x.shape)
 
 
-def _res_block(config: VAEConfig, channels: int, name: str) -> ResBlock:
-    return ResBlock(channels, config.norm_groups, EPSILON, config.dtype, name=name)
+class Half(nn.Module):
+    """What encoder and decoder share."""
+
+    sizes: VAESizes
+    dtype: jnp.dtype
+
+    @nn.nowrap
+    def _res_block(self, channels: int, name: str) -> ResBlock:
+        return ResBlock(channels, self.sizes.norm_groups, EPSILON, self.dtype, name=name)
+
+    @nn.nowrap
+    def _middle(self, h: Array) -> Array:
+        h = self._res_block(h.shape[-1], "mid_block_resnets_0")(h)
+        if self.sizes.mid_attention:
+            h = SelfAttention(self.sizes.norm_groups, self.dtype, name="mid_block_attentions_0")(h)
+        return self._res_block(h.shape[-1], "mid_block_resnets_1")(h)
+
+    @nn.nowrap
+    def _last(self, channels: int, h: Array) -> Array:
+        """Normalize and convolve, in float32."""
+        h = nn.silu(GroupNorm(self.sizes.norm_groups, epsilon=EPSILON, name="conv_norm_out")(h))
+        return conv(channels, 3, jnp.float32, "conv_out")(h)
 
 
-def _middle(config: VAEConfig, h: Array) -> Array:
-    h = _res_block(config, h.shape[-1], "mid_block_resnets_0")(h)
-    if config.mid_attention:
-        h = SelfAttention(config, name="mid_block_attentions_0")(h)
-    return _res_block(config, h.shape[-1], "mid_block_resnets_1")(h)
-
-
-def _last(config: VAEConfig, channels: int, h: Array) -> Array:
-    h = nn.silu(GroupNorm(config.norm_groups, epsilon=EPSILON, name="conv_norm_out")(h))
-    return conv(channels, 3, jnp.float32, "conv_out")(h)
-
-
-class VAEEncoder(nn.Module):
-    """Down blocks and middle block."""
-
-    config: VAEConfig
+class VAEEncoder(Half):
+    """Down blocks and middle block: images → `[batch, height, width, 2 · latent_channels]`, float32."""
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Map images to `[batch, height, width, 2 · latent_channels]`, float32."""
-        config, widths = self.config, self.config.block_out_channels
-        h = conv(widths[0], 3, config.dtype, "conv_in")(x)
+    def __call__(self, images: Array) -> Array:
+        sizes, widths = self.sizes, self.sizes.block_out_channels
+        h = conv(widths[0], 3, self.dtype, "conv_in")(images)
         for i, width in enumerate(widths):
-            for j in range(config.layers_per_block):
-                h = _res_block(config, width, f"down_blocks_{i}_resnets_{j}")(h)
+            for j in range(sizes.layers_per_block):
+                h = self._res_block(width, f"down_blocks_{i}_resnets_{j}")(h)
             if i + 1 < len(widths):  # padded below and on the right only
                 edges = dict(strides=(2, 2), padding=((0, 1), (0, 1)))
-                h = conv(width, 3, config.dtype, f"down_blocks_{i}_downsample", **edges)(h)
-        return _last(config, 2 * config.latent_channels, _middle(config, h))
+                h = conv(width, 3, self.dtype, f"down_blocks_{i}_downsample", **edges)(h)
+        return self._last(2 * sizes.latent_channels, self._middle(h))
 
 
-class VAEDecoder(nn.Module):
-    """Middle block and up blocks."""
-
-    config: VAEConfig
+class VAEDecoder(Half):
+    """Middle block and up blocks: latents → images, float32."""
 
     @nn.compact
     def __call__(self, latents: Array) -> Array:
-        """Map latents to images, float32."""
-        config, widths = self.config, self.config.block_out_channels[::-1]
-        h = _middle(config, conv(widths[0], 3, config.dtype, "conv_in")(latents))
+        sizes, widths = self.sizes, self.sizes.block_out_channels[::-1]
+        h = self._middle(conv(widths[0], 3, self.dtype, "conv_in")(latents))
         for i, width in enumerate(widths):
-            for j in range(config.layers_per_block + 1):
-                h = _res_block(config, width, f"up_blocks_{i}_resnets_{j}")(h)
+            for j in range(sizes.layers_per_block + 1):
+                h = self._res_block(width, f"up_blocks_{i}_resnets_{j}")(h)
             if i + 1 < len(widths):
-                h = conv(width, 3, config.dtype, f"up_blocks_{i}_upsample")(doubled(h))
-        return _last(config, config.channels, h)
+                h = conv(width, 3, self.dtype, f"up_blocks_{i}_upsample")(doubled(h))
+        return self._last(sizes.channels, h)
 
 
 class AutoencoderKL(nn.Module):
-    """The autoencoder; latents here are as it makes them, without the scaling of `VAEConfig`."""
+    """The autoencoder, with `dtype` for products and feature maps; results are float32.
 
-    config: VAEConfig
+    Latents are as it makes them, without the scaling of `VAESizes`.
+    """
+
+    sizes: VAESizes
+    dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        """Create both halves."""
-        config = self.config
-        self.encoder, self.decoder = VAEEncoder(config), VAEDecoder(config)
-        if config.quant_conv:
-            self.quant_conv = conv(2 * config.latent_channels, 1, jnp.float32)
-        if config.post_quant_conv:
-            self.post_quant_conv = conv(config.latent_channels, 1, jnp.float32)
+        sizes = self.sizes
+        self.encoder, self.decoder = VAEEncoder(sizes, self.dtype), VAEDecoder(sizes, self.dtype)
+        if sizes.quant_conv:
+            self.quant_conv = conv(2 * sizes.latent_channels, 1, jnp.float32)
+        if sizes.post_quant_conv:
+            self.post_quant_conv = conv(sizes.latent_channels, 1, jnp.float32)
 
     def encode(self, images: Array) -> tuple[Array, Array]:
         """Return mean and log variance of the latents, `[batch, height, width, latent_channels]`.
 
-        Args:
-          images: In [−1, 1]; sides are multiples of `config.stride`.
+        `images` are in [−1, 1]; their sides are multiples of `sizes.stride`.
         """
         moments = self.encoder(images)
-        if self.config.quant_conv:
+        if self.sizes.quant_conv:
             moments = self.quant_conv(moments)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, -30, 20)
 
     def decode(self, latents: Array) -> Array:
         """Return images in about [−1, 1]."""
-        return self.decoder(self.post_quant_conv(latents) if self.config.post_quant_conv else latents)
+        return self.decoder(self.post_quant_conv(latents) if self.sizes.post_quant_conv else latents)
 
     def __call__(self, images: Array) -> Array:
         """Return the reconstruction from the mean."""
         return self.decode(self.encode(images)[0])
-
-    def to_latents(self, images: Array, noise: Array | None = None) -> Array:
-        """Return scaled latents: the mean, or a sample with standard normal `noise`."""
-        mean, log_variance = self.encode(images)
-        if noise is not None:
-            mean = mean + jnp.exp(0.5 * log_variance) * noise
-        return (mean - self.config.shift_factor) * self.config.scaling_factor
-
-    def to_images(self, latents: Array) -> Array:
-        """Return images of scaled latents."""
-        return self.decode(latents / self.config.scaling_factor + self.config.shift_factor)

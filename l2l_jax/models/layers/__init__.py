@@ -1,5 +1,6 @@
 """Layers and helpers that model families share."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -52,3 +53,16 @@ def remat_body(body: Callable, remat: bool) -> Callable:
     policies = jax.checkpoint_policies
     policy = policies.nothing_saveable if remat else policies.dots_with_no_batch_dims_saveable
     return jax.checkpoint(body, policy=policy, prevent_cse=False)  # a loop keeps the two apart anyway
+
+
+def sinusoids(values: jax.Array, width: int) -> jax.Array:
+    """Return cosines, then sines, of values · 10000^(−2i/width): `[…]` → `[…, width]`, float32."""
+    half = width // 2
+    frequency = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = jnp.expand_dims(values.astype(jnp.float32), -1) * frequency.reshape((1,) * values.ndim + (half,))
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def doubled(x: jax.Array) -> jax.Array:
+    """Repeat every pixel of `[batch, height, width, channel]` twice in both directions."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)

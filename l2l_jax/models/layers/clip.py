@@ -31,7 +31,6 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Map `[batch, token, width]` to the same shape."""
         batch, tokens, width = x.shape
         y = nn.LayerNorm(NORM_EPSILON, name="norm1")(x)
         q, k, v = (

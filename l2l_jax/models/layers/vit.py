@@ -25,7 +25,6 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Return the same shape."""
         batch, tokens, width = x.shape
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier)
         qkv = dense(3 * width, name="qkv")(x)
@@ -42,7 +41,6 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Map `[…, width]` to the same shape."""
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier)
         hidden = nn.gelu(dense(self.hidden, name="fc1")(x), approximate=False)
         return dense(x.shape[-1], name="fc2")(hidden)
@@ -58,7 +56,6 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Map `[batch, token, width]` to the same shape."""
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
         x = x + Attention(self.num_heads, self.dtype, name="attn")(norm(name="norm1")(x))
         hidden = int(x.shape[-1] * self.mlp_ratio)
@@ -83,7 +80,6 @@ class Stack:
     scan: bool = False
 
     def __call__(self, parent: nn.Module, x: Array) -> Array:
-        """Map `[batch, token, width]` to the same shape."""
         if self.scan and not parent.is_initializing():
             return self._scanned(parent.variables["params"], x)
         block = remat_block(Block, self.remat)

@@ -82,7 +82,6 @@ class Original(CheckpointFormat):
     wrapper = "model"
 
     def recognize(self, state_dict: StateDict) -> bool:
-        """Look for patches; an encoder alone raises a UserError."""
         if "patch_embed.proj.weight" not in state_dict or "token_emb.word_embeddings.weight" in state_dict:
             return False
         if not any(key.startswith("decoder_") for key in state_dict):
@@ -90,7 +89,6 @@ class Original(CheckpointFormat):
         return True
 
     def sizes(self, state_dict: StateDict) -> Fields:
-        """Read shapes."""
         width, channels, patch, _ = shape_of(state_dict, "patch_embed.proj.weight", 4)
         _, places, _ = shape_of(state_dict, "pos_embed", 3)
         decoder_width, _ = shape_of(state_dict, "decoder_embed.weight", 2)
@@ -105,7 +103,6 @@ class Original(CheckpointFormat):
         )
 
     def stated(self, origin: Origin, sizes: Fields) -> Fields:
-        """Read the arguments of the training program."""
         args = origin.get("args", {})
         found = {"mask_ratio": args["mask_ratio"]} if isinstance(args.get("mask_ratio"), float) else {}
         if args.get("norm_pix_loss") in (False, True):  # 0 and 1, too
@@ -125,5 +122,4 @@ class Original(CheckpointFormat):
         return {"norm_pix_loss": "pretrain" in name and "full" in name} | (IMAGENET if by_release else plain)
 
     def licence(self, file: str) -> str:
-        """Return Meta's licence for the names of its files."""
         return LICENCE if PUBLISHED_FILE.fullmatch(file) else ""

@@ -92,7 +92,6 @@ class HuggingFace(Original):
     is_folder = True
 
     def recognize(self, state_dict: StateDict) -> bool:
-        """Look for patches; an encoder alone raises a UserError."""
         patches = "embeddings.patch_embeddings.projection.weight"
         if not any(key.removeprefix("vit.") == patches for key in state_dict):
             return False
@@ -138,11 +137,9 @@ class HuggingFace(Original):
         return found | (dict(pixel_mean=mean, pixel_std=std) if mean and std else {})
 
     def guessed(self, origin: Origin, sizes: Fields) -> Fields:
-        """Guess ImageNet's statistics for pixels of three channels."""
         return IMAGENET if sizes["channels"] == 3 else {}
 
     def licence(self, file: str) -> str:
-        """Return no licence: anyone may have trained the model."""
         return ""
 
     def folder(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from l2l_jax.models.base import DTYPES, Corrupted, Model, Params, register
-from l2l_jax.models.fields import Numbers, Positive, Positives, Size
+from l2l_jax.models.base import DTYPES, Corrupted, Model, Numbers, Params, Positive, Positives, Size, register
 from l2l_jax.models.layers import apply, in_dtype, vit
 from l2l_jax.models.mae import convert
 from l2l_jax.models.mae.hugging_face import HuggingFace
@@ -144,7 +143,6 @@ class MAE(Model):
 
     @property
     def grid(self) -> int:
-        """Patches along a side."""
         return self.image_size // self.patch_size
 
     @property
@@ -154,21 +152,17 @@ class MAE(Model):
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder as a Linen module."""
         return Encoder(self.patch_size, self.grid, self.width, vit.stack(self, "", self.layer_norm_eps))
 
     @property
     def decoder(self) -> Decoder:
-        """The decoder as a Linen module."""
         blocks = vit.stack(self, "decoder_", self.layer_norm_eps)
         return Decoder(self.patch_dim, self.grid, self.decoder_width, blocks)
 
     def in_compute_dtype(self, params: Params) -> Params:
-        """Return parameters in `dtype`; the prediction head stays float32."""
         return in_dtype(params, jnp.dtype(self.dtype), float32=("decoder/decoder_pred",))
 
     def init(self, rng: Array) -> Params:
-        """Return fresh float32 parameters of encoder and decoder."""
         encoder_rng, decoder_rng = jax.random.split(rng)
         ids = jnp.zeros((1, 1), jnp.int32)
         ids_restore = jnp.zeros((1, self.grid**2), jnp.int32)
@@ -203,7 +197,6 @@ class MAE(Model):
         return apply(self.encoder, encoder_params, corrupted["patches"], corrupted["ids"])
 
     def decode(self, decoder_params: Any, latent: Array, ids_restore: Array) -> Array:
-        """Return predicted patches, see `predict`."""
         return apply(self.decoder, decoder_params, latent, ids_restore)
 
     def predict(self, params: Params, corrupted: Corrupted) -> Array:

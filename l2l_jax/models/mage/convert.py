@@ -56,7 +56,6 @@ class Format(CheckpointFormat):
     wrapper = "model"
 
     def recognize(self, state_dict: StateDict) -> bool:
-        """Look for words; a VQGAN alone raises a UserError."""
         if "token_emb.word_embeddings.weight" in state_dict:
             return True
         if "quantize.embedding.weight" in state_dict:
@@ -70,7 +69,6 @@ class Format(CheckpointFormat):
         return {**state_dict, **{f"vqgan.{key}": value for key, value in second.items()}}
 
     def sizes(self, state_dict: StateDict) -> Fields:
-        """Read shapes; without any VQGAN, an error says how to add it."""
         if not any(key.startswith("vqgan.") for key in state_dict):
             raise UserError(
                 "this is MAGE without its VQGAN, which makes and decodes its tokens: add the VQGAN's file, "
@@ -101,7 +99,6 @@ class Format(CheckpointFormat):
         )
 
     def stated(self, origin: Origin, sizes: Fields) -> Fields:
-        """Read the arguments of the training program."""
         args = origin.get("args", {})
         names = dict(mask_ratio_min="dropped", mask_ratio_mu="mask_mean", mask_ratio_std="mask_std")
         return {field: args[name] for name, field in names.items() if isinstance(args.get(name), float)}

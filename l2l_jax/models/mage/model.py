@@ -15,8 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from l2l_jax.models.base import DTYPES, Corrupted, Model, Params, PretrainingStage, register
-from l2l_jax.models.fields import Count, Number, Size, Sizes
+from l2l_jax.models.base import (
+    DTYPES,
+    Corrupted,
+    Count,
+    Model,
+    Number,
+    Params,
+    PretrainingStage,
+    Size,
+    Sizes,
+    register,
+)
 from l2l_jax.models.layers import apply, in_dtype, vit
 from l2l_jax.models.mage import convert, decoding
 from l2l_jax.models.mage.networks import (
@@ -134,7 +144,6 @@ class MAGE(Model):
 
     @property
     def grid(self) -> int:
-        """Tokens along a side."""
         return self.image_size // self.patch_size
 
     @property
@@ -144,7 +153,6 @@ class MAGE(Model):
 
     @property
     def code(self) -> jax.ShapeDtypeStruct:
-        """See `Model`; codebooks have far fewer than 65,536 entries."""
         return jax.ShapeDtypeStruct((self.tokens,), np.uint16)
 
     @property
@@ -176,32 +184,27 @@ class MAGE(Model):
 
     @property
     def tokenizer(self) -> VQGAN:
-        """The tokenizer as a Linen module."""
         names = ("codebook_size", "codebook_width", "base_channels", "channel_multipliers", "num_res_blocks")
         sizes = {name: getattr(self, name) for name in (*names, "groups", "channels", "remat")}
         return VQGAN(**sizes, dtype=jnp.dtype(self.tokenizer_dtype))
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder as a Linen module."""
         sizes = self.vocabulary, 1 + self.tokens, self.width
         return Encoder(*sizes, vit.stack(self, ""), self.dropout, self.embedding_std)
 
     @property
     def decoder(self) -> Decoder:
-        """The decoder as a Linen module."""
         blocks = vit.stack(self, "decoder_")
         return Decoder(1 + self.tokens, self.decoder_width, blocks, self.embedding_std)
 
     def in_compute_dtype(self, params: Params) -> Params:
-        """Return parameters in `tokenizer_dtype` and `dtype`; the VQGAN's last convolutions stay float32."""
         outer = tuple(f"tokenizer/{half}/conv_out" for half in ("encoder", "decoder"))
         tokenizer = in_dtype(params, jnp.dtype(self.tokenizer_dtype), float32=outer)
         networks = in_dtype(params, jnp.dtype(self.dtype))
         return {part: (tokenizer if part == "tokenizer" else networks)[part] for part in params}
 
     def init(self, rng: Array) -> Params:
-        """Return fresh float32 parameters, also of released tensors that nothing uses."""
         tokenizer_rng, encoder_rng, decoder_rng = jax.random.split(rng, 3)
         image = jnp.zeros((1, self.patch_size, self.patch_size, self.channels))
         ids = jnp.zeros((1, 2), jnp.int32)
@@ -215,7 +218,6 @@ class MAGE(Model):
         }
 
     def precompute(self, params: Params, images: Array, rng: Array) -> Array:
-        """Return the codes, whatever `rng`."""
         return self.tokenize(params, images)
 
     def tokenize(self, params: Params, images: Array) -> Array:
@@ -342,8 +344,6 @@ class MAGE(Model):
         return jnp.square(decoded - inputs[0]).mean(axis=(1, 2, 3)) + codebook_loss
 
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
-        """Train the tokenizer first, then encoder and decoder on its tokens."""
-
         def prepare(frozen, images, rng, axis_name=None):
             if not self.paint_masked:
                 return (images,)
@@ -356,7 +356,7 @@ class MAGE(Model):
         return (tokenizer, *super().pretraining_stages())
 
     @property
-    def inpaint_passes(self) -> int:  # noqa: D102
+    def inpaint_passes(self) -> int:
         return self.decoding_steps
 
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:

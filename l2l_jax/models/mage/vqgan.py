@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from l2l_jax.models.layers import remat_block
+from l2l_jax.models.layers import doubled, remat_block
 from l2l_jax.models.layers.convolution import Conv
 from l2l_jax.models.layers.group_norm import GroupNorm
 
@@ -33,11 +33,9 @@ class Levels:
 
     @property
     def widths(self) -> list[int]:
-        """Channels of every level."""
         return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
 
     def block(self, width: int, name: str) -> nn.Module:
-        """Return a residual block."""
         return remat_block(ResBlock, self.remat)(width, self.groups, self.dtype, name=name)
 
     def last(self, x: Array, channels: int, size: int) -> Array:
@@ -58,7 +56,6 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Map `[batch, height, width, channel]` to `[batch, height, width, self.width]`."""
         conv = partial(Conv, self.width, use_bias=False, dtype=self.dtype)
         norm = partial(GroupNorm, self.groups, epsilon=1e-6, dtype=self.dtype)
         h = conv((3, 3), name="conv1")(nn.swish(norm(name="norm1")(x)))
@@ -108,8 +105,7 @@ class Decoder(nn.Module):
             for j in range(levels.num_res_blocks):
                 x = levels.block(width, f"up_{i}_block_{j}")(x)
             if i > 0:
-                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-                x = conv(x.shape[-1], name=f"up_{i}_upsample")(x)
+                x = conv(x.shape[-1], name=f"up_{i}_upsample")(doubled(x))
         return levels.last(x, self.channels, 3)
 
 
@@ -120,8 +116,6 @@ class VectorQuantizer(nn.Module):
     width: int
 
     def setup(self) -> None:
-        """Make the codebook."""
-
         def draw(rng):
             return jax.random.uniform(
                 rng, (self.size, self.width), minval=-1 / self.size, maxval=1 / self.size
@@ -176,7 +170,6 @@ class VQGAN(nn.Module):
     remat: bool = False
 
     def setup(self) -> None:
-        """Make the modules."""
         levels = Levels(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Levels)})
         self.encoder = Encoder(self.codebook_width, levels)
         self.quantize = VectorQuantizer(self.codebook_size, self.codebook_width)

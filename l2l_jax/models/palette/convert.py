@@ -78,7 +78,6 @@ class Format(CheckpointFormat):
     hidden = ("image_size", "num_head_channels")
 
     def recognize(self, state_dict: StateDict) -> bool:
-        """Look for the first convolution."""
         return any(key.removeprefix(STUDENT).startswith("input_blocks.0.0.") for key in state_dict)
 
     def unwrap(self, state_dict: StateDict) -> StateDict:
@@ -88,7 +87,6 @@ class Format(CheckpointFormat):
         return {key: value for key, value in state_dict.items() if not key.startswith(TEACHER)}
 
     def sizes(self, state_dict: StateDict) -> Fields:
-        """Read shapes."""
         _, inner = shape_of(state_dict, f"{STUDENT}cond_embed.0.weight", 2)
         blocks = count(state_dict, f"{STUDENT}output_blocks.{{i}}.")
         # The output blocks of every level but the last end with a block that doubles the side.

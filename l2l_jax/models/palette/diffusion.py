@@ -28,10 +28,7 @@ def beta_schedule(kind: BetaSchedule, timesteps: int, linear_start: float, linea
 
     "quad": √β is linear; "const": `linear_end`; "warmup10", "warmup50": linear over the first 10 % or 50 %,
     then `linear_end`; "cosine": Nichol and Dhariwal 2021, which has no ends. (Palette's "jsd" ends at β = 1,
-    where no step leads back.)
-
-    Raises:
-      ValueError: An unknown kind, no time step, or ends outside (0, 1).
+    where no step leads back.) Anything else is a ValueError.
     """
     if kind not in get_args(BetaSchedule):
         raise ValueError(f"schedule must be one of {', '.join(get_args(BetaSchedule))}, not {kind!r}")
@@ -150,11 +147,6 @@ def _steps(gammas: Betas, next_from_start: Betas, next_from_noisy: Betas, sigma:
     return ReverseSteps(*(value[::-1].astype(np.float32) for value in steps))
 
 
-def predict_start(step: ReverseSteps, noisy: Images, predicted_noise: Images) -> Images:
-    """Return the clean image that the predicted noise implies, not clipped; one step, scalars."""
-    return step.start_from_noisy * noisy - step.start_from_noise * predicted_noise
-
-
 def reverse_step(
     step: ReverseSteps,
     noisy: Images,
@@ -163,6 +155,7 @@ def reverse_step(
     value_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Images:
     """Return the next, less noisy image; the clean image is clipped to `value_range`."""
-    start = jnp.clip(predict_start(step, noisy, predicted_noise), *value_range)
+    start = step.start_from_noisy * noisy - step.start_from_noise * predicted_noise
+    start = jnp.clip(start, *value_range)
     mean = step.next_from_start * start + step.next_from_noisy * noisy
     return mean + step.sigma * noise

@@ -14,8 +14,7 @@ import numpy as np
 from jax import Array
 
 from l2l_jax import masks
-from l2l_jax.models.base import DTYPES, Corrupted, Model, Params, register
-from l2l_jax.models.fields import Count, Number, Size, Sizes
+from l2l_jax.models.base import DTYPES, Corrupted, Count, Model, Number, Params, Size, Sizes, register
 from l2l_jax.models.layers import apply, in_dtype
 from l2l_jax.models.palette import convert, diffusion
 from l2l_jax.models.palette.unet import Decoder, Encoder, UNetConfig
@@ -97,7 +96,6 @@ class Palette(Model):
 
     @property
     def unet(self) -> UNetConfig:
-        """The sizes of the U-Net."""
         sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(UNetConfig)}
         return UNetConfig(**sizes | {"dtype": jnp.dtype(self.dtype)})
 
@@ -113,7 +111,6 @@ class Palette(Model):
 
     @property
     def reverse_steps(self) -> diffusion.ReverseSteps:
-        """The steps that `inpaint` takes."""
         if self.sampler == "ddim":
             return diffusion.ddim_steps(self.betas, self.sampling_steps)
         ends = self.sampling_linear_start, self.sampling_linear_end
@@ -122,12 +119,10 @@ class Palette(Model):
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder as a Linen module."""
         return Encoder(self.unet)
 
     @property
     def decoder(self) -> Decoder:
-        """The decoder as a Linen module."""
         return Decoder(self.unet, self.channels)
 
     def init(self, rng: Array) -> Params:
@@ -148,7 +143,6 @@ class Palette(Model):
         return {"holes": jnp.asarray(self.mask_bank())}
 
     def in_compute_dtype(self, params: Params) -> Params:
-        """Return parameters in `dtype`; noise embedding and last convolution stay float32."""
         return in_dtype(params, jnp.dtype(self.dtype), float32=("encoder/cond_embed", "decoder/out_conv"))
 
     def mask_bank(self) -> np.ndarray:
@@ -220,7 +214,6 @@ class Palette(Model):
         return apply(self.decoder, params["decoder"], *encoded)
 
     def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
-        """Return the squared error of the predicted noise inside the mask, see `imitation_loss`."""
         del images
         return self.imitation_loss(predicted, corrupted, corrupted["noise"])
 
@@ -245,11 +238,10 @@ class Palette(Model):
         return images, self.pure_noise_inside(corrupted)
 
     @property
-    def inpaint_passes(self) -> int:  # noqa: D102
+    def inpaint_passes(self) -> int:
         return self.sampling_steps
 
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
-        """Fill the mask by reverse diffusion from noise."""
         return self.inpaint_with(params, images, mask, *_draws(rng, images.shape))
 
     def inpaint_with(
@@ -313,7 +305,6 @@ class Palette(Model):
     def denoise(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, start: float, scale: float
     ) -> Array:
-        """See `Model`."""
         filling, draw = _draws(rng, images.shape)
         noisy, take = self._process(params, images, mask, filling, draw)
         skipped = min(round((1 - start) * self.sampling_steps), self.sampling_steps - 1)

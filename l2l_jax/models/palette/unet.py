@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from l2l_jax.models.layers import remat_block
+from l2l_jax.models.layers import doubled, remat_block, sinusoids
 from l2l_jax.models.layers.attention import attention
 from l2l_jax.models.layers.convolution import Conv
 from l2l_jax.models.layers.group_norm import GroupNorm
@@ -77,7 +77,6 @@ class UNetConfig:
         return Conv(channels, (size, size), dtype=self.dtype, kernel_init=init, name=name)
 
     def dense(self, features: int, name: str, zero: bool = False) -> nn.Dense:
-        """Return a dense layer over the last axis."""
         init = nn.initializers.zeros if zero else lecun_uniform
         return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
 
@@ -99,7 +98,7 @@ class ResBlock(nn.Module):
         if self.resample == "down":
             h, x = (nn.avg_pool(y, (2, 2), (2, 2)) for y in (h, x))
         elif self.resample == "up":
-            h, x = (jnp.repeat(jnp.repeat(y, 2, axis=1), 2, axis=2) for y in (h, x))
+            h, x = (doubled(y) for y in (h, x))
         h = self.config.conv(self.channels, 3, "in_conv")(h)
         film = self.config.dense(2 * self.channels, "emb")(nn.silu(embedding))
         scale, shift = jnp.split(film[:, None, None], 2, axis=-1)
@@ -117,7 +116,6 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Map `[batch, height, width, channel]` to the same shape."""
         batch, height, width, channels = x.shape
         head = self.config.num_head_channels
         tokens = x.reshape(batch, height * width, channels)
@@ -128,24 +126,15 @@ class Attention(nn.Module):
         return x + self.config.dense(channels, "proj_out", zero=True)(out).reshape(x.shape)
 
 
-def gamma_embedding(gamma: Array, width: int) -> Array:
-    """Return cosines, then sines, of γ · 10000^(−2i/width): `[batch]` → `[batch, width]`, float32."""
-    half = width // 2
-    frequency = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
-    angle = gamma.astype(jnp.float32)[:, None] * frequency[None]
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
-
 class GammaEmbedding(nn.Module):
-    """Two dense layers over `gamma_embedding`: `[batch]` → `[batch, 4 · inner_channel]`, float32."""
+    """Two dense layers over `sinusoids`: `[batch]` → `[batch, 4 · inner_channel]`, float32."""
 
     config: UNetConfig
 
     @nn.compact
     def __call__(self, gamma: Array) -> Array:
-        """Embed noise levels `[batch]`."""
         width = 4 * self.config.inner_channel
-        x = gamma_embedding(gamma, self.config.inner_channel)
+        x = sinusoids(gamma, self.config.inner_channel)
         x = nn.silu(nn.Dense(width, kernel_init=lecun_uniform, name="dense_0")(x))
         return nn.Dense(width, kernel_init=lecun_uniform, name="dense_1")(x)
 
