@@ -1,12 +1,15 @@
 """The compiled training step of every method on a linear model, against NumPy."""
 
 import dataclasses
+import pathlib
+import runpy
 
 import jax
 import numpy as np
 import optax
 import pytest
 
+from l2l_jax.errors import UserError
 from l2l_jax.methods import METHODS
 from l2l_jax.methods.epsilon import Constrained, Epsilon
 from l2l_jax.methods.undo import Undo
@@ -14,11 +17,13 @@ from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.parallel import make_parallel
 from l2l_jax.train.step import create_state, make_step
+from l2l_jax.train.unlearning_config import UnlearningConfig
 from tests.fixtures.linear import BATCH, LINEAR, STUDENT, TEACHER, ByHand
 from tests.fixtures.steps import prepared, step
 from tests.matrix import soak
 
 ALPHA = 0.25
+PLUGINS = pathlib.Path(__file__).parents[2] / "examples" / "plugins.py"
 BOUNDS = (0.5, 4.0)
 W0, V0 = TEACHER["encoder"].astype(float), TEACHER["decoder"].astype(float)
 OPTIONS = {
@@ -121,10 +126,14 @@ BY_HAND = {
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_loss_terms_and_gradients(name):
-    objective = OBJECTIVES[name]
+    check(OBJECTIVES[name], BY_HAND[name])
+
+
+def check(objective, by_hand):
+    """Compare metrics and gradient of a step with NumPy; return the inputs of the loss."""
     inputs = prepared(objective, TEACHER, BATCH)
     metrics, gradient = step(objective, STUDENT, TEACHER, inputs, ALPHA)
-    hand, retain, forget = BY_HAND[name](wide(inputs))
+    hand, retain, forget = by_hand(wide(inputs))
     np.testing.assert_allclose([metrics["retain"], metrics["forget"]], [retain, forget], rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], hand.loss, rtol=1e-5)
     for part, found in gradient.items():
@@ -132,6 +141,18 @@ def test_loss_terms_and_gradients(name):
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     untrained = set(hand.gradient) - set(gradient)
     assert all(not hand.gradient[part].any() for part in untrained)
+    return inputs
+
+
+def test_a_method_from_outside_the_package():
+    runpy.run_path(str(PLUGINS))
+    options = METHODS["gray"](level=0.25)
+    config = UnlearningConfig(10, 4, 1e-3, method="gray", methods={"gray": options})
+    assert config.options == options
+    inputs = check(config.objective(LINEAR), generative)
+    assert np.all(inputs["forget"]["images"] == 0.25)
+    with pytest.raises(UserError, match="There is no method 'max-loss'. Did you mean 'max_loss'"):
+        METHODS["max-loss"]
 
 
 def test_what_methods_draw():
@@ -177,6 +198,21 @@ def test_undo_without_distillation_needs_no_teacher():
     assert Undo(distill=0.0).objective(LINEAR).frozen == LINEAR.corruption_parts
 
 
+def test_undo_starts_between_the_original_and_fresh_weights():
+    def started(decoder, encoder, key=3):
+        start = Undo(perturb=decoder, perturb_encoder=encoder).objective(LINEAR).start
+        return start(TEACHER, jax.random.key(key))
+
+    fresh, mixed, kept, other = started(1, 1), started(0.25, 0.5), started(1, 0), started(1, 1, key=4)
+    for part, share in (("decoder", 0.25), ("encoder", 0.5)):
+        np.testing.assert_allclose(mixed[part], (1 - share) * TEACHER[part] + share * fresh[part], atol=1e-6)
+        assert np.abs(fresh[part] - TEACHER[part]).max() > 0.1 and np.any(fresh[part] != other[part])
+    np.testing.assert_array_equal(kept["encoder"], TEACHER["encoder"])
+    np.testing.assert_array_equal(kept["decoder"], fresh["decoder"])
+    assert fresh["gain"] is TEACHER["gain"]
+    assert Undo(perturb=0.0, perturb_encoder=0.0).objective(LINEAR).start is None
+
+
 LAYOUTS = {"parts": (4, 2, "jit"), "pmap": (4, 2, "pmap")}
 DRAWS_STATISTICS = ("noisy_label", "random_encoder", "relearn_aware", "epsilon")
 """Methods that read more of a batch than one row at a time: in every run, these on several devices."""
@@ -195,7 +231,7 @@ def test_devices_and_accumulation_give_the_numbers_of_one_step(name):
         frozen = sharding.place({part: TEACHER[part] for part in objective.frozen}, mesh)
         state = create_state(student, optimizer, ema=False, alpha=ALPHA)
         config = TrainingConfig(steps=2, batch_size=32, learning_rate=0.1, accumulate=accumulate)
-        made = make_step(objective, optimizer, seed=3, config=config, parallel=parallel)
+        made = make_step(objective, optimizer, config, parallel, seed=3)
         state, metrics = parallel.compile(made, state)(state, frozen, parallel.rows(batch))
         return jax.device_get((state.params, metrics))
 

@@ -77,7 +77,7 @@ def test_ancestral_step(t):
     noise = nhwc(PROCESS[f"ps/{t}/noise"]) if t else np.full_like(noisy, np.pi)
     step = jax.tree.map(lambda x: x[len(TEST) - 1 - t], diffusion.ancestral_steps(TEST))
     np.testing.assert_allclose(step.gamma, PROCESS[f"ps/{t}/noise_level"][0, 0], rtol=1.2e-7)
-    start = diffusion.predict_start(step, noisy, predicted)
+    start = step.start_from_noisy * noisy - step.start_from_noise * predicted
     np.testing.assert_allclose(start, nhwc(case["y_0_hat"]), rtol=1e-5, atol=2e-6)
     mean = diffusion.reverse_step(step, noisy, predicted, np.zeros_like(noisy))
     np.testing.assert_allclose(mean, nhwc(case["mean"]), atol=1e-6)

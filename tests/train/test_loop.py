@@ -18,39 +18,32 @@ from l2l_jax.methods.encoder import Encoder
 from l2l_jax.train import loop, sharding
 from l2l_jax.train.hooks import Observe, read_metrics
 from l2l_jax.train.optim import TrainingConfig
-from tests.fixtures.training import TINY_MAE, Images, Watched, crash_at, image_batches, signal_at
+from tests.fixtures.linear import LINEAR, TEACHER
+from tests.fixtures.training import Images, Watched, crash_at, image_batches, signal_at
 
-OBJECTIVE = Encoder().objective(TINY_MAE)
+OBJECTIVE = Encoder().objective(LINEAR)
+MESH = sharding.make_mesh(jax.devices()[:1])
 CONFIG = TrainingConfig(
     steps=12, batch_size=4, learning_rate=0.01, warmup_steps=4, checkpoint_every=4, log_every=2, ema_decay=0.9
 )
 
 
-@pytest.fixture(scope="module")
-def params():
-    return jax.device_get(jax.jit(TINY_MAE.init)(jax.random.key(0)))
-
-
 @functools.cache
-def trainer(objective, config, mesh, parallel):
+def trainer(objective, config):
     """Of many tests, which ask what happens between steps: they share a compiled step."""
-    return loop.Trainer("unlearn", objective, config, seed=1, mesh=mesh, parallel=parallel)
+    return loop.Trainer("unlearn", objective, config, seed=1, mesh=MESH)
 
 
-def run(
-    params, folder, batches=None, config=CONFIG, mesh=None, parallel="jit", objective=OBJECTIVE, teacher=None
-):
-    batches = batches or image_batches()
-    mesh = mesh or sharding.make_mesh(jax.devices()[:1])
-    return trainer(objective, config, mesh, parallel).train(
-        loop.TrainRun(params, batches, folder, alpha=0.5, teacher=teacher)
-    )
+def run(folder, batches=None, params=TEACHER, config=CONFIG, objective=OBJECTIVE, teacher=None):
+    batches = batches or image_batches(side=2)
+    started = loop.TrainRun(params, batches, folder, alpha=0.5, teacher=teacher)
+    return trainer(objective, config).train(started)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(params, tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return run(params, folder), read_metrics(folder), folder
+    return run(folder), read_metrics(folder), folder
 
 
 @pytest.fixture
@@ -63,41 +56,40 @@ def assert_identical(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_only_the_encoder_changed(params, uninterrupted):
-    assert_identical(uninterrupted[0]["decoder"], params["decoder"])
-    changed = uninterrupted[0]["encoder"]["cls_token"] - params["encoder"]["cls_token"]
-    assert np.abs(changed).max() > 1e-4
+def test_only_the_encoder_changed(uninterrupted):
+    assert_identical(uninterrupted[0]["decoder"], TEACHER["decoder"])
+    assert np.abs(uninterrupted[0]["encoder"] - TEACHER["encoder"]).max() > 1e-4
 
 
-def test_resuming_after_sigterm_is_bit_identical(params, uninterrupted, tmp_path):
+def test_resuming_after_sigterm_is_bit_identical(uninterrupted, tmp_path):
     with pytest.raises(Interrupted) as stopped:
-        run(params, tmp_path, Watched(image_batches(), signal_at(6)))
+        run(tmp_path, Watched(image_batches(side=2), signal_at(6)))
     # The signal arrives while batch 6 is fetched: step 6 is finished and saved.
     assert stopped.value.step == 6 and (tmp_path / "checkpoints" / "6").is_dir()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert_identical(run(params, tmp_path), uninterrupted[0])
+    assert_identical(run(tmp_path), uninterrupted[0])
     assert read_metrics(tmp_path) == uninterrupted[1]
 
 
-def test_a_read_that_is_given_up_is_a_stop_after_the_step_before(params, uninterrupted, tmp_path):
+def test_a_read_that_is_given_up_is_a_stop_after_the_step_before(uninterrupted, tmp_path):
     def give_up_at_7(number, fetch):
         if number == 7:
             raise Interrupted(6, signal.SIGINT)
         return fetch()
 
     with pytest.raises(Interrupted):
-        run(params, tmp_path, Watched(image_batches(), give_up_at_7))
+        run(tmp_path, Watched(image_batches(side=2), give_up_at_7))
     assert (tmp_path / "checkpoints" / "6").is_dir()
-    assert_identical(run(params, tmp_path), uninterrupted[0])
+    assert_identical(run(tmp_path), uninterrupted[0])
     assert read_metrics(tmp_path) == uninterrupted[1]
 
 
-def test_resuming_after_a_crash_is_bit_identical(params, uninterrupted, tmp_path):
+def test_resuming_after_a_crash_is_bit_identical(uninterrupted, tmp_path):
     """A crash in step 11 loses the steps since checkpoint 8; their log lines are not doubled."""
     with pytest.raises(KeyboardInterrupt):
-        run(params, tmp_path, Watched(image_batches(), crash_at(11)))
+        run(tmp_path, Watched(image_batches(side=2), crash_at(11)))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
-    assert_identical(run(params, tmp_path), uninterrupted[0])
+    assert_identical(run(tmp_path), uninterrupted[0])
     assert read_metrics(tmp_path) == uninterrupted[1]
 
 
@@ -116,29 +108,29 @@ def damage(checkpoint: pathlib.Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "emptied", "without its state"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(params, uninterrupted, finished, how, caplog):
+def test_a_damaged_checkpoint_is_named_and_passed_over(uninterrupted, finished, how, caplog):
     damage(finished / "checkpoints" / "12", how)
     with caplog.at_level("WARNING", logger="l2l_jax"):
-        assert_identical(run(params, finished), uninterrupted[0])
+        assert_identical(run(finished), uninterrupted[0])
     assert "checkpoint of step 12 is damaged" in caplog.text
     assert (finished / "checkpoints" / "12.damaged").is_dir()
     assert (finished / "checkpoints" / "12").is_dir()  # written anew
 
 
-def test_no_readable_checkpoint_is_an_error(params, finished):
+def test_no_readable_checkpoint_is_an_error(finished):
     for step in ("8", "12"):
         damage(finished / "checkpoints" / step, "emptied")
     with pytest.raises(UserError, match=r"None of the checkpoints in .* \(steps 12, 8\)"):
-        run(params, finished)
+        run(finished)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(params, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     def poison(number, fetch):
         batch = fetch()
         return {**batch, "forget": batch["forget"] * np.nan} if number == 10 else batch
 
     with pytest.raises(Diverged, match="not finite at step 10"):
-        run(params, tmp_path, Watched(image_batches(), poison))
+        run(tmp_path, Watched(image_batches(side=2), poison))
     # The checkpoints before it are intact and nothing after it was saved.
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
 
@@ -148,16 +140,16 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
         loop.Trainer("unlearn", OBJECTIVE, CONFIG, seed=1, mesh=sharding.make_mesh())
 
 
-def test_training_works_outside_the_main_thread(params, uninterrupted, tmp_path):
+def test_training_works_outside_the_main_thread(uninterrupted, tmp_path):
     """Notebooks and servers: no signal handlers can be set there."""
     results = []
-    thread = threading.Thread(target=lambda: results.append(run(params, tmp_path)))
+    thread = threading.Thread(target=lambda: results.append(run(tmp_path)))
     thread.start()
     thread.join()
     assert_identical(results[0], uninterrupted[0])
 
 
-def test_nothing_is_compiled_after_the_first_step(params, tmp_path):
+def test_nothing_is_compiled_after_the_first_step(tmp_path):
     """Nor computed eagerly for the first time: that compiles as well."""
     seen, compiled = [], []
 
@@ -169,17 +161,17 @@ def test_nothing_is_compiled_after_the_first_step(params, tmp_path):
         seen.append(len(compiled))
         return fetch()
 
-    fresh = loop.Trainer("unlearn", OBJECTIVE, CONFIG, seed=1, mesh=sharding.make_mesh(jax.devices()[:1]))
+    fresh = loop.Trainer("unlearn", OBJECTIVE, CONFIG, seed=1, mesh=MESH)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        fresh.train(loop.TrainRun(params, Watched(image_batches(), count), tmp_path, alpha=0.5))
+        fresh.train(loop.TrainRun(TEACHER, Watched(image_batches(side=2), count), tmp_path, alpha=0.5))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     # Before batch 2 the first step was compiled; 12 steps, 3 checkpoints and 6 log lines follow.
     assert seen[0] < seen[1] and seen[1:] == [seen[1]] * 11 and len(compiled) == seen[1]
 
 
-def test_uint8_images_are_scaled_on_the_devices(params, tmp_path):
+def test_uint8_images_are_scaled_on_the_devices(tmp_path):
     """Files give uint8 pixels: the same run as with the same pixels as floats."""
 
     class Stored(Images):
@@ -188,17 +180,16 @@ def test_uint8_images_are_scaled_on_the_devices(params, tmp_path):
             self._dtype = dtype
 
         def __getitem__(self, index):
-            image = np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
+            image = np.random.default_rng(index).integers(0, 256, (2, 2, 3), np.uint8)
             pixels = image if self._dtype == np.uint8 else (image / 255).astype(np.float32)
             return {"image": pixels, "label": 0, "name": str(index)}
 
     results = []
     for dtype in (np.uint8, np.float32):
-        images = Stored(dtype)
+        images, folder = Stored(dtype), tmp_path / np.dtype(dtype).name
         batches = TrainingBatches({"retain": images, "forget": images}, 4, value_range=(0, 1), seed=0)
         assert next(iter(batches))["retain"].dtype == dtype
-        folder = tmp_path / np.dtype(dtype).name
-        results.append((run(params, folder, batches), read_metrics(folder)))
+        results.append((run(folder, batches), read_metrics(folder)))
     (_, mine), (_, theirs) = results
     for row, other in zip(mine, theirs, strict=True):
         assert row == pytest.approx(other, rel=1e-3)
@@ -214,15 +205,13 @@ def test_scalars_are_complete(uninterrupted):
     np.testing.assert_allclose([row["learning_rate"] for row in rows], expected, rtol=1e-5)
 
 
-def test_the_teacher_may_be_another_model_than_the_one_that_is_trained(params, uninterrupted, tmp_path):
+def test_the_teacher_may_be_another_model_than_the_one_that_is_trained(uninterrupted, tmp_path):
     """As when the teacher is trained from weights that its objective starts with in place of its own."""
-    teacher = {**params, "encoder": jax.tree.map(lambda x: 1.5 * x, params["encoder"])}
-    taught = run(params, tmp_path / "taught", teacher=teacher)
-    replaced = dataclasses.replace(OBJECTIVE, start=lambda _, rng: {"encoder": params["encoder"]})
-    expected = run(teacher, tmp_path / "replaced", objective=replaced)
-    jax.tree.map(np.testing.assert_array_equal, taught, expected)
-    changed = jax.tree.map(lambda x, y: np.any(x != y), taught["encoder"], uninterrupted[0]["encoder"])
-    assert any(jax.tree.leaves(changed))
+    teacher = {**TEACHER, "encoder": 1.5 * TEACHER["encoder"]}
+    taught = run(tmp_path / "taught", teacher=teacher)
+    replaced = dataclasses.replace(OBJECTIVE, start=lambda _, rng: {"encoder": TEACHER["encoder"]})
+    assert_identical(taught, run(tmp_path / "replaced", params=teacher, objective=replaced))
+    assert np.any(taught["encoder"] != uninterrupted[0]["encoder"])
 
 
 def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
@@ -246,28 +235,26 @@ def test_tensorboard_files_hold_the_scalars(finished):
         np.testing.assert_allclose(value, rows[step, tag], rtol=1e-5)
 
 
-def test_a_trainer_shows_models_on_the_way_and_is_traced_once(params, tmp_path):
+def test_a_trainer_shows_models_on_the_way_and_is_traced_once(tmp_path):
     traced, seen = [], {}
 
     def prepare(*arguments):
         traced.append(1)
         return OBJECTIVE.prepare(*arguments)
 
-    mesh = sharding.make_mesh(jax.devices()[:1])
     constant = dataclasses.replace(CONFIG, schedule="constant")
     trainer = loop.Trainer(
-        "unlearn", dataclasses.replace(OBJECTIVE, prepare=prepare), constant, seed=1, mesh=mesh
+        "unlearn", dataclasses.replace(OBJECTIVE, prepare=prepare), constant, seed=1, mesh=MESH
     )
     results = []
     for folder, steps in {"unseen": (), "seen": (7, 12)}.items():
-        batches = image_batches()
+        batches = image_batches(side=2)
         hooks = [Observe(steps, seen.__setitem__)]
         results.append(
-            trainer.train(loop.TrainRun(params, batches, tmp_path / folder, alpha=0.5, hooks=hooks))
+            trainer.train(loop.TrainRun(TEACHER, batches, tmp_path / folder, alpha=0.5, hooks=hooks))
         )
-    short = loop.TrainRun(params, image_batches(), tmp_path / "short", alpha=0.5, steps=7)
+    short = loop.TrainRun(TEACHER, image_batches(side=2), tmp_path / "short", alpha=0.5, steps=7)
     assert_identical(trainer.train(short), seen[7])
     assert list(seen) == [7, 12] and len(traced) == 1
     assert_identical(*results)  # looking changes nothing
     assert_identical(seen[12], results[1])
-    assert_identical(seen[7], run(params, tmp_path / "7", config=dataclasses.replace(constant, steps=7)))

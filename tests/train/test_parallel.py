@@ -43,7 +43,7 @@ class Run:
         objective = METHODS["encoder"]().objective(MODELS[family])
         params = params_of(MODELS[family])
         config = dataclasses.replace(CONFIG, accumulate=ACCUMULATE.get(family, 1))
-        step = make_step(objective, optimizer, seed=3, config=config, parallel=parallel)
+        step = make_step(objective, optimizer, config, parallel, seed=3)
         trained = {part: params[part] for part in objective.trained}
         frozen = sharding.place({part: params[part] for part in objective.frozen}, mesh)
         state = placed_state(trained, optimizer, mesh, ema=True, alpha=0.25)

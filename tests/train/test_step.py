@@ -1,116 +1,63 @@
-"""The step: what it trains, accumulates and averages; on many devices: test_parallel.py."""
-
-import dataclasses
-import functools
+"""State, moving average, random numbers and pretraining; losses: tests/methods; devices: test_parallel.py."""
 
 import jax
 import numpy as np
-import pytest
 
 from l2l_jax.methods.base import pretraining_objective
 from l2l_jax.methods.encoder import Encoder
 from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
+from l2l_jax.train.parallel import Parallel
 from l2l_jax.train.step import make_step, placed_state
-from tests.fixtures.training import TINY_MAE
+from tests.fixtures import steps
+from tests.fixtures.linear import BATCH, LINEAR, STUDENT, TEACHER
 
-MODEL = dataclasses.replace(TINY_MAE, image_size=16, width=16, decoder_width=16)
-CONFIG = TrainingConfig(steps=20, batch_size=8, learning_rate=1e-2, warmup_steps=2)
-RNG = np.random.default_rng(0)
-IMAGES = RNG.random((5, 2, 8, 16, 16, 3)).astype(np.float32)
-UNLEARN = Encoder().objective(MODEL)
-
-
-def batches(objective):
-    for images in IMAGES:
-        yield dict(zip(objective.sets, images, strict=False))
+CONFIG = TrainingConfig(steps=20, batch_size=400, learning_rate=1e-2, warmup_steps=2, ema_decay=0.9)
+OBJECTIVE, OPTIMIZER = Encoder().objective(LINEAR), make_optimizer(CONFIG)
+MESH = sharding.make_mesh(jax.devices()[:1])
+STEP = jax.jit(make_step(OBJECTIVE, OPTIMIZER, CONFIG, Parallel(MESH), seed=3))
+FROZEN = {part: TEACHER[part] for part in OBJECTIVE.frozen}
 
 
-OPTIMIZER = make_optimizer(CONFIG)
+def start():
+    return placed_state({"encoder": TEACHER["encoder"]}, OPTIMIZER, MESH, ema=True, alpha=0.25)
 
 
-@functools.cache
-def compiled_step(objective, ema_decay=0.0):
-    """A step of all tests, traced once for any devices."""
-    config = dataclasses.replace(CONFIG, ema_decay=ema_decay)
-    return jax.jit(make_step(objective, OPTIMIZER, seed=3, config=config))
-
-
-def run(objective, params, *, ema_decay=0.0):
-    """Five steps; the trained parameters, the average and the metrics of every step."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    step = compiled_step(objective, ema_decay)
-    trained = {part: params[part] for part in objective.trained}
-    state = placed_state(trained, OPTIMIZER, mesh, ema=ema_decay > 0, alpha=0.25)
-    frozen = sharding.place({part: params[part] for part in objective.frozen}, mesh)
-    history = []
-    for batch in batches(objective):
-        state, metrics = step(state, frozen, sharding.shard_batch(batch, mesh))
-        history.append(jax.device_get(metrics))
-    return jax.device_get(state), history
-
-
-@pytest.fixture(scope="module")
-def params():
-    return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
-
-
-@pytest.fixture(scope="module")
-def one_device(params):
-    return run(UNLEARN, params)
-
-
-def test_only_the_encoder_is_trained_and_has_optimizer_state(one_device):
-    state, _ = one_device
-    assert set(state.params) == {"encoder"}
-    count = sum(x.size for x in jax.tree.leaves(state.params))
-    moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
-    assert moments == 2 * count
-    assert "decoder" not in UNLEARN.frozen  # it need not even be on the devices
-
-
-def test_before_the_first_update_the_retain_term_is_zero(one_device):
-    """Student and teacher are equal then, and see the same draw of T."""
-    first = one_device[1][0]
+def test_moving_average_and_state():
+    """ema ← 0.9 ema + 0.1 params after every step, which is the result. Only the encoder has a state."""
+    state, expected, first = start(), TEACHER["encoder"].astype(float), None
+    for _ in range(5):
+        state, metrics = STEP(state, FROZEN, BATCH)
+        first = first or metrics
+        expected = 0.9 * expected + 0.1 * np.asarray(state.params["encoder"], float)
+    np.testing.assert_allclose(state.ema["encoder"], expected, atol=1e-6)
+    assert state.result is state.ema and state.replace(ema=None).result is state.params
+    assert int(state.step) == 5 and set(state.params) == {"encoder"} and "decoder" not in OBJECTIVE.frozen
+    assert sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim) == 2 * expected.size
+    # Student and teacher are equal at first, and see the same draw of T.
     assert first["retain"] == 0 and first["forget"] > 0.01
     np.testing.assert_allclose(first["loss"], 0.25 * first["forget"], rtol=1e-6)
 
 
-def test_pretraining_trains_encoder_and_decoder_on_one_set(params):
-    (phase,) = MODEL.pretraining_stages()
-    objective = pretraining_objective(phase, tuple(params))
-    assert objective.trained == ("encoder", "decoder") and objective.frozen == ()
-    _, history = run(objective, params)
-    assert history[-1]["loss"] < history[0]["loss"]
-
-
-def on_one_device(params):
-    """What `run` gives its steps: the state before the first, what is frozen, and the batches."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    trained, frozen = ({part: params[part] for part in names} for names in (UNLEARN.trained, UNLEARN.frozen))
-    state = placed_state(trained, OPTIMIZER, mesh, ema=False, alpha=0.25)
-    placed = (sharding.shard_batch(batch, mesh) for batch in batches(UNLEARN))
-    return state, sharding.place(frozen, mesh), placed
-
-
-def test_moving_average(params):
-    """ema ← 0.9 ema + 0.1 params after every step; the average is the result."""
-    state, _ = run(UNLEARN, params, ema_decay=0.9)
-    plain, frozen, placed = on_one_device(params)
-    expected = params["encoder"]["cls_token"].astype(np.float64)
-    for batch in placed:
-        plain, _ = compiled_step(UNLEARN)(plain, frozen, batch)
-        expected = 0.9 * expected + 0.1 * np.asarray(plain.params["encoder"]["cls_token"], np.float64)
-    np.testing.assert_allclose(state.ema["encoder"]["cls_token"], expected, atol=1e-6)
-    assert state.result is state.ema and plain.result is plain.params
-
-
-def test_randomness_follows_the_step_number(params):
+def test_randomness_follows_the_step_number():
     """Two steps on one batch draw differently; the same step twice draws the same."""
-    state, frozen, placed = on_one_device(params)
-    step, batch = compiled_step(UNLEARN), next(placed)
-    first = step(state, frozen, batch)[1]["forget"]
-    assert step(state, frozen, batch)[1]["forget"] == first
+    state = start()
+    first = STEP(state, FROZEN, BATCH)[1]["forget"]
+    assert STEP(state, FROZEN, BATCH)[1]["forget"] == first
     number = jax.device_put(np.int32(1), state.step.sharding)
-    later = step(state.replace(step=number), frozen, batch)[1]["forget"]
-    assert later != first
+    assert STEP(state.replace(step=number), FROZEN, BATCH)[1]["forget"] != first
+
+
+def test_pretraining_is_on_one_set():
+    (stage,) = LINEAR.pretraining_stages()
+    objective = pretraining_objective(stage, tuple(TEACHER))
+    assert (objective.trained, objective.frozen, objective.sets) == (
+        ("encoder", "decoder"),
+        ("gain",),
+        ("train",),
+    )
+    inputs = steps.prepared(objective, TEACHER, {"train": BATCH["retain"]})
+    metrics, _ = steps.step(objective, STUDENT, TEACHER, inputs, 0.0)
+    seen = np.asarray(inputs["train"]["seen"], float)
+    error = seen @ STUDENT["encoder"] @ STUDENT["decoder"] - BATCH["retain"].reshape(-1, 12)
+    np.testing.assert_allclose(metrics["loss"], np.square(error).mean(), rtol=1e-5)

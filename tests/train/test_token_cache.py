@@ -83,7 +83,7 @@ def test_steps_see_what_they_see_without_a_bank(bank, params):
 
 def test_latents_bring_their_masks(mesh, tmp_path):
     """Steps see what they see without a cache; noise later has the mask of its forget image, too."""
-    model, sets = MODELS["latent_diffusion"], {name: Images(count) for name, count in SIZES.items()}
+    model, sets = MODELS["latent_diffusion"], {name: Images(16) for name in SIZES}
     pixels = TrainingBatches(sets, BATCH, value_range=model.value_range, seed=3)
     params, how = params_of(model), TokenCacheConfig(views=4, noise_images=0)
     bank = open_token_cache(tmp_path, how, model, params, pixels, seed=SEED, mesh=mesh)
