@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from tensorboardX import SummaryWriter
 
@@ -71,6 +71,7 @@ class LogMetrics(Hook):
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
+        self._lines: TextIO | None = None
 
     def begin(self, training: "Training") -> None:
         """Open the files and the progress bar."""
@@ -90,7 +91,7 @@ class LogMetrics(Hook):
         due = step % self._config.log_every == 0 or step == self._config.steps
         shown = [name for name in SHOWN if name in metrics][:3]
         self._progress.update(1, {name: metrics[name] for name in shown} if due else None)
-        if due and is_primary():
+        if due and self._lines is not None:
             self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
             self._lines.flush()
             for name, value in metrics.items():
@@ -99,7 +100,7 @@ class LogMetrics(Hook):
     def close(self) -> None:
         """Close files and bar."""
         self._progress.close()
-        if is_primary():
+        if self._lines is not None:
             self._lines.close()
             self._board.close()
 

@@ -76,12 +76,10 @@ class TrainingConfig:
 
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
     """Return a linear warm-up from 0, then half a cosine down to 0 at the last step, or no change."""
-    warmup = config.warmup_steps
+    rate, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "constant":
-        constant = optax.constant_schedule(config.learning_rate)
-        rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
-        return optax.join_schedules([rise, constant], [warmup])
-    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
+        return optax.warmup_constant_schedule(0.0, rate, warmup) if warmup else optax.constant_schedule(rate)
+    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, config.steps)
 
 
 def decayed(params: Any) -> Any:

@@ -16,15 +16,7 @@ from l2l_jax.train.optim import TrainingConfig
 
 RNG = np.random.default_rng(0)
 PARAMS = {name: RNG.normal(size=(6, 4)).astype(np.float32) for name in ("first", "second", "unused")}
-CONFIG = TrainingConfig(
-    steps=6,
-    batch_size=16,
-    learning_rate=0.01,
-    weight_decay=0.5,
-    ema_decay=0.9,
-    checkpoint_every=4,
-    log_every=1,
-)
+CONFIG = TrainingConfig(6, 16, 0.01, weight_decay=0.5, ema_decay=0.9, checkpoint_every=4, log_every=1)
 LAYOUTS = {"one device": ("jit", 1, 1), "4x2": ("jit", 4, 2), "pmap": ("pmap", 8, 1)}
 
 

@@ -33,7 +33,6 @@ from l2l_jax.models.mage.networks import (
     EMBEDDING_STD,
     Decoder,
     Encoder,
-    draw_masked_share,
     draw_noise_codes,
     random_masking,
     unused_tensors,
@@ -254,7 +253,9 @@ class MAGE(Model):
         """Draw the arguments of `random_masking` for a batch."""
         noise_key, share_key = jax.random.split(rng)
         num_drop = math.ceil(self.tokens * self.dropped)
-        share = draw_masked_share(share_key, self.mask_mean, self.mask_std, self.dropped)
+        mean, std = self.mask_mean, self.mask_std
+        lower, upper = ((end - mean) / std for end in (self.dropped, 1.0))
+        share = mean + std * jax.random.truncated_normal(share_key, lower, upper)
         num_mask = jnp.ceil(self.tokens * share).astype(jnp.int32)
         noise = draw_rows(lambda n: jax.random.uniform(noise_key, (n, self.tokens)), rows, axis_name)
         return noise, num_drop, jnp.clip(num_mask, max(num_drop, 1), self.tokens)

@@ -118,12 +118,6 @@ def random_masking(noise: Array, num_drop: int, num_mask: int | Array) -> tuple[
     return masked, positions, jnp.pad(jnp.where(masked, 0, index), ((0, 0), (1, 0)))
 
 
-def draw_masked_share(rng: Array, mean: float, std: float, least: float) -> Array:
-    """Draw a scalar from N(mean, std) truncated to [least, 1]."""
-    lower, upper = ((end - mean) / std for end in (least, 1.0))
-    return mean + std * jax.random.truncated_normal(rng, lower, upper)
-
-
 def draw_noise_codes(rng: Array, codes: Array, codebook_size: int, axis_name: str | None = None) -> Array:
     """Draw codes from a normal distribution with the mean and (unbiased) deviation of `codes`."""
     mean, std = mean_and_std(codes.astype(jnp.float32), axis_name)
