@@ -73,7 +73,6 @@ class Epsilon(Method):
     epsilon_ratio: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
 
     def initial_weight(self, alpha: float) -> float:
-        """Return the position of ε as a weight: 1 forgets most."""
         return 1 - self.epsilon_ratio
 
     def objective(self, model: Model) -> Objective:

@@ -104,7 +104,6 @@ class Model(abc.ABC):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channel)`."""
         return (self.image_size, self.image_size, self.channels)
 
     @property
@@ -123,11 +122,9 @@ class Model(abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} has no patches")
 
     def as_fields(self) -> dict[str, Any]:
-        """Return the fields by name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     def replace(self, **fields: Any) -> Self:
-        """Return the model with other values of some fields."""
         return dataclasses.replace(self, **fields)  # type: ignore[type-var]
 
     def canonical(self) -> Self:

@@ -82,11 +82,6 @@ class Pipeline(CheckpointFormat):
         return {}
 
     def stated(self, origin: Origin, sizes: Fields) -> Fields:
-        """Read the JSON files of the components.
-
-        Raises:
-          UserError: Something that the networks here do not compute.
-        """
         components = origin["components"]
         unet, vae, schedule = (components.get(name, {}) for name in ("unet", "vae", "scheduler"))
         autoencoder = VAESizes.from_json(vae)
@@ -101,7 +96,6 @@ class Pipeline(CheckpointFormat):
         )
 
     def computed(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
-        """Embed the model's prompts; those without a class to name raise a UserError."""
         if open_prompts := [prompt for prompt in model.prompts if "{class}" in prompt]:
             raise UserError(
                 f"the prompt {open_prompts[0]!r} needs the names of classes: give prompts with the names, or "
@@ -123,7 +117,6 @@ class Pipeline(CheckpointFormat):
         )
 
     def folder(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
-        """Return the weights of U-Net and autoencoder; everything else is as in the pipeline it came from."""
         return {
             f"{name}/diffusion_pytorch_model.safetensors": _component(state_dict, name)
             for name in ("unet", "vae")

@@ -148,7 +148,6 @@ class LatentDiffusion(Model):
         return jax.ShapeDtypeStruct((*sides, 4 * channels + 1), np.float32)
 
     def for_classes(self, classes: Collection[str]) -> "LatentDiffusion":
-        """Replace each prompt with "{class}" by one for every class."""
         prompts = [
             prompt.replace(CLASS, name)
             for prompt in self.prompts
@@ -204,7 +203,6 @@ class LatentDiffusion(Model):
         return self.corrupt_with(params, codes, draw_rows(lambda n: self.draw(n, rng), len(codes), axis_name))
 
     def precompute(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Array:
-        """Draw a mask and return what the VAE makes of image and masked image, see `code`."""
         keys = jax.random.split(rng, 6)[:2]
         mask = draw_rows(lambda n: draw_masks(params["holes"], n, *keys), len(images), axis_name)[..., None]
         return self.encode_images(params, images, mask)

@@ -185,5 +185,4 @@ class AutoencoderKL(nn.Module):
         return self.decoder(self.post_quant_conv(latents) if self.sizes.post_quant_conv else latents)
 
     def __call__(self, images: Array) -> Array:
-        """Return the reconstruction from the mean."""
         return self.decode(self.encode(images)[0])

@@ -110,12 +110,8 @@ class Original(CheckpointFormat):
         return {"layer_norm_eps": 1e-6, **found}  # that of the release
 
     def guessed(self, origin: Origin, sizes: Fields) -> Fields:
-        """Guess how pixels were normalized.
-
-        Of the published files, `mae_pretrain_*_full.pth` were trained on patches normalized by themselves.
-        main_pretrain.py normalizes images by ImageNet's mean and standard deviation; models of other programs
-        are taken to be given pixels as they are.
-        """
+        # Of the published files, mae_pretrain_*_full.pth were trained on patches normalized by themselves.
+        # main_pretrain.py normalizes images by ImageNet's statistics; others are taken not to.
         name, channels = origin["file"], sizes["channels"]
         plain = dict(pixel_mean=(0.0,) * channels, pixel_std=(1.0,) * channels)
         by_release = "norm_pix_loss" in origin.get("args", {}) and channels == 3

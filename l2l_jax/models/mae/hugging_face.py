@@ -113,11 +113,6 @@ class HuggingFace(Original):
         return renamed
 
     def stated(self, origin: Origin, sizes: Fields) -> Fields:
-        """Read config.json and preprocessor_config.json.
-
-        Raises:
-          UserError: An architecture that `MAE` cannot represent.
-        """
         config = {**DEFAULTS, **origin.get("config", {})}
         for prefix in ("", "decoder_"):
             width, hidden = config[f"{prefix}hidden_size"], config[f"{prefix}intermediate_size"]
@@ -143,7 +138,6 @@ class HuggingFace(Original):
         return ""
 
     def folder(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
-        """Return the files of a folder that `ViTMAEForPreTraining.from_pretrained` loads."""
         apart: dict[str, np.ndarray] = {}
         for key, value in state_dict.items():
             if ".attn.qkv." in key:

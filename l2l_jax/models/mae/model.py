@@ -147,7 +147,6 @@ class MAE(Model):
 
     @property
     def patch_dim(self) -> int:
-        """Numbers in a patch."""
         return self.patch_size**2 * self.channels
 
     @property
@@ -222,7 +221,6 @@ class MAE(Model):
     def with_truth(
         self, params: Params, images: Array, corrupted: Corrupted, truth: Array
     ) -> tuple[Array, Corrupted]:
-        """Put `truth` in place of the images; what the encoder is given stays."""
         return truth, corrupted
 
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:

@@ -63,7 +63,6 @@ class Format(CheckpointFormat):
         return False
 
     def join(self, state_dict: StateDict, second: StateDict) -> StateDict:
-        """Add a VQGAN; if there is one already, raise a UserError."""
         if any(key.startswith("vqgan.") for key in state_dict):
             raise UserError("the file holds its VQGAN already: leave --vqgan out.")
         return {**state_dict, **{f"vqgan.{key}": value for key, value in second.items()}}

@@ -147,7 +147,6 @@ class MAGE(Model):
 
     @property
     def tokens(self) -> int:
-        """Tokens of an image, row-major."""
         return self.grid**2
 
     @property
@@ -156,22 +155,18 @@ class MAGE(Model):
 
     @property
     def vocabulary(self) -> int:
-        """Number of codes, classes and the mask token."""
         return self.codebook_size + convert.CLASSES_AND_MASK
 
     @property
     def class_id(self) -> int:
-        """The id of the class token."""
         return self.codebook_size + 76
 
     @property
     def mask_id(self) -> int:
-        """The id of a masked token."""
         return self.vocabulary - 1
 
     @property
     def why_no_codes(self) -> str:
-        """See `Model`; with `paint_masked` codes depend on the mask of a step."""
         return "with config.model.paint_masked the codes depend on the mask of every step" * self.paint_masked
 
     def canonical(self) -> "MAGE":
@@ -364,7 +359,7 @@ class MAGE(Model):
         """Tokenize, decode what is hidden, blend the decoded image in.
 
         The mask is painted in `hole_color` before the image is tokenized; that color remains where the weight
-        of the decoded image falls short of 1 inside the mask. A mask that hides every token is a ValueError.
+        of the decoded image falls short of 1 inside the mask.
         """
         return self._inpaint(params, images, mask, rng)[0]
 

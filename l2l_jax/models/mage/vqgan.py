@@ -191,11 +191,9 @@ class VQGAN(nn.Module):
         return self.decoder(quantized).astype(jnp.float32), loss
 
     def latent(self, images: Array) -> Array:
-        """Return latents before quantization, `[batch, rows, columns, codebook_width]`."""
         return self.encoder(images)
 
     def tokenize(self, images: Array) -> Array:
-        """Return codes, int32 `[batch, rows, columns]`."""
         return self.quantize.nearest(self.encoder(images))
 
     def decode_ids(self, ids: Array) -> Array:

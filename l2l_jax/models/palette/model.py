@@ -146,7 +146,6 @@ class Palette(Model):
         return in_dtype(params, jnp.dtype(self.dtype), float32=("encoder/cond_embed", "decoder/out_conv"))
 
     def mask_bank(self) -> np.ndarray:
-        """Return the bank of training masks on the host."""
         return masks.mask_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
 
     def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
