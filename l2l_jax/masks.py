@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
@@ -52,6 +53,13 @@ def side_mask(size: int, width: int, side: str) -> Mask:
     inside = np.arange(size) < width
     inside = inside if side in ("left", "top") else inside[::-1]
     return np.broadcast_to(inside if side in ("left", "right") else inside[:, None], (size, size)).copy()
+
+
+def grow(mask: npt.ArrayLike, margin: int) -> Bool[np.ndarray, "rows columns"]:
+    """Grow a mask by `margin` places in all eight directions."""
+    from scipy import ndimage  # takes long to load
+
+    return ndimage.maximum_filter(np.asarray(mask), size=2 * margin + 1)
 
 
 MaskName = Literal["centre", "border", "left", "right", "top", "bottom"]

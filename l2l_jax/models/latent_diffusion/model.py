@@ -434,9 +434,7 @@ class LatentDiffusion(Model):
 
         Steps are computed again in the backward pass.
         """
-        from scipy import ndimage  # takes long to load
-
-        grown = ndimage.maximum_filter(np.asarray(mask), size=2 * max(1, self.image_size // 16) + 1)
+        grown = masks.grow(mask, max(1, self.image_size // 16))
         first, posterior = self._noises(rng, len(images))
         start = first if noise is None else noise
         drawn = self.inpaint_with(params, images, grown, start, posterior, remat=True)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from l2l_jax import masks
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
@@ -51,11 +53,9 @@ def hidden_tokens(mask: Mask, patch_size: int, margin: int) -> Bool[np.ndarray, 
     The release rounds a mask that ends inside a token down on its lower and right side, and so grows it by
     less there. Both agree on masks that are aligned with the tokens.
     """
-    from scipy import ndimage  # takes long to load
-
     rows, columns = mask.shape[0] // patch_size, mask.shape[1] // patch_size
     touched = mask.reshape(rows, patch_size, columns, patch_size).any(axis=(1, 3))
-    return ndimage.maximum_filter(touched, size=2 * margin + 1).reshape(-1)
+    return masks.grow(touched, margin).reshape(-1)
 
 
 def blend_weights(mask: Mask, margin: int, sigma: float) -> Float[np.ndarray, "height width"]:
@@ -63,9 +63,9 @@ def blend_weights(mask: Mask, margin: int, sigma: float) -> Float[np.ndarray, "h
 
     It is the mask, grown by `margin` pixels in all eight directions, after a Gaussian blur of `sigma` pixels.
     """
-    from scipy import ndimage
+    from scipy import ndimage  # takes long to load
 
-    grown = ndimage.maximum_filter(mask, size=2 * margin + 1).astype(np.float64)
+    grown = masks.grow(mask, margin).astype(np.float64)
     return ndimage.gaussian_filter(grown, sigma, mode="nearest").astype(np.float32)
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from l2l_jax import masks
 from l2l_jax.models.base import (
     DTYPES,
     Corrupted,
@@ -392,12 +393,9 @@ class MAGE(Model):
 
         Where `inpaint` takes the likeliest codes, they are drawn at temperature 1.
         """
-        from scipy import ndimage
-
         drawing = dataclasses.replace(self, sampling_temperature=self.sampling_temperature or 1.0)
         inpainted, ids, hidden = drawing._inpaint(params, images, mask, rng)
-        grown = ndimage.maximum_filter(hidden.reshape(self.grid, self.grid), size=3).reshape(-1)
-        ring = grown & ~hidden
+        ring = masks.grow(hidden.reshape(self.grid, self.grid), 1).reshape(-1) & ~hidden
         logits = self.complete(params, jnp.where(ring[None], self.mask_id, ids))
         likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)[..., 0]
         return inpainted, -likelihood[:, ring].mean(axis=1)

@@ -292,9 +292,7 @@ class Palette(Model):
 
         Steps are computed again in the backward pass.
         """
-        from scipy import ndimage  # takes long to load
-
-        grown = ndimage.maximum_filter(np.asarray(mask), size=2 * max(1, self.image_size // 16) + 1)
+        grown = masks.grow(mask, max(1, self.image_size // 16))
         filling, draw = _draws(rng, images.shape)
         start, take = self._process(params, images, grown, filling if noise is None else noise, draw)
         steps = jax.tree.map(jnp.asarray, self.reverse_steps)
