@@ -26,7 +26,7 @@ from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.parallel import Parallel, make_parallel
 from l2l_jax.train.step import TrainState, abstract_state, make_step, placed_state
-from l2l_jax.train.token_cache import TokenCacheConfig, cached_objective, open_token_cache
+from l2l_jax.train.token_cache import cached_objective, open_token_cache
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +63,13 @@ class TrainingPhase:
         `name` is for messages; `folder` keeps checkpoints, metrics and lists of bad images; `devices` are all
         by default; `run` are other fields of `TrainRun`.
         """
-        config, unlearn = self.config, self.config.unlearn
+        config = self.config
         mesh = sharding.make_mesh(None if devices is None else list(devices), config.mesh)
         pixels = _batches(config, self.training, sets, folder)
         batches: Batches = pixels
         if self.codes:
-            noise = unlearn.options.noise  # type: ignore[attr-defined]  # methods with a cache have noise
-            cache = TokenCacheConfig(unlearn.token_bank, unlearn.noise_bank, noise)
             batches = open_token_cache(
-                folder / "bank", cache, config.model, params, pixels, seed=self.seed, mesh=mesh
+                folder / "bank", config.unlearn, config.model, params, pixels, seed=self.seed, mesh=mesh
             )
         trainer = Trainer(
             name, self.objective, self.training, seed=self.seed, mesh=mesh, parallel=config.parallel

@@ -20,11 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.data.loader import BatchIterator, EpochOrder, TrainingBatches
 from l2l_jax.errors import Interrupted
-from l2l_jax.losses import NoiseKind, batch_noise, corruption_keys
+from l2l_jax.losses import batch_noise, corruption_keys
 from l2l_jax.methods.base import Objective
 from l2l_jax.models.base import Model, Params
 from l2l_jax.train import sharding
 from l2l_jax.train.step import scaled_pixels
+from l2l_jax.train.unlearning_config import UnlearningConfig
 from l2l_jax.utils.io import ResultCache, tree_hash
 from l2l_jax.utils.multihost import from_primary, is_primary, on_primary, to_host
 from l2l_jax.utils.progress import Progress
@@ -35,22 +36,6 @@ logger = logging.getLogger(__name__)
 NOTE_EVERY = 16  # global batches after which it is noted how far the cache is filled
 
 DONE = "batches"
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenCacheConfig:
-    """Sets whose codes are computed before the first step.
-
-    Attributes:
-      views: Augmented views of each training image; 0: codes of images are computed in every step.
-      noise_images: Noise images for the teacher. Where codes hold draws of T, each view of a forget image has
-        one of its own instead.
-      noise: Kind of noise.
-    """
-
-    views: int
-    noise_images: int
-    noise: NoiseKind = "normal"
 
 
 class Codes:
@@ -151,7 +136,7 @@ class CachedIterator:
 
 def open_token_cache(
     folder: pathlib.Path,
-    config: TokenCacheConfig,
+    config: UnlearningConfig,
     model: Model,
     params: Params,
     images: TrainingBatches,
@@ -170,19 +155,21 @@ def open_token_cache(
       UserError: Images cannot be read.
     """
     assert model.code is not None  # the config was checked
-    orders = {name: (order, config.views) for name, order in images.orders.items() if config.views}
+    noise = config.options.noise  # type: ignore[attr-defined]  # methods with a cache have noise
+    views = config.token_bank
+    orders = {name: (order, views) for name, order in images.orders.items() if views}
     if model.codes_hold_draws:
         orders["noise"] = orders["forget"]
     else:
         noise_seed = int(np.random.SeedSequence((seed, 2)).generate_state(1)[0])
-        orders["noise"] = EpochOrder(config.noise_images, noise_seed), 1
+        orders["noise"] = EpochOrder(config.noise_bank, noise_seed), 1
     codes = {name: Codes(folder / f"{name}.npy", *order, model.code) for name, order in orders.items()}
     tokenizer = {part: params[part] for part in model.precompute_parts}
     key = {
         "shapes": {name: list(one.shape) for name, one in codes.items()},
         "orders": {name: order.seed for name, order in images.orders.items()},
         "batch_size": images.batch_size,
-        "noise": config.noise,
+        "noise": noise,
         "seed": seed,
         "tokenizer": tree_hash(tokenizer),
     }
@@ -191,7 +178,7 @@ def open_token_cache(
     if done < _total(batches):
         counts = ", ".join(f"{one.positions:,} codes of {name} images" for name, one in codes.items())
         logger.info("Token cache: %s", counts)
-        compute = functools.partial(_precompute, model=model, noise=config.noise, seed=seed)
+        compute = functools.partial(_precompute, model=model, noise=noise, seed=seed)
         program = jax.jit(compute, static_argnames="wanted")
         placed = jax.device_put(tokenizer, NamedSharding(mesh, PartitionSpec()))
         _fill(batches, cache, done, functools.partial(program, placed), mesh)

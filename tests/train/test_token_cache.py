@@ -15,7 +15,8 @@ from l2l_jax.losses import batch_noise
 from l2l_jax.methods import METHODS
 from l2l_jax.train import loop, sharding, token_cache
 from l2l_jax.train.optim import TrainingConfig
-from l2l_jax.train.token_cache import Codes, TokenCacheConfig, cached_objective, open_token_cache
+from l2l_jax.train.token_cache import Codes, cached_objective, open_token_cache
+from l2l_jax.train.unlearning_config import UnlearningConfig
 from tests.fixtures.training import Images
 from tests.models.test_mage import random_params
 from tests.train.families import MODELS, params_of
@@ -25,7 +26,7 @@ SEED, STEPS, BATCH = 5, 6, 8
 SIZES = {"retain": 20, "forget": 15}
 TRAINING = TrainingConfig(steps=STEPS, batch_size=BATCH, learning_rate=0.01, log_every=2)
 ALL = ("retain", "forget", "noise")
-HOW = TokenCacheConfig(views=4, noise_images=STEPS * BATCH)
+HOW = UnlearningConfig(token_bank=4, noise_bank=STEPS * BATCH)
 """As large as the run: 48 places, 3 and 4 epochs."""
 
 
@@ -85,7 +86,7 @@ def test_latents_bring_their_masks(mesh, tmp_path):
     """Steps see what they see without a cache; noise later has the mask of its forget image, too."""
     model, sets = MODELS["latent_diffusion"], {name: Images(16) for name in SIZES}
     pixels = TrainingBatches(sets, BATCH, value_range=model.value_range, seed=3)
-    params, how = params_of(model), TokenCacheConfig(views=4, noise_images=0)
+    params, how = params_of(model), UnlearningConfig(token_bank=4, noise_bank=0)
     bank = open_token_cache(tmp_path, how, model, params, pixels, seed=SEED, mesh=mesh)
     plain = METHODS["encoder"]().objective(model)
     lean = cached_objective(plain, model, ALL)
@@ -143,7 +144,7 @@ def test_it_resumes_where_it_was(bank):
 
 
 def test_noise_alone(params, mesh, tmp_path):
-    how = TokenCacheConfig(views=0, noise_images=12)
+    how = UnlearningConfig(token_bank=0, noise_bank=12)
     bank = open_token_cache(tmp_path, how, MODEL, params, images(), seed=SEED, mesh=mesh)
     objective = METHODS["encoder"]().objective(MODEL)
     assert cached_objective(objective, MODEL, ("noise",)).frozen == ("encoder", "tokenizer")  # for its images
@@ -184,7 +185,7 @@ def test_a_signal_stops_it_and_it_resumes(params, mesh, bank, tmp_path, monkeypa
 
 
 def test_another_tokenizer_makes_another_bank(params, mesh, tmp_path):
-    how = TokenCacheConfig(views=0, noise_images=8)
+    how = UnlearningConfig(token_bank=0, noise_bank=8)
     banks = []
     embedding = params["tokenizer"]["quantize"]["embedding"]
     for codebook in (embedding, embedding[::-1]):
