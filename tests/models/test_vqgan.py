@@ -7,13 +7,11 @@ import pytest
 
 from l2l_jax.models import mapping
 from l2l_jax.models.mage.convert import TABLE
-from l2l_jax.models.mage.vqgan import VQGAN, VectorQuantizer
+from l2l_jax.models.mage.vqgan import VQGAN, Levels, VectorQuantizer
 from tests.reference_arrays import Case, fill, nhwc
 
 CASE = Case("mage_tiny")
-TINY = VQGAN(
-    codebook_size=64, codebook_width=16, base_channels=32, channel_multipliers=(1, 1, 2), num_res_blocks=1
-)
+TINY = VQGAN(codebook_size=64, codebook_width=16, channels=3, levels=Levels(32, (1, 1, 2), num_res_blocks=1))
 IMAGES = nhwc(CASE["images"])
 
 

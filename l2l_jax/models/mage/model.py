@@ -38,7 +38,7 @@ from l2l_jax.models.mage.networks import (
     random_masking,
     unused_tensors,
 )
-from l2l_jax.models.mage.vqgan import VQGAN
+from l2l_jax.models.mage.vqgan import VQGAN, Levels
 from l2l_jax.utils.batch_axis import draw_rows
 
 
@@ -179,9 +179,10 @@ class MAGE(Model):
 
     @property
     def tokenizer(self) -> VQGAN:
-        names = ("codebook_size", "codebook_width", "base_channels", "channel_multipliers", "num_res_blocks")
-        sizes = {name: getattr(self, name) for name in (*names, "groups", "channels", "remat")}
-        return VQGAN(**sizes, dtype=jnp.dtype(self.tokenizer_dtype))
+        names = ("base_channels", "channel_multipliers", "num_res_blocks", "groups", "remat")
+        sizes = {name: getattr(self, name) for name in names}
+        levels = Levels(**sizes, dtype=jnp.dtype(self.tokenizer_dtype))
+        return VQGAN(self.codebook_size, self.codebook_width, self.channels, levels)
 
     @property
     def encoder(self) -> Encoder:

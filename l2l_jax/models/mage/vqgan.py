@@ -22,14 +22,19 @@ COMMITMENT_WEIGHT, CODEBOOK_WEIGHT = 1.0, 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """Sizes that encoder and decoder share; see `VQGAN`."""
+    """Sizes that encoder and decoder share.
+
+    A level has `base_channels` times its multiplier as channels, which `groups` must divide, and
+    `num_res_blocks` residual blocks; a token stands for a square of 2^(levels − 1) pixels a side. `dtype` is
+    that of the products.
+    """
 
     base_channels: int
     channel_multipliers: tuple[int, ...]
     num_res_blocks: int
-    groups: int
-    dtype: jnp.dtype
-    remat: bool
+    groups: int = 32
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @property
     def widths(self) -> list[int]:
@@ -152,28 +157,17 @@ class VectorQuantizer(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """Encoder, codebook and decoder.
+    """Encoder, codebook and decoder; latents, the codebook search and pixels are float32."""
 
-    A level has `base_channels` times its multiplier as channels, which `groups` must divide, and
-    `num_res_blocks` residual blocks; a token stands for a square of 2^(levels − 1) pixels a side. `dtype` is
-    that of the products; latents, the codebook search and pixels are float32.
-    """
-
-    codebook_size: int = 1024
-    codebook_width: int = 256
-    base_channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    groups: int = 32
-    channels: int = 3
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    codebook_size: int
+    codebook_width: int
+    channels: int
+    levels: Levels
 
     def setup(self) -> None:
-        levels = Levels(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Levels)})
-        self.encoder = Encoder(self.codebook_width, levels)
+        self.encoder = Encoder(self.codebook_width, self.levels)
         self.quantize = VectorQuantizer(self.codebook_size, self.codebook_width)
-        self.decoder = Decoder(self.channels, levels)
+        self.decoder = Decoder(self.channels, self.levels)
 
     def __call__(
         self, images: Array, painted: Array | None = None, hidden: Array | None = None
