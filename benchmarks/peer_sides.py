@@ -26,7 +26,7 @@ def fixed_batch(model: Model, rows: int) -> dict[str, dict[str, np.ndarray]]:
     """
     rng = np.random.default_rng(0)
     shape, (low, high) = (rows, *model.image_shape), model.value_range
-    masks = model.mask_bank() if isinstance(model, Palette) else None
+    masks = np.asarray(model.derived_parts()["holes"]) if isinstance(model, Palette) else None
 
     def draw() -> dict[str, np.ndarray]:
         if masks is None:

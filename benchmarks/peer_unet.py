@@ -105,7 +105,9 @@ class PaletteEncoder:
 
     def __init__(self, model: Palette):
         self.network = UNetEncoder(model.unet, model.channels)
-        self._masks = torch.from_numpy(model.mask_bank()).to(torch.get_default_device())
+        self._masks = torch.from_numpy(np.array(model.derived_parts()["holes"])).to(
+            torch.get_default_device()
+        )
         self._gammas = torch.tensor(cumulative_gammas(model.betas), dtype=torch.float32)
 
     def state_dict(self, ours: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:

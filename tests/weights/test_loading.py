@@ -46,7 +46,7 @@ def test_fields_that_weights_do_not_show_are_free_or_asked_for(imported):
 def test_training_masks_follow_the_config_and_not_the_imported_folder(imported):
     model = dataclasses.replace(SMALL["palette"].model, hole_bank_size=3)
     params = load_pretrained(imported / "palette", "palette", model)
-    np.testing.assert_array_equal(params["holes"], model.mask_bank())
+    np.testing.assert_array_equal(params["holes"], model.derived_parts()["holes"])
 
 
 @pytest.mark.parametrize("path", ["mae", "mae.safetensors"])

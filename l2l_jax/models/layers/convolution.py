@@ -101,7 +101,8 @@ def _correlation(shifted: Array, still: Array, size: tuple[int, int], precision:
     (rows, columns), others = size, still.shape[-1]
     in_strips = height * width >= STRIPS_FROM and channels > NARROW
     if in_strips:
-        images, lines = _strip(batch, height, width)
+        images = _divisor(batch, STRIP_PLACES // (width * min(STRIP_LINES, height)))
+        lines = _divisor(height, max(STRIP_PLACES // (width * images), STRIP_LINES))
     else:
         images, lines = _divisor(batch, COPIES_BYTES * batch // (shifted.nbytes * columns)), height
     # Strips have a sum for each image: where the batch is split over devices, these add up once, at the end.
@@ -128,12 +129,6 @@ def _correlation(shifted: Array, still: Array, size: tuple[int, int], precision:
     strips = batch // images * (height // lines)
     total = add_strip(0, start) if strips == 1 else lax.fori_loop(0, strips, add_strip, start)
     return total.sum(axis=0).reshape(rows, others, columns, channels).transpose(0, 2, 3, 1)
-
-
-def _strip(batch: int, height: int, width: int) -> tuple[int, int]:
-    """Return how many images, and lines of each, are multiplied at a time."""
-    images = _divisor(batch, STRIP_PLACES // (width * min(STRIP_LINES, height)))
-    return images, _divisor(height, max(STRIP_PLACES // (width * images), STRIP_LINES))
 
 
 def _divisor(number: int, most: int) -> int:

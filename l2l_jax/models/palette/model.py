@@ -140,13 +140,11 @@ class Palette(Model):
 
     def derived_parts(self) -> Params:
         """Return the bank of training masks "holes", bool `[mask, height, width]`."""
-        return {"holes": jnp.asarray(self.mask_bank())}
+        bank = masks.mask_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
+        return {"holes": jnp.asarray(bank)}
 
     def in_compute_dtype(self, params: Params) -> Params:
         return in_dtype(params, jnp.dtype(self.dtype), float32=("encoder/cond_embed", "decoder/out_conv"))
-
-    def mask_bank(self) -> np.ndarray:
-        return masks.mask_bank(self.training_holes, self.hole_bank_size, self.image_size, self.hole_seed)
 
     def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
         """Draw a mask, fill it with noise, and add noise of a random level inside it; see `corrupt_with`."""
