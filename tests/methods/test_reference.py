@@ -17,6 +17,9 @@ from l2l_jax.methods import METHODS
 from l2l_jax.models import mapping
 from l2l_jax.models.mage.networks import draw_noise_codes
 from l2l_jax.models.palette.convert import UNET
+from l2l_jax.train import sharding
+from l2l_jax.train.optim import TrainingConfig
+from l2l_jax.train.parallel import Parallel
 from l2l_jax.train.step import create_state, make_step
 from tests.fixtures.steps import step
 from tests.matrix import soak
@@ -139,7 +142,8 @@ def test_palette_map_by_map():
 def test_palette_three_steps_of_adam():
     objective, adam = OBJECTIVES["encoder"], optax.adam(5e-5)
     given = dataclasses.replace(objective, prepare=lambda frozen, inputs, rng, axis_name=None: inputs)
-    update, losses = jax.jit(make_step(given, adam, seed=0)), []
+    one_device = Parallel(sharding.make_mesh(jax.devices()[:1]))
+    update, losses = jax.jit(make_step(given, adam, TrainingConfig(), one_device, seed=0)), []
     state = create_state({"encoder": palette()["encoder"]}, adam, ema=False, alpha=ALPHA)
     for _ in range(4):
         state, metrics = update(state, palette("teacher:"), palette_inputs("encoder", ORDERED))
