@@ -254,9 +254,8 @@ class Palette(Model):
         `filling` is in the mask at first, and in the conditioning image throughout; `draw(step)` is the noise
         of the steps 0, 1, …, which are traced.
         """
-        conditioning, take = self._process(params, images, mask, filling, draw)
-        steps = jax.tree.map(jnp.asarray, self.reverse_steps)
-        return jax.lax.scan(take, conditioning, (jnp.arange(self.sampling_steps), steps))[0]
+        conditioning, run = self._process(params, images, mask, filling, draw)
+        return run(conditioning)
 
     def _process(
         self,
@@ -266,7 +265,7 @@ class Palette(Model):
         filling: Array,
         draw: Callable[[Array], Array],
     ) -> tuple[Array, Callable]:
-        """Return the conditioning image, and a function of a noisy image and a numbered step for `scan`."""
+        """Return the conditioning image, and a function of a noisy image that takes steps from there."""
         mask = jnp.asarray(self._check_mask(mask))[None, ..., None]
         conditioning = jnp.where(mask, filling, images)
 
@@ -279,7 +278,12 @@ class Palette(Model):
             )
             return jnp.where(mask, noisy, images), None
 
-        return conditioning, take
+        def run(noisy, steps=self.reverse_steps, skipped=0, remat=False):
+            steps = jax.tree.map(lambda x: jnp.asarray(x[skipped:]), steps)
+            numbered = jnp.arange(skipped, self.sampling_steps), steps
+            return jax.lax.scan(jax.checkpoint(take) if remat else take, noisy, numbered)[0]
+
+        return conditioning, run
 
     why_no_samples = why_no_noise = ""
 
@@ -292,23 +296,21 @@ class Palette(Model):
         """
         grown = masks.grow(mask, max(1, self.image_size // 16))
         filling, draw = _draws(rng, images.shape)
-        start, take = self._process(params, images, grown, filling if noise is None else noise, draw)
-        steps = jax.tree.map(jnp.asarray, self.reverse_steps)
-        drawn, _ = jax.lax.scan(jax.checkpoint(take), start, (jnp.arange(self.sampling_steps), steps))
+        start, run = self._process(params, images, grown, filling if noise is None else noise, draw)
+        drawn = run(start, remat=True)
         return drawn, jnp.square(drawn - images)[:, grown & ~mask].mean(axis=(1, 2))
 
     def denoise(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, start: float, scale: float
     ) -> Array:
         filling, draw = _draws(rng, images.shape)
-        noisy, take = self._process(params, images, mask, filling, draw)
+        noisy, run = self._process(params, images, mask, filling, draw)
         skipped = min(round((1 - start) * self.sampling_steps), self.sampling_steps - 1)
         steps = diffusion.random_steps(self.reverse_steps, scale)
-        steps = jax.tree.map(lambda x: jnp.asarray(x[skipped:]), steps)
         if skipped:
-            hint = diffusion.q_sample(images, jnp.broadcast_to(steps.gamma[0], len(images)), filling)
+            hint = diffusion.q_sample(images, jnp.full(len(images), steps.gamma[skipped]), filling)
             noisy = jnp.where(mask[None, ..., None], hint, images)
-        return jax.lax.scan(take, noisy, (jnp.arange(skipped, self.sampling_steps), steps))[0]
+        return run(noisy, steps, skipped)
 
     def noise_norm(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
         """See `Model`: at a tenth of the time steps, inside the mask."""
