@@ -238,7 +238,7 @@ def test_tokenizer_is_trained_on_codes_of_painted_and_whole_images(digits):
     assert 0 < hidden.mean() < 1
 
     variables = {"params": digits["tokenizer"]}
-    latent = jax.jit(lambda x: PAINTED.tokenizer.apply(variables, x, method="latent"))
+    latent = jax.jit(lambda x: PAINTED.tokenizer.apply(variables, x, method=lambda m, x: m.encoder(x)))
     mixed = np.where(hidden[..., None], latent(images), latent(painted))
     codes = np.asarray(digits["tokenizer"]["quantize"]["embedding"])
     ids = np.square(mixed[..., None, :] - codes.reshape(1, 1, 1, *codes.shape)).sum(-1).argmin(-1)

@@ -195,13 +195,10 @@ class MAE(Model):
         """Return tokens `[batch, 1 + kept, width]`, float32, class token first."""
         return apply(self.encoder, encoder_params, corrupted["patches"], corrupted["ids"])
 
-    def decode(self, decoder_params: Any, latent: Array, ids_restore: Array) -> Array:
-        return apply(self.decoder, decoder_params, latent, ids_restore)
-
     def predict(self, params: Params, corrupted: Corrupted) -> Array:
         """Return predicted patches `[batch, patches, patch² · channel]`, float32."""
         latent = self.encode(params["encoder"], corrupted)
-        return self.decode(params["decoder"], latent, corrupted["ids_restore"])
+        return apply(self.decoder, params["decoder"], latent, corrupted["ids_restore"])
 
     def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
         """Return the mean squared error over the missing patches of each image, `[batch]`."""

@@ -184,9 +184,6 @@ class VQGAN(nn.Module):
         quantized, loss = self.quantize(latent)
         return self.decoder(quantized).astype(jnp.float32), loss
 
-    def latent(self, images: Array) -> Array:
-        return self.encoder(images)
-
     def tokenize(self, images: Array) -> Array:
         return self.quantize.nearest(self.encoder(images))
 

@@ -5,8 +5,6 @@ while unlearning, the frozen original behind `teacher_denoise_fn.`. Exported fil
 model's bank of masks is in neither.
 """
 
-from typing import Any
-
 import numpy as np
 
 from l2l_jax.models.mapping import (
@@ -60,12 +58,11 @@ def _buffer(name: str) -> Constant:
     )
 
 
-def _of_student(given: Any) -> Any:
-    return (STUDENT + given[0], given[1]) if isinstance(given, tuple) else STUDENT + given
-
-
 TABLE = Table(
-    {flax: _of_student(given) for flax, given in UNET.names.items()},
+    {
+        flax: STUDENT + given if isinstance(given, str) else (STUDENT + given[0], given[1])
+        for flax, given in UNET.names.items()
+    },
     tuple(_buffer(name) for name in schedule_buffers(np.full(1, 0.5))),
 )
 
