@@ -108,25 +108,15 @@ class Measured(NamedTuple):
 
 @dataclasses.dataclass
 class _Memory:
-    """State of a budget that a resumed run needs besides arrays; JSON-able.
-
-    Attributes:
-      weight: Weight of the forget term.
-      first: Step and ratio where the limit begins.
-      acted: Newest measurement that the weight has followed.
-      effect: Measurement since which a rising weight has changed nothing.
-      waiting: Measurements that it has not.
-      best: Measurement of the model that is kept.
-      best_errors: Its errors by set.
-    """
+    """State of a budget that a resumed run needs besides arrays; JSON-able."""
 
     weight: float
-    first: list | None = None
-    acted: Measured | None = None
-    effect: Measured | None = None
-    waiting: list[Measured] = dataclasses.field(default_factory=list)
-    best: Measured | None = None
-    best_errors: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    first: list | None = None  # step and ratio where the limit begins
+    acted: Measured | None = None  # newest measurement that the weight has followed
+    effect: Measured | None = None  # that since which a rising weight has changed nothing
+    waiting: list[Measured] = dataclasses.field(default_factory=list)  # those not followed yet
+    best: Measured | None = None  # of the model that is kept
+    best_errors: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # its errors by set
 
     @classmethod
     def load(cls, facts: dict[str, Any]) -> "_Memory":

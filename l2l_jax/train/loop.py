@@ -74,10 +74,8 @@ class Training:
       frozen: The objective's frozen parts, on the devices.
       iterator: Batches of this process.
       hooks: Called in their order.
-      state: State after the newest step.
       first: Number of the step that the run started after.
-      step: Number of the newest step.
-      metrics: Its metrics, on the devices.
+      state, step, metrics: State after the newest step, its number and, on the devices, its metrics.
       stop: Signal that asks all processes to stop after it, or None.
     """
 

@@ -146,15 +146,9 @@ class Schedule:
     def step(
         self, predicted: Array, latents: Array, timestep: Any, steps: int, drawn: Array | None = None
     ) -> Array:
-        """Return the next, less noisy latents.
+        """Return the next, less noisy latents after one of `timesteps(steps)`, at which the network predicts.
 
-        Args:
-          predicted: Output of the network for `latents` at `timestep`.
-          latents: Noisy latents.
-          timestep: One of `timesteps(steps)`, a number or a scalar array.
-          steps: Number of steps of sampling.
-          drawn: Normal noise like the latents, for a draw from the posterior (DDIM with η = 1); None: the
-            deterministic step.
+        `drawn`, normal noise like the latents, makes it a draw from the posterior (DDIM with η = 1).
         """
         alphas = jnp.asarray(self.alphas(), jnp.float32)
         final = jnp.float32(1) if self.set_alpha_to_one else alphas[0]

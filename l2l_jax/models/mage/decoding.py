@@ -119,13 +119,8 @@ def decode_masked(
 ) -> Ids:
     """Run all steps of the schedule in one compiled loop; if there are any, no token stays masked.
 
-    Args:
-      logits_of: The model.
-      ids: Tokens, `mask_id` where hidden.
-      mask_id: The id that stands for a masked token.
-      schedule: Result of `decoding_schedule`.
-      rng: Key of the sampling.
-      sampling_temperature: Temperature of the softmax that codes are drawn from.
+    `ids` are `mask_id` where hidden; there, codes are drawn from the softmax of `logits_of(ids)` at the
+    temperature `sampling_temperature`.
     """
 
     def body(carry, step):
