@@ -250,24 +250,17 @@ class Model(abc.ABC):
     def inpaint(
         self, params: Params, images: Images, mask: Bool[np.ndarray, "height width"], rng: Array
     ) -> Images:
-        """Return images with the masked region filled in.
+        """Return images with the masked region filled in; the other pixels stay.
 
-        Args:
-          params: All parts.
-          images: Originals; masked pixels must not influence the result, others stay.
-          mask: True where pixels are missing; a constant under `jit`.
-          rng: Key of any sampling.
+        `mask`, a constant under `jit`, is True where pixels are missing; they must not influence the result.
         """
 
     def inpaint_from_patches(
         self, params: Params, images: Images, visible: Int[Array, "batch visible"]
     ) -> Images:
-        """Return images reconstructed from some of their patches each.
+        """Return images reconstructed from their patches `visible`, row-major, ascending.
 
-        Args:
-          params: All parts.
-          images: Originals; hidden pixels must not influence the result, visible ones stay.
-          visible: The visible patches of each image, row-major, ascending.
+        Visible pixels stay; hidden ones must not influence the result.
         """
         raise NotImplementedError(f"{type(self).__name__} does not inpaint from patches")
 
