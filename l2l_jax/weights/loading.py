@@ -1,6 +1,7 @@
-"""Loading models: saved folders, checkpoints, Hugging Face folders, shipped models and adapters."""
+"""Loading models: saved folders, checkpoints, Hugging Face's folders and hub, shipped models and adapters."""
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,9 +11,22 @@ from l2l_jax.errors import UserError
 from l2l_jax.models.base import FAMILIES, Model, Params
 from l2l_jax.weights import adapters
 from l2l_jax.weights.checkpoints import about, build, field, open_recognized
-from l2l_jax.weights.hub import HUB, download
 from l2l_jax.weights.reading import PIPELINE
 from l2l_jax.weights.saved_models import CARD, load_params, read_card
+
+HUB = "hf://"  # before ORGANIZATION/NAME, or ORGANIZATION/NAME@REVISION
+
+TEXTS = ["config.json", "preprocessor_config.json", "*.index*.json"]
+COMPONENTS = ["scheduler", "unet", "vae", *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")]
+TEXTS += [PIPELINE, *(f"{name}/*.{kind}" for name in COMPONENTS for kind in ("json", "txt"))]
+"""Files besides the weights, of models and of pipelines of diffusers."""
+
+WEIGHTS: tuple[tuple[str, list[str]], ...] = (
+    ("*.safetensors", ["*.fp16.*", "*.non_ema.*"]),
+    ("*.fp16.safetensors", []),
+    ("*model*.bin", []),
+)
+"""Patterns of weights, the best first, and of files that are no such weights."""
 
 
 def load_model(
@@ -47,6 +61,44 @@ def locate(given: str | pathlib.Path) -> pathlib.Path:
     """Return the path of a shipped model's name, of `hf://ORGANIZATION/NAME` (downloaded), or of a path."""
     text = str(given)
     return download(text.removeprefix(HUB)) if text.startswith(HUB) else shipped.resolved(text)
+
+
+def download(name: str) -> pathlib.Path:
+    """Download a model into the hub's cache, or find it there; interrupted downloads resume.
+
+    Of a pipeline, the components that make images and embed prompts are downloaded, in full precision if they
+    are stored so. `HF_HOME` and `HF_HUB_OFFLINE` are honored.
+
+    Raises:
+      UserError: huggingface_hub is not installed, or the model cannot be downloaded.
+    """
+    try:
+        import huggingface_hub  # an optional extra
+    except ImportError as error:
+        raise UserError(
+            f"{HUB}{name} needs huggingface_hub: pip install huggingface_hub. {_by_hand(name)}"
+        ) from error
+    repository, _, revision = name.partition("@")
+    fetch = functools.partial(huggingface_hub.snapshot_download, repository, revision=revision or None)
+    try:
+        is_pipeline = (pathlib.Path(fetch(allow_patterns=TEXTS)) / PIPELINE).is_file()
+        for weights, others in WEIGHTS:
+            patterns = [f"{name}/{weights}" for name in COMPONENTS] if is_pipeline else [weights]
+            path = pathlib.Path(fetch(allow_patterns=[*TEXTS, *patterns], ignore_patterns=others))
+            if any((path / "unet" if is_pipeline else path).glob(weights)):
+                return path
+    except (OSError, ValueError) as error:  # of the hub, of connections, and of names
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{HUB}{name} cannot be downloaded ({reason}). {_by_hand(name)}") from error
+    raise UserError(f"{HUB}{name} holds no weights in safetensors or *model.bin files.")
+
+
+def _by_hand(name: str) -> str:
+    repository = name.partition("@")[0]
+    return (
+        "Without a connection to the Internet, download it elsewhere, as with `hf download "
+        f"{repository} --local-dir FOLDER`, and give FOLDER."
+    )
 
 
 def _card(path: pathlib.Path) -> dict[str, Any] | None:

@@ -9,8 +9,7 @@ import pytest
 
 from l2l_jax.errors import UserError
 from l2l_jax.portability import cases
-from l2l_jax.portability.__main__ import compute, main
-from l2l_jax.portability.comparison import TOLERANCES, compare, table
+from l2l_jax.portability.__main__ import TOLERANCES, compare, compute, main, table
 from tests.matrix import soak
 
 
