@@ -72,13 +72,16 @@ def download(name: str) -> pathlib.Path:
     Raises:
       UserError: huggingface_hub is not installed, or the model cannot be downloaded.
     """
+    repository, _, revision = name.partition("@")
+    by_hand = (
+        "Without a connection to the Internet, download it elsewhere, as with `hf download "
+        f"{repository} --local-dir FOLDER`, and give FOLDER."
+    )
     try:
         import huggingface_hub  # an optional extra
     except ImportError as error:
-        raise UserError(
-            f"{HUB}{name} needs huggingface_hub: pip install huggingface_hub. {_by_hand(name)}"
-        ) from error
-    repository, _, revision = name.partition("@")
+        needed = f"{HUB}{name} needs huggingface_hub: pip install huggingface_hub."
+        raise UserError(f"{needed} {by_hand}") from error
     fetch = functools.partial(huggingface_hub.snapshot_download, repository, revision=revision or None)
     try:
         is_pipeline = (pathlib.Path(fetch(allow_patterns=TEXTS)) / PIPELINE).is_file()
@@ -89,16 +92,8 @@ def download(name: str) -> pathlib.Path:
                 return path
     except (OSError, ValueError) as error:  # of the hub, of connections, and of names
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{HUB}{name} cannot be downloaded ({reason}). {_by_hand(name)}") from error
+        raise UserError(f"{HUB}{name} cannot be downloaded ({reason}). {by_hand}") from error
     raise UserError(f"{HUB}{name} holds no weights in safetensors or *model.bin files.")
-
-
-def _by_hand(name: str) -> str:
-    repository = name.partition("@")[0]
-    return (
-        "Without a connection to the Internet, download it elsewhere, as with `hf download "
-        f"{repository} --local-dir FOLDER`, and give FOLDER."
-    )
 
 
 def _card(path: pathlib.Path) -> dict[str, Any] | None:

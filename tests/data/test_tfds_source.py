@@ -9,7 +9,6 @@ import shutil
 import numpy as np
 import pytest
 from etils import epath
-from tensorflow_datasets.proto import tf_example_pb2
 
 from l2l_jax.data.config import DataConfig, ProxyConfig, SourceConfig
 from l2l_jax.data.sources import open_source
@@ -17,6 +16,7 @@ from l2l_jax.data.splits import evaluation_sets, training_sets
 from l2l_jax.data.tfds_source import collect_labels, find_prepared, load_labels
 from l2l_jax.errors import UserError
 from tests.data import small_archives
+from tests.data.pictures import Records
 
 
 def opened(data_dir, name, split="train", **fields):
@@ -183,23 +183,6 @@ def test_numbers_may_be_labels(prepared):
     features.write_text(text[:start] + number)
     source = opened(prepared, "places365_small")
     assert source.class_names == tuple(map(str, range(49))) and set(source.labels) == {0, 14, 48}
-
-
-class Records:
-    """Serialised examples whose labels are given; counts how many were read in this process."""
-
-    def __init__(self, labels):
-        self.labels, self.read = list(labels), 0
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        self.read += 1
-        example = tf_example_pb2.Example()
-        example.features.feature["label"].int64_list.value.extend(np.atleast_1d(self.labels[index]).tolist())
-        example.features.feature["image"].bytes_list.value.append(b"no image")
-        return example.SerializeToString()
 
 
 LABELS = np.random.default_rng(0).integers(0, 1000, 5000)
