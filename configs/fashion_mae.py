@@ -4,8 +4,8 @@
     python -m l2l_jax.main --config=configs/fashion_mae.py:encoder
 
 A small MAE, pretrained on all 60,000 training images, and the 5,000 of them that unlearning uses come with
-this package; nothing is downloaded. The method `undo` keeps the encoder's weights, mixes the decoder's with
-fresh ones and retrains both within a retain budget. The test images are inpainted with the center square of
+this package; nothing is downloaded. The method `undo` mixes the weights with fresh ones, the decoder's more than
+the encoder's, and retrains both within a retain budget. The test images are inpainted with the center square of
 half the side missing, and an audit attacks the result. The variant `encoder` is the paper's method, which
 leaves the decoder as it is.
 
@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model |= dict(pixel_mean=(0.287, 0.287, 0.287), pixel_std=(0.354, 0.354, 0.354))
     training = dict(weight_decay=0.1, beta2=0.99)
     pretrain = dict(model=dict(steps=6000, learning_rate=4e-3, warmup_steps=100, **training))
-    undo = dict(perturb=0.8, feature_weight=1.5, forget_every=4)
+    undo = dict(perturb=0.8, perturb_encoder=0.5, feature_weight=1.5, forget_every=4)
     unlearn = dict(steps=520, learning_rate=7e-3, warmup_steps=50, retain_budget=1.15, budget_images=500)
     unlearn |= dict(alpha=0.07, undo=undo)
     config = dict(model=model, pretrain=pretrain, unlearn=unlearn | training)
