@@ -4,10 +4,10 @@
     python -m l2l_jax.main --config=configs/fashion_mae.py:encoder
 
 A small MAE, pretrained on all 60,000 training images, and the 5,000 of them that unlearning uses come with
-this package; nothing is downloaded. The method `undo` mixes the weights with fresh ones, the decoder's more than
-the encoder's, and retrains both within a retain budget. The test images are inpainted with the center square of
-half the side missing, and an audit attacks the result. The variant `encoder` is the paper's method, which
-leaves the decoder as it is.
+this package; nothing is downloaded. The method `undo` mixes the weights with fresh ones, the decoder's more
+than the encoder's, and retrains both within a retain budget. The test images are inpainted with the center
+square of half the side missing, and an audit attacks the result. The variant `encoder` is the paper's method,
+which leaves the decoder as it is.
 
 Hardware: two CPU cores, 1.5 GiB of memory.
 Expected metrics on test images, seed 0: accuracy of the original model 0.69 (retain) and 0.66 (forget); after
