@@ -216,7 +216,7 @@ def _pictures(config: Config, original: Params, unlearned: Params) -> dict[str, 
     test = evaluation_sets(config.data, open_source(config.data, "test", config.model.image_size))
     pictures = {}
     for name, source in test._asdict().items():
-        images = ImageSet.of(config, source, name)
+        images = ImageSet(config, source, name)
         chosen = images.read(np.linspace(0, len(images) - 1, min(PICTURES, len(images))).astype(int))
         models = {"original": original, "unlearned": unlearned}
         drawn = {role: inpainter(inpainter.place(params), chosen, name) for role, params in models.items()}

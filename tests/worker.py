@@ -130,7 +130,7 @@ def disagreeing(folder):
 
     from l2l_jax.config import parse_config
     from l2l_jax.config_files import read_config
-    from l2l_jax.evals.config import NetworksConfig
+    from l2l_jax.evals.config import EvaluationConfig
     from l2l_jax.evals.features.networks import open_networks
     from l2l_jax.experiment import workdir
     from l2l_jax.weights.published import PUBLISHED
@@ -140,7 +140,7 @@ def disagreeing(folder):
     os.environ["L2L_JAX_WEIGHTS"] = str(own)
     if jax.process_index() == 0:
         (own / PUBLISHED["inception"].file).touch()
-    networks, missing = open_networks(NetworksConfig(networks=("inception",)))
+    networks, missing = open_networks(EvaluationConfig(networks=("inception",)))
     np.savez(own / "opened.npz", networks=len(networks), missing=missing["fid"])
     workdir.SHARED_WITHIN = 1.0
     workdir.Workdir(own, parse_config(read_config("digits_mae:encoder")))

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from l2l_jax.audit.attacks.base import Work
+from l2l_jax.audit.attacks.base import Measured, Points, Work
 from l2l_jax.audit.attacks.training import Training
 from l2l_jax.audit.config import AuditConfig
-from l2l_jax.audit.points import Measured, Points, from_arrays, to_arrays
 from l2l_jax.data.loader import LoaderOptions, TrainingBatches
 from l2l_jax.data.records import Source, evenly_spaced
 from l2l_jax.data.sources import open_source
@@ -34,7 +34,7 @@ from l2l_jax.train.hooks import Hook, Observe
 from l2l_jax.train.loop import Trainer, TrainRun
 from l2l_jax.train.parallel import ParallelKind
 from l2l_jax.utils.io import ResultCache
-from l2l_jax.utils.multihost import barrier, from_primary, on_primary
+from l2l_jax.utils.multihost import is_primary
 from l2l_jax.utils.progress import Progress
 
 T = TypeVar("T")
@@ -59,13 +59,9 @@ class AuditSetup(EvaluationSetup, Protocol):
 
 
 class Target(NamedTuple):
-    """A model under attack.
+    """A model under attack, whose parameters no attack changes.
 
-    Attributes:
-      name: Name of the model.
-      params: Its parameters, which no attack changes.
-      cache: Results of the attacks on it.
-      show: Whether to keep reconstructions of the images that pictures show.
+    `cache` has the results of the attacks on it; `show`: whether to keep reconstructions for pictures.
     """
 
     name: str
@@ -86,15 +82,14 @@ class Bench:
       UserError: Images have masks of their own.
 
     Attributes:
-      model: The architecture of the models.
       mask: Bool `[height, width]`, True where pixels are missing.
       validation: Images to choose on.
       sets: "retain" and "forget" test images; "validation" and "retain validation": those to choose on.
     """
 
     def __init__(self, config: AuditSetup, evaluation: Evaluation, training: Split):
-        self.config, self.model, self.training = config, config.model, training
-        self._evaluation = evaluation
+        self.config, self.model = config, config.model
+        self.evaluation, self.training = evaluation, training
         if evaluation.inpainter.mask is None:
             raise UserError(
                 f"The first of config.evaluate.tasks is {evaluation.inpainter.task.name}, which masks other "
@@ -111,11 +106,6 @@ class Bench:
             self.sets[name] = self.image_set(source)
         self._shared: dict[Any, Any] = {}
         self._lock = threading.RLock()  # attacks may run side by side
-
-    @property
-    def has_classifier(self) -> bool:
-        """Return whether classes can be read from the masked region."""
-        return self._evaluation.has_classifier
 
     def count(self, *sets: str) -> int:
         """Return the number of images in sets."""
@@ -135,7 +125,7 @@ class Bench:
 
     def image_set(self, source: Source) -> ImageSet:
         """Return images of a source, prepared as test images are."""
-        return ImageSet.of(self.config, source, "audit")
+        return ImageSet(self.config, source, "audit")
 
     def runner(self, key: Any, compute: Callable[[Params, jax.Array, jax.Array], Any]) -> BatchedRunner:
         """Return a runner of `(params, image, rng) -> outputs`, compiled once for each key."""
@@ -163,17 +153,17 @@ class Bench:
         over: Reconstructions | None = None,
         mask: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """Measure a model on the images of a set, whose name decides what is drawn: see `points.Measured`.
+        """Measure a model on the images of a set, whose name decides what is drawn: see `Measured`.
 
         Reconstructions of another `mask` are not classified.
         """
         blocks = []
-        over = self._evaluation.inpainter.over if over is None else over
+        over = over or self.evaluation.inpainter.over
         with Progress(f"{title}, {name}", len(images), unit="image") as progress:
             for originals, inpainted in over(params, images, name):
                 errors = metrics.masked_mse(originals.images, inpainted, self.mask if mask is None else mask)
                 blocks.append({"mse": errors, "label": originals.labels})
-                right = self._evaluation.correct(inpainted, originals.labels) if mask is None else None
+                right = self.evaluation.correct(inpainted, originals.labels) if mask is None else None
                 if right is not None:
                     blocks[-1]["right"] = right
                 progress.update(len(inpainted))
@@ -190,30 +180,30 @@ class Bench:
         """Train a model further and measure it on the way; an interrupted training resumes."""
         points: dict[str, Measured] = {}
         stamp = {"training": training.describe(), "repetition": seed, "at": measured_at}
-        place, title = f"{variant}/seed_{seed}", f"{target.name}, {variant}"
-
-        def stored(step: int, wait: bool = True) -> Any:
-            return target.cache.get(f"{place}_step_{step}", stamp=stamp, wait=wait)
+        entries = {str(step): f"{variant}/seed_{seed}_step_{step}" for step in measured_at}
+        title = f"{target.name}, {variant}"
 
         def observe(step: int, params: Params) -> None:
-            points[str(step)] = self.measure(params, f"{title} {step}")
-            arrays = to_arrays({str(step): points[str(step)]})
-            on_primary(lambda: target.cache.put(f"{place}_step_{step}", arrays, stamp=stamp))
+            name = str(step)
+            points[name] = self.measure(params, f"{title} {step}")
+            arrays = flatten_dict({name: points[name]}, sep="/")
+            target.cache.put_shared(entries[name], arrays, stamp=stamp)
             if target.show and seed == 0:
-                pictures = self.pictures(params)
-                on_primary(lambda: target.cache.put(f"{variant}/pictures_{step}", pictures))
+                target.cache.put_shared(f"{variant}/pictures_{step}", self.pictures(params))
 
-        if not from_primary(lambda: all(stored(step, wait=False) for step in measured_at)):
+        if not target.cache.has_all(entries.values(), stamp=stamp):
             self.fit(target, variant, training, seed, [Observe(measured_at, observe)])
-        for step in measured_at:
-            if str(step) not in points:  # before the checkpoint from which the training resumed
-                points |= from_arrays(stored(step))
-        return {str(step): points[str(step)] for step in measured_at}
+        for step in entries.keys() - points.keys():  # before the checkpoint from which the training resumed
+            points |= unflatten_dict(target.cache.get(entries[step], stamp=stamp, wait=True), sep="/")
+        return {step: points[step] for step in entries}
 
     def fit(
         self, target: Target, variant: str, training: Training, seed: int, hooks: Sequence[Hook] = ()
     ) -> Params:
-        """Return a model's parameters after further training; an interrupted training resumes."""
+        """Return a model's parameters after further training; an interrupted training resumes.
+
+        Trainings that differ in their images alone share a compiled step.
+        """
         data, stamp = self.config.data, {"training": training.describe(), "repetition": seed}
         digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
         folder = target.cache.folder / f"{variant}_training_{seed}_{digest}"
@@ -225,13 +215,21 @@ class Bench:
             seed=self.seed(seed), options=options,
             transforms={"train": Transform(data, self.model.image_size, training=True)},
         )  # fmt: skip
-        with barrier():  # complains in all processes of what is wrong
-            trainer = self._trainer(training, variant, seed)
+
+        def make() -> Trainer:
+            mesh, kind = sharding.make_mesh(config=self.config.mesh), self.config.parallel
+            number = self.seed(seed, purpose=1)
+            return Trainer(
+                variant, training.objective, training.config, seed=number, mesh=mesh, parallel=kind
+            )
+
+        step = dataclasses.replace(training.config, steps=1)  # the rate is constant
+        trainer = self.shared((training.objective.trained, step, seed), make)
         name, steps = f"{target.name}, {variant}", training.steps
         run = TrainRun(target.params, batches, folder, name=name, hooks=hooks, steps=steps)
         params = trainer.train(run)
-        # Checkpoints are larger than all results.
-        on_primary(lambda: shutil.rmtree(folder, ignore_errors=True))
+        if is_primary():  # checkpoints are larger than all results
+            shutil.rmtree(folder, ignore_errors=True)
         return params
 
     def seconds(self, params: Params, work: Sequence[Work]) -> float:
@@ -250,7 +248,7 @@ class Bench:
         placed = trained.place(params)
         each = []
         for call in (
-            lambda: self._evaluation.inpainter(placed, images, "forget"),
+            lambda: self.evaluation.inpainter(placed, images, "forget"),
             lambda: trained(placed, rows),
         ):
             call()  # compiles
@@ -261,18 +259,7 @@ class Bench:
 
     def pictures(self, params: Params) -> dict[str, np.ndarray]:
         """Return reconstructions of the images that pictures show, by set."""
-        inpainter = self._evaluation.inpainter
+        inpainter = self.evaluation.inpainter
         placed = inpainter.place(params)
-        shown = {name: few for name, few in self._evaluation.shown.items() if name in self.sets}
+        shown = {name: few for name, few in self.evaluation.shown.items() if name in self.sets}
         return {name: inpainter(placed, few, name) for name, few in shown.items()}
-
-    def _trainer(self, training: Training, name: str, seed: int) -> Trainer:
-        """Return the compiled training; trainings that differ in images and steps alone share it."""
-
-        def make() -> Trainer:
-            mesh, kind = sharding.make_mesh(config=self.config.mesh), self.config.parallel
-            number = self.seed(seed, purpose=1)
-            return Trainer(name, training.objective, training.config, seed=number, mesh=mesh, parallel=kind)
-
-        step = dataclasses.replace(training.config, steps=1)  # the rate is constant
-        return self.shared((training.objective.trained, step, seed), make)

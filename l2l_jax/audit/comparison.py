@@ -62,13 +62,12 @@ class Comparison:
 
     Attributes:
       measure: What was compared.
-      excess: How much more the unlearned model knows than the retrained model(s).
-      low, high: One-sided 95% confidence bounds of the excess.
+      excess: How much more the unlearned model knows; `low` and `high` are its one-sided 95% bounds.
       margin: Excess that does not count.
       p_holds: p-value of "the excess is at least the margin".
       p_violated: p-value of "the excess is at most the margin".
       images: Number of test images.
-      seeds: Spread of retrained models, which widens the margin; None if it is not known.
+      seeds: Spread of retrained models, which widens the margin, if it is known.
     """
 
     measure: Measure
@@ -100,10 +99,7 @@ class Comparison:
             return float(self.images * np.square(np.divide(self._reach, distance)))
 
     def retrained_needed(self) -> int | None:
-        """Return about how many retrained models would decide, because their spread narrows the margin.
-
-        None: no number up to `MOST_RETRAINED` would, or the spread is not known.
-        """
+        """Return about how many retrained models would decide; None if no number or an unknown one would."""
         if self.seeds is None:
             return None
         for count in range(self.seeds.count + 1, MOST_RETRAINED + 1):
@@ -122,13 +118,9 @@ class Comparison:
 def compare(
     measure: Measure, unlearned: Sample, retrained: Sequence[Sample], seeds: SeedSpread | None = None
 ) -> Comparison:
-    """Test whether the unlearned model knows more than the retrained models.
+    """Test whether the unlearned model knows more than the mean of retrained models on the same images.
 
-    Args:
-      measure: What the samples are, see `Sample`.
-      unlearned: Measurements of the unlearned model, `[image]`.
-      retrained: Measurements of each retrained model on the same images. Their mean is the reference.
-      seeds: Spread of retrained models if known. None: measured on `retrained` if there are several.
+    `seeds` is the spread of retrained models if known; of several, it is measured.
 
     Raises:
       ValueError: There is no retrained model, or the models were not measured on the same images.
@@ -144,8 +136,9 @@ def compare(
     test = TESTS[measure](unlearned, retrained)
     holds, violated = test.p_values(margin)
     images = sum(counts) if measure == "auc" else counts[0]
+    ends = test.bounds()
     return Comparison(
-        measure, float(test.excess), *test.bounds(), margin, float(holds), float(violated), images
+        measure, float(test.excess), *ends, margin, float(holds), float(violated), images, seeds
     )
 
 
@@ -184,12 +177,10 @@ def accuracy_interval(right: np.ndarray, classes: np.ndarray) -> tuple[float, fl
 
 
 class MarginTest(NamedTuple):
-    """One-sided tests of an excess against any margin, by Student's t.
+    """One-sided tests of an excess `[…]` against any margin, by Student's t.
 
-    Attributes:
-      excess: The estimate, `[…]`.
-      statistics: Returns for a margin two statistics of "the excess is below it", the least first.
-      freedom: Degrees of freedom.
+    `statistics` returns for a margin two statistics of "the excess is below it", the least first; `freedom`
+    are their degrees of freedom.
     """
 
     excess: np.ndarray

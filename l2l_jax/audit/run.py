@@ -6,15 +6,15 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from l2l_jax.audit.attacks.base import ATTACKS, Attack, Work
+from l2l_jax.audit.attacks.base import ATTACKS, Attack, Findings, Points, Work
 from l2l_jax.audit.bench import AuditSetup, Bench, Target
 from l2l_jax.audit.config import THOROUGH
-from l2l_jax.audit.points import Findings, Points, from_arrays, mean, to_arrays
 from l2l_jax.audit.score import UNATTACKED, Line, conclude
 from l2l_jax.data.splits import Split
 from l2l_jax.errors import UserError
@@ -22,7 +22,7 @@ from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.models.base import Params
 from l2l_jax.train.concurrent import side_by_side
 from l2l_jax.utils.io import ResultCache, atomic_write, tree_hash
-from l2l_jax.utils.multihost import barrier, from_primary, on_primary
+from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -59,13 +59,7 @@ class Audit:
       lines: The variants of all attacks, the unattacked model first.
     """
 
-    def __init__(
-        self,
-        config: AuditSetup,
-        evaluation: Evaluation,
-        training: Split,
-        folder: pathlib.Path,
-    ):
+    def __init__(self, config: AuditSetup, evaluation: Evaluation, training: Split, folder: pathlib.Path):
         self._config, self._folder = config, folder
         self._standard: Standard | None = None
         self._others: dict[str, Params] = {}
@@ -89,8 +83,10 @@ class Audit:
     def work(self) -> list[Work]:
         """Return the work of every attack on one model."""
         attacks = dict.fromkeys(self._attacks.values())
-        repeats = {attack: self._config.audit.seeds if attack.is_seeded else 1 for attack in attacks}
-        return [attack.work(self._bench) for attack in attacks for _ in range(repeats[attack])]
+        return [attack.work(self._bench) for attack in attacks for _ in range(self._repeats(attack))]
+
+    def _repeats(self, attack: Attack | None) -> int:
+        return self._config.audit.seeds if attack and attack.is_seeded else 1
 
     def _chosen(self) -> list[Attack]:
         """Return the attacks; "thorough" is all that can be run."""
@@ -107,16 +103,6 @@ class Audit:
                 raise UserError(f"config.audit.attacks names {name}, which cannot be run: {why}.")
         return chosen
 
-    def _announce(self, models: Mapping[str, Params]) -> None:
-        """Say about how long a thorough audit takes."""
-        if self._config.audit.attacks == (THOROUGH,):
-            seconds = len(models) * self._bench.seconds(next(iter(models.values())), self.work())
-            logger.info(
-                "The thorough audit of %d models takes about %s; finished attacks are not repeated.",
-                len(models),
-                f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes",
-            )
-
     def audit(self, name: str, params: Params) -> dict[str, Any]:
         """Audit an unlearned model and write the result, see `score.conclude`, to `<folder>/<name>.json`."""
         start = time.monotonic()
@@ -126,11 +112,14 @@ class Audit:
         self._references |= findings
         retrained = [found for role, found in self._references.items() if role != "original"]
         roles = {"original": [self._references["original"]], "unlearned": [own], "retrained": retrained}
-        facts = None if self._standard is None else self._standard.facts
-        report = from_primary(lambda: conclude(roles, self.lines, facts))
-        report["seconds"] = round(time.monotonic() - start, 2)
-        on_primary(lambda: atomic_write(self._folder / f"{name}.json", json.dumps(report, indent=2) + "\n"))
-        return report
+
+        def write() -> dict[str, Any]:
+            report = conclude(roles, self.lines, self._standard and self._standard.facts)
+            report["seconds"] = round(time.monotonic() - start, 2)
+            atomic_write(self._folder / f"{name}.json", json.dumps(report, indent=2) + "\n")
+            return report
+
+        return from_primary(write)
 
     def run(self, models: Mapping[str, Params], show: str = "") -> dict[str, Findings]:
         """Run all attacks on models by name, or read what they found before; the same in every process.
@@ -140,28 +129,32 @@ class Audit:
         Raises:
           Interrupted: Asked to stop; finished attacks are kept, and long trainings resume.
         """
-        self._announce(models)
-        found: dict[str, dict[str, list[Points]]] = {name: {} for name in models}
-        jobs: list[Callable[[], Points]] = []
-        places = []
-        for name, params in models.items():
-            target = Target(name, params, self._cache(name, params), name == show)
-            for line in self.lines:
-                attack = self._attacks.get(line.name)
-                for seed in range(self._config.audit.seeds if attack and attack.is_seeded else 1):
-                    jobs.append(functools.partial(self._findings, target, line, seed))
-                    places.append(found[name].setdefault(line.name, []))
+        if self._config.audit.attacks == (THOROUGH,):
+            seconds = len(models) * self._bench.seconds(next(iter(models.values())), self.work())
+            logger.info(
+                "The thorough audit of %d models takes about %s; finished attacks are not repeated.",
+                len(models),
+                f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes",
+            )
+        targets = [Target(name, x, self._cache(name, x), name == show) for name, x in models.items()]
+        jobs = [
+            (target, line, seed)
+            for target in targets
+            for line in self.lines
+            for seed in range(self._repeats(self._attacks.get(line.name)))
+        ]
         with Progress("audit", len(jobs), unit="attack") as progress:
 
-            def counted(job: Callable[[], Points]) -> Points:
-                points = job()
+            def counted(job: tuple[Target, Line, int]) -> Points:
+                points = self._findings(*job)
                 progress.update()
                 return points
 
             results = side_by_side([functools.partial(counted, job) for job in jobs])
-        for place, points in zip(places, results, strict=True):
-            place.append(points)
-        return {name: {v: mean(runs) for v, runs in variants.items()} for name, variants in found.items()}
+        found: dict[str, dict[str, list[Points]]] = {name: {} for name in models}
+        for (target, line, _), points in zip(jobs, results, strict=True):
+            found[target.name].setdefault(line.name, []).append(points)
+        return {name: {v: _mean(runs) for v, runs in variants.items()} for name, variants in found.items()}
 
     def pictures(self, name: str, report: Mapping[str, Any]) -> Mapping[str, np.ndarray] | None:
         """Return reconstructions after the strongest training attack, at its best step, by set."""
@@ -169,7 +162,7 @@ class Audit:
         if attack is None:
             return None
         cache = self._caches[name]
-        points = from_arrays(cache.get(f"{attack}/seed_0", wait=True))
+        points = unflatten_dict(cache.get(f"{attack}/seed_0", wait=True), sep="/")
         step = min(points, key=lambda point: points[point]["validation"]["mse"].mean())
         return cache.get(f"{attack}/pictures_{step}", wait=True)
 
@@ -178,13 +171,16 @@ class Audit:
 
         def compute() -> dict[str, np.ndarray]:
             if attack is not None:
-                return to_arrays(attack.run(line.name, self._bench, target, seed))
-            sets = ("retain", "forget", "validation")
-            return to_arrays({"0": self._bench.measure(target.params, f"{target.name}, {line.title}", sets)})
+                points = attack.run(line.name, self._bench, target, seed)
+            else:
+                sets = ("retain", "forget", "validation")
+                points = {"0": self._bench.measure(target.params, f"{target.name}, {line.title}", sets)}
+            return flatten_dict(points, sep="/")
 
         options = None if attack is None else dataclasses.asdict(attack)
         stamp = {"options": options, "title": line.title}
-        return from_arrays(target.cache.get_or_compute(f"{line.name}/seed_{seed}", compute, stamp=stamp))
+        arrays = target.cache.get_or_compute(f"{line.name}/seed_{seed}", compute, stamp=stamp)
+        return unflatten_dict(arrays, sep="/")
 
     def _cache(self, name: str, params: Params) -> ResultCache:
         facts = self._config.describe("model", "data", "evaluate", "seed")
@@ -192,3 +188,12 @@ class Audit:
             facts["model"].pop(field, None)
         self._caches[name] = ResultCache(self._folder / name, {"parameters": tree_hash(params), **facts})
         return self._caches[name]
+
+
+def _mean(runs: Sequence[Points]) -> Points:
+    """Return the mean of every measurement over runs of one attack."""
+    if len(runs) == 1:
+        return runs[0]
+    arrays = [flatten_dict(run, sep="/") for run in runs]
+    means = {path: np.mean([run[path] for run in arrays], axis=0) for path in arrays[0]}
+    return unflatten_dict(means, sep="/")

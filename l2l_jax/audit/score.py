@@ -1,12 +1,15 @@
-"""From measurements of attacked models to comparisons, metrics and a verdict; all JSON-able."""
+"""From measurements of attacked models to comparisons, metrics, depths and a verdict; all JSON-able."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from l2l_jax.audit.attacks.base import Findings, Measured, Points
 from l2l_jax.audit.attacks.membership import FALSE_POSITIVES, relative_error, true_positives
 from l2l_jax.audit.comparison import (
+    MARGINS,
     Comparison,
     Measure,
     Sample,
@@ -17,8 +20,6 @@ from l2l_jax.audit.comparison import (
     deviation,
     knowledge,
 )
-from l2l_jax.audit.depth import depth, plain
-from l2l_jax.audit.points import Findings, Measured, Points
 from l2l_jax.audit.verdict import Verdict, decide, differ
 from l2l_jax.evals.intervals import bootstrap, mean_interval
 
@@ -27,6 +28,13 @@ UNATTACKED = "no_attack"
 
 Models = Mapping[str, Sequence[Findings]]
 """Findings of "original", "unlearned" and "retrained" models; there may be none or several of the last."""
+
+KNOWLEDGE: Mapping[Measure, Callable[..., np.ndarray]] = {
+    "error": lambda mse: -np.log(np.maximum(mse.mean(-1), 1e-12)),
+    "accuracy": lambda right: right.mean(-1),
+    "auc": auc,
+}
+"""What the depth of each measure is a share of, from arrays whose last axis is that of images."""
 
 
 class Line(NamedTuple):
@@ -68,10 +76,11 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
         differs = differ(_comparisons(models["original"][0], models["retrained"], lines[0], spread))
     titles = {line.name: line.title for line in lines}
     first = {role: found[0] for role, found in models.items() if found}
+    own = first["unlearned"]
     curves = {
         line.name: {role: _curve(found, line) for role, found in first.items()}
         for line in lines
-        if line.is_curve and all(point.isdigit() for point in first["unlearned"][line.name])
+        if line.is_curve and all(point.isdigit() for point in own[line.name])
     }
     return {
         "verdict": {
@@ -92,8 +101,10 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
             for name, found in comparisons.items()
             for comparison in found
         ],
-        "cost": _cost(first["original"], first["unlearned"]),
-        "results": [_result(models, line) for line in lines if _is_measured(first["unlearned"][line.name])],
+        "cost": _cost(first["original"], own),
+        "results": [
+            _result(models, line) for line in lines if "error" in samples(list(own[line.name].values())[-1])
+        ],
         "membership": {role: _membership(found, first) for role, found in first.items()},
         "residual_knowledge": _residual_knowledge(first),
         "layers": {role: _layers(found) for role, found in first.items() if "linear_probe" in found},
@@ -149,6 +160,51 @@ def samples(measured: Measured, name: str = "forget") -> dict[Measure, Sample]:
     return found
 
 
+def depth(measure: Measure, *models: Sample) -> dict[str, Any]:
+    """Return the depth of forgetting: 0 as the original, 1 as if never seen, above 1 further away than that.
+
+        depth = (a_original − a_unlearned) / (a_original − a_retrained)
+
+    of a quantity `a` that is greater the more a model knows. It describes; the verdict does not use it.
+
+    Args:
+      measure: What the samples are, see `comparison.Sample`; class ids are not used.
+      models: Measurements of the original, the unlearned and the retrained model on the same images, which
+        are resampled together.
+
+    Returns:
+      JSON-able: "value" and its 95% interval over images, "low" and "high"; "resolved": whether original and
+      retrained model clearly differ, by more than the measure's margin.
+    """
+    used = 2 if measure == "auc" else 1
+    arrays = [[np.asarray(values, np.float64) for values in sample[:used]] for sample in models]
+
+    def known(chosen):
+        return (
+            KNOWLEDGE[measure](*(values[i] for values, i in zip(sample, chosen, strict=True)))
+            for sample in arrays
+        )
+
+    def gap(*chosen):
+        before, _, never = known(chosen)
+        return before - never
+
+    def share(*chosen):
+        before, after, never = known(chosen)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(before > never, (before - after) / (before - never), np.nan)
+
+    counts = [len(values) for values in arrays[0]]
+    value, low, high = plain(bootstrap(share, *counts))
+    resolved = bootstrap(gap, *counts).low > MARGINS[measure]
+    return {"value": value, "low": low, "high": high, "resolved": resolved}
+
+
+def plain(values: Iterable[float]) -> list[float | None]:
+    """Return JSON-able numbers: None for those that are not finite."""
+    return [float(x) if math.isfinite(x) else None for x in values]
+
+
 def _comparisons(
     model: Findings, references: Sequence[Findings], line: Line, spread: Mapping[str, Any] | None
 ) -> list[Comparison]:
@@ -181,27 +237,26 @@ def _outcome(comparison: Comparison, violated: bool, reference: str) -> str:
     return "no more" if comparison.holds else "more" if violated else "open"
 
 
-def _is_measured(points: Points) -> bool:
-    return "error" in samples(list(points.values())[-1])
-
-
 def _result(models: Models, line: Line) -> dict[str, Any]:
     """Return metrics at the best points of each model, depths, and the distance of their errors."""
-    best = {role: [best_points(f, line) for f in found] for role, found in models.items() if found}
-    pooled: dict[str, dict[Measure, Sample]] = {}
-    for role, found in best.items():
-        every = {measure: [known[measure].sample for known in found] for measure in found[0]}
-        pooled[role] = {m: tuple(np.mean(x, axis=0) for x in zip(*s, strict=True)) for m, s in every.items()}
+    from scipy.stats import ks_2samp  # SciPy takes long to load
+
+    pooled: dict[str, dict[Measure, Sample]] = {}  # the mean over models of one role
+    for role, findings in models.items():
+        best = [best_points(found, line) for found in findings]
+        for measure in best[0] if best else ():
+            arrays = zip(*(known[measure].sample for known in best), strict=True)
+            pooled.setdefault(role, {})[measure] = tuple(np.mean(x, axis=0) for x in arrays)
     figures = {role: {"forget": _metrics(known)} for role, known in pooled.items()}
     if line.name == UNATTACKED:
         for role in pooled:
             figures[role]["retain"] = _metrics(samples(models[role][0][UNATTACKED]["0"], "retain"))
     depths, distance = {}, None
-    if "retrained" in best:
-        for measure in pooled["unlearned"]:
-            known = (pooled[role][measure] for role in ("original", "unlearned", "retrained"))
-            depths[measure] = depth(measure, *known)
-        distance = _distance(*(pooled[role]["error"][0] for role in ("unlearned", "retrained")))
+    if "retrained" in pooled:
+        roles = ("original", "unlearned", "retrained")
+        depths = {m: depth(m, *(pooled[role][m] for role in roles)) for m in pooled["unlearned"]}
+        test = ks_2samp(*(pooled[role]["error"][0] for role in roles[1:]))
+        distance = {"d": float(test.statistic), "p": float(test.pvalue)}
     return {
         "name": line.name,
         "title": line.title,
@@ -219,14 +274,6 @@ def _metrics(known: Mapping[Measure, Sample]) -> dict[str, list[float | None]]:
     if "accuracy" in known:
         found["accuracy"] = plain(accuracy_interval(*known["accuracy"]))
     return found
-
-
-def _distance(unlearned: np.ndarray, retrained: np.ndarray) -> dict[str, float]:
-    """Return the Kolmogorov-Smirnov distance of two sets of errors."""
-    from scipy.stats import ks_2samp  # SciPy takes long to load
-
-    test = ks_2samp(unlearned, retrained)
-    return {"d": float(test.statistic), "p": float(test.pvalue)}
 
 
 def _cost(original: Findings, unlearned: Findings) -> dict[str, list[float | None]]:

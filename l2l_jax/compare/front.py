@@ -7,16 +7,16 @@ over devices, one cell after the other takes them all.
 
 import dataclasses
 import functools
+import itertools
 import logging
 import pathlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import jax
 
-from l2l_jax.audit.score import UNATTACKED
 from l2l_jax.compare import front_report
 from l2l_jax.compare.setup import Setup, fields_of, incompatible, stamp
 from l2l_jax.config import Config
@@ -32,7 +32,7 @@ from l2l_jax.models.base import Params
 from l2l_jax.train.concurrent import AT_A_TIME, in_threads, threads
 from l2l_jax.train.sharding import MeshConfig
 from l2l_jax.utils.io import ResultCache
-from l2l_jax.utils.multihost import barrier, from_primary, on_primary
+from l2l_jax.utils.multihost import barrier, from_primary
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +65,10 @@ class Cell(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Settings that every method is tried with.
+    """Settings that every method is tried with: retain budgets or fixed weights of the forget term.
 
-    Attributes:
-      methods: Keys of `METHODS`.
-      budgets: Retain budgets.
-      weights: Fixed weights of the forget term: alpha.
-      ratios: Fixed r of the method "epsilon", which has no weight; as many as weights.
-      rates: Learning rates; none: that of the config.
-      seeds: Seeds of the runs of each setting.
+    The method "epsilon", which has no weight, is tried with fixed `ratios` r, as many as there are weights.
+    Without learning `rates` the config's is used. `seeds` are those of the runs of each setting.
     """
 
     methods: Sequence[str]
@@ -98,33 +93,23 @@ class Grid(NamedTuple):
 
     def settings(self) -> Iterator[Setting]:
         """Yield all settings, method by method."""
-        rates: list[tuple[tuple[str, float], ...]] = [(("learning_rate", rate),) for rate in self.rates] or [
-            ()
-        ]
+        rates = [[("learning_rate", rate)] for rate in self.rates] or [[]]
         for method in self.methods:
-            name, values = METHODS[method].weight_option, self.weights
-            values = self.ratios if method == "epsilon" else values
+            weights = self.ratios if method == "epsilon" else self.weights
             dials = [("retain_budget", budget) for budget in self.budgets]
-            for dial in [*dials, *((name, value) for value in values)]:
-                for rate in rates:
-                    yield Setting(method, (dial, *rate))
+            dials += [(METHODS[method].weight_option, weight) for weight in weights]
+            for dial, rate in itertools.product(dials, rates):
+                yield Setting(method, (dial, *rate))
 
 
 def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -> dict[str, Any]:
-    """Run the cells of a grid that are not finished, and write `workdir/front`.
+    """Run the cells of a grid that are not finished; write and return `workdir/front/front.json`.
 
     Args:
       config: The experiment; all cells start from its pretrained model and take as many steps.
       workdir: Folder of the run.
       grid: The settings.
       limit: The greatest cost that counts for the area under a front, as 0.5.
-
-    Returns:
-      What front.json holds, see `front_report.summary`.
-
-    Raises:
-      UserError: An error the user can fix.
-      Interrupted: The run was asked to stop; its state is saved.
     """
     with barrier():
         grid.check()
@@ -145,7 +130,7 @@ def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -
     def write() -> dict[str, Any]:
         results = {s: [runner.result(Cell(s, seed)) for seed in grid.seeds] for s in settings}
         facts = {"grid": grid._asdict(), "limit": limit, "config": config.describe()}
-        return front_report.write(workdir / "front", results, runner.original_result(), facts)
+        return front_report.write(workdir / "front", results, runner.cache.get("original"), facts)
 
     return from_primary(write)
 
@@ -160,28 +145,23 @@ class _Cells:
             self._sources = _measured_sources(config)
         self._setup.start()
         key = {kind: identify_images(**sources._asdict()) for kind, sources in self._sources.items()}
-        self._cache = ResultCache(self._folder / "cells", key | {"inputs": self._setup.inputs()})
+        self.cache = ResultCache(self._folder / "cells", key | {"inputs": self._setup.inputs()})
         self._locks: dict[pathlib.Path, threading.Lock] = {}
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Train and measure the cells that are not finished."""
         original = functools.partial(self._measure, self._setup.original, "original")
-        self._cache.get_or_compute("original", original, stamp=self._stamp(self._config))
+        self.cache.get_or_compute("original", original, stamp=self._stamp(self._config))
         left = from_primary(lambda: [place for place, cell in enumerate(cells) if self.result(cell) is None])
         logger.info("Front: %d cells, %d of them to be computed", len(cells), len(left))
         for number, (cell, params) in enumerate(self._trained([cells[place] for place in left]), 1):
             result = self._result(cell, params)
-            key = self._stamp(self._variant(cell))
-            on_primary(functools.partial(self._cache.put, cell.name, result, stamp=key))
+            self.cache.put_shared(cell.name, result, stamp=self._stamp(self._variant(cell)))
             logger.info("Front: %s is finished, %d of %d", cell.name, number, len(left))
 
     def result(self, cell: Cell) -> Any:
         """Return what was measured of a cell with these settings, or None."""
-        return self._cache.get(cell.name, stamp=self._stamp(self._variant(cell)))
-
-    def original_result(self) -> dict[str, Any]:
-        """Return what was measured of the original model."""
-        return self._cache.get("original")
+        return self.cache.get(cell.name, stamp=self._stamp(self._variant(cell)))
 
     def _stamp(self, config: Config) -> dict[str, Any]:
         return stamp(config, audited=self._config.audit.enabled)
@@ -212,7 +192,7 @@ class _Cells:
             return [devices]
         return [[device] for device in devices] * threads(AT_A_TIME)
 
-    def _unlearned(self, cell: Cell, devices: list) -> Params:
+    def _unlearned(self, cell: Cell, devices: list[jax.Device]) -> Params:
         variant, setup = self._variant(cell), self._setup
         # Phases before unlearning are shared by cells that differ only in their dial.
         rate = "_".join(f"{name}_{value:g}" for name, value in cell.setting.fields[1:]) or "recipe"
@@ -240,7 +220,8 @@ class _Cells:
             return {"failed": str(params)}
         result = self._measure(params, cell.name)
         if audit := self._setup.audit(cell.name.replace("/", "_"), params):
-            result["depth"] = _depths(audit)
+            depths = {found["name"]: found["depth"].get("error") for found in audit["results"][1:]}
+            result["depth"] = {name: x["value"] for name, x in depths.items() if x and x["resolved"]}
         return result
 
     def _measure(self, params: Params, name: str) -> dict[str, Any]:
@@ -260,13 +241,3 @@ def _measured_sources(config: Config) -> dict[str, Split]:
     size = config.model.image_size
     choose = dict(zip(KINDS, (validation_sets, evaluation_sets), strict=True))
     return {kind: choose[kind](config.data, open_source(config.data, kind, size)) for kind in KINDS}
-
-
-def _depths(audit: Mapping[str, Any]) -> dict[str, float]:
-    """Return the depth of forgetting by log error after each attack for which the images suffice."""
-    depths = {result["name"]: result["depth"].get("error") for result in audit["results"]}
-    return {
-        name: depth["value"]
-        for name, depth in depths.items()
-        if name != UNATTACKED and depth and depth["resolved"]
-    }

@@ -28,7 +28,7 @@ from l2l_jax.models.base import Params
 from l2l_jax.report import pictures, plots
 from l2l_jax.report.tables import SETS
 from l2l_jax.utils.io import ResultCache, atomic_write
-from l2l_jax.utils.multihost import barrier, is_primary, on_primary
+from l2l_jax.utils.multihost import barrier, on_primary
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,6 @@ def compare(
       By row: `{"retain": metrics, "forget": metrics}`, with "audit" where `config.audit` asks for one, or
       `{"failed": reason}` for a method that diverged. Methods that do not go together with the config, such
       as "undo" with an adapter, are left out with a warning.
-
-    Raises:
-      UserError: An error the user can fix.
-      Interrupted: The run was asked to stop; its state is saved.
     """
     folder = workdir / "comparison"
     setup = Setup(config, workdir, folder / "audit")
@@ -79,7 +75,7 @@ def compare(
     tests = identify_images(**{name: images.source for name, images in evaluation.tests.items()})
     cache = ResultCache(folder / "rows", {"inputs": setup.inputs(), "tests": tests})
     models: dict[str, Callable[[], Params]] = {"original": lambda: setup.original}
-    found = {"original": _evaluated(cache, "original", config, evaluation, models["original"])}
+    rows = {"original": _evaluated(cache, "original", config, evaluation, models["original"])}
     for name, variant in to_run.items():
         if reason := incompatible(variant):
             logger.warning("%s is left out: %s", name, reason)
@@ -92,23 +88,29 @@ def compare(
             return unlearning.unlearned_params(variant, Workdir(own, variant), setup.original, sets)
 
         models[name] = unlearned
-        found[name] = _evaluated(cache, name, variant, evaluation, unlearned)
-        row, _ = found[name]
-        if config.audit.enabled and "failed" not in row:
-            row["audit"] = setup.audit(own.name, unlearned())
+        rows[name] = _evaluated(cache, name, variant, evaluation, unlearned)
+        if config.audit.enabled and "failed" not in rows[name]:
+            rows[name]["audit"] = setup.audit(own.name, unlearned())
     for name, base in FILTERED.items():
-        if base in models and "failed" not in found[base][0]:
+        if base in models and "failed" not in rows[base]:
             try:
-                found[name] = _filtered(cache, name, config, setup, models[base])
+                rows[name] = _filtered(cache, name, config, setup, models[base])
             except UserError as error:
                 logger.warning("%s is left out: %s", name, error)
-    on_primary(lambda: _write(folder, config, evaluation, found, alphas))
-    return {name: row for name, (row, _) in found.items()}
+
+    def write() -> None:
+        done = [name for name, row in rows.items() if "failed" not in row]
+        shown = {name: images for name in done if (images := cache.get(f"{_entry(name)}-shown"))}
+        _write(folder, config, rows, alphas)
+        pictures.save_methods(folder / "comparison.png", evaluation, shown)
+
+    on_primary(write)
+    return rows
 
 
 def _filtered(
     cache: ResultCache, name: str, config: Config, setup: Setup, params: Callable[[], Params]
-) -> tuple[dict[str, Any], Mapping[str, np.ndarray] | None]:
+) -> dict[str, Any]:
     """Return the row of a model behind the filter of `config.filter`: what it refuses is a gray mask."""
     served, evaluation = params(), setup.evaluation
     reader = open_reader(config, evaluation)
@@ -119,11 +121,11 @@ def _filtered(
 
     depends = stamp(config) | {"extra": card}
     guarded = reader.guard(served, cache.get_or_compute(f"{_entry(name)}-filter", fit, stamp=depends))
-    row, shown = _evaluated(cache, name, config, evaluation.of(reader.model), lambda: guarded, card)
+    row = _evaluated(cache, name, config, evaluation.of(reader.model), lambda: guarded, card)
     if config.audit.enabled:
         filtered = reader, guarded
         row["audit"] = attack_filter(config, evaluation, setup.audits, setup.original, filtered, _entry(name))
-    return row, shown
+    return row
 
 
 def variants(
@@ -163,24 +165,19 @@ def _evaluated(
     evaluation: Evaluation,
     params: Callable[[], Params],
     extra: Any = None,
-) -> tuple[dict[str, Any], Mapping[str, np.ndarray] | None]:
-    """Return the metrics of a row and, in the primary process, the reconstructions to show, or read them.
-
-    `extra` is what the row depends on besides the config.
-    """
+) -> dict[str, Any]:
+    """Return the metrics of a row, or read them; `extra` is what it depends on besides the config."""
 
     def evaluate() -> dict[str, Any]:
         try:
             result = evaluation.evaluate(params(), name)
         except Diverged as error:
             return {"failed": str(error)}
-        on_primary(lambda: cache.put(f"{_entry(name)}-shown", dict(result.shown)))
+        cache.put_shared(f"{_entry(name)}-shown", dict(result.shown))
         return result.metrics
 
     depends = stamp(config) | ({} if extra is None else {"extra": extra})
-    row = dict(cache.get_or_compute(_entry(name), evaluate, stamp=depends))
-    hidden = "failed" in row or not is_primary()
-    return row, None if hidden else cache.get(f"{_entry(name)}-shown")
+    return dict(cache.get_or_compute(_entry(name), evaluate, stamp=depends))
 
 
 def _entry(name: str) -> str:
@@ -219,20 +216,11 @@ def tables(rows: Rows, style: str = "simple") -> str:
     return "\n\n".join([table(rows, style), *([depth_table(rows, style)] if audited else [])])
 
 
-def _write(
-    folder: pathlib.Path,
-    config: Config,
-    evaluation: Evaluation,
-    found: Mapping[str, tuple[Mapping[str, Any], Mapping[str, np.ndarray] | None]],
-    alphas: Sequence[float],
-) -> None:
-    """Write comparison.json, comparison.md, comparison.png and, for an ablation, alphas.png."""
-    rows = {name: row for name, (row, _) in found.items()}
+def _write(folder: pathlib.Path, config: Config, rows: Rows, alphas: Sequence[float]) -> None:
+    """Write comparison.json, comparison.md and, for an ablation, alphas.png."""
     report = {"rows": rows, "config": config.describe()}
     atomic_write(folder / "comparison.json", json.dumps(report, indent=2) + "\n")
     atomic_write(folder / "comparison.md", tables(rows, "github") + "\n")
-    drawn = {name: shown for name, (_, shown) in found.items() if shown}
-    pictures.save_methods(folder / "comparison.png", evaluation, drawn)
     if alphas:
         own = config.unlearn.alpha
         names = {a: "encoder" if a == own else f"encoder, alpha {a:g}" for a in sorted({*alphas, own})}

@@ -53,10 +53,6 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
     Returns:
       By row ("original", the requests in their order, `AT_ONCE`): the error on test images of each class
       requested, and of the classes never requested, relative to the first original's, with its interval.
-
-    Raises:
-      UserError: An error the user can fix.
-      Interrupted: The run was asked to stop; its state is saved.
     """
     if len(set(requests)) < len(requests) or len(requests) < 2:
         raise UserError(f"--sequence={','.join(requests)}: name at least two different classes.")
@@ -132,7 +128,7 @@ def _replay(config: Config, name: str, params: Params, train: Source, folder: pa
     with barrier():
         count = len(_to_forget(config, name, train))
         starts = PrototypeImages(config.data.prototypes, [name], count, seed=config.seed)
-    images = ImageSet.of(config, starts, "prototypes to replay")
+    images = ImageSet(config, starts, "prototypes to replay")
     size, seed = config.evaluate.batch_size, phase_seed(config.seed, 2001)
     return generate(config.model, params, images, folder, batch_size=size, seed=seed)
 

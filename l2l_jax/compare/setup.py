@@ -20,20 +20,12 @@ from l2l_jax.utils.multihost import barrier
 class Setup:
     """Common inputs of all models of a comparison.
 
-    Args:
-      config: The experiment; its own pretrained model is used, or made in the workdir.
-      workdir: Folder of the run.
-      audits: Folder of the audits.
-
     Attributes:
+      audits: Folder of the audits.
       evaluation: Evaluation of all models.
       sets: Training images to retain and to forget.
-      pretrained: The original model, as `config.pretrained` names it.
+      pretrained: The original model, as `config.pretrained` names it; by default made in the workdir.
       original: Its parameters, after `start`.
-      audits: See above.
-
-    Raises:
-      UserError: An error the user can fix.
     """
 
     original: Params

@@ -29,18 +29,25 @@ Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(split_names)]
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworksConfig:
-    """The published networks whose features are compared.
+class EvaluationConfig:
+    """What is inpainted, what is measured, and what the picture shows.
 
     Attributes:
-      networks: "inception" (FID, KID and Inception Score), "resnet50" (Inception Score of scenes), "clip"
-        (similarity of reconstruction and original); those whose weights are missing are reported. "a,b" is
-        the same as ("a", "b").
+      networks: Published networks whose features are compared: "inception" (FID, KID and Inception Score),
+        "resnet50" (Inception Score of scenes), "clip" (similarity of reconstruction and original); those
+        whose weights are missing are reported. "a,b" is the same as ("a", "b").
       inception, resnet50, clip: Files of their weights; empty: the published file in the folder of weights,
         see docs/reference/feature_networks.md.
       resize: How images come to Inception's size: "clean-fid" (Pillow's bicubic filter) or "pytorch-fid"
         (bilinear, without antialiasing).
       network_batch_size: Images per compiled call of a network; on a CPU with several cores fewer.
+      tasks: What is masked, see `l2l_jax.evals.tasks`: names such as "centre_8", "border_3" and
+        "random_75", or "paper", "inpainting", "outpainting". The report and its pictures show the first.
+      batch_size: Images inpainted per compiled call, and stored together on disk.
+      picture_per_class: Images of each class in the picture, of at most 10 classes of a set.
+      features: "classifier": a small one, trained on the spot, measures images that the published networks
+        are not meant for; "none": no classifier.
+      write_images: Write originals and reconstructions as PNG into `evaluation/images` of the workdir.
     """
 
     networks: Annotated[tuple[NetworkName, ...], pydantic.BeforeValidator(split_names)] = ()
@@ -49,23 +56,6 @@ class NetworksConfig:
     clip: str = ""
     resize: Resizing = "clean-fid"
     network_batch_size: Positive = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig(NetworksConfig):
-    """What is inpainted, what is measured, and what the picture shows.
-
-    Attributes:
-      tasks: What is masked, see `l2l_jax.evals.tasks`: names such as "centre_8", "border_3" and
-        "random_75", or "paper", "inpainting", "outpainting". The report and its pictures show the first.
-      batch_size: Images inpainted per compiled call, and stored together on disk.
-      picture_per_class: Images of each class in the picture, of at most 10 classes of a set.
-      features: "classifier": a small one, trained on the spot, measures images that the published networks
-        are not meant for; "none": no classifier.
-      networks, inception, resnet50, clip, resize, network_batch_size: See `NetworksConfig`.
-      write_images: Write originals and reconstructions as PNG into `evaluation/images` of the workdir.
-    """
-
     tasks: Names = ("centre_8",)
     batch_size: Positive = 128
     picture_per_class: Positive = 2
@@ -87,24 +77,13 @@ class EvaluationConfig(NetworksConfig):
 
 
 class EvaluationSetup(Protocol):
-    """What an evaluation depends on; an experiment's `Config` is one."""
+    """Sections that an evaluation depends on; an experiment's `Config` is one."""
 
     @property
-    def seed(self) -> int:
-        """Random seed of sampling and of random masks."""
-        ...
-
+    def seed(self) -> int: ...  # noqa: D102
     @property
-    def model(self) -> Model:
-        """The model, parameters excluded."""
-        ...
-
+    def model(self) -> Model: ...  # noqa: D102
     @property
-    def data(self) -> DataConfig:
-        """The images and how they are prepared."""
-        ...
-
+    def data(self) -> DataConfig: ...  # noqa: D102
     @property
-    def evaluate(self) -> EvaluationConfig:
-        """What is measured."""
-        ...
+    def evaluate(self) -> EvaluationConfig: ...  # noqa: D102

@@ -20,12 +20,7 @@ EMBEDDED = 250
 
 
 class EmbeddedImages(NamedTuple):
-    """Encoder outputs of some test images.
-
-    Attributes:
-      features: Outputs averaged over places, `[image, feature]`, by model, then by set.
-      labels: Class ids `[image]`, by set.
-    """
+    """Encoder outputs averaged over places, `[image, feature]`, by model and set; class ids by set."""
 
     features: dict[str, dict[str, np.ndarray]]
     labels: dict[str, np.ndarray]
@@ -49,8 +44,7 @@ def embed_images(
 class EncoderFeatures:
     """Encoder features by layer, averaged over places; compiled once for any number of models.
 
-    Layers are the modules that the encoder consists of, in their order, and then its output. All models are
-    given the same corruption, which `seed` decides.
+    Layers are the encoder's modules in their order, and then its output. `seed` decides the corruption.
     """
 
     def __init__(self, model: Model, batch_size: int, seed: int):
@@ -70,23 +64,21 @@ class EncoderFeatures:
         """Return the features of one image, `[channel]` each."""
         found: dict[str, jax.Array] = {}
 
+        def add_averaged(name, returned):
+            arrays = [x for x in jax.tree.leaves(returned) if x.ndim > 1 and x.shape[0] == 1]
+            for number, x in enumerate(arrays):
+                averaged = x.astype("float32").mean(axis=tuple(range(1, x.ndim - 1)))[0]
+                found[name if len(arrays) == 1 else f"{name}_{number}"] = averaged
+
         def listen(call, args, kwargs, context):
             returned = call(*args, **kwargs)
             if context.method_name == "__call__" and len(context.module.path) == 1:
-                _add_averaged(found, context.module.name, returned)
+                add_averaged(context.module.name, returned)
             return returned
 
         inputs = self._model.corrupt(params, image[None], key)
         with nn.intercept_methods(listen):
             output = self._model.encode(params["encoder"], inputs)
-        _add_averaged(found, OUTPUT, output)
+        add_averaged(OUTPUT, output)
         self._order[:] = found  # JAX sorts the names of what it returns
         return found
-
-
-def _add_averaged(found: dict[str, jax.Array], name: str, returned: object) -> None:
-    """Add the arrays `[1, …, channel]` of what a layer returned."""
-    arrays = [x for x in jax.tree.leaves(returned) if x.ndim > 1 and x.shape[0] == 1]
-    for number, x in enumerate(arrays):
-        averaged = x.astype("float32").mean(axis=tuple(range(1, x.ndim - 1)))[0]
-        found[name if len(arrays) == 1 else f"{name}_{number}"] = averaged

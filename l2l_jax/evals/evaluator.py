@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import evaluation_sets, general_set
-from l2l_jax.evals import observer, tsne
+from l2l_jax.evals import observer
 from l2l_jax.evals.config import EvaluationSetup
 from l2l_jax.evals.features.classifier import MaskedClassifier, SmallClassifier
 from l2l_jax.evals.features.networks import FeatureNetwork, open_networks
@@ -66,16 +65,6 @@ class ModelMetrics(NamedTuple):
         """Metrics of the first task by set."""
         return {set_name: result.metrics for set_name, result in self.first.sets.items()}
 
-    @property
-    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """Ends of 95 % intervals of the first task's metrics, by set."""
-        return {set_name: result.intervals for set_name, result in self.first.sets.items()}
-
-    @property
-    def classes(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Metrics of the first task's classes by set, see `SetMetrics.classes`."""
-        return {set_name: result.classes for set_name, result in self.first.sets.items()}
-
 
 class Evaluation:
     """The test images, tasks and networks of an experiment.
@@ -90,40 +79,41 @@ class Evaluation:
     """
 
     def __init__(self, setup: EvaluationSetup, folder: pathlib.Path):
-        model, data, evaluate = setup.model, setup.data, setup.evaluate
-        self.train = open_source(data, "train", model.image_size)
-        test = open_source(data, "test", model.image_size)
+        data, size = setup.data, setup.model.image_size
+        self._setup, self._folder = setup, folder
+        self.train = open_source(data, "train", size)
+        test = open_source(data, "test", size)
         self.class_names = test.class_names
         sets = evaluation_sets(data, test)._asdict() | {"general": general_set(data, test)}
         self.tests = {
-            set_name: ImageSet.of(setup, source, f"{set_name} test")
+            set_name: ImageSet(setup, source, f"{set_name} test")
             for set_name, source in sets.items()
             if source is not None
         }
-        self._setup, self._folder, self._batch_size = setup, folder, evaluate.batch_size
-        self.inpainters = self._inpainters(model)
-        self._key = {"format": FORMAT, "batch_size": evaluate.batch_size}
+        self._batch_size = setup.evaluate.batch_size
+        self._key = {"format": FORMAT, "batch_size": self._batch_size}
+        self._inpaint_by(setup.model)
+
+    def of(self, model: Model) -> "Evaluation":
+        """Return an evaluation of the same images by the same networks, of another model of such images."""
+        other = copy.copy(self)
+        other._inpaint_by(model)
+        return other
+
+    def _inpaint_by(self, model: Model) -> None:
+        """Set the inpainters of all tasks, and of the first with each other way to run the model."""
+        tasks = parse_tasks(self._setup.evaluate.tasks)
+        runs = [(model, task) for task in tasks]
+        for name, alternative in model.alternatives().items():
+            runs.append((alternative, dataclasses.replace(tasks[0], alternative=name)))
+        size, seed = self._batch_size, self._setup.seed
+        self.inpainters = {task.name: Inpainter(run, task, batch_size=size, seed=seed) for run, task in runs}
         self._caches: dict[str, ResultCache] = {}
 
     @property
     def inpainter(self) -> Inpainter:
         """The inpainter of the first task."""
         return next(iter(self.inpainters.values()))
-
-    def of(self, model: Model) -> "Evaluation":
-        """Return an evaluation of the same images by the same networks, of another model of such images."""
-        other = copy.copy(self)
-        other.inpainters, other._caches = self._inpainters(model), {}
-        return other
-
-    def _inpainters(self, model: Model) -> dict[str, Inpainter]:
-        """Return the inpainters of all tasks, and of the first with each other way to run the model."""
-        tasks = parse_tasks(self._setup.evaluate.tasks)
-        runs = [(model, task) for task in tasks]
-        for name, alternative in model.alternatives().items():
-            runs.append((alternative, dataclasses.replace(tasks[0], alternative=name)))
-        size, seed = self._batch_size, self._setup.seed
-        return {task.name: Inpainter(of, task, batch_size=size, seed=seed) for of, task in runs}
 
     @property
     def networks(self) -> dict[str, FeatureNetwork]:
@@ -154,7 +144,7 @@ class Evaluation:
         members = np.flatnonzero(np.isin(self.train.labels, labels))
         if len(members) > CLASSIFIER_IMAGES:
             members = members[np.linspace(0, len(members) - 1, CLASSIFIER_IMAGES).astype(int)]
-        train = ImageSet.of(self._setup, self.train, "training").read(members)
+        train = ImageSet(self._setup, self.train, "training").read(members)
         return to_uint8(train.images, self._setup.model.value_range), train.labels
 
     @functools.cached_property
@@ -192,10 +182,6 @@ class Evaluation:
         """Return what a model is shown, at the first task, of the images of `shown`."""
         return self.inpainter.masked(self.shown[set_name], set_name)
 
-    @functools.cached_property
-    def _shown_places(self) -> dict[str, list[int]]:
-        return from_primary(lambda: {name: shown.indices.tolist() for name, shown in self.shown.items()})
-
     def evaluate(self, params: Params, name: str) -> ModelMetrics:
         """Inpaint all test images at all tasks and measure the results; called by all processes.
 
@@ -205,11 +191,9 @@ class Evaluation:
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", name)
         cache = self._caches[name] = ResultCache(self._folder / "restored" / slug, self._key | key)
         model = EvaluatedModel(self.inpainter.place(params), slug, cache)
+        _ = self._observer
         with barrier():
-            _ = self.networks, self._masked_classifiers
-        _ = self._shown_places, self._observer
-        for set_name in self.tests:
-            with barrier():
+            for set_name in self.tests:
                 self._observe_set(model, set_name, f"inpaint {set_name} ({name})")
         measured = from_primary(lambda: self._measure(model))
         tasks = {
@@ -220,46 +204,35 @@ class Evaluation:
 
     @functools.cached_property
     def _observer(self) -> Observer:
+        networks = self.networks
+        with barrier():
+            classifiers = self._masked_classifiers
         originals = ResultCache(self._folder / "originals", self._key)
         images = self._folder / "images" if self._setup.evaluate.write_images else None
-        return Observer(originals, images, self.networks, self._masked_classifiers, self.class_names)
+        return Observer(originals, images, networks, classifiers, self.class_names)
 
     def _observe_set(self, model: EvaluatedModel, set_name: str, title: str) -> None:
         """Inpaint and observe this process's blocks of a set, unless that is stored."""
         share = slice(jax.process_index(), None, jax.process_count())
-        images = self.tests[set_name]
+        images, shown = self.tests[set_name], set(self.shown[set_name].indices.tolist())
         total = len(images) * len(self.inpainters)
         with Progress(title, -(-total // jax.process_count()), unit="image") as progress:
             for block in images.blocks(self._batch_size, share):
                 for inpainter in self.inpainters.values():
-                    self._observer.observe(model, inpainter, set_name, block, self._shown_places[set_name])
+                    self._observer.observe(model, inpainter, set_name, block, shown)
                     progress.update(block.size)
 
-    def observed(self, member: str, set_name: str, model: str = "") -> np.ndarray | None:
-        """Return what was observed of a set at the first task, in its order, or None if it was not.
+    def observed(self, member: str, set_name: str, model: str = "", task: str = "") -> np.ndarray | None:
+        """Return what was observed of a set, in its order, or None if it was not.
 
         Args:
           member: Array such as "mse" or "classifier/features", see `evals.metrics.Read`.
           set_name: Name of the set.
           model: Name of a model that was evaluated; "": the originals.
+          task: Name of a task; "": the first.
         """
         cache = self._caches[model] if model else self._observer.originals
-        return self._read(cache, self.inpainter.task.name, set_name, member)
-
-    def save_tsne(self, path: pathlib.Path, models: Sequence[str], task: str) -> None:
-        """Write t-SNE of CLIP's embeddings of originals and reconstructions at a task, if CLIP is there.
-
-        For the primary process, after `evaluate` of all these models.
-        """
-        caches = {"images": self._observer.originals} | {name: self._caches[name] for name in models}
-        groups = {
-            f"{set_name}, {name}": self._read(cache, task, set_name, "clip/features")
-            for set_name in self.tests
-            for name, cache in caches.items()
-        }
-        found = {name: rows for name, rows in groups.items() if rows is not None}
-        if sum(map(len, found.values())) >= tsne.LEAST:
-            tsne.save(path, tsne.project(found))
+        return self._read(cache, task or self.inpainter.task.name, set_name, member)
 
     def _measure(self, model: EvaluatedModel) -> dict[str, TaskMetrics]:
         tasks = {task: TaskMetrics({}, {}) for task in self.inpainters}
@@ -290,7 +263,7 @@ class Evaluation:
 
     def _shown(self, model: EvaluatedModel) -> dict[str, np.ndarray]:
         """Return reconstructions of the images of `shown` at the first task."""
-        task, result = next(iter(self.inpainters)), {}
+        task, result = self.inpainter.task.name, {}
         for set_name, shown in self.shown.items():
             stored: dict[int, np.ndarray] = {}
             for number in sorted(set(shown.indices // self._batch_size)):

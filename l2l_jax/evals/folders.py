@@ -65,9 +65,8 @@ def compare_folders(
     """Measure reconstructions, `images`, against originals, `reference`.
 
     Where both folders hold the same names, images of one name are compared with each other: PSNR, MSE and
-    SSIM of whole images, and CLIP's cosines. All processes take a share of the images.
-
-    Observations are stored in a folder, so that a later call resumes; several hosts need shared storage.
+    SSIM of whole images, and CLIP's cosines. All processes take a share of the images. Observations are
+    stored in a folder, so that a later call resumes; several hosts need shared storage.
 
     Raises:
       UserError: An image that cannot be decoded, or is not of its original's size.
@@ -106,14 +105,21 @@ def _observe(
     networks: Mapping[str, FeatureNetwork],
 ) -> None:
     """Observe a block of images, and against their originals if there are any, unless that is stored."""
-    files = [_read(folder, name) for name in names]
-    others = [] if originals is None else [_read(originals, name) for name in names]
+    files = [(folder.root / folder.files[name]).read_bytes() for name in names]
+    others = [] if originals is None else [(originals.root / originals.files[n]).read_bytes() for n in names]
     stamp: list[Any] = [hashlib.sha256(encoded).hexdigest() for encoded in (*files, *others)]
     stamp.append({name: dict(network.weights) for name, network in networks.items()})
     if cache.get(block, stamp=stamp, members=()) is not None:
         return
     pixels = list(map(functools.partial(_decode, folder), names, files))
-    observed = _by_shape(pixels, lambda chosen: _outputs(networks, np.stack([pixels[i] for i in chosen])))
+
+    def observe(chosen: list[int]) -> Observed:
+        images = np.stack([pixels[i] for i in chosen])
+        return {
+            f"{name}/{key}": x for name, network in networks.items() for key, x in network(images).items()
+        }
+
+    observed = _by_shape(pixels, observe)
     if originals is not None:
         truths = list(map(functools.partial(_decode, originals), names, others))
         for name, image, truth in zip(names, pixels, truths, strict=True):
@@ -133,11 +139,6 @@ def _observe(
     cache.put(block, observed, stamp=stamp)
 
 
-def _outputs(networks: Mapping[str, FeatureNetwork], images: np.ndarray) -> Observed:
-    outputs = {name: network(images) for name, network in networks.items()}
-    return {f"{name}/{output}": values for name, found in outputs.items() for output, values in found.items()}
-
-
 def _by_shape(pixels: Sequence[np.ndarray], observe: Callable[[list[int]], Observed]) -> Observed:
     """Observe the images of each shape together and return the results in the order of the images.
 
@@ -152,10 +153,6 @@ def _by_shape(pixels: Sequence[np.ndarray], observe: Callable[[list[int]], Obser
     return {
         name: np.concatenate([part[name] for part in parts])[order] for name in parts[0] if name in common
     }
-
-
-def _read(folder: Folder, name: str) -> bytes:
-    return (folder.root / folder.files[name]).read_bytes()
 
 
 def _decode(folder: Folder, name: str, encoded: bytes) -> np.ndarray:

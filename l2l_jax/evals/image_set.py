@@ -45,61 +45,45 @@ class ImageSet:
     """Images of a source, decoded on demand; those that cannot be decoded are left out.
 
     Args:
+      setup: The experiment, as whose test images they are prepared.
       source: The images.
-      transform: Makes them squares.
-      value_range: Range of the pixels returned.
-      max_bad_fraction: Share of the images that may be impossible to decode.
       name: Name of the set in messages.
+      transform: Another transform.
 
     Attributes:
       skipped: Why images were left out, by their names; complete once all blocks were read.
     """
 
     def __init__(
-        self,
-        source: Source,
-        transform: Transform,
-        value_range: tuple[float, float],
-        *,
-        max_bad_fraction: float = 0.0,
-        name: str = "test",
+        self, setup: EvaluationSetup, source: Source, name: str, transform: TransformConfig | None = None
     ):
-        self.source, self.labels = source, np.asarray(source.labels)
-        self._reader = Reader([source], [transform], seed=0)
-        self._blank = np.zeros(transform.shape, np.uint8)
-        self._value_range, self._name = value_range, name
-        self._limits = BadImages(None, {name: len(source)}, max_bad_fraction)
-        self.skipped: dict[str, str] = {}
-
-    @classmethod
-    def of(
-        cls, setup: EvaluationSetup, source: Source, name: str, transform: TransformConfig | None = None
-    ) -> "ImageSet":
-        """Prepare the images of a source as an experiment's test images, or with another transform."""
         squares = Transform(transform or setup.data, setup.model.image_size, training=False)
-        most = setup.data.max_bad_fraction
-        return cls(source, squares, setup.model.value_range, max_bad_fraction=most, name=name)
+        self.source, self.labels = source, np.asarray(source.labels)
+        self._reader = Reader([source], [squares], seed=0)
+        self._blank = np.zeros(squares.shape, np.uint8)
+        self._value_range, self._name = setup.model.value_range, name
+        self._limits = BadImages(None, {name: len(source)}, setup.data.max_bad_fraction)
+        self.skipped: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def blocks(self, size: int, share: slice = slice(None)) -> Iterator[Block]:
         """Yield `size` images at a time, of all blocks or a share; the next block is decoded meanwhile."""
-        numbers = list(range(-(-len(self) // size))[share])
+        numbers = range(-(-len(self) // size))[share]
 
         def read(number: int) -> Block:
             indices = np.arange(number * size, min((number + 1) * size, len(self)))
             return Block(number, len(indices), *self._read(indices))
 
         with DaemonPool(1) as ahead:
-            following = ahead.submit(read, numbers[0]) if numbers else None
-            for number in [*numbers[1:], None]:
-                if following is None:
-                    return
-                block = following.result()
-                following = None if number is None else ahead.submit(read, number)
-                self.skip(block.skipped)
-                yield block
+            following = None
+            for number in [*numbers, None]:
+                current, following = following, None if number is None else ahead.submit(read, number)
+                if current is not None:
+                    block = current.result()
+                    self.skip(block.skipped)
+                    yield block
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Images:
         """Return those of some images that can be decoded."""

@@ -98,4 +98,4 @@ def masked_errors(
     if inpainter is None:
         task, size = parse_tasks(setup.evaluate.tasks)[0], setup.evaluate.batch_size
         inpainter = Inpainter(setup.model, task, batch_size=size, seed=setup.seed)
-    return inpainter.errors(params, ImageSet.of(setup, source, set_name), set_name)
+    return inpainter.errors(params, ImageSet(setup, source, set_name), set_name)

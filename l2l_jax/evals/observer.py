@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -38,9 +38,7 @@ class EvaluatedModel(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Observer:
-    """Observes blocks of a set unless the observations are stored already.
-
-    Each network's outputs are an entry of their own, so that networks can come and go.
+    """Observes blocks of a set unless that is stored; networks, with entries of their own, come and go.
 
     Attributes:
       originals: What is observed of originals, for all models.
@@ -57,72 +55,54 @@ class Observer:
     class_names: Sequence[str]
 
     def observe(
-        self, model: EvaluatedModel, inpainter: Inpainter, set_name: str, block: Block, shown: Sequence[int]
+        self, model: EvaluatedModel, inpainter: Inpainter, set_name: str, block: Block, shown: Collection[int]
     ) -> None:
         """Inpaint a block of images and store what is observed of originals and reconstructions.
 
         `shown` are the places in the set of the images whose reconstructions are stored for pictures.
         """
-        good, task = block.good, inpainter.task.name
+        good, task, number = block.good, inpainter.task.name, block.number
         pixels = functools.cache(lambda: to_uint8(good.images, inpainter.value_range))
         classifier = self.classifiers[task]
         masked = {} if classifier is None else {MASKED: classifier}
         for kind, networks in (("whole", self.networks), (task, masked)):
             _Networks(self.originals, f"{kind}/{set_name}", block, networks).apply(pixels)
-        files = self._file_names(block)
-        self._write_images(f"{set_name}/original", files, pixels)
+        files = [  # such as 00012-cat.png
+            f"{place:05d}-{re.sub(r'[^A-Za-z0-9_]+', '_', str(self.class_names[label]))[:40]}.png"
+            for place, label in zip(good.indices, good.labels, strict=True)
+        ]
+        if self.images is not None:
+            folder = self.images / set_name / "original"
+            if not _all_there(folder, files):
+                _write_images(folder, files, pixels())
 
-        prefix, folder = f"{task}/{set_name}", f"{set_name}/{task}/{model.name}"
-        places = [int(place) for place in good.indices if place in set(shown)]
+        prefix, places = f"{task}/{set_name}", [int(place) for place in good.indices if place in shown]
         stamp = [block.digest, places]
-        stored = model.cache.get(entry(prefix, block.number), stamp=stamp, members=(WRITTEN,))
+        stored = model.cache.get(entry(prefix, number), stamp=stamp, members=(WRITTEN,))
         later = _Networks(model.cache, prefix, block, {**self.networks, **masked})
-        there = self.images is not None and _all_there(self.images / folder, files)
-        is_complete = stored is not None and (there or self.images is None)
-        if is_complete and (not later.missing or (there and stored[WRITTEN])):
-            later.apply(lambda: self._read_images(folder, files))
-            return
+        written = None if self.images is None else self.images / set_name / task / model.name
+        if stored is not None and (written is None or _all_there(written, files)):
+            if not later.missing:
+                return
+            if written is not None and stored[WRITTEN]:
+                files_there = [written / name for name in files]
+                later.apply(lambda: np.stack([np.asarray(Image.open(path)) for path in files_there]))
+                return
         inpainted = inpainter(model.params, good, set_name)
         inpainted_pixels = to_uint8(inpainted, inpainter.value_range)
-        self._write_images(folder, files, lambda: inpainted_pixels, again=True)
+        if written is not None:
+            _write_images(written, files, inpainted_pixels)
         masks = inpainter.masks(set_name, good.indices)
         observed = observe_pairs(good.images, inpainted, masks, inpainter.value_range) | {
             "labels": np.asarray(good.labels, np.int64),
             SKIPPED_NAMES: np.array(list(block.skipped), str),
             SKIPPED_REASONS: np.array(list(block.skipped.values()), str),
-            WRITTEN: np.array(self.images is not None),
+            WRITTEN: np.array(written is not None),
             SHOWN_PLACES: np.array(places, int),
             SHOWN_IMAGES: inpainted[np.isin(good.indices, places)],
         }
-        model.cache.put(entry(prefix, block.number), observed, stamp=stamp)
+        model.cache.put(entry(prefix, number), observed, stamp=stamp)
         later.apply(lambda: inpainted_pixels)
-
-    def _file_names(self, block: Block) -> list[str]:
-        """Return names of PNG files: the image's place in its set and its class, as 00012-cat.png."""
-        return [
-            f"{place:05d}-{re.sub(r'[^A-Za-z0-9_]+', '_', str(self.class_names[label]))[:40]}.png"
-            for place, label in zip(block.good.indices, block.good.labels, strict=True)
-        ]
-
-    def _write_images(
-        self, folder: str, files: Sequence[str], pixels: Callable[[], np.ndarray], *, again: bool = False
-    ) -> None:
-        """Write PNG files, each complete or not at all."""
-        if self.images is None or (not again and _all_there(self.images / folder, files)):
-            return
-        place = self.images / folder
-        place.mkdir(parents=True, exist_ok=True)
-
-        def write(name: str, image: np.ndarray) -> None:
-            with atomic_file(place / name) as temporary:
-                Image.fromarray(image).save(temporary, "PNG", compress_level=1)
-
-        with ThreadPoolExecutor(PNG_THREADS) as pool:
-            list(pool.map(write, files, pixels()))
-
-    def _read_images(self, folder: str, files: Sequence[str]) -> np.ndarray:
-        assert self.images is not None, "the files are there"
-        return np.stack([np.asarray(Image.open(self.images / folder / name)) for name in files])
 
 
 class _Networks:
@@ -149,3 +129,15 @@ def entry(prefix: str, number: int, network: str = "") -> str:
 
 def _all_there(folder: pathlib.Path, names: Iterable[str]) -> bool:
     return all((folder / name).exists() for name in names)
+
+
+def _write_images(folder: pathlib.Path, files: Sequence[str], pixels: np.ndarray) -> None:
+    """Write PNG files, each complete or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(name: str, image: np.ndarray) -> None:
+        with atomic_file(folder / name) as temporary:
+            Image.fromarray(image).save(temporary, "PNG", compress_level=1)
+
+    with ThreadPoolExecutor(PNG_THREADS) as pool:
+        list(pool.map(write, files, pixels))

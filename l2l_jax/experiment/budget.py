@@ -81,7 +81,7 @@ def validation_images(config: Config, count: int) -> dict[str, np.ndarray]:
     images = {}
     for name, source in sets._asdict().items():
         chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-        images[name] = ImageSet.of(config, source, f"{name} validation").read(chosen).images
+        images[name] = ImageSet(config, source, f"{name} validation").read(chosen).images
     return images
 
 

@@ -55,8 +55,10 @@ def evaluate_models(
             "config": config.describe("seed", "family", "model", "data", "evaluate"),
         }
         tables.write(folder, report, tables.format_models(report))
-        for task in evaluation.inpainters:
-            evaluation.save_tsne(folder / f"tsne_{task}.png", list(results), task)
+        for task in evaluation.inpainters if "clip" in evaluation.networks else ():
+            from l2l_jax.report.plots import save_tsne  # matplotlib takes long to load
+
+            save_tsne(folder / f"tsne_{task}.png", evaluation, list(results), task)
         return report
 
     return from_primary(write)

@@ -126,7 +126,7 @@ class Reader:
 
         With `given`, a network is shown the images themselves, which are reconstructions already.
         """
-        images = ImageSet.of(self._config, source, name)
+        images = ImageSet(self._config, source, name)
         weights = None if self.network is None else self.network.params
         both: Any = params, weights
         blocks = list(self._runners[given].over(both, images, name))

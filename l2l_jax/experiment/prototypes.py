@@ -38,7 +38,7 @@ def make_prototypes(config: Config, source: Source) -> None:
     for chosen in splits.training_sets(data, source, config.model.image_size):
         for label in np.unique(chosen.labels):
             members = evenly_spaced(Subset(chosen, np.flatnonzero(chosen.labels == label)), IMAGES)
-            pixels = ImageSet.of(config, members, "prototypes").read(np.arange(len(members))).images
+            pixels = ImageSet(config, members, "prototypes").read(np.arange(len(members))).images
             with threadpool_limits(1):  # the same bits on any number of cores
                 clusters = KMeans(min(PER_CLASS, len(pixels)), n_init=1, random_state=0)
                 centers = clusters.fit(pixels.reshape(len(pixels), -1)).cluster_centers_

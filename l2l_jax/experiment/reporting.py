@@ -53,8 +53,14 @@ def report_run(
             name: [str(evaluation.class_names[i]) for i in np.unique(images.labels)]
             for name, images in tests.items()
         },
-        "classes": {name: result.classes for name, result in results.items()},
-        "intervals": {name: result.intervals for name, result in results.items()},
+        "classes": {
+            name: {of: found.classes for of, found in result.first.sets.items()}
+            for name, result in results.items()
+        },
+        "intervals": {
+            name: {of: found.intervals for of, found in result.first.sets.items()}
+            for name, result in results.items()
+        },
         "real_images": results["original"].first.real_images,
         "tasks": {
             task: {

@@ -58,7 +58,7 @@ def unlearned_params(
         }
     )
     if config.data.retain_images == "generated":
-        starts = ImageSet.of(config, sets.retain, "images to generate from", config.data.proxy_transform)
+        starts = ImageSet(config, sets.retain, "images to generate from", config.data.proxy_transform)
         seed, size = phase_seed(config.seed, 2000), config.evaluate.batch_size
         images = generate(config.model, original, starts, folders.generated, batch_size=size, seed=seed)
         sets = sets._replace(retain=images)

@@ -1,5 +1,6 @@
-"""Plots of trainings, audits and encoder features, drawn with matplotlib."""
+"""Plots of trainings, audits and features, drawn with matplotlib."""
 
+import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,12 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from l2l_jax.evals import tsne
 from l2l_jax.evals.encoder_features import EmbeddedImages
+from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.metrics import METRICS
 from l2l_jax.report.pictures import COLORS, families, label
 from l2l_jax.train.hooks import read_metrics
+from l2l_jax.utils.io import atomic_write
 
 MODEL_STYLES: dict[str, dict[str, Any]] = {
     "original": dict(color="#333333", linestyle=":"),
@@ -24,6 +26,9 @@ MODEL_STYLES: dict[str, dict[str, Any]] = {
 
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20)
 """Ticks of ratios of errors."""
+
+PROJECTED, NEEDED = 500, 4
+"""Images of a group that t-SNE projects, at most, evenly spaced; and images that it needs in all."""
 
 GOOD, BAD = COLORS["retain"], COLORS["forget"]
 OUTCOMES = {"no more": GOOD, "less": GOOD, "open": "#777777", "as much": BAD, "more": BAD}
@@ -142,6 +147,47 @@ def save_attack_curves(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
     save(figure, path)
 
 
+def project(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Project groups of features `[image, feature]` by t-SNE (van der Maaten & Hinton 2008), `[image, 2]`."""
+    from sklearn.manifold import TSNE  # start-up time: takes a second to load
+
+    chosen = [x[np.linspace(0, len(x) - 1, min(len(x), PROJECTED)).astype(int)] for x in features.values()]
+    rows = np.concatenate(chosen)
+    if len(rows) < NEEDED:
+        raise ValueError(f"t-SNE needs at least {NEEDED} images, not {len(rows)}")
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(unit)
+    ends = np.cumsum([len(group) for group in chosen])[:-1]
+    return dict(zip(features, np.split(places, ends), strict=True))
+
+
+def save_tsne(path: pathlib.Path, evaluation: Evaluation, models: Sequence[str], task: str) -> None:
+    """Draw t-SNE of CLIP's embeddings of originals and reconstructions, and write the places as JSON.
+
+    For the primary process, after `evaluate` of all these models; of few images nothing is written.
+    """
+    groups = {
+        f"{set_name}, {model or 'images'}": evaluation.observed("clip/features", set_name, model, task)
+        for set_name in evaluation.tests
+        for model in ("", *models)
+    }
+    found = {name: rows for name, rows in groups.items() if rows is not None}
+    if sum(map(len, found.values())) < NEEDED:
+        return
+    figure = Figure(figsize=(6.5, 5), dpi=130, layout="constrained")
+    axis = figure.add_subplot(xticks=[], yticks=[])
+    lists = {}
+    for name, places in project(found).items():
+        set_name, _, model = name.partition(", ")
+        marker = "o" if model == "images" else "x"
+        axis.plot(*places.T, marker, markersize=4, alpha=0.6, label=name, color=COLORS[set_name])
+        lists[name] = np.round(places.astype(float), 4).tolist()
+    figure.legend(loc="outside right upper")
+    save(figure, path)
+    atomic_write(path.with_suffix(".json"), json.dumps(lists) + "\n")
+
+
 def save_features(path: pathlib.Path, found: EmbeddedImages, class_names: Sequence[str]) -> None:
     """Draw t-SNE of encoder features of test images: a panel for each model."""
     features, labels = found
@@ -151,7 +197,7 @@ def save_features(path: pathlib.Path, found: EmbeddedImages, class_names: Sequen
     figure, axes = _panels(len(features), 4.2, 4.2, dpi=130)
     for axis, (model, sets) in zip(axes, features.items(), strict=True):
         axis.set(title=model, xticks=[], yticks=[])
-        places = tsne.project(sets)
+        places = project(sets)
         for (class_id, name), color in zip(classes.items(), colors, strict=True):
             x, y = places[name][labels[name] == class_id].T
             text = f"{label(class_names[class_id])} ({name})" if few else None

@@ -12,7 +12,6 @@ import jinja2
 import numpy as np
 
 from l2l_jax.errors import UserError
-from l2l_jax.evals import tsne
 from l2l_jax.evals.encoder_features import EmbeddedImages
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.tables import reasons
@@ -83,7 +82,7 @@ def draw(
     for name in tables.SETS:
         few = {model: sets for model, sets in inpainted.items() if model != "retrained" and name in sets}
         pictures.save_examples(file(f"examples_{name}"), evaluation, few, name)
-    if sum(map(len, features.labels.values())) >= tsne.LEAST:
+    if sum(map(len, features.labels.values())) >= plots.NEEDED:
         plots.save_features(file("features"), features, evaluation.class_names)
     if audit is not None:
         plots.save_forest(file("forest"), audit)

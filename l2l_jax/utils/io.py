@@ -10,7 +10,7 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -148,6 +148,14 @@ class ResultCache:
             atomic_write(plain, json.dumps({STAMP: _text(stamp), "value": value}) + "\n")
             arrays.unlink(missing_ok=True)
 
+    def put_shared(self, name: str, value: Any, *, stamp: Any = None) -> None:
+        """Let the primary process store an entry; called by all processes."""
+        on_primary(lambda: self.put(name, value, stamp=stamp))
+
+    def has_all(self, names: Iterable[str], *, stamp: Any = None) -> bool:
+        """Return whether the primary process can read all of some entries; called by all processes."""
+        return from_primary(lambda: all(self.get(name, stamp=stamp) is not None for name in names))
+
     def get_or_compute(self, name: str, compute: Callable[[], Any], *, stamp: Any = None) -> Any:
         """Return an entry, after computing and storing it if need be; called by all processes.
 
@@ -156,10 +164,10 @@ class ResultCache:
         Raises:
           FileNotFoundError: This process cannot read what the primary process can.
         """
-        if from_primary(lambda: self.get(name, stamp=stamp) is not None):
+        if self.has_all([name], stamp=stamp):
             return self._wait_for(name, stamp=stamp)
         value = compute()
-        on_primary(lambda: self.put(name, value, stamp=stamp))
+        self.put_shared(name, value, stamp=stamp)
         return value
 
     def join(self, names: Sequence[str], member: str) -> np.ndarray | None:

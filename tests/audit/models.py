@@ -1,16 +1,12 @@
 """A model whose memory is known: it restores what it was given to remember, and nothing else."""
 
 import dataclasses
-import pathlib
-import runpy
 
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.config import parse_config
 from l2l_jax.models.base import Model
-
-RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
+from tests.fixtures.configs import digits_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +55,5 @@ def remembering(source, indices=None):
 
 
 def config(**audit):
-    """The digits recipe with these fields of `config.audit`."""
-    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder").to_dict()
-    recipe["unlearn"]["retain_budget"] = None
-    recipe["audit"] = {**recipe["audit"], "enabled": False, **audit}
-    return parse_config(recipe)
+    """The digits config with these fields of `config.audit`."""
+    return digits_config({f"audit.{name}": value for name, value in audit.items()})

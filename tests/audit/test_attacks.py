@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 
 from l2l_jax.audit.attacks.base import ATTACKS, Attack
 from l2l_jax.audit.attacks.denoising import NoiseOverload, PartialDenoising
@@ -26,7 +28,6 @@ from l2l_jax.audit.attacks.views import Views
 from l2l_jax.audit.attacks.weight_noise import WeightNoise
 from l2l_jax.audit.bench import Bench
 from l2l_jax.audit.comparison import auc
-from l2l_jax.audit.points import from_arrays, to_arrays
 from l2l_jax.audit.run import Audit
 from l2l_jax.audit.score import UNATTACKED, Line, best_points
 from l2l_jax.config import parse_config, upgrade
@@ -34,7 +35,6 @@ from l2l_jax.data.splits import training_sets
 from l2l_jax.errors import UserError
 from l2l_jax.evals.encoder_features import OUTPUT, EncoderFeatures
 from l2l_jax.evals.evaluator import Evaluation
-from l2l_jax.evals.intervals import bootstrap
 from l2l_jax.evals.runner import image_keys, image_rows
 from tests.audit.models import Memory, config, remembering
 from tests.matrix import soak
@@ -66,11 +66,10 @@ def test_membership_finds_what_was_memorized_and_guesses_otherwise(bench, traini
     source = getattr(training, remembered)
     measured = Membership().run("membership", bench, target(remembering(source)), 0)["0"]
     members, others = measured["members"]["mse"], measured["others"]["mse"]
-    low, high = bootstrap(lambda i, j: auc(members[i], others[j]), len(members), len(others))[1:]
     if remembered == "forget":
-        assert low > 0.9 and true_positives(members, others, 0.01) > 0.9
+        assert auc(members, others) > 0.95 and true_positives(members, others, 0.01) > 0.9
     else:
-        assert low < 0.5 < high and high - low < 0.12
+        assert auc(members, others) == pytest.approx(0.5, abs=0.06)
 
 
 def test_true_positives_at_a_rate_of_false_ones():
@@ -83,16 +82,15 @@ def test_deciders_of_membership_find_a_planted_leak_and_nothing_else():
     """Errors of members vary less under the masks in the shadow model; elsewhere nothing differs."""
     rng = np.random.default_rng(0)
     spread = {"members": 0.3, "others": 1.0, "shadow_members": 0.3, "shadow_others": 1.0}
-    features = {name: rng.normal(0, std, (300, 4)) for name, std in spread.items()}
+    features = {name: rng.normal(0, std, (150, 4)) for name, std in spread.items()}
     found = decide_membership(features, has_noise=False)
     assert list(found) == ["mean", "gaussians", "network"]
     known = {n: [auc(x[f"{of}members"]["score"], x[f"{of}others"]["score"]) for of in ("", "shadow_")]
              for n, x in found.items()}  # fmt: skip
     assert min(known["gaussians"]) > 0.9 and min(known["network"]) > 0.9
-    assert known["mean"] == pytest.approx([0.5, 0.5], abs=0.06)
+    assert known["mean"] == pytest.approx([0.5, 0.5], abs=0.09)  # standard error 0.033
     best = best_points({"a": found}, Line("a", "a"))["auc"]
     assert best.point == max(known, key=lambda n: known[n][1])  # chosen on the shadow model
-    jax.tree.map(np.testing.assert_array_equal, decide_membership(features, has_noise=False), found)
     same = {name: features["others"] for name in spread}
     for scores in decide_membership(same, has_noise=True).values():
         assert auc(scores["members"]["score"], scores["others"]["score"]) == 0.5
@@ -174,9 +172,8 @@ def test_a_patient_attacker_keeps_the_rate_that_is_best_on_validation_images(ben
 def test_residual_knowledge_is_that_of_remembered_images(bench, evaluation):
     tests = evaluation.tests["forget"]
     everything = {"encoder": tests.read(np.arange(len(tests))).images}
-    found = ResidualKnowledge(changes=2, pixel_change=1.0).run("r", bench, target(everything), 0)["0"][
-        "forget"
-    ]
+    attack = ResidualKnowledge(changes=2, pixel_change=1.0)
+    found = attack.run("r", bench, target(everything), 0)["0"]["forget"]
     right = bench.measure(everything, "", ("forget",))["forget"]["right"]
     assert found["mse"].max() < 1e-12
     np.testing.assert_array_equal(found["right"], right)
@@ -191,18 +188,17 @@ def test_foreign_images_are_generated_general_or_of_another_source(bench):
         ForeignData(images="general").check(bench)
 
 
-def audit_of(attacks, evaluation, training, folder):
-    audit = dataclasses.replace(CONFIG.audit, attacks=attacks)
-    return Audit(dataclasses.replace(CONFIG, audit=audit), evaluation, training, folder)
-
-
 def test_attacks_that_do_not_fit_are_refused_or_left_out(evaluation, training, tmp_path, caplog, monkeypatch):
+    def audit_of(attacks):
+        audit = dataclasses.replace(CONFIG.audit, attacks=attacks)
+        return Audit(dataclasses.replace(CONFIG, audit=audit), evaluation, training, tmp_path)
+
     message = "names sampler_search, which cannot be run: its reconstructions are not drawn at random"
     with pytest.raises(UserError, match=message):
-        audit_of(("sampler_search",), evaluation, training, tmp_path)
+        audit_of(("sampler_search",))
     monkeypatch.setattr(logging.getLogger("l2l_jax"), "propagate", True)
     caplog.set_level("INFO", "l2l_jax")
-    thorough = audit_of(("thorough",), evaluation, training, tmp_path)
+    thorough = audit_of(("thorough",))
     names = {line.name for line in thorough.lines}
     assert {"foreign_data", "membership_repeated", "residual_knowledge", "retain_tuning"} <= names
     assert "sampler_search" not in names and "attack noise_overload is left out" in caplog.text
@@ -258,9 +254,6 @@ def test_each_half_is_judged_by_the_other():
 
 @pytest.mark.filterwarnings("error")
 def test_the_probe_converges_and_is_as_good_as_an_unregularized_one():
-    from sklearn.datasets import load_digits
-    from sklearn.linear_model import LogisticRegression
-
     pixels, labels = load_digits(return_X_y=True)
     probe = fit_probe(pixels[::2], labels[::2])
     peer = LogisticRegression(C=10, max_iter=5000).fit(pixels[::2] / 16, labels[::2])
@@ -272,7 +265,7 @@ def test_noise_on_weights_has_the_size_it_says():
     seen = []
     fake = SimpleNamespace(seed=lambda repetition: 7, measure=lambda params, title: seen.append(params))
     params = {part: {"w": np.random.default_rng(0).normal(0, 3, 5000)} for part in ("encoder", "decoder")}
-    points = WeightNoise((0.01, 0.1)).run("weight_noise", fake, target({**params, "tokenizer": 1}), 0)
+    points = WeightNoise(levels=(0.01, 0.1)).run("weight_noise", fake, target({**params, "tokenizer": 1}), 0)
     assert list(points) == ["0.01", "0.1"] and seen[0]["tokenizer"] == 1
     for level, changed in zip((0.01, 0.1), seen, strict=True):
         noise = changed["decoder"]["w"] - params["decoder"]["w"]
@@ -362,16 +355,6 @@ def test_a_fresh_decoder_starts_fresh_over_the_same_encoder():
     assert started["encoder"] is params["encoder"]
     fresh = started["decoder"]["decoder_embed"]["kernel"]
     assert np.abs(fresh - params["decoder"]["decoder_embed"]["kernel"]).max() > 0.01
-
-
-def test_points_come_back_from_arrays():
-    points = {
-        "25": {"forget": {"mse": np.arange(3.0), "right": np.array([True, False, True])}},
-        "norm": {"retain": {"mse": np.ones(2)}},
-    }
-    found = from_arrays(to_arrays(points))
-    assert list(found) == list(points)
-    jax.tree.map(np.testing.assert_array_equal, found, points)
 
 
 @dataclasses.dataclass(frozen=True)

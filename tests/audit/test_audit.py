@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import pathlib
@@ -25,9 +24,9 @@ from l2l_jax.experiment.gold_standard import check_gold_standard
 from l2l_jax.report import write as report_files
 from l2l_jax.train.loop import Trainer
 from l2l_jax.weights.saved_models import save_model
-from tests.audit.models import Memory, config, remembering
+from tests.audit.models import Memory, remembering
+from tests.fixtures.configs import SMALL, digits_config
 
-TINY = dict(width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)
 SAME = dict(steps=2, batch_size=8, learning_rate=1e-3)  # attacks that differ in images alone share a step
 QUICK = dict(
     attacks=("retain_tuning", "weight_noise"), retain_tuning=SAME, weight_noise=dict(levels=(0.1,), **SAME)
@@ -40,26 +39,16 @@ def quick(one_device):
     """One device."""
 
 
-def digest(folder):
-    found = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        found.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    return found.hexdigest()
-
-
-def few_tests(settings, count):
-    """With so many test images of each class, and batches of half of them."""
-    data = dataclasses.replace(settings.data, test_per_class=count)
-    evaluate = dataclasses.replace(settings.evaluate, batch_size=5 * count, picture_per_class=1)
-    return dataclasses.replace(settings, data=data, evaluate=evaluate)
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def memories(tmp_path_factory):
     """Findings on models that remember all training images, those of retain classes, and those but a few."""
-    settings = config(attacks=("membership", "views", "linear_probe", "residual_knowledge"))
-    settings = few_tests(dataclasses.replace(settings, model=Memory()), 20)
-    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, train_per_class=40))
+    fields = {"audit.attacks": ("membership", "views", "linear_probe", "residual_knowledge")}
+    fields |= {"data.test_per_class": 20, "data.train_per_class": 40, "evaluate.batch_size": 100}
+    settings = dataclasses.replace(digits_config(fields), model=Memory())
     folder = tmp_path_factory.mktemp("memories")
     evaluation = Evaluation(settings, folder / "evaluation")
     training = training_sets(settings.data, evaluation.train, 16)
@@ -176,12 +165,17 @@ def test_without_a_retrained_model_the_original_is_the_reference(memories):
     assert same["verdict"]["finding"] == "not forgotten"
 
 
-def tiny(**audit):
-    settings = config(**{**QUICK, **audit})
-    unlearn = dataclasses.replace(settings.unlearn, steps=2, batch_size=8, warmup_steps=1)
-    model = dataclasses.replace(settings.model, **TINY)
-    evaluate = dataclasses.replace(settings.evaluate, features="none")
-    return few_tests(dataclasses.replace(settings, model=model, unlearn=unlearn, evaluate=evaluate), 8)
+def tiny(fields=(), **audit):
+    """A model that knows nothing, and few test images, in batches of half of them."""
+    few = {"data.test_per_class": 8, "evaluate.batch_size": 40, "evaluate.picture_per_class": 1}
+    few |= {
+        "evaluate.features": "none",
+        "unlearn.steps": 2,
+        "unlearn.batch_size": 8,
+        "unlearn.warmup_steps": 1,
+    }
+    audits = {f"audit.{name}": value for name, value in {**QUICK, **audit}.items()}
+    return digits_config({**SMALL, "model.pretrained": "digits_mae", **few, **audits, **dict(fields)})
 
 
 @functools.cache
@@ -200,8 +194,9 @@ def saved(folder, seed):
 def audited(tmp_path_factory):
     """A run of a tiny model with an audit against two retrained models, and its report."""
     workdir = tmp_path_factory.mktemp("run")
-    settings = tiny(enabled=True, retrained=[saved(workdir / f"retrained_{i}", i) for i in (1, 2)])
-    settings = dataclasses.replace(settings, pretrained=saved(workdir / "original", 0))
+    retrained = [saved(workdir / f"retrained_{i}", i) for i in (1, 2)]
+    original = {"model.pretrained": saved(workdir / "original", 0)}
+    settings = tiny(original, enabled=True, retrained=retrained)
     return workdir, settings, experiment.run(settings, workdir / "run")
 
 
@@ -232,7 +227,7 @@ def test_finished_attacks_are_read_and_metrics_kept_where_drawing_fails(audited,
     """With the costs of the real run."""
     workdir, settings, report = audited
     run = workdir / "run"
-    before = {name: digest(run / name) for name in ("unlearned", "unlearn")}
+    before = {name: contents(run / name) for name in ("unlearned", "unlearn")}
     monkeypatch.setattr(Trainer, "train", None)  # nothing is trained again
     monkeypatch.setattr(report_files, "draw", lambda *_: 1 / 0)
     with pytest.raises(UserError, match="cannot be drawn .ZeroDivisionError.*same command tries again"):
@@ -241,7 +236,7 @@ def test_finished_attacks_are_read_and_metrics_kept_where_drawing_fails(audited,
     report = json.loads(json.dumps(report))
     assert {**again["audit"], "seconds": 0} == {**report["audit"], "seconds": 0}
     assert again["durations_seconds"]["audit"] == report["durations_seconds"]["audit"]
-    assert {name: digest(run / name) for name in before} == before
+    assert {name: contents(run / name) for name in before} == before
     assert not list(run.glob("audit/**/checkpoints"))  # no checkpoints are left
 
 
@@ -282,14 +277,13 @@ def test_an_interrupted_attack_resumes_and_finds_the_same(audited, tmp_path, mon
 )
 def test_a_model_that_does_not_fit_is_refused_before_any_work(retrained, message, tmp_path):
     retrained = retrained.format(model=saved(tmp_path / "model", 1))
-    settings = tiny(enabled=True, retrained=retrained)
-    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, forget=("3",)))
+    settings = tiny({"data.forget": ("3",)}, enabled=True, retrained=retrained)
     with pytest.raises(UserError, match=message):
         check_gold_standard(settings, tmp_path)
 
 
 def test_a_retrained_model_of_another_length_is_refused_before_any_work(tmp_path):
-    settings = dataclasses.replace(tiny(retrained="train"), pretrained="")
+    settings = tiny({"model.pretrained": ""}, retrained="train")
     check_gold_standard(settings, tmp_path)
     (tmp_path / "retraining" / "pretrained").mkdir()
     check_gold_standard(settings, tmp_path)
@@ -302,18 +296,16 @@ def test_a_retrained_model_of_another_length_is_refused_before_any_work(tmp_path
 
 
 def test_a_model_is_not_retrained_without_validation_images(tmp_path):
-    settings = tiny(retrained="train")
-    data = dataclasses.replace(settings.data, validation_fraction=0.0)
     with pytest.raises(UserError, match="validation_fraction is 0"):
-        check_gold_standard(dataclasses.replace(settings, data=data), tmp_path)
+        check_gold_standard(tiny({"data.validation_fraction": 0.0}, retrained="train"), tmp_path)
 
 
 def test_a_missing_retrained_model_is_announced_with_the_flag(caplog, tmp_path):
     logging.getLogger("l2l_jax").propagate = True
-    check_gold_standard(dataclasses.replace(tiny(retrained="shipped"), pretrained="elsewhere"), tmp_path)
+    check_gold_standard(tiny({"model.pretrained": "elsewhere"}, retrained="shipped"), tmp_path)
     assert "--config.audit.retrained=train" in caplog.text
 
 
 def test_what_is_not_there_cannot_be_audited(tmp_path):
     with pytest.raises(UserError, match="no original model to compare with"):
-        experiment.audit(dataclasses.replace(tiny(), pretrained=""), tmp_path, pathlib.Path("unlearned"))
+        experiment.audit(tiny({"model.pretrained": ""}), tmp_path, pathlib.Path("unlearned"))

@@ -63,11 +63,7 @@ def test_another_model_is_audited_with_its_recipe(asked, tmp_path):
 def test_mistakes_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="--config is required"):
         call()
-    with pytest.raises(UserError, match="holds no earlier run"):
-        call(f"--workdir={tmp_path}")
-    (finished(tmp_path) / "unlearned").rmdir()
-    with pytest.raises(UserError, match="There is no unlearned model to audit: .*unlearned does not exist"):
-        call(f"--workdir={tmp_path}")
+    finished(tmp_path)
     for content in ("{", '{"config": 3}', "[]"):
         (tmp_path / "report" / "metrics.json").write_text(content)
         with pytest.raises(UserError, match="is damaged"):

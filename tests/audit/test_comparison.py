@@ -18,7 +18,7 @@ from l2l_jax.audit.comparison import (
     compare,
     knowledge,
 )
-from l2l_jax.audit.depth import depth
+from l2l_jax.audit.score import depth
 from l2l_jax.audit.verdict import decide, differ
 from tests.matrix import soak
 
@@ -99,6 +99,7 @@ def test_several_retrained_models_widen_the_margin_by_their_spread():
     assert found.excess == pytest.approx(math.log(ERRORS[1].mean() / ERRORS[0].mean()))
     known = compare("error", (ERRORS[0],), seeds[:1], SeedSpread(deviation, 3))
     assert known.margin == pytest.approx(expected * math.sqrt(2 / (1 + 1 / 3)))
+    assert found.seeds == pytest.approx(known.seeds) and known.seeds == SeedSpread(deviation, 3)
     assert compare("error", (ERRORS[0],), seeds[:1], SeedSpread(1e-3, 3)).margin == MARGINS["error"]
 
 

@@ -13,12 +13,12 @@ from l2l_jax.config import parse_config
 from l2l_jax.config_files import override, read_config
 from l2l_jax.errors import UserError
 from l2l_jax.evals import evaluator as evaluate
-from l2l_jax.evals import tsne
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.inpaint import Inpainter
 from l2l_jax.evals.tables import format_models, metrics_json
 from l2l_jax.experiment import evaluation as program
 from l2l_jax.models.mae.model import MAE
+from l2l_jax.report import plots
 from l2l_jax.weights.saved_models import save_model
 
 pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
@@ -133,13 +133,13 @@ def test_figures_do_not_depend_on_the_batches_and_are_those_of_the_pixels(params
     inpaint = jax.jit(lambda params, images, key: config().model.inpaint(params, images, mask, key))
     restored = np.asarray(inpaint(params[0], originals, jax.random.key(0)))
     mse = np.square(restored - originals)[:, mask].mean(axis=(1, 2))
-    figures, intervals = result.metrics["forget"], result.intervals["forget"]
+    figures = result.metrics["forget"]
     assert figures["mse"] == pytest.approx(mse.mean(), rel=1e-5)
     assert figures["psnr"] == pytest.approx((10 * np.log10(1 / mse)).mean(), rel=1e-5)
-    assert intervals["mse"][0] < mse.mean() < intervals["mse"][1]
-    np.testing.assert_allclose(
-        result.shown["forget"], restored[evaluation.shown["forget"].indices], atol=1e-5
-    )
+    low, high = result.first.sets["forget"].intervals["mse"]
+    assert low < mse.mean() < high
+    shown = evaluation.shown["forget"].indices
+    np.testing.assert_allclose(result.shown["forget"], restored[shown], atol=1e-5)
     random = result.tasks["random_75"].sets["forget"].metrics
     assert random["mse"] != pytest.approx(figures["mse"], rel=0.01)
 
@@ -149,8 +149,9 @@ def test_the_classifiers_own_accuracy_and_metrics_of_classes(params, tmp_path):
     found = evaluation.evaluate(params[0], "m")
     own = {name: real["balanced_accuracy"] for name, real in found.first.real_images.items()}
     assert own["retain"] > 0.9
-    assert set(found.classes["retain"]) == {"0", "1"} and set(found.classes["forget"]) == {"8"}
-    assert found.classes["forget"]["8"]["mse"] == pytest.approx(found.metrics["forget"]["mse"])
+    classes = {name: result.classes for name, result in found.first.sets.items()}
+    assert set(classes["retain"]) == {"0", "1"} and set(classes["forget"]) == {"8"}
+    assert classes["forget"]["8"]["mse"] == pytest.approx(found.metrics["forget"]["mse"])
     images = evaluation.shown["forget"]
     assert evaluation.correct(images.images, images.labels).dtype == bool
 
@@ -255,8 +256,8 @@ def test_networks_measure_what_the_files_hold_and_originals_once(params, tmp_pat
     expected = ((first * second).sum(axis=1) / lengths).mean()
     figures = results["b"].tasks["left_8"].sets["forget"].metrics
     assert figures["clip_cosine"] == pytest.approx(expected, rel=1e-6)
-    monkeypatch.setattr(tsne, "MOST", 5)
-    evaluation.save_tsne(tmp_path / "tsne.png", ["a", "b"], "left_8")
+    monkeypatch.setattr(plots, "PROJECTED", 5)
+    plots.save_tsne(tmp_path / "tsne.png", evaluation, ["a", "b"], "left_8")
     groups = json.loads((tmp_path / "tsne.json").read_text())
     assert {name: len(rows) for name, rows in groups.items()} == {
         f"{of}, {kind}": 5 for of in SETS for kind in ("images", "a", "b")

@@ -85,8 +85,3 @@ def test_what_was_forgotten_is_replayed_from_prototypes(one_device, monkeypatch,
     assert all(name.startswith("prototypes/") for _, retain in given for name in retain)
     images = np.load(tmp_path / "1" / "replayed" / "images.npy")
     assert images.shape[0] == 4 and images.std() > 20
-
-
-def test_a_sequence_of_one():
-    with pytest.raises(UserError, match="--sequence=5: name at least two different classes"):
-        run_sequence(parse_config(RECIPE()), pathlib.Path("unused"), ["5"])

@@ -1,18 +1,21 @@
 """Test images block by block, and what happens to those that cannot be decoded."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
-from l2l_jax.data.transforms import Transform, TransformConfig
+from l2l_jax.data.transforms import TransformConfig
 from l2l_jax.evals.image_set import SHOWN_CLASSES, ImageSet
 from tests.data.pictures import Files
 
 
-def image_set(count, broken=(), labels=None, max_fraction=0.5):
+def image_set(count, broken=(), labels=None):
     source = Files(count, broken)
     if labels is not None:
         source.labels = np.asarray(labels)
-    transform = Transform(TransformConfig(), 4, training=False)
-    return ImageSet(source, transform, (0.0, 255.0), max_bad_fraction=max_fraction, name="retain test")
+    model = SimpleNamespace(image_size=4, value_range=(0.0, 255.0))
+    setup = SimpleNamespace(model=model, data=SimpleNamespace(max_bad_fraction=0.5))
+    return ImageSet(setup, source, "retain test", TransformConfig())
 
 
 def test_blocks_hold_every_good_image_in_its_place():

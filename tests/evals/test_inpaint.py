@@ -1,5 +1,7 @@
 """The batched runner and inpainting: results do not depend on batches, sets keep their own draws."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,17 +12,10 @@ from l2l_jax.evals.inpaint import Inpainter
 from l2l_jax.evals.runner import BatchedRunner
 from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.models.mae.model import MAE
+from tests.fixtures.training import SMALL
 
-SMALL_MAE = MAE(
-    image_size=16,
-    patch_size=4,
-    width=16,
-    depth=1,
-    num_heads=2,
-    decoder_width=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-)
+SMALL_MAE = MAE(image_size=16, patch_size=4, **SMALL)
+PARAMS = functools.cache(lambda: jax.jit(SMALL_MAE.init)(jax.random.key(0)))
 
 
 class Noise(MAE):
@@ -35,8 +30,7 @@ def chosen(images, places):
     return Images(np.asarray(places), images, np.zeros(len(places), int))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("batch_size", [1, 3, 8, 16])
+@pytest.mark.parametrize("batch_size, threads", [(1, 1), (3, 3), (8, 1), (16, 3)])
 def test_any_number_of_rows_in_batches_of_one_shape(batch_size, threads):
     traced = []
 
@@ -57,7 +51,7 @@ def test_any_number_of_rows_in_batches_of_one_shape(batch_size, threads):
 @pytest.mark.parametrize("name", ["centre_8", "random_75"])
 def test_reconstructions_do_not_depend_on_the_batches(name, one_device):
     (task,) = parse_tasks([name])
-    params = jax.jit(SMALL_MAE.init)(jax.random.key(0))
+    params = PARAMS()
     images = np.random.default_rng(0).random((10, 16, 16, 3)).astype(np.float32)
     whole, parts = (Inpainter(SMALL_MAE, task, batch_size=size, seed=0) for size in (16, 4))
     expected = whole(whole.place(params), chosen(images, range(10)), "retain")
@@ -77,7 +71,7 @@ def test_reconstructions_do_not_depend_on_the_batches(name, one_device):
 
 
 def test_random_patches_are_inpainted_from_the_visible_ones():
-    params = jax.jit(SMALL_MAE.init)(jax.random.key(0))
+    params = PARAMS()
     images = np.random.default_rng(0).random((1, 16, 16, 3)).astype(np.float32)
     visible = jnp.array([[5, 6, 9, 10]])
     inpaint = jax.jit(lambda images: SMALL_MAE.inpaint_from_patches(params, images, visible))
@@ -91,8 +85,10 @@ def test_random_patches_are_inpainted_from_the_visible_ones():
 def test_draws_belong_to_the_image_and_its_set(one_device):
     model, (task,) = Noise(image_size=16, patch_size=4), parse_tasks(["centre_8"])
 
+    inpainter_of = functools.cache(lambda seed: Inpainter(model, task, batch_size=4, seed=seed))
+
     def noise(set_name, places, seed=0):
-        inpainter = Inpainter(model, task, batch_size=4, seed=seed)
+        inpainter = inpainter_of(seed)
         images = chosen(np.zeros((len(places), 16, 16, 3), np.float32), places)
         return inpainter(inpainter.place({"scale": np.float32(1)}), images, set_name)[:, inpainter.mask]
 

@@ -1,11 +1,13 @@
 """Metrics of sets where they are known beforehand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from l2l_jax.data.arrays import open_digits
-from l2l_jax.data.transforms import Transform, TransformConfig
+from l2l_jax.data.transforms import TransformConfig
 from l2l_jax.evals.features.classifier import MaskedClassifier, SmallClassifier
 from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.evals.metrics import (
@@ -25,8 +27,9 @@ RANGE = (0.0, 1.0)
 
 def digits(split):
     source = open_digits(split, 16)
-    images = ImageSet(source, Transform(TransformConfig(), 16, training=False), RANGE)
-    return images.read(np.arange(len(source)))
+    model = SimpleNamespace(image_size=16, value_range=RANGE)
+    setup = SimpleNamespace(model=model, data=SimpleNamespace(max_bad_fraction=0.0))
+    return ImageSet(setup, source, split, TransformConfig()).read(np.arange(len(source)))
 
 
 @pytest.fixture(scope="module")

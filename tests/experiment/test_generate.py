@@ -1,10 +1,12 @@
 """Images that a model makes, with a model whose restorations are known."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2l_jax.data.transforms import Transform, TransformConfig
+from l2l_jax.data.transforms import TransformConfig
 from l2l_jax.errors import UserError
 from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.experiment.generate import generate
@@ -48,8 +50,8 @@ class Source:
 
 
 def made(folder, source, params=PARAMS):
-    how = Transform(TransformConfig(), SIZE, training=False)
-    images = ImageSet(source, how, MODEL.value_range, max_bad_fraction=0.2)
+    setup = SimpleNamespace(model=MODEL, data=SimpleNamespace(max_bad_fraction=0.2))
+    images = ImageSet(setup, source, "test", TransformConfig())
     return generate(MODEL, params, images, folder, batch_size=8, seed=0)
 
 

@@ -5,18 +5,16 @@ import logging
 import pytest
 
 from l2l_jax.audit.run import Audit
-from l2l_jax.config import parse_config
-from l2l_jax.config_files import override, read_config
 from l2l_jax.errors import UserError
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.experiment.outlook import Outlook
 from l2l_jax.experiment.phase import training_sets
 from l2l_jax.experiment.workdir import Workdir
+from tests.fixtures.configs import digits_config
 
 
 def announced(folder, **fields):
-    fields = {"audit.retrained": "train", "model.pretrained": "", **fields}
-    config = parse_config(override(read_config("digits_mae:encoder"), fields))
+    config = digits_config({"audit.retrained": "train", "model.pretrained": "", **fields})
     folders = Workdir(folder, config)
     evaluation = Evaluation(config, folders.evaluation)
     auditor = Audit(config, evaluation, training_sets(config, evaluation.train), folders.audit)

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
+import numpy as np
 import pydantic
 
-from l2l_jax.audit.points import Points
 from l2l_jax.utils.registry import Registry
 
 if TYPE_CHECKING:
@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 Rate = Annotated[float, pydantic.Field(gt=0)]
+
+Measured = Mapping[str, Mapping[str, np.ndarray]]
+"""By set ("retain", "forget", "validation", "members", "others"), then by name: "mse", masked MSE; "right",
+whether the classifier found the class (where there is a classifier); "label", class ids; arrays `[image]`."""
+
+Points = Mapping[str, Measured]
+"""Measurements by the name of the point at which they were made: a step, a layer."""
+
+Findings = Mapping[str, Points]
+"""Points of one model by variant of an attack, the mean over seeds."""
 
 
 class Work(NamedTuple):

@@ -10,10 +10,9 @@ class _Denoising(Attack):
     source = 'arXiv 2505.17013, "When Are Concepts Erased From Diffusion Models?"'
 
     def why_not(self, bench):
-        """Return why the model has no noise to change."""
         return bench.model.why_no_noise
 
-    def _measured(self, bench, target, sets, start, scale):
+    def _measured(self, bench, target, sets, start=1.0, scale=1.0):
         def compute(params, image, rng):
             return bench.model.denoise(params, image[None], bench.mask, rng, start, scale)[0]
 
@@ -39,17 +38,14 @@ class PartialDenoising(_Denoising):
             raise ValueError(f"starts must be per cents from 1 to 100, not {self.starts}")
 
     def variants(self, bench):
-        """Return one variant for each start."""
         return {f"partial_denoising_{x}": f"last {x} % of the denoising steps" for x in self.starts}
 
     def work(self, bench):
-        """Return the shares of a reconstruction."""
         return Work(bench.count("forget") * sum(self.starts) / 100)
 
     def run(self, variant, bench, target, seed):
-        """Reconstruct the forget images from the start."""
         start = int(variant.removeprefix("partial_denoising_")) / 100
-        return {"0": self._measured(bench, target, ("forget",), start, 1.0)}
+        return {"0": self._measured(bench, target, ("forget",), start=start)}
 
 
 @register("noise_overload")
@@ -68,10 +64,8 @@ class NoiseOverload(_Denoising):
     scales: tuple[Rate, ...] = (1.0, 1.5)
 
     def work(self, bench):
-        """Return the reconstructions."""
         return Work(bench.count("validation", "forget") * len(self.scales))
 
     def run(self, variant, bench, target, seed):
-        """Measure the model with each scale."""
         sets = ("validation", "forget")
-        return {f"x{scale:g}": self._measured(bench, target, sets, 1.0, scale) for scale in self.scales}
+        return {f"x{scale:g}": self._measured(bench, target, sets, scale=scale) for scale in self.scales}

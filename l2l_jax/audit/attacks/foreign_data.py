@@ -37,11 +37,9 @@ class ForeignData(TrainingAttack):
     count: Count = 2000
 
     def check(self, bench):
-        """Raise a UserError if the images are not there."""
         self.training_images("", bench, 0)
 
     def training_images(self, variant, bench, seed):
-        """Return the foreign images."""
         size, data = bench.model.image_size, bench.config.data
         if self.images == "noise":
             return NoiseImages(self.count, size, bench.seed(seed))

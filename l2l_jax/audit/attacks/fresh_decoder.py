@@ -20,18 +20,15 @@ class FreshDecoder(TrainingAttack):
     learning_rate: Rate = 2e-3
 
     def variants(self, bench):
-        """Return one variant for retain images and one for all images."""
         return {
             f"fresh_decoder_{images}": f"fresh decoder, {images} images, {self.steps} steps"
             for images in ("retain", "all")
         }
 
     def objective(self, model):
-        """Return the training of a fresh decoder."""
         return fresh_decoder(model)
 
     def training_images(self, variant, bench, seed):
-        """Return retain images, or all."""
         sets = bench.training._asdict()
         if variant == "fresh_decoder_retain":
             return sets["retain"]

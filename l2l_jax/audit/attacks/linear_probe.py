@@ -33,11 +33,9 @@ class LinearProbe(Attack):
     images: Count = 2000
 
     def work(self, bench):
-        """Return the images; half of a reconstruction each."""
         return Work((self.images + bench.count("validation", "forget")) / 2)
 
     def run(self, variant, bench, target, seed):
-        """Fit a probe to each layer and return its answers."""
         found = {name: self._features(bench, target, name) for name in ("train", "validation", "forget")}
         known, labels = found.pop("train")
         points = {}

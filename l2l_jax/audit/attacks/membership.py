@@ -30,11 +30,9 @@ class Membership(Attack):
     members: Count = 2000
 
     def work(self, bench):
-        """Return the reconstructions."""
         return Work(min(self.members, len(bench.training.forget)) + bench.count("forget"))
 
     def run(self, variant, bench, target, seed):
-        """Return the masked MSE of training images and of test images."""
         chosen = evenly_spaced(bench.training.forget, self.members)
         members = bench.shared("members", lambda: bench.image_set(chosen))
         title = f"{target.name}, membership"

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work, register
-from l2l_jax.audit.attacks.training import Training, whole_model
+from l2l_jax.audit.attacks.base import Count, Work, register
+from l2l_jax.audit.attacks.training import TrainingAttack
 from l2l_jax.audit.attacks.views import possible_masks
 from l2l_jax.data.records import Subset, evenly_spaced
 
@@ -17,7 +17,7 @@ FOLDS = 5
 
 @register("membership_repeated")
 @dataclasses.dataclass(frozen=True)
-class MembershipRepeated(Attack):
+class MembershipRepeated(TrainingAttack):
     """Tell forget training images from test images by their errors under several masks.
 
     Deciders are the mean log error, two Gaussians and a small network, and for diffusion models the norm of
@@ -26,36 +26,27 @@ class MembershipRepeated(Attack):
 
     Attributes:
       members: Number of forget training images, at most; evenly spaced.
-      steps: Training steps of the shadow model.
-      batch_size: Images of a step.
-      learning_rate: Constant rate of AdamW.
     """
 
     title = "membership inference by several masks"
     source = "arXiv 2405.20771 (ReDiffuse); 2312.08207 (Pang and Wang, NDSS 2025); 2509.25003 (SimA)"
     cost = "`steps` training steps, and a reconstruction of training and test images for each mask"
-    is_seeded = True
+    is_curve = False
 
-    members: Count = 1000
     steps: Count = 200
-    batch_size: Count = 64
-    learning_rate: Rate = 1e-3
+    members: Count = 1000
 
     def work(self, bench):
-        """Return the training of the shadow model, and the reconstructions."""
         members = min(self.members, len(bench.training.forget))
         images = members + bench.count("forget") + len(bench.validation.retain)
         return Work(images * len(possible_masks(bench)), self.steps * self.batch_size)
 
     def run(self, variant, bench, target, seed):
-        """Return the scores of members and other images, of the attacked model and of its shadow."""
         halves = [
             Subset(bench.validation.retain, np.arange(first, len(bench.validation.retain), 2))
             for first in (0, 1)
         ]
-        objective = whole_model(bench.model)
-        training = Training(objective, halves[0], self.steps, self.batch_size, self.learning_rate)
-        shadow = bench.fit(target, variant, training, seed)
+        shadow = bench.fit(target, variant, self.training(bench.model, halves[0]), seed)
         sets = {
             "members": (target.params, evenly_spaced(bench.training.forget, self.members)),
             "others": (target.params, bench.sets["forget"]),

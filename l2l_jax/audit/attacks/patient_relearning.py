@@ -3,9 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
-from l2l_jax.audit.attacks.base import Count, Rate, Work, register
-from l2l_jax.audit.attacks.training import Training, TrainingAttack, few_of_each_class, halvings
-from l2l_jax.audit.points import Measured
+from l2l_jax.audit.attacks.base import Count, Measured, Rate, Work, register
+from l2l_jax.audit.attacks.training import TrainingAttack, few_of_each_class, halvings
 from l2l_jax.data.records import Mixture
 
 TUNING = "patient_retain_tuning"
@@ -36,18 +35,15 @@ class PatientRelearning(TrainingAttack):
     rate_factors: tuple[Rate, ...] = (0.3, 1.0, 3.0)
 
     def variants(self, bench):
-        """Return one variant with and one without forget images."""
         return {
             "patient_relearning": f"{self.shots} forget images among retain images, {self.steps} steps",
             TUNING: f"retain images only, {self.tuning_steps} steps",
         }
 
     def check(self, bench):
-        """Raise a UserError if there are fewer than `shots` forget images."""
         self._few(bench, 0)
 
     def work(self, bench):
-        """Return the images of all trainings and measurements."""
         lengths = self.steps, self.tuning_steps
         measured = sum(len(halvings(steps, self.measurements)) for steps in lengths)
         images = bench.count("validation", "forget")
@@ -55,22 +51,20 @@ class PatientRelearning(TrainingAttack):
         return Work(rates * measured * images, rates * sum(lengths) * self.batch_size)
 
     def training_images(self, variant, bench, seed):
-        """Return the mixture, or retain images."""
         retain = bench.training.retain
         if variant == TUNING:
             return retain
         return Mixture({"retain": retain, "forget": self._few(bench, bench.seed(seed))}, [1.0, 1.0])
 
     def run(self, variant, bench, target, seed):
-        """Train the model at each rate; a point is a rate and a step."""
-        images, objective = self.training_images(variant, bench, seed), self.objective(bench.model)
-        steps = self.tuning_steps if variant == TUNING else self.steps
+        training = self.training(bench.model, self.training_images(variant, bench, seed))
+        training = training._replace(steps=self.tuning_steps if variant == TUNING else self.steps)
+        measured_at = halvings(training.steps, self.measurements)
         points: dict[str, Measured] = {}
         for factor in self.rate_factors:
             rate = factor * self.learning_rate
-            training = Training(objective, images, steps, self.batch_size, rate)
-            measured_at = halvings(steps, self.measurements)
-            found = bench.train(target, f"{variant}_{rate:.2g}", training, measured_at, seed)
+            at_rate = training._replace(learning_rate=rate)
+            found = bench.train(target, f"{variant}_{rate:.2g}", at_rate, measured_at, seed)
             points |= {f"{rate:.2g} × {step}": measured for step, measured in found.items()}
         return points
 

@@ -27,14 +27,11 @@ class Relearning(TrainingAttack):
             raise ValueError(f"shots names a number twice: {self.shots}")
 
     def variants(self, bench):
-        """Return one variant for each number of images."""
         return {f"relearning_{count}": f"{count} forget images, {self.steps} steps" for count in self.shots}
 
     def check(self, bench):
-        """Raise a UserError if there are fewer forget images than the most shots."""
         few_of_each_class(bench.training.forget, max(self.shots, default=0), 0, "relearning.shots")
 
     def training_images(self, variant, bench, seed):
-        """Return the shots."""
         count = int(variant.removeprefix("relearning_"))
         return few_of_each_class(bench.training.forget, count, bench.seed(seed), "relearning.shots")

@@ -30,15 +30,12 @@ class ResidualKnowledge(Attack):
     pixel_change: Rate = 8.0
 
     def why_not(self, bench):
-        """Return why no reconstruction can be called correct."""
-        return "" if bench.has_classifier else "config.evaluate.features=none leaves no classifier"
+        return "" if bench.evaluation.has_classifier else "config.evaluate.features=none leaves no classifier"
 
     def work(self, bench):
-        """Return the reconstructions."""
         return Work(bench.count("forget") * self.changes)
 
     def run(self, variant, bench, target, seed):
-        """Return each image's mean error, and the share of its changes after which the class is found."""
 
         def compute(params, image, rng):
             noise_key, inpaint_key = jax.random.split(rng)

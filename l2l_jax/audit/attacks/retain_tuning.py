@@ -17,5 +17,4 @@ class RetainTuning(TrainingAttack):
     learning_rate: Rate = 2e-3
 
     def training_images(self, variant, bench, seed):
-        """Return the retain images."""
         return bench.training.retain

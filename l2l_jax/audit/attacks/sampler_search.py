@@ -32,16 +32,13 @@ class SamplerSearch(Attack):
     learning_rate: Rate = 0.1
 
     def why_not(self, bench):
-        """Return why the model's draws cannot be searched."""
         return bench.model.why_no_samples
 
     def work(self, bench):
-        """Return the reconstructions of the search; a gradient costs as much as three of them."""
         images = bench.count("validation", "forget")
         return Work(images * (self.draws + (0 if bench.model.why_no_noise else 4 * self.rounds)))
 
     def run(self, variant, bench, target, seed):
-        """Measure the best of several draws, and the result of descent."""
         ways = {"draws": self._best_draw}
         if not bench.model.why_no_noise:
             ways["descent"] = self._descent

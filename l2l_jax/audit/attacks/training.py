@@ -14,7 +14,7 @@ from l2l_jax.train.optim import TrainingConfig
 
 
 class Training(NamedTuple):
-    """A training of an attacker: `objective` on the one set "train", by AdamW without weight decay."""
+    """A training of an attacker: `objective` on the set "train", by AdamW without weight decay."""
 
     objective: Objective
     images: Source
@@ -64,17 +64,16 @@ class TrainingAttack(Attack):
         return whole_model(model)
 
     def work(self, bench):
-        """Return the images of all steps and measurements."""
         variants, times = len(self.variants(bench)), len(halvings(self.steps, self.measurements))
         trained = variants * self.steps * self.batch_size
         return Work(variants * times * bench.count("validation", "forget"), trained)
 
+    def training(self, model: Model, images: Source) -> Training:
+        """Return the training on some images."""
+        return Training(self.objective(model), images, self.steps, self.batch_size, self.learning_rate)
+
     def run(self, variant, bench, target, seed):
-        """Train the model and measure it on the way."""
-        images = self.training_images(variant, bench, seed)
-        training = Training(
-            self.objective(bench.model), images, self.steps, self.batch_size, self.learning_rate
-        )
+        training = self.training(bench.model, self.training_images(variant, bench, seed))
         return bench.train(target, variant, training, halvings(self.steps, self.measurements), seed)
 
 

@@ -5,52 +5,47 @@ import dataclasses
 import jax
 import numpy as np
 
-from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work, register
-from l2l_jax.audit.attacks.training import Training, halvings, whole_model
+from l2l_jax.audit.attacks.base import Count, Rate, Work, register
+from l2l_jax.audit.attacks.training import TrainingAttack
 
 
 @register("weight_noise")
 @dataclasses.dataclass(frozen=True)
-class WeightNoise(Attack):
+class WeightNoise(TrainingAttack):
     """Add Gaussian noise to every array of encoder and decoder; then train on retain images alone.
 
     Attributes:
-      levels: Standard deviations of the noise, in standard deviations of each array.
-      steps: Training steps after the greatest level; measured after a quarter, half and all of them.
-      batch_size: Images of a step.
-      learning_rate: Constant rate of AdamW.
+      levels: Standard deviations of the noise, in standard deviations of each array; the greatest is that of
+        the model that is trained.
     """
 
     source = "arXiv 2605.11592"
     cost = "a reconstruction of the forget images for each level, and `steps` training steps"
-    is_curve = is_seeded = True
+    measurements = 3
 
-    levels: tuple[Rate, ...] = (0.01, 0.05, 0.1)
     steps: Count = 200
-    batch_size: Count = 64
     learning_rate: Rate = 2e-3
+    levels: tuple[Rate, ...] = (0.01, 0.05, 0.1)
 
     def variants(self, bench):
-        """Return one variant without and one with training."""
         return {
             "weight_noise": f"noise on the weights, {', '.join(f'{x:g}' for x in self.levels)}",
             "weight_noise_tuning": f"noise {max(self.levels):g}, then retain images, {self.steps} steps",
         }
 
     def work(self, bench):
-        """Return the reconstructions and the training."""
         return Work(
             bench.count("validation", "forget") * (len(self.levels) + 3), self.steps * self.batch_size
         )
 
+    def training_images(self, variant, bench, seed):
+        return bench.training.retain
+
     def run(self, variant, bench, target, seed):
-        """Measure the model with each level of noise, or train it after the greatest."""
         number = bench.seed(seed)
         if variant == "weight_noise_tuning":
             noisy = target._replace(params=add_noise(target.params, max(self.levels), number))
-            objective, images = whole_model(bench.model), bench.training.retain
-            training = Training(objective, images, self.steps, self.batch_size, self.learning_rate)
-            return bench.train(noisy, variant, training, halvings(self.steps, 3), seed)
+            return super().run(variant, bench, noisy, seed)
         return {
             f"{level:g}": bench.measure(
                 add_noise(target.params, level, number), f"{target.name}, {variant} {level:g}"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2l_jax.errors import UserError
-from l2l_jax.evals.config import NetworksConfig, Resizing
+from l2l_jax.evals.config import EvaluationConfig, Resizing
 from l2l_jax.evals.features import clip, convolutions, inception, resnet
 from l2l_jax.evals.features.resizing import center_square, resized
 from l2l_jax.evals.metrics import metrics_of
@@ -44,12 +44,15 @@ Outputs = dict[str, Any]
 `[image, class]`, float32, of networks that have classes; "classes", class ids `[image]`, of classifiers of a
 masked region."""
 
+Apply = Callable[[Any, jax.Array], Outputs]
+"""`(params, uint8 images) -> Outputs`."""
+
 
 class FeatureNetwork(Protocol):
     """A trained network that evaluates images.
 
     `name` is its name in reports, `weights` are JSON-able facts: `file`, `sha256`, `licence`, and what else
-    is known. Those of whole images also have `outputs`, the same in JAX: `(params, uint8 images) -> Outputs`.
+    is known. Those of whole images also have `outputs`, an `Apply`.
     """
 
     name: str
@@ -57,24 +60,15 @@ class FeatureNetwork(Protocol):
 
     def __call__(self, images: np.ndarray) -> Outputs:
         """Return the outputs of uint8 images `[image, height, width, 3]`, which it resizes itself."""
-        ...
 
 
 class BatchedNetwork:
     """A `FeatureNetwork` that runs on this process's devices in batches of one shape.
 
-    Outputs do not depend on how many images come at a time, up to rounding. On a CPU, each core computes a
-    batch of its own, of at most `PER_THREAD` images. `apply` is `(params, uint8 images) -> Outputs`.
+    On a CPU, each core computes a batch of its own, of at most `PER_THREAD` images.
     """
 
-    def __init__(
-        self,
-        name: str,
-        weights: Mapping[str, Any],
-        params: Any,
-        apply: Callable[[Any, jax.Array], Outputs],
-        batch_size: int,
-    ):
+    def __init__(self, name: str, weights: Mapping[str, Any], params: Any, apply: Apply, batch_size: int):
         def precise(params: Any, images: jax.Array) -> Outputs:
             with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round to fewer bits
                 return apply(params, images)
@@ -86,7 +80,7 @@ class BatchedNetwork:
         self._params = self._runner.place(params)
 
     def __call__(self, images: np.ndarray) -> Outputs:
-        """See `FeatureNetwork`."""
+        """Return the outputs of uint8 images `[image, height, width, 3]`."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(
                 f"expected uint8 images [image, height, width, 3], got {images.dtype} {images.shape}"
@@ -95,14 +89,14 @@ class BatchedNetwork:
 
 
 class Opened(NamedTuple):
-    """A network that was loaded from a file: its name in reports, and `(params, uint8 images) -> Outputs`."""
+    """A network that was loaded from a file, with its name in reports."""
 
     name: str
     params: Any
-    apply: Callable[[Any, jax.Array], Outputs]
+    apply: Apply
 
 
-def open_networks(config: NetworksConfig) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
+def open_networks(config: EvaluationConfig) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
     """Load the networks of `config.networks` whose weights are there; called by all processes.
 
     A field such as `config.inception` names the file; where it is empty, the published file is looked for in
@@ -119,17 +113,16 @@ def open_networks(config: NetworksConfig) -> tuple[dict[str, FeatureNetwork], di
     lacking = exchange(json.dumps([name for name, path in found.items() if path is None]))
     missing = {name for names in lacking for name in json.loads(names)}
     with barrier():
+        there = {name: path for name, path in found.items() if path is not None and name not in missing}
         networks: dict[str, FeatureNetwork] = {
-            name: _open(name, path, config)
-            for name, path in found.items()
-            if path is not None and name not in missing
+            name: _open(name, path, config) for name, path in there.items()
         }
     return networks, {
         metric: _reason(name) for name in found if name in missing for metric in metrics_of(name)
     }
 
 
-def find_weights(config: NetworksConfig, name: str) -> pathlib.Path | None:
+def find_weights(config: EvaluationConfig, name: str) -> pathlib.Path | None:
     """Return the file of a network's weights, or None; raise a UserError if the config names one in vain."""
     named = getattr(config, name)
     if not named:
@@ -152,7 +145,7 @@ def _reason(name: str) -> str:
     )
 
 
-def _open(name: str, path: pathlib.Path, config: NetworksConfig) -> FeatureNetwork:
+def _open(name: str, path: pathlib.Path, config: EvaluationConfig) -> FeatureNetwork:
     source = open_checkpoint(path)
     with about(path):
         opened = OPENERS[name](source.state_dict, config)
@@ -171,14 +164,14 @@ def inception_pixels(images: jax.Array, resize: Resizing) -> jax.Array:
     return resized(images, side, side, "bilinear", antialias=False) / 127.5 - 1
 
 
-def _open_inception(state_dict: Mapping[str, Any], config: NetworksConfig) -> Opened:
+def _open_inception(state_dict: Mapping[str, Any], config: EvaluationConfig) -> Opened:
     network = inception.Inception()
     params = _joined_params(network, inception.TABLE, inception.NORM_EPSILON, state_dict)
     apply = _classifier(network, lambda images: inception_pixels(images, config.resize))
     return Opened(f"Inception-v3 (FID, resized as {config.resize})", params, apply)
 
 
-def _open_resnet50(state_dict: Mapping[str, Any], config: NetworksConfig) -> Opened:
+def _open_resnet50(state_dict: Mapping[str, Any], config: EvaluationConfig) -> Opened:
     network, side = resnet.ResNet50(), resnet.IMAGE_SIZE
     params = _joined_params(network, resnet.TABLE, resnet.NORM_EPSILON, state_dict)
 
@@ -189,7 +182,7 @@ def _open_resnet50(state_dict: Mapping[str, Any], config: NetworksConfig) -> Ope
     return Opened("ResNet-50 (Places-365)", params, _classifier(network, pixels))
 
 
-def _open_clip(state_dict: Mapping[str, Any], config: NetworksConfig) -> Opened:
+def _open_clip(state_dict: Mapping[str, Any], config: EvaluationConfig) -> Opened:
     state_dict = clip.unpack(state_dict)
     table, name, sizes = clip.recognize(state_dict)
     network = clip.Tower(sizes)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from l2l_jax.evals.config import NetworksConfig
+from l2l_jax.evals.config import EvaluationConfig
 from l2l_jax.evals.features import inception, resnet
 from l2l_jax.evals.features.networks import OPENERS
 from l2l_jax.evals.features.resizing import resizing_matrix
@@ -42,7 +42,7 @@ def filled(case, gain):
 
 @functools.cache
 def params(name, gain):
-    return OPENERS[name](filled(CASES[name], gain), NetworksConfig()).params
+    return OPENERS[name](filled(CASES[name], gain), EvaluationConfig()).params
 
 
 APPLY = {

@@ -11,7 +11,7 @@ import safetensors.numpy
 from PIL import Image
 
 from l2l_jax.errors import UserError
-from l2l_jax.evals.config import NetworksConfig
+from l2l_jax.evals.config import EvaluationConfig
 from l2l_jax.evals.features import clip, networks
 from l2l_jax.evals.features.networks import BatchedNetwork, open_networks
 from l2l_jax.weights import transfer
@@ -42,7 +42,7 @@ def images(count, height=40, width=56):
 
 
 def test_networks_without_files_are_named_and_nothing_else_happens(folder):
-    found, missing = open_networks(NetworksConfig(networks=("inception", "resnet50", "clip")))
+    found, missing = open_networks(EvaluationConfig(networks=("inception", "resnet50", "clip")))
     assert found == {}
     assert missing.keys() == {"fid", "kid", "inception_score", "scene_score", "clip_cosine"}
     for name, (file, command) in {
@@ -56,22 +56,22 @@ def test_networks_without_files_are_named_and_nothing_else_happens(folder):
 
 
 def test_networks_that_are_not_asked_for_are_not_looked_for(folder, tiny_clip):
-    assert open_networks(NetworksConfig(clip=str(tiny_clip))) == ({}, {})
+    assert open_networks(EvaluationConfig(clip=str(tiny_clip))) == ({}, {})
 
 
 def test_a_file_that_is_named_must_exist(folder):
     with pytest.raises(UserError, match="config.evaluate.clip=nowhere.pth does not exist"):
-        open_networks(NetworksConfig(networks=("clip",), clip="nowhere.pth"))
+        open_networks(EvaluationConfig(networks=("clip",), clip="nowhere.pth"))
 
 
 def test_other_weights_are_refused(folder, tiny_clip):
-    config = NetworksConfig(networks=("inception",), inception=str(tiny_clip))
+    config = EvaluationConfig(networks=("inception",), inception=str(tiny_clip))
     with pytest.raises(UserError, match=r"clip.safetensors: .*do not fit.*Without a value: Conv2d_1a"):
         open_networks(config)
 
 
 def test_clip_sees_what_pillow_resizes(folder, tiny_clip):
-    config = NetworksConfig(networks=("clip",), clip=str(tiny_clip), network_batch_size=4)
+    config = EvaluationConfig(networks=("clip",), clip=str(tiny_clip), network_batch_size=4)
     network = open_networks(config)[0]["clip"]
     assert network.name == "CLIP tiny"
     digest = hashlib.sha256(tiny_clip.read_bytes()).hexdigest()

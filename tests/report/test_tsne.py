@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from l2l_jax.evals import tsne
+from l2l_jax.report import plots
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def embeddings():
 
 
 def test_groups_that_are_alike_stay_together(embeddings):
-    places = tsne.project(embeddings)
+    places = plots.project(embeddings)
     assert {name: place.shape for name, place in places.items()} == dict.fromkeys(embeddings, (15, 2))
     middle = {name: place.mean(axis=0) for name, place in places.items()}
 
@@ -30,7 +30,7 @@ def test_groups_that_are_alike_stay_together(embeddings):
 
 
 def test_large_groups_are_thinned_out_and_few_images_refused(monkeypatch, embeddings):
-    monkeypatch.setattr(tsne, "MOST", 3)
-    assert {len(place) for place in tsne.project(embeddings).values()} == {3}
+    monkeypatch.setattr(plots, "PROJECTED", 3)
+    assert {len(place) for place in plots.project(embeddings).values()} == {3}
     with pytest.raises(ValueError, match="at least 4 images, not 3"):
-        tsne.project({"retain, images": np.eye(3)})
+        plots.project({"retain, images": np.eye(3)})
