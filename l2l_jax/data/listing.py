@@ -46,8 +46,7 @@ class Lister:
     def __init__(self, root: epath.Path | pathlib.Path):
         self.root, self._linked = epath.Path(root), False
         self._remote = "://" in os.fspath(self.root)
-        self._passed: dict[str, tuple[int, list[str]]] = {}
-        self._counted: set[str] = set()
+        self._passed: dict[str, dict[str, None]] = {}  # paths by reason, each once: folders are listed twice
 
     def level(self, place: str) -> tuple[list[str], list[str]]:
         """Return the names of the folders and of the images in a folder, sorted."""
@@ -55,11 +54,10 @@ class Lister:
         images: list[str] = []
         for name, kind in sorted(self._entries(place)):
             reason = _reason(name, kind)
-            if not reason:
-                (folders if kind == "folder" else images).append(name)
-            elif place not in self._counted:  # a folder may be listed twice
+            if reason:
                 self.pass_over(_join(place, name), reason)
-        self._counted.add(place)
+            else:
+                (folders if kind == "folder" else images).append(name)
         return folders, images
 
     def images(self, place: str) -> list[str]:
@@ -93,15 +91,15 @@ class Lister:
 
     def pass_over(self, path: str, reason: str) -> None:
         """Count a path among those that are not read; "{s}" in the reason is the plural's."""
-        count, first = self._passed.get(reason, (0, []))
-        self._passed[reason] = count + 1, first if count >= 2 else [*first, path]
+        self._passed.setdefault(reason, {})[path] = None
 
     def report(self) -> str:
         """Log what was passed over, once for each folder, and return it; empty if there is nothing."""
-        parts = [
-            f"{count:,} {reason.replace('{s}', 's' * (count > 1))} ({', '.join(paths)}{', …' * (count > 2)})"
-            for reason, (count, paths) in sorted(self._passed.items())
-        ]
+        parts = []
+        for reason, paths in sorted(self._passed.items()):
+            count, named = len(paths), ", ".join([*paths][:2])
+            noun = reason.replace("{s}", "s" * (count > 1))
+            parts.append(f"{count:,} {noun} ({named}{', …' * (count > 2)})")
         if parts:
             grave = any(word in reason for reason in self._passed for word in ("convert", "link", "special"))
             level = logging.WARNING if grave else logging.INFO

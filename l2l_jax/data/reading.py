@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import NamedTuple
@@ -69,14 +69,13 @@ class Reader:
 
     def read(self, rows: Sequence[Row]) -> Rows:
         """Read and transform rows."""
-        with _watch() as started:
-            return [self._read(row, started) for row in rows]
+        return [self._read(row) for row in rows]
 
-    def _read(self, row: Row, started: "_Started") -> np.ndarray | BadImage:
+    def _read(self, row: Row) -> np.ndarray | BadImage:
         source, transform = self._sources[row.set_number], self._transforms[row.set_number]
-        started(source, row.index)
         try:
-            record = source[row.index]
+            with _watched(source, row.index):
+                record = source[row.index]
         except OSError as error:
             return BadImage(str(error.filename or f"record {row.index}"), str(error))
         image = record["image"]
@@ -89,22 +88,15 @@ class Reader:
             return BadImage(record["name"], str(error))
 
 
-_Started = Callable[[Source, int], None]
-"""Notes the image that a thread starts to read."""
-
-
 @contextlib.contextmanager
-def _watch() -> Iterator[_Started]:
-    """Have the console name the image that this thread reads if that does not end."""
+def _watched(source: Source, index: int) -> Iterator[None]:
+    """Have the console name an image if this thread does not come to the end of reading it."""
     reads, thread = _watched_reads(), threading.get_ident()
-
-    def started(source: Source, index: int) -> None:
-        reads[thread] = time.monotonic(), source, index
-
+    reads[thread] = time.monotonic(), source, index
     try:
-        yield started
+        yield
     finally:
-        reads.pop(thread, None)
+        del reads[thread]
 
 
 @functools.cache
@@ -135,8 +127,7 @@ def warn_of_shrinking(source: Source, image_size: int) -> None:
         return
     sizes = []
     for index in map(int, np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int))):
-        with _watch() as started, contextlib.suppress(OSError, ImageError):
-            started(source, index)
+        with _watched(source, index), contextlib.suppress(OSError, ImageError):
             image = source[index]["image"]
             opened = open_image(image) if isinstance(image, bytes) else OpenImage(image, *image.shape[:2])
             sizes.append((opened.height, opened.width))
