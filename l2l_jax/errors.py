@@ -25,12 +25,7 @@ class Diverged(UserError):
 
 
 class Interrupted(Exception):
-    """Training was asked to stop and has saved its state.
-
-    Attributes:
-      step: Last step done.
-      signal_number: Signal that asked.
-    """
+    """Training was asked to stop by the signal `signal_number`, and has saved its state after `step`."""
 
     def __init__(self, step: int, signal_number: int):
         super().__init__(f"stopped after step {step}")

@@ -148,45 +148,20 @@ def test_no_budget():
         assert parse_config(changed("unlearn.retain_budget", value)).unlearn.retain_budget is None
 
 
+BUDGET, LORA, BANK = {"unlearn.retain_budget": 1.1}, {"unlearn.adapter": "lora"}, {"unlearn.noise_bank": 8}
+ENCODER, MAX_LOSS = {"unlearn.method": "encoder"}, {"unlearn.method": "max_loss"}
+ODD = {"unlearn.batch_size": 60, "unlearn.accumulate": 2}
 TOGETHER = [
-    (
-        "digits_mae",
-        {"unlearn.retain_budget": 1.1, "evaluate.tasks": ("random_75",)},
-        "config.evaluate: a retain budget is measured in a mask that all",
-    ),
-    (
-        "digits_mae",
-        {"unlearn.retain_budget": 1.1, "unlearn.alpha": 0.0},
-        "config.unlearn: alpha gives the weight 0: a retain_budget cannot",
-    ),
-    (
-        "digits_mae:encoder",
-        {"unlearn.adapter": "lora", "unlearn.saliency": 0.5},
-        "config.unlearn: .* saliency must be 1",
-    ),
-    ("digits_mae", {"unlearn.adapter": "lora"}, "config.unlearn: .* this method starts from others"),
-    (
-        "digits_mae",
-        {"unlearn.batch_size": 60, "unlearn.accumulate": 2},
-        "batch_size 60 is not a multiple of accumulate × forget_every = 8",
-    ),
+    ("digits_mae", {**BUDGET, "evaluate.tasks": ("random_75",)}, "budget is measured in a mask that all"),
+    ("digits_mae", {**BUDGET, "unlearn.alpha": 0.0}, "alpha gives the weight 0: a retain_budget cannot"),
+    ("digits_mae:encoder", {**LORA, "unlearn.saliency": 0.5}, "saliency must be 1"),
+    ("digits_mae", LORA, "this method starts from others"),
+    ("digits_mae", ODD, "batch_size 60 is not a multiple of accumulate × forget_every = 8"),
     ("digits_mae", {"model.variant": "vit_giant"}, "'vit_giant'; variants of mae: vit_base_patch16, "),
-    (
-        "digits_mae",
-        {"unlearn.noise_bank": 8, "unlearn.method": "encoder"},
-        "this family has no tokenizer: set both to 0",
-    ),
-    (
-        "digits_vqgan",
-        {"unlearn.noise_bank": 8, "unlearn.method": "encoder"},
-        "with config.model.paint_masked the codes depend on the mask",
-    ),
+    ("digits_mae", BANK | ENCODER, "this family has no tokenizer: set both to 0"),
+    ("digits_vqgan", BANK | ENCODER, "with config.model.paint_masked the codes depend on the mask"),
     ("vqgan", {"unlearn.token_bank": 2}, "config.unlearn: token_bank needs a noise_bank"),
-    (
-        "vqgan",
-        {"unlearn.noise_bank": 8, "unlearn.method": "max_loss"},
-        "noise_bank is for the methods encoder and whole, not for 'max_loss'",
-    ),
+    ("vqgan", BANK | MAX_LOSS, "noise_bank is for the methods encoder and whole, not for 'max_loss'"),
     ("digits_mae", {"data": {"forget": "1", "retain": "0"}}, "config.data.source is missing"),
 ]
 
@@ -198,11 +173,9 @@ def test_fields_that_do_not_go_together_are_named(name, fields, message):
 
 
 def test_methods_with_rules_of_their_own_for_these_fields():
-    assert parse_config(
-        override(recipe(), {"unlearn.alpha": 0.0, "unlearn.method": "epsilon"})
-    ).unlearn.weight
-    halves = {"unlearn.batch_size": 60, "unlearn.accumulate": 2, "unlearn.method": "whole"}
-    assert parse_config(override(recipe(), halves)).unlearn.batch_parts == 2
+    epsilon = {"unlearn.alpha": 0.0, "unlearn.method": "epsilon"}
+    assert parse_config(override(recipe(), epsilon)).unlearn.weight == 0.5
+    assert parse_config(override(recipe(), {**ODD, "unlearn.method": "whole"})).unlearn.batch_parts == 2
 
 
 @pytest.mark.parametrize("field", [{"model": {"pretrained": ""}}, {"audit": {"retrained": "train"}}])

@@ -12,9 +12,7 @@ import io
 import json
 import lzma
 import os
-import pathlib
 import resource
-import runpy
 import time
 
 import jax
@@ -49,8 +47,7 @@ FIRST_SEED = int(os.environ.get("L2L_JAX_FUZZ_SEED", "0"))
 GROWTH = 2**30
 """Bytes by which the memory of the process may grow while it reads files of some kilobytes."""
 
-ROOT = pathlib.Path(__file__).parents[1]
-CONFIG = parse_config(runpy.run_path(str(ROOT / "configs/digits_mae.py"))["get_config"]("encoder"))
+CONFIG = parse_config(config_files.read_config("digits_mae:encoder"))
 MAE = SMALL["mae"]
 
 IMAGES = [
@@ -138,32 +135,19 @@ def source(kind, name):
     return check
 
 
-def check_checkpoint(folder, content):
-    (folder / "model.safetensors").write_bytes(content)
-    file = read_checkpoint(folder / "model.safetensors")
-    for array in file.state_dict.values():
-        array.read()
-    check_loaded(folder / "model.safetensors")
+def loaded(name, place=""):
+    """Return a check that loads a model whose file `name` is damaged, from `place` or from that file."""
 
+    def check(folder, content):
+        (folder / name).write_bytes(content)
+        path = folder / (place or name)
+        if path.suffix == ".safetensors":
+            for array in read_checkpoint(path).state_dict.values():
+                array.read()
+        stored_fields(str(path))
+        load_pretrained(path, "mae", MAE.model)
 
-def check_torch(folder, content):
-    (folder / "model.pth").write_bytes(content)
-    check_loaded(folder / "model.pth")
-
-
-def check_loaded(path):
-    stored_fields(str(path))
-    load_pretrained(path, "mae", MAE.model)
-
-
-def check_hub(folder, content):
-    (folder / "config.json").write_bytes(content)
-    check_loaded(folder)
-
-
-def check_card(folder, content):
-    (folder / "saved" / "model.json").write_bytes(content)
-    check_loaded(folder / "saved")
+    return check
 
 
 def check_adapter(folder, content):
@@ -201,6 +185,7 @@ HUB = {"model_type": "vit_mae", "image_size": 16, "patch_size": 4, "num_attentio
        "decoder_num_attention_heads": 4, "layer_norm_eps": 1e-12, "norm_pix_loss": False}  # fmt: skip
 WEIGHTS = safetensors.numpy.save({key: np.ascontiguousarray(x) for key, x in MAE.state_dict.items()})
 ARRAYS = dict(images=np.zeros((6, 4, 4, 3), np.uint8), labels=np.arange(6) % 3)
+TEST = ARRAYS | {"test": np.arange(6) % 2 > 0}
 
 
 @functools.cache
@@ -234,14 +219,14 @@ KINDS = {
     "idx labels": (source("idx", "train-labels-idx1-ubyte"), lambda: damaged(LABELS)),
     "idx gzip": (source("idx", "t10k-images-idx3-ubyte.gz"), lambda: damaged(gzip.compress(PIXELS))),
     "idx xz": (source("idx", "t10k-images-idx3-ubyte.xz"), lambda: damaged(lzma.compress(PIXELS))),
-    "npz": (
-        source("npz", "a.npz"),
-        lambda: damaged(npz(**ARRAYS), npz(test=np.arange(6) % 2 > 0, **ARRAYS), npz(labels=np.zeros(6))),
+    "npz": (source("npz", "a.npz"), lambda: damaged(npz(**ARRAYS), npz(**TEST), npz(labels=np.zeros(6)))),
+    "safetensors": (loaded("model.safetensors"), lambda: damaged(WEIGHTS, WEIGHTS[:4000])),
+    "torch": (loaded("model.pth"), lambda: damaged(torch_file())),
+    "hub config": (loaded("config.json", "."), lambda: other_json(HUB) | damaged(json.dumps(HUB).encode())),
+    "model card": (
+        loaded("saved/model.json", "saved"),
+        lambda: other_json(CARD) | damaged(json.dumps(CARD).encode()),
     ),
-    "safetensors": (check_checkpoint, lambda: damaged(WEIGHTS, WEIGHTS[:4000])),
-    "torch": (check_torch, lambda: damaged(torch_file())),
-    "hub config": (check_hub, lambda: other_json(HUB) | damaged(json.dumps(HUB).encode())),
-    "model card": (check_card, lambda: other_json(CARD) | damaged(json.dumps(CARD).encode())),
     "adapter": (
         check_adapter,
         lambda: damaged(adapter_file(), adapter_file()[:2000]) | other_json(adapter_card()).map(adapter_file),

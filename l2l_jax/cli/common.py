@@ -74,10 +74,7 @@ def parse_flags(
 ) -> tuple[Recipe, pathlib.Path]:
     """Return the config and the workdir that the command line asks for.
 
-    Args:
-      argv: The command line.
-      needs_config: Called after the flags are read, returns whether there must be a config; without one, it
-        is empty.
+    `needs_config` is called after the flags are read; where it is False, a missing config is empty.
 
     Raises:
       UserError: An unknown flag, or a config that cannot be read.
@@ -119,7 +116,8 @@ def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple
     if COMPILE_CACHE.value:
         keep_compiled_programs()
     recipe = config_files.override(recipe, overrides)
-    share_one_arena(_image_size(recipe))
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # the recipe is not checked yet
+        share_one_arena(int(recipe["model"]["image_size"]))
     workdir = workdir_of_flags()
     assert workdir is not None
     return recipe, workdir
@@ -172,23 +170,12 @@ def load_config(recipe: Recipe) -> "Config":
         return parse_config(recipe)
 
 
-def _image_size(recipe: Recipe) -> int:
-    """Return the image size of a recipe that is not checked yet; 0 where it has none."""
-    try:
-        return int(recipe["model"]["image_size"])
-    except (KeyError, TypeError, ValueError):
-        return 0
-
-
 def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Join the other processes of the run, if any, call `program` and turn what it raises into an exit code.
 
-    A process that fails alone ends at once instead of returning, with 1, or `distributed.LOST` if another
-    was lost: the others could not end before it, nor it before them.
-
-    Args:
-      program: Called with `argv` without the flags about processes; may return an exit code.
-      argv: The command line.
+    `program` is called with `argv` without the flags about processes, and may return an exit code. A process
+    that fails alone ends at once instead of returning, with 1, or `distributed.LOST` if another was lost: the
+    others could not end before it, nor it before them.
 
     Returns:
       0, or what `program` returned; 1 for a user's mistake; 128 + signal number if it was asked to stop.
@@ -209,9 +196,7 @@ def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[s
 def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Call a command that runs in one process on files that it is given, and return its exit code.
 
-    Args:
-      command: Called with `argv`; may return an exit code.
-      argv: The command line without the program's name.
+    `argv` is the command line without the program's name.
     """
 
     def checked() -> int | None:
@@ -237,16 +222,12 @@ def _guard(call: Callable[[], int | None]) -> int:
         sys.stdout.flush()
     except BrokenPipeError as error:
         return end_broken_pipe() if output_is_broken() else _failed(error)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Interrupted) as error:
         number = getattr(error, "signal_number", signal.SIGINT)
-        _tell(
-            f"{signal.Signals(number).name}: stopped. Run the same command to resume.", everyone_knows=False
-        )
+        done = f"{error}; the state is saved" if isinstance(error, Interrupted) else "stopped"
+        sentence = f"{signal.Signals(number).name}: {done}. Run the same command to resume."
+        _tell(sentence, everyone_knows=isinstance(error, Interrupted))
         return 128 + number
-    except Interrupted as error:
-        name = signal.Signals(error.signal_number).name
-        _tell(f"{name}: {error}; the state is saved. Run the same command to resume.", everyone_knows=True)
-        return 128 + error.signal_number
     except Exception as error:
         return _failed(error)
     return code or 0
@@ -314,11 +295,9 @@ def _log_plain_lines() -> None:
 
 def _log_as_one_of_several() -> None:
     """Let one process log; the others only warn, and name themselves."""
-    index, count = distributed.place()
-    if index:
-        logger = logging.getLogger("l2l_jax")
-        logger.setLevel(logging.WARNING)
-        (handler,) = logger.handlers
-        handler.setFormatter(logging.Formatter(f"[process {index} of {count}] %(message)s"))
-    else:
-        logging.getLogger("l2l_jax").info("%d processes", count)
+    (index, count), logger = distributed.place(), logging.getLogger("l2l_jax")
+    if index == 0:
+        logger.info("%d processes", count)
+        return
+    logger.setLevel(logging.WARNING)
+    logger.handlers[0].setFormatter(logging.Formatter(f"[process {index} of {count}] %(message)s"))

@@ -15,11 +15,9 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def explanation(error: BaseException, workdir: pathlib.Path | None) -> tuple[str | None, int]:
-    """Return a sentence about an exception, or None if its traceback is needed, and the exit code.
+    """Return a sentence about what a program raised, or None if its traceback is needed, and the exit code.
 
-    Args:
-      error: What a program raised.
-      workdir: Folder that the program writes to, if known.
+    `workdir` is the folder that the program writes to, if known.
     """
     if isinstance(error, UserError):
         return str(error), 1

@@ -61,9 +61,6 @@ def retain_budget(config: Config, reference: Params | None = None) -> RetainBudg
     """Make the budget of `config.unlearn`, measured on validation images at the `budget_task` of the tasks.
 
     Errors are relative to `reference`; None: to the model that is unlearned.
-
-    Raises:
-      UserError: There are no validation images.
     """
     unlearn, model = config.unlearn, config.model
     images = validation_images(config, unlearn.budget_images)
@@ -76,7 +73,11 @@ def retain_budget(config: Config, reference: Params | None = None) -> RetainBudg
 
 
 def validation_images(config: Config, count: int) -> dict[str, np.ndarray]:
-    """Read at most `count` evenly spaced validation images of each set, `[image, height, width, channel]`."""
+    """Read at most `count` evenly spaced validation images of each set, `[image, height, width, channel]`.
+
+    Raises:
+      UserError: There are no validation images.
+    """
     sets = validation_sets(config.data, open_source(config.data, "validation", config.model.image_size))
     images = {}
     for name, source in sets._asdict().items():

@@ -8,7 +8,8 @@ import json
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -235,11 +236,8 @@ def measure_passing(evaluation: Evaluation, name: str, report: Mapping[str, Any]
     Distances are those to the originals of the retain set, which alone should come out.
     """
     passes = {of: np.array(scores) <= report["threshold"] for of, scores in report["scores"].items()}
-    found = {}
-    for title, chosen in (
-        ("all", {of: np.ones(len(x), bool) for of, x in passes.items()}),
-        ("passing", passes),
-    ):
+    whole, found = {of: np.ones(len(x), bool) for of, x in passes.items()}, {}
+    for title, chosen in (("all", whole), ("passing", passes)):
 
         def read(member, chosen=chosen):
             parts = {of: evaluation.observed(member, of, name) for of in chosen}
@@ -397,7 +395,11 @@ def run_apply(
                 continue
             score, refused = decided[place]
             writer.writerow((name, f"{score:.6g}", f"{fitted.threshold:.6g}", action if refused else "pass"))
-            _write_image(source.folder / name, output / name, bool(refused), blur)
+            if refused and not blur:
+                continue
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            write_image = _write_blurred if refused else shutil.copyfile
+            write_image(source.folder / name, output / name)
         output.mkdir(parents=True, exist_ok=True)
         atomic_write(output / "decisions.csv", text.getvalue())
 
@@ -410,7 +412,8 @@ def _reader_of(fitted: Filter, path: pathlib.Path, config: Config, params: Param
     features = fitted.card["features"]
     network: Any = None
     if features == "classifier":
-        network = _Stored(fitted.network, fitted.card)
+        weights = {"sha256": fitted.card["weights"]}
+        network = SimpleNamespace(params=fitted.network, outputs=SmallClassifier.outputs, weights=weights)
     elif features != "encoder":
         network = _open(features)
     config = dataclasses.replace(config, filter=dataclasses.replace(config.filter, features=features))
@@ -425,26 +428,7 @@ def _reader_of(fitted: Filter, path: pathlib.Path, config: Config, params: Param
     return reader
 
 
-def _write_image(file: pathlib.Path, target: pathlib.Path, refused: bool, blur: bool) -> None:
-    """Copy an image that passes, and blur one that does not, if that is asked for."""
-    if refused and not blur:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not refused:
-        shutil.copyfile(file, target)
-        return
+def _write_blurred(file: pathlib.Path, target: pathlib.Path) -> None:
     pixels = jnp.asarray(open_image(file.read_bytes()).pixels(), jnp.float32)
     image = blurred(pixels[None], BLUR * min(pixels.shape[:2]))[0]
     Image.fromarray(np.rint(np.asarray(image)).astype(np.uint8)).save(target.with_suffix(".png"))
-
-
-class _Stored(NamedTuple):
-    """The small classifier of a filter's file."""
-
-    params: Mapping[str, np.ndarray]
-    card: Mapping[str, Any]
-    outputs: Any = SmallClassifier.outputs
-
-    @property
-    def weights(self) -> dict[str, Any]:
-        return {"sha256": self.card["weights"]}

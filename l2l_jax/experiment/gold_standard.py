@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from l2l_jax import shipped
@@ -54,8 +54,7 @@ def gold_standard(
         origins.append(origin)
     if not models:
         return None
-    ratios = [_retain_ratio(config, original, params) for params in models.values()]
-    ratio, images = max(ratios, key=lambda found: found[0].value)
+    ratio, images = _retain_ratio(config, original, models.values())
     seeds = shipped.card(given[0]).get("seeds") if len(given) == 1 and given[0] in shipped.names() else None
     fair = ratio.value <= FAIR_RATIO
     if not fair:
@@ -158,11 +157,18 @@ def _trained(config: Config, original: Params, folder: pathlib.Path, redo: bool 
         return params, str(folders.pretrained)
 
 
-def _retain_ratio(config: Config, original: Params, retrained: Params) -> tuple[Interval, str]:
-    """Return the masked MSE on retain images, retrained over original, and the split it was measured on."""
+def _retain_ratio(
+    config: Config, original: Params, retrained: Iterable[Params]
+) -> tuple[Interval, SplitName]:
+    """Return the largest ratio of masked MSEs on retain images, retrained over original, and their split."""
     split_name: SplitName = "validation" if config.data.validation_fraction else "test"
     source = open_source(config.data, split_name, config.model.image_size)
     choose = validation_sets if split_name == "validation" else evaluation_sets
     images = choose(config.data, source).retain
-    before, after = (masked_errors(config, params, images) for params in (original, retrained))
-    return bootstrap(lambda i: after[i].mean(-1) / before[i].mean(-1), len(before)), split_name
+    before = masked_errors(config, original, images)
+
+    def ratio(params: Params) -> Interval:
+        after = masked_errors(config, params, images)
+        return bootstrap(lambda i: after[i].mean(-1) / before[i].mean(-1), len(before))
+
+    return max(map(ratio, retrained), key=lambda interval: interval.value), split_name
