@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
-import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -14,19 +13,16 @@ from l2l_jax.train.checkpoint import Checkpointer
 from l2l_jax.train.optim import TrainingConfig, make_optimizer
 from l2l_jax.train.sharding import MeshConfig
 from l2l_jax.train.step import placed_state
-from tests.train.families import MODELS, params_of
 
 OPTIMIZER = make_optimizer(TrainingConfig(steps=10, batch_size=8, learning_rate=0.1))
 
 
-@pytest.fixture(scope="module")
-def params():
-    return {"encoder": params_of(MODELS["mae"])["encoder"]}
+PARAMS = {"kernel": np.zeros((64, 64), np.float32), "bias": np.zeros(64, np.float32)}  # one is split
 
 
-def state_on(params, data, model):
+def state_on(data, model):
     mesh = sharding.make_mesh(jax.devices()[: data * model], MeshConfig(data, model))
-    return placed_state(sharding.place(params, mesh), OPTIMIZER, mesh, ema=True)
+    return placed_state(sharding.place(PARAMS, mesh), OPTIMIZER, mesh, ema=True)
 
 
 def test_threads_save_at_the_same_time(tmp_path):
@@ -51,18 +47,18 @@ def after_pmap(state):
     return jax.device_put(state, NamedSharding(Mesh(np.array(jax.devices()), ("batch",)), P()))
 
 
-def test_any_mesh_restores_the_checkpoint_of_any_other(params, tmp_path, caplog, monkeypatch):
+def test_any_mesh_restores_the_checkpoint_of_any_other(tmp_path, caplog, monkeypatch):
     """8x1 → 4x2 → 1x8 → one device → 2x2 → pmap → 8x1, each saving what it restored."""
-    monkeypatch.setattr(training_state, "SLICED_FROM", 2**11)  # eighths of the large kernels
+    monkeypatch.setattr(training_state, "SLICED_FROM", 2**11)  # eighths of the kernel
     rng = np.random.default_rng(0)
-    state = state_on(params, 8, 1)
+    state = state_on(8, 1)
     expected = jax.tree.map(lambda x: rng.integers(0, 99, x.shape).astype(x.dtype), state)
     state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), expected, state)
     for step, sizes in enumerate([(4, 2), (1, 8), (1, 1), (2, 2), "pmap", (8, 1)]):
         checkpointer = Checkpointer(tmp_path)
         checkpointer.save(step, state, {"place": step})
         checkpointer.wait()
-        like = after_pmap(state_on(params, 8, 1)) if sizes == "pmap" else state_on(params, *sizes)
+        like = after_pmap(state_on(8, 1)) if sizes == "pmap" else state_on(*sizes)
         with caplog.at_level("INFO", logger="l2l_jax"):
             state, place = checkpointer.restore_newest(like)
         checkpointer.close()
