@@ -35,7 +35,7 @@ def close(found, expected):
 )
 def test_the_loop_gives_the_same_gradients(family, remats):
     """MAGE's blocks are those of MAE; test_published_recipes.py trains it in the loop in every run."""
-    deep = MODELS[family].replace(depth=3, decoder_depth=3)
+    deep = MODELS[family].replace(depth=3)
     params = params_of(deep)
     expected, plain = gradients(deep, params)
     for remat in remats:
@@ -43,7 +43,7 @@ def test_the_loop_gives_the_same_gradients(family, remats):
         assert jax.tree.structure(model.shapes()) == jax.tree.structure(params)  # on disk they are the same
         found, looped = gradients(model, params)
         close(found, expected)
-        assert looped.as_text().count(" dot(") < plain.as_text().count(" dot(") / 2
+        assert looped.as_text().count(" dot(") < 0.7 * plain.as_text().count(" dot(")  # two blocks, not four
 
 
 DEEPER = {"mae": dict(depth=2, decoder_depth=2), "palette": dict(res_blocks=2)}
