@@ -374,13 +374,8 @@ class LatentDiffusion(Model):
     ) -> Array:
         """Return whole decoded images, with everything random given, standard normal and like the latents.
 
-        Args:
-          params: All parts.
-          images: Originals.
-          mask: True where pixels are missing.
-          noise: The first latents.
-          posterior: Makes a sample of the latents of the masked image.
-          **how: See `_steps`.
+        `noise` are the first latents; `posterior` makes a sample of the latents of the masked image; `how` is
+        for `_steps`.
         """
         mask = self._check_mask(mask)[None, ..., None]
         *_, mean, log_variance, small = self._split(self.encode_images(params, images, jnp.asarray(mask)))

@@ -59,7 +59,7 @@ class MAGE(Model):
       width, depth, num_heads: Encoder; decoder_…: decoder.
       embedding_std: Of fresh word and position embeddings; greater ones learn faster from nothing.
       codebook_size, codebook_width, base_channels, channel_multipliers, num_res_blocks, groups: Tokenizer,
-        see `VQGAN`.
+        see `vqgan.Levels`.
       dropped: Share of the tokens that the encoder is not given, rounded up to whole tokens.
       mask_mean, mask_std: Of the share of masked tokens, dropped ones included: a normal distribution
         truncated to [`dropped`, 1], drawn once per batch.
