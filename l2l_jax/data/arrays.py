@@ -5,6 +5,7 @@ Nothing here loads JAX: worker processes import this module.
 
 import functools
 import gzip
+import hashlib
 import io
 import lzma
 import math
@@ -34,6 +35,12 @@ FASHION = epath.Path(__file__).parent / "fashion"
 FASHION_CLASSES = tuple(
     ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
 )
+
+FASHION_SHA256 = {
+    "train": "3e4733ae8450a2837c1f62ea9946542fde2197204feb158e5b790257ac34143a",
+    "test": "8e8b02fc2db0ff9ed2d481ff30f8bd7cc5c88205cb131d7f4a0c19448f6957c9",
+}
+"""Digests of the pixels, followed by the labels."""
 
 IDX_PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 IDX_ENDINGS = {"images": "idx3-ubyte", "labels": "idx1-ubyte"}
@@ -66,7 +73,10 @@ def open_digits(split: SplitName, image_size: int) -> ArraySource:
 @functools.cache
 def open_fashion(split: SplitName) -> ArraySource:
     """Open the training or test images of the subset of Fashion-MNIST."""
-    return ArraySource(*read_idx_split(FASHION, split), FASHION_CLASSES, f"fashion/{split}")
+    images, labels = read_idx_split(FASHION, split)
+    if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != FASHION_SHA256[split]:
+        raise UserError(f"The {split} images in {FASHION} are not those of this package; reinstall it.")
+    return ArraySource(images, labels, FASHION_CLASSES, f"fashion/{split}")
 
 
 def open_idx(config: SourceConfig, split: SplitName) -> ArraySource:

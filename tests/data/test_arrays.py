@@ -11,6 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from l2l_jax.data import arrays
 from l2l_jax.data.arrays import EXPONENTS, GeneratedImages, NoiseImages, open_digits, spectrum_noise
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.sources import open_source
@@ -105,7 +106,7 @@ def test_missing_idx_files(tmp_path):
         open_idx(tmp_path)
 
 
-def test_the_subset_of_fashion_mnist():
+def test_the_subset_of_fashion_mnist(monkeypatch):
     """Digests of the decoded pixels and labels, computed from the original files by another program."""
     names = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
     digests = {
@@ -118,6 +119,10 @@ def test_the_subset_of_fashion_mnist():
         np.testing.assert_array_equal(np.bincount(source.labels), [count] * 10)
         pixels = b"".join(source[i]["image"][..., 0].tobytes() for i in range(len(source)))
         assert hashlib.sha256(pixels + bytes(source.labels.tolist())).hexdigest() == digests[split]
+    monkeypatch.setitem(arrays.FASHION_SHA256, "test", "0" * 64)
+    arrays.open_fashion.cache_clear()
+    with pytest.raises(UserError, match="are not those of this package; reinstall it"):
+        arrays.open_fashion("test")
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 4, 5, 3), np.uint8)
