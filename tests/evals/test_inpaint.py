@@ -12,9 +12,9 @@ from l2l_jax.evals.inpaint import Inpainter
 from l2l_jax.evals.runner import BatchedRunner
 from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.models.mae.model import MAE
-from tests.fixtures.training import SMALL
+from tests.fixtures.configs import SIZES
 
-SMALL_MAE = MAE(image_size=16, patch_size=4, **SMALL)
+SMALL_MAE = MAE(image_size=16, patch_size=4, **SIZES)
 PARAMS = functools.cache(lambda: jax.jit(SMALL_MAE.init)(jax.random.key(0)))
 
 
