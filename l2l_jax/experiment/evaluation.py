@@ -23,13 +23,8 @@ def evaluate_models(
 ) -> dict[str, Any]:
     """Inpaint and measure with the original and the unlearned model; write `workdir/evaluation/figures.json`.
 
-    Args:
-      config: The models' configuration, and what to evaluate.
-      workdir: Folder of a run, or a new one if `config.pretrained` and `unlearned` name the models.
-      unlearned: A saved model or checkpoint file; None: `unlearned` of the workdir.
-
-    Returns:
-      What figures.json holds, see docs/concepts/evaluation.md.
+    The unlearned model is a saved model or checkpoint file, by default that of the workdir. Returns what
+    figures.json holds, see docs/concepts/evaluation.md.
 
     Raises:
       UserError: There is no model to evaluate, or the config is wrong.
@@ -82,14 +77,10 @@ def _check_models(paths: Mapping[str, pathlib.Path], *, given: bool) -> None:
 def evaluate_folders(
     images: pathlib.Path, reference: pathlib.Path, folder: pathlib.Path, config: Config | None = None
 ) -> dict[str, Any]:
-    """Compare reconstructions with their originals; write `folder/figures.json`.
+    """Compare the inpainted images of a folder with their originals; write `folder/figures.json`.
 
-    Args:
-      images: Folder of inpainted images.
-      reference: Folder of their originals.
-      folder: Folder of the results and of the stored observations.
-      config: Its section `evaluate` says which networks are used; with "classifier" its training images
-        train one. None: all published networks, and no classifier.
+    `config.evaluate` says which networks are used, and the config's training images train a classifier; by
+    default they are all published networks, without a classifier.
 
     Raises:
       UserError: A folder holds no images, or names that do not go together.
@@ -98,8 +89,7 @@ def evaluate_folders(
         inpainted, originals = open_images(images, "--images"), open_images(reference, "--reference")
         if config is None:
             every = EvaluationConfig(features="none", networks=get_args(NetworkName))
-            networks, missing = open_networks(every)
-            batch_size = EvaluationConfig.batch_size
+            (networks, missing), batch_size = open_networks(every), every.batch_size
         else:
             evaluation = Evaluation(config, folder)
             networks, missing = evaluation.networks, evaluation.missing

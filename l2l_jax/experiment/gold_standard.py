@@ -44,16 +44,16 @@ def gold_standard(
     """
     models: dict[str, Params] = {}
     origins, given = [], _named(config)
+    if not given:
+        return None
     for number, name in enumerate(given, 1):
         key = "retrained" if number == 1 else f"retrained_{number}"
         if name == TRAIN:
-            models[key], origin = _trained(config, original, folder, redo)
+            models[key], name = _trained(config, original, folder, redo)
         else:
             with barrier():
-                models[key], origin = _loaded(config, name), name
-        origins.append(origin)
-    if not models:
-        return None
+                models[key] = _loaded(config, name)
+        origins.append(name)
     ratio, images = _retain_ratio(config, original, models.values())
     seeds = shipped.card(given[0]).get("seeds") if len(given) == 1 and given[0] in shipped.names() else None
     fair = ratio.value <= FAIR_RATIO

@@ -44,13 +44,7 @@ class Outlook(Hook):
     """An overview of a run's phases, and as a hook an estimate of their durations.
 
     The estimate takes every training to be as fast per image as the one that is timed, and a forward pass to
-    be a third of a training step.
-
-    Args:
-      config: The experiment.
-      folders: Its workdir; finished models are read from there.
-      evaluation: Its test images.
-      auditor: Its audit, if there is one.
+    be a third of a training step. Finished models are read from the workdir.
     """
 
     def __init__(self, config: Config, folders: Workdir, evaluation: Evaluation, auditor: Audit | None):

@@ -79,8 +79,7 @@ def pretrain(
 ) -> Params:
     """Train a model from nothing on the images of `source`, in the phases of `config.pretrain`.
 
-    `folder` keeps a folder of checkpoints and metrics for each phase; `title` begins their names in messages,
-    and `hooks` are called after each of their steps.
+    `folder` keeps a folder for each phase; `title` begins their names in messages.
     """
     params = jax.device_get(jax.jit(config.model.init)(jax.random.key(config.seed)))
     for name in (stage.name for stage in config.model.pretraining_stages()):
@@ -97,10 +96,8 @@ def model_card(config: Config, origin: str) -> dict[str, Any]:
 class Retrained(NamedTuple):
     """A model that was trained without the forget set.
 
-    Attributes:
-      params: Its parameters.
-      length: Length of its training, in lengths of the original's.
-      ratio: Ratio of its masked MSE on retain validation images to the original's.
+    `length` is that of its training in lengths of the original's, `ratio` that of its masked MSE on retain
+    validation images to the original's.
     """
 
     params: Params

@@ -127,9 +127,7 @@ class Workdir:
     def check_inputs(self, identify: Callable[[], Mapping[str, dict[str, Any]]]) -> None:
         """Check that the models here were made from these images and weights, wherever they are stored.
 
-        Args:
-          identify: Returns identities by keys of `INPUTS`, such as those of `identify_images`; called in the
-            primary process.
+        `identify` returns identities by keys of `INPUTS`; the primary process calls it.
 
         Raises:
           UserError: They were made from others.

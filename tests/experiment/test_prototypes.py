@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from l2l_jax.config import parse_config
-from l2l_jax.config_files import read_config
+from l2l_jax.config_files import override, read_config
 from l2l_jax.data.arrays import PrototypeImages, open_digits
 from l2l_jax.errors import UserError
 from l2l_jax.experiment.phase import training_sets
@@ -12,9 +12,9 @@ from l2l_jax.experiment.prototypes import PER_CLASS
 
 
 def config(path, **data):
-    recipe = read_config("digits_mae")
-    given = dict(recipe["data"]) | {"retain_images": "generated", "prototypes": str(path), **data}
-    return parse_config({**recipe, "data": given})
+    given = {"retain_images": "generated", "prototypes": str(path), **data}
+    fields = {f"data.{name}": value for name, value in given.items()}
+    return parse_config(override(read_config("digits_mae"), fields))
 
 
 def stored(path):
