@@ -1,6 +1,7 @@
 """Images, measurements and trainings that attacks share, compiled once for all models."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -169,10 +170,13 @@ class Bench:
                 progress.update(len(inpainted))
         return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
-    def features(self, params: Params, images: ImageSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return encoder features `[image, feature]` by layer, and class ids."""
+    def features(
+        self, params: Params, images: ImageSet, draws: int
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return encoder features `[image, draw, feature]` by layer, and class ids."""
         size, seed = self.config.evaluate.batch_size, self.config.seed
-        return self.shared("features", lambda: EncoderFeatures(self.model, size, seed))(params, images)
+        make = functools.partial(EncoderFeatures, self.model, size, seed, draws)
+        return self.shared(("features", draws), make)(params, images)
 
     def train(
         self, target: Target, variant: str, training: Training, measured_at: tuple[int, ...], seed: int

@@ -1,6 +1,7 @@
 """Features that an encoder computes of images, layer by layer, averaged over places."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -36,7 +37,7 @@ def embed_images(
         for set_name, images in tests.items():
             layers, labels = compute(params, images)
             chosen = np.linspace(0, len(labels) - 1, min(len(labels), EMBEDDED)).astype(int)
-            found.features[name][set_name] = list(layers.values())[-1][chosen]
+            found.features[name][set_name] = list(layers.values())[-1][chosen, 0]
             found.labels[set_name] = labels[chosen]
     return found
 
@@ -44,24 +45,30 @@ def embed_images(
 class EncoderFeatures:
     """Encoder features by layer, averaged over places; compiled once for any number of models.
 
-    Layers are the encoder's modules in their order, and then its output. `seed` decides the corruption.
+    Layers are the encoder's modules in their order, and then its output. `seed` decides the corruptions, of
+    which every image gets as many as there are `draws`.
     """
 
-    def __init__(self, model: Model, batch_size: int, seed: int):
+    def __init__(self, model: Model, batch_size: int, seed: int, draws: int = 1):
         # Layers inside `remat` or `scan` cannot be intercepted.
         inlined = {name: False for name in ("remat", "scan") if getattr(model, name, False)}
         self._model = dataclasses.replace(cast(Any, model), **inlined) if inlined else model
         self._order: list[str] = []
+        self._draws = draws
         self._runner = BatchedRunner(per_image(self._features, seed), batch_size)
 
     def __call__(self, params: Params, images: ImageSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return features `[image, feature]` by layer, float32, and class ids `[image]`."""
+        """Return features `[image, draw, feature]` by layer, float32, and class ids `[image]`."""
         blocks = [(found, good.labels) for good, found in self._runner.over(params, images, "features")]
         features = {name: np.concatenate([found[name] for found, _ in blocks]) for name in self._order}
         return features, np.concatenate([labels for _, labels in blocks])
 
     def _features(self, params: Params, image: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        """Return the features of one image, `[channel]` each."""
+        """Return the features of one image, `[draw, channel]` each."""
+        keys = jax.random.split(key, self._draws)
+        return jax.vmap(functools.partial(self._features_of_draw, params, image))(keys)
+
+    def _features_of_draw(self, params: Params, image: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         found: dict[str, jax.Array] = {}
 
         def add_averaged(name, returned):

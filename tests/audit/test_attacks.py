@@ -227,10 +227,11 @@ def test_the_probe_tells_classes_apart_or_one_class_from_the_retained(bench, tra
     labels = np.asarray(training.forget.labels) if classes > 1 else np.full(len(training.forget), 5)
     forget = SimpleNamespace(labels=labels)
 
-    def features(params, images):
+    def features(params, images, draws):
         names = np.asarray(images.labels) if classes > 1 else np.where(np.asarray(images.labels) > 4, 5, 0)
-        coded = np.eye(10)[names] + 0.01 * np.random.default_rng(0).standard_normal((len(names), 10))
-        return {"useless": np.ones((len(names), 3)), "classes": coded}, names
+        noise = np.random.default_rng(0).standard_normal((len(names), draws, 10))
+        coded = np.eye(10)[names][:, None] + 0.01 * noise
+        return {"useless": np.ones((len(names), draws, 3)), "classes": coded}, names
 
     known = SimpleNamespace(
         training=SimpleNamespace(forget=forget, retain=None), sets=bench.sets, features=features,
@@ -240,25 +241,27 @@ def test_the_probe_tells_classes_apart_or_one_class_from_the_retained(bench, tra
     assert set(points) == {"useless", "classes"}
     for name in ("validation", "forget"):
         right, label = points["classes"][name]["right"], points["classes"][name]["label"]
-        assert right.all() and len(np.unique(label)) == max(classes, 2)
+        assert (right == 1).all() and len(np.unique(label)) == max(classes, 2)
         assert points["useless"][name]["right"].mean() < 0.7
 
 
 def test_each_half_is_judged_by_the_other():
-    """Labels by the sign of a feature; in every second image of a class, the other sign."""
-    labels = np.repeat([0, 1], 20)
-    features = (labels * 2.0 - 1)[:, None] * np.where(np.arange(40) % 2, -1, 1)[:, None]
-    assert not cross_validated(features, labels).any()
-    assert cross_validated(features * np.where(np.arange(40) % 2, -1, 1)[:, None], labels).all()
+    """Labels by the sign of a feature; in every second image of a class, and in one draw of four, another."""
+    labels, halves = np.repeat([0, 1], 20), np.where(np.arange(40) % 2, -1, 1)
+    features = (labels * 2.0 - 1)[:, None, None] * np.array([1, 1, 1, -1])[None, :, None]
+    np.testing.assert_array_equal(cross_validated(features, labels), np.full(40, 0.75))
+    np.testing.assert_array_equal(
+        cross_validated(features * halves[:, None, None], labels), np.full(40, 0.25)
+    )
 
 
 @pytest.mark.filterwarnings("error")
 def test_the_probe_converges_and_is_as_good_as_an_unregularized_one():
     pixels, labels = load_digits(return_X_y=True)
-    probe = fit_probe(pixels[::2], labels[::2])
+    right = fit_probe(pixels[::2, None], labels[::2])
     peer = LogisticRegression(C=10, max_iter=5000).fit(pixels[::2] / 16, labels[::2])
     expected = (peer.predict(pixels[1::2] / 16) == labels[1::2]).mean()
-    assert (probe(pixels[1::2]) == labels[1::2]).mean() == pytest.approx(expected, abs=0.02)
+    assert right(pixels[1::2, None], labels[1::2]).mean() == pytest.approx(expected, abs=0.02)
 
 
 def test_noise_on_weights_has_the_size_it_says():
@@ -301,7 +304,7 @@ def test_features_of_every_layer_are_means_over_places(evaluation, field):
     model = dataclasses.replace(config().model, width=8, depth=2, num_heads=2, **{field: True})
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     tests = evaluation.tests["forget"]
-    found, labels = EncoderFeatures(model, 256, seed=3)(params, tests)
+    found, labels = EncoderFeatures(model, 256, seed=3, draws=2)(params, tests)
     assert list(found) == ["patch_embed", "blocks_0", "blocks_1", "norm", OUTPUT]
     np.testing.assert_array_equal(labels, tests.labels)
     rows = image_rows(tests.read(np.arange(len(tests))), "features")
@@ -310,7 +313,11 @@ def test_features_of_every_layer_are_means_over_places(evaluation, field):
     def encode(image, key):
         return model.encode(params["encoder"], model.corrupt(params, image[None], key))[0].mean(0)
 
-    expected = jax.vmap(encode)(rows["images"], image_keys(3, rows))
+    keys = jax.vmap(lambda key: jax.random.split(key, 2))(image_keys(3, rows))
+    expected = jax.vmap(lambda image, two: jax.vmap(lambda key: encode(image, key))(two))(
+        rows["images"], keys
+    )
+    assert not np.allclose(expected[:, 0], expected[:, 1])
     np.testing.assert_allclose(found[OUTPUT], expected, atol=1e-5)
     np.testing.assert_allclose(found["norm"], expected, atol=1e-5)
 
