@@ -211,8 +211,6 @@ class MarginTest(NamedTuple):
 
 
 def _normal(excess: np.ndarray, error: np.ndarray, freedom: int) -> MarginTest:
-    """Return the tests of an estimate with a standard error."""
-
     def statistics(margin):
         scaled = (margin - excess) / np.maximum(error, 1e-12)
         return scaled, scaled

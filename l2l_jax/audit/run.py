@@ -191,7 +191,6 @@ class Audit:
 
 
 def _mean(runs: Sequence[Points]) -> Points:
-    """Return the mean of every measurement over runs of one attack."""
     if len(runs) == 1:
         return runs[0]
     arrays = [flatten_dict(run, sep="/") for run in runs]

@@ -136,8 +136,6 @@ def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -
 
 
 class _Cells:
-    """Trains and measures cells of one experiment."""
-
     def __init__(self, config: Config, workdir: pathlib.Path):
         self._config, self._folder = config, workdir / "front"
         self._setup = Setup(config, workdir, self._folder / "audit")
@@ -237,7 +235,6 @@ class _Cells:
 
 
 def _measured_sources(config: Config) -> dict[str, Split]:
-    """Return the images that errors are measured on, by kind."""
     size = config.model.image_size
     choose = dict(zip(KINDS, (validation_sets, evaluation_sets), strict=True))
     return {kind: choose[kind](config.data, open_source(config.data, kind, size)) for kind in KINDS}

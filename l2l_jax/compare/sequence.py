@@ -119,7 +119,6 @@ def _forgetting(config: Config, names: Sequence[str]) -> Config:
 
 
 def _to_forget(config: Config, name: str, train: Source) -> Source:
-    """Return the training images of a class."""
     return splits.training_sets(_forgetting(config, [name]).data, train, config.model.image_size).forget
 
 

@@ -76,7 +76,10 @@ class Evaluation:
       tests: Test images by set.
       inpainters: By name of the task; those of `Model.alternatives`, such as other prompts, come last.
       class_names: Names of the class ids.
+      missing: Why metrics of networks that are not there are not available, by name; set with `networks`.
     """
+
+    missing: dict[str, str]
 
     def __init__(self, setup: EvaluationSetup, folder: pathlib.Path):
         data, size = setup.data, setup.model.image_size
@@ -115,25 +118,17 @@ class Evaluation:
         """The inpainter of the first task."""
         return next(iter(self.inpainters.values()))
 
-    @property
-    def networks(self) -> dict[str, FeatureNetwork]:
-        """The feature networks by name."""
-        return self._opened[0]
-
-    @property
-    def missing(self) -> dict[str, str]:
-        """Why metrics are not available, by name: those of networks that are not there."""
-        return self._opened[1]
-
     @functools.cached_property
-    def _opened(self) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
-        networks, missing = open_networks(self._setup.evaluate)
+    def networks(self) -> dict[str, FeatureNetwork]:
+        """The feature networks by name; opened by all processes at the same point."""
+        networks, self.missing = open_networks(self._setup.evaluate)
         if self._classifier_images is not None:
-            return {**networks, "classifier": SmallClassifier(*self._classifier_images)}, missing
+            return {**networks, "classifier": SmallClassifier(*self._classifier_images)}
         none = self._setup.evaluate.features == "none"
         needed = f"the classifier needs {SPLITS} test images of each set"
         reason = "config.evaluate.features is 'none'" if none else needed
-        return networks, missing | dict.fromkeys([*metrics_of("classifier"), "accuracy"], reason)
+        self.missing |= dict.fromkeys([*metrics_of("classifier"), "accuracy"], reason)
+        return networks
 
     @functools.cached_property
     def _classifier_images(self) -> tuple[np.ndarray, np.ndarray] | None:

@@ -159,7 +159,10 @@ def fit(
     rng = np.random.default_rng(seed)
     if config.acceptable == MINED:
         acceptable = acceptable[mined(undesired, acceptable, rng)]
-    references = [np.concatenate([x, _drawn(x, config.augment, rng)]) for x in (undesired, acceptable)]
+    references = []
+    for x in (undesired, acceptable):
+        drawn = rng.normal(x.mean(0), x.std(0, ddof=1), (config.augment, x.shape[1]))
+        references.append(np.concatenate([x, drawn]))
     z = references[0].mean(0) - references[1].mean(0) if config.direction == "mean" else _normal(*references)
     direction = (z / max(np.linalg.norm(z), 1e-12)).astype(np.float32)
     if config.false_alarms == "mean":
@@ -203,12 +206,7 @@ def mined(undesired: np.ndarray, pool: np.ndarray, rng: np.random.Generator) -> 
     return np.sort(rng.choice(found, min(len(found), len(undesired)), replace=False))
 
 
-def _drawn(features: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.normal(features.mean(0), features.std(0, ddof=1), (count, features.shape[1]))
-
-
 def _normal(undesired: np.ndarray, acceptable: np.ndarray) -> np.ndarray:
-    """Return the normal of a linear support vector machine, towards the undesired references."""
     from sklearn.svm import LinearSVC  # start-up time
 
     features = np.concatenate([undesired, acceptable])

@@ -83,7 +83,6 @@ def standard_interval(
 def _resample(
     statistic: Callable, counts: tuple[int, ...], resamples: int, seed: int, *, vectorized: bool
 ) -> np.ndarray:
-    """Return the statistic of every resample, `[resample]`."""
     import scipy.stats  # start-up time: 0.7 s
 
     if min(counts) == 1:  # a single image does not vary

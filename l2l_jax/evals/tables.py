@@ -2,13 +2,13 @@
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tabulate import tabulate
 
 from l2l_jax.evals.evaluator import Evaluation, ModelMetrics
-from l2l_jax.evals.metrics import METRICS, SetMetrics
+from l2l_jax.evals.metrics import METRICS
 from l2l_jax.utils.io import atomic_write
 
 
@@ -25,37 +25,25 @@ def metrics_json(evaluation: Evaluation, results: Mapping[str, ModelMetrics]) ->
         }
         for task in first.tasks
     }
+    real_images = {task: result.real_images for task, result in first.tasks.items()}
+    return {"tasks": tasks, "real_images": real_images, **facts_json(evaluation, results)}
+
+
+def facts_json(evaluation: Evaluation, results: Mapping[str, ModelMetrics]) -> dict[str, Any]:
+    """Return titles of tasks, why metrics are not available or unreliable, networks and test images."""
+    tasks = [task for result in results.values() for task in result.tasks.values()]
+    found = [metrics for task in tasks for metrics in task.sets.values()]
+    missing = [evaluation.missing, *(metrics.missing for metrics in found)]
     return {
-        "tasks": tasks,
         "titles": {name: inpainter.task.title for name, inpainter in evaluation.inpainters.items()},
-        "real_images": {task: result.real_images for task, result in first.tasks.items()},
-        "not_available": not_available(evaluation, results),
-        "unreliable": unreliable(results),
+        "not_available": {name: why for reasons in missing for name, why in reasons.items()},
+        "unreliable": {name: why for metrics in found for name, why in metrics.unreliable.items()},
         "networks": {name: dict(network.weights) for name, network in evaluation.networks.items()},
         "test_images": {
             name: {"count": len(images), "skipped": images.skipped}
             for name, images in evaluation.tests.items()
         },
     }
-
-
-def not_available(evaluation: Evaluation, results: Mapping[str, ModelMetrics]) -> dict[str, str]:
-    """Return why metrics are not available, by name."""
-    missing = dict(evaluation.missing)
-    for found in _all_sets(results):
-        missing |= found.missing
-    return missing
-
-
-def unreliable(results: Mapping[str, ModelMetrics]) -> dict[str, str]:
-    """Return why metrics need more test images, by name."""
-    return {name: why for found in _all_sets(results) for name, why in found.unreliable.items()}
-
-
-def _all_sets(results: Mapping[str, ModelMetrics]) -> Iterator[SetMetrics]:
-    for result in results.values():
-        for task in result.tasks.values():
-            yield from task.sets.values()
 
 
 def format_models(report: Mapping[str, Any], style: str = "simple") -> str:

@@ -12,7 +12,7 @@ from l2l_jax.config import Config
 from l2l_jax.data.bad_images import read_lists
 from l2l_jax.evals.encoder_features import EmbeddedImages
 from l2l_jax.evals.evaluator import Evaluation, ModelMetrics
-from l2l_jax.evals.tables import not_available, unreliable
+from l2l_jax.evals.tables import facts_json
 from l2l_jax.experiment.workdir import Workdir, original_path
 from l2l_jax.report.write import Drawings, write_report
 from l2l_jax.utils.runtime import peak_memory
@@ -45,13 +45,13 @@ def report_run(
     audit, attacked = audited
     stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
     trainings = {path.name: path for path in (*stages, folders.unlearn) if path.exists()}
-    tests, first = evaluation.tests, jax.devices()[0]
+    first = jax.devices()[0]
     report = {
         **{name: result.metrics for name, result in results.items()},
         "task": evaluation.inpainter.task.name,
         "class_names": {
             name: [str(evaluation.class_names[i]) for i in np.unique(images.labels)]
-            for name, images in tests.items()
+            for name, images in evaluation.tests.items()
         },
         "classes": {
             name: {of: found.classes for of, found in result.first.sets.items()}
@@ -69,13 +69,7 @@ def report_run(
             }
             for task in results["original"].tasks
         },
-        "titles": {name: inpainter.task.title for name, inpainter in evaluation.inpainters.items()},
-        "not_available": not_available(evaluation, results),
-        "unreliable": unreliable(results),
-        "networks": {name: dict(network.weights) for name, network in evaluation.networks.items()},
-        "test_images": {
-            name: {"count": len(images), "skipped": images.skipped} for name, images in tests.items()
-        },
+        **facts_json(evaluation, results),
         "bad_training_images": {name: read_lists(path) for name, path in trainings.items()},
         **_facts_of_models(folders, config),
         "audit": audit,

@@ -119,7 +119,6 @@ def _draw_panel(axis: Axes, found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _panels(count: int, width: float, height: float, dpi: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels in one or two columns."""
     columns = min(count, 2)
     lines = math.ceil(count / columns)
     figure = Figure(figsize=(width * columns, height * lines), dpi=dpi, layout="constrained")

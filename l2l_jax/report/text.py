@@ -74,39 +74,28 @@ def _number(count: int) -> str:
     return NUMBERS[count] if count < len(NUMBERS) else str(count)
 
 
-def _culprits(count: int, strongest: str) -> str:
-    if count < 2:
-        return f"one attack brings knowledge back ({strongest})"
-    return f"{_number(count)} attacks bring knowledge back (the strongest: {strongest})"
-
-
 def _verdict(verdict: Mapping[str, Any], names: str) -> str:
-    """Return the verdict of a comparison with a retrained model."""
     title, finding, count = verdict["title"], verdict["finding"], verdict["attacks"]
     never_saw = "a model that never saw them"
+    more, no_more = (f"the model knows {much} about {names} than {never_saw}" for much in ("more", "no more"))
     if finding == "forgotten":
         after = f"after {_number(count)} attack{'' if count == 1 else 's'} " if count else ""
-        said = f"Forgotten: {after}the model knows no more about {names} than {never_saw}."
-        if verdict["little_to_forget"]:
-            said += f" There was little to forget: {never_saw} reconstructs them, too."
-        return said
+        little = f" There was little to forget: {never_saw} reconstructs them, too."
+        return f"Forgotten: {after}{no_more}.{little if verdict['little_to_forget'] else ''}"
     if finding == "hidden":
-        return (
-            f"Hidden, not forgotten: without an attack the model knows no more about {names} than "
-            f"{never_saw}, but {_culprits(len(verdict.get('violated_attacks', ())), title)}."
-        )
+        violated = len(verdict.get("violated_attacks", ()))
+        culprits = f"one attack brings knowledge back ({title})"
+        if violated > 1:
+            culprits = f"{_number(violated)} attacks bring knowledge back (the strongest: {title})"
+        return f"Hidden, not forgotten: without an attack {no_more}, but {culprits}."
     if finding == "not forgotten":
-        return f"Not forgotten: without any attack the model knows more about {names} than {never_saw}."
-    open_after = len(verdict["unsettled_attacks"])
-    where = "even without an attack"
+        return f"Not forgotten: without any attack {more}."
+    where, unsettled = "even without an attack", len(verdict["unsettled_attacks"])
     if title:
-        attacks = (
-            f"{_number(open_after)} attacks (above all: {title})"
-            if open_after > 1
-            else f"one attack ({title})"
-        )
-        where = f"after {attacks}"
-    said = f"Undecided: {where} it is open whether the model knows more about {names} than {never_saw}."
+        where = f"after one attack ({title})"
+        if unsettled > 1:
+            where = f"after {_number(unsettled)} attacks (above all: {title})"
+    said = f"Undecided: {where} it is open whether {more}."
     ways = []
     if images := verdict["images_needed"]:
         digits = max(len(str(images)) - 2, 0)  # 1,283 is said as 1,300
@@ -154,7 +143,6 @@ def _signed(value: float, spec: str = "+.3f") -> str:
 
 
 def _cost(report: Report) -> str:
-    """Return what forgetting cost on retain images."""
     if report["audit"]:
         ratio, low, high = report["audit"]["cost"]["mse_ratio"]
     else:

@@ -23,7 +23,7 @@ from l2l_jax.audit.attacks.patient_relearning import PatientRelearning
 from l2l_jax.audit.attacks.relearning import Relearning
 from l2l_jax.audit.attacks.residual_knowledge import ResidualKnowledge
 from l2l_jax.audit.attacks.sampler_search import SamplerSearch
-from l2l_jax.audit.attacks.training import few_of_each_class, fresh_decoder, halvings, whole_model
+from l2l_jax.audit.attacks.training import few_of_each_class, halvings
 from l2l_jax.audit.attacks.views import Views
 from l2l_jax.audit.attacks.weight_noise import WeightNoise
 from l2l_jax.audit.bench import Bench
@@ -37,6 +37,7 @@ from l2l_jax.evals.encoder_features import OUTPUT, EncoderFeatures
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.runner import image_keys, image_rows
 from tests.audit.models import Memory, config, remembering
+from tests.fixtures.training import SMALL
 from tests.matrix import soak
 
 CONFIG = dataclasses.replace(config(), model=Memory())
@@ -352,10 +353,9 @@ def test_what_attacks_train_on(bench, training):
 
 def test_a_fresh_decoder_starts_fresh_over_the_same_encoder():
     assert halvings(400, 5) == (25, 50, 100, 200, 400)
-    small = dict(width=8, depth=1, num_heads=2, decoder_width=8, decoder_depth=1, decoder_num_heads=2)
-    model = dataclasses.replace(config().model, **small)
-    assert whole_model(model).trained == ("encoder", "decoder")
-    task = fresh_decoder(model)
+    model = dataclasses.replace(config().model, **SMALL)
+    assert Relearning().objective(model).trained == ("encoder", "decoder")
+    task = FreshDecoder().objective(model)
     assert task.trained == ("decoder",) and task.frozen == ("encoder",)
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     started = task.start(params, jax.random.key(1))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from l2l_jax.errors import UserError
-from l2l_jax.evals import fast
 from l2l_jax.evals.fast import FILTER, Filter, FilterConfig, fit, guarded, load_filter, mined, threshold_at
 from l2l_jax.evals.features.classifier import SmallClassifier
 from tests.audit.models import Memory
@@ -45,12 +44,14 @@ def test_the_normal_of_a_support_vector_machine():
 
 
 def test_few_references_are_augmented_by_a_normal_distribution_of_each_feature():
-    config = FilterConfig(augment=100_000, false_alarms="mean")
-    found = fit(UNDESIRED, ACCEPTABLE, config)
-    np.testing.assert_allclose(found.direction, [0.6, 0.8], atol=0.02)
-    assert found.threshold == pytest.approx(2.5, abs=0.02)
-    drawn = fast._drawn(UNDESIRED, 100_000, np.random.default_rng(0))
-    np.testing.assert_allclose(drawn.std(axis=0), [2**0.5, 0], atol=0.02)
+    found = fit(UNDESIRED, ACCEPTABLE, FilterConfig(augment=1000, false_alarms="mean"))
+    rng = np.random.default_rng(0)
+    drawn = [rng.normal(mean, std, (1000, 2)) for mean, std in (((3, 4), (2**0.5, 0)), ((0, 0), (0, 2**0.5)))]
+    undesired, acceptable = np.concatenate([UNDESIRED, drawn[0]]), np.concatenate([ACCEPTABLE, drawn[1]])
+    z = undesired.mean(0) - acceptable.mean(0)
+    np.testing.assert_allclose(found.direction, z / np.linalg.norm(z), rtol=1e-6)
+    scores = np.concatenate([undesired, acceptable]) @ found.direction
+    assert found.threshold == pytest.approx(scores.mean())
 
 
 def test_mined_references_score_below_half_the_least_undesired_one():

@@ -112,6 +112,7 @@ def test_odd_names_are_written_and_drawn(html):
         "paid in $" in text and "犬と猫" in text and "&lt;b&gt;&amp;amp;" in text and "<b>&amp;" not in text
     )
     assert "caf\\udce9" in text
+    assert text.index("Hidden, not forgotten") < text.index("<table")
     assert text.count("data:image/png;base64,") == 7 and html.stat().st_size < 5e6 and "http" not in text
     assert "IS: not available: it needs 10 images, and there are 8." in text
     flowing = " ".join(text.split())

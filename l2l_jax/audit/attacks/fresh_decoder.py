@@ -3,8 +3,10 @@
 import dataclasses
 
 from l2l_jax.audit.attacks.base import Count, Rate, register
-from l2l_jax.audit.attacks.training import TrainingAttack, fresh_decoder
+from l2l_jax.audit.attacks.training import TrainingAttack
 from l2l_jax.data.records import Mixture
+from l2l_jax.methods.base import pretraining_objective
+from l2l_jax.models.base import fresh_parts
 
 
 @register("fresh_decoder")
@@ -26,7 +28,10 @@ class FreshDecoder(TrainingAttack):
         }
 
     def objective(self, model):
-        return fresh_decoder(model)
+        fresh = fresh_parts(model, ["decoder"])
+        stage = model.pretraining_stages()[-1]._replace(trained=("decoder",))
+        objective = pretraining_objective(stage, tuple(model.shapes()))
+        return dataclasses.replace(objective, start=lambda params, rng: {**params, **fresh(rng)})
 
     def training_images(self, variant, bench, seed):
         sets = bench.training._asdict()

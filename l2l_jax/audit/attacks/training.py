@@ -9,7 +9,7 @@ from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work
 from l2l_jax.data.records import Source, Subset
 from l2l_jax.errors import UserError
 from l2l_jax.methods.base import Objective, pretraining_objective
-from l2l_jax.models.base import Model, fresh_parts
+from l2l_jax.models.base import Model
 from l2l_jax.train.optim import TrainingConfig
 
 
@@ -60,8 +60,8 @@ class TrainingAttack(Attack):
         raise NotImplementedError
 
     def objective(self, model: Model) -> Objective:
-        """Return what is trained: by default the whole model."""
-        return whole_model(model)
+        """Return what is trained: by default all parts of the last stage of pretraining."""
+        return pretraining_objective(model.pretraining_stages()[-1], tuple(model.shapes()))
 
     def work(self, bench):
         variants, times = len(self.variants(bench)), len(halvings(self.steps, self.measurements))
@@ -75,19 +75,6 @@ class TrainingAttack(Attack):
     def run(self, variant, bench, target, seed):
         training = self.training(bench.model, self.training_images(variant, bench, seed))
         return bench.train(target, variant, training, halvings(self.steps, self.measurements), seed)
-
-
-def whole_model(model: Model) -> Objective:
-    """Return the last stage of pretraining: all parts that restore images."""
-    return pretraining_objective(model.pretraining_stages()[-1], tuple(model.shapes()))
-
-
-def fresh_decoder(model: Model) -> Objective:
-    """Return the training of a decoder that starts from fresh weights, over the frozen encoder."""
-    fresh = fresh_parts(model, ["decoder"])
-    stage = model.pretraining_stages()[-1]._replace(trained=("decoder",))
-    objective = pretraining_objective(stage, tuple(model.shapes()))
-    return dataclasses.replace(objective, start=lambda params, rng: {**params, **fresh(rng)})
 
 
 def few_of_each_class(source: Source, count: int, seed: int, option: str) -> Subset:

@@ -23,11 +23,10 @@ def _bicubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, inner, np.where(x < 2, outer, 0))
 
 
-def _bilinear(x: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - np.abs(x), 0)
-
-
-FILTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"bicubic": _bicubic, "bilinear": _bilinear}
+FILTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "bicubic": _bicubic,
+    "bilinear": lambda x: np.maximum(1 - np.abs(x), 0),
+}
 
 
 def resizing_matrix(source: int, target: int, kind: Filter, *, antialias: bool) -> np.ndarray:

@@ -45,11 +45,11 @@ def test_networks_without_files_are_named_and_nothing_else_happens(folder):
     found, missing = open_networks(EvaluationConfig(networks=("inception", "resnet50", "clip")))
     assert found == {}
     assert missing.keys() == {"fid", "kid", "inception_score", "scene_score", "clip_cosine"}
-    for name, (file, command) in {
-        "fid": ("pt_inception-2015-12-05-6726825d.pth", "fetch inception"),
-        "scene_score": ("resnet50_places365.pth.tar", "fetch resnet50-places365"),
-        "clip_cosine": ("clip_vit_h_14_laion2b.bin", "fetch clip-vit-h-14"),
-    }.items():
+    for name, file, command in (
+        ("fid", "pt_inception-2015-12-05-6726825d.pth", "fetch inception"),
+        ("scene_score", "resnet50_places365.pth.tar", "fetch resnet50-places365"),
+        ("clip_cosine", "clip_vit_h_14_laion2b.bin", "fetch clip-vit-h-14"),
+    ):
         assert missing[name].startswith(f"not available: {file}, published at https://")
         assert command in missing[name] and str(folder) in missing[name]
     assert list(folder.iterdir()) == []
