@@ -37,7 +37,7 @@ from l2l_jax.evals.encoder_features import OUTPUT, EncoderFeatures
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.runner import image_keys, image_rows
 from tests.audit.models import Memory, config, remembering
-from tests.fixtures.training import SMALL
+from tests.fixtures.configs import SIZES
 from tests.matrix import soak
 
 CONFIG = dataclasses.replace(config(), model=Memory())
@@ -353,7 +353,7 @@ def test_what_attacks_train_on(bench, training):
 
 def test_a_fresh_decoder_starts_fresh_over_the_same_encoder():
     assert halvings(400, 5) == (25, 50, 100, 200, 400)
-    model = dataclasses.replace(config().model, **SMALL)
+    model = dataclasses.replace(config().model, **SIZES)
     assert Relearning().objective(model).trained == ("encoder", "decoder")
     task = FreshDecoder().objective(model)
     assert task.trained == ("decoder",) and task.frozen == ("encoder",)
