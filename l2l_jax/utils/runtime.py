@@ -11,9 +11,8 @@ from l2l_jax.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # names and numbers of glibc's malloc.h
 
-LARGE_IMAGES = 24
-"""Side in pixels from which the temporaries of a step with small models are more than the arena of a thread
-can keep, 64 MB."""
+LARGE_IMAGES = 64
+"""Side in pixels from which a step's temporaries are more than the arena of a thread can keep, 64 MB."""
 
 COMPILED, LONG_SECONDS = "/jax/core/compile/backend_compile_duration", 1.0
 """JAX's event of a compilation, and the least duration of one that leaves much memory."""
@@ -55,9 +54,9 @@ def share_one_arena(image_size: int) -> None:
     """Let all threads share malloc's main arena where images are large; beside `keep_freed_memory`.
 
     A thread's own arena cannot hold more than 64 MB in one piece and gets larger ones from `mmap` each time:
-    276,000 page faults a step of Palette with 2 + 2 images of 128 pixels, 16,000 of the Fashion-MNIST MAE (a
-    fifth of its processor time), none with one arena. With images of 16 pixels a single arena makes XLA's
-    threads wait for each other: the digits MAE takes 1.3 times as long.
+    276,000 page faults a step of Palette with 2 + 2 images of 128 pixels, none with one arena. With smaller
+    images a single arena makes XLA's threads wait for each other: the digits MAE takes 1.3 times as long, and
+    an audit of the Fashion-MNIST MAE 1.1 times.
     """
     if image_size >= LARGE_IMAGES:
         _call_malloc("mallopt", M_ARENA_MAX, 1)

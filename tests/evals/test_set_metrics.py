@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import SVC
 
 from l2l_jax.data.arrays import open_digits
 from l2l_jax.data.transforms import TransformConfig
@@ -53,6 +54,15 @@ def observe():
 @pytest.fixture(scope="module")
 def tests():
     return digits("test")
+
+
+def test_the_masked_region_is_read_as_by_scikit_learn(tests):
+    train, test = digits("train"), to_uint8(tests.images, RANGE)
+    pixels = to_uint8(train.images, RANGE)
+    read = MaskedClassifier(pixels, train.labels, MASK)(test)["classes"]
+    svc = SVC(C=10.0).fit(pixels[:, MASK].reshape(len(pixels), -1) / 255, train.labels)
+    np.testing.assert_array_equal(read, svc.predict(test[:, MASK].reshape(len(test), -1) / 255))
+    assert (read == tests.labels).mean() > 0.6
 
 
 def measured(observe, originals, inpainted):
