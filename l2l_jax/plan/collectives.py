@@ -22,7 +22,8 @@ class Collective(NamedTuple):
     """One collective operation of a program."""
 
     kind: str  # one of `SENT`
-    size: int  # bytes of the arrays that each device has afterwards
+    shapes: tuple[tuple[int, ...], ...]  # of the arrays that each device has afterwards
+    size: int  # bytes of these arrays
     devices: int  # in a group
     repeats: int  # in a run of the program
     origin: str  # operation of the source that it comes from
@@ -68,8 +69,8 @@ def _collective(kind: str, instruction: Instruction, repeats: int) -> Collective
         arrays = arrays[1:2]
     elif instruction.operation in ("all-gather-start", "reduce-scatter-start"):  # (operands, results)
         arrays = arrays[len(arrays) // 2 :]
-    size = sum(array.size for array in arrays)
-    return Collective(kind, size, _group_size(instruction.rest), repeats, instruction.origin)
+    shapes, size = tuple(array.shape for array in arrays), sum(array.size for array in arrays)
+    return Collective(kind, shapes, size, _group_size(instruction.rest), repeats, instruction.origin)
 
 
 def summary(found: Iterable[Collective]) -> dict[str, Any]:
