@@ -180,6 +180,10 @@ def _orientation_of(image: Image.Image, encoded: bytes) -> int:
     if encoded.startswith(JPEG):
         return _jpeg_orientation(encoded)
     exif = image.info.get("exif", b"")
+    profile = image.info.get("Raw profile type exif")  # of PNGs by ImageMagick: name, length, hexadecimal
+    if not exif and isinstance(profile, str):
+        with contextlib.suppress(ValueError):
+            exif = bytes.fromhex("".join(profile.split()[2:]))
     return _orientation(exif.removeprefix(b"Exif\0\0")) if image.format != "TIFF" else 1
 
 

@@ -177,6 +177,10 @@ def with_exif(kind, block):
     if kind == "JPEG":
         data = b"Exif\0\0" + block
         return JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data + JPEG[2:]
+    if kind == "ImageMagick's PNG":
+        data = b"Exif\0\0" + block
+        profile = f"\nexif\n{len(data):8}\n{data.hex()}\n".encode()
+        return PNG[:33] + chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)) + PNG[33:]
     return PNG[:33] + chunk(b"eXIf", block) + PNG[33:]
 
 
@@ -194,7 +198,7 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "ImageMagick's PNG"])
 @pytest.mark.parametrize("name", ODD)
 def test_good_pixels_are_never_refused_for_metadata(name, kind):
     block, orientation = ODD[name]
@@ -206,6 +210,7 @@ def test_good_pixels_are_never_refused_for_metadata(name, kind):
     "bad",
     [
         chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**21))),
+        chunk(b"tEXt", b"Raw profile type exif\0\nexif\n   9\nnot hexadecimal"),
         chunk(b"iCCP", b"x\0\0not compressed"),
         struct.pack(">I", 4) + b"tEXtdata" + b"\0\0\0\0",  # a wrong checksum
     ],
