@@ -107,7 +107,7 @@ class _Side:
         theirs.close()
 
     def ask(self, *question: Any) -> Any:
-        """What the process returns; raise the UserError that it raised, or a RuntimeError if it ended."""
+        """Return the process's answer; raise the UserError that it raised, or a RuntimeError if it ended."""
         self._connection.send(question)
         try:
             answer = self._connection.recv()

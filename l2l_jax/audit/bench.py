@@ -206,7 +206,7 @@ class Bench:
     ) -> Params:
         """Return a model's parameters after further training; an interrupted training resumes.
 
-        Trainings that differ in their images alone share a compiled step.
+        Trainings that differ in images and number of steps alone share a compiled step.
         """
         data, stamp = self.config.data, {"training": training.describe(), "repetition": seed}
         digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]

@@ -34,7 +34,7 @@ KNOWLEDGE: Mapping[Measure, Callable[..., np.ndarray]] = {
     "accuracy": lambda right: right.mean(-1),
     "auc": auc,
 }
-"""What the depth of each measure is a share of, from arrays whose last axis is that of images."""
+"""The quantity `a` of `depth` by measure, from arrays whose last axis is that of images."""
 
 
 class Line(NamedTuple):

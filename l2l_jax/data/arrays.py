@@ -264,6 +264,13 @@ class GeneratedImages(Source):
     def __init__(self, path: pathlib.Path, count: int):
         self._path, self.labels = path, np.zeros(count, int)
 
+    @functools.cached_property
+    def _images(self) -> np.ndarray:
+        return np.load(self._path, mmap_mode="r")
+
+    def __getstate__(self):
+        return {"_path": self._path, "labels": self.labels}  # workers map the file themselves
+
     def __getitem__(self, index: int) -> Record:
-        image = np.load(self._path, mmap_mode="r")[index].astype(np.float32) / np.float32(255)
+        image = self._images[index].astype(np.float32) / np.float32(255)
         return {"image": image, "label": 0, "name": f"generated/{index}"}

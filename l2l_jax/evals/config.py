@@ -30,7 +30,7 @@ Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(split_names)]
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is inpainted, what is measured, and what the picture shows.
+    """Tasks, metrics and pictures of an evaluation.
 
     Attributes:
       networks: Published networks whose features are compared: "inception" (FID, KID and Inception Score),

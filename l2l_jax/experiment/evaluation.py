@@ -40,8 +40,12 @@ def evaluate_models(
     on_primary(open_folder)
     with barrier():
         evaluation = Evaluation(config, folder)
-        models = {name: load_pretrained(path, config.family, config.model) for name, path in paths.items()}
-    results = {name: evaluation.evaluate(params, name) for name, params in models.items()}
+    results = {}
+    for name, path in paths.items():  # one model in memory at a time
+        with barrier():
+            params = load_pretrained(path, config.family, config.model)
+        results[name] = evaluation.evaluate(params, name)
+        del params
 
     def write():
         weights = {name: original_weights(path) for name, path in paths.items()}

@@ -46,7 +46,7 @@ class Topology(NamedTuple):
 
     @property
     def is_gpu(self) -> bool:
-        """Whether the devices are GPUs of one host."""
+        """True for GPUs of one host."""
         return self.chip.dimensions == 1
 
 

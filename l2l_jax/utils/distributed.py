@@ -37,7 +37,7 @@ COLLECTIVE_FAILED = re.compile(r"Gloo [\w-]+ failed|NCCL operation", re.IGNORECA
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """What the command line says of the processes of a run; None: as the cluster says."""
+    """The processes of a run, by the flags of the command line; None: as the cluster says."""
 
     distributed: bool | None = None
     coordinator: str | None = None  # "host:port" of process 0, where all processes meet

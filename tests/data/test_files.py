@@ -31,7 +31,7 @@ def open_csv(path, split="train", **fields):
 
 
 def contents(*sources):
-    """What `write` wrote, of all images of sources."""
+    """The contents that `write` gave all images of sources."""
     records = [source[i] for source in sources for i in range(len(source))]
     return {record["image"].decode().removeprefix("content of ") for record in records}
 

@@ -117,7 +117,7 @@ def test_every_model_of_a_line_names_the_first(first, trained, tmp_path):
 
 
 def test_a_later_request_imitates_the_first_model(first, trained, tmp_path, monkeypatch):
-    """What the request before cost is not what this one starts to pay from."""
+    """A request does not start to pay from the cost of the one before."""
     one = unlearned_from(first[0], tmp_path / "1")
     newer = jax.tree.map(lambda x: x + 1, first[1])
     save_model(one, newer, read_card(one))

@@ -41,16 +41,18 @@ class LinearProbe(Attack):
     def run(self, variant, bench, target, seed):
         found = {name: self._features(bench, target, name) for name in ("train", "validation", "forget")}
         known, labels = found.pop("train")
+        halved = np.unique(labels, return_counts=True)[1].min() > 1  # each half has all classes
         points = {}
         for layer, features in known.items():
             probe = fit_probe(features, labels)
-            right = {name: probe(layers[layer], truth) for name, (layers, truth) in found.items()}
-            truth = {name: truth for name, (_, truth) in found.items()}
-            if np.unique(labels, return_counts=True)[1].min() > 1:
-                halves = cross_validated(features[:, :1], labels)  # one draw suffices to choose
-                right["validation"] = np.append(right["validation"], halves)
-                truth["validation"] = np.append(truth["validation"], labels)
-            points[layer] = {name: {"right": right[name], "label": truth[name]} for name in right}
+            points[layer] = {
+                name: {"right": probe(layers[layer], truth), "label": truth}
+                for name, (layers, truth) in found.items()
+            }
+            if halved:
+                right = cross_validated(features[:, :1], labels)  # one draw suffices to choose
+                for key, more in (("right", right), ("label", labels)):
+                    points[layer]["validation"][key] = np.append(points[layer]["validation"][key], more)
         return points
 
     def _features(self, bench, target, name):

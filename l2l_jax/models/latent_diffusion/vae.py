@@ -98,7 +98,7 @@ class SelfAttention(nn.Module):
 
 
 class Half(nn.Module):
-    """What encoder and decoder share."""
+    """The blocks that encoder and decoder share."""
 
     sizes: VAESizes
     dtype: jnp.dtype
