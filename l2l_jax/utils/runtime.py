@@ -31,11 +31,9 @@ def runs_on_cpu() -> bool:
 
 def usable_cpus() -> list[int]:
     """Return the CPUs that this process may run on; `taskset`, Slurm and containers restrict them."""
-    return (
-        sorted(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else list(range(os.cpu_count() or 1))
-    )
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def keep_freed_memory() -> None:

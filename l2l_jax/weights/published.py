@@ -128,9 +128,11 @@ def _check(file: PublishedFile, path: pathlib.Path) -> None:
 def _download(file: PublishedFile, part: pathlib.Path) -> None:
     """Download to `part`, after the bytes that it holds already."""
     done = part.stat().st_size if part.exists() else 0
+    version = part.with_name(f"{part.name}.version")  # of the file that the bytes belong to
     request = urllib.request.Request(file.url, headers={"User-Agent": "l2l_jax"})
-    if done:
+    if done and version.exists():
         request.add_header("Range", f"bytes={done}-")
+        request.add_header("If-Range", version.read_text("utf-8"))
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
@@ -150,6 +152,10 @@ def _download(file: PublishedFile, part: pathlib.Path) -> None:
         total = None if length is None else done + int(length)
         if total is not None and shutil.disk_usage(part.parent).free < total - done:
             raise UserError(f"{part.parent} has no room for {total - done:,} bytes.")
+        entity = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        version.unlink(missing_ok=True)
+        if entity and not entity.startswith("W/"):
+            version.write_text(entity, "utf-8")
         bar = tqdm(total=total, initial=done, unit="B", unit_scale=True, dynamic_ncols=True)
         with part.open("ab" if done else "wb") as out, bar:
             while chunk := response.read(CHUNK):
@@ -157,3 +163,4 @@ def _download(file: PublishedFile, part: pathlib.Path) -> None:
                 bar.update(len(chunk))
     if total is not None and part.stat().st_size != total:
         raise ConnectionError(f"{part.stat().st_size:,} of {total:,} bytes came")
+    version.unlink(missing_ok=True)

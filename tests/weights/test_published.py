@@ -26,12 +26,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start, wanted = 0, self.headers.get("Range")
-        if wanted:
+        if wanted and self.headers.get("If-Range") == server.etag:
             start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
             if start >= len(CONTENT):
                 self.send_error(416)
                 return
         self.send_response(206 if start else 200)
+        self.send_header("ETag", server.etag)
         self.send_header("Content-Type", server.content_type)
         self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
@@ -45,7 +46,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.breaks, running.ranges = [], []
+        running.etag, running.breaks, running.ranges = '"1"', [], []
         running.content_type = "application/octet-stream"
         thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -95,12 +96,22 @@ def test_a_download_goes_on_where_it_stopped(server, file, tmp_path):
     assert names(tmp_path) == ["weights.pth"]
 
 
+def test_a_file_that_changed_in_between_is_downloaded_anew(server, file, tmp_path):
+    server.breaks = [100_000]
+    with pytest.raises(UserError):
+        published.fetch(file, tmp_path)
+    server.etag = '"2"'
+    assert published.fetch(file, tmp_path).read_bytes() == CONTENT
+
+
 def test_a_part_that_does_not_fit_is_downloaded_anew(server, file, tmp_path):
     (tmp_path / "weights.pth.part").write_bytes(CONTENT + b"more")
+    (tmp_path / "weights.pth.part.version").write_text(server.etag)
     assert published.fetch(file, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [f"bytes={len(CONTENT) + 4}-", None]
     (tmp_path / "weights.pth").unlink()
     (tmp_path / "weights.pth.part").write_bytes(b"of another file")
+    (tmp_path / "weights.pth.part.version").write_text(server.etag)
     with pytest.raises(UserError, match="is not the published file.* run the command again"):
         published.fetch(file, tmp_path)
     assert published.fetch(file, tmp_path).read_bytes() == CONTENT
