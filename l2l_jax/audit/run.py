@@ -6,13 +6,13 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from l2l_jax.audit.attacks.base import ATTACKS, Attack, Findings, Points, Work
+from l2l_jax.audit.attacks.base import ATTACKS, Attack, Findings, Points, Work, mean_points
 from l2l_jax.audit.bench import AuditSetup, Bench, Target
 from l2l_jax.audit.config import THOROUGH
 from l2l_jax.audit.score import UNATTACKED, Line, conclude
@@ -154,7 +154,9 @@ class Audit:
         found: dict[str, dict[str, list[Points]]] = {name: {} for name in models}
         for (target, line, _), points in zip(jobs, results, strict=True):
             found[target.name].setdefault(line.name, []).append(points)
-        return {name: {v: _mean(runs) for v, runs in variants.items()} for name, variants in found.items()}
+        return {
+            name: {v: mean_points(runs) for v, runs in variants.items()} for name, variants in found.items()
+        }
 
     def pictures(self, name: str, report: Mapping[str, Any]) -> Mapping[str, np.ndarray] | None:
         """Return reconstructions after the strongest training attack, at its best step, by set."""
@@ -188,11 +190,3 @@ class Audit:
             facts["model"].pop(field, None)
         self._caches[name] = ResultCache(self._folder / name, {"parameters": tree_hash(params), **facts})
         return self._caches[name]
-
-
-def _mean(runs: Sequence[Points]) -> Points:
-    if len(runs) == 1:
-        return runs[0]
-    arrays = [flatten_dict(run, sep="/") for run in runs]
-    means = {path: np.mean([run[path] for run in arrays], axis=0) for path in arrays[0]}
-    return unflatten_dict(means, sep="/")

@@ -340,7 +340,7 @@ def test_what_attacks_train_on(bench, training):
     """Few forget images, alone or as often as retain images; retain images or all."""
     retain, forget = len(training.retain), len(training.forget)
     for attack, variant, count, steps in (
-        (Relearning(shots=(5, 8)), "relearning_8", 8, 2 * 50),
+        (Relearning(shots=(5, 8), drawings=3), "relearning_8", 8, 2 * 3 * 50),
         (PatientRelearning(shots=5), "patient_relearning", 2 * retain, 3 * (300 + 1500)),
         (FreshDecoder(), "fresh_decoder_retain", retain, 2 * 600),
         (FreshDecoder(), "fresh_decoder_all", retain + forget, 2 * 600),
@@ -349,6 +349,23 @@ def test_what_attacks_train_on(bench, training):
         assert variant in attack.variants(bench)
         assert len(attack.training_images(variant, bench, 0)) == count
         assert attack.work(bench).trained == steps * attack.batch_size
+
+
+def test_relearning_is_the_mean_over_drawings(training):
+    chosen = []
+
+    def train(target, variant, what, steps, seed):
+        chosen.append({what.images[i]["name"] for i in range(len(what.images))})
+        mse = np.float32([len(chosen), 2.0 * len(chosen)])  # 1, 2, 3 and 2, 4, 6 over the drawings
+        return {str(step): {"forget": {"mse": mse + step, "label": np.int64([0, 1])}} for step in steps}
+
+    model = dataclasses.replace(config().model, **SIZES)
+    fake = SimpleNamespace(model=model, training=training, seed=lambda repetition: repetition, train=train)
+    points = Relearning(steps=20, shots=(4,), drawings=3).run("relearning_4", fake, None, 0)
+    assert list(points) == ["10", "20"]
+    np.testing.assert_allclose(points["10"]["forget"]["mse"], [12.0, 14.0])
+    np.testing.assert_array_equal(points["20"]["forget"]["label"], [0, 1])
+    assert [len(names) for names in chosen] == [4, 4, 4] and len(set.union(*chosen)) > 4
 
 
 def test_a_fresh_decoder_starts_fresh_over_the_same_encoder():

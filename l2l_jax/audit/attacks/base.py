@@ -1,11 +1,12 @@
 """The interface of attacks and their registry."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 import numpy as np
 import pydantic
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from l2l_jax.utils.registry import Registry
 
@@ -24,6 +25,15 @@ Points = Mapping[str, Measured]
 
 Findings = Mapping[str, Points]
 """Points of one model by variant of an attack, the mean over seeds."""
+
+
+def mean_points(runs: Sequence[Points]) -> Points:
+    """Return the mean of every measurement over runs of one attack with different draws."""
+    if len(runs) == 1:
+        return runs[0]
+    arrays = [flatten_dict(run, sep="/") for run in runs]
+    means = {path: np.mean([run[path] for run in arrays], axis=0) for path in arrays[0]}
+    return unflatten_dict(means, sep="/")
 
 
 class Work(NamedTuple):

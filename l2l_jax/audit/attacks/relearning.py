@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from l2l_jax.audit.attacks.base import Count, register
-from l2l_jax.audit.attacks.training import TrainingAttack, few_of_each_class
+from l2l_jax.audit.attacks.base import Count, Work, mean_points, register
+from l2l_jax.audit.attacks.training import TrainingAttack, few_of_each_class, halvings
 
 
 @register("relearning")
@@ -11,16 +11,20 @@ from l2l_jax.audit.attacks.training import TrainingAttack, few_of_each_class
 class Relearning(TrainingAttack):
     """Train the whole model on a few forget images.
 
+    How much a few images teach depends on which they are, so what is measured is the mean over drawings.
+
     Attributes:
-      shots: Numbers of forget images, chosen evenly over the classes; one training each.
+      shots: Numbers of forget images, chosen evenly over the classes.
+      drawings: How often each number of images is drawn; one training each.
     """
 
     source = 'Hu et al. 2024, "Unlearning or Obfuscating?", arXiv 2406.13356'
-    cost = "`steps` training steps for each number of images"
-    measurements = 3
+    cost = "`drawings` times `steps` training steps for each number of images"
+    measurements = 2
 
     steps: Count = 50
     shots: tuple[Count, ...] = (5, 25, 100)
+    drawings: Count = 3
 
     def __post_init__(self):
         if len(set(self.shots)) < len(self.shots):
@@ -32,6 +36,17 @@ class Relearning(TrainingAttack):
     def check(self, bench):
         few_of_each_class(bench.training.forget, max(self.shots, default=0), 0, "relearning.shots")
 
-    def training_images(self, variant, bench, seed):
+    def work(self, bench):
+        return Work(*(self.drawings * images for images in super().work(bench)))
+
+    def training_images(self, variant, bench, seed, drawing=0):
         count = int(variant.removeprefix("relearning_"))
-        return few_of_each_class(bench.training.forget, count, bench.seed(seed), "relearning.shots")
+        return few_of_each_class(bench.training.forget, count, bench.seed(seed) + drawing, "relearning.shots")
+
+    def run(self, variant, bench, target, seed):
+        steps, found = halvings(self.steps, self.measurements), []
+        for drawing in range(self.drawings):
+            training = self.training(bench.model, self.training_images(variant, bench, seed, drawing))
+            name = f"{variant}_drawing_{drawing}" if drawing else variant
+            found.append(bench.train(target, name, training, steps, seed))
+        return mean_points(found)
