@@ -128,10 +128,6 @@ def _answer(connection: Any, name: str, recipe: dict[str, Any], cpus: list[int])
     """The program of a side: `(question, *arguments)` in, answers out, until the pipe is closed."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
-    from l2l_jax.utils.runtime import keep_freed_memory, share_one_arena
-
-    keep_freed_memory()
-    share_one_arena(recipe["model"]["image_size"])
     side: Any = None
     while True:
         try:

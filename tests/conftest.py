@@ -69,8 +69,6 @@ def run_here(monkeypatch, capsys):
 
     logger = logging.getLogger("l2l_jax")
     before = logger.level, logger.handlers, logger.propagate
-    monkeypatch.setattr(command_line, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(command_line, "share_one_arena", lambda image_size: None)
     monkeypatch.chdir(pathlib.Path(__file__).parents[1])  # where configs are named from
 
     def unparse():

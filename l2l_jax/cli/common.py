@@ -23,9 +23,8 @@ from l2l_jax.utils.progress import LineHandler
 from l2l_jax.utils.runtime import (
     check_backend,
     keep_compiled_programs,
-    keep_freed_memory,
     return_memory_after_compiling,
-    share_one_arena,
+    use_huge_pages,
 )
 from l2l_jax.utils.stopping import raising_signals
 
@@ -116,8 +115,6 @@ def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple
     if COMPILE_CACHE.value:
         keep_compiled_programs()
     recipe = config_files.override(recipe, overrides)
-    with contextlib.suppress(KeyError, TypeError, ValueError):  # the recipe is not checked yet
-        share_one_arena(int(recipe["model"]["image_size"]))
     workdir = workdir_of_flags()
     assert workdir is not None
     return recipe, workdir
@@ -181,7 +178,8 @@ def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[s
       0, or what `program` returned; 1 for a user's mistake; 128 + signal number if it was asked to stop.
       Other exceptions pass through: they are bugs, and their traceback is needed.
     """
-    keep_freed_memory()
+    if not HELP & set(argv):
+        use_huge_pages()
 
     def joined() -> int | None:
         try:
