@@ -1,6 +1,8 @@
 """Compiled programs kept where only the user can write, and malloc's arenas and freed memory."""
 
 import os
+import pathlib
+import platform
 import subprocess
 import sys
 
@@ -49,57 +51,77 @@ def test_a_file_or_a_folder_that_others_may_write_to_is_refused(tmp_path):
 
 
 needs_glibc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+HUGE = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+needs_huge_pages = pytest.mark.skipif(
+    platform.libc_ver() < ("glibc", "2.35") or "[madvise]" not in HUGE.read_text(encoding="ascii"),
+    reason="huge pages on request",
+)
 
 PROGRAM = """
-import ctypes, resource, sys, threading
-from l2l_jax.utils.runtime import keep_freed_memory, share_one_arena
+import ctypes, os, resource, sys, threading
+from l2l_jax.utils.runtime import use_huge_pages
 
-keep_freed_memory()
-share_one_arena(int(sys.argv[1]))
-libc = ctypes.CDLL(None)
-libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
-libc.free.argtypes, libc.sbrk.argtypes = [ctypes.c_void_p], [ctypes.c_ssize_t]
-SIZE = 256 * 2**20
+if "started" not in sys.argv:
+    sys.orig_argv.append("started")
+    use_huge_pages()
+libc, SIZE = ctypes.CDLL(None), 256 * 2**20
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 
 def use():
     block = libc.malloc(SIZE)
-    of_main_arena = block < libc.sbrk(0)
     ctypes.memset(block, 1, SIZE)
     libc.free(block)
-    return of_main_arena
 
 def tell():
-    use()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    print(use(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    use()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    print(faults, os.getpid(), os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
 
 threading.Thread(target=tell).start()
 """
 
 
-def run(program, *arguments):
+@needs_huge_pages
+@pytest.mark.parametrize(
+    ("environment", "tunables"),
+    [
+        ({}, "glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),
+        ({"JAX_PLATFORMS": "cuda"}, "None"),
+    ],
+)
+def test_a_program_begins_anew_with_huge_pages(tmp_path, environment, tunables):
+    """256 MB are 65,536 pages of 4 KiB or 128 of 2 MiB; the process and its arguments stay."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    cleared = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "program.py", "--name=a b"],
+        env={**cleared, "JAX_PLATFORMS": "cpu", **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        faults, pid, found, *arguments = process.communicate()[0].split()
+    assert int(pid) == process.pid and found == tunables and arguments[:2] == ["--name=a", "b"]
+    assert (int(faults) < 2000) == tunables.endswith("hugetlb=1")
+
+
+def run(program):
     """The words that a program prints."""
-    command, environment = [sys.executable, "-c", program, *arguments], {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command, environment = [sys.executable, "-c", program], {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-
-
-@needs_glibc
-@pytest.mark.parametrize(("image_size", "shared"), [(16, False), (64, True)])
-def test_threads_share_the_main_arena_where_images_are_large(image_size, shared):
-    """A thread asks for 256 MB, more than its own arena can hold; what the main arena gave, it keeps."""
-    of_main_arena, faults = run(PROGRAM, str(image_size))
-    assert of_main_arena == str(shared) and (not shared or int(faults) < 50)
 
 
 FREED = """
 import pathlib
+import platform
 import jax, numpy as np
-from l2l_jax.utils.runtime import COMPILED, keep_freed_memory, return_memory_after_compiling
+from l2l_jax.utils.runtime import COMPILED, return_memory_after_compiling
 
 def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
 
-keep_freed_memory()
 return_memory_after_compiling()
 blocks = [np.ones(10_000) for _ in range(4000)]  # 305 MiB, and something above them that stays
 kept = np.ones(10_000)
