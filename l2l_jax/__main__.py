@@ -1,7 +1,10 @@
 """All programs of the package behind one command: `l2l-jax COMMAND …`, or `python -m l2l_jax COMMAND …`."""
 
+import contextlib
 import runpy
 import sys
+
+from l2l_jax.cli.failures import end_broken_pipe
 
 COMMANDS = {
     "run": ("l2l_jax.main", "pretrain or load a model, unlearn, evaluate, report"),
@@ -22,8 +25,10 @@ def main() -> None:
     """Run the program that the first argument names; it sees the other arguments as its own."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print(usage())
-        return
+        with contextlib.suppress(BrokenPipeError):  # of `| head`
+            print(usage(), flush=True)
+            return
+        sys.exit(end_broken_pipe())
     if name == "benchmark":
         sys.exit("Error: the command 'benchmark' is now python -m benchmarks, in a checkout of the project.")
     if name not in COMMANDS:

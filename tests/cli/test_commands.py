@@ -118,9 +118,10 @@ def test_a_user_without_a_home_is_told_so(run_here, monkeypatch):
     assert code == 1 and errors.startswith("Error: HOME is not set and this user has no home")
 
 
-def test_a_reader_that_leaves_is_no_error():
+@pytest.mark.parametrize("program", ["l2l_jax", "l2l_jax.compare"])
+def test_a_reader_that_leaves_is_no_error(program):
     done = subprocess.run(
-        f"{sys.executable} -m l2l_jax.compare --help | true; echo ${{PIPESTATUS[0]}}",
+        f"{sys.executable} -m {program} --help | true; echo ${{PIPESTATUS[0]}}",
         shell=True,
         executable="/bin/bash",
         capture_output=True,
