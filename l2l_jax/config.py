@@ -12,7 +12,7 @@ import pydantic
 
 from l2l_jax.audit.config import RENAMED as RENAMED_IN_AUDIT
 from l2l_jax.audit.config import AuditConfig, audit_config_class
-from l2l_jax.config_files import Recipe, Text, as_recipe, nearest
+from l2l_jax.config_files import Recipe, as_recipe, nearest
 from l2l_jax.data.class_names import named_classes
 from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
@@ -25,6 +25,7 @@ from l2l_jax.train.optim import TrainingConfig
 from l2l_jax.train.parallel import ParallelKind
 from l2l_jax.train.sharding import MeshConfig
 from l2l_jax.train.unlearning_config import UnlearningConfig
+from l2l_jax.utils.text import Text
 from l2l_jax.weights.loading import locate, stored_fields
 
 
@@ -316,7 +317,8 @@ def _typed(value: Any, hint: Any) -> Any:
     elements = next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), None)
     if elements is None:
         return str(value)
-    if str in _kinds(elements[0]) and not value.bracketed:  # names may hold commas: the field's own affair
+    allowed = set(_kinds(elements[0]))  # names, of classes above all, may hold commas and brackets
+    if str in allowed and (allowed == {str, int} or not value.bracketed):
         return (str(value),) if value else ()
     return value.elements()
 

@@ -3,7 +3,6 @@
 Importing this module does not import JAX.
 """
 
-import ast
 import contextlib
 import difflib
 import inspect
@@ -16,52 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from l2l_jax.errors import UserError
+from l2l_jax.utils.text import Text
 
 Recipe = dict[str, Any]  # nested sections and fields of a config that is not checked yet
-
-
-class Text(str):
-    """A value as typed on the command line, which `parse_config` reads by the type of its field."""
-
-    def elements(self) -> tuple[Any, ...]:
-        """Return the elements of a sequence such as `(1, 2)`, `['cat', dog]` or `1,2`, each as typed."""
-        text = self.strip()
-        parts = (part.strip() for part in _split(text[1:-1] if self.bracketed else text))
-        return tuple(_element(part) for part in parts if part)
-
-    @property
-    def bracketed(self) -> bool:
-        """Return whether the text is a sequence in brackets; `(odd)` is a name."""
-        text = self.strip()
-        if text[:1] == "(" and text[-1:] == ")":
-            return text == "()" or len(_split(text)) == 1 and len(_split(text[1:-1])) > 1
-        return text[:1] == "[" and text[-1:] == "]"
-
-
-def _split(text: str) -> list[str]:
-    """Split at commas outside quotes and brackets."""
-    parts, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'" and not parts[-1].strip():
-            quote = character
-        elif character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        if character == "," and depth <= 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
-
-
-def _element(text: str) -> Any:
-    """Return an element as typed, without quotes; one in braces is a mapping."""
-    with contextlib.suppress(SyntaxError, ValueError):
-        return ast.literal_eval(text) if text[0] in "\"'{" else text
-    return text
 
 
 def folder() -> pathlib.Path:

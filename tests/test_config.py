@@ -8,8 +8,9 @@ import runpy
 import pytest
 
 from l2l_jax.config import parse_config, upgrade
-from l2l_jax.config_files import Text, override, read_config, split_overrides
+from l2l_jax.config_files import override, read_config, split_overrides
 from l2l_jax.errors import UserError
+from l2l_jax.utils.text import Text
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -103,12 +104,8 @@ def test_mistakes_are_named(name, value, message):
         ("unlearn.retain_budget=none", "unlearn", None),
         ("data.forget=5.0", "data", ("5.0",)),
         ("data.forget=True", "data", ("True",)),
-        ("data.forget=(5.0, 07)", "data", ("5.0", "07")),
-        ("data.forget=('a,b', [c, d])", "data", ("a,b", "[c, d]")),
-        ("data.forget=(odd)", "data", ("(odd)",)),
+        ("data.forget=(5.0, 07)", "data", ("(5.0, 07)",)),
         ("data.forget=it's, me", "data", ("it's, me",)),
-        ("data.forget=(5,)", "data", ("5",)),
-        ("data.forget=()", "data", ()),
         ("data.proxy_crop_scale=0.1,0.5", "data", (0.1, 0.5)),
         ("data.proxy_crop_scale=None", "data", None),
         ("audit.relearning.shots=[1, 2]", "audit", (1, 2)),

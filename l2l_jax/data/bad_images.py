@@ -5,9 +5,9 @@ import logging
 import pathlib
 from collections.abc import Iterable
 
-from l2l_jax.data.class_names import printable
 from l2l_jax.data.reading import BadImage
 from l2l_jax.errors import UserError
+from l2l_jax.utils.text import printable
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from l2l_jax.data.config import REST
 from l2l_jax.errors import UserError
+from l2l_jax.utils.text import printable, split_names
 
 LISTS = importlib.resources.files("l2l_jax.data") / "class_lists"
 
@@ -26,8 +27,8 @@ PLAIN_NUMBER = re.compile(r"0|[1-9][0-9]*")
 
 def named_classes(*given: str | int) -> tuple[str, ...]:
     """Return the classes that the user wrote, without "rest", files and published splits."""
-    names = [part.strip() for text in given for part in str(text).split(",")]
-    return tuple(dict.fromkeys(x for x in names if x not in ("", REST, *PUBLISHED) and not x.startswith("@")))
+    names = [name for text in given for name in split_names(str(text))]
+    return tuple(dict.fromkeys(x for x in names if x not in (REST, *PUBLISHED) and not x.startswith("@")))
 
 
 def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: str, side: str) -> list[int]:
@@ -40,13 +41,19 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
       UserError: An unknown class, or a name that several classes share.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
-    normal = {_normal(name): number for number, name in enumerate(class_names)}
+    normal: dict[str, list[int]] = defaultdict(list)
+    for number, name in enumerate(class_names):
+        normal[_normal(name)].append(number)
     words = _imagenet_words(class_names)
 
     def class_id(text: str) -> int:
-        number = numbers.get(text, normal.get(_normal(text)))
-        if number is not None:
-            return number
+        if len(alike := normal.get(_normal(text), [])) > 1:
+            raise UserError(
+                f"{field}: {len(alike)} classes are called {text!r}, in different spellings of Unicode: "
+                f"{', '.join(ascii(class_names[i]) for i in alike)}. Give them one name, or different ones."
+            )
+        if alike:
+            return alike[0]
         if PLAIN_NUMBER.fullmatch(text) and int(text) < len(class_names):
             for name in class_names:  # a class 3.0 is not meant by 3
                 with contextlib.suppress(ValueError):
@@ -64,9 +71,9 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
             )
         if synsets:
             return numbers[synsets[0]]
-        cases = {name.lower(): name for name in (*words, *numbers)}
+        cases = {name.lower(): printable(name) for name in (*words, *numbers)}
         near = [cases[name] for name in difflib.get_close_matches(text.lower(), cases)]
-        examples = ", ".join(class_names[:10]) + (", …" if len(class_names) > 10 else "")
+        examples = ", ".join(map(printable, class_names[:10])) + (", …" if len(class_names) > 10 else "")
         hint = f"nearest: {', '.join(near)}" if near else f"its classes: {examples}"
         raise UserError(f"{field} names the class {text!r}, which the source lacks; {hint}.")
 
@@ -82,14 +89,9 @@ def readable(name: str) -> str:
     return name
 
 
-def printable(name: str) -> str:
-    """Escape what a console cannot show: control characters, and bytes that are not UTF-8."""
-    return name if name.isprintable() else repr(name)[1:-1]
-
-
 def _expand(wanted: Sequence[str | int], known: Mapping[str, int], field: str, side: str) -> Iterator[str]:
     """Yield names and ids, with the lists that are named in their place."""
-    for name in map(str, wanted):
+    for name in (name for text in wanted for name in split_names(str(text), known)):
         if name in known:
             yield name
         elif name in PUBLISHED:
@@ -106,8 +108,6 @@ def _expand(wanted: Sequence[str | int], known: Mapping[str, int], field: str, s
                 raise UserError(
                     f"{field}: the list of classes {name[1:]} cannot be read ({error})."
                 ) from error
-        elif "," in name:
-            yield from _expand(list(filter(None, map(str.strip, name.split(",")))), known, field, side)
         else:
             yield name
 

@@ -15,8 +15,9 @@ from etils import epath
 from l2l_jax.data.class_names import readable
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.listing import SUFFIXES, Lister, log_once
-from l2l_jax.data.records import Record, Source, SplitName, hold_out
+from l2l_jax.data.records import Record, Source, SplitName, Subset, hold_out
 from l2l_jax.errors import UserError
+from l2l_jax.utils.text import printable
 from l2l_jax.utils.threads import DaemonPool
 
 logger = logging.getLogger(__name__)
@@ -33,20 +34,27 @@ CHECKED_FILES = 1000  # files of a table whose existence is checked when it is o
 class FileSource(Source):
     """Image files below a root, which may be remote, a class id for each.
 
-    Paths are bytes: names need not be UTF-8. `passed_over` are files that were listed but are not read, in
+    Files are bytes: names need not be UTF-8. `passed_over` are files that were listed but are not read, in
     words.
+
+    Attributes:
+      paths: The files; absolute ones relative to the root, or else to the folder that they share, so that
+        images that move keep their names.
     """
+
+    paths: np.ndarray
 
     def __init__(
         self,
         root: str,
-        paths: Sequence[bytes] | np.ndarray,
+        files: Sequence[bytes] | np.ndarray,
         labels: np.ndarray,
         class_names: Sequence[str],
         passed_over: str = "",
     ):
         self.root, self.passed_over = root, passed_over
-        self.paths: np.ndarray = np.asarray(paths, np.bytes_)
+        self._files = np.asarray(files, np.bytes_)
+        self.paths = _names(root, self._files)
         self.labels, self.class_names = np.asarray(labels, np.int32), tuple(class_names)
 
     def __getitem__(self, index: int) -> Record:
@@ -59,7 +67,7 @@ class FileSource(Source):
 
     def path(self, index: int) -> epath.Path:
         """Return the path of an image."""
-        raw = bytes(self.paths[index])
+        raw = bytes(self._files[index])
         path = _text(raw) if "://" in self.root or b"://" in raw else os.fsdecode(raw)
         return open_path(path) if "://" in path else epath.Path(self.root) / path
 
@@ -68,26 +76,29 @@ class FileSource(Source):
         path = bytes(self.paths[index])
         if b"://" in path or "://" in self.root:
             return path
-        file = os.path.join(os.fsencode(self.root), path)
+        file = os.path.join(os.fsencode(self.root), bytes(self._files[index]))
         size = os.path.getsize(file) if os.path.exists(file) else "missing"
-        relative = os.path.relpath(path, self._above) if os.path.isabs(path) else path
-        return relative + f" {size}".encode()
+        return path + f" {size}".encode()
 
-    @functools.cached_property
-    def _above(self) -> bytes:
-        """The folder that all absolute paths are in."""
-        return os.path.commonpath([os.path.dirname(path) for path in self.paths if os.path.isabs(path)])
+
+def _names(root: str, files: np.ndarray) -> np.ndarray:
+    above = os.fsencode(os.path.abspath(root))
+    absolute = np.flatnonzero(np.char.startswith(files, b"/"))
+    inside = [os.path.commonpath([above, files[i]]) == above for i in absolute]
+    outside = [os.path.dirname(files[i]) for i, below in zip(absolute, inside, strict=True) if not below]
+    shared = os.path.commonpath(outside) if outside else above
+    names = list(files)
+    for i, below in zip(absolute, inside, strict=True):
+        names[i] = os.path.relpath(files[i], above if below else shared)
+    return np.array(names, np.bytes_) if len(absolute) else files
 
 
 def open_path(path: str) -> epath.Path:
     """Return a path, which may be remote; raise a UserError for one of a kind that is not read."""
-    try:
-        return epath.Path(path)
-    except (KeyError, NotImplementedError) as error:
-        kind = path.partition("://")[0]
-        raise UserError(
-            f"{path}: images are local files or in gs:// buckets; {kind}:// is not read."
-        ) from error
+    kind, remote, _ = path.partition("://")
+    if remote and kind != "gs":
+        raise UserError(f"{path}: images are local files or in gs:// buckets; {kind}:// is not read.")
+    return epath.Path(path)
 
 
 def find(config: SourceConfig, wanted: str, *, folder: bool) -> epath.Path:
@@ -205,7 +216,7 @@ class _Line(NamedTuple):
         return self.label + {"": "", "train": ", for training", "test": ", for testing"}[self.split]
 
 
-def open_csv(config: SourceConfig, split: SplitName) -> FileSource:
+def open_csv(config: SourceConfig, split: SplitName) -> Source:
     """Open the images that a table names: columns `path`, `label` and, if given, `split`.
 
     Paths are relative to the table's folder; labels are class names; splits are `train`, and `test`
@@ -223,19 +234,18 @@ def open_csv(config: SourceConfig, split: SplitName) -> FileSource:
     class_names = sorted({line.label for line in lines}, key=_as_numbers)
     class_ids = {name: number for number, name in enumerate(class_names)}
     labels = np.array([class_ids[line.label] for line in lines])
+    source = FileSource(root, [line.path for line in lines], labels, class_names)
     if lines[0].split:
         chosen = np.flatnonzero([line.split == split for line in lines])
         hint = "its column split should say 'train' or 'test'"
     else:
-        names = [line.path for line in lines]
-        chosen = hold_out(labels, config.test_fraction, held=split == "test", names=names)
+        chosen = hold_out(labels, config.test_fraction, held=split == "test", names=source.paths)
         hint = "a class needs two images, one of which is held out for testing"
     if not len(chosen):
         raise UserError(f"{table} names no {split} image: {hint}.")
-    source = FileSource(root, [lines[i].path for i in chosen], labels[chosen], class_names)
-    sample = np.unique(np.linspace(0, len(chosen) - 1, CHECKED_FILES).astype(int))
-    _check_files(table, [(lines[chosen[i]].number, source.path(i)) for i in sample])
-    return source
+    sample = chosen[np.unique(np.linspace(0, len(chosen) - 1, CHECKED_FILES).astype(int))]
+    _check_files(table, [(lines[i].number, source.path(i)) for i in sample])
+    return Subset(source, chosen)
 
 
 def _read_table(table: epath.Path) -> list[_Line]:
@@ -307,8 +317,8 @@ def _without_repetitions(table: epath.Path, root: str, lines: list[_Line]) -> li
             repeated.append(line.number)
     if repeated:
         logger.warning(
-            "%s: %d lines repeat the file of an earlier line and are left out, the first being line %d",
-            *(table, len(repeated), repeated[0]),
+            "%s: %d repetition%s of earlier lines' files left out, the first in line %d",
+            *(table, len(repeated), "s" * (len(repeated) > 1), repeated[0]),
         )
     return list(first.values())
 
@@ -325,13 +335,13 @@ def _check_files(table: epath.Path, sample: Sequence[tuple[int, epath.Path]]) ->
     wrong = [line for line, is_file in zip(sample, are_files, strict=True) if not is_file]
     if not wrong:
         return
-    number, path = wrong[0]
+    number, path, shown = *wrong[0], printable(os.fspath(wrong[0][1]))
     if path.exists():
         kind = "folder" if path.is_dir() else "special file"
-        raise UserError(f"{table}, line {number}: {path} is a {kind}, not an image.")
+        raise UserError(f"{table}, line {number}: {shown} is a {kind}, not an image.")
     raise UserError(
         f"{table}: {len(wrong)} of {len(sample)} files looked for do not exist, the first being "
-        f"{path} (line {number}). Paths are relative to the table's folder, or absolute."
+        f"{shown} (line {number}). Paths are relative to the table's folder, or absolute."
     )
 
 

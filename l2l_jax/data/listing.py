@@ -11,6 +11,7 @@ from etils import epath
 from PIL import features
 
 from l2l_jax.errors import UserError
+from l2l_jax.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Lister:
         """Log what was passed over, once for each folder, and return it; empty if there is nothing."""
         parts = []
         for reason, paths in sorted(self._passed.items()):
-            count, named = len(paths), ", ".join([*paths][:2])
+            count, named = len(paths), ", ".join(map(printable, [*paths][:2]))
             noun = reason.replace("{s}", "s" * (count > 1))
             parts.append(f"{count:,} {noun} ({named}{', …' * (count > 2)})")
         if parts:

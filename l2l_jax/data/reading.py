@@ -22,11 +22,11 @@ from typing import NamedTuple
 import cloudpickle
 import numpy as np
 
-from l2l_jax.data.class_names import printable
 from l2l_jax.data.decoding import ImageError, OpenImage, open_image
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform
 from l2l_jax.errors import UserError
+from l2l_jax.utils.text import printable
 
 logger = logging.getLogger(__name__)
 

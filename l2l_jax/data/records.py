@@ -107,6 +107,7 @@ class Subset(_View):
         self._source, self._indices = source, np.asarray(indices)
         self.class_names, self.passed_over = source.class_names, source.passed_over
         self.labels = np.asarray(source.labels)[self._indices]
+        self.paths = None if source.paths is None else source.paths[self._indices]
 
     def _locate(self, index: int) -> tuple[Source, int]:
         return self._source, int(self._indices[index])

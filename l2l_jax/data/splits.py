@@ -2,17 +2,18 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from l2l_jax.data.arrays import NoiseImages, PrototypeImages
-from l2l_jax.data.class_names import class_ids, printable
+from l2l_jax.data.class_names import class_ids
 from l2l_jax.data.config import OTHER_SOURCES, REST, DataConfig, ProxyConfig
 from l2l_jax.data.records import Mixture, Source, Subset
 from l2l_jax.data.sources import open_source
 from l2l_jax.errors import UserError
+from l2l_jax.utils.text import printable, split_names
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +77,12 @@ def validation_sets(data: DataConfig, source: Source) -> Split:
 def general_set(data: DataConfig, source: Source) -> Source | None:
     """Choose the test images of `data.general`, neither forgotten nor retained; None: there are none."""
     ids = _named_classes(source.class_names, data)
-    named = [c for c in data.general if c != REST]
+    general = [*_listed(source.class_names, data.general)]
+    named = [c for c in general if c != REST]
     classes = class_ids(source.class_names, named, "config.data.general", "general")
     for other, others in ids.items():
         _refuse_both(source.class_names, classes, others, "config.data.general", other)
-    if REST in data.general:
+    if REST in general:
         classes = sorted(set(np.unique(source.labels).tolist()).difference(*ids.values()))
     if not classes:
         return None
@@ -109,16 +111,18 @@ def _select_named(data: DataConfig, source: Source, count: _Count) -> Split:
 
 def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, list[int]]:
     """Return class ids by set: forget, retain, and those of the source itself among the proxies."""
-    own = tuple(entry for entry in data.proxy if not isinstance(entry, ProxyConfig))
-    if REST in data.forget and REST not in class_names:
+    given = {"forget": data.forget, "retain": data.retain}
+    given["proxy"] = tuple(entry for entry in data.proxy if not isinstance(entry, ProxyConfig))
+    wanted = {name: [*_listed(class_names, classes)] for name, classes in given.items()}
+    if REST in wanted["forget"] and REST not in class_names:
         raise UserError(f"config.data.forget is {REST!r}: say which classes are to be forgotten.")
-    if REST in data.retain and REST in own:
+    if REST in wanted["retain"] and REST in wanted["proxy"]:
         raise UserError(
             f"config.data.retain and config.data.proxy are both {REST!r}, so that nothing is left for the "
             "proxies; name the classes of one of them."
         )
     ids: dict[str, list[int]] = {}
-    for name, classes in (("forget", data.forget), ("retain", data.retain), ("proxy", own)):
+    for name, classes in wanted.items():
         others = set(range(len(class_names))).difference(*ids.values())
         named = [c for c in classes if c != REST or name == "forget"]
         named_ids = class_ids(class_names, named, f"config.data.{name}", name)
@@ -126,6 +130,12 @@ def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, li
     for name in ("retain", "proxy"):
         _refuse_both(class_names, ids[name], ids["forget"], f"config.data.{name}", "forget")
     return ids
+
+
+def _listed(class_names: Sequence[str], classes: Sequence[str | int]) -> Iterator[str]:
+    """Yield classes with lists such as `a,b` split, unless a class has that name."""
+    for text in classes:
+        yield from split_names(str(text), class_names)
 
 
 def _refuse_both(

@@ -25,6 +25,7 @@ from l2l_jax.models.base import Params
 from l2l_jax.utils.claim import claim
 from l2l_jax.utils.io import atomic_write
 from l2l_jax.utils.multihost import barrier, from_primary, on_primary
+from l2l_jax.utils.text import split_names
 from l2l_jax.weights.saved_models import load_params, read_card
 
 logger = logging.getLogger(__name__)
@@ -251,7 +252,7 @@ def _identity(config: Config) -> dict[str, Any]:
         original |= {"data": _source(config)} | config.describe("pretrain")
     unlearned = config.describe("data", "unlearn")
     for name in ("forget", "retain"):
-        unlearned["data"][name] = ",".join(map(str, unlearned["data"][name])).split(",")
+        unlearned["data"][name] = [x for text in unlearned["data"][name] for x in split_names(str(text))]
     if config.unlearn.retain_budget is not None:
         unlearned["evaluate"] = {"first task": budget_task(config.evaluate.tasks).name}
     return json.loads(json.dumps({"original": original, "unlearned": unlearned}))

@@ -82,11 +82,25 @@ def _start_time(pid: int) -> str | None:
 
 
 def _create(path: pathlib.Path, content: str) -> bool:
-    """Write the lock unless there is one."""
+    """Write the lock unless there is one; nobody sees it before it is whole."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(content)
+        new.write_text(content, "utf-8")
+        return _place(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _place(new: pathlib.Path, path: pathlib.Path) -> bool:
+    """Give a lock its name unless there is one."""
+    try:
+        os.link(new, path)
     except FileExistsError:
+        return path.exists() and os.path.samefile(new, path)  # NFS may do it and lose the answer
+    except OSError:  # a file system without links
+        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+            file.write(new.read_text("utf-8"))
+            return True
         return False
     return True
 
@@ -139,8 +153,7 @@ def _remove(path: pathlib.Path, owner: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         path.rename(taken)
         if _owner(taken).get("token") != owner.get("token"):
-            with contextlib.suppress(FileExistsError):
-                os.link(taken, path)
+            _place(taken, path)
         taken.unlink()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 from l2l_jax.utils import distributed
+from l2l_jax.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ class LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; work goes on if nobody reads it any more, or if its file cannot grow."""
         with contextlib.suppress(OSError):
-            tqdm.write(self.format(record), file=sys.stderr)
+            lines = map(printable, self.format(record).split("\n"))
+            tqdm.write("\n".join(lines), file=sys.stderr)
 
 
 def show_log() -> None:

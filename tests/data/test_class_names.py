@@ -73,9 +73,38 @@ def test_names_are_text_as_typed(names, wanted, expected):
     assert [names[i] for i in ids(names, wanted)] == [expected]
 
 
+@pytest.mark.parametrize(
+    ("names", "typed", "expected"),
+    [
+        ("3 [3]", "[3]", "[3]"),  # a class of that name goes before a list
+        ("3 4", "[3]", "3"),
+        ("5.0 07", "(5.0, 07)", "5.0 07"),
+        ("a b (a,b)", "(a,b)", "(a,b)"),
+        ("a,b a [c,d]", "('a,b', [c,d])", "a,b [c,d]"),
+        ("[a] [b] a b", "[a],[b]", "[a] [b]"),
+        ("a,b a", "'a,b'", "a,b"),
+        ("(odd) odd", "(odd)", "(odd)"),
+        ("[a b a", "[a, b", "[a b"),
+        ("'tis b", "'tis,b", "'tis b"),
+        ("it's me", "it's, me", "it's me"),
+        ("a b", "(a,)", "a"),
+        ("a b", "()", ""),
+        ("{a} b", "{a},b", "{a} b"),
+    ],
+)
+def test_lists_and_classes_that_look_like_lists(names, typed, expected):
+    names = names.split()
+    assert [names[i] for i in ids(names, typed)] == expected.split()
+
+
 def test_a_number_that_looks_like_the_name_of_another_class():
     with pytest.raises(UserError, match="with this number is '11.0', but '3.0' is the same number"):
         ids(sorted(FLOATS), "3")
+
+
+def test_names_that_look_the_same():
+    with pytest.raises(UserError, match=r"2 classes are called 'é', in .* Unicode: '\\xe9', 'e\\u0301'"):
+        ids(["é", "e\u0301"], "é")
 
 
 def test_every_imagenet_class_has_words():

@@ -14,6 +14,8 @@ from l2l_jax.data.sources import open_source, source_digest
 from l2l_jax.data.splits import evaluation_sets
 from l2l_jax.errors import UserError
 
+SPLITS = ("train", "validation", "test")
+
 
 def write(folder, *names):
     for name in names:
@@ -266,6 +268,8 @@ def open_table(tmp_path, *lines, split="train"):
         (["path,label", "bob/0.jpg,bob", "bob/0.jpg,alice"], r"line 3: .* \(alice\) .* line 2 .*\(bob\)"),
         (["path,label", 'bob/0.jpg,"' + "x" * 200_000], "is not a table of comma-separated values"),
         (["path,label,split", "bob/0.jpg,bob,test", "alice,alice,train"], "line 3: .*alice is a folder, not"),
+        (["path,label", '"a\n.jpg",bob', "bob/0.jpg,bob"], r"the first .*a\\n.jpg \(line 3\)"),
+        (["path,label", "file:///a.jpg,cat", "s3://a/b.jpg,cat"], "gs:// buckets; (file|s3):// is not read"),
     ],
 )
 def test_mistakes_in_tables_are_named(tmp_path, lines, message):
@@ -283,17 +287,23 @@ def test_absolute_relative_and_linked_paths_of_one_file(tmp_path, monkeypatch, o
         open_source(SourceConfig("csv", "table.csv"), "train", 8)
 
 
-def test_the_digest_does_not_depend_on_the_folder_of_absolute_paths(tmp_path):
-    digests = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        write(folder, "x/0.jpg", "y/1.jpg")
-        lines = ["path,label,split", f"{folder}/x/0.jpg,x,train", f"{folder}/y/1.jpg,y,train"]
-        (folder / "table.csv").write_text("\n".join(lines))
-        digests.append(source_digest(open_csv(folder / "table.csv")))
-    assert digests[0] == digests[1]
-    source = open_csv(tmp_path / "a" / "table.csv")
-    (tmp_path / "a" / "x" / "0.jpg").unlink()
-    assert source_digest(source) != digests[0]  # a file that is gone is no error here
+@pytest.mark.parametrize("place", ["photos", "elsewhere"])
+def test_images_of_a_table_that_move_stay_the_same(tmp_path, place):
+    """Also those that are held out, and whether paths are absolute or relative to the table's folder."""
+    digests = set()
+    for moved in ("a", "b"):
+        folder = write(tmp_path / moved / "photos", *(f"x/{i}.jpg" for i in range(20)))
+        table = tmp_path / moved / place / "table.csv"
+        table.parent.mkdir(exist_ok=True)
+        for prefix in {f"{folder}/", "" if place == "photos" else f"{folder}/"}:
+            table.write_text("\n".join(["path,label", *(f"{prefix}x/{i}.jpg,x" for i in range(20))]))
+            both = (source_digest(open_csv(table, split, validation_fraction=0.2)) for split in SPLITS)
+            digests.add(tuple(both))
+    assert len(digests) == 1 and len(set(*digests)) == len(SPLITS)
+    source = open_csv(table)
+    before = source_digest(source)
+    pathlib.Path(source.name(0)).unlink()
+    assert source_digest(source) != before  # a file that is gone is no error here
 
 
 def test_repeated_lines_count_once(tmp_path, caplog):
@@ -301,7 +311,7 @@ def test_repeated_lines_count_once(tmp_path, caplog):
     lines = [f"bob/{i}.jpg,bob" for i in range(3)]
     sources = [open_table(tmp_path, "path,label", *lines * 4, split=split) for split in ("train", "test")]
     assert [len(source) for source in sources] == [2, 1]
-    assert "9 lines repeat the file of an earlier line and are left out, the first being" in caplog.text
+    assert "9 repetitions of earlier lines' files left out, the first in line 5" in caplog.text
 
 
 def test_a_table_in_windows_1252(tmp_path, caplog):

@@ -49,7 +49,8 @@ def test_by_name_or_id():
 
 
 def test_the_rest_is_what_nobody_names():
-    assert chosen(train(data(["alley"])).retain) == [0, 3, 4]
+    for rest in ("rest", "(airfield, rest)", "airfield,rest"):
+        assert chosen(train(data(["alley"], [rest])).retain) == [0, 3, 4]
     sets = train(data(["alley"], ["airfield"], proxy=("rest",)))
     assert chosen(sets.retain) == [3]
     assert retained_names(data(["alley"]), Named.class_names) == ("airfield", "amphitheater", "aquarium")
