@@ -55,7 +55,8 @@ def _element(text: str) -> Any:
 
 def split_names(text: str, known: Container[str] = ()) -> Iterator[str]:
     """Yield the names in a list such as `a,b`, `(a, b)` or `['a,b']`; a known name goes before a list."""
-    typed, names = Text(text), (text,)
+    typed = Text(text)
+    names: tuple[Any, ...] = (text,)
     if text not in known and ("," in text or typed.bracketed or text[:1] in ("'", '"')):
         names = typed.elements()
         if names == (text,):  # an apostrophe or a bracket may begin a name
