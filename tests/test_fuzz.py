@@ -270,7 +270,7 @@ def test_damaged_files(kind, seconds, folder):
     outcomes = collections.Counter()
 
     @settings(
-        max_examples=300 if seconds else 8, deadline=None, database=None,
+        max_examples=300 if seconds else 4, deadline=None, database=None,
         suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
     )  # fmt: skip
     @given(strategy())

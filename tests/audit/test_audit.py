@@ -46,7 +46,7 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def memories(tmp_path_factory):
     """Findings on models that remember all training images, those of retain classes, and those but a few."""
-    fields = {"audit.attacks": ("membership", "views", "linear_probe", "residual_knowledge")}
+    fields = {"audit.attacks": ("membership", "linear_probe", "residual_knowledge")}
     fields |= {"data.test_per_class": 20, "data.train_per_class": 40, "evaluate.batch_size": 100}
     settings = dataclasses.replace(digits_config(fields), model=Memory())
     folder = tmp_path_factory.mktemp("memories")

@@ -72,11 +72,14 @@ def palette_views():
     return corrupted, hidden, mixture
 
 
+encode_palette = jax.jit(PALETTE.encode)
+
+
 @functools.cache
 def palette_features(prefix):
     """Features of the release's mixture (of "teacher:") or of the corrupted images."""
     corrupted = palette_views()[2 if prefix else 0]
-    return jax.device_get(jax.jit(PALETTE.encode)(palette(prefix)["encoder"], corrupted))
+    return jax.device_get(encode_palette(palette(prefix)["encoder"], corrupted))
 
 
 def test_what_student_and_teacher_of_palette_get():
