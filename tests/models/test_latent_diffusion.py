@@ -183,6 +183,7 @@ def test_a_prompt_for_every_class():
             dict(prompts=("a cat",), prompt="a cat", guidance_scale=2.0),
             "guidance_scale needs the empty prompt",
         ),
+        (dict(scan=True), "scan needs several transformer blocks in a place; this U-Net has one at most"),
         (dict(sample_steps=2000), "sampling takes 1 to 1000 steps, not 2000"),
         (dict(unet={"head": 3}), "config.model.unet.head does not exist"),
     ],

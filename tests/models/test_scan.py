@@ -1,5 +1,6 @@
 """Blocks in a loop, or computed again in the backward pass: the same numbers, less code, less memory."""
 
+import dataclasses
 import functools
 
 import jax
@@ -30,12 +31,19 @@ def close(found, expected):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), found, expected)
 
 
+DEEP = {"mae": dict(depth=3), "mage": dict(depth=3)}
+UNET = MODELS["latent_diffusion"].unet
+DEEP["latent_diffusion"] = dict(unet=dataclasses.replace(UNET, transformer_layers=(4,)))
+
+
 @pytest.mark.parametrize(
-    ("family", "remats"), [("mae", (False,)), soak("mae", (False, True)), soak("mage", (False, True))]
+    ("family", "remats"),
+    [("mae", (False,)), ("latent_diffusion", (True,))]
+    + [soak(family, (False, True)) for family in ("mae", "mage", "latent_diffusion")],
 )
 def test_the_loop_gives_the_same_gradients(family, remats):
     """MAGE's blocks are those of MAE; test_published_recipes.py trains it in the loop in every run."""
-    deep = MODELS[family].replace(depth=3)
+    deep = MODELS[family].replace(**DEEP[family])
     params = params_of(deep)
     expected, plain = gradients(deep, params)
     for remat in remats:

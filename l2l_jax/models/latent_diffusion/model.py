@@ -65,6 +65,7 @@ class LatentDiffusion(Model):
       training_holes, hole_bank_size, hole_seed: See `Palette`.
       dtype, vae_dtype: "float32" or "bfloat16", of the products.
       remat: See `MAE`.
+      scan: Loop over one compiled transformer block where a place has several, as in SDXL.
     """
 
     image_size: Size = 512
@@ -84,6 +85,7 @@ class LatentDiffusion(Model):
     dtype: str = "float32"
     vae_dtype: str = "float32"
     remat: bool = False
+    scan: bool = False
 
     FORMATS = (Pipeline(),)  # no annotations: not fields
     TRAINED_WITH = (
@@ -116,6 +118,8 @@ class LatentDiffusion(Model):
             )
         if self.guidance_scale is not None and "" not in self.prompts:
             raise ValueError("guidance_scale needs the empty prompt among the prompts")
+        if self.scan and max(self.unet.transformer_layers) < 2:
+            raise ValueError("scan needs several transformer blocks in a place; this U-Net has one at most")
         self.schedule.timesteps(self.sample_steps)  # checks their number
 
     @property
@@ -124,11 +128,11 @@ class LatentDiffusion(Model):
 
     @property
     def encoder(self) -> Encoder:
-        return Encoder(self.unet, jnp.dtype(self.dtype), self.remat)
+        return Encoder(self.unet, jnp.dtype(self.dtype), self.remat, self.scan)
 
     @property
     def decoder(self) -> Decoder:
-        return Decoder(self.unet, jnp.dtype(self.dtype), self.remat)
+        return Decoder(self.unet, jnp.dtype(self.dtype), self.remat, self.scan)
 
     @property
     def autoencoder(self) -> AutoencoderKL:

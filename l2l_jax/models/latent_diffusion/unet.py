@@ -16,7 +16,7 @@ from jax import Array
 
 from l2l_jax.errors import UserError
 from l2l_jax.models.latent_diffusion.blocks import ResBlock, check_config, conv, per_level
-from l2l_jax.models.layers import doubled, remat_block, sinusoids
+from l2l_jax.models.layers import doubled, in_dtype, loop, remat_block, sinusoids
 from l2l_jax.models.layers.attention import attention
 from l2l_jax.models.layers.group_norm import GroupNorm
 from l2l_jax.models.palette.unet import lecun_uniform
@@ -196,6 +196,8 @@ class Transformer(nn.Module):
     sizes: UNetSizes
     level: int
     dtype: jnp.dtype
+    scan: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array, prompt: Array) -> Array:
@@ -208,9 +210,14 @@ class Transformer(nn.Module):
 
         h = GroupNorm(sizes.norm_groups, epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         h = project("proj_in")(h).reshape(batch, height * width, channels)
-        for k in range(sizes.transformer_layers[self.level]):
-            name = f"transformer_blocks_{k}"
-            h = TransformerBlock(sizes.heads[self.level], self.dtype, name=name)(h, prompt)
+        names = [f"transformer_blocks_{k}" for k in range(sizes.transformer_layers[self.level])]
+        options = sizes.heads[self.level], self.dtype
+        if self.scan and len(names) > 1 and not self.is_initializing():
+            blocks = [in_dtype(self.variables["params"][name], self.dtype) for name in names]
+            h = loop(TransformerBlock(*options, parent=None), blocks, self.remat, h, prompt)
+        else:
+            for name in names:
+                h = TransformerBlock(*options, name=name)(h, prompt)
         return x + project("proj_out", nn.initializers.zeros)(h.reshape(x.shape))
 
 
@@ -221,11 +228,13 @@ class Half(nn.Module):
       sizes: Sizes of the whole.
       dtype: Of products and feature maps; time embeddings and the output are float32.
       remat: Compute the inside of every block again in the backward pass, instead of keeping it.
+      scan: Loop over the transformer blocks of a place that has several.
     """
 
     sizes: UNetSizes
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    scan: bool = False
 
     @nn.nowrap
     def _res_block(self, channels: int, name: str) -> nn.Module:
@@ -234,7 +243,8 @@ class Half(nn.Module):
 
     @nn.nowrap
     def _transformer(self, level: int, name: str) -> nn.Module:
-        return remat_block(Transformer, self.remat)(self.sizes, level, self.dtype, name=name)
+        options = self.sizes, level, self.dtype, self.scan, self.remat
+        return remat_block(Transformer, self.remat)(*options, name=name)
 
 
 class Encoder(Half):

@@ -1,7 +1,7 @@
 """Layers and helpers that model families share."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -45,14 +45,21 @@ def remat_block(block: type[nn.Module], remat: bool) -> type[nn.Module]:
     return nn.remat(block) if remat else block
 
 
-def remat_body(body: Callable, remat: bool) -> Callable:
-    """Return a body of a `jax.lax.scan` over blocks that keeps the results of products with parameters.
+def loop(block: nn.Module, params: Sequence[Any], remat: bool, x: Any, *given: Any) -> Any:
+    """Apply a block to `x` with each of several sets of parameters in turn, as a loop of one compiled block.
 
-    Everything else, attention included, is computed again. With `remat` it keeps its input alone.
+    The results of products with parameters are kept for the backward pass, and everything else, attention
+    included, is computed again. With `remat` the block's input alone is kept.
     """
     policies = jax.checkpoint_policies
     policy = policies.nothing_saveable if remat else policies.dots_with_no_batch_dims_saveable
-    return jax.checkpoint(body, policy=policy, prevent_cse=False)  # a loop keeps the two apart anyway
+
+    def body(x, params):
+        return apply(block, params, x, *given), None
+
+    side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    # Common subexpressions need no barrier: a loop keeps the two passes apart anyway.
+    return jax.lax.scan(jax.checkpoint(body, policy=policy, prevent_cse=False), x, side_by_side)[0]
 
 
 def sinusoids(values: jax.Array, width: int) -> jax.Array:

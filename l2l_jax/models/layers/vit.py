@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from l2l_jax.models.layers import in_dtype, remat_block, remat_body
+from l2l_jax.models.layers import in_dtype, loop, remat_block
 from l2l_jax.models.layers.attention import attention
 
 xavier = nn.initializers.xavier_uniform()
@@ -90,14 +89,8 @@ class Stack:
 
     def _scanned(self, params: Mapping[str, Any], x: Array) -> Array:
         block = Block(self.num_heads, norm_eps=self.norm_eps, dtype=self.dtype, parent=None)
-
-        def body(x, params):
-            return block.apply({"params": params}, x), None
-
         blocks = [in_dtype(params[f"{self.prefix}_{i}"], self.dtype) for i in range(self.depth)]
-        side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-        x, _ = jax.lax.scan(remat_body(body, self.remat), x, side_by_side)
-        return x
+        return loop(block, blocks, self.remat, x)
 
 
 def stack(model: Any, prefix: str, norm_eps: float = 1e-6) -> Stack:
