@@ -44,9 +44,10 @@ def get_config(variant: str = "") -> ConfigDict:
     fast = dict(batch_size=16, warmup_steps=50, beta2=0.99, weight_decay=0.01)
     pretrain = dict(vae=dict(steps=300, learning_rate=5e-3, **fast))
     pretrain |= dict(model=dict(steps=600, learning_rate=3e-3, ema_decay=0.98, **fast))
+    images = dict(train_per_class=200, test_per_class=50)
     local = dict(
         model=small,
-        data=dict(path="", crop="resize", flip=False, train_per_class=200, test_per_class=50),
+        data=dict(path="", crop="resize", flip=False, validation_fraction=0.1, **images),
         pretrain=pretrain,
         unlearn=dict(steps=200, learning_rate=3e-3, adapter_layers="attention+convolution", token_bank=1),
         evaluate=dict(batch_size=128, features="classifier"),

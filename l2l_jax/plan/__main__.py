@@ -22,6 +22,11 @@ TOPOLOGY = flags.DEFINE_string(
 )
 PROGRAMS = ("step", "restoration", "evaluation")
 WHICH = flags.DEFINE_list("programs", list(PROGRAMS), "What to look at, of step, restoration and evaluation.")
+QUICK = flags.DEFINE_bool(
+    "quick",
+    False,
+    "Compile in minutes with little effort; temporaries and memory traffic come out too large.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     print(heading(topology, STAGE.value, run.name, stage.training.batch_size, len(there)))
     rows = []
     for planned in programs(config, stage, LAYOUTS.value, there, WHICH.value):
-        rows.append(figures(planned, topology))
+        rows.append(figures(planned, topology, QUICK.value))
         print(program_text(rows[-1], topology), flush=True)
     report = {
         "recipe": run.name, "stage": STAGE.value, "topology": topology.name, "devices": len(there),

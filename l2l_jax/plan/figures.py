@@ -26,6 +26,8 @@ TPU_OPTIONS = {"xla_jf_convolution_performance_target": "0.5"}
 Channels that 128 does not divide never come near the default target, and every window is then tried.
 """
 
+QUICK_OPTIONS = {"exec_time_optimization_effort": -1.0}
+
 
 class Planned(NamedTuple):
     """A program to compile, such as "step, 16x1"."""
@@ -39,14 +41,20 @@ class Planned(NamedTuple):
     devices: int  # that run it together
 
 
-def figures(planned: Planned, topology: Topology) -> dict[str, Any]:
+def figures(planned: Planned, topology: Topology, quick: bool = False) -> dict[str, Any]:
     """Compile a program and return its memory, work, time and collectives, JSON-able.
 
     Bytes and operations are one device's.
+
+    Args:
+      planned: The program.
+      topology: What compiles it.
+      quick: Spare the compiler effort; temporaries and memory traffic then come out too large.
     """
     lowered = planned.function.lower(*planned.arguments)
     start = time.perf_counter()
-    compiled = lowered.compile(compiler_options=None if topology.is_gpu else TPU_OPTIONS)
+    options = {} if topology.is_gpu else TPU_OPTIONS
+    compiled = lowered.compile(compiler_options={**options, **(QUICK_OPTIONS if quick else {})})
     seconds = time.perf_counter() - start
     program, chip, flops = Program(compiled.as_text()), topology.chip, planned.work.flops
     found, analysis = collectives(program), compiled.memory_analysis()

@@ -174,6 +174,8 @@ def test_a_tpu_slice(config, monkeypatch):
     assert gradients + keys <= row["sent"] < gradients + keys + 200
     assert row["fits"] and row["largest_temporaries"]
     assert row["traffic"] > row["memory"]["parameters"]
+    quick = figures(planned, topology, quick=True)
+    assert quick["sent"] == row["sent"] and quick["traffic"] >= row["traffic"]
     # Of several hosts, whose devices are not side by side in the mesh.
     several = described(parse_topology("v5e:4x4"))
     assert len({device.process_index for device in several}) > 1
