@@ -1,5 +1,6 @@
 """Every test runs on 8 virtual CPU devices and refuses silent rank promotion; slow files come first."""
 
+import gc
 import logging
 import os
 import pathlib
@@ -26,6 +27,16 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first, so that no worker begins one when the others have finished."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """What was imported lives as long as the process: the garbage collector need not look at it again."""
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    """Nor at what is left of the tests, which the process collects several times as it ends."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,15 +1,16 @@
 """What classes may be called, and the published lists."""
 
-import importlib.resources
+import importlib.util
+import pathlib
 import re
 
 import pytest
-import tensorflow_datasets
 
 from l2l_jax.data.class_names import class_ids, imagenet_names
 from l2l_jax.errors import UserError
 
-TFDS = importlib.resources.files(tensorflow_datasets)
+(TFDS,) = map(pathlib.Path, importlib.util.find_spec("tensorflow_datasets").submodule_search_locations)
+"""The folder of a package whose import takes long."""
 IMAGENET = (TFDS / "datasets/imagenet2012/labels.txt").read_text().split()
 PLACES = (TFDS / "image_classification/categories_places365.txt").read_text().split()
 

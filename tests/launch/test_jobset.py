@@ -10,7 +10,6 @@ import pathlib
 import jsonschema
 import pytest
 import yaml
-from kubernetes.client import models
 
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 SCHEMA = json.loads(pathlib.Path(__file__).with_name("jobset_schema.json").read_text())
@@ -18,6 +17,8 @@ SCHEMA = json.loads(pathlib.Path(__file__).with_name("jobset_schema.json").read_
 
 def validate(manifest):
     """Raise unless the manifest fits the schema."""
+    from kubernetes.client import models  # here: there are hundreds
+
     jsonschema.validate(manifest, SCHEMA)
     for job in manifest["spec"]["replicatedJobs"]:
         models.V1JobTemplateSpec.model_validate(job["template"], strict=True)

@@ -9,8 +9,6 @@ from l2l_jax.train import sharding
 from l2l_jax.train.parallel import make_parallel
 from l2l_jax.train.sharding import MeshConfig
 from l2l_jax.train.validation_errors import MaskedErrors
-from tests.train import toy
-from tests.train.families import MODELS, params_of
 
 MASK = np.zeros((8, 8), bool)
 MASK[2:6, 2:6] = True
@@ -40,26 +38,3 @@ def test_errors_are_those_of_numpy_whatever_the_layout(layout):
         noise = np.stack([jax.random.normal(next(keys), (1, 8, 8, 3))[0] for _ in originals])
         restored = 0.7 * originals.mean(axis=(1, 2), keepdims=True) + noise
         np.testing.assert_allclose(found[of], masked_mse(originals, restored, MASK), rtol=1e-5)
-
-
-def test_a_model_of_a_family_is_measured_as_it_restores():
-    """One at a time under `vmap` is the same as all at once."""
-    model, params = MODELS["mae"], params_of(MODELS["mae"])
-    images = {"retain": np.random.default_rng(0).random((5, 8, 8, 3), np.float32)}
-    parallel = make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit")
-    mask = np.arange(8)[:, None] >= np.full(8, 4)  # the lower half: whole patches
-    errors = MaskedErrors(model, mask, images, rows=4, seed=0, parallel=parallel)
-    inpaint = jax.jit(lambda params, images: model.inpaint(params, images, mask, jax.random.key(0)))
-    restored = inpaint(params, images["retain"])
-    expected = masked_mse(images["retain"], np.asarray(restored), mask)
-    np.testing.assert_allclose(errors.finish(errors.start(params))["retain"], expected, rtol=1e-4)
-
-
-def test_an_adapter_is_added_before_restoring():
-    images = {"retain": np.random.default_rng(0).random((3, 8, 8, 3), np.float32)}
-    parallel = make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit")
-    errors = MaskedErrors(toy.Gain, MASK, images, rows=4, seed=0, parallel=parallel)
-    adapter = {"encoder": {"gain": {"delta": np.float32(0.2)}}}
-    params = {"encoder": {"gain": np.float32(0.5)}, "adapter": adapter}
-    expected = masked_mse(images["retain"], np.float32(0.7) * images["retain"], MASK)
-    np.testing.assert_allclose(errors.finish(errors.start(params))["retain"], expected, rtol=1e-4)
