@@ -27,7 +27,7 @@ MODEL_STYLES: dict[str, dict[str, Any]] = {
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20)
 """Ticks of ratios of errors."""
 
-PROJECTED, NEEDED = 500, 4
+PROJECTED, NEEDED = 200, 4
 """Images of a group that t-SNE projects, at most, evenly spaced; and images that it needs in all."""
 
 GOOD, BAD = COLORS["retain"], COLORS["forget"]
@@ -156,7 +156,8 @@ def project(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise ValueError(f"t-SNE needs at least {NEEDED} images, not {len(rows)}")
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(unit)
+    method = "exact" if len(rows) <= 500 else "barnes_hut"  # of so few the exact sum is faster
+    places = TSNE(perplexity=perplexity, init="pca", random_state=0, method=method).fit_transform(unit)
     ends = np.cumsum([len(group) for group in chosen])[:-1]
     return dict(zip(features, np.split(places, ends), strict=True))
 
