@@ -27,7 +27,7 @@ MODEL_STYLES: dict[str, dict[str, Any]] = {
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20)
 """Ticks of ratios of errors."""
 
-PROJECTED, NEEDED = 200, 4
+PROJECTED, NEEDED = 500, 4
 """Images of a group that t-SNE projects, at most, evenly spaced; and images that it needs in all."""
 
 GOOD, BAD = COLORS["retain"], COLORS["forget"]
