@@ -1,5 +1,6 @@
 """Every test runs on 8 virtual CPU devices and refuses silent rank promotion; slow files come first."""
 
+import functools
 import gc
 import logging
 import os
@@ -70,6 +71,16 @@ def one_device():
         patch.setattr(sharding, "make_mesh", lambda *_, **__: mesh)
         patch.setattr(jax, "local_devices", lambda *_, **__: devices)
         patch.setattr(jax, "device_count", lambda *_: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled_once(one_device):
+    """Evaluations of a model at a task share an inpainter, which keeps its compiled program alone."""
+    from l2l_jax.evals import evaluator
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluator, "Inpainter", functools.cache(evaluator.Inpainter))
         yield
 
 

@@ -14,7 +14,7 @@ from l2l_jax.models.base import FAMILIES
 from l2l_jax.report import write
 
 PLUGINS = pathlib.Path(__file__).parents[1] / "examples" / "plugins.py"
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 RNG = np.random.default_rng(0)
 DARK = RNG.integers(0, 100, (40, 8, 8, 3), np.uint8)
@@ -40,7 +40,7 @@ def params(model):
 
 
 @pytest.fixture(scope="module")
-def result(model, params, one_device, tmp_path_factory):
+def result(model, params, compiled_once, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("api"))
     return l2l_jax.unlearn(
         model, params, DARK, BRIGHT, workdir=folder, unlearn=TRAINING, evaluate=EVALUATION, seed=1

@@ -35,8 +35,8 @@ QUICK = dict(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(one_device):
-    """One device."""
+def quick(compiled_once):
+    """One device, and one program to inpaint."""
 
 
 def contents(folder):

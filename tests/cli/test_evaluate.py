@@ -1,7 +1,6 @@
 """The evaluation from start to end: stored observations, PNG files, folders, the program."""
 
 import dataclasses
-import functools
 import json
 
 import jax
@@ -21,7 +20,7 @@ from l2l_jax.models.mae.model import MAE
 from l2l_jax.report import plots
 from l2l_jax.weights.saved_models import save_model
 
-pytestmark = pytest.mark.usefixtures("one_device", "compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 KEY = jax.random.key(0)  # a MAE draws nothing
 
@@ -40,14 +39,6 @@ def config(**evaluate):
     fields = {f"{section}.{name}": x for section, of in FIELDS.items() for name, x in of.items()}
     fields |= {f"evaluate.{name}": x for name, x in evaluate.items()}
     return parse_config(override(read_config("digits_mae:encoder"), fields))
-
-
-@pytest.fixture(scope="module")
-def compiled_once(one_device):
-    """Evaluations of a model at a task share an inpainter, which keeps its compiled program alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "Inpainter", functools.cache(Inpainter))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,11 @@ def small_config():
     return digits_config({**SMALL, **fields})
 
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module", params=[FEW, soak(METHODS)], ids=["few", "all"])
-def compared(request, one_device, tmp_path_factory):
+def compared(request, compiled_once, tmp_path_factory):
     """A comparison of some methods in the workdir of a finished experiment."""
     workdir = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
