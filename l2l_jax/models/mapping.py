@@ -181,6 +181,8 @@ def to_flax(table: Table, state_dict: StateDict, target: Any, config: Any = None
 
 
 def _check_constant(constant: Constant, value: np.ndarray, expected: np.ndarray) -> None:
+    if value.dtype.kind in "biu":
+        raise UserError(f"{constant.torch_key} is {value.dtype}; expected are {', '.join(FLOATS)}.")
     if not np.isfinite(value).all():
         raise UserError(
             f"{constant.torch_key} holds NaN or infinite values: the training diverged, or the file is "

@@ -11,6 +11,7 @@ import json
 import pathlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -32,7 +33,9 @@ AVERAGED = ("model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "param
 """Names under which checkpoints keep an exponential moving average (EMA) of the weights."""
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.", "state_dict.", "network.")
 """Prefixes of keys from wrappers: data parallelism, `torch.compile`, Lightning, DeepSpeed."""
-INNER_WRAPPERS = re.compile(r"\b(_checkpoint_wrapped_module|_orig_mod|_fsdp_wrapped_module)\.")
+INNER_WRAPPERS = re.compile(
+    r"\b(_checkpoint_wrapped_module|_orig_mod|_fsdp_wrapped_module|_fpw_module|(?<=\.)module)\."
+)
 """Parts of keys from wrappers of single blocks."""
 TRAINING_ONLY = re.compile(
     r"(perceptual|perceptual_loss|lpips|loss|criterion|discriminator|disc|n_averaged)\b.*"
@@ -343,7 +346,7 @@ def _read_torch(path: pathlib.Path) -> tuple[str, dict[Any, Any]]:
         _check_zip(path)
     try:
         # Training programs keep their command line as a Namespace, which is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # hostile and damaged files raise whatever they like
         raise UserError(_explain(path, error)) from error

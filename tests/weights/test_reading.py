@@ -48,6 +48,7 @@ def test_written_arrays_are_read_again(tmp_path, dtype):
         ({"_checkpoint_wrapped_module.a.weight": stored()}, [""]),
         ({"a._checkpoint_wrapped_module._orig_mod.weight": stored()}, [""]),
         ({"_forward_module.a._fsdp_wrapped_module.weight": stored()}, [""]),
+        ({"a._fsdp_wrapped_module._fpw_module.module.weight": stored()}, [""]),
         ({"state_dict": {"a.weight": stored()}, "epoch": 3}, ["state_dict"]),
         ({"model": {"module.a.weight": stored()}, "optimizer": {"state": {0: stored()}}}, ["model"]),
         ({"model": {"a.weight": stored()}, "model_ema": {"a.weight": stored()}}, ["model", "model_ema"]),
