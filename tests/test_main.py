@@ -132,12 +132,42 @@ def test_another_run_in_the_workdir_is_refused_and_left_alone(finished, run_here
             ),
             "The disk is full: /runs/a/20 could",
         ),
+        (
+            ValueError(
+                'OUT_OF_RANGE: Error writing local file "/runs/a/3.orbax-checkpoint-tmp/_sharding": File too '
+                "large [os_error_code='EFBIG']"
+            ),
+            "A file is larger than `ulimit -f` or the disk allows: /runs/a/3 could",
+        ),
+        (OSError(122, "Disk quota exceeded", "runs/a"), "The disk quota is used up: runs/a could"),
         (PermissionError(13, "Permission denied", "runs/a/b"), r"runs/a/b cannot be made or .* \(Permission"),
         (PermissionError(13, "Permission denied", "m.pth"), r"m.pth cannot be opened \(Permission denied\)"),
     ],
 )
 def test_errors_of_the_disk_are_explained(error, message):
     assert re.match(message, explain(error, pathlib.Path("runs/a")))
+
+
+UNRAISABLE = """
+from l2l_jax.cli.common import run_command
+
+class Write:
+    def __init__(self, problem):
+        self.problem = problem
+    def __del__(self):
+        raise RuntimeError(self.problem)
+
+def command(argv):
+    Write("Event loop is closed")  # as many as TensorStore had begun when the disk was full
+    Write("something else")
+
+run_command(command, [])
+"""
+
+
+def test_writes_that_are_dropped_make_no_noise():
+    code, _, errors = forking.run("-c", UNRAISABLE)
+    assert code == 0 and errors.count("RuntimeError") == 1 and "RuntimeError: something else" in errors
 
 
 def test_other_errors_are_not_explained_away():

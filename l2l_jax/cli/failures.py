@@ -10,7 +10,11 @@ import sys
 from l2l_jax.errors import UserError
 from l2l_jax.utils import distributed
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "The disk quota is used up",
+    errno.EFBIG: "A file is larger than `ulimit -f` or the disk allows",
+}
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -43,7 +47,8 @@ def _about_environment(error: BaseException) -> str | None:
 def explain(error: BaseException, workdir: pathlib.Path | None = None) -> str | None:
     """Return a sentence for a failure of the file system that a user can fix, or None.
 
-    These are a full disk, a failure to write below the workdir, and a file without permission to open it.
+    These are a full disk or quota, a failure to write below the workdir, and a file without permission to
+    open it.
     TensorStore, which writes checkpoints, reports the operating system's errors as ValueErrors.
     """
     if not isinstance(error, OSError | ValueError):
@@ -51,7 +56,7 @@ def explain(error: BaseException, workdir: pathlib.Path | None = None) -> str | 
     number, path = _number(error), _path(error)
     if number in FULL:
         return (
-            f"The disk is full: {path or workdir or 'the workdir'} could not be written. Free some space and "
+            f"{FULL[number]}: {path or workdir or 'the workdir'} could not be written. Free some space and "
             "run the same command again; complete checkpoints are intact and it resumes from the newest."
         )
     if path is None or number not in (*DENIED, errno.ENOENT, errno.ENOTDIR):
