@@ -141,7 +141,10 @@ class Workdir:
                     model, title = INPUTS[name]
                     change = f"{title} have changed"
                     if "images" in wanted:
-                        change += f" ({found['images']} then, {wanted['images']} now)"
+                        then, now = found["images"], wanted["images"]
+                        change += (
+                            f" ({then} then, {now} now)" if then != now else " (names, sizes or classes)"
+                        )
                     self._replace(model, [change])
                 self._record["inputs"][name] = wanted
             self._write()
