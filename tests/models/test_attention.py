@@ -1,5 +1,7 @@
 """Which kernels compute attention, read from the lowered program."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,22 @@ def test_it_is_the_mean_of_values_by_softmax_of_products():
     weight = np.exp(np.einsum("bqhc,bkhc->bhqk", q, k) / np.sqrt(8))
     expected = np.einsum("bhqk,bkhc->bqhc", weight / weight.sum(-1, keepdims=True), v)
     np.testing.assert_allclose(attention(q, k, v), expected, atol=1e-5)
+
+
+def test_many_queries_go_in_parts():
+    """Results and gradients are JAX's own, and the program holds no array of all logits."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, tokens, 1, 2), np.float32) for tokens in (4096, 2048, 2048))
+
+    def loss(attend, *arrays):
+        return jnp.square(attend(*arrays)).sum()
+
+    def run(attend):
+        return jax.jit(jax.value_and_grad(functools.partial(loss, attend), argnums=(0, 1, 2)))
+
+    found, expected = run(attention)(q, k, v), run(jax.nn.dot_product_attention)(q, k, v)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), found, expected)
+    assert "4096x2048" not in run(attention).lower(q, k, v).as_text()
 
 
 def test_cudnn_is_for_gpus_and_half_precision():

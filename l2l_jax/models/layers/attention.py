@@ -9,12 +9,30 @@ from jax import Array
 FROM_CAPABILITY = 8.0
 """Compute capability (Ampere) from which GPUs have the flash kernels."""
 
+LOGITS = 2**22
+"""Logits of a head that are computed at a time: a quarter of those of 64 × 64 places."""
+
 
 def attention(query: Array, key: Array, value: Array) -> Array:
     """Attend over `[batch, token, head, channel]`, on NVIDIA GPUs by cuDNN's flash kernels if they can."""
     if not _cudnn_can(query.shape, key.shape, jnp.dtype(query.dtype)):
+        return _in_parts(query, key, value)
+    return jax.lax.platform_dependent(query, key, value, cuda=_by_cudnn, default=_in_parts)
+
+
+def _in_parts(query: Array, key: Array, value: Array) -> Array:
+    """Attend with some of the queries at a time, where there are many, and never keep their logits."""
+    batch, tokens, heads, width = query.shape
+    parts = max(1, tokens * key.shape[1] // LOGITS)
+    if parts == 1 or tokens % parts:
         return jax.nn.dot_product_attention(query, key, value)
-    return jax.lax.platform_dependent(query, key, value, cuda=_by_cudnn, default=jax.nn.dot_product_attention)
+
+    @jax.checkpoint
+    def attend(part: Array) -> Array:
+        return jax.nn.dot_product_attention(part, key, value)
+
+    split = query.reshape(batch, parts, -1, heads, width).swapaxes(0, 1)
+    return jax.lax.map(attend, split).swapaxes(0, 1).reshape(query.shape)
 
 
 _by_cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
