@@ -88,7 +88,7 @@ def compare_folders(
     result = SetMetrics(*from_primary(lambda: measure(read["images"], read["reference"])))
     if not paired:
         different = sorted(images.files.keys() ^ reference.files.keys())
-        example = f"{len(different)} are in one only, such as {different[0]}"
+        example = f"in one only: {len(different)}, such as {different[0]}"
         result.missing.update(dict.fromkeys(PAIRED, f"the folders hold different names ({example})"))
         for name in PAIRED:
             result.metrics.pop(name, None)

@@ -59,7 +59,7 @@ def format_models(report: Mapping[str, Any], style: str = "simple") -> str:
 def format_folders(report: Mapping[str, Any], style: str = "simple") -> str:
     """Format a table of one row."""
     count = report["images"]["count"]
-    table = _table({f"{count} images": report}, style)
+    table = _table({f"{count} image{'s' * (count > 1)}": report}, style)
     return "\n\n".join([table, "\n".join(reasons(report))]).strip()
 
 

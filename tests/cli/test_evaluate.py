@@ -196,7 +196,7 @@ def test_folders_of_different_names_and_sizes(tmp_path):
         for name in names:
             Image.fromarray(rng.integers(0, 256, (size, 16, 3), np.uint8)).save(folder / f"{name}.png")
     found = program.evaluate_folders(folders[0], folders[1], tmp_path / "out")
-    assert found["figures"] == {} and "2 are in one only, such as w" in found["not_available"]["psnr"]
+    assert found["figures"] == {} and "in one only: 2, such as w" in found["not_available"]["psnr"]
     with pytest.raises(UserError, match="x.png has 16×16 pixels and its original 16×20"):
         program.evaluate_folders(folders[0], folders[2], tmp_path / "out")
 

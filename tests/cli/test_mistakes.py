@@ -89,6 +89,12 @@ CLASSES = [
         ([*PHOTOS, f"--config.data.forget={name}"], f"names the class '{re.escape(name)}'")
         for name in NOT_BOB
     ),
+    *(
+        ([*PHOTOS, f"--config.data.forget={names}"], "names the class 'dora'")
+        for names in ("[dora]", "bob,dora", "('bob', 'dora')", "[[dora]]")
+    ),
+    ([*PHOTOS, "--config.data.forget=[rest]"], "say which classes are to be forgotten"),
+    ([*PHOTOS, "--config.data.forget=a\x1b[2J\rb"], r"names the class 'a\\x1b\[2J\\rb'"),
     ([*PHOTOS, "--config.data.forget="], "config.data.forget"),
     ([*PHOTOS, "--config.data.forget=rest"], "say which classes are to be forgotten"),
     ([*PHOTOS, "--config.data.retain=bob"], "Classes both in config.data.retain and in config.data"),
@@ -104,6 +110,8 @@ PATHS = [
     ([*PHOTOS, "--config.data.path=text.txt"], "is a file; the source 'folder' needs a folder"),
     ([*PHOTOS, "--config.data.path=empty"], "No images"),
     ([*PHOTOS, "--config.data.path=https://a.b/photos"], "https:// is not read"),
+    ([*PHOTOS, "--config.data.path=s3://bucket/photos"], "s3:// is not read"),
+    ([*PHOTOS, "--config.data.path=no\x1b[2Jwhere"], r"path=no\\x1b\[2J"),
     ([*TABLE, "--config.data.path=url.csv"], "https://a.b/0.png: images are local files .* is not read"),
     ([*TABLE, "--config.data.path=one_image.csv"], "names no test image: a class needs two images"),
     ([*TABLE, "--config.data.path=semicolons.csv"], "separated by commas, and is path;label"),
