@@ -180,12 +180,9 @@ def test_an_adapter_within_a_budget_without_retain_images(one_device, tmp_path):
     assert facts["met"] == (facts["retain"]["value"] <= 1.3) and facts["step"] in (1, 2, 3)
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_latent_diffusion_learns_an_adapter_on_cached_latents(one_device, tmp_path):
-    """Nothing outside `models/` knows the family: in every run a MAE, above.
-
-    train/test_token_cache.py has cached latents, models/test_adapters.py adapters of attention.
-    """
+    """Nothing outside `models/` knows the family."""
     model = MODELS["latent_diffusion"]
     save_model(
         tmp_path / "given", params_of(model), {"family": "latent_diffusion", "model": model.as_fields()}
