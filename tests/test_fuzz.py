@@ -172,7 +172,9 @@ def check_lock(folder, content):
 def check_report(folder, content):
     (folder / "metrics.json").write_bytes(content)
     merged = _with_earlier_costs(REPORT, folder / "metrics.json")
-    assert all(x >= REPORT["durations_seconds"][phase] for phase, x in merged["durations_seconds"].items())
+    for key in ("durations_seconds", "peak_memory_gib_after"):
+        assert all(isinstance(x, float) for x in merged[key].values())
+        assert all(merged[key][phase] >= x for phase, x in REPORT[key].items())
 
 
 RECORD = {"ids": {"original": "a", "unlearned": "b"}, "config": CONFIG.describe(),

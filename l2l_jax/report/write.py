@@ -130,10 +130,13 @@ def _with_earlier_costs(report: dict[str, Any], path: pathlib.Path) -> dict[str,
         earlier = json.loads(path.read_text("utf-8"))
         if any(earlier[key] != report[key] for key in ("config", "seed", "original_weights")):
             return report
-        merged = {**report, "peak_memory_gib": max(report["peak_memory_gib"], earlier["peak_memory_gib"])}
+        peak = max(report["peak_memory_gib"], float(earlier["peak_memory_gib"]))
+        merged = {**report, "peak_memory_gib": peak}
         for key in ("durations_seconds", "peak_memory_gib_after"):
             phases = {**earlier[key], **report[key]}
-            merged[key] = {phase: max(x, earlier[key].get(phase, x)) for phase, x in phases.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged
+            merged[key] = {
+                phase: max(float(x), float(earlier[key].get(phase, x))) for phase, x in phases.items()
+            }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):  # none, or damaged
         return report
     return merged
