@@ -115,14 +115,10 @@ def raising_signals() -> Iterator[None]:
     def watch() -> None:
         while received := os.read(read, 1):
             if received[0] in SIGNALS:
-                timer = threading.Timer(GRACE_SECONDS, end_unless_patient, [received[0]])
-                timer.daemon = True
-                timer.start()
+                time.sleep(GRACE_SECONDS)  # a Timer could not start once Python ends (3.12)
+                if not any(stop.patient for stop in REQUESTS):
+                    _end_now(received[0], silent=left.is_set())
         os.close(read)
-
-    def end_unless_patient(number: int) -> None:
-        if not any(stop.patient for stop in REQUESTS):
-            _end_now(number, silent=left.is_set())
 
     def stop(number: int) -> None:
         raise SignalReceived(number)
