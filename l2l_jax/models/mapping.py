@@ -181,7 +181,7 @@ def to_flax(table: Table, state_dict: StateDict, target: Any, config: Any = None
 
 
 def _check_constant(constant: Constant, value: np.ndarray, expected: np.ndarray) -> None:
-    if value.dtype.kind in "biu":
+    if value.dtype.kind in "biu" and expected.dtype.kind == "f":
         raise UserError(f"{constant.torch_key} is {value.dtype}; expected are {', '.join(FLOATS)}.")
     if not np.isfinite(value).all():
         raise UserError(
