@@ -31,12 +31,12 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What was imported lives as long as the process: the garbage collector need not look at it again."""
+    """Spare the garbage collector the imported objects, which live as long as the process."""
     gc.freeze()
 
 
 def pytest_sessionfinish():
-    """Nor at what is left of the tests, which the process collects several times as it ends."""
+    """Spare it the remains of the tests, too: the process collects several times as it ends."""
     gc.freeze()
 
 

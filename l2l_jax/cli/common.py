@@ -27,7 +27,7 @@ from l2l_jax.utils.runtime import (
     use_huge_pages,
 )
 from l2l_jax.utils.stopping import raising_signals
-from l2l_jax.utils.text import printable
+from l2l_jax.utils.text import printable_lines
 
 if TYPE_CHECKING:
     from l2l_jax.config import Config
@@ -277,7 +277,7 @@ def _tell(message: str, *, everyone_knows: bool) -> None:
     if index == 0 or not everyone_knows:
         own = f"[process {index} of {count}] " if count > 1 and not everyone_knows else ""
         with contextlib.suppress(OSError):  # nobody may read it any more
-            print(own + "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
+            print(own + printable_lines(message), file=sys.stderr)
 
 
 def _log_plain_lines() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 from l2l_jax.utils import distributed
-from l2l_jax.utils.text import printable
+from l2l_jax.utils.text import printable_lines
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,7 @@ class LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; work goes on if nobody reads it any more, or if its file cannot grow."""
         with contextlib.suppress(OSError):
-            lines = map(printable, self.format(record).split("\n"))
-            tqdm.write("\n".join(lines), file=sys.stderr)
+            tqdm.write(printable_lines(self.format(record)), file=sys.stderr)
 
 
 def show_log() -> None:

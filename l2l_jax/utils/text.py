@@ -71,3 +71,8 @@ def split_names(text: str, known: Container[str] = ()) -> Iterator[str]:
 def printable(name: str) -> str:
     """Escape what a console cannot show: control characters, and bytes that are not UTF-8."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
+def printable_lines(text: str) -> str:
+    """Escape what a console cannot show, but for the ends of lines."""
+    return "\n".join(map(printable, text.split("\n")))
