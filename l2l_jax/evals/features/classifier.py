@@ -45,7 +45,7 @@ class SmallClassifier:
 
         self._network = MLPClassifier(
             (128, FEATURES),
-            batch_size=64,
+            batch_size=128,
             max_iter=EPOCHS,
             n_iter_no_change=EPOCHS,
             tol=0,
@@ -56,15 +56,15 @@ class SmallClassifier:
         # Products of a few rows: a second thread costs more than it saves.
         with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed on purpose
-            self._network.fit(_flat(reduced(images)), labels)
+            self._network.fit(_flat(images), labels)
         self.weights = _trained(images, *self._network.coefs_, *self._network.intercepts_)
 
     @property
     def params(self) -> dict[str, np.ndarray]:
         """The layers that `outputs` reads, float32."""
         network = self._network
-        weights = {f"w_{n}": x.astype(np.float32) for n, x in enumerate(network.coefs_[:-1])}
-        return weights | {f"b_{n}": x.astype(np.float32) for n, x in enumerate(network.intercepts_[:-1])}
+        weights = {f"w_{n}": x for n, x in enumerate(network.coefs_[:-1])}
+        return weights | {f"b_{n}": x for n, x in enumerate(network.intercepts_[:-1])}
 
     @staticmethod
     def outputs(params: Any, images: jax.Array) -> dict[str, jax.Array]:
@@ -80,7 +80,7 @@ class SmallClassifier:
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Return "features" `[image, FEATURES]` and "probabilities" `[image, class]` of uint8 images."""
-        pixels = hidden = _flat(reduced(images))
+        pixels = hidden = _flat(images)
         for weight, bias in zip(self._network.coefs_[:-1], self._network.intercepts_, strict=False):
             hidden = np.maximum(hidden @ weight + bias[None], 0)
         return {"features": hidden, "probabilities": self._network.predict_proba(pixels)}
@@ -128,4 +128,4 @@ def _trained(images: np.ndarray, *arrays: np.ndarray) -> Mapping[str, Any]:
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
-    return np.asarray(images, np.float64).reshape(len(images), -1)
+    return reduced(images).reshape(len(images), -1).astype(np.float32)  # trains twice as fast as float64
