@@ -80,6 +80,7 @@ def forget_truth(
 ) -> dict[str, Any]:
     """Return `{"images", "corrupted"}` of the forget set for `generative_loss`, with another truth.
 
+    "corrupted" is that of the view itself where the family does not read the truth from there.
     "noise": Gaussian noise with the statistics of both sets; reconstructions carry nothing, and show it.
     "blur": the image under a Gaussian blur, a plausible guess without detail (cf. SecureT2I, 2025); `blur` is
     its standard deviation as a share of the image's side. "mean": the mean of the batch's retain images, the
@@ -90,7 +91,9 @@ def forget_truth(
         noise_key, truth_key = jax.random.fold_in(rng, 2), jax.random.fold_in(rng, 3)
         noise = noise_images(both["images"], noise_key, value_range=model.value_range, axis_name=axis_name)
         images, corrupted = model.noisy_truth(both["images"], both["corrupted"], noise, truth_key, axis_name)
-        return deinterleave({"images": images, "corrupted": corrupted})[1]
+        kept = corrupted is both["corrupted"]
+        corrupted = views["forget"]["corrupted"] if kept else deinterleave(corrupted)[1]
+        return {"images": deinterleave(images)[1], "corrupted": corrupted}
     forget = views["forget"]
     if kind == "blur":
         truth = blurred(forget["images"], blur * model.image_size)

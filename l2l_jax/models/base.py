@@ -210,7 +210,11 @@ class Model(abc.ABC):
         """
 
     def encode_and_predict(self, params: Params, corrupted: Corrupted) -> tuple[Any, Any]:
-        """Return the results of `encode` and `predict`; by default XLA is left to run the encoder once."""
+        """Return the results of `encode` and `predict`.
+
+        Families run the encoder once; by default XLA is left to see that it can, which it does not in a
+        backward pass.
+        """
         return self.encode(params["encoder"], corrupted), self.predict(params, corrupted)
 
     def generative_loss(self, params: Params, images: Images, corrupted: Corrupted) -> PerExample:

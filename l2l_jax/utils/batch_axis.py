@@ -37,21 +37,23 @@ def mean_and_std(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array,
 
 
 def interleave(first: Any, second: Any) -> Any:
-    """Merge two trees of arrays `[batch, …]` into one `[2 · batch, …]` with alternating rows.
+    """Merge two trees of arrays: `k` rows of the first, which has `k` times as many, then one of the second.
 
     Unlike after a concatenation, a batch that is sharded along its first axis stays where it is.
     """
 
     def leaf(a, b):
-        return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
+        groups = a.reshape(len(b), -1, *a.shape[1:])
+        return jnp.concatenate([groups, b[:, None]], axis=1).reshape(-1, *a.shape[1:])
 
     return jax.tree.map(leaf, first, second)
 
 
-def deinterleave(both: Any) -> tuple[Any, Any]:
+def deinterleave(both: Any, k: int = 1) -> tuple[Any, Any]:
     """Invert `interleave`."""
 
-    def rows(first):
-        return jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:])[:, first], both)
+    def groups(x):
+        return x.reshape(-1, k + 1, *x.shape[1:])
 
-    return rows(0), rows(1)
+    first = jax.tree.map(lambda x: groups(x)[:, :k].reshape(-1, *x.shape[1:]), both)
+    return first, jax.tree.map(lambda x: groups(x)[:, k], both)

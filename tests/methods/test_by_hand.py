@@ -76,7 +76,8 @@ def undo(inputs):
     retain = 0.7 * hand.outputs(r["corrupted"], r["images"], 0.7)
     retain += 0.3 * hand.outputs(r["corrupted"], r["corrupted"] @ W0 @ V0, 0.3)
     forget = hand.outputs(f["corrupted"], f["images"], ALPHA)
-    return hand, retain, forget + 0.4 * hand.features(f["plain"], joined(f["noise"]), 0.4 * ALPHA)
+    seen = f.get("plain", f["corrupted"])
+    return hand, retain, forget + 0.4 * hand.features(seen, joined(f["noise"]), 0.4 * ALPHA)
 
 
 def relearn_aware(inputs):

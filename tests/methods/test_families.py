@@ -51,7 +51,7 @@ def terms(method, model, student, teacher, inputs):
         predicted = model.predict(student, r["corrupted"])
         truth = model.prediction_loss(predicted, r["images"], r["corrupted"])
         imitation = model.imitation_loss(predicted, r["corrupted"], r["imitated"])
-        features = distance(encode(student, f["plain"]), f["noise"])
+        features = distance(encode(student, f.get("plain", f["corrupted"])), f["noise"])
         return (truth.mean() + imitation.mean()) / 2, own(student, f) + 0.3 * features
     attacked = student
     if method == "relearn_aware":

@@ -301,7 +301,6 @@ class LatentDiffusion(Model):
         return self.encode_and_predict(params, corrupted)[1]
 
     def encode_and_predict(self, params: Params, corrupted: Corrupted) -> tuple[tuple[Array, ...], Array]:
-        """Run the encoder once: with `remat`, XLA would not see that the two are the same."""
         features = self._features(params["encoder"], corrupted)
         predicted = apply(self.decoder, params["decoder"], features, corrupted["prompt"])
         return (*features.skips, features.hidden), predicted

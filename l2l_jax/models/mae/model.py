@@ -197,8 +197,11 @@ class MAE(Model):
 
     def predict(self, params: Params, corrupted: Corrupted) -> Array:
         """Return predicted patches `[batch, patches, patch² · channel]`, float32."""
+        return self.encode_and_predict(params, corrupted)[1]
+
+    def encode_and_predict(self, params: Params, corrupted: Corrupted) -> tuple[Array, Array]:
         latent = self.encode(params["encoder"], corrupted)
-        return apply(self.decoder, params["decoder"], latent, corrupted["ids_restore"])
+        return latent, apply(self.decoder, params["decoder"], latent, corrupted["ids_restore"])
 
     def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
         """Return the mean squared error over the missing patches of each image, `[batch]`."""

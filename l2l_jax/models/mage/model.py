@@ -301,8 +301,11 @@ class MAGE(Model):
 
     def predict(self, params: Params, corrupted: Corrupted) -> Array:
         """Return logits of the codes, float32 `[batch, tokens, codes]`."""
+        return self.encode_and_predict(params, corrupted)[1]
+
+    def encode_and_predict(self, params: Params, corrupted: Corrupted) -> tuple[Array, Array]:
         latent = self.encode(params["encoder"], corrupted)
-        return self.decode(params, latent, corrupted["source"], self.codebook_size)[:, 1:]
+        return latent, self.decode(params, latent, corrupted["source"], self.codebook_size)[:, 1:]
 
     def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
         """Return the label-smoothed cross-entropy of the masked tokens, their mean, float32 `[batch]`."""

@@ -207,8 +207,11 @@ class Palette(Model):
 
     def predict(self, params: Params, corrupted: Corrupted) -> Array:
         """Return the predicted noise, float32, like the images."""
+        return self.encode_and_predict(params, corrupted)[1]
+
+    def encode_and_predict(self, params: Params, corrupted: Corrupted) -> tuple[Any, Array]:
         encoded = apply(self.encoder, params["encoder"], corrupted["inputs"], corrupted["gamma"])
-        return apply(self.decoder, params["decoder"], *encoded)
+        return encoded[0], apply(self.decoder, params["decoder"], *encoded)
 
     def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
         del images
