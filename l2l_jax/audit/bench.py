@@ -230,7 +230,7 @@ class Bench:
         step = dataclasses.replace(training.config, steps=1)  # the rate is constant
         trainer = self.shared((training.objective.trained, step, seed), make)
         name, steps = f"{target.name}, {variant}", training.steps
-        run = TrainRun(target.params, batches, folder, name=name, hooks=hooks, steps=steps)
+        run = TrainRun(target.params, batches, folder, name=name, hooks=hooks, steps=steps, keep_last=False)
         params = trainer.train(run)
         if is_primary():  # checkpoints are larger than all results
             shutil.rmtree(folder, ignore_errors=True)

@@ -118,15 +118,18 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, float]]:
 
 
 class SaveCheckpoints(Hook):
-    """Saves every `checkpoint_every` steps, after the last step, and when a signal asks the run to stop."""
+    """Saves every `checkpoint_every` steps, after the last step, and when a signal asks the run to stop.
 
-    def __init__(self, checkpointer: Checkpointer):
-        self._checkpointer, self._saved = checkpointer, -1
+    Without `keep_last` the last step is no reason to save.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, keep_last: bool = True):
+        self._checkpointer, self._keep_last, self._saved = checkpointer, keep_last, -1
 
     def after_step(self, training: "Training") -> None:
         """Save if it is due; raise Interrupted once a run that was asked to stop is saved."""
         step, config = training.step, training.config
-        last = step == config.steps
+        last = self._keep_last and step == config.steps
         if training.stop is None and not last and step % config.checkpoint_every:
             return
         if step != self._saved:

@@ -51,6 +51,7 @@ class TrainRun:
       hooks: Called after every step, before its checkpoint is saved.
       counts: Number of images by set, for objectives that weight sets by their sizes.
       steps: Number of steps, where the rate is constant; None: the trainer's.
+      keep_last: Whether the state after the last step is saved, too.
     """
 
     params: Params
@@ -63,6 +64,7 @@ class TrainRun:
     hooks: Sequence[Hook] = ()
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     steps: int | None = None
+    keep_last: bool = True
 
 
 @dataclasses.dataclass
@@ -198,7 +200,8 @@ class Trainer:
             steps = training.config.steps
             if training.step < steps:
                 own = [] if run.budget is None else [run.budget]
-                training.hooks = [*own, *run.hooks, SaveCheckpoints(checkpointer), LogMetrics(run.folder)]
+                save = SaveCheckpoints(checkpointer, run.keep_last)
+                training.hooks = [*own, *run.hooks, save, LogMetrics(run.folder)]
                 for hook in training.hooks:
                     hook.begin(training)
                     stack.callback(hook.close)
