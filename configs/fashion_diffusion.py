@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model = dict(family="palette", pretrained="fashion_diffusion", image_size=28, inner_channel=16)
     model |= dict(channel_mults=(1, 2, 2), res_blocks=1, attn_res=(), norm_groups=4, num_head_channels=16)
     model |= dict(timesteps=100, linear_start=0.02, linear_end=0.07, teacher_noise="everywhere")
-    model |= dict(training_holes="centre", sampler="ddim", sampling_steps=5)
+    model |= dict(training_holes="centre", sampler="ddim", sampling_steps=3)
     training = dict(beta2=0.99, clip_norm=1.0, warmup_steps=50, batch_size=16)
     pretrain = dict(steps=1500, learning_rate=2e-3, weight_decay=0.01, ema_decay=0.995, **training)
     unlearn = dict(steps=650, learning_rate=5e-3, weight_decay=0.1, **training)

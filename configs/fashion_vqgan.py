@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model |= dict(codebook_size=64, codebook_width=8, base_channels=24, channel_multipliers=(1, 1, 1))
     model |= dict(num_res_blocks=0, groups=4, embedding_std=0.4)  # 0.02, as published, learns slowly
     model |= dict(dropped=0.0, mask_mean=0.5, mask_std=0.1, dropout=0.05, label_smoothing=0.03)
-    model |= dict(paint_masked=True, hole_color=(0.287, 0.287, 0.287), decoding_steps=12)
+    model |= dict(paint_masked=True, hole_color=(0.287, 0.287, 0.287), decoding_steps=4)
     model |= dict(hidden_margin=0, blend_margin=0, blend_sigma=0.0)
     model |= dict(choice_temperature=0.0, sampling_temperature=0.0)
     training = dict(learning_rate=3e-3, beta2=0.99, batch_size=32)

@@ -18,8 +18,11 @@ SMALL = dict(
 """A small model that comes with this package is unlearned by `undo` within a retain budget, and audited."""
 
 DIGITS = dict(data=dict(source="digits", forget=tuple("56789"), retain=tuple("01234")))
+TRAINING_ATTACKS = "retain_tuning", "relearning", "fresh_decoder"
+
 FASHION = dict(
-    data=dict(source="fashion", forget=("sandal", "shirt", "sneaker", "bag", "boot"), retain="rest")
+    data=dict(source="fashion", forget=("sandal", "shirt", "sneaker", "bag", "boot"), retain="rest"),
+    audit={attack: dict(batch_size=32) for attack in TRAINING_ATTACKS},
 )
 
 PAPER = dict(
@@ -45,10 +48,7 @@ IMAGENET = dict(
     # 6 epochs, of which 5 are warm-up; 1e-4 × batch / 256
     unlearn=dict(steps=563, learning_rate=5e-5, batch_size=128, warmup_steps=469, checkpoint_every=100),
     evaluate=dict(batch_size=64, picture_per_class=1, features="none", networks=("inception", "clip")),
-    audit={
-        attack: dict(batch_size=128, learning_rate=5e-5)
-        for attack in ("retain_tuning", "relearning", "fresh_decoder")
-    },
+    audit={attack: dict(batch_size=128, learning_rate=5e-5) for attack in TRAINING_ATTACKS},
 )
 """The paper's experiment on ImageNet-1K."""
 

@@ -341,6 +341,7 @@ def test_what_attacks_train_on(bench, training):
     retain, forget = len(training.retain), len(training.forget)
     for attack, variant, count, steps in (
         (Relearning(shots=(5, 8), drawings=3), "relearning_8", 8, 2 * 3 * 50),
+        (Relearning(shots=(5, 34, 101), drawings=3), "relearning_34", 34, (3 + 2 + 1) * 50),
         (PatientRelearning(shots=5), "patient_relearning", 2 * retain, 3 * (300 + 1500)),
         (FreshDecoder(), "fresh_decoder_retain", retain, 2 * 600),
         (FreshDecoder(), "fresh_decoder_all", retain + forget, 2 * 600),

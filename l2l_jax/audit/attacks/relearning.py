@@ -5,17 +5,21 @@ import dataclasses
 from l2l_jax.audit.attacks.base import Count, Work, mean_points, register
 from l2l_jax.audit.attacks.training import TrainingAttack, few_of_each_class, halvings
 
+ENOUGH = 100
+"""Images of a number of shots that all drawings together need not exceed."""
+
 
 @register("relearning")
 @dataclasses.dataclass(frozen=True)
 class Relearning(TrainingAttack):
     """Train the whole model on a few forget images.
 
-    How much a few images teach depends on which they are, so what is measured is the mean over drawings.
+    How much a few images teach depends on which they are, so what is measured is the mean over drawings. The
+    more they are, the less it does: after `ENOUGH` images in all, no others are drawn.
 
     Attributes:
       shots: Numbers of forget images, chosen evenly over the classes.
-      drawings: How often each number of images is drawn; one training each.
+      drawings: How often each number of images is drawn, at most; one training each.
     """
 
     source = 'Hu et al. 2024, "Unlearning or Obfuscating?", arXiv 2406.13356'
@@ -37,7 +41,12 @@ class Relearning(TrainingAttack):
         few_of_each_class(bench.training.forget, max(self.shots, default=0), 0, "relearning.shots")
 
     def work(self, bench):
-        return Work(*(self.drawings * images for images in super().work(bench)))
+        trainings = sum(map(self.drawn, self.shots)) / max(1, len(self.shots))
+        return Work(*(trainings * images for images in super().work(bench)))
+
+    def drawn(self, count: int) -> int:
+        """Return how often a number of images is drawn."""
+        return max(1, min(self.drawings, ENOUGH // count))
 
     def training_images(self, variant, bench, seed, drawing=0):
         count = int(variant.removeprefix("relearning_"))
@@ -45,7 +54,7 @@ class Relearning(TrainingAttack):
 
     def run(self, variant, bench, target, seed):
         steps, found = halvings(self.steps, self.measurements), []
-        for drawing in range(self.drawings):
+        for drawing in range(self.drawn(int(variant.removeprefix("relearning_")))):
             training = self.training(bench.model, self.training_images(variant, bench, seed, drawing))
             name = f"{variant}_drawing_{drawing}" if drawing else variant
             found.append(bench.train(target, name, training, steps, seed))
