@@ -35,23 +35,27 @@ def get_config(variant: str = "") -> ConfigDict:
     evaluate = dict(batch_size=8, features="none")
     config = dict(model=model, data=photos, unlearn=lora | training, evaluate=evaluate)
 
-    unet = dict(block_out_channels=(24, 48), attends=(False, True), layers_per_block=(1, 1))
-    unet |= dict(transformer_layers=(1, 1), heads=(2, 4), cross_attention_dim=16, norm_groups=8)
-    vae = dict(block_out_channels=(8, 16), layers_per_block=1, norm_groups=4, mid_attention=False)
+    unet = dict(block_out_channels=(64,), attends=(False,), layers_per_block=(1,), transformer_layers=(1,))
+    unet |= dict(heads=(4,), cross_attention_dim=16, norm_groups=8)
+    vae = dict(block_out_channels=(8, 16, 16), layers_per_block=1, norm_groups=4, mid_attention=False)
     small = dict(pretrained="", image_size=28, unet=unet, vae=vae | dict(scaling_factor=1.0), prompt_words=4)
     small |= dict(schedule=dict(prediction_type="v_prediction", zero_snr=True, timestep_spacing="trailing"))
-    small |= dict(sample_steps=8, training_holes="centre", dtype="float32", vae_dtype="float32", remat=False)
+    small |= dict(sample_steps=4, training_holes="centre", dtype="float32", vae_dtype="float32", remat=False)
     fast = dict(batch_size=16, warmup_steps=50, beta2=0.99, weight_decay=0.01)
-    pretrain = dict(vae=dict(steps=300, learning_rate=5e-3, **fast))
-    pretrain |= dict(model=dict(steps=600, learning_rate=3e-3, ema_decay=0.98, **fast))
+    pretrain = dict(vae=dict(steps=400, learning_rate=5e-3, **fast))
+    pretrain |= dict(model=dict(steps=700, learning_rate=3e-3, ema_decay=0.98, **fast))
     images = dict(train_per_class=200, test_per_class=50)
+    attacks = ("retain_tuning", "relearning", "linear_probe", "membership")
+    tuning = dict(retain_tuning=dict(steps=100, batch_size=32))
+    tuning |= dict(relearning=dict(shots=(25,), drawings=1, batch_size=32))
     local = dict(
         model=small,
         data=dict(path="", crop="resize", flip=False, validation_fraction=0.1, **images),
         pretrain=pretrain,
         unlearn=dict(steps=200, learning_rate=3e-3, adapter_layers="attention+convolution", token_bank=1),
         evaluate=dict(batch_size=128, features="classifier"),
+        audit=dict(retrained="train", attacks=attacks, membership=dict(members=500), **tuning),
     )
     undo = dict(method="undo", adapter="", token_bank=0, undo=dict(perturb_encoder=0.5, forget_every=4))
-    undo |= dict(steps=400, optimizer="muon", learning_rate=5e-3, alpha=0.1)
+    undo |= dict(steps=500, optimizer="muon", learning_rate=5e-3, alpha=0.1, retain_budget=1.25)
     return combine(variant, config, runlocal=[FASHION, local], undo=[FASHION, local, dict(unlearn=undo)])
