@@ -45,8 +45,8 @@ def embed_images(
 class EncoderFeatures:
     """Encoder features by layer, averaged over places; compiled once for any number of models.
 
-    Layers are the encoder's modules in their order, and then its output. `seed` decides the corruptions, of
-    which every image gets as many as there are `draws`.
+    Layers are the encoder's modules in their order, and then its output (of a U-Net, the middle's).
+    `seed` decides the corruptions, of which every image gets as many as there are `draws`.
     """
 
     def __init__(self, model: Model, batch_size: int, seed: int, draws: int = 1):
@@ -71,21 +71,23 @@ class EncoderFeatures:
     def _features_of_draw(self, params: Params, image: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         found: dict[str, jax.Array] = {}
 
-        def add_averaged(name, returned):
-            arrays = [x for x in jax.tree.leaves(returned) if x.ndim > 1 and x.shape[0] == 1]
-            for number, x in enumerate(arrays):
-                averaged = x.astype("float32").mean(axis=tuple(range(1, x.ndim - 1)))[0]
-                found[name if len(arrays) == 1 else f"{name}_{number}"] = averaged
-
         def listen(call, args, kwargs, context):
             returned = call(*args, **kwargs)
             if context.method_name == "__call__" and len(context.module.path) == 1:
-                add_averaged(context.module.name, returned)
+                arrays, name = _maps(returned), context.module.name
+                found.update({name if len(arrays) == 1 else f"{name}_{i}": x for i, x in enumerate(arrays)})
             return returned
 
         inputs = self._model.corrupt(params, image[None], key)
         with nn.intercept_methods(listen):
-            output = self._model.encode(params["encoder"], inputs)
-        add_averaged(OUTPUT, output)
+            *skips, output = _maps(self._model.encode(params["encoder"], inputs))
+        # Most skips of a U-Net are what its modules returned.
+        new = [x for x in skips if not any(x is known for known in found.values())]
+        found |= {f"{OUTPUT}_{i}": x for i, x in enumerate(new)} | {OUTPUT: output}
         self._order[:] = found  # JAX sorts the names of what it returns
-        return found
+        return {name: x.astype("float32").mean(tuple(range(1, x.ndim - 1)))[0] for name, x in found.items()}
+
+
+def _maps(returned: Any) -> list[jax.Array]:
+    """Return the arrays of one image with places or channels."""
+    return [x for x in jax.tree.leaves(returned) if x.ndim > 1 and x.shape[0] == 1]

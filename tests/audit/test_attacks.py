@@ -39,6 +39,7 @@ from l2l_jax.evals.runner import image_keys, image_rows
 from tests.audit.models import Memory, config, remembering
 from tests.fixtures.configs import SIZES
 from tests.matrix import soak
+from tests.train.families import MODELS, params_of
 
 CONFIG = dataclasses.replace(config(), model=Memory())
 
@@ -321,6 +322,29 @@ def test_features_of_every_layer_are_means_over_places(evaluation, field):
     assert not np.allclose(expected[:, 0], expected[:, 1])
     np.testing.assert_allclose(found[OUTPUT], expected, atol=1e-5)
     np.testing.assert_allclose(found["norm"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "layers"),
+    [
+        (
+            "palette",
+            ["input_blocks_0_0", "input_blocks_1_0", "middle_block_0", "middle_block_1", "middle_block_2"],
+        ),
+        ("latent_diffusion", ["conv_in", "down_blocks_0_resnets_0", "down_blocks_0_attentions_0"]),
+    ],
+)
+def test_skips_of_a_unet_appear_once_among_its_layers(evaluation, family, layers):
+    model = dataclasses.replace(MODELS[family], image_size=16)
+    found, _ = EncoderFeatures(model, 256, seed=3)(params_of(model), evaluation.tests["forget"])
+    *names, output = found
+    assert output == OUTPUT and set(layers) < set(names)
+    values = [found[name] for name in names]
+    repeated = [
+        (a.shape == b.shape and np.array_equal(a, b)) for i, a in enumerate(values) for b in values[:i]
+    ]
+    assert not any(repeated)
+    np.testing.assert_array_equal(found[OUTPUT], values[-1])
 
 
 def test_shots_are_spread_over_the_classes_and_differ_by_seed(training):
