@@ -7,14 +7,15 @@ import os
 import pathlib
 import sys
 
-from l2l_jax.utils.runtime import HUGE_PAGES
+from l2l_jax.utils.runtime import MALLOC
 from tests.compiling import collect_garbage_rarely, compile_quickly
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the environment, as the tests' own processes do
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     COMPILED = compile_quickly()
     os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
-    os.environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)  # or every program of a test would start twice
+    tunables = ":".join(f"{name}={value}" for name, value in MALLOC.items())
+    os.environ.setdefault("GLIBC_TUNABLES", tunables)  # or every program of a test would start twice
 
 import jax  # noqa: E402  (the variables above must be set first)
 import pytest  # noqa: E402

@@ -24,7 +24,7 @@ from l2l_jax.utils.runtime import (
     check_backend,
     keep_compiled_programs,
     return_memory_after_compiling,
-    use_huge_pages,
+    tune_malloc,
 )
 from l2l_jax.utils.stopping import raising_signals
 from l2l_jax.utils.text import printable_lines
@@ -180,7 +180,7 @@ def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[s
       Other exceptions pass through: they are bugs, and their traceback is needed.
     """
     if not HELP & set(argv):
-        use_huge_pages()
+        tune_malloc()
 
     def joined() -> int | None:
         try:

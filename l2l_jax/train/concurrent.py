@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import jax
+from threadpoolctl import threadpool_limits
 
 from l2l_jax.utils.runtime import usable_cpus
 from l2l_jax.utils.stopping import stop_request
@@ -41,7 +42,9 @@ def in_threads(work: Sequence[Callable[[], T]], count: int) -> Iterator[T]:
     if min(count, len(work)) < 2:
         yield from (function() for function in work)
         return
-    with stop_request(), ThreadPoolExecutor(count, "l2l_jax-side-by-side") as pool:
+    # BLAS threads of their own would wait for work in a busy loop.
+    blas = threadpool_limits(1, "blas")
+    with stop_request(), blas, ThreadPoolExecutor(count, "l2l_jax-side-by-side") as pool:
         futures = [pool.submit(function) for function in work]
 
         def end_others(future: Future) -> None:

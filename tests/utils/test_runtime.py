@@ -59,11 +59,11 @@ needs_huge_pages = pytest.mark.skipif(
 
 PROGRAM = """
 import ctypes, os, resource, sys, threading
-from l2l_jax.utils.runtime import use_huge_pages
+from l2l_jax.utils.runtime import tune_malloc
 
 if "started" not in sys.argv:
     sys.orig_argv.append("started")
-    use_huge_pages()
+    tune_malloc()
 libc, SIZE = ctypes.CDLL(None), 256 * 2**20
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 
@@ -86,9 +86,15 @@ threading.Thread(target=tell).start()
 @pytest.mark.parametrize(
     ("environment", "tunables"),
     [
-        ({}, "glibc.malloc.hugetlb=1"),
-        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
-        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),
+        ({}, "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
+        (
+            {"GLIBC_TUNABLES": "glibc.malloc.arena_max=8"},
+            "glibc.malloc.arena_max=8:glibc.malloc.hugetlb=1",
+        ),
+        (
+            {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"},
+            "glibc.malloc.hugetlb=0:glibc.malloc.arena_max=2",
+        ),
         ({"JAX_PLATFORMS": "cuda"}, "None"),
     ],
 )
