@@ -21,7 +21,7 @@ forget images. The model retrained without the forget classes: 0.57 and 0.26, 0.
 
 from ml_collections import ConfigDict
 
-from l2l_jax.config_bases import FASHION, PAPER, SMALL, combine
+from l2l_jax.config_bases import FASHION, PAPER, SMALL, TRAINING_ATTACKS, combine
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -34,6 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     pretrain = dict(steps=1500, learning_rate=2e-3, weight_decay=0.01, ema_decay=0.995, **training)
     unlearn = dict(steps=650, learning_rate=5e-3, weight_decay=0.1, **training)
     unlearn |= dict(retain_budget=1.25, alpha=0.1, undo=dict(perturb_encoder=0.5, forget_every=4))
-    config = dict(model=model, pretrain=dict(model=pretrain), unlearn=unlearn)
+    audit = {attack: dict(batch_size=training["batch_size"]) for attack in TRAINING_ATTACKS}
+    config = dict(model=model, pretrain=dict(model=pretrain), unlearn=unlearn, audit=audit)
     encoder = dict(unlearn=dict(steps=1500, alpha=0.4, budget_every=40))
     return combine(variant, SMALL, FASHION, config, encoder=[PAPER, encoder])
