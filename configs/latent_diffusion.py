@@ -21,8 +21,8 @@ first command takes about four minutes of processor time, the second six; an aud
 
 Expected metrics on test images, seed 0, on retain and forget images: masked MSE of the original 0.14 and 0.18
 (gray squares: 0.40 and 0.47), after LoRA 0.15 and 0.41, after `undo` 0.14 and 0.43, of the model retrained
-without the forget classes 0.13 and 0.32. Accuracy of forget images 0.62, 0.10, 0.15 and 0.27. LoRA is hidden:
-100 steps on retain images bring most of it back.
+without the forget classes 0.13 and 0.32. Accuracy of forget images 0.62, 0.10, 0.15 and 0.27. The audit calls
+LoRA hidden, because 100 steps on retain images bring much of it back, and leaves `undo` undecided.
 """
 
 from ml_collections import ConfigDict
