@@ -53,8 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
     pretrain |= dict(model=dict(steps=700, learning_rate=3e-3, ema_decay=0.98, **fast))
     images = dict(train_per_class=200, test_per_class=50)
     attacks = ("retain_tuning", "relearning", "linear_probe", "membership")
-    tuning = dict(retain_tuning=dict(steps=100, batch_size=32))
-    tuning |= dict(relearning=dict(shots=(25,), drawings=1, batch_size=32))
+    tuning = dict(retain_tuning=dict(steps=100), relearning=dict(shots=(25,), drawings=1))
     local = dict(
         model=small,
         data=dict(path="", crop="resize", flip=False, validation_fraction=0.1, **images),

@@ -14,8 +14,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the environment, 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     COMPILED = compile_quickly()
     os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
-    tunables = ":".join(f"{name}={value}" for name, value in MALLOC.items())
-    os.environ.setdefault("GLIBC_TUNABLES", tunables)  # or every program of a test would start twice
+    os.environ.setdefault("GLIBC_TUNABLES", ":".join(MALLOC))  # or every program of a test would start twice
 
 import jax  # noqa: E402  (the variables above must be set first)
 import pytest  # noqa: E402

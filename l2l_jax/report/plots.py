@@ -157,7 +157,7 @@ def project(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise ValueError(f"t-SNE needs at least {NEEDED} images, not {len(rows)}")
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    # 500 steps reach the divergence of 1,000; threads that wait for each other make it 40 times slower.
+    # 500 steps reach the divergence of 1,000; beside other work, threads wait for each other.
     with threadpool_limits(1):
         places = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500).fit_transform(unit)
     ends = np.cumsum([len(group) for group in chosen])[:-1]

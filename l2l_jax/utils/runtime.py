@@ -10,7 +10,7 @@ import sys
 
 from l2l_jax.errors import UserError
 
-MALLOC = {"glibc.malloc.arena_max": "2", "glibc.malloc.hugetlb": "1"}
+MALLOC = "glibc.malloc.arena_max=2", "glibc.malloc.hugetlb=1"
 """Tunables of glibc 2.35 and later: at most two arenas, and transparent huge pages."""
 
 COMPILED, LONG_SECONDS = "/jax/core/compile/backend_compile_duration", 1.0
@@ -48,7 +48,7 @@ def tune_malloc() -> None:
     is_file = hasattr(sys.modules["__main__"], "__file__") and bool(sys.executable)
     if not (is_file and sys.platform.startswith("linux") and runs_on_cpu()) or "jax" in sys.modules:
         return
-    missing = [f"{name}={value}" for name, value in MALLOC.items() if name not in tunables]
+    missing = [tunable for tunable in MALLOC if tunable.partition("=")[0] not in tunables]
     if missing:
         environment = {**os.environ, "GLIBC_TUNABLES": ":".join(filter(None, (tunables, *missing)))}
         with contextlib.suppress(OSError):
