@@ -221,6 +221,12 @@ def _check_together(config: Config) -> None:
             budget_task(config.evaluate.tasks)
     except ValueError as error:
         raise UserError(f"config.evaluate: {error}.") from None
+    if config.data.canaries and config.pretrained:
+        raise UserError(
+            "config.data.canaries marks images before the original model is trained, but "
+            f"config.model.pretrained is {config.pretrained!r}, which is trained: leave out the canaries, or "
+            "have a model trained in this run by --config.model.pretrained=''."
+        )
     reason = config.model.why_no_codes
     if config.unlearn.banked and reason:
         raise UserError(

@@ -16,7 +16,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from l2l_jax.audit.attacks.base import Measured, Points, Work
 from l2l_jax.audit.attacks.training import Training
+from l2l_jax.audit.canaries import CANARIES, Canaries
 from l2l_jax.audit.config import AuditConfig
+from l2l_jax.data.canaries import Marked
 from l2l_jax.data.loader import LoaderOptions, TrainingBatches
 from l2l_jax.data.records import Source, evenly_spaced
 from l2l_jax.data.sources import open_source
@@ -86,6 +88,7 @@ class Bench:
       mask: Bool `[height, width]`, True where pixels are missing.
       validation: Images to choose on.
       sets: "retain" and "forget" test images; "validation" and "retain validation": those to choose on.
+      canaries: Marked training images, if `config.data.canaries` asks for them.
     """
 
     def __init__(self, config: AuditSetup, evaluation: Evaluation, training: Split):
@@ -105,6 +108,9 @@ class Bench:
         self.validation = Split(*(evenly_spaced(source, VALIDATION_IMAGES) for source in self.validation))
         for name, source in zip(("retain validation", "validation"), self.validation, strict=True):
             self.sets[name] = self.image_set(source)
+        self.canaries: Canaries | None = None
+        if isinstance(evaluation.train, Marked):
+            self.canaries = Canaries(config, evaluation.train, self.mask)
         self._shared: dict[Any, Any] = {}
         self._lock = threading.RLock()  # attacks may run side by side
 
@@ -141,8 +147,14 @@ class Bench:
         *,
         over: Reconstructions | None = None,
     ) -> Measured:
-        """Measure a model, or the reconstructions of `over`, on image sets; `title` is shown meanwhile."""
-        return {name: self.measure_images(params, self.sets[name], name, title, over=over) for name in sets}
+        """Measure a model, or the reconstructions of `over`, on image sets; `title` is shown meanwhile.
+
+        Canaries, if there are any, are measured, too.
+        """
+        found = {name: self.measure_images(params, self.sets[name], name, title, over=over) for name in sets}
+        if self.canaries is not None:
+            found[CANARIES] = self.canaries.measure(over or self.evaluation.inpainter.over, params)
+        return found
 
     def measure_images(
         self,

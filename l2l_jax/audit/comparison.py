@@ -6,6 +6,7 @@ the unlearned model knows than the retrained model(s), in units of the measure:
     error     log(masked MSE of the retrained model / masked MSE of the unlearned model)
     accuracy  difference of the balanced accuracy with which a classifier finds the class
     auc       difference of the area under the ROC curve of membership inference
+    marks     difference of the area under the ROC curve of the fit of canaries' marks
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-Measure = Literal["error", "accuracy", "auc"]
+Measure = Literal["error", "accuracy", "auc", "marks"]
 
 ALPHA = 0.05
 """Level of every one-sided test."""
@@ -26,7 +27,7 @@ POWER = 0.8
 MOST_RETRAINED = 50
 """Greatest number of retrained models that is reported as enough."""
 
-MARGINS: Mapping[Measure, float] = {"error": math.log(1.1), "accuracy": 0.05, "auc": 0.05}
+MARGINS: Mapping[Measure, float] = {"error": math.log(1.1), "accuracy": 0.05, "auc": 0.05, "marks": 0.05}
 """Excess that does not count: the least margin of each measure, fixed before any model was measured."""
 
 TAIL = 2.0
@@ -35,7 +36,8 @@ TAIL = 2.0
 
 Sample = Sequence[np.ndarray]
 """Measurements of one model, arrays `[…, image]`: for "error" the masked MSE; for "accuracy" whether the
-class was found, and the class ids; for "auc" the errors of members and of other images."""
+class was found, and the class ids; for "auc" and "marks" scores of members, the smaller ones, and of
+others."""
 
 
 class SeedSpread(NamedTuple):
@@ -135,7 +137,7 @@ def compare(
         margin = max(margin, seeds.margin(len(retrained)))
     test = TESTS[measure](unlearned, retrained)
     holds, violated = test.p_values(margin)
-    images = sum(counts) if measure == "auc" else counts[0]
+    images = sum(counts) if TESTS[measure] is _auc_test else counts[0]
     ends = test.bounds()
     return Comparison(
         measure, float(test.excess), *ends, margin, float(holds), float(violated), images, seeds
@@ -285,6 +287,6 @@ def _placements(members: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np
 
 
 TESTS: Mapping[Measure, Callable[[Sample, Sequence[Sample]], MarginTest]] = {
-    "error": _error_test, "accuracy": _accuracy_test, "auc": _auc_test,
+    "error": _error_test, "accuracy": _accuracy_test, "auc": _auc_test, "marks": _auc_test,
 }  # fmt: skip
-"""The test of each measure; all but "auc" take arrays with further leading axes."""
+"""The test of each measure; those of errors and accuracies take arrays with further leading axes."""

@@ -188,5 +188,6 @@ class Audit:
         facts = self._config.describe("model", "data", "evaluate", "seed")
         for field in RECOMPUTED:
             facts["model"].pop(field, None)
+        del facts["data"]["canaries"]  # other canaries make another original model
         self._caches[name] = ResultCache(self._folder / name, {"parameters": tree_hash(params), **facts})
         return self._caches[name]

@@ -8,6 +8,7 @@ import numpy as np
 
 from l2l_jax.audit.attacks.base import Findings, Measured, Points
 from l2l_jax.audit.attacks.membership import FALSE_POSITIVES, relative_error, true_positives
+from l2l_jax.audit.canaries import CANARIES, split_sets
 from l2l_jax.audit.comparison import (
     MARGINS,
     Comparison,
@@ -20,6 +21,7 @@ from l2l_jax.audit.comparison import (
     deviation,
     knowledge,
 )
+from l2l_jax.audit.klom import intervals
 from l2l_jax.audit.verdict import Verdict, decide, differ
 from l2l_jax.evals.intervals import bootstrap, mean_interval
 
@@ -62,17 +64,18 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
 
     Returns:
       "verdict"; "comparisons" of every line and measure with the reference; "results" by line; "cost" on
-      retain images; "membership", "layers" of the linear probe, "curves" over steps.
+      retain images; "canaries", "membership", "layers" of the linear probe, "curves" over steps.
     """
     reference = "retrained" if models["retrained"] else "original"
     spread = (standard or {}).get("seeds")
+    canaries, marks = _canaries(models, lines)
     comparisons = {
         line.name: _comparisons(models["unlearned"][0], models[reference], line, spread) for line in lines
     }
     attacks = {name: found for name, found in comparisons.items() if name != UNATTACKED}
     verdict, differs = _without_standard(comparisons[UNATTACKED]), None
     if reference == "retrained":
-        verdict = decide(comparisons[UNATTACKED], attacks)
+        verdict = decide(comparisons[UNATTACKED], attacks, marks)
         differs = differ(_comparisons(models["original"][0], models["retrained"], lines[0], spread))
     titles = {line.name: line.title for line in lines}
     first = {role: found[0] for role, found in models.items() if found}
@@ -105,6 +108,7 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
         "results": [
             _result(models, line) for line in lines if "error" in samples(list(own[line.name].values())[-1])
         ],
+        "canaries": canaries,
         "membership": {role: _membership(found, first) for role, found in first.items()},
         "residual_knowledge": _residual_knowledge(first),
         "layers": {role: _layers(found) for role, found in first.items() if "linear_probe" in found},
@@ -238,7 +242,7 @@ def _outcome(comparison: Comparison, violated: bool, reference: str) -> str:
 
 
 def _result(models: Models, line: Line) -> dict[str, Any]:
-    """Return metrics at the best points of each model, depths, and the distance of their errors."""
+    """Return metrics at the best points of each model, depths, and distances of their errors."""
     from scipy.stats import ks_2samp  # SciPy takes long to load
 
     pooled: dict[str, dict[Measure, Sample]] = {}  # the mean over models of one role
@@ -263,6 +267,26 @@ def _result(models: Models, line: Line) -> dict[str, Any]:
         "figures": figures,
         "depth": depths,
         "distance": distance,
+        "klom": _klom(models, line),
+    }
+
+
+def _klom(models: Models, line: Line) -> dict[str, dict[str, list[float | None]]]:
+    """Return the divergence from two or more retrained models by set and role, see `klom`; else nothing."""
+    if len(models["retrained"]) < 2:
+        return {}
+    sets = {
+        "forget": lambda findings: best_points(findings, line)["error"].sample[0],
+        "retain": lambda findings: findings[UNATTACKED]["0"]["retain"]["mse"],
+    }
+    if line.name != UNATTACKED:
+        del sets["retain"]
+    return {
+        name: {
+            role: plain(interval)
+            for role, interval in intervals({r: [*map(errors, found)] for r, found in models.items()}).items()
+        }
+        for name, errors in sets.items()
     }
 
 
@@ -293,6 +317,39 @@ def _strongest(comparisons: Mapping[str, Sequence[Comparison]]) -> str | None:
     """Return the attack that recovers most relative to the margins; None without any."""
     strength = {name: max((c.excess - c.margin) / c.margin for c in cs) for name, cs in comparisons.items()}
     return max(strength, key=strength.__getitem__, default=None)
+
+
+def _canaries(
+    models: Models, lines: Sequence[Line]
+) -> tuple[list[dict[str, Any]], dict[str | None, Comparison]]:
+    """Return how well models restore marks by line, and comparisons with retrained models by attack."""
+    rows, comparisons = [], dict[str | None, Comparison]()
+    for line in lines:
+        measured = {role: [_at_least_error(x, line) for x in found] for role, found in models.items()}
+        if CANARIES not in measured["unlearned"][0]:
+            continue
+        sets = {role: [split_sets(x[CANARIES]["score"]) for x in found] for role, found in measured.items()}
+        first = {role: found[0][CANARIES]["found"] for role, found in measured.items() if found}
+        shown = {
+            role: {
+                name: {**_scored(*pair), "found": float(split_sets(first[role])[name][0].sum())}
+                for name, pair in sets[role][0].items()
+            }
+            for role in first
+        }
+        count = len(first["unlearned"]) // 4
+        rows.append({"name": line.name, "title": line.title, "count": count, "models": shown})
+        if sets["retrained"]:
+            name = None if line.name == UNATTACKED else line.name
+            own, *others = (x["forget"] for x in (sets["unlearned"][0], *sets["retrained"]))
+            comparisons[name] = compare("marks", own, others)
+    return rows, comparisons
+
+
+def _at_least_error(findings: Findings, line: Line) -> Measured:
+    """Return what was measured at the point of the least error; empty if no error was measured."""
+    best = best_points(findings, line).get("error")
+    return {} if best is None else {"0": findings[UNATTACKED]["0"], **findings[line.name]}[best.point]
 
 
 def _membership(findings: Findings, models: Mapping[str, Findings]) -> dict[str, Any]:

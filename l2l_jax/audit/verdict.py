@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from l2l_jax.audit.comparison import ALPHA, Comparison
@@ -48,7 +49,11 @@ class Verdict(NamedTuple):
         }
 
 
-def decide(unattacked: Sequence[Comparison], attacks: Mapping[str, Sequence[Comparison]]) -> Verdict:
+def decide(
+    unattacked: Sequence[Comparison],
+    attacks: Mapping[str, Sequence[Comparison]],
+    marks: Mapping[str | None, Comparison] = MappingProxyType({}),
+) -> Verdict:
     """Return the verdict on an unlearned model.
 
     "Forgotten" needs every comparison to hold (an intersection–union test). "Not forgotten" needs one without
@@ -58,17 +63,19 @@ def decide(unattacked: Sequence[Comparison], attacks: Mapping[str, Sequence[Comp
     Args:
       unattacked: Comparisons of the model that nobody attacked; empty without a retrained model.
       attacks: Comparisons after each attack, one for each measure.
+      marks: Comparisons of canaries, by attack (None: unattacked). They can be violated and need not hold: a
+        mark that is restored shows memory, but marks are too few to show that there is none.
     """
     if not unattacked:
         return Verdict("undecided")
     before: list[tuple[str | None, Comparison]] = [(None, c) for c in unattacked]
     after = [(name, c) for name, comparisons in attacks.items() for c in comparisons]
-    violations = _violations(after)
+    violations = _violations([*after, *((name, c) for name, c in marks.items() if name)])
     violated = tuple(dict.fromkeys(name for name, _ in violations))
     unsettled = tuple(
         name for name, found in attacks.items() if name not in violated and not all(c.holds for c in found)
     )
-    if shown := _violations(before):
+    if shown := _violations([*before, *((name, c) for name, c in marks.items() if not name)]):
         return Verdict("not forgotten", *max(shown, key=_distance), violated, unsettled)
     if unsure := [entry for entry in before if not entry[1].holds]:
         return Verdict("undecided", *max(unsure, key=_distance), violated, unsettled)

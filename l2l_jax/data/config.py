@@ -141,6 +141,8 @@ class DataConfig(SourceConfig, LoadingConfig):
         harm them. "rest": all that no other field names; none: there is no such set.
       general_images: Test images of that set, at most, a fixed random choice; 0: all.
       retain_ratio: Share of the retain images that may be used for training.
+      canaries: Training images of each set that get a mark in the middle before the original model is
+        trained; as many others are compared with them. The audit says how many marks models restore.
     """
 
     forget: Classes
@@ -154,6 +156,7 @@ class DataConfig(SourceConfig, LoadingConfig):
     retain_images: Literal["real", "generated"] = "real"
     generated_count: Count = 0
     prototypes: str = ""
+    canaries: Count = 0
 
     def __post_init__(self):
         super().__post_init__()

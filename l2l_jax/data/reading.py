@@ -22,6 +22,7 @@ from typing import NamedTuple
 import cloudpickle
 import numpy as np
 
+from l2l_jax.data.canaries import paint
 from l2l_jax.data.decoding import ImageError, OpenImage, open_image
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform
@@ -83,9 +84,10 @@ class Reader:
             assert isinstance(image, np.ndarray), "files need a transform"
             return image
         try:
-            return transform(image, (self._seed, row.set_number, row.epoch, row.index))
+            square = transform(image, (self._seed, row.set_number, row.epoch, row.index))
         except ImageError as error:
             return BadImage(record["name"], str(error))
+        return paint(square, record["mark"]) if "mark" in record else square
 
 
 @contextlib.contextmanager

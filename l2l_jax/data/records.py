@@ -3,7 +3,7 @@
 import abc
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
@@ -14,12 +14,13 @@ class Record(TypedDict):
     """One image, its class id, and a name that finds it again.
 
     `image` is the encoded file (JPEG, PNG, …), or an array `[height, width, channel]`: uint8, or float32 in
-    [0, 1].
+    [0, 1]. `mark` is the number of a canary's mark, see `l2l_jax.data.canaries`.
     """
 
     image: bytes | np.ndarray
     label: int
     name: str
+    mark: NotRequired[int]
 
 
 class Source(abc.ABC):
@@ -104,13 +105,13 @@ class Subset(_View):
     """Some records of a source, in the order of `indices`."""
 
     def __init__(self, source: Source, indices: np.ndarray):
-        self._source, self._indices = source, np.asarray(indices)
+        self._source, self.indices = source, np.asarray(indices)
         self.class_names, self.passed_over = source.class_names, source.passed_over
-        self.labels = np.asarray(source.labels)[self._indices]
-        self.paths = None if source.paths is None else source.paths[self._indices]
+        self.labels = np.asarray(source.labels)[self.indices]
+        self.paths = None if source.paths is None else source.paths[self.indices]
 
     def _locate(self, index: int) -> tuple[Source, int]:
-        return self._source, int(self._indices[index])
+        return self._source, int(self.indices[index])
 
 
 def evenly_spaced(source: Source, most: int) -> Source:

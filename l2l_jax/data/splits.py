@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from l2l_jax.data.arrays import NoiseImages, PrototypeImages
+from l2l_jax.data.canaries import Marked
 from l2l_jax.data.class_names import class_ids
 from l2l_jax.data.config import OTHER_SOURCES, REST, DataConfig, ProxyConfig
 from l2l_jax.data.records import Mixture, Source, Subset
@@ -62,6 +63,38 @@ def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
     else:
         retain = _select(source, ids["retain"], "retain", count._replace(share=data.retain_ratio))
     return Split(retain, forget)
+
+
+def open_training(data: DataConfig, image_size: int) -> Source:
+    """Open the training images of `data`, with the marks of its canaries."""
+    source = open_source(data, "train", image_size)
+    if not data.canaries:
+        return source
+    chosen = canaries(data, source)
+    return Marked(source, np.concatenate([indices[: data.canaries] for indices in chosen.values()]))
+
+
+def canaries(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
+    """Choose the canaries among the training images of each set, and as many others to compare with.
+
+    Returns:
+      Their indices in the source, the marked ones first, by set.
+
+    Raises:
+      UserError: There are fewer images.
+    """
+    ids, found = _named_classes(source.class_names, data), {}
+    count = _Count(data.train_per_class, "config.data.train_per_class", "training")
+    for name in ("forget", "retain"):
+        images = _select(source, ids[name], name, count)
+        if len(images) < 2 * data.canaries:
+            raise UserError(
+                f"config.data.canaries is {data.canaries}, which takes {2 * data.canaries} images of each "
+                f"set, but there are {len(images)} to {name}; give less."
+            )
+        order = np.random.default_rng(CHOICE).permutation(len(images))
+        found[name] = images.indices[order[: 2 * data.canaries]]
+    return found
 
 
 def evaluation_sets(data: DataConfig, source: Source) -> Split:

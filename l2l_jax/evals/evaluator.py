@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from l2l_jax.data.sources import open_source
-from l2l_jax.data.splits import evaluation_sets, general_set
+from l2l_jax.data.splits import evaluation_sets, general_set, open_training
 from l2l_jax.evals import observer
 from l2l_jax.evals.config import EvaluationSetup
 from l2l_jax.evals.features.classifier import MaskedClassifier, SmallClassifier
@@ -84,7 +84,7 @@ class Evaluation:
     def __init__(self, setup: EvaluationSetup, folder: pathlib.Path):
         data, size = setup.data, setup.model.image_size
         self._setup, self._folder = setup, folder
-        self.train = open_source(data, "train", size)
+        self.train = open_training(data, size)
         test = open_source(data, "test", size)
         self.class_names = test.class_names
         sets = evaluation_sets(data, test)._asdict() | {"general": general_set(data, test)}

@@ -142,5 +142,5 @@ def retrain(
 def images_without_forget(config: Config, source: Source | None = None) -> Source:
     """Return the retain images of `source`, or of the training images of `config.data`."""
     size = config.model.image_size
-    source = source or open_source(config.data, "train", size)
+    source = source or splits.open_training(config.data, size)
     return splits.training_sets(dataclasses.replace(config.data, retain_images="real"), source, size).retain

@@ -115,16 +115,19 @@ def _cells(columns: Sequence[tuple[str, str]], found: Sequence[Sequence[float | 
 
 
 def depth_table(audit: Mapping[str, Any]) -> Table | None:
-    """Return depths where original and retrained model clearly differ; None without any."""
+    """Return depths where original and retrained model clearly differ, and KLoM; None without any."""
     titles = {"error": "depth by log error", "accuracy": "depth by accuracy"}
     measures = [m for m in titles if any(m in result["depth"] for result in audit["results"])]
+    compared = [role for role in MODELS if audit["results"][0]["klom"]]
     rows = []
     for result in audit["results"]:
         depths = (result["depth"].get(measure) for measure in measures)
         found = [(d["value"], d["low"], d["high"]) if d and d["resolved"] else None for d in depths]
+        found += [result["klom"]["forget"][role] for role in compared]
         if any(found):
             rows.append(Row((result["title"],), [cell(numbers, ".2f") for numbers in found]))
-    return Table(("attack", *(titles[m] for m in measures)), rows) if rows else None
+    headings = "attack", *(titles[m] for m in measures), *(f"KLoM,\n{role}" for role in compared)
+    return Table(headings, rows) if rows else None
 
 
 MEMBERSHIP = {"error": "masked MSE", "relative_error": "masked MSE relative to the retrained model"}
@@ -143,6 +146,7 @@ def evidence_table(audit: Mapping[str, Any]) -> Table | None:
             lines[f"membership by {title}: true positives at {percent} % false positives"] = {
                 role: [f["true_positives"][percent]] for role, f in found.items()
             }
+    lines |= {f"KLoM of {name} images": found for name, found in audit["results"][0]["klom"].items()}
     lines["changed images recognized, times the retrained model"] = {
         role: found["ratio"] for role, found in audit["residual_knowledge"].items()
     }
@@ -155,6 +159,20 @@ def evidence_table(audit: Mapping[str, Any]) -> Table | None:
         if numbers
     ]
     return Table(("", *roles), rows) if rows else None
+
+
+def canary_table(audit: Mapping[str, Any]) -> Table | None:
+    """Return how well marks of canaries are restored, by attack; None without canaries."""
+    rows = []
+    for line in audit["canaries"]:
+        shown = [found[name] for name in ("forget", "retain") for found in line["models"].values()]
+        cells = [cell(x["auc"], ".2f") for x in shown]
+        found = [f"{c.value} ({x['found']:g} of {line['count']})" for c, x in zip(cells, shown, strict=True)]
+        rows.append(Row((line["title"],), [Cell(v, c.interval) for v, c in zip(found, cells, strict=True)]))
+    if not rows:
+        return None
+    roles = audit["canaries"][0]["models"]
+    return Table(("attack", *(f"{name},\n{role}" for name in ("forget", "retain") for role in roles)), rows)
 
 
 def class_table(report: Report) -> Table | None:
@@ -213,8 +231,17 @@ def _attack_lines(audit: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
             if depth["resolved"]:
                 ends = depth["value"], depth["low"], depth["high"]
                 yield (result["name"], "unlearned", "forget", f"depth_by_{measure}", *ends)
+        for set_name, roles in result["klom"].items():
+            yield from (
+                (result["name"], role, set_name, "klom", *interval) for role, interval in roles.items()
+            )
         for name, value in (result["distance"] or {}).items():
             yield (result["name"], "unlearned", "forget", f"kolmogorov_smirnov_{name}", value, "", "")
+    for line in audit["canaries"]:
+        for model, sets in line["models"].items():
+            for set_name, found in sets.items():
+                yield (line["name"], model, set_name, "auc_by_marks", *found["auc"])
+                yield (line["name"], model, set_name, "marks_found", found["found"], "", "")
     for model, found in audit["membership"].items():
         for score, values in found.items():
             yield ("membership", model, "forget", f"auc_by_{score}", *values["auc"])

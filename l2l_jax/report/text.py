@@ -49,6 +49,8 @@ def details(report: Report) -> list[str]:
         if verdict["unsettled_attacks"]:
             titles = {entry["name"]: entry["title"] for entry in audit["comparisons"]}
             said.append(f"Open after: {'; '.join(titles[name] for name in verdict['unsettled_attacks'])}.")
+    if audit["canaries"]:
+        said.append(_marks(audit["canaries"][0]))
     return said + _caveats(audit["yardstick"])
 
 
@@ -134,6 +136,15 @@ def _unaudited(report: Report, names: str) -> str:
     return f"Not audited. The masked MSE of {names} is {ratio:.1f} times the original's."
 
 
+def _marks(unattacked: Mapping[str, Any]) -> str:
+    """Say how many planted marks the models restore without an attack."""
+    found = {model: f"{sets['forget']['found']:g}" for model, sets in unattacked["models"].items()}
+    own = found.pop("unlearned")
+    others = ", ".join(f"{model} {count}" for model, count in found.items())
+    count = unattacked["count"]
+    return f"Of {count} marks planted in forget images the unlearned model restores {own} ({others})."
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
@@ -178,7 +189,7 @@ def describe_comparison(found: Mapping[str, Any]) -> str:
         ratio, least, most, limit = (f"{math.exp(-x):.2f}" for x in (value, high, low, margin))
         bounds = f"95% bounds {least} and {most}; margin {limit}"
         return f"masked MSE {ratio} times the retrained model's ({bounds})"
-    name = {"accuracy": "accuracy", "auc": "AUC"}[found["measure"]]
+    name = {"accuracy": "accuracy", "auc": "AUC", "marks": "AUC of planted marks"}[found["measure"]]
     bounds = f"95% bounds {_signed(low)} and {_signed(high)}; margin {_signed(margin)}"
     return f"{name} {_signed(value)} against the retrained model ({bounds})"
 

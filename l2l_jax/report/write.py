@@ -113,6 +113,7 @@ def page(report: Mapping[str, Any], drawn: Mapping[str, pathlib.Path], title: st
             "attacks": audit and tables.attack_table(audit),
             "depths": audit and tables.depth_table(audit),
             "evidence": audit and tables.evidence_table(audit),
+            "canaries": audit and tables.canary_table(audit),
         },
         pictures={
             name: f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -22,6 +22,7 @@ from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.experiment import pipeline as experiment
 from l2l_jax.experiment.gold_standard import check_gold_standard
 from l2l_jax.report import write as report_files
+from l2l_jax.report.tables import depth_table, evidence_table
 from l2l_jax.train.loop import Trainer
 from l2l_jax.weights.saved_models import save_model
 from tests.audit.models import Memory, remembering
@@ -154,6 +155,13 @@ def test_seeds_of_the_retrained_model_widen_the_margins(memories):
     assert wide["margin"] > concluded(memories, "unlearned")["comparisons"][0]["margin"]
     several = concluded(memories, "unlearned", ("retrained", "unlearned"))
     assert several["comparisons"][0]["margin"] > MARGINS["error"]
+    # Of two models one is half their distance from the mean, and their variance is half its square.
+    for name, own, other in (("forget", 0.25, 1), ("retain", 0, 0)):  # they remember the same to retain
+        values = several["results"][0]["klom"][name]
+        assert [values[role][0] for role in ("unlearned", "retrained")] == pytest.approx([own, other])
+    assert "retain" not in several["results"][1]["klom"]
+    assert depth_table(several).headings[-3:] == ("KLoM,\noriginal", "KLoM,\nunlearned", "KLoM,\nretrained")
+    assert "KLoM of retain images" in evidence_table(several).text()
 
 
 def test_without_a_retrained_model_the_original_is_the_reference(memories):

@@ -187,6 +187,15 @@ def test_the_rule_of_the_verdict(unattacked, attacks, finding, attack):
                                              and len(attacks) == 1]  # fmt: skip
 
 
+def test_canaries_can_be_violated_and_need_not_hold():
+    attacks = {"a": [HOLDS], "b": [HOLDS]}
+    assert decide([HOLDS], attacks, {None: OPEN, "a": OPEN, "b": OPEN}).finding == "forgotten"
+    hidden = decide([HOLDS], attacks, {None: OPEN, "a": OPEN, "b": VIOLATED})
+    assert (hidden.finding, hidden.attack, hidden.violated) == ("hidden", "b", ("b",))
+    shown = decide([HOLDS], attacks, {None: VIOLATED})
+    assert (shown.finding, shown.attack, shown.comparison) == ("not forgotten", None, VIOLATED)
+
+
 def test_models_differ_if_one_measure_says_so():
     assert differ([HOLDS, VIOLATED]) and not differ([HOLDS, OPEN])
 

@@ -34,7 +34,7 @@ def data(forget, retain=("rest",), **fields):
 
 
 def chosen(source):
-    return list(source._indices)
+    return list(source.indices)
 
 
 def train(config, source=None):

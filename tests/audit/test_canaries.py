@@ -1,0 +1,162 @@
+"""Canaries: marks that are planted before pretraining, and found again in what models restore."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from l2l_jax.audit.bench import Bench
+from l2l_jax.audit.canaries import CANARIES, fit, split_sets
+from l2l_jax.audit.score import UNATTACKED, Line, conclude
+from l2l_jax.config import parse_config, upgrade
+from l2l_jax.data.canaries import Marked, covered, mark, paint
+from l2l_jax.data.loader import LoaderOptions, TrainingBatches
+from l2l_jax.data.records import ArraySource
+from l2l_jax.data.sources import source_digest
+from l2l_jax.data.splits import canaries, open_training, training_sets
+from l2l_jax.data.transforms import Transform, TransformConfig
+from l2l_jax.errors import UserError
+from l2l_jax.evals.evaluator import Evaluation
+from l2l_jax.experiment.pretrain import images_without_forget
+from l2l_jax.report.tables import canary_table
+from l2l_jax.report.text import details
+from tests.audit.models import Memory, config
+from tests.report.example import report
+
+COUNT = 10
+CONFIG = dataclasses.replace(config(), model=Memory(), pretrained="")
+CONFIG = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, canaries=COUNT))
+
+
+@pytest.mark.parametrize("top", [255, 1.0])
+def test_a_mark_covers_the_middle_half_and_is_the_images_own(top):
+    square = np.full((16, 16, 3), top, np.uint8 if top == 255 else np.float32)
+    painted, other = paint(square, 3), paint(square, 4)
+    inside = np.zeros((16, 16), bool)
+    inside[4:12, 4:12] = True
+    np.testing.assert_array_equal(painted[~inside], top)
+    dark = (painted[inside] < top).all(-1)
+    assert painted.dtype == square.dtype and dark.mean() == 0.5  # half of the squares are bright
+    np.testing.assert_allclose(painted[inside][dark], 0.6 * top, rtol=1e-6)
+    assert (painted != other).any() and (painted == paint(square, 3)).all() and (square == top).all()
+    assert covered(16) == slice(4, 12) and mark(0, 28).shape == (14, 14)
+
+
+def test_marks_follow_their_images_through_shuffling_crops_and_processes(tmp_path):
+    """Every image is gray by its number; marked ones have their own mark where the model sees the middle."""
+    gray = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 20, 24, 3), np.uint8)
+    source = ArraySource(gray, np.zeros(8), ["all"])
+    marked, crop, seen = Marked(source, (2, 5)), TransformConfig(crop="random", flip=True), {}
+    transforms = {"train": Transform(crop, 16, training=True)}
+    for process in (0, 1):
+        options = LoaderOptions(tmp_path, process_index=process, process_count=2)
+        rows = iter(
+            TrainingBatches(
+                {"train": marked}, 8, value_range=(0, 1), seed=3, transforms=transforms, options=options
+            )
+        )
+        for image in next(rows)["train"]:
+            seen[int(image[0, 0, 0])] = image
+        rows.close()
+    assert sorted(seen) == list(range(8))
+    for number, image in seen.items():
+        plain = np.full((16, 16, 3), number, np.uint8)
+        np.testing.assert_array_equal(image, paint(plain, number) if number in (2, 5) else plain)
+    assert source_digest(marked) != source_digest(source) == source_digest(Marked(source, ()))
+
+
+def test_fit_is_that_of_correlations_by_hand():
+    rng = np.random.default_rng(0)
+    marks, residuals = rng.integers(0, 2, (6, 40)).astype(float), rng.normal(size=(3, 40))
+    residuals[0] = 0.3 * marks[4] - 2
+    scores, found = fit(residuals, marks, np.array([4, 0, 1]))
+    for row, own in enumerate((4, 0, 1)):
+        r = np.array([np.corrcoef(residuals[row], m)[0, 1] for m in marks])
+        others = np.delete(r, own)
+        assert scores[row] == pytest.approx(-(r[own] - others.mean()) / others.std())
+        assert found[row] == (r[own] > others.max())
+    assert found[0] == 1
+    assert (fit(np.ones((2, 40)), marks, np.arange(2))[1] == 0).all()  # nothing restored
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    evaluation = Evaluation(CONFIG, tmp_path_factory.mktemp("canaries"))
+    return Bench(CONFIG, evaluation, training_sets(CONFIG.data, evaluation.train, 16))
+
+
+def seen_images(source):
+    """Images of a source as training reads them."""
+    records = (source[i] for i in range(len(source)))
+    return np.stack([paint(r["image"], r["mark"]) if "mark" in r else r["image"] for r in records])
+
+
+@pytest.fixture(scope="module")
+def models(bench):
+    """Models that remember all training images, those of retain classes, and nothing but gray."""
+    everything, kept = (seen_images(s) for s in (bench.evaluation.train, images_without_forget(CONFIG)))
+    return {name: {"encoder": images} for name, images in (
+        ("original", everything), ("retrained", kept), ("constant", np.full((1, 16, 16, 3), 0.5, np.float32))
+    )}  # fmt: skip
+
+
+def test_who_remembers_the_images_restores_all_marks_and_a_constant_none(bench, models):
+    measured = {name: bench.measure(params, name, ("forget",)) for name, params in models.items()}
+    found = {name: split_sets(m[CANARIES]["found"]) for name, m in measured.items()}
+    assert {name: sets[0].sum() for name, sets in found["original"].items()} == {"forget": 10, "retain": 10}
+    assert found["retrained"]["retain"][0].sum() == 10
+    for name, kind in (("retrained", "forget"), ("constant", "forget"), ("constant", "retain")):
+        assert found[name][kind][0].sum() <= 2  # by chance one of 40 marks fits best
+    assert all(sets[1].sum() <= 2 for by_set in found.values() for sets in by_set.values())  # never planted
+
+
+def concluded(bench, models, unlearned):
+    """The audit of one of the models, and one that is attacked: it then remembers everything."""
+    names = {"original": "original", "unlearned": unlearned, "retrained": "retrained"}
+    findings = {}
+    for role, name in names.items():
+        attacked = bench.measure(models["original" if role == "unlearned" else name], role)
+        plain = bench.measure(models[name], role, ("retain", "forget", "validation"))
+        findings[role] = [{UNATTACKED: {"0": plain}, "attack": {"5": attacked}}]
+    facts = {"origin": "", "ratio": [1, 1, 1], "images": "test", "fair": True, "seeds": None}
+    return conclude(findings, [Line(UNATTACKED, "no attack"), Line("attack", "an attack")], facts)
+
+
+def test_the_report_counts_marks_and_the_verdict_heeds_those_that_are_restored(bench, models):
+    audit = concluded(bench, models, "retrained")
+    first, after = audit["canaries"]
+    assert (first["count"], after["title"]) == (COUNT, "an attack")
+    original, own = (first["models"][role]["forget"] for role in ("original", "unlearned"))
+    assert original["auc"][0] == 1 and original["found"] == 10 and own["found"] <= 2
+    assert after["models"]["unlearned"]["forget"]["auc"][0] == 1
+    assert audit["verdict"]["violated_attacks"] == ["attack"]
+    assert {c["measure"] for c in audit["comparisons"]} == {"error", "accuracy"}  # they need not hold
+    rows = canary_table(audit).rows
+    assert [row.titles for row in rows] == [("no attack",), ("an attack",)] and len(rows[0].cells) == 6
+    assert rows[0].cells[0].value == "1.00 (10 of 10)"
+    text = " ".join(details({**report(), "audit": audit}))
+    assert "Of 10 marks planted in forget images the unlearned model restores" in text
+    remembering = concluded(bench, models, "original")["verdict"]
+    assert remembering["finding"] == "not forgotten"
+
+
+def test_the_retrained_model_has_retain_marks_and_no_others():
+    source = open_training(CONFIG.data, 16)
+    chosen = canaries(CONFIG.data, source)
+    assert all(len(set(indices)) == 2 * COUNT for indices in chosen.values())
+    kept = images_without_forget(CONFIG)
+    assert sum("mark" in kept[i] for i in range(len(kept))) == COUNT
+    assert sum("mark" in source[i] for i in range(len(source))) == 2 * COUNT
+    assert jax.tree.map(np.array_equal, chosen, canaries(CONFIG.data, source)) == {
+        "forget": True,
+        "retain": True,
+    }
+
+
+def test_what_cannot_be_planted_is_refused():
+    with pytest.raises(UserError, match="config.data.canaries marks images before .*model.pretrained=''"):
+        parse_config(upgrade(config().describe() | {"data": CONFIG.describe("data")["data"]}))
+    many = dataclasses.replace(CONFIG.data, canaries=1000)
+    with pytest.raises(UserError, match="takes 2000 images of each set, but there are 5[0-9][0-9] to forget"):
+        open_training(many, 16)
