@@ -3,6 +3,7 @@
     python -m l2l_jax.data.prepare places365_small --manual_dir=DOWNLOADS
     python -m l2l_jax.weights import 16_Network.pth  # → pretrained/16_Network
     python -m l2l_jax.main --config=configs/diffusion.py
+    python -m l2l_jax.main --config=configs/diffusion.py:undo
 
 Settings as published: 5,000 images of each scene, 2 epochs in batches of 96 (12 on each of 8 GPUs), tested
 on 100 validation images of each scene with the center missing, in 2,000 sampling steps;
@@ -20,11 +21,11 @@ A small model on small pictures, in about a minute on two CPU cores:
 
 from ml_collections import ConfigDict
 
-from l2l_jax.config_bases import LOCAL, LOCAL_PRETRAINING, combine
+from l2l_jax.config_bases import LOCAL, LOCAL_PRETRAINING, PUBLISHED_UNDO, combine
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the config, or its variant "runlocal"."""
+    """Return the config, or its variant "undo" or "runlocal"."""
     training = dict(batch_size=96, learning_rate=5e-5, schedule="constant", weight_decay=0.0)
     training |= dict(beta2=0.999, clip_norm=0.0, ema_decay=0.9999)
     places = dict(source="places365_small", forget=("places365_i2i",), retain=("places365_i2i",), workers=8)
@@ -44,4 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     small |= dict(linear_start=1e-4, linear_end=0.1, sampler="ddim", sampling_steps=10)
     ema = dict(ema_decay=0.9)
     local = dict(model=small, unlearn=ema, pretrain=dict(model=dict(steps=50, **LOCAL_PRETRAINING, **ema)))
-    return combine(variant, config, runlocal=[LOCAL, local])
+    undo = dict(steps=100_000, learning_rate=1e-4, warmup_steps=1000, budget_every=1000)
+    held_out = dict(validation_fraction=0.02, train_per_class=4900)
+    undo = dict(model=dict(sampler="ddim", sampling_steps=50), data=held_out, unlearn=undo)
+    return combine(variant, config, undo=[PUBLISHED_UNDO, undo], runlocal=[LOCAL, local])

@@ -3,6 +3,7 @@
     python -m l2l_jax.data.prepare imagenet2012 --manual_dir=DOWNLOADS
     python -m l2l_jax.weights import mae_visualize_vit_large.pth  # → pretrained/mae_visualize_vit_large
     python -m l2l_jax.main --config=configs/mae.py
+    python -m l2l_jax.main --config=configs/mae.py:undo
 
 The paper reports this task; its release leaves it out. Images and test are the paper's (120 and 50 images of
 each class, half the side missing in the center), the training is that of the VQ-GAN, which is a ViT as well.
@@ -19,11 +20,11 @@ A small model on small pictures, in about a minute on two CPU cores:
 
 from ml_collections import ConfigDict
 
-from l2l_jax.config_bases import IMAGENET, LOCAL, LOCAL_PRETRAINING, combine
+from l2l_jax.config_bases import IMAGENET, LOCAL, LOCAL_PRETRAINING, PUBLISHED_UNDO, combine
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the config, or its variant "runlocal"."""
+    """Return the config, or its variant "undo" or "runlocal"."""
     model = dict(family="mae", variant="vit_large_patch16", pretrained="pretrained/mae_visualize_vit_large")
     model |= dict(pixel_mean=(0.485, 0.456, 0.406), pixel_std=(0.229, 0.224, 0.225))
     model |= dict(dtype="bfloat16", scan=True)
@@ -33,4 +34,5 @@ def get_config(variant: str = "") -> ConfigDict:
     small |= dict(decoder_width=32, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5)
     small |= dict(pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.25, 0.25, 0.25))
     local = dict(model=small, pretrain=dict(model=dict(steps=150, **LOCAL_PRETRAINING)))
-    return combine(variant, IMAGENET, config, runlocal=[LOCAL, local])
+    undo = dict(unlearn=dict(steps=20_000, learning_rate=1.5e-4, warmup_steps=1000, budget_every=200))
+    return combine(variant, IMAGENET, config, undo=[PUBLISHED_UNDO, undo], runlocal=[LOCAL, local])

@@ -3,6 +3,7 @@
     python -m l2l_jax.data.prepare imagenet2012 --manual_dir=DOWNLOADS
     python -m l2l_jax.weights import mage-vitb-1600.pth  # → pretrained/mage-vitb-1600
     python -m l2l_jax.main --config=configs/vqgan.py
+    python -m l2l_jax.main --config=configs/vqgan.py:undo
 
 Settings as published: 120 images of each class, 6 epochs in batches of 128 (32 on each of 4 GPUs), tested on
 50 validation images of each class with the center 8×8 of the 16×16 tokens missing. Without retain images,
@@ -20,11 +21,11 @@ A small model on small pictures, in about a minute on two CPU cores:
 
 from ml_collections import ConfigDict
 
-from l2l_jax.config_bases import IMAGENET, LOCAL, LOCAL_PRETRAINING, combine
+from l2l_jax.config_bases import IMAGENET, LOCAL, LOCAL_PRETRAINING, PUBLISHED_UNDO, combine
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the config, or its variant "runlocal"."""
+    """Return the config, or its variant "undo" or "runlocal"."""
     model = dict(family="mage", variant="vit_base_patch16", pretrained="pretrained/mage-vitb-1600")
     model |= dict(dtype="bfloat16", tokenizer_dtype="bfloat16", scan=True)
     training = IMAGENET["unlearn"] | dict(steps=200_000)
@@ -35,4 +36,6 @@ def get_config(variant: str = "") -> ConfigDict:
     small |= dict(codebook_width=16, base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1)
     small |= dict(groups=8, blend_margin=1, blend_sigma=1.0, decoding_steps=6, tokenizer_dtype="float32")
     stages = dict(tokenizer=dict(steps=40, **LOCAL_PRETRAINING), model=dict(steps=50, **LOCAL_PRETRAINING))
-    return combine(variant, IMAGENET, config, runlocal=[LOCAL, dict(model=small, pretrain=stages)])
+    local = dict(model=small, pretrain=stages)
+    undo = dict(unlearn=dict(steps=20_000, learning_rate=1.5e-4, warmup_steps=1000, budget_every=500))
+    return combine(variant, IMAGENET, config, undo=[PUBLISHED_UNDO, undo], runlocal=[LOCAL, local])

@@ -9,9 +9,11 @@ from l2l_jax.errors import UserError
 
 Sections = Mapping[str, Any]
 
+UNDO = dict(method="undo", optimizer="muon", beta2=0.99)
+
 SMALL = dict(
     data=dict(validation_fraction=0.15),
-    unlearn=dict(method="undo", optimizer="muon", budget_every=20, beta2=0.99),
+    unlearn=dict(**UNDO, budget_every=20),
     evaluate=dict(batch_size=256),
     audit=dict(enabled=True, retrained="shipped", fresh_decoder=dict(steps=300)),
 )
@@ -51,6 +53,23 @@ IMAGENET = dict(
     audit={attack: dict(batch_size=128, learning_rate=5e-5) for attack in TRAINING_ATTACKS},
 )
 """The paper's experiment on ImageNet-1K."""
+
+PUBLISHED_UNDO = dict(
+    unlearn=dict(
+        **UNDO,
+        weight_decay=0.1,
+        schedule="cosine",
+        clip_norm=3.0,
+        ema_decay=0.0,
+        retain_budget=1.25,
+        alpha=0.1,
+        budget_images=500,
+        checkpoint_every=500,
+        undo=dict(perturb_encoder=0.5, forget_every=4),
+    )
+)
+"""The method of the small configs for published models: a tenth of the steps of pretraining at twice its
+rate. (The small ones have 0.1 to 0.4 of the steps and 1.8 to 2.5 times the rate.)"""
 
 LOCAL = dict(
     model=dict(pretrained="", dtype="float32"),
