@@ -33,8 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model |= dict(training_holes="centre", sampler="ddim", sampling_steps=3)
     training = dict(beta2=0.99, clip_norm=1.0, warmup_steps=50, batch_size=16)
     pretrain = dict(steps=1500, learning_rate=2e-3, weight_decay=0.01, ema_decay=0.995, **training)
-    unlearn = dict(steps=650, learning_rate=5e-3, weight_decay=0.1, **training)
-    unlearn |= dict(retain_budget=1.25, alpha=0.1, undo=dict(perturb_encoder=0.5, forget_every=4))
+    unlearn = dict(retain_budget=1.25, batch_size=training["batch_size"])
     audit = {attack: dict(batch_size=training["batch_size"]) for attack in TRAINING_ATTACKS}
     config = dict(model=model, pretrain=dict(model=pretrain), unlearn=unlearn, audit=audit)
     encoder = dict(unlearn=dict(steps=1500, alpha=0.4, budget_every=40))

@@ -196,7 +196,10 @@ def _unlearning(given: Any) -> UnlearningConfig:
         if owners:
             owner = METHODS.name_of(method) if METHODS.name_of(method) in owners else owners[0]
             raise UserError(f"{where}.{name} is an option of a method: name it {where}.{owner}.{name}.")
-    return _section(UnlearningConfig, fields | {"methods": methods}, where)
+    defaults = dict(method.training)
+    if str(fields.get("steps", "")).isdecimal() and "warmup_steps" in defaults:  # a shorter run than usual
+        defaults["warmup_steps"] = min(defaults["warmup_steps"], int(fields["steps"]) // 10)
+    return _section(UnlearningConfig, {**defaults, **fields, "methods": methods}, where)
 
 
 def _audit(given: Any) -> AuditConfig:
@@ -259,7 +262,9 @@ def _upgraded(stored: dict[str, Any]) -> Recipe:
     model = {"family": stored.pop("family"), "pretrained": stored.pop("pretrained", "")}
     given = stored.get("unlearn", {})
     method = given.get("method", UnlearningConfig.method)
-    unlearn = {name: given[name] for name in given if name in (*_fields(UnlearningConfig), *METHODS)}
+    unlearn = {"first_cycle": 0} | {
+        name: given[name] for name in given if name in (*_fields(UnlearningConfig), *METHODS)
+    }
     options = {
         name: given[name] for name in given if name in _fields(METHODS[method]) and name not in unlearn
     }

@@ -9,17 +9,18 @@ from l2l_jax.errors import UserError
 
 Sections = Mapping[str, Any]
 
-UNDO = dict(method="undo", optimizer="muon", beta2=0.99)
-
 SMALL = dict(
     data=dict(validation_fraction=0.15),
-    unlearn=dict(**UNDO, budget_every=20),
+    unlearn=dict(method="undo"),
     evaluate=dict(batch_size=256),
     audit=dict(enabled=True, retrained="shipped", fresh_decoder=dict(steps=300)),
 )
 """A small model that comes with this package is unlearned by `undo` within a retain budget, and audited."""
 
-DIGITS = dict(data=dict(source="digits", forget=tuple("56789"), retain=tuple("01234")))
+DIGITS = dict(
+    data=dict(source="digits", forget=tuple("56789"), retain=tuple("01234")),
+    unlearn=dict(first_cycle=0, budget_images=200, undo=dict(perturb_encoder=0.0, feature_weight=0.0)),
+)
 TRAINING_ATTACKS = "retain_tuning", "relearning", "fresh_decoder"
 
 FASHION = dict(
@@ -28,7 +29,15 @@ FASHION = dict(
 )
 
 PAPER = dict(
-    unlearn=dict(method="encoder", optimizer="adamw", learning_rate=4e-3, weight_decay=0.0, ema_decay=0.99)
+    unlearn=dict(
+        method="encoder",
+        optimizer="adamw",
+        learning_rate=4e-3,
+        weight_decay=0.0,
+        beta2=0.99,
+        ema_decay=0.99,
+        budget_every=20,
+    )
 )
 """Changes of `SMALL` for the paper's method."""
 
@@ -56,16 +65,15 @@ IMAGENET = dict(
 
 PUBLISHED_UNDO = dict(
     unlearn=dict(
-        **UNDO,
+        method="undo",
+        optimizer="muon",
         weight_decay=0.1,
+        beta2=0.99,
         schedule="cosine",
         clip_norm=3.0,
         ema_decay=0.0,
         retain_budget=1.25,
-        alpha=0.1,
-        budget_images=500,
         checkpoint_every=500,
-        undo=dict(perturb_encoder=0.5, forget_every=4),
     )
 )
 """The method of the small configs for published models: a tenth of the steps of pretraining at twice its

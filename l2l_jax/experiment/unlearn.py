@@ -78,7 +78,7 @@ def unlearned_params(
     params = phase.train("unlearn", sets._asdict(), original, folders.unlearn, devices, **run)
     if budget is not None:
         outcome = outcome_of(budget)
-        steps = "one step" if phase.objective.one_shot else f"{unlearn.steps} steps"
+        steps = "one step" if phase.objective.one_shot else f"{budget.ended} steps"
         outcome.log(f"{steps} of the method {unlearn.method}")
         facts["retain_budget"] = outcome.describe()
     adapter = params.pop(ADAPTER, None)

@@ -150,11 +150,13 @@ class Method(abc.ABC):
     """An unlearning method; the fields of a subclass are its options.
 
     Attributes:
+      training: Fields of the training for which this method has other defaults.
       takes_noise: A batch may bring the teacher's noise images itself, such as codes of a noise bank.
       max_weight: Largest weight of the forget term that the method accepts.
       weight_option: Name of the option that sets the weight of the forget term.
     """
 
+    training: ClassVar[Mapping[str, Any]] = {}
     takes_noise: ClassVar[bool] = False
     max_weight: ClassVar[float] = math.inf
     weight_option: ClassVar[str] = "alpha"

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -44,14 +45,30 @@ class Undo(Method):
       forget_every: Use every k-th forget image of a batch, which leaves time to the retain images.
     """
 
+    training: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        dict(
+            steps=3500,
+            first_cycle=500,
+            optimizer="muon",
+            learning_rate=7e-3,
+            warmup_steps=50,
+            weight_decay=0.1,
+            beta2=0.99,
+            alpha=0.1,
+            budget_every=20,
+            budget_images=500,
+        )
+    )
+    max_weight: ClassVar[float] = 1.0
+
     perturb: Share = 1.0
-    perturb_encoder: Share = 0.0
+    perturb_encoder: Share = 0.5
     distill: Share = 0.5
     target: TargetKind = "noise"
     target_blur: Annotated[float, pydantic.Field(gt=0)] = BLUR
     noise: NoiseKind = "normal"
-    feature_weight: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    forget_every: Annotated[int, pydantic.Field(ge=1)] = 1
+    feature_weight: Annotated[float, pydantic.Field(ge=0)] = 1.5
+    forget_every: Annotated[int, pydantic.Field(ge=1)] = 4
 
     @property
     def batch_divisor(self) -> int:

@@ -14,10 +14,11 @@ PID Lagrangian methods").
 While the learning rate is high, every model is worse than it will be at the end, and when it is low nothing
 changes any more. So the limit falls from what is measured after a quarter of the steps to the budget, which
 it reaches after seven tenths (`limit_at`). In the first quarter the weight only falls, where the run would be
-ruined.
+ruined. All this refers to a cycle of the learning rate; a run may have several (`first_cycle`).
 """
 
 import dataclasses
+import itertools
 import logging
 import math
 from collections import deque
@@ -44,7 +45,10 @@ logger = logging.getLogger(__name__)
 LAG = 2  # steps after which a measurement acts: by then the devices have finished it, and no step waits
 
 CONTROLLED_FROM, SETTLED_BY = 0.25, 0.7
-"""Shares of the steps after which the weight follows the budget, and after which the limit is the budget."""
+"""Shares of a cycle after which the weight follows the budget, and after which the limit is the budget."""
+
+STILL_RISING = 1.1
+"""A forget error that grows by this factor after `SETTLED_BY` has not settled at the end of a cycle."""
 
 RUIN = 2.0
 """Before that the weight falls where the ratio is beyond this many budgets, and not falling by itself."""
@@ -95,14 +99,14 @@ class Measured(NamedTuple):
         pairs = ((self.retain, other.retain), (self.forget, other.forget))
         return any(not abs(math.log(max(a, SMALL) / max(b, SMALL))) <= EFFECT for a, b in pairs)
 
-    def rank(self, budget: float, settled: float) -> tuple[bool, bool, float]:
+    def rank(self, budget: float, settled: bool) -> tuple[bool, bool, float]:
         """Order models: inside the budget by forget error, outside by least retain error, NaN last.
 
-        Models of steps before `settled` count only where no later one is inside the budget: a blurred
-        reconstruction, early in the training of fresh weights, has a small error and shows nothing.
+        Models from before the limit has `settled` count only where no later one is inside the budget: a
+        blurred reconstruction, early in the training of fresh weights, has a small error and shows nothing.
         """
         if self.retain <= budget:
-            return True, self.step >= settled, self.forget
+            return True, settled, self.forget
         return False, False, -self.retain if math.isfinite(self.retain) else -math.inf
 
 
@@ -116,11 +120,13 @@ class _Memory:
     effect: Measured | None = None  # that since which a rising weight has changed nothing
     waiting: list[Measured] = dataclasses.field(default_factory=list)  # those not followed yet
     best: Measured | None = None  # of the model that is kept
+    settling: Measured | None = None  # first of a cycle with the budget as its limit
+    ended: int | None = None  # step that the run ended after, before its last possible one
     best_errors: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # its errors by set
 
     @classmethod
     def load(cls, facts: dict[str, Any]) -> "_Memory":
-        tuples = {name: facts[name] and Measured(*facts[name]) for name in ("acted", "effect", "best")}
+        tuples = {name: facts[name] and Measured(*facts[name]) for name in ("acted", "effect", "best", "settling") if name in facts}
         return cls(**{**facts, **tuples, "waiting": [Measured(*x) for x in facts["waiting"]]})
 
 
@@ -178,10 +184,43 @@ class RetainBudget(Hook):
             self._act(memory.waiting.pop(0))
             alpha = self._scalar(memory.weight)
             training.state = dataclasses.replace(training.state, alpha=alpha)
-        if step % self._config.budget_every == 0 or step == self._config.steps:
+        end = sum(self._cycle(step))
+        if step % self._config.budget_every == 0 or step == end:
             result = training.state.result
             started = self._errors.start(self._compose(self._rest, result))
             self._flying.append((step, weight, started, self._copy(result)))
+        if step == end < self._config.steps:
+            self._end_cycle(step)
+
+    @property
+    def ended(self) -> int:
+        """Number of the last step, as far as it is known."""
+        return self._memory.ended or self._config.steps
+
+    def _cycle(self, step: int) -> tuple[int, int]:
+        """Return the last step before a step's cycle, and the length of the cycle."""
+        ends = list(itertools.accumulate(self._config.cycles, initial=0))
+        return next((start, end - start) for start, end in itertools.pairwise(ends) if step <= end)
+
+    def _settled(self, measured: Measured) -> bool:
+        """Return whether the limit was the budget itself when a model was measured."""
+        start, length = self._cycle(measured.step)
+        return measured.step >= start + SETTLED_BY * length
+
+    def _end_cycle(self, step: int) -> None:
+        """End the run after a cycle if another one would bring nothing."""
+        self._land()
+        memory, best = self._memory, self._memory.best
+        assert best is not None and memory.settling is not None, "the last step of a cycle is measured"
+        newest = memory.waiting[-1]
+        rising = newest.forget > STILL_RISING * memory.settling.forget
+        if best.retain <= self.budget and self._settled(best) and not rising:
+            memory.ended = step
+        elif rising:
+            logger.info("Step %d: the forget error still rises; another cycle follows.", step)
+        else:
+            sentence = "Step %d: the retain error is %.3f times the original's, not yet inside the budget; "
+            logger.info(sentence + "another cycle follows.", step, newest.retain)
 
     def choose(self, candidates: Mapping[float, Params]) -> Params:
         """Return the best of some models, given by weight as trained parts: in place of a run."""
@@ -224,8 +263,11 @@ class RetainBudget(Hook):
             }
             measured = Measured(step, weight, ratios["retain"], ratios["forget"])
             memory.waiting.append(measured)
-            rule = self.budget, SETTLED_BY * self._config.steps
-            if memory.best is None or measured.rank(*rule) > memory.best.rank(*rule):
+            settled = self._settled(measured)
+            if settled and (memory.settling is None or memory.settling.step <= self._cycle(step)[0]):
+                memory.settling = measured
+            rank = measured.rank(self.budget, settled)
+            if memory.best is None or rank > memory.best.rank(self.budget, self._settled(memory.best)):
                 memory.best, self._best = measured, params
                 memory.best_errors = {name: x.tolist() for name, x in errors.items()}
 
@@ -234,14 +276,16 @@ class RetainBudget(Hook):
         memory, config, ratio = self._memory, self._config, measured.retain
         before = ratio if memory.acted is None else memory.acted.retain
         memory.acted = measured
-        if measured.step < CONTROLLED_FROM * config.steps:
+        begun, length = self._cycle(measured.step)
+        if measured.step < begun + CONTROLLED_FROM * length:
             if ratio <= RUIN * self.budget or ratio < before:
                 return
             limit = RUIN * self.budget
         else:
-            memory.first = memory.first or [measured.step, ratio]
+            if memory.first is None or memory.first[0] <= begun:
+                memory.first = [measured.step, ratio]
             start, first = memory.first
-            way = max(1.0, SETTLED_BY * config.steps - start)
+            way = max(1.0, begun + SETTLED_BY * length - start)
             limit = limit_at(self.budget, first, min(1.0, (measured.step - start) / way))
         rate, most = config.budget_rate, config.options.max_weight
         weight = next_weight(memory.weight, limit, ratio, before, rate, most)

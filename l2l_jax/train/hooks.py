@@ -1,6 +1,7 @@
 """Hooks between the steps of a training: checkpoints, metrics, observation."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Collection, Mapping
@@ -75,8 +76,9 @@ class LogMetrics(Hook):
 
     def begin(self, training: "Training") -> None:
         """Open the files and the progress bar."""
-        self._config, first = training.config, training.step
-        self._progress = Progress(training.name, self._config.steps, first)
+        self._training, first = training, training.step
+        self._ends = list(itertools.accumulate(training.config.cycles))
+        self._progress = Progress(training.name, self._end(first + 1), first)
         if not is_primary():
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -88,14 +90,19 @@ class LogMetrics(Hook):
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show and, when it is due, write metrics; the line is with the operating system on return."""
-        due = step % self._config.log_every == 0 or step == self._config.steps
+        due = step % self._training.config.log_every == 0 or step == self._training.last
         shown = [name for name in SHOWN if name in metrics][:3]
+        self._progress.lengthen(self._end(step))
         self._progress.update(1, {name: metrics[name] for name in shown} if due else None)
         if due and self._lines is not None:
             self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
             self._lines.flush()
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
+
+    def _end(self, step: int) -> int:
+        """Return the last step of a step's cycle."""
+        return next(end for end in self._ends if step <= end)
 
     def close(self) -> None:
         """Close files and bar."""
@@ -128,9 +135,9 @@ class SaveCheckpoints(Hook):
 
     def after_step(self, training: "Training") -> None:
         """Save if it is due; raise Interrupted once a run that was asked to stop is saved."""
-        step, config = training.step, training.config
-        last = self._keep_last and step == config.steps
-        if training.stop is None and not last and step % config.checkpoint_every:
+        step = training.step
+        last = self._keep_last and step == training.last
+        if training.stop is None and not last and step % training.config.checkpoint_every:
             return
         if step != self._saved:
             training.check()

@@ -95,6 +95,11 @@ class Training:
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stop: int | None = None
 
+    @property
+    def last(self) -> int:
+        """Number of the last step, as far as it is known: a budget may end the run after a cycle."""
+        return self.config.steps if self.run.budget is None else self.run.budget.ended
+
     def merged(self, trained: Params) -> Params:
         """Return all parts of the model with these trained parts, as host arrays."""
         return self.objective.merge(self.run.params, to_host(trained))
@@ -197,15 +202,14 @@ class Trainer:
             contextlib.ExitStack() as stack,
         ):
             training = self._start_or_resume(run, iterator, checkpointer)
-            steps = training.config.steps
-            if training.step < steps:
+            if training.step < training.last:
                 own = [] if run.budget is None else [run.budget]
                 save = SaveCheckpoints(checkpointer, run.keep_last)
                 training.hooks = [*own, *run.hooks, save, LogMetrics(run.folder)]
                 for hook in training.hooks:
                     hook.begin(training)
                     stack.callback(hook.close)
-            while training.step < steps:
+            while training.step < training.last:
                 self._advance(training, stop)
                 stop.patient = True  # the step is compiled: the next one ends soon, and is saved
             best = training.state.result if run.budget is None else run.budget.best(training.state)
@@ -236,7 +240,7 @@ class Trainer:
         found = checkpointer.restore_newest(training.saved()[0])
         if found is not None:
             training.restore(*found)
-            logger.info("%s: resuming after step %d of %d", training.name, training.step, config.steps)
+            logger.info("%s: resuming after step %d of %d", training.name, training.step, training.last)
             return training
         if mask is not None:
             mask = salient_weights(training, seed=self._seed)

@@ -1,6 +1,7 @@
 """AdamW as the published configs use it, and Muon for models that start anew."""
 
 import dataclasses
+import itertools
 from typing import Any, Literal
 
 import jax
@@ -52,6 +53,11 @@ class TrainingConfig:
     log_every: int = 20
 
     @property
+    def cycles(self) -> tuple[int, ...]:
+        """Lengths of the cycles in which the learning rate rises and falls."""
+        return (self.steps,)
+
+    @property
     def batch_parts(self) -> int:
         """Number of parts of equal size that the rows of a device are split into."""
         return self.accumulate
@@ -75,11 +81,12 @@ class TrainingConfig:
 
 
 def learning_rate_schedule(config: TrainingConfig) -> optax.Schedule:
-    """Return a linear warm-up from 0, then half a cosine down to 0 at the last step, or no change."""
+    """Return a linear warm-up from 0, then half a cosine down to 0 at the end of a cycle, or no change."""
     rate, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "constant":
         return optax.warmup_constant_schedule(0.0, rate, warmup) if warmup else optax.constant_schedule(rate)
-    return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, config.steps)
+    cycles = [optax.warmup_cosine_decay_schedule(0.0, rate, warmup, length) for length in config.cycles]
+    return optax.join_schedules(cycles, list(itertools.accumulate(config.cycles))[:-1])
 
 
 def decayed(params: Any) -> Any:

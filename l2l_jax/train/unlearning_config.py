@@ -29,6 +29,10 @@ class UnlearningConfig(TrainingConfig):
       retain_budget: Largest masked MSE on retain validation images, relative to the original model's, such as
         1.1. The weight of the forget term then starts at alpha and follows the budget, and the best model
         inside the budget is kept (see docs/guides). None or 0: alpha is fixed and the last model is kept.
+      first_cycle: Steps of the first of several cycles, each twice as long as the one before, in which the
+        learning rate rises and falls (Loshchilov & Hutter 2017, "SGDR"). A run with a retain budget ends with
+        the first cycle after which the budget is met and the forget error has settled, at the latest after
+        `steps`. 0: one cycle of all steps.
       budget_original: Model that errors are relative to and that is imitated on retain images, as in
         `config.model.pretrained`. Empty: the model that is unlearned; if that was itself unlearned, the first
         of its line.
@@ -56,6 +60,7 @@ class UnlearningConfig(TrainingConfig):
     retain_budget: Annotated[
         Annotated[float, pydantic.Field(ge=1)] | None, pydantic.BeforeValidator(_budget)
     ] = None
+    first_cycle: Annotated[int, pydantic.Field(ge=0)] = 0
     budget_original: str = ""
     budget_every: Annotated[int, pydantic.Field(ge=1)] = 50
     budget_images: Annotated[int, pydantic.Field(ge=2)] = 200
@@ -76,6 +81,10 @@ class UnlearningConfig(TrainingConfig):
                 f"{self.options.weight_option} gives the weight 0: a retain_budget cannot move a weight of "
                 "forgetting that starts at 0"
             )
+        if self.first_cycle and self.warmup_steps >= self.cycles[0]:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} must be less than first_cycle {self.first_cycle}"
+            )
         if self.batch_size % self.batch_parts:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of accumulate × forget_every = "
@@ -87,6 +96,15 @@ class UnlearningConfig(TrainingConfig):
                 f"noise_bank is for the methods {names}, not for {self.method!r}: set token_bank and "
                 "noise_bank to 0"
             )
+
+    @property
+    def cycles(self) -> tuple[int, ...]:
+        """Lengths of the cycles in which the learning rate rises and falls; the last one takes the rest."""
+        lengths, length, left = [], self.first_cycle or self.steps, self.steps
+        while left >= length or not lengths:
+            lengths.append(min(length, left))
+            left, length = left - lengths[-1], 2 * length
+        return (*lengths[:-1], lengths[-1] + left)
 
     @property
     def options(self) -> Method:

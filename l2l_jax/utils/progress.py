@@ -78,6 +78,12 @@ class Progress:
             self._inner = ""
             self._show(steps)
 
+    def lengthen(self, total: int) -> None:
+        """Continue to another number of steps."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.total = total
+
     def _show(self, steps: int) -> None:
         if self._bar is not None:
             self._bar.set_postfix_str(self._inner or self._metrics, refresh=False)

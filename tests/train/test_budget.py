@@ -1,5 +1,6 @@
 """A retain budget: its rules by hand, and a run whose end is known by hand."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -25,6 +26,10 @@ from tests.train import toy
 CONFIG = TrainingConfig(
     steps=120, batch_size=8, learning_rate=0.02, beta2=0.9, weight_decay=0.0, checkpoint_every=35, log_every=1
 )
+CYCLES = UnlearningConfig(
+    **{**dataclasses.asdict(CONFIG), "steps": 280}, first_cycle=40, retain_budget=1.5, budget_every=4
+)
+"""Cycles of 40, 80 and 160 steps."""
 
 
 def test_the_limit_falls_to_the_budget():
@@ -51,11 +56,11 @@ def test_the_weight_follows():
 def test_the_best_model_forgets_most_within_the_budget():
     inside = [Measured(1, 0.1, 1.05, 3.0), Measured(2, 0.2, 1.2, 7.0), Measured(3, 0.2, 1.19, 5.0)]
     outside = [Measured(4, 0.3, 1.3, 9.0), Measured(5, 0.3, 1.21, 8.0), Measured(6, 0.3, math.nan, 99.0)]
-    assert max(inside + outside, key=lambda m: m.rank(1.2, 0)).step == 2
-    assert max(inside + outside, key=lambda m: m.rank(1.2, 3)).step == 3  # 2 was too early
-    assert max(inside + outside, key=lambda m: m.rank(1.2, 7)).step == 2
-    assert max(outside, key=lambda m: m.rank(1.2, 0)).step == 5
-    assert min(outside, key=lambda m: m.rank(1.2, 0)).step == 6
+    assert max(inside + outside, key=lambda m: m.rank(1.2, True)).step == 2
+    assert max(inside + outside, key=lambda m: m.rank(1.2, m.step >= 3)).step == 3  # 2 was too early
+    assert max(inside + outside, key=lambda m: m.rank(1.2, False)).step == 2
+    assert max(outside, key=lambda m: m.rank(1.2, True)).step == 5
+    assert min(outside, key=lambda m: m.rank(1.2, True)).step == 6
 
 
 @functools.cache
@@ -202,3 +207,63 @@ def test_the_weight_stops_where_it_has_no_effect(caplog):
     ]
     budget._act(rules.Measured(120, weights[-1], 2.0, 11.0))
     assert budget._memory.weight == pytest.approx(weights[-1] / 1.5)  # it may still fall
+
+
+@pytest.fixture(scope="module")
+def cyclic():
+    return loop.Trainer("unlearn", toy.objective(1.0), CYCLES, seed=0, mesh=sharding.make_mesh(jax.devices()[:1]))
+
+
+def run_cycles(trainer, folder, batches=None, **changes):
+    """Return the gain, the outcome and the metrics of a run in cycles."""
+    budget = RetainBudget(dataclasses.replace(CYCLES, **changes), make_errors)
+    started = loop.TrainRun(toy.params(), batches or toy.batches(), folder, alpha=0.25, budget=budget)
+    params = trainer.train(started)
+    return float(params["encoder"]["gain"]), budget.ended, outcome_of(budget), read_metrics(folder)
+
+
+def test_a_run_ends_with_the_cycle_in_which_it_settles(cyclic, tmp_path):
+    """The budget is met after 40 steps, where α and with it the forget error still rise."""
+    gain, ended, outcome, rows = run_cycles(cyclic, tmp_path)
+    assert outcome.met and ended == len(rows) == 120
+    assert outcome.retain.value == pytest.approx((1 - gain) ** 2 / 0.01, rel=1e-4)
+    again = run_cycles(cyclic, tmp_path)
+    assert again == (gain, ended, outcome, rows)
+
+
+def test_a_missed_budget_takes_all_cycles(cyclic, tmp_path):
+    """A budget of 1 cannot be met: at its optimum w is 0.8, whatever is done in 280 steps."""
+    gain, ended, outcome, rows = run_cycles(cyclic, tmp_path, retain_budget=1.0, budget_rate=1e-9)
+    assert not outcome.met and ended == len(rows) == 280
+    rates = [row["learning_rate"] for row in rows]
+    assert [rates.index(rate) for rate in rates if rate == max(rates)] == [0] * 3
+    assert [n for n in range(280) if rates[n] == max(rates)] == [0, 40, 120]
+    with pytest.raises(Interrupted):
+        run_cycles(
+            cyclic,
+            tmp_path / "again",
+            Watched(toy.batches(), signal_at(131)),
+            retain_budget=1.0,
+            budget_rate=1e-9,
+        )
+    again = run_cycles(cyclic, tmp_path / "again", retain_budget=1.0, budget_rate=1e-9)
+    assert again == (gain, ended, outcome, rows)
+
+
+def test_a_rising_forget_error_has_not_settled(caplog):
+    """It grows by more than a tenth in the last 30 % of a cycle, or not."""
+    for last, ended in ((5.6, None), (5.4, 40)):
+        budget = RetainBudget(CYCLES, make_errors)
+        late = Measured(28, 0.1, 1.4, 5.0)
+        newest = Measured(40, 0.1, 1.4, last)
+        budget._memory = rules._Memory(0.1, settling=late, best=newest, waiting=[newest])
+        budget._end_cycle(40)
+        assert budget._memory.ended == ended
+
+
+def test_lengths_of_cycles():
+    for steps, lengths in {3500: (500, 1000, 2000), 1600: (500, 1100), 600: (600,), 20: (20,)}.items():
+        assert UnlearningConfig(steps=steps, first_cycle=500).cycles == lengths
+    assert UnlearningConfig(steps=700).cycles == (700,)
+    with pytest.raises(ValueError, match="warmup_steps 50 must be less than first_cycle 40"):
+        UnlearningConfig(steps=120, first_cycle=40, warmup_steps=50)
