@@ -154,6 +154,7 @@ class RetainBudget(Hook):
         self._flying: deque[tuple[int, float, list[jax.Array], Params]] = deque()
         self._memory = _Memory(0.0)
         self._best: Params | None = None
+        self._initial = 0.0
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
         self.reference_errors: dict[str, np.ndarray] = {}
 
@@ -167,7 +168,8 @@ class RetainBudget(Hook):
         self._rest = sharding.place(rest, parallel.mesh)
         reference = sharding.place(params if self._reference is None else self._reference, parallel.mesh)
         self.reference_errors = self._errors.finish(self._errors.start({**self._rest, **reference}))
-        self._memory, self._best = _Memory(float(np.float32(run.alpha))), None
+        self._initial = float(np.float32(run.alpha))
+        self._memory, self._best = _Memory(self._initial), None
 
     def after_step(self, training: "Training") -> None:
         """Log the weight and the newest ratios that it follows; measure the model, set the next weight."""
@@ -216,7 +218,9 @@ class RetainBudget(Hook):
         rising = newest.forget > STILL_RISING * memory.settling.forget
         if best.retain <= self.budget and self._settled(best) and not rising:
             memory.ended = step
-        elif rising:
+            return
+        memory.weight = max(memory.weight, self._initial)  # where it fell, it may have fallen too far
+        if rising:
             logger.info("Step %d: the forget error still rises; another cycle follows.", step)
         else:
             sentence = "Step %d: the retain error is %.3f times the original's, not yet inside the budget; "
