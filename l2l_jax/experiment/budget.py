@@ -125,7 +125,10 @@ class Outcome(NamedTuple):
         if self.met:
             logger.info("Inside the retain budget of %g: %s", self.budget, result)
         else:
-            sentence = "The retain budget of %g cannot be met with %s; nearest to it comes %s"
+            sentence = (
+                "The retain budget of %g cannot be met with %s; nearest to it comes %s. A larger budget "
+            )
+            sentence += "or more config.unlearn.steps would help."
             logger.warning(sentence, self.budget, effort, result)
 
 

@@ -50,7 +50,7 @@ class Undo(Method):
             steps=3500,
             first_cycle=500,
             optimizer="muon",
-            learning_rate=7e-3,
+            learning_rate=0.012,
             warmup_steps=50,
             weight_decay=0.1,
             beta2=0.99,
@@ -61,7 +61,7 @@ class Undo(Method):
     )
     max_weight: ClassVar[float] = 1.0
 
-    perturb: Share = 1.0
+    perturb: Share = 0.8
     perturb_encoder: Share = 0.5
     distill: Share = 0.5
     target: TargetKind = "noise"

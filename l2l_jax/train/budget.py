@@ -126,7 +126,11 @@ class _Memory:
 
     @classmethod
     def load(cls, facts: dict[str, Any]) -> "_Memory":
-        tuples = {name: facts[name] and Measured(*facts[name]) for name in ("acted", "effect", "best", "settling") if name in facts}
+        tuples = {
+            name: facts[name] and Measured(*facts[name])
+            for name in ("acted", "effect", "best", "settling")
+            if name in facts
+        }
         return cls(**{**facts, **tuples, "waiting": [Measured(*x) for x in facts["waiting"]]})
 
 

@@ -211,7 +211,9 @@ def test_the_weight_stops_where_it_has_no_effect(caplog):
 
 @pytest.fixture(scope="module")
 def cyclic():
-    return loop.Trainer("unlearn", toy.objective(1.0), CYCLES, seed=0, mesh=sharding.make_mesh(jax.devices()[:1]))
+    return loop.Trainer(
+        "unlearn", toy.objective(1.0), CYCLES, seed=0, mesh=sharding.make_mesh(jax.devices()[:1])
+    )
 
 
 def run_cycles(trainer, folder, batches=None, **changes):
