@@ -34,6 +34,7 @@ class Undo(Method):
     p = 1 for both parts, knowledge of forget images can come from retain images alone. See docs/concepts.
 
     Attributes:
+      training: Optimizer, rate and cycles with which all families forget (research/fashion.md).
       perturb: Share p of fresh weights in the start of the decoder.
       perturb_encoder: Share p of fresh weights in the start of the encoder.
       distill: Weight d of the original model's predictions against the truth, on retain images.

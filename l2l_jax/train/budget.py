@@ -126,11 +126,8 @@ class _Memory:
 
     @classmethod
     def load(cls, facts: dict[str, Any]) -> "_Memory":
-        tuples = {
-            name: facts[name] and Measured(*facts[name])
-            for name in ("acted", "effect", "best", "settling")
-            if name in facts
-        }
+        names = ("acted", "effect", "best", "settling")
+        tuples = {name: Measured(*facts[name]) for name in names if facts.get(name)}
         return cls(**{**facts, **tuples, "waiting": [Measured(*x) for x in facts["waiting"]]})
 
 
