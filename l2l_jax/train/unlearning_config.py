@@ -100,7 +100,8 @@ class UnlearningConfig(TrainingConfig):
     @property
     def cycles(self) -> tuple[int, ...]:
         """Lengths of the cycles in which the learning rate rises and falls; the last one takes the rest."""
-        lengths, length, left = [], self.first_cycle or self.steps, self.steps
+        lengths: list[int] = []
+        length, left = self.first_cycle or self.steps, self.steps
         while left >= length or not lengths:
             lengths.append(min(length, left))
             left, length = left - lengths[-1], 2 * length
