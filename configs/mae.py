@@ -34,5 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     small |= dict(decoder_width=32, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5)
     small |= dict(pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.25, 0.25, 0.25))
     local = dict(model=small, pretrain=dict(model=dict(steps=150, **LOCAL_PRETRAINING)))
-    undo = dict(steps=20_000, first_cycle=2500, learning_rate=1.5e-4, warmup_steps=1000)
-    return combine(variant, IMAGENET, config, undo=[PUBLISHED_UNDO, undo], runlocal=[LOCAL, local])
+    undo = dict(steps=20_000, first_cycle=2500, learning_rate=1.5e-4, warmup_steps=1000, budget_every=200)
+    return combine(
+        variant, IMAGENET, config, undo=[PUBLISHED_UNDO, dict(unlearn=undo)], runlocal=[LOCAL, local]
+    )

@@ -37,5 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     small |= dict(groups=8, blend_margin=1, blend_sigma=1.0, decoding_steps=6, tokenizer_dtype="float32")
     stages = dict(tokenizer=dict(steps=40, **LOCAL_PRETRAINING), model=dict(steps=50, **LOCAL_PRETRAINING))
     local = dict(model=small, pretrain=stages)
-    undo = dict(steps=20_000, first_cycle=2500, learning_rate=1.5e-4, warmup_steps=1000)
-    return combine(variant, IMAGENET, config, undo=[PUBLISHED_UNDO, undo], runlocal=[LOCAL, local])
+    undo = dict(steps=20_000, first_cycle=2500, learning_rate=1.5e-4, warmup_steps=1000, budget_every=500)
+    return combine(
+        variant, IMAGENET, config, undo=[PUBLISHED_UNDO, dict(unlearn=undo)], runlocal=[LOCAL, local]
+    )
