@@ -120,7 +120,7 @@ def _training(config: Config, folders: Workdir) -> Iterator[_Phase]:
     if config.data.retain_images == "generated":
         yield _Phase("let the original model generate retain images")
     training, own = config.unlearn, config.unlearn.objective(config.model)
-    steps, length = training.steps, _length(training)
+    steps, length = training.cycles[0], _length(training)
     if own.one_shot:
         steps, length = (2 * own.one_shot.iterations + 2) * own.one_shot.batches, "one step"
     work = Work(0, steps * training.batch_size * len(own.sets))
@@ -150,7 +150,9 @@ def _judging(config: Config, images: int, auditor: Audit | None) -> Iterator[_Ph
 
 
 def _length(training: TrainingConfig) -> str:
-    return f"{training.steps:,} steps of {training.batch_size} images of each set"
+    first, most = training.cycles[0], training.steps
+    steps = f"{first:,}" if first == most else f"{first:,} to {most:,}"
+    return f"{steps} steps of {training.batch_size} images of each set"
 
 
 def _about(seconds: float) -> str:
