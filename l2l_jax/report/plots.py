@@ -86,9 +86,9 @@ def save_forest(path: pathlib.Path, audit: Mapping[str, Any]) -> None:
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, found in zip(axes, panels, strict=True):
         _draw_panel(axis, found)
-        axis.set_xlabel(f"accuracy or AUC: unlearned − {audit['reference']} model", fontsize=8)
+        axis.set_xlabel(f"accuracy or AUC: unlearned − {audit['reference']} model", fontsize=8, loc="right")
         if found is errors:
-            axis.set_xlabel(f"masked MSE: {audit['reference']} ÷ unlearned model", fontsize=8)
+            axis.set_xlabel(f"masked MSE: {audit['reference']} ÷ unlearned model", fontsize=8, loc="right")
             low, high = axis.get_xlim()
             ticks = [tick for tick in RATIOS if low <= math.log(tick) <= high]
             axis.set_xticks(np.log(ticks), [f"{tick:g}" for tick in ticks])

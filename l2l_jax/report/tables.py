@@ -167,7 +167,7 @@ def canary_table(audit: Mapping[str, Any]) -> Table | None:
     for line in audit["canaries"]:
         shown = [found[name] for name in ("forget", "retain") for found in line["models"].values()]
         cells = [cell(x["auc"], ".2f") for x in shown]
-        found = [f"{c.value} ({x['found']:g} of {line['count']})" for c, x in zip(cells, shown, strict=True)]
+        found = [f"{c.value} ({x['found']:g})" for c, x in zip(cells, shown, strict=True)]
         rows.append(Row((line["title"],), [Cell(v, c.interval) for v, c in zip(found, cells, strict=True)]))
     if not rows:
         return None

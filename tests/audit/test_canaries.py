@@ -134,7 +134,7 @@ def test_the_report_counts_marks_and_the_verdict_heeds_those_that_are_restored(b
     assert {c["measure"] for c in audit["comparisons"]} == {"error", "accuracy"}  # they need not hold
     rows = canary_table(audit).rows
     assert [row.titles for row in rows] == [("no attack",), ("an attack",)] and len(rows[0].cells) == 6
-    assert rows[0].cells[0].value == "1.00 (10 of 10)"
+    assert rows[0].cells[0].value == "1.00 (10)"
     text = " ".join(details({**report(), "audit": audit}))
     assert "Of 10 marks planted in forget images the unlearned model restores" in text
     remembering = concluded(bench, models, "original")["verdict"]
