@@ -15,6 +15,9 @@ from l2l_jax.methods.inputs import BLUR, TargetKind, corrupt_images, corrupt_noi
 from l2l_jax.models.base import Model, Params, fresh_parts
 from l2l_jax.utils.batch_axis import deinterleave, interleave
 
+FEATURES = 1.5
+"""Default of `Undo.feature_weight`. A U-Net's features are so much larger than its loss that α falls to 0.005."""
+
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
@@ -42,7 +45,7 @@ class Undo(Method):
       target_blur: Standard deviation of "blur" as a share of the image's side.
       noise: Noise n of `feature_weight`, see `l2l_jax.losses.noise_images`.
       feature_weight: Weight w of the paper's forget term, which removes from the encoder's features what a
-        new decoder could find there.
+        new decoder could find there. None: `FEATURES` where the encoder sees visible places alone, else 0.
       forget_every: Use every k-th forget image of a batch, which leaves time to the retain images.
     """
 
@@ -68,7 +71,7 @@ class Undo(Method):
     target: TargetKind = "noise"
     target_blur: Annotated[float, pydantic.Field(gt=0)] = BLUR
     noise: NoiseKind = "normal"
-    feature_weight: Annotated[float, pydantic.Field(ge=0)] = 1.5
+    feature_weight: Annotated[float, pydantic.Field(ge=0)] | None = None
     forget_every: Annotated[int, pydantic.Field(ge=1)] = 4
 
     @property
@@ -76,18 +79,22 @@ class Undo(Method):
         return self.forget_every
 
     def objective(self, model: Model) -> Objective:
+        weight = self.feature_weight
+        if weight is None:
+            weight = FEATURES if model.encodes_visible else 0.0
+
         def prepare(frozen, batch, rng, axis_name=None):
             views = corrupt_images(model, frozen, batch, rng, axis_name)
             retain = views["retain"]
             if self.distill:
                 retain = {**retain, "imitated": model.predict(frozen, retain["corrupted"])}
             forget = forget_truth(model, frozen, views, rng, self.target, axis_name, blur=self.target_blur)
-            if self.feature_weight:
+            if weight:
                 if forget["corrupted"] is not views["forget"]["corrupted"]:
                     forget["plain"] = views["forget"]["corrupted"]
                 forget["noise"] = corrupt_noise(model, frozen, batch, rng, self.noise, axis_name)
             forget = jax.tree.map(every_kth, forget)
-            if self.feature_weight:
+            if weight:
                 forget["noise"] = model.encode(frozen["encoder"], forget["noise"])
             return {"retain": retain, "forget": forget}
 
@@ -106,14 +113,14 @@ class Undo(Method):
                 imitation = model.imitation_loss(retain_predicted, retain["corrupted"], retain["imitated"])
                 retain_losses = (1 - self.distill) * retain_losses + self.distill * imitation
             forget_losses = model.prediction_loss(forget_predicted, forget["images"], forget["corrupted"])
-            if self.feature_weight:
+            if weight:
                 if "plain" in forget:
                     features = model.encode(student["encoder"], forget["plain"])
-                forget_losses += self.feature_weight * feature_distance(features, forget["noise"])
+                forget_losses += weight * feature_distance(features, forget["noise"])
             return noisy_label_loss(retain_losses, forget_losses, alpha=alpha)
 
         shares = dict.fromkeys(model.generative_parts, self.perturb) | {"encoder": self.perturb_encoder}
-        teacher = model.generative_parts if self.distill else ("encoder",) if self.feature_weight else ()
+        teacher = model.generative_parts if self.distill else ("encoder",) if weight else ()
         start = perturbed_start(model, shares) if any(shares.values()) else None
         return unlearning_objective(
             model, model.generative_parts, prepare, loss, teacher=teacher, start=start

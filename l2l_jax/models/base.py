@@ -83,6 +83,8 @@ class Model(abc.ABC):
     """Those of them that `precompute` reads; steps on codes do without."""
     codes_hold_draws: bool = False
     """True where part of T is drawn by `precompute`: noise then needs the draw of its forget image."""
+    encodes_visible: bool = False
+    """True where the encoder sees visible places alone, so that its features hold what it knows of others."""
     inpaints_from_patches: bool = False
     """True where `inpaint_from_patches` and `grid` exist."""
     attention_layers: tuple[str, ...] = ()

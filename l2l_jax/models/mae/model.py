@@ -127,6 +127,7 @@ class MAE(Model):
         *("pixel_mean", "pixel_std", "value_range"),
     )
     attention_layers = ("qkv", "proj")
+    encodes_visible = True
     inpaints_from_patches = True
 
     def __post_init__(self):
