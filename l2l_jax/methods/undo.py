@@ -16,7 +16,7 @@ from l2l_jax.models.base import Model, Params, fresh_parts
 from l2l_jax.utils.batch_axis import deinterleave, interleave
 
 FEATURES = 1.5
-"""Default of `Undo.feature_weight`. A U-Net's features are far larger than its loss: α would fall to 0.005."""
+"""Default of `Undo.feature_weight`. A U-Net's features are far above its loss: α would fall to 0.005."""
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
