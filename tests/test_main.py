@@ -148,28 +148,6 @@ def test_errors_of_the_disk_are_explained(error, message):
     assert re.match(message, explain(error, pathlib.Path("runs/a")))
 
 
-UNRAISABLE = """
-from l2l_jax.cli.common import run_command
-
-class Write:
-    def __init__(self, problem):
-        self.problem = problem
-    def __del__(self):
-        raise RuntimeError(self.problem)
-
-def command(argv):
-    Write("Event loop is closed")  # as many as TensorStore had begun when the disk was full
-    Write("something else")
-
-run_command(command, [])
-"""
-
-
-def test_writes_that_are_dropped_make_no_noise():
-    code, _, errors = forking.run("-c", UNRAISABLE)
-    assert code == 0 and errors.count("RuntimeError") == 1 and "RuntimeError: something else" in errors
-
-
 def test_other_errors_are_not_explained_away():
     assert explain(ValueError("cannot reshape array")) is None
     assert explain(FileNotFoundError(2, "No such file or directory", "images/a.png")) is None

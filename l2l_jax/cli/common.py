@@ -290,16 +290,6 @@ def _log_plain_lines() -> None:
     logger.propagate = False
     absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of it is raised
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # so is what matters of TensorStore's reads
-    if sys.unraisablehook is sys.__unraisablehook__:
-        sys.unraisablehook = _report_unraisable
-
-
-def _report_unraisable(
-    unraisable: "sys.UnraisableHookArgs", report: Callable = sys.__unraisablehook__
-) -> None:
-    """Report what cannot be raised, but for the writes that TensorStore drops when one has failed."""
-    if not str(unraisable.exc_value).endswith(("Event loop is closed", "Python is likely shutting down")):
-        report(unraisable)
 
 
 def _log_as_one_of_several() -> None:

@@ -1,10 +1,13 @@
 """Reading and writing with Orbax: full disks and damaged files are found before Orbax starts."""
 
+import contextlib
 import errno
 import json
+import math
 import os
 import pathlib
 import shutil
+import tempfile
 from typing import Any
 
 import jax
@@ -27,11 +30,29 @@ def alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def check_space(folder: pathlib.Path, tree: Any) -> None:
-    """Raise the disk's error if arrays do not fit; Orbax logs hundreds of lines on a full disk."""
-    needed = sum(x.nbytes for x in jax.tree.leaves(tree))
-    if shutil.disk_usage(folder).free < needed:
+def check_space(folder: pathlib.Path, tree: Any, *, reserve: bool = False) -> None:
+    """Raise the disk's error if arrays do not fit.
+
+    Args:
+      folder: Folder on the disk.
+      tree: Arrays.
+      reserve: Also allocate their space for a moment, which finds quotas and limits of files, where the
+        system can.
+    """
+    sizes = [x.nbytes for x in jax.tree.leaves(tree)]
+    if shutil.disk_usage(folder).free < sum(sizes):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+    if not reserve or not hasattr(os, "posix_fallocate"):
+        return
+    largest = max([1, *sizes])
+    try:
+        with contextlib.ExitStack() as files:
+            for _ in range(math.ceil(sum(sizes) / largest)):
+                file = files.enter_context(tempfile.TemporaryFile(dir=folder))
+                os.posix_fallocate(file.fileno(), 0, largest)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(error.errno, os.strerror(error.errno), str(folder)) from None
 
 
 def record_sizes(folder: pathlib.Path) -> None:

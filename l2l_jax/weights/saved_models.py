@@ -33,7 +33,7 @@ def save_model(
 
     def write() -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        check_space(folder.parent, params)
+        check_space(folder.parent, params, reserve=True)
         with atomic_folder(folder.absolute()) as unfinished:
             with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
                 checkpointer.save(unfinished / "params", params)

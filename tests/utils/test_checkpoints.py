@@ -87,3 +87,33 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch
     with pytest.raises(OSError, match=str(tmp_path)) as full:
         check_space(tmp_path, {"a": np.zeros(1000, np.float32), "b": np.zeros(1, np.int8)})
     assert full.value.errno == errno.ENOSPC
+
+
+LIMITED = """
+import pathlib, resource, sys
+import jax, numpy as np
+from l2l_jax.cli.common import run_command
+from l2l_jax.train.checkpoint import Checkpointer
+from l2l_jax.weights.saved_models import save_model
+
+def command(argv):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+    folder, rng = pathlib.Path(argv[1]), np.random.default_rng(0)
+    if argv[0] == "model":
+        return save_model(folder, {str(i): rng.random(20_000, np.float32) for i in range(20)}, {})
+    checkpointer = Checkpointer(folder)
+    checkpointer.save(1, [jax.device_put(rng.random(2_000, np.float32)) for _ in range(200)], {})
+    checkpointer.wait()
+
+sys.exit(run_command(command, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("what", "named"), [("model", ""), ("checkpoint", "checkpoint/1")])
+def test_a_limit_of_files_is_one_sentence(tmp_path, what, named):
+    """TensorStore would report every write that it drops after the first that fails."""
+    code, output, errors = forking.run("-c", LIMITED, what, tmp_path / what)
+    assert (code, output, errors.count("\n")) == (1, "", 1)
+    assert errors.startswith(
+        f"Error: A file is larger than `ulimit -f` or the disk allows: {tmp_path / named} could"
+    )
