@@ -312,11 +312,11 @@ def test_features_of_every_layer_are_means_over_places(evaluation, field):
     rows = image_rows(tests.read(np.arange(len(tests))), "features")
 
     @jax.jit
-    def encode(image, key):
+    def encode(params, image, key):
         return model.encode(params["encoder"], model.corrupt(params, image[None], key))[0].mean(0)
 
     keys = jax.vmap(lambda key: jax.random.split(key, 2))(image_keys(3, rows))
-    expected = jax.vmap(lambda image, two: jax.vmap(lambda key: encode(image, key))(two))(
+    expected = jax.vmap(lambda image, two: jax.vmap(lambda key: encode(params, image, key))(two))(
         rows["images"], keys
     )
     assert not np.allclose(expected[:, 0], expected[:, 1])

@@ -48,10 +48,10 @@ def test_corruption_by_hand(params, images):
     draw = dict(timesteps=t, noise=normal[0], posterior=np.stack(normal[1:], axis=1), prompt=numbers)
 
     @jax.jit
-    def corrupt(images):
+    def corrupt(params, images):
         return model.corrupt_with(params, model.encode_images(params, images, MASK[None, ..., None]), draw)
 
-    found = corrupt(images)
+    found = corrupt(params, images)
     small = MASK[::2, ::2]
     latents = []
     for x, noise in ((images, normal[1]), (np.where(MASK[..., None], 0, images), normal[2])):
@@ -131,17 +131,17 @@ def test_attackers_samplers(params, images):
     grown = np.zeros((8, 8), bool)
     grown[1:7, 2:8] = True
     model = MODEL.replace(value_range=(-99.0, 99.0))  # nothing is clipped
-    sample = jax.jit(lambda x: model.sample(params, x, MASK, KEY))
-    drawn, misfit = sample(images)
+    sample = jax.jit(lambda params, x: model.sample(params, x, MASK, KEY))
+    drawn, misfit = sample(params, images)
     ring = grown & ~MASK
-    np.testing.assert_array_equal(drawn, sample(np.where(grown[..., None], 0, images))[0])
+    np.testing.assert_array_equal(drawn, sample(params, np.where(grown[..., None], 0, images))[0])
     np.testing.assert_allclose(misfit, np.square(drawn - images)[:, ring].mean((1, 2)), rtol=1e-3)
     np.testing.assert_array_equal(drawn[:, ~grown], images[:, ~grown])
-    denoise = jax.jit(lambda x, scale: MODEL.denoise(params, x, MASK, KEY, 1.0, scale))
-    calm, wild = (denoise(images, np.float32(scale)) for scale in (0, 2))
+    denoise = jax.jit(lambda params, x, scale: MODEL.denoise(params, x, MASK, KEY, 1.0, scale))
+    calm, wild = (denoise(params, images, np.float32(scale)) for scale in (0, 2))
     assert np.abs(calm - wild)[:, MASK].max() > 1e-3
     np.testing.assert_array_equal(wild[:, ~MASK], images[:, ~MASK])
-    norms = jax.jit(lambda x: MODEL.noise_norm(params, x, MASK, KEY))(images)
+    norms = jax.jit(lambda params, x: MODEL.noise_norm(params, x, MASK, KEY))(params, images)
     assert norms.shape == (4,) and np.all(norms > 0)
 
 

@@ -92,10 +92,10 @@ def test_restore_ignores_hidden_pixels_and_keeps_visible_ones(params):
     images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
     mask = np.zeros((32, 32), bool)
     mask[8:24, 8:24] = True
-    inpaint = jax.jit(lambda images: TINY.inpaint(params, images, mask, jax.random.key(0)))
-    restored = inpaint(images)
+    inpaint = jax.jit(lambda params, images: TINY.inpaint(params, images, mask, jax.random.key(0)))
+    restored = inpaint(params, images)
     other = np.where(mask[..., None], 0.5, images).astype(np.float32)
-    np.testing.assert_array_equal(restored, inpaint(other))
+    np.testing.assert_array_equal(restored, inpaint(params, other))
     np.testing.assert_array_equal(restored[:, ~mask], images[:, ~mask])
     assert np.abs(restored - images)[:, mask].max() > 0.01
 
@@ -110,7 +110,7 @@ def test_pixel_statistics_are_taken_out_and_put_back(params):
     mask[:16] = True
     normalised = ((images - mean) / std).astype(np.float32)
     expected, restored = (
-        jax.jit(lambda images, of=of: of.inpaint(params, images, mask, jax.random.key(0)))(given)
+        jax.jit(lambda p, images, of=of: of.inpaint(p, images, mask, jax.random.key(0)))(params, given)
         for of, given in ((plain, normalised), (model, images))
     )
     expected = np.asarray(expected) * std + mean

@@ -135,13 +135,13 @@ def test_restoration_ignores_hidden_pixels_and_keeps_visible_ones(digits):
     images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
     mask = np.zeros((16, 16), bool)
     mask[4:11, 4:12] = True  # one row of the lower hidden tokens is visible, and stays
-    inpaint = jax.jit(lambda images, key: DIGITS.inpaint(digits, images, mask, key))
-    restored = np.asarray(inpaint(images, jax.random.key(0)))
+    inpaint = jax.jit(lambda params, images, key: DIGITS.inpaint(params, images, mask, key))
+    restored = np.asarray(inpaint(digits, images, jax.random.key(0)))
     other = np.where(mask[..., None], 0.5, images).astype(np.float32)
-    np.testing.assert_array_equal(restored, inpaint(other, jax.random.key(0)))
+    np.testing.assert_array_equal(restored, inpaint(digits, other, jax.random.key(0)))
     np.testing.assert_array_equal(restored[:, ~mask], images[:, ~mask])
     assert np.abs(restored - images)[:, mask].max() > 0.01
-    assert np.any(restored != inpaint(images, jax.random.key(1)))
+    assert np.any(restored != inpaint(digits, images, jax.random.key(1)))
 
 
 def test_a_draw_fits_the_codes_next_to_the_hidden_ones(digits, monkeypatch):
@@ -151,8 +151,9 @@ def test_a_draw_fits_the_codes_next_to_the_hidden_ones(digits, monkeypatch):
     images = np.random.default_rng(0).random((1, 16, 16, 3), np.float32)
     mask, key = np.zeros((16, 16), bool), jax.random.key(0)
     mask[4:12, 4:12] = True
-    drawn, misfit = jax.jit(lambda: DIGITS.sample(digits, images, mask, key))()
-    np.testing.assert_array_equal(drawn, jax.jit(lambda: DIGITS.inpaint(digits, images, mask, key))())
+    drawn, misfit = jax.jit(lambda params: DIGITS.sample(params, images, mask, key))(digits)
+    inpaint = jax.jit(lambda params: DIGITS.inpaint(params, images, mask, key))
+    np.testing.assert_array_equal(drawn, inpaint(digits))
     color = np.array(DIGITS.hole_color, np.float32)
     painted = np.where(mask[..., None], color, images)
     codes = np.asarray(jax.jit(DIGITS.tokenize)(digits, painted))[0]
@@ -166,7 +167,7 @@ def test_outpainting_keeps_what_lies_beyond_the_blending_zone(digits):
     images = np.random.default_rng(0).random((1, 16, 16, 3), np.float32)
     mask = np.ones((16, 16), bool)
     mask[2:14, 2:14] = False
-    restored = jax.jit(lambda: model.inpaint(digits, images, mask, jax.random.key(0)))()
+    restored = jax.jit(lambda params: model.inpaint(params, images, mask, jax.random.key(0)))(digits)
     # A margin of one pixel, and SciPy cuts the Gaussian off after four standard deviations.
     np.testing.assert_allclose(restored[:, 5:11, 5:11], images[:, 5:11, 5:11], atol=1e-6)
     assert np.abs(restored - images)[:, 2].max() > 1e-3

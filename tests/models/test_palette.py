@@ -31,9 +31,9 @@ def student():
 def test_predicted_noise(student):
     """At the noise levels of t = 500, 20 and 0; the step from there is tested with `diffusion`."""
     inputs = np.concatenate([FILLING, nhwc(CASE["ps/y_t"])], axis=-1)
-    predict = jax.jit(lambda gamma: TINY.predict(student, {"inputs": inputs, "gamma": gamma}))
+    predict = jax.jit(lambda params, gamma: TINY.predict(params, {"inputs": inputs, "gamma": gamma}))
     for t in (500, 20, 0):
-        predicted = predict(CASE[f"ps/{t}/noise_level"][:, 0])
+        predicted = predict(student, CASE[f"ps/{t}/noise_level"][:, 0])
         np.testing.assert_allclose(predicted, nhwc(CASE[f"ps/{t}/eps_hat"]), atol=1e-5)
 
 
@@ -41,14 +41,14 @@ def test_six_step_restoration(student):
     last = np.full((1, *IMAGES.shape), 5, np.float32)  # must not be used: no noise in the last step
     noises = jnp.asarray(np.concatenate([np.moveaxis(CASE["rest/noises"], 2, -1), last]))
     draw = noises.__getitem__
-    restore_six = jax.jit(lambda images: SIX_STEPS.inpaint_with(student, images, MASK, FILLING, draw))
+    restore_six = jax.jit(lambda params, images: SIX_STEPS.inpaint_with(params, images, MASK, FILLING, draw))
     gammas = SIX_STEPS.reverse_steps.gamma[::-1]
     np.testing.assert_allclose(gammas, CASE["rest/gammas"], rtol=1.2e-7)
-    restored = restore_six(IMAGES)
+    restored = restore_six(student, IMAGES)
     np.testing.assert_allclose(restored, nhwc(CASE["rest/out"]), atol=3e-5)
     np.testing.assert_array_equal(restored[:, ~MASK], IMAGES[:, ~MASK])
     hidden = np.where(MASK[None, ..., None], np.float32(np.nan), IMAGES)
-    np.testing.assert_array_equal(restored, restore_six(hidden))
+    np.testing.assert_array_equal(restored, restore_six(student, hidden))
 
 
 corrupt, draw = jax.jit(DIGITS.corrupt), jax.jit(TINY.draw, static_argnums=1)
@@ -73,9 +73,9 @@ def test_ddim_restores_by_the_textbook(digits, digit_images):
     model = DIGITS.replace(**mild)
     mask = np.zeros((16, 16), bool)
     mask[4:9, 8:16] = True
-    inpaint = jax.jit(lambda rng: model.inpaint(digits, digit_images, mask, rng))
+    inpaint = jax.jit(lambda params, rng: model.inpaint(params, digit_images, mask, rng))
     key = jax.random.key(8)
-    restored = inpaint(key)
+    restored = inpaint(digits, key)
     noisy = np.asarray(jax.random.normal(jax.random.split(key)[0], digit_images.shape), np.float64)
     gammas = np.cumprod(1 - np.linspace(0.02, 0.12, 10))
     for t, before in ((9, 4), (4, 0), (0, None)):
@@ -86,7 +86,7 @@ def test_ddim_restores_by_the_textbook(digits, digit_images):
     expected = np.where(mask[None, ..., None], noisy, digit_images)
     assert 0.2 < np.mean(np.abs(expected[:, mask]) < 1) < 0.8
     np.testing.assert_allclose(restored, expected, atol=2e-6)
-    assert np.abs(restored - inpaint(jax.random.key(9))).max() > 0.1
+    assert np.abs(restored - inpaint(digits, jax.random.key(9))).max() > 0.1
 
 
 def test_an_attackers_sampler_is_the_published_one_or_starts_from_a_hint(digits, digit_images):
@@ -95,16 +95,18 @@ def test_an_attackers_sampler_is_the_published_one_or_starts_from_a_hint(digits,
     model = dataclasses.replace(DIGITS, **ancestral)
     mask, key = np.zeros((16, 16), bool), jax.random.key(8)
     mask[4:12, 4:12] = True
-    denoise = jax.jit(lambda start, scale: model.denoise(digits, digit_images, mask, key, start, scale),
-                      static_argnums=0)  # fmt: skip
-    published = jax.jit(lambda: model.inpaint(digits, digit_images, mask, key))()
-    np.testing.assert_allclose(denoise(1.0, 1.0), published, atol=1e-5)
-    assert np.abs(denoise(1.0, 2.0) - published).max() > 0.1
+    denoise = jax.jit(
+        lambda params, start, scale: model.denoise(params, digit_images, mask, key, start, scale),
+        static_argnums=1,
+    )
+    published = jax.jit(lambda params: model.inpaint(params, digit_images, mask, key))(digits)
+    np.testing.assert_allclose(denoise(digits, 1.0, 1.0), published, atol=1e-5)
+    assert np.abs(denoise(digits, 1.0, 2.0) - published).max() > 0.1
     noise = jax.random.normal(jax.random.split(key)[0], digit_images.shape)
     hint = np.clip(digit_images + np.sqrt(0.1 / 0.9) * noise, -1, 1)
     expected = np.where(mask[..., None], hint, digit_images)
-    np.testing.assert_allclose(denoise(1 / 3, 1.0), expected, atol=1e-5)
-    norm = jax.jit(lambda: model.noise_norm(digits, digit_images, mask, key))()
+    np.testing.assert_allclose(denoise(digits, 1 / 3, 1.0), expected, atol=1e-5)
+    norm = jax.jit(lambda params: model.noise_norm(params, digit_images, mask, key))(digits)
     np.testing.assert_array_equal(norm, 0)
 
 
@@ -112,15 +114,15 @@ def test_a_draw_fits_the_ring_that_it_was_not_given(digits, digit_images):
     mask, grown = np.zeros((2, 16, 16), bool)
     mask[4:12, 4:12], grown[3:13, 3:13] = True, True
     key = jax.random.key(8)
-    sample = jax.jit(lambda noise: DIGITS.sample(digits, digit_images, mask, key, noise))
-    drawn, misfit = sample(None)
-    inpainted = jax.jit(lambda: DIGITS.inpaint(digits, digit_images, grown, key))()
+    sample = jax.jit(lambda params, noise: DIGITS.sample(params, digit_images, mask, key, noise))
+    drawn, misfit = sample(digits, None)
+    inpainted = jax.jit(lambda params: DIGITS.inpaint(params, digit_images, grown, key))(digits)
     np.testing.assert_allclose(drawn, inpainted, atol=1e-5)
     squares = np.square(inpainted - digit_images)[:, grown & ~mask]
     np.testing.assert_allclose(misfit, squares.mean((1, 2)), rtol=1e-4)
     noise = jax.random.normal(jax.random.split(key)[0], digit_images.shape)
-    np.testing.assert_allclose(sample(noise)[0], drawn, atol=1e-5)
-    assert np.abs(sample(-noise)[0] - drawn).max() > 0.1
+    np.testing.assert_allclose(sample(digits, noise)[0], drawn, atol=1e-5)
+    assert np.abs(sample(digits, -noise)[0] - drawn).max() > 0.1
 
 
 def test_pretraining_a_new_model(digits, digit_images):
