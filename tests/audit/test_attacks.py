@@ -301,6 +301,7 @@ def test_the_gradient_view_moves_visible_pixels_as_far_as_it_may(evaluation, tra
     assert np.mean(errors - least) < 0.1 * np.mean(before - least)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", [soak("remat"), "scan"])
 def test_features_of_every_layer_are_means_over_places(evaluation, field):
     model = dataclasses.replace(config().model, width=8, depth=2, num_heads=2, **{field: True})
@@ -324,6 +325,7 @@ def test_features_of_every_layer_are_means_over_places(evaluation, field):
     np.testing.assert_allclose(found["norm"], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "layers"),
     [

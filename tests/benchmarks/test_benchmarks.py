@@ -54,6 +54,7 @@ def test_the_step_is_timed():
     assert "| pmap" in step_table({"pmap": figures})
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_budget():
     """Measured images: those asked for, of each set. The share: one measurement for so many steps."""
     config = parse_config(recipe(**{"unlearn.budget_images": 5, "unlearn.budget_every": 7}))

@@ -75,6 +75,7 @@ def unlearned(monkeypatch, compiled_once):
     return calls
 
 
+@pytest.mark.slow
 def test_cells_are_run_once_side_by_side_and_quoted_on_test_images(unlearned, tmp_path, monkeypatch):
     devices = jax.devices()[:2]  # each compiles for itself
     monkeypatch.setattr(jax, "devices", lambda *_: devices)

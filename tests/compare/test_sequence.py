@@ -60,6 +60,7 @@ def test_each_request_starts_where_the_one_before_ended(one_device, monkeypatch,
     assert table(rows, "github") in (tmp_path / "sequence.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_was_forgotten_is_replayed_from_prototypes(one_device, monkeypatch, tmp_path):
     """Unlearning is replaced by nothing: every request is replayed by the original model."""
     recipe = RECIPE()

@@ -120,6 +120,7 @@ def test_a_filter_of_a_black_box_reads_reconstructions_and_folders(run_here, one
     assert (np.subtract.outer(scores[True], scores[False]) > 0).mean() > 0.7
 
 
+@pytest.mark.slow
 def test_attacks_on_inputs_see_the_model_behind_its_filter(one_device, tmp_path):
     """A model that remembers other images; the brighter half is refused, which is a gray mask then."""
     config = dataclasses.replace(memory_config(retrained=()), model=Memory(), seed=0)

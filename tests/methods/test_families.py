@@ -90,6 +90,7 @@ CELLS = cells(list(METHODS), MODELS, normal=[("undo", "mae")])
 test_by_hand.py, and those of the releases, on their families, in test_reference.py."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "family"), CELLS)
 def test_loss_terms_and_gradients(method, family):
     model, (batch,) = MODELS[family], images_of(family, 1, 4)

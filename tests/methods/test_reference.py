@@ -116,6 +116,7 @@ OTHERS = ("noisy_label", "noisy_label_mixed", "max_loss", "random_encoder", "ret
 """In every run test_by_hand.py compares all with NumPy, and MAGE's release has two of them."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMES, *map(soak, OTHERS)])
 def test_palette(name):
     """In "mixed" retain and forget rows alternate in the batch of the release."""
@@ -169,6 +170,7 @@ def test_mage_encoder():
     np.testing.assert_allclose(metrics["grad_norm"], MAGE_CASE["shared_vqgan/grad_total_norm"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_mage_max_loss():
     unread = np.zeros((2, 1, 1, 1), np.float32)  # only codes are read
     inputs = {of: {"images": unread, "corrupted": x} for of, x in mage_inputs().items()}
@@ -179,6 +181,7 @@ def test_mage_max_loss():
     test_mage.assert_gradients(jax.tree.map(lambda g: g / 2, gradient), MAGE_CASE, "baseline/grad/")
 
 
+@pytest.mark.soak  # in every run test_mage_encoder has its retain term, test_by_hand.py all of it
 def test_mage_random_encoder():
     """The retain term is the release's; the forget term is on forget rows, unlike the release's."""
     latent, guide, target = (MAGE_CASE[f"shared_vqgan/{name}"] for name in ("latent", "guide", "mis_guide"))

@@ -29,6 +29,7 @@ NORMAL = [("mae", "mean"), ("palette", "blur"), ("latent_diffusion", "mean")]
 CELLS = cells(MODELS, ("mean", "blur"), normal=NORMAL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "kind"), CELLS)
 def test_other_truths_than_noise(family, kind):
     """What is to be restored is the other image; what stays visible stays."""

@@ -87,6 +87,7 @@ def test_one_key_is_one_draw_of_images_and_codes(params, images):
 inpaint = jax.jit(lambda model, params, images: model.inpaint(params, images, MASK, KEY), static_argnums=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [soak(None), 3.0])
 def test_inpainting_by_hand(params, images, scale):
     """Two DDIM steps of the network's predictions (Song et al. 2021, equation 12), decoded.
@@ -126,6 +127,7 @@ def decode(params, latents):
     return apply(MODEL.autoencoder, params["vae"], latents, method="decode")
 
 
+@pytest.mark.slow
 def test_attackers_samplers(params, images):
     """A ring fits better the closer it is; a hint leaves the image; more noise another one."""
     grown = np.zeros((8, 8), bool)

@@ -44,6 +44,7 @@ def close(found, expected, tolerance):
     np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["sd15", soak("sd2"), "sdxl"])
 def test_unet_block_by_block(style):
     """In every run weights/test_pipelines.py compares images of all three."""

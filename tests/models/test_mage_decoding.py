@@ -105,6 +105,7 @@ def test_every_step(params):
     np.testing.assert_array_equal(done.ids == TINY.mask_id, CASE["step_masking"].astype(bool))
 
 
+@pytest.mark.slow
 def test_whole_restoration(params, greedy):
     """From the image to the image: tokens, steps, decoded image and blending."""
 

@@ -37,6 +37,7 @@ def test_predicted_noise(student):
         np.testing.assert_allclose(predicted, nhwc(CASE[f"ps/{t}/eps_hat"]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_six_step_restoration(student):
     last = np.full((1, *IMAGES.shape), 5, np.float32)  # must not be used: no noise in the last step
     noises = jnp.asarray(np.concatenate([np.moveaxis(CASE["rest/noises"], 2, -1), last]))
@@ -89,6 +90,7 @@ def test_ddim_restores_by_the_textbook(digits, digit_images):
     assert np.abs(restored - inpaint(digits, jax.random.key(9))).max() > 0.1
 
 
+@pytest.mark.slow
 def test_an_attackers_sampler_is_the_published_one_or_starts_from_a_hint(digits, digit_images):
     """A new model predicts no noise: after the last step x̂₀ = y/√γ clipped is what remains."""
     ancestral = dict(sampler="ancestral", sampling_linear_start=0.1, sampling_linear_end=0.3)

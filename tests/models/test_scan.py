@@ -36,6 +36,7 @@ UNET = MODELS["latent_diffusion"].unet
 DEEP["latent_diffusion"] = dict(unet=dataclasses.replace(UNET, transformer_layers=(4,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "remats"),
     [("mae", (False,)), ("latent_diffusion", (True,))]

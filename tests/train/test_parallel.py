@@ -80,6 +80,7 @@ def comparable(params):
     return flat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "layout"), CELLS)
 def test_every_layout_gives_the_numbers_of_one_device(runs, family, layout):
     one, many = runs(family, "one device"), runs(family, layout)

@@ -58,6 +58,7 @@ def imported(pipelines, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_images_are_those_of_diffusers(pipelines, style):
     """Networks, prompts, sampler and mask together; SDXL with guidance, too."""

@@ -58,6 +58,7 @@ def outputs(name, gain):
     return result, {k: v[0] for k, v in inside["intermediates"].items()}
 
 
+@pytest.mark.slow
 @GAINS
 def test_blocks_of_inception(gain):
     case, prefix = CASES["inception"], "gain/" * gain
