@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model |= dict(training_holes="centre", sampler="ddim", sampling_steps=3)
     training = dict(beta2=0.99, clip_norm=1.0, warmup_steps=50, batch_size=16)
     pretrain = dict(steps=1500, learning_rate=2e-3, weight_decay=0.01, ema_decay=0.995, **training)
-    unlearn = dict(retain_budget=1.25, batch_size=training["batch_size"])
+    unlearn = dict(retain_budget=1.25, batch_size=training["batch_size"], budget_every=50)
     audit = {attack: dict(batch_size=training["batch_size"]) for attack in TRAINING_ATTACKS}
     config = dict(model=model, pretrain=dict(model=pretrain), unlearn=unlearn, audit=audit)
     encoder = dict(unlearn=dict(steps=1500, alpha=0.4, budget_every=40))
