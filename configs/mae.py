@@ -27,10 +27,10 @@ def get_config(variant: str = "") -> ConfigDict:
     """Return the config, or its variant "undo" or "runlocal"."""
     model = dict(family="mae", variant="vit_large_patch16", pretrained="pretrained/mae_visualize_vit_large")
     model |= dict(pixel_mean=(0.485, 0.456, 0.406), pixel_std=(0.229, 0.224, 0.225))
-    model |= dict(dtype="bfloat16", scan=True)
+    model |= dict(dtype="bfloat16")
     pretrain = IMAGENET["unlearn"] | dict(steps=200_000, learning_rate=7.5e-5)
     config = dict(model=model, pretrain=dict(model=pretrain))
-    small = dict(variant="", image_size=32, patch_size=8, width=48, depth=2, num_heads=2, scan=False)
+    small = dict(variant="", image_size=32, patch_size=8, width=48, depth=2, num_heads=2)
     small |= dict(decoder_width=32, decoder_depth=1, decoder_num_heads=2, mask_ratio=0.5)
     small |= dict(pixel_mean=(0.5, 0.5, 0.5), pixel_std=(0.25, 0.25, 0.25))
     local = dict(model=small, pretrain=dict(model=dict(steps=150, **LOCAL_PRETRAINING)))

@@ -27,11 +27,11 @@ from l2l_jax.config_bases import IMAGENET, LOCAL, LOCAL_PRETRAINING, PUBLISHED_U
 def get_config(variant: str = "") -> ConfigDict:
     """Return the config, or its variant "undo" or "runlocal"."""
     model = dict(family="mage", variant="vit_base_patch16", pretrained="pretrained/mage-vitb-1600")
-    model |= dict(dtype="bfloat16", tokenizer_dtype="bfloat16", scan=True)
+    model |= dict(dtype="bfloat16", tokenizer_dtype="bfloat16")
     training = IMAGENET["unlearn"] | dict(steps=200_000)
     stages = dict(tokenizer=training | dict(learning_rate=1e-4), model=training | dict(learning_rate=7.5e-5))
     config = dict(model=model, pretrain=stages)
-    small = dict(variant="", image_size=16, width=32, depth=2, num_heads=2, scan=False)
+    small = dict(variant="", image_size=16, width=32, depth=2, num_heads=2)
     small |= dict(decoder_width=32, decoder_depth=1, decoder_num_heads=2, codebook_size=64)
     small |= dict(codebook_width=16, base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1)
     small |= dict(groups=8, blend_margin=1, blend_sigma=1.0, decoding_steps=6, tokenizer_dtype="float32")

@@ -20,6 +20,8 @@ LARGEST = 10  # number of temporary arrays and collectives that are listed
 LIBRARIES = {"__cublas": "products", "__cudnn$conv": "convolutions", "__cudnn$f": "attention"}
 """Starts of the functions that call libraries."""
 
+LIBRARY_KINDS = (*LIBRARIES.values(), "other libraries")
+
 TPU_OPTIONS = {"xla_jf_convolution_performance_target": "0.5"}
 """Ends the compiler's search for the windows of a convolution early, which does not change memory or traffic.
 
@@ -62,13 +64,12 @@ def figures(planned: Planned, topology: Topology, quick: bool = False) -> dict[s
     memory["temporaries"] = analysis.temp_size_in_bytes
     memory["results"] = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     traffic, sent = program.traffic, sum(collective.sent for collective in found)
-    least = planned.work.product_bytes + 2 * device_bytes(planned.updated, planned.devices)
+    kernels = kernel_table(program, flops, chip) if topology.is_gpu else []
+    least, least_in_turn = _least(program, planned, kernels, chip)
     times = {
         "compute": flops / chip.flops, "memory": traffic / chip.bandwidth, "network": sent / chip.network,
     }  # fmt: skip
-    kernels = kernel_table(program, flops, chip) if topology.is_gpu else []
-    ideal = max(times["compute"], least / chip.bandwidth)
-    needed = max(sum(row["seconds"] for row in kernels), times["compute"], times["memory"])
+    ideal, in_turn = max(times["compute"], least / chip.bandwidth), sum(row["seconds"] for row in kernels)
     return {
         "program": planned.name,
         "memory": memory,
@@ -80,8 +81,10 @@ def figures(planned: Planned, topology: Topology, quick: bool = False) -> dict[s
         "sent": sent,
         "seconds": times,
         "limit": max(times, key=times.__getitem__),
-        "roofline_seconds": max(needed, times["network"]),
-        "times_ideal": needed / ideal,
+        "roofline_seconds": max(in_turn, *times.values()),
+        "times_ideal": max(times["compute"], times["memory"]) / ideal,
+        "kernel_seconds": in_turn,
+        "kernels_times_ideal": in_turn / least_in_turn if kernels else 1.0,
         "kernels": kernels,
         "collectives": summary(found),
         "largest_collectives": [
@@ -98,6 +101,23 @@ def figures(planned: Planned, topology: Topology, quick: bool = False) -> dict[s
         ],
         "compile_seconds": seconds,
     }
+
+
+def _least(
+    program: Program, planned: Planned, kernels: Sequence[Mapping[str, Any]], chip: Chip
+) -> tuple[float, float]:
+    """Return the least traffic of a program, and the least time of a GPU's kernels one after the other.
+
+    Nothing stays on a GPU's chip from one kernel to the next. What no library computes crosses main memory
+    once more there; elsewhere it may be computed together with a product.
+    """
+    state = 2 * device_bytes(planned.updated, planned.devices)
+    if not kernels:
+        return planned.work.product_bytes + state, 0.0
+    libraries = [row for row in kernels if row["kind"] in LIBRARY_KINDS]
+    others = state + program.handed_over(lambda instruction: _kind(instruction) in LIBRARY_KINDS)
+    seconds = sum(row["seconds"] for row in libraries) + others / chip.bandwidth
+    return sum(row["bytes"] for row in libraries) + others, seconds
 
 
 def kernel_table(program: Program, flops: float, chip: Chip) -> list[dict[str, Any]]:
@@ -179,11 +199,16 @@ def program_text(row: Mapping[str, Any], topology: Topology) -> str:
     ]
     sent = [[c["kind"], c["bytes"] / 1e6, c["times"], c["origin"]] for c in row["largest_collectives"]]
     kept = [[", ".join(t["arrays"][:3]), t["bytes"] / 1e6, t["origin"]] for t in row["largest_temporaries"]]
+    in_turn = (
+        f"Kernels in turn take {1000 * row['kernel_seconds']:.1f} ms, {row['kernels_times_ideal']:.2f} times "
+        "those of libraries and the least memory around them. "
+    )
     tables = [
         _table(parts, ["a device holds", "MB"], ",.1f"),
         _table(times, ["", "amount", "ms at full rate"]),
-        f"Limited by {row['limit']}: {1000 * row['roofline_seconds']:.1f} ms, {row['times_ideal']:.2f} times "
-        f"what products alone need. Compiled in {row['compile_seconds']:.0f} s.",
+        f"Limited by {row['limit']}, {row['times_ideal']:.2f} times the larger of compute and least memory. "
+        + in_turn * bool(kernels)
+        + f"Compiled in {row['compile_seconds']:.0f} s.",
         _table(kernels, ["kernels", "count", "GB", "TFLOP", "ms"]),
         _table(sent, ["largest collectives", "MB", "times", "from"]),
         _table(kept, ["largest temporaries", "MB", "from"]),

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(")
@@ -32,6 +32,11 @@ FREE = (
 
 ALIASES = ("ConcatBitcast", "AssumeGatherIndicesInBound", "AllocateBuffer")
 """Targets of custom calls that move nothing."""
+
+REARRANGING = (
+    "parameter", "constant", "tuple", "bitcast", "copy", "transpose", "slice", "concatenate", "pad",
+)  # fmt: skip
+"""Operations that change no value."""
 
 SLICES = ("dynamic-slice", "slice", "gather")
 
@@ -171,6 +176,32 @@ class Program:
         """Bytes that one run moves through main memory."""
         return sum(moved.size for moved in self.moved)
 
+    def handed_over(self, is_library: Callable[[Instruction], bool]) -> int:
+        """Return the bytes that kernels of libraries and other kernels must hand to each other.
+
+        Others write each operand of a library that is neither an argument nor a library's result, and read
+        each result of a library that they use. Each counts once, whatever the number of its users. Kernels
+        that only rearrange values do not count: layouts may be chosen without them.
+        """
+        total = 0.0
+        for name, computation in self.computations.items():
+            crossing = {}
+            for user in computation.values():
+                if user.operation in FREE or self._rearranges(user):
+                    continue
+                for operand in user.operands:
+                    value, source = _origin(computation, operand)
+                    idle = source.operation in FREE or self._rearranges(source)
+                    if not idle and is_library(source) != is_library(user):
+                        crossing[value.name] = value.in_memory
+            total += self.repeats[name] * sum(crossing.values())
+        return int(total)
+
+    def _rearranges(self, instruction: Instruction) -> bool:
+        if instruction.operation == "fusion":
+            return all(inner.operation in REARRANGING for inner in self._fused(instruction).values())
+        return instruction.operation in REARRANGING
+
     def largest(self, count: int) -> list[Moved]:
         """Return the largest results in main memory, each origin once, without those that are returned."""
         found: dict[tuple[str, int], Moved] = {}
@@ -262,6 +293,14 @@ class Program:
         if value.operation == "fusion":
             return self._stored(within := self._fused(value), _root(within), whole)
         return whole
+
+
+def _origin(computation: Computation, name: str) -> tuple[Instruction, Instruction]:
+    """Return the value that a name is a view of, and the instruction that computes it."""
+    value = computation[name]
+    while value.operation == "bitcast":
+        value = computation[value.operands[0]]
+    return value, computation[value.operands[0]] if value.operation == "get-tuple-element" else value
 
 
 def _parameter(fused: Computation, number: int) -> str:

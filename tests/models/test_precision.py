@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax.traverse_util import flatten_dict
 
+from l2l_jax.models.layers import gelu, gelu_by_erf
 from tests.matrix import soak
 from tests.train.families import MODELS, images_of, params_of
 
@@ -98,3 +100,17 @@ def test_what_the_loss_reads_is_close_to_float32(case):
     for one, other in zip(jax.tree.leaves(exact[0]), jax.tree.leaves(rounded[0]), strict=True):
         error = np.abs(np.asarray(other, np.float32) - one).max() / np.abs(one).max()
         assert 0 < error < 0.03
+
+
+def test_gelu():
+    """GPUs compute it in float32, others as JAX does; for gradients in bfloat16 its input alone is kept."""
+    x = np.linspace(-6, 6, 1001, dtype=np.float32)
+    exact = x * scipy.stats.norm.cdf(x)
+    np.testing.assert_allclose(gelu_by_erf(x), exact, atol=1e-6)
+    np.testing.assert_allclose(gelu_by_erf(jnp.bfloat16(x)), exact, rtol=2**-6, atol=1e-3)
+    for values in (x, jnp.bfloat16(x)):
+        plain = functools.partial(jax.nn.gelu, approximate=False)
+        found, expected = (exact_jit(jax.vmap(jax.value_and_grad(f)))(values) for f in (gelu, plain))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    _, kept = jax.vjp(gelu, jnp.bfloat16(x))
+    assert [leaf.shape for leaf in jax.tree.leaves(kept)] == [x.shape]

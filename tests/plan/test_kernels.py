@@ -52,6 +52,14 @@ def test_kinds_bytes_and_operations():
     assert rows["fusions"]["flops"] == rows["copies"]["flops"] == 0
 
 
+@pytest.mark.parametrize(("operation", "crossings"), [("convert", 2), ("copy", 0)])
+def test_values_between_libraries_and_others_cross_memory_twice(operation, crossings):
+    """The fusion reads a product's result and writes a factor; one that only rearranges could be avoided."""
+    text = HLO.replace(" convert(", f" {operation}(")
+    found = Program(text).handed_over(lambda instruction: instruction.target.startswith("__cu"))
+    assert found == crossings * 2 * 512 * 1024
+
+
 def test_a_kernel_takes_the_longer_of_its_bytes_and_its_operations():
     times = {row["kind"]: row["seconds"] for row in kernel_table(Program(HLO), 0, H100)}
     assert times["fusions"] == pytest.approx(4 * 512 * 1024 / 3350e9)

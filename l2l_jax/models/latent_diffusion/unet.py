@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from l2l_jax.errors import UserError
 from l2l_jax.models.latent_diffusion.blocks import ResBlock, check_config, conv, per_level
-from l2l_jax.models.layers import doubled, in_dtype, loop, remat_block, sinusoids
+from l2l_jax.models.layers import doubled, gelu, in_dtype, loop, remat_block, sinusoids
 from l2l_jax.models.layers.attention import attention
 from l2l_jax.models.layers.group_norm import GroupNorm
 from l2l_jax.models.palette.unet import lecun_uniform
@@ -187,7 +186,7 @@ class TransformerBlock(nn.Module):
         x = x + Attention(self.heads, self.dtype, name="attn1")(seen, seen)
         x = x + Attention(self.heads, self.dtype, name="attn2")(norm(name="norm2")(x), prompt)
         value, gate = jnp.split(dense(8 * width, name="ff_in")(norm(name="norm3")(x)), 2, axis=-1)
-        return x + dense(width, name="ff_out")(value * jax.nn.gelu(gate, approximate=False))
+        return x + dense(width, name="ff_out")(value * gelu(gate))
 
 
 class Transformer(nn.Module):

@@ -1,5 +1,6 @@
 """Layers and helpers that model families share."""
 
+import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -38,6 +39,29 @@ def in_dtype(params: Any, dtype: jnp.dtype, float32: Collection[str] = ()) -> An
         return {name: visit(value, f"{path}/{name}" if path else name) for name, value in tree.items()}
 
     return visit(params, "")
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Return the exact (erf) GELU.
+
+    Of bfloat16 only `x` is kept for the backward pass, and NVIDIA GPUs compute in float32 from `x` to the
+    result, as PyTorch does. That is one kernel in each direction; `jax.nn.gelu`, whose erfc is a hundred
+    operations, becomes two and writes intermediate results.
+    """
+    plain = functools.partial(nn.gelu, approximate=False)
+    if x.dtype != jnp.bfloat16:
+        return plain(x)
+
+    def choose(x: jax.Array) -> jax.Array:
+        return jax.lax.platform_dependent(x, cuda=gelu_by_erf, default=plain)
+
+    return jax.checkpoint(choose)(x)
+
+
+def gelu_by_erf(x: jax.Array) -> jax.Array:
+    """Return x (1 + erf(x / √2)) / 2, computed in float32."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def remat_block(block: type[nn.Module], remat: bool) -> type[nn.Module]:

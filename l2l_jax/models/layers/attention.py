@@ -1,6 +1,7 @@
 """Attention by the fastest kernels of the device."""
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +36,24 @@ def _in_parts(query: Array, key: Array, value: Array) -> Array:
     return jax.lax.map(attend, split).swapaxes(0, 1).reshape(query.shape)
 
 
-_by_cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+def attend_even(query: Array, key: Array, value: Array, implementation: Literal["xla", "cudnn"]) -> Array:
+    """Attend with even numbers of tokens: odd ones, which cuDNN takes forward only, get a masked one more."""
+    queries = keys = None
+    if query.shape[1] % 2 or key.shape[1] % 2:
+        queries, keys = (jnp.full(len(x), x.shape[1], jnp.int32) for x in (query, key))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query, key, value))
+    out = jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=queries, key_value_seq_lengths=keys, implementation=implementation
+    )
+    return out[:, : query.shape[1]]
+
+
+_by_cudnn = functools.partial(attend_even, implementation="cudnn")
 
 
 @functools.cache
 def _cudnn_can(query: tuple[int, ...], key: tuple[int, ...], dtype: jnp.dtype) -> bool:
-    """Return whether cuDNN is installed and takes arrays of these shapes and this type, forward and backward.
-
-    Odd numbers of tokens, for example, it takes forward only.
-    """
+    """Return whether cuDNN is installed and takes such arrays, forward and backward."""
     if dtype not in (jnp.bfloat16, jnp.float16):
         return False
 

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 STRIPS_FROM = 4096
 """Pixels of an image from which it is multiplied strip by strip: what a strip reads stays in the caches."""
@@ -24,6 +25,7 @@ COPIES_BYTES = 256 * 2**20
 FROM_PLACES = 256
 """Pixels of an image from which the product is used; on 8 × 8, XLA's convolution is twice as fast."""
 
+ROW_MAJOR = Layout((0, 1, 2, 3))
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -66,6 +68,10 @@ def _backward(precision: Any, kept: Any, gradient: Array) -> tuple[Array, Array]
     def by_convolution(x: Array, gradient: Array) -> Array:
         return jax.linear_transpose(lambda k: _plain(x, k, precision), kernel)(gradient)[0]
 
+    def by_cudnn(x: Array, gradient: Array) -> Array:
+        # cuDNN stores output channels first. Turned at once, as a small array; else the optimizer's state is.
+        return lax.optimization_barrier(with_layout_constraint(by_convolution(x, gradient), ROW_MAJOR))
+
     def by_product(x: Array, gradient: Array) -> Array:
         found = kernel_gradient(x, gradient, kernel.shape[:2], precision).astype(kernel.dtype)
         # In a shard_map, where all devices have one kernel, its gradient is their sum: that is the transpose
@@ -73,9 +79,10 @@ def _backward(precision: Any, kept: Any, gradient: Array) -> tuple[Array, Array]
         one = lax.full_like(x, 1, kernel.dtype, shape=())
         return jax.linear_transpose(lambda k: k * one, kernel)(found)[0]
 
-    if x.shape[1] * x.shape[2] < FROM_PLACES:
-        return to_input, by_convolution(x, gradient)
-    return to_input, lax.platform_dependent(x, gradient, cpu=by_product, default=by_convolution)
+    ways = {"cuda": by_cudnn, "default": by_convolution}
+    if x.shape[1] * x.shape[2] >= FROM_PLACES:
+        ways["cpu"] = by_product
+    return to_input, lax.platform_dependent(x, gradient, **ways)
 
 
 _same.defvjp(_forward, _backward)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from l2l_jax.models.layers import in_dtype, loop, remat_block
+from l2l_jax.models.layers import gelu, in_dtype, loop, remat_block
 from l2l_jax.models.layers.attention import attention
 
 xavier = nn.initializers.xavier_uniform()
@@ -41,7 +41,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier)
-        hidden = nn.gelu(dense(self.hidden, name="fc1")(x), approximate=False)
+        hidden = gelu(dense(self.hidden, name="fc1")(x))
         return dense(x.shape[-1], name="fc2")(hidden)
 
 
