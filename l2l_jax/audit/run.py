@@ -143,11 +143,12 @@ class Audit:
             for line in self.lines
             for seed in range(self._repeats(self._attacks.get(line.name)))
         ]
-        with Progress("audit", len(jobs), unit="attack") as progress:
+        attacks = sum(line.name in self._attacks for _, line, _ in jobs)
+        with Progress("audit", attacks, unit="attack") as progress:
 
             def counted(job: tuple[Target, Line, int]) -> Points:
                 points = self._findings(*job)
-                progress.update()
+                progress.update(job[1].name in self._attacks)
                 return points
 
             results = side_by_side([functools.partial(counted, job) for job in jobs])
