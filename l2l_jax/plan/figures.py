@@ -84,7 +84,7 @@ def figures(planned: Planned, topology: Topology, quick: bool = False) -> dict[s
         "roofline_seconds": max(in_turn, *times.values()),
         "times_ideal": max(times["compute"], times["memory"]) / ideal,
         "kernel_seconds": in_turn,
-        "kernels_times_ideal": in_turn / least_in_turn if kernels else 1.0,
+        "kernels_times_ideal": in_turn / least_in_turn if least_in_turn else 1.0,
         "kernels": kernels,
         "collectives": summary(found),
         "largest_collectives": [
