@@ -64,5 +64,5 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     undo = dict(method="undo", adapter="", token_bank=0, undo=dict(perturb=1.0, feature_weight=0.0))
     undo |= dict(steps=500, optimizer="muon", learning_rate=5e-3, alpha=0.1, retain_budget=1.25)
-    undo |= dict(first_cycle=0, warmup_steps=0, budget_every=50, budget_images=200)
+    undo |= dict(warmup_steps=0, budget_every=50, budget_images=200)
     return combine(variant, config, runlocal=[FASHION, local], undo=[FASHION, local, dict(unlearn=undo)])

@@ -197,8 +197,10 @@ def _unlearning(given: Any) -> UnlearningConfig:
             owner = METHODS.name_of(method) if METHODS.name_of(method) in owners else owners[0]
             raise UserError(f"{where}.{name} is an option of a method: name it {where}.{owner}.{name}.")
     defaults = dict(method.training)
-    if str(fields.get("steps", "")).isdecimal() and "warmup_steps" in defaults:  # a shorter run than usual
-        defaults["warmup_steps"] = min(defaults["warmup_steps"], int(fields["steps"]) // 10)
+    if "steps" in fields and "first_cycle" not in fields:  # exactly so many, perhaps fewer than usual
+        defaults["first_cycle"] = 0
+        if str(fields["steps"]).isdecimal() and "warmup_steps" in defaults:
+            defaults["warmup_steps"] = min(defaults["warmup_steps"], int(fields["steps"]) // 10)
     return _section(UnlearningConfig, {**defaults, **fields, "methods": methods}, where)
 
 
@@ -262,9 +264,7 @@ def _upgraded(stored: dict[str, Any]) -> Recipe:
     model = {"family": stored.pop("family"), "pretrained": stored.pop("pretrained", "")}
     given = stored.get("unlearn", {})
     method = given.get("method", UnlearningConfig.method)
-    unlearn = {"first_cycle": 0} | {
-        name: given[name] for name in given if name in (*_fields(UnlearningConfig), *METHODS)
-    }
+    unlearn = {name: given[name] for name in given if name in (*_fields(UnlearningConfig), *METHODS)}
     options = {
         name: given[name] for name in given if name in _fields(METHODS[method]) and name not in unlearn
     }

@@ -19,9 +19,7 @@ SMALL = dict(
 
 DIGITS = dict(
     data=dict(source="digits", forget=tuple("56789"), retain=tuple("01234")),
-    unlearn=dict(
-        first_cycle=0, budget_images=200, undo=dict(perturb=1.0, perturb_encoder=0.0, feature_weight=0.0)
-    ),
+    unlearn=dict(budget_images=200, undo=dict(perturb=1.0, perturb_encoder=0.0, feature_weight=0.0)),
 )
 TRAINING_ATTACKS = "retain_tuning", "relearning", "fresh_decoder"
 

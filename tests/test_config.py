@@ -42,6 +42,22 @@ def test_recipes_with_two_methods(name):
         recipe(f"{name}:redo")
 
 
+@pytest.mark.parametrize(
+    ("given", "cycles", "warmup"),
+    [
+        ({}, (500, 1000, 2000), 50),
+        ({"steps": 2000}, (2000,), 50),
+        ({"steps": Text("60")}, (60,), 6),
+        ({"steps": 2000, "first_cycle": 600}, (600, 1400), 50),
+    ],
+)
+def test_steps_that_are_given_are_taken(given, cycles, warmup):
+    config = parse_config(
+        override(recipe("fashion_mae"), {f"unlearn.{name}": x for name, x in given.items()})
+    )
+    assert (config.unlearn.cycles, config.unlearn.warmup_steps) == (cycles, warmup)
+
+
 def changed(name, value):
     return override(recipe(), {name: value})
 

@@ -131,7 +131,7 @@ def run_phases(
         ruled = dataclasses.replace(phase, objective=dataclasses.replace(phase.objective, rule=rule))
         title, place = f"unlearn {name}", folder / name
         ruled.train(title, sets._asdict(), original, place, devices, teacher=teacher)
-        ends[name] = from_primary(functools.partial(_terms_at_end, place, unlearn.steps))
+        ends[name] = from_primary(functools.partial(_terms_at_end, place, unlearn.cycles[0]))
     return ends
 
 

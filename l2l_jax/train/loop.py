@@ -97,8 +97,8 @@ class Training:
 
     @property
     def last(self) -> int:
-        """Number of the last step, as far as it is known: a budget may end the run after a cycle."""
-        return self.config.steps if self.run.budget is None else self.run.budget.ended
+        """Number of the last step, as far as it is known: a budget decides after each cycle."""
+        return self.config.cycles[0] if self.run.budget is None else self.run.budget.ended
 
     def merged(self, trained: Params) -> Params:
         """Return all parts of the model with these trained parts, as host arrays."""

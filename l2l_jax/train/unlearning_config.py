@@ -32,7 +32,7 @@ class UnlearningConfig(TrainingConfig):
       first_cycle: Steps of the first of several cycles, each twice as long as the one before, in which the
         learning rate rises and falls (Loshchilov & Hutter 2017, "SGDR"). A run with a retain budget ends with
         the first cycle after which the budget is met and the forget error has settled, at the latest after
-        `steps`. 0: one cycle of all steps.
+        `steps`; one without, after the first cycle. 0: one cycle of all steps, as if `steps` alone is given.
       budget_original: Model that errors are relative to and that is imitated on retain images, as in
         `config.model.pretrained`. Empty: the model that is unlearned; if that was itself unlearned, the first
         of its line.

@@ -263,6 +263,11 @@ def test_a_rising_forget_error_has_not_settled(caplog):
         assert budget._memory.ended == ended
 
 
+def test_without_a_budget_a_run_is_its_first_cycle(cyclic, tmp_path):
+    cyclic.train(loop.TrainRun(toy.params(), toy.batches(), tmp_path))
+    assert len(read_metrics(tmp_path)) == 40
+
+
 def test_lengths_of_cycles():
     for steps, lengths in {3500: (500, 1000, 2000), 1600: (500, 1100), 600: (600,), 20: (20,)}.items():
         assert UnlearningConfig(steps=steps, first_cycle=500).cycles == lengths
