@@ -45,7 +45,7 @@ class SmallClassifier:
 
         self._network = MLPClassifier(
             (128, FEATURES),
-            batch_size=128,
+            batch_size=min(128, len(images)),
             max_iter=EPOCHS,
             n_iter_no_change=EPOCHS,
             tol=0,
