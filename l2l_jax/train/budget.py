@@ -47,7 +47,7 @@ LAG = 2  # steps after which a measurement acts: by then the devices have finish
 CONTROLLED_FROM, SETTLED_BY = 0.25, 0.7
 """Shares of a cycle after which the weight follows the budget, and after which the limit is the budget."""
 
-STILL_RISING = 1.1
+STILL_RISING = 1.25
 """A forget error that grows by this factor after `SETTLED_BY` has not settled at the end of a cycle."""
 
 RUIN = 2.0
