@@ -4,9 +4,10 @@
     python -m l2l_jax.main --config=configs/fashion_vqgan.py:encoder
 
 A small tokenizer and the MAGE on its codes, pretrained on all 60,000 training images, and the 5,000 of them
-that unlearning uses come with this package; nothing is downloaded. The method `undo` retrains it partly fresh
-within a retain budget, the test images are inpainted with the center square of half the side missing, and an
-audit attacks the result. The variant `encoder` is the paper's method, which leaves the decoder as it is.
+that unlearning uses come with this package; nothing is downloaded. The method `undo` retrains MAGE from
+partly fresh weights within a retain budget, the test images are inpainted with the center square of half the
+side missing, and an audit attacks the result. The variant `encoder` is the paper's method, which leaves the
+decoder as it is.
 
 Departures from the published model, all because of the size: a code stands for 4×4 pixels, and the mask
 touches 25 of the 49 codes; no code is dropped; masked squares are painted before the codes next to them are
