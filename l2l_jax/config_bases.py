@@ -63,19 +63,7 @@ IMAGENET = dict(
 )
 """The paper's experiment on ImageNet-1K."""
 
-PUBLISHED_UNDO = dict(
-    unlearn=dict(
-        method="undo",
-        optimizer="muon",
-        weight_decay=0.1,
-        beta2=0.99,
-        schedule="cosine",
-        clip_norm=3.0,
-        ema_decay=0.0,
-        retain_budget=1.25,
-        checkpoint_every=500,
-    )
-)
+PUBLISHED_UNDO = dict(unlearn=dict(method="undo", retain_budget=1.25, checkpoint_every=500))
 """The method of the small configs for published models: a tenth of the steps of pretraining at twice its
 rate. (The small ones have 0.1 to 0.4 of the steps and 1.8 to 2.5 times the rate.)"""
 
