@@ -112,12 +112,13 @@ def _least(
     once more there; elsewhere it may be computed together with a product.
     """
     state = 2 * device_bytes(planned.updated, planned.devices)
+    products = planned.work.product_bytes + state
     if not kernels:
-        return planned.work.product_bytes + state, 0.0
+        return products, 0.0
     libraries = [row for row in kernels if row["kind"] in LIBRARY_KINDS]
     others = state + program.handed_over(lambda instruction: _kind(instruction) in LIBRARY_KINDS)
     seconds = sum(row["seconds"] for row in libraries) + others / chip.bandwidth
-    return sum(row["bytes"] for row in libraries) + others, seconds
+    return max(products, sum(row["bytes"] for row in libraries) + others), seconds
 
 
 def kernel_table(program: Program, flops: float, chip: Chip) -> list[dict[str, Any]]:
