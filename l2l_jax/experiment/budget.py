@@ -125,11 +125,9 @@ class Outcome(NamedTuple):
         if self.met:
             logger.info("Inside the retain budget of %g: %s", self.budget, result)
         else:
-            sentence = (
-                "The retain budget of %g cannot be met with %s; nearest to it comes %s. A larger budget "
-            )
-            sentence += "or more config.unlearn.steps would help."
-            logger.warning(sentence, self.budget, effort, result)
+            missed = "The retain budget of %g cannot be met with %s; nearest to it comes %s."
+            remedy = " A larger budget or more config.unlearn.steps would help."
+            logger.warning(missed + remedy, self.budget, effort, result)
 
 
 def outcome_of(budget: RetainBudget) -> Outcome:

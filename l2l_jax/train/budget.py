@@ -18,7 +18,6 @@ ruined. All this refers to a cycle of the learning rate; a run may have several 
 """
 
 import dataclasses
-import itertools
 import logging
 import math
 from collections import deque
@@ -187,7 +186,7 @@ class RetainBudget(Hook):
             self._act(memory.waiting.pop(0))
             alpha = self._scalar(memory.weight)
             training.state = dataclasses.replace(training.state, alpha=alpha)
-        end = sum(self._cycle(step))
+        _, end = self._config.cycle_of(step)
         if step % self._config.budget_every == 0 or step == end:
             result = training.state.result
             started = self._errors.start(self._compose(self._rest, result))
@@ -200,15 +199,10 @@ class RetainBudget(Hook):
         """Number of the last step, as far as it is known."""
         return self._memory.ended or self._config.steps
 
-    def _cycle(self, step: int) -> tuple[int, int]:
-        """Return the last step before a step's cycle, and the length of the cycle."""
-        ends = list(itertools.accumulate(self._config.cycles, initial=0))
-        return next((start, end - start) for start, end in itertools.pairwise(ends) if step <= end)
-
     def _settled(self, measured: Measured) -> bool:
         """Return whether the limit was the budget itself when a model was measured."""
-        start, length = self._cycle(measured.step)
-        return measured.step >= start + SETTLED_BY * length
+        start, end = self._config.cycle_of(measured.step)
+        return measured.step >= start + SETTLED_BY * (end - start)
 
     def _end_cycle(self, step: int) -> None:
         """End the run after a cycle if another one would bring nothing."""
@@ -269,7 +263,9 @@ class RetainBudget(Hook):
             measured = Measured(step, weight, ratios["retain"], ratios["forget"])
             memory.waiting.append(measured)
             settled = self._settled(measured)
-            if settled and (memory.settling is None or memory.settling.step <= self._cycle(step)[0]):
+            if settled and (
+                memory.settling is None or memory.settling.step <= self._config.cycle_of(step)[0]
+            ):
                 memory.settling = measured
             rank = measured.rank(self.budget, settled)
             if memory.best is None or rank > memory.best.rank(self.budget, self._settled(memory.best)):
@@ -281,8 +277,8 @@ class RetainBudget(Hook):
         memory, config, ratio = self._memory, self._config, measured.retain
         before = ratio if memory.acted is None else memory.acted.retain
         memory.acted = measured
-        begun, length = self._cycle(measured.step)
-        if measured.step < begun + CONTROLLED_FROM * length:
+        begun, end = config.cycle_of(measured.step)
+        if measured.step < begun + CONTROLLED_FROM * (end - begun):
             if ratio <= RUIN * self.budget or ratio < before:
                 return
             limit = RUIN * self.budget
@@ -290,7 +286,7 @@ class RetainBudget(Hook):
             if memory.first is None or memory.first[0] <= begun:
                 memory.first = [measured.step, ratio]
             start, first = memory.first
-            way = max(1.0, begun + SETTLED_BY * length - start)
+            way = max(1.0, begun + SETTLED_BY * (end - begun) - start)
             limit = limit_at(self.budget, first, min(1.0, (measured.step - start) / way))
         rate, most = config.budget_rate, config.options.max_weight
         weight = next_weight(memory.weight, limit, ratio, before, rate, most)

@@ -1,7 +1,6 @@
 """Hooks between the steps of a training: checkpoints, metrics, observation."""
 
 import dataclasses
-import itertools
 import json
 import pathlib
 from collections.abc import Callable, Collection, Mapping
@@ -77,8 +76,7 @@ class LogMetrics(Hook):
     def begin(self, training: "Training") -> None:
         """Open the files and the progress bar."""
         self._training, first = training, training.step
-        self._ends = list(itertools.accumulate(training.config.cycles))
-        self._progress = Progress(training.name, self._end(first + 1), first)
+        self._progress = Progress(training.name, training.config.cycle_of(first + 1)[1], first)
         if not is_primary():
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -92,17 +90,13 @@ class LogMetrics(Hook):
         """Show and, when it is due, write metrics; the line is with the operating system on return."""
         due = step % self._training.config.log_every == 0 or step == self._training.last
         shown = [name for name in SHOWN if name in metrics][:3]
-        self._progress.lengthen(self._end(step))
+        self._progress.lengthen(self._training.config.cycle_of(step)[1])
         self._progress.update(1, {name: metrics[name] for name in shown} if due else None)
         if due and self._lines is not None:
             self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
             self._lines.flush()
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
-
-    def _end(self, step: int) -> int:
-        """Return the last step of a step's cycle."""
-        return next(end for end in self._ends if step <= end)
 
     def close(self) -> None:
         """Close files and bar."""

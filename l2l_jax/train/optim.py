@@ -57,6 +57,11 @@ class TrainingConfig:
         """Lengths of the cycles in which the learning rate rises and falls."""
         return (self.steps,)
 
+    def cycle_of(self, step: int) -> tuple[int, int]:
+        """Return the last step before a step's cycle, and the last one of the cycle."""
+        ends = itertools.accumulate(self.cycles, initial=0)
+        return next((start, end) for start, end in itertools.pairwise(ends) if step <= end)
+
     @property
     def batch_parts(self) -> int:
         """Number of parts of equal size that the rows of a device are split into."""
