@@ -17,7 +17,7 @@ SEEDS = (1, 2, 3)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Retrain, attack, and write into the card of the shipped model that never saw."""
+    """Retrain, from the shipped twin's length of training on, attack, and write into its card."""
     recipe, workdir = parse_flags(argv)
     from l2l_jax import shipped
     from l2l_jax.audit.run import Audit
@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> None:
         if not folder.exists():
             seeded = dataclasses.replace(config, seed=seed)
             whole, lengths = training_images(config)
-            retrained = retrain(seeded, original, workdir / f"training_{seed}", lengths, whole)
+            enough = [length for length in lengths if length >= shipped.card(twin)["length"]]
+            retrained = retrain(seeded, original, workdir / f"training_{seed}", enough, whole)
             facts = {**seeded.describe("family", "model", "data", "seed"), "origin": f"{twin}, seed {seed}"}
             save_model(folder, retrained.params, facts)
         models[folder.name] = load_params(folder, original)
