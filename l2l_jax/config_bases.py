@@ -97,9 +97,6 @@ def combine(variant: str, *bases: Sections, **variants: Sequence[Sections]) -> C
       variant: Name of a variant, or "".
       *bases: Sections.
       **variants: The sections that each variant adds.
-
-    Raises:
-      UserError: There is no such variant.
     """
     if variant and variant not in variants:
         known = f"variant{'s' if len(variants) > 1 else ''} {', '.join(variants)}"

@@ -22,8 +22,7 @@ REQUIRE = flags.DEFINE_enum(
     "End with exit code 2 unless the verdict is 'forgotten', or at least 'hidden'.",
 )  # fmt: skip
 
-UNMET = 2
-"""The exit code if the verdict is not the one required."""
+UNMET = 2  # the exit code if the verdict is not the one required
 
 
 def main(argv: Sequence[str]) -> int:

@@ -42,8 +42,7 @@ from l2l_jax.utils.progress import Progress
 
 T = TypeVar("T")
 
-VALIDATION_IMAGES = 500
-"""Images on which the best step of each curve is chosen, at most; evenly spaced."""
+VALIDATION_IMAGES = 500  # images on which the best step of each curve is chosen, at most; evenly spaced
 
 Reconstructions = Callable[[Params, ImageSet, str], Iterator[tuple[Images, np.ndarray]]]
 """`(params, images, set name)` → images and their reconstructions, batch by batch."""
@@ -80,9 +79,6 @@ class Bench:
       config: The experiment.
       evaluation: Its test images, mask and classifier.
       training: The images that unlearning was given, which an attacker may have.
-
-    Raises:
-      UserError: Images have masks of their own.
 
     Attributes:
       mask: Bool `[height, width]`, True where pixels are missing.

@@ -16,8 +16,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.evals.config import EvaluationSetup
 from l2l_jax.evals.image_set import ImageSet
 
-CANARIES = "canaries"
-"""Name of the set of images in measurements."""
+CANARIES = "canaries"  # name of the set of images in measurements
 
 
 class Canaries:
@@ -27,9 +26,6 @@ class Canaries:
       config: The experiment.
       source: Its training images.
       mask: Bool `[height, width]`, True where pixels are missing.
-
-    Raises:
-      UserError: The mask hides no mark.
     """
 
     def __init__(self, config: EvaluationSetup, source: Marked, mask: np.ndarray):

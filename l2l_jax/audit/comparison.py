@@ -18,14 +18,12 @@ import numpy as np
 
 Measure = Literal["error", "accuracy", "auc", "marks"]
 
-ALPHA = 0.05
-"""Level of every one-sided test."""
+ALPHA = 0.05  # level of every one-sided test
 
 POWER = 0.8
 """Chance of a decision at the number of test images or retrained models that is reported as enough."""
 
-MOST_RETRAINED = 50
-"""Greatest number of retrained models that is reported as enough."""
+MOST_RETRAINED = 50  # greatest number of retrained models that is reported as enough
 
 MARGINS: Mapping[Measure, float] = {"error": math.log(1.1), "accuracy": 0.05, "auc": 0.05, "marks": 0.05}
 """Excess that does not count: the least margin of each measure, fixed before any model was measured."""
@@ -41,14 +39,10 @@ others."""
 
 
 class SeedSpread(NamedTuple):
-    """Spread of retrained models that differ by their seed alone.
+    """Spread of retrained models that differ by their seed alone."""
 
-    Attributes:
-      deviation: Standard deviation of the measure over the models, with the logarithm of the error.
-      count: Number of models, at least two.
-    """
-
-    deviation: float
+    deviation: float  # standard deviation of the measure over the models, with the logarithm of the error
+    # Number of models, at least two
     count: int  # type: ignore[assignment]  # in place of tuple.count
 
     def margin(self, references: int) -> float:
@@ -60,27 +54,17 @@ class SeedSpread(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Result of one test.
+    """Result of one test."""
 
-    Attributes:
-      measure: What was compared.
-      excess: How much more the unlearned model knows; `low` and `high` are its one-sided 95% bounds.
-      margin: Excess that does not count.
-      p_holds: p-value of "the excess is at least the margin".
-      p_violated: p-value of "the excess is at most the margin".
-      images: Number of test images.
-      seeds: Spread of retrained models, which widens the margin, if it is known.
-    """
-
-    measure: Measure
-    excess: float
+    measure: Measure  # what was compared
+    excess: float  # how much more the unlearned model knows; `low` and `high` are its one-sided 95% bounds
     low: float
     high: float
-    margin: float
-    p_holds: float
-    p_violated: float
-    images: int
-    seeds: SeedSpread | None = None
+    margin: float  # excess that does not count
+    p_holds: float  # p-value of "the excess is at least the margin"
+    p_violated: float  # p-value of "the excess is at most the margin"
+    images: int  # number of test images
+    seeds: SeedSpread | None = None  # spread of retrained models, which widens the margin, if it is known
 
     @property
     def holds(self) -> bool:
@@ -123,9 +107,6 @@ def compare(
     """Test whether the unlearned model knows more than the mean of retrained models on the same images.
 
     `seeds` is the spread of retrained models if known; of several, it is measured.
-
-    Raises:
-      ValueError: There is no retrained model, or the models were not measured on the same images.
     """
     counts = [len(values) for values in unlearned]
     if not retrained or any([len(values) for values in sample] != counts for sample in retrained):

@@ -10,8 +10,7 @@ from l2l_jax.evals.config import Names
 
 DEFAULT = ("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership")
 
-THOROUGH = "thorough"
-"""Name of all attacks together that the models allow."""
+THOROUGH = "thorough"  # name of all attacks together that the models allow
 
 RENAMED = {
     "steps": ("retain_tuning.steps",),

@@ -10,11 +10,8 @@ import numpy as np
 
 from l2l_jax.evals.intervals import Interval, mean_interval
 
-LEAST_ERROR = 1e-12
-"""Smaller masked MSEs count as this one."""
-
-LARGEST = 100.0
-"""Greatest divergence of an image, in nats; greater ones count as this one."""
+LEAST_ERROR = 1e-12  # smaller masked MSEs count as this one
+LARGEST = 100.0  # greatest divergence of an image, in nats; greater ones count as this one
 
 
 def klom(unlearned: Sequence[np.ndarray], retrained: Sequence[np.ndarray]) -> np.ndarray:

@@ -27,20 +27,14 @@ from l2l_jax.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-RECOMPUTED = ("remat", "scan")
-"""Fields of a model that change how it is computed, not what."""
+RECOMPUTED = ("remat", "scan")  # fields of a model that change how it is computed, not what
 
 
 class Standard(NamedTuple):
-    """Models that never saw the forget images: the gold standard.
+    """Models that never saw the forget images: the gold standard."""
 
-    Attributes:
-      models: Parameters by name: "retrained", "retrained_2", …
-      facts: JSON-able: "origin", "ratio", "images", "fair", "seeds".
-    """
-
-    models: Mapping[str, Params]
-    facts: dict[str, Any]
+    models: Mapping[str, Params]  # parameters by name: "retrained", "retrained_2", …
+    facts: dict[str, Any]  # JSON-able: "origin", "ratio", "images", "fair", "seeds"
 
 
 class Audit:
@@ -51,9 +45,6 @@ class Audit:
       evaluation: Its test images.
       training: The images that unlearning was given.
       folder: Folder of all audits of this original.
-
-    Raises:
-      UserError: An attack needs more images than there are, or the experiment cannot be audited.
 
     Attributes:
       lines: The variants of all attacks, the unattacked model first.

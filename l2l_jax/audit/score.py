@@ -25,8 +25,7 @@ from l2l_jax.audit.klom import intervals
 from l2l_jax.audit.verdict import Verdict, decide, differ
 from l2l_jax.evals.intervals import bootstrap, mean_interval
 
-UNATTACKED = "no_attack"
-"""Name of what is measured without any attack."""
+UNATTACKED = "no_attack"  # name of what is measured without any attack
 
 Models = Mapping[str, Sequence[Findings]]
 """Findings of "original", "unlearned" and "retrained" models; there may be none or several of the last."""

@@ -17,21 +17,15 @@ REQUIREMENTS: dict[str, tuple[Finding, ...]] = {
 
 
 class Verdict(NamedTuple):
-    """Outcome of an audit.
+    """Outcome of an audit."""
 
-    Attributes:
-      finding: The verdict.
-      attack: Name of the attack that decides or leaves it open; None if that is the model without attack.
-      comparison: Its deciding comparison; None without a retrained model.
-      violated: Attacks after which the model significantly knows more than the retrained one.
-      unsettled: Attacks after which neither that nor the opposite is shown.
-    """
-
-    finding: Finding
+    finding: Finding  # the verdict
+    # Name of the attack that decides or leaves it open; None if that is the model without attack
     attack: str | None = None
-    comparison: Comparison | None = None
+    comparison: Comparison | None = None  # its deciding comparison; None without a retrained model
+    # Attacks after which the model significantly knows more than the retrained one
     violated: tuple[str, ...] = ()
-    unsettled: tuple[str, ...] = ()
+    unsettled: tuple[str, ...] = ()  # attacks after which neither that nor the opposite is shown
 
     def describe(self) -> dict[str, Any]:
         """Return all fields and the numbers of images and retrained models that would decide, JSON-able."""

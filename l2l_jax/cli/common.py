@@ -75,9 +75,6 @@ def parse_flags(
     """Return the config and the workdir that the command line asks for.
 
     `needs_config` is called after the flags are read; where it is False, a missing config is empty.
-
-    Raises:
-      UserError: An unknown flag, or a config that cannot be read.
     """
     if HELP & set(argv):
         raise HelpRequested
@@ -155,11 +152,7 @@ def show(text: str) -> None:
 
 
 def load_config(recipe: Recipe) -> "Config":
-    """Start JAX and return the checked config; all processes get it, or none does.
-
-    Raises:
-      UserError: A field does not exist or has a wrong value, or JAX finds no device.
-    """
+    """Start JAX and return the checked config; all processes get it, or none does."""
     check_backend()
     return_memory_after_compiling()
     from l2l_jax.config import parse_config

@@ -222,9 +222,6 @@ class PrototypeImages(Source):
 
     The file at `path` holds "images" `[prototype, height, width, 3]`, uint8, and the names of their classes,
     "labels".
-
-    Raises:
-      UserError: The file cannot be read, or lacks a class.
     """
 
     def __init__(self, path: str, classes: Sequence[str], count: int, seed: int):

@@ -9,11 +9,8 @@ import numpy as np
 
 from l2l_jax.data.records import Record, Source
 
-CELLS = 4
-"""Squares of a mark along its side; half of all are bright."""
-
-OPACITY = 0.4
-"""Share of the mark in the pixels that it covers."""
+CELLS = 4  # squares of a mark along its side; half of all are bright
+OPACITY = 0.4  # share of the mark in the pixels that it covers
 
 
 class Marked(Source):

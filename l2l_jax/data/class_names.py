@@ -36,9 +36,6 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
 
     A number is a class id only if it is a plain decimal integer, and no class has that name. `side` says
     which list of a published split is meant: "forget" or "retain".
-
-    Raises:
-      UserError: An unknown class, or a name that several classes share.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     normal: dict[str, list[int]] = defaultdict(list)

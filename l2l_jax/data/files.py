@@ -36,12 +36,10 @@ class FileSource(Source):
 
     Files are bytes: names need not be UTF-8. `passed_over` are files that were listed but are not read, in
     words.
-
-    Attributes:
-      paths: The files; absolute ones relative to the root, or else to the folder that they share, so that
-        images that move keep their names.
     """
 
+    # The files; absolute ones relative to the root, or else to the folder that they share, so that images
+    # that move keep their names
     paths: np.ndarray
 
     def __init__(

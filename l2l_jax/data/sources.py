@@ -28,9 +28,6 @@ def open_source(config: SourceConfig, split: SplitName, image_size: int) -> Sour
     Validation images are a share of the source's own training images, `config.validation_fraction`.
 
     `image_size` is the side in pixels of images that are not files (the digits).
-
-    Raises:
-      UserError: No such source, or it is not where `config.path` says, or holds no images.
     """
     try:
         source = _open(config, "test" if split == "test" else "train", image_size)

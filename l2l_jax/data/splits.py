@@ -43,10 +43,6 @@ def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
 
     Where the original model is to make the retain images, these are the images that it starts from.
     `image_size` is the side in pixels of proxies from sources without files.
-
-    Raises:
-      UserError: An unknown class, a class to forget among the others, an empty set, a class with too few
-        images, or too few proxies.
     """
     ids = _named_classes(source.class_names, data)
     count = _Count(data.train_per_class, "config.data.train_per_class", "training")
@@ -79,9 +75,6 @@ def canaries(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
 
     Returns:
       Their indices in the source, the marked ones first, by set.
-
-    Raises:
-      UserError: There are fewer images.
     """
     ids, found = _named_classes(source.class_names, data), {}
     count = _Count(data.train_per_class, "config.data.train_per_class", "training")

@@ -13,11 +13,8 @@ from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.evals.runner import BatchedRunner, per_image
 from l2l_jax.models.base import Model, Params
 
-OUTPUT = "output"
-"""Name of the encoder's output among the layers."""
-
-EMBEDDED = 250
-"""Test images of each set that are embedded, at most; evenly spaced."""
+OUTPUT = "output"  # name of the encoder's output among the layers
+EMBEDDED = 250  # test images of each set that are embedded, at most; evenly spaced
 
 
 class EmbeddedImages(NamedTuple):

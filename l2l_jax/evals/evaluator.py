@@ -31,11 +31,8 @@ from l2l_jax.utils.io import ResultCache, tree_hash
 from l2l_jax.utils.multihost import barrier, from_primary, is_primary
 from l2l_jax.utils.progress import Progress
 
-CLASSIFIER_IMAGES = 5000
-"""Training images that the classifiers are trained on, at most; evenly spaced."""
-
-FORMAT = 2
-"""Version of what is stored of observations."""
+CLASSIFIER_IMAGES = 5000  # training images that the classifiers are trained on, at most; evenly spaced
+FORMAT = 2  # version of what is stored of observations
 
 
 class TaskMetrics(NamedTuple):

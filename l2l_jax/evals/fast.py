@@ -26,14 +26,9 @@ from l2l_jax.utils.io import atomic_write
 FILTER = "filter"
 """The part of the parameters that a guarded model reads: "direction", "threshold" and any "network"."""
 
-DRAWS = 4
-"""Draws of T over which encoder features are averaged, the same draws for all images."""
-
-MINED = "mined"
-"""Value of `FilterConfig.acceptable` for acceptable references that are mined."""
-
-CARD = "l2l_jax filter"
-"""Key of the card in the metadata of a file."""
+DRAWS = 4  # draws of T over which encoder features are averaged, the same draws for all images
+MINED = "mined"  # value of `FilterConfig.acceptable` for acceptable references that are mined
+CARD = "l2l_jax filter"  # key of the card in the metadata of a file
 
 Count = Annotated[int, pydantic.Field(ge=0)]
 Outputs = Callable[[Any, jax.Array], jax.Array]
@@ -67,19 +62,12 @@ class FilterConfig:
 
 
 class Filter(NamedTuple):
-    """A fitted filter.
+    """A fitted filter."""
 
-    Attributes:
-      direction: z_t / ‖z_t‖, float32 `[feature]`.
-      threshold: Greatest score that passes.
-      network: Arrays of the small classifier, if its features are read.
-      card: JSON-able facts: what the filter belongs to, and how it was made.
-    """
-
-    direction: np.ndarray
-    threshold: float
-    network: dict[str, np.ndarray]
-    card: dict[str, Any]
+    direction: np.ndarray  # z_t / ‖z_t‖, float32 `[feature]`
+    threshold: float  # greatest score that passes
+    network: dict[str, np.ndarray]  # arrays of the small classifier, if its features are read
+    card: dict[str, Any]  # JSON-able facts: what the filter belongs to, and how it was made
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """Return the scores `[image]` of features `[image, feature]`."""
@@ -142,9 +130,6 @@ def fit(
       validation: Features of acceptable images that are no references, for a threshold at a rate of false
         alarms.
       seed: Seed of what is drawn.
-
-    Raises:
-      UserError: References are missing or do not fit together, or there are no validation images.
     """
     for name, features in {"undesired": undesired, "acceptable": acceptable}.items():
         if len(features) < 2:
@@ -189,9 +174,6 @@ def mined(undesired: np.ndarray, pool: np.ndarray, rng: np.random.Generator) -> 
     The paper's rule: with the mean of the undesired features as the direction, those whose score is below
     half the least score of an undesired one; chosen at random. Its features are latents with mean 0, so here
     the pool's mean is subtracted first.
-
-    Raises:
-      UserError: No image of the pool is so different.
     """
     center = pool.mean(0)
     direction = (undesired - center).mean(0)

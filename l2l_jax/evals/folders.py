@@ -19,11 +19,8 @@ from l2l_jax.utils.io import ResultCache
 from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.utils.progress import Progress
 
-PAIRED = ("psnr", "ssim", "mse", *metrics_of("clip"))
-"""Metrics that need an image's own original."""
-
-Observed = dict[str, np.ndarray]
-"""Arrays that start with the image axis, by name."""
+PAIRED = ("psnr", "ssim", "mse", *metrics_of("clip"))  # metrics that need an image's own original
+Observed = dict[str, np.ndarray]  # arrays that start with the image axis, by name
 
 
 class Folder(NamedTuple):
@@ -67,9 +64,6 @@ def compare_folders(
     Where both folders hold the same names, images of one name are compared with each other: PSNR, MSE and
     SSIM of whole images, and CLIP's cosines. All processes take a share of the images. Observations are
     stored in a folder, so that a later call resumes; several hosts need shared storage.
-
-    Raises:
-      UserError: An image that cannot be decoded, or is not of its original's size.
     """
     paired = images.files.keys() == reference.files.keys()
     folders = {"images": (images, reference if paired else None), "reference": (reference, None)}

@@ -13,11 +13,8 @@ from l2l_jax.data.transforms import Transform, TransformConfig, in_range
 from l2l_jax.evals.config import EvaluationSetup
 from l2l_jax.utils.threads import DaemonPool
 
-SHOWN_CLASSES = 10
-"""Classes of a set in a picture, at most; evenly spaced."""
-
-THREADS, CHUNK = 4, 16
-"""Threads that decode, and images that one reads at a time."""
+SHOWN_CLASSES = 10  # classes of a set in a picture, at most; evenly spaced
+THREADS, CHUNK = 4, 16  # threads that decode, and images that one reads at a time
 
 
 class Images(NamedTuple):

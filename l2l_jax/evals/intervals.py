@@ -7,11 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-LEVEL = 0.95
-"""Confidence level of all intervals."""
-
-RESAMPLES = 1000
-"""Number of resamples."""
+LEVEL = 0.95  # confidence level of all intervals
+RESAMPLES = 1000  # number of resamples
 
 COSTLY_RESAMPLES = 100
 """Number of resamples for metrics that take long, of which only the standard error is needed."""
@@ -39,9 +36,6 @@ def bootstrap(
       counts: Numbers of images; more than one for independent sets.
       resamples: Number of resamples; those whose statistic is NaN are left out.
       seed: Random seed.
-
-    Raises:
-      ValueError: A set is empty.
     """
     if not all(counts):
         raise ValueError("there is no interval of a metric of no images")

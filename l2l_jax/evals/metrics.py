@@ -18,8 +18,7 @@ from l2l_jax.evals.statistics import (
 )
 
 WINDOW_SIGMA = 1.5
-WINDOW_RADIUS = 5
-"""The Gaussian window of SSIM, in pixels: 11×11, as in Wang et al. 2004."""
+WINDOW_RADIUS = 5  # the Gaussian window of SSIM, in pixels: 11×11, as in Wang et al. 2004
 
 
 class Metric(NamedTuple):
@@ -54,11 +53,8 @@ SCORES = {"inception": "inception_score", "resnet50": "scene_score", "classifier
 COSINES = {"clip": "clip_cosine"}
 """Cosines of reconstruction and original by the network whose features are compared."""
 
-SPLITS = 10
-"""Parts of a set for the Inception Score: it needs as many images."""
-
-BY_CLASS = ("mse", "accuracy")
-"""Metrics of the single classes."""
+SPLITS = 10  # parts of a set for the Inception Score: it needs as many images
+BY_CLASS = ("mse", "accuracy")  # metrics of the single classes
 
 WIDE, WIDE_RESAMPLES = 256, 10
 """Features from which a Fréchet distance takes seconds, and the resamples of its interval."""
@@ -155,22 +151,16 @@ def balanced_accuracy(correct: np.ndarray, labels: np.ndarray) -> float:
 
 
 class SetMetrics(NamedTuple):
-    """Metrics of a set of images.
+    """Metrics of a set of images."""
 
-    Attributes:
-      metrics: By the names in `METRICS`; "balanced_accuracy"; and `NAME_std` for the spread over subsets
-        (KID) or splits (Inception Score).
-      intervals: Ends of 95 % intervals by the same names, see `l2l_jax.evals.intervals`.
-      missing: Why other metrics are not available, by name.
-      unreliable: Why metrics that are there need more images, by name.
-      classes: "count", "mse" and "accuracy" by the name of the class.
-    """
-
+    # By the names in `METRICS`; "balanced_accuracy"; and `NAME_std` for the spread over subsets (KID) or
+    # splits (Inception Score)
     metrics: dict[str, float]
+    # Ends of 95 % intervals by the same names, see `l2l_jax.evals.intervals`
     intervals: dict[str, tuple[float, float]]
-    missing: dict[str, str]
-    unreliable: dict[str, str]
-    classes: dict[str, dict[str, float]]
+    missing: dict[str, str]  # why other metrics are not available, by name
+    unreliable: dict[str, str]  # why metrics that are there need more images, by name
+    classes: dict[str, dict[str, float]]  # "count", "mse" and "accuracy" by the name of the class
 
     def _add(self, name: str, interval: Interval) -> None:
         self.metrics[name] = interval.value

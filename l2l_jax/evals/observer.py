@@ -22,8 +22,7 @@ SKIPPED_NAMES, SKIPPED_REASONS, WRITTEN = "skipped/names", "skipped/reasons", "w
 SHOWN_PLACES, SHOWN_IMAGES = "shown/places", "shown/images"
 """Facts that are stored with the observations of a block."""
 
-MASKED = "masked"
-"""The classifier of the masked region among the networks."""
+MASKED = "masked"  # the classifier of the masked region among the networks
 
 PNG_THREADS = 4
 
@@ -38,21 +37,14 @@ class EvaluatedModel(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Observer:
-    """Observes blocks of a set unless that is stored; networks, with entries of their own, come and go.
+    """Observes blocks of a set unless that is stored; networks, with entries of their own, come and go."""
 
-    Attributes:
-      originals: What is observed of originals, for all models.
-      images: Folder for PNG files; None: none are written.
-      networks: Feature networks of whole images, by name.
-      classifiers: Classifiers of the masked region by name of the task; None where there is none.
-      class_names: Names of the class ids.
-    """
-
-    originals: ResultCache
-    images: pathlib.Path | None
-    networks: Mapping[str, FeatureNetwork]
+    originals: ResultCache  # what is observed of originals, for all models
+    images: pathlib.Path | None  # folder for PNG files; None: none are written
+    networks: Mapping[str, FeatureNetwork]  # feature networks of whole images, by name
+    # Classifiers of the masked region by name of the task; None where there is none
     classifiers: Mapping[str, FeatureNetwork | None]
-    class_names: Sequence[str]
+    class_names: Sequence[str]  # names of the class ids
 
     def observe(
         self, model: EvaluatedModel, inpainter: Inpainter, set_name: str, block: Block, shown: Collection[int]

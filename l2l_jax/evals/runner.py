@@ -13,8 +13,7 @@ from l2l_jax.evals.image_set import Images, ImageSet
 from l2l_jax.models.base import Params
 from l2l_jax.train.concurrent import in_threads
 
-Rows = Any
-"""A tree of arrays `[row, …]`."""
+Rows = Any  # A tree of arrays `[row, …]`
 
 
 class BatchedRunner:

@@ -4,11 +4,8 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import blas, lapack
 
-BLOCK = 512
-"""Rows of features, or of a kernel matrix, that are held in float64 at a time."""
-
-KERNEL_SUBSET = 1000
-"""Images in a subset of the Kernel Inception Distance, at most (Bińkowski et al. 2018)."""
+BLOCK = 512  # rows of features, or of a kernel matrix, that are held in float64 at a time
+KERNEL_SUBSET = 1000  # images in a subset of the Kernel Inception Distance, at most (Bińkowski et al. 2018)
 
 
 def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -31,9 +28,6 @@ def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
 
     ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), with unbiased covariances. With Σ₁ = LLᵀ the trace of the root is
     the sum of the roots of the eigenvalues of LᵀΣ₂L, which also holds for singular covariances.
-
-    Raises:
-      ValueError: Fewer than two images in a set, or different numbers of features.
     """
     _check(features, other)
     mean, factor = mean_and_covariance(features)
@@ -65,9 +59,6 @@ def kernel_distance(
       subsets: Number of pairs of subsets, each drawn without replacement.
       subset_size: Images in a subset, at most; all of the smaller set if it has fewer.
       seed: Random seed.
-
-    Raises:
-      ValueError: Fewer than two images in a set, or different numbers of features.
     """
     size = min(len(features), len(other), subset_size)
     rng = np.random.default_rng(seed)
@@ -128,9 +119,6 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float,
 
     exp(E KL(p(y|x) ‖ p(y))) of each of `splits` equal runs of images; a remainder is dropped. Probabilities
     are `[image, class]`, in an order that does not depend on the class.
-
-    Raises:
-      ValueError: Fewer images than splits.
     """
     size = len(probabilities) // splits
     if not size:

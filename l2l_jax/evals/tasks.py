@@ -26,8 +26,7 @@ GROUPS = {
 }
 """Tasks under one name; "paper" are those of the paper's two tables."""
 
-LONGEST = 60
-"""Characters of an alternative's name in the names of files, at most."""
+LONGEST = 60  # characters of an alternative's name in the names of files, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +60,7 @@ class InpaintingTask:
         return self.kind == RANDOM
 
     def mask(self, size: int) -> np.ndarray:
-        """Return the mask of all images, bool `[size, size]`, True where pixels are missing.
-
-        Raises:
-          ValueError: It does not fit images of this size.
-        """
+        """Return the mask of all images, bool `[size, size]`, True where pixels are missing."""
         width, rest = divmod(self.amount * size, PARTS[self.kind])
         if rest:
             raise ValueError(
@@ -98,11 +93,7 @@ def patch_masks(visible: np.ndarray, grid: int, size: int) -> np.ndarray:
 
 
 def parse_tasks(names: Iterable[str]) -> tuple[InpaintingTask, ...]:
-    """Parse names of tasks or those of `GROUPS`, each once, in the order given.
-
-    Raises:
-      ValueError: There is no such task, or none at all.
-    """
+    """Parse names of tasks or those of `GROUPS`, each once, in the order given."""
     tasks = dict.fromkeys(_parse(name) for given in names for name in GROUPS.get(given, (given,)))
     if not tasks:
         raise ValueError("tasks names none; centre_8 is the paper's first")

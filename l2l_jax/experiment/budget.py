@@ -35,11 +35,7 @@ def first_of_line(newest: str | pathlib.Path) -> str:
 
 
 def budget_reference(config: Config, newest: str | pathlib.Path, first: str) -> Params | None:
-    """Load the model that a retain budget is relative to; None: the one that is unlearned, `newest`.
-
-    Raises:
-      UserError: The first model of its line is not there any more, or is another model.
-    """
+    """Load the model that a retain budget is relative to; None: the one that is unlearned, `newest`."""
     given = config.unlearn.budget_original
     if not given and first == _lasting_name(newest):
         return None
@@ -73,11 +69,7 @@ def retain_budget(config: Config, reference: Params | None = None) -> RetainBudg
 
 
 def validation_images(config: Config, count: int) -> dict[str, np.ndarray]:
-    """Read at most `count` evenly spaced validation images of each set, `[image, height, width, channel]`.
-
-    Raises:
-      UserError: There are no validation images.
-    """
+    """Read at most `count` evenly spaced validation images of each set, `[image, height, width, channel]`."""
     sets = validation_sets(config.data, open_source(config.data, "validation", config.model.image_size))
     images = {}
     for name, source in sets._asdict().items():
@@ -87,22 +79,15 @@ def validation_images(config: Config, count: int) -> dict[str, np.ndarray]:
 
 
 class Outcome(NamedTuple):
-    """The model that a budgeted run ends with.
+    """The model that a budgeted run ends with."""
 
-    Attributes:
-      budget: Greatest allowed retain ratio.
-      step: Step after which it was taken.
-      retain, forget: Ratios of its mean error to the original's, of images paired.
-      weight: Weight of the forget term in that step.
-      images: Number of validation images measured, of each set.
-    """
-
-    budget: float
-    step: int
+    budget: float  # greatest allowed retain ratio
+    step: int  # step after which it was taken
+    # Ratios of its mean error to the original's, of images paired
     retain: Interval
     forget: Interval
-    weight: float
-    images: dict[str, int]
+    weight: float  # weight of the forget term in that step
+    images: dict[str, int]  # number of validation images measured, of each set
 
     @property
     def met(self) -> bool:

@@ -25,9 +25,6 @@ def evaluate_models(
 
     The unlearned model is a saved model or checkpoint file, by default that of the workdir. Returns what
     figures.json holds, see docs/concepts/evaluation.md.
-
-    Raises:
-      UserError: There is no model to evaluate, or the config is wrong.
     """
     folder = workdir / "evaluation"
     paths = {"original": original_path(config, workdir), "unlearned": unlearned or workdir / "unlearned"}
@@ -85,9 +82,6 @@ def evaluate_folders(
 
     `config.evaluate` says which networks are used, and the config's training images train a classifier; by
     default they are all published networks, without a classifier.
-
-    Raises:
-      UserError: A folder holds no images, or names that do not go together.
     """
     with barrier():
         inpainted, originals = open_images(images, "--images"), open_images(reference, "--reference")

@@ -49,8 +49,7 @@ from l2l_jax.weights.saved_models import fingerprint
 POOL, VALIDATION = 500, 500
 """Training images of each set among which acceptable references are mined, and validation images, at most."""
 
-PASSING = ("fid", "kid", "classifier_distance", "accuracy", "mse")
-"""Metrics of the reconstructions that pass."""
+PASSING = ("fid", "kid", "classifier_distance", "accuracy", "mse")  # metrics of the reconstructions that pass
 
 NOT_UNLEARNING = "No filter is unlearning: the weights still know what it refuses."
 
@@ -172,11 +171,7 @@ def open_reader(config: Config, evaluation: Evaluation) -> Reader:
 
 
 def fit_filter(config: Config, evaluation: Evaluation, reader: Reader, params: Params) -> Filter:
-    """Fit the filter of `config.filter` for a model.
-
-    Raises:
-      UserError: References or validation images are missing or unusable.
-    """
+    """Fit the filter of `config.filter` for a model."""
     options, size = config.filter, config.model.image_size
 
     def read(source: Source, name: str, given: bool = False) -> np.ndarray:
@@ -307,9 +302,6 @@ def run_fit(
 
     Returns:
       The report: "detection", "passes", "card", "scores", "threshold", and the "audit", if there was one.
-
-    Raises:
-      UserError: There is no model, or references are missing or unusable.
     """
     with barrier():
         original, served = served_model(config, workdir, unlearned)
@@ -373,9 +365,6 @@ def run_apply(
 
     Returns:
       The number of images that "pass", and of the others, "refuse" or "blur".
-
-    Raises:
-      UserError: The filter is one of another model, or the folder holds no images.
     """
     fitted, params = fast.load_filter(path), None
     if fitted.card["features"] == "encoder":  # others are given reconstructions

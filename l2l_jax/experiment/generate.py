@@ -41,9 +41,6 @@ def generate(
 
     All processes and their devices share the work, and the folder. An image depends on its start, its place
     and the seed. Starts that cannot be decoded are left out. Interrupted work resumes.
-
-    Raises:
-      UserError: The folder holds the images of other weights, or too many starts cannot be decoded.
     """
     weights = tree_hash({part: params[part] for part in model.generative_parts})
     key = {"weights": weights, "batch_size": batch_size, "seed": seed}

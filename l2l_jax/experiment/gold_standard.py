@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 SHIPPED = "shipped"
 """Value of `config.audit.retrained` for the retrained models of the shipped model that is unlearned."""
 
-TRAIN = "train"
-"""Value of `config.audit.retrained` for a model that is trained in the workdir."""
+TRAIN = "train"  # value of `config.audit.retrained` for a model that is trained in the workdir
 
 
 def gold_standard(
@@ -38,9 +37,6 @@ def gold_standard(
     """Return the retrained models that `config.audit.retrained` names, or None if there are none.
 
     A model that is trained is kept in `folder`; for `redo` see `Workdir`.
-
-    Raises:
-      UserError: A model is missing, cannot be read or does not fit.
     """
     models: dict[str, Params] = {}
     origins, given = [], _named(config)
@@ -69,12 +65,7 @@ def gold_standard(
 
 
 def check_gold_standard(config: Config, folder: pathlib.Path, *, redo: bool | None = None) -> None:
-    """Check `config.audit.retrained` before any work, without reading weights; say so if there is no model.
-
-    Raises:
-      UserError: It names nothing, or a model that was trained for other images, or one is to be trained and
-        cannot be, or was trained with other settings.
-    """
+    """Check `config.audit.retrained` before any work, without reading weights; warn if there is no model."""
     given = _named(config)
     with barrier():
         for name in given:

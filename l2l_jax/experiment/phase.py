@@ -33,21 +33,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPhase:
-    """A training phase of a config.
-
-    Attributes:
-      config: Config.
-      objective: What is trained.
-      training: Length, batch size and optimizer.
-      seed: Random seed of the steps.
-      codes: Sets of a batch that are codes from the token cache.
-    """
+    """A training phase of a config."""
 
     config: Config
     objective: Objective
-    training: TrainingConfig
-    seed: int
-    codes: tuple[str, ...] = ()
+    training: TrainingConfig  # length, batch size and optimizer
+    seed: int  # random seed of the steps
+    codes: tuple[str, ...] = ()  # sets of a batch that are codes from the token cache
 
     def train(
         self,
@@ -118,11 +110,7 @@ def _rows(x: jax.ShapeDtypeStruct, parallel: Parallel) -> jax.ShapeDtypeStruct:
 
 
 def open_phase(config: Config, name: str) -> TrainingPhase:
-    """Return a phase of a config: "unlearn", or "pretrain.NAME" with the name of a stage of pretraining.
-
-    Raises:
-      UserError: There is no such phase.
-    """
+    """Return a phase of a config: "unlearn", or "pretrain.NAME" with the name of a stage of pretraining."""
     model, codes = config.model, config.unlearn.banked
     if name == "unlearn":
         objective = cached_objective(config.unlearn.objective(model), model, codes)
@@ -181,11 +169,7 @@ def _batches(
 
 
 def parse_layout(name: str, devices: Sequence[jax.Device]) -> Parallel:
-    """Parse a layout of all given devices: "pmap", or a mesh such as "4x2".
-
-    Raises:
-      UserError: The name has another form, or the mesh another size.
-    """
+    """Parse a layout of all given devices: "pmap", or a mesh such as "4x2"."""
     match = re.fullmatch(r"(\d+)x(\d+)|pmap", name)
     if match is None:
         raise UserError(f"--layouts: {name!r} is neither pmap nor a mesh such as {len(devices)}x1.")

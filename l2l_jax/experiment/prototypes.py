@@ -19,11 +19,8 @@ from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.evals.metrics import to_uint8
 from l2l_jax.utils.io import atomic_file
 
-PER_CLASS = 10
-"""Prototypes of a class; fewer if it has fewer images."""
-
-IMAGES = 1000
-"""Training images of a class that are clustered, at most; evenly spaced."""
+PER_CLASS = 10  # prototypes of a class; fewer if it has fewer images
+IMAGES = 1000  # training images of a class that are clustered, at most; evenly spaced
 
 
 def make_prototypes(config: Config, source: Source) -> None:

@@ -75,9 +75,6 @@ class Workdir:
       config: The config of the run now.
       redo: Delete what another config or other inputs have made, instead of refusing it; None: the command
         has no `--redo`.
-
-    Raises:
-      UserError: The folder belongs to another run, cannot be written, or is not the same on all hosts.
     """
 
     def __init__(self, folder: pathlib.Path, config: Config, *, redo: bool | None = None):
@@ -106,11 +103,7 @@ class Workdir:
         return {"run": {"id": self._record["ids"][model], **made_by}}
 
     def load(self, model: str, like: Params) -> Params | None:
-        """Return the "original" or the "unlearned" model that is finished here, or None.
-
-        Raises:
-          UserError: It cannot be read, or another run has made it.
-        """
+        """Return the "original" or the "unlearned" model that is finished here, or None."""
         place = self.pretrained if model == "original" else self.unlearned
         if not from_primary(place.exists):
             return None
@@ -129,9 +122,6 @@ class Workdir:
         """Check that the models here were made from these images and weights, wherever they are stored.
 
         `identify` returns identities by keys of `INPUTS`; the primary process calls it.
-
-        Raises:
-          UserError: They were made from others.
         """
 
         def check() -> dict[str, Any]:
@@ -173,11 +163,7 @@ class Workdir:
         return self._record
 
     def _replace(self, model: str, changes: list[str]) -> None:
-        """Forget the run that has made a model here; delete what it made if the user has asked for it.
-
-        Raises:
-          UserError: The user has not.
-        """
+        """Forget the run that has made a model here; delete what it made if the user asked for it."""
         present = [self.folder / name for name in FOLDERS[model] if (self.folder / name).exists()]
         if present and not self.redo:
             reuse = ""

@@ -32,28 +32,19 @@ class GradientRule(Protocol):
 
 
 class Phases(NamedTuple):
-    """Runs before a method's own run, from the same start, that decide on its rule.
+    """Runs before a method's own run, from the same start, that decide on its rule."""
 
-    Attributes:
-      rules: Gradient rule of each run, by name.
-      settle: `{name: terms at its end} -> GradientRule` of the method's own run.
-    """
-
-    rules: Mapping[str, GradientRule]
+    rules: Mapping[str, GradientRule]  # gradient rule of each run, by name
+    # `{name: terms at its end} -> GradientRule` of the method's own run
     settle: Callable[[Mapping[str, Mapping[str, float]]], GradientRule]
 
 
 class OneShot(NamedTuple):
-    """Least squares in place of training steps, see `l2l_jax.methods.ntk.Ntk` and `l2l_jax.train.one_shot`.
+    """Least squares in place of training steps, see `l2l_jax.methods.ntk` and `l2l_jax.train.one_shot`."""
 
-    Attributes:
-      outputs: `(params, rows) -> outputs`, a tree of arrays; linearized.
-      losses: `(outputs, rows) -> [row]`, convex in the outputs.
-      scale, damping, iterations, batches: See `Ntk`.
-    """
-
-    outputs: Callable[[Params, Any], Any]
-    losses: Callable[[Any, Any], jax.Array]
+    outputs: Callable[[Params, Any], Any]  # `(params, rows) -> outputs`, a tree of arrays; linearized
+    losses: Callable[[Any, Any], jax.Array]  # `(outputs, rows) -> [row]`, convex in the outputs
+    # The options of `l2l_jax.methods.ntk.Ntk`
     scale: float
     damping: float
     iterations: int

@@ -27,14 +27,11 @@ class Constrained:
     The constrained term falls at least at the rate ψ. Without bounds ψ = ‖∇constraint‖²: it falls as if it
     were alone. With bounds ψ = (constraint − ε) · ‖∇constraint‖²: it falls while it is above ε, and may rise
     while it is below. After Feng et al. (2024, arXiv 2408.01689), who have published no code.
-
-    Attributes:
-      constraint: The constrained term, "retain" or "forget".
-      bounds: Least and greatest ε. ε = greatest − alpha · (greatest − least), with alpha, the weight of the
-        forget term, clipped to [0, 1].
     """
 
-    constraint: str
+    constraint: str  # the constrained term, "retain" or "forget"
+    # Least and greatest ε. ε = greatest − alpha · (greatest − least), with alpha, the weight of the forget
+    # term, clipped to [0, 1]
     bounds: tuple[float, float] | None = None
 
     @property

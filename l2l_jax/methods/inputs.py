@@ -23,11 +23,7 @@ BLUR = 0.1  # default standard deviation of the blur, as a share of the image's 
 def corrupt_images(
     model: Model, frozen: Params, batch: Any, rng: jax.Array, axis_name: str | None = None
 ) -> Views:
-    """Apply T to the images of both sets.
-
-    Raises:
-      ValueError: The shapes of the two sets differ.
-    """
+    """Apply T to the images of both sets."""
     shapes = {name: batch[name].shape for name in ("retain", "forget")}
     if shapes["retain"] != shapes["forget"]:
         raise ValueError(

@@ -20,9 +20,6 @@ def restrict(objective: Objective, model: Model, share: float, *, reset: bool = 
     """Restrict an objective to a share, in (0, 1], of the trained weights: the salient ones.
 
     With `reset` they start from fresh values.
-
-    Raises:
-      ValueError: The share is out of range, or the method needs the original weights.
     """
     if not 0 < share <= 1:
         raise ValueError(f"saliency is {share}; expected a share of the weights in (0, 1]")
@@ -49,9 +46,6 @@ def adapt(objective: Objective, kind: AdapterKind, rank: int, takes: Takes | Non
 
     The gradient of the adapter follows from that of the weights by the chain rule, so that `look_ahead`
     changes all weights. `kind`, `rank` and `takes` are those of `new_adapter`.
-
-    Raises:
-      ValueError: The objective starts from other weights, or trains salient ones alone.
     """
     if objective.start is not None:
         raise ValueError("an adapter is added to the original weights, and this method starts from others")

@@ -20,8 +20,7 @@ from l2l_jax.models.base import Model, Params
 AdapterKind = Literal["", "lora", "norms"]
 AdapterLayers = Literal["all", "attention", "attention+convolution"]
 
-ADAPTER = "adapter"
-"""The part of the parameters that is trained."""
+ADAPTER = "adapter"  # the part of the parameters that is trained
 
 Adapter = Mapping[str, Any]
 """A tree like that of the weights, without those that stay unchanged: `{"down": A, "up": B}` or

@@ -43,19 +43,14 @@ Corrupted = Any
 
 
 class PretrainingStage(NamedTuple):
-    """One stage of training a model from nothing.
+    """One stage of training a model from nothing."""
 
-    Attributes:
-      name: Short name, used for folders and log lines.
-      trained: The parts of the parameters that this stage trains.
-      prepare: `(frozen, images, rng, axis_name=None) -> inputs`: everything random, see `Model.corrupt`;
-        `frozen` holds the other parts, leaves of `inputs` start with the batch axis.
-      loss: `(params, inputs) -> [batch]`, the loss of every example, with all parts.
-    """
-
-    name: str
-    trained: tuple[str, ...]
+    name: str  # short name, used for folders and log lines
+    trained: tuple[str, ...]  # the parts of the parameters that this stage trains
+    # `(frozen, images, rng, axis_name=None) -> inputs`: everything random, see `Model.corrupt`; `frozen`
+    # holds the other parts, leaves of `inputs` start with the batch axis
     prepare: Callable[..., Any]
+    # `(params, inputs) -> [batch]`, the loss of every example, with all parts
     loss: Callable[[Params, Any], Array]
 
 

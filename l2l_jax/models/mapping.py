@@ -30,8 +30,7 @@ FLOATS = {
 LEAVES = dict(kernel="weight", scale="weight", bias="bias", mean="running_mean", var="running_var")
 """PyTorch's names of the arrays of a module, by Flax's."""
 
-StateDict = Mapping[str, Any]
-"""Arrays or `StoredArray` by PyTorch key."""
+StateDict = Mapping[str, Any]  # arrays or `StoredArray` by PyTorch key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,18 +80,13 @@ class Constant:
 
 
 class Table(NamedTuple):
-    """The names of one format of checkpoints.
+    """The names of one format of checkpoints."""
 
-    Attributes:
-      names: PyTorch's names by Flax's; the first that matches counts. Kernels of four axes are those of
-        convolutions, others are transposed; for another layout the value is a pair of name and layout.
-      constants: Keys that are no parameters.
-      ignored: Regular expression of keys that import drops.
-    """
-
+    # PyTorch's names by Flax's; the first that matches counts. Kernels of four axes are those of
+    # convolutions, others are transposed; for another layout the value is a pair of name and layout.
     names: Mapping[str, str | tuple[str, Layout]]
-    constants: tuple[Constant, ...] = ()
-    ignored: str = "(?!)"
+    constants: tuple[Constant, ...] = ()  # keys that are no parameters
+    ignored: str = "(?!)"  # regular expression of keys that import drops
 
     def key_of(self, path: str, rank: int) -> tuple[str, Layout]:
         """Return PyTorch's key and the layout of the parameter at `path`, which has `rank` axes."""
@@ -118,18 +112,13 @@ def _regex(template: str) -> re.Pattern:
 
 
 class Fit(NamedTuple):
-    """Fit of a state dict and a model, judged by names and shapes alone.
+    """Fit of a state dict and a model, judged by names and shapes alone."""
 
-    Attributes:
-      places: PyTorch key and layout by Flax path.
-      unexpected, missing: PyTorch keys without a place in the model, or without a value.
-      misshapen: Arrays of a wrong shape, in words.
-    """
-
-    places: dict[str, tuple[str, Layout]]
+    places: dict[str, tuple[str, Layout]]  # PyTorch key and layout by Flax path
+    # PyTorch keys without a place in the model, or without a value
     unexpected: list[str]
     missing: list[str]
-    misshapen: list[str]
+    misshapen: list[str]  # arrays of a wrong shape, in words
 
     def complaint(self) -> str | None:
         if self.unexpected or self.missing:
@@ -261,8 +250,7 @@ Origin = Mapping[str, Any]
 "config" and "preprocessor", the JSON files of a Hugging Face folder; "pipeline", the path of a pipeline of
 diffusers, and "components", the JSON files of its parts. Each but "file" may be missing."""
 
-Fields = dict[str, Any]
-"""Fields of a model by name."""
+Fields = dict[str, Any]  # fields of a model by name
 
 
 class CheckpointFormat:

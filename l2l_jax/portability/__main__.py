@@ -85,11 +85,7 @@ def main(argv: Sequence[str]) -> None:
 def compute(
     devices: int | None, parallel: "ParallelKind", dtype: "Dtype", precision: "Precision"
 ) -> dict[str, Any]:
-    """Return a record: the facts of this machine and the figures of all cases.
-
-    Raises:
-      UserError: There are not so many devices, or they cannot share a batch.
-    """
+    """Return a record: the facts of this machine and the figures of all cases."""
     check_backend()
     import jax
 

@@ -23,14 +23,9 @@ FALLBACKS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "IPAGo
 
 MISSING = "▯"
 
-PITCH = 1.06
-"""Distance of neighboring pictures in widths of a picture."""
-
-LEAST = 64
-"""Pixels of a picture's edge, at least: smaller images are enlarged."""
-
-EXAMPLES = 3
-"""Images of each set that the report begins with."""
+PITCH = 1.06  # distance of neighboring pictures in widths of a picture
+LEAST = 64  # pixels of a picture's edge, at least: smaller images are enlarged
+EXAMPLES = 3  # images of each set that the report begins with
 
 
 def save_grid(path: pathlib.Path, evaluation: Evaluation, inpainted: Inpainted) -> None:

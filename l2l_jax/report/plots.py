@@ -25,8 +25,7 @@ MODEL_STYLES: dict[str, dict[str, Any]] = {
     "retrained": dict(color="#2b5fa3", linestyle="--"),
 }
 
-RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20)
-"""Ticks of ratios of errors."""
+RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20)  # ticks of ratios of errors
 
 PROJECTED, NEEDED = 500, 4
 """Images of a group that t-SNE projects, at most, evenly spaced; and images that it needs in all."""

@@ -8,8 +8,7 @@ Report = Mapping[str, Any]
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
-LISTED = 8
-"""Class names in a sentence, at most."""
+LISTED = 8  # class names in a sentence, at most
 
 
 def headline(report: Report) -> list[str]:

@@ -26,28 +26,19 @@ STYLES = {"forgotten": "good", "hidden": "bad", "not forgotten": "bad"}
 
 
 class Drawings(NamedTuple):
-    """Content of the pictures of a report.
+    """Content of the pictures of a report."""
 
-    Attributes:
-      evaluation: Holds the test images that are shown.
-      inpainted: Their reconstructions by model, then by set; "attacked": after the strongest attack.
-      curves: Folders with the scalars of each training, by its name.
-      features: Encoder features of test images.
-    """
-
-    evaluation: Evaluation
+    evaluation: Evaluation  # holds the test images that are shown
+    # Their reconstructions by model, then by set; "attacked": after the strongest attack
     inpainted: Mapping[str, Mapping[str, np.ndarray]]
-    curves: Mapping[str, pathlib.Path]
-    features: EmbeddedImages
+    curves: Mapping[str, pathlib.Path]  # folders with the scalars of each training, by its name
+    features: EmbeddedImages  # encoder features of test images
 
 
 def write_report(folder: pathlib.Path, report: dict[str, Any], drawings: Drawings) -> dict[str, Any]:
     """Write a report and return the content of metrics.json, which is written before anything is drawn.
 
     Durations and memory of a phase that was finished before are kept from the earlier report.
-
-    Raises:
-      UserError: The pictures or the page cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     report = _with_earlier_costs(report, folder / METRICS)

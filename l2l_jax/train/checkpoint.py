@@ -67,9 +67,6 @@ class Checkpointer:
 
         Args:
           like: Tree of the same structure and shardings, of arrays or of shapes.
-
-        Raises:
-          UserError: There are checkpoints, and none can be read.
         """
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         steps = from_primary(lambda: sorted(self._manager.all_steps(), reverse=True))

@@ -47,14 +47,10 @@ class Observe(Hook):
     """Calls a function after some steps, before the step's checkpoint is saved.
 
     A resumed run observes a step again only if it ended before the next checkpoint.
-
-    Attributes:
-      steps: Numbers of steps.
-      function: Called with the step and all parameters as host arrays.
     """
 
-    steps: Collection[int]
-    function: Callable[[int, Params], None]
+    steps: Collection[int]  # numbers of steps
+    function: Callable[[int, Params], None]  # called with the step and all parameters as host arrays
 
     def after_step(self, training: "Training") -> None:  # noqa: D102
         if training.step in self.steps:

@@ -37,63 +37,43 @@ ONE_COMPILES = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class TrainRun:
-    """One run of a `Trainer`.
+    """One run of a `Trainer`."""
 
-    Attributes:
-      params: Parameters to start from, all parts; only those the objective names go to the devices.
-      batches: `{set: this process's rows}`, uint8 or floats in `batches.value_range`; its iterators can be
-        saved, restored and closed.
-      folder: Keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files.
-      alpha: Weight of the forget term, for objectives that have one.
-      budget: Moves the weight from there and chooses the resulting model.
-      teacher: Model that the objective's frozen parts are taken from; None: `params`.
-      name: Name in messages; by default the trainer's.
-      hooks: Called after every step, before its checkpoint is saved.
-      counts: Number of images by set, for objectives that weight sets by their sizes.
-      steps: Number of steps, where the rate is constant; None: the trainer's.
-      keep_last: Whether the state after the last step is saved, too.
-    """
-
-    params: Params
+    params: Params  # parameters to start from, all parts; only those the objective names go to the devices
+    # `{set: this process's rows}`, uint8 or floats in `batches.value_range`; its iterators can be saved,
+    # restored and closed
     batches: Batches
-    folder: pathlib.Path
-    alpha: float = 0.0
-    budget: RetainBudget | None = None
-    teacher: Params | None = None
-    name: str = ""
-    hooks: Sequence[Hook] = ()
+    folder: pathlib.Path  # keeps `checkpoints/`, `metrics.jsonl` and TensorBoard files
+    alpha: float = 0.0  # weight of the forget term, for objectives that have one
+    budget: RetainBudget | None = None  # moves the weight from there and chooses the resulting model
+    teacher: Params | None = None  # model that the objective's frozen parts are taken from; None: `params`
+    name: str = ""  # name in messages; by default the trainer's
+    hooks: Sequence[Hook] = ()  # called after every step, before its checkpoint is saved
+    # Number of images by set, for objectives that weight sets by their sizes
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    steps: int | None = None
-    keep_last: bool = True
+    steps: int | None = None  # number of steps, where the rate is constant; None: the trainer's
+    keep_last: bool = True  # whether the state after the last step is saved, too
 
 
 @dataclasses.dataclass
 class Training:
-    """A run in progress, as hooks see it.
+    """A run in progress, as hooks see it."""
 
-    Attributes:
-      run, name, objective, config, parallel: What is trained, and how.
-      frozen: The objective's frozen parts, on the devices.
-      iterator: Batches of this process.
-      hooks: Called in their order.
-      first: Number of the step that the run started after.
-      state, step, metrics: State after the newest step, its number and, on the devices, its metrics.
-      stop: Signal that asks all processes to stop after it, or None.
-    """
-
+    # What is trained, and how
     run: TrainRun
     name: str
     objective: Objective
     config: TrainingConfig
     parallel: Parallel
-    frozen: Params
-    iterator: Any
-    hooks: Sequence[Hook] = ()
+    frozen: Params  # the objective's frozen parts, on the devices
+    iterator: Any  # batches of this process
+    hooks: Sequence[Hook] = ()  # called in their order
+    # State after the newest step, its number and, on the devices, its metrics
     state: TrainState = None  # type: ignore[assignment]  # set before the first hook is called
-    first: int = 0
+    first: int = 0  # number of the step that the run started after
     step: int = 0
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    stop: int | None = None
+    stop: int | None = None  # signal that asks all processes to stop after it, or None
 
     @property
     def last(self) -> int:

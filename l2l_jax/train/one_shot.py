@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 1e-4
-"""Relative residual at which a system counts as solved; float32 products allow little less."""
+TOLERANCE = 1e-4  # relative residual at which a system counts as solved; float32 products allow little less
 
 FACTORS = tuple(2.0**power for power in range(-6, 7))
 """Multiples of the scale among which a retain budget chooses."""

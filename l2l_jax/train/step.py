@@ -20,22 +20,14 @@ from l2l_jax.train.parallel import Parallel
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that changes while training; only trained parts are here.
+    """Everything that changes while training; only trained parts are here."""
 
-    Attributes:
-      step: int32 scalar, optimizer steps done.
-      params: Trained parts, float32.
-      opt_state: Optax state of the trained parts.
-      ema: Moving average of `params`, or None.
-      alpha: float32 scalar, weight of the forget term; a retain budget moves it between steps.
-      mask: Bools of the shapes of `params`: True for the weights that may change; None: all may.
-    """
-
-    step: jax.Array
-    params: Params
-    opt_state: Any
-    ema: Params | None
-    alpha: jax.Array
+    step: jax.Array  # int32 scalar, optimizer steps done
+    params: Params  # trained parts, float32
+    opt_state: Any  # optax state of the trained parts
+    ema: Params | None  # moving average of `params`, or None
+    alpha: jax.Array  # float32 scalar, weight of the forget term; a retain budget moves it between steps
+    # Bools of the shapes of `params`: True for the weights that may change; None: all may
     mask: Params | None = None
 
     @property

@@ -33,9 +33,6 @@ def claim(folder: pathlib.Path) -> Callable[[], None]:
     """Make this process the owner of a folder, and of the folders in it, until it ends.
 
     Returns a function that gives the folder back; it does nothing if this process owned it before.
-
-    Raises:
-      UserError: Another process owns the folder.
     """
     pid = os.getpid()
     # What identifies this process among those of all machines.

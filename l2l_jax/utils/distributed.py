@@ -121,9 +121,6 @@ def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
 
     A process that waits for the others longer than `launch.start_timeout` says so and ends with the code
     `LOST`: JAX has no way to give up that could be caught.
-
-    Raises:
-      UserError: The fields of `launch` contradict one another, or the processes cannot be joined.
     """
     launch.check()
     named = launch.coordinator is not None

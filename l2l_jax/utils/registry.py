@@ -21,11 +21,7 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Return a class decorator that adds the class under `name`.
-
-        Raises:
-          ValueError: Another class has that name.
-        """
+        """Return a class decorator that adds the class under `name`."""
 
         def add(cls: type[T]) -> type[T]:
             known = self._classes.get(name)

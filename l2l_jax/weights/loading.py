@@ -39,9 +39,6 @@ def load_model(
         Hugging Face folder, or `hf://ORGANIZATION/NAME`.
       adapter: File of an adapter that was trained on this model, to be merged into it.
       **fields: Fields of the model, where they differ or cannot be told from the weights.
-
-    Raises:
-      UserError: There is no model, it cannot be read, or fields are missing or contradict the weights.
     """
     path = locate(path)
     family, stored, hidden = stored_fields(path)
@@ -68,9 +65,6 @@ def download(name: str) -> pathlib.Path:
 
     Of a pipeline, the components that make images and embed prompts are downloaded, in full precision if they
     are stored so. `HF_HOME` and `HF_HUB_OFFLINE` are honored.
-
-    Raises:
-      UserError: huggingface_hub is not installed, or the model cannot be downloaded.
     """
     repository, _, revision = name.partition("@")
     by_hand = (

@@ -53,9 +53,6 @@ def import_checkpoint(
       ema: Whether to take the moving average of the weights.
       vqgan: File of MAGE's VQGAN, if `path` does not hold it.
       fields: Fields of the model that the weights do not show.
-
-    Raises:
-      UserError: The output exists, or the checkpoint cannot be read or does not fit; nothing is written.
     """
     check_new(output)
     source, found = open_recognized(path, ema=ema, vqgan=vqgan)
@@ -94,10 +91,6 @@ def export_model(
       adapter: File of an adapter that was trained on this model, to be merged into it.
       lora: Write the adapter alone, as diffusers' pytorch_lora_weights.safetensors.
       pipeline: Folder of the pipeline that a model of diffusers was imported from; None: where it was then.
-
-    Raises:
-      UserError: No saved model, one that this version cannot build, an adapter of another model, no pipeline,
-        or an output that exists.
     """
     card = read_card(folder) if (folder / CARD).is_file() else {}
     family = card.get("family", "")

@@ -23,8 +23,7 @@ whether the classifier found the class (where there is a classifier); "label", c
 Points = Mapping[str, Measured]
 """Measurements by the name of the point at which they were made: a step, a layer."""
 
-Findings = Mapping[str, Points]
-"""Points of one model by variant of an attack, the mean over seeds."""
+Findings = Mapping[str, Points]  # points of one model by variant of an attack, the mean over seeds
 
 
 def mean_points(runs: Sequence[Points]) -> Points:
@@ -92,7 +91,6 @@ class Attack:
         raise NotImplementedError
 
 
-ATTACKS: Registry[Attack] = Registry("attack")
-"""All attacks by name."""
+ATTACKS: Registry[Attack] = Registry("attack")  # all attacks by name
 
 register = ATTACKS.register

@@ -9,8 +9,7 @@ from threadpoolctl import threadpool_limits
 from l2l_jax.audit.attacks.base import Attack, Count, Work, register
 from l2l_jax.data.records import evenly_spaced
 
-PENALTY = 0.1
-"""Inverse strength of the probe's L2 penalty."""
+PENALTY = 0.1  # inverse strength of the probe's L2 penalty
 
 
 @register("linear_probe")

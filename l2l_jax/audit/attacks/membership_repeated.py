@@ -11,8 +11,7 @@ from l2l_jax.audit.attacks.training import TrainingAttack
 from l2l_jax.audit.attacks.views import possible_masks
 from l2l_jax.data.records import Subset, evenly_spaced
 
-FOLDS = 5
-"""Parts of the shadow images: each is scored by deciders that were fitted to the others."""
+FOLDS = 5  # parts of the shadow images: each is scored by deciders that were fitted to the others
 
 
 @register("membership_repeated")

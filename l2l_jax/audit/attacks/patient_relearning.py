@@ -7,8 +7,7 @@ from l2l_jax.audit.attacks.base import Count, Measured, Rate, Work, register
 from l2l_jax.audit.attacks.training import TrainingAttack, few_of_each_class, halvings
 from l2l_jax.data.records import Mixture
 
-TUNING = "patient_retain_tuning"
-"""The variant that has no forget image at all."""
+TUNING = "patient_retain_tuning"  # the variant that has no forget image at all
 
 
 @register("patient_relearning")

@@ -5,8 +5,7 @@ import dataclasses
 from l2l_jax.audit.attacks.base import Count, Work, mean_points, register
 from l2l_jax.audit.attacks.training import TrainingAttack, few_of_each_class, halvings
 
-ENOUGH = 100
-"""Images of a number of shots that all drawings together need not exceed."""
+ENOUGH = 100  # images of a number of shots that all drawings together need not exceed
 
 
 @register("relearning")

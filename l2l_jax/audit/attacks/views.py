@@ -11,8 +11,7 @@ import numpy as np
 from l2l_jax.audit.attacks.base import Attack, Rate, Work, register
 from l2l_jax.masks import MASKS, SIDES
 
-ROUNDS = 10
-"""Steps of projected gradient descent."""
+ROUNDS = 10  # steps of projected gradient descent
 
 
 @register("views")

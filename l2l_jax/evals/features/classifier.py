@@ -13,13 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-FEATURES = 32
-"""Width of the layer whose activations are the features; well below the images in a test set."""
+FEATURES = 32  # width of the layer whose activations are the features; well below the images in a test set
 
 EPOCHS = 25
 
-SIDE = 32
-"""Side in pixels to which larger images are reduced, approximately."""
+SIDE = 32  # side in pixels to which larger images are reduced, approximately
 
 
 def reduced(images: np.ndarray) -> np.ndarray:

@@ -16,8 +16,7 @@ from l2l_jax.models.layers.clip import NORM_EPSILON, Block, block_names
 from l2l_jax.models.mapping import Table, linear, shape_of
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the pixels in [0, 1] that CLIP was trained on."""
+STD = (0.26862954, 0.26130258, 0.27577711)  # of the pixels in [0, 1] that CLIP was trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +120,7 @@ TRANSFORMERS = Table(
 
 
 def recognize(state_dict: Mapping[str, Any]) -> tuple[Table, str, TowerConfig]:
-    """Return the names for a state dict after `unpack`, and name and sizes of the published tower in it.
-
-    Raises:
-      UserError: It holds no vision tower in a layout that is known, or none of a published size.
-    """
+    """Return the names for a state dict after `unpack`, and name and sizes of the published tower in it."""
     if "visual.conv1.weight" in state_dict:
         table, keys, embed_axis = OPEN_CLIP, _OPEN_CLIP_KEYS, 1
     elif "vision_model.embeddings.patch_embedding.weight" in state_dict:

@@ -44,8 +44,7 @@ Outputs = dict[str, Any]
 `[image, class]`, float32, of networks that have classes; "classes", class ids `[image]`, of classifiers of a
 masked region."""
 
-Apply = Callable[[Any, jax.Array], Outputs]
-"""`(params, uint8 images) -> Outputs`."""
+Apply = Callable[[Any, jax.Array], Outputs]  # `(params, uint8 images) -> Outputs`
 
 
 class FeatureNetwork(Protocol):
@@ -104,9 +103,6 @@ def open_networks(config: EvaluationConfig) -> tuple[dict[str, FeatureNetwork], 
 
     Returns:
       The networks by their names in `config.networks`, and why other metrics are not available, by name.
-
-    Raises:
-      UserError: A file that is named does not exist, or one that is there is not of such weights.
     """
     with barrier():
         found = {name: find_weights(config, name) for name in config.networks}

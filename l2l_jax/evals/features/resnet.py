@@ -12,8 +12,7 @@ from l2l_jax.models.mapping import Table
 
 IMAGE_SIZE = 224
 NORM_EPSILON = 1e-5
-STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
-"""Channels of the 3×3 convolutions, and number of blocks."""
+STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))  # channels of the 3×3 convolutions, and number of blocks
 
 
 class Bottleneck(nn.Module):

@@ -33,8 +33,7 @@ from l2l_jax.models.layers import apply, in_dtype
 from l2l_jax.models.palette.model import draw_masks
 from l2l_jax.utils.batch_axis import draw_rows
 
-CLASS = "{class}"
-"""Stands in a prompt for the name of each class to forget or retain."""
+CLASS = "{class}"  # stands in a prompt for the name of each class to forget or retain
 
 FLOAT32 = (
     *("encoder/time_embedding", "encoder/add_embedding", "decoder/conv_out"),

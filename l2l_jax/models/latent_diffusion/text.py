@@ -35,39 +35,27 @@ SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class TextFeatures(NamedTuple):
-    """Features of tokens, `[batch, token, width]`.
+    """Features of tokens, `[batch, token, width]`."""
 
-    Attributes:
-      last: After the final normalization.
-      penultimate: Before the last block.
-      pooled: Embedding of the whole prompt `[batch, embed_dim]`, or None.
-    """
-
-    last: Array
-    penultimate: Array
-    pooled: Array | None
+    last: Array  # after the final normalization
+    penultimate: Array  # before the last block
+    pooled: Array | None  # embedding of the whole prompt `[batch, embed_dim]`, or None
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text tower.
+    """CLIP's text tower."""
 
-    Attributes:
-      vocabulary, length: Number of different tokens and of the tokens of a prompt.
-      width, depth, num_heads, mlp_width: The transformer.
-      activation: Key of `ACTIVATIONS`.
-      embed_dim: Width of the embedding of a whole prompt; 0: there is none.
-      end: Id of the token that ends a prompt; 2 stands, as in transformers, for the largest id.
-    """
-
+    # Number of different tokens and of the tokens of a prompt
     vocabulary: int
     length: int
+    # The transformer
     width: int
     depth: int
     num_heads: int
     mlp_width: int
-    activation: str
-    embed_dim: int
-    end: int
+    activation: str  # key of `ACTIVATIONS`
+    embed_dim: int  # width of the embedding of a whole prompt; 0: there is none
+    end: int  # id of the token that ends a prompt; 2 stands, as in transformers, for the largest id
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any], projected: bool) -> Self:

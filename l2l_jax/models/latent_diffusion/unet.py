@@ -132,17 +132,12 @@ class UNetSizes:
 
 
 class Features(NamedTuple):
-    """The encoder's results.
+    """The encoder's results."""
 
-    Attributes:
-      hidden: Output of the middle block.
-      skips: Inputs of the decoder's blocks: of the first convolution, and of each block and downsampling.
-      embedding: Embedding of the time step, float32, which the decoder needs and nobody compares.
-    """
-
-    hidden: Array
+    hidden: Array  # output of the middle block
+    # Inputs of the decoder's blocks: of the first convolution, and of each block and downsampling
     skips: tuple[Array, ...]
-    embedding: Array
+    embedding: Array  # embedding of the time step, float32, which the decoder needs and nobody compares
 
 
 class Embedding(nn.Module):
@@ -221,19 +216,12 @@ class Transformer(nn.Module):
 
 
 class Half(nn.Module):
-    """A half of the U-Net, with its blocks.
+    """A half of the U-Net, with its blocks."""
 
-    Attributes:
-      sizes: Sizes of the whole.
-      dtype: Of products and feature maps; time embeddings and the output are float32.
-      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
-      scan: Loop over the transformer blocks of a place that has several.
-    """
-
-    sizes: UNetSizes
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
-    scan: bool = False
+    sizes: UNetSizes  # sizes of the whole
+    dtype: jnp.dtype = jnp.float32  # of products and feature maps; time embeddings and the output are float32
+    remat: bool = False  # compute the inside of every block again in the backward pass, instead of keeping it
+    scan: bool = False  # loop over the transformer blocks of a place that has several
 
     @nn.nowrap
     def _res_block(self, channels: int, name: str) -> nn.Module:

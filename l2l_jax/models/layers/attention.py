@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-FROM_CAPABILITY = 8.0
-"""Compute capability (Ampere) from which GPUs have the flash kernels."""
-
-LOGITS = 2**22
-"""Logits of a head that are computed at a time: a quarter of those of 64 × 64 places."""
+FROM_CAPABILITY = 8.0  # compute capability (Ampere) from which GPUs have the flash kernels
+LOGITS = 2**22  # logits of a head that are computed at a time: a quarter of those of 64 × 64 places
 
 
 def attention(query: Array, key: Array, value: Array) -> Array:

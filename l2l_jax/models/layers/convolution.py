@@ -18,8 +18,7 @@ STRIPS_FROM = 4096
 """Pixels of an image from which it is multiplied strip by strip: what a strip reads stays in the caches."""
 STRIP_PLACES, STRIP_LINES = 2048, 4
 """Pixels of a strip, some lines of some images, and its fewest lines: it reads the lines next to it, too."""
-NARROW = 8
-"""Channels up to which the copies of whole images are small, too."""
+NARROW = 8  # channels up to which the copies of whole images are small, too
 COPIES_BYTES = 256 * 2**20
 """Memory that the copies of whole images may take; of a larger batch, some images go at a time."""
 FROM_PLACES = 256

@@ -22,8 +22,7 @@ VARIANTS = {
 }
 """Published sizes; their tokenizer and the rest of their decoder are the defaults of `MAGE`."""
 
-CLASSES_AND_MASK = 1001
-"""Words of the vocabulary besides the codes."""
+CLASSES_AND_MASK = 1001  # words of the vocabulary besides the codes
 
 TABLE = Table(
     VIT

@@ -34,17 +34,12 @@ class Schedule(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Result of one step of decoding.
+    """Result of one step of decoding."""
 
-    Attributes:
-      sampled: All tokens, the hidden ones as drawn.
-      confidence: Log-probability of the drawn token plus noise; infinite where the token was known.
-      ids: `sampled` with the least certain tokens masked again.
-    """
-
-    sampled: Ids
+    sampled: Ids  # all tokens, the hidden ones as drawn
+    # Log-probability of the drawn token plus noise; infinite where the token was known
     confidence: Float[Array, "batch token"]
-    ids: Ids
+    ids: Ids  # `sampled` with the least certain tokens masked again
 
 
 def hidden_tokens(mask: Mask, patch_size: int, margin: int) -> Bool[np.ndarray, " token"]:

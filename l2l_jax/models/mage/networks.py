@@ -11,8 +11,7 @@ from jax import Array
 from l2l_jax.models.layers import vit
 from l2l_jax.utils.batch_axis import draw_rows, mean_and_std
 
-EMBEDDING_STD = 0.02
-"""Standard deviation of the release's fresh embeddings."""
+EMBEDDING_STD = 0.02  # standard deviation of the release's fresh embeddings
 
 
 class TokenEmbedding(nn.Module):

@@ -96,22 +96,16 @@ def q_sample(images: Images, gamma: Float[Array, " batch"], noise: Images) -> Im
 
 
 class ReverseSteps(NamedTuple):
-    """Reverse steps as coefficients, float32 `[steps]`, in the order in which they are taken.
+    """Reverse steps as coefficients, float32 `[steps]`, in the order in which they are taken."""
 
-    Attributes:
-      gamma: Noise level that the network is given.
-      start_from_noisy, start_from_noise: Clean image = first · noisy − second · predicted noise.
-      next_from_start, next_from_noisy: Mean of the next, less noisy image = first · clean image
-        (clipped) + second · noisy image.
-      sigma: Standard deviation of the noise added to that mean; 0 in the last step.
-    """
-
-    gamma: Any
+    gamma: Any  # noise level that the network is given
+    # Clean image = first · noisy − second · predicted noise
     start_from_noisy: Any
     start_from_noise: Any
+    # Mean of the next, less noisy image = first · clean image (clipped) + second · noisy image
     next_from_start: Any
     next_from_noisy: Any
-    sigma: Any
+    sigma: Any  # standard deviation of the noise added to that mean; 0 in the last step
 
 
 def ancestral_steps(betas: Betas) -> ReverseSteps:

@@ -31,28 +31,18 @@ def lecun_uniform(rng: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Sizes that encoder and decoder share.
+    """Sizes that encoder and decoder share."""
 
-    Attributes:
-      inner_channel, channel_mults: Width of every level is a multiple of the former; each level has half the
-        resolution of the one before.
-      res_blocks: Residual blocks per level (one more in the decoder).
-      attn_res: Downsampling factors, not resolutions, of the levels with self-attention; the middle block
-        always has it.
-      num_head_channels: Width of an attention head.
-      norm_groups: Groups of the group normalization; must divide every width.
-      dtype: Of products and feature maps; the γ embedding and the output are float32.
-      remat: Compute the inside of every block again in the backward pass, instead of keeping it.
-    """
-
+    # Width of every level is a multiple of the former; each level has half the resolution of the one before
     inner_channel: int
     channel_mults: tuple[int, ...]
-    res_blocks: int
+    res_blocks: int  # residual blocks per level (one more in the decoder)
+    # Downsampling factors, not resolutions, of the levels with self-attention; the middle block always has it
     attn_res: tuple[int, ...]
-    num_head_channels: int
-    norm_groups: int
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    num_head_channels: int  # width of an attention head
+    norm_groups: int  # groups of the group normalization; must divide every width
+    dtype: jnp.dtype = jnp.float32  # of products and feature maps; the γ embedding and the output are float32
+    remat: bool = False  # compute the inside of every block again in the backward pass, instead of keeping it
 
     def __post_init__(self):
         widths = [mult * self.inner_channel for mult in self.channel_mults]
