@@ -298,9 +298,15 @@ class Program:
 def _origin(computation: Computation, name: str) -> tuple[Instruction, Instruction]:
     """Return the value that a name is a view of, and the instruction that computes it."""
     value = computation[name]
-    while value.operation == "bitcast":
-        value = computation[value.operands[0]]
-    return value, computation[value.operands[0]] if value.operation == "get-tuple-element" else value
+    while value.operation in ("bitcast", "get-tuple-element"):
+        source = computation[value.operands[0]]
+        if value.operation == "bitcast":
+            value = source
+        elif source.operation == "tuple":  # that is what a barrier becomes
+            value = computation[source.operands[int(value.attribute(r"\bindex=(\d+)"))]]
+        else:
+            return value, source
+    return value, value
 
 
 def _parameter(fused: Computation, number: int) -> str:

@@ -66,3 +66,31 @@ def test_mask_and_group_size():
     for groups, call in ((dict(num_groups=3), dict(mask=mask)), (dict(num_groups=None, group_size=2), {})):
         both = [cls(**groups).apply({"params": params}, x, **call) for cls in (GroupNorm, nn.GroupNorm)]
         np.testing.assert_array_equal(*both)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("shape", [(2, 32, 16, 6), (2, 18, 18, 6), (2, 4, 4, 6)])
+def test_film_and_activation(shape, on_gpu, monkeypatch):
+    """Result and gradients are those of Flax's normalization, a modulation, and SiLU one after the other."""
+    if on_gpu:  # the same sums, in the order that suits NVIDIA's compiler
+        choose = lambda *given, cuda, default: cuda(*given)  # noqa: E731
+        monkeypatch.setattr("l2l_jax.models.layers.group_norm.lax.platform_dependent", choose)
+    x, params = arrays(shape)
+    rng = np.random.default_rng(1)
+    film = tuple(rng.standard_normal((len(x), shape[-1]), np.float32) for _ in range(2))
+    weights = rng.standard_normal(shape, np.float32)
+
+    def ours(x, params, film):
+        norm = GroupNorm(3, epsilon=1e-5, activation=nn.silu)
+        return norm.apply({"params": params}, x, film=film)
+
+    def theirs(x, params, film):
+        scale, shift = (each[:, None, None] for each in film)
+        return nn.silu(nn.GroupNorm(3, epsilon=1e-5).apply({"params": params}, x) * (1 + scale) + shift)
+
+    def both(function):
+        y, transpose = jax.vjp(function, x, params, film)
+        return jax.tree.leaves((y, transpose(weights)))
+
+    for found, expected in zip(*(jax.jit(both, static_argnums=0)(f) for f in (ours, theirs)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

@@ -54,12 +54,12 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None) -> Array:
-        norm = partial(GroupNorm, self.groups, epsilon=self.epsilon, dtype=self.dtype)
-        h = conv(self.channels, 3, self.dtype, "conv1")(nn.silu(norm(name="norm1")(x)))
+        norm = partial(GroupNorm, self.groups, epsilon=self.epsilon, dtype=self.dtype, activation=nn.silu)
+        h = conv(self.channels, 3, self.dtype, "conv1")(norm(name="norm1")(x))
         if embedding is not None:
             dense = nn.Dense(self.channels, dtype=self.dtype, kernel_init=lecun_uniform, name="time_emb_proj")
             h = h + dense(nn.silu(embedding))[:, None, None]
-        h = nn.silu(norm(name="norm2")(h))
+        h = norm(name="norm2")(h)
         h = conv(self.channels, 3, self.dtype, "conv2", kernel_init=nn.initializers.zeros)(h)
         if x.shape[-1] != self.channels:
             x = conv(self.channels, 1, self.dtype, "conv_shortcut")(x)

@@ -296,6 +296,6 @@ class Decoder(Half):
                     h = self._transformer(level, f"up_blocks_{i}_attentions_{j}")(h, prompt)
             if level:
                 h = conv(width, 3, self.dtype, f"up_blocks_{i}_upsample")(doubled(h))
-        norm = GroupNorm(sizes.norm_groups, epsilon=sizes.norm_eps, name="conv_norm_out")
+        norm = GroupNorm(sizes.norm_groups, epsilon=sizes.norm_eps, activation=nn.silu, name="conv_norm_out")
         last = conv(sizes.out_channels, 3, jnp.float32, "conv_out", kernel_init=nn.initializers.zeros)
-        return last(nn.silu(norm(h)))
+        return last(norm(h))

@@ -117,8 +117,8 @@ class Half(nn.Module):
     @nn.nowrap
     def _last(self, channels: int, h: Array) -> Array:
         """Normalize and convolve, in float32."""
-        h = nn.silu(GroupNorm(self.sizes.norm_groups, epsilon=EPSILON, name="conv_norm_out")(h))
-        return conv(channels, 3, jnp.float32, "conv_out")(h)
+        norm = GroupNorm(self.sizes.norm_groups, epsilon=EPSILON, activation=nn.silu, name="conv_norm_out")
+        return conv(channels, 3, jnp.float32, "conv_out")(norm(h))
 
 
 class VAEEncoder(Half):

@@ -1,15 +1,18 @@
 """Group normalization of large images, whose statistics are summed channel by channel first."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-FROM_PLACES = 256
-"""Places of an image from which sums are taken channel by channel. Smaller ones are normalized as Flax does
-it, with which the metrics of the digits configs were measured."""
+PLACES = 256
+"""Places of an image from which sums are taken channel by channel; smaller ones are normalized as Flax does
+it, with which the metrics of the digits configs were measured. GPUs add up as many in one pass."""
 
 
 class GroupNorm(nn.GroupNorm):
@@ -17,26 +20,99 @@ class GroupNorm(nn.GroupNorm):
 
     Flax sums over places and the channels of a group at once, and XLA's CPU compiler then adds up two or four
     numbers at a time. Sums over places alone take half the time or less.
+
+    Attributes:
+      activation: What follows, element by element; it is computed again in the backward pass.
     """
 
+    activation: Callable[[Array], Array] | None = None
+
     @nn.compact
-    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
-        """Return the same shape; statistics are float32."""
+    def __call__(self, x: Array, *, mask: Array | None = None, film: Sequence[Array] | None = None) -> Array:
+        """Return the same shape; statistics are float32.
+
+        Args:
+          x: `[batch, …, channel]`.
+          mask: As in Flax.
+          film: Scale and shift before the activation, `[batch, channel]`: y → y · (1 + scale) + shift.
+        """
         batch, *sides, channels = x.shape
-        places, groups = math.prod(sides), self.num_groups
-        if mask is not None or groups is None or places < FROM_PLACES or channels % groups:
-            return super().__call__(x, mask=mask)
-        size = channels // groups
-        scale = self.param("scale", self.scale_init, (channels,), self.param_dtype)
-        bias = self.param("bias", self.bias_init, (channels,), self.param_dtype)
-        flat = x.reshape(batch, places, channels).astype(jnp.float32)
+        groups, activation = self.num_groups, self.activation or (lambda y: y)
+        if mask is not None or groups is None or math.prod(sides) < PLACES or channels % groups:
+            y = super().__call__(x, mask=mask)
+            if film is not None:
+                scale, shift = (each.reshape(batch, *(1 for _ in sides), channels) for each in film)
+                y = y * (1 + scale) + shift
+            return activation(y)
+        factor, offset = (
+            jnp.broadcast_to(self.param(name, init, (channels,), self.param_dtype), (batch, channels))
+            for name, init in (("scale", self.scale_init), ("bias", self.bias_init))
+        )
+        dtype = self.dtype or jnp.result_type(x, factor, offset)
+        if film is not None:
+            scale, shift = (each.astype(jnp.float32) for each in film)
+            factor, offset = factor * (1 + scale), offset * (1 + scale) + shift
+        task = _Task(groups, self.epsilon, activation, dtype)
+        return _normalized(x.reshape(batch, -1, channels), factor, offset, task).reshape(x.shape)
 
-        def group_mean(sums: Array) -> Array:
-            return sums.reshape(batch, groups, size).sum(axis=-1) / (places * size)
 
-        mean = group_mean(flat.sum(axis=1))
-        variance = jnp.maximum(group_mean(jnp.square(flat).sum(axis=1)) - jnp.square(mean), 0)
-        factor = jnp.repeat(jax.lax.rsqrt(variance + self.epsilon), size, axis=-1) * scale[None]
-        mean = jnp.repeat(mean, size, axis=-1)
-        y = (flat - mean[:, None]) * factor[:, None] + bias[None, None]
-        return y.astype(self.dtype or jnp.result_type(x, scale, bias)).reshape(x.shape)
+class _Task(NamedTuple):
+    groups: int
+    epsilon: float
+    activation: Callable[[Array], Array]
+    dtype: Any
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalized(x: Array, factor: Array, offset: Array, task: _Task) -> Array:
+    """Normalize `[batch, place, channel]`, multiply and add `[batch, channel]`, and activate."""
+    return _forward(x, factor, offset, task)[0]
+
+
+def _forward(x: Array, factor: Array, offset: Array, task: _Task) -> tuple[Array, Any]:
+    wide = x.astype(jnp.float32)
+    mean, square = (_group_mean(y.sum(axis=1), x, task) for y in (wide, jnp.square(wide)))
+    inverse = lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + task.epsilon)
+    y = (wide - mean[:, None]) * (inverse * factor)[:, None] + offset[:, None]
+    return task.activation(y).astype(task.dtype), (x, factor, offset, mean, inverse)
+
+
+def _group_mean(sums: Array, x: Array, task: _Task) -> Array:
+    """Return, for each channel, the mean over its group and the places of `x`, of sums over places."""
+    grouped = sums.reshape(len(x), task.groups, -1)
+    size = grouped.shape[-1]
+    return jnp.repeat(grouped.sum(axis=-1) / (x.shape[1] * size), size, axis=-1)
+
+
+def _backward(task: _Task, kept: Any, gradient: Array) -> tuple[Array, Array, Array]:
+    x, factor, offset, mean, inverse = kept
+
+    def slopes(x: Array, gradient: Array) -> tuple[Array, Array]:
+        """Return x - mean, and the gradient before the activation."""
+        centered = x.astype(jnp.float32) - mean[:, None]
+        y = centered * (inverse * factor)[:, None] + offset[:, None]
+        return centered, jax.vjp(task.activation, y)[1](gradient.astype(jnp.float32))[0]
+
+    def plain(x: Array, gradient: Array) -> tuple[Array, Array, Array, Array]:
+        centered, slope = slopes(x, gradient)
+        return slope.sum(axis=1), (slope * centered).sum(axis=1), x, gradient
+
+    def sums_first(x: Array, gradient: Array) -> tuple[Array, Array, Array, Array]:
+        # Else XLA's GPU compiler computes the slope once, writes it in float32 and reads it three times.
+        x, gradient = lax.optimization_barrier((x, gradient))
+        centered, slope = slopes(x, gradient)
+        part = PLACES if x.shape[1] % PLACES == 0 else x.shape[1]
+        parts = tuple(y.reshape(len(x), -1, part, y.shape[-1]) for y in (slope, slope * centered))
+        sums = lax.reduce(parts, (0.0, 0.0), lambda one, other: (one[0] + other[0], one[1] + other[1]), (2,))
+        return lax.optimization_barrier((*(y.sum(axis=1) for y in sums), x, gradient))
+
+    to_offset, with_x, x, gradient = lax.platform_dependent(x, gradient, cuda=sums_first, default=plain)
+    centered, slope = slopes(x, gradient)
+    by_mean, by_square = (
+        _group_mean(factor * sums, x, task) for sums in (to_offset, with_x * jnp.square(inverse))
+    )
+    to_x = slope * factor[:, None] - by_mean[:, None] - centered * by_square[:, None]
+    return (inverse[:, None] * to_x).astype(x.dtype), inverse * with_x, to_offset
+
+
+_normalized.defvjp(_forward, _backward)

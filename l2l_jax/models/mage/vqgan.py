@@ -45,7 +45,7 @@ class Levels:
 
     def last(self, x: Array, channels: int, size: int) -> Array:
         """Normalize and convolve, in float32."""
-        x = nn.swish(GroupNorm(self.groups, epsilon=1e-6, name="norm_out")(x))
+        x = GroupNorm(self.groups, epsilon=1e-6, activation=nn.silu, name="norm_out")(x)
         return Conv(channels, (size, size), name="conv_out")(x)
 
 
@@ -62,9 +62,9 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         conv = partial(Conv, self.width, use_bias=False, dtype=self.dtype)
-        norm = partial(GroupNorm, self.groups, epsilon=1e-6, dtype=self.dtype)
-        h = conv((3, 3), name="conv1")(nn.swish(norm(name="norm1")(x)))
-        h = conv((3, 3), name="conv2")(nn.swish(norm(name="norm2")(h)))
+        norm = partial(GroupNorm, self.groups, epsilon=1e-6, dtype=self.dtype, activation=nn.silu)
+        h = conv((3, 3), name="conv1")(norm(name="norm1")(x))
+        h = conv((3, 3), name="conv2")(norm(name="norm2")(h))
         if x.shape[-1] != self.width:
             # Not the input's: that is how the released tokenizer was trained.
             x = conv((1, 1), name="nin_shortcut")(h)

@@ -7,7 +7,7 @@ maps are `[batch, height, width, channel]`. Module names follow the original's `
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -57,9 +57,9 @@ class UNetConfig:
         if self.inner_channel % 2:
             raise ValueError(f"inner_channel must be even, not {self.inner_channel}")
 
-    def norm(self, name: str) -> GroupNorm:
+    def norm(self, name: str, **options: Any) -> GroupNorm:
         """Return a group normalization; statistics are float32 whatever `dtype` is."""
-        return GroupNorm(self.norm_groups, epsilon=1e-5, dtype=self.dtype, name=name)
+        return GroupNorm(self.norm_groups, epsilon=1e-5, dtype=self.dtype, name=name, **options)
 
     def conv(self, channels: int, size: int, name: str, zero: bool = False) -> nn.Conv:
         """Return a convolution with a `size` × `size` kernel that keeps the resolution."""
@@ -84,15 +84,14 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, embedding: Array) -> Array:
         """Map `[batch, height, width, channel]`, `[batch, 4 · inner_channel]` to `[…, channels]`."""
-        h = nn.silu(self.config.norm("in_norm")(x))
+        h = self.config.norm("in_norm", activation=nn.silu)(x)
         if self.resample == "down":
             h, x = (nn.avg_pool(y, (2, 2), (2, 2)) for y in (h, x))
         elif self.resample == "up":
             h, x = (doubled(y) for y in (h, x))
         h = self.config.conv(self.channels, 3, "in_conv")(h)
         film = self.config.dense(2 * self.channels, "emb")(nn.silu(embedding))
-        scale, shift = jnp.split(film[:, None, None], 2, axis=-1)
-        h = nn.silu(self.config.norm("out_norm")(h) * (1 + scale) + shift)
+        h = self.config.norm("out_norm", activation=nn.silu)(h, film=jnp.split(film, 2, axis=-1))
         h = self.config.conv(self.channels, 3, "out_conv", zero=True)(h)
         if x.shape[-1] != self.channels:
             x = self.config.conv(self.channels, 1, "skip")(x)
@@ -190,6 +189,6 @@ class Decoder(nn.Module):
                 if level and i == config.res_blocks:
                     place = 2 if attends else 1
                     h = res_block(config, channels, "up", name=f"{name}_{place}")(h, embedding)
-        h = nn.silu(GroupNorm(config.norm_groups, epsilon=1e-5, name="out_norm")(h))
+        h = GroupNorm(config.norm_groups, epsilon=1e-5, activation=nn.silu, name="out_norm")(h)
         out_conv = Conv(self.out_channel, (3, 3), kernel_init=nn.initializers.zeros, name="out_conv")
         return out_conv(h)
