@@ -6,7 +6,7 @@ These functions write the same files as the programs: a run can be resumed and a
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -27,7 +27,6 @@ from l2l_jax.weights.loading import load_model as load
 from l2l_jax.weights.saved_models import load_params, save_model
 
 __all__ = ["Result", "audit", "evaluate", "inpaint", "load", "unlearn"]
-
 ImageArrays = np.ndarray | tuple[np.ndarray, np.ndarray]
 """Images `[image, height, width, channel]`, uint8 or floats in the model's range, or (images, labels)."""
 
@@ -171,12 +170,9 @@ def _rows(model: Model, images: np.ndarray) -> Images:
 
 
 def _write_inputs(
-    model: Model,
-    params: Params,
-    images: tuple[ImageArrays, ImageArrays],
-    folder: pathlib.Path,
+    model: Model, params: Params, images: tuple[ImageArrays, ImageArrays], folder: pathlib.Path,
     sections: Mapping[str, Any],
-) -> Config:
+) -> Config:  # fmt: skip
     """Write the original model and the images to the workdir, and return the config of a run on them."""
     # Models are dataclasses, which the type of their base class does not say.
     init_fields = [field.name for field in dataclasses.fields(model) if field.init]  # type: ignore[arg-type]
@@ -190,9 +186,7 @@ def _write_inputs(
     return parse_config({**sections, "data": data, "model": given})
 
 
-def _write_images(
-    model: Model, images: tuple[ImageArrays, ImageArrays], path: pathlib.Path
-) -> list[tuple[str, ...]]:
+def _write_images(model: Model, images: Iterable[ImageArrays], path: pathlib.Path) -> list[tuple[str, ...]]:
     """Write both sets to one file and return the names of their classes; none may be in both."""
     pixels, labels, classes = [], [], []
     for name, given in zip(("retain", "forget"), images, strict=True):
@@ -201,9 +195,7 @@ def _write_images(
         labels.append(np.asarray(label).astype(str))
         classes.append(tuple(np.unique(labels[-1]).tolist()))
     if both := set(classes[0]) & set(classes[1]):
-        raise UserError(
-            f"The label {min(both)!r} is in retain and in forget; a class belongs to one of them."
-        )
+        raise UserError(f"The label {min(both)!r} is in retain and in forget; a class belongs to one.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, images=np.concatenate(pixels), labels=np.concatenate(labels))

@@ -120,10 +120,7 @@ MODEL_FIELDS = ("family", "pretrained")  # fields of `Config` that the section `
 
 
 def _model(given: Mapping[str, Any]) -> tuple[str, Model]:
-    """Return the family's name and the model of a section `model`.
-
-    Given fields override those that are stored with `pretrained`, which override those of `variant`.
-    """
+    """Return family and model of a section: given fields override those of `pretrained`, then `variant`."""
     fields = {name: value for name, value in given.items() if name not in MODEL_FIELDS}
     pretrained, family = str(given.get("pretrained", "")), str(given.get("family", ""))
     found, stored, hidden = family, dict[str, Any](), tuple[str, ...]()
@@ -177,7 +174,6 @@ def _pretrain(recipe: Mapping[str, Any], model: Model) -> dict[str, TrainingConf
 
 
 def _unlearning(given: Any) -> UnlearningConfig:
-    """Return the section `unlearn`, in which the options of each method are a section of its name."""
     where = "config.unlearn"
     fields = dict(_mapping(given, where))
     methods = {
@@ -205,7 +201,6 @@ def _unlearning(given: Any) -> UnlearningConfig:
 
 
 def _audit(given: Any) -> AuditConfig:
-    """Return the section `audit`, in which the options of each attack are a section of its name."""
     where = "config.audit"
     for name in _mapping(given, where):
         if name in RENAMED_IN_AUDIT:
@@ -219,7 +214,6 @@ def _fields(cls: type) -> list[str]:
 
 
 def _check_together(config: Config) -> None:
-    """Raise a UserError for sections that are right on their own and do not go together."""
     try:
         config.evaluate.check(config.model)
         if config.unlearn.retain_budget is not None:
@@ -234,9 +228,7 @@ def _check_together(config: Config) -> None:
         )
     reason = config.model.why_no_codes
     if config.unlearn.banked and reason:
-        raise UserError(
-            f"config.unlearn.noise_bank and token_bank keep a tokenizer's codes, but {reason}: set both to 0."
-        )
+        raise UserError(f"config.unlearn.noise_bank and token_bank keep codes, but {reason}: set both to 0.")
     try:
         config.unlearn.objective(config.model)
     except ValueError as error:
@@ -244,17 +236,11 @@ def _check_together(config: Config) -> None:
 
 
 def upgrade(stored: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a config that `Config.describe` has stored, in this version or an earlier one.
-
-    Raises:
-      UserError: It is damaged.
-    """
+    """Return the recipe of a stored config of this or an earlier version; a UserError if it is damaged."""
     try:
         return _upgraded(dict(stored))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"The stored config of a run is damaged ({type(error).__name__}: {error})."
-        ) from error
+        raise UserError(f"A run's stored config is damaged ({type(error).__name__}: {error}).") from error
 
 
 def _upgraded(stored: dict[str, Any]) -> Recipe:
@@ -265,9 +251,7 @@ def _upgraded(stored: dict[str, Any]) -> Recipe:
     given = stored.get("unlearn", {})
     method = given.get("method", UnlearningConfig.method)
     unlearn = {name: given[name] for name in given if name in (*_fields(UnlearningConfig), *METHODS)}
-    options = {
-        name: given[name] for name in given if name in _fields(METHODS[method]) and name not in unlearn
-    }
+    options = {k: given[k] for k in given if k in _fields(METHODS[method]) and k not in unlearn}
     if options:
         unlearn[method] = options
     given = stored.get("audit", {})

@@ -63,9 +63,9 @@ IMAGENET = dict(
 )
 """The paper's experiment on ImageNet-1K."""
 
+# The method of the small configs for published models: a tenth of the steps of pretraining at twice its rate.
+# (The small ones have 0.1 to 0.4 of the steps and 1.8 to 2.5 times the rate.)
 PUBLISHED_UNDO = dict(unlearn=dict(method="undo", retain_budget=1.25, checkpoint_every=500))
-"""The method of the small configs for published models: a tenth of the steps of pretraining at twice its
-rate. (The small ones have 0.1 to 0.4 of the steps and 1.8 to 2.5 times the rate.)"""
 
 LOCAL = dict(
     model=dict(pretrained="", dtype="float32"),
@@ -91,13 +91,7 @@ LOCAL_PRETRAINING = dict(batch_size=16, learning_rate=2e-3, warmup_steps=5, chec
 
 
 def combine(variant: str, *bases: Sections, **variants: Sequence[Sections]) -> ConfigDict:
-    """Return a config: sections whose fields override those of the sections before.
-
-    Args:
-      variant: Name of a variant, or "".
-      *bases: Sections.
-      **variants: The sections that each variant adds.
-    """
+    """Return a config: fields of sections override those before; a `variant` that is not "" adds its own."""
     if variant and variant not in variants:
         known = f"variant{'s' if len(variants) > 1 else ''} {', '.join(variants)}"
         raise UserError(f"This config has the {known}, and none called {variant!r}.")

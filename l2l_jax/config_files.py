@@ -1,7 +1,4 @@
-"""Config files: finding and reading them, and changing their fields from the command line.
-
-Importing this module does not import JAX.
-"""
+"""Config files: finding, reading and overriding them. Importing this module does not import JAX."""
 
 import contextlib
 import difflib
@@ -76,7 +73,6 @@ def read_config(spec: str) -> Recipe:
 
 @contextlib.contextmanager
 def _explained(path: pathlib.Path) -> Iterator[None]:
-    """Raise UserErrors that name the line of a config file for mistakes in it."""
     try:
         yield
     except UserError:
@@ -102,10 +98,7 @@ def as_recipe(value: Any) -> Recipe:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Text]]:
-    """Split `--config.SECTION.FIELD=VALUE` from the other arguments.
-
-    The value may also be the next argument; without any, the field is set to True.
-    """
+    """Split `--config.FIELD=VALUE`, `--config.FIELD VALUE` and `--config.FIELD` (True) from the others."""
     rest, overrides = [], {}
     arguments = list(argv)
     while arguments:

@@ -210,9 +210,8 @@ def encoder_unlearning_loss(
         raise ValueError(f"retain, forget and noise inputs must have one structure and shape, not {shown}")
     student_retain, student_forget = deinterleave(encode(student, interleave(inputs.retain, inputs.forget)))
     teacher_retain, teacher_noise = deinterleave(encode(teacher, interleave(inputs.retain, inputs.noise)))
-    return unlearning_loss(
-        student_retain, teacher_retain, student_forget, teacher_noise, alpha=alpha, axis_name=axis_name
-    )
+    pairs = student_retain, teacher_retain, student_forget, teacher_noise
+    return unlearning_loss(*pairs, alpha=alpha, axis_name=axis_name)
 
 
 def unlearning_inputs(
@@ -240,9 +239,8 @@ def unlearning_inputs(
     if axis_name is not None:  # `corrupt` knows nothing of the other devices' rows
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
     retain_key, forget_key = corruption_keys(rng)
-    return UnlearningInputs(
-        corrupt(retain, retain_key), corrupt(forget, forget_key), corrupt(noise_image, forget_key)
-    )
+    noisy = corrupt(noise_image, forget_key)
+    return UnlearningInputs(corrupt(retain, retain_key), corrupt(forget, forget_key), noisy)
 
 
 def corruption_keys(rng: Key[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
@@ -373,14 +371,9 @@ def _fitted(where: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _weighted_sum(
-    retain: jax.Array,
-    forget: jax.Array,
-    weight: float | jax.Array,
-    *,
-    where: Where | None = None,
-    per_example: bool = False,
-    axis_name: str | None = None,
-) -> tuple[jax.Array, Terms]:
+    retain: jax.Array, forget: jax.Array, weight: float | jax.Array, *,
+    where: Where | None = None, per_example: bool = False, axis_name: str | None = None,
+) -> tuple[jax.Array, Terms]:  # fmt: skip
     """Turn losses of examples into mean retain + weight · mean forget, and the terms."""
     masks = where or (None, None)
     means = [_mean(losses, mask, axis_name) for losses, mask in zip((retain, forget), masks, strict=True)]

@@ -26,10 +26,7 @@ SIDES = ("left", "right", "top", "bottom")
 
 
 def center_mask(size: int, width: int) -> Mask:
-    """Return a centered square mask of `width` pixels.
-
-    Half of `size` is the paper's larger inpainting task, a quarter the smaller.
-    """
+    """Return a centered square mask of `width` pixels; half of `size` in the paper, or a quarter."""
     if (size - width) % 2:
         raise ValueError(f"a mask {width} pixels wide cannot be centered in {size} pixels")
     if not 0 < width < size:
@@ -133,10 +130,7 @@ def stroke_mask(vertices: Float[np.ndarray, "vertex 2"], width: int, size: int) 
 
 
 def mask_bank(kind: TrainingMask, count: int, size: int, seed: int) -> Bool[np.ndarray, "count size size"]:
-    """Draw masks to choose from; "hybrid", a box and strokes together, is Palette's; "centre" gives one only.
-
-    Equal arguments give equal masks, on every host.
-    """
+    """Draw masks, the same on every host; "hybrid", a box and strokes, is Palette's, "centre" gives one."""
     if kind not in TRAINING_MASKS:
         raise ValueError(f"training_holes must be one of {', '.join(TRAINING_MASKS)}, not {kind!r}")
     if count < 1:

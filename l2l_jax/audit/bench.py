@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import threading
-import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -41,11 +41,9 @@ from l2l_jax.utils.multihost import is_primary
 from l2l_jax.utils.progress import Progress
 
 T = TypeVar("T")
-
 VALIDATION_IMAGES = 500  # images on which the best step of each curve is chosen, at most; evenly spaced
-
+# `(params, images, set name)` → images and their reconstructions, batch by batch
 Reconstructions = Callable[[Params, ImageSet, str], Iterator[tuple[Images, np.ndarray]]]
-"""`(params, images, set name)` → images and their reconstructions, batch by batch."""
 
 
 class AuditSetup(EvaluationSetup, Protocol):
@@ -61,30 +59,21 @@ class AuditSetup(EvaluationSetup, Protocol):
 
 
 class Target(NamedTuple):
-    """A model under attack, whose parameters no attack changes.
-
-    `cache` has the results of the attacks on it; `show`: whether to keep reconstructions for pictures.
-    """
+    """A model under attack, whose parameters no attack changes."""
 
     name: str
     params: Params
-    cache: ResultCache
-    show: bool
+    cache: ResultCache  # results of the attacks on it
+    show: bool  # whether to keep reconstructions for pictures
 
 
 class Bench:
     """Images, measurements and trainings for the attacks of one experiment.
 
-    Args:
-      config: The experiment.
-      evaluation: Its test images, mask and classifier.
-      training: The images that unlearning was given, which an attacker may have.
-
-    Attributes:
-      mask: Bool `[height, width]`, True where pixels are missing.
-      validation: Images to choose on.
-      sets: "retain" and "forget" test images; "validation" and "retain validation": those to choose on.
-      canaries: Marked training images, if `config.data.canaries` asks for them.
+    `evaluation` has its test images, mask and classifier; `training` is what unlearning was given, and an
+    attacker may have. Attributes are the `mask`, bool `[height, width]`, True where pixels are missing;
+    `sets`, "retain" and "forget" test images, and "validation" and "retain validation" to choose on; and
+    `canaries`, marked training images, if `config.data.canaries` asks for them.
     """
 
     def __init__(self, config: AuditSetup, evaluation: Evaluation, training: Split):
@@ -136,36 +125,20 @@ class Bench:
         return self.shared(key, lambda: BatchedRunner(per_image(compute, self.config.seed), size))
 
     def measure(
-        self,
-        params: Params,
-        title: str,
-        sets: tuple[str, ...] = ("validation", "forget"),
-        *,
+        self, params: Params, title: str, sets: tuple[str, ...] = ("validation", "forget"), *,
         over: Reconstructions | None = None,
-    ) -> Measured:
-        """Measure a model, or the reconstructions of `over`, on image sets; `title` is shown meanwhile.
-
-        Canaries, if there are any, are measured, too.
-        """
+    ) -> Measured:  # fmt: skip
+        """Measure a model, or reconstructions of `over`, on sets and canaries; `title` is shown meanwhile."""
         found = {name: self.measure_images(params, self.sets[name], name, title, over=over) for name in sets}
         if self.canaries is not None:
             found[CANARIES] = self.canaries.measure(over or self.evaluation.inpainter.over, params)
         return found
 
     def measure_images(
-        self,
-        params: Params,
-        images: ImageSet,
-        name: str,
-        title: str,
-        *,
-        over: Reconstructions | None = None,
-        mask: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Measure a model on the images of a set, whose name decides what is drawn: see `Measured`.
-
-        Reconstructions of another `mask` are not classified.
-        """
+        self, params: Params, images: ImageSet, name: str, title: str, *,
+        over: Reconstructions | None = None, mask: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Measure a model on images of a set, whose name decides draws; with a `mask` without classes."""
         blocks = []
         over = over or self.evaluation.inpainter.over
         with Progress(f"{title}, {name}", len(images), unit="image") as progress:
@@ -178,9 +151,7 @@ class Bench:
                 progress.update(len(inpainted))
         return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
-    def features(
-        self, params: Params, images: ImageSet, draws: int
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def features(self, params: Params, images: ImageSet, draws: int) -> tuple[dict[str, Any], np.ndarray]:
         """Return encoder features `[image, draw, feature]` by layer, and class ids."""
         size, seed = self.config.evaluate.batch_size, self.config.seed
         make = functools.partial(EncoderFeatures, self.model, size, seed, draws)
@@ -212,16 +183,12 @@ class Bench:
     def fit(
         self, target: Target, variant: str, training: Training, seed: int, hooks: Sequence[Hook] = ()
     ) -> Params:
-        """Return a model's parameters after further training; an interrupted training resumes.
-
-        Trainings that differ in images and number of steps alone share a compiled step.
-        """
+        """Train a model further, resumably; trainings that differ in images and steps share a program."""
         data, stamp = self.config.data, {"training": training.describe(), "repetition": seed}
         digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
         folder = target.cache.folder / f"{variant}_training_{seed}_{digest}"
-        options = LoaderOptions(
-            folder, data.max_bad_fraction, data.workers, jax.process_index(), jax.process_count()
-        )
+        place = jax.process_index(), jax.process_count()
+        options = LoaderOptions(folder, data.max_bad_fraction, data.workers, *place)
         batches = TrainingBatches(
             {"train": training.images}, training.batch_size, value_range=self.model.value_range,
             seed=self.seed(seed), options=options,
@@ -230,10 +197,8 @@ class Bench:
 
         def make() -> Trainer:
             mesh, kind = sharding.make_mesh(config=self.config.mesh), self.config.parallel
-            number = self.seed(seed, purpose=1)
-            return Trainer(
-                variant, training.objective, training.config, seed=number, mesh=mesh, parallel=kind
-            )
+            what, number = (variant, training.objective, training.config), self.seed(seed, purpose=1)
+            return Trainer(*what, seed=number, mesh=mesh, parallel=kind)
 
         step = dataclasses.replace(training.config, steps=1)  # the rate is constant
         trainer = self.shared((training.objective.trained, step, seed), make)
@@ -245,28 +210,21 @@ class Bench:
         return params
 
     def seconds(self, params: Params, work: Sequence[Work]) -> float:
-        """Return about how long some work takes on this machine.
-
-        A batch is timed; an image of a training step counts as three forward passes.
-        """
+        """Estimate how long some work takes from a timed batch; a trained image counts as three passes."""
         size, images = self.config.evaluate.batch_size, self.sets["forget"].read(range(1))
 
         def loss(params, image, rng):
             corrupted = self.model.corrupt(params, image[None], rng)
             return self.model.generative_loss(params, image[None], corrupted)
 
-        trained = self.runner("loss", loss)
-        rows = image_rows(images, "forget")
-        placed = trained.place(params)
-        each = []
+        trained, rows = self.runner("loss", loss), image_rows(images, "forget")
+        placed, each = trained.place(params), []
         for call in (
             lambda: self.evaluation.inpainter(placed, images, "forget"),
             lambda: trained(placed, rows),
         ):
             call()  # compiles
-            start = time.perf_counter()
-            call()
-            each.append((time.perf_counter() - start) / size)  # a batch is padded to its size
+            each.append(timeit.timeit(call, number=1) / size)  # a batch is padded to its size
         return sum(w.reconstructed * each[0] + w.trained * 3 * each[1] for w in work)
 
     def pictures(self, params: Params) -> dict[str, np.ndarray]:

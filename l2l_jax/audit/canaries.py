@@ -20,13 +20,7 @@ CANARIES = "canaries"  # name of the set of images in measurements
 
 
 class Canaries:
-    """The canaries of an experiment without their marks, and images to compare with.
-
-    Args:
-      config: The experiment.
-      source: Its training images.
-      mask: Bool `[height, width]`, True where pixels are missing.
-    """
+    """Canaries of `source`, without marks, and images to compare; `mask` is True where pixels are missing."""
 
     def __init__(self, config: EvaluationSetup, source: Marked, mask: np.ndarray):
         indices = np.concatenate(list(canaries(config.data, source).values()))
@@ -39,34 +33,23 @@ class Canaries:
                 "Canaries have their marks in the middle of images, which the first of config.evaluate.tasks "
                 "does not mask: choose a task such as centre_8."
             )
-        marks = [mark(int(index), len(mask))[mask[middle]] for index in indices]
-        self._marks = np.stack(marks)
+        self._marks = np.stack([mark(int(index), len(mask))[mask[middle]] for index in indices])
 
     def measure(self, reconstructions: Any, params: Any) -> dict[str, np.ndarray]:
-        """Measure the fit of each image's own mark to its reconstruction, see `fit`; unreadable ones have 0.
-
-        `reconstructions` is a function as `Inpainter.over`.
-        """
+        """Measure the `fit` of each image's own mark to its reconstruction; unreadable ones have 0."""
         scores, found = np.zeros((2, len(self.images)))
         for originals, inpainted in reconstructions(params, self.images, CANARIES):
-            residuals = (inpainted - originals.images)[:, self._hidden].mean(-1)
-            scores[originals.indices], found[originals.indices] = fit(
-                residuals, self._marks, originals.indices
-            )
+            residuals, own = (inpainted - originals.images)[:, self._hidden].mean(-1), originals.indices
+            scores[own], found[own] = fit(residuals, self._marks, own)
         return {"score": scores, "found": found}
 
 
 def fit(residuals: np.ndarray, marks: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compare how well reconstructions fit their own marks and all others.
+    """Compare how well residuals `[image, pixel]` fit their own and all other marks `[mark, pixel]`.
 
-    Args:
-      residuals: Reconstructions minus images without marks, `[image, pixel]`.
-      marks: `[mark, pixel]`.
-      own: Number of each image's own mark `[image]`.
-
-    Returns:
-      Minus the correlation with the own mark, in standard deviations from those with the others; and 1 where
-      it is the greatest of all, otherwise 0; both `[image]`.
+    Residuals are reconstructions minus images without marks; `own` `[image]` are numbers of marks. Returns
+    minus the correlation with the own mark, in standard deviations from those with the others; and 1 where it
+    is the greatest of all, otherwise 0; both `[image]`.
     """
     correlations = _standardized(residuals) @ _standardized(marks).T
     rows = np.arange(len(own))

@@ -17,33 +17,25 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 Measure = Literal["error", "accuracy", "auc", "marks"]
-
 ALPHA = 0.05  # level of every one-sided test
-
+# Chance of a decision at the number of test images or retrained models that is reported as enough
 POWER = 0.8
-"""Chance of a decision at the number of test images or retrained models that is reported as enough."""
-
 MOST_RETRAINED = 50  # greatest number of retrained models that is reported as enough
-
+# Excess that does not count: the least margin of each measure, fixed before any model was measured
 MARGINS: Mapping[Measure, float] = {"error": math.log(1.1), "accuracy": 0.05, "auc": 0.05, "marks": 0.05}
-"""Excess that does not count: the least margin of each measure, fixed before any model was measured."""
-
+# Factor on the sample skewness: samples of heavy tails look less skewed than they are. Chosen by simulation
+# (research/verdict_simulation.py).
 TAIL = 2.0
-"""Factor on the sample skewness: samples of heavy tails look less skewed than they are. Chosen by simulation
-(research/verdict_simulation.py)."""
-
+# Measurements of one model, arrays `[…, image]`: for "error" the masked MSE; for "accuracy" whether the class
+# was found, and the class ids; for "auc" and "marks" scores of members, the smaller ones, and of others
 Sample = Sequence[np.ndarray]
-"""Measurements of one model, arrays `[…, image]`: for "error" the masked MSE; for "accuracy" whether the
-class was found, and the class ids; for "auc" and "marks" scores of members, the smaller ones, and of
-others."""
 
 
 class SeedSpread(NamedTuple):
     """Spread of retrained models that differ by their seed alone."""
 
     deviation: float  # standard deviation of the measure over the models, with the logarithm of the error
-    # Number of models, at least two
-    count: int  # type: ignore[assignment]  # in place of tuple.count
+    count: int  # type: ignore[assignment]  # of models, at least two; in place of tuple.count
 
     def margin(self, references: int) -> float:
         """Return the 95% bound on how far another seed differs from the mean of `references` models."""
@@ -119,10 +111,8 @@ def compare(
     test = TESTS[measure](unlearned, retrained)
     holds, violated = test.p_values(margin)
     images = sum(counts) if TESTS[measure] is _auc_test else counts[0]
-    ends = test.bounds()
-    return Comparison(
-        measure, float(test.excess), *ends, margin, float(holds), float(violated), images, seeds
-    )
+    numbers = float(test.excess), *test.bounds(), margin, float(holds), float(violated)
+    return Comparison(measure, *numbers, images, seeds)
 
 
 def deviation(measure: Measure, models: Sequence[Sample]) -> float:
@@ -140,10 +130,7 @@ def knowledge(measure: Measure, sample: Sample) -> float:
 
 
 def auc(members: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the probability that a member's error `[…, member]` is less than another's `[…, other]`.
-
-    Ties count half: the area under the ROC curve (Mann & Whitney 1947).
-    """
+    """Return P(error `[…, member]` < other `[…, other]`), ties half: the ROC's area (Mann & Whitney 1947)."""
     from scipy.stats import mannwhitneyu
 
     pairs = members.shape[-1] * others.shape[-1]
@@ -235,11 +222,7 @@ def _accuracy_test(unlearned: Sample, retrained: Sequence[Sample]) -> MarginTest
 
 
 def _stratified(values: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the mean over classes of each class's mean, its standard error and degrees of freedom.
-
-    All classes together get one image that differs, as in Agresti & Min (2005): equal answers are not
-    certainty.
-    """
+    """Return mean over classes, error and freedom; one image is taken to differ (Agresti & Min 2005)."""
     ids = np.unique(classes)
     groups = [np.asarray(values, np.float64)[..., classes == class_id] for class_id in ids]
     sizes = np.array([group.shape[-1] for group in groups])

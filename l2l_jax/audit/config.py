@@ -9,7 +9,6 @@ from l2l_jax.errors import UserError
 from l2l_jax.evals.config import Names
 
 DEFAULT = ("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership")
-
 THOROUGH = "thorough"  # name of all attacks together that the models allow
 
 RENAMED = {

@@ -26,7 +26,6 @@ from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
-
 RECOMPUTED = ("remat", "scan")  # fields of a model that change how it is computed, not what
 
 
@@ -40,14 +39,8 @@ class Standard(NamedTuple):
 class Audit:
     """Attacks on models that come from one original; what they find is kept in a folder for each model.
 
-    Args:
-      config: The experiment.
-      evaluation: Its test images.
-      training: The images that unlearning was given.
-      folder: Folder of all audits of this original.
-
-    Attributes:
-      lines: The variants of all attacks, the unattacked model first.
+    `training` are the images that unlearning was given, `folder` that of all audits of this original. `lines`
+    are the variants of all attacks, the unattacked model first.
     """
 
     def __init__(self, config: AuditSetup, evaluation: Evaluation, training: Split, folder: pathlib.Path):
@@ -80,7 +73,6 @@ class Audit:
         return self._config.audit.seeds if attack and attack.is_seeded else 1
 
     def _chosen(self) -> list[Attack]:
-        """Return the attacks; "thorough" is all that can be run."""
         thorough = self._config.audit.attacks == (THOROUGH,)
         chosen = []
         for name in ATTACKS if thorough else self._config.audit.attacks:
@@ -122,11 +114,9 @@ class Audit:
         """
         if self._config.audit.attacks == (THOROUGH,):
             seconds = len(models) * self._bench.seconds(next(iter(models.values())), self.work())
-            logger.info(
-                "The thorough audit of %d models takes about %s; finished attacks are not repeated.",
-                len(models),
-                f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes",
-            )
+            text = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+            sentence = "The thorough audit of %d models takes about %s; finished attacks are not repeated."
+            logger.info(sentence, len(models), text)
         targets = [Target(name, x, self._cache(name, x), name == show) for name, x in models.items()]
         jobs = [
             (target, line, seed)
@@ -146,9 +136,7 @@ class Audit:
         found: dict[str, dict[str, list[Points]]] = {name: {} for name in models}
         for (target, line, _), points in zip(jobs, results, strict=True):
             found[target.name].setdefault(line.name, []).append(points)
-        return {
-            name: {v: mean_points(runs) for v, runs in variants.items()} for name, variants in found.items()
-        }
+        return {name: {v: mean_points(runs) for v, runs in own.items()} for name, own in found.items()}
 
     def pictures(self, name: str, report: Mapping[str, Any]) -> Mapping[str, np.ndarray] | None:
         """Return reconstructions after the strongest training attack, at its best step, by set."""

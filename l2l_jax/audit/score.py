@@ -26,9 +26,8 @@ from l2l_jax.audit.verdict import Verdict, decide, differ
 from l2l_jax.evals.intervals import bootstrap, mean_interval
 
 UNATTACKED = "no_attack"  # name of what is measured without any attack
-
+# Findings of "original", "unlearned" and "retrained" models; there may be none or several of the last
 Models = Mapping[str, Sequence[Findings]]
-"""Findings of "original", "unlearned" and "retrained" models; there may be none or several of the last."""
 
 KNOWLEDGE: Mapping[Measure, Callable[..., np.ndarray]] = {
     "error": lambda mse: -np.log(np.maximum(mse.mean(-1), 1e-12)),
@@ -54,23 +53,17 @@ class Best(NamedTuple):
 
 
 def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the audit of an unlearned model.
+    """Return the audit of an unlearned model: verdict, comparisons, results by line, cost and details.
 
-    Args:
-      models: Findings by role. Without a retrained model the unlearned one is compared with the original.
-      lines: The variants that were run, the unattacked model first.
-      standard: Facts about the retrained models; "seeds" holds the spread over training seeds, if known.
-
-    Returns:
-      "verdict"; "comparisons" of every line and measure with the reference; "results" by line; "cost" on
-      retain images; "canaries", "membership", "layers" of the linear probe, "curves" over steps.
+    Without a retrained model, the unlearned one is compared with the original. The first of the `lines` is
+    the unattacked model; "seeds" of the facts about the retrained models holds the spread over training
+    seeds.
     """
     reference = "retrained" if models["retrained"] else "original"
     spread = (standard or {}).get("seeds")
     canaries, marks = _canaries(models, lines)
-    comparisons = {
-        line.name: _comparisons(models["unlearned"][0], models[reference], line, spread) for line in lines
-    }
+    own, others = models["unlearned"][0], models[reference]
+    comparisons = {line.name: _comparisons(own, others, line, spread) for line in lines}
     attacks = {name: found for name, found in comparisons.items() if name != UNATTACKED}
     verdict, differs = _without_standard(comparisons[UNATTACKED]), None
     if reference == "retrained":
@@ -78,7 +71,6 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
         differs = differ(_comparisons(models["original"][0], models["retrained"], lines[0], spread))
     titles = {line.name: line.title for line in lines}
     first = {role: found[0] for role, found in models.items() if found}
-    own = first["unlearned"]
     curves = {
         line.name: {role: _curve(found, line) for role, found in first.items()}
         for line in lines
@@ -169,24 +161,19 @@ def depth(measure: Measure, *models: Sample) -> dict[str, Any]:
         depth = (a_original − a_unlearned) / (a_original − a_retrained)
 
     of a quantity `a` that is greater the more a model knows. It describes; the verdict does not use it.
-
-    Args:
-      measure: What the samples are, see `comparison.Sample`; class ids are not used.
-      models: Measurements of the original, the unlearned and the retrained model on the same images, which
-        are resampled together.
+    `models` are measurements of original, unlearned and retrained model on the same images, which are
+    resampled together.
 
     Returns:
-      JSON-able: "value" and its 95% interval over images, "low" and "high"; "resolved": whether original and
-      retrained model clearly differ, by more than the measure's margin.
+      "value" and its 95% interval over images, "low" and "high"; "resolved": whether original and retrained
+      model clearly differ, by more than the measure's margin.
     """
     used = 2 if measure == "auc" else 1
     arrays = [[np.asarray(values, np.float64) for values in sample[:used]] for sample in models]
 
     def known(chosen):
-        return (
-            KNOWLEDGE[measure](*(values[i] for values, i in zip(sample, chosen, strict=True)))
-            for sample in arrays
-        )
+        resampled = ([x[i] for x, i in zip(sample, chosen, strict=True)] for sample in arrays)
+        return (KNOWLEDGE[measure](*values) for values in resampled)
 
     def gap(*chosen):
         before, _, never = known(chosen)
@@ -211,18 +198,13 @@ def plain(values: Iterable[float]) -> list[float | None]:
 def _comparisons(
     model: Findings, references: Sequence[Findings], line: Line, spread: Mapping[str, Any] | None
 ) -> list[Comparison]:
-    """Compare a model with others after an attack; `spread`: what a card says of other training seeds."""
     others = [best_points(findings, line) for findings in references]
-    known = (spread or {}).get("spread", {}).get(line.name, {})
-    return [
-        compare(
-            measure,
-            best.sample,
-            [other[measure].sample for other in others],
-            SeedSpread(known[measure], spread["count"]) if spread and measure in known else None,
-        )
-        for measure, best in best_points(model, line).items()
-    ]
+    known, comparisons = (spread or {}).get("spread", {}).get(line.name, {}), []
+    for measure, best in best_points(model, line).items():
+        seeds = SeedSpread(known[measure], spread["count"]) if spread and measure in known else None
+        samples_of_others = [other[measure].sample for other in others]
+        comparisons.append(compare(measure, best.sample, samples_of_others, seeds))
+    return comparisons
 
 
 def _without_standard(unattacked: Sequence[Comparison]) -> Verdict:
@@ -290,7 +272,6 @@ def _klom(models: Models, line: Line) -> dict[str, dict[str, list[float | None]]
 
 
 def _metrics(known: Mapping[Measure, Sample]) -> dict[str, list[float | None]]:
-    """Return value and 95% interval of "mse" and "accuracy" (balanced over classes)."""
     found = {}
     if "error" in known:
         found["mse"] = plain(mean_interval(known["error"][0]))
@@ -318,9 +299,7 @@ def _strongest(comparisons: Mapping[str, Sequence[Comparison]]) -> str | None:
     return max(strength, key=strength.__getitem__, default=None)
 
 
-def _canaries(
-    models: Models, lines: Sequence[Line]
-) -> tuple[list[dict[str, Any]], dict[str | None, Comparison]]:
+def _canaries(models: Models, lines: Sequence[Line]) -> tuple[list[dict], dict[str | None, Comparison]]:
     """Return how well models restore marks by line, and comparisons with retrained models by attack."""
     rows, comparisons = [], dict[str | None, Comparison]()
     for line in lines:

@@ -48,17 +48,13 @@ def decide(
     attacks: Mapping[str, Sequence[Comparison]],
     marks: Mapping[str | None, Comparison] = MappingProxyType({}),
 ) -> Verdict:
-    """Return the verdict on an unlearned model.
+    """Return the verdict on an unlearned model, from comparisons without attack and after each attack.
 
     "Forgotten" needs every comparison to hold (an intersection–union test). "Not forgotten" needs one without
     attack, "hidden" one after an attack, to be significantly violated (Holm's correction over attacks and
-    measures), and for "hidden" all without attack to hold. Each is wrong in at most 5 % of cases.
-
-    Args:
-      unattacked: Comparisons of the model that nobody attacked; empty without a retrained model.
-      attacks: Comparisons after each attack, one for each measure.
-      marks: Comparisons of canaries, by attack (None: unattacked). They can be violated and need not hold: a
-        mark that is restored shows memory, but marks are too few to show that there is none.
+    measures), and for "hidden" all without attack to hold. Each is wrong in at most 5 % of cases. Comparisons
+    of canaries' `marks`, by attack (None: unattacked), can be violated and need not hold: a mark that is
+    restored shows memory, but marks are too few to show that there is none.
     """
     if not unattacked:
         return Verdict("undecided")
@@ -66,9 +62,8 @@ def decide(
     after = [(name, c) for name, comparisons in attacks.items() for c in comparisons]
     violations = _violations([*after, *((name, c) for name, c in marks.items() if name)])
     violated = tuple(dict.fromkeys(name for name, _ in violations))
-    unsettled = tuple(
-        name for name, found in attacks.items() if name not in violated and not all(c.holds for c in found)
-    )
+    open_attacks = (name for name, found in attacks.items() if not all(c.holds for c in found))
+    unsettled = tuple(name for name in open_attacks if name not in violated)
     if shown := _violations([*before, *((name, c) for name, c in marks.items() if not name)]):
         return Verdict("not forgotten", *max(shown, key=_distance), violated, unsettled)
     if unsure := [entry for entry in before if not entry[1].holds]:

@@ -1,5 +1,6 @@
 """Flags, processes and exit codes of all programs."""
 
+import argparse
 import contextlib
 import inspect
 import io
@@ -9,7 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags
 from absl import logging as absl_logging
@@ -18,14 +19,8 @@ from l2l_jax import config_files
 from l2l_jax.cli.failures import end_broken_pipe, explain, explanation, output_is_broken
 from l2l_jax.config_files import Recipe
 from l2l_jax.errors import Interrupted, UserError
-from l2l_jax.utils import distributed
+from l2l_jax.utils import distributed, runtime
 from l2l_jax.utils.progress import LineHandler
-from l2l_jax.utils.runtime import (
-    check_backend,
-    keep_compiled_programs,
-    return_memory_after_compiling,
-    tune_malloc,
-)
 from l2l_jax.utils.stopping import raising_signals
 from l2l_jax.utils.text import printable_lines
 
@@ -65,6 +60,17 @@ flags.FLAGS.append_flag_values(PROCESSES)
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are UserErrors; descriptions keep their lines."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UserError."""
+        raise UserError(f"{message[:1].upper()}{message[1:]}. See --help.")
+
+
 class HelpRequested(Exception):
     """The command line asks for help."""
 
@@ -72,10 +78,7 @@ class HelpRequested(Exception):
 def parse_flags(
     argv: Sequence[str], needs_config: Callable[[], bool] = lambda: True
 ) -> tuple[Recipe, pathlib.Path]:
-    """Return the config and the workdir that the command line asks for.
-
-    `needs_config` is called after the flags are read; where it is False, a missing config is empty.
-    """
+    """Return the config, empty if missing and not `needs_config()`, and the workdir of the command line."""
     if HELP & set(argv):
         raise HelpRequested
     with together():
@@ -111,7 +114,7 @@ def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple
     else:
         return {}, pathlib.Path(WORKDIR.value or "runs/folders")
     if COMPILE_CACHE.value:
-        keep_compiled_programs()
+        runtime.keep_compiled_programs()
     recipe = config_files.override(recipe, overrides)
     workdir = workdir_of_flags()
     assert workdir is not None
@@ -119,7 +122,6 @@ def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple
 
 
 def _recipe_of_run() -> Recipe:
-    """Return the config of the earlier run in --workdir."""
     if WORKDIR.value is None:
         raise UserError(
             "--config is required, for example --config=configs/digits_mae.py; or name the --workdir of an "
@@ -153,8 +155,8 @@ def show(text: str) -> None:
 
 def load_config(recipe: Recipe) -> "Config":
     """Start JAX and return the checked config; all processes get it, or none does."""
-    check_backend()
-    return_memory_after_compiling()
+    runtime.check_backend()
+    runtime.return_memory_after_compiling()
     from l2l_jax.config import parse_config
 
     with together():
@@ -166,14 +168,11 @@ def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[s
 
     `program` is called with `argv` without the flags about processes, and may return an exit code. A process
     that fails alone ends at once instead of returning, with 1, or `distributed.LOST` if another was lost: the
-    others could not end before it, nor it before them.
-
-    Returns:
-      0, or what `program` returned; 1 for a user's mistake; 128 + signal number if it was asked to stop.
-      Other exceptions pass through: they are bugs, and their traceback is needed.
+    others could not end before it, nor it before them. A user's mistake is 1, a signal to stop 128 + its
+    number. Other exceptions pass through: they are bugs, and their traceback is needed.
     """
     if not HELP & set(argv):
-        tune_malloc()
+        runtime.tune_malloc()
 
     def joined() -> int | None:
         try:
@@ -186,10 +185,7 @@ def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[s
 
 
 def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Call a command that runs in one process on files that it is given, and return its exit code.
-
-    `argv` is the command line without the program's name.
-    """
+    """Call a command of one process, given the arguments after its name, and return its exit code."""
 
     def checked() -> int | None:
         try:
@@ -243,8 +239,14 @@ def _join_processes(argv: Sequence[str]) -> list[str]:
         rest = PROCESSES(list(argv), known_only=True)
     except flags.Error as error:
         raise UserError(str(error)) from error
-    if distributed.start(distributed.Launch(**PROCESSES.flag_values_dict())):
-        _log_as_one_of_several()
+    if distributed.start(distributed.Launch(**PROCESSES.flag_values_dict())):  # one logs, the others warn
+        (index, count), logger = distributed.place(), logging.getLogger("l2l_jax")
+        if index == 0:
+            logger.info("%d processes", count)
+        else:
+            logger.setLevel(logging.WARNING)
+            named = logging.Formatter(f"[process {index} of {count}] %(message)s")
+            logger.handlers[0].setFormatter(named)
     return rest
 
 
@@ -283,13 +285,3 @@ def _log_plain_lines() -> None:
     logger.propagate = False
     absl_logging.set_verbosity(absl_logging.FATAL)  # what matters of it is raised
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # so is what matters of TensorStore's reads
-
-
-def _log_as_one_of_several() -> None:
-    """Let one process log; the others only warn, and name themselves."""
-    (index, count), logger = distributed.place(), logging.getLogger("l2l_jax")
-    if index == 0:
-        logger.info("%d processes", count)
-        return
-    logger.setLevel(logging.WARNING)
-    logger.handlers[0].setFormatter(logging.Formatter(f"[process {index} of {count}] %(message)s"))

@@ -18,9 +18,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import check_backend
 
 TASKS = flags.DEFINE_list(
-    "tasks",
-    [],
-    "What is masked, as centre_8,border_3,random_75 or paper; in place of config.evaluate.tasks.",
+    "tasks", [], "What is masked, as centre_8,border_3,random_75 or paper; in place of config.evaluate.tasks."
 )
 IMAGES = flags.DEFINE_string("images", None, "Folder of reconstructions to compare with --reference.")
 REFERENCE = flags.DEFINE_string("reference", None, "Folder of the originals of --images.")

@@ -19,10 +19,7 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def explanation(error: BaseException, workdir: pathlib.Path | None) -> tuple[str | None, int]:
-    """Return a sentence about what a program raised, or None if its traceback is needed, and the exit code.
-
-    `workdir` is the folder that the program writes to, if known.
-    """
+    """Return a sentence for an exception, or None if its traceback is needed, and the exit code."""
     if isinstance(error, UserError):
         return str(error), 1
     if distributed.is_lost_peer(error):
@@ -48,8 +45,7 @@ def explain(error: BaseException, workdir: pathlib.Path | None = None) -> str | 
     """Return a sentence for a failure of the file system that a user can fix, or None.
 
     These are a full disk or quota, a failure to write below the workdir, and a file without permission to
-    open it.
-    TensorStore, which writes checkpoints, reports the operating system's errors as ValueErrors.
+    open it. TensorStore, which writes checkpoints, reports the operating system's errors as ValueErrors.
     """
     if not isinstance(error, OSError | ValueError):
         return None

@@ -48,15 +48,7 @@ def main(argv: Sequence[str]) -> None:
         report = filtering.run_fit(config, workdir, output, UNLEARNED.value)
         show(f"{filtering.format_report(report)}\n\nFilter: {output}")
         return
-    counts = filtering.run_apply(
-        config,
-        paths["filter"],
-        paths["input"],
-        output,
-        blur=ACTION.value == "blur",
-        workdir=workdir,
-        unlearned=UNLEARNED.value,
-    )
+    counts = filtering.run_apply(config, paths, ACTION.value, workdir, UNLEARNED.value)
     said = ", ".join(f"{name}: {count}" for name, count in counts.items())
     show(f"{said}\n\nDecisions: {output / 'decisions.csv'}")
 

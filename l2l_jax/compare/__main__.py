@@ -24,9 +24,7 @@ PROXY = flags.DEFINE_list(
     "proxy", [], "Classes that replace the retain classes in the row 'encoder, proxy retain'. "
     "Default: config.data.proxy, or else every other retain class."
 )  # fmt: skip
-GENERATED = flags.DEFINE_bool(
-    "generated", False, "A row for retain images that the original model makes from noise."
-)
+GENERATED = flags.DEFINE_bool("generated", False, "A row for retain images that the original model makes.")
 FRONT = flags.DEFINE_bool("front", False, "Every method with the same grid of settings, several seeds each.")
 METHODS = flags.DEFINE_list("methods", [], "With --front: methods. Default: all.")
 BUDGETS = flags.DEFINE_list("budgets", [], "With --front: retain budgets, as 1.05,1.1,1.25,1.5.")
@@ -86,13 +84,16 @@ def _front(config: "Config", workdir: pathlib.Path) -> str:
     with together():
         if METHODS.present and not METHODS.value:
             raise UserError(f"--methods= names no method; known: {', '.join(KNOWN)}. Without it: all.")
+        if wrong := [seed for seed in SEEDS.value if not seed.isdecimal()]:
+            given = f"--seeds={','.join(SEEDS.value)}"
+            raise UserError(f"{given}: seeds are whole numbers, 0 or greater, not {wrong[0]!r}.")
         grid = Grid(
             methods=tuple(METHODS.value or KNOWN),
             budgets=_numbers(BUDGETS, "budgets", 1.0),
             weights=_numbers(WEIGHTS, "weights"),
             ratios=_numbers(EPSILON_RATIOS, "ratios"),
             rates=_numbers(RATES, "rates"),
-            seeds=_seeds(),
+            seeds=list(map(int, SEEDS.value)),
         )
     report = run_front(config, workdir, grid, LIMIT.value)
     return f"{front_report.tables(report)}\n\nFront: {workdir / 'front'}"
@@ -102,14 +103,6 @@ def _sequence(config: "Config", workdir: pathlib.Path) -> str:
     from l2l_jax.compare.sequence import run_sequence, table
 
     return table(run_sequence(config, workdir, SEQUENCE.value))
-
-
-def _seeds() -> list[int]:
-    given = f"--seeds={','.join(SEEDS.value)}"
-    wrong = [seed for seed in SEEDS.value if not seed.isdecimal()]
-    if wrong:
-        raise UserError(f"{given}: seeds are whole numbers, 0 or greater, not {wrong[0]!r}.")
-    return [int(seed) for seed in SEEDS.value]
 
 
 def _numbers(flag: flags.FlagHolder, what: str, least: float = 0.0) -> list[float]:

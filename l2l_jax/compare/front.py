@@ -22,7 +22,7 @@ from l2l_jax.compare.setup import Setup, fields_of, incompatible, stamp
 from l2l_jax.config import Config
 from l2l_jax.data.records import SplitName
 from l2l_jax.data.sources import open_source
-from l2l_jax.data.splits import Split, evaluation_sets, validation_sets
+from l2l_jax.data.splits import evaluation_sets, validation_sets
 from l2l_jax.errors import Diverged, UserError
 from l2l_jax.evals.inpaint import masked_errors
 from l2l_jax.experiment import unlearn as unlearning
@@ -35,9 +35,8 @@ from l2l_jax.utils.io import ResultCache
 from l2l_jax.utils.multihost import barrier, from_primary
 
 logger = logging.getLogger(__name__)
-
+# Settings are chosen on the former images and quoted on the latter
 KINDS: tuple[SplitName, ...] = ("validation", "test")
-"""Settings are chosen on the former images and quoted on the latter."""
 
 
 class Setting(NamedTuple):
@@ -103,22 +102,13 @@ class Grid(NamedTuple):
 
 
 def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -> dict[str, Any]:
-    """Run the cells of a grid that are not finished; write and return `workdir/front/front.json`.
-
-    Args:
-      config: The experiment; all cells start from its pretrained model and take as many steps.
-      workdir: Folder of the run.
-      grid: The settings.
-      limit: The greatest cost that counts for the area under a front, as 0.5.
-    """
+    """Run the missing cells of a grid; write and return front.json. Areas count costs up to `limit`."""
     with barrier():
         grid.check()
         for method in grid.methods:
             unlearn = config.unlearn.replace(**fields_of(method))
             if reason := incompatible(dataclasses.replace(config, unlearn=unlearn)):
-                raise UserError(
-                    f"The method {method} cannot be run: {reason}. Name the others with --methods."
-                )
+                raise UserError(f"The method {method} cannot be run: {reason}. Name others with --methods.")
         if config.data.retain_images == "generated":
             raise UserError(
                 "compare --front trains on given images: config.data.retain_images must be 'real', "
@@ -139,8 +129,10 @@ class _Cells:
     def __init__(self, config: Config, workdir: pathlib.Path):
         self._config, self._folder = config, workdir / "front"
         self._setup = Setup(config, workdir, self._folder / "audit")
+        data, size = config.data, config.model.image_size
         with barrier():
-            self._sources = _measured_sources(config)
+            choose = dict(zip(KINDS, (validation_sets, evaluation_sets), strict=True))
+            self._sources = {kind: choose[kind](data, open_source(data, kind, size)) for kind in KINDS}
         self._setup.start()
         key = {kind: identify_images(**sources._asdict()) for kind, sources in self._sources.items()}
         self.cache = ResultCache(self._folder / "cells", key | {"inputs": self._setup.inputs()})
@@ -166,7 +158,10 @@ class _Cells:
 
     def _trained(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Params | Diverged]]:
         """Yield cells in the order given, and their models or why there is none, as soon as each is there."""
-        slots = self._slots()
+        devices = jax.devices()
+        slots = [[device] for device in devices] * threads(AT_A_TIME)  # a device may be in several
+        if jax.process_count() > 1 or self._config.mesh != MeshConfig():
+            slots = [devices]
         free: SimpleQueue[list[jax.Device]] = SimpleQueue()
         for slot in slots:
             free.put(slot)
@@ -183,22 +178,13 @@ class _Cells:
         work = [functools.partial(on_free_devices, cell) for cell in cells]
         yield from zip(cells, in_threads(work, len(slots)), strict=True)
 
-    def _slots(self) -> list[list[jax.Device]]:
-        """Return the devices of each cell that is trained at the same time; a device may be in several."""
-        devices = jax.devices()
-        if jax.process_count() > 1 or self._config.mesh != MeshConfig():
-            return [devices]
-        return [[device] for device in devices] * threads(AT_A_TIME)
-
     def _unlearned(self, cell: Cell, devices: list[jax.Device]) -> Params:
         variant, setup = self._variant(cell), self._setup
         # Phases before unlearning are shared by cells that differ only in their dial.
         rate = "_".join(f"{name}_{value:g}" for name, value in cell.setting.fields[1:]) or "recipe"
         folder = self._folder / cell.setting.method / "phases" / rate / f"seed_{cell.seed}"
         given = self._config.unlearn
-        unlearn = dataclasses.replace(
-            variant.unlearn, retain_budget=None, alpha=given.alpha, methods=given.methods
-        )
+        unlearn = dataclasses.replace(variant.unlearn, alpha=given.alpha, methods=given.methods)
         with self._locks.setdefault(folder, threading.Lock()):  # other cells wait for them
             phases = Workdir(folder, dataclasses.replace(variant, unlearn=unlearn)).unlearn
             unlearning.run_phases(variant, phases, setup.original, setup.sets, devices)
@@ -223,18 +209,10 @@ class _Cells:
         return result
 
     def _measure(self, params: Params, name: str) -> dict[str, Any]:
-        evaluation = self._setup.evaluation
-        errors = {
-            kind: {
+        evaluation, errors = self._setup.evaluation, dict[str, Any]()
+        for kind, sources in self._sources.items():
+            errors[kind] = {
                 of: masked_errors(self._config, params, source, evaluation.inpainter).tolist()
                 for of, source in sources._asdict().items()
             }
-            for kind, sources in self._sources.items()
-        }
         return {"errors": errors, "figures": evaluation.evaluate(params, name).metrics}
-
-
-def _measured_sources(config: Config) -> dict[str, Split]:
-    size = config.model.image_size
-    choose = dict(zip(KINDS, (validation_sets, evaluation_sets), strict=True))
-    return {kind: choose[kind](config.data, open_source(config.data, kind, size)) for kind in KINDS}

@@ -17,19 +17,13 @@ from l2l_jax.report import plots
 from l2l_jax.report.tables import SETS
 from l2l_jax.utils.io import atomic_write
 
+# Results of one setting, by seed: "errors" by kind of images and set, "figures" by set and, of audited
+# models, "depth" by attack; or "failed"
 Cells = Sequence[Mapping[str, Any]]
-"""Results of one setting, by seed: "errors" by kind of images and set, "figures" by set and, of audited
-models, "depth" by attack; or "failed"."""
 
 
-def write(
-    folder: pathlib.Path, by_setting: Mapping[Any, Cells], original: Mapping[str, Any],
-    facts: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """Write front.json, front.md and front.png, and return what front.json holds: `summary` and the facts.
-
-    `facts` has "grid", "limit" and "config", as they were asked for; a setting has a `method` and a `label`.
-    """
+def write(folder: pathlib.Path, by_setting: Mapping[Any, Cells], original: Any, facts: Any) -> dict[str, Any]:
+    """Write front.json, front.md and front.png, and return front.json: `summary` and `facts` as asked for."""
     report = summary(by_setting, original, facts["limit"]) | dict(facts)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "front.json", json.dumps(report, indent=2) + "\n")
@@ -134,7 +128,6 @@ def _interval(numbers: Sequence[float]) -> str:
 
 
 def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
-    """Draw retain cost against forgetting and, where models were audited, against depth."""
     done = [line for line in report["settings"] if "failed" not in line]
     deep = [line for line in done if "depth" in line]
     figure = Figure(figsize=(12.5 if deep else 7.5, 4.5), dpi=120, layout="constrained")

@@ -1,7 +1,4 @@
-"""Every method from the same pretrained model, and the paper's method with proxies and other weights.
-
-What an earlier call finished is not computed anew: every row keeps its metrics, models and pictures.
-"""
+"""Every method from the same pretrained model, proxies, and other weights; finished rows are kept."""
 
 import dataclasses
 import json
@@ -31,11 +28,9 @@ from l2l_jax.utils.io import ResultCache, atomic_write
 from l2l_jax.utils.multihost import barrier, on_primary
 
 logger = logging.getLogger(__name__)
-
 Rows = Mapping[str, Mapping[str, Any]]
-
+# Rows of models behind a filter, and the rows of the models themselves
 FILTERED = {"filter": "original", "undo, filter": "undo"}
-"""Rows of models behind a filter, and the rows of the models themselves."""
 
 COLUMNS = (
     "fid", "inception_score", "clip_cosine", "classifier_distance", "classifier_score", "accuracy", "mse",
@@ -49,12 +44,10 @@ def compare(
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Unlearn with every method from one pretrained model, evaluate, and write `workdir/comparison`.
 
-    Args:
-      config: The experiment; its method, alpha and proxies make the first row after the original model.
-      workdir: Folder of the run; `config`'s own pretrained model in it is used or made.
-      alphas: Further weights of the forget term for the paper's method.
-      proxy: Classes of the proxy row.
-      generated: Whether there is a row for retain images that the original model makes from noise.
+    The model is the config's own, or made in the workdir; method, alpha and proxies of the config make the
+    first row after it. `alphas` are further weights of the forget term for the paper's method, `proxy` the
+    classes of the proxy row; with `generated` there is a row for retain images that the original model makes
+    from noise.
 
     Returns:
       By row: `{"retain": metrics, "forget": metrics}`, with "audit" where `config.audit` asks for one, or
@@ -75,7 +68,7 @@ def compare(
     tests = identify_images(**{name: images.source for name, images in evaluation.tests.items()})
     cache = ResultCache(folder / "rows", {"inputs": setup.inputs(), "tests": tests})
     models: dict[str, Callable[[], Params]] = {"original": lambda: setup.original}
-    rows = {"original": _evaluated(cache, "original", config, evaluation, models["original"])}
+    rows = {"original": _evaluated(cache, "original", stamp(config), evaluation, models["original"])}
     for name, variant in to_run.items():
         if reason := incompatible(variant):
             logger.warning("%s is left out: %s", name, reason)
@@ -88,7 +81,7 @@ def compare(
             return unlearning.unlearned_params(variant, Workdir(own, variant), setup.original, sets)
 
         models[name] = unlearned
-        rows[name] = _evaluated(cache, name, variant, evaluation, unlearned)
+        rows[name] = _evaluated(cache, name, stamp(variant), evaluation, unlearned)
         if config.audit.enabled and "failed" not in rows[name]:
             rows[name]["audit"] = setup.audit(own.name, unlearned())
     for name, base in FILTERED.items():
@@ -121,7 +114,7 @@ def _filtered(
 
     depends = stamp(config) | {"extra": card}
     guarded = reader.guard(served, cache.get_or_compute(f"{_entry(name)}-filter", fit, stamp=depends))
-    row = _evaluated(cache, name, config, evaluation.of(reader.model), lambda: guarded, card)
+    row = _evaluated(cache, name, depends, evaluation.of(reader.model), lambda: guarded)
     if config.audit.enabled:
         filtered = reader, guarded
         row["audit"] = attack_filter(config, evaluation, setup.audits, setup.original, filtered, _entry(name))
@@ -140,12 +133,9 @@ def variants(
         config = dataclasses.replace(config, unlearn=dataclasses.replace(config.unlearn, retain_budget=None))
 
     def variant(data: Mapping[str, Any], **unlearn: Any) -> Config:
-        return dataclasses.replace(
-            config,
-            pretrained=config.pretrained or pretrained,
-            data=dataclasses.replace(config.data, **{"proxy": (), **data}),
-            unlearn=dataclasses.replace(config.unlearn, **unlearn),
-        )
+        images = dataclasses.replace(config.data, **{"proxy": (), **data})
+        method, original = dataclasses.replace(config.unlearn, **unlearn), config.pretrained or pretrained
+        return dataclasses.replace(config, pretrained=original, data=images, unlearn=method)
 
     for method in METHODS:
         yield method, variant({}, **fields_of(method))
@@ -159,15 +149,8 @@ def variants(
 
 
 def _evaluated(
-    cache: ResultCache,
-    name: str,
-    config: Config,
-    evaluation: Evaluation,
-    params: Callable[[], Params],
-    extra: Any = None,
+    cache: ResultCache, name: str, stamp: Any, evaluation: Evaluation, params: Callable[[], Params]
 ) -> dict[str, Any]:
-    """Return the metrics of a row, or read them; `extra` is what it depends on besides the config."""
-
     def evaluate() -> dict[str, Any]:
         try:
             result = evaluation.evaluate(params(), name)
@@ -176,8 +159,7 @@ def _evaluated(
         cache.put_shared(f"{_entry(name)}-shown", dict(result.shown))
         return result.metrics
 
-    depends = stamp(config) | ({} if extra is None else {"extra": extra})
-    return dict(cache.get_or_compute(_entry(name), evaluate, stamp=depends))
+    return dict(cache.get_or_compute(_entry(name), evaluate, stamp=stamp))
 
 
 def _entry(name: str) -> str:
@@ -202,10 +184,8 @@ def depth_table(rows: Rows, style: str = "simple") -> str:
     columns = {r["name"]: r["title"] for audit in audits.values() for r in audit["results"]}
     body = []
     for method, audit in audits.items():
-        depths = {r["name"]: r["depth"].values() for r in audit["results"]}
-        said = (
-            [f"{d['value']:.2f}" if d["resolved"] else "—" for d in depths.get(name, ())] for name in columns
-        )
+        own = {r["name"]: r["depth"].values() for r in audit["results"]}
+        said = ([f"{d['value']:.2f}" if d["resolved"] else "—" for d in own.get(key, ())] for key in columns)
         body.append([method, audit["verdict"]["finding"], *(" / ".join(values) or "—" for values in said)])
     return tabulate(body, headers=["depth", "verdict", *columns.values()], tablefmt=style)
 
@@ -217,7 +197,6 @@ def tables(rows: Rows, style: str = "simple") -> str:
 
 
 def _write(folder: pathlib.Path, config: Config, rows: Rows, alphas: Sequence[float]) -> None:
-    """Write comparison.json, comparison.md and, for an ablation, alphas.png."""
     report = {"rows": rows, "config": config.describe()}
     atomic_write(folder / "comparison.json", json.dumps(report, indent=2) + "\n")
     atomic_write(folder / "comparison.md", tables(rows, "github") + "\n")

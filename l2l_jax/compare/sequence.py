@@ -45,10 +45,8 @@ AT_ONCE = "all at once"
 def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str]) -> dict[str, Any]:
     """Unlearn one class after the other, or continue to; write `workdir/sequence.json` and `.md`.
 
-    Args:
-      config: The experiment; its model is the first original, `data.forget` and `data.retain` are not used.
-      workdir: Folder of the run, with a folder for each request.
-      requests: Classes in the order in which they are forgotten.
+    The model of `config` is the first original; `data.forget` and `data.retain` are not used. The workdir has
+    a folder for each request.
 
     Returns:
       By row ("original", the requests in their order, `AT_ONCE`): the error on test images of each class
@@ -113,9 +111,8 @@ def table(rows: dict[str, Any], style: str = "simple") -> str:
 
 
 def _forgetting(config: Config, names: Sequence[str]) -> Config:
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, forget=tuple(names), retain=(REST,))
-    )
+    data = dataclasses.replace(config.data, forget=tuple(names), retain=(REST,))
+    return dataclasses.replace(config, data=data)
 
 
 def _to_forget(config: Config, name: str, train: Source) -> Source:

@@ -20,12 +20,9 @@ from l2l_jax.utils.multihost import barrier
 class Setup:
     """Common inputs of all models of a comparison.
 
-    Attributes:
-      audits: Folder of the audits.
-      evaluation: Evaluation of all models.
-      sets: Training images to retain and to forget.
-      pretrained: The original model, as `config.pretrained` names it; by default made in the workdir.
-      original: Its parameters, after `start`.
+    The `evaluation`, and `sets`, training images to retain and to forget; `audits` is the folder of audits,
+    `pretrained` the original model as `config.pretrained` names it, by default made in the workdir, and
+    `original` its parameters, after `start`.
     """
 
     original: Params

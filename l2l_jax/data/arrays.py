@@ -1,7 +1,4 @@
-"""Sources of arrays: digits and clothes of this package, IDX and NumPy files, noise and generated images.
-
-Nothing here loads JAX: worker processes import this module.
-"""
+"""Sources of arrays: digits, clothes, IDX and NumPy files, noise. Worker processes import it: no JAX here."""
 
 import functools
 import gzip
@@ -25,16 +22,15 @@ from l2l_jax.data.files import find
 from l2l_jax.data.records import ArraySource, Record, Source, SplitName, Subset, hold_out
 from l2l_jax.errors import UserError
 
+# Scans (counts from 0 to 16), labels and which are test images; a copy, for scikit-learn takes a second to
+# load and may split the images otherwise in another version
 DIGITS = pathlib.Path(__file__).with_name("digits.safetensors")
-"""Scans (counts from 0 to 16), labels and which are test images; a copy, for scikit-learn takes a second to
-load and may split the images otherwise in another version."""
-
+# The first 500 training and 200 test images of each class; tools/fashion_subset.py makes the files
 FASHION = epath.Path(__file__).parent / "fashion"
-"""The first 500 training and 200 test images of each class; tools/fashion_subset.py makes the files."""
 
-FASHION_CLASSES = tuple(
-    ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
-)
+FASHION_CLASSES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
+)  # fmt: skip
 
 FASHION_SHA256 = {
     "train": "3e4733ae8450a2837c1f62ea9946542fde2197204feb158e5b790257ac34143a",
@@ -45,12 +41,10 @@ FASHION_SHA256 = {
 IDX_PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 IDX_ENDINGS = {"images": "idx3-ubyte", "labels": "idx1-ubyte"}
 UNPACK: dict[str, Callable[..., Any]] = {"": lambda file: file, ".gz": gzip.open, ".xz": lzma.open}
-
 IDX_WANTED = "a folder with train-images-idx3-ubyte[.gz] and the three other files of MNIST"
 NPZ_WANTED = "a .npz file with images [image, height, width, 1 or 3] and labels [image]"
-
+# Range of the exponents a and b of noise whose amplitude falls as 1 / (|fx|^a + |fy|^b)
 EXPONENTS = (0.5, 3.5)
-"""Range of the exponents a and b of noise whose amplitude falls as 1 / (|fx|^a + |fy|^b)."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -136,11 +130,7 @@ def _read_idx(folder: epath.Path, split: SplitName, kind: str) -> tuple[epath.Pa
 
 
 def open_npz(config: SourceConfig, split: SplitName) -> Subset:
-    """Open the images of a split in a NumPy file.
-
-    The file holds "images", "labels" (names or numbers of the classes) and, optionally, "test", which is true
-    for test images. Without it `config.test_fraction` of each class is held out.
-    """
+    """Open the "images" and "labels" of a NumPy file; "test", or a share of each class, is for testing."""
     path = find(config, NPZ_WANTED, folder=False)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -162,7 +152,6 @@ def open_npz(config: SourceConfig, split: SplitName) -> Subset:
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
-    """Raise a UserError that says which arrays of a NumPy file do not fit."""
     if missing := {"images", "labels"} - set(arrays):
         raise UserError(f"{where} has no array {min(missing)!r}; expected {NPZ_WANTED}.")
     images = arrays["images"]
@@ -173,9 +162,8 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
         )
     for name in ("labels", "test"):
         if name in arrays and arrays[name].shape != (len(images),):
-            raise UserError(
-                f"{where}: {name} has shape {arrays[name].shape}, but there are {len(images)} images."
-            )
+            shape = arrays[name].shape
+            raise UserError(f"{where}: {name} has shape {shape}, but there are {len(images)} images.")
     labels, test = arrays["labels"], arrays.get("test", np.False_)
     if not images.size:
         raise UserError(f"{where} holds no pixels: images are {list(images.shape)}.")
@@ -218,11 +206,7 @@ def spectrum_noise(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 class PrototypeImages(Source):
-    """`count` images between two stored prototypes of a class, in equal numbers of each class.
-
-    The file at `path` holds "images" `[prototype, height, width, 3]`, uint8, and the names of their classes,
-    "labels".
-    """
+    """`count` images between prototypes of a class; `path` has uint8 "images" and "labels", class names."""
 
     def __init__(self, path: str, classes: Sequence[str], count: int, seed: int):
         try:
@@ -230,11 +214,10 @@ class PrototypeImages(Source):
                 images, labels = file["images"], file["labels"]
         except Exception as error:  # damaged archives raise whatever they like
             raise UserError(f"config.data.prototypes={path} cannot be read ({error}).") from None
-        missing = sorted(set(classes) - set(labels.tolist()))
-        if missing:
+        if missing := set(classes) - set(labels.tolist()):
             raise UserError(
-                f"config.data.prototypes={path} has no prototype of the class {missing[0]!r}: it was made of "
-                "other images; name another file."
+                f"config.data.prototypes={path} has no prototype of the class {min(missing)!r}: it was made "
+                "of other images; name another file."
             )
         self.class_names, self._seed = list(classes), seed
         self._prototypes = [images[labels == name] for name in classes]

@@ -10,17 +10,12 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.text import printable
 
 logger = logging.getLogger(__name__)
-
+# Bad images of a set that are named on the console and in the error; the list names all
 LOGGED, SHOWN = 20, 10
-"""Bad images of a set that are named on the console and in the error; the list names all."""
 
 
 class BadImages:
-    """The bad images of a phase, by set, also those that earlier parts of the run or other processes found.
-
-    Each process writes a list of its own to a folder, `bad_images.jsonl` or `bad_images-<process>.jsonl`, so
-    that they never wait for each other; all are read when one finds another bad image.
-    """
+    """The bad images of a phase, by set, of all processes, each of which writes a list of its own."""
 
     def __init__(
         self, folder: pathlib.Path | None, counts: dict[str, int], max_fraction: float, process_index: int = 0
@@ -36,7 +31,7 @@ class BadImages:
         return min(int(self._max_fraction * count + 1e-9), count - 1)
 
     def record(self, set_name: str, bad: Iterable[BadImage]) -> None:
-        """Add images of a set to the list."""
+        """Add images of a set to the list; raise a UserError if there are more than `limit`."""
         found = self._found[set_name]
         new = {image.name: image.reason for image in bad if image.name not in found}
         if not new:

@@ -1,7 +1,4 @@
-"""Canaries: a few training images with a mark each, which only a model's memory can restore.
-
-Nothing here loads JAX: worker processes import this module.
-"""
+"""Canaries: training images with marks that only memory can restore. Workers import it: no JAX here."""
 
 from collections.abc import Iterable
 

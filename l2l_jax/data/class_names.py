@@ -16,13 +16,8 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.text import printable, split_names
 
 LISTS = importlib.resources.files("l2l_jax.data") / "class_lists"
-
-PUBLISHED = ("imagenet_i2i", "places365_i2i")
-"""Published splits: lists of classes to forget and to retain, see third_party/NOTICE.md."""
-
-WNID = re.compile(r"n\d{8}")
-
-PLAIN_NUMBER = re.compile(r"0|[1-9][0-9]*")
+PUBLISHED = ("imagenet_i2i", "places365_i2i")  # lists to forget and to retain, see third_party/NOTICE.md
+WNID, PLAIN_NUMBER = re.compile(r"n\d{8}"), re.compile(r"0|[1-9][0-9]*")
 
 
 def named_classes(*given: str | int) -> tuple[str, ...]:
@@ -32,16 +27,15 @@ def named_classes(*given: str | int) -> tuple[str, ...]:
 
 
 def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: str, side: str) -> list[int]:
-    """Return the class ids of what the user wrote in a field, each once; see `DataConfig`.
-
-    A number is a class id only if it is a plain decimal integer, and no class has that name. `side` says
-    which list of a published split is meant: "forget" or "retain".
-    """
+    """Return the class ids that a field names, each once, numbers too; `side` chooses published lists."""
     numbers = {name: number for number, name in enumerate(class_names)}
     normal: dict[str, list[int]] = defaultdict(list)
     for number, name in enumerate(class_names):
         normal[_normal(name)].append(number)
-    words = _imagenet_words(class_names)
+    words = defaultdict(list)  # in lower case, of classes with WordNet ids as names
+    for wnid in sorted(set(filter(WNID.fullmatch, class_names))):
+        for word in imagenet_names().get(wnid, ()):
+            words[word.lower()].append(wnid)
 
     def class_id(text: str) -> int:
         if len(alike := normal.get(_normal(text), [])) > 1:
@@ -63,9 +57,7 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
             return int(text)
         synsets = words.get(text.lower(), [])
         if len(synsets) > 1:
-            raise UserError(
-                f"{field}: several classes are called {text!r}: {', '.join(synsets)}; name one of these."
-            )
+            raise UserError(f"{field}: several classes are called {text!r}: {', '.join(synsets)}; name one.")
         if synsets:
             return numbers[synsets[0]]
         cases = {name.lower(): printable(name) for name in (*words, *numbers)}
@@ -113,16 +105,6 @@ def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", readable(name))
 
 
-def _imagenet_words(class_names: Sequence[str]) -> dict[str, list[str]]:
-    """Return lower-case words for classes with WordNet ids as names: `{"goldfish": ["n01443537"]}`."""
-    words = defaultdict(list)
-    present = set(filter(WNID.fullmatch, class_names))
-    for wnid, synonyms in imagenet_names().items() if present else ():
-        for word in synonyms if wnid in present else ():
-            words[word.lower()].append(wnid)
-    return dict(words)
-
-
 @functools.cache
 def imagenet_names() -> dict[str, tuple[str, ...]]:
     """Return the words of WordNet for each of ImageNet-1K's classes, by WordNet id."""
@@ -131,6 +113,5 @@ def imagenet_names() -> dict[str, tuple[str, ...]]:
 
 
 def _lines(text: str) -> list[str]:
-    """Return the lines that are not empty and do not begin with #."""
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]

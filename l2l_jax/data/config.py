@@ -8,12 +8,9 @@ import pydantic
 from l2l_jax.data.transforms import Scale, Share, TransformConfig
 
 Count = Annotated[int, pydantic.Field(ge=0)]
-
 REST = "rest"  # stands for all classes that are named nowhere else
-
+# Names of sources other than the data sets of TensorFlow Datasets
 OTHER_SOURCES = ("digits", "fashion", "idx", "npz", "folder", "csv")
-"""Names of sources other than the data sets of TensorFlow Datasets."""
-
 STRICT = pydantic.ConfigDict(extra="forbid")
 
 
@@ -26,8 +23,8 @@ def _check_classes(given: object) -> object:
     return classes
 
 
+# Classes by name or id; one alone may stand without brackets
 Classes = Annotated[tuple[str | int, ...], pydantic.BeforeValidator(_check_classes)]
-"""Classes by name or id; one alone may stand without brackets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,16 +95,11 @@ class LoadingConfig(TransformConfig):
         return TransformConfig(**values | {"crop_scale": self.proxy_crop_scale or self.crop_scale})
 
 
-def _kind(proxy: object) -> str:
-    kinds = {str: "(name)", int: "(id)"}
-    return kinds.get(type(proxy), "(source)")
-
-
 Proxy = Annotated[
     Annotated[str, pydantic.Tag("(name)")]
     | Annotated[int, pydantic.Tag("(id)")]
     | Annotated[ProxyConfig, pydantic.Tag("(source)")],
-    pydantic.Discriminator(_kind),
+    pydantic.Discriminator(lambda x: {str: "(name)", int: "(id)"}.get(type(x), "(source)")),
 ]
 """A class of the source, or another source; told apart first, so that mistakes are named."""
 

@@ -1,7 +1,4 @@
-"""Encoded images to RGB pixels: JPEG by libjpeg-turbo (simplejpeg), everything else by Pillow.
-
-Nothing here loads JAX: worker processes import this module.
-"""
+"""Encoded images to RGB pixels: JPEG by simplejpeg, the rest by Pillow. Workers import it: no JAX here."""
 
 import contextlib
 import io
@@ -12,11 +9,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
+# Largest number of pixels that is decoded, as in Pillow: more might fill the memory
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
-"""Largest number of pixels that is decoded, as in Pillow: more might fill the memory."""
-
+# Tags of TIFF, and of EXIF for the camera's orientation
 ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC = 0x0112, 0x0102, 0x0106
-"""Tags of TIFF, and of EXIF for the camera's orientation."""
 
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
@@ -31,9 +27,8 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 """From stored to upright pixels, by orientation; from 5 on, height and width change places."""
 
 AVIF = ("AVIF",) if features.check("avif") else ()
+# Formats of Pillow that are decoded; others, such as EPS, start programs or recognize anything
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO") + AVIF
-"""Formats of Pillow that are decoded; others, such as EPS, start programs or recognize anything."""
-
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
@@ -42,24 +37,17 @@ class ImageError(Exception):
 
 
 class OpenImage:
-    """An image whose size is known.
-
-    Attributes:
-      height, width: Size after EXIF orientation, in pixels.
-    """
+    """An image whose `height` and `width`, in pixels after EXIF orientation, are known."""
 
     def __init__(self, stored: bytes | np.ndarray, height: int, width: int, orientation: int = 1):
         self._stored, self._orientation = stored, orientation
         self.height, self.width = (height, width) if orientation < 5 else (width, height)
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
-        """Decode the image, uint8 `[height, width, 3]`.
+        """Decode the image, uint8 `[height, width, 3]`; an ImageError if the file is damaged.
 
         With `shrink` 2, 4 or 8 a JPEG may be returned smaller by up to this factor, which saves most of its
         decoding: libjpeg-turbo then leaves out the high frequencies of each block.
-
-        Raises:
-          ImageError: The file is damaged.
         """
         if isinstance(self._stored, np.ndarray):
             return self._stored
@@ -73,14 +61,11 @@ class OpenImage:
 
 
 def open_image(encoded: bytes) -> OpenImage:
-    """Read the head of a JPEG, or decode another image.
+    """Read the head of a JPEG, or decode another image; an ImageError beyond `MAX_PIXELS`, or if that fails.
 
     All modes and bit depths become 8-bit RGB (see `_to_rgb`), transparent pixels white. The EXIF orientation
     is applied; other metadata is not read, and damage to it does no harm. The first frame of an animation
     counts. The name of the file does not matter.
-
-    Raises:
-      ImageError: Nothing that can be decoded, or more than `MAX_PIXELS` pixels.
     """
     if not encoded:
         raise ImageError("the file is empty")
@@ -109,7 +94,6 @@ def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
 
 
 def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
-    """Decode with Pillow, whose plugins raise OSError, SyntaxError and more on damaged files."""
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         _check_size(image.height, image.width)
@@ -164,15 +148,11 @@ def _to_rgb(image: Image.Image, encoded: bytes) -> np.ndarray:
     else:
         rgb = np.asarray(image.convert("RGB"))
         if isinstance(key, int | tuple) and mode in ("1", "L", "RGB"):
-            rgb = np.where((rgb == _to_8_bits(key, encoded)).all(axis=-1, keepdims=True), 255, rgb)
+            # PNG's transparent color has the file's bit depth; Pillow scales pixels in this way.
+            depth, values = encoded[24] if encoded.startswith(PNG) else 8, np.asarray(key)
+            color = values >> 8 if depth == 16 else values * 255 // (2**depth - 1)
+            rgb = np.where((rgb == color).all(axis=-1, keepdims=True), 255, rgb)
     return np.ascontiguousarray(rgb, np.uint8)
-
-
-def _to_8_bits(key: int | tuple[int, ...], encoded: bytes) -> np.ndarray:
-    """Scale PNG's transparent color, which has the file's bit depth, as Pillow scales pixels."""
-    depth = encoded[24] if encoded.startswith(PNG) else 8
-    values = np.asarray(key)
-    return values >> 8 if depth == 16 else values * 255 // (2**depth - 1)
 
 
 def _orientation_of(image: Image.Image, encoded: bytes) -> int:
@@ -204,7 +184,6 @@ def _orientation(exif: bytes) -> int:
 
 
 def _jpeg_orientation(encoded: bytes) -> int:
-    """Return the orientation of a JPEG; 1 of other files."""
     for marker, start, end in _jpeg_segments(encoded) if encoded.startswith(JPEG) else ():
         if marker == 0xE1 and encoded[start + 4 : start + 10] == b"Exif\0\0":
             return _orientation(encoded[start + 10 : end])
@@ -227,10 +206,7 @@ def _jpeg_segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _without_metadata(encoded: bytes) -> bytes:
-    """Return a JPEG without comments and application data, or a PNG without chunks that pixels do not need.
-
-    JFIF's and Adobe's segments say what the colors of a JPEG are, and stay.
-    """
+    """Return a JPEG without comments and application data but its colors', or a PNG of pixels alone."""
     if encoded.startswith(JPEG):
         kept, last = [encoded[:2]], 2
         for marker, start, end in _jpeg_segments(encoded):

@@ -7,7 +7,7 @@ import logging
 import os
 import posixpath
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -21,10 +21,8 @@ from l2l_jax.utils.text import printable
 from l2l_jax.utils.threads import DaemonPool
 
 logger = logging.getLogger(__name__)
-
+# Names of the folder or the split of test images, besides "train"
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-"""Names of the folder or the split of test images, besides "train"."""
-
 MADE_LOCALLY = "data/local"  # folder that `l2l_jax.data.make_local` makes
 THREADS = 16  # threads that look at files, whose storage may be slow
 RESOLVED_LINES = 20_000  # lines of a table up to which links are followed to find files that are named twice
@@ -42,14 +40,7 @@ class FileSource(Source):
     # that move keep their names
     paths: np.ndarray
 
-    def __init__(
-        self,
-        root: str,
-        files: Sequence[bytes] | np.ndarray,
-        labels: np.ndarray,
-        class_names: Sequence[str],
-        passed_over: str = "",
-    ):
+    def __init__(self, root: str, files: Any, labels: np.ndarray, class_names: Any, passed_over: str = ""):
         self.root, self.passed_over = root, passed_over
         self._files = np.asarray(files, np.bytes_)
         self.paths = _names(root, self._files)
@@ -103,19 +94,17 @@ def find(config: SourceConfig, wanted: str, *, folder: bool) -> epath.Path:
     """Return `config.path`, if there is a folder, or else a file; `wanted` is a noun phrase for it."""
     if not config.path:
         raise UserError(f"{config.where}.path is empty: the source {config.source!r} needs {wanted}.")
-    path = open_path(config.path).expanduser()
+    path, given = open_path(config.path).expanduser(), f"{config.where}.path={config.path}"
     try:
         exists = path.exists()
     except ImportError as error:
         raise UserError(f"Reading {config.path} needs gcsfs ({error}): pip install gcsfs.") from error
     if not exists:
         hint = " `python -m l2l_jax.data.make_local` makes it." if config.path == MADE_LOCALLY else ""
-        raise UserError(f"{config.where}.path={config.path} does not exist; it should be {wanted}.{hint}")
+        raise UserError(f"{given} does not exist; it should be {wanted}.{hint}")
     if path.is_dir() != folder:
         kind = "file" if folder else "folder"
-        raise UserError(
-            f"{config.where}.path={config.path} is a {kind}; the source {config.source!r} needs {wanted}."
-        )
+        raise UserError(f"{given} is a {kind}; the source {config.source!r} needs {wanted}.")
     return path
 
 
@@ -154,9 +143,8 @@ def open_folder(config: SourceConfig, split: SplitName) -> FileSource:
         paths, labels = paths[chosen], labels[chosen]
     names = [_text(os.fsencode(name)) for name in classes]
     shown = list(map(readable, names))
-    return FileSource(
-        os.fspath(root), paths, labels, shown if len(set(shown)) == len(shown) else names, passed_over
-    )
+    shown = shown if len(set(shown)) == len(shown) else names
+    return FileSource(os.fspath(root), paths, labels, shown, passed_over)
 
 
 def _split_folders(lister: Lister) -> dict[str, str]:
@@ -229,15 +217,16 @@ def open_csv(config: SourceConfig, split: SplitName) -> Source:
     if not lines:
         raise UserError(f"{table} names no image: there is no line after the header.")
     lines = _without_repetitions(table, root, lines)
-    class_names = sorted({line.label for line in lines}, key=_as_numbers)
+    labels = {line.label for line in lines}  # numbers are sorted as numbers, before other names
+    class_names = sorted(labels, key=lambda x: (False, int(x), "") if x.isdecimal() else (True, 0, x))
     class_ids = {name: number for number, name in enumerate(class_names)}
-    labels = np.array([class_ids[line.label] for line in lines])
-    source = FileSource(root, [line.path for line in lines], labels, class_names)
+    ids = np.array([class_ids[line.label] for line in lines])
+    source = FileSource(root, [line.path for line in lines], ids, class_names)
     if lines[0].split:
         chosen = np.flatnonzero([line.split == split for line in lines])
         hint = "its column split should say 'train' or 'test'"
     else:
-        chosen = hold_out(labels, config.test_fraction, held=split == "test", names=source.paths)
+        chosen = hold_out(ids, config.test_fraction, held=split == "test", names=source.paths)
         hint = "a class needs two images, one of which is held out for testing"
     if not len(chosen):
         raise UserError(f"{table} names no {split} image: {hint}.")
@@ -267,12 +256,8 @@ def _read_table(table: epath.Path) -> list[_Line]:
             odd = odd or (line.number if label != line.label else None)
             found.append(line._replace(label=label))
     if odd:
-        logger.warning(
-            "%s is not UTF-8 (line %d). Labels are read as Windows-1252; if class names look wrong, save the "
-            "table as UTF-8.",
-            table,
-            odd,
-        )
+        sentence = "%s is not UTF-8 (line %d): read as Windows-1252. If labels look wrong, save it as UTF-8."
+        logger.warning(sentence, table, odd)
     return found
 
 
@@ -297,7 +282,6 @@ def _parse_line(row: list[str], header: list[str], table: epath.Path, number: in
 
 
 def _without_repetitions(table: epath.Path, root: str, lines: list[_Line]) -> list[_Line]:
-    """Leave out lines that repeat another one's file; an error if they contradict it."""
     above = (root if "://" in root else os.path.abspath(root)).encode("utf-8", "surrogateescape")
     local = "://" not in root and len(lines) <= RESOLVED_LINES
     resolve = os.path.realpath if local else posixpath.normpath
@@ -314,16 +298,9 @@ def _without_repetitions(table: epath.Path, root: str, lines: list[_Line]) -> li
         if before is not line:
             repeated.append(line.number)
     if repeated:
-        logger.warning(
-            "%s: %d repetition%s of earlier lines' files left out, the first in line %d",
-            *(table, len(repeated), "s" * (len(repeated) > 1), repeated[0]),
-        )
+        sentence = "%s: %d repetition%s of earlier lines' files left out, the first in line %d"
+        logger.warning(sentence, table, len(repeated), "s" * (len(repeated) > 1), repeated[0])
     return list(first.values())
-
-
-def _as_numbers(name: str) -> tuple[bool, int, str]:
-    """Sort numbers as numbers, before other names."""
-    return (False, int(name), "") if name.isdecimal() else (True, 0, name)
 
 
 def _check_files(table: epath.Path, sample: Sequence[tuple[int, epath.Path]]) -> None:
@@ -344,5 +321,4 @@ def _check_files(table: epath.Path, sample: Sequence[tuple[int, epath.Path]]) ->
 
 
 def _text(raw: bytes) -> str:
-    """Decode a name; bytes that are not UTF-8 become surrogates."""
     return bytes(raw).decode("utf-8", "surrogateescape")

@@ -14,7 +14,6 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.text import printable
 
 logger = logging.getLogger(__name__)
-
 T = TypeVar("T", bound=Hashable)
 
 SUFFIXES = (

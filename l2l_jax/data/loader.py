@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -21,16 +22,12 @@ from l2l_jax.utils.stopping import asked_to_stop
 from l2l_jax.utils.threads import DaemonPool
 
 logger = logging.getLogger(__name__)
-
 ENDLESS = 2**48  # batches after which a stream ends: more than anyone trains on
 CHUNK = 16  # images that a worker reads at a time, so that a batch is spread over all workers
-
+# Memory for batches that are read ahead, and their least and greatest number
 AHEAD_BYTES, AHEAD = 256 * 2**20, (2, 16)
-"""Memory for batches that are read ahead, and their least and greatest number."""
-
+# Seconds without a batch after which a signal ends the wait for it: less than `stopping.GRACE_SECONDS`
 STOP_AFTER = 5.0
-"""Seconds without a batch after which a signal ends the wait for it: less than `stopping.GRACE_SECONDS`."""
-
 Submit = Callable[[Sequence[Row]], "Future[Rows]"]
 
 
@@ -48,9 +45,9 @@ class LoaderOptions:
 class EpochOrder:
     """Every epoch a new permutation of `count` images, each a function of `seed` and the epoch alone.
 
-    An epoch's permutation is drawn once and kept while it lasts: 10 MB for 1.28 million images. It
-    sorts raw words of a bit generator, whose streams NumPy guarantees from version to version, which
-    it does not for `Generator.permutation`.
+    An epoch's permutation is drawn once and kept while it lasts: 10 MB for 1.28 million images. It sorts raw
+    words of a bit generator, whose streams NumPy guarantees from version to version, unlike
+    `Generator.permutation`.
     """
 
     def __init__(self, count: int, seed: int):
@@ -88,22 +85,17 @@ class TrainingBatches:
     Images from files are uint8, a quarter of the bytes for memory and devices: the step brings them to
     `value_range`. Those of sources that hold float arrays are float32 in it.
 
-    Every set is shuffled anew in each epoch and repeated, so all sets give equally many images to a
-    batch: the smaller one is oversampled. Which images a global batch holds, and how they are cropped,
-    depends on `seed` alone; process p of n gets the p-th of n equal slices of each batch, its `rows`, and
-    reads no other image.
+    Every set is shuffled anew in each epoch and repeated, so all sets give equally many images to a batch:
+    the smaller one is oversampled. Which images a global batch holds, and how they are cropped, depends on
+    `seed` alone; process p of n gets the p-th of n equal slices of each batch, its `rows`, and reads no other
+    image.
 
-    An image that cannot be decoded is listed, and another of its set takes its place: the one that is half
-    an epoch further on in the epoch's order, or the next good one after that. So batches are full, all other
+    An image that cannot be decoded is listed, and another of its set takes its place: the one that is half an
+    epoch further on in the epoch's order, or the next good one after that. So batches are full, all other
     images stay where they were, and nothing depends on what was found before.
 
-    Args:
-      sets: Sources by name.
-      batch_size: Images per set in the global batch, a multiple of the number of processes.
-      value_range: Range of the float images, and that to which uint8 ones are to be brought.
-      seed: Seed of the order and of the crops.
-      transforms: Transforms to squares of one size by set; None: the records hold arrays of one size.
-      options: Settings of this process.
+    `batch_size` are the images per set in the global batch, a multiple of the number of processes; without
+    `transforms` to squares of one size, by set, records hold arrays of one size.
     """
 
     def __init__(
@@ -118,27 +110,21 @@ class TrainingBatches:
     ):
         own, left = divmod(batch_size, options.process_count)
         if left:
-            raise ValueError(
-                f"batch_size {batch_size} is not a multiple of {options.process_count} processes"
-            )
+            raise ValueError(f"batch_size {batch_size} is no multiple of {options.process_count} processes")
         self.batch_size, self.value_range, self.workers = batch_size, value_range, options.workers
         self.rows = range(options.process_index * own, (options.process_index + 1) * own)
         self.reader = Reader(sets.values(), [transforms[name] if transforms else None for name in sets], seed)
         counts = {name: len(source) for name, source in sets.items()}
         seeds = np.random.SeedSequence(seed).generate_state(len(sets)).tolist()
         self.orders = {name: EpochOrder(counts[name], s) for name, s in zip(sets, seeds, strict=True)}
-        self.bad_images = BadImages(
-            options.bad_folder, counts, options.max_bad_fraction, options.process_index
-        )
+        limit = options.max_bad_fraction
+        self.bad_images = BadImages(options.bad_folder, counts, limit, options.process_index)
 
     def __iter__(self) -> "BatchIterator":
         return BatchIterator(self)
 
     def read(self, number: int, submit: Submit) -> tuple[dict[str, np.ndarray] | None, dict[str, list]]:
-        """Return this process's rows of a global batch, and the bad images that were met, by set.
-
-        None in place of the rows: there are too many bad images.
-        """
+        """Return this process's rows of a batch, None after too many bad images, and those met, by set."""
         positions = number * self.batch_size + np.asarray(self.rows)
         chunk = CHUNK if self.workers else len(positions)  # threads have several batches to read
         reading = {}
@@ -152,7 +138,7 @@ class TrainingBatches:
             bad[name] = [square for square in squares if isinstance(square, BadImage)]
             for place, position in enumerate(positions):
                 if isinstance(squares[place], BadImage):
-                    squares[place] = self._replacement(name, int(position), bad[name], submit)
+                    squares[place] = self._replaced(name, int(position), bad[name], submit)
             if all(square is not None for square in squares):
                 pixels = np.stack(squares)
                 images[name] = pixels if pixels.dtype == np.uint8 else in_range(pixels, self.value_range)
@@ -163,9 +149,7 @@ class TrainingBatches:
         epochs, indices = self.orders[name](positions)
         return [Row(number, int(i), int(e)) for i, e in zip(indices, epochs, strict=True)]
 
-    def _replacement(
-        self, name: str, position: int, bad: list[BadImage], submit: Submit
-    ) -> np.ndarray | None:
+    def _replaced(self, name: str, position: int, bad: list[BadImage], submit: Submit) -> np.ndarray | None:
         """Return another image in place of a bad one; None if there are too many bad ones."""
         count = self.orders[name].count
         epoch, place = divmod(position, count)
@@ -197,26 +181,16 @@ class BatchIterator:
         # One element is one batch: grain's own shuffling costs more for each image than a small step has.
         numbers = grain.MapDataset.range(ENDLESS).map(lambda number: batches.read(number, submit))
         at_a_time = 2 if self._workers else threads  # workers do not idle between two batches
-        options = grain.ReadOptions(num_threads=at_a_time, prefetch_buffer_size=self._ahead())
+        batch_bytes = math.prod(batches.reader.shape or (1,)) * len(batches.rows) * len(batches.orders)
+        ahead = int(np.clip(AHEAD_BYTES // batch_bytes, *AHEAD))
+        options = grain.ReadOptions(num_threads=at_a_time, prefetch_buffer_size=ahead)
         self._iterator = iter(numbers.to_iter_dataset(options))
-
-    def _ahead(self) -> int:
-        shape, batches = self._batches.reader.shape, self._batches
-        if shape is None:
-            return AHEAD[1]
-        batch_bytes = int(np.prod(shape)) * len(batches.rows) * len(batches.orders)
-        return int(np.clip(AHEAD_BYTES // batch_bytes, *AHEAD))
 
     def __iter__(self) -> "BatchIterator":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """Return this process's rows of the next global batch.
-
-        Raises:
-          UserError: Too many images cannot be decoded, or a worker process died.
-          Interrupted: A signal asked to stop, and no batch came for `STOP_AFTER` seconds.
-        """
+        """Return this process's rows of the next batch; Interrupted after a signal if none comes."""
         future, asked = self._waiting.submit(next, self._iterator), 0.0
         while not wait([future], timeout=STOP_AFTER / 10).done:
             signal_number = asked_to_stop()

@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-from l2l_jax.cli.arguments import Parser
-from l2l_jax.cli.common import run_program
+from l2l_jax.cli.common import Parser, run_program
 from l2l_jax.data.files import MADE_LOCALLY
 from l2l_jax.errors import UserError
 
@@ -41,17 +40,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def make(folder: pathlib.Path, counts: dict[str, int]) -> None:
-    """Write `folder/<split>/<class>/<number>.jpg` (or `.png`), so many images of each class by split.
-
-    Training images come from the left two thirds of the photographs, test images ("val") from the right
-    third. Digits repeat if there are not enough.
-    """
+    """Write `folder/<split>/<class>/<number>.jpg` or `.png`, train from the left of the photographs."""
     rng = np.random.default_rng(0)
     for name, file in PHOTOGRAPHS.items():
         photograph = load_sample_image(file)
         sides = np.split(photograph, [photograph.shape[1] * 2 // 3], axis=1)
         for (split, count), side in zip(counts.items(), sides, strict=True):
-            _write(folder / split / name, (_part(side, rng) for _ in range(count)), ".jpg", quality=90)
+            parts = (_part(side, rng) for _ in range(count))
+            _write(folder / split / name, parts, ".jpg", quality=90)
     digits = load_digits()
     for digit in DIGITS:
         scans = digits.images[digits.target == digit]

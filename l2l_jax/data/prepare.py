@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from l2l_jax.cli.arguments import Parser
-from l2l_jax.cli.common import run_command
+from l2l_jax.cli.common import Parser, run_command
 from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.tfds_source import data_dir, find_prepared, open_tfds
 from l2l_jax.errors import UserError
@@ -66,8 +65,8 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
 }
 """The archives that can be checked before a data set is prepared, as TFDS reads them."""
 
+# Instructions to get the files that are not downloaded
 BY_HAND = {"imagenet2012": "Register at https://image-net.org/download-images to get the links."}
-"""Instructions to get the files that are not downloaded."""
 
 
 def describe(dataset: str, manual_dir: epath.Path) -> str:
@@ -134,7 +133,6 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path:
-    """Have TFDS write the data set; returns its folder."""
     try:
         import tensorflow  # noqa: F401  (optional extra; TFDS imports it late and says less)
     except ImportError as error:

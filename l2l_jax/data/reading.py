@@ -30,10 +30,8 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.text import printable
 
 logger = logging.getLogger(__name__)
-
+# Side in pixels from which on shrinking is taken for granted, the factor that is a lot, images looked at
 LARGE, MUCH, SAMPLED = 128, 3, 8
-"""Side in pixels from which on shrinking is taken for granted, the factor that is a lot, images looked at."""
-
 STALLED_AFTER = 10.0  # seconds after which the console says which image a read waits for
 ENDED_WITHIN = 2.0  # seconds to wait for a killed process
 
@@ -53,8 +51,8 @@ class BadImage(NamedTuple):
     reason: str
 
 
+# Images `[size, size, channel]`, uint8, or float32 in [0, 1], each of which may be bad
 Rows = list[np.ndarray | BadImage]
-"""Images `[size, size, channel]`, uint8, or float32 in [0, 1], each of which may be bad."""
 
 
 class Reader:

@@ -24,10 +24,7 @@ class Record(TypedDict):
 
 
 class Source(abc.ABC):
-    """Random access to labeled images; can be pickled, for worker processes.
-
-    Records that cannot be read raise OSError.
-    """
+    """Random access to labeled images, also for worker processes; unreadable records raise OSError."""
 
     class_names: Sequence[str]  # of the class ids
     labels: np.ndarray  # class ids of all records `[record]`, known without decoding an image
@@ -57,13 +54,9 @@ class ArraySource(Source):
     """
 
     def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        class_names: Sequence[str],
-        name: str = "image",
+        self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], name: str = "image",
         numbers: Sequence[int] | np.ndarray | None = None,
-    ):
+    ):  # fmt: skip
         self._images, self.labels, self.class_names = images, np.asarray(labels, np.int64), tuple(class_names)
         self._name, self._numbers = name, range(len(labels)) if numbers is None else numbers
 
@@ -124,8 +117,8 @@ def evenly_spaced(source: Source, most: int) -> Source:
 class Mixture(_View):
     """Records of several sources, by name, in proportion to positive weights.
 
-    As long as it takes to hold every record at least once; the records of sources that are short for
-    their weight repeat. The classes of the sources are counted through, and named `source/class`.
+    As long as it takes to hold every record at least once; the records of sources that are short for their
+    weight repeat. The classes of the sources are counted through, and named `source/class`.
     """
 
     def __init__(self, sources: Mapping[str, Source], weights: Sequence[float]):
@@ -137,12 +130,9 @@ class Mixture(_View):
         counts = np.diff(self._ends, prepend=0)
         self.class_names = [f"{name}/{c}" for name, source in sources.items() for c in source.class_names]
         first = np.cumsum([0, *(len(source.class_names) for source in self._sources)])
-        self.labels = np.concatenate(
-            [
-                np.resize(np.asarray(source.labels, np.int32), n) + start
-                for source, n, start in zip(self._sources, counts, first[:-1], strict=True)
-            ]
-        )
+        repeated = zip(self._sources, counts, first[:-1], strict=True)
+        labels = [np.resize(np.asarray(source.labels, np.int32), n) + start for source, n, start in repeated]
+        self.labels = np.concatenate(labels)
 
     def _locate(self, index: int) -> tuple[Source, int]:
         which = int(np.searchsorted(self._ends, index, side="right"))

@@ -14,21 +14,13 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.threads import DaemonPool
 
 OPENERS: dict[str, Callable[[SourceConfig, SplitName], Source]] = {
-    "folder": open_folder,
-    "csv": open_csv,
-    "idx": open_idx,
-    "npz": open_npz,
-}
+    "folder": open_folder, "csv": open_csv, "idx": open_idx, "npz": open_npz,
+}  # fmt: skip
 """Functions that open sources in files of the user's own."""
 
 
 def open_source(config: SourceConfig, split: SplitName, image_size: int) -> Source:
-    """Open the training, validation or test images of a source.
-
-    Validation images are a share of the source's own training images, `config.validation_fraction`.
-
-    `image_size` is the side in pixels of images that are not files (the digits).
-    """
+    """Open images of a source; a UserError if there are none. `image_size` is the side of the digits."""
     try:
         source = _open(config, "test" if split == "test" else "train", image_size)
     except OSError as error:
@@ -59,10 +51,7 @@ def _open(config: SourceConfig, split: SplitName, image_size: int) -> Source:
 
 
 def source_digest(source: Source) -> str:
-    """Return a SHA-256 that changes with the images of a source: their names, sizes, classes and order.
-
-    It does not depend on the folder that they are in. No file is read.
-    """
+    """Return a SHA-256 of names, sizes, classes and order of images; of neither folder nor pixels."""
 
     def digest(indices: np.ndarray) -> bytes:
         parts = hashlib.sha256()

@@ -17,7 +17,6 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.text import printable, split_names
 
 logger = logging.getLogger(__name__)
-
 CHOICE = 1202_00351  # seeds the choice of images in a class: the same in every run
 NAMED = 10  # classes that are named in a message, at most
 
@@ -39,11 +38,7 @@ def describe(source: Source, kind: str = "images") -> str:
 
 
 def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
-    """Choose from the training images of `data`'s source those to retain, or their proxies, and to forget.
-
-    Where the original model is to make the retain images, these are the images that it starts from.
-    `image_size` is the side in pixels of proxies from sources without files.
-    """
+    """Choose the training images to retain, or those that stand in for them, and to forget."""
     ids = _named_classes(source.class_names, data)
     count = _Count(data.train_per_class, "config.data.train_per_class", "training")
     forget = _select(source, ids["forget"], "forget", count)
@@ -71,11 +66,7 @@ def open_training(data: DataConfig, image_size: int) -> Source:
 
 
 def canaries(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
-    """Choose the canaries among the training images of each set, and as many others to compare with.
-
-    Returns:
-      Their indices in the source, the marked ones first, by set.
-    """
+    """Return indices of each set's canaries in the source, then those of as many images to compare with."""
     ids, found = _named_classes(source.class_names, data), {}
     count = _Count(data.train_per_class, "config.data.train_per_class", "training")
     for name in ("forget", "retain"):
@@ -104,10 +95,10 @@ def general_set(data: DataConfig, source: Source) -> Source | None:
     """Choose the test images of `data.general`, neither forgotten nor retained; None: there are none."""
     ids = _named_classes(source.class_names, data)
     general = [*_listed(source.class_names, data.general)]
-    named = [c for c in general if c != REST]
-    classes = class_ids(source.class_names, named, "config.data.general", "general")
+    named, field = [c for c in general if c != REST], "config.data.general"
+    classes = class_ids(source.class_names, named, field, "general")
     for other, others in ids.items():
-        _refuse_both(source.class_names, classes, others, "config.data.general", other)
+        _refuse_both(source.class_names, classes, others, field, other)
     if REST in general:
         classes = sorted(set(np.unique(source.labels).tolist()).difference(*ids.values()))
     if not classes:
@@ -159,7 +150,6 @@ def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, li
 
 
 def _listed(class_names: Sequence[str], classes: Sequence[str | int]) -> Iterator[str]:
-    """Yield classes with lists such as `a,b` split, unless a class has that name."""
     for text in classes:
         yield from split_names(str(text), class_names)
 
@@ -167,20 +157,14 @@ def _listed(class_names: Sequence[str], classes: Sequence[str | int]) -> Iterato
 def _refuse_both(
     class_names: Sequence[str], classes: Sequence[int], others: Sequence[int], field: str, other: str
 ) -> None:
-    """Raise a UserError if classes are in both of two fields."""
     both = sorted(set(classes) & set(others))
     if both:
         names = ", ".join(class_names[i] for i in both[:NAMED])
-        raise UserError(
-            f"Classes both in {field} and in config.data.{other}: {names}. Take each out of one of the two."
-        )
+        raise UserError(f"Classes both in {field} and in config.data.{other}: {names}. Take each out of one.")
 
 
 def _select(source: Source, classes: Sequence[int], name: str, count: _Count) -> Subset:
-    """Choose images of some classes.
-
-    The same images whatever else is chosen; fewer of a class are a subset of more.
-    """
+    """Choose images of some classes, whatever else is chosen; fewer of a class are a subset of more."""
     chosen = [np.empty(0, int)]
     order = np.argsort(source.labels, kind="stable")
     first, last = (np.searchsorted(source.labels, classes, side, order) for side in ("left", "right"))
@@ -210,7 +194,6 @@ def _select(source: Source, classes: Sequence[int], name: str, count: _Count) ->
 def _proxies(
     data: DataConfig, source: Source, ids: Mapping[str, Sequence[int]], count: _Count, image_size: int
 ) -> Source:
-    """Return what replaces the retain images: a set, or a mixture of sets."""
     sources: dict[str, Source] = {}
     weights = []
     entries = [entry for entry in data.proxy if isinstance(entry, ProxyConfig)]

@@ -30,35 +30,23 @@ from l2l_jax.utils.progress import Progress
 from l2l_jax.utils.runtime import usable_cpus, user_cache
 
 logger = logging.getLogger(__name__)
-
+# Data sets that misspelled names are compared with
 PUBLISHED = ("imagenet2012", "places365_small", "coco/2017")
-"""Data sets that misspelled names are compared with."""
-
+# Splits of test images; of Places-365 and ImageNet only "validation" has labels
 TEST_SPLITS = ("validation", "test")
-"""Splits of test images; of Places-365 and ImageNet only "validation" has labels."""
-
+# Features that name an image's file in the original data set
 NAME_FEATURES = ("file_name", "filename", "image/filename")
-"""Features that name an image's file in the original data set."""
-
+# Records that a process reads at a time, and from which on several processes read
 CHUNK, PARALLEL_FROM, MAX_PROCESSES = 2000, 20_000, 16
-"""Records that a process reads at a time, and from which on several processes read."""
-
 DAMAGED = (RuntimeError, ValueError, DecodeError)  # errors that array_record and protobuf raise
 
 
 class TfdsSource(Source):
-    """A split of a prepared data set: serialized `tf.train.Example`s, and a checksum of its files."""
+    """A split of a prepared data set: serialized `tf.train.Example`s, its name, a checksum of its files."""
 
-    def __init__(
-        self,
-        records: Sequence[bytes],
-        labels: np.ndarray,
-        class_names: tuple[str, ...],
-        split_name: str,
-        fingerprint: str,
-    ):
-        self._records, self._split_name, self._fingerprint = records, split_name, fingerprint
-        self.labels, self.class_names = labels, class_names
+    def __init__(self, records: Sequence[bytes], labels: np.ndarray, class_names: Any, *split: str):
+        self._records, self.labels, self.class_names = records, labels, class_names
+        self._split_name, self._fingerprint = split
 
     def __getitem__(self, index: int) -> Record:
         name = self.name(index)
@@ -83,18 +71,13 @@ class TfdsSource(Source):
 
 
 def _parse_example(record: bytes) -> Mapping[str, Any]:
-    """Return the features of a serialized `tf.train.Example`, by name."""
     from tensorflow_datasets.proto import tf_example_pb2  # start-up time
 
     return tf_example_pb2.Example.FromString(bytes(record)).features.feature
 
 
 def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
-    """Open a prepared TFDS data set: its "train" split, or for testing its "validation" or "test" split.
-
-    Where neither exists, a share of each class of the training images is held out. Images without
-    labels are of one class, called like the data set.
-    """
+    """Open a prepared TFDS data set; its "validation", "test" or a share of the rest is for testing."""
     import tensorflow_datasets as tfds
 
     folder = find_prepared(config)
@@ -176,7 +159,6 @@ def _prepare_command(config: SourceConfig) -> str:
 
 
 def _missing(config: SourceConfig) -> str:
-    """Return the message about a data set that is not there."""
     place = data_dir(config) / config.source.partition(":")[0]
     given, known = f"{config.where}.source is {config.source!r}", ", ".join(OTHER_SOURCES)
     variants = [e.name for e in place.iterdir() if e.is_dir()] if place.is_dir() else []
@@ -198,11 +180,7 @@ def _is_prepared(folder: epath.Path) -> bool:
 
 
 def load_labels(folder: epath.Path, split: str, records: Sequence[bytes]) -> np.ndarray:
-    """Load the class ids of a split `[record]`, int16 or int32.
-
-    They are read from the records once, and kept with a fingerprint of the files: beside the data, or in the
-    user's cache folder where the data is read-only.
-    """
+    """Load class ids `[record]`, read once and kept beside the data or in the user's cache."""
     fingerprint = _fingerprint(folder, split)
     place, parents = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16], [folder]
     with contextlib.suppress(UserError):  # no home
@@ -253,9 +231,7 @@ def _labels_of(records: Sequence[bytes], chunk: range) -> np.ndarray:
                 f"Record {index} cannot be read ({error}); copy or prepare the data set again."
             ) from error
         if len(values) != 1:
-            raise UserError(
-                f"Record {index} has {len(values)} labels instead of one; prepare the data set again."
-            )
+            raise UserError(f"Record {index} has {len(values)} labels instead of one; prepare them again.")
         labels[place] = values[0]
     return labels
 

@@ -1,7 +1,4 @@
-"""From an image of any size to the square that a model takes: crop, resize, flip.
-
-Nothing here loads JAX: worker processes import this module.
-"""
+"""From any image to the square that a model takes: crop, resize, flip. Workers import it: no JAX here."""
 
 import dataclasses
 import math
@@ -14,12 +11,9 @@ from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOp
 from l2l_jax.data.decoding import open_image
 
 ATTEMPTS = 10  # random crops that are tried before the center is taken, as torchvision does
-
+# A JPEG is decoded at a fraction of its size only if the crop stays this much larger than the result
 SPARE = 3
-"""A JPEG is decoded at a fraction of its size only if the crop stays this much larger than the result."""
-
 PIXEL_TYPES = {"uint8": PixelType.U8x3, "float32": PixelType.F32x3}
-
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]
 Scale = tuple[Share, Share]
 Ratio = Annotated[float, pydantic.Field(gt=0)]
@@ -47,9 +41,7 @@ class TransformConfig:
         for name in ("crop_scale", "crop_ratio"):
             least, greatest = getattr(self, name)
             if least > greatest:
-                raise ValueError(
-                    f"{name} goes from the least to the greatest, not from {least} to {greatest}"
-                )
+                raise ValueError(f"{name} goes from the least to the greatest, not {least} to {greatest}")
 
 
 class Box(NamedTuple):
@@ -67,8 +59,8 @@ def random_crop(
     """Draw a random part of an image, as torchvision's RandomResizedCrop does.
 
     Its share of the area is uniform in `scale`, the logarithm of width / height is uniform in that of
-    `ratio`. A part that does not fit is drawn again, `ATTEMPTS` times; then it is the largest one in
-    the center whose proportions are in `ratio`.
+    `ratio`. A part that does not fit is drawn again, `ATTEMPTS` times; then it is the largest one in the
+    center whose proportions are in `ratio`.
     """
     for _ in range(ATTEMPTS):
         area = height * width * rng.uniform(*scale)
@@ -87,10 +79,7 @@ def center_crop(height: int, width: int, h: int, w: int) -> Box:
 
 
 class Transform:
-    """From an encoded image, or an array, to a square with sides of `size` pixels.
-
-    Unless it is for `training`, random crops are center crops and nothing is flipped.
-    """
+    """From an image to a square of `size` pixels; random crops and flips are for `training` alone."""
 
     def __init__(self, config: TransformConfig, size: int, *, training: bool):
         self._config, self._size, self._training = config, size, training
@@ -102,14 +91,7 @@ class Transform:
         return (self._size, self._size, 3)
 
     def __call__(self, image: bytes | np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
-        """Return the square `[size, size, 3]`: float32 in [0, 1] of a float32 array, else uint8.
-
-        `image` is encoded, or an array `[height, width, 3]`. Equal seeds, non-negative integers, make equal
-        choices.
-
-        Raises:
-          ImageError: It cannot be decoded.
-        """
+        """Return a square `[size, size, 3]`: float32 of a float32 array, else uint8. Seeds decide choices."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))) if self._random else None
         if isinstance(image, np.ndarray):
             height, width, _ = image.shape
@@ -135,7 +117,6 @@ class Transform:
 
 
 def _scaled(box: Box, height: int, width: int, pixels: np.ndarray) -> Box:
-    """Scale a box to an image that was decoded smaller, to the nearest pixel."""
     if pixels.shape[:2] == (height, width):
         return box
     down, across = pixels.shape[0] / height, pixels.shape[1] / width

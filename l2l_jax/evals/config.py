@@ -10,9 +10,7 @@ from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.models.base import Model
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
-
 NetworkName = Literal["inception", "resnet50", "clip"]
-
 Resizing = Literal["clean-fid", "pytorch-fid"]
 
 
@@ -24,8 +22,8 @@ def split_names(given: Any) -> Any:
     return tuple(name for part in given for name in part.split(",") if name)
 
 
+# Names; "a,b" is the same as ("a", "b")
 Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(split_names)]
-"""Names; "a,b" is the same as ("a", "b")."""
 
 
 @dataclasses.dataclass(frozen=True)

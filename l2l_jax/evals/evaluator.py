@@ -66,14 +66,10 @@ class ModelMetrics(NamedTuple):
 class Evaluation:
     """The test images, tasks and networks of an experiment.
 
-    Observations are stored in a folder; several hosts need shared storage.
-
-    Attributes:
-      train: The source of all training images.
-      tests: Test images by set.
-      inpainters: By name of the task; those of `Model.alternatives`, such as other prompts, come last.
-      class_names: Names of the class ids.
-      missing: Why metrics of networks that are not there are not available, by name; set with `networks`.
+    Observations are stored in a folder; several hosts need shared storage. `train` are all training images,
+    `tests` the test images by set. Of `inpainters`, by name of the task, those of `Model.alternatives`, such
+    as other prompts, come last. `missing` says why metrics of networks that are not there are not available,
+    by name; it is set with `networks`.
     """
 
     missing: dict[str, str]
@@ -85,11 +81,8 @@ class Evaluation:
         test = open_source(data, "test", size)
         self.class_names = test.class_names
         sets = evaluation_sets(data, test)._asdict() | {"general": general_set(data, test)}
-        self.tests = {
-            set_name: ImageSet(setup, source, f"{set_name} test")
-            for set_name, source in sets.items()
-            if source is not None
-        }
+        there = {set_name: source for set_name, source in sets.items() if source is not None}
+        self.tests = {name: ImageSet(setup, source, f"{name} test") for name, source in there.items()}
         self._batch_size = setup.evaluate.batch_size
         self._key = {"format": FORMAT, "batch_size": self._batch_size}
         self._inpaint_by(setup.model)
@@ -101,7 +94,6 @@ class Evaluation:
         return other
 
     def _inpaint_by(self, model: Model) -> None:
-        """Set the inpainters of all tasks, and of the first with each other way to run the model."""
         tasks = parse_tasks(self._setup.evaluate.tasks)
         runs = [(model, task) for task in tasks]
         for name, alternative in model.alternatives().items():
@@ -121,9 +113,9 @@ class Evaluation:
         networks, self.missing = open_networks(self._setup.evaluate)
         if self._classifier_images is not None:
             return {**networks, "classifier": SmallClassifier(*self._classifier_images)}
-        none = self._setup.evaluate.features == "none"
-        needed = f"the classifier needs {SPLITS} test images of each set"
-        reason = "config.evaluate.features is 'none'" if none else needed
+        reason = f"the classifier needs {SPLITS} test images of each set"
+        if self._setup.evaluate.features == "none":
+            reason = "config.evaluate.features is 'none'"
         self.missing |= dict.fromkeys([*metrics_of("classifier"), "accuracy"], reason)
         return networks
 
@@ -142,11 +134,11 @@ class Evaluation:
     @functools.cached_property
     def _masked_classifiers(self) -> dict[str, MaskedClassifier | None]:
         """Classifiers of the masked region by task; None where every image has its own mask."""
-        found: dict[str, MaskedClassifier | None] = dict.fromkeys(self.inpainters)
-        for task, inpainter in self.inpainters.items():
-            if self._classifier_images is not None and inpainter.mask is not None:
-                found[task] = MaskedClassifier(*self._classifier_images, inpainter.mask)
-        return found
+        images, masks = self._classifier_images, {name: x.mask for name, x in self.inpainters.items()}
+        return {
+            task: None if images is None or mask is None else MaskedClassifier(*images, mask)
+            for task, mask in masks.items()
+        }
 
     @property
     def has_classifier(self) -> bool:
@@ -154,11 +146,7 @@ class Evaluation:
         return self._classifier_images is not None and self.inpainter.mask is not None
 
     def correct(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-        """Return whether the class of each image is read correctly from the mask of the first task.
-
-        Images `[image, height, width, channel]` are in the model's range, labels class ids `[image]`. Without
-        a classifier the result is None.
-        """
+        """Return whether each image's class is read correctly from the first task's mask, if it can be."""
         classifier = self._masked_classifiers[self.inpainter.task.name]
         if classifier is None:
             return None
@@ -175,10 +163,7 @@ class Evaluation:
         return self.inpainter.masked(self.shown[set_name], set_name)
 
     def evaluate(self, params: Params, name: str) -> ModelMetrics:
-        """Inpaint all test images at all tasks and measure the results; called by all processes.
-
-        `name` is the model's, in its folder of observations and on the console.
-        """
+        """Inpaint and measure all test images at all tasks, as the model `name`; called by all processes."""
         key = {"parameters": tree_hash(params), "model": repr(self._setup.model), "seed": self._setup.seed}
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", name)
         cache = self._caches[name] = ResultCache(self._folder / "restored" / slug, self._key | key)
@@ -187,11 +172,9 @@ class Evaluation:
         with barrier():
             for set_name in self.tests:
                 self._observe_set(model, set_name, f"inpaint {set_name} ({name})")
-        measured = from_primary(lambda: self._measure(model))
-        tasks = {
-            task: TaskMetrics({set_name: SetMetrics(*found) for set_name, found in sets.items()}, real)
-            for task, (sets, real) in measured.items()
-        }
+        tasks = {}
+        for task, (sets, real) in from_primary(lambda: self._measure(model)).items():
+            tasks[task] = TaskMetrics({name: SetMetrics(*found) for name, found in sets.items()}, real)
         return ModelMetrics(tasks, self._shown(model) if is_primary() else {})
 
     @functools.cached_property
@@ -217,11 +200,8 @@ class Evaluation:
     def observed(self, member: str, set_name: str, model: str = "", task: str = "") -> np.ndarray | None:
         """Return what was observed of a set, in its order, or None if it was not.
 
-        Args:
-          member: Array such as "mse" or "classifier/features", see `evals.metrics.Read`.
-          set_name: Name of the set.
-          model: Name of a model that was evaluated; "": the originals.
-          task: Name of a task; "": the first.
+        `member` names an array such as "mse" or "classifier/features", see `evals.metrics.Read`. An empty
+        `model` stands for the originals, an empty `task` for the first.
         """
         cache = self._caches[model] if model else self._observer.originals
         return self._read(cache, task or self.inpainter.task.name, set_name, member)
@@ -240,7 +220,6 @@ class Evaluation:
         return tasks
 
     def _read(self, cache: ResultCache, task: str, set_name: str, member: str) -> np.ndarray | None:
-        """Read an array of all blocks of a set; None if there is none."""
         network, _, output = member.partition("/")
         if network == observer.MASKED and self._masked_classifiers[task] is None:
             return None
@@ -254,7 +233,6 @@ class Evaluation:
         return cache.join(names, output if judged else member)
 
     def _shown(self, model: EvaluatedModel) -> dict[str, np.ndarray]:
-        """Return reconstructions of the images of `shown` at the first task."""
         task, result = self.inpainter.task.name, {}
         for set_name, shown in self.shown.items():
             stored: dict[int, np.ndarray] = {}

@@ -23,16 +23,14 @@ from l2l_jax.errors import UserError
 from l2l_jax.models.base import Model, Params
 from l2l_jax.utils.io import atomic_write
 
+# The part of the parameters that a guarded model reads: "direction", "threshold" and any "network"
 FILTER = "filter"
-"""The part of the parameters that a guarded model reads: "direction", "threshold" and any "network"."""
-
 DRAWS = 4  # draws of T over which encoder features are averaged, the same draws for all images
 MINED = "mined"  # value of `FilterConfig.acceptable` for acceptable references that are mined
 CARD = "l2l_jax filter"  # key of the card in the metadata of a file
-
 Count = Annotated[int, pydantic.Field(ge=0)]
+# `(network parameters, uint8 images) -> features [image, feature]`
 Outputs = Callable[[Any, jax.Array], jax.Array]
-"""`(network parameters, uint8 images) -> features [image, feature]`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,37 +103,21 @@ def load_filter(path: pathlib.Path) -> Filter:
             card = json.loads((file.metadata() or {})[CARD])
             _ = card["features"], card["weights"]
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        network = {
-            name.removeprefix("network/"): x for name, x in arrays.items() if name.startswith("network/")
-        }
+        stem = "network/"
+        network = {name.removeprefix(stem): x for name, x in arrays.items() if name.startswith(stem)}
         return Filter(arrays["direction"], arrays["threshold"].item(), network, card)
     except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError):
         raise UserError(f"{path} is not a filter; expected a file that `l2l-jax filter fit` wrote.") from None
 
 
 def fit(
-    undesired: np.ndarray,
-    acceptable: np.ndarray,
-    config: FilterConfig = FilterConfig(),  # noqa: B008  (frozen)
-    *,
-    validation: np.ndarray | None = None,
-    seed: int = 0,
-) -> Filter:
-    """Fit a filter to features of references.
-
-    Args:
-      undesired: Features of undesired references, `[image, feature]`.
-      acceptable: Features of acceptable references; with `config.acceptable="mined"`, of any images.
-      config: How the direction and the threshold are chosen.
-      validation: Features of acceptable images that are no references, for a threshold at a rate of false
-        alarms.
-      seed: Seed of what is drawn.
-    """
+    undesired: np.ndarray, acceptable: np.ndarray, config: FilterConfig, *,
+    validation: Any = None, seed: int = 0,
+) -> Filter:  # fmt: skip
+    """Fit a filter to features of references; of `validation` ones, for a threshold at a false alarm rate."""
     for name, features in {"undesired": undesired, "acceptable": acceptable}.items():
         if len(features) < 2:
-            raise UserError(
-                f"There are {len(features)} {name} references; a filter needs at least 2, better 50."
-            )
+            raise UserError(f"There are {len(features)} {name} references; a filter needs at least 2.")
     if undesired.shape[1:] != acceptable.shape[1:]:
         raise UserError(
             f"The references have {undesired.shape[1]} and {acceptable.shape[1]} features; expected those of "
@@ -225,16 +207,10 @@ def bytes_of(model: Model, images: jax.Array) -> jax.Array:
 
 
 def guarded(model: Model, outputs: Outputs | None = None) -> Model:
-    """Return a model that shows a gray mask in place of what `params["filter"]` refuses.
-
-    Parameters without that part are not filtered. With `outputs` the features are those of a network on the
-    reconstruction, whose parameters are `params["filter"]["network"]`; otherwise those of the encoder.
-    """
+    """Return a model that grays what `params["filter"]`, if there, refuses by encoder or by `outputs`."""
     family = type(model)
 
-    def guard(
-        self: Model, params: Params, images: jax.Array, mask: np.ndarray, shown: jax.Array
-    ) -> jax.Array:
+    def guard(params: Params, images: jax.Array, mask: np.ndarray, shown: jax.Array) -> jax.Array:
         if FILTER not in params:
             return shown
         part = params[FILTER]
@@ -247,13 +223,11 @@ def guarded(model: Model, outputs: Outputs | None = None) -> Model:
         return jnp.where(blocked[:, None, None, None], refused, shown)
 
     def inpaint(self: Any, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
-        return guard(self, params, images, mask, family.inpaint(self, params, images, mask, rng))
+        return guard(params, images, mask, family.inpaint(self, params, images, mask, rng))
 
-    def sample(
-        self: Any, params: Params, images: jax.Array, mask: Any, rng: jax.Array, noise: Any = None
-    ) -> Any:
+    def sample(self: Any, params: Params, images: Any, mask: Any, rng: jax.Array, noise: Any = None) -> Any:
         shown, misfit = family.sample(self, params, images, mask, rng, noise)
-        return guard(self, params, images, mask, shown), misfit
+        return guard(params, images, mask, shown), misfit
 
     methods: Mapping[str, Any] = {"inpaint": inpaint, "sample": sample, "__repr__": lambda self: repr(model)}
     return type("Guarded", (family,), dict(methods))(**model.as_fields())

@@ -51,13 +51,11 @@ def open_images(root: pathlib.Path, flag: str) -> Folder:
     return Folder(root, files)
 
 
+Networks = Mapping[str, FeatureNetwork]
+
+
 def compare_folders(
-    images: Folder,
-    reference: Folder,
-    networks: Mapping[str, FeatureNetwork],
-    stored: pathlib.Path,
-    *,
-    batch_size: int = 64,
+    images: Folder, reference: Folder, networks: Networks, stored: pathlib.Path, *, batch_size: int = 64
 ) -> SetMetrics:
     """Measure reconstructions, `images`, against originals, `reference`.
 
@@ -91,14 +89,8 @@ def compare_folders(
 
 
 def _observe(
-    cache: ResultCache,
-    block: str,
-    names: Sequence[str],
-    folder: Folder,
-    originals: Folder | None,
-    networks: Mapping[str, FeatureNetwork],
+    cache: ResultCache, block: str, names: list, folder: Folder, originals: Folder | None, networks: Networks
 ) -> None:
-    """Observe a block of images, and against their originals if there are any, unless that is stored."""
     files = [(folder.root / folder.files[name]).read_bytes() for name in names]
     others = [] if originals is None else [(originals.root / originals.files[n]).read_bytes() for n in names]
     stamp: list[Any] = [hashlib.sha256(encoded).hexdigest() for encoded in (*files, *others)]
@@ -109,9 +101,7 @@ def _observe(
 
     def observe(chosen: list[int]) -> Observed:
         images = np.stack([pixels[i] for i in chosen])
-        return {
-            f"{name}/{key}": x for name, network in networks.items() for key, x in network(images).items()
-        }
+        return {f"{name}/{k}": x for name, network in networks.items() for k, x in network(images).items()}
 
     observed = _by_shape(pixels, observe)
     if originals is not None:
@@ -134,19 +124,14 @@ def _observe(
 
 
 def _by_shape(pixels: Sequence[np.ndarray], observe: Callable[[list[int]], Observed]) -> Observed:
-    """Observe the images of each shape together and return the results in the order of the images.
-
-    What not every shape has (SSIM of small images) is left out.
-    """
+    """Observe the images of each shape together, in their order; leave out what not every shape has."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, image in enumerate(pixels):
         groups.setdefault(image.shape, []).append(number)
     parts = [observe(chosen) for chosen in groups.values()]
     order = np.argsort(np.concatenate(list(groups.values())))
     common = set.intersection(*(set(part) for part in parts))
-    return {
-        name: np.concatenate([part[name] for part in parts])[order] for name in parts[0] if name in common
-    }
+    return {key: np.concatenate([part[key] for part in parts])[order] for key in parts[0] if key in common}
 
 
 def _decode(folder: Folder, name: str, encoded: bytes) -> np.ndarray:

@@ -26,10 +26,7 @@ class Images(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Neighboring images of a set: those that can be decoded, and why others cannot, by their names.
-
-    `digest` is the SHA-256 of the decoded images, their labels and places.
-    """
+    """Neighboring images of a set, why others cannot be decoded, and a SHA-256 of the decoded ones."""
 
     number: int
     size: int
@@ -41,14 +38,9 @@ class Block(NamedTuple):
 class ImageSet:
     """Images of a source, decoded on demand; those that cannot be decoded are left out.
 
-    Args:
-      setup: The experiment, as whose test images they are prepared.
-      source: The images.
-      name: Name of the set in messages.
-      transform: Another transform.
-
-    Attributes:
-      skipped: Why images were left out, by their names; complete once all blocks were read.
+    They are prepared as the test images of the experiment `setup`, unless there is another `transform`;
+    `name` is that of the set in messages. `skipped` says why images were left out, by their names; it is
+    complete once all blocks were read.
     """
 
     def __init__(

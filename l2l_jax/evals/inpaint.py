@@ -1,6 +1,7 @@
 """Inpainting the images of a set, and its error."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,11 +19,9 @@ class Inpainter:
     """Fills the masked regions of a task; compiled once for any number of models.
 
     What is drawn for an image, sampling and random patches alike, depends on the seed, the image's set and
-    its place there alone, not on batches, devices, processes or models.
-
-    Attributes:
-      mask: The mask of all images, bool `[height, width]`; None: each image has its own.
-      runner: Takes rows "images", "places", "sets" and, where images have their own masks, "visible".
+    its place there alone, not on batches, devices, processes or models. `mask` is that of all images, bool
+    `[height, width]`, or None if each has its own. The `runner` takes rows "images", "places", "sets" and
+    "visible".
     """
 
     def __init__(self, model: Model, task: InpaintingTask, *, batch_size: int, seed: int):
@@ -68,12 +67,11 @@ class Inpainter:
 
     def errors(self, params: Params, images: ImageSet, set_name: str) -> np.ndarray:
         """Return the masked MSE of each image of a set, float64 `[image]`."""
-        return np.concatenate(
-            [
-                metrics.masked_mse(originals.images, inpainted, self.masks(set_name, originals.indices))
-                for originals, inpainted in self.over(params, images, set_name)
-            ]
-        )
+        errors = []
+        for originals, inpainted in self.over(params, images, set_name):
+            masks = self.masks(set_name, originals.indices)
+            errors.append(metrics.masked_mse(originals.images, inpainted, masks))
+        return np.concatenate(errors)
 
     def _visible(self, set_name: str, places: np.ndarray) -> np.ndarray:
         """Return the visible patches `[image, patch]`; none where all images share a mask."""
@@ -84,17 +82,10 @@ class Inpainter:
 
 
 def masked_errors(
-    setup: EvaluationSetup,
-    params: Params,
-    source: Source,
-    inpainter: Inpainter | None = None,
+    setup: EvaluationSetup, params: Params, source: Source, inpainter: Any = None,
     set_name: str = "validation",
-) -> np.ndarray:
-    """Return the masked MSE of each image of a source at the first task, `[image]`.
-
-    The noise of sampling depends on `set_name`: the evaluation's name of a set gives the evaluation's errors.
-    An `inpainter` of the task saves compiling another.
-    """
+) -> np.ndarray:  # fmt: skip
+    """Return the masked MSE of each image at the first task; `set_name` decides the noise of sampling."""
     if inpainter is None:
         task, size = parse_tasks(setup.evaluate.tasks)[0], setup.evaluate.batch_size
         inpainter = Inpainter(setup.model, task, batch_size=size, seed=setup.seed)

@@ -9,9 +9,8 @@ import numpy as np
 
 LEVEL = 0.95  # confidence level of all intervals
 RESAMPLES = 1000  # number of resamples
-
+# Number of resamples for metrics that take long, of which only the standard error is needed
 COSTLY_RESAMPLES = 100
-"""Number of resamples for metrics that take long, of which only the standard error is needed."""
 
 
 class Interval(NamedTuple):
@@ -25,22 +24,17 @@ class Interval(NamedTuple):
         return self.low <= value <= self.high
 
 
-def bootstrap(
-    statistic: Callable[..., np.ndarray], *counts: int, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def bootstrap(statistic: Callable[..., np.ndarray], *counts: int, seed: int = 0) -> Interval:
     """Compute the percentile interval of a statistic over images.
 
-    Args:
-      statistic: Takes an array of indices `[…, image]` for each entry of `counts` and reduces the last
-        axis. Arrays that it looks up with the same indices are resampled together.
-      counts: Numbers of images; more than one for independent sets.
-      resamples: Number of resamples; those whose statistic is NaN are left out.
-      seed: Random seed.
+    The statistic takes an array of indices `[…, image]` for each of `counts`, the numbers of images of
+    independent sets, and reduces the last axis. Arrays that it looks up with the same indices are resampled
+    together. Resamples whose statistic is NaN are left out.
     """
     if not all(counts):
         raise ValueError("there is no interval of a metric of no images")
     value = float(statistic(*map(np.arange, counts)))
-    drawn = _resample(statistic, counts, resamples, seed, vectorized=True)
+    drawn = _resample(statistic, counts, RESAMPLES, seed, vectorized=True)
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn):
         return Interval(value, float("nan"), float("nan"))
@@ -56,12 +50,7 @@ def mean_interval(values: np.ndarray, *, seed: int = 0) -> Interval:
 
 
 def standard_interval(
-    statistic: Callable[[np.ndarray], float],
-    count: int,
-    *,
-    resamples: int = COSTLY_RESAMPLES,
-    least: float = -np.inf,
-    seed: int = 0,
+    statistic: Callable[..., float], count: int, *, resamples: int = COSTLY_RESAMPLES, least: float = -np.inf
 ) -> Interval:
     """Compute the metric ± 1.96 bootstrap standard errors; the statistic takes indices `[image]`.
 
@@ -69,7 +58,7 @@ def standard_interval(
     it, so that percentiles would be biased. Its spread is right all the same. `least` is its least value.
     """
     value = float(statistic(np.arange(count)))
-    error = _resample(statistic, (count,), resamples, seed, vectorized=False).std(ddof=1)
+    error = _resample(statistic, (count,), resamples, 0, vectorized=False).std(ddof=1)
     reach = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2) * error
     return Interval(value, float(max(value - reach, least)), float(value + reach))
 
@@ -81,14 +70,10 @@ def _resample(
 
     if min(counts) == 1:  # a single image does not vary
         return np.full(resamples, np.nan)
+    data, options = [np.arange(count) for count in counts], dict(vectorized=vectorized, method="percentile")
+    reduce = (lambda *chosen, axis: statistic(*chosen)) if vectorized else statistic
+    options |= dict(n_resamples=resamples, rng=np.random.default_rng(seed))
+    options["batch"] = max(1, 2**22 // max(counts))  # some 30 MB of indices
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)  # resamples without a value
-        return scipy.stats.bootstrap(
-            [np.arange(count) for count in counts],
-            (lambda *chosen, axis: statistic(*chosen)) if vectorized else statistic,
-            n_resamples=resamples,
-            batch=max(1, 2**22 // max(counts)),  # some 30 MB of indices
-            vectorized=vectorized,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).bootstrap_distribution
+        return scipy.stats.bootstrap(data, reduce, **options).bootstrap_distribution

@@ -8,14 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from l2l_jax.evals import statistics
 from l2l_jax.evals.intervals import COSTLY_RESAMPLES, Interval, mean_interval, standard_interval
-from l2l_jax.evals.statistics import (
-    KERNEL_SUBSET,
-    cosine_similarities,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-)
 
 WINDOW_SIGMA = 1.5
 WINDOW_RADIUS = 5  # the Gaussian window of SSIM, in pixels: 11×11, as in Wang et al. 2004
@@ -44,26 +38,20 @@ METRICS = {
 }
 """The metrics in tables, in their order."""
 
+# Fréchet and kernel distance by the network whose features are compared
 DISTANCES = {"inception": ("fid", "kid"), "classifier": ("classifier_distance", None)}
-"""Fréchet and kernel distance by the network whose features are compared."""
-
+# Inception Scores by the network whose classes are meant
 SCORES = {"inception": "inception_score", "resnet50": "scene_score", "classifier": "classifier_score"}
-"""Inception Scores by the network whose classes are meant."""
-
+# Cosines of reconstruction and original by the network whose features are compared
 COSINES = {"clip": "clip_cosine"}
-"""Cosines of reconstruction and original by the network whose features are compared."""
-
 SPLITS = 10  # parts of a set for the Inception Score: it needs as many images
 BY_CLASS = ("mse", "accuracy")  # metrics of the single classes
-
+# Features from which a Fréchet distance takes seconds, and the resamples of its interval
 WIDE, WIDE_RESAMPLES = 256, 10
-"""Features from which a Fréchet distance takes seconds, and the resamples of its interval."""
-
+# Images with which the Fréchet Inception Distance is usually computed (Heusel et al. 2017)
 RECOMMENDED = 10_000
-"""Images with which the Fréchet Inception Distance is usually computed (Heusel et al. 2017)."""
-
+# An array `[image, …]` of a whole set by name, such as "mse" or "clip/features"; None: not observed
 Read = Callable[[str], np.ndarray | None]
-"""An array `[image, …]` of a whole set by name, such as "mse" or "clip/features"; None: not observed."""
 
 
 def metrics_of(network: str) -> list[str]:
@@ -73,11 +61,7 @@ def metrics_of(network: str) -> list[str]:
 
 
 def masked_mse(originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Return the mean squared error inside the mask of every image, float64 `[image]`.
-
-    Images are `[image, height, width, channel]`; masks bool `[image, height, width]`, or `[height, width]`
-    for all.
-    """
+    """Return the masked MSE, float64 `[image]`; masks are bool `[image, height, width]`, or one for all."""
     error = np.square(np.asarray(inpainted, np.float64) - np.asarray(originals, np.float64)).mean(axis=-1)
     return (error * masks).sum(axis=(1, 2)) / np.broadcast_to(masks, error.shape).sum(axis=(1, 2))
 
@@ -89,10 +73,7 @@ def psnr(mse: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
 
 
 def ssim(originals: np.ndarray, inpainted: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """Return the structural similarity of whole images (Wang et al. 2004), float32 `[image]`.
-
-    It is averaged over channels and over all windows inside the image.
-    """
+    """Return the SSIM (Wang et al. 2004), float32 `[image]`: the mean over channels and inner windows."""
     if min(originals.shape[1:3]) < 2 * WINDOW_RADIUS + 1:
         raise ValueError(f"SSIM needs images of at least 11×11 pixels, not {originals.shape[1:3]}")
     count = len(originals)
@@ -134,10 +115,7 @@ def to_uint8(images: np.ndarray, value_range: tuple[float, float]) -> np.ndarray
 def observe_pairs(
     originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray, value_range: tuple[float, float]
 ) -> dict[str, np.ndarray]:
-    """Return "psnr" and "mse" of the masked regions and, of images that are not too small, "ssim".
-
-    See `masked_mse` and `ssim` for the shapes.
-    """
+    """Return "psnr" and "mse" of the masked regions, and "ssim" of images that are not too small."""
     mse = masked_mse(originals, inpainted, masks)
     observed = {"mse": mse, "psnr": psnr(mse, value_range)}
     if min(originals.shape[1:3]) > 2 * WINDOW_RADIUS:
@@ -190,7 +168,7 @@ def measure(read: Read, read_original: Read, class_names: Sequence[str] = ()) ->
     for network, name in COSINES.items():
         features, others = read(f"{network}/features"), read_original(f"{network}/features")
         if features is not None and others is not None and len(features) == len(others):
-            per_image[name] = cosine_similarities(features, others)
+            per_image[name] = statistics.cosine_similarities(features, others)
     for name, values in per_image.items():
         found._add(name, mean_interval(values))
     for network, (frechet, kernel) in DISTANCES.items():
@@ -221,7 +199,7 @@ def _add_distances(
     if count < 2:
         found.missing.update(dict.fromkeys(filter(None, (frechet, kernel)), "it needs two images"))
         return
-    found.metrics[frechet] = frechet_distance(features, others)
+    found.metrics[frechet] = statistics.frechet_distance(features, others)
     too_few = f"{count:,} images are too few"
     if count <= width:  # a singular covariance
         usual = f"; {RECOMMENDED:,} are usual" if frechet == "fid" else ""
@@ -229,20 +207,19 @@ def _add_distances(
     elif len(features) == len(others):
         # Of wide features a distance takes seconds; of narrow ones, a second thread costs more than it saves.
         resamples, threads = (WIDE_RESAMPLES, None) if width >= WIDE else (COSTLY_RESAMPLES, 1)
+
+        def distance(chosen: np.ndarray) -> float:
+            return statistics.frechet_distance(features[chosen], others[chosen])
+
         with threadpool_limits(threads):
-            interval = standard_interval(
-                lambda chosen: frechet_distance(features[chosen], others[chosen]),
-                count,
-                resamples=resamples,
-                least=0.0,
-            )
-        found._add(frechet, interval)
+            found._add(frechet, standard_interval(distance, count, resamples=resamples, least=0.0))
     if kernel is not None:
-        found.metrics[kernel], spread = kernel_distance(features, others)
-        if count > KERNEL_SUBSET:
+        found.metrics[kernel], spread = statistics.kernel_distance(features, others)
+        if count > statistics.KERNEL_SUBSET:
             found.metrics[f"{kernel}_std"] = spread
         else:  # all subsets would be the whole set
-            found.unreliable[kernel] = f"{too_few}: its spread over subsets needs more than {KERNEL_SUBSET:,}"
+            least = f"its spread over subsets needs more than {statistics.KERNEL_SUBSET:,}"
+            found.unreliable[kernel] = f"{too_few}: {least}"
 
 
 def _add_score(found: SetMetrics, name: str, probabilities: np.ndarray | None) -> None:
@@ -251,4 +228,4 @@ def _add_score(found: SetMetrics, name: str, probabilities: np.ndarray | None) -
     if len(probabilities) < SPLITS:
         found.missing[name] = f"it needs {SPLITS} images, and there are {len(probabilities)}"
         return
-    found.metrics[name], found.metrics[f"{name}_std"] = inception_score(probabilities, SPLITS)
+    found.metrics[name], found.metrics[f"{name}_std"] = statistics.inception_score(probabilities, SPLITS)

@@ -19,11 +19,9 @@ from l2l_jax.models.base import Params
 from l2l_jax.utils.io import ResultCache, atomic_file
 
 SKIPPED_NAMES, SKIPPED_REASONS, WRITTEN = "skipped/names", "skipped/reasons", "written"
+# Facts that are stored with the observations of a block
 SHOWN_PLACES, SHOWN_IMAGES = "shown/places", "shown/images"
-"""Facts that are stored with the observations of a block."""
-
 MASKED = "masked"  # the classifier of the masked region among the networks
-
 PNG_THREADS = 4
 
 
@@ -49,10 +47,7 @@ class Observer:
     def observe(
         self, model: EvaluatedModel, inpainter: Inpainter, set_name: str, block: Block, shown: Collection[int]
     ) -> None:
-        """Inpaint a block of images and store what is observed of originals and reconstructions.
-
-        `shown` are the places in the set of the images whose reconstructions are stored for pictures.
-        """
+        """Inpaint a block; store what is observed and, for pictures, reconstructions of places `shown`."""
         good, task, number = block.good, inpainter.task.name, block.number
         pixels = functools.cache(lambda: to_uint8(good.images, inpainter.value_range))
         classifier = self.classifiers[task]
@@ -124,7 +119,6 @@ def _all_there(folder: pathlib.Path, names: Iterable[str]) -> bool:
 
 
 def _write_images(folder: pathlib.Path, files: Sequence[str], pixels: np.ndarray) -> None:
-    """Write PNG files, each complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, image: np.ndarray) -> None:

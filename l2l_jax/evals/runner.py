@@ -17,15 +17,12 @@ Rows = Any  # A tree of arrays `[row, …]`
 
 
 class BatchedRunner:
-    """A function of parameters and rows, computed in batches of one shape.
+    """A function `compute` of parameters and rows, computed in batches of one shape.
 
-    It is compiled once for each shape of a row. A last batch that is not full is padded, and the padding is
-    cut off again. Every process computes all rows that it is given; nothing is exchanged.
-
-    Args:
-      compute: `(params, rows) -> outputs`, trees of arrays `[row, …]`; an output depends on its row alone.
-      batch_size: Rows per compiled call; divided among the process's devices if it is a multiple.
-      threads: Batches that are computed at the same time.
+    It takes and returns trees of arrays `[row, …]`; an output depends on its row alone. It is compiled once
+    for each shape of a row. A last batch that is not full is padded, and the padding is cut off again. A
+    batch is divided among the process's devices if their number divides `batch_size`; `threads` batches are
+    computed at the same time. Every process computes all rows that it is given; nothing is exchanged.
     """
 
     def __init__(self, compute: Callable[[Params, Rows], Rows], batch_size: int, *, threads: int = 1):
@@ -60,10 +57,7 @@ class BatchedRunner:
         return jax.tree.map(lambda x: np.asarray(x)[:count], outputs)
 
     def over(self, params: Params, images: ImageSet, set_name: str) -> Iterator[tuple[Images, Rows]]:
-        """Yield the images of a set that can be decoded, with their outputs, batch by batch.
-
-        Random draws depend on the set's name.
-        """
+        """Yield a set's images that can be decoded, and outputs, by batch; its name decides random draws."""
         placed = self.place(params)
         for block in images.blocks(self.batch_size):
             if len(block.good.labels):
@@ -78,11 +72,8 @@ def set_number(set_name: str) -> int:
 def image_rows(images: Images, set_name: str) -> dict[str, np.ndarray]:
     """Return the rows of `per_image`: images, their places in their set, and the set's number."""
     places = np.asarray(images.indices, np.int32)
-    return {
-        "images": images.images,
-        "places": places,
-        "sets": np.full(places.shape, set_number(set_name), np.uint32),
-    }
+    sets = np.full(places.shape, set_number(set_name), np.uint32)
+    return {"images": images.images, "places": places, "sets": sets}
 
 
 def image_keys(seed: int, rows: dict[str, jax.Array]) -> jax.Array:
@@ -94,11 +85,7 @@ def image_keys(seed: int, rows: dict[str, jax.Array]) -> jax.Array:
 def per_image(
     function: Callable[[Params, jax.Array, jax.Array], Rows], seed: int
 ) -> Callable[[Params, Rows], Rows]:
-    """Return a `compute` for `BatchedRunner.over` from a function of a single image.
-
-    The function is `(params, image [height, width, channel], key) -> outputs`. Its draws do not depend on
-    batches, devices, processes or models.
-    """
+    """Return a `compute` of rows from `(params, image, key) -> outputs`; draws depend on the image alone."""
 
     def compute(params, rows):
         return jax.vmap(function, (None, 0, 0))(params, rows["images"], image_keys(seed, rows))

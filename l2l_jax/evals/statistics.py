@@ -44,27 +44,13 @@ def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
 
 
 def kernel_distance(
-    features: np.ndarray,
-    other: np.ndarray,
-    *,
-    subsets: int = 100,
-    subset_size: int = KERNEL_SUBSET,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Return mean and standard deviation over subsets of the Kernel Inception Distance.
-
-    Args:
-      features: Features of one set, `[image, feature]`.
-      other: Features of the other set.
-      subsets: Number of pairs of subsets, each drawn without replacement.
-      subset_size: Images in a subset, at most; all of the smaller set if it has fewer.
-      seed: Random seed.
-    """
+    features: np.ndarray, other: np.ndarray, *,
+    subsets: int = 100, subset_size: int = KERNEL_SUBSET, seed: int = 0,
+) -> tuple[float, float]:  # fmt: skip
+    """Return mean and deviation of the Kernel Inception Distance of pairs of subsets, without replacement."""
     size = min(len(features), len(other), subset_size)
-    rng = np.random.default_rng(seed)
-    rows = [
-        np.stack([rng.permutation(len(rows))[:size] for _ in range(subsets)]) for rows in (features, other)
-    ]
+    rng, sets = np.random.default_rng(seed), (features, other)
+    rows = [np.stack([rng.permutation(len(x))[:size] for _ in range(subsets)]) for x in sets]
     values = squared_discrepancies(features, other, *rows)
     return float(values.mean()), float(values.std())
 
@@ -83,7 +69,10 @@ def squared_discrepancies(
         raise ValueError("a kernel distance needs at least two images in each set")
     sets = (np.asarray(features, np.float64), _members(rows, len(features)))
     others = (np.asarray(other, np.float64), _members(other_rows, len(other)))
-    within = sum(_kernel_sums(*one, *one) - one[1] @ _kernel_diagonal(one[0]) for one in (sets, others))
+    within = 0
+    for x, members in (sets, others):
+        diagonal = (np.einsum("ij,ij->i", x, x) / x.shape[1] + 1) ** 3
+        within = within + _kernel_sums(x, members, x, members) - members @ diagonal
     return within / (size * (size - 1)) - 2 * _kernel_sums(*sets, *others) / size**2
 
 
@@ -95,10 +84,6 @@ def _check(features: np.ndarray, other: np.ndarray) -> None:
 def _members(rows: np.ndarray, count: int) -> np.ndarray:
     """Count how often each of `count` rows is in each subset, `[subset, row]`."""
     return np.stack([np.bincount(subset, minlength=count) for subset in rows]).astype(np.float64)
-
-
-def _kernel_diagonal(x: np.ndarray) -> np.ndarray:
-    return (np.einsum("ij,ij->i", x, x) / x.shape[1] + 1) ** 3
 
 
 def _kernel_sums(x: np.ndarray, in_x: np.ndarray, y: np.ndarray, in_y: np.ndarray) -> np.ndarray:

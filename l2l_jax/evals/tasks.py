@@ -15,9 +15,8 @@ import numpy as np
 from l2l_jax.masks import MASKS, MaskName
 
 RANDOM = "random"
-
+# Into how many parts the side (of random patches: the image) is divided
 PARTS = {**dict.fromkeys(get_args(MaskName), 16), "border": 32, RANDOM: 100}
-"""Into how many parts the side (of random patches: the image) is divided."""
 
 GROUPS = {
     "paper": ("centre_8", "centre_4"),
@@ -31,10 +30,7 @@ LONGEST = 60  # characters of an alternative's name in the names of files, at mo
 
 @dataclasses.dataclass(frozen=True)
 class InpaintingTask:
-    """One way to mask a part of an image: so many of the `PARTS` of its kind.
-
-    `alternative` is the way to run the model, see `Model.alternatives`; "": the model itself.
-    """
+    """A way to mask so many `PARTS` of an image; `alternative` is one of `Model.alternatives`, or empty."""
 
     kind: str
     amount: int
@@ -73,10 +69,7 @@ class InpaintingTask:
             raise ValueError(f"the task {self.name}: {error}") from None
 
     def visible_patches(self, patches: int, seeds: Iterable[tuple[int, ...]]) -> np.ndarray:
-        """Return the patches that stay visible in each image, int32 `[image, visible]`, ascending.
-
-        Equal seeds, non-negative integers of each image, make equal choices.
-        """
+        """Return the visible patches, int32 `[image, visible]`, ascending; equal seeds make equal choices."""
         hidden = round(patches * self.amount / PARTS[self.kind])
         if not 0 < hidden < patches:
             raise ValueError(f"the task {self.name} hides {hidden} of {patches} patches")

@@ -21,11 +21,7 @@ from l2l_jax.weights.loading import load_pretrained, original_weights
 def evaluate_models(
     config: Config, workdir: pathlib.Path, unlearned: pathlib.Path | None = None
 ) -> dict[str, Any]:
-    """Inpaint and measure with the original and the unlearned model; write `workdir/evaluation/figures.json`.
-
-    The unlearned model is a saved model or checkpoint file, by default that of the workdir. Returns what
-    figures.json holds, see docs/concepts/evaluation.md.
-    """
+    """Measure the original and the unlearned model, a folder or file; write `evaluation/figures.json`."""
     folder = workdir / "evaluation"
     paths = {"original": original_path(config, workdir), "unlearned": unlearned or workdir / "unlearned"}
 
@@ -61,7 +57,6 @@ def evaluate_models(
 
 
 def _check_models(paths: Mapping[str, pathlib.Path], *, given: bool) -> None:
-    """Raise a UserError unless both models exist; the unlearned one may be `given` by a flag."""
     original, unlearned = paths.values()
     if not original.exists():
         raise UserError(
@@ -70,19 +65,13 @@ def _check_models(paths: Mapping[str, pathlib.Path], *, given: bool) -> None:
         )
     if not unlearned.exists():
         name = f"--unlearned={unlearned}" if given else unlearned
-        raise UserError(
-            f"There is no unlearned model: {name} does not exist. Name it with --unlearned=FOLDER."
-        )
+        raise UserError(f"There is no unlearned model: {name} does not exist. Name it with --unlearned=PATH.")
 
 
 def evaluate_folders(
     images: pathlib.Path, reference: pathlib.Path, folder: pathlib.Path, config: Config | None = None
 ) -> dict[str, Any]:
-    """Compare the inpainted images of a folder with their originals; write `folder/figures.json`.
-
-    `config.evaluate` says which networks are used, and the config's training images train a classifier; by
-    default they are all published networks, without a classifier.
-    """
+    """Compare a folder of inpainted images with their originals; write `folder/figures.json`."""
     with barrier():
         inpainted, originals = open_images(images, "--images"), open_images(reference, "--reference")
         if config is None:

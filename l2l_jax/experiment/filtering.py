@@ -46,17 +46,13 @@ from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import fingerprint
 
+# Training images of each set among which acceptable references are mined, and validation images, at most
 POOL, VALIDATION = 500, 500
-"""Training images of each set among which acceptable references are mined, and validation images, at most."""
-
 PASSING = ("fid", "kid", "classifier_distance", "accuracy", "mse")  # metrics of the reconstructions that pass
-
 NOT_UNLEARNING = "No filter is unlearning: the weights still know what it refuses."
 
 
 class _Images(Source):
-    """The images below a folder."""
-
     class_names = ("image",)
 
     def __init__(self, folder: pathlib.Path, flag: str):
@@ -69,7 +65,6 @@ class _Images(Source):
 
 
 def _references(folder: pathlib.Path, name: str, options: FilterConfig, size: int) -> Source:
-    """Return the references in a folder; raise a UserError if an image is smaller than the model's."""
     source = _Images(folder, f"--config.filter.{name}")
     for file in source.files:
         try:
@@ -85,12 +80,7 @@ def _references(folder: pathlib.Path, name: str, options: FilterConfig, size: in
 
 
 class Reader:
-    """Features that a filter reads of images: of a model's encoder, or of its reconstructions by a network.
-
-    Attributes:
-      model: The model as it is served, see `l2l_jax.evals.fast.guarded`.
-      network: The network, or None.
-    """
+    """Features that a filter reads, of `network` or the encoder; `model` is guarded, see `fast.guarded`."""
 
     def __init__(self, config: Config, network: Any = None):
         task, model = parse_tasks(config.evaluate.tasks)[0], config.model
@@ -122,10 +112,7 @@ class Reader:
     def __call__(
         self, params: Params | None, source: Source, name: str, *, given: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the features `[image, feature]` of a source's images that can be decoded, and their places.
-
-        With `given`, a network is shown the images themselves, which are reconstructions already.
-        """
+        """Return features `[image, feature]` and places of images; `given`: they are reconstructions."""
         images = ImageSet(self._config, source, name)
         weights = None if self.network is None else self.network.params
         both: Any = params, weights
@@ -155,7 +142,6 @@ class Reader:
 
 
 def _open(name: str) -> Any:
-    """Return a published network, or raise a UserError that says why it is not here."""
     if name not in get_args(NetworkName):
         raise UserError("config.filter.features is 'classifier': config.evaluate.features must be, too.")
     networks, missing = open_networks(EvaluationConfig(networks=(name,)))  # type: ignore[arg-type]
@@ -202,20 +188,15 @@ def fit_filter(config: Config, evaluation: Evaluation, reader: Reader, params: P
 
 
 def detection(scores: Mapping[str, np.ndarray], threshold: float) -> dict[str, Any]:
-    """Return recall, precision, false alarms and AUC of undesired ("forget") against "retain" scores.
-
-    Each has value, low and high of its 95 % bootstrap interval over images. The precision is that of equally
-    frequent sets.
-    """
+    """Return intervals of recall, precision of equal sets, false alarms and AUC of "forget" scores."""
     undesired, acceptable = (scores[name] for name in ("forget", "retain"))
     caught, alarmed = undesired > threshold, acceptable > threshold
     counts = len(undesired), len(acceptable)
 
     def precision(i, j):
         recall, alarms = caught[i].mean(-1), alarmed[j].mean(-1)
-        return np.divide(
-            recall, recall + alarms, where=recall + alarms > 0, out=np.full(recall.shape, np.nan)
-        )
+        total = recall + alarms
+        return np.divide(recall, total, where=total > 0, out=np.full(recall.shape, np.nan))
 
     return {
         "recall": list(bootstrap(lambda i: caught[i].mean(-1), counts[0])),
@@ -226,10 +207,7 @@ def detection(scores: Mapping[str, np.ndarray], threshold: float) -> dict[str, A
 
 
 def measure_passing(evaluation: Evaluation, name: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics of what a filter lets pass of an evaluated model, and of all that the model shows.
-
-    Distances are those to the originals of the retain set, which alone should come out.
-    """
+    """Return metrics of what passes and of all that is shown; distances are to retain originals."""
     passes = {of: np.array(scores) <= report["threshold"] for of, scores in report["scores"].items()}
     whole, found = {of: np.ones(len(x), bool) for of, x in passes.items()}, {}
     for title, chosen in (("all", whole), ("passing", passes)):
@@ -248,25 +226,16 @@ def measure_passing(evaluation: Evaluation, name: str, report: Mapping[str, Any]
 
 
 def attack_filter(
-    config: Config,
-    evaluation: Evaluation,
-    folder: pathlib.Path,
-    original: Params,
-    filtered: tuple[Reader, Params],
-    name: str,
-) -> dict[str, Any]:
-    """Run the attacks that search inputs on a filtered model, and return the audit.
-
-    `filtered` is what the filter reads and the guarded parameters, `name` that of the model among the audits
-    in `folder`.
-    """
+    config: Config, evaluation: Evaluation, audits: pathlib.Path, original: Params,
+    filtered: tuple[Reader, Params], name: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Audit a filtered model, given as reader and guarded parameters, by the attacks that search inputs."""
     attacks = ("views",) if config.model.why_no_samples else ("views", "sampler_search")
-    audit = dataclasses.replace(config.audit, attacks=attacks)
-    reader, params = filtered
+    audit, (reader, params) = dataclasses.replace(config.audit, attacks=attacks), filtered
     guarded = dataclasses.replace(config, model=reader.model, audit=audit)
-    standard = gold_standard(config, original, folder)
+    standard = gold_standard(config, original, audits)
     sets = training_sets(config.data, evaluation.train, config.model.image_size)
-    auditor = Audit(guarded, evaluation.of(guarded.model), sets, folder)
+    auditor = Audit(guarded, evaluation.of(guarded.model), sets, audits)
     auditor.compare_with(original, standard)
     return auditor.audit(name, params)
 
@@ -288,20 +257,15 @@ def format_report(report: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, report["not_unlearning"]])
 
 
-def run_fit(
-    config: Config, workdir: pathlib.Path, output: pathlib.Path, unlearned: str | None = None
-) -> dict:
+def run_fit(config: Config, workdir: pathlib.Path, output: pathlib.Path, unlearned: str | None = None) -> Any:
     """Fit a filter, measure and attack it, and write it and, next to it, the report as JSON.
 
-    Args:
-      config: The experiment; with `config.audit.enabled` the filter is attacked.
-      workdir: Folder of a run, or a new one; results of its evaluation and audit are used again.
-      output: File of the filter.
-      unlearned: Folder of an unlearned model to filter in place of the original: filter and unlearning
-        together.
+    With `config.audit.enabled` the filter is attacked. The workdir is that of a run, or a new one; results of
+    its evaluation and audit are used again. `unlearned` is a folder of an unlearned model to filter in place
+    of the original: filter and unlearning together.
 
-    Returns:
-      The report: "detection", "passes", "card", "scores", "threshold", and the "audit", if there was one.
+    Returns the report: "detection", "passes", "card", "scores", "threshold", and the "audit", if there was
+    one.
     """
     with barrier():
         original, served = served_model(config, workdir, unlearned)
@@ -321,9 +285,8 @@ def run_fit(
     evaluation.evaluate(served, name)
     audits = {}
     if config.audit.enabled:
-        filtered, folder = (reader, reader.guard(served, found.part())), workdir / "audit"
-        title = f"{name}_with_filter"
-        audits["audit"] = attack_filter(config, evaluation, folder, original, filtered, title)
+        filtered, title = (reader, reader.guard(served, found.part())), f"{name}_with_filter"
+        audits["audit"] = attack_filter(config, evaluation, workdir / "audit", original, filtered, title)
 
     def write() -> dict[str, Any]:
         whole = report | {"passes": measure_passing(evaluation, name, report)} | audits
@@ -349,29 +312,21 @@ def served_model(config: Config, workdir: pathlib.Path, unlearned: str | None) -
 
 
 def run_apply(
-    config: Config,
-    path: pathlib.Path,
-    images: pathlib.Path,
-    output: pathlib.Path,
-    *,
-    blur: bool = False,
-    workdir: pathlib.Path,
+    config: Config, paths: Mapping[str, pathlib.Path], action: str, workdir: pathlib.Path,
     unlearned: str | None = None,
-) -> dict[str, int]:
-    """Copy the images of a folder that a filter lets pass, and write `decisions.csv`.
+) -> dict[str, int]:  # fmt: skip
+    """Copy the images that a filter lets pass, and write `decisions.csv`; return how many "pass".
 
-    Images keep their names. With `blur` the others are written blurred, instead of left out. The config is
-    that which the filter was fitted with; for `workdir` and `unlearned` see `run_fit`.
-
-    Returns:
-      The number of images that "pass", and of the others, "refuse" or "blur".
+    `paths` are those of the "filter", the folder "input" and the new one "output", in which images keep their
+    names. By the `action` others are left out ("refuse") or written blurred ("blur"). The config is that
+    which the filter was fitted with; for `workdir` and `unlearned` see `run_fit`.
     """
-    fitted, params = fast.load_filter(path), None
+    output, fitted, params = paths["output"], fast.load_filter(paths["filter"]), None
     if fitted.card["features"] == "encoder":  # others are given reconstructions
         params = served_model(config, workdir, unlearned)[1]
-    source = _Images(images, "--input")
-    found, places = _reader_of(fitted, path, config, params)(params, source, "images", given=True)
-    blocked, scores, action = fitted.blocks(found), fitted.scores(found), "blur" if blur else "refuse"
+    source = _Images(paths["input"], "--input")
+    found, places = _reader_of(fitted, paths["filter"], config, params)(params, source, "images", given=True)
+    blocked, scores = fitted.blocks(found), fitted.scores(found)
     decided = dict(zip(places.tolist(), zip(scores, blocked, strict=True), strict=True))
 
     def write() -> None:
@@ -384,11 +339,16 @@ def run_apply(
                 continue
             score, refused = decided[place]
             writer.writerow((name, f"{score:.6g}", f"{fitted.threshold:.6g}", action if refused else "pass"))
-            if refused and not blur:
+            if refused and action == "refuse":
                 continue
             (output / name).parent.mkdir(parents=True, exist_ok=True)
-            write_image = _write_blurred if refused else shutil.copyfile
-            write_image(source.folder / name, output / name)
+            if refused:
+                pixels = jnp.asarray(open_image((source.folder / name).read_bytes()).pixels(), jnp.float32)
+                image = blurred(pixels[None], BLUR * min(pixels.shape[:2]))[0]
+                rounded = np.rint(np.asarray(image)).astype(np.uint8)
+                Image.fromarray(rounded).save((output / name).with_suffix(".png"))
+            else:
+                shutil.copyfile(source.folder / name, output / name)
         output.mkdir(parents=True, exist_ok=True)
         atomic_write(output / "decisions.csv", text.getvalue())
 
@@ -415,9 +375,3 @@ def _reader_of(fitted: Filter, path: pathlib.Path, config: Config, params: Param
                 f"this is {own.get(name)}. Fit one with `l2l-jax filter fit`."
             )
     return reader
-
-
-def _write_blurred(file: pathlib.Path, target: pathlib.Path) -> None:
-    pixels = jnp.asarray(open_image(file.read_bytes()).pixels(), jnp.float32)
-    image = blurred(pixels[None], BLUR * min(pixels.shape[:2]))[0]
-    Image.fromarray(np.rint(np.asarray(image)).astype(np.uint8)).save(target.with_suffix(".png"))

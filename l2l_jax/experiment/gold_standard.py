@@ -24,20 +24,15 @@ from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import read_card, save_model
 
 logger = logging.getLogger(__name__)
-
+# Value of `config.audit.retrained` for the retrained models of the shipped model that is unlearned
 SHIPPED = "shipped"
-"""Value of `config.audit.retrained` for the retrained models of the shipped model that is unlearned."""
-
 TRAIN = "train"  # value of `config.audit.retrained` for a model that is trained in the workdir
 
 
 def gold_standard(
     config: Config, original: Params, folder: pathlib.Path, *, redo: bool | None = None
 ) -> Standard | None:
-    """Return the retrained models that `config.audit.retrained` names, or None if there are none.
-
-    A model that is trained is kept in `folder`; for `redo` see `Workdir`.
-    """
+    """Return the models that `config.audit.retrained` names, trained ones kept in `folder`; None for none."""
     models: dict[str, Params] = {}
     origins, given = [], _named(config)
     if not given:
@@ -48,18 +43,20 @@ def gold_standard(
             models[key], name = _trained(config, original, folder, redo)
         else:
             with barrier():
-                models[key] = _loaded(config, name)
+                _check(config, name)
+                try:
+                    models[key] = load_pretrained(shipped.resolved(name), config.family, config.model)
+                except UserError as error:
+                    reason = f"does not fit the audited model: {error}"
+                    raise UserError(f"config.audit.retrained={name} {reason}") from error
         origins.append(name)
     ratio, images = _retain_ratio(config, original, models.values())
     seeds = shipped.card(given[0]).get("seeds") if len(given) == 1 and given[0] in shipped.names() else None
     fair = ratio.value <= FAIR_RATIO
     if not fair:
-        logger.warning(
-            "A retrained model reconstructs retain images worse than the original, at %.2f times its masked "
-            "MSE (fair is up to %g): comparisons with it are not to be trusted.",
-            ratio.value,
-            FAIR_RATIO,
-        )
+        sentence = "A retrained model reconstructs retain images worse than the original, at %.2f times its "
+        sentence += "masked MSE (fair is up to %g): comparisons with it are not to be trusted."
+        logger.warning(sentence, ratio.value, FAIR_RATIO)
     facts = {"origin": ", ".join(origins), "count": len(models), "ratio": list(ratio), "images": images}
     return Standard(models, facts | {"fair": fair, "seeds": seeds})
 
@@ -81,7 +78,6 @@ def check_gold_standard(config: Config, folder: pathlib.Path, *, redo: bool | No
 
 
 def _named(config: Config) -> tuple[str, ...]:
-    """Return `config.audit.retrained` with the names of shipped models in place of "shipped"."""
     names: list[str] = []
     twin = config.pretrained + shipped.RETRAINED
     for given in config.audit.retrained:
@@ -123,21 +119,11 @@ def _other_images(config: Config, facts: Mapping[str, Any]) -> str | None:
     return next(differing, None)
 
 
-def _loaded(config: Config, given: str) -> Params:
-    _check(config, given)
-    try:
-        return load_pretrained(shipped.resolved(given), config.family, config.model)
-    except UserError as error:
-        raise UserError(f"config.audit.retrained={given} does not fit the audited model: {error}") from error
-
-
 def _retraining(config: Config, folder: pathlib.Path, redo: bool | None) -> Workdir:
-    """Return the workdir of a retrained model, which is pretrained by the config on retain images alone."""
     return Workdir(folder / "retraining", dataclasses.replace(config, pretrained=""), redo=redo)
 
 
 def _trained(config: Config, original: Params, folder: pathlib.Path, redo: bool | None) -> tuple[Params, str]:
-    """Return a model trained in the workdir, once, then read from there."""
     with contextlib.closing(_retraining(config, folder, redo)) as folders:
         folders.check_inputs(lambda: identify_images(train=images_without_forget(config)))
         params = folders.load("original", original)
@@ -148,10 +134,8 @@ def _trained(config: Config, original: Params, folder: pathlib.Path, redo: bool 
         return params, str(folders.pretrained)
 
 
-def _retain_ratio(
-    config: Config, original: Params, retrained: Iterable[Params]
-) -> tuple[Interval, SplitName]:
-    """Return the largest ratio of masked MSEs on retain images, retrained over original, and their split."""
+def _retain_ratio(config: Config, original: Params, others: Iterable[Params]) -> tuple[Interval, SplitName]:
+    """Return the largest ratio of masked MSEs on retain images, others over original, and their split."""
     split_name: SplitName = "validation" if config.data.validation_fraction else "test"
     source = open_source(config.data, split_name, config.model.image_size)
     choose = validation_sets if split_name == "validation" else evaluation_sets
@@ -162,4 +146,4 @@ def _retain_ratio(
         after = masked_errors(config, params, images)
         return bootstrap(lambda i: after[i].mean(-1) / before[i].mean(-1), len(before))
 
-    return max(map(ratio, retrained), key=lambda interval: interval.value), split_name
+    return max(map(ratio, others), key=lambda interval: interval.value), split_name

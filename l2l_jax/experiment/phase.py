@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from l2l_jax.config import Config
 from l2l_jax.data import splits
-from l2l_jax.data.loader import Batches, LoaderOptions, TrainingBatches
+from l2l_jax.data.loader import LoaderOptions, TrainingBatches
 from l2l_jax.data.reading import warn_of_shrinking
 from l2l_jax.data.records import Source
 from l2l_jax.data.transforms import Transform, TransformConfig
@@ -42,30 +42,18 @@ class TrainingPhase:
     codes: tuple[str, ...] = ()  # sets of a batch that are codes from the token cache
 
     def train(
-        self,
-        name: str,
-        sets: Mapping[str, Source],
-        params: Params,
-        folder: pathlib.Path,
-        devices: Sequence[jax.Device] | None = None,
-        **run: Any,
-    ) -> Params:
-        """Run the phase, or resume it, and return all parts of the trained model.
-
-        `name` is for messages; `folder` keeps checkpoints, metrics and lists of bad images; `devices` are all
-        by default; `run` are other fields of `TrainRun`.
-        """
-        config = self.config
+        self, name: str, sets: Mapping[str, Source], params: Params, folder: pathlib.Path,
+        devices: Sequence[jax.Device] | None = None, **run: Any,
+    ) -> Params:  # fmt: skip
+        """Run or resume the phase and return the trained model; `name` is for messages, `run` TrainRun's."""
+        config, seed = self.config, self.seed
         mesh = sharding.make_mesh(None if devices is None else list(devices), config.mesh)
-        pixels = _batches(config, self.training, sets, folder)
-        batches: Batches = pixels
+        batches: Any = _batches(config, self.training, sets, folder)
         if self.codes:
-            batches = open_token_cache(
-                folder / "bank", config.unlearn, config.model, params, pixels, seed=self.seed, mesh=mesh
-            )
-        trainer = Trainer(
-            name, self.objective, self.training, seed=self.seed, mesh=mesh, parallel=config.parallel
-        )
+            of, bank = (config.unlearn, config.model, params, batches), folder / "bank"
+            batches = open_token_cache(bank, *of, seed=seed, mesh=mesh)
+        kind = config.parallel
+        trainer = Trainer(name, self.objective, self.training, seed=seed, mesh=mesh, parallel=kind)
         counts = {name: len(source) for name, source in sets.items()}
         return trainer.train(TrainRun(params, batches, folder, counts=counts, **run))
 
@@ -102,7 +90,6 @@ class TrainingPhase:
 
 
 def _rows(x: jax.ShapeDtypeStruct, parallel: Parallel) -> jax.ShapeDtypeStruct:
-    """Return the shape in which a step takes rows of a global batch."""
     devices = parallel.mesh.size
     if parallel.kind == "pmap":
         return jax.ShapeDtypeStruct((devices, x.shape[0] // devices, *x.shape[1:]), x.dtype)
@@ -146,7 +133,6 @@ def training_sets(config: Config, source: Source) -> splits.Split:
 def _batches(
     config: Config, training: TrainingConfig, sets: Mapping[str, Source], folder: pathlib.Path
 ) -> TrainingBatches:
-    """Return the batches of a phase; its bad images are listed in `folder`."""
     data, size, processes = config.data, config.model.image_size, jax.process_count()
     if training.batch_size % processes:
         raise UserError(
@@ -158,14 +144,9 @@ def _batches(
     if data.retain_images == "generated":
         retain = TransformConfig(flip=data.flip)  # they are squares of the right size already
     transforms = {name: Transform(retain if name == "retain" else data, size, training=True) for name in sets}
-    return TrainingBatches(
-        sets,
-        training.batch_size,
-        value_range=config.model.value_range,
-        seed=config.seed,
-        transforms=transforms,
-        options=LoaderOptions(folder, data.max_bad_fraction, data.workers, jax.process_index(), processes),
-    )
+    options = LoaderOptions(folder, data.max_bad_fraction, data.workers, jax.process_index(), processes)
+    what: Any = dict(value_range=config.model.value_range, seed=config.seed, transforms=transforms)
+    return TrainingBatches(sets, training.batch_size, **what, options=options)
 
 
 def parse_layout(name: str, devices: Sequence[jax.Device]) -> Parallel:

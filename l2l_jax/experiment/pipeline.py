@@ -54,10 +54,7 @@ def run(config: Config, workdir: pathlib.Path, *, redo: bool = False) -> dict[st
 
 
 def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dict[str, Any]:
-    """Audit the model in a folder, unlearned as `config` says, and write the report of a run; see `run`.
-
-    The original model is that of `config.pretrained`, or is in the workdir.
-    """
+    """Audit the unlearned model in a folder against the original one, and write a report; see `run`."""
     with contextlib.closing(Workdir(workdir, config)) as folders:
         check_gold_standard(config, folders.audit)
         with barrier():
@@ -75,13 +72,7 @@ def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dic
 
 
 class _Images:
-    """The images of an experiment, and what is done with them before and after unlearning.
-
-    Attributes:
-      evaluation: All training images, and the test images.
-      sets: Training images to retain and to forget.
-      auditor: The attacks, if the config asks for an audit.
-    """
+    """The images of an experiment and their evaluation; `auditor` is there if there is to be an audit."""
 
     def __init__(self, config: Config, folders: Workdir):
         self._config, self._folders = config, folders

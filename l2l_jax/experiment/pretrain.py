@@ -29,16 +29,13 @@ from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import save_model
 
 logger = logging.getLogger(__name__)
-
+# Sources that may hold what a shipped model knows, by the source on its card
 SHIPPED_SOURCES = {"digits": ("digits",), "fashion": ("fashion", "fashion_mnist", "idx", "folder")}
-"""Sources that may hold what a shipped model knows, by the source on its card."""
-
+# Greatest ratio of a fair retrained model's masked MSE on retain validation images to the original's
 FAIR_RATIO = 1.1
-"""Greatest ratio of a fair retrained model's masked MSE on retain validation images to the original's."""
-
+# Lengths of retraining, in lengths of the original's training: the next one if the one before does not give a
+# fair model. Fewer images of fewer kinds take longer to reach the same error.
 LENGTHS = (1.2, 1.6, 2.4)
-"""Lengths of retraining, in lengths of the original's training: the next one if the one before does not give
-a fair model. Fewer images of fewer kinds take longer to reach the same error."""
 
 
 def original_params(config: Config, folders: Workdir, source: Source, hooks: Sequence[Hook] = ()) -> Params:
@@ -57,7 +54,6 @@ def original_params(config: Config, folders: Workdir, source: Source, hooks: Seq
 
 
 def _check_shipped(config: Config) -> None:
-    """Raise a UserError for a shipped model that knows nothing of the images."""
     name, source = config.pretrained, config.data.source
     if name not in shipped.names():
         return
@@ -71,16 +67,9 @@ def _check_shipped(config: Config) -> None:
 
 
 def pretrain(
-    config: Config,
-    folder: pathlib.Path,
-    source: Source,
-    title: str = "pretrain",
-    hooks: Sequence[Hook] = (),
+    config: Config, folder: pathlib.Path, source: Source, title: str = "pretrain", hooks: Sequence[Hook] = ()
 ) -> Params:
-    """Train a model from nothing on the images of `source`, in the phases of `config.pretrain`.
-
-    `folder` keeps a folder for each phase; `title` begins their names in messages.
-    """
+    """Train a model on `source` by `config.pretrain`, a folder for each phase; `title` is for messages."""
     params = jax.device_get(jax.jit(config.model.init)(jax.random.key(config.seed)))
     for name in (stage.name for stage in config.model.pretraining_stages()):
         phase = open_phase(config, f"pretrain.{name}")
@@ -94,41 +83,31 @@ def model_card(config: Config, origin: str) -> dict[str, Any]:
 
 
 class Retrained(NamedTuple):
-    """A model that was trained without the forget set.
-
-    `length` is that of its training in lengths of the original's, `ratio` that of its masked MSE on retain
-    validation images to the original's.
-    """
+    """A model that was trained without the forget set."""
 
     params: Params
-    length: float
-    ratio: float
+    length: float  # of its training, in lengths of the original's
+    ratio: float  # of its masked MSE on retain validation images to the original's
 
 
 def retrain(
-    config: Config,
-    original: Params,
-    folder: pathlib.Path,
-    lengths: Sequence[float] = LENGTHS,
+    config: Config, original: Params, folder: pathlib.Path, lengths: Sequence[float] = LENGTHS,
     source: Source | None = None,
-) -> Retrained:
+) -> Retrained:  # fmt: skip
     """Train a config's model on its retain images alone, until it reconstructs them as the original does.
 
-    The validation images decide which of the lengths suffices. `source` are training images of all classes,
-    by default those of `config.data`; real retain images are used, also where unlearning has others.
-
-    Returns:
-      The first fair model, or the best of all lengths.
+    The validation images decide which of the lengths suffices: the first with a fair model, or the best.
+    `source` are training images of all classes, by default those of `config.data`; real retain images are
+    used, also where unlearning has others.
     """
     size = config.model.image_size
     retained = splits.validation_sets(config.data, open_source(config.data, "validation", size)).retain
     limit = masked_errors(config, original, retained).mean()
     without_forget, tried = images_without_forget(config, source), []
     for length in lengths:
-        phases = {
-            name: dataclasses.replace(training, steps=round(training.steps * length))
-            for name, training in config.pretrain.items()
-        }
+        phases = dict(config.pretrain)
+        for name, training in config.pretrain.items():
+            phases[name] = dataclasses.replace(training, steps=round(training.steps * length))
         longer = dataclasses.replace(config, pretrain=phases)
         params = pretrain(longer, folder / f"{length:g}", without_forget, title="retrained model,")
         ratio = float(masked_errors(config, params, retained).mean() / limit)

@@ -21,31 +21,29 @@ from l2l_jax.weights.saved_models import read_card
 
 PACKAGES = ("l2l_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
+# The audit, if there is one, and reconstructions of the shown images after its strongest attack
+Audited = tuple[dict[str, Any] | None, Mapping[str, np.ndarray]]
+
 
 def report_run(
-    folders: Workdir,
-    config: Config,
-    evaluation: Evaluation,
-    results: Mapping[str, ModelMetrics],
-    costs: Mapping[str, Mapping[str, float]],
-    features: EmbeddedImages,
-    audited: tuple[dict[str, Any] | None, Mapping[str, np.ndarray]],
-) -> dict[str, Any]:
+    folders: Workdir, config: Config, evaluation: Evaluation, results: Mapping[str, ModelMetrics], costs: Any,
+    features: EmbeddedImages, audited: Audited,
+) -> dict[str, Any]:  # fmt: skip
     """Write `report/` and return the content of metrics.json.
 
-    Args:
-      folders: The workdir.
-      config: The experiment.
-      evaluation: Where the models were evaluated.
-      results: Metrics of "original" and "unlearned" and, if there is one, of "retrained".
-      costs: "durations_seconds" and "peak_memory_gib_after", by phase.
-      features: Encoder features of test images, of all these models.
-      audited: The audit, if there is one, and reconstructions of the shown images after its strongest attack.
+    `results` are metrics of "original", "unlearned" and, if there is one, "retrained"; `features` those of
+    the encoder for test images, of all these models; `costs` "durations_seconds" and "peak_memory_gib_after",
+    by phase.
     """
     audit, attacked = audited
     stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
     trainings = {path.name: path for path in (*stages, folders.unlearn) if path.exists()}
-    first = jax.devices()[0]
+    first, tasks = jax.devices()[0], results["original"].tasks
+
+    def by_model(field: str, task: str) -> dict[str, dict[str, Any]]:
+        found = {name: result.tasks[task].sets for name, result in results.items()}
+        return {name: {of: getattr(x, field) for of, x in sets.items()} for name, sets in found.items()}
+
     report = {
         **{name: result.metrics for name, result in results.items()},
         "task": evaluation.inpainter.task.name,
@@ -53,22 +51,10 @@ def report_run(
             name: [str(evaluation.class_names[i]) for i in np.unique(images.labels)]
             for name, images in evaluation.tests.items()
         },
-        "classes": {
-            name: {of: found.classes for of, found in result.first.sets.items()}
-            for name, result in results.items()
-        },
-        "intervals": {
-            name: {of: found.intervals for of, found in result.first.sets.items()}
-            for name, result in results.items()
-        },
+        "classes": by_model("classes", next(iter(tasks))),
+        "intervals": by_model("intervals", next(iter(tasks))),
         "real_images": results["original"].first.real_images,
-        "tasks": {
-            task: {
-                name: {of: found.metrics for of, found in result.tasks[task].sets.items()}
-                for name, result in results.items()
-            }
-            for task in results["original"].tasks
-        },
+        "tasks": {task: by_model("metrics", task) for task in tasks},
         **facts_json(evaluation, results),
         "bad_training_images": {name: read_lists(path) for name, path in trainings.items()},
         **_facts_of_models(folders, config),
@@ -91,10 +77,7 @@ def report_run(
 
 
 def _facts_of_models(folders: Workdir, config: Config) -> dict[str, Any]:
-    """Return the origin of the model that was unlearned, and the outcome of its retain budget, if it had one.
-
-    A model that was unlearned elsewhere says nothing of its budget.
-    """
+    """Return the origin of the unlearned model, and the outcome of its budget if it was unlearned here."""
     if folders.unlearned.exists():
         card = read_card(folders.unlearned)
         return {"original_weights": card["original_weights"], "retain_budget": card.get("retain_budget")}

@@ -29,18 +29,13 @@ from l2l_jax.weights.loading import original_weights
 from l2l_jax.weights.saved_models import fingerprint, save_model
 
 logger = logging.getLogger(__name__)
+Devices = Sequence[jax.Device] | None
 
 
 def unlearned_params(
-    config: Config,
-    folders: Workdir,
-    original: Params,
-    sets: Split,
-    *,
-    devices: Sequence[jax.Device] | None = None,
-    phases: pathlib.Path | None = None,
-    hooks: Sequence[Hook] = (),
-) -> Params:
+    config: Config, folders: Workdir, original: Params, sets: Split,
+    *, devices: Devices = None, phases: pathlib.Path | None = None, hooks: Sequence[Hook] = (),
+) -> Params:  # fmt: skip
     """Return the original model after unlearning, from the workdir if it is finished there.
 
     `devices` are all by default; `phases` is where `run_phases` keeps its state, by default in the folder of
@@ -51,12 +46,12 @@ def unlearned_params(
     if saved is not None:
         return saved
     unlearn, newest = config.unlearn, config.pretrained or folders.pretrained
-    facts: dict[str, Any] = from_primary(
-        lambda: {
-            "original_weights": original_weights(shipped.resolved(str(newest))),
-            "first_original": first_of_line(newest),
-        }
-    )
+
+    def describe() -> dict[str, Any]:
+        weights = original_weights(shipped.resolved(str(newest)))
+        return {"original_weights": weights, "first_original": first_of_line(newest)}
+
+    facts = from_primary(describe)
     if config.data.retain_images == "generated":
         starts = ImageSet(config, sets.retain, "images to generate from", config.data.proxy_transform)
         seed, size = phase_seed(config.seed, 2000), config.evaluate.batch_size
@@ -109,20 +104,13 @@ def _adapter_file(config: Config, adapter: Adapter, original: Params, facts: Map
 
 
 def run_phases(
-    config: Config,
-    folder: pathlib.Path,
-    original: Params,
-    sets: Split,
-    devices: Sequence[jax.Device] | None = None,
-    *,
-    teacher: Params | None = None,
-) -> dict[str, dict[str, float]]:
-    """Run or resume what precedes a method's own run; for the arguments see `unlearned_params`, `TrainRun`.
+    config: Config, folder: pathlib.Path, original: Params, sets: Split, devices: Devices = None, *,
+    teacher: Any = None,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Run or resume what precedes a method's own run, and return the means of each phase's terms at its end.
 
-    `folder` keeps a folder for each phase; other runs of the same seed, rate and length may share them.
-
-    Returns:
-      The means of each phase's terms over its last tenth of the steps; empty for a method without phases.
+    These are over the last tenth of the steps. `folder` keeps a folder for each phase; other runs of the same
+    seed, rate and length may share them. For the arguments see `unlearned_params` and `TrainRun`.
     """
     unlearn = dataclasses.replace(config.unlearn, log_every=1)
     phase = open_phase(dataclasses.replace(config, unlearn=unlearn), "unlearn")

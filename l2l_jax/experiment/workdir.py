@@ -29,12 +29,10 @@ from l2l_jax.utils.text import split_names
 from l2l_jax.weights.saved_models import load_params, read_card
 
 logger = logging.getLogger(__name__)
-
+# Fields that may change between a run and its continuation; besides `RECOMPUTED`, `PLACES` and devices
 IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction", "general", "general_images")
-"""Fields that may change between a run and its continuation; besides `RECOMPUTED`, `PLACES` and devices."""
-
+# Fields that locate images and weights, which the digests of `Workdir.check_inputs` identify
 PLACES = ("path", "pretrained")
-"""Fields that locate images and weights, which the digests of `Workdir.check_inputs` identify."""
 
 FOLDERS = {
     "original": ("pretrain", "pretrained", "unlearn", "unlearned", "generated", "generated.blocks"),
@@ -52,8 +50,8 @@ INPUTS = {
 }
 """Inputs of a run whose digests are kept: the model that they identify, and their titles."""
 
+# Seconds in which what one host writes must be seen by the others: longer than NFS caches a folder
 SHARED_WITHIN = 15.0
-"""Seconds in which what one host writes must be seen by the others: longer than NFS caches a folder."""
 
 
 class Workdir:
@@ -119,23 +117,17 @@ class Workdir:
         return params
 
     def check_inputs(self, identify: Callable[[], Mapping[str, dict[str, Any]]]) -> None:
-        """Check that the models here were made from these images and weights, wherever they are stored.
-
-        `identify` returns identities by keys of `INPUTS`; the primary process calls it.
-        """
+        """Check that models were made from these `INPUTS`; the primary process calls `identify`."""
 
         def check() -> dict[str, Any]:
             for name, wanted in identify().items():
                 found = self._record["inputs"].get(name)
                 if found is not None and found != wanted:
                     model, title = INPUTS[name]
-                    change = f"{title} have changed"
-                    if "images" in wanted:
-                        then, now = found["images"], wanted["images"]
-                        change += (
-                            f" ({then} then, {now} now)" if then != now else " (names, sizes or classes)"
-                        )
-                    self._replace(model, [change])
+                    then, now = found.get("images"), wanted.get("images")
+                    counts = f"{then} then, {now} now" if then != now else "names, sizes or classes"
+                    detail = f" ({counts})" if "images" in wanted else ""
+                    self._replace(model, [f"{title} have changed{detail}"])
                 self._record["inputs"][name] = wanted
             self._write()
             return self._record
@@ -263,7 +255,6 @@ def _identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source(config: Config) -> dict[str, Any]:
-    """Return where all images come from, whichever are chosen, and how they become squares."""
     fields = (*dataclasses.fields(SourceConfig), *dataclasses.fields(TransformConfig))
     return {field.name: getattr(config.data, field.name) for field in fields}
 

@@ -15,9 +15,8 @@ from l2l_jax.utils.registry import Registry
 Terms = dict[str, jax.Array]  # scalars to log: "loss", and "retain" and "forget" where there are both
 Inputs = Mapping[str, Any]  # arrays that a loss reads: trees whose leaves start with the batch axis
 Mean = Callable[[Any], Any]  # turns means over a device's rows into means over the batch
-
+# `(trained, frozen, inputs, alpha) -> (loss, terms)`, means over the rows of a device
 Loss = Callable[[Params, Params, Inputs, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-"""`(trained, frozen, inputs, alpha) -> (loss, terms)`, means over the rows of a device."""
 
 
 class GradientRule(Protocol):
@@ -171,18 +170,10 @@ register = METHODS.register
 
 
 def unlearning_objective(
-    model: Model,
-    trained: tuple[str, ...],
-    prepare: Callable[..., Inputs],
-    loss: Loss,
-    *,
-    teacher: tuple[str, ...] = (),
-    **fields: Any,
-) -> Objective:
-    """Return an objective on retain and forget images, with these and other fields of `Objective`.
-
-    `teacher` names parts of the original model to read, besides those that `Model.corrupt` reads.
-    """
+    model: Model, trained: tuple, prepare: Callable, loss: Loss, *,
+    teacher: tuple[str, ...] = (), **fields: Any,
+) -> Objective:  # fmt: skip
+    """Return an objective on both sets; `teacher` names parts of the original to read, besides T's."""
     frozen = (*teacher, *model.corruption_parts)
     return Objective(trained, frozen, prepare, loss, **{"cast": model.in_compute_dtype, **fields})
 

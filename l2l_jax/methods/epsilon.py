@@ -1,6 +1,7 @@
 """Unlearning as constrained optimization: one term is lowered while the other stays below a bound."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
@@ -75,13 +76,9 @@ class Epsilon(Method):
     def objective(self, model: Model) -> Objective:
         def loss(trained, frozen, inputs, alpha):
             # Not interleaved: the gradient of each term then costs a pass over its own rows alone.
-            return unlearning_loss(
-                model.encode(trained["encoder"], inputs["retain"]),
-                model.encode(frozen["encoder"], inputs["retain"]),
-                model.encode(trained["encoder"], inputs["forget"]),
-                model.encode(frozen["encoder"], inputs["noise"]),
-                alpha=alpha,
-            )
+            student, teacher = (functools.partial(model.encode, x["encoder"]) for x in (trained, frozen))
+            retain = student(inputs["retain"]), teacher(inputs["retain"])
+            return unlearning_loss(*retain, student(inputs["forget"]), teacher(inputs["noise"]), alpha=alpha)
 
         def bound(ends: Mapping[str, Mapping[str, float]]) -> Constrained:
             least, greatest = sorted(ends[phase]["forget"] for phase in ("phase_1a", "phase_1b"))

@@ -12,23 +12,19 @@ from l2l_jax.methods.base import Objective, unlearning_objective
 from l2l_jax.models.base import Model, Params
 from l2l_jax.utils.batch_axis import deinterleave, interleave
 
+# `{set: {"images", "corrupted"}}` of the retain and forget images of a batch: the images, and T of them
 Views = dict[str, dict[str, Any]]
-"""`{set: {"images", "corrupted"}}` of the retain and forget images of a batch: the images, and T of them."""
-
 TargetKind = Literal["noise", "blur", "mean"]
-
 BLUR = 0.1  # default standard deviation of the blur, as a share of the image's side
 
 
 def corrupt_images(
     model: Model, frozen: Params, batch: Any, rng: jax.Array, axis_name: str | None = None
 ) -> Views:
-    """Apply T to the images of both sets."""
+    """Apply T to the images of both sets, which must have one shape."""
     shapes = {name: batch[name].shape for name in ("retain", "forget")}
     if shapes["retain"] != shapes["forget"]:
-        raise ValueError(
-            f"retain and forget batches must have one shape, not {shapes['retain']} and {shapes['forget']}"
-        )
+        raise ValueError(f"retain and forget batches must have one shape, not {shapes}")
     return {
         name: {"images": batch[name], "corrupted": model.corrupt(frozen, batch[name], key, axis_name)}
         for name, key in zip(("retain", "forget"), corruption_keys(rng), strict=True)
@@ -41,9 +37,8 @@ def corrupt_noise(
     """Return T of noise, the batch's own "noise" or drawn, with the draw of T of the forget images."""
     retain, forget, drawn = batch["retain"], batch["forget"], batch.get("noise")
     if drawn is None:
-        drawn = batch_noise(
-            retain, forget, rng, kind=noise, value_range=model.value_range, axis_name=axis_name
-        )
+        span = model.value_range
+        drawn = batch_noise(retain, forget, rng, kind=noise, value_range=span, axis_name=axis_name)
     return model.corrupt_noise(frozen, forget, drawn, corruption_keys(rng)[1], axis_name)
 
 
@@ -65,15 +60,9 @@ def generative_losses(model: Model, params: Params, views: Views) -> tuple[jax.A
 
 
 def forget_truth(
-    model: Model,
-    frozen: Params,
-    views: Views,
-    rng: jax.Array,
-    kind: TargetKind,
-    axis_name: str | None = None,
-    *,
-    blur: float = BLUR,
-) -> dict[str, Any]:
+    model: Model, frozen: Params, views: Views, rng: jax.Array, kind: TargetKind,
+    axis_name: str | None = None, *, blur: float = BLUR,
+) -> dict[str, Any]:  # fmt: skip
     """Return `{"images", "corrupted"}` of the forget set for `generative_loss`, with another truth.
 
     "corrupted" is that of the view itself where the family does not read the truth from there.
@@ -104,10 +93,7 @@ def forget_truth(
 
 
 def blurred(images: jax.Array, sigma: float) -> jax.Array:
-    """Apply a Gaussian blur of `sigma` pixels to images `[batch, height, width, channel]`.
-
-    Weights beyond the borders are left out, and the others scaled to a sum of 1.
-    """
+    """Blur images by a Gaussian of `sigma` pixels, whose weights inside the borders sum to 1."""
 
     def weights(size: int) -> jax.Array:
         distance = np.subtract.outer(np.arange(size), np.arange(size)) / sigma
@@ -122,14 +108,7 @@ def blurred(images: jax.Array, sigma: float) -> jax.Array:
 def generative_objective(
     model: Model, loss: Callable[..., Any], truth: TargetKind | None = None, **fields: Any
 ) -> Objective:
-    """Return the objective that trains a model by its own loss of every retain and of every forget example.
-
-    Args:
-      model: Model.
-      loss: A loss of `l2l_jax.losses` on these.
-      truth: What forget images are trained towards, see `forget_truth`; None: themselves.
-      **fields: Other fields of `Objective`.
-    """
+    """Return an objective of the model's own `loss`; forget images have the `truth` of `forget_truth`."""
 
     def prepare(frozen, batch, rng, axis_name=None):
         views = corrupt_images(model, frozen, batch, rng, axis_name)

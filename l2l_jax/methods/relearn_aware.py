@@ -1,7 +1,7 @@
 """Forgetting where an attacker would be after some steps of relearning."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -54,16 +54,12 @@ class RelearnAware(Method):
 
         def loss(trained, frozen, inputs, alpha):
             # The value of the attacked weights; the derivative with respect to the trained ones is 1.
-            attacked = jax.tree.map(
-                lambda a, x: jax.lax.stop_gradient(a) + (x - jax.lax.stop_gradient(x)),
-                inputs.get("ahead", trained),
-                trained,
-            )
+            stop, ahead = jax.lax.stop_gradient, inputs.get("ahead", trained)
+            attacked = jax.tree.map(lambda a, x: stop(a) + (x - stop(x)), ahead, trained)
             retain = losses(trained, frozen, inputs["retain"])
             forget = losses(attacked, frozen, inputs["forget"])
             return noisy_label_loss(retain, forget, alpha=alpha)
 
         # Nothing is cast beforehand: the attacker's small steps would be lost in rounding.
-        return unlearning_objective(
-            model, model.generative_parts, prepare, loss, look_ahead=attack, cast=lambda params: params
-        )
+        fields: Any = dict(look_ahead=attack, cast=lambda params: params)
+        return unlearning_objective(model, model.generative_parts, prepare, loss, **fields)

@@ -17,10 +17,7 @@ from l2l_jax.models.base import Model, Params
 
 
 def restrict(objective: Objective, model: Model, share: float, *, reset: bool = False) -> Objective:
-    """Restrict an objective to a share, in (0, 1], of the trained weights: the salient ones.
-
-    With `reset` they start from fresh values.
-    """
+    """Restrict an objective to a share of the trained weights, the salient ones; `reset` starts them anew."""
     if not 0 < share <= 1:
         raise ValueError(f"saliency is {share}; expected a share of the weights in (0, 1]")
     if reset and objective.one_shot is not None:
@@ -30,11 +27,7 @@ def restrict(objective: Objective, model: Model, share: float, *, reset: bool = 
 
 
 def largest(values: Params, share: float) -> Params:
-    """Return a tree of bools: True for the largest entries, by absolute value, of all arrays together.
-
-    The share of all entries, in (0, 1], is rounded to at least one entry. Entries equal to the smallest of
-    these are True as well; entries of 0 never are.
-    """
+    """Return a tree of bools: True for the largest entries, by absolute value, of all arrays together."""
     sizes = np.concatenate([np.abs(x).ravel() for x in jax.tree.leaves(values)])
     rank = sizes.size - max(1, round(share * sizes.size))
     threshold = np.partition(sizes, rank)[rank]
@@ -42,11 +35,7 @@ def largest(values: Params, share: float) -> Params:
 
 
 def adapt(objective: Objective, kind: AdapterKind, rank: int, takes: Takes | None = None) -> Objective:
-    """Train an adapter of the weights that an objective trains; the weights themselves stay as they are.
-
-    The gradient of the adapter follows from that of the weights by the chain rule, so that `look_ahead`
-    changes all weights. `kind`, `rank` and `takes` are those of `new_adapter`.
-    """
+    """Train an adapter by the chain rule in place of the weights; `look_ahead` still changes all weights."""
     if objective.start is not None:
         raise ValueError("an adapter is added to the original weights, and this method starts from others")
     if objective.saliency < 1:

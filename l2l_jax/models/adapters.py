@@ -8,6 +8,7 @@ the effect of an Adam step independent of the rank (cf. Kalajdzievski 2023, "rsL
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -19,16 +20,13 @@ from l2l_jax.models.base import Model, Params
 
 AdapterKind = Literal["", "lora", "norms"]
 AdapterLayers = Literal["all", "attention", "attention+convolution"]
-
 ADAPTER = "adapter"  # the part of the parameters that is trained
-
+# A tree like that of the weights, without those that stay unchanged: `{"down": A, "up": B}` or
+# `{"delta": difference}` in place of each array
 Adapter = Mapping[str, Any]
-"""A tree like that of the weights, without those that stay unchanged: `{"down": A, "up": B}` or
-`{"delta": difference}` in place of each array."""
 
-
+# `(name of the module, shape of the kernel) -> True` for kernels that are adapted
 Takes = Callable[[str, tuple[int, ...]], bool]
-"""`(name of the module, shape of the kernel) -> True` for kernels that are adapted."""
 
 
 def takes_lora(model: Model, layers: AdapterLayers) -> Takes:
@@ -42,21 +40,12 @@ def takes_lora(model: Model, layers: AdapterLayers) -> Takes:
 
 
 def new_adapter(
-    params: Params,
-    kind: AdapterKind,
-    rank: int,
-    rng: jax.Array,
-    takes: Takes | None = None,
+    params: Params, kind: AdapterKind, rank: int, rng: jax.Array, takes: Takes | None = None
 ) -> dict[str, Any]:
     """Return an adapter that changes nothing yet; a ValueError if there is nothing to adapt.
 
-    Args:
-      params: Parts to adapt, arrays or shapes.
-      kind: "lora" for every kernel that is larger than its two factors; "norms" for scale and bias of every
-        module that has a scale.
-      rank: Number of columns of A.
-      rng: JAX key.
-      takes: Kernels that "lora" adapts; None: all.
+    "lora" adapts every kernel that it `takes` (None: all) and that is larger than its two factors, of `rank`
+    columns and rows; "norms" adapts scale and bias of every module that has a scale. `params` may be shapes.
     """
     keys = (jax.random.fold_in(rng, number) for number in range(2**31))
 
@@ -94,21 +83,17 @@ def _factors(shape: tuple[int, ...], rank: int, key: jax.Array) -> dict[str, jax
 
 def adapted(weights: Any, adapter: Adapter) -> Any:
     """Add an adapter to weights, to compute with; differentiable in the adapter."""
-    return _added(weights, adapter, lambda x, change: x + change)
+    return _added(weights, adapter, operator.add)
 
 
 def without_adapter(params: Params) -> Params:
     """Return all parts but `ADAPTER`, which is added to the others if it is there; to compute with."""
-    adapter = params.get(ADAPTER, {})
     parts = {part: x for part, x in params.items() if part != ADAPTER}
-    return {part: adapted(x, adapter[part]) if part in adapter else x for part, x in parts.items()}
+    return adapted(parts, params.get(ADAPTER, {}))
 
 
 def merged(params: Params, adapter: Adapter) -> Params:
-    """Return weights with an adapter added, as host arrays.
-
-    Products and sums are computed in float64 and rounded once, which gives the same bits on every machine.
-    """
+    """Return host arrays of weights plus adapter, summed in float64 for the same bits on every machine."""
 
     def add(weights: Any, change: np.ndarray) -> np.ndarray:
         weights = np.asarray(weights)

@@ -37,7 +37,6 @@ Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 Sizes = Annotated[tuple[Size, ...], pydantic.Field(min_length=1)]
 Numbers = Annotated[tuple[Number, ...], pydantic.Field(min_length=1)]
 Positives = Annotated[tuple[Positive, ...], pydantic.Field(min_length=1)]
-
 Corrupted = Any
 """Input of an encoder after corruption: a pytree whose leaves start with the batch axis."""
 
@@ -165,10 +164,7 @@ class Model(abc.ABC):
         return jax.tree.map(lambda x: x, _shapes(self))  # containers of the caller's own
 
     def in_compute_dtype(self, params: Params) -> Params:
-        """Return parts of the parameters, each array in the dtype that it is computed with.
-
-        See `l2l_jax.models.layers.in_dtype`; by default everything is float32.
-        """
+        """Return parts in the dtypes that they are computed with, see `layers.in_dtype`; here float32."""
         return params
 
     @abc.abstractmethod

@@ -21,15 +21,12 @@ from flax import traverse_util
 from l2l_jax.errors import UserError
 
 FLOATS = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(jnp.bfloat16),
-}
+    "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(jnp.bfloat16),
+}  # fmt: skip
 """Number formats of weights; float32 holds every value of the others."""
 
+# PyTorch's names of the arrays of a module, by Flax's
 LEAVES = dict(kernel="weight", scale="weight", bias="bias", mean="running_mean", var="running_var")
-"""PyTorch's names of the arrays of a module, by Flax's."""
-
 StateDict = Mapping[str, Any]  # arrays or `StoredArray` by PyTorch key
 
 
@@ -153,11 +150,7 @@ def fit(table: Table, state_dict: StateDict, target: Any) -> Fit:
 
 
 def to_flax(table: Table, state_dict: StateDict, target: Any, config: Any = None) -> Any:
-    """Return the parameter tree that a PyTorch state dict holds; what does not fit raises a UserError.
-
-    `target`, a tree of shapes, is filled with NumPy arrays in the dtype of the source; `config` is the
-    argument of `Constant.value`.
-    """
+    """Fill a tree of shapes, `target`, with arrays of a state dict; what does not fit is a UserError."""
     found = fit(table, state_dict, target)
     if complaint := found.complaint():
         raise UserError(complaint)
@@ -170,6 +163,7 @@ def to_flax(table: Table, state_dict: StateDict, target: Any, config: Any = None
 
 
 def _check_constant(constant: Constant, value: np.ndarray, expected: np.ndarray) -> None:
+    problem = "is not the fixed table of this model."
     if value.dtype.kind in "biu" and expected.dtype.kind == "f":
         raise UserError(f"{constant.torch_key} is {value.dtype}; expected are {', '.join(FLOATS)}.")
     if not np.isfinite(value).all():
@@ -180,13 +174,9 @@ def _check_constant(constant: Constant, value: np.ndarray, expected: np.ndarray)
     if value.shape != expected.shape:
         problem = f"has shape {value.shape}, and this model's table {expected.shape}."
     elif not value.any() and expected.any():
-        problem = (
-            "is all zeros: such a model was created without its fixed table and cannot have been trained."
-        )
+        problem = "is all zeros: such a model was created without its fixed table and never trained."
     elif _agree(value, expected, constant.rtol):
         return
-    else:
-        problem = "is not the fixed table of this model."
     raise UserError(f"{constant.torch_key} {problem} {constant.hint}".rstrip())
 
 
@@ -202,10 +192,7 @@ def _agree(value: np.ndarray, expected: np.ndarray, rtol: float) -> bool:
 
 
 def to_torch(table: Table, params: Any, config: Any = None, dtype: Any = None) -> dict[str, np.ndarray]:
-    """Return the PyTorch state dict of a parameter tree, constants included: the inverse of `to_flax`.
-
-    Arrays are contiguous, floating-point ones in `dtype` unless it is None.
-    """
+    """Return the contiguous state dict of a tree, with constants, floats in `dtype`: inverse of `to_flax`."""
 
     def rounded(value: np.ndarray) -> np.ndarray:
         return value.astype(dtype, copy=False) if dtype is not None and value.dtype.kind == "f" else value
@@ -245,11 +232,10 @@ def square_side(places: int, key: str) -> int:
     return side
 
 
+# Facts of a checkpoint besides its arrays: "file", its name; "args", the arguments of the training program;
+# "config" and "preprocessor", the JSON files of a Hugging Face folder; "pipeline", the path of a pipeline of
+# diffusers, and "components", the JSON files of its parts. Each but "file" may be missing.
 Origin = Mapping[str, Any]
-"""Facts of a checkpoint besides its arrays: "file", its name; "args", the arguments of the training program;
-"config" and "preprocessor", the JSON files of a Hugging Face folder; "pipeline", the path of a pipeline of
-diffusers, and "components", the JSON files of its parts. Each but "file" may be missing."""
-
 Fields = dict[str, Any]  # fields of a model by name
 
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tabulate import tabulate
 
-from l2l_jax.cli.arguments import Parser
-from l2l_jax.cli.common import run_program, show
+from l2l_jax.cli.common import Parser, run_program, show
 from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import check_backend
 
@@ -140,7 +139,6 @@ def compare(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[Row]:
 
 
 def _difference(quantity: str, recorded: list[float], here: list[float]) -> float:
-    """Return how much a quantity differs; infinity where there are more or fewer numbers."""
     a, b = np.asarray(recorded, np.float64), np.asarray(here, np.float64)
     if a.shape != b.shape:
         return float("inf")

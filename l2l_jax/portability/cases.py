@@ -19,11 +19,9 @@ from l2l_jax.train.parallel import ParallelKind, make_parallel
 STEPS = 3
 ROWS = 16  # retain images of a batch, and forget images: what the number of devices must divide
 ENTRIES = 16  # number of values of each array, evenly spaced
-
 Dtype = Literal["float32", "bfloat16"]
 Precision = Literal["highest", "default"]
 Figures = dict[str, list[float]]
-
 SMALL = dict(width=32, depth=1, num_heads=4, decoder_width=32, decoder_depth=1, decoder_num_heads=4)
 MODELS: dict[str, dict[str, Any]] = {
     "mae": dict(family="mae", image_size=16, patch_size=4, **SMALL),
@@ -58,9 +56,8 @@ def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figu
     trained = {part: params[part] for part in stage.objective.trained}
     moved = jax.tree.map(lambda x: np.float32(1.1) * x if x.dtype == np.float32 else x, trained)
     state = stage.state(params | moved, mesh)
-    frozen = sharding.place(
-        stage.objective.cast({part: params[part] for part in stage.objective.frozen}), mesh
-    )
+    teacher = {part: params[part] for part in stage.objective.frozen}
+    frozen = sharding.place(stage.objective.cast(teacher), mesh)
     low, high = (np.float32(end) for end in model.value_range)
     drawn = np.random.default_rng(0).random((2, ROWS, *model.image_shape), np.float32)
     images = dict(zip(("retain", "forget"), low + (high - low) * drawn, strict=True))
@@ -105,16 +102,11 @@ def _config(name: str, dtype: Dtype) -> Config:
 
 
 def fixed_params(model: Model) -> Params:
-    """Return parameters drawn by NumPy: normal numbers of a generator that the array's path seeds.
-
-    Kernels have variance 1 / fan in, scales lie about 1, other vectors about 0; what is not a float is the
-    model's own.
-    """
+    """Return parameters drawn by NumPy, seeded by their paths; kernels have variance 1 / fan in."""
 
     def not_floats(key: jax.Array) -> Params:  # the others are not drawn, which compiles faster
-        return jax.tree.map(
-            lambda x: jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, model.init(key)
-        )
+        own = model.init(key)
+        return jax.tree.map(lambda x: jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, own)
 
     own = jax.jit(not_floats)(jax.random.key(0))
 
@@ -131,7 +123,6 @@ def fixed_params(model: Model) -> Params:
 
 
 def _entries(tree: Any) -> list[float]:
-    """Return `ENTRIES` numbers of each array of a tree, or all of a smaller one."""
     found = []
     for leaf in jax.tree.leaves(jax.device_get(tree)):
         flat = np.ravel(np.asarray(leaf, np.float32))

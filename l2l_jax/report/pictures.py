@@ -13,16 +13,12 @@ from matplotlib.ft2font import FT2Font
 
 from l2l_jax.evals.evaluator import Evaluation
 
+# Reconstructions of the test images to show, by model, then by set
 Inpainted = Mapping[str, Mapping[str, np.ndarray]]
-"""Reconstructions of the test images to show, by model, then by set."""
-
 COLORS = {"retain": "#1b6e3c", "forget": "#a3242b", "general": "#555555"}
-
+# Fonts with East Asian glyphs, used where they are installed
 FALLBACKS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "IPAGothic", "Droid Sans Fallback")
-"""Fonts with East Asian glyphs, used where they are installed."""
-
 MISSING = "▯"
-
 PITCH = 1.06  # distance of neighboring pictures in widths of a picture
 LEAST = 64  # pixels of a picture's edge, at least: smaller images are enlarged
 EXAMPLES = 3  # images of each set that the report begins with
@@ -78,7 +74,6 @@ def save_examples(path: pathlib.Path, evaluation: Evaluation, inpainted: Inpaint
 
 
 def _rows(evaluation: Evaluation, name: str, inpainted: Inpainted) -> dict[str, np.ndarray]:
-    """Return the shown images of a set, their corrupted inputs and reconstructions, by title."""
     models = {model: sets[name] for model, sets in inpainted.items()}
     return {"image": evaluation.shown[name].images, "input": evaluation.masked(name), **models}
 

@@ -26,13 +26,11 @@ MODEL_STYLES: dict[str, dict[str, Any]] = {
 }
 
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20)  # ticks of ratios of errors
-
+# Images of a group that t-SNE projects, at most, evenly spaced; and images that it needs in all
 PROJECTED, NEEDED = 500, 4
-"""Images of a group that t-SNE projects, at most, evenly spaced; and images that it needs in all."""
-
 GOOD, BAD = COLORS["retain"], COLORS["forget"]
+# Colors of what the unlearned model knows compared with the reference
 OUTCOMES = {"no more": GOOD, "less": GOOD, "open": "#777777", "as much": BAD, "more": BAD}
-"""Colors of what the unlearned model knows compared with the reference."""
 
 
 def save_curves(path: pathlib.Path, phases: Mapping[str, pathlib.Path]) -> None:
@@ -54,10 +52,7 @@ def save_curves(path: pathlib.Path, phases: Mapping[str, pathlib.Path]) -> None:
 
 
 def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Draw retain against forget quality: a distance and the accuracy if there are any, or PSNR and MSE.
-
-    There is a point for each row, whose metrics are given by set.
-    """
+    """Draw rows as points, retain against forget quality: a distance and accuracy, or PSNR and MSE."""
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     known = rows["original"]["retain"]
     distance = next((name for name in ("fid", "classifier_distance") if name in known), "psnr")
@@ -164,10 +159,7 @@ def project(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def save_tsne(path: pathlib.Path, evaluation: Evaluation, models: Sequence[str], task: str) -> None:
-    """Draw t-SNE of CLIP's embeddings of originals and reconstructions, and write the places as JSON.
-
-    For the primary process, after `evaluate` of all these models; of few images nothing is written.
-    """
+    """Draw t-SNE of CLIP's embeddings and write the places as JSON; nothing if there are few images."""
     groups = {
         f"{set_name}, {model or 'images'}": evaluation.observed("clip/features", set_name, model, task)
         for set_name in evaluation.tests

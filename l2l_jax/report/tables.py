@@ -11,7 +11,6 @@ from l2l_jax.evals.metrics import BY_CLASS, METRICS
 from l2l_jax.report.text import sentences
 
 Report = Mapping[str, Any]
-
 MODELS = ("original", "unlearned", "retrained")
 SETS = ("retain", "forget")
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -102,7 +101,6 @@ def attack_table(audit: Mapping[str, Any], *, intervals: bool = True) -> Table:
 
 
 def _columns(known: Collection[str], roles: Iterable[str]) -> list[tuple[str, str]]:
-    """Return metric and model of the columns of a table by attack or class."""
     return [(name, role) for name in BY_CLASS if name in known for role in roles]
 
 
@@ -130,8 +128,8 @@ def depth_table(audit: Mapping[str, Any]) -> Table | None:
     return Table(headings, rows) if rows else None
 
 
+# Titles of scores of membership inference
 MEMBERSHIP = {"error": "masked MSE", "relative_error": "masked MSE relative to the retrained model"}
-"""Titles of scores of membership inference."""
 
 
 def evidence_table(audit: Mapping[str, Any]) -> Table | None:
@@ -232,9 +230,7 @@ def _attack_lines(audit: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
                 ends = depth["value"], depth["low"], depth["high"]
                 yield (result["name"], "unlearned", "forget", f"depth_by_{measure}", *ends)
         for set_name, roles in result["klom"].items():
-            yield from (
-                (result["name"], role, set_name, "klom", *interval) for role, interval in roles.items()
-            )
+            yield from ((result["name"], role, set_name, "klom", *values) for role, values in roles.items())
         for name, value in (result["distance"] or {}).items():
             yield (result["name"], "unlearned", "forget", f"kolmogorov_smirnov_{name}", value, "", "")
     for line in audit["canaries"]:

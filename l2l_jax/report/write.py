@@ -20,7 +20,6 @@ from l2l_jax.report.text import details, headline
 from l2l_jax.utils.io import atomic_write
 
 logger = logging.getLogger(__name__)
-
 METRICS = "metrics.json"
 STYLES = {"forgotten": "good", "hidden": "bad", "not forgotten": "bad"}
 
@@ -36,10 +35,7 @@ class Drawings(NamedTuple):
 
 
 def write_report(folder: pathlib.Path, report: dict[str, Any], drawings: Drawings) -> dict[str, Any]:
-    """Write a report and return the content of metrics.json, which is written before anything is drawn.
-
-    Durations and memory of a phase that was finished before are kept from the earlier report.
-    """
+    """Return metrics.json, written before anything is drawn, with costs of phases of earlier reports."""
     folder.mkdir(parents=True, exist_ok=True)
     report = _with_earlier_costs(report, folder / METRICS)
     atomic_write(folder / METRICS, json.dumps(report, indent=2) + "\n")
@@ -56,9 +52,7 @@ def write_report(folder: pathlib.Path, report: dict[str, Any], drawings: Drawing
     return report
 
 
-def draw(
-    folder: pathlib.Path, drawings: Drawings, audit: Mapping[str, Any] | None
-) -> dict[str, pathlib.Path]:
+def draw(folder: pathlib.Path, drawings: Drawings, audit: dict[str, Any] | None) -> dict[str, pathlib.Path]:
     """Draw all pictures and return their files by name."""
     from l2l_jax.report import pictures, plots  # matplotlib takes long to load
 
@@ -126,9 +120,7 @@ def _with_earlier_costs(report: dict[str, Any], path: pathlib.Path) -> dict[str,
         merged = {**report, "peak_memory_gib": peak}
         for key in ("durations_seconds", "peak_memory_gib_after"):
             phases = {**earlier[key], **report[key]}
-            merged[key] = {
-                phase: max(float(x), float(earlier[key].get(phase, x))) for phase, x in phases.items()
-            }
+            merged[key] = {k: max(float(x), float(earlier[key].get(k, x))) for k, x in phases.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):  # none, or damaged
         return report
     return merged

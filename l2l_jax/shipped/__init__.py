@@ -11,7 +11,6 @@ from typing import Any
 from l2l_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent
-
 RETRAINED = "_retrained"  # ending of the name of a model that was trained without the classes to forget
 
 

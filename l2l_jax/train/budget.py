@@ -40,32 +40,22 @@ if TYPE_CHECKING:
     from l2l_jax.train.loop import Training
 
 logger = logging.getLogger(__name__)
-
 LAG = 2  # steps after which a measurement acts: by then the devices have finished it, and no step waits
-
+# Shares of a cycle after which the weight follows the budget, and after which the limit is the budget
 CONTROLLED_FROM, SETTLED_BY = 0.25, 0.7
-"""Shares of a cycle after which the weight follows the budget, and after which the limit is the budget."""
-
+# A forget error that grows by this factor after `SETTLED_BY` has not settled at the end of a cycle
 STILL_RISING = 1.25
-"""A forget error that grows by this factor after `SETTLED_BY` has not settled at the end of a cycle."""
-
+# Before that the weight falls where the ratio is beyond this many budgets, and not falling by itself
 RUIN = 2.0
-"""Before that the weight falls where the ratio is beyond this many budgets, and not falling by itself."""
-
 GREATEST_CHANGE = 1.5  # greatest factor, or least inverse, by which the weight changes at a time
 EFFECT = 0.02  # change of the logarithm of a ratio that counts as an effect of the weight
-
+# Greatest factor by which the weight rises without an effect: beyond it only the weight would change
 GREATEST_RISE = 10.0
-"""Greatest factor by which the weight rises without an effect: beyond it only the weight would change."""
-
 SMALL = 1e-6  # ratios count as at least that much
 
 
 def limit_at(budget: float, first: float, progress: float) -> float:
-    """Return the limit of the ratio on the way from `first` to the budget: half a cosine in the logarithm.
-
-    `progress` is the share of the way, 0 to 1. Below the budget there is no way to go.
-    """
+    """Return the limit at `progress` from `first` down to the budget: half a cosine in the logarithm."""
     if not first > budget:
         return budget
     left = (1 + math.cos(math.pi * progress)) / 2
@@ -130,24 +120,19 @@ class _Memory:
         return cls(**{**facts, **tuples, "waiting": [Measured(*x) for x in facts["waiting"]]})
 
 
+MakeErrors = Callable[[Parallel], MaskedErrors]
+
+
 class RetainBudget(Hook):
     """Measures a run, moves the weight of its forget term, and keeps its best model.
 
     The measurement of step k acts from step k + `LAG` + 1 on, wherever the run is interrupted, so that a
-    resumed run repeats it bit for bit. All processes decide alike: they read the same numbers.
-
-    Args:
-      config: Retain budget and length of the run.
-      make_errors: Makes the `MaskedErrors` of the sets "retain" and "forget" for devices.
-      reference: Model that errors are relative to, all parts; None: the one that the run starts from.
+    resumed run repeats it bit for bit. All processes decide alike: they read the same numbers. `make_errors`
+    makes the `MaskedErrors` of the sets "retain" and "forget" for devices; errors are relative to
+    `reference`, all parts of a model, or else the one that the run starts from.
     """
 
-    def __init__(
-        self,
-        config: UnlearningConfig,
-        make_errors: Callable[[Parallel], MaskedErrors],
-        reference: Params | None = None,
-    ):
+    def __init__(self, config: UnlearningConfig, make_errors: MakeErrors, reference: Params | None = None):
         assert config.retain_budget is not None, "there is a budget"
         self.budget, self._config = config.retain_budget, config
         self._make_errors, self._reference = make_errors, reference
@@ -257,15 +242,12 @@ class RetainBudget(Hook):
         while self._flying:
             step, weight, started, params = self._flying.popleft()
             errors = self._errors.finish(started)
-            ratios = {
-                name: float(x.mean() / self.reference_errors[name].mean()) for name, x in errors.items()
-            }
-            measured = Measured(step, weight, ratios["retain"], ratios["forget"])
+            means = {name: (x.mean(), self.reference_errors[name].mean()) for name, x in errors.items()}
+            ratios = (float(means[name][0] / means[name][1]) for name in ("retain", "forget"))
+            measured = Measured(step, weight, *ratios)
             memory.waiting.append(measured)
-            settled = self._settled(measured)
-            if settled and (
-                memory.settling is None or memory.settling.step <= self._config.cycle_of(step)[0]
-            ):
+            settled, begun = self._settled(measured), self._config.cycle_of(step)[0]
+            if settled and (memory.settling is None or memory.settling.step <= begun):
                 memory.settling = measured
             rank = measured.rank(self.budget, settled)
             if memory.best is None or rank > memory.best.rank(self.budget, self._settled(memory.best)):
@@ -273,7 +255,6 @@ class RetainBudget(Hook):
                 memory.best_errors = {name: x.tolist() for name, x in errors.items()}
 
     def _act(self, measured: Measured) -> None:
-        """Let the weight follow a measurement."""
         memory, config, ratio = self._memory, self._config, measured.retain
         before = ratio if memory.acted is None else memory.acted.retain
         memory.acted = measured

@@ -18,24 +18,20 @@ from l2l_jax.utils.checkpoints import SIZES, Damaged, check_sizes, check_space, 
 from l2l_jax.utils.multihost import exchange, from_primary, is_primary, on_primary
 
 logger = logging.getLogger(__name__)
-
 KEPT = 2  # newest checkpoints that stay on disk; older ones are used as fallbacks
-
+# Bytes of a slice from which each device that holds an array writes one; cutting compiles a program
 SLICED_FROM = 2**20
-"""Bytes of a slice from which each device that holds an array writes one; cutting compiles a program."""
-
+# Orbax numbers the savings of a process: no thread begins one while another does
 _one_begins = threading.Lock()
-"""Orbax numbers the savings of a process: no thread begins one while another does."""
 
 
 class Checkpointer:
     """Checkpoints `(arrays, facts)` in `folder/<step>`.
 
     Arrays are a tree of device arrays, such as a `TrainState`; facts are JSON-able values, such as the
-    position in the data.
-
-    Saving is asynchronous and atomic: a folder named by a step is complete unless the disk damaged it later.
-    Every process writes what its devices hold, to one folder that all see; any number restores it.
+    position in the data. Saving is asynchronous and atomic: a folder named by a step is complete unless the
+    disk damaged it later. Every process writes what its devices hold, to one folder that all see; any number
+    restores it.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -47,11 +43,7 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
-        """Start saving; `state` may be donated as soon as this returns.
-
-        Raises:
-          OSError: The disk is full, or the checkpoint before could not be written.
-        """
+        """Start saving; `state` may then be donated. OSError: a full disk, now or in the saving before."""
         self.wait()
         on_primary(lambda: check_space(self.folder, state))
         state = _across_processes(state)
@@ -64,9 +56,7 @@ class Checkpointer:
         """Restore the newest readable checkpoint; None where nothing was saved.
 
         A checkpoint that cannot be read is named in the log, renamed to `<step>.damaged` and passed over.
-
-        Args:
-          like: Tree of the same structure and shardings, of arrays or of shapes.
+        `like` is a tree of arrays or shapes of the same structure and shardings.
         """
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         steps = from_primary(lambda: sorted(self._manager.all_steps(), reverse=True))
@@ -79,7 +69,10 @@ class Checkpointer:
             # What one process cannot read, none uses.
             problems = [text for text in exchange(problem) if text]
             if not problems:
-                _log_changes(data["devices"], _devices(like))
+                before, now = data["devices"], _devices(like)
+                if before != now:
+                    sentence = "The checkpoint was written on %s; it resumes on %s"
+                    logger.info(sentence, _in_words(before), _in_words(now))
                 return state, data["facts"]
             on_primary(functools.partial(self._set_aside, step, problems[0]))
             self._manager.reload()
@@ -146,7 +139,6 @@ def _across_processes(state: Any) -> Any:
 
 
 def _devices(state: Any) -> dict[str, int]:
-    """Count the processes and devices that hold a state, and the parts that its arrays are split into."""
     arrays = jax.tree.leaves(state)
     return {
         "processes": jax.process_count(),
@@ -155,11 +147,6 @@ def _devices(state: Any) -> dict[str, int]:
     }
 
 
-def _log_changes(before: dict[str, int], now: dict[str, int]) -> None:
-    if before != now:
-        old, new = (
-            f"{counts['devices']} devices of {counts['processes']} processes"
-            + (f", parameters in {counts['parts']} parts" if counts["parts"] > 1 else "")
-            for counts in (before, now)
-        )
-        logger.info("The checkpoint was written on %s; it resumes on %s", old, new)
+def _in_words(devices: dict[str, int]) -> str:
+    parts = f", parameters in {devices['parts']} parts" if devices["parts"] > 1 else ""
+    return f"{devices['devices']} devices of {devices['processes']} processes{parts}"

@@ -11,18 +11,13 @@ from l2l_jax.utils.runtime import usable_cpus
 from l2l_jax.utils.stopping import stop_request
 
 T = TypeVar("T")
-
 AT_A_TIME = 2  # greatest number of trainings at the same time: each holds a state of its own
-
+# Python handles signals in the main thread; one that comes just as it falls asleep does not wake it
 AWAKE_EVERY_SECONDS = 1.0
-"""Python handles signals in the main thread; one that comes just as it falls asleep does not wake it."""
 
 
 def threads(most: int) -> int:
-    """Return how many threads can run programs: up to `most` with one CPU device, otherwise one.
-
-    Several devices must all run the same programs in the same order.
-    """
+    """Return how many threads, at most `most`, can run programs; several devices need them in one order."""
     alone = jax.process_count() == 1 and jax.device_count() == 1 and jax.default_backend() == "cpu"
     return min(most, len(usable_cpus())) if alone else 1
 
@@ -30,14 +25,8 @@ def threads(most: int) -> int:
 def in_threads(work: Sequence[Callable[[], T]], count: int) -> Iterator[T]:
     """Yield what independent functions return, in their order, each as soon as it is there.
 
-    A signal to stop reaches the trainings of all threads.
-
-    Args:
-      work: Functions.
-      count: Number of threads; 1: one follows the other in this thread.
-
-    Raises:
-      Exception: What a function raised, after those that had begun have ended; no other begins.
+    With one thread, one follows the other in this thread. A signal to stop reaches the trainings of all
+    threads. What a function raises is raised after those that had begun have ended; no other begins.
     """
     if min(count, len(work)) < 2:
         yield from (function() for function in work)

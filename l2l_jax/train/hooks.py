@@ -18,8 +18,8 @@ from l2l_jax.utils.progress import Progress
 if TYPE_CHECKING:
     from l2l_jax.train.loop import Training
 
+# Metrics that progress shows, if there are such; at most three, for a terminal of 80 columns
 SHOWN = ("retain_ratio", "forget_ratio", "loss", "retain", "forget")
-"""Metrics that progress shows, if there are such; at most three, for a terminal of 80 columns."""
 
 
 class Hook:
@@ -44,10 +44,7 @@ class Hook:
 
 @dataclasses.dataclass(frozen=True)
 class Observe(Hook):
-    """Calls a function after some steps, before the step's checkpoint is saved.
-
-    A resumed run observes a step again only if it ended before the next checkpoint.
-    """
+    """Calls a function after some steps, before their checkpoints; a resumed run may repeat it."""
 
     steps: Collection[int]  # numbers of steps
     function: Callable[[int, Params], None]  # called with the step and all parameters as host arrays
@@ -59,11 +56,7 @@ class Observe(Hook):
 
 
 class LogMetrics(Hook):
-    """Shows progress; writes metrics every `log_every` steps and after the last one.
-
-    The primary process writes `folder/metrics.jsonl` and TensorBoard event files next to it. Metrics after
-    the step where a run resumes are dropped from existing files.
-    """
+    """Shows progress; the primary process writes metrics.jsonl and TensorBoard files."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
@@ -115,10 +108,7 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, float]]:
 
 
 class SaveCheckpoints(Hook):
-    """Saves every `checkpoint_every` steps, after the last step, and when a signal asks the run to stop.
-
-    Without `keep_last` the last step is no reason to save.
-    """
+    """Saves every `checkpoint_every` steps, after the last if `keep_last`, and when asked to stop."""
 
     def __init__(self, checkpointer: Checkpointer, keep_last: bool = True):
         self._checkpointer, self._keep_last, self._saved = checkpointer, keep_last, -1

@@ -30,9 +30,8 @@ from l2l_jax.utils.multihost import to_host
 from l2l_jax.utils.stopping import StopRequest, stop_request
 
 logger = logging.getLogger(__name__)
-
+# Held while a step is compiled: the compiler takes more memory than the steps of a small model
 ONE_COMPILES = threading.Lock()
-"""Held while a step is compiled: the compiler takes more memory than the steps of a small model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +84,7 @@ class Training:
         return self.objective.merge(self.run.params, to_host(trained))
 
     def check(self) -> None:
-        """Read the metrics of the newest step unless they were read before, and give them to the hooks.
-
-        Raises:
-          Diverged: The loss is not finite.
-        """
+        """Give the metrics of the newest step to the hooks, once; Diverged if the loss is not finite."""
         metrics, self.metrics = self.metrics, {}
         if not metrics:
             return
@@ -127,29 +122,12 @@ class Training:
 
 
 class Trainer:
-    """The step of an objective, compiled once for any number of models of the same shapes and threads.
-
-    Devices that cannot share a batch raise a UserError.
-
-    Args:
-      name: Name in messages.
-      objective: What to train.
-      config: Length, batch size, optimizer.
-      seed: Random seed of the steps.
-      mesh: The devices.
-      parallel: How the step runs on them, see `l2l_jax.train.parallel`.
-    """
+    """The step of an objective, compiled once for any models of the same shapes; `name` is for messages."""
 
     def __init__(
-        self,
-        name: str,
-        objective: Objective,
-        config: TrainingConfig,
-        *,
-        seed: int,
-        mesh: Mesh,
-        parallel: ParallelKind = "jit",
-    ):
+        self, name: str, objective: Objective, config: TrainingConfig, *,
+        seed: int, mesh: Mesh, parallel: ParallelKind = "jit",
+    ):  # fmt: skip
         sharding.check_batch_size(config.batch_size, config.batch_parts, mesh, f"{name} batch_size")
         self._parallel = make_parallel(mesh, parallel)
         self._mesh = self._parallel.mesh  # its order of the devices
@@ -161,15 +139,12 @@ class Trainer:
     def train(self, run: TrainRun) -> Params:
         """Train to the last step, resuming from `run.folder` if there is something to resume.
 
-        An objective without training steps is solved anew at each call.
-
-        Returns:
-          What the objective makes of `run.params` and the trained parts (`Objective.merge`), as host arrays.
+        An objective without training steps is solved anew at each call. Returns what the objective makes of
+        `run.params` and the trained parts (`Objective.merge`), as host arrays.
 
         Raises:
           Interrupted: A signal arrived in some process; the state of the last step is saved.
           Diverged: The loss is not finite.
-          UserError: No checkpoint can be read.
         """
         if self._objective.one_shot is not None:
             training = self._begin(run, None)
@@ -209,7 +184,6 @@ class Trainer:
         return training
 
     def _start_or_resume(self, run: TrainRun, iterator: Any, checkpointer: Checkpointer) -> Training:
-        """Return the training before its next step."""
         objective, training = self._objective, self._begin(run, iterator)
         config = training.config
         first = objective.initial(run.params, jax.random.key(self._seed))
@@ -250,14 +224,9 @@ class Trainer:
         """Call the step; the first call, which compiles it, runs alone: other threads wait for it."""
         with contextlib.nullcontext() if self._compiled else ONE_COMPILES:
             if self._step is None:
-                step = make_step(
-                    self._objective,
-                    self._optimizer,
-                    self._config,
-                    self._parallel,
-                    seed=self._seed,
-                    value_range=training.run.batches.value_range,
-                )
+                what = self._objective, self._optimizer, self._config, self._parallel
+                value_range = training.run.batches.value_range
+                step = make_step(*what, seed=self._seed, value_range=value_range)
                 self._step = self._parallel.compile(step, training.state)
             result = self._step(training.state, training.frozen, batch)
             self._compiled = True

@@ -28,11 +28,9 @@ if TYPE_CHECKING:
     from l2l_jax.train.loop import Training
 
 logger = logging.getLogger(__name__)
-
 TOLERANCE = 1e-4  # relative residual at which a system counts as solved; float32 products allow little less
-
+# Multiples of the scale among which a retain budget chooses
 FACTORS = tuple(2.0**power for power in range(-6, 7))
-"""Multiples of the scale among which a retain budget chooses."""
 
 
 def solve(training: "Training", start: Params, *, seed: int) -> Params:
@@ -64,13 +62,15 @@ def solve(training: "Training", start: Params, *, seed: int) -> Params:
 
         counts = run.counts or dict.fromkeys(("retain", "forget"), 1)
         share = counts["forget"] / (counts["retain"] + counts["forget"])
-        damping, most = one_shot.damping, one_shot.iterations
-        gradient = product(np.zeros_like(free), 1.0, 1 - share, share)
-        complete = _solved(
-            lambda v: product(v, 0.0, 1 - share, share) + damping * v, -gradient, most, "all images"
-        )
-        slope = product(complete, 1.0, 0.0, share)
-        move = _solved(lambda v: product(v, 0.0, 1 - share, 0.0) + damping * v, slope, most, "the move")
+
+        def solved(forget: float, right: np.ndarray, title: str) -> np.ndarray:
+            def multiply(vector: np.ndarray) -> np.ndarray:
+                return product(vector, 0.0, 1 - share, forget) + one_shot.damping * vector
+
+            return _solved(multiply, right, one_shot.iterations, title)
+
+        complete = solved(share, -product(np.zeros_like(free), 1.0, 1 - share, share), "all images")
+        move = solved(0.0, product(complete, 1.0, 0.0, share), "the move")
 
     def moved(scale: float) -> Params:
         return jax.tree.map(np.add, start, shaped(scale * move))
@@ -109,7 +109,6 @@ def _products(training: "Training") -> Callable[..., Params]:
 
 
 def _solved(multiply: Callable, right: np.ndarray, iterations: int, title: str) -> np.ndarray:
-    """Return the solution of a symmetric positive definite system by conjugate gradients."""
     from scipy.sparse.linalg import LinearOperator, cg  # start-up time
 
     operator = LinearOperator((right.size, right.size), matvec=multiply, dtype=np.float64)

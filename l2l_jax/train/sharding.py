@@ -10,11 +10,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from l2l_jax.errors import UserError
 
+# Elements from which an array is split over the axis "fsdp"; smaller ones are whole on every device
 SHARDED_FROM = 4096
-"""Elements from which an array is split over the axis "fsdp"; smaller ones are whole on every device."""
-
+# Rows of a batch are split over all devices, whichever axis they are on
 ROWS = PartitionSpec(("data", "fsdp"))
-"""Rows of a batch are split over all devices, whichever axis they are on."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,9 +32,7 @@ from l2l_jax.utils.progress import Progress
 from l2l_jax.utils.stopping import stop_request
 
 logger = logging.getLogger(__name__)
-
 NOTE_EVERY = 16  # global batches after which it is noted how far the cache is filled
-
 DONE = "batches"
 
 
@@ -82,10 +80,7 @@ def cached_objective(objective: Objective, model: Model, sets: tuple[str, ...]) 
 
 @dataclasses.dataclass(frozen=True)
 class CachedBatches:
-    """Like `TrainingBatches`, with codes `[row, …]` for the cached sets.
-
-    Pixels are read only for sets without codes. "noise" replaces what the teacher is shown for forget images.
-    """
+    """Batches with codes in place of cached sets' pixels; "noise" replaces the teacher's forget images."""
 
     images: TrainingBatches
     codes: Mapping[str, Codes]
@@ -135,24 +130,15 @@ class CachedIterator:
 
 
 def open_token_cache(
-    folder: pathlib.Path,
-    config: UnlearningConfig,
-    model: Model,
-    params: Params,
-    images: TrainingBatches,
-    *,
-    seed: int,
-    mesh: Mesh,
-) -> CachedBatches:
+    folder: pathlib.Path, config: UnlearningConfig, model: Model, params: Params, images: TrainingBatches, *,
+    seed: int, mesh: Mesh,
+) -> CachedBatches:  # fmt: skip
     """Compute the codes that are missing in `folder`, which all hosts share, and return batches of them.
 
     View v of an image is the crop that it has in epoch v of `images`. Noise image i is the one that a run
     without a cache would show at its place in the stream, with the statistics of its batch and the seed of
-    the training steps. Draws of T are those that the step of an image makes the first time.
-
-    Raises:
-      Interrupted: A signal arrived in some process; what is computed is kept.
-      UserError: Images cannot be read.
+    the training steps. Draws of T are those that the step of an image makes the first time. A signal raises
+    Interrupted; what is computed is kept.
     """
     assert model.code is not None  # the config was checked
     noise = config.options.noise  # type: ignore[attr-defined]  # methods with a cache have noise
@@ -200,9 +186,8 @@ def _precompute(tokenizer, batch, number, wanted, *, model, noise, seed):
     pixels, (retain, forget) = scaled_pixels(batch, model.value_range), corruption_keys(rng)
     keys = {"retain": retain, "forget": forget, "noise": forget}
     if "noise" in wanted:
-        pixels["noise"] = batch_noise(
-            pixels["retain"], pixels["forget"], rng, kind=noise, value_range=model.value_range
-        )
+        span = model.value_range
+        pixels["noise"] = batch_noise(pixels["retain"], pixels["forget"], rng, kind=noise, value_range=span)
     return {name: model.precompute(tokenizer, pixels[name], keys[name]) for name in wanted}
 
 

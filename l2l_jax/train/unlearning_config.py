@@ -124,13 +124,9 @@ class UnlearningConfig(TrainingConfig):
     def objective(self, model: Model) -> Objective:
         """Return what a training step does on a model."""
         if self.token_bank and not self.noise_bank and not model.codes_hold_draws:
-            raise ValueError(
-                "token_bank needs a noise_bank: where no pixels are read, noise has no statistics"
-            )
+            raise ValueError("token_bank needs a noise_bank: if no pixels are read, noise has no statistics")
         if self.noise_bank and model.codes_hold_draws:
-            raise ValueError(
-                "noise_bank must be 0 for this family: with token_bank, each view has its own noise image"
-            )
+            raise ValueError("noise_bank must be 0 for this family: its views have noise images of their own")
         plain = self.options.objective(model)
         objective = restrict(plain, model, self.saliency, reset=self.saliency_reset)
         if not self.adapter:

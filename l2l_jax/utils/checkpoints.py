@@ -31,14 +31,7 @@ def alone() -> ocp.options.MultiprocessingOptions:
 
 
 def check_space(folder: pathlib.Path, tree: Any, *, reserve: bool = False) -> None:
-    """Raise the disk's error if arrays do not fit.
-
-    Args:
-      folder: Folder on the disk.
-      tree: Arrays.
-      reserve: Also allocate their space for a moment, which finds quotas and limits of files, where the
-        system can.
-    """
+    """Raise the disk's error if arrays do not fit; `reserve` tries to allocate them, to find quotas."""
     sizes = [x.nbytes for x in jax.tree.leaves(tree)]
     if shutil.disk_usage(folder).free < sum(sizes):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

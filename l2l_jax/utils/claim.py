@@ -21,19 +21,15 @@ from typing import Any
 from l2l_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
-
 LOCK = "lock.json"
 RENEW_SECONDS = 5.0
 END_SECONDS = 3.0
+# Seconds of watching a lock of another machine, in which its owner would have renewed it several times
 STALE_SECONDS = 30.0
-"""Seconds of watching a lock of another machine, in which its owner would have renewed it several times."""
 
 
 def claim(folder: pathlib.Path) -> Callable[[], None]:
-    """Make this process the owner of a folder, and of the folders in it, until it ends.
-
-    Returns a function that gives the folder back; it does nothing if this process owned it before.
-    """
+    """Own a folder, and those in it, until this process ends or calls the function that this returns."""
     pid = os.getpid()
     # What identifies this process among those of all machines.
     me = {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "start": _start_time(pid)}
@@ -89,7 +85,6 @@ def _create(path: pathlib.Path, content: str) -> bool:
 
 
 def _place(new: pathlib.Path, path: pathlib.Path) -> bool:
-    """Give a lock its name unless there is one."""
     try:
         os.link(new, path)
     except FileExistsError:
@@ -103,7 +98,6 @@ def _place(new: pathlib.Path, path: pathlib.Path) -> bool:
 
 
 def _owner(path: pathlib.Path) -> dict[str, Any]:
-    """Return the content of a lock; empty if there is none or it is damaged."""
     try:
         owner = json.loads(path.read_text("utf-8"))
         process = owner["process"]

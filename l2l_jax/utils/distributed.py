@@ -1,7 +1,4 @@
-"""Processes of one run on several hosts: starting them, and ending them when one is lost.
-
-Importing this module does not import JAX.
-"""
+"""Starting the processes of a run on several hosts, and ending them all; does not import JAX."""
 
 import dataclasses
 import errno
@@ -22,17 +19,13 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import check_backend
 
 logger = logging.getLogger(__name__)
-
 LOST = 75  # exit code when other processes are lost or never came: EX_TEMPFAIL of sysexits.h, "try again"
-
+# Where Kubernetes mounts the token of a pod's service account
 TOKEN = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-"""Where Kubernetes mounts the token of a pod's service account."""
-
+# Status codes of JAX's coordination service and collectives when a process has ended
 LOST_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
-"""Status codes of JAX's coordination service and collectives when a process has ended."""
-
+# Beginning of messages about collectives that broke off, which come with other status codes
 COLLECTIVE_FAILED = re.compile(r"Gloo [\w-]+ failed|NCCL operation", re.IGNORECASE)
-"""Beginning of messages about collectives that broke off, which come with other status codes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +136,6 @@ def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def _check_pod() -> None:
-    """Raise a UserError unless JAX can ask Kubernetes for the other pods of the job."""
     if importlib.util.find_spec("kubernetes") is None:
         missing = "pip install kubernetes"
     elif TOKEN.is_file():
@@ -158,7 +150,6 @@ def _check_pod() -> None:
 
 
 def _initialize(launch: Launch, manager: str | None) -> None:
-    """Start JAX as one of several processes."""
     import jax  # here, to answer mistakes on the command line at once
 
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -252,10 +243,7 @@ def is_lost_peer(error: BaseException | None) -> bool:
 
 
 def end(code: int, message: str = "") -> None:
-    """End this process at once, after a last line on stderr.
-
-    For a process that stops while others continue: an ordinary exit would wait for them, and they for it.
-    """
+    """End this process at once after a last line on stderr: an ordinary exit would wait for the others."""
     if message:
         print(message, file=sys.stderr)
     sys.stdout.flush()

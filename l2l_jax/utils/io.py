@@ -19,7 +19,6 @@ import numpy as np
 from l2l_jax.utils.multihost import from_primary, on_primary
 
 SHARED_WITHIN = 30.0  # seconds within which a file that one host has written must be visible to the others
-
 KEY, STAMP = "cache_key.json", "stamp"
 
 UNREADABLE = (
@@ -31,10 +30,7 @@ UNREADABLE = (
 
 @contextlib.contextmanager
 def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a temporary path in the same folder, which replaces `path` if the block succeeds.
-
-    The temporary file is flushed to disk before it is renamed, and deleted if the block fails.
-    """
+    """Yield a path that replaces `path`, flushed to disk, if the block succeeds, else is deleted."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
     try:
         yield temporary
@@ -114,11 +110,8 @@ class ResultCache:
     ) -> Any:
         """Return an entry, or None if it is missing, unreadable or was stored with another stamp.
 
-        Args:
-          name: Name of the entry; "/" separates folders.
-          stamp: What this entry alone depends on, as given to `put`; None: any.
-          members: Arrays to read, of those that are there; None: all.
-          wait: Whether to wait up to `SHARED_WITHIN` seconds for another host's file.
+        "/" in names separates folders. A stamp of None is any; of arrays, only `members` are read. With
+        `wait` another host's file is waited for, up to `SHARED_WITHIN` seconds.
         """
         arrays, value = self.folder / f"{name}.npz", self.folder / f"{name}.json"
         deadline = time.monotonic() + SHARED_WITHIN * wait
@@ -157,13 +150,7 @@ class ResultCache:
         return from_primary(lambda: all(self.get(name, stamp=stamp) is not None for name in names))
 
     def get_or_compute(self, name: str, compute: Callable[[], Any], *, stamp: Any = None) -> Any:
-        """Return an entry, after computing and storing it if need be; called by all processes.
-
-        All processes read, or all compute, and the primary process stores.
-
-        Raises:
-          FileNotFoundError: This process cannot read what the primary process can.
-        """
+        """Return an entry, after all processes computed and the primary one stored it, if need be."""
         if self.has_all([name], stamp=stamp):
             return self._wait_for(name, stamp=stamp)
         value = compute()
@@ -171,11 +158,7 @@ class ResultCache:
         return value
 
     def join(self, names: Sequence[str], member: str) -> np.ndarray | None:
-        """Concatenate one array of several entries; None if no entry has it.
-
-        Raises:
-          FileNotFoundError: An entry is missing, or another host's file did not appear in time.
-        """
+        """Concatenate one array of several entries, all of which must be there; None if no entry has it."""
         parts = []
         for name in names:
             parts += self._wait_for(name, members=(member,)).values()

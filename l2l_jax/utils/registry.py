@@ -10,11 +10,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Classes by name; each class is a frozen dataclass whose fields are its options.
-
-    Args:
-      kind: Noun for messages, such as "method".
-    """
+    """Classes by name, frozen dataclasses whose fields are options; `kind` is a noun for messages."""
 
     def __init__(self, kind: str):
         self.kind = kind

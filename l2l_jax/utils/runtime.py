@@ -10,14 +10,12 @@ import sys
 
 from l2l_jax.errors import UserError
 
+# Tunables of glibc 2.35 and later: at most two arenas, and transparent huge pages
 MALLOC = "glibc.malloc.arena_max=2", "glibc.malloc.hugetlb=1"
-"""Tunables of glibc 2.35 and later: at most two arenas, and transparent huge pages."""
-
+# JAX's event of a compilation, and the least duration of one that leaves much memory
 COMPILED, LONG_SECONDS = "/jax/core/compile/backend_compile_duration", 1.0
-"""JAX's event of a compilation, and the least duration of one that leaves much memory."""
-
+# Device files under /dev of NVIDIA and AMD GPUs and of TPUs, old and new
 ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel[0-9]*", "vfio/[0-9]*")
-"""Device files under /dev of NVIDIA and AMD GPUs and of TPUs, old and new."""
 
 
 def runs_on_cpu() -> bool:

@@ -1,7 +1,4 @@
-"""Signals that ask the program to stop: SIGINT, SIGTERM and SIGHUP.
-
-Importing this module does not import JAX.
-"""
+"""Signals that ask the program to stop: SIGINT, SIGTERM, SIGHUP. Importing this does not import JAX."""
 
 import contextlib
 import math
@@ -16,10 +13,9 @@ from typing import Any
 from l2l_jax.utils import distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
+# Seconds after a signal at which a program is ended if it has not ended by itself: the main thread, without
+# which Python calls no handler, or another one may wait for a read that never returns, as on a dead mount
 GRACE_SECONDS = 6.0
-"""Seconds after a signal at which a program is ended if it has not ended by itself: the main thread, without
-which Python calls no handler, or another one may wait for a read that never returns, as on a dead mount."""
 
 
 class SignalReceived(KeyboardInterrupt):
@@ -50,18 +46,15 @@ class StopRequest:
             self._largest = largest_of_all()
 
     def agreed(self) -> int | None:
-        """Return the number of the signal that some process had received when this was last called, or None.
-
-        Call it once a step, in all processes; with one process, the signal received by now.
-        """
+        """Return the signal that a process had received at the last call; all call it once a step."""
         if distributed.place()[1] == 1:
             return self.received
         previous, self._pending = self._pending, self._largest(self.received or 0)
         return None if previous is None else int(previous) or None
 
 
+# Requests of the blocks that the main thread is in; signal handlers belong to it
 REQUESTS: list[StopRequest] = []
-"""Requests of the blocks that the main thread is in; signal handlers belong to it."""
 
 
 def asked_to_stop() -> int | None:
@@ -103,10 +96,7 @@ def stop_request() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def raising_signals() -> Iterator[None]:
-    """Raise `SignalReceived` in the main thread for each signal, and end the process if it then hangs.
-
-    Whoever catches the exception prints the line about it.
-    """
+    """Raise `SignalReceived`, which the catcher prints, in the main thread; end the process if it hangs."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -135,10 +125,7 @@ def raising_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int], Any]) -> Iterator[None]:
-    """Call `handler` with the number of each signal while the block runs; in the main thread.
-
-    A SIGHUP that the parent process has told to ignore, as `nohup` does, stays ignored.
-    """
+    """Handle signals by number in the main thread; a SIGHUP that `nohup` ignores stays ignored."""
     taken = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     previous = {number: signal.signal(number, lambda number, _: handler(number)) for number in taken}
     try:
@@ -149,7 +136,6 @@ def _handled(handler: Callable[[int], Any]) -> Iterator[None]:
 
 
 def _end_now(number: int, silent: bool = False) -> None:
-    """End the process, with one line."""
     if not silent:
         name = signal.Signals(number).name
         line = f"{name}: stopped. Run the same command to resume from what is saved."

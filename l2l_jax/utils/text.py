@@ -1,7 +1,4 @@
-"""Text as typed on the command line and as shown there.
-
-Importing this module does not import JAX.
-"""
+"""Text as typed on the command line and as shown there; importing this does not import JAX."""
 
 import ast
 import contextlib
@@ -28,7 +25,6 @@ class Text(str):
 
 
 def _split(text: str) -> list[str]:
-    """Split at commas outside quotes and brackets."""
     parts, depth, quote = [""], 0, ""
     for character in text:
         if quote:

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from l2l_jax.cli.arguments import Parser
-from l2l_jax.cli.common import run_command
+from l2l_jax.cli.common import Parser, run_command
 from l2l_jax.errors import UserError
 
 

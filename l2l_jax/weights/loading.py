@@ -15,17 +15,14 @@ from l2l_jax.weights.reading import PIPELINE
 from l2l_jax.weights.saved_models import CARD, load_params, read_card
 
 HUB = "hf://"  # before ORGANIZATION/NAME, or ORGANIZATION/NAME@REVISION
-
 TEXTS = ["config.json", "preprocessor_config.json", "*.index*.json"]
 COMPONENTS = ["scheduler", "unet", "vae", *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")]
 TEXTS += [PIPELINE, *(f"{name}/*.{kind}" for name in COMPONENTS for kind in ("json", "txt"))]
 """Files besides the weights, of models and of pipelines of diffusers."""
 
 WEIGHTS: tuple[tuple[str, list[str]], ...] = (
-    ("*.safetensors", ["*.fp16.*", "*.non_ema.*"]),
-    ("*.fp16.safetensors", []),
-    ("*model*.bin", []),
-)
+    ("*.safetensors", ["*.fp16.*", "*.non_ema.*"]), ("*.fp16.safetensors", []), ("*model*.bin", []),
+)  # fmt: skip
 """Patterns of weights, the best first, and of files that are no such weights."""
 
 
@@ -34,11 +31,10 @@ def load_model(
 ) -> tuple[Model, Params]:
     """Load a model and its parameters; all sizes come from the card, config.json or the weights.
 
-    Args:
-      path: Folder of a saved model, such as `runs/x/unlearned`; name of a shipped model; checkpoint file;
-        Hugging Face folder, or `hf://ORGANIZATION/NAME`.
-      adapter: File of an adapter that was trained on this model, to be merged into it.
-      **fields: Fields of the model, where they differ or cannot be told from the weights.
+    The path is that of a saved model, such as `runs/x/unlearned`, a checkpoint file, a Hugging Face folder or
+    `hf://ORGANIZATION/NAME`, or the name of a shipped model. An `adapter` is the file of one that was trained
+    on this model, to be merged into it. Fields of the model are given where they differ or cannot be told
+    from the weights.
     """
     path = locate(path)
     family, stored, hidden = stored_fields(path)
@@ -91,7 +87,6 @@ def download(name: str) -> pathlib.Path:
 
 
 def _card(path: pathlib.Path) -> dict[str, Any] | None:
-    """Return the card of a saved or shipped model, or None for a checkpoint."""
     if not path.exists():
         raise UserError(
             f"config.model.pretrained={path} does not exist; it should be a folder of a saved model, such as "
@@ -185,11 +180,7 @@ def _check_card(card: Mapping[str, Any], model: Model, parts: Sequence[str]) -> 
 
 
 def original_weights(path: pathlib.Path) -> dict[str, Any]:
-    """Return JSON-able facts about weights: origin, SHA-256 and licence.
-
-    A model that was trained here comes from no file and has no SHA-256. Of one that was unlearned before, the
-    facts hold those of its own original under "original_weights".
-    """
+    """Return origin, SHA-256 and licence of weights; of unlearned ones, "original_weights" has the facts."""
     path = locate(path)
     card = _card(path)
     if card is None:

@@ -1,8 +1,4 @@
-"""Published files of weights: where they are, and downloading them, resumed and checked.
-
-Sizes and checksums were taken from public records of people who downloaded the files; they are None where no
-record was found.
-"""
+"""Published files of weights, with sizes and checksums from public records, and downloading them."""
 
 import dataclasses
 import http.client
@@ -21,7 +17,6 @@ from l2l_jax.utils.runtime import home
 from l2l_jax.weights.reading import sha256
 
 FOLDER_VARIABLE = "L2L_JAX_WEIGHTS"  # environment variable that names the folder of weights
-
 CHUNK, TIMEOUT_SECONDS = 1 << 20, 60
 
 
@@ -33,16 +28,12 @@ def weights_folder() -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedFile:
-    """A file of weights.
+    """A file of weights."""
 
-    `name` is that on the command line, `file` that in the folder of weights. `url` is empty where a download
-    takes a browser, from `page`.
-    """
-
-    name: str
+    name: str  # on the command line
     holds: str
-    file: str
-    url: str
+    file: str  # in the folder of weights
+    url: str  # empty where a download takes a browser, from `page`
     page: str
     licence: str
     size: int | None = None
@@ -61,10 +52,7 @@ PUBLISHED = {
 
 
 def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
-    """Download a file, resuming an interrupted download; print its size, licence and SHA-256.
-
-    Returns its path in `folder`, which is created.
-    """
+    """Download a file into `folder`, resumably; print size, licence and SHA-256, and return its path."""
     target = folder / file.file
     if target.exists():
         _check(file, target)

@@ -26,42 +26,34 @@ from l2l_jax.models.mapping import FLOATS, StoredArray, listing
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar")
 SAFETENSORS_SUFFIX = ".safetensors"
 SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX)
-
+# Names under which checkpoints keep their state dict
 PLAIN = ("state_dict", "model", "network", "net", "params", "module", "shadow")
-"""Names under which checkpoints keep their state dict."""
+# Names under which checkpoints keep an exponential moving average (EMA) of the weights
 AVERAGED = ("model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "params_ema", "ema")
-"""Names under which checkpoints keep an exponential moving average (EMA) of the weights."""
+# Prefixes of keys from wrappers: data parallelism, `torch.compile`, Lightning, DeepSpeed
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.", "state_dict.", "network.")
-"""Prefixes of keys from wrappers: data parallelism, `torch.compile`, Lightning, DeepSpeed."""
 INNER_WRAPPERS = re.compile(
     r"\b(_checkpoint_wrapped_module|_orig_mod|_fsdp_wrapped_module|_fpw_module|(?<=\.)module)\."
 )
 """Parts of keys from wrappers of single blocks."""
-TRAINING_ONLY = re.compile(
-    r"(perceptual|perceptual_loss|lpips|loss|criterion|discriminator|disc|n_averaged)\b.*"
-)
-"""Keys of networks and counters that only the training needs."""
+# Keys of networks and counters that only the training needs
+TRAINING_ONLY = re.compile(r"(perceptual(_loss)?|lpips|loss|criterion|discriminator|disc|n_averaged)\b.*")
+# Names under which checkpoints keep the arguments of the training program
 ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg")
-"""Names under which checkpoints keep the arguments of the training program."""
 
 HUB_WEIGHTS = tuple(
     name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")
 )
 """Names of the weights in a Hugging Face folder; an index names shards."""
 
+# File that makes a folder a pipeline of diffusers: it names the components, each in a folder of its own
 PIPELINE = "model_index.json"
-"""File that makes a folder a pipeline of diffusers: it names the components, each in a folder of its own."""
-
 EMBEDDED = ("unet", "vae", "text_encoder", "text_encoder_2")  # components whose weights are read
-
+# Names of a component's weights, without suffix
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-"""Names of a component's weights, without suffix."""
-
+# Before it, crafted files could get past `weights_only=True` (CVE-2025-32434, CVE-2026-24747)
 OLDEST_TORCH = (2, 10)
-"""Before it, crafted files could get past `weights_only=True` (CVE-2025-32434, CVE-2026-24747)."""
-
 StateDict = dict[str, StoredArray]
-
 _EXPECTED = f"expected are {', '.join(FLOATS)}"
 
 
@@ -87,9 +79,7 @@ class Checkpoint:
     def facts(self) -> dict[str, Any]:
         """Return JSON-able facts: name, SHA-256 and format of the file, and the copy that was taken."""
         facts = {"file": self.path.name, "sha256": self.sha256(), "format": self.kind}
-        facts |= {
-            key: self.origin[key] for key in ("config", "preprocessor", "pipeline") if key in self.origin
-        }
+        facts |= {k: self.origin[k] for k in ("config", "preprocessor", "pipeline") if k in self.origin}
         if self.copy:
             facts["copy"] = self.copy
         if self.left_out:
@@ -98,11 +88,10 @@ class Checkpoint:
 
 
 def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
-    """Find out what a checkpoint holds.
+    """Find out what a checkpoint holds; whatever is wrong with it is a UserError.
 
-    Args:
-      path: A `.safetensors` file, a PyTorch file, which needs PyTorch, a Hugging Face folder or a pipeline.
-      ema: Take the moving average of the weights; otherwise the plain ones, if there are any.
+    It is a `.safetensors` file, a PyTorch file, which needs PyTorch, a Hugging Face folder or a pipeline.
+    With `ema` the moving average of the weights is taken; otherwise the plain ones, if there are any.
     """
     if (path / PIPELINE).is_file():
         if ema:
@@ -122,9 +111,7 @@ def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
     copies, left_out = find_state_dicts(content)
     if not copies:
         entries = f" Its entries: {listing(sorted(map(str, content)), 5)}." if content else ""
-        raise UserError(
-            f"{path} holds no weights: there is no array in it, at the top or in a wrapper.{entries}"
-        )
+        raise UserError(f"{path} holds no weights: there is no array at the top or in a wrapper.{entries}")
     for state_dict in copies.values():
         _check_sizes(path, state_dict, files)
     averaged = [name for name in copies if any(part in AVERAGED for part in name.split("."))]
@@ -149,7 +136,6 @@ def _check_sizes(path: pathlib.Path, state_dict: StateDict, files: Sequence[path
 
 
 def _read_pipeline(folder: pathlib.Path) -> Checkpoint:
-    """Read a pipeline of diffusers; keys begin with the names of components."""
     components: dict[str, Any] = {}
     state_dict: StateDict = {}
     files: list[pathlib.Path] = []
@@ -183,7 +169,6 @@ def component_weights(folder: pathlib.Path) -> Checkpoint:
 
 
 def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the arguments of the training program, as far as a checkpoint keeps them."""
     found: dict[str, Any] = {}
     for name in ARGUMENTS:
         args = content.get(name)
@@ -244,9 +229,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def find_state_dicts(
-    content: Mapping[Any, Any], depth: int = 4
-) -> tuple[dict[str, StateDict], tuple[str, ...]]:
+def find_state_dicts(content: Mapping, depth: int = 4) -> tuple[dict[str, StateDict], tuple[str, ...]]:
     """Return the state dicts in a checkpoint, and the keys that only training needs, which are left out."""
     found: dict[str, StateDict] = {}
     left_out: dict[str, None] = {}
@@ -283,10 +266,8 @@ def _without_wrappers(state_dict: StateDict) -> tuple[StateDict, list[str]]:
     return state_dict, left_out
 
 
-_SAFETENSORS_DTYPES = dict(
-    F64="float64", F32="float32", F16="float16", BF16="bfloat16", U8="uint8", BOOL="bool"
-)
-_SAFETENSORS_DTYPES |= dict(I64="int64", I32="int32", I16="int16", I8="int8")
+_DTYPES = dict(F64="float64", F32="float32", F16="float16", BF16="bfloat16", U8="uint8", BOOL="bool")
+_DTYPES |= dict(I64="int64", I32="int32", I16="int16", I8="int8")
 
 
 def _read_safetensors(path: pathlib.Path) -> StateDict:
@@ -303,12 +284,11 @@ def _read_safetensors(path: pathlib.Path) -> StateDict:
         with safetensors.safe_open(path, framework="numpy") as file:
             for key in file.keys():  # noqa: SIM118  (not a dict: it cannot be iterated over)
                 entry = file.get_slice(key)
-                dtype = _SAFETENSORS_DTYPES.get(entry.get_dtype())
+                dtype = _DTYPES.get(entry.get_dtype())
                 if dtype is None:
                     raise UserError(f"{path}: {key} is {entry.get_dtype()}; {_EXPECTED}.")
-                content[key] = StoredArray(
-                    tuple(entry.get_shape()), FLOATS.get(dtype) or np.dtype(dtype), reader(key)
-                )
+                number_format = FLOATS.get(dtype) or np.dtype(dtype)
+                content[key] = StoredArray(tuple(entry.get_shape()), number_format, reader(key))
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}).") from error
     return content
@@ -369,7 +349,6 @@ def _check_zip(path: pathlib.Path) -> None:
 
 
 def _explain(path: pathlib.Path, error: Exception) -> str:
-    """Return the message for what `torch.load` raised."""
     text = " ".join(str(error).split())
     name = re.search(r"GLOBAL ([\w.]+)", text)
     if isinstance(error, pickle.UnpicklingError) and name:

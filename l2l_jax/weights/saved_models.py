@@ -17,9 +17,8 @@ from l2l_jax.utils.io import atomic_folder, tree_hash
 from l2l_jax.utils.multihost import on_primary
 
 CARD = "model.json"
-
+# Types of what a card may hold and others read
 CARD_TYPES = {"family": str, "model": dict, "parts": list, "data": dict, "source": dict, "run": dict}
-"""Types of what a card may hold and others read."""
 
 
 def save_model(
@@ -38,9 +37,8 @@ def save_model(
             with ocp.Checkpointer(_handler(), multiprocessing_options=alone()) as checkpointer:
                 checkpointer.save(unfinished / "params", params)
             record_sizes(unfinished / "params")
-            (unfinished / CARD).write_text(
-                json.dumps(card, indent=2, default=dataclasses.asdict) + "\n", "utf-8"
-            )
+            text = json.dumps(card, indent=2, default=dataclasses.asdict)
+            (unfinished / CARD).write_text(text + "\n", "utf-8")
             for name, content in (beside or {}).items():
                 (unfinished / name).write_bytes(content)
 
@@ -92,9 +90,7 @@ def load_params(folder: pathlib.Path, like: Params) -> Params:
         check_sizes(folder / "params")
         params = read_arrays(folder.absolute() / "params", target)
     except Damaged as error:
-        raise UserError(
-            f"The model in {folder} is damaged, or does not fit config.model ({error})."
-        ) from None
+        raise UserError(f"The model in {folder} is damaged or does not fit config.model ({error}).") from None
     return jax.device_get(params)
 
 

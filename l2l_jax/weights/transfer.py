@@ -16,46 +16,23 @@ from l2l_jax.errors import UserError
 from l2l_jax.models import mapping
 from l2l_jax.models.base import FAMILIES
 from l2l_jax.utils.io import atomic_file, atomic_folder
-from l2l_jax.weights import adapters
-from l2l_jax.weights.checkpoints import (
-    about,
-    build,
-    field,
-    open_checkpoint,
-    open_recognized,
-    part_shapes,
-    recognize,
-)
-from l2l_jax.weights.reading import (
-    PIPELINE,
-    SAFETENSORS_SUFFIX,
-    SUFFIXES,
-    TORCH_SUFFIXES,
-    component_weights,
-    import_torch,
-)
+from l2l_jax.weights import adapters, checkpoints, reading
+from l2l_jax.weights.checkpoints import about, build, part_shapes
+from l2l_jax.weights.reading import PIPELINE, SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES
 from l2l_jax.weights.saved_models import CARD, load_params, read_card, save_model
 
 
 def import_checkpoint(
-    path: pathlib.Path,
-    output: pathlib.Path,
-    *,
-    ema: bool = False,
-    vqgan: pathlib.Path | None = None,
-    fields: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Turn a checkpoint into a saved model in the folder `output`, and return its card.
+    path: pathlib.Path, output: pathlib.Path, *,
+    ema: bool = False, vqgan: pathlib.Path | None = None, fields: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Turn a checkpoint into a saved model in the new folder `output`, and return its card.
 
-    Args:
-      path: The file, Hugging Face folder or pipeline.
-      output: Folder to create.
-      ema: Whether to take the moving average of the weights.
-      vqgan: File of MAGE's VQGAN, if `path` does not hold it.
-      fields: Fields of the model that the weights do not show.
+    With `ema` the moving average of the weights is taken; `vqgan` is the file of MAGE's VQGAN, if `path` does
+    not hold it; `fields` are those of the model that the weights do not show.
     """
     check_new(output)
-    source, found = open_recognized(path, ema=ema, vqgan=vqgan)
+    source, found = checkpoints.open_recognized(path, ema=ema, vqgan=vqgan)
     with about(path):
         model, assumed = found.model(fields or {})
         params = found.params(model)
@@ -74,23 +51,15 @@ def import_checkpoint(
 
 
 def export_model(
-    folder: pathlib.Path,
-    output: pathlib.Path,
-    dtype: str = "float32",
-    *,
-    adapter: pathlib.Path | None = None,
-    lora: bool = False,
-    pipeline: pathlib.Path | None = None,
-) -> dict[str, Any]:
+    folder: pathlib.Path, output: pathlib.Path, dtype: str = "float32", *,
+    adapter: pathlib.Path | None = None, lora: bool = False, pipeline: pathlib.Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write a saved model as a checkpoint that the original PyTorch code loads strictly; return its card.
 
-    Args:
-      folder: A saved model: imported, or `pretrained` or `unlearned` of a workdir.
-      output: File to create, see `SUFFIXES`; without suffix, a Hugging Face folder or pipeline.
-      dtype: Number format of the floating-point arrays, a key of `l2l_jax.models.mapping.FLOATS`.
-      adapter: File of an adapter that was trained on this model, to be merged into it.
-      lora: Write the adapter alone, as diffusers' pytorch_lora_weights.safetensors.
-      pipeline: Folder of the pipeline that a model of diffusers was imported from; None: where it was then.
+    The model is imported, or `pretrained` or `unlearned` of a workdir. The output is a file, see `SUFFIXES`;
+    without suffix, a Hugging Face folder or pipeline. `dtype` is a key of `l2l_jax.models.mapping.FLOATS`. An
+    `adapter` that was trained on this model is merged into it, or with `lora` written alone, as diffusers'
+    pytorch_lora_weights.safetensors. `pipeline` is where the one that the model was imported from is now.
     """
     card = read_card(folder) if (folder / CARD).is_file() else {}
     family = card.get("family", "")
@@ -130,7 +99,6 @@ def export_model(
 
 
 def _origin(card: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the facts of the checkpoint that a model, or the model that it was unlearned from, came from."""
     found = card.get("source", card)
     while "file" not in found and "original_weights" in found:
         found = found["original_weights"]
@@ -138,11 +106,7 @@ def _origin(card: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def other_components(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the files of a pipeline for `write_folder`, without the weights of U-Net and autoencoder.
-
-    Text files are copied; model_index.json names only components that are there. Weights, whatever their
-    format, are written as model.safetensors.
-    """
+    """Return the files of a pipeline for `write_folder`, without the weights of U-Net and autoencoder."""
     if not (folder / PIPELINE).is_file():
         raise UserError(
             f"{folder}, the pipeline that the model was imported from, is not there. Its text encoder and "
@@ -154,7 +118,7 @@ def other_components(folder: pathlib.Path) -> dict[str, Any]:
         files |= {str(path.relative_to(folder)): path for path in texts if ".index." not in path.name}
         weights = [path for path in place.glob("*") if path.suffix in (SAFETENSORS_SUFFIX, ".bin")]
         if weights and place != folder and place.name not in ("unet", "vae"):
-            files[f"{place.name}/model.safetensors"] = component_weights(place).state_dict
+            files[f"{place.name}/model.safetensors"] = reading.component_weights(place).state_dict
     index = json.loads((folder / PIPELINE).read_text("utf-8"))
     named = [name for name, kind in index.items() if isinstance(kind, list) and any(kind)]
     absent = [name for name in named if not (folder / name).is_dir()]
@@ -164,23 +128,17 @@ def other_components(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def inspect(
-    path: pathlib.Path,
-    *,
-    ema: bool = False,
-    vqgan: pathlib.Path | None = None,
-    fields: Mapping[str, Any] | None = None,
-) -> dict[str, str]:
-    """Return facts about a checkpoint or a saved model, as text by heading; nothing is imported.
-
-    Options are those of `import_checkpoint`. What can be read and not imported is described, with the reason.
-    """
+    path: pathlib.Path, *,
+    ema: bool = False, vqgan: pathlib.Path | None = None, fields: Mapping[str, Any] | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """Return facts about a checkpoint or saved model by heading, and why it cannot be imported, if so."""
     if (path / CARD).is_file():
         return {key: _text(value) for key, value in read_card(path).items()}
     adapter = adapters.read_card(path)
     if adapter is not None:
         size = f"{path.name}, {path.stat().st_size / 1e6:,.2f} MB, merged into its model by export --adapter"
         return {"file": size, **{key: _text(value) for key, value in adapter.items()}}
-    source = open_checkpoint(path, ema=ema, vqgan=vqgan)
+    source = checkpoints.open_checkpoint(path, ema=ema, vqgan=vqgan)
     megabytes = sum(file.stat().st_size for file in source.files) / 1e6
     arrays = list(source.state_dict.values())
     values = sum(math.prod(array.shape) for array in arrays)
@@ -195,11 +153,11 @@ def inspect(
     if source.left_out:
         facts["left out"] = mapping.listing(source.left_out)
     try:
-        found = recognize(source.state_dict, source.origin)
+        found = checkpoints.recognize(source.state_dict, source.origin)
         facts |= {"family": found.family, "variant": found.variant() or "no published size"}
         model, assumed = found.model(fields or {})
         told = dict.fromkeys((*found.sizes, *model.TRAINED_WITH))
-        facts["model"] = _text({name: field(model, name) for name in told})
+        facts["model"] = _text({name: checkpoints.field(model, name) for name in told})
         facts["assumed"] = _text(assumed) or "nothing"
         fit = mapping.fit(found.format.table, found.state_dict, part_shapes(model, found.format.parts))
     except UserError as error:
@@ -229,7 +187,7 @@ def check_output(path: pathlib.Path, folders: bool = False) -> None:
     """Raise a UserError for an output that exists or does not have the suffix of a checkpoint."""
     check_new(path)
     if path.name.endswith(TORCH_SUFFIXES):
-        import_torch()
+        reading.import_torch()
     elif path.suffix != SAFETENSORS_SUFFIX and not (folders and not path.suffix):
         raise UserError(f"--output {path}: its name must end in {', '.join(SUFFIXES)}.")
 
@@ -268,7 +226,7 @@ def _write_safetensors(path: pathlib.Path, state_dict: Mapping[str, Any]) -> Non
 
 
 def _write_torch(path: pathlib.Path, state_dict: Mapping[str, np.ndarray], wrapper: str) -> None:
-    torch = import_torch()
+    torch = reading.import_torch()
 
     def tensor(array: np.ndarray) -> Any:
         if array.dtype == jnp.bfloat16:

@@ -73,7 +73,7 @@ def test_mined_references_score_below_half_the_least_undesired_one():
         ((UNDESIRED[:0], ACCEPTABLE, PLAIN), "There are 0 undesired references"),
         ((UNDESIRED, ACCEPTABLE[:1], PLAIN), "There are 1 acceptable references"),
         ((UNDESIRED, np.zeros((2, 3)), PLAIN), "have 2 and 3 features"),
-        ((UNDESIRED, ACCEPTABLE), "needs validation images"),
+        ((UNDESIRED, ACCEPTABLE, FilterConfig()), "needs validation images"),
     ],
 )
 def test_references_that_do_not_do(arguments, message):

@@ -1,17 +1,7 @@
-"""The built-in attacks; importing this package registers them."""
+"""The built-in attacks; importing this package registers those of all its modules, in alphabetical order."""
 
-from l2l_jax.audit.attacks import (  # noqa: F401  (each registers an attack)
-    denoising,
-    foreign_data,
-    fresh_decoder,
-    linear_probe,
-    membership,
-    membership_repeated,
-    patient_relearning,
-    relearning,
-    residual_knowledge,
-    retain_tuning,
-    sampler_search,
-    views,
-    weight_noise,
-)
+import importlib
+import pkgutil
+
+for module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{module.name}")

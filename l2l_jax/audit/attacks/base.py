@@ -15,14 +15,11 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 Rate = Annotated[float, pydantic.Field(gt=0)]
-
+# By set ("retain", "forget", "validation", "members", "others"), then by name: "mse", masked MSE; "right",
+# whether the classifier found the class (where there is a classifier); "label", class ids; arrays `[image]`
 Measured = Mapping[str, Mapping[str, np.ndarray]]
-"""By set ("retain", "forget", "validation", "members", "others"), then by name: "mse", masked MSE; "right",
-whether the classifier found the class (where there is a classifier); "label", class ids; arrays `[image]`."""
-
+# Measurements by the name of the point at which they were made: a step, a layer
 Points = Mapping[str, Measured]
-"""Measurements by the name of the point at which they were made: a step, a layer."""
-
 Findings = Mapping[str, Points]  # points of one model by variant of an attack, the mean over seeds
 
 
@@ -76,21 +73,13 @@ class Attack:
         """Raise a UserError if the images do not suffice, before any attack runs."""
 
     def run(self, variant: str, bench: "Bench", target: "Target", seed: int) -> Points:
-        """Attack a model and return what was measured.
+        """Attack a model and return what was measured, by point.
 
-        Args:
-          variant: One of `variants`.
-          bench: Images, measurements and trainings; the same for all models.
-          target: The model.
-          seed: Number of the repetition.
-
-        Returns:
-          Measurements by point. Points with "validation" measurements are candidates, of which the best is
-          quoted on the "forget" test images.
+        `variant` is one of `variants`, `bench` the same for all models, `seed` the number of the repetition.
+        Points with "validation" measurements are candidates, of which the best is quoted on "forget" images.
         """
         raise NotImplementedError
 
 
 ATTACKS: Registry[Attack] = Registry("attack")  # all attacks by name
-
 register = ATTACKS.register

@@ -65,10 +65,8 @@ class LinearProbe(Attack):
 
     def _images(self, bench, name, kind):
         if name == "train":
-            return bench.shared(
-                f"probe {kind}",
-                lambda: bench.image_set(evenly_spaced(getattr(bench.training, kind), self.images)),
-            )
+            source = getattr(bench.training, kind)
+            return bench.shared(f"probe {kind}", lambda: bench.image_set(evenly_spaced(source, self.images)))
         if name == "validation":
             return bench.sets["validation" if kind == "forget" else "retain validation"]
         return bench.sets[kind]
@@ -84,15 +82,7 @@ def cross_validated(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Fit a logistic regression on standardized features, in which classes count equally.
-
-    Args:
-      features: `[image, draw, feature]`.
-      labels: Class ids `[image]`.
-
-    Returns:
-      A function of such features and labels: the share of draws in which it is right, float64 `[image]`.
-    """
+    """Fit a balanced logistic regression; return `(features, labels) -> share of right draws` `[image]`."""
     from sklearn.linear_model import LogisticRegression  # scikit-learn takes long to load
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

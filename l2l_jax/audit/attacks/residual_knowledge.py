@@ -45,11 +45,8 @@ class ResidualKnowledge(Attack):
             return bench.model.inpaint(params, changed, bench.mask, inpaint_key)[0]
 
         over, images = bench.runner(self, compute).over, bench.sets["forget"]
-        found = [
-            bench.measure_images(
-                target.params, images, f"forget {number}", f"{target.name}, {variant}", over=over
-            )
-            for number in range(self.changes)
-        ]
+        title = f"{target.name}, {variant}"
+        names = [f"forget {number}" for number in range(self.changes)]
+        found = [bench.measure_images(target.params, images, name, title, over=over) for name in names]
         means = {key: np.mean([f[key] for f in found], axis=0) for key in ("mse", "right")}
         return {"0": {"forget": {**means, "label": found[0]["label"]}}}

@@ -42,14 +42,9 @@ class Views(Attack):
         def compute(params, image, rng):
             return inpaint(params, image[None], mask, rng)[0]
 
-        measured = bench.measure_images(
-            target.params,
-            bench.sets["forget"],
-            "forget",
-            f"{target.name}, {variant}",
-            over=bench.runner((self, variant), compute).over,
-            mask=None if mask is bench.mask else mask,
-        )
+        over, images = bench.runner((self, variant), compute).over, bench.sets["forget"]
+        title, other = f"{target.name}, {variant}", None if mask is bench.mask else mask
+        measured = bench.measure_images(target.params, images, "forget", title, over=over, mask=other)
         return {"0": {"forget": measured}}
 
     def _views(self, bench):
@@ -100,11 +95,7 @@ def _with_noise(model, pixel_change, params, images, mask, rng):
 
 
 def _with_gradient(model, pixel_change, params, images, mask, rng):
-    """Descend the masked MSE, as an attacker who knows the truth.
-
-    A change is kept, image by image, where it lowers the error. Where the gradient is 0, as everywhere in
-    models that choose codes, the sign is drawn, which makes it a random search.
-    """
+    """Descend the masked MSE, keeping what lowers it; where the gradient is 0 the sign is drawn."""
     low, high = model.value_range
     reach = (high - low) * pixel_change / 255
     visible = ~mask[None, ..., None]

@@ -1,7 +1,4 @@
-"""Small classifiers, trained on the spot, for images that the published networks are not meant for.
-
-Inception was trained on photographs and says little about 16-pixel digits. The networks are scikit-learn's.
-"""
+"""Small scikit-learn classifiers, trained on the spot, for images unlike Inception's photographs."""
 
 import hashlib
 import warnings
@@ -14,9 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 FEATURES = 32  # width of the layer whose activations are the features; well below the images in a test set
-
 EPOCHS = 25
-
 SIDE = 32  # side in pixels to which larger images are reduced, approximately
 
 
@@ -29,10 +24,7 @@ def reduced(images: np.ndarray) -> np.ndarray:
 
 
 class SmallClassifier:
-    """A `FeatureNetwork`: features and class probabilities of whole images.
-
-    It is trained on uint8 images `[image, height, width, channel]` and class ids `[image]`.
-    """
+    """A `FeatureNetwork` of features and class probabilities, trained on uint8 images and class ids."""
 
     name = "small classifier"
 
@@ -42,15 +34,9 @@ class SmallClassifier:
         from sklearn.neural_network import MLPClassifier
 
         self._network = MLPClassifier(
-            (128, FEATURES),
-            batch_size=min(128, len(images)),
-            max_iter=EPOCHS,
-            n_iter_no_change=EPOCHS,
-            tol=0,
-            learning_rate_init=2e-3,
-            alpha=1e-3,
-            random_state=0,
-        )
+            (128, FEATURES), batch_size=min(128, len(images)), max_iter=EPOCHS, n_iter_no_change=EPOCHS,
+            tol=0, learning_rate_init=2e-3, alpha=1e-3, random_state=0,
+        )  # fmt: skip
         # Products of a few rows: a second thread costs more than it saves.
         with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed on purpose

@@ -66,15 +66,11 @@ class Tower(nn.Module):
 
 
 QKV = ("query", "key", "value")
-
 _PACKED = re.compile(r"(visual\..*\.attn\.)in_proj_(weight|bias)")
 
 
 def unpack(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state dict in which queries, keys and values of the vision tower are arrays of their own.
-
-    OpenAI and open_clip save them as one, `in_proj_weight`; here they are `query.weight` and so on.
-    """
+    """Split `in_proj_weight` and its bias, as OpenAI and open_clip save them, into query, key and value."""
     unpacked: dict[str, Any] = {}
     for key, value in state_dict.items():
         if match := _PACKED.fullmatch(key):
@@ -148,12 +144,9 @@ def recognize(state_dict: Mapping[str, Any]) -> tuple[Table, str, TowerConfig]:
 
 
 _OPEN_CLIP_KEYS = (
-    "visual.conv1.weight",
-    "visual.positional_embedding",
-    "visual.proj",
-    "visual.transformer.resblocks.{i}.",
+    "visual.conv1.weight", "visual.positional_embedding", "visual.proj", "visual.transformer.resblocks.{i}.",
     "visual.transformer.resblocks.0.mlp.c_fc.weight",
-)
+)  # fmt: skip
 _HF_KEYS = (
     "vision_model.embeddings.patch_embedding.weight",
     "vision_model.embeddings.position_embedding.weight",

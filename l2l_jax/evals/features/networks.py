@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -25,12 +25,11 @@ from l2l_jax.utils.runtime import usable_cpus
 from l2l_jax.weights.checkpoints import about, as_floats, open_checkpoint
 from l2l_jax.weights.published import PUBLISHED, PublishedFile, weights_folder
 
+# Of the pixels in [0, 1] that ResNet-50 was trained on
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the pixels in [0, 1] that ResNet-50 was trained on."""
-
+# Images per compiled call where a CPU runs several calls at the same time: XLA's convolutions leave cores
+# idle, and the data of few images stays in caches
 PER_THREAD = 2
-"""Images per compiled call where a CPU runs several calls at the same time: XLA's convolutions leave cores
-idle, and the data of few images stays in caches."""
 
 FILES: Mapping[str, Sequence[PublishedFile]] = {
     "inception": (PUBLISHED["inception"],),
@@ -39,20 +38,16 @@ FILES: Mapping[str, Sequence[PublishedFile]] = {
 }
 """The files that are looked for in the folder of weights, best first."""
 
+# Arrays that start with the image axis: "features" `[image, feature]`, float32; "probabilities"
+# `[image, class]`, float32, of networks that have classes; "classes", class ids `[image]`, of classifiers of
+# a masked region
 Outputs = dict[str, Any]
-"""Arrays that start with the image axis: "features" `[image, feature]`, float32; "probabilities"
-`[image, class]`, float32, of networks that have classes; "classes", class ids `[image]`, of classifiers of a
-masked region."""
-
 Apply = Callable[[Any, jax.Array], Outputs]  # `(params, uint8 images) -> Outputs`
+Opened = tuple[str, Any, Apply]  # a network's name in reports, parameters and function
 
 
 class FeatureNetwork(Protocol):
-    """A trained network that evaluates images.
-
-    `name` is its name in reports, `weights` are JSON-able facts: `file`, `sha256`, `licence`, and what else
-    is known. Those of whole images also have `outputs`, an `Apply`.
-    """
+    """A trained network that evaluates images; those of whole images also have `outputs`, an `Apply`."""
 
     name: str
     weights: Mapping[str, Any]
@@ -62,10 +57,7 @@ class FeatureNetwork(Protocol):
 
 
 class BatchedNetwork:
-    """A `FeatureNetwork` that runs on this process's devices in batches of one shape.
-
-    On a CPU, each core computes a batch of its own, of at most `PER_THREAD` images.
-    """
+    """A `FeatureNetwork` on this process's devices; each core of a CPU has batches of `PER_THREAD`."""
 
     def __init__(self, name: str, weights: Mapping[str, Any], params: Any, apply: Apply, batch_size: int):
         def precise(params: Any, images: jax.Array) -> Outputs:
@@ -81,18 +73,8 @@ class BatchedNetwork:
     def __call__(self, images: np.ndarray) -> Outputs:
         """Return the outputs of uint8 images `[image, height, width, 3]`."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(
-                f"expected uint8 images [image, height, width, 3], got {images.dtype} {images.shape}"
-            )
+            raise ValueError(f"expected uint8 images [image, y, x, 3], not {images.dtype} {images.shape}")
         return self._runner(self._params, images)
-
-
-class Opened(NamedTuple):
-    """A network that was loaded from a file, with its name in reports."""
-
-    name: str
-    params: Any
-    apply: Apply
 
 
 def open_networks(config: EvaluationConfig) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
@@ -101,21 +83,20 @@ def open_networks(config: EvaluationConfig) -> tuple[dict[str, FeatureNetwork], 
     A field such as `config.inception` names the file; where it is empty, the published file is looked for in
     the folder of weights. Nothing is downloaded. A network is used only if all processes have its file.
 
-    Returns:
-      The networks by their names in `config.networks`, and why other metrics are not available, by name.
+    Returns the networks by their names in `config.networks`, and why other metrics are not available, by
+    name.
     """
     with barrier():
         found = {name: find_weights(config, name) for name in config.networks}
     lacking = exchange(json.dumps([name for name, path in found.items() if path is None]))
     missing = {name for names in lacking for name in json.loads(names)}
+    networks: dict[str, FeatureNetwork] = {}
     with barrier():
-        there = {name: path for name, path in found.items() if path is not None and name not in missing}
-        networks: dict[str, FeatureNetwork] = {
-            name: _open(name, path, config) for name, path in there.items()
-        }
-    return networks, {
-        metric: _reason(name) for name in found if name in missing for metric in metrics_of(name)
-    }
+        for name, path in found.items():
+            if path is not None and name not in missing:
+                networks[name] = _open(name, path, config)
+    lacking_metrics = ((metric, name) for name in found if name in missing for metric in metrics_of(name))
+    return networks, {metric: _reason(name) for metric, name in lacking_metrics}
 
 
 def find_weights(config: EvaluationConfig, name: str) -> pathlib.Path | None:
@@ -144,12 +125,12 @@ def _reason(name: str) -> str:
 def _open(name: str, path: pathlib.Path, config: EvaluationConfig) -> FeatureNetwork:
     source = open_checkpoint(path)
     with about(path):
-        opened = OPENERS[name](source.state_dict, config)
+        title, params, apply = OPENERS[name](source.state_dict, config)
     facts = source.facts()
     file = next((file for file in PUBLISHED.values() if file.sha256 == facts["sha256"]), None)
     known = {"licence": (file or FILES[name][0]).licence, "published": file is not None}
     page = {} if file is None else {"page": file.page}
-    return BatchedNetwork(opened.name, {**facts, **known, **page}, *opened[1:], config.network_batch_size)
+    return BatchedNetwork(title, {**facts, **known, **page}, params, apply, config.network_batch_size)
 
 
 def inception_pixels(images: jax.Array, resize: Resizing) -> jax.Array:
@@ -164,7 +145,7 @@ def _open_inception(state_dict: Mapping[str, Any], config: EvaluationConfig) -> 
     network = inception.Inception()
     params = _joined_params(network, inception.TABLE, inception.NORM_EPSILON, state_dict)
     apply = _classifier(network, lambda images: inception_pixels(images, config.resize))
-    return Opened(f"Inception-v3 (FID, resized as {config.resize})", params, apply)
+    return f"Inception-v3 (FID, resized as {config.resize})", params, apply
 
 
 def _open_resnet50(state_dict: Mapping[str, Any], config: EvaluationConfig) -> Opened:
@@ -175,7 +156,7 @@ def _open_resnet50(state_dict: Mapping[str, Any], config: EvaluationConfig) -> O
         small = resized(images, side, side, "bilinear", bytes_between=True)
         return _normalize(small, IMAGENET_MEAN, IMAGENET_STD)
 
-    return Opened("ResNet-50 (Places-365)", params, _classifier(network, pixels))
+    return "ResNet-50 (Places-365)", params, _classifier(network, pixels)
 
 
 def _open_clip(state_dict: Mapping[str, Any], config: EvaluationConfig) -> Opened:
@@ -186,10 +167,10 @@ def _open_clip(state_dict: Mapping[str, Any], config: EvaluationConfig) -> Opene
     params = as_floats(mapping.to_flax(table, state_dict, target), target)
 
     def apply(params: Any, images: jax.Array) -> Outputs:
-        pixels = center_square(images, sizes.image_size, "bicubic", bytes_between=True)
+        pixels = center_square(images, sizes.image_size)
         return {"features": network.apply({"params": params}, _normalize(pixels, clip.MEAN, clip.STD))}
 
-    return Opened(f"CLIP {name}", params, apply)
+    return f"CLIP {name}", params, apply
 
 
 OPENERS = {"inception": _open_inception, "resnet50": _open_resnet50, "clip": _open_clip}
@@ -209,14 +190,11 @@ def _shapes(network: nn.Module, side: int) -> dict[str, Any]:
     return jax.eval_shape(network.init, jax.random.key(0), image)["params"]
 
 
-def _joined_params(
-    network: nn.Module, table: Table, epsilon: float, state_dict: Mapping[str, Any]
-) -> dict[str, Any]:
+def _joined_params(network: nn.Module, table: Table, epsilon: float, state_dict: Any) -> dict[str, Any]:
     target = convolutions.apart(_shapes(network, inception.IMAGE_SIZE))
     found = mapping.to_flax(table, state_dict, target)
     return convolutions.joined(as_floats(found, target), epsilon)
 
 
 def _normalize(pixels: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Return pixels in [0, 255] as networks trained on ImageNet expect them."""
     return (pixels / 255 - jnp.array(mean)[None, None, None]) / jnp.array(std)[None, None, None]

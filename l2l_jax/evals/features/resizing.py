@@ -44,14 +44,9 @@ def resizing_matrix(source: int, target: int, kind: Filter, *, antialias: bool) 
 
 
 def resized(
-    images: jax.Array,
-    height: int,
-    width: int,
-    kind: Filter,
-    *,
-    antialias: bool = True,
-    bytes_between: bool = False,
-) -> jax.Array:
+    x: jax.Array, height: int, width: int, kind: Filter, *,
+    antialias: bool = True, bytes_between: bool = False,
+) -> jax.Array:  # fmt: skip
     """Return images of another size, float32 `[image, height, width, channel]` in [0, 255].
 
     - clean-fid: "bicubic". That is Pillow on single channels of float, cut off at 0 and 255.
@@ -61,28 +56,23 @@ def resized(
     """
     rows, columns = (
         jnp.asarray(resizing_matrix(source, target, kind, antialias=antialias), jnp.float32)
-        for source, target in zip(images.shape[1:3], (height, width), strict=True)
+        for source, target in zip(x.shape[1:3], (height, width), strict=True)
     )
 
     def kept(x: jax.Array) -> jax.Array:
         return jnp.clip(jnp.floor(x + 0.5), 0, 255) if bytes_between else x
 
     exact = jax.lax.Precision.HIGHEST
-    x = kept(jnp.einsum("bhwc,vw->bhvc", images.astype(jnp.float32), columns, precision=exact))
+    x = kept(jnp.einsum("bhwc,vw->bhvc", x.astype(jnp.float32), columns, precision=exact))
     x = kept(jnp.einsum("bhwc,uh->buwc", x, rows, precision=exact))
     return jnp.clip(x, 0, 255)
 
 
-def center_square(
-    images: jax.Array, side: int, kind: Filter, *, antialias: bool = True, bytes_between: bool = False
-) -> jax.Array:
-    """Return the middle `[image, side, side, channel]` of images whose shorter side becomes `side` pixels.
-
-    This is torchvision's `Resize(side)` and `CenterCrop(side)`. See `resized` for the other arguments.
-    """
+def center_square(images: jax.Array, side: int) -> jax.Array:
+    """Return the middle of resized images, as torchvision's `Resize(side)` and `CenterCrop(side)`."""
     height, width = images.shape[1:3]
     shorter = min(height, width)
     tall, wide = side * height // shorter, side * width // shorter
-    found = resized(images, tall, wide, kind, antialias=antialias, bytes_between=bytes_between)
+    found = resized(images, tall, wide, "bicubic", bytes_between=True)
     top, left = round((tall - side) / 2), round((wide - side) / 2)
     return found[:, top : top + side, left : left + side]

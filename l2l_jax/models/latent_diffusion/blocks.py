@@ -15,10 +15,7 @@ from l2l_jax.models.palette.unet import lecun_uniform
 
 
 def check_config(name: str, config: Mapping[str, Any], supported: Mapping[str, Collection[Any]]) -> None:
-    """Raise a UserError for a value of a JSON file, named or in a list, that is not among the supported ones.
-
-    A key may be missing.
-    """
+    """Raise a UserError for an unsupported value, alone or in a list, of a JSON file; keys may be missing."""
     for key, values in supported.items():
         given = config.get(key)
         for value in given if isinstance(given, list) else [given]:
@@ -42,10 +39,7 @@ def conv(channels: int, size: int, dtype: jnp.dtype, name: str | None = None, **
 
 
 class ResBlock(nn.Module):
-    """Residual block with two convolutions; a new one passes its input on.
-
-    It maps `[batch, height, width, channel]` and an embedding `[batch, width]` of time, if any.
-    """
+    """Residual block, the identity when new, of images and an embedding `[batch, width]` of time, if any."""
 
     channels: int
     groups: int

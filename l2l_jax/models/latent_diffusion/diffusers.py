@@ -16,11 +16,10 @@ from l2l_jax.models.latent_diffusion.unet import UNetSizes
 from l2l_jax.models.latent_diffusion.vae import VAESizes
 from l2l_jax.models.mapping import CheckpointFormat, Fields, Origin, StateDict, Table
 
+# Components that embed prompts, and their tokenizers
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-"""Components that embed prompts, and their tokenizers."""
-
+# Layers of the autoencoder's attention as diffusers named them before version 0.15
 OLD_ATTENTION = dict(query="to_q", key="to_k", value="to_v", proj_attn="to_out.0")
-"""Layers of the autoencoder's attention as diffusers named them before version 0.15."""
 
 TRANSFORMER = {
     "transformer_blocks_{k}/ff_in": "transformer_blocks.{k}.ff.net.0.proj",
@@ -143,6 +142,5 @@ class Pipeline(CheckpointFormat):
 
 
 def _component(state_dict: StateDict, name: str) -> StateDict:
-    """Return the arrays of one component, under its own keys."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): x for key, x in state_dict.items() if key.startswith(prefix)}

@@ -14,17 +14,8 @@ import numpy as np
 from jax import Array
 
 from l2l_jax import masks
-from l2l_jax.models.base import (
-    DTYPES,
-    Corrupted,
-    Count,
-    Model,
-    Number,
-    Params,
-    PretrainingStage,
-    Size,
-    register,
-)
+from l2l_jax.models import base
+from l2l_jax.models.base import DTYPES, Corrupted, Count, Model, Number, Params, Size, register
 from l2l_jax.models.latent_diffusion.diffusers import Pipeline
 from l2l_jax.models.latent_diffusion.scheduler import Schedule
 from l2l_jax.models.latent_diffusion.unet import Decoder, Encoder, Features, UNetSizes
@@ -108,13 +99,10 @@ class LatentDiffusion(Model):
             )
         stride = self.vae.stride * self.unet.stride
         if self.image_size % stride:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of {stride}, the stride of VAE and U-Net"
-            )
+            raise ValueError(f"image_size {self.image_size} is not a multiple of {stride}, the total stride")
         if self.prompt not in self.prompts:
-            raise ValueError(
-                f"prompt {self.prompt!r} is not among the prompts {', '.join(map(repr, self.prompts))}"
-            )
+            known = ", ".join(map(repr, self.prompts))
+            raise ValueError(f"prompt {self.prompt!r} is not among the prompts {known}")
         if self.guidance_scale is not None and "" not in self.prompts:
             raise ValueError("guidance_scale needs the empty prompt among the prompts")
         if self.scan and max(self.unet.transformer_layers) < 2:
@@ -170,13 +158,12 @@ class LatentDiffusion(Model):
             prompts["pooled"] = jax.random.normal(keys[1], (len(self.prompts), pooled))
         inputs = jnp.zeros((1, side, side, self.unet.in_channels)), jnp.zeros(1, jnp.int32)
         given = self._conditioning(prompts, jnp.zeros(1, jnp.int32))
-        features, encoder = self.encoder.init_with_output(
-            keys[2], *inputs, given["prompt"], given.get("added")
-        )
+        prompt, added = given["prompt"], given.get("added")
+        features, encoder = self.encoder.init_with_output(keys[2], *inputs, prompt, added)
         image = jnp.zeros((1, self.vae.stride, self.vae.stride, self.channels))
         return {
             "encoder": encoder["params"],
-            "decoder": self.decoder.init(keys[3], features, given["prompt"])["params"],
+            "decoder": self.decoder.init(keys[3], features, prompt)["params"],
             "vae": self.autoencoder.init(keys[4], image)["params"],
             "prompts": prompts,
             **self.derived_parts(),
@@ -197,10 +184,7 @@ class LatentDiffusion(Model):
         return {part: (vae if part == "vae" else unet)[part] for part in params}
 
     def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
-        """Draw a mask, a prompt and a time step, and add noise to the latents; see `corrupt_with`.
-
-        `images` may be codes of `precompute`.
-        """
+        """Draw a mask, a prompt, a time step and noise for images or their codes; see `corrupt_with`."""
         is_code = images.shape[1:] == self.code.shape
         codes = images if is_code else self.precompute(params, images, rng, axis_name)
         return self.corrupt_with(params, codes, draw_rows(lambda n: self.draw(n, rng), len(codes), axis_name))
@@ -211,10 +195,7 @@ class LatentDiffusion(Model):
         return self.encode_images(params, images, mask)
 
     def encode_images(self, params: Params, images: Array, mask: Array) -> Array:
-        """Return codes, see `code`; `mask` is bool `[batch or 1, height, width, 1]`.
-
-        As in diffusers, the mask is gray in the masked image, and latents have the mask of their first pixel.
-        """
+        """Return codes, see `code`, of images and of images with a gray mask, as diffusers makes them."""
         stride = self.vae.stride
         small = jnp.broadcast_to(mask[:, ::stride, ::stride], (len(images), *self.latent_shape[:2], 1))
         moments = [self._moments(params, x) for x in (images, jnp.where(mask, 0, images))]
@@ -234,13 +215,11 @@ class LatentDiffusion(Model):
         }
 
     def corrupt_with(self, params: Params, codes: Array, draw: Mapping[str, Array]) -> Corrupted:
-        """Corrupt with everything random given.
+        """Corrupt codes of `precompute` with everything random given.
 
-        Args:
-          params: Holds "prompts".
-          codes: From `precompute`.
-          draw: `timesteps` `[batch]`; `noise`, normal, like the latents; `posterior` `[batch, 2, …]`, normal,
-            for samples of the latents of image and masked image; `prompt` `[batch]`, numbers of prompts.
+        `draw` has `timesteps` `[batch]`; `noise`, normal, like the latents; `posterior` `[batch, 2, …]`,
+        normal, for samples of the latents of image and masked image; `prompt` `[batch]`, numbers of the
+        "prompts" in `params`.
 
         Returns:
           `inputs` `[batch, height, width, 9]`: noisy latents, mask, latents of the masked image; `timesteps`,
@@ -332,25 +311,21 @@ class LatentDiffusion(Model):
         return self._with_clean(corrupted, masked, clean, corrupted["noise"])
 
     def vae_loss(self, params: Params, inputs: tuple[Array, Array]) -> Array:
-        """Return squared error and weighted divergence of the VAE, `[batch]`; `inputs`: images and noise.
-
-        Enough for small images; published VAEs add perceptual and adversarial losses.
-        """
+        """Return squared error and weighted divergence of the VAE, `[batch]`, of images and noise."""
         images, noise = inputs
         mean, log_variance = self._moments(params, images)
-        decoded = apply(
-            self.autoencoder, params["vae"], mean + jnp.exp(0.5 * log_variance) * noise, method="decode"
-        )
+        drawn = mean + jnp.exp(0.5 * log_variance) * noise
+        decoded = apply(self.autoencoder, params["vae"], drawn, method="decode")
         divergence = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance)
         axes = (1, 2, 3)
         return jnp.square(decoded - images).mean(axes) + self.kl_weight * divergence.mean(axes)
 
-    def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
+    def pretraining_stages(self) -> tuple[base.PretrainingStage, ...]:
         def prepare(frozen, images, rng, axis_name=None):
             shape = self.latent_shape
             return images, draw_rows(lambda n: jax.random.normal(rng, (n, *shape)), len(images), axis_name)
 
-        return (PretrainingStage("vae", ("vae",), prepare, self.vae_loss), *super().pretraining_stages())
+        return (base.PretrainingStage("vae", ("vae",), prepare, self.vae_loss), *super().pretraining_stages())
 
     @property
     def inpaint_passes(self) -> int:
@@ -358,12 +333,10 @@ class LatentDiffusion(Model):
 
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
         """Fill the mask by deterministic reverse diffusion from noise; visible pixels stay."""
-        return self._paste(
-            images, mask, self.inpaint_with(params, images, mask, *self._noises(rng, len(images)))
-        )
+        inpainted = self.inpaint_with(params, images, mask, *self._noises(rng, len(images)))
+        return self._paste(images, mask, inpainted)
 
     def _paste(self, images: Array, mask: np.ndarray, inpainted: Array) -> Array:
-        """Return images with the masked region from others, clipped."""
         return jnp.where(mask[None, ..., None], jnp.clip(inpainted, *self.value_range), images)
 
     def _noises(self, rng: Array, rows: int) -> tuple[Array, Array]:
@@ -391,13 +364,9 @@ class LatentDiffusion(Model):
         return apply(self.autoencoder, params["vae"], decoded, method="decode")
 
     def _steps(
-        self,
-        predict: Callable[[Array, Array], Array],
-        latents: Array,
-        skipped: int = 0,
-        draws: tuple[Array, float] | None = None,
-        remat: bool = False,
-    ) -> Array:
+        self, predict: Callable[[Array, Array], Array], latents: Array, skipped: int = 0,
+        draws: tuple[Array, float] | None = None, remat: bool = False,
+    ) -> Array:  # fmt: skip
         """Take all but the first `skipped` steps; with `draws`, a key and a scale, each is a draw."""
 
         def take(latents, time):
@@ -427,10 +396,7 @@ class LatentDiffusion(Model):
     def sample(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
     ) -> tuple[Array, Array]:
-        """See `Model`: a ring of visible pixels is masked, too, and the squared error there is the misfit.
-
-        Steps are computed again in the backward pass.
-        """
+        """See `Model`: a ring of visible pixels is masked, too; the squared error there is the misfit."""
         grown = masks.grow(mask, max(1, self.image_size // 16))
         first, posterior = self._noises(rng, len(images))
         start = first if noise is None else noise
@@ -459,8 +425,7 @@ class LatentDiffusion(Model):
         clean = self._means(mean, log_variance)
         masked = self._latents(masked_mean, masked_log_variance, posterior)
         time = jnp.int32(self.schedule.train_timesteps // 10)
-        noise, _ = self.schedule.noise_and_clean(
-            self._guided(params, clean, small, masked, time), clean, time
-        )
+        predicted = self._guided(params, clean, small, masked, time)
+        noise, _ = self.schedule.noise_and_clean(predicted, clean, time)
         hidden = jnp.broadcast_to(small, noise.shape)
         return (jnp.square(noise) * hidden).sum(axis=(1, 2, 3)) / hidden.sum(axis=(1, 2, 3))

@@ -30,8 +30,8 @@ TABLE = Table(
 )
 """The names in transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`."""
 
+# Words of a text, before they are split into tokens
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-"""Words of a text, before they are split into tokens."""
 
 
 class TextFeatures(NamedTuple):
@@ -45,10 +45,8 @@ class TextFeatures(NamedTuple):
 class TextEncoder(nn.Module):
     """CLIP's text tower."""
 
-    # Number of different tokens and of the tokens of a prompt
-    vocabulary: int
-    length: int
-    # The transformer
+    vocabulary: int  # number of different tokens
+    length: int  # of a prompt, in tokens
     width: int
     depth: int
     num_heads: int
@@ -125,9 +123,7 @@ def _features(prompts: Sequence[str], files: EncoderFiles) -> TextFeatures:
         raise UserError(f"{files.tokenizer} makes token {ids.max()}; the encoder knows {encoder.vocabulary}.")
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids)["params"]
     prefixes = ("text_model.", "text_projection.")  # transformers 5 leaves out the former
-    state = {
-        key if key.startswith(prefixes) else f"text_model.{key}": x for key, x in files.state_dict.items()
-    }
+    state = {k if k.startswith(prefixes) else f"text_model.{k}": x for k, x in files.state_dict.items()}
     params = mapping.to_flax(TABLE, state, shapes)
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
     with jax.default_matmul_precision("highest"):
@@ -173,17 +169,14 @@ def _tokenizer(folder: pathlib.Path) -> tuple[Any, dict[str, Any]]:
             tokenizer.no_truncation()
             return tokenizer, config
         files = str(folder / "vocab.json"), str(folder / "merges.txt")
-        model = tokenizers.models.BPE.from_file(
-            *files, end_of_word_suffix="</w>", unk_token="<|endoftext|>", continuing_subword_prefix=""
-        )
+        marks = dict(end_of_word_suffix="</w>", unk_token="<|endoftext|>", continuing_subword_prefix="")
+        model = tokenizers.models.BPE.from_file(*files, **marks)
     except Exception as error:  # tokenizers raises bare exceptions
         raise UserError(f"{folder} holds no tokenizer that can be read ({error}).") from error
     tokenizer, space = tokenizers.Tokenizer(model), tokenizers.Regex(r"\s+")
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(space, " "), normalizers.Lowercase()]
-    )
+    changes = normalizers.NFC(), normalizers.Replace(space, " "), normalizers.Lowercase()
+    tokenizer.normalizer = normalizers.Sequence(list(changes))
     split = pre_tokenizers.Split(tokenizers.Regex(SPLIT), behavior="removed", invert=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
     return tokenizer, config

@@ -160,10 +160,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array) -> Array:
         dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype, kernel_init=lecun_uniform)
-        given = (("to_q", x), ("to_k", context), ("to_v", context))
-        split = [
-            dense(use_bias=False, name=name)(y).reshape(*y.shape[:2], self.heads, -1) for name, y in given
-        ]
+        given = {"to_q": x, "to_k": context, "to_v": context}
+        projected = (dense(use_bias=False, name=name)(y) for name, y in given.items())
+        split = [y.reshape(*y.shape[:2], self.heads, -1) for y in projected]
         return dense(name="to_out")(attention(*split).reshape(x.shape))
 
 
@@ -241,14 +240,11 @@ class Encoder(Half):
     def __call__(
         self, latents: Array, timesteps: Array, prompt: Array, added: Mapping[str, Array] | None = None
     ) -> Features:
-        """Return features of latents.
+        """Return features of latents `[batch, height, width, in_channels]`, whose sides the stride divides.
 
-        Args:
-          latents: `[batch, height, width, in_channels]`; sides are multiples of `sizes.stride`.
-          timesteps: `[batch]`.
-          prompt: Embedded prompts `[batch, word, cross_attention_dim]`.
-          added: SDXL: "pooled", the prompts as a whole `[batch, channel]`, and "sizes" `[batch, 6]`: height
-            and width of the original, top and left of the crop, height and width of the result, in pixels.
+        Time steps are `[batch]`, prompts embedded `[batch, word, cross_attention_dim]`. SDXL has `added`:
+        "pooled", the prompts as a whole `[batch, channel]`, and "sizes" `[batch, 6]`: height and width of the
+        original, top and left of the crop, height and width of the result, in pixels.
         """
         sizes, dtype, widths = self.sizes, self.dtype, self.sizes.block_out_channels
         embedding = Embedding(4 * widths[0], name="time_embedding")(sinusoids(timesteps, widths[0]))

@@ -1,7 +1,4 @@
-"""The autoencoder of Stable Diffusion (Rombach et al. 2022): images to Gaussian latents and back.
-
-Computes what diffusers' `AutoencoderKL` does. Module names follow diffusers', with "_" between parts.
-"""
+"""The autoencoder of Stable Diffusion (Rombach et al. 2022), with the names of diffusers' `AutoencoderKL`."""
 
 import dataclasses
 import functools
@@ -116,7 +113,6 @@ class Half(nn.Module):
 
     @nn.nowrap
     def _last(self, channels: int, h: Array) -> Array:
-        """Normalize and convolve, in float32."""
         norm = GroupNorm(self.sizes.norm_groups, epsilon=EPSILON, activation=nn.silu, name="conv_norm_out")
         return conv(channels, 3, jnp.float32, "conv_out")(norm(h))
 
@@ -153,10 +149,7 @@ class VAEDecoder(Half):
 
 
 class AutoencoderKL(nn.Module):
-    """The autoencoder, with `dtype` for products and feature maps; results are float32.
-
-    Latents are as it makes them, without the scaling of `VAESizes`.
-    """
+    """The autoencoder, its products in `dtype`, results float32; latents are not scaled by `VAESizes`."""
 
     sizes: VAESizes
     dtype: jnp.dtype = jnp.float32
@@ -170,10 +163,7 @@ class AutoencoderKL(nn.Module):
             self.post_quant_conv = conv(sizes.latent_channels, 1, jnp.float32)
 
     def encode(self, images: Array) -> tuple[Array, Array]:
-        """Return mean and log variance of the latents, `[batch, height, width, latent_channels]`.
-
-        `images` are in [−1, 1]; their sides are multiples of `sizes.stride`.
-        """
+        """Return mean and log variance of the latents of images in [−1, 1]; sides divide by the stride."""
         moments = self.encoder(images)
         if self.sizes.quant_conv:
             moments = self.quant_conv(moments)

@@ -3,18 +3,9 @@
 import re
 
 from l2l_jax.errors import UserError
+from l2l_jax.models import mapping
 from l2l_jax.models.layers.vit import sincos_position_table
-from l2l_jax.models.mapping import (
-    CheckpointFormat,
-    Constant,
-    Fields,
-    Origin,
-    StateDict,
-    Table,
-    count,
-    shape_of,
-    square_side,
-)
+from l2l_jax.models.mapping import CheckpointFormat, Constant, Fields, Origin, StateDict, Table
 
 VARIANTS = {
     "vit_base_patch16": dict(patch_size=16, width=768, depth=12, num_heads=12),
@@ -24,7 +15,6 @@ VARIANTS = {
 """Published encoder sizes; their decoder is the default of `MAE`."""
 
 IMAGENET = dict(pixel_mean=(0.485, 0.456, 0.406), pixel_std=(0.229, 0.224, 0.225))
-
 PUBLISHED_FILE = re.compile(r"mae_(visualize|pretrain)_vit_(base|large|huge)(_full|_ganloss)?\.\w+")
 
 LICENCE = (
@@ -52,11 +42,8 @@ VIT = {
 
 def position_table(key: str, width: str) -> Constant:
     """Return a fixed sine-cosine table; `width` is the model's field."""
-    return Constant(
-        key,
-        lambda model: sincos_position_table(getattr(model, width), model.grid)[None],
-        "Was it trained at another image size, or with learned positions?",
-    )
+    hint = "Was it trained at another image size, or with learned positions?"
+    return Constant(key, lambda x: sincos_position_table(getattr(x, width), x.grid)[None], hint)
 
 
 POSITIONS = (position_table("pos_embed", "width"), position_table("decoder_pos_embed", "decoder_width"))
@@ -89,16 +76,16 @@ class Original(CheckpointFormat):
         return True
 
     def sizes(self, state_dict: StateDict) -> Fields:
-        width, channels, patch, _ = shape_of(state_dict, "patch_embed.proj.weight", 4)
-        _, places, _ = shape_of(state_dict, "pos_embed", 3)
-        decoder_width, _ = shape_of(state_dict, "decoder_embed.weight", 2)
+        width, channels, patch, _ = mapping.shape_of(state_dict, "patch_embed.proj.weight", 4)
+        _, places, _ = mapping.shape_of(state_dict, "pos_embed", 3)
+        decoder_width, _ = mapping.shape_of(state_dict, "decoder_embed.weight", 2)
         return dict(
-            image_size=patch * square_side(places - 1, "pos_embed"),
+            image_size=patch * mapping.square_side(places - 1, "pos_embed"),
             patch_size=patch,
             width=width,
-            depth=count(state_dict, "blocks.{i}."),
+            depth=mapping.count(state_dict, "blocks.{i}."),
             decoder_width=decoder_width,
-            decoder_depth=count(state_dict, "decoder_blocks.{i}."),
+            decoder_depth=mapping.count(state_dict, "decoder_blocks.{i}."),
             channels=channels,
         )
 

@@ -44,20 +44,10 @@ INNER = {
 THIRDS = ("query", "key", "value")
 
 DEFAULTS = dict(
-    hidden_size=768,
-    intermediate_size=3072,
-    num_attention_heads=12,
-    hidden_act="gelu",
-    qkv_bias=True,
-    decoder_hidden_size=512,
-    decoder_intermediate_size=2048,
-    decoder_num_attention_heads=16,
-    mask_ratio=0.75,
-    norm_pix_loss=False,
-    layer_norm_eps=1e-12,
-    hidden_dropout_prob=0.0,
-    attention_probs_dropout_prob=0.0,
-)
+    hidden_size=768, intermediate_size=3072, num_attention_heads=12, hidden_act="gelu", qkv_bias=True,
+    decoder_hidden_size=512, decoder_intermediate_size=2048, decoder_num_attention_heads=16, mask_ratio=0.75,
+    norm_pix_loss=False, layer_norm_eps=1e-12, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+)  # fmt: skip
 """Defaults of what config.json need not contain."""
 
 CONFIG_NAMES = dict(
@@ -153,9 +143,8 @@ class HuggingFace(Original):
         config.pop("torch_dtype", None)
         preprocessor: dict[str, Any] = dict(image_processor_type="ViTImageProcessor", resample=2)
         preprocessor |= dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True)
-        preprocessor |= dict(
-            rescale_factor=1 / 255, size=dict.fromkeys(("height", "width"), model.image_size)
-        )
+        size = dict.fromkeys(("height", "width"), model.image_size)
+        preprocessor |= dict(rescale_factor=1 / 255, size=size)
         preprocessor |= origin.get("preprocessor", {})
         preprocessor |= {"image_mean": list(model.pixel_mean), "image_std": list(model.pixel_std)}
         starts, inner = ({ours: theirs for theirs, ours in names.items()} for names in (STARTS, INNER))

@@ -67,9 +67,8 @@ class Decoder(nn.Module):
 def random_masking(noise: Array, kept: int) -> tuple[Array, Array]:
     """Choose the patches that stay: the `kept` ones of least noise `[batch, patches]`, in the order of noise.
 
-    Returns:
-      `ids_keep` `[batch, kept]` and `ids_restore` `[batch, patches]`, the inverse permutation: patch p is
-      missing where `ids_restore[:, p] >= kept`.
+    Returns `ids_keep` `[batch, kept]` and `ids_restore` `[batch, patches]`, the inverse permutation: patch p
+    is missing where `ids_restore[:, p] >= kept`.
     """
     ids_shuffle = jnp.argsort(noise, axis=1)
     return ids_shuffle[:, :kept], jnp.argsort(ids_shuffle, axis=1)
@@ -132,9 +131,7 @@ class MAE(Model):
 
     def __post_init__(self):
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
-            )
+            raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         for width, heads in ((self.width, self.num_heads), (self.decoder_width, self.decoder_num_heads)):
             if width % heads or width % 4:
                 raise ValueError(f"width {width} must be divisible by 4 and by its {heads} heads")
@@ -181,8 +178,7 @@ class MAE(Model):
     def mask(self, images: Array, noise: Array, kept: int) -> Corrupted:
         """Corrupt with the noise `[batch, patches]` and the number of kept patches given.
 
-        Returns:
-          `patches` `[batch, kept, patch² · channel]`, and `ids` and `ids_restore` of `random_masking`.
+        Returns `patches` `[batch, kept, patch² · channel]`, and `ids` and `ids_restore` of `random_masking`.
         """
         ids_keep, ids_restore = random_masking(noise, kept)
         patches = jnp.take_along_axis(self._patches(images), ids_keep[..., None], axis=1)

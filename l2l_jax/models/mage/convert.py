@@ -3,18 +3,9 @@
 import numpy as np
 
 from l2l_jax.errors import UserError
+from l2l_jax.models import mapping
 from l2l_jax.models.mae.convert import POSITIONS, VIT
-from l2l_jax.models.mapping import (
-    CheckpointFormat,
-    Constant,
-    Fields,
-    Origin,
-    StateDict,
-    Table,
-    count,
-    shape_of,
-    square_side,
-)
+from l2l_jax.models.mapping import CheckpointFormat, Constant, Fields, Origin, StateDict, Table
 
 VARIANTS = {
     "vit_base_patch16": dict(width=768, depth=12, num_heads=12, decoder_width=768),
@@ -72,24 +63,25 @@ class Format(CheckpointFormat):
                 "this is MAGE without its VQGAN, which makes and decodes its tokens: add the VQGAN's file, "
                 "--vqgan vqgan_jax_strongaug.ckpt."
             )
-        vocabulary, width = shape_of(state_dict, "token_emb.word_embeddings.weight", 2)
-        _, places, _ = shape_of(state_dict, "decoder_pos_embed_learned", 3)
-        base, channels, _, _ = shape_of(state_dict, "vqgan.encoder.conv_in.weight", 4)
-        levels = 1 + count(state_dict, "vqgan.decoder.up.{i}.upsample.")
-        blocks = count(state_dict, "vqgan.encoder.down.0.block.{i}.")
+        vocabulary, width = mapping.shape_of(state_dict, "token_emb.word_embeddings.weight", 2)
+        _, places, _ = mapping.shape_of(state_dict, "decoder_pos_embed_learned", 3)
+        base, channels, _, _ = mapping.shape_of(state_dict, "vqgan.encoder.conv_in.weight", 4)
+        levels = 1 + mapping.count(state_dict, "vqgan.decoder.up.{i}.upsample.")
+        blocks = mapping.count(state_dict, "vqgan.encoder.down.0.block.{i}.")
         first = [f"vqgan.encoder.down.{level}.block.0.conv1.weight" for level in range(levels)]
         if blocks:
-            widths = [shape_of(state_dict, key, 4)[0] for key in first]
+            widths = [mapping.shape_of(state_dict, key, 4)[0] for key in first]
         else:
-            widths = [base] * (levels - 1) + [shape_of(state_dict, "vqgan.decoder.conv_in.weight", 4)[0]]
+            top = mapping.shape_of(state_dict, "vqgan.decoder.conv_in.weight", 4)[0]
+            widths = [base] * (levels - 1) + [top]
         return dict(
-            image_size=2 ** (levels - 1) * square_side(places - 1, "decoder_pos_embed_learned"),
+            image_size=2 ** (levels - 1) * mapping.square_side(places - 1, "decoder_pos_embed_learned"),
             width=width,
-            depth=count(state_dict, "blocks.{i}."),
-            decoder_width=shape_of(state_dict, "decoder_embed.weight", 2)[0],
-            decoder_depth=count(state_dict, "decoder_blocks.{i}."),
+            depth=mapping.count(state_dict, "blocks.{i}."),
+            decoder_width=mapping.shape_of(state_dict, "decoder_embed.weight", 2)[0],
+            decoder_depth=mapping.count(state_dict, "decoder_blocks.{i}."),
             codebook_size=vocabulary - CLASSES_AND_MASK,
-            codebook_width=shape_of(state_dict, "vqgan.quantize.embedding.weight", 2)[1],
+            codebook_width=mapping.shape_of(state_dict, "vqgan.quantize.embedding.weight", 2)[1],
             base_channels=base,
             channel_multipliers=tuple(width // base for width in widths),
             num_res_blocks=blocks,

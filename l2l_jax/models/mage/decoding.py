@@ -54,10 +54,7 @@ def hidden_tokens(mask: Mask, patch_size: int, margin: int) -> Bool[np.ndarray, 
 
 
 def blend_weights(mask: Mask, margin: int, sigma: float) -> Float[np.ndarray, "height width"]:
-    """Return the weight of the decoded image in [0, 1].
-
-    It is the mask, grown by `margin` pixels in all eight directions, after a Gaussian blur of `sigma` pixels.
-    """
+    """Return the decoded image's weight: the mask, grown by `margin` pixels and blurred by `sigma`."""
     from scipy import ndimage  # takes long to load
 
     grown = masks.grow(mask, margin).astype(np.float64)
@@ -83,18 +80,10 @@ def decoding_schedule(tokens: int, hidden: int, steps: int, choice_temperature: 
 
 
 def decoding_step(
-    logits: Logits,
-    ids: Ids,
-    mask_id: int,
-    mask_length: Int[Array, ""],
-    id_noise: Logits,
+    logits: Logits, ids: Ids, mask_id: int, mask_length: Int[Array, ""], id_noise: Logits,
     confidence_noise: Float[Array, "batch token"],
-) -> Step:
-    """Draw the tokens that are `mask_id` in `ids`, and mask the `mask_length` least certain again.
-
-    Gumbel noise `id_noise` samples from the softmax, zeros take the most likely code; `confidence_noise` is
-    added to the log-probability of the drawn code.
-    """
+) -> Step:  # fmt: skip
+    """Draw the masked tokens of `ids` by Gumbel noise `id_noise`; mask the `mask_length` least certain."""
     unknown = ids == mask_id
     drawn = jnp.argmax(logits + id_noise, axis=-1).astype(ids.dtype)
     log_probability = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], axis=-1)
@@ -105,18 +94,10 @@ def decoding_step(
 
 
 def decode_masked(
-    logits_of: Callable[[Ids], Logits],
-    ids: Ids,
-    mask_id: int,
-    schedule: Schedule,
-    rng: Array,
+    logits_of: Callable[[Ids], Logits], ids: Ids, mask_id: int, schedule: Schedule, rng: Array,
     sampling_temperature: float = 1.0,
-) -> Ids:
-    """Run all steps of the schedule in one compiled loop; if there are any, no token stays masked.
-
-    `ids` are `mask_id` where hidden; there, codes are drawn from the softmax of `logits_of(ids)` at the
-    temperature `sampling_temperature`.
-    """
+) -> Ids:  # fmt: skip
+    """Run all steps in one compiled loop, codes drawn at `sampling_temperature`; no token stays masked."""
 
     def body(carry, step):
         ids, _ = carry

@@ -16,28 +16,10 @@ import numpy as np
 from jax import Array
 
 from l2l_jax import masks
-from l2l_jax.models.base import (
-    DTYPES,
-    Corrupted,
-    Count,
-    Model,
-    Number,
-    Params,
-    PretrainingStage,
-    Size,
-    Sizes,
-    register,
-)
+from l2l_jax.models import base
+from l2l_jax.models.base import DTYPES, Corrupted, Count, Model, Number, Params, Size, Sizes, register
 from l2l_jax.models.layers import apply, in_dtype, vit
-from l2l_jax.models.mage import convert, decoding
-from l2l_jax.models.mage.networks import (
-    EMBEDDING_STD,
-    Decoder,
-    Encoder,
-    draw_noise_codes,
-    random_masking,
-    unused_tensors,
-)
+from l2l_jax.models.mage import convert, decoding, networks
 from l2l_jax.models.mage.vqgan import VQGAN, Levels
 from l2l_jax.utils.batch_axis import draw_rows
 
@@ -87,7 +69,7 @@ class MAGE(Model):
     decoder_width: Size = 768
     decoder_depth: Size = 8
     decoder_num_heads: Size = 16
-    embedding_std: Number = EMBEDDING_STD
+    embedding_std: Number = networks.EMBEDDING_STD
     codebook_size: Size = 1024
     codebook_width: Size = 256
     base_channels: Size = 128
@@ -185,14 +167,14 @@ class MAGE(Model):
         return VQGAN(self.codebook_size, self.codebook_width, self.channels, levels)
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> networks.Encoder:
         sizes = self.vocabulary, 1 + self.tokens, self.width
-        return Encoder(*sizes, vit.stack(self, ""), self.dropout, self.embedding_std)
+        return networks.Encoder(*sizes, vit.stack(self, ""), self.dropout, self.embedding_std)
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> networks.Decoder:
         blocks = vit.stack(self, "decoder_")
-        return Decoder(1 + self.tokens, self.decoder_width, blocks, self.embedding_std)
+        return networks.Decoder(1 + self.tokens, self.decoder_width, blocks, self.embedding_std)
 
     def in_compute_dtype(self, params: Params) -> Params:
         outer = tuple(f"tokenizer/{half}/conv_out" for half in ("encoder", "decoder"))
@@ -210,7 +192,7 @@ class MAGE(Model):
             "tokenizer": self.tokenizer.init(tokenizer_rng, image)["params"],
             "encoder": self.encoder.init(encoder_rng, ids, ids)["params"],
             "decoder": self.decoder.init(decoder_rng, latent, source, words)["params"],
-            "unused": unused_tensors(self.width, self.decoder_width, self.patch_size, self.channels),
+            "unused": networks.unused_tensors(self.width, self.decoder_width, self.patch_size, self.channels),
         }
 
     def precompute(self, params: Params, images: Array, rng: Array) -> Array:
@@ -258,7 +240,6 @@ class MAGE(Model):
         return noise, num_drop, jnp.clip(num_mask, max(num_drop, 1), self.tokens)
 
     def _paint(self, images: Array, mask: Array | np.ndarray) -> Array:
-        """Paint the pixels of `mask`, bool `[batch or 1, height, width]`, in `hole_color`."""
         color = jnp.asarray(self.hole_color, images.dtype).reshape(1, 1, 1, -1)
         return jnp.where(mask[..., None], color, images)
 
@@ -273,7 +254,7 @@ class MAGE(Model):
         `ids`, `[batch, 1 + kept]`, are what the encoder is given, class token first; `targets` are the codes;
         the rest is that of `random_masking`.
         """
-        masked, positions, source = random_masking(noise, num_drop, num_mask)
+        masked, positions, source = networks.random_masking(noise, num_drop, num_mask)
         whole = self._with_class_token(jnp.where(masked, self.mask_id, ids))
         return {
             "ids": jnp.take_along_axis(whole, positions, axis=1),
@@ -292,10 +273,7 @@ class MAGE(Model):
         return apply(self.encoder, encoder_params, *inputs)
 
     def decode(self, params: Params, latent: Array, source: Array, count: int | None = None) -> Array:
-        """Return float32 logits `[batch, 1 + tokens, vocabulary]`, or of the first `count` words only.
-
-        The token head reads the encoder's word embeddings, and sends them no gradient.
-        """
+        """Return logits `[batch, 1 + tokens, word]` of `count` words; word embeddings get no gradient."""
         words = jax.lax.stop_gradient(params["encoder"]["token_emb"]["word_embeddings"])
         return apply(self.decoder, params["decoder"], latent, source, words, count)
 
@@ -331,7 +309,7 @@ class MAGE(Model):
         self, images: Array, corrupted: Corrupted, noise: Array, rng: Array, axis_name: str | None = None
     ) -> tuple[Array, Corrupted]:
         """Take codes of `draw_noise_codes` as the targets, as released."""
-        targets = draw_noise_codes(rng, corrupted["targets"], self.codebook_size, axis_name)
+        targets = networks.draw_noise_codes(rng, corrupted["targets"], self.codebook_size, axis_name)
         return images, {**corrupted, "targets": targets}
 
     def tokenizer_loss(self, params: Params, inputs: tuple[Array, ...]) -> Array:
@@ -344,16 +322,16 @@ class MAGE(Model):
         decoded, codebook_loss = apply(self.tokenizer, params["tokenizer"], *inputs)
         return jnp.square(decoded - inputs[0]).mean(axis=(1, 2, 3)) + codebook_loss
 
-    def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
+    def pretraining_stages(self) -> tuple[base.PretrainingStage, ...]:
         def prepare(frozen, images, rng, axis_name=None):
             if not self.paint_masked:
                 return (images,)
             noise, _, num_mask = self._draw_mask(images.shape[0], rng, axis_name)
-            masked, _, _ = random_masking(noise, 0, num_mask)
+            masked, _, _ = networks.random_masking(noise, 0, num_mask)
             painted = self._paint_tokens(images, masked)
             return images, painted, masked.reshape(-1, self.grid, self.grid)
 
-        tokenizer = PretrainingStage("tokenizer", ("tokenizer",), prepare, self.tokenizer_loss)
+        tokenizer = base.PretrainingStage("tokenizer", ("tokenizer",), prepare, self.tokenizer_loss)
         return (tokenizer, *super().pretraining_stages())
 
     @property
@@ -371,7 +349,6 @@ class MAGE(Model):
     def _inpaint(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array
     ) -> tuple[Array, Array, np.ndarray]:
-        """Return reconstructions, their codes `[batch, tokens]`, and the hidden ones, bool `[tokens]`."""
         mask = self._check_mask(mask)
         hidden = decoding.hidden_tokens(mask, self.patch_size, self.hidden_margin)
         if hidden.all():

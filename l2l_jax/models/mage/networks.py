@@ -68,9 +68,8 @@ class TokenHead(nn.Module):
         x = nn.gelu(x.astype(jnp.float32), approximate=False)
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ln")(x)
         bias = self.param("bias", nn.initializers.zeros, (1, 1, vocabulary))
-        product = jnp.einsum(
-            "btw,vw->btv", x, words[:count].astype(self.dtype), preferred_element_type=jnp.float32
-        )
+        words = words[:count].astype(self.dtype)
+        product = jnp.einsum("btw,vw->btv", x, words, preferred_element_type=jnp.float32)
         return product + bias[..., :count]
 
 
@@ -102,12 +101,9 @@ def random_masking(noise: Array, num_drop: int, num_mask: int | Array) -> tuple[
     """Choose the tokens that the encoder is given, and its output that the decoder finds at each place.
 
     Of `noise` `[batch, token]` the `num_drop` tokens of least noise are dropped, and `num_mask` masked, the
-    dropped ones included.
-
-    Returns:
-      `masked`, bool `[batch, token]`; `positions` `[batch, 1 + kept]`, ascending, among all places, of which
-      the class token has the first; `source` `[batch, 1 + token]`, indices into the encoder's output, 0 (the
-      class token) where masked.
+    dropped ones included. Returns `masked`, bool `[batch, token]`; `positions` `[batch, 1 + kept]`,
+    ascending, among all places, of which the class token has the first; `source` `[batch, 1 + token]`,
+    indices into the encoder's output, 0 (the class token) where masked.
     """
     order = jnp.argsort(noise, axis=1)
     rank = jnp.argsort(order, axis=1)

@@ -16,8 +16,8 @@ from l2l_jax.models.layers import doubled, remat_block
 from l2l_jax.models.layers.convolution import Conv
 from l2l_jax.models.layers.group_norm import GroupNorm
 
+# Those of the released tokenizer; the paper has them the other way round
 COMMITMENT_WEIGHT, CODEBOOK_WEIGHT = 1.0, 0.25
-"""Those of the released tokenizer; the paper has them the other way round."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +50,7 @@ class Levels:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with a skip; if the channels change, the skip passes the *residual* on.
-
-    The sum is in the type of the input.
-    """
+    """Two convolutions with a skip, which passes the *residual* on where the channels change."""
 
     width: int
     groups: int
@@ -122,9 +119,8 @@ class VectorQuantizer(nn.Module):
 
     def setup(self) -> None:
         def draw(rng):
-            return jax.random.uniform(
-                rng, (self.size, self.width), minval=-1 / self.size, maxval=1 / self.size
-            )
+            reach = 1 / self.size
+            return jax.random.uniform(rng, (self.size, self.width), minval=-reach, maxval=reach)
 
         self.embedding = self.param("embedding", draw)
 
@@ -143,11 +139,7 @@ class VectorQuantizer(nn.Module):
         return jnp.take(self.embedding, ids, axis=0)
 
     def __call__(self, latent: Array) -> tuple[Array, Array]:
-        """Return quantized latents with the straight-through gradient, and every example's loss, `[batch]`.
-
-        The loss is the mean over places and channels of the commitment loss (pulls latents to codes) and of
-        the codebook loss (pulls codes to latents), in the weights above.
-        """
+        """Return quantized latents, straight-through, and commitment plus codebook losses, `[batch]`."""
         latent = latent.astype(jnp.float32)
         codes = self.look_up(self.nearest(latent))
         commitment = jnp.square(jax.lax.stop_gradient(codes) - latent).mean(axis=(1, 2, 3))

@@ -7,16 +7,8 @@ model's bank of masks is in neither.
 
 import numpy as np
 
-from l2l_jax.models.mapping import (
-    CheckpointFormat,
-    Constant,
-    Fields,
-    StateDict,
-    Table,
-    conv1x1_1d,
-    count,
-    shape_of,
-)
+from l2l_jax.models import mapping
+from l2l_jax.models.mapping import CheckpointFormat, Constant, Fields, StateDict, Table, count, shape_of
 from l2l_jax.models.palette.diffusion import schedule_buffers
 
 STUDENT, TEACHER = "denoise_fn.", "teacher_denoise_fn."
@@ -33,7 +25,7 @@ LAYERS |= dict(out_conv="out_layers.3", skip="skip_connection", norm="norm")
 UNET = Table(
     {f"{block}/{layer}": f"{BLOCKS[block]}.{name}" for block in BLOCKS for layer, name in LAYERS.items()}
     | {
-        f"{block}/{layer}": (f"{BLOCKS[block]}.{layer}", conv1x1_1d)
+        f"{block}/{layer}": (f"{BLOCKS[block]}.{layer}", mapping.conv1x1_1d)
         for block in BLOCKS
         for layer in ("qkv", "proj_out")
     }
@@ -47,15 +39,11 @@ UNET = Table(
 )
 """The bare U-Net."""
 
+HINT = "Set schedule, timesteps, linear_start and linear_end to what the checkpoint was saved with."
+
 
 def _buffer(name: str) -> Constant:
-    return Constant(
-        name,
-        lambda model: schedule_buffers(model.betas)[name],
-        "Set schedule, timesteps, linear_start and linear_end to what the checkpoint was saved with.",
-        rtol=1e-4,
-        exact=True,
-    )
+    return Constant(name, lambda model: schedule_buffers(model.betas)[name], HINT, rtol=1e-4, exact=True)
 
 
 TABLE = Table(

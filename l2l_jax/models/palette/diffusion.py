@@ -122,10 +122,7 @@ def random_steps(steps: ReverseSteps, scale: float = 1.0) -> ReverseSteps:
 
 
 def ddim_steps(betas: Betas, count: int) -> ReverseSteps:
-    """Return deterministic steps, evenly spaced in time (Song et al. 2021, equation 12, σ = 0).
-
-    The predicted noise is taken anew from the clipped clean image.
-    """
+    """Return deterministic steps, evenly spaced, of clipped images (Song et al. 2021, equation 12, σ = 0)."""
     if not 1 <= count <= len(betas):
         raise ValueError(f"DDIM takes 1 to {len(betas)} steps of this schedule, not {count}")
     times = np.linspace(len(betas) - 1, 0, count).round().astype(int)[::-1]
@@ -142,14 +139,9 @@ def _steps(gammas: Betas, next_from_start: Betas, next_from_noisy: Betas, sigma:
 
 
 def reverse_step(
-    step: ReverseSteps,
-    noisy: Images,
-    predicted_noise: Images,
-    noise: Images,
-    value_range: tuple[float, float] = (-1.0, 1.0),
+    step: ReverseSteps, noisy: Images, predicted: Images, noise: Images, value_range: Any = (-1.0, 1.0)
 ) -> Images:
-    """Return the next, less noisy image; the clean image is clipped to `value_range`."""
-    start = step.start_from_noisy * noisy - step.start_from_noise * predicted_noise
-    start = jnp.clip(start, *value_range)
+    """Return the next, less noisy image from predicted noise; the clean one is clipped to `value_range`."""
+    start = jnp.clip(step.start_from_noisy * noisy - step.start_from_noise * predicted, *value_range)
     mean = step.next_from_start * start + step.next_from_noisy * noisy
     return mean + step.sigma * noise

@@ -20,6 +20,9 @@ from l2l_jax.models.palette import convert, diffusion
 from l2l_jax.models.palette.unet import Decoder, Encoder, UNetConfig
 from l2l_jax.utils.batch_axis import draw_rows
 
+# A function of the number of a step to its noise
+Draw = Callable[[Array], Array]
+
 
 @register("palette")
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +85,8 @@ class Palette(Model):
     attention_layers = ("qkv", "proj_out")
 
     def __post_init__(self):
-        sampler, teacher_noise = ("ancestral", "ddim"), ("hole", "everywhere")
-        holes = masks.TRAINING_MASKS
-        self._check_fields(
-            {}, sampler=sampler, teacher_noise=teacher_noise, training_holes=holes, dtype=DTYPES
-        )
+        choices = dict(sampler=("ancestral", "ddim"), teacher_noise=("hole", "everywhere"), dtype=DTYPES)
+        self._check_fields({}, **choices, training_holes=masks.TRAINING_MASKS)
         factor = 2 ** (len(self.channel_mults) - 1)
         if self.image_size % factor:
             raise ValueError(f"image_size {self.image_size} is not a multiple of {factor}")
@@ -167,12 +167,10 @@ class Palette(Model):
         }
 
     def corrupt_with(self, images: Array, draw: dict[str, Array]) -> Corrupted:
-        """Corrupt with everything random given.
+        """Corrupt images with everything random given.
 
-        Args:
-          images: Images.
-          draw: `mask`, bool `[batch, height, width]`, the noise level `gamma` `[batch]`, and two standard
-            normal arrays like the images: `filling` of the mask in the conditioning image, and `noise`.
+        `draw` has the `mask`, bool `[batch, height, width]`, the noise level `gamma` `[batch]`, and two
+        standard normal arrays like the images: `filling` of the mask in the conditioning image, and `noise`.
 
         Returns:
           `inputs` `[batch, height, width, 2 · channel]`: the conditioning image, then the noisy one, exact
@@ -193,10 +191,7 @@ class Palette(Model):
         return self.pure_noise_inside(self.corrupt(params, images, rng, axis_name))
 
     def pure_noise_inside(self, corrupted: Corrupted) -> Corrupted:
-        """Remove the image from the noisy image inside the mask.
-
-        The release writes √(1 − γ) · noise + (1 − √(1 − γ)) · noise there, which is the noise.
-        """
+        """Put the noise alone in the mask: √(1 − γ) · noise + (1 − √(1 − γ)) · noise in the release."""
         conditioning, noisy = jnp.split(corrupted["inputs"], 2, axis=-1)
         noisy = jnp.where(corrupted["mask"][..., None], corrupted["noise"], noisy)
         return {**corrupted, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
@@ -244,14 +239,7 @@ class Palette(Model):
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
         return self.inpaint_with(params, images, mask, *_draws(rng, images.shape))
 
-    def inpaint_with(
-        self,
-        params: Params,
-        images: Array,
-        mask: np.ndarray | Array,
-        filling: Array,
-        draw: Callable[[Array], Array],
-    ) -> Array:
+    def inpaint_with(self, params: Params, images: Array, mask: Any, filling: Array, draw: Draw) -> Array:
         """Inpaint with everything random given, standard normal and like the images.
 
         `filling` is in the mask at first, and in the conditioning image throughout; `draw(step)` is the noise
@@ -261,12 +249,7 @@ class Palette(Model):
         return run(conditioning)
 
     def _process(
-        self,
-        params: Params,
-        images: Array,
-        mask: np.ndarray | Array,
-        filling: Array,
-        draw: Callable[[Array], Array],
+        self, params: Params, images: Array, mask: Any, filling: Array, draw: Draw
     ) -> tuple[Array, Callable]:
         """Return the conditioning image, and a function of a noisy image that takes steps from there."""
         mask = jnp.asarray(self._check_mask(mask))[None, ..., None]
@@ -276,9 +259,8 @@ class Palette(Model):
             number, step = numbered
             gamma = jnp.broadcast_to(step.gamma, noisy.shape[:1])
             corrupted = {"inputs": jnp.concatenate([conditioning, noisy], axis=-1), "gamma": gamma}
-            noisy = diffusion.reverse_step(
-                step, noisy, self.predict(params, corrupted), draw(number), self.value_range
-            )
+            noise = self.predict(params, corrupted), draw(number)
+            noisy = diffusion.reverse_step(step, noisy, *noise, self.value_range)
             return jnp.where(mask, noisy, images), None
 
         def run(noisy, steps=self.reverse_steps, skipped=0, remat=False):
@@ -293,10 +275,7 @@ class Palette(Model):
     def sample(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
     ) -> tuple[Array, Array]:
-        """See `Model`: a ring of visible pixels is masked, too, and the squared error there is the misfit.
-
-        Steps are computed again in the backward pass.
-        """
+        """See `Model`: a ring of visible pixels is masked, too; the squared error there is the misfit."""
         grown = masks.grow(mask, max(1, self.image_size // 16))
         filling, draw = _draws(rng, images.shape)
         start, run = self._process(params, images, grown, filling if noise is None else noise, draw)
@@ -334,7 +313,7 @@ def draw_masks(bank: Array, rows: int, choice_rng: Array, turn_rng: Array) -> Ar
     return jnp.where(turns[2], chosen.swapaxes(1, 2), chosen)
 
 
-def _draws(rng: Array, shape: tuple[int, ...]) -> tuple[Array, Callable[[Array], Array]]:
+def _draws(rng: Array, shape: tuple[int, ...]) -> tuple[Array, Draw]:
     """Return the initial noise, and a function of a step's number to its noise."""
     filling_rng, step_rng = jax.random.split(rng)
 

@@ -21,10 +21,7 @@ from l2l_jax.models.layers.group_norm import GroupNorm
 
 
 def lecun_uniform(rng: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """Draw uniform values of variance 1 / fan in, for kernels `[…, in, out]`.
-
-    Drawn flat: on a CPU, XLA compiles a four-dimensional draw three times as long.
-    """
+    """Draw uniform values of variance 1 / fan in; flat, which XLA compiles in a third of the time on CPUs."""
     bound = math.sqrt(3 / math.prod(shape[:-1]))
     return jax.random.uniform(rng, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
 
@@ -72,10 +69,7 @@ class UNetConfig:
 
 
 class ResBlock(nn.Module):
-    """Residual block; the γ embedding scales and shifts its second normalization.
-
-    A new block is the identity (or its resampling): the last kernel starts at zero.
-    """
+    """Residual block, the identity when new; the γ embedding scales and shifts its second normalization."""
 
     config: UNetConfig
     channels: int
@@ -137,9 +131,8 @@ class Encoder(nn.Module):
     def __call__(self, x: Array, gamma: Array) -> tuple[tuple[Array, ...], Array]:
         """Encode images `[batch, height, width, channel]` at noise levels `[batch]`.
 
-        Returns:
-          The outputs of every input block and, last, of the middle block; and the embedding of γ, which the
-          decoder needs and nobody compares.
+        Returns the outputs of every input block and, last, of the middle block; and the embedding of γ, which
+        the decoder needs and nobody compares.
         """
         config = self.config
         res_block, attention = (remat_block(cls, config.remat) for cls in (ResBlock, Attention))

@@ -42,7 +42,7 @@ def filled(case, gain):
 
 @functools.cache
 def params(name, gain):
-    return OPENERS[name](filled(CASES[name], gain), EvaluationConfig()).params
+    return OPENERS[name](filled(CASES[name], gain), EvaluationConfig())[1]
 
 
 APPLY = {

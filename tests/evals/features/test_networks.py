@@ -14,7 +14,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.evals.config import EvaluationConfig
 from l2l_jax.evals.features import clip, networks
 from l2l_jax.evals.features.networks import BatchedNetwork, open_networks
-from l2l_jax.weights import transfer
+from l2l_jax.weights import checkpoints
 from tests.reference_arrays import Case
 
 TINY = clip.TowerConfig(32, 8, 32, 2, 4, 64, 16, "gelu")
@@ -83,8 +83,8 @@ def test_clip_sees_what_pillow_resizes(folder, tiny_clip):
     small = [Image.fromarray(image).resize((44, 32), Image.Resampling.BICUBIC) for image in shown]
     seen = np.stack([np.asarray(image)[:, 6:38] for image in small]) / 255
     seen = (seen - np.array(clip.MEAN)[None, None, None]) / np.array(clip.STD)[None, None, None]
-    source = transfer.open_checkpoint(tiny_clip)
-    params = networks.OPENERS["clip"](source.state_dict, config).params
+    source = checkpoints.open_checkpoint(tiny_clip)
+    params = networks.OPENERS["clip"](source.state_dict, config)[1]
     expected = jax.jit(clip.Tower(TINY).apply)({"params": params}, seen.astype(np.float32))
     np.testing.assert_allclose(network(shown)["features"], expected, atol=2e-3)
 
