@@ -1,9 +1,4 @@
-"""Canaries: how well reconstructions fit marks that were planted before the original model was trained.
-
-After arXiv 2502.04260. A model sees the surroundings of marks alone, so it restores them from memory or not
-at all. What is expected of a model without memory is measured, not assumed: as many images of the same
-classes have marks that were never planted.
-"""
+"""Canaries: how well reconstructions fit marks, planted and never planted ones (arXiv 2502.04260)."""
 
 from typing import Any
 

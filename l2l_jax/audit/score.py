@@ -53,12 +53,7 @@ class Best(NamedTuple):
 
 
 def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the audit of an unlearned model: verdict, comparisons, results by line, cost and details.
-
-    Without a retrained model, the unlearned one is compared with the original. The first of the `lines` is
-    the unattacked model; "seeds" of the facts about the retrained models holds the spread over training
-    seeds.
-    """
+    """Return the audit of an unlearned model by line; without a retrained one the original is compared."""
     reference = "retrained" if models["retrained"] else "original"
     spread = (standard or {}).get("seeds")
     canaries, marks = _canaries(models, lines)
@@ -351,11 +346,7 @@ def _scored(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
 
 
 def _residual_knowledge(models: Mapping[str, Findings]) -> dict[str, Any]:
-    """Return how often changed images are recognized, in multiples of the retrained model, by role.
-
-    "ratio" is that of the means, with its interval over images, None where the retrained model recognizes
-    none; "above" is the share of images with a ratio above 1.
-    """
+    """Return how often changed images are recognized, in multiples of the retrained model and above it."""
     name = "residual_knowledge"
     if name not in models.get("retrained", {}):
         return {}

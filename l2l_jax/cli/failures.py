@@ -42,11 +42,7 @@ def _about_environment(error: BaseException) -> str | None:
 
 
 def explain(error: BaseException, workdir: pathlib.Path | None = None) -> str | None:
-    """Return a sentence for a failure of the file system that a user can fix, or None.
-
-    These are a full disk or quota, a failure to write below the workdir, and a file without permission to
-    open it. TensorStore, which writes checkpoints, reports the operating system's errors as ValueErrors.
-    """
+    """Return a sentence for a failure of files or the disk that a user can fix, or None."""
     if not isinstance(error, OSError | ValueError):
         return None
     number, path = _number(error), _path(error)

@@ -18,14 +18,9 @@ from l2l_jax.utils.multihost import barrier
 
 
 class Setup:
-    """Common inputs of all models of a comparison.
+    """What all models of a comparison share: evaluation, images, folder of audits, the original model."""
 
-    The `evaluation`, and `sets`, training images to retain and to forget; `audits` is the folder of audits,
-    `pretrained` the original model as `config.pretrained` names it, by default made in the workdir, and
-    `original` its parameters, after `start`.
-    """
-
-    original: Params
+    original: Params  # after `start`
 
     def __init__(self, config: Config, workdir: pathlib.Path, audits: pathlib.Path):
         self._config, self._workdir, self.audits = config, Workdir(workdir, config), audits

@@ -49,11 +49,7 @@ EXPONENTS = (0.5, 3.5)
 
 @functools.lru_cache(maxsize=8)
 def open_digits(split: SplitName, image_size: int) -> ArraySource:
-    """Open 1,797 handwritten digits, those of scikit-learn's `load_digits` (Alpaydin & Kaynak 1998, UCI).
-
-    Real 8×8 scans, enlarged bicubically and repeated over 3 channels. One image in four of every
-    class, always the same ones, is a test image.
-    """
+    """Open scikit-learn's 1,797 digits, 8×8 scans, enlarged; one in four of every class is for testing."""
     digits = load_file(DIGITS)
     indices = np.flatnonzero(digits["test"] == (split == "test"))
     scans, size = (digits["scans"][indices] / 16).astype(np.float32), (image_size, image_size)
@@ -176,11 +172,7 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
 
 
 class NoiseImages(Source):
-    """Color noise with the spectra of photographs, which falls off with the frequency.
-
-    The "spectrum" images of "Learning to See by Looking at Noise" (Baradad et al., NeurIPS 2021), each
-    stretched to [0, 1]; each depends on the seed and its number.
-    """
+    """Noise with spectra of photographs: the "spectrum" images of Baradad et al. 2021, by seed and number."""
 
     class_names = ("noise",)
 

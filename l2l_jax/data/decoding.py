@@ -44,11 +44,7 @@ class OpenImage:
         self.height, self.width = (height, width) if orientation < 5 else (width, height)
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
-        """Decode the image, uint8 `[height, width, 3]`; an ImageError if the file is damaged.
-
-        With `shrink` 2, 4 or 8 a JPEG may be returned smaller by up to this factor, which saves most of its
-        decoding: libjpeg-turbo then leaves out the high frequencies of each block.
-        """
+        """Decode uint8 `[height, width, 3]`, a JPEG up to `shrink` times smaller; ImageError if damaged."""
         if isinstance(self._stored, np.ndarray):
             return self._stored
         height, width = (self.height, self.width) if self._orientation < 5 else (self.width, self.height)

@@ -30,11 +30,7 @@ CHECKED_FILES = 1000  # files of a table whose existence is checked when it is o
 
 
 class FileSource(Source):
-    """Image files below a root, which may be remote, a class id for each.
-
-    Files are bytes: names need not be UTF-8. `passed_over` are files that were listed but are not read, in
-    words.
-    """
+    """Image files, whose names are bytes, below a root; `passed_over` are those listed but not read."""
 
     # The files; absolute ones relative to the root, or else to the folder that they share, so that images
     # that move keep their names

@@ -11,11 +11,7 @@ SplitName = Literal["train", "validation", "test"]
 
 
 class Record(TypedDict):
-    """One image, its class id, and a name that finds it again.
-
-    `image` is the encoded file (JPEG, PNG, …), or an array `[height, width, channel]`: uint8, or float32 in
-    [0, 1]. `mark` is the number of a canary's mark, see `l2l_jax.data.canaries`.
-    """
+    """One image, encoded or an array, uint8 or float32 in [0, 1]; class id, name and a canary's mark."""
 
     image: bytes | np.ndarray
     label: int
@@ -47,11 +43,7 @@ class Source(abc.ABC):
 
 
 class ArraySource(Source):
-    """Images in memory, `[image, height, width]` or `[image, height, width, 1 or 3]`.
-
-    They are uint8, or float32 in [0, 1]. Gray images are repeated over 3 channels when they are read. Records
-    are named `name/number`, by `numbers` or 0, 1, ….
-    """
+    """Images in memory, uint8 or float32 in [0, 1], also gray ones; records are named `name/number`."""
 
     def __init__(
         self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], name: str = "image",

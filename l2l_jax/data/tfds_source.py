@@ -1,8 +1,4 @@
-"""Data sets of TensorFlow Datasets, read without TensorFlow and without decoding.
-
-To know a record's label the whole record must be read. For ImageNet that are 140 GB, so the labels are
-collected by several processes and saved.
-"""
+"""Data sets of TFDS, read without TensorFlow; labels, for which all is read, are collected once."""
 
 import concurrent.futures
 import contextlib

@@ -1,9 +1,4 @@
-"""Evaluating models: inpainting the test images, observing the results, measuring.
-
-Each process inpaints its share of the blocks of images and stores what it observes on disk (`ResultCache`). A
-killed evaluation resumes where it stopped, and one process reads all blocks in their order, so that metrics
-do not depend on the number of processes.
-"""
+"""Evaluating models: processes store what they observe of their blocks; one reads all and measures."""
 
 import copy
 import dataclasses
@@ -43,13 +38,10 @@ class TaskMetrics(NamedTuple):
 
 
 class ModelMetrics(NamedTuple):
-    """Metrics of one model by task, in the order of `config.evaluate.tasks`.
-
-    `shown` are reconstructions `[image, height, width, channel]` of the images of `Evaluation.shown`, by set,
-    at the first task; empty but in the primary process.
-    """
+    """Metrics of one model by task, in the order of `config.evaluate.tasks`."""
 
     tasks: dict[str, TaskMetrics]
+    # By set, reconstructions of `Evaluation.shown` at the first task; empty but in the primary process
     shown: dict[str, np.ndarray]
 
     @property
@@ -198,11 +190,7 @@ class Evaluation:
                     progress.update(block.size)
 
     def observed(self, member: str, set_name: str, model: str = "", task: str = "") -> np.ndarray | None:
-        """Return what was observed of a set, in its order, or None if it was not.
-
-        `member` names an array such as "mse" or "classifier/features", see `evals.metrics.Read`. An empty
-        `model` stands for the originals, an empty `task` for the first.
-        """
+        """Return an observed array, see `metrics.Read`, or None; by default originals' at the first task."""
         cache = self._caches[model] if model else self._observer.originals
         return self._read(cache, task or self.inpainter.task.name, set_name, member)
 

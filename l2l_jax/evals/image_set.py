@@ -36,12 +36,7 @@ class Block(NamedTuple):
 
 
 class ImageSet:
-    """Images of a source, decoded on demand; those that cannot be decoded are left out.
-
-    They are prepared as the test images of the experiment `setup`, unless there is another `transform`;
-    `name` is that of the set in messages. `skipped` says why images were left out, by their names; it is
-    complete once all blocks were read.
-    """
+    """Images of a source, prepared as the test images of `setup` on demand; `skipped`: why some are not."""
 
     def __init__(
         self, setup: EvaluationSetup, source: Source, name: str, transform: TransformConfig | None = None

@@ -100,11 +100,7 @@ def _kernel_sums(x: np.ndarray, in_x: np.ndarray, y: np.ndarray, in_y: np.ndarra
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
-    """Return mean and standard deviation over splits of the Inception Score (Salimans et al. 2016).
-
-    exp(E KL(p(y|x) ‖ p(y))) of each of `splits` equal runs of images; a remainder is dropped. Probabilities
-    are `[image, class]`, in an order that does not depend on the class.
-    """
+    """Return mean and deviation over `splits` runs of exp(E KL(p(y|x) ‖ p(y))) (Salimans et al. 2016)."""
     size = len(probabilities) // splits
     if not size:
         raise ValueError(f"{len(probabilities)} images do not make {splits} splits")

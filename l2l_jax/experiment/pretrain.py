@@ -94,12 +94,7 @@ def retrain(
     config: Config, original: Params, folder: pathlib.Path, lengths: Sequence[float] = LENGTHS,
     source: Source | None = None,
 ) -> Retrained:  # fmt: skip
-    """Train a config's model on its retain images alone, until it reconstructs them as the original does.
-
-    The validation images decide which of the lengths suffices: the first with a fair model, or the best.
-    `source` are training images of all classes, by default those of `config.data`; real retain images are
-    used, also where unlearning has others.
-    """
+    """Train on retain images alone, for the first length whose model is fair on validation images."""
     size = config.model.image_size
     retained = splits.validation_sets(config.data, open_source(config.data, "validation", size)).retain
     limit = masked_errors(config, original, retained).mean()

@@ -29,12 +29,7 @@ def report_run(
     folders: Workdir, config: Config, evaluation: Evaluation, results: Mapping[str, ModelMetrics], costs: Any,
     features: EmbeddedImages, audited: Audited,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write `report/` and return the content of metrics.json.
-
-    `results` are metrics of "original", "unlearned" and, if there is one, "retrained"; `features` those of
-    the encoder for test images, of all these models; `costs` "durations_seconds" and "peak_memory_gib_after",
-    by phase.
-    """
+    """Write `report/` and return metrics.json, from `results` by model, test `features` and `costs`."""
     audit, attacked = audited
     stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
     trainings = {path.name: path for path in (*stages, folders.unlearn) if path.exists()}

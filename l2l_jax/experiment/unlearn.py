@@ -36,11 +36,7 @@ def unlearned_params(
     config: Config, folders: Workdir, original: Params, sets: Split,
     *, devices: Devices = None, phases: pathlib.Path | None = None, hooks: Sequence[Hook] = (),
 ) -> Params:  # fmt: skip
-    """Return the original model after unlearning, from the workdir if it is finished there.
-
-    `devices` are all by default; `phases` is where `run_phases` keeps its state, by default in the folder of
-    unlearning; `hooks` are called after each step of unlearning.
-    """
+    """Return the unlearned model, from the workdir if it is there; `phases` is the folder of `run_phases`."""
     folders.check_inputs(lambda: identify_inputs(config, original, sets))
     saved = folders.load("unlearned", original)
     if saved is not None:
@@ -107,11 +103,7 @@ def run_phases(
     config: Config, folder: pathlib.Path, original: Params, sets: Split, devices: Devices = None, *,
     teacher: Any = None,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Run or resume what precedes a method's own run, and return the means of each phase's terms at its end.
-
-    These are over the last tenth of the steps. `folder` keeps a folder for each phase; other runs of the same
-    seed, rate and length may share them. For the arguments see `unlearned_params` and `TrainRun`.
-    """
+    """Run or resume the phases before a method's own run in `folder`; return the terms at their ends."""
     unlearn = dataclasses.replace(config.unlearn, log_every=1)
     phase = open_phase(dataclasses.replace(config, unlearn=unlearn), "unlearn")
     rules, ends = phase.objective.phases.rules if phase.objective.phases else {}, {}

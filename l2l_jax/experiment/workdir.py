@@ -55,7 +55,7 @@ SHARED_WITHIN = 15.0
 
 
 class Workdir:
-    """The folders of a run.
+    """The folders of a run, on storage that all its hosts share.
 
         pretrain/<phase>/   checkpoints and metrics of pretraining
         pretrained/         the original model
@@ -68,11 +68,8 @@ class Workdir:
         run.json            the config, and digests of the images and the original's weights
         lock.json           the process that owns the folder
 
-    Args:
-      folder: Folder of the run, created if need be. On storage that all hosts of the run share.
-      config: The config of the run now.
-      redo: Delete what another config or other inputs have made, instead of refusing it; None: the command
-        has no `--redo`.
+    With `redo` what another config or other inputs have made is deleted, not refused; None: there is no
+    `--redo`.
     """
 
     def __init__(self, folder: pathlib.Path, config: Config, *, redo: bool | None = None):

@@ -53,11 +53,7 @@ class Checkpointer:
             self._manager.save(step, args=items)
 
     def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Restore the newest readable checkpoint; None where nothing was saved.
-
-        A checkpoint that cannot be read is named in the log, renamed to `<step>.damaged` and passed over.
-        `like` is a tree of arrays or shapes of the same structure and shardings.
-        """
+        """Restore the newest readable checkpoint like `like`; rename damaged ones. None if none was saved."""
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         steps = from_primary(lambda: sorted(self._manager.all_steps(), reverse=True))
         for step in steps:

@@ -54,12 +54,7 @@ def record_sizes(folder: pathlib.Path) -> None:
 
 
 def read_arrays(folder: pathlib.Path, target: Any) -> Any:
-    """Read arrays that Orbax wrote, for a tree of `jax.ShapeDtypeStruct`, by this process alone.
-
-    Raises:
-      Damaged: The folder cannot be read, or holds other arrays. PermissionError, MemoryError and errors of
-        devices pass through.
-    """
+    """Read what Orbax wrote for a tree of `jax.ShapeDtypeStruct`, by this process; or raise `Damaged`."""
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=alone()) as reader:
             _check_shapes(reader.metadata(folder), target)

@@ -62,11 +62,7 @@ class Launch:
 
 
 def cluster(environ: Mapping[str, str]) -> str | None:
-    """Return the cluster manager that started this process as one of several, if one did.
-
-    JAX recognizes the same ones, and finds coordinator, number and index there: a Slurm step or Open MPI with
-    more than one task, an indexed Kubernetes job (a JobSet's among them), and the hosts of a Cloud TPU.
-    """
+    """Return the cluster manager, as JAX recognizes it, that started this process as one of several."""
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if _number(environ, "SLURM_NTASKS") > 1 and all(environ.get(name) for name in slurm):
         if _number(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") > 1:
@@ -110,11 +106,7 @@ def _tpu_chips() -> bool:
 
 
 def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
-    """Join the other processes of the run, and return whether there are any; before any other use of JAX.
-
-    A process that waits for the others longer than `launch.start_timeout` says so and ends with the code
-    `LOST`: JAX has no way to give up that could be caught.
-    """
+    """Join the other processes before JAX is used, or end with `LOST`; return whether there are any."""
     launch.check()
     named = launch.coordinator is not None
     manager = None if named or launch.distributed is False else cluster(environ)

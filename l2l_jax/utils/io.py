@@ -49,11 +49,7 @@ def atomic_write(path: pathlib.Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield an empty folder next to `path`, which replaces `path` if the block succeeds.
-
-    The parent is created. The temporary folder is deleted if the block fails, and what a killed process
-    left is deleted by the next call. One process at a time may write a folder.
-    """
+    """Yield an empty folder that replaces `path` if the block succeeds; one process at a time may."""
     temporary, old = (path.with_name(f"{path.name}.{suffix}") for suffix in ("unfinished", "old"))
     for left in (temporary, old):
         shutil.rmtree(left, ignore_errors=True)
@@ -108,11 +104,7 @@ class ResultCache:
     def get(
         self, name: str, *, stamp: Any = None, members: Sequence[str] | None = None, wait: bool = False
     ) -> Any:
-        """Return an entry, or None if it is missing, unreadable or was stored with another stamp.
-
-        "/" in names separates folders. A stamp of None is any; of arrays, only `members` are read. With
-        `wait` another host's file is waited for, up to `SHARED_WITHIN` seconds.
-        """
+        """Return an entry, of arrays `members`, or None if it is missing or of another stamp; may `wait`."""
         arrays, value = self.folder / f"{name}.npz", self.folder / f"{name}.json"
         deadline = time.monotonic() + SHARED_WITHIN * wait
         while not (arrays.exists() or value.exists()) and time.monotonic() < deadline:

@@ -57,11 +57,7 @@ def locate(given: str | pathlib.Path) -> pathlib.Path:
 
 
 def download(name: str) -> pathlib.Path:
-    """Download a model into the hub's cache, or find it there; interrupted downloads resume.
-
-    Of a pipeline, the components that make images and embed prompts are downloaded, in full precision if they
-    are stored so. `HF_HOME` and `HF_HUB_OFFLINE` are honored.
-    """
+    """Download a model, of a pipeline what makes images and embeds prompts, into the hub's cache."""
     repository, _, revision = name.partition("@")
     by_hand = (
         "Without a connection to the Internet, download it elsewhere, as with `hf download "

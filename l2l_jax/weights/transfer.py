@@ -26,11 +26,7 @@ def import_checkpoint(
     path: pathlib.Path, output: pathlib.Path, *,
     ema: bool = False, vqgan: pathlib.Path | None = None, fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Turn a checkpoint into a saved model in the new folder `output`, and return its card.
-
-    With `ema` the moving average of the weights is taken; `vqgan` is the file of MAGE's VQGAN, if `path` does
-    not hold it; `fields` are those of the model that the weights do not show.
-    """
+    """Turn a checkpoint into a saved model and return its card; `vqgan` is MAGE's, if in another file."""
     check_new(output)
     source, found = checkpoints.open_recognized(path, ema=ema, vqgan=vqgan)
     with about(path):

@@ -122,10 +122,7 @@ class Pipeline(CheckpointFormat):
         }
 
     def lora(self, adapter: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return an adapter of kind "lora" as the content of diffusers' pytorch_lora_weights.safetensors.
-
-        Another kind is a UserError. `shapes` are those of the parts that it adapts.
-        """
+        """Return a "lora" adapter as diffusers' pytorch_lora_weights.safetensors; no other is written."""
         found: dict[str, np.ndarray] = {}
         kernels, factors = (flatten_dict(dict(tree), sep="/") for tree in (shapes, adapter))
         for path in dict.fromkeys(path.rpartition("/")[0] for path in factors):

@@ -20,22 +20,13 @@ class GroupNorm(nn.GroupNorm):
 
     Flax sums over places and the channels of a group at once, and XLA's CPU compiler then adds up two or four
     numbers at a time. Sums over places alone take half the time or less.
-
-    Attributes:
-      activation: What follows, element by element; it is computed again in the backward pass.
     """
 
-    activation: Callable[[Array], Array] | None = None
+    activation: Callable[[Array], Array] | None = None  # of elements; computed again in the backward pass
 
     @nn.compact
     def __call__(self, x: Array, *, mask: Array | None = None, film: Sequence[Array] | None = None) -> Array:
-        """Return the same shape; statistics are float32.
-
-        Args:
-          x: `[batch, …, channel]`.
-          mask: As in Flax.
-          film: Scale and shift before the activation, `[batch, channel]`: y → y · (1 + scale) + shift.
-        """
+        """Return the same shape; `film`, scale and shift `[batch, channel]`, comes before the activation."""
         batch, *sides, channels = x.shape
         groups, activation = self.num_groups, self.activation or (lambda y: y)
         if mask is not None or groups is None or math.prod(sides) < PLACES or channels % groups:

@@ -28,10 +28,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Array, ids: Array) -> Array:
-        """Map patches `[batch, kept, patch² · channel]`, with their places in the grid `[batch, kept]`.
-
-        The result is `[batch, 1 + kept, width]`, float32, class token first.
-        """
+        """Map patches and places `[batch, kept]` to `[batch, 1 + kept, width]`, class token first."""
         positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid))
         cls_token = self.param("cls_token", small_normal, (1, 1, self.width))
         x = vit.PatchEmbed(self.patch_size, self.width, self.blocks.dtype, name="patch_embed")(patches)
@@ -176,10 +173,7 @@ class MAE(Model):
         return self.mask(images, noise, int(patches * (1 - self.mask_ratio)))
 
     def mask(self, images: Array, noise: Array, kept: int) -> Corrupted:
-        """Corrupt with the noise `[batch, patches]` and the number of kept patches given.
-
-        Returns `patches` `[batch, kept, patch² · channel]`, and `ids` and `ids_restore` of `random_masking`.
-        """
+        """Return `patches`, and `ids` and `ids_restore` of `random_masking` by noise `[batch, patches]`."""
         ids_keep, ids_restore = random_masking(noise, kept)
         patches = jnp.take_along_axis(self._patches(images), ids_keep[..., None], axis=1)
         return {"patches": patches, "ids": ids_keep, "ids_restore": ids_restore}

@@ -370,10 +370,7 @@ class MAGE(Model):
     def sample(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
     ) -> tuple[Array, Array]:
-        """See `Model`: minus the mean log-likelihood of the visible codes next to the hidden ones.
-
-        Where `inpaint` takes the likeliest codes, they are drawn at temperature 1.
-        """
+        """See `Model`: minus the mean log-likelihood of the visible codes next to the hidden ones."""
         drawing = dataclasses.replace(self, sampling_temperature=self.sampling_temperature or 1.0)
         inpainted, ids, hidden = drawing._inpaint(params, images, mask, rng)
         ring = masks.grow(hidden.reshape(self.grid, self.grid), 1).reshape(-1) & ~hidden

@@ -44,10 +44,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, positions: Array, dropout_keep: Array | None = None) -> Array:
-        """Map tokens `[batch, 1 + kept]`, class token first, to features `[batch, 1 + kept, width]`, float32.
-
-        `dropout_keep`, bool like the features, tells the channels of their embeddings that dropout keeps.
-        """
+        """Map tokens `[batch, 1 + kept]` to `[batch, 1 + kept, width]`; `dropout_keep` is like these."""
         embed = TokenEmbedding(self.vocabulary, self.places, self.width, self.embedding_std, name="token_emb")
         x = embed(ids, positions)
         if dropout_keep is not None:
@@ -83,11 +80,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latent: Array, source: Array, words: Array, count: int | None = None) -> Array:
-        """Return float32 logits `[batch, places, vocabulary]`, or those of the first `count` words only.
-
-        `source`, `[batch, places]`, tells which of the encoder's tokens `latent` goes to each place; `words`
-        are the word embeddings.
-        """
+        """Return logits `[batch, places, word]` of `count` words; `source`: which token goes where."""
         embed = nn.Dense(self.width, dtype=self.blocks.dtype, kernel_init=vit.xavier, name="decoder_embed")
         x = embed(latent).astype(jnp.float32)
         x = jnp.take_along_axis(x, source[..., None], axis=1)

@@ -164,11 +164,7 @@ class VQGAN(nn.Module):
     def __call__(
         self, images: Array, painted: Array | None = None, hidden: Array | None = None
     ) -> tuple[Array, Array]:
-        """Return reconstructions like `images`, and the codebook loss of every example, `[batch]`; float32.
-
-        Given `painted`, images with a part painted over, the latents come from there except where `hidden`,
-        bool `[batch, rows, columns]`, is True.
-        """
+        """Return reconstructions and codebook losses; latents outside `hidden` are of `painted`, if given."""
         latent = self.encoder(images)
         if painted is not None:
             assert hidden is not None

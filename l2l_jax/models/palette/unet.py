@@ -129,11 +129,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, gamma: Array) -> tuple[tuple[Array, ...], Array]:
-        """Encode images `[batch, height, width, channel]` at noise levels `[batch]`.
-
-        Returns the outputs of every input block and, last, of the middle block; and the embedding of γ, which
-        the decoder needs and nobody compares.
-        """
+        """Return the outputs of all input blocks and the middle block, and the embedding of γ."""
         config = self.config
         res_block, attention = (remat_block(cls, config.remat) for cls in (ResBlock, Attention))
         embedding = GammaEmbedding(config, name="cond_embed")(gamma)
