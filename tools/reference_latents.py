@@ -1,6 +1,6 @@
 """Compute the reference arrays of latent diffusion with diffusers and transformers, once.
 
-    python tests/reference/latent_diffusion.py  # writes latent_*.json and latent_*.npz
+    python tools/reference_latents.py  # writes latent_*.json and latent_*.npz
 
 Weights follow the rule of tests/reference/README.md. Arrays are as PyTorch has them, `[batch, channel, …]`.
 """
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 import transformers
 
-HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE.parent.parent))
+ROOT = pathlib.Path(__file__).parent.parent
+HERE = ROOT / "tests" / "reference"
+sys.path.insert(0, str(ROOT))
 
 from tests.fixtures.pipelines import write_pipeline  # noqa: E402
 from tests.reference_arrays import fill  # noqa: E402
@@ -26,17 +27,8 @@ SHARED = dict(in_channels=9, out_channels=4, norm_num_groups=4, layers_per_block
 SHARED |= dict(block_out_channels=[8, 16], down_block_types=[CROSS, PLAIN])
 SHARED |= dict(up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"])
 UNETS = {
-    "sd15": SHARED
-    | dict(
-        cross_attention_dim=12,
-        attention_head_dim=2,
-    ),
-    "sd2": SHARED
-    | dict(
-        cross_attention_dim=12,
-        attention_head_dim=[1, 4],
-        use_linear_projection=True,
-    ),
+    "sd15": SHARED | dict(cross_attention_dim=12, attention_head_dim=2),
+    "sd2": SHARED | dict(cross_attention_dim=12, attention_head_dim=[1, 4], use_linear_projection=True),
     "sdxl": SHARED
     | dict(
         down_block_types=[PLAIN, CROSS],
