@@ -1,7 +1,4 @@
-"""How tests compile: with little optimisation, and each program once in a run; and with how many threads.
-
-Nothing here imports JAX, which reads these settings when it is imported.
-"""
+"""How tests compile; nothing here imports JAX, which reads these settings when it is imported."""
 
 import gc
 import importlib.util
@@ -15,17 +12,13 @@ import tempfile
 QUICK = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 """Flags of XLA that cut the time to compile on CPU to a quarter; results change by rounding alone."""
 
 
 def compile_quickly() -> tempfile.TemporaryDirectory | None:
-    """Set the environment for JAX in this process and those that it starts.
-
-    Returns:
-      The folder of compiled programs, as long as this object exists; none where JAX_COMPILATION_CACHE_DIR
-      names one that outlasts the run.
-    """
+    """Set the environment for JAX; return the folder of compiled programs, unless one is named there."""
     flags = QUICK if _known(QUICK) else [flag for flag in QUICK if _known([flag])]
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
     compiled = None

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from l2l_jax import methods
 from l2l_jax.compare.methods import compare, table, variants
 from l2l_jax.compare.setup import incompatible
 from l2l_jax.experiment import pipeline as experiment
+from l2l_jax.methods.encoder import Encoder
 from l2l_jax.report import write
 from l2l_jax.train.hooks import read_metrics
 from tests.fixtures.configs import SMALL, digits_config
@@ -19,7 +22,6 @@ METHODS = [
     "relearn_aware", "ntk",
 ]  # fmt: skip
 FEW = ["encoder", "undo"]
-"""Of every run. All: objectives/test_methods.py."""
 
 
 def small_config():
@@ -27,7 +29,14 @@ def small_config():
     fields |= {"evaluate.picture_per_class": 1, "evaluate.features": "none", "unlearn.log_every": 1}
     for section, steps in (("pretrain.model", 20), ("unlearn", 10)):
         fields |= {f"{section}.steps": steps, f"{section}.batch_size": 8, f"{section}.warmup_steps": 2}
+    fields["unlearn.learning_rate"] = 1e-5  # Adam makes full steps of the rounding in a gradient of 0
     return digits_config({**SMALL, **fields})
+
+
+class Broken(Encoder):
+    def objective(self, model):
+        plain = super().objective(model)
+        return dataclasses.replace(plain, loss=lambda *a: jax.tree.map(lambda x: x * np.nan, plain.loss(*a)))
 
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -35,15 +44,15 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 @pytest.fixture(scope="module", params=[FEW, soak(METHODS)], ids=["few", "all"])
 def compared(request, compiled_once, tmp_path_factory):
-    """A comparison of some methods in the workdir of a finished experiment."""
     workdir = tmp_path_factory.mktemp("run")
+    config = small_config()
     with pytest.MonkeyPatch.context() as patch:
-        for method in set(METHODS).difference(request.param):
-            patch.delitem(methods.METHODS._classes, method)
+        classes = {name: methods.METHODS[name] for name in request.param}
+        patch.setattr(methods.METHODS, "_classes", {**classes, "broken": Broken})
         patch.setattr(write, "draw", lambda *_: {})  # report/ draws reports
         patch.setattr(write, "page", lambda *_: "")
-        report = experiment.run(small_config(), workdir)
-        yield workdir, report, compare(small_config(), workdir, alphas=[0.0, small_config().unlearn.alpha])
+        report = experiment.run(config, workdir)
+        yield workdir, report, compare(config, workdir, alphas=[0.0, config.unlearn.alpha])
 
 
 @pytest.mark.slow
@@ -54,6 +63,7 @@ def test_rows_start_from_one_model_and_agree_with_the_main_program(compared):
     assert list(rows) == ["original", *methods.METHODS, *more]
     assert rows["original"] == report["original"]
     assert rows["encoder"] == report["unlearned"]
+    assert "not finite" in rows["broken"]["failed"] and table(rows).count("diverged") == 1
     # Without a forget term the retain term is all, and the student is at its optimum from the start: nothing
     # but the rounding of the moving average changes.
     scalars = read_metrics(workdir / "comparison" / "encoder_alpha_0" / "unlearn")
@@ -86,24 +96,10 @@ def test_finished_rows_are_read_and_changed_ones_computed(compared, caplog, monk
         patch.setattr("l2l_jax.compare.methods.fit_filter", None)  # a stored filter is not fitted again
         assert compare(config, workdir, alphas=[0.0]) == rows
     assert "step/s" not in caplog.text and "inpaint" not in caplog.text
-    for method in METHODS[1:]:
-        monkeypatch.delitem(methods.METHODS._classes, method, raising=False)
+    monkeypatch.setattr(methods.METHODS, "_classes", {"encoder": methods.METHODS["encoder"]})
     narrower = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, tasks=("centre_4",)))
     again = compare(narrower, workdir)
     assert again["encoder"]["retain"]["mse"] != rows["encoder"]["retain"]["mse"]
-
-
-@pytest.mark.slow
-def test_a_method_that_diverges_is_a_row_and_stops_nothing(compared, tmp_path, monkeypatch):
-    config = small_config()
-    for method in METHODS[1:]:
-        monkeypatch.delitem(methods.METHODS._classes, method, raising=False)
-    wild = dataclasses.replace(config.unlearn, learning_rate=1e30, clip_norm=0.0)
-    pretrained = str(compared[0] / "pretrained")
-    rows = compare(dataclasses.replace(config, unlearn=wild, pretrained=pretrained), tmp_path)
-    assert set(rows) == {"original", "encoder", "encoder, proxy retain", "filter"}
-    assert all("not finite" in rows[name]["failed"] for name in ("encoder", "encoder, proxy retain"))
-    assert table(rows).count("diverged") == 2
 
 
 def test_methods_that_an_adapter_excludes_are_left_out():
