@@ -15,10 +15,10 @@ from tests.compiling import flags_of_one_device
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
-LATER = [pytest.param(name, marks=pytest.mark.examples) for name in ("nnx", "equinox")]
+LATER = [pytest.param(name, marks=pytest.mark.examples) for name in ("nnx", "equinox", "shard_map")]
 
 
-@pytest.mark.parametrize("framework", ["linen", "shard_map", "torch", *LATER])
+@pytest.mark.parametrize("framework", ["linen", "torch", *LATER])
 def test_the_loss_in_other_frameworks(framework):
     """It must forget while retaining; at the first step the student still is the teacher."""
     if framework == "torch":

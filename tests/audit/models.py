@@ -11,10 +11,7 @@ from tests.fixtures.configs import digits_config
 
 @dataclasses.dataclass(frozen=True)
 class Memory(Model):
-    """Fills a mask with that of the remembered image whose visible pixels are nearest.
-
-    Its parameters are {"encoder": remembered images}.
-    """
+    """Fills a mask with that of the image among {"encoder": images} whose visible pixels are nearest."""
 
     image_size: int = 16
     channels: int = 3
@@ -55,5 +52,4 @@ def remembering(source, indices=None):
 
 
 def config(**audit):
-    """The digits config with these fields of `config.audit`."""
     return digits_config({f"audit.{name}": value for name, value in audit.items()})

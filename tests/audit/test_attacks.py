@@ -35,11 +35,12 @@ from tests.fixtures.configs import SIZES
 from tests.matrix import soak
 from tests.train.families import MODELS, params_of
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 CONFIG = dataclasses.replace(config(), model=Memory())
 
 
 @pytest.fixture(scope="module")
-def evaluation(tmp_path_factory):
+def evaluation(compiled_once, tmp_path_factory):
     return Evaluation(CONFIG, tmp_path_factory.mktemp("evaluation"))
 
 
@@ -109,9 +110,8 @@ class Lottery(Memory):
 
     def sample(self, params, images, mask, rng, noise=None):
         noise = jax.random.normal(rng, images.shape) if noise is None else noise
-        return jnp.where(mask[None, ..., None], noise, images), jnp.square(noise - images)[:, mask].mean(
-            (1, 2)
-        )
+        misfit = jnp.square(noise - images)[:, mask].mean((1, 2))
+        return jnp.where(mask[None, ..., None], noise, images), misfit
 
     def denoise(self, params, images, mask, rng, start, scale):
         return jnp.where(mask[None, ..., None], images + start * scale, images)
@@ -208,13 +208,11 @@ def test_views_reveal_what_a_changed_picture_reveals(bench, evaluation):
     tests = evaluation.tests["forget"]
     mirrored = {"encoder": tests.read(np.arange(len(tests))).images[:, :, ::-1]}
     attack = Views()
-    error = {
-        name: attack.run(name, bench, target(mirrored), 0)["0"]["forget"]["mse"].mean()
-        for name in attack.variants(bench)
-    }
     sides = ("left_8", "right_8", "top_8", "bottom_8")
-    assert set(error) == {f"view_{n}" for n in ("flip", "noise", "gradient", "centre_4", *sides)}
-    assert error.pop("view_flip") < 1e-12 and min(error.values()) > 0.01
+    names = [f"view_{n}" for n in ("flip", "noise", "centre_4", *sides, "gradient")]
+    assert set(attack.variants(bench)) == set(names)
+    error = [attack.run(n, bench, target(mirrored), 0)["0"]["forget"]["mse"].mean() for n in names[:4]]
+    assert error[0] < 1e-12 and min(error[1:]) > 0.01
 
 
 @pytest.mark.parametrize("classes", [5, 1])
@@ -246,9 +244,7 @@ def test_each_half_is_judged_by_the_other():
     labels, halves = np.repeat([0, 1], 20), np.where(np.arange(40) % 2, -1, 1)
     features = (labels * 2.0 - 1)[:, None, None] * np.array([1, 1, 1, -1])[None, :, None]
     np.testing.assert_array_equal(cross_validated(features, labels), np.full(40, 0.75))
-    np.testing.assert_array_equal(
-        cross_validated(features * halves[:, None, None], labels), np.full(40, 0.25)
-    )
+    np.testing.assert_array_equal(cross_validated(features * halves[:, None, None], labels), [0.25] * 40)
 
 
 @pytest.mark.filterwarnings("error")
@@ -299,8 +295,7 @@ def test_the_gradient_view_moves_visible_pixels_as_far_as_it_may(evaluation, tra
 @pytest.mark.parametrize("field", [soak("remat"), "scan"])
 def test_features_of_every_layer_are_means_over_places(evaluation, field):
     model = dataclasses.replace(config().model, width=8, depth=2, num_heads=2, **{field: True})
-    params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
-    tests = evaluation.tests["forget"]
+    params, tests = params_of(model), evaluation.tests["forget"]
     found, labels = EncoderFeatures(model, 256, seed=3, draws=2)(params, tests)
     assert list(found) == ["patch_embed", "blocks_0", "blocks_1", "norm", OUTPUT]
     np.testing.assert_array_equal(labels, tests.labels)
@@ -311,35 +306,25 @@ def test_features_of_every_layer_are_means_over_places(evaluation, field):
         return model.encode(params["encoder"], model.corrupt(params, image[None], key))[0].mean(0)
 
     keys = jax.vmap(lambda key: jax.random.split(key, 2))(image_keys(3, rows))
-    expected = jax.vmap(lambda image, two: jax.vmap(lambda key: encode(params, image, key))(two))(
-        rows["images"], keys
-    )
+    expected = jax.vmap(lambda x, two: jax.vmap(lambda k: encode(params, x, k))(two))(rows["images"], keys)
     assert not np.allclose(expected[:, 0], expected[:, 1])
     np.testing.assert_allclose(found[OUTPUT], expected, atol=1e-5)
     np.testing.assert_allclose(found["norm"], expected, atol=1e-5)
 
 
+MIDDLE = ["input_blocks_0_0", "input_blocks_1_0", "middle_block_0", "middle_block_1", "middle_block_2"]
+DOWN = ["conv_in", "down_blocks_0_resnets_0", "down_blocks_0_attentions_0"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "layers"),
-    [
-        (
-            "palette",
-            ["input_blocks_0_0", "input_blocks_1_0", "middle_block_0", "middle_block_1", "middle_block_2"],
-        ),
-        ("latent_diffusion", ["conv_in", "down_blocks_0_resnets_0", "down_blocks_0_attentions_0"]),
-    ],
-)
+@pytest.mark.parametrize(("family", "layers"), [("palette", MIDDLE), soak("latent_diffusion", DOWN)])
 def test_skips_of_a_unet_appear_once_among_its_layers(evaluation, family, layers):
     model = dataclasses.replace(MODELS[family], image_size=16)
     found, _ = EncoderFeatures(model, 256, seed=3)(params_of(model), evaluation.tests["forget"])
     *names, output = found
     assert output == OUTPUT and set(layers) < set(names)
     values = [found[name] for name in names]
-    repeated = [
-        (a.shape == b.shape and np.array_equal(a, b)) for i, a in enumerate(values) for b in values[:i]
-    ]
-    assert not any(repeated)
+    assert not any(np.array_equal(a, b) for i, a in enumerate(values) for b in values[:i])
     np.testing.assert_array_equal(found[OUTPUT], values[-1])
 
 
@@ -395,7 +380,7 @@ def test_a_fresh_decoder_starts_fresh_over_the_same_encoder():
     assert Relearning().objective(model).trained == ("encoder", "decoder")
     task = FreshDecoder().objective(model)
     assert task.trained == ("decoder",) and task.frozen == ("encoder",)
-    params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+    params = params_of(model)
     started = task.start(params, jax.random.key(1))
     assert started["encoder"] is params["encoder"]
     fresh = started["decoder"]["decoder_embed"]["kernel"]
@@ -404,8 +389,6 @@ def test_a_fresh_decoder_starts_fresh_over_the_same_encoder():
 
 @dataclasses.dataclass(frozen=True)
 class Forgetful(Attack):
-    """An attack of a user's own: drop remembered images."""
-
     title, source, cost = "fewer memories", "a test", "a reconstruction of the forget images"
     is_curve = True
 

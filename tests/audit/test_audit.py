@@ -8,7 +8,6 @@ import logging
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -27,6 +26,7 @@ from l2l_jax.train.loop import Trainer
 from l2l_jax.weights.saved_models import save_model
 from tests.audit.models import Memory, remembering
 from tests.fixtures.configs import SMALL, digits_config
+from tests.train.families import params_of
 
 SAME = dict(steps=2, batch_size=8, learning_rate=1e-3)  # attacks that differ in images alone share a step
 QUICK = dict(
@@ -92,9 +92,7 @@ def test_metrics_are_those_of_the_findings(memories):
     measured = findings["unlearned"][UNATTACKED]["0"]["forget"]
     value, low, high = first["figures"]["unlearned"]["forget"]["mse"]
     assert value == pytest.approx(measured["mse"].mean()) and low < value < high
-    own, never = (
-        findings[model][UNATTACKED]["0"]["forget"]["right"].mean() for model in ("unlearned", "retrained")
-    )
+    own, never = (findings[m][UNATTACKED]["0"]["forget"]["right"].mean() for m in ("unlearned", "retrained"))
     by_measure = {c["measure"]: c for c in report["comparisons"] if c["name"] == UNATTACKED}
     assert by_measure["accuracy"]["excess"] == pytest.approx(own - never)
     assert report["verdict"]["finding"] != "forgotten"  # it remembers one class
@@ -188,7 +186,7 @@ def tiny(fields=(), **audit):
 
 @functools.cache
 def parameters(seed):
-    return jax.device_get(jax.jit(tiny().model.init)(jax.random.key(seed)))
+    return params_of(tiny().model, seed)
 
 
 def saved(folder, seed):
@@ -200,7 +198,6 @@ def saved(folder, seed):
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
-    """A run of a tiny model with an audit against two retrained models, and its report."""
     workdir = tmp_path_factory.mktemp("run")
     retrained = [saved(workdir / f"retrained_{i}", i) for i in (1, 2)]
     original = {"model.pretrained": saved(workdir / "original", 0)}
@@ -233,7 +230,6 @@ def test_the_report_has_the_metrics_of_the_attacks(audited):
 
 @pytest.mark.slow
 def test_finished_attacks_are_read_and_metrics_kept_where_drawing_fails(audited, monkeypatch):
-    """With the costs of the real run."""
     workdir, settings, report = audited
     run = workdir / "run"
     before = {name: contents(run / name) for name in ("unlearned", "unlearn")}
@@ -302,17 +298,14 @@ def test_a_retrained_model_of_another_length_is_refused_before_any_work(tmp_path
     check_gold_standard(longer, tmp_path, redo=True)
 
 
-def test_a_model_is_not_retrained_without_validation_images(tmp_path):
+def test_what_an_audit_needs_is_named(tmp_path):
     with pytest.raises(UserError, match="validation_fraction is 0"):
         check_gold_standard(tiny({"data.validation_fraction": 0.0}, retrained="train"), tmp_path)
+    with pytest.raises(UserError, match="no original model to compare with"):
+        experiment.audit(tiny({"model.pretrained": ""}), tmp_path, pathlib.Path("unlearned"))
 
 
 def test_a_missing_retrained_model_is_announced_with_the_flag(caplog, tmp_path):
     logging.getLogger("l2l_jax").propagate = True
     check_gold_standard(tiny({"model.pretrained": "elsewhere"}, retrained="shipped"), tmp_path)
     assert "--config.audit.retrained=train" in caplog.text
-
-
-def test_what_is_not_there_cannot_be_audited(tmp_path):
-    with pytest.raises(UserError, match="no original model to compare with"):
-        experiment.audit(tiny({"model.pretrained": ""}), tmp_path, pathlib.Path("unlearned"))

@@ -87,7 +87,6 @@ def bench(tmp_path_factory):
 
 
 def seen_images(source):
-    """Images of a source as training reads them."""
     records = (source[i] for i in range(len(source)))
     return np.stack([paint(r["image"], r["mark"]) if "mark" in r else r["image"] for r in records])
 

@@ -31,7 +31,6 @@ def call(*arguments):
 
 
 def finished(folder):
-    """A workdir as a finished run of the digits recipe leaves it, as far as the command reads it."""
     (folder / "report").mkdir()
     (folder / "unlearned").mkdir()
     described = config(retrained="", seeds=7).describe()

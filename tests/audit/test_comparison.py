@@ -194,19 +194,13 @@ def test_canaries_can_be_violated_and_need_not_hold():
     assert (hidden.finding, hidden.attack, hidden.violated) == ("hidden", "b", ("b",))
     shown = decide([HOLDS], attacks, {None: VIOLATED})
     assert (shown.finding, shown.attack, shown.comparison) == ("not forgotten", None, VIOLATED)
-
-
-def test_models_differ_if_one_measure_says_so():
     assert differ([HOLDS, VIOLATED]) and not differ([HOLDS, OPEN])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tails", [(0.5, 1.0), soak((0.7, 0.7))])
 def test_verdicts_are_wrong_in_at_most_five_per_cent(tails):
-    """A short form of research/verdict_simulation.py: 300 audits, every model exactly at the margin.
-
-    In every run the tails of the models differ, which is the harder case.
-    """
+    """300 audits, every model exactly at the margin. In every run their tails differ, the harder case."""
     simulation = runpy.run_path("research/verdict_simulation.py")
     limit = stats.binom.ppf(0.999, 300, 0.05) / 3  # per cent
     rates = simulation["error_rates"](200, tails, 300)

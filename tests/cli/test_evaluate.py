@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from l2l_jax.config import parse_config
-from l2l_jax.config_files import override, read_config
 from l2l_jax.errors import UserError
 from l2l_jax.evals import evaluator as evaluate
 from l2l_jax.evals.evaluator import Evaluation
@@ -19,32 +17,28 @@ from l2l_jax.experiment import evaluation as program
 from l2l_jax.models.mae.model import MAE
 from l2l_jax.report import plots
 from l2l_jax.weights.saved_models import save_model
+from tests.fixtures.configs import SMALL, digits_config
+from tests.train.families import params_of
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 KEY = jax.random.key(0)  # a MAE draws nothing
 
-SMALL = dict(width=16, depth=1, num_heads=2, decoder_width=16, decoder_depth=1, decoder_num_heads=2)
-FIELDS = {
-    "audit": dict(enabled=False),
-    "unlearn": dict(retain_budget=0.0),
-    "model": dict(pretrained="", **SMALL),
-    "data": dict(forget=(8,), retain=(0, 1), general=("rest",), general_images=30),
-    "evaluate": dict(batch_size=16, picture_per_class=1, features="none"),
-}
+DATA = dict(forget=(8,), retain=(0, 1), general=("rest",), general_images=30)
+EVALUATE = dict(batch_size=16, picture_per_class=1, features="none")
 SETS = {"retain": 91, "forget": 43, "general": 30}  # a quarter of the digits 0 and 1, and of the digit 8
 
 
 def config(**evaluate):
-    fields = {f"{section}.{name}": x for section, of in FIELDS.items() for name, x in of.items()}
-    fields |= {f"evaluate.{name}": x for name, x in evaluate.items()}
-    return parse_config(override(read_config("digits_mae:encoder"), fields))
+    sections = {"data": DATA, "evaluate": EVALUATE | evaluate}
+    fields = {f"{section}.{name}": x for section, of in sections.items() for name, x in of.items()}
+    return digits_config(SMALL | fields)
 
 
 @pytest.fixture(scope="module")
 def params():
     model = config().model
-    return [jax.device_get(jax.jit(model.init)(jax.random.key(seed))) for seed in (0, 1)]
+    return [params_of(model, seed) for seed in (0, 1)]
 
 
 class Killed(BaseException):
@@ -86,8 +80,6 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(params, tmp_path, monkeypa
 
 
 class Mirroring(MAE):
-    """A MAE that can be run on mirrored images, as another model on other prompts."""
-
     def alternatives(self):
         return {"prompt a/b": Mirrored(**self.as_fields())}
 
@@ -149,7 +141,6 @@ def test_the_classifiers_own_accuracy_and_metrics_of_classes(params, tmp_path):
 
 @pytest.fixture(scope="module")
 def evaluated(params, compiled_once, tmp_path_factory):
-    """A workdir, and what the program reports of the models there."""
     folder = tmp_path_factory.mktemp("run")
     card = {**config().describe("family", "model", "data", "seed"), "origin": "a test"}
     for name, values in zip(("pretrained", "unlearned"), params, strict=True):

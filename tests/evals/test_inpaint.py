@@ -13,9 +13,10 @@ from l2l_jax.evals.runner import BatchedRunner
 from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.models.mae.model import MAE
 from tests.fixtures.configs import SIZES
+from tests.train.families import params_of
 
 SMALL_MAE = MAE(image_size=16, patch_size=4, **SIZES)
-PARAMS = functools.cache(lambda: jax.jit(SMALL_MAE.init)(jax.random.key(0)))
+PARAMS = params_of(SMALL_MAE)
 
 
 class Noise(MAE):
@@ -51,12 +52,11 @@ def test_any_number_of_rows_in_batches_of_one_shape(batch_size, threads):
 @pytest.mark.parametrize("name", ["centre_8", "random_75"])
 def test_reconstructions_do_not_depend_on_the_batches(name, one_device):
     (task,) = parse_tasks([name])
-    params = PARAMS()
     images = np.random.default_rng(0).random((10, 16, 16, 3)).astype(np.float32)
     whole, parts = (Inpainter(SMALL_MAE, task, batch_size=size, seed=0) for size in (16, 4))
-    expected = whole(whole.place(params), chosen(images, range(10)), "retain")
+    expected = whole(whole.place(PARAMS), chosen(images, range(10)), "retain")
     inpainted = [
-        parts(parts.place(params), chosen(images[rows], rows), "retain")
+        parts(parts.place(PARAMS), chosen(images[rows], rows), "retain")
         for rows in ([0, 1, 2], [3], [4, 5, 6, 7, 8, 9])
     ]
     np.testing.assert_allclose(expected, np.concatenate(inpainted), atol=1e-6)
@@ -71,10 +71,9 @@ def test_reconstructions_do_not_depend_on_the_batches(name, one_device):
 
 
 def test_random_patches_are_inpainted_from_the_visible_ones():
-    params = PARAMS()
     images = np.random.default_rng(0).random((1, 16, 16, 3)).astype(np.float32)
     visible = jnp.array([[5, 6, 9, 10]])
-    inpaint = jax.jit(lambda images: SMALL_MAE.inpaint_from_patches(params, images, visible))
+    inpaint = jax.jit(lambda images: SMALL_MAE.inpaint_from_patches(PARAMS, images, visible))
     inpainted = np.asarray(inpaint(images))
     other = images.copy()
     other[0, 4:8, 12:] = 0  # patch 7

@@ -10,7 +10,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from l2l_jax.config import parse_config
-from l2l_jax.config_files import override, read_config
 from l2l_jax.data.arrays import open_digits
 from l2l_jax.data.sources import open_source
 from l2l_jax.data.splits import Split, validation_sets
@@ -26,15 +25,11 @@ from l2l_jax.methods.epsilon import Constrained
 from l2l_jax.weights.adapters import FILE, with_adapter
 from l2l_jax.weights.loading import load_model
 from l2l_jax.weights.saved_models import load_params, read_card, save_model
-from tests.fixtures.configs import SMALL
+from tests.fixtures.configs import SMALL, digits_config
+from tests.matrix import soak
 from tests.train.families import MODELS, params_of
 
 SETS = Split(*2 * [open_digits("test", 16)])
-
-
-def config_of(**fields):
-    fields = {"audit.enabled": False, "unlearn.retain_budget": 0.0, **fields}
-    return parse_config(override(read_config("digits_mae:encoder"), fields))
 
 
 def unlearning_of(**fields):
@@ -61,7 +56,7 @@ def trained(monkeypatch):
 def test_the_phases_find_the_range_of_epsilon(trained, tmp_path):
     """40 steps: the last tenth are the steps 37 to 40, whose mean is 38.5."""
     fields = unlearning_of(method="epsilon", epsilon={"epsilon_ratio": 0.25}, steps=40, warmup_steps=2)
-    config = config_of(**fields)
+    config = digits_config(fields)
     folders = Workdir(tmp_path, config)
     original = {"encoder": np.ones(1), "decoder": np.ones(2)}
     unlearned_params(config, folders, original, SETS)
@@ -78,15 +73,14 @@ def test_the_phases_find_the_range_of_epsilon(trained, tmp_path):
 
 @pytest.fixture
 def first(tmp_path):
-    """A folder with a copy of the shipped model, and its parameters."""
-    config = config_of()
+    config = digits_config()
     params = original_params(config, Workdir(tmp_path / "run", config), None)
     save_model(tmp_path / "first", params, config.describe("family", "model"))
     return tmp_path / "first", params
 
 
 def started_from(model, **unlearn):
-    return config_of(**{"model.pretrained": str(model)}, **unlearning_of(**unlearn))
+    return digits_config({"model.pretrained": str(model), **unlearning_of(**unlearn)})
 
 
 def unlearned_from(model, folder, **unlearn):
@@ -108,7 +102,7 @@ def test_every_model_of_a_line_names_the_first(first, trained, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found["encoder"], first[1]["encoder"])
     # The first one itself is relative to what is unlearned: to itself.
     assert budget_reference(started_from(first[0]), first[0], str(first[0])) is None
-    assert budget_reference(config_of(), "digits_mae", "digits_mae") is None
+    assert budget_reference(digits_config(), "digits_mae", "digits_mae") is None
 
     shutil.move(first[0], tmp_path / "moved")
     sentence = "relative to .*first, the first original model: .*budget_original=PATH"
@@ -135,14 +129,14 @@ def test_a_later_request_imitates_the_first_model(first, trained, tmp_path, monk
 
 
 def test_validation_images_are_spread_over_the_set():
-    config = config_of()
+    config = digits_config()
     source = validation_sets(config.data, open_source(config.data, "validation", 16)).retain
     images = validation_images(config, 10)
     assert {of: len(x) for of, x in images.items()} == {"retain": 10, "forget": 10}
     for place, image in zip(np.linspace(0, len(source) - 1, 10).astype(int), images["retain"], strict=True):
         np.testing.assert_allclose(image, source[place]["image"], atol=1e-6)
     with pytest.raises(UserError, match="config.data.validation_fraction is 0, so that there are no"):
-        validation_images(config_of(**{"data.validation_fraction": 0.0}), 10)
+        validation_images(digits_config({"data.validation_fraction": 0.0}), 10)
 
 
 @pytest.mark.slow
@@ -151,7 +145,7 @@ def test_an_adapter_within_a_budget_without_retain_images(one_device, tmp_path):
     fields = unlearning_of(adapter="lora", adapter_rank=2, steps=3, batch_size=8, warmup_steps=1)
     fields |= unlearning_of(retain_budget=1.3, budget_every=1)
     fields |= {"data.retain_images": "generated", "data.generated_count": 10, "evaluate.batch_size": 8}
-    config = config_of(**fields, **SMALL, **{"data.validation_fraction": 0.05})
+    config = digits_config({**fields, **SMALL, "data.validation_fraction": 0.05})
     save_model(tmp_path / "given", params_of(config.model), config.describe("family", "model"))
     config = dataclasses.replace(config, pretrained=str(tmp_path / "given"))
     source, folders = open_source(config.data, "train", 16), Workdir(tmp_path, config)
@@ -181,26 +175,21 @@ def test_an_adapter_within_a_budget_without_retain_images(one_device, tmp_path):
 
 
 @pytest.mark.slow
-def test_latent_diffusion_learns_an_adapter_on_cached_latents(one_device, tmp_path):
-    """Nothing outside `models/` knows the family."""
-    model = MODELS["latent_diffusion"]
-    save_model(
-        tmp_path / "given", params_of(model), {"family": "latent_diffusion", "model": model.as_fields()}
-    )
+@pytest.mark.parametrize("family", ["mage", soak("latent_diffusion")])
+def test_an_adapter_is_learned_on_cached_codes(family, one_device, tmp_path):
+    """In every run train/test_token_cache.py has a cache of latents."""
+    model = MODELS[family]
+    save_model(tmp_path / "given", params_of(model), {"family": family, "model": model.as_fields()})
     unlearn = dict(method="encoder", adapter="lora", adapter_rank=2, adapter_layers="attention", token_bank=2)
     unlearn |= dict(steps=3, batch_size=8, learning_rate=1e-3, warmup_steps=1)
-    config = parse_config(
-        {
-            "model": {"pretrained": str(tmp_path / "given")},
-            "data": dict(source="digits", forget="1", retain="0", train_per_class=16),
-            "unlearn": unlearn,
-        }
-    )
+    unlearn |= dict(noise_bank=24) if family == "mage" else {}
+    data = dict(source="digits", forget="1", retain="0", train_per_class=16)
+    recipe = {"model": {"pretrained": str(tmp_path / "given")}, "data": data, "unlearn": unlearn}
+    config = parse_config(recipe)
     source, folders = open_source(config.data, "train", 8), Workdir(tmp_path, config)
     original = original_params(config, folders, source)
     unlearned_params(config, folders, original, training_sets(config, source))
-    codes = np.load(folders.unlearn / "bank/noise.npy")
-    assert codes.shape == (2, 16, *model.code.shape) and np.any(codes[0] != codes[1])
+    assert np.load(folders.unlearn / "bank/retain.npy").shape == (2, 16, *model.code.shape)
     loaded, unlearned = load_model(folders.unlearned)
     assert loaded == config.model == model
     before, after = (flatten_dict(params, sep="/") for params in (original, unlearned))

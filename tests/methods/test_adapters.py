@@ -28,9 +28,7 @@ def count(tree):
 def test_how_many_numbers_are_trained():
     """MAE with 1 block of width 32 in encoder and decoder, patches of 4·4·3 = 48 numbers, rank 2.
 
-    In a block: qkv 2·(32 + 96), proj 2·(32 + 32), fc1 and fc2 2·(32 + 128) each; the encoder embeds patches
-    with 2·(48 + 32); the decoder has 2·(32 + 32) to come in and 2·(32 + 48) to go out. Norms: three in the
-    encoder and three in the decoder, with 32 scales and 32 biases each.
+    In a block qkv, proj, fc1 and fc2; around it an embedding, and the decoder's first and last product.
     """
     block = 2 * (32 + 96) + 2 * (32 + 32) + 4 * (32 + 128)
     encoder = block + 2 * (48 + 32)

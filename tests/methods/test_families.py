@@ -1,8 +1,4 @@
-"""The compiled training step of every method on every family, against its formula and automatic derivatives.
-
-Features, outputs and losses of the families are compared with their releases in `tests/models`. Here the
-terms are written as the papers have them, without interleaved rows or parts of the model left out.
-"""
+"""The compiled training step of every method on every family, against its formula and derivatives."""
 
 import jax
 import jax.flatten_util
@@ -26,7 +22,6 @@ def distance(x, y):
 
 
 def terms(method, model, student, teacher, inputs):
-    """The two terms of a method's loss."""
     r, f = inputs["retain"], inputs["forget"]
 
     def encode(params, corrupted):
@@ -66,8 +61,6 @@ def trained_parts(model, params):
 
 
 def expected(method, model, student, teacher, inputs):
-    """The terms and the gradient of all parts."""
-
     @jax.jit
     def both(params):
         def of(params):

@@ -29,7 +29,6 @@ WEIGHTS = {
 
 
 def filled(adapter):
-    """An adapter with random numbers in place of those that it has."""
     return jax.tree.map(lambda x: normal(*x.shape), adapter)
 
 
@@ -75,9 +74,8 @@ def test_the_factor_has_variance_one_over_rank():
 
 def test_norms_by_hand():
     adapter = new_adapter(WEIGHTS, "norms", 2, jax.random.key(0))
-    assert jax.tree.map(jnp.shape, adapter) == {
-        "encoder": {"norm": {"scale": {"delta": (8,)}, "bias": {"delta": (8,)}}}
-    }
+    norm = {"scale": {"delta": (8,)}, "bias": {"delta": (8,)}}
+    assert jax.tree.map(jnp.shape, adapter) == {"encoder": {"norm": norm}}
     change = filled(adapter)
     result = merged(WEIGHTS, change)["encoder"]
     for name in ("scale", "bias"):

@@ -19,6 +19,10 @@ def lowered(dtype, platform, channels=64, tokens=50):
     return jax.jit(gradient).trace(q).lower(lowering_platforms=(platform,)).as_text()
 
 
+def with_gradients(attend):
+    return jax.jit(jax.value_and_grad(lambda *x: jnp.square(attend(*x)).sum(), argnums=(0, 1, 2)))
+
+
 def test_it_is_the_mean_of_values_by_softmax_of_products():
     rng = np.random.default_rng(0)
     q, k, v = rng.standard_normal((3, 2, 5, 3, 8), np.float32)
@@ -32,11 +36,8 @@ def test_a_token_that_makes_the_number_even_has_no_effect(tokens):
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, n, 3, 8), np.float32) for n in (tokens[0], tokens[1], tokens[1]))
 
-    def run(attend):
-        return jax.value_and_grad(lambda *x: jnp.square(attend(*x)).sum(), argnums=(0, 1, 2))(q, k, v)
-
     even = functools.partial(attend_even, implementation="xla")
-    found, expected = run(even), run(jax.nn.dot_product_attention)
+    found, expected = (with_gradients(attend)(q, k, v) for attend in (even, jax.nn.dot_product_attention))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), found, expected)
 
 
@@ -45,15 +46,10 @@ def test_many_queries_go_in_parts():
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((1, tokens, 1, 2), np.float32) for tokens in (4096, 2048, 2048))
 
-    def loss(attend, *arrays):
-        return jnp.square(attend(*arrays)).sum()
-
-    def run(attend):
-        return jax.jit(jax.value_and_grad(functools.partial(loss, attend), argnums=(0, 1, 2)))
-
-    found, expected = run(attention)(q, k, v), run(jax.nn.dot_product_attention)(q, k, v)
+    program = with_gradients(attention).lower(q, k, v)
+    found, expected = program.compile()(q, k, v), with_gradients(jax.nn.dot_product_attention)(q, k, v)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), found, expected)
-    assert "4096x2048" not in run(attention).lower(q, k, v).as_text()
+    assert "4096x2048" not in program.as_text()
 
 
 def test_cudnn_is_for_gpus_and_half_precision():

@@ -11,11 +11,7 @@ from tests.reference_arrays import Case, nhwc
 SCHEDULE = Case("palette_schedule")
 PROCESS = Case("palette_process")
 TEST = np.linspace(1e-4, 0.09, 2000)
-PUBLISHED = {
-    "train": np.linspace(1e-6, 0.01, 2000),
-    "test": TEST,
-    "test1000": np.linspace(1e-4, 0.09, 1000),
-}
+PUBLISHED = {"train": np.linspace(1e-6, 0.01, 2000), "test": TEST, "test1000": np.linspace(1e-4, 0.09, 1000)}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -31,20 +27,14 @@ def test_buffers_of_the_published_schedules(name):
     np.testing.assert_allclose(gammas[index], SCHEDULE[f"{name}/gammas64"], rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "name, arguments",
-    [
-        ("train/betas", ("linear", 2000, 1e-6, 0.01)),
-        ("test/betas", ("linear", 2000, 1e-4, 0.09)),
-        ("small/linear_small", ("linear", 12, 1e-6, 0.01)),
-        ("small/quad", ("quad", 12, 1e-4, 0.09)),
-        ("small/cosine", ("cosine", 12, 1e-4, 0.09)),
-        ("small/warmup10", ("warmup10", 30, 1e-4, 0.09)),
-        ("small/warmup50", ("warmup50", 12, 1e-4, 0.09)),
-        ("small/const", ("const", 12, 1e-4, 0.09)),
-    ],
-)
-def test_beta_schedules(name, arguments):
+BETAS = {"train/betas": ("linear", 2000, 1e-6, 0.01), "test/betas": ("linear", 2000, 1e-4, 0.09)}
+BETAS |= {f"small/{kind}": (kind, 12, 1e-4, 0.09) for kind in ("quad", "cosine", "warmup50", "const")}
+BETAS |= {"small/linear_small": ("linear", 12, 1e-6, 0.01), "small/warmup10": ("warmup10", 30, 1e-4, 0.09)}
+
+
+@pytest.mark.parametrize("name", BETAS)
+def test_beta_schedules(name):
+    arguments = BETAS[name]
     betas = diffusion.beta_schedule(*arguments)
     assert betas.shape == (arguments[1],) and betas.dtype == np.float64
     index = SCHEDULE[name.split("/")[0] + "/idx"] if name.endswith("/betas") else slice(None)
@@ -57,13 +47,10 @@ def test_impossible_schedules_are_refused(wrong):
         diffusion.beta_schedule(*wrong)
 
 
-def test_noise_levels_lie_between_two_steps():
+def test_noise_levels_and_forward_noising():
     gammas = jnp.asarray(diffusion.cumulative_gammas(PUBLISHED["train"]), jnp.float32)
     drawn = diffusion.gamma_between(gammas, PROCESS["t"], PROCESS["u"][:, 0])
     np.testing.assert_allclose(drawn, PROCESS["sample_gammas"][:, 0], rtol=5e-7)
-
-
-def test_forward_noising():
     gamma = PROCESS["sample_gammas"][:, 0]
     noisy = diffusion.q_sample(nhwc(PROCESS["y_0"]), gamma, nhwc(PROCESS["noise"]))
     np.testing.assert_allclose(noisy, nhwc(PROCESS["q_sample_original"]), atol=5e-7)
@@ -98,9 +85,8 @@ def test_ddim_step_by_hand():
         direction = (noisy - np.sqrt(g) * start) / np.sqrt(1 - g)
         expected = np.sqrt(h) * start + np.sqrt(1 - h) * direction
         step = jax.tree.map(lambda x, i=i: x[i], steps)
-        found = diffusion.reverse_step(
-            step, *np.float32([noisy, predicted]), np.float32(noisy), value_range=(-0.7, 0.7)
-        )
+        given = np.float32([noisy, predicted, noisy])
+        found = diffusion.reverse_step(step, *given, value_range=(-0.7, 0.7))
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

@@ -38,9 +38,7 @@ def test_values(shape, groups):
 def test_flax(dtype, given):
     """Same parameters, result, type and gradients."""
     x = jnp.asarray(arrays(SHAPES[0])[0], given)
-    ours, theirs = (
-        cls(3, epsilon=1e-5, dtype=dtype and jnp.dtype(dtype)) for cls in (GroupNorm, nn.GroupNorm)
-    )
+    ours, theirs = (c(3, epsilon=1e-5, dtype=dtype and jnp.dtype(dtype)) for c in (GroupNorm, nn.GroupNorm))
     params, same = (jax.jit(module.init)(jax.random.key(0), x) for module in (ours, theirs))
     jax.tree.map(np.testing.assert_array_equal, params, same)
     weights = np.random.default_rng(1).standard_normal(x.shape, np.float32)

@@ -90,10 +90,9 @@ inpaint = jax.jit(lambda model, params, images: model.inpaint(params, images, MA
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [soak(None), 3.0])
 def test_inpainting_by_hand(params, images, scale):
-    """Two DDIM steps of the network's predictions (Song et al. 2021, equation 12), decoded.
+    """Two DDIM steps (Song et al. 2021, equation 12) with guidance (Ho and Salimans 2022), decoded.
 
-    Guidance leads away from the prediction with the empty prompt (Ho and Salimans 2022). In every run
-    weights/test_pipelines.py compares reconstructions without it with those of diffusers.
+    In every run weights/test_pipelines.py compares reconstructions without it with those of diffusers.
     """
     model = MODEL.replace(prompt="a photo", guidance_scale=scale)
     found = inpaint(model, params, images)
@@ -164,9 +163,7 @@ def test_the_vae_is_trained_first(params, images):
 def config(**model):
     given = dict(family="latent_diffusion", **{"image_size": 64, **model})
     data = dict(source="folder", forget=("bob", "eve"), retain=("rest",))
-    return parse_config(
-        {"model": given, "data": data, "pretrain": {n: {"steps": 1} for n in ("vae", "model")}}
-    )
+    return parse_config(dict(model=given, data=data, pretrain={n: {"steps": 1} for n in ("vae", "model")}))
 
 
 def test_a_prompt_for_every_class():

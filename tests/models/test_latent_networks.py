@@ -86,21 +86,6 @@ def test_unet_block_by_block(style):
     close(out, case[f"{style}/out"], 2e-5)
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "down_block_types AttnDownBlock2D"),
-        ({"mid_block_type": "UNetMidBlock2D"}, "mid_block_type UNetMidBlock2D is not supported"),
-        ({"up_block_types": ["UpBlock2D"] * 2}, "do not mirror"),
-        ({"class_embed_type": "projection"}, "class_embed_type projection"),
-        ({"layers_per_block": [1, 2, 3]}, "expected 2 values"),
-    ],
-)
-def test_unsupported_unets_are_named(change, message):
-    with pytest.raises(UserError, match=message):
-        UNetSizes.from_json(Case("latent_unet").config["sd15"] | change)
-
-
 SDXL = dict(block_out_channels=(320, 640, 1280), attends=(False, True, True), layers_per_block=(2,) * 3)
 SDXL |= dict(transformer_layers=(0, 2, 10), heads=(5, 10, 20), cross_attention_dim=2048)
 SDXL |= dict(linear_projection=True, added_time_dim=256, added_dim=2816)
@@ -153,19 +138,26 @@ def test_schedules_and_steps(name):
     for i, timestep in enumerate(schedule.timesteps(4)):
         latents = schedule.step(draw(9 + i, 2, 3), latents, timestep, 4)
         close(latents, case[f"{name}/step_{i}"], 2e-5)
+    with pytest.raises(ValueError, match="expected v_prediction"):
+        Schedule.from_json({"rescale_betas_zero_snr": True})
 
 
-@pytest.mark.parametrize(
-    "config, error, message",
-    [
-        (dict(beta_schedule="squaredcos_cap_v2"), UserError, "beta_schedule squaredcos_cap_v2"),
-        (dict(prediction_type="sample"), UserError, "prediction_type sample"),
-        (dict(rescale_betas_zero_snr=True), ValueError, "expected v_prediction"),
-    ],
-)
-def test_unsupported_schedules_are_named(config, error, message):
-    with pytest.raises(error, match=message):
-        Schedule.from_json(config)
+SD15 = Case("latent_unet").config["sd15"]
+UNSUPPORTED = [
+    (SD15, {"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "down_block_types AttnDownBlock2D"),
+    (SD15, {"mid_block_type": "UNetMidBlock2D"}, "mid_block_type UNetMidBlock2D is not supported"),
+    (SD15, {"up_block_types": ["UpBlock2D"] * 2}, "do not mirror"),
+    (SD15, {"class_embed_type": "projection"}, "class_embed_type projection"),
+    (SD15, {"layers_per_block": [1, 2, 3]}, "expected 2 values"),
+    ({}, {"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule squaredcos_cap_v2"),
+    ({}, {"prediction_type": "sample"}, "prediction_type sample"),
+]
+
+
+@pytest.mark.parametrize("config, change, message", UNSUPPORTED)
+def test_unsupported_unets_and_schedules_are_named(config, change, message):
+    with pytest.raises(UserError, match=message):
+        (UNetSizes if config else Schedule).from_json(config | change)
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
@@ -174,13 +166,12 @@ def test_text_encoder(activation):
     module = TextEncoder.from_json(case.config | {"hidden_act": activation}, projected=True)
     ids = np.array(case.description["tokens"])
     params = mapping.to_flax(TEXT_TABLE, case.state_dict(), shapes(module, ids))
-    features = jax.jit(module.apply)({"params": params}, ids)
+    modules = module, module.clone(end=2)  # of the oldest files, where the largest id ends a prompt
+    features, oldest = jax.jit(lambda params: [m.apply({"params": params}, ids) for m in modules])(params)
     close(features.last, case[f"{activation}/last"], 1e-5)
     close(features.penultimate, case[f"{activation}/hidden_2"], 1e-5)
     close(features.pooled, case[f"{activation}/pooled"], 1e-5)
-    oldest = module.clone(end=2)  # the largest id ends a prompt
-    pooled = jax.jit(oldest.apply)({"params": params}, ids).pooled
-    close(pooled, case[f"{activation}/pooled"], 1e-5)
+    close(oldest.pooled, case[f"{activation}/pooled"], 1e-5)
 
 
 def test_tokens(tmp_path):

@@ -37,43 +37,34 @@ def corrupted(images):
     return TINY.mask(images, CASE["noise"], kept=4)
 
 
-def test_masking_follows_the_noise(corrupted):
+def test_masking_patches_and_position_tables(corrupted, images):
     np.testing.assert_array_equal(corrupted["ids"], CASE["ids_keep"])
     np.testing.assert_array_equal(corrupted["ids_restore"], CASE["ids_restore"])
     np.testing.assert_array_equal(corrupted["ids_restore"] >= 4, CASE["mask"].astype(bool))
-
-
-def test_patches(images):
     np.testing.assert_array_equal(patchify(images, 8), CASE["target_patches"])
     restored = unpatchify(CASE["pred"], 8, 32, 32)
     np.testing.assert_array_equal(restored, nhwc(CASE["unpatchify_pred"]))
-
-
-def test_position_tables():
     # float64 sines rounded to float32: equal to the last bit.
     np.testing.assert_array_equal(sincos_position_table(48, 4)[None], CASE["pos_embed"])
     np.testing.assert_array_equal(sincos_position_table(32, 4)[None], CASE["decoder_pos_embed"])
 
 
-def test_latent(params, corrupted):
-    np.testing.assert_allclose(jax.jit(TINY.encode)(params["encoder"], corrupted), CASE["latent"], atol=2e-5)
+def test_latent_prediction_losses_and_gradients(params, images, corrupted):
+    normalized = TINY.replace(norm_pix_loss=True)
 
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def compute(params):
+        predicted = TINY.predict(params, corrupted)
+        losses = [model.prediction_loss(predicted, images, corrupted) for model in (TINY, normalized)]
+        return losses[0].mean(), (TINY.encode(params["encoder"], corrupted), predicted, losses)
 
-def test_prediction(params, corrupted):
-    np.testing.assert_allclose(jax.jit(TINY.predict)(params, corrupted), CASE["pred"], atol=2e-5)
-
-
-@pytest.mark.parametrize("norm_pix", [False, True])
-def test_loss(params, images, corrupted, norm_pix):
-    model = TINY.replace(norm_pix_loss=norm_pix)
-    loss = jax.jit(model.generative_loss)(params, images, corrupted)
-    assert loss.shape == (3,)
-    expected = CASE[f"loss_norm_pix_{str(norm_pix).lower()}"]
-    np.testing.assert_allclose(loss.mean(), expected, atol=5e-6)
-
-
-def test_gradients(params, images, corrupted):
-    grads = jax.jit(jax.grad(lambda p: TINY.generative_loss(p, images, corrupted).mean()))(params)
+    grads, (latent, predicted, losses) = compute(params)
+    np.testing.assert_allclose(latent, CASE["latent"], atol=2e-5)
+    np.testing.assert_allclose(predicted, CASE["pred"], atol=2e-5)
+    for loss, name in zip(losses, ("false", "true"), strict=True):
+        assert loss.shape == (3,)
+        np.testing.assert_allclose(loss.mean(), CASE[f"loss_norm_pix_{name}"], atol=5e-6)
     grads = mapping.to_torch(TABLE, grads, TINY)
     for name in CASE._arrays.files:
         if name.startswith("grad/"):

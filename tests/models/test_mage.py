@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -43,7 +42,7 @@ def tiny_params(prefix: str = ""):
 
 
 mask = jax.jit(TINY.mask, static_argnames=("num_drop", "num_mask"))
-encode, corrupt_digits = jax.jit(TINY.encode), jax.jit(DIGITS.corrupt)
+corrupt_digits = jax.jit(DIGITS.corrupt)
 
 
 @functools.cache
@@ -105,28 +104,18 @@ def test_masking_follows_the_noise(corrupted):
     np.testing.assert_array_equal(corrupted["positions"], np.nonzero(~dropped)[1].reshape(2, 129))
 
 
-def test_latent_and_logits(params, corrupted):
-    latent = encode(params["encoder"], corrupted)
+def test_latent_logits_loss_and_gradients(params, corrupted):
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def compute(params):
+        latent, predicted = TINY.encode_and_predict(params, corrupted)
+        losses = TINY.prediction_loss(predicted, None, corrupted)
+        return losses.mean(), (losses, latent, TINY.decode(params, latent, corrupted["source"]))
+
+    (value, (losses, latent, logits)), grads = compute(params)
     np.testing.assert_allclose(latent, CASE["latent"], atol=1e-5)
-    logits = jax.jit(TINY.decode)(params, latent, corrupted["source"])
     np.testing.assert_allclose(logits, CASE["logits"], atol=2e-5)
-
-
-@jax.jit
-def weighted_loss(params, corrupted, weights):
-    """`(value, losses of the four examples), gradients`."""
-
-    def loss(params):
-        losses = TINY.generative_loss(params, None, corrupted)
-        return jnp.sum(weights * losses), losses
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
-
-
-def test_loss_and_gradients(params, corrupted):
-    twice = jax.tree.map(lambda x: np.concatenate([x, x]), corrupted)
-    (value, losses), grads = weighted_loss(params, twice, np.full(4, 1 / 4, np.float32))
-    assert losses.shape == (4,)
+    assert losses.shape == (2,)
     np.testing.assert_allclose(value, CASE["loss"], atol=5e-6)
     assert_gradients(grads, CASE, "grad/")
     for part in ("tokenizer", "unused"):
@@ -209,10 +198,7 @@ def pixels(tokens):
 
 
 def test_visible_tokens_are_those_of_restoration(digits):
-    """The image painted in NumPy, tokenised, with the mask token where hidden, whatever the mask hides.
-
-    Targets come from whole images.
-    """
+    """The image painted in NumPy, tokenised, with the mask token where hidden; targets of whole images."""
     a, b = np.random.default_rng(0).random((2, 3, 16, 16, 3), np.float32)
     key, color = jax.random.key(1), np.array(PAINTED.hole_color, np.float32).reshape(1, 1, 1, 3)
     corrupted = jax.device_get(corrupt_painted(digits, a, key))

@@ -61,10 +61,8 @@ def test_rounding_beforehand_changes_nothing(case):
     """The layers round the same numbers: features and predictions are bit for bit the same, and gradients
     but for one rounding to bfloat16."""
     _, _, results = case
-    for part in (0, 2):
-        jax.tree.map(
-            np.testing.assert_array_equal, results["rounded before"][part], results["bfloat16"][part]
-        )
+    for i in (0, 2):
+        jax.tree.map(np.testing.assert_array_equal, results["rounded before"][i], results["bfloat16"][i])
     gradient = jax.tree.map(lambda x: np.asarray(x, np.float32), results["rounded before"][1])
     for mine, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(results["bfloat16"][1]), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=2**-7, atol=1e-5 * np.abs(theirs).max())

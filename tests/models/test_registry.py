@@ -9,6 +9,7 @@ import pytest
 from l2l_jax.errors import UserError
 from l2l_jax.models.base import FAMILIES
 from l2l_jax.models.mae.model import MAE
+from l2l_jax.utils.registry import Registry
 from l2l_jax.weights.loading import load_model
 from l2l_jax.weights.saved_models import save_model
 from l2l_jax.weights.transfer import export_model
@@ -48,6 +49,8 @@ def test_defaults_are_the_published_sizes_and_variants_fit(family):
         cls(**fields)
 
 
-def test_an_unknown_family_names_the_nearest():
-    with pytest.raises(UserError, match="no model family 'palete'. Did you mean 'palette'"):
-        FAMILIES["palete"]
+def test_a_name_is_registered_once():
+    shapes = Registry("shape")
+    shapes.register("square")(int)
+    with pytest.raises(ValueError, match="already registered by int"):
+        shapes.register("square")(float)

@@ -18,12 +18,7 @@ TINY = Palette(image_size=32, hole_bank_size=1, **SIZES)
 SEEN = {"inputs": nhwc(CASE["x"]), "gamma": CASE["gammas"][:, 0]}
 BLOCKS = {
     "encoder": {"middle_block_0": "middle_res0", "middle_block_1": "middle_attn"},
-    "decoder": {
-        "output_blocks_0_1": "out_block_0",
-        "output_blocks_1_2": "out_block_1",
-        "output_blocks_2_0": "out_block_2",
-        "output_blocks_3_0": "out_block_3",
-    },
+    "decoder": {f"output_blocks_{i}_{j}": f"out_block_{i}" for i, j in enumerate((1, 2, 0, 0))},
 }
 """Where the reference arrays of single blocks are to be found in our modules."""
 
@@ -33,14 +28,8 @@ def parts_of(model):
     return {part: model.shapes()[part] for part in ("encoder", "decoder")}
 
 
-@pytest.fixture(scope="module")
-def params():
-    return mapping.to_flax(UNET, CASE.state_dict(), parts_of(TINY), TINY)
-
-
-@pytest.fixture(scope="module")
-def outputs(params):
-    """Everything that one forward pass computes: features, embedding, prediction, single blocks."""
+def test_features_embedding_prediction_and_single_blocks():
+    params = mapping.to_flax(UNET, CASE.state_dict(), parts_of(TINY), TINY)
 
     @jax.jit
     def forward(params):
@@ -53,26 +42,14 @@ def outputs(params):
         blocks = encoder["intermediates"] | decoder["intermediates"]
         return features, embedding, prediction, {k: v["__call__"][0] for k, v in blocks.items()}
 
-    return forward(params)
-
-
-def test_embedding(outputs):
-    np.testing.assert_allclose(outputs[1], CASE["emb"], atol=2e-6)
-
-
-def test_feature_maps(outputs):
-    assert len(outputs[0]) == 5
-    for i, feature in enumerate(outputs[0]):
+    features, embedding, prediction, blocks = forward(params)
+    np.testing.assert_allclose(embedding, CASE["emb"], atol=2e-6)
+    assert len(features) == 5
+    for i, feature in enumerate(features):
         np.testing.assert_allclose(feature, nhwc(CASE[f"feat_{i}"]), atol=3e-5, err_msg=str(i))
-
-
-def test_single_blocks(outputs):
     for ours, name in (BLOCKS["encoder"] | BLOCKS["decoder"]).items():
-        np.testing.assert_allclose(outputs[3][ours], nhwc(CASE[name]), atol=3e-5, err_msg=name)
-
-
-def test_prediction(outputs):
-    np.testing.assert_allclose(outputs[2], nhwc(CASE["out"]), atol=2e-5)
+        np.testing.assert_allclose(blocks[ours], nhwc(CASE[name]), atol=3e-5, err_msg=name)
+    np.testing.assert_allclose(prediction, nhwc(CASE["out"]), atol=2e-5)
 
 
 def network(betas):

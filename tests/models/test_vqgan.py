@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from l2l_jax.models import mapping
 from l2l_jax.models.mage.convert import TABLE
@@ -15,40 +14,31 @@ TINY = VQGAN(codebook_size=64, codebook_width=16, channels=3, levels=Levels(32, 
 IMAGES = nhwc(CASE["images"])
 
 
-@pytest.fixture(scope="module")
-def variables():
+def test_latents_tokens_reconstruction_and_decoding():
     keys = CASE.description["state_dict"]
     state_dict = {key: fill(key, shape) for key, shape, _ in keys if key.startswith("vqgan.")}
     target = {"tokenizer": jax.eval_shape(TINY.init, jax.random.key(0), IMAGES)["params"]}
-    return {"params": mapping.to_flax(TABLE, state_dict, target)["tokenizer"]}
+    variables = {"params": mapping.to_flax(TABLE, state_dict, target)["tokenizer"]}
+    given = CASE["token_indices"].reshape(2, 16, 16)
 
+    @jax.jit
+    def compute(variables):
+        def apply(x, method):
+            return TINY.apply(variables, x, method=method)
 
-def apply(variables, x, method="__call__"):
-    return jax.jit(lambda v, x: TINY.apply(v, x, method=method))(variables, x)
+        latents, ids = apply(IMAGES, lambda module, x: module.encoder(x)), apply(IMAGES, "tokenize")
+        vectors = apply(given, lambda module, ids: module.quantize.look_up(ids))
+        return latents, ids, apply(IMAGES, "__call__"), apply(given, "decode_ids"), vectors
 
-
-def test_latents_and_tokens(variables):
-    np.testing.assert_allclose(
-        apply(variables, IMAGES, lambda module, x: module.encoder(x)), nhwc(CASE["vq_prequant"]), atol=2e-5
-    )
-    ids = apply(variables, IMAGES, "tokenize")
+    latents, ids, (restored, loss), decoded, vectors = compute(variables)
+    np.testing.assert_allclose(latents, nhwc(CASE["vq_prequant"]), atol=2e-5)
     assert ids.shape == (2, 16, 16) and ids.dtype == jnp.int32
     # The least margin between the two nearest codes is 6e-4, far above float error.
-    np.testing.assert_array_equal(ids.reshape(2, 256), CASE["token_indices"])
-
-
-def test_reconstruction_and_codebook_loss(variables):
-    restored, loss = apply(variables, IMAGES)
+    np.testing.assert_array_equal(ids, given)
     np.testing.assert_allclose(restored, nhwc(CASE["vq_decoded"]), atol=3e-5)
     assert loss.shape == (2,)
     np.testing.assert_allclose(loss.mean(), CASE["vq_emb_loss"], atol=1e-6)
-
-
-def test_decoding_from_codes(variables):
-    ids = CASE["token_indices"].reshape(2, 16, 16)
-    restored = apply(variables, ids, "decode_ids")
-    np.testing.assert_allclose(restored, nhwc(CASE["vq_decoded_from_code"]), atol=3e-5)
-    vectors = TINY.apply(variables, ids, method=lambda module, ids: module.quantize.look_up(ids))
+    np.testing.assert_allclose(decoded, nhwc(CASE["vq_decoded_from_code"]), atol=3e-5)
     np.testing.assert_array_equal(vectors, nhwc(CASE["vq_zq"]))
 
 

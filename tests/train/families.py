@@ -28,10 +28,9 @@ MODELS = {
 }  # fmt: skip
 
 
-def params_of(model):
+def params_of(model, seed=0):
     """Random parameters; what starts at zero does not, so that everything has a gradient."""
-    shapes = model.shapes()
-    rng = np.random.default_rng(0)
+    shapes, rng = model.shapes(), np.random.default_rng(seed)
 
     def leaf(path, x):
         if x.dtype == bool:

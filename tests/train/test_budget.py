@@ -73,7 +73,6 @@ def trainer(layout, sign):
 
 @functools.cache
 def make_errors(parallel):
-    """The measurement of a trainer's runs, compiled once."""
     rows = 8 * parallel.mesh.size
     return MaskedErrors(toy.Gain, toy.MASK, toy.validation(), rows=rows, seed=0, parallel=parallel)
 
@@ -148,28 +147,19 @@ def test_measurements_act_a_fixed_number_of_steps_later(uninterrupted):
         assert rows[n]["alpha"] == pytest.approx(expected)
 
 
-# Every run stops where the weight is about to change, and near the end.
-@pytest.mark.parametrize("step", [soak(36), 37, soak(39), 110])
-def test_resuming_is_bit_identical_wherever_it_stopped(step, uninterrupted, tmp_path):
-    """After a measurement, before it acts, as it acts, and near the end."""
-    with pytest.raises(Interrupted):
-        run(tmp_path, make_budget(1.5), alpha=0.25, batches=Watched(toy.batches(), signal_at(step)))
-    budget = make_budget(1.5)
-    assert run(tmp_path, budget, alpha=0.25) == uninterrupted[0]
-    assert outcome_of(budget) == uninterrupted[1]
-    assert read_metrics(tmp_path) == uninterrupted[2]
+# Every run stops where the weight is about to change, near the end, and by a crash.
+STOPS = [soak(signal_at(36)), signal_at(37), soak(signal_at(39)), signal_at(110), crash_at(71)]
 
 
-def test_resuming_after_a_crash_is_bit_identical(uninterrupted, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, make_budget(1.5), alpha=0.25, batches=Watched(toy.batches(), crash_at(71)))
-    budget = make_budget(1.5)
-    assert run(tmp_path, budget, alpha=0.25) == uninterrupted[0]
-    assert (outcome_of(budget), read_metrics(tmp_path)) == uninterrupted[1:]
-    # A finished run is not trained again, and knows its outcome.
-    budget = make_budget(1.5)
-    assert run(tmp_path, budget, alpha=0.25) == uninterrupted[0]
-    assert outcome_of(budget) == uninterrupted[1]
+@pytest.mark.parametrize("stop", STOPS)
+def test_resuming_is_bit_identical_wherever_it_stopped(stop, uninterrupted, tmp_path):
+    """After a measurement, before it acts, as it acts, near the end; a finished run knows its outcome."""
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        run(tmp_path, make_budget(1.5), alpha=0.25, batches=Watched(toy.batches(), stop))
+    for _ in range(2):
+        budget = make_budget(1.5)
+        assert run(tmp_path, budget, alpha=0.25) == uninterrupted[0]
+        assert (outcome_of(budget), read_metrics(tmp_path)) == uninterrupted[1:]
 
 
 # Batches over devices alone: with the parameters split as well, and under pmap, in every run.
@@ -217,7 +207,6 @@ def cyclic():
 
 
 def run_cycles(trainer, folder, batches=None, **changes):
-    """Return the gain, the outcome and the metrics of a run in cycles."""
     budget = RetainBudget(dataclasses.replace(CYCLES, **changes), make_errors)
     started = loop.TrainRun(toy.params(), batches or toy.batches(), folder, alpha=0.25, budget=budget)
     params = trainer.train(started)
@@ -235,20 +224,15 @@ def test_a_run_ends_with_the_first_cycle_that_meets_the_budget(cyclic, tmp_path)
 
 def test_a_missed_budget_takes_all_cycles(cyclic, tmp_path):
     """A budget of 1 cannot be met: at its optimum w is 0.8, whatever is done in 280 steps."""
-    gain, ended, outcome, rows = run_cycles(cyclic, tmp_path, retain_budget=1.0, budget_rate=1e-9)
+    missed = dict(retain_budget=1.0, budget_rate=1e-9)
+    gain, ended, outcome, rows = run_cycles(cyclic, tmp_path, **missed)
     assert not outcome.met and ended == len(rows) == 280
     rates = [row["learning_rate"] for row in rows]
     assert [rates.index(rate) for rate in rates if rate == max(rates)] == [0] * 3
     assert [n for n in range(280) if rates[n] == max(rates)] == [0, 40, 120]
     with pytest.raises(Interrupted):
-        run_cycles(
-            cyclic,
-            tmp_path / "again",
-            Watched(toy.batches(), signal_at(131)),
-            retain_budget=1.0,
-            budget_rate=1e-9,
-        )
-    again = run_cycles(cyclic, tmp_path / "again", retain_budget=1.0, budget_rate=1e-9)
+        run_cycles(cyclic, tmp_path / "again", Watched(toy.batches(), signal_at(131)), **missed)
+    again = run_cycles(cyclic, tmp_path / "again", **missed)
     assert again == (gain, ended, outcome, rows)
 
 
@@ -263,14 +247,11 @@ def test_a_rising_forget_error_has_not_settled(caplog):
         assert budget._memory.ended == ended
 
 
-def test_without_a_budget_a_run_is_its_first_cycle(cyclic, tmp_path):
-    cyclic.train(loop.TrainRun(toy.params(), toy.batches(), tmp_path))
-    assert len(read_metrics(tmp_path)) == 40
-
-
-def test_lengths_of_cycles():
+def test_lengths_of_cycles(cyclic, tmp_path):
     for steps, lengths in {3500: (500, 1000, 2000), 1600: (500, 1100), 600: (600,), 20: (20,)}.items():
         assert UnlearningConfig(steps=steps, first_cycle=500).cycles == lengths
     assert UnlearningConfig(steps=700).cycles == (700,)
     with pytest.raises(ValueError, match="warmup_steps 50 must be less than first_cycle 40"):
         UnlearningConfig(steps=120, first_cycle=40, warmup_steps=50)
+    cyclic.train(loop.TrainRun(toy.params(), toy.batches(), tmp_path))
+    assert len(read_metrics(tmp_path)) == 40

@@ -48,7 +48,6 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.fixture
 def finished(uninterrupted, tmp_path):
-    """A copy of the folder of the uninterrupted run."""
     return shutil.copytree(uninterrupted[2], tmp_path / "finished")
 
 
@@ -56,39 +55,36 @@ def assert_identical(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_only_the_encoder_changed(uninterrupted):
+def test_only_the_encoder_changed_and_scalars_are_complete(uninterrupted):
     assert_identical(uninterrupted[0]["decoder"], TEACHER["decoder"])
     assert np.abs(uninterrupted[0]["encoder"] - TEACHER["encoder"]).max() > 1e-4
+    rows = uninterrupted[1]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    for row in rows:
+        np.testing.assert_allclose(row["loss"], row["retain"] + 0.5 * row["forget"], rtol=1e-5)
+    # Four steps up, then half a cosine from 0.01 over 8; the row of step n has the rate of that update.
+    expected = [0.0025, 0.0075, *(0.005 * (1 + np.cos(np.pi * (n - 5) / 8)) for n in (6, 8, 10, 12))]
+    np.testing.assert_allclose([row["learning_rate"] for row in rows], expected, rtol=1e-5)
 
 
-def test_resuming_after_sigterm_is_bit_identical(uninterrupted, tmp_path):
-    with pytest.raises(Interrupted) as stopped:
-        run(tmp_path, Watched(image_batches(side=2), signal_at(6)))
-    # The signal arrives while batch 6 is fetched: step 6 is finished and saved.
-    assert stopped.value.step == 6 and (tmp_path / "checkpoints" / "6").is_dir()
+def give_up_at_7(number, fetch):
+    """A read that never returns."""
+    if number == 7:
+        raise Interrupted(6, signal.SIGINT)
+    return fetch()
+
+
+@pytest.mark.parametrize(
+    ("before", "error", "kept"),
+    [(signal_at(6), Interrupted, 6), (give_up_at_7, Interrupted, 6), (crash_at(11), KeyboardInterrupt, 8)],
+)
+def test_resuming_is_bit_identical(before, error, kept, uninterrupted, tmp_path):
+    """After the step in which a signal arrives; a crash loses the steps since 8, but doubles no log lines."""
+    with pytest.raises(error) as stopped:
+        run(tmp_path, Watched(image_batches(side=2), before))
+    assert error is not Interrupted or stopped.value.step == 6
+    assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == kept
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert_identical(run(tmp_path), uninterrupted[0])
-    assert read_metrics(tmp_path) == uninterrupted[1]
-
-
-def test_a_read_that_is_given_up_is_a_stop_after_the_step_before(uninterrupted, tmp_path):
-    def give_up_at_7(number, fetch):
-        if number == 7:
-            raise Interrupted(6, signal.SIGINT)
-        return fetch()
-
-    with pytest.raises(Interrupted):
-        run(tmp_path, Watched(image_batches(side=2), give_up_at_7))
-    assert (tmp_path / "checkpoints" / "6").is_dir()
-    assert_identical(run(tmp_path), uninterrupted[0])
-    assert read_metrics(tmp_path) == uninterrupted[1]
-
-
-def test_resuming_after_a_crash_is_bit_identical(uninterrupted, tmp_path):
-    """A crash in step 11 loses the steps since checkpoint 8; their log lines are not doubled."""
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, Watched(image_batches(side=2), crash_at(11)))
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
     assert_identical(run(tmp_path), uninterrupted[0])
     assert read_metrics(tmp_path) == uninterrupted[1]
 
@@ -195,16 +191,6 @@ def test_uint8_images_are_scaled_on_the_devices(tmp_path):
         assert row == pytest.approx(other, rel=1e-3)
 
 
-def test_scalars_are_complete(uninterrupted):
-    rows = uninterrupted[1]
-    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
-    for row in rows:
-        np.testing.assert_allclose(row["loss"], row["retain"] + 0.5 * row["forget"], rtol=1e-5)
-    # Four steps up, then half a cosine from 0.01 over 8; the row of step n has the rate of that update.
-    expected = [0.0025, 0.0075, *(0.005 * (1 + np.cos(np.pi * (n - 5) / 8)) for n in (6, 8, 10, 12))]
-    np.testing.assert_allclose([row["learning_rate"] for row in rows], expected, rtol=1e-5)
-
-
 def test_the_teacher_may_be_another_model_than_the_one_that_is_trained(uninterrupted, tmp_path):
     """As when the teacher is trained from weights that its objective starts with in place of its own."""
     teacher = {**TEACHER, "encoder": 1.5 * TEACHER["encoder"]}
@@ -214,12 +200,7 @@ def test_the_teacher_may_be_another_model_than_the_one_that_is_trained(uninterru
     assert np.any(taught["encoder"] != uninterrupted[0]["encoder"])
 
 
-def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
-    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
-
-
-def test_tensorboard_files_hold_the_scalars(finished):
+def test_tensorboard_files_hold_the_scalars(finished, tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
     (file,) = finished.glob("events.out.tfevents.*")
@@ -233,6 +214,8 @@ def test_tensorboard_files_hold_the_scalars(finished):
     assert len(scalars) == 6 * 5  # loss, retain, forget, grad_norm, learning_rate
     for step, tag, value in scalars:
         np.testing.assert_allclose(value, rows[step, tag], rtol=1e-5)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
 
 
 def test_a_trainer_shows_models_on_the_way_and_is_traced_once(tmp_path):

@@ -105,9 +105,8 @@ def test_a_cross_entropy_counts_by_its_curvature(tmp_path):
 def test_salient_weights_alone_move(tmp_path):
     objective = dataclasses.replace(regression(), saliency=0.5)
     after = solved(objective, WEIGHTS, Batches(ROWS), tmp_path)
-    gradient = sum(
-        rows[:, :3].T @ (rows[:, :3] @ WEIGHTS["w"] - rows[:, 3:]) for rows in (x["forget"] for x in ROWS)
-    )
+    rows = np.concatenate([batch["forget"] for batch in ROWS])
+    gradient = rows[:, :3].T @ (rows[:, :3] @ WEIGHTS["w"] - rows[:, 3:])
     salient = np.abs(gradient) >= np.sort(np.abs(gradient).ravel())[-3]
     np.testing.assert_array_equal(after["w"] != WEIGHTS["w"], salient)
 
@@ -122,23 +121,25 @@ def dense(objective, params, batch):
     frozen = {part: params[part] for part in objective.frozen}
     inputs = prepared(objective, params, batch, jax.random.fold_in(jax.random.key(3), 0))
     vector, shaped = jax.flatten_util.ravel_pytree(trained)
+
+    def outputs(x, row):
+        return objective.one_shot.outputs(objective.compose(frozen, shaped(x)), only(row))[0]
+
+    def loss(predicted, row):
+        return objective.one_shot.losses(predicted[None], only(row))[0]
+
+    def derivatives(x, row):
+        predicted = outputs(x, row)
+        slope, hessian = (derivative(loss)(predicted, row) for derivative in (jax.grad, jax.hessian))
+        return jax.jacrev(outputs)(x, row), slope, hessian
+
+    compiled = jax.jit(jax.vmap(derivatives, (None, 0)))
     gradients, curvatures = {}, {}
     for of, rows in inputs.items():
-
-        def outputs(x, row):
-            return objective.one_shot.outputs(objective.compose(frozen, shaped(x)), only(row))[0]
-
-        def loss(predicted, row):
-            return objective.one_shot.losses(predicted[None], only(row))[0]
-
-        predicted = jax.jit(jax.vmap(outputs, (None, 0)))(vector, rows)
-        jacobian = jax.jit(jax.vmap(jax.jacrev(outputs), (None, 0)))(vector, rows)
-        slope, hessian = (jax.jit(jax.vmap(of(loss)))(predicted, rows) for of in (jax.grad, jax.hessian))
-        count, places = len(predicted), predicted[0].size
-        j, g, h = (
-            np.asarray(x, float).reshape(count, *shape)
-            for x, shape in ((jacobian, (places, -1)), (slope, (places,)), (hessian, (places, places)))
-        )
+        jacobian, slope, hessian = (np.asarray(x, float) for x in compiled(vector, rows))
+        count, places = len(slope), slope[0].size
+        j, g, h = (x.reshape(count, places, -1) for x in (jacobian, slope, hessian))
+        g = g[..., 0]
         gradients[of] = np.einsum("npi,np->i", j, g) / count
         curvatures[of] = sum(x.T @ y @ x for x, y in zip(j, h, strict=True)) / count
     damped = objective.one_shot.damping * np.eye(len(vector))

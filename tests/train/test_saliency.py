@@ -37,10 +37,7 @@ def linear_objective(share=0.25):
 
 
 class Batches:
-    """The same batches for every iterator, whose state is how many it gave.
-
-    The first iterator, which is that of training, fails at batch `crash_at`.
-    """
+    """The same batches for every iterator; the first, that of training, fails at batch `crash_at`."""
 
     value_range = (0.0, 1.0)
 

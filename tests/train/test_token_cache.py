@@ -171,9 +171,7 @@ def test_a_signal_stops_it_and_it_resumes(params, mesh, bank, tmp_path, monkeypa
     assert 0 < stopped.value.step < 10
     written = []
     write = Codes.write
-    monkeypatch.setattr(
-        Codes, "write", lambda codes, *what: written.append(codes.path.stem) or write(codes, *what)
-    )
+    monkeypatch.setattr(Codes, "write", lambda c, *what: written.append(c.path.stem) or write(c, *what))
     again = open_token_cache(tmp_path, HOW, MODEL, params, images(), seed=SEED, mesh=mesh)
     assert written.count("retain") == 10 - stopped.value.step
     for name, codes in bank.codes.items():

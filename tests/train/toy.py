@@ -22,7 +22,6 @@ class Gain:
 
     @staticmethod
     def inpaint(params, images, mask, rng):
-        """w · images."""
         return params["encoder"]["gain"] * images
 
 
@@ -54,10 +53,7 @@ def objective(sign=1.0):
 
     def prepare(frozen, batch, rng, axis_name=None):
         retain, forget = batch["retain"], batch["forget"]
-        return {
-            "retain": {"x": retain, "truth": retain},
-            "forget": {"x": forget, "truth": 0 * forget},
-        }
+        return {"retain": {"x": retain, "truth": retain}, "forget": {"x": forget, "truth": 0 * forget}}
 
     def loss(trained, frozen, inputs, alpha):
         def losses(rows):
@@ -71,16 +67,9 @@ def objective(sign=1.0):
 
 
 def batches(size=8, **options):
-    """Endless batches of bright images, retain and forget alike."""
-    return TrainingBatches(
-        {"retain": Images(1.0), "forget": Images(1.0)},
-        size,
-        value_range=(0, 1),
-        seed=0,
-        options=LoaderOptions(**options),
-    )
+    sets = {"retain": Images(1.0), "forget": Images(1.0)}
+    return TrainingBatches(sets, size, value_range=(0, 1), seed=0, options=LoaderOptions(**options))
 
 
 def validation():
-    """Three retain and two forget images."""
     return {"retain": np.ones((3, 4, 4, 3), np.float32), "forget": np.full((2, 4, 4, 3), 0.5, np.float32)}
