@@ -1,9 +1,4 @@
-"""Lets one program parse command lines, without running it.
-
-    python -m tests.parse_commands MODULE < commands.json
-
-Prints, as JSON, what it has against each of them; "" where it accepts one.
-"""
+"""What a program has against command lines, "": nothing; `python -m tests.parse_commands MODULE < JSON`."""
 
 import argparse
 import contextlib
@@ -23,8 +18,6 @@ class Parsed(BaseException):
 
 
 def stopping(parse):
-    """`parse`, but nothing comes after it."""
-
     def wrapped(*args, **kwargs):
         parse(*args, **kwargs)
         raise Parsed
@@ -33,7 +26,6 @@ def stopping(parse):
 
 
 def complaint(main, module, arguments):
-    """What the program says of these arguments; "" if it accepts them."""
     for values in (flags.FLAGS, command_line.PROCESSES):
         values.unparse_flags()
     sys.argv = [module, *arguments]

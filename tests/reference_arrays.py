@@ -25,9 +25,7 @@ class Case:
         """The weights; `prefix` is "teacher:" for the teacher's."""
         keys = self.description.get("state_dict") or self.description["keys"]
         kept = self.description.get("kept", [])
-        return {
-            key: self._arrays[key] if key in kept else fill(prefix + key, shape) for key, shape, _ in keys
-        }
+        return {key: self._arrays[key] if key in kept else fill(prefix + key, size) for key, size, _ in keys}
 
 
 def fill(key: str, shape: list[int]) -> np.ndarray:

@@ -61,14 +61,11 @@ def test_a_model_is_unlearned_from_arrays(params, result):
     assert error == pytest.approx(result.metrics["unlearned"]["retain"]["mse"], rel=1e-5)
 
 
-def test_equal_arguments_find_the_finished_run(model, params, result):
+def test_the_finished_run_is_found_and_loaded_with_its_sizes(model, params, result):
     again = l2l_jax.unlearn(
         model, params, DARK, BRIGHT, workdir=result.workdir, unlearn=TRAINING, evaluate=EVALUATION, seed=1
     )
     assert again.metrics["unlearned"] == result.metrics["unlearned"]
-
-
-def test_a_saved_model_is_loaded_with_its_sizes(model, result):
     loaded, params = l2l_jax.load(str(result.workdir / "unlearned"))
     assert loaded == model
     images = l2l_jax.inpaint(loaded, params, BRIGHT[:3])

@@ -49,7 +49,6 @@ FOUND = commands()
 
 
 def parsed(module, asked):
-    """What a program has against each of these command lines."""
     code, output, errors = forking.run("-m", "tests.parse_commands", module, stdin=json.dumps(asked))
     assert code == 0, errors
     return json.loads(output)
@@ -94,7 +93,5 @@ def test_links_lead_somewhere():
 
 def test_pip_is_asked_for_what_it_finds():
     """The package is on no index: a checkout is installed by its path."""
-    pages = [
-        path for path in (*PAGES, *SOURCES) if re.search(r"pip install[^\n&]* '?l2l_jax\b", path.read_text())
-    ]
+    pages = [p for p in (*PAGES, *SOURCES) if re.search(r"pip install[^\n&]* '?l2l_jax\b", p.read_text())]
     assert not pages

@@ -197,10 +197,7 @@ def test_loss_terms_and_gradient(alpha):
 
 
 def test_eight_devices_give_the_numbers_of_one():
-    """jit over a sharded batch, shard_map and pmap: loss, terms and gradients of one device.
-
-    Under jit the compiled program reduces, and never gathers or permutes rows.
-    """
+    """Under jit over a sharded batch, shard_map and pmap; jit's program reduces, and never moves rows."""
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(tuple(INPUTS), NamedSharding(mesh, P("batch")))
     program = jax.jit(step).lower(STUDENT, sharded).compile()

@@ -18,52 +18,33 @@ from tests.compiling import flags_of_one_device
 from tests.utils import forking
 
 ROOT = pathlib.Path(__file__).parents[1]
-SMALL = [
-    "--config=configs/mae.py:runlocal",
-    "--config.data.workers=0",
-    "--config.data.max_bad_fraction=0.1",
-    "--config.evaluate.picture_per_class=1",
-    "--config.model.width=16",
-    "--config.model.depth=1",
-    "--config.model.decoder_width=16",
-    "--config.pretrain.model.steps=12",
-    "--config.pretrain.model.batch_size=8",
-    "--config.unlearn.steps=12",
-    "--config.unlearn.batch_size=8",
-    "--config.unlearn.checkpoint_every=10",
-]
+FIELDS = {"data.workers": 0, "data.max_bad_fraction": 0.1, "evaluate.picture_per_class": 1}
+FIELDS |= {"model.width": 16, "model.depth": 1, "model.decoder_width": 16, "model.decoder_depth": 1}
+PHASES = ("pretrain.model", "unlearn")
+FIELDS |= {f"{phase}.{name}": x for phase in PHASES for name, x in (("steps", 12), ("batch_size", 8))}
+FIELDS["unlearn.checkpoint_every"] = 10
+SMALL = ["--config=configs/mae.py:runlocal", *(f"--config.{name}={x}" for name, x in FIELDS.items())]
 
 
 def environment():
-    """That of a process with one device."""
     return {**os.environ, "XLA_FLAGS": flags_of_one_device(), forking.DRAWS: "no"}
 
 
 def run(*arguments):
-    """Exit code, output and errors of the program."""
     return forking.run("-m", "l2l_jax.main", *arguments, env=environment())
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run that is started as a user starts it, on pictures of which two are cut off in the middle.
-
-    Returns its workdir, its arguments, its output and its errors.
-    """
+    """Workdir, arguments, output and errors of a run as a user starts it; two pictures are cut off."""
     folder = tmp_path_factory.mktemp("run")
     make_local.make(folder / "pictures", {"train": 20, "val": 10})
     for broken in ("train/flower/0003.jpg", "val/temple/0000.jpg"):
         path = folder / "pictures" / broken
         path.write_bytes(path.read_bytes()[:700])
     arguments = [*SMALL, f"--config.data.path={folder / 'pictures'}", f"--workdir={folder}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "l2l_jax.main", *arguments],
-        cwd=ROOT,
-        env=environment(),
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
+    how = dict(cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "l2l_jax.main", *arguments], **how)
     assert done.returncode == 0, done.stderr
     return folder, arguments, done.stdout, done.stderr
 
@@ -90,15 +71,12 @@ def test_the_report_holds_what_it_promises(finished):
         assert replaced.endswith("train/flower/0003.jpg")
 
 
-def test_the_html_report_stands_alone(finished):
+def test_the_html_report_stands_alone_and_progress_is_plain_lines(finished):
     html = (finished[0] / "report" / "report.html").read_text()
     report = json.loads((finished[0] / "report" / "metrics.json").read_text())
     assert html.count("data:image/png;base64,") >= 3
     assert not re.search(r'(src|href)="(?!data:)', html)
     assert f"{report['unlearned']['forget']['classifier_distance']:.2f}" in html
-
-
-def test_progress_is_plain_lines_where_there_is_no_terminal(finished):
     errors = finished[3]
     assert re.search(r"unlearn 12/12 · \d+ s · .*loss [\d.e-]+", errors)
     assert "\r" not in errors
@@ -121,24 +99,18 @@ def test_another_run_in_the_workdir_is_refused_and_left_alone(finished, run_here
     assert (finished[0] / "unlearned" / "model.json").exists()
 
 
+FULL = """RESOURCE_EXHAUSTED: Error writing "params/0" in OCDBT database at local file \
+"/runs/a/20.orbax-checkpoint-tmp/": No space left on device [os_error_code=28]"""
+LARGE = """OUT_OF_RANGE: Error writing local file "/runs/a/3.orbax-checkpoint-tmp/_sharding": File too \
+large [os_error_code='EFBIG']"""
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (OSError(28, "No space left on device", "runs/a"), "The disk is full: runs/a could"),
-        (
-            ValueError(
-                'RESOURCE_EXHAUSTED: Error writing "params/0" in OCDBT database at local file '
-                '"/runs/a/20.orbax-checkpoint-tmp/": No space left on device [os_error_code=28]'
-            ),
-            "The disk is full: /runs/a/20 could",
-        ),
-        (
-            ValueError(
-                'OUT_OF_RANGE: Error writing local file "/runs/a/3.orbax-checkpoint-tmp/_sharding": File too '
-                "large [os_error_code='EFBIG']"
-            ),
-            "A file is larger than `ulimit -f` or the disk allows: /runs/a/3 could",
-        ),
+        (ValueError(FULL), "The disk is full: /runs/a/20 could"),
+        (ValueError(LARGE), "A file is larger than `ulimit -f` or the disk allows: /runs/a/3 could"),
         (OSError(122, "Disk quota exceeded", "runs/a"), "The disk quota is used up: runs/a could"),
         (PermissionError(13, "Permission denied", "runs/a/b"), r"runs/a/b cannot be made or .* \(Permission"),
         (PermissionError(13, "Permission denied", "m.pth"), r"m.pth cannot be opened \(Permission denied\)"),

@@ -28,7 +28,6 @@ from tests.utils.forking import ROOT
 from tests.utils.launching import ENVIRONMENT, run_processes
 
 STEPS = 4
-"""Steps of unlearning."""
 
 KILLS, MANY = 20, 80
 """Kills of a run, each of which starts Python twice more, and steps of each of its phases."""
@@ -52,13 +51,11 @@ def fields(steps, pretrained=""):
 
 
 def program(workdir, steps, pretrained=""):
-    """What Python is given to run it."""
     flags = [f"--config.{name}={value}" for name, value in fields(steps, pretrained).items()]
     return ["-m", "l2l_jax.main", RECIPE, *flags, f"--workdir={workdir}"]
 
 
 def config(pretrained=""):
-    """What the flags of `program` ask for."""
     return parse_config(override(read_config("digits_mae:encoder"), fields(STEPS, pretrained)))
 
 
@@ -71,7 +68,6 @@ def finished_run(workdir, steps=STEPS, pretrained=""):
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """A model with random weights."""
     folder, unlearned = tmp_path_factory.mktemp("given") / "model", config()
     save_model(folder, params_of(unlearned.model), unlearned.describe("family", "model"))
     return folder

@@ -6,24 +6,14 @@ import pytest
 from l2l_jax import masks
 from l2l_jax.masks import MASKS, center_mask
 
+BY_HAND = dict(centre="... .#. ...", border="### #.# ###", left="#.. #.. #..")
+BY_HAND |= dict(right="..# ..# ..#", top="### ... ...", bottom="... ... ###")
 
-def drawn(*rows):
-    return np.array([[pixel == "#" for pixel in row] for row in rows])
 
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("centre", drawn("...", ".#.", "...")),
-        ("border", drawn("###", "#.#", "###")),
-        ("left", drawn("#..", "#..", "#..")),
-        ("right", drawn("..#", "..#", "..#")),
-        ("top", drawn("###", "...", "...")),
-        ("bottom", drawn("...", "...", "###")),
-    ],
-)
-def test_masks(name, expected):
-    np.testing.assert_array_equal(MASKS[name](3, 1), expected)
+@pytest.mark.parametrize("name", BY_HAND)
+def test_masks(name):
+    drawn = [[pixel == "#" for pixel in row] for row in BY_HAND[name].split()]
+    np.testing.assert_array_equal(MASKS[name](3, 1), drawn)
 
 
 def test_the_published_task_hides_half_of_the_side():

@@ -51,7 +51,6 @@ def installed(distributions, tmp_path_factory):
 
 
 def use_others(installed, site_packages):
-    """Let the environment see a folder of other packages."""
     base = str(installed.parent)
     own = sysconfig.get_path("purelib", vars={"base": base, "platbase": base})
     pathlib.Path(own, "others.pth").write_text(f"{site_packages}\n", encoding="utf-8")
@@ -65,9 +64,7 @@ def closure(*names):
         if name not in found:
             found.add(name)
             needs = (Requirement(text) for text in metadata.requires(name) or ())
-            queue += [
-                need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})
-            ]
+            queue += [n.name for n in needs if n.marker is None or n.marker.evaluate({"extra": ""})]
     return found
 
 
@@ -131,20 +128,13 @@ def test_what_the_distributions_hold(distributions):
     with zipfile.ZipFile(distributions[0]) as wheel:
         names = wheel.namelist()
     assert {name.split("/")[0] for name in names} == {"l2l_jax", f"l2l_jax-{l2l_jax.__version__}.dist-info"}
-    expected = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "l2l_jax").rglob("*.*") if path.is_file()
-    }
+    expected = {p.relative_to(ROOT).as_posix() for p in (ROOT / "l2l_jax").rglob("*.*") if p.is_file()}
     notes = {name for name in expected if name.endswith("README.md")}
     assert {name for name in expected - notes if "__pycache__" not in name} <= set(names)
     with tarfile.open(distributions[1]) as sdist:
         inside = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {
-        "README.md",
-        "LICENSE",
-        "configs/digits_mae.py",
-        "tests/conftest.py",
-        "docs/guides/images.md",
-    } <= inside
+    others = ("configs/digits_mae.py", "tests/conftest.py", "docs/guides/images.md")
+    assert {"README.md", "LICENSE", *others} <= inside
 
 
 def test_each_dependency_is_explained_once():

@@ -19,21 +19,12 @@ from tests.train.families import params_of
 
 NAMES = ("vqgan", "mae", "diffusion")
 SMALLER = {
-    "vqgan": {
-        "model.depth": 2,
-        "model.decoder_depth": 2,
-        "model.scan": True,
-        "model.decoding_steps": 2,
-        "pretrain.tokenizer.steps": 6,
-        "pretrain.model.steps": 6,
-    },
-    "diffusion": {
-        "model.sampling_steps": 2,
-        "model.channel_mults": (1,),
-        "model.attn_res": (),
-        "pretrain.model.steps": 6,
-    },
+    "vqgan": {f"model.{name}": 2 for name in ("depth", "decoder_depth", "decoding_steps")},
+    "diffusion": {"model.sampling_steps": 2, "model.channel_mults": (1,), "model.attn_res": ()},
 }
+SMALLER["vqgan"] |= {"model.scan": True, "pretrain.tokenizer.steps": 6}
+for fields in SMALLER.values():
+    fields["pretrain.model.steps"] = 6
 """Fewer steps, and models that compile sooner: those of tests/models have all that the recipes' have."""
 
 
@@ -42,7 +33,6 @@ def recipe(name, variant=""):
 
 
 def test_published_settings():
-    """The table of settings that the paper and its release publish."""
     vqgan, diffusion = (parse_config(recipe(name)) for name in ("vqgan", "diffusion"))
     assert (vqgan.family, vqgan.model.image_size, vqgan.model.value_range) == ("mage", 256, (0, 1))
     assert (vqgan.model.depth, vqgan.model.width) == (12, 768)
@@ -109,7 +99,6 @@ def test_the_small_pictures(tmp_path, run_here):
 
 
 def random_model(name, folder):
-    """A saved model of a small variant, with random weights."""
     config = parse_config(override(recipe(name, "runlocal"), SMALLER[name]))
     save_model(folder, params_of(config.model), {**config.describe("family", "model"), "origin": "random"})
     return folder
@@ -119,23 +108,14 @@ def random_model(name, folder):
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("name", SMALLER)
 def test_small_variants_run_from_start_to_end(name, pretrained, tmp_path):
-    """From a model, or from nothing, to a whole report.
-
-    In every run test_main.py runs that of the MAE, and tests/models/ trains every stage of all families.
-    """
+    """In every run test_main.py runs that of the MAE, and models/ trains every stage of all families."""
     make_local.make(tmp_path / "pictures", {"train": 20, "val": 10})
     given = random_model(name, tmp_path / "given") if pretrained else ""
     flags = [f"--config.{field}={value}" for field, value in SMALLER[name].items()]
-    code, _, errors = run(
-        f"--config=configs/{name}.py:runlocal",
-        f"--workdir={tmp_path}",
-        f"--config.data.path={tmp_path / 'pictures'}",
-        f"--config.model.pretrained={given}",
-        "--config.unlearn.steps=5",
-        "--config.unlearn.warmup_steps=2",
-        "--config.evaluate.picture_per_class=1",
-        *flags,
-    )
+    flags += [f"--config.data.path={tmp_path / 'pictures'}", f"--config.model.pretrained={given}"]
+    flags += ["--config.unlearn.steps=5", "--config.unlearn.warmup_steps=2"]
+    flags += [f"--workdir={tmp_path}", "--config.evaluate.picture_per_class=1"]
+    code, _, errors = run(f"--config=configs/{name}.py:runlocal", *flags)
     assert code == 0, errors
     report = json.loads((tmp_path / "report/metrics.json").read_text())
     for model in ("original", "unlearned"):

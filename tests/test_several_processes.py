@@ -69,6 +69,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(stopped):
         "devices": 2,
         "parts": 1,
     }
+    assert_silent(stopped[1][1:])
 
 
 def assert_silent(processes):
@@ -78,17 +79,11 @@ def assert_silent(processes):
 
 
 @pytest.mark.slow
-def test_one_process_writes_and_the_other_is_silent(stopped):
-    assert_silent(stopped[1][1:])
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("middle", "last"), [(2, 1), soak(4, 1), soak(4, 2)])
 def test_processes_restore_the_checkpoints_of_more_and_of_fewer(stopped, alone, tmp_path, middle, last):
     """2 processes stop after step 5, 2 or 4 after step 10, others end the run: the numbers are those of one.
 
-    The first two have all parameters each; then they are split over two processes or on a mesh of 2x2, and
-    over two devices.
+    First every process has all parameters; then two processes, a mesh of 2x2 or two devices split them.
     """
     shutil.copytree(stopped[0], tmp_path / "run")
     ended = worker(middle, "sharded_terminated", tmp_path / "run")
@@ -107,10 +102,7 @@ def test_processes_restore_the_checkpoints_of_more_and_of_fewer(stopped, alone, 
 
 @pytest.mark.parametrize("first", [soak(1), soak(2)])
 def test_a_retain_budget_is_decided_alike_by_all(tmp_path, first):
-    """One process stops, 2 go on under `pmap`: weights, ratios and the model kept are those of one alone.
-
-    In every run training/test_budget.py has several devices.
-    """
+    """One process stops, 2 go on under `pmap`. In every run train/test_budget.py has several devices."""
     (tmp_path / "alone").mkdir()
     alone = scenarios.train(tmp_path / "alone", budgeted=True), read_metrics(tmp_path / "alone")
     assert len({row["alpha"] for row in alone[1]}) > 2
@@ -130,10 +122,7 @@ def test_a_retain_budget_is_decided_alike_by_all(tmp_path, first):
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["killed", soak("killed_first")])
 def test_a_killed_process_ends_the_other_and_the_run_resumes(scenario, stopped, alone, tmp_path):
-    """Killed in step 7, it resumes after the checkpoint of step 5, here on one device.
-
-    launch/test_local.py restarts processes; with `-m soak`, test_main_several.py kills whole runs at random.
-    """
+    """Killed in step 7, it resumes after step 5, here on one device; launch/test_local.py has restarts."""
     first = scenario == "killed_first"
     folder = shutil.copytree(stopped[0], tmp_path / "run")
     ended = worker(2, scenario, folder, timeout=120)

@@ -117,9 +117,6 @@ def test_the_report_names_the_model_and_its_own_licence():
     facts = original_weights(shipped.resolved("digits_mae"))
     assert facts["origin"] == "the shipped model digits_mae" and facts["licence"] == "Apache-2.0"
     assert facts["sha256"] == hashlib.sha256(shipped.resolved("digits_mae").read_bytes()).hexdigest()
-
-
-def test_a_name_that_is_none():
     with pytest.raises(UserError, match="no shipped model 'digits'; there are: digits_diffusion, "):
         shipped.card("digits")
     assert shipped.resolved("runs/digits_mae/pretrained") == pathlib.Path("runs/digits_mae/pretrained")

@@ -68,41 +68,34 @@ def _budget(model):
 
 
 def whole(folder, **how):
-    """Train to the end and keep what every process has then."""
     import jax
 
     np.savez(folder / f"params_{jax.process_index()}.npz", *jax.tree.leaves(train(folder, **how)))
 
 
 def sharded(folder):
-    """Train to the end with parameters split over two processes."""
     whole(folder, ways=2)
 
 
 def budgeted_mapped(folder):
-    """Train to the end under `pmap` with a retain budget."""
     whole(folder, budgeted=True, parallel="pmap")
 
 
 def budgeted_mapped_terminated(folder):
-    """With a retain budget under `pmap`, the last process gets SIGTERM in its fourth step."""
     terminated(folder, budgeted=True, parallel="pmap")
 
 
 def terminated(folder, **how):
-    """The last process gets SIGTERM in its fourth step."""
     import jax
 
     train(folder, jax.process_count() - 1, 4, signal.SIGTERM, **how)
 
 
 def sharded_terminated(folder):
-    """The same, with parameters split over two processes."""
     terminated(folder, ways=2)
 
 
 def killed(folder):
-    """The last process is killed in its second step."""
     import jax
 
     train(folder, jax.process_count() - 1, 2, signal.SIGKILL)
@@ -147,7 +140,6 @@ def disagreeing(folder):
 
 
 def main(argv):
-    """Run the scenario that the command line names."""
     _, scenario, folder = argv
     globals()[scenario](pathlib.Path(folder))
 

@@ -18,18 +18,13 @@ from l2l_jax.plan import __main__ as plan
 from l2l_jax.weights.__main__ import main as weights
 
 DIGITS = ["--config=digits_mae:encoder", "--config.audit.enabled=False"]
-PHOTOS = [
-    *DIGITS,
-    "--config.data.source=folder",
-    "--config.data.path=photos",
-    "--config.data.forget=bob",
-    "--config.data.retain=rest",
-    "--config.model.pretrained=",
-    "--config.data.validation_fraction=0",
-    "--config.unlearn.retain_budget=0",
-]
+DATA = dict(source="folder", path="photos", forget="bob", retain="rest", validation_fraction=0)
+PHOTOS = [*DIGITS, *(f"--config.data.{name}={value}" for name, value in DATA.items())]
+PHOTOS += ["--config.model.pretrained=", "--config.unlearn.retain_budget=0"]
+NPZ = ["--config.data.source=npz"]
 FIT = [*DIGITS, "--output=filter.safetensors", "--config.evaluate.features=none"]
 TABLE = [*PHOTOS, "--config.data.source=csv"]
+FRONT = ["--front", "--budgets=1.1"]
 
 FLAGS = [
     (["--confg=digits_mae"], "Unknown command line flag 'confg'"),
@@ -80,6 +75,7 @@ FLAGS = [
     ([*DIGITS, "--config.data.prototypes=p.npz"], "set retain_images=generated"),
 ]
 
+WITH_DORA = ("[dora]", "bob,dora", "('bob', 'dora')", "[[dora]]")
 NOT_BOB = ("007", "1e0", "None", "bob ", "-1", "+1", "0x1", "１", "(bob)", "bob;eve", "bob/", "*", "3")
 
 CLASSES = [
@@ -89,10 +85,7 @@ CLASSES = [
         ([*PHOTOS, f"--config.data.forget={name}"], f"names the class '{re.escape(name)}'")
         for name in NOT_BOB
     ),
-    *(
-        ([*PHOTOS, f"--config.data.forget={names}"], "names the class 'dora'")
-        for names in ("[dora]", "bob,dora", "('bob', 'dora')", "[[dora]]")
-    ),
+    *(([*PHOTOS, f"--config.data.forget={names}"], "names the class 'dora'") for names in WITH_DORA),
     ([*PHOTOS, "--config.data.forget=[rest]"], "say which classes are to be forgotten"),
     ([*PHOTOS, "--config.data.forget=a\x1b[2J\rb"], r"names the class 'a\\x1b\[2J\\rb'"),
     ([*PHOTOS, "--config.data.forget="], "config.data.forget"),
@@ -121,13 +114,8 @@ PATHS = [
     ([*TABLE, "--config.data.path=utf16.csv"], "is not UTF-8: save the table"),
     ([*PHOTOS, "--config.data.source=imagnet"], "imagnet"),
     ([*PHOTOS, "--config.data.source=idx", "--config.data.path=bomb"], "has more bytes after its header"),
-    *(
-        ([*PHOTOS, "--config.data.source=npz", f"--config.data.path={name}"], message)
-        for name, message in [
-            ("text.txt", "text.txt cannot be read .*expected a .npz file"),
-            ("words.npz", "test is <U5; expected true for test images"),
-        ]
-    ),
+    ([*PHOTOS, *NPZ, "--config.data.path=text.txt"], "text.txt cannot be read .*expected a .npz file"),
+    ([*PHOTOS, *NPZ, "--config.data.path=words.npz"], "test is <U5; expected true for test images"),
     ([*DIGITS, "--workdir=text.txt"], "--workdir=text.txt is a file; name a folder"),
     ([*DIGITS, "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run is no folder of a file system"),
     ([*DIGITS, "--workdir=/proc/run"], "--workdir=/proc/run cannot be made or written"),
@@ -135,19 +123,11 @@ PATHS = [
     (["--workdir=damaged"], "run.json is damaged .*name the config with --config"),
 ]
 
-WEIGHTS = [
-    ([*PHOTOS, f"--config.model.pretrained={name}"], message)
-    for name, message in [
-        ("nowhere", "nowhere"),
-        ("digits_mae", "a model of digits images, but config.data.source is 'folder'"),
-        ("empty", "is not a saved model: it has no model.json"),
-        ("broken", "model.json is damaged"),
-        ("text.txt", "text.txt"),
-        ("binary.py", "binary.py"),
-        ("truncated.safetensors", "truncated.safetensors"),
-        ("strange.safetensors", "strange.safetensors"),
-    ]
-]
+NAMED = ("nowhere", "text.txt", "binary.py", "truncated.safetensors", "strange.safetensors")
+MODELS = dict(zip(NAMED, NAMED, strict=True))
+MODELS["digits_mae"] = "a model of digits images, but config.data.source is 'folder'"
+MODELS |= {"empty": "is not a saved model: it has no model.json", "broken": "model.json is damaged"}
+WEIGHTS = [([*PHOTOS, f"--config.model.pretrained={name}"], message) for name, message in MODELS.items()]
 
 
 OTHERS = [
@@ -166,15 +146,11 @@ OTHERS = [
     (compare.main, [*DIGITS, "--proxy=11"], "11"),
     (compare.main, [*DIGITS, "--front"], "The grid is empty"),
     (compare.main, [*DIGITS, "--front", "--methods=", "--budgets=1.1"], "--methods= names no method; known:"),
-    (
-        compare.main,
-        ["--config=digits_mae:encoder", "--front", "--budgets=1.1", "--config.unlearn.adapter=lora"],
-        "The method undo cannot be run: .*",
-    ),
+    (compare.main, [*DIGITS, *FRONT, "--config.unlearn.adapter=lora"], "The method undo cannot be run: .*"),
     (compare.main, [*DIGITS, "--front", "--budgets=0.9"], "budgets are finite and at least 1"),
-    (compare.main, [*DIGITS, "--front", "--budgets=1.1", "--seeds=a"], "seeds are whole numbers"),
+    (compare.main, [*DIGITS, *FRONT, "--seeds=a"], "seeds are whole numbers"),
     (compare.main, [*DIGITS, "--methods=undo"], "--methods goes with --front"),
-    (compare.main, [*DIGITS, "--front", "--budgets=1.1", "--proxy=5"], "--proxy does not go with --front"),
+    (compare.main, [*DIGITS, *FRONT, "--proxy=5"], "--proxy does not go with --front"),
     (compare.main, [*DIGITS, "--sequence=5,6", "--alphas=1"], "--alphas does not go with --sequence"),
     (compare.main, [*DIGITS, "--sequence=5,6", "--seeds=1"], "--seeds goes with --front"),
     (compare.main, [*DIGITS, "--sequence=5,True"], "names the class 'True'"),
@@ -194,6 +170,14 @@ OTHERS = [
     (plan.main, [*DIGITS, "--topology=h100:8", "--stage=pretrain"], "--stage=pretrain"),
     (plan.main, [*DIGITS, "--topology=h100"], "h100"),
     (prepare.main, ["--dataset=coco"], "arguments are required: dataset"),
+    (weights, [], "required: COMMAND"),
+    (weights, ["import"], "FILE"),
+    (weights, ["import", "x.pth", "--set", "num_heads"], "not FIELD=VALUE"),
+    (weights, ["inspect", "missing.safetensors"], "does not exist"),
+    (weights, ["export", "missing"], "--output"),
+    (weights, ["export", "missing", "--output", "x.safetensors"], "not a saved model"),
+    (weights, ["export", "missing", "--output", "x.txt"], "must end in"),
+    (weights, ["export", "missing", "--output", "x.safetensors", "--dtype", "int8"], "int8"),
     (weights, ["convert", "text.txt"], "invalid choice: 'convert'"),
     (weights, ["inspect", "/dev/null"], "/dev/null is not a file"),
     (weights, ["import", "strange.safetensors"], "strange.safetensors"),
@@ -205,7 +189,6 @@ OTHERS = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with photographs, tables, weights and files that are none of these."""
     folder = tmp_path_factory.mktemp("place")
     for number, name in enumerate(("alice", "bob", "carol")):
         (folder / "photos" / name).mkdir(parents=True)

@@ -7,19 +7,17 @@ import pytest
 
 from l2l_jax.compare.area import Point, area_interval, dominated, relative, staircase
 
-POINTS = [
-    Point(0.1, 1.0),
-    Point(0.2, 0.5),
-    Point(0.3, 2.0),
-    Point(0.1, 1.0),
-    Point(0.6, 9.0),
-    Point(-0.1, 0.2),
-]
+PLACES = ((0.1, 1.0), (0.2, 0.5), (0.3, 2.0), (0.1, 1.0), (0.6, 9.0), (-0.1, 0.2))
+POINTS = [Point(*place) for place in PLACES]
 
 
-def test_dominated_settings():
+def test_the_front_is_a_staircase_without_dominated_settings():
     """0.2 costs more and gains less than 0.1; a setting does not dominate its equal."""
     assert dominated(POINTS) == [False, True, False, False, False, False]
+    assert staircase(POINTS, 0.5) == [(0.0, 5), (0.1, 0), (0.3, 2)]
+    assert area(POINTS, 0.5) == pytest.approx((0.1 * 0.2 + 0.2 * 1.0 + 0.2 * 2.0) / 0.5)
+    assert area([Point(0.25, 3.0)], 0.5) == pytest.approx(1.5)  # nothing is affordable in the first half
+    assert area([Point(0.5, 3.0)], 0.5) == 0
 
 
 def area(points, limit, quoted=None):
@@ -29,20 +27,9 @@ def area(points, limit, quoted=None):
     return area_interval(settings, original, points, limit).value
 
 
-def test_the_front_is_a_staircase():
-    """From 0 on the free setting, then 0.1 and 0.3; 0.6 is beyond the limit."""
-    assert staircase(POINTS, 0.5) == [(0.0, 5), (0.1, 0), (0.3, 2)]
-    assert area(POINTS, 0.5) == pytest.approx((0.1 * 0.2 + 0.2 * 1.0 + 0.2 * 2.0) / 0.5)
-    assert area([Point(0.25, 3.0)], 0.5) == pytest.approx(1.5)  # nothing is affordable in the first half
-    assert area([Point(0.5, 3.0)], 0.5) == 0
-
-
 def test_what_validation_chooses_is_quoted_on_test_images():
     validation, test = [Point(0.0, 1.0), Point(0.25, 2.0)], [Point(0.1, 4.0), Point(0.2, 8.0)]
     assert area(validation, 0.5, test) == pytest.approx((0.25 * 4 + 0.25 * 8) / 0.5)
-
-
-def test_a_setting_is_the_median_of_its_seeds():
     assert relative([np.full(6, x) for x in (0.011, 0.02, 0.012)], np.full(6, 0.01)) == pytest.approx(1.2)
 
 

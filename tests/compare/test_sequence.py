@@ -71,9 +71,7 @@ def test_what_was_forgotten_is_replayed_from_prototypes(one_device, monkeypatch,
     given = []
 
     def unlearned(config, folders, params, sets):
-        given.append(
-            [[source[i]["name"] for i in range(len(source))] for source in (sets.forget, sets.retain)]
-        )
+        given.append([[x[i]["name"] for i in range(len(x))] for x in (sets.forget, sets.retain)])
         return params
 
     monkeypatch.setattr(unlearning, "unlearned_params", unlearned)

@@ -28,7 +28,6 @@ class Bucket(MemoryFileSystem):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """Answers for paths that begin with `gs://`."""
     monkeypatch.setattr(Bucket, "store", {})
     monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
     memory = Bucket(skip_instance_cache=True)

@@ -16,7 +16,6 @@ def gradient(height=48, width=64):
 
 
 def encoded(picture, kind, **options):
-    """A picture, array or Pillow image, as a file of a kind."""
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
     file = io.BytesIO()
     image.save(file, kind, **options)
@@ -38,8 +37,6 @@ class Files(Source):
 
 
 class Failing(Files):
-    """Files whose reading is a mistake of the program."""
-
     def __getitem__(self, index):
         raise KeyError(f"no record {index}")
 

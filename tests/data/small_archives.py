@@ -29,7 +29,6 @@ COCO = {"train2017": 4, "val2017": 2, "test2017": 1}
 
 
 def picture(number: int) -> bytes:
-    """A JPEG of 24×16 pixels, another one for every number."""
     pixels = np.random.default_rng(number).integers(0, 256, (2, 3, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((24, 16), Image.Resampling.BICUBIC).save(file, "JPEG")
@@ -83,7 +82,6 @@ def places(folder: pathlib.Path) -> None:
 
 
 def coco(folder: pathlib.Path) -> None:
-    """Each image shows one object of the first category."""
     categories = [{"id": i + 1, "name": f"category {i + 1}"} for i in range(80)]
     annotations = {}
     for split, count in COCO.items():
@@ -91,9 +89,7 @@ def coco(folder: pathlib.Path) -> None:
         with zipfile.ZipFile(folder / f"{split}.zip", "w") as archive:
             for i, name in enumerate(names):
                 archive.writestr(f"{split}/{name}", picture(len(split) + i))
-        images = [
-            {"id": i, "file_name": name, "height": 16, "width": 24} for i, name in enumerate(names, start=1)
-        ]
+        images = [{"id": i, "file_name": n, "height": 16, "width": 24} for i, n in enumerate(names, 1)]
         box = {"bbox": [1, 2, 3, 4], "category_id": 1, "area": 12, "iscrowd": 0}
         objects = [{"id": i, "image_id": i, **box} for i in range(1, count + 1)]
         annotations[split] = {"images": images, "categories": categories, "annotations": objects}

@@ -21,9 +21,7 @@ from l2l_jax.errors import UserError
 def test_the_digits_are_those_of_scikit_learn():
     """Split as its function splits them, one in four of every class for testing."""
     digits = load_digits()
-    splits = train_test_split(
-        np.arange(len(digits.target)), test_size=0.25, stratify=digits.target, random_state=0
-    )
+    splits = train_test_split(np.arange(1797), test_size=0.25, stratify=digits.target, random_state=0)
     for split, indices in zip(("train", "test"), splits, strict=True):
         source = open_digits(split, 8)
         for place, index in enumerate(sorted(indices)):

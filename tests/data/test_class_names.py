@@ -98,12 +98,9 @@ def test_lists_and_classes_that_look_like_lists(names, typed, expected):
     assert [names[i] for i in ids(names, typed)] == expected.split()
 
 
-def test_a_number_that_looks_like_the_name_of_another_class():
+def test_names_and_numbers_that_look_the_same():
     with pytest.raises(UserError, match="with this number is '11.0', but '3.0' is the same number"):
         ids(sorted(FLOATS), "3")
-
-
-def test_names_that_look_the_same():
     with pytest.raises(UserError, match=r"2 classes are called 'é', in .* Unicode: '\\xe9', 'e\\u0301'"):
         ids(["é", "e\u0301"], "é")
 

@@ -39,7 +39,6 @@ def contents(*sources):
 
 
 def both(path):
-    """Training and test images of a folder."""
     return [open_folder(path, split) for split in ("train", "test")]
 
 

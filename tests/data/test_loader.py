@@ -76,14 +76,8 @@ TRANSFORMS = {of: Transform(TransformConfig(crop="random", flip=True), 6, traini
 def from_files(broken=(), seed=0, batch_size=8, counts=(40, 12), max_fraction=0.2, folder=None, **options):
     """A stream of random crops of one-coloured files, and their list of bad images."""
     sets = {"retain": Files(counts[0], broken), "forget": Files(counts[1])}
-    return TrainingBatches(
-        sets,
-        batch_size,
-        value_range=(0, 255),
-        seed=seed,
-        transforms=TRANSFORMS,
-        options=LoaderOptions(folder, max_fraction, **options),
-    )
+    how = dict(value_range=(0, 255), seed=seed, transforms=TRANSFORMS)
+    return TrainingBatches(sets, batch_size, options=LoaderOptions(folder, max_fraction, **options), **how)
 
 
 def colours(batches, count, of="retain"):
@@ -179,14 +173,8 @@ def test_when_all_records_are_one_bad_file_nothing_hangs():
         def __getitem__(self, index):
             return {**super().__getitem__(index), "name": "the only one"}
 
-    stream = TrainingBatches(
-        {"all": Same(6, range(6))},
-        2,
-        value_range=UNIT,
-        seed=0,
-        options=LoaderOptions(None, 0.9),
-        transforms={"all": TRANSFORMS["retain"]},
-    )
+    how = dict(value_range=UNIT, seed=0, options=LoaderOptions(None, 0.9))
+    stream = TrainingBatches({"all": Same(6, range(6))}, 2, transforms={"all": TRANSFORMS["retain"]}, **how)
     with pytest.raises(UserError, match="No image could be found"):
         colours(stream, 1, "all")
 

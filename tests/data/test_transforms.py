@@ -50,6 +50,8 @@ def test_pixels_outside_the_box_have_no_influence():
     other = np.full_like(picture, 255)
     other[10:41, 20:65] = picture[10:41, 20:65]
     np.testing.assert_array_equal(resize(picture, box, 16), resize(other, box, 16))
+    image = np.random.default_rng(0).random((16, 16, 3), np.float32)
+    np.testing.assert_array_equal(transform()(image, (0,)), image)
 
 
 def draws(count, height=375, width=500, scale=(0.2, 1.0)):
@@ -132,8 +134,3 @@ def test_large_jpegs_are_decoded_smaller_with_little_difference():
     assert (small != whole).any()
     error = np.square(small.astype(float) - whole).mean()
     assert 10 * np.log10(255**2 / error) > 38
-
-
-def test_arrays_that_have_the_size_stay_as_they_are():
-    image = np.random.default_rng(0).random((16, 16, 3), np.float32)
-    np.testing.assert_array_equal(transform()(image, (0,)), image)

@@ -37,6 +37,9 @@ def test_resamples_without_a_value_are_left_out():
     values = np.array([1.0, 1.0, np.nan, 1.0])
     interval = bootstrap(lambda i: values[i].mean(-1), 4)
     assert math.isnan(interval.value) and interval[1:] == (1.0, 1.0)
+    assert math.isnan(mean_interval(np.array([2.0])).low)
+    with pytest.raises(ValueError, match="no images"):
+        bootstrap(lambda i: i.mean(-1), 0)
 
 
 def test_the_standard_interval_of_a_mean_is_the_normal_one():
@@ -45,9 +48,3 @@ def test_the_standard_interval_of_a_mean_is_the_normal_one():
     reach = 1.96 * values.std() / math.sqrt(300)
     assert interval[1:] == pytest.approx((values.mean() - reach, values.mean() + reach), abs=0.03)
     assert standard_interval(lambda i: values[i].mean() - 5, 300, least=0).low == 0
-
-
-def test_one_image_says_nothing_and_none_is_a_mistake():
-    assert math.isnan(mean_interval(np.array([2.0])).low)
-    with pytest.raises(ValueError, match="no images"):
-        bootstrap(lambda i: i.mean(-1), 0)

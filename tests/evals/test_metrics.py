@@ -20,9 +20,6 @@ def test_mse_counts_the_mask_only():
     # 10 log10(1 / 0.25) and 20 dB; a range of 2 adds 6.02 dB.
     np.testing.assert_allclose(psnr(mse, (0, 1)), [6.0206, 20], atol=1e-4)
     np.testing.assert_allclose(psnr(mse, (-1, 1)), [12.0412, 26.0206], atol=1e-4)
-
-
-def test_mse_of_a_mask_of_each_image():
     restored = np.zeros((2, 2, 2, 3), np.float32)
     restored[0, 0], restored[1, 1] = 1, 2
     masks = np.array([[[True, True], [False, False]], [[True, False], [True, False]]])
@@ -34,9 +31,7 @@ def test_ssim_is_that_of_scikit_image():
     smooth = ndimage.gaussian_filter(rng.normal(size=(3, 24, 32, 3)), (0, 3, 3, 0)) * 8
     other = smooth + rng.normal(size=smooth.shape) * np.array([0.05, 0.3, 1]).reshape(3, 1, 1, 1)
     options = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1)
-    expected = [
-        structural_similarity(*pair, data_range=2.0, **options) for pair in zip(smooth, other, strict=True)
-    ]
+    expected = [structural_similarity(*p, data_range=2.0, **options) for p in zip(smooth, other, strict=True)]
     assert expected[0] > 0.7 and expected[2] < 0.3
     # scikit-image takes its range as it stands; ours begins at the least value.
     shifted = [np.float32(x) for x in (smooth, other)]

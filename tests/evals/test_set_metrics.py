@@ -44,9 +44,7 @@ def observe():
 
     def observe(images, labels):
         found = {name: network(to_uint8(images, RANGE)) for name, network in networks.items()}
-        return {"labels": labels} | {
-            f"{n}/{key}": x for n, outputs in found.items() for key, x in outputs.items()
-        }
+        return {"labels": labels} | {f"{n}/{key}": x for n, o in found.items() for key, x in o.items()}
 
     return observe
 

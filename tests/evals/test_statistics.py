@@ -53,14 +53,11 @@ def test_memory_of_the_frechet_distance():
     assert peak < 150e6 / 4
 
 
-def test_kernel_distance_of_whole_sets():
+def test_kernel_distance_of_whole_sets_and_of_the_references_subsets(monkeypatch):
     mean, spread = kernel_distance(FIRST, SECOND)
     np.testing.assert_allclose(mean, CASE["kid64"], rtol=1e-9)
     np.testing.assert_allclose(mean, CASE["kid"], rtol=1e-6)
     assert spread < 1e-9  # every subset is the whole set
-
-
-def test_kernel_distance_of_the_references_subsets(monkeypatch):
     monkeypatch.setattr(statistics, "BLOCK", 7)
     other, own = CASE["kid_sub_idx"][:, 0], CASE["kid_sub_idx"][:, 1]
     values = squared_discrepancies(FIRST, SECOND, own, other)
@@ -93,16 +90,10 @@ def test_cosines():
     np.testing.assert_allclose(found, [1, 2**-0.5], rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("function", "shapes"),
-    [
-        (frechet_distance, [(1, 4), (5, 4)]),
-        (frechet_distance, [(5, 3), (5, 4)]),
-        (kernel_distance, [(1, 4), (5, 4)]),
-        (kernel_distance, [(5, 3), (5, 4)]),
-        (inception_score, [(5, 2)]),
-    ],
-)
+FEW = [(f, [shape, (5, 4)]) for f in (frechet_distance, kernel_distance) for shape in ((1, 4), (5, 3))]
+
+
+@pytest.mark.parametrize(("function", "shapes"), [*FEW, (inception_score, [(5, 2)])])
 def test_too_few_images_or_different_features_are_refused(function, shapes):
     with pytest.raises(ValueError):
         function(*map(np.zeros, shapes))

@@ -10,6 +10,8 @@ from l2l_jax.evals.tasks import GROUPS, parse_tasks, patch_masks
 from l2l_jax.models.mae.model import MAE
 from l2l_jax.models.palette.model import Palette
 
+SMALL = MAE(image_size=16, patch_size=4)
+
 
 def task(name):
     (found,) = parse_tasks([name])
@@ -72,13 +74,9 @@ def test_unknown_tasks_are_refused(tasks, message):
     ("name", "model", "message"),
     [
         ("centre_16", MAE(), "the task centre_16: a centered mask in 224 pixels"),
-        (
-            "border_3",
-            MAE(image_size=16, patch_size=4),
-            "hides 3/32 of 16 pixels, which is not a whole number",
-        ),
+        ("border_3", SMALL, "hides 3/32 of 16 pixels, which is not a whole number"),
         ("random_75", Palette(), "random_75 is for masked autoencoders"),
-        ("random_1", MAE(image_size=16, patch_size=4), "hides 0 of 16 patches"),
+        ("random_1", SMALL, "hides 0 of 16 patches"),
     ],
 )
 def test_tasks_that_a_model_cannot_be_given_are_refused(name, model, message):

@@ -27,7 +27,6 @@ NETWORK = [*CONFIG, "--config.filter.features=classifier"]
 
 
 def pictures(folder, digits, size=16):
-    """PNG files of some test images, a folder for each digit."""
     source = open_digits("test", size)
     for digit in digits:
         (folder / str(digit)).mkdir(parents=True)
@@ -132,9 +131,7 @@ def test_attacks_on_inputs_see_the_model_behind_its_filter(one_device, tmp_path)
     found = Filter(direction, float(np.median(brightness)), {}, {})
     guarded = reader.guard(params, found.part())
     report = attack_filter(config, evaluation, tmp_path, params, (reader, guarded), "filtered")
-    figures = {
-        result["name"]: result["figures"]["unlearned"]["forget"]["mse"] for result in report["results"]
-    }
+    figures = {r["name"]: r["figures"]["unlearned"]["forget"]["mse"] for r in report["results"]}
     gray = np.square(tests.read(range(len(tests))).images[:, mask] - 0.5).mean(axis=(1, 2))
     shown = evaluation.inpainter.errors(params, tests, "forget")
     expected = np.where(brightness > np.median(brightness), gray, shown)

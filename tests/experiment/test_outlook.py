@@ -41,17 +41,11 @@ def test_phases_in_order_with_their_lengths(tmp_path, caplog):
     assert lines[-2].endswith("audit: 1 attack on each of 3 models")
 
 
-def test_what_would_fail_later_fails_now(tmp_path):
+def test_what_would_fail_later_fails_now_and_missing_weights_are_announced(tmp_path, caplog, monkeypatch):
     with pytest.raises(UserError, match="shots"):
         announced(tmp_path / "shots", **{"audit.relearning": {"shots": (100_000,)}})
     with pytest.raises(UserError, match="config.evaluate.inception=nowhere does not exist"):
-        announced(
-            tmp_path / "weights",
-            **{"evaluate.networks": ("inception",), "evaluate.inception": "nowhere"},
-        )
-
-
-def test_missing_weights_are_announced(tmp_path, caplog, monkeypatch):
+        announced(tmp_path / "w", **{"evaluate.networks": ("inception",), "evaluate.inception": "nowhere"})
     monkeypatch.setenv("L2L_JAX_WEIGHTS", str(tmp_path))
     announced(tmp_path / "run", **{"evaluate.networks": ("inception", "clip")})
     assert "Metrics of inception and clip will be missing" in caplog.text

@@ -1,8 +1,4 @@
-"""The Kubernetes manifests against the schema: JobSet's own part, and the job in it.
-
-The job template is held against the models of the package `kubernetes`, which are generated from the
-OpenAPI description of Kubernetes; JobSet is not part of it, see `jobset_schema.json`.
-"""
+"""The Kubernetes manifests against a schema of JobSet, and the job in them against `kubernetes`' models."""
 
 import json
 import pathlib
@@ -16,7 +12,6 @@ SCHEMA = json.loads(pathlib.Path(__file__).with_name("jobset_schema.json").read_
 
 
 def validate(manifest):
-    """Raise unless the manifest fits the schema."""
     from kubernetes.client import models  # here: there are hundreds
 
     jsonschema.validate(manifest, SCHEMA)
@@ -33,11 +28,7 @@ def job_of(manifest):
     return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
 
 
-def test_manifests_fit_the_schema(manifest):
-    validate(manifest)
-
-
-def test_numbers_and_names_that_belong_together_agree(manifest):
+def test_manifests_fit_the_schema_and_their_parts_each_other(manifest):
     job = job_of(manifest)
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
@@ -56,3 +47,4 @@ def test_numbers_and_names_that_belong_together_agree(manifest):
         assert int(flags["num_processes"]) == job["completions"]
     else:
         assert "--distributed" in container["args"]
+    validate(manifest)

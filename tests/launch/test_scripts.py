@@ -1,7 +1,4 @@
-"""The shell scripts: shellcheck, and what they do when the commands that they call succeed and fail.
-
-Small scripts of the same names stand in for Slurm's commands and for gcloud.
-"""
+"""The shell scripts: shellcheck, and what they do with small scripts in place of Slurm's and of gcloud."""
 
 import os
 import pathlib
@@ -77,17 +74,10 @@ def slurm(folder, *, code, restarts=0):
     return done.returncode, (folder / "calls").read_text().splitlines()
 
 
-@pytest.mark.parametrize(
-    ("code", "restarts", "requeued", "ends_with"),
-    [
-        (0, 0, False, 0),
-        (1, 0, False, 1),
-        (2, 1, False, 2),
-        (75, 2, True, 0),
-        (137, 0, True, 0),
-        (75, 3, False, 75),
-    ],
-)
+ENDS = [(0, 0, False, 0), (1, 0, False, 1), (2, 1, False, 2), (75, 2, True, 0), (137, 0, True, 0)]
+
+
+@pytest.mark.parametrize(("code", "restarts", "requeued", "ends_with"), [*ENDS, (75, 3, False, 75)])
 def test_slurm_requeues_what_a_restart_mends(tmp_path, code, restarts, requeued, ends_with):
     exit_code, calls = slurm(tmp_path, code=code, restarts=restarts)
     assert exit_code == ends_with
@@ -124,7 +114,6 @@ def wait_for(path, process):
 
 
 def tpu(folder, codes, *, state="READY"):
-    """Start tpu_pod.sh on a slice in a state; its runs end with `codes`."""
     write_commands(folder, gcloud=GCLOUD)
     (folder / "codes").write_text("".join(f"{code}\n" for code in codes))
     if state:

@@ -1,5 +1,6 @@
-# ruff: noqa: E501 (lines as a compiler writes them)
 """Kernels of a program as XLA's GPU compiler writes it, against sums by hand."""
+
+import pathlib
 
 import pytest
 
@@ -7,33 +8,7 @@ from l2l_jax.plan.chips import CHIPS
 from l2l_jax.plan.figures import kernel_table
 from l2l_jax.plan.program import Program
 
-HLO = """\
-HloModule jit_step, is_scheduled=true
-
-%fused_convert (param_0.19: bf16[512,1024]) -> bf16[512,1024] {
-  %param_0.19 = bf16[512,1024]{1,0} parameter(0), metadata={scheduling_name="param_0.19"}
-  %convert.5 = f32[512,1024]{1,0} convert(%param_0.19), metadata={scheduling_name="convert.5"}
-  ROOT %convert.1.1 = bf16[512,1024]{1,0} convert(%convert.5), metadata={scheduling_name="convert.1.1"}
-}
-
-ENTRY %main.1 (w.1: bf16[256,1024], x.1: bf16[8,64,256], q.1: bf16[8,64,8,64], k.1: bf16[64,3,3,64]) -> bf16[256,1024] {
-  %x.1 = bf16[8,64,256]{2,1,0} parameter(1), sharding={replicated}, metadata={op_name="x" scheduling_name="x.1"}
-  %q.1 = bf16[8,64,8,64]{3,2,1,0} parameter(2)
-  %k.1 = bf16[64,3,3,64]{3,2,1,0} parameter(3)
-  %bitcast.17 = bf16[512,256]{1,0} bitcast(%x.1), metadata={op_name="x" scheduling_name="bitcast.17"}
-  %w.1 = bf16[256,1024]{1,0} parameter(0), sharding={replicated}
-  %custom-call.2 = (bf16[512,1024]{1,0}, s8[33554432]{0}) custom-call(%bitcast.17, %w.1), custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(step)/jvp()/dot_general"}, backend_config={"gemm_backend_config":{"beta":0,"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]}}}
-  %get-tuple-element.2 = bf16[512,1024]{1,0} get-tuple-element(%custom-call.2), index=0
-  %loop_convert_fusion = bf16[512,1024]{1,0} fusion(%get-tuple-element.2), kind=kLoop, calls=%fused_convert
-  %bitcast.3 = bf16[8,64,1024]{2,1,0} bitcast(%loop_convert_fusion)
-  %custom-call.3 = (bf16[8,256,1024]{2,1,0}, s8[33554432]{0}) custom-call(%x.1, %bitcast.3), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":["0"],"rhs_batch_dimensions":["0"]}}}
-  %attention = (bf16[8,8,64,64]{3,1,2,0}, f32[8,8,64]{2,1,0}, u8[0]{0}) custom-call(%q.1, %q.1, %q.1), custom_call_target="__cudnn$fmhaSoftmax", api_version=API_VERSION_STATUS_RETURNING
-  %cudnn-conv.1 = (bf16[8,64,8,64]{3,2,1,0}, u8[0]{0}) custom-call(%q.1, %k.1), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
-  %all-reduce-start = bf16[256,1024]{1,0} all-reduce-start(%w.1), channel_id=1, replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, to_apply=%add
-  %all-reduce-done = bf16[256,1024]{1,0} all-reduce-done(%all-reduce-start)
-  ROOT %copy = bf16[256,1024]{0,1} copy(%all-reduce-done)
-}
-"""
+HLO = pathlib.Path(__file__).with_name("kernels.hlo").read_text()
 H100 = CHIPS["h100"]
 
 

@@ -51,7 +51,6 @@ def test_bfloat16(record):
 
 
 def with_tokens(record):
-    """A record of the MAE with what MAGE alone has."""
     record = copy.deepcopy(record)
     record["cases"]["mae"]["tokens"] = list(range(200))
     return record

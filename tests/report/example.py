@@ -37,7 +37,6 @@ def measured(mse, accuracy, count, rng):
 
 
 def findings(known, model, count=1000):
-    """Points of one model."""
     rng = np.random.default_rng(2 + model)
 
     def sets(mse, accuracy):
@@ -69,7 +68,6 @@ def concluded(known, roles):
 
 
 def report(known=KNOWN, *, retrained=True, audited=True, names=("sandal", "shirt", "sneaker", "bag", "boot")):
-    """The content of metrics.json."""
     metrics = {"psnr": 20.0, "mse": 0.031, "accuracy": 0.66}
     intervals = {name: [value * 0.9, value * 1.1] for name, value in metrics.items()}
     roles = MODELS if retrained else MODELS[:2]
@@ -108,7 +106,6 @@ class Shown(NamedTuple):
 
 
 def drawings(names=("sandal", "shirt", "sneaker", "bag", "boot"), folder=None):
-    """Noise for pictures."""
     rng = np.random.default_rng(0)
 
     def images():

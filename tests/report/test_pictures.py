@@ -61,19 +61,12 @@ def test_every_image_has_its_place(draw, tmp_path):
     assert max(boxes[kind, 2][3] for kind in KINDS) < min(boxes[kind, 3][1] for kind in KINDS)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("bob", "bob"),
-        ("golden retriever", "golden\nretriever"),
-        ("002.Laysan_Albatross", "002.Laysan_\nAlbatross"),
-        ("001.Black_footed_Albatross", "001.Black_\nfooted_…"),
-        (200 * "x", f"{11 * 'x'}\n{10 * 'x'}…"),
-        ("A$$AP", r"A\$\$AP"),  # how matplotlib draws dollars
-        (r"\alpha^{2}", r"\alpha^{2}"),
-        ("\N{HOT DOG}", pictures.MISSING),
-        ("", ""),
-    ],
-)
-def test_names_fit_above_a_picture(name, expected):
-    assert pictures.label(name, 11) == expected
+LABELS = {"bob": "bob", "": "", r"\alpha^{2}": r"\alpha^{2}", "\N{HOT DOG}": pictures.MISSING}
+LABELS |= {"golden retriever": "golden\nretriever", "002.Laysan_Albatross": "002.Laysan_\nAlbatross"}
+LABELS |= {"001.Black_footed_Albatross": "001.Black_\nfooted_…", 200 * "x": f"{11 * 'x'}\n{10 * 'x'}…"}
+LABELS["A$$AP"] = r"A\$\$AP"  # how matplotlib draws dollars
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_names_fit_above_a_picture(name):
+    assert pictures.label(name, 11) == LABELS[name]

@@ -12,9 +12,7 @@ def embeddings():
     rng = np.random.default_rng(0)
     centres = np.eye(8)[[0, 0, 1, 2]] * 5
     names = ["retain, images", "retain, unlearned", "forget, images", "forget, unlearned"]
-    return {
-        name: rng.normal(size=(15, 8)) * 0.3 + centre for name, centre in zip(names, centres, strict=True)
-    }
+    return {name: rng.normal(size=(15, 8)) * 0.3 + c for name, c in zip(names, centres, strict=True)}
 
 
 def test_groups_that_are_alike_stay_together(embeddings):

@@ -55,24 +55,18 @@ class Process:
         return self.returncode
 
     def wait(self, timeout=None):
-        """The exit code, when it has ended."""
         self._process.join(timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
         return self.returncode
 
     def communicate(self, timeout=None):
-        """Its output and its errors, when it has ended."""
         self.wait(timeout)
         return tuple(pathlib.Path(file.name).read_text(encoding="utf-8") for file in self._files[1:])
 
 
 def start(*arguments, env=None, cwd=ROOT, stdin=""):
-    """`python ARGUMENTS`, which are those of `-m` or `-c`; `communicate` gives its output and its errors.
-
-    Raises:
-      ValueError: `env` changes what JAX reads when it is imported.
-    """
+    """`python ARGUMENTS`, which are those of `-m` or `-c`; `communicate` gives its output and its errors."""
     env = dict(os.environ if env is None else env)
     read, now = ({n: x for n, x in e.items() if n.startswith("JAX_")} for e in (os.environ, env))
     if read != now:

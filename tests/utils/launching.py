@@ -25,18 +25,13 @@ class Ended(NamedTuple):
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def run_processes(count, *arguments, flags=(), only=None, frozen=None, timeout=240) -> list[Ended]:
-    """Run `python ARGUMENTS` as `count` processes of one run until all have ended; none outlives this.
-
-    With `only`, just the process of that index is started. The process `frozen` is not expected to end: it is
-    killed when the others have.
-    """
+    """Run `count` processes, or the one numbered `only`, until all have ended; `frozen` is killed then."""
     address = f"127.0.0.1:{free_port()}"
     common = [f"--coordinator={address}", f"--num_processes={count}", *flags]
     started = []
@@ -56,5 +51,4 @@ def run_processes(count, *arguments, flags=(), only=None, frozen=None, timeout=2
 
 
 def worker(count, scenario, folder, **options) -> list[Ended]:
-    """Run a scenario of `tests.worker`."""
     return run_processes(count, "-m", "tests.worker", scenario, str(folder), **options)

@@ -55,7 +55,6 @@ def test_a_process_that_ends_gives_its_folder_back(tmp_path):
 
 
 def elsewhere(folder):
-    """A lock of a process on another machine."""
     process = {"host": "node7", "machine": "another", "pid": os.getpid(), "start": "1"}
     content = {"process": process, "token": "x", "since": "2026-01-01 00:00:00"}
     (folder / LOCK).write_text(json.dumps(content))

@@ -87,14 +87,8 @@ threading.Thread(target=tell).start()
     ("environment", "tunables"),
     [
         ({}, "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
-        (
-            {"GLIBC_TUNABLES": "glibc.malloc.arena_max=8"},
-            "glibc.malloc.arena_max=8:glibc.malloc.hugetlb=1",
-        ),
-        (
-            {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"},
-            "glibc.malloc.hugetlb=0:glibc.malloc.arena_max=2",
-        ),
+        ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=8"}, "glibc.malloc.arena_max=8:glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0:glibc.malloc.arena_max=2"),
         ({"JAX_PLATFORMS": "cuda"}, "None"),
     ],
 )
@@ -114,7 +108,6 @@ def test_a_program_begins_anew_with_huge_pages(tmp_path, environment, tunables):
 
 
 def run(program):
-    """The words that a program prints."""
     command, environment = [sys.executable, "-c", program], {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
 

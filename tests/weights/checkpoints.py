@@ -13,13 +13,7 @@ from tests.reference_arrays import Case
 
 @dataclasses.dataclass(frozen=True)
 class Small:
-    """A reference case as a published checkpoint would hold it.
-
-    Attributes:
-      model: Its model.
-      state_dict: The content of its file.
-      given: Fields that its weights do not show.
-    """
+    """A reference case as a published checkpoint would hold it; `given` are fields that it does not show."""
 
     model: object
     state_dict: dict[str, np.ndarray]
@@ -42,14 +36,12 @@ SMALL = {
 
 
 def write_safetensors(path: pathlib.Path, state_dict) -> pathlib.Path:
-    """Write `state_dict` with safetensors' own writer, and return `path`."""
     contiguous = {key: np.ascontiguousarray(value) for key, value in state_dict.items()}
     safetensors.numpy.save_file(contiguous, path)
     return path
 
 
 def options(given):
-    """`given` as arguments of the command line."""
     return [argument for name, value in given.items() for argument in ("--set", f"{name}={value}")]
 
 

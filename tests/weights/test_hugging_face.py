@@ -16,27 +16,11 @@ from tests.reference_arrays import Case, nhwc
 from tests.weights.checkpoints import SMALL, assert_same_bits, write_safetensors
 
 STATE = SMALL["mae"].state_dict
-CONFIG = dict(
-    model_type="vit_mae",
-    architectures=["ViTMAEForPreTraining"],
-    hidden_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=192,
-    decoder_hidden_size=32,
-    decoder_num_hidden_layers=2,
-    decoder_num_attention_heads=4,
-    decoder_intermediate_size=128,
-    image_size=32,
-    patch_size=8,
-    num_channels=3,
-    layer_norm_eps=1e-12,
-    mask_ratio=0.6,
-    norm_pix_loss=True,
-    hidden_act="gelu",
-    qkv_bias=True,
-    initializer_range=0.02,
-)
+CONFIG = dict(model_type="vit_mae", architectures=["ViTMAEForPreTraining"], image_size=32, patch_size=8)
+CONFIG |= dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192)
+CONFIG |= dict(decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=4)
+CONFIG |= dict(decoder_intermediate_size=128, num_channels=3, layer_norm_eps=1e-12, mask_ratio=0.6)
+CONFIG |= dict(norm_pix_loss=True, hidden_act="gelu", qkv_bias=True, initializer_range=0.02)
 PREPROCESSOR = dict(image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25], do_normalize=True, size=32)
 
 KEYS = (

@@ -44,14 +44,12 @@ def inpainted(model, params, **fields):
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
-    """Folders of pipelines by style."""
     pytest.importorskip("tokenizers")
     return {style: write_pipeline(tmp_path_factory.mktemp("pipelines") / style, style) for style in STYLES}
 
 
 @pytest.fixture(scope="module")
 def imported(pipelines, tmp_path_factory):
-    """A saved model of Stable Diffusion 1's style."""
     folder = tmp_path_factory.mktemp("imported") / "sd15"
     told = [f"--set={name}={value!r}" for name, value in PROMPTS.items()]
     assert main(["import", str(pipelines["sd15"]), "--output", str(folder), *told]) == 0
@@ -102,7 +100,6 @@ def test_a_config_takes_its_fields_from_the_folder(pipelines):
 
 
 def halves(folder):
-    """Store the U-Net in float16, as a variant."""
     path = folder / "unet" / WEIGHTS
     state = {key: x.astype(np.float16) for key, x in safetensors.numpy.load_file(path).items()}
     safetensors.numpy.save_file(state, path.with_name(WEIGHTS.replace(".safe", ".fp16.safe")))
@@ -111,7 +108,6 @@ def halves(folder):
 
 
 def shards(folder):
-    """Store the U-Net in two float16 shards."""
     state, files = halves(folder), {}
     next((folder / "unet").glob("*.safetensors")).unlink()
     for i, key in enumerate(state):
@@ -125,7 +121,6 @@ def shards(folder):
 
 
 def torch_file(folder):
-    """Store the U-Net in a PyTorch file."""
     torch = pytest.importorskip("torch")
     state = safetensors.numpy.load_file(folder / "unet" / WEIGHTS)
     (folder / "unet" / WEIGHTS).unlink()
@@ -205,7 +200,6 @@ def test_the_pipeline_may_have_moved(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def lora(imported, tmp_path_factory):
-    """An adapter of the imported model with entries that matter, and its file."""
     model, params = load_model(imported)
     parts = {part: params[part] for part in model.generative_parts}
     adapter = new_adapter(parts, "lora", 2, jax.random.key(0))

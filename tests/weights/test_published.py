@@ -57,16 +57,10 @@ def server():
 
 @pytest.fixture
 def file(server):
-    return published.PublishedFile(
-        name="test",
-        holds="Made-up weights",
-        file="weights.pth",
-        url=f"http://127.0.0.1:{server.server_port}/weights.pth",
-        page="https://example.org/weights",
-        licence="CC0",
-        size=len(CONTENT),
-        sha256=hashlib.sha256(CONTENT).hexdigest(),
-    )
+    known = dict(name="test", holds="Made-up weights", file="weights.pth", page="https://example.org/weights")
+    known |= dict(licence="CC0", size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
+    url = f"http://127.0.0.1:{server.server_port}/weights.pth"
+    return published.PublishedFile(url=url, **known)
 
 
 def names(folder):

@@ -39,16 +39,15 @@ def test_written_arrays_are_read_again(tmp_path, dtype):
     assert path.stat().st_mode & 0o777 == (tmp_path / "new").stat().st_mode & 0o666
 
 
+PREFIXED = ("a.weight", "module.a.weight", "_orig_mod.module.a.weight", "_checkpoint_wrapped_module.a.weight")
+PREFIXED += ("a._checkpoint_wrapped_module._orig_mod.weight", "_forward_module.a._fsdp_wrapped_module.weight")
+PREFIXED += ("a._fsdp_wrapped_module._fpw_module.module.weight",)
+
+
 @pytest.mark.parametrize(
     "content, names",
     [
-        ({"a.weight": stored()}, [""]),
-        ({"module.a.weight": stored()}, [""]),
-        ({"_orig_mod.module.a.weight": stored()}, [""]),
-        ({"_checkpoint_wrapped_module.a.weight": stored()}, [""]),
-        ({"a._checkpoint_wrapped_module._orig_mod.weight": stored()}, [""]),
-        ({"_forward_module.a._fsdp_wrapped_module.weight": stored()}, [""]),
-        ({"a._fsdp_wrapped_module._fpw_module.module.weight": stored()}, [""]),
+        *(({key: stored()}, [""]) for key in PREFIXED),
         ({"state_dict": {"a.weight": stored()}, "epoch": 3}, ["state_dict"]),
         ({"model": {"module.a.weight": stored()}, "optimizer": {"state": {0: stored()}}}, ["model"]),
         ({"model": {"a.weight": stored()}, "model_ema": {"a.weight": stored()}}, ["model", "model_ema"]),

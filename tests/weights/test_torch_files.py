@@ -72,9 +72,7 @@ def test_parameters_that_want_gradients_and_are_not_contiguous(tmp_path):
     assert_same_bits(reading.read_checkpoint(tmp_path / "x.pth").state_dict, MAE.state_dict)
 
 
-@pytest.mark.parametrize(
-    ("name", "norm_pix_loss"), [("args", False), ("args", True), ("hyper_parameters", 1)]
-)
+@pytest.mark.parametrize("name, norm_pix_loss", [("args", False), ("args", True), ("hyper_parameters", 1)])
 def test_arguments_of_the_training_program_are_read(tmp_path, capsys, name, norm_pix_loss):
     """main_pretrain.py of facebookresearch/mae keeps them as `args`; it normalizes by ImageNet's mean."""
     args = dict(model="mae_vit_base_patch16", norm_pix_loss=norm_pix_loss, mask_ratio=0.6)
@@ -117,7 +115,6 @@ def saved(content, **how):
 
 
 def forged(tmp_path):
-    """Contents of hostile and damaged files, by name."""
     legacy = dict(_use_new_zipfile_serialization=False)
     good, old = saved(tensors()), saved(tensors(), **legacy)
     cyclic = {"model": {}}

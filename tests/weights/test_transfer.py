@@ -48,9 +48,7 @@ def test_any_prefix_of_all_keys_is_left_out(prefix):
 def test_half_precision(tmp_path, dtype):
     """It widens to float32 without loss, and narrows back; what only training needs is left out and named."""
     half = {key: value.astype(mapping.FLOATS[dtype]) for key, value in SMALL["mae"].state_dict.items()}
-    more = {f"model.{key}": x for key, x in half.items()} | {
-        "model.perceptual.net.0.weight": half["norm.bias"]
-    }
+    more = {f"model.{k}": x for k, x in half.items()} | {"model.perceptual.net.0.weight": half["norm.bias"]}
     path = write_safetensors(tmp_path / "half.safetensors", more)
     card = transfer.import_checkpoint(path, tmp_path / "model", fields=SMALL["mae"].given)
     assert card["source"]["left_out"] == "1 arrays: perceptual.net.0.weight"
@@ -170,9 +168,7 @@ def test_published_layouts_are_recognized(name):
 
 
 # That the others are recognized is tested in every run, and their small cases go in and out.
-@pytest.mark.parametrize(
-    "name", [name if name == "mae_vit_base_patch16" else soak(name) for name in PUBLISHED]
-)
+@pytest.mark.parametrize("name", [n if n == "mae_vit_base_patch16" else soak(n) for n in PUBLISHED])
 def test_published_layouts_go_in_and_out(name):
     state_dict, model = published(name, numbers), PUBLISHED[name]
     found = recognize(state_dict, {"file": f"{name}.pth"})

@@ -49,10 +49,8 @@ def test_tower(name, activation):
 
 def test_vit_h_14_has_the_published_layout():
     case = CASES["open_clip_vit"]
-    state_dict = {
-        key: np.broadcast_to(np.float32(0), shape) for key, shape, _ in case.description["keys_vit_h_14"]
-    }
-    state_dict = clip.unpack(state_dict)
+    keys = case.description["keys_vit_h_14"]
+    state_dict = clip.unpack({key: np.broadcast_to(np.float32(0), shape) for key, shape, _ in keys})
     table, name, config = clip.recognize(state_dict)
     assert name == "ViT-H/14"
     facts = case.config["vit_h_14"]

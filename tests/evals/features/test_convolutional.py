@@ -85,18 +85,14 @@ def test_features_and_logits(name, arrays, gain):
         assert_close(found, CASES[name]["gain/" * gain + array])
 
 
-@pytest.mark.parametrize(
-    ("name", "block"),
-    [
-        ("Mixed_5b", inception.BlockA(32)),
-        ("Mixed_6a", inception.BlockB()),
-        ("Mixed_6b", inception.BlockC(128)),
-        ("Mixed_7a", inception.BlockD()),
-        ("Mixed_7b", inception.BlockE(max_pool=False)),
-        ("Mixed_7c", inception.BlockE(max_pool=True)),
-    ],
-)
-def test_single_blocks_of_inception(name, block):
+BLOCKS = {"Mixed_5b": inception.BlockA(32), "Mixed_6a": inception.BlockB(), "Mixed_6b": inception.BlockC(128)}
+BLOCKS |= {f"Mixed_7{x}": inception.BlockE(max_pool=x == "c") for x in "bc"}
+BLOCKS["Mixed_7a"] = inception.BlockD()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_single_blocks_of_inception(name):
+    block = BLOCKS[name]
     seen = nhwc(CASES["inception"][f"unit/{name}/in"])
     found = jax.jit(lambda p, x: block.apply({"params": p}, x))(params("inception", True)[name], seen)
     assert_close(found, nhwc(CASES["inception"][f"unit/{name}/out"]))
