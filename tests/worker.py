@@ -73,26 +73,10 @@ def whole(folder, **how):
     np.savez(folder / f"params_{jax.process_index()}.npz", *jax.tree.leaves(train(folder, **how)))
 
 
-def sharded(folder):
-    whole(folder, ways=2)
-
-
-def budgeted_mapped(folder):
-    whole(folder, budgeted=True, parallel="pmap")
-
-
-def budgeted_mapped_terminated(folder):
-    terminated(folder, budgeted=True, parallel="pmap")
-
-
 def terminated(folder, **how):
     import jax
 
     train(folder, jax.process_count() - 1, 4, signal.SIGTERM, **how)
-
-
-def sharded_terminated(folder):
-    terminated(folder, ways=2)
 
 
 def killed(folder):
@@ -110,11 +94,6 @@ def frozen(folder):
     with barrier():
         if jax.process_index() == jax.process_count() - 1:
             os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def killed_first(folder):
-    """The first process, which the others meet at, is killed in its second step."""
-    train(folder, 0, 2, signal.SIGKILL)
 
 
 def disagreeing(folder):
@@ -139,9 +118,20 @@ def disagreeing(folder):
     workdir.Workdir(own, parse_config(read_config("digits_mae:encoder")))
 
 
+MAPPED = dict(budgeted=True, parallel="pmap")
+VARIANTS = {
+    "sharded": (whole, dict(ways=2)),
+    "sharded_terminated": (terminated, dict(ways=2)),
+    "budgeted_mapped": (whole, MAPPED),
+    "budgeted_mapped_terminated": (terminated, MAPPED),
+    "killed_first": (train, dict(process=0, batch=2, number=signal.SIGKILL)),
+}
+
+
 def main(argv):
     _, scenario, folder = argv
-    globals()[scenario](pathlib.Path(folder))
+    function, options = VARIANTS.get(scenario) or (globals()[scenario], {})
+    function(pathlib.Path(folder), **options)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A bank holds what the tokenizer would say in each step, and is finished only once."""
 
 import dataclasses
+import functools
 import os
 import signal
 
@@ -68,43 +69,37 @@ def test_codes_are_those_of_each_step(bank, params):
             np.testing.assert_array_equal(codes[name], tokenize(params, shown))
 
 
-def test_steps_see_what_they_see_without_a_bank(bank, params):
-    objective = METHODS["encoder"]().objective(MODEL)
+def prepared_by(objective, params):
     frozen = {part: params[part] for part in objective.frozen}
 
     @jax.jit
-    def prepare(batch, step):
+    def prepare(frozen, batch, step):
         return objective.prepare(frozen, batch, jax.random.fold_in(jax.random.key(SEED), step))
 
+    return functools.partial(prepare, frozen)
+
+
+def test_steps_see_what_they_see_without_a_bank(bank, params):
+    prepare = prepared_by(METHODS["encoder"]().objective(MODEL), params)
     for step, pixels, codes in zip(range(STEPS), images(), bank, strict=False):
         jax.tree.map(np.testing.assert_array_equal, prepare(pixels, step), prepare(codes, step))
 
 
-def test_latents_bring_their_masks(mesh, tmp_path):
+def test_latents_bring_their_masks(tmp_path):
     """Steps see what they see without a cache; noise later has the mask of its forget image, too."""
     model, sets = MODELS["latent_diffusion"], {name: Images(16) for name in SIZES}
     pixels = TrainingBatches(sets, BATCH, value_range=model.value_range, seed=3)
     params, how = params_of(model), UnlearningConfig(token_bank=4, noise_bank=0)
+    mesh = sharding.make_mesh(jax.devices()[:1])
     bank = open_token_cache(tmp_path, how, model, params, pixels, seed=SEED, mesh=mesh)
     plain = METHODS["encoder"]().objective(model)
     lean = cached_objective(plain, model, ALL)
     assert lean.frozen == ("encoder", "prompts")
 
-    def prepare(objective):
-        frozen = {part: params[part] for part in objective.frozen}
-        return jax.jit(
-            lambda batch, step: objective.prepare(
-                frozen, batch, jax.random.fold_in(jax.random.key(SEED), step)
-            )
-        )
-
-    without, with_codes = prepare(plain), prepare(lean)
+    without, with_codes = prepared_by(plain, params), prepared_by(lean, params)
     for step, images, codes in zip(range(STEPS), pixels, bank, strict=False):
-        jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
-            without(images, step),
-            with_codes(codes, step),
-        )
+        both = without(images, step), with_codes(codes, step)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *both)
     later = [batch for batch, _ in zip(bank, range(12), strict=False)][-1]
     np.testing.assert_array_equal(later["noise"][..., -1], later["forget"][..., -1])
     assert np.abs(later["retain"][..., -1] - later["forget"][..., -1]).max() == 1
