@@ -169,8 +169,7 @@ class Bench:
         def observe(step: int, params: Params) -> None:
             name = str(step)
             points[name] = self.measure(params, f"{title} {step}")
-            arrays = flatten_dict({name: points[name]}, sep="/")
-            target.cache.put_shared(entries[name], arrays, stamp=stamp)
+            target.cache.put_shared(entries[name], flatten_dict({name: points[name]}, sep="/"), stamp=stamp)
             if target.show and seed == 0:
                 target.cache.put_shared(f"{variant}/pictures_{step}", self.pictures(params))
 

@@ -197,8 +197,7 @@ def _comparisons(
     known, comparisons = (spread or {}).get("spread", {}).get(line.name, {}), []
     for measure, best in best_points(model, line).items():
         seeds = SeedSpread(known[measure], spread["count"]) if spread and measure in known else None
-        samples_of_others = [other[measure].sample for other in others]
-        comparisons.append(compare(measure, best.sample, samples_of_others, seeds))
+        comparisons.append(compare(measure, best.sample, [other[measure].sample for other in others], seeds))
     return comparisons
 
 

@@ -245,8 +245,7 @@ def _join_processes(argv: Sequence[str]) -> list[str]:
             logger.info("%d processes", count)
         else:
             logger.setLevel(logging.WARNING)
-            named = logging.Formatter(f"[process {index} of {count}] %(message)s")
-            logger.handlers[0].setFormatter(named)
+            logger.handlers[0].setFormatter(logging.Formatter(f"[process {index} of {count}] %(message)s"))
     return rest
 
 

@@ -81,8 +81,7 @@ def _measured(cells: Cells, original: Mapping[str, Any]) -> dict[str, Any]:
 
         test[name] = {"ratio": list(bootstrap(ratio, len(before["test"])))}
         if "accuracy" in original["figures"][name]:
-            accuracies = [cell["figures"][name]["accuracy"] for cell in cells]
-            test[name]["accuracy"] = float(np.median(accuracies))
+            test[name]["accuracy"] = float(np.median([cell["figures"][name]["accuracy"] for cell in cells]))
     found = {"validation": {"cost": ratios[0] - 1, "gain": float(np.log(ratios[1]))}, "test": test}
     depths = [cell.get("depth", {}) for cell in cells]
     attacks = set.intersection(*map(set, depths))

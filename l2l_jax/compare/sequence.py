@@ -106,8 +106,7 @@ def table(rows: dict[str, Any], style: str = "simple") -> str:
         [name, *("×{:.2f} [{:.2f}, {:.2f}]".format(*ratio) for ratio in ratios.values())]
         for name, ratios in rows.items()
     ]
-    headings = ["forgotten", *rows["original"]]
-    return tabulate(body, headers=headings, tablefmt=style, disable_numparse=True)
+    return tabulate(body, headers=["forgotten", *rows["original"]], tablefmt=style, disable_numparse=True)
 
 
 def _forgetting(config: Config, names: Sequence[str]) -> Config:

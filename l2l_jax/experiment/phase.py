@@ -52,8 +52,7 @@ class TrainingPhase:
         if self.codes:
             of, bank = (config.unlearn, config.model, params, batches), folder / "bank"
             batches = open_token_cache(bank, *of, seed=seed, mesh=mesh)
-        kind = config.parallel
-        trainer = Trainer(name, self.objective, self.training, seed=seed, mesh=mesh, parallel=kind)
+        trainer = Trainer(name, self.objective, self.training, seed=seed, mesh=mesh, parallel=config.parallel)
         counts = {name: len(source) for name, source in sets.items()}
         return trainer.train(TrainRun(params, batches, folder, counts=counts, **run))
 
@@ -61,8 +60,7 @@ class TrainingPhase:
         """Return the shapes of a global batch: uint8 pixels, or floats from a source without files."""
         size, model = self.training.batch_size, self.config.model
         pixels = np.float32 if self.config.data.source == "digits" else np.uint8
-        images = jax.ShapeDtypeStruct((size, *model.image_shape), pixels)
-        shapes = dict.fromkeys(self.objective.sets, images)
+        shapes = dict.fromkeys(self.objective.sets, jax.ShapeDtypeStruct((size, *model.image_shape), pixels))
         if self.codes:
             assert model.code is not None  # the config was checked
             codes = jax.ShapeDtypeStruct((size, *model.code.shape), model.code.dtype)

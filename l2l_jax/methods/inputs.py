@@ -112,8 +112,7 @@ def blurred(images: jax.Array, sigma: float) -> jax.Array:
         return jnp.asarray(kernel / kernel.sum(axis=1, keepdims=True), images.dtype)
 
     height, width = images.shape[1:3]
-    rows = jnp.einsum("ih,bhwc->biwc", weights(height), images)
-    return jnp.einsum("jw,biwc->bijc", weights(width), rows)
+    return jnp.einsum("jw,biwc->bijc", weights(width), jnp.einsum("ih,bhwc->biwc", weights(height), images))
 
 
 def generative_objective(

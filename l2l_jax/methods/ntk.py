@@ -62,5 +62,4 @@ class Ntk(Method):
             return model.prediction_loss(predicted, rows["images"], rows["corrupted"])
 
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        one_shot = OneShot(outputs, losses, **options)
-        return generative_objective(model, noisy_label_loss, one_shot=one_shot)
+        return generative_objective(model, noisy_label_loss, one_shot=OneShot(outputs, losses, **options))

@@ -88,8 +88,7 @@ def adapted(weights: Any, adapter: Adapter) -> Any:
 
 def without_adapter(params: Params) -> Params:
     """Return all parts but `ADAPTER`, which is added to the others if it is there; to compute with."""
-    parts = {part: x for part, x in params.items() if part != ADAPTER}
-    return adapted(parts, params.get(ADAPTER, {}))
+    return adapted({part: x for part, x in params.items() if part != ADAPTER}, params.get(ADAPTER, {}))
 
 
 def merged(params: Params, adapter: Adapter) -> Params:

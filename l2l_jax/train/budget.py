@@ -169,8 +169,7 @@ class RetainBudget(Hook):
             self._land()
         while memory.waiting and memory.waiting[0].step + LAG <= step:
             self._act(memory.waiting.pop(0))
-            alpha = self._scalar(memory.weight)
-            training.state = dataclasses.replace(training.state, alpha=alpha)
+            training.state = dataclasses.replace(training.state, alpha=self._scalar(memory.weight))
         _, end = self._config.cycle_of(step)
         if step % self._config.budget_every == 0 or step == end:
             result = training.state.result

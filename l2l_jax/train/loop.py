@@ -225,8 +225,7 @@ class Trainer:
         with contextlib.nullcontext() if self._compiled else ONE_COMPILES:
             if self._step is None:
                 what = self._objective, self._optimizer, self._config, self._parallel
-                value_range = training.run.batches.value_range
-                step = make_step(*what, seed=self._seed, value_range=value_range)
+                step = make_step(*what, seed=self._seed, value_range=training.run.batches.value_range)
                 self._step = self._parallel.compile(step, training.state)
             result = self._step(training.state, training.frozen, batch)
             self._compiled = True

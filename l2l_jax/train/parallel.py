@@ -46,8 +46,7 @@ class Parallel:
         # Summed whole, then split: asked for parts alone, XLA sends the rows of a batch to the device of
         # the words that they look up. GPUs and TPUs make one reduce-scatter of the two.
         gradients = jax.lax.with_sharding_constraint(gradients, self._whole)
-        shardings = sharding.parameter_shardings(gradients, self.mesh)
-        return jax.lax.with_sharding_constraint(gradients, shardings)
+        return jax.lax.with_sharding_constraint(gradients, sharding.parameter_shardings(gradients, self.mesh))
 
     def mean(self, tree: Any) -> Any:
         """Average means over a device's rows to means over the batch."""

@@ -149,6 +149,5 @@ def accumulated(grad_fn: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
 
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), inputs)
     shapes = jax.eval_shape(grad_fn, jax.tree.map(lambda x: x[0], split))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, split)
+    total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), split)
     return jax.tree.map(lambda x: x / parts, total)

@@ -127,8 +127,7 @@ class UnlearningConfig(TrainingConfig):
             raise ValueError("token_bank needs a noise_bank: if no pixels are read, noise has no statistics")
         if self.noise_bank and model.codes_hold_draws:
             raise ValueError("noise_bank must be 0 for this family: its views have noise images of their own")
-        plain = self.options.objective(model)
-        objective = restrict(plain, model, self.saliency, reset=self.saliency_reset)
+        objective = restrict(self.options.objective(model), model, self.saliency, reset=self.saliency_reset)
         if not self.adapter:
             return objective
         return adapt(objective, self.adapter, self.adapter_rank, takes_lora(model, self.adapter_layers))

@@ -73,8 +73,7 @@ def export_model(
         if adapter is None or output.suffix != SAFETENSORS_SUFFIX:
             raise UserError("--lora writes an adapter alone: give --adapter FILE, --output NAME.safetensors.")
         content = formats[0].lora(adapters.read_adapter(adapter, params, family, model), params)
-        floats = {key: value.astype(mapping.FLOATS[dtype]) for key, value in content.items()}
-        write_checkpoint(output, floats)
+        write_checkpoint(output, {key: value.astype(mapping.FLOATS[dtype]) for key, value in content.items()})
         return card
     if adapter is not None:
         params = adapters.with_adapter(adapter, params, family, model)

@@ -94,8 +94,7 @@ def few_of_each_class(source: Source, count: int, seed: int, option: str) -> Sub
     for label in np.unique(labels):
         members = order[labels[order] == label]
         rank[members] = np.arange(len(members))
-    chosen = order[np.argsort(rank[order], kind="stable")][:count]
-    return Subset(source, np.sort(chosen))
+    return Subset(source, np.sort(order[np.argsort(rank[order], kind="stable")][:count]))
 
 
 def halvings(steps: int, count: int) -> tuple[int, ...]:

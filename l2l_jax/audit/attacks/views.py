@@ -101,8 +101,7 @@ def _with_gradient(model, pixel_change, params, images, mask, rng):
     visible = ~mask[None, ..., None]
 
     def errors(changed):
-        inpainted = model.inpaint(params, changed, mask, rng)
-        return jnp.square((inpainted - images)[:, mask]).mean(axis=(1, 2))
+        return jnp.square((model.inpaint(params, changed, mask, rng) - images)[:, mask]).mean(axis=(1, 2))
 
     def one_round(carry, key):
         best, least = carry

@@ -41,8 +41,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier)
-        hidden = gelu(dense(self.hidden, name="fc1")(x))
-        return dense(x.shape[-1], name="fc2")(hidden)
+        return dense(x.shape[-1], name="fc2")(gelu(dense(self.hidden, name="fc1")(x)))
 
 
 class Block(nn.Module):
@@ -57,8 +56,7 @@ class Block(nn.Module):
     def __call__(self, x: Array) -> Array:
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
         x = x + Attention(self.num_heads, self.dtype, name="attn")(norm(name="norm1")(x))
-        hidden = int(x.shape[-1] * self.mlp_ratio)
-        return x + Mlp(hidden, self.dtype, name="mlp")(norm(name="norm2")(x))
+        return x + Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")(norm(name="norm2")(x))
 
 
 @dataclasses.dataclass(frozen=True)

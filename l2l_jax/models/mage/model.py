@@ -328,8 +328,7 @@ class MAGE(Model):
                 return (images,)
             noise, _, num_mask = self._draw_mask(images.shape[0], rng, axis_name)
             masked, _, _ = networks.random_masking(noise, 0, num_mask)
-            painted = self._paint_tokens(images, masked)
-            return images, painted, masked.reshape(-1, self.grid, self.grid)
+            return images, self._paint_tokens(images, masked), masked.reshape(-1, self.grid, self.grid)
 
         tokenizer = base.PretrainingStage("tokenizer", ("tokenizer",), prepare, self.tokenizer_loss)
         return (tokenizer, *super().pretraining_stages())

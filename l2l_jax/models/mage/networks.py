@@ -66,8 +66,7 @@ class TokenHead(nn.Module):
         x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ln")(x)
         bias = self.param("bias", nn.initializers.zeros, (1, 1, vocabulary))
         words = words[:count].astype(self.dtype)
-        product = jnp.einsum("btw,vw->btv", x, words, preferred_element_type=jnp.float32)
-        return product + bias[..., :count]
+        return jnp.einsum("btw,vw->btv", x, words, preferred_element_type=jnp.float32) + bias[..., :count]
 
 
 class Decoder(nn.Module):

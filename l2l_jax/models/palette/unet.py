@@ -179,5 +179,4 @@ class Decoder(nn.Module):
                     place = 2 if attends else 1
                     h = res_block(config, channels, "up", name=f"{name}_{place}")(h, embedding)
         h = GroupNorm(config.norm_groups, epsilon=1e-5, activation=nn.silu, name="out_norm")(h)
-        out_conv = Conv(self.out_channel, (3, 3), kernel_init=nn.initializers.zeros, name="out_conv")
-        return out_conv(h)
+        return Conv(self.out_channel, (3, 3), kernel_init=nn.initializers.zeros, name="out_conv")(h)
