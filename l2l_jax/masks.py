@@ -73,11 +73,7 @@ TRAINING_MASKS: tuple[str, ...] = get_args(TrainingMask)
 
 
 def box_mask(rng: np.random.Generator, size: int) -> Mask:
-    """Draw a rectangle with sides from 108/256 to 128/256 of the image's, 20/256 or more off its edges.
-
-    Sides and place are uniform and independent. (Palette's own boxes have the same sides but lean
-    to the lower right, for only their upper left corner moves as they shrink.)
-    """
+    """Draw a rectangle, uniformly, with sides from 108/256 to 128/256 of the image's, 20/256 inside."""
     margin, least, most = (round(size * share / 256) for share in (20, 108, 128))
     mask = np.zeros((size, size), bool)
     height, width = rng.integers(least, most, size=2, endpoint=True)

@@ -68,13 +68,7 @@ class Target(NamedTuple):
 
 
 class Bench:
-    """Images, measurements and trainings for the attacks of one experiment.
-
-    `evaluation` has its test images, mask and classifier; `training` is what unlearning was given, and an
-    attacker may have. Attributes are the `mask`, bool `[height, width]`, True where pixels are missing;
-    `sets`, "retain" and "forget" test images, and "validation" and "retain validation" to choose on; and
-    `canaries`, marked training images, if `config.data.canaries` asks for them.
-    """
+    """Images, measurements and trainings for attacks; `training` are the images that unlearning was given."""
 
     def __init__(self, config: AuditSetup, evaluation: Evaluation, training: Split):
         self.config, self.model = config, config.model

@@ -40,12 +40,7 @@ class Canaries:
 
 
 def fit(residuals: np.ndarray, marks: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compare how well residuals `[image, pixel]` fit their own and all other marks `[mark, pixel]`.
-
-    Residuals are reconstructions minus images without marks; `own` `[image]` are numbers of marks. Returns
-    minus the correlation with the own mark, in standard deviations from those with the others; and 1 where it
-    is the greatest of all, otherwise 0; both `[image]`.
-    """
+    """Return minus how well residuals fit their `own` of the marks, in standard deviations, and if best."""
     correlations = _standardized(residuals) @ _standardized(marks).T
     rows = np.arange(len(own))
     fits = correlations[rows, own]

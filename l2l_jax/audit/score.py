@@ -155,13 +155,9 @@ def depth(measure: Measure, *models: Sample) -> dict[str, Any]:
 
         depth = (a_original − a_unlearned) / (a_original − a_retrained)
 
-    of a quantity `a` that is greater the more a model knows. It describes; the verdict does not use it.
-    `models` are measurements of original, unlearned and retrained model on the same images, which are
-    resampled together.
-
-    Returns:
-      "value" and its 95% interval over images, "low" and "high"; "resolved": whether original and retrained
-      model clearly differ, by more than the measure's margin.
+    of a quantity `a` that is greater the more a model knows; `models` are these three, on the same images.
+    The verdict does not use it. It is "resolved" if original and retrained differ by more than the measure's
+    margin.
     """
     used = 2 if measure == "auc" else 1
     arrays = [[np.asarray(values, np.float64) for values in sample[:used]] for sample in models]

@@ -44,15 +44,11 @@ def compare(
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Unlearn with every method from one pretrained model, evaluate, and write `workdir/comparison`.
 
-    The model is the config's own, or made in the workdir; method, alpha and proxies of the config make the
-    first row after it. `alphas` are further weights of the forget term for the paper's method, `proxy` the
-    classes of the proxy row; with `generated` there is a row for retain images that the original model makes
-    from noise.
-
-    Returns:
-      By row: `{"retain": metrics, "forget": metrics}`, with "audit" where `config.audit` asks for one, or
-      `{"failed": reason}` for a method that diverged. Methods that do not go together with the config, such
-      as "undo" with an adapter, are left out with a warning.
+    Method, alpha and proxies of the config make the first row. `alphas` are further weights of the forget
+    term for the paper's method, `proxy` the classes of the proxy row; with `generated` there is a row for
+    retain images that the original model makes from noise. Returns by row metrics by set, with "audit" where
+    the config asks for one, or "failed". Methods that do not go together with the config are left out with a
+    warning.
     """
     folder = workdir / "comparison"
     setup = Setup(config, workdir, folder / "audit")

@@ -107,11 +107,7 @@ def evenly_spaced(source: Source, most: int) -> Source:
 
 
 class Mixture(_View):
-    """Records of several sources, by name, in proportion to positive weights.
-
-    As long as it takes to hold every record at least once; the records of sources that are short for their
-    weight repeat. The classes of the sources are counted through, and named `source/class`.
-    """
+    """Records of several sources in proportion to weights, each at least once; short sources repeat."""
 
     def __init__(self, sources: Mapping[str, Source], weights: Sequence[float]):
         self._sources = tuple(sources.values())

@@ -56,15 +56,9 @@ class ModelMetrics(NamedTuple):
 
 
 class Evaluation:
-    """The test images, tasks and networks of an experiment.
+    """The test images, tasks and networks of an experiment; observations are stored in a folder."""
 
-    Observations are stored in a folder; several hosts need shared storage. `train` are all training images,
-    `tests` the test images by set. Of `inpainters`, by name of the task, those of `Model.alternatives`, such
-    as other prompts, come last. `missing` says why metrics of networks that are not there are not available,
-    by name; it is set with `networks`.
-    """
-
-    missing: dict[str, str]
+    missing: dict[str, str]  # why metrics are not available, by name; set with `networks`
 
     def __init__(self, setup: EvaluationSetup, folder: pathlib.Path):
         data, size = setup.data, setup.model.image_size

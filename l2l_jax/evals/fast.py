@@ -181,11 +181,7 @@ def _normal(undesired: np.ndarray, acceptable: np.ndarray) -> np.ndarray:
 
 
 def encoder_features(model: Model, params: Params, images: jax.Array, mask: np.ndarray) -> jax.Array:
-    """Return encoder features of T(x) averaged over places and `DRAWS` draws of T, `[image, feature]`.
-
-    Pixels under the mask, which a served model does not get, are gray. The draws are the same for all images,
-    so that nobody can try until one passes.
-    """
+    """Return features of T(x), averaged over places and the fixed draws; hidden pixels are gray."""
     seen = jnp.where(mask[None, ..., None], jnp.float32(np.mean(model.value_range)), images)
 
     def one(key: jax.Array) -> jax.Array:

@@ -16,13 +16,7 @@ from l2l_jax.models.base import Model, Params
 
 
 class Inpainter:
-    """Fills the masked regions of a task; compiled once for any number of models.
-
-    What is drawn for an image, sampling and random patches alike, depends on the seed, the image's set and
-    its place there alone, not on batches, devices, processes or models. `mask` is that of all images, bool
-    `[height, width]`, or None if each has its own. The `runner` takes rows "images", "places", "sets" and
-    "visible".
-    """
+    """Fills the masked regions of a task; draws depend on the seed, an image's set and its place alone."""
 
     def __init__(self, model: Model, task: InpaintingTask, *, batch_size: int, seed: int):
         self.task, self.value_range = task, model.value_range

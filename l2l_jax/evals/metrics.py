@@ -147,14 +147,10 @@ class SetMetrics(NamedTuple):
 
 
 def measure(read: Read, read_original: Read, class_names: Sequence[str] = ()) -> SetMetrics:
-    """Compute the metrics of a set of reconstructions.
+    """Compute the metrics of a set of reconstructions, see `METRICS`.
 
-    These are means over images of PSNR and MSE in the masked region, of SSIM of whole images, of CLIP
-    cosines of reconstruction and original, and of how often the class is read from the masked region alone;
-    Fréchet and kernel distance of originals and reconstructions; Inception Scores of the reconstructions.
-
-    Both functions read what was observed, of reconstructions and of originals; `class_names` belong to the
-    ids in `read("labels")`.
+    PSNR and MSE are those of the masked region, SSIM of whole images; the class is read from the masked
+    region. Both functions read what was observed; `class_names` belong to the ids in `read("labels")`.
     """
     found = SetMetrics({}, {}, {}, {}, {})
     per_image = {name: values for name in ("psnr", "ssim", "mse") if (values := read(name)) is not None}

@@ -260,12 +260,8 @@ def format_report(report: Mapping[str, Any]) -> str:
 def run_fit(config: Config, workdir: pathlib.Path, output: pathlib.Path, unlearned: str | None = None) -> Any:
     """Fit a filter, measure and attack it, and write it and, next to it, the report as JSON.
 
-    With `config.audit.enabled` the filter is attacked. The workdir is that of a run, or a new one; results of
-    its evaluation and audit are used again. `unlearned` is a folder of an unlearned model to filter in place
-    of the original: filter and unlearning together.
-
-    Returns the report: "detection", "passes", "card", "scores", "threshold", and the "audit", if there was
-    one.
+    The workdir is that of a run, whose results are used again, or a new one. `unlearned` is a folder of a
+    model to filter in place of the original: filter and unlearning together.
     """
     with barrier():
         original, served = served_model(config, workdir, unlearned)
@@ -317,9 +313,8 @@ def run_apply(
 ) -> dict[str, int]:  # fmt: skip
     """Copy the images that a filter lets pass, and write `decisions.csv`; return how many "pass".
 
-    `paths` are those of the "filter", the folder "input" and the new one "output", in which images keep their
-    names. By the `action` others are left out ("refuse") or written blurred ("blur"). The config is that
-    which the filter was fitted with; for `workdir` and `unlearned` see `run_fit`.
+    `paths` are "filter", "input" and "output". By the `action` others are left out ("refuse") or written
+    blurred ("blur"). The config is that which the filter was fitted with.
     """
     output, fitted, params = paths["output"], fast.load_filter(paths["filter"]), None
     if fitted.card["features"] == "encoder":  # others are given reconstructions

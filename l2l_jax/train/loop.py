@@ -139,12 +139,8 @@ class Trainer:
     def train(self, run: TrainRun) -> Params:
         """Train to the last step, resuming from `run.folder` if there is something to resume.
 
-        An objective without training steps is solved anew at each call. Returns what the objective makes of
-        `run.params` and the trained parts (`Objective.merge`), as host arrays.
-
-        Raises:
-          Interrupted: A signal arrived in some process; the state of the last step is saved.
-          Diverged: The loss is not finite.
+        Returns `Objective.merge` of `run.params` and the trained parts, as host arrays. Raises Interrupted,
+        once the state is saved, for a signal in some process, and Diverged if the loss is not finite.
         """
         if self._objective.one_shot is not None:
             training = self._begin(run, None)

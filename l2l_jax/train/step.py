@@ -92,12 +92,8 @@ def make_step(
 
     The key of a step is `seed` with the step number folded in, so that a resumed run repeats an uninterrupted
     one. With `config.accumulate` > 1 the batch is drawn and corrupted whole, then its rows go through loss
-    and gradient in that many interleaved parts. `value_range` is that which uint8 images are brought to;
-    others come in the model's range.
-
-    Returns:
-      A `Step`; its metrics are "loss", the objective's terms, "grad_norm" (before clipping) and the
-      "learning_rate" of this update.
+    and gradient in that many interleaved parts. `value_range` is that which uint8 images are brought to.
+    Metrics are "loss", the objective's terms, "grad_norm" (before clipping) and "learning_rate".
     """
     schedule = learning_rate_schedule(config)
 

@@ -88,11 +88,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
-    """Find out what a checkpoint holds; whatever is wrong with it is a UserError.
-
-    It is a `.safetensors` file, a PyTorch file, which needs PyTorch, a Hugging Face folder or a pipeline.
-    With `ema` the moving average of the weights is taken; otherwise the plain ones, if there are any.
-    """
+    """Find out what a file, Hugging Face folder or pipeline holds; averaged weights with `ema`."""
     if (path / PIPELINE).is_file():
         if ema:
             raise UserError(f"{path} is a pipeline, which holds one copy of the weights: leave out --ema.")

@@ -217,14 +217,10 @@ class LatentDiffusion(Model):
     def corrupt_with(self, params: Params, codes: Array, draw: Mapping[str, Array]) -> Corrupted:
         """Corrupt codes of `precompute` with everything random given.
 
-        `draw` has `timesteps` `[batch]`; `noise`, normal, like the latents; `posterior` `[batch, 2, …]`,
-        normal, for samples of the latents of image and masked image; `prompt` `[batch]`, numbers of the
-        "prompts" in `params`.
-
-        Returns:
-          `inputs` `[batch, height, width, 9]`: noisy latents, mask, latents of the masked image; `timesteps`,
-          `prompt` (and, for SDXL, `added`), which the U-Net is given, too; the latents `clean`, their `noise`
-          and `mask`.
+        `draw` has `timesteps` `[batch]`; `noise`, like the latents; `posterior` `[batch, 2, …]`, for samples
+        of the latents of image and masked image; `prompt` `[batch]`, numbers of prompts. `inputs` of the
+        result are noisy latents, mask, latents of the masked image; the U-Net is also given `timesteps`,
+        `prompt` and `added`.
         """
         mean, log_variance, masked_mean, masked_log_variance, mask = self._split(codes)
         clean = self._latents(mean, log_variance, draw["posterior"][:, 0])

@@ -169,12 +169,9 @@ class Palette(Model):
     def corrupt_with(self, images: Array, draw: dict[str, Array]) -> Corrupted:
         """Corrupt images with everything random given.
 
-        `draw` has the `mask`, bool `[batch, height, width]`, the noise level `gamma` `[batch]`, and two
-        standard normal arrays like the images: `filling` of the mask in the conditioning image, and `noise`.
-
-        Returns:
-          `inputs` `[batch, height, width, 2 · channel]`: the conditioning image, then the noisy one, exact
-          outside the mask; `gamma`, `noise` and `mask` as given.
+        `draw` has the `mask`, the noise level `gamma` `[batch]`, and two normal arrays like the images:
+        `filling` of the mask in the conditioning image, and `noise`. `inputs` of the result are the
+        conditioning image, then the noisy one, exact outside the mask.
         """
         mask = draw["mask"][..., None]
         conditioning = jnp.where(mask, draw["filling"], images)
