@@ -30,21 +30,15 @@ SUPPORTED = dict(
     act_fn=("silu",),
     flip_sin_to_cos=(True,),
     freq_shift=(0,),
-    downsample_padding=(1,),
-    mid_block_scale_factor=(1,),
-    resnet_time_scale_shift=("default",),
     time_embedding_type=("positional",),
-    attention_type=("default",),
-    conv_in_kernel=(3,),
-    conv_out_kernel=(3,),
-    resnet_out_scale_factor=(1.0,),
-    only_cross_attention=(False,),
-    dual_cross_attention=(False,),
-    center_input_sample=(False,),
-    resnet_skip_time_act=(False,),
     mid_block_only_cross_attention=(None, False),
 )
 """Values of config.json that the module computes."""
+SUPPORTED |= dict.fromkeys(("downsample_padding", "mid_block_scale_factor", "resnet_out_scale_factor"), (1,))
+SUPPORTED |= dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), (3,))
+SUPPORTED |= dict.fromkeys(("resnet_time_scale_shift", "attention_type"), ("default",))
+SUPPORTED |= dict.fromkeys(("only_cross_attention", "dual_cross_attention"), (False,))
+SUPPORTED |= dict.fromkeys(("center_input_sample", "resnet_skip_time_act"), (False,))
 SUPPORTED |= dict.fromkeys(
     ("class_embed_type", "encoder_hid_dim_type", "encoder_hid_dim", "num_attention_heads")
     + ("time_embedding_dim", "time_embedding_act_fn", "timestep_post_act", "time_cond_proj_dim")

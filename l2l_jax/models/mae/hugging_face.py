@@ -51,19 +51,11 @@ DEFAULTS = dict(
 """Defaults of what config.json need not contain."""
 
 CONFIG_NAMES = dict(
-    image_size="image_size",
-    patch_size="patch_size",
-    channels="num_channels",
-    width="hidden_size",
-    depth="num_hidden_layers",
-    num_heads="num_attention_heads",
-    decoder_width="decoder_hidden_size",
-    decoder_depth="decoder_num_hidden_layers",
-    decoder_num_heads="decoder_num_attention_heads",
-    mask_ratio="mask_ratio",
-    norm_pix_loss="norm_pix_loss",
-    layer_norm_eps="layer_norm_eps",
-)
+    image_size="image_size", patch_size="patch_size", channels="num_channels", width="hidden_size",
+    depth="num_hidden_layers", num_heads="num_attention_heads", decoder_width="decoder_hidden_size",
+    decoder_depth="decoder_num_hidden_layers", decoder_num_heads="decoder_num_attention_heads",
+    mask_ratio="mask_ratio", norm_pix_loss="norm_pix_loss", layer_norm_eps="layer_norm_eps",
+)  # fmt: skip
 """Names in config.json of the fields of `MAE`."""
 
 
