@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from l2l_jax import masks
-from l2l_jax.masks import MASKS, center_mask
+from l2l_jax.masks import MASKS
 
 BY_HAND = dict(centre="... .#. ...", border="### #.# ###", left="#.. #.. #..")
 BY_HAND |= dict(right="..# ..# ..#", top="### ... ...", bottom="... ... ###")
@@ -14,11 +14,6 @@ BY_HAND |= dict(right="..# ..# ..#", top="### ... ...", bottom="... ... ###")
 def test_masks(name):
     drawn = [[pixel == "#" for pixel in row] for row in BY_HAND[name].split()]
     np.testing.assert_array_equal(MASKS[name](3, 1), drawn)
-
-
-def test_the_published_task_hides_half_of_the_side():
-    mask = center_mask(256, 128)
-    assert mask.sum() == 128**2 and mask[64:192, 64:192].all()
 
 
 @pytest.mark.parametrize(

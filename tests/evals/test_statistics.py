@@ -7,7 +7,6 @@ import pytest
 
 from l2l_jax.evals import statistics
 from l2l_jax.evals.statistics import (
-    cosine_similarities,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -78,16 +77,6 @@ def test_inception_score(splits):
     found = inception_score(CASE["is_probs"], splits)
     np.testing.assert_allclose(found, CASE[f"is64_splits{splits}"], rtol=1e-9)
     np.testing.assert_allclose(found, CASE[f"is_splits{splits}"], rtol=1e-5)
-
-
-def test_inception_score_of_certain_and_even_classes_is_their_number():
-    found = inception_score(np.tile(np.eye(4), (10, 1)), splits=10)
-    np.testing.assert_allclose(found, [4, 0], atol=1e-9)
-
-
-def test_cosines():
-    found = cosine_similarities(np.array([[3, 4], [1, 0]]), np.array([[6, 8], [1, 1]]))
-    np.testing.assert_allclose(found, [1, 2**-0.5], rtol=1e-12)
 
 
 FEW = [(f, [shape, (5, 4)]) for f in (frechet_distance, kernel_distance) for shape in ((1, 4), (5, 3))]

@@ -11,7 +11,7 @@ import pytest
 
 from l2l_jax.errors import UserError
 from l2l_jax.methods import METHODS
-from l2l_jax.methods.epsilon import Constrained, Epsilon
+from l2l_jax.methods.epsilon import Constrained
 from l2l_jax.methods.undo import Undo
 from l2l_jax.train import sharding
 from l2l_jax.train.optim import TrainingConfig
@@ -274,11 +274,3 @@ def test_with_bounds_it_falls_while_above_epsilon(term, alpha, bound):
 def test_a_gradient_that_vanishes_is_no_division_by_zero():
     gradients = {"retain": np.zeros(3, np.float32), "forget": np.float32([1, 2, 3])}
     np.testing.assert_array_equal(Constrained("retain").combine({}, gradients, 0.0), gradients["forget"])
-
-
-def test_the_phases_find_the_range_of_epsilon():
-    phases = Epsilon().objective(LINEAR).phases
-    assert dict(phases.rules) == {"phase_1a": Constrained("forget"), "phase_1b": Constrained("retain")}
-    ends = {"phase_1a": {"retain": 2.0, "forget": 1.0}, "phase_1b": {"retain": 1.0, "forget": 3.0}}
-    assert phases.settle(ends) == Constrained("forget", (1.0, 3.0))
-    assert Epsilon(epsilon_ratio=0.25).initial_weight(7.0) == 0.75

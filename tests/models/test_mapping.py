@@ -7,7 +7,7 @@ import pytest
 
 from l2l_jax.errors import UserError
 from l2l_jax.models import mapping
-from l2l_jax.models.mapping import Constant, Table, conv
+from l2l_jax.models.mapping import Constant, Table
 
 TABLE = Table(
     {
@@ -45,21 +45,6 @@ def test_in_and_out():
     for key, value in state_dict().items():
         np.testing.assert_array_equal(back[key], value, strict=True)
         assert back[key].flags.c_contiguous
-
-
-def test_convolution_computes_the_same():
-    """Against the definition of PyTorch's convolution, by hand: out[o] = Σ in[i] · kernel[o, i]."""
-    rng = np.random.default_rng(0)
-    kernel, image = rng.random((2, 3, 3, 3), np.float32), rng.random((1, 3, 3, 3), np.float32)
-    by_hand = np.einsum("nihw,oihw->no", image, kernel)
-    ours = jax.lax.conv_general_dilated(
-        np.moveaxis(image, 1, -1),
-        conv.to_flax(kernel),
-        (1, 1),
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    np.testing.assert_allclose(ours[:, 0, 0], by_hand, rtol=1e-5)
 
 
 def test_both_sides_of_a_mismatch_are_listed():
