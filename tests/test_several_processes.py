@@ -57,7 +57,7 @@ def kept(folder, count, like):
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_stops_all_after_the_same_step(stopped):
+def test_sigterm_to_one_process_stops_all_after_the_same_step_and_one_is_silent(stopped):
     folder, ended = stopped
     assert [process.code for process in ended] == [128 + signal.SIGTERM] * 2
     # The signal arrives before the fourth step, which it is sent behind; its result is read after the fifth.

@@ -113,7 +113,7 @@ def test_recipes_start_from_them(tmp_path):
         original_params(config, Workdir(tmp_path, config), None)
 
 
-def test_the_report_names_the_model_and_its_own_licence():
+def test_the_report_names_the_model_and_a_name_that_is_none_is_refused():
     facts = original_weights(shipped.resolved("digits_mae"))
     assert facts["origin"] == "the shipped model digits_mae" and facts["licence"] == "Apache-2.0"
     assert facts["sha256"] == hashlib.sha256(shipped.resolved("digits_mae").read_bytes()).hexdigest()

@@ -187,7 +187,7 @@ def test_the_rule_of_the_verdict(unattacked, attacks, finding, attack):
                                              and len(attacks) == 1]  # fmt: skip
 
 
-def test_canaries_can_be_violated_and_need_not_hold():
+def test_canaries_can_be_violated_and_need_not_hold_and_one_measure_tells_models_apart():
     attacks = {"a": [HOLDS], "b": [HOLDS]}
     assert decide([HOLDS], attacks, {None: OPEN, "a": OPEN, "b": OPEN}).finding == "forgotten"
     hidden = decide([HOLDS], attacks, {None: OPEN, "a": OPEN, "b": VIOLATED})

@@ -27,7 +27,7 @@ def area(points, limit, quoted=None):
     return area_interval(settings, original, points, limit).value
 
 
-def test_what_validation_chooses_is_quoted_on_test_images():
+def test_what_validation_chooses_is_quoted_on_test_images_of_the_median_seed():
     validation, test = [Point(0.0, 1.0), Point(0.25, 2.0)], [Point(0.1, 4.0), Point(0.2, 8.0)]
     assert area(validation, 0.5, test) == pytest.approx((0.25 * 4 + 0.25 * 8) / 0.5)
     assert relative([np.full(6, x) for x in (0.011, 0.02, 0.012)], np.full(6, 0.01)) == pytest.approx(1.2)

@@ -48,7 +48,7 @@ def test_by_name_or_id():
         np.testing.assert_array_equal(sets.retain.labels, [0, 2, 0])
 
 
-def test_the_rest_is_what_nobody_names():
+def test_the_rest_is_what_nobody_names_and_may_be_a_class():
     for rest in ("rest", "(airfield, rest)", "airfield,rest"):
         assert chosen(train(data(["alley"], [rest])).retain) == [0, 3, 4]
     sets = train(data(["alley"], ["airfield"], proxy=("rest",)))

@@ -27,7 +27,7 @@ def records(source):
     return [source[i] for i in range(len(source))]
 
 
-def test_imagenet_training_images_are_the_files_of_the_archive(prepared):
+def test_imagenet_has_the_images_of_the_archive_and_the_published_labels(prepared):
     source = opened(prepared, "imagenet2012")
     for record in records(source):
         wnid, number = re.fullmatch(r"imagenet2012/train/(n\d{8})_(\d+)\.JPEG", record["name"]).groups()
@@ -35,7 +35,7 @@ def test_imagenet_training_images_are_the_files_of_the_archive(prepared):
         assert source.class_names[record["label"]] == wnid
     count = collections.Counter(source.class_names[label] for label in source.labels)
     assert count == small_archives.IMAGENET_TRAIN
-    source = opened(prepared, "imagenet2012", "test")
+    source = opened(prepared, "imagenet2012", "test")  # a sea snake, an alp and a Shetland sheepdog
     found = {record["name"][-13:-5]: source.class_names[record["label"]] for record in records(source)}
     assert found == {"00000001": "n01751748", "00000002": "n09193705", "00000003": "n02105855"}
 

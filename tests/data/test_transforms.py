@@ -44,7 +44,7 @@ def test_resizing_is_bicubic_without_aliasing(shape, kind):
     np.testing.assert_allclose(result, expected, atol=1.5 if kind == "uint8" else 1e-5)
 
 
-def test_pixels_outside_the_box_have_no_influence():
+def test_pixels_outside_the_box_have_no_influence_and_arrays_of_the_size_stay():
     picture = noise(60, 80)
     box = Box(10, 20, 31, 45)
     other = np.full_like(picture, 255)

@@ -33,7 +33,7 @@ def test_what_was_measured_on_the_same_images_is_resampled_together():
     assert independent.high - independent.low == pytest.approx(2 * reach, rel=0.12)
 
 
-def test_resamples_without_a_value_are_left_out():
+def test_resamples_without_a_value_are_left_out_and_one_image_says_nothing():
     values = np.array([1.0, 1.0, np.nan, 1.0])
     interval = bootstrap(lambda i: values[i].mean(-1), 4)
     assert math.isnan(interval.value) and interval[1:] == (1.0, 1.0)

@@ -9,7 +9,7 @@ from l2l_jax.data.transforms import in_range
 from l2l_jax.evals.metrics import masked_mse, psnr, ssim, to_uint8
 
 
-def test_mse_counts_the_mask_only():
+def test_mse_counts_the_mask_only_that_of_each_image():
     originals = np.zeros((2, 4, 4, 3), np.float32)
     restored = np.full_like(originals, 9)
     mask = np.zeros((4, 4), bool)

@@ -42,7 +42,7 @@ def test_a_program_of_this_compiler():
     assert Program(compiled.as_text()).traffic == 2 * 4 * 10_000
 
 
-def test_the_length_of_a_loop_is_read_from_its_condition():
+def test_the_length_of_a_loop_is_read_from_its_condition_or_an_error():
     """As TPUs' compiler leaves it, without a note."""
     condition = """\
 %c (arg.1: (s32[], f32[6,1024], bf16[512])) -> pred[] {

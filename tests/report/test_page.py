@@ -55,14 +55,14 @@ def test_the_other_verdicts():
     assert "There was little to forget" in first(report(nothing))
 
 
-def test_without_a_retrained_model_it_is_compared_with_the_original():
+def test_without_a_retrained_model_or_an_audit_the_headline_says_so():
     said = sentences(report(HIDDEN, retrained=False))
     assert "After the strongest attack (25 forget images, 50 steps) its masked MSE is 1.48 times" in said[0]
     assert "--config.audit.retrained=train" in said[-1]
     assert first(report(audited=False)).startswith("Not audited. A classifier recognizes sandal")
 
 
-def test_the_console_begins_with_the_headline():
+def test_the_console_begins_with_the_headline_and_long_lists_are_shortened():
     text = console(report())
     assert text.startswith("Forgotten:") and "rest" not in text
     assert listed(["5"]) == "5" and listed(range(20)).endswith("6, 7 and 12 more classes")

@@ -247,7 +247,7 @@ def test_a_rising_forget_error_has_not_settled(caplog):
         assert budget._memory.ended == ended
 
 
-def test_lengths_of_cycles(cyclic, tmp_path):
+def test_lengths_of_cycles_of_which_a_run_without_a_budget_has_one(cyclic, tmp_path):
     for steps, lengths in {3500: (500, 1000, 2000), 1600: (500, 1100), 600: (600,), 20: (20,)}.items():
         assert UnlearningConfig(steps=steps, first_cycle=500).cycles == lengths
     assert UnlearningConfig(steps=700).cycles == (700,)

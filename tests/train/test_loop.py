@@ -200,7 +200,7 @@ def test_the_teacher_may_be_another_model_than_the_one_that_is_trained(uninterru
     assert np.any(taught["encoder"] != uninterrupted[0]["encoder"])
 
 
-def test_tensorboard_files_hold_the_scalars(finished, tmp_path):
+def test_tensorboard_files_hold_the_scalars_and_lines_cut_off_by_a_crash_are_dropped(finished, tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
     (file,) = finished.glob("events.out.tfevents.*")

@@ -63,7 +63,7 @@ def refused(capsys, *arguments):
     return printed.err
 
 
-def test_weights_that_do_not_fit_leave_nothing_behind(tmp_path, capsys, file):
+def test_weights_that_do_not_fit_leave_nothing_behind_and_folders_are_named(tmp_path, capsys, file):
     path = write_safetensors(tmp_path / "x.safetensors", SURPLUS)
     message = refused(capsys, "import", path, "--output", tmp_path / "model", *options(MAE.given))
     assert "surplus" in message and "norm.bias" in message
