@@ -34,7 +34,7 @@ def gold_standard(
 ) -> Standard | None:
     """Return the models that `config.audit.retrained` names, trained ones kept in `folder`; None for none."""
     models: dict[str, Params] = {}
-    origins, given = [], _named(config)
+    origins, given = [], retrained_names(config)
     if not given:
         return None
     for number, name in enumerate(given, 1):
@@ -63,7 +63,7 @@ def gold_standard(
 
 def check_gold_standard(config: Config, folder: pathlib.Path, *, redo: bool | None = None) -> None:
     """Check `config.audit.retrained` before any work, without reading weights; warn if there is no model."""
-    given = _named(config)
+    given = retrained_names(config)
     with barrier():
         for name in given:
             _check(config, name)
@@ -77,7 +77,8 @@ def check_gold_standard(config: Config, folder: pathlib.Path, *, redo: bool | No
         )
 
 
-def _named(config: Config) -> tuple[str, ...]:
+def retrained_names(config: Config) -> tuple[str, ...]:
+    """Return what `config.audit.retrained` names; the shipped twin only where it fits the images."""
     names: list[str] = []
     twin = config.pretrained + shipped.RETRAINED
     for given in config.audit.retrained:

@@ -11,7 +11,7 @@ from l2l_jax.audit.run import Audit
 from l2l_jax.config import Config
 from l2l_jax.evals.evaluator import Evaluation
 from l2l_jax.evals.features.networks import find_weights
-from l2l_jax.experiment.gold_standard import TRAIN
+from l2l_jax.experiment.gold_standard import TRAIN, retrained_names
 from l2l_jax.experiment.phase import open_phase
 from l2l_jax.experiment.pretrain import LENGTHS
 from l2l_jax.experiment.workdir import Workdir
@@ -131,7 +131,7 @@ def _training(config: Config, folders: Workdir) -> Iterator[_Phase]:
 
 def _judging(config: Config, images: int, auditor: Audit | None) -> Iterator[_Phase]:
     """Yield the phases after unlearning; `images` is the number of test images."""
-    models = 3 if auditor is not None and config.audit.retrained else 2
+    models = 2 if auditor is None else 2 + len(retrained_names(config))
     if auditor is not None and TRAIN in config.audit.retrained:
         trainings = [config.pretrain[stage.name] for stage in config.model.pretraining_stages()]
         shortest, *_, longest = itertools.accumulate(LENGTHS)

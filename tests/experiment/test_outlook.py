@@ -25,8 +25,8 @@ def announced(folder, **fields):
 
 def test_phases_in_order_with_their_lengths(tmp_path, caplog):
     fields = {"pretrain.model.steps": 1000, "unlearn.method": "epsilon", "audit.attacks": "linear_probe"}
-    with caplog.at_level(logging.INFO, logger="l2l_jax"):
-        announced(tmp_path, **fields, **{"unlearn.steps": 300, "unlearn.batch_size": 32})
+    caplog.set_level(logging.INFO, logger="l2l_jax")
+    announced(tmp_path, **fields, **{"unlearn.steps": 300, "unlearn.batch_size": 32})
     (text,) = (r.getMessage() for r in caplog.records if "Ctrl-C is safe" in r.getMessage())
     lines = text.splitlines()
     assert lines[0] == f"In {tmp_path}:"
@@ -39,6 +39,9 @@ def test_phases_in_order_with_their_lengths(tmp_path, caplog):
         "evaluate 3 models on 450 test images",
     ]
     assert lines[-2].endswith("audit: 1 attack on each of 3 models")
+    announced(tmp_path, **fields, **{"audit.retrained": ()})
+    assert "evaluate 2 models on 450 test images" in caplog.text
+    assert "audit: 1 attack on each of 2 models" in caplog.text
 
 
 def test_what_would_fail_later_fails_now_and_missing_weights_are_announced(tmp_path, caplog, monkeypatch):
