@@ -170,9 +170,12 @@ def _rows(model: Model, images: np.ndarray) -> Images:
 
 
 def _write_inputs(
-    model: Model, params: Params, images: tuple[ImageArrays, ImageArrays], folder: pathlib.Path,
+    model: Model,
+    params: Params,
+    images: tuple[ImageArrays, ImageArrays],
+    folder: pathlib.Path,
     sections: Mapping[str, Any],
-) -> Config:  # fmt: skip
+) -> Config:
     """Write the original model and the images to the workdir, and return the config of a run on them."""
     # Models are dataclasses, which the type of their base class does not say.
     init_fields = [field.name for field in dataclasses.fields(model) if field.init]  # type: ignore[arg-type]

@@ -236,7 +236,11 @@ def _check_together(config: Config) -> None:
 
 
 def upgrade(stored: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a stored config of this or an earlier version; a UserError if it is damaged."""
+    """Return the recipe of a config that `Config.describe` has stored, in this version or an earlier one.
+
+    Raises:
+      UserError: It is damaged.
+    """
     try:
         return _upgraded(dict(stored))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

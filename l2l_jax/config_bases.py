@@ -91,7 +91,16 @@ LOCAL_PRETRAINING = dict(batch_size=16, learning_rate=2e-3, warmup_steps=5, chec
 
 
 def combine(variant: str, *bases: Sections, **variants: Sequence[Sections]) -> ConfigDict:
-    """Return a config: fields of sections override those before; a `variant` that is not "" adds its own."""
+    """Return a config: sections whose fields override those of the sections before.
+
+    Args:
+      variant: Name of a variant, or "".
+      *bases: Sections.
+      **variants: The sections that each variant adds.
+
+    Raises:
+      UserError: There is no such variant.
+    """
     if variant and variant not in variants:
         known = f"variant{'s' if len(variants) > 1 else ''} {', '.join(variants)}"
         raise UserError(f"This config has the {known}, and none called {variant!r}.")

@@ -56,7 +56,11 @@ def run_name(spec: str) -> str:
 
 
 def read_config(spec: str) -> Recipe:
-    """Return the config of `FILE`, or of the `NAME` of one in the package, or of either with `:VARIANT`."""
+    """Return the config of `FILE`, or of the `NAME` of one in the package, or of either with `:VARIANT`.
+
+    Raises:
+      UserError: There is no such file or variant, or it is not a config.
+    """
     name, _, variant = spec.partition(":")
     path = find(name)
     if path.suffix != ".py":
@@ -118,7 +122,11 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Text]]:
 
 
 def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with changed or added fields, such as `{"unlearn.alpha": 0.5}`."""
+    """Return a recipe with changed or added fields, such as `{"unlearn.alpha": 0.5}`.
+
+    Raises:
+      UserError: A field is looked for inside one that is no section.
+    """
     changed = as_recipe(recipe)
     for path, value in overrides.items():
         *sections, field = path.split(".")
@@ -132,7 +140,11 @@ def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def stored_config(workdir: pathlib.Path) -> Mapping[str, Any] | None:
-    """Return the config that an earlier run in a folder has stored, or None if there is none."""
+    """Return the config that an earlier run in a folder has stored, or None if there is none.
+
+    Raises:
+      UserError: The file that holds it is damaged.
+    """
     for path in (workdir / "run.json", workdir / "report" / "metrics.json"):
         if path.is_file():
             try:

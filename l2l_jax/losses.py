@@ -371,9 +371,14 @@ def _fitted(where: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _weighted_sum(
-    retain: jax.Array, forget: jax.Array, weight: float | jax.Array, *,
-    where: Where | None = None, per_example: bool = False, axis_name: str | None = None,
-) -> tuple[jax.Array, Terms]:  # fmt: skip
+    retain: jax.Array,
+    forget: jax.Array,
+    weight: float | jax.Array,
+    *,
+    where: Where | None = None,
+    per_example: bool = False,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, Terms]:
     """Turn losses of examples into mean retain + weight · mean forget, and the terms."""
     masks = where or (None, None)
     means = [_mean(losses, mask, axis_name) for losses, mask in zip((retain, forget), masks, strict=True)]

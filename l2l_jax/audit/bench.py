@@ -68,7 +68,22 @@ class Target(NamedTuple):
 
 
 class Bench:
-    """Images, measurements and trainings for attacks; `training` are the images that unlearning was given."""
+    """Images, measurements and trainings for the attacks of one experiment.
+
+    Args:
+      config: The experiment.
+      evaluation: Its test images, mask and classifier.
+      training: The images that unlearning was given, which an attacker may have.
+
+    Raises:
+      UserError: Images have masks of their own.
+
+    Attributes:
+      mask: Bool `[height, width]`, True where pixels are missing.
+      validation: Images to choose on.
+      sets: "retain" and "forget" test images; "validation" and "retain validation": those to choose on.
+      canaries: Marked training images, if `config.data.canaries` asks for them.
+    """
 
     def __init__(self, config: AuditSetup, evaluation: Evaluation, training: Split):
         self.config, self.model = config, config.model
@@ -119,9 +134,13 @@ class Bench:
         return self.shared(key, lambda: BatchedRunner(per_image(compute, self.config.seed), size))
 
     def measure(
-        self, params: Params, title: str, sets: tuple[str, ...] = ("validation", "forget"), *,
+        self,
+        params: Params,
+        title: str,
+        sets: tuple[str, ...] = ("validation", "forget"),
+        *,
         over: Reconstructions | None = None,
-    ) -> Measured:  # fmt: skip
+    ) -> Measured:
         """Measure a model, or reconstructions of `over`, on sets and canaries; `title` is shown meanwhile."""
         found = {name: self.measure_images(params, self.sets[name], name, title, over=over) for name in sets}
         if self.canaries is not None:
@@ -129,9 +148,15 @@ class Bench:
         return found
 
     def measure_images(
-        self, params: Params, images: ImageSet, name: str, title: str, *,
-        over: Reconstructions | None = None, mask: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:  # fmt: skip
+        self,
+        params: Params,
+        images: ImageSet,
+        name: str,
+        title: str,
+        *,
+        over: Reconstructions | None = None,
+        mask: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
         """Measure a model on images of a set, whose name decides draws; with a `mask` without classes."""
         blocks = []
         over = over or self.evaluation.inpainter.over

@@ -15,7 +15,16 @@ CANARIES = "canaries"  # name of the set of images in measurements
 
 
 class Canaries:
-    """Canaries of `source`, without marks, and images to compare; `mask` is True where pixels are missing."""
+    """The canaries of an experiment without their marks, and images to compare with.
+
+    Args:
+      config: The experiment.
+      source: Its training images.
+      mask: Bool `[height, width]`, True where pixels are missing.
+
+    Raises:
+      UserError: The mask hides no mark.
+    """
 
     def __init__(self, config: EvaluationSetup, source: Marked, mask: np.ndarray):
         indices = np.concatenate(list(canaries(config.data, source).values()))
@@ -40,7 +49,17 @@ class Canaries:
 
 
 def fit(residuals: np.ndarray, marks: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return minus how well residuals fit their `own` of the marks, in standard deviations, and if best."""
+    """Compare how well reconstructions fit their own marks and all others.
+
+    Args:
+      residuals: Reconstructions minus images without marks, `[image, pixel]`.
+      marks: `[mark, pixel]`.
+      own: Number of each image's own mark `[image]`.
+
+    Returns:
+      Minus the correlation with the own mark, in standard deviations from those with the others; and 1 where
+      it is the greatest of all, otherwise 0; both `[image]`.
+    """
     correlations = _standardized(residuals) @ _standardized(marks).T
     rows = np.arange(len(own))
     fits = correlations[rows, own]

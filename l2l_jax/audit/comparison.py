@@ -99,6 +99,9 @@ def compare(
     """Test whether the unlearned model knows more than the mean of retrained models on the same images.
 
     `seeds` is the spread of retrained models if known; of several, it is measured.
+
+    Raises:
+      ValueError: There is no retrained model, or the models were not measured on the same images.
     """
     counts = [len(values) for values in unlearned]
     if not retrained or any([len(values) for values in sample] != counts for sample in retrained):

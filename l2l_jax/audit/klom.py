@@ -17,9 +17,15 @@ LARGEST = 100.0  # greatest divergence of an image, in nats; greater ones count 
 def klom(unlearned: Sequence[np.ndarray], retrained: Sequence[np.ndarray]) -> np.ndarray:
     """Compute the KL divergence of unlearned models' log errors from those of retrained models, by image.
 
-    Errors are masked MSEs `[image]` of each model, at least two retrained ones; divergences are in nats. Both
-    kinds are Gaussians over models. Their variances are means over images, since a few models say little
-    about that of a single one; a single unlearned model is given the variance of the retrained ones.
+    Both are Gaussians over models. Their variances are means over images, since a few models say little about
+    that of a single one; a single unlearned model is given the variance of the retrained ones.
+
+    Args:
+      unlearned: Masked MSEs `[image]` of one or more models.
+      retrained: Those of at least two.
+
+    Returns:
+      Divergences in nats `[image]`.
     """
     (own, own_variance), (reference, variance) = _moments(unlearned), _moments(retrained)
     return _divergence(own - reference, own_variance if len(unlearned) > 1 else variance, variance)

@@ -37,7 +37,20 @@ class Standard(NamedTuple):
 
 
 class Audit:
-    """Attacks on models of one original; `training` is what unlearning was given, `lines` all variants."""
+    """Attacks on models that come from one original; what they find is kept in a folder for each model.
+
+    Args:
+      config: The experiment.
+      evaluation: Its test images.
+      training: The images that unlearning was given.
+      folder: Folder of all audits of this original.
+
+    Raises:
+      UserError: An attack needs more images than there are, or the experiment cannot be audited.
+
+    Attributes:
+      lines: The variants of all attacks, the unattacked model first.
+    """
 
     def __init__(self, config: AuditSetup, evaluation: Evaluation, training: Split, folder: pathlib.Path):
         self._config, self._folder = config, folder
@@ -101,7 +114,13 @@ class Audit:
         return from_primary(write)
 
     def run(self, models: Mapping[str, Params], show: str = "") -> dict[str, Findings]:
-        """Run all attacks on models by name, or read what they found; keep pictures of the model `show`."""
+        """Run all attacks on models by name, or read what they found before; the same in every process.
+
+        Pictures of the model `show` are kept.
+
+        Raises:
+          Interrupted: Asked to stop; finished attacks are kept, and long trainings resume.
+        """
         if self._config.audit.attacks == (THOROUGH,):
             seconds = len(models) * self._bench.seconds(next(iter(models.values())), self.work())
             text = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"

@@ -53,7 +53,17 @@ class Best(NamedTuple):
 
 
 def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the audit of an unlearned model by line; without a retrained one the original is compared."""
+    """Return the audit of an unlearned model.
+
+    Args:
+      models: Findings by role. Without a retrained model the unlearned one is compared with the original.
+      lines: The variants that were run, the unattacked model first.
+      standard: Facts about the retrained models; "seeds" holds the spread over training seeds, if known.
+
+    Returns:
+      "verdict"; "comparisons" of every line and measure with the reference; "results" by line; "cost" on
+      retain images; "canaries", "membership", "layers" of the linear probe, "curves" over steps.
+    """
     reference = "retrained" if models["retrained"] else "original"
     spread = (standard or {}).get("seeds")
     canaries, marks = _canaries(models, lines)
@@ -155,9 +165,16 @@ def depth(measure: Measure, *models: Sample) -> dict[str, Any]:
 
         depth = (a_original − a_unlearned) / (a_original − a_retrained)
 
-    of a quantity `a` that is greater the more a model knows; `models` are these three, on the same images.
-    The verdict does not use it. It is "resolved" if original and retrained differ by more than the measure's
-    margin.
+    of a quantity `a` that is greater the more a model knows. It describes; the verdict does not use it.
+
+    Args:
+      measure: What the samples are, see `comparison.Sample`; class ids are not used.
+      models: Measurements of the original, the unlearned and the retrained model on the same images, which
+        are resampled together.
+
+    Returns:
+      JSON-able: "value" and its 95% interval over images, "low" and "high"; "resolved": whether original and
+      retrained model clearly differ, by more than the measure's margin.
     """
     used = 2 if measure == "auc" else 1
     arrays = [[np.asarray(values, np.float64) for values in sample[:used]] for sample in models]

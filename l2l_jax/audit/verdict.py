@@ -48,13 +48,17 @@ def decide(
     attacks: Mapping[str, Sequence[Comparison]],
     marks: Mapping[str | None, Comparison] = MappingProxyType({}),
 ) -> Verdict:
-    """Return the verdict on an unlearned model, from comparisons without attack and after each attack.
+    """Return the verdict on an unlearned model.
 
     "Forgotten" needs every comparison to hold (an intersection–union test). "Not forgotten" needs one without
     attack, "hidden" one after an attack, to be significantly violated (Holm's correction over attacks and
-    measures), and for "hidden" all without attack to hold. Each is wrong in at most 5 % of cases. Comparisons
-    of canaries' `marks`, by attack (None: unattacked), can be violated and need not hold: a mark that is
-    restored shows memory, but marks are too few to show that there is none.
+    measures), and for "hidden" all without attack to hold. Each is wrong in at most 5 % of cases.
+
+    Args:
+      unattacked: Comparisons of the model that nobody attacked; empty without a retrained model.
+      attacks: Comparisons after each attack, one for each measure.
+      marks: Comparisons of canaries, by attack (None: unattacked). They can be violated and need not hold: a
+        mark that is restored shows memory, but marks are too few to show that there is none.
     """
     if not unattacked:
         return Verdict("undecided")

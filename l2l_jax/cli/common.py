@@ -78,7 +78,13 @@ class HelpRequested(Exception):
 def parse_flags(
     argv: Sequence[str], needs_config: Callable[[], bool] = lambda: True
 ) -> tuple[Recipe, pathlib.Path]:
-    """Return the config, empty if missing and not `needs_config()`, and the workdir of the command line."""
+    """Return the config and the workdir that the command line asks for.
+
+    `needs_config` is called after the flags are read; where it is False, a missing config is empty.
+
+    Raises:
+      UserError: An unknown flag, or a config that cannot be read.
+    """
     if HELP & set(argv):
         raise HelpRequested
     with together():
@@ -154,7 +160,11 @@ def show(text: str) -> None:
 
 
 def load_config(recipe: Recipe) -> "Config":
-    """Start JAX and return the checked config; all processes get it, or none does."""
+    """Start JAX and return the checked config; all processes get it, or none does.
+
+    Raises:
+      UserError: A field does not exist or has a wrong value, or JAX finds no device.
+    """
     runtime.check_backend()
     runtime.return_memory_after_compiling()
     from l2l_jax.config import parse_config
@@ -168,8 +178,11 @@ def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[s
 
     `program` is called with `argv` without the flags about processes, and may return an exit code. A process
     that fails alone ends at once instead of returning, with 1, or `distributed.LOST` if another was lost: the
-    others could not end before it, nor it before them. A user's mistake is 1, a signal to stop 128 + its
-    number. Other exceptions pass through: they are bugs, and their traceback is needed.
+    others could not end before it, nor it before them.
+
+    Returns:
+      0, or what `program` returned; 1 for a user's mistake; 128 + signal number if it was asked to stop.
+      Other exceptions pass through: they are bugs, and their traceback is needed.
     """
     if not HELP & set(argv):
         runtime.tune_malloc()

@@ -20,7 +20,13 @@ class Point(NamedTuple):
 
 
 def relative(models: Sequence[np.ndarray], original: np.ndarray, chosen: Any = slice(None)) -> np.ndarray:
-    """Return errors of `chosen` images, indices `[…, image]`, over the original's: a median of seeds."""
+    """Return the mean error of a setting relative to the original's, the median over its seeds.
+
+    Args:
+      models: Errors of images, `[image]`, by seed.
+      original: Errors of the original model on the same images.
+      chosen: Indices `[…, image]` of images; default: each once.
+    """
     return np.median([model[chosen].mean(-1) / original[chosen].mean(-1) for model in models], axis=0)
 
 
@@ -50,10 +56,15 @@ def area_interval(
     """Return the area under a method's front, its mean gain over all budgets from 0 to `limit`.
 
     At a budget c the setting with the greatest gain is taken of those that cost at most c; where there is
-    none the gain is 0. So the front is a staircase, and its area divided by `limit` is what a user may expect
-    who is ready to pay any cost up to `limit` with equal probability. The settings are those that validation
-    images choose (`chosen_by`); what they gain, from errors on forget test images by setting and seed, is
-    resampled over the images, all models together.
+    none the gain is 0. So the front is a staircase, and its area divided by `limit` is what a user may
+    expect who is ready to pay any cost up to `limit` with equal probability. The settings are those that
+    validation images choose; what they gain is resampled over test images, all models together.
+
+    Args:
+      settings: Errors on forget images of the test set, by setting and seed.
+      original: Errors of the original model.
+      chosen_by: The settings as measured on validation images.
+      limit: The greatest cost; above 0.
     """
     steps = staircase(chosen_by, limit)
     ends = [*(cost for cost, _ in steps[1:]), limit]

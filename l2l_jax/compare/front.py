@@ -93,7 +93,14 @@ class Grid(NamedTuple):
 
 
 def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -> dict[str, Any]:
-    """Run the missing cells of a grid; write and return front.json. Areas count costs up to `limit`."""
+    """Run the cells of a grid that are not finished; write and return `workdir/front/front.json`.
+
+    Args:
+      config: The experiment; all cells start from its pretrained model and take as many steps.
+      workdir: Folder of the run.
+      grid: The settings.
+      limit: The greatest cost that counts for the area under a front, as 0.5.
+    """
     with barrier():
         grid.check()
         for method in grid.methods:

@@ -35,10 +35,12 @@ def write(folder: pathlib.Path, by_setting: Mapping[Any, Cells], original: Any, 
 def summary(by_setting: Mapping[Any, Cells], original: Mapping[str, Any], limit: float) -> dict[str, Any]:
     """Summarize the results of all cells.
 
-    Returns "original", its metrics on test images; "settings": for each "validation" (cost and gain, medians
-    over the seeds), "test" (ratios of errors with intervals over images), "depth" if audited, "dominated" (by
-    any on validation images), or "failed"; and "methods": "area", and "chosen" settings with their least
-    cost.
+    Returns:
+      "original": its metrics on test images. "settings": for each, in the order given, "method", "setting",
+      and unless it "failed": "validation" (cost and gain, medians over the seeds), "test" (ratios of the
+      errors with intervals over images, accuracies), "depth" where there was an audit, "dominated" (by
+      any setting of any method, on validation images). "methods": "area" with its interval, and the
+      "chosen" settings with the least cost at which each is taken, by method.
     """
     lines, errors = [], []
     for setting, cells in by_setting.items():

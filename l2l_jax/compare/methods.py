@@ -44,11 +44,17 @@ def compare(
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Unlearn with every method from one pretrained model, evaluate, and write `workdir/comparison`.
 
-    Method, alpha and proxies of the config make the first row. `alphas` are further weights of the forget
-    term for the paper's method, `proxy` the classes of the proxy row; with `generated` there is a row for
-    retain images that the original model makes from noise. Returns by row metrics by set, with "audit" where
-    the config asks for one, or "failed". Methods that do not go together with the config are left out with a
-    warning.
+    Args:
+      config: The experiment; its method, alpha and proxies make the first row after the original model.
+      workdir: Folder of the run; `config`'s own pretrained model in it is used or made.
+      alphas: Further weights of the forget term for the paper's method.
+      proxy: Classes of the proxy row.
+      generated: Whether there is a row for retain images that the original model makes from noise.
+
+    Returns:
+      By row: `{"retain": metrics, "forget": metrics}`, with "audit" where `config.audit` asks for one, or
+      `{"failed": reason}` for a method that diverged. Methods that do not go together with the config, such
+      as "undo" with an adapter, are left out with a warning.
     """
     folder = workdir / "comparison"
     setup = Setup(config, workdir, folder / "audit")

@@ -45,9 +45,14 @@ AT_ONCE = "all at once"
 def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str]) -> dict[str, Any]:
     """Unlearn one class after the other, or continue to; write `workdir/sequence.json` and `.md`.
 
-    The model of `config` is the first original. Returns by row ("original", the requests, `AT_ONCE`) the
-    errors of each class requested, and of those never requested, relative to the first original's, with
-    intervals.
+    Args:
+      config: The experiment; its model is the first original, `data.forget` and `data.retain` are not used.
+      workdir: Folder of the run, with a folder for each request.
+      requests: Classes in the order in which they are forgotten.
+
+    Returns:
+      By row ("original", the requests in their order, `AT_ONCE`): the error on test images of each class
+      requested, and of the classes never requested, relative to the first original's, with its interval.
     """
     if len(set(requests)) < len(requests) or len(requests) < 2:
         raise UserError(f"--sequence={','.join(requests)}: name at least two different classes.")

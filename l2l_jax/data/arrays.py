@@ -29,8 +29,17 @@ DIGITS = pathlib.Path(__file__).with_name("digits.safetensors")
 FASHION = epath.Path(__file__).parent / "fashion"
 
 FASHION_CLASSES = (
-    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
-)  # fmt: skip
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "boot",
+)
 
 FASHION_SHA256 = {
     "train": "3e4733ae8450a2837c1f62ea9946542fde2197204feb158e5b790257ac34143a",
@@ -198,7 +207,14 @@ def spectrum_noise(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 class PrototypeImages(Source):
-    """`count` images between prototypes of a class; `path` has uint8 "images" and "labels", class names."""
+    """`count` images between two stored prototypes of a class, in equal numbers of each class.
+
+    The file at `path` holds "images" `[prototype, height, width, 3]`, uint8, and the names of their classes,
+    "labels".
+
+    Raises:
+      UserError: The file cannot be read, or lacks a class.
+    """
 
     def __init__(self, path: str, classes: Sequence[str], count: int, seed: int):
         try:

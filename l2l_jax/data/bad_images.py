@@ -31,7 +31,11 @@ class BadImages:
         return min(int(self._max_fraction * count + 1e-9), count - 1)
 
     def record(self, set_name: str, bad: Iterable[BadImage]) -> None:
-        """Add images of a set to the list; raise a UserError if there are more than `limit`."""
+        """Add images of a set to the list.
+
+        Raises:
+          UserError: There are more than `limit`.
+        """
         found = self._found[set_name]
         new = {image.name: image.reason for image in bad if image.name not in found}
         if not new:

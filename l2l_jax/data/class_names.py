@@ -27,7 +27,14 @@ def named_classes(*given: str | int) -> tuple[str, ...]:
 
 
 def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: str, side: str) -> list[int]:
-    """Return the class ids that a field names, each once, numbers too; `side` chooses published lists."""
+    """Return the class ids of what the user wrote in a field, each once; see `DataConfig`.
+
+    A number is a class id only if it is a plain decimal integer, and no class has that name. `side` says
+    which list of a published split is meant: "forget" or "retain".
+
+    Raises:
+      UserError: An unknown class, or a name that several classes share.
+    """
     numbers = {name: number for number, name in enumerate(class_names)}
     normal: dict[str, list[int]] = defaultdict(list)
     for number, name in enumerate(class_names):

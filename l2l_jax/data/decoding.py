@@ -44,7 +44,14 @@ class OpenImage:
         self.height, self.width = (height, width) if orientation < 5 else (width, height)
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
-        """Decode uint8 `[height, width, 3]`, a JPEG up to `shrink` times smaller; ImageError if damaged."""
+        """Decode the image, uint8 `[height, width, 3]`.
+
+        With `shrink` 2, 4 or 8 a JPEG may be returned smaller by up to this factor, which saves most of its
+        decoding: libjpeg-turbo then leaves out the high frequencies of each block.
+
+        Raises:
+          ImageError: The file is damaged.
+        """
         if isinstance(self._stored, np.ndarray):
             return self._stored
         height, width = (self.height, self.width) if self._orientation < 5 else (self.width, self.height)
@@ -57,11 +64,14 @@ class OpenImage:
 
 
 def open_image(encoded: bytes) -> OpenImage:
-    """Read the head of a JPEG, or decode another image; an ImageError beyond `MAX_PIXELS`, or if that fails.
+    """Read the head of a JPEG, or decode another image.
 
     All modes and bit depths become 8-bit RGB (see `_to_rgb`), transparent pixels white. The EXIF orientation
     is applied; other metadata is not read, and damage to it does no harm. The first frame of an animation
     counts. The name of the file does not matter.
+
+    Raises:
+      ImageError: Nothing that can be decoded, or more than `MAX_PIXELS` pixels.
     """
     if not encoded:
         raise ImageError("the file is empty")

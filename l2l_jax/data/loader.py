@@ -85,12 +85,22 @@ class TrainingBatches:
     Images from files are uint8, a quarter of the bytes for memory and devices: the step brings them to
     `value_range`. Those of sources that hold float arrays are float32 in it.
 
-    Every set is shuffled anew in each epoch and repeated, so all sets give equally many images to a batch, of
-    which `batch_size` is the global number. What a batch holds, and how it is cropped, depends on `seed`
-    alone; process p of n gets the p-th of n equal slices, its `rows`, and reads no other image.
+    Every set is shuffled anew in each epoch and repeated, so all sets give equally many images to a
+    batch: the smaller one is oversampled. Which images a global batch holds, and how they are cropped,
+    depends on `seed` alone; process p of n gets the p-th of n equal slices of each batch, its `rows`, and
+    reads no other image.
 
-    An image that cannot be decoded is listed, and the one half an epoch further on takes its place, or the
-    next good one. So batches are full, and nothing depends on what was found before.
+    An image that cannot be decoded is listed, and another of its set takes its place: the one that is half
+    an epoch further on in the epoch's order, or the next good one after that. So batches are full, all other
+    images stay where they were, and nothing depends on what was found before.
+
+    Args:
+      sets: Sources by name.
+      batch_size: Images per set in the global batch, a multiple of the number of processes.
+      value_range: Range of the float images, and that to which uint8 ones are to be brought.
+      seed: Seed of the order and of the crops.
+      transforms: Transforms to squares of one size by set; None: the records hold arrays of one size.
+      options: Settings of this process.
     """
 
     def __init__(

@@ -11,7 +11,11 @@ SplitName = Literal["train", "validation", "test"]
 
 
 class Record(TypedDict):
-    """One image, encoded or an array, uint8 or float32 in [0, 1]; class id, name and a canary's mark."""
+    """One image, its class id, and a name that finds it again.
+
+    `image` is the encoded file (JPEG, PNG, …), or an array `[height, width, channel]`: uint8, or float32 in
+    [0, 1]. `mark` is the number of a canary's mark, see `l2l_jax.data.canaries`.
+    """
 
     image: bytes | np.ndarray
     label: int
@@ -43,12 +47,20 @@ class Source(abc.ABC):
 
 
 class ArraySource(Source):
-    """Images in memory, uint8 or float32 in [0, 1], also gray ones; records are named `name/number`."""
+    """Images in memory, `[image, height, width]` or `[image, height, width, 1 or 3]`.
+
+    They are uint8, or float32 in [0, 1]. Gray images are repeated over 3 channels when they are read. Records
+    are named `name/number`, by `numbers` or 0, 1, ….
+    """
 
     def __init__(
-        self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], name: str = "image",
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        name: str = "image",
         numbers: Sequence[int] | np.ndarray | None = None,
-    ):  # fmt: skip
+    ):
         self._images, self.labels, self.class_names = images, np.asarray(labels, np.int64), tuple(class_names)
         self._name, self._numbers = name, range(len(labels)) if numbers is None else numbers
 

@@ -20,7 +20,15 @@ OPENERS: dict[str, Callable[[SourceConfig, SplitName], Source]] = {
 
 
 def open_source(config: SourceConfig, split: SplitName, image_size: int) -> Source:
-    """Open images of a source; a UserError if there are none. `image_size` is the side of the digits."""
+    """Open the training, validation or test images of a source.
+
+    Validation images are a share of the source's own training images, `config.validation_fraction`.
+
+    `image_size` is the side in pixels of images that are not files (the digits).
+
+    Raises:
+      UserError: No such source, or it is not where `config.path` says, or holds no images.
+    """
     try:
         source = _open(config, "test" if split == "test" else "train", image_size)
     except OSError as error:

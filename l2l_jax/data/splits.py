@@ -38,7 +38,15 @@ def describe(source: Source, kind: str = "images") -> str:
 
 
 def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
-    """Choose the training images to retain, or those that stand in for them, and to forget."""
+    """Choose from the training images of `data`'s source those to retain, or their proxies, and to forget.
+
+    Where the original model is to make the retain images, these are the images that it starts from.
+    `image_size` is the side in pixels of proxies from sources without files.
+
+    Raises:
+      UserError: An unknown class, a class to forget among the others, an empty set, a class with too few
+        images, or too few proxies.
+    """
     ids = _named_classes(source.class_names, data)
     count = _Count(data.train_per_class, "config.data.train_per_class", "training")
     forget = _select(source, ids["forget"], "forget", count)
@@ -66,7 +74,14 @@ def open_training(data: DataConfig, image_size: int) -> Source:
 
 
 def canaries(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
-    """Return indices of each set's canaries in the source, then those of as many images to compare with."""
+    """Choose the canaries among the training images of each set, and as many others to compare with.
+
+    Returns:
+      Their indices in the source, the marked ones first, by set.
+
+    Raises:
+      UserError: There are fewer images.
+    """
     ids, found = _named_classes(source.class_names, data), {}
     count = _Count(data.train_per_class, "config.data.train_per_class", "training")
     for name in ("forget", "retain"):

@@ -91,7 +91,14 @@ class Transform:
         return (self._size, self._size, 3)
 
     def __call__(self, image: bytes | np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
-        """Return a square `[size, size, 3]`: float32 of a float32 array, else uint8. Seeds decide choices."""
+        """Return the square `[size, size, 3]`: float32 in [0, 1] of a float32 array, else uint8.
+
+        `image` is encoded, or an array `[height, width, 3]`. Equal seeds, non-negative integers, make equal
+        choices.
+
+        Raises:
+          ImageError: It cannot be decoded.
+        """
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))) if self._random else None
         if isinstance(image, np.ndarray):
             height, width, _ = image.shape

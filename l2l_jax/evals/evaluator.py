@@ -38,7 +38,11 @@ class TaskMetrics(NamedTuple):
 
 
 class ModelMetrics(NamedTuple):
-    """Metrics of one model by task, in the order of `config.evaluate.tasks`."""
+    """Metrics of one model by task, in the order of `config.evaluate.tasks`.
+
+    `shown` are reconstructions `[image, height, width, channel]` of the images of `Evaluation.shown`, by set,
+    at the first task; empty but in the primary process.
+    """
 
     tasks: dict[str, TaskMetrics]
     # By set, reconstructions of `Evaluation.shown` at the first task; empty but in the primary process
@@ -132,7 +136,11 @@ class Evaluation:
         return self._classifier_images is not None and self.inpainter.mask is not None
 
     def correct(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-        """Return whether each image's class is read correctly from the first task's mask, if it can be."""
+        """Return whether the class of each image is read correctly from the mask of the first task.
+
+        Images `[image, height, width, channel]` are in the model's range, labels class ids `[image]`. Without
+        a classifier the result is None.
+        """
         classifier = self._masked_classifiers[self.inpainter.task.name]
         if classifier is None:
             return None
@@ -184,7 +192,14 @@ class Evaluation:
                     progress.update(block.size)
 
     def observed(self, member: str, set_name: str, model: str = "", task: str = "") -> np.ndarray | None:
-        """Return an observed array, see `metrics.Read`, or None; by default originals' at the first task."""
+        """Return what was observed of a set, in its order, or None if it was not.
+
+        Args:
+          member: Array such as "mse" or "classifier/features", see `evals.metrics.Read`.
+          set_name: Name of the set.
+          model: Name of a model that was evaluated; "": the originals.
+          task: Name of a task; "": the first.
+        """
         cache = self._caches[model] if model else self._observer.originals
         return self._read(cache, task or self.inpainter.task.name, set_name, member)
 

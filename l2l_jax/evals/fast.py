@@ -60,7 +60,14 @@ class FilterConfig:
 
 
 class Filter(NamedTuple):
-    """A fitted filter."""
+    """A fitted filter.
+
+    Attributes:
+      direction: z_t / ‖z_t‖, float32 `[feature]`.
+      threshold: Greatest score that passes.
+      network: Arrays of the small classifier, if its features are read.
+      card: JSON-able facts: what the filter belongs to, and how it was made.
+    """
 
     direction: np.ndarray  # z_t / ‖z_t‖, float32 `[feature]`
     threshold: float  # greatest score that passes
@@ -111,10 +118,26 @@ def load_filter(path: pathlib.Path) -> Filter:
 
 
 def fit(
-    undesired: np.ndarray, acceptable: np.ndarray, config: FilterConfig, *,
-    validation: Any = None, seed: int = 0,
-) -> Filter:  # fmt: skip
-    """Fit a filter to features of references; of `validation` ones, for a threshold at a false alarm rate."""
+    undesired: np.ndarray,
+    acceptable: np.ndarray,
+    config: FilterConfig,
+    *,
+    validation: Any = None,
+    seed: int = 0,
+) -> Filter:
+    """Fit a filter to features of references.
+
+    Args:
+      undesired: Features of undesired references, `[image, feature]`.
+      acceptable: Features of acceptable references; with `config.acceptable="mined"`, of any images.
+      config: How the direction and the threshold are chosen.
+      validation: Features of acceptable images that are no references, for a threshold at a rate of false
+        alarms.
+      seed: Seed of what is drawn.
+
+    Raises:
+      UserError: References are missing or do not fit together, or there are no validation images.
+    """
     for name, features in {"undesired": undesired, "acceptable": acceptable}.items():
         if len(features) < 2:
             raise UserError(f"There are {len(features)} {name} references; a filter needs at least 2.")
@@ -156,6 +179,9 @@ def mined(undesired: np.ndarray, pool: np.ndarray, rng: np.random.Generator) -> 
     The paper's rule: with the mean of the undesired features as the direction, those whose score is below
     half the least score of an undesired one; chosen at random. Its features are latents with mean 0, so here
     the pool's mean is subtracted first.
+
+    Raises:
+      UserError: No image of the pool is so different.
     """
     center = pool.mean(0)
     direction = (undesired - center).mean(0)
@@ -181,7 +207,11 @@ def _normal(undesired: np.ndarray, acceptable: np.ndarray) -> np.ndarray:
 
 
 def encoder_features(model: Model, params: Params, images: jax.Array, mask: np.ndarray) -> jax.Array:
-    """Return features of T(x), averaged over places and the fixed draws; hidden pixels are gray."""
+    """Return encoder features of T(x) averaged over places and `DRAWS` draws of T, `[image, feature]`.
+
+    Pixels under the mask, which a served model does not get, are gray. The draws are the same for all images,
+    so that nobody can try until one passes.
+    """
     seen = jnp.where(mask[None, ..., None], jnp.float32(np.mean(model.value_range)), images)
 
     def one(key: jax.Array) -> jax.Array:

@@ -57,7 +57,15 @@ Networks = Mapping[str, FeatureNetwork]
 def compare_folders(
     images: Folder, reference: Folder, networks: Networks, stored: pathlib.Path, *, batch_size: int = 64
 ) -> SetMetrics:
-    """Measure `images` against `reference`, pairwise if all names are the same; processes share the work."""
+    """Measure reconstructions, `images`, against originals, `reference`.
+
+    Where both folders hold the same names, images of one name are compared with each other: PSNR, MSE and
+    SSIM of whole images, and CLIP's cosines. All processes take a share of the images. Observations are
+    stored in a folder, so that a later call resumes; several hosts need shared storage.
+
+    Raises:
+      UserError: An image that cannot be decoded, or is not of its original's size.
+    """
     paired = images.files.keys() == reference.files.keys()
     folders = {"images": (images, reference if paired else None), "reference": (reference, None)}
     read = {}

@@ -36,7 +36,17 @@ class Block(NamedTuple):
 
 
 class ImageSet:
-    """Images of a source, prepared as the test images of `setup` on demand; `skipped`: why some are not."""
+    """Images of a source, decoded on demand; those that cannot be decoded are left out.
+
+    Args:
+      setup: The experiment, as whose test images they are prepared.
+      source: The images.
+      name: Name of the set in messages.
+      transform: Another transform.
+
+    Attributes:
+      skipped: Why images were left out, by their names; complete once all blocks were read.
+    """
 
     def __init__(
         self, setup: EvaluationSetup, source: Source, name: str, transform: TransformConfig | None = None

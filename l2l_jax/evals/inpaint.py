@@ -16,7 +16,15 @@ from l2l_jax.models.base import Model, Params
 
 
 class Inpainter:
-    """Fills the masked regions of a task; draws depend on the seed, an image's set and its place alone."""
+    """Fills the masked regions of a task; compiled once for any number of models.
+
+    What is drawn for an image, sampling and random patches alike, depends on the seed, the image's set and
+    its place there alone, not on batches, devices, processes or models.
+
+    Attributes:
+      mask: The mask of all images, bool `[height, width]`; None: each image has its own.
+      runner: Takes rows "images", "places", "sets" and, where images have their own masks, "visible".
+    """
 
     def __init__(self, model: Model, task: InpaintingTask, *, batch_size: int, seed: int):
         self.task, self.value_range = task, model.value_range
@@ -76,10 +84,17 @@ class Inpainter:
 
 
 def masked_errors(
-    setup: EvaluationSetup, params: Params, source: Source, inpainter: Any = None,
+    setup: EvaluationSetup,
+    params: Params,
+    source: Source,
+    inpainter: Any = None,
     set_name: str = "validation",
-) -> np.ndarray:  # fmt: skip
-    """Return the masked MSE of each image at the first task; `set_name` decides the noise of sampling."""
+) -> np.ndarray:
+    """Return the masked MSE of each image of a source at the first task, `[image]`.
+
+    The noise of sampling depends on `set_name`: the evaluation's name of a set gives the evaluation's errors.
+    An `inpainter` of the task saves compiling another.
+    """
     if inpainter is None:
         task, size = parse_tasks(setup.evaluate.tasks)[0], setup.evaluate.batch_size
         inpainter = Inpainter(setup.model, task, batch_size=size, seed=setup.seed)

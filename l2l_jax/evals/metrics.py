@@ -61,7 +61,11 @@ def metrics_of(network: str) -> list[str]:
 
 
 def masked_mse(originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Return the masked MSE, float64 `[image]`; masks are bool `[image, height, width]`, or one for all."""
+    """Return the mean squared error inside the mask of every image, float64 `[image]`.
+
+    Images are `[image, height, width, channel]`; masks bool `[image, height, width]`, or `[height, width]`
+    for all.
+    """
     error = np.square(np.asarray(inpainted, np.float64) - np.asarray(originals, np.float64)).mean(axis=-1)
     return (error * masks).sum(axis=(1, 2)) / np.broadcast_to(masks, error.shape).sum(axis=(1, 2))
 

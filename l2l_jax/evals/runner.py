@@ -17,12 +17,15 @@ Rows = Any  # A tree of arrays `[row, …]`
 
 
 class BatchedRunner:
-    """A function `compute` of parameters and rows, computed in batches of one shape.
+    """A function of parameters and rows, computed in batches of one shape.
 
-    It takes and returns trees of arrays `[row, …]`; an output depends on its row alone. It is compiled once
-    for each shape of a row. A last batch that is not full is padded, and the padding is cut off again. A
-    batch is divided among the process's devices if their number divides `batch_size`; `threads` batches are
-    computed at the same time. Every process computes all rows that it is given; nothing is exchanged.
+    It is compiled once for each shape of a row. A last batch that is not full is padded, and the padding is
+    cut off again. Every process computes all rows that it is given; nothing is exchanged.
+
+    Args:
+      compute: `(params, rows) -> outputs`, trees of arrays `[row, …]`; an output depends on its row alone.
+      batch_size: Rows per compiled call; divided among the process's devices if it is a multiple.
+      threads: Batches that are computed at the same time.
     """
 
     def __init__(self, compute: Callable[[Params, Rows], Rows], batch_size: int, *, threads: int = 1):

@@ -28,6 +28,9 @@ def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
 
     ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), with unbiased covariances. With Σ₁ = LLᵀ the trace of the root is
     the sum of the roots of the eigenvalues of LᵀΣ₂L, which also holds for singular covariances.
+
+    Raises:
+      ValueError: Fewer than two images in a set, or different numbers of features.
     """
     _check(features, other)
     mean, factor = mean_and_covariance(features)
@@ -44,10 +47,25 @@ def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
 
 
 def kernel_distance(
-    features: np.ndarray, other: np.ndarray, *,
-    subsets: int = 100, subset_size: int = KERNEL_SUBSET, seed: int = 0,
-) -> tuple[float, float]:  # fmt: skip
-    """Return mean and deviation of the Kernel Inception Distance of pairs of subsets, without replacement."""
+    features: np.ndarray,
+    other: np.ndarray,
+    *,
+    subsets: int = 100,
+    subset_size: int = KERNEL_SUBSET,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return mean and standard deviation over subsets of the Kernel Inception Distance.
+
+    Args:
+      features: Features of one set, `[image, feature]`.
+      other: Features of the other set.
+      subsets: Number of pairs of subsets, each drawn without replacement.
+      subset_size: Images in a subset, at most; all of the smaller set if it has fewer.
+      seed: Random seed.
+
+    Raises:
+      ValueError: Fewer than two images in a set, or different numbers of features.
+    """
     size = min(len(features), len(other), subset_size)
     rng, sets = np.random.default_rng(seed), (features, other)
     rows = [np.stack([rng.permutation(len(x))[:size] for _ in range(subsets)]) for x in sets]
@@ -100,7 +118,14 @@ def _kernel_sums(x: np.ndarray, in_x: np.ndarray, y: np.ndarray, in_y: np.ndarra
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
-    """Return mean and deviation over `splits` runs of exp(E KL(p(y|x) ‖ p(y))) (Salimans et al. 2016)."""
+    """Return mean and standard deviation over splits of the Inception Score (Salimans et al. 2016).
+
+    exp(E KL(p(y|x) ‖ p(y))) of each of `splits` equal runs of images; a remainder is dropped. Probabilities
+    are `[image, class]`, in an order that does not depend on the class.
+
+    Raises:
+      ValueError: Fewer images than splits.
+    """
     size = len(probabilities) // splits
     if not size:
         raise ValueError(f"{len(probabilities)} images do not make {splits} splits")

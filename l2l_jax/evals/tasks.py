@@ -56,7 +56,11 @@ class InpaintingTask:
         return self.kind == RANDOM
 
     def mask(self, size: int) -> np.ndarray:
-        """Return the mask of all images, bool `[size, size]`, True where pixels are missing."""
+        """Return the mask of all images, bool `[size, size]`, True where pixels are missing.
+
+        Raises:
+          ValueError: It does not fit images of this size.
+        """
         width, rest = divmod(self.amount * size, PARTS[self.kind])
         if rest:
             raise ValueError(
@@ -86,7 +90,11 @@ def patch_masks(visible: np.ndarray, grid: int, size: int) -> np.ndarray:
 
 
 def parse_tasks(names: Iterable[str]) -> tuple[InpaintingTask, ...]:
-    """Parse names of tasks or those of `GROUPS`, each once, in the order given."""
+    """Parse names of tasks or those of `GROUPS`, each once, in the order given.
+
+    Raises:
+      ValueError: There is no such task, or none at all.
+    """
     tasks = dict.fromkeys(_parse(name) for given in names for name in GROUPS.get(given, (given,)))
     if not tasks:
         raise ValueError("tasks names none; centre_8 is the paper's first")

@@ -32,7 +32,11 @@ def first_of_line(newest: str | pathlib.Path) -> str:
 
 
 def budget_reference(config: Config, newest: str | pathlib.Path, first: str) -> Params | None:
-    """Load the model that a retain budget is relative to; None: the one that is unlearned, `newest`."""
+    """Load the model that a retain budget is relative to; None: the one that is unlearned, `newest`.
+
+    Raises:
+      UserError: The first model of its line is not there any more, or is another model.
+    """
     given = config.unlearn.budget_original
     if not given and first == _lasting_name(newest):
         return None
@@ -63,7 +67,11 @@ def retain_budget(config: Config, reference: Params | None = None) -> RetainBudg
 
 
 def validation_images(config: Config, count: int) -> dict[str, np.ndarray]:
-    """Read at most `count` evenly spaced validation images of each set, `[image, height, width, channel]`."""
+    """Read at most `count` evenly spaced validation images of each set, `[image, height, width, channel]`.
+
+    Raises:
+      UserError: There are no validation images.
+    """
     sets = validation_sets(config.data, open_source(config.data, "validation", config.model.image_size))
     images = {}
     for name, source in sets._asdict().items():

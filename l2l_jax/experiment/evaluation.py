@@ -21,7 +21,14 @@ from l2l_jax.weights.loading import load_pretrained, original_weights
 def evaluate_models(
     config: Config, workdir: pathlib.Path, unlearned: pathlib.Path | None = None
 ) -> dict[str, Any]:
-    """Measure the original and the unlearned model, a folder or file; write `evaluation/figures.json`."""
+    """Inpaint and measure with the original and the unlearned model; write `workdir/evaluation/figures.json`.
+
+    The unlearned model is a saved model or checkpoint file, by default that of the workdir. Returns what
+    figures.json holds, see docs/concepts/evaluation.md.
+
+    Raises:
+      UserError: There is no model to evaluate, or the config is wrong.
+    """
     folder = workdir / "evaluation"
     paths = {"original": original_path(config, workdir), "unlearned": unlearned or workdir / "unlearned"}
 
@@ -71,7 +78,14 @@ def _check_models(paths: Mapping[str, pathlib.Path], *, given: bool) -> None:
 def evaluate_folders(
     images: pathlib.Path, reference: pathlib.Path, folder: pathlib.Path, config: Config | None = None
 ) -> dict[str, Any]:
-    """Compare a folder of inpainted images with their originals; write `folder/figures.json`."""
+    """Compare the inpainted images of a folder with their originals; write `folder/figures.json`.
+
+    `config.evaluate` says which networks are used, and the config's training images train a classifier; by
+    default they are all published networks, without a classifier.
+
+    Raises:
+      UserError: A folder holds no images, or names that do not go together.
+    """
     with barrier():
         inpainted, originals = open_images(images, "--images"), open_images(reference, "--reference")
         if config is None:

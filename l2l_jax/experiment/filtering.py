@@ -157,7 +157,11 @@ def open_reader(config: Config, evaluation: Evaluation) -> Reader:
 
 
 def fit_filter(config: Config, evaluation: Evaluation, reader: Reader, params: Params) -> Filter:
-    """Fit the filter of `config.filter` for a model."""
+    """Fit the filter of `config.filter` for a model.
+
+    Raises:
+      UserError: References or validation images are missing or unusable.
+    """
     options, size = config.filter, config.model.image_size
 
     def read(source: Source, name: str, given: bool = False) -> np.ndarray:
@@ -260,8 +264,18 @@ def format_report(report: Mapping[str, Any]) -> str:
 def run_fit(config: Config, workdir: pathlib.Path, output: pathlib.Path, unlearned: str | None = None) -> Any:
     """Fit a filter, measure and attack it, and write it and, next to it, the report as JSON.
 
-    The workdir is that of a run, whose results are used again, or a new one. `unlearned` is a folder of a
-    model to filter in place of the original: filter and unlearning together.
+    Args:
+      config: The experiment; with `config.audit.enabled` the filter is attacked.
+      workdir: Folder of a run, or a new one; results of its evaluation and audit are used again.
+      output: File of the filter.
+      unlearned: Folder of an unlearned model to filter in place of the original: filter and unlearning
+        together.
+
+    Returns:
+      The report: "detection", "passes", "card", "scores", "threshold", and the "audit", if there was one.
+
+    Raises:
+      UserError: There is no model, or references are missing or unusable.
     """
     with barrier():
         original, served = served_model(config, workdir, unlearned)
@@ -308,13 +322,22 @@ def served_model(config: Config, workdir: pathlib.Path, unlearned: str | None) -
 
 
 def run_apply(
-    config: Config, paths: Mapping[str, pathlib.Path], action: str, workdir: pathlib.Path,
+    config: Config,
+    paths: Mapping[str, pathlib.Path],
+    action: str,
+    workdir: pathlib.Path,
     unlearned: str | None = None,
-) -> dict[str, int]:  # fmt: skip
-    """Copy the images that a filter lets pass, and write `decisions.csv`; return how many "pass".
+) -> dict[str, int]:
+    """Copy the images of a folder that a filter lets pass, and write `decisions.csv`.
 
-    `paths` are "filter", "input" and "output". By the `action` others are left out ("refuse") or written
-    blurred ("blur"). The config is that which the filter was fitted with.
+    Images keep their names. With `blur` the others are written blurred, instead of left out. The config is
+    that which the filter was fitted with; for `workdir` and `unlearned` see `run_fit`.
+
+    Returns:
+      The number of images that "pass", and of the others, "refuse" or "blur".
+
+    Raises:
+      UserError: The filter is one of another model, or the folder holds no images.
     """
     output, fitted, params = paths["output"], fast.load_filter(paths["filter"]), None
     if fitted.card["features"] == "encoder":  # others are given reconstructions

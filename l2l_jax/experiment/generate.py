@@ -35,7 +35,14 @@ IMAGES, CARD = "images.npy", "card.json"
 def generate(
     model: Model, params: Params, starts: ImageSet, folder: pathlib.Path, *, batch_size: int, seed: int
 ) -> GeneratedImages:
-    """Generate images, decided by start, place and seed, unless they are there; processes share the work."""
+    """Generate images with a model, unless the folder holds them already.
+
+    All processes and their devices share the work, and the folder. An image depends on its start, its place
+    and the seed. Starts that cannot be decoded are left out. Interrupted work resumes.
+
+    Raises:
+      UserError: The folder holds the images of other weights, or too many starts cannot be decoded.
+    """
     weights = tree_hash({part: params[part] for part in model.generative_parts})
     key = {"weights": weights, "batch_size": batch_size, "seed": seed}
     path = folder / CARD

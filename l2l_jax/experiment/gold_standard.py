@@ -32,7 +32,13 @@ TRAIN = "train"  # value of `config.audit.retrained` for a model that is trained
 def gold_standard(
     config: Config, original: Params, folder: pathlib.Path, *, redo: bool | None = None
 ) -> Standard | None:
-    """Return the models that `config.audit.retrained` names, trained ones kept in `folder`; None for none."""
+    """Return the retrained models that `config.audit.retrained` names, or None if there are none.
+
+    A model that is trained is kept in `folder`; for `redo` see `Workdir`.
+
+    Raises:
+      UserError: A model is missing, cannot be read or does not fit.
+    """
     models: dict[str, Params] = {}
     origins, given = [], retrained_names(config)
     if not given:
@@ -62,7 +68,12 @@ def gold_standard(
 
 
 def check_gold_standard(config: Config, folder: pathlib.Path, *, redo: bool | None = None) -> None:
-    """Check `config.audit.retrained` before any work, without reading weights; warn if there is no model."""
+    """Check `config.audit.retrained` before any work, without reading weights; say so if there is no model.
+
+    Raises:
+      UserError: It names nothing, or a model that was trained for other images, or one is to be trained and
+        cannot be, or was trained with other settings.
+    """
     given = retrained_names(config)
     with barrier():
         for name in given:

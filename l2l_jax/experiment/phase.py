@@ -42,9 +42,14 @@ class TrainingPhase:
     codes: tuple[str, ...] = ()  # sets of a batch that are codes from the token cache
 
     def train(
-        self, name: str, sets: Mapping[str, Source], params: Params, folder: pathlib.Path,
-        devices: Sequence[jax.Device] | None = None, **run: Any,
-    ) -> Params:  # fmt: skip
+        self,
+        name: str,
+        sets: Mapping[str, Source],
+        params: Params,
+        folder: pathlib.Path,
+        devices: Sequence[jax.Device] | None = None,
+        **run: Any,
+    ) -> Params:
         """Run or resume the phase and return the trained model; `name` is for messages, `run` TrainRun's."""
         config, seed = self.config, self.seed
         mesh = sharding.make_mesh(None if devices is None else list(devices), config.mesh)
@@ -95,7 +100,11 @@ def _rows(x: jax.ShapeDtypeStruct, parallel: Parallel) -> jax.ShapeDtypeStruct:
 
 
 def open_phase(config: Config, name: str) -> TrainingPhase:
-    """Return a phase of a config: "unlearn", or "pretrain.NAME" with the name of a stage of pretraining."""
+    """Return a phase of a config: "unlearn", or "pretrain.NAME" with the name of a stage of pretraining.
+
+    Raises:
+      UserError: There is no such phase.
+    """
     model, codes = config.model, config.unlearn.banked
     if name == "unlearn":
         objective = cached_objective(config.unlearn.objective(model), model, codes)
@@ -148,7 +157,11 @@ def _batches(
 
 
 def parse_layout(name: str, devices: Sequence[jax.Device]) -> Parallel:
-    """Parse a layout of all given devices: "pmap", or a mesh such as "4x2"."""
+    """Parse a layout of all given devices: "pmap", or a mesh such as "4x2".
+
+    Raises:
+      UserError: The name has another form, or the mesh another size.
+    """
     match = re.fullmatch(r"(\d+)x(\d+)|pmap", name)
     if match is None:
         raise UserError(f"--layouts: {name!r} is neither pmap nor a mesh such as {len(devices)}x1.")

@@ -91,10 +91,20 @@ class Retrained(NamedTuple):
 
 
 def retrain(
-    config: Config, original: Params, folder: pathlib.Path, lengths: Sequence[float] = LENGTHS,
+    config: Config,
+    original: Params,
+    folder: pathlib.Path,
+    lengths: Sequence[float] = LENGTHS,
     source: Source | None = None,
-) -> Retrained:  # fmt: skip
-    """Train on retain images alone, for the first length whose model is fair on validation images."""
+) -> Retrained:
+    """Train a config's model on its retain images alone, until it reconstructs them as the original does.
+
+    The validation images decide which of the lengths suffices. `source` are training images of all classes,
+    by default those of `config.data`; real retain images are used, also where unlearning has others.
+
+    Returns:
+      The first fair model, or the best of all lengths.
+    """
     size = config.model.image_size
     retained = splits.validation_sets(config.data, open_source(config.data, "validation", size)).retain
     limit = masked_errors(config, original, retained).mean()

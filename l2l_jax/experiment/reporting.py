@@ -29,7 +29,17 @@ def report_run(
     folders: Workdir, config: Config, evaluation: Evaluation, results: Mapping[str, ModelMetrics], costs: Any,
     features: EmbeddedImages, audited: Audited,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write `report/` and return metrics.json, from `results` by model, test `features` and `costs`."""
+    """Write `report/` and return the content of metrics.json.
+
+    Args:
+      folders: The workdir.
+      config: The experiment.
+      evaluation: Where the models were evaluated.
+      results: Metrics of "original" and "unlearned" and, if there is one, of "retrained".
+      costs: "durations_seconds" and "peak_memory_gib_after", by phase.
+      features: Encoder features of test images, of all these models.
+      audited: The audit, if there is one, and reconstructions of the shown images after its strongest attack.
+    """
     audit, attacked = audited
     stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
     trainings = {path.name: path for path in (*stages, folders.unlearn) if path.exists()}

@@ -33,9 +33,15 @@ Devices = Sequence[jax.Device] | None
 
 
 def unlearned_params(
-    config: Config, folders: Workdir, original: Params, sets: Split,
-    *, devices: Devices = None, phases: pathlib.Path | None = None, hooks: Sequence[Hook] = (),
-) -> Params:  # fmt: skip
+    config: Config,
+    folders: Workdir,
+    original: Params,
+    sets: Split,
+    *,
+    devices: Devices = None,
+    phases: pathlib.Path | None = None,
+    hooks: Sequence[Hook] = (),
+) -> Params:
     """Return the unlearned model, from the workdir if it is there; `phases` is the folder of `run_phases`."""
     folders.check_inputs(lambda: identify_inputs(config, original, sets))
     saved = folders.load("unlearned", original)
@@ -100,10 +106,21 @@ def _adapter_file(config: Config, adapter: Adapter, original: Params, facts: Map
 
 
 def run_phases(
-    config: Config, folder: pathlib.Path, original: Params, sets: Split, devices: Devices = None, *,
+    config: Config,
+    folder: pathlib.Path,
+    original: Params,
+    sets: Split,
+    devices: Devices = None,
+    *,
     teacher: Any = None,
-) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Run or resume the phases before a method's own run in `folder`; return the terms at their ends."""
+) -> dict[str, dict[str, float]]:
+    """Run or resume what precedes a method's own run; for the arguments see `unlearned_params`, `TrainRun`.
+
+    `folder` keeps a folder for each phase; other runs of the same seed, rate and length may share them.
+
+    Returns:
+      The means of each phase's terms over its last tenth of the steps; empty for a method without phases.
+    """
     unlearn = dataclasses.replace(config.unlearn, log_every=1)
     phase = open_phase(dataclasses.replace(config, unlearn=unlearn), "unlearn")
     rules, ends = phase.objective.phases.rules if phase.objective.phases else {}, {}

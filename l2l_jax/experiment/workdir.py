@@ -55,7 +55,7 @@ SHARED_WITHIN = 15.0
 
 
 class Workdir:
-    """The folders of a run, on storage that all its hosts share.
+    """The folders of a run.
 
         pretrain/<phase>/   checkpoints and metrics of pretraining
         pretrained/         the original model
@@ -68,8 +68,14 @@ class Workdir:
         run.json            the config, and digests of the images and the original's weights
         lock.json           the process that owns the folder
 
-    With `redo` what another config or other inputs have made is deleted, not refused; None: there is no
-    `--redo`.
+    Args:
+      folder: Folder of the run, created if need be. On storage that all hosts of the run share.
+      config: The config of the run now.
+      redo: Delete what another config or other inputs have made, instead of refusing it; None: the command
+        has no `--redo`.
+
+    Raises:
+      UserError: The folder belongs to another run, cannot be written, or is not the same on all hosts.
     """
 
     def __init__(self, folder: pathlib.Path, config: Config, *, redo: bool | None = None):
@@ -98,7 +104,11 @@ class Workdir:
         return {"run": {"id": self._record["ids"][model], **made_by}}
 
     def load(self, model: str, like: Params) -> Params | None:
-        """Return the "original" or the "unlearned" model that is finished here, or None."""
+        """Return the "original" or the "unlearned" model that is finished here, or None.
+
+        Raises:
+          UserError: It cannot be read, or another run has made it.
+        """
         place = self.pretrained if model == "original" else self.unlearned
         if not from_primary(place.exists):
             return None
@@ -114,7 +124,13 @@ class Workdir:
         return params
 
     def check_inputs(self, identify: Callable[[], Mapping[str, dict[str, Any]]]) -> None:
-        """Check that models were made from these `INPUTS`; the primary process calls `identify`."""
+        """Check that the models here were made from these images and weights, wherever they are stored.
+
+        `identify` returns identities by keys of `INPUTS`; the primary process calls it.
+
+        Raises:
+          UserError: They were made from others.
+        """
 
         def check() -> dict[str, Any]:
             for name, wanted in identify().items():

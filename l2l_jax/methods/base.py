@@ -170,9 +170,14 @@ register = METHODS.register
 
 
 def unlearning_objective(
-    model: Model, trained: tuple, prepare: Callable, loss: Loss, *,
-    teacher: tuple[str, ...] = (), **fields: Any,
-) -> Objective:  # fmt: skip
+    model: Model,
+    trained: tuple,
+    prepare: Callable,
+    loss: Loss,
+    *,
+    teacher: tuple[str, ...] = (),
+    **fields: Any,
+) -> Objective:
     """Return an objective on both sets; `teacher` names parts of the original to read, besides T's."""
     frozen = (*teacher, *model.corruption_parts)
     return Objective(trained, frozen, prepare, loss, **{"cast": model.in_compute_dtype, **fields})

@@ -31,7 +31,11 @@ def corrupt_images(
     axis_name: str | None = None,
     forget_every: int = 1,
 ) -> Views:
-    """Apply T to the retain images and to every k-th forget image; the sets must have one shape."""
+    """Apply T to the images of both sets.
+
+    Raises:
+      ValueError: The shapes of the two sets differ.
+    """
     shapes = {name: batch[name].shape for name in ("retain", "forget")}
     if shapes["retain"] != shapes["forget"]:
         raise ValueError(f"retain and forget batches must have one shape, not {shapes}")
@@ -104,7 +108,10 @@ def forget_truth(
 
 
 def blurred(images: jax.Array, sigma: float) -> jax.Array:
-    """Blur images by a Gaussian of `sigma` pixels, whose weights inside the borders sum to 1."""
+    """Apply a Gaussian blur of `sigma` pixels to images `[batch, height, width, channel]`.
+
+    Weights beyond the borders are left out, and the others scaled to a sum of 1.
+    """
 
     def weights(size: int) -> jax.Array:
         distance = np.subtract.outer(np.arange(size), np.arange(size)) / sigma
@@ -118,7 +125,14 @@ def blurred(images: jax.Array, sigma: float) -> jax.Array:
 def generative_objective(
     model: Model, loss: Callable[..., Any], truth: TargetKind | None = None, **fields: Any
 ) -> Objective:
-    """Return an objective of the model's own `loss`; forget images have the `truth` of `forget_truth`."""
+    """Return the objective that trains a model by its own loss of every retain and of every forget example.
+
+    Args:
+      model: Model.
+      loss: A loss of `l2l_jax.losses` on these.
+      truth: What forget images are trained towards, see `forget_truth`; None: themselves.
+      **fields: Other fields of `Objective`.
+    """
 
     def prepare(frozen, batch, rng, axis_name=None):
         views = corrupt_images(model, frozen, batch, rng, axis_name)

@@ -17,7 +17,13 @@ from l2l_jax.models.base import Model, Params
 
 
 def restrict(objective: Objective, model: Model, share: float, *, reset: bool = False) -> Objective:
-    """Restrict an objective to a share of the trained weights, the salient ones; `reset` starts them anew."""
+    """Restrict an objective to a share, in (0, 1], of the trained weights: the salient ones.
+
+    With `reset` they start from fresh values.
+
+    Raises:
+      ValueError: The share is out of range, or the method needs the original weights.
+    """
     if not 0 < share <= 1:
         raise ValueError(f"saliency is {share}; expected a share of the weights in (0, 1]")
     if reset and objective.one_shot is not None:
@@ -35,7 +41,14 @@ def largest(values: Params, share: float) -> Params:
 
 
 def adapt(objective: Objective, kind: AdapterKind, rank: int, takes: Takes | None = None) -> Objective:
-    """Train an adapter by the chain rule in place of the weights; `look_ahead` still changes all weights."""
+    """Train an adapter of the weights that an objective trains; the weights themselves stay as they are.
+
+    The gradient of the adapter follows from that of the weights by the chain rule, so that `look_ahead`
+    changes all weights. `kind`, `rank` and `takes` are those of `new_adapter`.
+
+    Raises:
+      ValueError: The objective starts from other weights, or trains salient ones alone.
+    """
     if objective.start is not None:
         raise ValueError("an adapter is added to the original weights, and this method starts from others")
     if objective.saliency < 1:

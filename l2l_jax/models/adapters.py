@@ -44,8 +44,13 @@ def new_adapter(
 ) -> dict[str, Any]:
     """Return an adapter that changes nothing yet; a ValueError if there is nothing to adapt.
 
-    "lora" adapts every kernel that it `takes` (None: all) and that is larger than its two factors, of `rank`
-    columns and rows; "norms" adapts scale and bias of every module that has a scale. `params` may be shapes.
+    Args:
+      params: Parts to adapt, arrays or shapes.
+      kind: "lora" for every kernel that is larger than its two factors; "norms" for scale and bias of every
+        module that has a scale.
+      rank: Number of columns of A.
+      rng: JAX key.
+      takes: Kernels that "lora" adapts; None: all.
     """
     keys = (jax.random.fold_in(rng, number) for number in range(2**31))
 

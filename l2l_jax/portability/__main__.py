@@ -84,7 +84,11 @@ def main(argv: Sequence[str]) -> None:
 def compute(
     devices: int | None, parallel: "ParallelKind", dtype: "Dtype", precision: "Precision"
 ) -> dict[str, Any]:
-    """Return a record: the facts of this machine and the figures of all cases."""
+    """Return a record: the facts of this machine and the figures of all cases.
+
+    Raises:
+      UserError: There are not so many devices, or they cannot share a batch.
+    """
     check_backend()
     import jax
 

@@ -35,7 +35,13 @@ class Drawings(NamedTuple):
 
 
 def write_report(folder: pathlib.Path, report: dict[str, Any], drawings: Drawings) -> dict[str, Any]:
-    """Return metrics.json, written before anything is drawn, with costs of phases of earlier reports."""
+    """Write a report and return the content of metrics.json, which is written before anything is drawn.
+
+    Durations and memory of a phase that was finished before are kept from the earlier report.
+
+    Raises:
+      UserError: The pictures or the page cannot be made.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     report = _with_earlier_costs(report, folder / METRICS)
     atomic_write(folder / METRICS, json.dumps(report, indent=2) + "\n")

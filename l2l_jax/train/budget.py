@@ -127,9 +127,12 @@ class RetainBudget(Hook):
     """Measures a run, moves the weight of its forget term, and keeps its best model.
 
     The measurement of step k acts from step k + `LAG` + 1 on, wherever the run is interrupted, so that a
-    resumed run repeats it bit for bit. All processes decide alike: they read the same numbers. `make_errors`
-    makes the `MaskedErrors` of the sets "retain" and "forget" for devices; errors are relative to
-    `reference`, all parts of a model, or else the one that the run starts from.
+    resumed run repeats it bit for bit. All processes decide alike: they read the same numbers.
+
+    Args:
+      config: Retain budget and length of the run.
+      make_errors: Makes the `MaskedErrors` of the sets "retain" and "forget" for devices.
+      reference: Model that errors are relative to, all parts; None: the one that the run starts from.
     """
 
     def __init__(self, config: UnlearningConfig, make_errors: MakeErrors, reference: Params | None = None):

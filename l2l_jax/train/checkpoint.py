@@ -43,7 +43,11 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, facts: dict[str, Any]) -> None:
-        """Start saving; `state` may then be donated. OSError: a full disk, now or in the saving before."""
+        """Start saving; `state` may be donated as soon as this returns.
+
+        Raises:
+          OSError: The disk is full, or the checkpoint before could not be written.
+        """
         self.wait()
         on_primary(lambda: check_space(self.folder, state))
         state = _across_processes(state)
@@ -53,7 +57,16 @@ class Checkpointer:
             self._manager.save(step, args=items)
 
     def restore_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Restore the newest readable checkpoint like `like`; rename damaged ones. None if none was saved."""
+        """Restore the newest readable checkpoint; None where nothing was saved.
+
+        A checkpoint that cannot be read is named in the log, renamed to `<step>.damaged` and passed over.
+
+        Args:
+          like: Tree of the same structure and shardings, of arrays or of shapes.
+
+        Raises:
+          UserError: There are checkpoints, and none can be read.
+        """
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         steps = from_primary(lambda: sorted(self._manager.all_steps(), reverse=True))
         for step in steps:

@@ -25,8 +25,14 @@ def threads(most: int) -> int:
 def in_threads(work: Sequence[Callable[[], T]], count: int) -> Iterator[T]:
     """Yield what independent functions return, in their order, each as soon as it is there.
 
-    With one thread, one follows the other in this thread. A signal to stop reaches the trainings of all
-    threads. What a function raises is raised after those that had begun have ended; no other begins.
+    A signal to stop reaches the trainings of all threads.
+
+    Args:
+      work: Functions.
+      count: Number of threads; 1: one follows the other in this thread.
+
+    Raises:
+      Exception: What a function raised, after those that had begun have ended; no other begins.
     """
     if min(count, len(work)) < 2:
         yield from (function() for function in work)

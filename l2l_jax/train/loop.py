@@ -84,7 +84,11 @@ class Training:
         return self.objective.merge(self.run.params, to_host(trained))
 
     def check(self) -> None:
-        """Give the metrics of the newest step to the hooks, once; Diverged if the loss is not finite."""
+        """Read the metrics of the newest step unless they were read before, and give them to the hooks.
+
+        Raises:
+          Diverged: The loss is not finite.
+        """
         metrics, self.metrics = self.metrics, {}
         if not metrics:
             return
@@ -122,12 +126,29 @@ class Training:
 
 
 class Trainer:
-    """The step of an objective, compiled once for any models of the same shapes; `name` is for messages."""
+    """The step of an objective, compiled once for any number of models of the same shapes and threads.
+
+    Devices that cannot share a batch raise a UserError.
+
+    Args:
+      name: Name in messages.
+      objective: What to train.
+      config: Length, batch size, optimizer.
+      seed: Random seed of the steps.
+      mesh: The devices.
+      parallel: How the step runs on them, see `l2l_jax.train.parallel`.
+    """
 
     def __init__(
-        self, name: str, objective: Objective, config: TrainingConfig, *,
-        seed: int, mesh: Mesh, parallel: ParallelKind = "jit",
-    ):  # fmt: skip
+        self,
+        name: str,
+        objective: Objective,
+        config: TrainingConfig,
+        *,
+        seed: int,
+        mesh: Mesh,
+        parallel: ParallelKind = "jit",
+    ):
         sharding.check_batch_size(config.batch_size, config.batch_parts, mesh, f"{name} batch_size")
         self._parallel = make_parallel(mesh, parallel)
         self._mesh = self._parallel.mesh  # its order of the devices
@@ -139,8 +160,15 @@ class Trainer:
     def train(self, run: TrainRun) -> Params:
         """Train to the last step, resuming from `run.folder` if there is something to resume.
 
-        Returns `Objective.merge` of `run.params` and the trained parts, as host arrays. Raises Interrupted,
-        once the state is saved, for a signal in some process, and Diverged if the loss is not finite.
+        An objective without training steps is solved anew at each call.
+
+        Returns:
+          What the objective makes of `run.params` and the trained parts (`Objective.merge`), as host arrays.
+
+        Raises:
+          Interrupted: A signal arrived in some process; the state of the last step is saved.
+          Diverged: The loss is not finite.
+          UserError: No checkpoint can be read.
         """
         if self._objective.one_shot is not None:
             training = self._begin(run, None)

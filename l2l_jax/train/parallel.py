@@ -116,5 +116,9 @@ class PmapParallel(Parallel):
 
 
 def make_parallel(mesh: Mesh, kind: ParallelKind) -> Parallel:
-    """Return the way to run steps on a mesh that `config.parallel` names."""
+    """Return the way to run steps on a mesh that `config.parallel` names.
+
+    Raises:
+      UserError: It is "pmap", and the axis "fsdp" is not of size 1.
+    """
     return PmapParallel(mesh) if kind == "pmap" else Parallel(mesh)

@@ -40,7 +40,11 @@ class MeshConfig:
 
 
 def make_mesh(devices: list[jax.Device] | None = None, config: MeshConfig | None = None) -> Mesh:
-    """Make a mesh ("data", "fsdp") of the sizes in `config` over `devices`, by default all of them."""
+    """Make a mesh ("data", "fsdp") of the sizes in `config` over `devices`, by default all of them.
+
+    Raises:
+      UserError: The sizes do not give the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
     config = MeshConfig() if config is None else config
     count = len(devices)

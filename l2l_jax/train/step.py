@@ -58,9 +58,14 @@ def abstract_state(
 
 
 def placed_state(
-    params: Params, optimizer: Optimizer, mesh: Mesh, *,
-    ema: bool, alpha: float = 0.0, mask: Params | None = None,
-) -> TrainState:  # fmt: skip
+    params: Params,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    *,
+    ema: bool,
+    alpha: float = 0.0,
+    mask: Params | None = None,
+) -> TrainState:
     """Return the state before the first step on the devices, with copies of `params`: it may be donated."""
     arrays = (*sharding.place((params, mask), mesh), jnp.float32(alpha))
     return _placed_state(*arrays, optimizer=optimizer, mesh=mesh, ema=ema)
@@ -85,15 +90,31 @@ def scaled_pixels(batch: Any, value_range: tuple[float, float]) -> Any:
 
 
 def make_step(
-    objective: Objective, optimizer: Optimizer, config: TrainingConfig, parallel: Parallel, *,
-    seed: int, value_range: tuple[float, float] = (0.0, 1.0),
-) -> Step:  # fmt: skip
+    objective: Objective,
+    optimizer: Optimizer,
+    config: TrainingConfig,
+    parallel: Parallel,
+    *,
+    seed: int,
+    value_range: tuple[float, float] = (0.0, 1.0),
+) -> Step:
     """Return the step function of an objective, for `parallel.compile`.
 
-    The key of a step is `seed` with the step number folded in, so that a resumed run repeats an uninterrupted
-    one. With `config.accumulate` > 1 the batch is drawn and corrupted whole, then its rows go through loss
-    and gradient in that many interleaved parts. `value_range` is that which uint8 images are brought to.
-    Metrics are "loss", the objective's terms, "grad_norm" (before clipping) and "learning_rate".
+    The key of a step is `seed` with the step number folded in, so that a resumed run repeats an
+    uninterrupted one. With `config.accumulate` > 1 the batch is drawn and corrupted whole, then its rows go
+    through loss and gradient in that many interleaved parts.
+
+    Args:
+      objective: What to train.
+      optimizer: Turns gradients into updates.
+      config: Accumulation, moving average, and the schedule for the metrics.
+      parallel: What devices exchange.
+      seed: Random seed.
+      value_range: Range that uint8 images are brought to; others come in the model's range.
+
+    Returns:
+      A `Step`; its metrics are "loss", the objective's terms, "grad_norm" (before clipping) and the
+      "learning_rate" of this update.
     """
     schedule = learning_rate_schedule(config)
 

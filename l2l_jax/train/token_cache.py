@@ -76,7 +76,10 @@ def cached_objective(objective: Objective, model: Model, sets: tuple[str, ...]) 
 
 @dataclasses.dataclass(frozen=True)
 class CachedBatches:
-    """Batches with codes in place of cached sets' pixels; "noise" replaces the teacher's forget images."""
+    """Like `TrainingBatches`, with codes `[row, …]` for the cached sets.
+
+    Pixels are read only for sets without codes. "noise" replaces what the teacher is shown for forget images.
+    """
 
     images: TrainingBatches
     codes: Mapping[str, Codes]
@@ -126,15 +129,24 @@ class CachedIterator:
 
 
 def open_token_cache(
-    folder: pathlib.Path, config: UnlearningConfig, model: Model, params: Params, images: TrainingBatches, *,
-    seed: int, mesh: Mesh,
-) -> CachedBatches:  # fmt: skip
+    folder: pathlib.Path,
+    config: UnlearningConfig,
+    model: Model,
+    params: Params,
+    images: TrainingBatches,
+    *,
+    seed: int,
+    mesh: Mesh,
+) -> CachedBatches:
     """Compute the codes that are missing in `folder`, which all hosts share, and return batches of them.
 
     View v of an image is the crop that it has in epoch v of `images`. Noise image i is the one that a run
     without a cache would show at its place in the stream, with the statistics of its batch and the seed of
-    the training steps. Draws of T are those that the step of an image makes the first time. A signal raises
-    Interrupted; what is computed is kept.
+    the training steps. Draws of T are those that the step of an image makes the first time.
+
+    Raises:
+      Interrupted: A signal arrived in some process; what is computed is kept.
+      UserError: Images cannot be read.
     """
     assert model.code is not None  # the config was checked
     noise = config.options.noise  # type: ignore[attr-defined]  # methods with a cache have noise

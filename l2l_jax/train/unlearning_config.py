@@ -122,7 +122,11 @@ class UnlearningConfig(TrainingConfig):
         return dataclasses.replace(self, methods=methods, **changes)
 
     def objective(self, model: Model) -> Objective:
-        """Return what a training step does on a model."""
+        """Return what a training step does on a model.
+
+        Raises:
+          ValueError: These settings do not go together on this model.
+        """
         if self.token_bank and not self.noise_bank and not model.codes_hold_draws:
             raise ValueError("token_bank needs a noise_bank: if no pixels are read, noise has no statistics")
         if self.noise_bank and model.codes_hold_draws:

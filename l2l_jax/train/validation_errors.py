@@ -14,16 +14,28 @@ from l2l_jax.train.parallel import Parallel
 class MaskedErrors:
     """Mean squared errors in the masked region of the same few images, measured without waiting for them.
 
-    The images, `[image, height, width, channel]` by set and the same in every process, stay on the devices.
-    Every image has its own key, the same each time: two models are compared with the same random draws, and
-    the layout of the devices does not matter. `mask` is bool `[height, width]`, True where pixels are
-    missing; `rows`, a multiple of the number of devices, are the images of one compiled call, at most.
+    The images stay on the devices. Every image has its own key, the same each time: two models are compared
+    with the same random draws, and the layout of the devices does not matter.
+
+    Args:
+      model: Model, without parameters.
+      mask: Bool `[height, width]`, True where pixels are missing.
+      images: `[image, height, width, channel]` by set, the same in every process.
+      rows: Images of one compiled call, at most; a multiple of the number of devices.
+      seed: Random seed of sampling.
+      parallel: The devices, and how the step runs on them.
     """
 
     def __init__(
-        self, model: Model, mask: np.ndarray, images: Mapping[str, np.ndarray], *,
-        rows: int, seed: int, parallel: Parallel,
-    ):  # fmt: skip
+        self,
+        model: Model,
+        mask: np.ndarray,
+        images: Mapping[str, np.ndarray],
+        *,
+        rows: int,
+        seed: int,
+        parallel: Parallel,
+    ):
         mask = np.asarray(mask, bool)
 
         def measure(params, rows):

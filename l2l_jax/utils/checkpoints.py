@@ -31,7 +31,14 @@ def alone() -> ocp.options.MultiprocessingOptions:
 
 
 def check_space(folder: pathlib.Path, tree: Any, *, reserve: bool = False) -> None:
-    """Raise the disk's error if arrays do not fit; `reserve` tries to allocate them, to find quotas."""
+    """Raise the disk's error if arrays do not fit.
+
+    Args:
+      folder: Folder on the disk.
+      tree: Arrays.
+      reserve: Also allocate their space for a moment, which finds quotas and limits of files, where the
+        system can.
+    """
     sizes = [x.nbytes for x in jax.tree.leaves(tree)]
     if shutil.disk_usage(folder).free < sum(sizes):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
@@ -54,7 +61,12 @@ def record_sizes(folder: pathlib.Path) -> None:
 
 
 def read_arrays(folder: pathlib.Path, target: Any) -> Any:
-    """Read what Orbax wrote for a tree of `jax.ShapeDtypeStruct`, by this process; or raise `Damaged`."""
+    """Read arrays that Orbax wrote, for a tree of `jax.ShapeDtypeStruct`, by this process alone.
+
+    Raises:
+      Damaged: The folder cannot be read, or holds other arrays. PermissionError, MemoryError and errors of
+        devices pass through.
+    """
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=alone()) as reader:
             _check_shapes(reader.metadata(folder), target)

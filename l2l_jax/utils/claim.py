@@ -29,7 +29,13 @@ STALE_SECONDS = 30.0
 
 
 def claim(folder: pathlib.Path) -> Callable[[], None]:
-    """Own a folder, and those in it, until this process ends or calls the function that this returns."""
+    """Make this process the owner of a folder, and of the folders in it, until it ends.
+
+    Returns a function that gives the folder back; it does nothing if this process owned it before.
+
+    Raises:
+      UserError: Another process owns the folder.
+    """
     pid = os.getpid()
     # What identifies this process among those of all machines.
     me = {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "start": _start_time(pid)}

@@ -106,7 +106,14 @@ def _tpu_chips() -> bool:
 
 
 def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
-    """Join the other processes before JAX is used, or end with `LOST`; return whether there are any."""
+    """Join the other processes of the run, and return whether there are any; before any other use of JAX.
+
+    A process that waits for the others longer than `launch.start_timeout` says so and ends with the code
+    `LOST`: JAX has no way to give up that could be caught.
+
+    Raises:
+      UserError: The fields of `launch` contradict one another, or the processes cannot be joined.
+    """
     launch.check()
     named = launch.coordinator is not None
     manager = None if named or launch.distributed is False else cluster(environ)

@@ -104,7 +104,14 @@ class ResultCache:
     def get(
         self, name: str, *, stamp: Any = None, members: Sequence[str] | None = None, wait: bool = False
     ) -> Any:
-        """Return an entry, of arrays `members`, or None if it is missing or of another stamp; may `wait`."""
+        """Return an entry, or None if it is missing, unreadable or was stored with another stamp.
+
+        Args:
+          name: Name of the entry; "/" separates folders.
+          stamp: What this entry alone depends on, as given to `put`; None: any.
+          members: Arrays to read, of those that are there; None: all.
+          wait: Whether to wait up to `SHARED_WITHIN` seconds for another host's file.
+        """
         arrays, value = self.folder / f"{name}.npz", self.folder / f"{name}.json"
         deadline = time.monotonic() + SHARED_WITHIN * wait
         while not (arrays.exists() or value.exists()) and time.monotonic() < deadline:
@@ -142,7 +149,13 @@ class ResultCache:
         return from_primary(lambda: all(self.get(name, stamp=stamp) is not None for name in names))
 
     def get_or_compute(self, name: str, compute: Callable[[], Any], *, stamp: Any = None) -> Any:
-        """Return an entry, after all processes computed and the primary one stored it, if need be."""
+        """Return an entry, after computing and storing it if need be; called by all processes.
+
+        All processes read, or all compute, and the primary process stores.
+
+        Raises:
+          FileNotFoundError: This process cannot read what the primary process can.
+        """
         if self.has_all([name], stamp=stamp):
             return self._wait_for(name, stamp=stamp)
         value = compute()
@@ -150,7 +163,11 @@ class ResultCache:
         return value
 
     def join(self, names: Sequence[str], member: str) -> np.ndarray | None:
-        """Concatenate one array of several entries, all of which must be there; None if no entry has it."""
+        """Concatenate one array of several entries; None if no entry has it.
+
+        Raises:
+          FileNotFoundError: An entry is missing, or another host's file did not appear in time.
+        """
         parts = []
         for name in names:
             parts += self._wait_for(name, members=(member,)).values()

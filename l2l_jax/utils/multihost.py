@@ -40,9 +40,10 @@ def barrier() -> Iterator[None]:
     For work that can fail in one process and not in another, such as reading files: otherwise those that
     succeeded would wait for ever for those that failed. Nothing in the block may wait for other processes.
 
-    An exception of this process that is not a UserError is raised as it is. For one elsewhere, and for
-    UserErrors, a UserError names the processes unless all of them say the same. `known_to_all` is set, so
-    that it is printed once.
+    Raises:
+      UserError: Some process raised one, or another exception elsewhere; it names the processes unless all of
+        them say the same. `known_to_all` is set, so that it is printed once. An exception of this process
+        that is not a UserError is raised as it is.
     """
     failure, text = None, ""
     try:

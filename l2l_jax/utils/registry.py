@@ -10,14 +10,22 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Classes by name, frozen dataclasses whose fields are options; `kind` is a noun for messages."""
+    """Classes by name; each class is a frozen dataclass whose fields are its options.
+
+    Args:
+      kind: Noun for messages, such as "method".
+    """
 
     def __init__(self, kind: str):
         self.kind = kind
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Return a class decorator that adds the class under `name`."""
+        """Return a class decorator that adds the class under `name`.
+
+        Raises:
+          ValueError: Another class has that name.
+        """
 
         def add(cls: type[T]) -> type[T]:
             known = self._classes.get(name)

@@ -84,7 +84,11 @@ def user_cache() -> pathlib.Path:
 
 
 def keep_compiled_programs() -> None:
-    """Let JAX keep what it compiles in the user's cache, whose programs are executed."""
+    """Let JAX keep what it compiles in the user's cache, whose programs are executed.
+
+    Raises:
+      UserError: The folder cannot be made, or others own it or may write to it.
+    """
     folder = user_cache() / "compiled"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -42,7 +42,11 @@ def with_adapter(path: pathlib.Path, params: Params, family: str, model: Model) 
 
 
 def read_adapter(path: pathlib.Path, params: Params, family: str, model: Model) -> Adapter:
-    """Return the adapter in a file, which was trained on these weights."""
+    """Return the adapter in a file, which was trained on these weights.
+
+    Raises:
+      UserError: The file holds no adapter, or one of other weights.
+    """
     card = read_card(path)
     if card is None:
         raise UserError(f"{path} is not an adapter; expected a file {FILE} that a run wrote.")

@@ -72,7 +72,11 @@ class Recognized:
         return tuple(name for name in self.format.hidden if name not in known)
 
     def model(self, given: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
-        """Return the model with the `given` fields, and those of its fields that were guessed."""
+        """Return the model with the `given` fields, and those of its fields that were guessed.
+
+        Raises:
+          UserError: A field that must be given is not, or a given one contradicts the weights.
+        """
         for name, value in given.items():
             if self.sizes.get(name, value) != value:
                 raise UserError(f"{name} is {self.sizes[name]} in the weights, not {value}.")

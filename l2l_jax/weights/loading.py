@@ -21,8 +21,10 @@ TEXTS += [PIPELINE, *(f"{name}/*.{kind}" for name in COMPONENTS for kind in ("js
 """Files besides the weights, of models and of pipelines of diffusers."""
 
 WEIGHTS: tuple[tuple[str, list[str]], ...] = (
-    ("*.safetensors", ["*.fp16.*", "*.non_ema.*"]), ("*.fp16.safetensors", []), ("*model*.bin", []),
-)  # fmt: skip
+    ("*.safetensors", ["*.fp16.*", "*.non_ema.*"]),
+    ("*.fp16.safetensors", []),
+    ("*model*.bin", []),
+)
 """Patterns of weights, the best first, and of files that are no such weights."""
 
 
@@ -31,10 +33,14 @@ def load_model(
 ) -> tuple[Model, Params]:
     """Load a model and its parameters; all sizes come from the card, config.json or the weights.
 
-    The path is that of a saved model, such as `runs/x/unlearned`, a checkpoint file, a Hugging Face folder or
-    `hf://ORGANIZATION/NAME`, or the name of a shipped model. An `adapter` is the file of one that was trained
-    on this model, to be merged into it. Fields of the model are given where they differ or cannot be told
-    from the weights.
+    Args:
+      path: Folder of a saved model, such as `runs/x/unlearned`; name of a shipped model; checkpoint file;
+        Hugging Face folder, or `hf://ORGANIZATION/NAME`.
+      adapter: File of an adapter that was trained on this model, to be merged into it.
+      **fields: Fields of the model, where they differ or cannot be told from the weights.
+
+    Raises:
+      UserError: There is no model, it cannot be read, or fields are missing or contradict the weights.
     """
     path = locate(path)
     family, stored, hidden = stored_fields(path)
@@ -57,7 +63,14 @@ def locate(given: str | pathlib.Path) -> pathlib.Path:
 
 
 def download(name: str) -> pathlib.Path:
-    """Download a model, of a pipeline what makes images and embeds prompts, into the hub's cache."""
+    """Download a model into the hub's cache, or find it there; interrupted downloads resume.
+
+    Of a pipeline, the components that make images and embed prompts are downloaded, in full precision if they
+    are stored so. `HF_HOME` and `HF_HUB_OFFLINE` are honored.
+
+    Raises:
+      UserError: huggingface_hub is not installed, or the model cannot be downloaded.
+    """
     repository, _, revision = name.partition("@")
     by_hand = (
         "Without a connection to the Internet, download it elsewhere, as with `hf download "

@@ -52,7 +52,14 @@ PUBLISHED = {
 
 
 def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
-    """Download a file into `folder`, resumably; print size, licence and SHA-256, and return its path."""
+    """Download a file, resuming an interrupted download; print its size, licence and SHA-256.
+
+    Returns its path in `folder`, which is created.
+
+    Raises:
+      UserError: The server cannot be reached or refuses, the disk is full, or another file came than was
+        published.
+    """
     target = folder / file.file
     if target.exists():
         _check(file, target)

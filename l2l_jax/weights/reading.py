@@ -88,7 +88,16 @@ class Checkpoint:
 
 
 def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
-    """Find out what a file, Hugging Face folder or pipeline holds; averaged weights with `ema`."""
+    """Find out what a checkpoint holds.
+
+    Args:
+      path: A `.safetensors` file, a PyTorch file, which needs PyTorch, a Hugging Face folder or a pipeline.
+      ema: Take the moving average of the weights; otherwise the plain ones, if there are any.
+
+    Raises:
+      UserError: No such file, an unknown suffix, a damaged or hostile file, no arrays in it, no EMA, or
+        PyTorch is needed and missing.
+    """
     if (path / PIPELINE).is_file():
         if ema:
             raise UserError(f"{path} is a pipeline, which holds one copy of the weights: leave out --ema.")

@@ -78,7 +78,11 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def load_params(folder: pathlib.Path, like: Params) -> Params:
-    """Return the parameters of a saved model, as host arrays."""
+    """Return the parameters of a saved model, as host arrays.
+
+    Raises:
+      UserError: The model is damaged, or has other parts or shapes than `like`, a tree of arrays or shapes.
+    """
     read_card(folder)
     cpu = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu), like)

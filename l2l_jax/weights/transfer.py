@@ -26,7 +26,18 @@ def import_checkpoint(
     path: pathlib.Path, output: pathlib.Path, *,
     ema: bool = False, vqgan: pathlib.Path | None = None, fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Turn a checkpoint into a saved model and return its card; `vqgan` is MAGE's, if in another file."""
+    """Turn a checkpoint into a saved model in the folder `output`, and return its card.
+
+    Args:
+      path: The file, Hugging Face folder or pipeline.
+      output: Folder to create.
+      ema: Whether to take the moving average of the weights.
+      vqgan: File of MAGE's VQGAN, if `path` does not hold it.
+      fields: Fields of the model that the weights do not show.
+
+    Raises:
+      UserError: The output exists, or the checkpoint cannot be read or does not fit; nothing is written.
+    """
     check_new(output)
     source, found = checkpoints.open_recognized(path, ema=ema, vqgan=vqgan)
     with about(path):
@@ -52,10 +63,17 @@ def export_model(
 ) -> dict[str, Any]:  # fmt: skip
     """Write a saved model as a checkpoint that the original PyTorch code loads strictly; return its card.
 
-    The model is imported, or `pretrained` or `unlearned` of a workdir. The output is a file, see `SUFFIXES`;
-    without suffix, a Hugging Face folder or pipeline. `dtype` is a key of `l2l_jax.models.mapping.FLOATS`. An
-    `adapter` that was trained on this model is merged into it, or with `lora` written alone, as diffusers'
-    pytorch_lora_weights.safetensors. `pipeline` is where the one that the model was imported from is now.
+    Args:
+      folder: A saved model: imported, or `pretrained` or `unlearned` of a workdir.
+      output: File to create, see `SUFFIXES`; without suffix, a Hugging Face folder or pipeline.
+      dtype: Number format of the floating-point arrays, a key of `l2l_jax.models.mapping.FLOATS`.
+      adapter: File of an adapter that was trained on this model, to be merged into it.
+      lora: Write the adapter alone, as diffusers' pytorch_lora_weights.safetensors.
+      pipeline: Folder of the pipeline that a model of diffusers was imported from; None: where it was then.
+
+    Raises:
+      UserError: No saved model, one that this version cannot build, an adapter of another model, no pipeline,
+        or an output that exists.
     """
     card = read_card(folder) if (folder / CARD).is_file() else {}
     family = card.get("family", "")
@@ -123,9 +141,12 @@ def other_components(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def inspect(
-    path: pathlib.Path, *,
-    ema: bool = False, vqgan: pathlib.Path | None = None, fields: Mapping[str, Any] | None = None,
-) -> dict[str, str]:  # fmt: skip
+    path: pathlib.Path,
+    *,
+    ema: bool = False,
+    vqgan: pathlib.Path | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
     """Return facts about a checkpoint or saved model by heading, and why it cannot be imported, if so."""
     if (path / CARD).is_file():
         return {key: _text(value) for key, value in read_card(path).items()}

@@ -73,10 +73,17 @@ class Attack:
         """Raise a UserError if the images do not suffice, before any attack runs."""
 
     def run(self, variant: str, bench: "Bench", target: "Target", seed: int) -> Points:
-        """Attack a model and return what was measured, by point.
+        """Attack a model and return what was measured.
 
-        `variant` is one of `variants`, `bench` the same for all models, `seed` the number of the repetition.
-        Points with "validation" measurements are candidates, of which the best is quoted on "forget" images.
+        Args:
+          variant: One of `variants`.
+          bench: Images, measurements and trainings; the same for all models.
+          target: The model.
+          seed: Number of the repetition.
+
+        Returns:
+          Measurements by point. Points with "validation" measurements are candidates, of which the best is
+          quoted on the "forget" test images.
         """
         raise NotImplementedError
 

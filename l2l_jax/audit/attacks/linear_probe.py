@@ -82,7 +82,15 @@ def cross_validated(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Fit a balanced logistic regression; return `(features, labels) -> share of right draws` `[image]`."""
+    """Fit a logistic regression on standardized features, in which classes count equally.
+
+    Args:
+      features: `[image, draw, feature]`.
+      labels: Class ids `[image]`.
+
+    Returns:
+      A function of such features and labels: the share of draws in which it is right, float64 `[image]`.
+    """
     from sklearn.linear_model import LogisticRegression  # scikit-learn takes long to load
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -114,7 +114,12 @@ def _features(model, masks, params, image, rng):
 
 
 def decide_membership(features, *, has_noise):
-    """Return scores by decider and set, smaller for members; `has_noise`: the last feature is the noise."""
+    """Return scores by decider and set; smaller scores are members'.
+
+    Args:
+      features: `[image, feature]` of "members", "others", "shadow_members" and "shadow_others".
+      has_noise: Whether the last feature is that of the predicted noise.
+    """
     from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis  # takes long to load
     from sklearn.model_selection import cross_val_predict
     from sklearn.neural_network import MLPClassifier

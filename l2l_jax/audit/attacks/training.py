@@ -82,7 +82,11 @@ class TrainingAttack(Attack):
 
 
 def few_of_each_class(source: Source, count: int, seed: int, option: str) -> Subset:
-    """Choose `count` images at random, as evenly over the classes as possible."""
+    """Choose `count` images at random, as evenly over the classes as possible.
+
+    Raises:
+      UserError: There are fewer images; `option` of `config.audit` asks for too many.
+    """
     labels = np.asarray(source.labels)
     if count > len(labels):
         raise UserError(

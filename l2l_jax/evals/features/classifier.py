@@ -24,7 +24,10 @@ def reduced(images: np.ndarray) -> np.ndarray:
 
 
 class SmallClassifier:
-    """A `FeatureNetwork` of features and class probabilities, trained on uint8 images and class ids."""
+    """A `FeatureNetwork`: features and class probabilities of whole images.
+
+    It is trained on uint8 images `[image, height, width, channel]` and class ids `[image]`.
+    """
 
     name = "small classifier"
 
@@ -34,9 +37,15 @@ class SmallClassifier:
         from sklearn.neural_network import MLPClassifier
 
         self._network = MLPClassifier(
-            (128, FEATURES), batch_size=min(128, len(images)), max_iter=EPOCHS, n_iter_no_change=EPOCHS,
-            tol=0, learning_rate_init=2e-3, alpha=1e-3, random_state=0,
-        )  # fmt: skip
+            (128, FEATURES),
+            batch_size=min(128, len(images)),
+            max_iter=EPOCHS,
+            n_iter_no_change=EPOCHS,
+            tol=0,
+            learning_rate_init=2e-3,
+            alpha=1e-3,
+            random_state=0,
+        )
         # Products of a few rows: a second thread costs more than it saves.
         with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed on purpose

@@ -116,7 +116,11 @@ TRANSFORMERS = Table(
 
 
 def recognize(state_dict: Mapping[str, Any]) -> tuple[Table, str, TowerConfig]:
-    """Return the names for a state dict after `unpack`, and name and sizes of the published tower in it."""
+    """Return the names for a state dict after `unpack`, and name and sizes of the published tower in it.
+
+    Raises:
+      UserError: It holds no vision tower in a layout that is known, or none of a published size.
+    """
     if "visual.conv1.weight" in state_dict:
         table, keys, embed_axis = OPEN_CLIP, _OPEN_CLIP_KEYS, 1
     elif "vision_model.embeddings.patch_embedding.weight" in state_dict:
@@ -144,9 +148,12 @@ def recognize(state_dict: Mapping[str, Any]) -> tuple[Table, str, TowerConfig]:
 
 
 _OPEN_CLIP_KEYS = (
-    "visual.conv1.weight", "visual.positional_embedding", "visual.proj", "visual.transformer.resblocks.{i}.",
+    "visual.conv1.weight",
+    "visual.positional_embedding",
+    "visual.proj",
+    "visual.transformer.resblocks.{i}.",
     "visual.transformer.resblocks.0.mlp.c_fc.weight",
-)  # fmt: skip
+)
 _HF_KEYS = (
     "vision_model.embeddings.patch_embedding.weight",
     "vision_model.embeddings.position_embedding.weight",

@@ -80,9 +80,14 @@ class BatchedNetwork:
 def open_networks(config: EvaluationConfig) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
     """Load the networks of `config.networks` whose weights are there; called by all processes.
 
-    Returns them by name, and why other metrics are not available. Nothing is downloaded, and a network is
-    used only if all processes have its file: that of the config, or the published one in the folder of
-    weights.
+    A field such as `config.inception` names the file; where it is empty, the published file is looked for in
+    the folder of weights. Nothing is downloaded. A network is used only if all processes have its file.
+
+    Returns:
+      The networks by their names in `config.networks`, and why other metrics are not available, by name.
+
+    Raises:
+      UserError: A file that is named does not exist, or one that is there is not of such weights.
     """
     with barrier():
         found = {name: find_weights(config, name) for name in config.networks}

@@ -44,9 +44,14 @@ def resizing_matrix(source: int, target: int, kind: Filter, *, antialias: bool) 
 
 
 def resized(
-    x: jax.Array, height: int, width: int, kind: Filter, *,
-    antialias: bool = True, bytes_between: bool = False,
-) -> jax.Array:  # fmt: skip
+    x: jax.Array,
+    height: int,
+    width: int,
+    kind: Filter,
+    *,
+    antialias: bool = True,
+    bytes_between: bool = False,
+) -> jax.Array:
     """Return images of another size, float32 `[image, height, width, channel]` in [0, 255].
 
     - clean-fid: "bicubic". That is Pillow on single channels of float, cut off at 0 and 255.
@@ -69,7 +74,10 @@ def resized(
 
 
 def center_square(images: jax.Array, side: int) -> jax.Array:
-    """Return the middle of resized images, as torchvision's `Resize(side)` and `CenterCrop(side)`."""
+    """Return the middle `[image, side, side, channel]` of images whose shorter side becomes `side` pixels.
+
+    This is torchvision's `Resize(side)` and `CenterCrop(side)`. See `resized` for the other arguments.
+    """
     height, width = images.shape[1:3]
     shorter = min(height, width)
     tall, wide = side * height // shorter, side * width // shorter

@@ -39,7 +39,10 @@ def conv(channels: int, size: int, dtype: jnp.dtype, name: str | None = None, **
 
 
 class ResBlock(nn.Module):
-    """Residual block, the identity when new, of images and an embedding `[batch, width]` of time, if any."""
+    """Residual block with two convolutions; a new one passes its input on.
+
+    It maps `[batch, height, width, channel]` and an embedding `[batch, width]` of time, if any.
+    """
 
     channels: int
     groups: int
@@ -48,6 +51,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None) -> Array:
+        """Map `[batch, height, width, channel]`, `[batch, 4 · inner_channel]` to `[…, channels]`."""
         norm = partial(GroupNorm, self.groups, epsilon=self.epsilon, dtype=self.dtype, activation=nn.silu)
         h = conv(self.channels, 3, self.dtype, "conv1")(norm(name="norm1")(x))
         if embedding is not None:

@@ -195,7 +195,10 @@ class LatentDiffusion(Model):
         return self.encode_images(params, images, mask)
 
     def encode_images(self, params: Params, images: Array, mask: Array) -> Array:
-        """Return codes, see `code`, of images and of images with a gray mask, as diffusers makes them."""
+        """Return codes, see `code`; `mask` is bool `[batch or 1, height, width, 1]`.
+
+        As in diffusers, the mask is gray in the masked image, and latents have the mask of their first pixel.
+        """
         stride = self.vae.stride
         small = jnp.broadcast_to(mask[:, ::stride, ::stride], (len(images), *self.latent_shape[:2], 1))
         moments = [self._moments(params, x) for x in (images, jnp.where(mask, 0, images))]
@@ -215,12 +218,18 @@ class LatentDiffusion(Model):
         }
 
     def corrupt_with(self, params: Params, codes: Array, draw: Mapping[str, Array]) -> Corrupted:
-        """Corrupt codes of `precompute` with everything random given.
+        """Corrupt with everything random given.
 
-        `draw` has `timesteps` `[batch]`; `noise`, like the latents; `posterior` `[batch, 2, …]`, for samples
-        of the latents of image and masked image; `prompt` `[batch]`, numbers of prompts. `inputs` of the
-        result are noisy latents, mask, latents of the masked image; the U-Net is also given `timesteps`,
-        `prompt` and `added`.
+        Args:
+          params: Holds "prompts".
+          codes: From `precompute`.
+          draw: `timesteps` `[batch]`; `noise`, normal, like the latents; `posterior` `[batch, 2, …]`, normal,
+            for samples of the latents of image and masked image; `prompt` `[batch]`, numbers of prompts.
+
+        Returns:
+          `inputs` `[batch, height, width, 9]`: noisy latents, mask, latents of the masked image; `timesteps`,
+          `prompt` (and, for SDXL, `added`), which the U-Net is given, too; the latents `clean`, their `noise`
+          and `mask`.
         """
         mean, log_variance, masked_mean, masked_log_variance, mask = self._split(codes)
         clean = self._latents(mean, log_variance, draw["posterior"][:, 0])
@@ -360,9 +369,13 @@ class LatentDiffusion(Model):
         return apply(self.autoencoder, params["vae"], decoded, method="decode")
 
     def _steps(
-        self, predict: Callable[[Array, Array], Array], latents: Array, skipped: int = 0,
-        draws: tuple[Array, float] | None = None, remat: bool = False,
-    ) -> Array:  # fmt: skip
+        self,
+        predict: Callable[[Array, Array], Array],
+        latents: Array,
+        skipped: int = 0,
+        draws: tuple[Array, float] | None = None,
+        remat: bool = False,
+    ) -> Array:
         """Take all but the first `skipped` steps; with `draws`, a key and a scale, each is a draw."""
 
         def take(latents, time):

@@ -35,7 +35,13 @@ SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class TextFeatures(NamedTuple):
-    """Features of tokens, `[batch, token, width]`."""
+    """Features of tokens, `[batch, token, width]`.
+
+    Attributes:
+      last: After the final normalization.
+      penultimate: Before the last block.
+      pooled: Embedding of the whole prompt `[batch, embed_dim]`, or None.
+    """
 
     last: Array  # after the final normalization
     penultimate: Array  # before the last block

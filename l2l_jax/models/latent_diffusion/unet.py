@@ -234,11 +234,14 @@ class Encoder(Half):
     def __call__(
         self, latents: Array, timesteps: Array, prompt: Array, added: Mapping[str, Array] | None = None
     ) -> Features:
-        """Return features of latents `[batch, height, width, in_channels]`, whose sides the stride divides.
+        """Return features of latents.
 
-        Time steps are `[batch]`, prompts embedded `[batch, word, cross_attention_dim]`. SDXL has `added`:
-        "pooled", the prompts as a whole `[batch, channel]`, and "sizes" `[batch, 6]`: height and width of the
-        original, top and left of the crop, height and width of the result, in pixels.
+        Args:
+          latents: `[batch, height, width, in_channels]`; sides are multiples of `sizes.stride`.
+          timesteps: `[batch]`.
+          prompt: Embedded prompts `[batch, word, cross_attention_dim]`.
+          added: SDXL: "pooled", the prompts as a whole `[batch, channel]`, and "sizes" `[batch, 6]`: height
+            and width of the original, top and left of the crop, height and width of the result, in pixels.
         """
         sizes, dtype, widths = self.sizes, self.dtype, self.sizes.block_out_channels
         embedding = Embedding(4 * widths[0], name="time_embedding")(sinusoids(timesteps, widths[0]))

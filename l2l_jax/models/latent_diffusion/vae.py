@@ -163,7 +163,10 @@ class AutoencoderKL(nn.Module):
             self.post_quant_conv = conv(sizes.latent_channels, 1, jnp.float32)
 
     def encode(self, images: Array) -> tuple[Array, Array]:
-        """Return mean and log variance of the latents of images in [−1, 1]; sides divide by the stride."""
+        """Return mean and log variance of the latents, `[batch, height, width, latent_channels]`.
+
+        `images` are in [−1, 1]; their sides are multiples of `sizes.stride`.
+        """
         moments = self.encoder(images)
         if self.sizes.quant_conv:
             moments = self.quant_conv(moments)

@@ -16,13 +16,17 @@ def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def in_dtype(params: Any, dtype: jnp.dtype, float32: Collection[str] = ()) -> Any:
-    """Return parameters, a tree of dicts, in the dtypes that they are computed with.
+    """Return parameters in the dtypes that they are computed with.
 
     Kernels of products and convolutions, and their biases, are rounded to `dtype`, as the layers would round
     them: done before they cross the network or are read twice, it saves half the bytes. Residual streams,
-    normalization and whatever the loss reads directly stay float32, and so do the modules named in `float32`,
-    such as "decoder/head": the paper's loss is a difference of features that are nearly equal, where rounding
-    is soon as large as what is left to learn.
+    normalization and whatever the loss reads directly stay float32: the paper's loss is a difference of
+    features that are nearly equal, where rounding is soon as large as what is left to learn.
+
+    Args:
+      params: A tree of dicts, float32.
+      dtype: Of the products.
+      float32: Modules that stay as they are, such as "decoder/head".
     """
     if dtype == jnp.float32:
         return params

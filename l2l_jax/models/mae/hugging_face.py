@@ -44,18 +44,36 @@ INNER = {
 THIRDS = ("query", "key", "value")
 
 DEFAULTS = dict(
-    hidden_size=768, intermediate_size=3072, num_attention_heads=12, hidden_act="gelu", qkv_bias=True,
-    decoder_hidden_size=512, decoder_intermediate_size=2048, decoder_num_attention_heads=16, mask_ratio=0.75,
-    norm_pix_loss=False, layer_norm_eps=1e-12, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-)  # fmt: skip
+    hidden_size=768,
+    intermediate_size=3072,
+    num_attention_heads=12,
+    hidden_act="gelu",
+    qkv_bias=True,
+    decoder_hidden_size=512,
+    decoder_intermediate_size=2048,
+    decoder_num_attention_heads=16,
+    mask_ratio=0.75,
+    norm_pix_loss=False,
+    layer_norm_eps=1e-12,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
 """Defaults of what config.json need not contain."""
 
 CONFIG_NAMES = dict(
-    image_size="image_size", patch_size="patch_size", channels="num_channels", width="hidden_size",
-    depth="num_hidden_layers", num_heads="num_attention_heads", decoder_width="decoder_hidden_size",
-    decoder_depth="decoder_num_hidden_layers", decoder_num_heads="decoder_num_attention_heads",
-    mask_ratio="mask_ratio", norm_pix_loss="norm_pix_loss", layer_norm_eps="layer_norm_eps",
-)  # fmt: skip
+    image_size="image_size",
+    patch_size="patch_size",
+    channels="num_channels",
+    width="hidden_size",
+    depth="num_hidden_layers",
+    num_heads="num_attention_heads",
+    decoder_width="decoder_hidden_size",
+    decoder_depth="decoder_num_hidden_layers",
+    decoder_num_heads="decoder_num_attention_heads",
+    mask_ratio="mask_ratio",
+    norm_pix_loss="norm_pix_loss",
+    layer_norm_eps="layer_norm_eps",
+)
 """Names in config.json of the fields of `MAE`."""
 
 

@@ -28,7 +28,10 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Array, ids: Array) -> Array:
-        """Map patches and places `[batch, kept]` to `[batch, 1 + kept, width]`, class token first."""
+        """Map patches `[batch, kept, patch² · channel]`, with their places in the grid `[batch, kept]`.
+
+        The result is `[batch, 1 + kept, width]`, float32, class token first.
+        """
         positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid))
         cls_token = self.param("cls_token", small_normal, (1, 1, self.width))
         x = vit.PatchEmbed(self.patch_size, self.width, self.blocks.dtype, name="patch_embed")(patches)
@@ -64,8 +67,9 @@ class Decoder(nn.Module):
 def random_masking(noise: Array, kept: int) -> tuple[Array, Array]:
     """Choose the patches that stay: the `kept` ones of least noise `[batch, patches]`, in the order of noise.
 
-    Returns `ids_keep` `[batch, kept]` and `ids_restore` `[batch, patches]`, the inverse permutation: patch p
-    is missing where `ids_restore[:, p] >= kept`.
+    Returns:
+      `ids_keep` `[batch, kept]` and `ids_restore` `[batch, patches]`, the inverse permutation: patch p is
+      missing where `ids_restore[:, p] >= kept`.
     """
     ids_shuffle = jnp.argsort(noise, axis=1)
     return ids_shuffle[:, :kept], jnp.argsort(ids_shuffle, axis=1)
@@ -173,7 +177,11 @@ class MAE(Model):
         return self.mask(images, noise, int(patches * (1 - self.mask_ratio)))
 
     def mask(self, images: Array, noise: Array, kept: int) -> Corrupted:
-        """Return `patches`, and `ids` and `ids_restore` of `random_masking` by noise `[batch, patches]`."""
+        """Corrupt with the noise `[batch, patches]` and the number of kept patches given.
+
+        Returns:
+          `patches` `[batch, kept, patch² · channel]`, and `ids` and `ids_restore` of `random_masking`.
+        """
         ids_keep, ids_restore = random_masking(noise, kept)
         patches = jnp.take_along_axis(self._patches(images), ids_keep[..., None], axis=1)
         return {"patches": patches, "ids": ids_keep, "ids_restore": ids_restore}

@@ -80,9 +80,13 @@ def decoding_schedule(tokens: int, hidden: int, steps: int, choice_temperature: 
 
 
 def decoding_step(
-    logits: Logits, ids: Ids, mask_id: int, mask_length: Int[Array, ""], id_noise: Logits,
+    logits: Logits,
+    ids: Ids,
+    mask_id: int,
+    mask_length: Int[Array, ""],
+    id_noise: Logits,
     confidence_noise: Float[Array, "batch token"],
-) -> Step:  # fmt: skip
+) -> Step:
     """Draw the masked tokens of `ids` by Gumbel noise `id_noise`; mask the `mask_length` least certain."""
     unknown = ids == mask_id
     drawn = jnp.argmax(logits + id_noise, axis=-1).astype(ids.dtype)
@@ -94,9 +98,13 @@ def decoding_step(
 
 
 def decode_masked(
-    logits_of: Callable[[Ids], Logits], ids: Ids, mask_id: int, schedule: Schedule, rng: Array,
+    logits_of: Callable[[Ids], Logits],
+    ids: Ids,
+    mask_id: int,
+    schedule: Schedule,
+    rng: Array,
     sampling_temperature: float = 1.0,
-) -> Ids:  # fmt: skip
+) -> Ids:
     """Run all steps in one compiled loop, codes drawn at `sampling_temperature`; no token stays masked."""
 
     def body(carry, step):

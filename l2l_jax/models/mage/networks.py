@@ -79,7 +79,11 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latent: Array, source: Array, words: Array, count: int | None = None) -> Array:
-        """Return logits `[batch, places, word]` of `count` words; `source`: which token goes where."""
+        """Return float32 logits `[batch, places, vocabulary]`, or those of the first `count` words only.
+
+        `source`, `[batch, places]`, tells which of the encoder's tokens `latent` goes to each place; `words`
+        are the word embeddings.
+        """
         embed = nn.Dense(self.width, dtype=self.blocks.dtype, kernel_init=vit.xavier, name="decoder_embed")
         x = embed(latent).astype(jnp.float32)
         x = jnp.take_along_axis(x, source[..., None], axis=1)
@@ -93,9 +97,12 @@ def random_masking(noise: Array, num_drop: int, num_mask: int | Array) -> tuple[
     """Choose the tokens that the encoder is given, and its output that the decoder finds at each place.
 
     Of `noise` `[batch, token]` the `num_drop` tokens of least noise are dropped, and `num_mask` masked, the
-    dropped ones included. Returns `masked`, bool `[batch, token]`; `positions` `[batch, 1 + kept]`,
-    ascending, among all places, of which the class token has the first; `source` `[batch, 1 + token]`,
-    indices into the encoder's output, 0 (the class token) where masked.
+    dropped ones included.
+
+    Returns:
+      `masked`, bool `[batch, token]`; `positions` `[batch, 1 + kept]`, ascending, among all places, of which
+      the class token has the first; `source` `[batch, 1 + token]`, indices into the encoder's output, 0 (the
+      class token) where masked.
     """
     order = jnp.argsort(noise, axis=1)
     rank = jnp.argsort(order, axis=1)

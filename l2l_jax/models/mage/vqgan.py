@@ -58,6 +58,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Map `[batch, height, width, channel]`, `[batch, 4 · inner_channel]` to `[…, channels]`."""
         conv = partial(Conv, self.width, use_bias=False, dtype=self.dtype)
         norm = partial(GroupNorm, self.groups, epsilon=1e-6, dtype=self.dtype, activation=nn.silu)
         h = conv((3, 3), name="conv1")(norm(name="norm1")(x))
@@ -164,7 +165,11 @@ class VQGAN(nn.Module):
     def __call__(
         self, images: Array, painted: Array | None = None, hidden: Array | None = None
     ) -> tuple[Array, Array]:
-        """Return reconstructions and codebook losses; latents outside `hidden` are of `painted`, if given."""
+        """Return reconstructions like `images`, and the codebook loss of every example, `[batch]`; float32.
+
+        Given `painted`, images with a part painted over, the latents come from there except where `hidden`,
+        bool `[batch, rows, columns]`, is True.
+        """
         latent = self.encoder(images)
         if painted is not None:
             assert hidden is not None

@@ -167,11 +167,16 @@ class Palette(Model):
         }
 
     def corrupt_with(self, images: Array, draw: dict[str, Array]) -> Corrupted:
-        """Corrupt images with everything random given.
+        """Corrupt with everything random given.
 
-        `draw` has the `mask`, the noise level `gamma` `[batch]`, and two normal arrays like the images:
-        `filling` of the mask in the conditioning image, and `noise`. `inputs` of the result are the
-        conditioning image, then the noisy one, exact outside the mask.
+        Args:
+          images: Images.
+          draw: `mask`, bool `[batch, height, width]`, the noise level `gamma` `[batch]`, and two standard
+            normal arrays like the images: `filling` of the mask in the conditioning image, and `noise`.
+
+        Returns:
+          `inputs` `[batch, height, width, 2 · channel]`: the conditioning image, then the noisy one, exact
+          outside the mask; `gamma`, `noise` and `mask` as given.
         """
         mask = draw["mask"][..., None]
         conditioning = jnp.where(mask, draw["filling"], images)
