@@ -18,18 +18,8 @@ TargetKind = Literal["noise", "blur", "mean"]
 BLUR = 0.1  # default standard deviation of the blur, as a share of the image's side
 
 
-def every_kth(rows: Any, k: int) -> Any:
-    """Return every k-th row of a tree of arrays; rows that are split over devices stay where they are."""
-    return jax.tree.map(lambda x: x.reshape(-1, k, *x.shape[1:])[:, 0], rows)
-
-
 def corrupt_images(
-    model: Model,
-    frozen: Params,
-    batch: Any,
-    rng: jax.Array,
-    axis_name: str | None = None,
-    forget_every: int = 1,
+    model: Model, frozen: Params, batch: Any, rng: jax.Array, axis_name: str | None = None
 ) -> Views:
     """Apply T to the images of both sets.
 
@@ -39,9 +29,8 @@ def corrupt_images(
     shapes = {name: batch[name].shape for name in ("retain", "forget")}
     if shapes["retain"] != shapes["forget"]:
         raise ValueError(f"retain and forget batches must have one shape, not {shapes}")
-    images = {"retain": batch["retain"], "forget": every_kth(batch["forget"], forget_every)}
     return {
-        name: {"images": images[name], "corrupted": model.corrupt(frozen, images[name], key, axis_name)}
+        name: {"images": batch[name], "corrupted": model.corrupt(frozen, batch[name], key, axis_name)}
         for name, key in zip(("retain", "forget"), corruption_keys(rng), strict=True)
     }
 

@@ -11,14 +11,7 @@ import pydantic
 
 from l2l_jax.losses import NoiseKind, feature_distance, noisy_label_loss
 from l2l_jax.methods.base import Method, Objective, register, unlearning_objective
-from l2l_jax.methods.inputs import (
-    BLUR,
-    TargetKind,
-    corrupt_images,
-    corrupt_noise,
-    every_kth,
-    forget_truth,
-)
+from l2l_jax.methods.inputs import BLUR, TargetKind, corrupt_images, corrupt_noise, forget_truth
 from l2l_jax.models.base import Model, Params, fresh_parts
 from l2l_jax.utils.batch_axis import deinterleave, interleave
 
@@ -91,19 +84,23 @@ class Undo(Method):
             weight = FEATURES if model.encodes_visible else 0.0
 
         def prepare(frozen, batch, rng, axis_name=None):
-            views = corrupt_images(model, frozen, batch, rng, axis_name, self.forget_every)
+            views = corrupt_images(model, frozen, batch, rng, axis_name)
             retain = views["retain"]
-            # Noise has the statistics of both sets: of as many images of each.
-            views["retain"], few = every_kth((retain, batch), self.forget_every)
             if self.distill:
                 retain = {**retain, "imitated": model.predict(frozen, retain["corrupted"])}
             forget = forget_truth(model, frozen, views, rng, self.target, axis_name, blur=self.target_blur)
             if weight:
                 if forget["corrupted"] is not views["forget"]["corrupted"]:
                     forget["plain"] = views["forget"]["corrupted"]
-                noise = corrupt_noise(model, frozen, few, rng, self.noise, axis_name)
-                forget["noise"] = model.encode(frozen["encoder"], noise)
+                forget["noise"] = corrupt_noise(model, frozen, batch, rng, self.noise, axis_name)
+            forget = jax.tree.map(every_kth, forget)
+            if weight:
+                forget["noise"] = model.encode(frozen["encoder"], forget["noise"])
             return {"retain": retain, "forget": forget}
+
+        def every_kth(rows):
+            # Groups of neighbors: rows that are split over devices stay where they are.
+            return rows.reshape(-1, self.forget_every, *rows.shape[1:])[:, 0]
 
         def loss(trained, frozen, inputs, alpha):
             student, retain, forget = {**frozen, **trained}, inputs["retain"], inputs["forget"]

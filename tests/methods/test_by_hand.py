@@ -181,18 +181,11 @@ def test_noise_features_have_the_statistics_of_both_sets():
         assert abs(noise.std() / features.std() - 1) < 5 / np.sqrt(2 * noise.size)
 
 
-def test_undo_draws_for_every_kth_forget_image_and_needs_a_teacher_to_distill():
+def test_undo_uses_every_kth_forget_image_and_only_the_teacher_that_it_needs():
     few, every = (prepared(Undo(forget_every=k).objective(LINEAR), TEACHER, BATCH) for k in (4, 1))
-    for name in ("images", "corrupted", "imitated"):
+    for name in ("images", "corrupted"):
+        np.testing.assert_array_equal(few["forget"][name], every["forget"][name][::4])
         np.testing.assert_array_equal(few["retain"][name], every["retain"][name])
-    pixels, corrupted = BATCH["forget"][::4].reshape(-1, 12), few["forget"]["corrupted"]
-    assert np.all((corrupted == 2 * pixels) | (corrupted == 0))
-    assert 0.4 < np.mean(corrupted == 0) < 0.6
-    both = np.stack([images[::4] for images in BATCH.values()])
-    normal = both.mean() + both.std() * np.random.default_rng(1).standard_normal(10**6)
-    expected = np.quantile(np.clip(normal, 0, 1), [0.2, 0.5, 0.8])
-    np.testing.assert_allclose(np.quantile(few["forget"]["images"], [0.2, 0.5, 0.8]), expected, atol=0.05)
-    assert {len(x) for x in jax.tree.leaves(few["forget"])} == {len(BATCH["forget"]) // 4}
     assert Undo(distill=0.0, feature_weight=0.0).objective(LINEAR).frozen == LINEAR.corruption_parts
 
 
