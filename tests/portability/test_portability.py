@@ -37,7 +37,7 @@ def test_eight_devices(record):
     """Under pmap; in every run train/test_parallel.py compares layouts of devices."""
     rows = compare(record, compute(8, "pmap", "float32", "highest"))
     assert all(row.holds for row in rows), table(rows)
-    assert {row.tolerance for row in rows} == {float32 for float32, _ in TOLERANCES.values()}
+    assert all(row.tolerance == TOLERANCES[row.quantity][0] for row in rows)
 
 
 @pytest.mark.soak

@@ -112,7 +112,11 @@ def test_no_row_of_a_batch_leaves_its_device(runs, family, layout):
     if ways == 1:  # every gradient crosses once, under jit once for each accumulated part; and some scalars
         parts = ACCUMULATE.get(family, 1) if layout == "8x1" else 1
         elements = sum(c.size * c.repeats for c in found) / 4
-        assert 0 <= elements - parts * sum(map(math.prod, params)) < 20 * parts
+        # A bias of conv1 and that of the time have one gradient, which may cross once for both.
+        twins = [
+            x.size for name, x in flatten_dict(run.first, sep="/").items() if "time_emb_proj/bias" in name
+        ]
+        assert -parts * sum(twins) <= elements - parts * sum(map(math.prod, params)) < 20 * parts
 
 
 def test_parameters_moments_and_average_are_split_alike(runs):
