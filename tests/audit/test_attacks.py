@@ -13,13 +13,19 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from l2l_jax.audit.attacks.base import ATTACKS, Attack
+from l2l_jax.audit.attacks.denoising import NoiseOverload, PartialDenoising
+from l2l_jax.audit.attacks.foreign_data import ForeignData
+from l2l_jax.audit.attacks.fresh_decoder import FreshDecoder
 from l2l_jax.audit.attacks.linear_probe import LinearProbe, cross_validated, fit_probe
-from l2l_jax.audit.attacks.membership import Membership, MembershipRepeated, decide_membership, true_positives
-from l2l_jax.audit.attacks.relearning import PatientRelearning, Relearning
+from l2l_jax.audit.attacks.membership import Membership, true_positives
+from l2l_jax.audit.attacks.membership_repeated import MembershipRepeated, decide_membership
+from l2l_jax.audit.attacks.patient_relearning import PatientRelearning
+from l2l_jax.audit.attacks.relearning import Relearning
 from l2l_jax.audit.attacks.residual_knowledge import ResidualKnowledge
-from l2l_jax.audit.attacks.samplers import NoiseOverload, PartialDenoising, SamplerSearch
-from l2l_jax.audit.attacks.training import ForeignData, FreshDecoder, WeightNoise, few_of_each_class, halvings
+from l2l_jax.audit.attacks.sampler_search import SamplerSearch
+from l2l_jax.audit.attacks.training import few_of_each_class, halvings
 from l2l_jax.audit.attacks.views import Views
+from l2l_jax.audit.attacks.weight_noise import WeightNoise
 from l2l_jax.audit.bench import Bench
 from l2l_jax.audit.comparison import auc
 from l2l_jax.audit.run import Audit

@@ -1,12 +1,12 @@
-"""Relearning from a few forget images: how many does it take, and what does patience add?"""
+"""Relearning from a few forget images: how many does it take?"""
 
 import dataclasses
 
-from l2l_jax.audit.attacks.base import Count, Measured, Rate, Work, mean_points, register
+from l2l_jax.audit.attacks.base import Count, Work, mean_points, register
 from l2l_jax.audit.attacks.training import TrainingAttack, few_of_each_class, halvings
-from l2l_jax.data.records import Mixture
 
-ENOUGH = 100  # images of a number of shots that all drawings together need not exceed
+ENOUGH = 100
+"""Images of a number of shots that all drawings together need not exceed."""
 
 
 @register("relearning")
@@ -41,10 +41,11 @@ class Relearning(TrainingAttack):
         few_of_each_class(bench.training.forget, max(self.shots, default=0), 0, "relearning.shots")
 
     def work(self, bench):
-        trainings = sum(map(self._drawn, self.shots)) / max(1, len(self.shots))
+        trainings = sum(map(self.drawn, self.shots)) / max(1, len(self.shots))
         return Work(*(trainings * images for images in super().work(bench)))
 
-    def _drawn(self, count: int) -> int:
+    def drawn(self, count: int) -> int:
+        """Return how often a number of images is drawn."""
         return max(1, min(self.drawings, ENOUGH // count))
 
     def training_images(self, variant, bench, seed, drawing=0):
@@ -53,72 +54,8 @@ class Relearning(TrainingAttack):
 
     def run(self, variant, bench, target, seed):
         steps, found = halvings(self.steps, self.measurements), []
-        for drawing in range(self._drawn(int(variant.removeprefix("relearning_")))):
+        for drawing in range(self.drawn(int(variant.removeprefix("relearning_")))):
             training = self.training(bench.model, self.training_images(variant, bench, seed, drawing))
             name = f"{variant}_drawing_{drawing}" if drawing else variant
             found.append(bench.train(target, name, training, steps, seed))
         return mean_points(found)
-
-
-TUNING = "patient_retain_tuning"  # the variant that has no forget image at all
-
-
-@register("patient_relearning")
-@dataclasses.dataclass(frozen=True)
-class PatientRelearning(TrainingAttack):
-    """Train the whole model for long: on a few forget images among retain images, or on retain images alone.
-
-    Retain images keep the model from overfitting. Every training is repeated at several learning rates, and
-    the attacker keeps the rate and the step that are best on validation images.
-
-    Attributes:
-      shots: Number of forget images.
-      tuning_steps: Steps of the variant on retain images alone.
-      rate_factors: Factors of `learning_rate`, one training each.
-    """
-
-    source = "longer forms of relearning (arXiv 2406.13356) and of fine-tuning (arXiv 2505.22310)"
-    cost = "`steps` and `tuning_steps` training steps for each of `rate_factors`"
-    measurements = 3
-
-    steps: Count = 300
-    shots: Count = 25
-    tuning_steps: Count = 1500
-    rate_factors: tuple[Rate, ...] = (0.3, 1.0, 3.0)
-
-    def variants(self, bench):
-        return {
-            "patient_relearning": f"{self.shots} forget images among retain images, {self.steps} steps",
-            TUNING: f"retain images only, {self.tuning_steps} steps",
-        }
-
-    def check(self, bench):
-        self._few(bench, 0)
-
-    def work(self, bench):
-        lengths = self.steps, self.tuning_steps
-        measured = sum(len(halvings(steps, self.measurements)) for steps in lengths)
-        images = bench.count("validation", "forget")
-        rates = len(self.rate_factors)
-        return Work(rates * measured * images, rates * sum(lengths) * self.batch_size)
-
-    def training_images(self, variant, bench, seed):
-        retain = bench.training.retain
-        if variant == TUNING:
-            return retain
-        return Mixture({"retain": retain, "forget": self._few(bench, bench.seed(seed))}, [1.0, 1.0])
-
-    def run(self, variant, bench, target, seed):
-        training = self.training(bench.model, self.training_images(variant, bench, seed))
-        training = training._replace(steps=self.tuning_steps if variant == TUNING else self.steps)
-        measured_at = halvings(training.steps, self.measurements)
-        points: dict[str, Measured] = {}
-        for factor in self.rate_factors:
-            rate = factor * self.learning_rate
-            at_rate = training._replace(learning_rate=rate)
-            found = bench.train(target, f"{variant}_{rate:.2g}", at_rate, measured_at, seed)
-            points |= {f"{rate:.2g} × {step}": measured for step, measured in found.items()}
-        return points
-
-    def _few(self, bench, seed):
-        return few_of_each_class(bench.training.forget, self.shots, seed, "patient_relearning.shots")

@@ -3,18 +3,13 @@
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import numpy as np
 
-from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work, register
-from l2l_jax.data.arrays import NoiseImages
-from l2l_jax.data.config import SourceConfig
-from l2l_jax.data.records import Mixture, Source, Subset
-from l2l_jax.data.sources import open_source
-from l2l_jax.data.splits import general_set
+from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work
+from l2l_jax.data.records import Source, Subset
 from l2l_jax.errors import UserError
 from l2l_jax.methods.base import Objective, pretraining_objective
-from l2l_jax.models.base import Model, fresh_parts
+from l2l_jax.models.base import Model
 from l2l_jax.train.optim import TrainingConfig
 
 
@@ -53,7 +48,8 @@ class TrainingAttack(Attack):
 
     cost = "`steps` training steps"
     is_curve = is_seeded = True
-    measurements: ClassVar[int] = 5  # at most
+    measurements: ClassVar[int] = 5
+    """Number of measurements, at most."""
 
     steps: Count = 400
     batch_size: Count = 64
@@ -98,144 +94,10 @@ def few_of_each_class(source: Source, count: int, seed: int, option: str) -> Sub
     for label in np.unique(labels):
         members = order[labels[order] == label]
         rank[members] = np.arange(len(members))
-    return Subset(source, np.sort(order[np.argsort(rank[order], kind="stable")][:count]))
+    chosen = order[np.argsort(rank[order], kind="stable")][:count]
+    return Subset(source, np.sort(chosen))
 
 
 def halvings(steps: int, count: int) -> tuple[int, ...]:
     """Return `steps` and its halves, at most `count` numbers above 0, ascending."""
     return tuple(sorted({steps >> power for power in range(count)} - {0}))
-
-
-@register("retain_tuning")
-@dataclasses.dataclass(frozen=True)
-class RetainTuning(TrainingAttack):
-    """Train the whole model on retain images alone, without one forget image."""
-
-    title = "retain images only, {steps} steps"
-    source = 'arXiv 2505.22310, "Unlearning\'s Blind Spots"'
-
-    learning_rate: Rate = 2e-3
-
-    def training_images(self, variant, bench, seed):
-        return bench.training.retain
-
-
-@dataclasses.dataclass(frozen=True)
-class _Foreign(SourceConfig):
-    where = "config.audit.foreign_data"
-
-
-@register("foreign_data")
-@dataclasses.dataclass(frozen=True)
-class ForeignData(TrainingAttack):
-    """Train the whole model on images that are neither retained nor forgotten.
-
-    Attributes:
-      images: "noise": generated images with the spectra of photographs; "general": the training images of
-        `config.data.general`; otherwise a source as in `config.data.source`.
-      path: Its folder or file.
-      count: Number of generated images.
-    """
-
-    title = "foreign images ({images}), {steps} steps"
-    source = "arXiv 2512.03564"
-
-    steps: Count = 200
-    images: str = "noise"
-    path: str = ""
-    count: Count = 2000
-
-    def check(self, bench):
-        self.training_images("", bench, 0)
-
-    def training_images(self, variant, bench, seed):
-        size, data = bench.model.image_size, bench.config.data
-        if self.images == "noise":
-            return NoiseImages(self.count, size, bench.seed(seed))
-        if self.images == "general":
-            found = general_set(data, open_source(data, "train", size))
-            if found is None:
-                needs = "config.audit.foreign_data.images is 'general', but config.data.general is empty."
-                raise UserError(needs)
-            return found
-        return open_source(_Foreign(self.images, self.path), "train", size)
-
-
-@register("weight_noise")
-@dataclasses.dataclass(frozen=True)
-class WeightNoise(RetainTuning):
-    """Add Gaussian noise to every array of encoder and decoder; then train on retain images alone.
-
-    Attributes:
-      levels: Standard deviations of the noise, in standard deviations of each array; the greatest is that of
-        the model that is trained.
-    """
-
-    source = "arXiv 2605.11592"
-    cost = "a reconstruction of the forget images for each level, and `steps` training steps"
-    measurements = 3
-
-    steps: Count = 200
-    levels: tuple[Rate, ...] = (0.01, 0.05, 0.1)
-
-    def variants(self, bench):
-        return {
-            "weight_noise": f"noise on the weights, {', '.join(f'{x:g}' for x in self.levels)}",
-            "weight_noise_tuning": f"noise {max(self.levels):g}, then retain images, {self.steps} steps",
-        }
-
-    def work(self, bench):
-        images = bench.count("validation", "forget")
-        return Work(images * (len(self.levels) + 3), self.steps * self.batch_size)
-
-    def run(self, variant, bench, target, seed):
-        number = bench.seed(seed)
-        if variant == "weight_noise_tuning":
-            noisy = target._replace(params=add_noise(target.params, max(self.levels), number))
-            return super().run(variant, bench, noisy, seed)
-        points = {}
-        for level in self.levels:
-            noisy, title = add_noise(target.params, level, number), f"{target.name}, {variant} {level:g}"
-            points[f"{level:g}"] = bench.measure(noisy, title)
-        return points
-
-
-def add_noise(params, level, seed):
-    """Return parameters with noise of `level` standard deviations of each array of encoder and decoder."""
-    rng = np.random.default_rng(seed)
-
-    def add(x):
-        return (x + level * x.std() * rng.standard_normal(x.shape)).astype(x.dtype)
-
-    return {**params, **{part: jax.tree.map(add, params[part]) for part in ("encoder", "decoder")}}
-
-
-@register("fresh_decoder")
-@dataclasses.dataclass(frozen=True)
-class FreshDecoder(TrainingAttack):
-    """Train a new decoder over the frozen encoder, once on retain images and once on all images."""
-
-    source = 'the "secondary autoencoder" that reviewers of arXiv 2402.00351 asked for'
-    cost = "twice `steps` training steps, without the encoder's backward pass"
-    measurements = 1
-
-    steps: Count = 600
-    learning_rate: Rate = 2e-3
-
-    def variants(self, bench):
-        return {
-            f"fresh_decoder_{images}": f"fresh decoder, {images} images, {self.steps} steps"
-            for images in ("retain", "all")
-        }
-
-    def objective(self, model):
-        fresh = fresh_parts(model, ["decoder"])
-        stage = model.pretraining_stages()[-1]._replace(trained=("decoder",))
-        objective = pretraining_objective(stage, tuple(model.shapes()))
-        return dataclasses.replace(objective, start=lambda params, rng: {**params, **fresh(rng)})
-
-    def training_images(self, variant, bench, seed):
-        sets = bench.training._asdict()
-        if variant == "fresh_decoder_retain":
-            return sets["retain"]
-        return Mixture(sets, [len(source) for source in sets.values()])
