@@ -84,9 +84,10 @@ def _backward(task: _Task, kept: Any, gradient: Array) -> tuple[Array, Array, Ar
         y = centered * (inverse * factor)[:, None] + offset[:, None]
         return centered, jax.vjp(task.activation, y)[1](gradient.astype(jnp.float32))[0]
 
-    def plain(x: Array, gradient: Array) -> tuple[Array, Array, Array, Array]:
-        centered, slope = slopes(x, gradient)
-        return slope.sum(axis=1), (slope * centered).sum(axis=1), x, gradient
+    def at_once(x: Array, gradient: Array) -> tuple[Array, Array, Array, Array]:
+        # Else XLA's CPU compiler computes the slope anew in every sum.
+        centered, slope = lax.optimization_barrier(slopes(x, gradient))
+        return slope.sum(axis=1), (slope * centered).sum(axis=1), centered, slope
 
     def sums_first(x: Array, gradient: Array) -> tuple[Array, Array, Array, Array]:
         # Else XLA's GPU compiler computes the slope once, writes it in float32 and reads it three times.
@@ -95,10 +96,10 @@ def _backward(task: _Task, kept: Any, gradient: Array) -> tuple[Array, Array, Ar
         part = PLACES if x.shape[1] % PLACES == 0 else x.shape[1]
         parts = tuple(y.reshape(len(x), -1, part, y.shape[-1]) for y in (slope, slope * centered))
         sums = lax.reduce(parts, (0.0, 0.0), lambda one, other: (one[0] + other[0], one[1] + other[1]), (2,))
-        return lax.optimization_barrier((*(y.sum(axis=1) for y in sums), x, gradient))
+        *sums, x, gradient = lax.optimization_barrier((*(y.sum(axis=1) for y in sums), x, gradient))
+        return *sums, *slopes(x, gradient)
 
-    to_offset, with_x, x, gradient = lax.platform_dependent(x, gradient, cuda=sums_first, default=plain)
-    centered, slope = slopes(x, gradient)
+    to_offset, with_x, centered, slope = lax.platform_dependent(x, gradient, cuda=sums_first, default=at_once)
     by_mean, by_square = (
         _group_mean(factor * sums, x, task) for sums in (to_offset, with_x * jnp.square(inverse))
     )
