@@ -26,7 +26,13 @@ class GroupNorm(nn.GroupNorm):
 
     @nn.compact
     def __call__(self, x: Array, *, mask: Array | None = None, film: Sequence[Array] | None = None) -> Array:
-        """Return the same shape; `film`, scale and shift `[batch, channel]`, comes before the activation."""
+        """Return the same shape; statistics are float32.
+
+        Args:
+          x: `[batch, …, channel]`.
+          mask: As in Flax.
+          film: Scale and shift before the activation, `[batch, channel]`: y → y · (1 + scale) + shift.
+        """
         batch, *sides, channels = x.shape
         groups, activation = self.num_groups, self.activation or (lambda y: y)
         if mask is not None or groups is None or math.prod(sides) < PLACES or channels % groups:
