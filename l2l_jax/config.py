@@ -120,7 +120,10 @@ MODEL_FIELDS = ("family", "pretrained")  # fields of `Config` that the section `
 
 
 def _model(given: Mapping[str, Any]) -> tuple[str, Model]:
-    """Return family and model of a section: given fields override those of `pretrained`, then `variant`."""
+    """Return the family's name and the model of a section `model`.
+
+    Given fields override those that are stored with `pretrained`, which override those of `variant`.
+    """
     fields = {name: value for name, value in given.items() if name not in MODEL_FIELDS}
     pretrained, family = str(given.get("pretrained", "")), str(given.get("family", ""))
     found, stored, hidden = family, dict[str, Any](), tuple[str, ...]()
@@ -174,6 +177,7 @@ def _pretrain(recipe: Mapping[str, Any], model: Model) -> dict[str, TrainingConf
 
 
 def _unlearning(given: Any) -> UnlearningConfig:
+    """Return the section `unlearn`, in which the options of each method are a section of its name."""
     where = "config.unlearn"
     fields = dict(_mapping(given, where))
     methods = {
@@ -201,6 +205,7 @@ def _unlearning(given: Any) -> UnlearningConfig:
 
 
 def _audit(given: Any) -> AuditConfig:
+    """Return the section `audit`, in which the options of each attack are a section of its name."""
     where = "config.audit"
     for name in _mapping(given, where):
         if name in RENAMED_IN_AUDIT:
@@ -214,6 +219,7 @@ def _fields(cls: type) -> list[str]:
 
 
 def _check_together(config: Config) -> None:
+    """Raise a UserError for sections that are right on their own and do not go together."""
     try:
         config.evaluate.check(config.model)
         if config.unlearn.retain_budget is not None:

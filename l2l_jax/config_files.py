@@ -1,4 +1,7 @@
-"""Config files: finding, reading and overriding them. Importing this module does not import JAX."""
+"""Config files: finding and reading them, and changing their fields from the command line.
+
+Importing this module does not import JAX.
+"""
 
 import contextlib
 import difflib
@@ -77,6 +80,7 @@ def read_config(spec: str) -> Recipe:
 
 @contextlib.contextmanager
 def _explained(path: pathlib.Path) -> Iterator[None]:
+    """Raise UserErrors that name the line of a config file for mistakes in it."""
     try:
         yield
     except UserError:
@@ -102,7 +106,10 @@ def as_recipe(value: Any) -> Recipe:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Text]]:
-    """Split `--config.FIELD=VALUE`, `--config.FIELD VALUE` and `--config.FIELD` (True) from the others."""
+    """Split `--config.SECTION.FIELD=VALUE` from the other arguments.
+
+    The value may also be the next argument; without any, the field is set to True.
+    """
     rest, overrides = [], {}
     arguments = list(argv)
     while arguments:

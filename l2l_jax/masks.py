@@ -26,7 +26,10 @@ SIDES = ("left", "right", "top", "bottom")
 
 
 def center_mask(size: int, width: int) -> Mask:
-    """Return a centered square mask of `width` pixels; half of `size` in the paper, or a quarter."""
+    """Return a centered square mask of `width` pixels.
+
+    Half of `size` is the paper's larger inpainting task, a quarter the smaller.
+    """
     if (size - width) % 2:
         raise ValueError(f"a mask {width} pixels wide cannot be centered in {size} pixels")
     if not 0 < width < size:
@@ -73,7 +76,11 @@ TRAINING_MASKS: tuple[str, ...] = get_args(TrainingMask)
 
 
 def box_mask(rng: np.random.Generator, size: int) -> Mask:
-    """Draw a rectangle, uniformly, with sides from 108/256 to 128/256 of the image's, 20/256 inside."""
+    """Draw a rectangle with sides from 108/256 to 128/256 of the image's, 20/256 or more off its edges.
+
+    Sides and place are uniform and independent. (Palette's own boxes have the same sides but lean
+    to the lower right, for only their upper left corner moves as they shrink.)
+    """
     margin, least, most = (round(size * share / 256) for share in (20, 108, 128))
     mask = np.zeros((size, size), bool)
     height, width = rng.integers(least, most, size=2, endpoint=True)
@@ -126,7 +133,10 @@ def stroke_mask(vertices: Float[np.ndarray, "vertex 2"], width: int, size: int) 
 
 
 def mask_bank(kind: TrainingMask, count: int, size: int, seed: int) -> Bool[np.ndarray, "count size size"]:
-    """Draw masks, the same on every host; "hybrid", a box and strokes, is Palette's, "centre" gives one."""
+    """Draw masks to choose from; "hybrid", a box and strokes together, is Palette's; "centre" gives one only.
+
+    Equal arguments give equal masks, on every host.
+    """
     if kind not in TRAINING_MASKS:
         raise ValueError(f"training_holes must be one of {', '.join(TRAINING_MASKS)}, not {kind!r}")
     if count < 1:

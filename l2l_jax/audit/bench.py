@@ -59,7 +59,10 @@ class AuditSetup(EvaluationSetup, Protocol):
 
 
 class Target(NamedTuple):
-    """A model under attack, whose parameters no attack changes."""
+    """A model under attack, whose parameters no attack changes.
+
+    `cache` has the results of the attacks on it; `show`: whether to keep reconstructions for pictures.
+    """
 
     name: str
     params: Params
@@ -141,7 +144,10 @@ class Bench:
         *,
         over: Reconstructions | None = None,
     ) -> Measured:
-        """Measure a model, or reconstructions of `over`, on sets and canaries; `title` is shown meanwhile."""
+        """Measure a model, or the reconstructions of `over`, on image sets; `title` is shown meanwhile.
+
+        Canaries, if there are any, are measured, too.
+        """
         found = {name: self.measure_images(params, self.sets[name], name, title, over=over) for name in sets}
         if self.canaries is not None:
             found[CANARIES] = self.canaries.measure(over or self.evaluation.inpainter.over, params)
@@ -157,7 +163,10 @@ class Bench:
         over: Reconstructions | None = None,
         mask: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """Measure a model on images of a set, whose name decides draws; with a `mask` without classes."""
+        """Measure a model on the images of a set, whose name decides what is drawn: see `Measured`.
+
+        Reconstructions of another `mask` are not classified.
+        """
         blocks = []
         over = over or self.evaluation.inpainter.over
         with Progress(f"{title}, {name}", len(images), unit="image") as progress:
@@ -201,7 +210,10 @@ class Bench:
     def fit(
         self, target: Target, variant: str, training: Training, seed: int, hooks: Sequence[Hook] = ()
     ) -> Params:
-        """Train a model further, resumably; trainings that differ in images and steps share a program."""
+        """Return a model's parameters after further training; an interrupted training resumes.
+
+        Trainings that differ in images and number of steps alone share a compiled step.
+        """
         data, stamp = self.config.data, {"training": training.describe(), "repetition": seed}
         digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
         folder = target.cache.folder / f"{variant}_training_{seed}_{digest}"
@@ -228,7 +240,10 @@ class Bench:
         return params
 
     def seconds(self, params: Params, work: Sequence[Work]) -> float:
-        """Estimate how long some work takes from a timed batch; a trained image counts as three passes."""
+        """Return about how long some work takes on this machine.
+
+        A batch is timed; an image of a training step counts as three forward passes.
+        """
         size, images = self.config.evaluate.batch_size, self.sets["forget"].read(range(1))
 
         def loss(params, image, rng):

@@ -1,4 +1,9 @@
-"""Canaries: how well reconstructions fit marks, planted and never planted ones (arXiv 2502.04260)."""
+"""Canaries: how well reconstructions fit marks that were planted before the original model was trained.
+
+After arXiv 2502.04260. A model sees the surroundings of marks alone, so it restores them from memory or not
+at all. What is expected of a model without memory is measured, not assumed: as many images of the same
+classes have marks that were never planted.
+"""
 
 from typing import Any
 
@@ -40,7 +45,10 @@ class Canaries:
         self._marks = np.stack([mark(int(index), len(mask))[mask[middle]] for index in indices])
 
     def measure(self, reconstructions: Any, params: Any) -> dict[str, np.ndarray]:
-        """Measure the `fit` of each image's own mark to its reconstruction; unreadable ones have 0."""
+        """Measure the fit of each image's own mark to its reconstruction, see `fit`; unreadable ones have 0.
+
+        `reconstructions` is a function as `Inpainter.over`.
+        """
         scores, found = np.zeros((2, len(self.images)))
         for originals, inpainted in reconstructions(params, self.images, CANARIES):
             residuals, own = (inpainted - originals.images)[:, self._hidden].mean(-1), originals.indices

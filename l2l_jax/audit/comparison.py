@@ -133,7 +133,10 @@ def knowledge(measure: Measure, sample: Sample) -> float:
 
 
 def auc(members: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return P(error `[…, member]` < other `[…, other]`), ties half: the ROC's area (Mann & Whitney 1947)."""
+    """Return the probability that a member's error `[…, member]` is less than another's `[…, other]`.
+
+    Ties count half: the area under the ROC curve (Mann & Whitney 1947).
+    """
     from scipy.stats import mannwhitneyu
 
     pairs = members.shape[-1] * others.shape[-1]
@@ -225,7 +228,11 @@ def _accuracy_test(unlearned: Sample, retrained: Sequence[Sample]) -> MarginTest
 
 
 def _stratified(values: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return mean over classes, error and freedom; one image is taken to differ (Agresti & Min 2005)."""
+    """Return the mean over classes of each class's mean, its standard error and degrees of freedom.
+
+    All classes together get one image that differs, as in Agresti & Min (2005): equal answers are not
+    certainty.
+    """
     ids = np.unique(classes)
     groups = [np.asarray(values, np.float64)[..., classes == class_id] for class_id in ids]
     sizes = np.array([group.shape[-1] for group in groups])

@@ -82,6 +82,7 @@ class Audit:
         return self._config.audit.seeds if attack and attack.is_seeded else 1
 
     def _chosen(self) -> list[Attack]:
+        """Return the attacks; "thorough" is all that can be run."""
         thorough = self._config.audit.attacks == (THOROUGH,)
         chosen = []
         for name in ATTACKS if thorough else self._config.audit.attacks:

@@ -206,6 +206,7 @@ def plain(values: Iterable[float]) -> list[float | None]:
 def _comparisons(
     model: Findings, references: Sequence[Findings], line: Line, spread: Mapping[str, Any] | None
 ) -> list[Comparison]:
+    """Compare a model with others after an attack; `spread`: what a card says of other training seeds."""
     others = [best_points(findings, line) for findings in references]
     known, comparisons = (spread or {}).get("spread", {}).get(line.name, {}), []
     for measure, best in best_points(model, line).items():
@@ -279,6 +280,7 @@ def _klom(models: Models, line: Line) -> dict[str, dict[str, list[float | None]]
 
 
 def _metrics(known: Mapping[Measure, Sample]) -> dict[str, list[float | None]]:
+    """Return value and 95% interval of "mse" and "accuracy" (balanced over classes)."""
     found = {}
     if "error" in known:
         found["mse"] = plain(mean_interval(known["error"][0]))
@@ -358,7 +360,11 @@ def _scored(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
 
 
 def _residual_knowledge(models: Mapping[str, Findings]) -> dict[str, Any]:
-    """Return how often changed images are recognized, in multiples of the retrained model and above it."""
+    """Return how often changed images are recognized, in multiples of the retrained model, by role.
+
+    "ratio" is that of the means, with its interval over images, None where the retrained model recognizes
+    none; "above" is the share of images with a ratio above 1.
+    """
     name = "residual_knowledge"
     if name not in models.get("retrained", {}):
         return {}

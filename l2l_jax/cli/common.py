@@ -128,6 +128,7 @@ def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple
 
 
 def _recipe_of_run() -> Recipe:
+    """Return the config of the earlier run in --workdir."""
     if WORKDIR.value is None:
         raise UserError(
             "--config is required, for example --config=configs/digits_mae.py; or name the --workdir of an "
@@ -198,7 +199,10 @@ def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[s
 
 
 def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Call a command of one process, given the arguments after its name, and return its exit code."""
+    """Call a command that runs in one process on files that it is given, and return its exit code.
+
+    `argv` is the command line without the program's name.
+    """
 
     def checked() -> int | None:
         try:

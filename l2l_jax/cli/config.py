@@ -39,6 +39,7 @@ def config_lines(config: "Config") -> Iterator[str]:
 
 
 def _docs(section: Any) -> dict[str, Any]:
+    """Return the descriptions of all fields of a dataclass, and of the dataclasses in it."""
     docs: dict[str, Any] = field_docs(type(section))
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)

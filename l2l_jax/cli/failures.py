@@ -19,7 +19,10 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def explanation(error: BaseException, workdir: pathlib.Path | None) -> tuple[str | None, int]:
-    """Return a sentence for an exception, or None if its traceback is needed, and the exit code."""
+    """Return a sentence about what a program raised, or None if its traceback is needed, and the exit code.
+
+    `workdir` is the folder that the program writes to, if known.
+    """
     if isinstance(error, UserError):
         return str(error), 1
     if distributed.is_lost_peer(error):
@@ -42,7 +45,12 @@ def _about_environment(error: BaseException) -> str | None:
 
 
 def explain(error: BaseException, workdir: pathlib.Path | None = None) -> str | None:
-    """Return a sentence for a failure of files or the disk that a user can fix, or None."""
+    """Return a sentence for a failure of the file system that a user can fix, or None.
+
+    These are a full disk or quota, a failure to write below the workdir, and a file without permission to
+    open it.
+    TensorStore, which writes checkpoints, reports the operating system's errors as ValueErrors.
+    """
     if not isinstance(error, OSError | ValueError):
         return None
     number, path = _number(error), _path(error)

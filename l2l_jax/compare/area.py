@@ -40,7 +40,10 @@ def dominated(points: Sequence[Point]) -> list[bool]:
 
 
 def staircase(points: Sequence[Point], limit: float) -> list[tuple[float, int]]:
-    """Return where the best affordable setting, the first of equals, changes: `(budget, number)`, from 0."""
+    """Return where the best affordable setting changes: `(budget, number of the setting)`, ascending.
+
+    Settings that cost less than nothing are affordable from 0 on. Of equal ones the first is taken.
+    """
     steps: list[tuple[float, int]] = []
     order = sorted(range(len(points)), key=lambda i: (max(points[i].cost, 0.0), -points[i].gain))
     for i in order:

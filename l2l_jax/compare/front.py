@@ -1,4 +1,9 @@
-"""The front of unlearning methods: one grid of settings and seeds for all, from one original model."""
+"""The front of unlearning methods: every method with the same grid of settings, from one original model.
+
+A cell is one setting of one method with one seed. Cells that are finished are not computed again. In one
+process every device trains a cell of its own, and a CPU two; in several processes, and with parameters split
+over devices, one cell after the other takes them all.
+"""
 
 import dataclasses
 import functools
@@ -59,7 +64,11 @@ class Cell(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Settings of every method: retain budgets or fixed weights, in their place `ratios` of "epsilon"."""
+    """Settings that every method is tried with: retain budgets or fixed weights of the forget term.
+
+    The method "epsilon", which has no weight, is tried with fixed `ratios` r, as many as there are weights.
+    Without learning `rates` the config's is used. `seeds` are those of the runs of each setting.
+    """
 
     methods: Sequence[str]
     budgets: Sequence[float] = ()

@@ -23,7 +23,10 @@ Cells = Sequence[Mapping[str, Any]]
 
 
 def write(folder: pathlib.Path, by_setting: Mapping[Any, Cells], original: Any, facts: Any) -> dict[str, Any]:
-    """Write front.json, front.md and front.png, and return front.json: `summary` and `facts` as asked for."""
+    """Write front.json, front.md and front.png, and return what front.json holds: `summary` and the facts.
+
+    `facts` has "grid", "limit" and "config", as they were asked for; a setting has a `method` and a `label`.
+    """
     report = summary(by_setting, original, facts["limit"]) | dict(facts)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "front.json", json.dumps(report, indent=2) + "\n")
@@ -127,6 +130,7 @@ def _interval(numbers: Sequence[float]) -> str:
 
 
 def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
+    """Draw retain cost against forgetting and, where models were audited, against depth."""
     done = [line for line in report["settings"] if "failed" not in line]
     deep = [line for line in done if "depth" in line]
     figure = Figure(figsize=(12.5 if deep else 7.5, 4.5), dpi=120, layout="constrained")

@@ -1,4 +1,7 @@
-"""Every method from the same pretrained model, proxies, and other weights; finished rows are kept."""
+"""Every method from the same pretrained model, and the paper's method with proxies and other weights.
+
+What an earlier call finished is not computed anew: every row keeps its metrics, models and pictures.
+"""
 
 import dataclasses
 import json
@@ -199,6 +202,7 @@ def tables(rows: Rows, style: str = "simple") -> str:
 
 
 def _write(folder: pathlib.Path, config: Config, rows: Rows, alphas: Sequence[float]) -> None:
+    """Write comparison.json, comparison.md and, for an ablation, alphas.png."""
     report = {"rows": rows, "config": config.describe()}
     atomic_write(folder / "comparison.json", json.dumps(report, indent=2) + "\n")
     atomic_write(folder / "comparison.md", tables(rows, "github") + "\n")

@@ -1,4 +1,7 @@
-"""Sources of arrays: digits, clothes, IDX and NumPy files, noise. Worker processes import it: no JAX here."""
+"""Sources of arrays: digits and clothes of this package, IDX and NumPy files, noise and generated images.
+
+Nothing here loads JAX: worker processes import this module.
+"""
 
 import functools
 import gzip
@@ -58,7 +61,11 @@ EXPONENTS = (0.5, 3.5)
 
 @functools.lru_cache(maxsize=8)
 def open_digits(split: SplitName, image_size: int) -> ArraySource:
-    """Open scikit-learn's 1,797 digits, 8×8 scans, enlarged; one in four of every class is for testing."""
+    """Open 1,797 handwritten digits, those of scikit-learn's `load_digits` (Alpaydin & Kaynak 1998, UCI).
+
+    Real 8×8 scans, enlarged bicubically and repeated over 3 channels. One image in four of every
+    class, always the same ones, is a test image.
+    """
     digits = load_file(DIGITS)
     indices = np.flatnonzero(digits["test"] == (split == "test"))
     scans, size = (digits["scans"][indices] / 16).astype(np.float32), (image_size, image_size)
@@ -135,7 +142,11 @@ def _read_idx(folder: epath.Path, split: SplitName, kind: str) -> tuple[epath.Pa
 
 
 def open_npz(config: SourceConfig, split: SplitName) -> Subset:
-    """Open the "images" and "labels" of a NumPy file; "test", or a share of each class, is for testing."""
+    """Open the images of a split in a NumPy file.
+
+    The file holds "images", "labels" (names or numbers of the classes) and, optionally, "test", which is true
+    for test images. Without it `config.test_fraction` of each class is held out.
+    """
     path = find(config, NPZ_WANTED, folder=False)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -157,6 +168,7 @@ def open_npz(config: SourceConfig, split: SplitName) -> Subset:
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
+    """Raise a UserError that says which arrays of a NumPy file do not fit."""
     if missing := {"images", "labels"} - set(arrays):
         raise UserError(f"{where} has no array {min(missing)!r}; expected {NPZ_WANTED}.")
     images = arrays["images"]
@@ -181,7 +193,11 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
 
 
 class NoiseImages(Source):
-    """Noise with spectra of photographs: the "spectrum" images of Baradad et al. 2021, by seed and number."""
+    """Color noise with the spectra of photographs, which falls off with the frequency.
+
+    The "spectrum" images of "Learning to See by Looking at Noise" (Baradad et al., NeurIPS 2021), each
+    stretched to [0, 1]; each depends on the seed and its number.
+    """
 
     class_names = ("noise",)
 

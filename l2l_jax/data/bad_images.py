@@ -15,7 +15,11 @@ LOGGED, SHOWN = 20, 10
 
 
 class BadImages:
-    """The bad images of a phase, by set, of all processes, each of which writes a list of its own."""
+    """The bad images of a phase, by set, also those that earlier parts of the run or other processes found.
+
+    Each process writes a list of its own to a folder, `bad_images.jsonl` or `bad_images-<process>.jsonl`, so
+    that they never wait for each other; all are read when one finds another bad image.
+    """
 
     def __init__(
         self, folder: pathlib.Path | None, counts: dict[str, int], max_fraction: float, process_index: int = 0

@@ -1,4 +1,7 @@
-"""Canaries: training images with marks that only memory can restore. Workers import it: no JAX here."""
+"""Canaries: a few training images with a mark each, which only a model's memory can restore.
+
+Nothing here loads JAX: worker processes import this module.
+"""
 
 from collections.abc import Iterable
 

@@ -120,5 +120,6 @@ def imagenet_names() -> dict[str, tuple[str, ...]]:
 
 
 def _lines(text: str) -> list[str]:
+    """Return the lines that are not empty and do not begin with #."""
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]

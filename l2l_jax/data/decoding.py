@@ -1,4 +1,7 @@
-"""Encoded images to RGB pixels: JPEG by simplejpeg, the rest by Pillow. Workers import it: no JAX here."""
+"""Encoded images to RGB pixels: JPEG by libjpeg-turbo (simplejpeg), everything else by Pillow.
+
+Nothing here loads JAX: worker processes import this module.
+"""
 
 import contextlib
 import io
@@ -100,6 +103,7 @@ def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
 
 
 def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
+    """Decode with Pillow, whose plugins raise OSError, SyntaxError and more on damaged files."""
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         _check_size(image.height, image.width)
@@ -190,6 +194,7 @@ def _orientation(exif: bytes) -> int:
 
 
 def _jpeg_orientation(encoded: bytes) -> int:
+    """Return the orientation of a JPEG; 1 of other files."""
     for marker, start, end in _jpeg_segments(encoded) if encoded.startswith(JPEG) else ():
         if marker == 0xE1 and encoded[start + 4 : start + 10] == b"Exif\0\0":
             return _orientation(encoded[start + 10 : end])
@@ -212,7 +217,10 @@ def _jpeg_segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _without_metadata(encoded: bytes) -> bytes:
-    """Return a JPEG without comments and application data but its colors', or a PNG of pixels alone."""
+    """Return a JPEG without comments and application data, or a PNG without chunks that pixels do not need.
+
+    JFIF's and Adobe's segments say what the colors of a JPEG are, and stay.
+    """
     if encoded.startswith(JPEG):
         kept, last = [encoded[:2]], 2
         for marker, start, end in _jpeg_segments(encoded):

@@ -278,6 +278,7 @@ def _parse_line(row: list[str], header: list[str], table: epath.Path, number: in
 
 
 def _without_repetitions(table: epath.Path, root: str, lines: list[_Line]) -> list[_Line]:
+    """Leave out lines that repeat another one's file; an error if they contradict it."""
     above = (root if "://" in root else os.path.abspath(root)).encode("utf-8", "surrogateescape")
     local = "://" not in root and len(lines) <= RESOLVED_LINES
     resolve = os.path.realpath if local else posixpath.normpath
@@ -317,4 +318,5 @@ def _check_files(table: epath.Path, sample: Sequence[tuple[int, epath.Path]]) ->
 
 
 def _text(raw: bytes) -> str:
+    """Decode a name; bytes that are not UTF-8 become surrogates."""
     return bytes(raw).decode("utf-8", "surrogateescape")

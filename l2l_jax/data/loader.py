@@ -45,9 +45,9 @@ class LoaderOptions:
 class EpochOrder:
     """Every epoch a new permutation of `count` images, each a function of `seed` and the epoch alone.
 
-    An epoch's permutation is drawn once and kept while it lasts: 10 MB for 1.28 million images. It sorts raw
-    words of a bit generator, whose streams NumPy guarantees from version to version, unlike
-    `Generator.permutation`.
+    An epoch's permutation is drawn once and kept while it lasts: 10 MB for 1.28 million images. It
+    sorts raw words of a bit generator, whose streams NumPy guarantees from version to version, which
+    it does not for `Generator.permutation`.
     """
 
     def __init__(self, count: int, seed: int):
@@ -129,7 +129,10 @@ class TrainingBatches:
         return BatchIterator(self)
 
     def read(self, number: int, submit: Submit) -> tuple[dict[str, np.ndarray] | None, dict[str, list]]:
-        """Return this process's rows of a batch, None after too many bad images, and those met, by set."""
+        """Return this process's rows of a global batch, and the bad images that were met, by set.
+
+        None in place of the rows: there are too many bad images.
+        """
         positions = number * self.batch_size + np.asarray(self.rows)
         chunk = CHUNK if self.workers else len(positions)  # threads have several batches to read
         reading = {}
@@ -195,7 +198,12 @@ class BatchIterator:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """Return this process's rows of the next batch; Interrupted after a signal if none comes."""
+        """Return this process's rows of the next global batch.
+
+        Raises:
+          UserError: Too many images cannot be decoded, or a worker process died.
+          Interrupted: A signal asked to stop, and no batch came for `STOP_AFTER` seconds.
+        """
         future, asked = self._waiting.submit(next, self._iterator), 0.0
         while not wait([future], timeout=STOP_AFTER / 10).done:
             signal_number = asked_to_stop()

@@ -40,7 +40,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def make(folder: pathlib.Path, counts: dict[str, int]) -> None:
-    """Write `folder/<split>/<class>/<number>.jpg` or `.png`, train from the left of the photographs."""
+    """Write `folder/<split>/<class>/<number>.jpg` (or `.png`), so many images of each class by split.
+
+    Training images come from the left two thirds of the photographs, test images ("val") from the right
+    third. Digits repeat if there are not enough.
+    """
     rng = np.random.default_rng(0)
     for name, file in PHOTOGRAPHS.items():
         photograph = load_sample_image(file)

@@ -133,6 +133,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path:
+    """Have TFDS write the data set; returns its folder."""
     try:
         import tensorflow  # noqa: F401  (optional extra; TFDS imports it late and says less)
     except ImportError as error:

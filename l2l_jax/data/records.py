@@ -24,7 +24,10 @@ class Record(TypedDict):
 
 
 class Source(abc.ABC):
-    """Random access to labeled images, also for worker processes; unreadable records raise OSError."""
+    """Random access to labeled images; can be pickled, for worker processes.
+
+    Records that cannot be read raise OSError.
+    """
 
     class_names: Sequence[str]  # of the class ids
     labels: np.ndarray  # class ids of all records `[record]`, known without decoding an image
@@ -119,7 +122,11 @@ def evenly_spaced(source: Source, most: int) -> Source:
 
 
 class Mixture(_View):
-    """Records of several sources in proportion to weights, each at least once; short sources repeat."""
+    """Records of several sources, by name, in proportion to positive weights.
+
+    As long as it takes to hold every record at least once; the records of sources that are short for
+    their weight repeat. The classes of the sources are counted through, and named `source/class`.
+    """
 
     def __init__(self, sources: Mapping[str, Source], weights: Sequence[float]):
         self._sources = tuple(sources.values())

@@ -59,7 +59,10 @@ def _open(config: SourceConfig, split: SplitName, image_size: int) -> Source:
 
 
 def source_digest(source: Source) -> str:
-    """Return a SHA-256 of names, sizes, classes and order of images; of neither folder nor pixels."""
+    """Return a SHA-256 that changes with the images of a source: their names, sizes, classes and order.
+
+    It does not depend on the folder that they are in. No file is read.
+    """
 
     def digest(indices: np.ndarray) -> bytes:
         parts = hashlib.sha256()

@@ -165,6 +165,7 @@ def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, li
 
 
 def _listed(class_names: Sequence[str], classes: Sequence[str | int]) -> Iterator[str]:
+    """Yield classes with lists such as `a,b` split, unless a class has that name."""
     for text in classes:
         yield from split_names(str(text), class_names)
 
@@ -172,6 +173,7 @@ def _listed(class_names: Sequence[str], classes: Sequence[str | int]) -> Iterato
 def _refuse_both(
     class_names: Sequence[str], classes: Sequence[int], others: Sequence[int], field: str, other: str
 ) -> None:
+    """Raise a UserError if classes are in both of two fields."""
     both = sorted(set(classes) & set(others))
     if both:
         names = ", ".join(class_names[i] for i in both[:NAMED])
@@ -179,7 +181,10 @@ def _refuse_both(
 
 
 def _select(source: Source, classes: Sequence[int], name: str, count: _Count) -> Subset:
-    """Choose images of some classes, whatever else is chosen; fewer of a class are a subset of more."""
+    """Choose images of some classes.
+
+    The same images whatever else is chosen; fewer of a class are a subset of more.
+    """
     chosen = [np.empty(0, int)]
     order = np.argsort(source.labels, kind="stable")
     first, last = (np.searchsorted(source.labels, classes, side, order) for side in ("left", "right"))
@@ -209,6 +214,7 @@ def _select(source: Source, classes: Sequence[int], name: str, count: _Count) ->
 def _proxies(
     data: DataConfig, source: Source, ids: Mapping[str, Sequence[int]], count: _Count, image_size: int
 ) -> Source:
+    """Return what replaces the retain images: a set, or a mixture of sets."""
     sources: dict[str, Source] = {}
     weights = []
     entries = [entry for entry in data.proxy if isinstance(entry, ProxyConfig)]

@@ -1,4 +1,8 @@
-"""Data sets of TFDS, read without TensorFlow; labels, for which all is read, are collected once."""
+"""Data sets of TensorFlow Datasets, read without TensorFlow and without decoding.
+
+To know a record's label the whole record must be read. For ImageNet that are 140 GB, so the labels are
+collected by several processes and saved.
+"""
 
 import concurrent.futures
 import contextlib
@@ -67,13 +71,18 @@ class TfdsSource(Source):
 
 
 def _parse_example(record: bytes) -> Mapping[str, Any]:
+    """Return the features of a serialized `tf.train.Example`, by name."""
     from tensorflow_datasets.proto import tf_example_pb2  # start-up time
 
     return tf_example_pb2.Example.FromString(bytes(record)).features.feature
 
 
 def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
-    """Open a prepared TFDS data set; its "validation", "test" or a share of the rest is for testing."""
+    """Open a prepared TFDS data set: its "train" split, or for testing its "validation" or "test" split.
+
+    Where neither exists, a share of each class of the training images is held out. Images without
+    labels are of one class, called like the data set.
+    """
     import tensorflow_datasets as tfds
 
     folder = find_prepared(config)
@@ -155,6 +164,7 @@ def _prepare_command(config: SourceConfig) -> str:
 
 
 def _missing(config: SourceConfig) -> str:
+    """Return the message about a data set that is not there."""
     place = data_dir(config) / config.source.partition(":")[0]
     given, known = f"{config.where}.source is {config.source!r}", ", ".join(OTHER_SOURCES)
     variants = [e.name for e in place.iterdir() if e.is_dir()] if place.is_dir() else []
@@ -176,7 +186,11 @@ def _is_prepared(folder: epath.Path) -> bool:
 
 
 def load_labels(folder: epath.Path, split: str, records: Sequence[bytes]) -> np.ndarray:
-    """Load class ids `[record]`, read once and kept beside the data or in the user's cache."""
+    """Load the class ids of a split `[record]`, int16 or int32.
+
+    They are read from the records once, and kept with a fingerprint of the files: beside the data, or in the
+    user's cache folder where the data is read-only.
+    """
     fingerprint = _fingerprint(folder, split)
     place, parents = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16], [folder]
     with contextlib.suppress(UserError):  # no home

@@ -1,4 +1,7 @@
-"""From any image to the square that a model takes: crop, resize, flip. Workers import it: no JAX here."""
+"""From an image of any size to the square that a model takes: crop, resize, flip.
+
+Nothing here loads JAX: worker processes import this module.
+"""
 
 import dataclasses
 import math
@@ -79,7 +82,10 @@ def center_crop(height: int, width: int, h: int, w: int) -> Box:
 
 
 class Transform:
-    """From an image to a square of `size` pixels; random crops and flips are for `training` alone."""
+    """From an encoded image, or an array, to a square with sides of `size` pixels.
+
+    Unless it is for `training`, random crops are center crops and nothing is flipped.
+    """
 
     def __init__(self, config: TransformConfig, size: int, *, training: bool):
         self._config, self._size, self._training = config, size, training
@@ -124,6 +130,7 @@ class Transform:
 
 
 def _scaled(box: Box, height: int, width: int, pixels: np.ndarray) -> Box:
+    """Scale a box to an image that was decoded smaller, to the nearest pixel."""
     if pixels.shape[:2] == (height, width):
         return box
     down, across = pixels.shape[0] / height, pixels.shape[1] / width

@@ -40,7 +40,11 @@ def embed_images(
 
 
 class EncoderFeatures:
-    """Encoder features by module and output, averaged over places; `draws` corruptions each, by `seed`."""
+    """Encoder features by layer, averaged over places; compiled once for any number of models.
+
+    Layers are the encoder's modules in their order, and then its output (of a U-Net, the middle's).
+    `seed` decides the corruptions, of which every image gets as many as there are `draws`.
+    """
 
     def __init__(self, model: Model, batch_size: int, seed: int, draws: int = 1):
         # Layers inside `remat` or `scan` cannot be intercepted.
@@ -57,6 +61,7 @@ class EncoderFeatures:
         return features, np.concatenate([labels for _, labels in blocks])
 
     def _features(self, params: Params, image: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        """Return the features of one image, `[draw, channel]` each."""
         keys = jax.random.split(key, self._draws)
         return jax.vmap(functools.partial(self._features_of_draw, params, image))(keys)
 

@@ -1,4 +1,9 @@
-"""Evaluating models: processes store what they observe of their blocks; one reads all and measures."""
+"""Evaluating models: inpainting the test images, observing the results, measuring.
+
+Each process inpaints its share of the blocks of images and stores what it observes on disk (`ResultCache`). A
+killed evaluation resumes where it stopped, and one process reads all blocks in their order, so that metrics
+do not depend on the number of processes.
+"""
 
 import copy
 import dataclasses
@@ -84,6 +89,7 @@ class Evaluation:
         return other
 
     def _inpaint_by(self, model: Model) -> None:
+        """Set the inpainters of all tasks, and of the first with each other way to run the model."""
         tasks = parse_tasks(self._setup.evaluate.tasks)
         runs = [(model, task) for task in tasks]
         for name, alternative in model.alternatives().items():
@@ -157,7 +163,10 @@ class Evaluation:
         return self.inpainter.masked(self.shown[set_name], set_name)
 
     def evaluate(self, params: Params, name: str) -> ModelMetrics:
-        """Inpaint and measure all test images at all tasks, as the model `name`; called by all processes."""
+        """Inpaint all test images at all tasks and measure the results; called by all processes.
+
+        `name` is the model's, in its folder of observations and on the console.
+        """
         key = {"parameters": tree_hash(params), "model": repr(self._setup.model), "seed": self._setup.seed}
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", name)
         cache = self._caches[name] = ResultCache(self._folder / "restored" / slug, self._key | key)
@@ -217,6 +226,7 @@ class Evaluation:
         return tasks
 
     def _read(self, cache: ResultCache, task: str, set_name: str, member: str) -> np.ndarray | None:
+        """Read an array of all blocks of a set; None if there is none."""
         network, _, output = member.partition("/")
         if network == observer.MASKED and self._masked_classifiers[task] is None:
             return None
@@ -230,6 +240,7 @@ class Evaluation:
         return cache.join(names, output if judged else member)
 
     def _shown(self, model: EvaluatedModel) -> dict[str, np.ndarray]:
+        """Return reconstructions of the images of `shown` at the first task."""
         task, result = self.inpainter.task.name, {}
         for set_name, shown in self.shown.items():
             stored: dict[int, np.ndarray] = {}

@@ -233,7 +233,11 @@ def bytes_of(model: Model, images: jax.Array) -> jax.Array:
 
 
 def guarded(model: Model, outputs: Outputs | None = None) -> Model:
-    """Return a model that grays what `params["filter"]`, if there, refuses by encoder or by `outputs`."""
+    """Return a model that shows a gray mask in place of what `params["filter"]` refuses.
+
+    Parameters without that part are not filtered. With `outputs` the features are those of a network on the
+    reconstruction, whose parameters are `params["filter"]["network"]`; otherwise those of the encoder.
+    """
     family = type(model)
 
     def guard(params: Params, images: jax.Array, mask: np.ndarray, shown: jax.Array) -> jax.Array:

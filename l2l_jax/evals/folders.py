@@ -94,6 +94,7 @@ def compare_folders(
 def _observe(
     cache: ResultCache, block: str, names: list, folder: Folder, originals: Folder | None, networks: Networks
 ) -> None:
+    """Observe a block of images, and against their originals if there are any, unless that is stored."""
     files = [(folder.root / folder.files[name]).read_bytes() for name in names]
     others = [] if originals is None else [(originals.root / originals.files[n]).read_bytes() for n in names]
     stamp: list[Any] = [hashlib.sha256(encoded).hexdigest() for encoded in (*files, *others)]
@@ -127,7 +128,10 @@ def _observe(
 
 
 def _by_shape(pixels: Sequence[np.ndarray], observe: Callable[[list[int]], Observed]) -> Observed:
-    """Observe the images of each shape together, in their order; leave out what not every shape has."""
+    """Observe the images of each shape together and return the results in the order of the images.
+
+    What not every shape has (SSIM of small images) is left out.
+    """
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, image in enumerate(pixels):
         groups.setdefault(image.shape, []).append(number)

@@ -26,7 +26,10 @@ class Images(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Neighboring images of a set, why others cannot be decoded, and a SHA-256 of the decoded ones."""
+    """Neighboring images of a set: those that can be decoded, and why others cannot, by their names.
+
+    `digest` is the SHA-256 of the decoded images, their labels and places.
+    """
 
     number: int
     size: int

@@ -77,7 +77,10 @@ def psnr(mse: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
 
 
 def ssim(originals: np.ndarray, inpainted: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """Return the SSIM (Wang et al. 2004), float32 `[image]`: the mean over channels and inner windows."""
+    """Return the structural similarity of whole images (Wang et al. 2004), float32 `[image]`.
+
+    It is averaged over channels and over all windows inside the image.
+    """
     if min(originals.shape[1:3]) < 2 * WINDOW_RADIUS + 1:
         raise ValueError(f"SSIM needs images of at least 11×11 pixels, not {originals.shape[1:3]}")
     count = len(originals)
@@ -119,7 +122,10 @@ def to_uint8(images: np.ndarray, value_range: tuple[float, float]) -> np.ndarray
 def observe_pairs(
     originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray, value_range: tuple[float, float]
 ) -> dict[str, np.ndarray]:
-    """Return "psnr" and "mse" of the masked regions, and "ssim" of images that are not too small."""
+    """Return "psnr" and "mse" of the masked regions and, of images that are not too small, "ssim".
+
+    See `masked_mse` and `ssim` for the shapes.
+    """
     mse = masked_mse(originals, inpainted, masks)
     observed = {"mse": mse, "psnr": psnr(mse, value_range)}
     if min(originals.shape[1:3]) > 2 * WINDOW_RADIUS:
@@ -151,10 +157,14 @@ class SetMetrics(NamedTuple):
 
 
 def measure(read: Read, read_original: Read, class_names: Sequence[str] = ()) -> SetMetrics:
-    """Compute the metrics of a set of reconstructions, see `METRICS`.
+    """Compute the metrics of a set of reconstructions.
 
-    PSNR and MSE are those of the masked region, SSIM of whole images; the class is read from the masked
-    region. Both functions read what was observed; `class_names` belong to the ids in `read("labels")`.
+    These are means over images of PSNR and MSE in the masked region, of SSIM of whole images, of CLIP
+    cosines of reconstruction and original, and of how often the class is read from the masked region alone;
+    Fréchet and kernel distance of originals and reconstructions; Inception Scores of the reconstructions.
+
+    Both functions read what was observed, of reconstructions and of originals; `class_names` belong to the
+    ids in `read("labels")`.
     """
     found = SetMetrics({}, {}, {}, {}, {})
     per_image = {name: values for name in ("psnr", "ssim", "mse") if (values := read(name)) is not None}

@@ -47,7 +47,10 @@ class Observer:
     def observe(
         self, model: EvaluatedModel, inpainter: Inpainter, set_name: str, block: Block, shown: Collection[int]
     ) -> None:
-        """Inpaint a block; store what is observed and, for pictures, reconstructions of places `shown`."""
+        """Inpaint a block of images and store what is observed of originals and reconstructions.
+
+        `shown` are the places in the set of the images whose reconstructions are stored for pictures.
+        """
         good, task, number = block.good, inpainter.task.name, block.number
         pixels = functools.cache(lambda: to_uint8(good.images, inpainter.value_range))
         classifier = self.classifiers[task]
@@ -119,6 +122,7 @@ def _all_there(folder: pathlib.Path, names: Iterable[str]) -> bool:
 
 
 def _write_images(folder: pathlib.Path, files: Sequence[str], pixels: np.ndarray) -> None:
+    """Write PNG files, each complete or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, image: np.ndarray) -> None:

@@ -60,7 +60,10 @@ class BatchedRunner:
         return jax.tree.map(lambda x: np.asarray(x)[:count], outputs)
 
     def over(self, params: Params, images: ImageSet, set_name: str) -> Iterator[tuple[Images, Rows]]:
-        """Yield a set's images that can be decoded, and outputs, by batch; its name decides random draws."""
+        """Yield the images of a set that can be decoded, with their outputs, batch by batch.
+
+        Random draws depend on the set's name.
+        """
         placed = self.place(params)
         for block in images.blocks(self.batch_size):
             if len(block.good.labels):
@@ -88,7 +91,11 @@ def image_keys(seed: int, rows: dict[str, jax.Array]) -> jax.Array:
 def per_image(
     function: Callable[[Params, jax.Array, jax.Array], Rows], seed: int
 ) -> Callable[[Params, Rows], Rows]:
-    """Return a `compute` of rows from `(params, image, key) -> outputs`; draws depend on the image alone."""
+    """Return a `compute` for `BatchedRunner.over` from a function of a single image.
+
+    The function is `(params, image [height, width, channel], key) -> outputs`. Its draws do not depend on
+    batches, devices, processes or models.
+    """
 
     def compute(params, rows):
         return jax.vmap(function, (None, 0, 0))(params, rows["images"], image_keys(seed, rows))

@@ -70,6 +70,7 @@ def _table(rows: Mapping[str, Mapping[str, Any]], style: str) -> str:
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
+    """Format a metric with its spread, or half the length of its interval."""
     if name not in row["figures"]:
         return "–"
     value, spec = row["figures"][name], METRICS[name].format

@@ -30,7 +30,10 @@ LONGEST = 60  # characters of an alternative's name in the names of files, at mo
 
 @dataclasses.dataclass(frozen=True)
 class InpaintingTask:
-    """A way to mask so many `PARTS` of an image; `alternative` is one of `Model.alternatives`, or empty."""
+    """One way to mask a part of an image: so many of the `PARTS` of its kind.
+
+    `alternative` is the way to run the model, see `Model.alternatives`; "": the model itself.
+    """
 
     kind: str
     amount: int
@@ -73,7 +76,10 @@ class InpaintingTask:
             raise ValueError(f"the task {self.name}: {error}") from None
 
     def visible_patches(self, patches: int, seeds: Iterable[tuple[int, ...]]) -> np.ndarray:
-        """Return the visible patches, int32 `[image, visible]`, ascending; equal seeds make equal choices."""
+        """Return the patches that stay visible in each image, int32 `[image, visible]`, ascending.
+
+        Equal seeds, non-negative integers of each image, make equal choices.
+        """
         hidden = round(patches * self.amount / PARTS[self.kind])
         if not 0 < hidden < patches:
             raise ValueError(f"the task {self.name} hides {hidden} of {patches} patches")

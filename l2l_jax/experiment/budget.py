@@ -25,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def first_of_line(newest: str | pathlib.Path) -> str:
-    """Return the first model, an absolute path or a shipped name, of the line that ends with the newest."""
+    """Return the first model of the line of unlearned models that ends with the newest one.
+
+    It is an absolute path, or the name of a shipped model.
+    """
     path = shipped.resolved(str(newest))
     card = read_card(path) if path.is_dir() else {}
     return card.get("first_original", _lasting_name(newest))
@@ -55,7 +58,10 @@ def _lasting_name(model: str | pathlib.Path) -> str:
 
 
 def retain_budget(config: Config, reference: Params | None = None) -> RetainBudget:
-    """Make the budget of `config.unlearn` on validation images, relative to `reference` or the original."""
+    """Make the budget of `config.unlearn`, measured on validation images at the `budget_task` of the tasks.
+
+    Errors are relative to `reference`; None: to the model that is unlearned.
+    """
     unlearn, model = config.unlearn, config.model
     images = validation_images(config, unlearn.budget_images)
     mask, rows = budget_task(config.evaluate.tasks).mask(model.image_size), 2 * unlearn.batch_size

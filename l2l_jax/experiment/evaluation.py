@@ -64,6 +64,7 @@ def evaluate_models(
 
 
 def _check_models(paths: Mapping[str, pathlib.Path], *, given: bool) -> None:
+    """Raise a UserError unless both models exist; the unlearned one may be `given` by a flag."""
     original, unlearned = paths.values()
     if not original.exists():
         raise UserError(

@@ -53,6 +53,8 @@ NOT_UNLEARNING = "No filter is unlearning: the weights still know what it refuse
 
 
 class _Images(Source):
+    """The images below a folder."""
+
     class_names = ("image",)
 
     def __init__(self, folder: pathlib.Path, flag: str):
@@ -65,6 +67,7 @@ class _Images(Source):
 
 
 def _references(folder: pathlib.Path, name: str, options: FilterConfig, size: int) -> Source:
+    """Return the references in a folder; raise a UserError if an image is smaller than the model's."""
     source = _Images(folder, f"--config.filter.{name}")
     for file in source.files:
         try:
@@ -112,7 +115,10 @@ class Reader:
     def __call__(
         self, params: Params | None, source: Source, name: str, *, given: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return features `[image, feature]` and places of images; `given`: they are reconstructions."""
+        """Return the features `[image, feature]` of a source's images that can be decoded, and their places.
+
+        With `given`, a network is shown the images themselves, which are reconstructions already.
+        """
         images = ImageSet(self._config, source, name)
         weights = None if self.network is None else self.network.params
         both: Any = params, weights
@@ -142,6 +148,7 @@ class Reader:
 
 
 def _open(name: str) -> Any:
+    """Return a published network, or raise a UserError that says why it is not here."""
     if name not in get_args(NetworkName):
         raise UserError("config.filter.features is 'classifier': config.evaluate.features must be, too.")
     networks, missing = open_networks(EvaluationConfig(networks=(name,)))  # type: ignore[arg-type]
@@ -192,7 +199,11 @@ def fit_filter(config: Config, evaluation: Evaluation, reader: Reader, params: P
 
 
 def detection(scores: Mapping[str, np.ndarray], threshold: float) -> dict[str, Any]:
-    """Return intervals of recall, precision of equal sets, false alarms and AUC of "forget" scores."""
+    """Return recall, precision, false alarms and AUC of undesired ("forget") against "retain" scores.
+
+    Each has value, low and high of its 95 % bootstrap interval over images. The precision is that of equally
+    frequent sets.
+    """
     undesired, acceptable = (scores[name] for name in ("forget", "retain"))
     caught, alarmed = undesired > threshold, acceptable > threshold
     counts = len(undesired), len(acceptable)
@@ -211,7 +222,10 @@ def detection(scores: Mapping[str, np.ndarray], threshold: float) -> dict[str, A
 
 
 def measure_passing(evaluation: Evaluation, name: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics of what passes and of all that is shown; distances are to retain originals."""
+    """Return metrics of what a filter lets pass of an evaluated model, and of all that the model shows.
+
+    Distances are those to the originals of the retain set, which alone should come out.
+    """
     passes = {of: np.array(scores) <= report["threshold"] for of, scores in report["scores"].items()}
     whole, found = {of: np.ones(len(x), bool) for of, x in passes.items()}, {}
     for title, chosen in (("all", whole), ("passing", passes)):

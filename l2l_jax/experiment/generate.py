@@ -60,6 +60,7 @@ def generate(
 def _generate(
     model: Model, params: Params, starts: ImageSet, folder: pathlib.Path, key: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Generate the blocks that are missing, then join all into one file."""
     cache = ResultCache(folder.with_name(folder.name + ".blocks"), key)
     batch_size, share = key["batch_size"], slice(jax.process_index(), None, jax.process_count())
     seeds = enumerate(HALVES, key["seed"])
@@ -82,6 +83,7 @@ def _generate(
 
 
 def _join(folder: pathlib.Path, cache: ResultCache, shape: tuple[int, ...], key: Any) -> dict[str, Any]:
+    """Write the images of all blocks to one file, and the card; delete the blocks."""
     with atomic_folder(folder) as temporary:
         file = np.lib.format.open_memmap(temporary / IMAGES, mode="w+", dtype=np.uint8, shape=shape)
         written = 0

@@ -132,10 +132,12 @@ def _other_images(config: Config, facts: Mapping[str, Any]) -> str | None:
 
 
 def _retraining(config: Config, folder: pathlib.Path, redo: bool | None) -> Workdir:
+    """Return the workdir of a retrained model, which is pretrained by the config on retain images alone."""
     return Workdir(folder / "retraining", dataclasses.replace(config, pretrained=""), redo=redo)
 
 
 def _trained(config: Config, original: Params, folder: pathlib.Path, redo: bool | None) -> tuple[Params, str]:
+    """Return a model trained in the workdir, once, then read from there."""
     with contextlib.closing(_retraining(config, folder, redo)) as folders:
         folders.check_inputs(lambda: identify_images(train=images_without_forget(config)))
         params = folders.load("original", original)

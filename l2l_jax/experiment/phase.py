@@ -50,7 +50,11 @@ class TrainingPhase:
         devices: Sequence[jax.Device] | None = None,
         **run: Any,
     ) -> Params:
-        """Run or resume the phase and return the trained model; `name` is for messages, `run` TrainRun's."""
+        """Run the phase, or resume it, and return all parts of the trained model.
+
+        `name` is for messages; `folder` keeps checkpoints, metrics and lists of bad images; `devices` are all
+        by default; `run` are other fields of `TrainRun`.
+        """
         config, seed = self.config, self.seed
         mesh = sharding.make_mesh(None if devices is None else list(devices), config.mesh)
         batches: Any = _batches(config, self.training, sets, folder)
@@ -93,6 +97,7 @@ class TrainingPhase:
 
 
 def _rows(x: jax.ShapeDtypeStruct, parallel: Parallel) -> jax.ShapeDtypeStruct:
+    """Return the shape in which a step takes rows of a global batch."""
     devices = parallel.mesh.size
     if parallel.kind == "pmap":
         return jax.ShapeDtypeStruct((devices, x.shape[0] // devices, *x.shape[1:]), x.dtype)
@@ -140,6 +145,7 @@ def training_sets(config: Config, source: Source) -> splits.Split:
 def _batches(
     config: Config, training: TrainingConfig, sets: Mapping[str, Source], folder: pathlib.Path
 ) -> TrainingBatches:
+    """Return the batches of a phase; its bad images are listed in `folder`."""
     data, size, processes = config.data, config.model.image_size, jax.process_count()
     if training.batch_size % processes:
         raise UserError(

@@ -54,7 +54,10 @@ def run(config: Config, workdir: pathlib.Path, *, redo: bool = False) -> dict[st
 
 
 def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dict[str, Any]:
-    """Audit the unlearned model in a folder against the original one, and write a report; see `run`."""
+    """Audit the model in a folder, unlearned as `config` says, and write the report of a run; see `run`.
+
+    The original model is that of `config.pretrained`, or is in the workdir.
+    """
     with contextlib.closing(Workdir(workdir, config)) as folders:
         check_gold_standard(config, folders.audit)
         with barrier():

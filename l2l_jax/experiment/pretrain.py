@@ -54,6 +54,7 @@ def original_params(config: Config, folders: Workdir, source: Source, hooks: Seq
 
 
 def _check_shipped(config: Config) -> None:
+    """Raise a UserError for a shipped model that knows nothing of the images."""
     name, source = config.pretrained, config.data.source
     if name not in shipped.names():
         return
@@ -69,7 +70,10 @@ def _check_shipped(config: Config) -> None:
 def pretrain(
     config: Config, folder: pathlib.Path, source: Source, title: str = "pretrain", hooks: Sequence[Hook] = ()
 ) -> Params:
-    """Train a model on `source` by `config.pretrain`, a folder for each phase; `title` is for messages."""
+    """Train a model from nothing on the images of `source`, in the phases of `config.pretrain`.
+
+    `folder` keeps a folder for each phase; `title` begins their names in messages.
+    """
     params = jax.device_get(jax.jit(config.model.init)(jax.random.key(config.seed)))
     for name in (stage.name for stage in config.model.pretraining_stages()):
         phase = open_phase(config, f"pretrain.{name}")
@@ -83,7 +87,11 @@ def model_card(config: Config, origin: str) -> dict[str, Any]:
 
 
 class Retrained(NamedTuple):
-    """A model that was trained without the forget set."""
+    """A model that was trained without the forget set.
+
+    `length` is that of its training in lengths of the original's, `ratio` that of its masked MSE on retain
+    validation images to the original's.
+    """
 
     params: Params
     length: float  # of its training, in lengths of the original's

@@ -82,7 +82,10 @@ def report_run(
 
 
 def _facts_of_models(folders: Workdir, config: Config) -> dict[str, Any]:
-    """Return the origin of the unlearned model, and the outcome of its budget if it was unlearned here."""
+    """Return the origin of the model that was unlearned, and the outcome of its retain budget, if it had one.
+
+    A model that was unlearned elsewhere says nothing of its budget.
+    """
     if folders.unlearned.exists():
         card = read_card(folders.unlearned)
         return {"original_weights": card["original_weights"], "retain_budget": card.get("retain_budget")}

@@ -42,7 +42,11 @@ def unlearned_params(
     phases: pathlib.Path | None = None,
     hooks: Sequence[Hook] = (),
 ) -> Params:
-    """Return the unlearned model, from the workdir if it is there; `phases` is the folder of `run_phases`."""
+    """Return the original model after unlearning, from the workdir if it is finished there.
+
+    `devices` are all by default; `phases` is where `run_phases` keeps its state, by default in the folder of
+    unlearning; `hooks` are called after each step of unlearning.
+    """
     folders.check_inputs(lambda: identify_inputs(config, original, sets))
     saved = folders.load("unlearned", original)
     if saved is not None:

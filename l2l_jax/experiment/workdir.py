@@ -168,7 +168,11 @@ class Workdir:
         return self._record
 
     def _replace(self, model: str, changes: list[str]) -> None:
-        """Forget the run that has made a model here; delete what it made if the user asked for it."""
+        """Forget the run that has made a model here; delete what it made if the user has asked for it.
+
+        Raises:
+          UserError: The user has not.
+        """
         present = [self.folder / name for name in FOLDERS[model] if (self.folder / name).exists()]
         if present and not self.redo:
             reuse = ""
@@ -268,6 +272,7 @@ def _identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source(config: Config) -> dict[str, Any]:
+    """Return where all images come from, whichever are chosen, and how they become squares."""
     fields = (*dataclasses.fields(SourceConfig), *dataclasses.fields(TransformConfig))
     return {field.name: getattr(config.data, field.name) for field in fields}
 

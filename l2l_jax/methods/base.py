@@ -178,7 +178,10 @@ def unlearning_objective(
     teacher: tuple[str, ...] = (),
     **fields: Any,
 ) -> Objective:
-    """Return an objective on both sets; `teacher` names parts of the original to read, besides T's."""
+    """Return an objective on retain and forget images, with these and other fields of `Objective`.
+
+    `teacher` names parts of the original model to read, besides those that `Model.corrupt` reads.
+    """
     frozen = (*teacher, *model.corruption_parts)
     return Objective(trained, frozen, prepare, loss, **{"cast": model.in_compute_dtype, **fields})
 

@@ -33,7 +33,11 @@ def restrict(objective: Objective, model: Model, share: float, *, reset: bool = 
 
 
 def largest(values: Params, share: float) -> Params:
-    """Return a tree of bools: True for the largest entries, by absolute value, of all arrays together."""
+    """Return a tree of bools: True for the largest entries, by absolute value, of all arrays together.
+
+    The share of all entries, in (0, 1], is rounded to at least one entry. Entries equal to the smallest of
+    these are True as well; entries of 0 never are.
+    """
     sizes = np.concatenate([np.abs(x).ravel() for x in jax.tree.leaves(values)])
     rank = sizes.size - max(1, round(share * sizes.size))
     threshold = np.partition(sizes, rank)[rank]

@@ -97,7 +97,10 @@ def without_adapter(params: Params) -> Params:
 
 
 def merged(params: Params, adapter: Adapter) -> Params:
-    """Return host arrays of weights plus adapter, summed in float64 for the same bits on every machine."""
+    """Return weights with an adapter added, as host arrays.
+
+    Products and sums are computed in float64 and rounded once, which gives the same bits on every machine.
+    """
 
     def add(weights: Any, change: np.ndarray) -> np.ndarray:
         weights = np.asarray(weights)

@@ -164,7 +164,10 @@ class Model(abc.ABC):
         return jax.tree.map(lambda x: x, _shapes(self))  # containers of the caller's own
 
     def in_compute_dtype(self, params: Params) -> Params:
-        """Return parts in the dtypes that they are computed with, see `layers.in_dtype`; here float32."""
+        """Return parts of the parameters, each array in the dtype that it is computed with.
+
+        See `l2l_jax.models.layers.in_dtype`; by default everything is float32.
+        """
         return params
 
     @abc.abstractmethod

@@ -150,7 +150,11 @@ def fit(table: Table, state_dict: StateDict, target: Any) -> Fit:
 
 
 def to_flax(table: Table, state_dict: StateDict, target: Any, config: Any = None) -> Any:
-    """Fill a tree of shapes, `target`, with arrays of a state dict; what does not fit is a UserError."""
+    """Return the parameter tree that a PyTorch state dict holds; what does not fit raises a UserError.
+
+    `target`, a tree of shapes, is filled with NumPy arrays in the dtype of the source; `config` is the
+    argument of `Constant.value`.
+    """
     found = fit(table, state_dict, target)
     if complaint := found.complaint():
         raise UserError(complaint)
@@ -192,7 +196,10 @@ def _agree(value: np.ndarray, expected: np.ndarray, rtol: float) -> bool:
 
 
 def to_torch(table: Table, params: Any, config: Any = None, dtype: Any = None) -> dict[str, np.ndarray]:
-    """Return the contiguous state dict of a tree, with constants, floats in `dtype`: inverse of `to_flax`."""
+    """Return the PyTorch state dict of a parameter tree, constants included: the inverse of `to_flax`.
+
+    Arrays are contiguous, floating-point ones in `dtype` unless it is None.
+    """
 
     def rounded(value: np.ndarray) -> np.ndarray:
         return value.astype(dtype, copy=False) if dtype is not None and value.dtype.kind == "f" else value

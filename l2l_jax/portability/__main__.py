@@ -143,6 +143,7 @@ def compare(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[Row]:
 
 
 def _difference(quantity: str, recorded: list[float], here: list[float]) -> float:
+    """Return how much a quantity differs; infinity where there are more or fewer numbers."""
     a, b = np.asarray(recorded, np.float64), np.asarray(here, np.float64)
     if a.shape != b.shape:
         return float("inf")

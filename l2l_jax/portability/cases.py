@@ -102,7 +102,11 @@ def _config(name: str, dtype: Dtype) -> Config:
 
 
 def fixed_params(model: Model) -> Params:
-    """Return parameters drawn by NumPy, seeded by their paths; kernels have variance 1 / fan in."""
+    """Return parameters drawn by NumPy: normal numbers of a generator that the array's path seeds.
+
+    Kernels have variance 1 / fan in, scales lie about 1, other vectors about 0; what is not a float is the
+    model's own.
+    """
 
     def not_floats(key: jax.Array) -> Params:  # the others are not drawn, which compiles faster
         own = model.init(key)
@@ -123,6 +127,7 @@ def fixed_params(model: Model) -> Params:
 
 
 def _entries(tree: Any) -> list[float]:
+    """Return `ENTRIES` numbers of each array of a tree, or all of a smaller one."""
     found = []
     for leaf in jax.tree.leaves(jax.device_get(tree)):
         flat = np.ravel(np.asarray(leaf, np.float32))

@@ -74,6 +74,7 @@ def save_examples(path: pathlib.Path, evaluation: Evaluation, inpainted: Inpaint
 
 
 def _rows(evaluation: Evaluation, name: str, inpainted: Inpainted) -> dict[str, np.ndarray]:
+    """Return the shown images of a set, their corrupted inputs and reconstructions, by title."""
     models = {model: sets[name] for model, sets in inpainted.items()}
     return {"image": evaluation.shown[name].images, "input": evaluation.masked(name), **models}
 

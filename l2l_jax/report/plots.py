@@ -52,7 +52,10 @@ def save_curves(path: pathlib.Path, phases: Mapping[str, pathlib.Path]) -> None:
 
 
 def save_tradeoff(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Draw rows as points, retain against forget quality: a distance and accuracy, or PSNR and MSE."""
+    """Draw retain against forget quality: a distance and the accuracy if there are any, or PSNR and MSE.
+
+    There is a point for each row, whose metrics are given by set.
+    """
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     known = rows["original"]["retain"]
     distance = next((name for name in ("fid", "classifier_distance") if name in known), "psnr")
@@ -159,7 +162,10 @@ def project(features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def save_tsne(path: pathlib.Path, evaluation: Evaluation, models: Sequence[str], task: str) -> None:
-    """Draw t-SNE of CLIP's embeddings and write the places as JSON; nothing if there are few images."""
+    """Draw t-SNE of CLIP's embeddings of originals and reconstructions, and write the places as JSON.
+
+    For the primary process, after `evaluate` of all these models; of few images nothing is written.
+    """
     groups = {
         f"{set_name}, {model or 'images'}": evaluation.observed("clip/features", set_name, model, task)
         for set_name in evaluation.tests

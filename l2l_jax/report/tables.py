@@ -101,6 +101,7 @@ def attack_table(audit: Mapping[str, Any], *, intervals: bool = True) -> Table:
 
 
 def _columns(known: Collection[str], roles: Iterable[str]) -> list[tuple[str, str]]:
+    """Return metric and model of the columns of a table by attack or class."""
     return [(name, role) for name in BY_CLASS if name in known for role in roles]
 
 

@@ -107,6 +107,7 @@ def _verdict(verdict: Mapping[str, Any], names: str) -> str:
 
 
 def _without_standard(audit: Mapping[str, Any], names: str) -> str:
+    """Compare with the original where there is no retrained model."""
     if audit["verdict"]["finding"] == "not forgotten":
         return f"Not forgotten: without any attack the model knows as much about {names} as the original."
     said = f"No verdict: there is no retrained model, one that never saw {names}, to compare with."
@@ -133,6 +134,7 @@ def _unaudited(report: Report, names: str) -> str:
 
 
 def _marks(unattacked: Mapping[str, Any]) -> str:
+    """Say how many planted marks the models restore without an attack."""
     found = {model: f"{sets['forget']['found']:g}" for model, sets in unattacked["models"].items()}
     own = found.pop("unlearned")
     others = ", ".join(f"{model} {count}" for model, count in found.items())
@@ -163,6 +165,7 @@ def _cost(report: Report) -> str:
 
 
 def _knowledge(report: Report) -> str:
+    """Say what the models know of the forget images without an attack."""
     figures = report["audit"]["results"][0]["figures"]
     values = {model: sets["forget"]["mse"][0] for model, sets in figures.items()}
     said = f"Without an attack the masked MSE of forget images is {values.pop('unlearned'):.4f}"
@@ -189,6 +192,7 @@ def describe_comparison(found: Mapping[str, Any]) -> str:
 
 
 def _caveats(standard: Mapping[str, Any] | None) -> list[str]:
+    """Say what limits the comparison with the retrained model."""
     if standard is None:
         return [
             "Name a model that was trained without the forget images by --config.audit.retrained=FOLDER, or "

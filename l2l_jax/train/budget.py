@@ -55,7 +55,10 @@ SMALL = 1e-6  # ratios count as at least that much
 
 
 def limit_at(budget: float, first: float, progress: float) -> float:
-    """Return the limit at `progress` from `first` down to the budget: half a cosine in the logarithm."""
+    """Return the limit of the ratio on the way from `first` to the budget: half a cosine in the logarithm.
+
+    `progress` is the share of the way, 0 to 1. Below the budget there is no way to go.
+    """
     if not first > budget:
         return budget
     left = (1 + math.cos(math.pi * progress)) / 2
@@ -257,6 +260,7 @@ class RetainBudget(Hook):
                 memory.best_errors = {name: x.tolist() for name, x in errors.items()}
 
     def _act(self, measured: Measured) -> None:
+        """Let the weight follow a measurement."""
         memory, config, ratio = self._memory, self._config, measured.retain
         before = ratio if memory.acted is None else memory.acted.retain
         memory.acted = measured

@@ -148,6 +148,7 @@ def _across_processes(state: Any) -> Any:
 
 
 def _devices(state: Any) -> dict[str, int]:
+    """Count the processes and devices that hold a state, and the parts that its arrays are split into."""
     arrays = jax.tree.leaves(state)
     return {
         "processes": jax.process_count(),

@@ -17,7 +17,10 @@ AWAKE_EVERY_SECONDS = 1.0
 
 
 def threads(most: int) -> int:
-    """Return how many threads, at most `most`, can run programs; several devices need them in one order."""
+    """Return how many threads can run programs: up to `most` with one CPU device, otherwise one.
+
+    Several devices must all run the same programs in the same order.
+    """
     alone = jax.process_count() == 1 and jax.device_count() == 1 and jax.default_backend() == "cpu"
     return min(most, len(usable_cpus())) if alone else 1
 

@@ -56,7 +56,11 @@ class Observe(Hook):
 
 
 class LogMetrics(Hook):
-    """Shows progress; the primary process writes metrics.jsonl and TensorBoard files."""
+    """Shows progress; writes metrics every `log_every` steps and after the last one.
+
+    The primary process writes `folder/metrics.jsonl` and TensorBoard event files next to it. Metrics after
+    the step where a run resumes are dropped from existing files.
+    """
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
@@ -108,7 +112,10 @@ def read_metrics(folder: pathlib.Path) -> list[dict[str, float]]:
 
 
 class SaveCheckpoints(Hook):
-    """Saves every `checkpoint_every` steps, after the last if `keep_last`, and when asked to stop."""
+    """Saves every `checkpoint_every` steps, after the last step, and when a signal asks the run to stop.
+
+    Without `keep_last` the last step is no reason to save.
+    """
 
     def __init__(self, checkpointer: Checkpointer, keep_last: bool = True):
         self._checkpointer, self._keep_last, self._saved = checkpointer, keep_last, -1

@@ -208,6 +208,7 @@ class Trainer:
         return training
 
     def _start_or_resume(self, run: TrainRun, iterator: Any, checkpointer: Checkpointer) -> Training:
+        """Return the training before its next step."""
         objective, training = self._objective, self._begin(run, iterator)
         config = training.config
         first = objective.initial(run.params, jax.random.key(self._seed))

@@ -109,6 +109,7 @@ def _products(training: "Training") -> Callable[..., Params]:
 
 
 def _solved(multiply: Callable, right: np.ndarray, iterations: int, title: str) -> np.ndarray:
+    """Return the solution of a symmetric positive definite system by conjugate gradients."""
     from scipy.sparse.linalg import LinearOperator, cg  # start-up time
 
     operator = LinearOperator((right.size, right.size), matvec=multiply, dtype=np.float64)

@@ -21,7 +21,11 @@ BATCHES = 16  # batches over which the forget gradient is averaged; each costs a
 
 
 def salient_weights(training: "Training", *, seed: int) -> Params:
-    """Return bools on the host: True for the share `objective.saliency` with the largest forget gradients."""
+    """Return a tree of bools for the trained parts, on the host: True for the weights that may change.
+
+    These are a share of `objective.saliency`, by the size of the forget loss's gradient at the original
+    weights.
+    """
     objective = training.objective
     trained = {part: training.run.params[part] for part in objective.trained}
 

@@ -37,7 +37,11 @@ DONE = "batches"
 
 
 class Codes:
-    """Codes of a set, `[view, image, …]`, in a file; each epoch of `order` shows the next view, in turn."""
+    """Codes of a set, `[view, image, …]`, in a file that is read and written in place.
+
+    Position p of a set's stream shows the image that `order` has there, in the view of its epoch; when all
+    views have been shown, the first one comes again.
+    """
 
     def __init__(self, path: pathlib.Path, order: EpochOrder, views: int, code: jax.ShapeDtypeStruct):
         self.path, self.order, self.views = path, order, views

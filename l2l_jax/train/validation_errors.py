@@ -64,6 +64,7 @@ class MaskedErrors:
 
 
 def _chunks(images: Mapping[str, np.ndarray], rows: int, devices: int) -> list[dict[str, np.ndarray]]:
+    """Split this process's rows of all sets' images into chunks of one size."""
     joined = np.concatenate(list(images.values()))
     count = -(-len(joined) // rows)
     size = devices * -(-len(joined) // (count * devices))

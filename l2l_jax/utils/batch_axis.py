@@ -37,7 +37,10 @@ def mean_and_std(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array,
 
 
 def interleave(first: Any, second: Any) -> Any:
-    """Merge `k` rows of the first tree with each of the second: rows of sharded batches stay in place."""
+    """Merge two trees of arrays: `k` rows of the first, which has `k` times as many, then one of the second.
+
+    Unlike after a concatenation, a batch that is sharded along its first axis stays where it is.
+    """
 
     def leaf(a, b):
         groups = a.reshape(len(b), -1, *a.shape[1:])

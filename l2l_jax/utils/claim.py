@@ -91,6 +91,7 @@ def _create(path: pathlib.Path, content: str) -> bool:
 
 
 def _place(new: pathlib.Path, path: pathlib.Path) -> bool:
+    """Give a lock its name unless there is one."""
     try:
         os.link(new, path)
     except FileExistsError:
@@ -104,6 +105,7 @@ def _place(new: pathlib.Path, path: pathlib.Path) -> bool:
 
 
 def _owner(path: pathlib.Path) -> dict[str, Any]:
+    """Return the content of a lock; empty if there is none or it is damaged."""
     try:
         owner = json.loads(path.read_text("utf-8"))
         process = owner["process"]

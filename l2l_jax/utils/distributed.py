@@ -1,4 +1,7 @@
-"""Starting the processes of a run on several hosts, and ending them all; does not import JAX."""
+"""Processes of one run on several hosts: starting them, and ending them when one is lost.
+
+Importing this module does not import JAX.
+"""
 
 import dataclasses
 import errno
@@ -62,7 +65,11 @@ class Launch:
 
 
 def cluster(environ: Mapping[str, str]) -> str | None:
-    """Return the cluster manager, as JAX recognizes it, that started this process as one of several."""
+    """Return the cluster manager that started this process as one of several, if one did.
+
+    JAX recognizes the same ones, and finds coordinator, number and index there: a Slurm step or Open MPI with
+    more than one task, an indexed Kubernetes job (a JobSet's among them), and the hosts of a Cloud TPU.
+    """
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if _number(environ, "SLURM_NTASKS") > 1 and all(environ.get(name) for name in slurm):
         if _number(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") > 1:
@@ -135,6 +142,7 @@ def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def _check_pod() -> None:
+    """Raise a UserError unless JAX can ask Kubernetes for the other pods of the job."""
     if importlib.util.find_spec("kubernetes") is None:
         missing = "pip install kubernetes"
     elif TOKEN.is_file():
@@ -149,6 +157,7 @@ def _check_pod() -> None:
 
 
 def _initialize(launch: Launch, manager: str | None) -> None:
+    """Start JAX as one of several processes."""
     import jax  # here, to answer mistakes on the command line at once
 
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -242,7 +251,10 @@ def is_lost_peer(error: BaseException | None) -> bool:
 
 
 def end(code: int, message: str = "") -> None:
-    """End this process at once after a last line on stderr: an ordinary exit would wait for the others."""
+    """End this process at once, after a last line on stderr.
+
+    For a process that stops while others continue: an ordinary exit would wait for them, and they for it.
+    """
     if message:
         print(message, file=sys.stderr)
     sys.stdout.flush()

@@ -30,7 +30,10 @@ UNREADABLE = (
 
 @contextlib.contextmanager
 def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a path that replaces `path`, flushed to disk, if the block succeeds, else is deleted."""
+    """Yield a temporary path in the same folder, which replaces `path` if the block succeeds.
+
+    The temporary file is flushed to disk before it is renamed, and deleted if the block fails.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
     try:
         yield temporary
@@ -49,7 +52,11 @@ def atomic_write(path: pathlib.Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield an empty folder that replaces `path` if the block succeeds; one process at a time may."""
+    """Yield an empty folder next to `path`, which replaces `path` if the block succeeds.
+
+    The parent is created. The temporary folder is deleted if the block fails, and what a killed process
+    left is deleted by the next call. One process at a time may write a folder.
+    """
     temporary, old = (path.with_name(f"{path.name}.{suffix}") for suffix in ("unfinished", "old"))
     for left in (temporary, old):
         shutil.rmtree(left, ignore_errors=True)

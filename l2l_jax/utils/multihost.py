@@ -1,4 +1,8 @@
-"""What the processes of a run exchange; every function is called by all of them at the same point."""
+"""What the processes of a run exchange: decisions, errors, results.
+
+Every function here is called by all processes at the same point of the program. With one process nothing is
+sent.
+"""
 
 import contextlib
 import json
@@ -64,7 +68,10 @@ def barrier() -> Iterator[None]:
 
 
 def from_primary(compute: Callable[[], Any]) -> Any:
-    """Return in all processes what `compute()`, JSON-able, returns in the primary process."""
+    """Return in all processes the JSON-able value that `compute()` returns in the primary process.
+
+    Also for looking at a shared disk, which may show different processes different things for a while.
+    """
     if jax.process_count() == 1:
         return compute()
     text = ""

@@ -1,4 +1,7 @@
-"""Signals that ask the program to stop: SIGINT, SIGTERM, SIGHUP. Importing this does not import JAX."""
+"""Signals that ask the program to stop: SIGINT, SIGTERM and SIGHUP.
+
+Importing this module does not import JAX.
+"""
 
 import contextlib
 import math
@@ -46,7 +49,10 @@ class StopRequest:
             self._largest = largest_of_all()
 
     def agreed(self) -> int | None:
-        """Return the signal that a process had received at the last call; all call it once a step."""
+        """Return the number of the signal that some process had received when this was last called, or None.
+
+        Call it once a step, in all processes; with one process, the signal received by now.
+        """
         if distributed.place()[1] == 1:
             return self.received
         previous, self._pending = self._pending, self._largest(self.received or 0)
@@ -96,7 +102,10 @@ def stop_request() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def raising_signals() -> Iterator[None]:
-    """Raise `SignalReceived`, which the catcher prints, in the main thread; end the process if it hangs."""
+    """Raise `SignalReceived` in the main thread for each signal, and end the process if it then hangs.
+
+    Whoever catches the exception prints the line about it.
+    """
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -125,7 +134,10 @@ def raising_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int], Any]) -> Iterator[None]:
-    """Handle signals by number in the main thread; a SIGHUP that `nohup` ignores stays ignored."""
+    """Call `handler` with the number of each signal while the block runs; in the main thread.
+
+    A SIGHUP that the parent process has told to ignore, as `nohup` does, stays ignored.
+    """
     taken = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     previous = {number: signal.signal(number, lambda number, _: handler(number)) for number in taken}
     try:
@@ -136,6 +148,7 @@ def _handled(handler: Callable[[int], Any]) -> Iterator[None]:
 
 
 def _end_now(number: int, silent: bool = False) -> None:
+    """End the process, with one line."""
     if not silent:
         name = signal.Signals(number).name
         line = f"{name}: stopped. Run the same command to resume from what is saved."

@@ -1,4 +1,7 @@
-"""Text as typed on the command line and as shown there; importing this does not import JAX."""
+"""Text as typed on the command line and as shown there.
+
+Importing this module does not import JAX.
+"""
 
 import ast
 import contextlib
@@ -25,6 +28,7 @@ class Text(str):
 
 
 def _split(text: str) -> list[str]:
+    """Split at commas outside quotes and brackets."""
     parts, depth, quote = [""], 0, ""
     for character in text:
         if quote:

@@ -21,7 +21,11 @@ CARD = "l2l_jax adapter"  # key of the card in the metadata of a file
 
 
 def adapter_bytes(adapter: Adapter, card: Mapping[str, Any]) -> bytes:
-    """Return the content of an adapter's file; `card` says of which family, model and weights it is."""
+    """Return the content of an adapter's file.
+
+    The card holds JSON-able facts: "family", "model" (its fields), "adapter" (kind), "adapter_rank",
+    "adapter_layers", "method" and "base", the `fingerprint` of the parts that it was trained on.
+    """
     flat = {name: np.ascontiguousarray(x) for name, x in flatten_dict(dict(adapter), sep="/").items()}
     return safetensors.numpy.save(flat, metadata={CARD: json.dumps(dict(card))})
 

@@ -106,6 +106,7 @@ def field(model: Model, name: str) -> Any:
 
 
 def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields by name, those of sections as "section.field"."""
     return flatten_dict(dict(fields), sep=".")
 
 

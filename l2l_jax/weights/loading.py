@@ -96,6 +96,7 @@ def download(name: str) -> pathlib.Path:
 
 
 def _card(path: pathlib.Path) -> dict[str, Any] | None:
+    """Return the card of a saved or shipped model, or None for a checkpoint."""
     if not path.exists():
         raise UserError(
             f"config.model.pretrained={path} does not exist; it should be a folder of a saved model, such as "
@@ -189,7 +190,11 @@ def _check_card(card: Mapping[str, Any], model: Model, parts: Sequence[str]) -> 
 
 
 def original_weights(path: pathlib.Path) -> dict[str, Any]:
-    """Return origin, SHA-256 and licence of weights; of unlearned ones, "original_weights" has the facts."""
+    """Return JSON-able facts about weights: origin, SHA-256 and licence.
+
+    A model that was trained here comes from no file and has no SHA-256. Of one that was unlearned before, the
+    facts hold those of its own original under "original_weights".
+    """
     path = locate(path)
     card = _card(path)
     if card is None:

@@ -1,4 +1,8 @@
-"""Published files of weights, with sizes and checksums from public records, and downloading them."""
+"""Published files of weights: where they are, and downloading them, resumed and checked.
+
+Sizes and checksums were taken from public records of people who downloaded the files; they are None where no
+record was found.
+"""
 
 import dataclasses
 import http.client
@@ -28,7 +32,11 @@ def weights_folder() -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedFile:
-    """A file of weights."""
+    """A file of weights.
+
+    `name` is that on the command line, `file` that in the folder of weights. `url` is empty where a download
+    takes a browser, from `page`.
+    """
 
     name: str  # on the command line
     holds: str

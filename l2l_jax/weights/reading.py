@@ -141,6 +141,7 @@ def _check_sizes(path: pathlib.Path, state_dict: StateDict, files: Sequence[path
 
 
 def _read_pipeline(folder: pathlib.Path) -> Checkpoint:
+    """Read a pipeline of diffusers; keys begin with the names of components."""
     components: dict[str, Any] = {}
     state_dict: StateDict = {}
     files: list[pathlib.Path] = []
@@ -174,6 +175,7 @@ def component_weights(folder: pathlib.Path) -> Checkpoint:
 
 
 def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the arguments of the training program, as far as a checkpoint keeps them."""
     found: dict[str, Any] = {}
     for name in ARGUMENTS:
         args = content.get(name)
@@ -354,6 +356,7 @@ def _check_zip(path: pathlib.Path) -> None:
 
 
 def _explain(path: pathlib.Path, error: Exception) -> str:
+    """Return the message for what `torch.load` raised."""
     text = " ".join(str(error).split())
     name = re.search(r"GLOBAL ([\w.]+)", text)
     if isinstance(error, pickle.UnpicklingError) and name:

@@ -24,7 +24,11 @@ CARD_TYPES = {"family": str, "model": dict, "parts": list, "data": dict, "source
 def save_model(
     folder: pathlib.Path, params: Params, card: dict[str, Any], *, beside: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write parameters, JSON-able `card` and files `beside` to `folder`, which appears when complete."""
+    """Write parameters and `card`, JSON-able facts, to `folder`, replacing its content.
+
+    The folder appears under its name only when it is complete. With several processes one of them writes, and
+    all return when it has. `beside` is the content of further files, by name.
+    """
 
     def write() -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)

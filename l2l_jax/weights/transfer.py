@@ -112,6 +112,7 @@ def export_model(
 
 
 def _origin(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the facts of the checkpoint that a model, or the model that it was unlearned from, came from."""
     found = card.get("source", card)
     while "file" not in found and "original_weights" in found:
         found = found["original_weights"]
@@ -119,7 +120,11 @@ def _origin(card: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def other_components(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the files of a pipeline for `write_folder`, without the weights of U-Net and autoencoder."""
+    """Return the files of a pipeline for `write_folder`, without the weights of U-Net and autoencoder.
+
+    Text files are copied; model_index.json names only components that are there. Weights, whatever their
+    format, are written as model.safetensors.
+    """
     if not (folder / PIPELINE).is_file():
         raise UserError(
             f"{folder}, the pipeline that the model was imported from, is not there. Its text encoder and "
@@ -147,7 +152,10 @@ def inspect(
     vqgan: pathlib.Path | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """Return facts about a checkpoint or saved model by heading, and why it cannot be imported, if so."""
+    """Return facts about a checkpoint or a saved model, as text by heading; nothing is imported.
+
+    Options are those of `import_checkpoint`. What can be read and not imported is described, with the reason.
+    """
     if (path / CARD).is_file():
         return {key: _text(value) for key, value in read_card(path).items()}
     adapter = adapters.read_card(path)

@@ -95,7 +95,11 @@ def _with_noise(model, pixel_change, params, images, mask, rng):
 
 
 def _with_gradient(model, pixel_change, params, images, mask, rng):
-    """Descend the masked MSE, keeping what lowers it; where the gradient is 0 the sign is drawn."""
+    """Descend the masked MSE, as an attacker who knows the truth.
+
+    A change is kept, image by image, where it lowers the error. Where the gradient is 0, as everywhere in
+    models that choose codes, the sign is drawn, which makes it a random search.
+    """
     low, high = model.value_range
     reach = (high - low) * pixel_change / 255
     visible = ~mask[None, ..., None]

@@ -1,4 +1,7 @@
-"""Small scikit-learn classifiers, trained on the spot, for images unlike Inception's photographs."""
+"""Small classifiers, trained on the spot, for images that the published networks are not meant for.
+
+Inception was trained on photographs and says little about 16-pixel digits. The networks are scikit-learn's.
+"""
 
 import hashlib
 import warnings

@@ -70,7 +70,10 @@ _PACKED = re.compile(r"(visual\..*\.attn\.)in_proj_(weight|bias)")
 
 
 def unpack(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Split `in_proj_weight` and its bias, as OpenAI and open_clip save them, into query, key and value."""
+    """Return a state dict in which queries, keys and values of the vision tower are arrays of their own.
+
+    OpenAI and open_clip save them as one, `in_proj_weight`; here they are `query.weight` and so on.
+    """
     unpacked: dict[str, Any] = {}
     for key, value in state_dict.items():
         if match := _PACKED.fullmatch(key):

@@ -47,7 +47,11 @@ Opened = tuple[str, Any, Apply]  # a network's name in reports, parameters and f
 
 
 class FeatureNetwork(Protocol):
-    """A trained network that evaluates images; those of whole images also have `outputs`, an `Apply`."""
+    """A trained network that evaluates images.
+
+    `name` is its name in reports, `weights` are JSON-able facts: `file`, `sha256`, `licence`, and what else
+    is known. Those of whole images also have `outputs`, an `Apply`.
+    """
 
     name: str
     weights: Mapping[str, Any]
@@ -57,7 +61,10 @@ class FeatureNetwork(Protocol):
 
 
 class BatchedNetwork:
-    """A `FeatureNetwork` on this process's devices; each core of a CPU has batches of `PER_THREAD`."""
+    """A `FeatureNetwork` that runs on this process's devices in batches of one shape.
+
+    On a CPU, each core computes a batch of its own, of at most `PER_THREAD` images.
+    """
 
     def __init__(self, name: str, weights: Mapping[str, Any], params: Any, apply: Apply, batch_size: int):
         def precise(params: Any, images: jax.Array) -> Outputs:
@@ -200,4 +207,5 @@ def _joined_params(network: nn.Module, table: Table, epsilon: float, state_dict:
 
 
 def _normalize(pixels: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Return pixels in [0, 255] as networks trained on ImageNet expect them."""
     return (pixels / 255 - jnp.array(mean)[None, None, None]) / jnp.array(std)[None, None, None]

@@ -1,4 +1,7 @@
-"""ResNet-50 trained on Places-365 (Zhou et al. 2018); blocks stride in the 3×3, as in torchvision."""
+"""ResNet-50 (He et al. 2016) as trained on scenes, Places-365 (Zhou et al. 2018).
+
+The stride of a block is that of its 3×3 convolution, as in torchvision.
+"""
 
 import flax.linen as nn
 import jax

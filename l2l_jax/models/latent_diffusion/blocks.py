@@ -15,7 +15,10 @@ from l2l_jax.models.palette.unet import lecun_uniform
 
 
 def check_config(name: str, config: Mapping[str, Any], supported: Mapping[str, Collection[Any]]) -> None:
-    """Raise a UserError for an unsupported value, alone or in a list, of a JSON file; keys may be missing."""
+    """Raise a UserError for a value of a JSON file, named or in a list, that is not among the supported ones.
+
+    A key may be missing.
+    """
     for key, values in supported.items():
         given = config.get(key)
         for value in given if isinstance(given, list) else [given]:

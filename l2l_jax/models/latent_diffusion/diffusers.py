@@ -122,7 +122,10 @@ class Pipeline(CheckpointFormat):
         }
 
     def lora(self, adapter: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return a "lora" adapter as diffusers' pytorch_lora_weights.safetensors; no other is written."""
+        """Return an adapter of kind "lora" as the content of diffusers' pytorch_lora_weights.safetensors.
+
+        Another kind is a UserError. `shapes` are those of the parts that it adapts.
+        """
         found: dict[str, np.ndarray] = {}
         kernels, factors = (flatten_dict(dict(tree), sep="/") for tree in (shapes, adapter))
         for path in dict.fromkeys(path.rpartition("/")[0] for path in factors):
@@ -139,5 +142,6 @@ class Pipeline(CheckpointFormat):
 
 
 def _component(state_dict: StateDict, name: str) -> StateDict:
+    """Return the arrays of one component, under its own keys."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): x for key, x in state_dict.items() if key.startswith(prefix)}

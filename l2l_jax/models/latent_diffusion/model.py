@@ -184,7 +184,10 @@ class LatentDiffusion(Model):
         return {part: (vae if part == "vae" else unet)[part] for part in params}
 
     def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
-        """Draw a mask, a prompt, a time step and noise for images or their codes; see `corrupt_with`."""
+        """Draw a mask, a prompt and a time step, and add noise to the latents; see `corrupt_with`.
+
+        `images` may be codes of `precompute`.
+        """
         is_code = images.shape[1:] == self.code.shape
         codes = images if is_code else self.precompute(params, images, rng, axis_name)
         return self.corrupt_with(params, codes, draw_rows(lambda n: self.draw(n, rng), len(codes), axis_name))
@@ -316,7 +319,10 @@ class LatentDiffusion(Model):
         return self._with_clean(corrupted, masked, clean, corrupted["noise"])
 
     def vae_loss(self, params: Params, inputs: tuple[Array, Array]) -> Array:
-        """Return squared error and weighted divergence of the VAE, `[batch]`, of images and noise."""
+        """Return squared error and weighted divergence of the VAE, `[batch]`; `inputs`: images and noise.
+
+        Enough for small images; published VAEs add perceptual and adversarial losses.
+        """
         images, noise = inputs
         mean, log_variance = self._moments(params, images)
         drawn = mean + jnp.exp(0.5 * log_variance) * noise
@@ -342,6 +348,7 @@ class LatentDiffusion(Model):
         return self._paste(images, mask, inpainted)
 
     def _paste(self, images: Array, mask: np.ndarray, inpainted: Array) -> Array:
+        """Return images with the masked region from others, clipped."""
         return jnp.where(mask[None, ..., None], jnp.clip(inpainted, *self.value_range), images)
 
     def _noises(self, rng: Array, rows: int) -> tuple[Array, Array]:
@@ -405,7 +412,10 @@ class LatentDiffusion(Model):
     def sample(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
     ) -> tuple[Array, Array]:
-        """See `Model`: a ring of visible pixels is masked, too; the squared error there is the misfit."""
+        """See `Model`: a ring of visible pixels is masked, too, and the squared error there is the misfit.
+
+        Steps are computed again in the backward pass.
+        """
         grown = masks.grow(mask, max(1, self.image_size // 16))
         first, posterior = self._noises(rng, len(images))
         start = first if noise is None else noise

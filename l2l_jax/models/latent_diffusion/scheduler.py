@@ -1,4 +1,8 @@
-"""Noise schedules and deterministic sampling as diffusers' `DDIMScheduler` (Song, Meng, Ermon 2021)."""
+"""Noise schedules of latent diffusion, and deterministic sampling (DDIM; Song, Meng, Ermon 2021).
+
+Equal to diffusers' `DDIMScheduler` with eta 0. ᾱ, the running product of 1 − β, is computed in float64 and
+rounded to float32.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -142,7 +146,10 @@ class Schedule:
     def step(
         self, predicted: Array, latents: Array, timestep: Any, steps: int, drawn: Array | None = None
     ) -> Array:
-        """Return the latents after one of `timesteps(steps)`; with noise `drawn` they are a draw (η = 1)."""
+        """Return the next, less noisy latents after one of `timesteps(steps)`, at which the network predicts.
+
+        `drawn`, normal noise like the latents, makes it a draw from the posterior (DDIM with η = 1).
+        """
         alphas = jnp.asarray(self.alphas(), jnp.float32)
         final = jnp.float32(1) if self.set_alpha_to_one else alphas[0]
         previous = jnp.asarray(timestep) - self.train_timesteps // steps

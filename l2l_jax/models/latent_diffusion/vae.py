@@ -1,4 +1,7 @@
-"""The autoencoder of Stable Diffusion (Rombach et al. 2022), with the names of diffusers' `AutoencoderKL`."""
+"""The autoencoder of Stable Diffusion (Rombach et al. 2022): images to Gaussian latents and back.
+
+Computes what diffusers' `AutoencoderKL` does. Module names follow diffusers', with "_" between parts.
+"""
 
 import dataclasses
 import functools
@@ -113,6 +116,7 @@ class Half(nn.Module):
 
     @nn.nowrap
     def _last(self, channels: int, h: Array) -> Array:
+        """Normalize and convolve, in float32."""
         norm = GroupNorm(self.sizes.norm_groups, epsilon=EPSILON, activation=nn.silu, name="conv_norm_out")
         return conv(channels, 3, jnp.float32, "conv_out")(norm(h))
 
@@ -149,7 +153,10 @@ class VAEDecoder(Half):
 
 
 class AutoencoderKL(nn.Module):
-    """The autoencoder, its products in `dtype`, results float32; latents are not scaled by `VAESizes`."""
+    """The autoencoder, with `dtype` for products and feature maps; results are float32.
+
+    Latents are as it makes them, without the scaling of `VAESizes`.
+    """
 
     sizes: VAESizes
     dtype: jnp.dtype = jnp.float32

@@ -28,7 +28,10 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def convolution(x: Array, kernel: Array, window_strides: Any, padding: Any, **options: Any) -> Array:
-    """Run `lax.conv_general_dilated`, on CPUs with `kernel_gradient` if odd kernels keep the resolution."""
+    """Run `lax.conv_general_dilated`, with the weight gradient of `kernel_gradient` on CPUs.
+
+    That holds for two-dimensional convolutions of kernels with odd sides that keep the resolution.
+    """
     dilations = (*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ()))
     steps = (*window_strides, *dilations, options.get("feature_group_count", 1))
     whole = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
@@ -134,6 +137,7 @@ def _correlation(shifted: Array, still: Array, size: tuple[int, int], precision:
 
 
 def _divisor(number: int, most: int) -> int:
+    """Return the largest divisor that is at most `most`, or 1."""
     return max(n for n in range(1, number + 1) if number % n == 0 and n <= max(most, 1))
 
 

@@ -54,7 +54,10 @@ def hidden_tokens(mask: Mask, patch_size: int, margin: int) -> Bool[np.ndarray, 
 
 
 def blend_weights(mask: Mask, margin: int, sigma: float) -> Float[np.ndarray, "height width"]:
-    """Return the decoded image's weight: the mask, grown by `margin` pixels and blurred by `sigma`."""
+    """Return the weight of the decoded image in [0, 1].
+
+    It is the mask, grown by `margin` pixels in all eight directions, after a Gaussian blur of `sigma` pixels.
+    """
     from scipy import ndimage  # takes long to load
 
     grown = masks.grow(mask, margin).astype(np.float64)
@@ -87,7 +90,11 @@ def decoding_step(
     id_noise: Logits,
     confidence_noise: Float[Array, "batch token"],
 ) -> Step:
-    """Draw the masked tokens of `ids` by Gumbel noise `id_noise`; mask the `mask_length` least certain."""
+    """Draw the tokens that are `mask_id` in `ids`, and mask the `mask_length` least certain again.
+
+    Gumbel noise `id_noise` samples from the softmax, zeros take the most likely code; `confidence_noise` is
+    added to the log-probability of the drawn code.
+    """
     unknown = ids == mask_id
     drawn = jnp.argmax(logits + id_noise, axis=-1).astype(ids.dtype)
     log_probability = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn[..., None], axis=-1)
@@ -105,7 +112,11 @@ def decode_masked(
     rng: Array,
     sampling_temperature: float = 1.0,
 ) -> Ids:
-    """Run all steps in one compiled loop, codes drawn at `sampling_temperature`; no token stays masked."""
+    """Run all steps of the schedule in one compiled loop; if there are any, no token stays masked.
+
+    `ids` are `mask_id` where hidden; there, codes are drawn from the softmax of `logits_of(ids)` at the
+    temperature `sampling_temperature`.
+    """
 
     def body(carry, step):
         ids, _ = carry

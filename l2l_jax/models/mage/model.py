@@ -240,6 +240,7 @@ class MAGE(Model):
         return noise, num_drop, jnp.clip(num_mask, max(num_drop, 1), self.tokens)
 
     def _paint(self, images: Array, mask: Array | np.ndarray) -> Array:
+        """Paint the pixels of `mask`, bool `[batch or 1, height, width]`, in `hole_color`."""
         color = jnp.asarray(self.hole_color, images.dtype).reshape(1, 1, 1, -1)
         return jnp.where(mask[..., None], color, images)
 
@@ -273,7 +274,10 @@ class MAGE(Model):
         return apply(self.encoder, encoder_params, *inputs)
 
     def decode(self, params: Params, latent: Array, source: Array, count: int | None = None) -> Array:
-        """Return logits `[batch, 1 + tokens, word]` of `count` words; word embeddings get no gradient."""
+        """Return float32 logits `[batch, 1 + tokens, vocabulary]`, or of the first `count` words only.
+
+        The token head reads the encoder's word embeddings, and sends them no gradient.
+        """
         words = jax.lax.stop_gradient(params["encoder"]["token_emb"]["word_embeddings"])
         return apply(self.decoder, params["decoder"], latent, source, words, count)
 
@@ -348,6 +352,7 @@ class MAGE(Model):
     def _inpaint(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array
     ) -> tuple[Array, Array, np.ndarray]:
+        """Return reconstructions, their codes `[batch, tokens]`, and the hidden ones, bool `[tokens]`."""
         mask = self._check_mask(mask)
         hidden = decoding.hidden_tokens(mask, self.patch_size, self.hidden_margin)
         if hidden.all():
@@ -369,7 +374,10 @@ class MAGE(Model):
     def sample(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
     ) -> tuple[Array, Array]:
-        """See `Model`: minus the mean log-likelihood of the visible codes next to the hidden ones."""
+        """See `Model`: minus the mean log-likelihood of the visible codes next to the hidden ones.
+
+        Where `inpaint` takes the likeliest codes, they are drawn at temperature 1.
+        """
         drawing = dataclasses.replace(self, sampling_temperature=self.sampling_temperature or 1.0)
         inpainted, ids, hidden = drawing._inpaint(params, images, mask, rng)
         ring = masks.grow(hidden.reshape(self.grid, self.grid), 1).reshape(-1) & ~hidden

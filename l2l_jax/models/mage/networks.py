@@ -44,7 +44,10 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, positions: Array, dropout_keep: Array | None = None) -> Array:
-        """Map tokens `[batch, 1 + kept]` to `[batch, 1 + kept, width]`; `dropout_keep` is like these."""
+        """Map tokens `[batch, 1 + kept]`, class token first, to features `[batch, 1 + kept, width]`, float32.
+
+        `dropout_keep`, bool like the features, tells the channels of their embeddings that dropout keeps.
+        """
         embed = TokenEmbedding(self.vocabulary, self.places, self.width, self.embedding_std, name="token_emb")
         x = embed(ids, positions)
         if dropout_keep is not None:

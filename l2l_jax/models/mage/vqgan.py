@@ -50,7 +50,10 @@ class Levels:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with a skip, which passes the *residual* on where the channels change."""
+    """Two convolutions with a skip; if the channels change, the skip passes the *residual* on.
+
+    The sum is in the type of the input.
+    """
 
     width: int
     groups: int
@@ -140,7 +143,11 @@ class VectorQuantizer(nn.Module):
         return jnp.take(self.embedding, ids, axis=0)
 
     def __call__(self, latent: Array) -> tuple[Array, Array]:
-        """Return quantized latents, straight-through, and commitment plus codebook losses, `[batch]`."""
+        """Return quantized latents with the straight-through gradient, and every example's loss, `[batch]`.
+
+        The loss is the mean over places and channels of the commitment loss (pulls latents to codes) and of
+        the codebook loss (pulls codes to latents), in the weights above.
+        """
         latent = latent.astype(jnp.float32)
         codes = self.look_up(self.nearest(latent))
         commitment = jnp.square(jax.lax.stop_gradient(codes) - latent).mean(axis=(1, 2, 3))

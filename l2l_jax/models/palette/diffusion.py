@@ -122,7 +122,10 @@ def random_steps(steps: ReverseSteps, scale: float = 1.0) -> ReverseSteps:
 
 
 def ddim_steps(betas: Betas, count: int) -> ReverseSteps:
-    """Return deterministic steps, evenly spaced, of clipped images (Song et al. 2021, equation 12, σ = 0)."""
+    """Return deterministic steps, evenly spaced in time (Song et al. 2021, equation 12, σ = 0).
+
+    The predicted noise is taken anew from the clipped clean image.
+    """
     if not 1 <= count <= len(betas):
         raise ValueError(f"DDIM takes 1 to {len(betas)} steps of this schedule, not {count}")
     times = np.linspace(len(betas) - 1, 0, count).round().astype(int)[::-1]

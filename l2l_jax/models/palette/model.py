@@ -193,7 +193,10 @@ class Palette(Model):
         return self.pure_noise_inside(self.corrupt(params, images, rng, axis_name))
 
     def pure_noise_inside(self, corrupted: Corrupted) -> Corrupted:
-        """Put the noise alone in the mask: √(1 − γ) · noise + (1 − √(1 − γ)) · noise in the release."""
+        """Remove the image from the noisy image inside the mask.
+
+        The release writes √(1 − γ) · noise + (1 − √(1 − γ)) · noise there, which is the noise.
+        """
         conditioning, noisy = jnp.split(corrupted["inputs"], 2, axis=-1)
         noisy = jnp.where(corrupted["mask"][..., None], corrupted["noise"], noisy)
         return {**corrupted, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
@@ -277,7 +280,10 @@ class Palette(Model):
     def sample(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
     ) -> tuple[Array, Array]:
-        """See `Model`: a ring of visible pixels is masked, too; the squared error there is the misfit."""
+        """See `Model`: a ring of visible pixels is masked, too, and the squared error there is the misfit.
+
+        Steps are computed again in the backward pass.
+        """
         grown = masks.grow(mask, max(1, self.image_size // 16))
         filling, draw = _draws(rng, images.shape)
         start, run = self._process(params, images, grown, filling if noise is None else noise, draw)

@@ -72,7 +72,10 @@ class UNetConfig:
 
 
 class ResBlock(nn.Module):
-    """Residual block, the identity when new; the γ embedding scales and shifts its second normalization."""
+    """Residual block; the γ embedding scales and shifts its second normalization.
+
+    A new block is the identity (or its resampling): the last kernel starts at zero.
+    """
 
     config: UNetConfig
     channels: int
