@@ -1,4 +1,4 @@
-"""How tests compile; nothing here imports JAX, which reads these settings when it is imported."""
+"""Quick compilation of tests; nothing here imports JAX, which reads these settings when it is imported."""
 
 import gc
 import importlib.util

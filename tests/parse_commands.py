@@ -1,4 +1,4 @@
-"""What a program has against command lines, "": nothing; `python -m tests.parse_commands MODULE < JSON`."""
+"""Objections of a program to command lines, "": none; `python -m tests.parse_commands MODULE < JSON`."""
 
 import argparse
 import contextlib

@@ -18,7 +18,7 @@ from l2l_jax.utils.multihost import barrier
 
 
 class Setup:
-    """What all models of a comparison share: evaluation, images, folder of audits, the original model."""
+    """Common inputs of a comparison: evaluation, images, folder of audits, the original model."""
 
     original: Params  # after `start`
 

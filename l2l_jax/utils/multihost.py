@@ -1,4 +1,4 @@
-"""What the processes of a run exchange: decisions, errors, results.
+"""Exchanges between the processes of a run: decisions, errors, results.
 
 Every function here is called by all processes at the same point of the program. With one process nothing is
 sent.

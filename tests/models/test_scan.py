@@ -16,7 +16,7 @@ do it; without that pass its memory shows what they save."""
 
 
 def corrupted(family, params, rows=8):
-    """What the encoder reads; of latents, arrays of the right shapes."""
+    """Inputs of the encoder; of latents, arrays of the right shapes."""
     if family == "latent_diffusion":
         latents = np.random.default_rng(0).standard_normal((rows, 4, 4, 9), np.float32)
         words = params["prompts"]["words"][np.arange(rows) % 2]
