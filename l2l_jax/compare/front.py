@@ -191,8 +191,9 @@ class _Cells:
         rate = "_".join(f"{name}_{value:g}" for name, value in cell.setting.fields[1:]) or "recipe"
         folder = self._folder / cell.setting.method / "phases" / rate / f"seed_{cell.seed}"
         given = self._config.unlearn
-        same = dict(retain_budget=None, alpha=given.alpha, methods=given.methods)
-        unlearn = dataclasses.replace(variant.unlearn, **same)
+        unlearn = dataclasses.replace(
+            variant.unlearn, retain_budget=None, alpha=given.alpha, methods=given.methods
+        )
         with self._locks.setdefault(folder, threading.Lock()):  # other cells wait for them
             phases = Workdir(folder, dataclasses.replace(variant, unlearn=unlearn)).unlearn
             unlearning.run_phases(variant, phases, setup.original, setup.sets, devices)
