@@ -140,7 +140,8 @@ def fit(
     """
     for name, features in {"undesired": undesired, "acceptable": acceptable}.items():
         if len(features) < 2:
-            raise UserError(f"There are {len(features)} {name} references; a filter needs at least 2.")
+            there = f"There are {len(features)} {name} references"
+            raise UserError(f"{there}; a filter needs at least 2, better 50.")
     if undesired.shape[1:] != acceptable.shape[1:]:
         raise UserError(
             f"The references have {undesired.shape[1]} and {acceptable.shape[1]} features; expected those of "
