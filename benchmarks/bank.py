@@ -1,6 +1,6 @@
 """Time saved in a step by a token bank: `python -m benchmarks bank --config=configs/vqgan.py`.
 
-The recipe's unlearning step as it is without a bank ("online"), with codes of the noise computed once
+The config's unlearning step as it is without a bank ("online"), with codes of the noise computed once
 ("noise_bank"), and with all codes computed once ("token_bank"), interleaved in one run on all devices. Images
 and codes are random and lie in the host's memory; computing the bank is not part of a step.
 """
@@ -22,10 +22,10 @@ PAIRED = {"online": (0, 0), "token_bank": (1, 0)}
 
 def main(argv: Sequence[str]) -> None:
     """Time the three steps and print a table."""
-    recipe, _ = parse_flags(argv)
+    raw, _ = parse_flags(argv)
     from benchmarks.layouts import device_facts
 
-    config = load_config(recipe)
+    config = load_config(raw)
     seconds = measure(config, ROUNDS.value)
     facts, images = device_facts(), 2 * config.unlearn.batch_size
     print(f"{facts['count']} devices ({facts['kind']}), {images} images a step\n")
@@ -37,7 +37,7 @@ def measure(config: Any, rounds: int) -> dict[str, list[float]]:
     """Seconds of every step of each row, interleaved.
 
     Raises:
-      UserError: the recipe's family or method has no use for a bank.
+      UserError: the config's family or method has no use for a bank.
     """
     from benchmarks.layouts import Run
     from l2l_jax.experiment.phase import open_phase
@@ -48,9 +48,9 @@ def measure(config: Any, rounds: int) -> dict[str, list[float]]:
         raise UserError(f"config.model.family is {config.family!r}: {config.model.why_no_codes}.")
     runs = {}
     for name, (token_bank, noise_bank) in (PAIRED if config.model.codes_hold_draws else BANKS).items():
-        how = dataclasses.replace(config.unlearn, token_bank=token_bank, noise_bank=noise_bank)
-        stage = open_phase(dataclasses.replace(config, unlearn=how), "unlearn")
+        cfg = dataclasses.replace(config.unlearn, token_bank=token_bank, noise_bank=noise_bank)
+        phase = open_phase(dataclasses.replace(config, unlearn=cfg), "unlearn")
         mesh = sharding.make_mesh(config=config.mesh)
-        sharding.check_batch_size(how.batch_size, how.batch_parts, mesh, "config.unlearn.batch_size")
-        runs[name] = Run(stage, make_parallel(mesh, config.parallel))
+        sharding.check_batch_size(cfg.batch_size, cfg.batch_parts, mesh, "config.unlearn.batch_size")
+        runs[name] = Run(phase, make_parallel(mesh, config.parallel))
     return in_turns({name: run.time_step for name, run in runs.items()}, rounds)

@@ -1,6 +1,6 @@
 """Cost of a retain budget: `python -m benchmarks budget --config=configs/digits_mae.py`.
 
-Times a step of unlearning and a measurement on the recipe's own validation images, interleaved, and says by
+Times a step of unlearning and a measurement on the config's own validation images, interleaved, and says by
 how much `config.unlearn.budget_every` makes a run longer. Parameters are random.
 """
 
@@ -25,16 +25,16 @@ STEPS = 10
 
 def main(argv: Sequence[str]) -> None:
     """Time steps and measurements, and print what the budget costs."""
-    recipe, _ = parse_flags(argv)
+    raw, _ = parse_flags(argv)
     from benchmarks.layouts import device_facts  # late, to answer a mistyped flag at once
 
-    facts, figures = device_facts(), cost(load_config(recipe), MEASUREMENTS.value)
+    facts, metrics = device_facts(), cost(load_config(raw), MEASUREMENTS.value)
     print(f"{facts['count']} devices ({facts['kind']})")
     print(
         "step {step_ms:.1f} ms, measurement {measurement_ms:.1f} ms on {images} images; one every {every} "
-        "steps makes a run {longer:.1%} longer".format(**figures)
+        "steps makes a run {longer:.1%} longer".format(**metrics)
     )
-    write_report({"device": facts, **figures})
+    write_report({"device": facts, **metrics})
 
 
 def cost(config: Any, measurements: int) -> dict[str, float]:
@@ -50,12 +50,12 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
     from l2l_jax.train.parallel import make_parallel
     from l2l_jax.train.validation_errors import MaskedErrors
 
-    how, model = config.unlearn, config.model
+    cfg, model = config.unlearn, config.model
     parallel = make_parallel(sharding.make_mesh(config=config.mesh), config.parallel)
     run = Run(open_phase(config, "unlearn"), parallel)
-    images = validation_images(config, how.budget_images)
+    images = validation_images(config, cfg.budget_images)
     mask = budget_task(config.evaluate.tasks).mask(model.image_size)
-    errors = MaskedErrors(model, mask, images, rows=2 * how.batch_size, seed=0, parallel=parallel)
+    errors = MaskedErrors(model, mask, images, rows=2 * cfg.batch_size, seed=0, parallel=parallel)
     rest = sharding.place(run.params, parallel.mesh)
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
@@ -70,6 +70,6 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
     seconds = in_turns({"step": step, "measurement": measurement}, measurements)
     step_ms, measurement_ms = (1000 * statistics.median(taken) for taken in seconds.values())
     return {
-        "step_ms": step_ms, "measurement_ms": measurement_ms, "every": how.budget_every,
-        "images": sum(map(len, images.values())), "longer": measurement_ms / (step_ms * how.budget_every),
+        "step_ms": step_ms, "measurement_ms": measurement_ms, "every": cfg.budget_every,
+        "images": sum(map(len, images.values())), "longer": measurement_ms / (step_ms * cfg.budget_every),
     }  # fmt: skip

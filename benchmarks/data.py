@@ -99,7 +99,7 @@ def _memory(process_id: int) -> float:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure, print tables, and write the figures as JSON if that is asked for."""
+    """Measure, print tables, and write the metrics as JSON if that is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks data", description=__doc__)
     parser.add_argument("--size", type=int, default=256, help="side of the crops in pixels (%(default)s)")
     parser.add_argument(
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
 def measure(
     files: Sequence[bytes], size: int, workers: Sequence[int], batch_size: int, batches: int, repeats: int
 ) -> dict[str, Any]:
-    """All figures, JSON-able."""
+    """All metrics, JSON-able."""
     crop = Transform(TransformConfig(crop="random", flip=True), size, training=True)
     numbers = iter(range(10**9))
     timed = rates(decoders() | {"crop": lambda file: crop(file, (0, next(numbers)))}, files, repeats)

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--batch_size", type=int, default=32, help="images per call; default %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each; default %(default)s")
     parser.add_argument("--threads", type=int, default=len(usable_cpus()), help="default: all CPUs")
-    parser.add_argument("--output", type=pathlib.Path, help="write the figures to this file as JSON")
+    parser.add_argument("--output", type=pathlib.Path, help="write the metrics to this file as JSON")
     args = parser.parse_args(argv[1:])
     # XLA takes as many threads as there are CPUs that it may run on.
     os.sched_setaffinity(0, usable_cpus()[: args.threads])
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     check(sides)
     calls = {name: functools.partial(timed, side) for name, side in sides.items()}
     seconds = in_turns(calls, args.rounds)
-    rows = {name: figures(taken, args.batch_size) for name, taken in seconds.items()}
+    rows = {name: metrics(taken, args.batch_size) for name, taken in seconds.items()}
     print(table(rows))
     if args.output:
         facts = {"batch_size": args.batch_size, "threads": args.threads, "rounds": args.rounds}
@@ -126,7 +126,7 @@ def timed(side: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - clock, time.process_time() - processor
 
 
-def figures(taken: Sequence[tuple[float, float]], images: int) -> dict[str, float]:
+def metrics(taken: Sequence[tuple[float, float]], images: int) -> dict[str, float]:
     """Images per second: the median, the fastest call, and the fastest per second of processor time."""
     clock, processor = zip(*taken, strict=True)
     return {

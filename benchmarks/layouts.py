@@ -26,9 +26,9 @@ def parse_layouts(names: Sequence[str], phase: TrainingPhase) -> dict[str, Paral
     if count > 1:
         half = [f"{count // 2}x2"] if count % 2 == 0 and count > 2 else []
         default[1:1] = [*half, f"1x{count}"]
-    how = phase.training
+    training = phase.training
     chosen = {name: parse_layout(name, jax.devices()) for name in names or default}
-    sharding.check_batch_size(how.batch_size, how.batch_parts, sharding.make_mesh(), "batch_size")
+    sharding.check_batch_size(training.batch_size, training.batch_parts, sharding.make_mesh(), "batch_size")
     return chosen
 
 
@@ -116,7 +116,7 @@ class Run:
         self.state, _ = jax.block_until_ready(self._step(self.state, self._frozen, rows))
         return time.perf_counter() - start
 
-    def figures(self, images: int) -> dict[str, float]:
+    def metrics(self, images: int) -> dict[str, float]:
         """Medians in milliseconds, steps and images per second, seconds to compile."""
         median = {name: statistics.median(values) for name, values in self._seconds.items()}
         return {

@@ -37,11 +37,11 @@ AGREE_WITHIN = {"float32": 1e-3, "bfloat16": 5e-2}
 
 def main(argv: Sequence[str]) -> None:
     """Time both sides, interleaved, and print a table."""
-    recipe, _ = parse_flags(argv)
+    raw, _ = parse_flags(argv)
 
-    config = load_config(recipe)
+    config = load_config(raw)
     check(config)
-    report = measure(recipe, threads=THREADS.value or len(usable_cpus()), rounds=ROUNDS.value)
+    report = measure(raw, threads=THREADS.value or len(usable_cpus()), rounds=ROUNDS.value)
     print(f"{report['images']} images a step, {report['threads']} threads, {report['rounds']} rounds\n")
     print("\n".join(f"{name}: {version}" for name, version in report["versions"].items()), "\n", sep="")
     print(table(report["seconds"], "peer"))
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check(config: Any) -> None:
-    """Raise a UserError unless the PyTorch side can do what the recipe asks for."""
+    """Raise a UserError unless the PyTorch side can do what the config asks for."""
     if config.family not in FAMILIES:
         known = " and ".join(FAMILIES)
         raise UserError(f"config.model.family is {config.family!r}; the PyTorch side knows {known} only.")
@@ -65,7 +65,7 @@ def check(config: Any) -> None:
             raise UserError(f"{field} is {given!r}; the PyTorch side knows {wanted!r} only.")
 
 
-def measure(recipe: Any, *, threads: int, rounds: int) -> dict[str, Any]:
+def measure(raw: Any, *, threads: int, rounds: int) -> dict[str, Any]:
     """Seconds of every step of both sides, interleaved, after one that is not timed.
 
     Raises:
@@ -77,10 +77,10 @@ def measure(recipe: Any, *, threads: int, rounds: int) -> dict[str, Any]:
     sides = {}
     try:
         for name in ("ours", "peer"):
-            sides[name] = _Side(name, recipe, cpus[:threads])
+            sides[name] = _Side(name, raw, cpus[:threads])
         sides["peer"].ask("weights", sides["ours"].ask("weights"))
         losses = {name: side.ask("loss") for name, side in sides.items()}
-        tolerance = AGREE_WITHIN[recipe["model"].get("dtype", "float32")]
+        tolerance = AGREE_WITHIN[raw["model"].get("dtype", "float32")]
         if abs(losses["ours"] - losses["peer"]) > tolerance * abs(losses["peer"]):
             raise UserError(f"The sides do not compute the same: their losses on one batch are {losses}.")
         seconds = in_turns({name: partial(side.ask, "step") for name, side in sides.items()}, rounds)
@@ -98,10 +98,10 @@ def measure(recipe: Any, *, threads: int, rounds: int) -> dict[str, Any]:
 class _Side:
     """A process that answers questions."""
 
-    def __init__(self, name: str, recipe: Any, cpus: Sequence[int]):
+    def __init__(self, name: str, raw: Any, cpus: Sequence[int]):
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        plain = recipe.to_dict() if hasattr(recipe, "to_dict") else recipe
+        plain = raw.to_dict() if hasattr(raw, "to_dict") else raw
         self._process = context.Process(target=_answer, args=(theirs, name, plain, list(cpus)), daemon=True)
         self._process.start()
         theirs.close()
@@ -124,7 +124,7 @@ class _Side:
         self._process.kill()
 
 
-def _answer(connection: Any, name: str, recipe: dict[str, Any], cpus: list[int]) -> None:
+def _answer(connection: Any, name: str, raw: dict[str, Any], cpus: list[int]) -> None:
     """The program of a side: `(question, *arguments)` in, answers out, until the pipe is closed."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
@@ -135,17 +135,17 @@ def _answer(connection: Any, name: str, recipe: dict[str, Any], cpus: list[int])
         except EOFError:
             return
         try:
-            side = side or _opened(name, recipe, len(cpus))
+            side = side or _opened(name, raw, len(cpus))
             connection.send(getattr(side, question)(*arguments))
         except UserError as error:
             connection.send(error)
 
 
-def _opened(name: str, recipe: dict[str, Any], threads: int) -> Any:
+def _opened(name: str, raw: dict[str, Any], threads: int) -> Any:
     if name == "ours":
         from benchmarks.peer_sides import Ours
 
-        return Ours(recipe)
+        return Ours(raw)
     from benchmarks.peer_torch import Peer
 
-    return Peer(recipe, threads)
+    return Peer(raw, threads)

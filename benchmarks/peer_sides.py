@@ -59,12 +59,12 @@ def fixed_inputs(model: Model, rows: int) -> UnlearningInputs:
 
 
 class Ours:
-    """The step of a recipe on one device."""
+    """The step of a config on one device."""
 
-    def __init__(self, recipe: dict[str, Any]):
-        self._config = parse_config(recipe)
-        stage = open_phase(self._config, "unlearn")
-        self._run = Run(stage, make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit"))
+    def __init__(self, raw: dict[str, Any]):
+        self._config = parse_config(raw)
+        phase = open_phase(self._config, "unlearn")
+        self._run = Run(phase, make_parallel(sharding.make_mesh(jax.devices()[:1]), "jit"))
 
     def _params(self) -> Any:
         """Fresh parameters, none of which is zero: a part that starts at zero would compute nothing."""
@@ -78,11 +78,11 @@ class Ours:
 
     def loss(self) -> float:
         """The loss of `fixed_batch`, with one set of weights for student and teacher."""
-        model, how = self._config.model, self._config.unlearn
-        seen = fixed_inputs(model, how.batch_size)
+        model, cfg = self._config.model, self._config.unlearn
+        seen = fixed_inputs(model, cfg.batch_size)
 
         def loss(params, seen):
-            return encoder_unlearning_loss(model.encode, params, params, seen, alpha=how.alpha)[0]
+            return encoder_unlearning_loss(model.encode, params, params, seen, alpha=cfg.alpha)[0]
 
         return float(jax.jit(loss)(self._params(), seen))
 

@@ -27,16 +27,16 @@ applies T to images, and computes the features of the result."""
 
 
 class Peer:
-    """Student, teacher and optimizer of a recipe, with so many threads of PyTorch."""
+    """Student, teacher and optimizer of a config, with so many threads of PyTorch."""
 
-    def __init__(self, recipe: dict[str, Any], threads: int):
+    def __init__(self, raw: dict[str, Any], threads: int):
         torch.set_num_threads(threads)
         self._on_gpu = torch.cuda.is_available()
         if self._on_gpu:
             torch.set_default_device("cuda")
         torch.manual_seed(0)
-        config = parse_config(recipe)
-        self._config, self._how = config.model, config.unlearn
+        config = parse_config(raw)
+        self._config, self._cfg = config.model, config.unlearn
         self._encoder = ENCODERS[config.family](config.model)
         self._student = self._encoder.network.train()
         if self._on_gpu:
@@ -46,7 +46,7 @@ class Peer:
         self._precision = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
         self._batch = {
             name: {key: _channels_first(value).to(device) for key, value in arrays.items()}
-            for name, arrays in fixed_batch(config.model, self._how.batch_size).items()
+            for name, arrays in fixed_batch(config.model, self._cfg.batch_size).items()
         }
 
     def weights(self, ours: Mapping[str, np.ndarray]) -> None:
@@ -61,15 +61,15 @@ class Peer:
             {"params": [p for p in trained if p.ndim > 1]},
             {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
         ]
-        how = self._how
+        cfg = self._cfg
         self._optimizer = torch.optim.AdamW(
-            decayed, how.learning_rate, (how.beta1, how.beta2), weight_decay=how.weight_decay, fused=True
+            decayed, cfg.learning_rate, (cfg.beta1, cfg.beta2), weight_decay=cfg.weight_decay, fused=True
         )
         self._average = (
             torch.optim.swa_utils.AveragedModel(
-                self._student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(how.ema_decay)
+                self._student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(cfg.ema_decay)
             )
-            if how.ema_decay
+            if cfg.ema_decay
             else None
         )
 
@@ -87,8 +87,8 @@ class Peer:
         images = {"retain": retain, "forget": forget, "noise": noise}
         self._optimizer.zero_grad(set_to_none=True)
         self._loss(images, self._encoder.draw(retain), self._encoder.draw(forget)).backward()
-        if self._how.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._how.clip_norm)
+        if self._cfg.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._cfg.clip_norm)
         self._optimizer.step()
         if self._average is not None:
             self._average.update_parameters(self._student)
@@ -104,7 +104,7 @@ class Peer:
             with torch.no_grad():
                 teacher = self._encoder.features(teacher_network, by_teacher)
         halves = [(s.float() - t.float()).square().chunk(2) for s, t in zip(student, teacher, strict=True)]
-        return sum(first.mean() + self._how.alpha * second.mean() for first, second in halves)
+        return sum(first.mean() + self._cfg.alpha * second.mean() for first, second in halves)
 
     def versions(self) -> str:
         """What computed."""

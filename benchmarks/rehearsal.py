@@ -1,4 +1,4 @@
-"""A published recipe rehearsed at full size: `python -m benchmarks rehearsal configs/mae.py`.
+"""A published config rehearsed at full size: `python -m benchmarks rehearsal configs/mae.py`.
 
 Everything but the weights is real. Random weights of the model and of the networks that measure its images
 are written in the published layouts; the model is imported; a few unlearning steps are taken on JPEGs; a few
@@ -65,9 +65,9 @@ class Phase(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Rehearse the recipe that the command line names, print a table and write JSON."""
+    """Rehearse the config that the command line names, print a table and write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks rehearsal", description=__doc__)
-    parser.add_argument("recipe", help="FILE or FILE:VARIANT, such as configs/mae.py")
+    parser.add_argument("config", help="FILE or FILE:VARIANT, such as configs/mae.py")
     parser.add_argument(
         "--folder", type=pathlib.Path, help="of all that is made; default: runs/rehearsal_NAME"
     )
@@ -78,9 +78,9 @@ def main(argv: Sequence[str]) -> None:
     given = list(argv[1:])
     end = given.index("--") if "--" in given else len(given)
     args, flags = parser.parse_args(given[:end]), given[end + 1 :]
-    name = pathlib.Path(args.recipe.partition(":")[0]).stem
+    name = pathlib.Path(args.config.partition(":")[0]).stem
     folder = args.folder or pathlib.Path("runs") / f"rehearsal_{name}"
-    report = rehearse(args.recipe, folder, args.steps, args.images, args.batch_size, flags, tower=args.clip)
+    report = rehearse(args.config, folder, args.steps, args.images, args.batch_size, flags, tower=args.clip)
     print(table(report))
     print(f"\nReport: {folder / 'run' / 'report' / 'report.html'}")
 
@@ -97,19 +97,19 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def rehearse(
-    recipe: str, folder: pathlib.Path, steps: int, images: int, batch_size: int, flags: Sequence[str] = (),
+    spec: str, folder: pathlib.Path, steps: int, images: int, batch_size: int, flags: Sequence[str] = (),
     *, tower: str = "ViT-H/14",
 ) -> dict[str, Any]:  # fmt: skip
     """Run all phases with so many steps and test images of each set; what `folder/rehearsal.json` then holds.
 
     Args:
-      recipe: FILE or FILE:VARIANT.
+      spec: FILE or FILE:VARIANT.
       folder: Folder to make.
       steps: Steps of unlearning.
       images: Test images of each set.
       batch_size: Images of each set in a step.
       flags: Further flags of `l2l_jax.main`.
-      tower: CLIP's, if the recipe measures with it.
+      tower: CLIP's, if the config measures with it.
 
     Raises:
       UserError: The folder exists, or a phase failed.
@@ -117,7 +117,7 @@ def rehearse(
     if folder.exists():
         raise UserError(f"{folder} exists. Choose another --folder, or delete it first.")
     make_jpegs(folder / "jpegs", {"train": max(2 * batch_size, 8), "test": images})
-    path, _, variant = recipe.partition(":")
+    path, _, variant = spec.partition(":")
     config = parse_config(runpy.run_path(path)["get_config"](*filter(None, [variant])))
     file, imported = folder / "random.safetensors", folder / "imported"
     data = {
@@ -132,7 +132,7 @@ def rehearse(
     fields |= {"evaluate.network_batch_size": min(images, 8)}
     fields |= {f"evaluate.{name}": written for name, written in networks.items()}
     given = [f"--config.{name}={value}" for name, value in fields.items()]
-    run = ["l2l_jax.main", f"--config={recipe}", f"--workdir={folder / 'run'}", *given, *flags]
+    run = ["l2l_jax.main", f"--config={spec}", f"--workdir={folder / 'run'}", *given, *flags]
     phases = [
         _run("random weights, exported", ["-c", RANDOM_WEIGHTS, path, variant, folder / "random", file]),
         _run("import", ["-m", "l2l_jax.weights", "import", file, "--output", imported, *_hidden(config)]),
@@ -144,7 +144,7 @@ def rehearse(
     ]
     metrics = json.loads((folder / "run/report/metrics.json").read_text())
     report = {
-        "recipe": recipe,
+        "config": config,
         "flags": list(flags),
         "phases": [phase._asdict() for phase in phases],
         **{name: metrics[name] for name in ("durations_seconds", "peak_memory_gib_after", "not_available")},

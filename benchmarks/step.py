@@ -23,19 +23,19 @@ ROUNDS = flags.DEFINE_integer("rounds", 20, "How often each is timed; the median
 
 def main(argv: Sequence[str]) -> None:
     """Time the step on every layout and print a table."""
-    recipe, _ = parse_flags(argv)
+    raw, _ = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
     from benchmarks.layouts import Run, device_facts, parse_layouts
     from l2l_jax.experiment.phase import open_phase
 
-    stage = open_phase(load_config(recipe), STAGE.value)
-    layouts = parse_layouts(LAYOUTS.value, stage)
-    runs = {name: Run(stage, parallel) for name, parallel in layouts.items()}
+    phase = open_phase(load_config(raw), STAGE.value)
+    layouts = parse_layouts(LAYOUTS.value, phase)
+    runs = {name: Run(phase, parallel) for name, parallel in layouts.items()}
     for _ in range(ROUNDS.value):
         for run in runs.values():
             run.time_once()
-    images = stage.training.batch_size * len(stage.objective.sets)
-    rows = {name: run.figures(images) for name, run in runs.items()}
+    images = phase.training.batch_size * len(phase.objective.sets)
+    rows = {name: run.metrics(images) for name, run in runs.items()}
     facts = device_facts()
     print(f"{facts['count']} devices ({facts['kind']}), {images} images a step, {STAGE.value}\n")
     print(table(rows))

@@ -22,22 +22,22 @@ QUICKLY = {"xla_backend_optimization_level": 0}
 
 def main(argv: Sequence[str]) -> None:
     """Compile the step on every layout and print a table."""
-    recipe, _ = parse_flags(argv)
+    raw, _ = parse_flags(argv)
     # Imported late: a mistyped flag is answered at once.
     from benchmarks.layouts import device_facts, parse_layouts, step_flops
     from l2l_jax.experiment.phase import open_phase
 
-    stage = open_phase(load_config(recipe), STAGE.value)
-    rows = {name: traffic(stage, parallel) for name, parallel in parse_layouts(LAYOUTS.value, stage).items()}
+    phase = open_phase(load_config(raw), STAGE.value)
+    rows = {name: traffic(phase, parallel) for name, parallel in parse_layouts(LAYOUTS.value, phase).items()}
     facts = device_facts()
-    flops, size = step_flops(stage), stage.training.batch_size
+    flops, size = step_flops(phase), phase.training.batch_size
     where = f"{facts['count']} devices ({facts['kind']})"
     print(f"{where}, batch {size}, {STAGE.value}, {flops / 1e12:.3g} TFLOP a step\n")
     print(table(rows))
     write_report({"device": facts, "stage": STAGE.value, "flops": flops, "layouts": rows})
 
 
-def traffic(stage: Any, parallel: Any) -> dict[str, Any]:
+def traffic(phase: Any, parallel: Any) -> dict[str, Any]:
     """By kind of collective what each device sends in a step on a layout, and the memory of one device.
 
     Returns:
@@ -48,7 +48,7 @@ def traffic(stage: Any, parallel: Any) -> dict[str, Any]:
     from l2l_jax.plan.collectives import collectives, summary
     from l2l_jax.plan.program import Program
 
-    step, arguments = stage.step(parallel)
+    step, arguments = phase.step(parallel)
     options = QUICKLY if jax.default_backend() == "cpu" else {}
     compiled = step.lower(*arguments).compile(options)
     memory = compiled.memory_analysis()

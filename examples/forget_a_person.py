@@ -23,7 +23,7 @@ from l2l_jax.config import Config, parse_config
 from l2l_jax.experiment import pipeline as experiment
 from l2l_jax.report.tables import console
 
-RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank")
 SIZE = 64
 """Pixels of a drawn picture."""
@@ -67,14 +67,14 @@ def _colour(colour: np.ndarray, light: float) -> tuple[int, ...]:
 
 
 def configure(photos: pathlib.Path, person: str, pretrain_steps: int, unlearn_steps: int) -> Config:
-    """The digits' recipe on photos: pretrain on everyone, forget `person`, retain the rest."""
-    recipe = runpy.run_path(str(RECIPE))["get_config"]()
-    recipe.data.update(source="folder", path=str(photos), forget=(person,), retain=("rest",), flip=True)
-    recipe.model.update(pretrained="", image_size=32, pixel_mean=(0.5,) * 3, pixel_std=(0.25,) * 3)
-    recipe.pretrain.model.update(steps=pretrain_steps, warmup_steps=min(100, pretrain_steps // 2))
-    recipe.unlearn.update(steps=unlearn_steps, warmup_steps=min(20, unlearn_steps // 2))
-    recipe.audit.enabled = False  # `python -m l2l_jax.audit --workdir=…` attacks the result
-    return parse_config(recipe)
+    """The digits' config on photos: pretrain on everyone, forget `person`, retain the rest."""
+    raw = runpy.run_path(str(CONFIG))["get_config"]()
+    raw.data.update(source="folder", path=str(photos), forget=(person,), retain=("rest",), flip=True)
+    raw.model.update(pretrained="", image_size=32, pixel_mean=(0.5,) * 3, pixel_std=(0.25,) * 3)
+    raw.pretrain.model.update(steps=pretrain_steps, warmup_steps=min(100, pretrain_steps // 2))
+    raw.unlearn.update(steps=unlearn_steps, warmup_steps=min(20, unlearn_steps // 2))
+    raw.audit.enabled = False  # `python -m l2l_jax.audit --workdir=…` attacks the result
+    return parse_config(raw)
 
 
 def main(argv: Sequence[str] | None = None) -> dict:

@@ -12,7 +12,7 @@ import pydantic
 
 from l2l_jax.audit.config import RENAMED as RENAMED_IN_AUDIT
 from l2l_jax.audit.config import AuditConfig, audit_config_class
-from l2l_jax.config_files import Recipe, as_recipe, nearest
+from l2l_jax.config_files import RawConfig, as_raw_config, nearest
 from l2l_jax.data.class_names import named_classes
 from l2l_jax.data.config import DataConfig
 from l2l_jax.errors import UserError
@@ -76,47 +76,47 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-def parse_config(recipe: Mapping[str, Any]) -> Config:
+def parse_config(raw: Mapping[str, Any]) -> Config:
     """Check a config as a config file gives it, and complete it to a `Config`.
 
     Args:
-      recipe: Nested mapping of sections and fields; what it lacks has its default. `model` holds "family",
+      raw: Nested mapping of sections and fields; what it lacks has its default. `model` holds "family",
         "pretrained", the name of a published "variant", and fields of the family's model, which override the
         variant's.
 
     Raises:
       UserError: A field does not exist, is missing or has a wrong value.
     """
-    recipe = as_recipe(recipe)
-    plugins = _check(tuple[str, ...], _split(recipe.get("plugins", ())), "config.plugins")
+    raw = as_raw_config(raw)
+    plugins = _check(tuple[str, ...], _split(raw.get("plugins", ())), "config.plugins")
     for name in plugins:
         _import_plugin(name)
-    _check_keys(recipe, ("model", *(name for name in _fields(Config) if name not in MODEL_FIELDS)), "config")
-    model_fields = _mapping(recipe.get("model", {}), "config.model")
+    _check_keys(raw, ("model", *(name for name in _fields(Config) if name not in MODEL_FIELDS)), "config")
+    model_fields = _mapping(raw.get("model", {}), "config.model")
     family, model = _model(model_fields)
-    data = _section(DataConfig, recipe.get("data", {}), "config.data")
+    data = _section(DataConfig, raw.get("data", {}), "config.data")
     model = model.for_classes(named_classes(*data.forget, *data.retain))
-    unlearn, audit = _unlearning(recipe.get("unlearn", {})), _audit(recipe.get("audit", {}))
+    unlearn, audit = _unlearning(raw.get("unlearn", {})), _audit(raw.get("audit", {}))
     config = Config(
-        seed=_check(Annotated[int, pydantic.Field(ge=0, lt=2**31)], recipe.get("seed", 0), "config.seed"),
+        seed=_check(Annotated[int, pydantic.Field(ge=0, lt=2**31)], raw.get("seed", 0), "config.seed"),
         family=family,
         model=model,
         pretrained=_check(str, model_fields.get("pretrained", ""), "config.model.pretrained"),
         data=data,
-        pretrain=_pretrain(recipe, model),
+        pretrain=_pretrain(raw, model),
         unlearn=unlearn,
-        evaluate=_section(EvaluationConfig, recipe.get("evaluate", {}), "config.evaluate"),
+        evaluate=_section(EvaluationConfig, raw.get("evaluate", {}), "config.evaluate"),
         audit=audit,
-        mesh=_section(MeshConfig, recipe.get("mesh", {}), "config.mesh"),
-        filter=_section(FilterConfig, recipe.get("filter", {}), "config.filter"),
-        parallel=_check(ParallelKind, recipe.get("parallel", "jit"), "config.parallel"),
+        mesh=_section(MeshConfig, raw.get("mesh", {}), "config.mesh"),
+        filter=_section(FilterConfig, raw.get("filter", {}), "config.filter"),
+        parallel=_check(ParallelKind, raw.get("parallel", "jit"), "config.parallel"),
         plugins=plugins,
     )
     _check_together(config)
     return config
 
 
-MODEL_FIELDS = ("family", "pretrained")  # fields of `Config` that the section `model` of a recipe holds
+MODEL_FIELDS = ("family", "pretrained")  # fields of `Config` that the section `model` of a config holds
 
 
 def _model(given: Mapping[str, Any]) -> tuple[str, Model]:
@@ -157,15 +157,15 @@ def _merged(*sections: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _pretrain(recipe: Mapping[str, Any], model: Model) -> dict[str, TrainingConfig]:
+def _pretrain(raw: Mapping[str, Any], model: Model) -> dict[str, TrainingConfig]:
     """Return how each stage of pretraining is trained; where none is, its config may be left out."""
     stages = [stage.name for stage in model.pretraining_stages()]
-    given = _mapping(recipe.get("pretrain", {}), "config.pretrain")
+    given = _mapping(raw.get("pretrain", {}), "config.pretrain")
     _check_keys(given, stages, "config.pretrain")
     why = None
-    if not recipe["model"].get("pretrained"):
+    if not raw["model"].get("pretrained"):
         why = "config.model.pretrained is empty"
-    elif "train" in _split(recipe.get("audit", {}).get("retrained", ())):
+    elif "train" in _split(raw.get("audit", {}).get("retrained", ())):
         why = "config.audit.retrained is train"
     pretrain = {}
     for stage in stages:
@@ -241,8 +241,8 @@ def _check_together(config: Config) -> None:
         raise UserError(f"config.unlearn: {error}.") from None
 
 
-def upgrade(stored: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a config that `Config.describe` has stored, in this version or an earlier one.
+def upgrade(stored: Mapping[str, Any]) -> RawConfig:
+    """Return the raw config that `Config.describe` has stored, in this version or an earlier one.
 
     Raises:
       UserError: It is damaged.
@@ -253,7 +253,7 @@ def upgrade(stored: Mapping[str, Any]) -> Recipe:
         raise UserError(f"A run's stored config is damaged ({type(error).__name__}: {error}).") from error
 
 
-def _upgraded(stored: dict[str, Any]) -> Recipe:
+def _upgraded(stored: dict[str, Any]) -> RawConfig:
     # Before 0.2, the options of methods and of attacks were fields of `unlearn` and `audit`.
     for name in stored.get("plugins", ()):
         _import_plugin(name)

@@ -17,7 +17,7 @@ from typing import Any
 from l2l_jax.errors import UserError
 from l2l_jax.utils.text import Text
 
-Recipe = dict[str, Any]  # nested sections and fields of a config that is not checked yet
+RawConfig = dict[str, Any]  # nested sections and fields of a config that is not checked yet
 
 
 def folder() -> pathlib.Path:
@@ -58,7 +58,7 @@ def run_name(spec: str) -> str:
     return f"{stem}_{variant}" if variant else stem
 
 
-def read_config(spec: str) -> Recipe:
+def read_config(spec: str) -> RawConfig:
     """Return the config of `FILE`, or of the `NAME` of one in the package, or of either with `:VARIANT`.
 
     Raises:
@@ -75,7 +75,7 @@ def read_config(spec: str) -> Recipe:
     if variant and not inspect.signature(get_config).parameters:
         raise UserError(f"--config={path} has no variants: leave out :{variant}.")
     with _explained(path):
-        return as_recipe(get_config(variant) if variant else get_config())
+        return as_raw_config(get_config(variant) if variant else get_config())
 
 
 @contextlib.contextmanager
@@ -95,13 +95,14 @@ def _explained(path: pathlib.Path) -> Iterator[None]:
         raise UserError(f"{where}: {type(error).__name__}: {error}.") from error
 
 
-def as_recipe(value: Any) -> Recipe:
+def as_raw_config(value: Any) -> RawConfig:
     """Return the nested dicts of a ConfigDict or mapping; raise a UserError for anything else."""
     value = value.to_dict() if hasattr(value, "to_dict") else value
     if not isinstance(value, Mapping):
         raise UserError(f"config must be a section with fields, not {value!r}.")
     return {
-        k: as_recipe(v) if isinstance(v, Mapping) or hasattr(v, "to_dict") else v for k, v in value.items()
+        k: as_raw_config(v) if isinstance(v, Mapping) or hasattr(v, "to_dict") else v
+        for k, v in value.items()
     }
 
 
@@ -128,13 +129,13 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Text]]:
     return rest, overrides
 
 
-def override(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with changed or added fields, such as `{"unlearn.alpha": 0.5}`.
+def override(raw: RawConfig, overrides: Mapping[str, Any]) -> RawConfig:
+    """Return a config with changed or added fields, such as `{"unlearn.alpha": 0.5}`.
 
     Raises:
       UserError: A field is looked for inside one that is no section.
     """
-    changed = as_recipe(recipe)
+    changed = as_raw_config(raw)
     for path, value in overrides.items():
         *sections, field = path.split(".")
         place = changed

@@ -17,8 +17,8 @@ REDO = flags.DEFINE_bool(
 
 def main(argv: Sequence[str]) -> None:
     """Run the experiment that the command line asks for and print its table."""
-    recipe, workdir = parse_flags(argv)
-    config = load_config(recipe)
+    raw, workdir = parse_flags(argv)
+    config = load_config(raw)
     # Imported late, to answer a mistyped flag at once.
     from l2l_jax.experiment import pipeline as experiment
     from l2l_jax.report.tables import console

@@ -53,7 +53,7 @@ def program(module):
 
 if __name__ == "__main__":
     argparse.ArgumentParser.parse_args = stopping(argparse.ArgumentParser.parse_args)
-    command_line._recipe_of_run = lambda: {}  # of runs that do not exist here
+    command_line._raw_config_of_run = lambda: {}  # of runs that do not exist here
     command_line._parse_flags = stopping(command_line._parse_flags)
     module = sys.argv[1]
     main = program(module)

@@ -1,4 +1,4 @@
-"""Recipes are checked before any work."""
+"""Configs are checked before any work."""
 
 import json
 import operator
@@ -15,13 +15,13 @@ from l2l_jax.utils.text import Text
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
-def recipe(name="digits_mae"):
+def raw_config(name="digits_mae"):
     return read_config(name)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_recipe_is_valid_and_says_what_to_expect(path):
-    config = parse_config(recipe(path.stem))
+def test_every_config_is_valid_and_says_what_to_expect(path):
+    config = parse_config(raw_config(path.stem))
     assert config.describe()["unlearn"]["alpha"] == config.unlearn.alpha
     docstring = runpy.run_path(str(path))["__doc__"]
     for word in ("python -m l2l_jax.main", f"configs/{path.name}", "Hardware", "Expected metrics"):
@@ -32,14 +32,14 @@ def test_every_recipe_is_valid_and_says_what_to_expect(path):
     "name",
     ["digits_mae", "digits_vqgan", "digits_diffusion", "fashion_mae", "fashion_vqgan", "fashion_diffusion"],
 )
-def test_recipes_with_two_methods(name):
-    config = parse_config(recipe(name))
+def test_configs_with_two_methods(name):
+    config = parse_config(raw_config(name))
     assert (config.unlearn.method, config.unlearn.optimizer) == ("undo", "muon")
     assert config.audit.enabled and config.unlearn.retain_budget is not None
-    paper = parse_config(recipe(f"{name}:encoder")).unlearn
+    paper = parse_config(raw_config(f"{name}:encoder")).unlearn
     assert (paper.method, paper.optimizer) == ("encoder", "adamw")
     with pytest.raises(UserError, match="has the variant encoder, and none called 'redo'"):
-        recipe(f"{name}:redo")
+        raw_config(f"{name}:redo")
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_recipes_with_two_methods(name):
     ],
 )
 def test_steps_that_are_given_are_taken(given, cycles, warmup):
-    config = parse_config(override(recipe("fashion_mae"), {f"unlearn.{n}": x for n, x in given.items()}))
+    config = parse_config(override(raw_config("fashion_mae"), {f"unlearn.{n}": x for n, x in given.items()}))
     assert (config.unlearn.cycles, config.unlearn.warmup_steps) == (cycles, warmup)
 
 
 def changed(name, value):
-    return override(recipe(), {name: value})
+    return override(raw_config(), {name: value})
 
 
 MISTAKES = [
@@ -124,7 +124,7 @@ MISTAKES = [
 def test_flags_are_read_by_the_type_of_their_field(flag, section, value):
     rest, overrides = split_overrides([f"--config.{flag}", "--workdir=x"])
     assert rest == ["--workdir=x"]
-    checked = parse_config(override(recipe(), overrides))
+    checked = parse_config(override(raw_config(), overrides))
     field = flag.partition("=")[0].partition(".")[2]
     assert operator.attrgetter(field)(getattr(checked, section)) == value
 
@@ -135,7 +135,7 @@ def test_a_value_may_follow_its_flag():
 
 
 def test_warmup_is_shortened_where_the_user_lowers_steps_alone():
-    lowered = override(recipe(), {"unlearn.steps": Text("10")})
+    lowered = override(raw_config(), {"unlearn.steps": Text("10")})
     assert parse_config(lowered).unlearn.warmup_steps == 9
     with pytest.raises(UserError, match="warmup_steps 10 must be less than steps 10"):
         parse_config(override(lowered, {"unlearn.warmup_steps": Text("10")}))
@@ -148,7 +148,7 @@ def test_a_stored_config_gives_the_same_config(name):
 
 
 def test_no_budget():
-    """None in a recipe, 0 on a command line."""
+    """None in a config, 0 on a command line."""
     for value in (None, 0.0):
         assert parse_config(changed("unlearn.retain_budget", value)).unlearn.retain_budget is None
 
@@ -177,18 +177,18 @@ ALONE = [("digits_mae", {name: value}, message) for name, value, message in MIST
 @pytest.mark.parametrize(("name", "fields", "message"), ALONE + TOGETHER)
 def test_mistakes_are_named(name, fields, message):
     with pytest.raises(UserError, match=message):
-        parse_config(override(recipe(name), fields))
+        parse_config(override(raw_config(name), fields))
 
 
 def test_methods_with_rules_of_their_own_for_these_fields():
     epsilon = {"unlearn.alpha": 0.0, "unlearn.method": "epsilon"}
-    assert parse_config(override(recipe(), epsilon)).unlearn.weight == 0.5
-    assert parse_config(override(recipe(), {**ODD, "unlearn.method": "whole"})).unlearn.batch_parts == 2
+    assert parse_config(override(raw_config(), epsilon)).unlearn.weight == 0.5
+    assert parse_config(override(raw_config(), {**ODD, "unlearn.method": "whole"})).unlearn.batch_parts == 2
 
 
 @pytest.mark.parametrize("field", [{"model": {"pretrained": ""}}, {"audit": {"retrained": "train"}}])
 def test_only_a_model_that_is_trained_needs_to_be_described(field):
-    config = recipe()
+    config = raw_config()
     del config["pretrain"]
     parse_config(config)
     ((section, values),) = field.items()
@@ -198,7 +198,7 @@ def test_only_a_model_that_is_trained_needs_to_be_described(field):
 
 def test_published_sizes_by_name():
     """ViT-L/16: 24 layers, width 1024, 16 heads (Dosovitskiy et al. 2021, table 1)."""
-    config = recipe()
+    config = raw_config()
     config["model"] = {"family": "mae", "variant": "vit_large_patch16", "mask_ratio": 0.5}
     model = parse_config(config).model
     assert (model.depth, model.width, model.num_heads, model.patch_size) == (24, 1024, 16, 16)

@@ -23,7 +23,7 @@ SOURCES = [
     path for folder in ("l2l_jax", "configs", "examples", "launch") for path in ROOT.glob(f"{folder}/**/*.py")
 ]
 COMMAND = re.compile(r"(?:python3? -m (l2l_jax[\w.]*\w)|\bl2l-jax (\w+))((?:\\\n|[^\n`\"{}])*)([`\"{}]?)")
-RECIPE = "configs/digits_mae.py"
+CONFIG = "configs/digits_mae.py"
 
 
 def commands():
@@ -35,7 +35,7 @@ def commands():
             if end in ("{", "}"):  # put together by a program
                 continue
             rest = re.split(r"\s+(?:→|#|&&|>|\||\()", rest.replace("\\\n", " "))[0]
-            words = [word.replace("--config=…", f"--config={RECIPE}").replace("=RECIPE", f"={RECIPE}")
+            words = [word.replace("--config=…", f"--config={CONFIG}").replace("=CONFIG", f"={CONFIG}")
                      for word in shlex.split(rest.rstrip(" .,;:)"))]  # fmt: skip
             words = [word for word in words if word not in ("…", "...")]
             if "COMMAND" in (name, *words) or "NAME" in words:
@@ -61,7 +61,7 @@ def test_commands_are_accepted_by_their_program(module):
         (place, [*words, *more])
         for place, words in FOUND[module]
         for more in (
-            [[]] if any(word.startswith("--") for word in words) else [[], [f"--config={RECIPE}"], ["--help"]]
+            [[]] if any(word.startswith("--") for word in words) else [[], [f"--config={CONFIG}"], ["--help"]]
         )
     ]
     complaints = collections.defaultdict(list)

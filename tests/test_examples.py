@@ -46,9 +46,9 @@ def test_a_person_is_forgotten(one_device, tmp_path):
     flags = [f"--workdir={tmp_path}", "--person=carol", "--pretrain_steps=4", "--unlearn_steps=4"]
     report = main(flags)
     assert report["config"]["data"]["forget"] == ["carol"]
-    counts = {of: report["test_images"][of]["count"] for of in ("retain", "forget")}
+    counts = {split: report["test_images"][split]["count"] for split in ("retain", "forget")}
     assert counts["retain"] == 5 * counts["forget"] > 0
-    assert np.isfinite([report["unlearned"][of]["psnr"] for of in counts]).all()
+    assert np.isfinite([report["unlearned"][split]["psnr"] for split in counts]).all()
     assert (tmp_path / "run" / "report" / "report.html").is_file()
 
 
@@ -56,13 +56,14 @@ def test_a_person_is_forgotten(one_device, tmp_path):
 def test_the_notebook_runs(tmp_path):
     notebook = nbformat.read(EXAMPLES / "digits.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
-    (recipe,) = [cell for cell in notebook.cells if "STEPS = 200" in cell.source]
-    recipe.source = recipe.source.replace("STEPS = 200", "STEPS = 4")
+    (cell,) = [cell for cell in notebook.cells if "STEPS = 200" in cell.source]
+    cell.source = cell.source.replace("STEPS = 200", "STEPS = 4")
     less = (
-        "recipe.data.test_per_class, recipe.model.scan, recipe.unlearn.retain_budget = 5, True, 0.0\n"
-        "recipe.evaluate.features, recipe.evaluate.picture_per_class = 'none', 1\nconfig = "
+        "config_dict.data.test_per_class, config_dict.model.scan = 5, True\n"
+        "config_dict.unlearn.retain_budget = 0.0\n"
+        "config_dict.evaluate.features, config_dict.evaluate.picture_per_class = 'none', 1\nconfig = "
     )
-    recipe.source = recipe.source.replace("config = ", less)
+    cell.source = cell.source.replace("config = ", less)
     (tmp_path / "configs").symlink_to(EXAMPLES.parent / "configs")
     environment = {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", "XLA_FLAGS": flags_of_one_device()}
     with pytest.MonkeyPatch.context() as patch:

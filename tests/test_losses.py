@@ -35,8 +35,8 @@ def floats(*shape):
 # Sets of different sizes, of tokens and of two feature maps.
 TOKENS = {"retain": (floats(6, 4, 5), floats(6, 4, 5)), "forget": (floats(9, 4, 5), floats(9, 4, 5))}
 MAPS = {
-    of: tuple({"a": floats(n, 3), "b": [floats(n, 2, 2, 5)]} for _ in range(2))
-    for of, n in (("retain", 6), ("forget", 9))
+    split: tuple({"a": floats(n, 3), "b": [floats(n, 2, 2, 5)]} for _ in range(2))
+    for split, n in (("retain", 6), ("forget", 9))
 }
 MASKS = {"retain": RNG.random((6, 4)) < 0.5, "forget": RNG.random((9, 4)) < 0.5}
 MASKS["retain"][2] = False  # an example of which nothing counts
@@ -86,8 +86,8 @@ def test_gradients_reach_the_student_alone():
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_where_chooses_tokens_and_examples():
     """What is masked counts neither in sums nor in counts, be it infinite, and gets no gradient."""
-    broken = {of: (np.where(MASKS[of][..., None], x, np.inf), y) for of, (x, y) in TOKENS.items()}
-    expected = [np.nanmean(distances(*TOKENS[of], MASKS[of])) for of in TOKENS]
+    broken = {split: (np.where(MASKS[split][..., None], x, np.inf), y) for split, (x, y) in TOKENS.items()}
+    expected = [np.nanmean(distances(*TOKENS[split], MASKS[split])) for split in TOKENS]
 
     def loss(student_retain):
         rest = arguments(broken)[1:]

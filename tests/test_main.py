@@ -43,8 +43,8 @@ def finished(tmp_path_factory):
         path = folder / "pictures" / broken
         path.write_bytes(path.read_bytes()[:700])
     arguments = [*SMALL, f"--config.data.path={folder / 'pictures'}", f"--workdir={folder}"]
-    how = dict(cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=300)
-    done = subprocess.run([sys.executable, "-m", "l2l_jax.main", *arguments], **how)
+    kwargs = dict(cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "l2l_jax.main", *arguments], **kwargs)
     assert done.returncode == 0, done.stderr
     return folder, arguments, done.stdout, done.stderr
 
@@ -53,12 +53,12 @@ def test_the_report_holds_what_it_promises(finished):
     workdir, _, output, _ = finished
     report = json.loads((workdir / "report" / "metrics.json").read_text())
     for model in ("original", "unlearned"):
-        for of in ("retain", "forget"):
+        for split in ("retain", "forget"):
             names = "psnr ssim mse classifier_distance classifier_score classifier_score_std accuracy"
-            assert set(report[model][of]) == {*names.split(), "balanced_accuracy"}
-            assert np.isfinite(list(report[model][of].values())).all()
-            mse = f"{report[model][of]['mse']:.4f}"
-            assert re.search(rf"{of} +{model} .*{mse}", output)  # the console shows the same
+            assert set(report[model][split]) == {*names.split(), "balanced_accuracy"}
+            assert np.isfinite(list(report[model][split].values())).all()
+            mse = f"{report[model][split]['mse']:.4f}"
+            assert re.search(rf"{split} +{model} .*{mse}", output)  # the console shows the same
     assert {"seed", "config", "versions", "device", "durations_seconds", "peak_memory_gib"} <= set(report)
     assert report["config"]["unlearn"]["steps"] == 12
     assert report["device"] == {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1}
@@ -66,8 +66,8 @@ def test_the_report_holds_what_it_promises(finished):
         assert (workdir / "report" / picture).read_bytes().startswith(b"\x89PNG")
     (skipped,) = report["test_images"]["retain"]["skipped"]
     assert skipped.endswith("val/temple/0000.jpg") and report["test_images"]["forget"]["skipped"] == {}
-    for training, of in (("model", "train"), ("unlearn", "forget")):
-        (replaced,) = report["bad_training_images"][training][of]
+    for training, split in (("model", "train"), ("unlearn", "forget")):
+        (replaced,) = report["bad_training_images"][training][split]
         assert replaced.endswith("train/flower/0003.jpg")
 
 

@@ -32,7 +32,7 @@ STEPS = 4
 KILLS, MANY = 20, 80
 """Kills of a run, each of which starts Python twice more, and steps of each of its phases."""
 
-RECIPE = "--config=configs/digits_mae.py:encoder"
+CONFIG = "--config=configs/digits_mae.py:encoder"
 TRAINING = dict(batch_size=8, warmup_steps=2, checkpoint_every=5, log_every=1)
 MODEL = dict(width=16, depth=1, num_heads=2, decoder_width=16, decoder_depth=1, decoder_num_heads=2)
 SECTIONS = {
@@ -46,13 +46,15 @@ SECTIONS = {
 
 
 def fields(steps, pretrained=""):
-    found = {f"{name}.{field}": value for name, of in SECTIONS.items() for field, value in of.items()}
+    found = {
+        f"{name}.{field}": value for name, section in SECTIONS.items() for field, value in section.items()
+    }
     return found | {"unlearn.steps": steps, "model.pretrained": str(pretrained)}
 
 
 def program(workdir, steps, pretrained=""):
     flags = [f"--config.{name}={value}" for name, value in fields(steps, pretrained).items()]
-    return ["-m", "l2l_jax.main", RECIPE, *flags, f"--workdir={workdir}"]
+    return ["-m", "l2l_jax.main", CONFIG, *flags, f"--workdir={workdir}"]
 
 
 def config(pretrained=""):
@@ -98,15 +100,15 @@ def test_figures_are_those_of_one_process(finished, given, one_device, tmp_path,
     monkeypatch.setattr(write, "page", lambda *_: "")
     one = experiment.run(config(given), workdir)
     for model in ("original", "unlearned"):
-        for of in ("retain", "forget"):
-            assert one[model][of] == pytest.approx(several[model][of], rel=1e-3)
+        for split in ("retain", "forget"):
+            assert one[model][split] == pytest.approx(several[model][split], rel=1e-3)
     assert several["device"]["processes"] == 2 and one["device"]["processes"] == 1
 
 
 @pytest.mark.slow
 def test_a_mistake_of_all_is_told_once(tmp_path):
     ended = run_processes(
-        2, "-m", "l2l_jax.main", RECIPE, "--config.unlearn.alhpa=1", f"--workdir={tmp_path}"
+        2, "-m", "l2l_jax.main", CONFIG, "--config.unlearn.alhpa=1", f"--workdir={tmp_path}"
     )
     assert [process.code for process in ended] == [1, 1]
     sentence = "Error: config.unlearn.alhpa does not exist. Did you mean config.unlearn.alpha?"

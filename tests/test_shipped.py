@@ -23,36 +23,36 @@ from l2l_jax.weights.loading import load_pretrained, original_weights
 from tests.matrix import cells, soak
 
 FASHION = ("fashion_mae", "fashion_vqgan", "fashion_diffusion")
-RECIPES = ("digits_mae", "digits_vqgan", "digits_diffusion", *FASHION)
-WITH_TWIN = ("digits_mae", *FASHION)
+CONFIGS = ("digits_mae", "digits_vqgan", "digits_diffusion", *FASHION)
+WITH_RETRAINED = ("digits_mae", *FASHION)
 
 
-def config_of(recipe, **fields):
-    return parse_config(override(read_config(recipe), fields))
+def config_of(name, **fields):
+    return parse_config(override(read_config(name), fields))
 
 
-def test_a_model_for_each_recipe():
-    assert set(shipped.names()) == {*RECIPES, *(name + shipped.RETRAINED for name in WITH_TWIN)}
+def test_a_model_for_each_config():
+    assert set(shipped.names()) == {*CONFIGS, *(name + shipped.RETRAINED for name in WITH_RETRAINED)}
     files = [shipped.resolved(name) for name in shipped.names()]
     data = [*arrays.FASHION.iterdir(), arrays.DIGITS]
     assert sum(len(file.read_bytes()) for file in (*files, *data)) <= 14_000_000
     for name, file in zip(shipped.names(), files, strict=True):
         card = shipped.card(name)
         assert hashlib.sha256(file.read_bytes()).hexdigest() == card["sha256"]
-        recipe = json.loads(json.dumps(config_of(name.removesuffix(shipped.RETRAINED)).describe()))
-        assert card["model"].items() <= recipe["model"].items()  # fields may have come since
-        for stage, how in card["pretrain"].items():
-            del how["checkpoint_every"], how["log_every"]
-            assert how.items() <= recipe["pretrain"][stage].items()
+        config = json.loads(json.dumps(config_of(name.removesuffix(shipped.RETRAINED)).describe()))
+        assert card["model"].items() <= config["model"].items()  # fields may have come since
+        for stage, training in card["pretrain"].items():
+            del training["checkpoint_every"], training["log_every"]
+            assert training.items() <= config["pretrain"][stage].items()
 
 
 @pytest.fixture(scope="module")
 def errors(one_device):
-    """`(recipe, end of a model's name, set)` → errors in the mask of each image; compiled once a recipe."""
+    """`(config, end of a model's name, set)` → errors in the mask of each image; compiled once a config."""
 
     @functools.cache
-    def opened(recipe):
-        config = config_of(recipe)
+    def opened(name):
+        config = config_of(name)
         test = evaluation_sets(config.data, open_source(config.data, "test", config.model.image_size))
         held_out = open_source(config.data, "validation", config.model.image_size)
         sets = test._asdict() | {"validation": validation_sets(config.data, held_out).retain}
@@ -60,13 +60,13 @@ def errors(one_device):
         return config, sets, Inpainter(config.model, task, batch_size=batch_size, seed=config.seed)
 
     @functools.cache
-    def params(recipe, end):
-        config = opened(recipe)[0]
-        return load_pretrained(shipped.resolved(recipe + end), config.family, config.model)
+    def params(name, end):
+        config = opened(name)[0]
+        return load_pretrained(shipped.resolved(name + end), config.family, config.model)
 
-    def find(recipe, end, of):
-        config, sets, inpainter = opened(recipe)
-        return masked_errors(config, params(recipe, end), sets[of], inpainter, of)
+    def find(name, end, split):
+        config, sets, inpainter = opened(name)
+        return masked_errors(config, params(name, end), sets[split], inpainter, split)
 
     return find
 
@@ -75,26 +75,27 @@ def errors(one_device):
 NORMAL = [("digits_mae", "retain"), ("digits_mae", "forget")]
 
 
-@pytest.mark.parametrize("recipe, of", cells(RECIPES, ("retain", "forget"), normal=NORMAL))
-def test_the_figures_of_the_cards_hold(recipe, of, errors):
-    """Errors in the mask on test images; the twin does not restore what it did not see."""
-    ends = ("", shipped.RETRAINED) if recipe in WITH_TWIN else ("",)
-    found = {end: errors(recipe, end, of).mean() for end in ends}
+@pytest.mark.parametrize("name, split", cells(CONFIGS, ("retain", "forget"), normal=NORMAL))
+def test_the_metrics_of_the_cards_hold(name, split, errors):
+    """Errors in the mask on test images; the retrained model does not restore what it did not see."""
+    ends = ("", shipped.RETRAINED) if name in WITH_RETRAINED else ("",)
+    found = {end: errors(name, end, split).mean() for end in ends}
     for end, error in found.items():
-        expected = shipped.card(recipe + end)["test_figures"][of]["mse"]
-        np.testing.assert_allclose(error, expected, rtol=0.02, err_msg=recipe + end)
-    if of == "forget" and recipe in WITH_TWIN:
+        expected = shipped.card(name + end)["test_metrics"][split]["mse"]
+        np.testing.assert_allclose(error, expected, rtol=0.02, err_msg=name + end)
+    if split == "forget" and name in WITH_RETRAINED:
         assert found[shipped.RETRAINED] > 1.25 * found[""]
 
 
-@pytest.mark.parametrize("recipe", [WITH_TWIN[0], *map(soak, WITH_TWIN[1:])])  # one in every run, as above
-def test_a_twin_restores_what_it_saw_as_the_original_does(recipe, errors):
-    original, twin = (errors(recipe, end, "validation").mean() for end in ("", shipped.RETRAINED))
-    assert twin / original <= FAIR_RATIO
+# One in every run, as above
+@pytest.mark.parametrize("name", [WITH_RETRAINED[0], *map(soak, WITH_RETRAINED[1:])])
+def test_a_retrained_model_reconstructs_what_it_saw_as_the_original_does(name, errors):
+    original, retrained = (errors(name, end, "validation").mean() for end in ("", shipped.RETRAINED))
+    assert retrained / original <= FAIR_RATIO
 
 
-def test_the_card_of_a_twin_says_how_much_its_seed_matters():
-    """After the attacks of the recipe's own audit: forget errors 3 to 50 % apart."""
+def test_the_card_of_a_retrained_model_says_how_much_its_seed_matters():
+    """After the attacks of the config's own audit: forget errors 3 to 50 % apart."""
     shots, seeds = (
         config_of("digits_mae").audit.relearning.shots,
         shipped.card("digits_mae_retrained")["seeds"],
@@ -105,9 +106,9 @@ def test_the_card_of_a_twin_says_how_much_its_seed_matters():
         assert 0.03 < seeds["spread"][attack]["error"] < 0.5
 
 
-def test_recipes_start_from_them(tmp_path):
-    for recipe in RECIPES:
-        assert config_of(recipe).pretrained == recipe
+def test_configs_start_from_them(tmp_path):
+    for name in CONFIGS:
+        assert config_of(name).pretrained == name
     config = config_of("digits_mae", **{"data.source": "folder", "data.path": str(tmp_path)})
     with pytest.raises(UserError, match="a model of digits images, but config.data.source is 'folder'"):
         original_params(config, Workdir(tmp_path, config), None)

@@ -67,16 +67,16 @@ def _budget(model):
     return RetainBudget(config, make_errors)
 
 
-def whole(folder, **how):
+def whole(folder, **options):
     import jax
 
-    np.savez(folder / f"params_{jax.process_index()}.npz", *jax.tree.leaves(train(folder, **how)))
+    np.savez(folder / f"params_{jax.process_index()}.npz", *jax.tree.leaves(train(folder, **options)))
 
 
-def terminated(folder, **how):
+def terminated(folder, **options):
     import jax
 
-    train(folder, jax.process_count() - 1, 4, signal.SIGTERM, **how)
+    train(folder, jax.process_count() - 1, 4, signal.SIGTERM, **options)
 
 
 def killed(folder):

@@ -26,12 +26,12 @@ shows each image as often as the original saw it."""
 
 def main(argv: Sequence[str]) -> None:
     """Train, write and describe both models of the config."""
-    recipe, workdir = parse_flags(argv)
+    raw, workdir = parse_flags(argv)
     from l2l_jax import shipped
     from l2l_jax.data.sources import open_source
     from l2l_jax.experiment.pretrain import pretrain, retrain
 
-    config = dataclasses.replace(load_config(recipe), pretrained="")
+    config = dataclasses.replace(load_config(raw), pretrained="")
     name = run_name(CONFIG.value)
     whole, lengths = training_images(config)
     source = whole or open_source(config.data, "train", config.model.image_size)
@@ -88,8 +88,8 @@ def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:
     described.write_text(json.dumps(card))
     evaluation = Evaluation(config, pathlib.Path("runs") / "shipped" / "evaluation")
     for figures, model in (
-        ("test_figures", load_pretrained(path, config.family, config.model)),
-        ("test_figures_float32", params),
+        ("test_metrics", load_pretrained(path, config.family, config.model)),
+        ("test_metrics_float32", params),
     ):
         card[figures] = evaluation.evaluate(model, name).metrics
     described.write_text(json.dumps(card, indent=2) + "\n")

@@ -1,8 +1,8 @@
-"""How much retrained models differ by their seed: `python -m tools.shipped_seeds --config=RECIPE`.
+"""How much retrained models differ by their seed: `python -m tools.shipped_seeds --config=CONFIG`.
 
-Retrains the twin of a recipe's shipped model with other seeds, attacks all of them as the recipe's audit
-does, and writes the spread of what they know into the twin's card. `--workdir` keeps models and findings: an
-interrupted call resumes.
+Retrains a config's shipped model with other seeds, attacks all retrained models as the config's audit does,
+and writes the spread of what they know into the metadata of the shipped one. `--workdir` keeps models and
+findings: an interrupted call resumes.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ SEEDS = (1, 2, 3)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Retrain, from the shipped twin's length of training on, attack, and write into its card."""
-    recipe, workdir = parse_flags(argv)
+    """Retrain, from the shipped retrained model's length of training on, attack, and write into its card."""
+    raw, workdir = parse_flags(argv)
     from l2l_jax import shipped
     from l2l_jax.audit.run import Audit
     from l2l_jax.audit.score import seed_spread
@@ -29,29 +29,29 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax.weights.saved_models import load_params, save_model
     from tools.make_shipped import training_images
 
-    config = load_config(recipe)
-    twin = config.pretrained + shipped.RETRAINED
-    original, shipped_twin = (
-        load_pretrained(shipped.resolved(name), config.family, config.model)
-        for name in (config.pretrained, twin)
+    config = load_config(raw)
+    name = config.pretrained + shipped.RETRAINED
+    original, shipped_retrained = (
+        load_pretrained(shipped.resolved(resolved), config.family, config.model)
+        for resolved in (config.pretrained, name)
     )
-    models = {"shipped": shipped_twin}
+    models = {"shipped": shipped_retrained}
     for seed in SEEDS:
         folder = workdir / f"seed_{seed}"
         if not folder.exists():
             seeded = dataclasses.replace(config, seed=seed)
             whole, lengths = training_images(config)
-            enough = [length for length in lengths if length >= shipped.card(twin)["length"]]
+            enough = [length for length in lengths if length >= shipped.card(name)["length"]]
             retrained = retrain(seeded, original, workdir / f"training_{seed}", enough, whole)
-            facts = {**seeded.describe("family", "model", "data", "seed"), "origin": f"{twin}, seed {seed}"}
+            facts = {**seeded.describe("family", "model", "data", "seed"), "origin": f"{name}, seed {seed}"}
             save_model(folder, retrained.params, facts)
         models[folder.name] = load_params(folder, original)
     evaluation = Evaluation(config, workdir / "evaluation")
     runner = Audit(config, evaluation, training_sets(config, evaluation.train), workdir / "audit")
     found = runner.run(models)
-    card = shipped.card(twin)
+    card = shipped.card(name)
     card["seeds"] = {"count": len(models), "spread": seed_spread(list(found.values()), runner.lines)}
-    (shipped.FOLDER / f"{twin}.json").write_text(json.dumps(card, indent=2) + "\n")
+    (shipped.FOLDER / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 r"""Audit the unlearned model of a run: `python -m l2l_jax.audit --workdir=runs/digits_mae`.
 
-Another unlearned model is audited with its recipe and its original:
+Another unlearned model is audited with its config and its original:
 
     python -m l2l_jax.audit --config=configs/digits_mae.py --config.model.pretrained=ORIGINAL \
         --unlearned=UNLEARNED --workdir=runs/my_audit
@@ -27,8 +27,8 @@ UNMET = 2  # the exit code if the verdict is not the one required
 
 def main(argv: Sequence[str]) -> int:
     """Audit what the command line names, print the verdict and return the exit code."""
-    recipe, workdir = parse_flags(argv)
-    config = load_config(recipe)
+    raw, workdir = parse_flags(argv)
+    config = load_config(raw)
     # Imported late, to answer a mistyped flag at once.
     from l2l_jax.audit.verdict import REQUIREMENTS
     from l2l_jax.experiment import pipeline as experiment

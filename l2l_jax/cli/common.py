@@ -17,7 +17,7 @@ from absl import logging as absl_logging
 
 from l2l_jax import config_files
 from l2l_jax.cli.failures import end_broken_pipe, explain, explanation, output_is_broken
-from l2l_jax.config_files import Recipe
+from l2l_jax.config_files import RawConfig
 from l2l_jax.errors import Interrupted, UserError
 from l2l_jax.utils import distributed, runtime
 from l2l_jax.utils.progress import LineHandler
@@ -77,7 +77,7 @@ class HelpRequested(Exception):
 
 def parse_flags(
     argv: Sequence[str], needs_config: Callable[[], bool] = lambda: True
-) -> tuple[Recipe, pathlib.Path]:
+) -> tuple[RawConfig, pathlib.Path]:
     """Return the config and the workdir that the command line asks for.
 
     `needs_config` is called after the flags are read; where it is False, a missing config is empty.
@@ -103,7 +103,7 @@ def together() -> Iterator[None]:
         yield
 
 
-def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple[Recipe, pathlib.Path]:
+def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple[RawConfig, pathlib.Path]:
     rest, overrides = config_files.split_overrides(argv)
     try:
         extra = flags.FLAGS(rest)[1:]
@@ -114,20 +114,20 @@ def _parse_flags(argv: Sequence[str], needs_config: Callable[[], bool]) -> tuple
     if "://" in (WORKDIR.value or ""):
         raise UserError(f"--workdir={WORKDIR.value} is no folder of a file system; mount it or name another.")
     if CONFIG.value is not None:
-        recipe = config_files.read_config(CONFIG.value)
+        raw = config_files.read_config(CONFIG.value)
     elif needs_config():
-        recipe = _recipe_of_run()
+        raw = _raw_config_of_run()
     else:
         return {}, pathlib.Path(WORKDIR.value or "runs/folders")
     if COMPILE_CACHE.value:
         runtime.keep_compiled_programs()
-    recipe = config_files.override(recipe, overrides)
+    raw = config_files.override(raw, overrides)
     workdir = workdir_of_flags()
     assert workdir is not None
-    return recipe, workdir
+    return raw, workdir
 
 
-def _recipe_of_run() -> Recipe:
+def _raw_config_of_run() -> RawConfig:
     """Return the config of the earlier run in --workdir."""
     if WORKDIR.value is None:
         raise UserError(
@@ -160,7 +160,7 @@ def show(text: str) -> None:
         print(text)
 
 
-def load_config(recipe: Recipe) -> "Config":
+def load_config(raw: RawConfig) -> "Config":
     """Start JAX and return the checked config; all processes get it, or none does.
 
     Raises:
@@ -171,7 +171,7 @@ def load_config(recipe: Recipe) -> "Config":
     from l2l_jax.config import parse_config
 
     with together():
-        return parse_config(recipe)
+        return parse_config(raw)
 
 
 def run_program(program: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

@@ -23,8 +23,8 @@ WIDTH = 100
 
 def main(argv: Sequence[str]) -> None:
     """Print the config that the command line asks for."""
-    recipe, _ = parse_flags(argv)
-    print("\n".join(config_lines(load_config(recipe))))
+    raw, _ = parse_flags(argv)
+    print("\n".join(config_lines(load_config(raw))))
 
 
 def config_lines(config: "Config") -> Iterator[str]:

@@ -26,11 +26,11 @@ REFERENCE = flags.DEFINE_string("reference", None, "Folder of the originals of -
 
 def main(argv: Sequence[str]) -> None:
     """Evaluate what the command line asks for and print tables."""
-    recipe, workdir = parse_flags(argv, needs_config=lambda: IMAGES.value is None and REFERENCE.value is None)
+    raw, workdir = parse_flags(argv, needs_config=lambda: IMAGES.value is None and REFERENCE.value is None)
     _check_flags()
-    if recipe and TASKS.value:
-        recipe = override(recipe, {"evaluate.tasks": tuple(TASKS.value)})
-    config = load_config(recipe) if recipe else None
+    if raw and TASKS.value:
+        raw = override(raw, {"evaluate.tasks": tuple(TASKS.value)})
+    config = load_config(raw) if raw else None
     check_backend()
     # Imported late, to answer a mistyped flag at once.
     from l2l_jax.evals import tables

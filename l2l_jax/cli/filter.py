@@ -34,14 +34,14 @@ def main(argv: Sequence[str]) -> None:
     command = argv[1] if len(argv) > 1 else ""
     if command not in ("fit", "apply"):
         raise UserError(f"Expected `l2l-jax filter fit …` or `l2l-jax filter apply …`, not {command!r}.")
-    recipe, workdir = parse_flags([argv[0], *argv[2:]])
+    raw, workdir = parse_flags([argv[0], *argv[2:]])
     paths = {}
     for name in ("output",) if command == "fit" else ("output", "filter", "input"):
         value = flags.FLAGS[name].value
         if not value:
             raise UserError(f"`l2l-jax filter {command}` needs --{name}; see --help.")
         paths[name] = pathlib.Path(str(value))
-    config, output = load_config(recipe), paths["output"]
+    config, output = load_config(raw), paths["output"]
     from l2l_jax.experiment import filtering  # late, to answer a mistyped flag at once
 
     if command == "fit":

@@ -45,10 +45,10 @@ LIMIT = flags.DEFINE_float(
 
 def main(argv: Sequence[str]) -> None:
     """Run the comparison that the command line asks for and print its table."""
-    recipe, workdir = parse_flags(argv)
+    raw, workdir = parse_flags(argv)
     _check_flags()
     run = _front if FRONT.value else _sequence if SEQUENCE.value else _methods
-    show(run(load_config(recipe), workdir))
+    show(run(load_config(raw), workdir))
 
 
 def _check_flags() -> None:

@@ -188,7 +188,7 @@ class _Cells:
     def _unlearned(self, cell: Cell, devices: list[jax.Device]) -> Params:
         variant, setup = self._variant(cell), self._setup
         # Phases before unlearning are shared by cells that differ only in their dial.
-        rate = "_".join(f"{name}_{value:g}" for name, value in cell.setting.fields[1:]) or "recipe"
+        rate = "_".join(f"{name}_{value:g}" for name, value in cell.setting.fields[1:]) or "config"
         folder = self._folder / cell.setting.method / "phases" / rate / f"seed_{cell.seed}"
         given = self._config.unlearn
         unlearn = dataclasses.replace(
@@ -221,7 +221,7 @@ class _Cells:
         evaluation, errors = self._setup.evaluation, dict[str, Any]()
         for kind, sources in self._sources.items():
             errors[kind] = {
-                of: masked_errors(self._config, params, source, evaluation.inpainter).tolist()
-                for of, source in sources._asdict().items()
+                split: masked_errors(self._config, params, source, evaluation.inpainter).tolist()
+                for split, source in sources._asdict().items()
             }
         return {"errors": errors, "figures": evaluation.evaluate(params, name).metrics}

@@ -119,7 +119,7 @@ def _filtered(
 
     depends = stamp(config) | {"extra": card}
     guarded = reader.guard(served, cache.get_or_compute(f"{_entry(name)}-filter", fit, stamp=depends))
-    row = _evaluated(cache, name, depends, evaluation.of(reader.model), lambda: guarded)
+    row = _evaluated(cache, name, depends, evaluation.for_model(reader.model), lambda: guarded)
     if config.audit.enabled:
         filtered = reader, guarded
         row["audit"] = attack_filter(config, evaluation, setup.audits, setup.original, filtered, _entry(name))
@@ -175,10 +175,13 @@ def table(rows: Rows, style: str = "simple") -> str:
     """Format a table: rows are methods; columns are `COLUMNS` on the retain set, then on the forget set."""
     columns = [name for name in COLUMNS if name in rows["original"]["retain"]]
     body = [
-        [method, *(["diverged"] if "failed" in row else [row[of][name] for of in SETS for name in columns])]
+        [
+            method,
+            *(["diverged"] if "failed" in row else [row[split][name] for split in SETS for name in columns]),
+        ]
         for method, row in rows.items()
     ]
-    headers = ["method", *(f"{of} {METRICS[name].heading}" for of in SETS for name in columns)]
+    headers = ["method", *(f"{split} {METRICS[name].heading}" for split in SETS for name in columns)]
     formats = ("", *[METRICS[name].format for name in columns] * len(SETS))
     return tabulate(body, headers=headers, floatfmt=formats, tablefmt=style)
 

@@ -126,7 +126,7 @@ def open_folder(config: SourceConfig, split: SplitName) -> FileSource:
     prefix = f"{place}/" if place else ""
     listed = [found.get((place, name), []) for name in classes]
     labels = np.repeat(np.arange(len(classes)), list(map(len, listed)))
-    paths = np.array([os.fsencode(path[len(prefix) :]) for of in listed for path in of], np.bytes_)
+    paths = np.array([os.fsencode(path[len(prefix) :]) for group in listed for path in group], np.bytes_)
     root = top / place
     if not len(paths):
         hint = f" Passed over: {passed_over}." if passed_over else ""

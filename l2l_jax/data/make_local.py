@@ -1,8 +1,8 @@
-"""Small pictures for trying the recipes: `python -m l2l_jax.data.make_local`.
+"""Small pictures for trying the configs: `python -m l2l_jax.data.make_local`.
 
 Writes class folders of real images that come with scikit-learn: parts of its two photographs, of many sizes
 and proportions, as JPEG, and its handwritten digits as PNG. It takes a second and downloads nothing. The
-`:runlocal` variants of the recipes read `data/local`.
+`:runlocal` variants of the configs read `data/local`.
 """
 
 import pathlib

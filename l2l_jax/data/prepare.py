@@ -83,8 +83,8 @@ def check(dataset: str, manual_dir: epath.Path) -> None:
     """Check the size and first bytes of the files of a data set."""
     faults = [fault for archive in ARCHIVES[dataset] if (fault := _fault(manual_dir / archive.name, archive))]
     if faults:
-        how = BY_HAND.get(dataset, "Fetch them again, or remove them to have them downloaded.")
-        raise UserError(f"{dataset} cannot be prepared from {manual_dir}: {'; '.join(faults)}. {how}")
+        advice = BY_HAND.get(dataset, "Fetch them again, or remove them to have them downloaded.")
+        raise UserError(f"{dataset} cannot be prepared from {manual_dir}: {'; '.join(faults)}. {advice}")
 
 
 def _fault(path: epath.Path, archive: Archive) -> str:

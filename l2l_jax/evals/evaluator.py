@@ -82,7 +82,7 @@ class Evaluation:
         self._key = {"format": FORMAT, "batch_size": self._batch_size}
         self._inpaint_by(setup.model)
 
-    def of(self, model: Model) -> "Evaluation":
+    def for_model(self, model: Model) -> "Evaluation":
         """Return an evaluation of the same images by the same networks, of another model of such images."""
         other = copy.copy(self)
         other._inpaint_by(model)

@@ -183,7 +183,7 @@ def fit_filter(config: Config, evaluation: Evaluation, reader: Reader, params: P
     }
     references = {name: read(source, name, True) for name, source in folders.items()}
     if options.acceptable == MINED:
-        pool = [read(evenly_spaced(x, POOL), f"{of} pool") for of, x in sets._asdict().items()]
+        pool = [read(evenly_spaced(x, POOL), f"{split} pool") for split, x in sets._asdict().items()]
         references["acceptable"] = np.concatenate(pool)
     for name, own in (("undesired", sets.forget), ("acceptable", sets.retain)):
         if name not in references:
@@ -226,20 +226,20 @@ def measure_passing(evaluation: Evaluation, name: str, report: Mapping[str, Any]
 
     Distances are those to the originals of the retain set, which alone should come out.
     """
-    passes = {of: np.array(scores) <= report["threshold"] for of, scores in report["scores"].items()}
-    whole, found = {of: np.ones(len(x), bool) for of, x in passes.items()}, {}
+    passes = {split: np.array(scores) <= report["threshold"] for split, scores in report["scores"].items()}
+    whole, found = {split: np.ones(len(x), bool) for split, x in passes.items()}, {}
     for title, chosen in (("all", whole), ("passing", passes)):
 
         def read(member, chosen=chosen):
-            parts = {of: evaluation.observed(member, of, name) for of in chosen}
-            kept = [part[chosen[of]] for of, part in parts.items() if part is not None]
+            parts = {split: evaluation.observed(member, split, name) for split in chosen}
+            kept = [part[chosen[split]] for split, part in parts.items() if part is not None]
             return np.concatenate(kept) if len(kept) == len(chosen) else None
 
         if not sum(x.sum() for x in chosen.values()):
             continue
         metrics = measure(read, lambda member: evaluation.observed(member, "retain"), evaluation.class_names)
         found[title] = {m: metrics.metrics[m] for m in PASSING if m in metrics.metrics}
-        found[title] |= {f"{of} images": int(x.sum()) for of, x in chosen.items()}
+        found[title] |= {f"{split} images": int(x.sum()) for split, x in chosen.items()}
     return found
 
 
@@ -253,7 +253,7 @@ def attack_filter(
     guarded = dataclasses.replace(config, model=reader.model, audit=audit)
     standard = gold_standard(config, original, audits)
     sets = training_sets(config.data, evaluation.train, config.model.image_size)
-    auditor = Audit(guarded, evaluation.of(guarded.model), sets, audits)
+    auditor = Audit(guarded, evaluation.for_model(guarded.model), sets, audits)
     auditor.compare_with(original, standard)
     return auditor.audit(name, params)
 
@@ -264,7 +264,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     parts = [tabulate(detect, headers=["test images", "", "95% CI"], disable_numparse=True)]
     if passes := report.get("passes"):
         names = [name for name in PASSING if name in passes["all"]]
-        counts = [f"{of} images" for of in report["scores"]]
+        counts = [f"{split} images" for split in report["scores"]]
         body = [[title, *(row[c] for c in counts), *(row[n] for n in names)] for title, row in passes.items()]
         headings = ["reconstructions", *counts, *(METRICS[name].heading for name in names)]
         formats = ("", *[""] * len(counts), *(METRICS[name].format for name in names))

@@ -89,14 +89,14 @@ def check_gold_standard(config: Config, folder: pathlib.Path, *, redo: bool | No
 
 
 def retrained_names(config: Config) -> tuple[str, ...]:
-    """Return what `config.audit.retrained` names; the shipped twin only where it fits the images."""
+    """Return what `config.audit.retrained` names; a shipped model only where it fits the images."""
     names: list[str] = []
-    twin = config.pretrained + shipped.RETRAINED
+    retrained = config.pretrained + shipped.RETRAINED
     for given in config.audit.retrained:
         if given != SHIPPED:
             names.append(given)
-        elif twin in shipped.names() and _other_images(config, shipped.card(twin)) is None:
-            names.append(twin)
+        elif retrained in shipped.names() and _other_images(config, shipped.card(retrained)) is None:
+            names.append(retrained)
     return tuple(names)
 
 
@@ -127,7 +127,8 @@ def _other_images(config: Config, facts: Mapping[str, Any]) -> str | None:
         return set(map(str, value)) if isinstance(value, list | tuple) else {str(value)}
 
     found, wanted = facts.get("data", {}), config.describe("data")["data"]
-    differing = (of for of in ("source", "forget") if of in found and names(found[of]) != names(wanted[of]))
+    fields = [field for field in ("source", "forget") if field in found]
+    differing = (field for field in fields if names(found[field]) != names(wanted[field]))
     return next(differing, None)
 
 

@@ -59,8 +59,8 @@ class TrainingPhase:
         mesh = sharding.make_mesh(None if devices is None else list(devices), config.mesh)
         batches: Any = _batches(config, self.training, sets, folder)
         if self.codes:
-            of, bank = (config.unlearn, config.model, params, batches), folder / "bank"
-            batches = open_token_cache(bank, *of, seed=seed, mesh=mesh)
+            identity, bank = (config.unlearn, config.model, params, batches), folder / "bank"
+            batches = open_token_cache(bank, *identity, seed=seed, mesh=mesh)
         trainer = Trainer(name, self.objective, self.training, seed=seed, mesh=mesh, parallel=config.parallel)
         counts = {name: len(source) for name, source in sets.items()}
         return trainer.train(TrainRun(params, batches, folder, counts=counts, **run))

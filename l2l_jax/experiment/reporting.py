@@ -47,7 +47,7 @@ def report_run(
 
     def by_model(field: str, task: str) -> dict[str, dict[str, Any]]:
         found = {name: result.tasks[task].sets for name, result in results.items()}
-        return {name: {of: getattr(x, field) for of, x in sets.items()} for name, sets in found.items()}
+        return {name: {split: getattr(x, field) for split, x in sets.items()} for name, sets in found.items()}
 
     report = {
         **{name: result.metrics for name, result in results.items()},

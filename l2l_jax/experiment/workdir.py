@@ -187,7 +187,7 @@ class Workdir:
             shutil.rmtree(place)
         for name in ("original", "unlearned")[("original", "unlearned").index(model) :]:
             self._record["ids"][name] = uuid.uuid4().hex
-        for name in [name for name, (of, _) in INPUTS.items() if model in ("original", of)]:
+        for name in [name for name, (owner, _) in INPUTS.items() if model in ("original", owner)]:
             self._record["inputs"].pop(name, None)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -31,7 +31,7 @@ QUICK = flags.DEFINE_bool(
 
 def main(argv: Sequence[str]) -> None:
     """Compile, print tables and write the figures."""
-    recipe, run = parse_flags(argv)
+    raw, run = parse_flags(argv)
     if TOPOLOGY.value is None:
         raise UserError("Which devices? Try --topology=v5e:4x4, or h100:8.")
     topology = parse_topology(TOPOLOGY.value)
@@ -44,9 +44,9 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax.config import parse_config
     from l2l_jax.experiment.phase import open_phase
     from l2l_jax.plan.figures import figures, heading, program_text
-    from l2l_jax.plan.recipe import programs
+    from l2l_jax.plan.programs import programs
 
-    config = parse_config(recipe)
+    config = parse_config(raw)
     stage, there = open_phase(config, STAGE.value), described(topology)
     print(heading(topology, STAGE.value, run.name, stage.training.batch_size, len(there)))
     rows = []
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         rows.append(figures(planned, topology, QUICK.value))
         print(program_text(rows[-1], topology), flush=True)
     report = {
-        "recipe": run.name, "stage": STAGE.value, "topology": topology.name, "devices": len(there),
+        "config": run.name, "stage": STAGE.value, "topology": topology.name, "devices": len(there),
         "chip": topology.chip._asdict(), "jax": jax.__version__, "programs": rows,
     }  # fmt: skip
     path = pathlib.Path(OUTPUT.value or f"plan_{run.name}_{topology.name.replace(':', '_')}.json")

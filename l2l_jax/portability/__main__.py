@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
 def compute(
     devices: int | None, parallel: "ParallelKind", dtype: "Dtype", precision: "Precision"
 ) -> dict[str, Any]:
-    """Return a record: the facts of this machine and the figures of all cases.
+    """Return a record: the facts of this machine and the quantities of all cases.
 
     Raises:
       UserError: There are not so many devices, or they cannot share a batch.
@@ -133,11 +133,11 @@ def compare(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[Row]:
         for facts in (recorded["facts"], here["facts"])
     )
     rows = []
-    for case, figures in recorded["cases"].items():
+    for case, quantities in recorded["cases"].items():
         for quantity, limits in TOLERANCES.items():
             allowed = limits[rounded]
-            if quantity in figures and allowed is not None:
-                found = _difference(quantity, figures[quantity], here["cases"][case].get(quantity, []))
+            if quantity in quantities and allowed is not None:
+                found = _difference(quantity, quantities[quantity], here["cases"][case].get(quantity, []))
                 rows.append(Row(case, quantity, found, allowed))
     return rows
 

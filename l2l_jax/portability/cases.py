@@ -21,7 +21,7 @@ ROWS = 16  # retain images of a batch, and forget images: what the number of dev
 ENTRIES = 16  # number of values of each array, evenly spaced
 Dtype = Literal["float32", "bfloat16"]
 Precision = Literal["highest", "default"]
-Figures = dict[str, list[float]]
+Quantities = dict[str, list[float]]
 SMALL = dict(width=32, depth=1, num_heads=4, decoder_width=32, decoder_depth=1, decoder_num_heads=4)
 MODELS: dict[str, dict[str, Any]] = {
     "mae": dict(family="mae", image_size=16, patch_size=4, **SMALL),
@@ -45,23 +45,23 @@ MODELS: dict[str, dict[str, Any]] = {
 """The model of each case."""
 
 
-def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figures:
-    """Return the figures of a case, a key of `MODELS`; docs/guides/portability.md describes them."""
+def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Quantities:
+    """Return the quantities of a case, a key of `MODELS`; docs/guides/portability.md describes them."""
     config = _config(name, dtype)
-    stage, model = open_phase(config, "unlearn"), config.model
+    phase, model = open_phase(config, "unlearn"), config.model
     params, runner = fixed_params(model), make_parallel(mesh, parallel)
-    step, arguments = stage.step(runner)
+    step, arguments = phase.step(runner)
     compiled = step.lower(*arguments).compile()
     # Away from the teacher: at it the retain term's gradients are rounding, which Adam makes full steps of.
-    trained = {part: params[part] for part in stage.objective.trained}
+    trained = {part: params[part] for part in phase.objective.trained}
     moved = jax.tree.map(lambda x: np.float32(1.1) * x if x.dtype == np.float32 else x, trained)
-    state = stage.state(params | moved, mesh)
-    teacher = {part: params[part] for part in stage.objective.frozen}
-    frozen = sharding.place(stage.objective.cast(teacher), mesh)
+    state = phase.state(params | moved, mesh)
+    teacher = {part: params[part] for part in phase.objective.frozen}
+    frozen = sharding.place(phase.objective.cast(teacher), mesh)
     low, high = (np.float32(end) for end in model.value_range)
     drawn = np.random.default_rng(0).random((2, ROWS, *model.image_shape), np.float32)
     images = dict(zip(("retain", "forget"), low + (high - low) * drawn, strict=True))
-    found: Figures = {}
+    found: Quantities = {}
     for _ in range(STEPS):
         state, metrics = compiled(state, frozen, runner.rows(images))
         for metric in ("loss", "retain", "forget", "grad_norm"):
@@ -71,7 +71,7 @@ def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Figu
     return found | _without_training(model, params, images["retain"], mesh)
 
 
-def _without_training(model: Model, params: Params, images: np.ndarray, mesh: Mesh) -> Figures:
+def _without_training(model: Model, params: Params, images: np.ndarray, mesh: Mesh) -> Quantities:
     placed = sharding.place(params, mesh)
     rows = sharding.shard_batch(images, mesh)
 
@@ -87,7 +87,7 @@ def _without_training(model: Model, params: Params, images: np.ndarray, mesh: Me
 
 
 def _config(name: str, dtype: Dtype) -> Config:
-    stage = dict(steps=STEPS + 1, batch_size=ROWS, learning_rate=1e-4)
+    phase = dict(steps=STEPS + 1, batch_size=ROWS, learning_rate=1e-4)
     fields = [field.name for field in dataclasses.fields(FAMILIES[MODELS[name]["family"]])]  # type: ignore[arg-type]
     dtypes = dict.fromkeys([field for field in fields if field.endswith("dtype")], dtype)
     return parse_config(
@@ -95,7 +95,7 @@ def _config(name: str, dtype: Dtype) -> Config:
             "seed": 0,
             "model": {**MODELS[name], **dtypes, "pretrained": "drawn by NumPy"},
             "data": {"source": "digits", "forget": (1,), "retain": (0,)},
-            "unlearn": stage,
+            "unlearn": phase,
             "evaluate": {},
         }
     )

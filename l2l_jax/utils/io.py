@@ -180,8 +180,8 @@ class ResultCache:
             parts += self._wait_for(name, members=(member,)).values()
         return np.concatenate(parts) if parts else None
 
-    def _wait_for(self, name: str, **how: Any) -> Any:
-        entry = self.get(name, wait=True, **how)
+    def _wait_for(self, name: str, **options: Any) -> Any:
+        entry = self.get(name, wait=True, **options)
         if entry is None:
             raise FileNotFoundError(f"{self.folder / name} is missing or damaged; run the same command again")
         return entry

@@ -88,8 +88,11 @@ def test_deciders_of_membership_find_a_planted_leak_and_nothing_else():
     features = {name: rng.normal(0, std, (150, 4)) for name, std in spread.items()}
     found = decide_membership(features, has_noise=False)
     assert list(found) == ["mean", "gaussians", "network"]
-    known = {n: [auc(x[f"{of}members"]["score"], x[f"{of}others"]["score"]) for of in ("", "shadow_")]
-             for n, x in found.items()}  # fmt: skip
+    ends = "members", "others"
+    known = {
+        name: [auc(*(scores[f"{prefix}{end}"]["score"] for end in ends)) for prefix in ("", "shadow_")]
+        for name, scores in found.items()
+    }
     assert min(known["gaussians"]) > 0.9 and min(known["network"]) > 0.9
     assert known["mean"] == pytest.approx([0.5, 0.5], abs=0.09)  # standard error 0.033
     best = best_points({"a": found}, Line("a", "a"))["auc"]
@@ -407,9 +410,9 @@ class Forgetful(Attack):
 
 def test_an_attack_of_a_users_own_module_runs_and_is_stored(evaluation, training, tmp_path, monkeypatch):
     ATTACKS.register("forgetful")(Forgetful)
-    recipe = config().describe() | {"plugins": [__name__]}
-    recipe["audit"] |= {"attacks": ["forgetful"], "forgetful": {"kept": [1, 3]}}
-    settings = dataclasses.replace(parse_config(upgrade(recipe)), model=Memory())
+    raw_config = config().describe() | {"plugins": [__name__]}
+    raw_config["audit"] |= {"attacks": ["forgetful"], "forgetful": {"kept": [1, 3]}}
+    settings = dataclasses.replace(parse_config(upgrade(raw_config)), model=Memory())
     runner = Audit(settings, evaluation, training, tmp_path / "audit")
     assert [line.name for line in runner.lines] == ["no_attack", "forgetful"]
     models = {"model": remembering(training.forget, range(20))}

@@ -51,9 +51,9 @@ def test_the_exit_code_says_whether_the_verdict_is_the_one_required(asked, tmp_p
     assert call(f"--workdir={finished(tmp_path)}", f"--require={required}") == code
 
 
-def test_another_model_is_audited_with_its_recipe(asked, tmp_path):
-    recipe = "--config=configs/digits_mae.py:encoder"
-    arguments = [recipe, "--config.audit.fresh_decoder.steps=9", f"--workdir={tmp_path / 'new'}"]
+def test_another_model_is_audited_with_its_config(asked, tmp_path):
+    raw_config = "--config=configs/digits_mae.py:encoder"
+    arguments = [raw_config, "--config.audit.fresh_decoder.steps=9", f"--workdir={tmp_path / 'new'}"]
     assert call(*arguments, f"--unlearned={tmp_path}") == 0
     settings, _, unlearned = asked.call_args.args
     assert settings.audit.fresh_decoder.steps == 9 and settings.audit.enabled and unlearned == tmp_path

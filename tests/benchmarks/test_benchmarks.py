@@ -34,13 +34,13 @@ SMALL = {
 }
 
 
-def recipe(name="digits_mae", **fields):
+def raw_config(name="digits_mae", **fields):
     model = {f"model.{field}": value for field, value in SMALL.get(name, {}).items()}
     return override(read_config(f"{name}:encoder"), {**model, "unlearn.batch_size": 8, **fields})
 
 
 def test_layouts():
-    config = parse_config(recipe())
+    config = parse_config(raw_config())
     with pytest.raises(UserError, match="--stage=pretrain: the phases .* are unlearn, pretrain.model"):
         open_phase(config, "pretrain")
     stage = open_phase(config, "pretrain.model")
@@ -139,7 +139,7 @@ def test_random_networks_have_the_published_keys_and_shapes(network, case):
 def test_our_step_and_pytorchs_compute_the_same(name, version):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    report = peer.measure(recipe(name), threads=1, rounds=2)
+    report = peer.measure(raw_config(name), threads=1, rounds=2)
     assert report["losses"]["ours"] == pytest.approx(report["losses"]["peer"], rel=1e-5)
     assert report["losses"]["ours"] > 0.01
     assert report["images"] == 16 and all(len(seconds) == 2 for seconds in report["seconds"].values())
@@ -161,7 +161,7 @@ def test_our_step_and_pytorchs_compute_the_same(name, version):
 )
 def test_what_the_peer_cannot_do(name, fields, sentence):
     with pytest.raises(UserError, match=sentence):
-        peer.check(parse_config(recipe(name, **fields)))
+        peer.check(parse_config(raw_config(name, **fields)))
 
 
 def test_jpegs_of_a_rehearsal_are_photographs_of_many_sizes(tmp_path):
@@ -175,21 +175,21 @@ def test_jpegs_of_a_rehearsal_are_photographs_of_many_sizes(tmp_path):
 
 
 @pytest.mark.soak
-def test_a_recipe_is_rehearsed_from_weights_to_report(tmp_path):
+def test_a_config_is_rehearsed_from_weights_to_report(tmp_path):
     """Every run of the tests has its parts: an import of weights (weights/) and a run of the program."""
     report = rehearse("configs/mae.py:runlocal", tmp_path / "made", steps=3, images=8, batch_size=8)
     assert len(report["phases"]) == 3 and all(phase["seconds"] > 0 for phase in report["phases"])
     assert all(0.1 < phase["gigabytes"] < 10 for phase in report["phases"])
     metrics = json.loads((tmp_path / "made/run/report/metrics.json").read_text())
     assert metrics["original_weights"]["sha256"] and metrics["config"]["unlearn"]["steps"] == 3
-    counts = {of: found["count"] for of, found in metrics["test_images"].items()}
+    counts = {split: found["count"] for split, found in metrics["test_images"].items()}
     assert counts == {"retain": 8, "forget": 8, "general": 8}
 
 
 @pytest.mark.slow
 def test_the_cost_of_a_budget(one_device):
     """Measured images: those asked for, of each set. The share: one measurement for so many steps."""
-    config = parse_config(recipe(**{"unlearn.budget_images": 5, "unlearn.budget_every": 7}))
+    config = parse_config(raw_config(**{"unlearn.budget_images": 5, "unlearn.budget_every": 7}))
     figures = cost(config, measurements=1)
     assert figures["images"] == 10 and figures["step_ms"] > 0
     assert figures["longer"] == pytest.approx(figures["measurement_ms"] / figures["step_ms"] / 7)

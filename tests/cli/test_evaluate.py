@@ -31,7 +31,7 @@ SETS = {"retain": 91, "forget": 43, "general": 30}  # a quarter of the digits 0 
 
 def config(**evaluate):
     sections = {"data": DATA, "evaluate": EVALUATE | evaluate}
-    fields = {f"{section}.{name}": x for section, of in sections.items() for name, x in of.items()}
+    fields = {f"{section}.{name}": x for section, options in sections.items() for name, x in options.items()}
     return digits_config(SMALL | fields)
 
 
@@ -61,18 +61,18 @@ def dies_after(monkeypatch, blocks):
 
 def test_a_killed_evaluation_goes_on_where_it_stopped(params, tmp_path, monkeypatch):
     expected = Evaluation(config(), tmp_path / "whole").evaluate(params[0], "original")
-    assert {of: len(s) for of, s in Evaluation(config(), tmp_path).tests.items()} == SETS
+    assert {split: len(s) for split, s in Evaluation(config(), tmp_path).tests.items()} == SETS
     with monkeypatch.context() as patch, pytest.raises(Killed):
         dies_after(patch, 4)
         Evaluation(config(), tmp_path / "killed").evaluate(params[0], "original")
     with monkeypatch.context() as patch:
         rest = dies_after(patch, None)
         again = Evaluation(config(), tmp_path / "killed").evaluate(params[0], "original")
-    blocks = [(of, first) for of, count in SETS.items() for first in range(0, count, 16)]
+    blocks = [(split, first) for split, count in SETS.items() for first in range(0, count, 16)]
     assert rest == blocks[4:]
     assert again.tasks == expected.tasks
-    for of in SETS:
-        np.testing.assert_array_equal(again.shown[of], expected.shown[of])
+    for split in SETS:
+        np.testing.assert_array_equal(again.shown[split], expected.shown[split])
     with monkeypatch.context() as patch:
         other = dies_after(patch, None)
         changed = Evaluation(config(), tmp_path / "killed").evaluate(params[1], "original")
@@ -108,8 +108,8 @@ def test_figures_do_not_depend_on_the_batches_and_are_those_of_the_pixels(params
     evaluation = Evaluation(config(tasks=("centre_8", "random_75")), tmp_path / "16")
     result = evaluation.evaluate(params[0], "m")
     other = Evaluation(config(batch_size=64, tasks=("random_75",)), tmp_path / "64").evaluate(params[0], "m")
-    for of in SETS:
-        first, second = (x.tasks["random_75"].sets[of].metrics for x in (result, other))
+    for split in SETS:
+        first, second = (x.tasks["random_75"].sets[split].metrics for x in (result, other))
         assert first == pytest.approx(second, rel=1e-5) and set(first) == {"psnr", "ssim", "mse"}
     originals = evaluation.tests["forget"].read(np.arange(43)).images
     mask = evaluation.inpainter.mask
@@ -155,9 +155,9 @@ def test_the_program_writes_figures_tables_and_pictures(evaluated):
     unlearned = report["tasks"]["centre_8"]["unlearned"]["general"]
     assert f"{unlearned['figures']['psnr']:.2f} ± " in table and "centre 8/16" in table
     assert "accuracy: not available: config.evaluate.features is 'none'" in table
-    for of, count in SETS.items():
+    for split, count in SETS.items():
         kinds = ("original", "centre_8/original", "centre_8/unlearned")
-        names = [{path.name for path in (folder / "images" / of / kind).iterdir()} for kind in kinds]
+        names = [{path.name for path in (folder / "images" / split / kind).iterdir()} for kind in kinds]
         assert names[0] == names[1] == names[2] and len(names[0]) == count
     assert (folder / "images" / "forget" / "original" / "00042-8.png").exists()
 
@@ -242,5 +242,5 @@ def test_networks_measure_what_the_files_hold_and_originals_once(params, tmp_pat
     plots.save_tsne(tmp_path / "tsne.png", evaluation, ["a", "b"], "left_8")
     groups = json.loads((tmp_path / "tsne.json").read_text())
     assert {name: len(rows) for name, rows in groups.items()} == {
-        f"{of}, {kind}": 5 for of in SETS for kind in ("images", "a", "b")
+        f"{split}, {kind}": 5 for split in SETS for kind in ("images", "a", "b")
     }

@@ -39,7 +39,7 @@ def test_every_method_gets_the_same_number_of_settings():
         Grid(("undo",)).check()
 
 
-def test_a_method_that_cannot_have_the_recipe_is_refused_before_anything_runs(tmp_path):
+def test_a_method_that_cannot_have_the_config_is_refused_before_anything_runs(tmp_path):
     config = digits_config({**FEW, "unlearn.adapter": "norms"})
     with pytest.raises(UserError, match="The method undo cannot be run: an adapter is added .* --methods"):
         run_front(config, tmp_path / "run", Grid(("encoder", "undo"), budgets=[1.1]), 0.5)
@@ -96,8 +96,8 @@ def test_cells_are_run_once_side_by_side_and_quoted_on_test_images(unlearned, tm
         for name in ("original", *names)
     )
     before = original["errors"]
-    for of, told in lines["undo", "retain_budget_2"]["test"].items():
-        ratios = [np.mean(cell["errors"]["test"][of]) / np.mean(before["test"][of]) for cell in cells]
+    for split, told in lines["undo", "retain_budget_2"]["test"].items():
+        ratios = [np.mean(cell["errors"]["test"][split]) / np.mean(before["test"][split]) for cell in cells]
         assert told["ratio"][0] == pytest.approx(np.median(ratios))
         assert told["ratio"][1] < told["ratio"][0] < told["ratio"][2]
     ratios = [
@@ -135,8 +135,8 @@ def test_a_cpu_trains_two_cells_at_a_time(unlearned, tmp_path, monkeypatch):
 def test_the_least_depth_is_that_of_the_attack_that_brings_back_most(tmp_path):
     """Median over seeds for each attack: 0.8 and 0.5; what only one seed knows does not count."""
     depths = [{"a": 0.9, "b": 0.5}, {"a": 0.7, "b": 0.4, "c": 0.1}, {"a": 0.8, "b": 0.6}]
-    errors = {kind: {of: [0.1, 0.2] for of in ("retain", "forget")} for kind in ("validation", "test")}
-    figures = {of: {} for of in ("retain", "forget")}
+    errors = {kind: {split: [0.1, 0.2] for split in ("retain", "forget")} for kind in ("validation", "test")}
+    figures = {split: {} for split in ("retain", "forget")}
     cells = [{"errors": errors, "figures": figures, "depth": depth} for depth in depths]
     original = {"errors": errors, "figures": figures}
     settings = {

@@ -14,11 +14,11 @@ from l2l_jax.errors import UserError
 from l2l_jax.experiment import unlearn as unlearning
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-RECIPE = runpy.run_path(str(CONFIGS / "digits_mae_sequence.py"))["get_config"]
+CONFIG = runpy.run_path(str(CONFIGS / "digits_mae_sequence.py"))["get_config"]
 
 
-def test_the_recipe_keeps_what_was_forgotten_among_what_is_to_be_forgotten():
-    configs = [parse_config(RECIPE(request)) for request in "123"]
+def test_the_config_keeps_what_was_forgotten_among_what_is_to_be_forgotten():
+    configs = [parse_config(CONFIG(request)) for request in "123"]
     assert [config.data.forget for config in configs] == [("5",), ("5", "7"), ("5", "7", "9")]
     assert all(config.data.retain == ("rest",) for config in configs)
     assert [config.pretrained for config in configs] == [
@@ -26,14 +26,14 @@ def test_the_recipe_keeps_what_was_forgotten_among_what_is_to_be_forgotten():
     ]  # fmt: skip
     assert all(config.unlearn.retain_budget == 1.25 for config in configs)
     with pytest.raises(UserError, match="has the variants 1, 2, 3, and none called '4'"):
-        RECIPE("4")
+        CONFIG("4")
 
 
 def test_each_request_starts_where_the_one_before_ended(one_device, monkeypatch, tmp_path):
     """Unlearning is replaced by noise on the weights, ever more of it from model to model."""
-    recipe = RECIPE()
-    recipe.evaluate.update(features="none", batch_size=32)
-    recipe.data.test_per_class = 8
+    raw_config = CONFIG()
+    raw_config.evaluate.update(features="none", batch_size=32)
+    raw_config.data.test_per_class = 8
     calls = []
 
     def unlearned(config, folders, params, sets):
@@ -43,7 +43,7 @@ def test_each_request_starts_where_the_one_before_ended(one_device, monkeypatch,
         return jax.tree.map(lambda x: x + np.float32(scale) * rng.standard_normal(x.shape), params)
 
     monkeypatch.setattr(unlearning, "unlearned_params", unlearned)
-    rows = run_sequence(parse_config(recipe), tmp_path, ["5", "7", "9"])
+    rows = run_sequence(parse_config(raw_config), tmp_path, ["5", "7", "9"])
     assert [call[0] for call in calls] == [("5",), ("5", "7"), ("5", "7", "9"), ("5", "7", "9")]
     assert [call[1] for call in calls] == [
         "digits_mae", str(tmp_path / "1/unlearned"), str(tmp_path / "2/unlearned"), "digits_mae",
@@ -63,9 +63,9 @@ def test_each_request_starts_where_the_one_before_ended(one_device, monkeypatch,
 @pytest.mark.slow
 def test_what_was_forgotten_is_replayed_from_prototypes(one_device, monkeypatch, tmp_path):
     """Unlearning is replaced by nothing: every request is replayed by the original model."""
-    recipe = RECIPE()
-    recipe.evaluate.update(features="none", batch_size=32)
-    recipe.data.update(
+    raw_config = CONFIG()
+    raw_config.evaluate.update(features="none", batch_size=32)
+    raw_config.data.update(
         test_per_class=2, train_per_class=4, retain_images="generated", prototypes=str(tmp_path / "p.npz")
     )
     given = []
@@ -75,7 +75,7 @@ def test_what_was_forgotten_is_replayed_from_prototypes(one_device, monkeypatch,
         return params
 
     monkeypatch.setattr(unlearning, "unlearned_params", unlearned)
-    run_sequence(parse_config(recipe), tmp_path, ["5", "7"])
+    run_sequence(parse_config(raw_config), tmp_path, ["5", "7"])
     real = [[name for name in forget if not name.startswith("generated")] for forget, _ in given]
     assert [len(forget) for forget, _ in given] == [4, 8, 8]
     assert [len(names) for names in real] == [4, 4, 8]  # the last forgets all at once

@@ -70,20 +70,20 @@ def test_a_batch_that_processes_cannot_share_is_refused():
         stream(process_index=0, process_count=3)
 
 
-TRANSFORMS = {of: Transform(TransformConfig(crop="random", flip=True), 6, training=True) for of in SETS}
+TRANSFORMS = {split: Transform(TransformConfig(crop="random", flip=True), 6, training=True) for split in SETS}
 
 
 def from_files(broken=(), seed=0, batch_size=8, counts=(40, 12), max_fraction=0.2, folder=None, **options):
     """A stream of random crops of one-coloured files, and their list of bad images."""
     sets = {"retain": Files(counts[0], broken), "forget": Files(counts[1])}
-    how = dict(value_range=(0, 255), seed=seed, transforms=TRANSFORMS)
-    return TrainingBatches(sets, batch_size, options=LoaderOptions(folder, max_fraction, **options), **how)
+    kwargs = dict(value_range=(0, 255), seed=seed, transforms=TRANSFORMS)
+    return TrainingBatches(sets, batch_size, options=LoaderOptions(folder, max_fraction, **options), **kwargs)
 
 
-def colours(batches, count, of="retain"):
+def colours(batches, count, split="retain"):
     """Numbers of the images in `count` batches, read from their colours."""
     with contextlib.closing(iter(batches)) as iterator:
-        images = np.concatenate([next(iterator)[of] for _ in range(count)])
+        images = np.concatenate([next(iterator)[split] for _ in range(count)])
     return np.rint((images.mean(axis=(1, 2, 3)) - 10) / 2).astype(int)
 
 
@@ -122,9 +122,9 @@ def test_resuming_on_other_processes_goes_on_with_the_next_global_batch(caplog):
             for p in range(2)
         ]
     for number in range(3):
-        for of in SETS:
-            joined = np.concatenate([half[number][of] for half in halves])
-            np.testing.assert_array_equal(joined, whole[2 + number][of])
+        for split in SETS:
+            joined = np.concatenate([half[number][split] for half in halves])
+            np.testing.assert_array_equal(joined, whole[2 + number][split])
     assert "read by 4 processes and are now read by 2" in caplog.text and "with batch 3" in caplog.text
 
 
@@ -173,8 +173,10 @@ def test_when_all_records_are_one_bad_file_nothing_hangs():
         def __getitem__(self, index):
             return {**super().__getitem__(index), "name": "the only one"}
 
-    how = dict(value_range=UNIT, seed=0, options=LoaderOptions(None, 0.9))
-    stream = TrainingBatches({"all": Same(6, range(6))}, 2, transforms={"all": TRANSFORMS["retain"]}, **how)
+    kwargs = dict(value_range=UNIT, seed=0, options=LoaderOptions(None, 0.9))
+    stream = TrainingBatches(
+        {"all": Same(6, range(6))}, 2, transforms={"all": TRANSFORMS["retain"]}, **kwargs
+    )
     with pytest.raises(UserError, match="No image could be found"):
         colours(stream, 1, "all")
 

@@ -150,7 +150,7 @@ def test_sizes_are_those_that_tfds_expects():
     known = {}
     for table in tables:
         known |= checksums.load_url_infos(tensorflow_datasets.core.tfds_path(table))
-    downloads = [a for of in prepare.ARCHIVES.values() for a in of if a.url]
+    downloads = [a for archives in prepare.ARCHIVES.values() for a in archives if a.url]
     assert len(downloads) == 9
     for archive in downloads:
         assert known[archive.url].size == archive.size and known[archive.url].filename == archive.name

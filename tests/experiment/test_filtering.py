@@ -54,7 +54,7 @@ def test_a_filter_of_an_encoder_is_fitted_and_applied(run_here, one_device, tmp_
     assert "No filter is unlearning" in output
     report = json.loads(path.with_suffix(".json").read_text())
     scores = report["scores"]
-    caught = {of: np.array(x) > report["threshold"] for of, x in scores.items()}
+    caught = {split: np.array(x) > report["threshold"] for split, x in scores.items()}
     assert report["detection"]["recall"][0] == caught["forget"].mean()
     assert report["detection"]["false_alarms"][0] == caught["retain"].mean()
     pairs = np.subtract.outer(scores["forget"], scores["retain"])

@@ -55,9 +55,9 @@ def test_what_would_fail_later_fails_now_and_missing_weights_are_announced(tmp_p
 
 
 def test_durations_follow_from_the_images_of_each_phase(tmp_path):
-    recipe = {"pretrain.model.steps": 1000, "audit.attacks": "retain_tuning", "unlearn.steps": 300}
+    raw_config = {"pretrain.model.steps": 1000, "audit.attacks": "retain_tuning", "unlearn.steps": 300}
     attack = {"audit.retain_tuning": {"steps": 10, "batch_size": 4}}
-    outlook = announced(tmp_path, **recipe, **attack, **{"unlearn.batch_size": 32})
+    outlook = announced(tmp_path, **raw_config, **attack, **{"unlearn.batch_size": 32})
     found = outlook.estimate(0.5)
     validation, test, models = 100, 224, 3  # forget images, of 450 test images
     measured = 4 * (validation + test)  # after 10, 5, 2 and 1 steps

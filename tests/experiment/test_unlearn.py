@@ -132,7 +132,7 @@ def test_validation_images_are_spread_over_the_set():
     config = digits_config()
     source = validation_sets(config.data, open_source(config.data, "validation", 16)).retain
     images = validation_images(config, 10)
-    assert {of: len(x) for of, x in images.items()} == {"retain": 10, "forget": 10}
+    assert {split: len(x) for split, x in images.items()} == {"retain": 10, "forget": 10}
     for place, image in zip(np.linspace(0, len(source) - 1, 10).astype(int), images["retain"], strict=True):
         np.testing.assert_allclose(image, source[place]["image"], atol=1e-6)
     with pytest.raises(UserError, match="config.data.validation_fraction is 0, so that there are no"):
@@ -166,11 +166,11 @@ def test_an_adapter_within_a_budget_without_retain_images(one_device, tmp_path):
 
     facts = read_card(folders.unlearned)["retain_budget"]
     validation = validation_sets(config.data, open_source(config.data, "validation", 16))
-    for of, images in validation._asdict().items():
+    for split, images in validation._asdict().items():
         old, new = (masked_errors(config, params, images) for params in (original, unlearned))
-        assert facts["images"][of] == len(old) < 200  # all there are
-        assert facts[of]["value"] == pytest.approx(new.mean() / old.mean(), rel=1e-3)
-        assert facts[of]["low"] < facts[of]["value"] < facts[of]["high"]
+        assert facts["images"][split] == len(old) < 200  # all there are
+        assert facts[split]["value"] == pytest.approx(new.mean() / old.mean(), rel=1e-3)
+        assert facts[split]["low"] < facts[split]["value"] < facts[split]["high"]
     assert facts["met"] == (facts["retain"]["value"] <= 1.3) and facts["step"] in (1, 2, 3)
 
 
@@ -184,8 +184,8 @@ def test_an_adapter_is_learned_on_cached_codes(family, one_device, tmp_path):
     unlearn |= dict(steps=3, batch_size=8, learning_rate=1e-3, warmup_steps=1)
     unlearn |= dict(noise_bank=24) if family == "mage" else {}
     data = dict(source="digits", forget="1", retain="0", train_per_class=16)
-    recipe = {"model": {"pretrained": str(tmp_path / "given")}, "data": data, "unlearn": unlearn}
-    config = parse_config(recipe)
+    raw_config = {"model": {"pretrained": str(tmp_path / "given")}, "data": data, "unlearn": unlearn}
+    config = parse_config(raw_config)
     source, folders = open_source(config.data, "train", 8), Workdir(tmp_path, config)
     original = original_params(config, folders, source)
     unlearned_params(config, folders, original, training_sets(config, source))

@@ -43,18 +43,18 @@ def joined(features):
 
 
 def encoder(inputs):
-    hand, (r, f, n) = ByHand(), (inputs[of] for of in ("retain", "forget", "noise"))
+    hand, (r, f, n) = ByHand(), (inputs[split] for split in ("retain", "forget", "noise"))
     return hand, hand.features(r, r @ W0, 1), hand.features(f, n @ W0, ALPHA)
 
 
 def generative(inputs, weight=ALPHA):
-    hand, (r, f) = ByHand(), (inputs[of] for of in ("retain", "forget"))
+    hand, (r, f) = ByHand(), (inputs[split] for split in ("retain", "forget"))
     retain = hand.outputs(r["corrupted"], r["images"], 1)
     return hand, retain, hand.outputs(f["corrupted"], f["images"], weight)
 
 
 def retain_label(inputs):
-    hand, (r, f) = ByHand(), (inputs[of] for of in ("retain", "forget"))
+    hand, (r, f) = ByHand(), (inputs[split] for split in ("retain", "forget"))
     return hand, hand.outputs(r, r @ W0 @ V0, 1), hand.outputs(f, r @ W0 @ V0, ALPHA)
 
 
@@ -67,12 +67,12 @@ def random_encoder(inputs):
 
 def whole(inputs):
     hand, retain, forget = encoder(inputs)
-    r, f, n = (inputs[of] for of in ("retain", "forget", "noise"))
+    r, f, n = (inputs[split] for split in ("retain", "forget", "noise"))
     return hand, retain + hand.outputs(r, r @ W0 @ V0, 1), forget + hand.outputs(f, n @ W0 @ V0, ALPHA)
 
 
 def undo(inputs):
-    hand, (r, f) = ByHand(), (inputs[of] for of in ("retain", "forget"))
+    hand, (r, f) = ByHand(), (inputs[split] for split in ("retain", "forget"))
     retain = 0.7 * hand.outputs(r["corrupted"], r["images"], 0.7)
     retain += 0.3 * hand.outputs(r["corrupted"], r["corrupted"] @ W0 @ V0, 0.3)
     forget = hand.outputs(f["corrupted"], f["images"], ALPHA)
@@ -154,9 +154,9 @@ def test_what_methods_draw():
         method = Undo(forget_every=1) if name == "undo" else METHODS[name]()
         inputs = prepared(method.objective(LINEAR), TEACHER, BATCH)
         np.testing.assert_array_equal(inputs["retain"]["images"], BATCH["retain"])
-        hidden = [inputs[of]["corrupted"] == 0 for of in ("retain", "forget")]
-        for of, images in BATCH.items():
-            corrupted, pixels = inputs[of]["corrupted"], images.reshape(-1, 12)
+        hidden = [inputs[split]["corrupted"] == 0 for split in ("retain", "forget")]
+        for split, images in BATCH.items():
+            corrupted, pixels = inputs[split]["corrupted"], images.reshape(-1, 12)
             assert np.all((corrupted == 2 * pixels) | (corrupted == 0))
             assert 0.45 < np.mean(corrupted == 0) < 0.55
         assert np.any(hidden[0] != hidden[1])
@@ -174,7 +174,7 @@ def test_what_methods_draw():
 
 def test_noise_features_have_the_statistics_of_both_sets():
     inputs = prepared(OBJECTIVES["random_encoder"], TEACHER, BATCH)
-    both = np.stack([np.asarray(inputs[of], float) @ W0 for of in ("retain", "forget")])
+    both = np.stack([np.asarray(inputs[split], float) @ W0 for split in ("retain", "forget")])
     for name, columns in (("five", slice(5)), ("three", slice(5, 8))):  # every array has its own statistics
         noise, features = inputs["noise"][name], both[..., columns]
         assert abs(noise.mean() - features.mean()) < 5 * features.std() / np.sqrt(noise.size)
@@ -213,7 +213,7 @@ NORMAL += [("relearn_aware", "pmap"), ("epsilon", "jit")]
 def test_devices_and_accumulation_give_the_numbers_of_one_step(name, kind):
     """One step of gradient descent: metrics and new parameters, with statistics of the whole batch."""
     objective, optimizer = OBJECTIVES[name], optax.sgd(0.1)
-    batch = {of: images[:32] for of, images in BATCH.items()}
+    batch = {split: images[:32] for split, images in BATCH.items()}
 
     def run(devices, accumulate, kind):
         mesh = sharding.make_mesh(jax.devices()[:devices])
@@ -245,7 +245,7 @@ def test_batches_of_different_shapes_are_refused(name):
 @pytest.mark.parametrize("term", ["forget", "retain"])
 def test_without_bounds_the_constrained_term_falls_as_if_alone(term, opposed):
     rng = np.random.default_rng(0)
-    gradients = {of: rng.normal(size=12).astype(np.float32) for of in ("retain", "forget")}
+    gradients = {split: rng.normal(size=12).astype(np.float32) for split in ("retain", "forget")}
     if opposed:
         gradients["retain"] -= 2 * gradients["forget"]
     rule = Constrained(term)

@@ -63,10 +63,10 @@ def trained_parts(model, params):
 def expected(method, model, student, teacher, inputs):
     @jax.jit
     def both(params):
-        def of(params):
+        def features(params):
             return terms(method, model, {**student, **params}, teacher, inputs)
 
-        found, pullback = jax.vjp(of, params)
+        found, pullback = jax.vjp(features, params)
         return found, jax.vmap(pullback)((jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])))[0]
 
     found, slopes = jax.device_get(both(trained_parts(model, student)))

@@ -173,7 +173,7 @@ def test_mage_encoder():
 @pytest.mark.slow
 def test_mage_max_loss():
     unread = np.zeros((2, 1, 1, 1), np.float32)  # only codes are read
-    inputs = {of: {"images": unread, "corrupted": x} for of, x in mage_inputs().items()}
+    inputs = {split: {"images": unread, "corrupted": x} for split, x in mage_inputs().items()}
     params = test_mage.tiny_params()
     metrics, gradient = step(objective("max_loss", MAGE), params, params, inputs, ALPHA)
     for name, value in (("loss", "loss"), ("retain", "retain_loss"), ("forget", "forget_loss")):

@@ -37,7 +37,9 @@ def test_other_truths_than_noise(family, kind):
     (batch,) = images_of(family, 1, 4)
 
     def prepare(params, batch, key):
-        views = {of: {"images": x, "corrupted": model.corrupt(params, x, key)} for of, x in batch.items()}
+        views = {
+            split: {"images": x, "corrupted": model.corrupt(params, x, key)} for split, x in batch.items()
+        }
         return views, forget_truth(model, params, views, key, kind, blur=0.25)
 
     views, found = jax.jit(prepare)(params, batch, jax.random.key(0))

@@ -101,8 +101,8 @@ def test_pixel_statistics_are_taken_out_and_put_back(params):
     mask[:16] = True
     normalised = ((images - mean) / std).astype(np.float32)
     expected, restored = (
-        jax.jit(lambda p, images, of=of: of.inpaint(p, images, mask, jax.random.key(0)))(params, given)
-        for of, given in ((plain, normalised), (model, images))
+        jax.jit(lambda p, images, m=m: m.inpaint(p, images, mask, jax.random.key(0)))(params, given)
+        for m, given in ((plain, normalised), (model, images))
     )
     expected = np.asarray(expected) * std + mean
     np.testing.assert_allclose(restored, np.clip(expected, 0, 1), atol=1e-5)

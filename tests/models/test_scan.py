@@ -51,7 +51,7 @@ DEEP["latent_diffusion"] = dict(unet=dataclasses.replace(UNET, transformer_layer
     + [soak(family, (False, True)) for family in ("mae", "mage", "latent_diffusion")],
 )
 def test_the_loop_gives_the_same_gradients(family, remats):
-    """MAGE's blocks are those of MAE; test_published_recipes.py trains it in the loop in every run."""
+    """MAGE's blocks are those of MAE; test_published_configs.py trains it in the loop in every run."""
     deep = MODELS[family].replace(**DEEP[family])
     params = params_of(deep)
     inputs = corrupted(family, params)

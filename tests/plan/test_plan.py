@@ -1,4 +1,4 @@
-"""Planning a recipe: topologies, figures of a small model against sums by hand, mistakes."""
+"""Planning a config: topologies, figures of a small model against sums by hand, mistakes."""
 
 import dataclasses
 import json
@@ -15,11 +15,11 @@ import pytest
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.experiment.phase import open_phase
-from l2l_jax.plan import recipe
+from l2l_jax.plan import raw_config
 from l2l_jax.plan.chips import described, parse_topology
 from l2l_jax.plan.figures import figures, heading, program_text
 
-RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 EIGHT = parse_topology("h100:8")
 SMALL = {
     f"{part}{name}": size
@@ -30,18 +30,18 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def config():
-    recipe = runpy.run_path(str(RECIPE))["get_config"]("encoder")
-    recipe.model.update(SMALL)
-    recipe.unlearn.batch_size = 16
-    recipe.evaluate.batch_size = 8
-    return parse_config(recipe)
+    raw_config = runpy.run_path(str(CONFIG))["get_config"]("encoder")
+    raw_config.model.update(SMALL)
+    raw_config.unlearn.batch_size = 16
+    raw_config.evaluate.batch_size = 8
+    return parse_config(raw_config)
 
 
 @pytest.fixture(scope="module")
 def rows(config):
     """Figures for eight GPUs: the tests' eight CPU devices stand in for them."""
     stage = open_phase(config, "unlearn")
-    planned = recipe.programs(config, stage, ["1x8", "pmap"], jax.devices(), ("step", "restoration"))
+    planned = raw_config.programs(config, stage, ["1x8", "pmap"], jax.devices(), ("step", "restoration"))
     return {row["program"]: row for row in (figures(one, EIGHT) for one in planned)}
 
 
@@ -96,12 +96,12 @@ def test_restoration(config, rows):
 
 def test_feature_networks_and_pixels_of_files(config):
     """Inception-v3: 11.4 GFLOP an image of 299 pixels; pixels of files are counted as bytes."""
-    how = dataclasses.replace(config.evaluate, networks=("inception",), network_batch_size=16)
+    cfg = dataclasses.replace(config.evaluate, networks=("inception",), network_batch_size=16)
     files = dataclasses.replace(config.data, source="folder", path="photographs")
-    config = dataclasses.replace(config, evaluate=how, data=files)
+    config = dataclasses.replace(config, evaluate=cfg, data=files)
     phase = open_phase(config, "unlearn")
     assert {x.dtype for x in phase.batch().values()} == {np.dtype(np.uint8)}
-    (planned,) = recipe.programs(config, phase, [], jax.devices(), ["evaluation"])
+    (planned,) = raw_config.programs(config, phase, [], jax.devices(), ["evaluation"])
     assert planned.devices == 8
     assert planned.work.flops / 2 == pytest.approx(11.4e9, rel=0.02)
 
@@ -142,7 +142,7 @@ def test_a_gpu(tmp_path):
     """With CUDA's plugin: the command compiles the same model for one H100; its products are cuBLAS's."""
     pytest.importorskip("jax_plugins.xla_cuda12")
     output = tmp_path / "figures.json"
-    command = ["l2l_jax.plan", f"--config={RECIPE}", "--topology=h100:1", "--programs=step"]
+    command = ["l2l_jax.plan", f"--config={CONFIG}", "--topology=h100:1", "--programs=step"]
     small = [f"--config.model.{part}={size}" for part, size in SMALL.items()]
     done = subprocess.run(
         [sys.executable, "-m", *command, *small, "--config.unlearn.batch_size=16", f"--output={output}"],
@@ -166,7 +166,7 @@ def test_a_tpu_slice(config, monkeypatch):
     topology = parse_topology("v5e:2x2")
     there = described(topology)
     assert len(there) == 4
-    (planned,) = recipe.programs(config, open_phase(config, "unlearn"), ["4x1"], there, ("step",))
+    (planned,) = raw_config.programs(config, open_phase(config, "unlearn"), ["4x1"], there, ("step",))
     row = figures(planned, topology)
     assert row["memory"]["batch"] == 2 * 4 * 4 * math.prod(config.model.image_shape)
     gradients = 2 * 3 / 4 * row["memory"]["parameters"]
@@ -180,5 +180,5 @@ def test_a_tpu_slice(config, monkeypatch):
     several = described(parse_topology("v5e:4x4"))
     assert len({device.process_index for device in several}) > 1
     config = dataclasses.replace(config, unlearn=dataclasses.replace(config.unlearn, batch_size=16))
-    (planned,) = recipe.programs(config, open_phase(config, "unlearn"), ["pmap"], several, ("step",))
+    (planned,) = raw_config.programs(config, open_phase(config, "unlearn"), ["pmap"], several, ("step",))
     assert figures(planned, topology)["sent"] > gradients

@@ -84,8 +84,8 @@ def test_a_difference_is_found(record, quantity, change):
 def test_the_program(record, tmp_path, capsys, monkeypatch):
     computed = []
 
-    def once(*how):
-        computed.append(how)
+    def once(*arguments):
+        computed.append(arguments)
         return record
 
     monkeypatch.setattr("l2l_jax.portability.__main__.compute", once)

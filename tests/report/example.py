@@ -112,12 +112,12 @@ def drawings(names=("sandal", "shirt", "sneaker", "bag", "boot"), folder=None):
         return rng.random((5, 28, 28, 3))
 
     evaluation = SimpleNamespace(
-        shown={of: Shown(range(5), images(), np.arange(5)) for of in ("retain", "forget")},
-        masked=lambda of: images(),
+        shown={split: Shown(range(5), images(), np.arange(5)) for split in ("retain", "forget")},
+        masked=lambda split: images(),
         class_names=names,
         inpainter=SimpleNamespace(value_range=(0, 1)),
     )
     inpainted = {m: {"retain": images(), "forget": images()} for m in (*MODELS, "attacked")}
-    embedded = {m: {of: rng.random((20, 8)) for of in ("retain", "forget")} for m in MODELS}
-    features = EmbeddedImages(embedded, {of: np.arange(20) % 5 for of in ("retain", "forget")})
+    embedded = {m: {split: rng.random((20, 8)) for split in ("retain", "forget")} for m in MODELS}
+    features = EmbeddedImages(embedded, {split: np.arange(20) % 5 for split in ("retain", "forget")})
     return Drawings(evaluation, inpainted, {}, features)

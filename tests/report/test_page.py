@@ -74,7 +74,7 @@ def test_tables_hold_the_metrics():
     assert "| more" in rows[-1] and "| no more" in rows[-2] and "0.0460 0.04" in rows[-1]
     assert len(class_table(made).rows) == 5
     assert [row.titles for row in task_table(made).rows] == [
-        ("centre 8/16, prompt a bag", of) for of in ("retain", "forget")
+        ("centre 8/16, prompt a bag", split) for split in ("retain", "forget")
     ]
     titles = [row.titles[0] for row in evidence_table(made["audit"]).rows]
     assert "membership by masked MSE: AUC" in titles and "linear probe of norm: accuracy" in titles

@@ -26,12 +26,15 @@ def images(kind, labels):
 def drawn(draw, tmp_path):
     """Left, top, right and bottom of each image in the file, by kind and label."""
     evaluation = SimpleNamespace(
-        shown={of: Shown(range(len(labels)), images("image", labels), labels) for of, labels in SETS.items()},
-        masked=lambda of: images("seen", SETS[of]),
+        shown={
+            split: Shown(range(len(labels)), images("image", labels), labels)
+            for split, labels in SETS.items()
+        },
+        masked=lambda split: images("seen", SETS[split]),
         class_names=("zero", "one", "two", "three", "four"),
         inpainter=SimpleNamespace(value_range=(-1, 1)),
     )
-    restored = {kind: {of: images(kind, labels) for of, labels in SETS.items()} for kind in KINDS[2:]}
+    restored = {kind: {split: images(kind, labels) for split, labels in SETS.items()} for kind in KINDS[2:]}
     draw(tmp_path / "grid.png", evaluation, restored)
     pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
     boxes = {}

@@ -89,12 +89,12 @@ def test_resuming_is_bit_identical(before, error, kept, uninterrupted, tmp_path)
     assert read_metrics(tmp_path) == uninterrupted[1]
 
 
-def damage(checkpoint: pathlib.Path, how: str) -> None:
+def damage(checkpoint: pathlib.Path, damaged: str) -> None:
     files = [f for f in checkpoint.rglob("*") if f.is_file()]
-    if how == "truncated":
+    if damaged == "truncated":
         largest = max(files, key=lambda f: f.stat().st_size)
         os.truncate(largest, largest.stat().st_size // 2)
-    elif how == "emptied":
+    elif damaged == "emptied":
         for file in files:
             file.write_bytes(b"")
     else:
@@ -103,9 +103,9 @@ def damage(checkpoint: pathlib.Path, how: str) -> None:
                 file.unlink()
 
 
-@pytest.mark.parametrize("how", ["truncated", "emptied", "without its state"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(uninterrupted, finished, how, caplog):
-    damage(finished / "checkpoints" / "12", how)
+@pytest.mark.parametrize("damaged", ["truncated", "emptied", "without its state"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(uninterrupted, finished, damaged, caplog):
+    damage(finished / "checkpoints" / "12", damaged)
     with caplog.at_level("WARNING", logger="l2l_jax"):
         assert_identical(run(finished), uninterrupted[0])
     assert "checkpoint of step 12 is damaged" in caplog.text

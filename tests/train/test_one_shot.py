@@ -24,7 +24,9 @@ from tests.train.test_saliency import Batches
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {"w": RNG.normal(size=(3, 2)).astype(np.float32)}
-ROWS = [{of: RNG.normal(size=(16, 5)).astype(np.float32) for of in ("retain", "forget")} for _ in range(2)]
+ROWS = [
+    {split: RNG.normal(size=(16, 5)).astype(np.float32) for split in ("retain", "forget")} for _ in range(2)
+]
 COUNTS = {"retain": 300, "forget": 100}
 DAMPING = 0.1
 LAYOUTS = {"one device": ("jit", 1, 1), "4x2": ("jit", 4, 2), "pmap": ("pmap", 8, 1)}
@@ -42,7 +44,9 @@ def regression(scale=1.0, outputs=lambda w, x: x @ w, loss=lambda y, t: jnp.squa
     )
 
     def loss_fn(trained, frozen, inputs, alpha):
-        terms = {of: one_shot.losses(one_shot.outputs(trained, x), x).mean() for of, x in inputs.items()}
+        terms = {
+            split: one_shot.losses(one_shot.outputs(trained, x), x).mean() for split, x in inputs.items()
+        }
         return terms["retain"] + terms["forget"], terms
 
     return Objective(("w",), (), lambda frozen, batch, rng, axis_name: batch, loss_fn, one_shot=one_shot)
@@ -59,8 +63,8 @@ def solved(objective, params, batches, folder, layout="one device", counts=COUNT
 def ridge(weights):
     """min over w of weighted mean squared errors + λ/2 ‖w − w_0‖², by the normal equations."""
     matrix, right = DAMPING * np.eye(3), DAMPING * WEIGHTS["w"].astype(float)
-    for of, weight in weights.items():
-        rows = np.concatenate([batch[of] for batch in ROWS]).astype(float)
+    for split, weight in weights.items():
+        rows = np.concatenate([batch[split] for batch in ROWS]).astype(float)
         matrix += 2 * weight * rows[:, :3].T @ rows[:, :3] / len(rows)
         right += 2 * weight * rows[:, :3].T @ rows[:, 3:] / len(rows)
     return np.linalg.solve(matrix, right)
@@ -89,14 +93,14 @@ def test_a_cross_entropy_counts_by_its_curvature(tmp_path):
 
     after = solved(regression(loss=loss), WEIGHTS, Batches(ROWS), tmp_path)
     slopes, curvatures = {}, {}
-    for of in ("retain", "forget"):
-        rows = np.concatenate([batch[of] for batch in ROWS]).astype(float)
+    for split in ("retain", "forget"):
+        rows = np.concatenate([batch[split] for batch in ROWS]).astype(float)
         x, p = rows[:, :3], softmax(rows[:, :3] @ WEIGHTS["w"].astype(float), axis=1)
-        slopes[of] = (x.T @ (p - softmax(rows[:, 3:], axis=1))).ravel() / len(rows)
+        slopes[split] = (x.T @ (p - softmax(rows[:, 3:], axis=1))).ravel() / len(rows)
         inner = p[:, :, None] * np.eye(2) - p[:, :, None] * p[:, None]
-        curvatures[of] = np.einsum("ni,nj,nab->iajb", x, x, inner).reshape(6, 6) / len(rows)
+        curvatures[split] = np.einsum("ni,nj,nab->iajb", x, x, inner).reshape(6, 6) / len(rows)
     damping = DAMPING * np.eye(6)
-    both = [0.75 * of["retain"] + 0.25 * of["forget"] for of in (curvatures, slopes)]
+    both = [0.75 * terms["retain"] + 0.25 * terms["forget"] for terms in (curvatures, slopes)]
     complete = -np.linalg.solve(both[0] + damping, both[1])
     retain = -np.linalg.solve(0.75 * curvatures["retain"] + damping, 0.75 * slopes["retain"])
     np.testing.assert_allclose(after["w"] - WEIGHTS["w"], (retain - complete).reshape(3, 2), atol=2e-5)
@@ -135,13 +139,13 @@ def dense(objective, params, batch):
 
     compiled = jax.jit(jax.vmap(derivatives, (None, 0)))
     gradients, curvatures = {}, {}
-    for of, rows in inputs.items():
+    for split, rows in inputs.items():
         jacobian, slope, hessian = (np.asarray(x, float) for x in compiled(vector, rows))
         count, places = len(slope), slope[0].size
         j, g, h = (x.reshape(count, places, -1) for x in (jacobian, slope, hessian))
         g = g[..., 0]
-        gradients[of] = np.einsum("npi,np->i", j, g) / count
-        curvatures[of] = sum(x.T @ y @ x for x, y in zip(j, h, strict=True)) / count
+        gradients[split] = np.einsum("npi,np->i", j, g) / count
+        curvatures[split] = sum(x.T @ y @ x for x, y in zip(j, h, strict=True)) / count
     damped = objective.one_shot.damping * np.eye(len(vector))
     complete = -np.linalg.solve(
         damped + (curvatures["retain"] + curvatures["forget"]) / 2,

@@ -70,7 +70,7 @@ class Iterator:
 
 
 ROWS = [
-    {of: RNG.normal(size=(16, 6)).astype(np.float32) for of in ("retain", "forget")}
+    {split: RNG.normal(size=(16, 6)).astype(np.float32) for split in ("retain", "forget")}
     for _ in range(saliency.BATCHES)
 ]
 

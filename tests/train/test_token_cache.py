@@ -89,9 +89,9 @@ def test_latents_bring_their_masks(tmp_path):
     """Steps see what they see without a cache; noise later has the mask of its forget image, too."""
     model, sets = MODELS["latent_diffusion"], {name: Images(16) for name in SIZES}
     pixels = TrainingBatches(sets, BATCH, value_range=model.value_range, seed=3)
-    params, how = params_of(model), UnlearningConfig(token_bank=4, noise_bank=0)
+    params, cfg = params_of(model), UnlearningConfig(token_bank=4, noise_bank=0)
     mesh = sharding.make_mesh(jax.devices()[:1])
-    bank = open_token_cache(tmp_path, how, model, params, pixels, seed=SEED, mesh=mesh)
+    bank = open_token_cache(tmp_path, cfg, model, params, pixels, seed=SEED, mesh=mesh)
     plain = METHODS["encoder"]().objective(model)
     lean = cached_objective(plain, model, ALL)
     assert lean.frozen == ("encoder", "prompts")
@@ -138,8 +138,8 @@ def test_it_resumes_where_it_was(bank):
 
 
 def test_noise_alone(params, mesh, tmp_path):
-    how = UnlearningConfig(token_bank=0, noise_bank=12)
-    bank = open_token_cache(tmp_path, how, MODEL, params, images(), seed=SEED, mesh=mesh)
+    cfg = UnlearningConfig(token_bank=0, noise_bank=12)
+    bank = open_token_cache(tmp_path, cfg, MODEL, params, images(), seed=SEED, mesh=mesh)
     objective = METHODS["encoder"]().objective(MODEL)
     assert cached_objective(objective, MODEL, ("noise",)).frozen == ("encoder", "tokenizer")  # for its images
     shown, found = [], []
@@ -177,11 +177,11 @@ def test_a_signal_stops_it_and_it_resumes(params, mesh, bank, tmp_path, monkeypa
 
 
 def test_another_tokenizer_makes_another_bank(params, mesh, tmp_path):
-    how = UnlearningConfig(token_bank=0, noise_bank=8)
+    cfg = UnlearningConfig(token_bank=0, noise_bank=8)
     banks = []
     embedding = params["tokenizer"]["quantize"]["embedding"]
     for codebook in (embedding, embedding[::-1]):
         changed = {**params, "tokenizer": {**params["tokenizer"], "quantize": {"embedding": codebook}}}
-        opened = open_token_cache(tmp_path, how, MODEL, changed, images(), seed=SEED, mesh=mesh)
+        opened = open_token_cache(tmp_path, cfg, MODEL, changed, images(), seed=SEED, mesh=mesh)
         banks.append(np.load(opened.codes["noise"].path))
     np.testing.assert_array_equal(banks[1], MODEL.codebook_size - 1 - banks[0])

@@ -81,9 +81,10 @@ def write_folder(path, state_dict, config=CONFIG, preprocessor=PREPROCESSOR, sha
     return path
 
 
-@pytest.mark.parametrize("how", ["saved", "memory"])
-def test_names_of_every_version_are_read(tmp_path, how):
-    found, expected = (load_model(write_folder(tmp_path / name, spelled(name)))[1] for name in (how, "old"))
+@pytest.mark.parametrize("origin", ["saved", "memory"])
+def test_names_of_every_version_are_read(tmp_path, origin):
+    folders = (write_folder(tmp_path / name, spelled(name)) for name in (origin, "old"))
+    found, expected = (load_model(folder)[1] for folder in folders)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -111,11 +112,11 @@ def test_a_config_takes_its_sizes_from_the_folder(tmp_path):
     assert load_model(folder / "model.safetensors")[0] == load_model(folder)[0]
     facts = original_weights(folder)
     assert facts["config"] == CONFIG and facts["licence"] == "See where the file comes from."
-    recipe = {
+    raw_config = {
         "model": {"pretrained": str(folder), "scan": True},
         "data": {"source": "digits", "forget": ["5"]},
     }
-    config = parse_config(recipe)
+    config = parse_config(raw_config)
     assert (config.family, config.model.width, config.model.scan) == ("mae", 48, True)
     with pytest.raises(UserError, match="norm_pix_loss=True, but config.model.norm_pix_loss is False"):
         load_model(folder, norm_pix_loss=False)
@@ -152,8 +153,8 @@ def test_damaged_folders(tmp_path):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float16", 1e-3)])  # rounded positions
-@pytest.mark.parametrize("how", ["exported", "theirs"])
-def test_transformers_predicts_the_same(tmp_path, how, dtype, tolerance):
+@pytest.mark.parametrize("origin", ["exported", "theirs"])
+def test_transformers_predicts_the_same(tmp_path, origin, dtype, tolerance):
     """Strict loading of an export, and import of what `save_pretrained` writes."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -164,14 +165,14 @@ def test_transformers_predicts_the_same(tmp_path, how, dtype, tolerance):
         tmp_path / "out", dtype=torch.float32, output_loading_info=True
     )
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
-    if how == "theirs":
+    if origin == "theirs":
         theirs.save_pretrained(tmp_path / "saved")
-    model, params = load_model(tmp_path / ("out" if how == "exported" else "saved"))
+    model, params = load_model(tmp_path / ("out" if origin == "exported" else "saved"))
     case = Case("mae_tiny")
-    normalized = (case["images"] - 0.5) / 0.25 if how == "exported" else case["images"]
+    normalized = (case["images"] - 0.5) / 0.25 if origin == "exported" else case["images"]
     with torch.no_grad():
         expected = theirs.eval()(torch.tensor(normalized), noise=torch.tensor(case["noise"]))
-    model = model if how == "exported" else model.replace(pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)
+    model = model if origin == "exported" else model.replace(pixel_mean=(0.0,) * 3, pixel_std=(1.0,) * 3)
 
     @jax.jit
     def ours(params, images):

@@ -88,13 +88,19 @@ def test_a_pipeline_comes_back(pipelines, imported, tmp_path, capsys):
 
 
 def test_a_config_takes_its_fields_from_the_folder(pipelines):
-    recipe = {"pretrained": str(pipelines["sd2"]), "prompts": ("", "a photo of {class}"), "sample_steps": 4}
+    raw_config = {
+        "pretrained": str(pipelines["sd2"]),
+        "prompts": ("", "a photo of {class}"),
+        "sample_steps": 4,
+    }
     data = {"source": "digits", "forget": ["5"]}
-    config = parse_config({"model": recipe, "data": data})
+    config = parse_config({"model": raw_config, "data": data})
     assert (config.model.prompts, config.model.unet.heads) == (("", "a photo of 5"), (1, 4))
     params = load_pretrained(pipelines["sd2"], config.family, config.model)
     assert params["prompts"]["words"].shape == (2, 12, 12)
-    config = parse_config({"model": recipe | {"schedule": {"prediction_type": "v_prediction"}}, "data": data})
+    config = parse_config(
+        {"model": raw_config | {"schedule": {"prediction_type": "v_prediction"}}, "data": data}
+    )
     with pytest.raises(UserError, match="this model has schedule.prediction_type=epsilon, but config.model"):
         load_pretrained(pipelines["sd2"], config.family, config.model)
 

@@ -108,9 +108,9 @@ def compressed(content):
     return packed.getvalue()
 
 
-def saved(content, **how):
+def saved(content, **options):
     file = io.BytesIO()
-    torch.save(content, file, **how)
+    torch.save(content, file, **options)
     return file.getvalue()
 
 

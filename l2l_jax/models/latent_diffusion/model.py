@@ -357,7 +357,7 @@ class LatentDiffusion(Model):
         return tuple(jax.random.normal(key, shape) for key in jax.random.split(rng))  # type: ignore[return-value]
 
     def inpaint_with(
-        self, params: Params, images: Array, mask: np.ndarray, noise: Array, posterior: Array, **how: Any
+        self, params: Params, images: Array, mask: np.ndarray, noise: Array, posterior: Array, **options: Any
     ) -> Array:
         """Return whole decoded images, with everything random given, standard normal and like the latents.
 
@@ -371,7 +371,7 @@ class LatentDiffusion(Model):
         def predict(latents, time):
             return self._guided(params, latents, small, masked, time)
 
-        latents = self._steps(predict, noise, **how)
+        latents = self._steps(predict, noise, **options)
         decoded = latents / self.vae.scaling_factor + self.vae.shift_factor
         return apply(self.autoencoder, params["vae"], decoded, method="decode")
 

@@ -1,4 +1,4 @@
-"""The published recipes: their settings, and their small variants from start to end."""
+"""The published configs: their settings, and their small variants from start to end."""
 
 import json
 import math
@@ -25,59 +25,60 @@ SMALLER = {
 SMALLER["vqgan"] |= {"model.scan": True, "pretrain.tokenizer.steps": 6}
 for fields in SMALLER.values():
     fields["pretrain.model.steps"] = 6
-"""Fewer steps, and models that compile sooner: those of tests/models have all that the recipes' have."""
+"""Fewer steps, and models that compile sooner: those of tests/models have all that the configs' have."""
 
 
-def recipe(name, variant=""):
+def raw_config(name, variant=""):
     return read_config(f"{name}:{variant}")
 
 
 def test_published_settings():
-    vqgan, diffusion = (parse_config(recipe(name)) for name in ("vqgan", "diffusion"))
+    vqgan, diffusion = (parse_config(raw_config(name)) for name in ("vqgan", "diffusion"))
     assert (vqgan.family, vqgan.model.image_size, vqgan.model.value_range) == ("mage", 256, (0, 1))
     assert (vqgan.model.depth, vqgan.model.width) == (12, 768)
     assert (vqgan.data.crop, vqgan.data.crop_scale, vqgan.data.flip) == ("random", (0.2, 1.0), True)
     assert vqgan.data.proxy_crop_scale == (0.2, 0.5)
     data = vqgan.data
     assert (data.source, data.train_per_class, data.test_per_class) == ("imagenet2012", 120, 50)
-    how = vqgan.unlearn
-    assert (how.beta1, how.beta2, how.weight_decay, how.clip_norm) == (0.9, 0.95, 0.05, 3.0)
-    assert how.batch_size == 32 * 4 and how.learning_rate == pytest.approx(1e-4 * how.batch_size / 256)
-    epoch = 120 * 100 / how.batch_size
-    assert how.steps == math.ceil(6 * epoch) and how.warmup_steps == round(5 * epoch)
-    assert how.alpha == 0.25 and how.schedule == "cosine"
+    cfg = vqgan.unlearn
+    assert (cfg.beta1, cfg.beta2, cfg.weight_decay, cfg.clip_norm) == (0.9, 0.95, 0.05, 3.0)
+    assert cfg.batch_size == 32 * 4 and cfg.learning_rate == pytest.approx(1e-4 * cfg.batch_size / 256)
+    epoch = 120 * 100 / cfg.batch_size
+    assert cfg.steps == math.ceil(6 * epoch) and cfg.warmup_steps == round(5 * epoch)
+    assert cfg.alpha == 0.25 and cfg.schedule == "cosine"
 
     assert (diffusion.family, diffusion.model.image_size) == ("palette", 256)
     assert diffusion.model.value_range == (-1, 1) and diffusion.data.crop == "resize"
     data = diffusion.data
     assert (data.source, data.train_per_class, data.test_per_class) == ("places365_small", 5000, 100)
-    how = diffusion.unlearn
-    assert (how.weight_decay, how.ema_decay, how.learning_rate) == (0, 0.9999, 5e-5)
-    assert how.batch_size == 12 * 8 and how.steps == 2 * 5000 * 50 // how.batch_size
-    assert how.schedule == "constant" and how.clip_norm == 0
+    cfg = diffusion.unlearn
+    assert (cfg.weight_decay, cfg.ema_decay, cfg.learning_rate) == (0, 0.9999, 5e-5)
+    assert cfg.batch_size == 12 * 8 and cfg.steps == 2 * 5000 * 50 // cfg.batch_size
+    assert cfg.schedule == "constant" and cfg.clip_norm == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_undo_is_the_method_of_the_small_configs_in_proportion(name):
     """A tenth of the steps of pretraining at twice its rate; held-out images for the budget."""
-    plain, undo = (parse_config(recipe(name, variant)) for variant in ("", "undo"))
-    small, how, pretrain = parse_config(recipe("fashion_mae")).unlearn, undo.unlearn, plain.pretrain["model"]
-    assert (how.method, how.optimizer, how.beta2) == (small.method, small.optimizer, small.beta2)
-    assert how.options == small.options and how.cycles[1] == 2 * how.cycles[0]
-    assert (how.steps * 10, how.learning_rate) == (pretrain.steps, 2 * pretrain.learning_rate)
-    assert how.retain_budget and undo.data.validation_fraction and how.batch_size == plain.unlearn.batch_size
+    plain, undo = (parse_config(raw_config(name, variant)) for variant in ("", "undo"))
+    small = parse_config(raw_config("fashion_mae")).unlearn
+    cfg, pretrain = undo.unlearn, plain.pretrain["model"]
+    assert (cfg.method, cfg.optimizer, cfg.beta2) == (small.method, small.optimizer, small.beta2)
+    assert cfg.options == small.options and cfg.cycles[1] == 2 * cfg.cycles[0]
+    assert (cfg.steps * 10, cfg.learning_rate) == (pretrain.steps, 2 * pretrain.learning_rate)
+    assert cfg.retain_budget and undo.data.validation_fraction and cfg.batch_size == plain.unlearn.batch_size
     assert undo.model.inpaint_passes <= 50  # the budget is measured often
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_small_variants_are_valid(name):
-    small = parse_config(recipe(name, "runlocal"))
-    assert small.family == parse_config(recipe(name)).family and small.data.source == "folder"
+    small = parse_config(raw_config(name, "runlocal"))
+    assert small.family == parse_config(raw_config(name)).family and small.data.source == "folder"
 
 
 def test_a_small_variant_without_its_pictures_says_what_makes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = parse_config(recipe("mae", "runlocal"))
+    small = parse_config(raw_config("mae", "runlocal"))
     with pytest.raises(UserError, match="data/local does not exist.*l2l_jax.data.make_local` makes it"):
         open_source(small.data, "train", small.model.image_size)
 
@@ -99,7 +100,7 @@ def test_the_small_pictures(tmp_path, run_here):
 
 
 def random_model(name, folder):
-    config = parse_config(override(recipe(name, "runlocal"), SMALLER[name]))
+    config = parse_config(override(raw_config(name, "runlocal"), SMALLER[name]))
     save_model(folder, params_of(config.model), {**config.describe("family", "model"), "origin": "random"})
     return folder
 
@@ -119,6 +120,6 @@ def test_small_variants_run_from_start_to_end(name, pretrained, tmp_path):
     assert code == 0, errors
     report = json.loads((tmp_path / "report/metrics.json").read_text())
     for model in ("original", "unlearned"):
-        for of in ("retain", "forget"):
-            assert {"psnr", "ssim", "mse", "classifier_distance", "accuracy"} <= set(report[model][of])
-            assert np.isfinite(list(report[model][of].values())).all()
+        for split in ("retain", "forget"):
+            assert {"psnr", "ssim", "mse", "classifier_distance", "accuracy"} <= set(report[model][split])
+            assert np.isfinite(list(report[model][split].values())).all()
