@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         unlearned = pathlib.Path(UNLEARNED.value) if UNLEARNED.value else None
         text = tables.format_models(evaluate_models(config, workdir, unlearned))
-    show(f"{text}\n\nFigures: {folder / 'figures.json'}")
+    show(f"{text}\n\nMetrics: {folder / 'figures.json'}")
 
 
 @together()

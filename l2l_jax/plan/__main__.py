@@ -2,7 +2,7 @@
 
 The compiler that would run there (TPUs: `pip install 'jax[tpu]'`, GPUs: `'jax[cuda12]'`) compiles the
 config's own step, its reconstruction and its feature networks; nothing is run and no parameters are made.
-docs/guides/scaling.md explains the figures.
+docs/guides/scaling.md explains the numbers.
 """
 
 import json
@@ -30,7 +30,7 @@ QUICK = flags.DEFINE_bool(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Compile, print tables and write the figures."""
+    """Compile, print tables and write the numbers."""
     raw, run = parse_flags(argv)
     if TOPOLOGY.value is None:
         raise UserError("Which devices? Try --topology=v5e:4x4, or h100:8.")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
 
     from l2l_jax.config import parse_config
     from l2l_jax.experiment.phase import open_phase
-    from l2l_jax.plan.figures import figures, heading, program_text
+    from l2l_jax.plan.costs import heading, program_costs, program_text
     from l2l_jax.plan.programs import programs
 
     config = parse_config(raw)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     print(heading(topology, STAGE.value, run.name, stage.training.batch_size, len(there)))
     rows = []
     for planned in programs(config, stage, LAYOUTS.value, there, WHICH.value):
-        rows.append(figures(planned, topology, QUICK.value))
+        rows.append(program_costs(planned, topology, QUICK.value))
         print(program_text(rows[-1], topology), flush=True)
     report = {
         "config": run.name, "stage": STAGE.value, "topology": topology.name, "devices": len(there),
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     }  # fmt: skip
     path = pathlib.Path(OUTPUT.value or f"plan_{run.name}_{topology.name.replace(':', '_')}.json")
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"Figures: {path}")
+    print(f"Results: {path}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from l2l_jax.evals.features import clip, inception, resnet
 from l2l_jax.evals.inpaint import Inpainter
 from l2l_jax.evals.tasks import parse_tasks
 from l2l_jax.experiment.phase import TrainingPhase, parse_layout
-from l2l_jax.plan.figures import Planned
+from l2l_jax.plan.costs import Planned
 from l2l_jax.plan.work import work_of
 from l2l_jax.train import sharding
 from l2l_jax.train.parallel import Parallel, make_parallel

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from l2l_jax.plan.chips import CHIPS
-from l2l_jax.plan.figures import kernel_table
+from l2l_jax.plan.costs import kernel_table
 from l2l_jax.plan.program import Program
 
 HLO = pathlib.Path(__file__).with_name("kernels.hlo").read_text()

@@ -1,4 +1,4 @@
-"""Planning a config: topologies, figures of a small model against sums by hand, mistakes."""
+"""Planning a config: topologies, costs of a small model against sums by hand, mistakes."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.experiment.phase import open_phase
 from l2l_jax.plan import raw_config
 from l2l_jax.plan.chips import described, parse_topology
-from l2l_jax.plan.figures import figures, heading, program_text
+from l2l_jax.plan.costs import heading, program_costs, program_text
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "digits_mae.py"
 EIGHT = parse_topology("h100:8")
@@ -42,7 +42,7 @@ def rows(config):
     """Figures for eight GPUs: the tests' eight CPU devices stand in for them."""
     stage = open_phase(config, "unlearn")
     planned = raw_config.programs(config, stage, ["1x8", "pmap"], jax.devices(), ("step", "restoration"))
-    return {row["program"]: row for row in (figures(one, EIGHT) for one in planned)}
+    return {row["program"]: row for row in (program_costs(one, EIGHT) for one in planned)}
 
 
 def test_memory_of_a_device(config, rows):
@@ -167,18 +167,18 @@ def test_a_tpu_slice(config, monkeypatch):
     there = described(topology)
     assert len(there) == 4
     (planned,) = raw_config.programs(config, open_phase(config, "unlearn"), ["4x1"], there, ("step",))
-    row = figures(planned, topology)
+    row = program_costs(planned, topology)
     assert row["memory"]["batch"] == 2 * 4 * 4 * math.prod(config.model.image_shape)
     gradients = 2 * 3 / 4 * row["memory"]["parameters"]
     keys = 2 * 3 / 4 * 4 * 4 * 16  # four numbers for what is drawn of each of 16 images
     assert gradients + keys <= row["sent"] < gradients + keys + 200
     assert row["fits"] and row["largest_temporaries"]
     assert row["traffic"] > row["memory"]["parameters"]
-    quick = figures(planned, topology, quick=True)
+    quick = program_costs(planned, topology, quick=True)
     assert quick["sent"] == row["sent"] and quick["traffic"] >= row["traffic"]
     # Of several hosts, whose devices are not side by side in the mesh.
     several = described(parse_topology("v5e:4x4"))
     assert len({device.process_index for device in several}) > 1
     config = dataclasses.replace(config, unlearn=dataclasses.replace(config.unlearn, batch_size=16))
     (planned,) = raw_config.programs(config, open_phase(config, "unlearn"), ["pmap"], several, ("step",))
-    assert figures(planned, topology)["sent"] > gradients
+    assert program_costs(planned, topology)["sent"] > gradients

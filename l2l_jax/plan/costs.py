@@ -1,4 +1,4 @@
-"""The figures of one program on one kind of device, and their tables."""
+"""The costs of one program on one kind of device, and their tables."""
 
 import collections
 import math
@@ -43,7 +43,7 @@ class Planned(NamedTuple):
     devices: int  # that run it together
 
 
-def figures(planned: Planned, topology: Topology, quick: bool = False) -> dict[str, Any]:
+def program_costs(planned: Planned, topology: Topology, quick: bool = False) -> dict[str, Any]:
     """Compile a program and return its memory, work, time and collectives, JSON-able.
 
     Bytes and operations are one device's.
@@ -184,7 +184,7 @@ def heading(topology: Topology, stage: str, config_name: str, batch_size: int, d
 
 
 def program_text(row: Mapping[str, Any], topology: Topology) -> str:
-    """Format all figures of a program."""
+    """Format all costs of a program."""
     fits = "fits" if row["fits"] else "DOES NOT FIT"
     parts = [[name, size / 1e6] for name, size in row["memory"].items()]
     parts.append([f"together: {fits} {topology.chip.memory / 1e9:.0f} GB", row["total_bytes"] / 1e6])
