@@ -80,7 +80,7 @@ def test_turns_and_ratios_of_medians():
     assert cells[1] == ["peer", "4.000", "4.000", "52.000", "1.000"]
 
 
-def test_figures_of_reading():
+def test_metrics_of_reading():
     files = photographs()
     assert len(set(files)) == 4 and all(100_000 < len(file) < 140_000 for file in files)
     assert Image.open(io.BytesIO(files[0])).size == (500, 375)
@@ -104,8 +104,8 @@ def test_features_of_both_sides_must_be_equal():
         features.check(sides)
     features.check({"l2l_jax": sides["l2l_jax"], "PyTorch": sides["l2l_jax"]})
     rows = {
-        "l2l_jax": features.figures([(2.0, 4.0), (1.0, 2.0), (4.0, 3.0)], 8),
-        "PyTorch": features.figures([(4.0, 8.0)], 8),
+        "l2l_jax": features.metrics([(2.0, 4.0), (1.0, 2.0), (4.0, 3.0)], 8),
+        "PyTorch": features.metrics([(4.0, 8.0)], 8),
     }
     assert rows["l2l_jax"] == {"median": 4, "fastest": 8, "per_processor_second": 4}
     assert features.table(rows).splitlines()[2].split("|")[-2].strip() == "2.00"
@@ -190,6 +190,6 @@ def test_a_config_is_rehearsed_from_weights_to_report(tmp_path):
 def test_the_cost_of_a_budget(one_device):
     """Measured images: those asked for, of each set. The share: one measurement for so many steps."""
     config = parse_config(raw_config(**{"unlearn.budget_images": 5, "unlearn.budget_every": 7}))
-    figures = cost(config, measurements=1)
-    assert figures["images"] == 10 and figures["step_ms"] > 0
-    assert figures["longer"] == pytest.approx(figures["measurement_ms"] / figures["step_ms"] / 7)
+    metrics = cost(config, measurements=1)
+    assert metrics["images"] == 10 and metrics["step_ms"] > 0
+    assert metrics["longer"] == pytest.approx(metrics["measurement_ms"] / metrics["step_ms"] / 7)

@@ -15,7 +15,7 @@ import pytest
 from l2l_jax.config import parse_config
 from l2l_jax.errors import UserError
 from l2l_jax.experiment.phase import open_phase
-from l2l_jax.plan import raw_config
+from l2l_jax.plan import programs
 from l2l_jax.plan.chips import described, parse_topology
 from l2l_jax.plan.costs import heading, program_costs, program_text
 
@@ -41,7 +41,7 @@ def config():
 def rows(config):
     """Figures for eight GPUs: the tests' eight CPU devices stand in for them."""
     stage = open_phase(config, "unlearn")
-    planned = raw_config.programs(config, stage, ["1x8", "pmap"], jax.devices(), ("step", "restoration"))
+    planned = programs.programs(config, stage, ["1x8", "pmap"], jax.devices(), ("step", "restoration"))
     return {row["program"]: row for row in (program_costs(one, EIGHT) for one in planned)}
 
 
@@ -101,7 +101,7 @@ def test_feature_networks_and_pixels_of_files(config):
     config = dataclasses.replace(config, evaluate=cfg, data=files)
     phase = open_phase(config, "unlearn")
     assert {x.dtype for x in phase.batch().values()} == {np.dtype(np.uint8)}
-    (planned,) = raw_config.programs(config, phase, [], jax.devices(), ["evaluation"])
+    (planned,) = programs.programs(config, phase, [], jax.devices(), ["evaluation"])
     assert planned.devices == 8
     assert planned.work.flops / 2 == pytest.approx(11.4e9, rel=0.02)
 
@@ -166,7 +166,7 @@ def test_a_tpu_slice(config, monkeypatch):
     topology = parse_topology("v5e:2x2")
     there = described(topology)
     assert len(there) == 4
-    (planned,) = raw_config.programs(config, open_phase(config, "unlearn"), ["4x1"], there, ("step",))
+    (planned,) = programs.programs(config, open_phase(config, "unlearn"), ["4x1"], there, ("step",))
     row = program_costs(planned, topology)
     assert row["memory"]["batch"] == 2 * 4 * 4 * math.prod(config.model.image_shape)
     gradients = 2 * 3 / 4 * row["memory"]["parameters"]
@@ -180,5 +180,5 @@ def test_a_tpu_slice(config, monkeypatch):
     several = described(parse_topology("v5e:4x4"))
     assert len({device.process_index for device in several}) > 1
     config = dataclasses.replace(config, unlearn=dataclasses.replace(config.unlearn, batch_size=16))
-    (planned,) = raw_config.programs(config, open_phase(config, "unlearn"), ["pmap"], several, ("step",))
+    (planned,) = programs.programs(config, open_phase(config, "unlearn"), ["pmap"], several, ("step",))
     assert program_costs(planned, topology)["sent"] > gradients
