@@ -1,17 +1,17 @@
-"""The paper's diffusion model (Palette) forgets 50 indoor scenes of Places-365 and keeps 50 natural ones.
+"""Forget 50 indoor scenes of Places-365 with the paper's diffusion model (Palette); retain 50 natural ones.
 
     python -m l2l_jax.data.prepare places365_small --manual_dir=DOWNLOADS
     python -m l2l_jax.weights import 16_Network.pth  # → pretrained/16_Network
     python -m l2l_jax.main --config=configs/diffusion.py
     python -m l2l_jax.main --config=configs/diffusion.py:undo
 
-Settings as published: 5,000 images of each scene, 2 epochs in batches of 96 (12 on each of 8 GPUs), tested
-on 100 validation images of each scene with the center missing, in 2,000 sampling steps;
+Published settings: 5,000 images per scene, 2 epochs in batches of 96 (12 on each of 8 GPUs), tested
+on 100 validation images per scene with the center masked, in 2,000 sampling steps.
 --config.model.sampler=ddim --config.model.sampling_steps=50 is 40 times as fast.
 
-Hardware: the paper had eight GPUs; another paper (arXiv 2408.01689) reports 12 hours on one A40.
-Expected metrics: PSNR and MSE of the original and the unlearned model, alike on the retain set and far apart
-on the forget set. Not yet run at this size with this code.
+Hardware: the paper used eight GPUs; another paper (arXiv 2408.01689) reports 12 hours on one A40.
+Expected metrics: PSNR and MSE of the original and the unlearned model, similar on the retain set and far
+apart on the forget set. Not yet run at this size with this code.
 
 A small model on small pictures, in about a minute on two CPU cores:
 

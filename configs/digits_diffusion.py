@@ -1,16 +1,16 @@
-"""A diffusion model (Palette) forgets the handwritten digits 5 to 9 and keeps 0 to 4.
+"""Forget the handwritten digits 5 to 9 with a diffusion model (Palette) and retain 0 to 4.
 
     python -m l2l_jax.main --config=configs/digits_diffusion.py
     python -m l2l_jax.main --config=configs/digits_diffusion.py:encoder
 
 The images come with scikit-learn and the small Palette with this package; nothing is downloaded. The method
-`undo` retrains it from a fresh decoder and a half-fresh encoder within a retain budget, the test images are
-inpainted with the center square of half the side missing, and an audit attacks the result. The variant
-`encoder` is the paper's method, which leaves the decoder as it is.
+`undo` retrains the model from a fresh decoder and a half-fresh encoder within a retain budget. The test
+images are inpainted with a center square of half the side masked, and an audit attacks the result. The
+variant `encoder` is the paper's method, which does not change the decoder.
 
-Three departures from the published model fit two CPU cores: the scans keep their own 8×8 pixels; every
-training mask is the center square that is inpainted later (published: a box with strokes anywhere), so this
-model knows no other mask; 100 noise levels and a few deterministic (DDIM) steps replace 2,000 of each.
+Three differences from the published model make it fit two CPU cores. The scans keep their 8×8 pixels. Every
+training mask is the center square of the test (published: a box with strokes anywhere), so this
+model supports no other mask. 100 noise levels and a few deterministic (DDIM) steps replace 2,000 of each.
 
 Hardware: two CPU cores, 1.3 GiB of memory.
 Expected metrics on test images, medians of seeds 0, 1 and 2: accuracy of the original model 0.87 (retain)

@@ -1,12 +1,12 @@
-"""A masked autoencoder forgets the handwritten digits 5 to 9 and keeps 0 to 4.
+"""Forget the handwritten digits 5 to 9 with a masked autoencoder and retain 0 to 4.
 
     python -m l2l_jax.main --config=configs/digits_mae.py
     python -m l2l_jax.main --config=configs/digits_mae.py:encoder
 
 The images come with scikit-learn and the small MAE with this package; nothing is downloaded. The method
 `undo` keeps the encoder's weights, mixes the decoder's with fresh ones and retrains both within a retain
-budget. The test images are inpainted with the center square of half the side missing, and an audit attacks
-the result. The variant `encoder` is the paper's method, which leaves the decoder as it is.
+budget. The test images are inpainted with a center square of half the side masked, and an audit attacks
+the result. The variant `encoder` is the paper's method, which does not change the decoder.
 
 Hardware: two CPU cores, 1.6 GiB of memory.
 Expected metrics on test images, medians of seeds 0, 1 and 2: accuracy of the original model 0.96 (retain)

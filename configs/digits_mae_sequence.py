@@ -1,17 +1,17 @@
-"""The digits MAE forgets 5, then 7, then 9: three requests, one after another.
+"""Forget the digit 5, then 7, then 9 with the digits MAE, in three sequential requests.
 
     python -m l2l_jax.main --config=configs/digits_mae_sequence.py:1 --workdir=runs/sequence/1
     python -m l2l_jax.main --config=configs/digits_mae_sequence.py:2 --workdir=runs/sequence/2
     python -m l2l_jax.main --config=configs/digits_mae_sequence.py:3 --workdir=runs/sequence/3
 
-Each request starts from the model of the one before. What was forgotten before stays in the set to forget,
-so it does not come back, and is no longer retained. The retain budget is relative to the first original
-model, so costs do not add up. This command runs all three and compares them with one request for all:
+Each request starts from the model of the previous one. Digits forgotten earlier stay in the forget set and
+are no longer retained, so they do not come back. The retain budget is relative to the first original
+model, so costs do not accumulate. This command runs all three and compares them with one request for all:
 
     python -m l2l_jax.compare --config=configs/digits_mae_sequence.py:1 --sequence=5,7,9
 
 Hardware: two CPU cores, about the time of configs/digits_mae.py for each request.
-Expected metrics on test images: research/comparison.md, "Requests after one another".
+Expected metrics on test images: research/digits/comparison.md, "Sequential requests".
 """
 
 import pathlib

@@ -1,17 +1,17 @@
-"""A VQ-GAN (MAGE) forgets the handwritten digits 5 to 9 and keeps 0 to 4.
+"""Forget the handwritten digits 5 to 9 with a VQ-GAN (MAGE) and retain 0 to 4.
 
     python -m l2l_jax.main --config=configs/digits_vqgan.py
     python -m l2l_jax.main --config=configs/digits_vqgan.py:encoder
 
 The images come with scikit-learn; the small tokenizer and the MAGE on its codes come with this package. The
-method `undo` trains a fresh MAGE within a retain budget, the test images are inpainted with the center
-square of half the side missing, and an audit attacks the result. The variant `encoder` is the paper's
-method, which leaves the decoder as it is.
+method `undo` trains a fresh MAGE within a retain budget. The test images are inpainted with a center
+square of half the side masked, and an audit attacks the result. The variant `encoder` is the paper's
+method, which does not change the decoder.
 
-Departures from the published model, all because of the size: the scans keep their own 8×8 pixels, as 4×4
+Differences from the published model, all due to the small size: the scans keep their 8×8 pixels, as 4×4
 codes; no code is dropped and a quarter is masked on average, as in inpainting; masked squares are painted
-before the codes beside them are computed, also in training (`paint_masked`); the likeliest codes are taken
-instead of drawn ones.
+before the codes next to them are computed, also in training (`paint_masked`); the most likely codes are
+chosen instead of sampled ones.
 
 Hardware: two CPU cores, 1.2 GiB of memory.
 Expected metrics on test images, medians of seeds 0, 1 and 2: accuracy of the original model 0.87 (retain)

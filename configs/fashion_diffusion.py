@@ -1,23 +1,23 @@
-"""A diffusion model (Palette) forgets the sandals, shirts, sneakers, bags and boots of Fashion-MNIST.
+"""Forget the sandals, shirts, sneakers, bags and boots of Fashion-MNIST with a diffusion model (Palette).
 
     python -m l2l_jax.main --config=configs/fashion_diffusion.py
     python -m l2l_jax.main --config=configs/fashion_diffusion.py:encoder
 
-A small Palette, pretrained on all 60,000 training images, and the 5,000 of them that unlearning uses come
-with this package; nothing is downloaded. The method `undo` retrains it from partly fresh weights
-within a retain budget, the test images are inpainted with the center square of half the side missing,
-and an audit attacks the result. The variant `encoder` is the paper's method, which leaves the decoder as it
-is.
+The package includes a small Palette, pretrained on all 60,000 training images, and the 5,000 of them that
+unlearning uses; nothing is downloaded. The method `undo` retrains the model from partly fresh weights
+within a retain budget. The test images are inpainted with a center square of half the side masked,
+and an audit attacks the result. The variant `encoder` is the paper's method, which does not change the
+decoder.
 
-Two departures from the published model fit two CPU cores: every training mask is the center square that is
-inpainted later (published: a box with strokes anywhere), so this model knows no other mask; 100 noise levels
+Two differences from the published model make it fit two CPU cores. Every training mask is the center square
+of the test (published: a box with strokes anywhere), so this model supports no other mask. 100 noise levels
 and a few deterministic (DDIM) steps replace 2,000 of each.
 
 Hardware: two CPU cores, 1.9 GiB of memory; half an hour or more, most of it for the audit.
 Expected metrics on test images, seed 0: accuracy of the original model 0.58 (retain) and 0.56 (forget); after
 unlearning 0.52 and 0.10, with a masked MSE of 1.23 times the original's on retain images and 1.9 times on
 forget images. The model retrained without the forget classes: 0.59 and 0.27, 0.97 times and 1.4 times.
-Forgotten under four attacks (research/fashion.md).
+The verdict is "forgotten" under four attacks (research/fashion.md).
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,13 @@
-"""A masked autoencoder forgets the sandals, shirts, sneakers, bags and boots of Fashion-MNIST.
+"""Forget the sandals, shirts, sneakers, bags and boots of Fashion-MNIST with a masked autoencoder.
 
     python -m l2l_jax.main --config=configs/fashion_mae.py
     python -m l2l_jax.main --config=configs/fashion_mae.py:encoder
 
-A small MAE, pretrained on all 60,000 training images, and the 5,000 of them that unlearning uses come with
-this package; nothing is downloaded. The method `undo` mixes the weights with fresh ones, the decoder's more
-than the encoder's, and retrains both within a retain budget, which is all that is set here. The test images
-are inpainted with the center square of half the side missing, and an audit attacks the result. The variant
-`encoder` is the paper's method, which leaves the decoder as it is.
+The package includes a small MAE, pretrained on all 60,000 training images, and the 5,000 of them that
+unlearning uses; nothing is downloaded. The method `undo` mixes the weights with fresh ones (more in the
+decoder than in the encoder) and retrains both within a retain budget, the only unlearning option set here.
+The test images are inpainted with a center square of half the side masked, and an audit attacks the result.
+The variant `encoder` is the paper's method, which does not change the decoder.
 
 Hardware: two CPU cores, 1.3 GiB of memory.
 Expected metrics on test images, seed 0: accuracy of the original model 0.65 (retain) and 0.68 (forget); after

@@ -1,24 +1,24 @@
-"""A VQ-GAN (MAGE) forgets the sandals, shirts, sneakers, bags and boots of Fashion-MNIST.
+"""Forget the sandals, shirts, sneakers, bags and boots of Fashion-MNIST with a VQ-GAN (MAGE).
 
     python -m l2l_jax.main --config=configs/fashion_vqgan.py
     python -m l2l_jax.main --config=configs/fashion_vqgan.py:encoder
 
-A small tokenizer and the MAGE on its codes, pretrained on all 60,000 training images, and the 5,000 of them
-that unlearning uses come with this package; nothing is downloaded. The method `undo` retrains MAGE from
-partly fresh weights within a retain budget, the test images are inpainted with the center square of half the
-side missing, and an audit attacks the result. The variant `encoder` is the paper's method, which leaves the
-decoder as it is.
+The package includes a small tokenizer and the MAGE on its codes, pretrained on all 60,000 training images,
+and the 5,000 of them that unlearning uses; nothing is downloaded. The method `undo` retrains MAGE from
+partly fresh weights within a retain budget. The test images are inpainted with a center square of half the
+side masked, and an audit attacks the result. The variant `encoder` is the paper's method, which does not
+change the decoder.
 
-Departures from the published model, all because of the size: a code stands for 4×4 pixels, and the mask
+Differences from the published model, all due to the small size: a code represents 4×4 pixels, and the mask
 touches 25 of the 49 codes; no code is dropped; masked squares are painted before the codes next to them are
-computed, also in training (`paint_masked`); the likeliest codes are taken instead of drawn ones.
+computed, also in training (`paint_masked`); the most likely codes are chosen instead of sampled ones.
 
 Hardware: two CPU cores, 1.3 GiB of memory; about ten minutes, of which the audit takes seven.
 Expected metrics on test images, seed 0: accuracy of the original model 0.55 (retain) and 0.53 (forget); after
 unlearning 0.58 and 0.04, with a masked MSE of 1.00 times the original's on retain images and 3.6 times on
 forget images. The model retrained without the forget classes: 0.50 and 0.03, 0.96 times and 2.0 times. The
-audit says hidden: fine-tuning on retain images or on 100 forget images and a linear probe bring knowledge
-back (research/fashion.md).
+verdict is "hidden": fine-tuning on retain images or on 100 forget images and a linear probe recover
+knowledge (research/fashion.md).
 """
 
 from ml_collections import ConfigDict

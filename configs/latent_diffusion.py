@@ -1,28 +1,29 @@
-"""Stable Diffusion inpainting forgets a person in your own photographs and keeps the others.
+"""Forget a person in your own photographs with Stable Diffusion inpainting and retain the others.
 
     python -m l2l_jax.weights import stable-diffusion-inpainting  # → pretrained/stable-diffusion-inpainting
     python -m l2l_jax.main --config=configs/latent_diffusion.py --config.data.forget=bob  # of photos/bob
 
-A LoRA of rank 8 on the attention layers of encoder and decoder is trained at 512 pixels in bfloat16. What the
-VAE makes of four augmented views of each photograph is computed before the first step.
+A LoRA of rank 8 on the attention layers of encoder and decoder is trained at 512 pixels in bfloat16. The VAE
+latents of four augmented views of each photograph are computed before the first step.
 
-Hardware: not yet run with published weights. With random ones of this size, three steps of 1 + 1 images,
+Hardware: not yet run with published weights. With random weights of this size, three steps of 1 + 1 images,
 eight images inpainted in four steps and the report took 18 minutes and 15.6 GB on two CPU cores;
-docs/guides/scaling.md has what the TPU compiler says.
-Expected metrics: masked MSE of the original and the unlearned model, alike on the retain set and far apart on
-the forget set.
+docs/guides/scaling.md has the TPU compiler's estimates.
+Expected metrics: masked MSE of the original and the unlearned model, similar on the retain set and far apart
+on the forget set.
 
-A small pipeline, VAE and U-Net, is trained on Fashion-MNIST within two minutes on two CPU cores and forgets
-five kinds of clothes by a LoRA, or with `undo` is rebuilt from a fresh decoder within a retain budget. The
-first command takes about four minutes of processor time, the second six; an audit of either takes ten:
+The variants train a small pipeline, VAE and U-Net, on Fashion-MNIST within two minutes on two CPU cores. Then
+`runlocal` forgets five kinds of clothes with a LoRA, and `undo` retrains from a fresh decoder within a retain
+budget. They take about four and six minutes of CPU time; an audit of either takes ten:
 
     python -m l2l_jax.main --config=configs/latent_diffusion.py:runlocal
     python -m l2l_jax.main --config=configs/latent_diffusion.py:undo
 
 Expected metrics on test images, seed 0, on retain and forget images: masked MSE of the original 0.14 and 0.18
 (gray squares: 0.40 and 0.47), after LoRA 0.15 and 0.41, after `undo` 0.14 and 0.43, of the model retrained
-without the forget classes 0.13 and 0.32. Accuracy of forget images 0.62, 0.10, 0.15 and 0.27. The audit calls
-LoRA hidden, because 100 steps on retain images bring much of it back, and leaves `undo` undecided.
+without the forget classes 0.13 and 0.32. Accuracy on forget images 0.62, 0.10, 0.15 and 0.27. The verdict is
+"hidden" for LoRA, because 100 steps on retain images recover much of the knowledge, and "undecided" for
+`undo`.
 """
 
 from ml_collections import ConfigDict

@@ -1,16 +1,16 @@
-"""A masked autoencoder (MAE ViT-L) forgets 100 classes of ImageNet-1K and keeps 100.
+"""Forget 100 classes of ImageNet-1K with a masked autoencoder (MAE ViT-L) and retain 100.
 
     python -m l2l_jax.data.prepare imagenet2012 --manual_dir=DOWNLOADS
     python -m l2l_jax.weights import mae_visualize_vit_large.pth  # → pretrained/mae_visualize_vit_large
     python -m l2l_jax.main --config=configs/mae.py
     python -m l2l_jax.main --config=configs/mae.py:undo
 
-The paper reports this task; its release leaves it out. Images and test are the paper's (120 and 50 images of
-each class, half the side missing in the center), the training is that of the VQ-GAN, which is a ViT as well.
+The paper reports this task, but its release does not include it. Images and test follow the paper (120 and
+50 images per class, a center square of half the side masked); training follows the VQ-GAN, also a ViT.
 
 Hardware: another paper (arXiv 2408.01689) reports 1 hour on one A40.
-Expected metrics: PSNR and MSE of the original and the unlearned model, alike on the retain set and far apart
-on the forget set. Not yet run at this size with this code.
+Expected metrics: PSNR and MSE of the original and the unlearned model, similar on the retain set and far
+apart on the forget set. Not yet run at this size with this code.
 
 A small model on small pictures, in about a minute on two CPU cores:
 

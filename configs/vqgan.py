@@ -1,17 +1,17 @@
-"""The paper's VQ-GAN (MAGE ViT-B) forgets 100 classes of ImageNet-1K and keeps 100.
+"""Forget 100 classes of ImageNet-1K with the paper's VQ-GAN (MAGE ViT-B) and retain 100.
 
     python -m l2l_jax.data.prepare imagenet2012 --manual_dir=DOWNLOADS
     python -m l2l_jax.weights import mage-vitb-1600.pth  # → pretrained/mage-vitb-1600
     python -m l2l_jax.main --config=configs/vqgan.py
     python -m l2l_jax.main --config=configs/vqgan.py:undo
 
-Settings as published: 120 images of each class, 6 epochs in batches of 128 (32 on each of 4 GPUs), tested on
-50 validation images of each class with the center 8×8 of the 16×16 tokens missing. Without retain images,
-COCO may replace them: --config.data.proxy='({"source":"coco/2017","count":12000},)'
+Published settings: 120 images per class, 6 epochs in batches of 128 (32 on each of 4 GPUs), tested on
+50 validation images per class with the center 8×8 of the 16×16 tokens masked. Without retain images,
+use COCO instead: --config.data.proxy='({"source":"coco/2017","count":12000},)'
 
-Hardware: the paper had four GPUs; another paper (arXiv 2408.01689) reports 2 hours on one A40.
-Expected metrics: PSNR and MSE of the original and the unlearned model, alike on the retain set and far apart
-on the forget set. Not yet run at this size with this code.
+Hardware: the paper used four GPUs; another paper (arXiv 2408.01689) reports 2 hours on one A40.
+Expected metrics: PSNR and MSE of the original and the unlearned model, similar on the retain set and far
+apart on the forget set. Not yet run at this size with this code.
 
 A small model on small pictures, in about a minute on two CPU cores:
 

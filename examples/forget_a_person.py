@@ -1,12 +1,12 @@
-"""A model of portraits forgets one person, from a folder of photos to the report.
+"""Make a portrait model forget one person, from a folder of photos to the report.
 
     python examples/forget_a_person.py                                  # on drawn faces, about two minutes
-    python examples/forget_a_person.py --photos=photos --person=bob     # on your own
+    python examples/forget_a_person.py --photos=photos --person=bob     # on your own photos
 
-`photos` holds a folder of pictures for each person. Without it, faces are drawn: every person has a face of
-their own, every picture another light, place and expression. The script pretrains a small masked autoencoder
-on all of them (docs/guides says how to take your own model instead), makes it forget the person, and
-writes what became of the pictures to `WORKDIR/run/report/report.html`.
+`photos` contains a folder of pictures for each person. Without it, the script draws faces: each person has a
+different face, and each picture a different light, position and expression. The script pretrains a small
+masked autoencoder on all pictures (docs/guides/weights.md explains how to use your own model instead), makes
+it forget the person, and writes the results to `WORKDIR/run/report/report.html`.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from l2l_jax.report.tables import console
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits_mae.py"
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank")
 SIZE = 64
-"""Pixels of a drawn picture."""
+"""Side of a drawn picture in pixels."""
 
 
 def draw_faces(folder: pathlib.Path, per_person: int = 60) -> None:
-    """A folder of drawn portraits for each of `NAMES`."""
+    """Draw a folder of portraits for each of `NAMES`."""
     for index, name in enumerate(NAMES):
         (folder / name).mkdir(parents=True)
         for number in range(per_person):
@@ -38,17 +38,17 @@ def draw_faces(folder: pathlib.Path, per_person: int = 60) -> None:
 
 
 def draw_face(person: int, rng: np.random.Generator) -> Image.Image:
-    """One picture of a person: the face is the person's, light, place and expression are the picture's."""
+    """Draw one picture of a person; light, position and expression are random."""
     own = np.random.default_rng(person)
     skin, hair, shirt = own.integers(90, 240, 3), own.integers(10, 160, 3), own.integers(0, 255, 3)
     width, eyes, fringe, mouth = own.uniform([0.24, 0.09, 0.18, 0.05], [0.34, 0.16, 0.34, 0.14])
     light, (x, y), smile = rng.uniform(0.75, 1.15), rng.uniform(-0.04, 0.04, 2), rng.uniform(-0.03, 0.05)
-    picture = Image.new("RGB", (SIZE, SIZE), _colour(rng.integers(60, 220, 3), light))
+    picture = Image.new("RGB", (SIZE, SIZE), _color(rng.integers(60, 220, 3), light))
     draw = ImageDraw.Draw(picture)
 
-    def ellipse(cx: float, cy: float, rx: float, ry: float, colour: np.ndarray) -> None:
+    def ellipse(cx: float, cy: float, rx: float, ry: float, color: np.ndarray) -> None:
         box = [cx - rx + x, cy - ry + y, cx + rx + x, cy + ry + y]
-        draw.ellipse([SIZE * side for side in box], fill=_colour(colour, light))
+        draw.ellipse([SIZE * side for side in box], fill=_color(color, light))
 
     ellipse(0.5, 1.05, 0.45, 0.25, shirt)
     ellipse(0.5, 0.42, width + 0.06, 0.38, hair)
@@ -62,12 +62,12 @@ def draw_face(person: int, rng: np.random.Generator) -> Image.Image:
     return picture
 
 
-def _colour(colour: np.ndarray, light: float) -> tuple[int, ...]:
-    return tuple(int(min(255, channel * light)) for channel in colour)
+def _color(color: np.ndarray, light: float) -> tuple[int, ...]:
+    return tuple(int(min(255, channel * light)) for channel in color)
 
 
 def configure(photos: pathlib.Path, person: str, pretrain_steps: int, unlearn_steps: int) -> Config:
-    """The digits' config on photos: pretrain on everyone, forget `person`, retain the rest."""
+    """Adapt the digits config to photos: pretrain on everyone, forget `person`, retain the rest."""
     raw = runpy.run_path(str(CONFIG))["get_config"]()
     raw.data.update(source="folder", path=str(photos), forget=(person,), retain=("rest",), flip=True)
     raw.model.update(pretrained="", image_size=32, pixel_mean=(0.5,) * 3, pixel_std=(0.25,) * 3)
@@ -78,12 +78,12 @@ def configure(photos: pathlib.Path, person: str, pretrain_steps: int, unlearn_st
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Run; returns the content of the report's metrics.json."""
+    """Run the example, and return the content of the report's metrics.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--photos", type=pathlib.Path, help="a folder with a folder for each person")
-    parser.add_argument("--person", default="bob", help="who is to be forgotten")
+    parser.add_argument("--photos", type=pathlib.Path, help="folder with a subfolder for each person")
+    parser.add_argument("--person", default="bob", help="person to forget")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/forget_a_person"))
     parser.add_argument("--pretrain_steps", type=int, default=1000)
     parser.add_argument("--unlearn_steps", type=int, default=400)
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 def program(argv: Sequence[str]) -> None:
-    """`main` as the package's programs are run: with progress, and a sentence for a mistake."""
+    """Run `main` with the progress and error reporting of the package's programs."""
     main(argv[1:])
 
 

@@ -3,8 +3,8 @@
     pip install equinox
     python examples/loss_equinox.py
 
-Dark images are to stay, bright ones to be forgotten. An Equinox model is a tree of parameters and a function
-of one example; `jax.vmap` makes it a function of a batch.
+The model retains dark images and forgets bright ones. An Equinox model is a pytree of parameters
+and a function of one example; `jax.vmap` makes it a function of a batch.
 """
 
 import equinox as eqx
@@ -16,29 +16,29 @@ from l2l_jax import encoder_unlearning_loss, unlearning_inputs
 
 
 class Encoder(eqx.Module):
-    """One image `[8, 8, 3]` → features `[32]`."""
+    """An encoder from one image `[8, 8, 3]` to features `[32]`."""
 
     network: eqx.nn.MLP
 
     def __init__(self, rng):
         self.network = eqx.nn.MLP(8 * 8 * 3, 32, width_size=64, depth=1, key=rng)
 
-    def __call__(self, seen):
-        return self.network(jnp.ravel(seen))
+    def __call__(self, inputs):
+        return self.network(jnp.ravel(inputs))
 
 
-def encode(model, seen):
-    """Images `[batch, 8, 8, 3]` → features `[batch, 32]`."""
-    return jax.vmap(model)(seen)
+def encode(model, inputs):
+    """Encode images `[batch, 8, 8, 3]` to features `[batch, 32]`."""
+    return jax.vmap(model)(inputs)
 
 
 def corrupt(images, rng):
-    """T: half of the pixels are hidden."""
+    """Apply T: mask half of the pixels."""
     return images * jax.random.bernoulli(rng, 0.5, images.shape)
 
 
 def main(steps: int = 300) -> dict[str, float]:
-    """Unlearn; returns the two terms of the last step."""
+    """Unlearn, and return the two terms of the last step."""
     keys = jax.random.split(jax.random.key(0), 3)
     retain = 0.2 * jax.random.uniform(keys[0], (16, 8, 8, 3))
     forget = 1 - 0.2 * jax.random.uniform(keys[1], (16, 8, 8, 3))
@@ -64,7 +64,7 @@ def main(steps: int = 300) -> dict[str, float]:
 
 
 def weights_of(model):
-    """What is trained: the floating-point arrays of the model."""
+    """Return the trained part of a model: its floating-point arrays."""
     return eqx.filter(model, eqx.is_inexact_array)
 
 

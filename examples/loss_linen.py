@@ -2,8 +2,8 @@
 
     python examples/loss_linen.py
 
-Dark images are to stay, bright ones to be forgotten. `encoder_unlearning_loss` runs the encoder itself: once
-for the student and once for the teacher.
+The model retains dark images and forgets bright ones. `encoder_unlearning_loss` runs the encoder
+once for the student and once for the teacher.
 """
 
 import flax.linen as nn
@@ -14,21 +14,21 @@ from l2l_jax import encoder_unlearning_loss, unlearning_inputs
 
 
 class Encoder(nn.Module):
-    """Images `[batch, 8, 8, 3]` → features `[batch, 32]`."""
+    """An encoder from images `[batch, 8, 8, 3]` to features `[batch, 32]`."""
 
     @nn.compact
-    def __call__(self, seen):
-        hidden = nn.relu(nn.Dense(64)(seen.reshape(len(seen), -1)))
+    def __call__(self, inputs):
+        hidden = nn.relu(nn.Dense(64)(inputs.reshape(len(inputs), -1)))
         return nn.Dense(32)(hidden)
 
 
 def corrupt(images, rng):
-    """T: half of the pixels are hidden."""
+    """Apply T: mask half of the pixels."""
     return images * jax.random.bernoulli(rng, 0.5, images.shape)
 
 
 def main(steps: int = 300) -> dict[str, float]:
-    """Unlearn; returns the two terms of the last step."""
+    """Unlearn, and return the two terms of the last step."""
     keys = jax.random.split(jax.random.key(0), 3)
     retain = 0.2 * jax.random.uniform(keys[0], (16, 8, 8, 3))
     forget = 1 - 0.2 * jax.random.uniform(keys[1], (16, 8, 8, 3))

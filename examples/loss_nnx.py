@@ -2,8 +2,8 @@
 
     python examples/loss_nnx.py
 
-Dark images are to stay, bright ones to be forgotten. An NNX model holds its parameters, so the features are
-computed here and `unlearning_loss` compares them.
+The model retains dark images and forgets bright ones. An NNX model contains its parameters, so the
+features are computed here and `unlearning_loss` compares them.
 """
 
 import jax
@@ -14,23 +14,23 @@ from l2l_jax import unlearning_inputs, unlearning_loss
 
 
 class Encoder(nnx.Module):
-    """Images `[batch, 8, 8, 3]` → features `[batch, 32]`."""
+    """An encoder from images `[batch, 8, 8, 3]` to features `[batch, 32]`."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.hidden = nnx.Linear(8 * 8 * 3, 64, rngs=rngs)
         self.out = nnx.Linear(64, 32, rngs=rngs)
 
-    def __call__(self, seen):
-        return self.out(nnx.relu(self.hidden(seen.reshape(len(seen), -1))))
+    def __call__(self, inputs):
+        return self.out(nnx.relu(self.hidden(inputs.reshape(len(inputs), -1))))
 
 
 def corrupt(images, rng):
-    """T: half of the pixels are hidden."""
+    """Apply T: mask half of the pixels."""
     return images * jax.random.bernoulli(rng, 0.5, images.shape)
 
 
 def main(steps: int = 300) -> dict[str, float]:
-    """Unlearn; returns the two terms of the last step."""
+    """Unlearn, and return the two terms of the last step."""
     keys = jax.random.split(jax.random.key(0), 2)
     retain = 0.2 * jax.random.uniform(keys[0], (16, 8, 8, 3))
     forget = 1 - 0.2 * jax.random.uniform(keys[1], (16, 8, 8, 3))

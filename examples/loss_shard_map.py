@@ -1,8 +1,8 @@
-"""The unlearning loss under `shard_map`, the batch split over all devices.
+"""The unlearning loss under `shard_map`, with the batch split over all devices.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python examples/loss_shard_map.py
 
-With `axis_name` noise statistics and loss are those of the whole batch; each device draws T for its own rows.
+With `axis_name`, noise statistics and loss are global. Each device draws T for its own rows.
 """
 
 import functools
@@ -16,13 +16,13 @@ from l2l_jax import encoder_unlearning_loss, unlearning_inputs
 
 
 def encode(params, inputs):
-    """Images `[batch, 8, 8, 3]` → features `[batch, 32]`."""
+    """Encode images `[batch, 8, 8, 3]` to features `[batch, 32]`."""
     hidden = jax.nn.relu(inputs.reshape(len(inputs), -1) @ params["hidden"])
     return hidden @ params["out"]
 
 
 def corrupt(images, rng):
-    """T: half of the pixels are masked."""
+    """Apply T: mask half of the pixels."""
     return images * jax.random.bernoulli(rng, 0.5, images.shape)
 
 

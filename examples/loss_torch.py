@@ -2,8 +2,8 @@
 
     python examples/loss_torch.py        # needs PyTorch
 
-PyTorch computes the features, JAX the loss and its gradient with respect to them; PyTorch continues the
-backward pass.
+PyTorch computes the features, JAX computes the loss and its gradient with respect to the features, and
+PyTorch continues the backward pass.
 """
 
 import jax
@@ -14,13 +14,13 @@ from l2l_jax import noise_images, unlearning_loss
 
 
 def to_jax(features: torch.Tensor) -> jax.Array:
-    """Return the same memory as a JAX array."""
+    """Return a JAX array that shares the tensor's memory."""
     return jnp.from_dlpack(features.detach().contiguous())
 
 
 @jax.jit
 def loss_and_gradients(student_retain, teacher_retain, student_forget, teacher_noise):
-    """Return the terms, and gradients with respect to the student's features."""
+    """Return the terms and the gradients with respect to the student's features."""
 
     def loss(student_retain, student_forget):
         return unlearning_loss(student_retain, teacher_retain, student_forget, teacher_noise, alpha=0.25)
@@ -30,7 +30,7 @@ def loss_and_gradients(student_retain, teacher_retain, student_forget, teacher_n
 
 
 def encoder() -> torch.nn.Module:
-    """Images `[batch, 192]` → features `[batch, 32]`."""
+    """Return an encoder from images `[batch, 192]` to features `[batch, 32]`."""
     return torch.nn.Sequential(torch.nn.Linear(192, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32))
 
 

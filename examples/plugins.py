@@ -1,4 +1,4 @@
-"""A method, a model family and an attack of your own, in one module outside the package.
+"""A custom method, model family and attack in one module outside the package.
 
     python -m l2l_jax.main --config=configs/digits_mae.py --config.plugins=examples.plugins \
         --config.unlearn.method=gray --config.unlearn.gray.level=0.5 --config.unlearn.retain_budget=0
@@ -33,7 +33,7 @@ class Gray(Method):
     level: float = 0.5
 
     def objective(self, model: Model) -> Objective:
-        """Return what a training step computes."""
+        """Return the objective of a training step."""
 
         def prepare(frozen, batch, rng, axis_name=None):
             low, high = model.value_range
@@ -56,7 +56,7 @@ class Brighten(Attack):
     """Scale the decoder's weights.
 
     Attributes:
-      factors: Factors to try; the attacker keeps the best.
+      factors: Factors to try; the attacker keeps the best point.
     """
 
     source = "an example"
@@ -120,7 +120,7 @@ class Blur(Model):
         return jnp.square(predicted - target).mean(axis=-1)
 
     def with_truth(self, params, images, corrupted, truth):
-        """Return other images as the truth."""
+        """Return the inputs with other images as the target."""
         return truth, corrupted
 
     def inpaint(self, params, images, mask, rng):
