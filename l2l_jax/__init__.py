@@ -9,7 +9,7 @@ A whole run, for a notebook:
     model, params = l2l_jax.load("fashion_mae")
     result = l2l_jax.unlearn(model, params, retain, forget)
 
-Names are imported when they are first used, so `import l2l_jax` does not load JAX.
+Names are imported on first use, so `import l2l_jax` does not load JAX.
 """
 
 import importlib
@@ -51,11 +51,11 @@ _MODULES = {
     "load": "l2l_jax.api",
     "unlearn": "l2l_jax.api",
 }
-"""Modules of the names that are not in `l2l_jax.losses`."""
+"""Modules of the public names that are not defined in `l2l_jax.losses`."""
 
 
 def __getattr__(name: str) -> object:
-    if name == "audit":  # a package that can be called
+    if name == "audit":  # a callable package
         return importlib.import_module("l2l_jax.audit")
     if name in __all__:
         return getattr(importlib.import_module(_MODULES.get(name, "l2l_jax.losses")), name)

@@ -1,6 +1,6 @@
-"""The library in a notebook: load a model, unlearn, inpaint, evaluate, audit.
+"""Functions for notebooks: load a model, unlearn, inpaint, evaluate, audit.
 
-These functions write the same files as the programs: a run can be resumed and audited from the command line.
+They write the same files as the programs, so a run can be resumed and audited from the command line.
 """
 
 import dataclasses
@@ -31,18 +31,18 @@ ImageArrays = np.ndarray | tuple[np.ndarray, np.ndarray]
 """Images `[image, height, width, channel]`, uint8 or floats in the model's range, or (images, labels)."""
 
 BATCH_SIZE = 64
-PICTURES = 8  # test images of each set among `Result.pictures`
+PICTURES = 8  # test images per set in `Result.pictures`
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """An unlearned model, and what was measured on held-out images.
+    """An unlearned model and its metrics on held-out images.
 
     Attributes:
       model: The model, without parameters.
       params: Parameters after unlearning.
-      metrics: Content of `metrics.json`: metrics of both models by set, configuration, durations.
-      pictures: By set: test images as "images", "masked", "original" and "unlearned",
+      metrics: Contents of `metrics.json`: metrics of both models by set, configuration, durations.
+      pictures: Test images by set, each as "images", "masked", "original" and "unlearned",
         `[image, height, width, channel]` in the model's range.
       workdir: Folder with the models, checkpoints and `report/report.html`.
     """
@@ -67,16 +67,16 @@ def unlearn(
 ) -> Result:
     """Make a model forget some images and retain others.
 
-    A fifth of the images of each class is held out for testing, and 15 % of the others for the retain budget.
+    A fifth of each class is held out for testing, and 15% of the remaining images for the retain budget.
 
     Args:
       model: Model, without parameters.
-      params: Its parameters, all parts; not changed.
+      params: Parameters of all parts of the model; not modified.
       retain: Images to retain.
       forget: Images to forget. The labels of the two sets must not overlap.
       method: Name of a registered method.
       retain_budget: Largest masked MSE on retain images, relative to the original model; None: fixed alpha.
-      workdir: Folder of the run; a call with equal arguments resumes it. None: a temporary folder.
+      workdir: Folder of the run; a call with the same arguments resumes it. None: a temporary folder.
       **config: Sections of the config, such as `unlearn={"steps": 200}`, `evaluate={…}` or `seed=1`.
 
     Raises:
@@ -100,7 +100,7 @@ def audit(
     workdir: str | pathlib.Path | None = None,
     **config: Any,
 ) -> dict[str, Any]:
-    """Attack an unlearned model and return the content of `metrics.json`, with the verdict under "audit".
+    """Attack an unlearned model and return the contents of `metrics.json`, with the verdict under "audit".
 
     Args:
       model: Model, without parameters.
@@ -108,9 +108,9 @@ def audit(
       unlearned: Parameters after unlearning, all parts.
       retain: Images to retain, as given to `unlearn`.
       forget: Images to forget, as given to `unlearn`.
-      workdir: Folder of the audit; an interrupted one is resumed. None: a temporary folder.
+      workdir: Folder of the audit; an interrupted audit is resumed. None: a temporary folder.
       **config: Sections of the config, such as `audit={"retrained": "runs/retrained"}`: the folder of a model
-        that was trained without the forget images. Without one no verdict is possible.
+        that was trained without the forget images. A verdict requires such a model.
 
     Raises:
       UserError: The arguments do not fit together.
@@ -118,8 +118,8 @@ def audit(
     folder = pathlib.Path(workdir or tempfile.mkdtemp(prefix="l2l_jax_"))
     settings = {"retrained": "", **config.pop("audit", {}), "enabled": True}
     run = _write_inputs(model, original, (retain, forget), folder, {**config, "audit": settings})
-    card = {**run.describe("family", "model"), "origin": "given to l2l_jax.audit"}
-    save_model(folder / "audited", jax.device_get(unlearned), card)
+    metadata = {**run.describe("family", "model"), "origin": "given to l2l_jax.audit"}
+    save_model(folder / "audited", jax.device_get(unlearned), metadata)
     return pipeline.audit(run, folder, folder / "audited")
 
 
@@ -130,10 +130,10 @@ def inpaint(
 
     Args:
       model: Model, without parameters.
-      params: Its parameters, all parts.
+      params: Parameters of all parts of the model.
       images: `[image, height, width, channel]`, uint8 or floats in the model's range.
-      task: What is masked, as in `config.evaluate.tasks`: "centre_8" is a centered square of half the side.
-      seed: Random seed of sampling.
+      task: Name of the mask, as in `config.evaluate.tasks`: "centre_8" is a centered square of half the side.
+      seed: Random seed for sampling.
 
     Returns:
       Images with the masked region reconstructed, float32 in the model's range.
@@ -145,7 +145,7 @@ def inpaint(
 def evaluate(
     model: Model, params: Params, images: np.ndarray, task: str = "centre_8", *, seed: int = 0
 ) -> dict[str, float]:
-    """Measure reconstructions: means of "mse" and "psnr" (dB) in the masked region; see `inpaint`."""
+    """Return the mean "mse" and "psnr" (dB) of reconstructions in the masked region; see `inpaint`."""
     rows, inpainter = _rows(model, images), _inpainter(model, task, seed)
     inpainted = inpainter(inpainter.place(params), rows, "images")
     errors = masked_mse(rows.images, inpainted, inpainter.masks("images", rows.indices))
@@ -177,12 +177,12 @@ def _write_inputs(
     sections: Mapping[str, Any],
 ) -> Config:
     """Write the original model and the images to the workdir, and return the config of a run on them."""
-    # Models are dataclasses, which the type of their base class does not say.
+    # Models are dataclasses; the type of their base class does not express it.
     init_fields = [field.name for field in dataclasses.fields(model) if field.init]  # type: ignore[arg-type]
     fields, family = {name: getattr(model, name) for name in init_fields}, FAMILIES.name_of(type(model))
     retain, forget = _write_images(model, images, folder / "images.npz")
-    card = {"family": family, "model": fields, "origin": "given"}
-    save_model(folder / "original", jax.device_get(params), card)
+    metadata = {"family": family, "model": fields, "origin": "given"}
+    save_model(folder / "original", jax.device_get(params), metadata)
     data = {"source": "npz", "path": str(folder / "images.npz"), "validation_fraction": 0.15}
     data |= {"retain": retain, "forget": forget, **sections.get("data", {})}
     given = {"family": family, "pretrained": str(folder / "original"), **fields}
@@ -190,7 +190,7 @@ def _write_inputs(
 
 
 def _write_images(model: Model, images: Iterable[ImageArrays], path: pathlib.Path) -> list[tuple[str, ...]]:
-    """Write both sets to one file and return the names of their classes; none may be in both."""
+    """Write both sets to one file and return their class names; a class must not be in both sets."""
     pixels, labels, classes = [], [], []
     for name, given in zip(("retain", "forget"), images, strict=True):
         array, label = given if isinstance(given, tuple) else (given, np.full(len(given), name))
@@ -198,7 +198,7 @@ def _write_images(model: Model, images: Iterable[ImageArrays], path: pathlib.Pat
         labels.append(np.asarray(label).astype(str))
         classes.append(tuple(np.unique(labels[-1]).tolist()))
     if both := set(classes[0]) & set(classes[1]):
-        raise UserError(f"The label {min(both)!r} is in retain and in forget; a class belongs to one.")
+        raise UserError(f"The label {min(both)!r} is in both retain and forget; give it to one of them.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, images=np.concatenate(pixels), labels=np.concatenate(labels))
@@ -206,7 +206,7 @@ def _write_images(model: Model, images: Iterable[ImageArrays], path: pathlib.Pat
 
 
 def _pictures(config: Config, original: Params, unlearned: Params) -> dict[str, dict[str, np.ndarray]]:
-    """Return a few test images of each set, masked, and reconstructed by both models."""
+    """Return a few test images of each set: complete, masked, and reconstructed by both models."""
     inpainter = _inpainter(config.model, config.evaluate.tasks[0], config.seed)
     test = evaluation_sets(config.data, open_source(config.data, "test", config.model.image_size))
     pictures = {}

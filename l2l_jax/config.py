@@ -1,4 +1,4 @@
-"""The config of an experiment: frozen dataclasses, checked before any work."""
+"""Config of an experiment: frozen dataclasses, validated before any work starts."""
 
 import dataclasses
 import importlib
@@ -31,19 +31,19 @@ from l2l_jax.weights.loading import locate, stored_fields
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole experiment.
+    """The config of an experiment.
 
     Attributes:
       seed: Global random seed.
       family: Name of a registered model family.
       model: The model, without its parameters.
       pretrained: Model to unlearn: folder of a saved model, a checkpoint file (see docs/guides), or the name
-        of a model that comes with the package (`l2l_jax.shipped`); empty to pretrain one in the workdir.
-      pretrain: Training of each stage of `model.pretraining_stages()`, by its name.
+        of a model included in the package (`l2l_jax.shipped`); empty to pretrain one in the workdir.
+      pretrain: Training config of each phase in `model.pretraining_stages()`, by its name.
       data, unlearn, evaluate, audit, filter: See their classes.
-      mesh: Arrangement of the devices.
-      parallel: "jit", one program over the mesh, or "pmap", a copy of the step per device.
-      plugins: Modules that register methods, model families or attacks; imported before the config is read.
+      mesh: Shape of the device mesh.
+      parallel: "jit" for one program over the mesh, or "pmap" for a copy of the step per device.
+      plugins: Modules that register methods, model families or attacks; imported before the config is parsed.
     """
 
     seed: int
@@ -61,7 +61,7 @@ class Config:
     plugins: tuple[str, ...] = ()
 
     def describe(self, *sections: str) -> dict[str, Any]:
-        """Return JSON-able values of the named sections, or of all."""
+        """Return the named sections, or all sections, as JSON-serializable values."""
         return _plain({name: getattr(self, name) for name in sections or _fields(Config)})
 
 
@@ -77,15 +77,15 @@ def _plain(value: Any) -> Any:
 
 
 def parse_config(raw: Mapping[str, Any]) -> Config:
-    """Check a config as a config file gives it, and complete it to a `Config`.
+    """Validate a raw config, fill in defaults and return a `Config`.
 
     Args:
-      raw: Nested mapping of sections and fields; what it lacks has its default. `model` holds "family",
+      raw: Nested mapping of sections and fields; missing fields get their defaults. `model` holds "family",
         "pretrained", the name of a published "variant", and fields of the family's model, which override the
         variant's.
 
     Raises:
-      UserError: A field does not exist, is missing or has a wrong value.
+      UserError: A field does not exist, is missing or has an invalid value.
     """
     raw = as_raw_config(raw)
     plugins = _check(tuple[str, ...], _split(raw.get("plugins", ())), "config.plugins")
@@ -116,24 +116,24 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     return config
 
 
-MODEL_FIELDS = ("family", "pretrained")  # fields of `Config` that the section `model` of a config holds
+MODEL_FIELDS = ("family", "pretrained")  # fields of `Config` that are in the section `model` of a raw config
 
 
 def _model(given: Mapping[str, Any]) -> tuple[str, Model]:
     """Return the family's name and the model of a section `model`.
 
-    Given fields override those that are stored with `pretrained`, which override those of `variant`.
+    Given fields override those stored with `pretrained`, which override those of `variant`.
     """
     fields = {name: value for name, value in given.items() if name not in MODEL_FIELDS}
     pretrained, family = str(given.get("pretrained", "")), str(given.get("family", ""))
-    found, stored, hidden = family, dict[str, Any](), tuple[str, ...]()
-    if pretrained and locate(pretrained).exists():  # otherwise loading it says so
-        found, stored, hidden = stored_fields(pretrained)
-        family = family or found
+    own_family, stored, hidden = family, dict[str, Any](), tuple[str, ...]()
+    if pretrained and locate(pretrained).exists():  # otherwise loading raises the error
+        own_family, stored, hidden = stored_fields(pretrained)
+        family = family or own_family
     if family not in FAMILIES:
         raise UserError(f"config.model.family is {family!r}; known: {', '.join(FAMILIES)}.")
-    if stored and found != family:
-        raise UserError(f"{pretrained}: this is a {found} model, but config.model.family is {family}.")
+    if stored and own_family != family:
+        raise UserError(f"{pretrained}: this is a {own_family} model, but config.model.family is {family}.")
     variants, variant = FAMILIES[family].VARIANTS, str(fields.pop("variant", ""))
     if variant and variant not in variants:
         known = ", ".join(variants) or "none"
@@ -147,18 +147,18 @@ def _model(given: Mapping[str, Any]) -> tuple[str, Model]:
 
 
 def _merged(*sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge sections and the sections in them; later ones override earlier ones."""
-    found: dict[str, Any] = {}
+    """Merge nested sections; later ones override earlier ones."""
+    merged: dict[str, Any] = {}
     for section in sections:
         for name, value in section.items():
-            inner = found.get(name)
+            inner = merged.get(name)
             is_section = isinstance(value, Mapping) and isinstance(inner, Mapping)
-            found[name] = _merged(inner, value) if is_section else value  # type: ignore[arg-type]
-    return found
+            merged[name] = _merged(inner, value) if is_section else value  # type: ignore[arg-type]
+    return merged
 
 
 def _pretrain(raw: Mapping[str, Any], model: Model) -> dict[str, TrainingConfig]:
-    """Return how each stage of pretraining is trained; where none is, its config may be left out."""
+    """Return the training config of each pretraining phase; optional unless a model is trained."""
     stages = [stage.name for stage in model.pretraining_stages()]
     given = _mapping(raw.get("pretrain", {}), "config.pretrain")
     _check_keys(given, stages, "config.pretrain")
@@ -177,7 +177,7 @@ def _pretrain(raw: Mapping[str, Any], model: Model) -> dict[str, TrainingConfig]
 
 
 def _unlearning(given: Any) -> UnlearningConfig:
-    """Return the section `unlearn`, in which the options of each method are a section of its name."""
+    """Parse the section `unlearn`, in which the options of each method are a section of its name."""
     where = "config.unlearn"
     fields = dict(_mapping(given, where))
     methods = {
@@ -197,7 +197,7 @@ def _unlearning(given: Any) -> UnlearningConfig:
             owner = METHODS.name_of(method) if METHODS.name_of(method) in owners else owners[0]
             raise UserError(f"{where}.{name} is an option of a method: name it {where}.{owner}.{name}.")
     defaults = dict(method.training)
-    if "steps" in fields and "first_cycle" not in fields:  # exactly so many, perhaps fewer than usual
+    if "steps" in fields and "first_cycle" not in fields:  # take exactly this number of steps
         defaults["first_cycle"] = 0
         if str(fields["steps"]).isdecimal() and "warmup_steps" in defaults:
             defaults["warmup_steps"] = min(defaults["warmup_steps"], int(fields["steps"]) // 10)
@@ -205,7 +205,7 @@ def _unlearning(given: Any) -> UnlearningConfig:
 
 
 def _audit(given: Any) -> AuditConfig:
-    """Return the section `audit`, in which the options of each attack are a section of its name."""
+    """Parse the section `audit`, in which the options of each attack are a section of its name."""
     where = "config.audit"
     for name in _mapping(given, where):
         if name in RENAMED_IN_AUDIT:
@@ -219,7 +219,7 @@ def _fields(cls: type) -> list[str]:
 
 
 def _check_together(config: Config) -> None:
-    """Raise a UserError for sections that are right on their own and do not go together."""
+    """Raise a UserError if sections that are valid on their own are incompatible."""
     try:
         config.evaluate.check(config.model)
         if config.unlearn.retain_budget is not None:
@@ -242,10 +242,10 @@ def _check_together(config: Config) -> None:
 
 
 def upgrade(stored: Mapping[str, Any]) -> RawConfig:
-    """Return the raw config that `Config.describe` has stored, in this version or an earlier one.
+    """Return the raw config stored from `Config.describe`, by this version or an earlier one.
 
     Raises:
-      UserError: It is damaged.
+      UserError: The stored config is damaged.
     """
     try:
         return _upgraded(dict(stored))
@@ -275,13 +275,13 @@ def _upgraded(stored: dict[str, Any]) -> RawConfig:
 
 def _import_plugin(name: str) -> None:
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as with `python -m`, also behind the command l2l-jax
+        sys.path.insert(0, os.getcwd())  # like `python -m`, for the command l2l-jax
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
-        raise UserError(f"config.plugins names {name!r}, and there is no such module: {error}.") from error
+        raise UserError(f"config.plugins names {name!r}, which cannot be imported: {error}.") from error
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -297,7 +297,7 @@ def _check_keys(given: Mapping[str, Any], known: Iterable[str], where: str) -> N
 
 
 def _section(cls: type, given: Any, where: str) -> Any:
-    """Return the dataclass of a section; fields that are dataclasses themselves are sections in it."""
+    """Parse a section into a dataclass; its fields that are dataclasses are nested sections."""
     given = _mapping(given, where)
     hints = get_type_hints(cls, include_extras=True)
     _check_keys(given, _fields(cls), where)
@@ -307,13 +307,13 @@ def _section(cls: type, given: Any, where: str) -> Any:
         values[name] = _section(hint, value, f"{where}.{name}") if nested else _typed(value, hint)
     if isinstance(given.get("steps"), Text) and not isinstance(given.get("warmup_steps"), Text):
         steps, warmup = values["steps"], values.get("warmup_steps", 0)
-        if steps.isdecimal() and warmup >= int(steps) > 0:  # the user has lowered the steps alone
+        if steps.isdecimal() and warmup >= int(steps) > 0:  # the user has lowered only the steps
             values["warmup_steps"] = int(steps) - 1
     return _check(cls, values, where)
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """Return text from the command line as what pydantic reads a field's type from."""
+    """Convert text from the command line to a value that pydantic can parse as the field's type."""
     if not isinstance(value, Text):
         return value
     kinds = list(_kinds(hint))
@@ -322,7 +322,7 @@ def _typed(value: Any, hint: Any) -> Any:
     elements = next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), None)
     if elements is None:
         return str(value)
-    allowed = set(_kinds(elements[0]))  # names, of classes above all, may hold commas and brackets
+    allowed = set(_kinds(elements[0]))  # names, especially of classes, may contain commas and brackets
     if str in allowed and (allowed == {str, int} or not value.bracketed):
         return (str(value),) if value else ()
     return value.elements()
@@ -340,7 +340,7 @@ def _kinds(hint: Any) -> Iterator[Any]:
 
 
 def _split(value: Any) -> Any:
-    """Return the names of a field that takes several, given as a tuple or joined by commas."""
+    """Return the elements of a field given as a tuple or as comma-separated text."""
     return Text(value).elements() if isinstance(value, str) else value
 
 

@@ -1,4 +1,4 @@
-"""Common parts of this package's config files: `combine(variant, base, changes, NAME_OF_A_VARIANT=[…])`."""
+"""Shared parts of this package's config files: `combine(variant, base, changes, NAME_OF_A_VARIANT=[…])`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ SMALL = dict(
     evaluate=dict(batch_size=256),
     audit=dict(enabled=True, retrained="shipped", fresh_decoder=dict(steps=300)),
 )
-"""A small model that comes with this package is unlearned by `undo` within a retain budget, and audited."""
+"""Unlearning of a small model included in this package by `undo` within a retain budget, and an audit."""
 
 DIGITS = dict(
     data=dict(source="digits", forget=tuple("56789"), retain=tuple("01234")),
@@ -39,7 +39,7 @@ PAPER = dict(
         budget_every=20,
     )
 )
-"""Changes of `SMALL` for the paper's method."""
+"""Changes to `SMALL` for the paper's method."""
 
 IMAGENET = dict(
     data=dict(
@@ -63,8 +63,8 @@ IMAGENET = dict(
 )
 """The paper's experiment on ImageNet-1K."""
 
-# The method of the small configs for published models: a tenth of the steps of pretraining at twice its rate.
-# (The small ones have 0.1 to 0.4 of the steps and 1.8 to 2.5 times the rate.)
+# The method of the small configs, for published models: a tenth of the steps of pretraining at twice its
+# learning rate. (The small configs have 0.1 to 0.4 of the steps and 1.8 to 2.5 times the rate.)
 PUBLISHED_UNDO = dict(unlearn=dict(method="undo", retain_budget=1.25, checkpoint_every=500))
 
 LOCAL = dict(
@@ -85,21 +85,21 @@ LOCAL = dict(
     ),
     evaluate=dict(batch_size=32, picture_per_class=3, features="classifier", networks=()),
 )
-"""Small pictures from `l2l_jax.data.make_local` in place of a published data set."""
+"""Small images from `l2l_jax.data.make_local` instead of a published data set."""
 
 LOCAL_PRETRAINING = dict(batch_size=16, learning_rate=2e-3, warmup_steps=5, checkpoint_every=20, log_every=5)
 
 
 def combine(variant: str, *bases: Sections, **variants: Sequence[Sections]) -> ConfigDict:
-    """Return a config: sections whose fields override those of the sections before.
+    """Merge sections into a config; fields of later sections override those of earlier ones.
 
     Args:
       variant: Name of a variant, or "".
-      *bases: Sections.
-      **variants: The sections that each variant adds.
+      *bases: Sections of all variants.
+      **variants: Sections that each variant adds.
 
     Raises:
-      UserError: There is no such variant.
+      UserError: The variant does not exist.
     """
     if variant and variant not in variants:
         known = f"variant{'s' if len(variants) > 1 else ''} {', '.join(variants)}"

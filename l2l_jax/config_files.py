@@ -1,4 +1,4 @@
-"""Config files: finding and reading them, and changing their fields from the command line.
+"""Functions to find and read config files and to override fields from the command line.
 
 Importing this module does not import JAX.
 """
@@ -17,23 +17,23 @@ from typing import Any
 from l2l_jax.errors import UserError
 from l2l_jax.utils.text import Text
 
-RawConfig = dict[str, Any]  # nested sections and fields of a config that is not checked yet
+RawConfig = dict[str, Any]  # nested sections and fields of a config that has not been validated yet
 
 
 def folder() -> pathlib.Path:
-    """Return the folder of the configs that come with the package."""
+    """Return the folder of the configs included in the package."""
     package = pathlib.Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of the configs that come with the package."""
+    """Return the names of the configs included in the package."""
     return tuple(sorted(path.stem for path in folder().glob("*.py") if path.stem != "__init__"))
 
 
 def find(name: str) -> pathlib.Path:
-    """Return the config file of a path, or of the name of a config that comes with the package."""
+    """Return the config file of a path, or of the name of a config included in the package."""
     path = pathlib.Path(name)
     if path.is_file():
         return path
@@ -44,25 +44,25 @@ def find(name: str) -> pathlib.Path:
         hint = f"Did you mean {near[0]}?" if near else f"By name: {', '.join(names())}."
         raise UserError(f"--config={name}: no such config. {hint}")
     inside = path if path.is_dir() else path.parent
-    known = ", ".join(sorted(str(config) for config in inside.glob("*.py"))) or "none"
-    what = "a folder; name a file in it" if path.is_dir() else "no such file"
+    available = ", ".join(sorted(str(config) for config in inside.glob("*.py"))) or "none"
+    problem = "a folder; name a file in it" if path.is_dir() else "no such file"
     near = difflib.get_close_matches(path.stem, names(), n=1)
     by_name = f" The package has --config={near[0]}." if near else ""
-    raise UserError(f"--config={path}: {what}. Configs in that folder: {known}.{by_name}")
+    raise UserError(f"--config={path}: {problem}. Configs in that folder: {available}.{by_name}")
 
 
 def run_name(spec: str) -> str:
-    """Return the name of a run of `FILE` or `FILE:VARIANT`, by default that of its workdir."""
+    """Return the name of a run of `FILE` or `FILE:VARIANT`, the default name of its workdir."""
     name, _, variant = spec.partition(":")
     stem = pathlib.Path(name).stem
     return f"{stem}_{variant}" if variant else stem
 
 
 def read_config(spec: str) -> RawConfig:
-    """Return the config of `FILE`, or of the `NAME` of one in the package, or of either with `:VARIANT`.
+    """Read the config `FILE`, or the `NAME` of one in the package; either may be followed by `:VARIANT`.
 
     Raises:
-      UserError: There is no such file or variant, or it is not a config.
+      UserError: The file or the variant does not exist, or the file is not a config.
     """
     name, _, variant = spec.partition(":")
     path = find(name)
@@ -80,7 +80,7 @@ def read_config(spec: str) -> RawConfig:
 
 @contextlib.contextmanager
 def _explained(path: pathlib.Path) -> Iterator[None]:
-    """Raise UserErrors that name the line of a config file for mistakes in it."""
+    """Turn exceptions raised by a config file into UserErrors that name its line."""
     try:
         yield
     except UserError:
@@ -133,25 +133,25 @@ def override(raw: RawConfig, overrides: Mapping[str, Any]) -> RawConfig:
     """Return a config with changed or added fields, such as `{"unlearn.alpha": 0.5}`.
 
     Raises:
-      UserError: A field is looked for inside one that is no section.
+      UserError: A path goes through a field that is not a section.
     """
     changed = as_raw_config(raw)
     for path, value in overrides.items():
         *sections, field = path.split(".")
-        place = changed
+        parent = changed
         for depth, section in enumerate(sections, 1):
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
+            parent = parent.setdefault(section, {})
+            if not isinstance(parent, dict):
                 raise UserError(f"config.{'.'.join(sections[:depth])} is a field, not a section.")
-        place[field] = value
+        parent[field] = value
     return changed
 
 
 def stored_config(workdir: pathlib.Path) -> Mapping[str, Any] | None:
-    """Return the config that an earlier run in a folder has stored, or None if there is none.
+    """Return the config stored by an earlier run in a folder, or None.
 
     Raises:
-      UserError: The file that holds it is damaged.
+      UserError: The stored file is damaged.
     """
     for path in (workdir / "run.json", workdir / "report" / "metrics.json"):
         if path.is_file():
@@ -167,7 +167,7 @@ def stored_config(workdir: pathlib.Path) -> Mapping[str, Any] | None:
 
 
 def nearest(name: str, known: Iterable[str], where: str = "") -> str:
-    """Return a hint at the known name that is nearest to a mistyped one, or at all of them."""
+    """Suggest the known name closest to a mistyped one, or list all known names."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {where}{near[0]}?" if near else f"Known: {', '.join(known)}."

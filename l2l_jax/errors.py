@@ -1,4 +1,4 @@
-"""Exceptions that reach the user as a sentence instead of a traceback."""
+"""Exceptions that are reported to the user as a message instead of a traceback."""
 
 
 class UserError(Exception):
@@ -8,7 +8,7 @@ class UserError(Exception):
     a code other than 0.
 
     Attributes:
-      known_to_all: Whether every process of the run raises this, so that one of them prints it.
+      known_to_all: Whether every process of the run raises the error; then only one process prints it.
     """
 
     known_to_all = False
@@ -19,13 +19,13 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """The loss is no longer finite."""
+    """A loss that is no longer finite."""
 
     known_to_all = True  # all processes read the same metrics
 
 
 class Interrupted(Exception):
-    """Training was asked to stop by the signal `signal_number`, and has saved its state after `step`."""
+    """A request to stop by the signal `signal_number`; training has saved its state after `step`."""
 
     def __init__(self, step: int, signal_number: int):
         super().__init__(f"stopped after step {step}")

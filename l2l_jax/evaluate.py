@@ -1,4 +1,4 @@
-"""`python -m l2l_jax.evaluate`, the program of `l2l_jax.cli.evaluate`; `l2l_jax.evaluate()` is a function."""
+"""Entry point of `python -m l2l_jax.evaluate`. `l2l_jax.evaluate()` is the function in `l2l_jax.api`."""
 
 import sys
 

@@ -3,13 +3,13 @@
     loss = retain term + α · forget term
 
 Each term is the mean over the examples of its own set; the two sets may differ in size. Losses are computed
-in float32 and work under `jit`, `grad`, `pmap` and `shard_map`, with and without its checks. Arguments that
-are no floating-point JAX or NumPy arrays, and integers in place of keys, raise a TypeError; trees, shapes and
-options that do not fit raise a ValueError.
+in float32 and work under `jit`, `grad`, `pmap` and `shard_map`, with and without its checks. Arguments other
+than floating-point JAX or NumPy arrays, and integers instead of keys, raise a TypeError; mismatched trees or
+shapes and invalid options raise a ValueError.
 
-Under `pmap` and `shard_map` pass `axis_name`: losses and terms are then means over the global batch. Average
-the gradients over the same axis with `jax.lax.pmean`. (`shard_map` with its default checks has done so for
-replicated parameters; a second average changes nothing.)
+Under `pmap` and `shard_map`, pass `axis_name`: losses and terms are then means over the global batch. Average
+the gradients over the same axis with `jax.lax.pmean`. (`shard_map` with its default checks already does so
+for replicated parameters; a second average changes nothing.)
 
 Source: Li et al., Machine Unlearning for Image-to-Image Generative Models, ICLR 2024.
 """
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
 Terms = dict[str, jax.Array]
-"""`{"retain", "forget"}`: the two terms, before the forget term is weighted."""
+"""The two terms under "retain" and "forget", the forget term before weighting."""
 
 Where = tuple[jax.Array | None, jax.Array | None]
-"""Boolean masks of the entries that count, for the retain set and for the forget set; None: all."""
+"""Boolean masks of the entries to include, for the retain set and for the forget set; None: all."""
 
 NoiseKind = Literal["normal", "uniform", "constant"]
 NOISE_KINDS: tuple[str, ...] = get_args(NoiseKind)
@@ -44,8 +44,9 @@ class LossOptions(TypedDict, total=False):
     """Options of all losses.
 
     Attributes:
-      where: Pair of boolean masks, for the retain and the forget set: `[batch]` for the examples that
-        count, or, on features, more of their first axes, such as `[batch, token]`. See `feature_distance`.
+      where: Pair of boolean masks, for the retain and the forget set: `[batch]` for the examples to
+        include, or, for features, more of their leading axes, such as `[batch, token]`; see
+        `feature_distance`.
       per_example: Return the terms as arrays `[retain]` and `[forget]` instead of as means.
       axis_name: Mapped axis over which the batches are split.
     """
@@ -80,7 +81,7 @@ def unlearning_loss(
       **options: See `LossOptions`.
 
     Returns:
-      The scalar `retain + alpha · forget`, and the terms.
+      The scalar `retain + alpha · forget` and the two terms.
     """
     _check_floating(student_retain=student_retain, teacher_retain=teacher_retain)
     _check_floating(student_forget=student_forget, teacher_noise=teacher_noise)
@@ -100,7 +101,7 @@ def max_loss(
 ) -> tuple[Float[Array, ""], Terms]:
     """Raise the model's own training loss L on forget images: mean L(x_r) − α · mean L(x_f).
 
-    `retain_losses` and `forget_losses` are L of every image. Options and results are those of
+    `retain_losses` and `forget_losses` hold L of each image. Options and results are those of
     `unlearning_loss`. The loss has no lower bound: with a large alpha or many steps it diverges.
     """
     _check_losses(retain_losses=retain_losses, forget_losses=forget_losses)
@@ -114,10 +115,10 @@ def noisy_label_loss(
     alpha: float | Float[Array, ""],
     **options: Unpack[LossOptions],
 ) -> tuple[Float[Array, ""], Terms]:
-    """Train forget images towards noise: mean L(x_r) + α · mean L(x_f, with noise as the truth).
+    """Train forget images toward noise: mean L(x_r) + α · mean L(x_f, with noise as the target).
 
-    The losses are the model's own training loss L of every image, that of forget images with Gaussian noise
-    (see `noise_images`) in place of the image as the truth. Otherwise as `max_loss`.
+    The losses are the model's own training loss L of each image; for forget images, the target is Gaussian
+    noise (see `noise_images`) instead of the image. Otherwise like `max_loss`.
     """
     _check_losses(retain_losses=retain_losses, forget_losses=forget_losses)
     return _weighted_sum(retain_losses, forget_losses, alpha, **options)
@@ -131,12 +132,12 @@ def retain_label_loss(
     alpha: float | Float[Array, ""],
     **options: Unpack[LossOptions],
 ) -> tuple[Float[Array, ""], Terms]:
-    """Make retain images the truth of forget images, in the outputs of the whole model h.
+    """Use retain images as the targets of forget images, in the outputs of the whole model h.
 
         mean ‖h(T(x_r)) − h_0(T(x_r))‖²  +  α · mean ‖h(T(x_f)) − h_0(T(x_r))‖²
 
     The arguments are outputs: h(T(x_r)), h_0(T(x_r)) of the original model, and h(T(x_f)). Forget image i is
-    paired with retain image i, cyclically if there are fewer retain images. Otherwise as `unlearning_loss`.
+    paired with retain image i, cyclically if there are fewer retain images. Otherwise like `unlearning_loss`.
     """
     _check_floating(teacher_retain=teacher_retain, student_forget=student_forget)
     rows = len(jax.tree.leaves(student_forget)[0])
@@ -157,11 +158,11 @@ def random_encoder_loss(
     alpha: float | Float[Array, ""],
     **options: Unpack[LossOptions],
 ) -> tuple[Float[Array, ""], Terms]:
-    """Send the features of forget images to Gaussian noise n.
+    """Move the features of forget images to Gaussian noise n.
 
         mean ‖E(T(x_r)) − E_0(T(x_r))‖²  +  α · mean ‖E(T(x_f)) − n‖²
 
-    `noise_features` draws n with the mean and the standard deviation of the original features. Otherwise as
+    `noise_features` draws n with the mean and the standard deviation of the original features. Otherwise like
     `unlearning_loss`.
     """
     return unlearning_loss(student_retain, teacher_retain, student_forget, noise, alpha=alpha, **options)
@@ -173,7 +174,7 @@ class UnlearningInputs(NamedTuple):
     Attributes:
       retain: T(x_r), for both.
       forget: T(x_f), for the student.
-      noise: T(n), for the teacher, with the draw of T of `forget`.
+      noise: T(n), for the teacher, with the same draw of T as `forget`.
     """
 
     retain: Any
@@ -192,22 +193,22 @@ def encoder_unlearning_loss(
 ) -> tuple[Float[Array, ""], Terms]:
     """Compute `unlearning_loss` of an encoder.
 
-    The student runs once on retain and forget inputs, the teacher once on retain and noise inputs, both
-    interleaved: a sharded batch stays where it is.
+    The student runs once on retain and forget inputs, the teacher once on retain and noise inputs. Both
+    batches are interleaved, so a sharded batch is not moved between devices.
 
     Args:
       encode: Encoder `(params, inputs) -> features`.
       student: Parameters to differentiate.
-      teacher: Parameters of the original encoder, never differentiated.
-      inputs: Inputs of both, from `unlearning_inputs`.
+      teacher: Parameters of the original encoder, not differentiated.
+      inputs: Inputs of both encoders, from `unlearning_inputs`.
       alpha: Weight of the forget term.
       axis_name: Mapped axis over which the batch is split.
     """
     _check_arrays(**inputs._asdict())
     shapes = [jax.tree.map(jnp.shape, part) for part in inputs]
     if not shapes[0] == shapes[1] == shapes[2]:
-        shown = ", ".join(map(str, shapes))
-        raise ValueError(f"retain, forget and noise inputs must have one structure and shape, not {shown}")
+        given = ", ".join(map(str, shapes))
+        raise ValueError(f"retain, forget and noise inputs must be equal in structure and shape, not {given}")
     student_retain, student_forget = deinterleave(encode(student, interleave(inputs.retain, inputs.forget)))
     teacher_retain, teacher_noise = deinterleave(encode(teacher, interleave(inputs.retain, inputs.noise)))
     pairs = student_retain, teacher_retain, student_forget, teacher_noise
@@ -230,13 +231,13 @@ def unlearning_inputs(
       corrupt: T, `(images, rng) -> inputs`; equal keys must give equal draws.
       retain: Images.
       forget: Images of the same shape.
-      rng: JAX key. Under `axis_name` the key that `corrupt` gets has the device's index folded in.
+      rng: JAX key. Under `axis_name`, the device's index is folded into the key passed to `corrupt`.
       noise: Kind of noise, see `noise_images`; its statistics are those of retain and forget images.
       value_range: Least and greatest valid pixel.
       axis_name: Mapped axis over which the batch is split.
     """
     noise_image = batch_noise(retain, forget, rng, kind=noise, value_range=value_range, axis_name=axis_name)
-    if axis_name is not None:  # `corrupt` knows nothing of the other devices' rows
+    if axis_name is not None:  # `corrupt` gets this device's rows only
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
     retain_key, forget_key = corruption_keys(rng)
     noisy = corrupt(noise_image, forget_key)
@@ -262,8 +263,8 @@ def batch_noise(
     _check_key(rng)
     if retain.shape != forget.shape:
         shapes = f"{retain.shape} and {forget.shape}"
-        raise ValueError(f"retain and forget batches must have one shape, not {shapes}")
-    both = jnp.stack([retain, forget], axis=1)  # a new axis: no device gives its rows away
+        raise ValueError(f"retain and forget batches must have the same shape, not {shapes}")
+    both = jnp.stack([retain, forget], axis=1)  # a new axis, so no rows move between devices
     noise_key = jax.random.fold_in(rng, 2)
     return noise_images(both, noise_key, kind, value_range=value_range, axis_name=axis_name)[:, 1]
 
@@ -278,12 +279,12 @@ def noise_images(
 ) -> Float[Array, "batch ..."]:
     """Draw noise images n ~ N(0, Σ) in the shape of `images` (Li et al. 2024, section 3).
 
-    Of all signals with a given covariance, the Gaussian has the most entropy: hence "normal". The statistics
-    are scalars over the global batch.
+    The default is "normal" because the Gaussian has the highest entropy of all signals with a given
+    covariance. The statistics are scalars over the global batch.
 
     Args:
       images: Images within `value_range`.
-      rng: JAX key, the same on every device; each device gets its rows of one draw for the whole batch.
+      rng: JAX key, the same on every device; each device takes its rows of one draw for the global batch.
       kind: "normal" has the mean and the unbiased standard deviation of the pixels and is clipped to
         `value_range`; "uniform" is uniform over `value_range`; "constant" is the mean everywhere.
       value_range: Least and greatest valid pixel.
@@ -312,7 +313,7 @@ def noise_features(
 ) -> PyTree[Float[Array, "batch ..."]]:
     """Draw Gaussian noise with the mean and the unbiased standard deviation of each array of a tree.
 
-    The statistics are scalars over the global batch, which `axis_name` splits.
+    The statistics are scalars over the global batch, which is split over `axis_name`.
     """
     _check_floating(features=features)
     _check_key(rng)
@@ -338,8 +339,8 @@ def feature_distance(
     The distance is the mean over all axes but the batch axis, summed over the leaves of the tree, such as
     the feature maps of a U-Net.
 
-    `where` is a boolean mask with the first axes of every leaf, such as `[batch]` or `[batch, token]`. The
-    mean is over the entries where it is true, and 0 for an example that has none.
+    `where` is a boolean mask over the leading axes of every leaf, such as `[batch]` or `[batch, token]`. The
+    mean is over the entries where it is true, and 0 for an example without any.
     """
     _check_arrays(features=features, target=target)
     structures: list[Any] = [jax.tree.structure(tree) for tree in (features, target)]
@@ -353,7 +354,7 @@ def feature_distance(
         if where is None:
             return jnp.square(difference).reshape(x.shape[0], -1).mean(axis=1)
         mask = jnp.broadcast_to(_fitted(where, x.shape), x.shape).reshape(x.shape[0], -1)
-        # Masked before squaring: what is masked may be infinite and must not reach the gradient.
+        # Masked before squaring: masked entries may be infinite and must not reach the gradient.
         square = jnp.square(jnp.where(mask, difference.reshape(mask.shape), 0))
         return square.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
 
@@ -361,7 +362,7 @@ def feature_distance(
 
 
 def _fitted(where: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Add axes of size 1 to a mask of the first axes."""
+    """Append axes of size 1 to a mask over the leading axes."""
     _check_arrays(where=where)
     if where.dtype != jnp.bool_:
         raise TypeError(f"where must be boolean, not {where.dtype}")
@@ -379,7 +380,7 @@ def _weighted_sum(
     per_example: bool = False,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, Terms]:
-    """Turn losses of examples into mean retain + weight · mean forget, and the terms."""
+    """Return mean retain + weight · mean forget of per-example losses, and the two terms."""
     masks = where or (None, None)
     means = [_mean(losses, mask, axis_name) for losses, mask in zip((retain, forget), masks, strict=True)]
     terms = (retain, forget) if per_example else means
@@ -387,7 +388,7 @@ def _weighted_sum(
 
 
 def _mean(losses: jax.Array, where: jax.Array | None, axis_name: str | None) -> jax.Array:
-    """Average `[batch]` over the examples that count, on all devices."""
+    """Average `[batch]` over the included examples on all devices."""
     losses = losses.astype(jnp.float32)
     if where is None:
         mean = losses.mean()
@@ -422,11 +423,11 @@ def _check_losses(**sets: jax.Array) -> None:
     _check_floating(**sets)
     for name, losses in sets.items():
         if losses.ndim != 1:
-            raise ValueError(f"{name} must be one number per example, [batch], not {losses.shape}")
+            raise ValueError(f"{name} must have one number per example, [batch], not shape {losses.shape}")
 
 
 def _check_key(rng: Any) -> None:
     dtype = getattr(rng, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not typed and not (dtype == jnp.uint32 and np.ndim(rng) == 1):  # the latter: jax.random.PRNGKey
+    if not typed and not (dtype == jnp.uint32 and np.ndim(rng) == 1):  # the latter is a jax.random.PRNGKey
         raise TypeError(f"rng is {rng!r}; expected a JAX key, such as jax.random.key(0)")

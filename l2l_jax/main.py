@@ -1,6 +1,6 @@
 """Unlearn, evaluate and report: `python -m l2l_jax.main --config=configs/digits_mae.py`.
 
-You can stop the run at any time; run the same command again, or only with its --workdir, to resume.
+You can stop the run at any time; rerun the same command, or one with only its --workdir, to resume.
 """
 
 import sys
@@ -11,15 +11,15 @@ from absl import flags
 from l2l_jax.cli.common import load_config, parse_flags, run_program, show
 
 REDO = flags.DEFINE_bool(
-    "redo", False, "Replace what another config, other images or another original have made in --workdir."
+    "redo", False, "Replace results in --workdir of another config, other images or another original model."
 )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the experiment that the command line asks for and print its table."""
+    """Run the experiment given on the command line and print its table of metrics."""
     raw, workdir = parse_flags(argv)
     config = load_config(raw)
-    # Imported late, to answer a mistyped flag at once.
+    # Imported late to report a mistyped flag immediately.
     from l2l_jax.experiment import pipeline as experiment
     from l2l_jax.report.tables import console
 

@@ -1,9 +1,9 @@
 """Masks in image space: bool masks `[height, width]`, True where pixels are missing.
 
-`MASKS` are the fixed ones of the tests. Inpainting models are trained with random ones, which `mask_bank`
-draws on the host. Free-form strokes follow Yu et al. 2019 ("Free-form image inpainting with gated
-convolution", algorithm 1) and, like the boxes, the numbers with which Palette is trained at 256 pixels; every
-length scales with the image. What cannot be drawn raises a ValueError.
+`MASKS` are the fixed masks used at test time. Inpainting models are trained with random masks, which
+`mask_bank` draws on the host. Free-form strokes follow Yu et al. 2019 ("Free-form image inpainting with gated
+convolution", algorithm 1). Strokes and boxes use the parameters with which Palette is trained at 256 pixels;
+every length scales with the image. Invalid sizes raise a ValueError.
 """
 # ruff: noqa: F722  (shapes are strings)
 
@@ -38,7 +38,7 @@ def center_mask(size: int, width: int) -> Mask:
 
 
 def border_mask(size: int, width: int) -> Mask:
-    """Return the mask of outpainting: a border of `width` pixels is missing on every side."""
+    """Return an outpainting mask: a border of `width` pixels on every side is missing."""
     if not 0 < width < size / 2:
         raise ValueError(f"a border in {size} pixels is 1 to {(size - 1) // 2} wide, not {width}")
     return ~np.pad(np.ones([size - 2 * width] * 2, bool), width)
@@ -56,8 +56,8 @@ def side_mask(size: int, width: int, side: str) -> Mask:
 
 
 def grow(mask: npt.ArrayLike, margin: int) -> Bool[np.ndarray, "rows columns"]:
-    """Grow a mask by `margin` places in all eight directions."""
-    from scipy import ndimage  # takes long to load
+    """Grow a mask by `margin` pixels in all eight directions."""
+    from scipy import ndimage  # slow to import
 
     return ndimage.maximum_filter(np.asarray(mask), size=2 * margin + 1)
 
@@ -76,10 +76,10 @@ TRAINING_MASKS: tuple[str, ...] = get_args(TrainingMask)
 
 
 def box_mask(rng: np.random.Generator, size: int) -> Mask:
-    """Draw a rectangle with sides from 108/256 to 128/256 of the image's, 20/256 or more off its edges.
+    """Draw a rectangle with sides of 108/256 to 128/256 of the image's, at least 20/256 from its edges.
 
-    Sides and place are uniform and independent. (Palette's own boxes have the same sides but lean
-    to the lower right, for only their upper left corner moves as they shrink.)
+    Side lengths and position are uniform and independent. (Palette's own boxes have the same sides but are
+    biased to the lower right, because only their upper left corner moves as they shrink.)
     """
     margin, least, most = (round(size * share / 256) for share in (20, 108, 128))
     mask = np.zeros((size, size), bool)
@@ -91,21 +91,21 @@ def box_mask(rng: np.random.Generator, size: int) -> Mask:
 
 
 def free_form_mask(rng: np.random.Generator, size: int) -> Mask:
-    """Draw one to three brush strokes, see `stroke_vertices`, 12/256 to 39/256 of the side wide."""
+    """Draw one to three brush strokes of width 12/256 to 39/256 of the side; see `stroke_vertices`."""
     mask = np.zeros((size, size), bool)
     for _ in range(rng.integers(1, 3, endpoint=True)):
         vertices = stroke_vertices(rng, size)
-        width = round(rng.uniform(11.5, 39.5) * size / 256)  # at 256 pixels: 12, …, 39 alike
+        width = round(rng.uniform(11.5, 39.5) * size / 256)  # at 256 pixels: 12, …, 39, equally likely
         mask |= stroke_mask(vertices, max(1, width), size)
     return mask
 
 
 def stroke_vertices(rng: np.random.Generator, size: int) -> Float[np.ndarray, "vertex 2"]:
-    """Draw a zigzag of 4 to 11 lines of vertices (x, y) in pixels, kept inside the image.
+    """Draw the vertices (x, y), in pixels, of a zigzag of 4 to 11 lines, clipped to the image.
 
-    It starts anywhere. Headings alternate between 2π/5 and −2π/5, each off by up to a bound of its own
-    for the stroke, uniform up to 2π/15 either way; lengths are normal with mean diagonal / 8 and
-    half of it as standard deviation, clipped to [0, diagonal / 4].
+    The start is uniform over the image. Headings alternate between 2π/5 and −2π/5, plus a uniform deviation
+    whose lower and upper bounds are drawn once per stroke, uniform up to 2π/15. Lengths are normal with mean
+    diagonal / 8 and half of that as standard deviation, clipped to [0, diagonal / 4].
     """
     lines = rng.integers(4, 11, endpoint=True)
     below, above = rng.uniform(0, 2 * np.pi / 15, size=2)
@@ -121,28 +121,29 @@ def stroke_vertices(rng: np.random.Generator, size: int) -> Float[np.ndarray, "v
 
 
 def stroke_mask(vertices: Float[np.ndarray, "vertex 2"], width: int, size: int) -> Mask:
-    """Return the pixels under a round brush of `width` pixels led along `vertices` (x, y)."""
+    """Return the pixels under a round brush of `width` pixels along the polyline `vertices` (x, y)."""
     image = Image.new("1", (size, size))
     draw = ImageDraw.Draw(image)
     points = [(float(x), float(y)) for x, y in vertices]
     draw.line(points, fill=1, width=width)
-    radius = (width - 1) / 2  # the rounded ends and joints; Pillow draws both edges of the ellipse
+    radius = (width - 1) / 2  # round caps and joints; Pillow draws both edges of the ellipse
     for x, y in points:
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
     return np.array(image)
 
 
 def mask_bank(kind: TrainingMask, count: int, size: int, seed: int) -> Bool[np.ndarray, "count size size"]:
-    """Draw masks to choose from; "hybrid", a box and strokes together, is Palette's; "centre" gives one only.
+    """Draw a bank of training masks.
 
-    Equal arguments give equal masks, on every host.
+    "hybrid" is Palette's kind, a box plus strokes; "centre" always gives a single mask. Equal arguments give
+    equal masks on every host.
     """
     if kind not in TRAINING_MASKS:
         raise ValueError(f"training_holes must be one of {', '.join(TRAINING_MASKS)}, not {kind!r}")
     if count < 1:
         raise ValueError(f"a bank needs at least one mask, not {count}")
     if kind == "centre":
-        half = size // 4 * 2 + size % 2  # of the side, such that it can be centered
+        half = size // 4 * 2 + size % 2  # about half the side, with the parity that can be centered
         return center_mask(size, half)[None]
     rng, masks = np.random.default_rng(seed), np.zeros((count, size, size), bool)
     for mask in masks:
