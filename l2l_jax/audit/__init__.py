@@ -1,4 +1,4 @@
-"""Attacks on unlearned models, and the verdict. Calling the package calls `l2l_jax.api.audit`."""
+"""Attacks on unlearned models and the verdict. Calling the package calls `l2l_jax.api.audit`."""
 
 import sys
 import types
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class _CallablePackage(types.ModuleType):
-    """`l2l_jax.audit` is a package and, for notebooks, a function."""
+    """A package that can also be called as a function, for notebooks."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Attack an unlearned model; see `l2l_jax.api.audit`."""
-        from l2l_jax.api import audit  # the programs that import attacks need not import all of the library
+        from l2l_jax.api import audit  # imported late: programs that import attacks do not need the whole API
 
         return audit(*args, **kwargs)
 

@@ -1,6 +1,6 @@
 r"""Audit the unlearned model of a run: `python -m l2l_jax.audit --workdir=runs/digits_mae`.
 
-Another unlearned model is audited with its config and its original:
+To audit an unlearned model from elsewhere, name its config and the original model:
 
     python -m l2l_jax.audit --config=configs/digits_mae.py --config.model.pretrained=ORIGINAL \
         --unlearned=UNLEARNED --workdir=runs/my_audit
@@ -22,14 +22,14 @@ REQUIRE = flags.DEFINE_enum(
     "End with exit code 2 unless the verdict is 'forgotten', or at least 'hidden'.",
 )  # fmt: skip
 
-UNMET = 2  # the exit code if the verdict is not the one required
+UNMET = 2  # exit code if the verdict does not meet --require
 
 
 def main(argv: Sequence[str]) -> int:
-    """Audit what the command line names, print the verdict and return the exit code."""
+    """Audit the model named on the command line, print the verdict and return the exit code."""
     raw, workdir = parse_flags(argv)
     config = load_config(raw)
-    # Imported late, to answer a mistyped flag at once.
+    # Imported late to report a mistyped flag immediately.
     from l2l_jax.audit.verdict import REQUIREMENTS
     from l2l_jax.experiment import pipeline as experiment
     from l2l_jax.report.tables import console

@@ -1,4 +1,4 @@
-"""Images, measurements and trainings that attacks share, compiled once for all models."""
+"""Image sets, metrics and training runs shared by the attacks, compiled once for all models."""
 
 import dataclasses
 import functools
@@ -41,13 +41,13 @@ from l2l_jax.utils.multihost import is_primary
 from l2l_jax.utils.progress import Progress
 
 T = TypeVar("T")
-VALIDATION_IMAGES = 500  # images on which the best step of each curve is chosen, at most; evenly spaced
-# `(params, images, set name)` → images and their reconstructions, batch by batch
+VALIDATION_IMAGES = 500  # maximum number of images for choosing the best step of a curve; evenly spaced
+# `(params, images, set name)` → images and their reconstructions, in batches
 Reconstructions = Callable[[Params, ImageSet, str], Iterator[tuple[Images, np.ndarray]]]
 
 
 class AuditSetup(EvaluationSetup, Protocol):
-    """Sections that an audit depends on; an experiment's `Config` is one."""
+    """Config sections that an audit depends on; `Config` implements this protocol."""
 
     @property
     def audit(self) -> AuditConfig: ...  # noqa: D102
@@ -59,10 +59,7 @@ class AuditSetup(EvaluationSetup, Protocol):
 
 
 class Target(NamedTuple):
-    """A model under attack, whose parameters no attack changes.
-
-    `cache` has the results of the attacks on it; `show`: whether to keep reconstructions for pictures.
-    """
+    """A model under attack. Attacks do not modify its parameters."""
 
     name: str
     params: Params
@@ -71,21 +68,21 @@ class Target(NamedTuple):
 
 
 class Bench:
-    """Images, measurements and trainings for the attacks of one experiment.
+    """Image sets, metrics and training runs for the attacks of one experiment.
 
     Args:
-      config: The experiment.
+      config: Config of the experiment.
       evaluation: Its test images, mask and classifier.
-      training: The images that unlearning was given, which an attacker may have.
+      training: Images used for unlearning, which an attacker may have.
 
     Raises:
-      UserError: Images have masks of their own.
+      UserError: The evaluation task draws a different mask for each image.
 
     Attributes:
       mask: Bool `[height, width]`, True where pixels are missing.
-      validation: Images to choose on.
-      sets: "retain" and "forget" test images; "validation" and "retain validation": those to choose on.
-      canaries: Marked training images, if `config.data.canaries` asks for them.
+      validation: Images on which the best steps are chosen.
+      sets: Test images "retain" and "forget"; "validation" (forget) and "retain validation" images.
+      canaries: Marked training images, if `config.data.canaries` is set.
     """
 
     def __init__(self, config: AuditSetup, evaluation: Evaluation, training: Split):
@@ -94,11 +91,11 @@ class Bench:
         if evaluation.inpainter.mask is None:
             raise UserError(
                 f"The first of config.evaluate.tasks is {evaluation.inpainter.task.name}, which masks other "
-                "patches of each image; an audit needs one mask for all, such as centre_8."
+                "patches in each image; an audit needs the same mask for all images, such as centre_8."
             )
         self.mask = evaluation.inpainter.mask
         self.sets: dict[str, ImageSet] = {name: evaluation.tests[name] for name in ("retain", "forget")}
-        self.validation = training  # as independent of test images as validation images
+        self.validation = training  # like validation images, disjoint from the test images
         if config.data.validation_fraction:
             source = open_source(config.data, "validation", config.model.image_size)
             self.validation = validation_sets(config.data, source)
@@ -109,26 +106,26 @@ class Bench:
         if isinstance(evaluation.train, Marked):
             self.canaries = Canaries(config, evaluation.train, self.mask)
         self._shared: dict[Any, Any] = {}
-        self._lock = threading.RLock()  # attacks may run side by side
+        self._lock = threading.RLock()  # attacks may run concurrently
 
     def count(self, *sets: str) -> int:
-        """Return the number of images in sets."""
+        """Return the total number of images in the named sets."""
         return sum(len(self.sets[name]) for name in sets)
 
     def shared(self, key: Any, make: Callable[[], T]) -> T:
-        """Return what `make` returned at the first call with this key."""
+        """Return the cached result of `make`, which is called once per key."""
         with self._lock:
             if key not in self._shared:
                 self._shared[key] = make()
             return self._shared[key]
 
     def seed(self, repetition: int, purpose: int = 2) -> int:
-        """Return a seed for what an attack draws: different by purpose, the same for every model."""
+        """Return a random seed for an attack; it depends on the purpose and is the same for every model."""
         sequence = np.random.SeedSequence((self.config.seed, repetition, purpose))
         return int(sequence.generate_state(1)[0] >> 1)
 
     def image_set(self, source: Source) -> ImageSet:
-        """Return images of a source, prepared as test images are."""
+        """Return the images of a source, preprocessed like test images."""
         return ImageSet(self.config, source, "audit")
 
     def runner(self, key: Any, compute: Callable[[Params, jax.Array, jax.Array], Any]) -> BatchedRunner:
@@ -144,14 +141,14 @@ class Bench:
         *,
         over: Reconstructions | None = None,
     ) -> Measured:
-        """Measure a model, or the reconstructions of `over`, on image sets; `title` is shown meanwhile.
+        """Measure a model, or the reconstructions of `over`, on image sets.
 
-        Canaries, if there are any, are measured, too.
+        `title` is displayed with the progress. Canaries are measured as well if the experiment has any.
         """
-        found = {name: self.measure_images(params, self.sets[name], name, title, over=over) for name in sets}
+        measured = {n: self.measure_images(params, self.sets[n], n, title, over=over) for n in sets}
         if self.canaries is not None:
-            found[CANARIES] = self.canaries.measure(over or self.evaluation.inpainter.over, params)
-        return found
+            measured[CANARIES] = self.canaries.measure(over or self.evaluation.inpainter.over, params)
+        return measured
 
     def measure_images(
         self,
@@ -163,9 +160,9 @@ class Bench:
         over: Reconstructions | None = None,
         mask: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """Measure a model on the images of a set, whose name decides what is drawn: see `Measured`.
+        """Measure a model on the images of a set and return per-image metrics; see `Measured`.
 
-        Reconstructions of another `mask` are not classified.
+        The set's name seeds the random draws. Reconstructions of another `mask` are not classified.
         """
         blocks = []
         over = over or self.evaluation.inpainter.over
@@ -180,7 +177,7 @@ class Bench:
         return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
 
     def features(self, params: Params, images: ImageSet, draws: int) -> tuple[dict[str, Any], np.ndarray]:
-        """Return encoder features `[image, draw, feature]` by layer, and class ids."""
+        """Return encoder features `[image, draw, feature]` by layer, and class IDs."""
         size, seed = self.config.evaluate.batch_size, self.config.seed
         make = functools.partial(EncoderFeatures, self.model, size, seed, draws)
         return self.shared(("features", draws), make)(params, images)
@@ -188,7 +185,7 @@ class Bench:
     def train(
         self, target: Target, variant: str, training: Training, measured_at: tuple[int, ...], seed: int
     ) -> Points:
-        """Train a model further and measure it on the way; an interrupted training resumes."""
+        """Fine-tune a model and measure it at the given steps; an interrupted run resumes."""
         points: dict[str, Measured] = {}
         stamp = {"training": training.describe(), "repetition": seed, "at": measured_at}
         entries = {str(step): f"{variant}/seed_{seed}_step_{step}" for step in measured_at}
@@ -203,22 +200,22 @@ class Bench:
 
         if not target.cache.has_all(entries.values(), stamp=stamp):
             self.fit(target, variant, training, seed, [Observe(measured_at, observe)])
-        for step in entries.keys() - points.keys():  # before the checkpoint from which the training resumed
+        for step in entries.keys() - points.keys():  # measured before the checkpoint the run resumed from
             points |= unflatten_dict(target.cache.get(entries[step], stamp=stamp, wait=True), sep="/")
         return {step: points[step] for step in entries}
 
     def fit(
         self, target: Target, variant: str, training: Training, seed: int, hooks: Sequence[Hook] = ()
     ) -> Params:
-        """Return a model's parameters after further training; an interrupted training resumes.
+        """Fine-tune a model and return its parameters; an interrupted run resumes.
 
-        Trainings that differ in images and number of steps alone share a compiled step.
+        Runs that differ only in their images and number of steps share a compiled step.
         """
         data, stamp = self.config.data, {"training": training.describe(), "repetition": seed}
         digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:12]
         folder = target.cache.folder / f"{variant}_training_{seed}_{digest}"
-        place = jax.process_index(), jax.process_count()
-        options = LoaderOptions(folder, data.max_bad_fraction, data.workers, *place)
+        process = jax.process_index(), jax.process_count()
+        options = LoaderOptions(folder, data.max_bad_fraction, data.workers, *process)
         batches = TrainingBatches(
             {"train": training.images}, training.batch_size, value_range=self.model.value_range,
             seed=self.seed(seed), options=options,
@@ -227,22 +224,24 @@ class Bench:
 
         def make() -> Trainer:
             mesh, kind = sharding.make_mesh(config=self.config.mesh), self.config.parallel
-            what, number = (variant, training.objective, training.config), self.seed(seed, purpose=1)
-            return Trainer(*what, seed=number, mesh=mesh, parallel=kind)
+            train_seed = self.seed(seed, purpose=1)
+            return Trainer(
+                variant, training.objective, training.config, seed=train_seed, mesh=mesh, parallel=kind
+            )
 
-        step = dataclasses.replace(training.config, steps=1)  # the rate is constant
+        step = dataclasses.replace(training.config, steps=1)  # the learning rate is constant
         trainer = self.shared((training.objective.trained, step, seed), make)
         name, steps = f"{target.name}, {variant}", training.steps
         run = TrainRun(target.params, batches, folder, name=name, hooks=hooks, steps=steps, keep_last=False)
         params = trainer.train(run)
-        if is_primary():  # checkpoints are larger than all results
+        if is_primary():  # delete the checkpoints, which are larger than all results
             shutil.rmtree(folder, ignore_errors=True)
         return params
 
     def seconds(self, params: Params, work: Sequence[Work]) -> float:
-        """Return about how long some work takes on this machine.
+        """Estimate how many seconds some work takes on this machine.
 
-        A batch is timed; an image of a training step counts as three forward passes.
+        One batch is timed. An image of a training step counts as three forward passes.
         """
         size, images = self.config.evaluate.batch_size, self.sets["forget"].read(range(1))
 
@@ -261,8 +260,8 @@ class Bench:
         return sum(w.reconstructed * each[0] + w.trained * 3 * each[1] for w in work)
 
     def pictures(self, params: Params) -> dict[str, np.ndarray]:
-        """Return reconstructions of the images that pictures show, by set."""
+        """Return reconstructions of the example images in the report, by set."""
         inpainter = self.evaluation.inpainter
         placed = inpainter.place(params)
-        shown = {name: few for name, few in self.evaluation.shown.items() if name in self.sets}
-        return {name: inpainter(placed, few, name) for name, few in shown.items()}
+        examples = {name: images for name, images in self.evaluation.shown.items() if name in self.sets}
+        return {name: inpainter(placed, images, name) for name, images in examples.items()}

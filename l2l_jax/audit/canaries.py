@@ -1,8 +1,8 @@
-"""Canaries: how well reconstructions fit marks that were planted before the original model was trained.
+"""Canaries: correlation of reconstructions with marks planted in the data that trained the original model.
 
-After arXiv 2502.04260. A model sees the surroundings of marks alone, so it restores them from memory or not
-at all. What is expected of a model without memory is measured, not assumed: as many images of the same
-classes have marks that were never planted.
+After arXiv 2502.04260. A model's inputs contain only the surroundings of a mark, so it can reconstruct the
+mark only from memory. The baseline without memory is measured, not assumed: an equal number of images of the
+same classes are compared with marks that were never planted.
 """
 
 from typing import Any
@@ -16,19 +16,19 @@ from l2l_jax.errors import UserError
 from l2l_jax.evals.config import EvaluationSetup
 from l2l_jax.evals.image_set import ImageSet
 
-CANARIES = "canaries"  # name of the set of images in measurements
+CANARIES = "canaries"  # name of the image set in measurements
 
 
 class Canaries:
-    """The canaries of an experiment without their marks, and images to compare with.
+    """Canary images of an experiment without their marks, and control images.
 
     Args:
-      config: The experiment.
+      config: Config of the experiment.
       source: Its training images.
       mask: Bool `[height, width]`, True where pixels are missing.
 
     Raises:
-      UserError: The mask hides no mark.
+      UserError: The mask does not cover the marks.
     """
 
     def __init__(self, config: EvaluationSetup, source: Marked, mask: np.ndarray):
@@ -45,28 +45,29 @@ class Canaries:
         self._marks = np.stack([mark(int(index), len(mask))[mask[middle]] for index in indices])
 
     def measure(self, reconstructions: Any, params: Any) -> dict[str, np.ndarray]:
-        """Measure the fit of each image's own mark to its reconstruction, see `fit`; unreadable ones have 0.
+        """Measure how well each image's own mark fits its reconstruction, see `fit`; 0 for unreadable images.
 
-        `reconstructions` is a function as `Inpainter.over`.
+        `reconstructions` is a function like `Inpainter.over`.
         """
-        scores, found = np.zeros((2, len(self.images)))
+        scores, is_best = np.zeros((2, len(self.images)))
         for originals, inpainted in reconstructions(params, self.images, CANARIES):
             residuals, own = (inpainted - originals.images)[:, self._hidden].mean(-1), originals.indices
-            scores[own], found[own] = fit(residuals, self._marks, own)
-        return {"score": scores, "found": found}
+            scores[own], is_best[own] = fit(residuals, self._marks, own)
+        return {"score": scores, "found": is_best}
 
 
 def fit(residuals: np.ndarray, marks: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compare how well reconstructions fit their own marks and all others.
+    """Compare the correlation of reconstructions with their own marks and with all other marks.
 
     Args:
       residuals: Reconstructions minus images without marks, `[image, pixel]`.
-      marks: `[mark, pixel]`.
-      own: Number of each image's own mark `[image]`.
+      marks: Marks, `[mark, pixel]`.
+      own: Index of each image's own mark, `[image]`.
 
     Returns:
-      Minus the correlation with the own mark, in standard deviations from those with the others; and 1 where
-      it is the greatest of all, otherwise 0; both `[image]`.
+      Scores and indicators, both `[image]`. The score is minus the correlation with the own mark, in standard
+      deviations from the correlations with the others. The indicator is 1 where the correlation with the own
+      mark is the greatest, otherwise 0.
     """
     correlations = _standardized(residuals) @ _standardized(marks).T
     rows = np.arange(len(own))
@@ -78,7 +79,7 @@ def fit(residuals: np.ndarray, marks: np.ndarray, own: np.ndarray) -> tuple[np.n
 
 
 def split_sets(values: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return values of marked images and of the others, by set, from those of all `Canaries`."""
+    """Split values of all `Canaries` into those of marked images and of control images, by set."""
     parts = np.split(values, 4)
     return {"forget": (parts[0], parts[1]), "retain": (parts[2], parts[3])}
 

@@ -1,12 +1,12 @@
-"""Non-inferiority tests: does an unlearned model know more than a model that never saw the images?
+"""Non-inferiority tests of an unlearned model against models retrained without the forget images.
 
 Each test compares two models on the same test images by one measure. Its value is the *excess*: how much more
 the unlearned model knows than the retrained model(s), in units of the measure:
 
     error     log(masked MSE of the retrained model / masked MSE of the unlearned model)
-    accuracy  difference of the balanced accuracy with which a classifier finds the class
-    auc       difference of the area under the ROC curve of membership inference
-    marks     difference of the area under the ROC curve of the fit of canaries' marks
+    accuracy  difference in the balanced accuracy of a classifier
+    auc       difference in the area under the ROC curve of membership inference
+    marks     difference in the area under the ROC curve of the canaries' scores
 """
 
 import dataclasses
@@ -18,28 +18,29 @@ import numpy as np
 
 Measure = Literal["error", "accuracy", "auc", "marks"]
 ALPHA = 0.05  # level of every one-sided test
-# Chance of a decision at the number of test images or retrained models that is reported as enough
+# Probability of a decision with the number of test images or retrained models reported as sufficient
 POWER = 0.8
-MOST_RETRAINED = 50  # greatest number of retrained models that is reported as enough
-# Excess that does not count: the least margin of each measure, fixed before any model was measured
+MOST_RETRAINED = 50  # greatest number of retrained models reported as sufficient
+# Tolerated excess: the least margin of each measure, fixed before any model was measured
 MARGINS: Mapping[Measure, float] = {"error": math.log(1.1), "accuracy": 0.05, "auc": 0.05, "marks": 0.05}
-# Factor on the sample skewness: samples of heavy tails look less skewed than they are. Chosen by simulation
-# (research/verdict_simulation.py).
+# Factor on the sample skewness, because samples from heavy-tailed distributions underestimate it. Chosen by
+# simulation (research/verdict_simulation.py).
 TAIL = 2.0
-# Measurements of one model, arrays `[…, image]`: for "error" the masked MSE; for "accuracy" whether the class
-# was found, and the class ids; for "auc" and "marks" scores of members, the smaller ones, and of others
+# Measurements of one model, arrays `[…, image]`: for "error" the masked MSE; for "accuracy" whether the
+# prediction is correct, and the class IDs; for "auc" and "marks" scores of members, which are smaller, and of
+# others
 Sample = Sequence[np.ndarray]
 
 
 class SeedSpread(NamedTuple):
-    """Spread of retrained models that differ by their seed alone."""
+    """Spread of retrained models that differ only in their seed."""
 
-    deviation: float  # standard deviation of the measure over the models, with the logarithm of the error
-    count: int  # type: ignore[assignment]  # of models, at least two; in place of tuple.count
+    deviation: float  # standard deviation of the measure over the models; of the log for the error
+    count: int  # type: ignore[assignment]  # number of models, at least two; shadows tuple.count
 
     def margin(self, references: int) -> float:
-        """Return the 95% bound on how far another seed differs from the mean of `references` models."""
-        from scipy.stats import t  # SciPy takes long to load
+        """Return the 95% bound on the difference between another seed and the mean of `references` models."""
+        from scipy.stats import t  # SciPy is slow to import
 
         return float(t.ppf(1 - ALPHA, self.count - 1) * self.deviation * math.sqrt(1 + 1 / references))
 
@@ -48,36 +49,36 @@ class SeedSpread(NamedTuple):
 class Comparison:
     """Result of one test."""
 
-    measure: Measure  # what was compared
+    measure: Measure  # compared measure
     excess: float  # how much more the unlearned model knows; `low` and `high` are its one-sided 95% bounds
     low: float
     high: float
-    margin: float  # excess that does not count
+    margin: float  # tolerated excess
     p_holds: float  # p-value of "the excess is at least the margin"
     p_violated: float  # p-value of "the excess is at most the margin"
     images: int  # number of test images
-    seeds: SeedSpread | None = None  # spread of retrained models, which widens the margin, if it is known
+    seeds: SeedSpread | None = None  # spread of retrained models, if known; it widens the margin
 
     @property
     def holds(self) -> bool:
-        """Return whether the unlearned model is shown to know no more than the retrained one."""
+        """Return whether the unlearned model significantly knows no more than the retrained one."""
         return self.p_holds <= ALPHA
 
     @property
     def _reach(self) -> float:
-        """The distance from a margin at which the test is significant with probability `POWER`."""
+        """Return the distance from a margin at which the test is significant with probability `POWER`."""
         from scipy.stats import norm
 
         return float((self.high - self.low) / 2 * (1 + norm.ppf(POWER) / norm.ppf(1 - ALPHA)))
 
     def images_needed(self) -> float:
-        """Return about how many test images would decide with probability `POWER`; infinity if none would."""
+        """Estimate how many test images would decide with probability `POWER`; infinity if none would."""
         distance = abs(self.excess - self.margin)
         with np.errstate(divide="ignore"):
             return float(self.images * np.square(np.divide(self._reach, distance)))
 
     def retrained_needed(self) -> int | None:
-        """Return about how many retrained models would decide; None if no number or an unknown one would."""
+        """Estimate how many retrained models would decide; None if no number would or it is unknown."""
         if self.seeds is None:
             return None
         for count in range(self.seeds.count + 1, MOST_RETRAINED + 1):
@@ -87,7 +88,7 @@ class Comparison:
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Return all fields, JSON-able."""
+        """Return all fields as JSON-serializable values."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "seeds"}
         plain = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
         return {**plain, "holds": self.holds}
@@ -96,16 +97,16 @@ class Comparison:
 def compare(
     measure: Measure, unlearned: Sample, retrained: Sequence[Sample], seeds: SeedSpread | None = None
 ) -> Comparison:
-    """Test whether the unlearned model knows more than the mean of retrained models on the same images.
+    """Test if the unlearned model knows more than the mean of the retrained models on the same images.
 
-    `seeds` is the spread of retrained models if known; of several, it is measured.
+    `seeds` is the spread of retrained models, if known; with several retrained models it is measured.
 
     Raises:
       ValueError: There is no retrained model, or the models were not measured on the same images.
     """
     counts = [len(values) for values in unlearned]
     if not retrained or any([len(values) for values in sample] != counts for sample in retrained):
-        raise ValueError("models must be measured on the same images to be compared")
+        raise ValueError("compared models must be measured on the same images")
     if len(retrained) > 1:
         seeds = SeedSpread(deviation(measure, retrained), len(retrained))
     margin = MARGINS[measure]
@@ -119,7 +120,7 @@ def compare(
 
 
 def deviation(measure: Measure, models: Sequence[Sample]) -> float:
-    """Return the standard deviation of what several models know, see `SeedSpread`."""
+    """Return the standard deviation of the knowledge of several models; see `SeedSpread`."""
     return float(np.std([knowledge(measure, sample) for sample in models], ddof=1))
 
 
@@ -133,9 +134,10 @@ def knowledge(measure: Measure, sample: Sample) -> float:
 
 
 def auc(members: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the probability that a member's error `[…, member]` is less than another's `[…, other]`.
+    """Return the area under the ROC curve (Mann & Whitney 1947).
 
-    Ties count half: the area under the ROC curve (Mann & Whitney 1947).
+    This is the probability that a member's error `[…, member]` is less than a nonmember's `[…, other]`; ties
+    count half.
     """
     from scipy.stats import mannwhitneyu
 
@@ -153,10 +155,10 @@ def accuracy_interval(right: np.ndarray, classes: np.ndarray) -> tuple[float, fl
 
 
 class MarginTest(NamedTuple):
-    """One-sided tests of an excess `[…]` against any margin, by Student's t.
+    """One-sided tests of an excess `[…]` against any margin by Student's t.
 
-    `statistics` returns for a margin two statistics of "the excess is below it", the least first; `freedom`
-    are their degrees of freedom.
+    Given a margin, `statistics` returns two statistics of "the excess is below it", the smaller first;
+    `freedom` is their number of degrees of freedom.
     """
 
     excess: np.ndarray
@@ -171,15 +173,15 @@ class MarginTest(NamedTuple):
         return t.sf(least, self.freedom), t.cdf(greatest, self.freedom)
 
     def bounds(self) -> tuple[float, float]:
-        """Return the margins at which one of the statistics is just significant."""
+        """Return the two margins at which a statistic becomes significant: the bounds of the excess."""
         from scipy.optimize import brentq
         from scipy.stats import t
 
         quantile, ends, inside = t.ppf(1 - ALPHA, self.freedom), [], float(self.excess)
-        for which, sign in ((1, -1), (0, 1)):
+        for index, sign in ((1, -1), (0, 1)):
 
-            def beyond(margin: float, which: int = which, sign: int = sign) -> float:
-                return float(np.clip(sign * self.statistics(margin)[which] - quantile, -1e6, 1e6))
+            def beyond(margin: float, index: int = index, sign: int = sign) -> float:
+                return float(np.clip(sign * self.statistics(margin)[index] - quantile, -1e6, 1e6))
 
             outside = inside + sign * 20.0
             ends.append(brentq(beyond, inside, outside, xtol=1e-9) if beyond(outside) > 0 else outside)
@@ -228,10 +230,10 @@ def _accuracy_test(unlearned: Sample, retrained: Sequence[Sample]) -> MarginTest
 
 
 def _stratified(values: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the mean over classes of each class's mean, its standard error and degrees of freedom.
+    """Return the mean of the class means, its standard error and its degrees of freedom.
 
-    All classes together get one image that differs, as in Agresti & Min (2005): equal answers are not
-    certainty.
+    As in Agresti & Min (2005), one discordant image is added over all classes, because identical predictions
+    do not imply certainty.
     """
     ids = np.unique(classes)
     groups = [np.asarray(values, np.float64)[..., classes == class_id] for class_id in ids]
@@ -251,16 +253,16 @@ def _auc_test(unlearned: Sample, retrained: Sequence[Sample]) -> MarginTest:
 
 
 def _placements(members: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return by image the share of the other kind that a threshold separates from it; ties count half."""
-    found = []
+    """Return, for each image, the share of the other group on the correct side of it; ties count half."""
+    ranks = []
     for values, against in ((members, others), (others, members)):
         order = np.sort(against)
         less, not_more = (np.searchsorted(order, values, side) for side in ("left", "right"))
-        found.append((less + not_more) / 2 / len(order))
-    return 1 - found[0], found[1]
+        ranks.append((less + not_more) / 2 / len(order))
+    return 1 - ranks[0], ranks[1]
 
 
 TESTS: Mapping[Measure, Callable[[Sample, Sequence[Sample]], MarginTest]] = {
     "error": _error_test, "accuracy": _accuracy_test, "auc": _auc_test, "marks": _auc_test,
 }  # fmt: skip
-"""The test of each measure; those of errors and accuracies take arrays with further leading axes."""
+"""Tests by measure; the tests of errors and accuracies accept arrays with more leading axes."""

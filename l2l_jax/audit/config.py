@@ -1,4 +1,4 @@
-"""The section of the configuration that says how an unlearned model is attacked."""
+"""Config of the attacks on an unlearned model."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ from l2l_jax.errors import UserError
 from l2l_jax.evals.config import Names
 
 DEFAULT = ("retain_tuning", "relearning", "fresh_decoder", "linear_probe", "membership")
-THOROUGH = "thorough"  # name of all attacks together that the models allow
+THOROUGH = "thorough"  # selects all attacks that the model supports
 
 RENAMED = {
     "steps": ("retain_tuning.steps",),
@@ -21,23 +21,23 @@ RENAMED = {
     "shot_learning_rate": ("relearning.learning_rate",),
     "pixel_change": ("views.pixel_change",),
 }
-"""Fields of version 0.1, and the options that replaced them."""
+"""Options that replaced fields of version 0.1, by field."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AuditConfig:
-    """Attacks on an unlearned model and what it is compared with.
+    """Attacks on an unlearned model, and the models to compare it with.
 
     The options of each attack are a section of their own, such as `config.audit.relearning.shots`.
 
     Attributes:
-      enabled: Audit after the main program and the comparison; `python -m l2l_jax.audit` always does.
-      attacks: Names of attacks; "a,b" is the same as ("a", "b"). "thorough" is all that can be run, and is
-        several times as long.
-      retrained: Models that never saw the forget images: folders of saved models or names of shipped ones;
-        "shipped" for the retrained models of the shipped one that is unlearned (none if other classes are
-        forgotten); "train" to train one in the workdir; empty for none.
-      seeds: How often attacks that train are repeated, with other images, orders and initial decoders.
+      enabled: Audit after `l2l-jax run` and `l2l-jax compare`; `python -m l2l_jax.audit` always audits.
+      attacks: Names of attacks; "a,b" is the same as ("a", "b"). "thorough" runs all attacks that the model
+        supports, which takes several times as long.
+      retrained: Models trained without the forget images: folders of saved models or names of shipped models;
+        "shipped" for the retrained models that belong to the shipped model being unlearned (none if other
+        classes are forgotten); "train" to train one in the workdir; empty for none.
+      seeds: Number of repetitions of attacks that train, with different images, orders and initial decoders.
     """
 
     enabled: bool = False

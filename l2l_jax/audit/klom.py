@@ -1,7 +1,7 @@
-"""KLoM: how far the errors of an unlearned model are from those of retrained models, image by image.
+"""KLoM: per-image KL divergence between the errors of unlearned and of retrained models.
 
-After Georgiev et al. 2024, arXiv 2410.23232, and EasyDUB, arXiv 2602.16400, with log errors in place of
-margins, and Gaussians in place of histograms, for which a few models suffice.
+After Georgiev et al. 2024, arXiv 2410.23232, and EasyDUB, arXiv 2602.16400, with log errors instead of
+margins, and Gaussians instead of histograms, because Gaussians need only a few models.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,20 @@ import numpy as np
 
 from l2l_jax.evals.intervals import Interval, mean_interval
 
-LEAST_ERROR = 1e-12  # smaller masked MSEs count as this one
-LARGEST = 100.0  # greatest divergence of an image, in nats; greater ones count as this one
+LEAST_ERROR = 1e-12  # lower bound to which masked MSEs are clipped
+LARGEST = 100.0  # upper bound to which the divergence of an image is clipped, in nats
 
 
 def klom(unlearned: Sequence[np.ndarray], retrained: Sequence[np.ndarray]) -> np.ndarray:
     """Compute the KL divergence of unlearned models' log errors from those of retrained models, by image.
 
-    Both are Gaussians over models. Their variances are means over images, since a few models say little about
-    that of a single one; a single unlearned model is given the variance of the retrained ones.
+    Both are Gaussians over models. Their variances are averaged over images, because a few models do not
+    suffice to estimate that of a single image; a single unlearned model gets the variance of the retrained
+    models.
 
     Args:
       unlearned: Masked MSEs `[image]` of one or more models.
-      retrained: Those of at least two.
+      retrained: Masked MSEs `[image]` of at least two models.
 
     Returns:
       Divergences in nats `[image]`.
@@ -32,7 +33,7 @@ def klom(unlearned: Sequence[np.ndarray], retrained: Sequence[np.ndarray]) -> np
 
 
 def klom_of_retrained(retrained: Sequence[np.ndarray]) -> np.ndarray:
-    """Compute the mean divergence of each retrained model from the others, by image: what chance gives."""
+    """Compute the mean divergence of each retrained model from the others, by image: the chance level."""
     variance = _moments(retrained)[1]
     held_out = []
     for number, errors in enumerate(retrained):
@@ -42,14 +43,15 @@ def klom_of_retrained(retrained: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def intervals(models: dict[str, Sequence[np.ndarray]]) -> dict[str, Interval]:
-    """Return means over images with 95% intervals of "original", "unlearned" and "retrained" models."""
-    never = models["retrained"]
-    found = {role: klom(errors, never) for role, errors in models.items() if role != "retrained"}
-    return {role: mean_interval(x) for role, x in {**found, "retrained": klom_of_retrained(never)}.items()}
+    """Return means over images with 95% intervals for "original", "unlearned" and "retrained" models."""
+    retrained = models["retrained"]
+    divergences = {role: klom(errors, retrained) for role, errors in models.items() if role != "retrained"}
+    divergences["retrained"] = klom_of_retrained(retrained)
+    return {role: mean_interval(values) for role, values in divergences.items()}
 
 
 def _moments(errors: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
-    """Return the mean log error of each image, and the variance over models, if there are several."""
+    """Return the mean log error of each image and the variance over models (near 0 for a single model)."""
     logs = np.log(np.maximum(np.asarray(errors, np.float64), LEAST_ERROR))
     variance = logs.var(axis=0, ddof=1).mean() if len(logs) > 1 else 0.0
     return logs.mean(axis=0), max(float(variance), LEAST_ERROR)
@@ -57,5 +59,5 @@ def _moments(errors: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
 
 def _divergence(difference: np.ndarray, variance: float, reference: float) -> np.ndarray:
     """Return KL(N(difference, variance) ‖ N(0, reference))."""
-    found = (np.log(reference / variance) + (variance + difference**2) / reference - 1) / 2
-    return np.minimum(found, LARGEST)
+    divergence = (np.log(reference / variance) + (variance + difference**2) / reference - 1) / 2
+    return np.minimum(divergence, LARGEST)

@@ -1,4 +1,4 @@
-"""Audits: the same attacks on the unlearned, the original and the retrained models."""
+"""Audits: the same attacks on unlearned, original and retrained models."""
 
 import dataclasses
 import functools
@@ -26,30 +26,30 @@ from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.utils.progress import Progress
 
 logger = logging.getLogger(__name__)
-RECOMPUTED = ("remat", "scan")  # fields of a model that change how it is computed, not what
+RECOMPUTED = ("remat", "scan")  # model fields that affect performance but not results
 
 
 class Standard(NamedTuple):
-    """Models that never saw the forget images: the gold standard."""
+    """Models retrained without the forget images: the gold standard."""
 
     models: Mapping[str, Params]  # parameters by name: "retrained", "retrained_2", …
-    facts: dict[str, Any]  # JSON-able: "origin", "ratio", "images", "fair", "seeds"
+    facts: dict[str, Any]  # JSON-serializable: "origin", "ratio", "images", "fair", "seeds"
 
 
 class Audit:
-    """Attacks on models that come from one original; what they find is kept in a folder for each model.
+    """Attacks on models unlearned from one original model; results are stored in a folder for each model.
 
     Args:
-      config: The experiment.
+      config: Config of the experiment.
       evaluation: Its test images.
-      training: The images that unlearning was given.
-      folder: Folder of all audits of this original.
+      training: Images used for unlearning.
+      folder: Folder of all audits of this original model.
 
     Raises:
-      UserError: An attack needs more images than there are, or the experiment cannot be audited.
+      UserError: An attack needs more images than available, or the experiment cannot be audited.
 
     Attributes:
-      lines: The variants of all attacks, the unattacked model first.
+      lines: Variants of all attacks, the unattacked model first.
     """
 
     def __init__(self, config: AuditSetup, evaluation: Evaluation, training: Split, folder: pathlib.Path):
@@ -82,7 +82,7 @@ class Audit:
         return self._config.audit.seeds if attack and attack.is_seeded else 1
 
     def _chosen(self) -> list[Attack]:
-        """Return the attacks; "thorough" is all that can be run."""
+        """Return the configured attacks; for "thorough", all attacks that the model supports."""
         thorough = self._config.audit.attacks == (THOROUGH,)
         chosen = []
         for name in ATTACKS if thorough else self._config.audit.attacks:
@@ -99,11 +99,11 @@ class Audit:
     def audit(self, name: str, params: Params) -> dict[str, Any]:
         """Audit an unlearned model and write the result, see `score.conclude`, to `<folder>/<name>.json`."""
         start = time.monotonic()
-        others = {} if self._references else self._others  # now, side by side with the first unlearned model
-        findings = self.run({name: params, **others}, show=name)
-        own = findings.pop(name)
-        self._references |= findings
-        retrained = [found for role, found in self._references.items() if role != "original"]
+        others = {} if self._references else self._others  # attacked along with the first unlearned model
+        results = self.run({name: params, **others}, show=name)
+        own = results.pop(name)
+        self._references |= results
+        retrained = [findings for role, findings in self._references.items() if role != "original"]
         roles = {"original": [self._references["original"]], "unlearned": [own], "retrained": retrained}
 
         def write() -> dict[str, Any]:
@@ -115,18 +115,18 @@ class Audit:
         return from_primary(write)
 
     def run(self, models: Mapping[str, Params], show: str = "") -> dict[str, Findings]:
-        """Run all attacks on models by name, or read what they found before; the same in every process.
+        """Run all attacks on models by name, or load their cached results; the same in every process.
 
-        Pictures of the model `show` are kept.
+        Example reconstructions of the model `show` are stored.
 
         Raises:
-          Interrupted: Asked to stop; finished attacks are kept, and long trainings resume.
+          Interrupted: The run was asked to stop; finished attacks are stored, and long training runs resume.
         """
         if self._config.audit.attacks == (THOROUGH,):
             seconds = len(models) * self._bench.seconds(next(iter(models.values())), self.work())
             text = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-            sentence = "The thorough audit of %d models takes about %s; finished attacks are not repeated."
-            logger.info(sentence, len(models), text)
+            message = "The thorough audit of %d models takes about %s; finished attacks are not repeated."
+            logger.info(message, len(models), text)
         targets = [Target(name, x, self._cache(name, x), name == show) for name, x in models.items()]
         jobs = [
             (target, line, seed)
@@ -143,10 +143,10 @@ class Audit:
                 return points
 
             results = side_by_side([functools.partial(counted, job) for job in jobs])
-        found: dict[str, dict[str, list[Points]]] = {name: {} for name in models}
+        repeats: dict[str, dict[str, list[Points]]] = {name: {} for name in models}
         for (target, line, _), points in zip(jobs, results, strict=True):
-            found[target.name].setdefault(line.name, []).append(points)
-        return {name: {v: mean_points(runs) for v, runs in own.items()} for name, own in found.items()}
+            repeats[target.name].setdefault(line.name, []).append(points)
+        return {name: {v: mean_points(runs) for v, runs in own.items()} for name, own in repeats.items()}
 
     def pictures(self, name: str, report: Mapping[str, Any]) -> Mapping[str, np.ndarray] | None:
         """Return reconstructions after the strongest training attack, at its best step, by set."""
@@ -178,6 +178,6 @@ class Audit:
         facts = self._config.describe("model", "data", "evaluate", "seed")
         for field in RECOMPUTED:
             facts["model"].pop(field, None)
-        del facts["data"]["canaries"]  # other canaries make another original model
+        del facts["data"]["canaries"]  # redundant: other canaries yield another original model
         self._caches[name] = ResultCache(self._folder / name, {"parameters": tree_hash(params), **facts})
         return self._caches[name]

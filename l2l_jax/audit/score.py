@@ -1,4 +1,4 @@
-"""From measurements of attacked models to comparisons, metrics, depths and a verdict; all JSON-able."""
+"""Comparisons, metrics, depths and a verdict from measurements of attacked models, as JSON values."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,8 +25,8 @@ from l2l_jax.audit.klom import intervals
 from l2l_jax.audit.verdict import Verdict, decide, differ
 from l2l_jax.evals.intervals import bootstrap, mean_interval
 
-UNATTACKED = "no_attack"  # name of what is measured without any attack
-# Findings of "original", "unlearned" and "retrained" models; there may be none or several of the last
+UNATTACKED = "no_attack"  # name of the measurements without any attack
+# Findings of "original", "unlearned" and "retrained" models; there may be none or several retrained models
 Models = Mapping[str, Sequence[Findings]]
 
 KNOWLEDGE: Mapping[Measure, Callable[..., np.ndarray]] = {
@@ -34,11 +34,11 @@ KNOWLEDGE: Mapping[Measure, Callable[..., np.ndarray]] = {
     "accuracy": lambda right: right.mean(-1),
     "auc": auc,
 }
-"""The quantity `a` of `depth` by measure, from arrays whose last axis is that of images."""
+"""Functions for the quantity `a` of `depth`, by measure; the last axis of their arrays is the image axis."""
 
 
 class Line(NamedTuple):
-    """A line of the report: a variant of an attack; a curve's points are steps from the unattacked model."""
+    """A row of the report: a variant of an attack. Points of a curve are steps from the unattacked model."""
 
     name: str
     title: str
@@ -46,38 +46,38 @@ class Line(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The point that an attacker keeps ("0": the unattacked model), and the forget test images there."""
+    """The point an attacker would choose ("0": the unattacked model), and its forget test metrics."""
 
     point: str
     sample: Sample
 
 
 def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the audit of an unlearned model.
+    """Return the audit report of an unlearned model.
 
     Args:
-      models: Findings by role. Without a retrained model the unlearned one is compared with the original.
-      lines: The variants that were run, the unattacked model first.
+      models: Findings by role. Without a retrained model, the unlearned model is compared with the original.
+      lines: Variants that were run, the unattacked model first.
       standard: Facts about the retrained models; "seeds" holds the spread over training seeds, if known.
 
     Returns:
-      "verdict"; "comparisons" of every line and measure with the reference; "results" by line; "cost" on
-      retain images; "canaries", "membership", "layers" of the linear probe, "curves" over steps.
+      Dict with "verdict"; "comparisons" of every line and measure with the reference; "results" by line;
+      "cost" on retain images; "canaries", "membership", "layers" of the linear probe, "curves" over steps.
     """
     reference = "retrained" if models["retrained"] else "original"
     spread = (standard or {}).get("seeds")
     canaries, marks = _canaries(models, lines)
     own, others = models["unlearned"][0], models[reference]
     comparisons = {line.name: _comparisons(own, others, line, spread) for line in lines}
-    attacks = {name: found for name, found in comparisons.items() if name != UNATTACKED}
+    attacks = {name: tests for name, tests in comparisons.items() if name != UNATTACKED}
     verdict, differs = _without_standard(comparisons[UNATTACKED]), None
     if reference == "retrained":
         verdict = decide(comparisons[UNATTACKED], attacks, marks)
         differs = differ(_comparisons(models["original"][0], models["retrained"], lines[0], spread))
     titles = {line.name: line.title for line in lines}
-    first = {role: found[0] for role, found in models.items() if found}
+    first = {role: findings[0] for role, findings in models.items() if findings}
     curves = {
-        line.name: {role: _curve(found, line) for role, found in first.items()}
+        line.name: {role: _curve(findings, line) for role, findings in first.items()}
         for line in lines
         if line.is_curve and all(point.isdigit() for point in own[line.name])
     }
@@ -97,15 +97,15 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
                 **comparison.describe(),
                 "outcome": _outcome(comparison, name in verdict.violated, reference),
             }
-            for name, found in comparisons.items()
-            for comparison in found
+            for name, tests in comparisons.items()
+            for comparison in tests
         ],
         "cost": _cost(first["original"], own),
         "results": [
             _result(models, line) for line in lines if "error" in samples(list(own[line.name].values())[-1])
         ],
         "canaries": canaries,
-        "membership": {role: _membership(found, first) for role, found in first.items()},
+        "membership": {role: _membership(findings, first) for role, findings in first.items()},
         "residual_knowledge": _residual_knowledge(first),
         "layers": {role: _layers(found) for role, found in first.items() if "linear_probe" in found},
         "curves": curves,
@@ -114,36 +114,39 @@ def conclude(models: Models, lines: Sequence[Line], standard: Mapping[str, Any] 
 
 
 def seed_spread(models: Sequence[Findings], lines: Sequence[Line]) -> dict[str, dict[Measure, float]]:
-    """Return how much models that differ by their seed alone know differently, by line and measure."""
+    """Return the standard deviation of knowledge over models that differ only in their seed.
+
+    The result is by line and measure.
+    """
     spread: dict[str, dict[Measure, float]] = {}
     for line in lines:
-        known = [best_points(findings, line) for findings in models]
+        best = [best_points(findings, line) for findings in models]
         spread[line.name] = {
-            measure: round(deviation(measure, [k[measure].sample for k in known]), 4) for measure in known[0]
+            measure: round(deviation(measure, [b[measure].sample for b in best]), 4) for measure in best[0]
         }
     return spread
 
 
 def best_points(findings: Findings, line: Line) -> dict[Measure, Best]:
-    """Return the point that tells most, by measure: chosen on validation images, quoted on test images."""
+    """Return the point with the most knowledge by measure, chosen on validation images, with test metrics."""
     points: Points = findings[line.name]
     if line.is_curve:
         points = {"0": findings[UNATTACKED]["0"], **points}
     last = list(points)[-1]
     best = {}
     for measure in samples(points[last]):
-        known = {
+        scores = {
             point: knowledge(measure, on_validation[measure])
             for point, measured in points.items()
             if measure in (on_validation := samples(measured, "validation"))
         }
-        point = max(known, key=known.__getitem__) if known else last
+        point = max(scores, key=scores.__getitem__) if scores else last
         best[measure] = Best(point, samples(points[point])[measure])
     return best
 
 
 def samples(measured: Measured, name: str = "forget") -> dict[Measure, Sample]:
-    """Return what was measured on a set, by measure; accuracy needs images of two classes."""
+    """Return the samples of an image set by measure; accuracy needs images of at least two classes."""
     if "members" in measured:
         shadow = "shadow_" if name == "validation" else ""
         if f"{shadow}members" not in measured:
@@ -152,45 +155,47 @@ def samples(measured: Measured, name: str = "forget") -> dict[Measure, Sample]:
         key = "score" if "score" in members else "mse"
         return {"auc": (members[key], others[key])}
     values = measured.get(name, {})
-    found: dict[Measure, Sample] = {}
+    by_measure: dict[Measure, Sample] = {}
     if "mse" in values:
-        found["error"] = (values["mse"],)
+        by_measure["error"] = (values["mse"],)
     if "right" in values and len(np.unique(values["label"])) > 1:
-        found["accuracy"] = (values["right"], values["label"])
-    return found
+        by_measure["accuracy"] = (values["right"], values["label"])
+    return by_measure
 
 
 def depth(measure: Measure, *models: Sample) -> dict[str, Any]:
-    """Return the depth of forgetting: 0 as the original, 1 as if never seen, above 1 further away than that.
+    """Compute the depth of forgetting: 0 like the original, 1 like the retrained model, above 1 beyond it.
 
         depth = (a_original − a_unlearned) / (a_original − a_retrained)
 
-    of a quantity `a` that is greater the more a model knows. It describes; the verdict does not use it.
+    The quantity `a` increases with the knowledge of a model. Depth is descriptive; the verdict does not use
+    it.
 
     Args:
-      measure: What the samples are, see `comparison.Sample`; class ids are not used.
+      measure: Kind of the samples, see `comparison.Sample`; class IDs are not used.
       models: Measurements of the original, the unlearned and the retrained model on the same images, which
-        are resampled together.
+        are resampled jointly.
 
     Returns:
-      JSON-able: "value" and its 95% interval over images, "low" and "high"; "resolved": whether original and
-      retrained model clearly differ, by more than the measure's margin.
+      JSON-serializable dict: "value" and its 95% interval over images, "low" and "high"; "resolved": whether
+      the original and the retrained model differ by significantly more than the measure's margin.
     """
     used = 2 if measure == "auc" else 1
     arrays = [[np.asarray(values, np.float64) for values in sample[:used]] for sample in models]
 
-    def known(chosen):
+    def quantities(chosen):
         resampled = ([x[i] for x, i in zip(sample, chosen, strict=True)] for sample in arrays)
         return (KNOWLEDGE[measure](*values) for values in resampled)
 
     def gap(*chosen):
-        before, _, never = known(chosen)
-        return before - never
+        original, _, retrained = quantities(chosen)
+        return original - retrained
 
     def share(*chosen):
-        before, after, never = known(chosen)
+        original, unlearned, retrained = quantities(chosen)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(before > never, (before - after) / (before - never), np.nan)
+            ratio = (original - unlearned) / (original - retrained)
+            return np.where(original > retrained, ratio, np.nan)
 
     counts = [len(values) for values in arrays[0]]
     value, low, high = plain(bootstrap(share, *counts))
@@ -199,31 +204,34 @@ def depth(measure: Measure, *models: Sample) -> dict[str, Any]:
 
 
 def plain(values: Iterable[float]) -> list[float | None]:
-    """Return JSON-able numbers: None for those that are not finite."""
+    """Return JSON-serializable numbers, with None for values that are not finite."""
     return [float(x) if math.isfinite(x) else None for x in values]
 
 
 def _comparisons(
     model: Findings, references: Sequence[Findings], line: Line, spread: Mapping[str, Any] | None
 ) -> list[Comparison]:
-    """Compare a model with others after an attack; `spread`: what a card says of other training seeds."""
+    """Compare a model with references after an attack.
+
+    `spread` is the spread over training seeds stored in the metadata of a retrained model, if any.
+    """
     others = [best_points(findings, line) for findings in references]
-    known, comparisons = (spread or {}).get("spread", {}).get(line.name, {}), []
+    deviations, comparisons = (spread or {}).get("spread", {}).get(line.name, {}), []
     for measure, best in best_points(model, line).items():
-        seeds = SeedSpread(known[measure], spread["count"]) if spread and measure in known else None
+        seeds = SeedSpread(deviations[measure], spread["count"]) if spread and measure in deviations else None
         comparisons.append(compare(measure, best.sample, [other[measure].sample for other in others], seeds))
     return comparisons
 
 
 def _without_standard(unattacked: Sequence[Comparison]) -> Verdict:
-    """Return "not forgotten" if the model knows as much as the original, "undecided" otherwise."""
+    """Return "not forgotten" if the model knows as much as the original, otherwise "undecided"."""
     if all(comparison.low > -comparison.margin for comparison in unattacked):
         return Verdict("not forgotten", None, unattacked[0])
     return Verdict("undecided")
 
 
 def _outcome(comparison: Comparison, violated: bool, reference: str) -> str:
-    """Return what the unlearned model is shown to know: "no more", "more", "less" or "as much"."""
+    """Return the outcome for the unlearned model: "no more", "more", "less", "as much" or "open"."""
     if reference == "original":
         no_less = comparison.low > -comparison.margin
         return "as much" if no_less else "less" if comparison.high < -comparison.margin else "open"
@@ -231,19 +239,19 @@ def _outcome(comparison: Comparison, violated: bool, reference: str) -> str:
 
 
 def _result(models: Models, line: Line) -> dict[str, Any]:
-    """Return metrics at the best points of each model, depths, and distances of their errors."""
-    from scipy.stats import ks_2samp  # SciPy takes long to load
+    """Return metrics at the best points of each model, depths, and distances between errors."""
+    from scipy.stats import ks_2samp  # SciPy is slow to import
 
-    pooled: dict[str, dict[Measure, Sample]] = {}  # the mean over models of one role
+    pooled: dict[str, dict[Measure, Sample]] = {}  # means over the models of a role
     for role, findings in models.items():
-        best = [best_points(found, line) for found in findings]
+        best = [best_points(own, line) for own in findings]
         for measure in best[0] if best else ():
-            arrays = zip(*(known[measure].sample for known in best), strict=True)
+            arrays = zip(*(points[measure].sample for points in best), strict=True)
             pooled.setdefault(role, {})[measure] = tuple(np.mean(x, axis=0) for x in arrays)
-    figures = {role: {"forget": _metrics(known)} for role, known in pooled.items()}
+    metrics = {role: {"forget": _metrics(by_measure)} for role, by_measure in pooled.items()}
     if line.name == UNATTACKED:
         for role in pooled:
-            figures[role]["retain"] = _metrics(samples(models[role][0][UNATTACKED]["0"], "retain"))
+            metrics[role]["retain"] = _metrics(samples(models[role][0][UNATTACKED]["0"], "retain"))
     depths, distance = {}, None
     if "retrained" in pooled:
         roles = ("original", "unlearned", "retrained")
@@ -253,7 +261,7 @@ def _result(models: Models, line: Line) -> dict[str, Any]:
     return {
         "name": line.name,
         "title": line.title,
-        "figures": figures,
+        "figures": metrics,
         "depth": depths,
         "distance": distance,
         "klom": _klom(models, line),
@@ -261,7 +269,7 @@ def _result(models: Models, line: Line) -> dict[str, Any]:
 
 
 def _klom(models: Models, line: Line) -> dict[str, dict[str, list[float | None]]]:
-    """Return the divergence from two or more retrained models by set and role, see `klom`; else nothing."""
+    """Return the divergence from two or more retrained models by set and role, see `klom`; otherwise {}."""
     if len(models["retrained"]) < 2:
         return {}
     sets = {
@@ -279,18 +287,18 @@ def _klom(models: Models, line: Line) -> dict[str, dict[str, list[float | None]]
     }
 
 
-def _metrics(known: Mapping[Measure, Sample]) -> dict[str, list[float | None]]:
-    """Return value and 95% interval of "mse" and "accuracy" (balanced over classes)."""
-    found = {}
-    if "error" in known:
-        found["mse"] = plain(mean_interval(known["error"][0]))
-    if "accuracy" in known:
-        found["accuracy"] = plain(accuracy_interval(*known["accuracy"]))
-    return found
+def _metrics(by_measure: Mapping[Measure, Sample]) -> dict[str, list[float | None]]:
+    """Return the value and 95% interval of "mse" and "accuracy" (balanced over classes)."""
+    metrics = {}
+    if "error" in by_measure:
+        metrics["mse"] = plain(mean_interval(by_measure["error"][0]))
+    if "accuracy" in by_measure:
+        metrics["accuracy"] = plain(accuracy_interval(*by_measure["accuracy"]))
+    return metrics
 
 
 def _cost(original: Findings, unlearned: Findings) -> dict[str, list[float | None]]:
-    """Return the ratio of masked MSEs on retain test images, and how much the accuracy has dropped."""
+    """Return the ratio of masked MSEs and the drop in accuracy on retain test images."""
     before, after = (findings[UNATTACKED]["0"]["retain"] for findings in (original, unlearned))
 
     def ratio(chosen):
@@ -303,21 +311,21 @@ def _cost(original: Findings, unlearned: Findings) -> dict[str, list[float | Non
 
 
 def _strongest(comparisons: Mapping[str, Sequence[Comparison]]) -> str | None:
-    """Return the attack that recovers most relative to the margins; None without any."""
+    """Return the attack that recovers the most relative to the margins, or None without attacks."""
     strength = {name: max((c.excess - c.margin) / c.margin for c in cs) for name, cs in comparisons.items()}
     return max(strength, key=strength.__getitem__, default=None)
 
 
 def _canaries(models: Models, lines: Sequence[Line]) -> tuple[list[dict], dict[str | None, Comparison]]:
-    """Return how well models restore marks by line, and comparisons with retrained models by attack."""
+    """Return how well models reconstruct marks by line, and comparisons with retrained models by attack."""
     rows, comparisons = [], dict[str | None, Comparison]()
     for line in lines:
         measured = {role: [_at_least_error(x, line) for x in found] for role, found in models.items()}
         if CANARIES not in measured["unlearned"][0]:
             continue
-        sets = {role: [split_sets(x[CANARIES]["score"]) for x in found] for role, found in measured.items()}
-        first = {role: found[0][CANARIES]["found"] for role, found in measured.items() if found}
-        shown = {
+        sets = {role: [split_sets(x[CANARIES]["score"]) for x in xs] for role, xs in measured.items()}
+        first = {role: xs[0][CANARIES]["found"] for role, xs in measured.items() if xs}
+        scores = {
             role: {
                 name: {**_scored(*pair), "found": float(split_sets(first[role])[name][0].sum())}
                 for name, pair in sets[role][0].items()
@@ -325,7 +333,7 @@ def _canaries(models: Models, lines: Sequence[Line]) -> tuple[list[dict], dict[s
             for role in first
         }
         count = len(first["unlearned"]) // 4
-        rows.append({"name": line.name, "title": line.title, "count": count, "models": shown})
+        rows.append({"name": line.name, "title": line.title, "count": count, "models": scores})
         if sets["retrained"]:
             name = None if line.name == UNATTACKED else line.name
             own, *others = (x["forget"] for x in (sets["unlearned"][0], *sets["retrained"]))
@@ -334,13 +342,16 @@ def _canaries(models: Models, lines: Sequence[Line]) -> tuple[list[dict], dict[s
 
 
 def _at_least_error(findings: Findings, line: Line) -> Measured:
-    """Return what was measured at the point of the least error; empty if no error was measured."""
+    """Return the measurements at the point with the least error; empty if no error was measured."""
     best = best_points(findings, line).get("error")
     return {} if best is None else {"0": findings[UNATTACKED]["0"], **findings[line.name]}[best.point]
 
 
 def _membership(findings: Findings, models: Mapping[str, Findings]) -> dict[str, Any]:
-    """Return AUC and true positive rates by score: the error, relative to the retrained model, and others."""
+    """Return the AUC and true positive rates of each score.
+
+    Scores are the error, the error relative to the retrained model, and those of `membership_repeated`.
+    """
     scores: dict[str, Sequence[np.ndarray]] = {}
     if "membership" in findings:
         own = scores["error"] = samples(findings["membership"]["0"])["auc"]
@@ -360,25 +371,25 @@ def _scored(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
 
 
 def _residual_knowledge(models: Mapping[str, Findings]) -> dict[str, Any]:
-    """Return how often changed images are recognized, in multiples of the retrained model, by role.
+    """Return how often perturbed images are recognized, relative to the retrained model, by role.
 
-    "ratio" is that of the means, with its interval over images, None where the retrained model recognizes
+    "ratio" is the ratio of the means with its interval over images, or None if the retrained model recognizes
     none; "above" is the share of images with a ratio above 1.
     """
     name = "residual_knowledge"
     if name not in models.get("retrained", {}):
         return {}
-    never = models["retrained"][name]["0"]["forget"]["right"]
-    found = {}
+    retrained = models["retrained"][name]["0"]["forget"]["right"]
+    by_role = {}
     for role in ("original", "unlearned"):
         own = models[role][name]["0"]["forget"]["right"]
 
         def ratio(chosen, own=own):
-            return own[chosen].mean(-1) / np.maximum(never[chosen].mean(-1), 1e-12)
+            return own[chosen].mean(-1) / np.maximum(retrained[chosen].mean(-1), 1e-12)
 
-        interval = plain(bootstrap(ratio, len(own))) if never.any() else [None] * 3
-        found[role] = {"ratio": interval, "above": float(np.mean(own > never))}
-    return found
+        interval = plain(bootstrap(ratio, len(own))) if retrained.any() else [None] * 3
+        by_role[role] = {"ratio": interval, "above": float(np.mean(own > retrained))}
+    return by_role
 
 
 def _layers(findings: Findings) -> dict[str, list[float | None]]:

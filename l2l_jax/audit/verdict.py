@@ -1,4 +1,4 @@
-"""The verdict of an audit: forgotten, hidden, not forgotten or undecided, with error rates of 5 %."""
+"""The verdict of an audit: forgotten, hidden, not forgotten or undecided, with error rates of 5%."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,22 +13,22 @@ REQUIREMENTS: dict[str, tuple[Finding, ...]] = {
     "forgotten": ("forgotten",),
     "hidden": ("forgotten", "hidden"),
 }
-"""The verdicts that satisfy `--require`."""
+"""Verdicts that satisfy each value of `--require`."""
 
 
 class Verdict(NamedTuple):
     """Outcome of an audit."""
 
     finding: Finding  # the verdict
-    # Name of the attack that decides or leaves it open; None if that is the model without attack
+    # Name of the attack that decides the verdict or leaves it open; None for the model without attack
     attack: str | None = None
-    comparison: Comparison | None = None  # its deciding comparison; None without a retrained model
-    # Attacks after which the model significantly knows more than the retrained one
+    comparison: Comparison | None = None  # the deciding comparison; None without a retrained model
+    # Attacks after which the model knows significantly more than the retrained model
     violated: tuple[str, ...] = ()
-    unsettled: tuple[str, ...] = ()  # attacks after which neither that nor the opposite is shown
+    unsettled: tuple[str, ...] = ()  # attacks whose comparisons are inconclusive
 
     def describe(self) -> dict[str, Any]:
-        """Return all fields and the numbers of images and retrained models that would decide, JSON-able."""
+        """Return all fields, and the numbers of images and retrained models needed, as JSON values."""
         comparison = self.comparison
         undecided = comparison if self.finding == "undecided" else None
         needed = undecided.images_needed() if undecided else math.inf
@@ -50,15 +50,16 @@ def decide(
 ) -> Verdict:
     """Return the verdict on an unlearned model.
 
-    "Forgotten" needs every comparison to hold (an intersection–union test). "Not forgotten" needs one without
-    attack, "hidden" one after an attack, to be significantly violated (Holm's correction over attacks and
-    measures), and for "hidden" all without attack to hold. Each is wrong in at most 5 % of cases.
+    "Forgotten" requires every comparison to hold (an intersection–union test). "Not forgotten" requires a
+    significant violation without attack, and "hidden" one after an attack (Holm's correction over attacks and
+    measures); "hidden" also requires all comparisons without attack to hold. Each verdict is wrong in at most
+    5% of cases.
 
     Args:
-      unattacked: Comparisons of the model that nobody attacked; empty without a retrained model.
+      unattacked: Comparisons of the unattacked model; empty without a retrained model.
       attacks: Comparisons after each attack, one for each measure.
-      marks: Comparisons of canaries, by attack (None: unattacked). They can be violated and need not hold: a
-        mark that is restored shows memory, but marks are too few to show that there is none.
+      marks: Comparisons of canaries by attack (None: unattacked). They can be violated but are not required
+        to hold: a reconstructed mark proves memory, but there are too few marks to prove its absence.
     """
     if not unattacked:
         return Verdict("undecided")
@@ -66,10 +67,10 @@ def decide(
     after = [(name, c) for name, comparisons in attacks.items() for c in comparisons]
     violations = _violations([*after, *((name, c) for name, c in marks.items() if name)])
     violated = tuple(dict.fromkeys(name for name, _ in violations))
-    open_attacks = (name for name, found in attacks.items() if not all(c.holds for c in found))
+    open_attacks = (name for name, tests in attacks.items() if not all(c.holds for c in tests))
     unsettled = tuple(name for name in open_attacks if name not in violated)
-    if shown := _violations([*before, *((name, c) for name, c in marks.items() if not name)]):
-        return Verdict("not forgotten", *max(shown, key=_distance), violated, unsettled)
+    if retained := _violations([*before, *((name, c) for name, c in marks.items() if not name)]):
+        return Verdict("not forgotten", *max(retained, key=_distance), violated, unsettled)
     if unsure := [entry for entry in before if not entry[1].holds]:
         return Verdict("undecided", *max(unsure, key=_distance), violated, unsettled)
     if violations:
@@ -79,13 +80,13 @@ def decide(
 
 
 def differ(comparisons: Sequence[Comparison]) -> bool:
-    """Return whether a model significantly knows more than the retrained one by any measure."""
+    """Return whether a model knows significantly more than the retrained model by any measure."""
     return bool(_violations([(None, c) for c in comparisons]))
 
 
-def _violations(found: Sequence[tuple[Any, Comparison]]) -> list[tuple[Any, Comparison]]:
-    """Return the named comparisons that are significantly violated, by Holm (1979)."""
-    ordered = sorted(found, key=lambda entry: entry[1].p_violated)
+def _violations(entries: Sequence[tuple[Any, Comparison]]) -> list[tuple[Any, Comparison]]:
+    """Return the named comparisons that are significantly violated, after Holm (1979)."""
+    ordered = sorted(entries, key=lambda entry: entry[1].p_violated)
     for rank, (_, comparison) in enumerate(ordered):
         if comparison.p_violated > ALPHA / (len(ordered) - rank):
             return ordered[:rank]
@@ -93,6 +94,6 @@ def _violations(found: Sequence[tuple[Any, Comparison]]) -> list[tuple[Any, Comp
 
 
 def _distance(entry: tuple[Any, Comparison]) -> float:
-    """Return the excess beyond the margin in margins, so that measures can be compared."""
+    """Return the excess beyond the margin in units of the margin, which is comparable across measures."""
     comparison = entry[1]
     return (comparison.excess - comparison.margin) / comparison.margin

@@ -1,4 +1,4 @@
-"""The built-in attacks; importing this package registers those of all its modules, in alphabetical order."""
+"""Built-in attacks. Importing this package registers the attacks of all its modules in alphabetical order."""
 
 import importlib
 import pkgutil

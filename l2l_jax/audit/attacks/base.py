@@ -1,4 +1,4 @@
-"""The interface of attacks and their registry."""
+"""Base class and registry of attacks."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 Count = Annotated[int, pydantic.Field(ge=1)]
 Rate = Annotated[float, pydantic.Field(gt=0)]
 # By set ("retain", "forget", "validation", "members", "others"), then by name: "mse", masked MSE; "right",
-# whether the classifier found the class (where there is a classifier); "label", class ids; arrays `[image]`
+# whether the classifier is correct (if there is a classifier); "label", class IDs; arrays `[image]`
 Measured = Mapping[str, Mapping[str, np.ndarray]]
-# Measurements by the name of the point at which they were made: a step, a layer
+# Measurements by the name of the measured point: a step, a layer
 Points = Mapping[str, Measured]
-Findings = Mapping[str, Points]  # points of one model by variant of an attack, the mean over seeds
+Findings = Mapping[str, Points]  # points of one model by attack variant, averaged over seeds
 
 
 def mean_points(runs: Sequence[Points]) -> Points:
-    """Return the mean of every measurement over runs of one attack with different draws."""
+    """Average every measurement over runs of one attack with different random draws."""
     if len(runs) == 1:
         return runs[0]
     arrays = [flatten_dict(run, sep="/") for run in runs]
@@ -33,7 +33,7 @@ def mean_points(runs: Sequence[Points]) -> Points:
 
 
 class Work(NamedTuple):
-    """Images that an attack on one model reconstructs and trains on, for estimates of its time."""
+    """Numbers of images that an attack on one model reconstructs and trains on, to estimate its run time."""
 
     reconstructed: float
     trained: float = 0.0
@@ -44,11 +44,11 @@ class Attack:
     """An attack on a model; its fields are its options, `config.audit.<name>.<field>`.
 
     Attributes:
-      title: For people, with options in braces, such as "retain images only, {steps} steps".
+      title: Human-readable title, with options in braces, such as "retain images only, {steps} steps".
       source: Publication that describes the attack.
       cost: Cost for each model.
-      is_curve: Whether its points are steps from the unattacked model, of which the attacker keeps the best.
-      is_seeded: Whether it is repeated with `config.audit.seeds` seeds.
+      is_curve: Whether the points are steps from the unattacked model, of which the attacker keeps the best.
+      is_seeded: Whether the attack is repeated with `config.audit.seeds` seeds.
     """
 
     title: ClassVar[str]
@@ -58,32 +58,32 @@ class Attack:
     is_seeded: ClassVar[bool] = False
 
     def variants(self, bench: "Bench") -> Mapping[str, str]:
-        """Return the titles of the attack's variants by name; each gives one line of the report."""
+        """Return the titles of the attack's variants by name; each variant is one row of the report."""
         return {ATTACKS.name_of(type(self)): self.title.format(**vars(self))}
 
     def why_not(self, bench: "Bench") -> str:
-        """Return why the models cannot be attacked in this way, or ""."""
+        """Return the reason why the models do not support this attack, or ""."""
         return ""
 
     def work(self, bench: "Bench") -> Work:
-        """Return the work on one model: by default a reconstruction for each variant."""
+        """Return the work on one model: by default one reconstruction of each image for each variant."""
         return Work(len(self.variants(bench)) * bench.count("validation", "forget"))
 
     def check(self, bench: "Bench") -> None:
-        """Raise a UserError if the images do not suffice, before any attack runs."""
+        """Raise a UserError if there are too few images; called before any attack runs."""
 
     def run(self, variant: str, bench: "Bench", target: "Target", seed: int) -> Points:
-        """Attack a model and return what was measured.
+        """Attack a model and return its measurements.
 
         Args:
-          variant: One of `variants`.
-          bench: Images, measurements and trainings; the same for all models.
-          target: The model.
-          seed: Number of the repetition.
+          variant: Name of one of `variants`.
+          bench: Image sets, metrics and training runs; the same for all models.
+          target: Model to attack.
+          seed: Index of the repetition.
 
         Returns:
-          Measurements by point. Points with "validation" measurements are candidates, of which the best is
-          quoted on the "forget" test images.
+          Measurements by point. Points with "validation" measurements are candidates; the report quotes the
+          best of them on the "forget" test images.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Other samplers of a diffusion model: from a hint of the image, and with more noise."""
+"""Alternative samplers of a diffusion model: starting from the noised image, and with scaled noise."""
 
 import dataclasses
 
@@ -23,10 +23,10 @@ class _Denoising(Attack):
 @register("partial_denoising")
 @dataclasses.dataclass(frozen=True)
 class PartialDenoising(_Denoising):
-    """Start the reverse process from the image itself under noise: how much of a hint does the model need?
+    """Start the reverse process from the noised true image, a hint of decreasing strength.
 
     Attributes:
-      starts: Shares of the sampler's steps that are taken, in per cent.
+      starts: Percentages of the sampler's steps to run.
     """
 
     cost = "up to one reconstruction of the forget images for each start"
@@ -35,7 +35,7 @@ class PartialDenoising(_Denoising):
 
     def __post_init__(self):
         if not all(0 < start <= 100 for start in self.starts):
-            raise ValueError(f"starts must be per cents from 1 to 100, not {self.starts}")
+            raise ValueError(f"starts must be percentages from 1 to 100, not {self.starts}")
 
     def variants(self, bench):
         return {f"partial_denoising_{x}": f"last {x} % of the denoising steps" for x in self.starts}
@@ -54,7 +54,7 @@ class NoiseOverload(_Denoising):
     """Multiply the noise that the sampler adds after each step.
 
     Attributes:
-      scales: Factors; 1 is the random sampler between the same noise levels.
+      scales: Factors; 1 is the stochastic sampler between the same noise levels.
     """
 
     title = "scaled noise of the sampler"

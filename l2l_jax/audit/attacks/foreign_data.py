@@ -1,4 +1,4 @@
-"""Fine-tuning on foreign images: an attacker who does not know what was forgotten, or has none of it."""
+"""Fine-tuning on unrelated images, by an attacker who does not know or does not have the forget images."""
 
 import dataclasses
 
@@ -22,9 +22,9 @@ class ForeignData(TrainingAttack):
     """Train the whole model on images that are neither retained nor forgotten.
 
     Attributes:
-      images: "noise": generated images with the spectra of photographs; "general": the training images of
-        `config.data.general`; otherwise a source as in `config.data.source`.
-      path: Its folder or file.
+      images: "noise" for generated images with the spectra of photographs; "general" for the training images
+        of `config.data.general`; otherwise a source as in `config.data.source`.
+      path: Folder or file of the source.
       count: Number of generated images.
     """
 
@@ -44,10 +44,10 @@ class ForeignData(TrainingAttack):
         if self.images == "noise":
             return NoiseImages(self.count, size, bench.seed(seed))
         if self.images == "general":
-            found = general_set(data, open_source(data, "train", size))
-            if found is None:
+            general = general_set(data, open_source(data, "train", size))
+            if general is None:
                 raise UserError(
                     "config.audit.foreign_data.images is 'general', but config.data.general is empty."
                 )
-            return found
+            return general
         return open_source(_Foreign(self.images, self.path), "train", size)

@@ -1,4 +1,4 @@
-"""A fresh decoder over the frozen encoder: what do the encoder's features still hold?"""
+"""A new decoder for the frozen encoder, to recover knowledge from the encoder's features."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from l2l_jax.models.base import fresh_parts
 @register("fresh_decoder")
 @dataclasses.dataclass(frozen=True)
 class FreshDecoder(TrainingAttack):
-    """Train a new decoder over the frozen encoder, once on retain images and once on all images."""
+    """Train a new decoder for the frozen encoder, once on retain images and once on all images."""
 
     source = 'the "secondary autoencoder" that reviewers of arXiv 2402.00351 asked for'
     cost = "twice `steps` training steps, without the encoder's backward pass"

@@ -1,4 +1,4 @@
-"""Linear probe: the class as it is read from the encoder's features, layer by layer."""
+"""Linear probe: classification of the encoder's features, layer by layer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,16 +15,16 @@ PENALTY = 0.1  # inverse strength of the probe's L2 penalty
 @register("linear_probe")
 @dataclasses.dataclass(frozen=True)
 class LinearProbe(Attack):
-    """Read the class of forget images from the encoder's features by a linear classifier.
+    """Predict the class of forget images from the encoder's features by a linear classifier.
 
-    With several forget classes it tells them apart; with one it tells forget from retain images. Answers are
-    averaged over draws of T(x), or those of single draws would decide close comparisons. The layer is chosen
-    on validation images and, by cross-validation, on the training images: by the first alone, which may be
-    few, chance would choose for one model and against another.
+    With several forget classes, the probe distinguishes between them; with one, between forget and retain
+    images. Predictions are averaged over draws of T(x), because single draws would decide close comparisons.
+    The layer is chosen on validation images and, by cross-validation, on the training images: validation
+    images alone may be so few that the choice is random and favors one of the models.
 
     Attributes:
-      images: Training images of the probe, at most; evenly spaced.
-      draws: Corruptions T(x) of every image; the probe reads each by itself.
+      images: Maximum number of training images of the probe; evenly spaced.
+      draws: Number of corruptions T(x) of every image; the probe classifies each separately.
     """
 
     title = "linear probe of the encoder"
@@ -38,24 +38,27 @@ class LinearProbe(Attack):
         return Work(self.draws * (self.images + bench.count("validation", "forget")) / 2)
 
     def run(self, variant, bench, target, seed):
-        found = {name: self._features(bench, target, name) for name in ("train", "validation", "forget")}
-        known, labels = found.pop("train")
+        sets = {name: self._features(bench, target, name) for name in ("train", "validation", "forget")}
+        training, labels = sets.pop("train")
         halved = np.unique(labels, return_counts=True)[1].min() > 1  # each half has all classes
         points = {}
-        for layer, features in known.items():
+        for layer, features in training.items():
             probe = fit_probe(features, labels)
             points[layer] = {
                 name: {"right": probe(layers[layer], truth), "label": truth}
-                for name, (layers, truth) in found.items()
+                for name, (layers, truth) in sets.items()
             }
             if halved:
-                right = cross_validated(features[:, :1], labels)  # one draw suffices to choose
+                right = cross_validated(features[:, :1], labels)  # one draw is enough to choose the layer
                 for key, more in (("right", right), ("label", labels)):
                     points[layer]["validation"][key] = np.append(points[layer]["validation"][key], more)
         return points
 
     def _features(self, bench, target, name):
-        """Return features by layer and class ids: of forget images, or of forget (1) and retain ones (0)."""
+        """Return features by layer and class IDs.
+
+        With one forget class, the images are forget (class 1) and retain images (class 0).
+        """
         features, labels = bench.features(target.params, self._images(bench, name, "forget"), self.draws)
         if len(np.unique(bench.training.forget.labels)) > 1:
             return features, labels
@@ -73,32 +76,32 @@ class LinearProbe(Attack):
 
 
 def cross_validated(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return how often the probe of each half of some images is right about the other half, `[image]`."""
+    """Return the accuracy `[image]` of probes fitted to each half of the images on the other half."""
     right = np.zeros(len(labels))
-    order = np.argsort(labels, kind="stable")  # halves alike in classes
+    order = np.argsort(labels, kind="stable")  # so both halves have similar class counts
     for one, other in ((order[::2], order[1::2]), (order[1::2], order[::2])):
         right[other] = fit_probe(features[one], labels[one])(features[other], labels[other])
     return right
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Fit a logistic regression on standardized features, in which classes count equally.
+    """Fit a logistic regression with balanced classes on standardized features.
 
     Args:
       features: `[image, draw, feature]`.
-      labels: Class ids `[image]`.
+      labels: Class IDs `[image]`.
 
     Returns:
-      A function of such features and labels: the share of draws in which it is right, float64 `[image]`.
+      A function `(features, labels) -> share of draws predicted correctly`, float64 `[image]`.
     """
-    from sklearn.linear_model import LogisticRegression  # scikit-learn takes long to load
+    from sklearn.linear_model import LogisticRegression  # scikit-learn is slow to import
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     def rows(x):
         return np.asarray(x, np.float64).reshape(-1, x.shape[-1])
 
-    # This penalty lets lbfgs converge within some hundred steps on features of any layer.
+    # With this penalty, lbfgs converges within a few hundred steps on the features of any layer.
     classifier = LogisticRegression(C=PENALTY, max_iter=10_000, class_weight="balanced")
     probe = make_pipeline(StandardScaler(), classifier)
     with threadpool_limits(1):  # small matrices: a second thread costs more than it saves

@@ -1,4 +1,4 @@
-"""Membership inference: is an image known to have been trained on?"""
+"""Membership inference by the masked MSE."""
 
 import dataclasses
 
@@ -8,19 +8,19 @@ from l2l_jax.audit.attacks.base import Attack, Count, Work, register
 from l2l_jax.data.records import evenly_spaced
 
 FALSE_POSITIVES = {"1": 0.01, "0.1": 0.001}
-"""False positive rates at which true positive rates are quoted, by per cent (Carlini et al. 2022, "Membership
-inference attacks from first principles")."""
+"""False positive rates at which true positive rates are reported, by their value in percent (Carlini et al.
+2022, "Membership inference attacks from first principles")."""
 
 
 @register("membership")
 @dataclasses.dataclass(frozen=True)
 class Membership(Attack):
-    """Tell forget training images from test images of the same classes by their masked MSE.
+    """Distinguish forget training images from test images of the same classes by their masked MSE.
 
-    A model that never saw either cannot tell them apart.
+    A model that was trained on neither cannot distinguish them.
 
     Attributes:
-      members: Number of training images, at most; evenly spaced.
+      members: Maximum number of training images; evenly spaced.
     """
 
     title = "membership inference"
@@ -41,14 +41,14 @@ class Membership(Attack):
 
 
 def relative_error(errors: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return errors relative to those of a model that never saw the images, e / (e + e_reference), in [0, 1].
+    """Return errors relative to those of a retrained model, e / (e + e_reference), in [0, 1].
 
-    The ratio cancels how hard an image is, as RMIA's likelihood ratio does, and is bounded.
+    Like RMIA's likelihood ratio, the ratio cancels the difficulty of an image; it is also bounded.
     """
     return errors / np.maximum(errors + reference, 1e-12)
 
 
 def true_positives(members: np.ndarray, others: np.ndarray, rate: float) -> float:
-    """Return the share of members with a score below all but a share `rate` of the others' scores."""
+    """Return the true positive rate at the false positive rate `rate`; smaller scores indicate members."""
     threshold = np.sort(others)[int(rate * len(others))]
     return float(np.mean(members < threshold))

@@ -12,20 +12,20 @@ from l2l_jax.audit.attacks.views import possible_masks
 from l2l_jax.data.records import Subset, evenly_spaced
 
 FOLDS = 5
-"""Parts of the shadow images: each is scored by deciders that were fitted to the others."""
+"""Number of cross-validation folds of the shadow images."""
 
 
 @register("membership_repeated")
 @dataclasses.dataclass(frozen=True)
 class MembershipRepeated(TrainingAttack):
-    """Tell forget training images from test images by their errors under several masks.
+    """Distinguish forget training images from test images by their errors under several masks.
 
-    Deciders are the mean log error, two Gaussians and a small network, and for diffusion models the norm of
-    the noise that they predict in a clean image. They are fitted and compared on a shadow model, the attacked
-    one after training on half of the retain validation images: never on forget images.
+    Classifiers are the mean log error, two Gaussians and a small network, and for diffusion models the norm
+    of the noise predicted for a clean image. They are fitted and compared on a shadow model: the attacked
+    model fine-tuned on half of the retain validation images. Forget images are not used for this.
 
     Attributes:
-      members: Number of forget training images, at most; evenly spaced.
+      members: Maximum number of forget training images; evenly spaced.
     """
 
     title = "membership inference by several masks"
@@ -63,43 +63,43 @@ class MembershipRepeated(TrainingAttack):
 
 
 def _features(model, masks, params, image, rng):
-    """Return the log error of an image under each mask, and the log of the noise predicted in it."""
-    image, found = image[None], []
+    """Return the log error of an image under each mask, and the log norm of the noise predicted for it."""
+    image, features = image[None], []
     for mask, key in zip(masks, jax.random.split(rng, len(masks)), strict=True):
-        found.append(jnp.square(model.inpaint(params, image, mask, key) - image)[0, mask].mean())
+        features.append(jnp.square(model.inpaint(params, image, mask, key) - image)[0, mask].mean())
     if not model.why_no_noise:
-        found.append(model.noise_norm(params, image, masks[0], rng)[0])
-    return jnp.log(jnp.stack(found) + 1e-12)
+        features.append(model.noise_norm(params, image, masks[0], rng)[0])
+    return jnp.log(jnp.stack(features) + 1e-12)
 
 
 def decide_membership(features, *, has_noise):
-    """Return scores by decider and set; smaller scores are members'.
+    """Return scores by classifier and set; smaller scores indicate members.
 
     Args:
-      features: `[image, feature]` of "members", "others", "shadow_members" and "shadow_others".
-      has_noise: Whether the last feature is that of the predicted noise.
+      features: Arrays `[image, feature]` of "members", "others", "shadow_members" and "shadow_others".
+      has_noise: Whether the last feature is the norm of the predicted noise.
     """
-    from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis  # takes long to load
+    from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis  # slow to import
     from sklearn.model_selection import cross_val_predict
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     network = MLPClassifier((16,), solver="lbfgs", alpha=1.0, max_iter=2000, random_state=0)
-    deciders = {"gaussians": QuadraticDiscriminantAnalysis(reg_param=0.1), "network": network}
+    classifiers = {"gaussians": QuadraticDiscriminantAnalysis(reg_param=0.1), "network": network}
     distances = slice(None, -1) if has_noise else slice(None)
     scores = {"mean": {name: x[:, distances].mean(1) for name, x in features.items()}}
     if has_noise:
         scores["noise_norm"] = {name: x[:, -1] for name, x in features.items()}
-    known = np.concatenate([features["shadow_members"], features["shadow_others"]])
+    inputs = np.concatenate([features["shadow_members"], features["shadow_others"]])
     is_other = np.repeat([0, 1], [len(features["shadow_members"]), len(features["shadow_others"])])
-    for name, decider in deciders.items():
-        decider = make_pipeline(StandardScaler(), decider)
-        shadow = cross_val_predict(decider, known, is_other, cv=FOLDS, method="predict_log_proba")[:, 1]
-        decider.fit(known, is_other)
-        scores[name] = {n: decider.predict_log_proba(features[n])[:, 1] for n in ("members", "others")}
+    for name, classifier in classifiers.items():
+        classifier = make_pipeline(StandardScaler(), classifier)
+        shadow = cross_val_predict(classifier, inputs, is_other, cv=FOLDS, method="predict_log_proba")[:, 1]
+        classifier.fit(inputs, is_other)
+        scores[name] = {n: classifier.predict_log_proba(features[n])[:, 1] for n in ("members", "others")}
         scores[name] |= {"shadow_members": shadow[is_other == 0], "shadow_others": shadow[is_other == 1]}
     return {
-        decider: {name: {"score": np.nan_to_num(values, neginf=-1e30)} for name, values in sets.items()}
-        for decider, sets in scores.items()
+        classifier: {name: {"score": np.nan_to_num(values, neginf=-1e30)} for name, values in sets.items()}
+        for classifier, sets in scores.items()
     }

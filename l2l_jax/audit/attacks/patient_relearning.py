@@ -1,4 +1,4 @@
-"""Patient relearning: long trainings that do not ruin the model, at a rate of the attacker's choice."""
+"""Patient relearning: long fine-tuning that preserves the model, at several learning rates."""
 
 import dataclasses
 from typing import ClassVar
@@ -8,21 +8,21 @@ from l2l_jax.audit.attacks.training import TrainingAttack, few_of_each_class, ha
 from l2l_jax.data.records import Mixture
 
 TUNING = "patient_retain_tuning"
-"""The variant that has no forget image at all."""
+"""Name of the variant without any forget images."""
 
 
 @register("patient_relearning")
 @dataclasses.dataclass(frozen=True)
 class PatientRelearning(TrainingAttack):
-    """Train the whole model for long: on a few forget images among retain images, or on retain images alone.
+    """Fine-tune the whole model for many steps, on a few forget images among retain images, or on the latter.
 
-    Retain images keep the model from overfitting. Every training is repeated at several learning rates, and
-    the attacker keeps the rate and the step that are best on validation images.
+    Retain images prevent overfitting. Every run is repeated at several learning rates, and the attacker keeps
+    the rate and the step that are best on validation images.
 
     Attributes:
       shots: Number of forget images.
-      tuning_steps: Steps of the variant on retain images alone.
-      rate_factors: Factors of `learning_rate`, one training each.
+      tuning_steps: Number of steps of the variant on retain images only.
+      rate_factors: Factors by which `learning_rate` is multiplied, one run each.
     """
 
     source = "longer forms of relearning (arXiv 2406.13356) and of fine-tuning (arXiv 2505.22310)"
@@ -64,8 +64,8 @@ class PatientRelearning(TrainingAttack):
         for factor in self.rate_factors:
             rate = factor * self.learning_rate
             at_rate = training._replace(learning_rate=rate)
-            found = bench.train(target, f"{variant}_{rate:.2g}", at_rate, measured_at, seed)
-            points |= {f"{rate:.2g} × {step}": measured for step, measured in found.items()}
+            steps = bench.train(target, f"{variant}_{rate:.2g}", at_rate, measured_at, seed)
+            points |= {f"{rate:.2g} × {step}": measured for step, measured in steps.items()}
         return points
 
     def _few(self, bench, seed):

@@ -1,4 +1,4 @@
-"""Relearning from a few forget images: how many does it take?"""
+"""Relearning from a few forget images."""
 
 import dataclasses
 
@@ -6,20 +6,20 @@ from l2l_jax.audit.attacks.base import Count, Work, mean_points, register
 from l2l_jax.audit.attacks.training import TrainingAttack, few_of_each_class, halvings
 
 ENOUGH = 100
-"""Images of a number of shots that all drawings together need not exceed."""
+"""Total number of images after which no further sets of a given size are drawn."""
 
 
 @register("relearning")
 @dataclasses.dataclass(frozen=True)
 class Relearning(TrainingAttack):
-    """Train the whole model on a few forget images.
+    """Fine-tune the whole model on a few forget images.
 
-    How much a few images teach depends on which they are, so what is measured is the mean over drawings. The
-    more they are, the less it does: after `ENOUGH` images in all, no others are drawn.
+    The effect of a few images depends on the choice of images, so measurements are averaged over draws. Large
+    sets vary less: once `ENOUGH` images have been drawn in total, no more sets are drawn.
 
     Attributes:
       shots: Numbers of forget images, chosen evenly over the classes.
-      drawings: How often each number of images is drawn, at most; one training each.
+      drawings: Maximum number of sets drawn for each number of images; one run each.
     """
 
     source = 'Hu et al. 2024, "Unlearning or Obfuscating?", arXiv 2406.13356'
@@ -45,7 +45,7 @@ class Relearning(TrainingAttack):
         return Work(*(trainings * images for images in super().work(bench)))
 
     def drawn(self, count: int) -> int:
-        """Return how often a number of images is drawn."""
+        """Return the number of sets drawn with `count` images each."""
         return max(1, min(self.drawings, ENOUGH // count))
 
     def training_images(self, variant, bench, seed, drawing=0):
@@ -53,9 +53,9 @@ class Relearning(TrainingAttack):
         return few_of_each_class(bench.training.forget, count, bench.seed(seed) + drawing, "relearning.shots")
 
     def run(self, variant, bench, target, seed):
-        steps, found = halvings(self.steps, self.measurements), []
+        steps, runs = halvings(self.steps, self.measurements), []
         for drawing in range(self.drawn(int(variant.removeprefix("relearning_")))):
             training = self.training(bench.model, self.training_images(variant, bench, seed, drawing))
             name = f"{variant}_drawing_{drawing}" if drawing else variant
-            found.append(bench.train(target, name, training, steps, seed))
-        return mean_points(found)
+            runs.append(bench.train(target, name, training, steps, seed))
+        return mean_points(runs)

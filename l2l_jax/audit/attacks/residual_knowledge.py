@@ -1,4 +1,4 @@
-"""Residual knowledge: how much more often is a slightly changed image still recognized?"""
+"""Residual knowledge: recognition of slightly perturbed images, relative to the retrained model."""
 
 import dataclasses
 
@@ -12,14 +12,14 @@ from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work, register
 @register("residual_knowledge")
 @dataclasses.dataclass(frozen=True)
 class ResidualKnowledge(Attack):
-    """Reconstruct forget images with small random changes of their visible pixels.
+    """Reconstruct forget images with small random perturbations of their visible pixels.
 
-    The ratio of correct reconstructions to those of the retrained model is residual knowledge: above 1, the
-    model knows more about the neighborhood of an image than one that never saw it.
+    Residual knowledge is the number of correct reconstructions relative to that of the retrained model. Above
+    1, the model knows more about the neighborhood of an image than a model that was not trained on it.
 
     Attributes:
-      changes: Number of random changes of each image.
-      pixel_change: Standard deviation of a change, in 255ths of the range.
+      changes: Number of random perturbations of each image.
+      pixel_change: Standard deviation of a perturbation, in 255ths of the value range.
     """
 
     title = "residual knowledge, {changes} changes of each image"
@@ -47,6 +47,6 @@ class ResidualKnowledge(Attack):
         over, images = bench.runner(self, compute).over, bench.sets["forget"]
         title = f"{target.name}, {variant}"
         names = [f"forget {number}" for number in range(self.changes)]
-        found = [bench.measure_images(target.params, images, name, title, over=over) for name in names]
-        means = {key: np.mean([f[key] for f in found], axis=0) for key in ("mse", "right")}
-        return {"0": {"forget": {**means, "label": found[0]["label"]}}}
+        runs = [bench.measure_images(target.params, images, name, title, over=over) for name in names]
+        means = {key: np.mean([run[key] for run in runs], axis=0) for key in ("mse", "right")}
+        return {"0": {"forget": {**means, "label": runs[0]["label"]}}}

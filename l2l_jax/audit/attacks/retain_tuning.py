@@ -1,4 +1,4 @@
-"""Fine-tuning on retain images: does the forgotten come back unasked?"""
+"""Fine-tuning on retain images, which may recover forgotten knowledge unintentionally."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from l2l_jax.audit.attacks.training import TrainingAttack
 @register("retain_tuning")
 @dataclasses.dataclass(frozen=True)
 class RetainTuning(TrainingAttack):
-    """Train the whole model on retain images alone, without one forget image."""
+    """Fine-tune the whole model on retain images only, without any forget images."""
 
     title = "retain images only, {steps} steps"
     source = 'arXiv 2505.22310, "Unlearning\'s Blind Spots"'

@@ -1,4 +1,4 @@
-"""Sampler search: no weight changes; the attacker searches the randomness of reconstructions."""
+"""Sampler search: a search over the randomness of reconstructions, without changing weights."""
 
 import dataclasses
 
@@ -12,14 +12,14 @@ from l2l_jax.audit.attacks.base import Attack, Count, Rate, Work, register
 @register("sampler_search")
 @dataclasses.dataclass(frozen=True)
 class SamplerSearch(Attack):
-    """Keep the draw that best fits pixels or codes next to the mask, which the model is not given.
+    """Keep the draw that best fits pixels or codes next to the mask, which are withheld from the model.
 
     Diffusion models are also attacked by gradient descent on their initial noise.
 
     Attributes:
       draws: Number of draws.
-      rounds: Steps of Adam on the initial noise.
-      learning_rate: Rate of Adam.
+      rounds: Number of Adam steps on the initial noise.
+      learning_rate: Learning rate of Adam.
     """
 
     title = "sampler search, {draws} draws"
@@ -39,14 +39,14 @@ class SamplerSearch(Attack):
         return Work(images * (self.draws + (0 if bench.model.why_no_noise else 4 * self.rounds)))
 
     def run(self, variant, bench, target, seed):
-        ways = {"draws": self._best_draw}
+        searches = {"draws": self._best_draw}
         if not bench.model.why_no_noise:
-            ways["descent"] = self._descent
+            searches["descent"] = self._descent
         points = {}
-        for name, way in ways.items():
+        for name, search in searches.items():
 
-            def compute(params, image, rng, way=way):
-                return way(bench.model, params, image[None], bench.mask, rng)
+            def compute(params, image, rng, search=search):
+                return search(bench.model, params, image[None], bench.mask, rng)
 
             over = bench.runner((self, name), compute).over
             points[name] = bench.measure(target.params, f"{target.name}, {variant}, {name}", over=over)
@@ -62,15 +62,15 @@ class SamplerSearch(Attack):
         optimizer = optax.adam(self.learning_rate)
 
         def misfit(noise):
-            drawn, found = model.sample(params, image, mask, rng, noise)
-            return found[0], drawn[0]
+            drawn, misfits = model.sample(params, image, mask, rng, noise)
+            return misfits[0], drawn[0]
 
         def one_round(carry, _):
             noise, state, least, best = carry
-            (found, drawn), slope = jax.value_and_grad(misfit, has_aux=True)(noise)
-            best = jnp.where(found < least, drawn, best)
+            (value, drawn), slope = jax.value_and_grad(misfit, has_aux=True)(noise)
+            best = jnp.where(value < least, drawn, best)
             update, state = optimizer.update(slope, state)
-            return (noise + update, state, jnp.minimum(found, least), best), None
+            return (noise + update, state, jnp.minimum(value, least), best), None
 
         noise = jax.random.normal(rng, (1, *model.noise_shape))
         start = noise, optimizer.init(noise), jnp.float32(jnp.inf), image[0]

@@ -1,4 +1,4 @@
-"""Attacks that train a model further, with the family's own loss at a constant rate."""
+"""Attacks that fine-tune a model with the family's own loss at a constant learning rate."""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
@@ -14,7 +14,7 @@ from l2l_jax.train.optim import TrainingConfig
 
 
 class Training(NamedTuple):
-    """A training of an attacker: `objective` on the set "train", by AdamW without weight decay."""
+    """A training run of an attacker: `objective` on the set "train" by AdamW without weight decay."""
 
     objective: Objective
     images: Source
@@ -24,32 +24,32 @@ class Training(NamedTuple):
 
     @property
     def config(self) -> TrainingConfig:
-        """The training's length, rate and optimizer."""
+        """Return the number of steps, the learning rate and the optimizer."""
         return TrainingConfig(
             self.steps, self.batch_size, self.learning_rate, schedule="constant", weight_decay=0.0,
             checkpoint_every=500, log_every=50,
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
-        """Return what its result depends on besides the images, JSON-able."""
+        """Return everything but the images that the result depends on, as JSON values."""
         numbers = {name: getattr(self, name) for name in ("steps", "batch_size", "learning_rate")}
         return {"trained": list(self.objective.trained), **numbers}
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingAttack(Attack):
-    """An attack that trains the model and measures it after `steps`, half of them, a quarter, ….
+    """An attack that fine-tunes the model and measures it after `steps`, half of them, a quarter, ….
 
     Attributes:
-      steps: Training steps.
-      batch_size: Images of a step.
-      learning_rate: Constant rate of AdamW.
+      steps: Number of training steps.
+      batch_size: Number of images per step.
+      learning_rate: Constant learning rate of AdamW.
     """
 
     cost = "`steps` training steps"
     is_curve = is_seeded = True
     measurements: ClassVar[int] = 5
-    """Number of measurements, at most."""
+    """Maximum number of measurements."""
 
     steps: Count = 400
     batch_size: Count = 64
@@ -60,7 +60,7 @@ class TrainingAttack(Attack):
         raise NotImplementedError
 
     def objective(self, model: Model) -> Objective:
-        """Return what is trained: by default all parts of the last stage of pretraining."""
+        """Return the training objective: by default that of the last pretraining phase, for all parts."""
         return pretraining_objective(model.pretraining_stages()[-1], tuple(model.shapes()))
 
     def work(self, bench):
@@ -69,7 +69,7 @@ class TrainingAttack(Attack):
         return Work(variants * times * bench.count("validation", "forget"), trained)
 
     def training(self, model: Model, images: Source) -> Training:
-        """Return the training on some images."""
+        """Return the training run on the given images."""
         return Training(self.objective(model), images, self.steps, self.batch_size, self.learning_rate)
 
     def run(self, variant, bench, target, seed):
@@ -81,7 +81,7 @@ def few_of_each_class(source: Source, count: int, seed: int, option: str) -> Sub
     """Choose `count` images at random, as evenly over the classes as possible.
 
     Raises:
-      UserError: There are fewer images; `option` of `config.audit` asks for too many.
+      UserError: There are fewer images than `option` of `config.audit` asks for.
     """
     labels = np.asarray(source.labels)
     if count > len(labels):
@@ -90,7 +90,7 @@ def few_of_each_class(source: Source, count: int, seed: int, option: str) -> Sub
             "ask for fewer."
         )
     order = np.random.default_rng(seed).permutation(len(labels))
-    rank = np.empty(len(labels), int)  # of each image among those of its class
+    rank = np.empty(len(labels), int)  # rank of each image in its class
     for label in np.unique(labels):
         members = order[labels[order] == label]
         rank[members] = np.arange(len(members))
@@ -99,5 +99,5 @@ def few_of_each_class(source: Source, count: int, seed: int, option: str) -> Sub
 
 
 def halvings(steps: int, count: int) -> tuple[int, ...]:
-    """Return `steps` and its halves, at most `count` numbers above 0, ascending."""
+    """Return `steps` halved 0 to `count - 1` times, without zeros, in ascending order."""
     return tuple(sorted({steps >> power for power in range(count)} - {0}))

@@ -1,4 +1,4 @@
-"""Other views: images masked or changed in another way, or another prompt, might reveal what is hidden."""
+"""Other views: images with other masks or perturbations, or another prompt, may reveal hidden knowledge."""
 
 import contextlib
 import dataclasses
@@ -17,11 +17,11 @@ ROUNDS = 10  # steps of projected gradient descent
 @register("views")
 @dataclasses.dataclass(frozen=True)
 class Views(Attack):
-    """Mirror images, add noise, change visible pixels by gradient descent, mask other regions, prompt anew.
+    """Flip images, add noise, change visible pixels by gradient descent, mask other regions, change prompts.
 
     Attributes:
       pixel_change: Greatest change of a visible pixel by gradient descent, and the standard deviation of
-        noise, in 255ths of the range.
+        noise, in 255ths of the value range.
     """
 
     source = "projected gradient descent: Madry et al. 2018, arXiv 1706.06083"
@@ -33,7 +33,7 @@ class Views(Attack):
         return {_variant(name): f"view: {name}" for name in self._views(bench)}
 
     def work(self, bench):
-        # Each round of descent takes a reconstruction and a gradient, which costs as much as three of them.
+        # Each round of descent takes a reconstruction and a gradient, which costs as much as three.
         return Work(bench.count("forget") * (len(self._views(bench)) + 4 * ROUNDS))
 
     def run(self, variant, bench, target, seed):
@@ -48,16 +48,16 @@ class Views(Attack):
         return {"0": {"forget": measured}}
 
     def _views(self, bench):
-        """Return mask and function `(params, images, mask, rng) -> reconstructions` of each view by name."""
+        """Return the mask and a function `(params, images, mask, rng) -> reconstructions` by view."""
         model = bench.model
         is_symmetric = (bench.mask == bench.mask[:, ::-1]).all()
         changes = {"flip": functools.partial(_flipped, model)} if is_symmetric else {}
         changes["noise"] = functools.partial(_with_noise, model, self.pixel_change)
         changes["gradient"] = functools.partial(_with_gradient, model, self.pixel_change)
         changes |= {name: other.inpaint for name, other in model.alternatives().items()}
-        found = {name: (bench.mask, change) for name, change in changes.items()}
+        views = {name: (bench.mask, change) for name, change in changes.items()}
         others = {name: mask for name, mask in possible_masks(bench).items() if mask is not bench.mask}
-        return found | {name: (mask, model.inpaint) for name, mask in others.items()}
+        return views | {name: (mask, model.inpaint) for name, mask in others.items()}
 
 
 def _variant(name):
@@ -65,20 +65,20 @@ def _variant(name):
 
 
 def possible_masks(bench):
-    """Return masks that the model can reconstruct, by name: the evaluation's, a smaller center, the sides."""
+    """Return masks that the model supports, by name: the evaluation's, a smaller center, the sides."""
     model, size = bench.model, len(bench.mask)
     images, key = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32), jax.random.key(0)
 
     def make():
-        found = {"evaluation": bench.mask}
+        masks = {"evaluation": bench.mask}
         for kind, width in {"centre": size // 4, **dict.fromkeys(SIDES, size // 2)}.items():
-            with contextlib.suppress(ValueError):  # too small an image, or every patch of a MAE is touched
+            with contextlib.suppress(ValueError):  # too small an image, or no patch of a MAE is fully visible
                 mask = MASKS[kind](size, width)
                 inpaint = functools.partial(model.inpaint, mask=mask, rng=key)
                 jax.eval_shape(inpaint, model.shapes(), images)
                 if not np.array_equal(mask, bench.mask):
-                    found[f"{kind} {width}"] = mask
-        return found
+                    masks[f"{kind} {width}"] = mask
+        return masks
 
     return bench.shared("possible masks", make)
 
@@ -95,10 +95,10 @@ def _with_noise(model, pixel_change, params, images, mask, rng):
 
 
 def _with_gradient(model, pixel_change, params, images, mask, rng):
-    """Descend the masked MSE, as an attacker who knows the truth.
+    """Minimize the masked MSE by projected gradient descent, as an attacker with the true image.
 
-    A change is kept, image by image, where it lowers the error. Where the gradient is 0, as everywhere in
-    models that choose codes, the sign is drawn, which makes it a random search.
+    For each image, a change is kept if it lowers the error. Where the gradient is 0, as everywhere in models
+    that choose codes, the sign is drawn at random, which makes it a random search.
     """
     low, high = model.value_range
     reach = (high - low) * pixel_change / 255
@@ -114,9 +114,9 @@ def _with_gradient(model, pixel_change, params, images, mask, rng):
         tried = best + 2.5 * reach / ROUNDS * jnp.where(slope == 0, drawn, -jnp.sign(slope))
         tried = jnp.clip(jnp.clip(tried, images - reach, images + reach), low, high)
         tried = jnp.where(visible, tried, images)
-        found = errors(tried)
-        better = (found < least)[:, None, None, None]
-        return (jnp.where(better, tried, best), jnp.minimum(found, least)), None
+        error = errors(tried)
+        better = (error < least)[:, None, None, None]
+        return (jnp.where(better, tried, best), jnp.minimum(error, least)), None
 
     keys = jax.random.split(jax.random.fold_in(rng, 2), ROUNDS)
     (best, _), _ = jax.lax.scan(one_round, (images, errors(images)), keys)

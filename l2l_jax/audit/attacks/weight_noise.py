@@ -1,4 +1,4 @@
-"""Noise on the weights: does it disturb what hides the knowledge before the knowledge itself?"""
+"""Noise on the weights, which may remove what hides the knowledge before the knowledge itself."""
 
 import dataclasses
 
@@ -12,11 +12,11 @@ from l2l_jax.audit.attacks.training import TrainingAttack
 @register("weight_noise")
 @dataclasses.dataclass(frozen=True)
 class WeightNoise(TrainingAttack):
-    """Add Gaussian noise to every array of encoder and decoder; then train on retain images alone.
+    """Add Gaussian noise to every array of encoder and decoder, then fine-tune on retain images only.
 
     Attributes:
-      levels: Standard deviations of the noise, in standard deviations of each array; the greatest is that of
-        the model that is trained.
+      levels: Standard deviations of the noise, in standard deviations of each array; the greatest is used for
+        fine-tuning.
     """
 
     source = "arXiv 2605.11592"
@@ -55,7 +55,7 @@ class WeightNoise(TrainingAttack):
 
 
 def add_noise(params, level, seed):
-    """Return parameters with noise of `level` standard deviations of each array of encoder and decoder."""
+    """Add noise of `level` standard deviations to each array of encoder and decoder."""
     rng = np.random.default_rng(seed)
 
     def add(x):
