@@ -1,7 +1,7 @@
-"""Simulate error rates of the audit's verdict: `python research/verdict_simulation.py`; a CPU minute.
+"""Simulate error rates of the audit's verdict: `python research/verdict_simulation.py`, one CPU minute.
 
 Masked MSEs are lognormal and paired by image. The tails are the standard deviations of their logarithms for
-the unlearned and the retrained model. Answers of the classifier are paired in the same way. Every model is
+the unlearned and the retrained model. Classifier predictions are paired in the same way. Every model is
 exactly at the margin where a verdict would be false; elsewhere it knows clearly less.
 """
 
