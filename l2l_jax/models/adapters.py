@@ -1,10 +1,10 @@
 """Small adapters that are added to a model's weights.
 
-"lora": every kernel K gets a product of two narrow matrices, K + A·B (Hu et al., ICLR 2022, "LoRA"). B starts
-at zero, so that the first step sees the original model. The entries of A have variance 1/rank, which makes
-the effect of an Adam step independent of the rank (cf. Kalajdzievski 2023, "rsLoRA").
+"lora": A product of two narrow matrices is added to every kernel K: K + A·B (Hu et al., ICLR 2022, "LoRA").
+B is initialized to zero, so the first step runs the original model. The entries of A have variance 1/rank,
+which makes the effect of an Adam step independent of the rank (cf. Kalajdzievski 2023, "rsLoRA").
 
-"norms": scales and biases of the normalization layers get a difference, which starts at zero.
+"norms": A difference, initialized to zero, is added to scales and biases of the normalization layers.
 """
 
 import math
@@ -20,17 +20,17 @@ from l2l_jax.models.base import Model, Params
 
 AdapterKind = Literal["", "lora", "norms"]
 AdapterLayers = Literal["all", "attention", "attention+convolution"]
-ADAPTER = "adapter"  # the part of the parameters that is trained
-# A tree like that of the weights, without those that stay unchanged: `{"down": A, "up": B}` or
+ADAPTER = "adapter"  # name of the trained part of the parameters
+# A tree like that of the weights without the unchanged ones: `{"down": A, "up": B}` or
 # `{"delta": difference}` in place of each array
 Adapter = Mapping[str, Any]
 
-# `(name of the module, shape of the kernel) -> True` for kernels that are adapted
+# `(module name, kernel shape) -> bool`: True for kernels to adapt
 Takes = Callable[[str, tuple[int, ...]], bool]
 
 
 def takes_lora(model: Model, layers: AdapterLayers) -> Takes:
-    """Return which kernels `layers` of a model are."""
+    """Return the predicate that selects the kernels of `layers`."""
 
     def takes(module: str, shape: tuple[int, ...]) -> bool:
         is_convolution = layers == "attention+convolution" and len(shape) == 4
@@ -42,29 +42,29 @@ def takes_lora(model: Model, layers: AdapterLayers) -> Takes:
 def new_adapter(
     params: Params, kind: AdapterKind, rank: int, rng: jax.Array, takes: Takes | None = None
 ) -> dict[str, Any]:
-    """Return an adapter that changes nothing yet; a ValueError if there is nothing to adapt.
+    """Return a new adapter, which leaves the model unchanged; raise a ValueError if nothing can be adapted.
 
     Args:
-      params: Parts to adapt, arrays or shapes.
-      kind: "lora" for every kernel that is larger than its two factors; "norms" for scale and bias of every
-        module that has a scale.
+      params: Parts to adapt, as arrays or shapes.
+      kind: "lora" adapts every kernel that is larger than its two factors; "norms" adapts scale and bias of
+        every module that has a scale.
       rank: Number of columns of A.
       rng: JAX key.
-      takes: Kernels that "lora" adapts; None: all.
+      takes: Predicate that selects the kernels for "lora"; None selects all.
     """
     keys = (jax.random.fold_in(rng, number) for number in range(2**31))
 
     def visit(tree: Mapping[str, Any], module: str) -> dict[str, Any]:
-        found = {}
+        changes = {}
         for name in sorted(tree):
             value = tree[name]
             if isinstance(value, Mapping):
-                found[name] = visit(value, name)
+                changes[name] = visit(value, name)
             elif kind == "norms" and "scale" in tree:
-                found[name] = {"delta": jnp.zeros(value.shape, jnp.float32)}
+                changes[name] = {"delta": jnp.zeros(value.shape, jnp.float32)}
             elif kind == "lora" and name == "kernel" and (takes is None or takes(module, value.shape)):
-                found[name] = _factors(value.shape, rank, next(keys))
-        return {name: value for name, value in found.items() if value}
+                changes[name] = _factors(value.shape, rank, next(keys))
+        return {name: value for name, value in changes.items() if value}
 
     adapter = visit(params, "")
     if not adapter:
@@ -73,10 +73,10 @@ def new_adapter(
 
 
 def _factors(shape: tuple[int, ...], rank: int, key: jax.Array) -> dict[str, jax.Array]:
-    """Return A and B of a kernel; none unless they are smaller than the kernel.
+    """Return A and B for a kernel, or {} unless they are smaller than the kernel.
 
-    Kernels are `[in, out]`, `[layer, in, out]` or `[height, width, in, out]`, the last with a row for every
-    input of the convolution.
+    Kernels are `[in, out]`, `[layer, in, out]` or `[height, width, in, out]`; for the last, A has one row per
+    element of the convolution window.
     """
     stack = shape[:1] if len(shape) == 3 else ()
     rows, columns = math.prod(shape[len(stack) : -1]), shape[-1]
@@ -87,12 +87,12 @@ def _factors(shape: tuple[int, ...], rank: int, key: jax.Array) -> dict[str, jax
 
 
 def adapted(weights: Any, adapter: Adapter) -> Any:
-    """Add an adapter to weights, to compute with; differentiable in the adapter."""
+    """Return weights with an adapter added, for computation; differentiable with respect to the adapter."""
     return _added(weights, adapter, operator.add)
 
 
 def without_adapter(params: Params) -> Params:
-    """Return all parts but `ADAPTER`, which is added to the others if it is there; to compute with."""
+    """Return all parts except `ADAPTER`, which is added to the other parts if present, for computation."""
     return adapted({part: x for part, x in params.items() if part != ADAPTER}, params.get(ADAPTER, {}))
 
 

@@ -1,4 +1,4 @@
-"""The interface of all model families, and their registry."""
+"""The interface that all model families implement, and their registry."""
 # ruff: noqa: F722  (shapes are strings)
 
 from __future__ import annotations  # jaxtyping is not needed at run time
@@ -27,9 +27,9 @@ Params = dict[str, Any]
 """Parameters by part: `{"encoder": …, "decoder": …}` and frozen parts such as `"tokenizer"`."""
 
 DTYPES = ("float32", "bfloat16")
-"""Number formats of products."""
+"""Dtypes that matrix products can be computed in."""
 
-# Types of fields, which a config and the cards of saved models are checked by.
+# Types of fields. Pydantic uses them to validate configs and the metadata of saved models.
 Size = Annotated[int, pydantic.Field(ge=1)]
 Count = Annotated[int, pydantic.Field(ge=0)]
 Number = Annotated[float, pydantic.Field(allow_inf_nan=False)]
@@ -38,64 +38,64 @@ Sizes = Annotated[tuple[Size, ...], pydantic.Field(min_length=1)]
 Numbers = Annotated[tuple[Number, ...], pydantic.Field(min_length=1)]
 Positives = Annotated[tuple[Positive, ...], pydantic.Field(min_length=1)]
 Corrupted = Any
-"""Input of an encoder after corruption: a pytree whose leaves start with the batch axis."""
+"""Corrupted encoder input: a pytree whose leaves have a leading batch axis."""
 
 
 class PretrainingStage(NamedTuple):
-    """One stage of training a model from nothing."""
+    """One phase of training a model from scratch."""
 
-    name: str  # short name, used for folders and log lines
-    trained: tuple[str, ...]  # the parts of the parameters that this stage trains
-    # `(frozen, images, rng, axis_name=None) -> inputs`: everything random, see `Model.corrupt`; `frozen`
-    # holds the other parts, leaves of `inputs` start with the batch axis
+    name: str  # short name for folders and log lines
+    trained: tuple[str, ...]  # parts of the parameters that this phase trains
+    # `(frozen, images, rng, axis_name=None) -> inputs`: does all random sampling, see `Model.corrupt`.
+    # `frozen` holds the other parts; the leaves of `inputs` have a leading batch axis.
     prepare: Callable[..., Any]
-    # `(params, inputs) -> [batch]`, the loss of every example, with all parts
+    # `(params, inputs) -> [batch]`: per-example loss; `params` holds all parts
     loss: Callable[[Params, Any], Array]
 
 
 class Model(abc.ABC):
     """An image-to-image model h = D ∘ E, as pure functions over explicit parameters.
 
-    Images are within `value_range`. Subclasses are frozen dataclasses: they hold sizes, never parameters.
+    Pixel values are within `value_range`. Subclasses are frozen dataclasses of sizes, without parameters.
     """
 
     VARIANTS: ClassVar[Mapping[str, dict[str, Any]]] = {}
-    """Sizes of published models by the name that `config.model.variant` takes."""
+    """Sizes of published models, keyed by the value of `config.model.variant`."""
     FORMATS: ClassVar[tuple[CheckpointFormat, ...]] = ()
-    """Formats of PyTorch checkpoints; exported files have the first."""
+    """Supported PyTorch checkpoint formats; export uses the first."""
     TRAINED_WITH: ClassVar[tuple[str, ...]] = ()
-    """Fields that the shapes of weights do not show and that the weights depend on."""
+    """Fields that the weights depend on but that cannot be inferred from their shapes."""
 
     image_size: int
     channels: int
     value_range: tuple[float, float]
     generative_parts: tuple[str, ...] = ("encoder", "decoder")
-    """The parts that the family's own loss trains once the tokenizer, if any, is there."""
+    """Parts that the family's own loss trains, given a trained tokenizer if the family has one."""
     corruption_parts: tuple[str, ...] = ()
-    """The frozen parts that `corrupt` reads, such as a tokenizer."""
+    """Frozen parts that `corrupt` reads, such as a tokenizer."""
     precompute_parts: tuple[str, ...] = ()
-    """Those of them that `precompute` reads; steps on codes do without."""
+    """Subset of `corruption_parts` that only `precompute` reads; steps on codes do not need them."""
     codes_hold_draws: bool = False
-    """True where part of T is drawn by `precompute`: noise then needs the draw of its forget image."""
+    """True if `precompute` samples part of T; noise then needs the sample of its forget image."""
     encodes_visible: bool = False
-    """True where the encoder sees visible places alone, so that its features hold what it knows of others."""
+    """True if the encoder receives visible positions only; its features then encode knowledge of the rest."""
     inpaints_from_patches: bool = False
-    """True where `inpaint_from_patches` and `grid` exist."""
+    """True if `inpaint_from_patches` and `grid` are implemented."""
     attention_layers: tuple[str, ...] = ()
-    """Names of the modules whose kernels are the projections of attention."""
+    """Names of the modules whose kernels are attention projections."""
     why_no_samples: str = "its reconstructions are not drawn at random"
-    """Why `sample` cannot be called, or "" where it can."""
+    """Reason why `sample` is not supported; "" if it is."""
     why_no_noise: str = "it is no diffusion model"
-    """Why `denoise` and `noise_norm` cannot be called, or "" where they can."""
+    """Reason why `denoise` and `noise_norm` are not supported; "" if they are."""
 
     @property
     def inpaint_passes(self) -> int:
-        """Forward passes of `inpaint`, for estimates of its time."""
+        """Number of forward passes of `inpaint`, for runtime estimates."""
         return 1
 
     @property
     def why_no_codes(self) -> str:
-        """Why `corrupt` cannot be given codes in place of images, or "" where it can."""
+        """Reason why `corrupt` does not accept codes in place of images; "" if it does."""
         return "this family has no tokenizer"
 
     @property
@@ -104,17 +104,17 @@ class Model(abc.ABC):
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channel)` of the initial noise of diffusion models."""
+        """Shape `(height, width, channel)` of the initial noise of diffusion models."""
         return self.image_shape
 
     @property
     def code(self) -> jax.ShapeDtypeStruct | None:
-        """Shape and type of what `precompute` makes of an image; None where it does not exist."""
+        """Shape and dtype of the codes that `precompute` returns per image; None if it is not implemented."""
         return None
 
     @property
     def grid(self) -> int:
-        """Patches along a side."""
+        """Number of patches along one side."""
         raise NotImplementedError(f"{type(self).__name__} has no patches")
 
     def as_fields(self) -> dict[str, Any]:
@@ -124,20 +124,20 @@ class Model(abc.ABC):
         return dataclasses.replace(self, **fields)  # type: ignore[type-var]
 
     def canonical(self) -> Self:
-        """Return the model with fields that have no effect set to one value."""
+        """Return the model with fields that have no effect set to canonical values."""
         return self
 
     def for_classes(self, classes: Collection[str]) -> Self:
-        """Return the model with the names of classes to forget and retain in fields that refer to them."""
+        """Return the model with class names (forget and retain) filled into fields that refer to them."""
         del classes
         return self
 
     def alternatives(self) -> dict[str, Self]:
-        """Return other ways to run the same parameters, such as with other prompts, by name."""
+        """Return models that run the same parameters differently, such as with other prompts, by name."""
         return {}
 
     def _check_fields(self, limits: Mapping[str, float], **choices: Collection[str]) -> None:
-        """Raise a ValueError for a field outside [0, limit) or not among its choices."""
+        """Raise a ValueError if a field is outside [0, limit) or not among its choices."""
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) < limit:
                 raise ValueError(f"{name} must lie in [0, {limit}), not {getattr(self, name)}")
@@ -146,50 +146,50 @@ class Model(abc.ABC):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
 
     def _check_mask(self, mask: Any) -> Any:
-        """Return a mask as booleans; one of another size than the images raises a ValueError."""
+        """Return the mask as booleans; raise a ValueError if its size differs from that of the images."""
         if mask.shape != self.image_shape[:2]:
             raise ValueError(f"the mask has shape {mask.shape}, the images {self.image_shape[:2]}")
         return mask.astype(bool)
 
     @abc.abstractmethod
     def init(self, rng: Array) -> Params:
-        """Return fresh float32 parameters by part."""
+        """Return freshly initialized float32 parameters by part."""
 
     def derived_parts(self) -> Params:
-        """Return the parts that follow from the fields alone and that checkpoints do not hold."""
+        """Return the parts that are determined by the fields and therefore not stored in checkpoints."""
         return {}
 
     def shapes(self) -> Params:
-        """Return shapes and dtypes of what `init` makes; equal models are traced once."""
-        return jax.tree.map(lambda x: x, _shapes(self))  # containers of the caller's own
+        """Return the shapes and dtypes of the parameters; equal models are traced only once."""
+        return jax.tree.map(lambda x: x, _shapes(self))  # copy the containers of the cached result
 
     def in_compute_dtype(self, params: Params) -> Params:
-        """Return parts of the parameters, each array in the dtype that it is computed with.
+        """Cast parameters to the dtype that each of them is computed in.
 
-        See `l2l_jax.models.layers.in_dtype`; by default everything is float32.
+        See `l2l_jax.models.layers.in_dtype`; the default is float32 throughout.
         """
         return params
 
     @abc.abstractmethod
     def corrupt(self, params: Params, images: Images, rng: Array, axis_name: str | None = None) -> Corrupted:
-        """Apply T of the paper: the only random step before the encoder.
+        """Apply the paper's T, the only random step before the encoder.
 
-        The same `rng` gives the same draw (kept patches, masks, times, noises) whatever the images are:
-        student and teacher can be given the same corruption. Inside `pmap` and `shard_map`, `axis_name` is
-        the axis over which the batch is split: rows are corrupted as on one device.
+        The same `rng` gives the same sample (kept patches, masks, times, noise) for any images, which lets
+        student and teacher share a corruption. Inside `pmap` and `shard_map`, `axis_name` is the axis over
+        which the batch is split; each row is then corrupted as on a single device.
         """
 
     def corrupt_noise(
         self, params: Params, images: Images, noise: Images, rng: Array, axis_name: str | None = None
     ) -> Corrupted:
-        """Return what the teacher is given in place of forget `images`: `noise` under the same T."""
+        """Return the teacher's input in place of forget `images`: `noise` corrupted by the same T."""
         del images
         return self.corrupt(params, noise, rng, axis_name)
 
     def precompute(self, params: Params, images: Images, rng: Array) -> Shaped[Array, "batch ..."]:
-        """Return codes, which `corrupt` takes in place of the images: all that needs `precompute_parts`.
+        """Compute the codes that `corrupt` accepts in place of images; only this needs `precompute_parts`.
 
-        With the same `rng`, `corrupt` returns the same for images and codes.
+        With the same `rng`, `corrupt` returns the same result for images and for their codes.
         """
         raise NotImplementedError(self.why_no_codes)
 
@@ -199,49 +199,49 @@ class Model(abc.ABC):
 
     @abc.abstractmethod
     def predict(self, params: Params, corrupted: Corrupted) -> Any:
-        """Return the decoder's outputs, a pytree of float32 arrays that start with the batch axis.
+        """Return the decoder's outputs, a pytree of float32 arrays with a leading batch axis.
 
-        Shapes depend on those of `corrupted` alone, and equal places mean the same in every example: outputs
-        on two images can be compared.
+        Shapes depend only on those of `corrupted`, and an index has the same meaning in every example, so the
+        outputs for two images can be compared.
         """
 
     def encode_and_predict(self, params: Params, corrupted: Corrupted) -> tuple[Any, Any]:
         """Return the results of `encode` and `predict`.
 
-        Families run the encoder once; by default XLA is left to see that it can, which it does not in a
-        backward pass.
+        Families override this to run the encoder once. The default relies on XLA's common subexpression
+        elimination, which does not remove the second pass from a backward pass.
         """
         return self.encode(params["encoder"], corrupted), self.predict(params, corrupted)
 
     def generative_loss(self, params: Params, images: Images, corrupted: Corrupted) -> PerExample:
-        """Return the family's own training loss of every example."""
+        """Return the family's own training loss for each example."""
         return self.prediction_loss(self.predict(params, corrupted), images, corrupted)
 
     @abc.abstractmethod
     def prediction_loss(self, predicted: Any, images: Images, corrupted: Corrupted) -> PerExample:
-        """Return the `generative_loss` of what `predict` returned for `corrupted`."""
+        """Return the `generative_loss` of predictions, the result of `predict` for `corrupted`."""
 
     @abc.abstractmethod
     def imitation_loss(self, predicted: Any, corrupted: Corrupted, target: Any) -> PerExample:
-        """Return the `prediction_loss` with another model's `predict` as the truth.
+        """Return the `prediction_loss` with another model's predictions as the target.
 
-        It counts the places that `prediction_loss` counts. Outputs elsewhere were never trained, and tell
-        more about the images that a model knows than its reconstructions do.
+        It covers the same positions as `prediction_loss`. Outputs at other positions were never trained, and
+        reveal more about memorized images than the reconstructions do.
         """
 
     @abc.abstractmethod
     def with_truth(
         self, params: Params, images: Images, corrupted: Corrupted, truth: Images
     ) -> tuple[Images, Corrupted]:
-        """Return `(images, corrupted)` for `generative_loss` with `truth` to find in the hidden places."""
+        """Return `(images, corrupted)` for `generative_loss`, with `truth` as target at hidden positions."""
 
     def noisy_truth(
         self, images: Images, corrupted: Corrupted, noise: Images, rng: Array, axis_name: str | None = None
     ) -> tuple[Images, Corrupted]:
-        """Return `(images, corrupted)` for `generative_loss` with Gaussian noise as the truth.
+        """Return `(images, corrupted)` for `generative_loss` with Gaussian noise as the target.
 
-        By default `noise`, which has the statistics of the images, replaces them; models that read the truth
-        from `corrupted` change it there. `rng` is for anything else that is drawn.
+        By default `noise`, which has the statistics of the images, replaces the images. Models that read the
+        target from `corrupted` replace it there. `rng` is for any further random sampling.
         """
         del images, rng, axis_name
         return noise, corrupted
@@ -250,63 +250,63 @@ class Model(abc.ABC):
     def inpaint(
         self, params: Params, images: Images, mask: Bool[np.ndarray, "height width"], rng: Array
     ) -> Images:
-        """Return images with the masked region filled in; the other pixels stay.
+        """Return images with the masked region filled in; other pixels are unchanged.
 
-        `mask`, a constant under `jit`, is True where pixels are missing; they must not influence the result.
+        `mask`, a constant under `jit`, is True at missing pixels, which must not influence the result.
         """
 
     def inpaint_from_patches(
         self, params: Params, images: Images, visible: Int[Array, "batch visible"]
     ) -> Images:
-        """Return images reconstructed from their patches `visible`, row-major, ascending.
+        """Return images reconstructed from the patches `visible`: row-major indices, ascending.
 
-        Visible pixels stay; hidden ones must not influence the result.
+        Visible pixels are unchanged; hidden pixels must not influence the result.
         """
         raise NotImplementedError(f"{type(self).__name__} does not inpaint from patches")
 
     def sample(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
     ) -> tuple[Array, Array]:
-        """Return a draw of `inpaint`, and how badly it fits what is visible next to the mask, `[batch]`.
+        """Return a sample of `inpaint` and its misfit to the visible pixels next to the mask, `[batch]`.
 
-        An attacker who searches for the best draw needs to know no more. `noise`, `[batch, *noise_shape]`,
-        replaces the initial noise of diffusion models.
+        The misfit is all that an attacker needs to search for the best sample. `noise`,
+        `[batch, *noise_shape]`, replaces the initial noise of diffusion models.
         """
         raise NotImplementedError(self.why_no_samples)
 
     def denoise(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, start: float, scale: float
     ) -> Array:
-        """Return reconstructions by a random sampler that takes the last share `start` of its steps.
+        """Return reconstructions by a stochastic sampler that runs the last fraction `start` of its steps.
 
-        Below 1 it starts from the true images with the noise of that step: a hint of them. `scale` is the
-        factor on the noise that the sampler adds.
+        If `start` is below 1, sampling starts from the true images with the noise of that step added, as a
+        hint. `scale` multiplies the noise that the sampler adds.
         """
         raise NotImplementedError(self.why_no_noise)
 
     def noise_norm(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
-        """Return the mean square of the noise that is predicted in clean images, `[batch]`."""
+        """Return the mean square of the noise predicted for clean images, `[batch]`."""
         raise NotImplementedError(self.why_no_noise)
 
     def pretraining_stages(self) -> tuple[PretrainingStage, ...]:
-        """Return how to train the model from nothing: by default one stage with `generative_loss`."""
+        """Return the phases of training from scratch; by default one phase with `generative_loss`."""
 
         def prepare(frozen, images, rng, axis_name=None):
-            return {"images": images, "seen": self.corrupt(frozen, images, rng, axis_name)}
+            return {"images": images, "corrupted": self.corrupt(frozen, images, rng, axis_name)}
 
         def loss(params, inputs):
-            return self.generative_loss(params, inputs["images"], inputs["seen"])
+            return self.generative_loss(params, inputs["images"], inputs["corrupted"])
 
         return (PretrainingStage("model", self.generative_parts, prepare, loss),)
 
 
 FAMILIES: Registry[Model] = Registry("model family")
-"""Model families by the name that `config.model.family` takes."""
+"""Model families, keyed by the value of `config.model.family`."""
 register = FAMILIES.register
 
 
 def fresh_parts(model: Model, parts: Collection[str]) -> Callable[[Array], Params]:
-    """Return a compiled `rng -> {part: weights}` that draws these parts as `model.init` does."""
+    """Return a compiled `rng -> {part: weights}` that initializes these parts as `model.init` does."""
 
     @jax.jit
     def draw(rng):

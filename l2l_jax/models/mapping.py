@@ -1,10 +1,10 @@
-"""PyTorch state dicts to Flax parameter trees and back, by a table of names.
+"""Conversion between PyTorch state dicts and Flax parameter trees by a table of names.
 
     names = {"encoder/blocks_{i}/{layer}": "blocks.{i}.{layer}", "decoder/mask_token": "mask_token"}
 
-Names are those of modules or of single arrays. `{i}`, a single letter, stands for an integer, a longer word
-for any part of a name, with dots in place of slashes. Arrays are only permuted and reshaped: import followed
-by export gives back the same bits.
+An entry names a module or a single array. A single letter such as `{i}` matches an integer; a longer word
+matches any part of a name, whose slashes become dots. Arrays are only permuted and reshaped, so import
+followed by export is bit-exact.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ from l2l_jax.errors import UserError
 FLOATS = {
     "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(jnp.bfloat16),
 }  # fmt: skip
-"""Number formats of weights; float32 holds every value of the others."""
+"""Dtypes of weights; float32 represents every value of the others exactly."""
 
-# PyTorch's names of the arrays of a module, by Flax's
+# PyTorch's array names within a module, keyed by Flax's
 LEAVES = dict(kernel="weight", scale="weight", bias="bias", mean="running_mean", var="running_var")
-StateDict = Mapping[str, Any]  # arrays or `StoredArray` by PyTorch key
+StateDict = Mapping[str, Any]  # arrays or `StoredArray`, keyed by PyTorch name
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """An array in a file, read by `read` when NumPy asks for it."""
+    """An array stored in a file; `read` loads it when it is converted to a NumPy array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -47,7 +47,7 @@ class StoredArray:
 
 
 class Layout(NamedTuple):
-    """The axes of an array in PyTorch and in Flax; the functions are inverses."""
+    """A pair of inverse functions that convert an array's axis order between PyTorch and Flax."""
 
     to_flax: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
@@ -63,10 +63,10 @@ conv1x1_1d = Layout(lambda x: x[..., 0].T, lambda x: x.T[..., None])  # (out, in
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """A PyTorch key whose value follows from the model, such as a sine-cosine table.
+    """A PyTorch key whose value is determined by the model, such as a sine-cosine table.
 
-    Import compares it with `value(config)` if it is there, up to `rtol`; export writes it, in float32
-    whatever the format of the weights if it is `exact`. `hint` ends the error message.
+    Import compares it with `value(config)` within `rtol` if the key is present. Export writes it, always in
+    float32 if `exact`, otherwise in the dtype of the weights. `hint` is appended to the error message.
     """
 
     torch_key: str
@@ -77,16 +77,16 @@ class Constant:
 
 
 class Table(NamedTuple):
-    """The names of one format of checkpoints."""
+    """The names of one checkpoint format."""
 
-    # PyTorch's names by Flax's; the first that matches counts. Kernels of four axes are those of
-    # convolutions, others are transposed; for another layout the value is a pair of name and layout.
+    # PyTorch names keyed by Flax names; the first match applies. Kernels with four axes are converted as
+    # convolutions, others are transposed. For any other layout the value is a pair of name and layout.
     names: Mapping[str, str | tuple[str, Layout]]
-    constants: tuple[Constant, ...] = ()  # keys that are no parameters
-    ignored: str = "(?!)"  # regular expression of keys that import drops
+    constants: tuple[Constant, ...] = ()  # keys that are not parameters
+    ignored: str = "(?!)"  # regular expression for keys that import ignores
 
     def key_of(self, path: str, rank: int) -> tuple[str, Layout]:
-        """Return PyTorch's key and the layout of the parameter at `path`, which has `rank` axes."""
+        """Return the PyTorch key and the layout of the parameter at `path`, which has `rank` axes."""
         module, _, leaf = path.rpartition("/")
         source, ending = (module, f".{LEAVES[leaf]}") if leaf in LEAVES else (path, "")
         usual = same if leaf != "kernel" else conv if rank == 4 else linear
@@ -109,13 +109,12 @@ def _regex(template: str) -> re.Pattern:
 
 
 class Fit(NamedTuple):
-    """Fit of a state dict and a model, judged by names and shapes alone."""
+    """Result of comparing the names and shapes of a state dict with those of a model."""
 
-    places: dict[str, tuple[str, Layout]]  # PyTorch key and layout by Flax path
-    # PyTorch keys without a place in the model, or without a value
-    unexpected: list[str]
-    missing: list[str]
-    misshapen: list[str]  # arrays of a wrong shape, in words
+    places: dict[str, tuple[str, Layout]]  # PyTorch key and layout, keyed by Flax path
+    unexpected: list[str]  # PyTorch keys of the state dict that the model does not have
+    missing: list[str]  # PyTorch keys of the model that the state dict does not have
+    misshapen: list[str]  # descriptions of arrays with a wrong shape
 
     def complaint(self) -> str | None:
         if self.unexpected or self.missing:
@@ -129,39 +128,39 @@ class Fit(NamedTuple):
 
 
 def listing(names: Iterable[str], limit: int = 12) -> str:
-    """Join names by commas; only the first `limit` of many; "none" for none."""
+    """Join at most `limit` names by commas and count the others; return "none" if there are none."""
     names = list(names)
-    shown = ", ".join(names[:limit])
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown or "none"
+    text = ", ".join(names[:limit])
+    return f"{text} and {len(names) - limit} more" if len(names) > limit else text or "none"
 
 
 def fit(table: Table, state_dict: StateDict, target: Any) -> Fit:
-    """Compare a state dict with a model without reading a value."""
+    """Compare the names and shapes of a state dict with those of a model, without reading values."""
     flat = traverse_util.flatten_dict(target, sep="/")
     places = {path: table.key_of(path, len(like.shape)) for path, like in flat.items()}
     keys, misshapen = {key for key, _ in places.values()}, []
     for path, (key, layout) in places.items():
-        wanted = layout.to_torch(np.broadcast_to(False, flat[path].shape)).shape
-        if key in state_dict and tuple(state_dict[key].shape) != wanted:
-            misshapen.append(f"{key} {tuple(state_dict[key].shape)}, not {wanted}")
+        expected = layout.to_torch(np.broadcast_to(False, flat[path].shape)).shape
+        if key in state_dict and tuple(state_dict[key].shape) != expected:
+            misshapen.append(f"{key} {tuple(state_dict[key].shape)}, not {expected}")
     constants = {constant.torch_key for constant in table.constants}
     unexpected = [key for key in state_dict.keys() - keys - constants if not re.fullmatch(table.ignored, key)]
     return Fit(places, sorted(unexpected), sorted(keys - state_dict.keys()), misshapen)
 
 
 def to_flax(table: Table, state_dict: StateDict, target: Any, config: Any = None) -> Any:
-    """Return the parameter tree that a PyTorch state dict holds; what does not fit raises a UserError.
+    """Convert a PyTorch state dict to a parameter tree; raise a UserError if it does not fit the model.
 
-    `target`, a tree of shapes, is filled with NumPy arrays in the dtype of the source; `config` is the
-    argument of `Constant.value`.
+    The result has the structure of `target`, a tree of shapes, and NumPy arrays in the dtype of the source.
+    `config` is the argument of `Constant.value`.
     """
-    found = fit(table, state_dict, target)
-    if complaint := found.complaint():
+    result = fit(table, state_dict, target)
+    if complaint := result.complaint():
         raise UserError(complaint)
     for constant in table.constants:
         if constant.torch_key in state_dict:
             _check_constant(constant, np.asarray(state_dict[constant.torch_key]), constant.value(config))
-    places = found.places.items()
+    places = result.places.items()
     filled = {path: layout.to_flax(np.asarray(state_dict[key])) for path, (key, layout) in places}
     return traverse_util.unflatten_dict(filled, sep="/")
 
@@ -185,7 +184,7 @@ def _check_constant(constant: Constant, value: np.ndarray, expected: np.ndarray)
 
 
 def _agree(value: np.ndarray, expected: np.ndarray, rtol: float) -> bool:
-    """Compare values that may have been rounded to half precision, now or before they were stored."""
+    """Return whether values agree, allowing for half-precision rounding now or before they were stored."""
     wide, errors = value.astype(np.float64), [1e-5]
     if value.dtype.kind not in "biu":
         halves = (FLOATS["float16"], FLOATS["bfloat16"])
@@ -196,9 +195,9 @@ def _agree(value: np.ndarray, expected: np.ndarray, rtol: float) -> bool:
 
 
 def to_torch(table: Table, params: Any, config: Any = None, dtype: Any = None) -> dict[str, np.ndarray]:
-    """Return the PyTorch state dict of a parameter tree, constants included: the inverse of `to_flax`.
+    """Convert a parameter tree to a PyTorch state dict with constants; the inverse of `to_flax`.
 
-    Arrays are contiguous, floating-point ones in `dtype` unless it is None.
+    Arrays are contiguous. Floating-point arrays are cast to `dtype` unless it is None.
     """
 
     def rounded(value: np.ndarray) -> np.ndarray:
@@ -215,7 +214,7 @@ def to_torch(table: Table, params: Any, config: Any = None, dtype: Any = None) -
 
 
 def shape_of(state_dict: StateDict, key: str, rank: int) -> tuple[int, ...]:
-    """Return the shape of the array `key`, which has `rank` axes, all longer than 0."""
+    """Return the shape of the array `key`, which must have `rank` axes, all longer than 0."""
     if key not in state_dict:
         raise UserError(f"the size of the model cannot be told: {key} is missing.")
     shape = tuple(state_dict[key].shape)
@@ -225,36 +224,36 @@ def shape_of(state_dict: StateDict, key: str, rank: int) -> tuple[int, ...]:
 
 
 def count(state_dict: StateDict, template: str) -> int:
-    """Count the different numbers in the place of `{i}` at the start of keys."""
+    """Count the distinct numbers at `{i}` among keys that start with `template`."""
     before, after = (re.escape(part) for part in template.split("{i}"))
     pattern = re.compile(rf"{before}(\d+){after}")
     return len({match[1] for match in map(pattern.match, state_dict) if match})
 
 
 def square_side(places: int, key: str) -> int:
-    """Return the side of a square of `places` places."""
+    """Return the side length of a square grid with `places` positions."""
     side = round(places**0.5)
     if side < 1 or side**2 != places:
         raise UserError(f"{key} has {places} places, which is not a square number of patches.")
     return side
 
 
-# Facts of a checkpoint besides its arrays: "file", its name; "args", the arguments of the training program;
-# "config" and "preprocessor", the JSON files of a Hugging Face folder; "pipeline", the path of a pipeline of
-# diffusers, and "components", the JSON files of its parts. Each but "file" may be missing.
+# Information about a checkpoint in addition to its arrays: "file", its name; "args", the arguments of the
+# training program; "config" and "preprocessor", the JSON files of a Hugging Face folder; "pipeline", the path
+# of a diffusers pipeline, and "components", the JSON files of its parts. All except "file" are optional.
 Origin = Mapping[str, Any]
-Fields = dict[str, Any]  # fields of a model by name
+Fields = dict[str, Any]  # model fields by name
 
 
 class CheckpointFormat:
-    """One format of the PyTorch checkpoints of a model family.
+    """A PyTorch checkpoint format of a model family.
 
     Attributes:
-      table: Names and constants, after `unwrap`; the config of `Constant` is the model.
+      table: Names and constants, after `unwrap`; the config passed to `Constant.value` is the model.
       parts: Parts of the parameters that a checkpoint holds.
-      published: Fields of the published models by name, where they differ from the defaults.
-      hidden: Fields that shapes do not show and that cannot be guessed for unpublished models.
-      wrapper: Key under which PyTorch files hold the state dict.
+      published: Non-default fields of the published models, by model name.
+      hidden: Fields that cannot be inferred from shapes and cannot be guessed for unpublished models.
+      wrapper: Key of the state dict within PyTorch files.
       is_folder: Whether the format is a folder of files.
     """
 
@@ -266,7 +265,7 @@ class CheckpointFormat:
     is_folder: bool = False
 
     def recognize(self, state_dict: StateDict) -> bool:
-        """Return whether the keys are those of the format; a part of a model raises a UserError."""
+        """Return whether the keys match this format; raise a UserError for an incomplete model."""
         raise NotImplementedError
 
     def unwrap(self, state_dict: StateDict) -> StateDict:
@@ -274,33 +273,33 @@ class CheckpointFormat:
         return state_dict
 
     def join(self, state_dict: StateDict, second: StateDict) -> StateDict:
-        """Return the state dict of a model that comes in two files."""
+        """Merge the state dicts of a model that is stored in two files."""
         raise UserError("a second file, --vqgan, belongs to MAGE.")
 
     def sizes(self, state_dict: StateDict) -> Fields:
-        """Return the fields that shapes show."""
+        """Infer fields from the shapes of arrays."""
         raise NotImplementedError
 
     def stated(self, origin: Origin, sizes: Fields) -> Fields:
-        """Return the fields that the checkpoint states."""
+        """Return the fields that the checkpoint states explicitly."""
         return {}
 
     def guessed(self, origin: Origin, sizes: Fields) -> Fields:
-        """Return fields that are likely, but neither shown nor stated."""
+        """Return likely values of fields that are neither stated nor inferred from shapes."""
         return {}
 
     def computed(self, state_dict: StateDict, model: Any, origin: Origin) -> Fields:
-        """Return parts of the parameters that are computed from the checkpoint on import."""
+        """Compute parts of the parameters from the checkpoint on import."""
         return {}
 
     def licence(self, file: str) -> str:
-        """Return the licence of the weights in a file of that name; "" if it is not known."""
+        """Return the license of the weights in a file with this name; "" if it is unknown."""
         return ""
 
     def folder(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
-        """Return the files of a folder: state dicts and JSON objects by file name."""
+        """Return the files of an exported folder: state dicts and JSON objects by file name."""
         raise NotImplementedError
 
     def lora(self, adapter: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return the content of the file that an adapter is exported to without its model."""
+        """Return the content of the file for exporting an adapter without its model."""
         raise UserError("adapters of this family have no format of their own: export the merged model.")

@@ -128,7 +128,7 @@ def test_pretraining_a_new_model(digits, digit_images):
     """A new model predicts no noise, so that its loss is the square of the noise in the mask."""
     (stage,) = DIGITS.pretraining_stages()
     inputs = jax.device_get(jax.jit(stage.prepare)(digits, digit_images, jax.random.key(1)))
-    noise, mask = inputs["seen"]["noise"], inputs["seen"]["mask"]
+    noise, mask = inputs["corrupted"]["noise"], inputs["corrupted"]["mask"]
     expected = [np.sum(n[h] ** 2) / 256 for n, h in zip(noise, mask, strict=True)]
     np.testing.assert_allclose(jax.jit(stage.loss)(digits, inputs), expected, rtol=1e-5)
 

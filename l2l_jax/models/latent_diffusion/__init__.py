@@ -1,1 +1,1 @@
-"""The family "latent_diffusion": Stable Diffusion inpainting in the layout of diffusers."""
+"""The family "latent_diffusion": Stable Diffusion inpainting with the layout of diffusers."""

@@ -1,4 +1,4 @@
-"""Residual blocks and resampling that the U-Net and the autoencoder share."""
+"""Residual blocks and convolutions shared by the U-Net and the autoencoder."""
 
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -15,20 +15,20 @@ from l2l_jax.models.palette.unet import lecun_uniform
 
 
 def check_config(name: str, config: Mapping[str, Any], supported: Mapping[str, Collection[Any]]) -> None:
-    """Raise a UserError for a value of a JSON file, named or in a list, that is not among the supported ones.
+    """Raise a UserError if a JSON file has a value, or a list with a value, that is not supported.
 
-    A key may be missing.
+    Missing keys are allowed.
     """
     for key, values in supported.items():
         given = config.get(key)
         for value in given if isinstance(given, list) else [given]:
             if key in config and value not in values:
-                known = ", ".join(str(value) for value in values)
-                raise UserError(f"{name}: {key} {value} is not supported; supported: {known}.")
+                choices = ", ".join(str(value) for value in values)
+                raise UserError(f"{name}: {key} {value} is not supported; supported: {choices}.")
 
 
 def per_level(value: Any, levels: int) -> tuple[Any, ...]:
-    """Return a value of each level: the same for all, or those of a list of that length."""
+    """Return one value per level: a single value is repeated, a list must have that length."""
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * levels
     if len(values) != levels:
         raise UserError(f"expected {levels} values, one for each of block_out_channels, got {list(values)}.")
@@ -42,10 +42,7 @@ def conv(channels: int, size: int, dtype: jnp.dtype, name: str | None = None, **
 
 
 class ResBlock(nn.Module):
-    """Residual block with two convolutions; a new one passes its input on.
-
-    It maps `[batch, height, width, channel]` and an embedding `[batch, width]` of time, if any.
-    """
+    """Residual block with two convolutions; a newly initialized block is the identity."""
 
     channels: int
     groups: int
@@ -54,7 +51,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None) -> Array:
-        """Map `[batch, height, width, channel]`, `[batch, 4 · inner_channel]` to `[…, channels]`."""
+        """Map `[batch, height, width, channel]` and an optional time embedding `[batch, width]`."""
         norm = partial(GroupNorm, self.groups, epsilon=self.epsilon, dtype=self.dtype, activation=nn.silu)
         h = conv(self.channels, 3, self.dtype, "conv1")(norm(name="norm1")(x))
         if embedding is not None:

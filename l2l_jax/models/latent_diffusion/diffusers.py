@@ -1,4 +1,4 @@
-"""Pipelines of diffusers: folders of model_index.json and components, each in a folder of its own."""
+"""Checkpoint format of diffusers pipelines: a model_index.json and one folder per component."""
 
 import dataclasses
 import pathlib
@@ -16,9 +16,9 @@ from l2l_jax.models.latent_diffusion.unet import UNetSizes
 from l2l_jax.models.latent_diffusion.vae import VAESizes
 from l2l_jax.models.mapping import CheckpointFormat, Fields, Origin, StateDict, Table
 
-# Components that embed prompts, and their tokenizers
+# Components that embed prompts, with their tokenizers
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-# Layers of the autoencoder's attention as diffusers named them before version 0.15
+# Attention layers of the autoencoder: names before and since diffusers 0.15
 OLD_ATTENTION = dict(query="to_q", key="to_k", value="to_v", proj_attn="to_out.0")
 
 TRANSFORMER = {
@@ -29,7 +29,7 @@ TRANSFORMER = {
     "to_out": "to_out.0",
     "{layer}": "{layer}",
 }
-"""Layers of attention, in the U-Net and in the autoencoder, and diffusers' names."""
+"""Attention layers of the U-Net and the autoencoder, with diffusers' names."""
 
 
 def _blocks(ours: str, theirs: str) -> dict[str, str]:
@@ -52,11 +52,11 @@ TABLE = Table(
     | {"vae/{layer}": "vae.{layer}"},
     ignored=r"text_encoder(_2)?\..*",
 )
-"""Diffusers' names; those of a U-Net begin with "unet." here, of an autoencoder with "vae."."""
+"""Names in diffusers, prefixed by "unet." for the U-Net and "vae." for the autoencoder."""
 
 
 class Pipeline(CheckpointFormat):
-    """Folders of inpainting pipelines; state dicts have the names of components before their keys."""
+    """Folders of inpainting pipelines; state dict keys are prefixed by the component name."""
 
     table = TABLE
     parts = ("encoder", "decoder", "vae")
@@ -122,11 +122,11 @@ class Pipeline(CheckpointFormat):
         }
 
     def lora(self, adapter: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return an adapter of kind "lora" as the content of diffusers' pytorch_lora_weights.safetensors.
+        """Return a "lora" adapter as the content of diffusers' pytorch_lora_weights.safetensors.
 
-        Another kind is a UserError. `shapes` are those of the parts that it adapts.
+        Other kinds raise a UserError. `shapes` are the shapes of the adapted parts.
         """
-        found: dict[str, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = {}
         kernels, factors = (flatten_dict(dict(tree), sep="/") for tree in (shapes, adapter))
         for path in dict.fromkeys(path.rpartition("/")[0] for path in factors):
             if f"{path}/down" not in factors:
@@ -137,11 +137,11 @@ class Pipeline(CheckpointFormat):
                 down = down.reshape(-1, *shape[:3]).transpose(0, 3, 1, 2)
                 up = up[..., None, None]
             name = key.removesuffix(".weight")
-            found |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
-        return {key: np.ascontiguousarray(value) for key, value in found.items()}
+            arrays |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+        return {key: np.ascontiguousarray(value) for key, value in arrays.items()}
 
 
 def _component(state_dict: StateDict, name: str) -> StateDict:
-    """Return the arrays of one component, under its own keys."""
+    """Return the arrays of one component, without the prefix of their keys."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): x for key, x in state_dict.items() if key.startswith(prefix)}

@@ -1,7 +1,7 @@
 """Latent diffusion for inpainting (Rombach et al. 2022), and its unlearning.
 
-The encoder is the input half of the U-Net: first convolution, time embedding, down blocks and middle with all
-skips; the decoder is the output half. The VAE and the embedded prompts are frozen.
+The encoder is the input half of the U-Net: first convolution, time embedding, down blocks and middle block,
+with all skip connections. The decoder is the output half. The VAE and the prompt embeddings are frozen.
 """
 
 import dataclasses
@@ -24,38 +24,38 @@ from l2l_jax.models.layers import apply, in_dtype
 from l2l_jax.models.palette.model import draw_masks
 from l2l_jax.utils.batch_axis import draw_rows
 
-CLASS = "{class}"  # stands in a prompt for the name of each class to forget or retain
+CLASS = "{class}"  # placeholder in a prompt for the name of each class to forget or retain
 
 FLOAT32 = (
     *("encoder/time_embedding", "encoder/add_embedding", "decoder/conv_out"),
     *("vae/encoder/conv_out", "vae/decoder/conv_out", "vae/quant_conv", "vae/post_quant_conv"),
 )
-"""Modules that are computed in float32 whatever the dtype."""
+"""Modules that are always computed in float32."""
 
 
 @register("latent_diffusion")
 @dataclasses.dataclass(frozen=True)
 class LatentDiffusion(Model):
-    """Latent diffusion inpainting over square images; the defaults are Stable Diffusion 1.5's.
+    """Latent diffusion inpainting over square images; the defaults are those of Stable Diffusion 1.5.
 
-    Parts of the parameters: "encoder" and "decoder", the halves of the U-Net; and frozen "vae", "prompts"
-    (`words` `[prompt, word, channel]` and, of SDXL, `pooled` `[prompt, channel]`) and "holes".
+    Parts of the parameters: "encoder" and "decoder", the halves of the U-Net; and the frozen "vae", "prompts"
+    (`words` `[prompt, word, channel]` and, for SDXL, `pooled` `[prompt, channel]`) and "holes".
 
     Attributes:
-      image_size: Side of the images in pixels, a multiple of the strides of VAE and U-Net, together 64.
-      unet, vae, schedule: Sizes of the networks and the noise levels, as sections.
-      prompts: Prompts whose embeddings are stored with the weights. T draws among them. "{class}" stands for
-        each class to forget or retain.
-      prompt: The one of them that `inpaint` uses.
-      prompt_words: Tokens of an embedded prompt.
-      sample_steps: Deterministic (DDIM) steps of `inpaint`.
-      guidance_scale: Factor of classifier-free guidance away from the empty prompt, which must be among the
-        prompts; None: no guidance.
-      kl_weight: Weight, in the VAE's own training, of the mean divergence of latents from normal noise.
+      image_size: Side of the images in pixels, a multiple of the total stride of VAE and U-Net, 64.
+      unet, vae, schedule: Sizes of the networks, and the noise schedule, as config sections.
+      prompts: Prompts whose embeddings are stored with the weights. T samples from them. "{class}" is a
+        placeholder for each class to forget or retain.
+      prompt: The prompt that `inpaint` uses, one of `prompts`.
+      prompt_words: Number of tokens of an embedded prompt.
+      sample_steps: Number of deterministic (DDIM) steps of `inpaint`.
+      guidance_scale: Scale of classifier-free guidance away from the empty prompt, which must be among the
+        prompts; None disables guidance.
+      kl_weight: Weight of the mean KL divergence of latents from a standard normal in the VAE's own training.
       training_holes, hole_bank_size, hole_seed: See `Palette`.
-      dtype, vae_dtype: "float32" or "bfloat16", of the products.
+      dtype, vae_dtype: Dtypes of matrix products, "float32" or "bfloat16".
       remat: See `MAE`.
-      scan: Loop over one compiled transformer block where a place has several, as in SDXL.
+      scan: Loop over one compiled transformer block where several are in sequence, as in SDXL.
     """
 
     image_size: Size = 512
@@ -101,13 +101,13 @@ class LatentDiffusion(Model):
         if self.image_size % stride:
             raise ValueError(f"image_size {self.image_size} is not a multiple of {stride}, the total stride")
         if self.prompt not in self.prompts:
-            known = ", ".join(map(repr, self.prompts))
-            raise ValueError(f"prompt {self.prompt!r} is not among the prompts {known}")
+            prompts = ", ".join(map(repr, self.prompts))
+            raise ValueError(f"prompt {self.prompt!r} is not among the prompts {prompts}")
         if self.guidance_scale is not None and "" not in self.prompts:
             raise ValueError("guidance_scale needs the empty prompt among the prompts")
         if self.scan and max(self.unet.transformer_layers) < 2:
             raise ValueError("scan needs several transformer blocks in a place; this U-Net has one at most")
-        self.schedule.timesteps(self.sample_steps)  # checks their number
+        self.schedule.timesteps(self.sample_steps)  # validates sample_steps
 
     @property
     def channels(self) -> int:  # type: ignore[override]
@@ -134,7 +134,7 @@ class LatentDiffusion(Model):
 
     @property
     def code(self) -> jax.ShapeDtypeStruct:
-        """Mean and logarithm of the variance of the image's latents and of the masked image's; the mask."""
+        """Mean and log variance of the latents of the image, then of the masked image, and the mask."""
         *sides, channels = self.latent_shape
         return jax.ShapeDtypeStruct((*sides, 4 * channels + 1), np.float32)
 
@@ -184,9 +184,9 @@ class LatentDiffusion(Model):
         return {part: (vae if part == "vae" else unet)[part] for part in params}
 
     def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
-        """Draw a mask, a prompt and a time step, and add noise to the latents; see `corrupt_with`.
+        """Sample a mask, a prompt and a time step, and add noise to the latents; see `corrupt_with`.
 
-        `images` may be codes of `precompute`.
+        `images` may be codes from `precompute`.
         """
         is_code = images.shape[1:] == self.code.shape
         codes = images if is_code else self.precompute(params, images, rng, axis_name)
@@ -198,9 +198,9 @@ class LatentDiffusion(Model):
         return self.encode_images(params, images, mask)
 
     def encode_images(self, params: Params, images: Array, mask: Array) -> Array:
-        """Return codes, see `code`; `mask` is bool `[batch or 1, height, width, 1]`.
+        """Return codes as described in `code`; `mask` is bool `[batch or 1, height, width, 1]`.
 
-        As in diffusers, the mask is gray in the masked image, and latents have the mask of their first pixel.
+        As in diffusers, the masked image is gray inside the mask; a latent has the mask of its first pixel.
         """
         stride = self.vae.stride
         small = jnp.broadcast_to(mask[:, ::stride, ::stride], (len(images), *self.latent_shape[:2], 1))
@@ -211,7 +211,7 @@ class LatentDiffusion(Model):
         return apply(self.autoencoder, params["vae"], images, method="encode")
 
     def draw(self, rows: int, rng: Array) -> dict[str, Array]:
-        """Draw all that is random in `corrupt` but the mask; see `corrupt_with`."""
+        """Sample all random inputs of `corrupt` except the mask; see `corrupt_with`."""
         keys, shape = jax.random.split(rng, 6), (rows, *self.latent_shape)
         return {
             "timesteps": jax.random.randint(keys[2], (rows,), 0, self.schedule.train_timesteps),
@@ -221,18 +221,19 @@ class LatentDiffusion(Model):
         }
 
     def corrupt_with(self, params: Params, codes: Array, draw: Mapping[str, Array]) -> Corrupted:
-        """Corrupt with everything random given.
+        """Corrupt codes with given random inputs.
 
         Args:
-          params: Holds "prompts".
-          codes: From `precompute`.
-          draw: `timesteps` `[batch]`; `noise`, normal, like the latents; `posterior` `[batch, 2, …]`, normal,
-            for samples of the latents of image and masked image; `prompt` `[batch]`, numbers of prompts.
+          params: Parameters with the part "prompts".
+          codes: Codes from `precompute`.
+          draw: `timesteps` `[batch]`; `noise`, standard normal in the shape of the latents; `posterior`
+            `[batch, 2, …]`, standard normal, to sample the latents of image and masked image; `prompt`
+            `[batch]`, indices of prompts.
 
         Returns:
-          `inputs` `[batch, height, width, 9]`: noisy latents, mask, latents of the masked image; `timesteps`,
-          `prompt` (and, for SDXL, `added`), which the U-Net is given, too; the latents `clean`, their `noise`
-          and `mask`.
+          `inputs` `[batch, height, width, 9]`: noisy latents, mask, latents of the masked image; the other
+          inputs of the U-Net, `timesteps`, `prompt` (and `added` for SDXL); the latents `clean`, their
+          `noise`, and `mask`.
         """
         mean, log_variance, masked_mean, masked_log_variance, mask = self._split(codes)
         clean = self._latents(mean, log_variance, draw["posterior"][:, 0])
@@ -249,7 +250,7 @@ class LatentDiffusion(Model):
         return jnp.split(codes, [width, 2 * width, 3 * width, 4 * width], axis=-1)
 
     def _latents(self, mean: Array, log_variance: Array, noise: Array) -> Array:
-        """Return scaled latents, a sample with standard normal `noise`."""
+        """Sample scaled latents, given standard normal `noise`."""
         sample = mean + jnp.exp(0.5 * log_variance) * noise
         return (sample - self.vae.shift_factor) * self.vae.scaling_factor
 
@@ -262,7 +263,7 @@ class LatentDiffusion(Model):
         return {**corrupted, "inputs": inputs, "clean": clean, "noise": noise}
 
     def _conditioning(self, prompts: Params, numbers: Array) -> dict[str, Any]:
-        """Return what the U-Net is given besides latents, for prompts by their numbers `[batch]`."""
+        """Return the U-Net's inputs in addition to latents, for prompts given by index `[batch]`."""
         given: dict[str, Any] = {"prompt": jnp.take(jnp.asarray(prompts["words"]), numbers, axis=0)}
         if self._pooled_width:
             size = float(self.image_size)
@@ -274,7 +275,7 @@ class LatentDiffusion(Model):
         return given
 
     def encode(self, encoder_params: Any, corrupted: Corrupted) -> tuple[Array, ...]:
-        """Return all skips and, last, the output of the middle block, `[batch, …, …, …]` each."""
+        """Return all skip connections, then the output of the middle block, `[batch, …, …, …]` each."""
         features = self._features(encoder_params, corrupted)
         return (*features.skips, features.hidden)
 
@@ -283,7 +284,7 @@ class LatentDiffusion(Model):
         return apply(self.encoder, encoder_params, *given, corrupted.get("added"))
 
     def predict(self, params: Params, corrupted: Corrupted) -> Array:
-        """Return the predicted noise (or v, see `Schedule`), float32, like the latents."""
+        """Return the predicted noise (or v, see `Schedule`), float32, in the shape of the latents."""
         return self.encode_and_predict(params, corrupted)[1]
 
     def encode_and_predict(self, params: Params, corrupted: Corrupted) -> tuple[tuple[Array, ...], Array]:
@@ -303,13 +304,13 @@ class LatentDiffusion(Model):
     def with_truth(
         self, params: Params, images: Array, corrupted: Corrupted, truth: Array
     ) -> tuple[Array, Corrupted]:
-        """Take the latents inside the mask from the mean of those of `truth`."""
+        """Replace the latents inside the mask by the mean latents of `truth`."""
         return images, self._with_truth(corrupted, self._means(*self._moments(params, truth)))
 
     def noisy_truth(
         self, images: Array, corrupted: Corrupted, noise: Array, rng: Array, axis_name: str | None = None
     ) -> tuple[Array, Corrupted]:
-        """Draw the latents inside the mask from a normal distribution: there is nothing but noise to find."""
+        """Replace the latents inside the mask by standard normal noise."""
         drawn = draw_rows(lambda n: jax.random.normal(rng, (n, *self.latent_shape)), len(images), axis_name)
         return images, self._with_truth(corrupted, drawn)
 
@@ -319,9 +320,9 @@ class LatentDiffusion(Model):
         return self._with_clean(corrupted, masked, clean, corrupted["noise"])
 
     def vae_loss(self, params: Params, inputs: tuple[Array, Array]) -> Array:
-        """Return squared error and weighted divergence of the VAE, `[batch]`; `inputs`: images and noise.
+        """Return squared error plus weighted KL divergence of the VAE, `[batch]`; `inputs`: images and noise.
 
-        Enough for small images; published VAEs add perceptual and adversarial losses.
+        This suffices for small images; published VAEs add perceptual and adversarial losses.
         """
         images, noise = inputs
         mean, log_variance = self._moments(params, images)
@@ -343,26 +344,26 @@ class LatentDiffusion(Model):
         return self.sample_steps * (1 if self.guidance_scale is None else 2)
 
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
-        """Fill the mask by deterministic reverse diffusion from noise; visible pixels stay."""
+        """Inpaint the mask by deterministic reverse diffusion from noise; visible pixels are unchanged."""
         inpainted = self.inpaint_with(params, images, mask, *self._noises(rng, len(images)))
         return self._paste(images, mask, inpainted)
 
     def _paste(self, images: Array, mask: np.ndarray, inpainted: Array) -> Array:
-        """Return images with the masked region from others, clipped."""
+        """Return images with the masked region replaced by clipped `inpainted` images."""
         return jnp.where(mask[None, ..., None], jnp.clip(inpainted, *self.value_range), images)
 
     def _noises(self, rng: Array, rows: int) -> tuple[Array, Array]:
-        """Draw the initial noise and that of the masked image's latents."""
+        """Sample the initial noise and the noise of the masked image's latents."""
         shape = (rows, *self.latent_shape)
         return tuple(jax.random.normal(key, shape) for key in jax.random.split(rng))  # type: ignore[return-value]
 
     def inpaint_with(
         self, params: Params, images: Array, mask: np.ndarray, noise: Array, posterior: Array, **options: Any
     ) -> Array:
-        """Return whole decoded images, with everything random given, standard normal and like the latents.
+        """Return complete decoded images, given standard normal noise in the shape of the latents.
 
-        `noise` are the first latents; `posterior` makes a sample of the latents of the masked image; `how` is
-        for `_steps`.
+        `noise` holds the initial latents; `posterior` is used to sample the latents of the masked image;
+        `options` are passed to `_steps`.
         """
         mask = self._check_mask(mask)[None, ..., None]
         *_, mean, log_variance, small = self._split(self.encode_images(params, images, jnp.asarray(mask)))
@@ -383,7 +384,7 @@ class LatentDiffusion(Model):
         draws: tuple[Array, float] | None = None,
         remat: bool = False,
     ) -> Array:
-        """Take all but the first `skipped` steps; with `draws`, a key and a scale, each is a draw."""
+        """Run all except the first `skipped` steps; `draws`, a key and a noise scale, makes steps random."""
 
         def take(latents, time):
             drawn = None
@@ -395,7 +396,7 @@ class LatentDiffusion(Model):
         return jax.lax.scan(jax.checkpoint(take) if remat else take, latents, times)[0]
 
     def _guided(self, params: Params, latents: Array, mask: Array, masked: Array, time: Array) -> Array:
-        """Return the prediction with `prompt`, moved away from that with the empty one."""
+        """Return the prediction for `prompt`, guided away from the prediction for the empty prompt."""
         rows = len(latents)
         inputs = jnp.concatenate([latents, mask, masked], axis=-1)
 
@@ -412,9 +413,9 @@ class LatentDiffusion(Model):
     def sample(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
     ) -> tuple[Array, Array]:
-        """See `Model`: a ring of visible pixels is masked, too, and the squared error there is the misfit.
+        """Draw a sample; the misfit is the squared error in a ring of visible pixels that is also masked.
 
-        Steps are computed again in the backward pass.
+        Steps are recomputed in the backward pass.
         """
         grown = masks.grow(mask, max(1, self.image_size // 16))
         first, posterior = self._noises(rng, len(images))
@@ -437,7 +438,7 @@ class LatentDiffusion(Model):
         return self._paste(images, mask, drawn)
 
     def noise_norm(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
-        """See `Model`: at a tenth of the time steps, inside the mask."""
+        """Return the mean square of the predicted noise inside the mask, at a tenth of the time steps."""
         _, posterior = self._noises(rng, len(images))
         codes = self.encode_images(params, images, jnp.asarray(mask)[None, ..., None])
         mean, log_variance, masked_mean, masked_log_variance, small = self._split(codes)

@@ -1,7 +1,7 @@
 """Noise schedules of latent diffusion, and deterministic sampling (DDIM; Song, Meng, Ermon 2021).
 
-Equal to diffusers' `DDIMScheduler` with eta 0. ᾱ, the running product of 1 − β, is computed in float64 and
-rounded to float32.
+Equivalent to diffusers' `DDIMScheduler` with eta 0. ᾱ, the cumulative product of 1 − β, is computed in
+float64 and rounded to float32.
 """
 
 import dataclasses
@@ -21,26 +21,26 @@ SUPPORTED = dict(
     thresholding=(False, None),
     trained_betas=(None,),
 )
-"""Values of scheduler_config.json that can be computed."""
+"""Supported values in scheduler_config.json."""
 
-# Classes whose `clip_sample` is true where the file does not state it
+# Classes whose `clip_sample` defaults to true
 CLIPS_BY_DEFAULT = ("DDIMScheduler", "DDPMScheduler")
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A noise schedule and its use.
+    """A noise schedule with its training targets and sampling steps.
 
     Attributes:
       train_timesteps: Number of noise levels; time steps are 0 to `train_timesteps` − 1.
       beta_start, beta_end: First and last β.
-      beta_schedule: "scaled_linear": √β is linear in time; "linear": β is.
-      prediction_type: What the network predicts: "epsilon", the noise, or "v_prediction",
+      beta_schedule: "scaled_linear": √β is linear in time; "linear": β is linear in time.
+      prediction_type: Output of the network: "epsilon", the noise, or "v_prediction",
         √ᾱ · noise − √(1 − ᾱ) · latents (Salimans and Ho 2022).
-      zero_snr: Rescale √ᾱ, so that it ends at 0 (Lin et al. 2024).
+      zero_snr: Rescale √ᾱ to end at 0 (Lin et al. 2024).
       timestep_spacing, steps_offset: Time steps of sampling, see `timesteps`.
-      set_alpha_to_one: The last step leads to ᾱ = 1, else to that of time step 0.
-      clip_range: Latents that a step predicts are clipped to [−`clip_range`, `clip_range`]; 0 for not.
+      set_alpha_to_one: Whether the last step ends at ᾱ = 1; otherwise it ends at the ᾱ of time step 0.
+      clip_range: Clip predicted clean latents to [−`clip_range`, `clip_range`]; 0 disables clipping.
     """
 
     train_timesteps: int = 1000
@@ -58,8 +58,8 @@ class Schedule:
     def from_json(cls, config: Mapping[str, Any]) -> Self:
         """Read scheduler_config.json of any diffusers scheduler as `DDIMScheduler.from_config` does.
 
-        One exception: latents are clipped only if the file says so or is of a class that clips by default.
-        What is not supported raises a UserError that names it.
+        Unlike there, latents are clipped only if the file says so or its class clips by default. Unsupported
+        values raise a UserError that names them.
         """
         check_config("scheduler/scheduler_config.json", config, SUPPORTED)
         clips = config.get("clip_sample", config.get("_class_name") in CLIPS_BY_DEFAULT)
@@ -108,17 +108,17 @@ class Schedule:
         return signal * latents + rest * noise
 
     def target(self, latents: Array, noise: Array, timesteps: Array) -> Array:
-        """Return what the network should predict; see `prediction_type`."""
+        """Return the training target of the network; see `prediction_type`."""
         if self.prediction_type == "epsilon":
             return noise
         signal, rest = self._factors(timesteps, latents.ndim)
         return signal * noise - rest * latents
 
     def timesteps(self, steps: int) -> np.ndarray:
-        """Return the time steps of sampling, int32 `[steps]`, descending.
+        """Return the time steps for sampling, int32 `[steps]`, descending.
 
-        "leading": multiples of ⌊train_timesteps / steps⌋, plus `steps_offset`; "trailing": evenly spaced down
-        from the last; "linspace": from the last to 0.
+        "leading": multiples of ⌊train_timesteps / steps⌋, plus `steps_offset`; "trailing": evenly spaced,
+        starting at the last time step; "linspace": evenly spaced from the last time step to 0.
         """
         if not 1 <= steps <= self.train_timesteps:
             raise ValueError(f"sampling takes 1 to {self.train_timesteps} steps, not {steps}")
@@ -146,9 +146,9 @@ class Schedule:
     def step(
         self, predicted: Array, latents: Array, timestep: Any, steps: int, drawn: Array | None = None
     ) -> Array:
-        """Return the next, less noisy latents after one of `timesteps(steps)`, at which the network predicts.
+        """Return the next, less noisy latents, given the prediction at one of `timesteps(steps)`.
 
-        `drawn`, normal noise like the latents, makes it a draw from the posterior (DDIM with η = 1).
+        With `drawn`, normal noise in the shape of the latents, sample from the posterior (DDIM with η = 1).
         """
         alphas = jnp.asarray(self.alphas(), jnp.float32)
         final = jnp.float32(1) if self.set_alpha_to_one else alphas[0]

@@ -1,4 +1,4 @@
-"""Embeddings of prompts by the CLIP text encoders of Stable Diffusion, as diffusers computes them."""
+"""Prompt embeddings of Stable Diffusion's CLIP text encoders, computed as in diffusers."""
 
 import json
 import pathlib
@@ -28,42 +28,36 @@ TABLE = Table(
     },
     ignored=r"text_model\.embeddings\.position_ids",
 )
-"""The names in transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`."""
+"""Names in transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`."""
 
-# Words of a text, before they are split into tokens
+# Pattern for the words of a text, which are then split into tokens
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class TextFeatures(NamedTuple):
-    """Features of tokens, `[batch, token, width]`.
-
-    Attributes:
-      last: After the final normalization.
-      penultimate: Before the last block.
-      pooled: Embedding of the whole prompt `[batch, embed_dim]`, or None.
-    """
+    """Token features `[batch, token, width]` and the pooled prompt embedding."""
 
     last: Array  # after the final normalization
     penultimate: Array  # before the last block
-    pooled: Array | None  # embedding of the whole prompt `[batch, embed_dim]`, or None
+    pooled: Array | None  # embedding of the entire prompt `[batch, embed_dim]`, or None
 
 
 class TextEncoder(nn.Module):
     """CLIP's text tower."""
 
-    vocabulary: int  # number of different tokens
-    length: int  # of a prompt, in tokens
+    vocabulary: int  # number of distinct tokens
+    length: int  # maximum number of tokens of a prompt
     width: int
     depth: int
     num_heads: int
     mlp_width: int
     activation: str  # key of `ACTIVATIONS`
-    embed_dim: int  # width of the embedding of a whole prompt; 0: there is none
-    end: int  # id of the token that ends a prompt; 2 stands, as in transformers, for the largest id
+    embed_dim: int  # width of the pooled prompt embedding; 0 for none
+    end: int  # id of the end-of-prompt token; as in transformers, 2 means the largest id
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any], projected: bool) -> Self:
-        """Read config.json of a text encoder, with a projection of the whole prompt or without."""
+        """Read config.json of a text encoder; `projected` adds a projection of the pooled prompt."""
         supported = dict(
             layer_norm_eps=(NORM_EPSILON,), hidden_act=ACTIVATIONS, model_type=("clip_text_model",)
         )
@@ -82,7 +76,7 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array) -> TextFeatures:
-        """Encode token ids `[batch, token]`, at most `length` each."""
+        """Encode token ids `[batch, token]`, at most `length` per prompt."""
         normal = nn.initializers.normal(0.02)
         x = self.param("tokens", normal, (self.vocabulary, self.width))[ids]
         positions = self.param("positions", normal, (self.length, self.width))
@@ -94,13 +88,13 @@ class TextEncoder(nn.Module):
         if not self.embed_dim:
             return TextFeatures(last, penultimate, None)
         ends = jnp.argmax(ids if self.end == 2 else ids == self.end, axis=-1)
-        whole = jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]
+        pooled = jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]
         projection = nn.Dense(self.embed_dim, use_bias=False, name="projection")
-        return TextFeatures(last, penultimate, projection(whole))
+        return TextFeatures(last, penultimate, projection(pooled))
 
 
 class EncoderFiles(NamedTuple):
-    """A text encoder of a pipeline: the content of config.json, weights, the folder of the tokenizer."""
+    """Files of a pipeline's text encoder: content of config.json, weights, and the tokenizer's folder."""
 
     config: Mapping[str, Any]
     state_dict: StateDict
@@ -108,18 +102,18 @@ class EncoderFiles(NamedTuple):
 
 
 def embed_prompts(prompts: Sequence[str], encoders: Sequence[EncoderFiles]) -> dict[str, np.ndarray]:
-    """Return what the U-Net is given of prompts, float32; longer ones than the encoders read are cut.
+    """Compute prompt embeddings for the U-Net, float32; prompts that are too long are truncated.
 
-    "words" are `[prompt, token, width]`; from the two encoders of SDXL next to each other, before their last
-    blocks, and with "pooled" `[prompt, embed_dim]` of the second.
+    "words" is `[prompt, token, width]`. For the two encoders of SDXL, it concatenates their features before
+    the last block, and "pooled" `[prompt, embed_dim]` is that of the second encoder.
     """
-    found = [_features(prompts, files) for files in encoders]
-    if len(found) == 1:
-        return {"words": np.asarray(found[0].last)}
-    if found[-1].pooled is None:
+    features = [_features(prompts, files) for files in encoders]
+    if len(features) == 1:
+        return {"words": np.asarray(features[0].last)}
+    if features[-1].pooled is None:
         raise UserError("text_encoder_2 has no text_projection.weight, which SDXL needs.")
-    words = np.concatenate([features.penultimate for features in found], axis=-1)
-    return {"words": words, "pooled": np.asarray(found[-1].pooled)}
+    words = np.concatenate([each.penultimate for each in features], axis=-1)
+    return {"words": words, "pooled": np.asarray(features[-1].pooled)}
 
 
 def _features(prompts: Sequence[str], files: EncoderFiles) -> TextFeatures:
@@ -128,7 +122,7 @@ def _features(prompts: Sequence[str], files: EncoderFiles) -> TextFeatures:
     if ids.max() >= encoder.vocabulary:
         raise UserError(f"{files.tokenizer} makes token {ids.max()}; the encoder knows {encoder.vocabulary}.")
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids)["params"]
-    prefixes = ("text_model.", "text_projection.")  # transformers 5 leaves out the former
+    prefixes = ("text_model.", "text_projection.")  # transformers 5 omits the first prefix
     state = {k if k.startswith(prefixes) else f"text_model.{k}": x for k, x in files.state_dict.items()}
     params = mapping.to_flax(TABLE, state, shapes)
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
@@ -137,17 +131,17 @@ def _features(prompts: Sequence[str], files: EncoderFiles) -> TextFeatures:
 
 
 def token_ids(prompts: Sequence[str], folder: pathlib.Path, length: int) -> np.ndarray:
-    """Return token ids `[prompt, length]` by the tokenizer in a folder; none there is a UserError."""
+    """Return token ids `[prompt, length]`; raise a UserError if the folder has no tokenizer."""
     tokenizer, config = _tokenizer(folder)
     length = min(length, config.get("model_max_length", length))
 
     def special(name: str, default: str) -> int:
         text = config.get(name, default)
         text = text["content"] if isinstance(text, Mapping) else text
-        found = tokenizer.token_to_id(text)
-        if found is None:
+        token = tokenizer.token_to_id(text)
+        if token is None:
             raise UserError(f"{folder}: its {name}, {text}, is not in its vocabulary.")
-        return found
+        return token
 
     end = special("eos_token", "<|endoftext|>")
     start, padding = special("bos_token", "<|startoftext|>"), special("pad_token", "<|endoftext|>")

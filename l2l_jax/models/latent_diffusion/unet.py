@@ -1,7 +1,7 @@
 """The conditional U-Net of Stable Diffusion (Rombach et al. 2022; Podell et al. 2024), split in two.
 
-Computes what diffusers' `UNet2DConditionModel` does. Feature maps are `[batch, height, width, channel]`.
-Module names follow diffusers' `down_blocks.{i}.resnets.{j}`, with "_" between numbered parts.
+Equivalent to diffusers' `UNet2DConditionModel`. Feature maps are `[batch, height, width, channel]`. Module
+names follow diffusers' `down_blocks.{i}.resnets.{j}`, with "_" between numbered parts.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ SUPPORTED = dict(
     time_embedding_type=("positional",),
     mid_block_only_cross_attention=(None, False),
 )
-"""Values of config.json that the module computes."""
+"""Supported values in config.json."""
 SUPPORTED |= dict.fromkeys(("downsample_padding", "mid_block_scale_factor", "resnet_out_scale_factor"), (1,))
 SUPPORTED |= dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), (3,))
 SUPPORTED |= dict.fromkeys(("resnet_time_scale_shift", "attention_type"), ("default",))
@@ -49,22 +49,22 @@ SUPPORTED |= dict.fromkeys(
 
 @dataclasses.dataclass(frozen=True)
 class UNetSizes:
-    """Sizes of a U-Net; all tuples have a value for each level, from the highest resolution to the lowest.
+    """Sizes of a U-Net; all tuples have one value per level, from the highest resolution to the lowest.
 
     Attributes:
-      in_channels: 9 for inpainting: noisy latents, mask, latents of the masked image.
+      in_channels: Channels of the input, 9 for inpainting: noisy latents, mask, latents of the masked image.
       out_channels: Channels of the latents.
-      block_out_channels: Widths.
-      attends: Levels with attention; the middle always has it.
+      block_out_channels: Width of each level.
+      attends: Whether each level has attention; the middle block always has it.
       layers_per_block: Residual blocks of a level; the decoder has one more.
-      transformer_layers: Transformer blocks in each place with attention.
-      heads: Attention heads.
-      cross_attention_dim: Width of prompts.
-      linear_projection: Transformers are entered and left by dense layers, not by 1 × 1 convolutions, which
-        differ in the shape of their kernels alone.
-      norm_groups, norm_eps: Of the group normalizations.
-      added_time_dim, added_dim: SDXL: width of the embedding of each size in pixels, and width of these and
-        the pooled prompt together; 0 for none.
+      transformer_layers: Transformer blocks per attention module.
+      heads: Number of attention heads.
+      cross_attention_dim: Width of prompt embeddings.
+      linear_projection: Whether transformers begin and end with dense layers instead of 1 × 1 convolutions;
+        the two differ only in the shape of their kernels.
+      norm_groups, norm_eps: Groups and epsilon of the group normalizations.
+      added_time_dim, added_dim: For SDXL, width of the embedding of each size in pixels, and total width of
+        these and the pooled prompt; 0 for none.
     """
 
     in_channels: int = 9
@@ -83,7 +83,7 @@ class UNetSizes:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:
-        """Read unet/config.json of diffusers; what is not supported raises a UserError that names it."""
+        """Read unet/config.json of diffusers; unsupported values raise a UserError that names them."""
         name = "unet/config.json"
         check_config(name, config, SUPPORTED)
         widths = tuple(config.get("block_out_channels", (320, 640, 1280, 1280)))
@@ -114,28 +114,28 @@ class UNetSizes:
         )
 
     def __post_init__(self):
-        attends = (*self.attends[:-1], True)  # the middle has the sizes of the last level
+        attends = (*self.attends[:-1], True)  # the middle block has the sizes of the last level
         for width, heads, attended in zip(self.block_out_channels, self.heads, attends, strict=True):
             if width % self.norm_groups or (attended and width % heads):
                 raise ValueError(f"{self.norm_groups} groups and {heads} heads must divide the width {width}")
 
     @property
     def stride(self) -> int:
-        """Factor by which the sides of latents shrink."""
+        """Total downsampling factor of the sides of latents."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
 class Features(NamedTuple):
-    """The encoder's results."""
+    """Outputs of the encoder."""
 
     hidden: Array  # output of the middle block
-    # Inputs of the decoder's blocks: of the first convolution, and of each block and downsampling
+    # Skip connections to the decoder: outputs of the first convolution and of each block and downsampling
     skips: tuple[Array, ...]
-    embedding: Array  # embedding of the time step, float32, which the decoder needs and nobody compares
+    embedding: Array  # time step embedding, float32, for the decoder; the objective does not compare it
 
 
 class Embedding(nn.Module):
-    """Two dense layers, float32: `[batch, channel]` → `[batch, width]`."""
+    """Two dense layers from `[batch, channel]` to `[batch, width]`, float32."""
 
     width: int
 
@@ -146,7 +146,7 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of `[batch, token, channel]` to a context, or to itself."""
+    """Attention from `[batch, token, channel]` to a context, which is the input itself in self-attention."""
 
     heads: int
     dtype: jnp.dtype
@@ -154,14 +154,14 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array) -> Array:
         dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype, kernel_init=lecun_uniform)
-        given = {"to_q": x, "to_k": context, "to_v": context}
-        projected = (dense(use_bias=False, name=name)(y) for name, y in given.items())
+        inputs = {"to_q": x, "to_k": context, "to_v": context}
+        projected = (dense(use_bias=False, name=name)(y) for name, y in inputs.items())
         split = [y.reshape(*y.shape[:2], self.heads, -1) for y in projected]
         return dense(name="to_out")(attention(*split).reshape(x.shape))
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the prompt `[batch, word, channel]`, and a gated MLP."""
+    """Self-attention, cross-attention to the prompt `[batch, word, channel]`, and a gated MLP."""
 
     heads: int
     dtype: jnp.dtype
@@ -170,15 +170,15 @@ class TransformerBlock(nn.Module):
     def __call__(self, x: Array, prompt: Array) -> Array:
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=lecun_uniform)
-        seen, width = norm(name="norm1")(x), x.shape[-1]
-        x = x + Attention(self.heads, self.dtype, name="attn1")(seen, seen)
+        normalized, width = norm(name="norm1")(x), x.shape[-1]
+        x = x + Attention(self.heads, self.dtype, name="attn1")(normalized, normalized)
         x = x + Attention(self.heads, self.dtype, name="attn2")(norm(name="norm2")(x), prompt)
         value, gate = jnp.split(dense(8 * width, name="ff_in")(norm(name="norm3")(x)), 2, axis=-1)
         return x + dense(width, name="ff_out")(value * gelu(gate))
 
 
 class Transformer(nn.Module):
-    """Transformer blocks over all places, added to their input; a new one passes its input on."""
+    """Residual transformer blocks over all positions; the identity when newly initialized."""
 
     sizes: UNetSizes
     level: int
@@ -209,12 +209,12 @@ class Transformer(nn.Module):
 
 
 class Half(nn.Module):
-    """A half of the U-Net, with its blocks."""
+    """Blocks shared by the two halves of the U-Net."""
 
-    sizes: UNetSizes  # sizes of the whole
-    dtype: jnp.dtype = jnp.float32  # of products and feature maps; time embeddings and the output are float32
-    remat: bool = False  # compute the inside of every block again in the backward pass, instead of keeping it
-    scan: bool = False  # loop over the transformer blocks of a place that has several
+    sizes: UNetSizes  # sizes of the complete U-Net
+    dtype: jnp.dtype = jnp.float32  # dtype of products and feature maps; time embeddings, output are float32
+    remat: bool = False  # recompute the activations of every block in the backward pass
+    scan: bool = False  # loop over one compiled transformer block where several are in sequence
 
     @nn.nowrap
     def _res_block(self, channels: int, name: str) -> nn.Module:
@@ -240,7 +240,7 @@ class Encoder(Half):
           latents: `[batch, height, width, in_channels]`; sides are multiples of `sizes.stride`.
           timesteps: `[batch]`.
           prompt: Embedded prompts `[batch, word, cross_attention_dim]`.
-          added: SDXL: "pooled", the prompts as a whole `[batch, channel]`, and "sizes" `[batch, 6]`: height
+          added: For SDXL, "pooled", the pooled prompts `[batch, channel]`, and "sizes" `[batch, 6]`: height
             and width of the original, top and left of the crop, height and width of the result, in pixels.
         """
         sizes, dtype, widths = self.sizes, self.dtype, self.sizes.block_out_channels
@@ -249,8 +249,8 @@ class Encoder(Half):
             if added is None:
                 raise ValueError("this U-Net needs `added`: the pooled prompt and the sizes of the image")
             pixels = sinusoids(added["sizes"], sizes.added_time_dim).reshape(len(latents), -1)
-            more = jnp.concatenate([added["pooled"].astype(jnp.float32), pixels], axis=-1)
-            embedding += Embedding(4 * widths[0], name="add_embedding")(more)
+            conditions = jnp.concatenate([added["pooled"].astype(jnp.float32), pixels], axis=-1)
+            embedding += Embedding(4 * widths[0], name="add_embedding")(conditions)
         prompt = prompt.astype(dtype)
         h = conv(widths[0], 3, dtype, "conv_in")(latents)
         skips = [h]
@@ -271,7 +271,7 @@ class Encoder(Half):
 
 
 class Decoder(Half):
-    """Up blocks, each fed the skips of its resolution, and the last convolution."""
+    """Up blocks, each with the skip connections of its resolution, and the last convolution."""
 
     @nn.compact
     def __call__(self, features: Features, prompt: Array) -> Array:

@@ -1,6 +1,6 @@
-"""The autoencoder of Stable Diffusion (Rombach et al. 2022): images to Gaussian latents and back.
+"""The autoencoder of Stable Diffusion (Rombach et al. 2022), from images to Gaussian latents and back.
 
-Computes what diffusers' `AutoencoderKL` does. Module names follow diffusers', with "_" between parts.
+Equivalent to diffusers' `AutoencoderKL`. Module names follow diffusers', with "_" between parts.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ SUPPORTED = dict(
     latents_mean=(None,),
     latents_std=(None,),
 )
-"""Values of config.json that the module computes."""
+"""Supported values in config.json."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,12 @@ class VAESizes:
     Attributes:
       channels: Channels of images.
       latent_channels: Channels of latents.
-      block_out_channels: Width of each level; each has half the resolution of the one before.
+      block_out_channels: Width of each level; each level halves the resolution.
       layers_per_block: Residual blocks of a level; the decoder has one more.
       norm_groups: Groups of the group normalization.
-      scaling_factor, shift_factor: The U-Net is given (latents − shift) · scaling.
-      mid_attention: Attention in the middle.
-      quant_conv, post_quant_conv: 1 × 1 convolutions after the encoder and before the decoder.
+      scaling_factor, shift_factor: Normalization of the U-Net's input, (latents − shift) · scaling.
+      mid_attention: Whether the middle block has attention.
+      quant_conv, post_quant_conv: Whether 1 × 1 convolutions follow the encoder and precede the decoder.
     """
 
     channels: int = 3
@@ -58,7 +58,7 @@ class VAESizes:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:
-        """Read vae/config.json of diffusers; what is not supported raises a UserError that names it."""
+        """Read vae/config.json of diffusers; unsupported values raise a UserError that names them."""
         check_config("vae/config.json", config, SUPPORTED)
         channels = config.get("in_channels", 3)
         check_config("vae/config.json", config, {"out_channels": (channels,)})
@@ -77,12 +77,12 @@ class VAESizes:
 
     @property
     def stride(self) -> int:
-        """Pixels of an image along a side of a latent."""
+        """Downsampling factor from images to latents."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over all places, with one head."""
+    """Residual single-head self-attention over all positions."""
 
     groups: int
     dtype: jnp.dtype
@@ -98,7 +98,7 @@ class SelfAttention(nn.Module):
 
 
 class Half(nn.Module):
-    """The blocks that encoder and decoder share."""
+    """Blocks shared by encoder and decoder."""
 
     sizes: VAESizes
     dtype: jnp.dtype
@@ -116,13 +116,13 @@ class Half(nn.Module):
 
     @nn.nowrap
     def _last(self, channels: int, h: Array) -> Array:
-        """Normalize and convolve, in float32."""
+        """Apply the final normalization and convolution, in float32."""
         norm = GroupNorm(self.sizes.norm_groups, epsilon=EPSILON, activation=nn.silu, name="conv_norm_out")
         return conv(channels, 3, jnp.float32, "conv_out")(norm(h))
 
 
 class VAEEncoder(Half):
-    """Down blocks and middle block: images → `[batch, height, width, 2 · latent_channels]`, float32."""
+    """Down blocks and middle block, from images to `[batch, height, width, 2 · latent_channels]`, float32."""
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
@@ -131,14 +131,14 @@ class VAEEncoder(Half):
         for i, width in enumerate(widths):
             for j in range(sizes.layers_per_block):
                 h = self._res_block(width, f"down_blocks_{i}_resnets_{j}")(h)
-            if i + 1 < len(widths):  # padded below and on the right only
+            if i + 1 < len(widths):  # padded only at the bottom and right
                 edges = dict(strides=(2, 2), padding=((0, 1), (0, 1)))
                 h = conv(width, 3, self.dtype, f"down_blocks_{i}_downsample", **edges)(h)
         return self._last(2 * sizes.latent_channels, self._middle(h))
 
 
 class VAEDecoder(Half):
-    """Middle block and up blocks: latents → images, float32."""
+    """Middle block and up blocks, from latents to images, float32."""
 
     @nn.compact
     def __call__(self, latents: Array) -> Array:
@@ -153,9 +153,9 @@ class VAEDecoder(Half):
 
 
 class AutoencoderKL(nn.Module):
-    """The autoencoder, with `dtype` for products and feature maps; results are float32.
+    """The autoencoder, with products and feature maps in `dtype`; results are float32.
 
-    Latents are as it makes them, without the scaling of `VAESizes`.
+    Latents are not scaled by the factors of `VAESizes`.
     """
 
     sizes: VAESizes

@@ -1,4 +1,4 @@
-"""Layers and helpers that model families share."""
+"""Layers and helper functions shared by the model families."""
 
 import functools
 import math
@@ -11,22 +11,22 @@ import jax.numpy as jnp
 
 
 def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
-    """Apply a module to its parameters and arguments, with no other variables."""
+    """Apply a module with `params` as its only variable collection."""
     return module.apply({"params": params}, *args, **kwargs)
 
 
 def in_dtype(params: Any, dtype: jnp.dtype, float32: Collection[str] = ()) -> Any:
-    """Return parameters in the dtypes that they are computed with.
+    """Cast parameters to the dtypes that they are computed in.
 
-    Kernels of products and convolutions, and their biases, are rounded to `dtype`, as the layers would round
-    them: done before they cross the network or are read twice, it saves half the bytes. Residual streams,
-    normalization and whatever the loss reads directly stay float32: the paper's loss is a difference of
-    features that are nearly equal, where rounding is soon as large as what is left to learn.
+    Kernels of dense layers and convolutions, and their biases, are cast to `dtype` as the layers would do.
+    Casting before parameters cross the network or are read twice halves the traffic. Residual streams,
+    normalization and outputs that the loss reads directly stay float32: the paper's loss is a difference of
+    nearly equal features, where rounding errors soon exceed the remaining difference.
 
     Args:
       params: A tree of dicts, float32.
-      dtype: Of the products.
-      float32: Modules that stay as they are, such as "decoder/head".
+      dtype: Dtype of matrix products and convolutions.
+      float32: Paths of modules to leave unchanged, such as "decoder/head".
     """
     if dtype == jnp.float32:
         return params
@@ -44,9 +44,9 @@ def in_dtype(params: Any, dtype: jnp.dtype, float32: Collection[str] = ()) -> An
 def gelu(x: jax.Array) -> jax.Array:
     """Return the exact (erf) GELU.
 
-    Of bfloat16 only `x` is kept for the backward pass, and NVIDIA GPUs compute in float32 from `x` to the
-    result, as PyTorch does. That is one kernel in each direction; `jax.nn.gelu`, whose erfc is a hundred
-    operations, becomes two and writes intermediate results.
+    For bfloat16, only `x` is saved for the backward pass, and NVIDIA GPUs compute in float32 from `x` to the
+    result, as PyTorch does. This takes one kernel per direction; `jax.nn.gelu`, whose erfc is a hundred
+    operations, takes two and writes intermediate results.
     """
     plain = functools.partial(nn.gelu, approximate=False)
     if x.dtype != jnp.bfloat16:
@@ -65,15 +65,15 @@ def gelu_by_erf(x: jax.Array) -> jax.Array:
 
 
 def remat_block(block: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """Return `block`; with `remat`, one that keeps only its input for the backward pass."""
+    """Return `block`; if `remat`, wrap it to save only its input for the backward pass."""
     return nn.remat(block) if remat else block
 
 
 def loop(block: nn.Module, params: Sequence[Any], remat: bool, x: Any, *given: Any) -> Any:
-    """Apply a block to `x` with each of several sets of parameters in turn, as a loop of one compiled block.
+    """Apply a block to `x` with several sets of parameters in sequence, as a loop over one compiled block.
 
-    The results of products with parameters are kept for the backward pass, and everything else, attention
-    included, is computed again. With `remat` the block's input alone is kept.
+    The results of products with parameters are saved for the backward pass; everything else, including
+    attention, is recomputed. With `remat`, only the block's input is saved.
     """
     policies = jax.checkpoint_policies
     policy = policies.nothing_saveable if remat else policies.dots_with_no_batch_dims_saveable
@@ -81,13 +81,13 @@ def loop(block: nn.Module, params: Sequence[Any], remat: bool, x: Any, *given: A
     def body(x, params):
         return apply(block, params, x, *given), None
 
-    side_by_side = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    # Common subexpressions need no barrier: a loop keeps the two passes apart anyway.
-    return jax.lax.scan(jax.checkpoint(body, policy=policy, prevent_cse=False), x, side_by_side)[0]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    # Preventing CSE is unnecessary in a scan: forward and backward pass are separate loops.
+    return jax.lax.scan(jax.checkpoint(body, policy=policy, prevent_cse=False), x, stacked)[0]
 
 
 def sinusoids(values: jax.Array, width: int) -> jax.Array:
-    """Return cosines, then sines, of values · 10000^(−2i/width): `[…]` → `[…, width]`, float32."""
+    """Compute cosines, then sines, of values · 10000^(−2i/width): `[…]` → `[…, width]`, float32."""
     half = width // 2
     frequency = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
     angle = jnp.expand_dims(values.astype(jnp.float32), -1) * frequency.reshape((1,) * values.ndim + (half,))

@@ -1,4 +1,4 @@
-"""Attention by the fastest kernels of the device."""
+"""Attention with the fastest kernel available on the device."""
 
 import functools
 from typing import Literal
@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-FROM_CAPABILITY = 8.0  # compute capability (Ampere) from which GPUs have the flash kernels
-LOGITS = 2**22  # logits of a head that are computed at a time: a quarter of those of 64 × 64 places
+FROM_CAPABILITY = 8.0  # lowest compute capability (Ampere) of GPUs with flash kernels
+LOGITS = 2**22  # logits per head that are computed at a time: a quarter of those of 64 × 64 positions
 
 
 def attention(query: Array, key: Array, value: Array) -> Array:
-    """Attend over `[batch, token, head, channel]`, on NVIDIA GPUs by cuDNN's flash kernels if they can."""
+    """Compute attention over `[batch, token, head, channel]`, with cuDNN's flash kernels where supported."""
     if not _cudnn_can(query.shape, key.shape, jnp.dtype(query.dtype)):
         return _in_parts(query, key, value)
     return jax.lax.platform_dependent(query, key, value, cuda=_by_cudnn, default=_in_parts)
 
 
 def _in_parts(query: Array, key: Array, value: Array) -> Array:
-    """Attend with some of the queries at a time, where there are many, and never keep their logits."""
+    """Compute attention, in chunks of queries if there are many, whose logits are not saved."""
     batch, tokens, heads, width = query.shape
     parts = max(1, tokens * key.shape[1] // LOGITS)
     if parts == 1 or tokens % parts:
@@ -34,7 +34,7 @@ def _in_parts(query: Array, key: Array, value: Array) -> Array:
 
 
 def attend_even(query: Array, key: Array, value: Array, implementation: Literal["xla", "cudnn"]) -> Array:
-    """Attend with even numbers of tokens: odd ones, which cuDNN takes forward only, get a masked one more."""
+    """Compute attention, with odd token counts padded: cuDNN's backward pass supports even counts only."""
     queries = keys = None
     if query.shape[1] % 2 or key.shape[1] % 2:
         queries, keys = (jnp.full(len(x), x.shape[1], jnp.int32) for x in (query, key))
@@ -50,7 +50,7 @@ _by_cudnn = functools.partial(attend_even, implementation="cudnn")
 
 @functools.cache
 def _cudnn_can(query: tuple[int, ...], key: tuple[int, ...], dtype: jnp.dtype) -> bool:
-    """Return whether cuDNN is installed and takes such arrays, forward and backward."""
+    """Return whether cuDNN is installed and supports these shapes in the forward and backward pass."""
     if dtype not in (jnp.bfloat16, jnp.float16):
         return False
 

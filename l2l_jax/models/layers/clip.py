@@ -1,4 +1,4 @@
-"""Transformer blocks of CLIP (Radford et al. 2021), for images and texts."""
+"""Transformer blocks of CLIP (Radford et al. 2021) for images and text."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ NORM_EPSILON = 1e-5
 
 
 def quick_gelu(x: Array) -> Array:
-    """Return x · sigmoid(1.702 x), which OpenAI's models were trained with."""
+    """Compute x · sigmoid(1.702 x), the activation of OpenAI's models."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; if causal, tokens see only themselves and earlier ones."""
+    """Pre-norm transformer block; if causal, tokens attend only to themselves and earlier tokens."""
 
     num_heads: int
     mlp_width: int
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 def block_names(tower: str) -> dict[str, str]:
-    """Return transformers' names of the layers of blocks; `tower` is "vision_model" or "text_model"."""
+    """Return the layer names of blocks in transformers; `tower` is "vision_model" or "text_model"."""
     layers = {"norm{j}": "layer_norm{j}", "fc{j}": "mlp.fc{j}", "out": "self_attn.out_proj"}
     layers |= {name: f"self_attn.{name[0]}_proj" for name in ("query", "key", "value")}
     return {f"blocks_{{i}}/{ours}": f"{tower}.encoder.layers.{{i}}.{name}" for ours, name in layers.items()}

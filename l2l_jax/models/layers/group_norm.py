@@ -1,4 +1,4 @@
-"""Group normalization of large images, whose statistics are summed channel by channel first."""
+"""Group normalization that, for large images, first sums the statistics per channel."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,26 +11,26 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 PLACES = 256
-"""Places of an image from which sums are taken channel by channel; smaller ones are normalized as Flax does
-it, with which the metrics of the digits configs were measured. GPUs add up as many in one pass."""
+"""Minimum positions of an image to sum per channel first; smaller images are normalized as in Flax, with
+which the metrics of the digits configs were measured. GPUs also sum this many positions in one pass."""
 
 
 class GroupNorm(nn.GroupNorm):
-    """`flax.linen.GroupNorm` of `[batch, …, channel]`, with the same parameters and results.
+    """`flax.linen.GroupNorm` for `[batch, …, channel]`, with the same parameters and results.
 
-    Flax sums over places and the channels of a group at once, and XLA's CPU compiler then adds up two or four
-    numbers at a time. Sums over places alone take half the time or less.
+    Flax sums over positions and the channels of a group at once, which XLA's CPU compiler vectorizes over
+    two or four numbers only. Summing over positions alone takes half the time or less.
     """
 
-    activation: Callable[[Array], Array] | None = None  # of elements; computed again in the backward pass
+    activation: Callable[[Array], Array] | None = None  # elementwise; recomputed in the backward pass
 
     @nn.compact
     def __call__(self, x: Array, *, mask: Array | None = None, film: Sequence[Array] | None = None) -> Array:
-        """Return the same shape; statistics are float32.
+        """Normalize `x`, with statistics in float32; the shape is unchanged.
 
         Args:
-          x: `[batch, …, channel]`.
-          mask: As in Flax.
+          x: Array `[batch, …, channel]`.
+          mask: Mask as in Flax.
           film: Scale and shift before the activation, `[batch, channel]`: y → y · (1 + scale) + shift.
         """
         batch, *sides, channels = x.shape
@@ -62,7 +62,7 @@ class _Task(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalized(x: Array, factor: Array, offset: Array, task: _Task) -> Array:
-    """Normalize `[batch, place, channel]`, multiply and add `[batch, channel]`, and activate."""
+    """Normalize `[batch, place, channel]`, apply scale and offset `[batch, channel]`, then the activation."""
     return _forward(x, factor, offset, task)[0]
 
 
@@ -75,7 +75,7 @@ def _forward(x: Array, factor: Array, offset: Array, task: _Task) -> tuple[Array
 
 
 def _group_mean(sums: Array, x: Array, task: _Task) -> Array:
-    """Return, for each channel, the mean over its group and the places of `x`, of sums over places."""
+    """Return for each channel the mean over its group and the positions of `x`, given sums over positions."""
     grouped = sums.reshape(len(x), task.groups, -1)
     size = grouped.shape[-1]
     return jnp.repeat(grouped.sum(axis=-1) / (x.shape[1] * size), size, axis=-1)
@@ -91,12 +91,12 @@ def _backward(task: _Task, kept: Any, gradient: Array) -> tuple[Array, Array, Ar
         return centered, jax.vjp(task.activation, y)[1](gradient.astype(jnp.float32))[0]
 
     def at_once(x: Array, gradient: Array) -> tuple[Array, Array, Array, Array]:
-        # Else XLA's CPU compiler computes the slope anew in every sum.
+        # Otherwise XLA's CPU compiler recomputes the slope in every sum.
         centered, slope = lax.optimization_barrier(slopes(x, gradient))
         return slope.sum(axis=1), (slope * centered).sum(axis=1), centered, slope
 
     def sums_first(x: Array, gradient: Array) -> tuple[Array, Array, Array, Array]:
-        # Else XLA's GPU compiler computes the slope once, writes it in float32 and reads it three times.
+        # Otherwise XLA's GPU compiler computes the slope once, writes it in float32 and reads it three times.
         x, gradient = lax.optimization_barrier((x, gradient))
         centered, slope = slopes(x, gradient)
         part = PLACES if x.shape[1] % PLACES == 0 else x.shape[1]

@@ -1,4 +1,4 @@
-"""Vision-transformer layers (Dosovitskiy et al. 2021) in timm's arrangement and with its parameter names."""
+"""Vision-transformer layers (Dosovitskiy et al. 2021) with the structure and parameter names of timm."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with the exact (erf) GELU between them."""
+    """Two dense layers with the exact (erf) GELU between them."""
 
     hidden: int
     dtype: jnp.dtype = jnp.float32
@@ -45,7 +45,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block on `[batch, token, width]`; the sum stays in the type of its input."""
+    """Pre-norm transformer block on `[batch, token, width]`; the residual sum has the dtype of the input."""
 
     num_heads: int
     mlp_ratio: float = 4.0
@@ -61,11 +61,11 @@ class Block(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Blocks in sequence; their parameters are named `{prefix}_{i}` in the module that calls it.
+    """A sequence of blocks whose parameters are named `{prefix}_{i}` in the calling module.
 
-    With `remat` only the input of each block is kept for the backward pass. With `scan` one block is looped
-    over instead of `depth` of them: the program is that much smaller and compiles that much faster, but the
-    blocks' parameters are copied side by side; on CPU that costs more than it saves.
+    With `remat`, only the input of each block is saved for the backward pass. With `scan`, one block is
+    looped `depth` times, which makes the program smaller and compilation faster by that factor. However, the
+    blocks' parameters are copied into stacked arrays; on CPU that costs more than it saves.
     """
 
     prefix: str
@@ -92,14 +92,14 @@ class Stack:
 
 
 def stack(model: Any, prefix: str, norm_eps: float = 1e-6) -> Stack:
-    """Return the blocks of a model's encoder, or with the prefix "decoder_" of its decoder."""
+    """Return the blocks of a model's encoder or, with the prefix "decoder_", of its decoder."""
     depth, num_heads = (getattr(model, f"{prefix}{name}") for name in ("depth", "num_heads"))
     options = jnp.dtype(model.dtype), norm_eps, model.remat, model.scan
     return Stack(f"{prefix}blocks", depth, num_heads, *options)
 
 
 class PatchEmbed(nn.Module):
-    """Linear embedding of flattened patches; its kernel is stored as that of a strided convolution."""
+    """Linear embedding of flattened patches; the kernel has the shape of a strided convolution's kernel."""
 
     patch_size: int
     width: int
@@ -132,10 +132,10 @@ def unpatchify(patches: Array, patch_size: int, height: int, width: int) -> Arra
 
 
 def sincos_position_table(width: int, grid: int) -> np.ndarray:
-    """Return the fixed 2-D sine-cosine positions `[1 + grid², width]` of MAE (He et al. 2022), float32.
+    """Return the fixed 2-D sine-cosine position table `[1 + grid², width]` of MAE (He et al. 2022), float32.
 
-    Row 0 belongs to the class token and is zero. The first half of the channels encodes the column, the
-    second the row; each half is sines, then cosines, of position · 10000^(−2i/(width/2)).
+    Row 0 is for the class token and is zero. The first half of the channels encodes the column, the second
+    half the row; each half is sines, then cosines, of position · 10000^(−2i/(width/2)).
     """
     if width % 4:
         raise ValueError(f"sine-cosine positions need a width divisible by 4, not {width}")

@@ -1,4 +1,4 @@
-"""Checkpoints of facebookresearch/mae's `MaskedAutoencoderViT` (also timm's names)."""
+"""Checkpoint format of `MaskedAutoencoderViT` of facebookresearch/mae (with timm's names)."""
 
 import re
 
@@ -12,7 +12,7 @@ VARIANTS = {
     "vit_large_patch16": dict(patch_size=16, width=1024, depth=24, num_heads=16),
     "vit_huge_patch14": dict(patch_size=14, width=1280, depth=32, num_heads=16),
 }
-"""Published encoder sizes; their decoder is the default of `MAE`."""
+"""Published encoder sizes; their decoder has the default sizes of `MAE`."""
 
 IMAGENET = dict(pixel_mean=(0.485, 0.456, 0.406), pixel_std=(0.229, 0.224, 0.225))
 PUBLISHED_FILE = re.compile(r"mae_(visualize|pretrain)_vit_(base|large|huge)(_full|_ganloss)?\.\w+")
@@ -37,11 +37,11 @@ VIT = {
     "decoder/decoder_embed": "decoder_embed",
     "decoder/decoder_norm": "decoder_norm",
 }
-"""Names that MAGE shares."""
+"""Names shared with MAGE."""
 
 
 def position_table(key: str, width: str) -> Constant:
-    """Return a fixed sine-cosine table; `width` is the model's field."""
+    """Return the constant of a fixed sine-cosine table; `width` is the name of the model's field."""
     hint = "Was it trained at another image size, or with learned positions?"
     return Constant(key, lambda x: sincos_position_table(getattr(x, width), x.grid)[None], hint)
 
@@ -61,7 +61,7 @@ TABLE = Table(
 
 
 class Original(CheckpointFormat):
-    """The files of main_pretrain.py of facebookresearch/mae."""
+    """Checkpoints saved by main_pretrain.py of facebookresearch/mae."""
 
     table = TABLE
     published = {name: fields | IMAGENET for name, fields in VARIANTS.items()}
@@ -91,14 +91,14 @@ class Original(CheckpointFormat):
 
     def stated(self, origin: Origin, sizes: Fields) -> Fields:
         args = origin.get("args", {})
-        found = {"mask_ratio": args["mask_ratio"]} if isinstance(args.get("mask_ratio"), float) else {}
-        if args.get("norm_pix_loss") in (False, True):  # 0 and 1, too
-            found["norm_pix_loss"] = bool(args["norm_pix_loss"])
-        return {"layer_norm_eps": 1e-6, **found}  # that of the release
+        fields = {"mask_ratio": args["mask_ratio"]} if isinstance(args.get("mask_ratio"), float) else {}
+        if args.get("norm_pix_loss") in (False, True):  # also true for 0 and 1
+            fields["norm_pix_loss"] = bool(args["norm_pix_loss"])
+        return {"layer_norm_eps": 1e-6, **fields}  # value of the released code
 
     def guessed(self, origin: Origin, sizes: Fields) -> Fields:
-        # Of the published files, mae_pretrain_*_full.pth were trained on patches normalized by themselves.
-        # main_pretrain.py normalizes images by ImageNet's statistics; others are taken not to.
+        # Of the published files, only mae_pretrain_*_full.pth were trained with norm_pix_loss.
+        # main_pretrain.py normalizes images by ImageNet's statistics; assume that other programs do not.
         name, channels = origin["file"], sizes["channels"]
         plain = dict(pixel_mean=(0.0,) * channels, pixel_std=(1.0,) * channels)
         by_release = "norm_pix_loss" in origin.get("args", {}) and channels == 3

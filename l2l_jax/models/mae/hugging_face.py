@@ -1,4 +1,4 @@
-"""Hugging Face folders of transformers' `ViTMAEForPreTraining`."""
+"""Checkpoint format of transformers' `ViTMAEForPreTraining`: folders on Hugging Face."""
 
 import re
 from typing import Any
@@ -17,7 +17,7 @@ NEWER = (
     (r"\.attention\.v_proj\.", ".attention.attention.value."),
     (r"\.attention\.o_proj\.", ".attention.output.dense."),
 )
-"""Keys of what transformers 5.24 saves, and of 5 in memory, to those of 4, which 5 loads, too."""
+"""Patterns from keys that transformers 5.24 saves (5 has them in memory) to keys of 4, which 5 also loads."""
 
 STARTS = {
     "vit.encoder.layer.": "blocks.",
@@ -29,7 +29,7 @@ STARTS = {
     "decoder.decoder_layers.": "decoder_blocks.",
     "decoder.decoder_": "decoder_",
 }
-"""Starts of keys in transformers 4, and what facebookresearch/mae has there; the first that fits counts."""
+"""Key prefixes in transformers 4 and their names in facebookresearch/mae; the first match applies."""
 
 INNER = {
     ".attention.output.dense.": ".attn.proj.",
@@ -39,7 +39,7 @@ INNER = {
     ".layernorm_before.": ".norm1.",
     ".layernorm_after.": ".norm2.",
 }
-"""The same inside keys; all are replaced, in this order."""
+"""Replacements within keys; all are applied, in this order."""
 
 THIRDS = ("query", "key", "value")
 
@@ -58,7 +58,7 @@ DEFAULTS = dict(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
-"""Defaults of what config.json need not contain."""
+"""Defaults of optional keys in config.json."""
 
 CONFIG_NAMES = dict(
     image_size="image_size",
@@ -74,7 +74,7 @@ CONFIG_NAMES = dict(
     norm_pix_loss="norm_pix_loss",
     layer_norm_eps="layer_norm_eps",
 )
-"""Names in config.json of the fields of `MAE`."""
+"""Names of the fields of `MAE` in config.json."""
 
 
 def _renamed(key: str, starts: dict[str, str], inner: dict[str, str]) -> str:
@@ -86,7 +86,7 @@ def _renamed(key: str, starts: dict[str, str], inner: dict[str, str]) -> str:
 
 
 class HuggingFace(Original):
-    """Folders of config.json and weights."""
+    """Folders with config.json and weights."""
 
     wrapper = ""
     is_folder = True
@@ -100,7 +100,7 @@ class HuggingFace(Original):
         return True
 
     def unwrap(self, state_dict: StateDict) -> StateDict:
-        """Rename keys to those of facebookresearch/mae and join queries, keys and values."""
+        """Rename keys as in facebookresearch/mae and concatenate queries, keys and values."""
         renamed = {}
         for key, value in state_dict.items():
             for pattern, name in NEWER:
@@ -121,15 +121,15 @@ class HuggingFace(Original):
         if config["hidden_act"] != "gelu" or not config["qkv_bias"]:
             raise UserError("config.json: expected hidden_act gelu and qkv_bias true.")
         hidden = ("num_heads", "decoder_num_heads", "mask_ratio", "norm_pix_loss", "layer_norm_eps")
-        found = {field: config[CONFIG_NAMES[field]] for field in hidden}
+        fields = {field: config[CONFIG_NAMES[field]] for field in hidden}
         preprocessor = origin.get("preprocessor")
         if preprocessor is None:
-            return found
+            return fields
         if not preprocessor.get("do_normalize", True):
             channels = sizes["channels"]
-            return found | dict(pixel_mean=(0.0,) * channels, pixel_std=(1.0,) * channels)
+            return fields | dict(pixel_mean=(0.0,) * channels, pixel_std=(1.0,) * channels)
         mean, std = (tuple(preprocessor.get(f"image_{name}", ())) for name in ("mean", "std"))
-        return found | (dict(pixel_mean=mean, pixel_std=std) if mean and std else {})
+        return fields | (dict(pixel_mean=mean, pixel_std=std) if mean and std else {})
 
     def guessed(self, origin: Origin, sizes: Fields) -> Fields:
         return IMAGENET if sizes["channels"] == 3 else {}
@@ -138,13 +138,13 @@ class HuggingFace(Original):
         return ""
 
     def folder(self, state_dict: StateDict, model: Any, origin: Origin) -> dict[str, Any]:
-        apart: dict[str, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = {}
         for key, value in state_dict.items():
             if ".attn.qkv." in key:
                 for third, part in zip(THIRDS, np.split(value, 3), strict=True):
-                    apart[key.replace(".qkv.", f".{third}.")] = np.ascontiguousarray(part)
+                    arrays[key.replace(".qkv.", f".{third}.")] = np.ascontiguousarray(part)
             else:
-                apart[key] = value
+                arrays[key] = value
         config = {**DEFAULTS, **origin.get("config", {})}
         config |= {name: getattr(model, field) for field, name in CONFIG_NAMES.items()}
         config |= dict(architectures=["ViTMAEForPreTraining"], model_type="vit_mae")
@@ -161,7 +161,7 @@ class HuggingFace(Original):
         return {
             "config.json": config,
             "preprocessor_config.json": preprocessor,
-            "model.safetensors": {_renamed(key, starts, inner): value for key, value in apart.items()},
+            "model.safetensors": {_renamed(key, starts, inner): value for key, value in arrays.items()},
         }
 
 

@@ -1,4 +1,4 @@
-"""Masked autoencoder (He et al. 2022), re-implemented after facebookresearch/mae."""
+"""Masked autoencoder (He et al. 2022), a reimplementation of facebookresearch/mae."""
 
 import dataclasses
 from typing import Any
@@ -28,9 +28,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Array, ids: Array) -> Array:
-        """Map patches `[batch, kept, patch² · channel]`, with their places in the grid `[batch, kept]`.
+        """Encode patches `[batch, kept, patch² · channel]` at grid positions `ids` `[batch, kept]`.
 
-        The result is `[batch, 1 + kept, width]`, float32, class token first.
+        The result is `[batch, 1 + kept, width]`, float32, with the class token first.
         """
         positions = jnp.asarray(vit.sincos_position_table(self.width, self.grid))
         cls_token = self.param("cls_token", small_normal, (1, 1, self.width))
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """ViT over all places; missing ones hold a learned mask token."""
+    """ViT over all positions; missing positions hold a learned mask token."""
 
     patch_dim: int
     grid: int
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
 
 
 def random_masking(noise: Array, kept: int) -> tuple[Array, Array]:
-    """Choose the patches that stay: the `kept` ones of least noise `[batch, patches]`, in the order of noise.
+    """Choose the `kept` patches with the smallest noise `[batch, patches]`, in order of noise.
 
     Returns:
       `ids_keep` `[batch, kept]` and `ids_restore` `[batch, patches]`, the inverse permutation: patch p is
@@ -87,18 +87,18 @@ class MAE(Model):
     Attributes:
       image_size: Side of the images in pixels, a multiple of `patch_size`.
       patch_size: Side of a patch in pixels.
-      width, depth, num_heads: Encoder; decoder_…: decoder.
-      layer_norm_eps: Of all layer normalizations.
-      mask_ratio: Share of the patches that T hides while training and unlearning.
-      norm_pix_loss: Compare patches normalized by their own mean and standard deviation. Such a model
-        predicts normalized patches; `inpaint` gives them the mean and standard deviation of the visible
-        pixels, which is an approximation. Models meant for inpainting are trained without.
-      pixel_mean, pixel_std: Per channel; the networks are given (pixel − mean) / std, and the loss is
-        measured there. The published weights want ImageNet's.
-      dtype: "float32" or "bfloat16", of the products; see `l2l_jax.models.layers.in_dtype`.
-      remat: Compute the inside of every transformer block again in the backward pass: less memory for a third
-        more work.
-      scan: Loop over one compiled transformer block: compiles many times faster.
+      width, depth, num_heads: Sizes of the encoder; decoder_…: sizes of the decoder.
+      layer_norm_eps: Epsilon of all layer normalizations.
+      mask_ratio: Fraction of the patches that T hides in training and unlearning.
+      norm_pix_loss: Compute the loss on patches normalized by their own mean and standard deviation. Such a
+        model predicts normalized patches; `inpaint` rescales them by the mean and standard deviation of the
+        visible pixels, which is an approximation. Models for inpainting are trained without it.
+      pixel_mean, pixel_std: Normalization per channel; inputs and loss use (pixel − mean) / std. The
+        published weights need the values of ImageNet.
+      dtype: Dtype of matrix products, "float32" or "bfloat16"; see `l2l_jax.models.layers.in_dtype`.
+      remat: Recompute the activations of every transformer block in the backward pass, which saves memory for
+        a third more computation.
+      scan: Loop over one compiled transformer block, which compiles many times faster.
     """
 
     image_size: Size = 224
@@ -177,7 +177,7 @@ class MAE(Model):
         return self.mask(images, noise, int(patches * (1 - self.mask_ratio)))
 
     def mask(self, images: Array, noise: Array, kept: int) -> Corrupted:
-        """Corrupt with the noise `[batch, patches]` and the number of kept patches given.
+        """Corrupt with given noise `[batch, patches]` and number of kept patches.
 
         Returns:
           `patches` `[batch, kept, patch² · channel]`, and `ids` and `ids_restore` of `random_masking`.
@@ -212,7 +212,7 @@ class MAE(Model):
         return self.imitation_loss(predicted, corrupted, target)
 
     def imitation_loss(self, predicted: Array, corrupted: Corrupted, target: Array) -> Array:
-        """Return the mean squared error to `target` patches over the missing ones, `[batch]`."""
+        """Return the mean squared error to `target` over the missing patches, `[batch]`."""
         error = jnp.square(predicted - target).mean(-1)
         missing = corrupted["ids_restore"] >= corrupted["ids"].shape[1]
         return jnp.sum(error * missing, axis=1) / jnp.sum(missing, axis=1)
@@ -223,7 +223,7 @@ class MAE(Model):
         return truth, corrupted
 
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
-        """Run one forward pass and replace the missing pixels; patches that lack any are hidden whole."""
+        """Replace the missing pixels in one forward pass; patches with any missing pixel are hidden."""
         del rng
         mask = self._check_mask(mask)
         cells = mask.reshape(self.grid, self.patch_size, self.grid, self.patch_size)
@@ -234,7 +234,7 @@ class MAE(Model):
         return jnp.where(mask[None, ..., None], painted, images)
 
     def inpaint_from_patches(self, params: Params, images: Array, visible: Array) -> Array:
-        """Run one forward pass and paste the hidden patches in, clipped to the pixel range."""
+        """Replace the hidden patches in one forward pass, clipped to the pixel range."""
         hidden = jnp.ones((images.shape[0], self.grid**2), bool)
         hidden = jnp.put_along_axis(hidden, visible, False, axis=1, inplace=False)
         patches = jnp.broadcast_to(hidden[..., None], (*hidden.shape, self.patch_dim))
@@ -242,14 +242,14 @@ class MAE(Model):
         return jnp.where(mask, self._paint(params, images, visible), images)
 
     def _paint(self, params: Params, images: Array, visible: Array) -> Array:
-        """Return the model's whole images from the patches `visible` `[batch, visible]`, clipped."""
+        """Return complete predicted images from the patches `visible` `[batch, visible]`, clipped."""
         noise = jnp.ones((images.shape[0], self.grid**2))
         noise = jnp.put_along_axis(noise, visible, 0.0, axis=1, inplace=False)
         patches = self.predict(params, self.mask(images, noise, visible.shape[1]))
         painted = vit.unpatchify(patches, self.patch_size, *self.image_shape[:2])
         if self.norm_pix_loss:
-            known = jnp.take_along_axis(self._patches(images), visible[..., None], axis=1)
-            known = known.reshape(images.shape[0], -1, self.channels)
-            painted = painted * known.std(1)[:, None, None] + known.mean(1)[:, None, None]
+            pixels = jnp.take_along_axis(self._patches(images), visible[..., None], axis=1)
+            pixels = pixels.reshape(images.shape[0], -1, self.channels)
+            painted = painted * pixels.std(1)[:, None, None] + pixels.mean(1)[:, None, None]
         painted = painted * _per_channel(self.pixel_std) + _per_channel(self.pixel_mean)
         return jnp.clip(painted, *self.value_range)

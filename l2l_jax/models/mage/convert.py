@@ -1,4 +1,4 @@
-"""Checkpoints of MAGE's `MaskedGenerativeEncoderViT`, its VQGAN under `vqgan.` included."""
+"""Checkpoint format of MAGE's `MaskedGenerativeEncoderViT`, with its VQGAN under `vqgan.`."""
 
 import numpy as np
 
@@ -11,9 +11,9 @@ VARIANTS = {
     "vit_base_patch16": dict(width=768, depth=12, num_heads=12, decoder_width=768),
     "vit_large_patch16": dict(width=1024, depth=24, num_heads=16, decoder_width=1024),
 }
-"""Published sizes; their tokenizer and the rest of their decoder are the defaults of `MAGE`."""
+"""Published sizes; the tokenizer and the other decoder sizes are the defaults of `MAGE`."""
 
-CLASSES_AND_MASK = 1001  # words of the vocabulary besides the codes
+CLASSES_AND_MASK = 1001  # words of the vocabulary in addition to the codes
 
 TABLE = Table(
     VIT
@@ -37,7 +37,7 @@ TABLE = Table(
 
 
 class Format(CheckpointFormat):
-    """The files of main_pretrain.py of LTH14/mage."""
+    """Checkpoints saved by main_pretrain.py of LTH14/mage."""
 
     table = TABLE
     parts = ("tokenizer", "encoder", "decoder", "unused")

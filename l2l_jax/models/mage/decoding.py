@@ -1,8 +1,8 @@
-"""Inpainting with MAGE: iterative decoding of masked tokens, and blending the result in.
+"""Inpainting with MAGE: iterative decoding of masked tokens, and blending of the decoded image.
 
-The order of decoding is that of MaskGIT (Chang et al. 2022): all hidden tokens are sampled at once, the least
-certain are masked again, and fewer of them at every step. What a mask hides is known before anything runs:
-the schedule is a constant of the compiled loop.
+Decoding follows MaskGIT (Chang et al. 2022): each step samples all hidden tokens at once and masks the least
+confident ones again, fewer at every step. The hidden tokens are known before compilation, so the schedule is
+a constant of the compiled loop.
 """
 # ruff: noqa: F722  (shapes are strings)
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Schedule(NamedTuple):
-    """Numbers of tokens that are masked again after each step, and temperatures of the noise on certainty."""
+    """Number of tokens to mask again after each step, and temperature of the confidence noise."""
 
     mask_lengths: Int[np.ndarray, " step"]
     temperatures: Float[np.ndarray, " step"]
@@ -36,17 +36,17 @@ class Schedule(NamedTuple):
 class Step(NamedTuple):
     """Result of one step of decoding."""
 
-    sampled: Ids  # all tokens, the hidden ones as drawn
-    # Log-probability of the drawn token plus noise; infinite where the token was known
+    sampled: Ids  # all tokens, with samples for the hidden ones
+    # Log-probability of the sampled token plus noise; infinite for visible tokens
     confidence: Float[Array, "batch token"]
-    ids: Ids  # `sampled` with the least certain tokens masked again
+    ids: Ids  # `sampled` with the least confident tokens masked again
 
 
 def hidden_tokens(mask: Mask, patch_size: int, margin: int) -> Bool[np.ndarray, " token"]:
-    """Return the tokens to decode: those with a missing pixel, grown by `margin` tokens.
+    """Return the tokens to decode: tokens with a missing pixel, dilated by `margin` tokens.
 
-    The release rounds a mask that ends inside a token down on its lower and right side, and so grows it by
-    less there. Both agree on masks that are aligned with the tokens.
+    The released code rounds a mask that ends inside a token down at its lower and right edges, and therefore
+    dilates it less there. The two agree on masks that are aligned with the tokens.
     """
     rows, columns = mask.shape[0] // patch_size, mask.shape[1] // patch_size
     touched = mask.reshape(rows, patch_size, columns, patch_size).any(axis=(1, 3))
@@ -54,22 +54,23 @@ def hidden_tokens(mask: Mask, patch_size: int, margin: int) -> Bool[np.ndarray, 
 
 
 def blend_weights(mask: Mask, margin: int, sigma: float) -> Float[np.ndarray, "height width"]:
-    """Return the weight of the decoded image in [0, 1].
+    """Return the blending weight of the decoded image, in [0, 1].
 
-    It is the mask, grown by `margin` pixels in all eight directions, after a Gaussian blur of `sigma` pixels.
+    The weight is the mask, dilated by `margin` pixels in all eight directions, then blurred by a Gaussian
+    with a standard deviation of `sigma` pixels.
     """
-    from scipy import ndimage  # takes long to load
+    from scipy import ndimage  # slow to import
 
     grown = masks.grow(mask, margin).astype(np.float64)
     return ndimage.gaussian_filter(grown, sigma, mode="nearest").astype(np.float32)
 
 
 def decoding_schedule(tokens: int, hidden: int, steps: int, choice_temperature: float) -> Schedule:
-    """Return the cosine schedule of the release for `hidden` of `tokens` masked tokens.
+    """Return the cosine schedule of the released code for `hidden` masked tokens out of `tokens`.
 
-    After step i of `steps` the share cos(π/2 · (i + 1) / steps) of all tokens stays masked, rounded down; at
-    least one token, and at least one fewer than before. Steps that would leave a greater share than the
-    hidden one are left out. The noise fades linearly.
+    After step i of `steps`, the fraction cos(π/2 · (i + 1) / steps) of all tokens stays masked, rounded down,
+    but at least one token and at least one fewer than before. Steps that would mask a larger fraction than is
+    hidden are skipped. The noise decreases linearly.
     """
     done = np.arange(1, steps + 1) / steps
     share = np.cos(np.pi / 2 * done)
@@ -90,10 +91,10 @@ def decoding_step(
     id_noise: Logits,
     confidence_noise: Float[Array, "batch token"],
 ) -> Step:
-    """Draw the tokens that are `mask_id` in `ids`, and mask the `mask_length` least certain again.
+    """Sample the tokens that are `mask_id` in `ids`, and mask the `mask_length` least confident ones again.
 
-    Gumbel noise `id_noise` samples from the softmax, zeros take the most likely code; `confidence_noise` is
-    added to the log-probability of the drawn code.
+    Gumbel noise as `id_noise` samples from the softmax; zeros select the most likely code. `confidence_noise`
+    is added to the log-probability of the sampled code.
     """
     unknown = ids == mask_id
     drawn = jnp.argmax(logits + id_noise, axis=-1).astype(ids.dtype)
@@ -112,10 +113,10 @@ def decode_masked(
     rng: Array,
     sampling_temperature: float = 1.0,
 ) -> Ids:
-    """Run all steps of the schedule in one compiled loop; if there are any, no token stays masked.
+    """Run all steps of the schedule in one compiled loop; if it has any step, no token stays masked.
 
-    `ids` are `mask_id` where hidden; there, codes are drawn from the softmax of `logits_of(ids)` at the
-    temperature `sampling_temperature`.
+    Tokens that are `mask_id` in `ids` are sampled from the softmax of `logits_of(ids)` with the temperature
+    `sampling_temperature`.
     """
 
     def body(carry, step):

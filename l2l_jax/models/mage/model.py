@@ -1,8 +1,9 @@
 """MAGE (Li et al. 2023, arXiv 2211.09117): a masked autoencoder over the tokens of a VQGAN.
 
-Codes see far: group normalization is over the whole image and the convolutions overlap, which lets the codes
-next to a mask change with what is painted into it. The release trains on codes of whole images and inpaints
-from codes of painted ones. On small images that changes most codes; `MAGE.paint_masked` trains for it.
+Codes have a large receptive field: group normalization covers the entire image and the convolutions overlap.
+The codes next to a mask therefore depend on the color that fills it. The released code trains on codes of
+complete images and inpaints from codes of filled ones. On small images, filling changes most codes;
+`MAGE.paint_masked` trains on filled images instead.
 """
 
 import dataclasses
@@ -29,36 +30,37 @@ from l2l_jax.utils.batch_axis import draw_rows
 class MAGE(Model):
     """MAGE over square images.
 
-    Parts of the parameters: "tokenizer" (the whole VQGAN), "encoder" (token embedding and ViT: what the
+    Parts of the parameters: "tokenizer" (the entire VQGAN), "encoder" (token embedding and ViT, which the
     paper's method trains), "decoder" (ViT decoder and token head), and "unused": tensors of the released
-    state dict that take no part in anything, kept so that exported weights load strictly.
+    state dict that do not affect any result, kept for strict loading of exported weights.
 
-    The vocabulary is the codebook, 1,000 classes that are not used, and the mask token last; the class token
-    borrows the id `codebook_size + 76` of one of the classes, as in the release.
+    The vocabulary consists of the codebook, 1,000 unused classes, and the mask token. The class token has the
+    id `codebook_size + 76` of one of these classes, as in the released code.
 
     Attributes:
       image_size: Side of the images in pixels, a multiple of `patch_size`.
-      width, depth, num_heads: Encoder; decoder_…: decoder.
-      embedding_std: Of fresh word and position embeddings; greater ones learn faster from nothing.
-      codebook_size, codebook_width, base_channels, channel_multipliers, num_res_blocks, groups: Tokenizer,
-        see `vqgan.Levels`.
-      dropped: Share of the tokens that the encoder is not given, rounded up to whole tokens.
-      mask_mean, mask_std: Of the share of masked tokens, dropped ones included: a normal distribution
-        truncated to [`dropped`, 1], drawn once per batch.
-      dropout: Of the token embeddings, in what `corrupt` returns. Student and teacher share its draw; in the
-        release the teacher has none.
-      label_smoothing: Of the cross-entropy.
-      hole_color: Per channel, painted into the mask before the image is tokenized.
-      paint_masked: In training, paint the pixels of masked tokens in `hole_color` before the tokens that stay
-        visible are computed, as inpainting does with the mask. Not so in the release.
-      hidden_margin: Tokens by which the mask is grown for decoding.
-      blend_margin, blend_sigma: Pixels by which the mask is grown and then blurred for blending; 14 and 7 of
-        the release go with 256 pixels; 0 and 0 replace the masked pixels and nothing else.
-      decoding_steps: Steps of the iterative decoding.
-      choice_temperature: Of the noise on how certain a token is; 0 fixes the most certain ones first.
-      sampling_temperature: Of the softmax that codes are drawn from; 0 takes the likeliest code.
-      dtype, tokenizer_dtype: "float32" or "bfloat16", of the products; rounding in the tokenizer may turn one
-        code into another.
+      width, depth, num_heads: Sizes of the encoder; decoder_…: sizes of the decoder.
+      embedding_std: Initial standard deviation of word and position embeddings; larger values speed up
+        training from scratch.
+      codebook_size, codebook_width, base_channels, channel_multipliers, num_res_blocks, groups: Sizes of the
+        tokenizer, see `vqgan.Levels`.
+      dropped: Fraction of the tokens that the encoder does not receive, rounded up to whole tokens.
+      mask_mean, mask_std: Mean and standard deviation of the fraction of masked tokens (including dropped
+        ones): a normal distribution truncated to [`dropped`, 1], sampled once per batch.
+      dropout: Dropout rate of the token embeddings, applied by `corrupt`. Student and teacher share the
+        sample; in the released code the teacher has no dropout.
+      label_smoothing: Label smoothing of the cross-entropy.
+      hole_color: Fill color of the mask per channel, applied before the image is tokenized.
+      paint_masked: In training, fill the pixels of masked tokens with `hole_color` before the visible tokens
+        are computed, as inpainting does with the mask. The released code does not do this.
+      hidden_margin: Number of tokens by which the mask is dilated for decoding.
+      blend_margin, blend_sigma: Dilation and blur of the mask for blending, in pixels. The 14 and 7 of the
+        released code are for 256-pixel images; 0 and 0 replace exactly the masked pixels.
+      decoding_steps: Number of steps of the iterative decoding.
+      choice_temperature: Temperature of the noise on token confidence; 0 fixes the most confident first.
+      sampling_temperature: Temperature of the softmax for sampling codes; 0 takes the likeliest code.
+      dtype, tokenizer_dtype: Dtypes of matrix products, "float32" or "bfloat16"; rounding in the tokenizer
+        may change codes.
       remat, scan: See `MAE`.
     """
 
@@ -121,7 +123,7 @@ class MAGE(Model):
 
     @property
     def patch_size(self) -> int:
-        """Side in pixels of the square that a token stands for."""
+        """Side of a token's square in pixels."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     @property
@@ -153,7 +155,7 @@ class MAGE(Model):
         return "with config.model.paint_masked the codes depend on the mask of every step" * self.paint_masked
 
     def canonical(self) -> "MAGE":
-        """Set the channel multipliers to 1 that have no effect without residual blocks."""
+        """Set channel multipliers to 1 where they have no effect, which is without residual blocks."""
         if self.num_res_blocks:
             return self
         *others, last = self.channel_multipliers
@@ -204,15 +206,15 @@ class MAGE(Model):
         return ids.reshape(images.shape[0], -1)
 
     def decode_ids(self, params: Params, ids: Array) -> Array:
-        """Return the images of codes `[batch, tokens]`, float32, not clipped."""
+        """Decode codes `[batch, tokens]` to images, float32, not clipped."""
         ids = ids.reshape(-1, self.grid, self.grid)
         return apply(self.tokenizer, params["tokenizer"], ids, method="decode_ids")
 
     def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
-        """Tokenize, drop a share `dropped` of the tokens, mask some of the others; see `mask`.
+        """Tokenize, drop the fraction `dropped` of the tokens, and mask some of the others; see `mask`.
 
-        With dropout, `dropout_keep` is bool `[batch, 1 + kept, width]`. Without `paint_masked`, `images` may
-        be codes `[batch, tokens]` that were computed before; then no parameters are read.
+        With dropout, the result has `dropout_keep`, bool `[batch, 1 + kept, width]`. Without `paint_masked`,
+        `images` may be precomputed codes `[batch, tokens]`; then no parameters are read.
         """
         mask_key, dropout_key = jax.random.split(rng)
         drawn = self._draw_mask(images.shape[0], mask_key, axis_name)
@@ -229,7 +231,7 @@ class MAGE(Model):
         return corrupted
 
     def _draw_mask(self, rows: int, rng: Array, axis_name: str | None) -> tuple[Array, int, Array]:
-        """Draw the arguments of `random_masking` for a batch."""
+        """Sample the arguments of `random_masking` for a batch."""
         noise_key, share_key = jax.random.split(rng)
         num_drop = math.ceil(self.tokens * self.dropped)
         mean, std = self.mask_mean, self.mask_std
@@ -240,25 +242,26 @@ class MAGE(Model):
         return noise, num_drop, jnp.clip(num_mask, max(num_drop, 1), self.tokens)
 
     def _paint(self, images: Array, mask: Array | np.ndarray) -> Array:
-        """Paint the pixels of `mask`, bool `[batch or 1, height, width]`, in `hole_color`."""
+        """Fill the pixels of `mask`, bool `[batch or 1, height, width]`, with `hole_color`."""
         color = jnp.asarray(self.hole_color, images.dtype).reshape(1, 1, 1, -1)
         return jnp.where(mask[..., None], color, images)
 
     def _paint_tokens(self, images: Array, tokens: Array) -> Array:
-        """Paint the squares of `tokens`, bool `[batch, token]`, in `hole_color`."""
+        """Fill the squares of `tokens`, bool `[batch, token]`, with `hole_color`."""
         mask = tokens.reshape(-1, self.grid, self.grid)
         return self._paint(images, mask.repeat(self.patch_size, axis=1).repeat(self.patch_size, axis=2))
 
     def mask(self, ids: Array, noise: Array, num_drop: int, num_mask: int | Array) -> Corrupted:
-        """Corrupt codes `[batch, tokens]` with the arguments of `random_masking` given.
+        """Corrupt codes `[batch, tokens]` with given arguments of `random_masking`.
 
-        `ids`, `[batch, 1 + kept]`, are what the encoder is given, class token first; `targets` are the codes;
-        the rest is that of `random_masking`.
+        Returns:
+          `ids` `[batch, 1 + kept]`, the encoder's input, class token first; `targets`, the codes; and the
+          results of `random_masking`.
         """
         masked, positions, source = networks.random_masking(noise, num_drop, num_mask)
-        whole = self._with_class_token(jnp.where(masked, self.mask_id, ids))
+        tokens = self._with_class_token(jnp.where(masked, self.mask_id, ids))
         return {
-            "ids": jnp.take_along_axis(whole, positions, axis=1),
+            "ids": jnp.take_along_axis(tokens, positions, axis=1),
             "positions": positions,
             "source": source,
             "targets": ids,
@@ -269,14 +272,14 @@ class MAGE(Model):
         return jnp.pad(ids, ((0, 0), (1, 0)), constant_values=self.class_id)
 
     def encode(self, encoder_params: Any, corrupted: Corrupted) -> Array:
-        """Return tokens `[batch, 1 + kept, width]`, class token first."""
+        """Return features `[batch, 1 + kept, width]`, class token first."""
         inputs = corrupted["ids"], corrupted["positions"], corrupted.get("dropout_keep")
         return apply(self.encoder, encoder_params, *inputs)
 
     def decode(self, params: Params, latent: Array, source: Array, count: int | None = None) -> Array:
-        """Return float32 logits `[batch, 1 + tokens, vocabulary]`, or of the first `count` words only.
+        """Return float32 logits `[batch, 1 + tokens, vocabulary]`, or those of the first `count` words.
 
-        The token head reads the encoder's word embeddings, and sends them no gradient.
+        The token head reads the encoder's word embeddings without propagating gradients to them.
         """
         words = jax.lax.stop_gradient(params["encoder"]["token_emb"]["word_embeddings"])
         return apply(self.decoder, params["decoder"], latent, source, words, count)
@@ -290,7 +293,7 @@ class MAGE(Model):
         return latent, self.decode(params, latent, corrupted["source"], self.codebook_size)[:, 1:]
 
     def prediction_loss(self, predicted: Array, images: Array, corrupted: Corrupted) -> Array:
-        """Return the label-smoothed cross-entropy of the masked tokens, their mean, float32 `[batch]`."""
+        """Return the mean label-smoothed cross-entropy over the masked tokens, float32 `[batch]`."""
         del images  # `corrupted` holds their codes
         log_probability = jax.nn.log_softmax(predicted)
         of_target = jnp.take_along_axis(log_probability, corrupted["targets"][..., None], axis=-1)
@@ -299,29 +302,29 @@ class MAGE(Model):
         return _mean_of_masked(loss, corrupted)
 
     def imitation_loss(self, predicted: Array, corrupted: Corrupted, target: Array) -> Array:
-        """Return the cross-entropy to the probabilities of `target` logits at masked tokens, `[batch]`."""
+        """Return the mean cross-entropy to the softmax of `target` over the masked tokens, `[batch]`."""
         log_probability = jax.nn.log_softmax(predicted)
         return _mean_of_masked(-(jax.nn.softmax(target) * log_probability).sum(axis=-1), corrupted)
 
     def with_truth(
         self, params: Params, images: Array, corrupted: Corrupted, truth: Array
     ) -> tuple[Array, Corrupted]:
-        """Take the codes of `truth` as the targets; what the encoder is given stays."""
+        """Use the codes of `truth` as targets; the encoder's input is unchanged."""
         return images, {**corrupted, "targets": self.tokenize(params, truth)}
 
     def noisy_truth(
         self, images: Array, corrupted: Corrupted, noise: Array, rng: Array, axis_name: str | None = None
     ) -> tuple[Array, Corrupted]:
-        """Take codes of `draw_noise_codes` as the targets, as released."""
+        """Use codes of `draw_noise_codes` as targets, as in the released code."""
         targets = networks.draw_noise_codes(rng, corrupted["targets"], self.codebook_size, axis_name)
         return images, {**corrupted, "targets": targets}
 
     def tokenizer_loss(self, params: Params, inputs: tuple[Array, ...]) -> Array:
         """Return the mean squared error of the reconstruction plus the codebook losses, `[batch]`.
 
-        Enough for small images; published tokenizers add perceptual and adversarial losses. With
-        `paint_masked` an image is reconstructed from the codes of its painted version and, in the painted
-        part, its own, as in inpainting: the codes learn to describe their own square, whatever is next to it.
+        This suffices for small images; published tokenizers add perceptual and adversarial losses. With
+        `paint_masked`, an image is reconstructed from the codes of its filled version and, in the filled
+        region, from its own codes, as in inpainting: codes learn to describe only their own square.
         """
         decoded, codebook_loss = apply(self.tokenizer, params["tokenizer"], *inputs)
         return jnp.square(decoded - inputs[0]).mean(axis=(1, 2, 3)) + codebook_loss
@@ -342,17 +345,17 @@ class MAGE(Model):
         return self.decoding_steps
 
     def inpaint(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
-        """Tokenize, decode what is hidden, blend the decoded image in.
+        """Tokenize, decode the hidden tokens, and blend the decoded image into the input.
 
-        The mask is painted in `hole_color` before the image is tokenized; that color remains where the weight
-        of the decoded image falls short of 1 inside the mask.
+        The masked region is filled with `hole_color` before the image is tokenized. That color remains
+        visible where the weight of the decoded image is below 1 inside the mask.
         """
         return self._inpaint(params, images, mask, rng)[0]
 
     def _inpaint(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array
     ) -> tuple[Array, Array, np.ndarray]:
-        """Return reconstructions, their codes `[batch, tokens]`, and the hidden ones, bool `[tokens]`."""
+        """Return reconstructions, their codes `[batch, tokens]`, and the hidden tokens, bool `[tokens]`."""
         mask = self._check_mask(mask)
         hidden = decoding.hidden_tokens(mask, self.patch_size, self.hidden_margin)
         if hidden.all():
@@ -374,9 +377,9 @@ class MAGE(Model):
     def sample(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
     ) -> tuple[Array, Array]:
-        """See `Model`: minus the mean log-likelihood of the visible codes next to the hidden ones.
+        """Draw a sample; the misfit is minus the mean log-likelihood of visible codes next to hidden ones.
 
-        Where `inpaint` takes the likeliest codes, they are drawn at temperature 1.
+        If `inpaint` takes the likeliest codes, they are sampled at temperature 1 here.
         """
         drawing = dataclasses.replace(self, sampling_temperature=self.sampling_temperature or 1.0)
         inpainted, ids, hidden = drawing._inpaint(params, images, mask, rng)
@@ -386,13 +389,13 @@ class MAGE(Model):
         return inpainted, -likelihood[:, ring].mean(axis=1)
 
     def complete(self, params: Params, ids: Array) -> Array:
-        """Predict from tokens `[batch, tokens]`, `mask_id` where hidden, none of them dropped."""
-        whole = self._with_class_token(ids)
-        positions = jnp.broadcast_to(jnp.arange(1 + self.tokens)[None], whole.shape)
-        source = jnp.where(whole == self.mask_id, 0, positions)
-        return self.predict(params, {"ids": whole, "positions": positions, "source": source})
+        """Predict logits from tokens `[batch, tokens]`, `mask_id` where hidden, without dropping any."""
+        tokens = self._with_class_token(ids)
+        positions = jnp.broadcast_to(jnp.arange(1 + self.tokens)[None], tokens.shape)
+        source = jnp.where(tokens == self.mask_id, 0, positions)
+        return self.predict(params, {"ids": tokens, "positions": positions, "source": source})
 
 
 def _mean_of_masked(loss: Array, corrupted: Corrupted) -> Array:
-    """Average `[batch, token]` over the masked tokens, of which all images of a batch have equally many."""
+    """Average `[batch, token]` over the masked tokens; all images of a batch have the same number."""
     return jnp.sum(loss * corrupted["masked"], axis=1) / jnp.sum(corrupted["masked"], axis=1)

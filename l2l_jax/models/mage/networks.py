@@ -1,4 +1,4 @@
-"""Networks of MAGE between tokens and logits, and its random draws; names follow the release."""
+"""Networks of MAGE from tokens to logits, and its random sampling; names follow the released code."""
 
 import math
 from typing import Any
@@ -11,11 +11,11 @@ from jax import Array
 from l2l_jax.models.layers import vit
 from l2l_jax.utils.batch_axis import draw_rows, mean_and_std
 
-EMBEDDING_STD = 0.02  # standard deviation of the release's fresh embeddings
+EMBEDDING_STD = 0.02  # initial standard deviation of embeddings in the released code
 
 
 class TokenEmbedding(nn.Module):
-    """Sum of a word and a learned position, normalized."""
+    """Layer-normalized sum of word embedding and learned position embedding."""
 
     vocabulary: int
     places: int
@@ -24,7 +24,7 @@ class TokenEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, positions: Array) -> Array:
-        """Map `[batch, token]` twice to `[batch, token, width]`, float32."""
+        """Map `ids` and `positions`, `[batch, token]` each, to `[batch, token, width]`, float32."""
         normal = nn.initializers.normal(self.embedding_std)
         words = self.param("word_embeddings", normal, (self.vocabulary, self.width))
         places = self.param("position_embeddings", normal, (self.places, self.width))
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
     def __call__(self, ids: Array, positions: Array, dropout_keep: Array | None = None) -> Array:
         """Map tokens `[batch, 1 + kept]`, class token first, to features `[batch, 1 + kept, width]`, float32.
 
-        `dropout_keep`, bool like the features, tells the channels of their embeddings that dropout keeps.
+        `dropout_keep`, bool in the shape of the features, is True for embedding channels that dropout keeps.
         """
         embed = TokenEmbedding(self.vocabulary, self.places, self.width, self.embedding_std, name="token_emb")
         x = embed(ids, positions)
@@ -56,7 +56,7 @@ class Encoder(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Logits of the vocabulary by similarity to given word embeddings."""
+    """Vocabulary logits, computed as similarity to given word embeddings."""
 
     dtype: jnp.dtype = jnp.float32
 
@@ -73,7 +73,7 @@ class TokenHead(nn.Module):
 
 
 class Decoder(nn.Module):
-    """ViT over all places; masked ones hold the encoded class token."""
+    """ViT over all positions; masked positions hold the encoded class token."""
 
     places: int
     width: int
@@ -82,9 +82,9 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latent: Array, source: Array, words: Array, count: int | None = None) -> Array:
-        """Return float32 logits `[batch, places, vocabulary]`, or those of the first `count` words only.
+        """Return float32 logits `[batch, places, vocabulary]`, or those of the first `count` words.
 
-        `source`, `[batch, places]`, tells which of the encoder's tokens `latent` goes to each place; `words`
+        `source`, `[batch, places]`, is the index of the encoded token in `latent` for each position; `words`
         are the word embeddings.
         """
         embed = nn.Dense(self.width, dtype=self.blocks.dtype, kernel_init=vit.xavier, name="decoder_embed")
@@ -97,14 +97,14 @@ class Decoder(nn.Module):
 
 
 def random_masking(noise: Array, num_drop: int, num_mask: int | Array) -> tuple[Array, Array, Array]:
-    """Choose the tokens that the encoder is given, and its output that the decoder finds at each place.
+    """Choose the tokens that the encoder receives, and the encoder output for each decoder position.
 
-    Of `noise` `[batch, token]` the `num_drop` tokens of least noise are dropped, and `num_mask` masked, the
-    dropped ones included.
+    The `num_drop` tokens with the smallest `noise` `[batch, token]` are dropped. The `num_mask` tokens with
+    the smallest noise, which include the dropped ones, are masked.
 
     Returns:
-      `masked`, bool `[batch, token]`; `positions` `[batch, 1 + kept]`, ascending, among all places, of which
-      the class token has the first; `source` `[batch, 1 + token]`, indices into the encoder's output, 0 (the
+      `masked`, bool `[batch, token]`; `positions` `[batch, 1 + kept]`, ascending indices of the kept tokens,
+      with the class token at 0; `source` `[batch, 1 + token]`, indices into the encoder's output, 0 (the
       class token) where masked.
     """
     order = jnp.argsort(noise, axis=1)
@@ -116,7 +116,7 @@ def random_masking(noise: Array, num_drop: int, num_mask: int | Array) -> tuple[
 
 
 def draw_noise_codes(rng: Array, codes: Array, codebook_size: int, axis_name: str | None = None) -> Array:
-    """Draw codes from a normal distribution with the mean and (unbiased) deviation of `codes`."""
+    """Sample codes from a normal distribution with the mean and (unbiased) standard deviation of `codes`."""
     mean, std = mean_and_std(codes.astype(jnp.float32), axis_name)
     rows, tokens = codes.shape
     normal = draw_rows(lambda n: jax.random.normal(rng, (n, tokens)), rows, axis_name)
@@ -124,7 +124,7 @@ def draw_noise_codes(rng: Array, codes: Array, codebook_size: int, axis_name: st
 
 
 def unused_tensors(width: int, decoder_width: int, patch_size: int, channels: int) -> Any:
-    """Return zeros in the shapes of the release's tensors that no result depends on."""
+    """Return zeros in the shapes of those tensors of the released state dict that no result depends on."""
     patch = (patch_size, patch_size, channels)
     pixels = math.prod(patch)
     return {

@@ -1,7 +1,7 @@
 """VQGAN tokenizer (Esser et al. 2021, "Taming Transformers", as trained for MaskGIT and MAGE).
 
-The convolutional variant that MAGE uses: no attention, no convolution next to the codebook, average pooling
-on the way down. Equal to MAGE's PyTorch port on the arrays in `tests/reference`.
+The convolutional variant that MAGE uses has no attention, no convolutions next to the codebook, and
+downsamples by average pooling. Results match MAGE's PyTorch port on the arrays in `tests/reference`.
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ from l2l_jax.models.layers import doubled, remat_block
 from l2l_jax.models.layers.convolution import Conv
 from l2l_jax.models.layers.group_norm import GroupNorm
 
-# Those of the released tokenizer; the paper has them the other way round
+# Weights of the released tokenizer; in the paper they are swapped
 COMMITMENT_WEIGHT, CODEBOOK_WEIGHT = 1.0, 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """Sizes that encoder and decoder share.
+    """Sizes shared by encoder and decoder.
 
-    A level has `base_channels` times its multiplier as channels, which `groups` must divide, and
-    `num_res_blocks` residual blocks; a token stands for a square of 2^(levels − 1) pixels a side. `dtype` is
-    that of the products.
+    A level has `base_channels` times its multiplier channels, which must be divisible by `groups`, and
+    `num_res_blocks` residual blocks. A token covers a square with a side of 2^(levels − 1) pixels. `dtype` is
+    the dtype of matrix products.
     """
 
     base_channels: int
@@ -44,15 +44,15 @@ class Levels:
         return remat_block(ResBlock, self.remat)(width, self.groups, self.dtype, name=name)
 
     def last(self, x: Array, channels: int, size: int) -> Array:
-        """Normalize and convolve, in float32."""
+        """Apply the final normalization and convolution, in float32."""
         x = GroupNorm(self.groups, epsilon=1e-6, activation=nn.silu, name="norm_out")(x)
         return Conv(channels, (size, size), name="conv_out")(x)
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with a skip; if the channels change, the skip passes the *residual* on.
+    """Two convolutions with a skip connection, which projects the *residual* if the channels change.
 
-    The sum is in the type of the input.
+    The sum has the dtype of the input.
     """
 
     width: int
@@ -61,19 +61,19 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Map `[batch, height, width, channel]`, `[batch, 4 · inner_channel]` to `[…, channels]`."""
+        """Map `[batch, height, width, channel]` to `[batch, height, width, self.width]`."""
         conv = partial(Conv, self.width, use_bias=False, dtype=self.dtype)
         norm = partial(GroupNorm, self.groups, epsilon=1e-6, dtype=self.dtype, activation=nn.silu)
         h = conv((3, 3), name="conv1")(norm(name="norm1")(x))
         h = conv((3, 3), name="conv2")(norm(name="norm2")(h))
         if x.shape[-1] != self.width:
-            # Not the input's: that is how the released tokenizer was trained.
+            # Project h, not the input: the released tokenizer was trained this way.
             x = conv((1, 1), name="nin_shortcut")(h)
         return x + h
 
 
 class Encoder(nn.Module):
-    """Images → latents, each level but the last halving the side."""
+    """Encoder from images to latents; each level except the last halves the side."""
 
     latent_width: int
     levels: Levels
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents → images, the levels from the deepest to the first; no bound on the pixel values."""
+    """Decoder from latents to images, from the deepest level to the first; pixel values are unbounded."""
 
     channels: int
     levels: Levels
@@ -129,8 +129,8 @@ class VectorQuantizer(nn.Module):
         self.embedding = self.param("embedding", draw)
 
     def nearest(self, latent: Array) -> Array:
-        """Find the code of least squared distance to latents `[…, width]`, int32 `[…]`."""
-        # |z|² is the same for all codes and left out. The product decides between codes that are close:
+        """Return the index of the nearest code for latents `[…, width]`, int32 `[…]`."""
+        # |z|² is the same for all codes and omitted. The product must distinguish close codes, so
         # accelerators must not round its factors to bfloat16.
         exact = jax.lax.Precision.HIGHEST
         product = jnp.einsum("...d,nd->...n", latent.astype(jnp.float32), self.embedding, precision=exact)
@@ -139,14 +139,14 @@ class VectorQuantizer(nn.Module):
         return jnp.argmin(norms - 2 * product, axis=-1).astype(jnp.int32)
 
     def look_up(self, ids: Array) -> Array:
-        """Return the vectors `[…, width]` of codes `[…]`."""
+        """Return the codebook vectors `[…, width]` of codes `[…]`."""
         return jnp.take(self.embedding, ids, axis=0)
 
     def __call__(self, latent: Array) -> tuple[Array, Array]:
-        """Return quantized latents with the straight-through gradient, and every example's loss, `[batch]`.
+        """Return quantized latents with a straight-through gradient, and the per-example loss `[batch]`.
 
-        The loss is the mean over places and channels of the commitment loss (pulls latents to codes) and of
-        the codebook loss (pulls codes to latents), in the weights above.
+        The loss is the mean over positions and channels of the commitment loss (pulls latents to codes) and
+        the codebook loss (pulls codes to latents), with the weights above.
         """
         latent = latent.astype(jnp.float32)
         codes = self.look_up(self.nearest(latent))
@@ -172,10 +172,10 @@ class VQGAN(nn.Module):
     def __call__(
         self, images: Array, painted: Array | None = None, hidden: Array | None = None
     ) -> tuple[Array, Array]:
-        """Return reconstructions like `images`, and the codebook loss of every example, `[batch]`; float32.
+        """Return reconstructions in the shape of `images`, and per-example codebook loss `[batch]`; float32.
 
-        Given `painted`, images with a part painted over, the latents come from there except where `hidden`,
-        bool `[batch, rows, columns]`, is True.
+        If `painted` (images with a filled region) is given, latents are computed from it except where
+        `hidden`, bool `[batch, rows, columns]`, is True.
         """
         latent = self.encoder(images)
         if painted is not None:
@@ -188,5 +188,5 @@ class VQGAN(nn.Module):
         return self.quantize.nearest(self.encoder(images))
 
     def decode_ids(self, ids: Array) -> Array:
-        """Return the images `[batch, height, width, channels]` of codes `[batch, rows, columns]`, float32."""
+        """Decode codes `[batch, rows, columns]` to images `[batch, height, width, channels]`, float32."""
         return self.decoder(self.quantize.look_up(ids)).astype(jnp.float32)

@@ -1,8 +1,8 @@
-"""Checkpoints of Palette's `Network` (Janspiry; Li et al. 2024), and of the bare U-Net in it.
+"""Checkpoint formats of Palette's `Network` (Janspiry; Li et al. 2024) and of its U-Net alone.
 
-A saved `Network` holds the U-Net behind `denoise_fn.`, six buffers of its noise schedule and, if it was saved
-while unlearning, the frozen original behind `teacher_denoise_fn.`. Exported files have no teacher. The
-model's bank of masks is in neither.
+A saved `Network` holds the U-Net under the prefix `denoise_fn.`, six buffers of its noise schedule and, if it
+was saved during unlearning, the frozen original under `teacher_denoise_fn.`. Exported files have no teacher.
+Neither format holds the model's mask bank.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ BLOCKS = {
 }
 LAYERS = dict(in_norm="in_layers.0", in_conv="in_layers.2", emb="emb_layers.1", out_norm="out_layers.0")
 LAYERS |= dict(out_conv="out_layers.3", skip="skip_connection", norm="norm")
-"""Layers of residual blocks and of attention, either of which may be in one place of a block."""
+"""Layers of residual blocks and of attention; a name in a block may refer to either."""
 
 UNET = Table(
     {f"{block}/{layer}": f"{BLOCKS[block]}.{name}" for block in BLOCKS for layer, name in LAYERS.items()}
@@ -37,7 +37,7 @@ UNET = Table(
         "decoder/out_conv": "out.2",
     }
 )
-"""The bare U-Net."""
+"""Names of the U-Net alone."""
 
 HINT = "Set schedule, timesteps, linear_start and linear_end to what the checkpoint was saved with."
 
@@ -56,7 +56,7 @@ TABLE = Table(
 
 
 class Format(CheckpointFormat):
-    """Files of a `Network` or of a U-Net."""
+    """Checkpoints of a `Network` or of its U-Net alone."""
 
     table = TABLE
     published = {"palette_256": {}}
@@ -66,7 +66,7 @@ class Format(CheckpointFormat):
         return any(key.removeprefix(STUDENT).startswith("input_blocks.0.0.") for key in state_dict)
 
     def unwrap(self, state_dict: StateDict) -> StateDict:
-        """Drop the teacher, and name the keys of a bare U-Net as in a `Network`."""
+        """Drop the teacher, and rename the keys of a U-Net alone as in a `Network`."""
         if not any(key.startswith(STUDENT) for key in state_dict):
             return {f"{STUDENT}{key}": value for key, value in state_dict.items()}
         return {key: value for key, value in state_dict.items() if not key.startswith(TEACHER)}
@@ -74,7 +74,7 @@ class Format(CheckpointFormat):
     def sizes(self, state_dict: StateDict) -> Fields:
         _, inner = shape_of(state_dict, f"{STUDENT}cond_embed.0.weight", 2)
         blocks = count(state_dict, f"{STUDENT}output_blocks.{{i}}.")
-        # The output blocks of every level but the last end with a block that doubles the side.
+        # The output blocks of every level except the last end with an upsampling block.
         levels = 1 + sum(
             any(f"{STUDENT}output_blocks.{i}.{j}.in_layers.2.weight" in state_dict for j in (1, 2))
             for i in range(blocks)

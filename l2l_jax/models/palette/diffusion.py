@@ -1,8 +1,8 @@
 """Gaussian diffusion conditioned on the noise level γ (Ho et al. 2020; Chen et al. 2021).
 
-A noisy image is √γ · image + √(1 − γ) · noise, γ the product of 1 − β up to a time step. Equal to
-the process of Palette (Saharia et al. 2022) as re-implemented by Janspiry and used by Li et al.
-Schedules are NumPy float64 and cast at the end: float32 products would lose the last γ.
+A noisy image is √γ · image + √(1 − γ) · noise, where γ is the product of 1 − β up to a time step. The process
+is that of Palette (Saharia et al. 2022) as reimplemented by Janspiry and used by Li et al. Schedules are
+computed in NumPy float64 and cast at the end, because float32 products would lose the last γ.
 """
 # ruff: noqa: F722  (shapes are strings)
 
@@ -26,9 +26,9 @@ BetaSchedule = Literal["linear", "quad", "const", "warmup10", "warmup50", "cosin
 def beta_schedule(kind: BetaSchedule, timesteps: int, linear_start: float, linear_end: float) -> Betas:
     """Return noise variances β from `linear_start` to `linear_end`, both in (0, 1).
 
-    "quad": √β is linear; "const": `linear_end`; "warmup10", "warmup50": linear over the first 10 % or 50 %,
-    then `linear_end`; "cosine": Nichol and Dhariwal 2021, which has no ends. (Palette's "jsd" ends at β = 1,
-    where no step leads back.) Anything else is a ValueError.
+    "quad": √β is linear; "const": `linear_end`; "warmup10", "warmup50": linear over the first 10% or 50%,
+    then `linear_end`; "cosine": Nichol and Dhariwal 2021, which ignores both ends. Palette's "jsd" is not
+    supported, because it ends at β = 1, which cannot be reversed. Other kinds raise a ValueError.
     """
     if kind not in get_args(BetaSchedule):
         raise ValueError(f"schedule must be one of {', '.join(get_args(BetaSchedule))}, not {kind!r}")
@@ -54,12 +54,12 @@ def beta_schedule(kind: BetaSchedule, timesteps: int, linear_start: float, linea
 
 
 def cumulative_gammas(betas: Betas) -> Betas:
-    """Return γ, the running product of 1 − β."""
+    """Return γ, the cumulative product of 1 − β."""
     return np.cumprod(1.0 - np.asarray(betas, np.float64))
 
 
 def _posterior(betas: Betas) -> tuple[Betas, Betas, Betas, Betas]:
-    """Return γ, and of the posterior q(y_{t−1} | y_t, y_0) the factors of y_0 and y_t, and the variance."""
+    """Return γ, and the factors of y_0 and y_t and the variance of the posterior q(y_{t−1} | y_t, y_0)."""
     gammas = cumulative_gammas(betas)
     previous = np.append(1.0, gammas[:-1])
     start = betas * np.sqrt(previous) / (1.0 - gammas)
@@ -68,7 +68,7 @@ def _posterior(betas: Betas) -> tuple[Betas, Betas, Betas, Betas]:
 
 
 def schedule_buffers(betas: Betas) -> dict[str, np.ndarray]:
-    """Return what a PyTorch Palette network keeps of its schedule: six float32 arrays `[timesteps]`."""
+    """Return the schedule buffers of a PyTorch Palette network: six float32 arrays `[timesteps]`."""
     gammas, start, noisy, variance = _posterior(betas)
     buffers = {
         "gammas": gammas,
@@ -84,38 +84,38 @@ def schedule_buffers(betas: Betas) -> dict[str, np.ndarray]:
 def gamma_between(
     gammas: Float[Array, " timesteps"], t: Int[Array, " batch"], u: Float[Array, " batch"]
 ) -> Float[Array, " batch"]:
-    """Interpolate γ between the steps t − 1 and t by u in [0, 1) (Chen et al. 2021, section 3.2)."""
+    """Interpolate γ between steps t − 1 and t by u in [0, 1) (Chen et al. 2021, section 3.2)."""
     before, after = gammas[t - 1], gammas[t]
     return (after - before) * u + before
 
 
 def q_sample(images: Images, gamma: Float[Array, " batch"], noise: Images) -> Images:
-    """Return √γ · image + √(1 − γ) · noise."""
+    """Compute √γ · image + √(1 − γ) · noise."""
     gamma = gamma[:, None, None, None]
     return jnp.sqrt(gamma) * images + jnp.sqrt(1 - gamma) * noise
 
 
 class ReverseSteps(NamedTuple):
-    """Reverse steps as coefficients, float32 `[steps]`, in the order in which they are taken."""
+    """Coefficients of reverse steps, float32 `[steps]`, in sampling order."""
 
-    gamma: Any  # noise level that the network is given
+    gamma: Any  # noise level passed to the network
     # Clean image = first · noisy − second · predicted noise
     start_from_noisy: Any
     start_from_noise: Any
     # Mean of the next, less noisy image = first · clean image (clipped) + second · noisy image
     next_from_start: Any
     next_from_noisy: Any
-    sigma: Any  # standard deviation of the noise added to that mean; 0 in the last step
+    sigma: Any  # standard deviation of the noise added to the mean; 0 in the last step
 
 
 def ancestral_steps(betas: Betas) -> ReverseSteps:
-    """Return all steps of the schedule from the last to the first (Ho et al. 2020, algorithm 2)."""
+    """Return all steps of the schedule, from the last to the first (Ho et al. 2020, algorithm 2)."""
     gammas, start, noisy, variance = _posterior(betas)
     return _steps(gammas, start, noisy, np.sqrt(variance))
 
 
 def random_steps(steps: ReverseSteps, scale: float = 1.0) -> ReverseSteps:
-    """Return draws from the posterior between the noise levels of `steps`, with `scale` times its noise."""
+    """Return steps that sample the posterior between noise levels of `steps`, with noise times `scale`."""
     levels = np.asarray(steps.gamma, np.float64)[::-1]
     gammas, start, noisy, variance = _posterior(1.0 - levels / np.append(1.0, levels[:-1]))
     return _steps(gammas, start, noisy, scale * np.sqrt(variance))
@@ -124,7 +124,7 @@ def random_steps(steps: ReverseSteps, scale: float = 1.0) -> ReverseSteps:
 def ddim_steps(betas: Betas, count: int) -> ReverseSteps:
     """Return deterministic steps, evenly spaced in time (Song et al. 2021, equation 12, σ = 0).
 
-    The predicted noise is taken anew from the clipped clean image.
+    The predicted noise is recomputed from the clipped clean image.
     """
     if not 1 <= count <= len(betas):
         raise ValueError(f"DDIM takes 1 to {len(betas)} steps of this schedule, not {count}")
@@ -144,7 +144,7 @@ def _steps(gammas: Betas, next_from_start: Betas, next_from_noisy: Betas, sigma:
 def reverse_step(
     step: ReverseSteps, noisy: Images, predicted: Images, noise: Images, value_range: Any = (-1.0, 1.0)
 ) -> Images:
-    """Return the next, less noisy image from predicted noise; the clean one is clipped to `value_range`."""
+    """Return the next, less noisy image from predicted noise; the clean image is clipped to `value_range`."""
     start = jnp.clip(step.start_from_noisy * noisy - step.start_from_noise * predicted, *value_range)
     mean = step.next_from_start * start + step.next_from_noisy * noisy
     return mean + step.sigma * noise

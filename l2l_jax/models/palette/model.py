@@ -1,7 +1,7 @@
 """Palette: image-to-image diffusion for inpainting (Saharia et al. 2022), and its unlearning.
 
-Re-implemented after Janspiry's Palette and what Li et al. 2024 released on top of it. The encoder is the
-input half of the U-Net with the middle block and the γ embedding, the decoder is the output half.
+A reimplementation of Janspiry's Palette and the code of Li et al. 2024 that builds on it. The encoder is the
+input half of the U-Net with the middle block and the γ embedding; the decoder is the output half.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from l2l_jax.models.palette import convert, diffusion
 from l2l_jax.models.palette.unet import Decoder, Encoder, UNetConfig
 from l2l_jax.utils.batch_axis import draw_rows
 
-# A function of the number of a step to its noise
+# A function from step index to the noise of that step
 Draw = Callable[[Array], Array]
 
 
@@ -31,23 +31,24 @@ class Palette(Model):
 
     Attributes:
       image_size: Side of the images in pixels, a multiple of 2^(levels − 1).
-      inner_channel, channel_mults, res_blocks, attn_res, num_head_channels, norm_groups: The U-Net, see
-        `UNetConfig`. Small models need fewer groups.
+      inner_channel, channel_mults, res_blocks, attn_res, num_head_channels, norm_groups: Sizes of the U-Net,
+        see `UNetConfig`. Small models need fewer groups.
       schedule, timesteps, linear_start, linear_end: Noise variances β of training and unlearning, see
         `diffusion.beta_schedule`.
       sampler: "ancestral": `inpaint` takes every step of the sampling schedule, as published; "ddim": it
         takes `sampling_steps` deterministic steps spread over the *training* schedule, whose noise levels the
-        network knows; 50 are a good start.
-      sampling_steps: Steps of `inpaint`; for "ancestral" the length of the sampling schedule, which with
-        fewer steps needs a larger `sampling_linear_end` to still end in noise.
+        network was trained on; 50 is a good default.
+      sampling_steps: Steps of `inpaint`. For "ancestral" this is the length of the sampling schedule; fewer
+        steps need a larger `sampling_linear_end` to still end in noise.
       sampling_schedule, sampling_linear_start, sampling_linear_end: Noise variances of "ancestral".
-      teacher_noise: What the teacher is given in place of forget images. "hole": as released, pure noise
-        inside the mask in place of the noisy image; the real image stays around it and in the conditioning.
+      teacher_noise: Teacher input in place of forget images. "hole": as in the released code, pure noise
+        inside the mask in place of the noisy image, with the real image around it and in the conditioning.
         "everywhere": the paper's formula, T of a noise image.
-      training_holes: "hybrid" (box and strokes, as published), "free_form", "box" or "centre".
-      hole_bank_size, hole_seed: Number of masks that `init` draws, and their seed. A mask of the bank is
-        mirrored and transposed at random when it is used.
-      dtype: "float32" or "bfloat16", of the products.
+      training_holes: Type of training masks: "hybrid" (box and strokes, as published), "free_form", "box" or
+        "centre".
+      hole_bank_size, hole_seed: Number of masks that `init` generates, and their seed. Masks of the bank are
+        randomly flipped and transposed when used.
+      dtype: Dtype of matrix products, "float32" or "bfloat16".
       remat: See `MAE`.
     """
 
@@ -92,7 +93,7 @@ class Palette(Model):
             raise ValueError(f"image_size {self.image_size} is not a multiple of {factor}")
         if self.timesteps < 2 or self.hole_bank_size < 1:
             raise ValueError("timesteps must be 2 or more and hole_bank_size 1 or more")
-        _ = self.unet, self.betas, self.reverse_steps  # making them checks the other fields
+        _ = self.unet, self.betas, self.reverse_steps  # constructing them validates the other fields
 
     @property
     def unet(self) -> UNetConfig:
@@ -100,7 +101,7 @@ class Palette(Model):
         return UNetConfig(**sizes | {"dtype": jnp.dtype(self.dtype)})
 
     def canonical(self) -> "Palette":
-        """Leave out those `attn_res` that no level of the U-Net has."""
+        """Remove entries of `attn_res` that match no level of the U-Net."""
         factors = [2**level for level in range(len(self.channel_mults))]
         return dataclasses.replace(self, attn_res=tuple(f for f in factors if f in self.attn_res))
 
@@ -126,9 +127,9 @@ class Palette(Model):
         return Decoder(self.unet, self.channels)
 
     def init(self, rng: Array) -> Params:
-        """Return fresh parameters, and the bank of training masks, which depends on `hole_seed` alone."""
+        """Return initial parameters and the bank of training masks, which depends only on `hole_seed`."""
         encoder_rng, decoder_rng = jax.random.split(rng)
-        side = 2 ** (len(self.channel_mults) - 1)  # parameters are the same at every resolution
+        side = 2 ** (len(self.channel_mults) - 1)  # parameter shapes do not depend on the resolution
         (features, embedding), variables = self.encoder.init_with_output(
             encoder_rng, jnp.zeros((1, side, side, 2 * self.channels)), jnp.zeros(1)
         )
@@ -147,13 +148,13 @@ class Palette(Model):
         return in_dtype(params, jnp.dtype(self.dtype), float32=("encoder/cond_embed", "decoder/out_conv"))
 
     def corrupt(self, params: Params, images: Array, rng: Array, axis_name: str | None = None) -> Corrupted:
-        """Draw a mask, fill it with noise, and add noise of a random level inside it; see `corrupt_with`."""
+        """Sample a mask, fill it with noise and add noise of a random level inside it; see `corrupt_with`."""
         rows, *shape = images.shape
         draw = draw_rows(lambda n: self.draw(params, (n, *shape), rng), rows, axis_name)
         return self.corrupt_with(images, draw)
 
     def draw(self, params: Params, shape: tuple[int, ...], rng: Array) -> Corrupted:
-        """Draw all that is random in `corrupt`, for images of `shape`; see `corrupt_with`."""
+        """Sample all random inputs of `corrupt` for images of `shape`; see `corrupt_with`."""
         keys = jax.random.split(rng, 6)
         batch = shape[0]
         gammas = jnp.asarray(diffusion.cumulative_gammas(self.betas), jnp.float32)
@@ -167,16 +168,17 @@ class Palette(Model):
         }
 
     def corrupt_with(self, images: Array, draw: dict[str, Array]) -> Corrupted:
-        """Corrupt with everything random given.
+        """Corrupt images with given random inputs.
 
         Args:
           images: Images.
-          draw: `mask`, bool `[batch, height, width]`, the noise level `gamma` `[batch]`, and two standard
-            normal arrays like the images: `filling` of the mask in the conditioning image, and `noise`.
+          draw: `mask`, bool `[batch, height, width]`; the noise level `gamma` `[batch]`; and two standard
+            normal arrays in the shape of the images: `filling` of the mask in the conditioning image, and
+            `noise`.
 
         Returns:
-          `inputs` `[batch, height, width, 2 · channel]`: the conditioning image, then the noisy one, exact
-          outside the mask; `gamma`, `noise` and `mask` as given.
+          `inputs` `[batch, height, width, 2 · channel]`: the conditioning image, then the noisy image, which
+          is exact outside the mask; `gamma`, `noise` and `mask` as given.
         """
         mask = draw["mask"][..., None]
         conditioning = jnp.where(mask, draw["filling"], images)
@@ -187,26 +189,26 @@ class Palette(Model):
     def corrupt_noise(
         self, params: Params, images: Array, noise: Array, rng: Array, axis_name: str | None = None
     ) -> Corrupted:
-        """Return what the teacher is given, by `teacher_noise`; "hole" needs no `noise` image."""
+        """Return the teacher's input according to `teacher_noise`; "hole" does not use `noise`."""
         if self.teacher_noise == "everywhere":
             return self.corrupt(params, noise, rng, axis_name)
         return self.pure_noise_inside(self.corrupt(params, images, rng, axis_name))
 
     def pure_noise_inside(self, corrupted: Corrupted) -> Corrupted:
-        """Remove the image from the noisy image inside the mask.
+        """Replace the noisy image by pure noise inside the mask.
 
-        The release writes √(1 − γ) · noise + (1 − √(1 − γ)) · noise there, which is the noise.
+        The released code writes √(1 − γ) · noise + (1 − √(1 − γ)) · noise there, which equals the noise.
         """
         conditioning, noisy = jnp.split(corrupted["inputs"], 2, axis=-1)
         noisy = jnp.where(corrupted["mask"][..., None], corrupted["noise"], noisy)
         return {**corrupted, "inputs": jnp.concatenate([conditioning, noisy], axis=-1)}
 
     def encode(self, encoder_params: Any, corrupted: Corrupted) -> tuple[Array, ...]:
-        """Return the output of every input block and, last, of the middle block, `[batch, …, …, …]` each."""
+        """Return the outputs of all input blocks, then of the middle block, `[batch, …, …, …]` each."""
         return apply(self.encoder, encoder_params, corrupted["inputs"], corrupted["gamma"])[0]
 
     def predict(self, params: Params, corrupted: Corrupted) -> Array:
-        """Return the predicted noise, float32, like the images."""
+        """Return the predicted noise, float32, in the shape of the images."""
         return self.encode_and_predict(params, corrupted)[1]
 
     def encode_and_predict(self, params: Params, corrupted: Corrupted) -> tuple[Any, Array]:
@@ -218,14 +220,14 @@ class Palette(Model):
         return self.imitation_loss(predicted, corrupted, corrupted["noise"])
 
     def imitation_loss(self, predicted: Array, corrupted: Corrupted, target: Array) -> Array:
-        """Return the squared error to the `target` noise in the mask, mean over the image, as in Palette."""
+        """Return the squared error to `target` noise in the mask, averaged over the image as in Palette."""
         error = jnp.square(predicted - target)
         return jnp.where(corrupted["mask"][..., None], error, 0).mean(axis=(1, 2, 3))
 
     def with_truth(
         self, params: Params, images: Array, corrupted: Corrupted, truth: Array
     ) -> tuple[Array, Corrupted]:
-        """Take the noisy image inside the mask from `truth`: its noise is the one to find there."""
+        """Compute the noisy image inside the mask from `truth`, with the same noise as the target."""
         conditioning, _ = jnp.split(corrupted["inputs"], 2, axis=-1)
         noisy = diffusion.q_sample(truth, corrupted["gamma"], corrupted["noise"])
         noisy = jnp.where(corrupted["mask"][..., None], noisy, images)
@@ -234,7 +236,7 @@ class Palette(Model):
     def noisy_truth(
         self, images: Array, corrupted: Corrupted, noise: Array, rng: Array, axis_name: str | None = None
     ) -> tuple[Array, Corrupted]:
-        """Apply `pure_noise_inside`, as released: there is nothing but noise to find in the mask."""
+        """Apply `pure_noise_inside`, as in the released code: the mask contains nothing but noise."""
         return images, self.pure_noise_inside(corrupted)
 
     @property
@@ -245,10 +247,10 @@ class Palette(Model):
         return self.inpaint_with(params, images, mask, *_draws(rng, images.shape))
 
     def inpaint_with(self, params: Params, images: Array, mask: Any, filling: Array, draw: Draw) -> Array:
-        """Inpaint with everything random given, standard normal and like the images.
+        """Inpaint with given random inputs: standard normal arrays in the shape of the images.
 
-        `filling` is in the mask at first, and in the conditioning image throughout; `draw(step)` is the noise
-        of the steps 0, 1, …, which are traced.
+        `filling` fills the mask initially, and in the conditioning image throughout; `draw(step)` is the
+        noise of steps 0, 1, …, which are traced values.
         """
         conditioning, run = self._process(params, images, mask, filling, draw)
         return run(conditioning)
@@ -256,7 +258,7 @@ class Palette(Model):
     def _process(
         self, params: Params, images: Array, mask: Any, filling: Array, draw: Draw
     ) -> tuple[Array, Callable]:
-        """Return the conditioning image, and a function of a noisy image that takes steps from there."""
+        """Return the conditioning image, and a function that runs reverse steps from a noisy image."""
         mask = jnp.asarray(self._check_mask(mask))[None, ..., None]
         conditioning = jnp.where(mask, filling, images)
 
@@ -280,9 +282,9 @@ class Palette(Model):
     def sample(
         self, params: Params, images: Array, mask: np.ndarray, rng: Array, noise: Array | None = None
     ) -> tuple[Array, Array]:
-        """See `Model`: a ring of visible pixels is masked, too, and the squared error there is the misfit.
+        """Draw a sample; the misfit is the squared error in a ring of visible pixels that is also masked.
 
-        Steps are computed again in the backward pass.
+        Steps are recomputed in the backward pass.
         """
         grown = masks.grow(mask, max(1, self.image_size // 16))
         filling, draw = _draws(rng, images.shape)
@@ -303,7 +305,7 @@ class Palette(Model):
         return run(noisy, steps, skipped)
 
     def noise_norm(self, params: Params, images: Array, mask: np.ndarray, rng: Array) -> Array:
-        """See `Model`: at a tenth of the time steps, inside the mask."""
+        """Return the mean square of the predicted noise inside the mask, at a tenth of the time steps."""
         gamma = diffusion.cumulative_gammas(self.betas)[self.timesteps // 10]
         conditioning = jnp.where(mask[None, ..., None], jax.random.normal(rng, images.shape), images)
         inputs = jnp.concatenate([conditioning, images], axis=-1)
@@ -312,8 +314,8 @@ class Palette(Model):
 
 
 def draw_masks(bank: Array, rows: int, choice_rng: Array, turn_rng: Array) -> Array:
-    """Choose masks of a bank, bool `[rows, height, width]`, and mirror and transpose them at random."""
-    bank = jnp.asarray(bank)  # restored checkpoints hold NumPy arrays
+    """Choose masks from a bank, bool `[rows, height, width]`, and randomly flip and transpose them."""
+    bank = jnp.asarray(bank)  # loaded checkpoints hold NumPy arrays
     chosen = bank[jax.random.randint(choice_rng, (rows,), 0, bank.shape[0])]
     turns = jax.random.bernoulli(turn_rng, shape=(3, rows, 1, 1))
     chosen = jnp.where(turns[0], chosen[:, ::-1], chosen)
@@ -322,7 +324,7 @@ def draw_masks(bank: Array, rows: int, choice_rng: Array, turn_rng: Array) -> Ar
 
 
 def _draws(rng: Array, shape: tuple[int, ...]) -> tuple[Array, Draw]:
-    """Return the initial noise, and a function of a step's number to its noise."""
+    """Return the initial noise, and a function from step index to the noise of that step."""
     filling_rng, step_rng = jax.random.split(rng)
 
     def draw(step):

@@ -1,7 +1,7 @@
-"""U-Net of guided diffusion (Dhariwal and Nichol 2021), told the noise level γ as in Palette.
+"""U-Net of guided diffusion (Dhariwal and Nichol 2021), conditioned on the noise level γ as in Palette.
 
-Re-implemented after the U-Net in Janspiry's Palette; equal to it on the arrays in `tests/reference`. Feature
-maps are `[batch, height, width, channel]`. Module names follow the original's `input_blocks.{i}.{j}`,
+A reimplementation of the U-Net in Janspiry's Palette; results match on the arrays in `tests/reference`.
+Feature maps are `[batch, height, width, channel]`. Module names follow the original `input_blocks.{i}.{j}`,
 `middle_block.{j}` and `output_blocks.{i}.{j}`.
 """
 
@@ -21,9 +21,10 @@ from l2l_jax.models.layers.group_norm import GroupNorm
 
 
 def lecun_uniform(rng: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """Draw uniform values of variance 1 / fan in, for kernels `[…, in, out]`.
+    """Sample uniform values with variance 1 / fan_in, for kernels `[…, in, out]`.
 
-    Drawn flat: on a CPU, XLA compiles a four-dimensional draw three times as long.
+    Values are sampled as a flat array, because XLA takes three times as long to compile sampling in four
+    dimensions on CPU.
     """
     bound = math.sqrt(3 / math.prod(shape[:-1]))
     return jax.random.uniform(rng, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
@@ -31,18 +32,18 @@ def lecun_uniform(rng: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Sizes that encoder and decoder share."""
+    """Sizes shared by encoder and decoder."""
 
-    # Width of every level is a multiple of the former; each level has half the resolution of the one before
+    # The width of a level is inner_channel times its multiplier; each level halves the resolution.
     inner_channel: int
     channel_mults: tuple[int, ...]
     res_blocks: int  # residual blocks per level (one more in the decoder)
-    # Downsampling factors, not resolutions, of the levels with self-attention; the middle block always has it
+    # Downsampling factors, not resolutions, of levels with self-attention; the middle block always has it
     attn_res: tuple[int, ...]
     num_head_channels: int  # width of an attention head
-    norm_groups: int  # groups of the group normalization; must divide every width
-    dtype: jnp.dtype = jnp.float32  # of products and feature maps; the γ embedding and the output are float32
-    remat: bool = False  # compute the inside of every block again in the backward pass, instead of keeping it
+    norm_groups: int  # number of groups of the group normalization; must divide every width
+    dtype: jnp.dtype = jnp.float32  # dtype of products and feature maps; γ embedding and output are float32
+    remat: bool = False  # recompute the activations of every block in the backward pass
 
     def __post_init__(self):
         widths = [mult * self.inner_channel for mult in self.channel_mults]
@@ -58,7 +59,7 @@ class UNetConfig:
             raise ValueError(f"inner_channel must be even, not {self.inner_channel}")
 
     def norm(self, name: str, **options: Any) -> GroupNorm:
-        """Return a group normalization; statistics are float32 whatever `dtype` is."""
+        """Return a group normalization; statistics are always float32."""
         return GroupNorm(self.norm_groups, epsilon=1e-5, dtype=self.dtype, name=name, **options)
 
     def conv(self, channels: int, size: int, name: str, zero: bool = False) -> nn.Conv:
@@ -74,7 +75,7 @@ class UNetConfig:
 class ResBlock(nn.Module):
     """Residual block; the γ embedding scales and shifts its second normalization.
 
-    A new block is the identity (or its resampling): the last kernel starts at zero.
+    A newly initialized block is the identity (or resampling), because the last kernel is zero.
     """
 
     config: UNetConfig
@@ -99,7 +100,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Residual self-attention over all places; qkv is laid out head by head as [q, k, v]."""
+    """Residual self-attention over all positions; qkv is ordered by head, each as [q, k, v]."""
 
     config: UNetConfig
 
@@ -138,8 +139,8 @@ class Encoder(nn.Module):
         """Encode images `[batch, height, width, channel]` at noise levels `[batch]`.
 
         Returns:
-          The outputs of every input block and, last, of the middle block; and the embedding of γ, which the
-          decoder needs and nobody compares.
+          The outputs of all input blocks, then of the middle block; and the embedding of γ, which the decoder
+          needs but the objective does not compare.
         """
         config = self.config
         res_block, attention = (remat_block(cls, config.remat) for cls in (ResBlock, Attention))
@@ -165,14 +166,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Output blocks, each fed the input block of its resolution, and the final convolution."""
+    """Output blocks, each with a skip connection from the encoder, and the final convolution."""
 
     config: UNetConfig
     out_channel: int
 
     @nn.compact
     def __call__(self, features: tuple[Array, ...], embedding: Array) -> Array:
-        """Map what `Encoder` returns to `[batch, height, width, out_channel]`, float32."""
+        """Map the results of `Encoder` to `[batch, height, width, out_channel]`, float32."""
         config = self.config
         res_block, attention = (remat_block(cls, config.remat) for cls in (ResBlock, Attention))
         *skips, h = features
