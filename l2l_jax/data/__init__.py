@@ -1,1 +1,1 @@
-"""Images: sources, class and set selection, transforms and batches."""
+"""Image data: sources, selection of classes and sets, transforms and batches."""

@@ -1,6 +1,6 @@
-"""Sources of arrays: digits and clothes of this package, IDX and NumPy files, noise and generated images.
+"""Array sources: bundled digits and Fashion-MNIST, IDX and NumPy files, noise and generated images.
 
-Nothing here loads JAX: worker processes import this module.
+This module must not import JAX, because worker processes import it.
 """
 
 import functools
@@ -25,10 +25,10 @@ from l2l_jax.data.files import find
 from l2l_jax.data.records import ArraySource, Record, Source, SplitName, Subset, hold_out
 from l2l_jax.errors import UserError
 
-# Scans (counts from 0 to 16), labels and which are test images; a copy, for scikit-learn takes a second to
-# load and may split the images otherwise in another version
+# Scans (counts from 0 to 16), labels, and a flag for test images. This is a copy because scikit-learn takes a
+# second to import and other versions may split the images differently.
 DIGITS = pathlib.Path(__file__).with_name("digits.safetensors")
-# The first 500 training and 200 test images of each class; tools/fashion_subset.py makes the files
+# The first 500 training and 200 test images of each class, written by tools/fashion_subset.py
 FASHION = epath.Path(__file__).parent / "fashion"
 
 FASHION_CLASSES = (
@@ -48,37 +48,37 @@ FASHION_SHA256 = {
     "train": "3e4733ae8450a2837c1f62ea9946542fde2197204feb158e5b790257ac34143a",
     "test": "8e8b02fc2db0ff9ed2d481ff30f8bd7cc5c88205cb131d7f4a0c19448f6957c9",
 }
-"""Digests of the pixels, followed by the labels."""
+"""SHA-256 digests of the pixels followed by the labels."""
 
 IDX_PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 IDX_ENDINGS = {"images": "idx3-ubyte", "labels": "idx1-ubyte"}
 UNPACK: dict[str, Callable[..., Any]] = {"": lambda file: file, ".gz": gzip.open, ".xz": lzma.open}
 IDX_WANTED = "a folder with train-images-idx3-ubyte[.gz] and the three other files of MNIST"
 NPZ_WANTED = "a .npz file with images [image, height, width, 1 or 3] and labels [image]"
-# Range of the exponents a and b of noise whose amplitude falls as 1 / (|fx|^a + |fy|^b)
+# Range of the exponents a and b of noise with amplitude 1 / (|fx|^a + |fy|^b)
 EXPONENTS = (0.5, 3.5)
 
 
 @functools.lru_cache(maxsize=8)
 def open_digits(split: SplitName, image_size: int) -> ArraySource:
-    """Open 1,797 handwritten digits, those of scikit-learn's `load_digits` (Alpaydin & Kaynak 1998, UCI).
+    """Open the 1,797 handwritten digits of scikit-learn's `load_digits` (Alpaydin & Kaynak 1998, UCI).
 
-    Real 8×8 scans, enlarged bicubically and repeated over 3 channels. One image in four of every
+    The real 8×8 scans are upsampled bicubically and repeated over 3 channels. One image in four of every
     class, always the same ones, is a test image.
     """
     digits = load_file(DIGITS)
     indices = np.flatnonzero(digits["test"] == (split == "test"))
     scans, size = (digits["scans"][indices] / 16).astype(np.float32), (image_size, image_size)
-    pictures = [Image.fromarray(scan).resize(size, Image.Resampling.BICUBIC) for scan in scans]
-    enlarged = np.stack([np.asarray(picture) for picture in pictures])
-    images = np.repeat(np.clip(enlarged, 0, 1)[..., None], 3, axis=-1)
-    images.flags.writeable = False  # all runs share them
+    resized = [Image.fromarray(scan).resize(size, Image.Resampling.BICUBIC) for scan in scans]
+    stacked = np.stack([np.asarray(image) for image in resized])
+    images = np.repeat(np.clip(stacked, 0, 1)[..., None], 3, axis=-1)
+    images.flags.writeable = False  # the cached array is shared by all runs
     return ArraySource(images, digits["labels"][indices], "0123456789", "digits", indices)
 
 
 @functools.cache
 def open_fashion(split: SplitName) -> ArraySource:
-    """Open the training or test images of the subset of Fashion-MNIST."""
+    """Open the training or test images of the bundled subset of Fashion-MNIST."""
     images, labels = read_idx_split(FASHION, split)
     if hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() != FASHION_SHA256[split]:
         raise UserError(f"The {split} images in {FASHION} are not those of this package; reinstall it.")
@@ -86,7 +86,7 @@ def open_fashion(split: SplitName) -> ArraySource:
 
 
 def open_idx(config: SourceConfig, split: SplitName) -> ArraySource:
-    """Open the images of a split in a folder of IDX files; classes are named by their numbers."""
+    """Open the images of a split in a folder of IDX files; class names are the label numbers."""
     folder = find(config, IDX_WANTED, folder=True)
     images, labels = read_idx_split(folder, split)
     classes = 1 + max(int(x.max(initial=0)) for x in (labels, _read_idx(folder, "train", "labels")[1]))
@@ -94,7 +94,7 @@ def open_idx(config: SourceConfig, split: SplitName) -> ArraySource:
 
 
 def read_idx_split(folder: epath.Path, split: SplitName) -> tuple[np.ndarray, np.ndarray]:
-    """Read the images `[image, height, width]` and labels `[image]` of a split, uint8."""
+    """Read the images `[image, height, width]` and labels `[image]` of a split, both uint8."""
     (path, images), (other, labels) = (_read_idx(folder, split, kind) for kind in IDX_ENDINGS)
     if len(images) != len(labels):
         raise UserError(
@@ -107,7 +107,7 @@ def read_idx_split(folder: epath.Path, split: SplitName) -> tuple[np.ndarray, np
 
 
 def _read_idx(folder: epath.Path, split: SplitName, kind: str) -> tuple[epath.Path, np.ndarray]:
-    """Read "images" or "labels": bytes, compressed by gzip or xz if the file's ending says so."""
+    """Read an array of bytes, "images" or "labels"; decompress it according to the suffix (.gz or .xz)."""
     prefixes, ending = IDX_PREFIXES[split], IDX_ENDINGS[kind]
     names = [f"{prefix}-{kind}{mark}{ending}{x}" for prefix in prefixes for mark in "-." for x in UNPACK]
     path = next((folder / name for name in names if (folder / name).exists()), None)
@@ -128,7 +128,7 @@ def _read_idx(folder: epath.Path, split: SplitName, kind: str) -> tuple[epath.Pa
             shape = tuple(int(size) for size in np.frombuffer(header, ">u4", offset=4))
             content = bytearray()
             while len(content) <= math.prod(shape) and (part := file.read(2**20)):
-                content += part  # no more than announced: a few bytes can unpack to gigabytes
+                content += part  # stop at the announced size: a few bytes can unpack to gigabytes
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         reason = str(error).rstrip(".")
         raise UserError(f"{path} cannot be decompressed ({reason}); fetch or copy it again.") from None
@@ -144,8 +144,8 @@ def _read_idx(folder: epath.Path, split: SplitName, kind: str) -> tuple[epath.Pa
 def open_npz(config: SourceConfig, split: SplitName) -> Subset:
     """Open the images of a split in a NumPy file.
 
-    The file holds "images", "labels" (names or numbers of the classes) and, optionally, "test", which is true
-    for test images. Without it `config.test_fraction` of each class is held out.
+    The file holds "images", "labels" (class names or numbers) and optionally "test", which is true for test
+    images. Without "test", the fraction `config.test_fraction` of each class is held out.
     """
     path = find(config, NPZ_WANTED, folder=False)
     try:
@@ -153,14 +153,14 @@ def open_npz(config: SourceConfig, split: SplitName) -> Subset:
             names = {pathlib.PurePath(name).stem for name in archive.namelist()}
         with np.load(path) as file:
             arrays = {name: file[name] for name in names & {"images", "labels", "test"}}
-    except Exception as error:  # damaged archives raise whatever they like
+    except Exception as error:  # damaged archives raise exceptions of many types
         raise UserError(
             f"{config.where}.path={path} cannot be read ({error}); expected {NPZ_WANTED}."
         ) from None
     _check_arrays(arrays, f"{config.where}.path={path}")
-    given = arrays["labels"]
-    given = np.char.decode(given, "utf-8", "replace") if given.dtype.kind == "S" else given.astype(str)
-    classes, labels = np.unique(given, return_inverse=True)
+    stored = arrays["labels"]
+    stored = np.char.decode(stored, "utf-8", "replace") if stored.dtype.kind == "S" else stored.astype(str)
+    classes, labels = np.unique(stored, return_inverse=True)
     source = ArraySource(arrays["images"], labels, classes.tolist())
     if "test" in arrays:
         return Subset(source, np.flatnonzero(np.asarray(arrays["test"], bool) == (split == "test")))
@@ -168,7 +168,7 @@ def open_npz(config: SourceConfig, split: SplitName) -> Subset:
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
-    """Raise a UserError that says which arrays of a NumPy file do not fit."""
+    """Raise a UserError if an array of a NumPy file is missing or invalid."""
     if missing := {"images", "labels"} - set(arrays):
         raise UserError(f"{where} has no array {min(missing)!r}; expected {NPZ_WANTED}.")
     images = arrays["images"]
@@ -188,15 +188,15 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
         raise UserError(f"{where}: labels are {labels.dtype}; expected names or numbers.")
     if not np.isin(test, (0, 1)).all():
         raise UserError(f"{where}: test is {test.dtype}; expected true for test images, or false.")
-    if images.dtype == np.float32 and not np.all((images >= 0) & (images <= 1)):  # NaN is neither
+    if images.dtype == np.float32 and not np.all((images >= 0) & (images <= 1)):  # also false for NaN
         raise UserError(f"{where}: float images must be in [0, 1].")
 
 
 class NoiseImages(Source):
-    """Color noise with the spectra of photographs, which falls off with the frequency.
+    """Color noise with a spectrum like that of photographs, which decreases with frequency.
 
-    The "spectrum" images of "Learning to See by Looking at Noise" (Baradad et al., NeurIPS 2021), each
-    stretched to [0, 1]; each depends on the seed and its number.
+    These are the "spectrum" images of "Learning to See by Looking at Noise" (Baradad et al., NeurIPS 2021),
+    each rescaled to [0, 1]. An image depends only on the seed and its index.
     """
 
     class_names = ("noise",)
@@ -210,7 +210,7 @@ class NoiseImages(Source):
 
 
 def spectrum_noise(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw an image `[size, size, 3]` of `NoiseImages`, float32."""
+    """Generate an image `[size, size, 3]` of `NoiseImages`, float32."""
     a, b = rng.uniform(*EXPONENTS, 2)
     frequency = np.abs(np.fft.fftfreq(size)) * size
     with np.errstate(divide="ignore"):
@@ -223,7 +223,7 @@ def spectrum_noise(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 class PrototypeImages(Source):
-    """`count` images between two stored prototypes of a class, in equal numbers of each class.
+    """Interpolations between two stored prototypes of a class: `count` images, balanced over the classes.
 
     The file at `path` holds "images" `[prototype, height, width, 3]`, uint8, and the names of their classes,
     "labels".
@@ -236,7 +236,7 @@ class PrototypeImages(Source):
         try:
             with np.load(path) as file:
                 images, labels = file["images"], file["labels"]
-        except Exception as error:  # damaged archives raise whatever they like
+        except Exception as error:  # damaged archives raise exceptions of many types
             raise UserError(f"config.data.prototypes={path} cannot be read ({error}).") from None
         if missing := set(classes) - set(labels.tolist()):
             raise UserError(
@@ -256,12 +256,12 @@ class PrototypeImages(Source):
         return {"image": image, "label": label, "name": f"prototypes/{index}"}
 
     def key(self, index: int) -> bytes:
-        """Return the content of an image: the file may be another one."""
+        """Return the pixels of an image, because the file may be replaced."""
         return self[index]["image"].tobytes()  # type: ignore[union-attr]
 
 
 class GeneratedImages(Source):
-    """The first images of a NumPy file `[image, height, width, channel]`, uint8; not pickled with it."""
+    """The first images of a NumPy file `[image, height, width, channel]`, uint8; pixels are not pickled."""
 
     class_names = ("generated",)
 

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: a list that survives the run, and a limit."""
+"""A persistent list of images that cannot be decoded, with a limit."""
 
 import json
 import logging
@@ -10,15 +10,15 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.text import printable
 
 logger = logging.getLogger(__name__)
-# Bad images of a set that are named on the console and in the error; the list names all
+# Maximum bad images per set to name on the console and in the error; the list has all
 LOGGED, SHOWN = 20, 10
 
 
 class BadImages:
-    """The bad images of a phase, by set, also those that earlier parts of the run or other processes found.
+    """The bad images of a phase by set, including those found before a restart or by other processes.
 
-    Each process writes a list of its own to a folder, `bad_images.jsonl` or `bad_images-<process>.jsonl`, so
-    that they never wait for each other; all are read when one finds another bad image.
+    To avoid locking, each process writes its own list to a folder, `bad_images.jsonl` or
+    `bad_images-<process>.jsonl`. All lists are read when a process finds another bad image.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class BadImages:
         self._found: dict[str, dict[str, str]] = {name: {} for name in counts}
 
     def limit(self, set_name: str) -> int:
-        """Return how many images of a set may be bad; never all."""
+        """Return the number of images of a set that may be bad; it is always less than all."""
         count = self._counts[set_name]
         return min(int(self._max_fraction * count + 1e-9), count - 1)
 
@@ -57,30 +57,30 @@ class BadImages:
                         "Skipping an image of the %s set: %s: %s.%s", set_name, printable(name), reason, more
                     )
         if len(found) > self.limit(set_name):
-            shown = "; ".join(f"{printable(name)} ({reason})" for name, reason in list(found.items())[:SHOWN])
+            named = "; ".join(f"{printable(name)} ({reason})" for name, reason in list(found.items())[:SHOWN])
             more = f"; and {len(found) - SHOWN} more{where}" if len(found) > SHOWN else ""
             raise UserError(
                 f"{len(found)} of {self._counts[set_name]} images of the {set_name} set cannot be read, more "
-                f"than config.data.max_bad_fraction={self._max_fraction:g} allows: {shown}{more}. Fix or "
+                f"than config.data.max_bad_fraction={self._max_fraction:g} allows: {named}{more}. Fix or "
                 "remove them, or allow more."
             )
 
     def _write(self, row: dict[str, str]) -> None:
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Names need not be UTF-8; an escaped surrogate is valid JSON.
+            # File names may not be UTF-8; an escaped surrogate is valid JSON.
             with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_lists(folder: pathlib.Path) -> dict[str, dict[str, str]]:
-    """Return the reasons in all lists of a folder, by set and by image."""
-    found: dict[str, dict[str, str]] = {}
+    """Return the reasons from all lists in a folder, by set and image."""
+    reasons: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("bad_images*.jsonl")):
         for line in path.read_text("utf-8", "replace").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:  # the process was killed while it wrote the line
+            except ValueError:  # the process was killed while writing the line
                 continue
-            found.setdefault(row["set"], {})[row["image"]] = row["reason"]
-    return found
+            reasons.setdefault(row["set"], {})[row["image"]] = row["reason"]
+    return reasons

@@ -1,4 +1,4 @@
-"""From what the user calls a class to its id."""
+"""Conversion of user-specified class names to class ids."""
 
 import contextlib
 import difflib
@@ -16,30 +16,30 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.text import printable, split_names
 
 LISTS = importlib.resources.files("l2l_jax.data") / "class_lists"
-PUBLISHED = ("imagenet_i2i", "places365_i2i")  # lists to forget and to retain, see third_party/NOTICE.md
+PUBLISHED = ("imagenet_i2i", "places365_i2i")  # published forget and retain lists, see third_party/NOTICE.md
 WNID, PLAIN_NUMBER = re.compile(r"n\d{8}"), re.compile(r"0|[1-9][0-9]*")
 
 
 def named_classes(*given: str | int) -> tuple[str, ...]:
-    """Return the classes that the user wrote, without "rest", files and published splits."""
+    """Return the classes that are named explicitly, without "rest", files and published splits."""
     names = [name for text in given for name in split_names(str(text))]
     return tuple(dict.fromkeys(x for x in names if x not in (REST, *PUBLISHED) and not x.startswith("@")))
 
 
 def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: str, side: str) -> list[int]:
-    """Return the class ids of what the user wrote in a field, each once; see `DataConfig`.
+    """Convert the classes specified in a field to class ids without duplicates; see `DataConfig`.
 
-    A number is a class id only if it is a plain decimal integer, and no class has that name. `side` says
-    which list of a published split is meant: "forget" or "retain".
+    A number is a class id only if it is a plain decimal integer and no class has that name. `side` selects
+    the list of a published split: "forget" or "retain".
 
     Raises:
-      UserError: An unknown class, or a name that several classes share.
+      UserError: A class is unknown, or several classes share a name.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     normal: dict[str, list[int]] = defaultdict(list)
     for number, name in enumerate(class_names):
         normal[_normal(name)].append(number)
-    words = defaultdict(list)  # in lower case, of classes with WordNet ids as names
+    words = defaultdict(list)  # WordNet ids by lower-case word, for classes named by WordNet ids
     for wnid in sorted(set(filter(WNID.fullmatch, class_names))):
         for word in imagenet_names().get(wnid, ()):
             words[word.lower()].append(wnid)
@@ -53,7 +53,7 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
         if alike:
             return alike[0]
         if PLAIN_NUMBER.fullmatch(text) and int(text) < len(class_names):
-            for name in class_names:  # a class 3.0 is not meant by 3
+            for name in class_names:  # 3 is ambiguous if there is a class named 3.0
                 with contextlib.suppress(ValueError):
                     if float(name) == int(text):
                         raise UserError(
@@ -77,7 +77,7 @@ def class_ids(class_names: Sequence[str], wanted: Sequence[str | int], field: st
 
 
 def readable(name: str) -> str:
-    """Decode the bytes of a name that is not UTF-8 as Windows-1252, if they can be."""
+    """Decode a name that is not UTF-8 as Windows-1252, if possible."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -86,7 +86,7 @@ def readable(name: str) -> str:
 
 
 def _expand(wanted: Sequence[str | int], known: Mapping[str, int], field: str, side: str) -> Iterator[str]:
-    """Yield names and ids, with the lists that are named in their place."""
+    """Yield names and ids, with published lists and files expanded."""
     for name in (name for text in wanted for name in split_names(str(text), known)):
         if name in known:
             yield name
@@ -114,12 +114,12 @@ def _normal(name: str) -> str:
 
 @functools.cache
 def imagenet_names() -> dict[str, tuple[str, ...]]:
-    """Return the words of WordNet for each of ImageNet-1K's classes, by WordNet id."""
+    """Return the WordNet words of each ImageNet-1K class, by WordNet id."""
     pairs = (line.split("\t") for line in _lines((LISTS / "imagenet_names.txt").read_text("utf-8")))
     return {wnid: tuple(words.split(", ")) for wnid, words in pairs}
 
 
 def _lines(text: str) -> list[str]:
-    """Return the lines that are not empty and do not begin with #."""
+    """Return the stripped lines that are not empty and do not begin with #."""
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]

@@ -1,6 +1,6 @@
-"""Encoded images to RGB pixels: JPEG by libjpeg-turbo (simplejpeg), everything else by Pillow.
+"""Decoding of images to RGB pixels: JPEG by libjpeg-turbo (simplejpeg), all other formats by Pillow.
 
-Nothing here loads JAX: worker processes import this module.
+This module must not import JAX, because worker processes import it.
 """
 
 import contextlib
@@ -12,9 +12,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
-# Largest number of pixels that is decoded, as in Pillow: more might fill the memory
+# Maximum number of pixels to decode, as in Pillow; larger images could exhaust the memory
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
-# Tags of TIFF, and of EXIF for the camera's orientation
+# TIFF and EXIF tags
 ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC = 0x0112, 0x0102, 0x0106
 
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -27,10 +27,10 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, 1),
 }
-"""From stored to upright pixels, by orientation; from 5 on, height and width change places."""
+"""Functions from stored to upright pixels, by orientation; for 5 to 8, height and width are swapped."""
 
 AVIF = ("AVIF",) if features.check("avif") else ()
-# Formats of Pillow that are decoded; others, such as EPS, start programs or recognize anything
+# Pillow formats to decode; others, such as EPS, start programs or accept any file
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO") + AVIF
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
@@ -40,7 +40,7 @@ class ImageError(Exception):
 
 
 class OpenImage:
-    """An image whose `height` and `width`, in pixels after EXIF orientation, are known."""
+    """An image with its `height` and `width`, in pixels after applying the EXIF orientation."""
 
     def __init__(self, stored: bytes | np.ndarray, height: int, width: int, orientation: int = 1):
         self._stored, self._orientation = stored, orientation
@@ -49,8 +49,8 @@ class OpenImage:
     def pixels(self, shrink: int = 1) -> np.ndarray:
         """Decode the image, uint8 `[height, width, 3]`.
 
-        With `shrink` 2, 4 or 8 a JPEG may be returned smaller by up to this factor, which saves most of its
-        decoding: libjpeg-turbo then leaves out the high frequencies of each block.
+        With `shrink` 2, 4 or 8, a JPEG may be decoded at a size reduced by up to this factor, which saves
+        most of the work: libjpeg-turbo then skips the high frequencies of each block.
 
         Raises:
           ImageError: The file is damaged.
@@ -61,20 +61,20 @@ class OpenImage:
         least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)} if shrink > 1 else {}
         try:
             pixels = simplejpeg.decode_jpeg(self._stored, "RGB", **least)
-        except ValueError:  # Pillow forgives bytes between segments
+        except ValueError:  # Pillow tolerates extra bytes between segments
             pixels = _decode_with_pillow(self._stored)[0]
         return np.ascontiguousarray(TURNS[self._orientation](pixels))
 
 
 def open_image(encoded: bytes) -> OpenImage:
-    """Read the head of a JPEG, or decode another image.
+    """Read the header of a JPEG, or decode an image in another format.
 
-    All modes and bit depths become 8-bit RGB (see `_to_rgb`), transparent pixels white. The EXIF orientation
-    is applied; other metadata is not read, and damage to it does no harm. The first frame of an animation
-    counts. The name of the file does not matter.
+    All modes and bit depths are converted to 8-bit RGB (see `_to_rgb`), transparent pixels to white. The EXIF
+    orientation is applied; other metadata is ignored, even if it is damaged. Only the first frame of an
+    animation is read. The format is detected from the content, not from the file name.
 
     Raises:
-      ImageError: Nothing that can be decoded, or more than `MAX_PIXELS` pixels.
+      ImageError: The file cannot be decoded, or has more than `MAX_PIXELS` pixels.
     """
     if not encoded:
         raise ImageError("the file is empty")
@@ -82,7 +82,7 @@ def open_image(encoded: bytes) -> OpenImage:
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
         except ValueError:
-            pass  # Pillow reads more kinds of JPEG, and its errors say more
+            pass  # Pillow supports more kinds of JPEG, and has better error messages
         else:
             if colors not in ("CMYK", "YCCK"):
                 _check_size(height, width)
@@ -93,13 +93,13 @@ def open_image(encoded: bytes) -> OpenImage:
 
 
 def _decode_with_pillow(encoded: bytes) -> tuple[np.ndarray, int]:
-    """Return RGB pixels as stored, and the orientation; tries again without metadata if that fails."""
+    """Return RGB pixels as stored, and the orientation; retry without metadata if decoding fails."""
     try:
         return _decode(encoded)
     except ImageError:
         with contextlib.suppress(ImageError):
             return _decode(_without_metadata(encoded))[0], _jpeg_orientation(encoded)
-        raise  # the first error, which is about the file as it is
+        raise  # the first error, which is about the original file
 
 
 def _decode(encoded: bytes) -> tuple[np.ndarray, int]:
@@ -123,27 +123,27 @@ def _check_size(height: int, width: int) -> None:
 
 
 def _to_rgb(image: Image.Image, encoded: bytes) -> np.ndarray:
-    """Return `[height, width, 3]`, uint8, of any of Pillow's modes.
+    """Convert an image in any of Pillow's modes to `[height, width, 3]`, uint8.
 
     | mode | pixels |
     | --- | --- |
-    | 1, L, RGB, RGBX, YCbCr, HSV, CMYK | converted by Pillow; those of PNG's transparent color are white |
-    | P, PA, LA, La, RGBA, RGBa | converted to RGBA, drawn on white |
-    | I;16 and its byte orders, I | scaled to 255 from 12 or 16 bits, as the file says |
+    | 1, L, RGB, RGBX, YCbCr, HSV, CMYK | converted by Pillow; a PNG's transparent color becomes white |
+    | P, PA, LA, La, RGBA, RGBa | converted to RGBA, composited on white |
+    | I;16 and its byte orders, I | scaled to 255 from 12 or 16 bits, as stated in the file |
     | LAB | converted by LittleCMS, white point D50 |
-    | F, I beyond 16 bits | refused: the range is unknown |
+    | F, I beyond 16 bits | rejected, because the range is unknown |
     """
     mode, key = image.mode, image.info.get("transparency")
     if mode == "F":
         raise ImageError("floating-point pixels, of which nobody knows the range")
     if mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        tags = getattr(image, "tag_v2", {})  # of TIFF
+        tags = getattr(image, "tag_v2", {})  # TIFF only
         bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
         if bits > 16 or values.min() < 0 or values.max() >= 2**bits:
             raise ImageError("32-bit or signed pixels, of which nobody knows the range")
         gray = np.where(values == key, 255, np.rint(values * (255 / (2**bits - 1))))
-        if tags.get(PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds for 8 bits alone
+        if tags.get(PHOTOMETRIC) == 0:  # white is zero, which Pillow handles for 8 bits only
             gray = 255 - gray
         rgb = np.repeat(gray[..., None], 3, axis=-1)
     elif mode in ("PA", "LA", "La", "RGBA", "RGBa") or (mode == "P" and key is not None):
@@ -158,7 +158,7 @@ def _to_rgb(image: Image.Image, encoded: bytes) -> np.ndarray:
     else:
         rgb = np.asarray(image.convert("RGB"))
         if isinstance(key, int | tuple) and mode in ("1", "L", "RGB"):
-            # PNG's transparent color has the file's bit depth; Pillow scales pixels in this way.
+            # PNG's transparent color has the file's bit depth; scale it as Pillow scales pixels.
             depth, values = encoded[24] if encoded.startswith(PNG) else 8, np.asarray(key)
             color = values >> 8 if depth == 16 else values * 255 // (2**depth - 1)
             rgb = np.where((rgb == color).all(axis=-1, keepdims=True), 255, rgb)
@@ -166,11 +166,11 @@ def _to_rgb(image: Image.Image, encoded: bytes) -> np.ndarray:
 
 
 def _orientation_of(image: Image.Image, encoded: bytes) -> int:
-    """Return the orientation that EXIF data of a loaded image states; Pillow applies that of TIFF itself."""
+    """Return the EXIF orientation of a loaded image; 1 for TIFF, where Pillow has already applied it."""
     if encoded.startswith(JPEG):
         return _jpeg_orientation(encoded)
     exif = image.info.get("exif", b"")
-    profile = image.info.get("Raw profile type exif")  # of PNGs by ImageMagick: name, length, hexadecimal
+    profile = image.info.get("Raw profile type exif")  # in PNGs by ImageMagick: name, length, hexadecimal
     if not exif and isinstance(profile, str):
         with contextlib.suppress(ValueError):
             exif = bytes.fromhex("".join(profile.split()[2:]))
@@ -178,7 +178,7 @@ def _orientation_of(image: Image.Image, encoded: bytes) -> int:
 
 
 def _orientation(exif: bytes) -> int:
-    """Read the orientation tag alone; 1 if it is missing, damaged, or none of the eight values."""
+    """Read only the orientation tag; return 1 if it is missing, damaged, or not one of the eight values."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return 1
@@ -194,7 +194,7 @@ def _orientation(exif: bytes) -> int:
 
 
 def _jpeg_orientation(encoded: bytes) -> int:
-    """Return the orientation of a JPEG; 1 of other files."""
+    """Return the orientation of a JPEG; 1 for other files."""
     for marker, start, end in _jpeg_segments(encoded) if encoded.startswith(JPEG) else ():
         if marker == 0xE1 and encoded[start + 4 : start + 10] == b"Exif\0\0":
             return _orientation(encoded[start + 10 : end])
@@ -202,7 +202,7 @@ def _jpeg_orientation(encoded: bytes) -> int:
 
 
 def _jpeg_segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, start and end of the segments before the pixels."""
+    """Yield marker, start and end of the segments that precede the pixels."""
     place = 2
     while jpeg[place : place + 1] == b"\xff" and place + 4 <= len(jpeg):
         marker = jpeg[place + 1]
@@ -217,9 +217,9 @@ def _jpeg_segments(jpeg: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _without_metadata(encoded: bytes) -> bytes:
-    """Return a JPEG without comments and application data, or a PNG without chunks that pixels do not need.
+    """Remove comments and application data from a JPEG, or chunks that do not affect pixels from a PNG.
 
-    JFIF's and Adobe's segments say what the colors of a JPEG are, and stay.
+    The JFIF and Adobe segments, which define the colors of a JPEG, are kept.
     """
     if encoded.startswith(JPEG):
         kept, last = [encoded[:2]], 2

@@ -1,4 +1,4 @@
-"""Images in files of the user's own: a folder of class folders, or a table of paths."""
+"""Sources of user image files: a folder of class folders, or a table of paths."""
 
 import csv
 import functools
@@ -21,19 +21,19 @@ from l2l_jax.utils.text import printable
 from l2l_jax.utils.threads import DaemonPool
 
 logger = logging.getLogger(__name__)
-# Names of the folder or the split of test images, besides "train"
+# Names of the folder or split of test images (training images are in "train")
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-MADE_LOCALLY = "data/local"  # folder that `l2l_jax.data.make_local` makes
-THREADS = 16  # threads that look at files, whose storage may be slow
-RESOLVED_LINES = 20_000  # lines of a table up to which links are followed to find files that are named twice
-CHECKED_FILES = 1000  # files of a table whose existence is checked when it is opened
+MADE_LOCALLY = "data/local"  # folder written by `l2l_jax.data.make_local`
+THREADS = 16  # threads that access files, whose storage may be slow
+RESOLVED_LINES = 20_000  # maximum lines of a table to resolve links when looking for duplicate files
+CHECKED_FILES = 1000  # number of files whose existence is checked when a table is opened
 
 
 class FileSource(Source):
-    """Image files, whose names are bytes, below a root; `passed_over` are those listed but not read."""
+    """Image files below a root, named by bytes; `passed_over` describes files that are skipped."""
 
-    # The files; absolute ones relative to the root, or else to the folder that they share, so that images
-    # that move keep their names
+    # File names. Absolute paths are made relative to the root, or else to their common folder, which keeps
+    # names unchanged when the images are moved.
     paths: np.ndarray
 
     def __init__(self, root: str, files: Any, labels: np.ndarray, class_names: Any, passed_over: str = ""):
@@ -57,7 +57,7 @@ class FileSource(Source):
         return open_path(path) if "://" in path else epath.Path(self.root) / path
 
     def key(self, index: int) -> bytes:
-        """Return the relative path and the size of an image; that of a remote one is not looked up."""
+        """Return the relative path and the size of an image; for remote images, the path only."""
         path = bytes(self.paths[index])
         if b"://" in path or "://" in self.root:
             return path
@@ -67,19 +67,19 @@ class FileSource(Source):
 
 
 def _names(root: str, files: np.ndarray) -> np.ndarray:
-    above = os.fsencode(os.path.abspath(root))
+    top = os.fsencode(os.path.abspath(root))
     absolute = np.flatnonzero(np.char.startswith(files, b"/"))
-    inside = [os.path.commonpath([above, files[i]]) == above for i in absolute]
+    inside = [os.path.commonpath([top, files[i]]) == top for i in absolute]
     outside = [os.path.dirname(files[i]) for i, below in zip(absolute, inside, strict=True) if not below]
-    shared = os.path.commonpath(outside) if outside else above
+    shared = os.path.commonpath(outside) if outside else top
     names = list(files)
     for i, below in zip(absolute, inside, strict=True):
-        names[i] = os.path.relpath(files[i], above if below else shared)
+        names[i] = os.path.relpath(files[i], top if below else shared)
     return np.array(names, np.bytes_) if len(absolute) else files
 
 
 def open_path(path: str) -> epath.Path:
-    """Return a path, which may be remote; raise a UserError for one of a kind that is not read."""
+    """Return a local or remote path; raise a UserError for unsupported remote schemes."""
     kind, remote, _ = path.partition("://")
     if remote and kind != "gs":
         raise UserError(f"{path}: images are local files or in gs:// buckets; {kind}:// is not read.")
@@ -87,7 +87,7 @@ def open_path(path: str) -> epath.Path:
 
 
 def find(config: SourceConfig, wanted: str, *, folder: bool) -> epath.Path:
-    """Return `config.path`, if there is a folder, or else a file; `wanted` is a noun phrase for it."""
+    """Return `config.path` if it is an existing `folder` (or file); `wanted` describes it in errors."""
     if not config.path:
         raise UserError(f"{config.where}.path is empty: the source {config.source!r} needs {wanted}.")
     path, given = open_path(config.path).expanduser(), f"{config.where}.path={config.path}"
@@ -105,26 +105,26 @@ def find(config: SourceConfig, wanted: str, *, folder: bool) -> epath.Path:
 
 
 def open_folder(config: SourceConfig, split: SplitName) -> FileSource:
-    """Open the images below a folder; the folders in it are the classes.
+    """Open the images below a folder, whose subfolders are the classes.
 
-    Images may be deeper in a class's folder. If the folder holds `train` and `test` (or `val`, `valid`,
-    `validation`) and no other folders with images, these hold the class folders; if not, a share of each
-    class is held out for testing. Images beside the class folders are a class of the folder's name.
+    Images may be nested deeper in a class folder. If the folder holds `train` and `test` (or `val`, `valid`,
+    `validation`) and no other folders with images, these hold the class folders; otherwise, a fraction of
+    each class is held out for testing. Images next to the class folders form a class with the folder's name.
     """
     top = find(config, "a folder with a folder of images for each class", folder=True)
     lister = Lister(top)
     places = _split_folders(lister)
-    found = {
+    groups = {
         (place, name): paths
         for place in places.values()
         for name, paths in _list_classes(lister, place, top.name).items()
     }
-    found = lister.without_copies(found)
+    groups = lister.without_copies(groups)
     passed_over = lister.report()
-    classes = sorted({name for _, name in found}, key=os.fsencode)
+    classes = sorted({name for _, name in groups}, key=os.fsencode)
     place = places.get(split, next(iter(places.values())))
     prefix = f"{place}/" if place else ""
-    listed = [found.get((place, name), []) for name in classes]
+    listed = [groups.get((place, name), []) for name in classes]
     labels = np.repeat(np.arange(len(classes)), list(map(len, listed)))
     paths = np.array([os.fsencode(path[len(prefix) :]) for group in listed for path in group], np.bytes_)
     root = top / place
@@ -138,14 +138,14 @@ def open_folder(config: SourceConfig, split: SplitName) -> FileSource:
         chosen = hold_out(labels, config.test_fraction, held=split == "test", names=paths)
         paths, labels = paths[chosen], labels[chosen]
     names = [_text(os.fsencode(name)) for name in classes]
-    shown = list(map(readable, names))
-    shown = shown if len(set(shown)) == len(shown) else names
-    return FileSource(os.fspath(root), paths, labels, shown, passed_over)
+    decoded = list(map(readable, names))
+    class_names = decoded if len(set(decoded)) == len(decoded) else names
+    return FileSource(os.fspath(root), paths, labels, class_names, passed_over)
 
 
 def _split_folders(lister: Lister) -> dict[str, str]:
-    """Return the folders that hold the class folders, by split; {"all": ""}: the folder itself does."""
-    say = functools.partial(log_once, logging.INFO)
+    """Return the parent folders of the class folders by split; {"all": ""} for the root itself."""
+    log = functools.partial(log_once, logging.INFO)
     folders, loose = lister.level("")
     train = next((name for name in folders if name.lower() == "train"), None)
     if train is None:
@@ -155,38 +155,38 @@ def _split_folders(lister: Lister) -> dict[str, str]:
     classes, _ = lister.level(train)
     if others and any(lister.has_images(f"{train}/{name}") for name in classes):
         raise UserError(
-            f"{lister.root} holds the folder {train}, with folders of images in it, and beside it "
+            f"{lister.root} holds the folder {train}, with folders of images in it, and next to it "
             f"{', '.join(others[:5])}: is {train} a class, or does it hold the training images? Rename the "
             f"class, or move the other folders out."
         )
     if others:
-        say(f"{lister.root}: {train} is read as a class, like {', '.join(others[:5])}")
+        log(f"{lister.root}: {train} is read as a class, like {', '.join(others[:5])}")
         return {"all": ""}
     for name in loose:
-        lister.pass_over(name, "image{s} beside the splits")
+        lister.pass_over(name, "image{s} next to the splits")
     if not tests:
-        say(f"{lister.root}: training and test images are those in {train}")
+        log(f"{lister.root}: training and test images are those in {train}")
         return {"all": train}
     test = next((name for name in tests if set(classes) & set(lister.level(name)[0])), tests[0])
     for name in tests:
         if name != test:
             lister.pass_over(name, "folder{s} of another split")
-    say(f"{lister.root}: training images are those in {train}, test images those in {test}")
+    log(f"{lister.root}: training images are those in {train}, test images those in {test}")
     return {"train": train, "test": test}
 
 
 def _list_classes(lister: Lister, place: str, own_name: str) -> dict[str, list[str]]:
-    """Return the paths below a folder by class: each folder in it, and its loose images by its own name."""
+    """Return the paths below a folder by class: its subfolders, and `own_name` for images directly in it."""
     folders, loose = lister.level(place)
     prefix = f"{place}/" if place else ""
-    found = {name: lister.images(prefix + name) for name in folders}
+    paths = {name: lister.images(prefix + name) for name in folders}
     if loose:
-        found[own_name] = [*found.get(own_name, []), *(prefix + name for name in loose)]
-    return found
+        paths[own_name] = [*paths.get(own_name, []), *(prefix + name for name in loose)]
+    return paths
 
 
 class _Line(NamedTuple):
-    """A line of a table; `split` is "" if there is no such column."""
+    """A line of a table; `split` is "" if the table has no such column."""
 
     number: int
     path: bytes
@@ -199,10 +199,10 @@ class _Line(NamedTuple):
 
 
 def open_csv(config: SourceConfig, split: SplitName) -> Source:
-    """Open the images that a table names: columns `path`, `label` and, if given, `split`.
+    """Open the images listed in a table with the columns `path`, `label` and optionally `split`.
 
-    Paths are relative to the table's folder; labels are class names; splits are `train`, and `test`
-    (or `val`, `valid`, `validation`). Without that column a share of each class is held out for testing.
+    Paths are relative to the table's folder. Labels are class names. Splits are `train` and `test` (or `val`,
+    `valid`, `validation`); without this column, a fraction of each class is held out for testing.
     """
     table = find(config, "a CSV file with the columns path and label", folder=False)
     root = os.fspath(table.parent)
@@ -213,7 +213,7 @@ def open_csv(config: SourceConfig, split: SplitName) -> Source:
     if not lines:
         raise UserError(f"{table} names no image: there is no line after the header.")
     lines = _without_repetitions(table, root, lines)
-    labels = {line.label for line in lines}  # numbers are sorted as numbers, before other names
+    labels = {line.label for line in lines}  # numbers are sorted numerically, before other names
     class_names = sorted(labels, key=lambda x: (False, int(x), "") if x.isdecimal() else (True, 0, x))
     class_ids = {name: number for number, name in enumerate(class_names)}
     ids = np.array([class_ids[line.label] for line in lines])
@@ -232,7 +232,7 @@ def open_csv(config: SourceConfig, split: SplitName) -> Source:
 
 
 def _read_table(table: epath.Path) -> list[_Line]:
-    found: list[_Line] = []
+    parsed: list[_Line] = []
     odd = None
     with table.open("rb") as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", "") as lines:
         rows = csv.reader(lines, skipinitialspace=True)
@@ -250,11 +250,11 @@ def _read_table(table: epath.Path) -> list[_Line]:
             line = _parse_line(row, header, table, rows.line_num)
             label = readable(line.label)
             odd = odd or (line.number if label != line.label else None)
-            found.append(line._replace(label=label))
+            parsed.append(line._replace(label=label))
     if odd:
         sentence = "%s is not UTF-8 (line %d): read as Windows-1252. If labels look wrong, save it as UTF-8."
         logger.warning(sentence, table, odd)
-    return found
+    return parsed
 
 
 def _parse_line(row: list[str], header: list[str], table: epath.Path, number: int) -> _Line:
@@ -271,21 +271,21 @@ def _parse_line(row: list[str], header: list[str], table: epath.Path, number: in
     line = _Line(number, path.encode("utf-8", "surrogateescape"), label, "")
     if "split" not in header:
         return line
-    split_name, known = values.get("split", ""), ("train", *TEST_FOLDERS)
-    if split_name.lower() not in known:
-        raise UserError(f"{where}: split is {split_name!r}; known: {', '.join(known)}.")
+    split_name, choices = values.get("split", ""), ("train", *TEST_FOLDERS)
+    if split_name.lower() not in choices:
+        raise UserError(f"{where}: split is {split_name!r}; known: {', '.join(choices)}.")
     return line._replace(split="train" if split_name.lower() == "train" else "test")
 
 
 def _without_repetitions(table: epath.Path, root: str, lines: list[_Line]) -> list[_Line]:
-    """Leave out lines that repeat another one's file; an error if they contradict it."""
-    above = (root if "://" in root else os.path.abspath(root)).encode("utf-8", "surrogateescape")
+    """Drop lines that repeat the file of an earlier line; raise a UserError if the two contradict."""
+    top = (root if "://" in root else os.path.abspath(root)).encode("utf-8", "surrogateescape")
     local = "://" not in root and len(lines) <= RESOLVED_LINES
     resolve = os.path.realpath if local else posixpath.normpath
     first: dict[bytes, _Line] = {}
     repeated = []
     for line in lines:
-        before = first.setdefault(resolve(posixpath.join(above, line.path)), line)
+        before = first.setdefault(resolve(posixpath.join(top, line.path)), line)
         if before.use != line.use:
             raise UserError(
                 f"{table}, line {line.number}: {_text(line.path)} ({line.use}) is the file of "
@@ -301,22 +301,22 @@ def _without_repetitions(table: epath.Path, root: str, lines: list[_Line]) -> li
 
 
 def _check_files(table: epath.Path, sample: Sequence[tuple[int, epath.Path]]) -> None:
-    """Look for some of the files, so that a wrong column or folder does not get far."""
+    """Check that some of the files exist, to detect a wrong column or folder early."""
     with DaemonPool(THREADS) as pool:
         are_files = pool.map(lambda line: line[1].is_file(), sample)
     wrong = [line for line, is_file in zip(sample, are_files, strict=True) if not is_file]
     if not wrong:
         return
-    number, path, shown = *wrong[0], printable(os.fspath(wrong[0][1]))
+    number, path, name = *wrong[0], printable(os.fspath(wrong[0][1]))
     if path.exists():
         kind = "folder" if path.is_dir() else "special file"
-        raise UserError(f"{table}, line {number}: {shown} is a {kind}, not an image.")
+        raise UserError(f"{table}, line {number}: {name} is a {kind}, not an image.")
     raise UserError(
         f"{table}: {len(wrong)} of {len(sample)} files looked for do not exist, the first being "
-        f"{shown} (line {number}). Paths are relative to the table's folder, or absolute."
+        f"{name} (line {number}). Paths are relative to the table's folder, or absolute."
     )
 
 
 def _text(raw: bytes) -> str:
-    """Decode a name; bytes that are not UTF-8 become surrogates."""
+    """Decode a file name; bytes that are not UTF-8 become surrogates."""
     return bytes(raw).decode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""One lister of image files, for training data, evaluation folders and wherever else images are listed."""
+"""Listing of image files, shared by training data, evaluation folders and other commands."""
 
 import functools
 import logging
@@ -20,36 +20,36 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
     *((".avif",) if features.check("avif") else ()),
 )
-"""Endings of image files, in lower case; Pillow reads AVIF from release 11.3 on."""
+"""Suffixes of image files, in lower case; Pillow supports AVIF since release 11.3."""
 
 UNREAD = frozenset(
     (".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3")
     + (".nef", ".arw", ".orf", ".rw2", ".raf", ".eps", ".pdf", ".exr", ".hdr", ".tga")
 )
-"""Endings of images that are not read and have to be converted."""
+"""Suffixes of unsupported images, which must be converted."""
 
 JUNK = frozenset(
     ("__macosx", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "#recycle")
     + ("@eadir", "system volume information", "__pycache__", "icon\r")
 )
-"""Files and folders that operating systems put beside images, in lower case."""
+"""Files and folders that operating systems create next to images, in lower case."""
 
 
 class Lister:
-    """Lists the images below a folder, which may be remote, and counts what it passes over.
+    """A lister of the images below a folder, which may be remote, that counts skipped files.
 
-    Hidden names (".x"), what operating systems leave, files with other endings, broken links, and what is
-    neither file nor folder are passed over. Links are followed, circles end. All paths are relative to the
-    root, with "/" between names.
+    It skips hidden names (".x"), files of operating systems, files with other suffixes, broken links, and
+    entries that are neither file nor folder. Links are followed; cycles are detected. All paths are relative
+    to the root, with "/" between names.
     """
 
     def __init__(self, root: epath.Path | pathlib.Path):
         self.root, self._linked = epath.Path(root), False
         self._remote = "://" in os.fspath(self.root)
-        self._passed: dict[str, dict[str, None]] = {}  # paths by reason, each once: folders are listed twice
+        self._passed: dict[str, dict[str, None]] = {}  # unique paths by reason, as folders are listed twice
 
     def level(self, place: str) -> tuple[list[str], list[str]]:
-        """Return the names of the folders and of the images in a folder, sorted."""
+        """Return the names of the subfolders and the images in a folder, sorted."""
         folders: list[str] = []
         images: list[str] = []
         for name, kind in sorted(self._entries(place)):
@@ -66,7 +66,7 @@ class Lister:
         return sorted(self._below(place, {root, *root.parents} if place else {*root.parents}))
 
     def without_copies(self, groups: Mapping[T, list[str]]) -> dict[T, list[str]]:
-        """Return the paths of each group, such as a class, with every file once, whatever links there are."""
+        """Return the paths of each group, such as a class, without files that are repeated through links."""
         if not self._linked:
             return dict(groups)
         first: dict[tuple[int, int], tuple[T, str]] = {}
@@ -90,11 +90,11 @@ class Lister:
         return bool(images) or any(self.has_images(_join(place, name)) for name in folders)
 
     def pass_over(self, path: str, reason: str) -> None:
-        """Count a path among those that are not read; "{s}" in the reason is the plural's."""
+        """Record a path as skipped; "{s}" in the reason marks the plural."""
         self._passed.setdefault(reason, {})[path] = None
 
     def report(self) -> str:
-        """Log what was passed over, once for each folder, and return it; empty if there is nothing."""
+        """Log the skipped files once per folder, and return the description; empty if there are none."""
         parts = []
         for reason, paths in sorted(self._passed.items()):
             count, named = len(paths), ", ".join(map(printable, [*paths][:2]))
@@ -117,7 +117,7 @@ class Lister:
             yield from self._below(_join(place, name), above | {real})
 
     def _entries(self, place: str) -> Iterator[tuple[str, str]]:
-        """Yield names and kinds: folder, file, link (a broken one) or special."""
+        """Yield names and kinds: "folder", "file", "link" (broken) or "special"."""
         if self._remote:
             _, folders, files = next(iter((self.root / place).walk()), (None, (), ()))
             yield from ((name, "folder") for name in folders)
@@ -139,7 +139,7 @@ def _join(place: str, name: str) -> str:
 
 
 def _reason(name: str, kind: str) -> str:
-    """Return why something is passed over; empty: it is not."""
+    """Return the reason for skipping an entry; empty if it is not skipped."""
     noun = "folder{s}" if kind == "folder" else "file{s}"
     ending = os.path.splitext(name)[1].lower()
     if name.startswith("."):
@@ -159,5 +159,5 @@ def _reason(name: str, kind: str) -> str:
 
 @functools.cache
 def log_once(level: int, message: str) -> None:
-    """Log a message, unless it was logged before: sources are opened several times."""
+    """Log a message unless it was logged before, because sources are opened several times."""
     logger.log(level, "%s", message)

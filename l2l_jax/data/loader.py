@@ -1,4 +1,4 @@
-"""Training batches with grain: balanced, seeded, sharded by process, resumable."""
+"""Balanced, seeded, resumable training batches with grain, sharded by process."""
 
 import dataclasses
 import functools
@@ -22,37 +22,37 @@ from l2l_jax.utils.stopping import asked_to_stop
 from l2l_jax.utils.threads import DaemonPool
 
 logger = logging.getLogger(__name__)
-ENDLESS = 2**48  # batches after which a stream ends: more than anyone trains on
-CHUNK = 16  # images that a worker reads at a time, so that a batch is spread over all workers
-# Memory for batches that are read ahead, and their least and greatest number
+ENDLESS = 2**48  # number of batches in a stream, practically infinite
+CHUNK = 16  # images that a worker reads at a time, to spread a batch over all workers
+# Memory for prefetched batches, and their minimum and maximum number
 AHEAD_BYTES, AHEAD = 256 * 2**20, (2, 16)
-# Seconds without a batch after which a signal ends the wait for it: less than `stopping.GRACE_SECONDS`
+# Seconds to wait for a batch after a stop signal; must be less than `stopping.GRACE_SECONDS`
 STOP_AFTER = 5.0
 Submit = Callable[[Sequence[Row]], "Future[Rows]"]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoaderOptions:
-    """Settings of a process that reads its share of the batches."""
+    """Settings of one process's batch loading."""
 
-    bad_folder: pathlib.Path | None = None  # of the lists of bad images, see `BadImages`
-    max_bad_fraction: float = 0.0  # of a set that may be impossible to decode
-    workers: int = 0  # processes that read and decode; 0: threads
+    bad_folder: pathlib.Path | None = None  # folder of the lists of bad images, see `BadImages`
+    max_bad_fraction: float = 0.0  # maximum fraction of a set's images that cannot be decoded
+    workers: int = 0  # processes that read and decode; 0 uses threads
     process_index: int = 0
     process_count: int = 1
 
 
 class EpochOrder:
-    """Every epoch a new permutation of `count` images, each a function of `seed` and the epoch alone.
+    """A new permutation of `count` images for every epoch, determined by `seed` and the epoch.
 
-    An epoch's permutation is drawn once and kept while it lasts: 10 MB for 1.28 million images. It
-    sorts raw words of a bit generator, whose streams NumPy guarantees from version to version, which
-    it does not for `Generator.permutation`.
+    The permutation of an epoch is generated once and cached: 10 MB for 1.28 million images. It sorts raw
+    words of a bit generator, because NumPy guarantees stable streams across versions for these but not for
+    `Generator.permutation`.
     """
 
     def __init__(self, count: int, seed: int):
         self.count, self.seed = count, seed
-        self._permutation = functools.lru_cache(maxsize=2)(self._draw)  # reading ahead crosses the border
+        self._permutation = functools.lru_cache(maxsize=2)(self._draw)  # prefetching spans two epochs
 
     def _draw(self, epoch: int) -> np.ndarray:
         words = np.random.Philox(np.random.SeedSequence((self.seed, epoch))).random_raw(self.count)
@@ -63,43 +63,42 @@ class EpochOrder:
         epochs, places = np.divmod(np.asarray(positions, np.int64), self.count)
         indices = np.empty_like(places)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            indices[here] = self._permutation(int(epoch))[places[here]]
+            in_epoch = epochs == epoch
+            indices[in_epoch] = self._permutation(int(epoch))[places[in_epoch]]
         return epochs, indices
 
 
 class Batches(Protocol):
-    """Endless batches `{set: this process's rows}`; see `BatchIterator` for what their iterators offer."""
+    """Endless batches `{set: rows of this process}`, with iterators like `BatchIterator`."""
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Range of the float images, and that to which uint8 ones are to be brought."""
+        """Range of float images, to which the step must also scale uint8 images."""
         ...
 
     def __iter__(self) -> Any: ...
 
 
 class TrainingBatches:
-    """An endless stream of `{set: images [rows, height, width, channel]}`; iterating over it starts to read.
+    """An endless stream of `{set: images [rows, height, width, channel]}`; iterating over it starts reading.
 
-    Images from files are uint8, a quarter of the bytes for memory and devices: the step brings them to
-    `value_range`. Those of sources that hold float arrays are float32 in it.
+    Images from files are uint8, which takes a quarter of the memory; the step scales them to `value_range`.
+    Images of sources with float arrays are float32, already in `value_range`.
 
-    Every set is shuffled anew in each epoch and repeated, so all sets give equally many images to a
-    batch: the smaller one is oversampled. Which images a global batch holds, and how they are cropped,
-    depends on `seed` alone; process p of n gets the p-th of n equal slices of each batch, its `rows`, and
-    reads no other image.
+    Every set is reshuffled in each epoch and repeated. All sets contribute equally many images to a batch,
+    so smaller sets are oversampled. The images of a global batch and their crops depend only on `seed`.
+    Process p of n gets the p-th of n equal slices of each batch, its `rows`, and reads no other images.
 
-    An image that cannot be decoded is listed, and another of its set takes its place: the one that is half
-    an epoch further on in the epoch's order, or the next good one after that. So batches are full, all other
-    images stay where they were, and nothing depends on what was found before.
+    An image that cannot be decoded is listed and replaced by another image of its set: the one half an epoch
+    later in the epoch's order, or the next good one after that. Batches are therefore always full, the
+    positions of other images are unchanged, and the result does not depend on previously found bad images.
 
     Args:
       sets: Sources by name.
       batch_size: Images per set in the global batch, a multiple of the number of processes.
-      value_range: Range of the float images, and that to which uint8 ones are to be brought.
+      value_range: Range of float images, to which the step must also scale uint8 images.
       seed: Seed of the order and of the crops.
-      transforms: Transforms to squares of one size by set; None: the records hold arrays of one size.
+      transforms: Transforms to squares of equal size by set; None if the records are arrays of equal size.
       options: Settings of this process.
     """
 
@@ -129,12 +128,12 @@ class TrainingBatches:
         return BatchIterator(self)
 
     def read(self, number: int, submit: Submit) -> tuple[dict[str, np.ndarray] | None, dict[str, list]]:
-        """Return this process's rows of a global batch, and the bad images that were met, by set.
+        """Return this process's rows of a global batch, and the bad images encountered, by set.
 
-        None in place of the rows: there are too many bad images.
+        The rows are None if there are too many bad images.
         """
         positions = number * self.batch_size + np.asarray(self.rows)
-        chunk = CHUNK if self.workers else len(positions)  # threads have several batches to read
+        chunk = CHUNK if self.workers else len(positions)  # threads read several batches in parallel
         reading = {}
         for name in self.orders:
             rows = self._rows(name, positions)
@@ -158,7 +157,7 @@ class TrainingBatches:
         return [Row(number, int(i), int(e)) for i, e in zip(indices, epochs, strict=True)]
 
     def _replaced(self, name: str, position: int, bad: list[BadImage], submit: Submit) -> np.ndarray | None:
-        """Return another image in place of a bad one; None if there are too many bad ones."""
+        """Return the replacement of a bad image; None if there are too many bad images."""
         count = self.orders[name].count
         epoch, place = divmod(position, count)
         for step in range(count):
@@ -173,10 +172,10 @@ class TrainingBatches:
 
 
 class BatchIterator:
-    """Iterates over `TrainingBatches`; its state is the number of global batches that were taken.
+    """An iterator over `TrainingBatches`, whose state is the number of consumed global batches.
 
-    So the state depends neither on the number of processes nor on that of workers: another number resumes
-    with the next global batch.
+    The state does not depend on the number of processes or workers: a run with other numbers resumes with
+    the next global batch.
     """
 
     def __init__(self, batches: TrainingBatches):
@@ -186,9 +185,9 @@ class BatchIterator:
         threads = batches.workers or min(4, len(usable_cpus()))
         self._readers, self._waiting = DaemonPool(threads, "l2l_jax-reader"), DaemonPool(1, "l2l_jax-batch")
         submit = functools.partial(self._readers.submit, (self._workers or batches.reader).read)
-        # One element is one batch: grain's own shuffling costs more for each image than a small step has.
+        # One element is one batch, because grain's per-image shuffling would be slower than a small step.
         numbers = grain.MapDataset.range(ENDLESS).map(lambda number: batches.read(number, submit))
-        at_a_time = 2 if self._workers else threads  # workers do not idle between two batches
+        at_a_time = 2 if self._workers else threads  # two batches keep workers busy
         batch_bytes = math.prod(batches.reader.shape or (1,)) * len(batches.rows) * len(batches.orders)
         ahead = int(np.clip(AHEAD_BYTES // batch_bytes, *AHEAD))
         options = grain.ReadOptions(num_threads=at_a_time, prefetch_buffer_size=ahead)
@@ -202,7 +201,7 @@ class BatchIterator:
 
         Raises:
           UserError: Too many images cannot be decoded, or a worker process died.
-          Interrupted: A signal asked to stop, and no batch came for `STOP_AFTER` seconds.
+          Interrupted: A stop signal was received, and no batch arrived for `STOP_AFTER` seconds.
         """
         future, asked = self._waiting.submit(next, self._iterator), 0.0
         while not wait([future], timeout=STOP_AFTER / 10).done:
@@ -211,24 +210,24 @@ class BatchIterator:
             if signal_number is not None and asked > STOP_AFTER:
                 raise Interrupted(self._taken, signal_number)
         images, bad = future.result()
-        for name, found in bad.items():
-            self._batches.bad_images.record(name, found)
-        if images is None:  # images of equal names count as one
+        for name, bad_images in bad.items():
+            self._batches.bad_images.record(name, bad_images)
+        if images is None:  # `record` counts images of equal names once, so it may not have raised
             raise UserError("No image could be found that takes the place of those that cannot be decoded.")
         self._taken += 1
         return images
 
     @property
     def worker_ids(self) -> list[int]:
-        """Ids of the worker processes."""
+        """Process ids of the workers."""
         return self._workers.process_ids if self._workers else []
 
     def get_state(self) -> dict[str, Any]:
-        """Return the JSON-able state, which is the same in every process."""
+        """Return the JSON-serializable state, which is the same in every process."""
         return {"batches": self._taken, "processes": self._processes}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from another iterator's `get_state`, of however many processes."""
+        """Resume from the `get_state` of another iterator, with any number of processes."""
         self._taken = state["batches"]
         self._iterator.set_state({"next_index": self._taken})
         if state["processes"] != self._processes:
@@ -239,7 +238,7 @@ class BatchIterator:
             )
 
     def close(self) -> None:
-        """End threads and worker processes; reads that do not end are given up."""
+        """Stop threads and worker processes; reads that do not finish are abandoned."""
         if self._workers:
             self._workers.close()
         self._readers.close()

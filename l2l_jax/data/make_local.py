@@ -1,8 +1,8 @@
-"""Small pictures for trying the configs: `python -m l2l_jax.data.make_local`.
+"""Small images for trying the configs: `python -m l2l_jax.data.make_local`.
 
-Writes class folders of real images that come with scikit-learn: parts of its two photographs, of many sizes
-and proportions, as JPEG, and its handwritten digits as PNG. It takes a second and downloads nothing. The
-`:runlocal` variants of the configs read `data/local`.
+Writes class folders of real images that are bundled with scikit-learn: crops of its two photographs in many
+sizes and aspect ratios, as JPEG, and its handwritten digits, as PNG. It takes a second and downloads nothing.
+The `:runlocal` variants of the configs read `data/local`.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ DIGITS = (0, 1)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Make the folder that the command line asks for."""
+    """Create the folder according to the command line."""
     description = "Make class folders of small pictures."
     parser = Parser(prog="python -m l2l_jax.data.make_local", description=description)
     place = "folder to make (%(default)s)"
@@ -40,10 +40,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def make(folder: pathlib.Path, counts: dict[str, int]) -> None:
-    """Write `folder/<split>/<class>/<number>.jpg` (or `.png`), so many images of each class by split.
+    """Write `folder/<split>/<class>/<number>.jpg` (or `.png`), with `counts[split]` images of each class.
 
-    Training images come from the left two thirds of the photographs, test images ("val") from the right
-    third. Digits repeat if there are not enough.
+    Training images are cropped from the left two thirds of the photographs, test images ("val") from the
+    right third. Digits are repeated if there are not enough.
     """
     rng = np.random.default_rng(0)
     for name, file in PHOTOGRAPHS.items():
@@ -55,8 +55,8 @@ def make(folder: pathlib.Path, counts: dict[str, int]) -> None:
     digits = load_digits()
     for digit in DIGITS:
         scans = digits.images[digits.target == digit]
-        for (split, count), some in zip(counts.items(), np.split(scans, [len(scans) * 3 // 4]), strict=True):
-            pictures = np.rint(np.resize(some, (count, 8, 8)) * 255 / 16).astype(np.uint8)
+        for (split, count), part in zip(counts.items(), np.split(scans, [len(scans) * 3 // 4]), strict=True):
+            pictures = np.rint(np.resize(part, (count, 8, 8)) * 255 / 16).astype(np.uint8)
             _write(folder / split / f"digit_{digit}", pictures, ".png")
 
 

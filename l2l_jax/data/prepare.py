@@ -1,10 +1,9 @@
-"""Write a data set of TensorFlow Datasets in the form that training reads.
+"""Prepare a data set of TensorFlow Datasets in the format that training reads.
 
     python -m l2l_jax.data.prepare imagenet2012 --manual_dir=/data/archives --data_dir=/data/tfds
 
-Archives are taken from --manual_dir if they are there; those of Places-365 and COCO are downloaded
-otherwise. Run it again after an interruption. It needs TensorFlow (pip install tensorflow);
-training does not.
+Archives in --manual_dir are used if present; otherwise those of Places-365 and COCO are downloaded. After an
+interruption, rerun the command. Preparation needs TensorFlow (pip install tensorflow); training does not.
 """
 
 import contextlib
@@ -23,11 +22,11 @@ from l2l_jax.data.config import SourceConfig
 from l2l_jax.data.tfds_source import data_dir, find_prepared, open_tfds
 from l2l_jax.errors import UserError
 
-BAR_EVERY_SECONDS = "10"  # seconds between progress bars where there is no terminal
+BAR_EVERY_SECONDS = "10"  # seconds between progress bars if there is no terminal
 
 
 class Archive(NamedTuple):
-    """A file as its publisher offers it: name, size in bytes, URL (empty: it must be fetched by hand)."""
+    """A published file: name, size in bytes, and URL (empty if it must be downloaded manually)."""
 
     name: str
     size: int
@@ -63,14 +62,14 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
         },
     ),
 }
-"""The archives that can be checked before a data set is prepared, as TFDS reads them."""
+"""Archives that TFDS reads and that are checked before a data set is prepared."""
 
-# Instructions to get the files that are not downloaded
+# Instructions for files that are not downloaded automatically
 BY_HAND = {"imagenet2012": "Register at https://image-net.org/download-images to get the links."}
 
 
 def describe(dataset: str, manual_dir: epath.Path) -> str:
-    """List the files that a data set is prepared from, and which of them are there."""
+    """List the files that a data set is prepared from, and whether each of them exists."""
     lines = [f"{dataset} is prepared from these files in {manual_dir}:"]
     for archive in ARCHIVES[dataset]:
         missing = f"will be downloaded from {archive.url}" if archive.url else "missing"
@@ -103,10 +102,10 @@ def _fault(path: epath.Path, archive: Archive) -> str:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Prepare the data set that the command line names; `argv` leaves the program's name out."""
+    """Prepare the data set according to the command line; `argv` excludes the program name."""
     parser = Parser(prog="python -m l2l_jax.data.prepare", description=__doc__)
-    known = f"{', '.join(ARCHIVES)}, or another image data set of TFDS by its name"
-    parser.add_argument("dataset", help=known)
+    names = f"{', '.join(ARCHIVES)}, or another image data set of TFDS by its name"
+    parser.add_argument("dataset", help=names)
     place = "folder of data sets; default: TFDS_DATA_DIR or ~/tensorflow_datasets"
     parser.add_argument("--data_dir", default="", help=place)
     archives = "folder of the archives; default: downloads/manual in data_dir"
@@ -133,9 +132,9 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path:
-    """Have TFDS write the data set; returns its folder."""
+    """Write the data set with TFDS; return its folder."""
     try:
-        import tensorflow  # noqa: F401  (optional extra; TFDS imports it late and says less)
+        import tensorflow  # noqa: F401  (optional; TFDS imports it late, with a less helpful error)
     except ImportError as error:
         raise UserError(
             f"Preparing a data set needs TensorFlow ({error}): pip install tensorflow, best in an "
@@ -169,20 +168,20 @@ def _write(dataset: str, root: epath.Path, manual_dir: epath.Path) -> epath.Path
 
 @contextlib.contextmanager
 def _lock(folder: epath.Path) -> Iterator[None]:
-    """Let one process at a time prepare data sets in a folder; there are no locks in a bucket."""
+    """Lock a folder for one preparing process at a time; buckets are not locked."""
     if "://" in os.fspath(folder):
         yield
         return
     with open(folder / ".prepare.lock", "w", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
         except BlockingIOError:
             raise UserError(f"Another process is preparing {folder} just now; wait for it.") from None
         yield
 
 
 def explain(dataset: str, manual_dir: epath.Path, error: BaseException) -> str:
-    """Return one sentence for a failure inside TFDS."""
+    """Describe a failure inside TFDS in one sentence."""
     causes = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)
@@ -202,7 +201,7 @@ def explain(dataset: str, manual_dir: epath.Path, error: BaseException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit code."""
+    """Run the program and return its exit code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's messages about instruction sets
     return run_command(run, sys.argv[1:] if argv is None else argv)
 

@@ -1,8 +1,8 @@
-"""Reading and transforming rows of sets, in this process or in worker processes.
+"""Reading and transforming of images, in this process or in worker processes.
 
-Nothing here loads JAX: a worker is a fresh interpreter that loads this module and what a `Reader` needs, not
-the program that started it. (grain's own worker processes import JAX, which takes them seconds and hundreds
-of megabytes.) It ends when its connection closes, so it outlives its parent in no case.
+This module must not import JAX: a worker is a new interpreter that imports this module and what a `Reader`
+needs, but not the parent's main program. (grain's worker processes import JAX, which takes seconds and
+hundreds of megabytes each.) A worker exits when its connection closes, so it never outlives its parent.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.text import printable
 
 logger = logging.getLogger(__name__)
-# Side in pixels from which on shrinking is taken for granted, the factor that is a lot, images looked at
+# Thresholds of `warn_of_shrinking`: image side without warning, shrink factor, number of sampled images
 LARGE, MUCH, SAMPLED = 128, 3, 8
-STALLED_AFTER = 10.0  # seconds after which the console says which image a read waits for
+STALLED_AFTER = 10.0  # seconds after which a slow read is reported on the console
 ENDED_WITHIN = 2.0  # seconds to wait for a killed process
 
 
 class Row(NamedTuple):
-    """An image to read: number of the set, index in it, and the epoch, which decides its crop."""
+    """An image to read: index of the set, index within the set, and epoch, which determines its crop."""
 
     set_number: int
     index: int  # type: ignore[assignment]  # a tuple's method
@@ -45,25 +45,25 @@ class Row(NamedTuple):
 
 
 class BadImage(NamedTuple):
-    """An image that could not be decoded: its name, and why."""
+    """An image that could not be decoded: its name and the reason."""
 
     name: str
     reason: str
 
 
-# Images `[size, size, channel]`, uint8, or float32 in [0, 1], each of which may be bad
+# Images `[size, size, channel]`, uint8 or float32 in [0, 1], or `BadImage`s
 Rows = list[np.ndarray | BadImage]
 
 
 class Reader:
-    """Reads rows of sets by their transforms (None: arrays stay as they are); can be pickled."""
+    """A picklable reader of images that applies the transform of each set (None leaves arrays unchanged)."""
 
     def __init__(self, sources: Iterable[Source], transforms: Iterable[Transform | None], seed: int):
         self._sources, self._transforms, self._seed = tuple(sources), tuple(transforms), seed
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """`(height, width, channel)` of the images; None if they stay as they are."""
+        """Shape `(height, width, channel)` of the images; None without a transform."""
         return None if self._transforms[0] is None else self._transforms[0].shape
 
     def read(self, rows: Sequence[Row]) -> Rows:
@@ -90,7 +90,7 @@ class Reader:
 
 @contextlib.contextmanager
 def _watched(source: Source, index: int) -> Iterator[None]:
-    """Have the console name an image if this thread does not come to the end of reading it."""
+    """Report an image on the console if this thread takes too long to read it."""
     reads, thread = _watched_reads(), threading.get_ident()
     reads[thread] = time.monotonic(), source, index
     try:
@@ -101,7 +101,7 @@ def _watched(source: Source, index: int) -> Iterator[None]:
 
 @functools.cache
 def _watched_reads() -> dict[int, tuple[float, Source, int]]:
-    """Start to watch reads of this process: start, source and index by thread."""
+    """Start a thread that watches reads of this process: start time, source and index by thread."""
     reads: dict[int, tuple[float, Source, int]] = {}
 
     def look() -> None:
@@ -122,7 +122,7 @@ def _watched_reads() -> dict[int, tuple[float, Source, int]]:
 
 
 def warn_of_shrinking(source: Source, image_size: int) -> None:
-    """Warn where images lose most of their pixels in a small model, as from 400×300 to 16×16."""
+    """Warn if images lose most of their pixels in a small model, for example 400×300 to 16×16."""
     if image_size >= LARGE:
         return
     sizes = []
@@ -140,7 +140,7 @@ def warn_of_shrinking(source: Source, image_size: int) -> None:
 
 
 class WorkerPool:
-    """`count` processes with a copy of a reader, for as many threads that call `read` at the same time."""
+    """A pool of `count` processes with copies of a reader, for up to `count` concurrent calls of `read`."""
 
     def __init__(self, reader: Reader, count: int):
         pickled = cloudpickle.dumps(reader)
@@ -151,11 +151,11 @@ class WorkerPool:
 
     @property
     def process_ids(self) -> list[int]:
-        """Ids of the processes."""
+        """Process ids of the workers."""
         return [worker.process.pid for worker in self._workers]
 
     def read(self, rows: Sequence[Row]) -> Rows:
-        """Have a process read rows."""
+        """Read rows in a worker process."""
         worker = self._idle.get()
         try:
             return worker.read(rows)
@@ -163,17 +163,17 @@ class WorkerPool:
             self._idle.put(worker)
 
     def close(self) -> None:
-        """End the processes, which hold nothing that could be lost."""
+        """Kill the processes, which have no state to lose."""
         for worker in self._workers:
-            worker.process.kill()  # a thread that waits for it wakes up
+            worker.process.kill()  # wakes up a thread that waits for it
         for worker in self._workers:
             worker.connection.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a dead network file system holds it
+            with contextlib.suppress(subprocess.TimeoutExpired):  # may hang on a dead network file system
                 worker.process.wait(ENDED_WITHIN)
 
 
 class _Worker:
-    """The parent's end of a worker process; one thread at a time may use it."""
+    """The parent's handle of a worker process, for one thread at a time."""
 
     def __init__(self, pickled_reader: bytes):
         self.connection, theirs = Pipe()
@@ -184,9 +184,9 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C and signals to the group are the parent's business
+                start_new_session=True,  # Ctrl-C and signals to the group go to the parent only
             )
-        self._unsent = [pickled_reader]  # until the first read: all interpreters start together
+        self._unsent = [pickled_reader]  # sent at the first read, to start all interpreters in parallel
 
     def read(self, rows: Sequence[Row]) -> Rows:
         try:
@@ -207,13 +207,13 @@ class _Worker:
 
 
 def serve(file_descriptor: int) -> None:
-    """Receive a `Reader`, then read rows until the connection closes: the program of a worker process."""
+    """Receive a `Reader`, then read rows until the connection closes (main loop of a worker process)."""
     with Connection(file_descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
         reader = cloudpickle.loads(connection.recv_bytes())
         while True:
             rows = cloudpickle.loads(connection.recv_bytes())
             try:
                 answer = reader.read(rows)
-            except Exception as error:  # the parent raises it
+            except Exception as error:  # raised in the parent
                 answer = error
             connection.send(answer)

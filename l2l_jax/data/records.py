@@ -1,4 +1,4 @@
-"""Labeled images with random access, and sources made of others; `l2l_jax.data.decoding` decodes."""
+"""Random-access sources of labeled images, and views of other sources; see `l2l_jax.data.decoding`."""
 
 import abc
 import zlib
@@ -11,9 +11,9 @@ SplitName = Literal["train", "validation", "test"]
 
 
 class Record(TypedDict):
-    """One image, its class id, and a name that finds it again.
+    """One image with its class id and a name that identifies it.
 
-    `image` is the encoded file (JPEG, PNG, …), or an array `[height, width, channel]`: uint8, or float32 in
+    `image` is the encoded file (JPEG, PNG, …) or an array `[height, width, channel]`, uint8 or float32 in
     [0, 1]. `mark` is the number of a canary's mark, see `l2l_jax.data.canaries`.
     """
 
@@ -24,15 +24,15 @@ class Record(TypedDict):
 
 
 class Source(abc.ABC):
-    """Random access to labeled images; can be pickled, for worker processes.
+    """A picklable random-access source of labeled images.
 
     Records that cannot be read raise OSError.
     """
 
-    class_names: Sequence[str]  # of the class ids
-    labels: np.ndarray  # class ids of all records `[record]`, known without decoding an image
-    paths: np.ndarray | None = None  # names by which images are held out; None: by their indices
-    passed_over: str = ""  # files that were listed but are not read, in words
+    class_names: Sequence[str]  # names by class id
+    labels: np.ndarray  # class ids of all records `[record]`, available without decoding images
+    paths: np.ndarray | None = None  # names that determine held-out images; None uses indices
+    passed_over: str = ""  # description of skipped files
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,15 +45,15 @@ class Source(abc.ABC):
         return f"image {index}"
 
     def key(self, index: int) -> bytes:
-        """Return what identifies an image, wherever it is stored."""
+        """Return bytes that identify an image independently of its storage location."""
         return str(index).encode()
 
 
 class ArraySource(Source):
     """Images in memory, `[image, height, width]` or `[image, height, width, 1 or 3]`.
 
-    They are uint8, or float32 in [0, 1]. Gray images are repeated over 3 channels when they are read. Records
-    are named `name/number`, by `numbers` or 0, 1, ….
+    They are uint8 or float32 in [0, 1]. Grayscale images are repeated over 3 channels when they are read.
+    Records are named `name/number`, with numbers from `numbers` or 0, 1, ….
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ArraySource(Source):
 
 
 class _View(Source):
-    """Records of other sources."""
+    """A view of records of other sources."""
 
     @abc.abstractmethod
     def _locate(self, index: int) -> tuple[Source, int]: ...
@@ -115,17 +115,17 @@ class Subset(_View):
 
 
 def evenly_spaced(source: Source, most: int) -> Source:
-    """Return the source, or `most` of its records if it has more."""
+    """Return the source, or `most` evenly spaced records if it has more."""
     if len(source) <= most:
         return source
     return Subset(source, np.linspace(0, len(source) - 1, most).astype(int))
 
 
 class Mixture(_View):
-    """Records of several sources, by name, in proportion to positive weights.
+    """Records of several named sources, in proportion to positive weights.
 
-    As long as it takes to hold every record at least once; the records of sources that are short for
-    their weight repeat. The classes of the sources are counted through, and named `source/class`.
+    The length is the smallest that holds every record at least once; records of sources that are too small
+    for their weight are repeated. Class ids are numbered consecutively and named `source/class`.
     """
 
     def __init__(self, sources: Mapping[str, Source], weights: Sequence[float]):
@@ -142,19 +142,19 @@ class Mixture(_View):
         self.labels = np.concatenate(labels)
 
     def _locate(self, index: int) -> tuple[Source, int]:
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        start = int(self._ends[which - 1]) if which else 0
-        return self._sources[which], (index - start) % len(self._sources[which])
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[number - 1]) if number else 0
+        return self._sources[number], (index - start) % len(self._sources[number])
 
 
 def hold_out(
     labels: np.ndarray, share: float, *, held: bool, names: Iterable[bytes] | None = None
 ) -> np.ndarray:
-    """Return the indices of the images that are `held` out for testing, or of the others, ascending.
+    """Return the ascending indices of the images held out for testing or, if not `held`, of the others.
 
-    Of each class a share of the images, whose names have the smallest checksums, are held out: at least one,
-    unless there is only one. The choice depends on the names alone (None: the indices), so it is the same on
-    every machine, and images that are added later change little of it.
+    In each class, the fraction `share` of images with the smallest checksums of their names is held out: at
+    least one, unless the class has only one. The choice depends only on the names (or indices, if None). It
+    is therefore the same on every machine, and changes little when images are added.
     """
     named = [b"%d" % i for i in range(len(labels))] if names is None else names
     checksums = np.fromiter(map(zlib.crc32, named), np.uint32)

@@ -1,4 +1,4 @@
-"""The image source that a configuration names."""
+"""Construction of image sources from their config."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from l2l_jax.utils.threads import DaemonPool
 OPENERS: dict[str, Callable[[SourceConfig, SplitName], Source]] = {
     "folder": open_folder, "csv": open_csv, "idx": open_idx, "npz": open_npz,
 }  # fmt: skip
-"""Functions that open sources in files of the user's own."""
+"""Functions that open sources of user files."""
 
 
 def open_source(config: SourceConfig, split: SplitName, image_size: int) -> Source:
     """Open the training, validation or test images of a source.
 
-    Validation images are a share of the source's own training images, `config.validation_fraction`.
+    Validation images are the fraction `config.validation_fraction` of the source's training images.
 
-    `image_size` is the side in pixels of images that are not files (the digits).
+    `image_size` is the side in pixels of images that are not stored as files (the digits).
 
     Raises:
-      UserError: No such source, or it is not where `config.path` says, or holds no images.
+      UserError: The source does not exist, is not found at `config.path`, or holds no images.
     """
     try:
         source = _open(config, "test" if split == "test" else "train", image_size)
@@ -59,9 +59,9 @@ def _open(config: SourceConfig, split: SplitName, image_size: int) -> Source:
 
 
 def source_digest(source: Source) -> str:
-    """Return a SHA-256 that changes with the images of a source: their names, sizes, classes and order.
+    """Return a SHA-256 of the images of a source: their names, sizes, classes and order.
 
-    It does not depend on the folder that they are in. No file is read.
+    It does not depend on the folder of the images. No file is read.
     """
 
     def digest(indices: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""Choice of images to forget, to retain, and of those that replace the latter."""
+"""Selection of the forget set, the retain set, and the images that replace the retain set."""
 
 import dataclasses
 import logging
@@ -17,8 +17,8 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.text import printable, split_names
 
 logger = logging.getLogger(__name__)
-CHOICE = 1202_00351  # seeds the choice of images in a class: the same in every run
-NAMED = 10  # classes that are named in a message, at most
+CHOICE = 1202_00351  # seed for choosing images of a class, the same in every run
+NAMED = 10  # maximum number of classes named in a message
 
 
 class Split(NamedTuple):
@@ -29,7 +29,7 @@ class Split(NamedTuple):
 
 
 def describe(source: Source, kind: str = "images") -> str:
-    """Return the number of images and the classes by name, the largest first: "30 images: bob 20, eve 10"."""
+    """Describe the number of images and the classes, largest first: "30 images: bob 20, eve 10"."""
     ids, counts = np.unique(source.labels, return_counts=True)
     largest = np.argsort(-counts, kind="stable")
     named = [f"{printable(source.class_names[ids[i]])} {counts[i]:,}" for i in largest[:NAMED]]
@@ -38,14 +38,14 @@ def describe(source: Source, kind: str = "images") -> str:
 
 
 def training_sets(data: DataConfig, source: Source, image_size: int) -> Split:
-    """Choose from the training images of `data`'s source those to retain, or their proxies, and to forget.
+    """Select the retain set (or its proxies) and the forget set from the training images of `data`'s source.
 
-    Where the original model is to make the retain images, these are the images that it starts from.
+    If the original model generates the retain images, the retain set holds the images that it starts from.
     `image_size` is the side in pixels of proxies from sources without files.
 
     Raises:
-      UserError: An unknown class, a class to forget among the others, an empty set, a class with too few
-        images, or too few proxies.
+      UserError: A class is unknown, a forget class is also in another set, a set is empty, a class has too
+        few images, or there are too few proxies.
     """
     ids = _named_classes(source.class_names, data)
     count = _Count(data.train_per_class, "config.data.train_per_class", "training")
@@ -74,15 +74,15 @@ def open_training(data: DataConfig, image_size: int) -> Source:
 
 
 def canaries(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
-    """Choose the canaries among the training images of each set, and as many others to compare with.
+    """Choose the canaries among the training images of each set, and as many unmarked images to compare with.
 
     Returns:
-      Their indices in the source, the marked ones first, by set.
+      Indices in the source by set, marked images first.
 
     Raises:
-      UserError: There are fewer images.
+      UserError: There are too few images.
     """
-    ids, found = _named_classes(source.class_names, data), {}
+    ids, chosen = _named_classes(source.class_names, data), {}
     count = _Count(data.train_per_class, "config.data.train_per_class", "training")
     for name in ("forget", "retain"):
         images = _select(source, ids[name], name, count)
@@ -92,22 +92,22 @@ def canaries(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
                 f"set, but there are {len(images)} to {name}; give less."
             )
         order = np.random.default_rng(CHOICE).permutation(len(images))
-        found[name] = images.indices[order[: 2 * data.canaries]]
-    return found
+        chosen[name] = images.indices[order[: 2 * data.canaries]]
+    return chosen
 
 
 def evaluation_sets(data: DataConfig, source: Source) -> Split:
-    """Choose from the test images of `data`'s source those of the classes to retain and to forget."""
+    """Select the retain set and the forget set from the test images of `data`'s source."""
     return _select_named(data, source, _Count(data.test_per_class, "config.data.test_per_class", "test"))
 
 
 def validation_sets(data: DataConfig, source: Source) -> Split:
-    """Choose from the validation images of `data`'s source those of the classes to retain and to forget."""
+    """Select the retain set and the forget set from the validation images of `data`'s source."""
     return _select_named(data, source, _Count(0, "config.data.validation_fraction", "validation"))
 
 
 def general_set(data: DataConfig, source: Source) -> Source | None:
-    """Choose the test images of `data.general`, neither forgotten nor retained; None: there are none."""
+    """Select the test images of `data.general`, neither forgotten nor retained; None if there are none."""
     ids = _named_classes(source.class_names, data)
     general = [*_listed(source.class_names, data.general)]
     named, field = [c for c in general if c != REST], "config.data.general"
@@ -128,7 +128,7 @@ def retained_names(data: DataConfig, class_names: Sequence[str]) -> tuple[str, .
 
 
 class _Count(NamedTuple):
-    """Number of images of each class: `number` (0: all), and then `share` of them."""
+    """Number of images per class, `number` (0 means all), times `share`."""
 
     number: int
     field: str
@@ -142,19 +142,19 @@ def _select_named(data: DataConfig, source: Source, count: _Count) -> Split:
 
 
 def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, list[int]]:
-    """Return class ids by set: forget, retain, and those of the source itself among the proxies."""
-    given = {"forget": data.forget, "retain": data.retain}
-    given["proxy"] = tuple(entry for entry in data.proxy if not isinstance(entry, ProxyConfig))
-    wanted = {name: [*_listed(class_names, classes)] for name, classes in given.items()}
-    if REST in wanted["forget"] and REST not in class_names:
+    """Return class ids by set: "forget", "retain", and "proxy" for proxy classes of the source itself."""
+    fields = {"forget": data.forget, "retain": data.retain}
+    fields["proxy"] = tuple(entry for entry in data.proxy if not isinstance(entry, ProxyConfig))
+    listed = {name: [*_listed(class_names, classes)] for name, classes in fields.items()}
+    if REST in listed["forget"] and REST not in class_names:
         raise UserError(f"config.data.forget is {REST!r}: say which classes are to be forgotten.")
-    if REST in wanted["retain"] and REST in wanted["proxy"]:
+    if REST in listed["retain"] and REST in listed["proxy"]:
         raise UserError(
             f"config.data.retain and config.data.proxy are both {REST!r}, so that nothing is left for the "
             "proxies; name the classes of one of them."
         )
     ids: dict[str, list[int]] = {}
-    for name, classes in wanted.items():
+    for name, classes in listed.items():
         others = set(range(len(class_names))).difference(*ids.values())
         named = [c for c in classes if c != REST or name == "forget"]
         named_ids = class_ids(class_names, named, f"config.data.{name}", name)
@@ -165,7 +165,7 @@ def _named_classes(class_names: Sequence[str], data: DataConfig) -> dict[str, li
 
 
 def _listed(class_names: Sequence[str], classes: Sequence[str | int]) -> Iterator[str]:
-    """Yield classes with lists such as `a,b` split, unless a class has that name."""
+    """Yield classes, splitting lists such as `a,b` unless a class has that name."""
     for text in classes:
         yield from split_names(str(text), class_names)
 
@@ -173,7 +173,7 @@ def _listed(class_names: Sequence[str], classes: Sequence[str | int]) -> Iterato
 def _refuse_both(
     class_names: Sequence[str], classes: Sequence[int], others: Sequence[int], field: str, other: str
 ) -> None:
-    """Raise a UserError if classes are in both of two fields."""
+    """Raise a UserError if two fields share classes."""
     both = sorted(set(classes) & set(others))
     if both:
         names = ", ".join(class_names[i] for i in both[:NAMED])
@@ -181,9 +181,10 @@ def _refuse_both(
 
 
 def _select(source: Source, classes: Sequence[int], name: str, count: _Count) -> Subset:
-    """Choose images of some classes.
+    """Select images of some classes.
 
-    The same images whatever else is chosen; fewer of a class are a subset of more.
+    The selection in a class does not depend on other classes, and a smaller selection is a subset of a
+    larger one.
     """
     chosen = [np.empty(0, int)]
     order = np.argsort(source.labels, kind="stable")
@@ -214,7 +215,7 @@ def _select(source: Source, classes: Sequence[int], name: str, count: _Count) ->
 def _proxies(
     data: DataConfig, source: Source, ids: Mapping[str, Sequence[int]], count: _Count, image_size: int
 ) -> Source:
-    """Return what replaces the retain images: a set, or a mixture of sets."""
+    """Return the replacement of the retain images: one set, or a mixture of sets."""
     sources: dict[str, Source] = {}
     weights = []
     entries = [entry for entry in data.proxy if isinstance(entry, ProxyConfig)]
@@ -236,7 +237,7 @@ def _proxies(
 def _other_proxies(
     entry: ProxyConfig, data: DataConfig, source: Source, avoided: Mapping[str, set[str]], image_size: int
 ) -> tuple[str, Source]:
-    """Return the name of a source of proxies, which may be `source`, and the images chosen from it."""
+    """Return the name of a proxy source, which may be `source` itself, and the images selected from it."""
     if (entry.source == "digits") != (data.source == "digits"):
         raise UserError(
             f"config.data.proxy is of {entry.source} and config.data of {data.source}: digits are not files, "
@@ -258,7 +259,7 @@ def _other_proxies(
 
 
 def _choose(source: Source, count: int, field: str = "", noun: str = "") -> Source:
-    """Return a fixed random choice of `count` images; 0: all."""
+    """Return a fixed random choice of `count` images; 0 means all."""
     if count > len(source):
         raise UserError(f"{field} is {count}, but there are {len(source)} {noun}; 0 takes all.")
     if not count:

@@ -1,7 +1,7 @@
-"""Data sets of TensorFlow Datasets, read without TensorFlow and without decoding.
+"""Sources of TensorFlow Datasets, read without TensorFlow and without decoding.
 
-To know a record's label the whole record must be read. For ImageNet that are 140 GB, so the labels are
-collected by several processes and saved.
+Reading a label requires reading the entire record. For ImageNet this is 140 GB, so labels are read by several
+processes and cached.
 """
 
 import concurrent.futures
@@ -30,19 +30,19 @@ from l2l_jax.utils.progress import Progress
 from l2l_jax.utils.runtime import usable_cpus, user_cache
 
 logger = logging.getLogger(__name__)
-# Data sets that misspelled names are compared with
+# Data sets to suggest for misspelled names
 PUBLISHED = ("imagenet2012", "places365_small", "coco/2017")
-# Splits of test images; of Places-365 and ImageNet only "validation" has labels
+# Splits of test images; for Places-365 and ImageNet, only "validation" has labels
 TEST_SPLITS = ("validation", "test")
-# Features that name an image's file in the original data set
+# Features with the file name of an image in the original data set
 NAME_FEATURES = ("file_name", "filename", "image/filename")
-# Records that a process reads at a time, and from which on several processes read
+# Records that a process reads at a time, minimum records to read in parallel, and maximum processes
 CHUNK, PARALLEL_FROM, MAX_PROCESSES = 2000, 20_000, 16
 DAMAGED = (RuntimeError, ValueError, DecodeError)  # errors that array_record and protobuf raise
 
 
 class TfdsSource(Source):
-    """A split of a prepared data set: serialized `tf.train.Example`s, its name, a checksum of its files."""
+    """A split of a prepared data set: serialized `tf.train.Example`s, name, and checksum of the files."""
 
     def __init__(self, records: Sequence[bytes], labels: np.ndarray, class_names: Any, *split: str):
         self._records, self.labels, self.class_names = records, labels, class_names
@@ -62,11 +62,11 @@ class TfdsSource(Source):
         return {"image": image, "label": int(self.labels[index]), "name": name}
 
     def name(self, index: int) -> str:
-        """Return the number of a record, with the data set and the split."""
+        """Return the index of a record, prefixed by data set and split."""
         return f"{self._split_name}/{index}"
 
     def key(self, index: int) -> bytes:
-        """Return the checksum of the files, and the index."""
+        """Return the checksum of the files followed by the index."""
         return f"{self._fingerprint} {index}".encode()
 
 
@@ -78,10 +78,10 @@ def _parse_example(record: bytes) -> Mapping[str, Any]:
 
 
 def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
-    """Open a prepared TFDS data set: its "train" split, or for testing its "validation" or "test" split.
+    """Open a prepared TFDS data set: the "train" split, or the "validation" or "test" split for testing.
 
-    Where neither exists, a share of each class of the training images is held out. Images without
-    labels are of one class, called like the data set.
+    If neither of the latter exists, a fraction of each class of the training images is held out. Images
+    without labels form a single class, named like the data set.
     """
     import tensorflow_datasets as tfds
 
@@ -104,8 +104,8 @@ def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
     class_names, labels = (info.name,), np.zeros(len(records), np.int32)
     if "label" in info.features:
         labels = load_labels(folder, name, records)
-        known = getattr(info.features["label"], "names", None)  # numbers alone have none
-        class_names = tuple(known or map(str, range(labels.max() + 1)))
+        names = getattr(info.features["label"], "names", None)  # None for numeric labels
+        class_names = tuple(names or map(str, range(labels.max() + 1)))
     source = TfdsSource(records, labels, class_names, f"{info.name}/{name}", _fingerprint(folder, name))
     if test_split:
         return source
@@ -113,7 +113,7 @@ def open_tfds(config: SourceConfig, split: SplitName) -> TfdsSource | Subset:
 
 
 def _records(builder: Any, folder: epath.Path, split: str, config: SourceConfig) -> Sequence[bytes]:
-    """Return the serialized examples of a split, all of whose files are there."""
+    """Return the serialized examples of a split after checking that all of its files exist."""
     import tensorflow_datasets as tfds
 
     info = builder.info
@@ -139,7 +139,7 @@ def _again(config: SourceConfig) -> str:
 
 
 def find_prepared(config: SourceConfig) -> epath.Path | None:
-    """Find the newest prepared version of a data set, or the one that is named; None: there is none."""
+    """Find the newest prepared version of a data set, or the specified version; None if there is none."""
     name, _, version = config.source.partition(":")
     place = data_dir(config) / name
     try:
@@ -164,9 +164,9 @@ def _prepare_command(config: SourceConfig) -> str:
 
 
 def _missing(config: SourceConfig) -> str:
-    """Return the message about a data set that is not there."""
+    """Return the error message for a data set that was not found."""
     place = data_dir(config) / config.source.partition(":")[0]
-    given, known = f"{config.where}.source is {config.source!r}", ", ".join(OTHER_SOURCES)
+    given, sources = f"{config.where}.source is {config.source!r}", ", ".join(OTHER_SOURCES)
     variants = [e.name for e in place.iterdir() if e.is_dir()] if place.is_dir() else []
     ready = [f"{config.source}/{v}" for v in variants if any(map(_is_prepared, (place / v).iterdir()))]
     if ready:
@@ -174,10 +174,10 @@ def _missing(config: SourceConfig) -> str:
     near = difflib.get_close_matches(config.source, [*OTHER_SOURCES, *PUBLISHED], n=1)
     guess = f" Did you mean {near[0]!r}?" if near and near[0] != config.source else ""
     if not re.fullmatch(r"[a-z]\w*(/[\w.\-]+)?(:[\d.]+)?", config.source):
-        return f"{given}; known sources: {known}, or a TFDS data set.{guess}"
+        return f"{given}; known sources: {sources}, or a TFDS data set.{guess}"
     return (
-        f"{given}, which is neither one of {known} nor a data set of TensorFlow Datasets that is prepared in "
-        f"{data_dir(config)}.{guess} To prepare it, run: {_prepare_command(config)}"
+        f"{given}, which is neither one of {sources} nor a data set of TensorFlow Datasets that is prepared "
+        f"in {data_dir(config)}.{guess} To prepare it, run: {_prepare_command(config)}"
     )
 
 
@@ -188,12 +188,12 @@ def _is_prepared(folder: epath.Path) -> bool:
 def load_labels(folder: epath.Path, split: str, records: Sequence[bytes]) -> np.ndarray:
     """Load the class ids of a split `[record]`, int16 or int32.
 
-    They are read from the records once, and kept with a fingerprint of the files: beside the data, or in the
-    user's cache folder where the data is read-only.
+    They are read from the records once and cached with a fingerprint of the files: next to the data, or in
+    the user's cache folder if the data is read-only.
     """
     fingerprint = _fingerprint(folder, split)
     place, parents = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16], [folder]
-    with contextlib.suppress(UserError):  # no home
+    with contextlib.suppress(UserError):  # no home directory
         parents.append(epath.Path(user_cache()) / f"{folder.parent.name}-{place}")
     paths = [parent / f"labels-{split}.npz" for parent in parents]
     for path in paths:
@@ -211,7 +211,7 @@ def load_labels(folder: epath.Path, split: str, records: Sequence[bytes]) -> np.
 
 
 def collect_labels(records: Sequence[bytes], title: str, processes: int | None = None) -> np.ndarray:
-    """Read the labels of all records, in parallel if there are many; `title` is shown meanwhile."""
+    """Read the labels of all records, in parallel if there are many; `title` names the progress bar."""
     count = len(records)
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     if processes is None:
@@ -247,7 +247,7 @@ def _labels_of(records: Sequence[bytes], chunk: range) -> np.ndarray:
 
 
 def _fingerprint(folder: epath.Path, split: str) -> str:
-    """Compute a checksum that changes when the data set or the files of the split do."""
+    """Compute a checksum of the data set's info and the names and sizes of the split's files."""
     digest = hashlib.sha256((folder / "dataset_info.json").read_bytes())
     for path in sorted(folder.iterdir()):
         if f"-{split}." in path.name and "-of-" in path.name:
@@ -269,7 +269,7 @@ def _read_index(path: epath.Path, fingerprint: str, count: int) -> np.ndarray | 
 
 
 def _write_index(path: epath.Path, fingerprint: str, labels: np.ndarray) -> None:
-    """Write an index whole or not at all; several processes may do it at once, also to a bucket."""
+    """Write an index atomically; several processes may do so concurrently, including to a bucket."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.parent / f"{path.name}.{os.getpid()}.unfinished"
     try:

@@ -1,6 +1,6 @@
-"""From an image of any size to the square that a model takes: crop, resize, flip.
+"""Transforms from images of any size to the square inputs of models: crop, resize, flip.
 
-Nothing here loads JAX: worker processes import this module.
+This module must not import JAX, because worker processes import it.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOp
 
 from l2l_jax.data.decoding import open_image
 
-ATTEMPTS = 10  # random crops that are tried before the center is taken, as torchvision does
-# A JPEG is decoded at a fraction of its size only if the crop stays this much larger than the result
+ATTEMPTS = 10  # random crops to try before taking the center crop, as in torchvision
+# A JPEG is decoded at reduced size only if the crop stays larger than the result by this factor
 SPARE = 3
 PIXEL_TYPES = {"uint8": PixelType.U8x3, "float32": PixelType.F32x3}
 Share = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -24,15 +24,15 @@ Ratio = Annotated[float, pydantic.Field(gt=0)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """Settings of turning an image into a square.
+    """Settings of the transform to square images.
 
     Attributes:
-      crop: "resize": the whole image, whatever its proportions; "centre": the largest square in its
-        middle; "random": a random part, as torchvision's RandomResizedCrop takes it, and the center
-        of test images.
-      crop_scale: Least and greatest share of the image's area that a random crop takes.
-      crop_ratio: Least and greatest width / height of a random crop.
-      flip: Whether to mirror training images at random, half of them.
+      crop: Part of the image to use. "resize": the entire image, regardless of its aspect ratio; "centre":
+        the largest centered square; "random": a random crop as in torchvision's RandomResizedCrop for
+        training images, and the center crop for test images.
+      crop_scale: Minimum and maximum fraction of the image's area for a random crop.
+      crop_ratio: Minimum and maximum aspect ratio, width / height, of a random crop.
+      flip: Whether to flip training images horizontally with probability 0.5.
     """
 
     crop: Literal["resize", "centre", "random"] = "resize"
@@ -48,7 +48,7 @@ class TransformConfig:
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels."""
+    """A crop box in pixels."""
 
     top: int
     left: int
@@ -59,11 +59,11 @@ class Box(NamedTuple):
 def random_crop(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-    """Draw a random part of an image, as torchvision's RandomResizedCrop does.
+    """Sample a random crop as torchvision's RandomResizedCrop does.
 
-    Its share of the area is uniform in `scale`, the logarithm of width / height is uniform in that of
-    `ratio`. A part that does not fit is drawn again, `ATTEMPTS` times; then it is the largest one in the
-    center whose proportions are in `ratio`.
+    The fraction of the area is uniform in `scale`, and the aspect ratio width / height is log-uniform in
+    `ratio`. A crop that does not fit is sampled again, at most `ATTEMPTS` times. After that, the result is
+    the largest center crop with an aspect ratio in `ratio`.
     """
     for _ in range(ATTEMPTS):
         area = height * width * rng.uniform(*scale)
@@ -77,14 +77,14 @@ def random_crop(
 
 
 def center_crop(height: int, width: int, h: int, w: int) -> Box:
-    """Return the part of height h and width w in the middle."""
+    """Return the centered box with height h and width w."""
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
 class Transform:
-    """From an encoded image, or an array, to a square with sides of `size` pixels.
+    """A transform from an encoded image or an array to a square with sides of `size` pixels.
 
-    Unless it is for `training`, random crops are center crops and nothing is flipped.
+    Unless `training`, random crops are replaced by center crops and images are not flipped.
     """
 
     def __init__(self, config: TransformConfig, size: int, *, training: bool):
@@ -93,17 +93,17 @@ class Transform:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(height, width, channel)` of what comes out."""
+        """Output shape `(height, width, channel)`."""
         return (self._size, self._size, 3)
 
     def __call__(self, image: bytes | np.ndarray, seed: tuple[int, ...]) -> np.ndarray:
-        """Return the square `[size, size, 3]`: float32 in [0, 1] of a float32 array, else uint8.
+        """Return the square `[size, size, 3]`: float32 in [0, 1] for a float32 array, otherwise uint8.
 
-        `image` is encoded, or an array `[height, width, 3]`. Equal seeds, non-negative integers, make equal
-        choices.
+        `image` is an encoded image or an array `[height, width, 3]`. The random choices are determined by
+        `seed`, non-negative integers.
 
         Raises:
-          ImageError: It cannot be decoded.
+          ImageError: The image cannot be decoded.
         """
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed))) if self._random else None
         if isinstance(image, np.ndarray):
@@ -130,7 +130,7 @@ class Transform:
 
 
 def _scaled(box: Box, height: int, width: int, pixels: np.ndarray) -> Box:
-    """Scale a box to an image that was decoded smaller, to the nearest pixel."""
+    """Scale a box to an image that was decoded at reduced size, rounded to pixels."""
     if pixels.shape[:2] == (height, width):
         return box
     down, across = pixels.shape[0] / height, pixels.shape[1] / width
@@ -140,10 +140,10 @@ def _scaled(box: Box, height: int, width: int, pixels: np.ndarray) -> Box:
 
 
 def resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Resize a part of an image `[height, width, 3]` to a square, bicubically and without aliasing.
+    """Resize a crop of an image `[height, width, 3]` to a square with antialiased bicubic interpolation.
 
-    The filter is that of Pillow and torchvision (Keys, a = −0.5, stretched where the image shrinks). It
-    sees nothing outside the part. The type stays: uint8, or float32 in [0, 1].
+    The filter is that of Pillow and torchvision (Keys, a = −0.5, widened for downsampling). It does not read
+    pixels outside the crop. The dtype is unchanged: uint8, or float32 in [0, 1].
     """
     part = image[box.top : box.top + box.height, box.left : box.left + box.width]
     if part.shape[:2] == (size, size):
@@ -157,7 +157,7 @@ def resize(image: np.ndarray, box: Box, size: int) -> np.ndarray:
 
 
 def in_range(image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """Scale uint8 images, or images in [0, 1], to `value_range`, float32."""
+    """Scale uint8 images, or float images in [0, 1], to `value_range`, float32."""
     low, high = value_range
     unit = (high - low) / (255 if image.dtype == np.uint8 else 1)
     scaled = np.multiply(image, np.float32(unit), dtype=np.float32)

@@ -139,12 +139,13 @@ def test_a_folder_is_read_as_splits_only_if_nothing_else_can_be_meant(tmp_path, 
     write(tmp_path / "b", "train/a/0.jpg", "train/a/1.jpg", "notes/readme.txt")
     assert open_folder(tmp_path / "b").class_names == ("a",)
     write(tmp_path / "b", "extra/0.jpg")
-    with pytest.raises(UserError, match="and beside it extra: is train a class, or does it hold"):
+    with pytest.raises(UserError, match="and next to it extra: is train a class, or does it hold"):
         open_folder(tmp_path / "b")
     write(tmp_path / "c", "train/a/0.jpg", "test/0.jpg", "val/a/1.jpg", "cover.jpg")
     with caplog.at_level("INFO", "l2l_jax"):
         assert contents(open_folder(tmp_path / "c", "test")) == {"val/a/1.jpg"}
-    for part in ("test images those in val", "1 folder of another split (test)", "1 image beside the splits"):
+    skipped = "1 folder of another split (test)", "1 image next to the splits"
+    for part in ("test images those in val", *skipped):
         assert part in caplog.text
 
 
