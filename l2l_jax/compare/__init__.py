@@ -1,1 +1,1 @@
-"""Methods, settings and sequences of requests side by side: `python -m l2l_jax.compare`."""
+"""Comparison of methods, settings and sequences of forget requests: `python -m l2l_jax.compare`."""

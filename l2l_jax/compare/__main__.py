@@ -1,7 +1,8 @@
 """Compare unlearning methods: `python -m l2l_jax.compare --config=configs/digits_mae.py:encoder`.
 
-Every method starts from the same pretrained model. What an earlier call finished is not computed anew. With
-`--front` each method is tried with one grid of settings and several seeds: see research/digits/comparison.md.
+Every method starts from the same pretrained model. Finished rows are not computed again. With `--front`, all
+methods run on the same grid of settings with several seeds, which yields a Pareto front of each method; see
+research/digits/comparison.md.
 """
 
 import pathlib
@@ -18,33 +19,35 @@ if TYPE_CHECKING:
     from l2l_jax.config import Config
 
 ALPHAS = flags.DEFINE_list(
-    "alphas", [], "Ablation: weights of the forget term of the paper's method, as 0.0,0.1,0.25,0.5,1.0."
+    "alphas", [], "Ablation: weights of the forget term for the paper's method, e.g. 0.0,0.1,0.25,0.5,1.0."
 )
 PROXY = flags.DEFINE_list(
     "proxy", [], "Classes that replace the retain classes in the row 'encoder, proxy retain'. "
     "Default: config.data.proxy, or else every other retain class."
 )  # fmt: skip
-GENERATED = flags.DEFINE_bool("generated", False, "A row for retain images that the original model makes.")
-FRONT = flags.DEFINE_bool("front", False, "Every method with the same grid of settings, several seeds each.")
-METHODS = flags.DEFINE_list("methods", [], "With --front: methods. Default: all.")
-BUDGETS = flags.DEFINE_list("budgets", [], "With --front: retain budgets, as 1.05,1.1,1.25,1.5.")
-WEIGHTS = flags.DEFINE_list("weights", [], "With --front: fixed weights of the forget term, as 0.05,0.2,1.")
-EPSILON_RATIOS = flags.DEFINE_list(
-    "epsilon_ratios", [], "With --front: what the method epsilon has instead of weights; as many."
+GENERATED = flags.DEFINE_bool("generated", False, "Add a row with retain images made by the original model.")
+FRONT = flags.DEFINE_bool(
+    "front", False, "Pareto fronts: run every method on the same grid of settings, with several seeds."
 )
-RATES = flags.DEFINE_list("rates", [], "With --front: learning rates. Default: the config's.")
+METHODS = flags.DEFINE_list("methods", [], "With --front: methods. Default: all.")
+BUDGETS = flags.DEFINE_list("budgets", [], "With --front: retain budgets, e.g. 1.05,1.1,1.25,1.5.")
+WEIGHTS = flags.DEFINE_list("weights", [], "With --front: fixed weights of the forget term, e.g. 0.05,0.2,1.")
+EPSILON_RATIOS = flags.DEFINE_list(
+    "epsilon_ratios", [], "With --front: values used instead of --weights by the method epsilon; as many."
+)
+RATES = flags.DEFINE_list("rates", [], "With --front: learning rates. Default: that of the config.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "With --front: seeds of every setting.")
 SEQUENCE = flags.DEFINE_list(
-    "sequence", [], "Requests after one another: classes to forget; see research/digits/comparison.md."
+    "sequence", [], "Classes to forget one after the other; see research/digits/comparison.md."
 )
 LIMIT = flags.DEFINE_float(
-    "limit", 0.5, "With --front: greatest retain cost that counts for the area: 0.5 is 50 % more error.",
+    "limit", 0.5, "With --front: greatest retain cost included in the area: 0.5 is 50% more error.",
     lower_bound=1e-3,
 )  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the comparison that the command line asks for and print its table."""
+    """Run the comparison given on the command line and print its table."""
     raw, workdir = parse_flags(argv)
     _check_flags()
     run = _front if FRONT.value else _sequence if SEQUENCE.value else _methods
@@ -52,19 +55,19 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_flags() -> None:
-    """Raise a UserError for flags of another kind of comparison, which would do nothing."""
+    """Raise a UserError for flags of another kind of comparison, which would have no effect."""
     kind = "--front" if FRONT.value else "--sequence" if SEQUENCE.value else ""
     front = (METHODS, BUDGETS, WEIGHTS, EPSILON_RATIOS, RATES, SEEDS, LIMIT)
     others = {"--front": (SEQUENCE, ALPHAS, PROXY, GENERATED), "--sequence": (ALPHAS, PROXY, GENERATED)}
     for flag in others.get(kind, ()):
         if flag.present:
-            raise UserError(f"--{flag.name} does not go with {kind}: leave out one of the two.")
-    for of_front in front if kind != "--front" else ():
-        if of_front.present:
-            raise UserError(f"--{of_front.name} goes with --front: give both, or none.")
+            raise UserError(f"--{flag.name} cannot be combined with {kind}: leave out one of them.")
+    for own in front if kind != "--front" else ():
+        if own.present:
+            raise UserError(f"--{own.name} requires --front: add it, or leave out --{own.name}.")
 
 
-# What the three need is imported late, to answer a mistyped flag at once. Each returns its text.
+# These functions return the text to print. They import late to report a mistyped flag immediately.
 
 
 def _methods(config: "Config", workdir: pathlib.Path) -> str:
@@ -86,7 +89,7 @@ def _front(config: "Config", workdir: pathlib.Path) -> str:
             raise UserError(f"--methods= names no method; known: {', '.join(KNOWN)}. Without it: all.")
         if wrong := [seed for seed in SEEDS.value if not seed.isdecimal()]:
             given = f"--seeds={','.join(SEEDS.value)}"
-            raise UserError(f"{given}: seeds are whole numbers, 0 or greater, not {wrong[0]!r}.")
+            raise UserError(f"{given}: seeds must be whole numbers, 0 or greater, not {wrong[0]!r}.")
         grid = Grid(
             methods=tuple(METHODS.value or KNOWN),
             budgets=_numbers(BUDGETS, "budgets", 1.0),
@@ -105,15 +108,15 @@ def _sequence(config: "Config", workdir: pathlib.Path) -> str:
     return table(run_sequence(config, workdir, SEQUENCE.value))
 
 
-def _numbers(flag: flags.FlagHolder, what: str, least: float = 0.0) -> list[float]:
+def _numbers(flag: flags.FlagHolder, noun: str, least: float = 0.0) -> list[float]:
     given = f"--{flag.name}={','.join(flag.value)}"
     try:
         numbers = [float(number) for number in flag.value]
     except ValueError as error:
         raise UserError(f"{given}: {error}.") from None
     if any(not least <= number < float("inf") for number in numbers):
-        said = "not negative" if not least else f"at least {least:g}"
-        raise UserError(f"{given}: {what} are finite and {said}.")
+        bound = "not negative" if not least else f"at least {least:g}"
+        raise UserError(f"{given}: {noun} must be finite and {bound}.")
     return numbers
 
 

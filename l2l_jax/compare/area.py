@@ -1,7 +1,7 @@
-"""Costs of forgetting: the front of a method's settings, and one number for it.
+"""Cost of forgetting: the Pareto front of a method's settings and the area under it.
 
-A setting of a method is a point: its cost, the error on retain images relative to the original's minus 1, and
-its gain, the logarithm of the error on forget images relative to the original's.
+A setting of a method is a point. Its cost is the error on retain images relative to the original model, minus
+1; its gain is the logarithm of the error on forget images relative to the original model.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ class Point(NamedTuple):
 
 
 def relative(models: Sequence[np.ndarray], original: np.ndarray, chosen: Any = slice(None)) -> np.ndarray:
-    """Return the mean error of a setting relative to the original's, the median over its seeds.
+    """Return the mean error of a setting relative to that of the original model, as the median over seeds.
 
     Args:
-      models: Errors of images, `[image]`, by seed.
+      models: Per-image errors, `[image]`, for each seed.
       original: Errors of the original model on the same images.
-      chosen: Indices `[…, image]` of images; default: each once.
+      chosen: Indices `[…, image]` of images; default: each image once.
     """
     return np.median([model[chosen].mean(-1) / original[chosen].mean(-1) for model in models], axis=0)
 
 
 def dominated(points: Sequence[Point]) -> list[bool]:
-    """Return whether another point costs no more and gains no less, and is not the same in both."""
+    """Return, for each point, whether a different point has at most its cost and at least its gain."""
 
     def better(a: Point, b: Point) -> bool:
         return a.cost <= b.cost and a.gain >= b.gain and a != b
@@ -40,9 +40,9 @@ def dominated(points: Sequence[Point]) -> list[bool]:
 
 
 def staircase(points: Sequence[Point], limit: float) -> list[tuple[float, int]]:
-    """Return where the best affordable setting changes: `(budget, number of the setting)`, ascending.
+    """Return the steps of the Pareto front as `(cost, index of the setting)`, in ascending order.
 
-    Settings that cost less than nothing are affordable from 0 on. Of equal ones the first is taken.
+    Negative costs count as 0. The first of equal settings is taken.
     """
     steps: list[tuple[float, int]] = []
     order = sorted(range(len(points)), key=lambda i: (max(points[i].cost, 0.0), -points[i].gain))
@@ -56,18 +56,18 @@ def staircase(points: Sequence[Point], limit: float) -> list[tuple[float, int]]:
 def area_interval(
     settings: Sequence[Sequence[np.ndarray]], original: np.ndarray, chosen_by: Sequence[Point], limit: float
 ) -> Interval:
-    """Return the area under a method's front, its mean gain over all budgets from 0 to `limit`.
+    """Return the normalized area under a method's Pareto front: its mean gain over budgets in [0, `limit`].
 
-    At a budget c the setting with the greatest gain is taken of those that cost at most c; where there is
-    none the gain is 0. So the front is a staircase, and its area divided by `limit` is what a user may
-    expect who is ready to pay any cost up to `limit` with equal probability. The settings are those that
-    validation images choose; what they gain is resampled over test images, all models together.
+    At a budget c, the gain is the greatest gain of all settings with a cost of at most c, or 0 without any.
+    The front is therefore a step function, and its area divided by `limit` is the expected gain for a budget
+    drawn uniformly from [0, `limit`]. Settings are chosen on validation images; the interval of their gain is
+    bootstrapped over test images, jointly for all models.
 
     Args:
-      settings: Errors on forget images of the test set, by setting and seed.
+      settings: Errors on the forget test images, by setting and seed.
       original: Errors of the original model.
-      chosen_by: The settings as measured on validation images.
-      limit: The greatest cost; above 0.
+      chosen_by: Points of the settings on validation images.
+      limit: Greatest cost, above 0.
     """
     steps = staircase(chosen_by, limit)
     ends = [*(cost for cost, _ in steps[1:]), limit]

@@ -1,8 +1,8 @@
-"""The front of unlearning methods: every method with the same grid of settings, from one original model.
+"""Pareto fronts of unlearning methods: every method on the same grid of settings, from one original model.
 
-A cell is one setting of one method with one seed. Cells that are finished are not computed again. In one
-process every device trains a cell of its own, and a CPU two; in several processes, and with parameters split
-over devices, one cell after the other takes them all.
+A cell is one setting of one method with one seed. Finished cells are not computed again. In a single process,
+every device trains a cell of its own, and a CPU trains two. With several processes, or with parameters
+sharded over devices, cells run one after the other on all devices.
 """
 
 import dataclasses
@@ -35,19 +35,19 @@ from l2l_jax.utils.io import ResultCache
 from l2l_jax.utils.multihost import barrier, from_primary
 
 logger = logging.getLogger(__name__)
-# Settings are chosen on the former images and quoted on the latter
+# Settings are chosen on validation images and reported on test images
 KINDS: tuple[SplitName, ...] = ("validation", "test")
 
 
 class Setting(NamedTuple):
-    """A method with the fields and options that the grid gives it: a dial, and perhaps a rate."""
+    """A method with its fields from the grid: a dial (budget or weight) and optionally a learning rate."""
 
     method: str
     fields: tuple[tuple[str, float], ...]
 
     @property
     def label(self) -> str:
-        """Names it among those of its method; also its folder."""
+        """Return the setting's name within its method, which is also its folder."""
         return "_".join(f"{name}_{value:g}" for name, value in self.fields)
 
 
@@ -59,26 +59,31 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its folder and entry in the cache."""
+        """Return the name of the cell's folder and cache entry."""
         return f"{self.setting.method}/{self.setting.label}/seed_{self.seed}"
 
 
 class Grid(NamedTuple):
-    """Settings that every method is tried with: retain budgets or fixed weights of the forget term.
+    """Settings for every method: retain budgets or fixed weights of the forget term.
 
-    The method "epsilon", which has no weight, is tried with fixed `ratios` r, as many as there are weights.
-    Without learning `rates` the config's is used. `seeds` are those of the runs of each setting.
+    Attributes:
+      methods: Names of methods.
+      budgets: Retain budgets.
+      weights: Fixed weights of the forget term.
+      ratios: Fixed ratios r of the method "epsilon", which has no weight; as many as there are weights.
+      rates: Learning rates; empty for that of the config.
+      seeds: Seeds of the runs of each setting.
     """
 
     methods: Sequence[str]
     budgets: Sequence[float] = ()
     weights: Sequence[float] = ()
-    ratios: Sequence[float] = ()  # of "epsilon", which has no weight, as many as weights
-    rates: Sequence[float] = ()  # learning rates; none: the config's
+    ratios: Sequence[float] = ()
+    rates: Sequence[float] = ()
     seeds: Sequence[int] = (0, 1, 2)
 
     def check(self) -> None:
-        """Raise a UserError unless every method gets equally many settings, and at least one."""
+        """Raise a UserError unless all methods have the same number of settings, at least one."""
         unknown = [method for method in self.methods if method not in METHODS]
         if unknown:
             raise UserError(f"--methods names {unknown[0]!r}; known: {', '.join(METHODS)}.")
@@ -86,8 +91,8 @@ class Grid(NamedTuple):
             raise UserError("The grid is empty: give --methods, --seeds, and --budgets or --weights.")
         if "epsilon" in self.methods and len(self.ratios) != len(self.weights):
             raise UserError(
-                f"--weights gives {len(self.weights)} values and --epsilon_ratios {len(self.ratios)}: the "
-                "method epsilon is to be tried as often as the others."
+                f"--weights gives {len(self.weights)} values and --epsilon_ratios {len(self.ratios)}: give "
+                "equally many, since the method epsilon uses ratios instead of weights."
             )
 
     def settings(self) -> Iterator[Setting]:
@@ -102,13 +107,14 @@ class Grid(NamedTuple):
 
 
 def run_front(config: Config, workdir: pathlib.Path, grid: Grid, limit: float) -> dict[str, Any]:
-    """Run the cells of a grid that are not finished; write and return `workdir/front/front.json`.
+    """Run the unfinished cells of a grid; write and return `workdir/front/front.json`.
 
     Args:
-      config: The experiment; all cells start from its pretrained model and take as many steps.
+      config: Config of the experiment; all cells start from its pretrained model and take the same number of
+        steps.
       workdir: Folder of the run.
-      grid: The settings.
-      limit: The greatest cost that counts for the area under a front, as 0.5.
+      grid: Settings.
+      limit: Greatest cost included in the area under a front, such as 0.5.
     """
     with barrier():
         grid.check()
@@ -146,27 +152,27 @@ class _Cells:
         self._locks: dict[pathlib.Path, threading.Lock] = {}
 
     def run(self, cells: Sequence[Cell]) -> None:
-        """Train and measure the cells that are not finished."""
+        """Train and measure the unfinished cells."""
         original = functools.partial(self._measure, self._setup.original, "original")
         self.cache.get_or_compute("original", original, stamp=self._stamp(self._config))
-        left = from_primary(lambda: [place for place, cell in enumerate(cells) if self.result(cell) is None])
+        left = from_primary(lambda: [index for index, cell in enumerate(cells) if self.result(cell) is None])
         logger.info("Front: %d cells, %d of them to be computed", len(cells), len(left))
-        for number, (cell, params) in enumerate(self._trained([cells[place] for place in left]), 1):
+        for number, (cell, params) in enumerate(self._trained([cells[index] for index in left]), 1):
             result = self._result(cell, params)
             self.cache.put_shared(cell.name, result, stamp=self._stamp(self._variant(cell)))
             logger.info("Front: %s is finished, %d of %d", cell.name, number, len(left))
 
     def result(self, cell: Cell) -> Any:
-        """Return what was measured of a cell with these settings, or None."""
+        """Return the stored measurements of a cell with these settings, or None."""
         return self.cache.get(cell.name, stamp=self._stamp(self._variant(cell)))
 
     def _stamp(self, config: Config) -> dict[str, Any]:
         return stamp(config, audited=self._config.audit.enabled)
 
     def _trained(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Params | Diverged]]:
-        """Yield cells in the order given, and their models or why there is none, as soon as each is there."""
+        """Yield each cell, in the given order, with its model or the error, as soon as it is available."""
         devices = jax.devices()
-        slots = [[device] for device in devices] * threads(AT_A_TIME)  # a device may be in several
+        slots = [[device] for device in devices] * threads(AT_A_TIME)  # a device may be in several slots
         if jax.process_count() > 1 or self._config.mesh != MeshConfig():
             slots = [devices]
         free: SimpleQueue[list[jax.Device]] = SimpleQueue()
@@ -187,14 +193,14 @@ class _Cells:
 
     def _unlearned(self, cell: Cell, devices: list[jax.Device]) -> Params:
         variant, setup = self._variant(cell), self._setup
-        # Phases before unlearning are shared by cells that differ only in their dial.
+        # Cells that differ only in their dial share the phases before unlearning.
         rate = "_".join(f"{name}_{value:g}" for name, value in cell.setting.fields[1:]) or "config"
         folder = self._folder / cell.setting.method / "phases" / rate / f"seed_{cell.seed}"
         given = self._config.unlearn
         unlearn = dataclasses.replace(
             variant.unlearn, retain_budget=None, alpha=given.alpha, methods=given.methods
         )
-        with self._locks.setdefault(folder, threading.Lock()):  # other cells wait for them
+        with self._locks.setdefault(folder, threading.Lock()):  # other cells wait for the phases
             phases = Workdir(folder, dataclasses.replace(variant, unlearn=unlearn)).unlearn
             unlearning.run_phases(variant, phases, setup.original, setup.sets, devices)
         workdir = Workdir(self._folder / cell.name, variant)
@@ -213,7 +219,7 @@ class _Cells:
             return {"failed": str(params)}
         result = self._measure(params, cell.name)
         if audit := self._setup.audit(cell.name.replace("/", "_"), params):
-            depths = {found["name"]: found["depth"].get("error") for found in audit["results"][1:]}
+            depths = {row["name"]: row["depth"].get("error") for row in audit["results"][1:]}
             result["depth"] = {name: x["value"] for name, x in depths.items() if x and x["resolved"]}
         return result
 

@@ -1,4 +1,4 @@
-"""The front of methods on paper: front.json, front.md and front.png."""
+"""Reports on the Pareto fronts of methods: front.json, front.md and front.png."""
 
 import json
 import pathlib
@@ -17,15 +17,16 @@ from l2l_jax.report import plots
 from l2l_jax.report.tables import SETS
 from l2l_jax.utils.io import atomic_write
 
-# Results of one setting, by seed: "errors" by kind of images and set, "figures" by set and, of audited
+# Results of one setting, by seed: "errors" by split and set, "figures" (metrics) by set and, for audited
 # models, "depth" by attack; or "failed"
 Cells = Sequence[Mapping[str, Any]]
 
 
 def write(folder: pathlib.Path, by_setting: Mapping[Any, Cells], original: Any, facts: Any) -> dict[str, Any]:
-    """Write front.json, front.md and front.png, and return what front.json holds: `summary` and the facts.
+    """Write front.json, front.md and front.png, and return the contents of front.json.
 
-    `facts` has "grid", "limit" and "config", as they were asked for; a setting has a `method` and a `label`.
+    These are the `summary` and `facts`: "grid", "limit" and "config" of the run. A setting has the attributes
+    `method` and `label`.
     """
     report = summary(by_setting, original, facts["limit"]) | dict(facts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,11 +40,11 @@ def summary(by_setting: Mapping[Any, Cells], original: Mapping[str, Any], limit:
     """Summarize the results of all cells.
 
     Returns:
-      "original": its metrics on test images. "settings": for each, in the order given, "method", "setting",
-      and unless it "failed": "validation" (cost and gain, medians over the seeds), "test" (ratios of the
-      errors with intervals over images, accuracies), "depth" where there was an audit, "dominated" (by
-      any setting of any method, on validation images). "methods": "area" with its interval, and the
-      "chosen" settings with the least cost at which each is taken, by method.
+      Dict with "original": metrics of the original model on test images; "settings": for each setting, in the
+      given order, "method", "setting", and unless it "failed": "validation" (cost and gain, medians over
+      seeds), "test" (error ratios with intervals over images, accuracies), "depth" if the model was audited,
+      "dominated" (by any setting of any method, on validation images); "methods": by method, "area" with its
+      interval, and "chosen" settings, each with the least cost from which it is chosen.
     """
     lines, errors = [], []
     for setting, cells in by_setting.items():
@@ -71,7 +72,7 @@ def _errors(result: Mapping[str, Any], kind: str, set_name: str) -> np.ndarray:
 
 
 def _measured(cells: Cells, original: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics of one setting: medians over its seeds, the depth after the strongest attack."""
+    """Return the metrics of one setting: medians over seeds, and the depth after the strongest attack."""
     test: dict[str, dict[str, Any]] = {}
     ratios = []
     for name in SETS:
@@ -85,12 +86,12 @@ def _measured(cells: Cells, original: Mapping[str, Any]) -> dict[str, Any]:
         test[name] = {"ratio": list(bootstrap(ratio, len(before["test"])))}
         if "accuracy" in original["figures"][name]:
             test[name]["accuracy"] = float(np.median([cell["figures"][name]["accuracy"] for cell in cells]))
-    found = {"validation": {"cost": ratios[0] - 1, "gain": float(np.log(ratios[1]))}, "test": test}
+    metrics = {"validation": {"cost": ratios[0] - 1, "gain": float(np.log(ratios[1]))}, "test": test}
     depths = [cell.get("depth", {}) for cell in cells]
     attacks = set.intersection(*map(set, depths))
     if attacks:
-        found["depth"] = min(float(np.median([depth[attack] for depth in depths])) for attack in attacks)
-    return found
+        metrics["depth"] = min(float(np.median([depth[attack] for depth in depths])) for attack in attacks)
+    return metrics
 
 
 def _point(line: Mapping[str, Any]) -> Point:
@@ -98,10 +99,10 @@ def _point(line: Mapping[str, Any]) -> Point:
 
 
 def tables(report: Mapping[str, Any], style: str = "simple") -> str:
-    """Format a table of the areas under the methods' fronts and one of all settings."""
+    """Format a table of the areas under the methods' Pareto fronts and a table of all settings."""
     areas = [
-        [method, _interval(found["area"]), ", ".join(name for _, name in found["chosen"]) or "none"]
-        for method, found in sorted(report["methods"].items(), key=lambda item: -item[1]["area"][0])
+        [method, _interval(front["area"]), ", ".join(name for _, name in front["chosen"]) or "none"]
+        for method, front in sorted(report["methods"].items(), key=lambda item: -item[1]["area"][0])
     ]
     settings = [["original", "", "×1", "×1", "×1", *_accuracies(report["original"]), "", ""]]
     for line in report["settings"]:
@@ -121,8 +122,8 @@ def tables(report: Mapping[str, Any], style: str = "simple") -> str:
     return "\n\n".join(tabulate(rows, names, tablefmt=style, disable_numparse=True) for rows, names in both)
 
 
-def _accuracies(figures: Mapping[str, Any]) -> list[str]:
-    return [f"{figures[name]['accuracy']:.3f}" if "accuracy" in figures[name] else "" for name in SETS]
+def _accuracies(metrics: Mapping[str, Any]) -> list[str]:
+    return [f"{metrics[name]['accuracy']:.3f}" if "accuracy" in metrics[name] else "" for name in SETS]
 
 
 def _interval(numbers: Sequence[float]) -> str:
@@ -130,7 +131,7 @@ def _interval(numbers: Sequence[float]) -> str:
 
 
 def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
-    """Draw retain cost against forgetting and, where models were audited, against depth."""
+    """Plot retain cost against forgetting and, if models were audited, against depth."""
     done = [line for line in report["settings"] if "failed" not in line]
     deep = [line for line in done if "depth" in line]
     figure = Figure(figsize=(12.5 if deep else 7.5, 4.5), dpi=120, layout="constrained")
@@ -155,7 +156,7 @@ def _draw(path: pathlib.Path, report: Mapping[str, Any]) -> None:
 
 
 def _draw_method(axis: Axes, method: str, own: Sequence[Mapping[str, Any]], limit: float, color: Any) -> None:
-    """Draw settings as dots, hollow where one of any method is better, and the staircase."""
+    """Draw the settings as dots, hollow if dominated by a setting of any method, and the Pareto front."""
     points = [_point(line) for line in own]
     if steps := staircase(points, limit):
         costs = [*(100 * cost for cost, _ in steps), 100 * limit]

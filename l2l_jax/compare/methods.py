@@ -1,6 +1,6 @@
-"""Every method from the same pretrained model, and the paper's method with proxies and other weights.
+"""Comparison of all methods from one pretrained model, and of the paper's method with proxies and weights.
 
-What an earlier call finished is not computed anew: every row keeps its metrics, models and pictures.
+Finished rows are not computed again: metrics, models and images of each row are stored.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ from l2l_jax.utils.multihost import barrier, on_primary
 
 logger = logging.getLogger(__name__)
 Rows = Mapping[str, Mapping[str, Any]]
-# Rows of models behind a filter, and the rows of the models themselves
+# Rows of filtered models, and the rows of the models without the filter
 FILTERED = {"filter": "original", "undo, filter": "undo"}
 
 COLUMNS = (
     "fid", "inception_score", "clip_cosine", "classifier_distance", "classifier_score", "accuracy", "mse",
 )  # fmt: skip
-"""The metrics of a comparison, where there are any: those of the paper's tables, and those of the digits."""
+"""Metrics of a comparison, if available: those of the paper's tables and those of the digits experiments."""
 
 
 def compare(
@@ -48,16 +48,17 @@ def compare(
     """Unlearn with every method from one pretrained model, evaluate, and write `workdir/comparison`.
 
     Args:
-      config: The experiment; its method, alpha and proxies make the first row after the original model.
-      workdir: Folder of the run; `config`'s own pretrained model in it is used or made.
-      alphas: Further weights of the forget term for the paper's method.
+      config: Config of the experiment; its method, alpha and proxies define the first row after the original
+        model.
+      workdir: Folder of the run; its pretrained model is used, or trained if missing.
+      alphas: Additional weights of the forget term for the paper's method.
       proxy: Classes of the proxy row.
-      generated: Whether there is a row for retain images that the original model makes from noise.
+      generated: Whether to add a row with retain images that the original model generates from noise.
 
     Returns:
-      By row: `{"retain": metrics, "forget": metrics}`, with "audit" where `config.audit` asks for one, or
-      `{"failed": reason}` for a method that diverged. Methods that do not go together with the config, such
-      as "undo" with an adapter, are left out with a warning.
+      By row: `{"retain": metrics, "forget": metrics}`, with "audit" if `config.audit` is enabled, or
+      `{"failed": reason}` for a method that diverged. Methods that are incompatible with the config, such as
+      "undo" with an adapter, are left out with a warning.
     """
     folder = workdir / "comparison"
     setup = Setup(config, workdir, folder / "audit")
@@ -66,7 +67,7 @@ def compare(
         every_other = splits.retained_names(config.data, evaluation.class_names)[::2]
         stand_ins = tuple(proxy or config.data.proxy or every_other)
         to_run = dict(variants(config, setup.pretrained, alphas, stand_ins, generated))
-        for variant in to_run.values():  # a mistake in the proxies is found before anything is trained
+        for variant in to_run.values():  # report a mistake in the proxies before training anything
             if variant.data != config.data:
                 splits.training_sets(variant.data, evaluation.train, config.model.image_size)
     setup.start()
@@ -98,9 +99,9 @@ def compare(
 
     def write() -> None:
         done = [name for name, row in rows.items() if "failed" not in row]
-        shown = {name: images for name in done if (images := cache.get(f"{_entry(name)}-shown"))}
+        examples = {name: images for name in done if (images := cache.get(f"{_entry(name)}-shown"))}
         _write(folder, config, rows, alphas)
-        pictures.save_methods(folder / "comparison.png", evaluation, shown)
+        pictures.save_methods(folder / "comparison.png", evaluation, examples)
 
     on_primary(write)
     return rows
@@ -109,15 +110,15 @@ def compare(
 def _filtered(
     cache: ResultCache, name: str, config: Config, setup: Setup, params: Callable[[], Params]
 ) -> dict[str, Any]:
-    """Return the row of a model behind the filter of `config.filter`: what it refuses is a gray mask."""
+    """Return the row of a model behind the filter of `config.filter`; refused images get a gray mask."""
     served, evaluation = params(), setup.evaluation
     reader = open_reader(config, evaluation)
-    card = reader.describe(served)
+    metadata = reader.describe(served)
 
     def fit() -> dict[str, np.ndarray]:
         return fit_filter(config, evaluation, reader, served).part()
 
-    depends = stamp(config) | {"extra": card}
+    depends = stamp(config) | {"extra": metadata}
     guarded = reader.guard(served, cache.get_or_compute(f"{_entry(name)}-filter", fit, stamp=depends))
     row = _evaluated(cache, name, depends, evaluation.for_model(reader.model), lambda: guarded)
     if config.audit.enabled:
@@ -130,9 +131,9 @@ def variants(
     config: Config, pretrained: str, alphas: Sequence[float], stand_ins: Sequence[Any],
     generated: bool = False,
 ) -> Iterator[tuple[str, Config]]:  # fmt: skip
-    """Yield name and config of the rows after the original; `stand_ins` are the classes of the proxy row.
+    """Yield the name and config of each row after the original; `stand_ins` are the classes of the proxy row.
 
-    An ablation of the weight is one of fixed weights: with `alphas` no row has a retain budget.
+    An ablation of the weight uses fixed weights: with `alphas`, no row has a retain budget.
     """
     if alphas:
         config = dataclasses.replace(config, unlearn=dataclasses.replace(config.unlearn, retain_budget=None))
@@ -172,7 +173,7 @@ def _entry(name: str) -> str:
 
 
 def table(rows: Rows, style: str = "simple") -> str:
-    """Format a table: rows are methods; columns are `COLUMNS` on the retain set, then on the forget set."""
+    """Format a table with a row per method, and `COLUMNS` on the retain set and on the forget set."""
     columns = [name for name in COLUMNS if name in rows["original"]["retain"]]
     body = [
         [
@@ -187,19 +188,19 @@ def table(rows: Rows, style: str = "simple") -> str:
 
 
 def depth_table(rows: Rows, style: str = "simple") -> str:
-    """Format verdicts of audited methods and depths after each attack, by accuracy / by log error."""
+    """Format the verdicts on audited methods and depths after each attack, by accuracy / by log error."""
     audits = {method: row["audit"] for method, row in rows.items() if "audit" in row}
     columns = {r["name"]: r["title"] for audit in audits.values() for r in audit["results"]}
     body = []
     for method, audit in audits.items():
         own = {r["name"]: r["depth"].values() for r in audit["results"]}
-        said = ([f"{d['value']:.2f}" if d["resolved"] else "—" for d in own.get(key, ())] for key in columns)
-        body.append([method, audit["verdict"]["finding"], *(" / ".join(values) or "—" for values in said)])
+        cells = ([f"{d['value']:.2f}" if d["resolved"] else "—" for d in own.get(key, ())] for key in columns)
+        body.append([method, audit["verdict"]["finding"], *(" / ".join(values) or "—" for values in cells)])
     return tabulate(body, headers=["depth", "verdict", *columns.values()], tablefmt=style)
 
 
 def tables(rows: Rows, style: str = "simple") -> str:
-    """Format `table` and, where methods were audited, `depth_table`."""
+    """Format `table` and, if methods were audited, `depth_table`."""
     audited = any("audit" in row for row in rows.values())
     return "\n\n".join([table(rows, style), *([depth_table(rows, style)] if audited else [])])
 

@@ -1,10 +1,10 @@
-"""Requests after one another: each starts from the model that the one before left.
+"""Sequences of forget requests: each request starts from the unlearned model of the previous one.
 
-What was forgotten before stays in the set to forget, and the retain budget stays relative to the first
-original model. A last row forgets everything at once.
+Classes of earlier requests stay in the forget set, and the retain budget stays relative to the first original
+model. The last row forgets all classes at once.
 
-With `config.data.prototypes` no request reads images of an earlier one: what it forgot is replayed by images
-that the model before that request made from the prototypes of the class.
+With `config.data.prototypes`, a request does not read images of earlier requests. It replays images of their
+classes instead, generated from the class prototypes by the model before the earlier request.
 """
 
 import dataclasses
@@ -43,16 +43,17 @@ AT_ONCE = "all at once"
 
 
 def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str]) -> dict[str, Any]:
-    """Unlearn one class after the other, or continue to; write `workdir/sequence.json` and `.md`.
+    """Unlearn one class after the other, or resume; write `workdir/sequence.json` and `.md`.
 
     Args:
-      config: The experiment; its model is the first original, `data.forget` and `data.retain` are not used.
-      workdir: Folder of the run, with a folder for each request.
-      requests: Classes in the order in which they are forgotten.
+      config: Config of the experiment; its model is the first original model, and `data.forget` and
+        `data.retain` are not used.
+      workdir: Folder of the run, with a subfolder for each request.
+      requests: Classes to forget, in order.
 
     Returns:
-      By row ("original", the requests in their order, `AT_ONCE`): the error on test images of each class
-      requested, and of the classes never requested, relative to the first original's, with its interval.
+      By row ("original", the requests in order, `AT_ONCE`): the error on the test images of each requested
+      class and of the remaining classes, relative to the first original model, with its interval.
     """
     if len(set(requests)) < len(requests) or len(requests) < 2:
         raise UserError(f"--sequence={','.join(requests)}: name at least two different classes.")
@@ -70,8 +71,8 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
         with barrier():
             sets = training_sets(variant, evaluation.train)
             if replayed:
-                known = {requests[-1]: _to_forget(config, requests[-1], evaluation.train), **replayed}
-                sets = sets._replace(forget=Mixture(known, [len(source) for source in known.values()]))
+                forget = {requests[-1]: _to_forget(config, requests[-1], evaluation.train), **replayed}
+                sets = sets._replace(forget=Mixture(forget, [len(source) for source in forget.values()]))
         return unlearning.unlearned_params(variant, Workdir(folder, variant), params, sets)
 
     def measured(params: Params) -> dict[str, np.ndarray]:
@@ -103,7 +104,7 @@ def run_sequence(config: Config, workdir: pathlib.Path, requests: Sequence[str])
 
 
 def table(rows: dict[str, Any], style: str = "simple") -> str:
-    """Format errors relative to the original's: a row for each request, a column for each class."""
+    """Format errors relative to the original model: a row for each request, a column for each class."""
     body = [
         [name, *("×{:.2f} [{:.2f}, {:.2f}]".format(*ratio) for ratio in ratios.values())]
         for name, ratios in rows.items()
@@ -121,7 +122,7 @@ def _to_forget(config: Config, name: str, train: Source) -> Source:
 
 
 def _replay(config: Config, name: str, params: Params, train: Source, folder: pathlib.Path) -> Source:
-    """Return images of a class that a model makes from prototypes, as many as there are to forget."""
+    """Generate images of a class from its prototypes by a model, as many as there are images to forget."""
     with barrier():
         count = len(_to_forget(config, name, train))
         starts = PrototypeImages(config.data.prototypes, [name], count, seed=config.seed)
@@ -131,7 +132,7 @@ def _replay(config: Config, name: str, params: Params, train: Source, folder: pa
 
 
 def _measured_sources(config: Config, requests: Sequence[str]) -> dict[str, Source]:
-    """Return test images of each class requested, and of the classes never requested."""
+    """Return the test images of each requested class and of the remaining classes."""
     test = open_source(config.data, "test", config.model.image_size)
     sources: dict[str, Source] = {
         f"error on {name}": evaluation_sets(_forgetting(config, [name]).data, test).forget

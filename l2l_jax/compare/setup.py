@@ -1,4 +1,4 @@
-"""The original model, images and audit that all models of a comparison share."""
+"""Original model, images and audit shared by all models of a comparison."""
 
 import json
 import pathlib
@@ -18,9 +18,9 @@ from l2l_jax.utils.multihost import barrier
 
 
 class Setup:
-    """Common inputs of a comparison: evaluation, images, folder of audits, the original model."""
+    """Shared inputs of a comparison: evaluation, images, folder of audits, original model."""
 
-    original: Params  # after `start`
+    original: Params  # set by `start`
 
     def __init__(self, config: Config, workdir: pathlib.Path, audits: pathlib.Path):
         self._config, self._workdir, self.audits = config, Workdir(workdir, config), audits
@@ -32,7 +32,7 @@ class Setup:
         self.pretrained = config.pretrained or str(self._workdir.pretrained)
 
     def start(self) -> None:
-        """Load or train the original model and, for an audit, the retrained ones."""
+        """Load or train the original model and, for an audit, the retrained models."""
         config = self._config
         self.original = original_params(config, self._workdir, self.evaluation.train)
         if config.audit.enabled:
@@ -41,16 +41,16 @@ class Setup:
             self._auditor.compare_with(self.original, standard)
 
     def inputs(self) -> dict[str, Any]:
-        """Return what identifies the images and the original model that results depend on, after `start`."""
+        """Return values that identify the images and the original model; call it after `start`."""
         return unlearning.identify_inputs(self._config, self.original, self.sets)
 
     def audit(self, name: str, params: Params) -> dict[str, Any] | None:
-        """Return the audit of a model, or None if the config asks for none."""
+        """Audit a model and return its report, or None if audits are disabled."""
         return self._auditor.audit(name, params) if self._config.audit.enabled else None
 
 
 def stamp(config: Config, *, audited: bool = False) -> dict[str, Any]:
-    """Return what the result of a model depends on; how it is computed changes nothing."""
+    """Return the config fields that affect the result of a model, without those that only affect speed."""
     settings = json.loads(json.dumps(config.describe()))
     for section in ("mesh", "parallel", "filter", *(() if audited else ("audit",))):
         del settings[section]
@@ -58,12 +58,12 @@ def stamp(config: Config, *, audited: bool = False) -> dict[str, Any]:
 
 
 def fields_of(method: str) -> dict[str, Any]:
-    """Return the fields of `config.unlearn` that choose a method: one that uses no banks has none."""
+    """Return the fields of `config.unlearn` that select a method, without banks if it does not use them."""
     return {"method": method} | ({} if METHODS[method].takes_noise else {"token_bank": 0, "noise_bank": 0})
 
 
 def incompatible(config: Config) -> str:
-    """Return why a method does not support the other settings of its config, or "" if it does."""
+    """Return the reason why a method does not support the other settings of its config, or ""."""
     try:
         config.unlearn.objective(config.model)
     except ValueError as error:
