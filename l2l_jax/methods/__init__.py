@@ -1,5 +1,5 @@
 # ruff: noqa: I001  (tables list the methods in the order of their import)
-"""Unlearning methods: a registered options class each, and the objective that a training step computes."""
+"""Unlearning methods. Each is a registered class of options that builds the objective of a training step."""
 
 from l2l_jax.methods import encoder, baselines, epsilon, whole, undo, relearn_aware, ntk  # noqa: F401  (register)
 from l2l_jax.methods.base import METHODS, Method, Objective, register

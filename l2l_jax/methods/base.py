@@ -1,4 +1,4 @@
-"""The interface of unlearning methods, and what a training step computes."""
+"""Base class of unlearning methods and the objective of a training step."""
 
 import abc
 import dataclasses
@@ -12,38 +12,38 @@ import jax.numpy as jnp
 from l2l_jax.models.base import Model, Params, PretrainingStage
 from l2l_jax.utils.registry import Registry
 
-Terms = dict[str, jax.Array]  # scalars to log: "loss", and "retain" and "forget" where there are both
-Inputs = Mapping[str, Any]  # arrays that a loss reads: trees whose leaves start with the batch axis
+Terms = dict[str, jax.Array]  # scalars to log: "loss", and "retain" and "forget" if the batch has both
+Inputs = Mapping[str, Any]  # inputs of a loss: trees of arrays with a leading batch axis
 Mean = Callable[[Any], Any]  # turns means over a device's rows into means over the batch
 # `(trained, frozen, inputs, alpha) -> (loss, terms)`, means over the rows of a device
 Loss = Callable[[Params, Params, Inputs, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class GradientRule(Protocol):
-    """A direction that is not the gradient of the loss."""
+    """An update direction other than the gradient of the loss."""
 
     @property
     def objective(self) -> str:
-        """Name of the term that is logged as "loss"."""
+        """Return the name of the term that is logged as "loss"."""
 
     def combine(self, terms: Terms, gradients: Mapping[str, Params], alpha: jax.Array) -> Params:
-        """Return the direction, from terms and gradients of the two terms over the whole batch."""
+        """Return the direction, given both terms and their gradients over the whole batch."""
 
 
 class Phases(NamedTuple):
-    """Runs before a method's own run, from the same start, that decide on its rule."""
+    """Runs before a method's own run, from the same start, that determine its gradient rule."""
 
     rules: Mapping[str, GradientRule]  # gradient rule of each run, by name
-    # `{name: terms at its end} -> GradientRule` of the method's own run
+    # `{name: final terms} -> GradientRule` of the method's own run
     settle: Callable[[Mapping[str, Mapping[str, float]]], GradientRule]
 
 
 class OneShot(NamedTuple):
-    """Least squares in place of training steps, see `l2l_jax.methods.ntk` and `l2l_jax.train.one_shot`."""
+    """Least squares instead of training steps; see `l2l_jax.methods.ntk` and `l2l_jax.train.one_shot`."""
 
     outputs: Callable[[Params, Any], Any]  # `(params, rows) -> outputs`, a tree of arrays; linearized
     losses: Callable[[Any, Any], jax.Array]  # `(outputs, rows) -> [row]`, convex in the outputs
-    # The options of `l2l_jax.methods.ntk.Ntk`
+    # Options of `l2l_jax.methods.ntk.Ntk`
     scale: float
     damping: float
     iterations: int
@@ -52,27 +52,28 @@ class OneShot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-    """A loss on batches `{set: images}`, in two steps: a batch can be split in between.
+    """A loss on batches `{set: images}` in two stages, `prepare` and `loss`; a batch can be split in between.
 
     Attributes:
       trained: Parts of the parameters to train.
       frozen: Parts of the original parameters to read; no others need to be on the devices.
-      prepare: `(frozen, batch, rng, axis_name=None) -> Inputs`: everything random and all statistics of the
-        batch. With `axis_name` the batch is split over that mapped axis, and the inputs are this device's
-        rows of those on one device.
-      loss: The loss, and the terms "retain" and "forget" where the batch has both sets.
+      prepare: `(frozen, batch, rng, axis_name=None) -> Inputs`: all random draws and batch statistics. With
+        `axis_name`, the batch is split over that mapped axis, and the inputs are this device's rows of the
+        inputs that a single device would compute.
+      loss: The loss, and the terms "retain" and "forget" if the batch has both sets.
       sets: Names of the image sets of a batch.
-      look_ahead: `(trained, frozen, inputs, mean) -> trained parts`, which the loss gets as the input
-        "ahead", not differentiated.
-      rule: Direction to train along; None: the gradient of the loss.
-      phases: Runs that come first and decide on `rule`.
-      one_shot: What replaces the training steps, if there are none.
-      start: `(params, rng) -> params`: the parameters to start from, given all original parts; None: those.
+      look_ahead: `(trained, frozen, inputs, mean) -> trained parts`, passed to the loss as the input "ahead"
+        and not differentiated.
+      rule: Update direction; None: the gradient of the loss.
+      phases: Preceding runs that determine `rule`.
+      one_shot: Replacement of the training steps, for methods without any.
+      start: `(params, rng) -> params`: the initial parameters, given all original parts; None: the original
+        parameters.
       saliency: Share of the trained weights that may change, see `restrict`. The others keep their original
-        values, whatever the start is.
-      expand: `(trained, frozen) -> parts` that the loss reads, where other parameters are trained than these.
+        values regardless of `start`.
+      expand: `(trained, frozen) -> parts` that the loss reads, if they differ from the trained parameters.
       merge: `(params, trained) -> params`: the trained model, all parts as host arrays.
-      cast: Casts some parts of the parameters to the types to compute with.
+      cast: Function that casts some parts of the parameters to the compute dtype.
     """
 
     trained: tuple[str, ...]
@@ -96,23 +97,23 @@ class Objective:
         return {part: started[part] for part in self.trained}
 
     def compose(self, params: Params, trained: Params) -> Params:
-        """Return the trained model, all parts on the devices, to compute with."""
+        """Return all parts of the trained model on the devices, for computation."""
         return {**params, **(trained if self.expand is None else self.expand(trained, params))}
 
     def gradients(
         self, trained: Params, frozen: Params, inputs: Inputs, alpha: jax.Array, mean: Mean = lambda x: x
     ) -> tuple[Terms, dict[str, Params]]:
-        """Return the terms with "loss", and the gradients that `direction` reads, over these rows.
+        """Return the terms with "loss", and the gradients for `direction`, over these rows.
 
-        Gradients are averaged over accumulated parts and devices before `direction`, which alone may be
+        Gradients are averaged over microbatches and devices before `direction`, the only step that may be
         nonlinear in them.
         """
         if self.expand is not None:
             expand = self.expand
             weights, back = jax.vjp(lambda x: expand(x, frozen), trained)
             inner = dataclasses.replace(self, expand=None)
-            terms, found = inner.gradients(weights, frozen, inputs, alpha, mean)
-            return terms, {name: back(gradient)[0] for name, gradient in found.items()}
+            terms, gradients = inner.gradients(weights, frozen, inputs, alpha, mean)
+            return terms, {name: back(gradient)[0] for name, gradient in gradients.items()}
         if self.look_ahead is not None:
             inputs = {**inputs, "ahead": self.look_ahead(trained, frozen, inputs, mean)}
         if self.rule is None:
@@ -125,13 +126,13 @@ class Objective:
         return {"loss": terms[self.rule.objective], **terms}, gradients
 
     def direction(self, terms: Terms, gradients: Mapping[str, Params], alpha: jax.Array) -> Params:
-        """Return the direction for the optimizer, from `gradients` of the whole batch."""
+        """Return the update direction for the optimizer, given `gradients` of the whole batch."""
         return gradients["loss"] if self.rule is None else self.rule.combine(terms, gradients, alpha)
 
     def term_gradient(
         self, name: str, trained: Params, frozen: Params, inputs: Inputs
     ) -> tuple[jax.Array, Params]:
-        """Return the value and the gradient of one term, over these rows."""
+        """Return the value and the gradient of one term over these rows."""
         return jax.value_and_grad(lambda x: self.loss(x, frozen, inputs, jnp.float32(0))[1][name])(trained)
 
 
@@ -140,8 +141,8 @@ class Method(abc.ABC):
     """An unlearning method; the fields of a subclass are its options.
 
     Attributes:
-      training: Fields of the training for which this method has other defaults.
-      takes_noise: A batch may bring the teacher's noise images itself, such as codes of a noise bank.
+      training: Defaults of this method for fields of the training config.
+      takes_noise: Whether a batch may contain the teacher's noise images, such as codes of a noise bank.
       max_weight: Largest weight of the forget term that the method accepts.
       weight_option: Name of the option that sets the weight of the forget term.
     """
@@ -153,15 +154,15 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def objective(self, model: Model) -> Objective:
-        """Return what a training step of this method computes on a model."""
+        """Return the objective of a training step of this method on a model."""
 
     def initial_weight(self, alpha: float) -> float:
-        """Return the weight of the forget term of the first step, given `config.unlearn.alpha`."""
+        """Return the weight of the forget term in the first step, given `config.unlearn.alpha`."""
         return alpha
 
     @property
     def batch_divisor(self) -> int:
-        """Number of which the rows of an accumulated part of a batch must be a multiple."""
+        """Return the number that must divide the number of rows of a microbatch."""
         return 1
 
 
@@ -180,14 +181,14 @@ def unlearning_objective(
 ) -> Objective:
     """Return an objective on retain and forget images, with these and other fields of `Objective`.
 
-    `teacher` names parts of the original model to read, besides those that `Model.corrupt` reads.
+    `teacher` names parts of the original model to read, in addition to those that `Model.corrupt` reads.
     """
     frozen = (*teacher, *model.corruption_parts)
     return Objective(trained, frozen, prepare, loss, **{"cast": model.in_compute_dtype, **fields})
 
 
 def pretraining_objective(stage: PretrainingStage, parts: tuple[str, ...]) -> Objective:
-    """Return the objective of a pretraining stage of a model with these parts, on the one set "train"."""
+    """Return the objective of a pretraining phase of a model with these parts, on the single set "train"."""
 
     def prepare(frozen, batch, rng, axis_name=None):
         return {"train": stage.prepare(frozen, batch["train"], rng, axis_name)}

@@ -27,11 +27,11 @@ class MaxLoss(Method):
 @register("noisy_label")
 @dataclasses.dataclass(frozen=True)
 class NoisyLabel(Method):
-    """Train forget images towards Gaussian noise.
+    """Train forget images toward Gaussian noise.
 
-    Encoder and decoder are trained. `Model.noisy_truth` defines what noise is to a family: a noise image
-    (MAE), noise codes (MAGE) or pure noise inside the mask (Palette), with the statistics of retain and
-    forget images together.
+    Encoder and decoder are trained. `Model.noisy_truth` defines the noise of a family: a noise image (MAE),
+    noise codes (MAGE) or pure noise inside the mask (Palette), with the joint statistics of retain and forget
+    images.
     """
 
     def objective(self, model: Model) -> Objective:
@@ -41,11 +41,11 @@ class NoisyLabel(Method):
 @register("retain_label")
 @dataclasses.dataclass(frozen=True)
 class RetainLabel(Method):
-    """Train forget images towards the original model's outputs on retain images.
+    """Train forget images toward the original model's outputs on retain images.
 
     Encoder and decoder are trained. Forget image i is paired with retain image i of the batch. The release
-    for MAGE weights both terms by the mask of the retain images, so that forget images never count, and its
-    outputs include the logits of the class token and of unused words; neither is copied.
+    for MAGE weights both terms by the mask of the retain images, which removes forget images from the loss,
+    and its outputs include the logits of the class token and of unused words; neither is reproduced here.
     """
 
     def objective(self, model: Model) -> Objective:
@@ -66,19 +66,19 @@ class RetainLabel(Method):
 @register("random_encoder")
 @dataclasses.dataclass(frozen=True)
 class RandomEncoder(Method):
-    """Send the encoder's features of forget images to Gaussian noise.
+    """Move the encoder's features of forget images to Gaussian noise.
 
     The encoder is trained. The noise has the statistics of the original features of retain and forget
-    images, as in the release for MAGE; in the release for Palette the original encoder sees noise inside the
-    mask of forget images. The release for MAGE weights both terms by the mask of the retain images, so that
-    forget images never count; this is not copied.
+    images, as in the release for MAGE; in the release for Palette, the inputs of the original encoder have
+    noise inside the mask of forget images. The release for MAGE weights both terms by the mask of the retain
+    images, which removes forget images from the loss; this is not reproduced here.
     """
 
     def objective(self, model: Model) -> Objective:
         def prepare(frozen, batch, rng, axis_name=None):
             views = corrupt_images(model, frozen, batch, rng, axis_name)
             inputs = {name: view["corrupted"] for name, view in views.items()}
-            # Not in the loss: the statistics are those of the whole batch.
+            # Computed here and not in the loss, because the statistics are those of the whole batch.
             features = model.encode(frozen["encoder"], interleave(inputs["retain"], inputs["forget"]))
             noise = losses.noise_features(features, jax.random.fold_in(rng, 2), axis_name)
             return inputs | {"teacher": deinterleave(features)[0], "noise": deinterleave(noise)[1]}

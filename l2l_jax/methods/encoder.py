@@ -12,10 +12,10 @@ from l2l_jax.models.base import Model
 @register("encoder")
 @dataclasses.dataclass(frozen=True)
 class Encoder(Method):
-    """The paper's method (Li et al. 2024): retrain the encoder alone.
+    """The paper's method (Li et al. 2024), which trains only the encoder.
 
     Attributes:
-      noise: Noise shown to the teacher in place of forget images, see `l2l_jax.losses.noise_images`.
+      noise: Kind of noise that replaces forget images for the teacher, see `l2l_jax.losses.noise_images`.
     """
 
     takes_noise: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Unlearning as constrained optimization: one term is lowered while the other stays below a bound."""
+"""Unlearning as constrained optimization: one term is minimized while the other stays below a bound."""
 
 import dataclasses
 import functools
@@ -20,14 +20,14 @@ SMALL = 1e-7  # keeps the multiplier finite where the gradient of the constraine
 
 @dataclasses.dataclass(frozen=True)
 class Constrained:
-    """A `GradientRule` that lowers one term subject to a bound on the other.
+    """A `GradientRule` that minimizes one term subject to a bound on the other.
 
         direction = ∇objective + η ∇constraint
         η = max((ψ − ∇constraint · ∇objective) / (‖∇constraint‖² + 1e-7), 0)
 
-    The constrained term falls at least at the rate ψ. Without bounds ψ = ‖∇constraint‖²: it falls as if it
-    were alone. With bounds ψ = (constraint − ε) · ‖∇constraint‖²: it falls while it is above ε, and may rise
-    while it is below. After Feng et al. (2024, arXiv 2408.01689), who have published no code.
+    The constrained term decreases at least at the rate ψ. Without bounds, ψ = ‖∇constraint‖²: it decreases as
+    if it were minimized alone. With bounds, ψ = (constraint − ε) · ‖∇constraint‖²: it decreases while above ε
+    and may increase while below. After Feng et al. (2024, arXiv 2408.01689), who have not published code.
     """
 
     constraint: str  # the constrained term, "retain" or "forget"
@@ -42,12 +42,12 @@ class Constrained:
     def combine(self, terms: Terms, gradients: Mapping[str, Params], alpha: jax.Array) -> Params:
         constraint, objective = gradients[self.constraint], gradients[self.objective]
         square = optax.tree.vdot(constraint, constraint)
-        fall = square
+        psi = square
         if self.bounds is not None:
             least, greatest = self.bounds
             epsilon = greatest - jnp.clip(alpha, 0, 1) * (greatest - least)
-            fall = (terms[self.constraint] - epsilon) * square
-        eta = jnp.maximum((fall - optax.tree.vdot(constraint, objective)) / (square + SMALL), 0)
+            psi = (terms[self.constraint] - epsilon) * square
+        eta = jnp.maximum((psi - optax.tree.vdot(constraint, objective)) / (square + SMALL), 0)
         return jax.tree.map(lambda o, c: o + eta * c, objective, constraint)
 
 
@@ -56,13 +56,13 @@ class Constrained:
 class Epsilon(Method):
     """Minimize the paper's retain term with the forget term bounded by ε.
 
-    Phase I finds the range of ε: in I-a the forget term falls as if it were alone, in I-b the retain term
-    does and the forget term follows. The forget terms at the ends of the two are the least and the greatest
-    ε. Phase II is constrained by an ε in between. All phases start from the original model.
+    Phase I determines the range of ε: phase I-a minimizes the forget term as if it were alone, phase I-b the
+    retain term. The forget terms at the ends of both phases are the least and the greatest ε. Phase II is
+    constrained by an ε in between. All phases start from the original model.
 
     Attributes:
-      noise: Noise shown to the teacher in place of forget images, see `l2l_jax.losses.noise_images`.
-      epsilon_ratio: Position of ε in its range, in place of alpha: 0 forgets most, 1 costs least.
+      noise: Kind of noise that replaces forget images for the teacher, see `l2l_jax.losses.noise_images`.
+      epsilon_ratio: Position of ε in its range, used instead of alpha: 0 forgets the most, 1 costs the least.
     """
 
     max_weight: ClassVar[float] = 1.0
@@ -75,7 +75,7 @@ class Epsilon(Method):
 
     def objective(self, model: Model) -> Objective:
         def loss(trained, frozen, inputs, alpha):
-            # Not interleaved: the gradient of each term then costs a pass over its own rows alone.
+            # Not interleaved, so the gradient of each term needs a pass over its own rows only.
             student, teacher = (functools.partial(model.encode, x["encoder"]) for x in (trained, frozen))
             retain = student(inputs["retain"]), teacher(inputs["retain"])
             return unlearning_loss(*retain, student(inputs["forget"]), teacher(inputs["noise"]), alpha=alpha)

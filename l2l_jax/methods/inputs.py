@@ -1,4 +1,4 @@
-"""Drawing what the losses of methods read: corrupted images, and what replaces forget images."""
+"""Inputs for the losses of methods: corrupted images, and replacement targets for forget images."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from l2l_jax.methods.base import Objective, unlearning_objective
 from l2l_jax.models.base import Model, Params
 from l2l_jax.utils.batch_axis import deinterleave, interleave
 
-# `{set: {"images", "corrupted"}}` of the retain and forget images of a batch: the images, and T of them
+# `{set: {"images", "corrupted"}}` for the retain and forget images of a batch: images x and inputs T(x)
 Views = dict[str, dict[str, Any]]
 TargetKind = Literal["noise", "blur", "mean"]
 BLUR = 0.1  # default standard deviation of the blur, as a share of the image's side
@@ -28,7 +28,7 @@ def corrupt_images(
     """
     shapes = {name: batch[name].shape for name in ("retain", "forget")}
     if shapes["retain"] != shapes["forget"]:
-        raise ValueError(f"retain and forget batches must have one shape, not {shapes}")
+        raise ValueError(f"retain and forget batches must have the same shape, not {shapes}")
     return {
         name: {"images": batch[name], "corrupted": model.corrupt(frozen, batch[name], key, axis_name)}
         for name, key in zip(("retain", "forget"), corruption_keys(rng), strict=True)
@@ -38,7 +38,7 @@ def corrupt_images(
 def corrupt_noise(
     model: Model, frozen: Params, batch: Any, rng: jax.Array, noise: NoiseKind, axis_name: str | None
 ) -> Any:
-    """Return T of noise, the batch's own "noise" or drawn, with the draw of T of the forget images."""
+    """Return T(n) with the same draw of T as for the forget images; n is the batch's "noise" or is drawn."""
     retain, forget, drawn = batch["retain"], batch["forget"], batch.get("noise")
     if drawn is None:
         span = model.value_range
@@ -47,7 +47,7 @@ def corrupt_noise(
 
 
 def student_and_teacher_inputs(model: Model, noise: NoiseKind) -> Callable[..., dict[str, Any]]:
-    """Return `Objective.prepare` of the fields of `l2l_jax.losses.UnlearningInputs`."""
+    """Return a function for `Objective.prepare` that computes the fields of `losses.UnlearningInputs`."""
 
     def prepare(frozen, batch, rng, axis_name=None):
         views = corrupt_images(model, frozen, batch, rng, axis_name)
@@ -58,7 +58,7 @@ def student_and_teacher_inputs(model: Model, noise: NoiseKind) -> Callable[..., 
 
 
 def generative_losses(model: Model, params: Params, views: Views) -> tuple[jax.Array, jax.Array]:
-    """Return the model's own training loss of every retain and of every forget example."""
+    """Return the model's own training loss of each retain and each forget example."""
     rows = interleave(views["retain"], views["forget"])
     return deinterleave(model.generative_loss(params, rows["images"], rows["corrupted"]))
 
@@ -67,13 +67,23 @@ def forget_truth(
     model: Model, frozen: Params, views: Views, rng: jax.Array, kind: TargetKind,
     axis_name: str | None = None, *, blur: float = BLUR,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return `{"images", "corrupted"}` of the forget set for `generative_loss`, with another truth.
+    """Return `{"images", "corrupted"}` of the forget set for `generative_loss`, with another target.
 
-    "corrupted" is that of the view itself where the family does not read the truth from there.
-    "noise": Gaussian noise with the statistics of both sets; reconstructions carry nothing, and show it.
-    "blur": the image under a Gaussian blur, a plausible guess without detail (cf. SecureT2I, 2025); `blur` is
-    its standard deviation as a share of the image's side. "mean": the mean of the batch's retain images, the
-    same for all. Another kind is a ValueError.
+    "corrupted" is unchanged unless the family reads the target from it.
+
+    Args:
+      model: Model.
+      frozen: Parts of the original parameters.
+      views: Images and inputs of both sets.
+      rng: JAX key.
+      kind: "noise" for Gaussian noise with the statistics of both sets, whose reconstructions are visibly
+        without content; "blur" for the image under a Gaussian blur, a plausible guess without detail (cf.
+        SecureT2I, 2025); "mean" for the mean of the batch's retain images, the same for all images.
+      axis_name: Mapped axis over which the batch is split.
+      blur: Standard deviation of "blur" as a share of the image's side.
+
+    Raises:
+      ValueError: `kind` is unknown.
     """
     if kind == "noise":
         both = interleave(views["retain"], views["forget"])
@@ -99,7 +109,7 @@ def forget_truth(
 def blurred(images: jax.Array, sigma: float) -> jax.Array:
     """Apply a Gaussian blur of `sigma` pixels to images `[batch, height, width, channel]`.
 
-    Weights beyond the borders are left out, and the others scaled to a sum of 1.
+    The kernel is truncated at the borders and normalized to a sum of 1.
     """
 
     def weights(size: int) -> jax.Array:
@@ -114,12 +124,12 @@ def blurred(images: jax.Array, sigma: float) -> jax.Array:
 def generative_objective(
     model: Model, loss: Callable[..., Any], truth: TargetKind | None = None, **fields: Any
 ) -> Objective:
-    """Return the objective that trains a model by its own loss of every retain and of every forget example.
+    """Return an objective on the model's own training loss of each retain and each forget example.
 
     Args:
       model: Model.
-      loss: A loss of `l2l_jax.losses` on these.
-      truth: What forget images are trained towards, see `forget_truth`; None: themselves.
+      loss: Loss of `l2l_jax.losses` that combines them.
+      truth: Target of forget images, see `forget_truth`; None: the images themselves.
       **fields: Other fields of `Objective`.
     """
 

@@ -17,28 +17,29 @@ Count = Annotated[int, pydantic.Field(ge=1)]
 @register("ntk")
 @dataclasses.dataclass(frozen=True)
 class Ntk(Method):
-    """Move the weights once, from the linearized solution on all images to that on retain images.
+    """Change the weights in one step, from the linearized solution on all images to that on retain images.
 
         w = θ_0 + scale · (w_r − w_c)
         w_c minimizes (1 − q) · L_lin(x_r) + q · L_lin(x_f) + λ/2 ‖w − θ_0‖²
         w_r minimizes (1 − q) · L_lin(x_r) + λ/2 ‖w − θ_0‖²
 
-    q is the share of forget images among all, L the model's own training loss of the linearized model
-    h_lin(w) = h_0 + ∂h_0/∂w · (w − θ_0). So the two are the models to which training continues with and
-    without the forget images. L is a squared error (MAE, Palette), and both are linear least squares; the
-    cross-entropy of MAGE is replaced by its second-order expansion in the logits, which is the generalized
-    Gauss–Newton step. The targets are the true pixels, codes or noise: with the original's own features as
-    the targets, as in the paper's loss, both residuals would be 0 and the weights would not move.
+    q is the share of forget images among all images, and L the model's own training loss of the linearized
+    model h_lin(w) = h_0 + ∂h_0/∂w · (w − θ_0). The solutions are thus the models that further training with
+    and without the forget images converges to. If L is a squared error (MAE, Palette), both problems are
+    linear least squares; the cross-entropy of MAGE is replaced by its second-order expansion in the logits,
+    which is the generalized Gauss–Newton step. The targets are the true pixels, codes or noise: with the
+    original model's features as targets, as in the paper's loss, both residuals would be 0 and the weights
+    would not change.
 
     After Golatkar et al. (ECCV 2020, "Forgetting Outside the Box") for all weights, and Li et al. (2023,
-    arXiv 2312.14923, "Fast-NTK") for few: set `config.unlearn.adapter` to "norms" or "lora". The systems are
-    solved by conjugate gradients on products with the Jacobian; no Jacobian is stored.
+    arXiv 2312.14923, "Fast-NTK") for a few weights: set `config.unlearn.adapter` to "norms" or "lora". The
+    systems are solved by conjugate gradients on Jacobian-vector products; the Jacobian is not stored.
 
     Attributes:
-      scale: Multiple of w_r − w_c. A retain budget chooses it among 2^-6 to 2^6 times this value.
+      scale: Multiple of w_r − w_c. A retain budget chooses it from 2^-6 to 2^6 times this value.
       damping: λ, relative to losses that are means over images.
-      iterations: Products with the curvature for each of the two systems, at most.
-      batches: Number of batches that stand for the images; T is drawn once for each.
+      iterations: Maximum number of curvature products for each of the two systems.
+      batches: Number of batches that represent the images; T is drawn once for each.
     """
 
     weight_option: ClassVar[str] = "scale"
@@ -53,7 +54,7 @@ class Ntk(Method):
 
     def objective(self, model: Model) -> Objective:
         if getattr(model, "dtype", "float32") != "float32":
-            model = model.replace(dtype="float32")  # curvature products in fewer bits have no solution
+            model = model.replace(dtype="float32")  # the solver does not converge in lower precision
 
         def outputs(student, rows):
             return model.predict(student, rows["corrupted"])

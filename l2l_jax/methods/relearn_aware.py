@@ -1,4 +1,4 @@
-"""Forgetting where an attacker would be after some steps of relearning."""
+"""Forgetting at the weights an attacker would reach after a few relearning steps."""
 
 import dataclasses
 from typing import Annotated, Any
@@ -18,18 +18,18 @@ from l2l_jax.models.base import Model
 class RelearnAware(Method):
     """Forget in a way that survives an attacker's first training steps.
 
-        L(x_r; θ) + alpha · L(x_f, with `target` as the truth; θ')
+        L(x_r; θ) + alpha · L(x_f, with `target` as the target; θ')
         θ'₀ = θ,  θ'ₖ₊₁ = θ'ₖ − rate · sign(∇L(x_r; θ'ₖ)),  θ' after the last of the attacker's steps
 
-    Encoder and decoder are trained. First order: the attacker's steps are not differentiated, as in
-    first-order meta-learning (Nichol et al. 2018) and tamper-resistant training (Tamirisa et al. 2024,
-    "TAR"). The sign is what Adam's first step does. The attacker's gradients are averaged over all devices.
+    Encoder and decoder are trained. The method is first-order: the attacker's steps are not differentiated,
+    as in first-order meta-learning (Nichol et al. 2018) and tamper-resistant training (Tamirisa et al. 2024,
+    "TAR"). The sign matches the first step of Adam. The attacker's gradients are averaged over all devices.
 
     Attributes:
-      target: What forget images are trained towards, see `l2l_jax.methods.inputs.forget_truth`.
+      target: Target of forget images, see `l2l_jax.methods.inputs.forget_truth`.
       target_blur: Standard deviation of "blur" as a share of the image's side.
-      attack_steps: Simulated steps of the attacker; each costs half a training step.
-      attack_rate: Change of every weight in one of them.
+      attack_steps: Number of simulated attacker steps; each costs half a training step.
+      attack_rate: Change of every weight in each of these steps.
     """
 
     target: TargetKind = "noise"
@@ -53,13 +53,13 @@ class RelearnAware(Method):
             return trained
 
         def loss(trained, frozen, inputs, alpha):
-            # The value of the attacked weights; the derivative with respect to the trained ones is 1.
+            # Evaluate at the attacked weights; their derivative with respect to the trained weights is 1.
             stop, ahead = jax.lax.stop_gradient, inputs.get("ahead", trained)
             attacked = jax.tree.map(lambda a, x: stop(a) + (x - stop(x)), ahead, trained)
             retain = losses(trained, frozen, inputs["retain"])
             forget = losses(attacked, frozen, inputs["forget"])
             return noisy_label_loss(retain, forget, alpha=alpha)
 
-        # Nothing is cast beforehand: the attacker's small steps would be lost in rounding.
+        # Parameters are not cast: the attacker's small steps would be lost to rounding.
         fields: Any = dict(look_ahead=attack, cast=lambda params: params)
         return unlearning_objective(model, model.generative_parts, prepare, loss, **fields)

@@ -1,4 +1,4 @@
-"""Rebuilding a damaged model from retain images."""
+"""Reconstruction of a perturbed model from retain images."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from l2l_jax.models.base import Model, Params, fresh_parts
 from l2l_jax.utils.batch_axis import deinterleave, interleave
 
 FEATURES = 1.5
-"""Default of `Undo.feature_weight`. A U-Net's features are far above its loss: α would fall to 0.005."""
+"""Default `Undo.feature_weight`, except for U-Nets, whose features exceed the loss: α would drop to 0.005."""
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
@@ -26,27 +26,28 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 class Undo(Method):
     """Perturb the weights, then rebuild the model from retain images.
 
-        start: (1 − p) · θ_0 + p · fresh weights, with a p of its own for the encoder
-        retain: (1 − d) · L(x_r) + d · L(x_r, with h_0's predictions as the truth)
-        forget: L(x_f, with `target` as the truth) + w · ‖E(T(x_f)) − E_0(T(n))‖²
+        start: (1 − p) · θ_0 + p · fresh weights, with a separate p for the encoder
+        retain: (1 − d) · L(x_r) + d · L(x_r, with h_0's predictions as the target)
+        forget: L(x_f, with `target` as the target) + w · ‖E(T(x_f)) − E_0(T(n))‖²
 
     After "Distillation Robustifies Unlearning" (Lee et al. 2025), which distills an unlearned language model
-    into a damaged copy of itself. Two things differ. The teacher is the original model, imitated on retain
-    images alone, and only in the places that its own training loss counts: its outputs elsewhere were never
-    trained and carry much of what is to be forgotten. And part of the retain loss is the truth itself. With
-    p = 1 for both parts, knowledge of forget images can come from retain images alone. See docs/concepts.
+    into a perturbed copy of itself. There are two differences. First, the teacher is the original model,
+    imitated only on retain images and only where its own training loss applies: its outputs elsewhere were
+    never trained and contain much of the knowledge to forget. Second, part of the retain loss has the true
+    targets. With p = 1 for both parts, knowledge of forget images can only come from retain images. See
+    docs/concepts.
 
     Attributes:
-      training: Optimizer, rate and cycles with which all families forget (research/fashion.md).
-      perturb: Share p of fresh weights in the start of the decoder.
-      perturb_encoder: Share p of fresh weights in the start of the encoder.
-      distill: Weight d of the original model's predictions against the truth, on retain images.
-      target: What forget images are trained towards, see `l2l_jax.methods.inputs.forget_truth`.
+      training: Optimizer, learning rate and cycles that work for all families (research/fashion.md).
+      perturb: Share p of fresh weights in the initial decoder.
+      perturb_encoder: Share p of fresh weights in the initial encoder.
+      distill: Weight d of the original model's predictions against the true targets, on retain images.
+      target: Target of forget images, see `l2l_jax.methods.inputs.forget_truth`.
       target_blur: Standard deviation of "blur" as a share of the image's side.
-      noise: Noise n of `feature_weight`, see `l2l_jax.losses.noise_images`.
-      feature_weight: Weight w of the paper's forget term, which removes from the encoder's features what a
-        new decoder could find there. None: `FEATURES` where the encoder sees visible places alone, else 0.
-      forget_every: Use every k-th forget image of a batch, which leaves time to the retain images.
+      noise: Kind of the noise n for `feature_weight`, see `l2l_jax.losses.noise_images`.
+      feature_weight: Weight w of the paper's forget term, which removes knowledge from the encoder's features
+        that a new decoder could use. None: `FEATURES` if the encoder reads only visible positions, else 0.
+      forget_every: Use every k-th forget image of a batch, which leaves more computation to retain images.
     """
 
     training: ClassVar[Mapping[str, Any]] = MappingProxyType(
@@ -99,12 +100,12 @@ class Undo(Method):
             return {"retain": retain, "forget": forget}
 
         def every_kth(rows):
-            # Groups of neighbors: rows that are split over devices stay where they are.
+            # Take one row of each group of neighbors, so sharded rows do not move between devices.
             return rows.reshape(-1, self.forget_every, *rows.shape[1:])[:, 0]
 
         def loss(trained, frozen, inputs, alpha):
             student, retain, forget = {**frozen, **trained}, inputs["retain"], inputs["forget"]
-            # One pass of the student over everything: fewer programs, which also compile faster.
+            # A single pass of the student over all rows: the program is smaller and compiles faster.
             rows = interleave(retain["corrupted"], forget["corrupted"])
             both = deinterleave(model.encode_and_predict(student, rows), self.forget_every)
             (_, retain_predicted), (features, forget_predicted) = both
@@ -128,7 +129,7 @@ class Undo(Method):
 
 
 def perturbed_start(model: Model, shares: Mapping[str, float]) -> Callable[[Params, jax.Array], Params]:
-    """Return `Objective.start`: (1 − p) · θ_0 + p · fresh weights, with the shares p of some parts."""
+    """Return `Objective.start`: (1 − p) · θ_0 + p · fresh weights, with the share p of each given part."""
     fresh = fresh_parts(model, [part for part, p in shares.items() if p])
 
     def start(params: Params, rng: jax.Array) -> Params:

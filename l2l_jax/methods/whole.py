@@ -16,8 +16,8 @@ class Whole(Encoder):
 
         d(T(x_r), T(x_r)) + alpha · d(T(x_f), T(n)),   d(a, b) = ‖E(a) − E_0(b)‖² + ‖h(a) − h_0(b)‖²
 
-    The paper trains the encoder alone: the frozen decoder keeps what it knew. The original model's outputs
-    at visible places are distilled, too.
+    The paper trains only the encoder, so the frozen decoder keeps its knowledge. The original model's outputs
+    at visible positions are also distilled.
     """
 
     def objective(self, model: Model) -> Objective:

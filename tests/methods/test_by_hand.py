@@ -237,7 +237,7 @@ def test_devices_and_accumulation_give_the_numbers_of_one_step(name, kind):
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_batches_of_different_shapes_are_refused(name):
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         prepared(OBJECTIVES[name], TEACHER, {**BATCH, "forget": BATCH["forget"][:4]})
 
 

@@ -175,5 +175,5 @@ def test_every_family(family, kind, tmp_path):
 
 
 def test_it_starts_from_the_original():
-    with pytest.raises(ValueError, match="no saliency_reset"):
+    with pytest.raises(ValueError, match="leave out saliency_reset"):
         restrict(Ntk().objective(MODELS["mae"]), MODELS["mae"], 0.5, reset=True)
