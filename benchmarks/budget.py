@@ -15,9 +15,11 @@ from benchmarks.turns import in_turns, write_report
 from l2l_jax.cli.common import load_config, parse_flags
 
 MEASUREMENTS = flags.DEFINE_integer(
-    "measurements", 10, "How often a measurement is timed, with ten steps each; the median counts.",
+    "measurements",
+    10,
+    "How often a measurement is timed, with ten steps each; the median counts.",
     lower_bound=1,
-)  # fmt: skip
+)
 
 STEPS = 10
 """Steps timed for every measurement."""
@@ -70,6 +72,9 @@ def cost(config: Any, measurements: int) -> dict[str, float]:
     seconds = in_turns({"step": step, "measurement": measurement}, measurements)
     step_ms, measurement_ms = (1000 * statistics.median(taken) for taken in seconds.values())
     return {
-        "step_ms": step_ms, "measurement_ms": measurement_ms, "every": cfg.budget_every,
-        "images": sum(map(len, images.values())), "longer": measurement_ms / (step_ms * cfg.budget_every),
-    }  # fmt: skip
+        "step_ms": step_ms,
+        "measurement_ms": measurement_ms,
+        "every": cfg.budget_every,
+        "images": sum(map(len, images.values())),
+        "longer": measurement_ms / (step_ms * cfg.budget_every),
+    }

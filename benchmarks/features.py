@@ -32,9 +32,10 @@ AGREE_WITHIN = 1e-4
 def main(argv: Sequence[str]) -> None:
     """Time both sides, interleaved, and print a table."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks features", description=__doc__,
+        prog="python -m benchmarks features",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="images per call; default %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each; default %(default)s")
     parser.add_argument("--threads", type=int, default=len(usable_cpus()), help="default: all CPUs")

@@ -49,53 +49,68 @@ class Inception:
         return x
 
     def _block_a(self, x: torch.Tensor, block: str) -> torch.Tensor:
-        return torch.cat([
-            self._branch(x, block, ("branch1x1", 0)),
-            self._branch(x, block, ("branch5x5_1", 0), ("branch5x5_2", 2)),
-            self._branch(x, block, ("branch3x3dbl_1", 0), ("branch3x3dbl_2", 1), ("branch3x3dbl_3", 1)),
-            self._branch(_mean(x), block, ("branch_pool", 0)),
-        ], dim=1)  # fmt: skip
+        return torch.cat(
+            [
+                self._branch(x, block, ("branch1x1", 0)),
+                self._branch(x, block, ("branch5x5_1", 0), ("branch5x5_2", 2)),
+                self._branch(x, block, ("branch3x3dbl_1", 0), ("branch3x3dbl_2", 1), ("branch3x3dbl_3", 1)),
+                self._branch(_mean(x), block, ("branch_pool", 0)),
+            ],
+            dim=1,
+        )
 
     def _block_b(self, x: torch.Tensor, block: str) -> torch.Tensor:
         deep = self._branch(x, block, ("branch3x3dbl_1", 0), ("branch3x3dbl_2", 1))
-        return torch.cat([
-            self._conv(x, f"{block}.branch3x3", stride=2),
-            self._conv(deep, f"{block}.branch3x3dbl_3", stride=2),
-            F.max_pool2d(x, 3, 2),
-        ], dim=1)  # fmt: skip
+        return torch.cat(
+            [
+                self._conv(x, f"{block}.branch3x3", stride=2),
+                self._conv(deep, f"{block}.branch3x3dbl_3", stride=2),
+                F.max_pool2d(x, 3, 2),
+            ],
+            dim=1,
+        )
 
     def _block_c(self, x: torch.Tensor, block: str) -> torch.Tensor:
         turns = zip(range(1, 6), (0, COLUMN, ROW, COLUMN, ROW), strict=True)
         deep = [(f"branch7x7dbl_{number}", padding) for number, padding in turns]
-        return torch.cat([
-            self._branch(x, block, ("branch1x1", 0)),
-            self._branch(x, block, ("branch7x7_1", 0), ("branch7x7_2", ROW), ("branch7x7_3", COLUMN)),
-            self._branch(x, block, *deep),
-            self._branch(_mean(x), block, ("branch_pool", 0)),
-        ], dim=1)  # fmt: skip
+        return torch.cat(
+            [
+                self._branch(x, block, ("branch1x1", 0)),
+                self._branch(x, block, ("branch7x7_1", 0), ("branch7x7_2", ROW), ("branch7x7_3", COLUMN)),
+                self._branch(x, block, *deep),
+                self._branch(_mean(x), block, ("branch_pool", 0)),
+            ],
+            dim=1,
+        )
 
     def _block_d(self, x: torch.Tensor, block: str) -> torch.Tensor:
         wide = self._branch(x, block, ("branch3x3_1", 0))
         deep = self._branch(x, block, ("branch7x7x3_1", 0), ("branch7x7x3_2", ROW), ("branch7x7x3_3", COLUMN))
-        return torch.cat([
-            self._conv(wide, f"{block}.branch3x3_2", stride=2),
-            self._conv(deep, f"{block}.branch7x7x3_4", stride=2),
-            F.max_pool2d(x, 3, 2),
-        ], dim=1)  # fmt: skip
+        return torch.cat(
+            [
+                self._conv(wide, f"{block}.branch3x3_2", stride=2),
+                self._conv(deep, f"{block}.branch7x7x3_4", stride=2),
+                F.max_pool2d(x, 3, 2),
+            ],
+            dim=1,
+        )
 
     def _block_e(self, x: torch.Tensor, block: str, pool: Any) -> torch.Tensor:
         wide = self._branch(x, block, ("branch3x3_1", 0))
         deep = self._branch(x, block, ("branch3x3dbl_1", 0), ("branch3x3dbl_2", 1))
         halves = [(wide, "branch3x3_2"), (deep, "branch3x3dbl_3")]
-        return torch.cat([
-            self._branch(x, block, ("branch1x1", 0)),
-            *(
-                self._branch(y, block, (f"{name}{end}", padding))
-                for y, name in halves
-                for end, padding in (("a", (0, 1)), ("b", (1, 0)))
-            ),
-            self._branch(pool(x), block, ("branch_pool", 0)),
-        ], dim=1)  # fmt: skip
+        return torch.cat(
+            [
+                self._branch(x, block, ("branch1x1", 0)),
+                *(
+                    self._branch(y, block, (f"{name}{end}", padding))
+                    for y, name in halves
+                    for end, padding in (("a", (0, 1)), ("b", (1, 0)))
+                ),
+                self._branch(pool(x), block, ("branch_pool", 0)),
+            ],
+            dim=1,
+        )
 
 
 def _mean(x: torch.Tensor) -> torch.Tensor:

@@ -131,6 +131,8 @@ def device_facts() -> dict[str, Any]:
     """Return the device that was measured on."""
     device = jax.devices()[0]
     return {
-        "platform": device.platform, "kind": device.device_kind, "count": jax.device_count(),
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "count": jax.device_count(),
         "jax": jax.__version__,
-    }  # fmt: skip
+    }

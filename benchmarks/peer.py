@@ -90,9 +90,13 @@ def measure(raw: Any, *, threads: int, rounds: int) -> dict[str, Any]:
         for side in sides.values():
             side.close()
     return {
-        "images": images, "threads": threads, "rounds": rounds, "versions": versions, "losses": losses,
+        "images": images,
+        "threads": threads,
+        "rounds": rounds,
+        "versions": versions,
+        "losses": losses,
         "seconds": seconds,
-    }  # fmt: skip
+    }
 
 
 class _Side:

@@ -11,9 +11,12 @@ from l2l_jax.models.layers.vit import sincos_position_table
 from l2l_jax.models.mae.model import MAE
 
 LAYER = {
-    "norm1": "layernorm_before", "norm2": "layernorm_after", "attn/proj": "attention.o_proj",
-    "mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2",
-}  # fmt: skip
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn/proj": "attention.o_proj",
+    "mlp/fc1": "mlp.fc1",
+    "mlp/fc2": "mlp.fc2",
+}
 TOP = {"cls_token": "embeddings.cls_token", "norm": "layernorm"}
 POSITIONS = "embeddings.position_embeddings"
 PATCH = "embeddings.patch_embeddings.projection"
@@ -29,12 +32,18 @@ class MAEEncoder:
         self._model = model
         self.network = transformers.ViTMAEModel(
             transformers.ViTMAEConfig(
-                hidden_size=model.width, num_hidden_layers=model.depth, num_attention_heads=model.num_heads,
-                intermediate_size=4 * model.width, layer_norm_eps=1e-6, image_size=model.image_size,
-                patch_size=model.patch_size, num_channels=model.channels, mask_ratio=model.mask_ratio,
+                hidden_size=model.width,
+                num_hidden_layers=model.depth,
+                num_attention_heads=model.num_heads,
+                intermediate_size=4 * model.width,
+                layer_norm_eps=1e-6,
+                image_size=model.image_size,
+                patch_size=model.patch_size,
+                num_channels=model.channels,
+                mask_ratio=model.mask_ratio,
                 attn_implementation="sdpa",
             )
-        )  # fmt: skip
+        )
         per_channel = (1, model.channels, 1, 1)
         self._mean = torch.tensor(model.pixel_mean).reshape(per_channel)
         self._std = torch.tensor(model.pixel_std).reshape(per_channel)

@@ -97,9 +97,15 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def rehearse(
-    spec: str, folder: pathlib.Path, steps: int, images: int, batch_size: int, flags: Sequence[str] = (),
-    *, tower: str = "ViT-H/14",
-) -> dict[str, Any]:  # fmt: skip
+    spec: str,
+    folder: pathlib.Path,
+    steps: int,
+    images: int,
+    batch_size: int,
+    flags: Sequence[str] = (),
+    *,
+    tower: str = "ViT-H/14",
+) -> dict[str, Any]:
     """Run all phases with so many steps and test images of each set; what `folder/rehearsal.json` then holds.
 
     Args:
@@ -121,9 +127,15 @@ def rehearse(
     config = parse_config(runpy.run_path(path)["get_config"](*filter(None, [variant])))
     file, imported = folder / "random.safetensors", folder / "imported"
     data = {
-        "source": "folder", "path": folder / "jpegs", "retain": "temple", "forget": "flower",
-        "general": "rest", "train_per_class": 0, "test_per_class": 0, "workers": 1,
-    }  # fmt: skip
+        "source": "folder",
+        "path": folder / "jpegs",
+        "retain": "temple",
+        "forget": "flower",
+        "general": "rest",
+        "train_per_class": 0,
+        "test_per_class": 0,
+        "workers": 1,
+    }
     unlearn = {"steps": steps, "batch_size": batch_size, "warmup_steps": 0, "log_every": 1}
     fields = {f"data.{name}": value for name, value in data.items()}
     fields |= {f"unlearn.{name}": value for name, value in unlearn.items()}

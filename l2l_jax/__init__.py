@@ -37,10 +37,26 @@ if TYPE_CHECKING:  # what `__getattr__` imports
 __version__ = "0.2.0"
 
 __all__ = [
-    "Model", "Result", "UnlearningInputs", "UserError", "audit", "encoder_unlearning_loss", "evaluate",
-    "feature_distance", "inpaint", "load", "max_loss", "noise_features", "noise_images", "noisy_label_loss",
-    "random_encoder_loss", "retain_label_loss", "unlearn", "unlearning_inputs", "unlearning_loss",
-]  # fmt: skip
+    "Model",
+    "Result",
+    "UnlearningInputs",
+    "UserError",
+    "audit",
+    "encoder_unlearning_loss",
+    "evaluate",
+    "feature_distance",
+    "inpaint",
+    "load",
+    "max_loss",
+    "noise_features",
+    "noise_images",
+    "noisy_label_loss",
+    "random_encoder_loss",
+    "retain_label_loss",
+    "unlearn",
+    "unlearning_inputs",
+    "unlearning_loss",
+]
 
 _MODULES = {
     "Model": "l2l_jax.models.base",

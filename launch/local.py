@@ -48,11 +48,16 @@ class Attempt:
         self._processes = [
             subprocess.Popen(
                 [*command, f"--coordinator={address}", f"--num_processes={count}", f"--process_id={index}"],
-                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-                start_new_session=True, preexec_fn=die_with_parent,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+                preexec_fn=die_with_parent,
             )
             for index in range(count)
-        ]  # fmt: skip
+        ]
         self._readers = []
         for index, process in enumerate(self._processes):
             for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):

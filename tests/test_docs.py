@@ -35,8 +35,10 @@ def commands():
             if end in ("{", "}"):  # put together by a program
                 continue
             rest = re.split(r"\s+(?:→|#|&&|>|\||\()", rest.replace("\\\n", " "))[0]
-            words = [word.replace("--config=…", f"--config={CONFIG}").replace("=CONFIG", f"={CONFIG}")
-                     for word in shlex.split(rest.rstrip(" .,;:)"))]  # fmt: skip
+            words = [
+                word.replace("--config=…", f"--config={CONFIG}").replace("=CONFIG", f"={CONFIG}")
+                for word in shlex.split(rest.rstrip(" .,;:)"))
+            ]
             words = [word for word in words if word not in ("…", "...")]
             if "COMMAND" in (name, *words) or "NAME" in words:
                 continue

@@ -177,14 +177,30 @@ def check_report(folder, content):
         assert all(merged[key][phase] >= x for phase, x in REPORT[key].items())
 
 
-RECORD = {"ids": {"original": "a", "unlearned": "b"}, "config": CONFIG.describe(),
-          "inputs": {"train": {"images": 3, "digest": "c"}}}  # fmt: skip
+RECORD = {
+    "ids": {"original": "a", "unlearned": "b"},
+    "config": CONFIG.describe(),
+    "inputs": {"train": {"images": 3, "digest": "c"}},
+}
 CARD = {"family": "mae", "model": MAE.model.as_fields(), "parts": ["encoder", "decoder"], "origin": "made up"}
-REPORT = {"config": {}, "seed": 0, "original_weights": {}, "peak_memory_gib": 1.0,
-          "durations_seconds": {"unlearn": 2.0}, "peak_memory_gib_after": {"unlearn": 1.0}}  # fmt: skip
+REPORT = {
+    "config": {},
+    "seed": 0,
+    "original_weights": {},
+    "peak_memory_gib": 1.0,
+    "durations_seconds": {"unlearn": 2.0},
+    "peak_memory_gib_after": {"unlearn": 1.0},
+}
 LOCK = {"token": "a", "process": {"pid": 1, "start": "2", "machine": "m", "host": "h"}, "since": "today"}
-HUB = {"model_type": "vit_mae", "image_size": 16, "patch_size": 4, "num_attention_heads": 4,
-       "decoder_num_attention_heads": 4, "layer_norm_eps": 1e-12, "norm_pix_loss": False}  # fmt: skip
+HUB = {
+    "model_type": "vit_mae",
+    "image_size": 16,
+    "patch_size": 4,
+    "num_attention_heads": 4,
+    "decoder_num_attention_heads": 4,
+    "layer_norm_eps": 1e-12,
+    "norm_pix_loss": False,
+}
 WEIGHTS = safetensors.numpy.save({key: np.ascontiguousarray(x) for key, x in MAE.state_dict.items()})
 ARRAYS = dict(images=np.zeros((6, 4, 4, 3), np.uint8), labels=np.arange(6) % 3)
 TEST = ARRAYS | {"test": np.arange(6) % 2 > 0}
@@ -192,9 +208,16 @@ TEST = ARRAYS | {"test": np.arange(6) % 2 > 0}
 
 @functools.cache
 def adapter_card():
-    return {"family": "mae", "model": {}, "adapter": "lora", "adapter_rank": 2, "adapter_layers": "all",
-            "method": "encoder", "base": fingerprint(tiny_params(), MAE.model.generative_parts),
-            "original_weights": {"origin": "made up"}}  # fmt: skip
+    return {
+        "family": "mae",
+        "model": {},
+        "adapter": "lora",
+        "adapter_rank": 2,
+        "adapter_layers": "all",
+        "method": "encoder",
+        "base": fingerprint(tiny_params(), MAE.model.generative_parts),
+        "original_weights": {"origin": "made up"},
+    }
 
 
 @functools.cache
@@ -272,9 +295,12 @@ def test_damaged_files(kind, seconds, folder):
     outcomes = collections.Counter()
 
     @settings(
-        max_examples=300 if seconds else 4, deadline=None, database=None,
-        suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
-    )  # fmt: skip
+        max_examples=300 if seconds else 4,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+    )
     @given(strategy())
     def run(content):
         try:

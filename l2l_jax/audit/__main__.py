@@ -18,9 +18,11 @@ from l2l_jax.cli.unlearned_flag import UNLEARNED
 from l2l_jax.errors import UserError
 
 REQUIRE = flags.DEFINE_enum(
-    "require", None, ["forgotten", "hidden"],
+    "require",
+    None,
+    ["forgotten", "hidden"],
     "End with exit code 2 unless the verdict is 'forgotten', or at least 'hidden'.",
-)  # fmt: skip
+)
 
 UNMET = 2  # exit code if the verdict does not meet --require
 

@@ -217,10 +217,13 @@ class Bench:
         process = jax.process_index(), jax.process_count()
         options = LoaderOptions(folder, data.max_bad_fraction, data.workers, *process)
         batches = TrainingBatches(
-            {"train": training.images}, training.batch_size, value_range=self.model.value_range,
-            seed=self.seed(seed), options=options,
+            {"train": training.images},
+            training.batch_size,
+            value_range=self.model.value_range,
+            seed=self.seed(seed),
+            options=options,
             transforms={"train": Transform(data, self.model.image_size, training=True)},
-        )  # fmt: skip
+        )
 
         def make() -> Trainer:
             mesh, kind = sharding.make_mesh(config=self.config.mesh), self.config.parallel

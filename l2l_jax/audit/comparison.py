@@ -263,6 +263,9 @@ def _placements(members: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np
 
 
 TESTS: Mapping[Measure, Callable[[Sample, Sequence[Sample]], MarginTest]] = {
-    "error": _error_test, "accuracy": _accuracy_test, "auc": _auc_test, "marks": _auc_test,
-}  # fmt: skip
+    "error": _error_test,
+    "accuracy": _accuracy_test,
+    "auc": _auc_test,
+    "marks": _auc_test,
+}
 """Tests by measure; the tests of errors and accuracies accept arrays with more leading axes."""

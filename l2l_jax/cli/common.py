@@ -42,9 +42,11 @@ COMPILE_CACHE = flags.DEFINE_bool(
 
 PROCESSES = flags.FlagValues()  # read before the others: they decide who prints the others' mistakes
 flags.DEFINE_bool(
-    "distributed", None, "Whether this is one process of several. Default: as the cluster says, if any.",
+    "distributed",
+    None,
+    "Whether this is one process of several. Default: as the cluster says, if any.",
     flag_values=PROCESSES,
-)  # fmt: skip
+)
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, without a cluster.", flag_values=PROCESSES)
 flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=PROCESSES)
 flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", flag_values=PROCESSES)
@@ -52,9 +54,12 @@ flags.DEFINE_integer(
     "start_timeout", 300, "Seconds for all processes to come together.", lower_bound=1, flag_values=PROCESSES
 )
 flags.DEFINE_integer(
-    "heartbeat_timeout", 60, "Seconds without a sign of life after which a process counts as lost.",
-    lower_bound=5, flag_values=PROCESSES,
-)  # fmt: skip
+    "heartbeat_timeout",
+    60,
+    "Seconds without a sign of life after which a process counts as lost.",
+    lower_bound=5,
+    flag_values=PROCESSES,
+)
 flags.FLAGS.append_flag_values(PROCESSES)
 
 HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}

@@ -22,9 +22,11 @@ ALPHAS = flags.DEFINE_list(
     "alphas", [], "Ablation: weights of the forget term for the paper's method, e.g. 0.0,0.1,0.25,0.5,1.0."
 )
 PROXY = flags.DEFINE_list(
-    "proxy", [], "Classes that replace the retain classes in the row 'encoder, proxy retain'. "
-    "Default: config.data.proxy, or else every other retain class."
-)  # fmt: skip
+    "proxy",
+    [],
+    "Classes that replace the retain classes in the row 'encoder, proxy retain'. "
+    "Default: config.data.proxy, or else every other retain class.",
+)
 GENERATED = flags.DEFINE_bool("generated", False, "Add a row with retain images made by the original model.")
 FRONT = flags.DEFINE_bool(
     "front", False, "Pareto fronts: run every method on the same grid of settings, with several seeds."
@@ -41,9 +43,11 @@ SEQUENCE = flags.DEFINE_list(
     "sequence", [], "Classes to forget one after the other; see research/digits/comparison.md."
 )
 LIMIT = flags.DEFINE_float(
-    "limit", 0.5, "With --front: greatest retain cost included in the area: 0.5 is 50% more error.",
+    "limit",
+    0.5,
+    "With --front: greatest retain cost included in the area: 0.5 is 50% more error.",
     lower_bound=1e-3,
-)  # fmt: skip
+)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -115,9 +115,16 @@ def tables(report: Mapping[str, Any], style: str = "simple") -> str:
         row.append(f"{line['depth']:.2f}" if "depth" in line else "")
         settings.append([*row, "dominated" if line["dominated"] else ""])
     headings = [
-        "method", "setting", "validation retain error", "test retain error [95 %]",
-        "test forget error [95 %]", "retain accuracy", "forget accuracy", "least depth", "",
-    ]  # fmt: skip
+        "method",
+        "setting",
+        "validation retain error",
+        "test retain error [95 %]",
+        "test forget error [95 %]",
+        "retain accuracy",
+        "forget accuracy",
+        "least depth",
+        "",
+    ]
     both = ((areas, ["method", "area [95 %]", "settings on its front, by cost"]), (settings, headings))
     return "\n\n".join(tabulate(rows, names, tablefmt=style, disable_numparse=True) for rows, names in both)
 

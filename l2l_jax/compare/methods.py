@@ -36,15 +36,24 @@ Rows = Mapping[str, Mapping[str, Any]]
 FILTERED = {"filter": "original", "undo, filter": "undo"}
 
 COLUMNS = (
-    "fid", "inception_score", "clip_cosine", "classifier_distance", "classifier_score", "accuracy", "mse",
-)  # fmt: skip
+    "fid",
+    "inception_score",
+    "clip_cosine",
+    "classifier_distance",
+    "classifier_score",
+    "accuracy",
+    "mse",
+)
 """Metrics of a comparison, if available: those of the paper's tables and those of the digits experiments."""
 
 
 def compare(
-    config: Config, workdir: pathlib.Path, alphas: Sequence[float] = (), proxy: Sequence[str] = (),
+    config: Config,
+    workdir: pathlib.Path,
+    alphas: Sequence[float] = (),
+    proxy: Sequence[str] = (),
     generated: bool = False,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+) -> dict[str, dict[str, Any]]:
     """Unlearn with every method from one pretrained model, evaluate, and write `workdir/comparison`.
 
     Args:
@@ -63,13 +72,7 @@ def compare(
     folder = workdir / "comparison"
     setup = Setup(config, workdir, folder / "audit")
     evaluation = setup.evaluation
-    with barrier():
-        every_other = splits.retained_names(config.data, evaluation.class_names)[::2]
-        stand_ins = tuple(proxy or config.data.proxy or every_other)
-        to_run = dict(variants(config, setup.pretrained, alphas, stand_ins, generated))
-        for variant in to_run.values():  # report a mistake in the proxies before training anything
-            if variant.data != config.data:
-                splits.training_sets(variant.data, evaluation.train, config.model.image_size)
+    to_run = _checked_variants(config, setup, alphas, proxy, generated)
     setup.start()
     tests = identify_images(**{name: images.source for name, images in evaluation.tests.items()})
     cache = ResultCache(folder / "rows", {"inputs": setup.inputs(), "tests": tests})
@@ -107,6 +110,21 @@ def compare(
     return rows
 
 
+def _checked_variants(
+    config: Config, setup: Setup, alphas: Sequence[float], proxy: Sequence[str], generated: bool
+) -> dict[str, Config]:
+    """Return the variants to unlearn with; report a mistake in the proxies before training anything."""
+    evaluation = setup.evaluation
+    with barrier():
+        every_other = splits.retained_names(config.data, evaluation.class_names)[::2]
+        stand_ins = tuple(proxy or config.data.proxy or every_other)
+        to_run = dict(variants(config, setup.pretrained, alphas, stand_ins, generated))
+        for variant in to_run.values():
+            if variant.data != config.data:
+                splits.training_sets(variant.data, evaluation.train, config.model.image_size)
+    return to_run
+
+
 def _filtered(
     cache: ResultCache, name: str, config: Config, setup: Setup, params: Callable[[], Params]
 ) -> dict[str, Any]:
@@ -128,9 +146,12 @@ def _filtered(
 
 
 def variants(
-    config: Config, pretrained: str, alphas: Sequence[float], stand_ins: Sequence[Any],
+    config: Config,
+    pretrained: str,
+    alphas: Sequence[float],
+    stand_ins: Sequence[Any],
     generated: bool = False,
-) -> Iterator[tuple[str, Config]]:  # fmt: skip
+) -> Iterator[tuple[str, Config]]:
     """Yield the name and config of each row after the original; `stand_ins` are the classes of the proxy row.
 
     An ablation of the weight uses fixed weights: with `alphas`, no row has a retain budget.

@@ -14,8 +14,11 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.threads import DaemonPool
 
 OPENERS: dict[str, Callable[[SourceConfig, SplitName], Source]] = {
-    "folder": open_folder, "csv": open_csv, "idx": open_idx, "npz": open_npz,
-}  # fmt: skip
+    "folder": open_folder,
+    "csv": open_csv,
+    "idx": open_idx,
+    "npz": open_npz,
+}
 """Functions that open sources of user files."""
 
 

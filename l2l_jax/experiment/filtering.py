@@ -244,9 +244,13 @@ def measure_passing(evaluation: Evaluation, name: str, report: Mapping[str, Any]
 
 
 def attack_filter(
-    config: Config, evaluation: Evaluation, audits: pathlib.Path, original: Params,
-    filtered: tuple[Reader, Params], name: str,
-) -> dict[str, Any]:  # fmt: skip
+    config: Config,
+    evaluation: Evaluation,
+    audits: pathlib.Path,
+    original: Params,
+    filtered: tuple[Reader, Params],
+    name: str,
+) -> dict[str, Any]:
     """Audit a filtered model, given as reader and guarded parameters, by the attacks that search inputs."""
     attacks = ("views",) if config.model.why_no_samples else ("views", "sampler_search")
     audit, (reader, params) = dataclasses.replace(config.audit, attacks=attacks), filtered

@@ -26,9 +26,14 @@ Audited = tuple[dict[str, Any] | None, Mapping[str, np.ndarray]]
 
 
 def report_run(
-    folders: Workdir, config: Config, evaluation: Evaluation, results: Mapping[str, ModelMetrics], costs: Any,
-    features: EmbeddedImages, audited: Audited,
-) -> dict[str, Any]:  # fmt: skip
+    folders: Workdir,
+    config: Config,
+    evaluation: Evaluation,
+    results: Mapping[str, ModelMetrics],
+    costs: Any,
+    features: EmbeddedImages,
+    audited: Audited,
+) -> dict[str, Any]:
     """Write `report/` and return the content of metrics.json.
 
     Args:

@@ -64,9 +64,15 @@ def generative_losses(model: Model, params: Params, views: Views) -> tuple[jax.A
 
 
 def forget_truth(
-    model: Model, frozen: Params, views: Views, rng: jax.Array, kind: TargetKind,
-    axis_name: str | None = None, *, blur: float = BLUR,
-) -> dict[str, Any]:  # fmt: skip
+    model: Model,
+    frozen: Params,
+    views: Views,
+    rng: jax.Array,
+    kind: TargetKind,
+    axis_name: str | None = None,
+    *,
+    blur: float = BLUR,
+) -> dict[str, Any]:
     """Return `{"images", "corrupted"}` of the forget set for `generative_loss`, with another target.
 
     "corrupted" is unchanged unless the family reads the target from it.

@@ -21,8 +21,10 @@ from flax import traverse_util
 from l2l_jax.errors import UserError
 
 FLOATS = {
-    "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(jnp.bfloat16),
-}  # fmt: skip
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(jnp.bfloat16),
+}
 """Dtypes of weights; float32 represents every value of the others exactly."""
 
 # PyTorch's array names within a module, keyed by Flax's

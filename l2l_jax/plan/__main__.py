@@ -54,9 +54,14 @@ def main(argv: Sequence[str]) -> None:
         rows.append(program_costs(planned, topology, QUICK.value))
         print(program_text(rows[-1], topology), flush=True)
     report = {
-        "config": run.name, "stage": STAGE.value, "topology": topology.name, "devices": len(there),
-        "chip": topology.chip._asdict(), "jax": jax.__version__, "programs": rows,
-    }  # fmt: skip
+        "config": run.name,
+        "stage": STAGE.value,
+        "topology": topology.name,
+        "devices": len(there),
+        "chip": topology.chip._asdict(),
+        "jax": jax.__version__,
+        "programs": rows,
+    }
     path = pathlib.Path(OUTPUT.value or f"plan_{run.name}_{topology.name.replace(':', '_')}.json")
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"Results: {path}")

@@ -67,8 +67,10 @@ def program_costs(planned: Planned, topology: Topology, quick: bool = False) -> 
     kernels = kernel_table(program, flops, chip) if topology.is_gpu else []
     least, least_in_turn = _least(program, planned, kernels, chip)
     times = {
-        "compute": flops / chip.flops, "memory": traffic / chip.bandwidth, "network": sent / chip.network,
-    }  # fmt: skip
+        "compute": flops / chip.flops,
+        "memory": traffic / chip.bandwidth,
+        "network": sent / chip.network,
+    }
     ideal, in_turn = max(times["compute"], least / chip.bandwidth), sum(row["seconds"] for row in kernels)
     return {
         "program": planned.name,

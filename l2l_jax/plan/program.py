@@ -24,18 +24,40 @@ _CALLS = re.compile(
 )
 
 FREE = (
-    "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "iota", "after-all", "opt-barrier",
-    "partition-id", "replica-id", "optimization-barrier", "domain", "async-update",
-    "while", "call", "conditional", "async-start",
-)  # fmt: skip
+    "parameter",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "constant",
+    "iota",
+    "after-all",
+    "opt-barrier",
+    "partition-id",
+    "replica-id",
+    "optimization-barrier",
+    "domain",
+    "async-update",
+    "while",
+    "call",
+    "conditional",
+    "async-start",
+)
 """Operations that move nothing themselves."""
 
 ALIASES = ("ConcatBitcast", "AssumeGatherIndicesInBound", "AllocateBuffer")
 """Targets of custom calls that move nothing."""
 
 REARRANGING = (
-    "parameter", "constant", "tuple", "bitcast", "copy", "transpose", "slice", "concatenate", "pad",
-)  # fmt: skip
+    "parameter",
+    "constant",
+    "tuple",
+    "bitcast",
+    "copy",
+    "transpose",
+    "slice",
+    "concatenate",
+    "pad",
+)
 """Operations that change no value."""
 
 SLICES = ("dynamic-slice", "slice", "gather")

@@ -106,9 +106,14 @@ def compute(
         found = {name: cases.compute(name, mesh, parallel, dtype) for name in cases.MODELS}
     device = jax.devices()[0]
     facts = {
-        "platform": device.platform, "kind": device.device_kind, "devices": count, "parallel": parallel,
-        "dtype": dtype, "precision": precision, "jax": jax.__version__,
-    }  # fmt: skip
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "devices": count,
+        "parallel": parallel,
+        "dtype": dtype,
+        "precision": precision,
+        "jax": jax.__version__,
+    }
     return {"facts": facts, "cases": found}
 
 

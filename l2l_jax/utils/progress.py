@@ -56,9 +56,14 @@ class Progress:
             _outer.append(self)
             if sys.stderr.isatty() and distributed.place()[0] == 0:
                 self._bar = tqdm(
-                    total=total, initial=done, desc=title, unit=unit, leave=False, dynamic_ncols=True,
+                    total=total,
+                    initial=done,
+                    desc=title,
+                    unit=unit,
+                    leave=False,
+                    dynamic_ncols=True,
                     bar_format=BAR,
-                )  # fmt: skip
+                )
 
     def update(self, steps: int = 1, metrics: Mapping[str, float] | None = None) -> None:
         """Advance by `steps`; `metrics` replaces the metrics shown."""

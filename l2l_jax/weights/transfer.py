@@ -23,9 +23,13 @@ from l2l_jax.weights.saved_models import CARD, load_params, read_card, save_mode
 
 
 def import_checkpoint(
-    path: pathlib.Path, output: pathlib.Path, *,
-    ema: bool = False, vqgan: pathlib.Path | None = None, fields: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    path: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    ema: bool = False,
+    vqgan: pathlib.Path | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Turn a checkpoint into a saved model in the folder `output`, and return its card.
 
     Args:
@@ -58,9 +62,14 @@ def import_checkpoint(
 
 
 def export_model(
-    folder: pathlib.Path, output: pathlib.Path, dtype: str = "float32", *,
-    adapter: pathlib.Path | None = None, lora: bool = False, pipeline: pathlib.Path | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    folder: pathlib.Path,
+    output: pathlib.Path,
+    dtype: str = "float32",
+    *,
+    adapter: pathlib.Path | None = None,
+    lora: bool = False,
+    pipeline: pathlib.Path | None = None,
+) -> dict[str, Any]:
     """Write a saved model as a checkpoint that the original PyTorch code loads strictly; return its card.
 
     Args:

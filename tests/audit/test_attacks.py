@@ -237,9 +237,11 @@ def test_the_probe_tells_classes_apart_or_one_class_from_the_retained(bench, tra
         return {"useless": np.ones((len(names), draws, 3)), "classes": coded}, names
 
     known = SimpleNamespace(
-        training=SimpleNamespace(forget=forget, retain=None), sets=bench.sets, features=features,
+        training=SimpleNamespace(forget=forget, retain=None),
+        sets=bench.sets,
+        features=features,
         shared=lambda key, make: bench.sets["retain" if key == "probe retain" else "forget"],
-    )  # fmt: skip
+    )
     points = LinearProbe().run("linear_probe", known, target(None), 0)
     assert set(points) == {"useless", "classes"}
     for name in ("validation", "forget"):

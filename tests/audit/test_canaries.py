@@ -95,9 +95,14 @@ def seen_images(source):
 def models(bench):
     """Models that remember all training images, those of retain classes, and nothing but gray."""
     everything, kept = (seen_images(s) for s in (bench.evaluation.train, images_without_forget(CONFIG)))
-    return {name: {"encoder": images} for name, images in (
-        ("original", everything), ("retrained", kept), ("constant", np.full((1, 16, 16, 3), 0.5, np.float32))
-    )}  # fmt: skip
+    return {
+        name: {"encoder": images}
+        for name, images in (
+            ("original", everything),
+            ("retrained", kept),
+            ("constant", np.full((1, 16, 16, 3), 0.5, np.float32)),
+        )
+    }
 
 
 def test_who_remembers_the_images_restores_all_marks_and_a_constant_none(bench, models):

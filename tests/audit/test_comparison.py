@@ -183,8 +183,9 @@ def test_the_rule_of_the_verdict(unattacked, attacks, finding, attack):
     assert found.attack == attack
     described = found.describe()
     assert (described["images_needed"] is not None) == (finding == "undecided" and bool(unattacked))
-    assert described["violated_attacks"] == [n for n, cs in attacks.items() if VIOLATED in cs or cs == [WEAK]
-                                             and len(attacks) == 1]  # fmt: skip
+    assert described["violated_attacks"] == [
+        n for n, cs in attacks.items() if VIOLATED in cs or cs == [WEAK] and len(attacks) == 1
+    ]
 
 
 def test_canaries_can_be_violated_and_need_not_hold_and_one_measure_tells_models_apart():

@@ -18,9 +18,17 @@ from tests.fixtures.configs import SMALL, digits_config
 from tests.matrix import soak
 
 METHODS = [
-    "encoder", "max_loss", "noisy_label", "retain_label", "random_encoder", "epsilon", "whole", "undo",
-    "relearn_aware", "ntk",
-]  # fmt: skip
+    "encoder",
+    "max_loss",
+    "noisy_label",
+    "retain_label",
+    "random_encoder",
+    "epsilon",
+    "whole",
+    "undo",
+    "relearn_aware",
+    "ntk",
+]
 FEW = ["encoder", "undo"]
 
 

@@ -22,8 +22,10 @@ def test_the_config_keeps_what_was_forgotten_among_what_is_to_be_forgotten():
     assert [config.data.forget for config in configs] == [("5",), ("5", "7"), ("5", "7", "9")]
     assert all(config.data.retain == ("rest",) for config in configs)
     assert [config.pretrained for config in configs] == [
-        "digits_mae", "runs/sequence/1/unlearned", "runs/sequence/2/unlearned"
-    ]  # fmt: skip
+        "digits_mae",
+        "runs/sequence/1/unlearned",
+        "runs/sequence/2/unlearned",
+    ]
     assert all(config.unlearn.retain_budget == 1.25 for config in configs)
     with pytest.raises(UserError, match="has the variants 1, 2, 3, and none called '4'"):
         CONFIG("4")
@@ -46,8 +48,11 @@ def test_each_request_starts_where_the_one_before_ended(one_device, monkeypatch,
     rows = run_sequence(parse_config(raw_config), tmp_path, ["5", "7", "9"])
     assert [call[0] for call in calls] == [("5",), ("5", "7"), ("5", "7", "9"), ("5", "7", "9")]
     assert [call[1] for call in calls] == [
-        "digits_mae", str(tmp_path / "1/unlearned"), str(tmp_path / "2/unlearned"), "digits_mae",
-    ]  # fmt: skip
+        "digits_mae",
+        str(tmp_path / "1/unlearned"),
+        str(tmp_path / "2/unlearned"),
+        "digits_mae",
+    ]
     assert len({call[2] + call[3] for call in calls}) == 1  # every training image is in one of the two sets
     assert list(rows) == ["original", "5", "then 7", "then 9", AT_ONCE]
     assert set(rows["5"]) == {"error on 5", "error on 7", "error on 9", "error on the rest"}

@@ -153,11 +153,13 @@ def edit(path, old, new):
         ("dataset_info.json", "{", "", "2.1.0 is damaged .*prepare places365_small"),
         ("dataset_info.json", '"name": "train"', '"name": "training"', "holds no split 'train', but"),
         (
-            "features.json", '"image": {\n                "image"', '"photo": {\n                "image"',
+            "features.json",
+            '"image": {\n                "image"',
+            '"photo": {\n                "image"',
             "has no images: its features are filename, label, photo",
         ),
     ],
-)  # fmt: skip
+)
 def test_damaged_descriptions_and_other_features_are_named(prepared, file, old, new, message):
     edit(prepared / "places365_small" / "2.1.0" / file, old, new)
     with pytest.raises(UserError, match=message):

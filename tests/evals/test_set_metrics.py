@@ -75,8 +75,13 @@ def test_perfect_reconstructions(observe, tests):
     found = result.metrics
     extra = {"classifier_score_std", "balanced_accuracy"}
     assert set(found) - extra == {
-        "psnr", "ssim", "mse", "classifier_distance", "classifier_score", "accuracy"
-    }  # fmt: skip
+        "psnr",
+        "ssim",
+        "mse",
+        "classifier_distance",
+        "classifier_score",
+        "accuracy",
+    }
     assert set(result.intervals) < set(METRICS) and not result.missing and not result.unreliable
     assert found["mse"] == 0 and found["psnr"] == pytest.approx(100) and found["ssim"] == pytest.approx(1)
     assert found["classifier_distance"] == pytest.approx(0, abs=1e-6)
@@ -135,8 +140,12 @@ def test_networks_give_the_metrics_that_are_named_after_them():
     originals = {"inception/features": original, "clip/features": original}
     result = measure(observed.get, originals.get)
     assert set(result.metrics) - {"inception_score_std", "scene_score_std"} == {
-        "fid", "kid", "inception_score", "scene_score", "clip_cosine"
-    }  # fmt: skip
+        "fid",
+        "kid",
+        "inception_score",
+        "scene_score",
+        "clip_cosine",
+    }
     assert 6 < result.metrics["fid"] < 13  # the means are 3 apart, the covariances alike: 9 and chance
     assert result.intervals["fid"][0] < result.metrics["fid"] < result.intervals["fid"][1]
     assert result.metrics["inception_score"] == pytest.approx(4)

@@ -20,9 +20,12 @@ from tests.audit.models import Memory, remembering
 from tests.audit.models import config as memory_config
 
 CONFIG = [
-    "--config=digits_mae", "--config.data.test_per_class=10", "--config.filter.references=20",
-    "--config.evaluate.batch_size=64", "--config.audit.enabled=False",
-]  # fmt: skip
+    "--config=digits_mae",
+    "--config.data.test_per_class=10",
+    "--config.filter.references=20",
+    "--config.evaluate.batch_size=64",
+    "--config.audit.enabled=False",
+]
 NETWORK = [*CONFIG, "--config.filter.features=classifier"]
 
 
@@ -65,9 +68,15 @@ def test_a_filter_of_an_encoder_is_fitted_and_applied(run_here, one_device, tmp_
     for action in ("refuse", "blur"):
         found = tmp_path / action
         said = call(
-            run_here, "apply", *CONFIG, work, f"--filter={path}", f"--input={place}", f"--output={found}",
+            run_here,
+            "apply",
+            *CONFIG,
+            work,
+            f"--filter={path}",
+            f"--input={place}",
+            f"--output={found}",
             f"--action={action}",
-        )  # fmt: skip
+        )
         rows = list(csv.DictReader((found / "decisions.csv").open()))
         blocked = [row["image"] for row in rows if float(row["score"]) > float(row["threshold"])]
         assert [row["image"] for row in rows if row["decision"] == action] == blocked

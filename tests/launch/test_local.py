@@ -24,10 +24,20 @@ def launch(tmp_path, body, *options, processes=2):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM + body)
     return subprocess.Popen(
-        [sys.executable, LAUNCHER, f"--processes={processes}", *options, "--",
-         sys.executable, program, tmp_path],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            LAUNCHER,
+            f"--processes={processes}",
+            *options,
+            "--",
+            sys.executable,
+            program,
+            tmp_path,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process):

@@ -68,9 +68,11 @@ def slurm(folder, *, code, restarts=0):
         scontrol='#!/bin/bash\necho "scontrol $*" >>"$FAKE/calls"\n',
     )
     done = subprocess.run(
-        ["bash", LAUNCH / "slurm.sh", "--config=c.py", "--workdir=/shared/a b"], text=True, timeout=30,
+        ["bash", LAUNCH / "slurm.sh", "--config=c.py", "--workdir=/shared/a b"],
+        text=True,
+        timeout=30,
         env=environment(folder, SLURM_JOB_ID="42", SLURM_RESTART_COUNT=str(restarts), MAX_REQUEUES="3"),
-    )  # fmt: skip
+    )
     return done.returncode, (folder / "calls").read_text().splitlines()
 
 
@@ -96,9 +98,10 @@ def test_slurm_passes_the_warning_on_and_requeues(tmp_path):
         scontrol='#!/bin/bash\necho "scontrol $*" >>"$FAKE/calls"\n',
     )
     script = subprocess.Popen(
-        ["bash", LAUNCH / "slurm.sh"], env=environment(tmp_path, SLURM_JOB_ID="42"),
+        ["bash", LAUNCH / "slurm.sh"],
+        env=environment(tmp_path, SLURM_JOB_ID="42"),
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     wait_for(tmp_path / "pid", script)
     script.send_signal(signal.SIGTERM)
     assert script.wait(timeout=30) == 0
@@ -124,10 +127,12 @@ def tpu(folder, codes, *, state="READY"):
     subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
     subprocess.run(["git", "add", "-A"], cwd=checkout, check=True)
     return subprocess.Popen(
-        ["bash", checkout / "launch" / "tpu_pod.sh", "--config=c.py", "--workdir=/mnt/l2l/a b"], text=True,
-        env=environment(folder, **slice_, PAUSE="0", MAX_RESTARTS="2"), stderr=subprocess.PIPE,
+        ["bash", checkout / "launch" / "tpu_pod.sh", "--config=c.py", "--workdir=/mnt/l2l/a b"],
+        text=True,
+        env=environment(folder, **slice_, PAUSE="0", MAX_RESTARTS="2"),
+        stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
 
 
 def verbs(folder):

@@ -34,15 +34,19 @@ def test_each_kind_is_read_with_its_size_and_its_devices():
     found = {c.kind: c for c in compiled(function, (2, 4), 32)}
     permuted = found.pop("collective-permute")
     assert {kind: (c.size, c.devices) for kind, c in found.items()} == {
-        "all-reduce": (96, 8), "all-gather": (4 * 96, 4), "reduce-scatter": (96 // 4, 4),
+        "all-reduce": (96, 8),
+        "all-gather": (4 * 96, 4),
+        "reduce-scatter": (96 // 4, 4),
         "all-to-all": (96, 4),
-    }  # fmt: skip
+    }
     assert permuted.size == permuted.sent == 96
     sent = {kind: c.sent for kind, c in found.items()}
     assert sent == {
-        "all-reduce": 2 * 96 * 7 / 8, "all-gather": 4 * 96 * 3 / 4, "reduce-scatter": 24 * 3,
+        "all-reduce": 2 * 96 * 7 / 8,
+        "all-gather": 4 * 96 * 3 / 4,
+        "reduce-scatter": 24 * 3,
         "all-to-all": 96 * 3 / 4,
-    }  # fmt: skip
+    }
 
 
 def test_what_a_loop_repeats_counts_each_time():

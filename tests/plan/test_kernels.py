@@ -19,9 +19,12 @@ def test_kinds_bytes_and_operations():
     x, w, y, q = 2 * 512 * 256, 2 * 256 * 1024, 2 * 512 * 1024, 2 * 8 * 64 * 8 * 64
     attention, convolution = 4 * q + 4 * 8 * 8 * 64, 2 * q + 2 * 64 * 3 * 3 * 64
     assert {kind: (row["count"], row["bytes"]) for kind, row in rows.items()} == {
-        "products": (2, (x + w + y) + (x + y + 8 * w)), "fusions": (1, 2 * y), "attention": (1, attention),
-        "convolutions": (1, convolution), "copies": (1, 2 * w),
-    }  # fmt: skip
+        "products": (2, (x + w + y) + (x + y + 8 * w)),
+        "fusions": (1, 2 * y),
+        "attention": (1, attention),
+        "convolutions": (1, convolution),
+        "copies": (1, 2 * w),
+    }
     assert rows["products"]["flops"] == products
     assert rows["attention"]["flops"] == pytest.approx(3e9 * attention / (attention + convolution))
     assert rows["fusions"]["flops"] == rows["copies"]["flops"] == 0

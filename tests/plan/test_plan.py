@@ -146,8 +146,9 @@ def test_a_gpu(tmp_path):
     small = [f"--config.model.{part}={size}" for part, size in SMALL.items()]
     done = subprocess.run(
         [sys.executable, "-m", *command, *small, "--config.unlearn.batch_size=16", f"--output={output}"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(output.read_text())["programs"]
     kernels = {kernel["kind"]: kernel for kernel in row["kernels"]}

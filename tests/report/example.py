@@ -96,7 +96,7 @@ def report(known=KNOWN, *, retrained=True, audited=True, names=("sandal", "shirt
         "durations_seconds": {"unlearn": 20.0, "audit": 90.0},
         "peak_memory_gib_after": {"unlearn": 1.0, "audit": 1.2},
         "peak_memory_gib": 1.2,
-    }  # fmt: skip
+    }
 
 
 class Shown(NamedTuple):

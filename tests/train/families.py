@@ -22,10 +22,15 @@ MODELS = {
     "mage": MAGE(image_size=8, num_res_blocks=1, **SMALL, **TOKENIZER, **MASKS),
     "palette": Palette(image_size=8, norm_groups=2, hole_bank_size=4, **UNET),
     "latent_diffusion": LatentDiffusion(
-        image_size=8, unet=UNetSizes(**LATENTS), vae=VAE, prompts=("", "a photo"), prompt_words=3,
-        hole_bank_size=4, sample_steps=2,
+        image_size=8,
+        unet=UNetSizes(**LATENTS),
+        vae=VAE,
+        prompts=("", "a photo"),
+        prompt_words=3,
+        hole_bank_size=4,
+        sample_steps=2,
     ),
-}  # fmt: skip
+}
 
 
 def params_of(model, seed=0):

@@ -42,9 +42,7 @@ class Process:
         paths = [file.name for file in self._files]
         self._process = CONTEXT.Process(target=_become, args=(arguments, env, str(cwd), paths))
         self._process.start()
-        self.pid, self.terminate, self.kill = (
-            self._process.pid, self._process.terminate, self._process.kill
-        )  # fmt: skip
+        self.pid, self.terminate, self.kill = (self._process.pid, self._process.terminate, self._process.kill)
 
     @property
     def returncode(self):

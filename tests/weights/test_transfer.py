@@ -68,8 +68,10 @@ def test_the_vqgan_may_lie_in_a_second_file(tmp_path):
         for name, state in (("mage", mage), ("vqgan", vqgan), ("both", both))
     )
     for path, other, message in (
-        (first, None, "--vqgan"), (second, None, "VQGAN alone"), (whole, second, "already"),
-    ):  # fmt: skip
+        (first, None, "--vqgan"),
+        (second, None, "VQGAN alone"),
+        (whole, second, "already"),
+    ):
         with pytest.raises(UserError, match=message):
             transfer.import_checkpoint(path, tmp_path / "model", vqgan=other, fields=SMALL["mage"].given)
     card = transfer.import_checkpoint(first, tmp_path / "model", vqgan=second, fields=SMALL["mage"].given)

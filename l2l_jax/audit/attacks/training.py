@@ -26,9 +26,14 @@ class Training(NamedTuple):
     def config(self) -> TrainingConfig:
         """Return the number of steps, the learning rate and the optimizer."""
         return TrainingConfig(
-            self.steps, self.batch_size, self.learning_rate, schedule="constant", weight_decay=0.0,
-            checkpoint_every=500, log_every=50,
-        )  # fmt: skip
+            self.steps,
+            self.batch_size,
+            self.learning_rate,
+            schedule="constant",
+            weight_decay=0.0,
+            checkpoint_every=500,
+            log_every=50,
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return everything but the images that the result depends on, as JSON values."""

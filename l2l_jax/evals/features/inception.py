@@ -57,9 +57,7 @@ class BlockC(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map images to others."""
-        heads = dict(
-            branch1x1=192, branch7x7_1=self.channels, branch7x7dbl_1=self.channels, branch_pool=192
-        )  # fmt: skip
+        heads = dict(branch1x1=192, branch7x7_1=self.channels, branch7x7dbl_1=self.channels, branch_pool=192)
         straight, wide, deep, pooled = pointwise(x, heads)
         wide = relu(_row(relu(wide), "branch7x7_2", self.channels))
         deep = relu(_column(relu(deep), "branch7x7dbl_2", self.channels))
