@@ -96,6 +96,11 @@ def table(report: Mapping[str, Any]) -> str:
     )
 
 
+# Fields of `config.data` for the folder that `make_jpegs` writes
+JPEGS: dict[str, Any] = {"source": "folder", "retain": "temple", "forget": "flower", "general": "rest"}
+JPEGS |= {"train_per_class": 0, "test_per_class": 0, "workers": 1}
+
+
 def rehearse(
     spec: str,
     folder: pathlib.Path,
@@ -126,16 +131,7 @@ def rehearse(
     path, _, variant = spec.partition(":")
     config = parse_config(runpy.run_path(path)["get_config"](*filter(None, [variant])))
     file, imported = folder / "random.safetensors", folder / "imported"
-    data = {
-        "source": "folder",
-        "path": folder / "jpegs",
-        "retain": "temple",
-        "forget": "flower",
-        "general": "rest",
-        "train_per_class": 0,
-        "test_per_class": 0,
-        "workers": 1,
-    }
+    data = JPEGS | {"path": folder / "jpegs"}
     unlearn = {"steps": steps, "batch_size": batch_size, "warmup_steps": 0, "log_every": 1}
     fields = {f"data.{name}": value for name, value in data.items()}
     fields |= {f"unlearn.{name}": value for name, value in unlearn.items()}
@@ -156,7 +152,7 @@ def rehearse(
     ]
     metrics = json.loads((folder / "run/report/metrics.json").read_text())
     report = {
-        "config": config,
+        "config": spec,
         "flags": list(flags),
         "phases": [phase._asdict() for phase in phases],
         **{name: metrics[name] for name in ("durations_seconds", "peak_memory_gib_after", "not_available")},

@@ -89,8 +89,7 @@ def compare(
                 sets = training_sets(variant, evaluation.train)
             return unlearning.unlearned_params(variant, Workdir(own, variant), setup.original, sets)
 
-        models[name] = unlearned
-        rows[name] = _evaluated(cache, name, stamp(variant), evaluation, unlearned)
+        models[name], rows[name] = unlearned, _evaluated(cache, name, stamp(variant), evaluation, unlearned)
         if config.audit.enabled and "failed" not in rows[name]:
             rows[name]["audit"] = setup.audit(own.name, unlearned())
     for name, base in FILTERED.items():
