@@ -170,7 +170,7 @@ def to_flax(table: Table, state_dict: StateDict, target: Any, config: Any = None
 def _check_constant(constant: Constant, value: np.ndarray, expected: np.ndarray) -> None:
     problem = "is not the fixed table of this model."
     if value.dtype.kind in "biu" and expected.dtype.kind == "f":
-        raise UserError(f"{constant.torch_key} is {value.dtype}; expected are {', '.join(FLOATS)}.")
+        raise UserError(f"{constant.torch_key} is {value.dtype}; expected {', '.join(FLOATS)}.")
     if not np.isfinite(value).all():
         raise UserError(
             f"{constant.torch_key} holds NaN or infinite values: the training diverged, or the file is "
@@ -218,10 +218,10 @@ def to_torch(table: Table, params: Any, config: Any = None, dtype: Any = None) -
 def shape_of(state_dict: StateDict, key: str, rank: int) -> tuple[int, ...]:
     """Return the shape of the array `key`, which must have `rank` axes, all longer than 0."""
     if key not in state_dict:
-        raise UserError(f"the size of the model cannot be told: {key} is missing.")
+        raise UserError(f"the size of the model cannot be inferred: {key} is missing.")
     shape = tuple(state_dict[key].shape)
     if len(shape) != rank or 0 in shape:
-        raise UserError(f"the size of the model cannot be told: {key} has shape {shape}.")
+        raise UserError(f"the size of the model cannot be inferred: {key} has shape {shape}.")
     return shape
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints: reading, importing, exporting and downloading."""
+"""Reading, importing, exporting and downloading of checkpoints."""

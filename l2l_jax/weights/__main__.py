@@ -1,4 +1,4 @@
-"""Published checkpoints in, unlearned checkpoints out.
+"""Import published checkpoints and export unlearned models.
 
 python -m l2l_jax.weights inspect mae_visualize_vit_base.pth
 python -m l2l_jax.weights import mae_visualize_vit_base.pth
@@ -29,10 +29,10 @@ def _parser() -> Parser:
     reading.add_argument("--ema", action="store_true", help="take the EMA copy of the weights")
     reading.add_argument("--vqgan", **file, help="MAGE: its VQGAN, if FILE holds none")
     field: Any = dict(action="append", default=[], metavar="FIELD=VALUE", type=_field, dest="fields")
-    hidden = "a field of the model that the weights do not show, such as num_heads=4"
+    hidden = "a model field that cannot be inferred from the weights, such as num_heads=4"
     reading.add_argument("--set", **field, help=hidden)
-    bring_in = commands.add_parser("import", parents=[reading], help="turn a file into a saved model")
-    bring_in.add_argument("--output", **folder, help="default: pretrained/<name of FILE>")
+    importing = commands.add_parser("import", parents=[reading], help="turn a file into a saved model")
+    importing.add_argument("--output", **folder, help="default: pretrained/<name of FILE>")
     export = commands.add_parser("export", help="turn a saved model into a file")
     export.add_argument("folder", **folder, help="a saved model")
     suffixes = ".pth or .safetensors; without suffix, a Hugging Face folder (MAE) or pipeline"
@@ -52,7 +52,7 @@ def _parser() -> Parser:
 
 
 def _field(text: str) -> tuple[str, Any]:
-    """Parse `"num_heads=4"` to `("num_heads", 4)`; values are Python literals, anything else is text."""
+    """Parse `"num_heads=4"` to `("num_heads", 4)`; values that are not Python literals are text."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE")
@@ -63,24 +63,24 @@ def _field(text: str) -> tuple[str, Any]:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run the command line; `argv` leaves the program's name out."""
+    """Run the command line; `argv` excludes the program name."""
     args = _parser().parse_args(argv)
     if args.command == "fetch":
         _fetch(args.name, args.folder)
         return
-    # Imported late: a mistyped command is answered at once.
+    # Late imports, to report mistyped commands immediately.
     import jax
 
     from l2l_jax.weights import transfer
     from l2l_jax.weights.loading import locate
 
-    jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy, and is of no help here
+    jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy and would not help
     if args.command == "export":
         options = dict(adapter=args.adapter, lora=args.lora, pipeline=args.pipeline)
-        card = transfer.export_model(args.folder, args.output, args.dtype, **options)
+        metadata = transfer.export_model(args.folder, args.output, args.dtype, **options)
         merged = f", with the adapter {args.adapter}" if args.adapter else ""
-        whole = f"{card['family']}, {card.get('origin')}{merged}"
-        print(f"{args.output}: {'adapter of ' + card['family'] if args.lora else whole}")
+        model = f"{metadata['family']}, {metadata.get('origin')}{merged}"
+        print(f"{args.output}: {'adapter of ' + metadata['family'] if args.lora else model}")
         return
     path, options = locate(args.file), dict(ema=args.ema, vqgan=args.vqgan, fields=dict(args.fields))
     if args.command == "inspect":
@@ -88,15 +88,15 @@ def run(argv: Sequence[str]) -> None:
             print(f"{heading + ':':12} {text}")
         return
     output = args.output or pathlib.Path("pretrained") / pathlib.Path(args.file).stem
-    card = transfer.import_checkpoint(path, output, **options)
-    size = card["variant"] or "(no published size)"
-    print(f"{output}: {card['family']} {size}, SHA-256 {card['source']['sha256']}")
-    if "left_out" in card["source"]:
-        print(f"Left out, as only training needs them: {card['source']['left_out']}")
-    if card["assumed"]:
-        told = ", ".join(f"{name}={value}" for name, value in card["assumed"].items())
-        print(f"Assumed, as the file does not say: {told}. Change a field with --set FIELD=VALUE.")
-    print(f"{card['licence']}\nUnlearn it with --config.model.pretrained={output}")
+    metadata = transfer.import_checkpoint(path, output, **options)
+    size = metadata["variant"] or "(no published size)"
+    print(f"{output}: {metadata['family']} {size}, SHA-256 {metadata['source']['sha256']}")
+    if "left_out" in metadata["source"]:
+        print(f"Left out, as only training needs them: {metadata['source']['left_out']}")
+    if metadata["assumed"]:
+        assumed = ", ".join(f"{name}={value}" for name, value in metadata["assumed"].items())
+        print(f"Assumed, as the file does not say: {assumed}. Change a field with --set FIELD=VALUE.")
+    print(f"{metadata['licence']}\nUnlearn it with --config.model.pretrained={output}")
 
 
 def _fetch(name: str | None, folder: pathlib.Path | None) -> None:
@@ -106,14 +106,14 @@ def _fetch(name: str | None, folder: pathlib.Path | None) -> None:
         print(published.fetch(published.PUBLISHED[name], folder or published.weights_folder()))
         return
     if name is not None:
-        known = ", ".join(published.PUBLISHED)
-        raise UserError(f"There is no published file {name!r} in the list: {known}.")
+        names = ", ".join(published.PUBLISHED)
+        raise UserError(f"There is no published file {name!r} in the list: {names}.")
     for file in published.PUBLISHED.values():
         print(f"{file.name:20} {file.holds}; {file.size_in_words()}; {file.licence}\n{'':20} {file.page}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; the exit code is 0, or 1 with one sentence on stderr."""
+    """Run the program; return 0, or 1 after an error message on stderr."""
     return run_command(run, sys.argv[1:] if argv is None else argv)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints as models: the family of a state dict, the fields that it implies, and its parameters."""
+"""Conversion of checkpoints to models: family of a state dict, model fields, and parameters."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from l2l_jax.weights.reading import Checkpoint, read_checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Recognized:
-    """A checkpoint of a known family; its arrays have the keys of the format's table."""
+    """A checkpoint of a known family; the keys of its arrays are those of the format's table."""
 
     family: str
     format: CheckpointFormat
@@ -31,16 +31,16 @@ class Recognized:
 
     @functools.cached_property
     def sizes(self) -> dict[str, Any]:
-        """Fields of the model that shapes show."""
+        """Model fields inferred from shapes."""
         return self.format.sizes(self.state_dict)
 
     @property
     def licence(self) -> str:
-        """The licence of the weights, as far as it is known."""
+        """License of the weights, if known."""
         return self.format.licence(self.origin["file"]) or "See where the file comes from."
 
     def variant(self) -> str | None:
-        """Return the name of the published model of these sizes, if there is one."""
+        """Return the name of the published model with these sizes, or None."""
         for name, fields in self.format.published.items():
             model = build(self.family, fields).canonical()
             if all(getattr(model, field) == value for field, value in self.sizes.items()):
@@ -48,7 +48,7 @@ class Recognized:
         return None
 
     def known_fields(self) -> dict[str, Any]:
-        """Return the fields that a published model has, that the checkpoint states, or that shapes show."""
+        """Return the fields from a published model, from the checkpoint, or inferred from shapes."""
         variant, published = self.variant(), dict[str, Any]()
         if variant is not None:
             published |= self.format.published[variant]
@@ -57,43 +57,43 @@ class Recognized:
         return {**published, **self.format.stated(self.origin, self.sizes), **self.sizes}
 
     def certain_fields(self) -> dict[str, Any]:
-        """Return the known fields that another model must share to take the weights."""
+        """Return the known fields that another model must share to load the weights."""
         stated = _flat(self.format.stated(self.origin, self.sizes))
         needed = {*self.format.hidden, *stated} & {*FAMILIES[self.family].TRAINED_WITH}
         return {name: x for name, x in _flat(self.known_fields()).items() if name in {*self.sizes, *needed}}
 
     def fields(self) -> dict[str, Any]:
-        """Return the known fields, and guesses of others."""
+        """Return the known fields, and guesses for others."""
         return {**self.format.guessed(self.origin, self.sizes), **self.known_fields()}
 
     def unknown(self) -> tuple[str, ...]:
-        """Return the fields that must be given, because nothing shows them and they cannot be guessed."""
+        """Return the fields that must be specified because they are not known and cannot be guessed."""
         known = self.known_fields()
         return tuple(name for name in self.format.hidden if name not in known)
 
     def model(self, given: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
-        """Return the model with the `given` fields, and those of its fields that were guessed.
+        """Return the model with the `given` fields, and the fields that were guessed.
 
         Raises:
-          UserError: A field that must be given is not, or a given one contradicts the weights.
+          UserError: A required field is missing, or a given field contradicts the weights.
         """
         for name, value in given.items():
             if self.sizes.get(name, value) != value:
                 raise UserError(f"{name} is {self.sizes[name]} in the weights, not {value}.")
         unknown = [name for name in self.unknown() if name not in given]
         if unknown:
-            told = ", ".join(f"{name} {value}" for name, value in self.sizes.items())
+            sizes = ", ".join(f"{name} {value}" for name, value in self.sizes.items())
             options = " ".join(f"--set {name}=…" for name in unknown)
             raise UserError(
-                f"this {self.family} model has no published size ({told}), and its weights do not show "
+                f"this {self.family} model has no published size ({sizes}), and its weights do not show "
                 f"{', '.join(unknown)}: add {options}"
             )
         model = build(self.family, {**self.fields(), **given})
-        settled = {*_flat(self.known_fields()), *given, "value_range"}  # the range is our own convention
+        settled = {*_flat(self.known_fields()), *given, "value_range"}  # the range is a convention of l2l_jax
         return model, {name: field(model, name) for name in model.TRAINED_WITH if name not in settled}
 
     def params(self, model: Model) -> Params:
-        """Return the parameters that the checkpoint holds, float32; if they do not fit, raise a UserError."""
+        """Return the parameters of the checkpoint in float32; raise a UserError if they do not fit."""
         computed = self.format.computed(self.state_dict, model, self.origin)
         target = part_shapes(model, self.format.parts)
         stored = mapping.to_flax(self.format.table, self.state_dict, target, model)
@@ -101,26 +101,26 @@ class Recognized:
 
 
 def field(model: Model, name: str) -> Any:
-    """Return a field of a model, or of a section of its fields: "unet.heads"."""
+    """Return a field of a model, or a nested field such as "unet.heads"."""
     return operator.attrgetter(name)(model)
 
 
 def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields by name, those of sections as "section.field"."""
+    """Flatten nested fields, with names such as "section.field"."""
     return flatten_dict(dict(fields), sep=".")
 
 
 def open_checkpoint(
     path: pathlib.Path, *, ema: bool = False, vqgan: pathlib.Path | None = None
 ) -> Checkpoint:
-    """Return the state dict of a checkpoint, that of MAGE's VQGAN added if it is in a file of its own."""
-    found = read_checkpoint(path, ema=ema)
+    """Read a checkpoint; add the state dict of MAGE's VQGAN if it is stored in a separate file."""
+    first = read_checkpoint(path, ema=ema)
     if vqgan is None:
-        return found
+        return first
     second = read_checkpoint(vqgan)
     with about(path):
-        both = recognize(found.state_dict, found.origin).format.join(found.state_dict, second.state_dict)
-    return dataclasses.replace(found, state_dict=both, vqgan=second)
+        both = recognize(first.state_dict, first.origin).format.join(first.state_dict, second.state_dict)
+    return dataclasses.replace(first, state_dict=both, vqgan=second)
 
 
 def recognize(state_dict: StateDict, origin: Mapping[str, Any]) -> Recognized:
@@ -152,12 +152,12 @@ def open_recognized(
 
 
 def build(family: str, fields: Mapping[str, Any]) -> Model:
-    """Return the model of a family with these fields, checked."""
+    """Return the model of a family with these fields after validating them."""
     cls = FAMILIES[family]
-    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in fields:
-        if name not in known:
-            raise UserError(f"a {family} model has no field {name}; known: {', '.join(known)}.")
+        if name not in names:
+            raise UserError(f"a {family} model has no field {name}; known: {', '.join(names)}.")
     try:
         return pydantic.TypeAdapter(cls).validate_python(dict(fields))
     except pydantic.ValidationError as error:
@@ -177,16 +177,16 @@ def part_shapes(model: Model, parts: tuple[str, ...]) -> Params:
 
 
 def as_floats(params: Params, target: Params) -> Params:
-    """Widen finite parameters to the number formats of `target`; others raise a UserError."""
+    """Cast parameters to the wider dtypes of `target`; raise a UserError if they are not finite floats."""
 
     def widen(path: Any, value: np.ndarray, like: Any) -> np.ndarray:
         name = "/".join(str(key.key) for key in path)
         if value.dtype not in mapping.FLOATS.values():
-            raise UserError(f"{name} is {value.dtype}; expected are {', '.join(mapping.FLOATS)}.")
-        broken = value.size - np.count_nonzero(np.isfinite(value))
-        if broken:
+            raise UserError(f"{name} is {value.dtype}; expected {', '.join(mapping.FLOATS)}.")
+        not_finite = value.size - np.count_nonzero(np.isfinite(value))
+        if not_finite:
             raise UserError(
-                f"{name} holds NaN or infinite values ({broken:,} of {value.size:,}): the training "
+                f"{name} holds NaN or infinite values ({not_finite:,} of {value.size:,}): the training "
                 "diverged, or the file is damaged. Use another checkpoint."
             )
         return value if value.dtype == like.dtype else value.astype(like.dtype)
@@ -196,7 +196,7 @@ def as_floats(params: Params, target: Params) -> Params:
 
 @contextlib.contextmanager
 def about(path: pathlib.Path) -> Iterator[None]:
-    """Put the name of the file or folder before the message of a UserError."""
+    """Prefix the message of a UserError with the name of the file or folder."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Loading models: saved folders, checkpoints, Hugging Face's folders and hub, shipped models and adapters."""
+"""Loading of models: saved folders, checkpoints, Hugging Face folders and hub, shipped models, adapters."""
 
 import contextlib
 import functools
@@ -14,30 +14,30 @@ from l2l_jax.weights.checkpoints import about, build, field, open_recognized
 from l2l_jax.weights.reading import PIPELINE
 from l2l_jax.weights.saved_models import CARD, load_params, read_card
 
-HUB = "hf://"  # before ORGANIZATION/NAME, or ORGANIZATION/NAME@REVISION
+HUB = "hf://"  # prefix of ORGANIZATION/NAME or ORGANIZATION/NAME@REVISION
 TEXTS = ["config.json", "preprocessor_config.json", "*.index*.json"]
 COMPONENTS = ["scheduler", "unet", "vae", *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")]
 TEXTS += [PIPELINE, *(f"{name}/*.{kind}" for name in COMPONENTS for kind in ("json", "txt"))]
-"""Files besides the weights, of models and of pipelines of diffusers."""
+"""Patterns of files to download in addition to the weights, for models and diffusers pipelines."""
 
 WEIGHTS: tuple[tuple[str, list[str]], ...] = (
     ("*.safetensors", ["*.fp16.*", "*.non_ema.*"]),
     ("*.fp16.safetensors", []),
     ("*model*.bin", []),
 )
-"""Patterns of weights, the best first, and of files that are no such weights."""
+"""Patterns of weight files in order of preference, with patterns to exclude."""
 
 
 def load_model(
     path: str | pathlib.Path, *, adapter: str | pathlib.Path | None = None, **fields: Any
 ) -> tuple[Model, Params]:
-    """Load a model and its parameters; all sizes come from the card, config.json or the weights.
+    """Load a model and its parameters; all sizes come from its metadata, config.json or the weights.
 
     Args:
       path: Folder of a saved model, such as `runs/x/unlearned`; name of a shipped model; checkpoint file;
         Hugging Face folder, or `hf://ORGANIZATION/NAME`.
       adapter: File of an adapter that was trained on this model, to be merged into it.
-      **fields: Fields of the model, where they differ or cannot be told from the weights.
+      **fields: Model fields to override, or that cannot be inferred from the weights.
 
     Raises:
       UserError: There is no model, it cannot be read, or fields are missing or contradict the weights.
@@ -57,16 +57,16 @@ def load_model(
 
 
 def locate(given: str | pathlib.Path) -> pathlib.Path:
-    """Return the path of a shipped model's name, of `hf://ORGANIZATION/NAME` (downloaded), or of a path."""
+    """Resolve the name of a shipped model, `hf://ORGANIZATION/NAME` (downloaded), or a path, to a path."""
     text = str(given)
     return download(text.removeprefix(HUB)) if text.startswith(HUB) else shipped.resolved(text)
 
 
 def download(name: str) -> pathlib.Path:
-    """Download a model into the hub's cache, or find it there; interrupted downloads resume.
+    """Download a model into the hub's cache unless it is there; interrupted downloads resume.
 
-    Of a pipeline, the components that make images and embed prompts are downloaded, in full precision if they
-    are stored so. `HF_HOME` and `HF_HUB_OFFLINE` are honored.
+    For a pipeline, the components that generate images and embed prompts are downloaded, in full precision
+    if available. `HF_HOME` and `HF_HUB_OFFLINE` are respected.
 
     Raises:
       UserError: huggingface_hub is not installed, or the model cannot be downloaded.
@@ -89,14 +89,14 @@ def download(name: str) -> pathlib.Path:
             path = pathlib.Path(fetch(allow_patterns=[*TEXTS, *patterns], ignore_patterns=others))
             if any((path / "unet" if is_pipeline else path).glob(weights)):
                 return path
-    except (OSError, ValueError) as error:  # of the hub, of connections, and of names
+    except (OSError, ValueError) as error:  # hub errors, connection errors, invalid names
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{HUB}{name} cannot be downloaded ({reason}). {by_hand}") from error
     raise UserError(f"{HUB}{name} holds no weights in safetensors or *model.bin files.")
 
 
 def _card(path: pathlib.Path) -> dict[str, Any] | None:
-    """Return the card of a saved or shipped model, or None for a checkpoint."""
+    """Return the metadata of a saved or shipped model, or None for a checkpoint."""
     if not path.exists():
         raise UserError(
             f"config.model.pretrained={path} does not exist; it should be a folder of a saved model, such as "
@@ -112,33 +112,33 @@ def _card(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def stored_fields(path: str | pathlib.Path) -> tuple[str, dict[str, Any], tuple[str, ...]]:
-    """Return a model's family, the fields stored with its weights, and those that must be given."""
+    """Return a model's family, the fields stored with its weights, and the fields that must be specified."""
     path = locate(path)
     card = _card(path)
     if card is None:
-        _, found = open_recognized(path)
+        _, recognized = open_recognized(path)
         with about(path):
-            return found.family, found.fields(), found.unknown()
+            return recognized.family, recognized.fields(), recognized.unknown()
     family = str(card.get("family"))
     if family not in FAMILIES:
-        raise UserError(f"{path}: this is a {family} model; known are {', '.join(FAMILIES)}.")
+        raise UserError(f"{path}: this is a {family} model; known: {', '.join(FAMILIES)}.")
     return family, card.get("model", {}), ()
 
 
 def load_pretrained(path: pathlib.Path, family: str, model: Model) -> Params:
-    """Return all parts of the model that `config.model.pretrained` names, checked against the config's."""
+    """Load all parts of `config.model.pretrained` and check them against the config's family and model."""
     path = locate(path)
     card = _card(path)
     if card is not None and path.parent != shipped.FOLDER:
         return _load_saved(path, card, family, model)
-    _, found = open_recognized(path)
+    _, recognized = open_recognized(path)
     with about(path):
-        _check_family(found.family, family)
+        _check_family(recognized.family, family)
         if card is None:
-            _check_fields(found.certain_fields(), model.canonical())
+            _check_fields(recognized.certain_fields(), model.canonical())
         else:
-            _check_card(card, model, found.format.parts)
-        return found.params(model) | model.derived_parts()
+            _check_card(card, model, recognized.format.parts)
+        return recognized.params(model) | model.derived_parts()
 
 
 def _load_saved(path: pathlib.Path, card: Mapping[str, Any], family: str, model: Model) -> Params:
@@ -153,53 +153,53 @@ def _load_saved(path: pathlib.Path, card: Mapping[str, Any], family: str, model:
     return params if len(parts) == len(shapes) else params | model.derived_parts()
 
 
-def _check_family(found: Any, wanted: str) -> None:
-    if found is None:
+def _check_family(stored: Any, expected: str) -> None:
+    if stored is None:
         raise UserError("its model.json does not name the model's family: the folder is damaged.")
-    if found != wanted:
-        raise UserError(f"this is a {found} model, but config.model.family is {wanted}.")
+    if stored != expected:
+        raise UserError(f"this is a {stored} model, but config.model.family is {expected}.")
 
 
-def _check_fields(found: Mapping[str, Any], model: Model) -> None:
-    for name, value in found.items():
-        wanted = field(model, name)
-        if value != wanted:
+def _check_fields(stored: Mapping[str, Any], model: Model) -> None:
+    for name, value in stored.items():
+        expected = field(model, name)
+        if value != expected:
             raise UserError(
-                f"this model has {name}={value}, but config.model.{name} is {wanted}. Make them agree, or "
+                f"this model has {name}={value}, but config.model.{name} is {expected}. Make them agree, or "
                 "name other weights."
             )
 
 
 def _check_card(card: Mapping[str, Any], model: Model, parts: Sequence[str]) -> None:
-    """Name the first field, if any, on which the weights depend or by which the shapes of parts differ."""
+    """Raise a UserError for the first field that differs and affects the weights or the shapes of parts."""
     saved = build(FAMILIES.name_of(type(model)), card.get("model", {}))
     _check_fields({name: field(saved, name) for name in model.TRAINED_WITH}, model)
 
     def shapes(candidate: Model) -> Params:
-        whole = candidate.shapes()
-        return {part: whole[part] for part in parts}
+        all_shapes = candidate.shapes()
+        return {part: all_shapes[part] for part in parts}
 
-    wanted = shapes(model)
-    if shapes(saved) == wanted:
+    expected = shapes(model)
+    if shapes(saved) == expected:
         return
     for name, own in saved.as_fields().items():
-        with contextlib.suppress(ValueError):  # no model has these sizes
-            if shapes(model.replace(**{name: own})) == wanted:
+        with contextlib.suppress(ValueError):  # the sizes are invalid
+            if shapes(model.replace(**{name: own})) == expected:
                 continue
         _check_fields({name: own}, model)
 
 
 def original_weights(path: pathlib.Path) -> dict[str, Any]:
-    """Return JSON-able facts about weights: origin, SHA-256 and licence.
+    """Return JSON-serializable metadata of weights: origin, SHA-256 and license.
 
-    A model that was trained here comes from no file and has no SHA-256. Of one that was unlearned before, the
-    facts hold those of its own original under "original_weights".
+    A locally trained model does not come from a file and has no SHA-256. For a model that was unlearned, the
+    metadata of its original is stored under "original_weights".
     """
     path = locate(path)
     card = _card(path)
     if card is None:
-        source, found = open_recognized(path)
-        return {"origin": f"read from {path.name}", **source.facts(), "licence": found.licence}
+        source, recognized = open_recognized(path)
+        return {"origin": f"read from {path.name}", **source.facts(), "licence": recognized.licence}
     if path.parent == shipped.FOLDER:
         facts = {name: card[name] for name in ("sha256", "trained_on", "seed", "licence")}
         return {"origin": f"the shipped model {path.stem}", **facts}

@@ -1,6 +1,6 @@
-"""Published files of weights: where they are, and downloading them, resumed and checked.
+"""Published weight files, and resumable, verified downloads.
 
-Sizes and checksums were taken from public records of people who downloaded the files; they are None where no
+Sizes and checksums were taken from public records of users who downloaded the files; they are None if no
 record was found.
 """
 
@@ -32,23 +32,19 @@ def weights_folder() -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedFile:
-    """A file of weights.
+    """A published weight file."""
 
-    `name` is that on the command line, `file` that in the folder of weights. `url` is empty where a download
-    takes a browser, from `page`.
-    """
-
-    name: str  # on the command line
-    holds: str
-    file: str  # in the folder of weights
-    url: str  # empty where a download takes a browser, from `page`
+    name: str  # name on the command line
+    holds: str  # description of the content
+    file: str  # name in the weights folder
+    url: str  # empty if the file can only be downloaded with a browser, from `page`
     page: str
     licence: str
     size: int | None = None
     sha256: str | None = None
 
     def size_in_words(self) -> str:
-        """Return its size, as far as it is known."""
+        """Describe the size, or state that it is unknown."""
         return "size not known" if self.size is None else f"{self.size / 1e6:,.1f} MB"
 
 
@@ -56,17 +52,18 @@ PUBLISHED = {
     row["name"]: PublishedFile(**row)
     for row in json.loads(pathlib.Path(__file__).with_suffix(".json").read_text("utf-8"))
 }
-"""The files by name."""
+"""Published files by name."""
 
 
 def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
-    """Download a file, resuming an interrupted download; print its size, licence and SHA-256.
+    """Download a file, resuming an interrupted download, and print its size, license and SHA-256.
 
-    Returns its path in `folder`, which is created.
+    Returns:
+      The path in `folder`, which is created.
 
     Raises:
-      UserError: The server cannot be reached or refuses, the disk is full, or another file came than was
-        published.
+      UserError: The server is unreachable or refuses the request, the disk is full, or the downloaded file
+        is not the published one.
     """
     target = folder / file.file
     if target.exists():
@@ -98,7 +95,7 @@ def fetch(file: PublishedFile, folder: pathlib.Path) -> pathlib.Path:
         raise UserError(f"{file.url} answers {error.code} {error.reason}. {by_hand}") from error
     except (OSError, http.client.HTTPException) as error:
         if getattr(error, "filename", None):
-            raise  # of this machine's disk
+            raise  # a local disk error
         server, reason = urllib.parse.urlsplit(file.url).netloc, getattr(error, "reason", error)
         raise UserError(
             f"{server} cannot be reached, or went away ({reason}). Run the same command to resume. {by_hand}"
@@ -116,18 +113,18 @@ def _check(file: PublishedFile, path: pathlib.Path) -> None:
     size, digest = path.stat().st_size, sha256(path)
     print(f"{size:,} bytes, SHA-256 {digest}")
     if file.size not in (None, size) or file.sha256 not in (None, digest):
-        wanted = f"SHA-256 {file.sha256}" if file.sha256 else f"{file.size:,} bytes"
+        expected = f"SHA-256 {file.sha256}" if file.sha256 else f"{file.size:,} bytes"
         raise UserError(
-            f"{path} is not the published file: it should have {wanted}. Delete it and run the command again."
+            f"{path} is not the published file: it should have {expected}. Delete it and rerun the command."
         )
     if file.sha256 is None:
         print("No checksum of this file is known: compare this one with that of others who have it.")
 
 
 def _download(file: PublishedFile, part: pathlib.Path) -> None:
-    """Download to `part`, after the bytes that it holds already."""
+    """Download to `part`, appending to the bytes that it already holds."""
     done = part.stat().st_size if part.exists() else 0
-    version = part.with_name(f"{part.name}.version")  # of the file that the bytes belong to
+    version = part.with_name(f"{part.name}.version")  # server's version of the partial file
     request = urllib.request.Request(file.url, headers={"User-Agent": "l2l_jax"})
     if done and version.exists():
         request.add_header("Range", f"bytes={done}-")
@@ -137,7 +134,7 @@ def _download(file: PublishedFile, part: pathlib.Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not done:
             raise
-        part.unlink()  # all of it came, or more than there is: begin again
+        part.unlink()  # the partial file is at least as long as the file: start over
         return _download(file, part)
     with response:
         if response.headers.get_content_type() == "text/html":

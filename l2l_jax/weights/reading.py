@@ -1,7 +1,7 @@
-"""Reading checkpoint files and folders: which arrays they hold, under which names.
+"""Reading of checkpoint files and folders.
 
-Files count as hostile until they prove otherwise: nothing in them is executed, and whatever is wrong with one
-becomes a `UserError`. Arrays are read later, one by one where the format allows it.
+Files are treated as untrusted: no code in them is executed, and all problems raise a `UserError`. Arrays are
+read lazily, one at a time if the format allows it.
 """
 
 import argparse
@@ -26,35 +26,35 @@ from l2l_jax.models.mapping import FLOATS, StoredArray, listing
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar")
 SAFETENSORS_SUFFIX = ".safetensors"
 SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS_SUFFIX)
-# Names under which checkpoints keep their state dict
+# Names under which checkpoints store their state dict
 PLAIN = ("state_dict", "model", "network", "net", "params", "module", "shadow")
-# Names under which checkpoints keep an exponential moving average (EMA) of the weights
+# Names under which checkpoints store an exponential moving average (EMA) of the weights
 AVERAGED = ("model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "params_ema", "ema")
-# Prefixes of keys from wrappers: data parallelism, `torch.compile`, Lightning, DeepSpeed
+# Key prefixes added by wrappers: data parallelism, `torch.compile`, Lightning, DeepSpeed
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.", "state_dict.", "network.")
 INNER_WRAPPERS = re.compile(
     r"\b(_checkpoint_wrapped_module|_orig_mod|_fsdp_wrapped_module|_fpw_module|(?<=\.)module)\."
 )
-"""Parts of keys from wrappers of single blocks."""
-# Keys of networks and counters that only the training needs
+"""Pattern of key components added by wrappers of single blocks."""
+# Keys of networks and counters that are needed only for training
 TRAINING_ONLY = re.compile(r"(perceptual(_loss)?|lpips|loss|criterion|discriminator|disc|n_averaged)\b.*")
-# Names under which checkpoints keep the arguments of the training program
+# Names under which checkpoints store the arguments of the training program
 ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg")
 
 HUB_WEIGHTS = tuple(
     name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")
 )
-"""Names of the weights in a Hugging Face folder; an index names shards."""
+"""Names of the weights in a Hugging Face folder; an index lists shards."""
 
-# File that makes a folder a pipeline of diffusers: it names the components, each in a folder of its own
+# File that identifies a diffusers pipeline: it lists the components, each stored in its own folder
 PIPELINE = "model_index.json"
 EMBEDDED = ("unet", "vae", "text_encoder", "text_encoder_2")  # components whose weights are read
 # Names of a component's weights, without suffix
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-# Before it, crafted files could get past `weights_only=True` (CVE-2025-32434, CVE-2026-24747)
+# In earlier versions, crafted files can bypass `weights_only=True` (CVE-2025-32434, CVE-2026-24747)
 OLDEST_TORCH = (2, 10)
 StateDict = dict[str, StoredArray]
-_EXPECTED = f"expected are {', '.join(FLOATS)}"
+_EXPECTED = f"expected {', '.join(FLOATS)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,22 +62,22 @@ class Checkpoint:
     """The content of a checkpoint."""
 
     path: pathlib.Path
-    kind: str  # format, in words
+    kind: str  # description of the format
     copies: tuple[str, ...]  # names of the wrappers of its state dicts ("" for none)
-    copy: str  # the one that was taken
+    copy: str  # name of the selected copy
     state_dict: Mapping[str, Any]  # arrays, without common prefixes
     origin: dict[str, Any]  # see `l2l_jax.models.mapping.Origin`
-    files: tuple[pathlib.Path, ...]  # that hold the arrays
-    left_out: tuple[str, ...] = ()  # keys of networks that only the training needs
-    vqgan: "Checkpoint | None" = None  # a second file, the arrays of which are part of `state_dict`
+    files: tuple[pathlib.Path, ...]  # files that hold the arrays
+    left_out: tuple[str, ...] = ()  # ignored keys of networks that are needed only for training
+    vqgan: "Checkpoint | None" = None  # a second file, whose arrays are part of `state_dict`
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the file, or that over the digests of several."""
+        """Return the SHA-256 of the file or, for several files, of their digests."""
         digests = [sha256(file) for file in self.files]
         return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """Return JSON-able facts: name, SHA-256 and format of the file, and the copy that was taken."""
+        """Return JSON-serializable metadata: name, SHA-256 and format of the file, and the selected copy."""
         facts = {"file": self.path.name, "sha256": self.sha256(), "format": self.kind}
         facts |= {k: self.origin[k] for k in ("config", "preprocessor", "pipeline") if k in self.origin}
         if self.copy:
@@ -88,15 +88,16 @@ class Checkpoint:
 
 
 def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
-    """Find out what a checkpoint holds.
+    """Read a checkpoint.
 
     Args:
-      path: A `.safetensors` file, a PyTorch file, which needs PyTorch, a Hugging Face folder or a pipeline.
-      ema: Take the moving average of the weights; otherwise the plain ones, if there are any.
+      path: A `.safetensors` file, a PyTorch file (requires PyTorch), a Hugging Face folder or a pipeline.
+      ema: Whether to use the exponential moving average of the weights; by default, the plain weights are
+        used if available.
 
     Raises:
-      UserError: No such file, an unknown suffix, a damaged or hostile file, no arrays in it, no EMA, or
-        PyTorch is needed and missing.
+      UserError: The file does not exist, has an unknown suffix, is damaged or malicious, or holds no arrays
+        or no EMA; or PyTorch is required and missing.
     """
     if (path / PIPELINE).is_file():
         if ema:
@@ -111,12 +112,12 @@ def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
         )
     kind, content = "", dict[Any, Any]()
     for file in files:
-        kind, more = _read_file(file)
-        content |= more
+        kind, entries = _read_file(file)
+        content |= entries
     copies, left_out = find_state_dicts(content)
     if not copies:
-        entries = f" Its entries: {listing(sorted(map(str, content)), 5)}." if content else ""
-        raise UserError(f"{path} holds no weights: there is no array at the top or in a wrapper.{entries}")
+        keys = f" Its entries: {listing(sorted(map(str, content)), 5)}." if content else ""
+        raise UserError(f"{path} holds no weights: there is no array at the top or in a wrapper.{keys}")
     for state_dict in copies.values():
         _check_sizes(path, state_dict, files)
     averaged = [name for name in copies if any(part in AVERAGED for part in name.split("."))]
@@ -136,12 +137,12 @@ def read_checkpoint(path: pathlib.Path, *, ema: bool = False) -> Checkpoint:
 def _check_sizes(path: pathlib.Path, state_dict: StateDict, files: Sequence[pathlib.Path]) -> None:
     size = sum(file.stat().st_size for file in files)
     for key, array in state_dict.items():
-        if array.nbytes > size:  # strides of 0 make one stored number look like any array
+        if array.nbytes > size:  # with strides of 0, one stored number can appear as a large array
             raise UserError(f"{path} is damaged or forged: {key} is larger than the file.")
 
 
 def _read_pipeline(folder: pathlib.Path) -> Checkpoint:
-    """Read a pipeline of diffusers; keys begin with the names of components."""
+    """Read a diffusers pipeline; keys are prefixed by the component name."""
     components: dict[str, Any] = {}
     state_dict: StateDict = {}
     files: list[pathlib.Path] = []
@@ -151,15 +152,15 @@ def _read_pipeline(folder: pathlib.Path) -> Checkpoint:
                 components[name] = _json(folder / name / config)
     for name in EMBEDDED:
         if name in components:
-            found = component_weights(folder / name)
-            files += found.files
-            state_dict |= {f"{name}.{key}": array for key, array in found.state_dict.items()}
+            weights = component_weights(folder / name)
+            files += weights.files
+            state_dict |= {f"{name}.{key}": array for key, array in weights.state_dict.items()}
     origin = {"file": folder.name, "args": {}, "pipeline": str(folder.resolve()), "components": components}
     return Checkpoint(folder, "diffusers pipeline", ("",), "", state_dict, origin, tuple(files))
 
 
 def component_weights(folder: pathlib.Path) -> Checkpoint:
-    """Read the weights of one component of a pipeline, in full precision if there are several files."""
+    """Read the weights of one component of a pipeline, in full precision if available."""
     names = []
     for ending in ("safetensors", "bin"):
         for variant in ("", "fp16."):
@@ -175,17 +176,17 @@ def component_weights(folder: pathlib.Path) -> Checkpoint:
 
 
 def _arguments(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the arguments of the training program, as far as a checkpoint keeps them."""
-    found: dict[str, Any] = {}
+    """Return the arguments of the training program that a checkpoint stores, if any."""
+    arguments: dict[str, Any] = {}
     for name in ARGUMENTS:
         args = content.get(name)
         args = vars(args) if isinstance(args, argparse.Namespace) else args
-        found |= args if isinstance(args, Mapping) else {}
-    return found
+        arguments |= args if isinstance(args, Mapping) else {}
+    return arguments
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
+    """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -204,7 +205,7 @@ def _read_file(path: pathlib.Path) -> tuple[str, dict[Any, Any]]:
 
 
 def _weight_files(folder: pathlib.Path, names: Sequence[str]) -> tuple[pathlib.Path, ...]:
-    """Return the first file of these names, or the shards that it names if it is an index."""
+    """Return the first existing file of these names, or the shards that it lists if it is an index."""
     index = next((folder / name for name in names if (folder / name).is_file()), None)
     if index is None or index.suffix != ".json":
         return () if index is None else (index,)
@@ -218,12 +219,12 @@ def _weight_files(folder: pathlib.Path, names: Sequence[str]) -> tuple[pathlib.P
 
 
 def _neighbors(folder: pathlib.Path) -> dict[str, Any]:
-    """Read the JSON files of a Hugging Face folder; a `config.json` of something else has no "model_type"."""
-    found = {}
+    """Read the JSON files of a Hugging Face folder; ignore them if `config.json` has no "model_type"."""
+    contents = {}
     for name, file in (("config", "config.json"), ("preprocessor", "preprocessor_config.json")):
         if (folder / file).is_file():
-            found[name] = _json(folder / file)
-    return found if "model_type" in found.get("config", {}) else {}
+            contents[name] = _json(folder / file)
+    return contents if "model_type" in contents.get("config", {}) else {}
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
@@ -237,29 +238,29 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def find_state_dicts(content: Mapping, depth: int = 4) -> tuple[dict[str, StateDict], tuple[str, ...]]:
-    """Return the state dicts in a checkpoint, and the keys that only training needs, which are left out."""
-    found: dict[str, StateDict] = {}
+    """Return the state dicts in a checkpoint, and the omitted keys that are needed only for training."""
+    state_dicts: dict[str, StateDict] = {}
     left_out: dict[str, None] = {}
     for wrapper in (*PLAIN, *AVERAGED):
         inner = content.get(wrapper)
         if isinstance(inner, Mapping) and depth:
             copies, keys = find_state_dicts(inner, depth - 1)
-            found |= {f"{wrapper}.{name}".rstrip("."): state_dict for name, state_dict in copies.items()}
+            state_dicts |= {f"{wrapper}.{name}".rstrip("."): copy for name, copy in copies.items()}
             left_out |= dict.fromkeys(keys)
-    if found:
-        return found, tuple(left_out)
+    if state_dicts:
+        return state_dicts, tuple(left_out)
     arrays = {str(key): value for key, value in content.items() if isinstance(value, StoredArray)}
-    for wrapper in AVERAGED:  # files without nesting keep the copy behind a prefix
+    for wrapper in AVERAGED:  # files without nesting store the copy under a prefix
         prefixed = {key: arrays.pop(key) for key in list(arrays) if key.startswith(f"{wrapper}.")}
-        found[wrapper] = {key.removeprefix(f"{wrapper}."): value for key, value in prefixed.items()}
-    for name, state_dict in {"": arrays, **found}.items():
-        found[name], extra = _without_wrappers(state_dict)
+        state_dicts[wrapper] = {key.removeprefix(f"{wrapper}."): value for key, value in prefixed.items()}
+    for name, state_dict in {"": arrays, **state_dicts}.items():
+        state_dicts[name], extra = _without_wrappers(state_dict)
         left_out |= dict.fromkeys(extra)
-    return {name: found[name] for name in ("", *AVERAGED) if found[name]}, tuple(left_out)
+    return {name: state_dicts[name] for name in ("", *AVERAGED) if state_dicts[name]}, tuple(left_out)
 
 
 def _without_wrappers(state_dict: StateDict) -> tuple[StateDict, list[str]]:
-    """Remove what wrappers put into keys, and networks that only training needs."""
+    """Remove key components added by wrappers, and networks that are needed only for training."""
     state_dict = {INNER_WRAPPERS.sub("", key): value for key, value in state_dict.items()}
     left_out = [key for key in state_dict if TRAINING_ONLY.fullmatch(key)]
     if len(left_out) == len(state_dict):
@@ -280,7 +281,7 @@ _DTYPES |= dict(I64="int64", I32="int32", I16="int16", I8="int8")
 def _read_safetensors(path: pathlib.Path) -> StateDict:
     def reader(key: str) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:
-            # Opened anew for every array: pages of the file that were read are given back at once.
+            # Reopen the file for every array, which releases the pages that were read.
             with safetensors.safe_open(path, framework="numpy") as file:
                 return file.get_tensor(key)
 
@@ -289,7 +290,7 @@ def _read_safetensors(path: pathlib.Path) -> StateDict:
     content = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118  (not a dict: it cannot be iterated over)
+            for key in file.keys():  # noqa: SIM118  (not a dict, not iterable)
                 entry = file.get_slice(key)
                 dtype = _DTYPES.get(entry.get_dtype())
                 if dtype is None:
@@ -302,7 +303,7 @@ def _read_safetensors(path: pathlib.Path) -> StateDict:
 
 
 def import_torch() -> ModuleType:
-    """Return PyTorch."""
+    """Import PyTorch, or raise a UserError if it is missing or too old."""
     try:
         import torch  # an optional extra
     except ImportError as error:
@@ -312,26 +313,26 @@ def import_torch() -> ModuleType:
         ) from error
     version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
     if version < OLDEST_TORCH:
-        wanted = ".".join(map(str, OLDEST_TORCH))
+        oldest = ".".join(map(str, OLDEST_TORCH))
         raise UserError(
             f"PyTorch {torch.__version__} is not safe with untrusted files: crafted ones execute code in "
-            f"versions before {wanted}. Run: pip install -U torch"
+            f"versions before {oldest}. Run: pip install -U torch"
         )
     return torch
 
 
 def _read_torch(path: pathlib.Path) -> tuple[str, dict[Any, Any]]:
-    """Read a PyTorch file; values of today's format (zip) stay on the disk until they are read."""
+    """Read a PyTorch file; in the current format (zip), values stay on disk until they are read."""
     torch = import_torch()
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
     if zipped:
         _check_zip(path)
     try:
-        # Training programs keep their command line as a Namespace, which is plain data.
+        # Training programs store their command line as a Namespace, which is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # hostile and damaged files raise whatever they like
+    except Exception as error:  # malicious and damaged files raise exceptions of many types
         raise UserError(_explain(path, error)) from error
     if not isinstance(content, Mapping):
         kind = type(content).__name__
@@ -341,7 +342,7 @@ def _read_torch(path: pathlib.Path) -> tuple[str, dict[Any, Any]]:
 
 
 def _check_zip(path: pathlib.Path) -> None:
-    """Refuse compressed archives: PyTorch stores its arrays as they are."""
+    """Reject compressed archives, because PyTorch stores arrays uncompressed."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -356,32 +357,32 @@ def _check_zip(path: pathlib.Path) -> None:
 
 
 def _explain(path: pathlib.Path, error: Exception) -> str:
-    """Return the message for what `torch.load` raised."""
+    """Return the error message for an exception raised by `torch.load`."""
     text = " ".join(str(error).split())
     name = re.search(r"GLOBAL ([\w.]+)", text)
     if isinstance(error, pickle.UnpicklingError) and name:
         return (
-            f"{path} is refused: it holds a Python object ({name[1]}) besides tensors, and loading such "
+            f"{path} is refused: it holds a Python object ({name[1]}) next to tensors, and loading such "
             "objects can execute code. If you trust where it comes from, save its state dict alone with the "
             "program that wrote it: torch.save(model.state_dict(), 'weights.pth')."
         )
     reason = re.sub(r"^.*?WeightsUnpickler error:", "", text).strip()
-    shown = f"{reason[:160]}…" if len(reason) > 160 else reason
+    reason = f"{reason[:160]}…" if len(reason) > 160 else reason
     kind = type(error).__name__
-    return f"{path} is not a PyTorch checkpoint, or is truncated or damaged ({kind}: {shown})."
+    return f"{path} is not a PyTorch checkpoint, or is truncated or damaged ({kind}: {reason})."
 
 
 def _stored(torch: ModuleType, path: pathlib.Path, content: Mapping, depth: int) -> dict[Any, Any]:
     """Keep mappings, tensors as `StoredArray`, and the arguments of the training program."""
-    found: dict[Any, Any] = {}
+    kept: dict[Any, Any] = {}
     for key, value in content.items():
         if isinstance(value, torch.Tensor):
-            found[key] = _stored_tensor(torch, path, key, value)
+            kept[key] = _stored_tensor(torch, path, key, value)
         elif isinstance(value, Mapping) and depth:
-            found[key] = dict(value) if key in ARGUMENTS else _stored(torch, path, value, depth - 1)
+            kept[key] = dict(value) if key in ARGUMENTS else _stored(torch, path, value, depth - 1)
         elif isinstance(value, argparse.Namespace):
-            found[key] = value
-    return found
+            kept[key] = value
+    return kept
 
 
 def _stored_tensor(torch: ModuleType, path: pathlib.Path, key: Any, tensor: Any) -> StoredArray:
@@ -397,7 +398,7 @@ def _stored_tensor(torch: ModuleType, path: pathlib.Path, key: Any, tensor: Any)
     tensor = tensor.detach().resolve_neg()
 
     def read() -> np.ndarray:
-        if name == "bfloat16":  # NumPy knows it as an extension, which PyTorch does not hand over
+        if name == "bfloat16":  # an extension dtype of NumPy, which PyTorch cannot convert to
             return tensor.view(torch.int16).numpy().view(dtype)
         return tensor.numpy()
 

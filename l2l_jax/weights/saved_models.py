@@ -1,4 +1,4 @@
-"""Saved models: an Orbax checkpoint of the parameters and a JSON file, the card, that describes them."""
+"""Saved models: an Orbax checkpoint of the parameters, and a JSON file with metadata (the model card)."""
 
 import dataclasses
 import json
@@ -17,17 +17,17 @@ from l2l_jax.utils.io import atomic_folder, tree_hash
 from l2l_jax.utils.multihost import on_primary
 
 CARD = "model.json"
-# Types of what a card may hold and others read
+# Types of the metadata values that other modules read
 CARD_TYPES = {"family": str, "model": dict, "parts": list, "data": dict, "source": dict, "run": dict}
 
 
 def save_model(
     folder: pathlib.Path, params: Params, card: dict[str, Any], *, beside: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write parameters and `card`, JSON-able facts, to `folder`, replacing its content.
+    """Write parameters and `card`, JSON-serializable metadata, to `folder`, replacing its content.
 
-    The folder appears under its name only when it is complete. With several processes one of them writes, and
-    all return when it has. `beside` is the content of further files, by name.
+    The folder is written atomically. With several processes, only one writes, and all return when it is done.
+    `beside` holds the content of additional files, by name.
     """
 
     def write() -> None:
@@ -46,23 +46,23 @@ def save_model(
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-    """Save every array in files of its own, in little more memory than the arrays take themselves.
+    """Return a handler that saves every array in separate files, with little additional memory.
 
-    Orbax would copy all NumPy arrays first, in case they change while it writes, which nobody does to them
-    here; and its joint file for all arrays (OCDBT) is put together in memory.
+    By default, Orbax copies all NumPy arrays first in case they change during writing, which does not happen
+    here, and assembles one file for all arrays (OCDBT) in memory.
     """
     numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, numpy_handler), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=registry)
-    # It would look for OCDBT files to join, and warn that there are none.
+    # The default would look for OCDBT files to merge, and warn that there are none.
     handler.finalize = lambda directory: None
     return handler
 
 
 def read_card(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the facts saved with a model; raise a UserError where there is none, or it cannot be read."""
+    """Return the metadata of a saved model; raise a UserError if it is missing or cannot be read."""
     path = folder / CARD
     if not path.is_file():
         raise UserError(
@@ -82,10 +82,10 @@ def read_card(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def load_params(folder: pathlib.Path, like: Params) -> Params:
-    """Return the parameters of a saved model, as host arrays.
+    """Load the parameters of a saved model as host arrays.
 
     Raises:
-      UserError: The model is damaged, or has other parts or shapes than `like`, a tree of arrays or shapes.
+      UserError: The model is damaged, or its parts or shapes differ from `like`, a tree of arrays or shapes.
     """
     read_card(folder)
     cpu = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

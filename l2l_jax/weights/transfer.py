@@ -1,4 +1,4 @@
-"""Checkpoints in, checkpoints out, and what they are: the work of the command line."""
+"""Import, export and inspection of checkpoints: implementation of the command line."""
 
 import collections
 import json
@@ -30,30 +30,30 @@ def import_checkpoint(
     vqgan: pathlib.Path | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Turn a checkpoint into a saved model in the folder `output`, and return its card.
+    """Convert a checkpoint to a saved model in the folder `output`, and return its metadata.
 
     Args:
-      path: The file, Hugging Face folder or pipeline.
+      path: Checkpoint file, Hugging Face folder or pipeline.
       output: Folder to create.
-      ema: Whether to take the moving average of the weights.
+      ema: Whether to use the exponential moving average of the weights.
       vqgan: File of MAGE's VQGAN, if `path` does not hold it.
-      fields: Fields of the model that the weights do not show.
+      fields: Model fields that cannot be inferred from the weights.
 
     Raises:
       UserError: The output exists, or the checkpoint cannot be read or does not fit; nothing is written.
     """
     check_new(output)
-    source, found = checkpoints.open_recognized(path, ema=ema, vqgan=vqgan)
+    source, recognized = checkpoints.open_recognized(path, ema=ema, vqgan=vqgan)
     with about(path):
-        model, assumed = found.model(fields or {})
-        params = found.params(model)
+        model, assumed = recognized.model(fields or {})
+        params = recognized.params(model)
     card = {
-        "family": found.family,
-        "variant": found.variant(),
+        "family": recognized.family,
+        "variant": recognized.variant(),
         "model": model.as_fields(),
         "origin": f"imported from {path.name}",
         "source": source.facts(),
-        "licence": found.licence,
+        "licence": recognized.licence,
         "parts": list(params),
         "assumed": assumed,
     }
@@ -70,19 +70,19 @@ def export_model(
     lora: bool = False,
     pipeline: pathlib.Path | None = None,
 ) -> dict[str, Any]:
-    """Write a saved model as a checkpoint that the original PyTorch code loads strictly; return its card.
+    """Write a saved model as a checkpoint that the original PyTorch code loads strictly; return its metadata.
 
     Args:
-      folder: A saved model: imported, or `pretrained` or `unlearned` of a workdir.
+      folder: Folder of a saved model: imported, or `pretrained` or `unlearned` of a workdir.
       output: File to create, see `SUFFIXES`; without suffix, a Hugging Face folder or pipeline.
-      dtype: Number format of the floating-point arrays, a key of `l2l_jax.models.mapping.FLOATS`.
+      dtype: Dtype of the floating-point arrays, a key of `l2l_jax.models.mapping.FLOATS`.
       adapter: File of an adapter that was trained on this model, to be merged into it.
-      lora: Write the adapter alone, as diffusers' pytorch_lora_weights.safetensors.
-      pipeline: Folder of the pipeline that a model of diffusers was imported from; None: where it was then.
+      lora: Whether to write only the adapter, as diffusers' pytorch_lora_weights.safetensors.
+      pipeline: Folder of the pipeline that a diffusers model was imported from; None: its path at import.
 
     Raises:
-      UserError: No saved model, one that this version cannot build, an adapter of another model, no pipeline,
-        or an output that exists.
+      UserError: There is no saved model, this version cannot build it, the adapter belongs to another model,
+        the pipeline is missing, or the output exists.
     """
     card = read_card(folder) if (folder / CARD).is_file() else {}
     family = card.get("family", "")
@@ -91,8 +91,8 @@ def export_model(
     check_output(output, folders=bool(folders) and not lora)
     card = read_card(folder)
     if not formats:
-        known = ", ".join(family for family in FAMILIES if FAMILIES[family].FORMATS)
-        raise UserError(f"{folder} holds a {family} model, which has no PyTorch format; known: {known}.")
+        names = ", ".join(family for family in FAMILIES if FAMILIES[family].FORMATS)
+        raise UserError(f"{folder} holds a {family} model, which has no PyTorch format; known: {names}.")
     model = build(family, card["model"])
     shapes = model.shapes()
     params = load_params(folder, {part: shapes[part] for part in card.get("parts", shapes)})
@@ -121,18 +121,18 @@ def export_model(
 
 
 def _origin(card: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the facts of the checkpoint that a model, or the model that it was unlearned from, came from."""
-    found = card.get("source", card)
-    while "file" not in found and "original_weights" in found:
-        found = found["original_weights"]
-    return found
+    """Return the metadata of the checkpoint that a model (or its original model) was imported from."""
+    source = card.get("source", card)
+    while "file" not in source and "original_weights" in source:
+        source = source["original_weights"]
+    return source
 
 
 def other_components(folder: pathlib.Path) -> dict[str, Any]:
     """Return the files of a pipeline for `write_folder`, without the weights of U-Net and autoencoder.
 
-    Text files are copied; model_index.json names only components that are there. Weights, whatever their
-    format, are written as model.safetensors.
+    Text files are copied. model_index.json lists only existing components. Weights in any format are written
+    as model.safetensors.
     """
     if not (folder / PIPELINE).is_file():
         raise UserError(
@@ -161,9 +161,10 @@ def inspect(
     vqgan: pathlib.Path | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """Return facts about a checkpoint or a saved model, as text by heading; nothing is imported.
+    """Describe a checkpoint or a saved model, as text by heading, without importing it.
 
-    Options are those of `import_checkpoint`. What can be read and not imported is described, with the reason.
+    The options are those of `import_checkpoint`. A checkpoint that can be read but not imported is described,
+    with the reason.
     """
     if (path / CARD).is_file():
         return {key: _text(value) for key, value in read_card(path).items()}
@@ -186,17 +187,18 @@ def inspect(
     if source.left_out:
         facts["left out"] = mapping.listing(source.left_out)
     try:
-        found = checkpoints.recognize(source.state_dict, source.origin)
-        facts |= {"family": found.family, "variant": found.variant() or "no published size"}
-        model, assumed = found.model(fields or {})
-        told = dict.fromkeys((*found.sizes, *model.TRAINED_WITH))
-        facts["model"] = _text({name: checkpoints.field(model, name) for name in told})
+        recognized = checkpoints.recognize(source.state_dict, source.origin)
+        facts |= {"family": recognized.family, "variant": recognized.variant() or "no published size"}
+        model, assumed = recognized.model(fields or {})
+        names = dict.fromkeys((*recognized.sizes, *model.TRAINED_WITH))
+        facts["model"] = _text({name: checkpoints.field(model, name) for name in names})
         facts["assumed"] = _text(assumed) or "nothing"
-        fit = mapping.fit(found.format.table, found.state_dict, part_shapes(model, found.format.parts))
+        shapes = part_shapes(model, recognized.format.parts)
+        fit = mapping.fit(recognized.format.table, recognized.state_dict, shapes)
     except UserError as error:
         return facts | {"import": f"not possible: {error}"}
     facts |= {"missing": mapping.listing(fit.missing), "unexpected": mapping.listing(fit.unexpected)}
-    facts["licence"] = found.licence
+    facts["licence"] = recognized.licence
     if not fit.complaint():
         return facts | {"import": "possible"}
     if fit.misshapen:
@@ -211,13 +213,13 @@ def _text(value: Any) -> str:
 
 
 def check_new(path: pathlib.Path) -> None:
-    """Raise a UserError for an output that exists."""
+    """Raise a UserError if the output exists."""
     if path.exists():
         raise UserError(f"{path} exists. Choose another --output, or delete it first.")
 
 
 def check_output(path: pathlib.Path, folders: bool = False) -> None:
-    """Raise a UserError for an output that exists or does not have the suffix of a checkpoint."""
+    """Raise a UserError if the output exists or does not have the suffix of a checkpoint."""
     check_new(path)
     if path.name.endswith(TORCH_SUFFIXES):
         reading.import_torch()
@@ -226,7 +228,7 @@ def check_output(path: pathlib.Path, folders: bool = False) -> None:
 
 
 def write_checkpoint(path: pathlib.Path, state_dict: Mapping[str, np.ndarray], wrapper: str = "") -> None:
-    """Write contiguous arrays, in PyTorch files as `{wrapper: state_dict}`; see `check_output` for errors."""
+    """Write contiguous arrays; PyTorch files hold `{wrapper: state_dict}`. See `check_output` for errors."""
     check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as unfinished:
@@ -237,7 +239,7 @@ def write_checkpoint(path: pathlib.Path, state_dict: Mapping[str, np.ndarray], w
 
 
 def write_folder(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Write a folder of JSON objects (`.json`), state dicts (`.safetensors`) and copies of paths, by name."""
+    """Write a folder of JSON objects (`.json`), state dicts (`.safetensors`) and copied paths, by name."""
     with atomic_folder(path) as unfinished:
         for name, value in content.items():
             (unfinished / name).parent.mkdir(exist_ok=True)
@@ -253,9 +255,9 @@ def _write_safetensors(path: pathlib.Path, state_dict: Mapping[str, Any]) -> Non
     path.touch()
     mode = path.stat().st_mode
     arrays = {key: np.asarray(value) for key, value in state_dict.items()}
-    # transformers refuses files that do not say "pt" here.
+    # transformers rejects files without this "pt".
     safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
-    path.chmod(mode)  # safetensors makes files that nobody else can read
+    path.chmod(mode)  # safetensors creates files that other users cannot read
 
 
 def _write_torch(path: pathlib.Path, state_dict: Mapping[str, np.ndarray], wrapper: str) -> None:

@@ -73,7 +73,7 @@ def test_a_constant_must_be_right_if_it_is_there():
     table = without.pop("table")
     mapping.to_flax(TABLE, without, TARGET, 5)
     for wrong, complaint in (
-        (table.astype(np.int8), "is int8; expected are float32, float16, bfloat16"),
+        (table.astype(np.int8), "is int8; expected float32, float16, bfloat16"),
         (table + np.float32(1e-3), "is not the fixed table of this model. Resized"),
         (np.full_like(table, np.nan), "holds NaN or infinite values"),
         (np.zeros_like(table), "is all zeros"),

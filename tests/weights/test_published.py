@@ -106,7 +106,7 @@ def test_a_part_that_does_not_fit_is_downloaded_anew(server, file, tmp_path):
     (tmp_path / "weights.pth").unlink()
     (tmp_path / "weights.pth.part").write_bytes(b"of another file")
     (tmp_path / "weights.pth.part.version").write_text(server.etag)
-    with pytest.raises(UserError, match="is not the published file.* run the command again"):
+    with pytest.raises(UserError, match="is not the published file.* rerun the command"):
         published.fetch(file, tmp_path)
     assert published.fetch(file, tmp_path).read_bytes() == CONTENT
 

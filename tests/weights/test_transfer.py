@@ -92,7 +92,7 @@ def test_a_bare_u_net_and_a_network_with_its_teacher():
 
 MAE_STATE, HEADS = SMALL["mae"].state_dict, SMALL["mae"].given
 ENCODER = {k: v for k, v in MAE_STATE.items() if "decoder" not in k and k != "mask_token"}
-FORMATS = "expected are float32, float16, bfloat16"
+FORMATS = "expected float32, float16, bfloat16"
 NOT_FINITE = r"encoder/norm/bias holds NaN or infinite values \(48 of 48\)"
 
 
