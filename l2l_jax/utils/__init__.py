@@ -1,1 +1,1 @@
-"""Processes: their set-up, starting several of them, and what they tell one another."""
+"""Utilities for process setup, multi-process runs, files, signals and text."""

@@ -1,8 +1,8 @@
-"""Batches that are split over devices: random numbers, statistics and pairs of batches.
+"""Random numbers, statistics and interleaving for batches that are split over devices.
 
-Under `jit` a batch is whole, wherever its rows are stored, and `axis_name` is None. Inside `pmap` and
-`shard_map` a function gets the rows of one device, and `axis_name` is the axis over which the batch is
-split, evenly and in order.
+Under `jit`, functions operate on the global batch regardless of its sharding, and `axis_name` is None. Inside
+`pmap` and `shard_map`, a function receives the rows of one device, and `axis_name` is the axis over which the
+batch is split, evenly and in order.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,20 @@ import jax.numpy as jnp
 
 
 def draw_rows(draw: Callable[[int], Any], rows: int, axis_name: str | None = None) -> Any:
-    """Draw random numbers for this device's rows: its part of one draw for the whole batch.
+    """Sample random numbers for this device's rows, as a slice of one sample for the global batch.
 
-    `draw` turns a number of rows into a tree of arrays `[rows, …]`. Every device draws for the whole batch;
-    XLA computes only the device's part where it fuses the two.
+    `draw` maps a number of rows to a tree of arrays `[rows, …]`. Every device samples the global batch; XLA
+    computes only the device's slice where it fuses the two operations.
     """
     if axis_name is None:
         return draw(rows)
-    whole = draw(rows * jax.lax.axis_size(axis_name))
+    batch = draw(rows * jax.lax.axis_size(axis_name))
     start = rows * jax.lax.axis_index(axis_name)
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), whole)
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), batch)
 
 
 def mean_and_std(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
-    """Return the mean and the unbiased standard deviation of all elements of the batch, two scalars."""
+    """Return the mean and unbiased standard deviation over all elements of the global batch, two scalars."""
     count, mean = x.size, x.mean()
     if axis_name is not None:
         count, mean = jax.lax.psum(count, axis_name), jax.lax.pmean(mean, axis_name)
@@ -37,9 +37,10 @@ def mean_and_std(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array,
 
 
 def interleave(first: Any, second: Any) -> Any:
-    """Merge two trees of arrays: `k` rows of the first, which has `k` times as many, then one of the second.
+    """Interleave two trees of arrays: `k` rows of the first, then one of the second, and so on.
 
-    Unlike after a concatenation, a batch that is sharded along its first axis stays where it is.
+    The first has `k` times as many rows as the second. Unlike concatenation, this does not move rows of a
+    batch that is sharded along its first axis.
     """
 
     def leaf(a, b):

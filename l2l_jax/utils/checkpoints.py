@@ -1,4 +1,4 @@
-"""Reading and writing with Orbax: full disks and damaged files are found before Orbax starts."""
+"""Reading and writing with Orbax, with checks for full disks and damaged files before Orbax starts."""
 
 import contextlib
 import errno
@@ -19,11 +19,11 @@ SIZES = "sizes.json"
 
 
 class Damaged(Exception):
-    """A checkpoint cannot be read, or holds something else than was expected; says why."""
+    """A checkpoint that cannot be read or does not have the expected content; the message says why."""
 
 
 def alone() -> ocp.options.MultiprocessingOptions:
-    """Return options that let this process read or write without waiting for the others."""
+    """Return options that let this process read or write without waiting for other processes."""
     index = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
@@ -31,13 +31,13 @@ def alone() -> ocp.options.MultiprocessingOptions:
 
 
 def check_space(folder: pathlib.Path, tree: Any, *, reserve: bool = False) -> None:
-    """Raise the disk's error if arrays do not fit.
+    """Raise an OSError if arrays do not fit on the disk.
 
     Args:
       folder: Folder on the disk.
-      tree: Arrays.
-      reserve: Also allocate their space for a moment, which finds quotas and limits of files, where the
-        system can.
+      tree: Tree of arrays.
+      reserve: Whether to also allocate the space temporarily, if the system supports it, which detects quotas
+        and file size limits.
     """
     sizes = [x.nbytes for x in jax.tree.leaves(tree)]
     if shutil.disk_usage(folder).free < sum(sizes):
@@ -61,11 +61,11 @@ def record_sizes(folder: pathlib.Path) -> None:
 
 
 def read_arrays(folder: pathlib.Path, target: Any) -> Any:
-    """Read arrays that Orbax wrote, for a tree of `jax.ShapeDtypeStruct`, by this process alone.
+    """Read arrays written by Orbax, for a tree of `jax.ShapeDtypeStruct`, in this process only.
 
     Raises:
-      Damaged: The folder cannot be read, or holds other arrays. PermissionError, MemoryError and errors of
-        devices pass through.
+      Damaged: The folder cannot be read, or its arrays differ from `target`. PermissionError, MemoryError and
+        device errors are not caught.
     """
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=alone()) as reader:
@@ -83,28 +83,28 @@ def read_arrays(folder: pathlib.Path, target: Any) -> Any:
 
 
 def _check_shapes(metadata: Any, target: Any) -> None:
-    """Raise a ValueError for an array of another shape, before Orbax starts reads that it then abandons."""
+    """Raise a ValueError if a shape differs, before Orbax starts reads that it would then abandon."""
     stored = getattr(metadata, "item_metadata", metadata)
     shapes = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(stored)}
-    for path, wanted in jax.tree_util.tree_leaves_with_path(target):
-        found = shapes.get(jax.tree_util.keystr(path), wanted.shape)
-        if tuple(found) != tuple(wanted.shape):
+    for path, like in jax.tree_util.tree_leaves_with_path(target):
+        shape = shapes.get(jax.tree_util.keystr(path), like.shape)
+        if tuple(shape) != tuple(like.shape):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(f"Requested shape {tuple(wanted.shape)} of {name}, stored is {tuple(found)}")
+            raise ValueError(f"Requested shape {tuple(like.shape)} of {name}, stored is {tuple(shape)}")
 
 
 def check_sizes(folder: pathlib.Path) -> None:
-    """Raise `Damaged` if a file has changed its size since `record_sizes`, where that was called."""
+    """Raise `Damaged` if the size of a file has changed since `record_sizes`, if that was called."""
     try:
         expected = json.loads((folder / SIZES).read_text("utf-8"))
     except FileNotFoundError:
         return
     except ValueError as error:
         raise Damaged(f"{SIZES}: {error}") from None
-    found = _sizes(folder)
+    sizes = _sizes(folder)
     for name, size in expected.items():
-        if found.get(name) != size:
-            raise Damaged(f"{name} has {found.get(name, 'no')} bytes instead of {size}")
+        if sizes.get(name) != size:
+            raise Damaged(f"{name} has {sizes.get(name, 'no')} bytes instead of {size}")
 
 
 def _sizes(folder: pathlib.Path) -> dict[str, int]:

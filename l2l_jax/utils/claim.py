@@ -1,7 +1,7 @@
-"""Lets one run at a time own a folder, on local and on shared storage.
+"""Exclusive ownership of a folder by one run at a time, on local and shared storage.
 
-The owner keeps a lock file there and renews it every few seconds. Whoever finds a lock takes it over if its
-process on this machine has ended, or if nobody renews it while it watches.
+The owner keeps a lock file in the folder and renews it every few seconds. A process that finds a lock takes
+it over if the owner ran on this machine and has ended, or if the lock is not renewed while it watches.
 """
 
 import atexit
@@ -24,20 +24,21 @@ logger = logging.getLogger(__name__)
 LOCK = "lock.json"
 RENEW_SECONDS = 5.0
 END_SECONDS = 3.0
-# Seconds of watching a lock of another machine, in which its owner would have renewed it several times
+# Seconds to watch a lock of another machine, in which a running owner would renew it several times
 STALE_SECONDS = 30.0
 
 
 def claim(folder: pathlib.Path) -> Callable[[], None]:
-    """Make this process the owner of a folder, and of the folders in it, until it ends.
+    """Make this process the owner of a folder and its subfolders until it ends.
 
-    Returns a function that gives the folder back; it does nothing if this process owned it before.
+    Returns:
+      A function that releases the folder; it does nothing if this process already owned the folder.
 
     Raises:
       UserError: Another process owns the folder.
     """
     pid = os.getpid()
-    # What identifies this process among those of all machines.
+    # Identifies this process among the processes of all machines
     me = {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "start": _start_time(pid)}
     for place in (folder.absolute(), *folder.absolute().parents):
         if _owner(place / LOCK).get("process") == me:
@@ -49,7 +50,7 @@ def claim(folder: pathlib.Path) -> Callable[[], None]:
         owner = _owner(path)
         if not _is_alive(path, owner):
             _remove(path, owner)
-        elif time.monotonic() < deadline:  # of a run that is started again, processes may be about to end
+        elif time.monotonic() < deadline:  # after a restart, old processes may be about to end
             time.sleep(0.2)
         else:
             process = owner.get("process", {"pid": "unknown", "host": "another machine"})
@@ -65,7 +66,7 @@ def claim(folder: pathlib.Path) -> Callable[[], None]:
 
 
 def _machine() -> str:
-    """Return a name of the system, or of the container, whose process numbers this process sees."""
+    """Return an identifier of the PID namespace of this process (system or container)."""
     with contextlib.suppress(OSError):
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -73,7 +74,7 @@ def _machine() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return when a process of this machine has started, in ticks, or None if it has ended."""
+    """Return the start time of a local process in clock ticks, or None if it has ended."""
     with contextlib.suppress(OSError):
         status = pathlib.Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
         return status[19] if status[0] != "Z" else None
@@ -81,7 +82,7 @@ def _start_time(pid: int) -> str | None:
 
 
 def _create(path: pathlib.Path, content: str) -> bool:
-    """Write the lock unless there is one; nobody sees it before it is whole."""
+    """Create the lock atomically; return whether it was created."""
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         new.write_text(content, "utf-8")
@@ -91,11 +92,11 @@ def _create(path: pathlib.Path, content: str) -> bool:
 
 
 def _place(new: pathlib.Path, path: pathlib.Path) -> bool:
-    """Give a lock its name unless there is one."""
+    """Move a new lock to its path unless one exists; return whether it was moved."""
     try:
         os.link(new, path)
     except FileExistsError:
-        return path.exists() and os.path.samefile(new, path)  # NFS may do it and lose the answer
+        return path.exists() and os.path.samefile(new, path)  # NFS may succeed but lose the reply
     except OSError:  # a file system without links
         with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
             file.write(new.read_text("utf-8"))
@@ -109,10 +110,10 @@ def _owner(path: pathlib.Path) -> dict[str, Any]:
     try:
         owner = json.loads(path.read_text("utf-8"))
         process = owner["process"]
-        whole = isinstance(process["pid"], int) and {"machine", "start", "host"} <= set(process)
+        is_complete = isinstance(process["pid"], int) and {"machine", "start", "host"} <= set(process)
     except (OSError, ValueError, TypeError, KeyError):
         return {}
-    return owner if whole else {}
+    return owner if is_complete else {}
 
 
 def _is_alive(path: pathlib.Path, owner: dict[str, Any]) -> bool:
@@ -124,21 +125,21 @@ def _is_alive(path: pathlib.Path, owner: dict[str, Any]) -> bool:
             os.kill(process["pid"], 0)
             return True
         return False
-    seen = _last_renewal(path)
-    if seen is not None and process:
+    last = _last_renewal(path)
+    if last is not None and process:
         logger.info("%s may belong to a run on %s; waiting", path.parent, process["host"])
     deadline = time.monotonic() + STALE_SECONDS
-    while seen is not None and time.monotonic() < deadline:
+    while last is not None and time.monotonic() < deadline:
         time.sleep(min(1.0, STALE_SECONDS / 5))
         now = _last_renewal(path)
-        if now is not None and now != seen:
+        if now is not None and now != last:
             return True
-        seen = now
+        last = now
     return False
 
 
 def _last_renewal(path: pathlib.Path) -> int | None:
-    """Return the time of the last renewal; opening the file makes NFS ask the server for it."""
+    """Return the time of the last renewal; opening the file makes NFS query the server."""
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns
@@ -147,7 +148,7 @@ def _last_renewal(path: pathlib.Path) -> int | None:
 
 
 def _remove(path: pathlib.Path, owner: dict[str, Any]) -> None:
-    """Remove the lock of an owner; put it back if another process has made a new one in between."""
+    """Remove the lock of an owner; put it back if another process has replaced it in the meantime."""
     taken = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with contextlib.suppress(OSError):
         path.rename(taken)

@@ -1,4 +1,4 @@
-"""Processes of one run on several hosts: starting them, and ending them when one is lost.
+"""Multi-host runs: joining the processes of a run, and ending them when one is lost.
 
 Importing this module does not import JAX.
 """
@@ -22,28 +22,28 @@ from l2l_jax.errors import UserError
 from l2l_jax.utils.runtime import check_backend
 
 logger = logging.getLogger(__name__)
-LOST = 75  # exit code when other processes are lost or never came: EX_TEMPFAIL of sysexits.h, "try again"
-# Where Kubernetes mounts the token of a pod's service account
+LOST = 75  # exit code if other processes are lost or never join: EX_TEMPFAIL of sysexits.h, "try again"
+# Path at which Kubernetes mounts the token of a pod's service account
 TOKEN = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 # Status codes of JAX's coordination service and collectives when a process has ended
 LOST_STATUS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
-# Beginning of messages about collectives that broke off, which come with other status codes
+# Beginning of messages about failed collectives, which have other status codes
 COLLECTIVE_FAILED = re.compile(r"Gloo [\w-]+ failed|NCCL operation", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """The processes of a run, by the flags of the command line; None: as the cluster says."""
+    """The processes of a run according to command-line flags; None means as detected from the cluster."""
 
     distributed: bool | None = None
-    coordinator: str | None = None  # "host:port" of process 0, where all processes meet
+    coordinator: str | None = None  # "host:port" of process 0, to which all processes connect
     num_processes: int | None = None
     process_id: int | None = None
-    start_timeout: int = 300  # seconds for all processes to come together
-    heartbeat_timeout: int = 60  # seconds without a sign of life after which a process counts as lost
+    start_timeout: int = 300  # seconds to wait for all processes to join
+    heartbeat_timeout: int = 60  # seconds without a heartbeat after which a process is considered lost
 
     def check(self) -> None:
-        """Raise a UserError unless the fields fit together."""
+        """Raise a UserError unless the fields are consistent."""
         names = ("coordinator", "num_processes", "process_id")
         missing = [f"--{name}" for name in names if getattr(self, name) is None]
         if len(missing) == len(names):
@@ -65,10 +65,10 @@ class Launch:
 
 
 def cluster(environ: Mapping[str, str]) -> str | None:
-    """Return the cluster manager that started this process as one of several, if one did.
+    """Return the cluster manager that started this process as one of several, or None.
 
-    JAX recognizes the same ones, and finds coordinator, number and index there: a Slurm step or Open MPI with
-    more than one task, an indexed Kubernetes job (a JobSet's among them), and the hosts of a Cloud TPU.
+    These are the managers from which JAX can detect coordinator, number and index: a Slurm step or Open MPI
+    with more than one task, an indexed Kubernetes job (including a JobSet's), and the hosts of a Cloud TPU.
     """
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if _number(environ, "SLURM_NTASKS") > 1 and all(environ.get(name) for name in slurm):
@@ -93,7 +93,7 @@ def cluster(environ: Mapping[str, str]) -> str | None:
 
 
 def _number(environ: Mapping[str, str], *names: str) -> int:
-    """Return the number in the first of some variables that is set and not empty; 1 if none is."""
+    """Return the number in the first of these variables that is set and not empty; 1 if there is none."""
     name = next((name for name in names if environ.get(name, "").strip()), "")
     try:
         return int(environ[name]) if name else 1
@@ -105,7 +105,7 @@ def _number(environ: Mapping[str, str], *names: str) -> int:
 
 
 def _tpu_chips() -> bool:
-    """Return whether this machine has TPU chips and the library for them: Google's PCI vendor number."""
+    """Return whether this machine has libtpu and TPU chips (devices with Google's PCI vendor number)."""
     if importlib.util.find_spec("libtpu") is None:
         return False
     vendors = glob.glob("/sys/bus/pci/devices/*/vendor")
@@ -113,13 +113,13 @@ def _tpu_chips() -> bool:
 
 
 def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
-    """Join the other processes of the run, and return whether there are any; before any other use of JAX.
+    """Join the other processes of the run, and return whether there are any; call it before using JAX.
 
-    A process that waits for the others longer than `launch.start_timeout` says so and ends with the code
-    `LOST`: JAX has no way to give up that could be caught.
+    A process that waits for others longer than `launch.start_timeout` prints an error and exits with the code
+    `LOST`, because JAX's own timeout cannot be caught.
 
     Raises:
-      UserError: The fields of `launch` contradict one another, or the processes cannot be joined.
+      UserError: The fields of `launch` contradict each other, or the processes cannot be joined.
     """
     launch.check()
     named = launch.coordinator is not None
@@ -136,7 +136,7 @@ def start(launch: Launch, environ: Mapping[str, str] = os.environ) -> bool:
     if named and launch.process_id == 0:
         _wait_for_port(launch)
     _initialize(launch, manager)
-    import jax  # here, to answer mistakes above at once
+    import jax  # imported here to report the errors above immediately
 
     return jax.process_count() > 1
 
@@ -157,8 +157,8 @@ def _check_pod() -> None:
 
 
 def _initialize(launch: Launch, manager: str | None) -> None:
-    """Start JAX as one of several processes."""
-    import jax  # here, to answer mistakes on the command line at once
+    """Initialize JAX as one of several processes."""
+    import jax  # imported here to report command-line errors immediately
 
     on_terminate = signal.getsignal(signal.SIGTERM)
     timer = threading.Timer(launch.start_timeout, lambda: end(LOST, f"Error: {_nobody_came(launch)}"))
@@ -170,26 +170,26 @@ def _initialize(launch: Launch, manager: str | None) -> None:
             launch.num_processes,
             launch.process_id,
             cluster_detection_method="deactivate" if manager is None else None,
-            initialization_timeout=launch.start_timeout + 30,  # the timer above comes first
+            initialization_timeout=launch.start_timeout + 30,  # the timer above expires first
             heartbeat_timeout_seconds=launch.heartbeat_timeout,
         )
-        check_backend()  # waits for all processes to tell their devices
+        check_backend()  # waits for all processes to report their devices
     except UserError:
         raise
-    except Exception as error:  # of JAX, of the cluster's client, of the network
+    except Exception as error:  # errors of JAX, the cluster's client, or the network
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         met, alone = manager or launch.coordinator, " To run alone, give --nodistributed." if manager else ""
         raise UserError(f"The processes could not be joined ({met}: {reason}).{alone}") from error
     finally:
         timer.cancel()
     if threading.current_thread() is threading.main_thread():
-        # JAX has taken SIGTERM for itself. The training loop agrees on a step to stop at with handlers of its
-        # own; everywhere else the signal shall end the process.
+        # JAX installs its own SIGTERM handler. The training loop uses its own handlers to agree on a step to
+        # stop at; everywhere else the signal should end the process.
         signal.signal(signal.SIGTERM, on_terminate or signal.SIG_DFL)
 
 
 def _wait_for_port(launch: Launch) -> None:
-    """Wait until the coordinator's port is free: JAX would crash on one that is in use."""
+    """Wait until the coordinator's port is free, because JAX would crash if it is in use."""
     port = int((launch.coordinator or "").rsplit(":", 1)[1])
     deadline = time.monotonic() + launch.start_timeout
     while True:
@@ -197,7 +197,7 @@ def _wait_for_port(launch: Launch) -> None:
             with socket.create_server(("", port)):  # with SO_REUSEADDR
                 return
         except (OSError, OverflowError) as error:
-            # A process of an earlier start may still be about to end.
+            # A process of a previous run may still be shutting down.
             if time.monotonic() >= deadline or getattr(error, "errno", None) != errno.EADDRINUSE:
                 raise UserError(
                     f"Port {port} of --coordinator={launch.coordinator} cannot be used here ({error}): "
@@ -237,7 +237,7 @@ def place() -> tuple[int, int]:
 
 
 def is_lost_peer(error: BaseException | None) -> bool:
-    """Return whether an error, or one that caused it, is JAX's report that a process has ended."""
+    """Return whether an error or one of its causes is JAX's report that a process has ended."""
     jax = sys.modules.get("jax")
     if jax is None or place()[1] == 1:
         return False
@@ -251,9 +251,9 @@ def is_lost_peer(error: BaseException | None) -> bool:
 
 
 def end(code: int, message: str = "") -> None:
-    """End this process at once, after a last line on stderr.
+    """End this process immediately, after a last line on stderr.
 
-    For a process that stops while others continue: an ordinary exit would wait for them, and they for it.
+    This is for a process that stops while others continue: in a normal exit, they would wait for each other.
     """
     if message:
         print(message, file=sys.stderr)

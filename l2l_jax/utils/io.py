@@ -1,4 +1,4 @@
-"""Atomic writes, a hash of arrays, and a cache of results on disk."""
+"""Atomic writes, hashing of arrays, and an on-disk cache of results."""
 
 import contextlib
 import hashlib
@@ -18,14 +18,14 @@ import numpy as np
 
 from l2l_jax.utils.multihost import from_primary, on_primary
 
-SHARED_WITHIN = 30.0  # seconds within which a file that one host has written must be visible to the others
+SHARED_WITHIN = 30.0  # seconds until a file written by one host must be visible to the others
 KEY, STAMP = "cache_key.json", "stamp"
 
 UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError),
     *(zipfile.BadZipFile, zlib.error),
 )
-"""What reading a damaged entry raises."""
+"""Exceptions raised when reading a damaged entry."""
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ def atomic_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def atomic_write(path: pathlib.Path, data: bytes | str) -> None:
-    """Write a file that appears under its name complete or not at all; text becomes UTF-8."""
+    """Write a file atomically; text is encoded as UTF-8."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
@@ -54,8 +54,8 @@ def atomic_write(path: pathlib.Path, data: bytes | str) -> None:
 def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yield an empty folder next to `path`, which replaces `path` if the block succeeds.
 
-    The parent is created. The temporary folder is deleted if the block fails, and what a killed process
-    left is deleted by the next call. One process at a time may write a folder.
+    The parent is created. The temporary folder is deleted if the block fails, and leftovers of a killed
+    process are deleted by the next call. Only one process at a time may write a folder.
     """
     temporary, old = (path.with_name(f"{path.name}.{suffix}") for suffix in ("unfinished", "old"))
     for left in (temporary, old):
@@ -73,7 +73,7 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def tree_hash(tree: Any) -> str:
-    """Return the SHA-256 of all key paths, shapes, dtypes and values of a tree, in hexadecimal digits."""
+    """Return the hexadecimal SHA-256 of all key paths, shapes, dtypes and values of a tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
     digest = hashlib.sha256()
@@ -85,12 +85,12 @@ def tree_hash(tree: Any) -> str:
 
 
 class ResultCache:
-    """Results in a folder, found again by later runs whose results depend on the same JSON-able `key`.
+    """A folder of cached results, reused by later runs with the same JSON-serializable `key`.
 
-    An entry is a JSON-able value or a mapping of NumPy arrays. It is complete or missing, whenever a process
-    is killed; one that cannot be read counts as missing. All processes construct the cache at the same point
-    of the program; the primary process deletes the folder's content if it belongs to another key. Several
-    hosts need a folder on shared storage.
+    An entry is a JSON-serializable value or a mapping of NumPy arrays. Entries are written atomically; an
+    unreadable entry counts as missing. All processes must construct the cache at the same point of the
+    program; the primary process deletes the folder's content if it belongs to another key. Several hosts need
+    a folder on shared storage.
     """
 
     def __init__(self, folder: str | pathlib.Path, key: Mapping[str, Any]):
@@ -102,7 +102,7 @@ class ResultCache:
         with contextlib.suppress(OSError, ValueError):
             if json.loads(path.read_text("utf-8")) == key:
                 return
-        path.unlink(missing_ok=True)  # first: a half-emptied folder has no key
+        path.unlink(missing_ok=True)  # first, so that a partially deleted folder has no key
         if self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
@@ -115,8 +115,8 @@ class ResultCache:
 
         Args:
           name: Name of the entry; "/" separates folders.
-          stamp: What this entry alone depends on, as given to `put`; None: any.
-          members: Arrays to read, of those that are there; None: all.
+          stamp: Additional dependencies of this entry, as passed to `put`; None accepts any.
+          members: Names of the arrays to read if they exist; None reads all.
           wait: Whether to wait up to `SHARED_WITHIN` seconds for another host's file.
         """
         arrays, value = self.folder / f"{name}.npz", self.folder / f"{name}.json"
@@ -130,13 +130,13 @@ class ResultCache:
             with np.load(arrays) as file:
                 if stamp is not None and str(file[STAMP]) != _text(stamp):
                     return None
-                wanted = file.files if members is None else members
-                return {member: file[member] for member in wanted if member in file and member != STAMP}
+                names = file.files if members is None else members
+                return {member: file[member] for member in names if member in file and member != STAMP}
         except UNREADABLE:
             return None
 
     def put(self, name: str, value: Any, *, stamp: Any = None) -> None:
-        """Store arrays by name, or a JSON-able value, in place of an earlier entry; see `get`."""
+        """Store arrays by name, or a JSON-serializable value, replacing an earlier entry; see `get`."""
         arrays, plain = self.folder / f"{name}.npz", self.folder / f"{name}.json"
         arrays.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(value, Mapping) and all(isinstance(x, np.ndarray) for x in value.values()):
@@ -148,20 +148,20 @@ class ResultCache:
             arrays.unlink(missing_ok=True)
 
     def put_shared(self, name: str, value: Any, *, stamp: Any = None) -> None:
-        """Let the primary process store an entry; called by all processes."""
+        """Store an entry in the primary process; must be called by all processes."""
         on_primary(lambda: self.put(name, value, stamp=stamp))
 
     def has_all(self, names: Iterable[str], *, stamp: Any = None) -> bool:
-        """Return whether the primary process can read all of some entries; called by all processes."""
+        """Return whether the primary process can read all of these entries; call it in all processes."""
         return from_primary(lambda: all(self.get(name, stamp=stamp) is not None for name in names))
 
     def get_or_compute(self, name: str, compute: Callable[[], Any], *, stamp: Any = None) -> Any:
-        """Return an entry, after computing and storing it if need be; called by all processes.
+        """Return an entry; compute and store it if it is missing. Must be called by all processes.
 
-        All processes read, or all compute, and the primary process stores.
+        Either all processes read the entry, or all compute it and the primary process stores it.
 
         Raises:
-          FileNotFoundError: This process cannot read what the primary process can.
+          FileNotFoundError: This process cannot read an entry that the primary process can read.
         """
         if self.has_all([name], stamp=stamp):
             return self._wait_for(name, stamp=stamp)
@@ -170,7 +170,7 @@ class ResultCache:
         return value
 
     def join(self, names: Sequence[str], member: str) -> np.ndarray | None:
-        """Concatenate one array of several entries; None if no entry has it.
+        """Concatenate one array of several entries; return None if no entry has it.
 
         Raises:
           FileNotFoundError: An entry is missing, or another host's file did not appear in time.

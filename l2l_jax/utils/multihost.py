@@ -1,7 +1,6 @@
-"""Exchanges between the processes of a run: decisions, errors, results.
+"""Communication between the processes of a run: decisions, errors, results.
 
-Every function here is called by all processes at the same point of the program. With one process nothing is
-sent.
+All processes must call these functions at the same point of the program. With one process, nothing is sent.
 """
 
 import contextlib
@@ -18,19 +17,19 @@ from l2l_jax.errors import UserError
 
 
 def is_primary() -> bool:
-    """Return whether this is the primary process, which writes logs, metrics, pictures and reports."""
+    """Return whether this is the primary process, which writes logs, metrics, images and reports."""
     return jax.process_index() == 0
 
 
 def exchange(text: str) -> list[str]:
-    """Return the texts of all processes, by process index, once all of them have called this."""
+    """Gather the texts of all processes, ordered by process index."""
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
     sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(data))))
     if not sizes.any():
         return [""] * len(sizes)
-    length = 1 << int(sizes.max() - 1).bit_length()  # few different lengths: few programs to compile
+    length = 1 << int(sizes.max() - 1).bit_length()  # few distinct lengths mean few programs to compile
     padded = np.zeros(max(length, 64), np.uint8)
     padded[: len(data)] = data
     rows = multihost_utils.process_allgather(padded)
@@ -39,15 +38,15 @@ def exchange(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def barrier() -> Iterator[None]:
-    """Let all processes get through this block, or none.
+    """Raise an error in all processes if the block fails in any of them.
 
-    For work that can fail in one process and not in another, such as reading files: otherwise those that
-    succeeded would wait for ever for those that failed. Nothing in the block may wait for other processes.
+    This is for work that can fail in some processes only, such as reading files: otherwise processes that
+    succeeded would wait forever for those that failed. The block itself must not wait for other processes.
 
     Raises:
-      UserError: Some process raised one, or another exception elsewhere; it names the processes unless all of
-        them say the same. `known_to_all` is set, so that it is printed once. An exception of this process
-        that is not a UserError is raised as it is.
+      UserError: Some process raised a UserError, or another process raised any exception. The message names
+        the processes unless all messages are equal. `known_to_all` is set to print it only once. Other
+        exceptions of this process are raised unchanged.
     """
     failure, text = None, ""
     try:
@@ -68,9 +67,9 @@ def barrier() -> Iterator[None]:
 
 
 def from_primary(compute: Callable[[], Any]) -> Any:
-    """Return in all processes the JSON-able value that `compute()` returns in the primary process.
+    """Return in all processes the JSON-serializable value of `compute()` in the primary process.
 
-    Also for looking at a shared disk, which may show different processes different things for a while.
+    This is also for inspecting shared storage, whose content may temporarily differ between processes.
     """
     if jax.process_count() == 1:
         return compute()
@@ -82,25 +81,25 @@ def from_primary(compute: Callable[[], Any]) -> Any:
 
 
 def on_primary(work: Callable[[], None]) -> None:
-    """Let the primary process alone do `work`; the others wait until it is done, or fail with it."""
+    """Run `work` in the primary process only; the others wait until it is done, or fail with it."""
     with barrier():
         if is_primary():
             work()
 
 
 def to_host(tree: Any) -> Any:
-    """Return NumPy arrays of a tree, joined where their parts are on devices of several processes."""
+    """Return a tree of NumPy arrays; arrays that are sharded over several processes are gathered."""
 
-    def whole(x):
+    def gather(x):
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
             return multihost_utils.process_allgather(x, tiled=True)
         return x
 
-    return jax.device_get(jax.tree.map(whole, tree))
+    return jax.device_get(jax.tree.map(gather, tree))
 
 
 def largest_of_all() -> Callable[[int], jax.Array]:
-    """Return a compiled maximum of the numbers with which all processes call it, that waits for none."""
+    """Return a compiled function that computes the maximum over all processes without blocking."""
     devices = Mesh(np.array(jax.devices()), ("device",), axis_types=(AxisType.Auto,))
     split = NamedSharding(devices, PartitionSpec("device"))
     largest = jax.jit(lambda x: x.max(), out_shardings=NamedSharding(devices, PartitionSpec()))

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere, and a summary at the end."""
+"""Progress reporting: a bar on a terminal, plain log lines elsewhere, and a summary at the end."""
 
 import contextlib
 import logging
@@ -13,24 +13,24 @@ from l2l_jax.utils.text import printable_lines
 
 logger = logging.getLogger(__name__)
 
-LINE_EVERY_SECONDS = 10.0  # least time between two plain lines
+LINE_EVERY_SECONDS = 10.0  # minimum time between two plain lines
 
 BAR = "{desc} {percentage:3.0f}%|{bar:8}| {unit} {n_fmt} of {total_fmt} [{remaining} left{postfix}]"
 
-_outer: list["Progress"] = []  # the progress that is on display, if any
+_outer: list["Progress"] = []  # the displayed progress, if any
 
 
 class LineHandler(logging.Handler):
-    """Writes log records as plain lines on stderr, above a progress bar."""
+    """A log handler that writes plain lines to stderr, above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record; work goes on if nobody reads it any more, or if its file cannot grow."""
+        """Write a record; ignore errors such as a closed pipe or a full disk."""
         with contextlib.suppress(OSError):
             tqdm.write(printable_lines(self.format(record)), file=sys.stderr)
 
 
 def show_log() -> None:
-    """Show what this package logs unless a program, notebook or script has set up logging for it."""
+    """Show the log of this package unless a program, notebook or script has configured logging for it."""
     package = logging.getLogger("l2l_jax")
     if package.handlers or package.level != logging.NOTSET or package.isEnabledFor(logging.INFO):
         return
@@ -40,9 +40,9 @@ def show_log() -> None:
 
 
 class Progress:
-    """Progress of `total` steps, each a `unit`, of which some are `done`, with time left and newest metrics.
+    """Progress of `total` steps (of a `unit`), `done` of them finished, with time left and latest metrics.
 
-    One that starts while another is open shows nothing of its own: the other one names it.
+    A progress that starts while another one is open has no display; the outer one shows its title.
     """
 
     def __init__(self, title: str, total: int, done: int = 0, unit: str = "step"):
@@ -66,13 +66,13 @@ class Progress:
                 )
 
     def update(self, steps: int = 1, metrics: Mapping[str, float] | None = None) -> None:
-        """Advance by `steps`; `metrics` replaces the metrics shown."""
+        """Advance by `steps`; `metrics` replaces the displayed metrics."""
         self._done += steps
-        if not self._rated:  # the first step compiles and says nothing of the rate
+        if not self._rated:  # the first step includes compilation, so exclude it from the rate
             self._first, self._rated = self._done, time.monotonic()
         if metrics:
             self._metrics = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        if self._in is not None and self._in not in _outer:  # it ended first, in another thread
+        if self._in is not None and self._in not in _outer:  # the outer one ended first, in another thread
             self._in = _outer[0] if _outer else None
             if self._in is None:
                 _outer.append(self)
@@ -84,7 +84,7 @@ class Progress:
             self._show(steps)
 
     def lengthen(self, total: int) -> None:
-        """Continue to another number of steps."""
+        """Change the total number of steps."""
         self._total = total
         if self._bar is not None:
             self._bar.total = total
@@ -107,7 +107,7 @@ class Progress:
             logger.info("%s", " · ".join([*parts, *filter(None, [self._inner or self._metrics])]))
 
     def close(self) -> None:
-        """Remove the bar and log one line about the whole."""
+        """Remove the bar and log a summary line."""
         if self._in is not None:
             return
         _outer.remove(self)
@@ -125,11 +125,11 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Describe a time, such as "12 s", "3 min 5 s" or "2 h 10 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, seconds_left = divmod(whole, 60)
+    """Format a duration as "12 s", "3 min 5 s" or "2 h 10 min"."""
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    minutes, seconds_left = divmod(rounded, 60)
     if minutes < 60:
         return f"{minutes} min {seconds_left} s"
     return f"{minutes // 60} h {minutes % 60} min"

@@ -1,4 +1,4 @@
-"""Named classes that users can add to: methods, model families and attacks."""
+"""User-extensible registries of classes by name: methods, model families and attacks."""
 
 import difflib
 from collections.abc import Callable, Iterator
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Classes by name; each class is a frozen dataclass whose fields are its options.
+    """A registry of classes by name; each class is a frozen dataclass whose fields are its options.
 
     Args:
-      kind: Noun for messages, such as "method".
+      kind: Noun for error messages, such as "method".
     """
 
     def __init__(self, kind: str):
@@ -28,16 +28,16 @@ class Registry(Generic[T]):
         """
 
         def add(cls: type[T]) -> type[T]:
-            known = self._classes.get(name)
-            if known is not None and known.__qualname__ != cls.__qualname__:
-                raise ValueError(f"the {self.kind} {name!r} is already registered by {known.__qualname__}")
+            existing = self._classes.get(name)
+            if existing is not None and existing.__qualname__ != cls.__qualname__:
+                raise ValueError(f"the {self.kind} {name!r} is already registered by {existing.__qualname__}")
             self._classes[name] = cls
             return cls
 
         return add
 
     def __getitem__(self, name: str) -> type[T]:
-        """Return the class of that name, or raise a UserError that names the nearest one."""
+        """Return the class with this name, or raise a UserError that suggests the closest name."""
         if name in self._classes:
             return self._classes[name]
         near = difflib.get_close_matches(name, self._classes, n=1)
@@ -52,4 +52,4 @@ class Registry(Generic[T]):
 
     def name_of(self, cls: type) -> str:
         """Return the name under which a class was registered."""
-        return next(name for name, known in self._classes.items() if known is cls)
+        return next(name for name, registered in self._classes.items() if registered is cls)

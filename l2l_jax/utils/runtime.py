@@ -1,4 +1,4 @@
-"""Process set-up that must come before the first array."""
+"""Process setup that must precede the first JAX computation."""
 
 import contextlib
 import ctypes
@@ -12,35 +12,35 @@ from l2l_jax.errors import UserError
 
 # Tunables of glibc 2.35 and later: at most two arenas, and transparent huge pages
 MALLOC = "glibc.malloc.arena_max=2", "glibc.malloc.hugetlb=1"
-# JAX's event of a compilation, and the least duration of one that leaves much memory
+# JAX's compilation event, and the minimum duration of a compilation that leaves much unused memory
 COMPILED, LONG_SECONDS = "/jax/core/compile/backend_compile_duration", 1.0
 # Device files under /dev of NVIDIA and AMD GPUs and of TPUs, old and new
 ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel[0-9]*", "vfio/[0-9]*")
 
 
 def runs_on_cpu() -> bool:
-    """Return whether JAX will run on the CPU, as far as is known before it starts."""
-    asked = os.environ.get("JAX_PLATFORMS")
-    if asked:
-        return asked == "cpu"
+    """Return whether JAX will probably run on the CPU, determined without starting it."""
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms:
+        return platforms == "cpu"
     return not any(next(pathlib.Path("/dev").glob(files), None) for files in ACCELERATORS)
 
 
 def usable_cpus() -> list[int]:
-    """Return the CPUs that this process may run on; `taskset`, Slurm and containers restrict them."""
+    """Return the CPUs available to this process, which `taskset`, Slurm and containers can restrict."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def tune_malloc() -> None:
-    """Begin this program anew with `MALLOC`, which glibc reads at its start only.
+    """Restart this program with `MALLOC`, because glibc reads tunables only at startup.
 
-    On CPU, XLA allocates a step's temporaries anew for each call, and the kernel clears them page by page:
-    16,000 page faults in a step of the Fashion-MNIST MAE, 316,000 in one of Palette with 2 + 2 images of 128
-    pixels. Every new thread may get an arena of its own, which keeps what it once needed: 1.6 GB at the end
-    of the default run's audit, 1.2 GB with two arenas. Call it before JAX is imported. Does nothing where
-    there is an accelerator, whose host only reads images, in a notebook, or without Linux.
+    On CPU, XLA allocates the temporaries of a step again for each call, and the kernel clears them page by
+    page: 16,000 page faults in a step of the Fashion-MNIST MAE, 316,000 in a step of Palette with 2 + 2
+    images of 128 pixels. Also, every new thread may get its own arena, which never releases memory: 1.6 GB at
+    the end of the default run's audit, 1.2 GB with two arenas. Call this function before JAX is imported. It
+    does nothing with an accelerator (its host only reads images), in a notebook, or on non-Linux systems.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     is_file = hasattr(sys.modules["__main__"], "__file__") and bool(sys.executable)
@@ -55,15 +55,15 @@ def tune_malloc() -> None:
 
 @functools.cache
 def return_memory_after_compiling() -> None:
-    """Let malloc return what it keeps to the kernel after each long compilation.
+    """Return free memory to the kernel after each long compilation.
 
-    The compiler frees more than steps need afterwards: of 0.96 GiB after compiling the step of the
+    The compiler frees more memory than steps need afterwards: of 0.96 GiB after compiling the step of the
     Fashion-MNIST MAE, 0.36 GiB remain.
     """
-    release = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    release = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if release is None or not (sys.platform.startswith("linux") and runs_on_cpu()):
         return
-    import jax  # here, to start without it
+    import jax  # imported late to keep startup fast
 
     def trim(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILED and duration_secs >= LONG_SECONDS:
@@ -73,7 +73,7 @@ def return_memory_after_compiling() -> None:
 
 
 def home() -> pathlib.Path:
-    """Return the user's home, or raise a UserError if there is none."""
+    """Return the user's home directory, or raise a UserError if there is none."""
     try:
         return pathlib.Path.home()
     except RuntimeError as error:
@@ -83,15 +83,16 @@ def home() -> pathlib.Path:
 
 
 def user_cache() -> pathlib.Path:
-    """Return the folder for caches: `$XDG_CACHE_HOME/l2l_jax`, by default `~/.cache/l2l_jax`."""
+    """Return the cache folder: `$XDG_CACHE_HOME/l2l_jax`, by default `~/.cache/l2l_jax`."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "l2l_jax"
 
 
 def keep_compiled_programs() -> None:
-    """Let JAX keep what it compiles in the user's cache, whose programs are executed.
+    """Enable JAX's persistent compilation cache in the user's cache folder.
 
     Raises:
-      UserError: The folder cannot be made, or others own it or may write to it.
+      UserError: The folder cannot be created, or other users own it or can write to it; this is unsafe
+        because cached programs are executed.
     """
     folder = user_cache() / "compiled"
     try:
@@ -104,15 +105,15 @@ def keep_compiled_programs() -> None:
             f"--compile_cache: {folder} belongs to others or can be written by them, and its programs are "
             "executed: delete it, or set XDG_CACHE_HOME to a folder of your own."
         )
-    import jax  # here, to start without it
+    import jax  # imported late to keep startup fast
 
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def check_backend() -> None:
-    """Start JAX on its devices, or raise a UserError for a JAX_PLATFORMS that cannot be used."""
-    import jax  # here, to start without it
+    """Start JAX on its devices, or raise a UserError if JAX_PLATFORMS cannot be used."""
+    import jax  # imported late to keep startup fast
 
     try:
         jax.devices()
@@ -128,6 +129,6 @@ def check_backend() -> None:
 
 
 def peak_memory() -> float:
-    """Return the greatest memory of this process so far, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    """Return the peak memory of this process so far, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,4 +1,4 @@
-"""Signals that ask the program to stop: SIGINT, SIGTERM and SIGHUP.
+"""Handling of the signals that request a stop: SIGINT, SIGTERM and SIGHUP.
 
 Importing this module does not import JAX.
 """
@@ -16,13 +16,13 @@ from typing import Any
 from l2l_jax.utils import distributed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Seconds after a signal at which a program is ended if it has not ended by itself: the main thread, without
-# which Python calls no handler, or another one may wait for a read that never returns, as on a dead mount
+# Seconds after a signal at which a program that has not ended is killed: the main thread, which runs Python's
+# signal handlers, or another thread may hang in a read that never returns, for example on a dead mount
 GRACE_SECONDS = 6.0
 
 
 class SignalReceived(KeyboardInterrupt):
-    """A signal asks the program to end; `except Exception` does not catch it."""
+    """An exception for a signal that requests a stop; `except Exception` does not catch it."""
 
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)
@@ -30,28 +30,28 @@ class SignalReceived(KeyboardInterrupt):
 
 
 class StopRequest:
-    """A request to stop, from a signal to any process, that all processes learn of in the same step.
+    """A stop request from a signal to any process, on which all processes agree at the same step.
 
-    Every step, each process tells the others whether it was asked: one integer, in a small program behind
-    the step, whose result is read one step later. No step waits for it. One process sends nothing.
+    In every step, the processes exchange received signals: one integer, in a small program after the step,
+    whose result is read one step later. No step waits for it. A single process sends nothing.
 
-    While it is `patient`, what runs ends soon and saves its state, however long it takes; otherwise the
-    program is ended a few seconds after a signal.
+    While a request is `patient`, the running code will stop soon and save its state, and may take as long as
+    it needs; otherwise the program is killed a few seconds after a signal.
     """
 
     def __init__(self):
-        self.received: int | None = None  # number of the signal that this process received
+        self.received: int | None = None  # number of the signal received by this process
         self.patient = False
         self._pending: Any = None
         if distributed.place()[1] > 1:
-            from l2l_jax.utils.multihost import largest_of_all  # here, to start without JAX
+            from l2l_jax.utils.multihost import largest_of_all  # imported late to keep startup fast
 
             self._largest = largest_of_all()
 
     def agreed(self) -> int | None:
-        """Return the number of the signal that some process had received when this was last called, or None.
+        """Return the number of the signal that any process had received at the previous call, or None.
 
-        Call it once a step, in all processes; with one process, the signal received by now.
+        Call it once per step in all processes. With one process, the signal received so far is returned.
         """
         if distributed.place()[1] == 1:
             return self.received
@@ -59,22 +59,22 @@ class StopRequest:
         return None if previous is None else int(previous) or None
 
 
-# Requests of the blocks that the main thread is in; signal handlers belong to it
+# Requests of the blocks that the main thread, which runs signal handlers, has entered
 REQUESTS: list[StopRequest] = []
 
 
 def asked_to_stop() -> int | None:
-    """Return the number of the signal that asks the innermost block to stop, or None."""
+    """Return the number of the signal that requests the innermost block to stop, or None."""
     return REQUESTS[-1].received if REQUESTS else None
 
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Turn signals into a `StopRequest` while the block runs.
+    """Convert signals to a `StopRequest` while the block runs.
 
-    A second SIGINT, a second after the first signal or later, ends the process at once. A signal that nobody
-    has acted on by the end of the block takes its usual effect there. In another thread, the request is that
-    of the block that the main thread is in, if it is in one.
+    A second SIGINT at least a second after the first signal ends the process immediately. A signal that was
+    not handled by the end of the block is raised again. In other threads, the request is that of the main
+    thread's block, if there is one.
     """
     if threading.current_thread() is not threading.main_thread():
         yield REQUESTS[-1] if REQUESTS else StopRequest()
@@ -102,9 +102,9 @@ def stop_request() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def raising_signals() -> Iterator[None]:
-    """Raise `SignalReceived` in the main thread for each signal, and end the process if it then hangs.
+    """Raise `SignalReceived` in the main thread for each signal, and kill the process if it then hangs.
 
-    Whoever catches the exception prints the line about it.
+    The code that catches the exception must print the message.
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -114,7 +114,7 @@ def raising_signals() -> Iterator[None]:
     def watch() -> None:
         while received := os.read(read, 1):
             if received[0] in SIGNALS:
-                time.sleep(GRACE_SECONDS)  # a Timer could not start once Python ends (3.12)
+                time.sleep(GRACE_SECONDS)  # a Timer cannot start during interpreter shutdown (3.12)
                 if not any(stop.patient for stop in REQUESTS):
                     _end_now(received[0], silent=left.is_set())
         os.close(read)
@@ -134,9 +134,9 @@ def raising_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int], Any]) -> Iterator[None]:
-    """Call `handler` with the number of each signal while the block runs; in the main thread.
+    """Call `handler` with the number of each signal while the block runs, in the main thread.
 
-    A SIGHUP that the parent process has told to ignore, as `nohup` does, stays ignored.
+    A SIGHUP that the parent process ignores, as `nohup` does, stays ignored.
     """
     taken = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     previous = {number: signal.signal(number, lambda number, _: handler(number)) for number in taken}
@@ -148,7 +148,7 @@ def _handled(handler: Callable[[int], Any]) -> Iterator[None]:
 
 
 def _end_now(number: int, silent: bool = False) -> None:
-    """End the process, with one line."""
+    """End the process immediately after printing one line."""
     if not silent:
         name = signal.Signals(number).name
         line = f"{name}: stopped. Run the same command to resume from what is saved."

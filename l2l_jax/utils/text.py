@@ -1,4 +1,4 @@
-"""Text as typed on the command line and as shown there.
+"""Parsing of command-line text, and escaping of text for the console.
 
 Importing this module does not import JAX.
 """
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class Text(str):
-    """A value as typed on the command line, which `parse_config` reads by the type of its field."""
+    """A raw command-line value, which `parse_config` converts to the type of its field."""
 
     def elements(self) -> tuple[Any, ...]:
-        """Return the elements of a sequence such as `(1, 2)`, `['cat', dog]` or `1,2`, each as typed."""
+        """Return the raw elements of a sequence such as `(1, 2)`, `['cat', dog]` or `1,2`."""
         text = self.strip()
         parts = (part.strip() for part in _split(text[1:-1] if self.bracketed else text))
         return tuple(_element(part) for part in parts if part)
@@ -47,19 +47,19 @@ def _split(text: str) -> list[str]:
 
 
 def _element(text: str) -> Any:
-    """Return an element as typed, without quotes; one in braces is a mapping."""
+    """Return a raw element without quotes; parse an element in braces as a mapping."""
     with contextlib.suppress(SyntaxError, ValueError):
         return ast.literal_eval(text) if text[0] in "\"'{" else text
     return text
 
 
 def split_names(text: str, known: Container[str] = ()) -> Iterator[str]:
-    """Yield the names in a list such as `a,b`, `(a, b)` or `['a,b']`; a known name goes before a list."""
+    """Yield the names in a list such as `a,b`, `(a, b)` or `['a,b']`; a text in `known` is not split."""
     typed = Text(text)
     names: tuple[Any, ...] = (text,)
     if text not in known and ("," in text or typed.bracketed or text[:1] in ("'", '"')):
         names = typed.elements()
-        if names == (text,):  # an apostrophe or a bracket may begin a name
+        if names == (text,):  # the apostrophe or bracket is part of a name
             names = tuple(filter(None, map(str.strip, text.split(","))))
     for name in names:
         if name == text or not isinstance(name, str):
@@ -69,10 +69,10 @@ def split_names(text: str, known: Container[str] = ()) -> Iterator[str]:
 
 
 def printable(name: str) -> str:
-    """Escape what a console cannot show: control characters, and bytes that are not UTF-8."""
+    """Escape characters that a console cannot display: control characters and bytes that are not UTF-8."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def printable_lines(text: str) -> str:
-    """Escape what a console cannot show, but for the ends of lines."""
+    """Escape characters that a console cannot display, except line breaks."""
     return "\n".join(map(printable, text.split("\n")))

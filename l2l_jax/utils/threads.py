@@ -1,4 +1,4 @@
-"""Threads that never keep the program from ending, as those of `ThreadPoolExecutor` do."""
+"""A thread pool that does not block interpreter exit, unlike `ThreadPoolExecutor`."""
 
 import contextlib
 import queue
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class DaemonPool:
-    """`count` daemon threads that call functions.
+    """A pool of `count` daemon threads that call functions.
 
-    A thread that waits for a dead network file system cannot be ended. So nothing here waits for threads:
-    `close` gives up what is not done, and the interpreter ends without them.
+    A thread that hangs on a dead network file system cannot be stopped. Therefore nothing waits for threads:
+    `close` abandons unfinished calls, and the interpreter exits without them.
     """
 
     def __init__(self, count: int, name: str = "l2l_jax"):
@@ -26,7 +26,7 @@ class DaemonPool:
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
     def submit(self, function: Callable[..., T], *args: Any) -> "Future[T]":
-        """Have a thread call `function(*args)`; the future holds its result or error."""
+        """Call `function(*args)` in a thread; the future holds its result or error."""
         future: Future[T] = Future()
         with self._lock:
             if self._closed:
@@ -37,12 +37,12 @@ class DaemonPool:
         return future
 
     def map(self, function: Callable[[Any], T], values: Iterable[Any]) -> list[T]:
-        """Call a function on each value; the results are in their order."""
+        """Call a function on each value; return the results in order."""
         futures = [self.submit(function, value) for value in values]
         return [future.result() for future in futures]
 
     def close(self) -> None:
-        """End idle threads; futures that are not done raise CancelledError. May be called twice."""
+        """Stop idle threads; unfinished futures raise CancelledError. Repeated calls are allowed."""
         with self._lock:
             self._closed = True
             unfinished, self._open = self._open, set()
