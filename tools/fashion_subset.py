@@ -1,7 +1,7 @@
-"""Remake the subset of Fashion-MNIST in the package: `python tools/fashion_subset.py FOLDER`.
+"""Recreate the package's subset of Fashion-MNIST: `python tools/fashion_subset.py FOLDER`.
 
 FOLDER holds the original IDX files, for example /usr/share/datasets/fashion-mnist of Debian's package
-dataset-fashion-mnist. Takes the first images of each class in file order, and prints the digests.
+dataset-fashion-mnist. The subset has the first images of each class in file order. Its digests are printed.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""Prints the lowest versions that pyproject.toml allows, as requirements for pip.
+"""Print the lowest versions that pyproject.toml allows, as requirements for pip.
 
     pip install -r <(python tools/lowest_versions.py test)
 
-The arguments are extras whose packages are wanted too.
+The arguments are extras whose packages are included.
 """
 
 import pathlib
@@ -14,12 +14,12 @@ PROJECT = pathlib.Path(__file__).parents[1] / "pyproject.toml"
 
 
 def lowest(*extras: str) -> list[str]:
-    """`name>=1.2` as `name==1.2`, of the dependencies and of extras; without a lower bound as it is."""
+    """Return the requirements of the package and extras with `name>=1.2` replaced by `name==1.2`."""
     project = tomllib.loads(PROJECT.read_text())["project"]
-    wanted = list(project["dependencies"])
+    requirements = list(project["dependencies"])
     for extra in extras:
-        wanted += project["optional-dependencies"][extra]
-    return [re.sub(r">=\s*", "==", requirement, count=1) for requirement in wanted]
+        requirements += project["optional-dependencies"][extra]
+    return [re.sub(r">=\s*", "==", requirement, count=1) for requirement in requirements]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Make the shipped models of a config: `python -m tools.make_shipped --config=configs/fashion_mae.py`.
+"""Create the shipped models of a config: `python -m tools.make_shipped --config=configs/fashion_mae.py`.
 
-Trains the model on all classes, a model without the classes to forget, and writes both with their cards into
-this package. `--workdir` keeps the checkpoints: an interrupted call resumes. Models of Fashion-MNIST are
-trained on all 60,000 training images, of which the package has a subset: see `IDX_FOLDER`.
+Trains a model on all classes and a model without the classes to forget, and writes both with their metadata
+into this package. Checkpoints are kept in `--workdir`; rerun the command to resume. Models of Fashion-MNIST
+are trained on all 60,000 training images, of which the package has a subset; see `IDX_FOLDER`.
 """
 
 import dataclasses
@@ -17,15 +17,15 @@ from l2l_jax.cli.common import CONFIG, load_config, parse_flags, run_program
 from l2l_jax.config_files import run_name
 
 IDX_FOLDER = "/usr/share/datasets/fashion-mnist"
-"""Folder of the whole Fashion-MNIST, where Debian's package dataset-fashion-mnist installs it."""
+"""Folder of the complete Fashion-MNIST, as installed by Debian's package dataset-fashion-mnist."""
 
 FASHION_LENGTHS = (0.6, 1.0, 1.6)
-"""Lengths of retraining on half of the classes, see `l2l_jax.experiment.pretrain.LENGTHS`; half the length
-shows each image as often as the original saw it."""
+"""Lengths of retraining on half of the classes, see `l2l_jax.experiment.pretrain.LENGTHS`. With half the
+length, each image is used as often as in the original training."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train, write and describe both models of the config."""
+    """Train both models of the config, and write them with their metadata."""
     raw, workdir = parse_flags(argv)
     from l2l_jax import shipped
     from l2l_jax.data.sources import open_source
@@ -33,15 +33,15 @@ def main(argv: Sequence[str]) -> None:
 
     config = dataclasses.replace(load_config(raw), pretrained="")
     name = run_name(CONFIG.value)
-    whole, lengths = training_images(config)
-    source = whole or open_source(config.data, "train", config.model.image_size)
+    complete, lengths = training_images(config)
+    source = complete or open_source(config.data, "train", config.model.image_size)
     original = pretrain(config, workdir / "original", source)
-    seen = {"validation_images": "seen in training" if whole else "held out"}
-    _ship(config, name, original, {"trained_on": "all classes", **seen, "length": 1.0})
-    retrained = retrain(config, original, workdir / "retrained", lengths, whole)
+    validation = {"validation_images": "seen in training" if complete else "held out"}
+    _ship(config, name, original, {"trained_on": "all classes", **validation, "length": 1.0})
+    retrained = retrain(config, original, workdir / "retrained", lengths, complete)
     facts = {
         "trained_on": "the classes to retain",
-        **seen,
+        **validation,
         "length": retrained.length,
         "retain_validation_error_ratio": round(retrained.ratio, 4),
     }
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def training_images(config: Any) -> tuple[Any, Sequence[float]]:
-    """Return the training images of all classes, None for those of the config, and lengths of retraining."""
+    """Return the training images of all classes (None: as in the config) and the lengths of retraining."""
     from etils import epath
 
     from l2l_jax.data.arrays import FASHION_CLASSES, read_idx_split
@@ -87,11 +87,11 @@ def _ship(config: Any, name: str, params: Any, facts: dict[str, Any]) -> None:
     described = path.with_suffix(".json")
     described.write_text(json.dumps(card))
     evaluation = Evaluation(config, pathlib.Path("runs") / "shipped" / "evaluation")
-    for figures, model in (
+    for key, model in (
         ("test_metrics", load_pretrained(path, config.family, config.model)),
         ("test_metrics_float32", params),
     ):
-        card[figures] = evaluation.evaluate(model, name).metrics
+        card[key] = evaluation.evaluate(model, name).metrics
     described.write_text(json.dumps(card, indent=2) + "\n")
 
 

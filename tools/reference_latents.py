@@ -1,8 +1,8 @@
-"""Compute the reference arrays of latent diffusion with diffusers and transformers, once.
+"""Compute the reference arrays of latent diffusion with diffusers and transformers.
 
     python tools/reference_latents.py  # writes latent_*.json and latent_*.npz
 
-Weights follow the rule of tests/reference/README.md. Arrays are as PyTorch has them, `[batch, channel, …]`.
+Weights follow the rule in tests/reference/README.md. Arrays have PyTorch's axes, `[batch, channel, …]`.
 """
 
 import json
@@ -78,7 +78,7 @@ def draw(seed: int, *shape: int) -> np.ndarray:
 
 
 def filled(module: torch.nn.Module, prefix: str) -> list[list]:
-    """Give the module the weights of the rule; return its keys, shapes and dtypes."""
+    """Fill the module with the weights of the rule; return its keys, shapes and dtypes."""
     state = module.state_dict()
     keys = [[key, list(value.shape), str(value.dtype)] for key, value in state.items()]
     module.load_state_dict({key: torch.tensor(fill(prefix + key, shape)) for key, shape, _ in keys})
@@ -135,8 +135,8 @@ def vae() -> None:
         half.mid_block.register_forward_hook(record(arrays, f"{name}/mid_block"))
         half.conv_in.register_forward_hook(record(arrays, f"{name}/conv_in"))
     with torch.no_grad():
-        found = model.encode(torch.tensor(np.tanh(draw(5, 2, 3, 16, 16)))).latent_dist
-        arrays |= {"mean": found.mean.numpy(), "log_variance": found.logvar.numpy()}
+        latents = model.encode(torch.tensor(np.tanh(draw(5, 2, 3, 16, 16)))).latent_dist
+        arrays |= {"mean": latents.mean.numpy(), "log_variance": latents.logvar.numpy()}
         arrays["decoded"] = model.decode(torch.tensor(draw(6, 2, 4, 8, 8))).sample.numpy()
     save("vae", arrays, config=VAE, keys=keys, inputs="tanh(draw(5, 2, 3, 16, 16)), draw(6, 2, 4, 8, 8)")
 
@@ -149,9 +149,10 @@ def clip() -> None:
         model = transformers.CLIPTextModelWithProjection(config)
         keys = filled(model, "")
         with torch.no_grad():
-            found = model(tokens, output_hidden_states=True)
-        arrays |= {f"{act}/last": found.last_hidden_state.numpy(), f"{act}/pooled": found.text_embeds.numpy()}
-        arrays |= {f"{act}/hidden_{i}": value.numpy() for i, value in enumerate(found.hidden_states)}
+            output = model(tokens, output_hidden_states=True)
+        arrays |= {f"{act}/last": output.last_hidden_state.numpy()}
+        arrays |= {f"{act}/pooled": output.text_embeds.numpy()}
+        arrays |= {f"{act}/hidden_{i}": value.numpy() for i, value in enumerate(output.hidden_states)}
     save("clip", arrays, config=CLIP, keys=keys, tokens=tokens.tolist())
 
 
@@ -175,7 +176,7 @@ def schedulers() -> None:
 
 
 def pipelines() -> None:
-    """Inpaint with whole pipelines: four DDIM steps, without guidance and with it."""
+    """Inpaint with complete pipelines: four DDIM steps, with and without guidance."""
     arrays = {}
     mask = np.zeros((16, 16), np.float32)
     mask[4:12, 6:14] = 1

@@ -1,8 +1,8 @@
-"""How much retrained models differ by their seed: `python -m tools.shipped_seeds --config=CONFIG`.
+"""Measure the variation of retrained models across seeds: `python -m tools.shipped_seeds --config=CONFIG`.
 
-Retrains a config's shipped model with other seeds, attacks all retrained models as the config's audit does,
-and writes the spread of what they know into the metadata of the shipped one. `--workdir` keeps models and
-findings: an interrupted call resumes.
+Retrains a config's shipped retrained model with other seeds, attacks all retrained models as in the config's
+audit, and writes the spread of the recovered knowledge into the metadata of the shipped model. Models and
+findings are kept in `--workdir`; rerun the command to resume.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from l2l_jax.cli.common import load_config, parse_flags, run_program
 
 SEEDS = (1, 2, 3)
-"""Seeds of the models that are retrained; the shipped one has another."""
+"""Seeds of the retrained models; the shipped model has another seed."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Retrain, from the shipped retrained model's length of training on, attack, and write into its card."""
+    """Retrain (starting at the shipped model's length of training), attack, and update the metadata."""
     raw, workdir = parse_flags(argv)
     from l2l_jax import shipped
     from l2l_jax.audit.run import Audit
@@ -40,17 +40,17 @@ def main(argv: Sequence[str]) -> None:
         folder = workdir / f"seed_{seed}"
         if not folder.exists():
             seeded = dataclasses.replace(config, seed=seed)
-            whole, lengths = training_images(config)
-            enough = [length for length in lengths if length >= shipped.card(name)["length"]]
-            retrained = retrain(seeded, original, workdir / f"training_{seed}", enough, whole)
+            images, lengths = training_images(config)
+            lengths = [length for length in lengths if length >= shipped.card(name)["length"]]
+            retrained = retrain(seeded, original, workdir / f"training_{seed}", lengths, images)
             facts = {**seeded.describe("family", "model", "data", "seed"), "origin": f"{name}, seed {seed}"}
             save_model(folder, retrained.params, facts)
         models[folder.name] = load_params(folder, original)
     evaluation = Evaluation(config, workdir / "evaluation")
     runner = Audit(config, evaluation, training_sets(config, evaluation.train), workdir / "audit")
-    found = runner.run(models)
+    findings = runner.run(models)
     card = shipped.card(name)
-    card["seeds"] = {"count": len(models), "spread": seed_spread(list(found.values()), runner.lines)}
+    card["seeds"] = {"count": len(models), "spread": seed_spread(list(findings.values()), runner.lines)}
     (shipped.FOLDER / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
 
 

@@ -1,5 +1,5 @@
-"""Hooks of the site: the README is its first page, links to files outside docs/ become plain text, and lines
-`<!-- output of: ARGUMENTS -->` become the output of `python -m ARGUMENTS`."""
+"""MkDocs hooks: the README becomes the first page, links to files outside docs/ become plain text, and lines
+`<!-- output of: ARGUMENTS -->` are replaced by the output of `python -m ARGUMENTS`."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#)([^)#]*)(#[^)]*)?\)")
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """Return the page with the README in place of index.md and without links to files outside docs/."""
+    """Return the page with index.md replaced by the README and without links to files outside docs/."""
     folder = (DOCS / page.file.src_uri).parent
     if page.file.src_uri == "index.md":
         markdown = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Needs of a config's programs on an accelerator, without one: `python -m l2l_jax.plan`."""
+"""Resource estimates for a config's programs on absent accelerators: `python -m l2l_jax.plan`."""

@@ -1,7 +1,7 @@
 """Plan a run on other accelerators: `python -m l2l_jax.plan --config=… --topology=v5e:4x4`, or `h100:1`.
 
-The compiler that would run there (TPUs: `pip install 'jax[tpu]'`, GPUs: `'jax[cuda12]'`) compiles the
-config's own step, its reconstruction and its feature networks; nothing is run and no parameters are made.
+The compiler for the target (TPUs: `pip install 'jax[tpu]'`, GPUs: `'jax[cuda12]'`) compiles the config's
+training step, inpainting and feature networks. Nothing is executed and no parameters are created.
 docs/guides/scaling.md explains the numbers.
 """
 
@@ -18,27 +18,27 @@ from l2l_jax.errors import UserError
 from l2l_jax.plan.chips import described, parse_topology, prepare
 
 TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Which devices: a TPU slice as v5e:4x4 or v4:2x2x4, or GPUs as h100:8."
+    "topology", None, "Target devices: a TPU slice such as v5e:4x4 or v4:2x2x4, or GPUs such as h100:8."
 )
 PROGRAMS = ("step", "restoration", "evaluation")
-WHICH = flags.DEFINE_list("programs", list(PROGRAMS), "What to look at, of step, restoration and evaluation.")
+WHICH = flags.DEFINE_list("programs", list(PROGRAMS), "Programs to plan: step, restoration, evaluation.")
 QUICK = flags.DEFINE_bool(
     "quick",
     False,
-    "Compile in minutes with little effort; temporaries and memory traffic come out too large.",
+    "Compile in minutes with little optimization; temporaries and memory traffic are overestimated.",
 )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Compile, print tables and write the numbers."""
+    """Compile the programs, print tables and write the results."""
     raw, run = parse_flags(argv)
     if TOPOLOGY.value is None:
-        raise UserError("Which devices? Try --topology=v5e:4x4, or h100:8.")
+        raise UserError("--topology is required, for example --topology=v5e:4x4 or --topology=h100:8.")
     topology = parse_topology(TOPOLOGY.value)
     if unknown := [name for name in WHICH.value if name not in PROGRAMS]:
         raise UserError(f"--programs: {unknown[0]!r} is not one of {', '.join(PROGRAMS)}.")
     prepare(topology)
-    # Imported late: JAX reads its environment when it is imported.
+    # Late imports, because JAX reads the environment when it is imported.
     import jax
 
     from l2l_jax.config import parse_config
@@ -47,17 +47,17 @@ def main(argv: Sequence[str]) -> None:
     from l2l_jax.plan.programs import programs
 
     config = parse_config(raw)
-    stage, there = open_phase(config, STAGE.value), described(topology)
-    print(heading(topology, STAGE.value, run.name, stage.training.batch_size, len(there)))
+    phase, devices = open_phase(config, STAGE.value), described(topology)
+    print(heading(topology, STAGE.value, run.name, phase.training.batch_size, len(devices)))
     rows = []
-    for planned in programs(config, stage, LAYOUTS.value, there, WHICH.value):
+    for planned in programs(config, phase, LAYOUTS.value, devices, WHICH.value):
         rows.append(program_costs(planned, topology, QUICK.value))
         print(program_text(rows[-1], topology), flush=True)
     report = {
         "config": run.name,
         "stage": STAGE.value,
         "topology": topology.name,
-        "devices": len(there),
+        "devices": len(devices),
         "chip": topology.chip._asdict(),
         "jax": jax.__version__,
         "programs": rows,

@@ -1,4 +1,4 @@
-"""Facts about accelerators, and devices that are not there, to compile for."""
+"""Accelerator specifications, and abstract devices to compile for."""
 
 import os
 import pathlib
@@ -10,15 +10,15 @@ from l2l_jax.errors import UserError
 
 
 class Chip(NamedTuple):
-    """Data of one device, as its maker states them."""
+    """Manufacturer's specifications of one device."""
 
     name: str
-    flops: float  # bfloat16 operations a second of its matrix units
+    flops: float  # bfloat16 operations per second of the matrix units
     memory: float  # bytes of main memory
-    bandwidth: float  # bytes a second of main memory
-    network: float  # bytes a second sent in a ring of devices: by two links of a TPU, by NVLink one way
-    dimensions: int  # of a topology; 1 for GPUs
-    cores: int = 1  # of a chip that JAX sees as one device
+    bandwidth: float  # bytes per second of main memory
+    network: float  # bytes per second sent in a ring of devices: by two TPU links, or NVLink in one direction
+    dimensions: int  # number of dimensions of a topology; 1 for GPUs
+    cores: int = 1  # cores of a chip that JAX treats as one device
 
 
 CHIPS: Mapping[str, Chip] = {
@@ -27,22 +27,22 @@ CHIPS: Mapping[str, Chip] = {
     "v5e": Chip("TPU v5e", 197e12, 16e9, 819e9, 100e9, 2),
     "v5p": Chip("TPU v5p", 459e12, 95e9, 2765e9, 200e9, 3, cores=2),
     "v6e": Chip("TPU v6e", 918e12, 32e9, 1640e9, 200e9, 2),
-    # data sheets, dense; gpus/ has what the compiler asks of each
+    # data sheets, without sparsity; gpus/ has the compiler's target configs
     "a100": Chip("NVIDIA A100 SXM 80 GB", 312e12, 80e9, 2039e9, 300e9, 1),
     "h100": Chip("NVIDIA H100 SXM", 989e12, 80e9, 3350e9, 450e9, 1),
     "h200": Chip("NVIDIA H200 SXM", 989e12, 141e9, 4800e9, 450e9, 1),
 }
-"""Devices by the first part of a topology."""
+"""Devices by the first part of a topology name."""
 
 GPUS = pathlib.Path(__file__).with_name("gpus")
 
 
 class Topology(NamedTuple):
-    """Some devices of one kind, by a name such as "v5e:4x4"."""
+    """A set of devices of one kind, with a name such as "v5e:4x4"."""
 
     name: str
     chip: Chip
-    sides: tuple[int, ...]  # of a TPU slice, or the number of GPUs
+    sides: tuple[int, ...]  # sides of a TPU slice, or the number of GPUs
 
     @property
     def is_gpu(self) -> bool:
@@ -51,10 +51,10 @@ class Topology(NamedTuple):
 
 
 def parse_topology(name: str) -> Topology:
-    """Return a topology such as "v5e:4x4", "v4:2x2x4" or "h100:8".
+    """Parse a topology such as "v5e:4x4", "v4:2x2x4" or "h100:8".
 
     Raises:
-      UserError: No such device, or sides that it does not have.
+      UserError: The device is unknown, or the number of sides is wrong.
     """
     kind, _, size = name.partition(":")
     if kind not in CHIPS:
@@ -65,32 +65,32 @@ def parse_topology(name: str) -> Topology:
     chip = CHIPS[kind]
     sides = tuple(map(int, size.split("x"))) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size) else ()
     if len(sides) != chip.dimensions:
-        wanted = {1: "a number of devices, as 8", 2: "two sides, as 4x4", 3: "three sides, as 2x2x4"}
-        raise UserError(f"--topology={name}: {chip.name} has {wanted[chip.dimensions]}.")
+        expected = {1: "a number of devices, as 8", 2: "two sides, as 4x4", 3: "three sides, as 2x2x4"}
+        raise UserError(f"--topology={name}: {chip.name} has {expected[chip.dimensions]}.")
     return Topology(name, chip, sides)
 
 
 def prepare(topology: Topology) -> None:
-    """Set what JAX and the compilers read when they start; call it before JAX is imported.
+    """Set environment variables that JAX and the compilers read at startup; call it before importing JAX.
 
-    The programs are only compiled: JAX itself runs on the CPU.
+    The programs are only compiled; JAX itself runs on the CPU.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no questions to the metadata server of a cloud
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it holds no chips
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not query the cloud's metadata server
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chips are used
     if topology.is_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # nor a driver
-        # Autotuning, and with it Triton's products, would time kernels on a device.
-        given = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
+        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # no driver is needed
+        # Autotuning, which Triton GEMMs require, would time kernels on a device.
+        xla_flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{xla_flags} --xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
 
 
 def described(topology: Topology) -> list[Any]:
-    """Return the devices of a topology: real ones in all but that they cannot run anything.
+    """Return abstract devices of a topology, which can be compiled for but cannot run programs.
 
     Raises:
-      UserError: The compiler is not installed, or knows no such slice.
+      UserError: The compiler is not installed, or does not support the slice.
     """
     import jax
     from jax.experimental import topologies

@@ -1,4 +1,4 @@
-"""Collectives of a compiled step, read from its HLO."""
+"""Collective operations of a compiled step, read from its HLO."""
 
 import collections
 import math
@@ -15,35 +15,35 @@ SENT = {
     "reduce-scatter": lambda n: n - 1,
     "collective-permute": lambda n: 1,
 }
-"""Kinds, and what each of n devices sends by the algorithms on a ring, in sizes of the result."""
+"""Bytes that each of n devices sends by ring algorithms, relative to the size of the result, by kind."""
 
 
 class Collective(NamedTuple):
     """One collective operation of a program."""
 
     kind: str  # one of `SENT`
-    shapes: tuple[tuple[int, ...], ...]  # of the arrays that each device has afterwards
+    shapes: tuple[tuple[int, ...], ...]  # shapes of the resulting arrays on each device
     size: int  # bytes of these arrays
-    devices: int  # in a group
-    repeats: int  # in a run of the program
-    origin: str  # operation of the source that it comes from
+    devices: int  # number of devices in a group
+    repeats: int  # number of executions in one run of the program
+    origin: str  # operation of the source program
 
     @property
     def sent(self) -> float:
-        """Bytes that every device sends in a run."""
+        """Bytes that every device sends in one run of the program."""
         return self.repeats * self.size * SENT[self.kind](self.devices)
 
 
 def collectives(program: Program) -> list[Collective]:
     """Return the collectives of a compiled program.
 
-    Those in the body of a loop count as often as the loop runs. One that the TPU compiler has cut into pieces
-    is written several times with one channel and a chain_id, and counts once.
+    Collectives in the body of a loop are counted once per iteration. A collective that the TPU compiler has
+    split occurs several times with the same channel and a chain_id, and is counted once.
 
     Raises:
       ValueError: The devices of a collective cannot be read, or it is in a loop of unknown length.
     """
-    found: list[Collective] = []
+    result: list[Collective] = []
     places: dict[str, int] = {}
     for name, computation in program.computations.items():
         for instruction in computation.values():
@@ -54,13 +54,13 @@ def collectives(program: Program) -> list[Collective]:
                 raise ValueError(f"a loop of unknown length around: {instruction.name}")
             channel = instruction.attribute(r"channel_id=(\d+)") if "chain_id=" in instruction.rest else ""
             if channel in places:
-                whole = found[places[channel]]
-                found[places[channel]] = whole._replace(repeats=min(whole.repeats, int(repeats)))
+                first = result[places[channel]]
+                result[places[channel]] = first._replace(repeats=min(first.repeats, int(repeats)))
                 continue
             if channel:
-                places[channel] = len(found)
-            found.append(_collective(kind, instruction, int(repeats)))
-    return found
+                places[channel] = len(result)
+            result.append(_collective(kind, instruction, int(repeats)))
+    return result
 
 
 def _collective(kind: str, instruction: Instruction, repeats: int) -> Collective:
@@ -74,7 +74,7 @@ def _collective(kind: str, instruction: Instruction, repeats: int) -> Collective
 
 
 def summary(found: Iterable[Collective]) -> dict[str, Any]:
-    """Return `{kind: {"count", "bytes_sent"}}`: operations in a run, and bytes that each device sends."""
+    """Return `{kind: {"count", "bytes_sent"}}`: operations per run, and bytes that each device sends."""
     table: dict[str, Any] = collections.defaultdict(lambda: {"count": 0, "bytes_sent": 0})
     for collective in found:
         table[collective.kind]["count"] += collective.repeats
@@ -83,7 +83,7 @@ def summary(found: Iterable[Collective]) -> dict[str, Any]:
 
 
 def _group_size(line: str) -> int:
-    """Return the number of devices in one group, from any of the three ways in which HLO names groups."""
+    """Return the number of devices in one group, from any of HLO's three notations for groups."""
     if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,]*\})", line):
         return listed.group(1).count(",") + 1
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
@@ -92,4 +92,4 @@ def _group_size(line: str) -> int:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh.group(2))
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
-    raise ValueError(f"which devices? {line.strip()[:200]}")
+    raise ValueError(f"cannot read the devices of {line.strip()[:200]}")

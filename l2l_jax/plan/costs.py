@@ -1,4 +1,4 @@
-"""The costs of one program on one kind of device, and their tables."""
+"""Cost estimates of a program on a device, and tables of them."""
 
 import collections
 import math
@@ -15,17 +15,17 @@ from l2l_jax.plan.program import Instruction, Moved, Program
 from l2l_jax.plan.work import Work
 from l2l_jax.train.sharding import device_bytes
 
-LARGEST = 10  # number of temporary arrays and collectives that are listed
+LARGEST = 10  # number of temporary arrays and collectives to list
 
 LIBRARIES = {"__cublas": "products", "__cudnn$conv": "convolutions", "__cudnn$f": "attention"}
-"""Starts of the functions that call libraries."""
+"""Kinds of library calls, by prefix of the custom-call target."""
 
 LIBRARY_KINDS = (*LIBRARIES.values(), "other libraries")
 
 TPU_OPTIONS = {"xla_jf_convolution_performance_target": "0.5"}
-"""Ends the compiler's search for the windows of a convolution early, which does not change memory or traffic.
+"""Options that end the compiler's window search for convolutions early, without effect on memory or traffic.
 
-Channels that 128 does not divide never come near the default target, and every window is then tried.
+Channel counts that are not multiples of 128 never reach the default target, and every window is then tried.
 """
 
 QUICK_OPTIONS = {"exec_time_optimization_effort": -1.0}
@@ -35,23 +35,23 @@ class Planned(NamedTuple):
     """A program to compile, such as "step, 16x1"."""
 
     name: str
-    function: Any  # jitted
+    function: Any  # jitted function
     arguments: tuple[Any, ...]  # shapes with shardings
-    groups: Mapping[str, Any]  # parts of the arguments by name, for the memory of a device
-    work: Work  # of one device if only the rows of the batch are split
-    updated: Any  # the training state, which the program also reads and writes once
-    devices: int  # that run it together
+    groups: Mapping[str, Any]  # parts of the arguments by name, to report memory per device
+    work: Work  # work of one device if only the rows of the batch are split
+    updated: Any  # the training state, which the program reads and writes once in addition
+    devices: int  # number of devices that run it
 
 
 def program_costs(planned: Planned, topology: Topology, quick: bool = False) -> dict[str, Any]:
-    """Compile a program and return its memory, work, time and collectives, JSON-able.
+    """Compile a program and return its memory, work, time and collectives, JSON-serializable.
 
-    Bytes and operations are one device's.
+    Bytes and operations are per device.
 
     Args:
-      planned: The program.
-      topology: What compiles it.
-      quick: Spare the compiler effort; temporaries and memory traffic then come out too large.
+      planned: Program to compile.
+      topology: Target devices.
+      quick: Whether to reduce optimization; temporaries and memory traffic are then overestimated.
     """
     lowered = planned.function.lower(*planned.arguments)
     start = time.perf_counter()
@@ -108,10 +108,10 @@ def program_costs(planned: Planned, topology: Topology, quick: bool = False) -> 
 def _least(
     program: Program, planned: Planned, kernels: Sequence[Mapping[str, Any]], chip: Chip
 ) -> tuple[float, float]:
-    """Return the least traffic of a program, and the least time of a GPU's kernels one after the other.
+    """Return the minimum traffic of a program, and the minimum time of a GPU's kernels run sequentially.
 
-    Nothing stays on a GPU's chip from one kernel to the next. What no library computes crosses main memory
-    once more there; elsewhere it may be computed together with a product.
+    On a GPU, no data stays on chip between kernels: results that no library computes pass through main memory
+    once more. On other devices they may be fused with a product.
     """
     state = 2 * device_bytes(planned.updated, planned.devices)
     products = planned.work.product_bytes + state
@@ -124,13 +124,13 @@ def _least(
 
 
 def kernel_table(program: Program, flops: float, chip: Chip) -> list[dict[str, Any]]:
-    """Return by kind of kernel how many are executed, their bytes, operations and time.
+    """Return the number of executions, bytes, operations and time of each kind of kernel.
 
-    A kernel takes the longer of its bytes at full bandwidth and its operations at full rate. XLA does not
-    say the operations of convolutions and attention: these kernels share what products leave of `flops`.
+    The time of a kernel is the maximum of its bytes at full bandwidth and its operations at full rate. XLA
+    does not report the operations of convolutions and attention; these share the `flops` that products leave.
 
     Returns:
-      Of each kind {"kind", "count", "bytes", "flops", "seconds"}, the slowest first; `seconds` is the sum
+      A row {"kind", "count", "bytes", "flops", "seconds"} for each kind, slowest first; `seconds` is the sum
       over kernels.
     """
     groups: dict[str, list[Moved]] = collections.defaultdict(list)
@@ -156,7 +156,7 @@ def kernel_table(program: Program, flops: float, chip: Chip) -> list[dict[str, A
 
 
 def _kind(instruction: Instruction) -> str:
-    """Return the kind of an instruction's kernel; "" for what is no kernel of the device's own."""
+    """Return the kind of an instruction's kernel; "" for collectives and other non-kernels."""
     operation = instruction.operation
     if operation.removesuffix("-start") in SENT or operation.endswith("-done"):
         return ""
@@ -167,7 +167,7 @@ def _kind(instruction: Instruction) -> str:
 
 
 def _product_flops(instruction: Instruction, operands: dict[str, Instruction]) -> float:
-    """Return the operations of a product of [batch, m, k] and [batch, k, n]: 2 · batch · m · k · n."""
+    """Return the operation count of a product of [batch, m, k] and [batch, k, n]: 2 · batch · m · k · n."""
     left, right = (operands[name].arrays[0] for name in instruction.operands[:2])
     axes = re.findall(r"\d+", instruction.attribute(r'"lhs_batch_dimensions":\[([^\]]*)\]'))
     batch = math.prod(left.shape[int(axis)] for axis in axes)
@@ -176,7 +176,7 @@ def _product_flops(instruction: Instruction, operands: dict[str, Instruction]) -
 
 
 def heading(topology: Topology, stage: str, config_name: str, batch_size: int, devices: int) -> str:
-    """Return what is planned, and for what."""
+    """Format a heading with the config, the phase and the target devices."""
     chip = topology.chip
     facts = (
         f"{devices} × {chip.name}: {chip.flops / 1e12:.0f} TFLOP/s bfloat16, {chip.memory / 1e9:.0f} GB at "

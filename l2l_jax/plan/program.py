@@ -1,7 +1,7 @@
-"""A compiled program as text (HLO): its instructions, and what they move through main memory.
+"""Memory traffic of a compiled program, computed from its text (HLO).
 
-XLA's own sum, "bytes accessed", also counts the on-chip memory of a TPU, and the body of a loop once. Here an
-array counts if it is in main memory, and as often as the program runs.
+XLA's own sum, "bytes accessed", includes the on-chip memory of a TPU and counts the body of a loop once.
+This module counts only arrays in main memory, once per execution.
 """
 
 import collections
@@ -18,7 +18,7 @@ _INSTRUCTION = re.compile(
     r"(?P<inside>(?:[^()]|\([^()]*\))*)\)(?P<rest>.*)$"
 )
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d\w+)?)\[([\d,]*)\](?:\{([^}]*)\})?")
-_ON_CHIP = re.compile(r"S\(([1-46-9]|\d\d+)\)")  # 0 and none: main memory; 5: the host's
+_ON_CHIP = re.compile(r"S\(([1-46-9]|\d\d+)\)")  # 0 or none is main memory; 5 is host memory
 _CALLS = re.compile(
     r"\b(body|to_apply|calls|(?:true|false)_computation|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
@@ -42,10 +42,10 @@ FREE = (
     "conditional",
     "async-start",
 )
-"""Operations that move nothing themselves."""
+"""Operations that move no data themselves."""
 
 ALIASES = ("ConcatBitcast", "AssumeGatherIndicesInBound", "AllocateBuffer")
-"""Targets of custom calls that move nothing."""
+"""Targets of custom calls that move no data."""
 
 REARRANGING = (
     "parameter",
@@ -58,13 +58,13 @@ REARRANGING = (
     "concatenate",
     "pad",
 )
-"""Operations that change no value."""
+"""Operations that do not change values."""
 
 SLICES = ("dynamic-slice", "slice", "gather")
 
 
 class Array(NamedTuple):
-    """One array of a result: type, shape, whether it is in on-chip memory."""
+    """One array of a result: dtype, shape, and whether it is in on-chip memory."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -72,7 +72,7 @@ class Array(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Its bytes, without padding."""
+        """Size in bytes without padding."""
         bits = re.search(r"\d+", self.dtype)
         width = 8 if self.dtype == "pred" else int(bits.group()) if bits else 0  # tokens have none
         return -(-width * math.prod(self.shape) // 8)
@@ -80,47 +80,47 @@ class Array(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a program."""
+    """One HLO instruction."""
 
-    name: str  # unique in its computation
+    name: str  # unique within its computation
     operation: str
-    arrays: tuple[Array, ...]  # of the result, without the workspace of a library's call
-    operands: tuple[str, ...]  # names in the same computation; of a parameter or constant, number or value
-    rest: str  # what follows the operands
+    arrays: tuple[Array, ...]  # arrays of the result, without the workspace of library calls
+    operands: tuple[str, ...]  # names in the same computation; number of a parameter, value of a constant
+    rest: str  # text after the operands
     is_root: bool  # whether it is the result of its computation
 
     def attribute(self, pattern: str) -> str:
-        """Return the first group of a pattern in what follows the operands; "" if it is not there."""
-        found = re.search(pattern, self.rest)
-        return found.group(1) if found else ""
+        """Return the first group of a pattern in the text after the operands; "" if it does not match."""
+        match = re.search(pattern, self.rest)
+        return match.group(1) if match else ""
 
     @property
     def origin(self) -> str:
-        """The operation of the source that it comes from."""
+        """Operation of the source program."""
         return self.attribute(r'op_name="([^"]*)"')
 
     @property
     def target(self) -> str:
-        """The function that a custom call calls, "" for other operations."""
+        """Target of a custom call; "" for other operations."""
         return self.attribute(r'custom_call_target="([^"]*)"')
 
     @property
     def in_memory(self) -> int:
-        """Bytes of its result that are in main memory."""
+        """Bytes of the result in main memory."""
         return sum(array.size for array in self.arrays if not array.on_chip)
 
     @property
     def calls(self) -> list[tuple[str, str]]:
-        """Attributes that name computations, and the names."""
-        found = _CALLS.findall(self.rest)
-        return [(attribute, name) for attribute, names in found for name in re.findall(r"[\w.\-]+", names)]
+        """Pairs of attribute and name of the called computation."""
+        matches = _CALLS.findall(self.rest)
+        return [(attribute, name) for attribute, names in matches for name in re.findall(r"[\w.\-]+", names)]
 
 
 Computation = Mapping[str, Instruction]
 
 
 class Moved(NamedTuple):
-    """An instruction, the bytes that a run of the program moves for it, and how often it is executed."""
+    """An instruction, the bytes it moves in one run of the program, and its number of executions."""
 
     instruction: Instruction
     size: int
@@ -128,9 +128,9 @@ class Moved(NamedTuple):
 
 
 class Program:
-    """A compiled program, from the text of `compiled.as_text()`.
+    """A compiled program, parsed from the text of `compiled.as_text()`.
 
-    `computations` are instructions by name, by the name of their computation; callees come before callers.
+    `computations` maps names of computations to their instructions by name; callees precede callers.
     """
 
     def __init__(self, text: str):
@@ -142,28 +142,28 @@ class Program:
             if start:
                 current = self.computations.setdefault(start.group(2), {})
                 self._entry = start.group(2) if start.group(1) else self._entry
-            elif (found := _INSTRUCTION.match(line)) is not None:
-                current[found["name"]] = _instruction(found)
+            elif (match := _INSTRUCTION.match(line)) is not None:
+                current[match["name"]] = _instruction(match)
 
     @functools.cached_property
     def repeats(self) -> Mapping[str, float]:
-        """Executions of each computation in a run, fusions included; nan: in a loop of unknown length."""
-        found: dict[str, float] = collections.defaultdict(float, {self._entry: 1})
+        """Executions of each computation per run, including fusions; nan within a loop of unknown length."""
+        counts: dict[str, float] = collections.defaultdict(float, {self._entry: 1})
         for name in reversed(self.computations):
             for instruction in self.computations[name].values():
                 for attribute, called in instruction.calls:
                     length = self._loop_length(instruction) if attribute == "body" else 1
-                    found[called] += found[name] * length
-        return found
+                    counts[called] += counts[name] * length
+        return counts
 
     def _loop_length(self, loop: Instruction) -> float:
-        """Return how often a loop runs; nan where that is not known.
+        """Return the trip count of a loop; nan if it is unknown.
 
-        XLA's CPU and GPU compilers note it. Elsewhere it is read from the condition "number < constant",
-        since JAX's scans and loops over ranges count from 0 in steps of 1.
+        XLA's CPU and GPU compilers annotate it. Otherwise it is read from a condition "number < constant",
+        because JAX's scans and loops over ranges count from 0 in steps of 1.
         """
-        if noted := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
-            return int(noted)
+        if annotated := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
+            return int(annotated)
         condition = self.computations.get(loop.attribute(r"\bcondition=%?([\w.\-]+)"), {})
         root = next((i for i in condition.values() if i.is_root), None)
         if root is None or root.operation != "compare" or "direction=LT" not in root.rest:
@@ -173,12 +173,12 @@ class Program:
 
     @functools.cached_property
     def moved(self) -> list[Moved]:
-        """Bytes that each instruction outside of fusions moves in one run; all branches of conditions count.
+        """Bytes that each instruction outside of fusions moves per run, with all branches of conditionals.
 
         Raises:
-          ValueError: A loop of unknown length.
+          ValueError: A loop has an unknown length.
         """
-        scheduled, found = {self._entry}, []
+        scheduled, result = {self._entry}, []
         for name in reversed(self.computations):
             if name not in scheduled:
                 continue
@@ -190,20 +190,20 @@ class Program:
                         raise ValueError(f"a loop of unknown length: {instruction.name}")
                 elif instruction.operation not in FREE and instruction.target not in ALIASES:
                     size = self._moves(computation, instruction) * int(repeats)
-                    found.append(Moved(instruction, size, int(repeats)))
-        return found
+                    result.append(Moved(instruction, size, int(repeats)))
+        return result
 
     @property
     def traffic(self) -> int:
-        """Bytes that one run moves through main memory."""
+        """Bytes moved through main memory per run."""
         return sum(moved.size for moved in self.moved)
 
     def handed_over(self, is_library: Callable[[Instruction], bool]) -> int:
-        """Return the bytes that kernels of libraries and other kernels must hand to each other.
+        """Return the bytes that library kernels and other kernels must pass to each other.
 
-        Others write each operand of a library that is neither an argument nor a library's result, and read
-        each result of a library that they use. Each counts once, whatever the number of its users. Kernels
-        that only rearrange values do not count: layouts may be chosen without them.
+        Other kernels write each library operand that is neither an argument nor a library result, and read
+        each library result that they use. Each value is counted once, regardless of its number of users.
+        Kernels that only rearrange values are ignored, because other layouts could make them unnecessary.
         """
         total = 0.0
         for name, computation in self.computations.items():
@@ -225,17 +225,17 @@ class Program:
         return instruction.operation in REARRANGING
 
     def largest(self, count: int) -> list[Moved]:
-        """Return the largest results in main memory, each origin once, without those that are returned."""
-        found: dict[tuple[str, int], Moved] = {}
+        """Return the largest temporary results in main memory, one per origin."""
+        largest: dict[tuple[str, int], Moved] = {}
         results = self._results()
         for moved in self.moved:
             instruction, size = moved.instruction, moved.instruction.in_memory
             if size and instruction.name not in results and not instruction.operation.endswith("-start"):
-                found.setdefault((instruction.origin or instruction.name, size), moved._replace(size=size))
-        return sorted(found.values(), key=lambda moved: -moved.size)[:count]
+                largest.setdefault((instruction.origin or instruction.name, size), moved._replace(size=size))
+        return sorted(largest.values(), key=lambda moved: -moved.size)[:count]
 
     def _results(self) -> set[str]:
-        """Return the names of the instructions whose results the program returns."""
+        """Return the names of instructions whose results the program returns."""
         entry = self.computations[self._entry]
         waiting = [instruction.name for instruction in entry.values() if instruction.is_root]
         names = set(waiting)
@@ -249,7 +249,7 @@ class Program:
     def _moves(self, computation: Computation, instruction: Instruction) -> int:
         """Return the bytes that one execution reads from and writes to main memory."""
         operation, arrays = instruction.operation, instruction.arrays
-        if operation.endswith("-done"):  # the other half has moved it
+        if operation.endswith("-done"):  # counted at the start operation
             return 0
         if operation == "copy-start":  # (to, from, …)
             return sum(array.size for array in arrays[:2] if not array.on_chip)
@@ -275,9 +275,9 @@ class Program:
         return self.computations[fusion.attribute(r"\bcalls=%?([\w.\-]+)")]
 
     def _read(self, fused: Computation, name: str, whole: int) -> int:
-        """Return how many of the `whole` bytes of a value a fusion reads.
+        """Return the number of bytes that a fusion reads of a value with `whole` bytes.
 
-        These are the slices if it only slices the value, and none of what it updates in place.
+        If it only slices the value, these are the slices; a value updated in place is not read.
         """
         size = 0
         for user in fused.values():
@@ -296,7 +296,7 @@ class Program:
         return min(size, whole)
 
     def _written(self, fused: Computation, instruction: Instruction) -> int:
-        """Return the bytes that a fusion writes: of an array that it updates in place, the update."""
+        """Return the bytes that a fusion writes; for an array updated in place, those of the update."""
         root = _root(fused)
         roots = [fused[name] for name in root.operands] if root.operation == "tuple" else [root]
         if len(roots) != len(instruction.arrays):
@@ -318,13 +318,13 @@ class Program:
 
 
 def _origin(computation: Computation, name: str) -> tuple[Instruction, Instruction]:
-    """Return the value that a name is a view of, and the instruction that computes it."""
+    """Return the value that a name refers to through views, and the instruction that computes it."""
     value = computation[name]
     while value.operation in ("bitcast", "get-tuple-element"):
         source = computation[value.operands[0]]
         if value.operation == "bitcast":
             value = source
-        elif source.operation == "tuple":  # that is what a barrier becomes
+        elif source.operation == "tuple":  # optimization barriers are lowered to tuples
             value = computation[source.operands[int(value.attribute(r"\bindex=(\d+)"))]]
         else:
             return value, source
@@ -332,20 +332,20 @@ def _origin(computation: Computation, name: str) -> tuple[Instruction, Instructi
 
 
 def _parameter(fused: Computation, number: int) -> str:
-    wanted = ("parameter", (str(number),))
-    return next(i.name for i in fused.values() if (i.operation, i.operands) == wanted)
+    parameter = ("parameter", (str(number),))
+    return next(i.name for i in fused.values() if (i.operation, i.operands) == parameter)
 
 
 def _root(fused: Computation) -> Instruction:
     return next(i for i in fused.values() if i.is_root)
 
 
-def _instruction(found: re.Match[str]) -> Instruction:
-    operation, inside, rest = found["operation"], found["inside"], found["rest"]
+def _instruction(match: re.Match[str]) -> Instruction:
+    operation, inside, rest = match["operation"], match["inside"], match["rest"]
     named = (inside,) if operation in ("parameter", "constant") else re.findall(r"%([\w.\-]+)", inside)
     arrays = tuple(
         Array(dtype, tuple(map(int, filter(None, dims.split(",")))), bool(_ON_CHIP.search(layout)))
-        for dtype, dims, layout in _ARRAY.findall(found["shape"])
+        for dtype, dims, layout in _ARRAY.findall(match["shape"])
     )
     if (
         operation == "custom-call"
@@ -353,4 +353,4 @@ def _instruction(found: re.Match[str]) -> Instruction:
         and len(arrays) > 1
     ):
         arrays = arrays[:-1]
-    return Instruction(found["name"], operation, arrays, tuple(named), rest, bool(found["root"]))
+    return Instruction(match["name"], operation, arrays, tuple(named), rest, bool(match["root"]))

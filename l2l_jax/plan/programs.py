@@ -1,4 +1,4 @@
-"""The programs of a config: a training step on each layout, reconstructing test images, feature networks."""
+"""Programs of a config: a training step on each layout, inpainting of test images, and feature networks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,18 +22,18 @@ NETWORKS = {
     "resnet50": (resnet.ResNet50(), resnet.IMAGE_SIZE),
     "clip": (clip.Tower(clip.PUBLISHED["ViT-H/14"]), clip.PUBLISHED["ViT-H/14"].image_size),
 }
-"""Feature networks by their names in configs, and the side of their images in pixels."""
+"""Feature networks by name in configs, with the side of their images in pixels."""
 
 
 def programs(
     config: Config, phase: TrainingPhase, names: Sequence[str], devices: Sequence[Any], which: Sequence[str]
 ) -> Iterator[Planned]:
-    """Return the programs named in `which`: "step" (on each layout), "restoration" and "evaluation".
+    """Yield the programs in `which`: "step" (on each layout), "restoration" and "evaluation".
 
-    Without names of layouts the step is on the one of the config.
+    If `names` of layouts is empty, the step uses the layout of the config.
 
     Raises:
-      UserError: See `parse_layout`, or the devices cannot share a batch.
+      UserError: A layout is invalid (see `parse_layout`), or the batch cannot be split over the devices.
     """
     if "step" in which:
         layouts = {name: parse_layout(name, devices) for name in names}
@@ -56,17 +56,17 @@ def _step(phase: TrainingPhase, name: str, parallel: Parallel) -> Planned:
     groups = {"parameters": state.params, "optimizer": (state.step, state.opt_state), "frozen": frozen}
     if state.ema is not None:
         groups["average"] = state.ema
-    # A device's share of the work: the step of its rows, on a device of its own.
-    alone = make_parallel(sharding.make_mesh(jax.devices("cpu")[:1]), "jit")
-    own, (*start, whole) = phase.step(alone)
-    work = work_of(own, *start, _share(whole, devices))
+    # Work per device: the step for the device's rows, on a single device.
+    single = make_parallel(sharding.make_mesh(jax.devices("cpu")[:1]), "jit")
+    single_step, (*start, all_rows) = phase.step(single)
+    work = work_of(single_step, *start, _share(all_rows, devices))
     return Planned(
         f"step, {name}", function, (state, frozen, batch), {**groups, "batch": batch}, work, state, devices
     )
 
 
 def _restoration(config: Config, devices: Sequence[Any]) -> Planned:
-    """Return the reconstruction of a batch of test images with the first task, on the devices of one host."""
+    """Return the program that inpaints a batch of test images for the first task, on one host's devices."""
     model, size = config.model, config.evaluate.batch_size
     task = parse_tasks(config.evaluate.tasks)[0]
     inpainter = Inpainter(model, task, batch_size=size, seed=config.seed)
@@ -82,7 +82,7 @@ def _restoration(config: Config, devices: Sequence[Any]) -> Planned:
 
 
 def _feature_network(name: str, size: int, devices: Sequence[Any]) -> Planned:
-    """Return a feature network, without the resizing before it; of CLIP the larger published one."""
+    """Return the program of a feature network without resizing; for CLIP, the larger published network."""
     network, side = NETWORKS[name]
     images = jax.ShapeDtypeStruct((size, side, side, 3), np.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
@@ -94,7 +94,7 @@ def _feature_network(name: str, size: int, devices: Sequence[Any]) -> Planned:
 
 
 def _on_one_host(name: str, function: Callable, params: Any, rows: Any, devices: Sequence[Any]) -> Planned:
-    """Return a function of parameters and rows, on the devices of the first host, or one of them."""
+    """Return the program of `function(params, rows)` on the first host's devices, or on one of them."""
     local = [device for device in devices if device.process_index == devices[0].process_index]
     if jax.tree.leaves(rows)[0].shape[0] % len(local):
         local = local[:1]
@@ -111,5 +111,5 @@ def _on_one_host(name: str, function: Callable, params: Any, rows: Any, devices:
 
 
 def _share(rows: Any, devices: int) -> Any:
-    """Return the shapes of one device's rows."""
+    """Return the shapes of the rows per device."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] // devices, *x.shape[1:]), x.dtype), rows)

@@ -1,6 +1,6 @@
-"""Operations of a traced program (jaxpr), and the bytes that it moves whatever compiles it.
+"""Compiler-independent operation counts and memory traffic of a traced program (jaxpr).
 
-Only products and convolutions count: what is between them can be fused with them.
+Only matrix products and convolutions are counted, because other operations can be fused with them.
 """
 
 import math
@@ -13,18 +13,18 @@ from jax.extend import core
 
 
 class Work(NamedTuple):
-    """The work of all devices together, of products and convolutions."""
+    """Total work of products and convolutions on all devices."""
 
-    flops: float  # two operations for each multiplication
-    product_bytes: float  # of factors and results, each read or written once
+    flops: float  # two operations per multiplication
+    product_bytes: float  # bytes of operands and results, each read or written once
 
 
 def work_of(function: Callable, *arguments: Any) -> Work:
-    """Return the work of a function on arguments, which may be shapes.
+    """Return the work of a function for given arguments, which may be shapes.
 
-    Of the branches of a condition the one with the most work counts. Where a program chooses by platform, it
-    is the branch of all that it does not name: programs here have ways of their own for CPUs alone. The body
-    of a loop of unknown length counts once.
+    For a conditional, the branch with the most work is counted. For a platform-dependent choice, the default
+    branch is counted, because only CPUs have special branches in this package. The body of a loop of unknown
+    length is counted once.
     """
     return _work(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -53,7 +53,7 @@ def _work(jaxpr: Any) -> Work:
 
 
 def _inner(equation: Any) -> Iterator[Any]:
-    """Return the programs inside an operation."""
+    """Yield the jaxprs nested in an equation."""
     for parameter in equation.params.values():
         for value in parameter if isinstance(parameter, tuple | list) else (parameter,):
             if isinstance(value, core.ClosedJaxpr):
@@ -63,16 +63,16 @@ def _inner(equation: Any) -> Iterator[Any]:
 
 
 def _product(equation: Any) -> int:
-    """2 · elements of the result · numbers that each sums over."""
+    """Return 2 · elements of the result · size of the contracted axes."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
 
 
 def _convolution(equation: Any) -> float:
-    """2 · elements of the result · size of a kernel for one output channel.
+    """Return 2 · elements of the result · size of a kernel for one output channel.
 
-    Of a transposed convolution, whose input is spread out with zeros, only what is not zero counts.
+    For a transposed convolution, whose input is dilated with zeros, only nonzero elements are counted.
     """
     numbers = equation.params["dimension_numbers"]
     kernel = equation.invars[1].aval.shape

@@ -1,1 +1,1 @@
-"""Does another machine compute the same? `python -m l2l_jax.portability record FILE`, then `compare FILE`."""
+"""Comparison of results across machines: `python -m l2l_jax.portability record FILE`, then `compare FILE`."""

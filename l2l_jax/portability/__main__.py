@@ -1,10 +1,10 @@
-"""Fixed steps of each family, recorded here and compared there; see docs/guides/portability.md.
+"""Record fixed steps of each family on one machine and compare them on another one.
 
     python -m l2l_jax.portability record cpu.json
     python -m l2l_jax.portability compare cpu.json                      # on another machine
     python -m l2l_jax.portability compare cpu.json --dtype=bfloat16
 
-`compare` exits with 1 if something differs by more than it may.
+`compare` exits with 1 if any quantity exceeds its tolerance. See docs/guides/portability.md.
 """
 
 import json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 TOLERANCES: dict[str, tuple[float, float | None]] = {
-    # quantity: float32 at full precision on both sides, otherwise
+    # quantity: (float32 at full precision on both sides, otherwise)
     "loss": (0.05, None),
     "retain": (0.05, None),
     "forget": (1e-3, 0.1),
@@ -36,26 +36,26 @@ TOLERANCES: dict[str, tuple[float, float | None]] = {
     "features": (1e-4, 0.2),
     "tokens": (0.002, 0.1),
 }
-"""Greatest difference of any number of a quantity, as a share of the quantity's greatest number; of tokens:
-the share that may be others. The second column is for records of which one was rounded: computed in
-bfloat16, or with products of default precision on an accelerator. `retain` is the difference of nearly equal
-features, and the loss and its gradient follow it: rounded, they say nothing (None)."""
+"""Maximum difference of any value of a quantity, relative to its largest value; for tokens, the maximum
+fraction that differs. The second column is for comparisons with reduced precision on either side: bfloat16,
+or products at default precision on an accelerator. `retain` is the difference of nearly equal features, and
+dominates the loss and its gradient; with reduced precision, these are not meaningful (None)."""
 
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m l2l_jax.portability", description=__doc__)
     parser.add_argument("command", choices=("record", "compare"))
     parser.add_argument("file", type=pathlib.Path, metavar="FILE", help="the record, as JSON")
-    parser.add_argument("--devices", type=int, help="how many devices to use; default: all")
+    parser.add_argument("--devices", type=int, help="number of devices to use; default: all")
     parser.add_argument("--parallel", default="jit", choices=("jit", "pmap"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    help_text = "of float32 products; accelerators round at the default"
+    help_text = "precision of float32 products; accelerators round at the default"
     parser.add_argument("--precision", default="highest", choices=("highest", "default"), help=help_text)
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Record, or compare and print a table; raise a UserError if something differs by more than it may."""
+    """Record, or compare and print a table; raise a UserError if a quantity exceeds its tolerance."""
     options = _parser().parse_args(argv[1:])
     recorded = _read(options.file) if options.command == "compare" else None
     record = compute(options.devices, options.parallel, options.dtype, options.precision)
@@ -84,10 +84,10 @@ def main(argv: Sequence[str]) -> None:
 def compute(
     devices: int | None, parallel: "ParallelKind", dtype: "Dtype", precision: "Precision"
 ) -> dict[str, Any]:
-    """Return a record: the facts of this machine and the quantities of all cases.
+    """Return a record: information about this machine and the quantities of all cases.
 
     Raises:
-      UserError: There are not so many devices, or they cannot share a batch.
+      UserError: There are too few devices, or the batch cannot be split over them.
     """
     check_backend()
     import jax
@@ -103,7 +103,7 @@ def compute(
         )
     mesh = make_mesh(jax.devices()[:count])
     with jax.default_matmul_precision(precision):
-        found = {name: cases.compute(name, mesh, parallel, dtype) for name in cases.MODELS}
+        quantities = {name: cases.compute(name, mesh, parallel, dtype) for name in cases.MODELS}
     device = jax.devices()[0]
     facts = {
         "platform": device.platform,
@@ -114,11 +114,11 @@ def compute(
         "precision": precision,
         "jax": jax.__version__,
     }
-    return {"facts": facts, "cases": found}
+    return {"facts": facts, "cases": quantities}
 
 
 class Row(NamedTuple):
-    """A quantity of a case: how much it differs and how much it may."""
+    """A quantity of a case with its difference and tolerance."""
 
     case: str
     quantity: str
@@ -127,12 +127,12 @@ class Row(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Return whether it differs by no more than it may; NaN does not."""
+        """Return whether the difference is within the tolerance; False for NaN."""
         return self.difference <= self.tolerance
 
 
 def compare(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[Row]:
-    """Return the rows of two records, as `l2l_jax.portability.__main__` writes them."""
+    """Compare two records of `compute`, with one row per quantity."""
     rounded = any(
         facts["dtype"] != "float32" or (facts["precision"] != "highest" and facts["platform"] != "cpu")
         for facts in (recorded["facts"], here["facts"])
@@ -142,13 +142,13 @@ def compare(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[Row]:
         for quantity, limits in TOLERANCES.items():
             allowed = limits[rounded]
             if quantity in quantities and allowed is not None:
-                found = _difference(quantity, quantities[quantity], here["cases"][case].get(quantity, []))
-                rows.append(Row(case, quantity, found, allowed))
+                values = here["cases"][case].get(quantity, [])
+                rows.append(Row(case, quantity, _difference(quantity, quantities[quantity], values), allowed))
     return rows
 
 
 def _difference(quantity: str, recorded: list[float], here: list[float]) -> float:
-    """Return how much a quantity differs; infinity where there are more or fewer numbers."""
+    """Return the difference of a quantity; infinity if the numbers of values differ."""
     a, b = np.asarray(recorded, np.float64), np.asarray(here, np.float64)
     if a.shape != b.shape:
         return float("inf")
@@ -158,7 +158,7 @@ def _difference(quantity: str, recorded: list[float], here: list[float]) -> floa
 
 
 def table(rows: list[Row]) -> str:
-    """Format a table of all rows; those that do not hold are marked."""
+    """Format a table of all rows; rows outside their tolerance are marked."""
     lines = [[*row, "" if row.holds else "DIFFERS"] for row in rows]
     header = ["case", "quantity", "difference", "allowed", ""]
     return tabulate(lines, header, tablefmt="github", floatfmt=".1e")

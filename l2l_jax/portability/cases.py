@@ -1,4 +1,4 @@
-"""Computations to compare: some steps of a small model of each family, from inputs independent of devices."""
+"""Computations to compare: steps of a small model of each family, with device-independent inputs."""
 
 import dataclasses
 import zlib
@@ -17,8 +17,8 @@ from l2l_jax.train import sharding
 from l2l_jax.train.parallel import ParallelKind, make_parallel
 
 STEPS = 3
-ROWS = 16  # retain images of a batch, and forget images: what the number of devices must divide
-ENTRIES = 16  # number of values of each array, evenly spaced
+ROWS = 16  # retain images per batch (and forget images), a multiple of the number of devices
+ENTRIES = 16  # number of evenly spaced values recorded of each array
 Dtype = Literal["float32", "bfloat16"]
 Precision = Literal["highest", "default"]
 Quantities = dict[str, list[float]]
@@ -71,13 +71,14 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Quantities:
-    """Return the quantities of a case, a key of `MODELS`; docs/guides/portability.md describes them."""
+    """Compute the quantities of a case, a key of `MODELS`; see docs/guides/portability.md."""
     config = _config(name, dtype)
     phase, model = open_phase(config, "unlearn"), config.model
     params, runner = fixed_params(model), make_parallel(mesh, parallel)
     step, arguments = phase.step(runner)
     compiled = step.lower(*arguments).compile()
-    # Away from the teacher: at it the retain term's gradients are rounding, which Adam makes full steps of.
+    # Perturb the student: at the teacher, gradients of the retain term are rounding errors, which Adam would
+    # turn into full steps.
     trained = {part: params[part] for part in phase.objective.trained}
     moved = jax.tree.map(lambda x: np.float32(1.1) * x if x.dtype == np.float32 else x, trained)
     state = phase.state(params | moved, mesh)
@@ -86,14 +87,14 @@ def compute(name: str, mesh: Mesh, parallel: ParallelKind, dtype: Dtype) -> Quan
     low, high = (np.float32(end) for end in model.value_range)
     drawn = np.random.default_rng(0).random((2, ROWS, *model.image_shape), np.float32)
     images = dict(zip(("retain", "forget"), low + (high - low) * drawn, strict=True))
-    found: Quantities = {}
+    quantities: Quantities = {}
     for _ in range(STEPS):
         state, metrics = compiled(state, frozen, runner.rows(images))
         for metric in ("loss", "retain", "forget", "grad_norm"):
-            found.setdefault(metric, []).append(float(metrics[metric]))
-    found["moments"] = _entries(optax.tree.get(state.opt_state, "mu"))
-    found["parameters"] = _entries(state.params)
-    return found | _without_training(model, params, images["retain"], mesh)
+            quantities.setdefault(metric, []).append(float(metrics[metric]))
+    quantities["moments"] = _entries(optax.tree.get(state.opt_state, "mu"))
+    quantities["parameters"] = _entries(state.params)
+    return quantities | _without_training(model, params, images["retain"], mesh)
 
 
 def _without_training(model: Model, params: Params, images: np.ndarray, mesh: Mesh) -> Quantities:
@@ -104,11 +105,11 @@ def _without_training(model: Model, params: Params, images: np.ndarray, mesh: Me
     def features(params, rows):
         return model.encode(params["encoder"], model.corrupt(params, rows, jax.random.key(1)))
 
-    found = {"features": _entries(features(placed, rows))}
+    quantities = {"features": _entries(features(placed, rows))}
     if model.code is not None and np.issubdtype(model.code.dtype, np.integer):
         codes = jax.jit(model.precompute)(placed, rows, jax.random.key(1))
-        found["tokens"] = np.ravel(jax.device_get(codes)).tolist()
-    return found
+        quantities["tokens"] = np.ravel(jax.device_get(codes)).tolist()
+    return quantities
 
 
 def _config(name: str, dtype: Dtype) -> Config:
@@ -127,13 +128,13 @@ def _config(name: str, dtype: Dtype) -> Config:
 
 
 def fixed_params(model: Model) -> Params:
-    """Return parameters drawn by NumPy: normal numbers of a generator that the array's path seeds.
+    """Sample parameters with NumPy, from normal generators that are seeded by the path of each array.
 
-    Kernels have variance 1 / fan in, scales lie about 1, other vectors about 0; what is not a float is the
-    model's own.
+    Kernels have variance 1 / fan_in, scales are centered at 1, other vectors at 0. Arrays that are not
+    floating-point are taken from the model's own initialization.
     """
 
-    def not_floats(key: jax.Array) -> Params:  # the others are not drawn, which compiles faster
+    def not_floats(key: jax.Array) -> Params:  # omits sampling of floats, which compiles faster
         own = model.init(key)
         return jax.tree.map(lambda x: jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, own)
 
@@ -152,9 +153,9 @@ def fixed_params(model: Model) -> Params:
 
 
 def _entries(tree: Any) -> list[float]:
-    """Return `ENTRIES` numbers of each array of a tree, or all of a smaller one."""
-    found = []
+    """Return `ENTRIES` values of each array of a tree, or all values of smaller arrays."""
+    values = []
     for leaf in jax.tree.leaves(jax.device_get(tree)):
         flat = np.ravel(np.asarray(leaf, np.float32))
-        found += flat[np.linspace(0, flat.size - 1, min(ENTRIES, flat.size)).astype(int)].tolist()
-    return found
+        values += flat[np.linspace(0, flat.size - 1, min(ENTRIES, flat.size)).astype(int)].tolist()
+    return values

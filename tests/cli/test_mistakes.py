@@ -164,7 +164,7 @@ OTHERS = [
     (filtering.main, ["fit", *FIT, "--unlearned=nowhere"], "There is no model to filter: nowhere"),
     (filtering.main, ["apply", *FIT, "--filter=text.txt", "--input=photos"], "text.txt is not a filter"),
     (filtering.main, ["apply", *FIT, "--filter=no.f", "--input=photos"], "no.f does not exist; name a"),
-    (plan.main, [*DIGITS], "Which devices"),
+    (plan.main, [*DIGITS], "--topology is required"),
     (plan.main, [*DIGITS, "--topology=v99:2x2"], "v99"),
     (plan.main, [*DIGITS, "--topology=h100:8", "--programs=all"], "--programs: 'all'"),
     (plan.main, [*DIGITS, "--topology=h100:8", "--stage=pretrain"], "--stage=pretrain"),
