@@ -1,1 +1,1 @@
-"""The phases of an experiment: what comes before, around and after the training loop."""
+"""Phases of an experiment, from the original model to the report."""

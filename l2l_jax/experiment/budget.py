@@ -1,4 +1,4 @@
-"""The retain budget of an experiment: what it is relative to, and what came of it."""
+"""The retain budget of an experiment: its reference model and its outcome."""
 
 import logging
 import pathlib
@@ -25,20 +25,20 @@ logger = logging.getLogger(__name__)
 
 
 def first_of_line(newest: str | pathlib.Path) -> str:
-    """Return the first model of the line of unlearned models that ends with the newest one.
+    """Return the first original model in the chain of unlearned models that ends with the newest one.
 
     It is an absolute path, or the name of a shipped model.
     """
     path = shipped.resolved(str(newest))
-    card = read_card(path) if path.is_dir() else {}
-    return card.get("first_original", _lasting_name(newest))
+    metadata = read_card(path) if path.is_dir() else {}
+    return metadata.get("first_original", _lasting_name(newest))
 
 
 def budget_reference(config: Config, newest: str | pathlib.Path, first: str) -> Params | None:
-    """Load the model that a retain budget is relative to; None: the one that is unlearned, `newest`.
+    """Load the reference model of a retain budget; None if it is the model to unlearn, `newest`.
 
     Raises:
-      UserError: The first model of its line is not there any more, or is another model.
+      UserError: The first original model no longer exists or is a different model.
     """
     given = config.unlearn.budget_original
     if not given and first == _lasting_name(newest):
@@ -47,20 +47,20 @@ def budget_reference(config: Config, newest: str | pathlib.Path, first: str) -> 
         return load_pretrained(shipped.resolved(given or first), config.family, config.model)
     except UserError as error:
         raise UserError(
-            f"The retain budget is relative to {given or first}, the first original model: {error} Say "
-            "where it is now with --config.unlearn.budget_original=PATH."
+            f"The retain budget is relative to {given or first}, the first original model: {error} Give "
+            "its current path with --config.unlearn.budget_original=PATH."
         ) from error
 
 
 def _lasting_name(model: str | pathlib.Path) -> str:
-    """Return a name of the model that holds in any working directory."""
+    """Return a name of the model that is valid in any working directory."""
     return str(model) if str(model) in shipped.names() else str(pathlib.Path(model).absolute())
 
 
 def retain_budget(config: Config, reference: Params | None = None) -> RetainBudget:
-    """Make the budget of `config.unlearn`, measured on validation images at the `budget_task` of the tasks.
+    """Return the budget of `config.unlearn`, measured on validation images with the tasks' `budget_task`.
 
-    Errors are relative to `reference`; None: to the model that is unlearned.
+    Errors are relative to `reference`, or to the model to unlearn if it is None.
     """
     unlearn, model = config.unlearn, config.model
     images = validation_images(config, unlearn.budget_images)
@@ -87,43 +87,43 @@ def validation_images(config: Config, count: int) -> dict[str, np.ndarray]:
 
 
 class Outcome(NamedTuple):
-    """The model that a budgeted run ends with."""
+    """The final model of a run with a retain budget."""
 
     budget: float  # greatest allowed retain ratio
-    step: int  # step after which it was taken
-    retain: Interval  # ratio of its mean error to the original's, of images paired
+    step: int  # step after which the model was taken
+    retain: Interval  # mean error relative to the original model, paired by image
     forget: Interval
     weight: float  # weight of the forget term in that step
-    images: dict[str, int]  # number of validation images measured, of each set
+    images: dict[str, int]  # number of validation images measured, by set
 
     @property
     def met(self) -> bool:
-        """Return whether it is inside the budget."""
+        """Return whether the model is within the budget."""
         return self.retain.value <= self.budget
 
     def describe(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
+        """Return the outcome as JSON-serializable values."""
         intervals = {"retain": self.retain._asdict(), "forget": self.forget._asdict()}
         return self._asdict() | {"met": self.met} | intervals
 
     def log(self, effort: str) -> None:
-        """Log it as what came of some effort, such as "500 steps of the method undo"."""
+        """Log the outcome of the given effort, such as "500 steps of the method undo"."""
         retain, forget = (
             f"{x.value:.3f} times the original's (95% CI {x.low:.3f}–{x.high:.3f})"
             for x in (self.retain, self.forget)
         )
-        result = f"the model after step {self.step}: error of retain validation images {retain}, of forget "
-        result += f"ones {forget}"
+        result = f"the model after step {self.step}: error on retain validation images {retain}, on forget "
+        result += f"images {forget}"
         if self.met:
-            logger.info("Inside the retain budget of %g: %s", self.budget, result)
+            logger.info("Within the retain budget of %g: %s", self.budget, result)
         else:
-            missed = "The retain budget of %g cannot be met with %s; nearest to it comes %s."
-            remedy = " A larger budget or more config.unlearn.steps would help."
+            missed = "The retain budget of %g cannot be met with %s; the closest result is %s."
+            remedy = " Increase the budget or config.unlearn.steps."
             logger.warning(missed + remedy, self.budget, effort, result)
 
 
 def outcome_of(budget: RetainBudget) -> Outcome:
-    """Return the best model of a finished run, with bootstrap intervals over the validation images."""
+    """Return the outcome of a finished run, with bootstrap intervals over the validation images."""
     best, errors = budget.result()
 
     def interval(name: str) -> Interval:

@@ -1,4 +1,4 @@
-"""Evaluation of models that exist, and of folders of images."""
+"""Evaluation of saved models and of folders of images."""
 
 import json
 import pathlib
@@ -21,13 +21,13 @@ from l2l_jax.weights.loading import load_pretrained, original_weights
 def evaluate_models(
     config: Config, workdir: pathlib.Path, unlearned: pathlib.Path | None = None
 ) -> dict[str, Any]:
-    """Inpaint and measure with the original and the unlearned model; write `workdir/evaluation/figures.json`.
+    """Evaluate the original and the unlearned model; write `workdir/evaluation/figures.json`.
 
-    The unlearned model is a saved model or checkpoint file, by default that of the workdir. Returns what
-    figures.json holds, see docs/concepts/evaluation.md.
+    The unlearned model is a saved model or a checkpoint file, by default that of the workdir. Returns the
+    contents of figures.json, see docs/concepts/evaluation.md.
 
     Raises:
-      UserError: There is no model to evaluate, or the config is wrong.
+      UserError: There is no model to evaluate, or the config is invalid.
     """
     folder = workdir / "evaluation"
     paths = {"original": original_path(config, workdir), "unlearned": unlearned or workdir / "unlearned"}
@@ -55,7 +55,7 @@ def evaluate_models(
         }
         tables.write(folder, report, tables.format_models(report))
         for task in evaluation.inpainters if "clip" in evaluation.networks else ():
-            from l2l_jax.report.plots import save_tsne  # matplotlib takes long to load
+            from l2l_jax.report.plots import save_tsne  # matplotlib is slow to import
 
             save_tsne(folder / f"tsne_{task}.png", evaluation, list(results), task)
         return report
@@ -64,7 +64,7 @@ def evaluate_models(
 
 
 def _check_models(paths: Mapping[str, pathlib.Path], *, given: bool) -> None:
-    """Raise a UserError unless both models exist; the unlearned one may be `given` by a flag."""
+    """Raise a UserError unless both models exist; `given`: the unlearned model comes from a flag."""
     original, unlearned = paths.values()
     if not original.exists():
         raise UserError(
@@ -81,11 +81,11 @@ def evaluate_folders(
 ) -> dict[str, Any]:
     """Compare the inpainted images of a folder with their originals; write `folder/figures.json`.
 
-    `config.evaluate` says which networks are used, and the config's training images train a classifier; by
-    default they are all published networks, without a classifier.
+    `config.evaluate` selects the networks, and the config's training images train a classifier. Without a
+    config, all published networks are used, and no classifier.
 
     Raises:
-      UserError: A folder holds no images, or names that do not go together.
+      UserError: A folder holds no images, or the file names do not match.
     """
     with barrier():
         inpainted, originals = open_images(images, "--images"), open_images(reference, "--reference")

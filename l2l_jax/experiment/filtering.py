@@ -1,4 +1,4 @@
-"""Fitting, measuring, attacking and applying the filter of `l2l_jax.evals.fast`."""
+"""Functions to fit, evaluate, attack and apply the filter of `l2l_jax.evals.fast`."""
 
 import csv
 import dataclasses
@@ -46,10 +46,10 @@ from l2l_jax.utils.multihost import barrier, from_primary, on_primary
 from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import fingerprint
 
-# Training images of each set among which acceptable references are mined, and validation images, at most
+# Maximum numbers of training images per set for mining acceptable references, and of validation images
 POOL, VALIDATION = 500, 500
 PASSING = ("fid", "kid", "classifier_distance", "accuracy", "mse")  # metrics of the reconstructions that pass
-NOT_UNLEARNING = "No filter is unlearning: the weights still know what it refuses."
+NOT_UNLEARNING = "A filter is not unlearning: the weights still contain the knowledge that it blocks."
 
 
 class _Images(Source):
@@ -67,7 +67,7 @@ class _Images(Source):
 
 
 def _references(folder: pathlib.Path, name: str, options: FilterConfig, size: int) -> Source:
-    """Return the references in a folder; raise a UserError if an image is smaller than the model's."""
+    """Return the reference images in a folder; raise a UserError if one is smaller than `size` pixels."""
     source = _Images(folder, f"--config.filter.{name}")
     for file in source.files:
         try:
@@ -83,14 +83,14 @@ def _references(folder: pathlib.Path, name: str, options: FilterConfig, size: in
 
 
 class Reader:
-    """Features that a filter reads, of `network` or the encoder; `model` is guarded, see `fast.guarded`."""
+    """Feature extractor of a filter: `network` or the encoder; `model` is filtered, see `fast.guarded`."""
 
     def __init__(self, config: Config, network: Any = None):
         task, model = parse_tasks(config.evaluate.tasks)[0], config.model
         if task.is_random:
             raise UserError(
-                f"The first of config.evaluate.tasks is {task.name}, which masks other patches of each "
-                "image; a filter needs one mask for all, such as centre_8."
+                f"The first of config.evaluate.tasks is {task.name}, which masks other patches in each "
+                "image; a filter needs the same mask for all images, such as centre_8."
             )
         self._config, self.network, mask = config, network, task.mask(model.image_size)
 
@@ -100,11 +100,11 @@ class Reader:
         self.model = fast.guarded(model, None if network is None else outputs)
 
         def features(given, params, image, key):
-            whole, weights = params
+            model_params, weights = params
             if network is None:
-                return fast.encoder_features(model, whole, image[None], mask)[0]
-            shown = image[None] if given else model.inpaint(whole, image[None], mask, key)
-            return outputs(weights, fast.bytes_of(model, shown))[0]
+                return fast.encoder_features(model, model_params, image[None], mask)[0]
+            inpainted = image[None] if given else model.inpaint(model_params, image[None], mask, key)
+            return outputs(weights, fast.bytes_of(model, inpainted))[0]
 
         size, seed = config.evaluate.batch_size, config.seed
         self._runners = {
@@ -115,9 +115,9 @@ class Reader:
     def __call__(
         self, params: Params | None, source: Source, name: str, *, given: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the features `[image, feature]` of a source's images that can be decoded, and their places.
+        """Return the features `[image, feature]` of all decodable images of a source, and their indices.
 
-        With `given`, a network is shown the images themselves, which are reconstructions already.
+        With `given`, the network is applied to the images themselves, which already are reconstructions.
         """
         images = ImageSet(self._config, source, name)
         weights = None if self.network is None else self.network.params
@@ -128,27 +128,27 @@ class Reader:
         return np.concatenate([x for _, x in blocks]), np.concatenate([good.indices for good, _ in blocks])
 
     def identify(self, params: Params | None) -> dict[str, Any]:
-        """Return what a filter belongs to: features, weights, size and mask."""
+        """Return values that identify the model of a filter: features, weights, image size and mask."""
         config = self._config
-        card = {"features": config.filter.features, "image_size": config.model.image_size}
+        identity = {"features": config.filter.features, "image_size": config.model.image_size}
         if self.network is not None:
-            return card | {"weights": dict(self.network.weights)["sha256"]}
+            return identity | {"weights": dict(self.network.weights)["sha256"]}
         assert params is not None, "an encoder has parameters"
         weights = fingerprint(params, config.model.generative_parts)
-        return card | {"weights": weights, "task": parse_tasks(config.evaluate.tasks)[0].name}
+        return identity | {"weights": weights, "task": parse_tasks(config.evaluate.tasks)[0].name}
 
     def describe(self, params: Params) -> dict[str, Any]:
-        """Return the card of the filter of `config.filter`: what it belongs to, and how it is made."""
+        """Return the metadata of the filter of `config.filter`: the identity of its model, and its config."""
         return self.identify(params) | self._config.describe("filter")
 
     def guard(self, params: Params, part: Mapping[str, Any]) -> Params:
-        """Return parameters that the served `model` filters; `part` is `Filter.part()`."""
+        """Return parameters for the filtered `model`; `part` is `Filter.part()`."""
         network = {} if self.network is None else {"network": self.network.params}
         return {**params, FILTER: {**part, **network}}
 
 
 def _open(name: str) -> Any:
-    """Return a published network, or raise a UserError that says why it is not here."""
+    """Return a published network, or raise a UserError with the reason why it is not available."""
     if name not in get_args(NetworkName):
         raise UserError("config.filter.features is 'classifier': config.evaluate.features must be, too.")
     networks, missing = open_networks(EvaluationConfig(networks=(name,)))  # type: ignore[arg-type]
@@ -158,7 +158,7 @@ def _open(name: str) -> Any:
 
 
 def open_reader(config: Config, evaluation: Evaluation) -> Reader:
-    """Return what the filter of `config.filter` reads; raise a UserError if its network is not here."""
+    """Return the feature extractor of `config.filter`; raise a UserError if its network is not available."""
     name = config.filter.features
     return Reader(config, None if name == "encoder" else evaluation.networks.get(name) or _open(name))
 
@@ -193,15 +193,15 @@ def fit_filter(config: Config, evaluation: Evaluation, reader: Reader, params: P
         held_out = validation_sets(config.data, open_source(config.data, "validation", size)).retain
         validation = read(evenly_spaced(held_out, VALIDATION), "validation")
     kinds = references["undesired"], references["acceptable"]
-    found = fast.fit(*kinds, options, validation=validation, seed=config.seed)
+    fitted = fast.fit(*kinds, options, validation=validation, seed=config.seed)
     arrays = dict(reader.network.params) if options.features == "classifier" else {}
-    return found._replace(card=reader.describe(params), network=arrays)
+    return fitted._replace(card=reader.describe(params), network=arrays)
 
 
 def detection(scores: Mapping[str, np.ndarray], threshold: float) -> dict[str, Any]:
-    """Return recall, precision, false alarms and AUC of undesired ("forget") against "retain" scores.
+    """Return recall, precision, false alarm rate and AUC of undesired ("forget") against "retain" scores.
 
-    Each has value, low and high of its 95 % bootstrap interval over images. The precision is that of equally
+    Each is given as value, low and high of its 95% bootstrap interval over images. Precision assumes equally
     frequent sets.
     """
     undesired, acceptable = (scores[name] for name in ("forget", "retain"))
@@ -222,13 +222,13 @@ def detection(scores: Mapping[str, np.ndarray], threshold: float) -> dict[str, A
 
 
 def measure_passing(evaluation: Evaluation, name: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics of what a filter lets pass of an evaluated model, and of all that the model shows.
+    """Return metrics of the outputs of an evaluated model that pass a filter, and of all outputs.
 
-    Distances are those to the originals of the retain set, which alone should come out.
+    Distances are measured to the originals of the retain set, because only these should pass.
     """
     passes = {split: np.array(scores) <= report["threshold"] for split, scores in report["scores"].items()}
-    whole, found = {split: np.ones(len(x), bool) for split, x in passes.items()}, {}
-    for title, chosen in (("all", whole), ("passing", passes)):
+    everything, by_title = {split: np.ones(len(x), bool) for split, x in passes.items()}, {}
+    for title, chosen in (("all", everything), ("passing", passes)):
 
         def read(member, chosen=chosen):
             parts = {split: evaluation.observed(member, split, name) for split in chosen}
@@ -238,9 +238,9 @@ def measure_passing(evaluation: Evaluation, name: str, report: Mapping[str, Any]
         if not sum(x.sum() for x in chosen.values()):
             continue
         metrics = measure(read, lambda member: evaluation.observed(member, "retain"), evaluation.class_names)
-        found[title] = {m: metrics.metrics[m] for m in PASSING if m in metrics.metrics}
-        found[title] |= {f"{split} images": int(x.sum()) for split, x in chosen.items()}
-    return found
+        by_title[title] = {m: metrics.metrics[m] for m in PASSING if m in metrics.metrics}
+        by_title[title] |= {f"{split} images": int(x.sum()) for split, x in chosen.items()}
+    return by_title
 
 
 def attack_filter(
@@ -251,7 +251,7 @@ def attack_filter(
     filtered: tuple[Reader, Params],
     name: str,
 ) -> dict[str, Any]:
-    """Audit a filtered model, given as reader and guarded parameters, by the attacks that search inputs."""
+    """Audit a filtered model, given as reader and filtered parameters, with attacks that search inputs."""
     attacks = ("views",) if config.model.why_no_samples else ("views", "sampler_search")
     audit, (reader, params) = dataclasses.replace(config.audit, attacks=attacks), filtered
     guarded = dataclasses.replace(config, model=reader.model, audit=audit)
@@ -263,7 +263,7 @@ def attack_filter(
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """Return the tables of a report, and what a filter is not."""
+    """Format the tables of a report, and the note that a filter is not unlearning."""
     detect = [[name, f"{x[0]:.3f}", f"{x[1]:.3f} – {x[2]:.3f}"] for name, x in report["detection"].items()]
     parts = [tabulate(detect, headers=["test images", "", "95% CI"], disable_numparse=True)]
     if passes := report.get("passes"):
@@ -280,17 +280,17 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 
 def run_fit(config: Config, workdir: pathlib.Path, output: pathlib.Path, unlearned: str | None = None) -> Any:
-    """Fit a filter, measure and attack it, and write it and, next to it, the report as JSON.
+    """Fit, evaluate and attack a filter; write it and a JSON report next to it.
 
     Args:
-      config: The experiment; with `config.audit.enabled` the filter is attacked.
-      workdir: Folder of a run, or a new one; results of its evaluation and audit are used again.
+      config: Config of the experiment; with `config.audit.enabled`, the filter is attacked.
+      workdir: Folder of a run, or a new folder; results of its evaluation and audit are reused.
       output: File of the filter.
-      unlearned: Folder of an unlearned model to filter in place of the original: filter and unlearning
-        together.
+      unlearned: Folder of an unlearned model to filter instead of the original, which combines filter and
+        unlearning.
 
     Returns:
-      The report: "detection", "passes", "card", "scores", "threshold", and the "audit", if there was one.
+      The report: "detection", "passes", "card", "scores", "threshold", and "audit" if enabled.
 
     Raises:
       UserError: There is no model, or references are missing or unusable.
@@ -299,13 +299,13 @@ def run_fit(config: Config, workdir: pathlib.Path, output: pathlib.Path, unlearn
         original, served = served_model(config, workdir, unlearned)
         evaluation = Evaluation(config, workdir / "evaluation")
     reader = open_reader(config, evaluation)
-    found = fit_filter(config, evaluation, reader, served)
+    fitted = fit_filter(config, evaluation, reader, served)
     tests = {name: evaluation.tests[name].source for name in ("forget", "retain")}
-    scores = {name: found.scores(reader(served, source, name)[0]) for name, source in tests.items()}
+    scores = {name: fitted.scores(reader(served, source, name)[0]) for name, source in tests.items()}
     report = {
-        "card": found.card,
-        "threshold": found.threshold,
-        "detection": detection(scores, found.threshold),
+        "card": fitted.card,
+        "threshold": fitted.threshold,
+        "detection": detection(scores, fitted.threshold),
         "not_unlearning": NOT_UNLEARNING,
         "scores": {name: x.tolist() for name, x in scores.items()},
     }
@@ -313,20 +313,20 @@ def run_fit(config: Config, workdir: pathlib.Path, output: pathlib.Path, unlearn
     evaluation.evaluate(served, name)
     audits = {}
     if config.audit.enabled:
-        filtered, title = (reader, reader.guard(served, found.part())), f"{name}_with_filter"
+        filtered, title = (reader, reader.guard(served, fitted.part())), f"{name}_with_filter"
         audits["audit"] = attack_filter(config, evaluation, workdir / "audit", original, filtered, title)
 
     def write() -> dict[str, Any]:
-        whole = report | {"passes": measure_passing(evaluation, name, report)} | audits
-        found.save(output)
-        atomic_write(output.with_suffix(".json"), json.dumps(whole, indent=2) + "\n")
-        return whole
+        complete = report | {"passes": measure_passing(evaluation, name, report)} | audits
+        fitted.save(output)
+        atomic_write(output.with_suffix(".json"), json.dumps(complete, indent=2) + "\n")
+        return complete
 
     return from_primary(write)
 
 
 def served_model(config: Config, workdir: pathlib.Path, unlearned: str | None) -> tuple[Params, Params]:
-    """Return the original model and the served one: the unlearned one that is named, or the original."""
+    """Return the original model and the model to filter: the `unlearned` model if named, or the original."""
     original = original_path(config, workdir)
     paths = [original, pathlib.Path(unlearned) if unlearned else original]
     for path in paths:
@@ -346,34 +346,35 @@ def run_apply(
     workdir: pathlib.Path,
     unlearned: str | None = None,
 ) -> dict[str, int]:
-    """Copy the images of a folder that a filter lets pass, and write `decisions.csv`.
+    """Copy the images of a folder that pass a filter, and write `decisions.csv`.
 
-    Images keep their names. With `blur` the others are written blurred, instead of left out. The config is
-    that which the filter was fitted with; for `workdir` and `unlearned` see `run_fit`.
+    Images keep their names. With the action "blur", the other images are written blurred instead of left out.
+    The filter must have been fitted with the same config; for `workdir` and `unlearned` see `run_fit`.
 
     Returns:
-      The number of images that "pass", and of the others, "refuse" or "blur".
+      The number of images that "pass", and of the others under "refuse" or "blur".
 
     Raises:
-      UserError: The filter is one of another model, or the folder holds no images.
+      UserError: The filter belongs to another model, or the folder holds no images.
     """
     output, fitted, params = paths["output"], fast.load_filter(paths["filter"]), None
-    if fitted.card["features"] == "encoder":  # others are given reconstructions
+    if fitted.card["features"] == "encoder":  # other filters are applied to reconstructions
         params = served_model(config, workdir, unlearned)[1]
     source = _Images(paths["input"], "--input")
-    found, places = _reader_of(fitted, paths["filter"], config, params)(params, source, "images", given=True)
-    blocked, scores = fitted.blocks(found), fitted.scores(found)
-    decided = dict(zip(places.tolist(), zip(scores, blocked, strict=True), strict=True))
+    reader = _reader_of(fitted, paths["filter"], config, params)
+    features, indices = reader(params, source, "images", given=True)
+    blocked, scores = fitted.blocks(features), fitted.scores(features)
+    decided = dict(zip(indices.tolist(), zip(scores, blocked, strict=True), strict=True))
 
     def write() -> None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("image", "score", "threshold", "decision"))
-        for place, name in enumerate(source.files):
-            if place not in decided:
+        for index, name in enumerate(source.files):
+            if index not in decided:
                 writer.writerow((name, "", "", "cannot be decoded"))
                 continue
-            score, refused = decided[place]
+            score, refused = decided[index]
             writer.writerow((name, f"{score:.6g}", f"{fitted.threshold:.6g}", action if refused else "pass"))
             if refused and action == "refuse":
                 continue
@@ -393,7 +394,7 @@ def run_apply(
 
 
 def _reader_of(fitted: Filter, path: pathlib.Path, config: Config, params: Params | None) -> Reader:
-    """Return what a filter reads, or raise a UserError if it is a filter of something else."""
+    """Return the feature extractor of a fitted filter; raise a UserError if it belongs to another model."""
     features = fitted.card["features"]
     network: Any = None
     if features == "classifier":
@@ -404,10 +405,10 @@ def _reader_of(fitted: Filter, path: pathlib.Path, config: Config, params: Param
     config = dataclasses.replace(config, filter=dataclasses.replace(config.filter, features=features))
     reader = Reader(config, network)
     own = reader.identify(params)
-    for name, what in {"weights": "model or network", "image_size": "image size", "task": "mask"}.items():
+    for name, noun in {"weights": "model or network", "image_size": "image size", "task": "mask"}.items():
         if fitted.card.get(name) != own.get(name):
             raise UserError(
-                f"{path} is the filter of another {what}: it was fitted with {fitted.card.get(name)}, and "
-                f"this is {own.get(name)}. Fit one with `l2l-jax filter fit`."
+                f"{path} is the filter of another {noun}: it was fitted with {fitted.card.get(name)}, but "
+                f"this config has {own.get(name)}. Fit a new filter with `l2l-jax filter fit`."
             )
     return reader

@@ -1,4 +1,4 @@
-"""The audit's gold standard: models that never saw the forget images, from disk or trained here."""
+"""The audit's gold standard: models retrained without the forget images, either loaded or trained."""
 
 import contextlib
 import dataclasses
@@ -24,9 +24,9 @@ from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import read_card, save_model
 
 logger = logging.getLogger(__name__)
-# Value of `config.audit.retrained` for the retrained models of the shipped model that is unlearned
+# Value of `config.audit.retrained` for the retrained models that belong to the shipped original model
 SHIPPED = "shipped"
-TRAIN = "train"  # value of `config.audit.retrained` for a model that is trained in the workdir
+TRAIN = "train"  # value of `config.audit.retrained` for a model trained in the workdir
 
 
 def gold_standard(
@@ -34,10 +34,10 @@ def gold_standard(
 ) -> Standard | None:
     """Return the retrained models that `config.audit.retrained` names, or None if there are none.
 
-    A model that is trained is kept in `folder`; for `redo` see `Workdir`.
+    A model trained in the run is stored in `folder`; for `redo` see `Workdir`.
 
     Raises:
-      UserError: A model is missing, cannot be read or does not fit.
+      UserError: A model is missing, cannot be read or does not match the audited model.
     """
     models: dict[str, Params] = {}
     origins, given = [], retrained_names(config)
@@ -53,26 +53,26 @@ def gold_standard(
                 try:
                     models[key] = load_pretrained(shipped.resolved(name), config.family, config.model)
                 except UserError as error:
-                    reason = f"does not fit the audited model: {error}"
+                    reason = f"does not match the audited model: {error}"
                     raise UserError(f"config.audit.retrained={name} {reason}") from error
         origins.append(name)
     ratio, images = _retain_ratio(config, original, models.values())
     seeds = shipped.card(given[0]).get("seeds") if len(given) == 1 and given[0] in shipped.names() else None
     fair = ratio.value <= FAIR_RATIO
     if not fair:
-        sentence = "A retrained model reconstructs retain images worse than the original, at %.2f times its "
-        sentence += "masked MSE (fair is up to %g): comparisons with it are not to be trusted."
-        logger.warning(sentence, ratio.value, FAIR_RATIO)
+        message = "A retrained model reconstructs retain images worse than the original, at %.2f times its "
+        message += "masked MSE (at most %g is fair): comparisons with it are unreliable."
+        logger.warning(message, ratio.value, FAIR_RATIO)
     facts = {"origin": ", ".join(origins), "count": len(models), "ratio": list(ratio), "images": images}
     return Standard(models, facts | {"fair": fair, "seeds": seeds})
 
 
 def check_gold_standard(config: Config, folder: pathlib.Path, *, redo: bool | None = None) -> None:
-    """Check `config.audit.retrained` before any work, without reading weights; say so if there is no model.
+    """Check `config.audit.retrained` before any work, without reading weights; warn if there is no model.
 
     Raises:
-      UserError: It names nothing, or a model that was trained for other images, or one is to be trained and
-        cannot be, or was trained with other settings.
+      UserError: A named model does not exist or was trained for other images, or a model to train in the run
+        cannot be trained or was trained with other settings.
     """
     given = retrained_names(config)
     with barrier():
@@ -83,13 +83,13 @@ def check_gold_standard(config: Config, folder: pathlib.Path, *, redo: bool | No
     if not given:
         logger.warning(
             "The audit has no retrained model to compare with and will give no verdict. Name a model that "
-            "was trained without the forget images by --config.audit.retrained=FOLDER, or train one in the "
-            "workdir by --config.audit.retrained=train."
+            "was trained without the forget images with --config.audit.retrained=FOLDER, or train one in the "
+            "workdir with --config.audit.retrained=train."
         )
 
 
 def retrained_names(config: Config) -> tuple[str, ...]:
-    """Return what `config.audit.retrained` names; a shipped model only where it fits the images."""
+    """Return the models named by `config.audit.retrained`; shipped models only if they match the images."""
     names: list[str] = []
     retrained = config.pretrained + shipped.RETRAINED
     for given in config.audit.retrained:
@@ -121,36 +121,36 @@ def _check(config: Config, given: str) -> None:
 
 
 def _other_images(config: Config, facts: Mapping[str, Any]) -> str | None:
-    """Return the field of `config.data` by which a model with these facts never saw other images, if any."""
+    """Return the field of `config.data` that differs from the training data of a retrained model, if any."""
 
     def names(value: Any) -> set[str]:
         return set(map(str, value)) if isinstance(value, list | tuple) else {str(value)}
 
-    found, wanted = facts.get("data", {}), config.describe("data")["data"]
-    fields = [field for field in ("source", "forget") if field in found]
-    differing = (field for field in fields if names(found[field]) != names(wanted[field]))
+    stored, expected = facts.get("data", {}), config.describe("data")["data"]
+    fields = [field for field in ("source", "forget") if field in stored]
+    differing = (field for field in fields if names(stored[field]) != names(expected[field]))
     return next(differing, None)
 
 
 def _retraining(config: Config, folder: pathlib.Path, redo: bool | None) -> Workdir:
-    """Return the workdir of a retrained model, which is pretrained by the config on retain images alone."""
+    """Return the workdir of a retrained model, which is pretrained by the config on retain images only."""
     return Workdir(folder / "retraining", dataclasses.replace(config, pretrained=""), redo=redo)
 
 
 def _trained(config: Config, original: Params, folder: pathlib.Path, redo: bool | None) -> tuple[Params, str]:
-    """Return a model trained in the workdir, once, then read from there."""
+    """Return the model retrained in the workdir, and its path; train it if it does not exist yet."""
     with contextlib.closing(_retraining(config, folder, redo)) as folders:
         folders.check_inputs(lambda: identify_images(train=images_without_forget(config)))
         params = folders.load("original", original)
         if params is None:
             params = retrain(config, original, folders.pretrain).params
-            card = model_card(config, "trained without the images to forget") | folders.facts("original")
-            save_model(folders.pretrained, params, card)
+            metadata = model_card(config, "trained without the images to forget") | folders.facts("original")
+            save_model(folders.pretrained, params, metadata)
         return params, str(folders.pretrained)
 
 
 def _retain_ratio(config: Config, original: Params, others: Iterable[Params]) -> tuple[Interval, SplitName]:
-    """Return the largest ratio of masked MSEs on retain images, others over original, and their split."""
+    """Return the largest retain MSE of other models relative to the original model, and the split used."""
     split_name: SplitName = "validation" if config.data.validation_fraction else "test"
     source = open_source(config.data, split_name, config.model.image_size)
     choose = validation_sets if split_name == "validation" else evaluation_sets

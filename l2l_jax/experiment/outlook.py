@@ -1,4 +1,4 @@
-"""An overview of a run: its phases before it starts, and its time as soon as some steps are timed."""
+"""Overview of a run: its phases before it starts, and its estimated duration once some steps are timed."""
 
 import itertools
 import logging
@@ -26,14 +26,14 @@ from l2l_jax.utils.runtime import peak_memory
 logger = logging.getLogger(__name__)
 
 NOTEWORTHY = 1.0
-"""GB of training state from which on its size is said: below, the program itself needs more."""
+"""GB of training state above which its size is logged; below, the program itself needs more."""
 
 TIMED = (2, 5)
-"""Steps of a training between which its speed is measured; the first compiles."""
+"""Steps of a training run between which its speed is measured; the first step compiles."""
 
 
 class _Phase(NamedTuple):
-    """A phase of a run: its title, a short name, and its images; none where it takes no noticeable time."""
+    """A phase of a run: its title, a short name, and its work; no work if it takes negligible time."""
 
     title: str
     name: str = ""
@@ -41,10 +41,10 @@ class _Phase(NamedTuple):
 
 
 class Outlook(Hook):
-    """An overview of a run's phases, and as a hook an estimate of their durations.
+    """An overview of a run's phases, and a training hook that estimates their durations.
 
-    The estimate takes every training to be as fast per image as the one that is timed, and a forward pass to
-    be a third of a training step. Finished models are read from the workdir.
+    The estimate assumes that all training runs take as long per image as the timed one, and that a forward
+    pass takes a third of a training step. Finished models are loaded from the workdir.
     """
 
     def __init__(self, config: Config, folders: Workdir, evaluation: Evaluation, auditor: Audit | None):
@@ -61,7 +61,7 @@ class Outlook(Hook):
         _, state = open_phase(config, "unlearn").step(parallel)
         size = sharding.device_bytes(state, parallel.mesh.size) / 1e9
         logger.info(
-            "In %s:\n%s\n  %sCtrl-C is safe: the same command resumes. Each phase shows the time left.",
+            "In %s:\n%s\n  %sCtrl-C is safe: the same command resumes. Each phase shows the remaining time.",
             self._folder,
             "\n".join(f"  {number}. {phase.title}" for number, phase in enumerate(self._phases, 1)),
             f"At least {size:.2g} GB of memory on each device while training. " if size >= NOTEWORTHY else "",
@@ -69,10 +69,10 @@ class Outlook(Hook):
         evaluate = config.evaluate
         absent = [name for name in evaluate.networks if find_weights(evaluate, name) is None]
         if absent:
-            logger.warning("Metrics of %s will be missing: their weights are not here.", " and ".join(absent))
+            logger.warning("Metrics of %s will be missing: weights were not found.", " and ".join(absent))
 
     def estimate(self, seconds_per_image: float) -> dict[str, float]:
-        """Return seconds by phase, from those of one image of a training step."""
+        """Return the seconds of each phase, given the seconds per image of a training step."""
         passes = self._config.model.inpaint_passes / 3
         return {
             phase.name: seconds_per_image * (phase.work.trained + passes * phase.work.reconstructed)
@@ -81,11 +81,11 @@ class Outlook(Hook):
         }
 
     def begin(self, training: Training) -> None:
-        """Start to time a training."""
+        """Reset the timer at the start of a training run."""
         self._timer = None
 
     def after_step(self, training: Training) -> None:
-        """Log the estimate once some steps of the first training are timed."""
+        """Log the estimate once some steps of the first training run are timed."""
         step, (first, last) = training.step - training.first, TIMED
         if self._logged or step not in TIMED:
             return
@@ -98,7 +98,7 @@ class Outlook(Hook):
         images = (last - first) * training.config.batch_size * len(training.objective.sets)
         seconds = self.estimate((now - self._timer[1]) / images)
         logger.info(
-            "All this takes about %s on this machine (%s); %.1f GiB of memory so far.",
+            "The run takes about %s on this machine (%s); %.1f GiB of memory so far.",
             _about(sum(seconds.values())),
             ", ".join(f"{name} {_about(value)}" for name, value in seconds.items()),
             peak_memory(),
@@ -106,19 +106,19 @@ class Outlook(Hook):
 
 
 def _training(config: Config, folders: Workdir) -> Iterator[_Phase]:
-    """Yield the phases that make the original and the unlearned model."""
+    """Yield the phases that produce the original and the unlearned model."""
     if config.pretrained or folders.pretrained.exists():
-        yield _Phase(f"read the original model, {config.pretrained or folders.pretrained}")
+        yield _Phase(f"load the original model, {config.pretrained or folders.pretrained}")
     else:
         for stage in config.model.pretraining_stages():
             pretrain = config.pretrain[stage.name]
             title = f"train the original model, {stage.name}: {_length(pretrain)}"
             yield _Phase(title, f"pretraining, {stage.name}", Work(0, pretrain.steps * pretrain.batch_size))
     if folders.unlearned.exists():
-        yield _Phase(f"read the unlearned model, {folders.unlearned}")
+        yield _Phase(f"load the unlearned model, {folders.unlearned}")
         return
     if config.data.retain_images == "generated":
-        yield _Phase("let the original model generate retain images")
+        yield _Phase("generate retain images with the original model")
     training, own = config.unlearn, config.unlearn.objective(config.model)
     steps, length = training.cycles[0], _length(training)
     if own.one_shot:
@@ -156,6 +156,6 @@ def _length(training: TrainingConfig) -> str:
 
 
 def _about(seconds: float) -> str:
-    """Describe an estimate: seconds to the next ten, from two minutes on whole minutes."""
+    """Format an estimate, rounded to tens of seconds, or to minutes from two minutes on."""
     step = 10 if seconds < 120 else 60
     return duration(max(1, round(seconds / step)) * step).removesuffix(" 0 s")

@@ -1,4 +1,4 @@
-"""A training phase of a config: its images, its compiled step, and running it."""
+"""Training phases of a config: images, compiled step and training run."""
 
 import dataclasses
 import logging
@@ -37,9 +37,9 @@ class TrainingPhase:
 
     config: Config
     objective: Objective
-    training: TrainingConfig  # length, batch size and optimizer
+    training: TrainingConfig  # number of steps, batch size and optimizer
     seed: int  # random seed of the steps
-    codes: tuple[str, ...] = ()  # sets of a batch that are codes from the token cache
+    codes: tuple[str, ...] = ()  # sets of a batch that contain codes from the token cache
 
     def train(
         self,
@@ -50,10 +50,10 @@ class TrainingPhase:
         devices: Sequence[jax.Device] | None = None,
         **run: Any,
     ) -> Params:
-        """Run the phase, or resume it, and return all parts of the trained model.
+        """Run or resume the phase and return all parts of the trained model.
 
-        `name` is for messages; `folder` keeps checkpoints, metrics and lists of bad images; `devices` are all
-        by default; `run` are other fields of `TrainRun`.
+        `name` is used in messages; checkpoints, metrics and lists of bad images are stored in `folder`;
+        `devices` default to all; `run` are other fields of `TrainRun`.
         """
         config, seed = self.config, self.seed
         mesh = sharding.make_mesh(None if devices is None else list(devices), config.mesh)
@@ -71,13 +71,13 @@ class TrainingPhase:
         pixels = np.float32 if self.config.data.source == "digits" else np.uint8
         shapes = dict.fromkeys(self.objective.sets, jax.ShapeDtypeStruct((size, *model.image_shape), pixels))
         if self.codes:
-            assert model.code is not None  # the config was checked
+            assert model.code is not None  # ensured by the config's validation
             codes = jax.ShapeDtypeStruct((size, *model.code.shape), model.code.dtype)
             shapes |= dict.fromkeys(self.codes, codes)
         return shapes
 
     def step(self, parallel: Parallel) -> Any:
-        """Return the step, compiled when first called, and the shapes and shardings of its arguments."""
+        """Return the step, compiled on its first call, and the shapes and shardings of its arguments."""
         training, model, mesh = self.training, self.config.model, parallel.mesh
         optimizer, params = make_optimizer(training), model.shapes()
         step = make_step(self.objective, optimizer, training, parallel, seed=0, value_range=model.value_range)
@@ -97,7 +97,7 @@ class TrainingPhase:
 
 
 def _rows(x: jax.ShapeDtypeStruct, parallel: Parallel) -> jax.ShapeDtypeStruct:
-    """Return the shape in which a step takes rows of a global batch."""
+    """Return the shape and sharding in which a step takes the rows of a global batch."""
     devices = parallel.mesh.size
     if parallel.kind == "pmap":
         return jax.ShapeDtypeStruct((devices, x.shape[0] // devices, *x.shape[1:]), x.dtype)
@@ -105,10 +105,10 @@ def _rows(x: jax.ShapeDtypeStruct, parallel: Parallel) -> jax.ShapeDtypeStruct:
 
 
 def open_phase(config: Config, name: str) -> TrainingPhase:
-    """Return a phase of a config: "unlearn", or "pretrain.NAME" with the name of a stage of pretraining.
+    """Return a phase of a config: "unlearn", or "pretrain.NAME" with the name of a pretraining phase.
 
     Raises:
-      UserError: There is no such phase.
+      UserError: The config has no phase of that name.
     """
     model, codes = config.model, config.unlearn.banked
     if name == "unlearn":
@@ -123,12 +123,12 @@ def open_phase(config: Config, name: str) -> TrainingPhase:
 
 
 def phase_seed(seed: int, index: int) -> int:
-    """Return different seeds for the phases of a run, and for neighboring seeds of runs."""
+    """Return the seed of a phase, which differs between the phases of a run and between consecutive seeds."""
     return (seed * 2003 + index) % 2**31
 
 
 def training_sets(config: Config, source: Source) -> splits.Split:
-    """Choose the training images to retain, or their proxies, and to forget, and log them by class."""
+    """Select the training images to retain, or their proxies, and to forget, and log them by class."""
     if config.data.prototypes:
         make_prototypes(config, source)
     sets = splits.training_sets(config.data, source, config.model.image_size)
@@ -155,18 +155,18 @@ def _batches(
         )
     retain: TransformConfig = data.proxy_transform if data.proxy else data
     if data.retain_images == "generated":
-        retain = TransformConfig(flip=data.flip)  # they are squares of the right size already
+        retain = TransformConfig(flip=data.flip)  # generated images are squares of the right size
     transforms = {name: Transform(retain if name == "retain" else data, size, training=True) for name in sets}
     options = LoaderOptions(folder, data.max_bad_fraction, data.workers, jax.process_index(), processes)
-    what: Any = dict(value_range=config.model.value_range, seed=config.seed, transforms=transforms)
-    return TrainingBatches(sets, training.batch_size, **what, options=options)
+    fields: Any = dict(value_range=config.model.value_range, seed=config.seed, transforms=transforms)
+    return TrainingBatches(sets, training.batch_size, **fields, options=options)
 
 
 def parse_layout(name: str, devices: Sequence[jax.Device]) -> Parallel:
     """Parse a layout of all given devices: "pmap", or a mesh such as "4x2".
 
     Raises:
-      UserError: The name has another form, or the mesh another size.
+      UserError: The name is malformed, or the mesh does not match the number of devices.
     """
     match = re.fullmatch(r"(\d+)x(\d+)|pmap", name)
     if match is None:

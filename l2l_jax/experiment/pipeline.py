@@ -1,4 +1,4 @@
-"""An experiment from start to end: original model → unlearn → audit → evaluate → report."""
+"""The complete pipeline of an experiment: original model → unlearn → audit → evaluate → report."""
 
 import contextlib
 import pathlib
@@ -27,16 +27,16 @@ def run(config: Config, workdir: pathlib.Path, *, redo: bool = False) -> dict[st
     """Run or resume an experiment.
 
     Args:
-      config: The experiment, from `l2l_jax.config.parse_config`.
-      workdir: Folder of the run. Work that is finished there is not done again.
-      redo: Delete what another config or other images have made there, instead of refusing it.
+      config: Config of the experiment, from `l2l_jax.config.parse_config`.
+      workdir: Folder of the run. Finished work in it is not repeated.
+      redo: Delete results of another config or other images in the folder, instead of raising an error.
 
     Returns:
-      The content of `workdir/report/metrics.json`.
+      The contents of `workdir/report/metrics.json`.
 
     Raises:
-      UserError: Something the user can fix; the message says how.
-      Interrupted: The run was asked to stop, and has saved its state.
+      UserError: An error the user can fix; the message says how.
+      Interrupted: The run was asked to stop and has saved its state.
     """
     with contextlib.closing(Workdir(workdir, config, redo=redo)) as folders:
         if config.audit.enabled:
@@ -54,9 +54,9 @@ def run(config: Config, workdir: pathlib.Path, *, redo: bool = False) -> dict[st
 
 
 def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dict[str, Any]:
-    """Audit the model in a folder, unlearned as `config` says, and write the report of a run; see `run`.
+    """Audit the model in a folder, unlearned with `config`, and write the report of a run; see `run`.
 
-    The original model is that of `config.pretrained`, or is in the workdir.
+    The original model is `config.pretrained`, or the one in the workdir.
     """
     with contextlib.closing(Workdir(workdir, config)) as folders:
         check_gold_standard(config, folders.audit)
@@ -75,7 +75,7 @@ def audit(config: Config, workdir: pathlib.Path, unlearned: pathlib.Path) -> dic
 
 
 class _Images:
-    """The images of an experiment and their evaluation; `auditor` is there if there is to be an audit."""
+    """The images of an experiment and their evaluation; `auditor` is None if the audit is disabled."""
 
     def __init__(self, config: Config, folders: Workdir):
         self._config, self._folders = config, folders
@@ -86,7 +86,7 @@ class _Images:
             self.auditor = Audit(config, self.evaluation, self.sets, folders.audit)
 
     def report(self, models: dict[str, Params], clock: "_Clock") -> dict[str, Any]:
-        """Evaluate the models, audit them if that is asked for, and write the report."""
+        """Evaluate the models, audit them if enabled, and write the report."""
         config, evaluation, auditor = self._config, self.evaluation, self.auditor
         findings: dict[str, Any] | None = None
         if auditor is not None:
@@ -114,7 +114,7 @@ class _Images:
 
 
 class _Clock:
-    """Seconds spent in the phases of a run, and the process's greatest memory in GiB up to their ends."""
+    """Seconds spent in each phase of a run, and the peak memory of the process at its end, in GiB."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}

@@ -1,8 +1,8 @@
-"""Models trained from nothing: the model to unlearn, and retrained models, the gold standard of forgetting.
+"""Models trained from scratch: the original model, and retrained models, the gold standard of unlearning.
 
-What a retrained model, trained without the forget set, reconstructs of forget images it owes to what they
-share with the others. To be a fair comparison it must reconstruct retain images about as well as the
-original.
+A retrained model is trained without the forget set, so its reconstructions of forget images rely on what they
+share with other images. For a fair comparison, it must reconstruct retain images about as well as the
+original model.
 """
 
 import dataclasses
@@ -29,17 +29,17 @@ from l2l_jax.weights.loading import load_pretrained
 from l2l_jax.weights.saved_models import save_model
 
 logger = logging.getLogger(__name__)
-# Sources that may hold what a shipped model knows, by the source on its card
+# Compatible data sources of a shipped model, by the source in its metadata
 SHIPPED_SOURCES = {"digits": ("digits",), "fashion": ("fashion", "fashion_mnist", "idx", "folder")}
-# Greatest ratio of a fair retrained model's masked MSE on retain validation images to the original's
+# Greatest masked MSE of a fair retrained model on retain validation images, relative to the original model
 FAIR_RATIO = 1.1
-# Lengths of retraining, in lengths of the original's training: the next one if the one before does not give a
-# fair model. Fewer images of fewer kinds take longer to reach the same error.
+# Lengths of retraining, relative to the training of the original model. Each is tried if the previous one
+# does not give a fair model: with fewer images and classes, it takes longer to reach the same error.
 LENGTHS = (1.2, 1.6, 2.4)
 
 
 def original_params(config: Config, folders: Workdir, source: Source, hooks: Sequence[Hook] = ()) -> Params:
-    """Return the model to unlearn: `config.pretrained`, the one in the workdir, or one pretrained now."""
+    """Return the model to unlearn: load `config.pretrained` or the model in the workdir, or pretrain one."""
     if config.pretrained:
         with barrier():
             _check_shipped(config)
@@ -48,20 +48,20 @@ def original_params(config: Config, folders: Workdir, source: Source, hooks: Seq
     params = folders.load("original", config.model.shapes())
     if params is None:
         params = pretrain(config, folders.pretrain, source, hooks=hooks)
-        card = model_card(config, "pretrained from nothing") | folders.facts("original")
-        save_model(folders.pretrained, params, card)
+        metadata = model_card(config, "pretrained from nothing") | folders.facts("original")
+        save_model(folders.pretrained, params, metadata)
     return params
 
 
 def _check_shipped(config: Config) -> None:
-    """Raise a UserError for a shipped model that knows nothing of the images."""
+    """Raise a UserError for a shipped model that was trained on other data."""
     name, source = config.pretrained, config.data.source
     if name not in shipped.names():
         return
-    known = SHIPPED_SOURCES[shipped.card(name)["data"]["source"]]
-    if source not in known:
+    sources = SHIPPED_SOURCES[shipped.card(name)["data"]["source"]]
+    if source not in sources:
         raise UserError(
-            f"config.model.pretrained is {name!r}, a model of {' or '.join(known)} images, but "
+            f"config.model.pretrained is {name!r}, a model of {' or '.join(sources)} images, but "
             f"config.data.source is {source!r}: name a model of your own, or pretrain one with "
             "--config.model.pretrained=''."
         )
@@ -70,9 +70,9 @@ def _check_shipped(config: Config) -> None:
 def pretrain(
     config: Config, folder: pathlib.Path, source: Source, title: str = "pretrain", hooks: Sequence[Hook] = ()
 ) -> Params:
-    """Train a model from nothing on the images of `source`, in the phases of `config.pretrain`.
+    """Train a model from scratch on the images of `source`, in the phases of `config.pretrain`.
 
-    `folder` keeps a folder for each phase; `title` begins their names in messages.
+    `folder` holds a subfolder for each phase; `title` is the prefix of their names in messages.
     """
     params = jax.device_get(jax.jit(config.model.init)(jax.random.key(config.seed)))
     for name in (stage.name for stage in config.model.pretraining_stages()):
@@ -89,13 +89,15 @@ def model_card(config: Config, origin: str) -> dict[str, Any]:
 class Retrained(NamedTuple):
     """A model that was trained without the forget set.
 
-    `length` is that of its training in lengths of the original's, `ratio` that of its masked MSE on retain
-    validation images to the original's.
+    Attributes:
+      params: Parameters.
+      length: Length of its training, relative to the original model.
+      ratio: Masked MSE on retain validation images, relative to the original model.
     """
 
     params: Params
-    length: float  # of its training, in lengths of the original's
-    ratio: float  # of its masked MSE on retain validation images to the original's
+    length: float
+    ratio: float
 
 
 def retrain(
@@ -105,10 +107,10 @@ def retrain(
     lengths: Sequence[float] = LENGTHS,
     source: Source | None = None,
 ) -> Retrained:
-    """Train a config's model on its retain images alone, until it reconstructs them as the original does.
+    """Train a config's model on its retain images only, until it reconstructs them like the original model.
 
-    The validation images decide which of the lengths suffices. `source` are training images of all classes,
-    by default those of `config.data`; real retain images are used, also where unlearning has others.
+    Validation images decide which of the lengths suffices. `source` holds the training images of all classes,
+    by default those of `config.data`. Real retain images are used even if unlearning uses others.
 
     Returns:
       The first fair model, or the best of all lengths.

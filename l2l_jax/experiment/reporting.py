@@ -1,4 +1,4 @@
-"""The content of a run's metrics.json: models, metrics, audit, and how they were made."""
+"""The contents of a run's metrics.json: models, metrics, audit and provenance."""
 
 import importlib.metadata
 import platform
@@ -21,7 +21,7 @@ from l2l_jax.weights.saved_models import read_card
 
 PACKAGES = ("l2l_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
-# The audit, if there is one, and reconstructions of the shown images after its strongest attack
+# The audit report, if any, and reconstructions of the example images after its strongest attack
 Audited = tuple[dict[str, Any] | None, Mapping[str, np.ndarray]]
 
 
@@ -34,16 +34,16 @@ def report_run(
     features: EmbeddedImages,
     audited: Audited,
 ) -> dict[str, Any]:
-    """Write `report/` and return the content of metrics.json.
+    """Write `report/` and return the contents of metrics.json.
 
     Args:
-      folders: The workdir.
-      config: The experiment.
-      evaluation: Where the models were evaluated.
-      results: Metrics of "original" and "unlearned" and, if there is one, of "retrained".
+      folders: Workdir of the run.
+      config: Config of the experiment.
+      evaluation: Evaluation of the models.
+      results: Metrics of "original" and "unlearned" and, if available, "retrained" models.
       costs: "durations_seconds" and "peak_memory_gib_after", by phase.
-      features: Encoder features of test images, of all these models.
-      audited: The audit, if there is one, and reconstructions of the shown images after its strongest attack.
+      features: Encoder features of test images, for all these models.
+      audited: Audit report, if any, and reconstructions of the example images after its strongest attack.
     """
     audit, attacked = audited
     stages = [folders.pretrain / stage.name for stage in config.model.pretraining_stages()]
@@ -51,8 +51,8 @@ def report_run(
     first, tasks = jax.devices()[0], results["original"].tasks
 
     def by_model(field: str, task: str) -> dict[str, dict[str, Any]]:
-        found = {name: result.tasks[task].sets for name, result in results.items()}
-        return {name: {split: getattr(x, field) for split, x in sets.items()} for name, sets in found.items()}
+        by_name = {name: result.tasks[task].sets for name, result in results.items()}
+        return {name: {s: getattr(x, field) for s, x in sets.items()} for name, sets in by_name.items()}
 
     report = {
         **{name: result.metrics for name, result in results.items()},
@@ -81,19 +81,20 @@ def report_run(
         **costs,
         "peak_memory_gib": round(peak_memory(), 3),
     }
-    shown: dict[str, Mapping[str, np.ndarray]] = {name: result.shown for name, result in results.items()}
-    shown |= {"attacked": dict(attacked)} if attacked else {}
-    return write_report(folders.report, report, Drawings(evaluation, shown, trainings, features))
+    examples: dict[str, Mapping[str, np.ndarray]] = {name: result.shown for name, result in results.items()}
+    examples |= {"attacked": dict(attacked)} if attacked else {}
+    return write_report(folders.report, report, Drawings(evaluation, examples, trainings, features))
 
 
 def _facts_of_models(folders: Workdir, config: Config) -> dict[str, Any]:
-    """Return the origin of the model that was unlearned, and the outcome of its retain budget, if it had one.
+    """Return the origin of the original model and the outcome of the retain budget, if any.
 
-    A model that was unlearned elsewhere says nothing of its budget.
+    The budget of a model that was unlearned elsewhere is unknown.
     """
     if folders.unlearned.exists():
-        card = read_card(folders.unlearned)
-        return {"original_weights": card["original_weights"], "retain_budget": card.get("retain_budget")}
+        metadata = read_card(folders.unlearned)
+        budget = metadata.get("retain_budget")
+        return {"original_weights": metadata["original_weights"], "retain_budget": budget}
     weights = original_weights(original_path(config, folders.folder))
     return {"original_weights": weights, "retain_budget": None}
 

@@ -1,4 +1,4 @@
-"""Unlearning: from the original model and the two sets of images to the unlearned model on disk."""
+"""Unlearning of an original model on the retain and forget images; the result is saved to disk."""
 
 import dataclasses
 import functools
@@ -42,10 +42,10 @@ def unlearned_params(
     phases: pathlib.Path | None = None,
     hooks: Sequence[Hook] = (),
 ) -> Params:
-    """Return the original model after unlearning, from the workdir if it is finished there.
+    """Unlearn the original model, or load the finished unlearned model from the workdir.
 
-    `devices` are all by default; `phases` is where `run_phases` keeps its state, by default in the folder of
-    unlearning; `hooks` are called after each step of unlearning.
+    `devices` default to all; `phases` is the folder for `run_phases`, by default that of unlearning; `hooks`
+    are called after each unlearning step.
     """
     folders.check_inputs(lambda: identify_inputs(config, original, sets))
     saved = folders.load("unlearned", original)
@@ -84,13 +84,13 @@ def unlearned_params(
         facts["retain_budget"] = outcome.describe()
     adapter = params.pop(ADAPTER, None)
     beside = {} if adapter is None else {adapters.FILE: _adapter_file(config, adapter, original, facts)}
-    card = model_card(config, f"unlearned by the method {unlearn.method}")
-    save_model(folders.unlearned, params, card | facts | folders.facts("unlearned"), beside=beside)
+    metadata = model_card(config, f"unlearned by the method {unlearn.method}")
+    save_model(folders.unlearned, params, metadata | facts | folders.facts("unlearned"), beside=beside)
     return params
 
 
 def identify_inputs(config: Config, original: Params, sets: Split) -> dict[str, dict[str, Any]]:
-    """Return the inputs that identify an unlearned model, see `Workdir.check_inputs`."""
+    """Return digests of the inputs that identify an unlearned model; see `Workdir.check_inputs`."""
     images = sets._asdict()
     if config.unlearn.retain_budget is not None:
         held_out = open_source(config.data, "validation", config.model.image_size)
@@ -101,12 +101,12 @@ def identify_inputs(config: Config, original: Params, sets: Split) -> dict[str, 
 
 
 def _adapter_file(config: Config, adapter: Adapter, original: Params, facts: Mapping[str, Any]) -> bytes:
-    """Return the content of the file that turns the original model into the unlearned one."""
+    """Return the contents of the adapter file that turns the original model into the unlearned model."""
     names = ("method", "adapter", "adapter_rank", "adapter_layers")
-    card = config.describe("family", "model") | dict(facts)
-    card |= {name: getattr(config.unlearn, name) for name in names}
-    card["base"] = fingerprint(original, config.model.generative_parts)
-    return adapters.adapter_bytes(adapter, card)
+    metadata = config.describe("family", "model") | dict(facts)
+    metadata |= {name: getattr(config.unlearn, name) for name in names}
+    metadata["base"] = fingerprint(original, config.model.generative_parts)
+    return adapters.adapter_bytes(adapter, metadata)
 
 
 def run_phases(
@@ -118,26 +118,26 @@ def run_phases(
     *,
     teacher: Any = None,
 ) -> dict[str, dict[str, float]]:
-    """Run or resume what precedes a method's own run; for the arguments see `unlearned_params`, `TrainRun`.
+    """Run or resume the phases before a method's own run; for arguments see `unlearned_params`, `TrainRun`.
 
-    `folder` keeps a folder for each phase; other runs of the same seed, rate and length may share them.
+    `folder` holds a subfolder for each phase; runs of the same seed, learning rate and length may share them.
 
     Returns:
-      The means of each phase's terms over its last tenth of the steps; empty for a method without phases.
+      Terms of each phase, averaged over the last tenth of its steps; empty for a method without phases.
     """
     unlearn = dataclasses.replace(config.unlearn, log_every=1)
     phase = open_phase(dataclasses.replace(config, unlearn=unlearn), "unlearn")
     rules, ends = phase.objective.phases.rules if phase.objective.phases else {}, {}
     for name, rule in rules.items():
         ruled = dataclasses.replace(phase, objective=dataclasses.replace(phase.objective, rule=rule))
-        title, place = f"unlearn {name}", folder / name
-        ruled.train(title, sets._asdict(), original, place, devices, teacher=teacher)
-        ends[name] = from_primary(functools.partial(_terms_at_end, place, unlearn.cycles[0]))
+        title, own = f"unlearn {name}", folder / name
+        ruled.train(title, sets._asdict(), original, own, devices, teacher=teacher)
+        ends[name] = from_primary(functools.partial(_terms_at_end, own, unlearn.cycles[0]))
     return ends
 
 
 def _terms_at_end(folder: pathlib.Path, steps: int) -> dict[str, float]:
-    """Return means of a run's terms over the last tenth of its steps, which are all logged."""
+    """Return the terms of a run averaged over the last tenth of its steps, which are all logged."""
     first = steps - max(1, steps // 10)
     rows = [row for row in read_metrics(folder) if row["step"] > first]
     return {term: float(np.mean([row[term] for row in rows])) for term in ("retain", "forget")}

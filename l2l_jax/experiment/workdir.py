@@ -1,4 +1,4 @@
-"""The folders of a run, and what identifies the run that they belong to."""
+"""The folders of a run and the identity of the run they belong to."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ from l2l_jax.utils.text import split_names
 from l2l_jax.weights.saved_models import load_params, read_card
 
 logger = logging.getLogger(__name__)
-# Fields that may change between a run and its continuation; besides `RECOMPUTED`, `PLACES` and devices
+# Fields that may change when a run is resumed, in addition to `RECOMPUTED`, `PLACES` and devices
 IRRELEVANT = ("log_every", "checkpoint_every", "workers", "max_bad_fraction", "general", "general_images")
 # Fields that locate images and weights, which the digests of `Workdir.check_inputs` identify
 PLACES = ("path", "pretrained")
@@ -38,7 +38,7 @@ FOLDERS = {
     "original": ("pretrain", "pretrained", "unlearn", "unlearned", "generated", "generated.blocks"),
     "unlearned": ("unlearn", "unlearned", "generated", "generated.blocks"),
 }
-"""Folders whose content depends on what identifies a model, by model."""
+"""Folders whose contents depend on the identity of a model, by model."""
 
 INPUTS = {
     "train": ("original", "the training images"),
@@ -48,9 +48,9 @@ INPUTS = {
     "forget validation": ("unlearned", "the validation images to forget"),
     "weights": ("unlearned", "the weights of the original model"),
 }
-"""Inputs of a run whose digests are kept: the model that they identify, and their titles."""
+"""Inputs of a run whose digests are stored: the model that they identify, and their titles."""
 
-# Seconds in which what one host writes must be seen by the others: longer than NFS caches a folder
+# Seconds within which other hosts must see a new file: longer than NFS caches a folder
 SHARED_WITHIN = 15.0
 
 
@@ -59,19 +59,19 @@ class Workdir:
 
         pretrain/<phase>/   checkpoints and metrics of pretraining
         pretrained/         the original model
-        generated/          images in place of retain images, if the original model made any
+        generated/          generated images that replace retain images, if any
         unlearn/            checkpoints and metrics of unlearning
         unlearned/          the unlearned model
-        evaluation/         what was observed of each image; figures.json of `l2l_jax.evaluate`
+        evaluation/         per-image observations; figures.json of `l2l_jax.evaluate`
         audit/              results of attacks on the models
-        report/             metrics, pictures, report.html
+        report/             metrics, images, report.html
         run.json            the config, and digests of the images and the original's weights
         lock.json           the process that owns the folder
 
     Args:
-      folder: Folder of the run, created if need be. On storage that all hosts of the run share.
-      config: The config of the run now.
-      redo: Delete what another config or other inputs have made, instead of refusing it; None: the command
+      folder: Folder of the run, created if missing. It must be on storage that all hosts of the run share.
+      config: Current config of the run.
+      redo: Delete results of another config or other inputs, instead of raising an error; None: the command
         has no `--redo`.
 
     Raises:
@@ -94,54 +94,55 @@ class Workdir:
         _check_shared(folder)
 
     def close(self) -> None:
-        """Let other runs use the folder; a run that does not close it keeps it until its process ends."""
+        """Release the folder for other runs; without this call, it is released when the process ends."""
         if self._release is not None:
             self._release()
 
     def facts(self, model: str) -> dict[str, Any]:
-        """Return what the card of the "original" or the "unlearned" model says of the run that made it."""
-        made_by = {name: self._record[name] for name in ("config", "inputs")}
-        return {"run": {"id": self._record["ids"][model], **made_by}}
+        """Return the metadata of the "original" or the "unlearned" model about the run that created it."""
+        provenance = {name: self._record[name] for name in ("config", "inputs")}
+        return {"run": {"id": self._record["ids"][model], **provenance}}
 
     def load(self, model: str, like: Params) -> Params | None:
-        """Return the "original" or the "unlearned" model that is finished here, or None.
+        """Load the finished "original" or "unlearned" model of this run, or return None if there is none.
 
         Raises:
-          UserError: It cannot be read, or another run has made it.
+          UserError: The model cannot be read or was created by another run.
         """
-        place = self.pretrained if model == "original" else self.unlearned
-        if not from_primary(place.exists):
+        path = self.pretrained if model == "original" else self.unlearned
+        if not from_primary(path.exists):
             return None
         with barrier():
-            run = read_card(place).get("run")  # cards of earlier versions have none
+            run = read_card(path).get("run")  # missing in the metadata of earlier versions
             if run is not None and run["id"] != self._record["ids"][model]:
                 raise UserError(
-                    f"The model in {place} was made by another run than that of {self.folder}/run.json. Use "
-                    f"another --workdir, or delete {place} to have it made again."
+                    f"The model in {path} was made by another run than that of {self.folder}/run.json. Use "
+                    f"another --workdir, or delete {path} to create it again."
                 )
-            params = load_params(place, like)
-        logger.info("Using the %s model in %s", model, place)
+            params = load_params(path, like)
+        logger.info("Using the %s model in %s", model, path)
         return params
 
     def check_inputs(self, identify: Callable[[], Mapping[str, dict[str, Any]]]) -> None:
-        """Check that the models here were made from these images and weights, wherever they are stored.
+        """Check that the models of this run were created from these images and weights.
 
-        `identify` returns identities by keys of `INPUTS`; the primary process calls it.
+        `identify` returns identities by keys of `INPUTS`, independent of file locations; the primary process
+        calls it.
 
         Raises:
-          UserError: They were made from others.
+          UserError: The models were created from other inputs.
         """
 
         def check() -> dict[str, Any]:
-            for name, wanted in identify().items():
-                found = self._record["inputs"].get(name)
-                if found is not None and found != wanted:
+            for name, current in identify().items():
+                stored = self._record["inputs"].get(name)
+                if stored is not None and stored != current:
                     model, title = INPUTS[name]
-                    then, now = found.get("images"), wanted.get("images")
+                    then, now = stored.get("images"), current.get("images")
                     counts = f"{then} then, {now} now" if then != now else "names, sizes or classes"
-                    detail = f" ({counts})" if "images" in wanted else ""
+                    detail = f" ({counts})" if "images" in current else ""
                     self._replace(model, [f"{title} have changed{detail}"])
-                self._record["inputs"][name] = wanted
+                self._record["inputs"][name] = current
             self._write()
             return self._record
 
@@ -157,10 +158,10 @@ class Workdir:
             raise UserError(
                 f"--workdir={self.folder} cannot be made or written ({error.strerror}). Choose another one."
             ) from error
-        found, before = self._read()
-        self._record = {"ids": found.get("ids", {}), "inputs": found.get("inputs", {})}
+        stored, previous = self._read()
+        self._record = {"ids": stored.get("ids", {}), "inputs": stored.get("inputs", {})}
         for model, identity in _identity(config).items():
-            if changes := _differences(before.get(model, {}), identity):
+            if changes := _differences(previous.get(model, {}), identity):
                 self._replace(model, changes)
             self._record["ids"].setdefault(model, uuid.uuid4().hex)
         self._record["config"] = json.loads(json.dumps(config.describe()))
@@ -168,10 +169,10 @@ class Workdir:
         return self._record
 
     def _replace(self, model: str, changes: list[str]) -> None:
-        """Forget the run that has made a model here; delete what it made if the user has asked for it.
+        """Replace the run that created a model in this folder; with `redo`, delete its results.
 
         Raises:
-          UserError: The user has not.
+          UserError: There are results and `redo` is not set.
         """
         present = [self.folder / name for name in FOLDERS[model] if (self.folder / name).exists()]
         if present and not self.redo:
@@ -183,23 +184,23 @@ class Workdir:
                 f"{self.folder} holds another run: {'; '.join(changes)}. Use another --workdir{reuse}, or "
                 f"{replace} {', '.join(map(str, present))}."
             )
-        for place in present:
-            shutil.rmtree(place)
+        for path in present:
+            shutil.rmtree(path)
         for name in ("original", "unlearned")[("original", "unlearned").index(model) :]:
             self._record["ids"][name] = uuid.uuid4().hex
         for name in [name for name, (owner, _) in INPUTS.items() if model in ("original", owner)]:
             self._record["inputs"].pop(name, None)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return what run.json holds, and the identity in it; both are empty if there is no such file."""
+        """Return the contents of run.json and the identity in it; both are empty if there is no such file."""
         path = self.folder / "run.json"
         if not path.exists():
             return {}, {}
         try:
-            found = json.loads(path.read_text("utf-8"))
+            record = json.loads(path.read_text("utf-8"))
             for name in ("ids", "inputs"):
-                dict(found.get(name, {}))
-            return found, _identity_of(found) if found else {}
+                dict(record.get(name, {}))
+            return record, _identity_of(record) if record else {}
         except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{path} is damaged ({error}). Use another --workdir, or delete this one to start again."
@@ -210,17 +211,17 @@ class Workdir:
 
 
 def original_path(config: Config, workdir: pathlib.Path) -> pathlib.Path:
-    """Return where the original model is or will be: `config.pretrained`, or in the workdir."""
+    """Return the path of the original model: `config.pretrained`, or its path in the workdir."""
     return shipped.resolved(config.pretrained) if config.pretrained else workdir / "pretrained"
 
 
 def identify_images(**sources: Source) -> dict[str, dict[str, Any]]:
-    """Return number and digest of the images of sources, by their names."""
+    """Return the number and the digest of the images of each source, by name."""
     return {name: {"images": len(x), "digest": source_digest(x)} for name, x in sources.items()}
 
 
 def _check_shared(folder: pathlib.Path) -> None:
-    """Raise a UserError unless every process finds in `folder` what the primary process puts there."""
+    """Raise a UserError unless every process sees in `folder` a file written by the primary process."""
     if jax.process_count() == 1:
         return
 
@@ -243,7 +244,7 @@ def _check_shared(folder: pathlib.Path) -> None:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """Return the fields that decide on each model, as JSON; files are identified by digests instead."""
+    """Return the fields that determine each model, as JSON values; files are identified by digests."""
     original = config.describe("seed", "family", "model", "pretrained")
     original["given"] = bool(config.pretrained)
     if not config.pretrained:
@@ -257,7 +258,7 @@ def _identity(config: Config) -> dict[str, Any]:
 
 
 def _identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identity that a run has stored, as this version describes it."""
+    """Return the identity in a stored run record, in the format of this version."""
     if "config" in record:
         kept = ("seed", "family", "pretrained", "model", "plugins", "data", "pretrain", "unlearn", "evaluate")
         stored = {name: value for name, value in record["config"].items() if name in kept}
@@ -272,14 +273,14 @@ def _identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source(config: Config) -> dict[str, Any]:
-    """Return where all images come from, whichever are chosen, and how they become squares."""
+    """Return the fields for the source of all images, regardless of selection, and for their cropping."""
     fields = (*dataclasses.fields(SourceConfig), *dataclasses.fields(TransformConfig))
     return {field.name: getattr(config.data, field.name) for field in fields}
 
 
-def _differences(found: Any, wanted: Any, name: str = "config") -> list[str]:
-    """Return sentences about the fields that differ and matter; those that a record lacks are new."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        names = sorted((set(found) & set(wanted)) - {*IRRELEVANT, *RECOMPUTED, *PLACES})
-        return [d for n in names for d in _differences(found[n], wanted[n], f"{name}.{n}")]
-    return [] if found == wanted else [f"{name} was {found!r} and is now {wanted!r}"]
+def _differences(stored: Any, current: Any, name: str = "config") -> list[str]:
+    """Describe the relevant fields that differ; fields missing from the stored record are ignored as new."""
+    if isinstance(stored, dict) and isinstance(current, dict):
+        names = sorted((set(stored) & set(current)) - {*IRRELEVANT, *RECOMPUTED, *PLACES})
+        return [d for n in names for d in _differences(stored[n], current[n], f"{name}.{n}")]
+    return [] if stored == current else [f"{name} was {stored!r} and is now {current!r}"]
