@@ -98,7 +98,7 @@ def test_mistakes_are_named(model, params):
     with pytest.raises(l2l_jax.UserError, match="expected .image, 8, 8, 3."):
         l2l_jax.inpaint(model, params, BRIGHT[:, :4])
     labels = np.array(["cat"] * 40), np.array(["cat"] * 30)
-    with pytest.raises(l2l_jax.UserError, match="'cat' is in retain and in forget"):
+    with pytest.raises(l2l_jax.UserError, match="'cat' is in both retain and forget"):
         l2l_jax.unlearn(model, params, (DARK, labels[0]), (BRIGHT, labels[1]))
     with pytest.raises(l2l_jax.UserError, match="no method 'undoo'. Did you mean 'undo'"):
         l2l_jax.unlearn(model, params, DARK, BRIGHT, method="undoo")

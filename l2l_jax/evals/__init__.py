@@ -1,1 +1,1 @@
-"""Evaluation: inpainting test images and measuring the results."""
+"""Evaluation: inpainting of test images and metrics of the results."""

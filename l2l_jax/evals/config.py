@@ -1,4 +1,4 @@
-"""The section of the configuration that says what is inpainted and measured."""
+"""Config of the evaluation: tasks, metrics and example images."""
 
 import dataclasses
 from typing import Annotated, Any, Literal, Protocol
@@ -28,24 +28,24 @@ Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(split_names)]
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Tasks, metrics and pictures of an evaluation.
+    """Tasks, metrics and example images of an evaluation.
 
     Attributes:
       networks: Published networks whose features are compared: "inception" (FID, KID and Inception Score),
-        "resnet50" (Inception Score of scenes), "clip" (similarity of reconstruction and original); those
-        whose weights are missing are reported. "a,b" is the same as ("a", "b").
-      inception, resnet50, clip: Files of their weights; empty: the published file in the folder of weights,
-        see docs/reference/feature_networks.md.
-      resize: How images come to Inception's size: "clean-fid" (Pillow's bicubic filter) or "pytorch-fid"
+        "resnet50" (Inception Score of scenes), "clip" (similarity of reconstruction and original). Networks
+        with missing weights are reported. "a,b" is the same as ("a", "b").
+      inception, resnet50, clip: Files of their weights; empty for the published file in the folder of
+        weights, see docs/reference/feature_networks.md.
+      resize: Resizing of images for Inception: "clean-fid" (Pillow's bicubic filter) or "pytorch-fid"
         (bilinear, without antialiasing).
-      network_batch_size: Images per compiled call of a network; on a CPU with several cores fewer.
-      tasks: What is masked, see `l2l_jax.evals.tasks`: names such as "centre_8", "border_3" and
-        "random_75", or "paper", "inpainting", "outpainting". The report and its pictures show the first.
-      batch_size: Images inpainted per compiled call, and stored together on disk.
-      picture_per_class: Images of each class in the picture, of at most 10 classes of a set.
-      features: "classifier": a small one, trained on the spot, measures images that the published networks
-        are not meant for; "none": no classifier.
-      write_images: Write originals and reconstructions as PNG into `evaluation/images` of the workdir.
+      network_batch_size: Number of images per compiled call of a network; fewer on CPUs with several cores.
+      tasks: Names of masks, see `l2l_jax.evals.tasks`: for example "centre_8", "border_3" and "random_75",
+        or "paper", "inpainting", "outpainting". The report and its images show the first task.
+      batch_size: Number of images inpainted per compiled call and stored together on disk.
+      picture_per_class: Number of example images per class in the report, for at most 10 classes of a set.
+      features: "classifier" trains a small classifier for images outside the domain of the published
+        networks; "none" trains no classifier.
+      write_images: Write originals and reconstructions as PNG files to `evaluation/images` in the workdir.
     """
 
     networks: Annotated[tuple[NetworkName, ...], pydantic.BeforeValidator(split_names)] = ()
@@ -64,7 +64,7 @@ class EvaluationConfig:
         parse_tasks(self.tasks)
 
     def check(self, model: Model) -> None:
-        """Raise a ValueError unless the model can be given all tasks."""
+        """Raise a ValueError unless the model supports all tasks."""
         for task in parse_tasks(self.tasks):
             if not task.is_random:
                 task.mask(model.image_size)
@@ -75,7 +75,7 @@ class EvaluationConfig:
 
 
 class EvaluationSetup(Protocol):
-    """Sections that an evaluation depends on; an experiment's `Config` is one."""
+    """Config sections that an evaluation depends on; `Config` implements this protocol."""
 
     @property
     def seed(self) -> int: ...  # noqa: D102

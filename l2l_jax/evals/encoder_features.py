@@ -1,4 +1,4 @@
-"""Features that an encoder computes of images, layer by layer, averaged over places."""
+"""Encoder features of images, layer by layer, averaged over spatial positions."""
 
 import dataclasses
 import functools
@@ -13,12 +13,12 @@ from l2l_jax.evals.image_set import ImageSet
 from l2l_jax.evals.runner import BatchedRunner, per_image
 from l2l_jax.models.base import Model, Params
 
-OUTPUT = "output"  # name of the encoder's output among the layers
-EMBEDDED = 250  # test images of each set that are embedded, at most; evenly spaced
+OUTPUT = "output"  # layer name of the encoder's output
+EMBEDDED = 250  # maximum number of embedded test images per set; evenly spaced
 
 
 class EmbeddedImages(NamedTuple):
-    """Encoder outputs averaged over places, `[image, feature]`, by model and set; class ids by set."""
+    """Encoder outputs averaged over positions, `[image, feature]`, by model and set; class IDs by set."""
 
     features: dict[str, dict[str, np.ndarray]]
     labels: dict[str, np.ndarray]
@@ -28,22 +28,22 @@ def embed_images(
     compute: "EncoderFeatures", models: Mapping[str, Params], tests: Mapping[str, ImageSet]
 ) -> EmbeddedImages:
     """Compute the encoder outputs of models, by name, for at most `EMBEDDED` images of each set."""
-    found = EmbeddedImages({}, {})
+    embedded = EmbeddedImages({}, {})
     for name, params in models.items():
-        found.features[name] = {}
+        embedded.features[name] = {}
         for set_name, images in tests.items():
             layers, labels = compute(params, images)
             chosen = np.linspace(0, len(labels) - 1, min(len(labels), EMBEDDED)).astype(int)
-            found.features[name][set_name] = list(layers.values())[-1][chosen, 0]
-            found.labels[set_name] = labels[chosen]
-    return found
+            embedded.features[name][set_name] = list(layers.values())[-1][chosen, 0]
+            embedded.labels[set_name] = labels[chosen]
+    return embedded
 
 
 class EncoderFeatures:
-    """Encoder features by layer, averaged over places; compiled once for any number of models.
+    """Encoder features by layer, averaged over positions; compiled once for any number of models.
 
-    Layers are the encoder's modules in their order, and then its output (of a U-Net, the middle's).
-    `seed` decides the corruptions, of which every image gets as many as there are `draws`.
+    Layers are the encoder's modules in order, followed by its output (for a U-Net, that of the middle block).
+    Each image gets `draws` corruptions, which depend on `seed`.
     """
 
     def __init__(self, model: Model, batch_size: int, seed: int, draws: int = 1):
@@ -55,9 +55,9 @@ class EncoderFeatures:
         self._runner = BatchedRunner(per_image(self._features, seed), batch_size)
 
     def __call__(self, params: Params, images: ImageSet) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return features `[image, draw, feature]` by layer, float32, and class ids `[image]`."""
-        blocks = [(found, good.labels) for good, found in self._runner.over(params, images, "features")]
-        features = {name: np.concatenate([found[name] for found, _ in blocks]) for name in self._order}
+        """Return features `[image, draw, feature]` by layer, float32, and class IDs `[image]`."""
+        blocks = [(layers, good.labels) for good, layers in self._runner.over(params, images, "features")]
+        features = {name: np.concatenate([layers[name] for layers, _ in blocks]) for name in self._order}
         return features, np.concatenate([labels for _, labels in blocks])
 
     def _features(self, params: Params, image: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
@@ -66,25 +66,25 @@ class EncoderFeatures:
         return jax.vmap(functools.partial(self._features_of_draw, params, image))(keys)
 
     def _features_of_draw(self, params: Params, image: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        found: dict[str, jax.Array] = {}
+        layers: dict[str, jax.Array] = {}
 
         def listen(call, args, kwargs, context):
             returned = call(*args, **kwargs)
             if context.method_name == "__call__" and len(context.module.path) == 1:
                 arrays, name = _maps(returned), context.module.name
-                found.update({name if len(arrays) == 1 else f"{name}_{i}": x for i, x in enumerate(arrays)})
+                layers.update({name if len(arrays) == 1 else f"{name}_{i}": x for i, x in enumerate(arrays)})
             return returned
 
         inputs = self._model.corrupt(params, image[None], key)
         with nn.intercept_methods(listen):
             *skips, output = _maps(self._model.encode(params["encoder"], inputs))
-        # Most skips of a U-Net are what its modules returned.
-        new = [x for x in skips if not any(x is known for known in found.values())]
-        found |= {f"{OUTPUT}_{i}": x for i, x in enumerate(new)} | {OUTPUT: output}
-        self._order[:] = found  # JAX sorts the names of what it returns
-        return {name: x.astype("float32").mean(tuple(range(1, x.ndim - 1)))[0] for name, x in found.items()}
+        # Most skip connections of a U-Net are outputs of its modules.
+        new = [x for x in skips if not any(x is layer for layer in layers.values())]
+        layers |= {f"{OUTPUT}_{i}": x for i, x in enumerate(new)} | {OUTPUT: output}
+        self._order[:] = layers  # JAX sorts the keys of the returned dict
+        return {name: x.astype("float32").mean(tuple(range(1, x.ndim - 1)))[0] for name, x in layers.items()}
 
 
 def _maps(returned: Any) -> list[jax.Array]:
-    """Return the arrays of one image with places or channels."""
+    """Return the arrays with a batch axis of one image and at least one more axis."""
     return [x for x in jax.tree.leaves(returned) if x.ndim > 1 and x.shape[0] == 1]

@@ -1,8 +1,8 @@
-"""Evaluating models: inpainting the test images, observing the results, measuring.
+"""Evaluation of models: inpaint the test images, store per-image observations and compute metrics.
 
-Each process inpaints its share of the blocks of images and stores what it observes on disk (`ResultCache`). A
-killed evaluation resumes where it stopped, and one process reads all blocks in their order, so that metrics
-do not depend on the number of processes.
+Each process inpaints its share of the blocks of images and stores its observations on disk (`ResultCache`).
+An interrupted evaluation resumes where it stopped. One process reads all blocks in order, which makes the
+metrics independent of the number of processes.
 """
 
 import copy
@@ -31,12 +31,12 @@ from l2l_jax.utils.io import ResultCache, tree_hash
 from l2l_jax.utils.multihost import barrier, from_primary, is_primary
 from l2l_jax.utils.progress import Progress
 
-CLASSIFIER_IMAGES = 5000  # training images that the classifiers are trained on, at most; evenly spaced
-FORMAT = 2  # version of what is stored of observations
+CLASSIFIER_IMAGES = 5000  # maximum number of training images of the classifiers; evenly spaced
+FORMAT = 2  # version of the stored observations
 
 
 class TaskMetrics(NamedTuple):
-    """Metrics at one task by set ("retain", "forget", …): of reconstructions, and of the originals."""
+    """Metrics on one task by set ("retain", "forget", …), for reconstructions and for originals."""
 
     sets: dict[str, SetMetrics]
     real_images: dict[str, dict[str, float]]
@@ -45,29 +45,30 @@ class TaskMetrics(NamedTuple):
 class ModelMetrics(NamedTuple):
     """Metrics of one model by task, in the order of `config.evaluate.tasks`.
 
-    `shown` are reconstructions `[image, height, width, channel]` of the images of `Evaluation.shown`, by set,
-    at the first task; empty but in the primary process.
+    Attributes:
+      tasks: Metrics by task.
+      shown: Reconstructions `[image, height, width, channel]` of `Evaluation.shown` on the first task, by
+        set; empty except in the primary process.
     """
 
     tasks: dict[str, TaskMetrics]
-    # By set, reconstructions of `Evaluation.shown` at the first task; empty but in the primary process
     shown: dict[str, np.ndarray]
 
     @property
     def first(self) -> TaskMetrics:
-        """The first task."""
+        """Return the metrics of the first task."""
         return next(iter(self.tasks.values()))
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Metrics of the first task by set."""
+        """Return the metrics of the first task by set."""
         return {set_name: result.metrics for set_name, result in self.first.sets.items()}
 
 
 class Evaluation:
-    """The test images, tasks and networks of an experiment; observations are stored in a folder."""
+    """Test images, tasks and networks of an experiment; observations are stored in a folder."""
 
-    missing: dict[str, str]  # why metrics are not available, by name; set with `networks`
+    missing: dict[str, str]  # reasons why metrics are not available, by name; set by `networks`
 
     def __init__(self, setup: EvaluationSetup, folder: pathlib.Path):
         data, size = setup.data, setup.model.image_size
@@ -76,20 +77,20 @@ class Evaluation:
         test = open_source(data, "test", size)
         self.class_names = test.class_names
         sets = evaluation_sets(data, test)._asdict() | {"general": general_set(data, test)}
-        there = {set_name: source for set_name, source in sets.items() if source is not None}
-        self.tests = {name: ImageSet(setup, source, f"{name} test") for name, source in there.items()}
+        sources = {set_name: source for set_name, source in sets.items() if source is not None}
+        self.tests = {name: ImageSet(setup, source, f"{name} test") for name, source in sources.items()}
         self._batch_size = setup.evaluate.batch_size
         self._key = {"format": FORMAT, "batch_size": self._batch_size}
         self._inpaint_by(setup.model)
 
     def for_model(self, model: Model) -> "Evaluation":
-        """Return an evaluation of the same images by the same networks, of another model of such images."""
+        """Return an evaluation of another model with the same images and networks."""
         other = copy.copy(self)
         other._inpaint_by(model)
         return other
 
     def _inpaint_by(self, model: Model) -> None:
-        """Set the inpainters of all tasks, and of the first with each other way to run the model."""
+        """Set the inpainters of all tasks, and of the first task with each alternative of the model."""
         tasks = parse_tasks(self._setup.evaluate.tasks)
         runs = [(model, task) for task in tasks]
         for name, alternative in model.alternatives().items():
@@ -100,12 +101,12 @@ class Evaluation:
 
     @property
     def inpainter(self) -> Inpainter:
-        """The inpainter of the first task."""
+        """Return the inpainter of the first task."""
         return next(iter(self.inpainters.values()))
 
     @functools.cached_property
     def networks(self) -> dict[str, FeatureNetwork]:
-        """The feature networks by name; opened by all processes at the same point."""
+        """Return the feature networks by name; all processes must access them at the same point."""
         networks, self.missing = open_networks(self._setup.evaluate)
         if self._classifier_images is not None:
             return {**networks, "classifier": SmallClassifier(*self._classifier_images)}
@@ -117,7 +118,7 @@ class Evaluation:
 
     @functools.cached_property
     def _classifier_images(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Real images, uint8, and labels to train classifiers on; None: there are no classifiers."""
+        """Return real images, uint8, and labels to train classifiers on, or None without classifiers."""
         if self._setup.evaluate.features == "none" or min(map(len, self.tests.values())) < SPLITS:
             return None
         labels = np.concatenate([images.labels for images in self.tests.values()])
@@ -129,7 +130,7 @@ class Evaluation:
 
     @functools.cached_property
     def _masked_classifiers(self) -> dict[str, MaskedClassifier | None]:
-        """Classifiers of the masked region by task; None where every image has its own mask."""
+        """Return classifiers of the masked region by task; None for tasks with a mask per image."""
         images, masks = self._classifier_images, {name: x.mask for name, x in self.inpainters.items()}
         return {
             task: None if images is None or mask is None else MaskedClassifier(*images, mask)
@@ -138,14 +139,14 @@ class Evaluation:
 
     @property
     def has_classifier(self) -> bool:
-        """Return whether classes are read from the mask of the first task."""
+        """Return whether there is a classifier of the masked region of the first task."""
         return self._classifier_images is not None and self.inpainter.mask is not None
 
     def correct(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-        """Return whether the class of each image is read correctly from the mask of the first task.
+        """Return whether each image is classified correctly from the masked region of the first task.
 
-        Images `[image, height, width, channel]` are in the model's range, labels class ids `[image]`. Without
-        a classifier the result is None.
+        Images `[image, height, width, channel]` are in the model's range, labels are class IDs `[image]`.
+        Without a classifier, the result is None.
         """
         classifier = self._masked_classifiers[self.inpainter.task.name]
         if classifier is None:
@@ -154,18 +155,18 @@ class Evaluation:
 
     @functools.cached_property
     def shown(self) -> dict[str, Images]:
-        """The test images in pictures, by set."""
+        """Return the example images in the report, by set."""
         per_class = self._setup.evaluate.picture_per_class
         return {set_name: images.first_of_each_class(per_class) for set_name, images in self.tests.items()}
 
     def masked(self, set_name: str) -> np.ndarray:
-        """Return what a model is shown, at the first task, of the images of `shown`."""
+        """Return the masked images of `shown` on the first task."""
         return self.inpainter.masked(self.shown[set_name], set_name)
 
     def evaluate(self, params: Params, name: str) -> ModelMetrics:
-        """Inpaint all test images at all tasks and measure the results; called by all processes.
+        """Inpaint all test images on all tasks and compute metrics; called by all processes.
 
-        `name` is the model's, in its folder of observations and on the console.
+        `name` identifies the model in the folder of observations and on the console.
         """
         key = {"parameters": tree_hash(params), "model": repr(self._setup.model), "seed": self._setup.seed}
         slug = re.sub(r"[^A-Za-z0-9.]+", "_", name)
@@ -177,7 +178,7 @@ class Evaluation:
                 self._observe_set(model, set_name, f"inpaint {set_name} ({name})")
         tasks = {}
         for task, (sets, real) in from_primary(lambda: self._measure(model)).items():
-            tasks[task] = TaskMetrics({name: SetMetrics(*found) for name, found in sets.items()}, real)
+            tasks[task] = TaskMetrics({name: SetMetrics(*metrics) for name, metrics in sets.items()}, real)
         return ModelMetrics(tasks, self._shown(model) if is_primary() else {})
 
     @functools.cached_property
@@ -190,7 +191,7 @@ class Evaluation:
         return Observer(originals, images, networks, classifiers, self.class_names)
 
     def _observe_set(self, model: EvaluatedModel, set_name: str, title: str) -> None:
-        """Inpaint and observe this process's blocks of a set, unless that is stored."""
+        """Inpaint and observe this process's blocks of a set, unless the observations are stored."""
         share = slice(jax.process_index(), None, jax.process_count())
         images, shown = self.tests[set_name], set(self.shown[set_name].indices.tolist())
         total = len(images) * len(self.inpainters)
@@ -201,13 +202,13 @@ class Evaluation:
                     progress.update(block.size)
 
     def observed(self, member: str, set_name: str, model: str = "", task: str = "") -> np.ndarray | None:
-        """Return what was observed of a set, in its order, or None if it was not.
+        """Return an observation for all images of a set, in order, or None if it is not stored.
 
         Args:
-          member: Array such as "mse" or "classifier/features", see `evals.metrics.Read`.
+          member: Name of an array such as "mse" or "classifier/features", see `evals.metrics.Read`.
           set_name: Name of the set.
-          model: Name of a model that was evaluated; "": the originals.
-          task: Name of a task; "": the first.
+          model: Name of an evaluated model; "" for the originals.
+          task: Name of a task; "" for the first task.
         """
         cache = self._caches[model] if model else self._observer.originals
         return self._read(cache, task or self.inpainter.task.name, set_name, member)
@@ -226,26 +227,26 @@ class Evaluation:
         return tasks
 
     def _read(self, cache: ResultCache, task: str, set_name: str, member: str) -> np.ndarray | None:
-        """Read an array of all blocks of a set; None if there is none."""
+        """Read an array of all blocks of a set, or return None if it is not stored."""
         network, _, output = member.partition("/")
         if network == observer.MASKED and self._masked_classifiers[task] is None:
             return None
         is_original = cache is self._observer.originals
         kind = "whole" if is_original and network != observer.MASKED else task
-        judged = network in (*self.networks, observer.MASKED)
-        if is_original and not judged:
+        by_network = network in (*self.networks, observer.MASKED)
+        if is_original and not by_network:
             return None
         numbers = range(-(-len(self.tests[set_name]) // self._batch_size))
-        names = [entry(f"{kind}/{set_name}", number, network if judged else "") for number in numbers]
-        return cache.join(names, output if judged else member)
+        names = [entry(f"{kind}/{set_name}", number, network if by_network else "") for number in numbers]
+        return cache.join(names, output if by_network else member)
 
     def _shown(self, model: EvaluatedModel) -> dict[str, np.ndarray]:
-        """Return reconstructions of the images of `shown` at the first task."""
+        """Return reconstructions of the images of `shown` on the first task."""
         task, result = self.inpainter.task.name, {}
-        for set_name, shown in self.shown.items():
+        for set_name, examples in self.shown.items():
             stored: dict[int, np.ndarray] = {}
-            for number in sorted(set(shown.indices // self._batch_size)):
+            for number in sorted(set(examples.indices // self._batch_size)):
                 arrays = model.cache.get(entry(f"{task}/{set_name}", number), wait=True)
                 stored |= dict(zip(arrays[observer.SHOWN_PLACES], arrays[observer.SHOWN_IMAGES], strict=True))
-            result[set_name] = np.stack([stored[place] for place in shown.indices])
+            result[set_name] = np.stack([stored[index] for index in examples.indices])
         return result

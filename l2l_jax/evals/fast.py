@@ -1,9 +1,9 @@
 """FAST: a filter in front of a served model (Panda & Prathosh 2023, arXiv 2312.14895).
 
-The filter looks at features z of an image and refuses it if its score s(z) = ⟨z, z_t⟩ / ‖z_t‖ is above a
+The filter computes features z of an image and refuses it if its score s(z) = ⟨z, z_t⟩ / ‖z_t‖ is above a
 threshold. The direction z_t is the mean of the features of undesired references minus that of acceptable
-ones.
-No filter is unlearning: the weights still know, and whoever has them needs no filter.
+references. A filter is not unlearning: the weights still contain the knowledge, and anyone who has them can
+run the model without the filter.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from l2l_jax.errors import UserError
 from l2l_jax.models.base import Model, Params
 from l2l_jax.utils.io import atomic_write
 
-# The part of the parameters that a guarded model reads: "direction", "threshold" and any "network"
+# Part of the parameters for the filter of a model: "direction", "threshold" and optionally "network"
 FILTER = "filter"
-DRAWS = 4  # draws of T over which encoder features are averaged, the same draws for all images
-MINED = "mined"  # value of `FilterConfig.acceptable` for acceptable references that are mined
-CARD = "l2l_jax filter"  # key of the card in the metadata of a file
+DRAWS = 4  # number of draws of T to average encoder features over; the same draws for all images
+MINED = "mined"  # value of `FilterConfig.acceptable` for mined acceptable references
+CARD = "l2l_jax filter"  # key in the metadata of a safetensors file
 Count = Annotated[int, pydantic.Field(ge=0)]
 # `(network parameters, uint8 images) -> features [image, feature]`
 Outputs = Callable[[Any, jax.Array], jax.Array]
@@ -38,14 +38,14 @@ class FilterConfig:
     """A filter in front of a served model, see `l2l_jax.evals.fast`.
 
     Attributes:
-      features: "encoder": pooled features of T(x), for models whose weights are here; "classifier",
+      features: "encoder": pooled features of T(x), for models with available weights; "classifier",
         "inception", "resnet50" or "clip": features of the reconstruction by a network, for black boxes.
-      undesired: Folder of images that must not come out; empty: training images of `config.data.forget`.
-      acceptable: Folder of images that may; empty: training images of `config.data.retain`; "mined": the
-        training images of both sets that are least like the undesired ones, by the paper's rule.
-      references: Number of references of each kind, if there are so many.
+      undesired: Folder of images to refuse; empty: training images of `config.data.forget`.
+      acceptable: Folder of images to accept; empty: training images of `config.data.retain`; "mined": the
+        training images of both sets that differ most from the undesired images, by the paper's rule.
+      references: Maximum number of references of each kind.
       direction: "mean": difference of the means; "svm": normal of a linear support vector machine.
-      augment: Further references of each kind, drawn from a normal distribution of every feature.
+      augment: Number of additional references of each kind, drawn from a normal distribution per feature.
       false_alarms: Share of acceptable validation images that the threshold may refuse; "mean": the paper's
         threshold, the mean score of all references.
     """
@@ -65,21 +65,21 @@ class Filter(NamedTuple):
     Attributes:
       direction: z_t / ‖z_t‖, float32 `[feature]`.
       threshold: Greatest score that passes.
-      network: Arrays of the small classifier, if its features are read.
-      card: JSON-able facts: what the filter belongs to, and how it was made.
+      network: Arrays of the small classifier, if its features are used.
+      card: JSON-serializable metadata: identity of the model, and config of the filter.
     """
 
-    direction: np.ndarray  # z_t / ‖z_t‖, float32 `[feature]`
-    threshold: float  # greatest score that passes
-    network: dict[str, np.ndarray]  # arrays of the small classifier, if its features are read
-    card: dict[str, Any]  # JSON-able facts: what the filter belongs to, and how it was made
+    direction: np.ndarray
+    threshold: float
+    network: dict[str, np.ndarray]
+    card: dict[str, Any]
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """Return the scores `[image]` of features `[image, feature]`."""
         if features.shape[-1:] != self.direction.shape:
             raise UserError(
-                f"The filter reads {len(self.direction)} features and was given {features.shape[-1]}: it was "
-                "made for another model or network."
+                f"The filter takes {len(self.direction)} features, but got {features.shape[-1]}: it was "
+                "fitted for another model or network."
             )
         return features @ self.direction
 
@@ -102,17 +102,17 @@ class Filter(NamedTuple):
 
 
 def load_filter(path: pathlib.Path) -> Filter:
-    """Read a filter's file; a UserError if it is none."""
+    """Load a filter from a file; raise a UserError if the file is not a filter."""
     if not path.exists():
         raise UserError(f"{path} does not exist; name a file that `l2l-jax filter fit` wrote.")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            card = json.loads((file.metadata() or {})[CARD])
-            _ = card["features"], card["weights"]
+            metadata = json.loads((file.metadata() or {})[CARD])
+            _ = metadata["features"], metadata["weights"]
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         stem = "network/"
         network = {name.removeprefix(stem): x for name, x in arrays.items() if name.startswith(stem)}
-        return Filter(arrays["direction"], arrays["threshold"].item(), network, card)
+        return Filter(arrays["direction"], arrays["threshold"].item(), network, metadata)
     except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError):
         raise UserError(f"{path} is not a filter; expected a file that `l2l-jax filter fit` wrote.") from None
 
@@ -130,18 +130,20 @@ def fit(
     Args:
       undesired: Features of undesired references, `[image, feature]`.
       acceptable: Features of acceptable references; with `config.acceptable="mined"`, of any images.
-      config: How the direction and the threshold are chosen.
-      validation: Features of acceptable images that are no references, for a threshold at a rate of false
-        alarms.
-      seed: Seed of what is drawn.
+      config: Config of the filter.
+      validation: Features of acceptable images other than the references, to choose the threshold for a false
+        alarm rate.
+      seed: Random seed.
 
     Raises:
-      UserError: References are missing or do not fit together, or there are no validation images.
+      UserError: References are missing or have different numbers of features, or there are no validation
+        images.
     """
     for name, features in {"undesired": undesired, "acceptable": acceptable}.items():
         if len(features) < 2:
-            there = f"There are {len(features)} {name} references"
-            raise UserError(f"{there}; a filter needs at least 2, better 50.")
+            raise UserError(
+                f"There are {len(features)} {name} references; a filter needs at least 2, preferably 50."
+            )
     if undesired.shape[1:] != acceptable.shape[1:]:
         raise UserError(
             f"The references have {undesired.shape[1]} and {acceptable.shape[1]} features; expected those of "
@@ -160,7 +162,7 @@ def fit(
         threshold = float((np.concatenate(references) @ direction).mean())
     elif validation is None or not len(validation):
         raise UserError(
-            "A threshold at a rate of false alarms needs validation images: set "
+            "A threshold for a false alarm rate needs validation images: set "
             "config.data.validation_fraction, or config.filter.false_alarms=mean."
         )
     else:
@@ -169,51 +171,51 @@ def fit(
 
 
 def threshold_at(scores: np.ndarray, rate: float) -> float:
-    """Return the least score of acceptable images above which at most a share `rate` of them lies."""
+    """Return the least of the scores of acceptable images that at most a share `rate` of them exceeds."""
     ordered = np.sort(scores)
     return float(ordered[len(ordered) - 1 - int(rate * len(ordered) + 1e-9)])
 
 
 def mined(undesired: np.ndarray, pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return places in the pool of acceptable references, as many as there are undesired ones, if possible.
+    """Return pool indices of acceptable references, as many as there are undesired references, if possible.
 
-    The paper's rule: with the mean of the undesired features as the direction, those whose score is below
-    half the least score of an undesired one; chosen at random. Its features are latents with mean 0, so here
-    the pool's mean is subtracted first.
+    By the paper's rule, they are drawn at random from all images whose score, with the mean of the undesired
+    features as the direction, is below half the least score of undesired references. The paper's features are
+    latents with mean 0, so here the pool's mean is subtracted first.
 
     Raises:
-      UserError: No image of the pool is so different.
+      UserError: Fewer than two images of the pool differ enough.
     """
     center = pool.mean(0)
     direction = (undesired - center).mean(0)
     direction = direction / max(np.linalg.norm(direction), 1e-12)
     least = ((undesired - center) @ direction).min()
-    found = np.flatnonzero((pool - center) @ direction < least / 2)
-    if len(found) < 2:
+    candidates = np.flatnonzero((pool - center) @ direction < least / 2)
+    if len(candidates) < 2:
         raise UserError(
             "No acceptable references can be mined: no image scores below half the least undesired one. Name "
             "a folder of them with --config.filter.acceptable."
         )
-    return np.sort(rng.choice(found, min(len(found), len(undesired)), replace=False))
+    return np.sort(rng.choice(candidates, min(len(candidates), len(undesired)), replace=False))
 
 
 def _normal(undesired: np.ndarray, acceptable: np.ndarray) -> np.ndarray:
-    from sklearn.svm import LinearSVC  # start-up time
+    from sklearn.svm import LinearSVC  # slow to import
 
     features = np.concatenate([undesired, acceptable])
-    spread = features.std(0) + 1e-12  # features of one scale: fewer iterations
+    spread = features.std(0) + 1e-12  # features on the same scale need fewer iterations
     labels = np.repeat([1, 0], [len(undesired), len(acceptable)])
     machine = LinearSVC(random_state=0, dual=False).fit((features - features.mean(0)) / spread, labels)
     return machine.coef_[0] / spread
 
 
 def encoder_features(model: Model, params: Params, images: jax.Array, mask: np.ndarray) -> jax.Array:
-    """Return encoder features of T(x) averaged over places and `DRAWS` draws of T, `[image, feature]`.
+    """Return encoder features of T(x) averaged over positions and `DRAWS` draws of T, `[image, feature]`.
 
-    Pixels under the mask, which a served model does not get, are gray. The draws are the same for all images,
-    so that nobody can try until one passes.
+    Masked pixels, which are not inputs of a served model, are gray. The draws are the same for all images, so
+    repeated requests cannot pass by chance.
     """
-    seen = jnp.where(mask[None, ..., None], jnp.float32(np.mean(model.value_range)), images)
+    inputs = jnp.where(mask[None, ..., None], jnp.float32(np.mean(model.value_range)), images)
 
     def one(key: jax.Array) -> jax.Array:
         def of_image(image: jax.Array) -> jax.Array:
@@ -221,44 +223,44 @@ def encoder_features(model: Model, params: Params, images: jax.Array, mask: np.n
             pooled = (x.mean(axis=tuple(range(1, x.ndim - 1))) for x in jax.tree.leaves(output))
             return jnp.concatenate(list(pooled), axis=-1)[0]
 
-        return jax.vmap(of_image)(seen)
+        return jax.vmap(of_image)(inputs)
 
     return jnp.mean(jax.lax.map(one, jax.random.split(jax.random.key(0), DRAWS)), axis=0)
 
 
 def bytes_of(model: Model, images: jax.Array) -> jax.Array:
-    """Return images as uint8, as they are written to files."""
+    """Return images as uint8, rounded as when written to files."""
     low, high = model.value_range
     unit = (jnp.clip(images, low, high) - low) / (high - low)
     return jnp.rint(unit * 255).astype(jnp.uint8)
 
 
 def guarded(model: Model, outputs: Outputs | None = None) -> Model:
-    """Return a model that shows a gray mask in place of what `params["filter"]` refuses.
+    """Return a model whose reconstructions that `params["filter"]` refuses are replaced by a gray mask.
 
-    Parameters without that part are not filtered. With `outputs` the features are those of a network on the
-    reconstruction, whose parameters are `params["filter"]["network"]`; otherwise those of the encoder.
+    Parameters without that part are not filtered. With `outputs`, the features are those of a network applied
+    to the reconstruction, with parameters `params["filter"]["network"]`; otherwise those of the encoder.
     """
     family = type(model)
 
-    def guard(params: Params, images: jax.Array, mask: np.ndarray, shown: jax.Array) -> jax.Array:
+    def guard(params: Params, images: jax.Array, mask: np.ndarray, inpainted: jax.Array) -> jax.Array:
         if FILTER not in params:
-            return shown
+            return inpainted
         part = params[FILTER]
         if outputs is None:
             features = encoder_features(model, params, images, mask)
         else:
-            features = outputs(part["network"], bytes_of(model, shown))
+            features = outputs(part["network"], bytes_of(model, inpainted))
         refused = jnp.where(mask[None, ..., None], jnp.float32(np.mean(model.value_range)), images)
         blocked = features @ part["direction"] > part["threshold"]
-        return jnp.where(blocked[:, None, None, None], refused, shown)
+        return jnp.where(blocked[:, None, None, None], refused, inpainted)
 
     def inpaint(self: Any, params: Params, images: jax.Array, mask: np.ndarray, rng: jax.Array) -> jax.Array:
         return guard(params, images, mask, family.inpaint(self, params, images, mask, rng))
 
     def sample(self: Any, params: Params, images: Any, mask: Any, rng: jax.Array, noise: Any = None) -> Any:
-        shown, misfit = family.sample(self, params, images, mask, rng, noise)
-        return guard(params, images, mask, shown), misfit
+        inpainted, misfit = family.sample(self, params, images, mask, rng, noise)
+        return guard(params, images, mask, inpainted), misfit
 
     methods: Mapping[str, Any] = {"inpaint": inpaint, "sample": sample, "__repr__": lambda self: repr(model)}
     return type("Guarded", (family,), dict(methods))(**model.as_fields())

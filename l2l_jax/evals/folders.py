@@ -1,4 +1,4 @@
-"""Two folders of images compared without any model: reconstructions and originals."""
+"""Comparison of two folders of images, reconstructions and originals, without a model."""
 
 import functools
 import hashlib
@@ -19,12 +19,12 @@ from l2l_jax.utils.io import ResultCache
 from l2l_jax.utils.multihost import barrier, from_primary
 from l2l_jax.utils.progress import Progress
 
-PAIRED = ("psnr", "ssim", "mse", *metrics_of("clip"))  # metrics that need an image's own original
-Observed = dict[str, np.ndarray]  # arrays that start with the image axis, by name
+PAIRED = ("psnr", "ssim", "mse", *metrics_of("clip"))  # metrics that need pairs of image and original
+Observed = dict[str, np.ndarray]  # arrays with a leading image axis, by name
 
 
 class Folder(NamedTuple):
-    """The images below a folder: their paths, relative to it, by the path without its ending."""
+    """Images below a folder: relative paths by the path without its extension."""
 
     root: pathlib.Path
     files: dict[str, str]
@@ -35,18 +35,18 @@ def open_images(root: pathlib.Path, flag: str) -> Folder:
     if not root.is_dir():
         raise UserError(f"{flag}={root} is not a folder; name one that holds images.")
     lister = Lister(root)
-    found = lister.images("")
+    paths = lister.images("")
     passed_over = lister.report()
-    if not found:
+    if not paths:
         raise UserError(
             f"{flag}={root} holds no image: no file below it ends in {', '.join(SUFFIXES[:4])}, …"
             + (f" Passed over: {passed_over}." if passed_over else "")
         )
     files: dict[str, str] = {}
-    for path in found:
+    for path in paths:
         name = os.path.splitext(path)[0]
         if name in files:
-            raise UserError(f"{flag}={root} holds both {files[name]} and {path}: which of them is {name}?")
+            raise UserError(f"{flag}={root} holds both {files[name]} and {path}: keep only one {name}.")
         files[name] = path
     return Folder(root, files)
 
@@ -59,20 +59,20 @@ def compare_folders(
 ) -> SetMetrics:
     """Measure reconstructions, `images`, against originals, `reference`.
 
-    Where both folders hold the same names, images of one name are compared with each other: PSNR, MSE and
-    SSIM of whole images, and CLIP's cosines. All processes take a share of the images. Observations are
-    stored in a folder, so that a later call resumes; several hosts need shared storage.
+    If both folders hold the same names, images with the same name are compared: PSNR, MSE and SSIM of whole
+    images, and CLIP's cosines. Each process handles a share of the images. Observations are stored in a
+    folder, from which a later call resumes; with several hosts it must be on shared storage.
 
     Raises:
-      UserError: An image that cannot be decoded, or is not of its original's size.
+      UserError: An image cannot be decoded, or its size differs from that of its original.
     """
     paired = images.files.keys() == reference.files.keys()
     folders = {"images": (images, reference if paired else None), "reference": (reference, None)}
     read = {}
     for name, (folder, originals) in folders.items():
         root, names = folder.root.resolve(), list(folder.files)
-        place = f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}-{name}"
-        cache = ResultCache(stored / "folders" / place, {"batch_size": batch_size})
+        slug = f"{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}-{name}"
+        cache = ResultCache(stored / "folders" / slug, {"batch_size": batch_size})
         starts = range(0, len(names), batch_size)
         blocks = {f"{n:05d}": names[first : first + batch_size] for n, first in enumerate(starts)}
         with barrier(), Progress(f"{folder.root}", len(names), unit="image") as progress:
@@ -94,7 +94,7 @@ def compare_folders(
 def _observe(
     cache: ResultCache, block: str, names: list, folder: Folder, originals: Folder | None, networks: Networks
 ) -> None:
-    """Observe a block of images, and against their originals if there are any, unless that is stored."""
+    """Observe a block of images, paired with their originals if given, unless the result is stored."""
     files = [(folder.root / folder.files[name]).read_bytes() for name in names]
     others = [] if originals is None else [(originals.root / originals.files[n]).read_bytes() for n in names]
     stamp: list[Any] = [hashlib.sha256(encoded).hexdigest() for encoded in (*files, *others)]
@@ -130,7 +130,7 @@ def _observe(
 def _by_shape(pixels: Sequence[np.ndarray], observe: Callable[[list[int]], Observed]) -> Observed:
     """Observe the images of each shape together and return the results in the order of the images.
 
-    What not every shape has (SSIM of small images) is left out.
+    Observations that some shapes lack (SSIM of small images) are left out.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, image in enumerate(pixels):

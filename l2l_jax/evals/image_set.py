@@ -1,4 +1,4 @@
-"""Test images, decoded block by block: a test set of photographs may be larger than the memory."""
+"""Test images, decoded block by block, because a test set of photographs may not fit in memory."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +13,12 @@ from l2l_jax.data.transforms import Transform, TransformConfig, in_range
 from l2l_jax.evals.config import EvaluationSetup
 from l2l_jax.utils.threads import DaemonPool
 
-SHOWN_CLASSES = 10  # classes of a set in a picture, at most; evenly spaced
-THREADS, CHUNK = 4, 16  # threads that decode, and images that one reads at a time
+SHOWN_CLASSES = 10  # maximum number of classes per set with example images; evenly spaced
+THREADS, CHUNK = 4, 16  # number of decoding threads, and of images that a thread reads at a time
 
 
 class Images(NamedTuple):
-    """Some images of a set, float32 `[image, height, width, channel]`, with places in it and class ids."""
+    """Images of a set, float32 `[image, height, width, channel]`, with their indices in it and class IDs."""
 
     indices: np.ndarray
     images: np.ndarray
@@ -26,9 +26,9 @@ class Images(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Neighboring images of a set: those that can be decoded, and why others cannot, by their names.
+    """Consecutive images of a set: decodable images, and the errors of other images by name.
 
-    `digest` is the SHA-256 of the decoded images, their labels and places.
+    `digest` is the SHA-256 of the decoded images, their labels and indices.
     """
 
     number: int
@@ -39,16 +39,16 @@ class Block(NamedTuple):
 
 
 class ImageSet:
-    """Images of a source, decoded on demand; those that cannot be decoded are left out.
+    """Images of a source, decoded on demand; images that cannot be decoded are left out.
 
     Args:
-      setup: The experiment, as whose test images they are prepared.
-      source: The images.
+      setup: Config of the experiment; images are preprocessed like its test images.
+      source: Source of the images.
       name: Name of the set in messages.
-      transform: Another transform.
+      transform: Transform to use instead of the experiment's.
 
     Attributes:
-      skipped: Why images were left out, by their names; complete once all blocks were read.
+      skipped: Reasons why images were left out, by name; complete once all blocks are read.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ImageSet:
         return len(self.labels)
 
     def blocks(self, size: int, share: slice = slice(None)) -> Iterator[Block]:
-        """Yield `size` images at a time, of all blocks or a share; the next block is decoded meanwhile."""
+        """Yield all blocks of `size` images or a share; the next block is decoded in the background."""
         numbers = range(-(-len(self) // size))[share]
 
         def read(number: int) -> Block:
@@ -83,13 +83,13 @@ class ImageSet:
                     yield block
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Images:
-        """Return those of some images that can be decoded."""
+        """Return the images at the given indices, without those that cannot be decoded."""
         good, skipped, _ = self._read(np.asarray(indices))
         self.skip(skipped)
         return good
 
     def _read(self, indices: np.ndarray) -> tuple[Images, dict[str, str], str]:
-        """Return the images that can be decoded, why others cannot, and the digest of all."""
+        """Return the decodable images, the errors of other images by name, and the digest of all."""
         rows = [Row(0, int(i), 0) for i in indices]
         with DaemonPool(THREADS) as pool:
             parts = pool.map(self._reader.read, [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)])
@@ -107,7 +107,7 @@ class ImageSet:
         return images, skipped, digest.hexdigest()
 
     def first_of_each_class(self, per_class: int) -> Images:
-        """Return the first images of each class, of `SHOWN_CLASSES` classes at most."""
+        """Return the first images of each class, for at most `SHOWN_CLASSES` classes."""
         classes = np.unique(self.labels)
         if len(classes) > SHOWN_CLASSES:
             classes = classes[np.linspace(0, len(classes) - 1, SHOWN_CLASSES).astype(int)]
@@ -120,6 +120,6 @@ class ImageSet:
         return Images(*map(np.concatenate, zip(*blocks, strict=True)))
 
     def skip(self, bad: Mapping[str, str]) -> None:
-        """Note images that could not be decoded, with the reason by name."""
+        """Record images that could not be decoded, as reasons by name."""
         self.skipped.update(bad)
         self._limits.record(self._name, [BadImage(name, reason) for name, reason in bad.items()])

@@ -1,4 +1,4 @@
-"""Inpainting the images of a set, and its error."""
+"""Inpainting of the images of a set, and its error."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,14 +16,14 @@ from l2l_jax.models.base import Model, Params
 
 
 class Inpainter:
-    """Fills the masked regions of a task; compiled once for any number of models.
+    """A function that fills the masked regions of a task; compiled once for any number of models.
 
-    What is drawn for an image, sampling and random patches alike, depends on the seed, the image's set and
-    its place there alone, not on batches, devices, processes or models.
+    Random draws for an image, both of sampling and of patches, depend only on the seed, the image's set and
+    its index in the set, and not on batches, devices, processes or models.
 
     Attributes:
-      mask: The mask of all images, bool `[height, width]`; None: each image has its own.
-      runner: Takes rows "images", "places", "sets" and, where images have their own masks, "visible".
+      mask: Mask of all images, bool `[height, width]`; None if each image has its own mask.
+      runner: Runner for rows "images", "places" (indices), "sets" and, for masks per image, "visible".
     """
 
     def __init__(self, model: Model, task: InpaintingTask, *, batch_size: int, seed: int):
@@ -45,13 +45,13 @@ class Inpainter:
         self.place = self.runner.place
 
     def masks(self, set_name: str, places: np.ndarray) -> np.ndarray:
-        """Return the masks of places in a set, bool `[image, height, width]`, True where hidden."""
+        """Return the masks of images, given their indices in a set, bool `[image, height, width]`."""
         if self.mask is not None:
             return np.broadcast_to(self.mask, (len(places), *self.mask.shape))
         return patch_masks(self._visible(set_name, places), self._grid, self._size)
 
     def masked(self, images: Images, set_name: str) -> np.ndarray:
-        """Return pictures of what the model is shown: masked regions are gray."""
+        """Return the images with gray masked regions."""
         gray = np.float32(np.mean(self.value_range))
         return np.where(self.masks(set_name, images.indices)[..., None], gray, images.images)
 
@@ -61,7 +61,7 @@ class Inpainter:
         return self.runner(params, image_rows(images, set_name) | {"visible": visible})
 
     def over(self, params: Params, images: ImageSet, set_name: str) -> Iterator[tuple[Images, np.ndarray]]:
-        """Yield the images of a set and their reconstructions, a batch at a time; every process gets all."""
+        """Yield batches of the images of a set and their reconstructions; every process gets all batches."""
         params = self.place(params)
         for block in images.blocks(self.runner.batch_size):
             if len(block.good.labels):
@@ -76,7 +76,7 @@ class Inpainter:
         return np.concatenate(errors)
 
     def _visible(self, set_name: str, places: np.ndarray) -> np.ndarray:
-        """Return the visible patches `[image, patch]`; none where all images share a mask."""
+        """Return the visible patches `[image, patch]`; empty if all images share a mask."""
         if self.mask is not None:
             return np.zeros((len(places), 0), np.int32)
         seeds = ((self._seed, set_number(set_name), int(place)) for place in places)
@@ -90,10 +90,10 @@ def masked_errors(
     inpainter: Any = None,
     set_name: str = "validation",
 ) -> np.ndarray:
-    """Return the masked MSE of each image of a source at the first task, `[image]`.
+    """Return the masked MSE of each image of a source on the first task, `[image]`.
 
-    The noise of sampling depends on `set_name`: the evaluation's name of a set gives the evaluation's errors.
-    An `inpainter` of the task saves compiling another.
+    The sampling noise depends on `set_name`: with the name that the evaluation uses for a set, the errors are
+    those of the evaluation. Passing an `inpainter` of the task avoids compiling another one.
     """
     if inpainter is None:
         task, size = parse_tasks(setup.evaluate.tasks)[0], setup.evaluate.batch_size

@@ -1,4 +1,4 @@
-"""95 % confidence intervals of metrics, by resampling the images they were measured on (Efron 1979)."""
+"""Bootstrap 95% confidence intervals of metrics over the measured images (Efron 1979)."""
 
 import statistics
 import warnings
@@ -9,12 +9,12 @@ import numpy as np
 
 LEVEL = 0.95  # confidence level of all intervals
 RESAMPLES = 1000  # number of resamples
-# Number of resamples for metrics that take long, of which only the standard error is needed
+# Number of resamples for expensive metrics, for which only the standard error is needed
 COSTLY_RESAMPLES = 100
 
 
 class Interval(NamedTuple):
-    """A metric on all images, and the ends of its interval of confidence `LEVEL`."""
+    """A metric on all images, and the bounds of its confidence interval at level `LEVEL`."""
 
     value: float
     low: float
@@ -25,14 +25,14 @@ class Interval(NamedTuple):
 
 
 def bootstrap(statistic: Callable[..., np.ndarray], *counts: int, seed: int = 0) -> Interval:
-    """Compute the percentile interval of a statistic over images.
+    """Compute the percentile bootstrap interval of a statistic over images.
 
     The statistic takes an array of indices `[…, image]` for each of `counts`, the numbers of images of
-    independent sets, and reduces the last axis. Arrays that it looks up with the same indices are resampled
-    together. Resamples whose statistic is NaN are left out.
+    independent sets, and reduces the last axis. Arrays indexed with the same indices are resampled jointly.
+    Resamples whose statistic is NaN are left out.
     """
     if not all(counts):
-        raise ValueError("there is no interval of a metric of no images")
+        raise ValueError("an interval needs at least one image in each set")
     value = float(statistic(*map(np.arange, counts)))
     drawn = _resample(statistic, counts, RESAMPLES, seed, vectorized=True)
     drawn = drawn[~np.isnan(drawn)]
@@ -44,7 +44,7 @@ def bootstrap(statistic: Callable[..., np.ndarray], *counts: int, seed: int = 0)
 
 
 def mean_interval(values: np.ndarray, *, seed: int = 0) -> Interval:
-    """Compute the percentile interval of the mean of `values` `[image]`."""
+    """Compute the percentile bootstrap interval of the mean of `values` `[image]`."""
     values = np.asarray(values, np.float64)
     return bootstrap(lambda chosen: values[chosen].mean(-1), len(values), seed=seed)
 
@@ -54,8 +54,8 @@ def standard_interval(
 ) -> Interval:
     """Compute the metric ± 1.96 bootstrap standard errors; the statistic takes indices `[image]`.
 
-    For metrics of distributions, such as the Fréchet distance: images that a resample holds twice increase
-    it, so that percentiles would be biased. Its spread is right all the same. `least` is its least value.
+    Use it for metrics of distributions, such as the Fréchet distance: duplicate images in a resample increase
+    them, which biases percentiles but not the spread. `least` is the least value of the metric.
     """
     value = float(statistic(np.arange(count)))
     error = _resample(statistic, (count,), resamples, 0, vectorized=False).std(ddof=1)
@@ -66,14 +66,14 @@ def standard_interval(
 def _resample(
     statistic: Callable, counts: tuple[int, ...], resamples: int, seed: int, *, vectorized: bool
 ) -> np.ndarray:
-    import scipy.stats  # start-up time: 0.7 s
+    import scipy.stats  # imported late: takes 0.7 s
 
     if min(counts) == 1:  # a single image does not vary
         return np.full(resamples, np.nan)
     data, options = [np.arange(count) for count in counts], dict(vectorized=vectorized, method="percentile")
     reduce = (lambda *chosen, axis: statistic(*chosen)) if vectorized else statistic
     options |= dict(n_resamples=resamples, rng=np.random.default_rng(seed))
-    options["batch"] = max(1, 2**22 // max(counts))  # some 30 MB of indices
+    options["batch"] = max(1, 2**22 // max(counts))  # about 30 MB of indices
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)  # resamples without a value
         return scipy.stats.bootstrap(data, reduce, **options).bootstrap_distribution

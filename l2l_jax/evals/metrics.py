@@ -1,4 +1,4 @@
-"""Metrics of reconstructions: of single images, and of a set."""
+"""Metrics of reconstructions, per image and per set."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -12,7 +12,7 @@ from l2l_jax.evals import statistics
 from l2l_jax.evals.intervals import COSTLY_RESAMPLES, Interval, mean_interval, standard_interval
 
 WINDOW_SIGMA = 1.5
-WINDOW_RADIUS = 5  # the Gaussian window of SSIM, in pixels: 11×11, as in Wang et al. 2004
+WINDOW_RADIUS = 5  # radius in pixels of the Gaussian window of SSIM, 11×11 as in Wang et al. 2004
 
 
 class Metric(NamedTuple):
@@ -36,21 +36,21 @@ METRICS = {
     "classifier_score": Metric("Inception Score (small classifier)", ".2f", "higher"),
     "accuracy": Metric("accuracy", ".3f", "higher"),
 }
-"""The metrics in tables, in their order."""
+"""The metrics in tables, in order."""
 
-# Fréchet and kernel distance by the network whose features are compared
+# Fréchet and kernel distances by the network that computes the features
 DISTANCES = {"inception": ("fid", "kid"), "classifier": ("classifier_distance", None)}
-# Inception Scores by the network whose classes are meant
+# Inception Scores by the network that computes the class probabilities
 SCORES = {"inception": "inception_score", "resnet50": "scene_score", "classifier": "classifier_score"}
-# Cosines of reconstruction and original by the network whose features are compared
+# Cosine similarities of reconstruction and original by the network that computes the features
 COSINES = {"clip": "clip_cosine"}
-SPLITS = 10  # parts of a set for the Inception Score: it needs as many images
-BY_CLASS = ("mse", "accuracy")  # metrics of the single classes
-# Features from which a Fréchet distance takes seconds, and the resamples of its interval
+SPLITS = 10  # number of splits of a set for the Inception Score, which needs at least this many images
+BY_CLASS = ("mse", "accuracy")  # metrics reported for each class
+# Number of features from which a Fréchet distance takes seconds, and number of resamples of its interval
 WIDE, WIDE_RESAMPLES = 256, 10
-# Images with which the Fréchet Inception Distance is usually computed (Heusel et al. 2017)
+# Number of images with which the Fréchet Inception Distance is usually computed (Heusel et al. 2017)
 RECOMMENDED = 10_000
-# An array `[image, …]` of a whole set by name, such as "mse" or "clip/features"; None: not observed
+# Returns an array `[image, …]` of a whole set by name, such as "mse" or "clip/features"; None: not observed
 Read = Callable[[str], np.ndarray | None]
 
 
@@ -61,7 +61,7 @@ def metrics_of(network: str) -> list[str]:
 
 
 def masked_mse(originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Return the mean squared error inside the mask of every image, float64 `[image]`.
+    """Return the mean squared error inside the mask of each image, float64 `[image]`.
 
     Images are `[image, height, width, channel]`; masks bool `[image, height, width]`, or `[height, width]`
     for all.
@@ -71,7 +71,7 @@ def masked_mse(originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray) 
 
 
 def psnr(mse: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """Return the peak signal-to-noise ratio in dB of mean squared errors; at least 1e-10 each."""
+    """Return the peak signal-to-noise ratio in dB of mean squared errors, which are clipped to 1e-10."""
     peak = value_range[1] - value_range[0]
     return 10 * np.log10(peak**2 / np.maximum(mse, 1e-10))
 
@@ -84,7 +84,7 @@ def ssim(originals: np.ndarray, inpainted: np.ndarray, value_range: tuple[float,
     if min(originals.shape[1:3]) < 2 * WINDOW_RADIUS + 1:
         raise ValueError(f"SSIM needs images of at least 11×11 pixels, not {originals.shape[1:3]}")
     count = len(originals)
-    padding = [(0, (1 << (count - 1).bit_length()) - count)] + [(0, 0)] * 3  # few shapes to compile for
+    padding = [(0, (1 << (count - 1).bit_length()) - count)] + [(0, 0)] * 3  # to compile for few shapes
     low, high = value_range
     unit = [np.pad((np.asarray(x, np.float32) - low) / (high - low), padding) for x in (originals, inpainted)]
     return np.asarray(_ssim(*unit))[:count]
@@ -114,7 +114,7 @@ def _ssim(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def to_uint8(images: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """Return images as they are written to files and shown to the networks: 8 bits, clipped and rounded."""
+    """Convert images to uint8, clipped and rounded, as for files and as inputs of the networks."""
     low, high = value_range
     return np.rint((np.clip(images, low, high) - low) * np.float32(255 / (high - low))).astype(np.uint8)
 
@@ -122,7 +122,7 @@ def to_uint8(images: np.ndarray, value_range: tuple[float, float]) -> np.ndarray
 def observe_pairs(
     originals: np.ndarray, inpainted: np.ndarray, masks: np.ndarray, value_range: tuple[float, float]
 ) -> dict[str, np.ndarray]:
-    """Return "psnr" and "mse" of the masked regions and, of images that are not too small, "ssim".
+    """Return "psnr" and "mse" of the masked regions and, unless the images are too small, "ssim".
 
     See `masked_mse` and `ssim` for the shapes.
     """
@@ -134,7 +134,7 @@ def observe_pairs(
 
 
 def balanced_accuracy(correct: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean over classes of the share of images whose class is read correctly."""
+    """Return the mean over classes of the share of correctly classified images."""
     return float(np.mean([correct[labels == label].mean() for label in np.unique(labels)]))
 
 
@@ -144,11 +144,11 @@ class SetMetrics(NamedTuple):
     # By the names in `METRICS`; "balanced_accuracy"; and `NAME_std` for the spread over subsets (KID) or
     # splits (Inception Score)
     metrics: dict[str, float]
-    # Ends of 95 % intervals by the same names, see `l2l_jax.evals.intervals`
+    # Bounds of 95% intervals by the same names, see `l2l_jax.evals.intervals`
     intervals: dict[str, tuple[float, float]]
-    missing: dict[str, str]  # why other metrics are not available, by name
-    unreliable: dict[str, str]  # why metrics that are there need more images, by name
-    classes: dict[str, dict[str, float]]  # "count", "mse" and "accuracy" by the name of the class
+    missing: dict[str, str]  # reasons why other metrics are not available, by name
+    unreliable: dict[str, str]  # reasons why available metrics need more images, by name
+    classes: dict[str, dict[str, float]]  # "count", "mse" and "accuracy" by class name
 
     def _add(self, name: str, interval: Interval) -> None:
         self.metrics[name] = interval.value
@@ -159,83 +159,83 @@ class SetMetrics(NamedTuple):
 def measure(read: Read, read_original: Read, class_names: Sequence[str] = ()) -> SetMetrics:
     """Compute the metrics of a set of reconstructions.
 
-    These are means over images of PSNR and MSE in the masked region, of SSIM of whole images, of CLIP
-    cosines of reconstruction and original, and of how often the class is read from the masked region alone;
+    These are means over images of PSNR and MSE in the masked region, of SSIM of whole images, of CLIP cosine
+    similarities of reconstruction and original, and of the accuracy of a classifier of the masked region;
     Fréchet and kernel distance of originals and reconstructions; Inception Scores of the reconstructions.
 
-    Both functions read what was observed, of reconstructions and of originals; `class_names` belong to the
-    ids in `read("labels")`.
+    `read` and `read_original` return the observations of reconstructions and of originals; `class_names` are
+    indexed by the class IDs in `read("labels")`.
     """
-    found = SetMetrics({}, {}, {}, {}, {})
+    metrics = SetMetrics({}, {}, {}, {}, {})
     per_image = {name: values for name in ("psnr", "ssim", "mse") if (values := read(name)) is not None}
     labels, classes = read("labels"), read("masked/classes")
     if classes is not None and labels is not None:
         per_image["accuracy"] = classes == labels
-        found.metrics["balanced_accuracy"] = balanced_accuracy(per_image["accuracy"], labels)
+        metrics.metrics["balanced_accuracy"] = balanced_accuracy(per_image["accuracy"], labels)
     for label in () if labels is None else np.unique(labels):
         row = {name: float(x[labels == label].mean()) for name, x in per_image.items() if name in BY_CLASS}
-        found.classes[str(class_names[label])] = {"count": int((labels == label).sum()), **row}
+        metrics.classes[str(class_names[label])] = {"count": int((labels == label).sum()), **row}
     for network, name in COSINES.items():
         features, others = read(f"{network}/features"), read_original(f"{network}/features")
         if features is not None and others is not None and len(features) == len(others):
             per_image[name] = statistics.cosine_similarities(features, others)
     for name, values in per_image.items():
-        found._add(name, mean_interval(values))
+        metrics._add(name, mean_interval(values))
     for network, (frechet, kernel) in DISTANCES.items():
         features, others = read(f"{network}/features"), read_original(f"{network}/features")
         if features is not None and others is not None:
-            _add_distances(found, frechet, kernel, features, others)
+            _add_distances(metrics, frechet, kernel, features, others)
     for network, name in SCORES.items():
-        _add_score(found, name, read(f"{network}/probabilities"))
-    return found
+        _add_score(metrics, name, read(f"{network}/probabilities"))
+    return metrics
 
 
 def measure_originals(read_original: Read, labels: np.ndarray | None) -> dict[str, float]:
-    """Compute Inception Scores of originals, and how often their class is read from the masked region."""
-    found = SetMetrics({}, {}, {}, {}, {})
+    """Compute Inception Scores of originals, and the accuracy of the classifier of the masked region."""
+    metrics = SetMetrics({}, {}, {}, {}, {})
     for network, name in SCORES.items():
-        _add_score(found, name, read_original(f"{network}/probabilities"))
+        _add_score(metrics, name, read_original(f"{network}/probabilities"))
     classes = read_original("masked/classes")
     if classes is not None and labels is not None:
-        found.metrics["accuracy"] = float((classes == labels).mean())
-        found.metrics["balanced_accuracy"] = balanced_accuracy(classes == labels, labels)
-    return found.metrics
+        metrics.metrics["accuracy"] = float((classes == labels).mean())
+        metrics.metrics["balanced_accuracy"] = balanced_accuracy(classes == labels, labels)
+    return metrics.metrics
 
 
 def _add_distances(
-    found: SetMetrics, frechet: str, kernel: str | None, features: np.ndarray, others: np.ndarray
+    metrics: SetMetrics, frechet: str, kernel: str | None, features: np.ndarray, others: np.ndarray
 ) -> None:
     count, width = min(len(features), len(others)), features.shape[1]
     if count < 2:
-        found.missing.update(dict.fromkeys(filter(None, (frechet, kernel)), "it needs two images"))
+        metrics.missing.update(dict.fromkeys(filter(None, (frechet, kernel)), "it needs two images"))
         return
-    found.metrics[frechet] = statistics.frechet_distance(features, others)
+    metrics.metrics[frechet] = statistics.frechet_distance(features, others)
     too_few = f"{count:,} images are too few"
     if count <= width:  # a singular covariance
         usual = f"; {RECOMMENDED:,} are usual" if frechet == "fid" else ""
-        found.unreliable[frechet] = f"{too_few}: it needs more than its {width:,} features{usual}"
+        metrics.unreliable[frechet] = f"{too_few}: it needs more than its {width:,} features{usual}"
     elif len(features) == len(others):
-        # Of wide features a distance takes seconds; of narrow ones, a second thread costs more than it saves.
+        # With wide features a distance takes seconds; with narrow ones, a second thread does not pay off.
         resamples, threads = (WIDE_RESAMPLES, None) if width >= WIDE else (COSTLY_RESAMPLES, 1)
 
         def distance(chosen: np.ndarray) -> float:
             return statistics.frechet_distance(features[chosen], others[chosen])
 
         with threadpool_limits(threads):
-            found._add(frechet, standard_interval(distance, count, resamples=resamples, least=0.0))
+            metrics._add(frechet, standard_interval(distance, count, resamples=resamples, least=0.0))
     if kernel is not None:
-        found.metrics[kernel], spread = statistics.kernel_distance(features, others)
+        metrics.metrics[kernel], spread = statistics.kernel_distance(features, others)
         if count > statistics.KERNEL_SUBSET:
-            found.metrics[f"{kernel}_std"] = spread
+            metrics.metrics[f"{kernel}_std"] = spread
         else:  # all subsets would be the whole set
             least = f"its spread over subsets needs more than {statistics.KERNEL_SUBSET:,}"
-            found.unreliable[kernel] = f"{too_few}: {least}"
+            metrics.unreliable[kernel] = f"{too_few}: {least}"
 
 
-def _add_score(found: SetMetrics, name: str, probabilities: np.ndarray | None) -> None:
+def _add_score(metrics: SetMetrics, name: str, probabilities: np.ndarray | None) -> None:
     if probabilities is None:
         return
     if len(probabilities) < SPLITS:
-        found.missing[name] = f"it needs {SPLITS} images, and there are {len(probabilities)}"
+        metrics.missing[name] = f"it needs {SPLITS} images, and there are {len(probabilities)}"
         return
-    found.metrics[name], found.metrics[f"{name}_std"] = statistics.inception_score(probabilities, SPLITS)
+    metrics.metrics[name], metrics.metrics[f"{name}_std"] = statistics.inception_score(probabilities, SPLITS)

@@ -1,4 +1,4 @@
-"""Observing originals and reconstructions of blocks of images, and storing what was observed."""
+"""Per-image observations of originals and reconstructions, stored by block of images."""
 
 import dataclasses
 import functools
@@ -19,14 +19,14 @@ from l2l_jax.models.base import Params
 from l2l_jax.utils.io import ResultCache, atomic_file
 
 SKIPPED_NAMES, SKIPPED_REASONS, WRITTEN = "skipped/names", "skipped/reasons", "written"
-# Facts that are stored with the observations of a block
+# Names of arrays stored with the observations of a block
 SHOWN_PLACES, SHOWN_IMAGES = "shown/places", "shown/images"
-MASKED = "masked"  # the classifier of the masked region among the networks
+MASKED = "masked"  # network name of the classifier of the masked region
 PNG_THREADS = 4
 
 
 class EvaluatedModel(NamedTuple):
-    """Parameters placed on the devices, a name fit for folders, and what is observed of reconstructions."""
+    """Parameters on the devices, a name for folders, and the observations of reconstructions."""
 
     params: Params
     name: str
@@ -35,21 +35,21 @@ class EvaluatedModel(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Observer:
-    """Observes blocks of a set unless that is stored; networks, with entries of their own, come and go."""
+    """An observer of blocks of a set that stores its results; networks have entries of their own."""
 
-    originals: ResultCache  # what is observed of originals, for all models
-    images: pathlib.Path | None  # folder for PNG files; None: none are written
+    originals: ResultCache  # observations of originals, for all models
+    images: pathlib.Path | None  # folder for PNG files; None: no files are written
     networks: Mapping[str, FeatureNetwork]  # feature networks of whole images, by name
-    # Classifiers of the masked region by name of the task; None where there is none
+    # Classifiers of the masked region by task name; None for tasks without one
     classifiers: Mapping[str, FeatureNetwork | None]
-    class_names: Sequence[str]  # names of the class ids
+    class_names: Sequence[str]  # class names by class ID
 
     def observe(
         self, model: EvaluatedModel, inpainter: Inpainter, set_name: str, block: Block, shown: Collection[int]
     ) -> None:
-        """Inpaint a block of images and store what is observed of originals and reconstructions.
+        """Inpaint a block of images and store observations of originals and reconstructions.
 
-        `shown` are the places in the set of the images whose reconstructions are stored for pictures.
+        `shown` are the indices in the set of the example images, whose reconstructions are also stored.
         """
         good, task, number = block.good, inpainter.task.name, block.number
         pixels = functools.cache(lambda: to_uint8(good.images, inpainter.value_range))
@@ -96,24 +96,24 @@ class Observer:
 
 
 class _Networks:
-    """The networks among some that have not seen a block yet, or had other weights."""
+    """The networks whose outputs for a block are not stored yet, or were computed with other weights."""
 
     def __init__(self, cache: ResultCache, prefix: str, block: Block, networks: Mapping[str, FeatureNetwork]):
         self._cache, self._empty = cache, not len(block.good.labels)
         self.missing = []
         for name, network in networks.items():
-            place, stamp = entry(prefix, block.number, name), [block.digest, dict(network.weights)]
-            if cache.get(place, stamp=stamp, members=()) is None:
-                self.missing.append((network, place, stamp))
+            key, stamp = entry(prefix, block.number, name), [block.digest, dict(network.weights)]
+            if cache.get(key, stamp=stamp, members=()) is None:
+                self.missing.append((network, key, stamp))
 
     def apply(self, pixels: Callable[[], np.ndarray]) -> None:
-        """Store their outputs for uint8 images."""
-        for network, place, stamp in self.missing:
-            self._cache.put(place, {} if self._empty else network(pixels()), stamp=stamp)
+        """Compute and store the outputs of the missing networks for uint8 images."""
+        for network, key, stamp in self.missing:
+            self._cache.put(key, {} if self._empty else network(pixels()), stamp=stamp)
 
 
 def entry(prefix: str, number: int, network: str = "") -> str:
-    """Return the name of a block's entry, or of the entry of a network's outputs for it."""
+    """Return the name of the cache entry of a block, or of a network's outputs for the block."""
     return f"{prefix}/{number:05d}" + (f"-{network}" if network else "")
 
 
@@ -122,7 +122,7 @@ def _all_there(folder: pathlib.Path, names: Iterable[str]) -> bool:
 
 
 def _write_images(folder: pathlib.Path, files: Sequence[str], pixels: np.ndarray) -> None:
-    """Write PNG files, each complete or not at all."""
+    """Write PNG files atomically."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, image: np.ndarray) -> None:

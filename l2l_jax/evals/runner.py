@@ -1,4 +1,4 @@
-"""One compiled function over any number of rows, on this process's devices."""
+"""Batched evaluation of a compiled function over any number of rows, on this process's devices."""
 
 import functools
 import zlib
@@ -17,15 +17,15 @@ Rows = Any  # A tree of arrays `[row, …]`
 
 
 class BatchedRunner:
-    """A function of parameters and rows, computed in batches of one shape.
+    """A function of parameters and rows that is evaluated in batches of one shape.
 
-    It is compiled once for each shape of a row. A last batch that is not full is padded, and the padding is
-    cut off again. Every process computes all rows that it is given; nothing is exchanged.
+    It is compiled once for each row shape. An incomplete last batch is padded, and the padding is removed
+    from the outputs. Every process computes all rows that it is given, without communication.
 
     Args:
-      compute: `(params, rows) -> outputs`, trees of arrays `[row, …]`; an output depends on its row alone.
-      batch_size: Rows per compiled call; divided among the process's devices if it is a multiple.
-      threads: Batches that are computed at the same time.
+      compute: `(params, rows) -> outputs`, trees of arrays `[row, …]`; an output depends only on its row.
+      batch_size: Number of rows per compiled call; sharded over the process's devices if divisible.
+      threads: Number of batches to compute at the same time.
     """
 
     def __init__(self, compute: Callable[[Params, Rows], Rows], batch_size: int, *, threads: int = 1):
@@ -39,7 +39,7 @@ class BatchedRunner:
         self.program = jax.jit(compute)
 
     def place(self, params: Params) -> Params:
-        """Return parameters on this process's devices."""
+        """Copy parameters to this process's devices."""
         return jax.device_put(params, self._replicated)
 
     def __call__(self, params: Params, rows: Rows) -> Rows:
@@ -48,7 +48,7 @@ class BatchedRunner:
             functools.partial(self._run, params, rows, start)
             for start in range(0, max(1, len(jax.tree.leaves(rows)[0])), self.batch_size)
         )
-        batches = [first(), *in_threads(others, self._threads)]  # the first compiles
+        batches = [first(), *in_threads(others, self._threads)]  # the first call compiles
         return jax.tree.map(lambda *parts: np.concatenate(parts), *batches) if others else batches[0]
 
     def _run(self, params: Params, rows: Rows, start: int) -> Rows:
@@ -60,7 +60,7 @@ class BatchedRunner:
         return jax.tree.map(lambda x: np.asarray(x)[:count], outputs)
 
     def over(self, params: Params, images: ImageSet, set_name: str) -> Iterator[tuple[Images, Rows]]:
-        """Yield the images of a set that can be decoded, with their outputs, batch by batch.
+        """Yield batches of the decodable images of a set with their outputs.
 
         Random draws depend on the set's name.
         """
@@ -71,19 +71,19 @@ class BatchedRunner:
 
 
 def set_number(set_name: str) -> int:
-    """Return a number for the name of a set, the same in every process."""
+    """Return a hash of a set's name that is the same in every process."""
     return zlib.crc32(set_name.encode())
 
 
 def image_rows(images: Images, set_name: str) -> dict[str, np.ndarray]:
-    """Return the rows of `per_image`: images, their places in their set, and the set's number."""
+    """Return the rows for `per_image`: images, their indices in their set, and the set's number."""
     places = np.asarray(images.indices, np.int32)
     sets = np.full(places.shape, set_number(set_name), np.uint32)
     return {"images": images.images, "places": places, "sets": sets}
 
 
 def image_keys(seed: int, rows: dict[str, jax.Array]) -> jax.Array:
-    """Return a random key per image, which depends on the seed, the set and the place in it alone."""
+    """Return a random key for each image, which depends only on the seed, the set and the image's index."""
     of_sets = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows["sets"])
     return jax.vmap(jax.random.fold_in)(of_sets, rows["places"])
 
@@ -91,7 +91,7 @@ def image_keys(seed: int, rows: dict[str, jax.Array]) -> jax.Array:
 def per_image(
     function: Callable[[Params, jax.Array, jax.Array], Rows], seed: int
 ) -> Callable[[Params, Rows], Rows]:
-    """Return a `compute` for `BatchedRunner.over` from a function of a single image.
+    """Vectorize a function of a single image to a `compute` argument for `BatchedRunner.over`.
 
     The function is `(params, image [height, width, channel], key) -> outputs`. Its draws do not depend on
     batches, devices, processes or models.

@@ -4,17 +4,17 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import blas, lapack
 
-BLOCK = 512  # rows of features, or of a kernel matrix, that are held in float64 at a time
-KERNEL_SUBSET = 1000  # images in a subset of the Kernel Inception Distance, at most (Bińkowski et al. 2018)
+BLOCK = 512  # number of rows of features, or of a kernel matrix, held in float64 at a time
+KERNEL_SUBSET = 1000  # maximum subset size of the Kernel Inception Distance (Bińkowski et al. 2018)
 
 
 def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and unbiased covariance of `[image, feature]`."""
+    """Return the mean and the unbiased covariance of `[image, feature]`."""
     if len(features) < 2:
         raise ValueError("a covariance needs at least two images in each set")
     mean = features.mean(axis=0, dtype=np.float64)
     scatter = np.zeros((len(mean), len(mean)), order="F")
-    for start in range(0, len(features), BLOCK):  # no copy of all features in float64
+    for start in range(0, len(features), BLOCK):  # avoids a copy of all features in float64
         rows = features[start : start + BLOCK] - mean[None]
         scatter = blas.dsyrk(1.0, rows.T, beta=1.0, c=scatter, overwrite_c=1)  # the upper triangle
     scatter /= len(features) - 1
@@ -26,11 +26,11 @@ def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
     """Return the Fréchet distance of Gaussians fitted to two sets `[image, feature]` (Heusel et al. 2017).
 
-    ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), with unbiased covariances. With Σ₁ = LLᵀ the trace of the root is
-    the sum of the roots of the eigenvalues of LᵀΣ₂L, which also holds for singular covariances.
+    It is ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), with unbiased covariances. With Σ₁ = LLᵀ, the trace of the
+    root is the sum of the square roots of the eigenvalues of LᵀΣ₂L, also for singular covariances.
 
     Raises:
-      ValueError: Fewer than two images in a set, or different numbers of features.
+      ValueError: A set has fewer than two images, or the numbers of features differ.
     """
     _check(features, other)
     mean, factor = mean_and_covariance(features)
@@ -54,17 +54,17 @@ def kernel_distance(
     subset_size: int = KERNEL_SUBSET,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return mean and standard deviation over subsets of the Kernel Inception Distance.
+    """Return the mean and the standard deviation of the Kernel Inception Distance over subsets.
 
     Args:
       features: Features of one set, `[image, feature]`.
       other: Features of the other set.
       subsets: Number of pairs of subsets, each drawn without replacement.
-      subset_size: Images in a subset, at most; all of the smaller set if it has fewer.
+      subset_size: Maximum number of images in a subset; the size of the smaller set if that is less.
       seed: Random seed.
 
     Raises:
-      ValueError: Fewer than two images in a set, or different numbers of features.
+      ValueError: A set has fewer than two images, or the numbers of features differ.
     """
     size = min(len(features), len(other), subset_size)
     rng, sets = np.random.default_rng(seed), (features, other)
@@ -78,8 +78,8 @@ def squared_discrepancies(
 ) -> np.ndarray:
     """Return unbiased squared maximum mean discrepancies between subsets, `[subset]`.
 
-    The kernel is (x·y / features + 1)³. Every entry of the kernel matrices is computed once, whatever the
-    number of subsets, which are `[subset, image of the subset]`, row numbers of the two sets of features.
+    The kernel is (x·y / features + 1)³. Every entry of the kernel matrices is computed once, regardless of
+    the number of subsets. `rows` and `other_rows` are row indices, `[subset, image of the subset]`.
     """
     _check(features, other)
     size = rows.shape[1]
@@ -118,17 +118,17 @@ def _kernel_sums(x: np.ndarray, in_x: np.ndarray, y: np.ndarray, in_y: np.ndarra
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
-    """Return mean and standard deviation over splits of the Inception Score (Salimans et al. 2016).
+    """Return the mean and the standard deviation of the Inception Score over splits (Salimans et al. 2016).
 
-    exp(E KL(p(y|x) ‖ p(y))) of each of `splits` equal runs of images; a remainder is dropped. Probabilities
-    are `[image, class]`, in an order that does not depend on the class.
+    The score is exp(E KL(p(y|x) ‖ p(y))), for each of `splits` equal runs of images; a remainder is dropped.
+    Probabilities are `[image, class]`, and the order of images must not depend on the class.
 
     Raises:
-      ValueError: Fewer images than splits.
+      ValueError: There are fewer images than splits.
     """
     size = len(probabilities) // splits
     if not size:
-        raise ValueError(f"{len(probabilities)} images do not make {splits} splits")
+        raise ValueError(f"{len(probabilities)} images are too few for {splits} splits")
     runs = np.asarray(probabilities[: size * splits], np.float64).reshape(splits, size, -1)
     marginal = _times_log(runs.mean(axis=1)).sum(axis=1)
     scores = np.exp(_times_log(runs).sum(axis=2).mean(axis=1) - marginal)
@@ -136,7 +136,7 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float,
 
 
 def cosine_similarities(features: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the cosines of the angles between rows `[image, feature]`, none all zero; float64 `[image]`."""
+    """Return the cosine similarities of rows `[image, feature]`, none of them zero, as float64 `[image]`."""
     first, second = (np.asarray(x, np.float64) for x in (features, other))
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     return np.einsum("ij,ij->i", first, second) / lengths

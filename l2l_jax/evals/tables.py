@@ -1,4 +1,4 @@
-"""The metrics of an evaluation as JSON, on the console and as Markdown."""
+"""Metrics of an evaluation as JSON, and as text for the console and Markdown."""
 
 import json
 import pathlib
@@ -13,13 +13,13 @@ from l2l_jax.utils.io import atomic_write
 
 
 def metrics_json(evaluation: Evaluation, results: Mapping[str, ModelMetrics]) -> dict[str, Any]:
-    """Return the content of figures.json for models by name; see docs/concepts/evaluation.md."""
+    """Return the contents of figures.json for models by name; see docs/concepts/evaluation.md."""
     first = next(iter(results.values()))
     tasks = {
         task: {
             name: {
-                set_name: {"figures": found.metrics, "intervals": found.intervals, "classes": found.classes}
-                for set_name, found in result.tasks[task].sets.items()
+                set_name: {"figures": own.metrics, "intervals": own.intervals, "classes": own.classes}
+                for set_name, own in result.tasks[task].sets.items()
             }
             for name, result in results.items()
         }
@@ -30,14 +30,14 @@ def metrics_json(evaluation: Evaluation, results: Mapping[str, ModelMetrics]) ->
 
 
 def facts_json(evaluation: Evaluation, results: Mapping[str, ModelMetrics]) -> dict[str, Any]:
-    """Return titles of tasks, why metrics are not available or unreliable, networks and test images."""
+    """Return titles of tasks, reasons for unavailable or unreliable metrics, networks and test images."""
     tasks = [task for result in results.values() for task in result.tasks.values()]
-    found = [metrics for task in tasks for metrics in task.sets.values()]
-    missing = [evaluation.missing, *(metrics.missing for metrics in found)]
+    all_metrics = [metrics for task in tasks for metrics in task.sets.values()]
+    missing = [evaluation.missing, *(metrics.missing for metrics in all_metrics)]
     return {
         "titles": {name: inpainter.task.title for name, inpainter in evaluation.inpainters.items()},
         "not_available": {name: why for reasons in missing for name, why in reasons.items()},
-        "unreliable": {name: why for metrics in found for name, why in metrics.unreliable.items()},
+        "unreliable": {name: why for metrics in all_metrics for name, why in metrics.unreliable.items()},
         "networks": {name: dict(network.weights) for name, network in evaluation.networks.items()},
         "test_images": {
             name: {"count": len(images), "skipped": images.skipped}
@@ -57,20 +57,20 @@ def format_models(report: Mapping[str, Any], style: str = "simple") -> str:
 
 
 def format_folders(report: Mapping[str, Any], style: str = "simple") -> str:
-    """Format a table of one row."""
+    """Format a table with a single row."""
     count = report["images"]["count"]
     table = _table({f"{count} image{'s' * (count > 1)}": report}, style)
     return "\n\n".join([table, "\n".join(reasons(report))]).strip()
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]], style: str) -> str:
-    shown = [name for name in METRICS if any(name in row["figures"] for row in rows.values())]
-    body = [[label, *(_cell(row, name) for name in shown)] for label, row in rows.items()]
-    return tabulate(body, headers=["", *(METRICS[name].heading for name in shown)], tablefmt=style)
+    names = [name for name in METRICS if any(name in row["figures"] for row in rows.values())]
+    body = [[label, *(_cell(row, name) for name in names)] for label, row in rows.items()]
+    return tabulate(body, headers=["", *(METRICS[name].heading for name in names)], tablefmt=style)
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
-    """Format a metric with its spread, or half the length of its interval."""
+    """Format a metric with its spread, or half the width of its interval."""
     if name not in row["figures"]:
         return "–"
     value, spec = row["figures"][name], METRICS[name].format
@@ -83,7 +83,7 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
 
 
 def reasons(report: Mapping[str, Any]) -> list[str]:
-    """Return sentences on metrics that are not available or unreliable: "FID, KID: not available: …"."""
+    """Describe metrics that are not available or unreliable, as in "FID, KID: not available: …"."""
     sentences = []
     for key, kind in (("not_available", "not available"), ("unreliable", "unreliable")):
         names: dict[str, list[str]] = {}

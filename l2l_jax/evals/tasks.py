@@ -1,8 +1,8 @@
-"""Inpainting tasks by name: what is masked at test time.
+"""Inpainting tasks by name, which define the masks at test time.
 
-`centre_8`: a centred square of 8/16 of the side; `left_8`, `right_8`, `top_8`, `bottom_8`: a strip of 8/16
-of the side; `border_3`: a border of 3/32 of the side on every side (outpainting); `random_75`: 75 % of the
-model's own patches, drawn anew for each image (masked autoencoders only).
+`centre_8`: a centered square of 8/16 of the side; `left_8`, `right_8`, `top_8`, `bottom_8`: a strip of 8/16
+of the side; `border_3`: a border of 3/32 of the side on every side (outpainting); `random_75`: 75% of the
+model's own patches, drawn for each image (masked autoencoders only).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from l2l_jax.masks import MASKS, MaskName
 
 RANDOM = "random"
-# Into how many parts the side (of random patches: the image) is divided
+# Number of parts into which the side (for random patches: the image) is divided
 PARTS = {**dict.fromkeys(get_args(MaskName), 16), "border": 32, RANDOM: 100}
 
 GROUPS = {
@@ -23,16 +23,16 @@ GROUPS = {
     "inpainting": ("centre_4", "centre_8", "left_8", "right_8", "top_8", "bottom_8"),
     "outpainting": tuple(f"border_{width}" for width in range(1, 14)),
 }
-"""Tasks under one name; "paper" are those of the paper's two tables."""
+"""Groups of tasks by name; "paper" contains the tasks of the paper's two tables."""
 
-LONGEST = 60  # characters of an alternative's name in the names of files, at most
+LONGEST = 60  # maximum length of an alternative's name in file names, in characters
 
 
 @dataclasses.dataclass(frozen=True)
 class InpaintingTask:
-    """One way to mask a part of an image: so many of the `PARTS` of its kind.
+    """A kind of mask and its size: `amount` of the `PARTS` of its kind.
 
-    `alternative` is the way to run the model, see `Model.alternatives`; "": the model itself.
+    `alternative` names an alternative of the model, see `Model.alternatives`; "" is the model itself.
     """
 
     kind: str
@@ -41,13 +41,13 @@ class InpaintingTask:
 
     @property
     def name(self) -> str:
-        """Name in `config.evaluate.tasks`, and of files."""
+        """Return the name in `config.evaluate.tasks` and in file names."""
         alternative = re.sub(r"\W+", "_", self.alternative)[:LONGEST]
         return f"{self.kind}_{self.amount}" + (f"_{alternative}" if alternative else "")
 
     @property
     def title(self) -> str:
-        """Name in reports."""
+        """Return the name in reports."""
         title = f"{self.kind} {self.amount}/{PARTS[self.kind]}"
         if self.is_random:
             title = f"random patches, {self.amount} %"
@@ -55,14 +55,14 @@ class InpaintingTask:
 
     @property
     def is_random(self) -> bool:
-        """Whether every image has a mask of its own, made of whole patches."""
+        """Return whether every image has a mask of its own, which consists of whole patches."""
         return self.kind == RANDOM
 
     def mask(self, size: int) -> np.ndarray:
         """Return the mask of all images, bool `[size, size]`, True where pixels are missing.
 
         Raises:
-          ValueError: It does not fit images of this size.
+          ValueError: The mask does not fit images of this size.
         """
         width, rest = divmod(self.amount * size, PARTS[self.kind])
         if rest:
@@ -76,9 +76,9 @@ class InpaintingTask:
             raise ValueError(f"the task {self.name}: {error}") from None
 
     def visible_patches(self, patches: int, seeds: Iterable[tuple[int, ...]]) -> np.ndarray:
-        """Return the patches that stay visible in each image, int32 `[image, visible]`, ascending.
+        """Draw the visible patches of each image, int32 `[image, visible]`, ascending.
 
-        Equal seeds, non-negative integers of each image, make equal choices.
+        `seeds` are nonnegative integers for each image; equal seeds give equal patches.
         """
         hidden = round(patches * self.amount / PARTS[self.kind])
         if not 0 < hidden < patches:
@@ -88,7 +88,7 @@ class InpaintingTask:
 
 
 def patch_masks(visible: np.ndarray, grid: int, size: int) -> np.ndarray:
-    """Return the pixels of patches that are not `visible_patches`, bool `[image, size, size]`."""
+    """Return masks of all patches except `visible_patches`, bool `[image, size, size]`."""
     hidden = np.ones((len(visible), grid * grid), bool)
     np.put_along_axis(hidden, visible, False, axis=1)
     side = size // grid
@@ -96,10 +96,10 @@ def patch_masks(visible: np.ndarray, grid: int, size: int) -> np.ndarray:
 
 
 def parse_tasks(names: Iterable[str]) -> tuple[InpaintingTask, ...]:
-    """Parse names of tasks or those of `GROUPS`, each once, in the order given.
+    """Parse names of tasks or of `GROUPS`, without duplicates, in the given order.
 
     Raises:
-      ValueError: There is no such task, or none at all.
+      ValueError: A task does not exist, or there are no names.
     """
     tasks = dict.fromkeys(_parse(name) for given in names for name in GROUPS.get(given, (given,)))
     if not tasks:
@@ -108,7 +108,7 @@ def parse_tasks(names: Iterable[str]) -> tuple[InpaintingTask, ...]:
 
 
 def budget_task(names: Iterable[str]) -> InpaintingTask:
-    """Return the first task whose mask is the same for all images: a retain budget is measured at it."""
+    """Return the first task with the same mask for all images, on which a retain budget is measured."""
     for task in parse_tasks(names):
         if not task.is_random:
             return task

@@ -1,1 +1,1 @@
-"""Networks that compute features of images."""
+"""Feature networks for images."""

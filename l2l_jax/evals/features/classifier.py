@@ -1,6 +1,7 @@
-"""Small classifiers, trained on the spot, for images that the published networks are not meant for.
+"""Small classifiers, trained for each run, for images outside the domain of the published networks.
 
-Inception was trained on photographs and says little about 16-pixel digits. The networks are scikit-learn's.
+Inception was trained on photographs and is not informative for 16-pixel digits. The networks are from
+scikit-learn.
 """
 
 import hashlib
@@ -13,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-FEATURES = 32  # width of the layer whose activations are the features; well below the images in a test set
+FEATURES = 32  # width of the feature layer; much smaller than the number of images in a test set
 EPOCHS = 25
-SIDE = 32  # side in pixels to which larger images are reduced, approximately
+SIDE = 32  # approximate side in pixels to which larger images are reduced
 
 
 def reduced(images: np.ndarray) -> np.ndarray:
-    """Return uint8 images in [0, 1], averaged over squares of pixels if they are larger than `SIDE`."""
+    """Scale uint8 images to [0, 1] and average them over squares of pixels if they are larger than `SIDE`."""
     every = max(1, images.shape[1] // SIDE)
     count, side = len(images), images.shape[1] // every
     squares = images[:, : side * every, : side * every].reshape(count, side, every, side, every, -1)
@@ -27,15 +28,15 @@ def reduced(images: np.ndarray) -> np.ndarray:
 
 
 class SmallClassifier:
-    """A `FeatureNetwork`: features and class probabilities of whole images.
+    """A `FeatureNetwork` that computes features and class probabilities of whole images.
 
-    It is trained on uint8 images `[image, height, width, channel]` and class ids `[image]`.
+    It is trained on uint8 images `[image, height, width, channel]` and class IDs `[image]`.
     """
 
     name = "small classifier"
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
-        # Start-up time: scikit-learn takes a second to load.
+        # Imported late: scikit-learn takes a second to import.
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPClassifier
 
@@ -49,22 +50,22 @@ class SmallClassifier:
             alpha=1e-3,
             random_state=0,
         )
-        # Products of a few rows: a second thread costs more than it saves.
+        # Matrix products have few rows, for which a second thread does not pay off.
         with warnings.catch_warnings(), threadpool_limits(1):
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed on purpose
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed intentionally
             self._network.fit(_flat(images), labels)
         self.weights = _trained(images, *self._network.coefs_, *self._network.intercepts_)
 
     @property
     def params(self) -> dict[str, np.ndarray]:
-        """The layers that `outputs` reads, float32."""
+        """Return the parameters of the layers that `outputs` uses, float32."""
         network = self._network
         weights = {f"w_{n}": x for n, x in enumerate(network.coefs_[:-1])}
         return weights | {f"b_{n}": x for n, x in enumerate(network.intercepts_[:-1])}
 
     @staticmethod
     def outputs(params: Any, images: jax.Array) -> dict[str, jax.Array]:
-        """Return the "features" in JAX; the parameters' file needs no scikit-learn."""
+        """Return the "features", computed in JAX; scikit-learn is not needed."""
         every = max(1, images.shape[1] // SIDE)
         side = images.shape[1] // every
         squares = images[:, : side * every, : side * every].astype(jnp.float32) / 255
@@ -83,17 +84,17 @@ class SmallClassifier:
 
 
 class MaskedClassifier:
-    """Reads the class from the pixels of the masked region alone: visible pixels cannot give it away.
+    """A classifier of the masked region, which visible pixels do not influence.
 
-    It is trained on real images, uint8 `[image, height, width, channel]`, and class ids; the mask is bool
-    `[height, width]`. It is scikit-learn's SVC with a Gaussian kernel, whose values are computed here, as one
-    matrix product in float32: libsvm takes over ten times as long, which was a third of an audit.
+    It is trained on real images, uint8 `[image, height, width, channel]`, and class IDs; the mask is bool
+    `[height, width]`. It is scikit-learn's SVC with a Gaussian kernel. The kernel is computed here as a
+    matrix product in float32: libsvm takes over ten times as long, which was a third of an audit's time.
     """
 
     name = "small classifier of the masked region"
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, mask: np.ndarray):
-        from sklearn.svm import SVC  # start-up time, as above
+        from sklearn.svm import SVC  # slow to import, as above
 
         covered = reduced(mask[None, ..., None].astype(np.uint8))[0, ..., 0]
         self._mask = covered == covered.max()
@@ -107,8 +108,8 @@ class MaskedClassifier:
         return reduced(images)[:, self._mask].reshape(len(images), -1).astype(np.float32)
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Return "classes", the class id read from each uint8 image `[image]`."""
-        kernel = np.zeros((len(images), self._count))  # of others than support vectors none is read
+        """Return "classes", the predicted class ID of each uint8 image `[image]`."""
+        kernel = np.zeros((len(images), self._count))  # only the columns of support vectors are used
         kernel[:, self._classifier.support_] = self._kernel(self._crops(images), self._support)
         return {"classes": self._classifier.predict(kernel)}
 

@@ -1,4 +1,4 @@
-"""CLIP's vision tower (Radford et al. 2021): a ViT whose class token is projected into the space of texts."""
+"""CLIP's vision tower (Radford et al. 2021): a ViT whose class token is projected to the text embeddings."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ from l2l_jax.models.layers.clip import NORM_EPSILON, Block, block_names
 from l2l_jax.models.mapping import Table, linear, shape_of
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)  # of the pixels in [0, 1] that CLIP was trained on
+STD = (0.26862954, 0.26130258, 0.27577711)  # statistics of CLIP's training pixels in [0, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ PUBLISHED = {
     "ViT-B/32": TowerConfig(224, 32, 768, 12, 12, 3072, 512, "quick_gelu"),
     "ViT-H/14": TowerConfig(224, 14, 1280, 32, 16, 5120, 1024, "gelu"),
 }
-"""ViT-B/32 of OpenAI and ViT-H/14 of LAION-2B. Weights show neither heads nor activation."""
+"""ViT-B/32 of OpenAI and ViT-H/14 of LAION-2B. Heads and activation cannot be inferred from the weights."""
 
 
 class Tower(nn.Module):
@@ -70,9 +70,9 @@ _PACKED = re.compile(r"(visual\..*\.attn\.)in_proj_(weight|bias)")
 
 
 def unpack(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state dict in which queries, keys and values of the vision tower are arrays of their own.
+    """Split the packed queries, keys and values of the vision tower in a state dict.
 
-    OpenAI and open_clip save them as one, `in_proj_weight`; here they are `query.weight` and so on.
+    OpenAI and open_clip save them as one array, `in_proj_weight`; here they are `query.weight` and so on.
     """
     unpacked: dict[str, Any] = {}
     for key, value in state_dict.items():
@@ -101,7 +101,7 @@ OPEN_CLIP = Table(
     ignored=r"(transformer|token_embedding|ln_final)\..*|positional_embedding|text_projection|logit_scale"
     r"|logit_bias|attn_mask|input_resolution|context_length|vocab_size",
 )
-"""The names in OpenAI's own checkpoints and in open_clip's after `unpack`; texts are left out."""
+"""Names in OpenAI's and open_clip's checkpoints after `unpack`; the text tower is ignored."""
 
 TRANSFORMERS = Table(
     {
@@ -109,20 +109,20 @@ TRANSFORMERS = Table(
         "positions": "vision_model.embeddings.position_embedding.weight",
         "projection": ("visual_projection.weight", linear),
         "patches": "vision_model.embeddings.patch_embedding",
-        "norm_before": "vision_model.pre_layrnorm",  # spelled like this
+        "norm_before": "vision_model.pre_layrnorm",  # sic
         "norm_after": "vision_model.post_layernorm",
         **block_names("vision_model"),
     },
     ignored=r"text_model\..*|text_projection\..*|logit_scale|vision_model\.embeddings\.position_ids",
 )
-"""The names in transformers' `CLIPModel` and `CLIPVisionModelWithProjection`; texts are left out."""
+"""Names in transformers' `CLIPModel` and `CLIPVisionModelWithProjection`; the text tower is ignored."""
 
 
 def recognize(state_dict: Mapping[str, Any]) -> tuple[Table, str, TowerConfig]:
-    """Return the names for a state dict after `unpack`, and name and sizes of the published tower in it.
+    """Identify the layout of a state dict after `unpack`, and the name and config of its published tower.
 
     Raises:
-      UserError: It holds no vision tower in a layout that is known, or none of a published size.
+      UserError: The state dict does not hold a vision tower in a known layout, or of a published size.
     """
     if "visual.conv1.weight" in state_dict:
         table, keys, embed_axis = OPEN_CLIP, _OPEN_CLIP_KEYS, 1
@@ -134,9 +134,9 @@ def recognize(state_dict: Mapping[str, Any]) -> tuple[Table, str, TowerConfig]:
         )
     patches, positions, projection, blocks, hidden = keys
     width, _, patch_size, _ = shape_of(state_dict, patches, 4)
-    places, _ = shape_of(state_dict, positions, 2)
+    tokens, _ = shape_of(state_dict, positions, 2)
     sizes = dict(
-        image_size=patch_size * mapping.square_side(places - 1, positions),
+        image_size=patch_size * mapping.square_side(tokens - 1, positions),
         patch_size=patch_size,
         width=width,
         depth=mapping.count(state_dict, blocks),
@@ -146,8 +146,8 @@ def recognize(state_dict: Mapping[str, Any]) -> tuple[Table, str, TowerConfig]:
     for name, config in PUBLISHED.items():
         if all(getattr(config, field) == value for field, value in sizes.items()):
             return table, name, config
-    shown = ", ".join(f"{name} {value}" for name, value in sizes.items())
-    raise UserError(f"this is a CLIP tower of another size ({shown}); known: {', '.join(PUBLISHED)}.")
+    given = ", ".join(f"{name} {value}" for name, value in sizes.items())
+    raise UserError(f"this is a CLIP tower of another size ({given}); known: {', '.join(PUBLISHED)}.")
 
 
 _OPEN_CLIP_KEYS = (

@@ -1,10 +1,10 @@
 """Convolutions with batch normalization of fixed statistics, for feature networks.
 
-Such a normalization is linear, and so is the convolution before it: networks here hold one kernel and one
+Such a normalization is linear, and so is the preceding convolution. Networks here hold a single kernel and
 bias for both, which `joined` computes from the arrays of a checkpoint.
 
-Convolutions are called in the `nn.compact` method of a module, to which the parameters then belong. Images
-are `[batch, height, width, channel]`.
+The functions are called in the `nn.compact` method of a module, which owns the parameters. Images are
+`[batch, height, width, channel]`.
 """
 
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 Size = tuple[int, int]
-# Arrays of a convolution in a file, below its path
+# Arrays of a convolution in a checkpoint, relative to its path
 HALVES = ("conv/kernel", "bn/scale", "bn/bias", "bn/mean", "bn/var")
 
 
@@ -37,7 +37,7 @@ class Weights(nn.Module):
 def conv(
     x: jax.Array, name: str, channels: int, kernel: Size = (1, 1), *, stride: int = 1, padding: Size = (0, 0)
 ) -> jax.Array:
-    """Apply a convolution and normalization, without ReLU; `name` is that of the parameters."""
+    """Apply a convolution and normalization, without ReLU; `name` is the name of the parameters."""
     if kernel == (1, 1):
         return pointwise(x[:, ::stride, ::stride], {name: channels})[0]
     values, bias = Weights((*kernel, x.shape[-1], channels), name=name)()
@@ -50,10 +50,10 @@ def conv(
 def pointwise(x: jax.Array, channels: Mapping[str, int]) -> list[jax.Array]:
     """Apply several 1×1 convolutions and normalizations to the same images, without ReLU.
 
-    One product of matrices takes two thirds of the time of single ones on CPUs. `channels` are those of each
-    output, by the name of its parameters.
+    On CPUs, a joint matrix product takes two thirds of the time of separate ones. `channels` are the numbers
+    of channels of the outputs, by parameter name.
     """
-    weights = [Weights((1, 1, x.shape[-1], wanted), name=name)() for name, wanted in channels.items()]
+    weights = [Weights((1, 1, x.shape[-1], width), name=name)() for name, width in channels.items()]
     kernel = jnp.concatenate([values[0, 0] for values, _ in weights], axis=1)
     bias = jnp.concatenate([values for _, values in weights])
     y = (x.reshape(-1, x.shape[-1]) @ kernel + bias[None]).reshape(*x.shape[:-1], -1)
@@ -61,9 +61,9 @@ def pointwise(x: jax.Array, channels: Mapping[str, int]) -> list[jax.Array]:
 
 
 def pool(x: jax.Array, join: Callable[[jax.Array, jax.Array], jax.Array], *, stride: int = 1) -> jax.Array:
-    """Reduce every 3×3 pixels with `join`, without padding.
+    """Reduce all 3×3 windows with `join`, without padding.
 
-    Rows come first, then columns: XLA's own pooling on CPUs takes one number at a time.
+    The reduction is separable, rows first, because XLA's own pooling on CPUs is not vectorized.
     """
     for axis in (1, 2):
         last = (x.shape[axis] - 3) // stride * stride
@@ -73,26 +73,26 @@ def pool(x: jax.Array, join: Callable[[jax.Array, jax.Array], jax.Array], *, str
 
 
 def max_pool(x: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
-    """Return the maximum of every 3×3 pixels."""
+    """Return the maximum over 3×3 windows."""
     around = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
     return pool(jnp.pad(x, around, constant_values=-jnp.inf), jnp.maximum, stride=stride)
 
 
 def mean_pool(x: jax.Array) -> jax.Array:
-    """Return the mean of the 3×3 pixels around each pixel, without padding in it."""
+    """Return the mean over the 3×3 window around each pixel, excluding padding."""
     rows, columns = (np.convolve(np.ones(size), np.ones(3), "same") for size in x.shape[1:3])
-    there = np.outer(rows, columns).astype(np.float32)
+    counts = np.outer(rows, columns).astype(np.float32)
     sums = pool(jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]), jnp.add)
-    return sums / there[None, :, :, None]
+    return sums / counts[None, :, :, None]
 
 
 def apart(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the shapes of the arrays in a file, for a tree of shapes of a network of convolutions."""
+    """Return the shapes of the arrays in a checkpoint, given the shapes of a convolutional network."""
     flat = {}
-    found = traverse_util.flatten_dict(params, sep="/")
-    for path, like in found.items():
+    shapes = traverse_util.flatten_dict(params, sep="/")
+    for path, like in shapes.items():
         unit = path.rpartition("/")[0]
-        if found[f"{unit}/kernel"].ndim != 4:
+        if shapes[f"{unit}/kernel"].ndim != 4:
             flat[path] = like
         elif path.endswith("/kernel"):
             for half in HALVES:
@@ -102,16 +102,16 @@ def apart(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def joined(params: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
-    """Return the parameters of a network of convolutions, computed in float64 and rounded once.
+    """Fold batch normalization into the convolutions of a network, in float64 and rounded once.
 
-    `params` are arrays of a file, at the paths of `apart`; `epsilon` is what is added to variances.
+    `params` are the arrays of a checkpoint, at the paths of `apart`; `epsilon` is added to variances.
     """
     flat = {}
-    found = traverse_util.flatten_dict(params, sep="/")
-    for path, value in found.items():
+    arrays = traverse_util.flatten_dict(params, sep="/")
+    for path, value in arrays.items():
         unit = path.removesuffix("conv/kernel")
         if unit != path:
-            scale, bias, mean, var = (np.asarray(found[unit + half], np.float64) for half in HALVES[1:])
+            scale, bias, mean, var = (np.asarray(arrays[unit + half], np.float64) for half in HALVES[1:])
             factor = scale / np.sqrt(var + epsilon)
             flat[f"{unit}kernel"] = (np.asarray(value) * factor[None, None, None]).astype(np.float32)
             flat[f"{unit}bias"] = (bias - mean * factor).astype(np.float32)

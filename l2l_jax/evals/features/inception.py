@@ -1,11 +1,11 @@
-"""Inception-v3 (Szegedy et al. 2016) in the variant that the Fréchet Inception Distance is measured with.
+"""Inception-v3 (Szegedy et al. 2016) in the variant used for the Fréchet Inception Distance.
 
-The weights are those of TensorFlow's inception-2015-12-05 as ported by pytorch-fid, and so are the
-differences to torchvision's network: 1008 classes, average pools that leave the padding out, a maximum in
-the last block.
+The weights are those of TensorFlow's inception-2015-12-05 as ported by pytorch-fid. The same holds for the
+differences from torchvision's network: 1008 classes, average pooling that excludes padding, and max pooling
+in the last block.
 
-Average pools stand before a 1×1 convolution. Both are linear and a pool's weights sum to 1, so that they may
-change places: the convolution is then one product with its neighbours, and there is less to pool.
+Average pooling precedes a 1×1 convolution. Both are linear and the pooling weights sum to 1, so their order
+can be swapped. The convolution is then computed jointly with its neighbors, and fewer channels are pooled.
 """
 
 import flax.linen as nn
@@ -21,7 +21,7 @@ NORM_EPSILON = 1e-3
 
 
 class BlockA(nn.Module):
-    """Mixed_5b to 5d: 1×1, 5×5, two 3×3, and an average pool with `pool_channels` channels."""
+    """Mixed_5b to 5d: 1×1, 5×5, two 3×3, and average pooling with `pool_channels` channels."""
 
     pool_channels: int
 
@@ -37,7 +37,7 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """Mixed_6a: halves height and width."""
+    """Mixed_6a, which halves height and width."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -50,7 +50,7 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """Mixed_6b to 6e: 7×7 as rows and columns of 7, with `channels` channels between them."""
+    """Mixed_6b to 6e: 7×7 factored into 1×7 and 7×1, with `channels` channels in between."""
 
     channels: int
 
@@ -68,7 +68,7 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """Mixed_7a: halves height and width."""
+    """Mixed_7a, which halves height and width."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -82,7 +82,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """Mixed_7b and 7c: 3×3 as a row beside a column; 7c pools by the maximum."""
+    """Mixed_7b and 7c: 3×3 as parallel 1×3 and 3×1; 7c has max pooling."""
 
     max_pool: bool
 
@@ -99,9 +99,9 @@ class BlockE(nn.Module):
         wide = relu(wide)
         deep = relu(conv(relu(deep), "branch3x3dbl_2", 384, (3, 3), padding=(1, 1)))
         branches = [straight]
-        for seen, name in ((wide, "branch3x3_2"), (deep, "branch3x3dbl_3")):
-            branches.append(conv(seen, f"{name}a", 384, (1, 3), padding=(0, 1)))
-            branches.append(conv(seen, f"{name}b", 384, (3, 1), padding=(1, 0)))
+        for inputs, name in ((wide, "branch3x3_2"), (deep, "branch3x3dbl_3")):
+            branches.append(conv(inputs, f"{name}a", 384, (1, 3), padding=(0, 1)))
+            branches.append(conv(inputs, f"{name}b", 384, (3, 1), padding=(1, 0)))
         return relu(jnp.concatenate([*branches, pooled], axis=-1))
 
 
@@ -114,7 +114,7 @@ def _column(x: jax.Array, name: str, channels: int) -> jax.Array:
 
 
 class Inception(nn.Module):
-    """The whole network."""
+    """The complete network."""
 
     classes: int = 1008
 
@@ -144,4 +144,4 @@ class Inception(nn.Module):
 TABLE = Table(
     {"{unit}/conv": "{unit}.conv", "{unit}/bn": "{unit}.bn", "fc": "fc"}, ignored=r".*\.num_batches_tracked"
 )
-"""The names in pt_inception-2015-12-05-6726825d.pth."""
+"""Names in pt_inception-2015-12-05-6726825d.pth."""

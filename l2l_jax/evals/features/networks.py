@@ -1,4 +1,4 @@
-"""Networks that compute features of images, and the published ones from files of the user."""
+"""Feature networks for images, and loading of published networks from local files."""
 
 import json
 import os
@@ -25,10 +25,10 @@ from l2l_jax.utils.runtime import usable_cpus
 from l2l_jax.weights.checkpoints import about, as_floats, open_checkpoint
 from l2l_jax.weights.published import PUBLISHED, PublishedFile, weights_folder
 
-# Of the pixels in [0, 1] that ResNet-50 was trained on
+# Statistics of ResNet-50's training pixels in [0, 1]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Images per compiled call where a CPU runs several calls at the same time: XLA's convolutions leave cores
-# idle, and the data of few images stays in caches
+# Number of images per compiled call when a CPU runs several calls at the same time: XLA's convolutions leave
+# cores idle, and the data of few images fits in caches
 PER_THREAD = 2
 
 FILES: Mapping[str, Sequence[PublishedFile]] = {
@@ -36,11 +36,10 @@ FILES: Mapping[str, Sequence[PublishedFile]] = {
     "resnet50": (PUBLISHED["resnet50-places365"],),
     "clip": (PUBLISHED["clip-vit-h-14"], PUBLISHED["clip-vit-b-32"]),
 }
-"""The files that are looked for in the folder of weights, best first."""
+"""Files to look for in the folder of weights, best first."""
 
-# Arrays that start with the image axis: "features" `[image, feature]`, float32; "probabilities"
-# `[image, class]`, float32, of networks that have classes; "classes", class ids `[image]`, of classifiers of
-# a masked region
+# Arrays with a leading image axis: "features" `[image, feature]`, float32; "probabilities" `[image, class]`,
+# float32, for networks with classes; "classes", class IDs `[image]`, for classifiers of the masked region
 Outputs = dict[str, Any]
 Apply = Callable[[Any, jax.Array], Outputs]  # `(params, uint8 images) -> Outputs`
 Opened = tuple[str, Any, Apply]  # a network's name in reports, parameters and function
@@ -49,26 +48,26 @@ Opened = tuple[str, Any, Apply]  # a network's name in reports, parameters and f
 class FeatureNetwork(Protocol):
     """A trained network that evaluates images.
 
-    `name` is its name in reports, `weights` are JSON-able facts: `file`, `sha256`, `licence`, and what else
-    is known. Those of whole images also have `outputs`, an `Apply`.
+    `name` is its name in reports. `weights` is JSON-serializable metadata: `file`, `sha256`, `licence` and
+    other known fields. Networks of whole images also have `outputs`, an `Apply`.
     """
 
     name: str
     weights: Mapping[str, Any]
 
     def __call__(self, images: np.ndarray) -> Outputs:
-        """Return the outputs of uint8 images `[image, height, width, 3]`, which it resizes itself."""
+        """Return the outputs for uint8 images `[image, height, width, 3]`, which the network resizes."""
 
 
 class BatchedNetwork:
     """A `FeatureNetwork` that runs on this process's devices in batches of one shape.
 
-    On a CPU, each core computes a batch of its own, of at most `PER_THREAD` images.
+    On a CPU, each core computes its own batch of at most `PER_THREAD` images.
     """
 
     def __init__(self, name: str, weights: Mapping[str, Any], params: Any, apply: Apply, batch_size: int):
         def precise(params: Any, images: jax.Array) -> Outputs:
-            with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round to fewer bits
+            with jax.default_matmul_precision("highest"):  # the default of GPUs and TPUs is less precise
                 return apply(params, images)
 
         self.name, self.weights, self.params, self.outputs = name, weights, params, precise
@@ -78,39 +77,39 @@ class BatchedNetwork:
         self._params = self._runner.place(params)
 
     def __call__(self, images: np.ndarray) -> Outputs:
-        """Return the outputs of uint8 images `[image, height, width, 3]`."""
+        """Return the outputs for uint8 images `[image, height, width, 3]`."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"expected uint8 images [image, y, x, 3], not {images.dtype} {images.shape}")
         return self._runner(self._params, images)
 
 
 def open_networks(config: EvaluationConfig) -> tuple[dict[str, FeatureNetwork], dict[str, str]]:
-    """Load the networks of `config.networks` whose weights are there; called by all processes.
+    """Load the networks of `config.networks` whose weights are available; called by all processes.
 
-    A field such as `config.inception` names the file; where it is empty, the published file is looked for in
-    the folder of weights. Nothing is downloaded. A network is used only if all processes have its file.
+    A field such as `config.inception` names the file. If it is empty, the published file is looked up in the
+    folder of weights. Nothing is downloaded. A network is used only if all processes have its file.
 
     Returns:
-      The networks by their names in `config.networks`, and why other metrics are not available, by name.
+      Networks by their names in `config.networks`, and reasons for unavailable metrics by their names.
 
     Raises:
-      UserError: A file that is named does not exist, or one that is there is not of such weights.
+      UserError: A named file does not exist, or a file does not contain weights of its network.
     """
     with barrier():
-        found = {name: find_weights(config, name) for name in config.networks}
-    lacking = exchange(json.dumps([name for name, path in found.items() if path is None]))
+        paths = {name: find_weights(config, name) for name in config.networks}
+    lacking = exchange(json.dumps([name for name, path in paths.items() if path is None]))
     missing = {name for names in lacking for name in json.loads(names)}
     networks: dict[str, FeatureNetwork] = {}
     with barrier():
-        for name, path in found.items():
+        for name, path in paths.items():
             if path is not None and name not in missing:
                 networks[name] = _open(name, path, config)
-    lacking_metrics = ((metric, name) for name in found if name in missing for metric in metrics_of(name))
+    lacking_metrics = ((metric, name) for name in paths if name in missing for metric in metrics_of(name))
     return networks, {metric: _reason(name) for metric, name in lacking_metrics}
 
 
 def find_weights(config: EvaluationConfig, name: str) -> pathlib.Path | None:
-    """Return the file of a network's weights, or None; raise a UserError if the config names one in vain."""
+    """Return the file of a network's weights, or None; raise a UserError if a named file does not exist."""
     named = getattr(config, name)
     if not named:
         paths = [weights_folder() / file.file for file in FILES[name]]
@@ -138,13 +137,13 @@ def _open(name: str, path: pathlib.Path, config: EvaluationConfig) -> FeatureNet
         title, params, apply = OPENERS[name](source.state_dict, config)
     facts = source.facts()
     file = next((file for file in PUBLISHED.values() if file.sha256 == facts["sha256"]), None)
-    known = {"licence": (file or FILES[name][0]).licence, "published": file is not None}
+    published = {"licence": (file or FILES[name][0]).licence, "published": file is not None}
     page = {} if file is None else {"page": file.page}
-    return BatchedNetwork(title, {**facts, **known, **page}, params, apply, config.network_batch_size)
+    return BatchedNetwork(title, {**facts, **published, **page}, params, apply, config.network_batch_size)
 
 
 def inception_pixels(images: jax.Array, resize: Resizing) -> jax.Array:
-    """Return uint8 images as Inception expects them: `[image, 299, 299, 3]` in about [-1, 1]."""
+    """Resize and scale uint8 images for Inception to `[image, 299, 299, 3]`, approximately in [-1, 1]."""
     side = inception.IMAGE_SIZE
     if resize == "clean-fid":
         return (resized(images, side, side, "bicubic") - 128) / 128
@@ -202,10 +201,10 @@ def _shapes(network: nn.Module, side: int) -> dict[str, Any]:
 
 def _joined_params(network: nn.Module, table: Table, epsilon: float, state_dict: Any) -> dict[str, Any]:
     target = convolutions.apart(_shapes(network, inception.IMAGE_SIZE))
-    found = mapping.to_flax(table, state_dict, target)
-    return convolutions.joined(as_floats(found, target), epsilon)
+    arrays = mapping.to_flax(table, state_dict, target)
+    return convolutions.joined(as_floats(arrays, target), epsilon)
 
 
 def _normalize(pixels: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Return pixels in [0, 255] as networks trained on ImageNet expect them."""
+    """Normalize pixels in [0, 255] by the mean and standard deviation of pixels in [0, 1]."""
     return (pixels / 255 - jnp.array(mean)[None, None, None]) / jnp.array(std)[None, None, None]

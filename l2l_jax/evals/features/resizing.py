@@ -1,8 +1,8 @@
-"""Resizing images as the published figures' own code does it, as products with two small matrices.
+"""Image resizing that matches the published implementations of metrics, by products with two small matrices.
 
-Resizing by a separable filter is linear along each axis. On the device it costs little beside a network, and
-the images cross to it small and as bytes. `jax.image.resize` computes places between pixels in float32, which
-changes pixels by up to 0.0014 of 255, and does not round as Pillow does.
+Resizing by a separable filter is linear along each axis. On the device, its cost is small compared with a
+network, and the images are transferred small and as bytes. `jax.image.resize` computes positions between
+pixels in float32, which changes pixels by up to 0.0014 of 255, and does not round like Pillow.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Filter = Literal["bicubic", "bilinear"]
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic with a = -1/2, as in Pillow."""
+    """Evaluate Keys' cubic kernel with a = -1/2, as in Pillow."""
     x = np.abs(x)
     inner = (1.5 * x - 2.5) * x * x + 1
     outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -30,11 +30,11 @@ FILTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def resizing_matrix(source: int, target: int, kind: Filter, *, antialias: bool) -> np.ndarray:
-    """Return the share of each of `source` pixels in each of `target` pixels, float64 `[target, source]`.
+    """Return the weights of `source` pixels in each of `target` pixels, float64 `[target, source]`.
 
-    Pixels are squares, and the edges of both rows coincide. Weights beyond an edge are dropped and the others
-    scaled to sum to 1. `antialias` widens the filter where the row shrinks, as Pillow does; PyTorch does not
-    by default.
+    Pixels are squares, and the edges of both rows coincide. Weights beyond an edge are dropped, and the
+    others are normalized to sum to 1. `antialias` widens the filter when downsampling, as Pillow does;
+    PyTorch does not by default.
     """
     scale = source / target
     width = max(scale, 1.0) if antialias else 1.0
@@ -52,35 +52,35 @@ def resized(
     antialias: bool = True,
     bytes_between: bool = False,
 ) -> jax.Array:
-    """Return images of another size, float32 `[image, height, width, channel]` in [0, 255].
+    """Resize images to float32 `[image, height, width, channel]` in [0, 255].
 
-    - clean-fid: "bicubic". That is Pillow on single channels of float, cut off at 0 and 255.
+    - clean-fid: "bicubic", which matches Pillow on single float channels, clipped to [0, 255].
     - pytorch-fid: "bilinear" without `antialias`: `torch.nn.functional.interpolate`, `align_corners=False`.
-    - CLIP: "bicubic" with `bytes_between`: Pillow on an RGB image, which rounds to whole numbers in [0, 255]
-      after each axis, first the width.
+    - CLIP: "bicubic" with `bytes_between`, which matches Pillow on an RGB image: it rounds to integers in
+      [0, 255] after each axis, width first.
     """
     rows, columns = (
         jnp.asarray(resizing_matrix(source, target, kind, antialias=antialias), jnp.float32)
         for source, target in zip(x.shape[1:3], (height, width), strict=True)
     )
 
-    def kept(x: jax.Array) -> jax.Array:
+    def rounded(x: jax.Array) -> jax.Array:
         return jnp.clip(jnp.floor(x + 0.5), 0, 255) if bytes_between else x
 
     exact = jax.lax.Precision.HIGHEST
-    x = kept(jnp.einsum("bhwc,vw->bhvc", x.astype(jnp.float32), columns, precision=exact))
-    x = kept(jnp.einsum("bhwc,uh->buwc", x, rows, precision=exact))
+    x = rounded(jnp.einsum("bhwc,vw->bhvc", x.astype(jnp.float32), columns, precision=exact))
+    x = rounded(jnp.einsum("bhwc,uh->buwc", x, rows, precision=exact))
     return jnp.clip(x, 0, 255)
 
 
 def center_square(images: jax.Array, side: int) -> jax.Array:
-    """Return the middle `[image, side, side, channel]` of images whose shorter side becomes `side` pixels.
+    """Resize the shorter side of images to `side` pixels and crop the center `[image, side, side, channel]`.
 
-    This is torchvision's `Resize(side)` and `CenterCrop(side)`. See `resized` for the other arguments.
+    This matches torchvision's `Resize(side)` and `CenterCrop(side)`. See `resized` for the rounding.
     """
     height, width = images.shape[1:3]
     shorter = min(height, width)
     tall, wide = side * height // shorter, side * width // shorter
-    found = resized(images, tall, wide, "bicubic", bytes_between=True)
+    images = resized(images, tall, wide, "bicubic", bytes_between=True)
     top, left = round((tall - side) / 2), round((wide - side) / 2)
-    return found[:, top : top + side, left : left + side]
+    return images[:, top : top + side, left : left + side]

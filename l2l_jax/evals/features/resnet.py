@@ -1,6 +1,6 @@
-"""ResNet-50 (He et al. 2016) as trained on scenes, Places-365 (Zhou et al. 2018).
+"""ResNet-50 (He et al. 2016) trained on scenes, Places-365 (Zhou et al. 2018).
 
-The stride of a block is that of its 3×3 convolution, as in torchvision.
+The stride of a block is in its 3×3 convolution, as in torchvision.
 """
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))  # channels of the 3×3 convolu
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 added to the input, which is convolved where its shape changes."""
+    """A bottleneck block: 1×1, 3×3 and 1×1 convolutions, and a skip connection, projected if needed."""
 
     channels: int
     stride: int
@@ -35,13 +35,13 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """The whole network."""
+    """The complete network."""
 
     classes: int = 365
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Compute features `[image, 2048]` and logits of images normalized by the statistics of ImageNet."""
+        """Compute features `[image, 2048]` and logits of images normalized by ImageNet statistics."""
         x = relu(conv(x, "conv1", 64, (7, 7), stride=2, padding=(3, 3)))
         x = max_pool(x, stride=2, padding=1)
         self.sow("intermediates", "maxpool", x)
@@ -66,4 +66,4 @@ TABLE = Table(
     },
     ignored=r"(.*\.)?num_batches_tracked",
 )
-"""The names in resnet50_places365.pth.tar."""
+"""Names in resnet50_places365.pth.tar."""
