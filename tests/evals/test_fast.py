@@ -89,7 +89,7 @@ def test_a_filter_on_disk(tmp_path):
     np.testing.assert_array_equal(again.direction, found.direction)
     np.testing.assert_array_equal(again.network["w_0"], np.eye(2))
     assert again.threshold == pytest.approx(found.threshold) and again.card == card
-    with pytest.raises(UserError, match="made for another model or network"):
+    with pytest.raises(UserError, match="fitted for another model or network"):
         again.scores(np.zeros((1, 3)))
 
 

@@ -38,7 +38,7 @@ def test_resamples_without_a_value_are_left_out_and_one_image_says_nothing():
     interval = bootstrap(lambda i: values[i].mean(-1), 4)
     assert math.isnan(interval.value) and interval[1:] == (1.0, 1.0)
     assert math.isnan(mean_interval(np.array([2.0])).low)
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="at least one image"):
         bootstrap(lambda i: i.mean(-1), 0)
 
 
